@@ -1,0 +1,52 @@
+/* The typed errors of the wire: one table of name, errno and sentence, for daemon and client.
+ *
+ * The parameters that each one carries stand in io.rocmforge.varlink. The errno is what a client library returns for
+ * it, negative; several errors may share one, the name tells them apart. */
+#pragma once
+
+/* X(identifier, errno, sentence). On the wire the name is "io.rocmforge.<identifier>". */
+#define WIRE_ERRORS(X)                                                                                                 \
+    X(ModelNotFound, ENOENT, "no model of this name")                                                                  \
+    X(NameInUse, EEXIST, "another model has this name")                                                                \
+    X(ModelBusy, EBUSY, "the model is in use")                                                                         \
+    X(InvalidModel, EBADMSG, "the file is not a valid model")                                                          \
+    X(FileChanged, ESTALE, "the file changed while it was read")                                                       \
+    X(UnsupportedType, ENOTSUP, "the tensor's type cannot be decoded; load it as native")                              \
+    X(DeviceNotFound, ENODEV, "no such device")                                                                        \
+    X(OutOfDeviceMemory, ENOMEM, "not enough device memory")                                                           \
+    X(DeviceError, EIO, "a call to the device failed")                                                                 \
+    X(FileError, EIO, "reading the file failed")                                                                       \
+    X(LimitExceeded, EDQUOT, "a limit was reached")                                                                    \
+    X(PermissionDenied, EACCES, "not allowed")                                                                         \
+    X(Cancelled, ECANCELED, "cancelled")                                                                               \
+    X(LeaseNotFound, ENOENT, "no such lease on this connection")                                                       \
+    X(InvalidMessage, EPROTO, "not a valid message")                                                                   \
+    X(ShuttingDown, ESHUTDOWN, "the daemon is going away")
+
+/* Errors of Varlink itself, as "org.varlink.service.<identifier>". */
+#define VARLINK_ERRORS(X)                                                                                              \
+    X(InterfaceNotFound, EPROTONOSUPPORT, "no such interface")                                                         \
+    X(MethodNotFound, EOPNOTSUPP, "no such method")                                                                    \
+    X(MethodNotImplemented, EOPNOTSUPP, "the method is not implemented")                                               \
+    X(InvalidParameter, EINVAL, "a parameter is missing or wrong")                                                     \
+    X(ExpectedMore, EINVAL, "the method is to be called with `more`")
+
+enum wire_error {
+    WIRE_OK = 0,
+#define X(identifier, errno_, sentence) WIRE_##identifier,
+    WIRE_ERRORS(X) VARLINK_ERRORS(X)
+#undef X
+        WIRE_ERROR_COUNT,
+};
+
+/* "io.rocmforge.ModelNotFound". For WIRE_OK and values out of range: NULL. Static. */
+const char *wire_error_name(enum wire_error error);
+
+/* The sentence for people. For WIRE_OK and values out of range: NULL. Static. */
+const char *wire_error_sentence(enum wire_error error);
+
+/* The negative errno. 0 for WIRE_OK, -EPROTO for values out of range. */
+int wire_error_errno(enum wire_error error);
+
+/* The error that a full wire name stands for; WIRE_ERROR_COUNT if it is none of ours. */
+enum wire_error wire_error_find(const char *name);

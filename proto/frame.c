@@ -1,0 +1,415 @@
+#include "proto/frame.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/queue.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+/* What the buffer of a reader begins with, and how much of it is kept while nothing waits in it. */
+#define BUFFER_MIN  4096u
+#define BUFFER_KEPT 65536u
+
+/* Messages handed to one sendmsg(). */
+#define IOVS_MAX 64
+
+/* --- reading --- */
+
+/* A descriptor that was received and whose message was not taken. */
+struct arrived {
+    int fd;
+    uint64_t last; /* position in the stream of the last byte it came with */
+};
+
+/* What was received and not taken is buffer[start] to buffer[end - 1]; `position` is that of buffer[0] in the stream,
+ * which counts from the first byte ever received. */
+struct frame_reader {
+    size_t max_size;
+    char *buffer;
+    size_t capacity;
+    size_t start;
+    size_t end;
+    size_t scanned; /* no NUL between start and here */
+    uint64_t position;
+
+    /* One recvmsg() brings FRAME_FDS_MAX at most, and none is made while more than that wait. */
+    struct arrived arrived[2 * FRAME_FDS_MAX];
+    size_t n_arrived;
+
+    /* The message given out last. */
+    char *text;
+    int fds[FRAME_FDS_MAX];
+    size_t n_fds;
+};
+
+int frame_message_take_fd(struct frame_message *message, int64_t index)
+{
+    if (index < 0 || (uint64_t)index >= message->n_fds || message->fds[index] < 0)
+        return -EBADF;
+    int fd = message->fds[index];
+    message->fds[index] = -1;
+    return fd;
+}
+
+int frame_reader_new(size_t max_size, struct frame_reader **ret)
+{
+    if (max_size > SIZE_MAX / 4)
+        return -EINVAL;
+    struct frame_reader *reader = calloc(1, sizeof(*reader));
+    if (!reader)
+        return -ENOMEM;
+    reader->max_size = max_size;
+    *ret = reader;
+    return 0;
+}
+
+/* Ends the life of the message given out last. */
+static void frame_reader_release(struct frame_reader *reader)
+{
+    for (size_t i = 0; i < reader->n_fds; i++)
+        if (reader->fds[i] >= 0)
+            close(reader->fds[i]);
+    reader->n_fds = 0;
+    free(reader->text);
+    reader->text = NULL;
+}
+
+void frame_reader_free(struct frame_reader *reader)
+{
+    if (!reader)
+        return;
+    frame_reader_release(reader);
+    for (size_t i = 0; i < reader->n_arrived; i++)
+        close(reader->arrived[i].fd);
+    free(reader->buffer);
+    free(reader);
+}
+
+/* The NUL of the first whole message; NULL if there is none. */
+static const char *frame_reader_find(struct frame_reader *reader)
+{
+    const char *end = NULL;
+    if (reader->end > reader->scanned)
+        end = memchr(reader->buffer + reader->scanned, '\0', reader->end - reader->scanned);
+    reader->scanned = end ? (size_t)(end - reader->buffer) : reader->end;
+    return end;
+}
+
+bool frame_reader_has_room(const struct frame_reader *reader)
+{
+    return reader->end - reader->start <= reader->max_size && reader->n_arrived <= FRAME_FDS_MAX;
+}
+
+/* Makes room for at least one byte behind the others. */
+static int frame_reader_grow(struct frame_reader *reader)
+{
+    if (reader->end < reader->capacity)
+        return 0;
+    if (reader->start > 0) {
+        memmove(reader->buffer, reader->buffer + reader->start, reader->end - reader->start);
+        reader->position += reader->start;
+        reader->scanned -= reader->start;
+        reader->end -= reader->start;
+        reader->start = 0;
+        return 0;
+    }
+    size_t capacity = reader->capacity ? 2 * reader->capacity : BUFFER_MIN;
+    if (capacity > reader->max_size + 1)
+        capacity = reader->max_size + 1;
+    char *buffer = realloc(reader->buffer, capacity);
+    if (!buffer)
+        return -ENOMEM;
+    reader->buffer = buffer;
+    reader->capacity = capacity;
+    return 0;
+}
+
+/* Takes over the descriptors of a recvmsg() that brought `n` bytes, which are at the buffer's end already. */
+static int frame_reader_arrive(struct frame_reader *reader, struct msghdr *header, size_t n)
+{
+    /* A message may end with the last of these bytes, and the descriptors are its own then. */
+    uint64_t begins = 0;
+    if (n > 0) {
+        const char *end = memrchr(reader->buffer + reader->start, '\0', reader->end - 1 - reader->start);
+        begins = reader->position + (end ? (size_t)(end - reader->buffer) + 1 : reader->start);
+    }
+    size_t of_message = 0;
+    for (size_t i = 0; i < reader->n_arrived; i++)
+        of_message += reader->arrived[i].last >= begins;
+
+    bool lost = header->msg_flags & MSG_CTRUNC;
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(header); c; c = CMSG_NXTHDR(header, c)) {
+        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+            continue;
+        size_t n_fds = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        for (size_t i = 0; i < n_fds; i++) {
+            int fd;
+            memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(fd));
+            if (lost || n == 0 || of_message == FRAME_FDS_MAX) {
+                lost = true;
+                close(fd);
+                continue;
+            }
+            of_message++;
+            reader->arrived[reader->n_arrived++] =
+                (struct arrived){.fd = fd, .last = reader->position + reader->end - 1};
+        }
+    }
+    return lost ? -EMFILE : 0;
+}
+
+int frame_reader_fill(struct frame_reader *reader, int socket)
+{
+    if (!frame_reader_has_room(reader))
+        return frame_reader_find(reader) ? -ENOBUFS : -EMSGSIZE;
+    int r = frame_reader_grow(reader);
+    if (r < 0)
+        return r;
+
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(FRAME_FDS_MAX * sizeof(int))];
+    } control;
+    struct iovec iov = {.iov_base = reader->buffer + reader->end, .iov_len = reader->capacity - reader->end};
+    struct msghdr header = {
+        .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
+    ssize_t n;
+    do
+        n = recvmsg(socket, &header, MSG_CMSG_CLOEXEC);
+    while (n < 0 && errno == EINTR);
+    if (n < 0)
+        return -errno;
+    reader->end += (size_t)n;
+    if (header.msg_controllen > 0 || header.msg_flags & MSG_CTRUNC)
+        r = frame_reader_arrive(reader, &header, (size_t)n);
+    return r < 0 ? r : n > 0 ? 1 : 0;
+}
+
+/* Moves the descriptors of the message that ends at position `end` to where it is given out. */
+static void frame_reader_take_fds(struct frame_reader *reader, uint64_t end)
+{
+    size_t n = 0;
+    while (n < reader->n_arrived && reader->arrived[n].last <= end) {
+        reader->fds[n] = reader->arrived[n].fd;
+        n++;
+    }
+    reader->n_fds = n;
+    reader->n_arrived -= n;
+    memmove(reader->arrived, reader->arrived + n, reader->n_arrived * sizeof(reader->arrived[0]));
+}
+
+/* Nothing waits: gives back what a long message took. */
+static void frame_reader_rest(struct frame_reader *reader)
+{
+    reader->position += reader->end;
+    reader->start = reader->end = reader->scanned = 0;
+    if (reader->capacity > BUFFER_KEPT) {
+        free(reader->buffer);
+        reader->buffer = NULL;
+        reader->capacity = 0;
+    }
+}
+
+int frame_reader_next(struct frame_reader *reader, struct frame_message *ret)
+{
+    frame_reader_release(reader);
+    const char *end = frame_reader_find(reader);
+    if (!end)
+        return reader->end - reader->start > reader->max_size ? -EMSGSIZE : 0;
+
+    /* A copy: the buffer moves when more is received, and the message must not. */
+    const char *begin = reader->buffer + reader->start;
+    size_t size = (size_t)(end - begin);
+    reader->text = malloc(size + 1);
+    if (!reader->text)
+        return -ENOMEM;
+    memcpy(reader->text, begin, size + 1);
+    frame_reader_take_fds(reader, reader->position + (size_t)(end - reader->buffer));
+    reader->start = reader->scanned = (size_t)(end - reader->buffer) + 1;
+    if (reader->start == reader->end)
+        frame_reader_rest(reader);
+    *ret = (struct frame_message){.text = reader->text, .size = size, .fds = reader->fds, .n_fds = reader->n_fds};
+    return 1;
+}
+
+/* --- writing --- */
+
+/* A message that waits to be sent. Its descriptors leave with its first byte. */
+struct outgoing {
+    STAILQ_ENTRY(outgoing) link;
+    int *fds;
+    size_t n_fds;
+    size_t size; /* with the NUL */
+    size_t sent;
+    char text[];
+};
+
+struct frame_writer {
+    size_t max_queued;
+    size_t queued;
+    STAILQ_HEAD(, outgoing) queue;
+};
+
+int frame_writer_new(size_t max_queued, struct frame_writer **ret)
+{
+    struct frame_writer *writer = calloc(1, sizeof(*writer));
+    if (!writer)
+        return -ENOMEM;
+    writer->max_queued = max_queued;
+    STAILQ_INIT(&writer->queue);
+    *ret = writer;
+    return 0;
+}
+
+static void outgoing_close_fds(struct outgoing *message)
+{
+    for (size_t i = 0; i < message->n_fds; i++)
+        close(message->fds[i]);
+    message->n_fds = 0;
+    free(message->fds);
+    message->fds = NULL;
+}
+
+static void outgoing_free(struct outgoing *message)
+{
+    outgoing_close_fds(message);
+    free(message);
+}
+
+void frame_writer_free(struct frame_writer *writer)
+{
+    if (!writer)
+        return;
+    struct outgoing *message;
+    while ((message = STAILQ_FIRST(&writer->queue))) {
+        STAILQ_REMOVE_HEAD(&writer->queue, link);
+        outgoing_free(message);
+    }
+    free(writer);
+}
+
+static int outgoing_duplicate_fds(struct outgoing *message, const int *fds, size_t n_fds)
+{
+    if (n_fds == 0)
+        return 0;
+    message->fds = malloc(n_fds * sizeof(*fds));
+    if (!message->fds)
+        return -ENOMEM;
+    for (size_t i = 0; i < n_fds; i++) {
+        int fd = fcntl(fds[i], F_DUPFD_CLOEXEC, 0);
+        if (fd < 0)
+            return -errno;
+        message->fds[message->n_fds++] = fd;
+    }
+    return 0;
+}
+
+int frame_writer_put_parts(struct frame_writer *writer, const struct frame_part *parts, size_t n_parts, const int *fds,
+                           size_t n_fds)
+{
+    if (n_fds > FRAME_FDS_MAX)
+        return -EINVAL;
+    size_t size = 1;
+    for (size_t i = 0; i < n_parts; i++)
+        if (__builtin_add_overflow(size, parts[i].size, &size))
+            return -ENOBUFS;
+    if (size > writer->max_queued - writer->queued)
+        return -ENOBUFS;
+
+    struct outgoing *message = malloc(sizeof(*message) + size);
+    if (!message)
+        return -ENOMEM;
+    *message = (struct outgoing){.size = size};
+    int r = outgoing_duplicate_fds(message, fds, n_fds);
+    if (r < 0) {
+        outgoing_free(message);
+        return r;
+    }
+    char *at = message->text;
+    for (size_t i = 0; i < n_parts; i++) {
+        memcpy(at, parts[i].text, parts[i].size);
+        at += parts[i].size;
+    }
+    *at = '\0';
+    STAILQ_INSERT_TAIL(&writer->queue, message, link);
+    writer->queued += size;
+    return 0;
+}
+
+int frame_writer_put(struct frame_writer *writer, const char *text, size_t size, const int *fds, size_t n_fds)
+{
+    const struct frame_part part = {.text = text, .size = size};
+    return frame_writer_put_parts(writer, &part, 1, fds, n_fds);
+}
+
+/* Collects what one sendmsg() may carry: a message with descriptors alone, so that these cannot be taken for those of
+ * the message before or behind; else as many as there are. */
+static size_t frame_writer_collect(const struct frame_writer *writer, struct iovec iov[static IOVS_MAX])
+{
+    size_t n = 0;
+    struct outgoing *message;
+    STAILQ_FOREACH(message, &writer->queue, link)
+    {
+        if (n == IOVS_MAX || (n > 0 && message->n_fds > 0))
+            break;
+        iov[n++] = (struct iovec){.iov_base = message->text + message->sent, .iov_len = message->size - message->sent};
+        if (message->n_fds > 0)
+            break;
+    }
+    return n;
+}
+
+static void frame_writer_sent(struct frame_writer *writer, size_t n)
+{
+    writer->queued -= n;
+    outgoing_close_fds(STAILQ_FIRST(&writer->queue));
+    while (n > 0) {
+        struct outgoing *message = STAILQ_FIRST(&writer->queue);
+        size_t left = message->size - message->sent;
+        if (n < left) {
+            message->sent += n;
+            return;
+        }
+        n -= left;
+        STAILQ_REMOVE_HEAD(&writer->queue, link);
+        outgoing_free(message);
+    }
+}
+
+int frame_writer_flush(struct frame_writer *writer, int socket)
+{
+    const struct outgoing *first;
+    while ((first = STAILQ_FIRST(&writer->queue))) {
+        struct iovec iov[IOVS_MAX];
+        union {
+            struct cmsghdr align;
+            char bytes[CMSG_SPACE(FRAME_FDS_MAX * sizeof(int))];
+        } control;
+        struct msghdr header = {.msg_iov = iov, .msg_iovlen = frame_writer_collect(writer, iov)};
+        if (first->n_fds > 0) {
+            header.msg_control = &control;
+            header.msg_controllen = CMSG_SPACE(first->n_fds * sizeof(int));
+            memset(&control, 0, header.msg_controllen);
+            struct cmsghdr *c = CMSG_FIRSTHDR(&header);
+            c->cmsg_level = SOL_SOCKET;
+            c->cmsg_type = SCM_RIGHTS;
+            c->cmsg_len = CMSG_LEN(first->n_fds * sizeof(int));
+            memcpy(CMSG_DATA(c), first->fds, first->n_fds * sizeof(int));
+        }
+        ssize_t n = sendmsg(socket, &header, MSG_NOSIGNAL);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return -errno;
+        frame_writer_sent(writer, (size_t)n);
+    }
+    return 0;
+}
+
+size_t frame_writer_pending(const struct frame_writer *writer)
+{
+    return writer->queued;
+}

@@ -1,0 +1,66 @@
+/* The tensor table in binary: what Attach passes as a sealed memfd, so that a client with a thousand tensors, or a
+ * hundred thousand, needs not parse JSON to find one.
+ *
+ * Little-endian, all offsets from the start of the table:
+ *
+ *     struct table_header
+ *     struct table_entry [n_tensors]          in the order of the file
+ *     uint32_t           [n_tensors]          indexes of entries, in ascending order of name (strcmp)
+ *     names, each NUL-terminated, in UTF-8    in the order of the entries, one right behind the other, to the end
+ *
+ * A new version of the layout gets a new magic. Both programs run on one machine; a big-endian one swaps nothing and
+ * just works. */
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define TABLE_MAGIC "rftable1"
+
+struct table_header {
+    char magic[8];
+    uint64_t size; /* of the whole table */
+    uint64_t n_tensors;
+    uint64_t arena_bytes; /* of the model's memory; every tensor lies inside */
+};
+
+struct table_entry {
+    uint64_t name;     /* offset of the name */
+    uint64_t offset;   /* from the start of the model's memory */
+    uint64_t bytes;    /* in the model's memory */
+    uint64_t shape[4]; /* slowest dimension first; n_dims of them, the rest are 0 */
+    uint32_t n_dims;
+    uint32_t type; /* id in the file */
+    uint32_t form; /* enum form */
+    uint32_t reserved;
+};
+
+_Static_assert(sizeof(struct table_header) == 32 && sizeof(struct table_entry) == 72, "the layout is the protocol");
+
+/* A tensor as the writer takes it. The name is borrowed for the call. */
+struct table_tensor {
+    const char *name;
+    uint64_t offset;
+    uint64_t bytes;
+    uint64_t shape[4];
+    uint32_t n_dims;
+    uint32_t type;
+    uint32_t form;
+};
+
+/* Builds a table in memory of its own; the caller frees *ret. Names are unique and free of NUL. -ENOMEM, -EOVERFLOW. */
+int table_build(const struct table_tensor *tensors, size_t n, uint64_t arena_bytes, void **ret, size_t *ret_size);
+
+/* Checks a table that came from elsewhere (aligned to 8 bytes, as memory from mmap and malloc is): magic, sizes, every
+ * offset inside, names terminated, tensors within arena_bytes, the index in order. Returns 0 or -EBADMSG. After it,
+ * table_entries() and table_find() are safe. */
+int table_check(const void *table, size_t size);
+
+/* The entries; n_tensors stands in the header. Borrowed from the table. */
+const struct table_entry *table_entries(const void *table);
+
+/* The entry's name. Borrowed from the table. */
+const char *table_name(const void *table, const struct table_entry *entry);
+
+/* The entry with this name, or NULL. Logarithmic. */
+const struct table_entry *table_find(const void *table, const char *name);
