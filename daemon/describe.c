@@ -1,0 +1,286 @@
+#include "daemon/describe.h"
+
+#include "daemon/conn.h"
+#include "daemon/registry.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <uv.h>
+
+/* What Show gives of a long value. */
+#define METADATA_ELEMENTS_MAX 16u
+#define METADATA_STRING_MAX   4096u
+
+/* Length of the UTF-8 character at `text`, 0 if it is none. */
+static size_t utf8_length(const unsigned char *text)
+{
+    if (text[0] < 0x80)
+        return 1;
+    size_t n = text[0] >= 0xf0 && text[0] <= 0xf4 ? 4 : text[0] >= 0xe0 ? 3 : text[0] >= 0xc2 ? 2 : 0;
+    if (n == 0 || text[0] > 0xf4)
+        return 0;
+    for (size_t i = 1; i < n; i++)
+        if ((text[i] & 0xc0) != 0x80)
+            return 0;
+    if ((text[0] == 0xe0 && text[1] < 0xa0) || (text[0] == 0xed && text[1] > 0x9f) ||
+        (text[0] == 0xf0 && text[1] < 0x90) || (text[0] == 0xf4 && text[1] > 0x8f))
+        return 0;
+    return n;
+}
+
+void describe_text(cJSON *object, const char *key, const char *text)
+{
+    if (!text) {
+        cJSON_AddNullToObject(object, key);
+        return;
+    }
+    char *clean = malloc(strlen(text) * 3 + 1);
+    if (!clean)
+        return;
+    size_t used = 0;
+    for (const unsigned char *at = (const unsigned char *)text; *at;) {
+        size_t n = utf8_length(at);
+        if (n == 0) {
+            memcpy(clean + used, "\xef\xbf\xbd", 3);
+            used += 3;
+            at++;
+            continue;
+        }
+        memcpy(clean + used, at, n);
+        used += n;
+        at += n;
+    }
+    clean[used] = '\0';
+    cJSON_AddStringToObject(object, key, clean);
+    free(clean);
+}
+
+static void add_integer(cJSON *object, const char *key, uint64_t value)
+{
+    cJSON_AddNumberToObject(object, key, (double)value);
+}
+
+static double seconds_since(uint64_t then)
+{
+    return (double)((uv_hrtime() - then) / 1000000) / 1e3;
+}
+
+cJSON *describe_model(const struct model *model)
+{
+    cJSON *object = cJSON_CreateObject();
+    cJSON_AddStringToObject(object, "name", model->name);
+    add_integer(object, "id", model->id);
+    describe_text(object, "path", model->source->path);
+    cJSON_AddStringToObject(object, "form", plan_form_name(model->form));
+    cJSON_AddStringToObject(object, "device", model->device->id);
+    cJSON_AddStringToObject(object, "state", model_state_name(model->state));
+    add_integer(object, "bytes", model->plan ? model->plan->arena_bytes : 0);
+    add_integer(object, "size", model->source->identity.size);
+    add_integer(object, "tensors", model->header ? model->header->n_tensors : 0);
+    add_integer(object, "leases", model->n_leases);
+    cJSON_AddBoolToObject(object, "pinned", false);
+    cJSON_AddNullToObject(object, "ttl");
+    if (model->state == MODEL_RESIDENT && model->n_leases == 0)
+        cJSON_AddNumberToObject(object, "idle", seconds_since(model->idle_since));
+    else
+        cJSON_AddNullToObject(object, "idle");
+    add_integer(object, "uid", model->uid);
+    add_integer(object, "overflows", model->overflows);
+    return object;
+}
+
+cJSON *describe_device(const struct device *device)
+{
+    cJSON *object = cJSON_CreateObject();
+    cJSON_AddStringToObject(object, "id", device->id);
+    cJSON_AddStringToObject(object, "kind", device->kind);
+    describe_text(object, "name", device->name);
+    describe_text(object, "uuid", device->uuid[0] ? device->uuid : NULL);
+    describe_text(object, "pci", device->pci[0] ? device->pci : NULL);
+    add_integer(object, "total", device->total);
+    add_integer(object, "budget", device->budget);
+    add_integer(object, "used", device->used);
+    add_integer(object, "available", device_available(device));
+    cJSON_AddStringToObject(object, "export", export_kind_name(device->export_kind));
+    cJSON_AddStringToObject(object, "state", device->failed ? "failed" : "ready");
+    if (device->link > 0)
+        add_integer(object, "link", device->link);
+    else
+        cJSON_AddNullToObject(object, "link");
+    return object;
+}
+
+cJSON *describe_lease(const struct lease *lease)
+{
+    cJSON *object = cJSON_CreateObject();
+    add_integer(object, "lease", lease->id);
+    cJSON_AddStringToObject(object, "model", lease->model->name);
+    add_integer(object, "pid", (uint64_t)conn_pid(lease->conn));
+    add_integer(object, "uid", conn_uid(lease->conn));
+    cJSON_AddNumberToObject(object, "age", seconds_since(lease->since));
+    return object;
+}
+
+cJSON *describe_leases(const struct model *model)
+{
+    cJSON *array = cJSON_CreateArray();
+    const struct lease *lease;
+    LIST_FOREACH(lease, &model->leases, of_model)
+    {
+        cJSON_AddItemToArray(array, describe_lease(lease));
+    }
+    return array;
+}
+
+/* The key of a file's metadata, whose bytes may be anything. */
+static void add_key(cJSON *object, struct gguf_string key)
+{
+    char *text = strndup(key.bytes, key.size);
+    describe_text(object, "key", text ? text : "");
+    free(text);
+}
+
+cJSON *describe_metadata(const struct gguf *header)
+{
+    cJSON *array = cJSON_CreateArray();
+    for (size_t i = 0; i < header->n_kv; i++) {
+        const struct gguf_kv *kv = &header->kv[i];
+        cJSON *entry = cJSON_CreateObject();
+        add_key(entry, kv->key);
+        cJSON_AddStringToObject(entry, "type", gguf_value_type_name(kv->element_type));
+        if (kv->type == GGUF_ARRAY)
+            add_integer(entry, "count", kv->count);
+        else
+            cJSON_AddNullToObject(entry, "count");
+        char *value = NULL;
+        if (gguf_kv_json(kv, METADATA_ELEMENTS_MAX, METADATA_STRING_MAX, &value) == 0)
+            cJSON_AddStringToObject(entry, "value", value);
+        free(value);
+        cJSON_AddItemToArray(array, entry);
+    }
+    return array;
+}
+
+static cJSON *describe_tensor(const struct gguf_tensor *tensor, const struct placement *placement)
+{
+    cJSON *object = cJSON_CreateObject();
+    cJSON_AddStringToObject(object, "name", tensor->name);
+    cJSON_AddStringToObject(object, "type", tensor->type->name);
+    cJSON_AddStringToObject(object, "form", form_name(placement->form));
+    cJSON *shape = cJSON_AddArrayToObject(object, "shape");
+    for (uint32_t i = tensor->n_dims; i-- > 0;)
+        cJSON_AddItemToArray(shape, cJSON_CreateNumber((double)tensor->ne[i]));
+    add_integer(object, "offset", placement->offset);
+    add_integer(object, "size", placement->bytes);
+    return object;
+}
+
+const char *describe_tensors(struct model *model)
+{
+    if (model->tensors_json)
+        return model->tensors_json;
+    cJSON *array = cJSON_CreateArray();
+    for (size_t i = 0; i < model->header->n_tensors; i++)
+        cJSON_AddItemToArray(array, describe_tensor(&model->header->tensors[i], &model->plan->placements[i]));
+    model->tensors_json = cJSON_PrintUnformatted(array);
+    cJSON_Delete(array);
+    return model->tensors_json;
+}
+
+cJSON *describe_progress(const char *state, uint64_t done, uint64_t total, uint64_t elapsed_ns)
+{
+    cJSON *object = cJSON_CreateObject();
+    cJSON_AddStringToObject(object, "state", state);
+    add_integer(object, "done", done);
+    add_integer(object, "total", total);
+    double rate = elapsed_ns > 0 ? (double)done * 1e9 / (double)elapsed_ns : 0;
+    add_integer(object, "rate", (uint64_t)rate);
+    if (rate > 0 && total >= done)
+        cJSON_AddNumberToObject(object, "left", (double)(uint64_t)((double)(total - done) / rate * 1e3) / 1e3);
+    else
+        cJSON_AddNullToObject(object, "left");
+    return object;
+}
+
+cJSON *describe_loading(const struct model *model, const struct load *load)
+{
+    struct load_progress progress;
+    load_progress(load, &progress);
+    cJSON *reply = cJSON_CreateObject();
+    cJSON_AddItemToObject(reply, "model", describe_model(model));
+    cJSON_AddItemToObject(
+        reply, "progress",
+        describe_progress(model_state_name(model->state), progress.done, progress.total, progress.elapsed_ns));
+    return reply;
+}
+
+cJSON *describe_loaded(const struct model *model, const struct load_phases *phases)
+{
+    cJSON *reply = cJSON_CreateObject();
+    cJSON_AddItemToObject(reply, "model", describe_model(model));
+    if (!phases)
+        return reply;
+    cJSON *object = cJSON_AddObjectToObject(reply, "phases");
+    add_integer(object, "total", phases->total_ns / 1000);
+    add_integer(object, "parse", phases->parse_ns / 1000);
+    add_integer(object, "allocate", phases->allocate_ns / 1000);
+    add_integer(object, "read", phases->read_ns / 1000);
+    add_integer(object, "dequantise", phases->decode_ns / 1000);
+    add_integer(object, "copy", phases->copy_ns / 1000);
+    add_integer(object, "kernel", phases->kernel_ns / 1000);
+    return reply;
+}
+
+static cJSON *object_with(const char *key, const char *text)
+{
+    cJSON *object = cJSON_CreateObject();
+    describe_text(object, key, text);
+    return object;
+}
+
+cJSON *describe_limit(const char *limit, uint64_t value)
+{
+    cJSON *object = object_with("limit", limit);
+    add_integer(object, "value", value);
+    return object;
+}
+
+cJSON *describe_name(const char *name)
+{
+    return object_with("name", name);
+}
+
+cJSON *describe_reason(const char *reason)
+{
+    return object_with("reason", reason);
+}
+
+cJSON *describe_device_name(const char *device)
+{
+    return object_with("device", device);
+}
+
+cJSON *describe_busy(const struct model *model)
+{
+    cJSON *object = object_with("name", model->name);
+    cJSON_AddStringToObject(object, "state", model_state_name(model->state));
+    cJSON_AddItemToObject(object, "leases", describe_leases(model));
+    return object;
+}
+
+cJSON *describe_unsupported(const struct gguf_tensor *tensor)
+{
+    cJSON *object = object_with("tensor", tensor->name);
+    cJSON_AddStringToObject(object, "type", tensor->type->name);
+    return object;
+}
+
+cJSON *describe_out_of_memory(const struct device *device, uint64_t needed, uint64_t available)
+{
+    cJSON *object = object_with("device", device->id);
+    add_integer(object, "needed", needed);
+    add_integer(object, "available", available);
+    add_integer(object, "evictable", 0);
+    return object;
+}

@@ -1,0 +1,36 @@
+/* Writes what the daemon knows as the JSON types of the interface.
+ *
+ * Loop thread only. Results are the caller's. */
+#pragma once
+
+#include "daemon/device.h"
+#include "daemon/load.h"
+#include "daemon/model.h"
+
+#include <cjson/cJSON.h>
+
+/* Adds a string whose bytes came from elsewhere: what is not UTF-8 becomes U+FFFD. NULL adds null. */
+void describe_text(cJSON *object, const char *key, const char *text);
+
+cJSON *describe_model(const struct model *model);
+cJSON *describe_device(const struct device *device);
+cJSON *describe_lease(const struct lease *lease);
+cJSON *describe_leases(const struct model *model);
+cJSON *describe_metadata(const struct gguf *header);
+
+/* Replies of Load: when it is over (phases may be NULL), and before. */
+cJSON *describe_loaded(const struct model *model, const struct load_phases *phases);
+cJSON *describe_loading(const struct model *model, const struct load *load);
+cJSON *describe_progress(const char *state, uint64_t done, uint64_t total, uint64_t elapsed_ns);
+
+/* Parameters of errors. */
+cJSON *describe_limit(const char *limit, uint64_t value);
+cJSON *describe_name(const char *name);
+cJSON *describe_reason(const char *reason);
+cJSON *describe_device_name(const char *device);
+cJSON *describe_busy(const struct model *model);
+cJSON *describe_unsupported(const struct gguf_tensor *tensor);
+cJSON *describe_out_of_memory(const struct device *device, uint64_t needed, uint64_t available);
+
+/* The tensor table as JSON text, made once and kept by the model. NULL if memory is short. */
+const char *describe_tensors(struct model *model);

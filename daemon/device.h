@@ -1,0 +1,172 @@
+/* A memory that models are resident in, and the way into it: what a device module fills in, and what the daemon calls.
+ *
+ * `host` is built in (device_host.c). `hip` and `cuda` are the same source (device_hip.c), compiled twice into modules
+ * that are loaded at run time.
+ *
+ * Threads: every function says where it is called from. "loop" is the daemon's one thread that holds state; a function
+ * called there does not block. "worker" is any thread of the work queue; a function called there may block, and several
+ * workers may be in it at once.
+ *
+ * Errors: functions return 0 or a negative errno, and say more in a device_fault. -ENODEV says that the device is lost,
+ * or returned an error that it does not recover from: all its models are gone, nothing more is asked of it but to free
+ * what it gave. */
+#pragma once
+
+#include "kernels/types.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* What failed, in the words of who failed. */
+struct device_fault {
+    char call[48]; /* "hipMalloc" */
+    int code;      /* as the call returned it */
+    char text[160];
+};
+
+/* How other processes get at an arena. */
+enum export_kind {
+    EXPORT_MEMFD, /* a sealed memfd */
+    EXPORT_IPC,   /* a HIP IPC memory handle: 64 bytes that any process may open */
+    EXPORT_FD,    /* a shareable allocation's descriptor */
+};
+
+/* Made once for an arena. The arena keeps the descriptor and closes it when it is freed. */
+struct device_export {
+    int fd; /* -1 with EXPORT_IPC */
+    uint8_t handle[64];
+    size_t handle_size; /* 0 but with EXPORT_IPC */
+};
+
+/* A piece of staging memory, made once, used for one chunk after another. */
+struct slot {
+    struct device *device;
+    unsigned index; /* among the device's slots */
+    void *data;     /* pinned where that helps; aligned to 4096 */
+    size_t size;    /* device->slot_bytes */
+    void *scratch;  /* plain memory of SLOT_SCRATCH bytes, for what is read before it is decoded */
+    void *module;   /* the device's own: an event, say */
+};
+
+#define SLOT_SCRATCH (256u << 10)
+
+/* A run of whole blocks of one tensor: where it stands in a filled slot, and where it goes. */
+struct piece {
+    uint64_t slot_offset;
+    uint64_t slot_bytes;
+    uint64_t arena_offset;
+    uint64_t arena_bytes;
+    const struct tensor_type *type; /* in the file */
+    enum form form;                 /* in the arena; FORM_NATIVE: the file's own blocks */
+};
+
+struct arena;
+
+/* A filled slot on its way into an arena. The caller owns it, and everything that it points to, until `done`. */
+struct transfer {
+    struct arena *arena;
+    struct slot *slot;
+    const struct piece *pieces;
+    size_t n_pieces;
+    /* The slot holds the file's blocks, and the device decodes those pieces whose form is not FORM_NATIVE.
+     * Otherwise the slot holds what the arena gets, and slot_bytes equals arena_bytes. */
+    bool decode;
+
+    /* Called exactly once, on any thread, perhaps before device_put() returns. The results are set by then. */
+    void (*done)(struct transfer *transfer);
+
+    int status; /* 0 or a negative errno */
+    struct device_fault fault;
+    uint64_t overflows; /* finite values that became infinite; 0 unless `decode` */
+    uint64_t copy_ns;   /* time of the copy and of the kernels, as the device measured it */
+    uint64_t kernel_ns;
+    uint64_t begin_ns; /* when the device began with it and ended, on CLOCK_MONOTONIC, and on which stream */
+    uint64_t end_ns;
+    unsigned stream;
+};
+
+struct device_ops {
+    /* loop, once, at the end. Every slot and arena was freed. */
+    void (*close)(struct device *device);
+
+    /* loop, at start. Sets data, and module if it likes; size is set. */
+    int (*slot_init)(struct device *device, struct slot *slot, struct device_fault *ret_fault);
+    void (*slot_fini)(struct device *device, struct slot *slot);
+
+    /* worker. Takes `bytes` (more than 0) of memory, at least 256-byte aligned, and clears what may be secret: what a
+     * client can see holds nothing of another model. -ENOMEM if there is not so much. */
+    int (*arena_new)(struct device *device, uint64_t bytes, struct arena **ret, struct device_fault *ret_fault);
+
+    /* worker. No transfer is under way. Waits for the device to be done with it. */
+    void (*arena_free)(struct arena *arena);
+
+    /* worker. Hands a filled slot over: returns at once where the device copies by itself, or copies. The result comes
+     * through transfer->done. */
+    void (*put)(struct device *device, struct transfer *transfer);
+
+    /* worker, once, when all transfers are done: closes the arena for writing where that can be, and makes the export,
+     * which is the arena's. */
+    int (*arena_export)(struct arena *arena, struct device_export *ret, struct device_fault *ret_fault);
+
+    /* worker. Reads the arena back. */
+    int (*arena_read)(struct arena *arena, uint64_t offset, void *dst, size_t size, struct device_fault *ret_fault);
+
+    /* worker. Free bytes as the driver, or the system, reports them. */
+    int (*memory_free)(struct device *device, uint64_t *ret, struct device_fault *ret_fault);
+
+    /* loop. Has a kernel for this type into this form. */
+    bool (*decodes)(struct device *device, const struct tensor_type *type, enum form form);
+};
+
+/* The module allocates it, inside a larger struct of its own, and sets the first part. */
+struct device {
+    const struct device_ops *ops;
+    char id[32]; /* "host", "hip:0" */
+    const char *kind;
+    char name[128];
+    char uuid[64]; /* empty: none */
+    char pci[24];  /* empty: none */
+    enum export_kind export_kind;
+    uint64_t total;    /* bytes of memory */
+    uint64_t granule;  /* arenas are rounded up to this */
+    size_t slot_bytes; /* size of a staging slot */
+    unsigned slots_per_worker;
+    uint64_t link; /* measured rate of copies to it, bytes per second; 0: not known */
+
+    /* The daemon's part; loop only. */
+    uint64_t budget; /* bytes that models may take */
+    uint64_t used;   /* the ledger: bytes that models take, or have been promised */
+    bool failed;
+    struct staging *staging;
+};
+
+/* What a module is told when it opens its devices. */
+struct device_config {
+    unsigned workers;    /* threads that fill slots */
+    uint64_t staging;    /* bytes for all slots of a device together; 0: the module's choice */
+    const char *streams; /* NULL, or how many streams to use */
+    bool export_fd;      /* share allocations as descriptors where the device can */
+};
+
+/* A shared object exports one of these as `rocmforge_device_module`. */
+struct device_module {
+    unsigned abi; /* DEVICE_ABI */
+    const char *kind;
+
+    /* loop, once, at start; may block. Opens every device of the kind. Returns their number and sets *ret, an array
+     * that the caller frees with free() after it has closed each; -ENODEV if there is none, or no driver, which the
+     * fault words. */
+    int (*open)(const struct device_config *config, struct device ***ret, struct device_fault *ret_fault);
+};
+
+#define DEVICE_ABI           1u
+#define DEVICE_MODULE_SYMBOL "rocmforge_device_module"
+
+extern const struct device_module device_host_module;
+
+/* "memfd", "ipc", "fd". Static. */
+const char *export_kind_name(enum export_kind kind);
+
+/* Fills a fault; call is the function's name. Truncates. NULL fault is fine. Returns `error`, a negative errno. */
+int device_fault_set(struct device_fault *fault, int error, const char *call, int code, const char *text);

@@ -1,0 +1,69 @@
+#include "daemon/failure.h"
+
+#include "daemon/describe.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+void failure_set(struct failure *failure, enum wire_error error, cJSON *parameters)
+{
+    if (failure->error != WIRE_OK) {
+        cJSON_Delete(parameters);
+        return;
+    }
+    failure->error = error;
+    failure->parameters = parameters;
+}
+
+static cJSON *fault_parameters(int error, const struct device_fault *fault)
+{
+    cJSON *parameters = cJSON_CreateObject();
+    cJSON_AddStringToObject(parameters, "call", fault->call);
+    cJSON_AddNumberToObject(parameters, "code", fault->code);
+    cJSON_AddStringToObject(parameters, "text", fault->text[0] ? fault->text : strerror(-error));
+    return parameters;
+}
+
+void failure_set_file(struct failure *failure, int error, const struct device_fault *fault, const char *path)
+{
+    if (error != -ESTALE) {
+        failure_set(failure, WIRE_FileError, fault_parameters(error, fault));
+        return;
+    }
+    cJSON *parameters = cJSON_CreateObject();
+    describe_text(parameters, "path", path);
+    failure_set(failure, WIRE_FileChanged, parameters);
+}
+
+void failure_set_device(struct failure *failure, int error, const struct device_fault *fault)
+{
+    failure_set(failure, WIRE_DeviceError, fault_parameters(error, fault));
+}
+
+void failure_set_invalid(struct failure *failure, const char *reason, uint64_t offset)
+{
+    cJSON *parameters = cJSON_CreateObject();
+    describe_text(parameters, "reason", reason);
+    cJSON_AddNumberToObject(parameters, "offset", (double)offset);
+    failure_set(failure, WIRE_InvalidModel, parameters);
+}
+
+void failure_clear(struct failure *failure)
+{
+    cJSON_Delete(failure->parameters);
+    *failure = (struct failure){0};
+}
+
+cJSON *failure_parameters(const struct failure *failure)
+{
+    return failure->parameters ? cJSON_Duplicate(failure->parameters, true) : NULL;
+}
+
+const char *failure_text(const struct failure *failure, char *text, size_t size)
+{
+    char *parameters = failure->parameters ? cJSON_PrintUnformatted(failure->parameters) : NULL;
+    snprintf(text, size, "%s %s", wire_error_sentence(failure->error), parameters ? parameters : "");
+    cJSON_free(parameters);
+    return text;
+}

@@ -1,0 +1,120 @@
+/* Reads the header of a GGUF file: metadata, tensor infos, and where each tensor's bytes are.
+ *
+ * The file is untrusted. Every count, length and size is held against the bytes that are left before anything is
+ * allocated for it; memory is at most a small multiple of the header's size. Nothing is read through mmap. A model that
+ * is given out is sound: every tensor has a known type that stands in files, whole rows of blocks, an aligned offset,
+ * and lies inside the file. Tensors may stand in any order and may share bytes.
+ *
+ * Blocking; meant for a worker thread. A parsed model is immutable: any thread may read it. */
+#pragma once
+
+#include "kernels/types.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Bounds that no real model comes near. */
+#define GGUF_HEADER_MAX  (1ull << 30) /* bytes before the tensor data */
+#define GGUF_TENSORS_MAX (1u << 20)
+#define GGUF_KV_MAX      (1u << 20)
+#define GGUF_NAME_MAX    63u    /* bytes of a tensor's name */
+#define GGUF_KEY_MAX     65535u /* bytes of a key */
+
+/* Ids are those of the file. */
+enum gguf_value_type {
+    GGUF_U8,
+    GGUF_I8,
+    GGUF_U16,
+    GGUF_I16,
+    GGUF_U32,
+    GGUF_I32,
+    GGUF_F32,
+    GGUF_BOOL,
+    GGUF_STRING,
+    GGUF_ARRAY,
+    GGUF_U64,
+    GGUF_I64,
+    GGUF_F64,
+    GGUF_VALUE_TYPE_COUNT,
+};
+
+/* Bytes as they stand in the file; not terminated, perhaps not UTF-8. */
+struct gguf_string {
+    const char *bytes;
+    size_t size;
+};
+
+/* One key and its value. `data` points to the value as it stands in the file (for arrays: the first element), and
+ * `data_size` is its size there. Decode scalars with gguf_kv_*(), array elements with gguf_array_next(). */
+struct gguf_kv {
+    struct gguf_string key;
+    enum gguf_value_type type;         /* GGUF_ARRAY for arrays */
+    enum gguf_value_type element_type; /* of an array; else the same as type */
+    uint64_t count;                    /* of an array; else 1 */
+    const uint8_t *data;
+    size_t data_size;
+};
+
+struct gguf_tensor {
+    const char *name; /* NUL-terminated, valid UTF-8 */
+    const struct tensor_type *type;
+    uint32_t n_dims;   /* 0 to 4 */
+    uint64_t ne[4];    /* as in the file: ne[0] is the fastest; missing ones are 1 */
+    uint64_t elements; /* product of ne; 0 if any is 0 */
+    uint64_t bytes;    /* elements / block_elements * block_bytes */
+    uint64_t offset;   /* of the first byte, from the start of the FILE */
+    uint32_t shard;    /* which file of a split model; 0 */
+};
+
+struct gguf {
+    uint32_t version;
+    uint64_t alignment;
+    uint64_t data_start; /* from the start of the file */
+    uint64_t file_size;
+    size_t n_kv;
+    struct gguf_kv *kv; /* in the order of the file */
+    size_t n_tensors;
+    struct gguf_tensor *tensors; /* in the order of the file */
+    void *memory;                /* what the pointers above point into */
+};
+
+/* Why a file is refused. `reason` is a sentence in `text`, or a static one; offset is that of the faulty field. */
+struct gguf_fault {
+    char reason[160];
+    uint64_t offset;
+};
+
+/* Parses the header of the file open at `fd`, which stays the caller's; its position is neither used nor moved.
+ * file_size: as fstat() said. Returns 0 and a model that the caller frees with gguf_free(); -EBADMSG and *ret_fault if
+ * the file is refused; -ENOMEM; or the negative errno of pread(), where -ENODATA says that the file is shorter than
+ * file_size by now. */
+int gguf_read(int fd, uint64_t file_size, struct gguf **ret, struct gguf_fault *ret_fault);
+
+/* NULL is fine. */
+void gguf_free(struct gguf *model);
+
+/* The entry for a key, or NULL. */
+const struct gguf_kv *gguf_find(const struct gguf *model, const char *key);
+
+/* The tensor of a name, or NULL. */
+const struct gguf_tensor *gguf_tensor_find(const struct gguf *model, const char *name);
+
+/* Scalars of any integer type (bool included) that fit; -ENOENT for kv NULL, -EINVAL for another type or range. */
+int gguf_kv_u64(const struct gguf_kv *kv, uint64_t *ret);
+int gguf_kv_i64(const struct gguf_kv *kv, int64_t *ret);
+
+/* f32 or f64. */
+int gguf_kv_f64(const struct gguf_kv *kv, double *ret);
+
+/* A string; borrowed from the model. */
+int gguf_kv_string(const struct gguf_kv *kv, struct gguf_string *ret);
+
+/* "u32", "string", ... Static; never NULL for a value below GGUF_VALUE_TYPE_COUNT. */
+const char *gguf_value_type_name(enum gguf_value_type type);
+
+/* Writes a value as JSON text: numbers exactly (integers in decimal, floats with the fewest digits that read back the
+ * same; NaN and infinities as strings), strings escaped with bytes that are not UTF-8 replaced by U+FFFD, arrays with
+ * at most max_elements elements, strings with at most max_string bytes (cut at a character). The caller frees *ret.
+ * -ENOMEM. */
+int gguf_kv_json(const struct gguf_kv *kv, size_t max_elements, size_t max_string, char **ret);

@@ -1,0 +1,225 @@
+#include "daemon/listener.h"
+
+#include "daemon/log.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <libgen.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+/* Accepted in one go, before others get their turn. */
+#define ACCEPT_BATCH 64
+
+struct listener {
+    uv_poll_t poll;
+    int socket;
+    int lock;  /* held while the path is ours; -1: it is not */
+    int spare; /* given up for a moment when descriptors run out, to tell a client so */
+    char *path;
+    struct conns *conns;
+};
+
+/* Tells a client that cannot be served, as well as that goes. */
+static void refuse(int socket, const char *limit)
+{
+    char text[160];
+    int n = snprintf(text, sizeof(text),
+                     "{\"error\":\"io.rocmforge.LimitExceeded\",\"parameters\":{\"limit\":\"%s\",\"value\":%u}}", limit,
+                     LISTENER_CONNECTIONS_MAX);
+    (void)!send(socket, text, (size_t)n + 1, MSG_NOSIGNAL | MSG_DONTWAIT);
+    close(socket);
+}
+
+/* Descriptors have run out: the spare one serves to take the client off the queue. */
+static void refuse_with_spare(struct listener *listener)
+{
+    close(listener->spare);
+    int socket = accept4(listener->socket, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (socket >= 0)
+        refuse(socket, "descriptors");
+    listener->spare = open("/dev/null", O_RDONLY | O_CLOEXEC);
+}
+
+static void listener_ready(uv_poll_t *poll, int status, int events)
+{
+    struct listener *listener = poll->data;
+    (void)events;
+    if (status < 0) {
+        log_error("the listening socket failed: %s", uv_strerror(status));
+        return;
+    }
+    for (int i = 0; i < ACCEPT_BATCH; i++) {
+        int socket = accept4(listener->socket, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+        if (socket < 0 && (errno == EMFILE || errno == ENFILE)) {
+            log_warning("no descriptor left for a client");
+            refuse_with_spare(listener);
+            return;
+        }
+        if (socket < 0)
+            return; /* nobody else, or gone already */
+        if (conns_count(listener->conns) >= LISTENER_CONNECTIONS_MAX) {
+            refuse(socket, "connections");
+            continue;
+        }
+        int r = conn_open(listener->conns, socket);
+        if (r < 0)
+            log_warning("a client cannot be served: %s", strerror(-r));
+    }
+}
+
+static void listener_free(struct listener *listener)
+{
+    if (listener->socket >= 0)
+        close(listener->socket);
+    if (listener->lock >= 0)
+        close(listener->lock);
+    if (listener->spare >= 0)
+        close(listener->spare);
+    free(listener->path);
+    free(listener);
+}
+
+static struct listener *listener_alloc(struct conns *conns)
+{
+    struct listener *listener = calloc(1, sizeof(*listener));
+    if (!listener)
+        return NULL;
+    listener->socket = listener->lock = -1;
+    listener->spare = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    listener->conns = conns;
+    return listener;
+}
+
+static int listener_begin(uv_loop_t *loop, struct listener *listener)
+{
+    int r = uv_poll_init(loop, &listener->poll, listener->socket);
+    if (r < 0)
+        return r;
+    listener->poll.data = listener;
+    return uv_poll_start(&listener->poll, UV_READABLE, listener_ready);
+}
+
+int listener_new_fd(uv_loop_t *loop, struct conns *conns, int fd, struct listener **ret)
+{
+    struct listener *listener = listener_alloc(conns);
+    if (!listener) {
+        close(fd);
+        return -ENOMEM;
+    }
+    listener->socket = fd;
+    int r = listener_begin(loop, listener);
+    if (r < 0) {
+        listener_free(listener);
+        return r;
+    }
+    *ret = listener;
+    return 0;
+}
+
+/* Makes the folder that the socket stands in, if only that is missing. */
+static int make_folder(const char *path)
+{
+    char *copy = strdup(path);
+    if (!copy)
+        return -ENOMEM;
+    int r = mkdir(dirname(copy), 0755) < 0 && errno != EEXIST ? -errno : 0;
+    free(copy);
+    return r == -ENOENT || r == -EACCES ? 0 : r; /* bind() will say it better */
+}
+
+/* Takes the lock beside the socket, which says that the path is ours: two daemons that start at once must not both find
+ * a stale socket and replace it. */
+static int take_lock(const char *path, int *ret)
+{
+    char name[sizeof(((struct sockaddr_un *)NULL)->sun_path) + 8];
+    snprintf(name, sizeof(name), "%s.lock", path);
+    int fd = open(name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0)
+        return -errno;
+    if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
+        int error = errno;
+        close(fd);
+        return error == EWOULDBLOCK ? -EADDRINUSE : -error;
+    }
+    *ret = fd;
+    return 0;
+}
+
+/* -EADDRINUSE if somebody answers at the path; removes a socket that nobody answers on. */
+static int clear_path(const struct sockaddr_un *address)
+{
+    struct stat st;
+    if (lstat(address->sun_path, &st) < 0)
+        return errno == ENOENT ? 0 : -errno;
+    if (!S_ISSOCK(st.st_mode))
+        return -EEXIST;
+    int probe = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (probe < 0)
+        return -errno;
+    int r = connect(probe, (const struct sockaddr *)address, sizeof(*address)) < 0 ? -errno : 0;
+    close(probe);
+    if (r != -ECONNREFUSED)
+        return -EADDRINUSE; /* it answers, or its queue is full */
+    return unlink(address->sun_path) < 0 ? -errno : 0;
+}
+
+int listener_new(uv_loop_t *loop, struct conns *conns, const char *path, struct listener **ret)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    if (strlen(path) >= sizeof(address.sun_path))
+        return -ENAMETOOLONG;
+    strcpy(address.sun_path, path);
+    struct listener *listener = listener_alloc(conns);
+    if (!listener)
+        return -ENOMEM;
+    int r = make_folder(path);
+    if (r == 0)
+        r = take_lock(path, &listener->lock);
+    if (r == 0)
+        r = clear_path(&address);
+    if (r < 0)
+        goto fail;
+    listener->socket = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (listener->socket < 0 || bind(listener->socket, (struct sockaddr *)&address, sizeof(address)) < 0) {
+        r = -errno;
+        goto fail;
+    }
+    listener->path = strdup(path);
+    if (!listener->path)
+        r = -ENOMEM;
+    else if (listen(listener->socket, SOMAXCONN) < 0)
+        r = -errno;
+    else
+        r = listener_begin(loop, listener);
+    if (r < 0) {
+        unlink(path);
+        goto fail;
+    }
+    *ret = listener;
+    return 0;
+
+fail:
+    listener_free(listener);
+    return r;
+}
+
+static void listener_closed(uv_handle_t *handle)
+{
+    listener_free(handle->data);
+}
+
+void listener_close(struct listener *listener)
+{
+    if (!listener)
+        return;
+    if (listener->path)
+        unlink(listener->path);
+    uv_poll_stop(&listener->poll);
+    uv_close((uv_handle_t *)&listener->poll, listener_closed);
+}

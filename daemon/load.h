@@ -1,0 +1,73 @@
+/* A load, from the request to the resident model or to nothing at all.
+ *
+ *     IDENTIFYING ─▶ OPENING ─▶ ALLOCATING ─▶ FILLING ─▶ SEALING ─▶ DONE
+ *          │            │           │            │          │
+ *          └────────────┴───────────┴──── STOPPING ◀────────┘
+ *                                            │
+ *                                        RELEASING ─▶ DONE
+ *
+ * IDENTIFYING, OPENING, ALLOCATING, SEALING and RELEASING each have one job on a worker. FILLING has as many fills as
+ * it was given slots. STOPPING waits for what is under way and gets nothing new. The model enters the registry between
+ * IDENTIFYING and OPENING; a load of a file that the registry has already ends there, and its caller joins.
+ *
+ * Loop thread only. */
+#pragma once
+
+#include "daemon/conn.h"
+#include "daemon/model.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct server;
+struct load;
+
+struct load_request {
+    int fd;           /* the file, which the load takes over; -1: by path */
+    const char *path; /* borrowed */
+    const char *name; /* NULL: from the file's; borrowed */
+    enum form form;
+    struct device *device;
+    bool decode_on_cpu; /* also where the device could */
+    bool wait;          /* answer when resident; the load ends when nobody waits any more */
+    uid_t uid;
+    bool trusted; /* may have the daemon read what not everyone may read */
+};
+
+/* Begins a load, or joins one, or finds its model resident; in any case the call is answered, now or later. */
+void load_begin(struct server *server, const struct load_request *request, struct call *call);
+
+/* Ends a load under way, with an error for all who wait for it; the memory goes when it is no longer written to.
+ * `call`, unless NULL, is answered then: with success if that error is Cancelled. */
+void load_end(struct load *load, enum wire_error error, struct call *call);
+
+/* The load has failed or was cancelled, and is cleaning up. */
+bool load_ends(const struct load *load);
+
+/* A model is gone: a load that waits for its name looks again. */
+void load_retry(struct load *load);
+
+/* Tells those who wait how far it is. Called several times a second. */
+void load_report(struct load *load);
+
+/* How far a load is. */
+struct load_progress {
+    uint64_t done; /* bytes of the file */
+    uint64_t total;
+    uint64_t elapsed_ns;
+};
+void load_progress(const struct load *load, struct load_progress *ret);
+
+/* Where the time went; `Phases` in the interface. total_ns is 0 until the load is over. */
+struct load_phases {
+    uint64_t total_ns;
+    uint64_t parse_ns;
+    uint64_t allocate_ns;
+    uint64_t read_ns;
+    uint64_t decode_ns;
+    uint64_t copy_ns;
+    uint64_t kernel_ns;
+};
+
+/* The one that was begun after this one, or NULL. */
+struct load *load_next(struct load *load);

@@ -1,0 +1,167 @@
+#include "daemon/load_job.h"
+
+#include "proto/table.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+void load_job_identify(struct load_job *job)
+{
+    int fd = job->fd;
+    job->fd = -1;
+    job->status = fd >= 0 ? source_open_fd(fd, &job->source, &job->fault)
+                          : source_open_path(job->path, &job->source, &job->fault);
+}
+
+void load_job_open(struct load_job *job)
+{
+    uint64_t begin = uv_hrtime();
+    job->status = gguf_read(job->opened->fd, job->opened->identity.size, &job->header, &job->gguf_fault);
+    if (job->status == 0)
+        job->status = plan_new(job->header, job->form, job->device->granule, &job->plan, &job->tensor);
+    else
+        device_fault_set(&job->fault, 0, "pread", -job->status, strerror(-job->status));
+    job->elapsed_ns = uv_hrtime() - begin;
+}
+
+/* The device has a kernel for everything that is to be decoded; also if nothing is. */
+static bool device_decodes_all(struct device *device, const struct plan *plan)
+{
+    for (size_t i = 0; i < plan->model->n_tensors; i++)
+        if (plan->placements[i].convert != FORM_NATIVE &&
+            !device->ops->decodes(device, plan->model->tensors[i].type, plan->placements[i].convert))
+            return false;
+    return true;
+}
+
+static bool converts_nothing(const struct plan *plan)
+{
+    for (size_t i = 0; i < plan->model->n_tensors; i++)
+        if (plan->placements[i].convert != FORM_NATIVE)
+            return false;
+    return true;
+}
+
+void load_job_allocate(struct load_job *job)
+{
+    uint64_t begin = uv_hrtime();
+    struct plan *plan = job->planned;
+    bool verbatim = converts_nothing(plan) || (!job->decode_on_cpu && device_decodes_all(job->device, plan));
+    job->status = plan_cut(plan, job->device->slot_bytes, verbatim);
+    if (job->status < 0) {
+        device_fault_set(&job->fault, 0, "malloc", ENOMEM, strerror(ENOMEM));
+        job->memory_free = 0;
+        return;
+    }
+    job->status = job->device->ops->arena_new(job->device, plan->arena_bytes, &job->arena, &job->fault);
+    if (job->status == -ENOMEM) {
+        struct device_fault unused;
+        if (job->device->ops->memory_free(job->device, &job->memory_free, &unused) < 0)
+            job->memory_free = 0;
+    }
+    job->elapsed_ns = uv_hrtime() - begin;
+}
+
+static struct table_tensor table_tensor(const struct gguf_tensor *tensor, const struct placement *placement)
+{
+    struct table_tensor entry = {
+        .name = tensor->name,
+        .offset = placement->offset,
+        .bytes = placement->bytes,
+        .n_dims = tensor->n_dims,
+        .type = tensor->type->id,
+        .form = (uint32_t)placement->form,
+    };
+    for (uint32_t i = 0; i < tensor->n_dims; i++)
+        entry.shape[i] = tensor->ne[tensor->n_dims - 1 - i];
+    return entry;
+}
+
+static int sealed_memfd(const char *name, const void *data, size_t size, int *ret)
+{
+    int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (fd < 0)
+        return -errno;
+    const uint8_t *at = data;
+    while (size > 0) {
+        ssize_t n = write(fd, at, size);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0) {
+            int error = errno;
+            close(fd);
+            return -error;
+        }
+        at += n;
+        size -= (size_t)n;
+    }
+    if (fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0) {
+        int error = errno;
+        close(fd);
+        return -error;
+    }
+    *ret = fd;
+    return 0;
+}
+
+static int table_memfd(const struct plan *plan, int *ret)
+{
+    size_t n = plan->model->n_tensors;
+    struct table_tensor *tensors = calloc(n ? n : 1, sizeof(*tensors));
+    if (!tensors)
+        return -ENOMEM;
+    for (size_t i = 0; i < n; i++)
+        tensors[i] = table_tensor(&plan->model->tensors[i], &plan->placements[i]);
+    void *table;
+    size_t size;
+    int r = table_build(tensors, n, plan->arena_bytes, &table, &size);
+    free(tensors);
+    if (r < 0)
+        return r;
+    r = sealed_memfd("rocmforge-table", table, size, ret);
+    free(table);
+    return r;
+}
+
+void load_job_seal(struct load_job *job)
+{
+    job->status = source_check(job->opened, &job->fault);
+    if (job->status < 0)
+        return;
+    job->status = table_memfd(job->planned, &job->table_fd);
+    if (job->status < 0) {
+        device_fault_set(&job->fault, 0, "memfd_create", -job->status, strerror(-job->status));
+        return;
+    }
+    job->status = job->device->ops->arena_export(job->filled, &job->export, &job->fault);
+}
+
+void load_job_nothing(struct load_job *job)
+{
+    (void)job;
+}
+
+void load_job_release(struct load_job *job)
+{
+    job->device->ops->arena_free(job->filled);
+    job->filled = NULL;
+}
+
+void load_job_clear(struct load_job *job)
+{
+    if (job->fd >= 0)
+        close(job->fd);
+    if (job->table_fd >= 0)
+        close(job->table_fd);
+    job->fd = job->table_fd = -1;
+    plan_free(job->plan);
+    gguf_free(job->header);
+    source_free(job->source);
+    job->plan = NULL;
+    job->header = NULL;
+    job->source = NULL;
+}

@@ -1,0 +1,62 @@
+/* What a load has workers do: the steps that block. Each runs once, on its own, and touches nothing but the job. */
+#pragma once
+
+#include "daemon/device.h"
+#include "daemon/gguf.h"
+#include "daemon/plan.h"
+#include "daemon/source.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <uv.h>
+
+struct load_job {
+    uv_work_t work;
+    void (*run)(struct load_job *job);
+
+    /* In. Borrowed but for fd, which load_job_identify() takes. */
+    int fd;
+    const char *path;
+    struct source *opened;
+    struct device *device;
+    enum form form;
+    const struct gguf *parsed;
+    struct plan *planned; /* load_job_allocate() cuts it */
+    bool decode_on_cpu;
+    struct arena *filled;
+
+    /* Out. Owned by the job until they are taken, which leaves NULL or -1. */
+    int status;
+    struct device_fault fault;
+    struct gguf_fault gguf_fault;
+    size_t tensor; /* with -ENOTSUP */
+    struct source *source;
+    struct gguf *header;
+    struct plan *plan;
+    struct arena *arena;
+    struct device_export export; /* the arena's */
+    int table_fd;
+    uint64_t memory_free; /* with -ENOMEM of load_job_allocate() */
+    uint64_t elapsed_ns;
+};
+
+/* fd or path → source. Errors: those of source_open_fd(). */
+void load_job_identify(struct load_job *job);
+
+/* opened, device, form → header, plan. Errors: those of gguf_read() and plan_new(). */
+void load_job_open(struct load_job *job);
+
+/* planned, device, decode_on_cpu → arena; the plan is cut. -ENOMEM sets memory_free. */
+void load_job_allocate(struct load_job *job);
+
+/* opened, planned, filled → export, table_fd. -ESTALE if the file changed meanwhile. */
+void load_job_seal(struct load_job *job);
+
+/* Just comes back. */
+void load_job_nothing(struct load_job *job);
+
+/* filled, device → nothing. */
+void load_job_release(struct load_job *job);
+
+/* Closes and frees what was not taken. */
+void load_job_clear(struct load_job *job);

@@ -1,0 +1,64 @@
+#include "daemon/log.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* The longest line; what is beyond is cut. */
+#define LOG_LINE_MAX 1024
+
+static enum log_level max_level = LOG_LEVEL_INFO;
+
+static const struct {
+    const char *name;
+    int priority; /* as syslog(3) counts */
+} levels[] = {
+    [LOG_LEVEL_ERROR] = {"error", 3}, [LOG_LEVEL_WARNING] = {"warning", 4}, [LOG_LEVEL_NOTICE] = {"notice", 5},
+    [LOG_LEVEL_INFO] = {"info", 6},   [LOG_LEVEL_DEBUG] = {"debug", 7},
+};
+
+void log_set_level(enum log_level level)
+{
+    __atomic_store_n(&max_level, level, __ATOMIC_RELAXED);
+}
+
+int log_level_parse(const char *name, enum log_level *ret)
+{
+    for (size_t i = 0; i < sizeof(levels) / sizeof(levels[0]); i++)
+        if (strcmp(name, levels[i].name) == 0) {
+            *ret = (enum log_level)i;
+            return 0;
+        }
+    return -EINVAL;
+}
+
+void log_write(enum log_level level, const char *format, ...)
+{
+    if (level > __atomic_load_n(&max_level, __ATOMIC_RELAXED))
+        return;
+    int saved_errno = errno;
+    char line[LOG_LINE_MAX];
+    size_t prefix;
+    if (getenv("JOURNAL_STREAM"))
+        prefix = (size_t)snprintf(line, sizeof(line), "<%d>", levels[level].priority);
+    else
+        prefix = (size_t)snprintf(line, sizeof(line), "rocmforged: %s: ", levels[level].name);
+
+    va_list arguments;
+    va_start(arguments, format);
+    int n = vsnprintf(line + prefix, sizeof(line) - prefix - 1, format, arguments);
+    va_end(arguments);
+    size_t size = prefix;
+    if (n > 0)
+        size += (size_t)n < sizeof(line) - prefix - 1 ? (size_t)n : sizeof(line) - prefix - 2;
+    for (size_t i = prefix; i < size; i++)
+        if ((unsigned char)line[i] < 0x20 || line[i] == 0x7f)
+            line[i] = '?';
+    line[size++] = '\n';
+    /* One write, so that lines of several threads do not mix. There is no one to tell if it fails. */
+    (void)!write(STDERR_FILENO, line, size);
+    errno = saved_errno;
+}

@@ -1,0 +1,191 @@
+/* rocmforged: puts the parts together, runs the loop, and takes everything down again. */
+#include "daemon/conn.h"
+#include "daemon/listener.h"
+#include "daemon/log.h"
+#include "daemon/modules.h"
+#include "daemon/options.h"
+#include "daemon/server.h"
+#include "daemon/service.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+#include <uv.h>
+
+/* Threads if nothing else is said: what saturates a PCIe 5 link, see docs/performance.md. */
+#define WORKERS_DEFAULT_MAX 16u
+
+struct daemon {
+    uv_loop_t loop;
+    struct server server;
+    struct listener *listener;
+    struct service *service;
+    uv_signal_t terminate;
+    uv_signal_t interrupt;
+};
+
+static void daemon_stopped(struct server *server)
+{
+    struct daemon *daemon = (struct daemon *)((char *)server - offsetof(struct daemon, server));
+    uv_close((uv_handle_t *)&daemon->terminate, NULL);
+    uv_close((uv_handle_t *)&daemon->interrupt, NULL);
+    service_close(daemon->service);
+}
+
+static void daemon_stop(struct daemon *daemon)
+{
+    service_stopping();
+    listener_close(daemon->listener);
+    daemon->listener = NULL;
+    server_stop(&daemon->server, daemon_stopped);
+}
+
+static void signalled(uv_signal_t *handle, int number)
+{
+    struct daemon *daemon = handle->data;
+    if (daemon->server.stopping) {
+        log_notice("%s again: not waiting for what is under way", strsignal(number));
+        _exit(EXIT_FAILURE);
+    }
+    log_notice("%s: stopping", strsignal(number));
+    daemon_stop(daemon);
+}
+
+/* Tells systemd, and whoever looks at `systemctl status`, what there is. */
+static void tell_status(struct server *server)
+{
+    char status[128];
+    snprintf(status, sizeof(status), "%zu models, %zu loading", server->registry.n_models - server->n_loads,
+             server->n_loads);
+    if (!server->stopping)
+        service_status(status);
+}
+
+static int signals_begin(struct daemon *daemon)
+{
+    signal(SIGPIPE, SIG_IGN);
+    int r = uv_signal_init(&daemon->loop, &daemon->terminate);
+    if (r == 0)
+        r = uv_signal_init(&daemon->loop, &daemon->interrupt);
+    daemon->terminate.data = daemon->interrupt.data = daemon;
+    if (r == 0)
+        r = uv_signal_start(&daemon->terminate, signalled, SIGTERM);
+    if (r == 0)
+        r = uv_signal_start(&daemon->interrupt, signalled, SIGINT);
+    return r;
+}
+
+/* Where to listen if nobody said: the caller frees *ret. */
+static int default_socket(char **ret)
+{
+    const char *folder = getenv("RUNTIME_DIRECTORY"); /* of a service with RuntimeDirectory= */
+    int r;
+    if (folder)
+        r = asprintf(ret, "%s/io.rocmforge", folder);
+    else if (geteuid() == 0)
+        r = asprintf(ret, "/run/rocmforge/io.rocmforge");
+    else if ((folder = getenv("XDG_RUNTIME_DIR")))
+        r = asprintf(ret, "%s/rocmforge/io.rocmforge", folder);
+    else
+        return -ENXIO;
+    return r < 0 ? -ENOMEM : 0;
+}
+
+static int listen_begin(struct daemon *daemon, const struct options *options)
+{
+    int fd = options->socket ? -ENOENT : service_socket();
+    if (fd >= 0) {
+        int r = listener_new_fd(&daemon->loop, daemon->server.conns, fd, &daemon->listener);
+        if (r < 0)
+            log_error("systemd's socket cannot be used: %s", strerror(-r));
+        return r;
+    }
+    if (fd != -ENOENT) {
+        log_error("systemd handed over something else than one listening Unix socket");
+        return fd;
+    }
+    char *path = NULL;
+    int r = options->socket ? 0 : default_socket(&path);
+    if (r < 0) {
+        log_error("no --socket, and no XDG_RUNTIME_DIR to put one in");
+        return r;
+    }
+    const char *where = options->socket ? options->socket : path;
+    r = listener_new(&daemon->loop, daemon->server.conns, where, &daemon->listener);
+    if (r == -EADDRINUSE)
+        log_error("%s: another daemon listens there", where);
+    else if (r < 0)
+        log_error("%s: %s", where, strerror(-r));
+    else
+        log_info("listening at %s", where);
+    free(path);
+    return r;
+}
+
+static unsigned default_workers(void)
+{
+    unsigned n = uv_available_parallelism();
+    return n < WORKERS_DEFAULT_MAX ? n : WORKERS_DEFAULT_MAX;
+}
+
+/* A model, a lease and a client each take descriptors; the soft limit is for programs that use select(). */
+static void raise_descriptor_limit(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+        return;
+    limit.rlim_cur = limit.rlim_max;
+    (void)setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+static int daemon_begin(struct daemon *daemon, const struct options *options)
+{
+    int r = server_init(&daemon->server, &daemon->loop);
+    if (r == 0)
+        r = signals_begin(daemon);
+    if (r == 0)
+        r = service_new(&daemon->loop, &daemon->service);
+    if (r < 0) {
+        log_error("cannot start: %s", uv_strerror(r));
+        return r;
+    }
+    daemon->server.workers = options->workers ? options->workers : default_workers();
+    daemon->server.changed = tell_status;
+    char threads[16];
+    snprintf(threads, sizeof(threads), "%u", daemon->server.workers);
+    setenv("UV_THREADPOOL_SIZE", threads, 1); /* read when the first job is queued */
+    r = modules_open(&daemon->server, options, daemon->server.workers);
+    if (r == 0)
+        r = listen_begin(daemon, options);
+    return r;
+}
+
+int main(int argc, char **argv)
+{
+    struct options options;
+    int r = options_parse(argc, argv, &options);
+    if (r <= 0)
+        return r < 0 ? 2 : EXIT_SUCCESS;
+    log_set_level(options.log_level);
+    raise_descriptor_limit();
+
+    static struct daemon daemon;
+    r = uv_loop_init(&daemon.loop);
+    if (r < 0) {
+        log_error("cannot start: %s", uv_strerror(r));
+        return EXIT_FAILURE;
+    }
+    if (daemon_begin(&daemon, &options) < 0)
+        return EXIT_FAILURE; /* nothing was promised to anybody yet; the kernel cleans up */
+    log_notice("rocmforged " ROCMFORGE_VERSION " ready, %u workers", daemon.server.workers);
+    service_ready("Ready");
+    uv_run(&daemon.loop, UV_RUN_DEFAULT);
+    r = uv_loop_close(&daemon.loop);
+    assert(r == 0); /* every handle was closed */
+    return EXIT_SUCCESS;
+}

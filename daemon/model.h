@@ -1,0 +1,77 @@
+/* A model that the daemon knows: resident, on its way in, or on its way out.
+ *
+ * The registry owns it. All fields are the loop's; a worker reads the source, the header and the plan of a model whose
+ * load or verification it works for, which are immutable by then.
+ *
+ *     OPENING ─▶ ALLOCATING ─▶ FILLING ─▶ SEALING ─▶ RESIDENT ─▶ UNLOADING ─▶ (gone)
+ *        └───────────┴────────────┴──────────┴────────── failed or cancelled ─▶ (gone)
+ */
+#pragma once
+
+#include "daemon/device.h"
+#include "daemon/gguf.h"
+#include "daemon/lease.h"
+#include "daemon/plan.h"
+#include "daemon/source.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/queue.h>
+#include <sys/types.h>
+
+#define MODEL_NAME_MAX 127u
+
+enum model_state {
+    MODEL_OPENING,
+    MODEL_ALLOCATING,
+    MODEL_FILLING,
+    MODEL_SEALING,
+    MODEL_RESIDENT,
+    MODEL_DRAINING, /* to be unloaded when the last lease ends; no new ones */
+    MODEL_UNLOADING,
+    MODEL_FAILED, /* its device is lost */
+    MODEL_STATE_COUNT,
+};
+
+struct model {
+    TAILQ_ENTRY(model) link;
+    uint64_t id;
+    char name[MODEL_NAME_MAX + 1];
+    enum model_state state;
+    enum form form; /* as asked for: FORM_AUTO or a form */
+    struct device *device;
+    uid_t uid; /* who loaded it */
+
+    struct source *source;
+    struct gguf *header; /* NULL before it was read */
+    struct plan *plan;   /* NULL before it was made */
+
+    uint64_t reserved;   /* bytes of the device's ledger that are this model's */
+    struct arena *arena; /* NULL before it was taken */
+    struct device_export export;
+    int table_fd;       /* sealed memfd of the binary tensor table; -1 before it is resident */
+    char *tensors_json; /* the tensor table as JSON, made when first asked for */
+
+    struct lease_list leases;
+    size_t n_leases;
+    unsigned n_holds;    /* the daemon's own work that reads its memory: verifications */
+    uint64_t idle_since; /* uv_hrtime() when the last lease ended, or it became resident */
+    uint64_t overflows;
+    struct load *load; /* NULL once resident */
+};
+
+/* "opening", "allocating", ... Static. */
+const char *model_state_name(enum model_state state);
+
+/* Keeps the model from being unloaded while the daemon itself reads it. */
+void model_hold(struct model *model);
+void model_release(struct model *model);
+
+/* Somebody, or the daemon, uses the memory. */
+bool model_in_use(const struct model *model);
+
+/* 0, or -EINVAL if the name has a character or a length that no model's name has. */
+int model_name_check(const char *name);
+
+/* Derives a name from a path: its last part, without ".gguf", other characters replaced. Always a good name. */
+void model_name_derive(const char *path, char name[MODEL_NAME_MAX + 1]);

@@ -1,0 +1,107 @@
+#include "daemon/modules.h"
+
+#include "daemon/log.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* The order in which "auto" asks. */
+static const char *const gpu_kinds[] = {"hip", "cuda"};
+
+/* What models may take of a device if nothing else is said. The rest is for the machine's other work, or for what the
+ * driver takes beside our arenas. */
+#define HOST_PERCENT 80u
+#define GPU_PERCENT  95u
+
+static const char *module_folder(void)
+{
+    const char *folder = secure_getenv("ROCMFORGE_MODULE_DIR");
+    return folder && folder[0] ? folder : ROCMFORGE_MODULE_DIR;
+}
+
+/* Loads the module of a kind. It stays loaded: GPU runtimes do not survive dlclose(). NULL, and why. */
+static const struct device_module *module_load(const char *kind, struct device_fault *ret_fault)
+{
+    char path[PATH_MAX];
+    snprintf(path, sizeof(path), "%s/device-%s.so", module_folder(), kind);
+    void *object = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    const struct device_module *module = object ? dlsym(object, DEVICE_MODULE_SYMBOL) : NULL;
+    if (!module) {
+        device_fault_set(ret_fault, -ENOENT, "dlopen", 0, dlerror());
+        return NULL;
+    }
+    if (module->abi != DEVICE_ABI || strcmp(module->kind, kind) != 0) {
+        device_fault_set(ret_fault, -ENOEXEC, "dlopen", (int)module->abi, "the module is of another version");
+        return NULL;
+    }
+    return module;
+}
+
+static uint64_t budget_of(const struct device *device, const struct budget *budget)
+{
+    if (budget->set && budget->bytes)
+        return budget->bytes < device->total ? budget->bytes : device->total;
+    unsigned percent = budget->set ? budget->percent : strcmp(device->kind, "host") == 0 ? HOST_PERCENT : GPU_PERCENT;
+    return device->total / 100 * percent;
+}
+
+/* Opens a module's devices and adds them. Returns how many, or a negative errno. */
+static int module_open(struct server *server, const struct device_module *module, const struct options *options,
+                       unsigned workers, struct device_fault *ret_fault)
+{
+    const struct device_config config = {
+        .workers = workers,
+        .staging = options->staging,
+        .streams = options->streams,
+        .export_fd = options->export_fd,
+    };
+    struct device **devices = NULL;
+    int n = module->open(&config, &devices, ret_fault);
+    int added = 0;
+    int error = n < 0 ? n : 0;
+    for (int i = 0; i < n; i++) {
+        struct device *device = devices[i];
+        device->budget = budget_of(device, &options->budget);
+        int r = server_add_device(server, device, workers, ret_fault);
+        if (r < 0) {
+            log_error("device=%s cannot be used: %s: %s (%d)", device->id, ret_fault->call, ret_fault->text,
+                      ret_fault->code);
+            device->ops->close(device);
+            error = r;
+            continue;
+        }
+        log_info("device=%s %s: %.1f GB, %.1f GB for models", device->id, device->name, (double)device->total / 1e9,
+                 (double)device->budget / 1e9);
+        added++;
+    }
+    free(devices);
+    return added > 0 ? added : error;
+}
+
+int modules_open(struct server *server, const struct options *options, unsigned workers)
+{
+    bool automatic = strcmp(options->device, "auto") == 0;
+    for (size_t i = 0; i < sizeof(gpu_kinds) / sizeof(gpu_kinds[0]); i++) {
+        const char *kind = gpu_kinds[i];
+        if (!automatic && strcmp(options->device, kind) != 0)
+            continue;
+        struct device_fault fault = {0};
+        const struct device_module *module = module_load(kind, &fault);
+        int n = module ? module_open(server, module, options, workers, &fault) : -ENOENT;
+        if (n > 0)
+            continue;
+        if (!automatic) {
+            log_error("no %s device: %s: %s (%d)", kind, fault.call, fault.text, fault.code);
+            return n < 0 ? n : -ENODEV;
+        }
+        log_debug("no %s device: %s: %s (%d)", kind, fault.call, fault.text, fault.code);
+    }
+    struct device_fault fault = {0};
+    int n = module_open(server, &device_host_module, options, workers, &fault);
+    if (n < 0)
+        log_error("no host device: %s: %s (%d)", fault.call, fault.text, fault.code);
+    return n < 0 ? n : 0;
+}

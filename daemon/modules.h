@@ -1,0 +1,13 @@
+/* Finds and opens the devices of this machine: GPU modules are shared objects that are loaded if they are there, the
+ * host is built in.
+ *
+ * Loop thread, at start; may block. */
+#pragma once
+
+#include "daemon/options.h"
+#include "daemon/server.h"
+
+/* Opens what `options` asks for, and adds it to the server: GPUs first, the host always, last. A module that is not
+ * there, or finds no device, is an error only if it was asked for by name. Says what went wrong. 0 or a negative errno.
+ */
+int modules_open(struct server *server, const struct options *options, unsigned workers);

@@ -1,0 +1,165 @@
+#include "daemon/options.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define WORKERS_MAX 1024
+
+static const char usage[] = "Usage: rocmforged [OPTION]...\n"
+                            "Keeps the weights of language models in memory and shares them with other processes.\n"
+                            "\n"
+                            "  --socket PATH       listen here; default: the socket that systemd hands over,\n"
+                            "                      else /run/rocmforge/io.rocmforge for root, else\n"
+                            "                      $XDG_RUNTIME_DIR/rocmforge/io.rocmforge\n"
+                            "  --device KIND       auto (a GPU if one answers, else the host), host, hip, cuda\n"
+                            "  --budget SIZE|PCT%  memory of each device that models may take; default 80%\n"
+                            "                      of the host's, 95% of a GPU's\n"
+                            "  --workers N         threads that read and decode; default one for each processor,\n"
+                            "                      at most 16\n"
+                            "  --staging SIZE      pinned memory for uploads, for each GPU\n"
+                            "  --streams N         streams for uploads, for each GPU; default 2\n"
+                            "  --export ipc|fd     how GPU memory is shared: IPC handles, or descriptors where\n"
+                            "                      the device can\n"
+                            "  --log-level LEVEL   error, warning, notice, info (default), debug\n"
+                            "  --help, --version\n"
+                            "\n"
+                            "SIZE takes K, M, G and T for powers of 1024.\n";
+
+int options_size_parse(const char *text, uint64_t *ret)
+{
+    if (text[0] < '0' || text[0] > '9')
+        return -EINVAL;
+    char *end;
+    errno = 0;
+    unsigned long long value = strtoull(text, &end, 10);
+    if (errno)
+        return -EINVAL;
+    static const char units[] = "KMGT";
+    if (*end) {
+        const char *unit = strchr(units, *end);
+        if (!unit || end[1] || value > (ULLONG_MAX >> (10 * (unit - units + 1))))
+            return -EINVAL;
+        value <<= 10 * (unit - units + 1);
+    }
+    *ret = value;
+    return 0;
+}
+
+int options_budget_parse(const char *text, struct budget *ret)
+{
+    size_t n = strlen(text);
+    if (n > 1 && text[n - 1] == '%') {
+        char *end;
+        errno = 0;
+        unsigned long percent = text[0] >= '0' && text[0] <= '9' ? strtoul(text, &end, 10) : 0;
+        if (errno || percent < 1 || percent > 100 || end != text + n - 1)
+            return -EINVAL;
+        *ret = (struct budget){.set = true, .percent = (unsigned)percent};
+        return 0;
+    }
+    uint64_t bytes;
+    if (options_size_parse(text, &bytes) < 0 || bytes == 0)
+        return -EINVAL;
+    *ret = (struct budget){.set = true, .bytes = bytes};
+    return 0;
+}
+
+static int number_parse(const char *text, unsigned max, unsigned *ret)
+{
+    uint64_t value;
+    if (options_size_parse(text, &value) < 0 || value < 1 || value > max)
+        return -EINVAL;
+    *ret = (unsigned)value;
+    return 0;
+}
+
+static int one_of(const char *text, const char *const *choices)
+{
+    for (; *choices; choices++)
+        if (strcmp(text, *choices) == 0)
+            return 0;
+    return -EINVAL;
+}
+
+int options_parse(int argc, char **argv, struct options *ret)
+{
+    enum { SOCKET = 256, DEVICE, BUDGET, WORKERS, STAGING, STREAMS, EXPORT, LOG_LEVEL, HELP, VERSION };
+    static const struct option options[] = {
+        {"socket", required_argument, NULL, SOCKET},
+        {"device", required_argument, NULL, DEVICE},
+        {"budget", required_argument, NULL, BUDGET},
+        {"workers", required_argument, NULL, WORKERS},
+        {"staging", required_argument, NULL, STAGING},
+        {"streams", required_argument, NULL, STREAMS},
+        {"export", required_argument, NULL, EXPORT},
+        {"log-level", required_argument, NULL, LOG_LEVEL},
+        {"help", no_argument, NULL, HELP},
+        {"version", no_argument, NULL, VERSION},
+        {0},
+    };
+    static const char *const devices[] = {"auto", "host", "hip", "cuda", NULL};
+    static const char *const exports[] = {"ipc", "fd", NULL};
+    struct options result = {.device = "auto", .log_level = LOG_LEVEL_INFO};
+    for (;;) {
+        int index = 0;
+        int option = getopt_long(argc, argv, "h", options, &index);
+        if (option < 0)
+            break;
+        int r = 0;
+        unsigned streams;
+        switch (option) {
+        case SOCKET:
+            result.socket = optarg;
+            break;
+        case DEVICE:
+            result.device = optarg;
+            r = one_of(optarg, devices);
+            break;
+        case BUDGET:
+            r = options_budget_parse(optarg, &result.budget);
+            break;
+        case WORKERS:
+            r = number_parse(optarg, WORKERS_MAX, &result.workers);
+            break;
+        case STAGING:
+            r = options_size_parse(optarg, &result.staging);
+            break;
+        case STREAMS:
+            result.streams = optarg;
+            r = number_parse(optarg, 64, &streams);
+            break;
+        case EXPORT:
+            r = one_of(optarg, exports);
+            result.export_fd = strcmp(optarg, "fd") == 0;
+            break;
+        case LOG_LEVEL:
+            r = log_level_parse(optarg, &result.log_level);
+            break;
+        case 'h':
+        case HELP:
+            fputs(usage, stdout);
+            return 0;
+        case VERSION:
+            puts("rocmforged " ROCMFORGE_VERSION);
+            return 0;
+        default:
+            fputs("Try 'rocmforged --help'.\n", stderr);
+            return -EINVAL;
+        }
+        if (r < 0) {
+            fprintf(stderr, "rocmforged: --%s: '%s' is not valid\nTry 'rocmforged --help'.\n", options[index].name,
+                    optarg);
+            return -EINVAL;
+        }
+    }
+    if (optind < argc) {
+        fprintf(stderr, "rocmforged: '%s': no argument is taken\nTry 'rocmforged --help'.\n", argv[optind]);
+        return -EINVAL;
+    }
+    *ret = result;
+    return 1;
+}

@@ -1,0 +1,35 @@
+/* The daemon's command line. */
+#pragma once
+
+#include "daemon/log.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* Bytes, or a share of what a device has. */
+struct budget {
+    bool set;
+    uint64_t bytes;   /* 0: percent counts */
+    unsigned percent; /* 1 to 100 */
+};
+
+struct options {
+    const char *socket; /* NULL: systemd's, or the default */
+    const char *device; /* "auto", "host", "hip", "cuda" */
+    struct budget budget;
+    unsigned workers; /* 0: one for each processor, at most 16 */
+    uint64_t staging; /* bytes; 0: the device's choice */
+    const char *streams;
+    bool export_fd;
+    enum log_level log_level;
+};
+
+/* Returns 1 with *ret set; 0 if all was said (--help, --version): exit 0; -EINVAL after it was told on standard error
+ * what is wrong. Strings are borrowed from argv. */
+int options_parse(int argc, char **argv, struct options *ret);
+
+/* "4096", "512K", "2M", "16G": powers of 1024. Returns 0 or -EINVAL. */
+int options_size_parse(const char *text, uint64_t *ret);
+
+/* A size, or a share: "80%". Returns 0 or -EINVAL. */
+int options_budget_parse(const char *text, struct budget *ret);

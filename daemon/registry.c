@@ -1,0 +1,117 @@
+#include "daemon/registry.h"
+
+#include "daemon/conn.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <uv.h>
+
+void registry_init(struct registry *registry)
+{
+    *registry = (struct registry){.next_model = 1, .next_lease = 1};
+    TAILQ_INIT(&registry->models);
+}
+
+struct model *registry_find(const struct registry *registry, const char *name)
+{
+    struct model *model;
+    TAILQ_FOREACH(model, &registry->models, link)
+    {
+        if (strcmp(model->name, name) == 0)
+            return model;
+    }
+    return NULL;
+}
+
+struct model *registry_find_file(const struct registry *registry, const struct identity *identity, enum form form,
+                                 const struct device *device)
+{
+    struct model *model;
+    TAILQ_FOREACH(model, &registry->models, link)
+    {
+        if (model->state <= MODEL_RESIDENT && model->form == form && model->device == device &&
+            identity_equal(&model->source->identity, identity))
+            return model;
+    }
+    return NULL;
+}
+
+void registry_add(struct registry *registry, struct model *model)
+{
+    assert(!registry_find(registry, model->name));
+    model->id = registry->next_model++;
+    TAILQ_INSERT_TAIL(&registry->models, model, link);
+    registry->n_models++;
+}
+
+void registry_remove(struct registry *registry, struct model *model)
+{
+    assert(LIST_EMPTY(&model->leases) && !model->arena && !model->load && model->reserved == 0);
+    TAILQ_REMOVE(&registry->models, model, link);
+    registry->n_models--;
+    if (model->table_fd >= 0)
+        close(model->table_fd);
+    free(model->tensors_json);
+    plan_free(model->plan);
+    gguf_free(model->header);
+    source_free(model->source);
+    free(model);
+}
+
+uint64_t device_available(const struct device *device)
+{
+    return !device->failed && device->budget > device->used ? device->budget - device->used : 0;
+}
+
+int registry_reserve(struct model *model, uint64_t bytes, uint64_t *ret_available)
+{
+    uint64_t available = device_available(model->device);
+    if (bytes > available) {
+        *ret_available = available;
+        return -ENOMEM;
+    }
+    model->device->used += bytes;
+    model->reserved += bytes;
+    return 0;
+}
+
+void registry_release(struct model *model)
+{
+    assert(model->device->used >= model->reserved);
+    model->device->used -= model->reserved;
+    model->reserved = 0;
+}
+
+struct lease *registry_lease(struct registry *registry, struct model *model, struct conn *conn)
+{
+    struct lease *lease = calloc(1, sizeof(*lease));
+    if (!lease)
+        return NULL;
+    lease->id = registry->next_lease++;
+    lease->registry = registry;
+    lease->model = model;
+    lease->conn = conn;
+    lease->since = uv_hrtime();
+    LIST_INSERT_HEAD(&model->leases, lease, of_model);
+    LIST_INSERT_HEAD(conn_leases(conn), lease, of_conn);
+    model->n_leases++;
+    registry->n_leases++;
+    return lease;
+}
+
+void lease_end(struct lease *lease)
+{
+    struct model *model = lease->model;
+    LIST_REMOVE(lease, of_model);
+    LIST_REMOVE(lease, of_conn);
+    model->n_leases--;
+    model->idle_since = uv_hrtime();
+    struct registry *registry = lease->registry;
+    registry->n_leases--;
+    free(lease);
+    if (registry->lease_ended)
+        registry->lease_ended(registry, model);
+}

@@ -1,0 +1,268 @@
+#include "daemon/server.h"
+
+#include "daemon/describe.h"
+#include "daemon/load.h"
+#include "daemon/log.h"
+#include "daemon/methods.h"
+#include "daemon/verify.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* How often those who wait are told how far it is: a bar that moves smoothly, and no more. */
+#define TICK_MS 200u
+
+static void lease_was_ended(struct registry *registry, struct model *model)
+{
+    struct server *server = (struct server *)((char *)registry - offsetof(struct server, registry));
+    if (!server->stopping)
+        events_emit(server->events, "detached", model, NULL);
+}
+
+int server_init(struct server *server, uv_loop_t *loop)
+{
+    *server = (struct server){.loop = loop, .started = uv_hrtime()};
+    registry_init(&server->registry);
+    server->registry.lease_ended = lease_was_ended;
+    TAILQ_INIT(&server->loads);
+    TAILQ_INIT(&server->verifies);
+    int r = uv_timer_init(loop, &server->ticker);
+    if (r == 0)
+        r = mailbox_new(loop, &server->mailbox);
+    if (r == 0)
+        r = events_new(&server->events);
+    if (r == 0)
+        r = conns_new(loop, methods_dispatch, server, &server->conns);
+    server->ticker.data = server;
+    return r;
+}
+
+int server_add_device(struct server *server, struct device *device, unsigned workers, struct device_fault *ret_fault)
+{
+    if (server->n_devices == SERVER_DEVICES_MAX)
+        return device_fault_set(ret_fault, -ENOSPC, "server_add_device", 0, "too many devices");
+    size_t slots = (size_t)workers * (device->slots_per_worker ? device->slots_per_worker : 1);
+    int r = staging_new(device, slots, &device->staging, ret_fault);
+    if (r < 0)
+        return r;
+    r = scheduler_new(device, &server->schedulers[server->n_devices]);
+    if (r < 0) {
+        staging_free(device->staging);
+        device->staging = NULL;
+        return device_fault_set(ret_fault, r, "scheduler_new", 0, "no memory");
+    }
+    server->devices[server->n_devices++] = device;
+    return 0;
+}
+
+struct device *server_device(struct server *server, const char *name)
+{
+    struct device *best = NULL;
+    bool any = strcmp(name, "auto") == 0;
+    for (size_t i = 0; i < server->n_devices; i++) {
+        struct device *device = server->devices[i];
+        if (strcmp(device->id, name) == 0)
+            return device;
+        if (device->failed || (!any && strcmp(device->kind, name) != 0))
+            continue;
+        /* GPUs come first, and the host is only taken where there is none. */
+        bool better = !best || (device_available(device) > device_available(best) && strcmp(device->kind, "host") != 0);
+        if (better)
+            best = device;
+    }
+    return best;
+}
+
+struct scheduler *server_scheduler(struct server *server, const struct device *device)
+{
+    for (size_t i = 0; i < server->n_devices; i++)
+        if (server->devices[i] == device)
+            return server->schedulers[i];
+    assert(!"a device of this server");
+    return NULL;
+}
+
+void server_device_failed(struct server *server, struct device *device)
+{
+    if (device->failed)
+        return;
+    device->failed = true;
+    log_error("device=%s is lost", device->id);
+    struct model *model;
+    TAILQ_FOREACH(model, &server->registry.models, link)
+    {
+        if (model->device != device || model->state != MODEL_RESIDENT)
+            continue;
+        model->state = MODEL_FAILED;
+        events_emit(server->events, "failed", model, "its device is lost");
+    }
+}
+
+void server_loads_retry(struct server *server)
+{
+    for (struct load *load = TAILQ_FIRST(&server->loads); load; load = load_next(load))
+        load_retry(load);
+}
+
+void server_changed(struct server *server)
+{
+    if (server->changed)
+        server->changed(server);
+}
+
+/* --- jobs, and their progress --- */
+
+static void ticked(uv_timer_t *timer)
+{
+    struct server *server = timer->data;
+    for (struct load *load = TAILQ_FIRST(&server->loads); load; load = load_next(load))
+        load_report(load);
+    for (struct verify *verify = TAILQ_FIRST(&server->verifies); verify; verify = verify_next(verify))
+        verify_report(verify);
+}
+
+static void server_stop_more(struct server *server);
+
+void server_job_begin(struct server *server)
+{
+    if (server->n_jobs++ == 0 && !server->stopping)
+        uv_timer_start(&server->ticker, ticked, TICK_MS, TICK_MS);
+}
+
+void server_job_end(struct server *server)
+{
+    assert(server->n_jobs > 0);
+    if (--server->n_jobs > 0)
+        return;
+    if (server->stopping)
+        server_stop_more(server);
+    else
+        uv_timer_stop(&server->ticker);
+}
+
+/* --- unloading --- */
+
+struct unload {
+    struct server *server;
+    struct model *model;
+    struct call *call; /* NULL: nobody asks, or no more */
+    uv_work_t work;
+};
+
+static void unload_abandoned(struct call *call)
+{
+    struct unload *unload = call->context;
+    unload->call = NULL;
+}
+
+static void unload_work(uv_work_t *work)
+{
+    struct unload *unload = work->data;
+    unload->model->device->ops->arena_free(unload->model->arena);
+}
+
+static void unload_worked(uv_work_t *work, int status)
+{
+    (void)status;
+    struct unload *unload = work->data;
+    struct server *server = unload->server;
+    struct model *model = unload->model;
+    log_info("model=%s id=%" PRIu64 " unloaded", model->name, model->id);
+    model->arena = NULL;
+    registry_release(model);
+    events_emit(server->events, "unloaded", model, NULL);
+    registry_remove(&server->registry, model);
+    server_loads_retry(server);
+    if (unload->call)
+        call_reply(unload->call, NULL, NULL, 0);
+    free(unload);
+    server_changed(server);
+    server_job_end(server);
+}
+
+void server_unload(struct server *server, struct model *model, struct call *call)
+{
+    assert(!model_in_use(model) && !model->load && model->arena);
+    struct unload *unload = calloc(1, sizeof(*unload));
+    if (!unload) {
+        if (call)
+            call_fail(call, WIRE_LimitExceeded, describe_limit("memory", 0));
+        return;
+    }
+    unload->server = server;
+    unload->model = model;
+    unload->call = call;
+    unload->work.data = unload;
+    if (call) {
+        call->context = unload;
+        call->abandoned = unload_abandoned;
+    }
+    model->state = MODEL_UNLOADING;
+    server_job_begin(server);
+    int r = uv_queue_work(server->loop, &unload->work, unload_work, unload_worked);
+    assert(r == 0); /* it only refuses a job without a function */
+    (void)r;
+}
+
+/* --- stopping --- */
+
+static void server_close_devices(struct server *server)
+{
+    for (size_t i = 0; i < server->n_devices; i++) {
+        scheduler_free(server->schedulers[i]);
+        staging_free(server->devices[i]->staging);
+        server->devices[i]->ops->close(server->devices[i]);
+    }
+    server->n_devices = 0;
+}
+
+/* Goes on with what can be done now; called again whenever a job is over. */
+static void server_stop_more(struct server *server)
+{
+    if (!server->conns_closed || server->n_jobs > 0)
+        return;
+    struct model *model = TAILQ_FIRST(&server->registry.models);
+    if (model) {
+        server_unload(server, model, NULL);
+        if (server->n_jobs > 0)
+            return;
+        log_error("model=%s cannot be unloaded: no memory", model->name);
+    }
+    server_close_devices(server);
+    uv_close((uv_handle_t *)&server->ticker, NULL);
+    mailbox_close(server->mailbox);
+    server->stopped(server);
+}
+
+static void server_conns_closed(void *context)
+{
+    struct server *server = context;
+    server->conns_closed = true;
+    server->conns = NULL;
+    server_stop_more(server);
+}
+
+void server_stop(struct server *server, void (*done)(struct server *server))
+{
+    if (server->stopping)
+        return;
+    server->stopping = true;
+    server->stopped = done;
+    uv_timer_stop(&server->ticker);
+    struct load *next_load;
+    for (struct load *load = TAILQ_FIRST(&server->loads); load; load = next_load) {
+        next_load = load_next(load);
+        load_end(load, WIRE_ShuttingDown, NULL);
+    }
+    struct verify *next_verify;
+    for (struct verify *verify = TAILQ_FIRST(&server->verifies); verify; verify = next_verify) {
+        next_verify = verify_next(verify);
+        verify_end(verify, WIRE_ShuttingDown);
+    }
+    events_free(server->events);
+    server->events = NULL;
+    conns_close(server->conns, server_conns_closed, server);
+}

@@ -1,0 +1,82 @@
+/* The daemon: what its parts share, wired together by main.c.
+ *
+ * Loop thread only. */
+#pragma once
+
+#include "daemon/conn.h"
+#include "daemon/device.h"
+#include "daemon/events.h"
+#include "daemon/mailbox.h"
+#include "daemon/registry.h"
+#include "daemon/scheduler.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/queue.h>
+#include <uv.h>
+
+struct load;
+struct verify;
+
+#define SERVER_DEVICES_MAX 32u
+
+struct server {
+    uv_loop_t *loop;
+    struct mailbox *mailbox;
+    struct registry registry;
+    struct events *events;
+    struct conns *conns;
+
+    struct device *devices[SERVER_DEVICES_MAX]; /* GPUs first, the host last */
+    struct scheduler *schedulers[SERVER_DEVICES_MAX];
+    size_t n_devices;
+
+    TAILQ_HEAD(, load) loads;
+    size_t n_loads;
+    TAILQ_HEAD(, verify) verifies;
+    size_t n_jobs; /* loads, unloads and verifications: what must be over before the daemon ends */
+
+    /* Models came or went. NULL: nobody asks. */
+    void (*changed)(struct server *server);
+
+    uint64_t started; /* uv_hrtime() */
+    unsigned workers;
+    bool stopping;
+    bool conns_closed;
+    void (*stopped)(struct server *server);
+    uv_timer_t ticker; /* reports progress while there is some */
+};
+
+/* The device for a parameter or option: "auto", a kind ("hip": the one with the most available memory), or an id.
+ * NULL if there is none. */
+struct device *server_device(struct server *server, const char *name);
+
+struct scheduler *server_scheduler(struct server *server, const struct device *device);
+
+/* Tells whoever asks that models came or went. */
+void server_changed(struct server *server);
+
+/* Something begins, or ends, that the daemon does not stop before. */
+void server_job_begin(struct server *server);
+void server_job_end(struct server *server);
+
+/* The device is lost: its models fail, and those who watch are told. */
+void server_device_failed(struct server *server, struct device *device);
+
+/* A model is gone: loads that wait for its name look again. */
+void server_loads_retry(struct server *server);
+
+/* Frees the memory of a resident, or failed, model that nobody uses, and takes it out of the registry. `call`, unless
+ * NULL, is answered then. */
+void server_unload(struct server *server, struct model *model, struct call *call);
+
+/* Sets up everything that needs no device: registry, events, mailbox, ticker. 0 or a negative errno. */
+int server_init(struct server *server, uv_loop_t *loop);
+
+/* Adds a device, which the server closes in the end: makes its staging for `workers` threads. */
+int server_add_device(struct server *server, struct device *device, unsigned workers, struct device_fault *ret_fault);
+
+/* Ends everything: calls get ShuttingDown, connections close, loads stop, memory is freed, devices are closed. `done`
+ * is called when nothing is left but what the caller owns. */
+void server_stop(struct server *server, void (*done)(struct server *server));

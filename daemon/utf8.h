@@ -1,0 +1,37 @@
+/* UTF-8, one character at a time. */
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Bytes of the character that `bytes` begins with, 1 to 4; 0 if they begin with none: no bytes left, a stray or missing
+ * continuation byte, an overlong form, a surrogate, or a value above U+10FFFF. */
+static inline size_t utf8_character(const char *bytes, size_t size)
+{
+    const uint8_t *b = (const uint8_t *)bytes;
+    size_t length;
+    uint32_t lowest, c;
+
+    if (size == 0)
+        return 0;
+    if (b[0] < 0x80)
+        return 1;
+    if (b[0] >= 0xc0 && b[0] < 0xe0)
+        length = 2, lowest = 0x80, c = b[0] & 0x1f;
+    else if (b[0] >= 0xe0 && b[0] < 0xf0)
+        length = 3, lowest = 0x800, c = b[0] & 0x0f;
+    else if (b[0] >= 0xf0 && b[0] < 0xf8)
+        length = 4, lowest = 0x10000, c = b[0] & 0x07;
+    else
+        return 0;
+    if (size < length)
+        return 0;
+    for (size_t i = 1; i < length; i++) {
+        if ((b[i] & 0xc0) != 0x80)
+            return 0;
+        c = c << 6 | (b[i] & 0x3f);
+    }
+    if (c < lowest || c > 0x10ffff || (c >= 0xd800 && c < 0xe000))
+        return 0;
+    return length;
+}
