@@ -19,6 +19,7 @@
     X(LimitExceeded, EDQUOT, "a limit was reached")                                                                    \
     X(PermissionDenied, EACCES, "not allowed")                                                                         \
     X(Cancelled, ECANCELED, "cancelled")                                                                               \
+    X(DeadlineExceeded, ETIMEDOUT, "the deadline has passed")                                                          \
     X(LeaseNotFound, ENOENT, "no such lease on this connection")                                                       \
     X(InvalidMessage, EPROTO, "not a valid message")                                                                   \
     X(ShuttingDown, ESHUTDOWN, "the daemon is going away")

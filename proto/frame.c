@@ -103,6 +103,11 @@ bool frame_reader_has_room(const struct frame_reader *reader)
     return reader->end - reader->start <= reader->max_size && reader->n_arrived <= FRAME_FDS_MAX;
 }
 
+size_t frame_reader_pending(const struct frame_reader *reader)
+{
+    return reader->end - reader->start;
+}
+
 /* Makes room for at least one byte behind the others. */
 static int frame_reader_grow(struct frame_reader *reader)
 {

@@ -45,6 +45,9 @@ int frame_reader_next(struct frame_reader *reader, struct frame_message *ret);
 /* There is room to read into: less than a greatest message waits, and at most FRAME_FDS_MAX descriptors do. */
 bool frame_reader_has_room(const struct frame_reader *reader);
 
+/* Bytes received and not taken. */
+size_t frame_reader_pending(const struct frame_reader *reader);
+
 struct frame_writer;
 
 /* max_queued: bytes that may wait to be sent. -ENOMEM. */

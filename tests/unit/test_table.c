@@ -1,0 +1,209 @@
+#include "proto/table.h"
+
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* clang-format off */
+#include <cmocka.h> /* wants the standard headers before it */
+/* clang-format on */
+
+static const struct table_tensor tensors[] = {
+    {"output.weight", 1024, 512, {16, 32}, 2, 14, 2},
+    {"blk.10.norm", 0, 128, {32}, 1, 0, 1},
+    {"blk.1.norm", 256, 0, {0, 4, 2, 8}, 4, 1, 2},
+    {"scalar", 1532, 4, {0}, 0, 0, 0},
+    {"\xc3\xa9", 512, 2, {1}, 1, 30, 3},
+};
+enum { n_tensors = sizeof(tensors) / sizeof(tensors[0]), ARENA = 1536 };
+
+static void *build(size_t *ret_size)
+{
+    void *table = NULL;
+    assert_int_equal(table_build(tensors, n_tensors, ARENA, &table, ret_size), 0);
+    return table;
+}
+
+static void test_round_trip(void **state)
+{
+    (void)state;
+    size_t size;
+    void *table = build(&size);
+    assert_int_equal(table_check(table, size), 0);
+
+    const struct table_header *header = table;
+    assert_memory_equal(header->magic, "rftable1", 8);
+    assert_int_equal(header->size, size);
+    assert_int_equal(header->n_tensors, n_tensors);
+    assert_int_equal(header->arena_bytes, ARENA);
+    for (size_t i = 0; i < n_tensors; i++) {
+        const struct table_entry *entry = &table_entries(table)[i];
+        assert_string_equal(table_name(table, entry), tensors[i].name);
+        assert_int_equal(entry->offset, tensors[i].offset);
+        assert_int_equal(entry->bytes, tensors[i].bytes);
+        assert_int_equal(entry->n_dims, tensors[i].n_dims);
+        assert_memory_equal(entry->shape, tensors[i].shape, sizeof(entry->shape));
+        assert_int_equal(entry->type, tensors[i].type);
+        assert_int_equal(entry->form, tensors[i].form);
+        assert_ptr_equal(table_find(table, tensors[i].name), entry);
+    }
+    static const char *const absent[] = {"", "a", "blk.1.nor", "blk.1.normx", "zzz", "\xff"};
+    for (size_t i = 0; i < sizeof(absent) / sizeof(absent[0]); i++)
+        assert_null(table_find(table, absent[i]));
+    free(table);
+}
+
+static void test_empty(void **state)
+{
+    (void)state;
+    void *table;
+    size_t size;
+    assert_int_equal(table_build(NULL, 0, 0, &table, &size), 0);
+    assert_int_equal(size, sizeof(struct table_header));
+    assert_int_equal(table_check(table, size), 0);
+    assert_null(table_find(table, ""));
+    free(table);
+}
+
+static void test_many(void **state)
+{
+    (void)state;
+    enum { n = 5000 };
+    struct table_tensor *many = calloc(n, sizeof(*many));
+    char(*names)[32] = calloc(n, sizeof(*names));
+    assert_non_null(many);
+    assert_non_null(names);
+    for (unsigned i = 0; i < n; i++) {
+        snprintf(names[i], sizeof(names[i]), "blk.%u.attn_q.weight", i * 7919 % n);
+        many[i] = (struct table_tensor){.name = names[i], .offset = i, .bytes = 1};
+    }
+    void *table;
+    size_t size;
+    assert_int_equal(table_build(many, n, n, &table, &size), 0);
+    assert_int_equal(table_check(table, size), 0);
+    for (unsigned i = 0; i < n; i++) {
+        const struct table_entry *entry = table_find(table, names[i]);
+        assert_non_null(entry);
+        assert_int_equal(entry->offset, i);
+    }
+    free(table);
+    free(names);
+    free(many);
+}
+
+/* Whatever is changed in a table, it is refused. */
+static void check_refused(size_t at, const void *bytes, size_t n)
+{
+    size_t size;
+    char *table = build(&size);
+    assert_true(at + n <= size);
+    assert_memory_not_equal(table + at, bytes, n);
+    memcpy(table + at, bytes, n);
+    if (table_check(table, size) != -EBADMSG)
+        fail_msg("a table with other bytes at %zu was taken", at);
+    free(table);
+}
+
+#define ENTRY(i, field)                                                                                                \
+    (sizeof(struct table_header) + (i) * sizeof(struct table_entry) + offsetof(struct table_entry, field))
+#define INDEX(i) (sizeof(struct table_header) + n_tensors * sizeof(struct table_entry) + (i) * sizeof(uint32_t))
+#define NAMES    INDEX(n_tensors)
+
+static void test_refused(void **state)
+{
+    (void)state;
+    static const uint64_t huge[] = {UINT64_MAX, UINT64_MAX / 76 + 1, 1ull << 32, n_tensors + 1, n_tensors - 1, 0};
+    check_refused(0, "rftable2", 8);
+    for (size_t i = 0; i < sizeof(huge) / sizeof(huge[0]); i++) {
+        check_refused(offsetof(struct table_header, size), &huge[i], 8);
+        check_refused(offsetof(struct table_header, n_tensors), &huge[i], 8);
+    }
+    uint64_t arena = ARENA - 1;
+    check_refused(offsetof(struct table_header, arena_bytes), &arena, 8);
+
+    static const uint64_t offsets[] = {UINT64_MAX, ARENA - 511, UINT64_MAX - 511};
+    for (size_t i = 0; i < sizeof(offsets) / sizeof(offsets[0]); i++)
+        check_refused(ENTRY(0, offset), &offsets[i], 8);
+    uint64_t bytes = UINT64_MAX - 1000;
+    check_refused(ENTRY(0, bytes), &bytes, 8);
+    static const uint64_t names[] = {0, NAMES + 1, NAMES - 1, UINT64_MAX, 1ull << 40};
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+        check_refused(ENTRY(0, name), &names[i], 8);
+    uint32_t dims = 5;
+    check_refused(ENTRY(0, n_dims), &dims, 4);
+    dims = 1; /* and a shape of two */
+    check_refused(ENTRY(0, n_dims), &dims, 4);
+
+    static const uint32_t indexes[] = {n_tensors, UINT32_MAX, 4};
+    for (size_t i = 0; i < sizeof(indexes) / sizeof(indexes[0]); i++)
+        check_refused(INDEX(1), &indexes[i], 4);
+    check_refused(NAMES, "z", 1);                           /* no longer in order */
+    check_refused(NAMES + strlen(tensors[0].name), "x", 1); /* no longer terminated there */
+}
+
+static void test_unterminated(void **state)
+{
+    (void)state;
+    size_t size;
+    char *table = build(&size);
+    table[size - 1] = 'x';
+    assert_int_equal(table_check(table, size), -EBADMSG);
+    free(table);
+}
+
+static void test_same_names(void **state)
+{
+    (void)state;
+    const struct table_tensor twins[] = {{.name = "twin"}, {.name = "twin"}};
+    void *table;
+    size_t size;
+    assert_int_equal(table_build(twins, 2, 0, &table, &size), 0);
+    assert_int_equal(table_check(table, size), -EBADMSG);
+    free(table);
+}
+
+/* No beginning of a table is one, even if it says that it is that short. */
+static void test_cut(void **state)
+{
+    (void)state;
+    size_t size;
+    char *table = build(&size);
+    for (size_t n = 0; n < size; n++) {
+        char *cut = malloc(n ? n : 1);
+        assert_non_null(cut);
+        memcpy(cut, table, n);
+        assert_int_equal(table_check(cut, n), -EBADMSG);
+        if (n >= sizeof(struct table_header))
+            ((struct table_header *)cut)->size = n;
+        if (table_check(cut, n) != -EBADMSG)
+            fail_msg("the first %zu bytes were taken", n);
+        free(cut);
+    }
+    free(table);
+}
+
+static void test_misaligned(void **state)
+{
+    (void)state;
+    size_t size;
+    char *table = build(&size);
+    char *copy = malloc(size + 8);
+    assert_non_null(copy);
+    memcpy(copy + 4, table, size);
+    assert_int_equal(table_check(copy + 4, size), -EBADMSG);
+    free(copy);
+    free(table);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_round_trip), cmocka_unit_test(test_empty),        cmocka_unit_test(test_many),
+        cmocka_unit_test(test_refused),    cmocka_unit_test(test_unterminated), cmocka_unit_test(test_same_names),
+        cmocka_unit_test(test_cut),        cmocka_unit_test(test_misaligned),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
