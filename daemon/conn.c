@@ -1,7 +1,7 @@
 #include "daemon/conn.h"
 
-#include "daemon/lease.h"
 #include "daemon/log.h"
+#include "daemon/model.h"
 #include "proto/frame.h"
 #include "proto/json_check.h"
 
@@ -24,6 +24,8 @@ struct conn {
     LIST_ENTRY(conn) link;
     struct conns *conns;
     uv_poll_t poll;
+    uv_timer_t deadline; /* of the call */
+    unsigned handles;    /* of the two, that the loop has not let go of */
     int socket;
     uint64_t id;
     pid_t pid;
@@ -50,6 +52,7 @@ struct conns {
     uint64_t next_id;
     uv_loop_t *loop;
     call_fn *dispatch;
+    conn_admit_fn *admit;
     void *context;
     void (*closed)(void *context);
     void *closed_context;
@@ -59,13 +62,14 @@ struct conns {
 static void conn_poll(struct conn *conn);
 static void conn_process(struct conn *conn);
 
-int conns_new(uv_loop_t *loop, call_fn *dispatch, void *context, struct conns **ret)
+int conns_new(uv_loop_t *loop, call_fn *dispatch, conn_admit_fn *admit, void *context, struct conns **ret)
 {
     struct conns *conns = calloc(1, sizeof(*conns));
     if (!conns)
         return -ENOMEM;
     conns->loop = loop;
     conns->dispatch = dispatch;
+    conns->admit = admit;
     conns->context = context;
     conns->next_id = 1;
     LIST_INIT(&conns->list);
@@ -88,6 +92,17 @@ size_t conns_count(const struct conns *conns)
     return conns->count;
 }
 
+size_t conns_count_of(const struct conns *conns, uid_t uid)
+{
+    size_t n = 0;
+    const struct conn *conn;
+    LIST_FOREACH(conn, &conns->list, link)
+    {
+        n += conn->uid == uid;
+    }
+    return n;
+}
+
 static void conn_free(struct conn *conn)
 {
     cJSON_Delete(conn->message);
@@ -99,10 +114,12 @@ static void conn_free(struct conn *conn)
     free(conn);
 }
 
-static void conn_poll_closed(uv_handle_t *handle)
+static void conn_handle_closed(uv_handle_t *handle)
 {
     struct conn *conn = handle->data;
     struct conns *conns = conn->conns;
+    if (--conn->handles > 0)
+        return;
     LIST_REMOVE(conn, link);
     conns->count--;
     conn_free(conn);
@@ -124,7 +141,9 @@ static void conn_close(struct conn *conn)
     while (!LIST_EMPTY(&conn->leases))
         lease_end(LIST_FIRST(&conn->leases));
     uv_poll_stop(&conn->poll);
-    uv_close((uv_handle_t *)&conn->poll, conn_poll_closed);
+    conn->handles = 2;
+    uv_close((uv_handle_t *)&conn->poll, conn_handle_closed);
+    uv_close((uv_handle_t *)&conn->deadline, conn_handle_closed);
 }
 
 void conns_close(struct conns *conns, void (*closed)(void *context), void *context)
@@ -201,10 +220,29 @@ static cJSON *error_message(enum wire_error error, cJSON *parameters)
     return message;
 }
 
-static cJSON *reply_message(cJSON *parameters, bool continues)
+/* Adds the names of models that this client is asked to let go, and was not told of yet. */
+static void add_draining(struct conn *conn, cJSON *parameters)
+{
+    cJSON *names = NULL;
+    struct lease *lease;
+    LIST_FOREACH(lease, &conn->leases, of_conn)
+    {
+        if (lease->told || lease->model->state != MODEL_DRAINING)
+            continue;
+        lease->told = true;
+        if (!names)
+            names = cJSON_AddArrayToObject(parameters, "draining");
+        cJSON_AddItemToArray(names, cJSON_CreateString(lease->model->name));
+    }
+}
+
+static cJSON *reply_message(struct conn *conn, cJSON *parameters, bool continues)
 {
     cJSON *message = cJSON_CreateObject();
-    cJSON_AddItemToObject(message, "parameters", parameters ? parameters : cJSON_CreateObject());
+    if (!parameters)
+        parameters = cJSON_CreateObject();
+    add_draining(conn, parameters);
+    cJSON_AddItemToObject(message, "parameters", parameters);
     if (continues)
         cJSON_AddTrueToObject(message, "continues");
     return message;
@@ -236,6 +274,7 @@ static void call_end(struct call *call)
 {
     struct conn *conn = call->conn;
     conn->in_call = false;
+    uv_timer_stop(&conn->deadline);
     cJSON_Delete(conn->message);
     conn->message = NULL;
     if (conn->state == CONN_OPEN && !conn->in_dispatch) {
@@ -252,7 +291,7 @@ void call_reply(struct call *call, cJSON *parameters, const int *fds, size_t n_f
     if (call->oneway)
         cJSON_Delete(parameters);
     else
-        conn_send(conn, reply_message(parameters, false), fds, n_fds);
+        conn_send(conn, reply_message(conn, parameters, false), fds, n_fds);
     call_end(call);
 }
 
@@ -264,7 +303,7 @@ bool call_continue(struct call *call, cJSON *parameters)
         cJSON_Delete(parameters);
         return false;
     }
-    conn_send(conn, reply_message(parameters, true), NULL, 0);
+    conn_send(conn, reply_message(conn, parameters, true), NULL, 0);
     return true;
 }
 
@@ -279,7 +318,7 @@ bool call_continue_all(struct call *call, cJSON *parameters)
         conn_break(conn);
         return false;
     }
-    conn_send(conn, reply_message(parameters, true), NULL, 0);
+    conn_send(conn, reply_message(conn, parameters, true), NULL, 0);
     return conn->state == CONN_OPEN;
 }
 
@@ -301,9 +340,50 @@ void call_fail_parameter(struct call *call, const char *parameter)
     call_fail(call, WIRE_InvalidParameter, parameters);
 }
 
+static void deadline_passed(uv_timer_t *timer)
+{
+    struct conn *conn = timer->data;
+    if (!conn->in_call)
+        return;
+    if (conn->call.abandoned)
+        conn->call.abandoned(&conn->call);
+    call_fail(&conn->call, WIRE_DeadlineExceeded, NULL);
+}
+
+void call_set_deadline(struct call *call, double seconds)
+{
+    if (seconds <= 0)
+        return;
+    double milliseconds = seconds * 1e3;
+    /* A century is as good as for ever, and fits. */
+    uint64_t timeout = milliseconds < 3e12 ? (uint64_t)milliseconds + 1 : 3000000000000u;
+    uv_update_time(call->conn->conns->loop);
+    uv_timer_start(&call->conn->deadline, deadline_passed, timeout, 0);
+}
+
 int call_take_fd(struct call *call, int64_t index)
 {
     return frame_message_take_fd(&call->conn->frame, index);
+}
+
+bool call_take_fds(struct call *call, const cJSON *indexes, int *fds, size_t *ret_n)
+{
+    size_t n = 0;
+    const cJSON *index;
+    cJSON_ArrayForEach (index, indexes) {
+        int fd = n < FRAME_FDS_MAX ? call_take_fd(call, (int64_t)index->valuedouble) : -EBADF;
+        if (fd < 0) {
+            while (n > 0)
+                close(fds[--n]);
+            call_fail_parameter(call, "fds");
+            return false;
+        }
+        fds[n++] = fd;
+    }
+    *ret_n = n;
+    if (n == 0)
+        call_fail_parameter(call, "fds");
+    return n > 0;
 }
 
 /* Makes a call of a message. Returns false, with the reason, if it is none. */
@@ -441,6 +521,18 @@ static void conn_poll(struct conn *conn)
     }
 }
 
+/* Tells a user who has too many connections, as well as that goes. */
+static int refuse_user(int socket, uint64_t limit)
+{
+    char text[160];
+    int n = snprintf(text, sizeof(text),
+                     "{\"error\":\"io.rocmforge.LimitExceeded\","
+                     "\"parameters\":{\"limit\":\"user-connections\",\"value\":%" PRIu64 "}}",
+                     limit);
+    (void)!send(socket, text, (size_t)n + 1, MSG_NOSIGNAL | MSG_DONTWAIT);
+    return -EDQUOT;
+}
+
 int conn_open(struct conns *conns, int socket)
 {
     struct conn *conn = calloc(1, sizeof(*conn));
@@ -455,6 +547,9 @@ int conn_open(struct conns *conns, int socket)
     struct ucred peer;
     socklen_t size = sizeof(peer);
     int r = getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0 ? -errno : 0;
+    uint64_t limit;
+    if (r == 0 && !conns->admit(conns->context, peer.uid, &limit))
+        r = refuse_user(socket, limit);
     if (r == 0)
         r = frame_reader_new(CONN_REQUEST_MAX, &conn->reader);
     if (r == 0)
@@ -467,7 +562,8 @@ int conn_open(struct conns *conns, int socket)
         conn_free(conn);
         return r;
     }
-    conn->poll.data = conn;
+    uv_timer_init(conns->loop, &conn->deadline);
+    conn->poll.data = conn->deadline.data = conn;
     conn->id = conns->next_id++;
     conn->pid = peer.pid;
     conn->uid = peer.uid;

@@ -45,7 +45,8 @@ struct call {
     bool more;               /* the client takes several replies */
     bool oneway;             /* the client takes none */
 
-    /* For calls that are answered later: called once if the connection closes first. Set by the handler. */
+    /* For calls that are answered later: called once if the connection closes, or the deadline passes, first. The
+     * handler sets it, and forgets the call when it is called. */
     void (*abandoned)(struct call *call);
     void *context; /* the handler's */
 };
@@ -56,14 +57,21 @@ typedef void call_fn(struct call *call, void *context);
 /* All connections of a daemon. */
 struct conns;
 
-int conns_new(uv_loop_t *loop, call_fn *dispatch, void *context, struct conns **ret);
+/* Whether a user may have another connection. *ret_limit: how many. */
+typedef bool conn_admit_fn(void *context, uid_t uid, uint64_t *ret_limit);
+
+/* `context` is passed to both functions. */
+int conns_new(uv_loop_t *loop, call_fn *dispatch, conn_admit_fn *admit, void *context, struct conns **ret);
 
 /* Closes every connection. `closed` is called once all are gone and conns is freed. */
 void conns_close(struct conns *conns, void (*closed)(void *context), void *context);
 
 size_t conns_count(const struct conns *conns);
 
-/* Takes over a connected socket, also when it fails. */
+/* Those of one user. */
+size_t conns_count_of(const struct conns *conns, uid_t uid);
+
+/* Takes over a connected socket, also when it fails. -EDQUOT: its user has too many already, and was told. */
 int conn_open(struct conns *conns, int socket);
 
 /* Who is at the other end, as the kernel says. */
@@ -94,5 +102,12 @@ void call_fail(struct call *call, enum wire_error error, cJSON *parameters);
 /* Ends the call with org.varlink.service.InvalidParameter. */
 void call_fail_parameter(struct call *call, const char *parameter);
 
+/* Ends the call with DeadlineExceeded if it is not answered within `seconds` from now; 0 or less: no deadline. */
+void call_set_deadline(struct call *call, double seconds);
+
 /* Gives the descriptor at `index` beside the message to the caller, who closes it; or -EBADF. */
 int call_take_fd(struct call *call, int64_t index);
+
+/* Gives the descriptors at the indexes in `indexes`, an array of integers, to the caller, who closes them; `fds` has
+ * room for FRAME_FDS_MAX. Returns true, or false after the call was failed. */
+bool call_take_fds(struct call *call, const cJSON *indexes, int *fds, size_t *ret_n);

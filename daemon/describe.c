@@ -2,6 +2,7 @@
 
 #include "daemon/conn.h"
 #include "daemon/registry.h"
+#include "daemon/utf8.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,23 +12,6 @@
 /* What Show gives of a long value. */
 #define METADATA_ELEMENTS_MAX 16u
 #define METADATA_STRING_MAX   4096u
-
-/* Length of the UTF-8 character at `text`, 0 if it is none. */
-static size_t utf8_length(const unsigned char *text)
-{
-    if (text[0] < 0x80)
-        return 1;
-    size_t n = text[0] >= 0xf0 && text[0] <= 0xf4 ? 4 : text[0] >= 0xe0 ? 3 : text[0] >= 0xc2 ? 2 : 0;
-    if (n == 0 || text[0] > 0xf4)
-        return 0;
-    for (size_t i = 1; i < n; i++)
-        if ((text[i] & 0xc0) != 0x80)
-            return 0;
-    if ((text[0] == 0xe0 && text[1] < 0xa0) || (text[0] == 0xed && text[1] > 0x9f) ||
-        (text[0] == 0xf0 && text[1] < 0x90) || (text[0] == 0xf4 && text[1] > 0x8f))
-        return 0;
-    return n;
-}
 
 void describe_text(cJSON *object, const char *key, const char *text)
 {
@@ -39,17 +23,11 @@ void describe_text(cJSON *object, const char *key, const char *text)
     if (!clean)
         return;
     size_t used = 0;
-    for (const unsigned char *at = (const unsigned char *)text; *at;) {
-        size_t n = utf8_length(at);
-        if (n == 0) {
-            memcpy(clean + used, "\xef\xbf\xbd", 3);
-            used += 3;
-            at++;
-            continue;
-        }
-        memcpy(clean + used, at, n);
-        used += n;
-        at += n;
+    for (const char *at = text, *end = text + strlen(text); at < end;) {
+        size_t n = utf8_character(at, (size_t)(end - at));
+        memcpy(clean + used, n > 0 ? at : "\xef\xbf\xbd", n > 0 ? n : 3);
+        used += n > 0 ? n : 3;
+        at += n > 0 ? n : 1;
     }
     clean[used] = '\0';
     cJSON_AddStringToObject(object, key, clean);
@@ -76,16 +54,20 @@ cJSON *describe_model(const struct model *model)
     cJSON_AddStringToObject(object, "device", model->device->id);
     cJSON_AddStringToObject(object, "state", model_state_name(model->state));
     add_integer(object, "bytes", model->plan ? model->plan->arena_bytes : 0);
-    add_integer(object, "size", model->source->identity.size);
+    add_integer(object, "size", model->source->size);
     add_integer(object, "tensors", model->header ? model->header->n_tensors : 0);
     add_integer(object, "leases", model->n_leases);
-    cJSON_AddBoolToObject(object, "pinned", false);
-    cJSON_AddNullToObject(object, "ttl");
+    cJSON_AddBoolToObject(object, "pinned", model->pinned);
+    if (model->ttl >= 0)
+        add_integer(object, "ttl", (uint64_t)model->ttl);
+    else
+        cJSON_AddNullToObject(object, "ttl");
     if (model->state == MODEL_RESIDENT && model->n_leases == 0)
         cJSON_AddNumberToObject(object, "idle", seconds_since(model->idle_since));
     else
         cJSON_AddNullToObject(object, "idle");
     add_integer(object, "uid", model->uid);
+    cJSON_AddBoolToObject(object, "private", model->private);
     add_integer(object, "overflows", model->overflows);
     return object;
 }
@@ -276,11 +258,16 @@ cJSON *describe_unsupported(const struct gguf_tensor *tensor)
     return object;
 }
 
-cJSON *describe_out_of_memory(const struct device *device, uint64_t needed, uint64_t available)
+cJSON *describe_out_of_memory(const struct device *device, uint64_t needed, uint64_t available, uint64_t evictable)
 {
     cJSON *object = object_with("device", device->id);
     add_integer(object, "needed", needed);
     add_integer(object, "available", available);
-    add_integer(object, "evictable", 0);
+    add_integer(object, "evictable", evictable);
     return object;
+}
+
+cJSON *describe_state(const char *state)
+{
+    return object_with("state", state);
 }

@@ -30,7 +30,10 @@ cJSON *describe_reason(const char *reason);
 cJSON *describe_device_name(const char *device);
 cJSON *describe_busy(const struct model *model);
 cJSON *describe_unsupported(const struct gguf_tensor *tensor);
-cJSON *describe_out_of_memory(const struct device *device, uint64_t needed, uint64_t available);
+cJSON *describe_out_of_memory(const struct device *device, uint64_t needed, uint64_t available, uint64_t evictable);
+
+/* The reply of Unload. */
+cJSON *describe_state(const char *state);
 
 /* The tensor table as JSON text, made once and kept by the model. NULL if memory is short. */
 const char *describe_tensors(struct model *model);

@@ -136,6 +136,7 @@ struct device {
 
     /* The daemon's part; loop only. */
     uint64_t budget; /* bytes that models may take */
+    uint64_t rate;   /* of the last load, in bytes of the file per second; 0: none yet */
     uint64_t used;   /* the ledger: bytes that models take, or have been promised */
     bool failed;
     struct staging *staging;

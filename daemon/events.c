@@ -76,6 +76,8 @@ void events_emit(struct events *events, const char *event, const struct model *m
     struct watcher *watcher;
     TAILQ_FOREACH(watcher, &events->watchers, link)
     {
+        if (!model_visible(model, conn_uid(watcher->call->conn)))
+            continue;
         cJSON *reply = cJSON_CreateObject();
         cJSON_AddStringToObject(reply, "event", event);
         cJSON_AddItemToObject(reply, "model", describe_model(model));

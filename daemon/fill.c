@@ -1,12 +1,15 @@
 #include "daemon/fill.h"
 
+#include "daemon/worker.h"
 #include "kernels/dequant.h"
 
 #include <assert.h>
+#include <string.h>
 
 /* Reads one piece and decodes it, a part at a time that the cache holds. */
-static int piece_decode(const struct source *source, const struct plan *plan, size_t index, uint8_t *dst, void *scratch,
-                        uint64_t *overflows, uint64_t *read_ns, uint64_t *decode_ns, struct device_fault *ret_fault)
+static int piece_decode(const struct source *source, const struct plan *plan, size_t shard, size_t index, uint8_t *dst,
+                        void *scratch, uint64_t *overflows, uint64_t *read_ns, uint64_t *decode_ns,
+                        struct device_fault *ret_fault)
 {
     const struct piece *piece = &plan->pieces[index];
     uint64_t offset = plan->piece_file_offsets[index];
@@ -19,7 +22,7 @@ static int piece_decode(const struct source *source, const struct plan *plan, si
     while (blocks > 0) {
         uint64_t n = blocks < blocks_at_once ? blocks : blocks_at_once;
         uint64_t begin = uv_hrtime();
-        int r = source_read(source, offset, scratch, n * piece->type->block_bytes, ret_fault);
+        int r = source_read(source, shard, offset, scratch, n * piece->type->block_bytes, ret_fault);
         uint64_t middle = uv_hrtime();
         if (r < 0)
             return r;
@@ -38,7 +41,7 @@ int fill_read(const struct source *source, const struct plan *plan, const struct
 {
     uint64_t begin = uv_hrtime();
     if (plan->verbatim) {
-        int r = source_read(source, chunk->file_offset, dst, chunk->file_bytes, ret_fault);
+        int r = source_read(source, chunk->shard, chunk->file_offset, dst, chunk->file_bytes, ret_fault);
         *read_ns += uv_hrtime() - begin;
         return r;
     }
@@ -48,10 +51,10 @@ int fill_read(const struct source *source, const struct plan *plan, const struct
         int r;
         if (piece->form == FORM_NATIVE) {
             begin = uv_hrtime();
-            r = source_read(source, plan->piece_file_offsets[i], at, piece->slot_bytes, ret_fault);
+            r = source_read(source, chunk->shard, plan->piece_file_offsets[i], at, piece->slot_bytes, ret_fault);
             *read_ns += uv_hrtime() - begin;
         } else
-            r = piece_decode(source, plan, i, at, scratch, overflows, read_ns, decode_ns, ret_fault);
+            r = piece_decode(source, plan, chunk->shard, i, at, scratch, overflows, read_ns, decode_ns, ret_fault);
         if (r < 0)
             return r;
     }
@@ -86,9 +89,14 @@ static void fill_transferred(struct transfer *transfer)
 static void fill_work(uv_work_t *work)
 {
     struct fill *fill = work->data;
+    worker_step_back();
     fill->begin_ns = uv_hrtime();
-    fill->status = fill_read(fill->source, fill->plan, fill->chunk, fill->slot->data, fill->slot->scratch,
-                             &fill->overflows, &fill->read_ns, &fill->decode_ns, &fill->fault);
+    if (fill->memory) {
+        memcpy(fill->slot->data, (const uint8_t *)fill->memory + fill->chunk->file_offset, fill->chunk->file_bytes);
+        fill->read_ns = uv_hrtime() - fill->begin_ns;
+    } else
+        fill->status = fill_read(fill->source, fill->plan, fill->chunk, fill->slot->data, fill->slot->scratch,
+                                 &fill->overflows, &fill->read_ns, &fill->decode_ns, &fill->fault);
     fill->end_ns = uv_hrtime();
     if (fill->status < 0) {
         fill->of_file = true;

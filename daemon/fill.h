@@ -14,6 +14,7 @@
 struct fill {
     /* What to do; all borrowed until `done`. */
     const struct source *source;
+    const void *memory; /* NULL, or where the bytes are instead of in the source */
     const struct plan *plan;
     const struct chunk *chunk;
     struct slot *slot;

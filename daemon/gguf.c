@@ -614,12 +614,14 @@ int gguf_read(int fd, uint64_t file_size, struct gguf **ret, struct gguf_fault *
 
 void gguf_free(struct gguf *model)
 {
-    if (!model)
-        return;
-    free(model->kv);
-    free(model->tensors);
-    free(model->memory);
-    free(model);
+    while (model) {
+        struct gguf *next = model->next;
+        free(model->kv);
+        free(model->tensors);
+        free(model->memory);
+        free(model);
+        model = next;
+    }
 }
 
 const struct gguf_kv *gguf_find(const struct gguf *model, const char *key)

@@ -77,6 +77,7 @@ struct gguf {
     size_t n_tensors;
     struct gguf_tensor *tensors; /* in the order of the file */
     void *memory;                /* what the pointers above point into */
+    struct gguf *next;           /* of a joined model: the next file's header, which tensors point into; owned */
 };
 
 /* Why a file is refused. `reason` is a sentence in `text`, or a static one; offset is that of the faulty field. */

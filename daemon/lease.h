@@ -3,6 +3,7 @@
  * Loop thread only. */
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/queue.h>
 
@@ -16,6 +17,7 @@ struct lease {
     struct model *model;
     struct conn *conn;
     uint64_t since; /* uv_hrtime() */
+    bool told;      /* that the model drains */
     LIST_ENTRY(lease) of_model;
     LIST_ENTRY(lease) of_conn;
 };

@@ -68,6 +68,8 @@ static void listener_ready(uv_poll_t *poll, int status, int events)
             continue;
         }
         int r = conn_open(listener->conns, socket);
+        if (r == -EDQUOT)
+            continue; /* it was told */
         if (r < 0)
             log_warning("a client cannot be served: %s", strerror(-r));
     }

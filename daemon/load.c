@@ -1,11 +1,14 @@
 #include "daemon/load.h"
 
+#include "daemon/attach.h"
 #include "daemon/describe.h"
 #include "daemon/failure.h"
 #include "daemon/fill.h"
 #include "daemon/load_job.h"
 #include "daemon/log.h"
+#include "daemon/residency.h"
 #include "daemon/server.h"
+#include "daemon/users.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -17,6 +20,7 @@
 enum load_state {
     LOAD_IDENTIFYING,
     LOAD_OPENING,
+    LOAD_RESERVING,
     LOAD_ALLOCATING,
     LOAD_FILLING,
     LOAD_SEALING,
@@ -25,53 +29,39 @@ enum load_state {
     LOAD_DONE,
 };
 
+#define BIT(state) (1u << (state))
+
 /* The states that may follow each. */
 static const unsigned transitions[] = {
-    [LOAD_IDENTIFYING] = 1u << LOAD_OPENING | 1u << LOAD_STOPPING | 1u << LOAD_DONE,
-    [LOAD_OPENING] = 1u << LOAD_ALLOCATING | 1u << LOAD_STOPPING,
-    [LOAD_ALLOCATING] = 1u << LOAD_FILLING | 1u << LOAD_STOPPING,
-    [LOAD_FILLING] = 1u << LOAD_SEALING | 1u << LOAD_STOPPING,
-    [LOAD_SEALING] = 1u << LOAD_DONE | 1u << LOAD_STOPPING,
-    [LOAD_STOPPING] = 1u << LOAD_RELEASING | 1u << LOAD_DONE,
-    [LOAD_RELEASING] = 1u << LOAD_DONE,
+    [LOAD_IDENTIFYING] = BIT(LOAD_OPENING) | BIT(LOAD_RESERVING) | BIT(LOAD_DONE),
+    [LOAD_OPENING] = BIT(LOAD_RESERVING) | BIT(LOAD_STOPPING),
+    [LOAD_RESERVING] = BIT(LOAD_ALLOCATING) | BIT(LOAD_STOPPING),
+    [LOAD_ALLOCATING] = BIT(LOAD_FILLING) | BIT(LOAD_STOPPING),
+    [LOAD_FILLING] = BIT(LOAD_SEALING) | BIT(LOAD_STOPPING),
+    [LOAD_SEALING] = BIT(LOAD_DONE) | BIT(LOAD_STOPPING),
+    [LOAD_STOPPING] = BIT(LOAD_RELEASING) | BIT(LOAD_DONE),
+    [LOAD_RELEASING] = BIT(LOAD_DONE),
     [LOAD_DONE] = 0,
-};
-
-/* What a call waits for. */
-enum waiter_kind {
-    WAIT_RESIDENT,
-    WAIT_ALLOCATED, /* the file was understood, and its memory taken */
-    WAIT_END,       /* it asked for the load's end, and is content with it */
-};
-
-struct waiter {
-    struct call *call;
-    struct load *load;
-    enum waiter_kind kind;
-    TAILQ_ENTRY(waiter) link;
 };
 
 struct load {
     TAILQ_ENTRY(load) link;
     struct server *server;
     enum load_state state;
-    struct model *model; /* NULL before it was identified */
-    struct device *device;
-    enum form form;
-    bool decode_on_cpu;
-    bool trusted;
-    uid_t uid;
-    char *name;   /* NULL: from the file's */
-    char *path;   /* NULL: by descriptor */
-    bool blocked; /* until the model that has its name, or its file, is gone */
-
-    TAILQ_HEAD(, waiter) waiters;
+    struct load_request request; /* its strings are the load's own, its descriptors are gone */
+    struct model *model;         /* NULL before it was identified */
+    struct waiters waiters;
     bool detached; /* goes on when nobody waits */
     struct failure failure;
 
     struct load_job job; /* the worker's while in_job */
     bool in_job;
+    bool blocked;       /* until a model that has its name, its file or its memory is gone */
+    bool reserved;      /* the ledger has its bytes */
+    unsigned n_victims; /* models that go for it, and are not gone yet */
 
+    bool restores;           /* a cached model, from host memory */
+    const struct plan *plan; /* what is filled: the model's, or the job's linear one */
     struct consumer consumer;
     size_t next_chunk;
     struct fill *fills; /* one for each slot of the device */
@@ -84,9 +74,14 @@ struct load {
 
 static void load_step(struct load *load);
 
+static struct device *load_device(const struct load *load)
+{
+    return load->request.device;
+}
+
 static void load_move(struct load *load, enum load_state state)
 {
-    assert(transitions[load->state] & 1u << state);
+    assert(transitions[load->state] & BIT(state));
     load->state = state;
 }
 
@@ -100,77 +95,64 @@ static void load_show(struct load *load, enum load_state state, enum model_state
 
 static void load_free(struct load *load)
 {
-    assert(TAILQ_EMPTY(&load->waiters) && load->n_fills == 0 && !load->in_job);
+    assert(waiters_empty(&load->waiters) && load->n_fills == 0 && load->n_victims == 0 && !load->in_job);
     struct server *server = load->server;
     TAILQ_REMOVE(&server->loads, load, link);
     server->n_loads--;
     failure_clear(&load->failure);
     load_job_clear(&load->job);
     free(load->fills);
-    free(load->name);
-    free(load->path);
+    free((char *)(uintptr_t)load->request.name);
+    free((char *)(uintptr_t)load->request.path);
     free(load);
     server_changed(server);
     server_job_end(server);
 }
 
+static void load_fail_memory(struct load *load)
+{
+    failure_set(&load->failure, WIRE_LimitExceeded, describe_limit("memory", 0));
+}
+
+static void load_fail_device(struct load *load, int error, const struct device_fault *fault)
+{
+    failure_set_device(&load->failure, error, fault);
+    if (error == -ENODEV)
+        server_device_failed(load->server, load_device(load));
+}
+
 /* --- those who wait --- */
 
-static void waiter_free(struct waiter *waiter)
+static void load_deserted(struct waiters *waiters)
 {
-    TAILQ_REMOVE(&waiter->load->waiters, waiter, link);
-    free(waiter);
+    struct load *load = (struct load *)((char *)waiters - offsetof(struct load, waiters));
+    if (load->detached)
+        return;
+    failure_set(&load->failure, WIRE_Cancelled, NULL);
+    load_step(load);
 }
 
-static void waiter_abandoned(struct call *call)
+/* Answers those who want to know that the model is resident; others have nothing to wait for any more. */
+static void waiters_reply(struct load *load)
 {
-    struct waiter *waiter = call->context;
-    struct load *load = waiter->load;
-    waiter_free(waiter);
-    if (TAILQ_EMPTY(&load->waiters) && !load->detached) {
-        failure_set(&load->failure, WIRE_Cancelled, NULL);
-        load_step(load);
-    }
-}
-
-static bool waiter_add(struct load *load, struct call *call, enum waiter_kind kind)
-{
-    struct waiter *waiter = calloc(1, sizeof(*waiter));
-    if (!waiter) {
-        call_fail(call, WIRE_LimitExceeded, describe_limit("memory", 0));
-        return false;
-    }
-    waiter->call = call;
-    waiter->load = load;
-    waiter->kind = kind;
-    call->context = waiter;
-    call->abandoned = waiter_abandoned;
-    TAILQ_INSERT_TAIL(&load->waiters, waiter, link);
-    return true;
-}
-
-/* Answers those who wait for this kind of news. */
-static void waiters_reply(struct load *load, enum waiter_kind kind)
-{
-    struct waiter *waiter, *next;
-    for (waiter = TAILQ_FIRST(&load->waiters); waiter; waiter = next) {
-        next = TAILQ_NEXT(waiter, link);
-        if (waiter->kind != kind)
-            continue;
-        struct call *call = waiter->call;
-        waiter_free(waiter);
-        call_reply(call, describe_loaded(load->model, load->phases.total_ns ? &load->phases : NULL), NULL, 0);
+    enum waiter_kind kind;
+    struct call *call;
+    while ((call = waiters_take_any(&load->waiters, &kind))) {
+        if (kind == WAIT_ATTACH)
+            attach_grant(load->server, load->model, call);
+        else if (kind == WAIT_END)
+            call_fail(call, WIRE_ModelBusy, describe_busy(load->model)); /* too late to be cancelled */
+        else
+            call_reply(call, describe_loaded(load->model, &load->phases), NULL, 0);
     }
 }
 
 static void waiters_fail(struct load *load)
 {
-    struct waiter *waiter;
-    while ((waiter = TAILQ_FIRST(&load->waiters))) {
-        struct call *call = waiter->call;
-        bool content = waiter->kind == WAIT_END && load->failure.error == WIRE_Cancelled;
-        waiter_free(waiter);
-        if (content)
+    enum waiter_kind kind;
+    struct call *call;
+    while ((call = waiters_take_any(&load->waiters, &kind))) {
+        if (kind == WAIT_END && load->failure.error == WIRE_Cancelled)
             call_reply(call, NULL, NULL, 0);
         else
             call_fail(call, load->failure.error, failure_parameters(&load->failure));
@@ -181,57 +163,78 @@ void load_progress(const struct load *load, struct load_progress *ret)
 {
     *ret = (struct load_progress){.done = load->filled_bytes};
     if (load->model && load->model->plan)
-        ret->total = load->model->plan->model_bytes;
+        ret->total = load->restores ? load->model->plan->arena_bytes : load->model->plan->model_bytes;
     if (load->filling)
         ret->elapsed_ns = uv_hrtime() - load->filling;
 }
 
+static cJSON *describe_this(void *context)
+{
+    struct load *load = context;
+    return describe_loading(load->model, load);
+}
+
 void load_report(struct load *load)
 {
-    if (!load->model)
-        return;
-    struct waiter *waiter;
-    TAILQ_FOREACH(waiter, &load->waiters, link)
-    {
-        if (waiter->call->more && waiter->kind != WAIT_END)
-            (void)call_continue(waiter->call, describe_loading(load->model, load));
-    }
+    if (load->model)
+        waiters_tell(&load->waiters, describe_this, load);
 }
 
 /* --- the end --- */
 
-static void load_finish(struct load *load)
+static void load_succeed(struct load *load)
+{
+    struct model *model = load->model;
+    model->load = NULL;
+    model->state = MODEL_RESIDENT;
+    model->idle_since = uv_hrtime();
+    load->phases.total_ns = uv_hrtime() - load->began;
+    residency_cache_drop(model);
+    if (!load->restores && load->filling) {
+        uint64_t elapsed = uv_hrtime() - load->filling;
+        model->device->rate = elapsed ? (uint64_t)((double)load->filled_bytes * 1e9 / (double)elapsed) : 0;
+    }
+    log_info("model=%s id=%" PRIu64 " resident on %s: %" PRIu64 " bytes in %.3f s", model->name, model->id,
+             model->device->id, model->plan->arena_bytes, (double)load->phases.total_ns / 1e9);
+    events_emit(load->server->events, "resident", model, NULL);
+    if (load->request.done)
+        load->request.done(load->request.context, model, NULL);
+    waiters_reply(load);
+    residency_idle(load->server, model);
+}
+
+static void load_give_up(struct load *load)
 {
     struct model *model = load->model;
     struct server *server = load->server;
-    load_move(load, LOAD_DONE);
-    if (load->failure.error == WIRE_OK) {
-        model->load = NULL;
-        model->state = MODEL_RESIDENT;
-        model->idle_since = uv_hrtime();
-        load->phases.total_ns = uv_hrtime() - load->began;
-        log_info("model=%s id=%" PRIu64 " resident on %s: %" PRIu64 " bytes in %.3f s", model->name, model->id,
-                 model->device->id, model->plan->arena_bytes, (double)load->phases.total_ns / 1e9);
-        events_emit(server->events, "resident", model, NULL);
-        waiters_reply(load, WAIT_RESIDENT);
-        failure_set(&load->failure, WIRE_ModelBusy, describe_busy(model)); /* too late to be cancelled */
-        waiters_fail(load);
-        load_free(load);
-        return;
-    }
     char text[512];
     failure_text(&load->failure, text, sizeof(text));
-    if (model) {
+    if (!model)
+        log_notice("uid=%u load refused: %s", (unsigned)load->request.uid, text);
+    else {
         log_notice("model=%s id=%" PRIu64 " not loaded: %s", model->name, model->id, text);
-        events_emit(server->events, load->failure.error == WIRE_Cancelled ? "cancelled" : "failed", model, text);
         registry_release(model);
         model->load = NULL;
-        registry_remove(&server->registry, model);
+        events_emit(server->events, load->failure.error == WIRE_Cancelled ? "cancelled" : "failed", model, text);
+        if (load->restores)
+            model->state = MODEL_CACHED;
+        else
+            registry_remove(&server->registry, model);
         load->model = NULL;
         server_loads_retry(server);
-    } else
-        log_notice("uid=%u load refused: %s", (unsigned)load->uid, text);
+    }
+    if (load->request.done)
+        load->request.done(load->request.context, NULL, text);
     waiters_fail(load);
+}
+
+static void load_finish(struct load *load)
+{
+    load_move(load, LOAD_DONE);
+    if (load->failure.error == WIRE_OK)
+        load_succeed(load);
+    else
+        load_give_up(load);
     load_free(load);
 }
 
@@ -260,6 +263,7 @@ static void load_queue(struct load *load, void (*run)(struct load_job *job))
     load->in_job = true;
     int r = uv_queue_work(load->server->loop, &load->job.work, load_job_work, load_job_done);
     assert(r == 0); /* it only refuses a job without a function */
+    (void)r;
 }
 
 /* --- filling --- */
@@ -279,14 +283,11 @@ static void load_filled(struct fill *fill)
     } else if (fill->of_file)
         failure_set_file(&load->failure, fill->status, &fill->fault, load->model->source->path);
     else if (fill->status == -ENOMEM)
-        failure_set(
-            &load->failure, WIRE_OutOfDeviceMemory,
-            describe_out_of_memory(load->device, load->model->plan->arena_bytes, device_available(load->device)));
-    else {
-        failure_set_device(&load->failure, fill->status, &fill->fault);
-        if (fill->status == -ENODEV)
-            server_device_failed(load->server, load->device);
-    }
+        failure_set(&load->failure, WIRE_OutOfDeviceMemory,
+                    describe_out_of_memory(load_device(load), load->model->plan->arena_bytes,
+                                           device_available(load_device(load)), 0));
+    else
+        load_fail_device(load, fill->status, &fill->fault);
     struct server *server = load->server;
     load_step(load); /* may free the load */
     scheduler_give(server_scheduler(server, slot->device), slot);
@@ -296,14 +297,14 @@ static void load_filled(struct fill *fill)
 static uint64_t load_use(struct consumer *consumer, struct slot *slot)
 {
     struct load *load = (struct load *)((char *)consumer - offsetof(struct load, consumer));
-    const struct plan *plan = load->model->plan;
-    if (load->next_chunk == plan->n_chunks)
+    if (load->next_chunk == load->plan->n_chunks)
         return 0;
     struct fill *fill = &load->fills[slot->index];
-    const struct chunk *chunk = &plan->chunks[load->next_chunk++];
+    const struct chunk *chunk = &load->plan->chunks[load->next_chunk++];
     *fill = (struct fill){
         .source = load->model->source,
-        .plan = plan,
+        .memory = load->restores ? load->model->cache : NULL,
+        .plan = load->plan,
         .chunk = chunk,
         .slot = slot,
         .arena = load->model->arena,
@@ -324,26 +325,62 @@ static bool model_departs(const struct model *model)
     return model->state == MODEL_UNLOADING || (model->load && load_ends(model->load));
 }
 
+/* Goes on with a model that host memory has. */
+static void load_begin_restore(struct load *load, struct model *model)
+{
+    load->restores = true;
+    load->model = model;
+    model->load = load;
+    load_show(load, LOAD_RESERVING, MODEL_ALLOCATING);
+    events_emit(load->server->events, "loading", model, NULL);
+    load_queue(load, load_job_nothing); /* RESERVING begins when that comes back */
+}
+
 /* Somebody else loads this file, or has: those who wait for this load wait for that, and this one is over. */
 static void load_join(struct load *load, struct model *model)
 {
     struct load *other = model->load;
-    struct waiter *waiter;
-    while ((waiter = TAILQ_FIRST(&load->waiters))) {
-        if (other && (other->state < LOAD_FILLING || waiter->kind == WAIT_RESIDENT)) {
-            TAILQ_REMOVE(&load->waiters, waiter, link);
-            waiter->load = other;
-            TAILQ_INSERT_TAIL(&other->waiters, waiter, link);
-            continue;
-        }
-        struct call *call = waiter->call;
-        waiter_free(waiter);
-        call_reply(call, describe_loaded(model, NULL), NULL, 0);
-    }
-    if (other)
+    model->pinned |= load->request.pin;
+    if (load->request.ttl >= 0)
+        model->ttl = load->request.ttl;
+    struct call *call;
+    if (other) {
+        while (other->state >= LOAD_FILLING && (call = waiters_take(&load->waiters, WAIT_ALLOCATED)))
+            call_reply(call, describe_loaded(model, NULL), NULL, 0);
+        waiters_move(&load->waiters, &other->waiters);
         other->detached |= load->detached;
+    } else
+        while ((call = waiters_take(&load->waiters, load->detached ? WAIT_ALLOCATED : WAIT_RESIDENT)))
+            call_reply(call, describe_loaded(model, NULL), NULL, 0);
+    if (load->request.done)
+        load->request.done(load->request.context, model, NULL);
+    model->idle_since = uv_hrtime();
+    residency_idle(load->server, model);
     load_move(load, LOAD_DONE);
     load_free(load);
+}
+
+/* A new model of this name, in the registry. NULL if memory is short. */
+static struct model *load_new_model(struct load *load, const char *name)
+{
+    struct model *model = calloc(1, sizeof(*model));
+    if (!model)
+        return NULL;
+    strcpy(model->name, name);
+    model->form = load->request.form;
+    model->device = load_device(load);
+    model->uid = load->request.uid;
+    model->pinned = load->request.pin;
+    model->ttl = load->request.ttl;
+    model->private = load->request.private;
+    model->source = load->job.source;
+    load->job.source = NULL;
+    model->table_fd = -1;
+    model->export.fd = -1;
+    model->load = load;
+    LIST_INIT(&model->leases);
+    registry_add(&load->server->registry, model);
+    return model;
 }
 
 /* Returns true if the load is over: joined to another. */
@@ -352,29 +389,42 @@ static bool load_identified(struct load *load)
     struct server *server = load->server;
     struct load_job *job = &load->job;
     if (job->status < 0) {
-        failure_set_file(&load->failure, job->status, &job->fault, load->path);
+        failure_set_file(&load->failure, job->status, &job->fault, load->request.path);
         return false;
     }
-    if (load->path && !load->trusted && !job->source->readable_by_all) {
+    if (load->request.path && !load->request.trusted && !job->source->readable_by_all) {
         failure_set(&load->failure, WIRE_PermissionDenied,
                     describe_reason("not everyone may read this file: pass it as a descriptor"));
         return false;
     }
-    if (load->device->failed) {
-        failure_set(&load->failure, WIRE_DeviceNotFound, describe_device_name(load->device->id));
+    if (load_device(load)->failed) {
+        failure_set(&load->failure, WIRE_DeviceNotFound, describe_device_name(load_device(load)->id));
         return false;
     }
-    struct model *model = registry_find_file(&server->registry, &job->source->identity, load->form, load->device);
-    if (model && !model_departs(model)) {
+    struct model *model = registry_find_source(&server->registry, job->source, load->request.form, load_device(load),
+                                               load->request.private ? &load->request.uid : NULL);
+    if (model && (model_departs(model) || model->state == MODEL_SAVING)) {
+        load->blocked = true;
+        return false;
+    }
+    if (model && model->state == MODEL_CACHED) {
+        load_begin_restore(load, model);
+        return false;
+    }
+    if (model) {
         load_join(load, model);
         return true;
     }
     char derived[MODEL_NAME_MAX + 1];
-    if (!load->name)
+    if (!load->request.name)
         model_name_derive(job->source->path, derived);
-    const char *name = load->name ? load->name : derived;
+    const char *name = load->request.name ? load->request.name : derived;
     model = registry_find(&server->registry, name);
-    if (model && model_departs(model)) {
+    if (model && model->state == MODEL_CACHED) {
+        residency_forget(server, model); /* nobody uses it; its name is wanted */
+        model = NULL;
+    }
+    if (model && (model_departs(model) || model->state == MODEL_SAVING)) {
         load->blocked = true;
         return false;
     }
@@ -382,28 +432,49 @@ static bool load_identified(struct load *load)
         failure_set(&load->failure, WIRE_NameInUse, describe_name(name));
         return false;
     }
-    model = calloc(1, sizeof(*model));
-    if (!model) {
-        failure_set(&load->failure, WIRE_LimitExceeded, describe_limit("memory", 0));
+    load->model = load_new_model(load, name);
+    if (!load->model) {
+        load_fail_memory(load);
         return false;
     }
-    strcpy(model->name, name);
-    model->form = load->form;
-    model->device = load->device;
-    model->uid = load->uid;
-    model->source = job->source;
-    job->source = NULL;
-    model->table_fd = -1;
-    model->export.fd = -1;
-    model->load = load;
-    LIST_INIT(&model->leases);
-    load->model = model;
-    registry_add(&server->registry, model);
     load_show(load, LOAD_OPENING, MODEL_OPENING);
-    events_emit(server->events, "loading", model, NULL);
-    job->opened = model->source;
+    events_emit(server->events, "loading", load->model, NULL);
+    job->opened = load->model->source;
     load_queue(load, load_job_open);
     return false;
+}
+
+/* Takes the device's bytes for the model, if need be from others; waits for those to go. */
+static void load_reserve(struct load *load)
+{
+    struct model *model = load->model;
+    uint64_t limit;
+    if (!load->reserved && !load->restores &&
+        !user_may(load->server, load->request.uid, LIMIT_BYTES, model->plan->arena_bytes, &limit)) {
+        failure_set(&load->failure, WIRE_LimitExceeded, describe_limit(user_limit_name(LIMIT_BYTES), limit));
+        return;
+    }
+    if (!load->reserved) {
+        struct residency_shortage shortage;
+        int r = residency_reserve(load->server, load, model, &load->n_victims, &shortage);
+        if (r == -EAGAIN) {
+            load->blocked = true; /* memory is on its way back */
+            return;
+        }
+        if (r < 0) {
+            failure_set(&load->failure, WIRE_OutOfDeviceMemory,
+                        describe_out_of_memory(load_device(load), model->plan->arena_bytes, shortage.available,
+                                               shortage.evictable));
+            return;
+        }
+        load->reserved = true;
+    }
+    if (load->n_victims > 0)
+        return;
+    load_show(load, LOAD_ALLOCATING, MODEL_ALLOCATING);
+    load->job.planned = model->plan;
+    load->job.decode_on_cpu = load->request.decode_on_cpu;
+    load_queue(load, load->restores ? load_job_reallocate : load_job_allocate);
 }
 
 static void load_opened(struct load *load)
@@ -415,39 +486,36 @@ static void load_opened(struct load *load)
     job->header = NULL;
     job->plan = NULL;
     load->phases.parse_ns = job->elapsed_ns;
-    if (job->status == -EBADMSG)
+    switch (job->status) {
+    case 0:
+        load_move(load, LOAD_RESERVING);
+        load_reserve(load);
+        break;
+    case -EBADMSG:
         failure_set_invalid(&load->failure, job->gguf_fault.reason, job->gguf_fault.offset);
-    else if (job->status == -ENOTSUP) {
-        const struct gguf_tensor *tensor = &model->header->tensors[job->tensor];
-        failure_set(&load->failure, WIRE_UnsupportedType, describe_unsupported(tensor));
-    } else if (job->status == -EOVERFLOW)
+        break;
+    case -ENOTSUP:
+        failure_set(&load->failure, WIRE_UnsupportedType, describe_unsupported(&model->header->tensors[job->tensor]));
+        break;
+    case -EOVERFLOW:
         failure_set_invalid(&load->failure, "the tensors together are larger than any memory", 0);
-    else if (job->status == -ENODATA)
+        break;
+    case -ENODATA:
         failure_set_file(&load->failure, -ESTALE, &job->fault, model->source->path);
-    else if (job->status == -ENOMEM)
-        failure_set(&load->failure, WIRE_LimitExceeded, describe_limit("memory", 0));
-    else if (job->status < 0)
+        break;
+    case -ENOMEM:
+        load_fail_memory(load);
+        break;
+    default:
         failure_set_file(&load->failure, job->status, &job->fault, model->source->path);
-    if (job->status < 0)
-        return;
-
-    uint64_t available = 0;
-    if (registry_reserve(model, model->plan->arena_bytes, &available) < 0)
-        failure_set(&load->failure, WIRE_OutOfDeviceMemory,
-                    describe_out_of_memory(load->device, model->plan->arena_bytes, available));
-    if (load->failure.error != WIRE_OK)
-        return;
-    load_show(load, LOAD_ALLOCATING, MODEL_ALLOCATING);
-    job->planned = model->plan;
-    job->decode_on_cpu = load->decode_on_cpu;
-    load_queue(load, load_job_allocate);
+    }
 }
 
 static void load_filled_all(struct load *load)
 {
-    scheduler_remove(server_scheduler(load->server, load->device), &load->consumer);
+    scheduler_remove(server_scheduler(load->server, load_device(load)), &load->consumer);
     load_show(load, LOAD_SEALING, MODEL_SEALING);
-    load->job.opened = load->model->source;
+    load->job.opened = load->restores ? NULL : load->model->source;
     load->job.planned = load->model->plan;
     load->job.filled = load->model->arena;
     load_queue(load, load_job_seal);
@@ -458,57 +526,54 @@ static void load_allocated(struct load *load)
     struct load_job *job = &load->job;
     load->model->arena = job->arena;
     job->arena = NULL;
+    load->plan = load->restores ? job->plan : load->model->plan;
     load->phases.allocate_ns = job->elapsed_ns;
     if (job->status == -ENOMEM)
         failure_set(&load->failure, WIRE_OutOfDeviceMemory,
-                    describe_out_of_memory(load->device, load->model->plan->arena_bytes, job->memory_free));
+                    describe_out_of_memory(load_device(load), load->model->plan->arena_bytes, job->memory_free, 0));
     else if (job->status < 0)
-        failure_set_device(&load->failure, job->status, &job->fault);
-    if (job->status == -ENODEV)
-        server_device_failed(load->server, load->device);
+        load_fail_device(load, job->status, &job->fault);
     if (load->failure.error != WIRE_OK)
         return;
-    load->fills = calloc(staging_slots(load->device->staging), sizeof(*load->fills));
+    load->fills = calloc(staging_slots(load_device(load)->staging), sizeof(*load->fills));
     if (!load->fills) {
-        failure_set(&load->failure, WIRE_LimitExceeded, describe_limit("memory", 0));
+        load_fail_memory(load);
         return;
     }
     load->filling = uv_hrtime();
     load_show(load, LOAD_FILLING, MODEL_FILLING);
-    waiters_reply(load, WAIT_ALLOCATED);
-    scheduler_add(server_scheduler(load->server, load->device), &load->consumer);
-    if (load->model->plan->n_chunks == 0)
+    struct call *call;
+    while ((call = waiters_take(&load->waiters, WAIT_ALLOCATED)))
+        call_reply(call, describe_loaded(load->model, NULL), NULL, 0);
+    scheduler_add(server_scheduler(load->server, load_device(load)), &load->consumer);
+    if (load->plan->n_chunks == 0)
         load_filled_all(load);
 }
 
-/* Returns true if the load is over. */
-static bool load_sealed(struct load *load)
+static void load_sealed(struct load *load)
 {
     struct model *model = load->model;
     struct load_job *job = &load->job;
     if (job->status == -ESTALE)
         failure_set_file(&load->failure, job->status, &job->fault, model->source->path);
     else if (job->status < 0)
-        failure_set_device(&load->failure, job->status, &job->fault);
-    if (job->status == -ENODEV)
-        server_device_failed(load->server, load->device);
+        load_fail_device(load, job->status, &job->fault);
     if (load->failure.error != WIRE_OK)
-        return false;
+        return;
     model->export = job->export;
-    model->table_fd = job->table_fd;
+    if (job->table_fd >= 0)
+        model->table_fd = job->table_fd;
     job->table_fd = -1;
-    load_finish(load);
-    return true;
 }
 
 /* Nothing more is begun; when nothing is under way, the memory is released. */
 static void load_stop(struct load *load)
 {
     if (load->state != LOAD_STOPPING) {
-        scheduler_remove(server_scheduler(load->server, load->device), &load->consumer);
+        scheduler_remove(server_scheduler(load->server, load_device(load)), &load->consumer);
         load_show(load, LOAD_STOPPING, MODEL_UNLOADING);
     }
-    if (load->n_fills > 0)
+    if (load->n_fills > 0 || load->n_victims > 0)
         return;
     if (load->job.arena) { /* cancelled while it was taken */
         load->model->arena = load->job.arena;
@@ -523,37 +588,46 @@ static void load_stop(struct load *load)
     load_queue(load, load_job_release);
 }
 
+/* Does what the state asks for now that something it waited for is over. Returns true if the load is over and gone. */
+static bool load_advance(struct load *load)
+{
+    switch (load->state) {
+    case LOAD_IDENTIFYING:
+        return load_identified(load);
+    case LOAD_OPENING:
+        load_opened(load);
+        break;
+    case LOAD_RESERVING:
+        load_reserve(load);
+        break;
+    case LOAD_ALLOCATING:
+        load_allocated(load);
+        break;
+    case LOAD_FILLING:
+        if (load->next_chunk == load->plan->n_chunks && load->n_fills == 0)
+            load_filled_all(load);
+        break;
+    case LOAD_SEALING:
+        load_sealed(load);
+        if (load->failure.error != WIRE_OK)
+            break;
+        load_finish(load);
+        return true;
+    case LOAD_STOPPING:
+    case LOAD_RELEASING:
+    case LOAD_DONE:
+        assert(!"a load that stops has failed");
+    }
+    return false;
+}
+
 /* Moves a load on: called whenever something that it may wait for is over. May free it. */
 static void load_step(struct load *load)
 {
     if (load->in_job)
         return; /* it comes back here */
-    if (load->failure.error == WIRE_OK) {
-        switch (load->state) {
-        case LOAD_IDENTIFYING:
-            if (load_identified(load))
-                return;
-            break;
-        case LOAD_OPENING:
-            load_opened(load);
-            break;
-        case LOAD_ALLOCATING:
-            load_allocated(load);
-            break;
-        case LOAD_FILLING:
-            if (load->next_chunk == load->model->plan->n_chunks && load->n_fills == 0)
-                load_filled_all(load);
-            break;
-        case LOAD_SEALING:
-            if (load_sealed(load))
-                return;
-            break;
-        case LOAD_STOPPING:
-        case LOAD_RELEASING:
-        case LOAD_DONE:
-            assert(!"a load that stops has failed");
-        }
-    }
+    if (load->failure.error == WIRE_OK && load_advance(load))
+        return;
     if (load->failure.error == WIRE_OK || load->in_job)
         return;
     if (load->state == LOAD_RELEASING) {
@@ -565,49 +639,85 @@ static void load_step(struct load *load)
         load_stop(load);
 }
 
-void load_begin(struct server *server, const struct load_request *request, struct call *call)
+/* A load with nothing but its request. NULL if memory is short. */
+static struct load *load_new(struct server *server, const struct load_request *request)
 {
     struct load *load = calloc(1, sizeof(*load));
-    if (load) {
-        load->name = request->name ? strdup(request->name) : NULL;
-        load->path = request->path ? strdup(request->path) : NULL;
-    }
-    if (!load || (request->name && !load->name) || (request->path && !load->path)) {
-        if (load) {
-            free(load->name);
-            free(load->path);
-            free(load);
-        }
-        if (request->fd >= 0)
-            close(request->fd);
-        call_fail(call, WIRE_LimitExceeded, describe_limit("memory", 0));
-        return;
+    if (!load)
+        return NULL;
+    load->request = *request;
+    load->request.name = request->name ? strdup(request->name) : NULL;
+    load->request.path = request->path ? strdup(request->path) : NULL;
+    if ((request->name && !load->request.name) || (request->path && !load->request.path)) {
+        free((char *)(uintptr_t)load->request.name);
+        free((char *)(uintptr_t)load->request.path);
+        free(load);
+        return NULL;
     }
     load->server = server;
     load->began = uv_hrtime();
-    load->device = request->device;
-    load->form = request->form;
-    load->decode_on_cpu = request->decode_on_cpu;
-    load->trusted = request->trusted;
-    load->uid = request->uid;
     load->detached = !request->wait;
     load->consumer.use = load_use;
-    load->job = (struct load_job){
-        .fd = request->fd, .path = load->path, .device = load->device, .form = load->form, .table_fd = -1};
-    TAILQ_INIT(&load->waiters);
+    load->job =
+        (struct load_job){.path = load->request.path, .device = request->device, .form = request->form, .table_fd = -1};
+    waiters_init(&load->waiters, load_deserted);
     TAILQ_INSERT_TAIL(&server->loads, load, link);
     server->n_loads++;
     server_job_begin(server);
-    if (!waiter_add(load, call, request->wait ? WAIT_RESIDENT : WAIT_ALLOCATED)) {
+    return load;
+}
+
+void load_begin(struct server *server, const struct load_request *request, struct call *call)
+{
+    struct load *load = load_new(server, request);
+    if (!load) {
+        for (size_t i = 0; i < request->n_fds; i++)
+            close(request->fds[i]);
+        if (call)
+            call_fail(call, WIRE_LimitExceeded, describe_limit("memory", 0));
+        else
+            request->done(request->context, NULL, "out of memory");
+        return;
+    }
+    memcpy(load->job.fds, request->fds ? request->fds : load->job.fds, request->n_fds * sizeof(int));
+    load->job.n_fds = request->n_fds;
+    load->request.fds = NULL;
+    if (call && !waiters_add(&load->waiters, call, request->wait ? WAIT_RESIDENT : WAIT_ALLOCATED)) {
         load_free(load);
         return;
     }
     load_queue(load, load_job_identify);
 }
 
+void load_restore(struct server *server, struct model *model, struct call *call, enum waiter_kind kind)
+{
+    assert(model->state == MODEL_CACHED);
+    const struct load_request request = {.form = model->form,
+                                         .device = model->device,
+                                         .uid = model->uid,
+                                         .wait = true,
+                                         .ttl = model->ttl,
+                                         .private = model->private};
+    struct load *load = load_new(server, &request);
+    if (!load) {
+        call_fail(call, WIRE_LimitExceeded, describe_limit("memory", 0));
+        return;
+    }
+    if (!waiters_add(&load->waiters, call, kind)) {
+        load_free(load);
+        return;
+    }
+    load_begin_restore(load, model);
+}
+
+void load_wait(struct load *load, struct call *call, enum waiter_kind kind)
+{
+    (void)waiters_add(&load->waiters, call, kind);
+}
+
 void load_end(struct load *load, enum wire_error error, struct call *call)
 {
-    if (call && !waiter_add(load, call, WAIT_END))
+    if (call && !waiters_add(&load->waiters, call, WAIT_END))
         return;
     failure_set(&load->failure, error, NULL);
     load_step(load);
@@ -615,10 +725,23 @@ void load_end(struct load *load, enum wire_error error, struct call *call)
 
 void load_retry(struct load *load)
 {
-    if (!load->blocked)
+    if (!load->blocked || load->in_job)
         return;
     load->blocked = false;
     load_queue(load, load_job_nothing); /* from the loop, not from within whoever is going */
+}
+
+void load_victim_gone(struct load *load)
+{
+    assert(load->n_victims > 0);
+    load->n_victims--;
+    if (load->n_victims == 0 && !load->in_job)
+        load_queue(load, load_job_nothing);
+}
+
+uid_t load_uid(const struct load *load)
+{
+    return load->request.uid;
 }
 
 struct load *load_next(struct load *load)

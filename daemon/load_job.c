@@ -1,5 +1,6 @@
 #include "daemon/load_job.h"
 
+#include "daemon/split.h"
 #include "proto/table.h"
 
 #include <errno.h>
@@ -11,16 +12,16 @@
 
 void load_job_identify(struct load_job *job)
 {
-    int fd = job->fd;
-    job->fd = -1;
-    job->status = fd >= 0 ? source_open_fd(fd, &job->source, &job->fault)
-                          : source_open_path(job->path, &job->source, &job->fault);
+    size_t n = job->n_fds;
+    job->n_fds = 0;
+    job->status = n > 0 ? source_open_fds(job->fds, n, &job->source, &job->fault)
+                        : source_open_path(job->path, &job->source, &job->fault);
 }
 
 void load_job_open(struct load_job *job)
 {
     uint64_t begin = uv_hrtime();
-    job->status = gguf_read(job->opened->fd, job->opened->identity.size, &job->header, &job->gguf_fault);
+    job->status = split_read(job->opened, &job->header, &job->gguf_fault, &job->file);
     if (job->status == 0)
         job->status = plan_new(job->header, job->form, job->device->granule, &job->plan, &job->tensor);
     else
@@ -46,6 +47,15 @@ static bool converts_nothing(const struct plan *plan)
     return true;
 }
 
+static void take_arena(struct load_job *job)
+{
+    struct device *device = job->device;
+    job->status = device->ops->arena_new(device, job->planned->arena_bytes, &job->arena, &job->fault);
+    struct device_fault unused;
+    if (job->status == -ENOMEM && device->ops->memory_free(device, &job->memory_free, &unused) < 0)
+        job->memory_free = 0;
+}
+
 void load_job_allocate(struct load_job *job)
 {
     uint64_t begin = uv_hrtime();
@@ -54,15 +64,21 @@ void load_job_allocate(struct load_job *job)
     job->status = plan_cut(plan, job->device->slot_bytes, verbatim);
     if (job->status < 0) {
         device_fault_set(&job->fault, 0, "malloc", ENOMEM, strerror(ENOMEM));
-        job->memory_free = 0;
         return;
     }
-    job->status = job->device->ops->arena_new(job->device, plan->arena_bytes, &job->arena, &job->fault);
-    if (job->status == -ENOMEM) {
-        struct device_fault unused;
-        if (job->device->ops->memory_free(job->device, &job->memory_free, &unused) < 0)
-            job->memory_free = 0;
+    take_arena(job);
+    job->elapsed_ns = uv_hrtime() - begin;
+}
+
+void load_job_reallocate(struct load_job *job)
+{
+    uint64_t begin = uv_hrtime();
+    job->status = plan_linear(job->planned->arena_bytes, job->device->slot_bytes, &job->plan);
+    if (job->status < 0) {
+        device_fault_set(&job->fault, 0, "malloc", ENOMEM, strerror(ENOMEM));
+        return;
     }
+    take_arena(job);
     job->elapsed_ns = uv_hrtime() - begin;
 }
 
@@ -129,13 +145,15 @@ static int table_memfd(const struct plan *plan, int *ret)
 
 void load_job_seal(struct load_job *job)
 {
-    job->status = source_check(job->opened, &job->fault);
-    if (job->status < 0)
-        return;
-    job->status = table_memfd(job->planned, &job->table_fd);
-    if (job->status < 0) {
-        device_fault_set(&job->fault, 0, "memfd_create", -job->status, strerror(-job->status));
-        return;
+    if (job->opened) {
+        job->status = source_check(job->opened, &job->fault);
+        if (job->status < 0)
+            return;
+        job->status = table_memfd(job->planned, &job->table_fd);
+        if (job->status < 0) {
+            device_fault_set(&job->fault, 0, "memfd_create", -job->status, strerror(-job->status));
+            return;
+        }
     }
     job->status = job->device->ops->arena_export(job->filled, &job->export, &job->fault);
 }
@@ -153,11 +171,11 @@ void load_job_release(struct load_job *job)
 
 void load_job_clear(struct load_job *job)
 {
-    if (job->fd >= 0)
-        close(job->fd);
+    while (job->n_fds > 0)
+        close(job->fds[--job->n_fds]);
     if (job->table_fd >= 0)
         close(job->table_fd);
-    job->fd = job->table_fd = -1;
+    job->table_fd = -1;
     plan_free(job->plan);
     gguf_free(job->header);
     source_free(job->source);

@@ -14,13 +14,13 @@ struct load_job {
     uv_work_t work;
     void (*run)(struct load_job *job);
 
-    /* In. Borrowed but for fd, which load_job_identify() takes. */
-    int fd;
+    /* In. Borrowed but for the descriptors, which load_job_identify() takes. */
+    int fds[SOURCE_FILES_MAX];
+    size_t n_fds; /* 0: by path */
     const char *path;
     struct source *opened;
     struct device *device;
     enum form form;
-    const struct gguf *parsed;
     struct plan *planned; /* load_job_allocate() cuts it */
     bool decode_on_cpu;
     struct arena *filled;
@@ -30,6 +30,7 @@ struct load_job {
     struct device_fault fault;
     struct gguf_fault gguf_fault;
     size_t tensor; /* with -ENOTSUP */
+    size_t file;   /* with -EBADMSG: which of a split model's */
     struct source *source;
     struct gguf *header;
     struct plan *plan;
@@ -40,16 +41,19 @@ struct load_job {
     uint64_t elapsed_ns;
 };
 
-/* fd or path → source. Errors: those of source_open_fd(). */
+/* fds or path → source. Errors: those of source_open_path(). */
 void load_job_identify(struct load_job *job);
 
-/* opened, device, form → header, plan. Errors: those of gguf_read() and plan_new(). */
+/* opened, device, form → header, plan. Errors: those of split_read() and plan_new(). */
 void load_job_open(struct load_job *job);
 
 /* planned, device, decode_on_cpu → arena; the plan is cut. -ENOMEM sets memory_free. */
 void load_job_allocate(struct load_job *job);
 
-/* opened, planned, filled → export, table_fd. -ESTALE if the file changed meanwhile. */
+/* planned, device → arena, and in `plan` a plan of its bytes as they lie. */
+void load_job_reallocate(struct load_job *job);
+
+/* opened, planned, filled → export, table_fd. opened NULL: the export alone. -ESTALE if the file changed meanwhile. */
 void load_job_seal(struct load_job *job);
 
 /* Just comes back. */

@@ -4,6 +4,7 @@
 #include "daemon/log.h"
 #include "daemon/modules.h"
 #include "daemon/options.h"
+#include "daemon/preload.h"
 #include "daemon/server.h"
 #include "daemon/service.h"
 
@@ -27,6 +28,8 @@ struct daemon {
     struct service *service;
     uv_signal_t terminate;
     uv_signal_t interrupt;
+    uv_signal_t hangup;
+    struct preload *preload; /* NULL: nothing is preloaded */
 };
 
 static void daemon_stopped(struct server *server)
@@ -34,6 +37,8 @@ static void daemon_stopped(struct server *server)
     struct daemon *daemon = (struct daemon *)((char *)server - offsetof(struct daemon, server));
     uv_close((uv_handle_t *)&daemon->terminate, NULL);
     uv_close((uv_handle_t *)&daemon->interrupt, NULL);
+    uv_close((uv_handle_t *)&daemon->hangup, NULL);
+    preload_free(daemon->preload);
     service_close(daemon->service);
 }
 
@@ -56,6 +61,15 @@ static void signalled(uv_signal_t *handle, int number)
     daemon_stop(daemon);
 }
 
+/* SIGHUP: look again at what is to be preloaded. */
+static void hung_up(uv_signal_t *handle, int number)
+{
+    (void)number;
+    struct daemon *daemon = handle->data;
+    if (daemon->preload && !daemon->server.stopping)
+        preload_look(daemon->preload);
+}
+
 /* Tells systemd, and whoever looks at `systemctl status`, what there is. */
 static void tell_status(struct server *server)
 {
@@ -72,7 +86,11 @@ static int signals_begin(struct daemon *daemon)
     int r = uv_signal_init(&daemon->loop, &daemon->terminate);
     if (r == 0)
         r = uv_signal_init(&daemon->loop, &daemon->interrupt);
-    daemon->terminate.data = daemon->interrupt.data = daemon;
+    if (r == 0)
+        r = uv_signal_init(&daemon->loop, &daemon->hangup);
+    daemon->terminate.data = daemon->interrupt.data = daemon->hangup.data = daemon;
+    if (r == 0)
+        r = uv_signal_start(&daemon->hangup, hung_up, SIGHUP);
     if (r == 0)
         r = uv_signal_start(&daemon->terminate, signalled, SIGTERM);
     if (r == 0)
@@ -156,12 +174,18 @@ static int daemon_begin(struct daemon *daemon, const struct options *options)
     }
     daemon->server.workers = options->workers ? options->workers : default_workers();
     daemon->server.changed = tell_status;
+    daemon->server.limits = options->limits;
+    daemon->server.cache_size = options->host_cache;
     char threads[16];
     snprintf(threads, sizeof(threads), "%u", daemon->server.workers);
     setenv("UV_THREADPOOL_SIZE", threads, 1); /* read when the first job is queued */
     r = modules_open(&daemon->server, options, daemon->server.workers);
     if (r == 0)
         r = listen_begin(daemon, options);
+    if (r == 0 && options->preload)
+        r = preload_new(&daemon->server, options->preload, &daemon->preload);
+    if (r == 0 && daemon->preload)
+        preload_look(daemon->preload);
     return r;
 }
 

@@ -8,6 +8,10 @@
     X(Unload, method_unload)                                                                                           \
     X(Cancel, method_cancel)                                                                                           \
     X(List, method_list)                                                                                               \
+    X(Plan, method_plan)                                                                                               \
+    X(Pin, method_pin)                                                                                                 \
+    X(Unpin, method_unpin)                                                                                             \
+    X(SetTtl, method_set_ttl)                                                                                          \
     X(Show, method_show)                                                                                               \
     X(Attach, method_attach)                                                                                           \
     X(Detach, method_detach)                                                                                           \

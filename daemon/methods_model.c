@@ -1,12 +1,14 @@
-/* The methods that change something: Load, Unload, Cancel, Attach, Detach, Verify. */
+/* The methods about one model: Load, Unload, Cancel, Attach, Detach, Verify, Pin, Unpin, SetTtl. */
+#include "daemon/attach.h"
 #include "daemon/describe.h"
 #include "daemon/load.h"
 #include "daemon/log.h"
 #include "daemon/methods_list.h"
 #include "daemon/params.h"
+#include "daemon/residency.h"
 #include "daemon/server.h"
+#include "daemon/users.h"
 #include "daemon/verify.h"
-#include "proto/base64.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -20,9 +22,10 @@ static struct model *find_model(struct server *server, struct call *call, const 
     if (!params_read(call, table, parameters))
         return NULL;
     struct model *model = registry_find(&server->registry, *name);
-    if (!model)
-        call_fail(call, WIRE_ModelNotFound, describe_name(*name));
-    return model;
+    if (model && model_visible(model, conn_uid(call->conn)))
+        return model;
+    call_fail(call, WIRE_ModelNotFound, describe_name(*name));
+    return NULL;
 }
 
 /* Whoever loaded a model may end it, and those who rule the machine or the daemon. */
@@ -44,8 +47,10 @@ void method_load(struct server *server, struct call *call)
     struct parameters {
         const cJSON *fds;
         const char *path, *name, *form, *device, *dequant;
-        bool wait;
-    } p = {.form = "auto", .device = "auto", .dequant = "auto", .wait = true};
+        bool wait, pin, private;
+        int64_t ttl;
+        double deadline;
+    } p = {.form = "auto", .device = "auto", .dequant = "auto", .wait = true, .ttl = -1};
     static const struct param table[] = {
         {"fds", PARAM_INTS, false, offsetof(struct parameters, fds)},
         {"path", PARAM_STRING, false, offsetof(struct parameters, path)},
@@ -54,13 +59,17 @@ void method_load(struct server *server, struct call *call)
         {"device", PARAM_STRING, false, offsetof(struct parameters, device)},
         {"dequant", PARAM_STRING, false, offsetof(struct parameters, dequant)},
         {"wait", PARAM_BOOL, false, offsetof(struct parameters, wait)},
+        {"pin", PARAM_BOOL, false, offsetof(struct parameters, pin)},
+        {"ttl", PARAM_INT, false, offsetof(struct parameters, ttl)},
+        {"private", PARAM_BOOL, false, offsetof(struct parameters, private)},
+        {"deadline", PARAM_FLOAT, false, offsetof(struct parameters, deadline)},
         {0},
     };
     if (!params_read(call, table, &p) || refuse_stopping(server, call))
         return;
     enum form form;
     const char *wrong = NULL;
-    if (!p.fds == !p.path || (p.fds && cJSON_GetArraySize(p.fds) != 1))
+    if (!!p.fds == !!p.path)
         wrong = "fds";
     else if (p.path && p.path[0] != '/')
         wrong = "path";
@@ -70,6 +79,8 @@ void method_load(struct server *server, struct call *call)
         wrong = "form";
     else if (strcmp(p.dequant, "auto") != 0 && strcmp(p.dequant, "cpu") != 0 && strcmp(p.dequant, "gpu") != 0)
         wrong = "dequant";
+    else if (p.ttl < -1)
+        wrong = "ttl";
     if (wrong) {
         call_fail_parameter(call, wrong);
         return;
@@ -79,20 +90,21 @@ void method_load(struct server *server, struct call *call)
         call_fail(call, WIRE_DeviceNotFound, describe_device_name(device ? "gpu" : p.device));
         return;
     }
-    int fd = -1;
-    if (p.fds) {
-        int64_t index = -1;
-        (void)params_integer(cJSON_GetArrayItem(p.fds, 0), &index);
-        fd = call_take_fd(call, index);
-        if (fd < 0) {
-            call_fail_parameter(call, "fds");
-            return;
-        }
-    }
     uid_t uid = conn_uid(call->conn);
+    uint64_t limit;
+    if (!user_may(server, uid, LIMIT_LOADS, 1, &limit)) {
+        call_fail(call, WIRE_LimitExceeded, describe_limit(user_limit_name(LIMIT_LOADS), limit));
+        return;
+    }
+    int fds[SOURCE_FILES_MAX];
+    size_t n_fds = 0;
+    if (p.fds && !call_take_fds(call, p.fds, fds, &n_fds))
+        return;
+    call_set_deadline(call, p.deadline);
     load_begin(server,
                &(struct load_request){
-                   .fd = fd,
+                   .fds = p.fds ? fds : NULL,
+                   .n_fds = n_fds,
                    .path = p.path,
                    .name = p.name,
                    .form = form,
@@ -101,6 +113,9 @@ void method_load(struct server *server, struct call *call)
                    .wait = p.wait,
                    .uid = uid,
                    .trusted = uid == 0 || uid == getuid(),
+                   .pin = p.pin,
+                   .ttl = p.ttl,
+                   .private = p.private,
                },
                call);
 }
@@ -109,24 +124,50 @@ static const struct param name_only[] = {{"name", PARAM_STRING, true, 0}, {0}};
 
 void method_unload(struct server *server, struct call *call)
 {
-    const char *name = NULL;
-    struct model *model = find_model(server, call, name_only, &name, &name);
+    struct parameters {
+        const char *name;
+        bool force;
+        double deadline;
+    } p = {0};
+    static const struct param table[] = {
+        {"name", PARAM_STRING, true, offsetof(struct parameters, name)},
+        {"force", PARAM_BOOL, false, offsetof(struct parameters, force)},
+        {"deadline", PARAM_FLOAT, false, offsetof(struct parameters, deadline)},
+        {0},
+    };
+    struct model *model = find_model(server, call, table, &p, &p.name);
     if (!model)
         return;
+    bool settled = model->state == MODEL_RESIDENT || model->state == MODEL_DRAINING || model->state == MODEL_FAILED ||
+                   model->state == MODEL_CACHED;
     if (!may_end(call, model))
         call_fail(call, WIRE_PermissionDenied, describe_reason("another user loaded this model"));
-    else if ((model->state != MODEL_RESIDENT && model->state != MODEL_FAILED) || model_in_use(model))
+    else if (!settled || (model_in_use(model) && !p.force))
         call_fail(call, WIRE_ModelBusy, describe_busy(model));
-    else
-        server_unload(server, model, call);
+    else if (!model_in_use(model)) {
+        call_set_deadline(call, p.deadline);
+        residency_unload(server, model, call);
+    } else {
+        residency_drain(server, model);
+        call_reply(call, describe_state("draining"), NULL, 0);
+    }
 }
 
 void method_cancel(struct server *server, struct call *call)
 {
-    const char *name = NULL;
-    struct model *model = find_model(server, call, name_only, &name, &name);
+    struct parameters {
+        const char *name;
+        double deadline;
+    } p = {0};
+    static const struct param table[] = {
+        {"name", PARAM_STRING, true, offsetof(struct parameters, name)},
+        {"deadline", PARAM_FLOAT, false, offsetof(struct parameters, deadline)},
+        {0},
+    };
+    struct model *model = find_model(server, call, table, &p, &p.name);
     if (!model)
         return;
+    call_set_deadline(call, p.deadline);
     if (!may_end(call, model))
         call_fail(call, WIRE_PermissionDenied, describe_reason("another user loads this model"));
     else if (!model->load)
@@ -140,59 +181,28 @@ void method_attach(struct server *server, struct call *call)
     struct parameters {
         const char *name;
         bool table;
+        double deadline;
     } p = {0};
     static const struct param table[] = {
         {"name", PARAM_STRING, true, offsetof(struct parameters, name)},
         {"table", PARAM_BOOL, false, offsetof(struct parameters, table)},
+        {"deadline", PARAM_FLOAT, false, offsetof(struct parameters, deadline)},
         {0},
     };
     struct model *model = find_model(server, call, table, &p, &p.name);
     if (!model || refuse_stopping(server, call))
         return;
-    if (call->oneway) { /* nobody would learn of the lease */
-        call_reply(call, NULL, NULL, 0);
+    if (model->private && model->uid != conn_uid(call->conn)) {
+        call_fail(call, WIRE_PermissionDenied, describe_reason("another user's private model"));
         return;
     }
-    if (model->state != MODEL_RESIDENT) {
-        call_fail(call, WIRE_ModelBusy, describe_busy(model));
-        return;
-    }
-    struct lease *lease = registry_lease(&server->registry, model, call->conn);
-    const char *tensors = p.table ? NULL : describe_tensors(model);
-    if (!lease || (!p.table && !tensors)) {
-        if (lease)
-            lease_end(lease);
-        call_fail(call, WIRE_LimitExceeded, describe_limit("memory", 0));
-        return;
-    }
-    cJSON *reply = cJSON_CreateObject();
-    cJSON_AddNumberToObject(reply, "lease", (double)lease->id);
-    cJSON_AddItemToObject(reply, "model", describe_model(model));
-    cJSON_AddItemToObject(reply, "device", describe_device(model->device));
-    int fds[2];
-    size_t n_fds = 0;
-    if (model->export.fd >= 0) {
-        fds[n_fds] = model->export.fd;
-        cJSON_AddNumberToObject(reply, "fd", (double)n_fds++);
-    } else
-        cJSON_AddNullToObject(reply, "fd");
-    if (model->export.handle_size > 0) {
-        char handle[BASE64_SIZE(sizeof(model->export.handle))];
-        base64_encode(handle, model->export.handle, model->export.handle_size);
-        cJSON_AddStringToObject(reply, "handle", handle);
-    } else
-        cJSON_AddNullToObject(reply, "handle");
-    if (p.table) {
-        fds[n_fds] = model->table_fd;
-        cJSON_AddNumberToObject(reply, "table", (double)n_fds++);
-        cJSON_AddNullToObject(reply, "tensors");
-    } else {
-        cJSON_AddNullToObject(reply, "table");
-        cJSON_AddRawToObject(reply, "tensors", tensors);
-    }
-    log_debug("conn=%" PRIu64 " model=%s lease=%" PRIu64 " granted", conn_id(call->conn), model->name, lease->id);
-    events_emit(server->events, "attached", model, NULL);
-    call_reply(call, reply, fds, n_fds);
+    call_set_deadline(call, p.deadline);
+    if (model->state == MODEL_CACHED)
+        load_restore(server, model, call, WAIT_ATTACH);
+    else if (model->load && !load_ends(model->load))
+        load_wait(model->load, call, WAIT_ATTACH);
+    else
+        attach_grant(server, model, call);
 }
 
 void method_detach(struct server *server, struct call *call)
@@ -218,12 +228,78 @@ void method_detach(struct server *server, struct call *call)
 
 void method_verify(struct server *server, struct call *call)
 {
-    const char *name = NULL;
-    struct model *model = find_model(server, call, name_only, &name, &name);
+    struct parameters {
+        const char *name;
+        double deadline;
+    } p = {0};
+    static const struct param table[] = {
+        {"name", PARAM_STRING, true, offsetof(struct parameters, name)},
+        {"deadline", PARAM_FLOAT, false, offsetof(struct parameters, deadline)},
+        {0},
+    };
+    struct model *model = find_model(server, call, table, &p, &p.name);
     if (!model || refuse_stopping(server, call))
         return;
-    if (model->state != MODEL_RESIDENT)
+    if (model->state != MODEL_RESIDENT) {
         call_fail(call, WIRE_ModelBusy, describe_busy(model));
-    else
-        verify_begin(server, model, call);
+        return;
+    }
+    call_set_deadline(call, p.deadline);
+    verify_begin(server, model, call);
+}
+
+/* Finds a model that the caller may change. NULL after the call was failed. */
+static struct model *find_own(struct server *server, struct call *call, const struct param *table, void *parameters,
+                              const char **name)
+{
+    struct model *model = find_model(server, call, table, parameters, name);
+    if (model && !may_end(call, model)) {
+        call_fail(call, WIRE_PermissionDenied, describe_reason("another user loaded this model"));
+        return NULL;
+    }
+    return model;
+}
+
+void method_pin(struct server *server, struct call *call)
+{
+    const char *name = NULL;
+    struct model *model = find_own(server, call, name_only, &name, &name);
+    if (!model)
+        return;
+    model->pinned = true;
+    call_reply(call, NULL, NULL, 0);
+}
+
+void method_unpin(struct server *server, struct call *call)
+{
+    const char *name = NULL;
+    struct model *model = find_own(server, call, name_only, &name, &name);
+    if (!model)
+        return;
+    model->pinned = false;
+    residency_idle(server, model);
+    call_reply(call, NULL, NULL, 0);
+}
+
+void method_set_ttl(struct server *server, struct call *call)
+{
+    struct parameters {
+        const char *name;
+        int64_t ttl;
+    } p = {.ttl = -1};
+    static const struct param table[] = {
+        {"name", PARAM_STRING, true, offsetof(struct parameters, name)},
+        {"ttl", PARAM_INT, false, offsetof(struct parameters, ttl)},
+        {0},
+    };
+    struct model *model = find_own(server, call, table, &p, &p.name);
+    if (!model)
+        return;
+    if (p.ttl < -1) {
+        call_fail_parameter(call, "ttl");
+        return;
+    }
+    model->ttl = p.ttl;
+    residency_idle(server, model);
+    call_reply(call, NULL, NULL, 0);
 }

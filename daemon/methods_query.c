@@ -9,13 +9,14 @@
 
 static const struct param nothing[] = {{0}};
 
-static cJSON *describe_models(const struct server *server)
+static cJSON *describe_models(const struct server *server, uid_t uid)
 {
     cJSON *array = cJSON_CreateArray();
     const struct model *model;
     TAILQ_FOREACH(model, &server->registry.models, link)
     {
-        cJSON_AddItemToArray(array, describe_model(model));
+        if (model_visible(model, uid))
+            cJSON_AddItemToArray(array, describe_model(model));
     }
     return array;
 }
@@ -25,7 +26,7 @@ void method_list(struct server *server, struct call *call)
     if (!params_read(call, nothing, NULL))
         return;
     cJSON *reply = cJSON_CreateObject();
-    cJSON_AddItemToObject(reply, "models", describe_models(server));
+    cJSON_AddItemToObject(reply, "models", describe_models(server, conn_uid(call->conn)));
     call_reply(call, reply, NULL, 0);
 }
 
@@ -36,7 +37,7 @@ void method_show(struct server *server, struct call *call)
     if (!params_read(call, table, &name))
         return;
     struct model *model = registry_find(&server->registry, name);
-    if (!model) {
+    if (!model || !model_visible(model, conn_uid(call->conn))) {
         call_fail(call, WIRE_ModelNotFound, describe_name(name));
         return;
     }
@@ -90,10 +91,10 @@ void method_watch(struct server *server, struct call *call)
     if (!params_read(call, nothing, NULL))
         return;
     if (!call->more) {
-        call_fail_parameter(call, "more");
+        call_fail(call, WIRE_ExpectedMore, NULL);
         return;
     }
     cJSON *reply = cJSON_CreateObject();
-    cJSON_AddItemToObject(reply, "models", describe_models(server));
+    cJSON_AddItemToObject(reply, "models", describe_models(server, conn_uid(call->conn)));
     events_watch(server->events, call, reply);
 }

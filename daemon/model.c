@@ -7,7 +7,8 @@
 static const char *const state_names[] = {
     [MODEL_OPENING] = "opening",     [MODEL_ALLOCATING] = "allocating", [MODEL_FILLING] = "filling",
     [MODEL_SEALING] = "sealing",     [MODEL_RESIDENT] = "resident",     [MODEL_DRAINING] = "draining",
-    [MODEL_UNLOADING] = "unloading", [MODEL_FAILED] = "failed",
+    [MODEL_UNLOADING] = "unloading", [MODEL_FAILED] = "failed",         [MODEL_SAVING] = "saving",
+    [MODEL_CACHED] = "cached",
 };
 
 const char *model_state_name(enum model_state state)
@@ -24,6 +25,11 @@ void model_release(struct model *model)
 {
     assert(model->n_holds > 0);
     model->n_holds--;
+}
+
+bool model_visible(const struct model *model, uid_t uid)
+{
+    return !model->private || uid == model->uid || uid == 0;
 }
 
 bool model_in_use(const struct model *model)

@@ -5,6 +5,10 @@
  *
  *     OPENING ─▶ ALLOCATING ─▶ FILLING ─▶ SEALING ─▶ RESIDENT ─▶ UNLOADING ─▶ (gone)
  *        └───────────┴────────────┴──────────┴────────── failed or cancelled ─▶ (gone)
+ *
+ *     RESIDENT ─▶ DRAINING ─▶ UNLOADING            no new leases; gone when the last one is
+ *     RESIDENT ─▶ SAVING ─▶ CACHED ─▶ ALLOCATING   evicted from a GPU to host memory, and back
+ *     RESIDENT ─▶ FAILED ─▶ UNLOADING              its device is lost
  */
 #pragma once
 
@@ -30,6 +34,8 @@ enum model_state {
     MODEL_DRAINING, /* to be unloaded when the last lease ends; no new ones */
     MODEL_UNLOADING,
     MODEL_FAILED, /* its device is lost */
+    MODEL_SAVING, /* on its way to host memory */
+    MODEL_CACHED, /* there */
     MODEL_STATE_COUNT,
 };
 
@@ -41,6 +47,9 @@ struct model {
     enum form form; /* as asked for: FORM_AUTO or a form */
     struct device *device;
     uid_t uid; /* who loaded it */
+    bool pinned;
+    int64_t ttl;  /* seconds of idleness after which it is unloaded; -1: never */
+    bool private; /* only that user sees it */
 
     struct source *source;
     struct gguf *header; /* NULL before it was read */
@@ -57,7 +66,9 @@ struct model {
     unsigned n_holds;    /* the daemon's own work that reads its memory: verifications */
     uint64_t idle_since; /* uv_hrtime() when the last lease ended, or it became resident */
     uint64_t overflows;
-    struct load *load; /* NULL once resident */
+    struct load *load;    /* NULL once resident */
+    void *cache;          /* the arena's bytes, mapped from anonymous memory; NULL unless they are kept */
+    uint64_t *cache_used; /* the ledger that they stand in */
 };
 
 /* "opening", "allocating", ... Static. */
@@ -66,6 +77,9 @@ const char *model_state_name(enum model_state state);
 /* Keeps the model from being unloaded while the daemon itself reads it. */
 void model_hold(struct model *model);
 void model_release(struct model *model);
+
+/* The user may know of the model. */
+bool model_visible(const struct model *model, uid_t uid);
 
 /* Somebody, or the daemon, uses the memory. */
 bool model_in_use(const struct model *model);

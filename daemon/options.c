@@ -24,6 +24,12 @@ static const char usage[] = "Usage: rocmforged [OPTION]...\n"
                             "  --streams N         streams for uploads, for each GPU; default 2\n"
                             "  --export ipc|fd     how GPU memory is shared: IPC handles, or descriptors where\n"
                             "                      the device can\n"
+                            "  --preload DIR       load and pin every model linked there; again on SIGHUP\n"
+                            "  --host-cache SIZE   host memory that keeps models which a GPU has no room for\n"
+                            "  --user-connections N, --user-loads N, --user-leases N, --user-bytes SIZE\n"
+                            "                      what one user may have at a time; default 256, 16, 4096,\n"
+                            "                      and as much as the budget; root and the daemon's own user\n"
+                            "                      are not bounded\n"
                             "  --log-level LEVEL   error, warning, notice, info (default), debug\n"
                             "  --help, --version\n"
                             "\n"
@@ -87,7 +93,24 @@ static int one_of(const char *text, const char *const *choices)
 
 int options_parse(int argc, char **argv, struct options *ret)
 {
-    enum { SOCKET = 256, DEVICE, BUDGET, WORKERS, STAGING, STREAMS, EXPORT, LOG_LEVEL, HELP, VERSION };
+    enum {
+        SOCKET = 256,
+        DEVICE,
+        BUDGET,
+        WORKERS,
+        STAGING,
+        STREAMS,
+        EXPORT,
+        PRELOAD,
+        HOST_CACHE,
+        USER_CONNECTIONS_,
+        USER_LOADS_,
+        USER_LEASES_,
+        USER_BYTES_,
+        LOG_LEVEL,
+        HELP,
+        VERSION
+    };
     static const struct option options[] = {
         {"socket", required_argument, NULL, SOCKET},
         {"device", required_argument, NULL, DEVICE},
@@ -96,6 +119,12 @@ int options_parse(int argc, char **argv, struct options *ret)
         {"staging", required_argument, NULL, STAGING},
         {"streams", required_argument, NULL, STREAMS},
         {"export", required_argument, NULL, EXPORT},
+        {"preload", required_argument, NULL, PRELOAD},
+        {"host-cache", required_argument, NULL, HOST_CACHE},
+        {"user-connections", required_argument, NULL, USER_CONNECTIONS_},
+        {"user-loads", required_argument, NULL, USER_LOADS_},
+        {"user-leases", required_argument, NULL, USER_LEASES_},
+        {"user-bytes", required_argument, NULL, USER_BYTES_},
         {"log-level", required_argument, NULL, LOG_LEVEL},
         {"help", no_argument, NULL, HELP},
         {"version", no_argument, NULL, VERSION},
@@ -103,7 +132,9 @@ int options_parse(int argc, char **argv, struct options *ret)
     };
     static const char *const devices[] = {"auto", "host", "hip", "cuda", NULL};
     static const char *const exports[] = {"ipc", "fd", NULL};
-    struct options result = {.device = "auto", .log_level = LOG_LEVEL_INFO};
+    struct options result = {.device = "auto",
+                             .log_level = LOG_LEVEL_INFO,
+                             .limits = {USER_CONNECTIONS, USER_LOADS, USER_LEASES, USER_BYTES}};
     for (;;) {
         int index = 0;
         int option = getopt_long(argc, argv, "h", options, &index);
@@ -135,6 +166,24 @@ int options_parse(int argc, char **argv, struct options *ret)
         case EXPORT:
             r = one_of(optarg, exports);
             result.export_fd = strcmp(optarg, "fd") == 0;
+            break;
+        case PRELOAD:
+            result.preload = optarg;
+            break;
+        case HOST_CACHE:
+            r = options_size_parse(optarg, &result.host_cache);
+            break;
+        case USER_CONNECTIONS_:
+            r = number_parse(optarg, UINT_MAX, &result.limits.connections);
+            break;
+        case USER_LOADS_:
+            r = number_parse(optarg, UINT_MAX, &result.limits.loads);
+            break;
+        case USER_LEASES_:
+            r = number_parse(optarg, UINT_MAX, &result.limits.leases);
+            break;
+        case USER_BYTES_:
+            r = options_size_parse(optarg, &result.limits.bytes);
             break;
         case LOG_LEVEL:
             r = log_level_parse(optarg, &result.log_level);

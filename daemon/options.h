@@ -2,6 +2,7 @@
 #pragma once
 
 #include "daemon/log.h"
+#include "daemon/users.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -21,6 +22,9 @@ struct options {
     uint64_t staging; /* bytes; 0: the device's choice */
     const char *streams;
     bool export_fd;
+    const char *preload; /* a folder, or NULL */
+    uint64_t host_cache; /* bytes; 0: none */
+    struct user_limits limits;
     enum log_level log_level;
 };
 

@@ -38,6 +38,11 @@ static bool param_store(const struct param *param, const cJSON *value, void *at)
             return false;
         *(bool *)at = cJSON_IsTrue(value);
         return true;
+    case PARAM_FLOAT:
+        if (!cJSON_IsNumber(value))
+            return false;
+        *(double *)at = value->valuedouble;
+        return true;
     case PARAM_INT:
         return params_integer(value, at);
     case PARAM_INTS:

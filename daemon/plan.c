@@ -129,6 +129,35 @@ uint64_t plan_piece_file_bytes(const struct plan *plan, size_t index)
     return elements / piece->type->block_elements * piece->type->block_bytes;
 }
 
+int plan_linear(uint64_t bytes, size_t slot_bytes, struct plan **ret)
+{
+    struct plan *plan = calloc(1, sizeof(*plan));
+    if (!plan)
+        return -ENOMEM;
+    size_t n = (bytes + slot_bytes - 1) / slot_bytes;
+    plan->arena_bytes = plan->model_bytes = bytes;
+    plan->verbatim = true;
+    plan->chunks = calloc(n ? n : 1, sizeof(*plan->chunks));
+    plan->pieces = calloc(n ? n : 1, sizeof(*plan->pieces));
+    if (!plan->chunks || !plan->pieces) {
+        plan_free(plan);
+        return -ENOMEM;
+    }
+    for (uint64_t at = 0; at < bytes; at += slot_bytes) {
+        uint64_t size = bytes - at < slot_bytes ? bytes - at : slot_bytes;
+        plan->pieces[plan->n_pieces] = (struct piece){.slot_bytes = size, .arena_offset = at, .arena_bytes = size};
+        plan->chunks[plan->n_chunks++] = (struct chunk){
+            .file_offset = at,
+            .file_bytes = size,
+            .model_bytes = size,
+            .first_piece = plan->n_pieces++,
+            .n_pieces = 1,
+        };
+    }
+    *ret = plan;
+    return 0;
+}
+
 /* Sorting tensors by where they are. */
 struct span {
     uint64_t offset;

@@ -70,6 +70,10 @@ int plan_new(const struct gguf *model, enum form form, uint64_t granule, struct 
  * arena gets. -ENOMEM. Called once. */
 int plan_cut(struct plan *plan, size_t slot_bytes, bool verbatim);
 
+/* Cuts `bytes` of memory, as they lie, into chunks for slots of `slot_bytes`: a plan with nothing but chunks and
+ * pieces, whose offsets in the file are those in the memory. The caller frees it. -ENOMEM. */
+int plan_linear(uint64_t bytes, size_t slot_bytes, struct plan **ret);
+
 /* NULL is fine. */
 void plan_free(struct plan *plan);
 

@@ -26,14 +26,15 @@ struct model *registry_find(const struct registry *registry, const char *name)
     return NULL;
 }
 
-struct model *registry_find_file(const struct registry *registry, const struct identity *identity, enum form form,
-                                 const struct device *device)
+struct model *registry_find_source(const struct registry *registry, const struct source *source, enum form form,
+                                   const struct device *device, const uid_t *owner)
 {
     struct model *model;
     TAILQ_FOREACH(model, &registry->models, link)
     {
-        if (model->state <= MODEL_RESIDENT && model->form == form && model->device == device &&
-            identity_equal(&model->source->identity, identity))
+        bool shown = owner ? model->private && model->uid == *owner : !model->private;
+        if (shown && model->state != MODEL_DRAINING && model->state != MODEL_FAILED && model->form == form &&
+            model->device == device && source_equal(model->source, source))
             return model;
     }
     return NULL;
@@ -49,7 +50,7 @@ void registry_add(struct registry *registry, struct model *model)
 
 void registry_remove(struct registry *registry, struct model *model)
 {
-    assert(LIST_EMPTY(&model->leases) && !model->arena && !model->load && model->reserved == 0);
+    assert(LIST_EMPTY(&model->leases) && !model->arena && !model->load && !model->cache && model->reserved == 0);
     TAILQ_REMOVE(&registry->models, model, link);
     registry->n_models--;
     if (model->table_fd >= 0)

@@ -26,10 +26,10 @@ void registry_init(struct registry *registry);
 /* NULL if there is none. */
 struct model *registry_find(const struct registry *registry, const char *name);
 
-/* The model made of this file, in this form, on this device; NULL if there is none. One that is on its way out does not
- * count. */
-struct model *registry_find_file(const struct registry *registry, const struct identity *identity, enum form form,
-                                 const struct device *device);
+/* The model made of these files, in this form, on this device; NULL if there is none. owner: NULL, or the user whose
+ * private models alone count. One that drains, or whose device is lost, does not count. */
+struct model *registry_find_source(const struct registry *registry, const struct source *source, enum form form,
+                                   const struct device *device, const uid_t *owner);
 
 /* Adds a model, which the registry then owns, with an id of its own. Its name is not taken. */
 void registry_add(struct registry *registry, struct model *model);

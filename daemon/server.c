@@ -4,6 +4,7 @@
 #include "daemon/load.h"
 #include "daemon/log.h"
 #include "daemon/methods.h"
+#include "daemon/residency.h"
 #include "daemon/verify.h"
 
 #include <assert.h>
@@ -11,6 +12,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* How often those who wait are told how far it is: a bar that moves smoothly, and no more. */
 #define TICK_MS 200u
@@ -18,8 +20,13 @@
 static void lease_was_ended(struct registry *registry, struct model *model)
 {
     struct server *server = (struct server *)((char *)registry - offsetof(struct server, registry));
-    if (!server->stopping)
-        events_emit(server->events, "detached", model, NULL);
+    events_emit(server->events, "detached", model, NULL);
+    residency_idle(server, model);
+}
+
+static bool admit(void *context, uid_t uid, uint64_t *ret_limit)
+{
+    return user_may(context, uid, LIMIT_CONNECTIONS, 1, ret_limit);
 }
 
 int server_init(struct server *server, uv_loop_t *loop)
@@ -29,14 +36,17 @@ int server_init(struct server *server, uv_loop_t *loop)
     server->registry.lease_ended = lease_was_ended;
     TAILQ_INIT(&server->loads);
     TAILQ_INIT(&server->verifies);
+    server->limits = (struct user_limits){USER_CONNECTIONS, USER_LOADS, USER_LEASES, USER_BYTES};
     int r = uv_timer_init(loop, &server->ticker);
+    if (r == 0)
+        r = uv_timer_init(loop, &server->reaper);
     if (r == 0)
         r = mailbox_new(loop, &server->mailbox);
     if (r == 0)
         r = events_new(&server->events);
     if (r == 0)
-        r = conns_new(loop, methods_dispatch, server, &server->conns);
-    server->ticker.data = server;
+        r = conns_new(loop, methods_dispatch, admit, server, &server->conns);
+    server->ticker.data = server->reaper.data = server;
     return r;
 }
 
@@ -143,70 +153,6 @@ void server_job_end(struct server *server)
         uv_timer_stop(&server->ticker);
 }
 
-/* --- unloading --- */
-
-struct unload {
-    struct server *server;
-    struct model *model;
-    struct call *call; /* NULL: nobody asks, or no more */
-    uv_work_t work;
-};
-
-static void unload_abandoned(struct call *call)
-{
-    struct unload *unload = call->context;
-    unload->call = NULL;
-}
-
-static void unload_work(uv_work_t *work)
-{
-    struct unload *unload = work->data;
-    unload->model->device->ops->arena_free(unload->model->arena);
-}
-
-static void unload_worked(uv_work_t *work, int status)
-{
-    (void)status;
-    struct unload *unload = work->data;
-    struct server *server = unload->server;
-    struct model *model = unload->model;
-    log_info("model=%s id=%" PRIu64 " unloaded", model->name, model->id);
-    model->arena = NULL;
-    registry_release(model);
-    events_emit(server->events, "unloaded", model, NULL);
-    registry_remove(&server->registry, model);
-    server_loads_retry(server);
-    if (unload->call)
-        call_reply(unload->call, NULL, NULL, 0);
-    free(unload);
-    server_changed(server);
-    server_job_end(server);
-}
-
-void server_unload(struct server *server, struct model *model, struct call *call)
-{
-    assert(!model_in_use(model) && !model->load && model->arena);
-    struct unload *unload = calloc(1, sizeof(*unload));
-    if (!unload) {
-        if (call)
-            call_fail(call, WIRE_LimitExceeded, describe_limit("memory", 0));
-        return;
-    }
-    unload->server = server;
-    unload->model = model;
-    unload->call = call;
-    unload->work.data = unload;
-    if (call) {
-        call->context = unload;
-        call->abandoned = unload_abandoned;
-    }
-    model->state = MODEL_UNLOADING;
-    server_job_begin(server);
-    int r = uv_queue_work(server->loop, &unload->work, unload_work, unload_worked);
-    assert(r == 0); /* it only refuses a job without a function */
-    (void)r;
-}
-
 /* --- stopping --- */
 
 static void server_close_devices(struct server *server)
@@ -224,15 +170,19 @@ static void server_stop_more(struct server *server)
 {
     if (!server->conns_closed || server->n_jobs > 0)
         return;
-    struct model *model = TAILQ_FIRST(&server->registry.models);
-    if (model) {
-        server_unload(server, model, NULL);
+    struct model *model;
+    while ((model = TAILQ_FIRST(&server->registry.models))) {
+        residency_unload(server, model, NULL);
         if (server->n_jobs > 0)
-            return;
-        log_error("model=%s cannot be unloaded: no memory", model->name);
+            return; /* its end brings us here again */
+        if (model == TAILQ_FIRST(&server->registry.models)) {
+            log_error("model=%s cannot be unloaded: no memory", model->name);
+            _exit(EXIT_FAILURE);
+        }
     }
     server_close_devices(server);
     uv_close((uv_handle_t *)&server->ticker, NULL);
+    uv_close((uv_handle_t *)&server->reaper, NULL);
     mailbox_close(server->mailbox);
     server->stopped(server);
 }
@@ -252,6 +202,7 @@ void server_stop(struct server *server, void (*done)(struct server *server))
     server->stopping = true;
     server->stopped = done;
     uv_timer_stop(&server->ticker);
+    uv_timer_stop(&server->reaper);
     struct load *next_load;
     for (struct load *load = TAILQ_FIRST(&server->loads); load; load = next_load) {
         next_load = load_next(load);

@@ -9,6 +9,7 @@
 #include "daemon/mailbox.h"
 #include "daemon/registry.h"
 #include "daemon/scheduler.h"
+#include "daemon/users.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -40,12 +41,17 @@ struct server {
     /* Models came or went. NULL: nobody asks. */
     void (*changed)(struct server *server);
 
+    struct user_limits limits;
+    uint64_t cache_size; /* of host memory for models that a GPU has no room for */
+    uint64_t cache_used; /* its ledger */
+
     uint64_t started; /* uv_hrtime() */
     unsigned workers;
     bool stopping;
     bool conns_closed;
     void (*stopped)(struct server *server);
     uv_timer_t ticker; /* reports progress while there is some */
+    uv_timer_t reaper; /* unloads what has been idle for too long */
 };
 
 /* The device for a parameter or option: "auto", a kind ("hip": the one with the most available memory), or an id.
@@ -66,10 +72,6 @@ void server_device_failed(struct server *server, struct device *device);
 
 /* A model is gone: loads that wait for its name look again. */
 void server_loads_retry(struct server *server);
-
-/* Frees the memory of a resident, or failed, model that nobody uses, and takes it out of the registry. `call`, unless
- * NULL, is answered then. */
-void server_unload(struct server *server, struct model *model, struct call *call);
 
 /* Sets up everything that needs no device: registry, events, mailbox, ticker. 0 or a negative errno. */
 int server_init(struct server *server, uv_loop_t *loop);

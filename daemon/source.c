@@ -17,9 +17,19 @@ static int64_t nanoseconds(struct timespec time)
     return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
 }
 
-bool identity_equal(const struct identity *a, const struct identity *b)
+static bool identity_equal(const struct identity *a, const struct identity *b)
 {
     return a->dev == b->dev && a->ino == b->ino && a->size == b->size && a->mtime_ns == b->mtime_ns;
+}
+
+bool source_equal(const struct source *a, const struct source *b)
+{
+    if (a->n_files != b->n_files)
+        return false;
+    for (size_t i = 0; i < a->n_files; i++)
+        if (!identity_equal(&a->files[i].identity, &b->files[i].identity))
+            return false;
+    return true;
 }
 
 static int identity_read(int fd, struct identity *ret, mode_t *ret_mode, struct device_fault *ret_fault)
@@ -50,54 +60,105 @@ static char *path_of_fd(int fd)
     return strdup(path);
 }
 
-int source_open_fd(int fd, struct source **ret, struct device_fault *ret_fault)
+static int file_check(struct source_file *file, bool *ret_readable_by_all, struct device_fault *ret_fault)
 {
-    struct source *source = calloc(1, sizeof(*source));
-    if (!source) {
-        close(fd);
-        return -ENOMEM;
-    }
-    source->fd = fd;
     mode_t mode = 0;
-    int r = identity_read(fd, &source->identity, &mode, ret_fault);
-    if (r == 0 && !S_ISREG(mode))
-        r = device_fault_set(ret_fault, -EINVAL, "open", EINVAL, "not a regular file");
-    int flags = fcntl(fd, F_GETFL);
-    if (r == 0 && (flags < 0 || (flags & O_ACCMODE) == O_WRONLY || (flags & O_PATH)))
-        r = device_fault_set(ret_fault, -EBADF, "open", EBADF, "not open for reading");
-    if (r < 0) {
-        source_free(source);
+    int r = identity_read(file->fd, &file->identity, &mode, ret_fault);
+    if (r < 0)
         return r;
+    if (!S_ISREG(mode))
+        return device_fault_set(ret_fault, -EINVAL, "open", EINVAL, "not a regular file");
+    int flags = fcntl(file->fd, F_GETFL);
+    if (flags < 0 || (flags & O_ACCMODE) == O_WRONLY || (flags & O_PATH))
+        return device_fault_set(ret_fault, -EBADF, "open", EBADF, "not open for reading");
+    *ret_readable_by_all = mode & S_IROTH;
+    return 0;
+}
+
+int source_open_fds(const int *fds, size_t n, struct source **ret, struct device_fault *ret_fault)
+{
+    struct source *source = calloc(1, sizeof(*source) + n * sizeof(source->files[0]));
+    if (!source) {
+        for (size_t i = 0; i < n; i++)
+            close(fds[i]);
+        return device_fault_set(ret_fault, -ENOMEM, "calloc", ENOMEM, strerror(ENOMEM));
     }
-    source->readable_by_all = mode & S_IROTH;
-    source->path = path_of_fd(fd);
+    source->n_files = n;
+    source->readable_by_all = true;
+    for (size_t i = 0; i < n; i++)
+        source->files[i].fd = fds[i];
+    for (size_t i = 0; i < n; i++) {
+        bool readable = false;
+        int r = file_check(&source->files[i], &readable, ret_fault);
+        if (r == 0 && __builtin_add_overflow(source->size, source->files[i].identity.size, &source->size))
+            r = device_fault_set(ret_fault, -EOVERFLOW, "fstat", EOVERFLOW, "the files are too large");
+        if (r < 0) {
+            source_free(source);
+            return r;
+        }
+        source->readable_by_all = source->readable_by_all && readable;
+    }
+    source->path = path_of_fd(source->files[0].fd);
     *ret = source;
     return 0;
 }
 
+/* The number of files of a split model whose first one has this path, 1 if it has no such name. *ret_prefix: how much
+ * of the path they share. */
+static unsigned split_count(const char *path, size_t *ret_prefix)
+{
+    /* "-00001-of-00003.gguf", or with more digits */
+    const char *of = strstr(path, "-00001-of-");
+    for (const char *next = of; next; next = strstr(next + 1, "-00001-of-"))
+        of = next;
+    if (!of)
+        return 1;
+    char *end;
+    const char *digits = of + strlen("-00001-of-");
+    unsigned long n = *digits >= '0' && *digits <= '9' ? strtoul(digits, &end, 10) : 0;
+    if (n < 1 || n > SOURCE_FILES_MAX || end - digits != 5 || strcmp(end, ".gguf") != 0)
+        return 1;
+    *ret_prefix = (size_t)(of - path);
+    return (unsigned)n;
+}
+
 int source_open_path(const char *path, struct source **ret, struct device_fault *ret_fault)
 {
-    /* O_NONBLOCK: a FIFO put there must not hold a worker. It means nothing to a regular file. */
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-    if (fd < 0)
-        return device_fault_set(ret_fault, -errno, "open", errno, strerror(errno));
-    return source_open_fd(fd, ret, ret_fault);
+    int fds[SOURCE_FILES_MAX];
+    size_t prefix = 0;
+    unsigned n = split_count(path, &prefix);
+    for (unsigned i = 0; i < n; i++) {
+        char shard[PATH_MAX];
+        int length = n == 1 ? snprintf(shard, sizeof(shard), "%s", path)
+                            : snprintf(shard, sizeof(shard), "%.*s-%05u-of-%05u.gguf", (int)prefix, path, i + 1, n);
+        /* O_NONBLOCK: a FIFO put there must not hold a worker. It means nothing to a regular file. */
+        fds[i] = (size_t)length < sizeof(shard) ? open(shard, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK) : -1;
+        if (fds[i] < 0) {
+            int error = (size_t)length < sizeof(shard) ? errno : ENAMETOOLONG;
+            while (i > 0)
+                close(fds[--i]);
+            return device_fault_set(ret_fault, -error, "open", error, strerror(error));
+        }
+    }
+    return source_open_fds(fds, n, ret, ret_fault);
 }
 
 void source_free(struct source *source)
 {
     if (!source)
         return;
-    close(source->fd);
+    for (size_t i = 0; i < source->n_files; i++)
+        close(source->files[i].fd);
     free(source->path);
     free(source);
 }
 
-int source_read(const struct source *source, uint64_t offset, void *dst, size_t size, struct device_fault *ret_fault)
+int source_read(const struct source *source, size_t file, uint64_t offset, void *dst, size_t size,
+                struct device_fault *ret_fault)
 {
     uint8_t *at = dst;
     while (size > 0) {
-        ssize_t n = pread(source->fd, at, size < READ_MAX ? size : READ_MAX, (off_t)offset);
+        ssize_t n = pread(source->files[file].fd, at, size < READ_MAX ? size : READ_MAX, (off_t)offset);
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)
@@ -113,13 +174,16 @@ int source_read(const struct source *source, uint64_t offset, void *dst, size_t 
 
 int source_check(const struct source *source, struct device_fault *ret_fault)
 {
-    struct identity now = {0};
-    mode_t mode;
-    int r = identity_read(source->fd, &now, &mode, ret_fault);
-    if (r < 0)
-        return r;
-    /* The time of the inode's change as well: the time of modification can be set back. */
-    if (!identity_equal(&now, &source->identity) || now.ctime_ns != source->identity.ctime_ns)
-        return device_fault_set(ret_fault, -ESTALE, "fstat", 0, "the file's size or times changed");
+    for (size_t i = 0; i < source->n_files; i++) {
+        const struct identity *then = &source->files[i].identity;
+        struct identity now = {0};
+        mode_t mode;
+        int r = identity_read(source->files[i].fd, &now, &mode, ret_fault);
+        if (r < 0)
+            return r;
+        /* The time of the inode's change as well: the time of modification can be set back. */
+        if (!identity_equal(&now, then) || now.ctime_ns != then->ctime_ns)
+            return device_fault_set(ret_fault, -ESTALE, "fstat", 0, "the file's size or times changed");
+    }
     return 0;
 }

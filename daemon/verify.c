@@ -4,7 +4,9 @@
 #include "daemon/failure.h"
 #include "daemon/fill.h"
 #include "daemon/log.h"
+#include "daemon/residency.h"
 #include "daemon/server.h"
+#include "daemon/worker.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -148,6 +150,7 @@ static void verify_plan(struct verify_job *job)
 static void verify_work(uv_work_t *work)
 {
     struct verify_job *job = work->data;
+    worker_step_back();
     if (job->chunk)
         verify_chunk(job);
     else
@@ -213,6 +216,7 @@ static void verify_finish(struct verify *verify)
 {
     struct call *call = verify->call;
     model_release(verify->model);
+    residency_idle(verify->server, verify->model);
     if (call) {
         call->abandoned = NULL;
         if (verify->failure.error != WIRE_OK)

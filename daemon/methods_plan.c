@@ -1,0 +1,180 @@
+/* Plan: what Load would do. Reads the header on a worker, then asks the residency manager. */
+#include "daemon/describe.h"
+#include "daemon/failure.h"
+#include "daemon/load_job.h"
+#include "daemon/methods_list.h"
+#include "daemon/params.h"
+#include "daemon/residency.h"
+#include "daemon/server.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+struct planning {
+    struct server *server;
+    struct call *call; /* NULL once abandoned */
+    struct load_job job;
+    char *path; /* NULL: by descriptor */
+    enum form form;
+    uid_t uid;
+    bool trusted;
+};
+
+static void planning_free(struct planning *planning)
+{
+    load_job_clear(&planning->job);
+    free(planning->path);
+    struct server *server = planning->server;
+    free(planning);
+    server_job_end(server);
+}
+
+static void planning_abandoned(struct call *call)
+{
+    struct planning *planning = call->context;
+    planning->call = NULL;
+}
+
+static void planning_work(uv_work_t *work)
+{
+    struct planning *planning = work->data;
+    struct load_job *job = &planning->job;
+    load_job_identify(job);
+    if (job->status < 0)
+        return;
+    if (planning->path && !planning->trusted && !job->source->readable_by_all) {
+        job->status = -EACCES;
+        return;
+    }
+    job->opened = job->source;
+    load_job_open(job);
+}
+
+static cJSON *describe_plan(struct planning *planning, const struct model *there)
+{
+    struct server *server = planning->server;
+    const struct device *device = planning->job.device;
+    const struct plan *plan = planning->job.plan;
+    struct model **victims = NULL;
+    size_t n = 0;
+    struct residency_shortage shortage = {.available = device_available(device)};
+    int r = there ? 0 : residency_choose(server, device, plan->arena_bytes, &victims, &n, &shortage);
+    cJSON *reply = cJSON_CreateObject();
+    cJSON_AddStringToObject(reply, "device", device->id);
+    cJSON_AddStringToObject(reply, "form", plan_form_name(planning->form));
+    cJSON_AddNumberToObject(reply, "bytes", (double)plan->arena_bytes);
+    cJSON_AddNumberToObject(reply, "size", (double)planning->job.source->size);
+    cJSON_AddNumberToObject(reply, "tensors", (double)planning->job.header->n_tensors);
+    cJSON_AddBoolToObject(reply, "fits", r == 0 || r == -EAGAIN);
+    cJSON_AddNumberToObject(reply, "available", (double)shortage.available);
+    cJSON *evicts = cJSON_AddArrayToObject(reply, "evicts");
+    for (size_t i = 0; i < n; i++)
+        if (model_visible(victims[i], planning->uid))
+            cJSON_AddItemToArray(evicts, cJSON_CreateString(victims[i]->name));
+    free(victims);
+    if (there)
+        cJSON_AddNumberToObject(reply, "seconds", 0);
+    else if (device->rate > 0)
+        cJSON_AddNumberToObject(reply, "seconds", (double)plan->model_bytes / (double)device->rate);
+    else
+        cJSON_AddNullToObject(reply, "seconds");
+    if (there)
+        cJSON_AddItemToObject(reply, "model", describe_model(there));
+    return reply;
+}
+
+/* Fails the call for what the job found. */
+static void planning_fail(struct planning *planning)
+{
+    const struct load_job *job = &planning->job;
+    struct failure failure = {0};
+    if (job->status == -EACCES && !job->opened)
+        failure_set(&failure, WIRE_PermissionDenied,
+                    describe_reason("not everyone may read this file: pass it as a descriptor"));
+    else if (job->status == -EBADMSG)
+        failure_set_invalid(&failure, job->gguf_fault.reason, job->gguf_fault.offset);
+    else if (job->status == -ENOTSUP)
+        failure_set(&failure, WIRE_UnsupportedType, describe_unsupported(&job->header->tensors[job->tensor]));
+    else if (job->status == -EOVERFLOW)
+        failure_set_invalid(&failure, "the tensors together are larger than any memory", 0);
+    else
+        failure_set_file(&failure, job->status == -ENODATA ? -ESTALE : job->status, &job->fault, planning->path);
+    call_fail(planning->call, failure.error, failure_parameters(&failure));
+    failure_clear(&failure);
+}
+
+static void planning_worked(uv_work_t *work, int status)
+{
+    (void)status;
+    struct planning *planning = work->data;
+    struct call *call = planning->call;
+    if (call) {
+        call->abandoned = NULL;
+        if (planning->job.status < 0)
+            planning_fail(planning);
+        else {
+            const struct model *there = registry_find_source(&planning->server->registry, planning->job.source,
+                                                             planning->form, planning->job.device, NULL);
+            call_reply(call, describe_plan(planning, there), NULL, 0);
+        }
+    }
+    planning_free(planning);
+}
+
+void method_plan(struct server *server, struct call *call)
+{
+    struct parameters {
+        const cJSON *fds;
+        const char *path, *form, *device;
+    } p = {.form = "auto", .device = "auto"};
+    static const struct param table[] = {
+        {"fds", PARAM_INTS, false, offsetof(struct parameters, fds)},
+        {"path", PARAM_STRING, false, offsetof(struct parameters, path)},
+        {"form", PARAM_STRING, false, offsetof(struct parameters, form)},
+        {"device", PARAM_STRING, false, offsetof(struct parameters, device)},
+        {0},
+    };
+    if (!params_read(call, table, &p))
+        return;
+    enum form form = FORM_AUTO;
+    const char *wrong = !!p.fds == !!p.path                  ? "fds"
+                        : p.path && p.path[0] != '/'         ? "path"
+                        : plan_form_parse(p.form, &form) < 0 ? "form"
+                                                             : NULL;
+    if (wrong) {
+        call_fail_parameter(call, wrong);
+        return;
+    }
+    struct device *device = server_device(server, p.device);
+    if (!device) {
+        call_fail(call, WIRE_DeviceNotFound, describe_device_name(p.device));
+        return;
+    }
+    struct planning *planning = calloc(1, sizeof(*planning));
+    char *path = p.path ? strdup(p.path) : NULL;
+    if (!planning || (p.path && !path)) {
+        free(planning);
+        free(path);
+        call_fail(call, WIRE_LimitExceeded, describe_limit("memory", 0));
+        return;
+    }
+    *planning = (struct planning){.server = server, .call = call, .path = path, .form = form};
+    planning->job = (struct load_job){.path = path, .device = device, .form = form, .table_fd = -1};
+    planning->uid = conn_uid(call->conn);
+    planning->trusted = planning->uid == 0 || planning->uid == getuid();
+    server_job_begin(server);
+    if (p.fds && !call_take_fds(call, p.fds, planning->job.fds, &planning->job.n_fds)) {
+        planning->job.n_fds = 0;
+        planning_free(planning);
+        return;
+    }
+    planning->job.work.data = planning;
+    call->context = planning;
+    call->abandoned = planning_abandoned;
+    int r = uv_queue_work(server->loop, &planning->job.work, planning_work, planning_worked);
+    assert(r == 0); /* it only refuses a job without a function */
+    (void)r;
+}

@@ -1,0 +1,152 @@
+#include "daemon/preload.h"
+
+#include "daemon/load.h"
+#include "daemon/log.h"
+#include "daemon/plan.h"
+#include "daemon/server.h"
+
+#include <assert.h>
+#include <dirent.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+struct preload {
+    struct server *server;
+    const char *folder;
+    uv_work_t work;
+    struct dirent **entries;
+    int n_entries; /* or a negative errno */
+    int next;
+    char *path; /* of the model that is being loaded */
+    bool looking;
+    bool again; /* asked for while it was looking */
+};
+
+static void preload_next(struct preload *preload);
+
+int preload_new(struct server *server, const char *folder, struct preload **ret)
+{
+    struct preload *preload = calloc(1, sizeof(*preload));
+    if (!preload)
+        return -ENOMEM;
+    preload->server = server;
+    preload->folder = folder;
+    *ret = preload;
+    return 0;
+}
+
+static void preload_clear(struct preload *preload)
+{
+    for (int i = 0; i < preload->n_entries; i++)
+        free(preload->entries[i]);
+    free(preload->entries);
+    preload->entries = NULL;
+    preload->n_entries = preload->next = 0;
+    free(preload->path);
+    preload->path = NULL;
+}
+
+void preload_free(struct preload *preload)
+{
+    if (!preload)
+        return;
+    preload_clear(preload);
+    free(preload);
+}
+
+/* Models, and of a split one the first file. */
+static int is_model(const struct dirent *entry)
+{
+    const char *name = entry->d_name;
+    size_t n = strlen(name);
+    if (name[0] == '.' || n < 6 || strcmp(name + n - 5, ".gguf") != 0)
+        return 0;
+    /* "-00002-of-00003.gguf" comes with the first */
+    if (n > 20 && strncmp(name + n - 11 - 3, "-of-", 4) == 0)
+        return strncmp(name + n - 20, "-00001-", 7) == 0;
+    return 1;
+}
+
+static int by_name(const struct dirent **a, const struct dirent **b)
+{
+    return strcmp((*a)->d_name, (*b)->d_name);
+}
+
+static void preload_scan(uv_work_t *work)
+{
+    struct preload *preload = work->data;
+    int n = scandir(preload->folder, &preload->entries, is_model, by_name);
+    preload->n_entries = n < 0 ? -errno : n;
+}
+
+static void preload_scanned(uv_work_t *work, int status)
+{
+    (void)status;
+    struct preload *preload = work->data;
+    if (preload->n_entries < 0) {
+        log_error("preload: %s: %s", preload->folder, strerror(-preload->n_entries));
+        preload->n_entries = 0;
+    }
+    preload_next(preload);
+    server_job_end(preload->server);
+}
+
+static void preloaded(void *context, struct model *model, const char *why)
+{
+    struct preload *preload = context;
+    if (!model)
+        log_warning("preload: %s skipped: %s", preload->path, why);
+    preload_next(preload);
+}
+
+static void preload_next(struct preload *preload)
+{
+    free(preload->path);
+    preload->path = NULL;
+    if (preload->next == preload->n_entries || preload->server->stopping) {
+        preload_clear(preload);
+        preload->looking = false;
+        if (preload->again && !preload->server->stopping)
+            preload_look(preload);
+        return;
+    }
+    const char *name = preload->entries[preload->next++]->d_name;
+    if (asprintf(&preload->path, "%s/%s", preload->folder, name) < 0) {
+        preload->path = NULL;
+        log_error("preload: no memory");
+        preload->next = preload->n_entries;
+        preload_next(preload);
+        return;
+    }
+    char model_name[MODEL_NAME_MAX + 1];
+    model_name_derive(preload->path, model_name); /* of the link, not of what it points to */
+    load_begin(preload->server,
+               &(struct load_request){
+                   .path = preload->path,
+                   .name = model_name,
+                   .form = FORM_AUTO,
+                   .device = server_device(preload->server, "auto"),
+                   .uid = getuid(),
+                   .trusted = true,
+                   .pin = true,
+                   .ttl = -1,
+                   .done = preloaded,
+                   .context = preload,
+               },
+               NULL);
+}
+
+void preload_look(struct preload *preload)
+{
+    preload->again = preload->looking;
+    if (preload->looking)
+        return;
+    preload->looking = true;
+    preload->work.data = preload;
+    server_job_begin(preload->server);
+    int r = uv_queue_work(preload->server->loop, &preload->work, preload_scan, preload_scanned);
+    assert(r == 0); /* it only refuses a job without a function */
+    (void)r;
+}

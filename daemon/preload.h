@@ -1,0 +1,17 @@
+/* Loads and pins every model that is linked in a folder, in order of name, one after the other: at start, and again
+ * when asked. One that cannot be loaded is logged and skipped.
+ *
+ * Loop thread only; the folder is read on a worker. */
+#pragma once
+
+struct preload;
+struct server;
+
+/* `folder` is borrowed. -ENOMEM. */
+int preload_new(struct server *server, const char *folder, struct preload **ret);
+
+/* Looks at the folder, now or as soon as the last look is over. */
+void preload_look(struct preload *preload);
+
+/* NULL is fine. No load is under way any more. */
+void preload_free(struct preload *preload);

@@ -1,0 +1,311 @@
+#include "daemon/residency.h"
+
+#include "daemon/conn.h"
+#include "daemon/describe.h"
+#include "daemon/eviction.h"
+#include "daemon/load.h"
+#include "daemon/log.h"
+#include "daemon/server.h"
+#include "daemon/worker.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+/* Of a device's memory that is read at once when a model is saved to host memory. */
+#define SAVE_BYTES ((uint64_t)16 << 20)
+
+static bool model_evictable(const struct model *model)
+{
+    return model->state == MODEL_RESIDENT && !model->pinned && !model_in_use(model);
+}
+
+/* Its memory will be free in a moment, but the ledger still has it. */
+static bool model_departs(const struct model *model)
+{
+    return model->reserved > 0 && (model->state == MODEL_UNLOADING || (model->load && load_ends(model->load)));
+}
+
+int residency_choose(const struct server *server, const struct device *device, uint64_t bytes, struct model ***ret,
+                     size_t *ret_n, struct residency_shortage *ret_shortage)
+{
+    *ret_shortage = (struct residency_shortage){.available = device_available(device)};
+    *ret_n = 0;
+    *ret = NULL;
+    if (bytes <= ret_shortage->available)
+        return 0;
+    size_t capacity = server->registry.n_models;
+    struct candidate *candidates = calloc(capacity ? capacity : 1, sizeof(*candidates));
+    struct model **models = calloc(capacity ? capacity : 1, sizeof(struct model *));
+    size_t n = 0;
+    bool departs = false;
+    struct model *model;
+    int r = candidates && models ? 0 : -ENOMEM;
+    TAILQ_FOREACH(model, &server->registry.models, link)
+    {
+        if (r < 0 || model->device != device)
+            continue;
+        departs = departs || model_departs(model);
+        if (!model_evictable(model))
+            continue;
+        candidates[n] = (struct candidate){.bytes = model->reserved, .last_used = model->idle_since};
+        models[n++] = model;
+    }
+    if (r == 0 && departs)
+        r = -EAGAIN;
+    if (r == 0)
+        r = eviction_choose(candidates, n, bytes - ret_shortage->available, &ret_shortage->evictable);
+    for (size_t i = 0; i < n && r == 0; i++)
+        if (candidates[i].chosen)
+            models[(*ret_n)++] = models[i];
+    free(candidates);
+    if (r < 0) {
+        free(models);
+        return r;
+    }
+    *ret = models;
+    return 0;
+}
+
+/* --- letting go --- */
+
+/* A model whose memory is being freed, or saved first. */
+struct unload {
+    struct server *server;
+    struct model *model;
+    struct call *call; /* NULL: nobody asks, or no more */
+    struct load *load; /* NULL, or the load that it goes for */
+    bool save;
+    void *saved; /* the copy; NULL: it could not be made */
+    uv_work_t work;
+};
+
+static void unload_abandoned(struct call *call)
+{
+    struct unload *unload = call->context;
+    unload->call = NULL;
+}
+
+/* Copies an arena to memory of this process. NULL if that cannot be. */
+static void *save_arena(struct model *model)
+{
+    uint64_t bytes = model->plan->arena_bytes;
+    uint8_t *copy = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (copy == MAP_FAILED)
+        return NULL;
+    for (uint64_t at = 0; at < bytes; at += SAVE_BYTES) {
+        size_t n = bytes - at < SAVE_BYTES ? bytes - at : SAVE_BYTES;
+        struct device_fault fault;
+        if (model->device->ops->arena_read(model->arena, at, copy + at, n, &fault) < 0) {
+            munmap(copy, bytes);
+            return NULL;
+        }
+    }
+    return copy;
+}
+
+static void unload_work(uv_work_t *work)
+{
+    struct unload *unload = work->data;
+    worker_step_back();
+    if (unload->save)
+        unload->saved = save_arena(unload->model);
+    unload->model->device->ops->arena_free(unload->model->arena);
+}
+
+static void unload_worked(uv_work_t *work, int status)
+{
+    (void)status;
+    struct unload *unload = work->data;
+    struct server *server = unload->server;
+    struct model *model = unload->model;
+    model->arena = NULL;
+    model->export = (struct device_export){.fd = -1};
+    registry_release(model);
+    if (unload->saved) {
+        model->cache = unload->saved;
+        model->state = MODEL_CACHED;
+        log_info("model=%s id=%" PRIu64 " saved to host memory", model->name, model->id);
+        events_emit(server->events, "cached", model, NULL);
+    } else {
+        log_info("model=%s id=%" PRIu64 " unloaded", model->name, model->id);
+        if (unload->save)
+            server->cache_used -= model->plan->arena_bytes;
+        events_emit(server->events, "unloaded", model, NULL);
+        registry_remove(&server->registry, model);
+    }
+    if (unload->load)
+        load_victim_gone(unload->load);
+    server_loads_retry(server);
+    if (unload->call)
+        call_reply(unload->call, describe_state("unloaded"), NULL, 0);
+    free(unload);
+    server_changed(server);
+    server_job_end(server);
+}
+
+static bool unload_begin(struct server *server, struct model *model, struct call *call, struct load *load, bool save)
+{
+    assert(!model_in_use(model) && !model->load && model->arena);
+    struct unload *unload = calloc(1, sizeof(*unload));
+    if (!unload)
+        return false;
+    *unload = (struct unload){.server = server, .model = model, .call = call, .load = load, .save = save};
+    unload->work.data = unload;
+    if (call) {
+        call->context = unload;
+        call->abandoned = unload_abandoned;
+    }
+    model->state = save ? MODEL_SAVING : MODEL_UNLOADING;
+    server_job_begin(server);
+    int r = uv_queue_work(server->loop, &unload->work, unload_work, unload_worked);
+    assert(r == 0); /* it only refuses a job without a function */
+    (void)r;
+    return true;
+}
+
+void residency_unload(struct server *server, struct model *model, struct call *call)
+{
+    if (model->state == MODEL_CACHED) {
+        residency_forget(server, model);
+        if (call)
+            call_reply(call, describe_state("unloaded"), NULL, 0);
+    } else if (!unload_begin(server, model, call, NULL, false) && call)
+        call_fail(call, WIRE_LimitExceeded, describe_limit("memory", 0));
+}
+
+void residency_drain(struct server *server, struct model *model)
+{
+    model->state = MODEL_DRAINING;
+    events_emit(server->events, "draining", model, NULL);
+    residency_idle(server, model);
+}
+
+/* --- the copies in host memory --- */
+
+void residency_cache_drop(struct model *model)
+{
+    if (!model->cache)
+        return;
+    munmap(model->cache, model->plan->arena_bytes);
+    model->cache = NULL;
+    *model->cache_used -= model->plan->arena_bytes;
+}
+
+void residency_forget(struct server *server, struct model *model)
+{
+    assert(model->state == MODEL_CACHED);
+    residency_cache_drop(model);
+    log_info("model=%s id=%" PRIu64 " dropped from host memory", model->name, model->id);
+    events_emit(server->events, "unloaded", model, NULL);
+    registry_remove(&server->registry, model);
+    server_changed(server);
+}
+
+/* Makes room in host memory for a model that a GPU has none for, dropping what was cached the longest ago. */
+static bool cache_make_room(struct server *server, uint64_t bytes)
+{
+    if (bytes > server->cache_size)
+        return false;
+    while (server->cache_used + bytes > server->cache_size) {
+        struct model *model, *oldest = NULL;
+        TAILQ_FOREACH(model, &server->registry.models, link)
+        {
+            if (model->state == MODEL_CACHED && (!oldest || model->idle_since < oldest->idle_since))
+                oldest = model;
+        }
+        if (!oldest)
+            return false; /* the rest is on its way there, or back */
+        residency_forget(server, oldest);
+    }
+    return true;
+}
+
+/* --- making room --- */
+
+static bool evict(struct server *server, struct model *model, struct load *load)
+{
+    uint64_t bytes = model->plan->arena_bytes;
+    bool save = strcmp(model->device->kind, "host") != 0 && cache_make_room(server, bytes);
+    if (!unload_begin(server, model, NULL, load, save))
+        return false;
+    if (save) {
+        server->cache_used += bytes;
+        model->cache_used = &server->cache_used;
+    }
+    log_info("model=%s id=%" PRIu64 " evicted", model->name, model->id);
+    registry_release(model); /* its bytes are promised to the load */
+    events_emit(server->events, "evicted", model, NULL);
+    return true;
+}
+
+int residency_reserve(struct server *server, struct load *load, struct model *model, unsigned *ret_victims,
+                      struct residency_shortage *ret_shortage)
+{
+    struct model **victims;
+    size_t n;
+    uint64_t bytes = model->plan->arena_bytes;
+    int r = residency_choose(server, model->device, bytes, &victims, &n, ret_shortage);
+    if (r < 0)
+        return r;
+    for (size_t i = 0; i < n && r == 0; i++) {
+        if (evict(server, victims[i], load))
+            (*ret_victims)++;
+        else
+            r = -ENOMEM;
+    }
+    free(victims);
+    uint64_t available;
+    if (r == 0)
+        r = registry_reserve(model, bytes, &available);
+    return r;
+}
+
+/* --- time to live --- */
+
+static uint64_t time_to_live_ends(const struct model *model)
+{
+    uint64_t ttl = (uint64_t)model->ttl;
+    return ttl > UINT64_MAX / 2000000000u ? UINT64_MAX : model->idle_since + ttl * 1000000000u;
+}
+
+static bool time_to_live_runs(const struct model *model)
+{
+    return model->ttl >= 0 && model_evictable(model);
+}
+
+/* Unloads what has been idle for long enough, and sets the timer for what will have been next. */
+static void reap(uv_timer_t *timer)
+{
+    struct server *server = timer->data;
+    if (server->stopping)
+        return;
+    uint64_t now = uv_hrtime(), next = UINT64_MAX;
+    struct model *model;
+    TAILQ_FOREACH(model, &server->registry.models, link)
+    {
+        if (!time_to_live_runs(model))
+            continue;
+        uint64_t ends = time_to_live_ends(model);
+        if (ends > now)
+            next = ends < next ? ends : next;
+        else if (unload_begin(server, model, NULL, NULL, false))
+            log_info("model=%s id=%" PRIu64 " was idle for %" PRId64 " s", model->name, model->id, model->ttl);
+    }
+    if (next < UINT64_MAX)
+        uv_timer_start(timer, reap, (next - now) / 1000000 + 1, 0);
+}
+
+void residency_idle(struct server *server, struct model *model)
+{
+    if (model->state == MODEL_DRAINING && !model_in_use(model)) {
+        residency_unload(server, model, NULL);
+        return;
+    }
+    /* Not now: whoever calls may be walking over the models. */
+    if (time_to_live_runs(model) && !server->stopping)
+        uv_timer_start(&server->reaper, reap, 0, 0);
+}

@@ -1,0 +1,37 @@
+/* What one user may have of the daemon at the same time, so that nobody can take it from the others. Root and the
+ * daemon's own user are not bounded.
+ *
+ * Loop thread only. */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+struct server;
+
+struct user_limits {
+    unsigned connections;
+    unsigned loads; /* under way */
+    unsigned leases;
+    uint64_t bytes; /* of all models that the user loaded, on all devices */
+};
+
+/* What a user may have if nothing else is said. */
+#define USER_CONNECTIONS 256u
+#define USER_LOADS       16u
+#define USER_LEASES      4096u
+#define USER_BYTES       UINT64_MAX
+
+enum user_limit {
+    LIMIT_CONNECTIONS,
+    LIMIT_LOADS,
+    LIMIT_LEASES,
+    LIMIT_BYTES,
+};
+
+/* Whether the user may have `more` of it. *ret_value: the limit. */
+bool user_may(const struct server *server, uid_t uid, enum user_limit limit, uint64_t more, uint64_t *ret_value);
+
+/* As LimitExceeded tells it: "user-connections", ... Static. */
+const char *user_limit_name(enum user_limit limit);

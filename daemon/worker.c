@@ -1,0 +1,18 @@
+#include "daemon/worker.h"
+
+#include <stdbool.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+/* A worker's share of a processor that it has to divide with the loop: about a tenth (see sched(7)). */
+#define WORKER_NICE 10
+
+void worker_step_back(void)
+{
+    static __thread bool done;
+    if (done)
+        return;
+    done = true;
+    /* On Linux this is the thread's alone. It cannot fail but for a thread that is niced already. */
+    (void)setpriority(PRIO_PROCESS, (id_t)gettid(), WORKER_NICE);
+}
