@@ -1,0 +1,230 @@
+/* Calls: one request, one reply or several, and the daemon's errors. */
+#include "client/client.h"
+#include "client/explain.h"
+#include "client/fields.h"
+#include "proto/json_check.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#define INTERFACE "io.rocmforge."
+
+/* Values in a reply. cJSON spends 64 bytes on each, so that 64 MiB of "[[[[" could become gigabytes. */
+#define REPLY_VALUES_MAX (8u << 20)
+
+/* --- the request --- */
+
+static bool method_is_name(const char *method)
+{
+    for (const char *c = method; *c; c++)
+        if (!isalnum((unsigned char)*c) && *c != '.' && *c != '-')
+            return false;
+    return method[0];
+}
+
+static struct frame_part part(const char *text)
+{
+    return (struct frame_part){.text = text, .size = strlen(text)};
+}
+
+static int request_put(rf_client *client, const struct call *call)
+{
+    const char *parameters = call->parameters ? call->parameters : "{}";
+    const char *reason;
+    if (!method_is_name(call->method))
+        return client_fail(client, -EINVAL, "not the name of a method");
+    if (json_check(parameters, strlen(parameters), &reason, NULL) < 0)
+        return client_fail(client, -EINVAL, "the parameters are no JSON object that can be sent: %s", reason);
+    const struct frame_part parts[] = {
+        part("{\"method\":\""), part(strchr(call->method, '.') ? "" : INTERFACE),
+        part(call->method),     part("\",\"parameters\":"),
+        part(parameters),       part(call->more ? ",\"more\":true}" : "}"),
+    };
+    int r = frame_writer_put_parts(client->writer, parts, sizeof(parts) / sizeof(parts[0]), call->fds, call->n_fds);
+    if (r == -ENOBUFS)
+        return client_fail(client, -EMSGSIZE, "a request has at most %u bytes", CLIENT_REQUEST_MAX);
+    return r < 0 ? client_fail(client, r, "the request cannot be sent: %s", strerror(-r)) : 0;
+}
+
+static int fail_gone(rf_client *client)
+{
+    return client_break(client, -ECONNRESET, "the daemon closed the connection");
+}
+
+/* Between calls the daemon says nothing, but that it is gone; or, to who connects, that it cannot serve him. */
+static int check_silence(rf_client *client)
+{
+    if (client->broken)
+        return client_fail(client, -ECONNRESET, "the connection to the daemon is broken");
+    char byte;
+    ssize_t n = client->used ? recv(client->socket, &byte, 1, MSG_PEEK | MSG_DONTWAIT) : -1;
+    if (n == 0)
+        return fail_gone(client);
+    if (n > 0 || frame_reader_pending(client->reader) > 0)
+        return client_break(client, -EPROTO, "the daemon sent what nobody asked it for");
+    return 0;
+}
+
+static int request_send(rf_client *client, const struct call *call)
+{
+    int r = request_put(client, call);
+    if (r < 0)
+        return r;
+    client->used = true;
+    r = frame_writer_flush(client->writer, client->socket);
+    /* It may have said why, before it closed the connection. */
+    if (r == -EPIPE || r == -ECONNRESET)
+        return 0;
+    return r < 0 ? client_break(client, -ECONNRESET, "sending to the daemon failed: %s", strerror(-r)) : 0;
+}
+
+/* --- replies --- */
+
+static int reply_wait(rf_client *client, struct frame_message *ret)
+{
+    for (;;) {
+        int r = frame_reader_next(client->reader, ret);
+        if (r == 0)
+            r = frame_reader_fill(client->reader, client->socket) ?: -ECONNRESET;
+        else if (r > 0)
+            return 0;
+        if (r == -ECONNRESET || r == -EPIPE)
+            return fail_gone(client);
+        if (r == -EMSGSIZE)
+            return client_break(client, -EPROTO, "the daemon sent a reply of more than %u bytes", CLIENT_REPLY_MAX);
+        if (r == -EMFILE)
+            return client_break(client, r, "descriptors beside a reply were lost: too many files are open");
+        if (r < 0)
+            return client_break(client, r, "receiving from the daemon failed: %s", strerror(-r));
+    }
+}
+
+/* The daemon said no. Takes the parameters. */
+static int reply_error(rf_client *client, const char *name, cJSON *parameters)
+{
+    enum wire_error error = wire_error_find(name);
+    client->error_name = strdup(name);
+    client->error_parameters = parameters ? cJSON_PrintUnformatted(parameters) : NULL;
+    char text[CLIENT_MESSAGE_SIZE];
+    if (error == WIRE_ERROR_COUNT)
+        return client_fail(client, -EPROTO, "the daemon answered with an error that is not known here: %s", name);
+    explain(text, sizeof(text), error, parameters);
+    return client_fail(client, wire_error_errno(error), "%s", text);
+}
+
+static int fail_reply(rf_client *client, const char *why)
+{
+    return client_break(client, -EPROTO, "the daemon sent a reply that is none: %s", why);
+}
+
+static int reply_take(rf_client *client, const struct call *call, cJSON *reply, struct frame_message *message,
+                      bool *ret_continues)
+{
+    const cJSON *error = field(reply, "error");
+    const cJSON *continues = field(reply, "continues");
+    const cJSON *given = field(reply, "parameters");
+    if (!cJSON_IsObject(reply) || (given && !cJSON_IsObject(given)) || (error && !cJSON_IsString(error)) ||
+        (continues && !cJSON_IsBool(continues)))
+        return fail_reply(client, "a field of it is of another type");
+    if (error)
+        return reply_error(client, error->valuestring, (cJSON *)given);
+    if (cJSON_IsTrue(continues) && !call->more)
+        return fail_reply(client, "others follow, and one was asked for");
+    *ret_continues = cJSON_IsTrue(continues);
+    if (!call->reply)
+        return 0;
+
+    cJSON *parameters = given ? cJSON_DetachItemViaPointer(reply, (cJSON *)given) : cJSON_CreateObject();
+    if (!parameters)
+        return client_break(client, -ENOMEM, "no memory for a reply");
+    int r = call->reply(call->context, &parameters, *ret_continues, message);
+    cJSON_Delete(parameters);
+    if (r != 0 && *ret_continues) {
+        client->broken = true;
+        shutdown(client->socket, SHUT_RDWR);
+    }
+    return r;
+}
+
+/* Every value stands behind one of these. */
+static bool reply_has_too_many_values(const struct frame_message *message)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < message->size; i++) {
+        char c = message->text[i];
+        n += c == ',' || c == ':' || c == '[' || c == '{';
+    }
+    return n > REPLY_VALUES_MAX;
+}
+
+/* Waits for a reply and takes it. Sets *ret_continues, on success. */
+static int reply_next(rf_client *client, const struct call *call, bool *ret_continues)
+{
+    struct frame_message message;
+    int r = reply_wait(client, &message);
+    if (r < 0)
+        return r;
+    if (reply_has_too_many_values(&message))
+        return fail_reply(client, "it has too many values");
+    cJSON *reply = cJSON_ParseWithLengthOpts(message.text, message.size + 1, NULL, true);
+    if (!reply)
+        return fail_reply(client, "it is not JSON");
+    r = reply_take(client, call, reply, &message, ret_continues);
+    cJSON_Delete(reply);
+    return r;
+}
+
+int client_call(rf_client *client, const struct call *call)
+{
+    if (client->calling)
+        return client_fail(client, -EDEADLK, "another call is under way on this connection");
+    client_clear(client);
+    int r = check_silence(client);
+    if (r == 0)
+        r = request_send(client, call);
+    if (r < 0)
+        return r;
+    client->calling = true;
+    bool continues = true;
+    while (r == 0 && continues)
+        r = reply_next(client, call, &continues);
+    client->calling = false;
+    return r;
+}
+
+/* --- calls of the library's user --- */
+
+struct user_call {
+    rf_client *client;
+    rf_reply_fn *reply;
+    void *context;
+};
+
+static int user_reply(void *context, cJSON **parameters, bool continues, struct frame_message *message)
+{
+    struct user_call *user = context;
+    char *text = cJSON_PrintUnformatted(*parameters);
+    if (!text)
+        return client_fail(user->client, -ENOMEM, "no memory for a reply");
+    int r = user->reply(user->context, text, continues, message->fds, message->n_fds);
+    cJSON_free(text);
+    return r == 0 ? 0 : client_fail(user->client, r, "the caller ended the call");
+}
+
+int rf_call(rf_client *client, const char *method, const char *parameters, unsigned flags, const int *fds, size_t n_fds,
+            rf_reply_fn *reply, void *context)
+{
+    struct user_call user = {.client = client, .reply = reply, .context = context};
+    return client_call(client, &(struct call){
+                                   .method = method,
+                                   .parameters = parameters,
+                                   .more = flags & RF_CALL_MORE,
+                                   .fds = fds,
+                                   .n_fds = n_fds,
+                                   .reply = reply ? user_reply : NULL,
+                                   .context = &user,
+                               });
+}

@@ -1,0 +1,191 @@
+/* The connection, and why something failed on it. */
+#include "client/client.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+/* Under /run for the daemon of the system, under $XDG_RUNTIME_DIR for one of a user. */
+#define SOCKET_IN_RUN "/rocmforge/io.rocmforge"
+
+/* How long a daemon that is too busy to accept is waited for, and how often it is asked. */
+#define CONNECT_TIMEOUT_MS 5000
+#define CONNECT_RETRY_MS   10
+
+static _Thread_local char connect_message[CLIENT_MESSAGE_SIZE];
+
+const char *rf_version(void)
+{
+    return ROCMFORGE_VERSION;
+}
+
+/* --- failures --- */
+
+void client_clear(rf_client *client)
+{
+    client->message[0] = '\0';
+    free(client->error_name);
+    client->error_name = NULL;
+    cJSON_free(client->error_parameters);
+    client->error_parameters = NULL;
+}
+
+__attribute__((format(printf, 2, 0))) static void word(rf_client *client, const char *format, va_list arguments)
+{
+    char *message = client ? client->message : connect_message;
+    vsnprintf(message, CLIENT_MESSAGE_SIZE, format, arguments);
+    for (char *c = message; *c; c++)
+        if ((unsigned char)*c < 0x20 || *c == 0x7f)
+            *c = '?';
+}
+
+int client_fail(rf_client *client, int error, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    word(client, format, arguments);
+    va_end(arguments);
+    return error;
+}
+
+int client_break(rf_client *client, int error, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    word(client, format, arguments);
+    va_end(arguments);
+    client->broken = true;
+    shutdown(client->socket, SHUT_RDWR);
+    return error;
+}
+
+const char *rf_error_message(const rf_client *client)
+{
+    const char *message = client ? client->message : connect_message;
+    return message[0] ? message : "no error";
+}
+
+const char *rf_error_name(const rf_client *client)
+{
+    return client ? client->error_name : NULL;
+}
+
+const char *rf_error_parameters(const rf_client *client)
+{
+    return client ? client->error_parameters : NULL;
+}
+
+/* --- connecting --- */
+
+static int64_t clock_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+static int set_path(struct sockaddr_un *address, const char *folder, const char *path)
+{
+    int n = snprintf(address->sun_path, sizeof(address->sun_path), "%s%s", folder, path);
+    if (n < 0 || (size_t)n >= sizeof(address->sun_path))
+        return client_fail(NULL, -ENAMETOOLONG, "a socket's path has at most %zu bytes, and this has more: %s%s",
+                           sizeof(address->sun_path) - 1, folder, path);
+    return 0;
+}
+
+/* Where the daemon listens: as the caller says, or the environment, or where daemons of the system and of users do. */
+static int find_socket(const char *path, struct sockaddr_un *ret)
+{
+    if (!path) {
+        path = secure_getenv("ROCMFORGE_SOCKET");
+        if (path && !path[0])
+            path = NULL;
+    }
+    if (path)
+        return set_path(ret, "", path);
+    const char *runtime = secure_getenv("XDG_RUNTIME_DIR");
+    if (access("/run" SOCKET_IN_RUN, F_OK) < 0 && runtime && runtime[0])
+        return set_path(ret, runtime, SOCKET_IN_RUN);
+    return set_path(ret, "/run", SOCKET_IN_RUN);
+}
+
+/* A connect() that neither waits for ever nor is ended by a signal. A Unix socket that does not block says EAGAIN while
+ * the daemon has too many connections to accept, and is never under way. */
+static int connect_timed(int socket, const struct sockaddr_un *address)
+{
+    int64_t deadline = clock_ms() + CONNECT_TIMEOUT_MS;
+    while (connect(socket, (const struct sockaddr *)address, sizeof(*address)) < 0) {
+        if (errno != EAGAIN && errno != EINTR)
+            return -errno;
+        if (clock_ms() >= deadline)
+            return -ETIMEDOUT;
+        if (errno == EAGAIN)
+            poll(NULL, 0, CONNECT_RETRY_MS);
+    }
+    return 0;
+}
+
+static int connect_fail(int error, const char *path)
+{
+    const char *hint = "";
+    if (error == -ENOENT || error == -ECONNREFUSED)
+        hint = "; is rocmforged running?";
+    else if (error == -EACCES)
+        hint = "; its owner decides who may use it";
+    return client_fail(NULL, error, "cannot connect to %s: %s%s", path, strerror(-error), hint);
+}
+
+int rf_connect(const char *path, rf_client **ret)
+{
+    *ret = NULL;
+    connect_message[0] = '\0';
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int r = find_socket(path, &address);
+    if (r < 0)
+        return r;
+    rf_client *client = calloc(1, sizeof(*client));
+    if (!client)
+        return connect_fail(-ENOMEM, address.sun_path);
+    LIST_INIT(&client->models);
+    client->socket = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    r = client->socket < 0 ? -errno : connect_timed(client->socket, &address);
+    if (r == 0 && fcntl(client->socket, F_SETFL, 0) < 0)
+        r = -errno;
+    if (r == 0)
+        r = frame_reader_new(CLIENT_REPLY_MAX, &client->reader);
+    if (r == 0)
+        r = frame_writer_new(CLIENT_REQUEST_MAX + 1, &client->writer);
+    if (r < 0) {
+        rf_close(client);
+        return connect_fail(r, address.sun_path);
+    }
+    *ret = client;
+    return 0;
+}
+
+void rf_close(rf_client *client)
+{
+    if (!client)
+        return;
+    rf_model *model;
+    while ((model = LIST_FIRST(&client->models)))
+        model_free(model);
+    if (client->socket >= 0)
+        close(client->socket);
+    frame_reader_free(client->reader);
+    frame_writer_free(client->writer);
+    client_clear(client);
+    free(client);
+}
+
+int rf_client_fd(const rf_client *client)
+{
+    return client->socket;
+}

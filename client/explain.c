@@ -1,0 +1,160 @@
+#include "client/explain.h"
+
+#include "client/fields.h"
+
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+/* Holders that are told by their ids; of the others it is told how many. */
+#define HOLDERS_MAX 8
+
+struct text {
+    char *dst;
+    size_t size;
+    size_t used;
+    const char *between; /* goes before what is added next */
+};
+
+__attribute__((format(printf, 2, 3))) static void add(struct text *text, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    for (int i = 0; i < 2; i++) {
+        size_t left = text->size - text->used;
+        int n = i == 0 ? snprintf(text->dst + text->used, left, "%s", text->between)
+                       : vsnprintf(text->dst + text->used, left, format, arguments);
+        text->used += n < 0 ? 0 : (size_t)n < left ? (size_t)n : left - 1;
+    }
+    va_end(arguments);
+    text->between = ", ";
+}
+
+/* "14.2 GB"; of little memory "12 kB". */
+static void add_bytes(struct text *text, const cJSON *parameters, const char *key)
+{
+    uint64_t bytes;
+    if (!field_integer(parameters, key, &bytes))
+        return;
+    if (bytes >= 100000000)
+        add(text, "%.1f GB %s", (double)bytes / 1e9, key);
+    else
+        add(text, "%.3f GB %s", (double)bytes / 1e9, key);
+}
+
+/* The value of a field, in quotes if the format has them. */
+#define add_text(text, parameters, key, format)                                                                        \
+    do {                                                                                                               \
+        const char *value_ = field_text(parameters, key);                                                              \
+        if (value_)                                                                                                    \
+            add(text, format, value_);                                                                                 \
+    } while (0)
+
+static void add_holders(struct text *text, const cJSON *parameters)
+{
+    const cJSON *leases = field(parameters, "leases"), *lease;
+    int n = 0;
+    cJSON_ArrayForEach (lease, leases) {
+        uint64_t pid;
+        if (!field_integer(lease, "pid", &pid))
+            continue;
+        if (n == HOLDERS_MAX) {
+            add(text, "and others, %d leases in all", cJSON_GetArraySize(leases));
+            return;
+        }
+        add(text, n == 0 ? "held by process %" PRIu64 : "%" PRIu64, pid);
+        n++;
+    }
+}
+
+static void add_failed_call(struct text *text, const cJSON *parameters)
+{
+    uint64_t code;
+    add_text(text, parameters, "call", "%s");
+    text->between = ": ";
+    add_text(text, parameters, "text", "%s");
+    if (field_integer(parameters, "code", &code)) {
+        text->between = " ";
+        add(text, "(%" PRIu64 ")", code);
+    }
+}
+
+static void add_limit(struct text *text, const cJSON *parameters)
+{
+    uint64_t value;
+    add_text(text, parameters, "limit", "%s");
+    if (field_integer(parameters, "value", &value) && value > 0) {
+        text->between = ": ";
+        add(text, "%" PRIu64, value);
+    }
+}
+
+void explain(char *dst, size_t size, enum wire_error error, const cJSON *parameters)
+{
+    struct text text = {.dst = dst, .size = size, .between = ""};
+    uint64_t number;
+    add(&text, "%s", wire_error_sentence(error));
+    text.between = ": ";
+    switch (error) {
+    case WIRE_ModelNotFound:
+    case WIRE_NameInUse:
+        add_text(&text, parameters, "name", "'%s'");
+        break;
+    case WIRE_ModelBusy:
+        add_text(&text, parameters, "name", "'%s'");
+        text.between = " is ";
+        add_text(&text, parameters, "state", "%s");
+        add_holders(&text, parameters);
+        break;
+    case WIRE_InvalidModel:
+        add_text(&text, parameters, "reason", "%s");
+        if (field_integer(parameters, "offset", &number))
+            add(&text, "at byte %" PRIu64, number);
+        break;
+    case WIRE_FileChanged:
+        add_text(&text, parameters, "path", "%s");
+        break;
+    case WIRE_UnsupportedType:
+        add_text(&text, parameters, "tensor", "'%s'");
+        text.between = " is ";
+        add_text(&text, parameters, "type", "%s");
+        break;
+    case WIRE_DeviceNotFound:
+        add_text(&text, parameters, "device", "'%s'");
+        break;
+    case WIRE_OutOfDeviceMemory:
+        add_bytes(&text, parameters, "needed");
+        add_bytes(&text, parameters, "available");
+        add_bytes(&text, parameters, "evictable");
+        add_text(&text, parameters, "device", "on '%s'");
+        break;
+    case WIRE_DeviceError:
+    case WIRE_FileError:
+        add_failed_call(&text, parameters);
+        break;
+    case WIRE_LimitExceeded:
+        add_limit(&text, parameters);
+        break;
+    case WIRE_PermissionDenied:
+    case WIRE_InvalidMessage:
+        add_text(&text, parameters, "reason", "%s");
+        break;
+    case WIRE_LeaseNotFound:
+        if (field_integer(parameters, "lease", &number))
+            add(&text, "%" PRIu64, number);
+        break;
+    case WIRE_InterfaceNotFound:
+        add_text(&text, parameters, "interface", "'%s'");
+        break;
+    case WIRE_MethodNotFound:
+    case WIRE_MethodNotImplemented:
+        add_text(&text, parameters, "method", "'%s'");
+        break;
+    case WIRE_InvalidParameter:
+        add_text(&text, parameters, "parameter", "'%s'");
+        break;
+    default:
+        break;
+    }
+}

@@ -1,0 +1,360 @@
+/* Attached models, and their tensors. */
+#include "client/client.h"
+#include "client/fields.h"
+#include "client/import.h"
+#include "client/sealed.h"
+#include "kernels/types.h"
+#include "proto/base64.h"
+#include "proto/table.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+/* What tensors begin at multiples of. */
+#define TENSOR_ALIGNMENT 256u
+
+/* Handles of IPC memory have 64 bytes. */
+#define HANDLE_MAX 256u
+
+struct rf_model {
+    LIST_ENTRY(rf_model) link;
+    rf_client *client;
+    cJSON *reply; /* holds the texts below */
+    uint64_t id;
+    uint64_t lease;
+    bool leased;
+    const char *name;
+    const char *device;
+    const char *kind;
+    const char *uuid; /* or NULL */
+    const char *pci;  /* or NULL */
+
+    const void *table; /* mapped */
+    uint64_t table_bytes;
+    uint64_t bytes; /* of the memory */
+
+    const struct import_module *module;
+    struct import_mapping *mapping; /* NULL: not mapped */
+};
+
+/* --- attaching --- */
+
+static int fail_reply(rf_client *client, const char *why)
+{
+    return client_fail(client, -EPROTO, "the daemon's answer to Attach is wrong: %s", why);
+}
+
+/* The descriptor that a field names; -1 if the field is null, -EPROTO if there is none such. */
+static int take_fd(const cJSON *reply, const char *key, struct frame_message *message, int *ret)
+{
+    *ret = -1;
+    if (!field(reply, key))
+        return 0;
+    uint64_t index;
+    if (!field_integer(reply, key, &index))
+        return -EPROTO;
+    int fd = frame_message_take_fd(message, (int64_t)index);
+    if (fd < 0)
+        return -EPROTO;
+    *ret = fd;
+    return 0;
+}
+
+static int model_read_reply(rf_model *model)
+{
+    const cJSON *of_model = field(model->reply, "model");
+    const cJSON *device = field(model->reply, "device");
+    model->name = field_text(of_model, "name");
+    model->device = field_text(device, "id");
+    model->kind = field_text(device, "kind");
+    model->uuid = field_text(device, "uuid");
+    model->pci = field_text(device, "pci");
+    if (!model->name || !field_integer(of_model, "id", &model->id))
+        return fail_reply(model->client, "the model");
+    if (!model->device || !model->kind)
+        return fail_reply(model->client, "the device");
+    return 0;
+}
+
+/* Elements that lie behind each other have the bytes that their shape and type say. */
+static bool bytes_fit(const struct table_entry *entry, const struct tensor_type *type)
+{
+    uint64_t row = entry->n_dims > 0 ? entry->shape[entry->n_dims - 1] : 1, bytes;
+    if (entry->form != FORM_NATIVE) {
+        if (__builtin_mul_overflow(row, form_element_bytes((enum form)entry->form), &bytes))
+            return false;
+    } else if (!type || type->block_elements == 0) {
+        return true; /* a type that the daemon knows, and this library not yet */
+    } else if (row % type->block_elements != 0 ||
+               __builtin_mul_overflow(row / type->block_elements, type->block_bytes, &bytes)) {
+        return false;
+    }
+    for (uint32_t i = 0; i + 1 < entry->n_dims; i++)
+        if (__builtin_mul_overflow(bytes, entry->shape[i], &bytes))
+            return false;
+    return bytes == entry->bytes;
+}
+
+static int table_fail(rf_model *model, const char *why)
+{
+    return client_fail(model->client, -EPROTO, "the daemon's table of tensors is wrong: %s", why);
+}
+
+static int model_check_tensors(rf_model *model)
+{
+    const struct table_header *header = model->table;
+    const struct table_entry *entries = table_entries(model->table);
+    for (uint64_t i = 0; i < header->n_tensors; i++) {
+        const struct table_entry *entry = &entries[i];
+        if (entry->offset % TENSOR_ALIGNMENT != 0)
+            return table_fail(model, "a tensor's place");
+        if (entry->form >= FORM_COUNT)
+            return table_fail(model, "a tensor's form");
+        if (!bytes_fit(entry, tensor_type_find(entry->type)))
+            return table_fail(model, "a tensor's size");
+    }
+    model->bytes = header->arena_bytes;
+    return 0;
+}
+
+static int model_map_table(rf_model *model, int fd)
+{
+    if (fd < 0)
+        return table_fail(model, "there is none");
+    int r = sealed_size(fd, &model->table_bytes);
+    if (r == 0 && model->table_bytes < sizeof(struct table_header))
+        return table_fail(model, "it is too short");
+    if (r == 0)
+        r = sealed_map(fd, model->table_bytes, &model->table);
+    if (r == -EPERM)
+        return table_fail(model, "it is not sealed");
+    if (r < 0)
+        return client_fail(model->client, r, "mapping the table of tensors failed: %s", strerror(-r));
+    if (table_check(model->table, model->table_bytes) < 0)
+        return table_fail(model, "what stands in it");
+    return model_check_tensors(model);
+}
+
+static int model_map_memory(rf_model *model, int fd)
+{
+    struct import_fault fault = {{0}};
+    struct import_source source = {
+        .device = model->device, .uuid = model->uuid, .pci = model->pci, .fd = fd, .bytes = model->bytes};
+    uint8_t handle[HANDLE_MAX];
+    const cJSON *text = field(model->reply, "handle");
+    if (text) {
+        int64_t size = cJSON_IsString(text) ? base64_decode(handle, sizeof(handle), text->valuestring) : -EINVAL;
+        if (size < 0)
+            return fail_reply(model->client, "the handle");
+        source.handle = handle;
+        source.handle_size = (size_t)size;
+    }
+    int r = import_find(model->kind, &model->module, &fault);
+    if (r == 0 && model->bytes > 0)
+        r = model->module->open(&source, &model->mapping, &fault);
+    return r < 0 ? client_fail(model->client, r, "%s", fault.text) : 0;
+}
+
+/* Reads what was answered, and maps the table and the memory. */
+static int attach_reply(void *context, cJSON **parameters, bool continues, struct frame_message *message)
+{
+    rf_model *model = context;
+    (void)continues;
+    model->reply = *parameters;
+    *parameters = NULL;
+    model->leased = field_integer(model->reply, "lease", &model->lease);
+    if (!model->leased) /* then it cannot be given back but so */
+        return client_break(model->client, -EPROTO, "the daemon's answer to Attach is wrong: the lease");
+    int fd, table_fd;
+    if (take_fd(model->reply, "fd", message, &fd) < 0)
+        return fail_reply(model->client, "the descriptor of the memory");
+
+    int r = take_fd(model->reply, "table", message, &table_fd);
+    if (r < 0)
+        r = fail_reply(model->client, "the descriptor of the table");
+    if (r == 0)
+        r = model_read_reply(model);
+    if (r == 0)
+        r = model_map_table(model, table_fd);
+    if (r == 0)
+        r = model_map_memory(model, fd);
+    if (fd >= 0)
+        close(fd);
+    if (table_fd >= 0)
+        close(table_fd);
+    return r;
+}
+
+static void model_unmap(rf_model *model)
+{
+    if (model->mapping)
+        model->module->close(model->mapping);
+    model->mapping = NULL;
+    if (model->table)
+        munmap((void *)model->table, model->table_bytes);
+    model->table = NULL;
+}
+
+void model_free(rf_model *model)
+{
+    model_unmap(model);
+    LIST_REMOVE(model, link);
+    cJSON_Delete(model->reply);
+    free(model);
+}
+
+/* Gives the lease back. */
+static int model_release(rf_model *model)
+{
+    char parameters[64];
+    snprintf(parameters, sizeof(parameters), "{\"lease\":%" PRIu64 "}", model->lease);
+    return client_call(model->client, &(struct call){.method = "Detach", .parameters = parameters});
+}
+
+/* Attaching failed after the lease was granted: it is given back, and what failed stays worded. */
+static int attach_undo(rf_model *model, int error)
+{
+    char message[CLIENT_MESSAGE_SIZE];
+    memcpy(message, model->client->message, sizeof(message));
+    model_unmap(model);
+    model_release(model);
+    client_clear(model->client);
+    return client_fail(model->client, error, "%s", message);
+}
+
+int rf_attach(rf_client *client, const char *name, rf_model **ret)
+{
+    rf_model *model = calloc(1, sizeof(*model));
+    cJSON *object = cJSON_CreateObject();
+    char *parameters = NULL;
+    if (model && cJSON_AddStringToObject(object, "name", name) && cJSON_AddBoolToObject(object, "table", true))
+        parameters = cJSON_PrintUnformatted(object);
+    cJSON_Delete(object);
+    if (!parameters) {
+        free(model);
+        return client_fail(client, -ENOMEM, "no memory to attach");
+    }
+    model->client = client;
+    LIST_INSERT_HEAD(&client->models, model, link);
+    int r = client_call(
+        client, &(struct call){.method = "Attach", .parameters = parameters, .reply = attach_reply, .context = model});
+    cJSON_free(parameters);
+    if (r < 0) {
+        if (model->leased)
+            r = attach_undo(model, r);
+        model_free(model);
+        return r;
+    }
+    *ret = model;
+    return 0;
+}
+
+int rf_detach(rf_model *model)
+{
+    if (!model)
+        return 0;
+    if (model->client->calling)
+        return client_fail(model->client, -EDEADLK, "another call is under way on this connection");
+    model_unmap(model);
+    int r = model_release(model);
+    model_free(model);
+    return r;
+}
+
+/* --- what it is --- */
+
+const char *rf_model_name(const rf_model *model)
+{
+    return model->name;
+}
+
+uint64_t rf_model_id(const rf_model *model)
+{
+    return model->id;
+}
+
+const char *rf_model_device(const rf_model *model)
+{
+    return model->device;
+}
+
+const char *rf_model_device_kind(const rf_model *model)
+{
+    return model->kind;
+}
+
+const char *rf_model_device_uuid(const rf_model *model)
+{
+    return model->uuid;
+}
+
+const char *rf_model_device_pci(const rf_model *model)
+{
+    return model->pci;
+}
+
+const void *rf_model_data(const rf_model *model)
+{
+    return model->mapping ? model->mapping->data : NULL;
+}
+
+uint64_t rf_model_bytes(const rf_model *model)
+{
+    return model->bytes;
+}
+
+int rf_model_read(const rf_model *model, uint64_t offset, void *dst, size_t size)
+{
+    if (offset > model->bytes || size > model->bytes - offset)
+        return client_fail(model->client, -ERANGE, "the model has %" PRIu64 " bytes", model->bytes);
+    if (size == 0)
+        return 0;
+    struct import_fault fault = {{0}};
+    int r = model->module->read(model->mapping, offset, dst, size, &fault);
+    return r < 0 ? client_fail(model->client, r, "%s", fault.text) : 0;
+}
+
+/* --- tensors --- */
+
+static void tensor_fill(const rf_model *model, const struct table_entry *entry, rf_tensor *ret)
+{
+    const struct tensor_type *type = tensor_type_find(entry->type);
+    *ret = (rf_tensor){
+        .name = table_name(model->table, entry),
+        .type = type ? type->name : "unknown",
+        .type_id = entry->type,
+        .form = form_name((enum form)entry->form),
+        .n_dims = entry->n_dims,
+        .offset = entry->offset,
+        .bytes = entry->bytes,
+        .data = model->mapping ? (const char *)model->mapping->data + entry->offset : NULL,
+    };
+    memcpy(ret->shape, entry->shape, sizeof(ret->shape));
+}
+
+size_t rf_model_tensors(const rf_model *model)
+{
+    return ((const struct table_header *)model->table)->n_tensors;
+}
+
+int rf_model_tensor(const rf_model *model, size_t index, rf_tensor *ret)
+{
+    size_t n = rf_model_tensors(model);
+    if (index >= n)
+        return client_fail(model->client, -ERANGE, "the model has %zu tensors", n);
+    tensor_fill(model, &table_entries(model->table)[index], ret);
+    return 0;
+}
+
+int rf_model_find(const rf_model *model, const char *name, rf_tensor *ret)
+{
+    const struct table_entry *entry = table_find(model->table, name);
+    if (!entry)
+        return client_fail(model->client, -ENOENT, "the model has no tensor '%s'", name);
+    tensor_fill(model, entry, ret);
+    return 0;
+}

@@ -1,0 +1,72 @@
+/* dump: a tensor's bytes, as they are resident. */
+#include "client/rfctl/memory.h"
+#include "client/rfctl/output.h"
+#include "client/rfctl/rfctl.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define PIECE (1u << 20)
+
+/* Returns 0 or a negative errno. */
+static int write_all(const char *data, size_t size)
+{
+    while (size > 0) {
+        ssize_t n = write(STDOUT_FILENO, data, size);
+        if (n < 0 && errno != EINTR)
+            return -errno;
+        data += n > 0 ? n : 0;
+        size -= n > 0 ? (size_t)n : 0;
+    }
+    return 0;
+}
+
+static int dump(struct rfctl *ctl, const rf_model *model, const rf_tensor *tensor, const char *what)
+{
+    char *piece = need_memory(PIECE);
+    int status = STATUS_DONE;
+    for (uint64_t at = 0; at < tensor->bytes && status == STATUS_DONE;) {
+        size_t size = tensor->bytes - at < PIECE ? (size_t)(tensor->bytes - at) : PIECE;
+        int r = rf_model_read(model, tensor->offset + at, piece, size);
+        if (r < 0) {
+            status = ctl_fail(ctl, r, what);
+            break;
+        }
+        r = write_all(piece, size);
+        if (r < 0) {
+            status = STATUS_REFUSED;
+            if (r != -EPIPE) /* who reads a pipe no more needs no telling */
+                err_line("cannot write: %s", strerror(-r));
+        }
+        at += size;
+    }
+    free(piece);
+    return status;
+}
+
+int command_dump(struct rfctl *ctl)
+{
+    const char *name = ctl->arguments[0], *tensor_name = ctl->arguments[1];
+    if (isatty(STDOUT_FILENO)) {
+        err_line("a tensor's bytes are not for a terminal: send them to a file or a program");
+        return STATUS_USAGE;
+    }
+    int status = ctl_connect(ctl);
+    if (status != STATUS_DONE)
+        return status;
+    rf_model *model;
+    rf_tensor tensor;
+    char *what = need_text("dump %s of %s", tensor_name, name);
+    int r = rf_attach(ctl->client, name, &model);
+    if (r < 0)
+        status = ctl_fail(ctl, r, what);
+    else if (rf_model_find(model, tensor_name, &tensor) < 0) {
+        err_line("cannot %s: there is no such tensor", what);
+        status = STATUS_REFUSED;
+    } else
+        status = dump(ctl, model, &tensor, what);
+    free(what);
+    return status;
+}

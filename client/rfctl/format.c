@@ -1,0 +1,162 @@
+#include "client/rfctl/format.h"
+
+#include "client/rfctl/memory.h"
+#include "daemon/utf8.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include <wchar.h>
+
+#define ELLIPSIS      "\xe2\x80\xa6"
+#define ESCAPE_LENGTH 10 /* "\u{10ffff}" */
+
+/* --- Numbers --- */
+
+/* `value` in the first unit in which it stays below 1000 when it is printed. */
+static const char *format_scaled(char text[FORMAT_SIZE], double value, const char *const *units, const char *suffix)
+{
+    if (!(value > 0))
+        value = 0;
+    size_t unit = 0;
+    while (units[unit + 1] && value >= (unit == 0 ? 1000 : 999.5)) {
+        value /= 1000;
+        unit++;
+    }
+    int decimals = unit > 0 && value < 99.95 ? 1 : 0;
+    snprintf(text, FORMAT_SIZE, "%.*f%s%s%s", decimals, fmin(value, 1e12), units[unit][0] ? " " : "", units[unit],
+             suffix);
+    return text;
+}
+
+static const char *const byte_units[] = {"B", "kB", "MB", "GB", "TB", "PB", NULL};
+
+const char *format_bytes(char text[FORMAT_SIZE], double bytes)
+{
+    return format_scaled(text, bytes, byte_units, "");
+}
+
+const char *format_rate(char text[FORMAT_SIZE], double bytes_per_second)
+{
+    return format_scaled(text, bytes_per_second, byte_units, "/s");
+}
+
+const char *format_count(char text[FORMAT_SIZE], double count)
+{
+    static const char *const units[] = {"", "thousand", "million", "billion", "trillion", NULL};
+    return format_scaled(text, count, units, "");
+}
+
+const char *format_seconds(char text[FORMAT_SIZE], double seconds)
+{
+    if (!(seconds > 0))
+        snprintf(text, FORMAT_SIZE, "0 s");
+    else if (seconds < 0.00995)
+        snprintf(text, FORMAT_SIZE, "%.2f ms", seconds * 1e3);
+    else if (seconds < 0.9995)
+        snprintf(text, FORMAT_SIZE, "%.0f ms", seconds * 1e3);
+    else if (seconds < 59.995)
+        snprintf(text, FORMAT_SIZE, "%.2f s", seconds);
+    else {
+        double whole = fmin(round(seconds), 1e12);
+        if (whole < 3600)
+            snprintf(text, FORMAT_SIZE, "%.0f min %.0f s", floor(whole / 60), fmod(whole, 60));
+        else
+            snprintf(text, FORMAT_SIZE, "%.0f h %.0f min", floor(whole / 3600), floor(fmod(whole, 3600) / 60));
+    }
+    return text;
+}
+
+const char *format_age(char text[FORMAT_SIZE], double seconds)
+{
+    static const struct {
+        double seconds;
+        const char *name;
+    } units[] = {{86400, "d"}, {3600, "h"}, {60, "min"}, {1, "s"}};
+    size_t unit = 0;
+    while (unit < 3 && !(seconds >= units[unit].seconds))
+        unit++;
+    double value = seconds > 0 ? fmin(floor(seconds / units[unit].seconds), 1e9) : 0;
+    snprintf(text, FORMAT_SIZE, "%.0f %s", value, units[unit].name);
+    return text;
+}
+
+/* --- Text --- */
+
+/* The character that `text` begins with, `length` bytes of valid UTF-8. */
+static unsigned character(const char *text, size_t length)
+{
+    const unsigned char *b = (const unsigned char *)text;
+    if (length == 1)
+        return b[0];
+    unsigned c = b[0] & (0xffu >> (length + 1));
+    for (size_t i = 1; i < length; i++)
+        c = c << 6 | (b[i] & 0x3fu);
+    return c;
+}
+
+static int steers(unsigned c)
+{
+    return c < 0x20 || (c >= 0x7f && c < 0xa0) ||         /* C0, DEL, C1 */
+           c == 0x61c || c == 0x200e || c == 0x200f ||    /* direction marks */
+           (c >= 0x2028 && c <= 0x202e) ||                /* separators, embeddings, overrides */
+           (c >= 0x2066 && c <= 0x2069) ||                /* isolates */
+           c == 0xfeff || (c >= 0xe0000 && c <= 0xe007f); /* invisible: byte order mark, tags */
+}
+
+char *text_escape(const char *text, size_t size)
+{
+    char *escaped = need_memory(size * ESCAPE_LENGTH + 1 + sizeof(ELLIPSIS));
+    char *end = escaped;
+    for (size_t i = 0; i < size;) {
+        size_t length = utf8_character(text + i, size - i);
+        unsigned c = length > 0 ? character(text + i, length) : 0;
+        if (length == 0)
+            end += sprintf(end, "\\x%02x", (unsigned char)text[i]);
+        else if (c == '\n' || c == '\t' || c == '\r')
+            end += sprintf(end, "\\%c", c == '\n' ? 'n' : c == '\t' ? 't' : 'r');
+        else if (steers(c))
+            end += sprintf(end, c < 0x80 ? "\\x%02x" : "\\u{%x}", c);
+        else {
+            memcpy(end, text + i, length);
+            end += length;
+        }
+        i += length > 0 ? length : 1;
+    }
+    *end = '\0';
+    return escaped;
+}
+
+/* Columns of the character that `text` begins with; *length gets its bytes. */
+static size_t character_width(const char *text, size_t size, size_t *length)
+{
+    *length = utf8_character(text, size);
+    if (*length <= 1) {
+        *length = 1;
+        return 1;
+    }
+    int width = wcwidth((wchar_t)character(text, *length));
+    return width >= 0 ? (size_t)width : 1;
+}
+
+size_t text_width(const char *text)
+{
+    size_t size = strlen(text), width = 0, length;
+    for (size_t i = 0; i < size; i += length)
+        width += character_width(text + i, size - i, &length);
+    return width;
+}
+
+void text_cut(char *text, size_t width)
+{
+    if (text_width(text) <= width)
+        return;
+    size_t size = strlen(text), used = 0, at = 0, length;
+    while (at < size) {
+        used += character_width(text + at, size - at, &length);
+        if (used + 1 > width)
+            break;
+        at += length;
+    }
+    memcpy(text + at, width > 0 ? ELLIPSIS : "", width > 0 ? sizeof(ELLIPSIS) : 1);
+}

@@ -1,0 +1,200 @@
+/* inspect: what a GGUF file says, read without a daemon. It becomes JSON first, of the kinds that Show replies with,
+ * and that is what is printed. */
+#include "client/rfctl/fields.h"
+#include "client/rfctl/files.h"
+#include "client/rfctl/format.h"
+#include "client/rfctl/output.h"
+#include "client/rfctl/rfctl.h"
+#include "client/rfctl/table.h"
+#include "daemon/gguf.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* As much of a long value as the daemon tells. */
+#define ELEMENTS_MAX 16u
+#define STRING_MAX   4096u
+
+#define TYPES_MAX    256u /* ids of types are smaller */
+
+static cJSON *metadata_of(const struct gguf *file)
+{
+    cJSON *array = cJSON_CreateArray();
+    for (size_t i = 0; i < file->n_kv; i++) {
+        const struct gguf_kv *kv = &file->kv[i];
+        cJSON *entry = cJSON_CreateObject();
+        char *key = strndup(kv->key.bytes, kv->key.size);
+        char *clean = key ? text_escape(key, strlen(key)) : NULL; /* JSON takes UTF-8 only */
+        cJSON_AddStringToObject(entry, "key", clean ? clean : "");
+        free(clean);
+        free(key);
+        cJSON_AddStringToObject(entry, "type", gguf_value_type_name(kv->element_type));
+        if (kv->type == GGUF_ARRAY)
+            cJSON_AddNumberToObject(entry, "count", (double)kv->count);
+        else
+            cJSON_AddNullToObject(entry, "count");
+        char *value = NULL;
+        if (gguf_kv_json(kv, ELEMENTS_MAX, STRING_MAX, &value) == 0)
+            cJSON_AddStringToObject(entry, "value", value);
+        free(value);
+        cJSON_AddItemToArray(array, entry);
+    }
+    return array;
+}
+
+static cJSON *tensors_of(const struct gguf *file)
+{
+    cJSON *array = cJSON_CreateArray();
+    for (size_t i = 0; i < file->n_tensors; i++) {
+        const struct gguf_tensor *tensor = &file->tensors[i];
+        cJSON *object = cJSON_CreateObject();
+        cJSON_AddStringToObject(object, "name", tensor->name);
+        cJSON_AddStringToObject(object, "type", tensor->type->name);
+        cJSON *shape = cJSON_AddArrayToObject(object, "shape");
+        for (uint32_t dim = tensor->n_dims; dim-- > 0;)
+            cJSON_AddItemToArray(shape, cJSON_CreateNumber((double)tensor->ne[dim]));
+        cJSON_AddNumberToObject(object, "offset", (double)tensor->offset);
+        cJSON_AddNumberToObject(object, "size", (double)tensor->bytes);
+        cJSON_AddItemToArray(array, object);
+    }
+    return array;
+}
+
+struct sums {
+    double tensors, elements, bytes; /* tensors may share bytes: sums need not fit an integer */
+};
+
+static cJSON *types_of(const struct gguf *file, struct sums *all)
+{
+    struct sums sums[TYPES_MAX] = {0};
+    for (size_t i = 0; i < file->n_tensors; i++) {
+        const struct gguf_tensor *tensor = &file->tensors[i];
+        struct sums *of_type = &sums[tensor->type->id % TYPES_MAX];
+        struct sums *both[] = {of_type, all};
+        for (size_t k = 0; k < 2; k++) {
+            both[k]->tensors += 1;
+            both[k]->elements += (double)tensor->elements;
+            both[k]->bytes += (double)tensor->bytes;
+        }
+    }
+    cJSON *array = cJSON_CreateArray();
+    for (uint32_t id = 0; id < TYPES_MAX; id++) {
+        const struct tensor_type *type = tensor_type_find(id);
+        if (!type || sums[id].tensors == 0)
+            continue;
+        cJSON *object = cJSON_CreateObject();
+        cJSON_AddStringToObject(object, "type", type->name);
+        cJSON_AddNumberToObject(object, "tensors", sums[id].tensors);
+        cJSON_AddNumberToObject(object, "parameters", sums[id].elements);
+        cJSON_AddNumberToObject(object, "bytes", sums[id].bytes);
+        cJSON_AddItemToArray(array, object);
+    }
+    return array;
+}
+
+static cJSON *describe(const struct gguf *file)
+{
+    cJSON *object = cJSON_CreateObject();
+    struct gguf_string architecture;
+    struct sums all = {0};
+    cJSON *types = types_of(file, &all);
+    cJSON_AddNumberToObject(object, "version", file->version);
+    if (gguf_kv_string(gguf_find(file, "general.architecture"), &architecture) == 0) {
+        char *text = text_escape(architecture.bytes, architecture.size);
+        cJSON_AddStringToObject(object, "architecture", text);
+        free(text);
+    } else
+        cJSON_AddNullToObject(object, "architecture");
+    cJSON_AddNumberToObject(object, "parameters", all.elements);
+    cJSON_AddNumberToObject(object, "bytes", all.bytes);
+    cJSON_AddNumberToObject(object, "size", (double)file->file_size);
+    cJSON_AddNumberToObject(object, "alignment", (double)file->alignment);
+    cJSON_AddNumberToObject(object, "bits_per_weight", all.elements > 0 ? all.bytes * 8 / all.elements : 0);
+    cJSON_AddItemToObject(object, "types", types);
+    cJSON_AddItemToObject(object, "metadata", metadata_of(file));
+    cJSON_AddItemToObject(object, "tensors", tensors_of(file));
+    return object;
+}
+
+static void print_types(const cJSON *types)
+{
+    static const struct table_column columns[] = {
+        {"TYPE", 0}, {"TENSORS", TABLE_RIGHT}, {"PARAMETERS", TABLE_RIGHT}, {"SIZE", TABLE_RIGHT}, {0},
+    };
+    if (cJSON_GetArraySize(types) == 0)
+        return;
+    struct table *table = table_new(columns);
+    const cJSON *type;
+    cJSON_ArrayForEach (type, types) {
+        char bytes[FORMAT_SIZE];
+        table_add(table, "%s", field_text(type, "type"));
+        table_add(table, "%.0f", field_number(type, "tensors", 0));
+        table_add(table, "%.0f", field_number(type, "parameters", 0));
+        table_add(table, "%s", format_bytes(bytes, field_number(type, "bytes", 0)));
+    }
+    out_line("%s", "");
+    table_print(table, stdout, terminal_width(STDOUT_FILENO));
+    table_free(table);
+}
+
+static void print(const char *path, const cJSON *file)
+{
+    char text[FORMAT_SIZE];
+    double parameters = field_number(file, "parameters", 0);
+    const char *architecture = field_text(file, "architecture");
+    out_line("%s: GGUF version %.0f, %s", path, field_number(file, "version", 0),
+             format_bytes(text, field_number(file, "size", 0)));
+    out_line("architecture:    %s", architecture[0] ? architecture : "not told");
+    out_line(parameters < 1000 ? "parameters:      %s" : "parameters:      %s (%.0f)", format_count(text, parameters),
+             parameters);
+    out_line("tensors:         %d, %s", cJSON_GetArraySize(field_items(file, "tensors")),
+             format_bytes(text, field_number(file, "bytes", 0)));
+    if (parameters > 0)
+        out_line("bits per weight: %.2f", field_number(file, "bits_per_weight", 0));
+    print_types(field_items(file, "types"));
+    show_metadata(field_items(file, "metadata"));
+    show_tensors(field_items(file, "tensors"));
+}
+
+/* Reads the header of the file. Returns NULL after it said why it cannot. */
+static struct gguf *read_file(const char *path)
+{
+    struct gguf *file = NULL;
+    struct gguf_fault fault = {0};
+    struct files files;
+    struct stat status;
+    if (files_open_one(&files, path, "inspect") < 0)
+        return NULL;
+    int r =
+        fstat(files.fds[0], &status) < 0 ? -errno : gguf_read(files.fds[0], (uint64_t)status.st_size, &file, &fault);
+    if (r == -EBADMSG)
+        err_line("cannot inspect %s: %s (at byte %" PRIu64 ")", path, fault.reason, fault.offset);
+    else if (r < 0)
+        err_line("cannot inspect %s: %s", path, r == -ENODATA ? "it was cut short" : strerror(-r));
+    files_close(&files);
+    return file;
+}
+
+int command_inspect(struct rfctl *ctl)
+{
+    struct gguf *file = read_file(ctl->arguments[0]);
+    if (!file)
+        return STATUS_REFUSED;
+    cJSON *description = describe(file);
+    if (ctl->options.json) {
+        char *text = cJSON_PrintUnformatted(description);
+        if (text)
+            out_json(text);
+        else
+            err_line("not enough memory");
+        cJSON_free(text);
+    } else
+        print(ctl->arguments[0], description);
+    cJSON_Delete(description);
+    gguf_free(file);
+    return STATUS_DONE;
+}

@@ -1,0 +1,125 @@
+/* load: passes the open file, so that the daemon needs no right to it, and shows how far it is. */
+#include "client/rfctl/fields.h"
+#include "client/rfctl/files.h"
+#include "client/rfctl/format.h"
+#include "client/rfctl/memory.h"
+#include "client/rfctl/output.h"
+#include "client/rfctl/progress.h"
+#include "client/rfctl/rfctl.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+struct load {
+    const struct options *options;
+    const char *path;
+    struct timespec began;
+    bool joined; /* progress was told, so the model was not resident at once */
+};
+
+static double seconds_since(const struct timespec *then)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)(now.tv_sec - then->tv_sec) + (double)(now.tv_nsec - then->tv_nsec) / 1e9;
+}
+
+/* Reading and the rest go on side by side: their sum says nothing, so they are told apart from what came one by one. */
+static void tell_phases(const cJSON *phases)
+{
+    static const char *const names[] = {"parse", "allocate", "read", "dequantise", "copy", "kernel"};
+    char text[6][FORMAT_SIZE];
+    for (size_t i = 0; i < 6; i++)
+        format_seconds(text[i], field_number(phases, names[i], 0) / 1e6);
+    out_line("  parse %s, allocate %s; over all workers: read %s, dequantise %s, copy %s, kernel %s", text[0], text[1],
+             text[2], text[3], text[4], text[5]);
+}
+
+static void tell_loaded(const struct load *load, const cJSON *model, const cJSON *phases)
+{
+    char bytes[FORMAT_SIZE], size[FORMAT_SIZE], took[FORMAT_SIZE], rate[FORMAT_SIZE];
+    const char *name = field_text(model, "name"), *device = field_text(model, "device");
+    double file_bytes = field_number(model, "size", 0);
+    double seconds = phases ? field_number(phases, "total", 0) / 1e6 : seconds_since(&load->began);
+    format_bytes(bytes, field_number(model, "bytes", 0));
+    format_bytes(size, file_bytes);
+    if (!phases && !load->joined) {
+        out_line("%s is resident already, as %s: %s on %s", load->path, name, bytes, device);
+        return;
+    }
+    bool same = strcmp(bytes, size) == 0;
+    out_line("loaded %s: %s on %s%s%s in %s (%s)", name, bytes, device, same ? "" : " from ", same ? "" : size,
+             format_seconds(took, seconds), format_rate(rate, seconds > 0 ? file_bytes / seconds : 0));
+    if (phases)
+        tell_phases(phases);
+}
+
+static int told(void *context, const cJSON *reply, bool last)
+{
+    struct load *load = context;
+    const cJSON *model = field_items(reply, "model"), *progress = field_items(reply, "progress");
+    if (!last) {
+        load->joined = true;
+        if (!load->options->json && progress)
+            progress_show(progress);
+        return 0;
+    }
+    progress_erase();
+    double overflows = field_number(model, "overflows", 0);
+    if (overflows > 0)
+        err_line("%.0f values of %s are too large for f16 and became infinite", overflows, field_text(model, "name"));
+    if (load->options->json)
+        return 0;
+    if (strcmp(field_text(model, "state"), "resident") != 0) {
+        char bytes[FORMAT_SIZE];
+        out_line("loading %s: %s on %s", field_text(model, "name"),
+                 format_bytes(bytes, field_number(model, "bytes", 0)), field_text(model, "device"));
+    } else
+        tell_loaded(load, model, field_items(reply, "phases"));
+    return 0;
+}
+
+static cJSON *parameters_of(const struct load *load, size_t n_files)
+{
+    const struct options *options = load->options;
+    cJSON *parameters = ctl_name("form", options->form ? options->form : "auto");
+    cJSON *fds = cJSON_AddArrayToObject(parameters, "fds");
+    for (size_t i = 0; i < n_files; i++)
+        cJSON_AddItemToArray(fds, cJSON_CreateNumber((double)i));
+    char *link_name = options->name ? NULL : files_link_name(load->path);
+    if (options->name || link_name)
+        cJSON_AddStringToObject(parameters, "name", options->name ? options->name : link_name);
+    free(link_name);
+    if (options->device)
+        cJSON_AddStringToObject(parameters, "device", options->device);
+    if (options->dequant)
+        cJSON_AddStringToObject(parameters, "dequant", options->dequant);
+    if (options->no_wait)
+        cJSON_AddFalseToObject(parameters, "wait");
+    return parameters;
+}
+
+int command_load(struct rfctl *ctl)
+{
+    struct load load = {.options = &ctl->options, .path = ctl->arguments[0]};
+    struct files files;
+    int status = STATUS_REFUSED;
+    if (files_open(&files, load.path, "load") == 0) {
+        char *what = need_text("load %s", load.path);
+        clock_gettime(CLOCK_MONOTONIC, &load.began);
+        status = ctl_call(ctl, (struct ctl_call){
+                                   .method = "Load",
+                                   .parameters = parameters_of(&load, files.n),
+                                   .flags = RF_CALL_MORE,
+                                   .fds = files.fds,
+                                   .n_fds = files.n,
+                                   .what = what,
+                                   .reply = told,
+                                   .context = &load,
+                               });
+        free(what);
+    }
+    files_close(&files);
+    return status;
+}

@@ -1,0 +1,141 @@
+/* The table of commands, and what happens before and after each. */
+#include "client/rfctl/output.h"
+#include "client/rfctl/progress.h"
+#include "client/rfctl/rfctl.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <locale.h>
+#include <signal.h>
+#include <string.h>
+#include <unistd.h>
+
+static const struct command {
+    const char *name;
+    const char *usage; /* a word for each argument, then its options */
+    int arguments;
+    unsigned options;
+    const char *help; /* one line */
+    int (*run)(struct rfctl *ctl);
+} commands[] = {
+    {"load", "FILE", 1, OPTION_NAME | OPTION_AS | OPTION_DEVICE | OPTION_DEQUANT | OPTION_NO_WAIT,
+     "load a GGUF file, or join a load of it", command_load},
+    {"ps", "", 0, 0, "list the models in memory", command_ps},
+    {"show", "NAME", 1, 0, "tell all about a model", command_show},
+    {"inspect", "FILE", 1, 0, "tell all about a file; needs no daemon", command_inspect},
+    {"unload", "NAME", 1, 0, "free a model's memory", command_unload},
+    {"cancel", "NAME", 1, 0, "stop a load under way", command_cancel},
+    {"verify", "NAME", 1, 0, "compare a model with its file, bit for bit", command_verify},
+    {"dump", "NAME TENSOR", 2, 0, "write a tensor's bytes to standard output", command_dump},
+    {"watch", "", 0, 0, "tell every change as it happens", command_watch},
+    {"devices", "", 0, 0, "list the memories that models can be in", command_devices},
+    {"ping", "", 0, OPTION_COUNT, "see whether the daemon answers, and how fast", command_ping},
+    {"version", "", 0, 0, "say which version this is, and the daemon", command_version},
+};
+
+#define N_COMMANDS (sizeof(commands) / sizeof(commands[0]))
+
+static const struct command *find(const char *name)
+{
+    for (size_t i = 0; i < N_COMMANDS; i++)
+        if (strcmp(commands[i].name, name) == 0)
+            return &commands[i];
+    return NULL;
+}
+
+static void help(const struct command *command)
+{
+    if (command)
+        printf("Usage: rfctl %s%s%s [OPTION]...\n\n%c%s.\n\n", command->name, command->usage[0] ? " " : "",
+               command->usage, command->help[0] - 'a' + 'A', command->help + 1);
+    else {
+        printf("Usage: rfctl [OPTION]... COMMAND\nKeeps models in memory with rocmforged, and looks at them.\n\n");
+        for (size_t i = 0; i < N_COMMANDS; i++) {
+            int n = printf("  %s %s", commands[i].name, commands[i].usage);
+            printf("%*s%s\n", n < 20 ? 21 - n : 1, "", commands[i].help);
+        }
+        putchar('\n');
+    }
+    options_help(stdout, command ? command->options : 0);
+    if (!command)
+        printf("\n'rfctl COMMAND --help' tells a command's own options.\n"
+               "Exit status: 0 done, 1 the daemon said no, 2 wrong usage, 3 no daemon.\n");
+}
+
+static int wrong_usage(const struct command *command)
+{
+    fprintf(stderr, "Try 'rfctl %s%s--help'.\n", command ? command->name : "", command ? " " : "");
+    return STATUS_USAGE;
+}
+
+static int run(int argc, char **argv, struct rfctl *ctl)
+{
+    unsigned given;
+    int first = options_parse(argc, argv, &ctl->options, &given);
+    if (first < 0)
+        return wrong_usage(NULL);
+    const char *name = argv[first];
+    const struct command *command = name ? find(name) : NULL;
+    if (name && !command) {
+        err_line("there is no command '%s'", name);
+        return wrong_usage(NULL);
+    }
+    if (ctl->options.help) {
+        help(command);
+        return STATUS_DONE;
+    }
+    if (ctl->options.version) {
+        out_line("rfctl " ROCMFORGE_VERSION);
+        return STATUS_DONE;
+    }
+    if (!command) {
+        err_line("a command is missing");
+        return wrong_usage(NULL);
+    }
+    if (given & ~command->options) {
+        err_line("%s does not take --%s", command->name, option_name(given & ~command->options));
+        return wrong_usage(command);
+    }
+    if (argc - first - 1 != command->arguments) {
+        err_line(command->arguments == 0 ? "%s takes no argument" : "%s takes %s", command->name, command->usage);
+        return wrong_usage(command);
+    }
+    ctl->arguments = argv + first + 1;
+    return command->run(ctl);
+}
+
+/* The connection closes with the program: whatever it waited for, the daemon ends. */
+static void interrupted(int number)
+{
+    progress_erase_in_handler();
+    _exit(128 + number);
+}
+
+/* Whoever started this without one of the three streams must not find its output in a socket. */
+static void open_standard_streams(void)
+{
+    for (int fd = 0; fd <= 2; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && errno == EBADF && open("/dev/null", fd == 2 ? O_WRONLY : O_RDONLY) != fd)
+            _exit(STATUS_REFUSED);
+}
+
+int main(int argc, char **argv)
+{
+    static char program[] = "rfctl";
+    open_standard_streams();
+    setlocale(LC_CTYPE, "C.UTF-8"); /* for the width of characters; all text here is UTF-8 */
+    signal(SIGPIPE, SIG_IGN);
+    sigaction(SIGINT, &(struct sigaction){.sa_handler = interrupted}, NULL);
+    if (argc > 0)
+        argv[0] = program; /* what getopt_long() calls us */
+    struct rfctl ctl = {0};
+    int status = run(argc, argv, &ctl);
+    progress_erase();
+    rf_close(ctl.client);
+    int r = out_flush();
+    if (r == 0 && close(STDOUT_FILENO) < 0 && errno != EINTR)
+        r = -errno;
+    if (r < 0 && r != -EPIPE) /* who reads a pipe no more needs no telling */
+        err_line("cannot write: %s", strerror(-r));
+    return r < 0 && status == STATUS_DONE ? STATUS_REFUSED : status;
+}

@@ -1,0 +1,131 @@
+#include "client/rfctl/options.h"
+
+#include "client/rfctl/output.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define COUNT_MAX 1000000000ul
+
+enum kind { FLAG, TEXT, NUMBER };
+
+static const struct {
+    const char *name;
+    char letter; /* a short form, or 0 */
+    enum kind kind;
+    unsigned bit; /* 0: every command takes it */
+    size_t offset;
+    const char *choices; /* of TEXT: the only ones, each between two spaces; NULL: any */
+    const char *value;   /* for the help */
+    const char *help;
+} table[] = {
+    {"name", 0, TEXT, OPTION_NAME, offsetof(struct options, name), NULL, " NAME", "default: the file's, without .gguf"},
+    {"as", 0, TEXT, OPTION_AS, offsetof(struct options, form), " auto native f32 f16 bf16 ", " FORM",
+     "auto, native, f32, f16, bf16; default auto: what is\nquantised becomes f16, the rest stays as it is"},
+    {"device", 0, TEXT, OPTION_DEVICE, offsetof(struct options, device), NULL, " DEVICE",
+     "host, hip:0, ...; default: a GPU if there is one"},
+    {"dequant", 0, TEXT, OPTION_DEQUANT, offsetof(struct options, dequant), " auto cpu gpu ", " WHERE",
+     "auto, cpu, gpu: where blocks are decoded"},
+    {"no-wait", 0, FLAG, OPTION_NO_WAIT, offsetof(struct options, no_wait), NULL, "", "end when the load is under way"},
+    {"count", 'c', NUMBER, OPTION_COUNT, offsetof(struct options, count), NULL, " COUNT", "how many; default 1"},
+    {"socket", 0, TEXT, 0, offsetof(struct options, socket), NULL, " PATH",
+     "where the daemon listens; default: $ROCMFORGE_SOCKET,\nelse /run/rocmforge/io.rocmforge, else\n"
+     "$XDG_RUNTIME_DIR/rocmforge/io.rocmforge"},
+    {"json", 0, FLAG, 0, offsetof(struct options, json), NULL, "", "print JSON, a line for each reply"},
+    {"help", 'h', FLAG, 0, offsetof(struct options, help), NULL, "", "say how it is used"},
+    {"version", 0, FLAG, 0, offsetof(struct options, version), NULL, "", "say which version this is"},
+};
+
+#define N_OPTIONS (sizeof(table) / sizeof(table[0]))
+
+static int set(size_t option, const char *argument, struct options *options)
+{
+    void *field = (char *)options + table[option].offset;
+    switch (table[option].kind) {
+    case FLAG:
+        *(bool *)field = true;
+        return 0;
+    case TEXT:
+        *(const char **)field = argument;
+        if (table[option].choices) {
+            char word[16];
+            if (snprintf(word, sizeof(word), " %s ", argument) >= (int)sizeof(word) || strchr(argument, ' ') ||
+                !strstr(table[option].choices, word))
+                return -EINVAL;
+        }
+        return 0;
+    case NUMBER:
+    default: {
+        char *end;
+        unsigned long value = strtoul(argument, &end, 10);
+        if (argument[0] < '0' || argument[0] > '9' || *end || value < 1 || value > COUNT_MAX)
+            return -EINVAL;
+        *(unsigned long *)field = value;
+        return 0;
+    }
+    }
+}
+
+int options_parse(int argc, char **argv, struct options *ret, unsigned *ret_given)
+{
+    struct option known[N_OPTIONS + 1] = {0};
+    char letters[2 * N_OPTIONS + 1] = "", *letter = letters;
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        known[i] = (struct option){table[i].name, table[i].kind != FLAG, NULL, 256 + (int)i};
+        if (table[i].letter) {
+            *letter++ = table[i].letter;
+            if (table[i].kind != FLAG)
+                *letter++ = ':';
+        }
+    }
+    struct options options = {0};
+    unsigned given = 0;
+    for (;;) {
+        int found = getopt_long(argc, argv, letters, known, NULL);
+        if (found < 0)
+            break;
+        size_t i = 0;
+        while (i < N_OPTIONS && found != 256 + (int)i && found != table[i].letter)
+            i++;
+        if (found == '?' || i == N_OPTIONS) /* getopt_long() said why */
+            return -EINVAL;
+        if (set(i, optarg, &options) < 0) {
+            err_line("--%s does not take '%s'", table[i].name, optarg);
+            return -EINVAL;
+        }
+        given |= table[i].bit;
+    }
+    *ret = options;
+    *ret_given = given;
+    return optind;
+}
+
+const char *option_name(unsigned bits)
+{
+    for (size_t i = 0; i < N_OPTIONS; i++)
+        if (table[i].bit & bits)
+            return table[i].name;
+    return "";
+}
+
+void options_help(FILE *stream, unsigned bits)
+{
+    enum { INDENT = 20 };
+    for (size_t i = 0; i < N_OPTIONS; i++) {
+        if (table[i].bit && !(table[i].bit & bits))
+            continue;
+        char short_form[] = "-c, ", line[64];
+        short_form[1] = table[i].letter;
+        snprintf(line, sizeof(line), "  %s--%s%s", table[i].letter ? short_form : "", table[i].name, table[i].value);
+        fprintf(stream, "%-*s ", INDENT, line);
+        for (const char *at = table[i].help; *at; at++)
+            if (*at == '\n')
+                fprintf(stream, "\n%*s", INDENT + 1, "");
+            else
+                putc(*at, stream);
+        putc('\n', stream);
+    }
+}

@@ -1,0 +1,40 @@
+/* The options of the command line. One table has them all: an option means the same wherever it is taken, so that it
+ * may stand before or after the command. */
+#pragma once
+
+#include <stdbool.h>
+#include <stdio.h>
+
+/* One bit each: a command says which it takes. */
+enum option_bits {
+    OPTION_NAME = 1 << 0,
+    OPTION_AS = 1 << 1,
+    OPTION_DEVICE = 1 << 2,
+    OPTION_DEQUANT = 1 << 3,
+    OPTION_NO_WAIT = 1 << 4,
+    OPTION_COUNT = 1 << 5,
+};
+
+/* What was given; text points into argv, and is NULL if it was not. */
+struct options {
+    const char *socket;
+    bool json;
+    bool help;
+    bool version;
+    const char *name;
+    const char *form;
+    const char *device;
+    const char *dequant;
+    bool no_wait;
+    unsigned long count; /* 0: not given */
+};
+
+/* Reads the options out of argv, and moves the other words, the command first, to its end. Returns the index of the
+ * first of these and sets *ret_given to the options' bits; or -EINVAL after it said on standard error what is wrong. */
+int options_parse(int argc, char **argv, struct options *ret, unsigned *ret_given);
+
+/* The name of the lowest option in `bits`, without dashes. */
+const char *option_name(unsigned bits);
+
+/* Writes a line for each option in `bits`, and for those that every command takes. */
+void options_help(FILE *stream, unsigned bits);

@@ -1,0 +1,83 @@
+#include "client/rfctl/output.h"
+
+#include "client/rfctl/format.h"
+#include "client/rfctl/memory.h"
+#include "client/rfctl/progress.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#define WIDTH_DEFAULT 80
+
+__attribute__((format(printf, 3, 0))) static void write_line(FILE *stream, const char *prefix, const char *format,
+                                                             va_list arguments)
+{
+    char *text = NULL;
+    if (vasprintf(&text, format, arguments) < 0)
+        return;
+    char *escaped = text_escape(text, strlen(text));
+    fprintf(stream, "%s%s\n", prefix, escaped);
+    free(escaped);
+    free(text);
+}
+
+void out_line(const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    write_line(stdout, "", format, arguments);
+    va_end(arguments);
+}
+
+void err_line(const char *format, ...)
+{
+    progress_erase();
+    fflush(stdout); /* what was said before stands before */
+    va_list arguments;
+    va_start(arguments, format);
+    write_line(stderr, "rfctl: ", format, arguments);
+    va_end(arguments);
+}
+
+void out_json(const char *text)
+{
+    /* Outside of strings JSON is ASCII. Inside them every other character may stand as its code. */
+    for (const char *at = text; *at; at++) {
+        unsigned char c = (unsigned char)*at, next = (unsigned char)at[1];
+        if (c == '\n' || c == '\r' || c == '\t')
+            putchar(' ');
+        else if (c == 0x7f)
+            fputs("\\u007f", stdout);
+        else if (c == 0xc2 && next >= 0x80 && next < 0xa0) {
+            printf("\\u%04x", next);
+            at++;
+        } else
+            putchar(c);
+    }
+    putchar('\n');
+}
+
+int out_flush(void)
+{
+    static int lost;
+    if (fflush(stdout) != 0)
+        lost = -errno;
+    else if (ferror(stdout) && lost == 0)
+        lost = -EIO;
+    return lost;
+}
+
+size_t terminal_width(int fd)
+{
+    struct winsize size;
+    if (!isatty(fd))
+        return 0;
+    if (ioctl(fd, TIOCGWINSZ, &size) < 0 || size.ws_col == 0)
+        return WIDTH_DEFAULT;
+    return size.ws_col;
+}

@@ -1,0 +1,109 @@
+/* ping and version: is there a daemon, and which. */
+#include "client/rfctl/fields.h"
+#include "client/rfctl/format.h"
+#include "client/rfctl/output.h"
+#include "client/rfctl/rfctl.h"
+
+#include <math.h>
+#include <signal.h>
+#include <time.h>
+
+static volatile sig_atomic_t stopped;
+
+static void stop(int number)
+{
+    (void)number;
+    stopped = 1;
+}
+
+struct pings {
+    unsigned long n;
+    double least, most, sum; /* milliseconds */
+};
+
+static void tell_pings(const struct rfctl *ctl, const struct pings *pings)
+{
+    double average = pings->sum / (double)pings->n;
+    if (ctl->options.json)
+        out_line("{\"replies\":%lu,\"min_ms\":%.3f,\"average_ms\":%.3f,\"max_ms\":%.3f}", pings->n, pings->least,
+                 average, pings->most);
+    else
+        out_line("%lu repl%s: min %.3f, average %.3f, max %.3f ms", pings->n, pings->n == 1 ? "y" : "ies", pings->least,
+                 average, pings->most);
+}
+
+/* One round trip, and a line about it. */
+static int ping(struct rfctl *ctl, struct pings *pings)
+{
+    struct timespec before, after;
+    cJSON *reply = NULL;
+    bool json = ctl->options.json;
+    ctl->options.json = false; /* what is told is the time, not the reply */
+    clock_gettime(CLOCK_MONOTONIC, &before);
+    int status = ctl_ask(ctl, "Status", NULL, "ping", &reply);
+    clock_gettime(CLOCK_MONOTONIC, &after);
+    ctl->options.json = json;
+    if (status != STATUS_DONE)
+        return status;
+    double ms = (double)(after.tv_sec - before.tv_sec) * 1e3 + (double)(after.tv_nsec - before.tv_nsec) / 1e6;
+    pings->least = pings->n == 0 ? ms : fmin(pings->least, ms);
+    pings->most = fmax(pings->most, ms);
+    pings->sum += ms;
+    pings->n++;
+    if (json)
+        out_line("{\"ms\":%.3f}", ms);
+    else
+        out_line("rocmforged %s, process %.0f: %.3f ms", field_text(reply, "version"), field_number(reply, "pid", 0),
+                 ms);
+    cJSON_Delete(reply);
+    return out_flush() < 0 ? STATUS_REFUSED : STATUS_DONE;
+}
+
+int command_ping(struct rfctl *ctl)
+{
+    unsigned long count = ctl->options.count > 0 ? ctl->options.count : 1;
+    struct pings pings = {0};
+    int status = ctl_connect(ctl); /* which is not part of the round trip */
+    if (status == STATUS_DONE)
+        sigaction(SIGINT, &(struct sigaction){.sa_handler = stop, .sa_flags = (int)SA_RESETHAND}, NULL);
+    while (status == STATUS_DONE && !stopped) {
+        status = ping(ctl, &pings);
+        if (pings.n >= count)
+            break;
+        nanosleep(&(struct timespec){.tv_sec = 1}, NULL);
+    }
+    if (pings.n > 1 || (pings.n > 0 && ctl->options.count > 0))
+        tell_pings(ctl, &pings);
+    return status;
+}
+
+int command_version(struct rfctl *ctl)
+{
+    cJSON *reply = NULL;
+    if (!ctl->options.json) {
+        out_line("rfctl " ROCMFORGE_VERSION);
+        if (rf_connect(ctl->options.socket, &ctl->client) < 0)
+            return STATUS_DONE;
+        int status = ctl_ask(ctl, "Status", NULL, "ask the daemon", &reply);
+        if (status == STATUS_DONE) {
+            char age[FORMAT_SIZE];
+            out_line("rocmforged %s, process %.0f, up for %s, decodes with %s", field_text(reply, "version"),
+                     field_number(reply, "pid", 0), format_age(age, field_number(reply, "uptime", 0)),
+                     field_text(reply, "isa"));
+        }
+        cJSON_Delete(reply);
+        return status;
+    }
+    cJSON *versions = ctl_name("rfctl", ROCMFORGE_VERSION);
+    ctl->options.json = false; /* one object for both */
+    int status = STATUS_DONE;
+    if (rf_connect(ctl->options.socket, &ctl->client) == 0)
+        status = ctl_ask(ctl, "Status", NULL, "ask the daemon", &reply);
+    cJSON_AddItemToObject(versions, "daemon", reply ? reply : cJSON_CreateNull());
+    char *text = cJSON_PrintUnformatted(versions);
+    if (text)
+        out_json(text);
+    cJSON_free(text);
+    cJSON_Delete(versions);
+    return status;
+}

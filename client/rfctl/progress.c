@@ -1,0 +1,123 @@
+#include "client/rfctl/progress.h"
+
+#include "client/rfctl/fields.h"
+#include "client/rfctl/format.h"
+#include "client/rfctl/output.h"
+
+#include <math.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#define BAR_MIN     10 /* columns of a bar that is worth its place */
+#define BAR_MAX     40
+#define STATE_MAX   10 /* "allocating": the bar does not move when the state changes */
+#define LINE_SIZE   160
+#define PLAIN_EVERY 1.0 /* seconds */
+
+static const char erase[] = "\r\033[K";
+
+static volatile sig_atomic_t drawn;
+
+void progress_line(char *text, size_t size, size_t width, bool with_bar, const struct progress_values *values)
+{
+    char done[FORMAT_SIZE], total[FORMAT_SIZE], rate[FORMAT_SIZE], left[FORMAT_SIZE];
+    char state[STATE_MAX + 1], figures[LINE_SIZE] = "";
+    if (width >= size)
+        width = size - 1;
+    text[0] = '\0';
+    snprintf(state, sizeof(state), "%s", values->state);
+    double part = values->total > 0 ? fmin(fmax(values->done / values->total, 0), 1) : 0;
+
+    /* From the most wanted to the least: as many figures as there is room for. */
+    char parts[4][LINE_SIZE / 2];
+    size_t n_parts = 0;
+    if (values->total > 0) {
+        snprintf(parts[n_parts++], sizeof(parts[0]), "%3.0f%%", floor(part * 100));
+        format_bytes(done, values->done);
+        format_bytes(total, values->total);
+        char *unit = strchr(done, ' ');
+        if (unit && strcmp(unit, strchr(total, ' ')) == 0)
+            *unit = '\0';
+        snprintf(parts[n_parts++], sizeof(parts[0]), "%s of %s", done, total);
+    }
+    if (values->rate > 0) {
+        snprintf(parts[n_parts++], sizeof(parts[0]), "%s", format_rate(rate, values->rate));
+        if (values->left >= 0)
+            snprintf(parts[n_parts++], sizeof(parts[0]), "%s left", format_age(left, ceil(values->left)));
+    }
+    size_t used = STATE_MAX;
+    for (size_t i = 0; i < n_parts && used + 2 + strlen(parts[i]) <= width; i++) {
+        used += 2 + strlen(parts[i]);
+        strcat(strcat(figures, "  "), parts[i]);
+    }
+
+    if (with_bar && values->total > 0 && width >= used + 4 + BAR_MIN) {
+        size_t bar = width - used - 4 < BAR_MAX ? width - used - 4 : BAR_MAX;
+        size_t full = (size_t)(part * (double)bar);
+        char cells[BAR_MAX + 1];
+        memset(cells, '#', full);
+        memset(cells + full, '.', bar - full);
+        cells[bar] = '\0';
+        snprintf(text, width + 1, "%-*s  [%s]%s", STATE_MAX, state, cells, figures);
+    } else
+        snprintf(text, width + 1, "%-*s%s", figures[0] ? STATE_MAX : 0, state, figures);
+}
+
+static double now(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
+}
+
+static bool can_redraw(void)
+{
+    const char *term = getenv("TERM");
+    return term && term[0] && strcmp(term, "dumb") != 0;
+}
+
+void progress_show(const cJSON *progress)
+{
+    static double next;
+    char *state = text_escape(field_text(progress, "state"), strlen(field_text(progress, "state")));
+    struct progress_values values = {
+        .state = state,
+        .done = field_number(progress, "done", 0),
+        .total = field_number(progress, "total", 0),
+        .rate = field_number(progress, "rate", 0),
+        .left = field_number(progress, "left", -1),
+    };
+    size_t width = terminal_width(STDERR_FILENO);
+    char text[LINE_SIZE], line[sizeof(text) + sizeof(erase)];
+    if (width > 1 && can_redraw()) {
+        /* One column less than there is: a line that fills a terminal may wrap. */
+        progress_line(text, sizeof(text), width - 1, true, &values);
+        int n = snprintf(line, sizeof(line), "\r%s\033[K", text);
+        drawn = 1;
+        (void)!write(STDERR_FILENO, line, (size_t)n);
+    } else if (next == 0) /* what is done within the first second needs no line */
+        next = now() + PLAIN_EVERY;
+    else if (now() >= next) {
+        next = now() + PLAIN_EVERY;
+        progress_line(text, sizeof(text), LINE_SIZE - 1, false, &values);
+        fprintf(stderr, "%s\n", text);
+    }
+    free(state);
+}
+
+void progress_erase(void)
+{
+    progress_erase_in_handler();
+}
+
+void progress_erase_in_handler(void)
+{
+    if (!drawn)
+        return;
+    drawn = 0;
+    (void)!write(STDERR_FILENO, erase, sizeof(erase) - 1);
+}

@@ -1,0 +1,70 @@
+/* What the commands share: the daemon they talk to, and how they end.
+ *
+ * A command is a function: it gets the words behind its name, says what there is to say, and returns the exit status of
+ * the program. It stands in the table in main.c. */
+#pragma once
+
+#include "client/rfctl/options.h"
+#include "client/rocmforge.h"
+
+#include <cjson/cJSON.h>
+
+enum status {
+    STATUS_DONE = 0,
+    STATUS_REFUSED = 1, /* the daemon said no, or a file, or the output */
+    STATUS_USAGE = 2,
+    STATUS_NO_DAEMON = 3,
+    STATUS_INTERRUPTED = 130,
+};
+
+struct rfctl {
+    struct options options;
+    char **arguments; /* of the command, as many as it takes, NULL behind the last */
+    rf_client *client;
+};
+
+int command_cancel(struct rfctl *ctl);
+int command_devices(struct rfctl *ctl);
+int command_dump(struct rfctl *ctl);
+int command_inspect(struct rfctl *ctl);
+int command_load(struct rfctl *ctl);
+int command_ping(struct rfctl *ctl);
+int command_ps(struct rfctl *ctl);
+int command_show(struct rfctl *ctl);
+int command_unload(struct rfctl *ctl);
+int command_verify(struct rfctl *ctl);
+int command_version(struct rfctl *ctl);
+int command_watch(struct rfctl *ctl);
+
+/* Connects, unless that was done. Returns STATUS_DONE, or STATUS_NO_DAEMON after it said why. */
+int ctl_connect(struct rfctl *ctl);
+
+/* Says that something failed, "cannot `what`: ", and why. `error`: what a function of the library returned. Returns the
+ * exit status for that. */
+int ctl_fail(const struct rfctl *ctl, int error, const char *what);
+
+/* A call to make. What is not said is NULL or 0. */
+struct ctl_call {
+    const char *method;
+    cJSON *parameters; /* freed by ctl_call() */
+    unsigned flags;
+    const int *fds; /* passed along; they stay the caller's */
+    size_t n_fds;
+    const char *what; /* "load x.gguf": for ctl_fail() */
+    /* Gets each reply, after it was printed if options.json says so. Returns 0 or a negative errno. */
+    int (*reply)(void *context, const cJSON *reply, bool last);
+    void *context;
+};
+
+/* Connects and calls. Returns STATUS_DONE; or another exit status after it said why. */
+int ctl_call(struct rfctl *ctl, struct ctl_call call);
+
+/* A call with one reply, which the caller deletes. */
+int ctl_ask(struct rfctl *ctl, const char *method, cJSON *parameters, const char *what, cJSON **ret);
+
+/* An object with one text in it. */
+cJSON *ctl_name(const char *key, const char *value);
+
+/* For the table of a file's or a model's metadata, and of tensors: arrays of Metadata and Tensor of the wire. */
+void show_metadata(const cJSON *metadata);
+void show_tensors(const cJSON *tensors);

@@ -1,0 +1,158 @@
+/* show: a model with all that its file says. And the two tables that inspect prints too. */
+#include "client/rfctl/fields.h"
+#include "client/rfctl/format.h"
+#include "client/rfctl/memory.h"
+#include "client/rfctl/output.h"
+#include "client/rfctl/rfctl.h"
+#include "client/rfctl/table.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+void show_metadata(const cJSON *metadata)
+{
+    static const struct table_column columns[] = {{"KEY", 0}, {"TYPE", 0}, {"VALUE", TABLE_CUT}, {0}};
+    if (cJSON_GetArraySize(metadata) == 0)
+        return;
+    struct table *table = table_new(columns);
+    const cJSON *entry;
+    cJSON_ArrayForEach (entry, metadata) {
+        const char *value = field_text(entry, "value");
+        double count = field_number(entry, "count", -1);
+        table_add(table, "%s", field_text(entry, "key"));
+        if (count < 0) {
+            table_add(table, "%s", field_text(entry, "type"));
+            table_add(table, "%s", value);
+            continue;
+        }
+        table_add(table, "%s[%.0f]", field_text(entry, "type"), count);
+        cJSON *elements = cJSON_Parse(value);
+        size_t size = strlen(value);
+        if (size > 1 && (double)cJSON_GetArraySize(elements) < count) /* the rest was left out */
+            table_add(table, "%.*s,...]", (int)(size - 1), value);
+        else
+            table_add(table, "%s", value);
+        cJSON_Delete(elements);
+    }
+    out_line("%s", "");
+    table_print(table, stdout, terminal_width(STDOUT_FILENO));
+    table_free(table);
+}
+
+/* "[4096, 32000]". The caller frees it. */
+static char *shape_text(const cJSON *shape)
+{
+    char *text = NULL;
+    size_t size;
+    FILE *stream = shape ? open_memstream(&text, &size) : NULL;
+    const cJSON *n;
+    if (!stream)
+        return need_text("?");
+    putc('[', stream);
+    cJSON_ArrayForEach (n, shape) {
+        fprintf(stream, "%s%.0f", n != shape->child ? ", " : "", n->valuedouble);
+    }
+    putc(']', stream);
+    return fclose(stream) == 0 ? text : need_text("?");
+}
+
+void show_tensors(const cJSON *tensors)
+{
+    static const struct table_column columns[] = {
+        {"TENSOR", TABLE_CUT}, {"TYPE", 0}, {"FORM", 0}, {"SHAPE", 0}, {"OFFSET", TABLE_RIGHT | TABLE_DROP},
+        {"SIZE", TABLE_RIGHT}, {0},
+    };
+    if (cJSON_GetArraySize(tensors) == 0)
+        return;
+    struct table *table = table_new(columns);
+    const cJSON *tensor;
+    cJSON_ArrayForEach (tensor, tensors) {
+        char bytes[FORMAT_SIZE];
+        char *shape = shape_text(field_items(tensor, "shape"));
+        table_add(table, "%s", field_text(tensor, "name"));
+        table_add(table, "%s", field_text(tensor, "type"));
+        table_add(table, "%s", field_text(tensor, "form"));
+        table_add(table, "%s", shape);
+        table_add(table, "%.0f", field_number(tensor, "offset", 0));
+        table_add(table, "%s", format_bytes(bytes, field_number(tensor, "size", 0)));
+        free(shape);
+    }
+    out_line("%s", "");
+    table_print(table, stdout, terminal_width(STDOUT_FILENO));
+    table_free(table);
+}
+
+static void show_model(const cJSON *model)
+{
+    char bytes[FORMAT_SIZE], size[FORMAT_SIZE], age[FORMAT_SIZE];
+    double idle = field_number(model, "idle", -1), leases = field_number(model, "leases", 0);
+    const char *path = field_text(model, "path");
+    out_line("%s (id %.0f): %s, %s on %s as %s, %.0f tensors", field_text(model, "name"), field_number(model, "id", 0),
+             field_text(model, "state"), format_bytes(bytes, field_number(model, "bytes", 0)),
+             field_text(model, "device"), field_text(model, "form"), field_number(model, "tensors", 0));
+    out_line("from %s, %s, by user %.0f", path[0] ? path : "a file without a name",
+             format_bytes(size, field_number(model, "size", 0)), field_number(model, "uid", 0));
+    if (idle >= 0)
+        out_line("idle for %s", format_age(age, idle));
+    else if (leases > 0)
+        out_line("%.0f lease%s", leases, leases == 1 ? "" : "s");
+    if (field_number(model, "overflows", 0) > 0)
+        out_line("%.0f values were too large for f16 and became infinite", field_number(model, "overflows", 0));
+}
+
+/* What the process calls itself; "" if that cannot be seen. */
+static const char *process_name(char name[32], double pid)
+{
+    name[0] = '\0';
+    char *path = need_text("/proc/%.0f/comm", pid);
+    FILE *file = fopen(path, "re");
+    if (file) {
+        if (!fgets(name, 32, file))
+            name[0] = '\0';
+        name[strcspn(name, "\n")] = '\0';
+        fclose(file);
+    }
+    free(path);
+    return name;
+}
+
+static void show_leases(const cJSON *leases)
+{
+    static const struct table_column columns[] = {
+        {"LEASE", TABLE_RIGHT}, {"PID", TABLE_RIGHT}, {"PROCESS", 0}, {"USER", TABLE_RIGHT}, {"AGE", TABLE_RIGHT}, {0},
+    };
+    if (cJSON_GetArraySize(leases) == 0)
+        return;
+    struct table *table = table_new(columns);
+    const cJSON *lease;
+    cJSON_ArrayForEach (lease, leases) {
+        char age[FORMAT_SIZE], name[32];
+        table_add(table, "%.0f", field_number(lease, "lease", 0));
+        table_add(table, "%.0f", field_number(lease, "pid", 0));
+        table_add(table, "%s", process_name(name, field_number(lease, "pid", 0)));
+        table_add(table, "%.0f", field_number(lease, "uid", 0));
+        table_add(table, "%s", format_age(age, field_number(lease, "age", 0)));
+    }
+    out_line("%s", "");
+    table_print(table, stdout, terminal_width(STDOUT_FILENO));
+    table_free(table);
+}
+
+int command_show(struct rfctl *ctl)
+{
+    cJSON *reply;
+    char *what = need_text("show %s", ctl->arguments[0]);
+    int status = ctl_ask(ctl, "Show", ctl_name("name", ctl->arguments[0]), what, &reply);
+    free(what);
+    if (status != STATUS_DONE)
+        return status;
+    if (!ctl->options.json) {
+        show_model(field_items(reply, "model"));
+        show_leases(field_items(reply, "leases"));
+        show_metadata(field_items(reply, "metadata"));
+        show_tensors(field_items(reply, "tensors"));
+    }
+    cJSON_Delete(reply);
+    return STATUS_DONE;
+}

@@ -1,0 +1,97 @@
+/* ps and devices: what there is, as a table. */
+#include "client/rfctl/fields.h"
+#include "client/rfctl/format.h"
+#include "client/rfctl/output.h"
+#include "client/rfctl/rfctl.h"
+#include "client/rfctl/table.h"
+
+#include <string.h>
+#include <unistd.h>
+
+static void add_bytes(struct table *table, const cJSON *object, const char *key)
+{
+    char text[FORMAT_SIZE];
+    double bytes = field_number(object, key, -1);
+    if (bytes < 0)
+        table_add(table, NULL);
+    else
+        table_add(table, "%s", format_bytes(text, bytes));
+}
+
+static void print_models(const cJSON *models)
+{
+    static const struct table_column columns[] = {
+        {"NAME", TABLE_CUT},     {"FORM", 0},           {"DEVICE", 0}, {"SIZE", TABLE_RIGHT}, {"STATE", 0},
+        {"LEASES", TABLE_RIGHT}, {"IDLE", TABLE_RIGHT}, {0},
+    };
+    struct table *table = table_new(columns);
+    const cJSON *model;
+    cJSON_ArrayForEach (model, models) {
+        char age[FORMAT_SIZE];
+        double idle = field_number(model, "idle", -1);
+        table_add(table, "%s", field_text(model, "name"));
+        table_add(table, "%s", field_text(model, "form"));
+        table_add(table, "%s", field_text(model, "device"));
+        add_bytes(table, model, "bytes");
+        table_add(table, "%s", field_text(model, "state"));
+        table_add(table, "%.0f", field_number(model, "leases", 0));
+        table_add(table, "%s", idle < 0 ? "-" : format_age(age, idle));
+    }
+    table_print(table, stdout, terminal_width(STDOUT_FILENO));
+    table_free(table);
+}
+
+int command_ps(struct rfctl *ctl)
+{
+    cJSON *reply;
+    int status = ctl_ask(ctl, "List", NULL, "list models", &reply);
+    if (status != STATUS_DONE)
+        return status;
+    const cJSON *models = field_items(reply, "models");
+    if (!ctl->options.json) {
+        if (cJSON_GetArraySize(models) > 0)
+            print_models(models);
+        else
+            err_line("no model is loaded");
+    }
+    cJSON_Delete(reply);
+    return STATUS_DONE;
+}
+
+static void print_devices(const cJSON *devices)
+{
+    static const struct table_column columns[] = {
+        {"DEVICE", 0},           {"NAME", TABLE_CUT},   {"TOTAL", TABLE_RIGHT},
+        {"BUDGET", TABLE_RIGHT}, {"USED", TABLE_RIGHT}, {"AVAILABLE", TABLE_RIGHT},
+        {"LINK", TABLE_RIGHT},   {"STATE", 0},          {0},
+    };
+    struct table *table = table_new(columns);
+    const cJSON *device;
+    cJSON_ArrayForEach (device, devices) {
+        char rate[FORMAT_SIZE];
+        double link = field_number(device, "link", -1);
+        const char *state = field_text(device, "state");
+        table_add(table, "%s", field_text(device, "id"));
+        table_add(table, "%s", field_text(device, "name"));
+        add_bytes(table, device, "total");
+        add_bytes(table, device, "budget");
+        add_bytes(table, device, "used");
+        add_bytes(table, device, "available");
+        table_add(table, "%s", link < 0 ? "" : format_rate(rate, link));
+        table_add(table, "%s", strcmp(state, "ready") == 0 ? "" : state);
+    }
+    table_print(table, stdout, terminal_width(STDOUT_FILENO));
+    table_free(table);
+}
+
+int command_devices(struct rfctl *ctl)
+{
+    cJSON *reply;
+    int status = ctl_ask(ctl, "Devices", NULL, "list devices", &reply);
+    if (status != STATUS_DONE)
+        return status;
+    if (!ctl->options.json)
+        print_devices(field_items(reply, "devices"));
+    cJSON_Delete(reply);
+    return STATUS_DONE;
+}

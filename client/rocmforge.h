@@ -1,0 +1,157 @@
+/* librocmforge: attach to model weights that a daemon keeps in memory, and read them in place.
+ *
+ *     rf_client *client;
+ *     rf_model *model;
+ *     rf_tensor tensor;
+ *     if (rf_connect(NULL, &client) == 0 && rf_attach(client, "llama", &model) == 0 &&
+ *         rf_model_find(model, "output.weight", &tensor) == 0)
+ *         use(tensor.data, tensor.bytes);
+ *
+ * Functions return 0, or a negative errno; results are written only on success. After a failure rf_error_*() say more.
+ * Strings and structs that a function gives are its object's and live as long as that, unless it says otherwise.
+ *
+ * Threads: a client, and the models attached through it, belong to one thread at a time. What a tensor's `data` points
+ * to may be read by any thread until the model is detached. */
+#ifndef ROCMFORGE_H
+#define ROCMFORGE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct rf_client rf_client;
+typedef struct rf_model rf_model;
+
+/* "0.1.0". */
+const char *rf_version(void);
+
+/* Connects to the daemon at `socket`; NULL: at $ROCMFORGE_SOCKET, else /run/rocmforge/io.rocmforge if that exists, else
+ * $XDG_RUNTIME_DIR/rocmforge/io.rocmforge. -ENOENT or -ECONNREFUSED: nobody listens there; -ETIMEDOUT: it does not take
+ * connections. With a failure *ret is NULL, and rf_error_message(NULL) says why, for the calling thread. */
+int rf_connect(const char *socket, rf_client **ret);
+
+/* Detaches what is attached, which frees those models, and closes the connection. NULL is fine. Not from within a
+ * function that the library calls. */
+void rf_close(rf_client *client);
+
+/* Why the last call failed: a sentence; never NULL. */
+const char *rf_error_message(const rf_client *client);
+
+/* The daemon's own error, "io.rocmforge.ModelBusy", if the daemon said no; else NULL. */
+const char *rf_error_name(const rf_client *client);
+
+/* Its parameters as JSON text; else NULL. */
+const char *rf_error_parameters(const rf_client *client);
+
+/* --- any method --- */
+
+#define RF_CALL_MORE 1u /* take several replies */
+
+/* A reply: its parameters as JSON text, and whether others follow. The descriptors are closed when the function
+ * returns; it sets those that it keeps to -1. Returns 0 to go on, or a negative errno that ends the call, and with it
+ * the connection if replies are still to come. */
+typedef int rf_reply_fn(void *context, const char *parameters, int continues, int *fds, size_t n_fds);
+
+/* Calls a method of the interface io.rocmforge, "List", or any other by its full name, with parameters in JSON text
+ * (NULL: none) and descriptors, which stay the caller's. Every reply goes to `reply`, which may be NULL. See
+ * docs/wire.md for the methods. Waits as long as the daemon takes. An error of the daemon gives the errno that
+ * proto/errors.h has for it, and rf_error_name(). -EPROTO: the daemon sent what it should not have. -ECONNRESET: it is
+ * gone; every further call says so too. -EDEADLK: called from within `reply`; one connection has one call at a time. */
+int rf_call(rf_client *client, const char *method, const char *parameters, unsigned flags, const int *fds, size_t n_fds,
+            rf_reply_fn *reply, void *context);
+
+/* The connection's socket, to poll. Not to be read from. */
+int rf_client_fd(const rf_client *client);
+
+/* --- loading --- */
+
+/* How far a load is. Bytes, bytes per second, seconds; seconds is negative while unknown. */
+typedef struct rf_progress {
+    const char *state; /* "opening", "allocating", "filling", "sealing", "resident" */
+    uint64_t done;
+    uint64_t total;
+    uint64_t rate;
+    double seconds_left;
+} rf_progress;
+
+/* What to load and how; set `size` to sizeof(rf_load_options), and what is not said to 0. */
+typedef struct rf_load_options {
+    size_t size;
+    const char *name;    /* NULL: from the file's name */
+    const char *form;    /* NULL: "auto" */
+    const char *device;  /* NULL: "auto" */
+    const char *dequant; /* NULL: "auto" */
+    int no_wait;         /* return when the file was understood; the load goes on by itself */
+    /* Called several times a second; NULL: not. A result that is not 0 ends the load, and rf_load() returns it. This
+     * ends the connection too, and with it the leases that it holds. */
+    int (*progress)(void *context, const rf_progress *progress);
+    void *context;
+} rf_load_options;
+
+/* Loads the GGUF file at `path`, which the caller must be able to read; the daemon need not. Of a split model: its
+ * first file ("-00001-of-00003.gguf"), which brings the others. Joins a load that is under way. options may be NULL.
+ * Writes the name that the model has to `name`, unless NULL, of RF_NAME_SIZE bytes. */
+int rf_load(rf_client *client, const char *path, const rf_load_options *options, char *name);
+
+#define RF_NAME_SIZE 128
+
+/* Frees a model's memory. -EBUSY while somebody is attached. */
+int rf_unload(rf_client *client, const char *name);
+
+/* --- attaching --- */
+
+/* A tensor. */
+typedef struct rf_tensor {
+    const char *name;
+    const char *type;  /* in the file, as ggml names it: "q4_K" */
+    uint32_t type_id;  /* and its id there */
+    const char *form;  /* what the bytes are: "f32", "f16", "bf16", or "native": blocks of `type` */
+    uint32_t n_dims;   /* 0 to 4 */
+    uint64_t shape[4]; /* slowest dimension first, as NumPy has it */
+    uint64_t offset;   /* from the start of the model's memory, a multiple of 256 */
+    uint64_t bytes;
+    const void *data; /* on the host: readable. On a GPU: a device pointer. */
+} rf_tensor;
+
+/* Attaches to a resident model: maps its memory in place, read-only where that can be. Nothing is copied or read. Until
+ * it is detached, or the connection closes, the daemon does not free it. A model that is being loaded is waited for.
+ * -ENOENT: no such model; -EBUSY: it is on its way out; -ENOTSUP: this machine has no module for its device; -ENODEV:
+ * this process does not see that device. */
+int rf_attach(rf_client *client, const char *name, rf_model **ret);
+
+/* Unmaps the memory, gives the lease back and frees the model, whatever it returns: -ECONNRESET if the connection is
+ * gone, and the lease with it. Pointers into the memory are void from now on. NULL is fine. */
+int rf_detach(rf_model *model);
+
+const char *rf_model_name(const rf_model *model);
+/* Never used twice by one daemon. */
+uint64_t rf_model_id(const rf_model *model);
+
+/* Where it is: "host", "hip:0"; the device's kind, and identity that holds between processes, or NULL. */
+const char *rf_model_device(const rf_model *model);
+const char *rf_model_device_kind(const rf_model *model);
+const char *rf_model_device_uuid(const rf_model *model);
+const char *rf_model_device_pci(const rf_model *model);
+
+/* The whole of its memory. */
+const void *rf_model_data(const rf_model *model);
+uint64_t rf_model_bytes(const rf_model *model);
+
+/* Copies bytes of the model's memory, wherever it is, to the host. -ERANGE if they are not all inside. */
+int rf_model_read(const rf_model *model, uint64_t offset, void *dst, size_t size);
+
+/* Tensors, in the order of the file. */
+size_t rf_model_tensors(const rf_model *model);
+/* -ERANGE. */
+int rf_model_tensor(const rf_model *model, size_t index, rf_tensor *ret);
+/* -ENOENT. */
+int rf_model_find(const rf_model *model, const char *name, rf_tensor *ret);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

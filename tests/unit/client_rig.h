@@ -1,0 +1,23 @@
+/* What the tests of the library have in common: a client of a fake daemon, and what they look at. Uses cmocka. */
+#pragma once
+
+#include "client/rocmforge.h"
+#include "fake_daemon.h"
+
+/* For each test: nobody leaves a descriptor open. */
+int rig_setup(void **state);
+int rig_teardown(void **state);
+#define RIG_TEST(function) cmocka_unit_test_setup_teardown(function, rig_setup, rig_teardown)
+
+/* A daemon, and a client that is connected to it. */
+rf_client *rig_start(struct fake **fake, fake_serve_fn *serve, const void *context);
+void rig_stop(struct fake *fake, rf_client *client);
+
+/* rf_call() with nothing but a method. */
+int rig_call(rf_client *client);
+
+/* The last failure's message has this in it. */
+void assert_says(const rf_client *client, const char *text);
+
+/* The connection is broken, and stays so. */
+void assert_gone(rf_client *client);

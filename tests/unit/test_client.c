@@ -1,0 +1,617 @@
+/* Connections and calls, against a daemon that lies, dies, or says no. */
+#include "client_rig.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/time.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+/* clang-format off */
+#include <cmocka.h> /* wants the standard headers before it */
+/* clang-format on */
+
+/* --- connecting --- */
+
+static void test_connect_refused(void **state)
+{
+    (void)state;
+    rf_client *client = (rf_client *)1;
+    assert_int_equal(rf_connect("/nowhere/socket", &client), -ENOENT);
+    assert_null(client);
+    assert_says(NULL, "/nowhere/socket");
+
+    char path[200];
+    memset(path, 'x', sizeof(path) - 1);
+    path[sizeof(path) - 1] = '\0';
+    assert_int_equal(rf_connect(path, &client), -ENAMETOOLONG);
+    assert_int_equal(rf_connect("/dev/null", &client), -ECONNREFUSED);
+
+    assert_int_equal(setenv("ROCMFORGE_SOCKET", "/nowhere/else", 1), 0);
+    assert_int_equal(rf_connect(NULL, &client), -ENOENT);
+    assert_says(NULL, "/nowhere/else");
+    assert_int_equal(setenv("ROCMFORGE_SOCKET", "", 1), 0);
+    assert_int_equal(setenv("XDG_RUNTIME_DIR", "/nowhere", 1), 0);
+    assert_true(rf_connect(NULL, &client) < 0);
+    assert_says(NULL, "rocmforge/io.rocmforge");
+    assert_int_equal(unsetenv("ROCMFORGE_SOCKET"), 0);
+    rf_close(NULL);
+    assert_int_equal(rf_detach(NULL), 0);
+}
+
+/* A daemon that accepts nobody is waited for, but not for ever. */
+static void test_connect_timeout(void **state)
+{
+    (void)state;
+    char folder[] = "/tmp/rocmforge-test-XXXXXX";
+    assert_non_null(mkdtemp(folder));
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    snprintf(address.sun_path, sizeof(address.sun_path), "%s/socket", folder);
+    int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_int_equal(bind(listener, (struct sockaddr *)&address, sizeof(address)), 0);
+    assert_int_equal(listen(listener, 0), 0);
+
+    rf_client *clients[8], *client;
+    size_t n = 0;
+    int r;
+    while ((r = rf_connect(address.sun_path, &client)) == 0) {
+        assert_true(n < 8);
+        clients[n++] = client;
+    }
+    assert_int_equal(r, -ETIMEDOUT);
+    while (n > 0)
+        rf_close(clients[--n]);
+    close(listener);
+    unlink(address.sun_path);
+    rmdir(folder);
+}
+
+/* A daemon that has too many connections says so unasked. */
+static void serve_refusal(struct fake *fake, int socket)
+{
+    (void)fake;
+    fake_send(socket,
+              "{\"error\":\"io.rocmforge.LimitExceeded\",\"parameters\":{\"limit\":\"connections\",\"value\":9}}", NULL,
+              0);
+}
+
+static void test_connection_refused(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 20; i++) {
+        struct fake *fake;
+        rf_client *client = rig_start(&fake, serve_refusal, NULL);
+        if (i % 2)
+            usleep(2000); /* the daemon has closed it by now */
+        assert_int_equal(rig_call(client), -EDQUOT);
+        assert_says(client, "connections: 9");
+        assert_gone(client);
+        rig_stop(fake, client);
+    }
+}
+
+/* --- calls --- */
+
+/* Answers each request with itself. */
+static void serve_echo(struct fake *fake, int socket)
+{
+    const char *text;
+    int *fds;
+    size_t n_fds;
+    while ((text = fake_request(fake, socket, &fds, &n_fds))) {
+        char *reply;
+        if (asprintf(&reply, "{\"parameters\":{\"request\":%s}}", text) < 0)
+            abort();
+        fake_send(socket, reply, fds, n_fds);
+        free(reply);
+    }
+}
+
+struct seen {
+    char *text;
+    size_t n_replies;
+    size_t n_fds;
+    int fd; /* of the first reply with one */
+    int continues;
+    int result;
+};
+
+static int see(void *context, const char *parameters, int continues, int *fds, size_t n_fds)
+{
+    struct seen *seen = context;
+    free(seen->text);
+    seen->text = strdup(parameters);
+    seen->n_replies++;
+    seen->n_fds = n_fds;
+    seen->continues = continues;
+    if (n_fds > 0 && seen->fd < 0) {
+        seen->fd = fds[0];
+        fds[0] = -1;
+    }
+    return seen->result;
+}
+
+static void test_call(void **state)
+{
+    (void)state;
+    struct fake *fake;
+    rf_client *client = rig_start(&fake, serve_echo, NULL);
+    struct seen seen = {.fd = -1};
+    assert_int_equal(rf_call(client, "List", NULL, 0, NULL, 0, see, &seen), 0);
+    assert_string_equal(seen.text, "{\"request\":{\"method\":\"io.rocmforge.List\",\"parameters\":{}}}");
+    assert_int_equal(seen.continues, 0);
+    assert_int_equal(rf_call(client, "a.b-c.D", "{\"x\":[1,\"\xc3\xa9\"]}", RF_CALL_MORE, NULL, 0, see, &seen), 0);
+    assert_string_equal(seen.text,
+                        "{\"request\":{\"method\":\"a.b-c.D\",\"parameters\":{\"x\":[1,\"\xc3\xa9\"]},\"more\":"
+                        "true}}");
+    assert_int_equal(seen.n_replies, 2);
+    assert_null(rf_error_name(client));
+    assert_null(rf_error_parameters(client));
+    assert_non_null(rf_error_message(client));
+    assert_true(rf_client_fd(client) >= 0);
+    free(seen.text);
+    rig_stop(fake, client);
+}
+
+/* What the caller gets wrong is not sent, and the connection goes on. */
+static void test_call_refused(void **state)
+{
+    (void)state;
+    struct fake *fake;
+    rf_client *client = rig_start(&fake, serve_echo, NULL);
+    static const char *const parameters[] = {"", "1", "[]", "{", "{}}", "{\"a\":1,\"a\":1}", "{\"a\":\"\xff\"}", "{},"};
+    for (size_t i = 0; i < sizeof(parameters) / sizeof(parameters[0]); i++)
+        assert_int_equal(rf_call(client, "List", parameters[i], 0, NULL, 0, NULL, NULL), -EINVAL);
+    assert_int_equal(rf_call(client, "Li\"st", NULL, 0, NULL, 0, NULL, NULL), -EINVAL);
+    assert_int_equal(rf_call(client, "", NULL, 0, NULL, 0, NULL, NULL), -EINVAL);
+    int bad = 1000;
+    assert_int_equal(rf_call(client, "List", NULL, 0, &bad, 1, NULL, NULL), -EBADF);
+    int fds[300] = {0};
+    assert_int_equal(rf_call(client, "List", NULL, 0, fds, 300, NULL, NULL), -EINVAL);
+
+    size_t size = 300u << 10;
+    char *long_text = malloc(size + 1);
+    assert_non_null(long_text);
+    memset(long_text, ' ', size);
+    memcpy(long_text, "{}", 2);
+    long_text[size] = '\0';
+    assert_int_equal(rf_call(client, "List", long_text, 0, NULL, 0, NULL, NULL), -EMSGSIZE);
+    long_text[200u << 10] = '\0';
+    assert_int_equal(rf_call(client, "List", long_text, 0, NULL, 0, NULL, NULL), 0);
+    free(long_text);
+    rig_stop(fake, client);
+}
+
+/* Descriptors go both ways; those that are not kept are closed. */
+static void test_call_fds(void **state)
+{
+    (void)state;
+    struct fake *fake;
+    rf_client *client = rig_start(&fake, serve_echo, NULL);
+    int fds[3];
+    for (int i = 0; i < 3; i++)
+        fds[i] = fake_memfd("abc", 3, 3, 0);
+    struct seen seen = {.fd = -1};
+    assert_int_equal(rf_call(client, "Test", NULL, 0, fds, 3, see, &seen), 0);
+    assert_int_equal(seen.n_fds, 3);
+    struct stat sent, received;
+    assert_int_equal(fstat(fds[0], &sent), 0);
+    assert_int_equal(fstat(seen.fd, &received), 0);
+    assert_int_equal(sent.st_ino, received.st_ino);
+    assert_int_equal(fcntl(seen.fd, F_GETFD), FD_CLOEXEC);
+    close(seen.fd);
+    assert_int_equal(rf_call(client, "Test", NULL, 0, fds, 3, NULL, NULL), 0);
+    for (int i = 0; i < 3; i++)
+        close(fds[i]);
+    free(seen.text);
+    rig_stop(fake, client);
+}
+
+static void serve_several(struct fake *fake, int socket)
+{
+    while (fake_request(fake, socket, NULL, NULL)) {
+        fake_send(socket, "{\"continues\":true,\"parameters\":{\"i\":1}}", NULL, 0);
+        fake_send(socket, "{\"continues\":true}", NULL, 0);
+        fake_send(socket, "{\"continues\":false,\"error\":null,\"parameters\":{\"i\":3}}", NULL, 0);
+    }
+}
+
+static void test_several(void **state)
+{
+    (void)state;
+    struct fake *fake;
+    rf_client *client = rig_start(&fake, serve_several, NULL);
+    for (size_t i = 1; i < 4; i++) {
+        struct seen seen = {.fd = -1};
+        assert_int_equal(rf_call(client, "Test", NULL, RF_CALL_MORE, NULL, 0, see, &seen), 0);
+        assert_int_equal(seen.n_replies, 3);
+        assert_int_equal(seen.continues, 0);
+        assert_string_equal(seen.text, "{\"i\":3}");
+        free(seen.text);
+    }
+    /* and without `more` nobody may send several */
+    assert_int_equal(rig_call(client), -EPROTO);
+    assert_gone(client);
+    rig_stop(fake, client);
+}
+
+/* A caller that has enough ends the connection, unless it was the last reply anyway. */
+static void test_ended_by_caller(void **state)
+{
+    (void)state;
+    struct fake *fake;
+    rf_client *client = rig_start(&fake, serve_several, NULL);
+    struct seen seen = {.fd = -1, .result = -E2BIG};
+    assert_int_equal(rf_call(client, "Test", NULL, RF_CALL_MORE, NULL, 0, see, &seen), -E2BIG);
+    assert_int_equal(seen.n_replies, 1);
+    assert_gone(client);
+    rig_stop(fake, client);
+
+    client = rig_start(&fake, serve_echo, NULL);
+    assert_int_equal(rf_call(client, "Test", NULL, RF_CALL_MORE, NULL, 0, see, &seen), -E2BIG);
+    assert_int_equal(rig_call(client), 0);
+    free(seen.text);
+    rig_stop(fake, client);
+}
+
+static int call_again(void *context, const char *parameters, int continues, int *fds, size_t n_fds)
+{
+    (void)parameters;
+    (void)continues;
+    (void)fds;
+    (void)n_fds;
+    return rig_call(context);
+}
+
+static void test_nested(void **state)
+{
+    (void)state;
+    struct fake *fake;
+    rf_client *client = rig_start(&fake, serve_echo, NULL);
+    assert_int_equal(rf_call(client, "Test", NULL, 0, NULL, 0, call_again, client), -EDEADLK);
+    assert_int_equal(rig_call(client), 0);
+    rig_stop(fake, client);
+}
+
+static void serve_text(struct fake *fake, int socket)
+{
+    while (fake_request(fake, socket, NULL, NULL))
+        fake_send(socket, fake_context(fake), NULL, 0);
+}
+
+static void test_errors(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name, *parameters, *message;
+        int error;
+    } cases[] = {
+        {"io.rocmforge.ModelNotFound", "{\"name\":\"llama\"}", "no model of this name: 'llama'", -ENOENT},
+        {"io.rocmforge.ModelBusy",
+         "{\"name\":\"llama\",\"state\":\"resident\",\"leases\":[{\"pid\":12},{\"pid\":\"x\"},7,{\"pid\":345}]}",
+         "the model is in use: 'llama' is resident, held by process 12, 345", -EBUSY},
+        {"io.rocmforge.InvalidModel", "{\"reason\":\"it ends too soon\",\"offset\":77}",
+         "the file is not a valid model: it ends too soon, at byte 77", -EBADMSG},
+        {"io.rocmforge.InvalidModel", "{\"reason\":\"\\u001b[31m\\u0007\",\"offset\":-1}",
+         "the file is not a valid model: ?[31m?", -EBADMSG},
+        {"io.rocmforge.OutOfDeviceMemory",
+         "{\"device\":\"hip:0\",\"needed\":14200000000,\"available\":3140000000,\"evictable\":1000000}",
+         "not enough device memory: 14.2 GB needed, 3.1 GB available, 0.001 GB evictable, on 'hip:0'", -ENOMEM},
+        {"io.rocmforge.DeviceError", "{\"call\":\"hipMalloc\",\"code\":2,\"text\":\"out of memory\"}",
+         "a call to the device failed: hipMalloc: out of memory (2)", -EIO},
+        {"io.rocmforge.UnsupportedType", "{\"tensor\":\"t\",\"type\":\"iq1_s\"}", "'t' is iq1_s", -ENOTSUP},
+        {"io.rocmforge.LimitExceeded", "{\"limit\":\"leases\",\"value\":4096}", "a limit was reached: leases: 4096",
+         -EDQUOT},
+        {"io.rocmforge.PermissionDenied", "{\"reason\":\"no\"}", "not allowed: no", -EACCES},
+        {"io.rocmforge.LeaseNotFound", "{\"lease\":5}", ": 5", -ENOENT},
+        {"io.rocmforge.Cancelled", "{}", "cancelled", -ECANCELED},
+        {"io.rocmforge.ShuttingDown", "{}", "the daemon is going away", -ESHUTDOWN},
+        {"org.varlink.service.MethodNotFound", "{\"method\":\"a.B\"}", "no such method: 'a.B'", -EOPNOTSUPP},
+        {"org.varlink.service.InvalidParameter", "{\"parameter\":\"form\"}", "'form'", -EINVAL},
+        {"io.rocmforge.Unheard", "{\"a\":1}", "io.rocmforge.Unheard", -EPROTO},
+        /* parameters of other types are left out */
+        {"io.rocmforge.ModelBusy", "{\"name\":1,\"state\":[],\"leases\":\"x\"}", "the model is in use", -EBUSY},
+        {"io.rocmforge.OutOfDeviceMemory", "{\"needed\":1e300,\"available\":-1,\"evictable\":0.5}",
+         "not enough device memory", -ENOMEM},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        char reply[512];
+        snprintf(reply, sizeof(reply), "{\"error\":\"%s\",\"parameters\":%s}", cases[i].name, cases[i].parameters);
+        struct fake *fake;
+        rf_client *client = rig_start(&fake, serve_text, reply);
+        for (int k = 0; k < 2; k++) { /* an error is an answer like others: the connection goes on */
+            assert_int_equal(rig_call(client), cases[i].error);
+            assert_says(client, cases[i].message);
+            assert_string_equal(rf_error_name(client), cases[i].name);
+            assert_non_null(rf_error_parameters(client));
+        }
+        rig_stop(fake, client);
+    }
+}
+
+static void test_error_alone(void **state)
+{
+    (void)state;
+    struct fake *fake;
+    rf_client *client = rig_start(&fake, serve_text, "{\"error\":\"io.rocmforge.ModelBusy\"}");
+    assert_int_equal(rf_unload(client, "x"), -EBUSY);
+    assert_string_equal(rf_error_message(client), "the model is in use");
+    assert_null(rf_error_parameters(client));
+    rig_stop(fake, client);
+}
+
+/* A message does not grow with what a file, or a daemon, has to say. */
+static void test_error_long(void **state)
+{
+    (void)state;
+    size_t size = 100000;
+    char *reply = malloc(size + 200), *reason = malloc(size + 1);
+    assert_non_null(reply);
+    assert_non_null(reason);
+    memset(reason, 'x', size);
+    reason[size] = '\0';
+    sprintf(reply, "{\"error\":\"io.rocmforge.InvalidModel\",\"parameters\":{\"reason\":\"%s\",\"offset\":1}}", reason);
+    struct fake *fake;
+    rf_client *client = rig_start(&fake, serve_text, reply);
+    assert_int_equal(rig_call(client), -EBADMSG);
+    assert_in_range(strlen(rf_error_message(client)), 100, 2000);
+    assert_true(strlen(rf_error_parameters(client)) > size);
+    rig_stop(fake, client);
+    free(reply);
+    free(reason);
+}
+
+static void test_malformed(void **state)
+{
+    (void)state;
+    static const char *const replies[] = {
+        "",
+        " ",
+        "x",
+        "1",
+        "[]",
+        "null",
+        "\"text\"",
+        "{",
+        "{}x",
+        "{}{}",
+        "{\"parameters\":[]}",
+        "{\"parameters\":1}",
+        "{\"parameters\":\"{}\"}",
+        "{\"error\":1}",
+        "{\"error\":{}}",
+        "{\"error\":true,\"parameters\":{}}",
+        "{\"continues\":1}",
+        "{\"continues\":\"true\"}",
+        "{\"continues\":true}",
+        "{\"parameters\":{\"a\":}}",
+        "\xff\xfe",
+    };
+    for (size_t i = 0; i < sizeof(replies) / sizeof(replies[0]); i++) {
+        struct fake *fake;
+        struct seen seen = {.fd = -1};
+        rf_client *client = rig_start(&fake, serve_text, replies[i]);
+        assert_int_equal(rf_call(client, "Test", NULL, 0, NULL, 0, see, &seen), -EPROTO);
+        assert_int_equal(seen.n_replies, 0);
+        assert_says(client, "the daemon sent a reply");
+        assert_gone(client);
+        rig_stop(fake, client);
+    }
+}
+
+/* Names of fields have their case. */
+static void test_case(void **state)
+{
+    (void)state;
+    struct fake *fake;
+    rf_client *client = rig_start(&fake, serve_text, "{\"ERROR\":\"x\",\"Continues\":true,\"PARAMETERS\":{\"a\":1}}");
+    struct seen seen = {.fd = -1};
+    assert_int_equal(rf_call(client, "Test", NULL, 0, NULL, 0, see, &seen), 0);
+    assert_string_equal(seen.text, "{}");
+    free(seen.text);
+    rig_stop(fake, client);
+}
+
+/* Sends a pattern until nobody listens any more. */
+struct flood {
+    const char *begin, *pattern;
+    size_t n;
+};
+
+static void serve_flood(struct fake *fake, int socket)
+{
+    const struct flood *flood = fake_context(fake);
+    if (!fake_request(fake, socket, NULL, NULL))
+        return;
+    size_t length = strlen(flood->pattern), copies = 4096;
+    char *block = malloc(length * copies);
+    if (!block)
+        abort();
+    for (size_t i = 0; i < copies; i++)
+        memcpy(block + i * length, flood->pattern, length);
+    int open = fake_send_bytes(socket, flood->begin, strlen(flood->begin));
+    for (size_t i = 0; open && i < flood->n; i += copies)
+        open = fake_send_bytes(socket, block, length * copies);
+    if (open)
+        fake_send_bytes(socket, "", 1);
+    free(block);
+    (void)fake_request(fake, socket, NULL, NULL);
+}
+
+static void test_flood(void **state)
+{
+    (void)state;
+    static const struct flood floods[] = {
+        {"{\"parameters\":{\"a\":\"", "xxxxxxxxxxxxxxxx", 5u << 20}, /* 80 MiB */
+        {"{\"parameters\":{\"a\":[0", ",0", 12u << 20},
+        {"{\"parameters\":{\"a\":", "[", 1u << 20},
+        {"{\"parameters\":{\"a\":", "{\"b\":", 1u << 20},
+    };
+    for (size_t i = 0; i < sizeof(floods) / sizeof(floods[0]); i++) {
+        struct fake *fake;
+        rf_client *client = rig_start(&fake, serve_flood, &floods[i]);
+        assert_int_equal(rig_call(client), -EPROTO);
+        assert_gone(client);
+        rig_stop(fake, client);
+    }
+}
+
+/* A reply of many megabytes is fine. */
+static void serve_large(struct fake *fake, int socket)
+{
+    (void)fake_context(fake);
+    static const char begin[] = "{\"parameters\":{\"a\":\"", end[] = "\"}}";
+    while (fake_request(fake, socket, NULL, NULL)) {
+        char *block = malloc(1u << 20);
+        if (!block)
+            abort();
+        memset(block, 'x', 1u << 20);
+        fake_send_bytes(socket, begin, strlen(begin));
+        for (int i = 0; i < 32; i++)
+            fake_send_bytes(socket, block, 1u << 20);
+        fake_send_bytes(socket, end, sizeof(end));
+        free(block);
+    }
+}
+
+static void test_large(void **state)
+{
+    (void)state;
+    struct fake *fake;
+    rf_client *client = rig_start(&fake, serve_large, NULL);
+    struct seen seen = {.fd = -1};
+    assert_int_equal(rf_call(client, "Test", NULL, 0, NULL, 0, see, &seen), 0);
+    assert_int_equal(strlen(seen.text), strlen("{\"a\":\"\"}") + (32u << 20));
+    free(seen.text);
+    rig_stop(fake, client);
+}
+
+/* A reply that nobody asked for. */
+static void serve_two(struct fake *fake, int socket)
+{
+    while (fake_request(fake, socket, NULL, NULL))
+        fake_send_bytes(socket, "{}\0{}", fake_context(fake) ? 4 : 6);
+}
+
+static void test_unasked(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        struct fake *fake;
+        rf_client *client = rig_start(&fake, serve_two, i ? &i : NULL);
+        assert_int_equal(rig_call(client), 0);
+        assert_int_equal(rig_call(client), -EPROTO);
+        assert_says(client, "nobody asked");
+        assert_gone(client);
+        rig_stop(fake, client);
+    }
+}
+
+/* Dies after a number of bytes of a reply. */
+static void serve_death(struct fake *fake, int socket)
+{
+    const char *part = fake_context(fake);
+    (void)fake_request(fake, socket, NULL, NULL);
+    fake_send_bytes(socket, part, strlen(part));
+}
+
+static void test_death(void **state)
+{
+    (void)state;
+    static const char *const parts[] = {"", "{", "{\"parameters\":{}}"};
+    for (size_t i = 0; i < sizeof(parts) / sizeof(parts[0]); i++) {
+        struct fake *fake;
+        rf_client *client = rig_start(&fake, serve_death, parts[i]);
+        assert_int_equal(rig_call(client), -ECONNRESET);
+        assert_says(client, "closed the connection");
+        assert_gone(client);
+        rig_stop(fake, client);
+    }
+}
+
+/* Dies between calls; SIGPIPE would end the test. */
+static void serve_one(struct fake *fake, int socket)
+{
+    (void)fake_request(fake, socket, NULL, NULL);
+    fake_send(socket, "{}", NULL, 0);
+}
+
+static void test_death_between(void **state)
+{
+    (void)state;
+    assert_ptr_equal(signal(SIGPIPE, SIG_DFL), SIG_DFL);
+    struct fake *fake;
+    rf_client *client = rig_start(&fake, serve_one, NULL);
+    assert_int_equal(rig_call(client), 0);
+    fake_stop(fake);
+    assert_gone(client);
+    rf_close(client);
+}
+
+static void serve_late(struct fake *fake, int socket)
+{
+    while (fake_request(fake, socket, NULL, NULL)) {
+        usleep(50000);
+        fake_send(socket, "{}", NULL, 0);
+    }
+}
+
+static volatile sig_atomic_t n_signals;
+
+static void count_signal(int signal)
+{
+    (void)signal;
+    n_signals++;
+}
+
+static void test_signals(void **state)
+{
+    (void)state;
+    struct sigaction action = {.sa_handler = count_signal}, before;
+    assert_int_equal(sigaction(SIGALRM, &action, &before), 0);
+    struct fake *fake;
+    rf_client *client = rig_start(&fake, serve_late, NULL);
+    struct itimerval timer = {.it_interval.tv_usec = 500, .it_value.tv_usec = 500};
+    assert_int_equal(setitimer(ITIMER_REAL, &timer, NULL), 0);
+    assert_int_equal(rig_call(client), 0);
+    timer = (struct itimerval){0};
+    assert_int_equal(setitimer(ITIMER_REAL, &timer, NULL), 0);
+    assert_true(n_signals > 0);
+    rig_stop(fake, client);
+    assert_int_equal(sigaction(SIGALRM, &before, NULL), 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        RIG_TEST(test_connect_refused),
+        RIG_TEST(test_connect_timeout),
+        RIG_TEST(test_connection_refused),
+        RIG_TEST(test_call),
+        RIG_TEST(test_call_refused),
+        RIG_TEST(test_call_fds),
+        RIG_TEST(test_several),
+        RIG_TEST(test_ended_by_caller),
+        RIG_TEST(test_nested),
+        RIG_TEST(test_errors),
+        RIG_TEST(test_error_alone),
+        RIG_TEST(test_error_long),
+        RIG_TEST(test_malformed),
+        RIG_TEST(test_case),
+        RIG_TEST(test_flood),
+        RIG_TEST(test_large),
+        RIG_TEST(test_unasked),
+        RIG_TEST(test_death),
+        RIG_TEST(test_death_between),
+        RIG_TEST(test_signals),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
