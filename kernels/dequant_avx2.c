@@ -1,0 +1,8 @@
+/* The x86 decoders for processors with AVX2 and F16C: anything since 2013 or so. */
+#if defined(__x86_64__)
+
+#define X86_TARGET "avx2,f16c"
+#define X86_TABLE  dequant_avx2
+#include "kernels/dequant_x86_loops.h"
+
+#endif

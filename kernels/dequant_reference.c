@@ -1,0 +1,89 @@
+/* The plain decoders: loops round the functions of kernels/blocks.h. They are what baseline processors run, and what
+ * every other decoder is compared with.
+ *
+ * The benchmark compiles this file once more, under another name and for its own machine. */
+#include "kernels/blocks.h"
+#include "kernels/dequant_isa.h"
+
+/* Elements that are decoded before they are written: decoding and rounding are then loops of their own, which the
+ * compiler can turn into vectors. A multiple of every block. */
+#define BATCH 256
+
+/* Writes values in a form, at any alignment, and returns how many overflowed. */
+
+BLOCK_FN uint64_t put_f32(uint8_t *dst, const float *y, size_t count)
+{
+    memcpy(dst, y, 4 * count);
+    return 0;
+}
+
+BLOCK_FN uint64_t put_f16(uint8_t *dst, const float *y, size_t count)
+{
+    uint16_t h[BATCH];
+    uint32_t overflows = 0;
+    for (size_t i = 0; i < count; i++) {
+        h[i] = f32_to_f16(y[i]);
+        overflows += f16_overflows(y[i]);
+    }
+    memcpy(dst, h, 2 * count);
+    return overflows;
+}
+
+BLOCK_FN uint64_t put_bf16(uint8_t *dst, const float *y, size_t count)
+{
+    uint16_t h[BATCH];
+    uint32_t overflows = 0;
+    for (size_t i = 0; i < count; i++) {
+        h[i] = f32_to_bf16(y[i]);
+        overflows += bf16_overflows(y[i]);
+    }
+    memcpy(dst, h, 2 * count);
+    return overflows;
+}
+
+#define PLAIN_LOOP(ident, bytes, form, form_bytes)                                                                     \
+    static uint64_t ident##_##form(void *restrict dst, const void *restrict src, size_t blocks)                        \
+    {                                                                                                                  \
+        uint8_t *d = dst;                                                                                              \
+        const uint8_t *s = src;                                                                                        \
+        uint64_t overflows = 0;                                                                                        \
+        for (size_t n; blocks > 0; blocks -= n, s += n * bytes, d += n * form_bytes) {                                 \
+            float y[BATCH];                                                                                            \
+            n = blocks < BATCH ? blocks : BATCH;                                                                       \
+            for (size_t i = 0; i < n; i++)                                                                             \
+                y[i] = ident##_decode(s + i * bytes);                                                                  \
+            overflows += put_##form(d, y, n);                                                                          \
+        }                                                                                                              \
+        return overflows;                                                                                              \
+    }
+
+#define QUANTISED_LOOP(ident, elements, bytes, form, form_bytes)                                                       \
+    static uint64_t ident##_##form(void *restrict dst, const void *restrict src, size_t blocks)                        \
+    {                                                                                                                  \
+        uint8_t *d = dst;                                                                                              \
+        const uint8_t *s = src;                                                                                        \
+        uint64_t overflows = 0;                                                                                        \
+        for (size_t i = 0; i < blocks; i++, s += bytes, d += elements * form_bytes) {                                  \
+            float y[elements];                                                                                         \
+            for (unsigned group = 0; group < elements / 8; group++)                                                    \
+                ident##_decode8(s, group, y + 8 * group);                                                              \
+            overflows += put_##form(d, y, elements);                                                                   \
+        }                                                                                                              \
+        return overflows;                                                                                              \
+    }
+
+#define TYPE_PLAIN_DEF(id, ident, name, bytes)                                                                         \
+    PLAIN_LOOP(ident, bytes, f32, 4)                                                                                   \
+    PLAIN_LOOP(ident, bytes, f16, 2)                                                                                   \
+    PLAIN_LOOP(ident, bytes, bf16, 2)
+#define TYPE_QUANTISED_DEF(id, ident, name, elements, bytes)                                                           \
+    QUANTISED_LOOP(ident, elements, bytes, f32, 4)                                                                     \
+    QUANTISED_LOOP(ident, elements, bytes, f16, 2)                                                                     \
+    QUANTISED_LOOP(ident, elements, bytes, bf16, 2)
+#include "kernels/types.def"
+
+dequant_table dequant_reference = {
+#define TYPE_PLAIN_DEF(id, ident, name, bytes)               [id] = {NULL, ident##_f32, ident##_f16, ident##_bf16},
+#define TYPE_QUANTISED_DEF(id, ident, name, elements, bytes) [id] = {NULL, ident##_f32, ident##_f16, ident##_bf16},
+#include "kernels/types.def"
+};

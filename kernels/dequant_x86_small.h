@@ -1,0 +1,155 @@
+/* Blocks of 32 to 128 elements, the ternary types and those with a table of sixteen values, for dequant_x86.h. */
+#pragma once
+
+#include "kernels/dequant_x86.h"
+
+X86_FN void q4_0_x86(struct out *out, const uint8_t *b, enum form form)
+{
+    const __m256i codes = _mm256_sub_epi8(nibbles32(b + 2), _mm256_set1_epi8(8));
+    out32_scaled(out, codes, _mm256_set1_ps(f16_at(b)), 8, form);
+}
+
+X86_FN void q4_1_x86(struct out *out, const uint8_t *b, enum form form)
+{
+    out32_affine(out, nibbles32(b + 4), _mm256_set1_ps(f16_at(b)), _mm256_set1_ps(f16_at(b + 2)), 15, form);
+}
+
+X86_FN void q5_0_x86(struct out *out, const uint8_t *b, enum form form)
+{
+    /* A clear fifth bit takes 16 away; a set one adds 16 and takes it away again. */
+    const __m256i less = _mm256_andnot_si256(bits32(u32_at(b + 2)), _mm256_set1_epi8(16));
+    out32_scaled(out, _mm256_sub_epi8(nibbles32(b + 6), less), _mm256_set1_ps(f16_at(b)), 16, form);
+}
+
+X86_FN void q5_1_x86(struct out *out, const uint8_t *b, enum form form)
+{
+    const __m256i fifth = _mm256_and_si256(bits32(u32_at(b + 4)), _mm256_set1_epi8(16));
+    out32_affine(out, _mm256_or_si256(nibbles32(b + 8), fifth), _mm256_set1_ps(f16_at(b)),
+                 _mm256_set1_ps(f16_at(b + 2)), 31, form);
+}
+
+X86_FN void q8_0_x86(struct out *out, const uint8_t *b, enum form form)
+{
+    out32_scaled(out, bytes32_at(b + 2), _mm256_set1_ps(f16_at(b)), 128, form);
+}
+
+X86_FN void q1_0_x86(struct out *out, const uint8_t *b, enum form form)
+{
+    const __m256 d = _mm256_set1_ps(f16_at(b));
+    for (unsigned i = 0; i < 16; i += 4) {
+        const __m256i clear = bits32(~u32_at(b + 2 + i));
+        out32_scaled(out, _mm256_or_si256(clear, _mm256_set1_epi8(1)), d, 1, form);
+    }
+}
+
+X86_FN void q2_0_x86(struct out *out, const uint8_t *b, enum form form)
+{
+    const __m256 d = _mm256_set1_ps(f16_at(b));
+    /* Each byte four times; then, of each four, the lower nibble twice and the upper twice, and of each nibble the
+     * lower and the upper code: 0 to 3, or four times that. */
+    const __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 6,
+                                            6, 6, 6, 7, 7, 7, 7);
+    const __m256i values = _mm256_broadcastsi128_si256(_mm_setr_epi8(-1, 0, 1, 2, 0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0));
+    for (unsigned i = 0; i < 16; i += 8) {
+        const __m256i q = _mm256_shuffle_epi8(_mm256_set1_epi64x((long long)u64_at(b + 2 + i)), spread);
+        const __m256i nibbles = _mm256_blend_epi16(q, _mm256_srli_epi16(q, 4), 0xaa);
+        const __m256i codes = _mm256_and_si256(nibbles, _mm256_set1_epi16(0x0c03));
+        out32_scaled(out, _mm256_shuffle_epi8(values, codes), d, 2, form);
+    }
+}
+
+/* A byte of base-3 digits, as a fraction: the next digit is how many thirds it holds. Less one, as the type wants. */
+X86_FN __m256i tq1_0_codes(__m256i t)
+{
+    const __m256i one = _mm256_cmpeq_epi8(_mm256_max_epu8(t, _mm256_set1_epi8(86)), t);
+    const __m256i two = _mm256_cmpeq_epi8(_mm256_max_epu8(t, _mm256_set1_epi8((char)171)), t);
+    return _mm256_sub_epi8(_mm256_sub_epi8(_mm256_set1_epi8(-1), one), two);
+}
+
+X86_FN __m256i tripled(__m256i t)
+{
+    return _mm256_add_epi8(t, _mm256_add_epi8(t, t));
+}
+
+X86_FN void tq1_0_x86(struct out *out, const uint8_t *b, enum form form)
+{
+    const __m256 d = _mm256_set1_ps(f16_at(b + 52));
+    __m256i t = bytes32_at(b);
+    for (unsigned digit = 0; digit < 5; digit++, t = tripled(t))
+        out32_scaled(out, tq1_0_codes(t), d, 1, form);
+    /* Sixteen bytes, five times: two digits side by side, and the fifth beside the last four bytes, four times. Of
+     * those, each 32 bits are tripled once more than those before. */
+    t = _mm256_broadcastsi128_si256(bytes16_at(b + 32));
+    t = _mm256_blend_epi32(t, tripled(t), 0xf0);
+    out32_scaled(out, tq1_0_codes(t), d, 1, form);
+    t = tripled(tripled(t));
+    out32_scaled(out, tq1_0_codes(t), d, 1, form);
+    t = tripled(tripled(t));
+    __m256i last = _mm256_set1_epi32((int)u32_at(b + 48));
+    last = _mm256_blend_epi32(last, tripled(last), 0xee);
+    last = _mm256_blend_epi32(last, tripled(last), 0xcc);
+    last = _mm256_blend_epi32(last, tripled(last), 0x88);
+    out32_scaled(out, tq1_0_codes(_mm256_blend_epi32(t, last, 0xf0)), d, 1, form);
+}
+
+X86_FN void tq2_0_x86(struct out *out, const uint8_t *b, enum form form)
+{
+    const __m256 d = _mm256_set1_ps(f16_at(b + 64));
+    for (unsigned half = 0; half < 64; half += 32) {
+        __m256i q = bytes32_at(b + half);
+        for (unsigned i = 0; i < 4; i++, q = _mm256_srli_epi16(q, 2)) {
+            const __m256i codes = _mm256_and_si256(q, _mm256_set1_epi8(3));
+            out32_scaled(out, _mm256_sub_epi8(codes, _mm256_set1_epi8(1)), d, 2, form);
+        }
+    }
+}
+
+/* A table of sixteen signed bytes, in both lanes. */
+X86_FN __m256i table16(const int8_t *table)
+{
+    return _mm256_broadcastsi128_si256(bytes16_at((const uint8_t *)table));
+}
+
+X86_FN void iq4_nl_x86(struct out *out, const uint8_t *b, enum form form)
+{
+    const __m256i codes = _mm256_shuffle_epi8(table16(kvalues_iq4nl), nibbles32(b + 2));
+    out32_scaled(out, codes, _mm256_set1_ps(f16_at(b)), 127, form);
+}
+
+X86_FN void iq4_xs_x86(struct out *out, const uint8_t *b, enum form form)
+{
+    const float d = f16_at(b);
+    const unsigned high = block_u16(b + 2);
+    const uint32_t low = u32_at(b + 4);
+    for (unsigned k = 0; k < 8; k++) {
+        const int scale = (int)((low >> (4 * k) & 15) | (high >> (2 * k) & 3) << 4) - 32;
+        const __m256i codes = _mm256_shuffle_epi8(table16(kvalues_iq4nl), nibbles32(b + 8 + 16 * k));
+        out32_scaled(out, codes, _mm256_set1_ps(d * (float)scale), 127, form);
+    }
+}
+
+/* The one type whose scales go down to 2^-128: no room to divide them, so the codes are moved down instead. */
+X86_FN void mxfp4_x86(struct out *out, const uint8_t *b, enum form form)
+{
+    const __m256 scale = _mm256_set1_ps(e8m0_half(b[0]));
+    __m256i lanes[4];
+    __m256 x[4];
+    lanes32(lanes, _mm256_shuffle_epi8(table16(kvalues_fp4), nibbles32(b + 1)), form);
+    for (unsigned k = 0; k < 4; k++)
+        x[k] = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_srai_epi32(lanes[k], 24)), scale);
+    if (form == FORM_F16)
+        out_bound(out, _mm256_mul_ps(scale, _mm256_set1_ps(12)));
+    out32(out, x, form);
+}
+
+X86_FN void nvfp4_x86(struct out *out, const uint8_t *b, enum form form)
+{
+    for (unsigned k = 0; k < 4; k += 2) {
+        /* The low and the high nibbles of eight bytes follow one another, of the next eight likewise. */
+        const __m256i q = _mm256_permute4x64_epi64(_mm256_castsi128_si256(bytes16_at(b + 4 + 8 * k)), 0x50);
+        const __m256i nibbles = _mm256_blend_epi32(q, _mm256_srli_epi16(q, 4), 0xcc);
+        const __m256i codes = _mm256_and_si256(nibbles, _mm256_set1_epi8(15));
+        const float scales[2] = {ue4m3_half(b[k]), ue4m3_half(b[k + 1])};
+        out32_scaled(out, _mm256_shuffle_epi8(table16(kvalues_fp4), codes), scale_pair(scales), 12, form);
+    }
+}
