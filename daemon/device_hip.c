@@ -1,0 +1,352 @@
+/* The GPU module: finds the devices, measures the way to them, makes slots. Arenas, the transfers and the kernels are
+ * in device_hip_arena.c, device_hip_put.c and device_hip_kernels.c. */
+#include "daemon/device_hip.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+/* Large enough for the bus (smaller copies lose several per cent), small enough for many. */
+#define SLOT_BYTES     ((size_t)4 << 20)
+#define SLOT_BYTES_MIN ((size_t)64 << 10)
+/* One that is filled, one that is copied, one that waits. */
+#define SLOTS_PER_WORKER 3u
+
+#define GRANULE          ((uint64_t)2 << 20)
+
+/* How the link is measured: a copy to warm up, then so many more. */
+#define LINK_BYTES  ((size_t)16 << 20)
+#define LINK_COPIES 4
+
+/* Errors that a context does not recover from. HIP and CUDA share these numbers: no device, ECC, NVLink, contained
+ * error, illegal address, launch timeout, context destroyed, assert, stack, misaligned address, invalid address space,
+ * invalid program counter, launch failure, tensor memory leak. */
+static const int fatal_codes[] = {100, 214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721};
+
+static bool fatal(hipError_t result)
+{
+    for (size_t i = 0; i < sizeof(fatal_codes) / sizeof(fatal_codes[0]); i++)
+        if ((int)result == fatal_codes[i])
+            return true;
+    return false;
+}
+
+int hip_result(struct hip_device *hip, hipError_t result, const char *call, struct device_fault *ret_fault)
+{
+    if (result == hipSuccess)
+        return 0;
+    int error = result == hipErrorOutOfMemory ? -ENOMEM : -EIO;
+    if (fatal(result)) {
+        error = -ENODEV;
+        if (hip)
+            atomic_store(&hip->lost, true);
+    }
+    return device_fault_set(ret_fault, error, call, (int)result, hipGetErrorString(result));
+}
+
+int hip_enter(struct hip_device *hip, struct device_fault *ret_fault)
+{
+    if (atomic_load(&hip->lost))
+        return device_fault_set(ret_fault, -ENODEV, HIP_NAME(SetDevice), 0, "the device was lost");
+    return HIP_CALL(hip, ret_fault, SetDevice, (hip->index));
+}
+
+static int slot_init(struct device *device, struct slot *slot, struct device_fault *ret_fault)
+{
+    struct hip_device *hip = hip_device(device);
+    int r = hip_enter(hip, ret_fault);
+    if (r < 0)
+        return r;
+    struct slot_hip *own = calloc(1, sizeof(*own));
+    if (!own)
+        return device_fault_set(ret_fault, -ENOMEM, "calloc", ENOMEM, strerror(ENOMEM));
+    const size_t scratch_bytes = hip_scratch_bytes(slot->size);
+    uint8_t *pinned = NULL;
+    /* One allocation for both: the word that the device writes stands behind the data. */
+    r = HIP_CALL(hip, ret_fault, HostMalloc,
+                 ((void **)&pinned, slot->size + sizeof(*own->overflowed), hipHostMallocDefault));
+    if (r < 0)
+        goto fail;
+    own->overflowed = (uint32_t *)(void *)(pinned + slot->size);
+    *own->overflowed = 0;
+    r = HIP_CALL(hip, ret_fault, HostGetDevicePointer, (&own->overflowed_device, own->overflowed, 0));
+    if (r < 0)
+        goto fail_pinned;
+    r = HIP_CALL(hip, ret_fault, Malloc, (&own->scratch, scratch_bytes + sizeof(*own->overflows)));
+    if (r < 0)
+        goto fail_pinned;
+    own->overflows = (uint64_t *)(void *)((uint8_t *)own->scratch + scratch_bytes);
+    r = HIP_CALL(hip, ret_fault, MemsetAsync, (own->overflows, 0, sizeof(*own->overflows), hip->clearing));
+    if (r == 0)
+        r = HIP_CALL(hip, ret_fault, StreamSynchronize, (hip->clearing));
+    if (r < 0)
+        goto fail_scratch;
+    hipEvent_t *const events[] = {&own->begun, &own->copied, &own->ended};
+    size_t n = 0;
+    for (; n < 3 && r == 0; n++)
+        r = HIP_CALL(hip, ret_fault, EventCreateWithFlags, (events[n], hipEventBlockingSync));
+    if (r < 0)
+        goto fail_events;
+    slot->data = pinned;
+    slot->module = own;
+    return 0;
+
+fail_events:
+    for (n--; n > 0; n--)
+        (void)!hipEventDestroy(*events[n - 1]);
+fail_scratch:
+    (void)!hipFree(own->scratch);
+fail_pinned:
+    (void)!hipHostFree(pinned);
+fail:
+    free(own);
+    return r;
+}
+
+static void slot_fini(struct device *device, struct slot *slot)
+{
+    struct slot_hip *own = slot->module;
+    assert(!own->transfer);
+    (void)!hipSetDevice(hip_device(device)->index);
+    (void)!hipEventDestroy(own->begun);
+    (void)!hipEventDestroy(own->copied);
+    (void)!hipEventDestroy(own->ended);
+    (void)!hipFree(own->scratch);
+    (void)!hipHostFree(slot->data);
+    free(own);
+    slot->data = slot->module = NULL;
+}
+
+static int memory_free(struct device *device, uint64_t *ret, struct device_fault *ret_fault)
+{
+    struct hip_device *hip = hip_device(device);
+    size_t available = 0, total = 0;
+    int r = hip_enter(hip, ret_fault);
+    if (r == 0)
+        r = HIP_CALL(hip, ret_fault, MemGetInfo, (&available, &total));
+    if (r == 0)
+        *ret = available;
+    return r;
+}
+
+static bool decodes(struct device *device, const struct tensor_type *type, enum form form)
+{
+    const struct hip_device *hip = hip_device(device);
+    return type->id < HIP_TYPES && form < FORM_COUNT && hip->kernels[type->id][form];
+}
+
+static void device_close(struct device *device)
+{
+    struct hip_device *hip = hip_device(device);
+    hip_queue_stop(hip);
+    (void)!hipSetDevice(hip->index);
+    hip_kernels_unload(hip);
+    for (unsigned i = 0; i < hip->n_streams; i++)
+        (void)!hipStreamDestroy(hip->streams[i]);
+    if (hip->clearing)
+        (void)!hipStreamDestroy(hip->clearing);
+    pthread_cond_destroy(&hip->waiting_changed);
+    pthread_cond_destroy(&hip->running_changed);
+    pthread_mutex_destroy(&hip->lock);
+    free(hip);
+}
+
+static const struct device_ops hip_ops = {
+    .close = device_close,
+    .slot_init = slot_init,
+    .slot_fini = slot_fini,
+    .arena_new = hip_arena_new,
+    .arena_free = hip_arena_free,
+    .put = hip_put,
+    .arena_export = hip_arena_export,
+    .arena_read = hip_arena_read,
+    .memory_free = memory_free,
+    .decodes = decodes,
+};
+
+static int identify(struct hip_device *hip, struct device_fault *ret_fault)
+{
+    struct device *device = &hip->device;
+    size_t available = 0, total = 0;
+    hipUUID uuid;
+    int r = HIP_CALL(hip, ret_fault, MemGetInfo, (&available, &total));
+    if (r == 0)
+        r = HIP_CALL(hip, ret_fault, DeviceGetName, (device->name, (int)sizeof(device->name), hip->index));
+    if (r == 0)
+        r = HIP_CALL(hip, ret_fault, DeviceGetPCIBusId, (device->pci, (int)sizeof(device->pci), hip->index));
+    if (r == 0)
+        r = HIP_CALL(hip, ret_fault, DeviceGetUuid, (&uuid, hip->index));
+    if (r < 0)
+        return r;
+    device->total = total;
+    _Static_assert(sizeof(device->uuid) >= HIP_UUID_SIZE, "");
+    hip_uuid_text(&uuid, device->uuid);
+    return 0;
+}
+
+static int link_copies(struct hip_device *hip, void *pinned, void *memory, struct device_fault *ret_fault)
+{
+    uint64_t best = UINT64_MAX;
+    for (int i = 0; i <= LINK_COPIES; i++) {
+        struct timespec begin, end;
+        clock_gettime(CLOCK_MONOTONIC, &begin);
+        int r =
+            HIP_CALL(hip, ret_fault, MemcpyAsync, (memory, pinned, LINK_BYTES, hipMemcpyHostToDevice, hip->streams[0]));
+        if (r == 0)
+            r = HIP_CALL(hip, ret_fault, StreamSynchronize, (hip->streams[0]));
+        if (r < 0)
+            return r;
+        clock_gettime(CLOCK_MONOTONIC, &end);
+        uint64_t ns = (uint64_t)(end.tv_sec - begin.tv_sec) * 1000000000u + (uint64_t)(end.tv_nsec - begin.tv_nsec);
+        if (i > 0 && ns < best)
+            best = ns;
+    }
+    hip->device.link = best ? (uint64_t)((double)LINK_BYTES * 1e9 / (double)best) : 0;
+    return 0;
+}
+
+static int link_measure(struct hip_device *hip, struct device_fault *ret_fault)
+{
+    void *pinned = NULL, *memory = NULL;
+    int r = HIP_CALL(hip, ret_fault, HostMalloc, (&pinned, LINK_BYTES, hipHostMallocDefault));
+    if (r < 0)
+        return r;
+    memset(pinned, 0, LINK_BYTES);
+    r = HIP_CALL(hip, ret_fault, Malloc, (&memory, LINK_BYTES));
+    if (r == 0) {
+        r = link_copies(hip, pinned, memory, ret_fault);
+        (void)!hipFree(memory);
+    }
+    (void)!hipHostFree(pinned);
+    return r;
+}
+
+static void size_slots(struct device *device, const struct device_config *config)
+{
+    device->slot_bytes = SLOT_BYTES;
+    device->slots_per_worker = SLOTS_PER_WORKER;
+    if (config->staging == 0)
+        return;
+    const unsigned workers = config->workers ? config->workers : 1;
+    uint64_t slots = config->staging / SLOT_BYTES / workers;
+    if (slots >= 2) {
+        device->slots_per_worker = slots < 64 ? (unsigned)slots : 64;
+        return;
+    }
+    /* Too little for two of that size: rather smaller ones than fewer. */
+    device->slots_per_worker = 2;
+    uint64_t bytes = config->staging / workers / 2 / 4096 * 4096;
+    device->slot_bytes = bytes > SLOT_BYTES_MIN ? (size_t)bytes : SLOT_BYTES_MIN;
+}
+
+static int streams_make(struct hip_device *hip, unsigned n, struct device_fault *ret_fault)
+{
+    for (unsigned i = 0; i < n; i++) {
+        int r = HIP_CALL(hip, ret_fault, StreamCreateWithFlags, (&hip->streams[i], hipStreamNonBlocking));
+        if (r < 0)
+            return r;
+        hip->n_streams++;
+    }
+    int r = HIP_CALL(hip, ret_fault, StreamCreateWithFlags, (&hip->clearing, hipStreamNonBlocking));
+    if (r < 0)
+        hip->clearing = NULL;
+    return r;
+}
+
+static int device_open(int index, unsigned streams, const struct device_config *config, struct hip_device **ret,
+                       struct device_fault *ret_fault)
+{
+    struct hip_device *hip = calloc(1, sizeof(*hip));
+    if (!hip)
+        return device_fault_set(ret_fault, -ENOMEM, "calloc", ENOMEM, strerror(ENOMEM));
+    hip->index = index;
+    hip->device.ops = &hip_ops;
+    hip->device.kind = HIP_KIND;
+    hip->device.export_kind = EXPORT_IPC;
+    hip->device.granule = GRANULE;
+    snprintf(hip->device.id, sizeof(hip->device.id), HIP_KIND ":%d", index);
+    size_slots(&hip->device, config);
+    pthread_mutex_init(&hip->lock, NULL);
+    pthread_cond_init(&hip->waiting_changed, NULL);
+    pthread_cond_init(&hip->running_changed, NULL);
+
+    int r = hip_enter(hip, ret_fault);
+    if (r == 0)
+        r = identify(hip, ret_fault);
+    if (r == 0)
+        r = streams_make(hip, streams, ret_fault);
+    if (r == 0)
+        r = link_measure(hip, ret_fault);
+    if (r == 0)
+        r = hip_kernels_load(hip, ret_fault);
+    if (r == 0)
+        r = hip_queue_start(hip, ret_fault);
+    if (r < 0) {
+        device_close(&hip->device);
+        return r;
+    }
+    *ret = hip;
+    return 0;
+}
+
+static int parse_streams(const char *text, unsigned *ret)
+{
+    if (!text) {
+        *ret = HIP_STREAMS_DEFAULT;
+        return 0;
+    }
+    char *end;
+    errno = 0;
+    unsigned long n = strtoul(text, &end, 10);
+    if (errno || *text < '0' || *text > '9' || *end != '\0' || n < 1 || n > HIP_STREAMS_MAX)
+        return -EINVAL;
+    *ret = (unsigned)n;
+    return 0;
+}
+
+/* A device that does not answer is left out; the fault tells of the last such. None at all is -ENODEV. */
+static int module_open(const struct device_config *config, struct device ***ret, struct device_fault *ret_fault)
+{
+    unsigned streams;
+    if (parse_streams(config->streams, &streams) < 0)
+        return device_fault_set(ret_fault, -EINVAL, "streams", 0, "streams is a number from 1 to 16");
+#if defined(ROCMFORGE_CUDA)
+    /* Or each kernel would be loaded at its first launch, in the middle of the first load. */
+    setenv("CUDA_MODULE_LOADING", "EAGER", 0);
+#endif
+    int count = 0;
+    hipError_t result = hipGetDeviceCount(&count);
+    if (result != hipSuccess) {
+        /* No driver, no device, no right to open it: all the same to the daemon, which has no use for this module. */
+        hip_result(NULL, result, HIP_NAME(GetDeviceCount), ret_fault);
+        return -ENODEV;
+    }
+    if (count <= 0)
+        return device_fault_set(ret_fault, -ENODEV, HIP_NAME(GetDeviceCount), 0, "no device");
+    struct device **devices = calloc((size_t)count, sizeof(struct device *));
+    if (!devices)
+        return device_fault_set(ret_fault, -ENOMEM, "calloc", ENOMEM, strerror(ENOMEM));
+    int n = 0;
+    for (int i = 0; i < count; i++) {
+        struct hip_device *hip = NULL;
+        if (device_open(i, streams, config, &hip, ret_fault) == 0)
+            devices[n++] = &hip->device;
+    }
+    if (n == 0) {
+        free(devices);
+        return -ENODEV;
+    }
+    *ret = devices;
+    return n;
+}
+
+__attribute__((visibility("default"))) extern const struct device_module rocmforge_device_module;
+
+const struct device_module rocmforge_device_module = {
+    .abi = DEVICE_ABI,
+    .kind = HIP_KIND,
+    .open = module_open,
+};

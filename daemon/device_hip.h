@@ -1,0 +1,111 @@
+/* What the files of the GPU module share. One source for two modules: compiled against ROCm's headers it is `hip`,
+ * against CUDA's, through daemon/hip_cuda.h, it is `cuda`. Nothing outside daemon/device_hip*.c includes this.
+ *
+ * Only calls that ROCm 5, 6 and 7 share, with the same arguments and structs: no hipGetDeviceProperties. */
+#pragma once
+
+#include "daemon/device.h"
+#include "daemon/hip.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#define HIP_STREAMS_DEFAULT 2u
+#define HIP_STREAMS_MAX     16u
+
+/* Ids of types with kernels run below this; see kernels/types.def. */
+#define HIP_TYPES 64
+
+/* A run of pieces to decode is copied to scratch at a multiple of this, so that kernels find it aligned. */
+#define HIP_SCRATCH_ALIGNMENT 256u
+
+/* What a slot has besides its pinned memory. */
+struct slot_hip {
+    void *scratch;        /* device memory for raw blocks */
+    uint64_t *overflows;  /* device memory: what the kernels counted since the slot was made */
+    uint64_t seen;        /* how much of that has been told */
+    uint32_t *overflowed; /* pinned: set by kernels that counted something */
+    void *overflowed_device;
+    hipEvent_t begun, copied, ended;
+    struct transfer *transfer;
+    struct slot_hip *next; /* in the queue that it waits in */
+    hipStream_t stream;    /* while it is under way */
+};
+
+/* Slots in the order that they came. */
+struct slot_queue {
+    struct slot_hip *head, **tail;
+};
+
+struct hip_device {
+    struct device device;
+    int index; /* of hipSetDevice() */
+
+    /* An error that the device does not recover from was seen; any thread. */
+    atomic_bool lost;
+
+    unsigned n_streams;
+    hipStream_t streams[HIP_STREAMS_MAX];
+    hipStream_t clearing; /* new arenas are cleared here, beside the copies */
+
+    hipModule_t module; /* NULL: no kernels for this device */
+    hipFunction_t kernels[HIP_TYPES][FORM_COUNT];
+
+    /* `waiting` are handed over and not yet given to the device, `running` given to it and not yet done. */
+    pthread_mutex_t lock; /* the queues, stop and running_stop */
+    pthread_cond_t waiting_changed, running_changed;
+    struct slot_queue waiting, running;
+    bool stop, running_stop;
+    pthread_t submitter, finisher;
+    bool submitter_runs, finisher_runs;
+    unsigned next_stream; /* submitter only */
+};
+
+struct arena {
+    struct hip_device *hip;
+    void *base;
+    uint64_t bytes;
+    hipEvent_t cleared;
+    uint32_t ordered; /* submitter only: bit for each stream that waits for `cleared` before what follows */
+    bool exported;
+    struct device_export export;
+#if defined(HIP_HAS_FD)
+    bool virtual;
+    hipMemGenericAllocationHandle_t allocation;
+#endif
+};
+
+static inline struct hip_device *hip_device(struct device *device)
+{
+    return (struct hip_device *)device;
+}
+
+/* Turns what a call returned into 0 or a negative errno, and words it: -ENOMEM, -ENODEV for an error that the device
+ * does not recover from (and marks `hip`, which may be NULL, as lost), -EIO for others. Any thread. */
+int hip_result(struct hip_device *hip, hipError_t result, const char *call, struct device_fault *ret_fault);
+
+/* hip_result() of a call, under its own name. The arguments come in parentheses. */
+#define HIP_CALL(device, fault, call, args) hip_result(device, hip##call args, HIP_NAME(call), fault)
+
+/* Makes the device the calling thread's. -ENODEV at once if it is lost. */
+int hip_enter(struct hip_device *hip, struct device_fault *ret_fault);
+
+/* device_hip_arena.c: the functions of device_ops with these names. */
+int hip_arena_new(struct device *device, uint64_t bytes, struct arena **ret, struct device_fault *ret_fault);
+void hip_arena_free(struct arena *arena);
+int hip_arena_export(struct arena *arena, struct device_export *ret, struct device_fault *ret_fault);
+int hip_arena_read(struct arena *arena, uint64_t offset, void *dst, size_t size, struct device_fault *ret_fault);
+
+/* device_hip_put.c: the way of slots through the device, on two threads. */
+int hip_queue_start(struct hip_device *hip, struct device_fault *ret_fault);
+/* All transfers are done. What was not started is not stopped. */
+void hip_queue_stop(struct hip_device *hip);
+void hip_put(struct device *device, struct transfer *transfer);
+
+/* Bytes of scratch that a slot of this size needs, whatever its pieces. */
+size_t hip_scratch_bytes(size_t slot_bytes);
+
+/* device_hip_kernels.c: loads the embedded kernels for the current device. A device that they were not built for has
+ * none, which is no error. */
+int hip_kernels_load(struct hip_device *hip, struct device_fault *ret_fault);
+void hip_kernels_unload(struct hip_device *hip);

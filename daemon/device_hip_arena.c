@@ -1,0 +1,112 @@
+/* Arenas: memory of the device that models are resident in, cleared, exported once, read back, freed. */
+#include "daemon/device_hip.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int memory_take(struct arena *arena, struct device_fault *ret_fault)
+{
+    return HIP_CALL(arena->hip, ret_fault, Malloc, (&arena->base, arena->bytes));
+}
+
+static void memory_give(struct arena *arena)
+{
+    (void)!hipFree(arena->base);
+}
+
+/* What was in the memory may be another user's. It is cleared on a stream of its own while the file is being read;
+ * `cleared` is what the first copies wait for. */
+static int clear(struct arena *arena, struct device_fault *ret_fault)
+{
+    struct hip_device *hip = arena->hip;
+    int r = HIP_CALL(hip, ret_fault, MemsetAsync, (arena->base, 0, arena->bytes, hip->clearing));
+    if (r == 0)
+        r = HIP_CALL(hip, ret_fault, EventRecord, (arena->cleared, hip->clearing));
+    if (r < 0)
+        (void)!hipStreamSynchronize(hip->clearing);
+    return r;
+}
+
+int hip_arena_new(struct device *device, uint64_t bytes, struct arena **ret, struct device_fault *ret_fault)
+{
+    struct hip_device *hip = hip_device(device);
+    int r = hip_enter(hip, ret_fault);
+    if (r < 0)
+        return r;
+    struct arena *arena = calloc(1, sizeof(*arena));
+    if (!arena)
+        return device_fault_set(ret_fault, -ENOMEM, "calloc", ENOMEM, strerror(ENOMEM));
+    arena->hip = hip;
+    /* Whole granules: no other allocation then shares the memory that an exported handle opens. */
+    if (__builtin_add_overflow(bytes, device->granule - 1, &arena->bytes)) {
+        r = device_fault_set(ret_fault, -ENOMEM, HIP_NAME(Malloc), 0, "too large");
+        goto fail;
+    }
+    arena->bytes -= arena->bytes % device->granule;
+    r = HIP_CALL(hip, ret_fault, EventCreateWithFlags, (&arena->cleared, hipEventBlockingSync | hipEventDisableTiming));
+    if (r < 0)
+        goto fail;
+    r = memory_take(arena, ret_fault);
+    if (r < 0)
+        goto fail_event;
+    r = clear(arena, ret_fault);
+    if (r < 0)
+        goto fail_memory;
+    *ret = arena;
+    return 0;
+
+fail_memory:
+    memory_give(arena);
+fail_event:
+    (void)!hipEventDestroy(arena->cleared);
+fail:
+    free(arena);
+    return r;
+}
+
+/* On a lost device every call fails; the driver takes the memory back when the process ends. */
+void hip_arena_free(struct arena *arena)
+{
+    if (!arena)
+        return;
+    (void)!hipSetDevice(arena->hip->index);
+    (void)!hipEventSynchronize(arena->cleared);
+    memory_give(arena);
+    (void)!hipEventDestroy(arena->cleared);
+    free(arena);
+}
+
+int hip_arena_export(struct arena *arena, struct device_export *ret, struct device_fault *ret_fault)
+{
+    assert(!arena->exported);
+    struct hip_device *hip = arena->hip;
+    int r = hip_enter(hip, ret_fault);
+    if (r < 0)
+        return r;
+    /* Nothing may have been put into it. */
+    r = HIP_CALL(hip, ret_fault, EventSynchronize, (arena->cleared));
+    if (r < 0)
+        return r;
+    hipIpcMemHandle_t handle;
+    r = HIP_CALL(hip, ret_fault, IpcGetMemHandle, (&handle, arena->base));
+    if (r < 0)
+        return r;
+    struct device_export export = {.fd = -1, .handle_size = sizeof(handle)};
+    _Static_assert(sizeof(handle) <= sizeof(export.handle), "the wire carries 64 bytes");
+    memcpy(export.handle, &handle, sizeof(handle));
+    arena->exported = true;
+    *ret = export;
+    return 0;
+}
+
+int hip_arena_read(struct arena *arena, uint64_t offset, void *dst, size_t size, struct device_fault *ret_fault)
+{
+    assert(offset <= arena->bytes && size <= arena->bytes - offset);
+    int r = hip_enter(arena->hip, ret_fault);
+    if (r < 0 || size == 0)
+        return r;
+    return HIP_CALL(arena->hip, ret_fault, Memcpy,
+                    (dst, (const uint8_t *)arena->base + offset, size, hipMemcpyDeviceToHost));
+}

@@ -1,0 +1,364 @@
+/* The way of a filled slot through the device.
+ *
+ *   hip_put() ─▶ waiting ─▶ submitter: copies, kernels, event ─▶ running ─▶ finisher: waits for the event ─▶ done()
+ *
+ * Two threads for each device: one that gives work to it and one that waits for it, so that neither holds the other up.
+ * Slots go over the streams in turn. A slot, its scratch memory and its events belong to one transfer from hip_put()
+ * to done(), and done() is called only when the device has let go of them, error or not. */
+#include "daemon/device_hip.h"
+#include "kernels/dequant_gpu.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+#include <time.h>
+
+/* Pieces to decode that are smaller than this, and no further apart than SCRATCH_GAP, share a copy. */
+#define SCRATCH_RUN (64u << 10)
+#define SCRATCH_GAP 4096u
+
+static uint64_t clock_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static void queue_push(struct slot_queue *queue, struct slot_hip *slot)
+{
+    slot->next = NULL;
+    *queue->tail = slot;
+    queue->tail = &slot->next;
+}
+
+static struct slot_hip *queue_pop(struct slot_queue *queue)
+{
+    struct slot_hip *slot = queue->head;
+    if (slot) {
+        queue->head = slot->next;
+        if (!queue->head)
+            queue->tail = &queue->head;
+    }
+    return slot;
+}
+
+/* Every run starts at a multiple of the alignment. One begins with a piece of at least SCRATCH_RUN, behind such a run,
+ * or behind a gap that it saves more than an alignment's worth of. */
+size_t hip_scratch_bytes(size_t slot_bytes)
+{
+    return slot_bytes + (2 * (slot_bytes / SCRATCH_RUN) + 3) * HIP_SCRATCH_ALIGNMENT;
+}
+
+static uint8_t *arena_at(const struct arena *arena, uint64_t offset)
+{
+    return (uint8_t *)arena->base + offset;
+}
+
+static bool decoded(const struct transfer *transfer, const struct piece *piece)
+{
+    return transfer->decode && piece->form != FORM_NATIVE;
+}
+
+/* Copies pieces that are resident as they stand in the slot; neighbours in one go. */
+static int copy_verbatim(struct hip_device *hip, struct transfer *transfer, hipStream_t stream)
+{
+    const uint8_t *data = transfer->slot->data;
+    for (size_t i = 0; i < transfer->n_pieces;) {
+        const struct piece *first = &transfer->pieces[i++];
+        if (decoded(transfer, first))
+            continue;
+        assert(first->slot_bytes == first->arena_bytes);
+        uint64_t bytes = first->slot_bytes;
+        for (; i < transfer->n_pieces; i++) {
+            const struct piece *next = &transfer->pieces[i];
+            if (decoded(transfer, next) || next->slot_offset != first->slot_offset + bytes ||
+                next->arena_offset != first->arena_offset + bytes)
+                break;
+            bytes += next->slot_bytes;
+        }
+        assert(first->slot_offset + bytes <= transfer->slot->size &&
+               first->arena_offset + bytes <= transfer->arena->bytes);
+        int r = HIP_CALL(hip, &transfer->fault, MemcpyAsync,
+                         (arena_at(transfer->arena, first->arena_offset), data + first->slot_offset, bytes,
+                          hipMemcpyHostToDevice, stream));
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+/* A run of pieces that one copy takes to scratch: those from `first` up to `end`, less those that are not decoded. */
+struct run {
+    size_t first, end;
+    uint64_t slot_offset, slot_end;
+};
+
+/* Finds the next run from transfer->pieces[i] on. Returns false if there is none. */
+static bool run_find(const struct transfer *transfer, size_t i, struct run *ret)
+{
+    while (i < transfer->n_pieces && !decoded(transfer, &transfer->pieces[i]))
+        i++;
+    if (i == transfer->n_pieces)
+        return false;
+    const struct piece *piece = &transfer->pieces[i];
+    *ret = (struct run){i, i + 1, piece->slot_offset, piece->slot_offset + piece->slot_bytes};
+    while (++i < transfer->n_pieces && ret->slot_end - ret->slot_offset < SCRATCH_RUN) {
+        piece = &transfer->pieces[i];
+        if (!decoded(transfer, piece))
+            continue;
+        if (piece->slot_bytes >= SCRATCH_RUN || piece->slot_offset < ret->slot_end ||
+            piece->slot_offset - ret->slot_end > SCRATCH_GAP)
+            break;
+        ret->end = i + 1;
+        ret->slot_end = piece->slot_offset + piece->slot_bytes;
+    }
+    return true;
+}
+
+static int launch(struct hip_device *hip, struct transfer *transfer, const struct piece *piece, const uint8_t *src,
+                  hipStream_t stream)
+{
+    struct slot_hip *slot = transfer->slot->module;
+    hipFunction_t kernel = piece->type->id < HIP_TYPES ? hip->kernels[piece->type->id][piece->form] : NULL;
+    assert(kernel && "asked for before decodes() was");
+    if (!kernel)
+        return device_fault_set(&transfer->fault, -EINVAL, "kernel", 0, "no kernel for this type and form");
+    uint64_t blocks = piece->slot_bytes / piece->type->block_bytes;
+    const uint64_t elements = blocks * piece->type->block_elements;
+    assert(blocks * piece->type->block_bytes == piece->slot_bytes);
+    assert(piece->arena_offset + piece->arena_bytes <= transfer->arena->bytes);
+    void *dst = arena_at(transfer->arena, piece->arena_offset);
+    void *params[] = {&src, &dst, &blocks, &slot->overflows, &slot->seen, &slot->overflowed_device};
+    const unsigned grid = (unsigned)((elements + DEQUANT_TILE - 1) / DEQUANT_TILE);
+    return HIP_CALL(hip, &transfer->fault, ModuleLaunchKernel,
+                    (kernel, grid, 1, 1, DEQUANT_THREADS, 1, 1, 0, stream, params, NULL));
+}
+
+/* Walks the runs of pieces to decode and where they go in scratch; first to copy them all, then to decode them all, so
+ * that the time of each shows. */
+static int decode(struct hip_device *hip, struct transfer *transfer, hipStream_t stream, bool copy)
+{
+    const struct slot_hip *slot = transfer->slot->module;
+    const uint8_t *data = transfer->slot->data;
+    const size_t scratch_bytes = hip_scratch_bytes(transfer->slot->size);
+    uint64_t offset = 0;
+    struct run run = {0};
+    while (run_find(transfer, run.end, &run)) {
+        const uint64_t bytes = run.slot_end - run.slot_offset;
+        if (run.slot_end > transfer->slot->size || offset + bytes > scratch_bytes)
+            return device_fault_set(&transfer->fault, -EINVAL, "put", 0, "pieces overlap");
+        uint8_t *scratch = (uint8_t *)slot->scratch + offset;
+        int r = copy ? HIP_CALL(hip, &transfer->fault, MemcpyAsync,
+                                (scratch, data + run.slot_offset, bytes, hipMemcpyHostToDevice, stream))
+                     : 0;
+        for (size_t i = run.first; i < run.end && r == 0 && !copy; i++) {
+            const struct piece *piece = &transfer->pieces[i];
+            if (decoded(transfer, piece))
+                r = launch(hip, transfer, piece, scratch + (piece->slot_offset - run.slot_offset), stream);
+        }
+        if (r < 0)
+            return r;
+        offset += (bytes + HIP_SCRATCH_ALIGNMENT - 1) / HIP_SCRATCH_ALIGNMENT * HIP_SCRATCH_ALIGNMENT;
+    }
+    return 0;
+}
+
+/* The first transfer into a fresh arena on each stream waits for it to be cleared. */
+static int order(struct hip_device *hip, struct transfer *transfer, unsigned stream)
+{
+    struct arena *arena = transfer->arena;
+    if (arena->ordered & 1u << stream)
+        return 0;
+    int r = HIP_CALL(hip, &transfer->fault, StreamWaitEvent, (hip->streams[stream], arena->cleared, 0));
+    if (r == 0)
+        arena->ordered |= 1u << stream;
+    return r;
+}
+
+/* Gives a slot's work to a stream. Part of it may be under way when this fails. */
+static int submit(struct hip_device *hip, struct slot_hip *slot, unsigned n)
+{
+    struct transfer *transfer = slot->transfer;
+    struct device_fault *fault = &transfer->fault;
+    int r = hip_enter(hip, fault);
+    if (r < 0)
+        return r;
+    if ((r = order(hip, transfer, n)) < 0 || (r = HIP_CALL(hip, fault, EventRecord, (slot->begun, slot->stream))) < 0 ||
+        (r = copy_verbatim(hip, transfer, slot->stream)) < 0 || (r = decode(hip, transfer, slot->stream, true)) < 0 ||
+        (r = HIP_CALL(hip, fault, EventRecord, (slot->copied, slot->stream))) < 0 ||
+        (r = decode(hip, transfer, slot->stream, false)) < 0)
+        return r;
+    return HIP_CALL(hip, fault, EventRecord, (slot->ended, slot->stream));
+}
+
+/* The slot is the caller's again, and with it the transfer: neither is touched after this. */
+static void report(struct slot_hip *slot)
+{
+    struct transfer *transfer = slot->transfer;
+    slot->transfer = NULL;
+    transfer->done(transfer);
+}
+
+static void *submitter_main(void *argument)
+{
+    struct hip_device *hip = argument;
+    pthread_mutex_lock(&hip->lock);
+    for (;;) {
+        struct slot_hip *slot = queue_pop(&hip->waiting);
+        if (!slot) {
+            if (hip->stop)
+                break;
+            pthread_cond_wait(&hip->waiting_changed, &hip->lock);
+            continue;
+        }
+        pthread_mutex_unlock(&hip->lock);
+
+        const unsigned n = hip->next_stream++ % hip->n_streams;
+        slot->stream = hip->streams[n];
+        slot->transfer->stream = n;
+        slot->transfer->begin_ns = clock_ns();
+        slot->transfer->status = submit(hip, slot, n);
+
+        pthread_mutex_lock(&hip->lock);
+        queue_push(&hip->running, slot);
+        pthread_cond_signal(&hip->running_changed);
+    }
+    hip->running_stop = true;
+    pthread_cond_signal(&hip->running_changed);
+    pthread_mutex_unlock(&hip->lock);
+    return NULL;
+}
+
+/* Waits until the device has let go of the slot. If even that cannot be known, the device is lost: a slot that it may
+ * still read must not be filled again as if nothing were. */
+static void settle(struct hip_device *hip, struct slot_hip *slot)
+{
+    struct transfer *transfer = slot->transfer;
+    if (transfer->status == 0) {
+        transfer->status = HIP_CALL(hip, &transfer->fault, EventSynchronize, (slot->ended));
+        if (transfer->status == 0)
+            return;
+    }
+    if (hipStreamSynchronize(slot->stream) != hipSuccess) {
+        atomic_store(&hip->lost, true);
+        transfer->status = -ENODEV;
+    }
+}
+
+static uint64_t elapsed_ns(hipEvent_t from, hipEvent_t to)
+{
+    float ms = 0;
+    return hipEventElapsedTime(&ms, from, to) == hipSuccess && ms > 0 ? (uint64_t)((double)ms * 1e6) : 0;
+}
+
+static void measure(struct slot_hip *slot)
+{
+    struct transfer *transfer = slot->transfer;
+    transfer->end_ns = clock_ns();
+    transfer->copy_ns = elapsed_ns(slot->begun, slot->copied);
+    transfer->kernel_ns = elapsed_ns(slot->copied, slot->ended);
+    /* It began when the stream came to it, not when it was handed over. */
+    const uint64_t took = transfer->copy_ns + transfer->kernel_ns;
+    if (took > 0 && took < transfer->end_ns - transfer->begin_ns)
+        transfer->begin_ns = transfer->end_ns - took;
+}
+
+/* The count stays in device memory and is asked for only when a kernel says that it changed, which is rare. Done for a
+ * failed transfer too, lest the slot's next one be told of its values. */
+static int collect_overflows(struct hip_device *hip, struct slot_hip *slot)
+{
+    if (!__atomic_load_n(slot->overflowed, __ATOMIC_ACQUIRE))
+        return 0;
+    uint64_t counted = slot->seen;
+    int r = HIP_CALL(hip, &slot->transfer->fault, Memcpy,
+                     (&counted, slot->overflows, sizeof(counted), hipMemcpyDeviceToHost));
+    if (r < 0)
+        return r;
+    *slot->overflowed = 0;
+    slot->transfer->overflows = counted - slot->seen;
+    slot->seen = counted;
+    return 0;
+}
+
+static void finish(struct hip_device *hip, struct slot_hip *slot)
+{
+    struct transfer *transfer = slot->transfer;
+    settle(hip, slot);
+    transfer->end_ns = clock_ns();
+    if (transfer->status == 0)
+        measure(slot);
+    if (transfer->status != -ENODEV) {
+        int r = collect_overflows(hip, slot);
+        if (r < 0)
+            transfer->status = r;
+    }
+    report(slot);
+}
+
+static void *finisher_main(void *argument)
+{
+    struct hip_device *hip = argument;
+    /* If this fails, so will the first wait. */
+    (void)!hipSetDevice(hip->index);
+    pthread_mutex_lock(&hip->lock);
+    for (;;) {
+        struct slot_hip *slot = queue_pop(&hip->running);
+        if (!slot) {
+            if (hip->running_stop)
+                break;
+            pthread_cond_wait(&hip->running_changed, &hip->lock);
+            continue;
+        }
+        pthread_mutex_unlock(&hip->lock);
+        finish(hip, slot);
+        pthread_mutex_lock(&hip->lock);
+    }
+    pthread_mutex_unlock(&hip->lock);
+    return NULL;
+}
+
+int hip_queue_start(struct hip_device *hip, struct device_fault *ret_fault)
+{
+    hip->waiting.tail = &hip->waiting.head;
+    hip->running.tail = &hip->running.head;
+    int r = pthread_create(&hip->submitter, NULL, submitter_main, hip);
+    if (r != 0)
+        return device_fault_set(ret_fault, -r, "pthread_create", r, strerror(r));
+    hip->submitter_runs = true;
+    r = pthread_create(&hip->finisher, NULL, finisher_main, hip);
+    if (r != 0)
+        return device_fault_set(ret_fault, -r, "pthread_create", r, strerror(r));
+    hip->finisher_runs = true;
+    return 0;
+}
+
+void hip_queue_stop(struct hip_device *hip)
+{
+    pthread_mutex_lock(&hip->lock);
+    assert(!hip->waiting.head && !hip->running.head);
+    hip->stop = true;
+    pthread_cond_signal(&hip->waiting_changed);
+    pthread_mutex_unlock(&hip->lock);
+    if (hip->submitter_runs)
+        pthread_join(hip->submitter, NULL);
+    if (hip->finisher_runs)
+        pthread_join(hip->finisher, NULL);
+}
+
+void hip_put(struct device *device, struct transfer *transfer)
+{
+    struct hip_device *hip = hip_device(device);
+    struct slot_hip *slot = transfer->slot->module;
+    assert(!slot->transfer);
+    transfer->status = 0;
+    transfer->fault = (struct device_fault){0};
+    transfer->overflows = 0;
+    transfer->copy_ns = transfer->kernel_ns = 0;
+    transfer->begin_ns = transfer->end_ns = 0;
+    transfer->stream = 0;
+    slot->transfer = transfer;
+    pthread_mutex_lock(&hip->lock);
+    queue_push(&hip->waiting, slot);
+    pthread_cond_signal(&hip->waiting_changed);
+    pthread_mutex_unlock(&hip->lock);
+}

@@ -1,0 +1,252 @@
+/* Settings, devices, and faults. */
+#include "tests/fake_hip/internal.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+struct fake_hip_live fake_live;
+pthread_mutex_t fake_lock = PTHREAD_MUTEX_INITIALIZER;
+pthread_cond_t fake_changed = PTHREAD_COND_INITIALIZER;
+__thread int fake_current;
+uint64_t fake_memory = (uint64_t)1 << 30;
+uint64_t fake_used[FAKE_DEVICES_MAX];
+bool fake_no_binary;
+
+static int devices = 1;
+static hipError_t lost[FAKE_DEVICES_MAX];
+static uint64_t delay_copy, delay_kernel, delay_clear, seed = 1;
+
+static struct {
+    char call[48]; /* "": nothing fails */
+    unsigned long nth, seen;
+    bool from_there_on;
+    int code; /* 0: the default */
+    bool fired;
+} fault;
+
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static void setting_fail(const char *spec)
+{
+    memset(&fault, 0, sizeof(fault));
+    memset(lost, 0, sizeof(lost));
+    if (!spec || !*spec)
+        return;
+    char plus = 0;
+    if (sscanf(spec, "%47[^:]:%lu%c", fault.call, &fault.nth, &plus) < 2) {
+        fprintf(stderr, "fake_hip: not a fault: %s\n", spec);
+        abort();
+    }
+    fault.from_there_on = plus == '+';
+    const char *code = strchr(strchr(spec, ':') + 1, ':');
+    if (code)
+        fault.code = atoi(code + 1);
+}
+
+static uint64_t slow(const char *text, const char *what)
+{
+    const char *at = strstr(text, what);
+    return at && at[strlen(what)] == '=' ? strtoull(at + strlen(what) + 1, NULL, 10) : 0;
+}
+
+static void settings_read(void)
+{
+    const char *text;
+    if ((text = getenv("FAKE_HIP_DEVICES")))
+        devices = atoi(text);
+    if (devices > FAKE_DEVICES_MAX)
+        devices = FAKE_DEVICES_MAX;
+    if ((text = getenv("FAKE_HIP_MEMORY")))
+        fake_memory = strtoull(text, NULL, 10);
+    if ((text = getenv("FAKE_HIP_SLOW"))) {
+        delay_copy = slow(text, "copy");
+        delay_kernel = slow(text, "kernel");
+        delay_clear = slow(text, "clear");
+    }
+    if ((text = getenv("FAKE_HIP_SEED")))
+        seed = strtoull(text, NULL, 10) | 1;
+    fake_no_binary = getenv("FAKE_HIP_NO_BINARY") != NULL;
+    setting_fail(getenv("FAKE_HIP_FAIL"));
+}
+
+static bool unrecoverable(int code)
+{
+    return code == 100 || code == 214 || code == 700 || code == 702 || code == 709 || code == 710 || code == 719;
+}
+
+/* Whether this is the one that is to fail. With fake_lock held. */
+static bool due(const char *what, bool is_call)
+{
+    if (!fault.call[0] || (strcmp(fault.call, what) != 0 && !(is_call && strcmp(fault.call, "*") == 0)))
+        return false;
+    fault.seen++;
+    if (fault.seen != fault.nth && !(fault.from_there_on && fault.seen > fault.nth))
+        return false;
+    fault.fired = true;
+    return true;
+}
+
+hipError_t fake_enter(const char *call, int device)
+{
+    pthread_once(&once, settings_read);
+    pthread_mutex_lock(&fake_lock);
+    hipError_t error = hipSuccess;
+    if (due(call, true)) {
+        error = fault.code ? (hipError_t)fault.code : hipErrorUnknown;
+        int whose = device >= 0 ? device : fake_current;
+        if (unrecoverable((int)error) && lost[whose] == hipSuccess) {
+            lost[whose] = error;
+            pthread_cond_broadcast(&fake_changed);
+        }
+    } else if (device >= 0) {
+        error = lost[device];
+    }
+    pthread_mutex_unlock(&fake_lock);
+    return error;
+}
+
+bool fake_work(const char *what, int device)
+{
+    pthread_mutex_lock(&fake_lock);
+    if (lost[device] == hipSuccess && due(what, false)) {
+        lost[device] = fault.code ? (hipError_t)fault.code : hipErrorLaunchFailure;
+        pthread_cond_broadcast(&fake_changed);
+    }
+    bool fine = lost[device] == hipSuccess;
+    pthread_mutex_unlock(&fake_lock);
+    return fine;
+}
+
+void fake_lose(int device, hipError_t code)
+{
+    pthread_mutex_lock(&fake_lock);
+    if (lost[device] == hipSuccess)
+        lost[device] = code;
+    pthread_cond_broadcast(&fake_changed);
+    pthread_mutex_unlock(&fake_lock);
+}
+
+hipError_t fake_lost(int device)
+{
+    pthread_mutex_lock(&fake_lock);
+    hipError_t error = lost[device];
+    pthread_mutex_unlock(&fake_lock);
+    return error;
+}
+
+void fake_delay(const char *what)
+{
+    const uint64_t most = *what == 'k' ? delay_kernel : what[1] == 'o' ? delay_copy : delay_clear;
+    if (most == 0)
+        return;
+    pthread_mutex_lock(&fake_lock);
+    seed ^= seed << 13;
+    seed ^= seed >> 7;
+    seed ^= seed << 17;
+    const uint64_t us = seed % (most + 1);
+    pthread_mutex_unlock(&fake_lock);
+    const struct timespec time = {(time_t)(us / 1000000), (long)(us % 1000000) * 1000};
+    nanosleep(&time, NULL);
+}
+
+FAKE_EXPORT void fake_hip_fail(const char *spec)
+{
+    pthread_once(&once, settings_read);
+    pthread_mutex_lock(&fake_lock);
+    setting_fail(spec);
+    pthread_mutex_unlock(&fake_lock);
+}
+
+FAKE_EXPORT bool fake_hip_fired(void)
+{
+    pthread_mutex_lock(&fake_lock);
+    bool fired = fault.fired;
+    pthread_mutex_unlock(&fake_lock);
+    return fired;
+}
+
+FAKE_EXPORT void fake_hip_count(struct fake_hip_live *ret)
+{
+    pthread_mutex_lock(&fake_lock);
+    *ret = fake_live;
+    pthread_mutex_unlock(&fake_lock);
+}
+
+FAKE_EXPORT hipError_t hipGetDeviceCount(int *count)
+{
+    FAKE_ENTER(-1);
+    *count = devices;
+    return devices > 0 ? hipSuccess : hipErrorNoDevice;
+}
+
+FAKE_EXPORT hipError_t hipSetDevice(int device)
+{
+    FAKE_ENTER(-1);
+    if (device < 0 || device >= devices)
+        return hipErrorInvalidDevice;
+    fake_current = device;
+    return hipSuccess;
+}
+
+FAKE_EXPORT hipError_t hipGetDevice(int *device)
+{
+    FAKE_ENTER(-1);
+    *device = fake_current;
+    return hipSuccess;
+}
+
+FAKE_EXPORT hipError_t hipDeviceGetName(char *name, int size, hipDevice_t device)
+{
+    FAKE_ENTER(device);
+    snprintf(name, (size_t)size, "Fake GPU %d", device);
+    return hipSuccess;
+}
+
+FAKE_EXPORT hipError_t hipDeviceGetPCIBusId(char *name, int size, int device)
+{
+    FAKE_ENTER(device);
+    snprintf(name, (size_t)size, "0000:%02x:00.0", device + 1);
+    return hipSuccess;
+}
+
+FAKE_EXPORT hipError_t hipDeviceGetUuid(hipUUID *uuid, hipDevice_t device)
+{
+    FAKE_ENTER(device);
+    char text[17];
+    snprintf(text, sizeof(text), "fake-gpu-%07d", device);
+    memcpy(uuid->bytes, text, sizeof(uuid->bytes));
+    return hipSuccess;
+}
+
+FAKE_EXPORT hipError_t hipDeviceSynchronize(void)
+{
+    FAKE_ENTER(fake_current);
+    fake_drain(fake_current);
+    return fake_lost(fake_current);
+}
+
+FAKE_EXPORT const char *hipGetErrorString(hipError_t error)
+{
+    switch ((int)error) {
+    case 0:
+        return "no error";
+    case 1:
+        return "invalid argument";
+    case 2:
+        return "out of memory";
+    case 100:
+        return "no device";
+    case 201:
+        return "invalid context";
+    case 400:
+        return "invalid handle";
+    case 700:
+        return "illegal address";
+    case 719:
+        return "launch failure";
+    default:
+        return "another error";
+    }
+}

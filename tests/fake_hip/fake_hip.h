@@ -1,0 +1,44 @@
+/* A stand-in for libamdhip64, with its soname and the calls that rocmforge uses, on CPU memory and real threads. It
+ * proves the logic of the GPU modules, not the hardware.
+ *
+ * Stricter than a GPU wherever one would be merely undefined: memory is handed out full of another owner's bytes; the
+ * target of a copy or of a kernel holds garbage until it has ended; pointers are checked against allocations and
+ * devices; a copy from memory that is not pinned is refused; a handle cannot be opened by the process that made it, and
+ * opened twice in one process it gives one mapping, which the first close takes away.
+ *
+ * Environment, read at the first call:
+ *   FAKE_HIP_DEVICES=N     devices; default 1; 0: hipGetDeviceCount() says that there is none
+ *   FAKE_HIP_MEMORY=BYTES  of each device; default 1 GiB
+ *   FAKE_HIP_SLOW=copy=US,kernel=US,clear=US
+ *                          how long these take at most, in microseconds; each takes a random part of it
+ *   FAKE_HIP_SEED=N        of those
+ *   FAKE_HIP_NO_BINARY=1   the embedded kernels are for another device
+ *   FAKE_HIP_FAIL=SPEC     as fake_hip_fail()
+ *
+ * Tests that have it in their own process find the functions below with dlsym(). */
+#pragma once
+
+#include <stdbool.h>
+
+/* What was made and not given back. */
+struct fake_hip_live {
+    int allocations;
+    int pinned;
+    int streams;
+    int events;
+    int modules;
+    int opened; /* mappings of handles */
+};
+
+/* Makes calls fail from here on. SPEC is CALL:N[+][:CODE]: the Nth call (from 1), or with + every one from the Nth on,
+ * returns CODE (999, hipErrorUnknown) and does nothing, but that a call which releases something releases it all the
+ * same. CALL is a name, or "*" for any. "copy", "kernel" and "clear" are not calls but the work itself, which fails
+ * after the call that asked for it has returned: its device then returns CODE (719, hipErrorLaunchFailure) for
+ * everything, as it does after any of the codes that a real one does not recover from. NULL: nothing fails, and devices
+ * that were lost are well again. Counts start anew. */
+void fake_hip_fail(const char *spec);
+
+/* Something failed since. */
+bool fake_hip_fired(void);
+
+void fake_hip_count(struct fake_hip_live *ret);

@@ -1,0 +1,296 @@
+/* Allocations and handles. Device memory is a memfd, so that another process can map it through /proc/PID/fd. */
+#include "tests/fake_hip/internal.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define HANDLE_MAGIC 0x656c646e6148u
+
+/* What fresh memory holds: somebody else's bytes. */
+#define LEFT_OVER 0xa5
+
+struct block {
+    struct block *next;
+    enum block_kind kind;
+    int device;
+    uint8_t *base;
+    size_t bytes;
+    int fd;    /* device memory; else -1 */
+    ino_t ino; /* of it, here or where it was made */
+};
+
+struct handle {
+    uint64_t magic;
+    int32_t pid;
+    int32_t fd;
+    int32_t device;
+    int32_t unused;
+    uint64_t ino;
+    uint64_t bytes;
+};
+
+static struct block *blocks;
+
+static struct block *block_at(const void *pointer, size_t bytes)
+{
+    const uint8_t *p = pointer;
+    for (struct block *block = blocks; block; block = block->next)
+        if (p >= block->base && p < block->base + block->bytes && bytes <= (size_t)(block->base + block->bytes - p))
+            return block;
+    return NULL;
+}
+
+bool fake_find(const void *pointer, size_t bytes, enum block_kind *ret_kind, int *ret_device)
+{
+    pthread_mutex_lock(&fake_lock);
+    const struct block *block = block_at(pointer, bytes);
+    if (block) {
+        *ret_kind = block->kind;
+        *ret_device = block->device;
+    }
+    pthread_mutex_unlock(&fake_lock);
+    return block != NULL;
+}
+
+bool fake_on_device(const void *pointer, size_t bytes, int device)
+{
+    enum block_kind kind;
+    int where;
+    return fake_find(pointer, bytes, &kind, &where) && kind != BLOCK_PINNED && where == device;
+}
+
+static void block_add(struct block *block)
+{
+    pthread_mutex_lock(&fake_lock);
+    block->next = blocks;
+    blocks = block;
+    if (block->kind == BLOCK_DEVICE)
+        fake_live.allocations++;
+    else if (block->kind == BLOCK_PINNED)
+        fake_live.pinned++;
+    else
+        fake_live.opened++;
+    pthread_mutex_unlock(&fake_lock);
+}
+
+/* Takes the block that begins here off the list; NULL if there is none of that kind. */
+static struct block *block_remove(const void *base, enum block_kind kind)
+{
+    pthread_mutex_lock(&fake_lock);
+    struct block **at = &blocks;
+    while (*at && ((*at)->base != base || (*at)->kind != kind))
+        at = &(*at)->next;
+    struct block *block = *at;
+    if (block) {
+        *at = block->next;
+        if (kind == BLOCK_DEVICE) {
+            fake_live.allocations--;
+            fake_used[block->device] -= block->bytes;
+        } else if (kind == BLOCK_PINNED) {
+            fake_live.pinned--;
+        } else {
+            fake_live.opened--;
+        }
+    }
+    pthread_mutex_unlock(&fake_lock);
+    return block;
+}
+
+static bool reserve(int device, size_t bytes)
+{
+    pthread_mutex_lock(&fake_lock);
+    bool fits = bytes <= fake_memory - fake_used[device];
+    if (fits)
+        fake_used[device] += bytes;
+    pthread_mutex_unlock(&fake_lock);
+    return fits;
+}
+
+FAKE_EXPORT hipError_t hipMalloc(void **pointer, size_t bytes)
+{
+    FAKE_ENTER(fake_current);
+    if (bytes == 0 || !reserve(fake_current, bytes))
+        return bytes == 0 ? hipErrorInvalidValue : hipErrorOutOfMemory;
+    struct block *block = calloc(1, sizeof(*block));
+    struct stat status;
+    block->kind = BLOCK_DEVICE;
+    block->device = fake_current;
+    block->bytes = bytes;
+    block->fd = memfd_create("fake-hip", MFD_CLOEXEC);
+    if (block->fd < 0 || ftruncate(block->fd, (off_t)bytes) < 0 || fstat(block->fd, &status) < 0)
+        abort();
+    block->ino = status.st_ino;
+    block->base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, block->fd, 0);
+    if (block->base == MAP_FAILED)
+        abort();
+    memset(block->base, LEFT_OVER, bytes);
+    block_add(block);
+    *pointer = block->base;
+    return hipSuccess;
+}
+
+/* Releases even when it returns an error, injected or shared, so that what is still counted was never given back. */
+FAKE_EXPORT hipError_t hipFree(void *pointer)
+{
+    hipError_t error = fake_enter(__func__, fake_current);
+    fake_drain(fake_current);
+    struct block *block = block_remove(pointer, BLOCK_DEVICE);
+    if (!block)
+        return error ? error : hipErrorInvalidValue;
+    munmap(block->base, block->bytes);
+    close(block->fd);
+    free(block);
+    return error;
+}
+
+FAKE_EXPORT hipError_t hipHostMalloc(void **pointer, size_t bytes, unsigned flags)
+{
+    FAKE_ENTER(fake_current);
+    (void)flags;
+    struct block *block = calloc(1, sizeof(*block));
+    block->kind = BLOCK_PINNED;
+    block->device = fake_current;
+    block->bytes = bytes;
+    block->fd = -1;
+    block->base = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
+    memset(block->base, LEFT_OVER, bytes);
+    block_add(block);
+    *pointer = block->base;
+    return hipSuccess;
+}
+
+FAKE_EXPORT hipError_t hipHostFree(void *pointer)
+{
+    hipError_t error = fake_enter(__func__, fake_current);
+    struct block *block = block_remove(pointer, BLOCK_PINNED);
+    if (!block)
+        return error ? error : hipErrorInvalidValue;
+    free(block->base);
+    free(block);
+    return error;
+}
+
+FAKE_EXPORT hipError_t hipHostGetDevicePointer(void **device, void *host, unsigned flags)
+{
+    FAKE_ENTER(fake_current);
+    (void)flags;
+    enum block_kind kind;
+    int where;
+    if (!fake_find(host, 1, &kind, &where) || kind != BLOCK_PINNED)
+        return hipErrorInvalidValue;
+    *device = host;
+    return hipSuccess;
+}
+
+FAKE_EXPORT hipError_t hipMemGetInfo(size_t *available, size_t *total)
+{
+    FAKE_ENTER(fake_current);
+    pthread_mutex_lock(&fake_lock);
+    *available = fake_memory - fake_used[fake_current];
+    *total = fake_memory;
+    pthread_mutex_unlock(&fake_lock);
+    return hipSuccess;
+}
+
+/* The null stream, which waits for no other here. */
+FAKE_EXPORT hipError_t hipMemcpy(void *dst, const void *src, size_t bytes, hipMemcpyKind kind)
+{
+    FAKE_ENTER(fake_current);
+    if ((kind == hipMemcpyHostToDevice && !fake_on_device(dst, bytes, fake_current)) ||
+        (kind == hipMemcpyDeviceToHost && !fake_on_device(src, bytes, fake_current)))
+        return hipErrorInvalidValue;
+    memcpy(dst, src, bytes);
+    return hipSuccess;
+}
+
+/* Of any pointer into an allocation: the handle of the whole. */
+FAKE_EXPORT hipError_t hipIpcGetMemHandle(hipIpcMemHandle_t *handle, void *pointer)
+{
+    FAKE_ENTER(fake_current);
+    pthread_mutex_lock(&fake_lock);
+    const struct block *block = block_at(pointer, 1);
+    hipError_t error = block && block->kind == BLOCK_DEVICE ? hipSuccess : hipErrorInvalidValue;
+    if (error == hipSuccess) {
+        const struct handle h = {
+            .magic = HANDLE_MAGIC,
+            .pid = getpid(),
+            .fd = block->fd,
+            .device = block->device,
+            .ino = block->ino,
+            .bytes = block->bytes,
+        };
+        memset(handle, 0, sizeof(*handle));
+        memcpy(handle, &h, sizeof(h));
+    }
+    pthread_mutex_unlock(&fake_lock);
+    return error;
+}
+
+static hipError_t map(const struct handle *h, struct block *block)
+{
+    char path[64];
+    snprintf(path, sizeof(path), "/proc/%d/fd/%d", h->pid, h->fd);
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    struct stat status;
+    if (fd < 0)
+        return hipErrorInvalidHandle;
+    if (fstat(fd, &status) < 0 || status.st_ino != h->ino || (uint64_t)status.st_size != h->bytes) {
+        close(fd);
+        return hipErrorInvalidHandle;
+    }
+    block->base = mmap(NULL, h->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    close(fd);
+    return block->base == MAP_FAILED ? hipErrorOutOfMemory : hipSuccess;
+}
+
+FAKE_EXPORT hipError_t hipIpcOpenMemHandle(void **pointer, hipIpcMemHandle_t handle, unsigned flags)
+{
+    FAKE_ENTER(fake_current);
+    (void)flags;
+    struct handle h;
+    memcpy(&h, &handle, sizeof(h));
+    if (h.magic != HANDLE_MAGIC)
+        return hipErrorInvalidHandle;
+    if (h.pid == getpid())
+        return hipErrorInvalidContext;
+    if (h.device != fake_current)
+        return hipErrorInvalidDevice;
+    pthread_mutex_lock(&fake_lock);
+    for (struct block *block = blocks; block; block = block->next)
+        if (block->kind == BLOCK_OPENED && block->ino == h.ino) {
+            *pointer = block->base;
+            pthread_mutex_unlock(&fake_lock);
+            return hipSuccess;
+        }
+    pthread_mutex_unlock(&fake_lock);
+    struct block *block = calloc(1, sizeof(*block));
+    block->kind = BLOCK_OPENED;
+    block->device = fake_current;
+    block->bytes = h.bytes;
+    block->fd = -1;
+    block->ino = h.ino;
+    hipError_t error = map(&h, block);
+    if (error != hipSuccess) {
+        free(block);
+        return error;
+    }
+    block_add(block);
+    *pointer = block->base;
+    return hipSuccess;
+}
+
+FAKE_EXPORT hipError_t hipIpcCloseMemHandle(void *pointer)
+{
+    hipError_t error = fake_enter(__func__, fake_current);
+    struct block *block = block_remove(pointer, BLOCK_OPENED);
+    if (!block)
+        return error ? error : hipErrorInvalidValue;
+    munmap(block->base, block->bytes);
+    free(block);
+    return error;
+}

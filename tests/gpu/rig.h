@@ -1,0 +1,79 @@
+/* A device module under test: loads it, drives it as the daemon does, and compares what arrives with the CPU's
+ * decoders, bit for bit. The module is a real one, on a GPU or on tests/fake_hip. */
+#pragma once
+
+#include "daemon/device.h"
+#include "tests/fake_hip/fake_hip.h"
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* What the module runs on; NULL functions on a real GPU. */
+struct rig {
+    const struct device_module *module;
+    void (*inject)(const char *spec);
+    bool (*fired)(void);
+    void (*count)(struct fake_hip_live *ret);
+};
+
+/* Loads the module named by ROCMFORGE_TEST_MODULE. Returns 0, or -ENOENT after it was told why. */
+int rig_load(struct rig *ret);
+
+/* A tensor of a test's model. */
+struct part {
+    const struct tensor_type *type;
+    enum form form; /* FORM_NATIVE: verbatim */
+    uint64_t blocks;
+};
+
+/* A model: bytes as they stand in a file, and what an arena is to hold. */
+struct model {
+    struct piece *pieces; /* slot offsets are those in `file`, which model_put() cuts into slots */
+    size_t n_pieces;
+    uint8_t *file;
+    uint64_t file_bytes;
+    uint8_t *expected; /* gaps are 0 */
+    uint64_t arena_bytes;
+    uint64_t overflows;
+};
+
+/* Makes one: random bytes from `seed`; each part stands `skew` bytes off a multiple of 32 in the file. */
+void model_make(struct model *ret, const struct part *parts, size_t n, unsigned skew, uint64_t seed);
+void model_drop(struct model *model);
+
+/* The slots of a device. */
+struct slots {
+    struct device *device;
+    struct slot *slots;
+    size_t n;
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    struct slot **free;
+    size_t n_free;
+};
+
+/* Makes `n`. On failure there are none. */
+int slots_make(struct slots *ret, struct device *device, size_t n, struct device_fault *ret_fault);
+void slots_drop(struct slots *slots);
+
+/* What came of putting a model. */
+struct outcome {
+    int status; /* of the first transfer that failed, or 0 */
+    struct device_fault fault;
+    size_t transfers;
+    uint64_t overflows;
+    uint64_t copy_ns, kernel_ns;
+};
+
+/* Cuts the model into slots of at most `slot_bytes`, puts them all, waits until the last is done. decode: on the
+ * device; else the slots hold what the arena gets. */
+void model_put(const struct model *model, struct slots *slots, struct arena *arena, size_t slot_bytes, bool decode,
+               struct outcome *ret);
+
+/* Reads the arena back and fails the test at the first byte that differs. Returns what reading returned. */
+int model_check(const struct model *model, struct device *device, struct arena *arena, struct device_fault *ret_fault);
+
+/* xorshift */
+uint64_t random_next(uint64_t *state);

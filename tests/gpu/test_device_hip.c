@@ -1,0 +1,535 @@
+/* The GPU module through daemon/device.h alone: on a GPU, or on tests/fake_hip.
+ *
+ * Environment: ROCMFORGE_TEST_MODULE, the module. Exits 77 if there is no device to test on. */
+#include "kernels/dequant.h"
+#include "tests/gpu/rig.h"
+
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* clang-format off */
+#include <cmocka.h> /* wants the standard headers before it */
+/* clang-format on */
+
+static struct rig rig;
+
+/* What every test starts from. */
+struct bench {
+    struct device **devices;
+    int n;
+    struct slots slots; /* of the first device */
+};
+
+static const struct device_config config = {.workers = 2};
+
+static int bench_open(struct bench *bench, const struct device_config *how, size_t slots, struct device_fault *fault)
+{
+    *bench = (struct bench){0};
+    int r = rig.module->open(how, &bench->devices, fault);
+    if (r < 0)
+        return r;
+    bench->n = r;
+    r = slots_make(&bench->slots, bench->devices[0], slots, fault);
+    if (r < 0) {
+        for (int i = 0; i < bench->n; i++)
+            bench->devices[i]->ops->close(bench->devices[i]);
+        free(bench->devices);
+    }
+    return r;
+}
+
+static void bench_close(struct bench *bench)
+{
+    slots_drop(&bench->slots);
+    for (int i = 0; i < bench->n; i++)
+        bench->devices[i]->ops->close(bench->devices[i]);
+    free(bench->devices);
+}
+
+static void assert_fine(int r, const struct device_fault *fault)
+{
+    if (r < 0)
+        fail_msg("%s: %s (%d), %s", fault->call, fault->text, fault->code, strerror(-r));
+}
+
+static void assert_nothing_left(void)
+{
+    if (!rig.count)
+        return;
+    struct fake_hip_live live;
+    rig.count(&live);
+    assert_int_equal(live.allocations, 0);
+    assert_int_equal(live.pinned, 0);
+    assert_int_equal(live.streams, 0);
+    assert_int_equal(live.events, 0);
+    assert_int_equal(live.modules, 0);
+}
+
+/* Puts a model into a fresh arena and compares. */
+static void load_and_check(struct slots *slots, const struct model *model, size_t slot_bytes, bool decode)
+{
+    struct device *device = slots->device;
+    struct device_fault fault = {0};
+    struct arena *arena;
+    struct outcome outcome;
+    assert_fine(device->ops->arena_new(device, model->arena_bytes, &arena, &fault), &fault);
+    model_put(model, slots, arena, slot_bytes, decode, &outcome);
+    assert_fine(outcome.status, &outcome.fault);
+    assert_fine(model_check(model, device, arena, &fault), &fault);
+    if (decode)
+        assert_int_equal(outcome.overflows, model->overflows);
+    device->ops->arena_free(arena);
+}
+
+static void test_identity(void **state)
+{
+    (void)state;
+    struct bench bench;
+    struct device_fault fault;
+    assert_fine(bench_open(&bench, &config, 1, &fault), &fault);
+    for (int i = 0; i < bench.n; i++) {
+        struct device *device = bench.devices[i];
+        uint64_t available;
+        assert_fine(device->ops->memory_free(device, &available, &fault), &fault);
+        assert_true(available > 0 && available <= device->total);
+        assert_int_equal(strlen(device->uuid), 36);
+        assert_true(strlen(device->pci) >= 12 && *device->name);
+        assert_int_equal(device->granule & (device->granule - 1), 0);
+        assert_true(device->link > 0);
+        print_message("%s: %s, %s, %s, %.1f GB, link %.1f GB/s, %zu KiB slots, %u a worker\n", device->id, device->name,
+                      device->pci, device->uuid, (double)device->total / 1e9, (double)device->link / 1e9,
+                      device->slot_bytes >> 10, device->slots_per_worker);
+    }
+    bench_close(&bench);
+    assert_nothing_left();
+}
+
+/* Every type into every form, at sizes round the tile of a kernel, aligned and not. */
+static void test_types(void **state)
+{
+    (void)state;
+    struct bench bench;
+    struct device_fault fault;
+    assert_fine(bench_open(&bench, &config, 3, &fault), &fault);
+    static const uint64_t elements[] = {256, 8192 - 256, 8192, 8192 + 256, 100 * 256, 70001 * 8};
+    unsigned kernels = 0, types = 0;
+    for (uint32_t id = 0; id < 64; id++) {
+        const struct tensor_type *type = tensor_type_find(id);
+        if (!type || !dequant_find_reference(id, FORM_F32))
+            continue;
+        types++;
+        for (enum form form = FORM_F32; form < FORM_COUNT; form++) {
+            struct part parts[sizeof(elements) / sizeof(elements[0]) + 2];
+            size_t n = 0;
+            assert_true(bench.devices[0]->ops->decodes(bench.devices[0], type, form));
+            kernels++;
+            for (size_t i = 0; i < sizeof(elements) / sizeof(elements[0]); i++)
+                parts[n++] = (struct part){type, form, (elements[i] + type->block_elements - 1) / type->block_elements};
+            parts[n++] = (struct part){type, form, 1};
+            parts[n++] = (struct part){type, form, type->block_elements == 1 ? 12345 : 7};
+            for (unsigned skew = 0; skew < 3; skew++) {
+                struct model model;
+                model_make(&model, parts, n, skew * 9, 1000 * id + form);
+                load_and_check(&bench.slots, &model, 4u << 20, true);
+                /* Cut anywhere. */
+                if (skew == 1)
+                    load_and_check(&bench.slots, &model, 50001, true);
+                model_drop(&model);
+            }
+        }
+    }
+    print_message("%u types, %u kernels\n", types, kernels);
+    assert_true(types >= 33);
+    bench_close(&bench);
+    assert_nothing_left();
+}
+
+static void test_overflows(void **state)
+{
+    (void)state;
+    struct bench bench;
+    struct device_fault fault;
+    assert_fine(bench_open(&bench, &config, 2, &fault), &fault);
+    const struct part part = {tensor_type_find(0), FORM_F16, 300000};
+    struct model model;
+    model_make(&model, &part, 1, 0, 5);
+    assert_true(model.overflows > 1000);
+    /* Twice, with slots that have counted before. */
+    load_and_check(&bench.slots, &model, 100000, true);
+    load_and_check(&bench.slots, &model, 100000, true);
+    model_drop(&model);
+    bench_close(&bench);
+}
+
+/* Tensors of all kinds and sizes, as a model has them. */
+static size_t mixture(struct part *parts, size_t n, uint64_t seed)
+{
+    static const uint32_t ids[] = {2, 8, 12, 14, 0, 1, 30, 3, 20, 39};
+    for (size_t i = 0; i < n; i++) {
+        const struct tensor_type *type = tensor_type_find(ids[random_next(&seed) % 10]);
+        const uint64_t elements = random_next(&seed) % 3 ? random_next(&seed) % 300000 : random_next(&seed) % 5000;
+        parts[i] =
+            (struct part){type, (enum form)(random_next(&seed) % FORM_COUNT), elements / type->block_elements + 1};
+    }
+    return n;
+}
+
+/* Streams, slots and events in any order, with slots that are filled again the moment that they are given back. */
+static void test_order(void **state)
+{
+    (void)state;
+    static const char *const streams[] = {"1", "2", "3", "8"};
+    for (size_t i = 0; i < sizeof(streams) / sizeof(streams[0]); i++) {
+        const struct device_config how = {.workers = 4, .streams = streams[i]};
+        struct bench bench;
+        struct device_fault fault;
+        assert_fine(bench_open(&bench, &how, 5, &fault), &fault);
+        for (unsigned round = 0; round < 3; round++) {
+            struct part parts[40];
+            struct model model;
+            model_make(&model, parts, mixture(parts, 40, 77 + round), round, round + 1);
+            load_and_check(&bench.slots, &model, 256u << 10, true);
+            load_and_check(&bench.slots, &model, 256u << 10, false);
+            model_drop(&model);
+        }
+        bench_close(&bench);
+        assert_nothing_left();
+    }
+}
+
+/* Small tensors that touch in the file and are apart in the arena, as GGUF's alignment of 32 has it. */
+static void test_neighbours(void **state)
+{
+    (void)state;
+    struct bench bench;
+    struct device_fault fault;
+    assert_fine(bench_open(&bench, &config, 2, &fault), &fault);
+    struct part parts[300];
+    for (size_t i = 0; i < 300; i++)
+        parts[i] =
+            (struct part){tensor_type_find(i % 7 < 4 ? 0 : 2), i % 7 < 5 ? FORM_NATIVE : FORM_F16, 16 * (1 + i % 5)};
+    struct model model;
+    model_make(&model, parts, 300, 0, 11);
+    load_and_check(&bench.slots, &model, 4u << 20, true);
+    load_and_check(&bench.slots, &model, 4u << 20, false);
+    model_drop(&model);
+    bench_close(&bench);
+}
+
+/* A load that is given up: nothing more is put, and the arena is freed. */
+static void test_given_up(void **state)
+{
+    (void)state;
+    struct bench bench;
+    struct device_fault fault;
+    assert_fine(bench_open(&bench, &config, 3, &fault), &fault);
+    struct part parts[10];
+    struct model model;
+    model_make(&model, parts, mixture(parts, 10, 3), 0, 3);
+    model.n_pieces = 4;
+    for (int i = 0; i < 5; i++) {
+        struct arena *arena, *empty;
+        struct outcome outcome;
+        assert_fine(bench.devices[0]->ops->arena_new(bench.devices[0], model.arena_bytes, &arena, &fault), &fault);
+        assert_fine(bench.devices[0]->ops->arena_new(bench.devices[0], 1, &empty, &fault), &fault);
+        bench.devices[0]->ops->arena_free(empty);
+        model_put(&model, &bench.slots, arena, 64u << 10, true, &outcome);
+        assert_fine(outcome.status, &outcome.fault);
+        bench.devices[0]->ops->arena_free(arena);
+    }
+    model_drop(&model);
+    bench_close(&bench);
+    assert_nothing_left();
+}
+
+static void test_out_of_memory(void **state)
+{
+    (void)state;
+    struct bench bench;
+    struct device_fault fault = {0};
+    assert_fine(bench_open(&bench, &config, 2, &fault), &fault);
+    struct device *device = bench.devices[0];
+    struct arena *arena, *other;
+    uint64_t before, after;
+    assert_fine(device->ops->memory_free(device, &before, &fault), &fault);
+    assert_int_equal(device->ops->arena_new(device, device->total * 2, &arena, &fault), -ENOMEM);
+    assert_true(*fault.call && *fault.text && fault.code != 0);
+    assert_int_equal(device->ops->arena_new(device, UINT64_MAX, &arena, &fault), -ENOMEM);
+    /* There is not so much left, while another has it. */
+    assert_fine(device->ops->arena_new(device, before / 4 * 3, &arena, &fault), &fault);
+    assert_int_equal(device->ops->arena_new(device, before / 2, &other, &fault), -ENOMEM);
+    device->ops->arena_free(arena);
+    assert_fine(device->ops->memory_free(device, &after, &fault), &fault);
+    assert_int_equal(before, after);
+    /* And the device is well. */
+    const struct part part = {tensor_type_find(2), FORM_F16, 1000};
+    struct model model;
+    model_make(&model, &part, 1, 0, 9);
+    load_and_check(&bench.slots, &model, 4u << 20, true);
+    model_drop(&model);
+    bench_close(&bench);
+    assert_nothing_left();
+}
+
+static void test_again_and_again(void **state)
+{
+    (void)state;
+    struct bench bench;
+    struct device_fault fault;
+    assert_fine(bench_open(&bench, &config, 3, &fault), &fault);
+    struct device *device = bench.devices[0];
+    struct part parts[6];
+    struct model model;
+    model_make(&model, parts, mixture(parts, 6, 21), 0, 21);
+    uint64_t before, after;
+    load_and_check(&bench.slots, &model, 1u << 20, true);
+    assert_fine(device->ops->memory_free(device, &before, &fault), &fault);
+    for (int i = 0; i < 200; i++) {
+        struct device_export export;
+        struct outcome outcome;
+        struct arena *arena;
+        assert_fine(device->ops->arena_new(device, model.arena_bytes, &arena, &fault), &fault);
+        model_put(&model, &bench.slots, arena, 1u << 20, true, &outcome);
+        assert_fine(outcome.status, &outcome.fault);
+        assert_fine(device->ops->arena_export(arena, &export, &fault), &fault);
+        assert_int_equal(export.handle_size, device->export_kind == EXPORT_IPC ? 64 : 0);
+        device->ops->arena_free(arena);
+    }
+    assert_fine(device->ops->memory_free(device, &after, &fault), &fault);
+    assert_int_equal(before, after);
+    model_drop(&model);
+    bench_close(&bench);
+    assert_nothing_left();
+}
+
+static void test_two_devices(void **state)
+{
+    (void)state;
+    struct bench bench;
+    struct device_fault fault;
+    assert_fine(bench_open(&bench, &config, 3, &fault), &fault);
+    if (bench.n < 2) {
+        bench_close(&bench);
+        print_message("one device\n");
+        skip();
+    }
+    struct slots second;
+    struct part parts[20];
+    struct model model;
+    assert_string_not_equal(bench.devices[0]->id, bench.devices[1]->id);
+    assert_string_not_equal(bench.devices[0]->pci, bench.devices[1]->pci);
+    assert_string_not_equal(bench.devices[0]->uuid, bench.devices[1]->uuid);
+    assert_fine(slots_make(&second, bench.devices[1], 3, &fault), &fault);
+    model_make(&model, parts, mixture(parts, 20, 8), 0, 8);
+    load_and_check(&second, &model, 256u << 10, true);
+    load_and_check(&bench.slots, &model, 256u << 10, true);
+    if (rig.inject) {
+        /* The one is lost; the other does not notice. */
+        struct arena *arena;
+        struct outcome outcome;
+        assert_fine(second.device->ops->arena_new(second.device, model.arena_bytes, &arena, &fault), &fault);
+        rig.inject("kernel:2:700");
+        model_put(&model, &second, arena, 256u << 10, true, &outcome);
+        assert_int_equal(outcome.status, -ENODEV);
+        assert_int_equal(outcome.fault.code, 700);
+        second.device->ops->arena_free(arena);
+        assert_int_equal(second.device->ops->arena_new(second.device, 1, &arena, &fault), -ENODEV);
+        load_and_check(&bench.slots, &model, 256u << 10, true);
+        rig.inject(NULL);
+    }
+    model_drop(&model);
+    slots_drop(&second);
+    bench_close(&bench);
+    assert_nothing_left();
+}
+
+/* All that a daemon does with a module, for a small model; gives up at the first error, as it would. */
+static int session(const struct model *model, struct device_fault *fault)
+{
+    struct bench bench;
+    int r = bench_open(&bench, &config, 3, fault);
+    if (r < 0)
+        return r;
+    struct device *device = bench.devices[0];
+    struct arena *arena = NULL;
+    struct outcome outcome;
+    struct device_export export;
+    uint64_t available;
+    r = device->ops->memory_free(device, &available, fault);
+    if (r == 0)
+        r = device->ops->arena_new(device, model->arena_bytes, &arena, fault);
+    if (r == 0) {
+        bool kernels = device->ops->decodes(device, model->pieces[0].type, FORM_F16);
+        model_put(model, &bench.slots, arena, 128u << 10, kernels, &outcome);
+        r = outcome.status;
+        if (r < 0)
+            *fault = outcome.fault;
+        else if (kernels)
+            assert_int_equal(outcome.overflows, model->overflows);
+    }
+    if (r == 0)
+        r = device->ops->arena_export(arena, &export, fault);
+    if (r == 0)
+        r = model_check(model, device, arena, fault);
+    if (arena)
+        device->ops->arena_free(arena);
+    bench_close(&bench);
+    return r;
+}
+
+static void session_model(struct model *model)
+{
+    const struct part parts[] = {
+        {tensor_type_find(2), FORM_F16, 9000}, {tensor_type_find(0), FORM_NATIVE, 5000},
+        {tensor_type_find(0), FORM_F16, 4000}, {tensor_type_find(14), FORM_BF16, 900},
+        {tensor_type_find(8), FORM_F32, 3000},
+    };
+    model_make(model, parts, sizeof(parts) / sizeof(parts[0]), 0, 4);
+}
+
+/* Whatever call fails, whenever: an error, or right bytes; nothing left behind; no hanging. */
+static void fail_each(const char *call, const char *code, int expected)
+{
+    struct model model;
+    unsigned errors = 0, n = 1;
+    session_model(&model);
+    for (;; n++) {
+        char spec[96];
+        struct device_fault fault = {0};
+        snprintf(spec, sizeof(spec), "%s:%u:%s", call, n, code);
+        rig.inject(spec);
+        int r = session(&model, &fault);
+        bool fired = rig.fired();
+        rig.inject(NULL);
+        assert_nothing_left();
+        if (!fired)
+            break;
+        if (r == 0)
+            continue;
+        errors++;
+        if (r != expected && r != -ENODEV)
+            fail_msg("%s: %s instead of %s", spec, strerror(-r), strerror(-expected));
+        if (!*fault.call || !*fault.text || fault.code == 0)
+            fail_msg("%s: no word of what failed", spec);
+    }
+    print_message("%s: %u calls made to fail with %s, %u of them failed the load\n", call, n - 1, code, errors);
+    assert_true(n > 1 && errors > 0);
+    model_drop(&model);
+}
+
+static void skip_on_hardware(void)
+{
+    if (!rig.inject) {
+        print_message("needs tests/fake_hip\n");
+        skip();
+    }
+}
+
+static void test_each_call_fails(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    fail_each("*", "999", -EIO);
+}
+
+static void test_each_call_loses_the_device(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    fail_each("*", "719", -ENODEV);
+}
+
+static void test_each_allocation_fails(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    fail_each("hipMalloc", "2", -ENOMEM);
+    fail_each("hipHostMalloc", "2", -ENOMEM);
+}
+
+static void test_each_work_fails(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    fail_each("copy", "719", -ENODEV);
+    fail_each("kernel", "700", -ENODEV);
+    fail_each("clear", "719", -ENODEV);
+}
+
+static void test_streams_setting(void **state)
+{
+    (void)state;
+    static const char *const wrong[] = {"", "0", "17", "2x", "-1", " 2", "99999999999999999999"};
+    for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
+        const struct device_config how = {.workers = 1, .streams = wrong[i]};
+        struct device **devices;
+        struct device_fault fault;
+        assert_int_equal(rig.module->open(&how, &devices, &fault), -EINVAL);
+    }
+}
+
+static void test_staging_setting(void **state)
+{
+    (void)state;
+    static const struct {
+        uint64_t staging;
+        size_t bytes;
+        unsigned each;
+    } cases[] = {
+        {0, 4u << 20, 3},         {64u << 20, 4u << 20, 4}, {32u << 20, 4u << 20, 2},
+        {16u << 20, 2u << 20, 2}, {1, 64u << 10, 2},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        const struct device_config how = {.workers = 4, .staging = cases[i].staging};
+        struct bench bench;
+        struct device_fault fault;
+        assert_fine(bench_open(&bench, &how, 1, &fault), &fault);
+        assert_int_equal(bench.devices[0]->slot_bytes, cases[i].bytes);
+        assert_int_equal(bench.devices[0]->slots_per_worker, cases[i].each);
+        bench_close(&bench);
+    }
+}
+
+/* test_device_hip [TEST | -TEST]: all, or those whose names match, or those whose names do not. */
+int main(int argc, char **argv)
+{
+    if (argc > 1 && *argv[1] == '-')
+        cmocka_set_skip_filter(argv[1] + 1);
+    else if (argc > 1)
+        cmocka_set_test_filter(argv[1]);
+    if (rig_load(&rig) < 0)
+        return 1;
+    struct device **devices;
+    struct device_fault fault = {0};
+    int n = rig.module->open(&config, &devices, &fault);
+    if (n == -ENODEV) {
+        fprintf(stderr, "no device: %s: %s (%d)\n", fault.call, fault.text, fault.code);
+        return 77;
+    }
+    for (int i = 0; i < n; i++)
+        devices[i]->ops->close(devices[i]);
+    if (n > 0)
+        free(devices);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_identity),
+        cmocka_unit_test(test_types),
+        cmocka_unit_test(test_overflows),
+        cmocka_unit_test(test_order),
+        cmocka_unit_test(test_neighbours),
+        cmocka_unit_test(test_given_up),
+        cmocka_unit_test(test_out_of_memory),
+        cmocka_unit_test(test_again_and_again),
+        cmocka_unit_test(test_two_devices),
+        cmocka_unit_test(test_streams_setting),
+        cmocka_unit_test(test_staging_setting),
+        cmocka_unit_test(test_each_call_fails),
+        cmocka_unit_test(test_each_call_loses_the_device),
+        cmocka_unit_test(test_each_allocation_fails),
+        cmocka_unit_test(test_each_work_fails),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,466 @@
+/* The import module, and that memory which a device module made is the same in another process.
+ *
+ * A handle cannot be opened by the process that made it. So this program starts itself again as a server, which plays
+ * the daemon, and opens what that exports; and as clients, to be killed.
+ *
+ * Environment: ROCMFORGE_TEST_MODULE, the device module; ROCMFORGE_TEST_IMPORT, the import module. Exits 77 without a
+ * device. */
+#include "client/import.h"
+#include "tests/gpu/rig.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* clang-format off */
+#include <cmocka.h> /* wants the standard headers before it */
+/* clang-format on */
+
+#define CLIENTS 8
+
+/* What the server says when it is ready, and after each command. */
+struct notice {
+    int status; /* of opening the device, or of the command */
+    unsigned devices;
+    uint64_t bytes;
+    uint64_t free_before, free_after; /* of the device: before the model, and now */
+    char id[32], uuid[64], pci[24];
+    uint8_t handle[64];
+    size_t handle_size;
+};
+
+static const struct import_module *module;
+static struct model model;
+
+static void model_build(void)
+{
+    const struct part parts[] = {
+        {tensor_type_find(12), FORM_F16, 40000},
+        {tensor_type_find(0), FORM_NATIVE, 100000},
+        {tensor_type_find(2), FORM_NATIVE, 100000},
+        {tensor_type_find(8), FORM_F32, 50000},
+    };
+    model_make(&model, parts, sizeof(parts) / sizeof(parts[0]), 0, 99);
+}
+
+/* --- the server --- */
+
+static int server_load(struct device *device, struct slots *slots, struct arena **arena, struct notice *notice,
+                       struct device_fault *fault)
+{
+    struct outcome outcome;
+    struct device_export export;
+    int r = device->ops->memory_free(device, &notice->free_before, fault);
+    if (r == 0)
+        r = device->ops->arena_new(device, model.arena_bytes, arena, fault);
+    if (r < 0)
+        return r;
+    model_put(&model, slots, *arena, 1u << 20, true, &outcome);
+    if (outcome.status < 0)
+        return outcome.status;
+    r = device->ops->arena_export(*arena, &export, fault);
+    if (r < 0)
+        return r;
+    notice->bytes = model.arena_bytes;
+    notice->handle_size = export.handle_size;
+    memcpy(notice->handle, export.handle, sizeof(notice->handle));
+    memcpy(notice->id, device->id, sizeof(notice->id));
+    memcpy(notice->uuid, device->uuid, sizeof(notice->uuid));
+    memcpy(notice->pci, device->pci, sizeof(notice->pci));
+    return 0;
+}
+
+/* argv: "server", the index of the device. On its standard input: 'f' frees the arena, 'l' loads again; the end of it
+ * ends the server. */
+static int server_main(const char *which)
+{
+    struct rig rig;
+    if (rig_load(&rig) < 0)
+        return 1;
+    const struct device_config config = {.workers = 2};
+    struct device **devices;
+    struct device_fault fault = {0};
+    struct notice notice = {0};
+    int n = rig.module->open(&config, &devices, &fault);
+    const unsigned index = (unsigned)atoi(which);
+    if (n <= (int)index) {
+        notice.status = n < 0 ? n : -ENODEV;
+        fprintf(stderr, "no device: %s: %s (%d)\n", fault.call, fault.text, fault.code);
+        return write(STDOUT_FILENO, &notice, sizeof(notice)) < 0;
+    }
+    struct device *device = devices[index];
+    struct slots slots;
+    struct arena *arena = NULL;
+    char command = 'l';
+    notice.devices = (unsigned)n;
+    if (slots_make(&slots, device, 3, &fault) < 0)
+        return 1;
+    do {
+        if (command == 'l')
+            notice.status = server_load(device, &slots, &arena, &notice, &fault);
+        if (command == 'f') {
+            device->ops->arena_free(arena);
+            arena = NULL;
+            notice.status = device->ops->memory_free(device, &notice.free_after, &fault);
+        }
+        if (notice.status < 0)
+            fprintf(stderr, "server: %s: %s (%d)\n", fault.call, fault.text, fault.code);
+        if (write(STDOUT_FILENO, &notice, sizeof(notice)) != sizeof(notice))
+            return 1;
+    } while (read(STDIN_FILENO, &command, 1) == 1);
+    device->ops->arena_free(arena);
+    slots_drop(&slots);
+    for (int i = 0; i < n; i++)
+        devices[i]->ops->close(devices[i]);
+    free(devices);
+    return 0;
+}
+
+/* --- other processes --- */
+
+struct process {
+    pid_t pid;
+    int in, out; /* its standard input and output, from our side */
+};
+
+static void process_start(struct process *ret, const char *role, const char *argument)
+{
+    int in[2], out[2];
+    assert_int_equal(pipe2(in, O_CLOEXEC), 0);
+    assert_int_equal(pipe2(out, O_CLOEXEC), 0);
+    ret->pid = fork();
+    assert_true(ret->pid >= 0);
+    if (ret->pid == 0) {
+        dup2(in[0], STDIN_FILENO);
+        dup2(out[1], STDOUT_FILENO);
+        execl("/proc/self/exe", "test_import_hip", role, argument, (char *)NULL);
+        _exit(127);
+    }
+    close(in[0]);
+    close(out[1]);
+    ret->in = in[1];
+    ret->out = out[0];
+}
+
+/* Returns its wait status. */
+static int process_end(struct process *process, int signal)
+{
+    int status = 0;
+    if (signal)
+        kill(process->pid, signal);
+    close(process->in);
+    close(process->out);
+    waitpid(process->pid, &status, 0);
+    return status;
+}
+
+static void notice_read(struct process *process, struct notice *ret)
+{
+    for (size_t done = 0; done < sizeof(*ret);) {
+        ssize_t n = read(process->out, (char *)ret + done, sizeof(*ret) - done);
+        if (n <= 0)
+            fail_msg("the server ended");
+        done += (size_t)n;
+    }
+}
+
+static void server_start(struct process *ret, const char *index, struct notice *ret_notice)
+{
+    process_start(ret, "server", index);
+    notice_read(ret, ret_notice);
+    assert_int_equal(ret_notice->status, 0);
+}
+
+static void server_do(struct process *server, char command, struct notice *ret)
+{
+    assert_int_equal(write(server->in, &command, 1), 1);
+    notice_read(server, ret);
+    assert_int_equal(ret->status, 0);
+}
+
+static struct import_source source_of(const struct notice *notice)
+{
+    return (struct import_source){
+        .device = notice->id,
+        .uuid = notice->uuid,
+        .pci = notice->pci,
+        .fd = -1,
+        .handle = notice->handle,
+        .handle_size = notice->handle_size,
+        .bytes = notice->bytes,
+    };
+}
+
+static struct import_mapping *open_fine(const struct import_source *source)
+{
+    struct import_mapping *mapping = NULL;
+    struct import_fault fault = {""};
+    if (module->open(source, &mapping, &fault) < 0)
+        fail_msg("%s", fault.text);
+    assert_non_null(mapping->data);
+    return mapping;
+}
+
+static int compare(struct import_mapping *mapping)
+{
+    struct import_fault fault = {""};
+    uint8_t *got = calloc(1, model.arena_bytes);
+    int r = module->read(mapping, 0, got, model.arena_bytes, &fault);
+    if (r == 0 && memcmp(got, model.expected, model.arena_bytes) != 0)
+        r = -EILSEQ;
+    /* Not from the start, and not to the end. */
+    if (r == 0)
+        r = module->read(mapping, 12345, got, 678, &fault);
+    if (r == 0 && memcmp(got, model.expected + 12345, 678) != 0)
+        r = -EILSEQ;
+    free(got);
+    if (r < 0)
+        fprintf(stderr, "%s %s\n", strerror(-r), fault.text);
+    return r;
+}
+
+/* argv: "client". Its input: a notice. Opens, compares, says so, and stays until its input ends. */
+static int client_main(void)
+{
+    struct notice notice;
+    struct import_mapping *mapping;
+    struct import_fault fault = {""};
+    if (read(STDIN_FILENO, &notice, sizeof(notice)) != sizeof(notice))
+        return 1;
+    const struct import_source source = source_of(&notice);
+    char result = module->open(&source, &mapping, &fault) == 0 && compare(mapping) == 0 ? 'y' : 'n';
+    if (result == 'n')
+        fprintf(stderr, "client: %s\n", fault.text);
+    char end;
+    if (write(STDOUT_FILENO, &result, 1) != 1 || read(STDIN_FILENO, &end, 1) != 0)
+        return 1;
+    module->close(mapping);
+    return result != 'y';
+}
+
+static void client_start(struct process *ret, const struct notice *notice)
+{
+    process_start(ret, "client", "");
+    assert_int_equal(write(ret->in, notice, sizeof(*notice)), sizeof(*notice));
+}
+
+static void client_ready(struct process *client)
+{
+    char result = 0;
+    assert_int_equal(read(client->out, &result, 1), 1);
+    assert_int_equal(result, 'y');
+}
+
+/* --- tests --- */
+
+static void test_same_bytes(void **state)
+{
+    (void)state;
+    struct process server;
+    struct notice notice;
+    server_start(&server, "0", &notice);
+    const struct import_source source = source_of(&notice);
+    struct import_mapping *first = open_fine(&source);
+    struct import_mapping *second = open_fine(&source);
+    assert_int_equal(compare(first), 0);
+    /* Each works until it is closed, whichever comes first. */
+    module->close(first);
+    assert_int_equal(compare(second), 0);
+    first = open_fine(&source);
+    module->close(second);
+    assert_int_equal(compare(first), 0);
+    module->close(first);
+    server_do(&server, 'f', &notice);
+    assert_int_equal(notice.free_before, notice.free_after);
+    assert_int_equal(process_end(&server, 0), 0);
+}
+
+static void test_second_device(void **state)
+{
+    (void)state;
+    struct process server;
+    struct notice notice;
+    server_start(&server, "0", &notice);
+    process_end(&server, 0);
+    if (notice.devices < 2) {
+        print_message("one device\n");
+        skip();
+    }
+    server_start(&server, "1", &notice);
+    struct import_source source = source_of(&notice);
+    struct import_mapping *mapping = open_fine(&source);
+    assert_int_equal(compare(mapping), 0);
+    module->close(mapping);
+    /* One of the two identities is enough. */
+    source.uuid = NULL;
+    module->close(open_fine(&source));
+    source = source_of(&notice);
+    source.pci = NULL;
+    module->close(open_fine(&source));
+    process_end(&server, 0);
+}
+
+static void test_refused(void **state)
+{
+    (void)state;
+    struct process server;
+    struct notice notice;
+    struct import_mapping *mapping = NULL;
+    struct import_fault fault = {""};
+    server_start(&server, "0", &notice);
+    struct import_source source = source_of(&notice);
+    source.handle_size = 63;
+    assert_int_equal(module->open(&source, &mapping, &fault), -EPROTO);
+    source = source_of(&notice);
+    source.handle = NULL;
+    assert_int_equal(module->open(&source, &mapping, &fault), -EPROTO);
+    source = source_of(&notice);
+    source.uuid = "00000000-0000-0000-0000-000000000000";
+    assert_int_equal(module->open(&source, &mapping, &fault), -ENODEV);
+    assert_non_null(strstr(fault.text, notice.id));
+    source = source_of(&notice);
+    source.pci = "ffff:ff:1f.0";
+    assert_int_equal(module->open(&source, &mapping, &fault), -ENODEV);
+    source.pci = source.uuid = NULL;
+    assert_int_equal(module->open(&source, &mapping, &fault), -ENODEV);
+    uint8_t nonsense[64] = {1, 2, 3};
+    source = source_of(&notice);
+    source.handle = nonsense;
+    *fault.text = '\0';
+    assert_true(module->open(&source, &mapping, &fault) < 0);
+    assert_true(*fault.text);
+    assert_null(mapping);
+    process_end(&server, 0);
+}
+
+static void test_client_killed(void **state)
+{
+    (void)state;
+    struct process server, client;
+    struct notice notice;
+    server_start(&server, "0", &notice);
+    for (int i = 0; i < 3; i++) {
+        client_start(&client, &notice);
+        client_ready(&client);
+        assert_int_equal(WTERMSIG(process_end(&client, SIGKILL)), SIGKILL);
+        server_do(&server, 'f', &notice);
+        assert_int_equal(notice.free_before, notice.free_after);
+        server_do(&server, 'l', &notice);
+    }
+    assert_int_equal(process_end(&server, 0), 0);
+}
+
+static void test_server_killed(void **state)
+{
+    (void)state;
+    struct process server;
+    struct notice notice;
+    server_start(&server, "0", &notice);
+    const struct import_source source = source_of(&notice);
+    struct import_mapping *mapping = open_fine(&source);
+    assert_int_equal(compare(mapping), 0);
+    process_end(&server, SIGKILL);
+    /* What is read now is undefined; that closing returns is not. */
+    module->close(mapping);
+    struct import_fault fault = {""};
+    assert_true(module->open(&source, &mapping, &fault) < 0);
+    server_start(&server, "0", &notice);
+    const struct import_source next = source_of(&notice);
+    mapping = open_fine(&next);
+    assert_int_equal(compare(mapping), 0);
+    module->close(mapping);
+    process_end(&server, 0);
+}
+
+static void test_many_clients(void **state)
+{
+    (void)state;
+    struct process server, clients[CLIENTS];
+    struct notice notice;
+    server_start(&server, "0", &notice);
+    for (int i = 0; i < CLIENTS; i++)
+        client_start(&clients[i], &notice);
+    for (int i = 0; i < CLIENTS; i++)
+        client_ready(&clients[i]);
+    for (int i = 0; i < CLIENTS; i++)
+        assert_int_equal(process_end(&clients[i], 0), 0);
+    server_do(&server, 'f', &notice);
+    assert_int_equal(notice.free_before, notice.free_after);
+    assert_int_equal(process_end(&server, 0), 0);
+}
+
+static void *open_and_close(void *argument)
+{
+    for (int i = 0; i < 20; i++) {
+        struct import_mapping *mapping;
+        struct import_fault fault;
+        uint8_t got[4096];
+        if (module->open(argument, &mapping, &fault) < 0 || module->read(mapping, 0, got, sizeof(got), &fault) < 0 ||
+            memcmp(got, model.expected, sizeof(got)) != 0)
+            return (void *)"failed";
+        module->close(mapping);
+    }
+    return NULL;
+}
+
+static void test_threads(void **state)
+{
+    (void)state;
+    struct process server;
+    struct notice notice;
+    server_start(&server, "0", &notice);
+    struct import_source source = source_of(&notice);
+    pthread_t threads[4];
+    for (int i = 0; i < 4; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, open_and_close, &source), 0);
+    for (int i = 0; i < 4; i++) {
+        void *result;
+        pthread_join(threads[i], &result);
+        assert_null(result);
+    }
+    process_end(&server, 0);
+}
+
+int main(int argc, char **argv)
+{
+    /* Whatever hangs is a failure. */
+    alarm(120);
+    model_build();
+    if (argc > 2 && strcmp(argv[1], "server") == 0)
+        return server_main(argv[2]);
+    const char *path = getenv("ROCMFORGE_TEST_IMPORT");
+    void *object = path ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : NULL;
+    module = object ? dlsym(object, IMPORT_MODULE_SYMBOL) : NULL;
+    if (!module || module->abi != IMPORT_ABI) {
+        fprintf(stderr, "ROCMFORGE_TEST_IMPORT: %s\n", path && !object ? dlerror() : "no module of this version");
+        return 1;
+    }
+    if (argc > 1 && strcmp(argv[1], "client") == 0)
+        return client_main();
+    signal(SIGPIPE, SIG_IGN);
+    struct process server;
+    struct notice notice;
+    process_start(&server, "server", "0");
+    if (read(server.out, &notice, sizeof(notice)) != sizeof(notice))
+        return 1;
+    process_end(&server, 0);
+    if (notice.status == -ENODEV)
+        return 77;
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_same_bytes),    cmocka_unit_test(test_second_device), cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_client_killed), cmocka_unit_test(test_server_killed), cmocka_unit_test(test_many_clients),
+        cmocka_unit_test(test_threads),
+    };
+    int failures = cmocka_run_group_tests(tests, NULL, NULL);
+    model_drop(&model);
+    return failures;
+}
