@@ -90,6 +90,7 @@ static void fill_work(uv_work_t *work)
 {
     struct fill *fill = work->data;
     worker_step_back();
+    fill->worker = worker_number();
     fill->begin_ns = uv_hrtime();
     if (fill->memory) {
         memcpy(fill->slot->data, (const uint8_t *)fill->memory + fill->chunk->file_offset, fill->chunk->file_bytes);

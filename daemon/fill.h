@@ -28,6 +28,7 @@ struct fill {
     bool of_file; /* it was the file that failed, not the device */
     struct device_fault fault;
     uint64_t overflows;
+    unsigned worker;
     uint64_t begin_ns; /* CLOCK_MONOTONIC: of the worker's part */
     uint64_t read_ns;
     uint64_t decode_ns;

@@ -8,6 +8,7 @@
 #include "daemon/log.h"
 #include "daemon/residency.h"
 #include "daemon/server.h"
+#include "daemon/trace.h"
 #include "daemon/users.h"
 
 #include <assert.h>
@@ -70,6 +71,7 @@ struct load {
     uint64_t began;   /* uv_hrtime() of the request */
     uint64_t filling; /* and of the first fill */
     struct load_phases phases;
+    struct trace *trace; /* NULL: nobody wants it */
 };
 
 static void load_step(struct load *load);
@@ -102,6 +104,7 @@ static void load_free(struct load *load)
     failure_clear(&load->failure);
     load_job_clear(&load->job);
     free(load->fills);
+    trace_free(load->trace);
     free((char *)(uintptr_t)load->request.name);
     free((char *)(uintptr_t)load->request.path);
     free(load);
@@ -142,8 +145,12 @@ static void waiters_reply(struct load *load)
             attach_grant(load->server, load->model, call);
         else if (kind == WAIT_END)
             call_fail(call, WIRE_ModelBusy, describe_busy(load->model)); /* too late to be cancelled */
-        else
-            call_reply(call, describe_loaded(load->model, &load->phases), NULL, 0);
+        else {
+            cJSON *reply = describe_loaded(load->model, &load->phases);
+            if (load->trace)
+                cJSON_AddItemToObject(reply, "trace", trace_describe(load->trace));
+            call_reply(call, reply, NULL, 0);
+        }
     }
 }
 
@@ -243,7 +250,9 @@ static void load_finish(struct load *load)
 static void load_job_work(uv_work_t *work)
 {
     struct load_job *job = work->data;
+    job->begin_ns = uv_hrtime();
     job->run(job);
+    job->end_ns = uv_hrtime();
 }
 
 static void load_job_done(uv_work_t *work, int status)
@@ -251,6 +260,7 @@ static void load_job_done(uv_work_t *work, int status)
     (void)status;
     struct load *load = (struct load *)((char *)work->data - offsetof(struct load, job));
     load->in_job = false;
+    trace_add(load->trace, TRACE_LOAD, 0, load_job_name(&load->job), load->job.begin_ns, load->job.end_ns);
     load_step(load);
 }
 
@@ -280,6 +290,10 @@ static void load_filled(struct fill *fill)
         load->phases.decode_ns += fill->decode_ns;
         load->phases.copy_ns += fill->transfer.copy_ns;
         load->phases.kernel_ns += fill->transfer.kernel_ns;
+        trace_add(load->trace, TRACE_WORKER, fill->worker, "read", fill->begin_ns, fill->begin_ns + fill->read_ns);
+        trace_add(load->trace, TRACE_WORKER, fill->worker, "dequantise", fill->begin_ns + fill->read_ns, fill->end_ns);
+        trace_add(load->trace, TRACE_STREAM, fill->transfer.stream, "copy", fill->transfer.begin_ns,
+                  fill->transfer.end_ns);
     } else if (fill->of_file)
         failure_set_file(&load->failure, fill->status, &fill->fault, load->model->source->path);
     else if (fill->status == -ENOMEM)
@@ -657,6 +671,7 @@ static struct load *load_new(struct server *server, const struct load_request *r
     load->server = server;
     load->began = uv_hrtime();
     load->detached = !request->wait;
+    load->trace = request->trace ? trace_new(load->began) : NULL;
     load->consumer.use = load_use;
     load->job =
         (struct load_job){.path = load->request.path, .device = request->device, .form = request->form, .table_fd = -1};

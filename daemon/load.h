@@ -39,6 +39,7 @@ struct load_request {
     bool pin;
     int64_t ttl; /* seconds; -1: for ever */
     bool private;
+    bool trace; /* tell what happened when */
 
     /* For loads without a call: told the outcome, NULL or the model, with a sentence if it failed. */
     void (*done)(void *context, struct model *model, const char *why);

@@ -169,6 +169,17 @@ void load_job_release(struct load_job *job)
     job->filled = NULL;
 }
 
+const char *load_job_name(const struct load_job *job)
+{
+    if (job->run == load_job_identify)
+        return "identify";
+    if (job->run == load_job_open)
+        return "parse";
+    if (job->run == load_job_allocate || job->run == load_job_reallocate)
+        return "allocate";
+    return job->run == load_job_seal ? "seal" : job->run == load_job_release ? "release" : "wait";
+}
+
 void load_job_clear(struct load_job *job)
 {
     while (job->n_fds > 0)

@@ -39,6 +39,8 @@ struct load_job {
     int table_fd;
     uint64_t memory_free; /* with -ENOMEM of load_job_allocate() */
     uint64_t elapsed_ns;
+    uint64_t begin_ns; /* set by the caller of run() */
+    uint64_t end_ns;
 };
 
 /* fds or path → source. Errors: those of source_open_path(). */
@@ -61,6 +63,9 @@ void load_job_nothing(struct load_job *job);
 
 /* filled, device → nothing. */
 void load_job_release(struct load_job *job);
+
+/* What `run` does, in a word: "parse", "allocate", ... Static. */
+const char *load_job_name(const struct load_job *job);
 
 /* Closes and frees what was not taken. */
 void load_job_clear(struct load_job *job);

@@ -47,7 +47,7 @@ void method_load(struct server *server, struct call *call)
     struct parameters {
         const cJSON *fds;
         const char *path, *name, *form, *device, *dequant;
-        bool wait, pin, private;
+        bool wait, pin, private, trace;
         int64_t ttl;
         double deadline;
     } p = {.form = "auto", .device = "auto", .dequant = "auto", .wait = true, .ttl = -1};
@@ -63,6 +63,7 @@ void method_load(struct server *server, struct call *call)
         {"ttl", PARAM_INT, false, offsetof(struct parameters, ttl)},
         {"private", PARAM_BOOL, false, offsetof(struct parameters, private)},
         {"deadline", PARAM_FLOAT, false, offsetof(struct parameters, deadline)},
+        {"trace", PARAM_BOOL, false, offsetof(struct parameters, trace)},
         {0},
     };
     if (!params_read(call, table, &p) || refuse_stopping(server, call))
@@ -116,6 +117,7 @@ void method_load(struct server *server, struct call *call)
                    .pin = p.pin,
                    .ttl = p.ttl,
                    .private = p.private,
+                   .trace = p.trace,
                },
                call);
 }

@@ -7,6 +7,15 @@
 /* A worker's share of a processor that it has to divide with the loop: about a tenth (see sched(7)). */
 #define WORKER_NICE 10
 
+unsigned worker_number(void)
+{
+    static unsigned count;
+    static __thread unsigned number; /* plus one */
+    if (number == 0)
+        number = __atomic_add_fetch(&count, 1, __ATOMIC_RELAXED);
+    return number - 1;
+}
+
 void worker_step_back(void)
 {
     static __thread bool done;

@@ -4,3 +4,6 @@
 
 /* Any thread of the work queue, at the beginning of each long job. Cheap after the first time. */
 void worker_step_back(void);
+
+/* Numbers the threads that asked, from 0. Any thread. */
+unsigned worker_number(void);
