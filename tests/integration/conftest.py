@@ -1,0 +1,83 @@
+"""The real daemon on a socket of its own, and model files to load.
+
+ROCMFORGE_BUILD names the build folder, ROCMFORGE_MODEL a real model. `./setup test` sets both.
+"""
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import make_model
+import pytest
+from harness import Daemon, sparse_model
+
+
+def pytest_configure(config):
+    for name in ("ROCMFORGE_BUILD", "ROCMFORGE_MODEL"):
+        if name not in os.environ:
+            pytest.exit(f"{name} is not set; ./setup test sets it", returncode=2)
+
+
+@pytest.fixture
+def folder():
+    """Short, because a socket's path is at most 107 bytes."""
+    path = tempfile.mkdtemp(prefix="rf")
+    yield Path(path)
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def start(folder):
+    """Starts daemons. Each has to end well, with nothing to say against it, unless the test ended it already."""
+    daemons = []
+
+    def start_one(*options, ready=True, **keywords):
+        daemon = Daemon(folder, *options, **keywords)
+        daemons.append(daemon)
+        return daemon.wait_ready() if ready else daemon
+
+    yield start_one
+    statuses = [daemon.stop() if daemon.process.poll() is None else 0 for daemon in daemons]
+    for daemon, status in zip(daemons, statuses):
+        daemon.close()
+        assert status == 0, daemon.log
+        assert "Sanitizer" not in daemon.log and "runtime error" not in daemon.log, daemon.log
+
+
+@pytest.fixture
+def daemon(start):
+    return start()
+
+
+@pytest.fixture
+def client(daemon):
+    with daemon.client() as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def real_model():
+    return Path(os.environ["ROCMFORGE_MODEL"])
+
+
+@pytest.fixture(scope="session")
+def model_folder():
+    path = tempfile.mkdtemp(prefix="rfm")
+    yield Path(path)
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="session")
+def small_model(model_folder):
+    """Four tensors, about a megabyte."""
+    types = make_model.load_types()
+    path = model_folder / "small.gguf"
+    tensors = make_model.sized_tensors(4, 1 << 20, [types[name] for name in ("q4_0", "f16", "f32", "q8_0")])
+    make_model.write_model(path, tensors, make_model.metadata(4, 256, 256, 4, 100), 1)
+    return path
+
+
+@pytest.fixture(scope="session")
+def large_model(model_folder):
+    """768 MB that take no room on disk: long enough to read that something can happen meanwhile."""
+    return sparse_model(model_folder / "large.gguf", 768 << 20)

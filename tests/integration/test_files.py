@@ -1,0 +1,212 @@
+"""Files that are no models, that change, or that the caller could not read himself."""
+import os
+import shutil
+import socket
+import threading
+
+import make_model
+import pytest
+from harness import sparse_model, wait_until, wire_error
+
+
+def load_by_fd(client, path, **parameters):
+    with open(path, "rb") as file:
+        return client.call("Load", fds=[file.fileno()], **parameters)
+
+
+def test_by_descriptor(client, small_model):
+    loaded = load_by_fd(client, small_model)["model"]
+    assert loaded["name"] == "small"
+    assert loaded["path"] == str(small_model)
+    assert loaded["size"] == small_model.stat().st_size
+
+
+def test_by_path_and_descriptor_is_the_same_model(client, small_model):
+    first = client.call("Load", path=str(small_model), name="first")["model"]
+    second = load_by_fd(client, small_model, name="second")["model"]
+    assert second["id"] == first["id"]
+    assert second["name"] == "first"
+    other_form = client.call("Load", path=str(small_model), name="second", form="f32")["model"]
+    assert other_form["id"] != first["id"]
+
+
+def test_through_another_path(client, small_model, folder):
+    first = client.call("Load", path=str(small_model))["model"]
+    link = folder / "link.gguf"
+    link.symlink_to(small_model)
+    assert client.call("Load", path=str(link))["model"]["id"] == first["id"]
+
+
+def test_name_in_use(client, small_model, folder):
+    client.call("Load", path=str(small_model), name="taken")
+    other = folder / "other.gguf"
+    shutil.copyfile(small_model, other)
+    with wire_error("NameInUse") as parameters:
+        client.call("Load", path=str(other), name="taken")
+    assert parameters == {"name": "taken"}
+
+
+@pytest.mark.parametrize("kept", [0, 3, 4, 20, 23, 24, 100, 1000, 5000, -33])
+def test_truncated(client, daemon, small_model, folder, kept):
+    path = folder / "cut.gguf"
+    data = small_model.read_bytes()
+    path.write_bytes(data[:kept])
+    with wire_error("InvalidModel") as parameters:
+        client.call("Load", path=str(path))
+    assert parameters["reason"]
+    assert 0 <= parameters["offset"] <= len(data)
+    assert client.call("List") == {"models": []}
+    assert daemon.used() == 0
+
+
+def test_every_byte_of_the_header_flipped(daemon, folder):
+    """Whatever it does to the header, the answer is a model or a typed error, and the daemon lives."""
+    types = make_model.load_types()
+    path = folder / "flip.gguf"
+    make_model.write_model(path, [make_model.Tensor("a", types["f32"], (32,))], (1, make_model.string("k") + bytes(5)), 1)
+    data = path.read_bytes()
+    header = data.index(b"a", 24) + 40
+    allowed = {"InvalidModel", "UnsupportedType", "OutOfDeviceMemory"}
+    with daemon.client() as client:
+        for position in range(header):
+            for flip in (0x01, 0x80, 0xFF):
+                changed = bytearray(data)
+                changed[position] ^= flip
+                path.write_bytes(changed)
+                try:
+                    client.call("Load", path=str(path), name="flip")
+                    client.call("Unload", name="flip")
+                except Exception as error:
+                    assert getattr(error, "name", None) in allowed, (position, flip, error)
+    assert daemon.used() == 0
+
+
+def test_not_a_file(client, folder):
+    os.mkfifo(folder / "fifo")
+    with wire_error("FileError"):
+        client.call("Load", path=str(folder / "nothing.gguf"))
+    for path in (folder, folder / "fifo", "/dev/zero", "/dev/null"):
+        with wire_error("FileError"):
+            client.call("Load", path=str(path))
+    left, right = socket.socketpair()
+    with left, right, wire_error("FileError"):
+        client.call("Load", fds=[left.fileno()])
+    with open(folder / "write-only", "wb") as file, wire_error("FileError"):
+        client.call("Load", fds=[file.fileno()])
+    assert client.call("List") == {"models": []}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be someone else")
+def test_path_that_the_caller_may_not_read(start, small_model, folder):
+    """A daemon with more rights than the caller must not lend them: by path it gives others only what all may read."""
+    daemon = start()
+    os.chmod(folder, 0o755)
+    os.chmod(daemon.socket, 0o666)
+    path = folder / "private.gguf"
+    shutil.copyfile(small_model, path)
+    os.chmod(path, 0o600)
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            with daemon.client() as client:
+                with wire_error("PermissionDenied"):
+                    client.call("Load", path=str(path))
+            os.write(write_end, b"denied")
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(write_end)
+    assert os.read(read_end, 100) == b"denied"
+    os.close(read_end)
+    assert daemon.models() == []
+
+
+def test_file_that_changes_while_it_is_read(daemon, model_folder):
+    path = sparse_model(model_folder / "changing.gguf", 512 << 20)
+    before = daemon.settled_fds()
+    with daemon.client() as client:
+        for change in (lambda: os.truncate(path, 1 << 20), lambda: touch_data(path)):
+            sparse_model(path, 512 << 20)
+            client.send("Load", {"path": str(path)}, more=True)
+            wait_for_filling(daemon)
+            change()
+            with wire_error("FileChanged") as parameters:
+                while True:
+                    assert client.reply()[1], "it was loaded all the same"
+            assert parameters["path"] == str(path)
+            assert client.call("List") == {"models": []}
+    wait_until(lambda: daemon.fds() == before)
+    assert daemon.used() == 0
+
+
+def touch_data(path):
+    with open(path, "r+b") as file:
+        file.seek(-1000, os.SEEK_END)
+        file.write(b"changed")
+
+
+def wait_for_filling(daemon):
+    wait_until(lambda: any(model["state"] == "filling" for model in daemon.models()), every=0.001)
+
+
+def test_verify_after_a_change(client, small_model, folder):
+    """The file is not the one that was loaded any more: that is said, rather than a mismatch."""
+    path = folder / "model.gguf"
+    shutil.copyfile(small_model, path)
+    client.call("Load", path=str(path))
+    assert client.call("Verify", name="model")["mismatches"] == []
+    touch_data(path)
+    with wire_error("FileChanged"):
+        client.call("Verify", name="model")
+    assert client.call("List")["models"][0]["state"] == "resident"
+
+
+def test_deleted_file(client, small_model, folder):
+    """The daemon keeps the file open, so a model can be verified after its file was deleted."""
+    path = folder / "model.gguf"
+    shutil.copyfile(small_model, path)
+    client.call("Load", path=str(path))
+    path.unlink()
+    try:
+        assert client.call("Verify", name="model")["mismatches"] == []
+    except Exception as error:
+        assert getattr(error, "name", None) == "FileChanged"  # deleting moves the change time
+
+
+def test_too_large_for_the_budget(client, folder):
+    path = sparse_model(folder / "huge.gguf", 4 << 30)
+    with wire_error("OutOfDeviceMemory") as parameters:
+        client.call("Load", path=str(path))
+    assert parameters["needed"] >= 4 << 30
+    assert parameters["available"] == 3 << 30
+    assert client.call("List") == {"models": []}
+
+
+def test_loads_in_parallel_from_threads(daemon, model_folder):
+    types = make_model.load_types()
+    paths = []
+    for i in range(6):
+        paths.append(model_folder / f"parallel{i}.gguf")
+        make_model.write_model(
+            paths[-1],
+            make_model.sized_tensors(10, 4 << 20, [types["q4_0"], types["f16"]]),
+            make_model.metadata(4, 256, 256, 4, 100),
+            i,
+        )
+    states = []
+
+    def load(path):
+        with daemon.client() as client:
+            states.append(client.call("Load", path=str(path))["model"]["state"])
+            states.append(client.call("Verify", name=path.stem)["mismatches"])
+
+    threads = [threading.Thread(target=load, args=[path]) for path in paths]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert states.count("resident") == states.count([]) == 6

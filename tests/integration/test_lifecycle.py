@@ -1,0 +1,310 @@
+"""Loads that are joined, shared, cancelled or left; leases, and what happens when their holder dies."""
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from harness import ROOT, sparse_model, wait_until, wire_error
+from rocmforge_wire import WireError
+
+
+def filling(daemon, name):
+    return any(m["name"] == name and m["state"] == "filling" for m in daemon.models())
+
+
+def wait_for_filling(daemon, name):
+    wait_until(lambda: filling(daemon, name), every=0.001)
+
+
+def arenas(daemon):
+    return [link for link in daemon.fds() if link.startswith("/memfd:")]
+
+
+def test_progress(client, large_model):
+    replies = list(client.more("Load", path=str(large_model)))
+    progress = [reply["progress"] for reply in replies[:-1]]
+    assert progress, "768 MB took no time"
+    assert all(a["done"] <= b["done"] for a, b in zip(progress, progress[1:]))
+    assert all(p["done"] <= p["total"] for p in progress)
+    assert replies[-1].get("progress") is None
+    phases = replies[-1]["phases"]
+    assert phases["total"] > 0 and phases["read"] > 0
+
+
+def test_joined_load(daemon, large_model):
+    """Two ask for the same file: one load, one model, two answers."""
+    with daemon.client() as first, daemon.client() as second:
+        first.send("Load", {"path": str(large_model), "name": "first"})
+        wait_for_filling(daemon, "first")
+        second.send("Load", {"path": str(large_model), "name": "second"})
+        first_reply, _ = first.reply()
+        second_reply, _ = second.reply()
+        assert first_reply["model"]["id"] == second_reply["model"]["id"]
+        assert second_reply["model"]["name"] == "first"
+        assert second_reply.get("phases") is None
+        assert len(daemon.models()) == 1
+        assert daemon.used() == first_reply["model"]["bytes"]
+
+
+def test_joined_load_outlives_the_first(daemon, large_model):
+    with daemon.client() as second:
+        with daemon.client() as first:
+            first.send("Load", {"path": str(large_model), "name": "first"})
+            wait_for_filling(daemon, "first")
+            second.send("Load", {"path": str(large_model)})
+            time.sleep(0.02)
+        assert second.reply()[0]["model"]["state"] == "resident"
+
+
+def test_cancel_leaves_nothing(daemon, large_model):
+    before = daemon.settled_fds()
+    with daemon.client() as loader, daemon.client() as client:
+        loader.send("Load", {"path": str(large_model), "name": "big"}, more=True)
+        wait_for_filling(daemon, "big")
+        assert daemon.used() >= 768 << 20
+        client.call("Cancel", name="big")
+        with wire_error("Cancelled"):
+            while True:
+                assert loader.reply()[1], "it was loaded all the same"
+        assert client.call("List") == {"models": []}
+        assert client.call("Status")["loads"] == 0
+    wait_until(lambda: daemon.fds() == before)
+    assert arenas(daemon) == []
+    assert daemon.used() == 0
+
+
+def test_load_ends_when_nobody_waits(daemon, large_model):
+    before = daemon.settled_fds()
+    with daemon.client() as loader:
+        loader.send("Load", {"path": str(large_model), "name": "big"}, more=True)
+        wait_for_filling(daemon, "big")
+    wait_until(lambda: daemon.models() == [])
+    wait_until(lambda: daemon.fds() == before)
+    assert daemon.used() == 0
+
+
+def test_load_without_wait_goes_on(daemon, large_model):
+    with daemon.client() as client:
+        reply = client.call("Load", path=str(large_model), name="big", wait=False)
+        assert reply["model"]["state"] != "resident"
+        assert reply.get("phases") is None
+    wait_until(lambda: [m["state"] for m in daemon.models()] == ["resident"])
+
+
+def test_cancel_of_what_is_not_loading(client, small_model):
+    with wire_error("ModelNotFound"):
+        client.call("Cancel", name="nobody")
+    client.call("Load", path=str(small_model), name="small")
+    with wire_error("ModelBusy") as parameters:
+        client.call("Cancel", name="small")
+    assert parameters["state"] == "resident"
+
+
+def test_unload_of_what_is_loading(daemon, large_model):
+    with daemon.client() as loader, daemon.client() as client:
+        loader.send("Load", {"path": str(large_model), "name": "big"})
+        wait_for_filling(daemon, "big")
+        for method in ("Unload", "Attach", "Verify"):
+            with wire_error("ModelBusy") as parameters:
+                client.call(method, name="big")
+            assert parameters["name"] == "big"
+            assert parameters["state"] in ("filling", "sealing")
+        assert loader.reply()[0]["model"]["state"] == "resident"
+
+
+def test_two_loads_share_fairly(start, model_folder):
+    """A small load that begins after a large one does not wait for it."""
+    daemon = start("--workers", "1")
+    large = sparse_model(model_folder / "fair-large.gguf", 1 << 30)
+    small = sparse_model(model_folder / "fair-small.gguf", 64 << 20)
+    with daemon.client() as first, daemon.client() as second:
+        first.send("Load", {"path": str(large), "name": "large"}, more=True)
+        wait_for_filling(daemon, "large")
+        second.call("Load", path=str(small), name="small")
+        assert filling(daemon, "large"), "the large one was first"
+        while first.reply()[1]:
+            pass
+
+
+def test_ten_loads_at_once(daemon, model_folder):
+    paths = [sparse_model(model_folder / f"ten{i}.gguf", 16 << 20) for i in range(10)]
+    clients = [daemon.client() for _ in paths]
+    for client, path in zip(clients, paths):
+        client.send("Load", {"path": str(path)})
+    for client in clients:
+        assert client.reply()[0]["model"]["state"] == "resident"
+        client.close()
+    assert len(daemon.models()) == 10
+
+
+def test_cancel_at_any_moment(daemon, model_folder):
+    """Again and again, later and later: whatever it meets, nothing is left."""
+    path = sparse_model(model_folder / "moment.gguf", 64 << 20)
+    before = daemon.settled_fds()
+    outcomes = set()
+    for step in range(40):
+        with daemon.client() as loader, daemon.client() as client:
+            loader.send("Load", {"path": str(path), "name": "m"})
+            time.sleep(step * 0.001)
+            try:
+                client.call("Cancel", name="m")
+            except WireError as error:
+                outcomes.add(error.name)
+            try:
+                loader.reply()
+                outcomes.add("loaded")
+                client.call("Unload", name="m")
+            except WireError as error:
+                outcomes.add(error.name)
+    assert outcomes <= {"Cancelled", "ModelBusy", "ModelNotFound", "loaded"}
+    assert "Cancelled" in outcomes
+    assert daemon.models() == []
+    assert daemon.used() == 0
+    wait_until(lambda: daemon.fds() == before)
+
+
+# --- Leases ---
+
+
+def test_lease(daemon, small_model):
+    with daemon.client() as owner, daemon.client() as client:
+        client.call("Load", path=str(small_model), name="small")
+        attached = owner.call("Attach", name="small")
+        assert attached["model"]["leases"] == 1
+        assert attached["device"]["export"] == "memfd"
+        with wire_error("ModelBusy") as parameters:
+            client.call("Unload", name="small")
+        (lease,) = parameters["leases"]
+        assert lease["lease"] == attached["lease"]
+        assert lease["pid"] == os.getpid()
+        assert lease["uid"] == os.geteuid()
+        with wire_error("LeaseNotFound") as parameters:
+            client.call("Detach", lease=attached["lease"])
+        assert parameters == {"lease": attached["lease"]}
+        owner.call("Detach", lease=attached["lease"])
+        with wire_error("LeaseNotFound"):
+            owner.call("Detach", lease=attached["lease"])
+        client.call("Unload", name="small")
+    assert arenas(daemon) == []
+
+
+def test_lease_ids_are_not_used_twice(client, small_model):
+    client.call("Load", path=str(small_model), name="small")
+    seen = set()
+    for _ in range(100):
+        lease = client.call("Attach", name="small")["lease"]
+        assert lease not in seen
+        seen.add(lease)
+        client.call("Detach", lease=lease)
+
+
+def test_arena_is_sealed(client, small_model):
+    client.call("Load", path=str(small_model), name="small")
+    reply = client.call("Attach", name="small")
+    fd, size = client.fds[reply["fd"]], reply["model"]["bytes"]
+    with pytest.raises(PermissionError):
+        mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+    for change in (lambda: os.pwrite(fd, b"x", 0), lambda: os.ftruncate(fd, 0), lambda: os.ftruncate(fd, size * 2)):
+        with pytest.raises((PermissionError, OSError)):
+            change()
+    mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ).close()
+
+
+def test_arena_outlives_detach(client, small_model):
+    """A mapping that a client made stays readable: a host arena is a file, and the kernel counts."""
+    client.call("Load", path=str(small_model), name="small", form="native")
+    reply = client.call("Attach", name="small")
+    arena = mmap.mmap(client.fds[reply["fd"]], reply["model"]["bytes"], mmap.MAP_SHARED, mmap.PROT_READ)
+    first = bytes(arena[:4096])
+    client.call("Detach", lease=reply["lease"])
+    client.call("Unload", name="small")
+    assert arena[:4096] == first
+
+
+HOLDER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from rocmforge_wire import Client
+client = Client(sys.argv[2])
+for _ in range(3):
+    client.call("Attach", name="small")
+print("attached", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_client_is_killed_while_attached(daemon, small_model):
+    with daemon.client() as client:
+        client.call("Load", path=str(small_model), name="small")
+        command = [sys.executable, "-c", HOLDER, str(ROOT / "tests" / "lib"), str(daemon.socket)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+            assert holder.stdout.readline() == "attached\n"
+            (model,) = client.call("List")["models"]
+            assert model["leases"] == 3
+            assert model["idle"] is None
+            assert {lease["pid"] for lease in client.call("Show", name="small")["leases"]} == {holder.pid}
+            holder.send_signal(signal.SIGKILL)
+        wait_until(lambda: client.call("List")["models"][0]["leases"] == 0)
+        assert client.call("List")["models"][0]["idle"] is not None
+        client.call("Unload", name="small")
+    assert arenas(daemon) == []
+
+
+def test_table_in_binary(client, small_model):
+    client.call("Load", path=str(small_model), name="small")
+    tensors = client.call("Attach", name="small")["tensors"]
+    reply = client.call("Attach", name="small", table=True)
+    assert reply.get("tensors") is None
+    table = os.pread(client.fds[reply["table"]], 1 << 20, 0)
+    assert table.startswith(b"rftable1")
+    assert all(tensor["name"].encode() + b"\0" in table for tensor in tensors)
+    assert len(tensors) == int.from_bytes(table[16:24], "little")
+
+
+# --- Those who watch ---
+
+
+def test_watch(daemon, small_model):
+    with daemon.client() as watcher, daemon.client() as client:
+        client.call("Load", path=str(small_model), name="small")
+        events = watcher.more("Watch")
+        first = next(events)
+        assert first.get("event") is None
+        assert [model["name"] for model in first["models"]] == ["small"]
+        lease = client.call("Attach", name="small")["lease"]
+        client.call("Detach", lease=lease)
+        client.call("Unload", name="small")
+        client.call("Load", path=str(small_model), name="again")
+        seen = [(event["event"], event["model"]["name"]) for _, event in zip(range(5), events)]
+        assert seen == [
+            ("attached", "small"),
+            ("detached", "small"),
+            ("unloaded", "small"),
+            ("loading", "again"),
+            ("resident", "again"),
+        ]
+
+
+def test_watch_needs_more(client):
+    with pytest.raises(WireError):
+        client.call("Watch")
+
+
+def test_watch_sees_a_failure(daemon, small_model, folder):
+    path = folder / "cut.gguf"
+    path.write_bytes(small_model.read_bytes()[:-1000])
+    with daemon.client() as watcher, daemon.client() as client:
+        events = watcher.more("Watch")
+        next(events)
+        with wire_error("InvalidModel"):
+            client.call("Load", path=str(path))
+        names = []
+        for event in events:
+            names.append(event["event"])
+            if event["event"] == "failed":
+                assert event["error"]
+                break
+        assert names == ["loading", "failed"]

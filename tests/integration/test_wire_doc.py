@@ -1,0 +1,120 @@
+"""docs/wire.md tells the truth: its examples are called again, in its order, and answered alike; each method has one.
+
+In an example "-->" is a call and "<--" a reply. Alike means: the same error, and all fields that the example shows, with
+values of the same kind. Numbers and lists may differ, and fields be null. An example of several replies to a call with
+`more` shows some of them. Its paths stand for files of the tests, and "one descriptor beside it" for tiny.gguf.
+"""
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from harness import ROOT
+
+PAGE = (ROOT / "docs" / "wire.md").read_text(encoding="utf-8")
+INTERFACE = (ROOT / "proto" / "io.rocmforge.varlink").read_text(encoding="utf-8")
+
+# Calls of somebody else than the one who holds the leases, as the page says there.
+OTHERS = {"Unload", "Pin", "Unpin", "SetTtl", "Verify", "Devices"}
+
+
+def examples():
+    """Each: the call, its replies, descriptors beside the call and beside the last reply."""
+    words = {"one": 1, "two": 2}
+    for block in re.findall(r"^```\n(-->.*?)^```$", PAGE, re.DOTALL | re.MULTILINE):
+        parts = re.split(r"^(-->|<--) ", block, flags=re.MULTILINE)[1:]
+        messages, fds = [], []
+        for text in parts[1::2]:
+            text, _, beside = text.partition("    (")
+            messages.append(json.loads(text))
+            fds.append(words[beside.split()[0]] if beside else 0)
+        assert parts[0::2] == ["-->"] + ["<--"] * (len(messages) - 1)
+        yield messages[0], messages[1:], fds[0], fds[-1]
+
+
+def alike(expected, seen):
+    if expected is None or seen is None:
+        return True
+    if isinstance(expected, dict):
+        return isinstance(seen, dict) and all(key in seen and alike(expected[key], seen[key]) for key in expected)
+    if isinstance(expected, list):
+        return isinstance(seen, list) and all(alike(a, b) for a, b in zip(expected, seen))
+    if isinstance(expected, bool) or isinstance(seen, bool):
+        return isinstance(expected, bool) and isinstance(seen, bool)
+    number = (int, float)
+    return isinstance(seen, number) if isinstance(expected, number) else isinstance(seen, type(expected))
+
+
+def fits(expected, seen):
+    """A reply is like the one shown; what an event is called does not vary."""
+    return (
+        expected.get("error") == seen.get("error")
+        and expected.get("parameters", {}).get("event") == seen.get("parameters", {}).get("event")
+        and alike(expected, seen)
+    )
+
+
+@pytest.fixture
+def files(large_model, folder):
+    """Large enough that there is progress to tell, and time to cancel."""
+    broken = folder / "broken.gguf"
+    with open(large_model, "rb") as file:
+        broken.write_bytes(file.read(60))
+    return {"/models/tiny.gguf": large_model, "/models/big.gguf": large_model, "/models/broken.gguf": broken}
+
+
+def test_examples(daemon, files):
+    watched, n_calls = None, 0
+    with daemon.client() as user, daemon.client() as other, daemon.client() as watcher:
+        watcher.send("Watch", more=True)
+        for call, replies, n_fds, n_fds_back in examples():
+            method = call["method"].rpartition(".")[2]
+            if method == "Watch":
+                watched = replies
+                continue
+            path = call.get("parameters", {}).get("path")
+            if path:
+                call["parameters"]["path"] = str(files[path])
+            client = other if method in OTHERS else user
+            with open(files["/models/tiny.gguf"], "rb") as file:
+                client.send_raw(json.dumps(call).encode() + b"\0", [file.fileno()] * n_fds)
+                seen = [client.receive()]
+                while seen[-1].get("continues"):
+                    seen.append(client.receive())
+            assert fits(replies[-1], seen[-1]), (call, seen[-1])
+            assert len(client.fds) == n_fds_back, call
+            for reply in replies[:-1]:
+                assert call["more"] and reply["continues"] is True
+                assert any(fits(reply, one) for one in seen), (call, reply)
+            n_calls += 1
+        events = [watcher.receive()]
+        for reply in watched:
+            while not fits(reply, events[-1]):
+                events.append(watcher.receive())
+    assert n_calls > 15
+
+
+@pytest.mark.parametrize("method", re.findall(r"^method (\w+)", INTERFACE, re.MULTILINE))
+def test_each_method_has_one(method):
+    assert f'--> {{"method": "io.rocmforge.{method}"' in PAGE
+
+
+@pytest.mark.parametrize("error", re.findall(r"^error (\w+)", INTERFACE, re.MULTILINE))
+def test_each_error_is_told(error):
+    assert f"`{error}`" in PAGE
+
+
+def test_snippets(client, daemon, small_model):
+    """The Python that the page offers for pasting."""
+    client.call("Load", path=str(small_model), name="tiny", form="f16")
+    snippets = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+    assert len(snippets) == 2
+    out = ""
+    for snippet in snippets:
+        assert "/run/rocmforge/io.rocmforge" in snippet
+        path = daemon.folder / "snippet.py"
+        path.write_text(snippet.replace("/run/rocmforge/io.rocmforge", str(daemon.socket)))
+        out += subprocess.run([sys.executable, path], check=True, stdout=subprocess.PIPE, text=True).stdout
+    assert "'name': 'tiny'" in out
+    assert "token_embd.weight [[" in out

@@ -1,0 +1,144 @@
+"""What integration tests are made of: the real daemon as a process, files, and patience."""
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import make_model
+import pytest
+from rocmforge_wire import Client, WireError
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMEOUT = 60
+
+# A sanitizer's finding ends the daemon, and with it the test.
+SANITIZERS = {
+    "ASAN_OPTIONS": "exitcode=99:detect_leaks=1",
+    "UBSAN_OPTIONS": "halt_on_error=1:exitcode=99:print_stacktrace=1",
+}
+
+
+def build_folder():
+    return Path(os.environ["ROCMFORGE_BUILD"]).resolve()
+
+
+def daemon_program():
+    return str(build_folder() / "daemon" / "rocmforged")
+
+
+def wait_until(condition, seconds=TIMEOUT, every=0.01):
+    """Waits for a condition and returns its value; fails if it does not come true."""
+    end = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < end, "this did not come true in time"
+        time.sleep(every)
+
+
+class Daemon:
+    def __init__(self, folder, *options, env=None, socket=None, program=None):
+        self.folder = Path(folder)
+        self.socket = Path(socket or self.folder / "io.rocmforge")
+        self.log_path = self.folder / f"log{len(list(self.folder.glob('log*')))}"
+        command = program or [daemon_program()]
+        with open(self.log_path, "wb") as log:
+            self.process = subprocess.Popen(
+                [*command, "--socket", str(self.socket), "--device", "host", "--budget", "3G", *options],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **SANITIZERS, **(env or {})},
+            )
+        self.pid = self.process.pid
+
+    def wait_ready(self):
+        def ready():
+            assert self.process.poll() is None, f"the daemon ended:\n{self.log}"
+            with contextlib.suppress(OSError):
+                with self.client() as client:
+                    return client.call("org.varlink.service.GetInfo")
+
+        wait_until(ready)
+        return self
+
+    @property
+    def log(self):
+        return self.log_path.read_text(errors="replace")
+
+    def client(self, **options):
+        return Client(self.socket, **options)
+
+    def rfctl(self, *arguments, check=True, **options):
+        return subprocess.run(
+            [str(build_folder() / "client" / "rfctl" / "rfctl"), "--socket", str(self.socket), *map(str, arguments)],
+            check=check,
+            capture_output=True,
+            timeout=TIMEOUT,
+            **{"text": True, **options},
+        )
+
+    def fds(self):
+        """What the daemon's descriptors lead to."""
+        links = []
+        for fd in os.listdir(f"/proc/{self.pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                links.append(os.readlink(f"/proc/{self.pid}/fd/{fd}"))
+        return sorted(links)
+
+    def settled_fds(self):
+        """The same, once connections that were closed are gone."""
+        while True:
+            before = self.fds()
+            time.sleep(0.05)
+            if self.fds() == before:
+                return before
+
+    def used(self):
+        with self.client() as client:
+            return sum(device["used"] for device in client.call("Devices")["devices"])
+
+    def models(self):
+        with self.client() as client:
+            return client.call("List")["models"]
+
+    def status(self):
+        with self.client() as client:
+            return client.call("Status")
+
+    def stop(self):
+        """Ends it as systemd would, and returns its exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(TIMEOUT)
+
+    def close(self):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+@contextlib.contextmanager
+def wire_error(name):
+    """The body has to fail with this error; the parameters are in what it yields."""
+    parameters = {}
+    try:
+        yield parameters
+    except WireError as error:
+        assert error.name == name, error
+        parameters.update(error.parameters)
+    else:
+        pytest.fail(f"no {name}")
+
+
+def sparse_model(path, size):
+    types = make_model.load_types()
+    count = max(size >> 26, 1)
+    tensors = [make_model.Tensor(f"blk.{i}.ffn_up.weight", types["i8"], (size // count,)) for i in range(count)]
+    n_kv, kv = make_model.metadata(1, 256, 256, 4, 100)
+    with open(path, "wb") as out:
+        data_start = make_model.write_header(out, tensors, n_kv, kv)
+        out.truncate(data_start + size)
+    return path

@@ -1,0 +1,51 @@
+#!/usr/bin/env python3
+"""Adds up what ran: prints "N passed, N failed, N skipped" and fails if anything failed, or nothing passed.
+
+    tally.py FOLDER
+
+FOLDER holds *.meson (meson's testlog.json), *.xml (JUnit, as pytest writes it) and *.step (the word "passed" or
+"failed").
+"""
+import json
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from pathlib import Path
+
+MESON = {"OK": "passed", "EXPECTEDFAIL": "passed", "SKIP": "skipped"}
+
+
+def meson(path):
+    for line in path.read_text(encoding="utf-8").splitlines():
+        test = json.loads(line)
+        yield MESON.get(test["result"], "failed"), test["name"]
+
+
+def junit(path):
+    for case in ElementTree.parse(path).iter("testcase"):
+        outcome = "passed"
+        if case.find("failure") is not None or case.find("error") is not None:
+            outcome = "failed"
+        elif case.find("skipped") is not None:
+            outcome = "skipped"
+        yield outcome, f"{case.get('classname')}.{case.get('name')}"
+
+
+def step(path):
+    yield path.read_text(encoding="utf-8").strip(), path.stem
+
+
+def main():
+    readers = {".meson": meson, ".xml": junit, ".step": step}
+    count = Counter()
+    for path in sorted(Path(sys.argv[1]).iterdir()):
+        for outcome, name in readers[path.suffix](path):
+            count[outcome] += 1
+            if outcome != "passed":
+                print(f"{outcome}: {path.stem}: {name}")
+    print(f"{count['passed']} passed, {count['failed']} failed, {count['skipped']} skipped")
+    return 1 if count["failed"] or not count["passed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
