@@ -164,6 +164,10 @@ static void fill(const struct tensor_type *type, uint8_t *src, size_t blocks)
             b[7] = (uint8_t)((b[7] & 0x80) | 0x3f);
             b[6] = (uint8_t)((b[6] & 0x0f) | 0x80);
             break;
+        case 26: /* i32, i64: 16 bits with a sign */
+        case 27:
+            memset(b + 2, (int8_t)b[1] < 0 ? 0xff : 0, type->block_bytes - 2);
+            break;
         case 29: /* iq1_m: the upper nibble of the last scale word */
             b[55] = (uint8_t)((b[55] & 0x8f) | 0x10);
             break;
