@@ -120,6 +120,18 @@ static int fail_reply(rf_client *client, const char *why)
     return client_break(client, -EPROTO, "the daemon sent a reply that is none: %s", why);
 }
 
+/* Models that the daemon asks to be let go: it says so once, beside whatever it was asked. */
+static void tell_draining(const rf_client *client, const cJSON *parameters)
+{
+    const cJSON *names = field(parameters, "draining"), *name;
+    if (!client->draining || !cJSON_IsArray(names))
+        return;
+    cJSON_ArrayForEach (name, names) {
+        if (cJSON_IsString(name))
+            client->draining(client->draining_context, name->valuestring);
+    }
+}
+
 static int reply_take(rf_client *client, const struct call *call, cJSON *reply, struct frame_message *message,
                       bool *ret_continues)
 {
@@ -129,6 +141,7 @@ static int reply_take(rf_client *client, const struct call *call, cJSON *reply, 
     if (!cJSON_IsObject(reply) || (given && !cJSON_IsObject(given)) || (error && !cJSON_IsString(error)) ||
         (continues && !cJSON_IsBool(continues)))
         return fail_reply(client, "a field of it is of another type");
+    tell_draining(client, given);
     if (error)
         return reply_error(client, error->valuestring, (cJSON *)given);
     if (cJSON_IsTrue(continues) && !call->more)
@@ -203,15 +216,37 @@ struct user_call {
     void *context;
 };
 
+int client_give(rf_client *client, rf_reply_fn *reply, void *context, const cJSON *parameters, bool continues,
+                struct frame_message *message)
+{
+    if (!reply)
+        return 0;
+    char *text = cJSON_PrintUnformatted(parameters);
+    if (!text)
+        return client_fail(client, -ENOMEM, "no memory for a reply");
+    int r = reply(context, text, continues, message->fds, message->n_fds);
+    cJSON_free(text);
+    return r == 0 ? 0 : client_fail(client, r, "the caller ended the call");
+}
+
+int client_progress(rf_client *client, const char *method, const cJSON *progress, rf_progress_fn *function,
+                    void *context)
+{
+    const cJSON *left = field(progress, "left");
+    struct rf_progress p = {.state = field_text(progress, "state"), .seconds_left = -1};
+    if (!p.state || !field_integer(progress, "done", &p.done) || !field_integer(progress, "total", &p.total) ||
+        !field_integer(progress, "rate", &p.rate) || (left && !cJSON_IsNumber(left)))
+        return client_break(client, -EPROTO, "the daemon's answer to %s is wrong: progress", method);
+    if (left)
+        p.seconds_left = left->valuedouble;
+    int r = function ? function(context, &p) : 0;
+    return r == 0 ? 0 : client_fail(client, r, "the caller ended the call");
+}
+
 static int user_reply(void *context, cJSON **parameters, bool continues, struct frame_message *message)
 {
-    struct user_call *user = context;
-    char *text = cJSON_PrintUnformatted(*parameters);
-    if (!text)
-        return client_fail(user->client, -ENOMEM, "no memory for a reply");
-    int r = user->reply(user->context, text, continues, message->fds, message->n_fds);
-    cJSON_free(text);
-    return r == 0 ? 0 : client_fail(user->client, r, "the caller ended the call");
+    const struct user_call *user = context;
+    return client_give(user->client, user->reply, user->context, *parameters, continues, message);
 }
 
 int rf_call(rf_client *client, const char *method, const char *parameters, unsigned flags, const int *fds, size_t n_fds,

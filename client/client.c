@@ -185,6 +185,12 @@ void rf_close(rf_client *client)
     free(client);
 }
 
+void rf_on_draining(rf_client *client, rf_draining_fn *function, void *context)
+{
+    client->draining = function;
+    client->draining_context = context;
+}
+
 int rf_client_fd(const rf_client *client)
 {
     return client->socket;

@@ -26,6 +26,8 @@ struct rf_client {
     struct frame_reader *reader;
     struct frame_writer *writer;
     LIST_HEAD(, rf_model) models;
+    rf_draining_fn *draining; /* or NULL */
+    void *draining_context;
 
     /* Of the last call. */
     char message[CLIENT_MESSAGE_SIZE];
@@ -61,6 +63,15 @@ struct call {
 /* Makes a call. Returns 0, or a negative errno, or what `reply` returned. Clears the last failure and words its own,
  * but not one of `reply`. */
 int client_call(rf_client *client, const struct call *call);
+
+/* Gives a reply to a function of the library's user, as text; NULL: to none. Returns what that returned, after it
+ * worded a failure if that is not 0; or a negative errno. */
+int client_give(rf_client *client, rf_reply_fn *reply, void *context, const cJSON *parameters, bool continues,
+                struct frame_message *message);
+
+/* The same with the progress that stands in a reply to `method`. Breaks the connection if it is none. */
+int client_progress(rf_client *client, const char *method, const cJSON *progress, rf_progress_fn *function,
+                    void *context);
 
 /* Detaches without telling the daemon, and frees. */
 void model_free(rf_model *model);

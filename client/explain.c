@@ -3,6 +3,7 @@
 #include "client/fields.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -51,6 +52,24 @@ static void add_bytes(struct text *text, const cJSON *parameters, const char *ke
             add(text, format, value_);                                                                                 \
     } while (0)
 
+/* Who a process is, and since when it holds the lease: " (user 1000, for 34 s)". */
+static void add_holder(struct text *text, const cJSON *lease)
+{
+    static const struct {
+        const char *name;
+        double seconds;
+    } units[] = {{"d", 86400}, {"h", 3600}, {"min", 60}, {"s", 1}};
+    uint64_t uid;
+    const cJSON *age = field(lease, "age");
+    if (!field_integer(lease, "uid", &uid) || !cJSON_IsNumber(age) || !(age->valuedouble >= 0))
+        return;
+    size_t unit = 0;
+    while (unit < 3 && age->valuedouble < units[unit].seconds)
+        unit++;
+    text->between = " ";
+    add(text, "(user %" PRIu64 ", for %.0f %s)", uid, floor(age->valuedouble / units[unit].seconds), units[unit].name);
+}
+
 static void add_holders(struct text *text, const cJSON *parameters)
 {
     const cJSON *leases = field(parameters, "leases"), *lease;
@@ -64,6 +83,7 @@ static void add_holders(struct text *text, const cJSON *parameters)
             return;
         }
         add(text, n == 0 ? "held by process %" PRIu64 : "%" PRIu64, pid);
+        add_holder(text, lease);
         n++;
     }
 }

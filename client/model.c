@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -159,11 +160,21 @@ static int model_map_memory(rf_model *model, int fd)
     return r < 0 ? client_fail(model->client, r, "%s", fault.text) : 0;
 }
 
+/* An Attach under way. */
+struct attaching {
+    rf_model *model;
+    const rf_attach_options *options;
+};
+
 /* Reads what was answered, and maps the table and the memory. */
 static int attach_reply(void *context, cJSON **parameters, bool continues, struct frame_message *message)
 {
-    rf_model *model = context;
-    (void)continues;
+    const struct attaching *attaching = context;
+    const rf_attach_options *options = attaching->options;
+    rf_model *model = attaching->model;
+    if (continues) /* it is being loaded */
+        return client_progress(model->client, "Attach", field(*parameters, "progress"), options->progress,
+                               options->context);
     model->reply = *parameters;
     *parameters = NULL;
     model->leased = field_integer(model->reply, "lease", &model->lease);
@@ -226,24 +237,38 @@ static int attach_undo(rf_model *model, int error)
     return client_fail(model->client, error, "%s", message);
 }
 
-int rf_attach(rf_client *client, const char *name, rf_model **ret)
+/* As text, for cJSON_free(); NULL: no memory. */
+static char *attach_parameters(const char *name, const rf_attach_options *options)
+{
+    cJSON *object = cJSON_CreateObject();
+    char *text = NULL;
+    if (cJSON_AddStringToObject(object, "name", name) && cJSON_AddBoolToObject(object, "table", true) &&
+        (options->deadline_seconds == 0 || cJSON_AddNumberToObject(object, "deadline", options->deadline_seconds)))
+        text = cJSON_PrintUnformatted(object);
+    cJSON_Delete(object);
+    return text;
+}
+
+static int attach(rf_client *client, const char *name, const rf_attach_options *options, rf_model **ret)
 {
     rf_model *model = calloc(1, sizeof(*model));
-    cJSON *object = cJSON_CreateObject();
-    char *parameters = NULL;
-    if (model && cJSON_AddStringToObject(object, "name", name) && cJSON_AddBoolToObject(object, "table", true))
-        parameters = cJSON_PrintUnformatted(object);
-    cJSON_Delete(object);
+    char *parameters = model ? attach_parameters(name, options) : NULL;
     if (!parameters) {
         free(model);
         return client_fail(client, -ENOMEM, "no memory to attach");
     }
     model->client = client;
     LIST_INSERT_HEAD(&client->models, model, link);
-    int r = client_call(
-        client, &(struct call){.method = "Attach", .parameters = parameters, .reply = attach_reply, .context = model});
+    struct attaching attaching = {.model = model, .options = options};
+    int r = client_call(client, &(struct call){
+                                    .method = "Attach",
+                                    .parameters = parameters,
+                                    .more = options->progress,
+                                    .reply = attach_reply,
+                                    .context = &attaching,
+                                });
     cJSON_free(parameters);
-    if (r < 0) {
+    if (r != 0) {
         if (model->leased)
             r = attach_undo(model, r);
         model_free(model);
@@ -251,6 +276,25 @@ int rf_attach(rf_client *client, const char *name, rf_model **ret)
     }
     *ret = model;
     return 0;
+}
+
+int rf_attach_with(rf_client *client, const char *name, const rf_attach_options *options, rf_model **ret)
+{
+    rf_attach_options all = {0};
+    client_clear(client);
+    if (options) {
+        if (options->size == 0)
+            return client_fail(client, -EINVAL, "the size of the options is not set");
+        memcpy(&all, options, options->size < sizeof(all) ? options->size : sizeof(all));
+    }
+    if (!(all.deadline_seconds >= 0) || isinf(all.deadline_seconds))
+        return client_fail(client, -EINVAL, "a deadline is so many seconds from now, and not %g", all.deadline_seconds);
+    return attach(client, name, &all, ret);
+}
+
+int rf_attach(rf_client *client, const char *name, rf_model **ret)
+{
+    return rf_attach_with(client, name, NULL, ret);
 }
 
 int rf_detach(rf_model *model)

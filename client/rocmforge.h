@@ -66,6 +66,14 @@ int rf_call(rf_client *client, const char *method, const char *parameters, unsig
 /* The connection's socket, to poll. Not to be read from. */
 int rf_client_fd(const rf_client *client);
 
+/* A model that this connection has attached to is wanted back: somebody unloads it by force, and its memory goes when
+ * it was detached everywhere. Not to detach in here: one connection has one call at a time. */
+typedef void rf_draining_fn(void *context, const char *name);
+
+/* Has this function called, from within whatever call brings the news, once for each lease. NULL: none, the default.
+ * The daemon speaks when it is spoken to: who is idle for long asks now and then, with rf_call() of "Status". */
+void rf_on_draining(rf_client *client, rf_draining_fn *function, void *context);
+
 /* --- loading --- */
 
 /* How far a load is. Bytes, bytes per second, seconds; seconds is negative while unknown. */
@@ -77,18 +85,25 @@ typedef struct rf_progress {
     double seconds_left;
 } rf_progress;
 
+/* Called several times a second. A result that is not 0 ends the call, which returns it. This ends the connection too,
+ * and with it the leases that it holds. */
+typedef int rf_progress_fn(void *context, const rf_progress *progress);
+
 /* What to load and how; set `size` to sizeof(rf_load_options), and what is not said to 0. */
 typedef struct rf_load_options {
     size_t size;
-    const char *name;    /* NULL: from the file's name */
-    const char *form;    /* NULL: "auto" */
-    const char *device;  /* NULL: "auto" */
-    const char *dequant; /* NULL: "auto" */
-    int no_wait;         /* return when the file was understood; the load goes on by itself */
-    /* Called several times a second; NULL: not. A result that is not 0 ends the load, and rf_load() returns it. This
-     * ends the connection too, and with it the leases that it holds. */
-    int (*progress)(void *context, const rf_progress *progress);
-    void *context;
+    const char *name;         /* NULL: from the file's name */
+    const char *form;         /* NULL: "auto" */
+    const char *device;       /* NULL: "auto" */
+    const char *dequant;      /* NULL: "auto" */
+    int no_wait;              /* return when the file was understood; the load goes on by itself */
+    rf_progress_fn *progress; /* NULL: not */
+    void *context;            /* of progress and reply */
+    int pin;                  /* never evict it, nor unload it for idleness */
+    int private_;             /* only this user sees it and can attach to it */
+    uint64_t ttl_seconds;     /* of idleness after which it is unloaded; 0: never */
+    double deadline_seconds;  /* after which it is given up, -ETIMEDOUT; 0: never */
+    rf_reply_fn *reply;       /* gets each answer of the daemon as it is, before `progress`; NULL: not */
 } rf_load_options;
 
 /* Loads the GGUF file at `path`, which the caller must be able to read; the daemon need not. Of a split model: its
@@ -97,6 +112,21 @@ typedef struct rf_load_options {
 int rf_load(rf_client *client, const char *path, const rf_load_options *options, char *name);
 
 #define RF_NAME_SIZE 128
+
+/* What rf_load() would do. Set `size` to sizeof(rf_plan). */
+typedef struct rf_plan {
+    size_t size;
+    int fits;            /* there is memory for it, with what would be evicted */
+    int there;           /* it is there already, or on its way, and nothing would happen */
+    uint64_t bytes;      /* that it would take on the device */
+    uint64_t file_bytes; /* that would be read */
+    uint64_t available;  /* that the device has for models now, without an eviction */
+    size_t evicts;       /* how many models would be evicted; `reply` tells which */
+    double seconds;      /* that it would take; negative while unknown */
+} rf_plan;
+
+/* Asks what rf_load() with these options would do, without doing it. ret may be NULL. */
+int rf_load_plan(rf_client *client, const char *path, const rf_load_options *options, rf_plan *ret);
 
 /* Frees a model's memory. -EBUSY while somebody is attached. */
 int rf_unload(rf_client *client, const char *name);
@@ -121,6 +151,17 @@ typedef struct rf_tensor {
  * -ENOENT: no such model; -EBUSY: it is on its way out; -ENOTSUP: this machine has no module for its device; -ENODEV:
  * this process does not see that device. */
 int rf_attach(rf_client *client, const char *name, rf_model **ret);
+
+/* How to wait; set `size` to sizeof(rf_attach_options), and what is not said to 0. */
+typedef struct rf_attach_options {
+    size_t size;
+    double deadline_seconds;  /* after which it is given up, -ETIMEDOUT; 0: never */
+    rf_progress_fn *progress; /* of the load that is waited for; NULL: not */
+    void *context;
+} rf_attach_options;
+
+/* rf_attach(), said how. options may be NULL. */
+int rf_attach_with(rf_client *client, const char *name, const rf_attach_options *options, rf_model **ret);
 
 /* Unmaps the memory, gives the lease back and frees the model, whatever it returns: -ECONNRESET if the connection is
  * gone, and the lease with it. Pointers into the memory are void from now on. NULL is fine. */

@@ -5,12 +5,23 @@
 #include <errno.h>
 #include <stdlib.h>
 
+/* Whoever holds a model here for long is told when it is wanted back. */
+static void draining(void *context, const char *name)
+{
+    (void)context;
+    err_line("please let go of %s: it is being unloaded", name);
+}
+
 int ctl_connect(struct rfctl *ctl)
 {
-    if (ctl->client || rf_connect(ctl->options.socket, &ctl->client) == 0)
+    if (ctl->client)
         return STATUS_DONE;
-    err_line("no daemon: %s", rf_error_message(NULL));
-    return STATUS_NO_DAEMON;
+    if (rf_connect(ctl->options.socket, &ctl->client) < 0) {
+        err_line("no daemon: %s", rf_error_message(NULL));
+        return STATUS_NO_DAEMON;
+    }
+    rf_on_draining(ctl->client, draining, NULL);
+    return STATUS_DONE;
 }
 
 int ctl_fail(const struct rfctl *ctl, int error, const char *what)
@@ -21,33 +32,34 @@ int ctl_fail(const struct rfctl *ctl, int error, const char *what)
     return error == -ECONNRESET || error == -EPIPE ? STATUS_NO_DAEMON : STATUS_REFUSED;
 }
 
-struct receiver {
-    const struct ctl_call *call;
-    bool json;
-    int output; /* the error of standard output that ended the call */
-};
-
-static int receive(void *context, const char *parameters, int continues, int *fds, size_t n_fds)
+int ctl_receive(void *context, const char *parameters, int continues, int *fds, size_t n_fds)
 {
-    struct receiver *receiver = context;
+    struct ctl_receiver *receiver = context;
     (void)fds;
     (void)n_fds;
-    if (receiver->json) {
+    if (receiver->ctl->options.json) {
         out_json(parameters);
         receiver->output = out_flush();
         if (receiver->output < 0)
             return receiver->output;
     }
-    if (!receiver->call->reply)
+    if (!receiver->reply)
         return 0;
     cJSON *reply = cJSON_Parse(parameters);
     if (!reply)
         return -EPROTO;
-    int r = receiver->call->reply(receiver->call->context, reply, !continues);
+    int r = receiver->reply(receiver->context, reply, !continues);
     cJSON_Delete(reply);
     if (r == 0)
         receiver->output = r = out_flush();
     return r;
+}
+
+int ctl_received(const struct ctl_receiver *receiver, int r)
+{
+    if (receiver->output < 0)
+        return STATUS_REFUSED; /* main() says what became of the output */
+    return r < 0 ? ctl_fail(receiver->ctl, r, receiver->what) : STATUS_DONE;
 }
 
 int ctl_call(struct rfctl *ctl, struct ctl_call call)
@@ -55,12 +67,9 @@ int ctl_call(struct rfctl *ctl, struct ctl_call call)
     int status = ctl_connect(ctl);
     char *parameters = call.parameters ? cJSON_PrintUnformatted(call.parameters) : NULL;
     if (status == STATUS_DONE) {
-        struct receiver receiver = {.call = &call, .json = ctl->options.json};
-        int r = rf_call(ctl->client, call.method, parameters, call.flags, call.fds, call.n_fds, receive, &receiver);
-        if (receiver.output < 0)
-            status = STATUS_REFUSED; /* main() says what became of the output */
-        else if (r < 0)
-            status = ctl_fail(ctl, r, call.what);
+        struct ctl_receiver receiver = {.ctl = ctl, .what = call.what, .reply = call.reply, .context = call.context};
+        int r = rf_call(ctl->client, call.method, parameters, call.flags, NULL, 0, ctl_receive, &receiver);
+        status = ctl_received(&receiver, r);
     }
     cJSON_free(parameters);
     cJSON_Delete(call.parameters);
@@ -94,5 +103,13 @@ cJSON *ctl_name(const char *key, const char *value)
         err_line("not enough memory");
         exit(STATUS_REFUSED);
     }
+    return object;
+}
+
+cJSON *ctl_model(const struct rfctl *ctl)
+{
+    cJSON *object = ctl_name("name", ctl->arguments[0]);
+    if (ctl->options.deadline > 0)
+        cJSON_AddNumberToObject(object, "deadline", (double)ctl->options.deadline);
     return object;
 }

@@ -1,7 +1,6 @@
 /* inspect: what a GGUF file says, read without a daemon. It becomes JSON first, of the kinds that Show replies with,
  * and that is what is printed. */
 #include "client/rfctl/fields.h"
-#include "client/rfctl/files.h"
 #include "client/rfctl/format.h"
 #include "client/rfctl/output.h"
 #include "client/rfctl/rfctl.h"
@@ -9,6 +8,7 @@
 #include "daemon/gguf.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -165,17 +165,21 @@ static struct gguf *read_file(const char *path)
 {
     struct gguf *file = NULL;
     struct gguf_fault fault = {0};
-    struct files files;
     struct stat status;
-    if (files_open_one(&files, path, "inspect") < 0)
-        return NULL;
-    int r =
-        fstat(files.fds[0], &status) < 0 ? -errno : gguf_read(files.fds[0], (uint64_t)status.st_size, &file, &fault);
+    /* Not to hang on a FIFO that nobody writes to. */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+    int r = fd < 0 || fstat(fd, &status) < 0 ? -errno : 0;
+    if (r == 0)
+        r = S_ISREG(status.st_mode) ? gguf_read(fd, (uint64_t)status.st_size, &file, &fault) : -EINVAL;
     if (r == -EBADMSG)
         err_line("cannot inspect %s: %s (at byte %" PRIu64 ")", path, fault.reason, fault.offset);
     else if (r < 0)
-        err_line("cannot inspect %s: %s", path, r == -ENODATA ? "it was cut short" : strerror(-r));
-    files_close(&files);
+        err_line("cannot inspect %s: %s", path,
+                 r == -EINVAL    ? "this is not a regular file"
+                 : r == -ENODATA ? "it was cut short"
+                                 : strerror(-r));
+    if (fd >= 0)
+        close(fd);
     return file;
 }
 

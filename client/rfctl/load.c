@@ -1,6 +1,5 @@
-/* load: passes the open file, so that the daemon needs no right to it, and shows how far it is. */
+/* load: the library passes the open file, so that the daemon needs no right to it; this shows how far it is. */
 #include "client/rfctl/fields.h"
-#include "client/rfctl/files.h"
 #include "client/rfctl/format.h"
 #include "client/rfctl/memory.h"
 #include "client/rfctl/output.h"
@@ -80,46 +79,30 @@ static int told(void *context, const cJSON *reply, bool last)
     return 0;
 }
 
-static cJSON *parameters_of(const struct load *load, size_t n_files)
-{
-    const struct options *options = load->options;
-    cJSON *parameters = ctl_name("form", options->form ? options->form : "auto");
-    cJSON *fds = cJSON_AddArrayToObject(parameters, "fds");
-    for (size_t i = 0; i < n_files; i++)
-        cJSON_AddItemToArray(fds, cJSON_CreateNumber((double)i));
-    char *link_name = options->name ? NULL : files_link_name(load->path);
-    if (options->name || link_name)
-        cJSON_AddStringToObject(parameters, "name", options->name ? options->name : link_name);
-    free(link_name);
-    if (options->device)
-        cJSON_AddStringToObject(parameters, "device", options->device);
-    if (options->dequant)
-        cJSON_AddStringToObject(parameters, "dequant", options->dequant);
-    if (options->no_wait)
-        cJSON_AddFalseToObject(parameters, "wait");
-    return parameters;
-}
-
 int command_load(struct rfctl *ctl)
 {
     struct load load = {.options = &ctl->options, .path = ctl->arguments[0]};
-    struct files files;
-    int status = STATUS_REFUSED;
-    if (files_open(&files, load.path, "load") == 0) {
-        char *what = need_text("load %s", load.path);
-        clock_gettime(CLOCK_MONOTONIC, &load.began);
-        status = ctl_call(ctl, (struct ctl_call){
-                                   .method = "Load",
-                                   .parameters = parameters_of(&load, files.n),
-                                   .flags = RF_CALL_MORE,
-                                   .fds = files.fds,
-                                   .n_fds = files.n,
-                                   .what = what,
-                                   .reply = told,
-                                   .context = &load,
-                               });
-        free(what);
-    }
-    files_close(&files);
+    int status = ctl_connect(ctl);
+    if (status != STATUS_DONE)
+        return status;
+    char *what = need_text("load %s", load.path);
+    struct ctl_receiver receiver = {.ctl = ctl, .what = what, .reply = told, .context = &load};
+    const rf_load_options options = {
+        .size = sizeof(options),
+        .name = ctl->options.name,
+        .form = ctl->options.form,
+        .device = ctl->options.device,
+        .dequant = ctl->options.dequant,
+        .no_wait = ctl->options.no_wait,
+        .pin = ctl->options.pin,
+        .private_ = ctl->options.private,
+        .ttl_seconds = ctl->options.ttl,
+        .deadline_seconds = (double)ctl->options.deadline,
+        .reply = ctl_receive,
+        .context = &receiver,
+    };
+    clock_gettime(CLOCK_MONOTONIC, &load.began);
+    status = ctl_received(&receiver, rf_load(ctl->client, load.path, &options, NULL));
+    free(what);
     return status;
 }

@@ -18,14 +18,20 @@ static const struct command {
     const char *help; /* one line */
     int (*run)(struct rfctl *ctl);
 } commands[] = {
-    {"load", "FILE", 1, OPTION_NAME | OPTION_AS | OPTION_DEVICE | OPTION_DEQUANT | OPTION_NO_WAIT,
+    {"load", "FILE", 1,
+     OPTION_NAME | OPTION_AS | OPTION_DEVICE | OPTION_DEQUANT | OPTION_NO_WAIT | OPTION_PIN | OPTION_TTL |
+         OPTION_PRIVATE | OPTION_DEADLINE,
      "load a GGUF file, or join a load of it", command_load},
+    {"plan", "FILE", 1, OPTION_AS | OPTION_DEVICE, "tell what loading a file would take", command_plan},
     {"ps", "", 0, 0, "list the models in memory", command_ps},
     {"show", "NAME", 1, 0, "tell all about a model", command_show},
     {"inspect", "FILE", 1, 0, "tell all about a file; needs no daemon", command_inspect},
-    {"unload", "NAME", 1, 0, "free a model's memory", command_unload},
-    {"cancel", "NAME", 1, 0, "stop a load under way", command_cancel},
-    {"verify", "NAME", 1, 0, "compare a model with its file, bit for bit", command_verify},
+    {"unload", "NAME", 1, OPTION_FORCE | OPTION_DEADLINE, "free a model's memory", command_unload},
+    {"pin", "NAME", 1, 0, "keep a model, whatever else wants its memory", command_pin},
+    {"unpin", "NAME", 1, 0, "let a model go when memory is short", command_unpin},
+    {"ttl", "NAME DURATION", 2, 0, "unload a model that is idle so long; 'never': not", command_ttl},
+    {"cancel", "NAME", 1, OPTION_DEADLINE, "stop a load under way", command_cancel},
+    {"verify", "NAME", 1, OPTION_DEADLINE, "compare a model with its file, bit for bit", command_verify},
     {"dump", "NAME TENSOR", 2, 0, "write a tensor's bytes to standard output", command_dump},
     {"watch", "", 0, 0, "tell every change as it happens", command_watch},
     {"devices", "", 0, 0, "list the memories that models can be in", command_devices},

@@ -1,4 +1,5 @@
-/* unload, cancel and verify: what is done with a model by its name. */
+/* unload, pin, unpin, ttl, cancel and verify: what is done with a model by its name. */
+#include "client/rfctl/duration.h"
 #include "client/rfctl/fields.h"
 #include "client/rfctl/format.h"
 #include "client/rfctl/memory.h"
@@ -7,6 +8,7 @@
 #include "client/rfctl/rfctl.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #define MISMATCHES_MAX 64 /* the daemon tells no more */
 
@@ -15,16 +17,82 @@ static int by_name(struct rfctl *ctl, const char *method, const char *verb, cons
 {
     const char *name = ctl->arguments[0];
     char *what = need_text("%s %s", verb, name);
-    int status = ctl_call(ctl, (struct ctl_call){.method = method, .parameters = ctl_name("name", name), .what = what});
+    int status = ctl_call(ctl, (struct ctl_call){.method = method, .parameters = ctl_model(ctl), .what = what});
     if (status == STATUS_DONE && !ctl->options.json)
         out_line("%s %s", done, name);
     free(what);
     return status;
 }
 
+/* How many leases a model has that drains; -1 if it is gone, or that cannot be seen. */
+static double leases_left(struct rfctl *ctl, const char *name)
+{
+    cJSON *reply = NULL;
+    const cJSON *model;
+    double leases = -1;
+    if (ctl_ask(ctl, "List", NULL, "list models", &reply) != STATUS_DONE)
+        return -1;
+    cJSON_ArrayForEach (model, field_items(reply, "models")) {
+        if (strcmp(field_text(model, "name"), name) == 0 && strcmp(field_text(model, "state"), "draining") == 0)
+            leases = field_number(model, "leases", -1);
+    }
+    cJSON_Delete(reply);
+    return leases;
+}
+
 int command_unload(struct rfctl *ctl)
 {
-    return by_name(ctl, "Unload", "unload", "unloaded");
+    const char *name = ctl->arguments[0];
+    cJSON *parameters = ctl_model(ctl), *reply = NULL;
+    if (ctl->options.force)
+        cJSON_AddTrueToObject(parameters, "force");
+    char *what = need_text("unload %s", name);
+    int status = ctl_ask(ctl, "Unload", parameters, what, &reply);
+    free(what);
+    if (status != STATUS_DONE || ctl->options.json) {
+        cJSON_Delete(reply);
+        return status;
+    }
+    double leases = strcmp(field_text(reply, "state"), "draining") == 0 ? leases_left(ctl, name) : -1;
+    if (leases >= 0)
+        out_line("draining %s: %.0f lease%s", name, leases, leases == 1 ? "" : "s");
+    else
+        out_line("unloaded %s", name);
+    cJSON_Delete(reply);
+    return status;
+}
+
+int command_pin(struct rfctl *ctl)
+{
+    return by_name(ctl, "Pin", "pin", "pinned");
+}
+
+int command_unpin(struct rfctl *ctl)
+{
+    return by_name(ctl, "Unpin", "unpin", "unpinned");
+}
+
+int command_ttl(struct rfctl *ctl)
+{
+    const char *name = ctl->arguments[0], *duration = ctl->arguments[1];
+    bool never = strcmp(duration, "never") == 0;
+    uint64_t seconds = 0;
+    if (!never && duration_parse(duration, &seconds) < 0) {
+        err_line("'%s' is no DURATION: 90, 90s, 10m, 2h, 1d, or never", duration);
+        return STATUS_USAGE;
+    }
+    cJSON *parameters = ctl_name("name", name);
+    cJSON_AddItemToObject(parameters, "ttl", never ? cJSON_CreateNull() : cJSON_CreateNumber((double)seconds));
+    char *what = need_text("set the time to live of %s", name), text[DURATION_SIZE];
+    int status = ctl_call(ctl, (struct ctl_call){.method = "SetTtl", .parameters = parameters, .what = what});
+    free(what);
+    if (status == STATUS_DONE && !ctl->options.json) {
+        if (never)
+            out_line("%s stays until it is unloaded", name);
+        else
+            out_line("%s is unloaded when idle for %s", name, duration_format(text, (double)seconds));
+    }
+    return status;
 }
 
 int command_cancel(struct rfctl *ctl)
@@ -67,7 +135,7 @@ int command_verify(struct rfctl *ctl)
     char *what = need_text("verify %s", verification.name);
     int status = ctl_call(ctl, (struct ctl_call){
                                    .method = "Verify",
-                                   .parameters = ctl_name("name", verification.name),
+                                   .parameters = ctl_model(ctl),
                                    .flags = RF_CALL_MORE,
                                    .what = what,
                                    .reply = told,

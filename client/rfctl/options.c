@@ -1,5 +1,6 @@
 #include "client/rfctl/options.h"
 
+#include "client/rfctl/duration.h"
 #include "client/rfctl/output.h"
 
 #include <errno.h>
@@ -10,7 +11,7 @@
 
 #define COUNT_MAX 1000000000ul
 
-enum kind { FLAG, TEXT, NUMBER };
+enum kind { FLAG, TEXT, NUMBER, DURATION };
 
 static const struct {
     const char *name;
@@ -30,6 +31,15 @@ static const struct {
     {"dequant", 0, TEXT, OPTION_DEQUANT, offsetof(struct options, dequant), " auto cpu gpu ", " WHERE",
      "auto, cpu, gpu: where blocks are decoded"},
     {"no-wait", 0, FLAG, OPTION_NO_WAIT, offsetof(struct options, no_wait), NULL, "", "end when the load is under way"},
+    {"pin", 0, FLAG, OPTION_PIN, offsetof(struct options, pin), NULL, "", "keep it, whatever else wants its memory"},
+    {"ttl", 0, DURATION, OPTION_TTL, offsetof(struct options, ttl), NULL, " DURATION",
+     "unload it when it was idle so long: 90, 90s, 10m, 2h,\n1d; default: never"},
+    {"private", 0, FLAG, OPTION_PRIVATE, offsetof(struct options, private), NULL, "",
+     "only you see it and can attach to it"},
+    {"force", 0, FLAG, OPTION_FORCE, offsetof(struct options, force), NULL, "",
+     "if it is in use: ask its users to let go, let no new\nones in, and free it when the last is gone"},
+    {"deadline", 0, DURATION, OPTION_DEADLINE, offsetof(struct options, deadline), NULL, " DURATION",
+     "give up after this time; default: never"},
     {"count", 'c', NUMBER, OPTION_COUNT, offsetof(struct options, count), NULL, " COUNT", "how many; default 1"},
     {"socket", 0, TEXT, 0, offsetof(struct options, socket), NULL, " PATH",
      "where the daemon listens; default: $ROCMFORGE_SOCKET,\nelse /run/rocmforge/io.rocmforge, else\n"
@@ -57,6 +67,8 @@ static int set(size_t option, const char *argument, struct options *options)
                 return -EINVAL;
         }
         return 0;
+    case DURATION:
+        return duration_parse(argument, field) < 0 || *(uint64_t *)field == 0 ? -EINVAL : 0;
     case NUMBER:
     default: {
         char *end;
@@ -113,7 +125,7 @@ const char *option_name(unsigned bits)
 
 void options_help(FILE *stream, unsigned bits)
 {
-    enum { INDENT = 20 };
+    enum { INDENT = 22 };
     for (size_t i = 0; i < N_OPTIONS; i++) {
         if (table[i].bit && !(table[i].bit & bits))
             continue;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 
 /* One bit each: a command says which it takes. */
@@ -13,6 +14,11 @@ enum option_bits {
     OPTION_DEQUANT = 1 << 3,
     OPTION_NO_WAIT = 1 << 4,
     OPTION_COUNT = 1 << 5,
+    OPTION_PIN = 1 << 6,
+    OPTION_TTL = 1 << 7,
+    OPTION_PRIVATE = 1 << 8,
+    OPTION_DEADLINE = 1 << 9,
+    OPTION_FORCE = 1 << 10,
 };
 
 /* What was given; text points into argv, and is NULL if it was not. */
@@ -26,6 +32,11 @@ struct options {
     const char *device;
     const char *dequant;
     bool no_wait;
+    bool pin;
+    bool private;
+    bool force;
+    uint64_t ttl;        /* seconds; 0: not given */
+    uint64_t deadline;   /* the same */
     unsigned long count; /* 0: not given */
 };
 

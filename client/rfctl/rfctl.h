@@ -28,10 +28,14 @@ int command_devices(struct rfctl *ctl);
 int command_dump(struct rfctl *ctl);
 int command_inspect(struct rfctl *ctl);
 int command_load(struct rfctl *ctl);
+int command_pin(struct rfctl *ctl);
 int command_ping(struct rfctl *ctl);
+int command_plan(struct rfctl *ctl);
 int command_ps(struct rfctl *ctl);
 int command_show(struct rfctl *ctl);
+int command_ttl(struct rfctl *ctl);
 int command_unload(struct rfctl *ctl);
+int command_unpin(struct rfctl *ctl);
 int command_verify(struct rfctl *ctl);
 int command_version(struct rfctl *ctl);
 int command_watch(struct rfctl *ctl);
@@ -43,15 +47,29 @@ int ctl_connect(struct rfctl *ctl);
  * exit status for that. */
 int ctl_fail(const struct rfctl *ctl, int error, const char *what);
 
+/* Takes the replies of a call: prints them if options.json says so, and hands them on. */
+struct ctl_receiver {
+    const struct rfctl *ctl;
+    const char *what; /* "load x.gguf": for ctl_fail() */
+    /* Gets each reply. Returns 0 or a negative errno. */
+    int (*reply)(void *context, const cJSON *reply, bool last);
+    void *context;
+    int output; /* the error of standard output that ended the call */
+};
+
+/* An rf_reply_fn, whose context is a receiver. */
+int ctl_receive(void *receiver, const char *parameters, int continues, int *fds, size_t n_fds);
+
+/* The exit status for the call, which returned r, after it said what went wrong. */
+int ctl_received(const struct ctl_receiver *receiver, int r);
+
 /* A call to make. What is not said is NULL or 0. */
 struct ctl_call {
     const char *method;
     cJSON *parameters; /* freed by ctl_call() */
     unsigned flags;
-    const int *fds; /* passed along; they stay the caller's */
-    size_t n_fds;
     const char *what; /* "load x.gguf": for ctl_fail() */
-    /* Gets each reply, after it was printed if options.json says so. Returns 0 or a negative errno. */
+    /* As in a receiver. */
     int (*reply)(void *context, const cJSON *reply, bool last);
     void *context;
 };
@@ -64,6 +82,9 @@ int ctl_ask(struct rfctl *ctl, const char *method, cJSON *parameters, const char
 
 /* An object with one text in it. */
 cJSON *ctl_name(const char *key, const char *value);
+
+/* The model's name, and the deadline if one was given. */
+cJSON *ctl_model(const struct rfctl *ctl);
 
 /* For the table of a file's or a model's metadata, and of tensors: arrays of Metadata and Tensor of the wire. */
 void show_metadata(const cJSON *metadata);

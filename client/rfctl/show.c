@@ -1,4 +1,5 @@
 /* show: a model with all that its file says. And the two tables that inspect prints too. */
+#include "client/rfctl/duration.h"
 #include "client/rfctl/fields.h"
 #include "client/rfctl/format.h"
 #include "client/rfctl/memory.h"
@@ -85,7 +86,7 @@ void show_tensors(const cJSON *tensors)
 
 static void show_model(const cJSON *model)
 {
-    char bytes[FORMAT_SIZE], size[FORMAT_SIZE], age[FORMAT_SIZE];
+    char bytes[FORMAT_SIZE], size[FORMAT_SIZE], age[FORMAT_SIZE], ttl[DURATION_SIZE];
     double idle = field_number(model, "idle", -1), leases = field_number(model, "leases", 0);
     const char *path = field_text(model, "path");
     out_line("%s (id %.0f): %s, %s on %s as %s, %.0f tensors", field_text(model, "name"), field_number(model, "id", 0),
@@ -97,6 +98,12 @@ static void show_model(const cJSON *model)
         out_line("idle for %s", format_age(age, idle));
     else if (leases > 0)
         out_line("%.0f lease%s", leases, leases == 1 ? "" : "s");
+    if (cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "pinned")))
+        out_line("pinned");
+    if (field_number(model, "ttl", -1) >= 0)
+        out_line("unloaded when idle for %s", duration_format(ttl, field_number(model, "ttl", 0)));
+    if (cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "private")))
+        out_line("private");
     if (field_number(model, "overflows", 0) > 0)
         out_line("%.0f values were too large for f16 and became infinite", field_number(model, "overflows", 0));
 }

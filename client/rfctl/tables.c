@@ -1,4 +1,5 @@
 /* ps and devices: what there is, as a table. */
+#include "client/rfctl/duration.h"
 #include "client/rfctl/fields.h"
 #include "client/rfctl/format.h"
 #include "client/rfctl/output.h"
@@ -21,21 +22,24 @@ static void add_bytes(struct table *table, const cJSON *object, const char *key)
 static void print_models(const cJSON *models)
 {
     static const struct table_column columns[] = {
-        {"NAME", TABLE_CUT},     {"FORM", 0},           {"DEVICE", 0}, {"SIZE", TABLE_RIGHT}, {"STATE", 0},
-        {"LEASES", TABLE_RIGHT}, {"IDLE", TABLE_RIGHT}, {0},
+        {"NAME", TABLE_CUT},     {"FORM", 0}, {"DEVICE", 0},         {"SIZE", TABLE_RIGHT}, {"STATE", 0},
+        {"LEASES", TABLE_RIGHT}, {"PIN", 0},  {"IDLE", TABLE_RIGHT}, {"TTL", TABLE_RIGHT},  {0},
     };
     struct table *table = table_new(columns);
     const cJSON *model;
     cJSON_ArrayForEach (model, models) {
-        char age[FORMAT_SIZE];
-        double idle = field_number(model, "idle", -1);
+        char age[FORMAT_SIZE], ttl[DURATION_SIZE];
+        double idle = field_number(model, "idle", -1), seconds = field_number(model, "ttl", -1);
+        bool pinned = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "pinned"));
         table_add(table, "%s", field_text(model, "name"));
         table_add(table, "%s", field_text(model, "form"));
         table_add(table, "%s", field_text(model, "device"));
         add_bytes(table, model, "bytes");
         table_add(table, "%s", field_text(model, "state"));
         table_add(table, "%.0f", field_number(model, "leases", 0));
+        table_add(table, "%s", pinned ? "yes" : "-");
         table_add(table, "%s", idle < 0 ? "-" : format_age(age, idle));
+        table_add(table, "%s", seconds < 0 ? "-" : duration_format(ttl, seconds));
     }
     table_print(table, stdout, terminal_width(STDOUT_FILENO));
     table_free(table);

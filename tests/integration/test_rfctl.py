@@ -1,4 +1,5 @@
 """The command line, against the real daemon: what it prints, what it returns, and what it does on a terminal."""
+import contextlib
 import fcntl
 import json
 import os
@@ -6,11 +7,13 @@ import pty
 import re
 import select
 import signal
+import socket
 import struct
 import subprocess
 import termios
 import threading
 import time
+import types
 
 import make_model
 import pytest
@@ -36,6 +39,31 @@ def rfctl(*arguments, env=None, **options):
 
 def lines_of_json(text):
     return [json.loads(line) for line in text.splitlines()]
+
+
+@contextlib.contextmanager
+def socket_that_answers(path, parameters):
+    """One client, each of whose requests gets the same reply. They are in the list that this yields."""
+    requests = []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve():
+            connection, _ = listener.accept()
+            with connection:
+                waiting = b""
+                while data := connection.recv(1 << 16):
+                    *complete, waiting = (waiting + data).split(b"\0")
+                    for message in complete:
+                        requests.append(json.loads(message))
+                        connection.sendall(json.dumps({"parameters": parameters}).encode() + b"\0")
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield requests
+        thread.join(TIMEOUT)
+        assert not thread.is_alive()
 
 
 class Terminal:
@@ -119,7 +147,7 @@ def test_help(arguments):
 
 def test_help_names_every_command():
     text = rfctl("--help").stdout
-    for name in "load ps show inspect unload cancel verify dump watch devices ping version".split():
+    for name in "load plan ps show inspect unload pin unpin ttl cancel verify dump watch devices ping version".split():
         assert re.search(rf"^  {name} ", text, re.MULTILINE)
         assert rfctl(name, "--help").stdout.startswith(f"Usage: rfctl {name}")
 
@@ -144,6 +172,14 @@ def test_help_names_every_command():
         ["ping", "-c", "-1"],
         ["ping", "-c", "many"],
         ["ps", "--socket"],
+        ["load", "x", "--ttl", "0"],
+        ["load", "x", "--ttl", "1w"],
+        ["load", "x", "--deadline", "soon"],
+        ["load", "x", "--force"],
+        ["plan", "x", "--pin"],
+        ["ttl", "x"],
+        ["pin"],
+        ["pin", "x", "--deadline", "1s"],
     ],
 )
 def test_wrong_usage(arguments):
@@ -156,7 +192,10 @@ def test_wrong_usage(arguments):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["ps"], ["show", "x"], ["unload", "x"], ["verify", "x"], ["dump", "x", "y"], ["watch"], ["devices"], ["ping"]],
+    [
+        *(["ps"], ["show", "x"], ["unload", "x"], ["verify", "x"], ["dump", "x", "y"], ["watch"], ["devices"], ["ping"]),
+        *(["load", "x"], ["plan", "x"], ["pin", "x"], ["unpin", "x"], ["ttl", "x", "never"]),
+    ],
 )
 def test_no_daemon(folder, arguments):
     result = rfctl("--socket", folder / "nobody", *arguments)
@@ -244,7 +283,8 @@ def test_load_of_a_split_model_opens_every_part(daemon, folder, small_model):
     first.write_bytes(small_model.read_bytes())
     result = daemon.rfctl("load", first, check=False)
     assert result.returncode == REFUSED
-    assert result.stderr == f"rfctl: cannot load {folder}/part-00002-of-00002.gguf: No such file or directory\n"
+    missing = f"{folder}/part-00002-of-00002.gguf: No such file or directory"
+    assert result.stderr == f"rfctl: cannot load {first}: cannot open {missing}\n"
 
 
 @pytest.mark.parametrize("name", ["gone.gguf", ".", "fifo"])
@@ -313,6 +353,66 @@ def test_daemon_dies_under_way(start, large_model):
     _, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == NO_DAEMON
     assert "rfctl: cannot load" in errors
+
+
+def test_load_options(daemon, small_model):
+    daemon.rfctl("load", small_model, "--pin", "--ttl", "10m", "--private", "--deadline", "30s")
+    model = daemon.models()[0]
+    assert (model["pinned"], model["ttl"], model["private"]) == (True, 600, True)
+    lines = daemon.rfctl("show", "small").stdout.splitlines()
+    assert {"pinned", "private", "unloaded when idle for 10m"} <= set(lines)
+    daemon.rfctl("load", small_model, "--as", "native", "--name", "plain")
+    model = next(model for model in daemon.models() if model["name"] == "plain")
+    assert (model["pinned"], model["ttl"], model["private"]) == (False, None, False)
+
+
+@pytest.mark.parametrize("command", ["load", "verify", "unload", "cancel"])
+def test_deadline(daemon, small_model, folder, command):
+    """The daemon keeps it; tests of the daemon show that."""
+    argument = small_model if command == "load" else "small"
+    reply = {"model": {"name": "small", "state": "resident"}, "state": "unloaded"}
+    with socket_that_answers(folder / "fake", reply) as requests:
+        assert rfctl("--socket", folder / "fake", command, argument, "--deadline", "2m").returncode == DONE
+    assert [request["parameters"]["deadline"] for request in requests] == [120]
+    if command == "load":
+        assert daemon.rfctl(command, argument, "--deadline", "1h").returncode == DONE
+
+
+def test_plan(daemon, small_model):
+    text = daemon.rfctl("plan", small_model, "--as", "native").stdout
+    assert re.match(rf"{re.escape(str(small_model))}: \d.* [kM]B on host as native, from 1\.\d MB, 4 tensors\n", text)
+    assert re.search(r"^fits: \d.* GB available$", text, re.MULTILINE)
+    assert daemon.models() == []
+    planned = json.loads(daemon.rfctl("plan", small_model, "--as", "native", "--json").stdout)
+    daemon.rfctl("load", small_model, "--as", "native")
+    assert daemon.models()[0]["bytes"] == planned["bytes"]
+    assert "there already: small is resident\n" in daemon.rfctl("plan", small_model, "--as", "native").stdout
+    # Now that there is a rate, a time is told too.
+    assert "takes about " in daemon.rfctl("plan", small_model, "--as", "f32").stdout
+
+
+def test_plan_tells_what_would_go(start, large_model, small_model, folder):
+    daemon = start("--budget", "1000M")
+    daemon.rfctl("load", small_model)
+    daemon.rfctl("load", large_model, "--as", "native", "--pin")
+    other = sparse_model(folder / "other.gguf", 512 << 20)
+    result = daemon.rfctl("plan", other, "--as", "native", check=False)
+    assert result.returncode == REFUSED
+    assert re.search(r"^does not fit: \d.* MB available$", result.stdout, re.MULTILINE)
+    assert result.stderr == ""
+    daemon.rfctl("unpin", "large")
+    result = daemon.rfctl("plan", other, "--as", "native")
+    assert re.search(r"^fits: \d.* MB available; evicts .*\blarge\b", result.stdout, re.MULTILINE)
+    assert len(daemon.models()) == 2
+
+
+def test_plan_refused(daemon, folder):
+    path = folder / "text.gguf"
+    path.write_text("this is no model, but long enough to be one")
+    for name in (path, folder / "gone"):
+        result = daemon.rfctl("plan", name, check=False)
+        assert (result.returncode, result.stdout) == (REFUSED, "")
+        assert result.stderr.startswith(f"rfctl: cannot plan {name}: ")
 
 
 # --- Terminals ---
@@ -397,12 +497,12 @@ def test_ps(daemon, small_model):
     assert (empty.stdout, empty.stderr) == ("", "rfctl: no model is loaded\n")
     daemon.rfctl("load", small_model, "--as", "native")
     head, row = daemon.rfctl("ps").stdout.splitlines()
-    assert head.split() == ["NAME", "FORM", "DEVICE", "SIZE", "STATE", "LEASES", "IDLE"]
+    assert head.split() == ["NAME", "FORM", "DEVICE", "SIZE", "STATE", "LEASES", "PIN", "IDLE", "TTL"]
     assert row.split()[:3] == ["small", "native", "host"]
-    assert row.split()[5:7] == ["resident", "0"]
+    assert row.split()[5:8] == ["resident", "0", "-"]
     with daemon.client() as client:
         client.call("Attach", name="small")
-        assert daemon.rfctl("ps").stdout.splitlines()[1].split()[5:] == ["resident", "1", "-"]
+        assert daemon.rfctl("ps").stdout.splitlines()[1].split()[5:] == ["resident", "1", "-", "-", "-"]
     models = json.loads(daemon.rfctl("ps", "--json").stdout)["models"]
     assert [model["name"] for model in models] == ["small"]
 
@@ -445,7 +545,7 @@ def test_ping_interrupted(daemon):
     assert "replies: min" in terminal.output or "1 reply: min" in terminal.output
 
 
-@pytest.mark.parametrize("command", [["show"], ["unload"], ["cancel"], ["verify"]])
+@pytest.mark.parametrize("command", [["show"], ["unload"], ["cancel"], ["verify"], ["pin"], ["unpin"]])
 def test_no_such_model(daemon, command):
     result = daemon.rfctl(*command, "nobody", check=False)
     assert result.returncode == REFUSED
@@ -464,6 +564,83 @@ def test_unload(daemon, small_model):
     wait_until(lambda: daemon.models()[0]["leases"] == 0)
     assert daemon.rfctl("unload", "small").stdout == "unloaded small\n"
     assert daemon.models() == []
+
+
+def test_busy_tells_the_holders(daemon, small_model):
+    daemon.rfctl("load", small_model)
+    with daemon.client() as client:
+        client.call("Attach", name="small")
+        busy = daemon.rfctl("unload", "small", check=False)
+    holder = rf"held by process {os.getpid()} \(user {os.getuid()}, for \d s\)"
+    assert re.fullmatch(rf"rfctl: cannot unload small: .*'small' is resident, {holder}\n", busy.stderr)
+
+
+def test_unload_by_force(daemon, small_model):
+    daemon.rfctl("load", small_model)
+    with daemon.client() as client:
+        client.call("Attach", name="small")
+        client.call("Attach", name="small")
+        assert daemon.rfctl("unload", "small", "--force").stdout == "draining small: 2 leases\n"
+        assert daemon.rfctl("ps").stdout.splitlines()[1].split()[5:7] == ["draining", "2"]
+        assert lines_of_json(daemon.rfctl("unload", "small", "--force", "--json").stdout) == [{"state": "draining"}]
+    wait_until(lambda: daemon.models() == [])
+    daemon.rfctl("load", small_model)
+    assert daemon.rfctl("unload", "small", "--force").stdout == "unloaded small\n"
+
+
+def test_pin(daemon, small_model):
+    daemon.rfctl("load", small_model)
+    assert daemon.rfctl("pin", "small").stdout == "pinned small\n"
+    assert daemon.models()[0]["pinned"]
+    assert daemon.rfctl("ps").stdout.splitlines()[1].split()[7] == "yes"
+    assert daemon.rfctl("unpin", "small").stdout == "unpinned small\n"
+    assert not daemon.models()[0]["pinned"]
+
+
+def test_ttl(daemon, small_model):
+    daemon.rfctl("load", small_model)
+    for typed, seconds, written in (("90", 90, "90s"), ("10m", 600, "10m"), ("48h", 172800, "2d")):
+        assert daemon.rfctl("ttl", "small", typed).stdout == f"small is unloaded when idle for {written}\n"
+        assert daemon.models()[0]["ttl"] == seconds
+        assert daemon.rfctl("ps").stdout.splitlines()[1].split()[-1] == written
+    assert daemon.rfctl("ttl", "small", "never").stdout == "small stays until it is unloaded\n"
+    assert daemon.models()[0]["ttl"] is None
+    for wrong in ("", "soon", "-1", "1.5h", "5 m"):
+        result = daemon.rfctl("ttl", "--", "small", wrong, check=False)
+        assert (result.returncode, result.stdout) == (USAGE, "")
+        assert "DURATION" in result.stderr
+    result = daemon.rfctl("ttl", "nobody", "1h", check=False)
+    assert result.returncode == REFUSED
+    assert result.stderr.startswith("rfctl: cannot set the time to live of nobody: ")
+    daemon.rfctl("ttl", "small", "0")
+    wait_until(lambda: daemon.models() == [])
+
+
+def test_ps_fits_80_columns(daemon, small_model):
+    """Whatever stands in it."""
+    long = {"name": "m" * 127, "form": "native", "device": "cuda:0", "bytes": 999.4e9, "state": "allocating"}
+    long |= {"leases": 4096, "pinned": True, "idle": 3599, "ttl": 3599}
+    with socket_that_answers(daemon.folder / "fake", {"models": [long, {**long, "state": "cached", "leases": 0}]}):
+        fake = types.SimpleNamespace(socket=daemon.folder / "fake")
+        terminal = Terminal(fake, "ps")
+        assert terminal.wait() == DONE
+    lines = [line for line in terminal.screen() if line]
+    assert len(lines) == 3
+    assert max(map(len, lines)) <= 80
+    assert lines[1].split()[1:] == "native cuda:0 999 GB allocating 4096 yes 59 min 3599s".split()
+    assert lines[2].split()[2:6] == ["cuda:0", "999", "GB", "cached"]
+
+
+def test_told_to_let_go(folder):
+    reply = {"models": [], "draining": ["llama", "evil\nname"]}
+    with socket_that_answers(folder / "fake", reply):
+        result = rfctl("--socket", folder / "fake", "ps", "--json")
+    assert result.returncode == DONE
+    assert json.loads(result.stdout) == reply
+    assert result.stderr.splitlines() == [
+        "rfctl: please let go of llama: it is being unloaded",
+        "rfctl: please let go of evil\\nname: it is being unloaded",
+    ]
 
 
 def test_watch(daemon, small_model):
@@ -590,6 +767,12 @@ def test_dump(daemon, small_model):
         result = daemon.rfctl("dump", name, tensor, check=False)
         assert (result.returncode, result.stdout) == (REFUSED, "")
         assert result.stderr.startswith(f"rfctl: cannot dump {tensor} of {name}: ")
+
+
+def test_dump_waits_for_a_load(daemon, large_model):
+    daemon.rfctl("load", large_model, "--as", "native", "--no-wait")
+    assert daemon.models()[0]["state"] != "resident"
+    assert len(daemon.rfctl("dump", "large", "blk.0.ffn_up.weight", text=False).stdout) == 64 << 20
 
 
 @pytest.mark.parametrize(

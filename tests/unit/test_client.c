@@ -298,6 +298,11 @@ static void test_errors(void **state)
         {"io.rocmforge.ModelBusy",
          "{\"name\":\"llama\",\"state\":\"resident\",\"leases\":[{\"pid\":12},{\"pid\":\"x\"},7,{\"pid\":345}]}",
          "the model is in use: 'llama' is resident, held by process 12, 345", -EBUSY},
+        {"io.rocmforge.ModelBusy",
+         "{\"name\":\"m\",\"state\":\"resident\",\"leases\":[{\"pid\":12,\"uid\":1000,\"age\":34.5},"
+         "{\"pid\":3,\"uid\":0,\"age\":7300},{\"pid\":4,\"uid\":0,\"age\":-1},{\"pid\":5,\"uid\":0,\"age\":1e300}]}",
+         "held by process 12 (user 1000, for 34 s), 3 (user 0, for 2 h), 4, 5 (user 0, for ", -EBUSY},
+        {"io.rocmforge.DeadlineExceeded", "{}", "the deadline has passed", -ETIMEDOUT},
         {"io.rocmforge.InvalidModel", "{\"reason\":\"it ends too soon\",\"offset\":77}",
          "the file is not a valid model: it ends too soon, at byte 77", -EBADMSG},
         {"io.rocmforge.InvalidModel", "{\"reason\":\"\\u001b[31m\\u0007\",\"offset\":-1}",
@@ -333,6 +338,42 @@ static void test_errors(void **state)
             assert_string_equal(rf_error_name(client), cases[i].name);
             assert_non_null(rf_error_parameters(client));
         }
+        rig_stop(fake, client);
+    }
+}
+
+/* The news that models are wanted back come beside any reply, and whatever is none is left out. */
+static void hear(void *context, const char *name)
+{
+    strcat(strcat(context, name), ";");
+}
+
+static void test_draining(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *reply, *heard;
+        int result;
+    } cases[] = {
+        {"{\"parameters\":{\"draining\":[\"a\",\"b\"]}}", "a;b;", 0},
+        {"{\"error\":\"io.rocmforge.Cancelled\",\"parameters\":{\"draining\":[\"a\"]}}", "a;", -ECANCELED},
+        {"{\"parameters\":{\"draining\":[1,null,\"c\",[\"d\"]]}}", "c;", 0},
+        {"{\"parameters\":{\"draining\":null}}", "", 0},
+        {"{\"parameters\":{\"draining\":\"a\"}}", "", 0},
+        {"{\"parameters\":{\"draining\":{\"x\":\"a\"}}}", "", 0},
+        {"{}", "", 0},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct fake *fake;
+        char heard[64] = "";
+        rf_client *client = rig_start(&fake, serve_text, cases[i].reply);
+        assert_int_equal(rig_call(client), cases[i].result); /* nobody listens */
+        rf_on_draining(client, hear, heard);
+        assert_int_equal(rig_call(client), cases[i].result);
+        assert_string_equal(heard, cases[i].heard);
+        rf_on_draining(client, NULL, NULL);
+        assert_int_equal(rig_call(client), cases[i].result);
+        assert_string_equal(heard, cases[i].heard);
         rig_stop(fake, client);
     }
 }
@@ -602,6 +643,7 @@ int main(void)
         RIG_TEST(test_ended_by_caller),
         RIG_TEST(test_nested),
         RIG_TEST(test_errors),
+        RIG_TEST(test_draining),
         RIG_TEST(test_error_alone),
         RIG_TEST(test_error_long),
         RIG_TEST(test_malformed),

@@ -7,8 +7,10 @@
 #include <fcntl.h>
 #include <libgen.h>
 #include <limits.h>
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -85,6 +87,112 @@ static void test_load(void **state)
     rig_stop(fake, client);
 }
 
+/* Each reply as it is, and the progress in it too. */
+struct raw {
+    struct steps steps; /* first: both callbacks have one context */
+    unsigned n;
+    char last[256];
+    int result;
+};
+
+static int take_raw(void *context, const char *parameters, int continues, int *fds, size_t n_fds)
+{
+    struct raw *raw = context;
+    (void)fds;
+    assert_int_equal(n_fds, 0);
+    assert_int_equal(continues, raw->n == 0);
+    raw->n++;
+    snprintf(raw->last, sizeof(raw->last), "%s", parameters);
+    return raw->result;
+}
+
+static void test_load_raw(void **state)
+{
+    (void)state;
+    static const char *const replies[] = {PROGRESS("1", "null"),
+                                          "{\"parameters\":{\"model\":{\"name\":\"m\"},\"x\":1}}", NULL};
+    struct raw raw = {.n = 0};
+    const rf_load_options options = {.size = sizeof(options), .progress = step, .reply = take_raw, .context = &raw};
+    struct fake *fake;
+    rf_client *client = rig_start(&fake, serve_load, replies);
+    assert_int_equal(rf_load(client, "/proc/self/exe", &options, NULL), 0);
+    assert_int_equal(raw.n, 2);
+    assert_int_equal(raw.steps.n, 1);
+    assert_string_equal(raw.last, "{\"model\":{\"name\":\"m\"},\"x\":1}");
+    rig_stop(fake, client);
+
+    raw = (struct raw){.result = -EPIPE};
+    client = rig_start(&fake, serve_load, replies);
+    assert_int_equal(rf_load(client, "/proc/self/exe", &options, NULL), -EPIPE);
+    assert_int_equal(raw.steps.n, 0);
+    assert_gone(client);
+    rig_stop(fake, client);
+}
+
+/* --- planning --- */
+
+#define PLAN(fields) "{\"parameters\":{\"bytes\":7,\"size\":5,\"available\":9" fields "}}"
+
+static void test_plan(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *reply;
+        rf_plan plan;
+    } cases[] = {
+        {PLAN(",\"fits\":true,\"evicts\":[\"a\",\"b\"],\"seconds\":1.5"), {.fits = 1, .evicts = 2, .seconds = 1.5}},
+        {PLAN(",\"fits\":true,\"evicts\":[],\"model\":{\"name\":\"m\"}"), {.fits = 1, .there = 1, .seconds = -1}},
+        {PLAN(",\"fits\":false,\"evicts\":[],\"seconds\":null,\"model\":null"), {.seconds = -1}},
+    };
+    struct fake *fake;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        const char *replies[] = {cases[i].reply, NULL};
+        rf_client *client = rig_start(&fake, serve_load, replies);
+        rf_plan plan = {.size = sizeof(plan)};
+        assert_int_equal(rf_load_plan(client, "/proc/self/exe", NULL, &plan), 0);
+        assert_int_equal(plan.bytes, 7);
+        assert_int_equal(plan.file_bytes, 5);
+        assert_int_equal(plan.available, 9);
+        assert_int_equal(plan.fits, cases[i].plan.fits);
+        assert_int_equal(plan.there, cases[i].plan.there);
+        assert_int_equal(plan.evicts, cases[i].plan.evicts);
+        assert_true(plan.seconds >= cases[i].plan.seconds && plan.seconds <= cases[i].plan.seconds);
+        rig_stop(fake, client);
+    }
+    static const char *const wrong[] = {
+        "{}",
+        PLAN(",\"evicts\":[]"),
+        PLAN(",\"fits\":1,\"evicts\":[]"),
+        PLAN(",\"fits\":true,\"evicts\":{}"),
+        PLAN(",\"fits\":true,\"evicts\":[],\"seconds\":\"1\""),
+        "{\"parameters\":{\"bytes\":-1,\"size\":5,\"available\":9,\"fits\":true,\"evicts\":[]}}",
+    };
+    for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
+        const char *replies[] = {wrong[i], NULL};
+        rf_client *client = rig_start(&fake, serve_load, replies);
+        assert_int_equal(rf_load_plan(client, "/proc/self/exe", NULL, NULL), -EPROTO);
+        assert_gone(client);
+        rig_stop(fake, client);
+    }
+}
+
+/* A caller that was built when rf_plan was shorter gets no more than that. */
+static void test_plan_size(void **state)
+{
+    (void)state;
+    static const char *const replies[] = {PLAN(",\"fits\":true,\"evicts\":[]"), NULL};
+    struct fake *fake;
+    rf_client *client = rig_start(&fake, serve_load, replies);
+    rf_plan plan = {.size = 0, .seconds = 77};
+    assert_int_equal(rf_load_plan(client, "/proc/self/exe", NULL, &plan), -EINVAL);
+    plan.size = offsetof(rf_plan, seconds);
+    assert_int_equal(rf_load_plan(client, "/proc/self/exe", NULL, &plan), 0);
+    assert_int_equal(plan.size, offsetof(rf_plan, seconds));
+    assert_int_equal(plan.fits, 1);
+    assert_true(plan.seconds > 76);
+    rig_stop(fake, client);
+}
+
 static void test_load_malformed(void **state)
 {
     (void)state;
@@ -155,11 +263,38 @@ static void test_load_request(void **state)
     rf_client *client = rig_start(&fake, serve_asked, &asked);
     assert_int_equal(rf_load(client, path, &options, NULL), 0); /* the third: not the name of a whole model */
     rig_stop(fake, client);
-    assert_string_equal(
-        asked.text, "{\"method\":\"io.rocmforge.Load\",\"parameters\":{\"fds\":[0],\"name\":\"n\\\"\",\"form\":\"f32\","
-                    "\"device\":\"host\",\"dequant\":\"cpu\",\"wait\":false},\"more\":true}");
+    assert_string_equal(asked.text,
+                        "{\"method\":\"io.rocmforge.Load\",\"parameters\":{\"fds\":[0],\"form\":\"f32\","
+                        "\"device\":\"host\",\"name\":\"n\\\"\",\"dequant\":\"cpu\",\"wait\":false},\"more\":true}");
     assert_int_equal(asked.n_fds, 1);
     assert_int_equal(asked.inodes[0], inodes[2]);
+
+    const rf_load_options more = {.size = sizeof(more),
+                                  .form = "f16",
+                                  .device = "host",
+                                  .pin = 1,
+                                  .private_ = 1,
+                                  .ttl_seconds = 600,
+                                  .deadline_seconds = 1.5};
+    client = rig_start(&fake, serve_asked, &asked);
+    assert_int_equal(rf_load(client, path, &more, NULL), 0);
+    rig_stop(fake, client);
+    assert_string_equal(asked.text, "{\"method\":\"io.rocmforge.Load\",\"parameters\":{\"fds\":[0],\"form\":\"f16\","
+                                    "\"device\":\"host\",\"wait\":true,\"pin\":true,\"private\":true,\"ttl\":600,"
+                                    "\"deadline\":1.5},\"more\":true}");
+    client = rig_start(&fake, serve_asked, &asked);
+    assert_int_equal(rf_load_plan(client, path, &more, NULL), -EPROTO); /* the answer is one to Load */
+    rig_stop(fake, client);
+    assert_string_equal(asked.text, "{\"method\":\"io.rocmforge.Plan\",\"parameters\":{\"fds\":[0],\"form\":\"f16\","
+                                    "\"device\":\"host\"}}");
+    /* Of an older caller's options only what it knew is looked at. */
+    rf_load_options old = more;
+    old.size = offsetof(rf_load_options, pin);
+    client = rig_start(&fake, serve_asked, &asked);
+    assert_int_equal(rf_load(client, path, &old, NULL), 0);
+    rig_stop(fake, client);
+    assert_null(strstr(asked.text, "pin"));
+    assert_null(strstr(asked.text, "deadline"));
 
     snprintf(path, sizeof(path), "%s/a-00001-of-00003.gguf", folder);
     client = rig_start(&fake, serve_asked, &asked);
@@ -186,6 +321,17 @@ static void test_load_request(void **state)
     assert_int_equal(rf_load(client, folder, NULL, NULL), -EINVAL);
     const rf_load_options unset = {.size = 0};
     assert_int_equal(rf_load(client, path, &unset, NULL), -EINVAL);
+    static const double deadlines[] = {-1, NAN, INFINITY};
+    for (size_t i = 0; i < 3; i++) {
+        const rf_load_options late = {.size = sizeof(late), .deadline_seconds = deadlines[i]};
+        const rf_attach_options late_attach = {.size = sizeof(late_attach), .deadline_seconds = deadlines[i]};
+        rf_model *model;
+        assert_int_equal(rf_load(client, path, &late, NULL), -EINVAL);
+        assert_int_equal(rf_attach_with(client, "m", &late_attach, &model), -EINVAL);
+        assert_says(client, "deadline");
+    }
+    const rf_load_options endless = {.size = sizeof(endless), .ttl_seconds = UINT64_MAX};
+    assert_int_equal(rf_load(client, path, &endless, NULL), -EINVAL);
     snprintf(link, sizeof(link), "%s/pipe", folder);
     assert_int_equal(mkfifo(link, 0600), 0);
     assert_int_equal(rf_load(client, link, NULL, NULL), -EINVAL);
@@ -539,6 +685,73 @@ static void test_module(void **state)
     assert_int_equal(unsetenv("ROCMFORGE_MODULE_DIR"), 0);
 }
 
+/* A model that is being loaded is waited for: what comes before the lease is progress, or wrong. */
+struct waiting {
+    struct attach attach;
+    const char *first;
+    char request[256];
+};
+
+static void serve_waiting(struct fake *fake, int socket)
+{
+    struct waiting *waiting = fake_context(fake);
+    const char *text = fake_request(fake, socket, NULL, NULL);
+    if (!text)
+        return;
+    snprintf(waiting->request, sizeof(waiting->request), "%s", text);
+    fake_send(socket, waiting->first, NULL, 0);
+    attach_send(&waiting->attach, socket);
+    (void)fake_request(fake, socket, NULL, NULL);
+}
+
+static void test_attach_waits(void **state)
+{
+    (void)state;
+    struct waiting waiting = {.attach = {GOOD_ATTACH}, .first = PROGRESS("4", "null")};
+    void *table;
+    assert_int_equal(table_build(good_tensors, N_GOOD, MEMORY, &table, &waiting.attach.table_size), 0);
+    waiting.attach.table = table;
+    struct steps steps = {0};
+    rf_attach_options options = {.size = sizeof(options), .deadline_seconds = 2.5, .progress = step, .context = &steps};
+    struct fake *fake;
+    rf_model *model;
+    rf_client *client = rig_start(&fake, serve_waiting, &waiting);
+    assert_int_equal(rf_attach_with(client, "m", &options, &model), 0);
+    assert_int_equal(steps.n, 1);
+    assert_int_equal(steps.done, 4);
+    assert_int_equal(rf_model_tensors(model), N_GOOD);
+    rig_stop(fake, client);
+    assert_non_null(strstr(waiting.request, "\"deadline\":2.5},\"more\":true}"));
+
+    steps = (struct steps){.result = 7};
+    client = rig_start(&fake, serve_waiting, &waiting);
+    assert_int_equal(rf_attach_with(client, "m", &options, &model), 7);
+    assert_gone(client);
+    rig_stop(fake, client);
+
+    static const char *const wrong[] = {
+        "{\"continues\":true}",
+        "{\"continues\":true,\"parameters\":{\"lease\":5,\"model\":" MODEL "}}",
+        PROGRESS("-4", "1"),
+    };
+    for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
+        waiting.first = wrong[i];
+        client = rig_start(&fake, serve_waiting, &waiting);
+        assert_int_equal(rf_attach_with(client, "m", &options, &model), -EPROTO);
+        assert_gone(client);
+        rig_stop(fake, client);
+    }
+
+    waiting.first = PROGRESS("4", "1"); /* which nobody asked for */
+    client = rig_start(&fake, serve_waiting, &waiting);
+    assert_int_equal(rf_attach(client, "m", &model), -EPROTO);
+    assert_gone(client);
+    options.size = 0;
+    assert_int_equal(rf_attach_with(client, "m", &options, &model), -EINVAL);
+    rig_stop(fake, client);
+    free(table);
+}
+
 /* A daemon that dies takes nothing from what is mapped. */
 static void serve_attach_and_die(struct fake *fake, int socket)
 {
@@ -568,10 +781,21 @@ static void test_attach_death(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        RIG_TEST(test_load),         RIG_TEST(test_load_malformed),   RIG_TEST(test_load_request),
-        RIG_TEST(test_attach),       RIG_TEST(test_attach_malformed), RIG_TEST(test_attach_memory),
-        RIG_TEST(test_attach_table), RIG_TEST(test_no_module),        RIG_TEST(test_bad_module),
-        RIG_TEST(test_module),       RIG_TEST(test_attach_death),
+        RIG_TEST(test_load),
+        RIG_TEST(test_load_malformed),
+        RIG_TEST(test_load_request),
+        RIG_TEST(test_attach),
+        RIG_TEST(test_attach_malformed),
+        RIG_TEST(test_attach_memory),
+        RIG_TEST(test_attach_table),
+        RIG_TEST(test_no_module),
+        RIG_TEST(test_bad_module),
+        RIG_TEST(test_module),
+        RIG_TEST(test_attach_death),
+        RIG_TEST(test_attach_waits),
+        RIG_TEST(test_load_raw),
+        RIG_TEST(test_plan),
+        RIG_TEST(test_plan_size),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

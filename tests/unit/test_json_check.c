@@ -190,11 +190,12 @@ static int check_depth(unsigned depth)
 
 static int check_keys(unsigned n)
 {
-    char text[4096] = "{", *at = text + 1;
+    char text[4096] = "{";
+    size_t used = 1;
     for (unsigned i = 0; i < n; i++)
-        at += sprintf(at, "%s\"k%u\":%u", i ? "," : "", i, i);
-    *at++ = '}';
-    return check(text, (size_t)(at - text), NULL, NULL);
+        used += (size_t)snprintf(text + used, sizeof(text) - used, "%s\"k%u\":%u", i ? "," : "", i, i);
+    text[used++] = '}';
+    return check(text, used, NULL, NULL);
 }
 
 static void test_limits(void **state)

@@ -1,7 +1,9 @@
+#include "client/rfctl/duration.h"
 #include "client/rfctl/format.h"
 #include "client/rfctl/progress.h"
 #include "client/rfctl/table.h"
 
+#include <errno.h>
 #include <locale.h>
 #include <math.h>
 #include <setjmp.h>
@@ -31,18 +33,16 @@ static void test_bytes(void **state)
 {
     (void)state;
     static const struct number bytes[] = {
-        {0, "0 B"},        {1, "1 B"},         {999, "999 B"},
-        {1000, "1.0 kB"},  {9949, "9.9 kB"},   {99949, "99.9 kB"},
-        {99951, "100 kB"}, {999499, "999 kB"}, {999500, "1.0 MB"},
-        {3.8e9, "3.8 GB"}, {512e6, "512 MB"},  {999.9e6, "1.0 GB"},
-        {1e12, "1.0 TB"},  {2e15, "2.0 PB"},   {5e18, "5000 PB"},
-        {-1, "0 B"},       {NAN, "0 B"},       {0},
+        {0, "0 B"},         {1, "1 B"},          {999, "999 B"},     {1000, "1.0 kB"},   {9949, "9.9 kB"},
+        {99949, "99.9 kB"}, {99951, "100 kB"},   {999499, "999 kB"}, {999500, "1.0 MB"}, {3.8e9, "3.8 GB"},
+        {512e6, "512 MB"},  {999.9e6, "1.0 GB"}, {1e12, "1.0 TB"},   {2e15, "2.0 PB"},   {5e18, "5000 PB"},
+        {-1, "0 B"},        {NAN, "0 B"},        {0, NULL},
     };
     check(format_bytes, bytes);
-    static const struct number rates[] = {{3.14e9, "3.1 GB/s"}, {0, "0 B/s"}, {123456, "123 kB/s"}, {0}};
+    static const struct number rates[] = {{3.14e9, "3.1 GB/s"}, {0, "0 B/s"}, {123456, "123 kB/s"}, {0, NULL}};
     check(format_rate, rates);
     static const struct number counts[] = {
-        {0, "0"}, {820, "820"}, {905216, "905 thousand"}, {22.6e6, "22.6 million"}, {6.74e9, "6.7 billion"}, {0},
+        {0, "0"}, {820, "820"}, {905216, "905 thousand"}, {22.6e6, "22.6 million"}, {6.74e9, "6.7 billion"}, {0, NULL},
     };
     check(format_count, counts);
 }
@@ -67,14 +67,53 @@ static void test_times(void **state)
         {7500, "2 h 5 min"},
         {-3, "0 s"},
         {NAN, "0 s"},
-        {0},
+        {0, NULL},
     };
     check(format_seconds, seconds);
     static const struct number ages[] = {
-        {0, "0 s"},    {5.9, "5 s"}, {59.9, "59 s"}, {60, "1 min"}, {3599, "59 min"}, {7200, "2 h"}, {86400, "1 d"},
-        {4e6, "46 d"}, {-1, "0 s"},  {NAN, "0 s"},   {0},
+        {0, "0 s"},     {5.9, "5 s"},  {59.9, "59 s"}, {60, "1 min"}, {3599, "59 min"}, {7200, "2 h"},
+        {86400, "1 d"}, {4e6, "46 d"}, {-1, "0 s"},    {NAN, "0 s"},  {0, NULL},
     };
     check(format_age, ages);
+}
+
+static void test_durations(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        uint64_t seconds;
+        const char *written;
+    } good[] = {
+        {"0", 0, "0s"},
+        {"90", 90, "90s"},
+        {"90s", 90, "90s"},
+        {"10m", 600, "10m"},
+        {"600", 600, "10m"},
+        {"2h", 7200, "2h"},
+        {"48h", 172800, "2d"},
+        {"1d", 86400, "1d"},
+        {"61m", 3660, "61m"},
+        {"007", 7, "7s"},
+        {"36525d", 3155760000, "36525d"},
+    };
+    char text[DURATION_SIZE];
+    for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++) {
+        uint64_t seconds = 12345;
+        assert_int_equal(duration_parse(good[i].text, &seconds), 0);
+        assert_int_equal(seconds, good[i].seconds);
+        assert_string_equal(duration_format(text, (double)seconds), good[i].written);
+    }
+    static const char *const bad[] = {"",   " 1", "-1",  "+1",     "1.5", "s",   "10 m",  "10mm",
+                                      "1w", "1M", "0x1", "36526d", "1s ", "1e3", "never", "99999999999999999999"};
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        uint64_t seconds = 12345;
+        assert_int_equal(duration_parse(bad[i], &seconds), -EINVAL);
+        assert_int_equal(seconds, 12345);
+    }
+    static const double odd[] = {-1, 0.5, NAN, INFINITY, -INFINITY, 1e300, 9007199254740992.0};
+    for (size_t i = 0; i < sizeof(odd) / sizeof(odd[0]); i++)
+        assert_in_range(strlen(duration_format(text, odd[i])), 2, DURATION_SIZE - 2);
 }
 
 /* Whatever is given, it has to fit. */
@@ -246,9 +285,9 @@ static void test_progress(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bytes),    cmocka_unit_test(test_times), cmocka_unit_test(test_extremes),
-        cmocka_unit_test(test_escape),   cmocka_unit_test(test_width), cmocka_unit_test(test_table),
-        cmocka_unit_test(test_progress),
+        cmocka_unit_test(test_bytes),    cmocka_unit_test(test_times),     cmocka_unit_test(test_extremes),
+        cmocka_unit_test(test_escape),   cmocka_unit_test(test_width),     cmocka_unit_test(test_table),
+        cmocka_unit_test(test_progress), cmocka_unit_test(test_durations),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

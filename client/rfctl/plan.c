@@ -1,0 +1,79 @@
+/* plan: what load would do. */
+#include "client/rfctl/fields.h"
+#include "client/rfctl/format.h"
+#include "client/rfctl/memory.h"
+#include "client/rfctl/output.h"
+#include "client/rfctl/rfctl.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* "llama, qwen". The caller frees it. */
+static char *names_text(const cJSON *names)
+{
+    char *text = need_text("%s", "");
+    const cJSON *name;
+    cJSON_ArrayForEach (name, names) {
+        char *longer = need_text("%s%s%s", text, text[0] ? ", " : "", cJSON_IsString(name) ? name->valuestring : "?");
+        free(text);
+        text = longer;
+    }
+    return text;
+}
+
+static void tell_room(const cJSON *reply, bool fits)
+{
+    char available[FORMAT_SIZE];
+    const cJSON *evicts = field_items(reply, "evicts");
+    char *names = names_text(evicts);
+    int n = cJSON_GetArraySize(evicts);
+    out_line("%s: %s available%s%s%s", fits ? "fits" : "does not fit",
+             format_bytes(available, field_number(reply, "available", 0)), n == 0 ? "" : "; evicts ", names,
+             n == 0 ? "" : ", which nobody uses");
+    free(names);
+}
+
+static int told(void *context, const cJSON *reply, bool last)
+{
+    const struct rfctl *ctl = context;
+    (void)last;
+    if (ctl->options.json)
+        return 0;
+    char bytes[FORMAT_SIZE], size[FORMAT_SIZE], took[FORMAT_SIZE];
+    const cJSON *model = field_items(reply, "model");
+    bool fits = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(reply, "fits"));
+    double seconds = field_number(reply, "seconds", -1);
+    out_line("%s: %s on %s as %s, from %s, %.0f tensors", ctl->arguments[0],
+             format_bytes(bytes, field_number(reply, "bytes", 0)), field_text(reply, "device"),
+             field_text(reply, "form"), format_bytes(size, field_number(reply, "size", 0)),
+             field_number(reply, "tensors", 0));
+    if (model) {
+        out_line("there already: %s is %s", field_text(model, "name"), field_text(model, "state"));
+        return 0;
+    }
+    tell_room(reply, fits);
+    if (fits && seconds >= 0)
+        out_line("takes about %s, at the rate of the loads so far", format_seconds(took, seconds));
+    return 0;
+}
+
+int command_plan(struct rfctl *ctl)
+{
+    int status = ctl_connect(ctl);
+    if (status != STATUS_DONE)
+        return status;
+    char *what = need_text("plan %s", ctl->arguments[0]);
+    struct ctl_receiver receiver = {.ctl = ctl, .what = what, .reply = told, .context = ctl};
+    rf_plan plan = {.size = sizeof(plan)};
+    const rf_load_options options = {
+        .size = sizeof(options),
+        .form = ctl->options.form,
+        .device = ctl->options.device,
+        .reply = ctl_receive,
+        .context = &receiver,
+    };
+    status = ctl_received(&receiver, rf_load_plan(ctl->client, ctl->arguments[0], &options, &plan));
+    free(what);
+    return status == STATUS_DONE && !plan.fits ? STATUS_REFUSED : status;
+}
