@@ -58,6 +58,7 @@ static bool add_load(cJSON *object, const rf_load_options *options)
     return add_text(object, "name", options->name) && add_text(object, "dequant", options->dequant) &&
            cJSON_AddBoolToObject(object, "wait", !options->no_wait) &&
            (!options->pin || cJSON_AddTrueToObject(object, "pin")) &&
+           (!options->trace || cJSON_AddTrueToObject(object, "trace")) &&
            (!options->private_ || cJSON_AddTrueToObject(object, "private")) &&
            add_number(object, "ttl", (double)options->ttl_seconds) &&
            add_number(object, "deadline", options->deadline_seconds);

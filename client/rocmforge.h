@@ -103,6 +103,7 @@ typedef struct rf_load_options {
     int private_;             /* only this user sees it and can attach to it */
     uint64_t ttl_seconds;     /* of idleness after which it is unloaded; 0: never */
     double deadline_seconds;  /* after which it is given up, -ETIMEDOUT; 0: never */
+    int trace;                /* the last answer tells what every worker and stream did when, to `reply` */
     rf_reply_fn *reply;       /* gets each answer of the daemon as it is, before `progress`; NULL: not */
 } rf_load_options;
 

@@ -211,6 +211,10 @@ cJSON *describe_loaded(const struct model *model, const struct load_phases *phas
     add_integer(object, "dequantise", phases->decode_ns / 1000);
     add_integer(object, "copy", phases->copy_ns / 1000);
     add_integer(object, "kernel", phases->kernel_ns / 1000);
+    if (model->device->link > 0)
+        add_integer(object, "link", model->device->link);
+    else
+        cJSON_AddNullToObject(object, "link");
     return reply;
 }
 

@@ -35,6 +35,19 @@ static bool may_end(const struct call *call, const struct model *model)
     return uid == model->uid || uid == 0 || uid == getuid();
 }
 
+/* What a time to live is before the parameters are read. */
+#define TTL_NOT_SAID INT64_MIN
+
+/* Makes what was not said -1: for ever. False if a negative one was said. */
+static bool ttl_read(int64_t *ttl)
+{
+    if (*ttl == TTL_NOT_SAID)
+        *ttl = -1;
+    else if (*ttl < 0)
+        return false;
+    return true;
+}
+
 static bool refuse_stopping(const struct server *server, struct call *call)
 {
     if (server->stopping)
@@ -50,7 +63,7 @@ void method_load(struct server *server, struct call *call)
         bool wait, pin, private, trace;
         int64_t ttl;
         double deadline;
-    } p = {.form = "auto", .device = "auto", .dequant = "auto", .wait = true, .ttl = -1};
+    } p = {.form = "auto", .device = "auto", .dequant = "auto", .wait = true, .ttl = TTL_NOT_SAID};
     static const struct param table[] = {
         {"fds", PARAM_INTS, false, offsetof(struct parameters, fds)},
         {"path", PARAM_STRING, false, offsetof(struct parameters, path)},
@@ -80,7 +93,7 @@ void method_load(struct server *server, struct call *call)
         wrong = "form";
     else if (strcmp(p.dequant, "auto") != 0 && strcmp(p.dequant, "cpu") != 0 && strcmp(p.dequant, "gpu") != 0)
         wrong = "dequant";
-    else if (p.ttl < -1)
+    else if (!ttl_read(&p.ttl))
         wrong = "ttl";
     if (wrong) {
         call_fail_parameter(call, wrong);
@@ -199,7 +212,7 @@ void method_attach(struct server *server, struct call *call)
         return;
     }
     call_set_deadline(call, p.deadline);
-    if (model->state == MODEL_CACHED)
+    if (model->state == MODEL_CACHED || model->state == MODEL_SAVING)
         load_restore(server, model, call, WAIT_ATTACH);
     else if (model->load && !load_ends(model->load))
         load_wait(model->load, call, WAIT_ATTACH);
@@ -288,7 +301,7 @@ void method_set_ttl(struct server *server, struct call *call)
     struct parameters {
         const char *name;
         int64_t ttl;
-    } p = {.ttl = -1};
+    } p = {.ttl = TTL_NOT_SAID};
     static const struct param table[] = {
         {"name", PARAM_STRING, true, offsetof(struct parameters, name)},
         {"ttl", PARAM_INT, false, offsetof(struct parameters, ttl)},
@@ -297,7 +310,7 @@ void method_set_ttl(struct server *server, struct call *call)
     struct model *model = find_own(server, call, table, &p, &p.name);
     if (!model)
         return;
-    if (p.ttl < -1) {
+    if (!ttl_read(&p.ttl)) {
         call_fail_parameter(call, "ttl");
         return;
     }

@@ -5,7 +5,9 @@
 #include "client/rfctl/output.h"
 #include "client/rfctl/progress.h"
 #include "client/rfctl/rfctl.h"
+#include "client/rfctl/trace.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -14,6 +16,7 @@ struct load {
     const struct options *options;
     const char *path;
     struct timespec began;
+    FILE *trace; /* NULL: nobody wants one */
     bool joined; /* progress was told, so the model was not resident at once */
 };
 
@@ -25,7 +28,7 @@ static double seconds_since(const struct timespec *then)
 }
 
 /* Reading and the rest go on side by side: their sum says nothing, so they are told apart from what came one by one. */
-static void tell_phases(const cJSON *phases)
+static void tell_phases(const cJSON *phases, double bytes)
 {
     static const char *const names[] = {"parse", "allocate", "read", "dequantise", "copy", "kernel"};
     char text[6][FORMAT_SIZE];
@@ -33,6 +36,10 @@ static void tell_phases(const cJSON *phases)
         format_seconds(text[i], field_number(phases, names[i], 0) / 1e6);
     out_line("  parse %s, allocate %s; over all workers: read %s, dequantise %s, copy %s, kernel %s", text[0], text[1],
              text[2], text[3], text[4], text[5]);
+    double link = field_number(phases, "link", 0), seconds = field_number(phases, "total", 0) / 1e6;
+    char ceiling[FORMAT_SIZE];
+    if (link > 0 && seconds > 0)
+        out_line("  %.2f of the link's %s", bytes / seconds / link, format_rate(ceiling, link));
 }
 
 static void tell_loaded(const struct load *load, const cJSON *model, const cJSON *phases)
@@ -51,7 +58,7 @@ static void tell_loaded(const struct load *load, const cJSON *model, const cJSON
     out_line("loaded %s: %s on %s%s%s in %s (%s)", name, bytes, device, same ? "" : " from ", same ? "" : size,
              format_seconds(took, seconds), format_rate(rate, seconds > 0 ? file_bytes / seconds : 0));
     if (phases)
-        tell_phases(phases);
+        tell_phases(phases, file_bytes);
 }
 
 static int told(void *context, const cJSON *reply, bool last)
@@ -65,6 +72,13 @@ static int told(void *context, const cJSON *reply, bool last)
         return 0;
     }
     progress_erase();
+    if (load->trace && field_items(reply, "trace")) {
+        int r = trace_write(load->trace, field_items(reply, "trace"));
+        if (r < 0) {
+            err_line("cannot write the trace: %s", strerror(-r));
+            return r;
+        }
+    }
     double overflows = field_number(model, "overflows", 0);
     if (overflows > 0)
         err_line("%.0f values of %s are too large for f16 and became infinite", overflows, field_text(model, "name"));
@@ -82,9 +96,16 @@ static int told(void *context, const cJSON *reply, bool last)
 int command_load(struct rfctl *ctl)
 {
     struct load load = {.options = &ctl->options, .path = ctl->arguments[0]};
+    if (ctl->options.trace && !(load.trace = fopen(ctl->options.trace, "we"))) {
+        err_line("cannot write %s: %s", ctl->options.trace, strerror(errno));
+        return STATUS_REFUSED;
+    }
     int status = ctl_connect(ctl);
-    if (status != STATUS_DONE)
+    if (status != STATUS_DONE) {
+        if (load.trace)
+            fclose(load.trace);
         return status;
+    }
     char *what = need_text("load %s", load.path);
     struct ctl_receiver receiver = {.ctl = ctl, .what = what, .reply = told, .context = &load};
     const rf_load_options options = {
@@ -98,11 +119,14 @@ int command_load(struct rfctl *ctl)
         .private_ = ctl->options.private,
         .ttl_seconds = ctl->options.ttl,
         .deadline_seconds = (double)ctl->options.deadline,
+        .trace = load.trace != NULL,
         .reply = ctl_receive,
         .context = &receiver,
     };
     clock_gettime(CLOCK_MONOTONIC, &load.began);
     status = ctl_received(&receiver, rf_load(ctl->client, load.path, &options, NULL));
     free(what);
+    if (load.trace)
+        fclose(load.trace);
     return status;
 }

@@ -20,7 +20,7 @@ static const struct command {
 } commands[] = {
     {"load", "FILE", 1,
      OPTION_NAME | OPTION_AS | OPTION_DEVICE | OPTION_DEQUANT | OPTION_NO_WAIT | OPTION_PIN | OPTION_TTL |
-         OPTION_PRIVATE | OPTION_DEADLINE,
+         OPTION_PRIVATE | OPTION_DEADLINE | OPTION_TRACE,
      "load a GGUF file, or join a load of it", command_load},
     {"plan", "FILE", 1, OPTION_AS | OPTION_DEVICE, "tell what loading a file would take", command_plan},
     {"ps", "", 0, 0, "list the models in memory", command_ps},

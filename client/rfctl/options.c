@@ -40,6 +40,8 @@ static const struct {
      "if it is in use: ask its users to let go, let no new\nones in, and free it when the last is gone"},
     {"deadline", 0, DURATION, OPTION_DEADLINE, offsetof(struct options, deadline), NULL, " DURATION",
      "give up after this time; default: never"},
+    {"trace", 0, TEXT, OPTION_TRACE, offsetof(struct options, trace), NULL, " FILE",
+     "write what every worker and stream did when: a Chrome\ntrace, which ui.perfetto.dev opens"},
     {"count", 'c', NUMBER, OPTION_COUNT, offsetof(struct options, count), NULL, " COUNT", "how many; default 1"},
     {"socket", 0, TEXT, 0, offsetof(struct options, socket), NULL, " PATH",
      "where the daemon listens; default: $ROCMFORGE_SOCKET,\nelse /run/rocmforge/io.rocmforge, else\n"

@@ -19,6 +19,7 @@ enum option_bits {
     OPTION_PRIVATE = 1 << 8,
     OPTION_DEADLINE = 1 << 9,
     OPTION_FORCE = 1 << 10,
+    OPTION_TRACE = 1 << 11,
 };
 
 /* What was given; text points into argv, and is NULL if it was not. */
@@ -31,6 +32,7 @@ struct options {
     const char *form;
     const char *device;
     const char *dequant;
+    const char *trace;
     bool no_wait;
     bool pin;
     bool private;
