@@ -7,6 +7,7 @@
 #include "proto/base64.h"
 
 #include <inttypes.h>
+#include <string.h>
 
 /* Adds what names the memory: a descriptor beside the reply, or a handle. Returns how many descriptors there are. */
 static size_t add_export(cJSON *reply, const struct device_export *export, int *fds)
@@ -43,6 +44,10 @@ void attach_grant(struct server *server, struct model *model, struct call *call)
     }
     bool binary = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(call->parameters, "table"));
     const char *tensors = binary ? NULL : describe_tensors(model);
+    if (tensors && strlen(tensors) > CONN_QUEUE_MAX / 2) {
+        call_fail(call, WIRE_LimitExceeded, describe_limit("reply", CONN_QUEUE_MAX));
+        return;
+    }
     struct lease *lease = binary || tensors ? registry_lease(&server->registry, model, call->conn) : NULL;
     if (!lease) {
         call_fail(call, WIRE_LimitExceeded, describe_limit("memory", 0));

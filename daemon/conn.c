@@ -31,7 +31,8 @@ struct conn {
     pid_t pid;
     uid_t uid;
     enum conn_state state;
-    bool peer_done; /* the other side sends no more */
+    bool peer_done; /* the other side sends no more, and all that it sent was read */
+    bool hung_up;   /* it sends no more, but the buffer is full of what it sent */
     struct frame_reader *reader;
     struct frame_writer *writer;
 
@@ -201,6 +202,12 @@ static void conn_send(struct conn *conn, cJSON *message, const int *fds, size_t 
     cJSON_Delete(message);
     int r = text ? frame_writer_put(conn->writer, text, strlen(text), fds, n_fds) : -ENOMEM;
     cJSON_free(text);
+    if (r == -ENOBUFS) {
+        static const char too_long[] = "{\"error\":\"io.rocmforge.LimitExceeded\","
+                                       "\"parameters\":{\"limit\":\"reply\",\"value\":33554432}}";
+        _Static_assert(CONN_QUEUE_MAX == 33554432, "the text above says so");
+        r = frame_writer_put(conn->writer, too_long, strlen(too_long), NULL, 0);
+    }
     if (r < 0) {
         /* A reply that is lost would leave the client waiting for ever; it had better see the end. */
         log_warning("conn=%" PRIu64 " pid=%d a reply cannot be queued: %s; closing", conn->id, (int)conn->pid,
@@ -220,6 +227,17 @@ static cJSON *error_message(enum wire_error error, cJSON *parameters)
     return message;
 }
 
+/* Several leases on one model make one name. */
+static bool names_have(const cJSON *names, const char *name)
+{
+    const cJSON *element;
+    cJSON_ArrayForEach (element, names) {
+        if (strcmp(element->valuestring, name) == 0)
+            return true;
+    }
+    return false;
+}
+
 /* Adds the names of models that this client is asked to let go, and was not told of yet. */
 static void add_draining(struct conn *conn, cJSON *parameters)
 {
@@ -232,7 +250,8 @@ static void add_draining(struct conn *conn, cJSON *parameters)
         lease->told = true;
         if (!names)
             names = cJSON_AddArrayToObject(parameters, "draining");
-        cJSON_AddItemToArray(names, cJSON_CreateString(lease->model->name));
+        if (!names_have(names, lease->model->name))
+            cJSON_AddItemToArray(names, cJSON_CreateString(lease->model->name));
     }
 }
 
@@ -440,7 +459,13 @@ static bool conn_begin_call(struct conn *conn, const char **ret_reason)
 static void conn_process(struct conn *conn)
 {
     conn->in_dispatch = true;
+    uint64_t began = uv_hrtime();
+    int calls = 0;
     while (conn->state == CONN_OPEN && !conn->in_call && frame_writer_pending(conn->writer) <= CONN_QUEUE_HIGH) {
+        if (calls++ == CONN_TURN_CALLS || uv_hrtime() - began > CONN_TURN_NS) {
+            conn->again = true;
+            break;
+        }
         int r = frame_reader_next(conn->reader, &conn->frame);
         if (r == 0)
             break;
@@ -452,7 +477,7 @@ static void conn_process(struct conn *conn)
         conn->conns->dispatch(&conn->call, conn->conns->context);
     }
     conn->in_dispatch = false;
-    if (conn->state == CONN_OPEN && conn->peer_done) {
+    if (conn->state == CONN_OPEN && conn->peer_done && !conn->again) {
         /* It gets what it asked for before it left off, if that was at hand. */
         conn->state = CONN_ENDING;
         if (conn->in_call || frame_writer_pending(conn->writer) == 0)
@@ -492,6 +517,8 @@ static void conn_ready(uv_poll_t *poll, int status, int events)
         } else if (r == -ENOBUFS && (events & UV_DISCONNECT) && conn->in_call) {
             conn_close(conn); /* it left, with more requests in the buffer than we will ever answer */
             return;
+        } else if (r == -ENOBUFS && (events & UV_DISCONNECT)) {
+            conn->hung_up = true;
         } else if (r < 0 && r != -EAGAIN && r != -EINTR && r != -ENOBUFS) {
             conn_close(conn);
             return;
@@ -508,11 +535,13 @@ static void conn_poll(struct conn *conn)
     int events = UV_DISCONNECT;
     if (conn->state == CONN_BROKEN)
         events |= UV_READABLE;
-    if (conn->state == CONN_OPEN && !conn->peer_done && frame_reader_has_room(conn->reader))
+    /* Descriptors that wait behind a call are as many as one message brings. */
+    bool full = !frame_reader_has_room(conn->reader) || (conn->in_call && frame_reader_fds(conn->reader) > 0);
+    if (conn->state == CONN_OPEN && !conn->peer_done && !full)
         events |= UV_READABLE;
     if (conn->state != CONN_BROKEN && (conn->again || frame_writer_pending(conn->writer) > 0))
         events |= UV_WRITABLE;
-    if (conn->state != CONN_BROKEN && conn->peer_done)
+    if (conn->state != CONN_BROKEN && (conn->peer_done || conn->hung_up))
         events &= ~UV_DISCONNECT; /* it would be said again and again */
     int r = uv_poll_start(&conn->poll, events, conn_ready);
     if (r < 0) {

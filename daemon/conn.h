@@ -26,10 +26,14 @@
 #define CONN_REQUEST_MAX (256u << 10)
 
 /* Bytes of replies that wait for a client. A client with more waiting is disconnected. */
-#define CONN_QUEUE_MAX (64u << 20)
+#define CONN_QUEUE_MAX (32u << 20)
 
 /* No further request is begun, and no progress sent, while this much waits. */
 #define CONN_QUEUE_HIGH (64u << 10)
+
+/* Calls that are answered, and nanoseconds that this takes, before the others get their turn. */
+#define CONN_TURN_CALLS 16
+#define CONN_TURN_NS    5000000u
 
 /* What waits for a client that watches, at most. */
 #define CONN_WATCH_MAX (1u << 20)

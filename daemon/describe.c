@@ -123,8 +123,11 @@ static void add_key(cJSON *object, struct gguf_string key)
     free(text);
 }
 
-cJSON *describe_metadata(const struct gguf *header)
+const char *describe_metadata(struct model *model)
 {
+    if (model->metadata_json)
+        return model->metadata_json;
+    const struct gguf *header = model->header;
     cJSON *array = cJSON_CreateArray();
     for (size_t i = 0; i < header->n_kv; i++) {
         const struct gguf_kv *kv = &header->kv[i];
@@ -141,7 +144,9 @@ cJSON *describe_metadata(const struct gguf *header)
         free(value);
         cJSON_AddItemToArray(array, entry);
     }
-    return array;
+    model->metadata_json = cJSON_PrintUnformatted(array);
+    cJSON_Delete(array);
+    return model->metadata_json;
 }
 
 static cJSON *describe_tensor(const struct gguf_tensor *tensor, const struct placement *placement)

@@ -16,7 +16,6 @@ cJSON *describe_model(const struct model *model);
 cJSON *describe_device(const struct device *device);
 cJSON *describe_lease(const struct lease *lease);
 cJSON *describe_leases(const struct model *model);
-cJSON *describe_metadata(const struct gguf *header);
 
 /* Replies of Load: when it is over (phases may be NULL), and before. */
 cJSON *describe_loaded(const struct model *model, const struct load_phases *phases);
@@ -35,5 +34,6 @@ cJSON *describe_out_of_memory(const struct device *device, uint64_t needed, uint
 /* The reply of Unload. */
 cJSON *describe_state(const char *state);
 
-/* The tensor table as JSON text, made once and kept by the model. NULL if memory is short. */
+/* The tensor table, and the metadata, as JSON text, made once and kept by the model. NULL if memory is short. */
 const char *describe_tensors(struct model *model);
+const char *describe_metadata(struct model *model);

@@ -30,6 +30,7 @@ struct slot_hip {
     struct transfer *transfer;
     struct slot_hip *next; /* in the queue that it waits in */
     hipStream_t stream;    /* while it is under way */
+    bool kernels;          /* it has pieces to decode; the events before `ended` are recorded then only */
 };
 
 /* Slots in the order that they came. */
@@ -58,7 +59,8 @@ struct hip_device {
     bool stop, running_stop;
     pthread_t submitter, finisher;
     bool submitter_runs, finisher_runs;
-    unsigned next_stream; /* submitter only */
+    unsigned next_stream;                    /* submitter only */
+    uint64_t stream_end_ns[HIP_STREAMS_MAX]; /* finisher only: when a stream was last seen to end something */
 };
 
 struct arena {
@@ -69,10 +71,6 @@ struct arena {
     uint32_t ordered; /* submitter only: bit for each stream that waits for `cleared` before what follows */
     bool exported;
     struct device_export export;
-#if defined(HIP_HAS_FD)
-    bool virtual;
-    hipMemGenericAllocationHandle_t allocation;
-#endif
 };
 
 static inline struct hip_device *hip_device(struct device *device)

@@ -175,18 +175,26 @@ static int order(struct hip_device *hip, struct transfer *transfer, unsigned str
     return r;
 }
 
+/* Records an event that only the timing of a transfer with kernels needs: each costs a copy's queue some microseconds.
+ */
+static int mark(struct hip_device *hip, struct slot_hip *slot, hipEvent_t event)
+{
+    return slot->kernels ? HIP_CALL(hip, &slot->transfer->fault, EventRecord, (event, slot->stream)) : 0;
+}
+
 /* Gives a slot's work to a stream. Part of it may be under way when this fails. */
 static int submit(struct hip_device *hip, struct slot_hip *slot, unsigned n)
 {
     struct transfer *transfer = slot->transfer;
     struct device_fault *fault = &transfer->fault;
+    struct run run;
+    slot->kernels = run_find(transfer, 0, &run);
     int r = hip_enter(hip, fault);
     if (r < 0)
         return r;
-    if ((r = order(hip, transfer, n)) < 0 || (r = HIP_CALL(hip, fault, EventRecord, (slot->begun, slot->stream))) < 0 ||
+    if ((r = order(hip, transfer, n)) < 0 || (r = mark(hip, slot, slot->begun)) < 0 ||
         (r = copy_verbatim(hip, transfer, slot->stream)) < 0 || (r = decode(hip, transfer, slot->stream, true)) < 0 ||
-        (r = HIP_CALL(hip, fault, EventRecord, (slot->copied, slot->stream))) < 0 ||
-        (r = decode(hip, transfer, slot->stream, false)) < 0)
+        (r = mark(hip, slot, slot->copied)) < 0 || (r = decode(hip, transfer, slot->stream, false)) < 0)
         return r;
     return HIP_CALL(hip, fault, EventRecord, (slot->ended, slot->stream));
 }
@@ -251,16 +259,25 @@ static uint64_t elapsed_ns(hipEvent_t from, hipEvent_t to)
     return hipEventElapsedTime(&ms, from, to) == hipSuccess && ms > 0 ? (uint64_t)((double)ms * 1e6) : 0;
 }
 
-static void measure(struct slot_hip *slot)
+/* Of a transfer with kernels the device says how long each part took. One without is as long as its stream was not yet
+ * done with the one before it, by this thread's clock. */
+static void measure(struct hip_device *hip, struct slot_hip *slot)
 {
     struct transfer *transfer = slot->transfer;
+    uint64_t *const stream_end_ns = &hip->stream_end_ns[transfer->stream];
     transfer->end_ns = clock_ns();
-    transfer->copy_ns = elapsed_ns(slot->begun, slot->copied);
-    transfer->kernel_ns = elapsed_ns(slot->copied, slot->ended);
-    /* It began when the stream came to it, not when it was handed over. */
+    if (slot->kernels) {
+        transfer->copy_ns = elapsed_ns(slot->begun, slot->copied);
+        transfer->kernel_ns = elapsed_ns(slot->copied, slot->ended);
+    }
     const uint64_t took = transfer->copy_ns + transfer->kernel_ns;
     if (took > 0 && took < transfer->end_ns - transfer->begin_ns)
         transfer->begin_ns = transfer->end_ns - took;
+    else if (transfer->begin_ns < *stream_end_ns)
+        transfer->begin_ns = *stream_end_ns;
+    if (!slot->kernels)
+        transfer->copy_ns = transfer->end_ns - transfer->begin_ns;
+    *stream_end_ns = transfer->end_ns;
 }
 
 /* The count stays in device memory and is asked for only when a kernel says that it changed, which is rare. Done for a
@@ -286,7 +303,7 @@ static void finish(struct hip_device *hip, struct slot_hip *slot)
     settle(hip, slot);
     transfer->end_ns = clock_ns();
     if (transfer->status == 0)
-        measure(slot);
+        measure(hip, slot);
     if (transfer->status != -ENODEV) {
         int r = collect_overflows(hip, slot);
         if (r < 0)

@@ -15,9 +15,9 @@
 #include <stdint.h>
 
 /* Bounds that no real model comes near. */
-#define GGUF_HEADER_MAX  (1ull << 30) /* bytes before the tensor data */
-#define GGUF_TENSORS_MAX (1u << 20)
-#define GGUF_KV_MAX      (1u << 20)
+#define GGUF_HEADER_MAX  (128ull << 20) /* bytes before the tensor data */
+#define GGUF_TENSORS_MAX (1u << 16)
+#define GGUF_KV_MAX      (1u << 16)
 #define GGUF_NAME_MAX    63u    /* bytes of a tensor's name */
 #define GGUF_KEY_MAX     65535u /* bytes of a key */
 

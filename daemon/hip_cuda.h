@@ -50,6 +50,7 @@
 
 #define hipEvent_t                      cudaEvent_t
 #define hipEventCreateWithFlags         cudaEventCreateWithFlags
+#define hipEventDefault                 cudaEventDefault
 #define hipEventBlockingSync            cudaEventBlockingSync
 #define hipEventDisableTiming           cudaEventDisableTiming
 #define hipEventDestroy                 cudaEventDestroy

@@ -62,6 +62,7 @@ struct load {
     unsigned n_victims; /* models that go for it, and are not gone yet */
 
     bool restores;           /* a cached model, from host memory */
+    uint64_t awaited;        /* id of a model on its way to host memory, to be brought back from there; 0: none */
     const struct plan *plan; /* what is filled: the model's, or the job's linear one */
     struct consumer consumer;
     size_t next_chunk;
@@ -145,6 +146,8 @@ static void waiters_reply(struct load *load)
             attach_grant(load->server, load->model, call);
         else if (kind == WAIT_END)
             call_fail(call, WIRE_ModelBusy, describe_busy(load->model)); /* too late to be cancelled */
+        else if (kind == WAIT_JOINED)
+            call_reply(call, describe_loaded(load->model, NULL), NULL, 0);
         else {
             cJSON *reply = describe_loaded(load->model, &load->phases);
             if (load->trace)
@@ -196,7 +199,7 @@ static void load_succeed(struct load *load)
     model->state = MODEL_RESIDENT;
     model->idle_since = uv_hrtime();
     load->phases.total_ns = uv_hrtime() - load->began;
-    residency_cache_drop(model);
+    residency_cache_drop(load->server, model);
     if (!load->restores && load->filling) {
         uint64_t elapsed = uv_hrtime() - load->filling;
         model->device->rate = elapsed ? (uint64_t)((double)load->filled_bytes * 1e9 / (double)elapsed) : 0;
@@ -223,9 +226,10 @@ static void load_give_up(struct load *load)
         registry_release(model);
         model->load = NULL;
         events_emit(server->events, load->failure.error == WIRE_Cancelled ? "cancelled" : "failed", model, text);
-        if (load->restores)
+        if (load->restores) {
             model->state = MODEL_CACHED;
-        else
+            residency_idle(server, model);
+        } else
             registry_remove(&server->registry, model);
         load->model = NULL;
         server_loads_retry(server);
@@ -339,9 +343,21 @@ static bool model_departs(const struct model *model)
     return model->state == MODEL_UNLOADING || (model->load && load_ends(model->load));
 }
 
+/* What the request wants of a model that is there already: its owner's to say, and that of those who rule the machine.
+ */
+static void load_adjust(const struct load *load, struct model *model)
+{
+    if (!load->request.trusted && load->request.uid != model->uid)
+        return;
+    model->pinned |= load->request.pin;
+    if (load->request.ttl >= 0)
+        model->ttl = load->request.ttl;
+}
+
 /* Goes on with a model that host memory has. */
 static void load_begin_restore(struct load *load, struct model *model)
 {
+    load_adjust(load, model);
     load->restores = true;
     load->model = model;
     model->load = load;
@@ -350,13 +366,24 @@ static void load_begin_restore(struct load *load, struct model *model)
     load_queue(load, load_job_nothing); /* RESERVING begins when that comes back */
 }
 
+/* Answers those who wait for a model that is resident. */
+static void waiters_grant(struct load *load, struct model *model)
+{
+    enum waiter_kind kind;
+    struct call *call;
+    while ((call = waiters_take_any(&load->waiters, &kind))) {
+        if (kind == WAIT_ATTACH)
+            attach_grant(load->server, model, call);
+        else
+            call_reply(call, describe_loaded(model, NULL), NULL, 0);
+    }
+}
+
 /* Somebody else loads this file, or has: those who wait for this load wait for that, and this one is over. */
 static void load_join(struct load *load, struct model *model)
 {
     struct load *other = model->load;
-    model->pinned |= load->request.pin;
-    if (load->request.ttl >= 0)
-        model->ttl = load->request.ttl;
+    load_adjust(load, model);
     struct call *call;
     if (other) {
         while (other->state >= LOAD_FILLING && (call = waiters_take(&load->waiters, WAIT_ALLOCATED)))
@@ -364,8 +391,7 @@ static void load_join(struct load *load, struct model *model)
         waiters_move(&load->waiters, &other->waiters);
         other->detached |= load->detached;
     } else
-        while ((call = waiters_take(&load->waiters, load->detached ? WAIT_ALLOCATED : WAIT_RESIDENT)))
-            call_reply(call, describe_loaded(model, NULL), NULL, 0);
+        waiters_grant(load, model);
     if (load->request.done)
         load->request.done(load->request.context, model, NULL);
     model->idle_since = uv_hrtime();
@@ -397,18 +423,41 @@ static struct model *load_new_model(struct load *load, const char *name)
     return model;
 }
 
+/* The model that was being saved to host memory is there by now, or gone. Returns true if the load is over. */
+static bool load_saved(struct load *load)
+{
+    struct model *model = registry_find(&load->server->registry, load->request.name);
+    if (!model || model->id != load->awaited) {
+        failure_set(&load->failure, WIRE_ModelNotFound, describe_name(load->request.name));
+        return false;
+    }
+    if (model_departs(model) || model->state == MODEL_SAVING) {
+        load->blocked = true;
+        return false;
+    }
+    if (model->state != MODEL_CACHED) {
+        load_join(load, model);
+        return true;
+    }
+    load_begin_restore(load, model);
+    return false;
+}
+
 /* Returns true if the load is over: joined to another. */
 static bool load_identified(struct load *load)
 {
+    if (load->awaited)
+        return load_saved(load);
     struct server *server = load->server;
     struct load_job *job = &load->job;
     if (job->status < 0) {
         failure_set_file(&load->failure, job->status, &job->fault, load->request.path);
         return false;
     }
-    if (load->request.path && !load->request.trusted && !job->source->readable_by_all) {
-        failure_set(&load->failure, WIRE_PermissionDenied,
-                    describe_reason("not everyone may read this file: pass it as a descriptor"));
+    if (load->request.path && !load->request.trusted && (!job->source->readable_by_all || geteuid() == 0)) {
+        failure_set(
+            &load->failure, WIRE_PermissionDenied,
+            describe_reason("the daemon would read it with rights that are not yours: pass it as a descriptor"));
         return false;
     }
     if (load_device(load)->failed) {
@@ -506,7 +555,12 @@ static void load_opened(struct load *load)
         load_reserve(load);
         break;
     case -EBADMSG:
-        failure_set_invalid(&load->failure, job->gguf_fault.reason, job->gguf_fault.offset);
+        if (model->source->n_files > 1) {
+            char reason[sizeof(job->gguf_fault.reason) + 32];
+            snprintf(reason, sizeof(reason), "file %zu: %s", job->file + 1, job->gguf_fault.reason);
+            failure_set_invalid(&load->failure, reason, job->gguf_fault.offset);
+        } else
+            failure_set_invalid(&load->failure, job->gguf_fault.reason, job->gguf_fault.offset);
         break;
     case -ENOTSUP:
         failure_set(&load->failure, WIRE_UnsupportedType, describe_unsupported(&model->header->tensors[job->tensor]));
@@ -706,12 +760,13 @@ void load_begin(struct server *server, const struct load_request *request, struc
 
 void load_restore(struct server *server, struct model *model, struct call *call, enum waiter_kind kind)
 {
-    assert(model->state == MODEL_CACHED);
-    const struct load_request request = {.form = model->form,
+    assert(model->state == MODEL_CACHED || model->state == MODEL_SAVING);
+    const struct load_request request = {.name = model->name,
+                                         .form = model->form,
                                          .device = model->device,
                                          .uid = model->uid,
                                          .wait = true,
-                                         .ttl = model->ttl,
+                                         .ttl = -1,
                                          .private = model->private};
     struct load *load = load_new(server, &request);
     if (!load) {
@@ -722,7 +777,12 @@ void load_restore(struct server *server, struct model *model, struct call *call,
         load_free(load);
         return;
     }
-    load_begin_restore(load, model);
+    if (model->state == MODEL_CACHED) {
+        load_begin_restore(load, model);
+        return;
+    }
+    load->awaited = model->id;
+    load->blocked = true;
 }
 
 void load_wait(struct load *load, struct call *call, enum waiter_kind kind)
@@ -740,7 +800,7 @@ void load_end(struct load *load, enum wire_error error, struct call *call)
 
 void load_retry(struct load *load)
 {
-    if (!load->blocked || load->in_job)
+    if (!load->blocked || load->in_job || load_ends(load))
         return;
     load->blocked = false;
     load_queue(load, load_job_nothing); /* from the loop, not from within whoever is going */

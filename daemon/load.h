@@ -50,7 +50,7 @@ struct load_request {
  * later. */
 void load_begin(struct server *server, const struct load_request *request, struct call *call);
 
-/* Brings a cached model back. The call, which waits for it in this way, is answered. */
+/* Brings a model back that is cached, or will be in a moment. The call, which waits for it in this way, is answered. */
 void load_restore(struct server *server, struct model *model, struct call *call, enum waiter_kind kind);
 
 /* Has a call wait for a load under way. */

@@ -146,7 +146,7 @@ static int table_memfd(const struct plan *plan, int *ret)
 void load_job_seal(struct load_job *job)
 {
     if (job->opened) {
-        job->status = source_check(job->opened, &job->fault);
+        job->status = source_check_untouched(job->opened, &job->fault);
         if (job->status < 0)
             return;
         job->status = table_memfd(job->planned, &job->table_fd);

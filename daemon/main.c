@@ -74,8 +74,13 @@ static void hung_up(uv_signal_t *handle, int number)
 static void tell_status(struct server *server)
 {
     char status[128];
-    snprintf(status, sizeof(status), "%zu models, %zu loading", server->registry.n_models - server->n_loads,
-             server->n_loads);
+    size_t resident = 0;
+    const struct model *model;
+    TAILQ_FOREACH(model, &server->registry.models, link)
+    {
+        resident += model->state == MODEL_RESIDENT;
+    }
+    snprintf(status, sizeof(status), "%zu models resident, %zu loading", resident, server->n_loads);
     if (!server->stopping)
         service_status(status);
 }

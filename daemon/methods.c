@@ -14,9 +14,13 @@
 static const struct {
     const char *name;
     void (*handle)(struct server *server, struct call *call);
+    bool tells_only;
 } methods[] = {
-#define X(name, function) {#name, function},
-    METHODS(X)
+#define X(name, function) {#name, function, false},
+    METHODS_THAT_DO(X)
+#undef X
+#define X(name, function) {#name, function, true},
+        METHODS_THAT_TELL(X)
 #undef X
 };
 
@@ -83,7 +87,10 @@ void methods_dispatch(struct call *call, void *context)
     if (n == strlen(INTERFACE) && strncmp(call->method, INTERFACE, n) == 0) {
         for (size_t i = 0; i < N_METHODS; i++)
             if (strcmp(dot + 1, methods[i].name) == 0) {
-                methods[i].handle(server, call);
+                if (call->oneway && methods[i].tells_only)
+                    call_reply(call, NULL, NULL, 0); /* to nobody: nothing needs to be found out */
+                else
+                    methods[i].handle(server, call);
                 return;
             }
         fail_with(call, WIRE_MethodNotFound, "method", call->method);

@@ -3,22 +3,26 @@
 
 #include "daemon/conn.h"
 
-#define METHODS(X)                                                                                                     \
+#define METHODS_THAT_DO(X)                                                                                             \
     X(Load, method_load)                                                                                               \
     X(Unload, method_unload)                                                                                           \
     X(Cancel, method_cancel)                                                                                           \
-    X(List, method_list)                                                                                               \
-    X(Plan, method_plan)                                                                                               \
     X(Pin, method_pin)                                                                                                 \
     X(Unpin, method_unpin)                                                                                             \
     X(SetTtl, method_set_ttl)                                                                                          \
-    X(Show, method_show)                                                                                               \
     X(Attach, method_attach)                                                                                           \
-    X(Detach, method_detach)                                                                                           \
+    X(Detach, method_detach)
+
+#define METHODS_THAT_TELL(X)                                                                                           \
+    X(Plan, method_plan)                                                                                               \
+    X(List, method_list)                                                                                               \
+    X(Show, method_show)                                                                                               \
     X(Verify, method_verify)                                                                                           \
     X(Devices, method_devices)                                                                                         \
     X(Status, method_status)                                                                                           \
     X(Watch, method_watch)
+
+#define METHODS(X) METHODS_THAT_DO(X) METHODS_THAT_TELL(X)
 
 struct server;
 

@@ -259,6 +259,11 @@ void method_verify(struct server *server, struct call *call)
         call_fail(call, WIRE_ModelBusy, describe_busy(model));
         return;
     }
+    uint64_t limit;
+    if (!user_may(server, conn_uid(call->conn), LIMIT_VERIFIES, 1, &limit)) {
+        call_fail(call, WIRE_LimitExceeded, describe_limit(user_limit_name(LIMIT_VERIFIES), limit));
+        return;
+    }
     call_set_deadline(call, p.deadline);
     verify_begin(server, model, call);
 }

@@ -21,6 +21,7 @@ struct planning {
     enum form form;
     uid_t uid;
     bool trusted;
+    bool cached; /* host memory has it */
 };
 
 static void planning_free(struct planning *planning)
@@ -45,7 +46,7 @@ static void planning_work(uv_work_t *work)
     load_job_identify(job);
     if (job->status < 0)
         return;
-    if (planning->path && !planning->trusted && !job->source->readable_by_all) {
+    if (planning->path && !planning->trusted && (!job->source->readable_by_all || geteuid() == 0)) {
         job->status = -EACCES;
         return;
     }
@@ -77,6 +78,8 @@ static cJSON *describe_plan(struct planning *planning, const struct model *there
     free(victims);
     if (there)
         cJSON_AddNumberToObject(reply, "seconds", 0);
+    else if (planning->cached && device->link > 0)
+        cJSON_AddNumberToObject(reply, "seconds", (double)plan->arena_bytes / (double)device->link);
     else if (device->rate > 0)
         cJSON_AddNumberToObject(reply, "seconds", (double)plan->model_bytes / (double)device->rate);
     else
@@ -92,8 +95,9 @@ static void planning_fail(struct planning *planning)
     const struct load_job *job = &planning->job;
     struct failure failure = {0};
     if (job->status == -EACCES && !job->opened)
-        failure_set(&failure, WIRE_PermissionDenied,
-                    describe_reason("not everyone may read this file: pass it as a descriptor"));
+        failure_set(
+            &failure, WIRE_PermissionDenied,
+            describe_reason("the daemon would read it with rights that are not yours: pass it as a descriptor"));
     else if (job->status == -EBADMSG)
         failure_set_invalid(&failure, job->gguf_fault.reason, job->gguf_fault.offset);
     else if (job->status == -ENOTSUP)
@@ -118,6 +122,9 @@ static void planning_worked(uv_work_t *work, int status)
         else {
             const struct model *there = registry_find_source(&planning->server->registry, planning->job.source,
                                                              planning->form, planning->job.device, NULL);
+            planning->cached = there && there->state == MODEL_CACHED;
+            if (there && (there->state > MODEL_RESIDENT || (there->load && load_ends(there->load))))
+                there = NULL; /* to be brought back, or on its way out */
             call_reply(call, describe_plan(planning, there), NULL, 0);
         }
     }

@@ -46,13 +46,14 @@ void method_show(struct server *server, struct call *call)
         return;
     }
     const char *tensors = describe_tensors(model);
-    if (!tensors) {
+    const char *metadata = describe_metadata(model);
+    if (!tensors || !metadata) {
         call_fail(call, WIRE_LimitExceeded, describe_limit("memory", 0));
         return;
     }
     cJSON *reply = cJSON_CreateObject();
     cJSON_AddItemToObject(reply, "model", describe_model(model));
-    cJSON_AddItemToObject(reply, "metadata", describe_metadata(model->header));
+    cJSON_AddRawToObject(reply, "metadata", metadata);
     cJSON_AddRawToObject(reply, "tensors", tensors);
     cJSON_AddItemToObject(reply, "leases", describe_leases(model));
     call_reply(call, reply, NULL, 0);

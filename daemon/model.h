@@ -58,17 +58,17 @@ struct model {
     uint64_t reserved;   /* bytes of the device's ledger that are this model's */
     struct arena *arena; /* NULL before it was taken */
     struct device_export export;
-    int table_fd;       /* sealed memfd of the binary tensor table; -1 before it is resident */
-    char *tensors_json; /* the tensor table as JSON, made when first asked for */
+    int table_fd;        /* sealed memfd of the binary tensor table; -1 before it is resident */
+    char *tensors_json;  /* the tensor table as JSON, made when first asked for */
+    char *metadata_json; /* and the metadata */
 
     struct lease_list leases;
     size_t n_leases;
     unsigned n_holds;    /* the daemon's own work that reads its memory: verifications */
     uint64_t idle_since; /* uv_hrtime() when the last lease ended, or it became resident */
     uint64_t overflows;
-    struct load *load;    /* NULL once resident */
-    void *cache;          /* the arena's bytes, mapped from anonymous memory; NULL unless they are kept */
-    uint64_t *cache_used; /* the ledger that they stand in */
+    struct load *load; /* NULL once resident */
+    void *cache;       /* the arena's bytes, mapped from anonymous memory; NULL unless they are kept */
 };
 
 /* "opening", "allocating", ... Static. */

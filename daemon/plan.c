@@ -183,6 +183,7 @@ struct cutter {
     size_t chunks_capacity;
     struct chunk *open; /* NULL: none yet */
     uint64_t slot_used; /* of the open chunk's slot, when it holds what the arena gets */
+    uint64_t file_at;   /* where its last piece begins: tensors that share bytes could go back */
 };
 
 static int cutter_grow_pieces(struct cutter *cutter)
@@ -220,6 +221,7 @@ static int cutter_begin_chunk(struct cutter *cutter, uint32_t shard, uint64_t fi
     }
     cutter->open = &plan->chunks[plan->n_chunks++];
     cutter->slot_used = 0;
+    cutter->file_at = 0;
     *cutter->open = (struct chunk){
         .shard = shard,
         .file_offset = file_offset & ~(uint64_t)(CHUNK_ALIGNMENT - 1),
@@ -233,7 +235,7 @@ static uint64_t cutter_room(const struct cutter *cutter, uint32_t shard, uint64_
                             uint64_t block_file_bytes, uint64_t block_arena_bytes)
 {
     const struct chunk *chunk = cutter->open;
-    if (!chunk || chunk->shard != shard || file_offset < chunk->file_offset)
+    if (!chunk || chunk->shard != shard || file_offset < chunk->file_offset || file_offset < cutter->file_at)
         return 0;
     uint64_t ahead = file_offset - chunk->file_offset;
     uint64_t fits;
@@ -264,6 +266,7 @@ static int cutter_add_piece(struct cutter *cutter, size_t tensor, uint64_t file_
     };
     plan->piece_file_offsets[plan->n_pieces] = file_offset;
     plan->piece_tensors[plan->n_pieces] = (uint32_t)tensor;
+    cutter->file_at = file_offset;
     plan->n_pieces++;
     chunk->n_pieces++;
     chunk->model_bytes += file_bytes;

@@ -56,6 +56,7 @@ void registry_remove(struct registry *registry, struct model *model)
     if (model->table_fd >= 0)
         close(model->table_fd);
     free(model->tensors_json);
+    free(model->metadata_json);
     plan_free(model->plan);
     gguf_free(model->header);
     source_free(model->source);

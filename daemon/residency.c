@@ -130,6 +130,7 @@ static void unload_worked(uv_work_t *work, int status)
         model->state = MODEL_CACHED;
         log_info("model=%s id=%" PRIu64 " saved to host memory", model->name, model->id);
         events_emit(server->events, "cached", model, NULL);
+        residency_idle(server, model);
     } else {
         log_info("model=%s id=%" PRIu64 " unloaded", model->name, model->id);
         if (unload->save)
@@ -186,19 +187,51 @@ void residency_drain(struct server *server, struct model *model)
 
 /* --- the copies in host memory --- */
 
-void residency_cache_drop(struct model *model)
+/* A copy whose pages are given back: too many for the loop to wait for. */
+struct drop {
+    struct server *server;
+    void *memory;
+    uint64_t bytes;
+    uv_work_t work;
+};
+
+static void drop_work(uv_work_t *work)
+{
+    struct drop *drop = work->data;
+    munmap(drop->memory, drop->bytes);
+}
+
+static void drop_worked(uv_work_t *work, int status)
+{
+    (void)status;
+    struct drop *drop = work->data;
+    struct server *server = drop->server;
+    free(drop);
+    server_job_end(server);
+}
+
+void residency_cache_drop(struct server *server, struct model *model)
 {
     if (!model->cache)
         return;
-    munmap(model->cache, model->plan->arena_bytes);
+    struct drop *drop = malloc(sizeof(*drop));
+    if (drop) {
+        *drop = (struct drop){.server = server, .memory = model->cache, .bytes = model->plan->arena_bytes};
+        drop->work.data = drop;
+        server_job_begin(server);
+        int r = uv_queue_work(server->loop, &drop->work, drop_work, drop_worked);
+        assert(r == 0); /* it only refuses a job without a function */
+        (void)r;
+    } else
+        munmap(model->cache, model->plan->arena_bytes);
     model->cache = NULL;
-    *model->cache_used -= model->plan->arena_bytes;
+    server->cache_used -= model->plan->arena_bytes;
 }
 
 void residency_forget(struct server *server, struct model *model)
 {
     assert(model->state == MODEL_CACHED);
-    residency_cache_drop(model);
+    residency_cache_drop(server, model);
     log_info("model=%s id=%" PRIu64 " dropped from host memory", model->name, model->id);
     events_emit(server->events, "unloaded", model, NULL);
     registry_remove(&server->registry, model);
@@ -232,10 +265,8 @@ static bool evict(struct server *server, struct model *model, struct load *load)
     bool save = strcmp(model->device->kind, "host") != 0 && cache_make_room(server, bytes);
     if (!unload_begin(server, model, NULL, load, save))
         return false;
-    if (save) {
+    if (save)
         server->cache_used += bytes;
-        model->cache_used = &server->cache_used;
-    }
     log_info("model=%s id=%" PRIu64 " evicted", model->name, model->id);
     registry_release(model); /* its bytes are promised to the load */
     events_emit(server->events, "evicted", model, NULL);
@@ -274,7 +305,7 @@ static uint64_t time_to_live_ends(const struct model *model)
 
 static bool time_to_live_runs(const struct model *model)
 {
-    return model->ttl >= 0 && model_evictable(model);
+    return model->ttl >= 0 && (model_evictable(model) || (model->state == MODEL_CACHED && !model->pinned));
 }
 
 /* Unloads what has been idle for long enough, and sets the timer for what will have been next. */
@@ -284,14 +315,16 @@ static void reap(uv_timer_t *timer)
     if (server->stopping)
         return;
     uint64_t now = uv_hrtime(), next = UINT64_MAX;
-    struct model *model;
-    TAILQ_FOREACH(model, &server->registry.models, link)
-    {
+    struct model *next_model;
+    for (struct model *model = TAILQ_FIRST(&server->registry.models); model; model = next_model) {
+        next_model = TAILQ_NEXT(model, link);
         if (!time_to_live_runs(model))
             continue;
         uint64_t ends = time_to_live_ends(model);
         if (ends > now)
             next = ends < next ? ends : next;
+        else if (model->state == MODEL_CACHED)
+            residency_forget(server, model);
         else if (unload_begin(server, model, NULL, NULL, false))
             log_info("model=%s id=%" PRIu64 " was idle for %" PRId64 " s", model->name, model->id, model->ttl);
     }

@@ -42,7 +42,7 @@ void residency_unload(struct server *server, struct model *model, struct call *c
 void residency_drain(struct server *server, struct model *model);
 
 /* Frees the copy in host memory. Fine if there is none. */
-void residency_cache_drop(struct model *model);
+void residency_cache_drop(struct server *server, struct model *model);
 
 /* Takes a cached model out of the registry. */
 void residency_forget(struct server *server, struct model *model);

@@ -35,8 +35,9 @@ struct server {
 
     TAILQ_HEAD(, load) loads;
     size_t n_loads;
-    TAILQ_HEAD(, verify) verifies;
-    size_t n_jobs; /* loads, unloads and verifications: what must be over before the daemon ends */
+    TAILQ_HEAD(verify_list, verify) verifies;
+    size_t n_verify_jobs; /* under way on workers */
+    size_t n_jobs;        /* loads, unloads and verifications: what must be over before the daemon ends */
 
     /* Models came or went. NULL: nobody asks. */
     void (*changed)(struct server *server);

@@ -122,6 +122,27 @@ static unsigned split_count(const char *path, size_t *ret_prefix)
     return (unsigned)n;
 }
 
+/* Opens a file once it is known to be a regular one: opening a device can do things. Returns 0 or an errno. */
+static int open_regular(const char *path, int *ret)
+{
+    int place = open(path, O_PATH | O_CLOEXEC);
+    if (place < 0)
+        return errno;
+    struct stat st;
+    char link[64];
+    snprintf(link, sizeof(link), "/proc/self/fd/%d", place);
+    int fd = -1, error = 0;
+    if (fstat(place, &st) < 0)
+        error = errno;
+    else if (!S_ISREG(st.st_mode))
+        error = EINVAL;
+    else if ((fd = open(link, O_RDONLY | O_CLOEXEC | O_NOCTTY)) < 0)
+        error = errno;
+    close(place);
+    *ret = fd;
+    return error;
+}
+
 int source_open_path(const char *path, struct source **ret, struct device_fault *ret_fault)
 {
     int fds[SOURCE_FILES_MAX];
@@ -131,13 +152,12 @@ int source_open_path(const char *path, struct source **ret, struct device_fault 
         char shard[PATH_MAX];
         int length = n == 1 ? snprintf(shard, sizeof(shard), "%s", path)
                             : snprintf(shard, sizeof(shard), "%.*s-%05u-of-%05u.gguf", (int)prefix, path, i + 1, n);
-        /* O_NONBLOCK: a FIFO put there must not hold a worker. It means nothing to a regular file. */
-        fds[i] = (size_t)length < sizeof(shard) ? open(shard, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK) : -1;
-        if (fds[i] < 0) {
-            int error = (size_t)length < sizeof(shard) ? errno : ENAMETOOLONG;
+        int error = (size_t)length < sizeof(shard) ? open_regular(shard, &fds[i]) : ENAMETOOLONG;
+        if (error) {
             while (i > 0)
                 close(fds[--i]);
-            return device_fault_set(ret_fault, -error, "open", error, strerror(error));
+            return device_fault_set(ret_fault, -error, "open", error,
+                                    error == EINVAL ? "not a regular file" : strerror(error));
         }
     }
     return source_open_fds(fds, n, ret, ret_fault);
@@ -172,7 +192,7 @@ int source_read(const struct source *source, size_t file, uint64_t offset, void 
     return 0;
 }
 
-int source_check(const struct source *source, struct device_fault *ret_fault)
+static int check_files(const struct source *source, bool untouched, struct device_fault *ret_fault)
 {
     for (size_t i = 0; i < source->n_files; i++) {
         const struct identity *then = &source->files[i].identity;
@@ -181,9 +201,18 @@ int source_check(const struct source *source, struct device_fault *ret_fault)
         int r = identity_read(source->files[i].fd, &now, &mode, ret_fault);
         if (r < 0)
             return r;
-        /* The time of the inode's change as well: the time of modification can be set back. */
-        if (!identity_equal(&now, then) || now.ctime_ns != then->ctime_ns)
+        if (!identity_equal(&now, then) || (untouched && now.ctime_ns != then->ctime_ns))
             return device_fault_set(ret_fault, -ESTALE, "fstat", 0, "the file's size or times changed");
     }
     return 0;
+}
+
+int source_check(const struct source *source, struct device_fault *ret_fault)
+{
+    return check_files(source, false, ret_fault);
+}
+
+int source_check_untouched(const struct source *source, struct device_fault *ret_fault)
+{
+    return check_files(source, true, ret_fault);
 }

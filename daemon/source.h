@@ -56,5 +56,11 @@ void source_free(struct source *source);
 int source_read(const struct source *source, size_t file, uint64_t offset, void *dst, size_t size,
                 struct device_fault *ret_fault);
 
-/* 0 if all files are still what they were when they were opened, -ESTALE if not, or an errno of fstat(). */
+/* 0 if all files still have the size and the time of modification that they had when they were opened, -ESTALE if not,
+ * or an errno of fstat(). */
 int source_check(const struct source *source, struct device_fault *ret_fault);
+
+/* As source_check(), and nothing touched them meanwhile: the time of modification can be set back, that of the inode's
+ * last change cannot. Moving or linking a file touches it as well. A change through a mapping of a file in a tmpfs
+ * moves no time at all; only Verify finds it. */
+int source_check_untouched(const struct source *source, struct device_fault *ret_fault);

@@ -20,15 +20,16 @@ static int refuse(struct gguf_fault *fault, const char *format, ...)
     return -EBADMSG;
 }
 
-/* What a file says of its place: 0 and 1 if it says nothing. */
-static int place_of(const struct gguf *model, uint64_t *ret_number, uint64_t *ret_count, struct gguf_fault *fault)
+/* What a file says of its place: 0 and 1 if it says nothing, which a file of several must not do. */
+static int place_of(const struct gguf *model, bool split, uint64_t *ret_number, uint64_t *ret_count,
+                    struct gguf_fault *fault)
 {
     uint64_t number = 0, count = 1;
     int r = gguf_kv_u64(gguf_find(model, "split.count"), &count);
     if (r == -EINVAL)
         return refuse(fault, "split.count is no number of files");
     r = gguf_kv_u64(gguf_find(model, "split.no"), &number);
-    if (r == -EINVAL)
+    if (r == -EINVAL || (split && r < 0))
         return refuse(fault, "split.no is no number of a file");
     *ret_number = number;
     *ret_count = count > 0 ? count : 1;
@@ -38,7 +39,7 @@ static int place_of(const struct gguf *model, uint64_t *ret_number, uint64_t *re
 static int check_place(const struct gguf *model, size_t file, size_t n_files, struct gguf_fault *fault)
 {
     uint64_t number = 0, count = 1;
-    int r = place_of(model, &number, &count, fault);
+    int r = place_of(model, n_files > 1, &number, &count, fault);
     if (r < 0)
         return r;
     if (n_files == 1 && count > 1)
@@ -46,7 +47,8 @@ static int check_place(const struct gguf *model, size_t file, size_t n_files, st
                       number == 0 ? "the first of %" PRIu64 " files of a split model: all are needed"
                                   : "a later one of %" PRIu64 " files of a split model: give the first one, or all",
                       count);
-    if (count != n_files)
+    /* Loaders go by the first file's count; writers are not of one mind about the others'. */
+    if (file == 0 && count != n_files)
         return refuse(fault, "file %zu says that the model has %" PRIu64 " files, not %zu", file + 1, count, n_files);
     if (number != file)
         return refuse(fault, "file %zu says that it is number %" PRIu64, file + 1, number + 1);
@@ -87,7 +89,7 @@ static int join(struct gguf **parts, size_t n, struct gguf_fault *fault)
         return refuse(fault, "more than %u tensors", GGUF_TENSORS_MAX);
     uint64_t told;
     int r = gguf_kv_u64(gguf_find(parts[0], "split.tensors.count"), &told);
-    if (r == -EINVAL || (r == 0 && told != n_tensors))
+    if (r < 0 || told != n_tensors)
         return refuse(fault, "split.tensors.count does not agree with the %zu tensors in the files", n_tensors);
 
     struct gguf_tensor *tensors = calloc(n_tensors ? n_tensors : 1, sizeof(*tensors));

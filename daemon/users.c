@@ -4,6 +4,7 @@
 #include "daemon/load.h"
 #include "daemon/registry.h"
 #include "daemon/server.h"
+#include "daemon/verify.h"
 
 #include <unistd.h>
 
@@ -15,7 +16,15 @@ static uint64_t loads_of(const struct server *server, uid_t uid)
     return n;
 }
 
-/* Of models or of leases on them. */
+static uint64_t verifies_of(const struct server *server, uid_t uid)
+{
+    uint64_t n = 0;
+    for (struct verify *verify = TAILQ_FIRST(&server->verifies); verify; verify = verify_next(verify))
+        n += verify_uid(verify) == uid;
+    return n;
+}
+
+/* Of the models that the user loaded. */
 static uint64_t bytes_of(const struct server *server, uid_t uid)
 {
     uint64_t n = 0;
@@ -60,6 +69,10 @@ bool user_may(const struct server *server, uid_t uid, enum user_limit limit, uin
         has = leases_of(server, uid);
         *ret_value = server->limits.leases;
         break;
+    case LIMIT_VERIFIES:
+        has = verifies_of(server, uid);
+        *ret_value = USER_VERIFIES;
+        break;
     case LIMIT_BYTES:
         has = bytes_of(server, uid);
         *ret_value = server->limits.bytes;
@@ -71,10 +84,8 @@ bool user_may(const struct server *server, uid_t uid, enum user_limit limit, uin
 const char *user_limit_name(enum user_limit limit)
 {
     static const char *const names[] = {
-        [LIMIT_CONNECTIONS] = "user-connections",
-        [LIMIT_LOADS] = "user-loads",
-        [LIMIT_LEASES] = "user-leases",
-        [LIMIT_BYTES] = "user-bytes",
+        [LIMIT_CONNECTIONS] = "user-connections", [LIMIT_LOADS] = "user-loads", [LIMIT_LEASES] = "user-leases",
+        [LIMIT_VERIFIES] = "user-verifies",       [LIMIT_BYTES] = "user-bytes",
     };
     return names[limit];
 }

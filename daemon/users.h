@@ -21,12 +21,14 @@ struct user_limits {
 #define USER_CONNECTIONS 256u
 #define USER_LOADS       16u
 #define USER_LEASES      4096u
+#define USER_VERIFIES    4u /* no option: nobody needs more */
 #define USER_BYTES       UINT64_MAX
 
 enum user_limit {
     LIMIT_CONNECTIONS,
     LIMIT_LOADS,
     LIMIT_LEASES,
+    LIMIT_VERIFIES,
     LIMIT_BYTES,
 };
 

@@ -17,7 +17,7 @@
 /* Of what is decoded at once by each job. */
 #define VERIFY_BYTES (1u << 20)
 
-/* Jobs at a time: half of the workers' share of a small machine, so that loads go on. */
+/* Jobs of one verification at a time. All verifications together get half of the workers, so that loads go on. */
 #define VERIFY_JOBS 2u
 
 /* Mismatches that are told. */
@@ -56,9 +56,11 @@ struct verify {
     cJSON *mismatches;
     struct failure failure;
     bool ending; /* nothing more is begun */
+    uid_t uid;
 };
 
 static void verify_step(struct verify *verify);
+static void verify_turn(struct server *server);
 
 static void verify_free(struct verify *verify)
 {
@@ -181,7 +183,9 @@ static void verify_worked(uv_work_t *work, int status)
     (void)status;
     struct verify_job *job = work->data;
     struct verify *verify = job->verify;
+    struct server *server = verify->server;
     verify->n_under_way--;
+    server->n_verify_jobs--;
     if (job->status < 0 && job->of_file)
         failure_set_file(&verify->failure, job->status, &job->fault, verify->model->source->path);
     else if (job->status < 0)
@@ -196,6 +200,13 @@ static void verify_worked(uv_work_t *work, int status)
         verify_tell(verify, job->differences[i].piece, job->differences[i].byte);
     job->chunk = NULL;
     verify_step(verify);
+    verify_turn(server);
+}
+
+/* Another job may be queued without taking the workers from loads. */
+static bool verify_may(const struct server *server)
+{
+    return server->n_verify_jobs < (server->workers > 2 ? server->workers / 2 : 1);
 }
 
 static void verify_queue(struct verify *verify, struct verify_job *job, const struct chunk *chunk)
@@ -206,6 +217,7 @@ static void verify_queue(struct verify *verify, struct verify_job *job, const st
     job->of_file = false;
     job->work.data = job;
     verify->n_under_way++;
+    verify->server->n_verify_jobs++;
     int r = uv_queue_work(verify->server->loop, &job->work, verify_work, verify_worked);
     assert(r == 0); /* it only refuses a job without a function */
     (void)r;
@@ -239,12 +251,35 @@ static void verify_finish(struct verify *verify)
 
 static void verify_step(struct verify *verify)
 {
-    bool over = verify->ending || verify->failure.error != WIRE_OK;
-    for (size_t i = 0; i < VERIFY_JOBS && !over && verify->next_chunk < verify->plan->n_chunks; i++)
-        if (!verify->jobs[i].chunk)
+    bool over = verify->ending || verify->failure.error != WIRE_OK ||
+                (verify->planned && verify->next_chunk == verify->plan->n_chunks);
+    for (size_t i = 0; i < VERIFY_JOBS && !over && verify_may(verify->server); i++) {
+        if (!verify->planned) {
+            if (verify->n_under_way == 0)
+                verify_queue(verify, &verify->jobs[0], NULL);
+            break;
+        }
+        if (!verify->jobs[i].chunk && verify->next_chunk < verify->plan->n_chunks)
             verify_queue(verify, &verify->jobs[i], &verify->plan->chunks[verify->next_chunk++]);
-    if (verify->n_under_way == 0)
+    }
+    if (over && verify->n_under_way == 0)
         verify_finish(verify);
+}
+
+/* A job is over: whoever waits the longest gets the next one, and then goes to the end. */
+static void verify_turn(struct server *server)
+{
+    struct verify *verify = TAILQ_FIRST(&server->verifies), *last = TAILQ_LAST(&server->verifies, verify_list);
+    while (verify && verify_may(server)) {
+        struct verify *next = TAILQ_NEXT(verify, link);
+        bool was_last = verify == last;
+        if (verify->n_under_way < VERIFY_JOBS) {
+            TAILQ_REMOVE(&server->verifies, verify, link);
+            TAILQ_INSERT_TAIL(&server->verifies, verify, link);
+            verify_step(verify); /* may free it */
+        }
+        verify = was_last ? NULL : next;
+    }
 }
 
 static void verify_abandoned(struct call *call)
@@ -252,6 +287,7 @@ static void verify_abandoned(struct call *call)
     struct verify *verify = call->context;
     verify->call = NULL;
     verify->ending = true;
+    verify_step(verify);
 }
 
 void verify_begin(struct server *server, struct model *model, struct call *call)
@@ -279,7 +315,8 @@ void verify_begin(struct server *server, struct model *model, struct call *call)
     model_hold(model);
     call->context = verify;
     call->abandoned = verify_abandoned;
-    verify_queue(verify, &verify->jobs[0], NULL);
+    verify->uid = conn_uid(call->conn);
+    verify_step(verify);
     return;
 
 fail_verify:
@@ -303,6 +340,12 @@ void verify_end(struct verify *verify, enum wire_error error)
 {
     failure_set(&verify->failure, error, NULL);
     verify->ending = true;
+    verify_step(verify);
+}
+
+uid_t verify_uid(const struct verify *verify)
+{
+    return verify->uid;
 }
 
 struct verify *verify_next(struct verify *verify)

@@ -18,5 +18,8 @@ void verify_report(struct verify *verify);
 /* Ends it early; the call is failed with `error`. */
 void verify_end(struct verify *verify, enum wire_error error);
 
-/* The one that was begun after this one, or NULL. */
+/* Who asked for it. */
+uid_t verify_uid(const struct verify *verify);
+
+/* The next one in turn, or NULL. */
 struct verify *verify_next(struct verify *verify);

@@ -82,6 +82,8 @@ void waiters_move(struct waiters *from, struct waiters *to)
     while ((waiter = TAILQ_FIRST(&from->list))) {
         TAILQ_REMOVE(&from->list, waiter, link);
         waiter->waiters = to;
+        if (waiter->kind == WAIT_RESIDENT)
+            waiter->kind = WAIT_JOINED;
         TAILQ_INSERT_TAIL(&to->list, waiter, link);
     }
 }

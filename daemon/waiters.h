@@ -10,6 +10,7 @@
 
 enum waiter_kind {
     WAIT_RESIDENT,  /* Load */
+    WAIT_JOINED,    /* Load, of what another call began */
     WAIT_ALLOCATED, /* Load, with wait: false */
     WAIT_ATTACH,    /* Attach: a lease, once it is resident */
     WAIT_END,       /* Cancel: content with the load's end */
@@ -36,7 +37,7 @@ struct call *waiters_take(struct waiters *waiters, enum waiter_kind kind);
 /* Takes the first call out, whatever it waits for. NULL if there is none. */
 struct call *waiters_take_any(struct waiters *waiters, enum waiter_kind *ret_kind);
 
-/* Puts all calls behind those of another load. */
+/* Puts all calls behind those of another load, which they join. */
 void waiters_move(struct waiters *from, struct waiters *to);
 
 /* Sends a reply to each that takes several; `describe` makes it, anew for each. */

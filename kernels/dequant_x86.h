@@ -79,6 +79,15 @@ X86_FN float f16_at(const uint8_t *p)
     _mm256_setr_epi8(-1, -1, -1, e0, -1, -1, -1, e1, -1, -1, -1, e2, -1, -1, -1, e3, -1, -1, -1, e0, -1, -1, -1, e1,   \
                      -1, -1, -1, e2, -1, -1, -1, e3)
 
+/* The bf16 of numbers given as upper and lower halves: adds the carry of lower + 0x7fff + the last bit of upper. */
+X86_FN __m256i bf16_halves(__m256i upper, __m256i lower)
+{
+    const __m256i last = _mm256_and_si256(upper, _mm256_set1_epi16(1));
+    /* The sum, halved so that it fits 16 bits. */
+    const __m256i sum = _mm256_avg_epu16(lower, _mm256_add_epi16(last, _mm256_set1_epi16(0x7ffe)));
+    return _mm256_add_epi16(upper, _mm256_srli_epi16(sum, 15));
+}
+
 /* 32 values, x[k] holding elements 4k to 4k + 3 and 16 + 4k to 16 + 4k + 3; for bf16, where that costs less, of each
  * pair of vectors the first has the even and the second the odd ones. NaN have no payload that rounding could carry out
  * of (see f16_at), and no bf16 overflows: no finite product or sum of a quantised type comes near. */
@@ -105,10 +114,7 @@ X86_FN void out32(struct out *out, const __m256 x[4], enum form form)
             const __m256i odd = _mm256_castps_si256(x[2 * k + 1]);
             const __m256i upper = _mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0xaa);
             const __m256i lower = _mm256_blend_epi16(even, _mm256_slli_epi32(odd, 16), 0xaa);
-            /* lower + 0x7fff + the last bit of upper, halved: its top bit is the carry. */
-            const __m256i last = _mm256_and_si256(upper, _mm256_set1_epi16(1));
-            const __m256i sum = _mm256_avg_epu16(lower, _mm256_add_epi16(last, _mm256_set1_epi16(0x7ffe)));
-            const __m256i rounded = _mm256_add_epi16(upper, _mm256_srli_epi16(sum, 15));
+            const __m256i rounded = bf16_halves(upper, lower);
             _mm_storeu_si128(to + k, _mm256_castsi256_si128(rounded));
             _mm_storeu_si128(to + k + 2, _mm256_extracti128_si256(rounded, 1));
         }

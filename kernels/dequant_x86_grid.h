@@ -1,7 +1,7 @@
 /* Grid blocks (IQ1, IQ2, IQ3), for dequant_x86.h: grid entries are gathered 32 elements at a time. */
 #pragma once
 
-#include "kernels/dequant_x86.h"
+#include "kernels/dequant_x86_k.h"
 
 /* Gives grid magnitudes their signs. They are below 128 and never 0, so a signed byte holds them, and the product's
  * sign comes out as blocks.h has it. */
@@ -23,89 +23,111 @@ X86_FN __m256i grid32(uint64_t g0, uint64_t g1, uint64_t g2, uint64_t g3)
 }
 
 /* Eight entries of four bytes. Not vpgatherdd: it is no faster, and on some processors far slower. */
-X86_FN __m256i grid8x4(const uint32_t *grid, const uint32_t indexes[8])
+X86_FN __m256i grid8x4(const uint32_t *grid, const uint16_t indexes[8])
 {
     return _mm256_setr_epi32((int)grid[indexes[0]], (int)grid[indexes[1]], (int)grid[indexes[2]], (int)grid[indexes[3]],
                              (int)grid[indexes[4]], (int)grid[indexes[5]], (int)grid[indexes[6]],
                              (int)grid[indexes[7]]);
 }
 
-/* d / 8 times the odd number of each of two 4-bit codes, lower nibble first. */
-X86_FN __m256 iq2_scales(float d, unsigned codes)
+/* Scales are odd numbers, 2 * code + 1, times d: of eight codes as 32-bit lanes, of sixteen as bytes, and of the
+ * sixteen in the nibbles of eight bytes. */
+X86_FN void odd_scales8(float scales[8], __m256i codes, float d)
 {
-    const float scales[2] = {d * (float)(int)(2 * (codes & 15) + 1), d * (float)(int)(2 * (codes >> 4) + 1)};
-    return scale_pair(scales);
+    const __m256i odd = _mm256_add_epi32(_mm256_add_epi32(codes, codes), _mm256_set1_epi32(1));
+    _mm256_storeu_ps(scales, _mm256_mul_ps(_mm256_cvtepi32_ps(odd), _mm256_set1_ps(d)));
+}
+
+X86_FN void odd_scales16(float scales[16], __m128i codes, float d)
+{
+    scales16(scales, _mm_add_epi8(_mm_add_epi8(codes, codes), _mm_set1_epi8(1)), d);
+}
+
+X86_FN void iq2_scales(float scales[16], const uint8_t *p, float d)
+{
+    const __m128i codes = _mm_loadl_epi64((const __m128i *)p);
+    odd_scales16(scales, _mm_unpacklo_epi8(low_nibbles(codes), high_nibbles(codes)), d);
 }
 
 X86_FN void iq2_xxs_x86(struct out *out, const uint8_t *b, enum form form)
 {
-    const float d = f16_at(b) * 0.125f;
+    /* Every other 32-bit word; the shuffle leaves 0, 1, 4, 5, 2, 3, 6, 7. */
+    const __m256 words =
+        _mm256_shuffle_ps(_mm256_castsi256_ps(bytes32_at(b + 2)), _mm256_castsi256_ps(bytes32_at(b + 34)), 0xdd);
+    const __m256i ordered = _mm256_permute4x64_epi64(_mm256_castps_si256(words), _MM_SHUFFLE(3, 1, 2, 0));
+    float scales[8];
+    odd_scales8(scales, _mm256_srli_epi32(ordered, 28), f16_at(b) * 0.125f);
     for (unsigned k = 0; k < 8; k++) {
         const uint8_t *p = b + 2 + 8 * k;
         const uint32_t w = u32_at(p + 4);
         const __m256i grid = grid32(iq2xxs_grid[p[0]], iq2xxs_grid[p[1]], iq2xxs_grid[p[2]], iq2xxs_grid[p[3]]);
-        const float scale = d * (float)(int)(2 * (w >> 28) + 1);
-        out32_scaled(out, grid_signs(grid, signs_from_indexes(w)), _mm256_set1_ps(scale), 43, form);
+        out32_scaled(out, grid_signs(grid, signs_from_indexes(w)), _mm256_set1_ps(scales[k]), 43, form);
     }
 }
 
 X86_FN void iq2_xs_x86(struct out *out, const uint8_t *b, enum form form)
 {
-    const float d = f16_at(b) * 0.125f;
+    float scales[16];
+    iq2_scales(scales, b + 66, f16_at(b) * 0.125f);
     for (unsigned k = 0; k < 8; k++) {
         const uint64_t q = u64_at(b + 2 + 8 * k);
-        const unsigned scale = b[66 + k];
         const __m256i grid = grid32(iq2xs_grid[q & 511], iq2xs_grid[q >> 16 & 511], iq2xs_grid[q >> 32 & 511],
                                     iq2xs_grid[q >> 48 & 511]);
         const uint32_t signs = (uint32_t)ksigns_iq2xs[q >> 9 & 127] | (uint32_t)ksigns_iq2xs[q >> 25 & 127] << 8 |
                                (uint32_t)ksigns_iq2xs[q >> 41 & 127] << 16 | (uint32_t)ksigns_iq2xs[q >> 57] << 24;
-        out32_scaled(out, grid_signs(grid, signs), iq2_scales(d, scale), 43, form);
+        out32_scaled(out, grid_signs(grid, signs), scale_pair(scales + 2 * k), 43, form);
     }
 }
 
 X86_FN void iq2_s_x86(struct out *out, const uint8_t *b, enum form form)
 {
-    const float d = f16_at(b) * 0.125f;
+    float scales[16];
+    iq2_scales(scales, b + 74, f16_at(b) * 0.125f);
     for (unsigned k = 0; k < 8; k++) {
         const uint8_t *qs = b + 2 + 4 * k;
         const unsigned high = b[66 + k];
-        const unsigned scale = b[74 + k];
         const __m256i grid = grid32(iq2s_grid[qs[0] | (high << 8 & 0x300)], iq2s_grid[qs[1] | (high << 6 & 0x300)],
                                     iq2s_grid[qs[2] | (high << 4 & 0x300)], iq2s_grid[qs[3] | (high << 2 & 0x300)]);
-        out32_scaled(out, grid_signs(grid, u32_at(b + 34 + 4 * k)), iq2_scales(d, scale), 43, form);
+        out32_scaled(out, grid_signs(grid, u32_at(b + 34 + 4 * k)), scale_pair(scales + 2 * k), 43, form);
     }
 }
 
 X86_FN void iq3_xxs_x86(struct out *out, const uint8_t *b, enum form form)
 {
-    const float d = f16_at(b) * 0.25f;
+    float scales[8];
+    odd_scales8(scales, _mm256_srli_epi32(bytes32_at(b + 66), 28), f16_at(b) * 0.25f);
     for (unsigned k = 0; k < 8; k++) {
         const uint8_t *qs = b + 2 + 8 * k;
         const uint32_t w = u32_at(b + 66 + 4 * k);
-        const uint32_t indexes[8] = {qs[0], qs[1], qs[2], qs[3], qs[4], qs[5], qs[6], qs[7]};
-        const float scale = d * (float)(int)(2 * (w >> 28) + 1);
-        out32_scaled(out, grid_signs(grid8x4(iq3xxs_grid, indexes), signs_from_indexes(w)), _mm256_set1_ps(scale), 62,
-                     form);
+        const uint16_t indexes[8] = {qs[0], qs[1], qs[2], qs[3], qs[4], qs[5], qs[6], qs[7]};
+        out32_scaled(out, grid_signs(grid8x4(iq3xxs_grid, indexes), signs_from_indexes(w)), _mm256_set1_ps(scales[k]),
+                     62, form);
     }
+}
+
+/* 32 indexes of nine bits: eight from bytes, the ninth a bit each of four more. */
+X86_FN void iq3_s_indexes(uint16_t indexes[32], const uint8_t *qs, const uint8_t *qh)
+{
+    const __m256i low = bytes32_at(qs);
+    const __m256i ninth = _mm256_and_si256(bits32(u32_at(qh)), _mm256_set1_epi8(1));
+    const __m256i a = _mm256_unpacklo_epi8(low, ninth);
+    const __m256i b = _mm256_unpackhi_epi8(low, ninth);
+    _mm256_storeu_si256((__m256i *)indexes, _mm256_permute2x128_si256(a, b, 0x20));
+    _mm256_storeu_si256((__m256i *)(indexes + 16), _mm256_permute2x128_si256(a, b, 0x31));
 }
 
 X86_FN void iq3_s_x86(struct out *out, const uint8_t *b, enum form form)
 {
-    const float d = f16_at(b);
-    const uint32_t scales = u32_at(b + 106);
-    const __m256i shifts = _mm256_setr_epi32(8, 7, 6, 5, 4, 3, 2, 1);
-    const __m256i bit8 = _mm256_set1_epi32(256);
+    const __m256i nibbles =
+        _mm256_srlv_epi32(_mm256_set1_epi32((int)u32_at(b + 106)), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+    float scales[8];
+    odd_scales8(scales, _mm256_and_si256(nibbles, _mm256_set1_epi32(15)), f16_at(b));
+    uint16_t indexes[64];
+    iq3_s_indexes(indexes, b + 2, b + 66);
+    iq3_s_indexes(indexes + 32, b + 34, b + 70);
     for (unsigned k = 0; k < 8; k++) {
-        const uint8_t *qs = b + 2 + 8 * k;
-        const unsigned high = b[66 + k];
-        /* The ninth bit of index i is bit i of `high`. */
-        const __m256i ninth = _mm256_and_si256(_mm256_sllv_epi32(_mm256_set1_epi32((int)high), shifts), bit8);
-        const __m256i low = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)qs));
-        uint32_t indexes[8];
-        _mm256_storeu_si256((__m256i *)indexes, _mm256_or_si256(low, ninth));
-        const float scale = d * (float)(int)(2 * (scales >> (4 * k) & 15) + 1);
-        out32_scaled(out, grid_signs(grid8x4(iq3s_grid, indexes), u32_at(b + 74 + 4 * k)), _mm256_set1_ps(scale), 15,
-                     form);
+        const __m256i grid = grid8x4(iq3s_grid, indexes + 8 * k);
+        out32_scaled(out, grid_signs(grid, u32_at(b + 74 + 4 * k)), _mm256_set1_ps(scales[k]), 15, form);
     }
 }
 
@@ -119,29 +141,40 @@ X86_FN __m256i iq1_codes(__m256i grid, __m256i ones)
 
 X86_FN void iq1_s_x86(struct out *out, const uint8_t *b, enum form form)
 {
-    const float d = f16_at(b) * 0.125f;
+    const __m256i codes = _mm256_srli_epi32(_mm256_cvtepu16_epi32(bytes16_at(b + 34)), 12);
+    float scales[8];
+    odd_scales8(scales, _mm256_and_si256(codes, _mm256_set1_epi32(7)), f16_at(b) * 0.125f);
     for (unsigned k = 0; k < 8; k++) {
         const uint8_t *qs = b + 2 + 4 * k;
         const unsigned w = block_u16(b + 34 + 2 * k);
         const __m256i grid = grid32(iq1s_grid[qs[0] | (w << 8 & 0x700)], iq1s_grid[qs[1] | (w << 5 & 0x700)],
                                     iq1s_grid[qs[2] | (w << 2 & 0x700)], iq1s_grid[qs[3] | (w >> 1 & 0x700)]);
-        const __m256 scale = _mm256_set1_ps(d * (float)(int)(2 * (w >> 12 & 7) + 1));
-        out32_scaled(out, iq1_codes(grid, _mm256_set1_epi8(w >> 15 ? -1 : 1)), scale, 9, form);
+        out32_scaled(out, iq1_codes(grid, _mm256_set1_epi8(w >> 15 ? -1 : 1)), _mm256_set1_ps(scales[k]), 9, form);
     }
+}
+
+/* The sixteen scale codes: of each of four words the lowest twelve bits. Multiplied, each code is moved to the top. */
+X86_FN __m128i iq1_m_codes(const uint8_t *p)
+{
+    const __m128i words = _mm_loadl_epi64((const __m128i *)p);
+    const __m128i twice = _mm_unpacklo_epi16(words, words);
+    const __m128i to_top = _mm_setr_epi16(1 << 13, 1 << 10, 1 << 7, 1 << 4, 1 << 13, 1 << 10, 1 << 7, 1 << 4);
+    const __m128i first = _mm_mullo_epi16(_mm_unpacklo_epi32(twice, twice), to_top);
+    const __m128i second = _mm_mullo_epi16(_mm_unpackhi_epi32(twice, twice), to_top);
+    return _mm_packus_epi16(_mm_srli_epi16(first, 13), _mm_srli_epi16(second, 13));
 }
 
 X86_FN void iq1_m_x86(struct out *out, const uint8_t *b, enum form form)
 {
     static const uint64_t ones[2] = {0x0101010101010101, 0xffffffffffffffff};
-    const float d = f16_from_bits(iq1_m_d(b + 48)) * 0.125f;
+    float scales[16];
+    odd_scales16(scales, iq1_m_codes(b + 48), f16_from_bits(iq1_m_d(b + 48)) * 0.125f);
     for (unsigned k = 0; k < 8; k++) {
         const uint8_t *qs = b + 4 * k;
         const unsigned n = block_u16(b + 32 + 2 * k);
-        const unsigned codes = block_u16(b + 48 + 2 * (k / 2)) >> (6 * (k % 2));
         const __m256i grid = grid32(iq1s_grid[qs[0] | (n << 8 & 0x700)], iq1s_grid[qs[1] | (n << 4 & 0x700)],
                                     iq1s_grid[qs[2] | (n & 0x700)], iq1s_grid[qs[3] | (n >> 4 & 0x700)]);
         const __m256i delta = grid32(ones[n >> 3 & 1], ones[n >> 7 & 1], ones[n >> 11 & 1], ones[n >> 15]);
-        const float scales[2] = {d * (float)(int)(2 * (codes & 7) + 1), d * (float)(int)(2 * (codes >> 3 & 7) + 1)};
-        out32_scaled(out, iq1_codes(grid, delta), scale_pair(scales), 9, form);
+        out32_scaled(out, iq1_codes(grid, delta), scale_pair(scales + 2 * k), 9, form);
     }
 }

@@ -3,36 +3,66 @@
 
 #include "kernels/dequant_x86.h"
 
+/* Signalling NaN become quiet; what a conversion does by itself, and a rounding by integers does not. */
+X86_FN __m256 quieted_f32(__m256 x)
+{
+    const __m256 nan = _mm256_cmp_ps(x, x, _CMP_UNORD_Q);
+    return _mm256_or_ps(x, _mm256_and_ps(nan, _mm256_castsi256_ps(_mm256_set1_epi32(0x00400000))));
+}
+
+/* For any values at all. */
 X86_FN __m256i bf16_rounded(__m256 x)
 {
-    const __m256i u = _mm256_castps_si256(x);
+    const __m256i u = _mm256_castps_si256(quieted_f32(x));
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
     const __m256i up = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
-    /* A quiet NaN must not be rounded up past infinity; it is cut, and stays one. */
+    /* A NaN must not be rounded up past infinity; it is cut, and stays one because it is quiet. */
     const __m256i ordered = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_ORD_Q));
     return _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_and_si256(up, ordered)), 16);
 }
 
-/* The next 16 values: a then b. No NaN among them is signalling. */
+/* For finite values whose bf16 is finite. Works on the upper and lower halves of all sixteen at once. */
+X86_FN __m256i bf16_packed(__m256i a, __m256i b)
+{
+    const __m256i zero = _mm256_setzero_si256();
+    const __m256i upper = _mm256_packus_epi32(_mm256_srli_epi32(a, 16), _mm256_srli_epi32(b, 16));
+    const __m256i lower = _mm256_packus_epi32(_mm256_blend_epi16(a, zero, 0xaa), _mm256_blend_epi16(b, zero, 0xaa));
+    return bf16_halves(upper, lower);
+}
+
+X86_FN void out16_bf16(struct out *out, __m256 a, __m256 b)
+{
+    const __m256i most = _mm256_max_epi32(_mm256_castps_si256(magnitudes(a)), _mm256_castps_si256(magnitudes(b)));
+    const __m256i special = _mm256_cmpgt_epi32(most, _mm256_set1_epi32(0x7f7f7fff));
+    __m256i packed;
+    if (__builtin_expect(_mm256_testz_si256(special, special), 1)) {
+        packed = bf16_packed(_mm256_castps_si256(a), _mm256_castps_si256(b));
+    } else {
+        out_bound(out, magnitudes(a));
+        out_bound(out, magnitudes(b));
+        packed = _mm256_packus_epi32(bf16_rounded(a), bf16_rounded(b));
+    }
+    _mm256_storeu_si256((__m256i *)out->at, _mm256_permute4x64_epi64(packed, _MM_SHUFFLE(3, 1, 2, 0)));
+    out->at += 32;
+}
+
+/* The next 16 values: a then b. */
 X86_FN void out16(struct out *out, __m256 a, __m256 b, enum form form)
 {
     if (form == FORM_F32) {
         _mm256_storeu_ps((float *)out->at, a);
         _mm256_storeu_ps((float *)(out->at + 32), b);
         out->at += 64;
-        return;
-    }
-    out_bound(out, magnitudes(a));
-    out_bound(out, magnitudes(b));
-    if (form == FORM_F16) {
+    } else if (form == FORM_F16) {
         const __m128i low = _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
         const __m128i high = _mm256_cvtps_ph(b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        out_bound(out, magnitudes(a));
+        out_bound(out, magnitudes(b));
         _mm256_storeu_si256((__m256i *)out->at, _mm256_set_m128i(high, low));
+        out->at += 32;
     } else {
-        const __m256i packed = _mm256_packus_epi32(bf16_rounded(a), bf16_rounded(b));
-        _mm256_storeu_si256((__m256i *)out->at, _mm256_permute4x64_epi64(packed, _MM_SHUFFLE(3, 1, 2, 0)));
+        out16_bf16(out, a, b);
     }
-    out->at += 32;
 }
 
 /* The low eight bytes, signed, as numbers. */
@@ -49,13 +79,6 @@ X86_FN __m256i quieted(__m256i halves, int infinity, int quiet_bit)
     return _mm256_or_si256(halves, _mm256_and_si256(nan, _mm256_set1_epi16((short)quiet_bit)));
 }
 
-/* The same for f32; what f16 and bf16 are rounded from must be quiet. */
-X86_FN __m256 quieted_f32(__m256 x)
-{
-    const __m256 nan = _mm256_cmp_ps(x, x, _CMP_UNORD_Q);
-    return _mm256_or_ps(x, _mm256_and_ps(nan, _mm256_castsi256_ps(_mm256_set1_epi32(0x00400000))));
-}
-
 /* Halves that need no rounding and are written as they are: none of them can be a new infinity. */
 X86_FN void out_as_is(struct out *out, __m256i halves)
 {
@@ -65,13 +88,7 @@ X86_FN void out_as_is(struct out *out, __m256i halves)
 
 X86_FN void f32_16_x86(struct out *out, const uint8_t *p, enum form form)
 {
-    __m256 a = _mm256_loadu_ps((const float *)p);
-    __m256 b = _mm256_loadu_ps((const float *)(p + 32));
-    if (form == FORM_BF16) { /* vcvtps2ph does it by itself */
-        a = quieted_f32(a);
-        b = quieted_f32(b);
-    }
-    out16(out, a, b, form);
+    out16(out, _mm256_loadu_ps((const float *)p), _mm256_loadu_ps((const float *)(p + 32)), form);
 }
 
 X86_FN void f16_16_x86(struct out *out, const uint8_t *p, enum form form)

@@ -98,6 +98,11 @@ static const char *frame_reader_find(struct frame_reader *reader)
     return end;
 }
 
+size_t frame_reader_fds(const struct frame_reader *reader)
+{
+    return reader->n_arrived;
+}
+
 bool frame_reader_has_room(const struct frame_reader *reader)
 {
     return reader->end - reader->start <= reader->max_size && reader->n_arrived <= FRAME_FDS_MAX;

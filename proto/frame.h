@@ -48,6 +48,9 @@ bool frame_reader_has_room(const struct frame_reader *reader);
 /* Bytes received and not taken. */
 size_t frame_reader_pending(const struct frame_reader *reader);
 
+/* Descriptors that were received and are not part of a message that was given out. */
+size_t frame_reader_fds(const struct frame_reader *reader);
+
 struct frame_writer;
 
 /* max_queued: bytes that may wait to be sent. -ENOMEM. */

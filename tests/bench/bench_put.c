@@ -212,21 +212,21 @@ int main(int argc, char **argv)
     printf("%-7s %-6s %7s %8s %7s %6s %9s %8s %9s %9s\n", "type", "form", "slot", "streams", "workers", "slots", "GB/s",
            "of link", "copy ms", "kernel ms");
     /* The device alone: slots are put again as they are. */
-    for (size_t slot = (size_t)1 << 20; slot <= (size_t)16 << 20; slot *= 2)
+    for (size_t slot = (size_t)2 << 20; slot <= (size_t)16 << 20; slot *= 2)
         for (size_t s = 0; s < 4; s++) {
-            if (slot == (size_t)4 << 20 || s < 2)
-                measure(module, streams[s], slot, 2, 4, -1, bytes, f16, false);
-            if (slot == (size_t)4 << 20 || s == 1)
-                measure(module, streams[s], slot, 2, 4, -1, bytes, q4_0, true);
+            if (slot != (size_t)8 << 20 && s != 1)
+                continue;
+            measure(module, streams[s], slot, 2, 4, -1, bytes, f16, false);
+            measure(module, streams[s], slot, 2, 4, -1, bytes, q4_0, true);
         }
     /* With the file. */
-    static const unsigned workers[] = {1, 2, 4, 8, 10, 12, 16};
+    static const unsigned workers[] = {1, 2, 4, 8, 12, 16};
     for (size_t w = 0; w < sizeof(workers) / sizeof(workers[0]); w++)
-        measure(module, "2", (size_t)4 << 20, workers[w], 3, fd, bytes, f16, false);
-    for (size_t slot = (size_t)1 << 20; slot <= (size_t)8 << 20; slot *= 2)
+        measure(module, "2", (size_t)8 << 20, workers[w], 3, fd, bytes, f16, false);
+    for (size_t slot = (size_t)4 << 20; slot <= (size_t)16 << 20; slot *= 2)
         for (unsigned each = 2; each <= 4; each++)
             measure(module, "2", slot, 12, each, fd, bytes, f16, false);
     for (size_t s = 0; s < 4; s++)
-        measure(module, streams[s], (size_t)4 << 20, 12, 3, fd, bytes, q4_0, true);
+        measure(module, streams[s], (size_t)8 << 20, 12, 3, fd, bytes, q4_0, true);
     return 0;
 }

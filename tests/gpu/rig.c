@@ -291,6 +291,14 @@ static bool same(const struct model *model, const uint8_t *got, uint64_t at)
     return both_nan(piece, got + element, model->expected + element);
 }
 
+bool model_same(const struct model *model, const uint8_t *got)
+{
+    for (uint64_t i = 0; i < model->arena_bytes; i++)
+        if (!same(model, got, i))
+            return false;
+    return true;
+}
+
 static void tell_difference(const struct model *model, const uint8_t *got, uint64_t at)
 {
     const struct piece *piece = piece_at(model, at);

@@ -72,6 +72,9 @@ struct outcome {
 void model_put(const struct model *model, struct slots *slots, struct arena *arena, size_t slot_bytes, bool decode,
                struct outcome *ret);
 
+/* Whether these are the arena's bytes, but for the sign and payload of NaN that were computed. */
+bool model_same(const struct model *model, const uint8_t *got);
+
 /* Reads the arena back and fails the test at the first byte that differs. Returns what reading returned. */
 int model_check(const struct model *model, struct device *device, struct arena *arena, struct device_fault *ret_fault);
 

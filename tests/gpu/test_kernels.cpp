@@ -50,19 +50,22 @@ static void thread_main()
     emulate::yield();
 }
 
+static void thread_make(emulate::thread &thread, char *stack)
+{
+    thread.ended = false;
+    memset(thread.arrived, 0, sizeof(thread.arrived));
+    getcontext(&thread.context);
+    thread.context.uc_stack.ss_sp = stack;
+    thread.context.uc_stack.ss_size = emulate::stack_bytes;
+    thread.context.uc_link = nullptr;
+    makecontext(&thread.context, thread_main, 0);
+}
+
 static void run_block()
 {
     emulate::count = DEQUANT_THREADS;
-    for (unsigned i = 0; i < emulate::count; i++) {
-        emulate::thread &thread = emulate::all[i];
-        thread.ended = false;
-        memset(thread.arrived, 0, sizeof(thread.arrived));
-        getcontext(&thread.context);
-        thread.context.uc_stack.ss_sp = &emulate::stacks[i * emulate::stack_bytes];
-        thread.context.uc_stack.ss_size = emulate::stack_bytes;
-        thread.context.uc_link = nullptr;
-        makecontext(&thread.context, thread_main, 0);
-    }
+    for (unsigned i = 0; i < emulate::count; i++)
+        thread_make(emulate::all[i], &emulate::stacks[i * emulate::stack_bytes]);
     for (unsigned left = emulate::count; left > 0;)
         for (unsigned i = 0; i < emulate::count; i++) {
             if (emulate::all[i].ended)

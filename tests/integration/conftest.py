@@ -4,12 +4,13 @@ ROCMFORGE_BUILD names the build folder, ROCMFORGE_MODEL a real model. `./setup t
 """
 import os
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
 import make_model
 import pytest
-from harness import Daemon, sparse_model
+from harness import ROOT, SANITIZERS, Daemon, sparse_model
 
 
 def pytest_configure(config):
@@ -47,6 +48,22 @@ def start(folder):
 @pytest.fixture
 def daemon(start):
     return start()
+
+
+@pytest.fixture(scope="session")
+def slow_read(model_folder):
+    """Environment in which reading a large file takes its time, whatever the machine."""
+    library = model_folder / "slow_read.so"
+    source = ROOT / "tests" / "lib" / "slow_read.c"
+    command = ["cc", "-shared", "-fPIC", "-D_GNU_SOURCE", "-o", library, source, "-ldl"]
+    subprocess.run(command, check=True)
+    asan = SANITIZERS["ASAN_OPTIONS"] + ":verify_asan_link_order=0"
+    return {"LD_PRELOAD": str(library), "SLOW_READ_MS": "5", "ASAN_OPTIONS": asan}
+
+
+@pytest.fixture
+def slow_daemon(start, slow_read):
+    return start(env=slow_read)
 
 
 @pytest.fixture

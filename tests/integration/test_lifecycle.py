@@ -34,64 +34,64 @@ def test_progress(client, large_model):
     assert phases["total"] > 0 and phases["read"] > 0
 
 
-def test_joined_load(daemon, large_model):
+def test_joined_load(slow_daemon, large_model):
     """Two ask for the same file: one load, one model, two answers."""
-    with daemon.client() as first, daemon.client() as second:
+    with slow_daemon.client() as first, slow_daemon.client() as second:
         first.send("Load", {"path": str(large_model), "name": "first"})
-        wait_for_filling(daemon, "first")
+        wait_for_filling(slow_daemon, "first")
         second.send("Load", {"path": str(large_model), "name": "second"})
         first_reply, _ = first.reply()
         second_reply, _ = second.reply()
         assert first_reply["model"]["id"] == second_reply["model"]["id"]
         assert second_reply["model"]["name"] == "first"
         assert second_reply.get("phases") is None
-        assert len(daemon.models()) == 1
-        assert daemon.used() == first_reply["model"]["bytes"]
+        assert len(slow_daemon.models()) == 1
+        assert slow_daemon.used() == first_reply["model"]["bytes"]
 
 
-def test_joined_load_outlives_the_first(daemon, large_model):
-    with daemon.client() as second:
-        with daemon.client() as first:
+def test_joined_load_outlives_the_first(slow_daemon, large_model):
+    with slow_daemon.client() as second:
+        with slow_daemon.client() as first:
             first.send("Load", {"path": str(large_model), "name": "first"})
-            wait_for_filling(daemon, "first")
+            wait_for_filling(slow_daemon, "first")
             second.send("Load", {"path": str(large_model)})
             time.sleep(0.02)
         assert second.reply()[0]["model"]["state"] == "resident"
 
 
-def test_cancel_leaves_nothing(daemon, large_model):
-    before = daemon.settled_fds()
-    with daemon.client() as loader, daemon.client() as client:
+def test_cancel_leaves_nothing(slow_daemon, large_model):
+    before = slow_daemon.settled_fds()
+    with slow_daemon.client() as loader, slow_daemon.client() as client:
         loader.send("Load", {"path": str(large_model), "name": "big"}, more=True)
-        wait_for_filling(daemon, "big")
-        assert daemon.used() >= 768 << 20
+        wait_for_filling(slow_daemon, "big")
+        assert slow_daemon.used() >= 768 << 20
         client.call("Cancel", name="big")
         with wire_error("Cancelled"):
             while True:
                 assert loader.reply()[1], "it was loaded all the same"
         assert client.call("List") == {"models": []}
         assert client.call("Status")["loads"] == 0
-    wait_until(lambda: daemon.fds() == before)
-    assert arenas(daemon) == []
-    assert daemon.used() == 0
+    wait_until(lambda: slow_daemon.fds() == before)
+    assert arenas(slow_daemon) == []
+    assert slow_daemon.used() == 0
 
 
-def test_load_ends_when_nobody_waits(daemon, large_model):
-    before = daemon.settled_fds()
-    with daemon.client() as loader:
+def test_load_ends_when_nobody_waits(slow_daemon, large_model):
+    before = slow_daemon.settled_fds()
+    with slow_daemon.client() as loader:
         loader.send("Load", {"path": str(large_model), "name": "big"}, more=True)
-        wait_for_filling(daemon, "big")
-    wait_until(lambda: daemon.models() == [])
-    wait_until(lambda: daemon.fds() == before)
-    assert daemon.used() == 0
+        wait_for_filling(slow_daemon, "big")
+    wait_until(lambda: slow_daemon.models() == [])
+    wait_until(lambda: slow_daemon.fds() == before)
+    assert slow_daemon.used() == 0
 
 
-def test_load_without_wait_goes_on(daemon, large_model):
-    with daemon.client() as client:
+def test_load_without_wait_goes_on(slow_daemon, large_model):
+    with slow_daemon.client() as client:
         reply = client.call("Load", path=str(large_model), name="big", wait=False)
         assert reply["model"]["state"] != "resident"
         assert reply.get("phases") is None
-    wait_until(lambda: [m["state"] for m in daemon.models()] == ["resident"])
+    wait_until(lambda: [m["state"] for m in slow_daemon.models()] == ["resident"])
 
 
 def test_cancel_of_what_is_not_loading(client, small_model):
@@ -103,11 +103,11 @@ def test_cancel_of_what_is_not_loading(client, small_model):
     assert parameters["state"] == "resident"
 
 
-def test_unload_of_what_is_loading(daemon, large_model):
-    with daemon.client() as loader, daemon.client() as client:
+def test_unload_of_what_is_loading(slow_daemon, large_model):
+    with slow_daemon.client() as loader, slow_daemon.client() as client:
         loader.send("Load", {"path": str(large_model), "name": "big"})
-        wait_for_filling(daemon, "big")
-        for method in ("Unload", "Attach", "Verify"):
+        wait_for_filling(slow_daemon, "big")
+        for method in ("Unload", "Verify"):
             with wire_error("ModelBusy") as parameters:
                 client.call(method, name="big")
             assert parameters["name"] == "big"
@@ -115,11 +115,21 @@ def test_unload_of_what_is_loading(daemon, large_model):
         assert loader.reply()[0]["model"]["state"] == "resident"
 
 
-def test_two_loads_share_fairly(start, model_folder):
+def test_attach_waits_for_a_load(slow_daemon, large_model):
+    with slow_daemon.client() as loader, slow_daemon.client() as client:
+        loader.send("Load", {"path": str(large_model), "name": "big"})
+        wait_for_filling(slow_daemon, "big")
+        attached = client.call("Attach", name="big")
+        assert attached["model"]["state"] == "resident"
+        assert len(client.fds) == 1
+        assert loader.reply()[0]["model"]["id"] == attached["model"]["id"]
+
+
+def test_two_loads_share_fairly(start, slow_read, model_folder):
     """A small load that begins after a large one does not wait for it."""
-    daemon = start("--workers", "1")
-    large = sparse_model(model_folder / "fair-large.gguf", 1 << 30)
-    small = sparse_model(model_folder / "fair-small.gguf", 64 << 20)
+    daemon = start("--workers", "1", env=slow_read)
+    large = sparse_model(model_folder / "fair-large.gguf", 512 << 20)
+    small = sparse_model(model_folder / "fair-small.gguf", 32 << 20)
     with daemon.client() as first, daemon.client() as second:
         first.send("Load", {"path": str(large), "name": "large"}, more=True)
         wait_for_filling(daemon, "large")

@@ -39,6 +39,19 @@ def test_socket_of_a_daemon_that_was_killed(start):
     assert start().models() == []
 
 
+def test_several_start_at_once_on_a_stale_socket(start, folder):
+    """One of them gets it."""
+    for _ in range(5):
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(folder / "io.rocmforge"))
+        daemons = [start(ready=False) for _ in range(6)]
+        wait_until(lambda: sum(daemon.process.poll() is None for daemon in daemons) <= 1)
+        (alive,) = [daemon for daemon in daemons if daemon.process.poll() is None]
+        alive.wait_ready()
+        assert alive.status()["pid"] == alive.pid
+        assert alive.stop() == 0
+
+
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_what_is_no_socket_is_left_alone(start, folder, kind):
     path = folder / "io.rocmforge"
@@ -82,9 +95,9 @@ def test_signal_ends_it(start, number):
     assert daemon.process.wait(TIMEOUT) == 0
 
 
-def test_end_with_clients(start, small_model, large_model):
+def test_end_with_clients(start, slow_read, small_model, large_model):
     """One idle, one attached, one that watches, one that waits for a load: each learns of it, none holds it up."""
-    daemon = start()
+    daemon = start(env=slow_read)
     idle, attached, watcher, loader = (daemon.client() for _ in range(4))
     attached.call("Load", path=str(small_model), name="small")
     attached.call("Attach", name="small")

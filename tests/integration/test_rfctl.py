@@ -801,3 +801,20 @@ def test_watch_ends_with_its_reader(daemon, small_model):
     process.stdout.close()
     daemon.rfctl("load", small_model)
     assert process.wait(TIMEOUT) == REFUSED
+
+
+def test_load_writes_a_trace(daemon, small_model, tmp_path):
+    trace = tmp_path / "trace.json"
+    daemon.rfctl("load", small_model, "--trace", trace)
+    events = json.loads(trace.read_text())["traceEvents"]
+    rows = {event["args"]["name"] for event in events if event["ph"] == "M"}
+    assert "load" in rows and any(row.startswith("worker ") for row in rows)
+    spans = [event for event in events if event["ph"] == "X"]
+    assert {"parse", "allocate", "read", "seal"} <= {span["name"] for span in spans}
+    assert all(span["ts"] >= 0 and span["dur"] >= 0 for span in spans)
+
+
+def test_a_trace_that_cannot_be_written_is_told_before_the_load(daemon, small_model, tmp_path):
+    result = rfctl("--socket", daemon.socket, "load", small_model, "--trace", tmp_path / "nowhere" / "trace.json")
+    assert result.returncode == REFUSED and "cannot write" in result.stderr
+    assert daemon.models() == []

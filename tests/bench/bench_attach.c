@@ -1,0 +1,73 @@
+/* How long attaching takes, memory mapped and the tensor table there: through the client library, as a program does it.
+ *
+ * usage: bench_attach SOCKET MODEL...
+ *
+ * The first attachment starts the GPU's runtime in this process. Each further model is one whose handle this process
+ * has not opened yet. Then one of them again and again. Prints JSON, in microseconds. */
+#include "client/rocmforge.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define AGAIN 200
+
+static double now_us(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec * 1e6 + (double)now.tv_nsec / 1e3;
+}
+
+static double attach(rf_client *client, const char *name, rf_model **ret)
+{
+    const double begin = now_us();
+    if (rf_attach(client, name, ret) < 0) {
+        fprintf(stderr, "bench_attach: %s: %s\n", name, rf_error_message(client));
+        exit(1);
+    }
+    return now_us() - begin;
+}
+
+static int ascending(const void *a, const void *b)
+{
+    return (*(const double *)a > *(const double *)b) - (*(const double *)a < *(const double *)b);
+}
+
+static void print_list(const char *name, double *list, size_t n)
+{
+    qsort(list, n, sizeof(*list), ascending);
+    printf(", \"%s\": {\"median\": %.1f, \"least\": %.1f, \"most\": %.1f}", name, list[n / 2], list[0], list[n - 1]);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 4 || argc > 100) {
+        fprintf(stderr, "usage: bench_attach SOCKET MODEL MODEL...\n");
+        return 2;
+    }
+    rf_client *client;
+    if (rf_connect(argv[1], &client) < 0) {
+        fprintf(stderr, "bench_attach: %s\n", rf_error_message(NULL));
+        return 1;
+    }
+    rf_model *models[100];
+    double fresh[100], again[AGAIN];
+    const size_t n = (size_t)argc - 3;
+    printf("{\"first\": %.1f", attach(client, argv[2], &models[0]));
+    for (size_t i = 0; i < n; i++)
+        fresh[i] = attach(client, argv[3 + i], &models[1 + i]);
+    for (size_t i = 0; i < AGAIN; i++) {
+        rf_model *model;
+        again[i] = attach(client, argv[2], &model);
+        rf_detach(model);
+    }
+    print_list("handle_opened", fresh, n);
+    print_list("handle_open_already", again, AGAIN);
+    printf("}\n");
+    for (size_t i = 0; i <= n; i++)
+        rf_detach(models[i]);
+    rf_close(client);
+    return 0;
+}

@@ -1,0 +1,237 @@
+#!/usr/bin/env python3
+"""Measures loads to a GPU, beside what the bus gives, and beside what PyTorch's users have.
+
+    bench_gpu.py BUILD [--kind cuda] [--out FOLDER] [--models FOLDER] [--quick]
+
+Files are in the page cache. A load's time is from the request to the answer, in the bytes of its file; the best of five
+and their median. The ceiling is that of plain pinned copies, measured in the same run. Prints tables; with --out writes
+bench_gpu.json there.
+"""
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "lib"))
+
+from rocmforge_wire import Client, WireError  # noqa: E402
+
+REPEAT = 5
+COLUMNS = "{:<8} {:<7} {:<5} {:>7} {:>7} {:>9} {:>9} {:>8} {:>9}  {}"
+
+
+class Daemon:
+    def __init__(self, build, kind, *options):
+        self.folder = tempfile.TemporaryDirectory(prefix="rf")
+        self.socket = Path(self.folder.name) / "io.rocmforge"
+        self.process = subprocess.Popen(
+            [build / "daemon" / "rocmforged", "--socket", self.socket, "--device", kind, "--log-level", "warning", *options],
+            env={**os.environ, "ROCMFORGE_MODULE_DIR": str(build / "daemon" / "gpu")},
+        )
+        began = time.monotonic()
+        while True:
+            try:
+                self.client = Client(self.socket, timeout=300)
+                self.client.call("Status")
+                break
+            except (OSError, WireError):
+                if self.process.poll() is not None or time.monotonic() - began > 60:
+                    sys.exit("bench_gpu.py: the daemon did not start")
+                time.sleep(0.01)
+        self.start = time.monotonic() - began
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.client.close()
+        self.process.terminate()
+        self.process.wait(60)
+        self.folder.cleanup()
+
+    def load(self, path, name, **parameters):
+        """Seconds, and where they went."""
+        with open(path, "rb") as file:
+            began = time.monotonic()
+            reply = self.client.call("Load", fds=[file.fileno()], name=name, **parameters)
+            return time.monotonic() - began, reply.get("phases")
+
+    def unload(self, name):
+        self.client.call("Unload", name=name)
+
+    def loads(self, path, times=REPEAT, **parameters):
+        taken = []
+        for _ in range(times):
+            taken.append(self.load(path, "bench", **parameters))
+            self.unload("bench")
+        return taken
+
+
+class Report:
+    def __init__(self, link):
+        self.link = link
+        self.rows = []
+
+    def head(self, title):
+        print(f"\n{title}")
+        print(COLUMNS.format("file", "form", "where", "workers", "streams", "best s", "median s", "GB/s", "of link", ""))
+
+    def add(self, file, path, form, dequant, workers, streams, taken, note=""):
+        seconds = [t for t, _ in taken]
+        rate = path.stat().st_size / min(seconds)
+        self.rows.append({
+            "file": file, "bytes": path.stat().st_size, "form": form, "dequant": dequant, "workers": workers,
+            "streams": streams, "seconds": seconds, "rate": rate, "of_link": rate / self.link, "note": note,
+            "phases": taken[seconds.index(min(seconds))][1],
+        })
+        print(COLUMNS.format(file, form, dequant, workers or "-", streams or "-", f"{min(seconds):.4f}",
+                             f"{statistics.median(seconds):.4f}", f"{rate / 1e9:.1f}", f"{rate / self.link:.3f}", note),
+              flush=True)
+
+
+def make_models(folder, quick):
+    folder.mkdir(parents=True, exist_ok=True)
+    models = {}
+    for type_ in ("q4_0", "f16"):
+        path = folder / f"7b-{type_}{'-quick' if quick else ''}.gguf"
+        if not path.exists():
+            subprocess.run([sys.executable, ROOT / "tests" / "lib" / "make_model.py", path, "--shape-preset", "7b",
+                            "--layers", "2" if quick else "32", "--types", type_], check=True, stdout=subprocess.DEVNULL)
+        with open(path, "rb") as file:
+            while file.read(1 << 24):
+                pass
+        models[type_] = path
+        print(f"{path}: {path.stat().st_size / 1e9:.2f} GB")
+    return models
+
+
+def bench_loads(build, kind, models, report):
+    report.head("Loads with the default settings")
+    for type_, path in models.items():
+        for form in ("native", "auto"):
+            with Daemon(build, kind) as daemon:
+                first = [daemon.load(path, "bench", form=form)]
+                daemon.unload("bench")
+                report.add(type_, path, form, "gpu", 0, 0, daemon.loads(path, form=form))
+                report.add(type_, path, form, "gpu", 0, 0, first, "the first after start")
+    report.head("Workers")
+    for workers in (1, 2, 4, 8, 12, 16):
+        with Daemon(build, kind, "--workers", str(workers)) as daemon:
+            for type_, form, dequant in (("f16", "native", "gpu"), ("q4_0", "auto", "gpu"), ("q4_0", "auto", "cpu")):
+                taken = daemon.loads(models[type_], times=3, form=form, dequant=dequant)
+                report.add(type_, models[type_], form, dequant, workers, 0, taken)
+    report.head("Streams")
+    for streams in (1, 2, 4, 8):
+        with Daemon(build, kind, "--streams", str(streams)) as daemon:
+            for type_, form in (("f16", "native"), ("q4_0", "auto")):
+                report.add(type_, models[type_], form, "gpu", 0, streams, daemon.loads(models[type_], times=3, form=form))
+
+
+def bench_attach(build, kind, folder):
+    names = []
+    with Daemon(build, kind) as daemon:
+        for i in range(12):
+            path = folder / f"attach{i}.gguf"
+            subprocess.run([sys.executable, ROOT / "tests" / "lib" / "make_model.py", path, "--tensors", "100", "--bytes",
+                            "16M", "--types", "q4_0", "--seed", str(i)], check=True, stdout=subprocess.DEVNULL)
+            daemon.load(path, f"attach{i}")
+            names.append(f"attach{i}")
+        program = next(build.rglob("bench_attach"))
+        out = subprocess.run([program, daemon.socket, *names], check=True, capture_output=True, text=True,
+                             env={**os.environ, "ROCMFORGE_MODULE_DIR": str(build / "daemon" / "gpu")}).stdout
+    result = json.loads(out)
+    print("\nAttaching, through the client library, in microseconds")
+    print(f"  the first in a process, which starts the GPU's runtime  {result['first']:.0f}")
+    for key, what in (("handle_opened", "a handle not opened before"), ("handle_open_already", "one that is open")):
+        r = result[key]
+        print(f"  {what:<55} {r['median']:.0f} (from {r['least']:.0f} to {r['most']:.0f})")
+    return result
+
+
+# What users of PyTorch have: as many bytes of f16, in as many tensors, to the same device.
+OTHERS = """
+import json, sys, time, torch, safetensors.torch
+folder, size = sys.argv[1], int(sys.argv[2])
+n = 291
+tensors = {f"t{i}": torch.full((size // n // 2,), i / 7, dtype=torch.float16) for i in range(n)}
+safetensors.torch.save_file(tensors, folder + "/other.safetensors")
+torch.save(tensors, folder + "/other.pt")
+del tensors
+for path in ("/other.safetensors", "/other.pt"):
+    with open(folder + path, "rb") as file:
+        while file.read(1 << 24):
+            pass
+torch.zeros(1, device="cuda")
+ways = {
+    "safetensors": lambda: safetensors.torch.load_file(folder + "/other.safetensors", device="cuda"),
+    "torch.load": lambda: torch.load(folder + "/other.pt", map_location="cuda"),
+    "torch.load, mmap": lambda: torch.load(folder + "/other.pt", map_location="cuda", mmap=True),
+}
+result = {}
+for name, load in ways.items():
+    times = []
+    for _ in range(4):
+        torch.cuda.empty_cache()
+        torch.cuda.synchronize()
+        began = time.monotonic()
+        loaded = load()
+        torch.cuda.synchronize()
+        times.append(time.monotonic() - began)
+        del loaded
+    result[name] = times
+print(json.dumps(result))
+"""
+
+
+def bench_others(folder, size):
+    done = subprocess.run([sys.executable, "-c", OTHERS, str(folder), str(size)], capture_output=True, text=True)
+    for name in ("other.safetensors", "other.pt"):
+        (folder / name).unlink(missing_ok=True)
+    if done.returncode != 0:
+        print(f"\nWhat users have today: cannot be measured here: {done.stderr.strip().splitlines()[-1:]}")
+        return None
+    result = json.loads(done.stdout.strip().splitlines()[-1])
+    print(f"\nWhat users have today: {size / 1e9:.2f} GB of f16 from the page cache to the same GPU")
+    for name, times in result.items():
+        print(f"  {name:<18} best {min(times):.3f} s, {size / min(times) / 1e9:.1f} GB/s; first {times[0]:.3f} s")
+    return {"bytes": size, "seconds": result}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("build", type=Path)
+    parser.add_argument("--kind", default="cuda")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--models", type=Path, default=Path("/tmp/rocmforge-bench"))
+    parser.add_argument("--quick", action="store_true", help="small files, to try this script")
+    arguments = parser.parse_args()
+    build = arguments.build.resolve()
+
+    models = make_models(arguments.models, arguments.quick)
+    link = subprocess.run([next(build.rglob(f"bench_link_{arguments.kind}"))], capture_output=True, text=True)
+    if link.returncode == 77:
+        print(link.stderr, file=sys.stderr)
+        return 77
+    link = json.loads(link.stdout)
+    sizes = ", ".join(f"{int(size) >> 20} MiB {rate / 1e9:.1f}" for size, rate in link["sizes"].items())
+    print(f"{link['device']}, {os.cpu_count()} processors. Pinned copies, GB/s: {sizes}")
+
+    report = Report(link["link"])
+    bench_loads(build, arguments.kind, models, report)
+    result = {"link": link, "processors": os.cpu_count(), "loads": report.rows}
+    result["attach"] = bench_attach(build, arguments.kind, arguments.models)
+    result["others"] = bench_others(arguments.models, models["q4_0"].stat().st_size)
+    if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        (arguments.out / "bench_gpu.json").write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""The real daemon with a GPU module, on tests/fake_hip or on a GPU.
+
+ROCMFORGE_BUILD names the build folder. ROCMFORGE_GPU names a kind, "cuda" or "hip": then the tests run on this
+machine's GPU, and those that need what only the fake does are skipped. Without it they run on the fake.
+"""
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import make_model
+import pytest
+from harness import Daemon, build_folder
+
+KIND = os.environ.get("ROCMFORGE_GPU", "")
+FAKE = not KIND
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "fake: needs tests/fake_hip")
+    if "ROCMFORGE_BUILD" not in os.environ:
+        pytest.exit("ROCMFORGE_BUILD is not set", returncode=2)
+    if FAKE and not (build_folder() / "tests" / "fake_hip").is_dir():
+        pytest.exit("this build has no hip module, so there is nothing to run on the fake", returncode=2)
+    os.environ["ROCMFORGE_MODULE_DIR"] = str(build_folder() / "daemon" / "gpu")
+    if FAKE:
+        os.environ["LD_LIBRARY_PATH"] = str(build_folder() / "tests" / "fake_hip")
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("fake") and not FAKE:
+        pytest.skip("needs tests/fake_hip")
+
+
+@pytest.fixture
+def kind():
+    return KIND or "hip"
+
+
+@pytest.fixture
+def folder():
+    """Short, because a socket's path is at most 107 bytes."""
+    path = tempfile.mkdtemp(prefix="rf")
+    yield Path(path)
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def start(folder):
+    """start(*options, FAKE_HIP_DEVICES=2, ...): a daemon. Each has to end well, unless the test ended it already."""
+    daemons = []
+
+    def start_one(*options, **env):
+        options = ["--device", "auto", "--budget", "95%", *options]
+        daemon = Daemon(folder, *options, env={name: str(value) for name, value in env.items()})
+        daemons.append(daemon)
+        return daemon.wait_ready()
+
+    yield start_one
+    statuses = [daemon.stop() if daemon.process.poll() is None else 0 for daemon in daemons]
+    for daemon, status in zip(daemons, statuses):
+        daemon.close()
+        assert status == 0, daemon.log
+        assert "Sanitizer" not in daemon.log and "runtime error" not in daemon.log, daemon.log
+
+
+@pytest.fixture(scope="session")
+def model_folder():
+    path = tempfile.mkdtemp(prefix="rfm")
+    yield Path(path)
+    shutil.rmtree(path)
+
+
+def write_model(path, count, size, names):
+    types = make_model.load_types()
+    chosen = list(types.values()) if names == "all" else [types[name] for name in names]
+    tensors = make_model.sized_tensors(count, size, chosen)
+    make_model.write_model(path, tensors, make_model.metadata(4, 256, 256, 4, 100), 1)
+    return path
+
+
+@pytest.fixture(scope="session")
+def every_type(model_folder):
+    """Two tensors of each type, 60 MB."""
+    return write_model(model_folder / "every.gguf", 66, 60 << 20, "all")
+
+
+@pytest.fixture(scope="session")
+def small_model(model_folder):
+    return write_model(model_folder / "small.gguf", 4, 1 << 20, ("q4_0", "f16", "f32", "q8_0"))
+
+
+@pytest.fixture(scope="session")
+def large_model(model_folder):
+    """Large enough that something can happen meanwhile."""
+    return write_model(model_folder / "large.gguf", 20, 200 << 20, ("q4_0", "q6_K", "f16"))

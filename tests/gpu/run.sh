@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU: builds, tests, measures. On a machine without one it says so and exits with 77.
+#
+#   tests/gpu/run.sh [OUT]
+#
+# OUT: a folder for the tables and JSON; default build/gpu-results.
+# ROCMFORGE_GPU_STEPS: which of "tests daemon kernels put bench" to run; default all.
+# ROCMFORGE_GPU_BUILD: a build folder that is ready, made elsewhere perhaps: nothing is built.
+set -uo pipefail
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.."
+
+out=${1:-build/gpu-results}
+build=${ROCMFORGE_GPU_BUILD:-build/gpu}
+steps=" ${ROCMFORGE_GPU_STEPS:-tests daemon kernels put bench} "
+python=${PYTHON:-python3}
+PATH=$PATH:/usr/local/cuda/bin:/opt/rocm/bin
+failures=()
+
+step() { printf '\n\033[1m%s\033[0m  (%d s)\n' "$*" "$SECONDS"; }
+wanted() { [[ $steps == *" $1 "* ]]; }
+
+# What there is decides what is built.
+options=(-Dtests=enabled -Dman=disabled)
+if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
+    kind=cuda
+    capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | sort -u | tr -d . | sed 's/^/sm_/' | paste -sd,)
+    options+=(-Dcuda=enabled -Dhip=disabled "-Dcuda-archs=$capability")
+elif [[ -e /dev/kfd ]]; then
+    kind=hip
+    options+=(-Dhip=enabled -Dcuda=disabled)
+else
+    echo "no GPU: neither nvidia-smi nor /dev/kfd" >&2
+    exit 77
+fi
+
+mkdir -p "$out"
+if [[ -z ${ROCMFORGE_GPU_BUILD:-} ]]; then
+    step "Building for $kind"
+    [[ -f $build/build.ninja ]] || meson setup "$build" "${options[@]}" || exit 1
+    ninja -C "$build" || exit 1
+fi
+
+# A test program: 77 is a device that is not there, which there is.
+run_test() { # PROGRAM
+    step "$1"
+    ROCMFORGE_TEST_MODULE=$build/daemon/gpu/device-$kind.so ROCMFORGE_TEST_IMPORT=$build/daemon/gpu/import-$kind.so \
+        timeout 300 "$build/tests/gpu/$1" 2>&1 | tee "$out/$1.txt" | grep -v '^\[ RUN'
+    ((PIPESTATUS[0] == 0)) || failures+=("$1")
+}
+
+if wanted tests; then
+    run_test test_device_hip
+    run_test test_import_hip
+fi
+if wanted daemon; then
+    step "The daemon and its clients"
+    if "$python" -c 'import pytest' 2>/dev/null; then
+        ROCMFORGE_BUILD=$build ROCMFORGE_GPU=$kind "$python" -m pytest tests/gpu -q -rs -p no:cacheprovider \
+            --junitxml="$out/daemon.xml" || failures+=(daemon)
+    else
+        echo "no pytest for $python: not run"
+        failures+=(daemon)
+    fi
+fi
+if wanted kernels; then
+    step "Speed of the kernels"
+    ROCMFORGE_BENCH_JSON=$out/bench_kernels.json "$build/tests/gpu/bench_kernels_$kind" | tee "$out/bench_kernels.txt" ||
+        failures+=(kernels)
+fi
+if wanted put; then
+    step "Slots, streams and workers, without the daemon"
+    models=${ROCMFORGE_BENCH_MODELS:-/tmp/rocmforge-bench}
+    mkdir -p "$models"
+    [[ -f $models/7b-q4_0.gguf ]] || "$python" tests/lib/make_model.py "$models/7b-q4_0.gguf" --shape-preset 7b \
+        --layers 32 --types q4_0 >/dev/null
+    cat "$models/7b-q4_0.gguf" >/dev/null
+    ROCMFORGE_TEST_MODULE=$build/daemon/gpu/device-$kind.so "$build/tests/gpu/bench_put" "$models/7b-q4_0.gguf" |
+        tee "$out/bench_put.txt" || failures+=(put)
+fi
+if wanted bench; then
+    step "Loads"
+    "$python" tests/bench/bench_gpu.py "$build" --kind "$kind" --out "$out" \
+        --models "${ROCMFORGE_BENCH_MODELS:-/tmp/rocmforge-bench}" | tee "$out/bench_gpu.txt" || failures+=(bench)
+fi
+
+step "Done; results in $out"
+((${#failures[@]} == 0)) || { echo "failed: ${failures[*]}" >&2; exit 1; }

@@ -1,0 +1,355 @@
+"""Host memory as the second tier: what a GPU has no room for, on tests/fake_hip and the module as it is built."""
+import os
+import time
+
+import make_model
+import pytest
+from harness import build_folder, wait_until, wire_error
+from rocmforge_wire import WireError
+
+MIB = 1 << 20
+SIZE = 8 * MIB  # of a model on the device
+DEVICE = 512 * MIB
+
+
+@pytest.fixture
+def start_gpu(start):
+    """start_gpu(*options, FAKE_HIP_...=...): a daemon with a GPU of which three models fill the budget."""
+    gpu = build_folder() / "daemon" / "gpu" / "device-hip.so"
+    fake = build_folder() / "tests" / "fake_hip" / "libamdhip64.so.5"
+    if not gpu.exists() or not fake.exists():
+        pytest.skip("built without hip")
+
+    def start_one(*options, **env):
+        return start(
+            *("--device", "hip", "--budget", str(3 * SIZE), "--workers", "2", *options),
+            env={
+                "ROCMFORGE_MODULE_DIR": str(gpu.parent),
+                "LD_LIBRARY_PATH": str(fake.parent),
+                "FAKE_HIP_MEMORY": str(DEVICE),
+                **env,
+            },
+        )
+
+    return start_one
+
+
+@pytest.fixture
+def models(folder):
+    """models(n): files that become SIZE bytes of f16 on the device."""
+    types = make_model.load_types()
+
+    def make(n):
+        paths = []
+        for i in range(n):
+            paths.append(folder / f"m{i}.gguf")
+            tensors = [make_model.Tensor(f"blk.{j}.ffn_up.weight", types["q8_0"], (256, 4096)) for j in range(4)]
+            make_model.write_model(paths[-1], tensors, make_model.metadata(1, 256, 256, 4, 100), i)
+        return paths
+
+    return make
+
+
+def load(client, path, name, **parameters):
+    return client.call("Load", path=str(path), name=name, **parameters)["model"]
+
+
+def states(daemon):
+    return {model["name"]: model["state"] for model in daemon.models()}
+
+
+def settled(daemon, expected):
+    wait_until(lambda: states(daemon) == expected, 20)
+
+
+def gpu_used(daemon):
+    with daemon.client() as client:
+        return client.call("Devices")["devices"][0]["used"]
+
+
+def attach_detach(client, name):
+    reply = client.call("Attach", name=name)
+    client.call("Detach", lease=reply["lease"])
+    return reply["model"]
+
+
+def anonymous_bytes(daemon):
+    with open(f"/proc/{daemon.pid}/status", encoding="ascii") as file:
+        return int(next(line for line in file if line.startswith("RssAnon:")).split()[1]) * 1024
+
+
+def fill(client, paths):
+    for path, name in zip(paths, "abcdefgh"):
+        load(client, path, name)
+
+
+def test_there_and_back_without_the_file(start_gpu, models):
+    """What comes back is what was there, though the file is full of something else, and gone."""
+    daemon = start_gpu("--host-cache", "64M")
+    paths = models(4)
+    data = paths[0].read_bytes()
+    with daemon.client() as client, daemon.client() as watcher:
+        events = watcher.more("Watch")
+        next(events)
+        fill(client, paths)
+        settled(daemon, {"a": "cached", "b": "resident", "c": "resident", "d": "resident"})
+        assert gpu_used(daemon) == 3 * SIZE
+        (before,) = [model for model in daemon.models() if model["name"] == "a"]
+        assert before["bytes"] == SIZE and before["leases"] == 0
+        # The daemon has the file open, so its bytes must go bad and not only its name.
+        with open(paths[0], "r+b") as file:
+            file.write(b"\xee" * len(data))
+        paths[0].unlink()
+        model = attach_detach(client, "a")
+        assert (model["id"], model["state"]) == (before["id"], "resident")
+        settled(daemon, {"a": "resident", "b": "cached", "c": "resident", "d": "resident"})
+        with wire_error("FileChanged"):
+            client.call("Verify", name="a")
+        seen = {}
+        while seen.get("a", [])[-1:] != ["detached"]:
+            event = next(events)
+            seen.setdefault(event["model"]["name"], []).append(event["event"])
+        assert seen["a"] == ["loading", "resident", "evicted", "cached", "loading", "resident", "attached", "detached"]
+
+
+def test_every_bit_comes_back(start_gpu, models):
+    """Verify decodes the file anew and compares with the device."""
+    daemon = start_gpu("--host-cache", "64M", "--staging", "1M")
+    with daemon.client() as client:
+        paths = models(6)
+        fill(client, paths)
+        for _ in range(2):
+            for name in "abcdef":
+                assert attach_detach(client, name)["state"] == "resident"
+                assert client.call("Verify", name=name)["mismatches"] == []
+        assert sorted(states(daemon).values()) == ["cached"] * 3 + ["resident"] * 3
+        assert gpu_used(daemon) == 3 * SIZE
+        for name in "abcdef":
+            client.call("Unload", name=name)
+    assert daemon.models() == [] and gpu_used(daemon) == 0
+
+
+def test_load_brings_it_back(start_gpu, models):
+    """Under the name that it has, and with what else was asked for."""
+    daemon = start_gpu("--host-cache", "64M")
+    paths = models(4)
+    with daemon.client() as client:
+        fill(client, paths)
+        settled(daemon, {"a": "cached", "b": "resident", "c": "resident", "d": "resident"})
+        replies = list(client.more("Load", path=str(paths[0]), name="other", pin=True, ttl=99))
+        model = replies[-1]["model"]
+        assert (model["name"], model["state"], model["pinned"], model["ttl"]) == ("a", "resident", True, 99)
+        assert replies[-1]["phases"]["dequantise"] == 0
+        settled(daemon, {"a": "resident", "b": "cached", "c": "resident", "d": "resident"})
+
+
+def test_plan_of_what_is_cached(start_gpu, models):
+    daemon = start_gpu("--host-cache", "64M")
+    paths = models(4)
+    with daemon.client() as client:
+        fill(client, paths)
+        settled(daemon, {"a": "cached", "b": "resident", "c": "resident", "d": "resident"})
+        plan = client.call("Plan", path=str(paths[0]))
+        assert (plan["fits"], plan["evicts"], plan.get("model")) == (True, ["b"], None)
+        assert 0 < plan["seconds"] < 60
+        for name in "bcd":
+            client.call("Pin", name=name)
+        plan = client.call("Plan", path=str(paths[0]))
+        assert (plan["fits"], plan["evicts"]) == (False, [])
+        with wire_error("OutOfDeviceMemory") as error:
+            client.call("Attach", name="a")
+        assert (error["needed"], error["available"], error["evictable"]) == (SIZE, 0, 0)
+        assert states(daemon)["a"] == "cached", "it is not lost for that"
+
+
+def test_the_longest_cached_goes_first(start_gpu, models):
+    daemon = start_gpu("--host-cache", str(2 * SIZE))
+    with daemon.client() as client:
+        fill(client, models(7))
+        settled(daemon, {"c": "cached", "d": "cached", "e": "resident", "f": "resident", "g": "resident"})
+        client.call("Unload", name="c")
+        settled(daemon, {"d": "cached", "e": "resident", "f": "resident", "g": "resident"})
+
+
+def test_cache_gives_its_memory_back(start_gpu, models):
+    daemon = start_gpu("--host-cache", "64M")
+    with daemon.client() as client:
+        paths = models(8)
+        for path, name in zip(paths[:3], "abc"):
+            load(client, path, name)
+        before = anonymous_bytes(daemon)
+        for path, name in zip(paths[3:], "defgh"):
+            load(client, path, name)
+        assert anonymous_bytes(daemon) > before + 4 * SIZE
+        for name in "abcde":
+            client.call("Unload", name=name)
+        wait_until(lambda: anonymous_bytes(daemon) < before + SIZE)
+
+
+def test_no_cache_unless_asked_for(start_gpu, models):
+    daemon = start_gpu()
+    with daemon.client() as client:
+        fill(client, models(4))
+        settled(daemon, {"b": "resident", "c": "resident", "d": "resident"})
+
+
+def test_too_large_for_the_cache(start_gpu, models):
+    daemon = start_gpu("--host-cache", str(SIZE - 1))
+    with daemon.client() as client:
+        fill(client, models(4))
+        settled(daemon, {"b": "resident", "c": "resident", "d": "resident"})
+
+
+def test_unload_and_idleness_do_not_cache(start_gpu, models):
+    daemon = start_gpu("--host-cache", "64M")
+    a, b = models(2)
+    with daemon.client() as client:
+        load(client, a, "a", ttl=0)
+        load(client, b, "b")
+        client.call("Unload", name="b")
+        settled(daemon, {})
+
+
+def test_time_to_live_goes_on_in_the_cache(start_gpu, models):
+    daemon = start_gpu("--host-cache", "64M")
+    paths = models(4)
+    with daemon.client() as client:
+        load(client, paths[0], "a", ttl=1)
+        for path, name in zip(paths[1:], "bcd"):
+            load(client, path, name)
+        wait_until(lambda: "a" not in states(daemon), 10)
+        assert "dropped from host memory" in daemon.log or "was idle" in daemon.log
+
+
+def leaving(client, but):
+    """The model that has to make room, if one does by now."""
+    models = client.call("List")["models"]
+    return next((m["name"] for m in models if m["state"] in ("saving", "cached") and m["name"] != but), None)
+
+
+def test_attach_while_it_is_saved(start_gpu, models):
+    """On its way to host memory it is as good as there: who wants it waits, and gets it back."""
+    daemon = start_gpu("--host-cache", "64M", FAKE_HIP_SLOW="copy=50000")
+    paths = models(4)
+    met = 0
+    with daemon.client() as client, daemon.client() as loader, daemon.client() as other:
+        fill(client, paths)
+        ids = {model["name"]: model["id"] for model in daemon.models()}
+        for round_ in range(8):
+            back = next(model["name"] for model in daemon.models() if model["state"] == "cached")
+            loader.send("Attach", {"name": back})
+            victim = wait_until(lambda: leaving(client, back), every=0.001)
+            met += states(daemon)[victim] == "saving"
+            if round_ % 2:
+                other.send("Attach", {"name": victim})
+            assert attach_detach(client, victim)["id"] == ids[victim]
+            loader.call("Detach", lease=loader.reply()[0]["lease"])
+            if round_ % 2:
+                reply = other.reply()[0]
+                assert reply["model"]["id"] == ids[victim]
+                other.call("Detach", lease=reply["lease"])
+            wait_until(lambda: sorted(states(daemon).values()) == ["cached"] + ["resident"] * 3)
+        assert met, "none was met on its way"
+        with daemon.client() as late:
+            back = next(model["name"] for model in daemon.models() if model["state"] == "cached")
+            loader.send("Attach", {"name": back})
+            wait_until(lambda: "saving" in states(daemon).values(), every=0.001)
+            victim = next(name for name, state in states(daemon).items() if state == "saving")
+            with wire_error("DeadlineExceeded"):
+                late.call("Attach", name=victim, deadline=0.001)
+        loader.reply()
+        wait_until(lambda: sorted(states(daemon).values()) == ["cached"] + ["resident"] * 3)
+
+
+def test_restore_that_nobody_waits_for(start_gpu, models):
+    """Who asked has gone: it stays cached, and nothing is lost of the ledger."""
+    daemon = start_gpu("--host-cache", "128M", FAKE_HIP_SLOW="copy=20000,clear=20000")
+    with daemon.client() as client:
+        fill(client, models(5))
+        for step in range(12):
+            name = next(model["name"] for model in daemon.models() if model["state"] == "cached")
+            if step % 2:
+                with daemon.client() as other:
+                    other.send("Attach", {"name": name})
+                    time.sleep(0.005 * step)
+            else:
+                try:
+                    lease = client.call("Attach", name=name, deadline=0.002 + 0.004 * step)["lease"]
+                    client.call("Detach", lease=lease)
+                except WireError as error:
+                    assert error.name == "DeadlineExceeded", error
+            wait_until(lambda: set(states(daemon).values()) <= {"cached", "resident"})
+        used = sum(model["bytes"] for model in daemon.models() if model["state"] == "resident")
+        assert gpu_used(daemon) == used
+        for name in "abcde":
+            assert attach_detach(client, name)["state"] == "resident"
+            assert client.call("Verify", name=name)["mismatches"] == []
+
+
+def test_cancel_a_restore(start_gpu, models):
+    daemon = start_gpu("--host-cache", "64M", FAKE_HIP_SLOW="copy=100000,clear=100000")
+    with daemon.client() as client, daemon.client() as waiting:
+        fill(client, models(4))
+        settled(daemon, {"a": "cached", "b": "resident", "c": "resident", "d": "resident"})
+        waiting.send("Attach", {"name": "a"})
+        wait_until(lambda: states(daemon)["a"] != "cached", every=0.001)
+        client.call("Cancel", name="a")
+        with wire_error("Cancelled"):
+            waiting.reply()
+        assert states(daemon)["a"] == "cached"
+
+
+def test_device_that_fails_a_restore(start_gpu, models):
+    """Memory that the driver does not have after all: the model stays where it was."""
+    daemon = start_gpu("--host-cache", "64M", FAKE_HIP_MEMORY=str(3 * SIZE + 60 * MIB))
+    with daemon.client() as client:
+        fill(client, models(4))
+        settled(daemon, {"a": "cached", "b": "resident", "c": "resident", "d": "resident"})
+        attach_detach(client, "a")
+
+
+def test_private_in_the_cache(start_gpu, models):
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to be several users")
+    daemon = start_gpu("--host-cache", "64M")
+    os.chmod(daemon.folder, 0o755)
+    os.chmod(daemon.socket, 0o666)
+    paths = models(4)
+    os.seteuid(12345)
+    user = daemon.client()
+    os.seteuid(0)
+    with user, daemon.client() as root:
+        with open(paths[0], "rb") as file:
+            user.call("Load", fds=[file.fileno()], name="a", private=True)
+        for path, name in zip(paths[1:], "bcd"):
+            load(root, path, name)
+        settled(daemon, {"a": "cached", "b": "resident", "c": "resident", "d": "resident"})
+        with wire_error("PermissionDenied"):
+            root.call("Attach", name="a")
+        assert attach_detach(user, "a")["private"]
+
+
+@pytest.mark.parametrize("delay", [0, 0.01, 0.03, 0.1])
+def test_end_while_saving_and_restoring(start_gpu, models, delay):
+    daemon = start_gpu("--host-cache", "64M", FAKE_HIP_SLOW="copy=30000,clear=30000")
+    paths = models(5)
+    with daemon.client() as client, daemon.client() as other, daemon.client() as third:
+        fill(client, paths[:4])
+        other.send("Load", {"path": str(paths[4]), "name": "e"})
+        client.send("Attach", {"name": "a"})
+        third.send("Attach", {"name": "b"})
+        time.sleep(delay)
+        assert daemon.stop() == 0, daemon.log
+
+
+def test_no_descriptor_is_left(start_gpu, models):
+    daemon = start_gpu("--host-cache", "64M")
+    before = daemon.settled_fds()
+    with daemon.client() as client:
+        fill(client, models(6))
+        for name in "abcdef":
+            attach_detach(client, name)
+        for name in "abcdef":
+            client.call("Unload", name=name)
+    wait_until(lambda: daemon.fds() == before)
+    assert gpu_used(daemon) == 0

@@ -1,0 +1,194 @@
+/* daemon/options.c: the command line. */
+#include "daemon/options.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <limits.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* clang-format off */
+#include <cmocka.h> /* wants the standard headers before it */
+/* clang-format on */
+
+/* Parses a command line, its words separated by spaces. What it prints goes to the test's log. */
+static int parse(const char *line, struct options *ret)
+{
+    static char words[1024]; /* the options borrow from it */
+    static char program[] = "rocmforged";
+    char *argv[32] = {program};
+    int argc = 1;
+    snprintf(words, sizeof(words), "%s", line);
+    for (char *word = strtok(words, " "); word; word = strtok(NULL, " "))
+        argv[argc++] = word;
+    optind = 0; /* getopt begins anew */
+    return options_parse(argc, argv, ret);
+}
+
+static void defaults(void **state)
+{
+    (void)state;
+    struct options options;
+    assert_int_equal(parse("", &options), 1);
+    assert_null(options.socket);
+    assert_string_equal(options.device, "auto");
+    assert_false(options.budget.set);
+    assert_int_equal(options.workers, 0);
+    assert_int_equal(options.staging, 0);
+    assert_null(options.preload);
+    assert_int_equal(options.host_cache, 0);
+    assert_int_equal(options.limits.connections, USER_CONNECTIONS);
+    assert_int_equal(options.limits.loads, USER_LOADS);
+    assert_int_equal(options.limits.leases, USER_LEASES);
+    assert_true(options.limits.bytes == USER_BYTES);
+    assert_int_equal(options.log_level, LOG_LEVEL_INFO);
+}
+
+static void all_of_them(void **state)
+{
+    (void)state;
+    struct options options;
+    assert_int_equal(parse("--socket /s --device hip --budget 40% --workers 3 --staging 1G --streams 4 --export fd "
+                           "--preload /p --host-cache 2G --user-connections 1 --user-loads 2 --user-leases 3 "
+                           "--user-bytes 4K --log-level debug",
+                           &options),
+                     1);
+    assert_string_equal(options.socket, "/s");
+    assert_string_equal(options.device, "hip");
+    assert_true(options.budget.set);
+    assert_int_equal(options.budget.percent, 40);
+    assert_int_equal(options.budget.bytes, 0);
+    assert_int_equal(options.workers, 3);
+    assert_int_equal(options.staging, 1 << 30);
+    assert_string_equal(options.streams, "4");
+    assert_true(options.export_fd);
+    assert_string_equal(options.preload, "/p");
+    assert_true(options.host_cache == 2ull << 30);
+    assert_int_equal(options.limits.connections, 1);
+    assert_int_equal(options.limits.loads, 2);
+    assert_int_equal(options.limits.leases, 3);
+    assert_int_equal(options.limits.bytes, 4096);
+    assert_int_equal(options.log_level, LOG_LEVEL_DEBUG);
+}
+
+static void the_last_one_counts(void **state)
+{
+    (void)state;
+    struct options options;
+    assert_int_equal(parse("--budget 40% --budget 7 --export fd --export ipc --device host --device auto", &options),
+                     1);
+    assert_int_equal(options.budget.bytes, 7);
+    assert_int_equal(options.budget.percent, 0);
+    assert_false(options.export_fd);
+    assert_string_equal(options.device, "auto");
+}
+
+static void refused(void **state)
+{
+    (void)state;
+    static const char *const lines[] = {
+        "--no-such-option",
+        "extra",
+        "--socket",
+        "--device tpu",
+        "--device ",
+        "--budget 0",
+        "--budget 0%",
+        "--budget 101%",
+        "--budget %",
+        "--budget 5%%",
+        "--budget -5",
+        "--budget -5%",
+        "--budget 1.5G",
+        "--workers 0",
+        "--workers 1025",
+        "--workers x",
+        "--workers -1",
+        "--streams 0",
+        "--streams 65",
+        "--export dma",
+        "--host-cache lots",
+        "--staging 5X",
+        "--user-connections 0",
+        "--user-connections 4294967296",
+        "--user-loads -1",
+        "--user-bytes 1KK",
+        "--log-level loud",
+    };
+    for (size_t i = 0; i < sizeof(lines) / sizeof(lines[0]); i++) {
+        struct options options;
+        if (parse(lines[i], &options) != -EINVAL)
+            fail_msg("'%s' was taken", lines[i]);
+    }
+}
+
+static void said_and_done(void **state)
+{
+    (void)state;
+    struct options options;
+    assert_int_equal(parse("--help", &options), 0);
+    assert_int_equal(parse("-h", &options), 0);
+    assert_int_equal(parse("--version", &options), 0);
+}
+
+static void sizes(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        uint64_t bytes;
+    } good[] = {
+        {"0", 0},
+        {"1", 1},
+        {"4096", 4096},
+        {"1K", 1024},
+        {"512K", 512 << 10},
+        {"3M", 3 << 20},
+        {"16G", 16ull << 30},
+        {"2T", 2ull << 40},
+        {"18446744073709551615", UINT64_MAX},
+        {"16777215T", 16777215ull << 40},
+        {"007", 7},
+    };
+    for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++) {
+        uint64_t bytes = 1234567;
+        assert_int_equal(options_size_parse(good[i].text, &bytes), 0);
+        assert_true(bytes == good[i].bytes);
+    }
+    static const char *const bad[] = {"",         " 1", "+1", "-1", "K",   "1k",   "1KB",
+                                      "1 K",      "1P", "x",  "1x", "1.5", "0x10", "18446744073709551616",
+                                      "16777216T"};
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        uint64_t bytes = 1234567;
+        if (options_size_parse(bad[i], &bytes) != -EINVAL)
+            fail_msg("'%s' was taken", bad[i]);
+        assert_int_equal(bytes, 1234567);
+    }
+}
+
+static void budgets(void **state)
+{
+    (void)state;
+    struct budget budget;
+    assert_int_equal(options_budget_parse("100%", &budget), 0);
+    assert_true(budget.set && budget.percent == 100 && budget.bytes == 0);
+    assert_int_equal(options_budget_parse("1%", &budget), 0);
+    assert_int_equal(options_budget_parse("80G", &budget), 0);
+    assert_true(budget.set && budget.percent == 0 && budget.bytes == 80ull << 30);
+    static const char *const bad[] = {"", "0", "0K", "0%", "101%", "+5%", " 5%", "5 %", "5K%", "99999999999999999999%"};
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
+        assert_int_equal(options_budget_parse(bad[i], &budget), -EINVAL);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(defaults), cmocka_unit_test(all_of_them),   cmocka_unit_test(the_last_one_counts),
+        cmocka_unit_test(refused),  cmocka_unit_test(said_and_done), cmocka_unit_test(sizes),
+        cmocka_unit_test(budgets),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
