@@ -175,6 +175,11 @@ static int span_compare(const void *a, const void *b)
     return x->tensor < y->tensor ? -1 : x->tensor > y->tensor;
 }
 
+/* The first chunks are small, so that the bus does not wait for the first slot to be full, and grow to the slot's size:
+ * they double every so many chunks, about as many as there are workers. */
+#define RAMP_BYTES  ((uint64_t)1 << 20)
+#define RAMP_CHUNKS 16u
+
 /* A plan being cut: the growing arrays, and the chunk that takes pieces now. */
 struct cutter {
     struct plan *plan;
@@ -237,13 +242,10 @@ static uint64_t cutter_room(const struct cutter *cutter, uint32_t shard, uint64_
     const struct chunk *chunk = cutter->open;
     if (!chunk || chunk->shard != shard || file_offset < chunk->file_offset || file_offset < cutter->file_at)
         return 0;
-    uint64_t ahead = file_offset - chunk->file_offset;
-    uint64_t fits;
-    if (cutter->plan->verbatim)
-        fits = ahead < cutter->slot_bytes ? (cutter->slot_bytes - ahead) / block_file_bytes : 0;
-    else
-        fits =
-            cutter->slot_used < cutter->slot_bytes ? (cutter->slot_bytes - cutter->slot_used) / block_arena_bytes : 0;
+    size_t step = (cutter->plan->n_chunks - 1) / RAMP_CHUNKS;
+    uint64_t limit = step < 16 && RAMP_BYTES << step < cutter->slot_bytes ? RAMP_BYTES << step : cutter->slot_bytes;
+    uint64_t used = cutter->plan->verbatim ? file_offset - chunk->file_offset : cutter->slot_used;
+    uint64_t fits = used < limit ? (limit - used) / (cutter->plan->verbatim ? block_file_bytes : block_arena_bytes) : 0;
     return fits < blocks ? fits : blocks;
 }
 
