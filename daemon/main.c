@@ -18,8 +18,8 @@
 #include <unistd.h>
 #include <uv.h>
 
-/* Threads if nothing else is said: what saturates a PCIe 5 link, see docs/performance.md. */
-#define WORKERS_DEFAULT_MAX 16u
+/* Threads if nothing else is said: more were slower on a machine of 16 processors, see docs/performance.md. */
+#define WORKERS_DEFAULT_MAX 12u
 
 struct daemon {
     uv_loop_t loop;

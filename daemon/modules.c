@@ -62,7 +62,6 @@ static int module_open(struct server *server, const struct device_module *module
         .workers = workers,
         .staging = options->staging,
         .streams = options->streams,
-        .export_fd = options->export_fd,
     };
     struct device **devices = NULL;
     int n = module->open(&config, &devices, ret_fault);

@@ -19,7 +19,7 @@ static const char usage[] = "Usage: rocmforged [OPTION]...\n"
                             "  --budget SIZE|PCT%  memory of each device that models may take; default 80%\n"
                             "                      of the host's, 95% of a GPU's\n"
                             "  --workers N         threads that read and decode; default one for each processor,\n"
-                            "                      at most 16\n"
+                            "                      at most 12\n"
                             "  --staging SIZE      pinned memory for uploads, for each GPU\n"
                             "  --streams N         streams for uploads, for each GPU; default 2\n"
                             "  --export ipc|fd     how GPU memory is shared: IPC handles, or descriptors where\n"
@@ -100,7 +100,7 @@ int options_parse(int argc, char **argv, struct options *ret)
         WORKERS,
         STAGING,
         STREAMS,
-        EXPORT,
+
         PRELOAD,
         HOST_CACHE,
         USER_CONNECTIONS_,
@@ -118,7 +118,6 @@ int options_parse(int argc, char **argv, struct options *ret)
         {"workers", required_argument, NULL, WORKERS},
         {"staging", required_argument, NULL, STAGING},
         {"streams", required_argument, NULL, STREAMS},
-        {"export", required_argument, NULL, EXPORT},
         {"preload", required_argument, NULL, PRELOAD},
         {"host-cache", required_argument, NULL, HOST_CACHE},
         {"user-connections", required_argument, NULL, USER_CONNECTIONS_},
@@ -131,7 +130,6 @@ int options_parse(int argc, char **argv, struct options *ret)
         {0},
     };
     static const char *const devices[] = {"auto", "host", "hip", "cuda", NULL};
-    static const char *const exports[] = {"ipc", "fd", NULL};
     struct options result = {.device = "auto",
                              .log_level = LOG_LEVEL_INFO,
                              .limits = {USER_CONNECTIONS, USER_LOADS, USER_LEASES, USER_BYTES}};
@@ -162,10 +160,6 @@ int options_parse(int argc, char **argv, struct options *ret)
         case STREAMS:
             result.streams = optarg;
             r = number_parse(optarg, 64, &streams);
-            break;
-        case EXPORT:
-            r = one_of(optarg, exports);
-            result.export_fd = strcmp(optarg, "fd") == 0;
             break;
         case PRELOAD:
             result.preload = optarg;

@@ -18,10 +18,9 @@ struct options {
     const char *socket; /* NULL: systemd's, or the default */
     const char *device; /* "auto", "host", "hip", "cuda" */
     struct budget budget;
-    unsigned workers; /* 0: one for each processor, at most 16 */
+    unsigned workers; /* 0: one for each processor, at most 12 */
     uint64_t staging; /* bytes; 0: the device's choice */
     const char *streams;
-    bool export_fd;
     const char *preload; /* a folder, or NULL */
     uint64_t host_cache; /* bytes; 0: none */
     struct user_limits limits;

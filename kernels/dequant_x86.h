@@ -15,11 +15,10 @@
 
 #define X86_FN __attribute__((target(X86_TARGET), always_inline)) static inline
 
-/* Where the next values go. `worst` is a bound of the magnitudes so far, kept only for f16: whether any of them can
- * have overflowed is then one question at the end of many. */
+/* Where the next values go, and how many finite ones have become infinite so far. */
 struct out {
     uint8_t *at;
-    __m256 worst;
+    uint64_t overflows;
 };
 
 X86_FN __m256 magnitudes(__m256 x)
@@ -27,10 +26,35 @@ X86_FN __m256 magnitudes(__m256 x)
     return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x);
 }
 
-/* A NaN bound is passed over: nothing that is made with it is finite. */
-X86_FN void out_bound(struct out *out, __m256 bound)
+/* The least magnitudes that overflow, as narrow.h has them. */
+#define F16_LIMIT  0x477ff000
+#define BF16_LIMIT 0x7f7f8000
+
+/* Whether a bound of magnitudes allows for an f16 overflow. A NaN bound does not: nothing made with it is finite. */
+X86_FN bool f16_suspicious(__m256 bound)
 {
-    out->worst = _mm256_max_ps(bound, out->worst);
+    const __m256 limit = _mm256_castsi256_ps(_mm256_set1_epi32(F16_LIMIT));
+    return __builtin_expect(_mm256_movemask_ps(_mm256_cmp_ps(bound, limit, _CMP_GE_OQ)) != 0, 0);
+}
+
+/* How many of eight are finite, at or above the limit. */
+X86_FN unsigned overflows8(__m256 x, int limit)
+{
+    const __m256i u = _mm256_castps_si256(magnitudes(x));
+    const __m256i reached = _mm256_cmpgt_epi32(u, _mm256_set1_epi32(limit - 1));
+    const __m256i finite = _mm256_cmpgt_epi32(_mm256_set1_epi32(0x7f800000), u);
+    const __m256 both = _mm256_castsi256_ps(_mm256_and_si256(reached, finite));
+    return (unsigned)__builtin_popcount((unsigned)_mm256_movemask_ps(both));
+}
+
+/* Overflows are looked for only where a bound of the magnitudes says that there can be some: in weights, next to never.
+ */
+X86_FN void out32_count(struct out *out, const __m256 x[4], __m256 bound)
+{
+    if (f16_suspicious(bound)) {
+        for (unsigned k = 0; k < 4; k++)
+            out->overflows += overflows8(x[k], F16_LIMIT);
+    }
 }
 
 /* Unaligned fields. */
@@ -149,7 +173,7 @@ X86_FN void out32_scaled(struct out *out, __m256i codes, __m256 scale, float mos
     for (unsigned k = 0; k < 4; k++)
         x[k] = _mm256_mul_ps(_mm256_cvtepi32_ps(lanes[k]), scale24);
     if (form == FORM_F16)
-        out_bound(out, magnitudes(_mm256_mul_ps(scale, _mm256_set1_ps(most))));
+        out32_count(out, x, magnitudes(_mm256_mul_ps(scale, _mm256_set1_ps(most))));
     out32(out, x, form);
 }
 
@@ -163,7 +187,7 @@ X86_FN void out32_affine(struct out *out, __m256i codes, __m256 scale, __m256 ad
     for (unsigned k = 0; k < 4; k++)
         x[k] = _mm256_add_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(lanes[k]), scale24), add);
     if (form == FORM_F16)
-        out_bound(out, _mm256_add_ps(magnitudes(_mm256_mul_ps(scale, _mm256_set1_ps(most))), magnitudes(add)));
+        out32_count(out, x, _mm256_add_ps(magnitudes(_mm256_mul_ps(scale, _mm256_set1_ps(most))), magnitudes(add)));
     out32(out, x, form);
 }
 

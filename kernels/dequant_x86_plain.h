@@ -30,16 +30,21 @@ X86_FN __m256i bf16_packed(__m256i a, __m256i b)
     return bf16_halves(upper, lower);
 }
 
-X86_FN void out16_bf16(struct out *out, __m256 a, __m256 b)
+/* Whether any magnitude of the sixteen is at or above the limit; infinity and NaN are. */
+X86_FN bool any_reaches(__m256 a, __m256 b, int limit)
 {
     const __m256i most = _mm256_max_epi32(_mm256_castps_si256(magnitudes(a)), _mm256_castps_si256(magnitudes(b)));
-    const __m256i special = _mm256_cmpgt_epi32(most, _mm256_set1_epi32(0x7f7f7fff));
+    const __m256i reached = _mm256_cmpgt_epi32(most, _mm256_set1_epi32(limit - 1));
+    return !_mm256_testz_si256(reached, reached);
+}
+
+X86_FN void out16_bf16(struct out *out, __m256 a, __m256 b)
+{
     __m256i packed;
-    if (__builtin_expect(_mm256_testz_si256(special, special), 1)) {
+    if (__builtin_expect(!any_reaches(a, b, BF16_LIMIT), 1)) {
         packed = bf16_packed(_mm256_castps_si256(a), _mm256_castps_si256(b));
     } else {
-        out_bound(out, magnitudes(a));
-        out_bound(out, magnitudes(b));
+        out->overflows += overflows8(a, BF16_LIMIT) + overflows8(b, BF16_LIMIT);
         packed = _mm256_packus_epi32(bf16_rounded(a), bf16_rounded(b));
     }
     _mm256_storeu_si256((__m256i *)out->at, _mm256_permute4x64_epi64(packed, _MM_SHUFFLE(3, 1, 2, 0)));
@@ -56,8 +61,8 @@ X86_FN void out16(struct out *out, __m256 a, __m256 b, enum form form)
     } else if (form == FORM_F16) {
         const __m128i low = _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
         const __m128i high = _mm256_cvtps_ph(b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-        out_bound(out, magnitudes(a));
-        out_bound(out, magnitudes(b));
+        if (__builtin_expect(any_reaches(a, b, F16_LIMIT), 0))
+            out->overflows += overflows8(a, F16_LIMIT) + overflows8(b, F16_LIMIT);
         _mm256_storeu_si256((__m256i *)out->at, _mm256_set_m128i(high, low));
         out->at += 32;
     } else {

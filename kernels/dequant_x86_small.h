@@ -138,7 +138,7 @@ X86_FN void mxfp4_x86(struct out *out, const uint8_t *b, enum form form)
     for (unsigned k = 0; k < 4; k++)
         x[k] = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_srai_epi32(lanes[k], 24)), scale);
     if (form == FORM_F16)
-        out_bound(out, _mm256_mul_ps(scale, _mm256_set1_ps(12)));
+        out32_count(out, x, _mm256_mul_ps(scale, _mm256_set1_ps(12)));
     out32(out, x, form);
 }
 

@@ -1012,10 +1012,10 @@ static void test_header_too_large(void **state)
     free(f);
 }
 
-/* A million names, which a search through all earlier ones would take hours for. */
+/* As many names as there may be, which a search through all earlier ones would take a minute for. */
 static void test_many_names(void **state)
 {
-    enum { N = 1 << 20, INFO = 8 + 7 + 4 + 4 + 8 };
+    enum { N = GGUF_TENSORS_MAX, INFO = 8 + 7 + 4 + 4 + 8 };
     size_t size = 24 + (size_t)N * INFO;
     size_t aligned = (size + 31) & ~(size_t)31;
     uint8_t *bytes = calloc(1, aligned + 4);
@@ -1036,7 +1036,7 @@ static void test_many_names(void **state)
     }
     assert_int_equal(parse_bytes(bytes, aligned + 4, &model, &fault), 0);
     assert_int_equal(model->n_tensors, N);
-    assert_string_equal(model->tensors[N - 1].name, "t0fffff");
+    assert_string_equal(model->tensors[N - 1].name, "t00ffff");
     gguf_free(model);
     model = NULL;
 

@@ -105,8 +105,10 @@ static void change_is_seen(void **state)
     const struct timespec then[2] = {
         {0, source->files[0].identity.mtime_ns % 1000000000},
         {source->files[0].identity.mtime_ns / 1000000000, source->files[0].identity.mtime_ns % 1000000000}};
-    assert_int_equal(futimens(fd, then), 0); /* and hidden, but for the time of that */
     assert_int_equal(source_check(source, &fault), -ESTALE);
+    assert_int_equal(futimens(fd, then), 0); /* and hidden, but for the time of that */
+    assert_int_equal(source_check(source, &fault), 0);
+    assert_int_equal(source_check_untouched(source, &fault), -ESTALE);
     close(fd);
     source_free(source);
 }
