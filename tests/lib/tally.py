@@ -42,7 +42,7 @@ def main():
         for outcome, name in readers[path.suffix](path):
             count[outcome] += 1
             if outcome != "passed":
-                print(f"{outcome}: {path.stem}: {name}")
+                print(f"{outcome}: {path.stem if name == path.stem else f'{path.stem}: {name}'}")
     print(f"{count['passed']} passed, {count['failed']} failed, {count['skipped']} skipped")
     return 1 if count["failed"] or not count["passed"] else 0
 

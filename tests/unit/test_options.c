@@ -51,7 +51,7 @@ static void all_of_them(void **state)
 {
     (void)state;
     struct options options;
-    assert_int_equal(parse("--socket /s --device hip --budget 40% --workers 3 --staging 1G --streams 4 --export fd "
+    assert_int_equal(parse("--socket /s --device hip --budget 40% --workers 3 --staging 1G --streams 4 "
                            "--preload /p --host-cache 2G --user-connections 1 --user-loads 2 --user-leases 3 "
                            "--user-bytes 4K --log-level debug",
                            &options),
@@ -64,7 +64,6 @@ static void all_of_them(void **state)
     assert_int_equal(options.workers, 3);
     assert_int_equal(options.staging, 1 << 30);
     assert_string_equal(options.streams, "4");
-    assert_true(options.export_fd);
     assert_string_equal(options.preload, "/p");
     assert_true(options.host_cache == 2ull << 30);
     assert_int_equal(options.limits.connections, 1);
@@ -78,11 +77,9 @@ static void the_last_one_counts(void **state)
 {
     (void)state;
     struct options options;
-    assert_int_equal(parse("--budget 40% --budget 7 --export fd --export ipc --device host --device auto", &options),
-                     1);
+    assert_int_equal(parse("--budget 40% --budget 7  --device host --device auto", &options), 1);
     assert_int_equal(options.budget.bytes, 7);
     assert_int_equal(options.budget.percent, 0);
-    assert_false(options.export_fd);
     assert_string_equal(options.device, "auto");
 }
 
@@ -109,7 +106,7 @@ static void refused(void **state)
         "--workers -1",
         "--streams 0",
         "--streams 65",
-        "--export dma",
+        "--export fd",
         "--host-cache lots",
         "--staging 5X",
         "--user-connections 0",
