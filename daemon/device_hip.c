@@ -15,9 +15,11 @@
 /* Smaller copies leave gaps on the bus. Larger ones delay the first. */
 #define SLOT_BYTES     ((size_t)8 << 20)
 #define SLOT_BYTES_MIN ((size_t)64 << 10)
-#define SLOTS_MAX      64u /* a worker */
+/* A worker: one that is filled, one that is copied, one that waits; and what one can be told to have. */
+#define SLOTS_USEFUL 3u
+#define SLOTS_MAX    64u
 
-#define GRANULE        ((uint64_t)2 << 20)
+#define GRANULE      ((uint64_t)2 << 20)
 
 /* How the link is measured: so many copies in a row, at least twice and for a while, since it may have to wake up. */
 #define LINK_BYTES  ((size_t)16 << 20)
@@ -243,7 +245,8 @@ static int link_measure(struct hip_device *hip, struct device_fault *ret_fault)
 static void size_slots(struct device *device, const struct device_config *config)
 {
     const unsigned workers = config->workers ? config->workers : 1;
-    const uint64_t staging = config->staging ? config->staging : STAGING_BYTES;
+    const uint64_t useful = (uint64_t)workers * SLOTS_USEFUL * SLOT_BYTES;
+    const uint64_t staging = config->staging ? config->staging : useful < STAGING_BYTES ? useful : STAGING_BYTES;
     uint64_t slots = staging / SLOT_BYTES / workers;
     if (slots >= 2) {
         device->slot_bytes = SLOT_BYTES;

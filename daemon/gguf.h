@@ -46,7 +46,7 @@ struct gguf_string {
 };
 
 /* One key and its value. `data` points to the value as it stands in the file (for arrays: the first element), and
- * `data_size` is its size there. Decode scalars with gguf_kv_*(), array elements with gguf_array_next(). */
+ * `data_size` is its size there. Decode scalars with gguf_kv_*(), and anything for people with gguf_kv_json(). */
 struct gguf_kv {
     struct gguf_string key;
     enum gguf_value_type type;         /* GGUF_ARRAY for arrays */

@@ -483,7 +483,7 @@ static void test_staging_setting(void **state)
         size_t bytes;
         unsigned each;
     } cases[] = {
-        {0, 8u << 20, 4},         {128u << 20, 8u << 20, 4}, {64u << 20, 8u << 20, 2},
+        {0, 8u << 20, 3},         {128u << 20, 8u << 20, 4}, {64u << 20, 8u << 20, 2},
         {32u << 20, 4u << 20, 2}, {16u << 20, 2u << 20, 2},  {1, 64u << 10, 2},
     };
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {

@@ -37,7 +37,7 @@ static const struct tensor_type *random_type(void)
 struct model {
     struct gguf header;
     struct gguf_tensor tensors[TENSORS_MAX];
-    char names[TENSORS_MAX][16];
+    char names[TENSORS_MAX][24];
 };
 
 static void model_make(struct model *model)
