@@ -1,5 +1,6 @@
 #include "daemon/worker.h"
 
+#include <sched.h>
 #include <stdbool.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -22,6 +23,8 @@ void worker_step_back(void)
     if (done)
         return;
     done = true;
+    /* A thread that computes does not push others off a processor when it wakes. */
+    (void)sched_setscheduler(0, SCHED_BATCH, &(struct sched_param){0});
     /* On Linux this is the thread's alone. It cannot fail but for a thread that is niced already. */
     (void)setpriority(PRIO_PROCESS, (id_t)gettid(), WORKER_NICE);
 }
