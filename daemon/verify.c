@@ -27,9 +27,8 @@ struct verify_job {
     struct verify *verify;
     uv_work_t work;
     const struct chunk *chunk;
-    uint8_t *expected; /* VERIFY_BYTES each, and SLOT_SCRATCH */
+    uint8_t *expected; /* VERIFY_BYTES each */
     uint8_t *actual;
-    uint8_t *scratch;
 
     int status;
     bool of_file;
@@ -68,7 +67,6 @@ static void verify_free(struct verify *verify)
     for (size_t i = 0; i < VERIFY_JOBS; i++) {
         free(verify->jobs[i].expected);
         free(verify->jobs[i].actual);
-        free(verify->jobs[i].scratch);
     }
     plan_free(verify->plan);
     cJSON_Delete(verify->mismatches);
@@ -110,9 +108,9 @@ static void verify_chunk(struct verify_job *job)
 {
     struct verify *verify = job->verify;
     const struct plan *plan = verify->plan;
-    uint64_t overflows = 0, read_ns = 0, decode_ns = 0;
-    job->status = fill_read(verify->model->source, plan, job->chunk, job->expected, job->scratch, &overflows, &read_ns,
-                            &decode_ns, &job->fault);
+    const struct part whole = {.first_piece = job->chunk->first_piece, .n_pieces = job->chunk->n_pieces};
+    struct fill_count count = {0};
+    job->status = fill_read(verify->model->source, plan, job->chunk, &whole, job->expected, &count, &job->fault);
     if (job->status < 0) {
         job->of_file = true;
         return;
@@ -144,7 +142,7 @@ static void verify_plan(struct verify_job *job)
     size_t tensor;
     job->status = plan_new(model->header, model->form, model->device->granule, &verify->plan, &tensor);
     if (job->status == 0)
-        job->status = plan_cut(verify->plan, VERIFY_BYTES, false);
+        job->status = plan_cut(verify->plan, VERIFY_BYTES, VERIFY_BYTES, false);
     if (job->status < 0)
         device_fault_set(&job->fault, 0, "plan", -job->status, strerror(-job->status));
 }
@@ -192,8 +190,10 @@ static void verify_worked(uv_work_t *work, int status)
         failure_set_device(&verify->failure, job->status, &job->fault);
     else if (job->chunk)
         verify->done_bytes += job->chunk->model_bytes;
-    else
+    else {
         verify->planned = true;
+        verify_report(verify); /* also where all is compared before the first tick */
+    }
     if (job->status == -ENODEV && !job->of_file)
         server_device_failed(verify->server, verify->model->device);
     for (size_t i = 0; i < job->n_differences; i++)
@@ -306,8 +306,7 @@ void verify_begin(struct server *server, struct model *model, struct call *call)
         verify->jobs[i].verify = verify;
         verify->jobs[i].expected = malloc(VERIFY_BYTES);
         verify->jobs[i].actual = malloc(VERIFY_BYTES);
-        verify->jobs[i].scratch = malloc(SLOT_SCRATCH);
-        if (!verify->jobs[i].expected || !verify->jobs[i].actual || !verify->jobs[i].scratch)
+        if (!verify->jobs[i].expected || !verify->jobs[i].actual)
             goto fail_verify;
     }
     if (!verify->mismatches)
@@ -327,7 +326,7 @@ fail:
 
 void verify_report(struct verify *verify)
 {
-    if (!verify->call || !verify->call->more || !verify->planned || verify->n_under_way == 0)
+    if (!verify->call || !verify->call->more || !verify->planned)
         return;
     cJSON *reply = cJSON_CreateObject();
     cJSON_AddItemToObject(
