@@ -45,11 +45,8 @@ struct slot {
     unsigned index; /* among the device's slots */
     void *data;     /* pinned where that helps; aligned to 4096 */
     size_t size;    /* device->slot_bytes */
-    void *scratch;  /* plain memory of SLOT_SCRATCH bytes, for what is read before it is decoded */
     void *module;   /* the device's own: an event, say */
 };
-
-#define SLOT_SCRATCH (256u << 10)
 
 /* A run of whole blocks of one tensor: where it stands in a filled slot, and where it goes. */
 struct piece {
@@ -62,6 +59,12 @@ struct piece {
 };
 
 struct arena;
+
+/* Bytes of an arena. */
+struct extent {
+    uint64_t offset;
+    uint64_t bytes;
+};
 
 /* A filled slot on its way into an arena. The caller owns it, and everything that it points to, until `done`. */
 struct transfer {
@@ -94,9 +97,11 @@ struct device_ops {
     int (*slot_init)(struct device *device, struct slot *slot, struct device_fault *ret_fault);
     void (*slot_fini)(struct device *device, struct slot *slot);
 
-    /* worker. Takes `bytes` (more than 0) of memory, at least 256-byte aligned, and clears what may be secret: what a
-     * client can see holds nothing of another model. -ENOMEM if there is not so much. */
-    int (*arena_new)(struct device *device, uint64_t bytes, struct arena **ret, struct device_fault *ret_fault);
+    /* worker. Takes `bytes` (more than 0) of memory, at least 256-byte aligned. What was in it may be another user's:
+     * the caller puts something everywhere but in `gaps`, which are cleared before anything is put. -ENOMEM if there
+     * is not so much. */
+    int (*arena_new)(struct device *device, uint64_t bytes, const struct extent *gaps, size_t n_gaps,
+                     struct arena **ret, struct device_fault *ret_fault);
 
     /* worker. No transfer is under way. Waits for the device to be done with it. */
     void (*arena_free)(struct arena *arena);
@@ -130,9 +135,10 @@ struct device {
     enum export_kind export_kind;
     uint64_t total;    /* bytes of memory */
     uint64_t granule;  /* arenas are rounded up to this */
-    size_t slot_bytes; /* size of a staging slot */
-    unsigned slots_per_worker;
-    uint64_t link; /* measured rate of copies to it, bytes per second; 0: not known */
+    unsigned n_slots;  /* staging slots that it wants */
+    size_t slot_bytes; /* size of one */
+    size_t part_bytes; /* what one worker fills of it at a time; several fill a slot together where this is less */
+    uint64_t link;     /* measured rate of copies to it, bytes per second; 0: not known */
 
     /* The daemon's part; loop only. */
     uint64_t budget; /* bytes that models may take */

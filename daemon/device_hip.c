@@ -9,17 +9,20 @@
 #include <string.h>
 #include <time.h>
 
-/* Of all slots, if nothing else is said. What was read into a slot is best still in the processor's cache when the GPU
- * fetches it: 160 MiB were a sixth faster than 256 MiB, and a third faster than 512 MiB. */
-#define STAGING_BYTES ((uint64_t)128 << 20)
-/* Smaller copies leave gaps on the bus. Larger ones delay the first. */
-#define SLOT_BYTES     ((size_t)8 << 20)
+/* Of all slots, if nothing else is said. What was read into a slot is to be still in the processor's cache when the GPU
+ * fetches it, so there are few, which all workers fill together: bench_put shows what more would cost. */
+#define STAGING_BYTES ((uint64_t)64 << 20)
+/* Smaller copies leave gaps on the bus. */
+#define SLOT_BYTES     ((size_t)16 << 20)
 #define SLOT_BYTES_MIN ((size_t)64 << 10)
-/* A worker: one that is filled, one that is copied, one that waits; and what one can be told to have. */
-#define SLOTS_USEFUL 3u
-#define SLOTS_MAX    64u
+/* One that is filled, one that is copied, one that waits, one that is on its way through the loop; and what one can be
+ * told to have. */
+#define SLOTS_DEFAULT 4u
+#define SLOTS_MAX     64u
+/* Of a slot, for each of the workers that fill it. */
+#define PART_BYTES ((size_t)1 << 20)
 
-#define GRANULE      ((uint64_t)2 << 20)
+#define GRANULE    ((uint64_t)2 << 20)
 
 /* How the link is measured: so many copies in a row, at least twice and for a while, since it may have to wake up. */
 #define LINK_BYTES  ((size_t)16 << 20)
@@ -240,21 +243,19 @@ static int link_measure(struct hip_device *hip, struct device_fault *ret_fault)
     return r;
 }
 
-/* As many slots as the staging memory holds, at least two for each worker, so that one is filled while the other is
- * copied; smaller ones rather than fewer. */
+/* As many slots as the staging memory holds; smaller ones rather than fewer than four. */
 static void size_slots(struct device *device, const struct device_config *config)
 {
-    const unsigned workers = config->workers ? config->workers : 1;
-    const uint64_t useful = (uint64_t)workers * SLOTS_USEFUL * SLOT_BYTES;
-    const uint64_t staging = config->staging ? config->staging : useful < STAGING_BYTES ? useful : STAGING_BYTES;
-    uint64_t slots = staging / SLOT_BYTES / workers;
-    if (slots >= 2) {
+    const uint64_t staging = config->staging ? config->staging : STAGING_BYTES;
+    const uint64_t slots = staging / SLOT_BYTES;
+    const uint64_t bytes = staging / SLOTS_DEFAULT / 4096 * 4096;
+    device->part_bytes = PART_BYTES;
+    if (slots >= SLOTS_DEFAULT) {
         device->slot_bytes = SLOT_BYTES;
-        device->slots_per_worker = slots < SLOTS_MAX ? (unsigned)slots : SLOTS_MAX;
+        device->n_slots = slots < SLOTS_MAX ? (unsigned)slots : SLOTS_MAX;
         return;
     }
-    device->slots_per_worker = 2;
-    uint64_t bytes = staging / workers / 2 / 4096 * 4096;
+    device->n_slots = SLOTS_DEFAULT;
     device->slot_bytes = bytes > SLOT_BYTES_MIN ? (size_t)bytes : SLOT_BYTES_MIN;
 }
 

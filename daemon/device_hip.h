@@ -89,7 +89,8 @@ int hip_result(struct hip_device *hip, hipError_t result, const char *call, stru
 int hip_enter(struct hip_device *hip, struct device_fault *ret_fault);
 
 /* device_hip_arena.c: the functions of device_ops with these names. */
-int hip_arena_new(struct device *device, uint64_t bytes, struct arena **ret, struct device_fault *ret_fault);
+int hip_arena_new(struct device *device, uint64_t bytes, const struct extent *gaps, size_t n_gaps, struct arena **ret,
+                  struct device_fault *ret_fault);
 void hip_arena_free(struct arena *arena);
 int hip_arena_export(struct arena *arena, struct device_export *ret, struct device_fault *ret_fault);
 int hip_arena_read(struct arena *arena, uint64_t offset, void *dst, size_t size, struct device_fault *ret_fault);

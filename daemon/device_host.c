@@ -13,8 +13,10 @@
 #include <time.h>
 #include <unistd.h>
 
-/* A slot stays in a core's share of the cache between read and write; larger ones were no faster. */
-#define HOST_SLOT_BYTES ((size_t)1 << 20)
+/* A slot stays in a core's share of the cache between read and write; larger ones were no faster. One worker fills it
+ * and writes it to the arena, while its next one is on its way through the loop. */
+#define HOST_SLOT_BYTES       ((size_t)1 << 20)
+#define HOST_SLOTS_PER_WORKER 2u
 
 /* Slots are aligned to pages: what pread() likes. */
 #define HOST_SLOT_ALIGNMENT 4096u
@@ -71,9 +73,12 @@ static void host_slot_fini(struct device *device, struct slot *slot)
     free(slot->data);
 }
 
-static int host_arena_new(struct device *device, uint64_t bytes, struct arena **ret, struct device_fault *ret_fault)
+static int host_arena_new(struct device *device, uint64_t bytes, const struct extent *gaps, size_t n_gaps,
+                          struct arena **ret, struct device_fault *ret_fault)
 {
     (void)device;
+    (void)gaps; /* memory from the kernel is clear */
+    (void)n_gaps;
     struct arena *arena = malloc(sizeof(*arena));
     if (!arena)
         return device_fault_set(ret_fault, -ENOMEM, "malloc", ENOMEM, strerror(ENOMEM));
@@ -189,7 +194,6 @@ static const struct device_ops host_ops = {
 
 static int host_open(const struct device_config *config, struct device ***ret, struct device_fault *ret_fault)
 {
-    (void)config;
     struct device *device = calloc(1, sizeof(*device));
     struct device **devices = malloc(sizeof(struct device *));
     if (!device || !devices) {
@@ -205,8 +209,9 @@ static int host_open(const struct device_config *config, struct device ***ret, s
         .export_kind = EXPORT_MEMFD,
         .total = meminfo("MemTotal"),
         .granule = HOST_GRANULE,
+        .n_slots = HOST_SLOTS_PER_WORKER * (config->workers ? config->workers : 1),
         .slot_bytes = HOST_SLOT_BYTES,
-        .slots_per_worker = 2,
+        .part_bytes = HOST_SLOT_BYTES,
     };
     devices[0] = device;
     *ret = devices;

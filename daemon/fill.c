@@ -6,29 +6,37 @@
 #include <assert.h>
 #include <string.h>
 
-/* Reads one piece and decodes it, a part at a time that the cache holds. */
+/* Reads and says how long it took. */
+static int read_timed(const struct source *source, size_t shard, uint64_t offset, void *dst, uint64_t bytes,
+                      struct fill_count *count, struct device_fault *ret_fault)
+{
+    uint64_t begin = uv_hrtime();
+    int r = source_read(source, shard, offset, dst, bytes, ret_fault);
+    count->read_ns += uv_hrtime() - begin;
+    return r;
+}
+
+/* Reads one piece and decodes it, a bit at a time that the cache holds. */
 static int piece_decode(const struct source *source, const struct plan *plan, size_t shard, size_t index, uint8_t *dst,
-                        void *scratch, uint64_t *overflows, uint64_t *read_ns, uint64_t *decode_ns,
-                        struct device_fault *ret_fault)
+                        struct fill_count *count, struct device_fault *ret_fault)
 {
     const struct piece *piece = &plan->pieces[index];
+    void *scratch = worker_scratch();
     uint64_t offset = plan->piece_file_offsets[index];
     uint64_t blocks = plan_piece_file_bytes(plan, index) / piece->type->block_bytes;
-    uint64_t blocks_at_once = SLOT_SCRATCH / piece->type->block_bytes;
+    uint64_t blocks_at_once = WORKER_SCRATCH / piece->type->block_bytes;
     size_t block_out = piece->type->block_elements * form_element_bytes(piece->form);
     dequant_fn *decode = dequant_find(piece->type->id, piece->form);
     assert(decode); /* the plan asked */
 
     while (blocks > 0) {
         uint64_t n = blocks < blocks_at_once ? blocks : blocks_at_once;
-        uint64_t begin = uv_hrtime();
-        int r = source_read(source, shard, offset, scratch, n * piece->type->block_bytes, ret_fault);
-        uint64_t middle = uv_hrtime();
+        int r = read_timed(source, shard, offset, scratch, n * piece->type->block_bytes, count, ret_fault);
         if (r < 0)
             return r;
-        *overflows += decode(dst, scratch, n);
-        *read_ns += middle - begin;
-        *decode_ns += uv_hrtime() - middle;
+        uint64_t begin = uv_hrtime();
+        count->overflows += decode(dst, scratch, n);
+        count->decode_ns += uv_hrtime() - begin;
         dst += n * block_out;
         offset += n * piece->type->block_bytes;
         blocks -= n;
@@ -36,42 +44,49 @@ static int piece_decode(const struct source *source, const struct plan *plan, si
     return 0;
 }
 
-int fill_read(const struct source *source, const struct plan *plan, const struct chunk *chunk, void *dst, void *scratch,
-              uint64_t *overflows, uint64_t *read_ns, uint64_t *decode_ns, struct device_fault *ret_fault)
+int fill_read(const struct source *source, const struct plan *plan, const struct chunk *chunk, const struct part *part,
+              void *dst, struct fill_count *count, struct device_fault *ret_fault)
 {
-    uint64_t begin = uv_hrtime();
-    if (plan->verbatim) {
-        int r = source_read(source, chunk->shard, chunk->file_offset, dst, chunk->file_bytes, ret_fault);
-        *read_ns += uv_hrtime() - begin;
-        return r;
-    }
-    for (size_t i = chunk->first_piece; i < chunk->first_piece + chunk->n_pieces; i++) {
+    uint8_t *slot = dst;
+    if (plan->verbatim)
+        return read_timed(source, chunk->shard, chunk->file_offset + part->offset, slot + part->offset, part->bytes,
+                          count, ret_fault);
+    for (size_t i = part->first_piece; i < part->first_piece + part->n_pieces; i++) {
         const struct piece *piece = &plan->pieces[i];
-        uint8_t *at = (uint8_t *)dst + piece->slot_offset;
-        int r;
-        if (piece->form == FORM_NATIVE) {
-            begin = uv_hrtime();
-            r = source_read(source, chunk->shard, plan->piece_file_offsets[i], at, piece->slot_bytes, ret_fault);
-            *read_ns += uv_hrtime() - begin;
-        } else
-            r = piece_decode(source, plan, chunk->shard, i, at, scratch, overflows, read_ns, decode_ns, ret_fault);
+        uint8_t *at = slot + piece->slot_offset;
+        int r = piece->form == FORM_NATIVE ? read_timed(source, chunk->shard, plan->piece_file_offsets[i], at,
+                                                        piece->slot_bytes, count, ret_fault)
+                                           : piece_decode(source, plan, chunk->shard, i, at, count, ret_fault);
         if (r < 0)
             return r;
     }
     return 0;
 }
 
-/* One of the two has come back to the loop. */
+/* The first part that failed speaks for all; else the device does. */
+static void fill_conclude(struct fill *fill)
+{
+    for (size_t i = 0; i < fill->n_parts && fill->status == 0; i++) {
+        const struct fill_part *part = &fill->parts[i];
+        fill->overflows += part->count.overflows;
+        fill->status = part->status;
+        fill->fault = part->fault;
+        fill->of_file = part->status < 0;
+    }
+    if (fill->status < 0)
+        return;
+    fill->status = fill->transfer.status;
+    fill->fault = fill->transfer.fault;
+    fill->overflows += fill->transfer.overflows;
+}
+
+/* A part, or the transfer, has come back to the loop. */
 static void fill_returned(struct fill *fill)
 {
     assert(fill->under_way > 0);
     if (--fill->under_way > 0)
         return;
-    if (fill->status == 0) {
-        fill->status = fill->transfer.status;
-        fill->fault = fill->transfer.fault;
-        fill->overflows += fill->transfer.overflows;
-    }
+    fill_conclude(fill);
     fill->done(fill);
 }
 
@@ -86,22 +101,23 @@ static void fill_transferred(struct transfer *transfer)
     mailbox_post(fill->mailbox, &fill->letter);
 }
 
-static void fill_work(uv_work_t *work)
+static void part_fill(struct fill_part *part)
 {
-    struct fill *fill = work->data;
-    worker_step_back();
-    fill->worker = worker_number();
-    fill->begin_ns = uv_hrtime();
-    if (fill->memory) {
-        memcpy(fill->slot->data, (const uint8_t *)fill->memory + fill->chunk->file_offset, fill->chunk->file_bytes);
-        fill->read_ns = uv_hrtime() - fill->begin_ns;
-    } else
-        fill->status = fill_read(fill->source, fill->plan, fill->chunk, fill->slot->data, fill->slot->scratch,
-                                 &fill->overflows, &fill->read_ns, &fill->decode_ns, &fill->fault);
-    fill->end_ns = uv_hrtime();
-    if (fill->status < 0) {
-        fill->of_file = true;
-        fill->transfer.status = 0;
+    struct fill *fill = part->fill;
+    if (!fill->memory) {
+        part->status =
+            fill_read(fill->source, fill->plan, fill->chunk, &part->part, fill->slot->data, &part->count, &part->fault);
+        return;
+    }
+    memcpy((uint8_t *)fill->slot->data + part->part.offset,
+           (const uint8_t *)fill->memory + fill->chunk->file_offset + part->part.offset, part->part.bytes);
+    part->count.read_ns = uv_hrtime() - part->begin_ns;
+}
+
+/* Every part is filled, or one failed. */
+static void fill_hand_over(struct fill *fill)
+{
+    if (atomic_load(&fill->failed)) {
         mailbox_post(fill->mailbox, &fill->letter);
         return;
     }
@@ -109,10 +125,27 @@ static void fill_work(uv_work_t *work)
     device->ops->put(device, &fill->transfer);
 }
 
-static void fill_worked(uv_work_t *work, int status)
+static void part_work(uv_work_t *work)
+{
+    struct fill_part *part = work->data;
+    struct fill *fill = part->fill;
+    worker_step_back();
+    part->worker = worker_number();
+    part->begin_ns = uv_hrtime();
+    if (!atomic_load(&fill->failed))
+        part_fill(part);
+    part->end_ns = uv_hrtime();
+    if (part->status < 0)
+        atomic_store(&fill->failed, true);
+    if (atomic_fetch_sub(&fill->unfilled, 1) == 1)
+        fill_hand_over(fill);
+}
+
+static void part_worked(uv_work_t *work, int status)
 {
     (void)status; /* never cancelled once queued: a load that ends waits for what it began */
-    fill_returned(work->data);
+    struct fill_part *part = work->data;
+    fill_returned(part->fill);
 }
 
 void fill_queue(uv_loop_t *loop, struct fill *fill)
@@ -126,9 +159,17 @@ void fill_queue(uv_loop_t *loop, struct fill *fill)
         .done = fill_transferred,
     };
     fill->letter.deliver = fill_deliver;
-    fill->work.data = fill;
-    fill->under_way = 2;
-    int r = uv_queue_work(loop, &fill->work, fill_work, fill_worked);
-    assert(r == 0); /* it only refuses a job without a function */
-    (void)r;
+    struct part parts[PLAN_PARTS_MAX];
+    fill->n_parts = plan_divide(fill->plan, fill->chunk, fill->slot->device->part_bytes, parts);
+    fill->under_way = fill->n_parts + 1;
+    atomic_store(&fill->unfilled, (unsigned)fill->n_parts);
+    for (size_t i = 0; i < fill->n_parts; i++) {
+        struct fill_part *part = &fill->parts[i];
+        part->fill = fill;
+        part->part = parts[i];
+        part->work.data = part;
+        int r = uv_queue_work(loop, &part->work, part_work, part_worked);
+        assert(r == 0); /* it only refuses a job without a function */
+        (void)r;
+    }
 }

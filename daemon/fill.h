@@ -1,6 +1,8 @@
 /* One chunk on its way: read from the file into a slot, decoded where the CPU does that, handed to the device.
  *
- * A fill is queued from the loop, runs on a worker, goes on on the device's threads, and comes back to the loop. */
+ * A fill is queued from the loop. Its parts run on as many workers as are free; the one that finishes the last of them
+ * hands the slot over. It goes on on the device's threads, and comes back to the loop. Few slots that all workers fill
+ * together stay in the processor's cache from the read to the copy, which many that each fill alone do not. */
 #pragma once
 
 #include "daemon/device.h"
@@ -8,8 +10,30 @@
 #include "daemon/plan.h"
 #include "daemon/source.h"
 
+#include <stdatomic.h>
 #include <stdint.h>
 #include <uv.h>
+
+/* What was done, and how long it took. */
+struct fill_count {
+    uint64_t overflows;
+    uint64_t read_ns;
+    uint64_t decode_ns;
+};
+
+/* One worker's part. */
+struct fill_part {
+    struct fill *fill;
+    struct part part;
+    uv_work_t work;
+
+    int status;
+    struct device_fault fault;
+    struct fill_count count;
+    unsigned worker;
+    uint64_t begin_ns; /* CLOCK_MONOTONIC */
+    uint64_t end_ns;
+};
 
 struct fill {
     /* What to do; all borrowed until `done`. */
@@ -28,22 +52,20 @@ struct fill {
     bool of_file; /* it was the file that failed, not the device */
     struct device_fault fault;
     uint64_t overflows;
-    unsigned worker;
-    uint64_t begin_ns; /* CLOCK_MONOTONIC: of the worker's part */
-    uint64_t read_ns;
-    uint64_t decode_ns;
-    uint64_t end_ns;
+    size_t n_parts;
+    struct fill_part parts[PLAN_PARTS_MAX];
     struct transfer transfer;
 
-    uv_work_t work;
     struct letter letter;
-    unsigned under_way; /* of the two that come back: the worker's job and the transfer */
+    atomic_uint unfilled; /* parts that workers have not done */
+    atomic_bool failed;   /* one of them could not be done: the others need not be */
+    size_t under_way;     /* of what comes back to the loop: the parts and the transfer */
 };
 
 /* loop. `done` will be called. */
 void fill_queue(uv_loop_t *loop, struct fill *fill);
 
-/* worker. Reads a chunk into `dst`, `scratch` being SLOT_SCRATCH bytes, and decodes as the plan says. Also what Verify
- * compares with. *ret_overflows is added to. */
-int fill_read(const struct source *source, const struct plan *plan, const struct chunk *chunk, void *dst, void *scratch,
-              uint64_t *overflows, uint64_t *read_ns, uint64_t *decode_ns, struct device_fault *ret_fault);
+/* worker. Reads a part of a chunk to where it belongs in `dst`, the chunk's slot, and decodes as the plan says. Also
+ * what Verify compares with. Adds to *count. Errors are those of source_read(). */
+int fill_read(const struct source *source, const struct plan *plan, const struct chunk *chunk, const struct part *part,
+              void *dst, struct fill_count *count, struct device_fault *ret_fault);

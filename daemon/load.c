@@ -282,6 +282,16 @@ static void load_queue(struct load *load, void (*run)(struct load_job *job))
 
 /* --- filling --- */
 
+static void load_count_part(struct load *load, const struct fill_part *part)
+{
+    load->phases.read_ns += part->count.read_ns;
+    load->phases.decode_ns += part->count.decode_ns;
+    const uint64_t read_end_ns = part->begin_ns + part->count.read_ns;
+    trace_add(load->trace, TRACE_WORKER, part->worker, "read", part->begin_ns, read_end_ns);
+    if (part->count.decode_ns > 0)
+        trace_add(load->trace, TRACE_WORKER, part->worker, "dequantise", read_end_ns, part->end_ns);
+}
+
 static void load_filled(struct fill *fill)
 {
     struct load *load = fill->context;
@@ -290,12 +300,10 @@ static void load_filled(struct fill *fill)
     if (fill->status == 0) {
         load->filled_bytes += fill->chunk->model_bytes;
         load->model->overflows += fill->overflows;
-        load->phases.read_ns += fill->read_ns;
-        load->phases.decode_ns += fill->decode_ns;
+        for (size_t i = 0; i < fill->n_parts; i++)
+            load_count_part(load, &fill->parts[i]);
         load->phases.copy_ns += fill->transfer.copy_ns;
         load->phases.kernel_ns += fill->transfer.kernel_ns;
-        trace_add(load->trace, TRACE_WORKER, fill->worker, "read", fill->begin_ns, fill->begin_ns + fill->read_ns);
-        trace_add(load->trace, TRACE_WORKER, fill->worker, "dequantise", fill->begin_ns + fill->read_ns, fill->end_ns);
         trace_add(load->trace, TRACE_STREAM, fill->transfer.stream, "copy", fill->transfer.begin_ns,
                   fill->transfer.end_ns);
     } else if (fill->of_file)

@@ -47,10 +47,10 @@ static bool converts_nothing(const struct plan *plan)
     return true;
 }
 
-static void take_arena(struct load_job *job)
+static void take_arena(struct load_job *job, const struct extent *gaps, size_t n_gaps)
 {
     struct device *device = job->device;
-    job->status = device->ops->arena_new(device, job->planned->arena_bytes, &job->arena, &job->fault);
+    job->status = device->ops->arena_new(device, job->planned->arena_bytes, gaps, n_gaps, &job->arena, &job->fault);
     struct device_fault unused;
     if (job->status == -ENOMEM && device->ops->memory_free(device, &job->memory_free, &unused) < 0)
         job->memory_free = 0;
@@ -61,12 +61,17 @@ void load_job_allocate(struct load_job *job)
     uint64_t begin = uv_hrtime();
     struct plan *plan = job->planned;
     bool verbatim = converts_nothing(plan) || (!job->decode_on_cpu && device_decodes_all(job->device, plan));
-    job->status = plan_cut(plan, job->device->slot_bytes, verbatim);
+    job->status = plan_cut(plan, job->device->slot_bytes, job->device->part_bytes, verbatim);
+    struct extent *gaps = NULL;
+    size_t n_gaps = 0;
+    if (job->status == 0)
+        job->status = plan_gaps(plan, &gaps, &n_gaps);
     if (job->status < 0) {
         device_fault_set(&job->fault, 0, "malloc", ENOMEM, strerror(ENOMEM));
         return;
     }
-    take_arena(job);
+    take_arena(job, gaps, n_gaps);
+    free(gaps);
     job->elapsed_ns = uv_hrtime() - begin;
 }
 
@@ -78,7 +83,7 @@ void load_job_reallocate(struct load_job *job)
         device_fault_set(&job->fault, 0, "malloc", ENOMEM, strerror(ENOMEM));
         return;
     }
-    take_arena(job);
+    take_arena(job, NULL, 0);
     job->elapsed_ns = uv_hrtime() - begin;
 }
 

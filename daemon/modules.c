@@ -70,7 +70,7 @@ static int module_open(struct server *server, const struct device_module *module
     for (int i = 0; i < n; i++) {
         struct device *device = devices[i];
         device->budget = budget_of(device, &options->budget);
-        int r = server_add_device(server, device, workers, ret_fault);
+        int r = server_add_device(server, device, ret_fault);
         if (r < 0) {
             log_error("device=%s cannot be used: %s: %s (%d)", device->id, ret_fault->call, ret_fault->text,
                       ret_fault->code);

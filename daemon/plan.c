@@ -175,15 +175,16 @@ static int span_compare(const void *a, const void *b)
     return x->tensor < y->tensor ? -1 : x->tensor > y->tensor;
 }
 
-/* The first chunks are small, so that the bus does not wait for the first slot to be full, and grow to the slot's size:
- * they double every so many chunks, about as many as there are workers. */
-#define RAMP_BYTES  ((uint64_t)1 << 20)
-#define RAMP_CHUNKS 16u
+/* The first chunks are small, so that the bus does not wait for the first slot to be full; each is twice the one before
+ * it, up to the slot's size. */
+#define RAMP_BYTES ((uint64_t)2 << 20)
+#define RAMP_STEPS 16u
 
 /* A plan being cut: the growing arrays, and the chunk that takes pieces now. */
 struct cutter {
     struct plan *plan;
     size_t slot_bytes;
+    size_t part_bytes;
     size_t pieces_capacity;
     size_t chunks_capacity;
     struct chunk *open; /* NULL: none yet */
@@ -235,18 +236,30 @@ static int cutter_begin_chunk(struct cutter *cutter, uint32_t shard, uint64_t fi
     return 0;
 }
 
-/* How many of `blocks` blocks at `file_offset` the open chunk can take. */
+static uint64_t min(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* How many of `blocks` blocks at `file_offset` the open chunk can take as one piece. Where workers make what the arena
+ * gets, a piece is no larger than a part: of whole alignments, so that the slot has no gaps. */
 static uint64_t cutter_room(const struct cutter *cutter, uint32_t shard, uint64_t file_offset, uint64_t blocks,
                             uint64_t block_file_bytes, uint64_t block_arena_bytes)
 {
     const struct chunk *chunk = cutter->open;
     if (!chunk || chunk->shard != shard || file_offset < chunk->file_offset || file_offset < cutter->file_at)
         return 0;
-    size_t step = (cutter->plan->n_chunks - 1) / RAMP_CHUNKS;
-    uint64_t limit = step < 16 && RAMP_BYTES << step < cutter->slot_bytes ? RAMP_BYTES << step : cutter->slot_bytes;
+    size_t step = cutter->plan->n_chunks - 1;
+    uint64_t limit =
+        step < RAMP_STEPS && RAMP_BYTES << step < cutter->slot_bytes ? RAMP_BYTES << step : cutter->slot_bytes;
     uint64_t used = cutter->plan->verbatim ? file_offset - chunk->file_offset : cutter->slot_used;
-    uint64_t fits = used < limit ? (limit - used) / (cutter->plan->verbatim ? block_file_bytes : block_arena_bytes) : 0;
-    return fits < blocks ? fits : blocks;
+    uint64_t left = used < limit ? limit - used : 0;
+    if (cutter->plan->verbatim)
+        return min(left / block_file_bytes, blocks);
+    uint64_t part = cutter->part_bytes / block_arena_bytes;
+    if (part >= PLAN_ALIGNMENT)
+        part -= part % PLAN_ALIGNMENT;
+    return min(min(left / block_arena_bytes, part ? part : 1), blocks);
 }
 
 static int cutter_add_piece(struct cutter *cutter, size_t tensor, uint64_t file_offset, uint64_t file_bytes,
@@ -307,7 +320,7 @@ static int cutter_add_tensor(struct cutter *cutter, size_t index)
     return 0;
 }
 
-int plan_cut(struct plan *plan, size_t slot_bytes, bool verbatim)
+int plan_cut(struct plan *plan, size_t slot_bytes, size_t part_bytes, bool verbatim)
 {
     assert(!plan->chunks && slot_bytes >= 4 * CHUNK_ALIGNMENT);
     const struct gguf *model = plan->model;
@@ -320,10 +333,89 @@ int plan_cut(struct plan *plan, size_t slot_bytes, bool verbatim)
     qsort(spans, model->n_tensors, sizeof(*spans), span_compare);
 
     plan->verbatim = verbatim;
-    struct cutter cutter = {.plan = plan, .slot_bytes = slot_bytes};
+    struct cutter cutter = {.plan = plan, .slot_bytes = slot_bytes, .part_bytes = part_bytes};
     int r = 0;
     for (size_t i = 0; i < model->n_tensors && r == 0; i++)
         r = cutter_add_tensor(&cutter, spans[i].tensor);
     free(spans);
     return r;
+}
+
+static uint64_t max(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Equal ranges of whole pages, the last one shorter. */
+static size_t divide_bytes(uint64_t bytes, size_t part_bytes, struct part *ret)
+{
+    uint64_t each = max(part_bytes, (bytes + PLAN_PARTS_MAX - 1) / PLAN_PARTS_MAX);
+    each = (each + CHUNK_ALIGNMENT - 1) & ~(uint64_t)(CHUNK_ALIGNMENT - 1);
+    size_t n = 0;
+    for (uint64_t at = 0; at < bytes || n == 0; at += each)
+        ret[n++] = (struct part){.offset = at, .bytes = min(each, bytes - at)};
+    return n;
+}
+
+/* A piece costs what it reads or what it makes, whichever is more. */
+static uint64_t piece_work(const struct plan *plan, size_t index)
+{
+    return max(plan_piece_file_bytes(plan, index), plan->pieces[index].slot_bytes);
+}
+
+static size_t divide_pieces(const struct plan *plan, const struct chunk *chunk, size_t part_bytes, struct part *ret)
+{
+    const size_t end = chunk->first_piece + chunk->n_pieces;
+    uint64_t work = 0;
+    for (size_t i = chunk->first_piece; i < end; i++)
+        work += piece_work(plan, i);
+    uint64_t each = max(part_bytes, (work + PLAN_PARTS_MAX - 1) / PLAN_PARTS_MAX);
+    size_t n = 0;
+    uint64_t taken = 0;
+    ret[n] = (struct part){.first_piece = chunk->first_piece};
+    for (size_t i = chunk->first_piece; i < end; i++) {
+        if (ret[n].n_pieces > 0 && n + 1 < PLAN_PARTS_MAX && taken + piece_work(plan, i) > each) {
+            ret[++n] = (struct part){.first_piece = i};
+            taken = 0;
+        }
+        ret[n].n_pieces++;
+        taken += piece_work(plan, i);
+    }
+    return n + 1;
+}
+
+size_t plan_divide(const struct plan *plan, const struct chunk *chunk, size_t part_bytes,
+                   struct part ret[PLAN_PARTS_MAX])
+{
+    return plan->verbatim ? divide_bytes(chunk->file_bytes, part_bytes, ret)
+                          : divide_pieces(plan, chunk, part_bytes, ret);
+}
+
+/* Gaps with less than this between them are cleared in one go: a call costs as much as clearing so many bytes. */
+#define GAPS_TOGETHER ((uint64_t)1 << 20)
+
+int plan_gaps(const struct plan *plan, struct extent **ret, size_t *ret_n)
+{
+    const size_t n_tensors = plan->model->n_tensors;
+    struct extent *gaps = calloc(n_tensors + 1, sizeof(*gaps));
+    if (!gaps)
+        return -ENOMEM;
+    size_t n = 0;
+    uint64_t end = 0;
+    for (size_t i = 0; i <= n_tensors; i++) {
+        const struct placement *next = i < n_tensors ? &plan->placements[i] : NULL;
+        const uint64_t begin = next ? next->offset : plan->arena_bytes;
+        if (begin > end) {
+            struct extent *last = n > 0 ? &gaps[n - 1] : NULL;
+            if (last && end - (last->offset + last->bytes) < GAPS_TOGETHER)
+                last->bytes = begin - last->offset;
+            else
+                gaps[n++] = (struct extent){.offset = end, .bytes = begin - end};
+        }
+        if (next)
+            end = next->offset + next->bytes;
+    }
+    *ret = gaps;
+    *ret_n = n;
+    return 0;
 }

@@ -66,9 +66,28 @@ struct plan {
  * if the arena would be as large as PLAN_ARENA_MAX; -ENOMEM. The model outlives the plan. */
 int plan_new(const struct gguf *model, enum form form, uint64_t granule, struct plan **ret, size_t *ret_tensor);
 
-/* Cuts the file into chunks for slots of `slot_bytes`. verbatim: slots hold the bytes of the file; else what the
- * arena gets. -ENOMEM. Called once. */
-int plan_cut(struct plan *plan, size_t slot_bytes, bool verbatim);
+/* Cuts the file into chunks for slots of `slot_bytes`, and these so that they can be divided into parts of about
+ * `part_bytes`. verbatim: slots hold the bytes of the file; else what the arena gets. -ENOMEM. Called once. */
+int plan_cut(struct plan *plan, size_t slot_bytes, size_t part_bytes, bool verbatim);
+
+/* What one worker does of a chunk: of a verbatim plan, bytes at an offset from the chunk's beginning, the same in the
+ * file and in the slot; else whole pieces. */
+struct part {
+    uint64_t offset;
+    uint64_t bytes;
+    size_t first_piece;
+    size_t n_pieces;
+};
+
+#define PLAN_PARTS_MAX 16u
+
+/* Divides a chunk into parts of about `part_bytes`. Returns how many, at least 1. */
+size_t plan_divide(const struct plan *plan, const struct chunk *chunk, size_t part_bytes,
+                   struct part ret[PLAN_PARTS_MAX]);
+
+/* What of the arena no piece is put into: padding between tensors, and the end. Gaps that are close together are told
+ * as one, with what is between them. Returns 0 and an array that the caller frees, or -ENOMEM. */
+int plan_gaps(const struct plan *plan, struct extent **ret, size_t *ret_n);
 
 /* Cuts `bytes` of memory, as they lie, into chunks for slots of `slot_bytes`: a plan with nothing but chunks and
  * pieces, whose offsets in the file are those in the memory. The caller frees it. -ENOMEM. */

@@ -50,12 +50,11 @@ int server_init(struct server *server, uv_loop_t *loop)
     return r;
 }
 
-int server_add_device(struct server *server, struct device *device, unsigned workers, struct device_fault *ret_fault)
+int server_add_device(struct server *server, struct device *device, struct device_fault *ret_fault)
 {
     if (server->n_devices == SERVER_DEVICES_MAX)
         return device_fault_set(ret_fault, -ENOSPC, "server_add_device", 0, "too many devices");
-    size_t slots = (size_t)workers * (device->slots_per_worker ? device->slots_per_worker : 1);
-    int r = staging_new(device, slots, &device->staging, ret_fault);
+    int r = staging_new(device, &device->staging, ret_fault);
     if (r < 0)
         return r;
     r = scheduler_new(device, &server->schedulers[server->n_devices]);

@@ -77,8 +77,8 @@ void server_loads_retry(struct server *server);
 /* Sets up everything that needs no device: registry, events, mailbox, ticker. 0 or a negative errno. */
 int server_init(struct server *server, uv_loop_t *loop);
 
-/* Adds a device, which the server closes in the end: makes its staging for `workers` threads. */
-int server_add_device(struct server *server, struct device *device, unsigned workers, struct device_fault *ret_fault);
+/* Adds a device, which the server closes in the end: makes its staging. */
+int server_add_device(struct server *server, struct device *device, struct device_fault *ret_fault);
 
 /* Ends everything: calls get ShuttingDown, connections close, loads stop, memory is freed, devices are closed. `done`
  * is called when nothing is left but what the caller owns. */

@@ -12,8 +12,9 @@ struct staging {
     struct slot **free; /* a stack */
 };
 
-int staging_new(struct device *device, size_t n, struct staging **ret, struct device_fault *ret_fault)
+int staging_new(struct device *device, struct staging **ret, struct device_fault *ret_fault)
 {
+    const size_t n = device->n_slots;
     assert(n > 0);
     struct staging *staging = calloc(1, sizeof(*staging));
     if (!staging)
@@ -30,11 +31,8 @@ int staging_new(struct device *device, size_t n, struct staging **ret, struct de
         slot->device = device;
         slot->index = (unsigned)i;
         slot->size = device->slot_bytes;
-        slot->scratch = aligned_alloc(4096, SLOT_SCRATCH);
-        int r = slot->scratch ? device->ops->slot_init(device, slot, ret_fault)
-                              : device_fault_set(ret_fault, -ENOMEM, "aligned_alloc", ENOMEM, NULL);
+        int r = device->ops->slot_init(device, slot, ret_fault);
         if (r < 0) {
-            free(slot->scratch);
             staging_free(staging);
             return r;
         }
@@ -50,10 +48,8 @@ void staging_free(struct staging *staging)
     if (!staging)
         return;
     assert(staging->n_free == staging->n_slots);
-    for (size_t i = 0; i < staging->n_slots; i++) {
+    for (size_t i = 0; i < staging->n_slots; i++)
         staging->device->ops->slot_fini(staging->device, &staging->slots[i]);
-        free(staging->slots[i].scratch);
-    }
     free(staging->slots);
     free(staging->free);
     free(staging);

@@ -9,8 +9,8 @@
 
 struct staging;
 
-/* Makes `n` slots (at least 1) of device->slot_bytes. Returns 0 or a negative errno and a fault. */
-int staging_new(struct device *device, size_t n, struct staging **ret, struct device_fault *ret_fault);
+/* Makes the slots that the device wants. Returns 0 or a negative errno and a fault. */
+int staging_new(struct device *device, struct staging **ret, struct device_fault *ret_fault);
 
 /* All slots were given back. NULL is fine. */
 void staging_free(struct staging *staging);

@@ -28,3 +28,9 @@ void worker_step_back(void)
     /* On Linux this is the thread's alone. It cannot fail but for a thread that is niced already. */
     (void)setpriority(PRIO_PROCESS, (id_t)gettid(), WORKER_NICE);
 }
+
+void *worker_scratch(void)
+{
+    static __thread _Alignas(4096) unsigned char scratch[WORKER_SCRATCH];
+    return scratch;
+}

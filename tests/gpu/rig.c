@@ -104,6 +104,12 @@ void model_drop(struct model *model)
     free(model->expected);
 }
 
+int arena_make(struct device *device, uint64_t bytes, struct arena **ret, struct device_fault *ret_fault)
+{
+    const struct extent all = {.bytes = bytes};
+    return device->ops->arena_new(device, bytes, &all, 1, ret, ret_fault);
+}
+
 int slots_make(struct slots *ret, struct device *device, size_t n, struct device_fault *ret_fault)
 {
     *ret = (struct slots){

@@ -43,6 +43,9 @@ struct model {
 void model_make(struct model *ret, const struct part *parts, size_t n, unsigned skew, uint64_t seed);
 void model_drop(struct model *model);
 
+/* An arena that is all gap: cleared everywhere, for models that do not fill it. */
+int arena_make(struct device *device, uint64_t bytes, struct arena **ret, struct device_fault *ret_fault);
+
 /* The slots of a device. */
 struct slots {
     struct device *device;

@@ -76,7 +76,7 @@ static void load_and_check(struct slots *slots, const struct model *model, size_
     struct device_fault fault = {0};
     struct arena *arena;
     struct outcome outcome;
-    assert_fine(device->ops->arena_new(device, model->arena_bytes, &arena, &fault), &fault);
+    assert_fine(arena_make(device, model->arena_bytes, &arena, &fault), &fault);
     model_put(model, slots, arena, slot_bytes, decode, &outcome);
     assert_fine(outcome.status, &outcome.fault);
     assert_fine(model_check(model, device, arena, &fault), &fault);
@@ -100,9 +100,9 @@ static void test_identity(void **state)
         assert_true(strlen(device->pci) >= 12 && *device->name);
         assert_int_equal(device->granule & (device->granule - 1), 0);
         assert_true(device->link > 0);
-        print_message("%s: %s, %s, %s, %.1f GB, link %.1f GB/s, %zu KiB slots, %u a worker\n", device->id, device->name,
+        print_message("%s: %s, %s, %s, %.1f GB, link %.1f GB/s, %u slots of %zu KiB\n", device->id, device->name,
                       device->pci, device->uuid, (double)device->total / 1e9, (double)device->link / 1e9,
-                      device->slot_bytes >> 10, device->slots_per_worker);
+                      device->n_slots, device->slot_bytes >> 10);
     }
     bench_close(&bench);
     assert_nothing_left();
@@ -234,13 +234,46 @@ static void test_given_up(void **state)
     for (int i = 0; i < 5; i++) {
         struct arena *arena, *empty;
         struct outcome outcome;
-        assert_fine(bench.devices[0]->ops->arena_new(bench.devices[0], model.arena_bytes, &arena, &fault), &fault);
-        assert_fine(bench.devices[0]->ops->arena_new(bench.devices[0], 1, &empty, &fault), &fault);
+        assert_fine(arena_make(bench.devices[0], model.arena_bytes, &arena, &fault), &fault);
+        assert_fine(arena_make(bench.devices[0], 1, &empty, &fault), &fault);
         bench.devices[0]->ops->arena_free(empty);
         model_put(&model, &bench.slots, arena, 64u << 10, true, &outcome);
         assert_fine(outcome.status, &outcome.fault);
         bench.devices[0]->ops->arena_free(arena);
     }
+    model_drop(&model);
+    bench_close(&bench);
+    assert_nothing_left();
+}
+
+/* What nothing is put into holds nothing of whoever had the memory before. */
+static void test_gaps(void **state)
+{
+    (void)state;
+    struct bench bench;
+    struct device_fault fault;
+    assert_fine(bench_open(&bench, &config, 3, &fault), &fault);
+    struct device *device = bench.devices[0];
+    const struct part part = {tensor_type_find(2), FORM_F16, 50000};
+    struct model model;
+    model_make(&model, &part, 1, 0, 4);
+    load_and_check(&bench.slots, &model, 4u << 20, true); /* and leaves its bytes in the memory */
+
+    const uint64_t bytes = (3u << 20) + 5000;
+    const struct extent gaps[] = {{0, 3}, {100, 57}, {1u << 20, 300000}, {bytes - 1, 1}};
+    struct arena *arena;
+    assert_fine(device->ops->arena_new(device, bytes, gaps, sizeof(gaps) / sizeof(gaps[0]), &arena, &fault), &fault);
+    struct device_export export;
+    assert_fine(device->ops->arena_export(arena, &export, &fault), &fault); /* waits for it to be clear */
+    uint8_t *got = malloc(4u << 20);
+    assert_fine(device->ops->arena_read(arena, 0, got, 4u << 20, &fault), &fault);
+    for (size_t i = 0; i < sizeof(gaps) / sizeof(gaps[0]); i++)
+        for (uint64_t at = gaps[i].offset; at < gaps[i].offset + gaps[i].bytes; at++)
+            assert_int_equal(got[at], 0);
+    for (uint64_t at = bytes; at < 4u << 20; at++)
+        assert_int_equal(got[at], 0); /* up to the granule's end */
+    free(got);
+    device->ops->arena_free(arena);
     model_drop(&model);
     bench_close(&bench);
     assert_nothing_left();
@@ -261,12 +294,12 @@ static void test_out_of_memory(void **state)
     model_make(&model, &part, 1, 0, 9);
     load_and_check(&bench.slots, &model, 4u << 20, true);
     assert_fine(device->ops->memory_free(device, &before, &fault), &fault);
-    assert_int_equal(device->ops->arena_new(device, device->total * 2, &arena, &fault), -ENOMEM);
+    assert_int_equal(arena_make(device, device->total * 2, &arena, &fault), -ENOMEM);
     assert_true(*fault.call && *fault.text && fault.code != 0);
-    assert_int_equal(device->ops->arena_new(device, UINT64_MAX, &arena, &fault), -ENOMEM);
+    assert_int_equal(arena_make(device, UINT64_MAX, &arena, &fault), -ENOMEM);
     /* There is not so much left, while another has it. */
-    assert_fine(device->ops->arena_new(device, before / 4 * 3, &arena, &fault), &fault);
-    assert_int_equal(device->ops->arena_new(device, before / 2, &other, &fault), -ENOMEM);
+    assert_fine(arena_make(device, before / 4 * 3, &arena, &fault), &fault);
+    assert_int_equal(arena_make(device, before / 2, &other, &fault), -ENOMEM);
     device->ops->arena_free(arena);
     assert_fine(device->ops->memory_free(device, &after, &fault), &fault);
     /* Not to the byte: a driver keeps, or gives back, a granule of its own. */
@@ -295,7 +328,7 @@ static void test_again_and_again(void **state)
         struct device_export export;
         struct outcome outcome;
         struct arena *arena;
-        assert_fine(device->ops->arena_new(device, model.arena_bytes, &arena, &fault), &fault);
+        assert_fine(arena_make(device, model.arena_bytes, &arena, &fault), &fault);
         model_put(&model, &bench.slots, arena, 1u << 20, true, &outcome);
         assert_fine(outcome.status, &outcome.fault);
         assert_fine(device->ops->arena_export(arena, &export, &fault), &fault);
@@ -334,13 +367,13 @@ static void test_two_devices(void **state)
         /* The one is lost; the other does not notice. */
         struct arena *arena;
         struct outcome outcome;
-        assert_fine(second.device->ops->arena_new(second.device, model.arena_bytes, &arena, &fault), &fault);
+        assert_fine(arena_make(second.device, model.arena_bytes, &arena, &fault), &fault);
         rig.inject("kernel:2:700");
         model_put(&model, &second, arena, 256u << 10, true, &outcome);
         assert_int_equal(outcome.status, -ENODEV);
         assert_int_equal(outcome.fault.code, 700);
         second.device->ops->arena_free(arena);
-        assert_int_equal(second.device->ops->arena_new(second.device, 1, &arena, &fault), -ENODEV);
+        assert_int_equal(arena_make(second.device, 1, &arena, &fault), -ENODEV);
         load_and_check(&bench.slots, &model, 256u << 10, true);
         rig.inject(NULL);
     }
@@ -364,7 +397,7 @@ static int session(const struct model *model, struct device_fault *fault)
     uint64_t available;
     r = device->ops->memory_free(device, &available, fault);
     if (r == 0)
-        r = device->ops->arena_new(device, model->arena_bytes, &arena, fault);
+        r = arena_make(device, model->arena_bytes, &arena, fault);
     if (r == 0) {
         bool kernels = device->ops->decodes(device, model->pieces[0].type, FORM_F16);
         model_put(model, &bench.slots, arena, 128u << 10, kernels, &outcome);
@@ -481,10 +514,10 @@ static void test_staging_setting(void **state)
     static const struct {
         uint64_t staging;
         size_t bytes;
-        unsigned each;
+        unsigned n;
     } cases[] = {
-        {0, 8u << 20, 3},         {128u << 20, 8u << 20, 4}, {64u << 20, 8u << 20, 2},
-        {32u << 20, 4u << 20, 2}, {16u << 20, 2u << 20, 2},  {1, 64u << 10, 2},
+        {0, 16u << 20, 4},        {128u << 20, 16u << 20, 8}, {79u << 20, 16u << 20, 4},
+        {32u << 20, 8u << 20, 4}, {1u << 20, 256u << 10, 4},  {1, 64u << 10, 4},
     };
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         const struct device_config how = {.workers = 4, .staging = cases[i].staging};
@@ -492,7 +525,7 @@ static void test_staging_setting(void **state)
         struct device_fault fault;
         assert_fine(bench_open(&bench, &how, 1, &fault), &fault);
         assert_int_equal(bench.devices[0]->slot_bytes, cases[i].bytes);
-        assert_int_equal(bench.devices[0]->slots_per_worker, cases[i].each);
+        assert_int_equal(bench.devices[0]->n_slots, cases[i].n);
         bench_close(&bench);
     }
 }
@@ -530,6 +563,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_types),
         cmocka_unit_test(test_overflows),
         cmocka_unit_test(test_order),
+        cmocka_unit_test(test_gaps),
         cmocka_unit_test(test_neighbours),
         cmocka_unit_test(test_given_up),
         cmocka_unit_test(test_out_of_memory),

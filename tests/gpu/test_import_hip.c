@@ -61,7 +61,7 @@ static int server_load(struct device *device, struct slots *slots, struct arena 
     struct device_export export;
     int r = device->ops->memory_free(device, &notice->free_before, fault);
     if (r == 0)
-        r = device->ops->arena_new(device, model.arena_bytes, arena, fault);
+        r = arena_make(device, model.arena_bytes, arena, fault);
     if (r < 0)
         return r;
     model_put(&model, slots, *arena, 1u << 20, true, &outcome);

@@ -301,7 +301,7 @@ def test_cancel_a_restore(start_gpu, models):
 
 def test_device_that_fails_a_restore(start_gpu, models):
     """Memory that the driver does not have after all: the model stays where it was."""
-    daemon = start_gpu("--host-cache", "64M", FAKE_HIP_MEMORY=str(3 * SIZE + 60 * MIB))
+    daemon = start_gpu("--host-cache", "64M", "--staging", "1M", FAKE_HIP_MEMORY=str(3 * SIZE + 4 * MIB))
     with daemon.client() as client:
         fill(client, models(4))
         settled(daemon, {"a": "cached", "b": "resident", "c": "resident", "d": "resident"})

@@ -189,6 +189,99 @@ static void check_chunks(const struct model *model, const struct plan *plan, siz
     assert_int_equal(progress, plan->model_bytes);
 }
 
+/* Parts follow one another and are the whole chunk. */
+static void check_parts(const struct plan *plan, size_t part_bytes)
+{
+    for (size_t c = 0; c < plan->n_chunks; c++) {
+        const struct chunk *chunk = &plan->chunks[c];
+        struct part parts[PLAN_PARTS_MAX];
+        size_t n = plan_divide(plan, chunk, part_bytes, parts);
+        assert_true(n >= 1 && n <= PLAN_PARTS_MAX);
+        uint64_t offset = 0;
+        size_t piece = chunk->first_piece;
+        for (size_t i = 0; i < n; i++) {
+            const struct part *part = &parts[i];
+            if (!plan->verbatim) {
+                assert_int_equal(part->first_piece, piece);
+                assert_true(part->n_pieces > 0);
+                piece += part->n_pieces;
+                continue;
+            }
+            assert_int_equal(part->offset, offset);
+            assert_true(part->bytes > 0);
+            assert_true(part->bytes < part_bytes + PAGE || part->bytes < chunk->file_bytes / PLAN_PARTS_MAX + PAGE + 1);
+            offset += part->bytes;
+        }
+        assert_int_equal(offset, plan->verbatim ? chunk->file_bytes : 0);
+        assert_int_equal(piece, chunk->first_piece + (plan->verbatim ? 0 : chunk->n_pieces));
+    }
+}
+
+/* Pieces that the CPU makes are small enough to be shared out. */
+static void check_piece_sizes(const struct plan *plan, size_t part_bytes)
+{
+    for (size_t i = 0; i < plan->n_pieces && !plan->verbatim; i++) {
+        const struct piece *piece = &plan->pieces[i];
+        size_t block = piece->form == FORM_NATIVE ? piece->type->block_bytes
+                                                  : piece->type->block_elements * form_element_bytes(piece->form);
+        assert_true(piece->slot_bytes <= part_bytes || piece->slot_bytes == block);
+    }
+}
+
+/* Every byte of the arena is a tensor's or a gap's. */
+static void check_gaps(const struct model *model, const struct plan *plan)
+{
+    struct extent *gaps;
+    size_t n;
+    assert_int_equal(plan_gaps(plan, &gaps, &n), 0);
+    uint64_t at = 0;
+    size_t gap = 0, tensor = 0;
+    for (;;) {
+        if (gap < n && gaps[gap].offset <= at) {
+            const uint64_t end = gaps[gap].offset + gaps[gap].bytes;
+            at = end > at ? end : at;
+            gap++;
+        } else if (tensor < model->header.n_tensors && plan->placements[tensor].offset <= at) {
+            const uint64_t end = plan->placements[tensor].offset + plan->placements[tensor].bytes;
+            at = end > at ? end : at;
+            tensor++;
+        } else
+            break;
+    }
+    assert_int_equal(at, plan->arena_bytes);
+    assert_int_equal(gap, n);
+    free(gaps);
+}
+
+/* Small tensors with padding between them are cleared together, large ones are left alone. */
+static void gaps_of_a_model(void **state)
+{
+    (void)state;
+    struct gguf_tensor tensors[4] = {0};
+    static const uint64_t elements[] = {1, 1, (4u << 20) + 1, 1};
+    uint64_t offset = 0;
+    for (size_t i = 0; i < 4; i++) {
+        tensors[i] =
+            (struct gguf_tensor){.type = tensor_type_find(0), .elements = elements[i], .bytes = elements[i] * 4};
+        tensors[i].offset = offset;
+        offset += (tensors[i].bytes + 31) / 32 * 32;
+    }
+    const struct gguf header = {.n_tensors = 4, .tensors = tensors};
+    struct plan *plan;
+    size_t tensor;
+    assert_int_equal(plan_new(&header, FORM_NATIVE, PAGE, &plan, &tensor), 0);
+    struct extent *gaps;
+    size_t n;
+    assert_int_equal(plan_gaps(plan, &gaps, &n), 0);
+    assert_int_equal(n, 2);
+    assert_int_equal(gaps[0].offset, 4);
+    assert_int_equal(gaps[0].offset + gaps[0].bytes, plan->placements[2].offset);
+    assert_int_equal(gaps[1].offset, plan->placements[2].offset + plan->placements[2].bytes);
+    assert_int_equal(gaps[1].offset + gaps[1].bytes, plan->arena_bytes);
+    free(gaps);
+    plan_free(plan);
+}
+
 static void random_models(void **state)
 {
     (void)state;
@@ -212,8 +305,12 @@ static void random_models(void **state)
         assert_int_equal(r, 0);
         check_layout(&model, plan, form, granule);
         size_t slot_bytes = PAGE * (4 + (size_t)below(60));
-        assert_int_equal(plan_cut(plan, slot_bytes, random() & 1), 0);
+        size_t part_bytes = random() & 1 ? slot_bytes : PAGE * (1 + (size_t)below(4));
+        assert_int_equal(plan_cut(plan, slot_bytes, part_bytes, random() & 1), 0);
         check_chunks(&model, plan, slot_bytes);
+        check_parts(plan, part_bytes);
+        check_piece_sizes(plan, part_bytes);
+        check_gaps(&model, plan);
         for (size_t i = 0; i < model.header.n_tensors; i++)
             check_tensor(&model, plan, i);
         cut++;
@@ -302,10 +399,8 @@ static void forms_by_name(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(random_models),
-        cmocka_unit_test(linear),
-        cmocka_unit_test(sizes_at_the_edge),
-        cmocka_unit_test(forms_by_name),
+        cmocka_unit_test(random_models),     cmocka_unit_test(gaps_of_a_model), cmocka_unit_test(linear),
+        cmocka_unit_test(sizes_at_the_edge), cmocka_unit_test(forms_by_name),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -82,8 +82,8 @@ static bool give_any(struct fixture *fixture, struct user *users, size_t n)
 static int setup(void **state)
 {
     struct fixture *fixture = calloc(1, sizeof(*fixture));
-    fixture->device = (struct device){.ops = &ops, .slot_bytes = 1 << 20};
-    assert_int_equal(staging_new(&fixture->device, SLOTS, &fixture->device.staging, NULL), 0);
+    fixture->device = (struct device){.ops = &ops, .slot_bytes = 1 << 20, .n_slots = SLOTS};
+    assert_int_equal(staging_new(&fixture->device, &fixture->device.staging, NULL), 0);
     assert_int_equal(scheduler_new(&fixture->device, &fixture->scheduler), 0);
     *state = fixture;
     return 0;
