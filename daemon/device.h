@@ -82,11 +82,11 @@ struct transfer {
     int status; /* 0 or a negative errno */
     struct device_fault fault;
     uint64_t overflows; /* finite values that became infinite; 0 unless `decode` */
-    uint64_t copy_ns;   /* time of the copy and of the kernels, as the device measured it */
-    uint64_t kernel_ns;
-    uint64_t begin_ns; /* when the device began with it and ended, on CLOCK_MONOTONIC, and on which stream */
+    uint64_t copy_ns;   /* time of the copy and of the kernels, one after the other, as the device measured it */
+    uint64_t kernel_ns; /* 0: there were none */
+    uint64_t begin_ns;  /* when the device began with it and ended, on CLOCK_MONOTONIC */
     uint64_t end_ns;
-    unsigned stream;
+    unsigned stream; /* that the kernels were on; copies are on stream 0 */
 };
 
 struct device_ops {

@@ -29,7 +29,7 @@ struct slot_hip {
     hipEvent_t begun, copied, ended;
     struct transfer *transfer;
     struct slot_hip *next; /* in the queue that it waits in */
-    hipStream_t stream;    /* while it is under way */
+    hipStream_t stream;    /* of its kernels, if it has any, else of the copies; while it is under way */
     bool kernels;          /* it has pieces to decode; the events before `ended` are recorded then only */
 };
 
@@ -46,8 +46,8 @@ struct hip_device {
     atomic_bool lost;
 
     unsigned n_streams;
-    hipStream_t streams[HIP_STREAMS_MAX];
-    hipStream_t clearing; /* new arenas are cleared here, beside the copies */
+    hipStream_t streams[HIP_STREAMS_MAX]; /* copies go to the first, kernels to the others if there are any */
+    hipStream_t clearing;                 /* new arenas are cleared here, beside the copies */
 
     hipModule_t module; /* NULL: no kernels for this device */
     hipFunction_t kernels[HIP_TYPES][FORM_COUNT];
@@ -59,8 +59,8 @@ struct hip_device {
     bool stop, running_stop;
     pthread_t submitter, finisher;
     bool submitter_runs, finisher_runs;
-    unsigned next_stream;                    /* submitter only */
-    uint64_t stream_end_ns[HIP_STREAMS_MAX]; /* finisher only: when a stream was last seen to end something */
+    unsigned next_stream; /* submitter only */
+    uint64_t copied_ns;   /* finisher only: when the copies of the last slot were over */
 };
 
 struct arena {
@@ -68,7 +68,7 @@ struct arena {
     void *base;
     uint64_t bytes;
     hipEvent_t cleared;
-    uint32_t ordered; /* submitter only: bit for each stream that waits for `cleared` before what follows */
+    bool ordered; /* submitter only: what is copied waits for `cleared` */
     bool exported;
     struct device_export export;
 };

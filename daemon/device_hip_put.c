@@ -3,8 +3,10 @@
  *   hip_put() ─▶ waiting ─▶ submitter: copies, kernels, event ─▶ running ─▶ finisher: waits for the event ─▶ done()
  *
  * Two threads for each device: one that gives work to it and one that waits for it, so that neither holds the other up.
- * Slots go over the streams in turn. A slot, its scratch memory and its events belong to one transfer from hip_put()
- * to done(), and done() is called only when the device has let go of them, error or not. */
+ * All copies go through the first stream, one after the other at the full rate of the bus: two at a time would be done
+ * no sooner, but both late, and both their slots would come back at once. Kernels go over the other streams in turn,
+ * each behind its copy. A slot, its scratch memory and its events belong to one transfer from hip_put() to done(), and
+ * done() is called only when the device has let go of them, error or not. */
 #include "daemon/device_hip.h"
 #include "kernels/dequant_gpu.h"
 
@@ -163,40 +165,61 @@ static int decode(struct hip_device *hip, struct transfer *transfer, hipStream_t
     return 0;
 }
 
-/* The first transfer into a fresh arena on each stream waits for it to be cleared. */
-static int order(struct hip_device *hip, struct transfer *transfer, unsigned stream)
+/* The first transfer into a fresh arena waits for it to be cleared, and with it whatever comes after it. */
+static int order(struct hip_device *hip, struct transfer *transfer)
 {
     struct arena *arena = transfer->arena;
-    if (arena->ordered & 1u << stream)
+    if (arena->ordered)
         return 0;
-    int r = HIP_CALL(hip, &transfer->fault, StreamWaitEvent, (hip->streams[stream], arena->cleared, 0));
-    if (r == 0)
-        arena->ordered |= 1u << stream;
+    int r = HIP_CALL(hip, &transfer->fault, StreamWaitEvent, (hip->streams[0], arena->cleared, 0));
+    arena->ordered = r == 0;
     return r;
 }
 
-/* Records an event that only the timing of a transfer with kernels needs: each costs a copy's queue some microseconds.
- */
-static int mark(struct hip_device *hip, struct slot_hip *slot, hipEvent_t event)
+/* Which stream a transfer's kernels go to. */
+static unsigned stream_choose(struct hip_device *hip)
 {
-    return slot->kernels ? HIP_CALL(hip, &slot->transfer->fault, EventRecord, (event, slot->stream)) : 0;
+    return hip->n_streams == 1 ? 0 : 1 + hip->next_stream++ % (hip->n_streams - 1);
 }
 
-/* Gives a slot's work to a stream. Part of it may be under way when this fails. */
-static int submit(struct hip_device *hip, struct slot_hip *slot, unsigned n)
+static int submit_copies(struct hip_device *hip, struct transfer *transfer)
+{
+    int r = order(hip, transfer);
+    if (r == 0)
+        r = copy_verbatim(hip, transfer, hip->streams[0]);
+    return r;
+}
+
+/* Kernels wait for the copies of their slot; what is copied next does not wait for them. */
+static int submit_kernels(struct hip_device *hip, struct slot_hip *slot)
 {
     struct transfer *transfer = slot->transfer;
     struct device_fault *fault = &transfer->fault;
+    hipStream_t copies = hip->streams[0];
+    int r = HIP_CALL(hip, fault, EventRecord, (slot->begun, copies));
+    if (r == 0)
+        r = submit_copies(hip, transfer);
+    if (r == 0)
+        r = decode(hip, transfer, copies, true);
+    if (r == 0)
+        r = HIP_CALL(hip, fault, EventRecord, (slot->copied, copies));
+    if (r == 0 && slot->stream != copies)
+        r = HIP_CALL(hip, fault, StreamWaitEvent, (slot->stream, slot->copied, 0));
+    return r < 0 ? r : decode(hip, transfer, slot->stream, false);
+}
+
+/* Gives a slot's work to the streams. Part of it may be under way when this fails. */
+static int submit(struct hip_device *hip, struct slot_hip *slot)
+{
+    struct transfer *transfer = slot->transfer;
     struct run run;
     slot->kernels = run_find(transfer, 0, &run);
-    int r = hip_enter(hip, fault);
-    if (r < 0)
-        return r;
-    if ((r = order(hip, transfer, n)) < 0 || (r = mark(hip, slot, slot->begun)) < 0 ||
-        (r = copy_verbatim(hip, transfer, slot->stream)) < 0 || (r = decode(hip, transfer, slot->stream, true)) < 0 ||
-        (r = mark(hip, slot, slot->copied)) < 0 || (r = decode(hip, transfer, slot->stream, false)) < 0)
-        return r;
-    return HIP_CALL(hip, fault, EventRecord, (slot->ended, slot->stream));
+    transfer->stream = slot->kernels ? stream_choose(hip) : 0;
+    slot->stream = hip->streams[transfer->stream];
+    int r = hip_enter(hip, &transfer->fault);
+    if (r == 0)
+        r = slot->kernels ? submit_kernels(hip, slot) : submit_copies(hip, transfer);
+    return r < 0 ? r : HIP_CALL(hip, &transfer->fault, EventRecord, (slot->ended, slot->stream));
 }
 
 /* The slot is the caller's again, and with it the transfer: neither is touched after this. */
@@ -221,11 +244,8 @@ static void *submitter_main(void *argument)
         }
         pthread_mutex_unlock(&hip->lock);
 
-        const unsigned n = hip->next_stream++ % hip->n_streams;
-        slot->stream = hip->streams[n];
-        slot->transfer->stream = n;
         slot->transfer->begin_ns = clock_ns();
-        slot->transfer->status = submit(hip, slot, n);
+        slot->transfer->status = submit(hip, slot);
 
         pthread_mutex_lock(&hip->lock);
         queue_push(&hip->running, slot);
@@ -247,7 +267,7 @@ static void settle(struct hip_device *hip, struct slot_hip *slot)
         if (transfer->status == 0)
             return;
     }
-    if (hipStreamSynchronize(slot->stream) != hipSuccess) {
+    if (hipStreamSynchronize(hip->streams[0]) != hipSuccess || hipStreamSynchronize(slot->stream) != hipSuccess) {
         atomic_store(&hip->lost, true);
         transfer->status = -ENODEV;
     }
@@ -259,25 +279,24 @@ static uint64_t elapsed_ns(hipEvent_t from, hipEvent_t to)
     return hipEventElapsedTime(&ms, from, to) == hipSuccess && ms > 0 ? (uint64_t)((double)ms * 1e6) : 0;
 }
 
-/* Of a transfer with kernels the device says how long each part took. One without is as long as its stream was not yet
- * done with the one before it, by this thread's clock. */
+/* Of a transfer with kernels the device says how long each part took. One without is as long as the one before it was
+ * done, by this thread's clock. */
 static void measure(struct hip_device *hip, struct slot_hip *slot)
 {
     struct transfer *transfer = slot->transfer;
-    uint64_t *const stream_end_ns = &hip->stream_end_ns[transfer->stream];
     transfer->end_ns = clock_ns();
     if (slot->kernels) {
         transfer->copy_ns = elapsed_ns(slot->begun, slot->copied);
         transfer->kernel_ns = elapsed_ns(slot->copied, slot->ended);
-    }
-    const uint64_t took = transfer->copy_ns + transfer->kernel_ns;
-    if (took > 0 && took < transfer->end_ns - transfer->begin_ns)
-        transfer->begin_ns = transfer->end_ns - took;
-    else if (transfer->begin_ns < *stream_end_ns)
-        transfer->begin_ns = *stream_end_ns;
-    if (!slot->kernels)
+        const uint64_t took = transfer->copy_ns + transfer->kernel_ns;
+        if (took > 0 && took < transfer->end_ns - transfer->begin_ns)
+            transfer->begin_ns = transfer->end_ns - took;
+    } else {
+        if (transfer->begin_ns < hip->copied_ns)
+            transfer->begin_ns = hip->copied_ns;
         transfer->copy_ns = transfer->end_ns - transfer->begin_ns;
-    *stream_end_ns = transfer->end_ns;
+    }
+    hip->copied_ns = transfer->end_ns - transfer->kernel_ns;
 }
 
 /* The count stays in device memory and is asked for only when a kernel says that it changed, which is rare. Done for a

@@ -292,6 +292,14 @@ static void load_count_part(struct load *load, const struct fill_part *part)
         trace_add(load->trace, TRACE_WORKER, part->worker, "dequantise", read_end_ns, part->end_ns);
 }
 
+static void load_trace_transfer(struct load *load, const struct transfer *transfer)
+{
+    const uint64_t copied_ns = transfer->end_ns - transfer->kernel_ns;
+    trace_add(load->trace, TRACE_STREAM, 0, "copy", transfer->begin_ns, copied_ns);
+    if (transfer->kernel_ns > 0)
+        trace_add(load->trace, TRACE_STREAM, transfer->stream, "dequantise", copied_ns, transfer->end_ns);
+}
+
 static void load_filled(struct fill *fill)
 {
     struct load *load = fill->context;
@@ -304,8 +312,7 @@ static void load_filled(struct fill *fill)
             load_count_part(load, &fill->parts[i]);
         load->phases.copy_ns += fill->transfer.copy_ns;
         load->phases.kernel_ns += fill->transfer.kernel_ns;
-        trace_add(load->trace, TRACE_STREAM, fill->transfer.stream, "copy", fill->transfer.begin_ns,
-                  fill->transfer.end_ns);
+        load_trace_transfer(load, &fill->transfer);
     } else if (fill->of_file)
         failure_set_file(&load->failure, fill->status, &fill->fault, load->model->source->path);
     else if (fill->status == -ENOMEM)

@@ -30,6 +30,7 @@ struct daemon {
     uv_signal_t interrupt;
     uv_signal_t hangup;
     struct preload *preload; /* NULL: nothing is preloaded */
+    uv_work_t first_work;
 };
 
 static void daemon_stopped(struct server *server)
@@ -166,6 +167,26 @@ static void raise_descriptor_limit(void)
     (void)setrlimit(RLIMIT_NOFILE, &limit);
 }
 
+static void work_nothing(uv_work_t *work)
+{
+    (void)work;
+}
+
+static void worked_nothing(uv_work_t *work, int status)
+{
+    (void)work;
+    (void)status;
+}
+
+/* The first job starts the threads of the work queue, for which the first load need not wait. */
+static int workers_begin(struct daemon *daemon)
+{
+    char threads[16];
+    snprintf(threads, sizeof(threads), "%u", daemon->server.workers);
+    setenv("UV_THREADPOOL_SIZE", threads, 1);
+    return uv_queue_work(&daemon->loop, &daemon->first_work, work_nothing, worked_nothing);
+}
+
 static int daemon_begin(struct daemon *daemon, const struct options *options)
 {
     int r = server_init(&daemon->server, &daemon->loop);
@@ -181,10 +202,9 @@ static int daemon_begin(struct daemon *daemon, const struct options *options)
     daemon->server.changed = tell_status;
     daemon->server.limits = options->limits;
     daemon->server.cache_size = options->host_cache;
-    char threads[16];
-    snprintf(threads, sizeof(threads), "%u", daemon->server.workers);
-    setenv("UV_THREADPOOL_SIZE", threads, 1); /* read when the first job is queued */
-    r = modules_open(&daemon->server, options, daemon->server.workers);
+    r = workers_begin(daemon);
+    if (r == 0)
+        r = modules_open(&daemon->server, options, daemon->server.workers);
     if (r == 0)
         r = listen_begin(daemon, options);
     if (r == 0 && options->preload)

@@ -38,12 +38,18 @@ const struct dequant_isa dequant_isas[] = {
 
 const size_t dequant_isa_count = sizeof dequant_isas / sizeof dequant_isas[0];
 
-/* Asked afresh each time: the compiler's runtime keeps the answers, and there is no state of ours to guard. */
+/* Asked once: in a virtual machine, asking the processor takes microseconds. Whoever asks gets the same answer, so it
+ * does not matter who stores it. */
 static const struct dequant_isa *isa_choose(void)
 {
-    const struct dequant_isa *isa = dequant_isas;
+    static _Atomic(const struct dequant_isa *) chosen;
+    const struct dequant_isa *isa = chosen;
+    if (isa)
+        return isa;
+    isa = dequant_isas;
     while (!isa->runs_here())
         isa++;
+    chosen = isa;
     return isa;
 }
 
