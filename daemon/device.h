@@ -120,7 +120,7 @@ struct device_ops {
     /* worker. Free bytes as the driver, or the system, reports them. */
     int (*memory_free)(struct device *device, uint64_t *ret, struct device_fault *ret_fault);
 
-    /* loop. Has a kernel for this type into this form. */
+    /* Any thread. Has a kernel for this type into this form. */
     bool (*decodes)(struct device *device, const struct tensor_type *type, enum form form);
 };
 

@@ -13,11 +13,16 @@
 #include <assert.h>
 #include <errno.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <time.h>
 
 /* Pieces to decode that are smaller than this, and no further apart than SCRATCH_GAP, share a copy. */
 #define SCRATCH_RUN (64u << 10)
 #define SCRATCH_GAP 4096u
+
+/* How often the device is asked whether it is done with a slot, and how many times before waiting for it to say so. */
+#define POLL_NS 40000
+#define POLLS   100u
 
 static uint64_t clock_ns(void)
 {
@@ -257,13 +262,27 @@ static void *submitter_main(void *argument)
     return NULL;
 }
 
+/* A thread that sleeps until the device wakes it is told late, by more than a copy takes when no other is behind it. So
+ * this asks, as often as costs little; and sleeps, where the device is not soon done. */
+static int await(struct hip_device *hip, hipEvent_t event, struct device_fault *ret_fault)
+{
+    static const struct timespec pause = {.tv_nsec = POLL_NS};
+    for (unsigned i = 0; i < POLLS; i++) {
+        hipError_t result = hipEventQuery(event);
+        if (result != hipErrorNotReady)
+            return hip_result(hip, result, HIP_NAME(EventQuery), ret_fault);
+        (void)nanosleep(&pause, NULL);
+    }
+    return HIP_CALL(hip, ret_fault, EventSynchronize, (event));
+}
+
 /* Waits until the device has let go of the slot. If even that cannot be known, the device is lost: a slot that it may
  * still read must not be filled again as if nothing were. */
 static void settle(struct hip_device *hip, struct slot_hip *slot)
 {
     struct transfer *transfer = slot->transfer;
     if (transfer->status == 0) {
-        transfer->status = HIP_CALL(hip, &transfer->fault, EventSynchronize, (slot->ended));
+        transfer->status = await(hip, slot->ended, &transfer->fault);
         if (transfer->status == 0)
             return;
     }
@@ -334,6 +353,7 @@ static void finish(struct hip_device *hip, struct slot_hip *slot)
 static void *finisher_main(void *argument)
 {
     struct hip_device *hip = argument;
+    (void)prctl(PR_SET_TIMERSLACK, 1); /* nanoseconds, of this thread's sleeps */
     /* If this fails, so will the first wait. */
     (void)!hipSetDevice(hip->index);
     pthread_mutex_lock(&hip->lock);

@@ -66,6 +66,7 @@ int fill_read(const struct source *source, const struct plan *plan, const struct
 /* The first part that failed speaks for all; else the device does. */
 static void fill_conclude(struct fill *fill)
 {
+    fill->overflows = 0;
     for (size_t i = 0; i < fill->n_parts && fill->status == 0; i++) {
         const struct fill_part *part = &fill->parts[i];
         fill->overflows += part->count.overflows;
@@ -73,7 +74,8 @@ static void fill_conclude(struct fill *fill)
         fill->fault = part->fault;
         fill->of_file = part->status < 0;
     }
-    if (fill->status < 0)
+    fill->held = fill->status == 0 && !fill->arena;
+    if (fill->status < 0 || fill->held)
         return;
     fill->status = fill->transfer.status;
     fill->fault = fill->transfer.fault;
@@ -137,7 +139,7 @@ static void part_work(uv_work_t *work)
     part->end_ns = uv_hrtime();
     if (part->status < 0)
         atomic_store(&fill->failed, true);
-    if (atomic_fetch_sub(&fill->unfilled, 1) == 1)
+    if (atomic_fetch_sub(&fill->unfilled, 1) == 1 && fill->arena)
         fill_hand_over(fill);
 }
 
@@ -161,7 +163,7 @@ void fill_queue(uv_loop_t *loop, struct fill *fill)
     fill->letter.deliver = fill_deliver;
     struct part parts[PLAN_PARTS_MAX];
     fill->n_parts = plan_divide(fill->plan, fill->chunk, fill->slot->device->part_bytes, parts);
-    fill->under_way = fill->n_parts + 1;
+    fill->under_way = fill->n_parts + (fill->arena ? 1 : 0);
     atomic_store(&fill->unfilled, (unsigned)fill->n_parts);
     for (size_t i = 0; i < fill->n_parts; i++) {
         struct fill_part *part = &fill->parts[i];
@@ -172,4 +174,27 @@ void fill_queue(uv_loop_t *loop, struct fill *fill)
         assert(r == 0); /* it only refuses a job without a function */
         (void)r;
     }
+}
+
+static void held_work(uv_work_t *work)
+{
+    fill_hand_over(work->data);
+}
+
+static void held_worked(uv_work_t *work, int status)
+{
+    (void)status;
+    fill_returned(work->data);
+}
+
+void fill_continue(uv_loop_t *loop, struct fill *fill, struct arena *arena)
+{
+    assert(fill->held && arena);
+    fill->held = false;
+    fill->arena = fill->transfer.arena = arena;
+    fill->under_way = 2;
+    fill->work.data = fill;
+    int r = uv_queue_work(loop, &fill->work, held_work, held_worked);
+    assert(r == 0); /* it only refuses a job without a function */
+    (void)r;
 }

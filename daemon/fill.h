@@ -42,13 +42,14 @@ struct fill {
     const struct plan *plan;
     const struct chunk *chunk;
     struct slot *slot;
-    struct arena *arena;
+    struct arena *arena; /* NULL: it is not there yet, and the fill comes back `held` */
     struct mailbox *mailbox;
     void (*done)(struct fill *fill); /* called on the loop, exactly once; it may free the fill */
     void *context;
 
     /* What came of it. */
     int status;
+    bool held;    /* the slot is filled, and waits for fill_continue() */
     bool of_file; /* it was the file that failed, not the device */
     struct device_fault fault;
     uint64_t overflows;
@@ -56,14 +57,19 @@ struct fill {
     struct fill_part parts[PLAN_PARTS_MAX];
     struct transfer transfer;
 
+    uv_work_t work; /* fill_continue()'s */
     struct letter letter;
     atomic_uint unfilled; /* parts that workers have not done */
     atomic_bool failed;   /* one of them could not be done: the others need not be */
-    size_t under_way;     /* of what comes back to the loop: the parts and the transfer */
+    size_t under_way;     /* of what comes back to the loop: the parts, or the job, and the transfer */
 };
 
 /* loop. `done` will be called. */
 void fill_queue(uv_loop_t *loop, struct fill *fill);
+
+/* loop. Hands the slot of a fill over that was held, now that there is an arena. `done` will be called again. One that
+ * is not continued is the caller's as it is. */
+void fill_continue(uv_loop_t *loop, struct fill *fill, struct arena *arena);
 
 /* worker. Reads a part of a chunk to where it belongs in `dst`, the chunk's slot, and decodes as the plan says. Also
  * what Verify compares with. Adds to *count. Errors are those of source_read(). */

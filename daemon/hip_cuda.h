@@ -15,6 +15,7 @@
 /* clang-format off */
 #define hipError_t                      cudaError_t
 #define hipSuccess                      cudaSuccess
+#define hipErrorNotReady                cudaErrorNotReady
 #define hipErrorOutOfMemory             cudaErrorMemoryAllocation
 #define hipErrorInvalidValue            cudaErrorInvalidValue
 #define hipErrorNoBinaryForGpu          cudaErrorNoKernelImageForDevice
@@ -55,6 +56,7 @@
 #define hipEventDisableTiming           cudaEventDisableTiming
 #define hipEventDestroy                 cudaEventDestroy
 #define hipEventRecord                  cudaEventRecord
+#define hipEventQuery                   cudaEventQuery
 #define hipEventSynchronize             cudaEventSynchronize
 #define hipEventElapsedTime             cudaEventElapsedTime
 

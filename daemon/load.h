@@ -7,7 +7,8 @@
  *                                                     RELEASING ─▶ DONE
  *
  * IDENTIFYING, OPENING, ALLOCATING, SEALING and RELEASING each have one job on a worker. RESERVING waits for models
- * that have to go first. FILLING has as many fills as it was given slots. STOPPING waits for what is under way and gets
+ * that have to go first. FILLING has as many fills as it was given slots; ALLOCATING has some too, which wait for the
+ * memory when they are full. STOPPING waits for what is under way and gets
  * nothing new. The model enters the registry between IDENTIFYING and OPENING; a load of a file that the registry has
  * already ends there, and its callers join. A load of a cached model begins with RESERVING, and if it fails the model
  * stays cached.

@@ -18,17 +18,6 @@ void load_job_identify(struct load_job *job)
                         : source_open_path(job->path, &job->source, &job->fault);
 }
 
-void load_job_open(struct load_job *job)
-{
-    uint64_t begin = uv_hrtime();
-    job->status = split_read(job->opened, &job->header, &job->gguf_fault, &job->file);
-    if (job->status == 0)
-        job->status = plan_new(job->header, job->form, job->device->granule, &job->plan, &job->tensor);
-    else
-        device_fault_set(&job->fault, 0, "pread", -job->status, strerror(-job->status));
-    job->elapsed_ns = uv_hrtime() - begin;
-}
-
 /* The device has a kernel for everything that is to be decoded; also if nothing is. */
 static bool device_decodes_all(struct device *device, const struct plan *plan)
 {
@@ -47,6 +36,26 @@ static bool converts_nothing(const struct plan *plan)
     return true;
 }
 
+/* Cuts the plan for the device's slots: the file's bytes as they stand where nothing is decoded on the CPU. */
+static int cut(struct load_job *job)
+{
+    bool verbatim = converts_nothing(job->plan) || (!job->decode_on_cpu && device_decodes_all(job->device, job->plan));
+    return plan_cut(job->plan, job->device->slot_bytes, job->device->part_bytes, verbatim);
+}
+
+void load_job_open(struct load_job *job)
+{
+    uint64_t begin = uv_hrtime();
+    job->status = split_read(job->opened, &job->header, &job->gguf_fault, &job->file);
+    if (job->status == 0)
+        job->status = plan_new(job->header, job->form, job->device->granule, &job->plan, &job->tensor);
+    else
+        device_fault_set(&job->fault, 0, "pread", -job->status, strerror(-job->status));
+    if (job->status == 0)
+        job->status = cut(job);
+    job->elapsed_ns = uv_hrtime() - begin;
+}
+
 static void take_arena(struct load_job *job, const struct extent *gaps, size_t n_gaps)
 {
     struct device *device = job->device;
@@ -59,13 +68,9 @@ static void take_arena(struct load_job *job, const struct extent *gaps, size_t n
 void load_job_allocate(struct load_job *job)
 {
     uint64_t begin = uv_hrtime();
-    struct plan *plan = job->planned;
-    bool verbatim = converts_nothing(plan) || (!job->decode_on_cpu && device_decodes_all(job->device, plan));
-    job->status = plan_cut(plan, job->device->slot_bytes, job->device->part_bytes, verbatim);
-    struct extent *gaps = NULL;
-    size_t n_gaps = 0;
-    if (job->status == 0)
-        job->status = plan_gaps(plan, &gaps, &n_gaps);
+    struct extent *gaps;
+    size_t n_gaps;
+    job->status = plan_gaps(job->planned, &gaps, &n_gaps);
     if (job->status < 0) {
         device_fault_set(&job->fault, 0, "malloc", ENOMEM, strerror(ENOMEM));
         return;

@@ -21,7 +21,7 @@ struct load_job {
     struct source *opened;
     struct device *device;
     enum form form;
-    struct plan *planned; /* load_job_allocate() cuts it */
+    const struct plan *planned;
     bool decode_on_cpu;
     struct arena *filled;
 
@@ -46,10 +46,11 @@ struct load_job {
 /* fds or path → source. Errors: those of source_open_path(). */
 void load_job_identify(struct load_job *job);
 
-/* opened, device, form → header, plan. Errors: those of split_read() and plan_new(). */
+/* opened, device, form, decode_on_cpu → header, plan, cut for the device's slots. Errors: those of split_read(),
+ * plan_new() and plan_cut(). */
 void load_job_open(struct load_job *job);
 
-/* planned, device, decode_on_cpu → arena; the plan is cut. -ENOMEM sets memory_free. */
+/* planned, device → arena. -ENOMEM sets memory_free. */
 void load_job_allocate(struct load_job *job);
 
 /* planned, device → arena, and in `plan` a plan of its bytes as they lie. */

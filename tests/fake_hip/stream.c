@@ -224,6 +224,19 @@ FAKE_EXPORT hipError_t hipEventRecord(hipEvent_t event, hipStream_t stream)
     return hipSuccess;
 }
 
+/* Counts as a call only when the event was reached: how often somebody asks before that is chance. */
+FAKE_EXPORT hipError_t hipEventQuery(hipEvent_t event)
+{
+    pthread_mutex_lock(&fake_lock);
+    const bool reached = event->reached >= event->given;
+    pthread_mutex_unlock(&fake_lock);
+    const hipError_t lost = fake_lost(fake_current);
+    if (!reached || lost != hipSuccess)
+        return lost != hipSuccess ? lost : hipErrorNotReady;
+    FAKE_ENTER(fake_current);
+    return hipSuccess;
+}
+
 FAKE_EXPORT hipError_t hipEventSynchronize(hipEvent_t event)
 {
     FAKE_ENTER(fake_current);

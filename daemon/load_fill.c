@@ -1,0 +1,132 @@
+#include "daemon/describe.h"
+#include "daemon/load_state.h"
+#include "daemon/server.h"
+#include "daemon/staging.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+static void load_count_part(struct load *load, const struct fill_part *part)
+{
+    load->phases.read_ns += part->count.read_ns;
+    load->phases.decode_ns += part->count.decode_ns;
+    const uint64_t read_end_ns = part->begin_ns + part->count.read_ns;
+    trace_add(load->trace, TRACE_WORKER, part->worker, "read", part->begin_ns, read_end_ns);
+    if (part->count.decode_ns > 0)
+        trace_add(load->trace, TRACE_WORKER, part->worker, "dequantise", read_end_ns, part->end_ns);
+}
+
+static void load_trace_transfer(struct load *load, const struct transfer *transfer)
+{
+    const uint64_t copied_ns = transfer->end_ns - transfer->kernel_ns;
+    trace_add(load->trace, TRACE_STREAM, 0, "copy", transfer->begin_ns, copied_ns);
+    if (transfer->kernel_ns > 0)
+        trace_add(load->trace, TRACE_STREAM, transfer->stream, "dequantise", copied_ns, transfer->end_ns);
+}
+
+/* What came of a fill that is over. */
+static void load_account(struct load *load, const struct fill *fill)
+{
+    if (fill->status == 0) {
+        load->filled_bytes += fill->chunk->model_bytes;
+        load->model->overflows += fill->overflows;
+        for (size_t i = 0; i < fill->n_parts; i++)
+            load_count_part(load, &fill->parts[i]);
+        load->phases.copy_ns += fill->transfer.copy_ns;
+        load->phases.kernel_ns += fill->transfer.kernel_ns;
+        load_trace_transfer(load, &fill->transfer);
+    } else if (fill->of_file)
+        failure_set_file(&load->failure, fill->status, &fill->fault, load->model->source->path);
+    else if (fill->status == -ENOMEM)
+        failure_set(&load->failure, WIRE_OutOfDeviceMemory,
+                    describe_out_of_memory(load_device(load), load->model->plan->arena_bytes,
+                                           device_available(load_device(load)), 0));
+    else
+        load_fail_device(load, fill->status, &fill->fault);
+}
+
+static void load_filled(struct fill *fill)
+{
+    struct load *load = fill->context;
+    struct slot *slot = fill->slot;
+    if (fill->held && !load_ends(load)) {
+        if (load->model->arena)
+            fill_continue(load->server->loop, fill, load->model->arena);
+        return; /* else load_fill_continue() does, or load_fill_end() gives its slot back */
+    }
+    load->n_fills--;
+    if (fill->held)
+        fill->held = false; /* for nothing: the load ends */
+    else
+        load_account(load, fill);
+    struct server *server = load->server;
+    load_step(load); /* may free the load */
+    scheduler_give(server_scheduler(server, slot->device), slot);
+}
+
+/* Fills that wait for memory may have half of the slots: the others are for loads that have theirs. */
+static bool load_may_use(const struct load *load)
+{
+    const size_t n_slots = staging_slots(load_device(load)->staging);
+    return !load_ends(load) && load->next_chunk < load->plan->n_chunks &&
+           (load->model->arena || load->n_fills < (n_slots + 1) / 2);
+}
+
+/* The scheduler has a slot for us. */
+static uint64_t load_use(struct consumer *consumer, struct slot *slot)
+{
+    struct load *load = (struct load *)((char *)consumer - offsetof(struct load, consumer));
+    if (!load_may_use(load))
+        return 0;
+    struct fill *fill = &load->fills[slot->index];
+    const struct chunk *chunk = &load->plan->chunks[load->next_chunk++];
+    *fill = (struct fill){
+        .source = load->model->source,
+        .memory = load->restores ? load->model->cache : NULL,
+        .plan = load->plan,
+        .chunk = chunk,
+        .slot = slot,
+        .arena = load->model->arena,
+        .mailbox = load->server->mailbox,
+        .done = load_filled,
+        .context = load,
+    };
+    load->n_fills++;
+    fill_queue(load->server->loop, fill);
+    return chunk->file_bytes > chunk->model_bytes ? chunk->file_bytes : chunk->model_bytes;
+}
+
+int load_fill_begin(struct load *load, const struct plan *plan)
+{
+    load->fills = calloc(staging_slots(load_device(load)->staging), sizeof(*load->fills));
+    if (!load->fills)
+        return -ENOMEM;
+    load->plan = plan;
+    load->filling = uv_hrtime();
+    load->consumer.use = load_use;
+    scheduler_add(server_scheduler(load->server, load_device(load)), &load->consumer);
+    return 0;
+}
+
+void load_fill_continue(struct load *load)
+{
+    for (size_t i = 0; i < staging_slots(load_device(load)->staging); i++)
+        if (load->fills[i].held)
+            fill_continue(load->server->loop, &load->fills[i], load->model->arena);
+    if (!load->consumer.scheduled)
+        scheduler_add(server_scheduler(load->server, load_device(load)), &load->consumer);
+}
+
+void load_fill_end(struct load *load)
+{
+    struct scheduler *scheduler = server_scheduler(load->server, load_device(load));
+    scheduler_remove(scheduler, &load->consumer);
+    for (size_t i = 0; load->fills && i < staging_slots(load_device(load)->staging); i++) {
+        struct fill *fill = &load->fills[i];
+        if (!fill->held)
+            continue;
+        fill->held = false;
+        load->n_fills--;
+        scheduler_give(scheduler, fill->slot);
+    }
+}

@@ -1,0 +1,181 @@
+#include "daemon/attach.h"
+#include "daemon/describe.h"
+#include "daemon/load_state.h"
+#include "daemon/residency.h"
+#include "daemon/server.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* The model will soon be gone, and its name with it. */
+static bool model_departs(const struct model *model)
+{
+    return model->state == MODEL_UNLOADING || (model->load && load_ends(model->load));
+}
+
+/* What the request wants of a model that is there already: its owner's to say, and that of those who rule the machine.
+ */
+static void load_adjust(const struct load *load, struct model *model)
+{
+    if (!load->request.trusted && load->request.uid != model->uid)
+        return;
+    model->pinned |= load->request.pin;
+    if (load->request.ttl >= 0)
+        model->ttl = load->request.ttl;
+}
+
+/* Goes on with a model that host memory has. */
+void load_begin_restore(struct load *load, struct model *model)
+{
+    load_adjust(load, model);
+    load->restores = true;
+    load->model = model;
+    model->load = load;
+    load_show(load, LOAD_RESERVING, MODEL_ALLOCATING);
+    events_emit(load->server->events, "loading", model, NULL);
+    load_queue(load, load_job_nothing); /* RESERVING begins when that comes back */
+}
+
+/* Answers those who wait for a model that is resident. */
+static void waiters_grant(struct load *load, struct model *model)
+{
+    enum waiter_kind kind;
+    struct call *call;
+    while ((call = waiters_take_any(&load->waiters, &kind))) {
+        if (kind == WAIT_ATTACH)
+            attach_grant(load->server, model, call);
+        else
+            call_reply(call, describe_loaded(model, NULL), NULL, 0);
+    }
+}
+
+/* Somebody else loads this file, or has: those who wait for this load wait for that, and this one is over. */
+static void load_join(struct load *load, struct model *model)
+{
+    struct load *other = model->load;
+    load_adjust(load, model);
+    struct call *call;
+    if (other) {
+        while (other->state >= LOAD_FILLING && (call = waiters_take(&load->waiters, WAIT_ALLOCATED)))
+            call_reply(call, describe_loaded(model, NULL), NULL, 0);
+        waiters_move(&load->waiters, &other->waiters);
+        other->detached |= load->detached;
+    } else
+        waiters_grant(load, model);
+    if (load->request.done)
+        load->request.done(load->request.context, model, NULL);
+    model->idle_since = uv_hrtime();
+    residency_idle(load->server, model);
+    load_move(load, LOAD_DONE);
+    load_free(load);
+}
+
+/* A new model of this name, in the registry. NULL if memory is short. */
+static struct model *load_new_model(struct load *load, const char *name)
+{
+    struct model *model = calloc(1, sizeof(*model));
+    if (!model)
+        return NULL;
+    strcpy(model->name, name);
+    model->form = load->request.form;
+    model->device = load_device(load);
+    model->uid = load->request.uid;
+    model->pinned = load->request.pin;
+    model->ttl = load->request.ttl;
+    model->private = load->request.private;
+    model->source = load->job.source;
+    load->job.source = NULL;
+    model->table_fd = -1;
+    model->export.fd = -1;
+    model->load = load;
+    LIST_INIT(&model->leases);
+    registry_add(&load->server->registry, model);
+    return model;
+}
+
+/* The model that was being saved to host memory is there by now, or gone. Returns true if the load is over. */
+static bool load_saved(struct load *load)
+{
+    struct model *model = registry_find(&load->server->registry, load->request.name);
+    if (!model || model->id != load->awaited) {
+        failure_set(&load->failure, WIRE_ModelNotFound, describe_name(load->request.name));
+        return false;
+    }
+    if (model_departs(model) || model->state == MODEL_SAVING) {
+        load->blocked = true;
+        return false;
+    }
+    if (model->state != MODEL_CACHED) {
+        load_join(load, model);
+        return true;
+    }
+    load_begin_restore(load, model);
+    return false;
+}
+
+/* Returns true if the load is over: joined to another. */
+bool load_identified(struct load *load)
+{
+    if (load->awaited)
+        return load_saved(load);
+    struct server *server = load->server;
+    struct load_job *job = &load->job;
+    if (job->status < 0) {
+        failure_set_file(&load->failure, job->status, &job->fault, load->request.path);
+        return false;
+    }
+    if (load->request.path && !load->request.trusted && (!job->source->readable_by_all || geteuid() == 0)) {
+        failure_set(
+            &load->failure, WIRE_PermissionDenied,
+            describe_reason("the daemon would read it with rights that are not yours: pass it as a descriptor"));
+        return false;
+    }
+    if (load_device(load)->failed) {
+        failure_set(&load->failure, WIRE_DeviceNotFound, describe_device_name(load_device(load)->id));
+        return false;
+    }
+    struct model *model = registry_find_source(&server->registry, job->source, load->request.form, load_device(load),
+                                               load->request.private ? &load->request.uid : NULL);
+    if (model && (model_departs(model) || model->state == MODEL_SAVING)) {
+        load->blocked = true;
+        return false;
+    }
+    if (model && model->state == MODEL_CACHED) {
+        load_begin_restore(load, model);
+        return false;
+    }
+    if (model) {
+        load_join(load, model);
+        return true;
+    }
+    char derived[MODEL_NAME_MAX + 1];
+    if (!load->request.name)
+        model_name_derive(job->source->path, derived);
+    const char *name = load->request.name ? load->request.name : derived;
+    model = registry_find(&server->registry, name);
+    if (model && model->state == MODEL_CACHED) {
+        residency_forget(server, model); /* nobody uses it; its name is wanted */
+        model = NULL;
+    }
+    if (model && (model_departs(model) || model->state == MODEL_SAVING)) {
+        load->blocked = true;
+        return false;
+    }
+    if (model) {
+        failure_set(&load->failure, WIRE_NameInUse, describe_name(name));
+        return false;
+    }
+    load->model = load_new_model(load, name);
+    if (!load->model) {
+        load_fail_memory(load);
+        return false;
+    }
+    load_show(load, LOAD_OPENING, MODEL_OPENING);
+    events_emit(server->events, "loading", load->model, NULL);
+    job->opened = load->model->source;
+    job->decode_on_cpu = load->request.decode_on_cpu;
+    load_queue(load, load_job_open);
+    return false;
+}
