@@ -75,7 +75,7 @@ void method_load(struct server *server, struct call *call)
         {"pin", PARAM_BOOL, false, offsetof(struct parameters, pin)},
         {"ttl", PARAM_INT, false, offsetof(struct parameters, ttl)},
         {"private", PARAM_BOOL, false, offsetof(struct parameters, private)},
-        {"deadline", PARAM_FLOAT, false, offsetof(struct parameters, deadline)},
+        {"deadline", PARAM_SECONDS, false, offsetof(struct parameters, deadline)},
         {"trace", PARAM_BOOL, false, offsetof(struct parameters, trace)},
         {0},
     };
@@ -147,7 +147,7 @@ void method_unload(struct server *server, struct call *call)
     static const struct param table[] = {
         {"name", PARAM_STRING, true, offsetof(struct parameters, name)},
         {"force", PARAM_BOOL, false, offsetof(struct parameters, force)},
-        {"deadline", PARAM_FLOAT, false, offsetof(struct parameters, deadline)},
+        {"deadline", PARAM_SECONDS, false, offsetof(struct parameters, deadline)},
         {0},
     };
     struct model *model = find_model(server, call, table, &p, &p.name);
@@ -176,7 +176,7 @@ void method_cancel(struct server *server, struct call *call)
     } p = {0};
     static const struct param table[] = {
         {"name", PARAM_STRING, true, offsetof(struct parameters, name)},
-        {"deadline", PARAM_FLOAT, false, offsetof(struct parameters, deadline)},
+        {"deadline", PARAM_SECONDS, false, offsetof(struct parameters, deadline)},
         {0},
     };
     struct model *model = find_model(server, call, table, &p, &p.name);
@@ -201,7 +201,7 @@ void method_attach(struct server *server, struct call *call)
     static const struct param table[] = {
         {"name", PARAM_STRING, true, offsetof(struct parameters, name)},
         {"table", PARAM_BOOL, false, offsetof(struct parameters, table)},
-        {"deadline", PARAM_FLOAT, false, offsetof(struct parameters, deadline)},
+        {"deadline", PARAM_SECONDS, false, offsetof(struct parameters, deadline)},
         {0},
     };
     struct model *model = find_model(server, call, table, &p, &p.name);
@@ -249,7 +249,7 @@ void method_verify(struct server *server, struct call *call)
     } p = {0};
     static const struct param table[] = {
         {"name", PARAM_STRING, true, offsetof(struct parameters, name)},
-        {"deadline", PARAM_FLOAT, false, offsetof(struct parameters, deadline)},
+        {"deadline", PARAM_SECONDS, false, offsetof(struct parameters, deadline)},
         {0},
     };
     struct model *model = find_model(server, call, table, &p, &p.name);

@@ -38,8 +38,8 @@ static bool param_store(const struct param *param, const cJSON *value, void *at)
             return false;
         *(bool *)at = cJSON_IsTrue(value);
         return true;
-    case PARAM_FLOAT:
-        if (!cJSON_IsNumber(value))
+    case PARAM_SECONDS:
+        if (!cJSON_IsNumber(value) || !(value->valuedouble >= 0))
             return false;
         *(double *)at = value->valuedouble;
         return true;

@@ -18,11 +18,11 @@
 #include <stddef.h>
 
 enum param_type {
-    PARAM_STRING, /* const char *; borrowed until the call ends */
-    PARAM_BOOL,   /* bool */
-    PARAM_FLOAT,  /* double */
-    PARAM_INT,    /* int64_t */
-    PARAM_INTS,   /* const cJSON *; an array of integers; borrowed until the call ends */
+    PARAM_STRING,  /* const char *; borrowed until the call ends */
+    PARAM_BOOL,    /* bool */
+    PARAM_SECONDS, /* double, not negative */
+    PARAM_INT,     /* int64_t */
+    PARAM_INTS,    /* const cJSON *; an array of integers; borrowed until the call ends */
 };
 
 struct param {
