@@ -10,7 +10,7 @@ from pathlib import Path
 
 import make_model
 import pytest
-from harness import ROOT, SANITIZERS, Daemon, sparse_model
+from harness import ROOT, SANITIZERS, Daemon, Gate, sparse_model
 
 
 def pytest_configure(config):
@@ -62,8 +62,24 @@ def slow_read(model_folder):
 
 
 @pytest.fixture
+def gate(folder, start, slow_read):  # start: the daemon ends after the gate is open
+    """A daemon that is started with `env=gate.env` reads nothing of a large file while the gate is closed."""
+    gate = Gate(folder / "gate", slow_read)
+    yield gate
+    gate.open()
+
+
+@pytest.fixture
+def held_daemon(start, gate):
+    """Its loads of a large file come as far as "filling", and no further before `gate.open()`."""
+    gate.close()
+    return start(env=gate.env)
+
+
+@pytest.fixture
 def slow_daemon(start, slow_read):
-    return start(env=slow_read)
+    """Loading or verifying 768 MB takes two seconds at least."""
+    return start("--workers", "2", env=slow_read)
 
 
 @pytest.fixture

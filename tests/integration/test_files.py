@@ -125,22 +125,24 @@ def test_path_that_the_caller_may_not_read(start, small_model, folder):
     assert daemon.models() == []
 
 
-def test_file_that_changes_while_it_is_read(slow_daemon, model_folder):
-    path = sparse_model(model_folder / "changing.gguf", 128 << 20)
-    before = slow_daemon.settled_fds()
-    with slow_daemon.client() as client:
+def test_file_that_changes_while_it_is_read(held_daemon, gate, model_folder):
+    path = model_folder / "changing.gguf"
+    before = held_daemon.settled_fds()
+    with held_daemon.client() as client:
         for change in (lambda: os.truncate(path, 1 << 20), lambda: touch_data(path)):
             sparse_model(path, 128 << 20)
             client.send("Load", {"path": str(path)}, more=True)
-            wait_for_filling(slow_daemon)
+            wait_for_filling(held_daemon)
             change()
+            gate.open()
             with wire_error("FileChanged") as parameters:
                 while True:
                     assert client.reply()[1], "it was loaded all the same"
             assert parameters["path"] == str(path)
             assert client.call("List") == {"models": []}
-    wait_until(lambda: slow_daemon.fds() == before)
-    assert slow_daemon.used() == 0
+            gate.close()
+    wait_until(lambda: held_daemon.fds() == before)
+    assert held_daemon.used() == 0
 
 
 def touch_data(path):

@@ -95,9 +95,9 @@ def test_signal_ends_it(start, number):
     assert daemon.process.wait(TIMEOUT) == 0
 
 
-def test_end_with_clients(start, slow_read, small_model, large_model):
+def test_end_with_clients(held_daemon, gate, small_model, large_model):
     """One idle, one attached, one that watches, one that waits for a load: each learns of it, none holds it up."""
-    daemon = start(env=slow_read)
+    daemon = held_daemon
     idle, attached, watcher, loader = (daemon.client() for _ in range(4))
     attached.call("Load", path=str(small_model), name="small")
     attached.call("Attach", name="small")
@@ -106,7 +106,7 @@ def test_end_with_clients(start, slow_read, small_model, large_model):
     loader.send("Load", {"path": str(large_model), "name": "big"})
     wait_until(lambda: any(m["state"] == "filling" for m in daemon.models()), every=0.001)
     began = time.monotonic()
-    assert daemon.stop() == 0
+    assert daemon.stop(gate) == 0
     assert time.monotonic() - began < 10
     for client in (idle, attached):
         with pytest.raises((Closed, ConnectionError)):

@@ -315,32 +315,34 @@ def test_load_plain_lines(daemon, model_folder, large_model):
     assert all(re.match(r"[a-z]+ +\d+%", line) for line in lines)
 
 
-def test_interrupt_cancels(daemon, large_model):
+def test_interrupt_cancels(held_daemon, gate, large_model):
     process = subprocess.Popen(
-        [program(), "--socket", str(daemon.socket), "load", str(large_model)],
+        [program(), "--socket", str(held_daemon.socket), "load", str(large_model)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    wait_until(lambda: [m for m in daemon.models() if m["state"] == "filling"])
+    wait_until(lambda: [m for m in held_daemon.models() if m["state"] == "filling"])
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=TIMEOUT)
     assert process.returncode == INTERRUPTED
-    wait_until(lambda: daemon.models() == [])
+    held_daemon.sync()
+    gate.open()
+    wait_until(lambda: held_daemon.models() == [])
 
 
-def test_cancel(daemon, large_model):
+def test_cancel(slow_daemon, large_model):
     loads = []
-    thread = threading.Thread(target=lambda: loads.append(daemon.rfctl("load", large_model, check=False)))
+    thread = threading.Thread(target=lambda: loads.append(slow_daemon.rfctl("load", large_model, check=False)))
     thread.start()
-    wait_until(lambda: [m for m in daemon.models() if m["state"] == "filling"])
-    assert daemon.rfctl("cancel", "large").stdout == "cancelled large\n"
+    wait_until(lambda: [m for m in slow_daemon.models() if m["state"] == "filling"])
+    assert slow_daemon.rfctl("cancel", "large").stdout == "cancelled large\n"
     thread.join(TIMEOUT)
     assert loads[0].returncode == REFUSED
     assert "cancelled" in loads[0].stderr
 
 
-def test_daemon_dies_under_way(start, large_model):
-    daemon = start()
+def test_daemon_dies_under_way(held_daemon, large_model):
+    daemon = held_daemon
     process = subprocess.Popen(
         [program(), "--socket", str(daemon.socket), "load", str(large_model)],
         stdout=subprocess.PIPE,
@@ -419,8 +421,8 @@ def test_plan_refused(daemon, folder):
 
 
 @pytest.mark.parametrize("columns", [132, 80, 50, 30, 10])
-def test_progress_bar(daemon, large_model, columns):
-    terminal = Terminal(daemon, "load", large_model, columns=columns)
+def test_progress_bar(slow_daemon, large_model, columns):
+    terminal = Terminal(slow_daemon, "load", large_model, columns=columns)
     assert terminal.wait() == DONE
     bars = terminal.bars()
     assert len(bars) > 2
@@ -434,20 +436,24 @@ def test_progress_bar(daemon, large_model, columns):
     assert len(screen) == 3
 
 
-def test_progress_bar_interrupted(daemon, large_model):
-    terminal = Terminal(daemon, "load", large_model)
+def test_progress_bar_interrupted(held_daemon, gate, large_model):
+    terminal = Terminal(held_daemon, "load", large_model)
     wait_until(lambda: terminal.read(0.05) and len(terminal.bars()) > 1)
     terminal.press(b"\x03")
     assert terminal.wait() == INTERRUPTED
     assert terminal.screen()[-1] in ("", "^C")
-    wait_until(lambda: daemon.models() == [])
+    held_daemon.sync()
+    gate.open()
+    wait_until(lambda: held_daemon.models() == [])
 
 
-def test_progress_bar_follows_the_window(daemon, large_model):
-    terminal = Terminal(daemon, "load", large_model, columns=100)
+def test_progress_bar_follows_the_window(held_daemon, gate, large_model):
+    terminal = Terminal(held_daemon, "load", large_model, columns=100)
     wait_until(lambda: terminal.read(0.02) and terminal.bars())
     terminal.resize(40)
     before = len(terminal.bars())
+    wait_until(lambda: terminal.read(0.02) and len(terminal.bars()) > before + 2)
+    gate.open()
     assert terminal.wait() == DONE
     later = terminal.bars()[before + 1 :]  # one may have been on its way
     assert later and max(map(len, later)) < 40
@@ -769,10 +775,17 @@ def test_dump(daemon, small_model):
         assert result.stderr.startswith(f"rfctl: cannot dump {tensor} of {name}: ")
 
 
-def test_dump_waits_for_a_load(daemon, large_model):
-    daemon.rfctl("load", large_model, "--as", "native", "--no-wait")
-    assert daemon.models()[0]["state"] != "resident"
-    assert len(daemon.rfctl("dump", "large", "blk.0.ffn_up.weight", text=False).stdout) == 64 << 20
+def test_dump_waits_for_a_load(held_daemon, gate, large_model):
+    held_daemon.rfctl("load", large_model, "--as", "native", "--no-wait")
+    dumps = []
+    command = ["dump", "large", "blk.0.ffn_up.weight"]
+    thread = threading.Thread(target=lambda: dumps.append(held_daemon.rfctl(*command, text=False).stdout))
+    thread.start()
+    wait_until(lambda: held_daemon.status()["connections"] > 1)
+    assert held_daemon.models()[0]["state"] == "filling" and not dumps
+    gate.open()
+    thread.join(TIMEOUT)
+    assert len(dumps[0]) == 64 << 20
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,8 @@ def files(large_model, folder):
     return {"/models/tiny.gguf": large_model, "/models/big.gguf": large_model, "/models/broken.gguf": broken}
 
 
-def test_examples(daemon, files):
+def test_examples(slow_daemon, files):
+    daemon = slow_daemon
     watched, n_calls = None, 0
     with daemon.client() as user, daemon.client() as other, daemon.client() as watcher:
         watcher.send("Watch", more=True)

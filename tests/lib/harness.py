@@ -109,15 +109,36 @@ class Daemon:
         with self.client() as client:
             return client.call("Status")
 
-    def stop(self):
-        """Ends it as systemd would, and returns its exit status."""
+    def sync(self):
+        """Returns once the daemon has begun all calls that were sent before."""
+        self.status()
+
+    def stop(self, gate=None):
+        """Ends it as systemd would, and returns its exit status. A gate is opened when it has begun to end."""
         self.process.send_signal(signal.SIGTERM)
+        if gate:
+            wait_until(lambda: "stopping" in self.log)
+            gate.open()
         return self.process.wait(TIMEOUT)
 
     def close(self):
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+
+
+class Gate:
+    """See tests/lib/slow_read.c."""
+
+    def __init__(self, path, slow_read):
+        self.path = path
+        self.env = {**slow_read, "SLOW_READ_MS": "0", "SLOW_READ_GATE": str(path)}
+
+    def close(self):
+        self.path.touch()
+
+    def open(self):
+        self.path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

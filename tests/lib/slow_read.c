@@ -1,5 +1,8 @@
-/* Makes reading files slow, for a daemon that is started with this in LD_PRELOAD: each pread() of a mebibyte or more
- * takes SLOW_READ_MS longer. Then a test can count on a load being under way, on any machine. */
+/* Makes reading files slow, for a daemon that is started with this in LD_PRELOAD. Then a test can count on a load, or a
+ * verification, being under way, on any machine. Each pread() of a mebibyte or more
+ *
+ *     takes SLOW_READ_MS longer,
+ *     and does not begin while there is a file SLOW_READ_GATE. */
 #include <dlfcn.h>
 #include <stdlib.h>
 #include <time.h>
@@ -12,14 +15,20 @@ typedef ssize_t pread_fn(int fd, void *buffer, size_t size, off_t offset);
 /* Files are read by the name that 64-bit offsets give the function. */
 ssize_t pread64(int fd, void *buffer, size_t size, off_t offset);
 
+static void wait_ms(long ms)
+{
+    nanosleep(&(struct timespec){ms / 1000, ms % 1000 * 1000000}, NULL);
+}
+
 ssize_t pread64(int fd, void *buffer, size_t size, off_t offset)
 {
     pread_fn *real = (pread_fn *)dlsym(RTLD_NEXT, "pread64");
     const char *ms = getenv("SLOW_READ_MS");
+    const char *gate = getenv("SLOW_READ_GATE");
 
-    if (size >= LARGE && ms) {
-        long delay = strtol(ms, NULL, 10);
-        nanosleep(&(struct timespec){delay / 1000, delay % 1000 * 1000000}, NULL);
-    }
+    if (size >= LARGE && ms)
+        wait_ms(strtol(ms, NULL, 10));
+    while (size >= LARGE && gate && access(gate, F_OK) == 0)
+        wait_ms(1);
     return real(fd, buffer, size, offset);
 }
