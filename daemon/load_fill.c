@@ -64,12 +64,12 @@ static void load_filled(struct fill *fill)
     scheduler_give(server_scheduler(server, slot->device), slot);
 }
 
-/* Fills that wait for memory may have half of the slots: the others are for loads that have theirs. */
+/* Fills that wait for memory may have all slots but one, which is for loads that have theirs. */
 static bool load_may_use(const struct load *load)
 {
     const size_t n_slots = staging_slots(load_device(load)->staging);
     return !load_ends(load) && load->next_chunk < load->plan->n_chunks &&
-           (load->model->arena || load->n_fills < (n_slots + 1) / 2);
+           (load->model->arena || load->n_fills + 1 < n_slots);
 }
 
 /* The scheduler has a slot for us. */

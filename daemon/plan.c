@@ -175,11 +175,6 @@ static int span_compare(const void *a, const void *b)
     return x->tensor < y->tensor ? -1 : x->tensor > y->tensor;
 }
 
-/* The first chunks are small, so that the bus does not wait for the first slot to be full; each is twice the one before
- * it, up to the slot's size. */
-#define RAMP_BYTES ((uint64_t)2 << 20)
-#define RAMP_STEPS 16u
-
 /* A plan being cut: the growing arrays, and the chunk that takes pieces now. */
 struct cutter {
     struct plan *plan;
@@ -249,11 +244,8 @@ static uint64_t cutter_room(const struct cutter *cutter, uint32_t shard, uint64_
     const struct chunk *chunk = cutter->open;
     if (!chunk || chunk->shard != shard || file_offset < chunk->file_offset || file_offset < cutter->file_at)
         return 0;
-    size_t step = cutter->plan->n_chunks - 1;
-    uint64_t limit =
-        step < RAMP_STEPS && RAMP_BYTES << step < cutter->slot_bytes ? RAMP_BYTES << step : cutter->slot_bytes;
     uint64_t used = cutter->plan->verbatim ? file_offset - chunk->file_offset : cutter->slot_used;
-    uint64_t left = used < limit ? limit - used : 0;
+    uint64_t left = used < cutter->slot_bytes ? cutter->slot_bytes - used : 0;
     if (cutter->plan->verbatim)
         return min(left / block_file_bytes, blocks);
     uint64_t part = cutter->part_bytes / block_arena_bytes;
