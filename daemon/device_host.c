@@ -18,6 +18,10 @@
 #define HOST_SLOT_BYTES       ((size_t)1 << 20)
 #define HOST_SLOTS_PER_WORKER 2u
 
+/* Written at once: the kernel takes a page for every 4 KiB of it, and many kernels let no other thread have the
+ * processor until all of it is done, the loop included. */
+#define HOST_WRITE_BYTES ((size_t)64 << 10)
+
 /* Slots are aligned to pages: what pread() likes. */
 #define HOST_SLOT_ALIGNMENT 4096u
 
@@ -108,7 +112,7 @@ static void host_arena_free(struct arena *arena)
 static int write_all(int fd, const uint8_t *data, uint64_t size, uint64_t offset, struct device_fault *ret_fault)
 {
     while (size > 0) {
-        ssize_t n = pwrite(fd, data, size, (off_t)offset);
+        ssize_t n = pwrite(fd, data, size < HOST_WRITE_BYTES ? size : HOST_WRITE_BYTES, (off_t)offset);
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)
