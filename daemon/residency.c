@@ -96,6 +96,7 @@ static void *save_arena(struct model *model)
     uint8_t *copy = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (copy == MAP_FAILED)
         return NULL;
+    (void)madvise(copy, bytes, MADV_HUGEPAGE); /* or most of the time goes into taking pages, one by one */
     for (uint64_t at = 0; at < bytes; at += SAVE_BYTES) {
         size_t n = bytes - at < SAVE_BYTES ? bytes - at : SAVE_BYTES;
         struct device_fault fault;
