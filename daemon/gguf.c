@@ -4,6 +4,7 @@
  * begins. */
 #include "daemon/gguf.h"
 
+#include "daemon/name_set.h"
 #include "daemon/utf8.h"
 
 #include <endian.h>
@@ -13,10 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <unistd.h>
-#define XXH_INLINE_ALL
-#include <xxhash.h>
 
 #define HEADER_FIXED 24                  /* magic, version, two counts */
 #define ALIGNMENT    32                  /* where general.alignment is absent */
@@ -35,14 +33,6 @@ struct reader {
     size_t filled, capacity;
     size_t pos;
     struct gguf_fault *fault;
-};
-
-/* The names of one kind seen so far: open addressing, at most half full. The seed is random, so that a file cannot aim
- * at one slot. */
-struct name_set {
-    struct gguf_string *slots;
-    size_t mask;
-    uint64_t seed;
 };
 
 __attribute__((format(printf, 3, 4))) static int refuse(struct reader *r, uint64_t offset, const char *format, ...)
@@ -464,40 +454,6 @@ static int read_tensors(struct reader *r, struct gguf *model)
 
 /* --- Second pass --- */
 
-static int name_set_init(struct name_set *set, size_t n)
-{
-    size_t size = 16;
-
-    while (size < n * 2)
-        size *= 2;
-    set->slots = calloc(size, sizeof *set->slots);
-    if (!set->slots)
-        return -ENOMEM;
-    set->mask = size - 1;
-    /* Without entropy, so early in a boot that no model is worth attacking, 0 will do. */
-    if (getrandom(&set->seed, sizeof set->seed, GRND_NONBLOCK) != sizeof set->seed)
-        set->seed = 0;
-    return 0;
-}
-
-static void name_set_free(struct name_set *set)
-{
-    free(set->slots);
-}
-
-/* False if it is there already. */
-static bool name_set_add(struct name_set *set, struct gguf_string name)
-{
-    size_t i = (size_t)XXH3_64bits_withSeed(name.bytes, name.size, set->seed) & set->mask;
-
-    for (; set->slots[i].bytes; i = (i + 1) & set->mask) {
-        if (set->slots[i].size == name.size && memcmp(set->slots[i].bytes, name.bytes, name.size) == 0)
-            return false;
-    }
-    set->slots[i] = name;
-    return true;
-}
-
 /* Sets the pointers of the key-values, which begin at *pos, and moves it past them. */
 static int locate_metadata(struct reader *r, struct gguf *model, size_t *pos)
 {
@@ -512,7 +468,7 @@ static int locate_metadata(struct reader *r, struct gguf *model, size_t *pos)
 
         kv->key.bytes = (const char *)r->bytes + *pos + 8;
         kv->data = r->bytes + type + (kv->type == GGUF_ARRAY ? 16 : 4);
-        if (!name_set_add(&seen, kv->key))
+        if (!name_set_add(&seen, kv->key.bytes, kv->key.size))
             return refuse(r, *pos, "a key stands twice in the metadata");
         *pos = (size_t)(kv->data - r->bytes) + kv->data_size;
     }
@@ -527,7 +483,7 @@ static int locate_tensor(struct reader *r, const struct gguf *model, struct gguf
     size_t offset_field = after_name + 4 + 8 * tensor->n_dims + 4;
     uint64_t room = model->file_size - model->data_start;
 
-    if (!name_set_add(seen, name))
+    if (!name_set_add(seen, name.bytes, name.size))
         return refuse(r, *pos, "two tensors are called %.*s", (int)name.size, name.bytes);
     if (tensor->offset > room)
         return refuse(r, offset_field, "tensor %.*s begins past the end of the file", (int)name.size, name.bytes);

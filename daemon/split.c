@@ -1,12 +1,13 @@
 #include "daemon/split.h"
 
+#include "daemon/name_set.h"
+
 #include <errno.h>
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <xxhash.h>
 
 static int refuse(struct gguf_fault *fault, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
@@ -55,26 +56,14 @@ static int check_place(const struct gguf *model, size_t file, size_t n_files, st
     return 0;
 }
 
-/* Says so if a tensor's name stands in two files. Open addressing, half full at most. */
+/* Refuses a name that stands in two files. */
 static int check_names(const struct gguf_tensor *tensors, size_t n, struct gguf_fault *fault)
 {
-    size_t size = 16;
-    while (size < n * 2)
-        size *= 2;
-    const char **table = calloc(size, sizeof(char *));
-    if (!table)
-        return -ENOMEM;
-    int r = 0;
-    for (size_t i = 0; i < n && r == 0; i++) {
-        const char *name = tensors[i].name;
-        size_t at = XXH3_64bits(name, strlen(name)) & (size - 1);
-        while (table[at] && strcmp(table[at], name) != 0)
-            at = (at + 1) & (size - 1);
-        if (table[at])
-            r = refuse(fault, "tensor '%s' stands in two files", name);
-        table[at] = name;
-    }
-    free(table);
+    __attribute__((cleanup(name_set_free))) struct name_set seen = {0};
+    int r = name_set_init(&seen, n);
+    for (size_t i = 0; i < n && r == 0; i++)
+        if (!name_set_add(&seen, tensors[i].name, strlen(tensors[i].name)))
+            r = refuse(fault, "tensor '%s' stands in two files", tensors[i].name);
     return r;
 }
 
