@@ -4,141 +4,22 @@
  * begins. */
 #include "daemon/gguf.h"
 
+#include "daemon/header_reader.h"
 #include "daemon/name_set.h"
 #include "daemon/utf8.h"
 
-#include <endian.h>
 #include <errno.h>
 #include <inttypes.h>
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #define HEADER_FIXED 24                  /* magic, version, two counts */
 #define ALIGNMENT    32                  /* where general.alignment is absent */
 #define SIZE_BOUND   (UINT64_C(1) << 53) /* of a file and of a dimension: what JSON carries exactly */
-#define READ_FIRST   ((size_t)64 << 10)  /* bytes of the first read; each further one doubles what there is */
 
 /* The least that one takes in the file. */
 #define KV_BYTES_MIN     14 /* a key of one byte, and a value of one */
 #define TENSOR_BYTES_MIN 25 /* a name of one byte, and no dimensions */
-
-/* The header as far as it was read, from the file's first byte on, and the position of the next field in it. */
-struct reader {
-    int fd;
-    uint64_t file_size;
-    uint8_t *bytes;
-    size_t filled, capacity;
-    size_t pos;
-    struct gguf_fault *fault;
-};
-
-__attribute__((format(printf, 3, 4))) static int refuse(struct reader *r, uint64_t offset, const char *format, ...)
-{
-    va_list args;
-
-    va_start(args, format);
-    vsnprintf(r->fault->reason, sizeof r->fault->reason, format, args);
-    va_end(args);
-    r->fault->offset = offset;
-    return -EBADMSG;
-}
-
-/* --- Fields --- */
-
-/* Reads until `size` bytes after the position are there. `field` is the offset to blame if the file has no such bytes.
- * Takes memory in step with what was read already, so that a length alone costs nothing. */
-static int reader_ensure(struct reader *r, uint64_t size, uint64_t field)
-{
-    size_t limit = r->file_size < GGUF_HEADER_MAX ? (size_t)r->file_size : (size_t)GGUF_HEADER_MAX;
-
-    if (size > r->file_size - r->pos)
-        return refuse(r, field, "the file ends inside its header");
-    if (size > limit - r->pos)
-        return refuse(r, field, "the header is larger than 1 GiB");
-    while (r->filled - r->pos < size) {
-        if (r->filled == r->capacity) {
-            size_t capacity = r->capacity ? r->capacity * 2 : READ_FIRST;
-
-            if (capacity > limit)
-                capacity = limit;
-            uint8_t *bytes = realloc(r->bytes, capacity);
-            if (!bytes)
-                return -ENOMEM;
-            r->bytes = bytes;
-            r->capacity = capacity;
-        }
-        ssize_t n = pread(r->fd, r->bytes + r->filled, r->capacity - r->filled, (off_t)r->filled);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            return -errno;
-        if (n == 0)
-            return -ENODATA;
-        r->filled += (size_t)n;
-    }
-    return 0;
-}
-
-static uint32_t load_u32(const void *bytes)
-{
-    uint32_t value;
-
-    memcpy(&value, bytes, sizeof value);
-    return le32toh(value);
-}
-
-static uint64_t load_u64(const void *bytes)
-{
-    uint64_t value;
-
-    memcpy(&value, bytes, sizeof value);
-    return le64toh(value);
-}
-
-static int take_u32(struct reader *r, uint32_t *ret)
-{
-    int error = reader_ensure(r, sizeof *ret, r->pos);
-
-    if (error)
-        return error;
-    *ret = load_u32(r->bytes + r->pos);
-    r->pos += sizeof *ret;
-    return 0;
-}
-
-static int take_u64(struct reader *r, uint64_t *ret)
-{
-    int error = reader_ensure(r, sizeof *ret, r->pos);
-
-    if (error)
-        return error;
-    *ret = load_u64(r->bytes + r->pos);
-    r->pos += sizeof *ret;
-    return 0;
-}
-
-/* Steps over a string of at most `most` bytes. It is blamed at its length, where the field begins. */
-static int take_string(struct reader *r, const char *what, uint64_t most, size_t *ret_size)
-{
-    uint64_t field = r->pos, size;
-    int error = take_u64(r, &size);
-
-    if (error)
-        return error;
-    if (size > most)
-        return refuse(r, field, "%s is longer than %" PRIu64 " bytes", what, most);
-    if (size > r->file_size - r->pos)
-        return refuse(r, field, "%s of %" PRIu64 " bytes reaches past the end of the file", what, size);
-    error = reader_ensure(r, size, field);
-    if (error)
-        return error;
-    r->pos += (size_t)size;
-    *ret_size = (size_t)size;
-    return 0;
-}
 
 /* Doubles an array as it fills: its memory follows what was read, not what the file claims. */
 static int array_reserve(void **array, size_t *capacity, size_t used, size_t element_size)
@@ -156,39 +37,39 @@ static int array_reserve(void **array, size_t *capacity, size_t used, size_t ele
 
 /* --- First pass --- */
 
-static int read_count(struct reader *r, const char *what, uint64_t most, unsigned bytes_min, size_t *ret)
+static int read_count(struct header_reader *r, const char *what, uint64_t most, unsigned bytes_min, size_t *ret)
 {
     uint64_t field = r->pos, count;
-    int error = take_u64(r, &count);
+    int error = header_take_u64(r, &count);
 
     if (error)
         return error;
     if (count > most)
-        return refuse(r, field, "%" PRIu64 " %s are more than %" PRIu64, count, what, most);
+        return header_refuse(r, field, "%" PRIu64 " %s are more than %" PRIu64, count, what, most);
     if (count > (r->file_size - r->pos) / bytes_min)
-        return refuse(r, field, "%" PRIu64 " %s do not fit into the file", count, what);
+        return header_refuse(r, field, "%" PRIu64 " %s do not fit into the file", count, what);
     *ret = (size_t)count;
     return 0;
 }
 
-static int read_preamble(struct reader *r, struct gguf *model)
+static int read_preamble(struct header_reader *r, struct gguf *model)
 {
-    int error = reader_ensure(r, 4, 0);
+    int error = header_ensure(r, 4, 0);
 
     if (error)
         return error;
     if (memcmp(r->bytes, "GGUF", 4) != 0)
-        return refuse(r, 0, "not a GGUF file");
+        return header_refuse(r, 0, "not a GGUF file");
     r->pos = 4;
-    error = take_u32(r, &model->version);
+    error = header_take_u32(r, &model->version);
     if (error)
         return error;
     if (model->version != 0 && (model->version & 0xffff) == 0)
-        return refuse(r, 4, "a big-endian file, which is not supported: convert it to little-endian");
+        return header_refuse(r, 4, "a big-endian file, which is not supported: convert it to little-endian");
     if (model->version == 1)
-        return refuse(r, 4, "GGUF version 1 is not supported: convert it to version 3");
+        return header_refuse(r, 4, "GGUF version 1 is not supported: convert it to version 3");
     if (model->version < 2 || model->version > 3)
-        return refuse(r, 4, "GGUF version %" PRIu32 " is not known; 2 and 3 are", model->version);
+        return header_refuse(r, 4, "GGUF version %" PRIu32 " is not known; 2 and 3 are", model->version);
     error = read_count(r, "tensors", GGUF_TENSORS_MAX, TENSOR_BYTES_MIN, &model->n_tensors);
     if (error)
         return error;
@@ -206,24 +87,24 @@ static size_t value_bytes(uint32_t type)
     return bytes[type];
 }
 
-static int take_value_type(struct reader *r, enum gguf_value_type *ret)
+static int take_value_type(struct header_reader *r, enum gguf_value_type *ret)
 {
     uint64_t field = r->pos;
     uint32_t id;
-    int error = take_u32(r, &id);
+    int error = header_take_u32(r, &id);
 
     if (error)
         return error;
     if (id >= GGUF_VALUE_TYPE_COUNT)
-        return refuse(r, field, "value type %" PRIu32 " is not known", id);
+        return header_refuse(r, field, "value type %" PRIu32 " is not known", id);
     *ret = (enum gguf_value_type)id;
     return 0;
 }
 
-static int take_scalar(struct reader *r, enum gguf_value_type type)
+static int take_scalar(struct header_reader *r, enum gguf_value_type type)
 {
     size_t size = value_bytes(type);
-    int error = reader_ensure(r, size, r->pos);
+    int error = header_ensure(r, size, r->pos);
 
     if (error)
         return error;
@@ -232,15 +113,15 @@ static int take_scalar(struct reader *r, enum gguf_value_type type)
 }
 
 /* Steps over the elements of an array; `field` is where their number stands. */
-static int take_elements(struct reader *r, enum gguf_value_type type, uint64_t count, uint64_t field)
+static int take_elements(struct header_reader *r, enum gguf_value_type type, uint64_t count, uint64_t field)
 {
     size_t each = type == GGUF_STRING ? 8 : value_bytes(type);
     int error = 0;
 
     if (count > (r->file_size - r->pos) / each)
-        return refuse(r, field, "an array of %" PRIu64 " elements reaches past the end of the file", count);
+        return header_refuse(r, field, "an array of %" PRIu64 " elements reaches past the end of the file", count);
     if (type != GGUF_STRING) {
-        error = reader_ensure(r, count * each, field);
+        error = header_ensure(r, count * each, field);
         if (error)
             return error;
         r->pos += (size_t)(count * each);
@@ -249,13 +130,13 @@ static int take_elements(struct reader *r, enum gguf_value_type type, uint64_t c
     for (uint64_t i = 0; i < count && !error; i++) {
         size_t size;
 
-        error = take_string(r, "a string", UINT64_MAX, &size);
+        error = header_take_string(r, "a string", UINT64_MAX, &size);
     }
     return error;
 }
 
 /* *ret_start: where the first element stands. */
-static int take_array(struct reader *r, struct gguf_kv *kv, size_t *ret_start)
+static int take_array(struct header_reader *r, struct gguf_kv *kv, size_t *ret_start)
 {
     uint64_t field = r->pos;
     int error = take_value_type(r, &kv->element_type);
@@ -263,9 +144,9 @@ static int take_array(struct reader *r, struct gguf_kv *kv, size_t *ret_start)
     if (error)
         return error;
     if (kv->element_type == GGUF_ARRAY)
-        return refuse(r, field, "an array of arrays is not supported");
+        return header_refuse(r, field, "an array of arrays is not supported");
     field = r->pos;
-    error = take_u64(r, &kv->count);
+    error = header_take_u64(r, &kv->count);
     if (error)
         return error;
     *ret_start = r->pos;
@@ -273,27 +154,27 @@ static int take_array(struct reader *r, struct gguf_kv *kv, size_t *ret_start)
 }
 
 /* A power of two, so that padding is a mask. `type_field` is where the value's type stands, the value follows it. */
-static int read_alignment(struct reader *r, const struct gguf_kv *kv, uint64_t type_field, struct gguf *model)
+static int read_alignment(struct header_reader *r, const struct gguf_kv *kv, uint64_t type_field, struct gguf *model)
 {
     if (kv->type != GGUF_U32)
-        return refuse(r, type_field, "general.alignment is not a u32");
-    uint32_t value = load_u32(r->bytes + type_field + 4);
+        return header_refuse(r, type_field, "general.alignment is not a u32");
+    uint32_t value = header_load_u32(r->bytes + type_field + 4);
     if (value == 0 || (value & (value - 1)) != 0)
-        return refuse(r, type_field + 4, "general.alignment is %" PRIu32 ", not a power of two", value);
+        return header_refuse(r, type_field + 4, "general.alignment is %" PRIu32 ", not a power of two", value);
     model->alignment = value;
     return 0;
 }
 
-static int read_kv(struct reader *r, struct gguf_kv *kv, struct gguf *model)
+static int read_kv(struct header_reader *r, struct gguf_kv *kv, struct gguf *model)
 {
     static const char alignment[] = "general.alignment";
     uint64_t key_field = r->pos;
-    int error = take_string(r, "a key", GGUF_KEY_MAX, &kv->key.size);
+    int error = header_take_string(r, "a key", GGUF_KEY_MAX, &kv->key.size);
 
     if (error)
         return error;
     if (kv->key.size == 0)
-        return refuse(r, key_field, "a key is empty");
+        return header_refuse(r, key_field, "a key is empty");
 
     uint64_t type_field = r->pos;
     error = take_value_type(r, &kv->type);
@@ -305,7 +186,7 @@ static int read_kv(struct reader *r, struct gguf_kv *kv, struct gguf *model)
     if (kv->type == GGUF_ARRAY)
         error = take_array(r, kv, &start);
     else if (kv->type == GGUF_STRING)
-        error = take_string(r, "a string", UINT64_MAX, &(size_t){0});
+        error = header_take_string(r, "a string", UINT64_MAX, &(size_t){0});
     else
         error = take_scalar(r, kv->type);
     if (error)
@@ -316,7 +197,7 @@ static int read_kv(struct reader *r, struct gguf_kv *kv, struct gguf *model)
     return 0;
 }
 
-static int read_metadata(struct reader *r, struct gguf *model)
+static int read_metadata(struct header_reader *r, struct gguf *model)
 {
     size_t capacity = 0;
 
@@ -334,84 +215,84 @@ static int read_metadata(struct reader *r, struct gguf *model)
 }
 
 /* A name fit to be printed, compared as a C string, and sent as JSON. */
-static int check_name(struct reader *r, uint64_t field, const char *name, size_t size)
+static int check_name(struct header_reader *r, uint64_t field, const char *name, size_t size)
 {
     if (size == 0)
-        return refuse(r, field, "a tensor's name is empty");
+        return header_refuse(r, field, "a tensor's name is empty");
     if (memchr(name, 0, size))
-        return refuse(r, field, "a tensor's name contains a NUL byte");
+        return header_refuse(r, field, "a tensor's name contains a NUL byte");
     for (size_t i = 0; i < size;) {
         size_t length = utf8_character(name + i, size - i);
 
         if (length == 0)
-            return refuse(r, field, "a tensor's name is not UTF-8");
+            return header_refuse(r, field, "a tensor's name is not UTF-8");
         i += length;
     }
     return 0;
 }
 
-static int read_dimensions(struct reader *r, struct gguf_tensor *tensor)
+static int read_dimensions(struct header_reader *r, struct gguf_tensor *tensor)
 {
     uint64_t field = r->pos;
     bool empty = false;
-    int error = take_u32(r, &tensor->n_dims);
+    int error = header_take_u32(r, &tensor->n_dims);
 
     if (error)
         return error;
     if (tensor->n_dims > 4)
-        return refuse(r, field, "a tensor has %" PRIu32 " dimensions; 4 are the most", tensor->n_dims);
+        return header_refuse(r, field, "a tensor has %" PRIu32 " dimensions; 4 are the most", tensor->n_dims);
     field = r->pos;
     for (unsigned i = 0; i < 4; i++) {
         tensor->ne[i] = 1;
         if (i >= tensor->n_dims)
             continue;
-        error = take_u64(r, &tensor->ne[i]);
+        error = header_take_u64(r, &tensor->ne[i]);
         if (error)
             return error;
         if (tensor->ne[i] > SIZE_BOUND)
-            return refuse(r, field + 8 * i, "a tensor's dimension is larger than 2^53");
+            return header_refuse(r, field + 8 * i, "a tensor's dimension is larger than 2^53");
         empty = empty || tensor->ne[i] == 0;
     }
     /* One zero makes the tensor empty, whatever the product of the other dimensions would come to. */
     tensor->elements = empty ? 0 : 1;
     for (unsigned i = 0; i < tensor->n_dims && !empty; i++) {
         if (__builtin_mul_overflow(tensor->elements, tensor->ne[i], &tensor->elements) || tensor->elements > INT64_MAX)
-            return refuse(r, field + 8 * i, "the product of a tensor's dimensions is larger than 2^63");
+            return header_refuse(r, field + 8 * i, "the product of a tensor's dimensions is larger than 2^63");
     }
     return 0;
 }
 
 /* `dimensions` is where the first dimension stands. */
-static int read_type(struct reader *r, struct gguf_tensor *tensor, uint64_t dimensions)
+static int read_type(struct header_reader *r, struct gguf_tensor *tensor, uint64_t dimensions)
 {
     uint64_t field = r->pos;
     uint32_t id;
-    int error = take_u32(r, &id);
+    int error = header_take_u32(r, &id);
 
     if (error)
         return error;
     const struct tensor_type *type = tensor_type_find(id);
     if (!type)
-        return refuse(r, field, "tensor type %" PRIu32 " is not known", id);
+        return header_refuse(r, field, "tensor type %" PRIu32 " is not known", id);
     if (type->kind == TYPE_REMOVED)
-        return refuse(r, field, "tensor type %s was removed from the format", type->name);
+        return header_refuse(r, field, "tensor type %s was removed from the format", type->name);
     if (type->kind == TYPE_INTERNAL)
-        return refuse(r, field, "tensor type %s is internal to engines and has no place in a file", type->name);
+        return header_refuse(r, field, "tensor type %s is internal to engines and has no place in a file", type->name);
     if (tensor->ne[0] % type->block_elements != 0)
-        return refuse(r, dimensions, "rows of %" PRIu64 " elements are not whole %s blocks of %" PRIu32, tensor->ne[0],
-                      type->name, type->block_elements);
+        return header_refuse(r, dimensions, "rows of %" PRIu64 " elements are not whole %s blocks of %" PRIu32,
+                             tensor->ne[0], type->name, type->block_elements);
     if (__builtin_mul_overflow(tensor->elements / type->block_elements, type->block_bytes, &tensor->bytes))
-        return refuse(r, dimensions, "a tensor is larger than 2^64 bytes");
+        return header_refuse(r, dimensions, "a tensor is larger than 2^64 bytes");
     tensor->type = type;
     return 0;
 }
 
 /* Leaves tensor->offset relative to the tensor data, whose position is not known yet. */
-static int read_tensor(struct reader *r, const struct gguf *model, struct gguf_tensor *tensor)
+static int read_tensor(struct header_reader *r, const struct gguf *model, struct gguf_tensor *tensor)
 {
     uint64_t field = r->pos;
     size_t name_size;
-    int error = take_string(r, "a tensor's name", GGUF_NAME_MAX, &name_size);
+    int error = header_take_string(r, "a tensor's name", GGUF_NAME_MAX, &name_size);
 
     if (error)
         return error;
@@ -426,16 +307,16 @@ static int read_tensor(struct reader *r, const struct gguf *model, struct gguf_t
     if (error)
         return error;
     field = r->pos;
-    error = take_u64(r, &tensor->offset);
+    error = header_take_u64(r, &tensor->offset);
     if (error)
         return error;
     if (tensor->offset % model->alignment != 0)
-        return refuse(r, field, "a tensor's offset %" PRIu64 " is not a multiple of %" PRIu64, tensor->offset,
-                      model->alignment);
+        return header_refuse(r, field, "a tensor's offset %" PRIu64 " is not a multiple of %" PRIu64, tensor->offset,
+                             model->alignment);
     return 0;
 }
 
-static int read_tensors(struct reader *r, struct gguf *model)
+static int read_tensors(struct header_reader *r, struct gguf *model)
 {
     size_t capacity = 0;
 
@@ -455,7 +336,7 @@ static int read_tensors(struct reader *r, struct gguf *model)
 /* --- Second pass --- */
 
 /* Sets the pointers of the key-values, which begin at *pos, and moves it past them. */
-static int locate_metadata(struct reader *r, struct gguf *model, size_t *pos)
+static int locate_metadata(struct header_reader *r, struct gguf *model, size_t *pos)
 {
     __attribute__((cleanup(name_set_free))) struct name_set seen = {0};
     int error = name_set_init(&seen, model->n_kv);
@@ -469,26 +350,28 @@ static int locate_metadata(struct reader *r, struct gguf *model, size_t *pos)
         kv->key.bytes = (const char *)r->bytes + *pos + 8;
         kv->data = r->bytes + type + (kv->type == GGUF_ARRAY ? 16 : 4);
         if (!name_set_add(&seen, kv->key.bytes, kv->key.size))
-            return refuse(r, *pos, "a key stands twice in the metadata");
+            return header_refuse(r, *pos, "a key stands twice in the metadata");
         *pos = (size_t)(kv->data - r->bytes) + kv->data_size;
     }
     return 0;
 }
 
-static int locate_tensor(struct reader *r, const struct gguf *model, struct gguf_tensor *tensor, struct name_set *seen,
-                         size_t *pos)
+static int locate_tensor(struct header_reader *r, const struct gguf *model, struct gguf_tensor *tensor,
+                         struct name_set *seen, size_t *pos)
 {
-    struct gguf_string name = {(const char *)r->bytes + *pos + 8, load_u64(r->bytes + *pos)};
+    struct gguf_string name = {(const char *)r->bytes + *pos + 8, header_load_u64(r->bytes + *pos)};
     size_t after_name = *pos + 8 + name.size;
     size_t offset_field = after_name + 4 + 8 * tensor->n_dims + 4;
     uint64_t room = model->file_size - model->data_start;
 
     if (!name_set_add(seen, name.bytes, name.size))
-        return refuse(r, *pos, "two tensors are called %.*s", (int)name.size, name.bytes);
+        return header_refuse(r, *pos, "two tensors are called %.*s", (int)name.size, name.bytes);
     if (tensor->offset > room)
-        return refuse(r, offset_field, "tensor %.*s begins past the end of the file", (int)name.size, name.bytes);
+        return header_refuse(r, offset_field, "tensor %.*s begins past the end of the file", (int)name.size,
+                             name.bytes);
     if (tensor->bytes > room - tensor->offset)
-        return refuse(r, offset_field, "tensor %.*s reaches past the end of the file", (int)name.size, name.bytes);
+        return header_refuse(r, offset_field, "tensor %.*s reaches past the end of the file", (int)name.size,
+                             name.bytes);
     tensor->offset += model->data_start;
     tensor->name = name.bytes;
     /* The name is terminated where its number of dimensions begins, which is in n_dims by now. */
@@ -497,7 +380,7 @@ static int locate_tensor(struct reader *r, const struct gguf *model, struct gguf
     return 0;
 }
 
-static int locate_tensors(struct reader *r, struct gguf *model, size_t *pos)
+static int locate_tensors(struct header_reader *r, struct gguf *model, size_t *pos)
 {
     __attribute__((cleanup(name_set_free))) struct name_set seen = {0};
     int error = name_set_init(&seen, model->n_tensors);
@@ -512,7 +395,7 @@ static int locate_tensors(struct reader *r, struct gguf *model, size_t *pos)
     return 0;
 }
 
-static int locate(struct reader *r, struct gguf *model)
+static int locate(struct header_reader *r, struct gguf *model)
 {
     size_t pos = HEADER_FIXED;
 
@@ -520,7 +403,7 @@ static int locate(struct reader *r, struct gguf *model)
     if (model->n_tensors > 0)
         model->data_start = (r->pos + model->alignment - 1) & ~(model->alignment - 1);
     if (model->data_start > r->file_size)
-        return refuse(r, r->pos, "the file ends before its tensor data");
+        return header_refuse(r, r->pos, "the file ends before its tensor data");
     int error = locate_metadata(r, model, &pos);
     if (error)
         return error;
@@ -529,10 +412,10 @@ static int locate(struct reader *r, struct gguf *model)
 
 /* --- The model --- */
 
-static int read_header(struct reader *r, struct gguf *model)
+static int read_header(struct header_reader *r, struct gguf *model)
 {
     if (r->file_size > SIZE_BOUND)
-        return refuse(r, 0, "the file is larger than 2^53 bytes");
+        return header_refuse(r, 0, "the file is larger than 2^53 bytes");
     int error = read_preamble(r, model);
     if (error)
         return error;
@@ -542,16 +425,13 @@ static int read_header(struct reader *r, struct gguf *model)
     error = read_tensors(r, model);
     if (error)
         return error;
-    /* What was read ahead of need goes back. */
-    uint8_t *bytes = realloc(r->bytes, r->pos);
-    if (bytes)
-        r->bytes = bytes;
+    header_trim(r);
     return locate(r, model);
 }
 
 int gguf_read(int fd, uint64_t file_size, struct gguf **ret, struct gguf_fault *ret_fault)
 {
-    struct reader reader = {.fd = fd, .file_size = file_size, .fault = ret_fault};
+    struct header_reader reader = {.fd = fd, .file_size = file_size, .fault = ret_fault};
     struct gguf *model = calloc(1, sizeof *model);
 
     if (!model)

@@ -1,0 +1,101 @@
+#include "daemon/header_reader.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#define READ_FIRST ((size_t)64 << 10) /* bytes of the first read; each further one doubles what there is */
+
+int header_refuse(struct header_reader *r, uint64_t offset, const char *format, ...)
+{
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(r->fault->reason, sizeof r->fault->reason, format, args);
+    va_end(args);
+    r->fault->offset = offset;
+    return -EBADMSG;
+}
+
+int header_ensure(struct header_reader *r, uint64_t size, uint64_t field)
+{
+    size_t limit = r->file_size < GGUF_HEADER_MAX ? (size_t)r->file_size : (size_t)GGUF_HEADER_MAX;
+
+    if (size > r->file_size - r->pos)
+        return header_refuse(r, field, "the file ends inside its header");
+    if (size > limit - r->pos)
+        return header_refuse(r, field, "the header is larger than 1 GiB");
+    while (r->filled - r->pos < size) {
+        if (r->filled == r->capacity) {
+            size_t capacity = r->capacity ? r->capacity * 2 : READ_FIRST;
+
+            if (capacity > limit)
+                capacity = limit;
+            uint8_t *bytes = realloc(r->bytes, capacity);
+            if (!bytes)
+                return -ENOMEM;
+            r->bytes = bytes;
+            r->capacity = capacity;
+        }
+        ssize_t n = pread(r->fd, r->bytes + r->filled, r->capacity - r->filled, (off_t)r->filled);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return -errno;
+        if (n == 0)
+            return -ENODATA;
+        r->filled += (size_t)n;
+    }
+    return 0;
+}
+
+int header_take_u32(struct header_reader *r, uint32_t *ret)
+{
+    int error = header_ensure(r, sizeof *ret, r->pos);
+
+    if (error)
+        return error;
+    *ret = header_load_u32(r->bytes + r->pos);
+    r->pos += sizeof *ret;
+    return 0;
+}
+
+int header_take_u64(struct header_reader *r, uint64_t *ret)
+{
+    int error = header_ensure(r, sizeof *ret, r->pos);
+
+    if (error)
+        return error;
+    *ret = header_load_u64(r->bytes + r->pos);
+    r->pos += sizeof *ret;
+    return 0;
+}
+
+int header_take_string(struct header_reader *r, const char *what, uint64_t most, size_t *ret_size)
+{
+    uint64_t field = r->pos, size;
+    int error = header_take_u64(r, &size);
+
+    if (error)
+        return error;
+    if (size > most)
+        return header_refuse(r, field, "%s is longer than %" PRIu64 " bytes", what, most);
+    if (size > r->file_size - r->pos)
+        return header_refuse(r, field, "%s of %" PRIu64 " bytes reaches past the end of the file", what, size);
+    error = header_ensure(r, size, field);
+    if (error)
+        return error;
+    r->pos += (size_t)size;
+    *ret_size = (size_t)size;
+    return 0;
+}
+
+void header_trim(struct header_reader *r)
+{
+    uint8_t *bytes = realloc(r->bytes, r->pos);
+    if (bytes)
+        r->bytes = bytes;
+}
