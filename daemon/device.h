@@ -153,7 +153,6 @@ struct device_config {
     unsigned workers;    /* threads that fill slots */
     uint64_t staging;    /* bytes for all slots of a device together; 0: the module's choice */
     const char *streams; /* NULL, or how many streams to use */
-    bool export_fd;      /* share allocations as descriptors where the device can */
 };
 
 /* A shared object exports one of these as `rocmforge_device_module`. */
