@@ -4,10 +4,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <libgen.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -16,34 +19,77 @@
 /* Accepted in one go, before others get their turn. */
 #define ACCEPT_BATCH 64
 
+/* For so long nobody is accepted when there was nothing to do it with: the client would be reported again and again. */
+#define ACCEPT_PAUSE_MS 200
+
 struct listener {
     uv_poll_t poll;
+    uv_timer_t pause;
+    unsigned handles; /* of the two, that the loop has not let go of */
     int socket;
     int lock;  /* held while the path is ours; -1: it is not */
-    int spare; /* given up for a moment when descriptors run out, to tell a client so */
+    int spare; /* given up for a moment when descriptors run out, to tell a client so; -1: somebody else got it then */
+    bool starved; /* that nobody can be accepted was logged, and nobody was since */
     char *path;
     struct conns *conns;
 };
 
 /* Tells a client that cannot be served, as well as that goes. */
-static void refuse(int socket, const char *limit)
+static void refuse(int socket, const char *limit, uint64_t value)
 {
     char text[160];
-    int n = snprintf(text, sizeof(text),
-                     "{\"error\":\"io.rocmforge.LimitExceeded\",\"parameters\":{\"limit\":\"%s\",\"value\":%u}}", limit,
-                     LISTENER_CONNECTIONS_MAX);
+    int n =
+        snprintf(text, sizeof(text),
+                 "{\"error\":\"io.rocmforge.LimitExceeded\",\"parameters\":{\"limit\":\"%s\",\"value\":%" PRIu64 "}}",
+                 limit, value);
     (void)!send(socket, text, (size_t)n + 1, MSG_NOSIGNAL | MSG_DONTWAIT);
     close(socket);
 }
 
-/* Descriptors have run out: the spare one serves to take the client off the queue. */
-static void refuse_with_spare(struct listener *listener)
+static void spare_open(struct listener *listener)
 {
+    if (listener->spare < 0)
+        listener->spare = open("/dev/null", O_RDONLY | O_CLOEXEC);
+}
+
+/* Descriptors have run out: the spare one serves to take the client off the queue. False if that did not help. */
+static bool refuse_with_spare(struct listener *listener)
+{
+    if (listener->spare < 0)
+        return false;
     close(listener->spare);
+    listener->spare = -1;
     int socket = accept4(listener->socket, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    struct rlimit limit = {0};
+    (void)getrlimit(RLIMIT_NOFILE, &limit);
     if (socket >= 0)
-        refuse(socket, "descriptors");
-    listener->spare = open("/dev/null", O_RDONLY | O_CLOEXEC);
+        refuse(socket, "descriptors", limit.rlim_cur);
+    spare_open(listener);
+    return socket >= 0;
+}
+
+static void listener_ready(uv_poll_t *poll, int status, int events);
+
+static void pause_over(uv_timer_t *timer)
+{
+    struct listener *listener = timer->data;
+    int r = uv_poll_start(&listener->poll, UV_READABLE, listener_ready);
+    if (r < 0)
+        log_error("the listening socket failed: %s", uv_strerror(r));
+}
+
+/* accept4() failed with `error`. */
+static void accept_failed(struct listener *listener, int error)
+{
+    if (error == EAGAIN || error == EINTR || error == ECONNABORTED)
+        return; /* nobody else, or gone already */
+    if (!listener->starved)
+        log_warning("a client cannot be accepted: %s", strerror(error));
+    listener->starved = true;
+    if ((error == EMFILE || error == ENFILE) && refuse_with_spare(listener))
+        return;
+    uv_poll_stop(&listener->poll);
+    uv_timer_start(&listener->pause, pause_over, ACCEPT_PAUSE_MS, 0);
 }
 
 static void listener_ready(uv_poll_t *poll, int status, int events)
@@ -54,17 +100,16 @@ static void listener_ready(uv_poll_t *poll, int status, int events)
         log_error("the listening socket failed: %s", uv_strerror(status));
         return;
     }
+    spare_open(listener);
     for (int i = 0; i < ACCEPT_BATCH; i++) {
         int socket = accept4(listener->socket, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-        if (socket < 0 && (errno == EMFILE || errno == ENFILE)) {
-            log_warning("no descriptor left for a client");
-            refuse_with_spare(listener);
+        if (socket < 0) {
+            accept_failed(listener, errno);
             return;
         }
-        if (socket < 0)
-            return; /* nobody else, or gone already */
+        listener->starved = false;
         if (conns_count(listener->conns) >= LISTENER_CONNECTIONS_MAX) {
-            refuse(socket, "connections");
+            refuse(socket, "connections", LISTENER_CONNECTIONS_MAX);
             continue;
         }
         int r = conn_open(listener->conns, socket);
@@ -92,8 +137,8 @@ static struct listener *listener_alloc(struct conns *conns)
     struct listener *listener = calloc(1, sizeof(*listener));
     if (!listener)
         return NULL;
-    listener->socket = listener->lock = -1;
-    listener->spare = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    listener->socket = listener->lock = listener->spare = -1;
+    spare_open(listener);
     listener->conns = conns;
     return listener;
 }
@@ -103,7 +148,8 @@ static int listener_begin(uv_loop_t *loop, struct listener *listener)
     int r = uv_poll_init(loop, &listener->poll, listener->socket);
     if (r < 0)
         return r;
-    listener->poll.data = listener;
+    uv_timer_init(loop, &listener->pause);
+    listener->poll.data = listener->pause.data = listener;
     return uv_poll_start(&listener->poll, UV_READABLE, listener_ready);
 }
 
@@ -213,7 +259,9 @@ fail:
 
 static void listener_closed(uv_handle_t *handle)
 {
-    listener_free(handle->data);
+    struct listener *listener = handle->data;
+    if (--listener->handles == 0)
+        listener_free(listener);
 }
 
 void listener_close(struct listener *listener)
@@ -223,5 +271,7 @@ void listener_close(struct listener *listener)
     if (listener->path)
         unlink(listener->path);
     uv_poll_stop(&listener->poll);
+    listener->handles = 2;
     uv_close((uv_handle_t *)&listener->poll, listener_closed);
+    uv_close((uv_handle_t *)&listener->pause, listener_closed);
 }
