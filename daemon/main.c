@@ -31,11 +31,18 @@ struct daemon {
     uv_signal_t hangup;
     struct preload *preload; /* NULL: nothing is preloaded */
     uv_work_t first_work;
+    bool ready;
+    char status[64]; /* as systemd was told it last */
 };
+
+static struct daemon *daemon_of(struct server *server)
+{
+    return (struct daemon *)((char *)server - offsetof(struct daemon, server));
+}
 
 static void daemon_stopped(struct server *server)
 {
-    struct daemon *daemon = (struct daemon *)((char *)server - offsetof(struct daemon, server));
+    struct daemon *daemon = daemon_of(server);
     uv_close((uv_handle_t *)&daemon->terminate, NULL);
     uv_close((uv_handle_t *)&daemon->interrupt, NULL);
     uv_close((uv_handle_t *)&daemon->hangup, NULL);
@@ -71,19 +78,29 @@ static void hung_up(uv_signal_t *handle, int number)
         preload_look(daemon->preload);
 }
 
-/* Tells systemd, and whoever looks at `systemctl status`, what there is. */
-static void tell_status(struct server *server)
+/* What there is, for systemd and whoever looks at `systemctl status`. False if that was told already. */
+static bool status_new(struct daemon *daemon)
 {
-    char status[128];
+    char status[sizeof(daemon->status)];
     size_t resident = 0;
     const struct model *model;
-    TAILQ_FOREACH(model, &server->registry.models, link)
+    TAILQ_FOREACH(model, &daemon->server.registry.models, link)
     {
         resident += model->state == MODEL_RESIDENT;
     }
-    snprintf(status, sizeof(status), "%zu models resident, %zu loading", resident, server->n_loads);
-    if (!server->stopping)
-        service_status(status);
+    snprintf(status, sizeof(status), "%zu model%s resident, %zu loading", resident, resident == 1 ? "" : "s",
+             daemon->server.n_loads);
+    if (strcmp(status, daemon->status) == 0)
+        return false;
+    strcpy(daemon->status, status);
+    return true;
+}
+
+static void tell_status(struct server *server)
+{
+    struct daemon *daemon = daemon_of(server);
+    if (daemon->ready && !server->stopping && status_new(daemon))
+        service_status(daemon->status);
 }
 
 static int signals_begin(struct daemon *daemon)
@@ -232,7 +249,9 @@ int main(int argc, char **argv)
     if (daemon_begin(&daemon, &options) < 0)
         return EXIT_FAILURE; /* nothing was promised to anybody yet; the kernel cleans up */
     log_notice("rocmforged " ROCMFORGE_VERSION " ready, %u workers", daemon.server.workers);
-    service_ready("Ready");
+    daemon.ready = true;
+    (void)status_new(&daemon);
+    service_ready(daemon.status);
     uv_run(&daemon.loop, UV_RUN_DEFAULT);
     r = uv_loop_close(&daemon.loop);
     assert(r == 0); /* every handle was closed */

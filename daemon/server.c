@@ -139,6 +139,7 @@ void server_job_begin(struct server *server)
 {
     if (server->n_jobs++ == 0 && !server->stopping)
         uv_timer_start(&server->ticker, ticked, TICK_MS, TICK_MS);
+    server_changed(server);
 }
 
 void server_job_end(struct server *server)

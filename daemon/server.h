@@ -39,7 +39,7 @@ struct server {
     size_t n_verify_jobs; /* under way on workers */
     size_t n_jobs;        /* loads, unloads and verifications: what must be over before the daemon ends */
 
-    /* Models came or went. NULL: nobody asks. */
+    /* Models came or went, or a job began. NULL: nobody asks. */
     void (*changed)(struct server *server);
 
     struct user_limits limits;
@@ -61,7 +61,7 @@ struct device *server_device(struct server *server, const char *name);
 
 struct scheduler *server_scheduler(struct server *server, const struct device *device);
 
-/* Tells whoever asks that models came or went. */
+/* Tells whoever asks that models came or went, or a job began. */
 void server_changed(struct server *server);
 
 /* Something begins, or ends, that the daemon does not stop before. */

@@ -1,4 +1,7 @@
 """The daemon as a process: its socket, its signals, and what it and systemd say to each other."""
+import contextlib
+import ctypes
+import errno
 import os
 import shutil
 import signal
@@ -146,56 +149,175 @@ def notify(folder):
 
 
 def said(listener, seconds=0.2):
-    """Lines that come in so many seconds."""
+    """Messages that come in so many seconds."""
     end = time.monotonic() + seconds
-    lines = []
+    messages = []
     while (left := end - time.monotonic()) > 0:
         listener.settimeout(left)
         try:
-            lines += listener.recv(4096).decode().splitlines()
+            messages.append(listener.recv(4096).decode())
         except TimeoutError:
             break
-    return lines
+    return messages
 
 
-def next_said(listener, prefix):
+def next_said(listener):
     listener.settimeout(TIMEOUT)
-    lines = []
-    while not any(line.startswith(prefix) for line in lines):
-        lines += listener.recv(4096).decode().splitlines()
-    return lines
+    return listener.recv(4096).decode()
 
 
-def test_notify(start, notify, folder, small_model):
-    daemon = start(ready=False, env={"NOTIFY_SOCKET": str(folder / "notify")})
-    next_said(notify, "READY=1")
-    with daemon.client() as client:  # at once: ready means that it answers
-        assert client.call("List") == {"models": []}
-        client.call("Load", path=str(small_model), name="small")
-    assert any(line.startswith("STATUS=") for line in said(notify))
+def test_notify(start, gate, notify, folder, large_model, small_model):
+    """Each state is told once, in these words."""
+    daemon = start(ready=False, env={**gate.env, "NOTIFY_SOCKET": str(folder / "notify")})
+    assert next_said(notify) == "READY=1\nSTATUS=0 models resident, 0 loading"
+    with daemon.client() as client, daemon.client() as loader:
+        client.call("List")
+        client.call("Load", path=str(small_model), name="a")
+        assert next_said(notify) == "STATUS=0 models resident, 1 loading"
+        assert next_said(notify) == "STATUS=1 model resident, 0 loading"
+        gate.close()
+        loader.send("Load", {"path": str(large_model), "name": "large"})
+        assert next_said(notify) == "STATUS=1 model resident, 1 loading"
+        gate.open()
+        loader.reply()
+        assert next_said(notify) == "STATUS=2 models resident, 0 loading"
+        client.call("Unload", name="a")
+        assert next_said(notify) == "STATUS=1 model resident, 0 loading"
+        client.call("Verify", name="large")  # of which nothing is told
+        client.call("Unload", name="large")
+        assert next_said(notify) == "STATUS=0 models resident, 0 loading"
     daemon.process.terminate()
-    assert "STOPPING=1" in next_said(notify, "STOPPING=1")
+    assert next_said(notify) == "STOPPING=1\nSTATUS=Stopping"
     assert daemon.process.wait(TIMEOUT) == 0
+    assert said(notify) == []
 
 
-def test_watchdog_is_fed(start, notify, folder):
-    """Several times in each period that systemd grants."""
-    start(env={"NOTIFY_SOCKET": str(folder / "notify"), "WATCHDOG_USEC": "400000"})
-    end = time.monotonic() + 2
-    count = 0
-    while time.monotonic() < end:
-        count += said(notify, 0.05).count("WATCHDOG=1")
-    assert count >= 5
+def test_notify_of_a_load_that_fails(start, notify, folder):
+    daemon = start(ready=False, env={"NOTIFY_SOCKET": str(folder / "notify")})
+    next_said(notify)
+    (folder / "text.gguf").write_text("this is no model, but long enough to be one")
+    with daemon.client() as client, wire_error("InvalidModel"):
+        client.call("Load", path=str(folder / "text.gguf"))
+    assert next_said(notify) == "STATUS=0 models resident, 1 loading"
+    assert next_said(notify) == "STATUS=0 models resident, 0 loading"
+
+
+def test_ready_means_that_it_answers(start, notify, folder):
+    """systemd does not listen: the daemon waits for it to say that it is ready, and takes connections by then."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.connect(str(folder / "notify"))
+        other.setblocking(False)
+        n_before = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                other.send(b"X")
+                n_before += 1
+    daemon = start(ready=False, env={"NOTIFY_SOCKET": str(folder / "notify")})
+    wait_until(lambda: asleep_in(daemon.pid, "sendmsg"))
+    with daemon.client() as client:
+        client.send("List")
+        for _ in range(n_before):
+            assert next_said(notify) == "X"
+        assert next_said(notify).startswith("READY=1\n")
+        assert client.reply() == ({"models": []}, False)
+
+
+SYSCALLS = {"sendmsg": {"x86_64": 46, "aarch64": 211}}
+
+
+def asleep_in(pid, name):
+    """Whether the main thread waits in this system call."""
+    number = SYSCALLS[name].get(os.uname().machine)
+    if number is None:
+        pytest.skip("its system calls are not known here")
+    with open(f"/proc/{pid}/syscall", encoding="ascii") as file:
+        return file.read().split()[0] == str(number)
+
+
+def test_not_ready_if_it_cannot_start(start, notify, folder):
+    (folder / "io.rocmforge").mkdir()
+    daemon = start(ready=False, env={"NOTIFY_SOCKET": str(folder / "notify")})
+    assert daemon.process.wait(TIMEOUT) == 1
+    assert said(notify) == []
+
+
+# --- The watchdog ---
+
+WATCHDOG = 2  # seconds that systemd grants here: long, so that a machine under load feeds it in time
+
+
+@pytest.fixture
+def watched(start, notify, folder):
+    env = {"NOTIFY_SOCKET": str(folder / "notify"), "WATCHDOG_USEC": str(WATCHDOG * 1000000)}
+    return start(ready=False, env=env)
+
+
+def test_watchdog_is_fed(watched, notify):
+    """Twice in each period that systemd grants, as its manual wants it; not more often."""
+    assert next_said(notify).startswith("READY=1\n")
+    meals = []
+    while len(meals) < 6:
+        assert next_said(notify) == "WATCHDOG=1"
+        meals.append(time.monotonic())
+    gaps = [b - a for a, b in zip(meals, meals[1:])]
+    assert max(gaps) < WATCHDOG
+    assert WATCHDOG / 2 * 0.8 < sum(gaps) / len(gaps) < WATCHDOG / 2 * 1.3
+
+
+PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_DETACH, WALL = 0x4206, 0x4207, 17, 0x40000000
+
+
+def ptrace(request, tid):
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
+    if libc.ptrace(request, tid, None, None) < 0:
+        if ctypes.get_errno() == errno.EPERM:
+            pytest.skip("ptrace is not allowed here")
+        raise OSError(ctypes.get_errno(), "ptrace")
+
+
+@contextlib.contextmanager
+def main_thread_stopped(pid):
+    """The loop's thread hangs, wherever it was; the workers' do not."""
+    ptrace(PTRACE_SEIZE, pid)
+    ptrace(PTRACE_INTERRUPT, pid)
+    assert os.waitpid(pid, WALL)[0] == pid
+    try:
+        yield
+    finally:
+        ptrace(PTRACE_DETACH, pid)
+
+
+def thread_states(pid):
+    for tid in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{tid}/stat", encoding="ascii") as file:
+            yield int(tid), file.read().rpartition(")")[2].split()[0]
+
+
+def test_watchdog_is_not_fed_by_a_loop_that_hangs(watched, notify):
+    """The process is there and its other threads run, but nobody is answered: systemd has to learn of it."""
+    watched.wait_ready()
+    said(notify, WATCHDOG)
+    with main_thread_stopped(watched.pid):
+        states = dict(thread_states(watched.pid))
+        assert states.pop(watched.pid) == "t"
+        assert states and set(states.values()) <= {"S", "R"}
+        said(notify, 0)
+        while said(notify, 0.01):  # what was on its way
+            pass
+        assert said(notify, 2 * WATCHDOG) == []
+    assert next_said(notify) == "WATCHDOG=1"
+    assert watched.models() == []
 
 
 def test_watchdog_is_not_fed_unasked(start, notify, folder):
     start(env={"NOTIFY_SOCKET": str(folder / "notify")})
-    assert "WATCHDOG=1" not in said(notify, 1)
+    assert len(said(notify, 1)) == 1, "it is ready"
 
 
 def test_watchdog_of_another_process(start, notify, folder):
     start(env={"NOTIFY_SOCKET": str(folder / "notify"), "WATCHDOG_USEC": "200000", "WATCHDOG_PID": "1"})
-    assert "WATCHDOG=1" not in said(notify, 1)
+    assert len(said(notify, 1)) == 1, "it is ready"
 
 
 def test_socket_activation(folder):
