@@ -10,7 +10,7 @@ from pathlib import Path
 
 import make_model
 import pytest
-from harness import ROOT, SANITIZERS, Daemon, Gate, sparse_model
+from harness import ROOT, SANITIZERS, Daemon, Gate, daemon_program, sparse_model
 
 
 def pytest_configure(config):
@@ -43,6 +43,27 @@ def start(folder):
         daemon.close()
         assert status == 0, daemon.log
         assert "Sanitizer" not in daemon.log and "runtime error" not in daemon.log, daemon.log
+
+
+@pytest.fixture(params=["root", "nobody"])
+def start_for_all(request, start, folder):
+    """A daemon that runs as this user, and that others may connect to."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to be several users")
+    nobody = 65534
+
+    def start_one(*options, **keywords):
+        if request.param == "nobody":
+            os.chown(folder, nobody, nobody)
+            program = ["setpriv", f"--reuid={nobody}", f"--regid={nobody}", "--clear-groups"]
+            keywords["program"] = [*program, daemon_program()]
+        os.chmod(folder, 0o755)
+        daemon = start(*options, **keywords)
+        os.chmod(daemon.socket, 0o666)
+        daemon.uid = nobody if request.param == "nobody" else 0
+        return daemon
+
+    return start_one
 
 
 @pytest.fixture

@@ -1,12 +1,11 @@
 """Bad messages, and too many of them: the connection that sends them ends, others do not notice."""
 import json
-import os
 import socket
 import threading
 import time
 
 import pytest
-from harness import daemon_program, wait_until, wire_error
+from harness import wait_until, wire_error
 from rocmforge_wire import Closed
 
 LIST = b'{"method":"io.rocmforge.List"}'
@@ -140,12 +139,7 @@ def test_client_that_never_reads(daemon, small_model):
                 for _ in range(100000):
                     client.socket.sendall(request * 100)
             assert other.call("List")["models"][0]["name"] == "small"
-            assert resident_bytes(daemon) < 400 << 20
-
-
-def resident_bytes(daemon):
-    with open(f"/proc/{daemon.pid}/statm", encoding="ascii") as statm:
-        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            assert daemon.rss() < 400 << 20
 
 
 def test_watcher_that_never_reads(daemon, small_model):
@@ -167,24 +161,6 @@ def test_many_connections(daemon):
     for client in clients:
         assert client.reply() == ({"models": []}, False)
     assert daemon.status()["connections"] == 201
-    for client in clients:
-        client.close()
-    wait_until(lambda: daemon.status()["connections"] == 1)
-
-
-def test_flood_of_connections(start):
-    """With descriptors used up the daemon goes on, and takes new connections once there are some again."""
-    daemon = start(program=["sh", "-c", 'ulimit -n 64; exec "$0" "$@"', daemon_program()])
-    clients = []
-    for _ in range(100):
-        try:
-            clients.append(daemon.client(timeout=5))
-        except OSError:
-            break
-    answered = 0
-    for client in clients[:30]:
-        answered += client.call("List") == {"models": []}
-    assert answered == 30
     for client in clients:
         client.close()
     wait_until(lambda: daemon.status()["connections"] == 1)

@@ -9,7 +9,7 @@ import time
 
 import make_model
 import pytest
-from harness import daemon_program, sparse_model, wait_until, wire_error
+from harness import USER, client_of, sparse_model, wait_until, wire_error
 from rocmforge_wire import Closed, WireError
 
 MIB = 1 << 20
@@ -648,45 +648,6 @@ def test_split_with_a_file_missing(daemon, split):
 
 
 # --- Fair, and bounded ---
-
-USER = 12345
-
-
-@contextlib.contextmanager
-def as_user(uid):
-    """What connects meanwhile is this user's."""
-    os.seteuid(uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-
-
-def client_of(daemon, uid, **options):
-    with as_user(uid):
-        return daemon.client(**options)
-
-
-@pytest.fixture(params=["root", "nobody"])
-def start_for_all(request, start, folder):
-    """A daemon that runs as this user, and that others may connect to."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to be several users")
-    nobody = 65534
-
-    def start_one(*options, **keywords):
-        if request.param == "nobody":
-            os.chown(folder, nobody, nobody)
-            program = ["setpriv", f"--reuid={nobody}", f"--regid={nobody}", "--clear-groups"]
-            keywords["program"] = [*program, daemon_program()]
-        os.chmod(folder, 0o755)
-        daemon = start(*options, **keywords)
-        os.chmod(daemon.socket, 0o666)
-        daemon.uid = nobody if request.param == "nobody" else 0
-        return daemon
-
-    return start_one
-
 
 def load_fd(client, path, **parameters):
     with open(path, "rb") as file:

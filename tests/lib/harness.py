@@ -89,6 +89,23 @@ class Daemon:
                 links.append(os.readlink(f"/proc/{self.pid}/fd/{fd}"))
         return sorted(links)
 
+    def rss(self):
+        """Bytes of memory that it has."""
+        with open(f"/proc/{self.pid}/statm", encoding="ascii") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def cpu_seconds(self):
+        """Processor time that it took so far."""
+        with open(f"/proc/{self.pid}/stat", encoding="ascii") as stat:
+            fields = stat.read().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def busy(self, seconds=1):
+        """Which part of a processor it takes."""
+        before, began = self.cpu_seconds(), time.monotonic()
+        time.sleep(seconds)
+        return (self.cpu_seconds() - before) / (time.monotonic() - began)
+
     def settled_fds(self):
         """The same, once connections that were closed are gone."""
         while True:
@@ -125,6 +142,25 @@ class Daemon:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+
+
+# Nobody in particular: neither root nor the daemon.
+USER = 12345
+
+
+@contextlib.contextmanager
+def as_user(uid):
+    """What connects meanwhile is this user's."""
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def client_of(daemon, uid, **options):
+    with as_user(uid):
+        return daemon.client(**options)
 
 
 class Gate:

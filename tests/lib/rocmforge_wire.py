@@ -66,7 +66,8 @@ class Client:
         if fds:
             sent = socket.send_fds(self.socket, [data], list(fds))
             data = data[sent:]
-        self.socket.sendall(data)
+        if data:
+            self.socket.sendall(data)
 
     def send(self, method, parameters=None, fds=(), **options):
         """options: more, oneway."""
