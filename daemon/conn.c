@@ -1,51 +1,15 @@
 #include "daemon/conn.h"
 
+#include "daemon/conn_state.h"
 #include "daemon/log.h"
-#include "daemon/model.h"
 #include "proto/frame.h"
-#include "proto/json_check.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
-
-enum conn_state {
-    CONN_OPEN,
-    CONN_ENDING,
-    CONN_BROKEN,
-    CONN_CLOSED,
-};
-
-struct conn {
-    LIST_ENTRY(conn) link;
-    struct conns *conns;
-    uv_poll_t poll;
-    uv_timer_t deadline; /* of the call */
-    unsigned handles;    /* of the two, that the loop has not let go of */
-    int socket;
-    uint64_t id;
-    pid_t pid;
-    uid_t uid;
-    enum conn_state state;
-    bool peer_done; /* the other side sends no more, and all that it sent was read */
-    bool hung_up;   /* it sends no more, but the buffer is full of what it sent */
-    struct frame_reader *reader;
-    struct frame_writer *writer;
-
-    bool in_call;
-    bool in_dispatch; /* messages are being taken from the buffer */
-    bool again;       /* a call ended later; look at the buffer when the loop comes round */
-    struct call call;
-    cJSON *message; /* what the call's strings and parameters are part of */
-    struct frame_message frame;
-    cJSON *no_parameters; /* an empty object, for calls without */
-
-    struct lease_list leases;
-};
 
 struct conns {
     LIST_HEAD(, conn) list;
@@ -61,7 +25,6 @@ struct conns {
 };
 
 static void conn_poll(struct conn *conn);
-static void conn_process(struct conn *conn);
 
 int conns_new(uv_loop_t *loop, call_fn *dispatch, conn_admit_fn *admit, void *context, struct conns **ret)
 {
@@ -134,11 +97,7 @@ static void conn_close(struct conn *conn)
         return;
     conn->state = CONN_CLOSED;
     log_debug("conn=%" PRIu64 " closed", conn->id);
-    if (conn->in_call) {
-        conn->in_call = false;
-        if (conn->call.abandoned)
-            conn->call.abandoned(&conn->call);
-    }
+    call_abandon(conn);
     while (!LIST_EMPTY(&conn->leases))
         lease_end(LIST_FIRST(&conn->leases));
     uv_poll_stop(&conn->poll);
@@ -163,9 +122,7 @@ void conns_close(struct conns *conns, void (*closed)(void *context), void *conte
     conns_check_closed(conns);
 }
 
-/* Gives the connection up without closing it now: whoever sends a reply is in the middle of something, and closing ends
- * leases and calls. The loop sees the socket's end, and closes. */
-static void conn_break(struct conn *conn)
+void conn_break(struct conn *conn)
 {
     if (conn->state != CONN_OPEN && conn->state != CONN_ENDING)
         return;
@@ -192,7 +149,7 @@ static void conn_flush(struct conn *conn)
     conn_poll(conn);
 }
 
-static void conn_send(struct conn *conn, cJSON *message, const int *fds, size_t n_fds)
+void conn_send(struct conn *conn, cJSON *message, const int *fds, size_t n_fds)
 {
     if (conn->state != CONN_OPEN) {
         cJSON_Delete(message);
@@ -218,55 +175,6 @@ static void conn_send(struct conn *conn, cJSON *message, const int *fds, size_t 
     conn_flush(conn);
 }
 
-/* {"error": ..., "parameters": {...}} */
-static cJSON *error_message(enum wire_error error, cJSON *parameters)
-{
-    cJSON *message = cJSON_CreateObject();
-    cJSON_AddStringToObject(message, "error", wire_error_name(error));
-    cJSON_AddItemToObject(message, "parameters", parameters ? parameters : cJSON_CreateObject());
-    return message;
-}
-
-/* Several leases on one model make one name. */
-static bool names_have(const cJSON *names, const char *name)
-{
-    const cJSON *element;
-    cJSON_ArrayForEach (element, names) {
-        if (strcmp(element->valuestring, name) == 0)
-            return true;
-    }
-    return false;
-}
-
-/* Adds the names of models that this client is asked to let go, and was not told of yet. */
-static void add_draining(struct conn *conn, cJSON *parameters)
-{
-    cJSON *names = NULL;
-    struct lease *lease;
-    LIST_FOREACH(lease, &conn->leases, of_conn)
-    {
-        if (lease->told || lease->model->state != MODEL_DRAINING)
-            continue;
-        lease->told = true;
-        if (!names)
-            names = cJSON_AddArrayToObject(parameters, "draining");
-        if (!names_have(names, lease->model->name))
-            cJSON_AddItemToArray(names, cJSON_CreateString(lease->model->name));
-    }
-}
-
-static cJSON *reply_message(struct conn *conn, cJSON *parameters, bool continues)
-{
-    cJSON *message = cJSON_CreateObject();
-    if (!parameters)
-        parameters = cJSON_CreateObject();
-    add_draining(conn, parameters);
-    cJSON_AddItemToObject(message, "parameters", parameters);
-    if (continues)
-        cJSON_AddTrueToObject(message, "continues");
-    return message;
-}
-
 /* Says what is wrong with the stream, and ends the connection. */
 static void conn_end(struct conn *conn, const char *reason)
 {
@@ -276,7 +184,7 @@ static void conn_end(struct conn *conn, const char *reason)
     cJSON *parameters = cJSON_CreateObject();
     cJSON_AddStringToObject(parameters, "reason", reason);
     char *text = NULL;
-    cJSON *message = error_message(WIRE_InvalidMessage, parameters);
+    cJSON *message = call_error_message(WIRE_InvalidMessage, parameters);
     text = cJSON_PrintUnformatted(message);
     cJSON_Delete(message);
     int r = text ? frame_writer_put(conn->writer, text, strlen(text), NULL, 0) : -ENOMEM;
@@ -288,171 +196,13 @@ static void conn_end(struct conn *conn, const char *reason)
         conn_flush(conn);
 }
 
-/* A call is over: its message goes, and the next one's turn comes. */
-static void call_end(struct call *call)
+void conn_next(struct conn *conn)
 {
-    struct conn *conn = call->conn;
-    conn->in_call = false;
-    uv_timer_stop(&conn->deadline);
-    cJSON_Delete(conn->message);
-    conn->message = NULL;
     if (conn->state == CONN_OPEN && !conn->in_dispatch) {
         /* Not now: whoever answered has more to do before the next request may change the world. */
         conn->again = true;
         conn_poll(conn);
     }
-}
-
-void call_reply(struct call *call, cJSON *parameters, const int *fds, size_t n_fds)
-{
-    struct conn *conn = call->conn;
-    assert(conn->in_call);
-    if (call->oneway)
-        cJSON_Delete(parameters);
-    else
-        conn_send(conn, reply_message(conn, parameters, false), fds, n_fds);
-    call_end(call);
-}
-
-bool call_continue(struct call *call, cJSON *parameters)
-{
-    struct conn *conn = call->conn;
-    assert(conn->in_call && call->more);
-    if (frame_writer_pending(conn->writer) > CONN_QUEUE_HIGH) {
-        cJSON_Delete(parameters);
-        return false;
-    }
-    conn_send(conn, reply_message(conn, parameters, true), NULL, 0);
-    return true;
-}
-
-bool call_continue_all(struct call *call, cJSON *parameters)
-{
-    struct conn *conn = call->conn;
-    assert(conn->in_call && call->more);
-    if (frame_writer_pending(conn->writer) > CONN_WATCH_MAX) {
-        cJSON_Delete(parameters);
-        if (conn->state == CONN_OPEN)
-            log_info("conn=%" PRIu64 " pid=%d does not read what it watches; closing", conn->id, (int)conn->pid);
-        conn_break(conn);
-        return false;
-    }
-    conn_send(conn, reply_message(conn, parameters, true), NULL, 0);
-    return conn->state == CONN_OPEN;
-}
-
-void call_fail(struct call *call, enum wire_error error, cJSON *parameters)
-{
-    struct conn *conn = call->conn;
-    assert(conn->in_call);
-    if (call->oneway)
-        cJSON_Delete(parameters);
-    else
-        conn_send(conn, error_message(error, parameters), NULL, 0);
-    call_end(call);
-}
-
-void call_fail_parameter(struct call *call, const char *parameter)
-{
-    cJSON *parameters = cJSON_CreateObject();
-    cJSON_AddStringToObject(parameters, "parameter", parameter);
-    call_fail(call, WIRE_InvalidParameter, parameters);
-}
-
-static void deadline_passed(uv_timer_t *timer)
-{
-    struct conn *conn = timer->data;
-    if (!conn->in_call)
-        return;
-    if (conn->call.abandoned)
-        conn->call.abandoned(&conn->call);
-    call_fail(&conn->call, WIRE_DeadlineExceeded, NULL);
-}
-
-void call_set_deadline(struct call *call, double seconds)
-{
-    if (seconds <= 0)
-        return;
-    double milliseconds = seconds * 1e3;
-    /* A century is as good as for ever, and fits. */
-    uint64_t timeout = milliseconds < 3e12 ? (uint64_t)milliseconds + 1 : 3000000000000u;
-    uv_update_time(call->conn->conns->loop);
-    uv_timer_start(&call->conn->deadline, deadline_passed, timeout, 0);
-}
-
-int call_take_fd(struct call *call, int64_t index)
-{
-    return frame_message_take_fd(&call->conn->frame, index);
-}
-
-bool call_take_fds(struct call *call, const cJSON *indexes, int *fds, size_t *ret_n)
-{
-    size_t n = 0;
-    const cJSON *index;
-    cJSON_ArrayForEach (index, indexes) {
-        int fd = n < FRAME_FDS_MAX ? call_take_fd(call, (int64_t)index->valuedouble) : -EBADF;
-        if (fd < 0) {
-            while (n > 0)
-                close(fds[--n]);
-            call_fail_parameter(call, "fds");
-            return false;
-        }
-        fds[n++] = fd;
-    }
-    *ret_n = n;
-    if (n == 0)
-        call_fail_parameter(call, "fds");
-    return n > 0;
-}
-
-/* Makes a call of a message. Returns false, with the reason, if it is none. */
-static bool conn_begin_call(struct conn *conn, const char **ret_reason)
-{
-    size_t offset;
-    if (json_check(conn->frame.text, conn->frame.size, ret_reason, &offset) < 0)
-        return false;
-    conn->message = cJSON_ParseWithLength(conn->frame.text, conn->frame.size);
-    if (!conn->message) {
-        *ret_reason = "out of memory, or not JSON";
-        return false;
-    }
-    const cJSON *method = NULL, *parameters = NULL, *more = NULL, *oneway = NULL, *upgrade = NULL, *field;
-    cJSON_ArrayForEach (field, conn->message) {
-        if (strcmp(field->string, "method") == 0)
-            method = field;
-        else if (strcmp(field->string, "parameters") == 0)
-            parameters = field;
-        else if (strcmp(field->string, "more") == 0)
-            more = field;
-        else if (strcmp(field->string, "oneway") == 0)
-            oneway = field;
-        else if (strcmp(field->string, "upgrade") == 0)
-            upgrade = field;
-    }
-    if (!cJSON_IsString(method)) {
-        *ret_reason = "no method";
-        return false;
-    }
-    if (parameters && cJSON_IsNull(parameters))
-        parameters = NULL;
-    if ((parameters && !cJSON_IsObject(parameters)) || (more && !cJSON_IsBool(more)) ||
-        (oneway && !cJSON_IsBool(oneway)) || (upgrade && !cJSON_IsFalse(upgrade))) {
-        *ret_reason = "a field of the call has the wrong type";
-        return false;
-    }
-    conn->call = (struct call){
-        .conn = conn,
-        .method = method->valuestring,
-        .parameters = parameters ? parameters : conn->no_parameters,
-        .more = cJSON_IsTrue(more),
-        .oneway = cJSON_IsTrue(oneway),
-    };
-    if (conn->call.more && conn->call.oneway) {
-        *ret_reason = "a call cannot be both more and oneway";
-        return false;
-    }
-    conn->in_call = true;
-    return true;
 }
 
 /* Calls what has been received, one after the other, as long as calls are answered at once. */
@@ -470,7 +220,7 @@ static void conn_process(struct conn *conn)
         if (r == 0)
             break;
         const char *reason = "the message is too long";
-        if (r < 0 || !conn_begin_call(conn, &reason)) {
+        if (r < 0 || !call_begin(conn, &reason)) {
             conn_end(conn, reason);
             break;
         }
