@@ -22,10 +22,16 @@ static bool avx512_runs(void)
     return avx2_runs() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+
+static bool avx512_bf16_runs(void)
+{
+    return avx512_runs() && __builtin_cpu_supports("avx512bf16");
+}
 #endif
 
 const struct dequant_isa dequant_isas[] = {
 #if defined(__x86_64__)
+    {"avx512-bf16", avx512_bf16_runs, &dequant_avx512_bf16},
     {"avx512", avx512_runs, &dequant_avx512},
     {"avx2", avx2_runs, &dequant_avx2},
 #endif

@@ -18,6 +18,7 @@ extern dequant_table dequant_reference;
 /* Only for processors that have what dequant.c asks for. */
 extern dequant_table dequant_avx2;
 extern dequant_table dequant_avx512;
+extern dequant_table dequant_avx512_bf16;
 #endif
 
 struct dequant_isa {

@@ -1,7 +1,9 @@
 /* What the x86 decoders share: how eight or sixteen f32 values are made from codes, and how they leave in each form.
  *
  * Included by a .c file that has defined X86_TARGET, the instruction sets to compile for: the same source becomes
- * dequant_avx2.c and dequant_avx512.c. No fma in X86_TARGET is needed or wanted.
+ * dequant_avx2.c, dequant_avx512.c and dequant_avx512_bf16.c. No fma in X86_TARGET is needed or wanted.
+ *
+ * X86_BF16 says whether X86_TARGET has an instruction that rounds to bf16.
  *
  * A decoder is `X86_FN void x_x86(struct out *out, const uint8_t *block, enum form form)`; `form` is a constant at each
  * call, so that each becomes three straight functions. Products are exact in f32 (see kernels/blocks.h), so scales are
@@ -112,9 +114,30 @@ X86_FN __m256i bf16_halves(__m256i upper, __m256i lower)
     return _mm256_add_epi16(upper, _mm256_srli_epi16(sum, 15));
 }
 
-/* 32 values, x[k] holding elements 4k to 4k + 3 and 16 + 4k to 16 + 4k + 3; for bf16, where that costs less, of each
- * pair of vectors the first has the even and the second the odd ones. NaN have no payload that rounding could carry out
- * of (see f16_at), and no bf16 overflows: no finite product or sum of a quantised type comes near. */
+/* Whether out32() takes even and odd elements apart. */
+X86_FN bool in_even_and_odd(enum form form)
+{
+    return form == FORM_BF16 && !X86_BF16;
+}
+
+/* Two vectors of out32() to their sixteen bf16, the elements of the lower halves first. The instruction takes subnormal
+ * numbers for zero: whoever can make some must not come here with it. */
+X86_FN __m256i bf16_16(__m256 a, __m256 b)
+{
+#if X86_BF16
+    return _mm256_permute4x64_epi64((__m256i)_mm256_cvtne2ps_pbh(b, a), _MM_SHUFFLE(3, 1, 2, 0));
+#else
+    const __m256i even = _mm256_castps_si256(a), odd = _mm256_castps_si256(b);
+    const __m256i upper = _mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0xaa);
+    const __m256i lower = _mm256_blend_epi16(even, _mm256_slli_epi32(odd, 16), 0xaa);
+    return bf16_halves(upper, lower);
+#endif
+}
+
+/* 32 values, x[k] holding elements 4k to 4k + 3 and 16 + 4k to 16 + 4k + 3; for bf16 without an instruction, where that
+ * costs less, of each pair of vectors the first has the even and the second the odd ones. NaN have no payload that
+ * rounding could carry out of (see f16_at), and no bf16 overflows: no finite product or sum of a quantised type comes
+ * near. */
 X86_FN void out32(struct out *out, const __m256 x[4], enum form form)
 {
     __m128i *const to = (__m128i *)out->at;
@@ -134,11 +157,7 @@ X86_FN void out32(struct out *out, const __m256 x[4], enum form form)
             _mm_storeu_si128(to + k, _mm_unpacklo_epi64(a, b));
             _mm_storeu_si128(to + k + 2, _mm_unpackhi_epi64(a, b));
         } else {
-            const __m256i even = _mm256_castps_si256(x[2 * k]);
-            const __m256i odd = _mm256_castps_si256(x[2 * k + 1]);
-            const __m256i upper = _mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0xaa);
-            const __m256i lower = _mm256_blend_epi16(even, _mm256_slli_epi32(odd, 16), 0xaa);
-            const __m256i rounded = bf16_halves(upper, lower);
+            const __m256i rounded = bf16_16(x[2 * k], x[2 * k + 1]);
             _mm_storeu_si128(to + k, _mm256_castsi256_si128(rounded));
             _mm_storeu_si128(to + k + 2, _mm256_extracti128_si256(rounded, 1));
         }
@@ -149,7 +168,7 @@ X86_FN void out32(struct out *out, const __m256 x[4], enum form form)
 /* Codes times 2^24, in out32()'s order. */
 X86_FN void lanes32(__m256i lanes[4], __m256i codes, enum form form)
 {
-    if (form == FORM_BF16) {
+    if (in_even_and_odd(form)) {
         lanes[0] = _mm256_shuffle_epi8(codes, OUT32_SHUFFLE(0, 2, 4, 6));
         lanes[1] = _mm256_shuffle_epi8(codes, OUT32_SHUFFLE(1, 3, 5, 7));
         lanes[2] = _mm256_shuffle_epi8(codes, OUT32_SHUFFLE(8, 10, 12, 14));
@@ -163,7 +182,8 @@ X86_FN void lanes32(__m256i lanes[4], __m256i codes, enum form form)
 }
 
 /* Signed codes, none of greater magnitude than `most`, times a scale, which is that of elements 0..15 in the lower and
- * of 16..31 in the upper half. Scales are 2^-60 at least, so dividing by 2^24 keeps them exact. */
+ * of 16..31 in the upper half. Scales are 2^-60 at least, so dividing by 2^24 keeps them exact, and products are normal
+ * numbers. */
 X86_FN void out32_scaled(struct out *out, __m256i codes, __m256 scale, float most, enum form form)
 {
     const __m256 scale24 = _mm256_mul_ps(scale, _mm256_set1_ps(0x1p-24f));

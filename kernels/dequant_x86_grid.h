@@ -99,7 +99,9 @@ X86_FN void iq3_xxs_x86(struct out *out, const uint8_t *b, enum form form)
     for (unsigned k = 0; k < 8; k++) {
         const uint8_t *qs = b + 2 + 8 * k;
         const uint32_t w = u32_at(b + 66 + 4 * k);
-        const uint16_t indexes[8] = {qs[0], qs[1], qs[2], qs[3], qs[4], qs[5], qs[6], qs[7]};
+        const uint64_t q = u64_at(qs);
+        const uint16_t indexes[8] = {q & 255,       q >> 8 & 255,  q >> 16 & 255, q >> 24 & 255,
+                                     q >> 32 & 255, q >> 40 & 255, q >> 48 & 255, q >> 56};
         out32_scaled(out, grid_signs(grid8x4(iq3xxs_grid, indexes), signs_from_indexes(w)), _mm256_set1_ps(scales[k]),
                      62, form);
     }

@@ -1,5 +1,5 @@
 /* Makes the decoders of dequant_x86_*.h into functions and a table of them, for X86_TARGET. Included once by each of
- * dequant_avx2.c and dequant_avx512.c, last.
+ * dequant_avx2.c, dequant_avx512.c and dequant_avx512_bf16.c, last.
  *
  * A call that writes more than any cache would keep is worked off in chunks that fit the first-level one: each goes to
  * a buffer and from there past the caches, as memcpy does for such sizes. A plain store would first read what it
