@@ -85,11 +85,11 @@ X86_FN __m256i bytes32_at(const uint8_t *p)
     return _mm256_loadu_si256((const __m256i *)p);
 }
 
-/* A NaN loses its payload but for the quiet bit: rounding to bf16 then needs no thought for it, since the sum cannot
- * run over into the sign. What computed NaN look like is up to the processor anyway. */
+/* A NaN loses its payload but for the quiet bit, unless an instruction rounds to bf16: that then needs no thought for
+ * it, since the sum cannot run over into the sign. What computed NaN look like is up to the processor anyway. */
 X86_FN float f16_from_bits(unsigned h)
 {
-    return _cvtsh_ss((uint16_t)((h & 0x7fff) > 0x7c00 ? 0x7e00 : h));
+    return _cvtsh_ss((uint16_t)(!X86_BF16 && (h & 0x7fff) > 0x7c00 ? 0x7e00 : h));
 }
 
 X86_FN float f16_at(const uint8_t *p)
