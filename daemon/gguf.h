@@ -80,7 +80,7 @@ struct gguf {
     struct gguf *next;           /* of a joined model: the next file's header, which tensors point into; owned */
 };
 
-/* Why a file is refused. `reason` is a sentence in `text`, or a static one; offset is that of the faulty field. */
+/* Why a file is refused, in a sentence, and the offset of the faulty field. */
 struct gguf_fault {
     char reason[160];
     uint64_t offset;

@@ -27,7 +27,7 @@ int header_ensure(struct header_reader *r, uint64_t size, uint64_t field)
     if (size > r->file_size - r->pos)
         return header_refuse(r, field, "the file ends inside its header");
     if (size > limit - r->pos)
-        return header_refuse(r, field, "the header is larger than 1 GiB");
+        return header_refuse(r, field, "the header is larger than 128 MiB");
     while (r->filled - r->pos < size) {
         if (r->filled == r->capacity) {
             size_t capacity = r->capacity ? r->capacity * 2 : READ_FIRST;
