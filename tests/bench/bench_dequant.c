@@ -5,10 +5,11 @@
  * of for 0.7 of memcpy's alone. memcpy reads as much as it writes; a decoder that narrows reads up to four times as
  * much. "moved" therefore compares bytes read and written; where only that is 0.7 or more, "met" says "moved".
  *
- * usage: bench_dequant [-t TYPE] [-f FORM] [-m MIB] [-r ROUNDS] [-j THREADS] [-c MIB] [-x]
+ * usage: bench_dequant [-t TYPE] [-f FORM] [-m MIB] [-r ROUNDS] [-j THREADS] [-c MIB] [-i ISA] [-x]
  *   -m  bytes of output (default 96 MiB: larger than the caches)
  *   -c  decode in calls of this many MiB, all into the same buffer, as a loader does (default: one call)
  *   -j  threads for the last column, which says how many times faster they are together (default 2)
+ *   -i  instruction set, if not the best that runs here: avx512-bf16, avx512, avx2, baseline, neon
  *   -x  random bytes throughout; else scales, and numbers of plain float types, are of the size that weights have,
  *       without infinities and NaN, which make overflows that have to be counted
  *
@@ -27,6 +28,7 @@ extern dequant_table bench_scalar;
 enum { MAX_ROUNDS = 101, MAX_THREADS = 64 };
 
 static const char *only_type, *only_form;
+static const struct dequant_isa *isa;
 static size_t output_bytes = (size_t)96 << 20;
 static size_t call_bytes;
 static int rounds = 7;
@@ -124,6 +126,20 @@ static double job_time_threads(const struct job *whole)
     return slowest;
 }
 
+/* NULL if it is not known, or does not run here. */
+static const struct dequant_isa *isa_find(const char *name)
+{
+    for (size_t i = 0; i < dequant_isa_count; i++)
+        if (strcmp(dequant_isas[i].name, name) == 0 && dequant_isas[i].runs_here())
+            return &dequant_isas[i];
+    return NULL;
+}
+
+static dequant_fn *decoder(uint32_t id, enum form form)
+{
+    return (*isa->table)[id][form] ? (*isa->table)[id][form] : dequant_find_reference(id, form);
+}
+
 static void *allocate(size_t size)
 {
     void *p = aligned_alloc(2 << 20, (size + (2 << 20) - 1) / (2 << 20) * (2 << 20));
@@ -204,8 +220,7 @@ static const char *met(const struct tensor_type *type, double of_copy, double of
 static void bench(const struct tensor_type *type, enum form form, uint8_t *dst, uint8_t *src)
 {
     const size_t block_output = type->block_elements * form_element_bytes(form);
-    struct job fast = {
-        dequant_find(type->id, form), dst, src, output_bytes / block_output, type->block_bytes, block_output};
+    struct job fast = {decoder(type->id, form), dst, src, output_bytes / block_output, type->block_bytes, block_output};
     struct job scalar = fast, copy = fast;
     fill(type, src, fast.blocks);
     scalar.fn = bench_scalar[type->id][form];
@@ -229,7 +244,8 @@ static void bench(const struct tensor_type *type, enum form form, uint8_t *dst, 
 
 int main(int argc, char **argv)
 {
-    for (int c; (c = getopt(argc, argv, "t:f:m:r:j:c:x")) != -1;) {
+    isa = isa_find(dequant_isa());
+    for (int c; (c = getopt(argc, argv, "t:f:m:r:j:c:i:x")) != -1;) {
         switch (c) {
         case 't':
             only_type = optarg;
@@ -249,6 +265,11 @@ int main(int argc, char **argv)
         case 'c':
             call_bytes = (size_t)atol(optarg) << 20;
             break;
+        case 'i':
+            isa = isa_find(optarg);
+            if (!isa)
+                return 77;
+            break;
         case 'x':
             any_bytes = true;
             break;
@@ -262,14 +283,14 @@ int main(int argc, char **argv)
     uint8_t *dst = allocate(output_bytes), *src = allocate(4 * output_bytes);
     memset(dst, 1, output_bytes);
     memset(src, 1, 4 * output_bytes); /* memcpy may read more than the blocks fill */
-    printf("instruction set: %s; output: %zu MiB; one core, GB/s of output, medians of %d\n", dequant_isa(),
+    printf("instruction set: %s; output: %zu MiB; one core, GB/s of output, medians of %d\n", isa->name,
            output_bytes >> 20, rounds);
     printf("%-8s %-5s %8s %8s %7s %7s %8s %7s  %-5s %4d thr.\n", "type", "form", "decode", "memcpy", "ratio", "moved",
            "scalar", "ratio", "met", threads);
     for (uint32_t id = 0; id < DEQUANT_TYPES; id++) {
         const struct tensor_type *type = tensor_type_find(id);
         for (enum form form = FORM_F32; form <= FORM_BF16; form++) {
-            if (!dequant_find(id, form) || (only_type && strcmp(only_type, type->name) != 0) ||
+            if (!decoder(id, form) || (only_type && strcmp(only_type, type->name) != 0) ||
                 (only_form && strcmp(only_form, form_name(form)) != 0))
                 continue;
             bench(type, form, dst, src);
