@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,7 +20,7 @@
 #define HOST_SLOTS_PER_WORKER 2u
 
 /* Written at once: the kernel takes a page for every 4 KiB of it, and many kernels let no other thread have the
- * processor until all of it is done, the loop included. */
+ * processor until all of it is done. */
 #define HOST_WRITE_BYTES ((size_t)64 << 10)
 
 /* Slots are aligned to pages: what pread() likes. */
@@ -28,8 +29,11 @@
 /* Memory is taken in whole pages; 2 MiB lets a client map it with large ones where the kernel gives them. */
 #define HOST_GRANULE (2u << 20)
 
+/* One worker writes to it at a time. The kernel lets no two into a file either, but has the others spin until the next
+ * tick of its clock, where they keep the loop from the processor; here they sleep. */
 struct arena {
     int fd;
+    pthread_mutex_t writing;
 };
 
 static uint64_t clock_ns(void)
@@ -99,6 +103,7 @@ static int host_arena_new(struct device *device, uint64_t bytes, const struct ex
         free(arena);
         return device_fault_set(ret_fault, -error, "ftruncate", error, strerror(error));
     }
+    pthread_mutex_init(&arena->writing, NULL);
     *ret = arena;
     return 0;
 }
@@ -106,6 +111,7 @@ static int host_arena_new(struct device *device, uint64_t bytes, const struct ex
 static void host_arena_free(struct arena *arena)
 {
     close(arena->fd);
+    pthread_mutex_destroy(&arena->writing);
     free(arena);
 }
 
@@ -129,12 +135,14 @@ static void host_put(struct device *device, struct transfer *transfer)
     (void)device;
     transfer->begin_ns = clock_ns();
     transfer->status = 0;
+    pthread_mutex_lock(&transfer->arena->writing);
     for (size_t i = 0; i < transfer->n_pieces && transfer->status == 0; i++) {
         const struct piece *piece = &transfer->pieces[i];
         const uint8_t *data = (const uint8_t *)transfer->slot->data + piece->slot_offset;
         transfer->status =
             write_all(transfer->arena->fd, data, piece->slot_bytes, piece->arena_offset, &transfer->fault);
     }
+    pthread_mutex_unlock(&transfer->arena->writing);
     transfer->end_ns = clock_ns();
     transfer->copy_ns = transfer->end_ns - transfer->begin_ns;
     transfer->done(transfer);
