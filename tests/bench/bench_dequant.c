@@ -242,6 +242,19 @@ static void bench(const struct tensor_type *type, enum form form, uint8_t *dst, 
     fflush(stdout);
 }
 
+/* How many times faster memcpy is with all threads: what memory, and not a decoder, allows. */
+static double bench_copy(uint8_t *dst, const uint8_t *src)
+{
+    const struct job copy = {NULL, dst, src, output_bytes / 256, 256, 256};
+    double t_one[MAX_ROUNDS], t_threads[MAX_ROUNDS];
+    for (int i = -1; i < rounds; i++) {
+        const int k = i < 0 ? 0 : i;
+        t_one[k] = job_time(&copy);
+        t_threads[k] = job_time_threads(&copy);
+    }
+    return median(t_one, rounds) / median(t_threads, rounds);
+}
+
 int main(int argc, char **argv)
 {
     isa = isa_find(dequant_isa());
@@ -285,6 +298,7 @@ int main(int argc, char **argv)
     memset(src, 1, 4 * output_bytes); /* memcpy may read more than the blocks fill */
     printf("instruction set: %s; output: %zu MiB; one core, GB/s of output, medians of %d\n", isa->name,
            output_bytes >> 20, rounds);
+    printf("memcpy with %d threads: %.2f times one\n", threads, bench_copy(dst, src));
     printf("%-8s %-5s %8s %8s %7s %7s %8s %7s  %-5s %4d thr.\n", "type", "form", "decode", "memcpy", "ratio", "moved",
            "scalar", "ratio", "met", threads);
     for (uint32_t id = 0; id < DEQUANT_TYPES; id++) {
