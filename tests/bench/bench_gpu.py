@@ -136,6 +136,28 @@ def bench_loads(build, kind, models, report):
         with Daemon(build, kind, "--streams", str(streams)) as daemon:
             for type_, form in (("f16", "native"), ("q4_0", "auto")):
                 report.add(type_, models[type_], form, "gpu", 0, streams, daemon.loads(models[type_], times=3, form=form))
+    report.head("Staging memory")
+    for staging in ("32M", "64M", "96M", "128M", "256M", "512M"):
+        with Daemon(build, kind, "--staging", staging) as daemon:
+            for type_ in models:
+                taken = daemon.loads(models[type_], times=3, form="native")
+                report.add(type_, models[type_], "native", "gpu", 0, 0, taken, staging)
+
+
+def bench_host_cache(build, kind, models, report):
+    """A model that is pushed out of the device to host memory, and comes back."""
+    report.head("By way of host memory (--host-cache)")
+    size = models["f16"].stat().st_size
+    options = ("--host-cache", str(2 * size), "--budget", str(size * 5 // 4))
+    with Daemon(build, kind, *options) as daemon:
+        daemon.load(models["f16"], "a", form="native")
+        time.sleep(REST)
+        saving = [daemon.load(models["f16"], "b", form="native", private=True)]
+        report.add("f16", models["f16"], "native", "gpu", 0, 0, saving, "the load that pushes another one out")
+        daemon.unload("b")
+        time.sleep(REST)
+        back = [daemon.load(models["f16"], "a", form="native")]
+        report.add("f16", models["f16"], "native", "gpu", 0, 0, back, "that one, back")
 
 
 def bench_attach(build, kind, folder):
@@ -229,6 +251,7 @@ def main():
 
     report = Report(link["link"])
     bench_loads(build, arguments.kind, models, report)
+    bench_host_cache(build, arguments.kind, models, report)
     result = {"link": link, "processors": os.cpu_count(), "loads": report.rows}
     result["attach"] = bench_attach(build, arguments.kind, arguments.models)
     result["others"] = bench_others(arguments.models, models["q4_0"].stat().st_size)
