@@ -13,9 +13,10 @@ from rocmforge_wire import Client, WireError
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 60
 
-# A sanitizer's finding ends the daemon, and with it the test.
+# A sanitizer's finding ends the daemon, and with it the test. Of freed memory little is kept, or it would be taken for
+# memory that the daemon has.
 SANITIZERS = {
-    "ASAN_OPTIONS": "exitcode=99:detect_leaks=1",
+    "ASAN_OPTIONS": "exitcode=99:detect_leaks=1:quarantine_size_mb=16",
     "UBSAN_OPTIONS": "halt_on_error=1:exitcode=99:print_stacktrace=1",
 }
 
