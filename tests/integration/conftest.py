@@ -135,3 +135,9 @@ def small_model(model_folder):
 def large_model(model_folder):
     """768 MB that take no room on disk: long enough to read that something can happen meanwhile."""
     return sparse_model(model_folder / "large.gguf", 768 << 20)
+
+
+@pytest.fixture(scope="session")
+def gated_model(model_folder):
+    """64 MB that take no room on disk: a closed gate holds them up, and without one they are there soon."""
+    return sparse_model(model_folder / "gated.gguf", 64 << 20)

@@ -203,21 +203,21 @@ def test_end_under_a_flood(daemon):
 # --- Verifications ---
 
 
-def test_flood_of_verifications(start, gate, large_model, small_model):
+def test_flood_of_verifications(start, gate, gated_model, small_model):
     """None of them ends, and yet there are workers for the loads of others."""
     daemon = start("--workers", "4", env=gate.env)
     with daemon.client() as client, contextlib.ExitStack() as stack:
-        client.call("Load", path=str(large_model), name="large")
+        client.call("Load", path=str(gated_model), name="gated")
         gate.close()
         verifiers = [stack.enter_context(daemon.client()) for _ in range(12)]
         for verifier in verifiers:
             for _ in range(200):
-                verifier.send("Verify", {"name": "large"}, more=True)
+                verifier.send("Verify", {"name": "gated"}, more=True)
         daemon.sync()
         memory = daemon.rss()
         for i in range(5):
-            assert promptly(client, "List")["models"][0]["name"] == "large"
-            lease = promptly(client, "Attach", name="large")["lease"]
+            assert promptly(client, "List")["models"][0]["name"] == "gated"
+            lease = promptly(client, "Attach", name="gated")["lease"]
             promptly(client, "Detach", lease=lease)
             # It would never end if verifications had all of the workers.
             client.call("Load", path=str(small_model), name=f"small{i}")
@@ -225,7 +225,7 @@ def test_flood_of_verifications(start, gate, large_model, small_model):
         assert daemon.busy(0.5) < 0.5
         assert daemon.rss() < memory + 64 * MIB
         with wire_error("ModelBusy"):
-            client.call("Unload", name="large")
+            client.call("Unload", name="gated")
         stack.close()
         daemon.sync()
         gate.open()
@@ -233,37 +233,37 @@ def test_flood_of_verifications(start, gate, large_model, small_model):
 
         def unloaded():
             with contextlib.suppress(WireError):
-                return client.call("Unload", name="large")
+                return client.call("Unload", name="gated")
 
         wait_until(unloaded)
         assert daemon.used() == 0
 
 
-def test_limit_of_verifications(start_for_all, gate, large_model):
+def test_limit_of_verifications(start_for_all, gate, gated_model):
     daemon = start_for_all("--workers", "4", env=gate.env)
     with client_of(daemon, daemon.uid) as own, contextlib.ExitStack() as stack:
-        with open(large_model, "rb") as file:
-            own.call("Load", fds=[file.fileno()], name="large")
+        with open(gated_model, "rb") as file:
+            own.call("Load", fds=[file.fileno()], name="gated")
         gate.close()
         mine = [stack.enter_context(client_of(daemon, USER)) for _ in range(USER_VERIFIES)]
         for client in mine:
-            client.send("Verify", {"name": "large"})
+            client.send("Verify", {"name": "gated"})
         daemon.sync()
         with client_of(daemon, USER) as fifth, client_of(daemon, USER + 1) as other:
             for _ in range(20):
                 with wire_error("LimitExceeded") as error:
-                    fifth.call("Verify", name="large")
+                    fifth.call("Verify", name="gated")
                 assert error == {"limit": "user-verifies", "value": USER_VERIFIES}
             promptly(fifth, "List")
-            other.send("Verify", {"name": "large"})
-            own.send("Verify", {"name": "large"})
+            other.send("Verify", {"name": "gated"})
+            own.send("Verify", {"name": "gated"})
             daemon.sync()
             mine.pop().close()
             daemon.sync()
             gate.open()
             for client in (*mine, other, own):
                 assert client.reply()[0]["mismatches"] == []
-            assert fifth.call("Verify", name="large")["mismatches"] == []
+            assert fifth.call("Verify", name="gated")["mismatches"] == []
 
 
 # --- Those who come and go ---

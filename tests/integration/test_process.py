@@ -166,7 +166,7 @@ def next_said(listener):
     return listener.recv(4096).decode()
 
 
-def test_notify(start, gate, notify, folder, large_model, small_model):
+def test_notify(start, gate, notify, folder, gated_model, small_model):
     """Each state is told once, in these words."""
     daemon = start(ready=False, env={**gate.env, "NOTIFY_SOCKET": str(folder / "notify")})
     assert next_said(notify) == "READY=1\nSTATUS=0 models resident, 0 loading"
@@ -176,15 +176,15 @@ def test_notify(start, gate, notify, folder, large_model, small_model):
         assert next_said(notify) == "STATUS=0 models resident, 1 loading"
         assert next_said(notify) == "STATUS=1 model resident, 0 loading"
         gate.close()
-        loader.send("Load", {"path": str(large_model), "name": "large"})
+        loader.send("Load", {"path": str(gated_model), "name": "gated"})
         assert next_said(notify) == "STATUS=1 model resident, 1 loading"
         gate.open()
         loader.reply()
         assert next_said(notify) == "STATUS=2 models resident, 0 loading"
         client.call("Unload", name="a")
         assert next_said(notify) == "STATUS=1 model resident, 0 loading"
-        client.call("Verify", name="large")  # of which nothing is told
-        client.call("Unload", name="large")
+        client.call("Verify", name="gated")  # of which nothing is told
+        client.call("Unload", name="gated")
         assert next_said(notify) == "STATUS=0 models resident, 0 loading"
     daemon.process.terminate()
     assert next_said(notify) == "STOPPING=1\nSTATUS=Stopping"
