@@ -13,7 +13,7 @@ from harness import USER, client_of, wait_until, wire_error
 from rocmforge_wire import Closed, WireError
 
 MIB = 1 << 20
-PATIENCE = 1  # seconds that a client who asks for little waits at most, on any machine
+PATIENCE = 3  # seconds that a client who asks for little waits at most, on any machine
 CONNECTIONS_MAX = 1024
 USER_CONNECTIONS = 256
 USER_VERIFIES = 4
