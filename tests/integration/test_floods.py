@@ -258,7 +258,7 @@ def test_limit_of_verifications(start_for_all, gate, gated_model):
             other.send("Verify", {"name": "gated"})
             own.send("Verify", {"name": "gated"})
             daemon.sync()
-            mine.pop().close()
+            mine.pop(0).close()
             daemon.sync()
             gate.open()
             for client in (*mine, other, own):
