@@ -165,7 +165,8 @@ typedef struct rf_attach_options {
 int rf_attach_with(rf_client *client, const char *name, const rf_attach_options *options, rf_model **ret);
 
 /* Unmaps the memory, gives the lease back and frees the model, whatever it returns: -ECONNRESET if the connection is
- * gone, and the lease with it. Pointers into the memory are void from now on. NULL is fine. */
+ * gone, and the lease with it. Pointers into the memory are void from now on. NULL is fine. But from within a callback
+ * it does nothing and returns -EDEADLK. */
 int rf_detach(rf_model *model);
 
 const char *rf_model_name(const rf_model *model);
