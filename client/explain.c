@@ -32,16 +32,18 @@ __attribute__((format(printf, 2, 3))) static void add(struct text *text, const c
     text->between = ", ";
 }
 
-/* "14.2 GB"; of little memory "12 kB". */
+/* "14.2 GB", "104.9 MB", "12.0 kB". */
 static void add_bytes(struct text *text, const cJSON *parameters, const char *key)
 {
     uint64_t bytes;
     if (!field_integer(parameters, key, &bytes))
         return;
-    if (bytes >= 100000000)
+    if (bytes >= 1000000000)
         add(text, "%.1f GB %s", (double)bytes / 1e9, key);
+    else if (bytes >= 1000000)
+        add(text, "%.1f MB %s", (double)bytes / 1e6, key);
     else
-        add(text, "%.3f GB %s", (double)bytes / 1e9, key);
+        add(text, "%.1f kB %s", (double)bytes / 1e3, key);
 }
 
 /* The value of a field, in quotes if the format has them. */

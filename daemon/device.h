@@ -82,11 +82,12 @@ struct transfer {
     int status; /* 0 or a negative errno */
     struct device_fault fault;
     uint64_t overflows; /* finite values that became infinite; 0 unless `decode` */
-    uint64_t copy_ns;   /* time of the copy and of the kernels, one after the other, as the device measured it */
+    uint64_t copy_ns;   /* how long the device was busy with its copies, and with its kernels; waiting does not count */
     uint64_t kernel_ns; /* 0: there were none */
-    uint64_t begin_ns;  /* when the device began with it and ended, on CLOCK_MONOTONIC */
-    uint64_t end_ns;
-    unsigned stream; /* that the kernels were on; copies are on stream 0 */
+    uint64_t begin_ns;  /* on CLOCK_MONOTONIC: when its copies began, */
+    uint64_t copied_ns; /* were done, */
+    uint64_t end_ns;    /* and the kernels as well */
+    unsigned stream;    /* that the kernels were on; copies are on stream 0 */
 };
 
 struct device_ops {
@@ -133,12 +134,13 @@ struct device {
     char uuid[64]; /* empty: none */
     char pci[24];  /* empty: none */
     enum export_kind export_kind;
-    uint64_t total;    /* bytes of memory */
-    uint64_t granule;  /* arenas are rounded up to this */
-    unsigned n_slots;  /* staging slots that it wants */
-    size_t slot_bytes; /* size of one */
-    size_t part_bytes; /* what one worker fills of it at a time; several fill a slot together where this is less */
-    uint64_t link;     /* measured rate of copies to it, bytes per second; 0: not known */
+    uint64_t total;       /* bytes of memory */
+    uint64_t granule;     /* arenas are rounded up to this */
+    unsigned n_slots;     /* staging slots that it wants */
+    size_t slot_bytes;    /* size of one */
+    size_t part_bytes;    /* what one worker fills of it at a time; several fill a slot together where this is less */
+    uint64_t link;        /* measured rate of copies to it, bytes per second; 0: not known */
+    char no_kernels[160]; /* why it has none, where it could have; empty: it has, or is none to have any */
 
     /* The daemon's part; loop only. */
     uint64_t budget; /* bytes that models may take */
@@ -162,11 +164,12 @@ struct device_module {
 
     /* loop, once, at start; may block. Opens every device of the kind. Returns their number and sets *ret, an array
      * that the caller frees with free() after it has closed each; -ENODEV if there is none, or no driver, which the
-     * fault words. */
+     * fault words. Where some devices answer and others do not, the fault words the last that does not; it is empty
+     * if all do. */
     int (*open)(const struct device_config *config, struct device ***ret, struct device_fault *ret_fault);
 };
 
-#define DEVICE_ABI           1u
+#define DEVICE_ABI           2u
 #define DEVICE_MODULE_SYMBOL "rocmforge_device_module"
 
 extern const struct device_module device_host_module;

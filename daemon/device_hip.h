@@ -60,7 +60,10 @@ struct hip_device {
     pthread_t submitter, finisher;
     bool submitter_runs, finisher_runs;
     unsigned next_stream; /* submitter only */
-    uint64_t copied_ns;   /* finisher only: when the copies of the last slot were over */
+
+    /* Finisher only: when the last slot's copies were over, and the last kernels of each stream. */
+    uint64_t copied_ns;
+    uint64_t kernels_ns[HIP_STREAMS_MAX];
 };
 
 struct arena {

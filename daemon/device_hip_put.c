@@ -298,24 +298,26 @@ static uint64_t elapsed_ns(hipEvent_t from, hipEvent_t to)
     return hipEventElapsedTime(&ms, from, to) == hipSuccess && ms > 0 ? (uint64_t)((double)ms * 1e6) : 0;
 }
 
-/* Of a transfer with kernels the device says how long each part took. One without is as long as the one before it was
- * done, by this thread's clock. */
+static uint64_t clamp(uint64_t value, uint64_t low, uint64_t high)
+{
+    return value < low ? low : value < high ? value : high;
+}
+
+/* A transfer ended when this thread was told. Of one with kernels the device says how long before that its copies were
+ * done. Copies begin when those before them are done, and so do kernels, stream by stream. */
 static void measure(struct hip_device *hip, struct slot_hip *slot)
 {
     struct transfer *transfer = slot->transfer;
-    transfer->end_ns = clock_ns();
-    if (slot->kernels) {
-        transfer->copy_ns = elapsed_ns(slot->begun, slot->copied);
-        transfer->kernel_ns = elapsed_ns(slot->copied, slot->ended);
-        const uint64_t took = transfer->copy_ns + transfer->kernel_ns;
-        if (took > 0 && took < transfer->end_ns - transfer->begin_ns)
-            transfer->begin_ns = transfer->end_ns - took;
-    } else {
-        if (transfer->begin_ns < hip->copied_ns)
-            transfer->begin_ns = hip->copied_ns;
-        transfer->copy_ns = transfer->end_ns - transfer->begin_ns;
-    }
-    hip->copied_ns = transfer->end_ns - transfer->kernel_ns;
+    const uint64_t since_copied = slot->kernels ? elapsed_ns(slot->copied, slot->ended) : 0;
+    transfer->copied_ns = clamp(transfer->end_ns - since_copied, hip->copied_ns, transfer->end_ns);
+    transfer->begin_ns = clamp(transfer->begin_ns, hip->copied_ns, transfer->copied_ns);
+    transfer->copy_ns = transfer->copied_ns - transfer->begin_ns;
+    hip->copied_ns = transfer->copied_ns;
+    if (!slot->kernels)
+        return;
+    uint64_t *kernels_ns = &hip->kernels_ns[transfer->stream];
+    transfer->kernel_ns = transfer->end_ns - clamp(*kernels_ns, transfer->copied_ns, transfer->end_ns);
+    *kernels_ns = transfer->end_ns;
 }
 
 /* The count stays in device memory and is asked for only when a kernel says that it changed, which is rare. Done for a
@@ -410,7 +412,7 @@ void hip_put(struct device *device, struct transfer *transfer)
     transfer->fault = (struct device_fault){0};
     transfer->overflows = 0;
     transfer->copy_ns = transfer->kernel_ns = 0;
-    transfer->begin_ns = transfer->end_ns = 0;
+    transfer->begin_ns = transfer->copied_ns = transfer->end_ns = 0;
     transfer->stream = 0;
     slot->transfer = transfer;
     pthread_mutex_lock(&hip->lock);

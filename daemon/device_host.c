@@ -143,7 +143,7 @@ static void host_put(struct device *device, struct transfer *transfer)
             write_all(transfer->arena->fd, data, piece->slot_bytes, piece->arena_offset, &transfer->fault);
     }
     pthread_mutex_unlock(&transfer->arena->writing);
-    transfer->end_ns = clock_ns();
+    transfer->copied_ns = transfer->end_ns = clock_ns();
     transfer->copy_ns = transfer->end_ns - transfer->begin_ns;
     transfer->done(transfer);
 }

@@ -205,7 +205,8 @@ static void load_allocated(struct load *load)
     load->phases.allocate_ns = job->elapsed_ns;
     if (job->status == -ENOMEM)
         failure_set(&load->failure, WIRE_OutOfDeviceMemory,
-                    describe_out_of_memory(load_device(load), load->model->plan->arena_bytes, job->memory_free, 0));
+                    describe_out_of_memory(load_device(load), load->model->plan->arena_bytes, job->memory_free,
+                                           residency_evictable(load->server, load_device(load))));
     else if (job->status < 0)
         load_fail_device(load, job->status, &job->fault);
     else if (load->restores && load_fill_begin(load, job->plan) < 0)

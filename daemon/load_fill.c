@@ -1,5 +1,6 @@
 #include "daemon/describe.h"
 #include "daemon/load_state.h"
+#include "daemon/residency.h"
 #include "daemon/server.h"
 #include "daemon/staging.h"
 
@@ -18,10 +19,10 @@ static void load_count_part(struct load *load, const struct fill_part *part)
 
 static void load_trace_transfer(struct load *load, const struct transfer *transfer)
 {
-    const uint64_t copied_ns = transfer->end_ns - transfer->kernel_ns;
-    trace_add(load->trace, TRACE_STREAM, 0, "copy", transfer->begin_ns, copied_ns);
+    trace_add(load->trace, TRACE_STREAM, 0, "copy", transfer->begin_ns, transfer->copied_ns);
     if (transfer->kernel_ns > 0)
-        trace_add(load->trace, TRACE_STREAM, transfer->stream, "dequantise", copied_ns, transfer->end_ns);
+        trace_add(load->trace, TRACE_STREAM, transfer->stream, "dequantise", transfer->end_ns - transfer->kernel_ns,
+                  transfer->end_ns);
 }
 
 /* What came of a fill that is over. */
@@ -40,7 +41,8 @@ static void load_account(struct load *load, const struct fill *fill)
     else if (fill->status == -ENOMEM)
         failure_set(&load->failure, WIRE_OutOfDeviceMemory,
                     describe_out_of_memory(load_device(load), load->model->plan->arena_bytes,
-                                           device_available(load_device(load)), 0));
+                                           device_available(load_device(load)),
+                                           residency_evictable(load->server, load_device(load))));
     else
         load_fail_device(load, fill->status, &fill->fault);
 }
@@ -59,9 +61,8 @@ static void load_filled(struct fill *fill)
         fill->held = false; /* for nothing: the load ends */
     else
         load_account(load, fill);
-    struct server *server = load->server;
-    load_step(load); /* may free the load */
-    scheduler_give(server_scheduler(server, slot->device), slot);
+    scheduler_give(server_scheduler(load->server, slot->device), slot); /* perhaps to this load again */
+    load_step(load); /* may free the load, and with the last one end the daemon: nothing is ours any more */
 }
 
 /* Fills that wait for memory may have all slots but one, which is for loads that have theirs. */

@@ -23,6 +23,18 @@ static bool model_evictable(const struct model *model)
     return model->state == MODEL_RESIDENT && !model->pinned && !model_in_use(model);
 }
 
+uint64_t residency_evictable(const struct server *server, const struct device *device)
+{
+    uint64_t bytes = 0;
+    const struct model *model;
+    TAILQ_FOREACH(model, &server->registry.models, link)
+    {
+        if (model->device == device && model_evictable(model))
+            bytes += model->reserved;
+    }
+    return bytes;
+}
+
 /* Its memory will be free in a moment, but the ledger still has it. */
 static bool model_departs(const struct model *model)
 {

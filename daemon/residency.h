@@ -25,6 +25,9 @@ struct residency_shortage {
 int residency_choose(const struct server *server, const struct device *device, uint64_t bytes, struct model ***ret,
                      size_t *ret_n, struct residency_shortage *ret_shortage);
 
+/* Bytes of the models on the device that may be evicted. */
+uint64_t residency_evictable(const struct server *server, const struct device *device);
+
 /* Enters the model's bytes into the ledger, evicting others if need be; nothing is evicted unless that suffices. Each
  * of the *ret_victims calls load_victim_gone(load) when its memory is free. Returns 0; -EAGAIN: memory is on its way
  * back, ask again when a model is gone; -ENOSPC with the shortage; -ENOMEM. */

@@ -309,7 +309,7 @@ static void test_errors(void **state)
          "the file is not a valid model: ?[31m?", -EBADMSG},
         {"io.rocmforge.OutOfDeviceMemory",
          "{\"device\":\"hip:0\",\"needed\":14200000000,\"available\":3140000000,\"evictable\":1000000}",
-         "not enough device memory: 14.2 GB needed, 3.1 GB available, 0.001 GB evictable, on 'hip:0'", -ENOMEM},
+         "not enough device memory: 14.2 GB needed, 3.1 GB available, 1.0 MB evictable, on 'hip:0'", -ENOMEM},
         {"io.rocmforge.DeviceError", "{\"call\":\"hipMalloc\",\"code\":2,\"text\":\"out of memory\"}",
          "a call to the device failed: hipMalloc: out of memory (2)", -EIO},
         {"io.rocmforge.UnsupportedType", "{\"tensor\":\"t\",\"type\":\"iq1_s\"}", "'t' is iq1_s", -ENOTSUP},
