@@ -34,6 +34,10 @@ void attach_grant(struct server *server, struct model *model, struct call *call)
         call_reply(call, NULL, NULL, 0);
         return;
     }
+    if (model->state == MODEL_FAILED) {
+        call_fail(call, WIRE_DeviceError, describe_device_lost(model->device));
+        return;
+    }
     if (model->state != MODEL_RESIDENT) {
         call_fail(call, WIRE_ModelBusy, describe_busy(model));
         return;

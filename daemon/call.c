@@ -89,6 +89,12 @@ static bool names_have(const cJSON *names, const char *name)
     return false;
 }
 
+/* To be let go: somebody wants its memory, or the device is lost and with it the memory. */
+static bool lease_void(const struct lease *lease)
+{
+    return lease->model->state == MODEL_DRAINING || lease->model->state == MODEL_FAILED;
+}
+
 /* Adds the names of models that this client is asked to let go, and was not told of yet. */
 static void add_draining(struct conn *conn, cJSON *parameters)
 {
@@ -96,7 +102,7 @@ static void add_draining(struct conn *conn, cJSON *parameters)
     struct lease *lease;
     LIST_FOREACH(lease, &conn->leases, of_conn)
     {
-        if (lease->told || lease->model->state != MODEL_DRAINING)
+        if (lease->told || !lease_void(lease))
             continue;
         lease->told = true;
         if (!names)

@@ -90,6 +90,7 @@ cJSON *describe_device(const struct device *device)
         add_integer(object, "link", device->link);
     else
         cJSON_AddNullToObject(object, "link");
+    describe_text(object, "noKernels", device->no_kernels[0] ? device->no_kernels : NULL);
     return object;
 }
 
@@ -250,6 +251,16 @@ cJSON *describe_reason(const char *reason)
 cJSON *describe_device_name(const char *device)
 {
     return object_with("device", device);
+}
+
+cJSON *describe_device_lost(const struct device *device)
+{
+    char text[sizeof(device->id) + 16];
+    snprintf(text, sizeof(text), "%s was lost", device->id);
+    cJSON *object = object_with("call", "attach");
+    add_integer(object, "code", 0);
+    cJSON_AddStringToObject(object, "text", text);
+    return object;
 }
 
 cJSON *describe_busy(const struct model *model)

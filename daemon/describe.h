@@ -27,6 +27,7 @@ cJSON *describe_limit(const char *limit, uint64_t value);
 cJSON *describe_name(const char *name);
 cJSON *describe_reason(const char *reason);
 cJSON *describe_device_name(const char *device);
+cJSON *describe_device_lost(const struct device *device);
 cJSON *describe_busy(const struct model *model);
 cJSON *describe_unsupported(const struct gguf_tensor *tensor);
 cJSON *describe_out_of_memory(const struct device *device, uint64_t needed, uint64_t available, uint64_t evictable);

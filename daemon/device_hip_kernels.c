@@ -1,5 +1,8 @@
 #include "daemon/device_hip.h"
 
+#include <errno.h>
+#include <stdio.h>
+
 /* The code object (hip) or fat binary (cuda) of kernels/dequant.hip, embedded by kernels/gpu/meson.build. */
 extern const unsigned char rocmforge_kernels[];
 
@@ -22,21 +25,30 @@ static const struct kernel_name names[] = {
 #define TYPE_QUANTISED_DEF(id, ident, name, elements, bytes) _Static_assert(id < HIP_TYPES, "raise HIP_TYPES");
 #include "kernels/types.def"
 
+/* Not built for this architecture, or too new for this driver: the CPU can do what they do. */
+static void go_without(struct hip_device *hip, const struct device_fault *fault)
+{
+    hip->module = NULL;
+    snprintf(hip->device.no_kernels, sizeof(hip->device.no_kernels), "%s: %.100s (%d)", fault->call, fault->text,
+             fault->code);
+}
+
 int hip_kernels_load(struct hip_device *hip, struct device_fault *ret_fault)
 {
-    hipError_t result = hipModuleLoadData(&hip->module, rocmforge_kernels);
-    if (result == hipErrorNoBinaryForGpu || result == hipErrorInvalidImage) {
-        hip->module = NULL;
-        return 0;
-    }
-    int r = hip_result(hip, result, HIP_NAME(ModuleLoadData), ret_fault);
-    if (r < 0) {
+    struct device_fault fault;
+    int r = HIP_CALL(hip, &fault, ModuleLoadData, (&hip->module, rocmforge_kernels));
+    if (r == -ENODEV) {
+        *ret_fault = fault;
         hip->module = NULL;
         return r;
     }
+    if (r < 0) {
+        go_without(hip, &fault);
+        return 0;
+    }
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
         hipFunction_t *kernel = &hip->kernels[names[i].type][names[i].form];
-        result = hipModuleGetFunction(kernel, hip->module, names[i].name);
+        hipError_t result = hipModuleGetFunction(kernel, hip->module, names[i].name);
         if (result == hipErrorNoBinaryForGpu || result == hipErrorNotFound) {
             *kernel = NULL;
             continue;

@@ -65,6 +65,9 @@ static int module_open(struct server *server, const struct device_module *module
     };
     struct device **devices = NULL;
     int n = module->open(&config, &devices, ret_fault);
+    if (n > 0 && ret_fault->call[0])
+        log_warning("a %s device cannot be used: %s: %s (%d)", module->kind, ret_fault->call, ret_fault->text,
+                    ret_fault->code);
     int added = 0;
     int error = n < 0 ? n : 0;
     for (int i = 0; i < n; i++) {
@@ -80,6 +83,8 @@ static int module_open(struct server *server, const struct device_module *module
         }
         log_info("device=%s %s: %.1f GB, %.1f GB for models", device->id, device->name, (double)device->total / 1e9,
                  (double)device->budget / 1e9);
+        if (device->no_kernels[0])
+            log_warning("device=%s has no kernels, so the CPU dequantises for it: %s", device->id, device->no_kernels);
         added++;
     }
     free(devices);
@@ -102,7 +107,10 @@ int modules_open(struct server *server, const struct options *options, unsigned 
             log_error("no %s device: %s: %s (%d)", kind, fault.call, fault.text, fault.code);
             return n < 0 ? n : -ENODEV;
         }
-        log_debug("no %s device: %s: %s (%d)", kind, fault.call, fault.text, fault.code);
+        if (module)
+            log_info("no %s device: %s: %s (%d)", kind, fault.call, fault.text, fault.code);
+        else
+            log_debug("no %s device: %s: %s", kind, fault.call, fault.text);
     }
     struct device_fault fault = {0};
     int n = module_open(server, &device_host_module, options, workers, &fault);

@@ -42,6 +42,15 @@ static void tell_phases(const cJSON *phases, double bytes)
         out_line("  %.2f of the link's %s", bytes / seconds / link, format_rate(ceiling, link));
 }
 
+/* That the CPU decoded where a GPU was to. */
+static void tell_dequant(const struct load *load, const cJSON *phases, const char *device)
+{
+    const char *asked = load->options->dequant;
+    if (strcmp(device, "host") != 0 && (!asked || strcmp(asked, "cpu") != 0) &&
+        field_number(phases, "dequantise", 0) > 0)
+        out_line("  dequantised by the CPU: %s has no kernels for it, see rfctl --json devices", device);
+}
+
 static void tell_loaded(const struct load *load, const cJSON *model, const cJSON *phases)
 {
     char bytes[FORMAT_SIZE], size[FORMAT_SIZE], took[FORMAT_SIZE], rate[FORMAT_SIZE];
@@ -57,8 +66,10 @@ static void tell_loaded(const struct load *load, const cJSON *model, const cJSON
     bool same = strcmp(bytes, size) == 0;
     out_line("loaded %s: %s on %s%s%s in %s (%s)", name, bytes, device, same ? "" : " from ", same ? "" : size,
              format_seconds(took, seconds), format_rate(rate, seconds > 0 ? file_bytes / seconds : 0));
-    if (phases)
-        tell_phases(phases, file_bytes);
+    if (!phases)
+        return;
+    tell_phases(phases, file_bytes);
+    tell_dequant(load, phases, device);
 }
 
 static int told(void *context, const cJSON *reply, bool last)
@@ -72,7 +83,7 @@ static int told(void *context, const cJSON *reply, bool last)
         return 0;
     }
     progress_erase();
-    if (load->trace && field_items(reply, "trace")) {
+    if (load->trace) { /* a model that is resident already has none: an empty one is still a trace */
         int r = trace_write(load->trace, field_items(reply, "trace"));
         if (r < 0) {
             err_line("cannot write the trace: %s", strerror(-r));

@@ -82,7 +82,8 @@ static void print_devices(const cJSON *devices)
         add_bytes(table, device, "used");
         add_bytes(table, device, "available");
         table_add(table, "%s", link < 0 ? "" : format_rate(rate, link));
-        table_add(table, "%s", strcmp(state, "ready") == 0 ? "" : state);
+        const char *note = cJSON_IsString(cJSON_GetObjectItemCaseSensitive(device, "noKernels")) ? "no kernels" : "";
+        table_add(table, "%s", strcmp(state, "ready") == 0 ? note : state);
     }
     table_print(table, stdout, terminal_width(STDOUT_FILENO));
     table_free(table);

@@ -5,7 +5,7 @@ import subprocess
 
 import make_model
 import pytest
-from harness import build_folder, wait_until, wire_error
+from harness import TIMEOUT, build_folder, wait_until, wire_error
 
 FAKE = build_folder() / "tests" / "fake_hip"
 MODULES = build_folder() / "daemon" / "gpu"
@@ -19,11 +19,11 @@ pytestmark = pytest.mark.skipif(
 def fake_gpu(start, monkeypatch):
     """Starts a daemon with two fake GPUs; environment variables set the fake up."""
 
-    def start_fake(*options, **settings):
+    def start_fake(*options, env=None, **settings):
         environment = {"LD_LIBRARY_PATH": str(FAKE), "ROCMFORGE_MODULE_DIR": str(MODULES), "FAKE_HIP_DEVICES": "2"}
         for name, value in {**environment, **settings}.items():
             monkeypatch.setenv(name, value)
-        return start("--device", "hip", *options)
+        return start("--device", "hip", *options, env=env)
 
     return start_fake
 
@@ -72,6 +72,45 @@ def test_two_gpus_have_budgets_of_their_own(fake_gpu, small_model):
         assert first["id"] != second["id"]
         used = {device["id"]: device["used"] for device in client.call("Devices")["devices"]}
     assert used == {"hip:0": first["bytes"], "hip:1": second["bytes"], "host": 0}
+
+
+def test_end_while_slots_are_filled_for_nothing(fake_gpu, gate, large_model):
+    """The driver refuses the memory when slots are on their way already; and before they are back, the daemon ends."""
+    daemon = fake_gpu(env=gate.env, FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL="hipMalloc:6:2")  # the first of a model
+    gate.close()
+    with daemon.client() as client:
+        client.send("Load", {"path": str(large_model), "name": "m"})
+        wait_until(lambda: [model["state"] for model in daemon.models()] == ["unloading"])
+        daemon.process.terminate()
+        wait_until(lambda: not daemon.socket.exists())
+        gate.open()
+    assert daemon.process.wait(TIMEOUT) == 0
+
+
+def test_driver_has_less_than_the_ledger(fake_gpu, small_model):
+    """What eviction would free is told too."""
+    daemon = fake_gpu(FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL="hipMalloc:7:2")  # the second of a model
+    with daemon.client() as client:
+        small = client.call("Load", path=str(small_model), name="small")["model"]
+        with wire_error("OutOfDeviceMemory") as parameters:
+            client.call("Load", path=str(small_model), name="again", form="f32")
+        assert parameters["evictable"] == small["bytes"]
+        assert parameters["needed"] > 0 and parameters["available"] > 0
+
+
+def test_lost_device_is_told_to_those_attached(fake_gpu, small_model, large_model):
+    daemon = fake_gpu(FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL="hipIpcGetMemHandle:2:719")
+    with daemon.client() as client, daemon.client() as loader:
+        client.call("Load", path=str(small_model), name="small")
+        lease = client.call("Attach", name="small")["lease"]
+        with wire_error("DeviceError"):
+            loader.call("Load", path=str(large_model), name="large")
+        assert client.call("List")["draining"] == ["small"]
+        with wire_error("DeviceError") as parameters:
+            loader.call("Attach", name="small")
+        assert parameters["text"] == "hip:0 was lost"
+        client.call("Detach", lease=lease)
+        client.call("Unload", name="small")
 
 
 def test_slow_copies_can_be_cancelled(fake_gpu, model_folder):
