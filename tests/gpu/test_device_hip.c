@@ -5,6 +5,7 @@
 #include "tests/gpu/rig.h"
 
 #include <errno.h>
+#include <semaphore.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -16,6 +17,7 @@
 /* clang-format on */
 
 static struct rig rig;
+static sem_t put_over;
 
 /* What every test starts from. */
 struct bench {
@@ -496,6 +498,52 @@ static void test_each_work_fails(void **state)
     fail_each("clear", "719", -ENODEV);
 }
 
+static void put_done(struct transfer *transfer)
+{
+    (void)transfer;
+    sem_post(&put_over);
+}
+
+/* A slot whose put failed half way is filled again at once: what the device still copies from it must have been copied.
+ * To be seen where copies are slow. */
+static void test_order_after_a_failed_put(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    enum { BYTES = 1 << 20 };
+    const struct tensor_type *f32 = tensor_type_find(0);
+    for (int round = 0; round < 20; round++) {
+        struct bench bench;
+        struct device_fault fault;
+        struct arena *arena;
+        assert_fine(bench_open(&bench, &config, 1, &fault), &fault);
+        struct device *device = bench.devices[0];
+        assert_fine(arena_make(device, 4 * BYTES, &arena, &fault), &fault);
+        struct slot *slot = &bench.slots.slots[0];
+        /* Two pieces that are no neighbours: two copies. */
+        const struct piece pieces[] = {{0, BYTES, 0, BYTES, f32, FORM_NATIVE},
+                                       {2 * BYTES, BYTES, 2 * BYTES, BYTES, f32, FORM_NATIVE}};
+        struct transfer transfer = {.arena = arena, .slot = slot, .pieces = pieces, .n_pieces = 2, .done = put_done};
+        memset(slot->data, 0x55, 4 * BYTES);
+        assert_int_equal(sem_init(&put_over, 0, 0), 0);
+        rig.inject("hipMemcpyAsync:2:1");
+        device->ops->put(device, &transfer);
+        sem_wait(&put_over);
+        memset(slot->data, 0xaa, 4 * BYTES);
+        assert_true(rig.fired());
+        rig.inject(NULL);
+        assert_int_equal(transfer.status, -EIO);
+        uint8_t *got = malloc(BYTES);
+        assert_fine(device->ops->arena_read(arena, 0, got, BYTES, &fault), &fault);
+        for (size_t i = 0; i < BYTES; i++)
+            assert_int_equal(got[i], 0x55);
+        free(got);
+        device->ops->arena_free(arena);
+        bench_close(&bench);
+        assert_nothing_left();
+    }
+}
+
 static void test_streams_setting(void **state)
 {
     (void)state;
@@ -571,6 +619,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_two_devices),
         cmocka_unit_test(test_streams_setting),
         cmocka_unit_test(test_staging_setting),
+        cmocka_unit_test(test_order_after_a_failed_put),
         cmocka_unit_test(test_each_call_fails),
         cmocka_unit_test(test_each_call_loses_the_device),
         cmocka_unit_test(test_each_allocation_fails),
