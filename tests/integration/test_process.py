@@ -320,6 +320,12 @@ def test_watchdog_of_another_process(start, notify, folder):
     assert len(said(notify, 1)) == 1, "it is ready"
 
 
+def connected(path):
+    with contextlib.suppress(OSError):
+        return Client(path)
+    return None
+
+
 def test_socket_activation(folder):
     """The first client finds the socket before there is a daemon, and the daemon leaves it when it goes."""
     activate = shutil.which("systemd-socket-activate")
@@ -329,8 +335,8 @@ def test_socket_activation(folder):
     command = [activate, f"--listen={path}", daemon_program(), "--device", "host"]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         try:
-            wait_until(path.exists)
-            with Client(path) as client:
+            # It is there before it listens.
+            with wait_until(lambda: connected(path)) as client:
                 assert client.call("List") == {"models": []}
                 with Client(path) as other:
                     assert other.call("Status")["pid"] == process.pid
