@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 struct fake_hip_live fake_live;
 pthread_mutex_t fake_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -17,6 +18,7 @@ bool fake_no_binary;
 static int devices = 1;
 static hipError_t lost[FAKE_DEVICES_MAX];
 static uint64_t delay_copy, delay_kernel, delay_clear, seed = 1;
+static const char *gate; /* NULL: there is none */
 
 static struct {
     char call[48]; /* "": nothing fails */
@@ -67,6 +69,7 @@ static void settings_read(void)
     }
     if ((text = getenv("FAKE_HIP_SEED")))
         seed = strtoull(text, NULL, 10) | 1;
+    gate = getenv("FAKE_HIP_GATE");
     fake_no_binary = getenv("FAKE_HIP_NO_BINARY") != NULL;
     setting_fail(getenv("FAKE_HIP_FAIL"));
 }
@@ -149,6 +152,12 @@ void fake_delay(const char *what)
     pthread_mutex_unlock(&fake_lock);
     const struct timespec time = {(time_t)(us / 1000000), (long)(us % 1000000) * 1000};
     nanosleep(&time, NULL);
+}
+
+void fake_gate(void)
+{
+    while (gate && access(gate, F_OK) == 0)
+        nanosleep(&(const struct timespec){.tv_nsec = 1000000}, NULL);
 }
 
 FAKE_EXPORT void fake_hip_fail(const char *spec)

@@ -35,6 +35,9 @@ hipError_t fake_lost(int device);
 /* Sleeps a random part of the time set for "copy", "kernel" or "clear". */
 void fake_delay(const char *what);
 
+/* Waits while the gate for copies is closed. */
+void fake_gate(void);
+
 #define FAKE_ENTER(device)                                                                                             \
     do {                                                                                                               \
         hipError_t error_ = fake_enter(__func__, device);                                                              \

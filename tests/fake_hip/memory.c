@@ -204,6 +204,7 @@ FAKE_EXPORT hipError_t hipMemcpy(void *dst, const void *src, size_t bytes, hipMe
     if ((kind == hipMemcpyHostToDevice && !fake_on_device(dst, bytes, fake_current)) ||
         (kind == hipMemcpyDeviceToHost && !fake_on_device(src, bytes, fake_current)))
         return hipErrorInvalidValue;
+    fake_gate();
     memcpy(dst, src, bytes);
     return hipSuccess;
 }

@@ -282,6 +282,7 @@ static void run_copy(struct op *op, int device)
 {
     (void)device;
     memset(op->dst, UNDER_WAY, op->bytes);
+    fake_gate();
     fake_delay("copy");
     memcpy(op->dst, op->src, op->bytes / 2);
     memcpy((uint8_t *)op->dst + op->bytes / 2, (const uint8_t *)op->src + op->bytes / 2, op->bytes - op->bytes / 2);

@@ -85,7 +85,8 @@ def slow_read(model_folder):
 @pytest.fixture
 def gate(folder, start, slow_read):  # start: the daemon ends after the gate is open
     """A daemon that is started with `env=gate.env` reads nothing of a large file while the gate is closed."""
-    gate = Gate(folder / "gate", slow_read)
+    path = folder / "gate"
+    gate = Gate(path, {**slow_read, "SLOW_READ_MS": "0", "SLOW_READ_GATE": str(path)})
     yield gate
     gate.open()
 

@@ -4,7 +4,7 @@ import time
 
 import make_model
 import pytest
-from harness import build_folder, wait_until, wire_error
+from harness import Gate, build_folder, wait_until, wire_error
 from rocmforge_wire import WireError
 
 MIB = 1 << 20
@@ -221,43 +221,58 @@ def test_time_to_live_goes_on_in_the_cache(start_gpu, models):
         assert "dropped from host memory" in daemon.log or "was idle" in daemon.log
 
 
-def leaving(client, but):
-    """The model that has to make room, if one does by now."""
-    models = client.call("List")["models"]
-    return next((m["name"] for m in models if m["state"] in ("saving", "cached") and m["name"] != but), None)
+@pytest.fixture
+def copy_gate(folder, start_gpu):  # start_gpu: the daemon ends after the gate is open
+    """A daemon that is started with **copy_gate.env copies nothing to or from a GPU while the gate is closed."""
+    path = folder / "gate"
+    gate = Gate(path, {"FAKE_HIP_GATE": str(path)})
+    yield gate
+    gate.open()
 
 
-def test_attach_while_it_is_saved(start_gpu, models):
+def saving(daemon):
+    """The model that is on its way to host memory, if one is."""
+    return next((name for name, state in states(daemon).items() if state == "saving"), None)
+
+
+def push_out(daemon, loader, gate):
+    """Has a cached model brought back, and returns the name of the one that goes for it, and is held on its way."""
+    back = next(name for name, state in states(daemon).items() if state == "cached")
+    gate.close()
+    loader.send("Attach", {"name": back})
+    return wait_until(lambda: saving(daemon))
+
+
+def test_attach_while_it_is_saved(start_gpu, models, copy_gate):
     """On its way to host memory it is as good as there: who wants it waits, and gets it back."""
-    daemon = start_gpu("--host-cache", "64M", FAKE_HIP_SLOW="copy=50000")
-    paths = models(4)
-    met = 0
+    daemon = start_gpu("--host-cache", "64M", **copy_gate.env)
     with daemon.client() as client, daemon.client() as loader, daemon.client() as other:
-        fill(client, paths)
+        fill(client, models(4))
         ids = {model["name"]: model["id"] for model in daemon.models()}
-        for round_ in range(8):
-            back = next(model["name"] for model in daemon.models() if model["state"] == "cached")
-            loader.send("Attach", {"name": back})
-            victim = wait_until(lambda: leaving(client, back), every=0.001)
-            met += states(daemon)[victim] == "saving"
-            if round_ % 2:
-                other.send("Attach", {"name": victim})
-            assert attach_detach(client, victim)["id"] == ids[victim]
+        for both in (False, True, False, True):
+            victim = push_out(daemon, loader, copy_gate)
+            waiting = [client, other] if both else [client]
+            for who in waiting:
+                who.send("Attach", {"name": victim})
+            daemon.sync()
+            copy_gate.open()
+            for who in waiting:
+                reply = who.reply()[0]
+                assert (reply["model"]["id"], reply["model"]["state"]) == (ids[victim], "resident")
+                who.call("Detach", lease=reply["lease"])
             loader.call("Detach", lease=loader.reply()[0]["lease"])
-            if round_ % 2:
-                reply = other.reply()[0]
-                assert reply["model"]["id"] == ids[victim]
-                other.call("Detach", lease=reply["lease"])
             wait_until(lambda: sorted(states(daemon).values()) == ["cached"] + ["resident"] * 3)
-        assert met, "none was met on its way"
-        with daemon.client() as late:
-            back = next(model["name"] for model in daemon.models() if model["state"] == "cached")
-            loader.send("Attach", {"name": back})
-            wait_until(lambda: "saving" in states(daemon).values(), every=0.001)
-            victim = next(name for name, state in states(daemon).items() if state == "saving")
-            with wire_error("DeadlineExceeded"):
-                late.call("Attach", name=victim, deadline=0.001)
-        loader.reply()
+
+
+def test_no_time_to_wait_until_it_is_saved(start_gpu, models, copy_gate):
+    daemon = start_gpu("--host-cache", "64M", **copy_gate.env)
+    with daemon.client() as client, daemon.client() as loader:
+        fill(client, models(4))
+        victim = push_out(daemon, loader, copy_gate)
+        with wire_error("DeadlineExceeded"):
+            client.call("Attach", name=victim, deadline=0.001)
+        copy_gate.open()
+        assert loader.reply()[0]["model"]["state"] == "resident"
         # Another one may have made room for the one that was not waited for.
         wait_until(lambda: set(states(daemon).values()) == {"cached", "resident"})
 

@@ -165,11 +165,11 @@ def client_of(daemon, uid, **options):
 
 
 class Gate:
-    """See tests/lib/slow_read.c."""
+    """A file that holds up a daemon started with this environment, while it is there."""
 
-    def __init__(self, path, slow_read):
+    def __init__(self, path, env):
         self.path = path
-        self.env = {**slow_read, "SLOW_READ_MS": "0", "SLOW_READ_GATE": str(path)}
+        self.env = env
 
     def close(self):
         self.path.touch()
