@@ -2,15 +2,18 @@
 
 #include <errno.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* The longest line; what is beyond is cut. */
 #define LOG_LINE_MAX 1024
 
 static enum log_level max_level = LOG_LEVEL_INFO;
+static bool journal; /* reads a line's level from its beginning */
 
 static const struct {
     const char *name;
@@ -23,6 +26,16 @@ static const struct {
 void log_set_level(enum log_level level)
 {
     __atomic_store_n(&max_level, level, __ATOMIC_RELAXED);
+}
+
+/* systemd says which file it is, as DEVICE:INODE; a program that was started with another one has it all the same. */
+void log_open(void)
+{
+    const char *text = getenv("JOURNAL_STREAM");
+    unsigned long long device, inode;
+    struct stat st;
+    journal = text && sscanf(text, "%llu:%llu", &device, &inode) == 2 && fstat(STDERR_FILENO, &st) == 0 &&
+              st.st_dev == device && st.st_ino == inode;
 }
 
 int log_level_parse(const char *name, enum log_level *ret)
@@ -42,7 +55,7 @@ void log_write(enum log_level level, const char *format, ...)
     int saved_errno = errno;
     char line[LOG_LINE_MAX];
     size_t prefix;
-    if (getenv("JOURNAL_STREAM"))
+    if (journal)
         prefix = (size_t)snprintf(line, sizeof(line), "<%d>", levels[level].priority);
     else
         prefix = (size_t)snprintf(line, sizeof(line), "rocmforged: %s: ", levels[level].name);

@@ -1,5 +1,5 @@
-/* Says what an administrator wants to know, on standard error: with the journal's priorities when that is where it goes
- * (systemd sets JOURNAL_STREAM), with the level's name otherwise.
+/* Says what an administrator wants to know, on standard error: with the journal's priorities where that reads it, with
+ * the level's name otherwise.
  *
  * Only the caller that gives up logs, once, with ids ("conn=12 model=llama"). errno is kept. Any thread. */
 #pragma once
@@ -11,6 +11,9 @@ enum log_level {
     LOG_LEVEL_INFO,
     LOG_LEVEL_DEBUG,
 };
+
+/* Finds out whether the journal reads standard error. Before the first line. */
+void log_open(void);
 
 /* Nothing above this level is said. The default is LOG_LEVEL_INFO. */
 void log_set_level(enum log_level level);

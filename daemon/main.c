@@ -7,6 +7,7 @@
 #include "daemon/preload.h"
 #include "daemon/server.h"
 #include "daemon/service.h"
+#include "proto/streams.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -233,6 +234,9 @@ static int daemon_begin(struct daemon *daemon, const struct options *options)
 
 int main(int argc, char **argv)
 {
+    if (streams_open() < 0)
+        return EXIT_FAILURE; /* and no stream to say so */
+    log_open();
     struct options options;
     int r = options_parse(argc, argv, &options);
     if (r <= 0)

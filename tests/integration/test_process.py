@@ -88,6 +88,32 @@ def test_wrong_usage(start, options):
     assert daemon.log
 
 
+# --- Standard streams ---
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_without_standard_streams(start, small_model, closed):
+    """What it opens is not taken for a stream: no line of the log ends up there."""
+    daemon = start(program=["sh", "-c", f'exec "$0" "$@" {closed}', daemon_program()])
+    with daemon.client() as client:
+        client.call("Load", path=str(small_model), name="small")
+        assert client.call("Verify", name="small")["mismatches"] == []
+    assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize("whose", ["ours", "another"])
+def test_priorities_are_for_the_journal(start, folder, whose):
+    """JOURNAL_STREAM comes from systemd, and stays when standard error leads elsewhere."""
+    log = folder / "journal"
+    log.touch()
+    found = os.stat(log)
+    inode = found.st_ino + (whose == "another")
+    script = f'JOURNAL_STREAM={found.st_dev}:{inode} exec "$0" "$@" 2>{log}'
+    start(program=["sh", "-c", script, daemon_program()])
+    first = log.read_text().splitlines()[0]
+    assert first.startswith("<6>") if whose == "ours" else first.startswith("rocmforged: info: ")
+
+
 # --- Signals ---
 
 
