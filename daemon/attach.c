@@ -47,12 +47,11 @@ void attach_grant(struct server *server, struct model *model, struct call *call)
         return;
     }
     bool binary = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(call->parameters, "table"));
-    const char *tensors = binary ? NULL : describe_tensors(model);
-    if (tensors && strlen(tensors) > CONN_QUEUE_MAX / 2) {
+    if (!binary && strlen(model->published.tensors) > CONN_QUEUE_MAX / 2) {
         call_fail(call, WIRE_LimitExceeded, describe_limit("reply", CONN_QUEUE_MAX));
         return;
     }
-    struct lease *lease = binary || tensors ? registry_lease(&server->registry, model, call->conn) : NULL;
+    struct lease *lease = registry_lease(&server->registry, model, call->conn);
     if (!lease) {
         call_fail(call, WIRE_LimitExceeded, describe_limit("memory", 0));
         return;
@@ -66,10 +65,10 @@ void attach_grant(struct server *server, struct model *model, struct call *call)
     if (binary) {
         cJSON_AddNumberToObject(reply, "table", (double)n_fds);
         cJSON_AddNullToObject(reply, "tensors");
-        fds[n_fds++] = model->table_fd;
+        fds[n_fds++] = model->published.table_fd;
     } else {
         cJSON_AddNullToObject(reply, "table");
-        cJSON_AddRawToObject(reply, "tensors", tensors);
+        cJSON_AddRawToObject(reply, "tensors", model->published.tensors);
     }
     log_debug("conn=%" PRIu64 " model=%s lease=%" PRIu64 " granted", conn_id(call->conn), model->name, lease->id);
     events_emit(server->events, "attached", model, NULL);

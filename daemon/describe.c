@@ -9,10 +9,6 @@
 #include <string.h>
 #include <uv.h>
 
-/* What Show gives of a long value. */
-#define METADATA_ELEMENTS_MAX 16u
-#define METADATA_STRING_MAX   4096u
-
 void describe_text(cJSON *object, const char *key, const char *text)
 {
     if (!text) {
@@ -114,66 +110,6 @@ cJSON *describe_leases(const struct model *model)
         cJSON_AddItemToArray(array, describe_lease(lease));
     }
     return array;
-}
-
-/* The key of a file's metadata, whose bytes may be anything. */
-static void add_key(cJSON *object, struct gguf_string key)
-{
-    char *text = strndup(key.bytes, key.size);
-    describe_text(object, "key", text ? text : "");
-    free(text);
-}
-
-const char *describe_metadata(struct model *model)
-{
-    if (model->metadata_json)
-        return model->metadata_json;
-    const struct gguf *header = model->header;
-    cJSON *array = cJSON_CreateArray();
-    for (size_t i = 0; i < header->n_kv; i++) {
-        const struct gguf_kv *kv = &header->kv[i];
-        cJSON *entry = cJSON_CreateObject();
-        add_key(entry, kv->key);
-        cJSON_AddStringToObject(entry, "type", gguf_value_type_name(kv->element_type));
-        if (kv->type == GGUF_ARRAY)
-            add_integer(entry, "count", kv->count);
-        else
-            cJSON_AddNullToObject(entry, "count");
-        char *value = NULL;
-        if (gguf_kv_json(kv, METADATA_ELEMENTS_MAX, METADATA_STRING_MAX, &value) == 0)
-            cJSON_AddStringToObject(entry, "value", value);
-        free(value);
-        cJSON_AddItemToArray(array, entry);
-    }
-    model->metadata_json = cJSON_PrintUnformatted(array);
-    cJSON_Delete(array);
-    return model->metadata_json;
-}
-
-static cJSON *describe_tensor(const struct gguf_tensor *tensor, const struct placement *placement)
-{
-    cJSON *object = cJSON_CreateObject();
-    cJSON_AddStringToObject(object, "name", tensor->name);
-    cJSON_AddStringToObject(object, "type", tensor->type->name);
-    cJSON_AddStringToObject(object, "form", form_name(placement->form));
-    cJSON *shape = cJSON_AddArrayToObject(object, "shape");
-    for (uint32_t i = tensor->n_dims; i-- > 0;)
-        cJSON_AddItemToArray(shape, cJSON_CreateNumber((double)tensor->ne[i]));
-    add_integer(object, "offset", placement->offset);
-    add_integer(object, "size", placement->bytes);
-    return object;
-}
-
-const char *describe_tensors(struct model *model)
-{
-    if (model->tensors_json)
-        return model->tensors_json;
-    cJSON *array = cJSON_CreateArray();
-    for (size_t i = 0; i < model->header->n_tensors; i++)
-        cJSON_AddItemToArray(array, describe_tensor(&model->header->tensors[i], &model->plan->placements[i]));
-    model->tensors_json = cJSON_PrintUnformatted(array);
-    cJSON_Delete(array);
-    return model->tensors_json;
 }
 
 cJSON *describe_progress(const char *state, uint64_t done, uint64_t total, uint64_t elapsed_ns)

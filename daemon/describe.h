@@ -9,7 +9,7 @@
 
 #include <cjson/cJSON.h>
 
-/* Adds a string whose bytes came from elsewhere: what is not UTF-8 becomes U+FFFD. NULL adds null. */
+/* Any thread. Adds a string whose bytes came from elsewhere: what is not UTF-8 becomes U+FFFD. NULL adds null. */
 void describe_text(cJSON *object, const char *key, const char *text);
 
 cJSON *describe_model(const struct model *model);
@@ -34,7 +34,3 @@ cJSON *describe_out_of_memory(const struct device *device, uint64_t needed, uint
 
 /* The reply of Unload. */
 cJSON *describe_state(const char *state);
-
-/* The tensor table, and the metadata, as JSON text, made once and kept by the model. NULL if memory is short. */
-const char *describe_tensors(struct model *model);
-const char *describe_metadata(struct model *model);

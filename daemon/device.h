@@ -111,9 +111,13 @@ struct device_ops {
      * through transfer->done. */
     void (*put)(struct device *device, struct transfer *transfer);
 
-    /* worker, once, when all transfers are done: closes the arena for writing where that can be, and makes the export,
-     * which is the arena's. */
+    /* worker, once, while transfers may be under way: makes the export, which is the arena's. Nobody is given it before
+     * the arena is sealed. */
     int (*arena_export)(struct arena *arena, struct device_export *ret, struct device_fault *ret_fault);
+
+    /* worker, once, when all transfers are done: closes the arena for writing where that can be, and returns when all
+     * that the device does with it is done. */
+    int (*arena_seal)(struct arena *arena, struct device_fault *ret_fault);
 
     /* worker. Reads the arena back. */
     int (*arena_read)(struct arena *arena, uint64_t offset, void *dst, size_t size, struct device_fault *ret_fault);
@@ -143,7 +147,7 @@ struct device {
     char no_kernels[160]; /* why it has none, where it could have; empty: it has, or is none to have any */
 
     /* The daemon's part; loop only. */
-    uint64_t budget; /* bytes that models may take */
+    uint64_t budget; /* bytes that models may take; any thread may read it, once the daemon listens */
     uint64_t rate;   /* of the last load, in bytes of the file per second; 0: none yet */
     uint64_t used;   /* the ledger: bytes that models take, or have been promised */
     bool failed;
@@ -169,7 +173,7 @@ struct device_module {
     int (*open)(const struct device_config *config, struct device ***ret, struct device_fault *ret_fault);
 };
 
-#define DEVICE_ABI           2u
+#define DEVICE_ABI           3u
 #define DEVICE_MODULE_SYMBOL "rocmforge_device_module"
 
 extern const struct device_module device_host_module;

@@ -96,6 +96,7 @@ int hip_arena_new(struct device *device, uint64_t bytes, const struct extent *ga
                   struct device_fault *ret_fault);
 void hip_arena_free(struct arena *arena);
 int hip_arena_export(struct arena *arena, struct device_export *ret, struct device_fault *ret_fault);
+int hip_arena_seal(struct arena *arena, struct device_fault *ret_fault);
 int hip_arena_read(struct arena *arena, uint64_t offset, void *dst, size_t size, struct device_fault *ret_fault);
 
 /* device_hip_put.c: the way of slots through the device, on two threads. */

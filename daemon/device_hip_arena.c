@@ -95,10 +95,6 @@ int hip_arena_export(struct arena *arena, struct device_export *ret, struct devi
     int r = hip_enter(hip, ret_fault);
     if (r < 0)
         return r;
-    /* Nothing may have been put into it. */
-    r = HIP_CALL(hip, ret_fault, EventSynchronize, (arena->cleared));
-    if (r < 0)
-        return r;
     hipIpcMemHandle_t handle;
     r = HIP_CALL(hip, ret_fault, IpcGetMemHandle, (&handle, arena->base));
     if (r < 0)
@@ -109,6 +105,13 @@ int hip_arena_export(struct arena *arena, struct device_export *ret, struct devi
     arena->exported = true;
     *ret = export;
     return 0;
+}
+
+/* Every transfer is done, and each waited for the clearing; but there may have been none. */
+int hip_arena_seal(struct arena *arena, struct device_fault *ret_fault)
+{
+    int r = hip_enter(arena->hip, ret_fault);
+    return r < 0 ? r : HIP_CALL(arena->hip, ret_fault, EventSynchronize, (arena->cleared));
 }
 
 int hip_arena_read(struct arena *arena, uint64_t offset, void *dst, size_t size, struct device_fault *ret_fault)

@@ -150,9 +150,15 @@ static void host_put(struct device *device, struct transfer *transfer)
 
 static int host_arena_export(struct arena *arena, struct device_export *ret, struct device_fault *ret_fault)
 {
+    (void)ret_fault;
+    *ret = (struct device_export){.fd = arena->fd};
+    return 0;
+}
+
+static int host_arena_seal(struct arena *arena, struct device_fault *ret_fault)
+{
     if (fcntl(arena->fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
         return device_fault_set(ret_fault, -errno, "fcntl(F_ADD_SEALS)", errno, strerror(errno));
-    *ret = (struct device_export){.fd = arena->fd};
     return 0;
 }
 
@@ -199,6 +205,7 @@ static const struct device_ops host_ops = {
     .arena_free = host_arena_free,
     .put = host_put,
     .arena_export = host_arena_export,
+    .arena_seal = host_arena_seal,
     .arena_read = host_arena_read,
     .memory_free = host_memory_free,
     .decodes = host_decodes,

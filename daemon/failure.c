@@ -49,6 +49,38 @@ void failure_set_invalid(struct failure *failure, const char *reason, uint64_t o
     failure_set(failure, WIRE_InvalidModel, parameters);
 }
 
+/* Which file of a split model, where there are several. */
+static void set_invalid_file(struct failure *failure, const struct load_job *job)
+{
+    const struct gguf_fault *fault = &job->gguf_fault;
+    char reason[sizeof(fault->reason) + 32];
+    if (job->opened->n_files > 1)
+        snprintf(reason, sizeof(reason), "file %zu: %s", job->file + 1, fault->reason);
+    else
+        snprintf(reason, sizeof(reason), "%s", fault->reason);
+    failure_set_invalid(failure, reason, fault->offset);
+}
+
+void failure_set_opening(struct failure *failure, const struct load_job *job)
+{
+    const char *path = job->opened ? job->opened->path : job->path;
+    if (job->refused)
+        failure_set(failure, WIRE_PermissionDenied,
+                    describe_reason("not there, or not for everybody to read: pass it as a descriptor"));
+    else if (!job->opened)
+        failure_set_file(failure, job->status, &job->fault, path);
+    else if (job->status == -EBADMSG)
+        set_invalid_file(failure, job);
+    else if (job->status == -ENOTSUP)
+        failure_set(failure, WIRE_UnsupportedType, describe_unsupported(&job->header->tensors[job->tensor]));
+    else if (job->status == -EOVERFLOW)
+        failure_set_invalid(failure, "the tensors together are larger than any memory", 0);
+    else if (job->status == -ENOMEM)
+        failure_set(failure, WIRE_LimitExceeded, describe_limit("memory", 0));
+    else
+        failure_set_file(failure, job->status == -ENODATA ? -ESTALE : job->status, &job->fault, path);
+}
+
 void failure_clear(struct failure *failure)
 {
     cJSON_Delete(failure->parameters);

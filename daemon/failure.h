@@ -2,7 +2,7 @@
 #pragma once
 
 #include "daemon/device.h"
-#include "daemon/gguf.h"
+#include "daemon/load_job.h"
 #include "proto/errors.h"
 
 #include <cjson/cJSON.h>
@@ -22,6 +22,9 @@ void failure_set_file(struct failure *failure, int error, const struct device_fa
 void failure_set_device(struct failure *failure, int error, const struct device_fault *fault);
 
 void failure_set_invalid(struct failure *failure, const char *reason, uint64_t offset);
+
+/* For what load_job_identify(), load_job_lay_out() or load_job_open() came to. */
+void failure_set_opening(struct failure *failure, const struct load_job *job);
 
 /* Frees the parameters. */
 void failure_clear(struct failure *failure);

@@ -440,12 +440,22 @@ int gguf_read(int fd, uint64_t file_size, struct gguf **ret, struct gguf_fault *
     model->alignment = ALIGNMENT;
     int error = read_header(&reader, model);
     model->memory = reader.bytes;
+    model->memory_bytes = reader.capacity;
     if (error) {
         gguf_free(model);
         return error;
     }
     *ret = model;
     return 0;
+}
+
+uint64_t gguf_memory(const struct gguf *model)
+{
+    uint64_t bytes = 0;
+
+    for (; model; model = model->next)
+        bytes += model->memory_bytes + model->n_kv * sizeof *model->kv + model->n_tensors * sizeof *model->tensors;
+    return bytes;
 }
 
 void gguf_free(struct gguf *model)

@@ -77,6 +77,7 @@ struct gguf {
     size_t n_tensors;
     struct gguf_tensor *tensors; /* in the order of the file */
     void *memory;                /* what the pointers above point into */
+    size_t memory_bytes;         /* of it */
     struct gguf *next;           /* of a joined model: the next file's header, which tensors point into; owned */
 };
 
@@ -91,6 +92,9 @@ struct gguf_fault {
  * the file is refused; -ENOMEM; or the negative errno of pread(), where -ENODATA says that the file is shorter than
  * file_size by now. */
 int gguf_read(int fd, uint64_t file_size, struct gguf **ret, struct gguf_fault *ret_fault);
+
+/* Bytes of memory that the model itself takes. */
+uint64_t gguf_memory(const struct gguf *model);
 
 /* NULL is fine. */
 void gguf_free(struct gguf *model);

@@ -96,6 +96,8 @@ int header_take_string(struct header_reader *r, const char *what, uint64_t most,
 void header_trim(struct header_reader *r)
 {
     uint8_t *bytes = realloc(r->bytes, r->pos);
-    if (bytes)
-        r->bytes = bytes;
+    if (!bytes)
+        return;
+    r->bytes = bytes;
+    r->capacity = r->pos;
 }

@@ -148,52 +148,42 @@ static void load_reserve(struct load *load)
         load_fail_memory(load);
 }
 
+/* What the daemon itself keeps of the model, beside its memory. Returns false, after the load failed, if that is more
+ * than there may be. */
+static bool load_charge(struct load *load, uint64_t bytes)
+{
+    uint64_t available, limit;
+    struct server *server = load->server;
+    if (registry_charge(load->model, server_device(server, "host"), bytes, &available) < 0)
+        failure_set(&load->failure, WIRE_LimitExceeded, describe_limit("host-memory", available));
+    else if (!user_may(server, load->request.uid, LIMIT_BYTES, 0, &limit))
+        failure_set(&load->failure, WIRE_LimitExceeded, describe_limit(user_limit_name(LIMIT_BYTES), limit));
+    return !load_ends(load);
+}
+
 static void load_opened(struct load *load)
 {
     struct model *model = load->model;
     struct load_job *job = &load->job;
+    load->phases.parse_ns = job->elapsed_ns;
+    if (job->status < 0) {
+        failure_set_opening(&load->failure, job);
+        return;
+    }
     model->header = job->header;
     model->plan = job->plan;
     job->header = NULL;
     job->plan = NULL;
-    load->phases.parse_ns = job->elapsed_ns;
-    switch (job->status) {
-    case 0:
-        load_move(load, LOAD_RESERVING);
-        load_reserve(load);
-        break;
-    case -EBADMSG:
-        if (model->source->n_files > 1) {
-            char reason[sizeof(job->gguf_fault.reason) + 32];
-            snprintf(reason, sizeof(reason), "file %zu: %s", job->file + 1, job->gguf_fault.reason);
-            failure_set_invalid(&load->failure, reason, job->gguf_fault.offset);
-        } else
-            failure_set_invalid(&load->failure, job->gguf_fault.reason, job->gguf_fault.offset);
-        break;
-    case -ENOTSUP:
-        failure_set(&load->failure, WIRE_UnsupportedType, describe_unsupported(&model->header->tensors[job->tensor]));
-        break;
-    case -EOVERFLOW:
-        failure_set_invalid(&load->failure, "the tensors together are larger than any memory", 0);
-        break;
-    case -ENODATA:
-        failure_set_file(&load->failure, -ESTALE, &job->fault, model->source->path);
-        break;
-    case -ENOMEM:
-        load_fail_memory(load);
-        break;
-    default:
-        failure_set_file(&load->failure, job->status, &job->fault, model->source->path);
-    }
+    if (!load_charge(load, gguf_memory(model->header) + plan_memory(model->plan)))
+        return;
+    load_move(load, LOAD_RESERVING);
+    load_reserve(load);
 }
 
 static void load_filled_all(struct load *load)
 {
     load_fill_end(load);
     load_show(load, LOAD_SEALING, MODEL_SEALING);
-    load->job.opened = load->restores ? NULL : load->model->source;
-    load->job.planned = load->model->plan;
-    load->job.filled = load->model->arena;
     load_queue(load, load_job_seal);
 }
 
@@ -218,8 +208,28 @@ static void load_allocated(struct load *load)
     while ((call = waiters_take(&load->waiters, WAIT_ALLOCATED)))
         call_reply(call, describe_loaded(load->model, NULL), NULL, 0);
     load_fill_continue(load);
-    if (load->plan->n_chunks == 0)
-        load_filled_all(load);
+    /* Meanwhile: what clients will be given of it. */
+    job->opened = load->restores ? NULL : load->model->source;
+    job->planned = load->model->plan;
+    job->filled = load->model->arena;
+    load_queue(load, load_job_publish);
+}
+
+static void load_published(struct load *load)
+{
+    struct model *model = load->model;
+    struct load_job *job = &load->job;
+    load->published = true;
+    if (job->status < 0) {
+        load_fail_device(load, job->status, &job->fault);
+        return;
+    }
+    model->export = job->export;
+    if (load->restores)
+        return;
+    model->published = job->published;
+    job->published = PUBLICATION_NONE;
+    (void)load_charge(load, model->published.bytes);
 }
 
 static void load_sealed(struct load *load)
@@ -230,12 +240,6 @@ static void load_sealed(struct load *load)
         failure_set_file(&load->failure, job->status, &job->fault, model->source->path);
     else if (job->status < 0)
         load_fail_device(load, job->status, &job->fault);
-    if (load->failure.error != WIRE_OK)
-        return;
-    model->export = job->export;
-    if (job->table_fd >= 0)
-        model->table_fd = job->table_fd;
-    job->table_fd = -1;
 }
 
 /* Nothing more is begun; when nothing is under way, the memory is released. */
@@ -276,6 +280,10 @@ static bool load_advance(struct load *load)
         load_allocated(load);
         break;
     case LOAD_FILLING:
+        if (!load->published)
+            load_published(load);
+        if (load->failure.error != WIRE_OK)
+            break;
         if (load->next_chunk == load->plan->n_chunks && load->n_fills == 0)
             load_filled_all(load);
         break;
@@ -304,6 +312,7 @@ void load_step(struct load *load)
         return;
     if (load->state == LOAD_RELEASING) {
         load->model->arena = NULL;
+        load->model->export = (struct device_export){.fd = -1};
         load_finish(load);
     } else if (load->state == LOAD_IDENTIFYING)
         load_finish(load);
@@ -330,8 +339,13 @@ static struct load *load_new(struct server *server, const struct load_request *r
     load->began = uv_hrtime();
     load->detached = !request->wait;
     load->trace = request->trace ? trace_new(load->began) : NULL;
-    load->job =
-        (struct load_job){.path = load->request.path, .device = request->device, .form = request->form, .table_fd = -1};
+    load->job = (struct load_job){
+        .path = load->request.path,
+        .trusted = request->trusted,
+        .device = request->device,
+        .form = request->form,
+        .published = PUBLICATION_NONE,
+    };
     waiters_init(&load->waiters, load_deserted);
     TAILQ_INSERT_TAIL(&server->loads, load, link);
     server->n_loads++;

@@ -1,17 +1,20 @@
 /* A load, from the request to the resident model or to nothing at all.
  *
+ *          ┌─────────────── cached ──┐
+ *          │                         ▼
  *     IDENTIFYING ─▶ OPENING ─▶ RESERVING ─▶ ALLOCATING ─▶ FILLING ─▶ SEALING ─▶ DONE
  *          │            │           │            │            │          │
- *          └────────────┴───────────┴────────────┴──── STOPPING ◀────────┘
- *                                                         │
- *                                                     RELEASING ─▶ DONE
+ *     joined, refused   └───────────┴────────────┴── STOPPING ◀──────────┘
+ *          │                                            │
+ *          ▼                                            ├─ nothing was taken yet ─▶ DONE
+ *        DONE                                       RELEASING ─▶ DONE
  *
  * IDENTIFYING, OPENING, ALLOCATING, SEALING and RELEASING each have one job on a worker. RESERVING waits for models
- * that have to go first. FILLING has as many fills as it was given slots; ALLOCATING has some too, which wait for the
- * memory when they are full. STOPPING waits for what is under way and gets
- * nothing new. The model enters the registry between IDENTIFYING and OPENING; a load of a file that the registry has
- * already ends there, and its callers join. A load of a cached model begins with RESERVING, and if it fails the model
- * stays cached.
+ * that have to go first. FILLING has as many fills as it was given slots, and a job beside them that makes what clients
+ * will be given; ALLOCATING has some fills too, which wait for the memory when they are full. STOPPING waits for what
+ * is under way and gets nothing new. The model enters the registry between IDENTIFYING and OPENING; a load of a file
+ * that the registry has already ends there, and its callers join. A load of a cached model goes on with RESERVING, and
+ * if it fails the model stays cached.
  *
  * Loop thread only. */
 #pragma once

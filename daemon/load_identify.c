@@ -87,7 +87,7 @@ static struct model *load_new_model(struct load *load, const char *name)
     model->private = load->request.private;
     model->source = load->job.source;
     load->job.source = NULL;
-    model->table_fd = -1;
+    model->published = PUBLICATION_NONE;
     model->export.fd = -1;
     model->load = load;
     LIST_INIT(&model->leases);
@@ -123,13 +123,7 @@ bool load_identified(struct load *load)
     struct server *server = load->server;
     struct load_job *job = &load->job;
     if (job->status < 0) {
-        failure_set_file(&load->failure, job->status, &job->fault, load->request.path);
-        return false;
-    }
-    if (load->request.path && !load->request.trusted && (!job->source->readable_by_all || geteuid() == 0)) {
-        failure_set(
-            &load->failure, WIRE_PermissionDenied,
-            describe_reason("the daemon would read it with rights that are not yours: pass it as a descriptor"));
+        failure_set_opening(&load->failure, job);
         return false;
     }
     if (load_device(load)->failed) {

@@ -1,21 +1,33 @@
 #include "daemon/load_job.h"
 
 #include "daemon/split.h"
-#include "proto/table.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
+
+/* What a path leads to is read with the daemon's rights. Others than those who rule it may have it read what everybody
+ * may, of which root's daemon is no judge; and are not told whether there is anything else. */
+static void open_path(struct load_job *job)
+{
+    job->status = source_open_path(job->path, &job->source, &job->fault);
+    if (job->trusted || (job->status == 0 && job->source->readable_by_all && geteuid() != 0))
+        return;
+    source_free(job->source);
+    job->source = NULL;
+    job->status = -EACCES;
+    job->refused = true;
+}
 
 void load_job_identify(struct load_job *job)
 {
     size_t n = job->n_fds;
     job->n_fds = 0;
-    job->status = n > 0 ? source_open_fds(job->fds, n, &job->source, &job->fault)
-                        : source_open_path(job->path, &job->source, &job->fault);
+    if (n > 0)
+        job->status = source_open_fds(job->fds, n, &job->source, &job->fault);
+    else
+        open_path(job);
 }
 
 /* The device has a kernel for everything that is to be decoded; also if nothing is. */
@@ -43,15 +55,20 @@ static int cut(struct load_job *job)
     return plan_cut(job->plan, job->device->slot_bytes, job->device->part_bytes, verbatim);
 }
 
-void load_job_open(struct load_job *job)
+void load_job_lay_out(struct load_job *job)
 {
-    uint64_t begin = uv_hrtime();
     job->status = split_read(job->opened, &job->header, &job->gguf_fault, &job->file);
     if (job->status == 0)
         job->status = plan_new(job->header, job->form, job->device->granule, &job->plan, &job->tensor);
     else
         device_fault_set(&job->fault, 0, "pread", -job->status, strerror(-job->status));
-    if (job->status == 0)
+}
+
+void load_job_open(struct load_job *job)
+{
+    uint64_t begin = uv_hrtime();
+    load_job_lay_out(job);
+    if (job->status == 0 && job->plan->arena_bytes <= job->device->budget)
         job->status = cut(job);
     job->elapsed_ns = uv_hrtime() - begin;
 }
@@ -92,80 +109,24 @@ void load_job_reallocate(struct load_job *job)
     job->elapsed_ns = uv_hrtime() - begin;
 }
 
-static struct table_tensor table_tensor(const struct gguf_tensor *tensor, const struct placement *placement)
-{
-    struct table_tensor entry = {
-        .name = tensor->name,
-        .offset = placement->offset,
-        .bytes = placement->bytes,
-        .n_dims = tensor->n_dims,
-        .type = tensor->type->id,
-        .form = (uint32_t)placement->form,
-    };
-    for (uint32_t i = 0; i < tensor->n_dims; i++)
-        entry.shape[i] = tensor->ne[tensor->n_dims - 1 - i];
-    return entry;
-}
-
-static int sealed_memfd(const char *name, const void *data, size_t size, int *ret)
-{
-    int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    if (fd < 0)
-        return -errno;
-    const uint8_t *at = data;
-    while (size > 0) {
-        ssize_t n = write(fd, at, size);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0) {
-            int error = errno;
-            close(fd);
-            return -error;
-        }
-        at += n;
-        size -= (size_t)n;
-    }
-    if (fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0) {
-        int error = errno;
-        close(fd);
-        return -error;
-    }
-    *ret = fd;
-    return 0;
-}
-
-static int table_memfd(const struct plan *plan, int *ret)
-{
-    size_t n = plan->model->n_tensors;
-    struct table_tensor *tensors = calloc(n ? n : 1, sizeof(*tensors));
-    if (!tensors)
-        return -ENOMEM;
-    for (size_t i = 0; i < n; i++)
-        tensors[i] = table_tensor(&plan->model->tensors[i], &plan->placements[i]);
-    void *table;
-    size_t size;
-    int r = table_build(tensors, n, plan->arena_bytes, &table, &size);
-    free(tensors);
-    if (r < 0)
-        return r;
-    r = sealed_memfd("rocmforge-table", table, size, ret);
-    free(table);
-    return r;
-}
-
-void load_job_seal(struct load_job *job)
+void load_job_publish(struct load_job *job)
 {
     if (job->opened) {
-        job->status = source_check_untouched(job->opened, &job->fault);
-        if (job->status < 0)
-            return;
-        job->status = table_memfd(job->planned, &job->table_fd);
+        job->status = publication_make(job->planned, &job->published);
         if (job->status < 0) {
             device_fault_set(&job->fault, 0, "memfd_create", -job->status, strerror(-job->status));
             return;
         }
     }
     job->status = job->device->ops->arena_export(job->filled, &job->export, &job->fault);
+}
+
+void load_job_seal(struct load_job *job)
+{
+    if (job->opened)
+        job->status = source_check_untouched(job->opened, &job->fault);
+    if (job->status == 0)
+        job->status = job->device->ops->arena_seal(job->filled, &job->fault);
 }
 
 void load_job_nothing(struct load_job *job)
@@ -187,6 +148,8 @@ const char *load_job_name(const struct load_job *job)
         return "parse";
     if (job->run == load_job_allocate || job->run == load_job_reallocate)
         return "allocate";
+    if (job->run == load_job_publish)
+        return "publish";
     return job->run == load_job_seal ? "seal" : job->run == load_job_release ? "release" : "wait";
 }
 
@@ -194,9 +157,7 @@ void load_job_clear(struct load_job *job)
 {
     while (job->n_fds > 0)
         close(job->fds[--job->n_fds]);
-    if (job->table_fd >= 0)
-        close(job->table_fd);
-    job->table_fd = -1;
+    publication_clear(&job->published);
     plan_free(job->plan);
     gguf_free(job->header);
     source_free(job->source);

@@ -4,6 +4,7 @@
 #include "daemon/device.h"
 #include "daemon/gguf.h"
 #include "daemon/plan.h"
+#include "daemon/publication.h"
 #include "daemon/source.h"
 
 #include <stdbool.h>
@@ -18,6 +19,7 @@ struct load_job {
     int fds[SOURCE_FILES_MAX];
     size_t n_fds; /* 0: by path */
     const char *path;
+    bool trusted; /* may have the daemon read, by path, what not everyone may read */
     struct source *opened;
     struct device *device;
     enum form form;
@@ -25,8 +27,9 @@ struct load_job {
     bool decode_on_cpu;
     struct arena *filled;
 
-    /* Out. Owned by the job until they are taken, which leaves NULL or -1. */
+    /* Out. Owned by the job until they are taken, which leaves NULL, or nothing published. */
     int status;
+    bool refused; /* with -EACCES of load_job_identify(): by us, not by open() */
     struct device_fault fault;
     struct gguf_fault gguf_fault;
     size_t tensor; /* with -ENOTSUP */
@@ -36,18 +39,22 @@ struct load_job {
     struct plan *plan;
     struct arena *arena;
     struct device_export export; /* the arena's */
-    int table_fd;
+    struct publication published;
     uint64_t memory_free; /* with -ENOMEM of load_job_allocate() */
     uint64_t elapsed_ns;
     uint64_t begin_ns; /* set by the caller of run() */
     uint64_t end_ns;
 };
 
-/* fds or path → source. Errors: those of source_open_path(). */
+/* fds, or path and trusted → source. Errors: those of source_open_path(); or -EACCES and `refused`, whatever the path
+ * leads to, if the caller may not have it read. */
 void load_job_identify(struct load_job *job);
 
-/* opened, device, form, decode_on_cpu → header, plan, cut for the device's slots. Errors: those of split_read(),
- * plan_new() and plan_cut(). */
+/* opened, device, form → header, plan, which is not cut. Errors: those of split_read() and plan_new(). */
+void load_job_lay_out(struct load_job *job);
+
+/* As load_job_lay_out(), and with decode_on_cpu the plan is cut for the device's slots; one that is larger than the
+ * device's budget, and will never be filled, is not. */
 void load_job_open(struct load_job *job);
 
 /* planned, device → arena. -ENOMEM sets memory_free. */
@@ -56,7 +63,11 @@ void load_job_allocate(struct load_job *job);
 /* planned, device → arena, and in `plan` a plan of its bytes as they lie. */
 void load_job_reallocate(struct load_job *job);
 
-/* opened, planned, filled → export, table_fd. opened NULL: the export alone. -ESTALE if the file changed meanwhile. */
+/* planned, filled → published, export. opened NULL: the export alone. Errors: those of publication_make() and of the
+ * device. */
+void load_job_publish(struct load_job *job);
+
+/* opened, filled → nothing. -ESTALE if the file changed meanwhile; opened NULL: there is none. */
 void load_job_seal(struct load_job *job);
 
 /* Just comes back. */

@@ -42,6 +42,7 @@ struct load {
     bool in_job;
     bool blocked;       /* until a model that has its name, its file or its memory is gone */
     bool reserved;      /* the ledger has its bytes */
+    bool published;     /* what clients will be given was made */
     unsigned n_victims; /* models that go for it, and are not gone yet */
 
     bool restores;           /* a cached model, from host memory */

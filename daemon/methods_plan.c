@@ -20,7 +20,6 @@ struct planning {
     char *path; /* NULL: by descriptor */
     enum form form;
     uid_t uid;
-    bool trusted;
     bool cached; /* host memory has it */
 };
 
@@ -46,12 +45,8 @@ static void planning_work(uv_work_t *work)
     load_job_identify(job);
     if (job->status < 0)
         return;
-    if (planning->path && !planning->trusted && (!job->source->readable_by_all || geteuid() == 0)) {
-        job->status = -EACCES;
-        return;
-    }
     job->opened = job->source;
-    load_job_open(job);
+    load_job_lay_out(job);
 }
 
 static cJSON *describe_plan(struct planning *planning, const struct model *there)
@@ -92,20 +87,8 @@ static cJSON *describe_plan(struct planning *planning, const struct model *there
 /* Fails the call for what the job found. */
 static void planning_fail(struct planning *planning)
 {
-    const struct load_job *job = &planning->job;
     struct failure failure = {0};
-    if (job->status == -EACCES && !job->opened)
-        failure_set(
-            &failure, WIRE_PermissionDenied,
-            describe_reason("the daemon would read it with rights that are not yours: pass it as a descriptor"));
-    else if (job->status == -EBADMSG)
-        failure_set_invalid(&failure, job->gguf_fault.reason, job->gguf_fault.offset);
-    else if (job->status == -ENOTSUP)
-        failure_set(&failure, WIRE_UnsupportedType, describe_unsupported(&job->header->tensors[job->tensor]));
-    else if (job->status == -EOVERFLOW)
-        failure_set_invalid(&failure, "the tensors together are larger than any memory", 0);
-    else
-        failure_set_file(&failure, job->status == -ENODATA ? -ESTALE : job->status, &job->fault, planning->path);
+    failure_set_opening(&failure, &planning->job);
     call_fail(planning->call, failure.error, failure_parameters(&failure));
     failure_clear(&failure);
 }
@@ -169,9 +152,14 @@ void method_plan(struct server *server, struct call *call)
         return;
     }
     *planning = (struct planning){.server = server, .call = call, .path = path, .form = form};
-    planning->job = (struct load_job){.path = path, .device = device, .form = form, .table_fd = -1};
     planning->uid = conn_uid(call->conn);
-    planning->trusted = planning->uid == 0 || planning->uid == getuid();
+    planning->job = (struct load_job){
+        .path = path,
+        .trusted = planning->uid == 0 || planning->uid == getuid(),
+        .device = device,
+        .form = form,
+        .published = PUBLICATION_NONE,
+    };
     server_job_begin(server);
     if (p.fds && !call_take_fds(call, p.fds, planning->job.fds, &planning->job.n_fds)) {
         planning->job.n_fds = 0;

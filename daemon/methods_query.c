@@ -5,6 +5,7 @@
 #include "daemon/server.h"
 #include "kernels/dequant.h"
 
+#include <string.h>
 #include <unistd.h>
 
 static const struct param nothing[] = {{0}};
@@ -41,20 +42,19 @@ void method_show(struct server *server, struct call *call)
         call_fail(call, WIRE_ModelNotFound, describe_name(name));
         return;
     }
-    if (!model->plan) {
+    const struct publication *published = &model->published;
+    if (!published->tensors) {
         call_fail(call, WIRE_ModelBusy, describe_busy(model));
         return;
     }
-    const char *tensors = describe_tensors(model);
-    const char *metadata = describe_metadata(model);
-    if (!tensors || !metadata) {
-        call_fail(call, WIRE_LimitExceeded, describe_limit("memory", 0));
+    if (strlen(published->tensors) + strlen(published->metadata) > CONN_QUEUE_MAX / 2) {
+        call_fail(call, WIRE_LimitExceeded, describe_limit("reply", CONN_QUEUE_MAX));
         return;
     }
     cJSON *reply = cJSON_CreateObject();
     cJSON_AddItemToObject(reply, "model", describe_model(model));
-    cJSON_AddRawToObject(reply, "metadata", metadata);
-    cJSON_AddRawToObject(reply, "tensors", tensors);
+    cJSON_AddRawToObject(reply, "metadata", published->metadata);
+    cJSON_AddRawToObject(reply, "tensors", published->tensors);
     cJSON_AddItemToObject(reply, "leases", describe_leases(model));
     call_reply(call, reply, NULL, 0);
 }

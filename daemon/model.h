@@ -16,6 +16,7 @@
 #include "daemon/gguf.h"
 #include "daemon/lease.h"
 #include "daemon/plan.h"
+#include "daemon/publication.h"
 #include "daemon/source.h"
 
 #include <stdbool.h>
@@ -58,9 +59,10 @@ struct model {
     uint64_t reserved;   /* bytes of the device's ledger that are this model's */
     struct arena *arena; /* NULL before it was taken */
     struct device_export export;
-    int table_fd;        /* sealed memfd of the binary tensor table; -1 before it is resident */
-    char *tensors_json;  /* the tensor table as JSON, made when first asked for */
-    char *metadata_json; /* and the metadata */
+    struct publication published; /* made while it is filled */
+    uint64_t charged;             /* bytes of the host's ledger that are this model's, besides those of its memory */
+    struct device *charged_to;    /* NULL: none */
+    uint64_t kept;                /* bytes that its header and the like take */
 
     struct lease_list leases;
     size_t n_leases;

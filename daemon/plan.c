@@ -120,6 +120,13 @@ void plan_free(struct plan *plan)
     free(plan);
 }
 
+uint64_t plan_memory(const struct plan *plan)
+{
+    const size_t piece = sizeof(*plan->pieces) + sizeof(*plan->piece_file_offsets) + sizeof(*plan->piece_tensors);
+    return plan->model->n_tensors * sizeof(*plan->placements) + plan->n_chunks * sizeof(*plan->chunks) +
+           plan->n_pieces * piece;
+}
+
 uint64_t plan_piece_file_bytes(const struct plan *plan, size_t index)
 {
     const struct piece *piece = &plan->pieces[index];

@@ -53,10 +53,9 @@ void registry_remove(struct registry *registry, struct model *model)
     assert(LIST_EMPTY(&model->leases) && !model->arena && !model->load && !model->cache && model->reserved == 0);
     TAILQ_REMOVE(&registry->models, model, link);
     registry->n_models--;
-    if (model->table_fd >= 0)
-        close(model->table_fd);
-    free(model->tensors_json);
-    free(model->metadata_json);
+    publication_clear(&model->published);
+    if (model->charged_to)
+        model->charged_to->used -= model->charged;
     plan_free(model->plan);
     gguf_free(model->header);
     source_free(model->source);
@@ -85,6 +84,22 @@ void registry_release(struct model *model)
     assert(model->device->used >= model->reserved);
     model->device->used -= model->reserved;
     model->reserved = 0;
+}
+
+int registry_charge(struct model *model, struct device *host, uint64_t bytes, uint64_t *ret_available)
+{
+    uint64_t kept = model->kept + bytes;
+    uint64_t due = kept > REGISTRY_KEPT_FREE ? kept - REGISTRY_KEPT_FREE : 0;
+    uint64_t available = device_available(host);
+    if (due - model->charged > available) {
+        *ret_available = available;
+        return -ENOMEM;
+    }
+    model->kept = kept;
+    host->used += due - model->charged;
+    model->charged = due;
+    model->charged_to = host;
+    return 0;
 }
 
 struct lease *registry_lease(struct registry *registry, struct model *model, struct conn *conn)

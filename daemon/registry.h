@@ -44,6 +44,14 @@ int registry_reserve(struct model *model, uint64_t bytes, uint64_t *ret_availabl
 /* Takes the model's bytes out of the ledger. */
 void registry_release(struct model *model);
 
+/* What a model may take of the daemon's own memory for its header and the like before it is charged for it. */
+#define REGISTRY_KEPT_FREE ((uint64_t)1 << 20)
+
+/* Adds to what the daemon itself keeps of a model, and enters what goes beyond REGISTRY_KEPT_FREE into the ledger of
+ * the host's memory, until the model is removed: a small file may have a large header. Returns 0, or -ENOMEM and what
+ * could have been had. */
+int registry_charge(struct model *model, struct device *host, uint64_t bytes, uint64_t *ret_available);
+
 /* Bytes that a load could get now, by the ledger. */
 uint64_t device_available(const struct device *device);
 

@@ -103,6 +103,20 @@ int source_open_fds(const int *fds, size_t n, struct source **ret, struct device
     return 0;
 }
 
+/* Everyone may pass through all folders above the open file, as the kernel knows it: without links. */
+static bool reachable_by_all(int fd)
+{
+    char *path = path_of_fd(fd);
+    bool reachable = path;
+    for (char *slash = path ? strrchr(path, '/') : NULL; slash && reachable; slash = strrchr(path, '/')) {
+        struct stat st;
+        *slash = '\0';
+        reachable = stat(slash == path ? "/" : path, &st) == 0 && (st.st_mode & S_IXOTH);
+    }
+    free(path);
+    return reachable;
+}
+
 /* The number of files of a split model whose first one has this path, 1 if it has no such name. *ret_prefix: how much
  * of the path they share. */
 static unsigned split_count(const char *path, size_t *ret_prefix)
@@ -160,7 +174,10 @@ int source_open_path(const char *path, struct source **ret, struct device_fault 
                                     error == EINVAL ? "not a regular file" : strerror(error));
         }
     }
-    return source_open_fds(fds, n, ret, ret_fault);
+    int r = source_open_fds(fds, n, ret, ret_fault);
+    for (unsigned i = 0; i < n && r == 0; i++)
+        (*ret)->readable_by_all = (*ret)->readable_by_all && reachable_by_all((*ret)->files[i].fd);
+    return r;
 }
 
 void source_free(struct source *source)

@@ -33,7 +33,7 @@ struct source_file {
 struct source {
     char *path;           /* of the first file, for people; NULL where it has none */
     uint64_t size;        /* of all files */
-    bool readable_by_all; /* everyone may read them */
+    bool readable_by_all; /* everyone may read them; opened by path: and get there */
     size_t n_files;       /* 1 but for split models */
     struct source_file files[];
 };

@@ -31,7 +31,7 @@ static uint64_t bytes_of(const struct server *server, uid_t uid)
     const struct model *model;
     TAILQ_FOREACH(model, &server->registry.models, link)
     {
-        n += model->uid == uid ? model->reserved : 0;
+        n += model->uid == uid ? model->reserved + model->charged : 0;
     }
     return n;
 }

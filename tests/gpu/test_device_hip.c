@@ -265,8 +265,7 @@ static void test_gaps(void **state)
     const struct extent gaps[] = {{0, 3}, {100, 57}, {1u << 20, 300000}, {bytes - 1, 1}};
     struct arena *arena;
     assert_fine(device->ops->arena_new(device, bytes, gaps, sizeof(gaps) / sizeof(gaps[0]), &arena, &fault), &fault);
-    struct device_export export;
-    assert_fine(device->ops->arena_export(arena, &export, &fault), &fault); /* waits for it to be clear */
+    assert_fine(device->ops->arena_seal(arena, &fault), &fault); /* waits for it to be clear */
     uint8_t *got = malloc(4u << 20);
     assert_fine(device->ops->arena_read(arena, 0, got, 4u << 20, &fault), &fault);
     for (size_t i = 0; i < sizeof(gaps) / sizeof(gaps[0]); i++)
@@ -335,6 +334,7 @@ static void test_again_and_again(void **state)
         assert_fine(outcome.status, &outcome.fault);
         assert_fine(device->ops->arena_export(arena, &export, &fault), &fault);
         assert_int_equal(export.handle_size, device->export_kind == EXPORT_IPC ? 64 : 0);
+        assert_fine(device->ops->arena_seal(arena, &fault), &fault);
         device->ops->arena_free(arena);
     }
     assert_fine(device->ops->memory_free(device, &after, &fault), &fault);
@@ -411,6 +411,8 @@ static int session(const struct model *model, struct device_fault *fault)
     }
     if (r == 0)
         r = device->ops->arena_export(arena, &export, fault);
+    if (r == 0)
+        r = device->ops->arena_seal(arena, fault);
     if (r == 0)
         r = model_check(model, device, arena, fault);
     if (arena)

@@ -68,6 +68,8 @@ static int server_load(struct device *device, struct slots *slots, struct arena 
     if (outcome.status < 0)
         return outcome.status;
     r = device->ops->arena_export(*arena, &export, fault);
+    if (r == 0)
+        r = device->ops->arena_seal(*arena, fault);
     if (r < 0)
         return r;
     notice->bytes = model.arena_bytes;

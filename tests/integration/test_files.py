@@ -6,7 +6,7 @@ import threading
 
 import make_model
 import pytest
-from harness import sparse_model, wait_until, wire_error
+from harness import USER, client_of, sparse_model, wait_until, wire_error
 
 
 def load_by_fd(client, path, **parameters):
@@ -105,24 +105,34 @@ def test_path_that_the_caller_may_not_read(start, small_model, folder):
     path = folder / "private.gguf"
     shutil.copyfile(small_model, path)
     os.chmod(path, 0o600)
-    read_end, write_end = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.setgroups([])
-            os.setgid(65534)
-            os.setuid(65534)
-            with daemon.client() as client:
-                with wire_error("PermissionDenied"):
-                    client.call("Load", path=str(path))
-            os.write(write_end, b"denied")
-        finally:
-            os._exit(0)
-    os.waitpid(child, 0)
-    os.close(write_end)
-    assert os.read(read_end, 100) == b"denied"
-    os.close(read_end)
+    with client_of(daemon, USER) as client:
+        for method in ("Load", "Plan"):
+            with wire_error("PermissionDenied"):
+                client.call(method, path=str(path))
     assert daemon.models() == []
+
+
+def test_path_that_the_caller_may_not_reach(start_for_all, small_model, folder):
+    """Nor may others learn what is there."""
+    daemon = start_for_all()
+    (folder / "hidden").mkdir(mode=0o700)
+    shutil.copyfile(small_model, folder / "hidden" / "model.gguf")
+    shutil.copyfile(small_model, folder / "public.gguf")
+    for path in (folder / "hidden", folder / "hidden" / "model.gguf", folder / "public.gguf"):
+        os.chown(path, daemon.uid, -1)
+    os.chmod(folder / "hidden" / "model.gguf", 0o644)
+    with client_of(daemon, USER) as client:
+        errors = []
+        for name in ("hidden/model.gguf", "hidden/none.gguf", "none.gguf", "hidden"):
+            for method in ("Load", "Plan"):
+                with wire_error("PermissionDenied") as parameters:
+                    client.call(method, path=str(folder / name))
+                errors.append(parameters)
+        assert errors == errors[:1] * 8
+        if daemon.uid != 0:  # root's daemon is no judge of what others may read
+            client.call("Plan", path=str(folder / "public.gguf"))
+    with daemon.client() as root:
+        root.call("Load", path=str(folder / "hidden" / "model.gguf"))
 
 
 def test_file_that_changes_while_it_is_read(held_daemon, gate, model_folder):
@@ -165,6 +175,24 @@ def test_verify_after_a_change(client, small_model, folder):
     with wire_error("FileChanged"):
         client.call("Verify", name="model")
     assert client.call("List")["models"][0]["state"] == "resident"
+
+
+def test_file_that_changes_while_it_is_verified(held_daemon, gate, model_folder):
+    """That is what is told, and not that the memory is wrong."""
+    path = sparse_model(model_folder / "verified.gguf", 64 << 20)
+    gate.open()
+    with held_daemon.client() as client:
+        client.call("Load", path=str(path), name="m")
+        gate.close()
+        client.send("Verify", {"name": "m"}, more=True)
+        assert client.reply()[1]
+        touch_data(path)
+        gate.open()
+        with wire_error("FileChanged") as parameters:
+            while True:
+                assert client.reply()[1], "it was verified all the same"
+        assert parameters["path"] == str(path)
+    assert "differ" not in held_daemon.log
 
 
 def test_deleted_file(client, small_model, folder):

@@ -57,7 +57,7 @@ static int refused(const char *path, struct device_fault *ret_fault)
 static int folder_make(void **state)
 {
     (void)state;
-    return mkdtemp(folder) ? 0 : -1;
+    return mkdtemp(folder) && chmod(folder, 0755) == 0 ? 0 : -1;
 }
 
 static int folder_remove(void **state)
@@ -182,6 +182,19 @@ static void who_may_read(void **state)
         struct source *source = open_path(path);
         assert_int_equal(source->readable_by_all, cases[i].all);
         source_free(source);
+    }
+    /* Nor is a file in a folder that others may not pass through, whatever they may do with the file. */
+    assert_int_equal(mkdir(in_folder("inner"), 0755), 0);
+    assert_int_equal(chmod(write_file("inner/mode", "x"), 0644), 0);
+    assert_int_equal(symlink("inner/mode", in_folder("link")), 0);
+    for (int all = 1; all >= 0; all--) {
+        assert_int_equal(chmod(in_folder("inner"), all ? 0711 : 0766), 0);
+        static const char *const ways[] = {"inner/mode", "link"};
+        for (size_t i = 0; i < 2; i++) {
+            struct source *source = open_path(in_folder(ways[i]));
+            assert_int_equal(source->readable_by_all, all);
+            source_free(source);
+        }
     }
     write_file("two-00001-of-00002.gguf", "x");
     assert_int_equal(chmod(write_file("two-00002-of-00002.gguf", "x"), 0600), 0);

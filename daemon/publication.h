@@ -1,0 +1,28 @@
+/* What clients are given of a model besides its memory: the table of its tensors, as a sealed file in binary and as
+ * JSON, and the metadata as JSON.
+ *
+ * Made once, while the file is being read: a header may be large, and the loop has others to answer. Immutable then. */
+#pragma once
+
+#include "daemon/plan.h"
+
+#include <stddef.h>
+
+/* Of all metadata as JSON; entries beyond it are left out. */
+#define PUBLICATION_METADATA_MAX ((size_t)4 << 20)
+
+struct publication {
+    int table_fd;   /* sealed memfd, in the format of proto/table.h; -1: not made yet */
+    char *tensors;  /* an array of `Tensor` */
+    char *metadata; /* an array of `Metadata` */
+    size_t bytes;   /* of memory that these take */
+};
+
+#define PUBLICATION_NONE ((struct publication){.table_fd = -1})
+
+/* worker. Makes all of it, which the caller gives back with publication_clear(). -ENOMEM, or the errno of
+ * memfd_create(). */
+int publication_make(const struct plan *plan, struct publication *ret);
+
+/* Any thread. One that was cleared, or not made, is fine. */
+void publication_clear(struct publication *publication);
