@@ -47,6 +47,7 @@ struct verify {
     struct call *call; /* NULL once abandoned */
     struct plan *plan; /* made by the first job */
     bool planned;
+    bool checked; /* by the last job: the file is still what it was */
     struct verify_job jobs[VERIFY_JOBS];
     size_t n_under_way;
     size_t next_chunk;
@@ -130,15 +131,19 @@ static void verify_chunk(struct verify_job *job)
     }
 }
 
-/* The first job: the file is still what it was, and is cut for the buffers that we have. */
+/* The first job, and the last: the file is still what it was. A file that changes while it is read would be told as
+ * memory that does not agree with it. */
+static void verify_check(struct verify_job *job)
+{
+    job->of_file = true;
+    job->status = source_check(job->verify->model->source, &job->fault);
+}
+
+/* And the first: it is cut for the buffers that we have. */
 static void verify_plan(struct verify_job *job)
 {
     struct verify *verify = job->verify;
     const struct model *model = verify->model;
-    job->of_file = true;
-    job->status = source_check(model->source, &job->fault);
-    if (job->status < 0)
-        return;
     size_t tensor;
     job->status = plan_new(model->header, model->form, model->device->granule, &verify->plan, &tensor);
     if (job->status == 0)
@@ -151,9 +156,12 @@ static void verify_work(uv_work_t *work)
 {
     struct verify_job *job = work->data;
     worker_step_back();
-    if (job->chunk)
+    if (job->chunk) {
         verify_chunk(job);
-    else
+        return;
+    }
+    verify_check(job);
+    if (job->status == 0 && !job->verify->planned)
         verify_plan(job);
 }
 
@@ -190,6 +198,8 @@ static void verify_worked(uv_work_t *work, int status)
         failure_set_device(&verify->failure, job->status, &job->fault);
     else if (job->chunk)
         verify->done_bytes += job->chunk->model_bytes;
+    else if (verify->planned)
+        verify->checked = true;
     else {
         verify->planned = true;
         verify_report(verify); /* also where all is compared before the first tick */
@@ -251,15 +261,14 @@ static void verify_finish(struct verify *verify)
 
 static void verify_step(struct verify *verify)
 {
-    bool over = verify->ending || verify->failure.error != WIRE_OK ||
-                (verify->planned && verify->next_chunk == verify->plan->n_chunks);
+    bool over = verify->ending || verify->failure.error != WIRE_OK || verify->checked;
     for (size_t i = 0; i < VERIFY_JOBS && !over && verify_may(verify->server); i++) {
-        if (!verify->planned) {
+        if (!verify->planned || verify->next_chunk == verify->plan->n_chunks) {
             if (verify->n_under_way == 0)
                 verify_queue(verify, &verify->jobs[0], NULL);
             break;
         }
-        if (!verify->jobs[i].chunk && verify->next_chunk < verify->plan->n_chunks)
+        if (!verify->jobs[i].chunk)
             verify_queue(verify, &verify->jobs[i], &verify->plan->chunks[verify->next_chunk++]);
     }
     if (over && verify->n_under_way == 0)
