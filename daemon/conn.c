@@ -4,6 +4,7 @@
 #include "daemon/log.h"
 #include "proto/frame.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -25,7 +26,23 @@ struct conns {
     bool closing;
 };
 
+#define BIT(state) (1u << (state))
+
+/* The states that may follow each. */
+static const unsigned transitions[] = {
+    [CONN_OPEN] = BIT(CONN_ENDING) | BIT(CONN_BROKEN) | BIT(CONN_CLOSED),
+    [CONN_ENDING] = BIT(CONN_BROKEN) | BIT(CONN_CLOSED),
+    [CONN_BROKEN] = BIT(CONN_CLOSED),
+    [CONN_CLOSED] = 0,
+};
+
 static void conn_poll(struct conn *conn);
+
+static void conn_move(struct conn *conn, enum conn_state state)
+{
+    assert(transitions[conn->state] & BIT(state));
+    conn->state = state;
+}
 
 int conns_new(uv_loop_t *loop, call_fn *dispatch, conn_admit_fn *admit, void *context, struct conns **ret)
 {
@@ -96,7 +113,7 @@ static void conn_close(struct conn *conn)
 {
     if (conn->state == CONN_CLOSED)
         return;
-    conn->state = CONN_CLOSED;
+    conn_move(conn, CONN_CLOSED);
     log_debug("conn=%" PRIu64 " closed", conn->id);
     call_abandon(conn);
     while (!LIST_EMPTY(&conn->leases))
@@ -127,7 +144,7 @@ void conn_break(struct conn *conn)
 {
     if (conn->state != CONN_OPEN && conn->state != CONN_ENDING)
         return;
-    conn->state = CONN_BROKEN;
+    conn_move(conn, CONN_BROKEN);
     shutdown(conn->socket, SHUT_RDWR);
     conn_poll(conn);
 }
@@ -190,7 +207,7 @@ static void conn_end(struct conn *conn, const char *reason)
     cJSON_Delete(message);
     int r = text ? frame_writer_put(conn->writer, text, strlen(text), NULL, 0) : -ENOMEM;
     cJSON_free(text);
-    conn->state = CONN_ENDING;
+    conn_move(conn, CONN_ENDING);
     if (r < 0)
         conn_break(conn);
     else
@@ -221,16 +238,19 @@ static void conn_process(struct conn *conn)
         if (r == 0)
             break;
         const char *reason = "the message is too long";
+        if (r == -ENOMEM)
+            reason = "out of memory";
         if (r < 0 || !call_begin(conn, &reason)) {
             conn_end(conn, reason);
             break;
         }
         conn->conns->dispatch(&conn->call, conn->conns->context);
+        frame_message_close_fds(&conn->frame); /* a call takes its own at once, but may last */
     }
     conn->in_dispatch = false;
     if (conn->state == CONN_OPEN && conn->peer_done && !conn->again) {
         /* It gets what it asked for before it left off, if that was at hand. */
-        conn->state = CONN_ENDING;
+        conn_move(conn, CONN_ENDING);
         if (conn->in_call || frame_writer_pending(conn->writer) == 0)
             conn_break(conn);
     }

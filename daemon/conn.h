@@ -4,7 +4,8 @@
  * and replies wait in a bounded queue. A connection that breaks a rule is told so, if it can be, and closed.
  *
  *     OPEN ──▶ ENDING ──▶ BROKEN ──▶ CLOSED     ENDING: the last replies are being sent; nothing is read any more
- *       └───────────────────▲                     BROKEN: given up; closed as soon as the loop comes round
+ *       ├──────────┼────────▲          ▲          BROKEN: given up; closed as soon as the loop comes round
+ *       └──────────┴───────────────────┘          CLOSED: it holds nothing; freed when the loop has let go of it
  *
  * What a call is, and how it is answered: daemon/call.h.
  *

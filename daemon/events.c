@@ -55,10 +55,7 @@ void events_watch(struct events *events, struct call *call, cJSON *first)
     struct watcher *watcher = malloc(sizeof(*watcher));
     if (!watcher) {
         cJSON_Delete(first);
-        cJSON *parameters = cJSON_CreateObject();
-        cJSON_AddStringToObject(parameters, "limit", "memory");
-        cJSON_AddNumberToObject(parameters, "value", 0);
-        call_fail(call, WIRE_LimitExceeded, parameters);
+        call_fail(call, WIRE_LimitExceeded, describe_limit("memory", 0));
         return;
     }
     watcher->call = call;
@@ -82,7 +79,7 @@ void events_emit(struct events *events, const char *event, const struct model *m
         cJSON_AddStringToObject(reply, "event", event);
         cJSON_AddItemToObject(reply, "model", describe_model(model));
         if (error)
-            cJSON_AddStringToObject(reply, "error", error);
+            describe_text(reply, "error", error);
         (void)call_continue_all(watcher->call, reply);
     }
 }

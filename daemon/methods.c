@@ -75,7 +75,7 @@ static void get_interface_description(struct call *call)
 static void fail_with(struct call *call, enum wire_error error, const char *key, const char *value)
 {
     cJSON *parameters = cJSON_CreateObject();
-    cJSON_AddStringToObject(parameters, key, value);
+    describe_text(parameters, key, value);
     call_fail(call, error, parameters);
 }
 

@@ -66,12 +66,24 @@ int frame_reader_new(size_t max_size, struct frame_reader **ret)
     return 0;
 }
 
+static void close_untaken(int *fds, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (fds[i] >= 0)
+            close(fds[i]);
+        fds[i] = -1;
+    }
+}
+
+void frame_message_close_fds(struct frame_message *message)
+{
+    close_untaken(message->fds, message->n_fds);
+}
+
 /* Ends the life of the message given out last. */
 static void frame_reader_release(struct frame_reader *reader)
 {
-    for (size_t i = 0; i < reader->n_fds; i++)
-        if (reader->fds[i] >= 0)
-            close(reader->fds[i]);
+    close_untaken(reader->fds, reader->n_fds);
     reader->n_fds = 0;
     free(reader->text);
     reader->text = NULL;

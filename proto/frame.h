@@ -24,6 +24,9 @@ struct frame_message {
 /* Gives the descriptor at `index` to the caller, who closes it. -EBADF if there is none or it was taken. */
 int frame_message_take_fd(struct frame_message *message, int64_t index);
 
+/* Closes the descriptors that were not taken, before the time comes. */
+void frame_message_close_fds(struct frame_message *message);
+
 struct frame_reader;
 
 /* max_size: the longest message, without its NUL. -ENOMEM. */

@@ -1,11 +1,12 @@
 """Bad messages, and too many of them: the connection that sends them ends, others do not notice."""
 import json
+import os
 import socket
 import threading
 import time
 
 import pytest
-from harness import wait_until, wire_error
+from harness import sparse_model, wait_until, wire_error
 from rocmforge_wire import Closed
 
 LIST = b'{"method":"io.rocmforge.List"}'
@@ -107,6 +108,15 @@ def test_descriptors_that_nobody_asked_for(daemon, small_model):
     wait_until(lambda: daemon.fds() == before)
 
 
+def test_descriptors_that_nobody_asked_for_do_not_stay(daemon, small_model):
+    """Not even as long as the call."""
+    before = daemon.settled_fds()
+    with daemon.client() as client, open(small_model, "rb") as file:
+        client.send("Watch", more=True, fds=[file.fileno()] * 200)
+        client.reply()
+        assert len(daemon.fds()) == len(before) + 1
+
+
 def test_descriptors_of_a_message_that_never_ends(daemon, small_model):
     before = daemon.settled_fds()
     with daemon.client() as client, open(small_model, "rb") as file:
@@ -187,6 +197,35 @@ def test_requests_from_many_threads(daemon, small_model):
         thread.join()
     assert failures == []
     assert daemon.status()["leases"] == 0
+
+
+def test_interface_is_utf8_where_it_was_cut(client):
+    for i in range(2):
+        interface = "x" * i + "\u00e9" * 200
+        client.send_raw(json.dumps({"method": f"{interface}.Method"}).encode() + b"\0")
+        with wire_error("org.varlink.service.InterfaceNotFound") as parameters:
+            client.reply()
+        assert parameters["interface"][:100] == interface[:100]
+
+
+def test_event_is_utf8_where_it_was_cut(held_daemon, gate, folder):
+    """The sentence has a path in it, which is long, and of characters of two bytes."""
+    name = "\u00e9" * 120
+    (folder / name / name).mkdir(parents=True)
+    with held_daemon.client() as watcher, held_daemon.client() as client:
+        events = watcher.more("Watch")
+        next(events)
+        for i in range(2):
+            gate.close()
+            path = sparse_model(folder / name / name / f"{'x' * i}{name}.gguf", 4 << 20)
+            client.send("Load", {"path": str(path)})
+            wait_until(lambda: [model["state"] for model in held_daemon.models()] == ["filling"])
+            os.utime(path)
+            gate.open()
+            with wire_error("FileChanged"):
+                client.reply()
+            assert next(events)["event"] == "loading"
+            assert "\u00e9\u00e9" in next(events)["error"]
 
 
 def test_reply_is_one_json_object_and_a_nul(client):
