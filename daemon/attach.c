@@ -35,7 +35,7 @@ void attach_grant(struct server *server, struct model *model, struct call *call)
         return;
     }
     if (model->state == MODEL_FAILED) {
-        call_fail(call, WIRE_DeviceError, describe_device_lost(model->device));
+        call_fail(call, WIRE_DeviceError, describe_device_lost(model->device, "attach"));
         return;
     }
     if (model->state != MODEL_RESIDENT) {

@@ -189,11 +189,11 @@ cJSON *describe_device_name(const char *device)
     return object_with("device", device);
 }
 
-cJSON *describe_device_lost(const struct device *device)
+cJSON *describe_device_lost(const struct device *device, const char *call)
 {
     char text[sizeof(device->id) + 16];
     snprintf(text, sizeof(text), "%s was lost", device->id);
-    cJSON *object = object_with("call", "attach");
+    cJSON *object = object_with("call", call);
     add_integer(object, "code", 0);
     cJSON_AddStringToObject(object, "text", text);
     return object;

@@ -27,7 +27,8 @@ cJSON *describe_limit(const char *limit, uint64_t value);
 cJSON *describe_name(const char *name);
 cJSON *describe_reason(const char *reason);
 cJSON *describe_device_name(const char *device);
-cJSON *describe_device_lost(const struct device *device);
+/* call: what cannot be done. */
+cJSON *describe_device_lost(const struct device *device, const char *call);
 cJSON *describe_busy(const struct model *model);
 cJSON *describe_unsupported(const struct gguf_tensor *tensor);
 cJSON *describe_out_of_memory(const struct device *device, uint64_t needed, uint64_t available, uint64_t evictable);

@@ -129,6 +129,9 @@ struct device_ops {
     bool (*decodes)(struct device *device, const struct tensor_type *type, enum form form);
 };
 
+/* That a daemon may have. */
+#define DEVICES_MAX 32u
+
 /* The module allocates it, inside a larger struct of its own, and sets the first part. */
 struct device {
     const struct device_ops *ops;
@@ -150,6 +153,7 @@ struct device {
     uint64_t budget; /* bytes that models may take; any thread may read it, once the daemon listens */
     uint64_t rate;   /* of the last load, in bytes of the file per second; 0: none yet */
     uint64_t used;   /* the ledger: bytes that models take, or have been promised */
+    uint64_t free;   /* bytes that the driver had, when it was asked last; UINT64_MAX: it never was */
     bool failed;
     struct staging *staging;
 };

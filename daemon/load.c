@@ -113,11 +113,20 @@ void load_queue(struct load *load, void (*run)(struct load_job *job))
 
 /* --- the states --- */
 
+/* On which device: known now that its size is, and what others have taken meanwhile. */
+static void load_place(struct load *load)
+{
+    load->device = choice_place(load->server, &load->request.among, load->device, load->model->plan);
+    load->model->device = load->job.device = load->device;
+}
+
 /* Takes the device's bytes for the model, if need be from others; waits for those to go. */
 static void load_reserve(struct load *load)
 {
     struct model *model = load->model;
     uint64_t limit;
+    if (!load->reserved && !load->restores)
+        load_place(load);
     if (!load->reserved && !load->restores &&
         !user_may(load->server, load->request.uid, LIMIT_BYTES, model->plan->arena_bytes, &limit)) {
         failure_set(&load->failure, WIRE_LimitExceeded, describe_limit(user_limit_name(LIMIT_BYTES), limit));
@@ -154,7 +163,7 @@ static bool load_charge(struct load *load, uint64_t bytes)
 {
     uint64_t available, limit;
     struct server *server = load->server;
-    if (registry_charge(load->model, server_device(server, "host"), bytes, &available) < 0)
+    if (registry_charge(load->model, server_host(server), bytes, &available) < 0)
         failure_set(&load->failure, WIRE_LimitExceeded, describe_limit("host-memory", available));
     else if (!user_may(server, load->request.uid, LIMIT_BYTES, 0, &limit))
         failure_set(&load->failure, WIRE_LimitExceeded, describe_limit(user_limit_name(LIMIT_BYTES), limit));
@@ -170,6 +179,8 @@ static void load_opened(struct load *load)
         failure_set_opening(&load->failure, job);
         return;
     }
+    for (size_t i = 0; i < load->request.among.n; i++)
+        load->request.among.devices[i]->free = job->free[i];
     model->header = job->header;
     model->plan = job->plan;
     job->header = NULL;
@@ -236,6 +247,10 @@ static void load_sealed(struct load *load)
 {
     struct model *model = load->model;
     struct load_job *job = &load->job;
+    if (load_device(load)->failed) { /* after the last that this load asked of it */
+        failure_set(&load->failure, WIRE_DeviceError, describe_device_lost(load_device(load), "load"));
+        return;
+    }
     if (job->status == -ESTALE)
         failure_set_file(&load->failure, job->status, &job->fault, model->source->path);
     else if (job->status < 0)
@@ -342,7 +357,6 @@ static struct load *load_new(struct server *server, const struct load_request *r
     load->job = (struct load_job){
         .path = load->request.path,
         .trusted = request->trusted,
-        .device = request->device,
         .form = request->form,
         .published = PUBLICATION_NONE,
     };
@@ -380,7 +394,7 @@ void load_restore(struct server *server, struct model *model, struct call *call,
     assert(model->state == MODEL_CACHED || model->state == MODEL_SAVING);
     const struct load_request request = {.name = model->name,
                                          .form = model->form,
-                                         .device = model->device,
+                                         .among = {.devices = {model->device}, .n = 1},
                                          .uid = model->uid,
                                          .wait = true,
                                          .ttl = -1,

@@ -19,6 +19,7 @@
  * Loop thread only. */
 #pragma once
 
+#include "daemon/choice.h"
 #include "daemon/conn.h"
 #include "daemon/model.h"
 #include "daemon/waiters.h"
@@ -35,9 +36,9 @@ struct load_request {
     const char *path; /* borrowed */
     const char *name; /* NULL: from the file's; borrowed */
     enum form form;
-    struct device *device;
-    bool decode_on_cpu; /* also where the device could */
-    bool wait;          /* answer when resident; the load ends when nobody waits any more */
+    struct choice among; /* at least one device */
+    bool decode_on_cpu;  /* also where the device could */
+    bool wait;           /* answer when resident; the load ends when nobody waits any more */
     uid_t uid;
     bool trusted; /* may have the daemon read what not everyone may read */
     bool pin;

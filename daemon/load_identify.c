@@ -32,6 +32,7 @@ void load_begin_restore(struct load *load, struct model *model)
     load_adjust(load, model);
     load->restores = true;
     load->model = model;
+    load->device = load->job.device = model->device;
     model->load = load;
     load_show(load, LOAD_RESERVING, MODEL_ALLOCATING);
     events_emit(load->server->events, "loading", model, NULL);
@@ -126,11 +127,13 @@ bool load_identified(struct load *load)
         failure_set_opening(&load->failure, job);
         return false;
     }
-    if (load_device(load)->failed) {
-        failure_set(&load->failure, WIRE_DeviceNotFound, describe_device_name(load_device(load)->id));
+    const struct choice *among = &load->request.among;
+    load->device = choice_roomiest(among);
+    if (!load->device) {
+        failure_set(&load->failure, WIRE_DeviceError, describe_device_lost(among->devices[0], "load"));
         return false;
     }
-    struct model *model = registry_find_source(&server->registry, job->source, load->request.form, load_device(load),
+    struct model *model = registry_find_source(&server->registry, job->source, load->request.form, among,
                                                load->request.private ? &load->request.uid : NULL);
     if (model && (model_departs(model) || model->state == MODEL_SAVING)) {
         load->blocked = true;
@@ -169,6 +172,8 @@ bool load_identified(struct load *load)
     load_show(load, LOAD_OPENING, MODEL_OPENING);
     events_emit(server->events, "loading", load->model, NULL);
     job->opened = load->model->source;
+    job->device = load->device;
+    job->among = among;
     job->decode_on_cpu = load->request.decode_on_cpu;
     load_queue(load, load_job_open);
     return false;

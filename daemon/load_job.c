@@ -30,16 +30,6 @@ void load_job_identify(struct load_job *job)
         open_path(job);
 }
 
-/* The device has a kernel for everything that is to be decoded; also if nothing is. */
-static bool device_decodes_all(struct device *device, const struct plan *plan)
-{
-    for (size_t i = 0; i < plan->model->n_tensors; i++)
-        if (plan->placements[i].convert != FORM_NATIVE &&
-            !device->ops->decodes(device, plan->model->tensors[i].type, plan->placements[i].convert))
-            return false;
-    return true;
-}
-
 static bool converts_nothing(const struct plan *plan)
 {
     for (size_t i = 0; i < plan->model->n_tensors; i++)
@@ -51,7 +41,7 @@ static bool converts_nothing(const struct plan *plan)
 /* Cuts the plan for the device's slots: the file's bytes as they stand where nothing is decoded on the CPU. */
 static int cut(struct load_job *job)
 {
-    bool verbatim = converts_nothing(job->plan) || (!job->decode_on_cpu && device_decodes_all(job->device, job->plan));
+    bool verbatim = converts_nothing(job->plan) || (!job->decode_on_cpu && plan_decoded_by(job->plan, job->device));
     return plan_cut(job->plan, job->device->slot_bytes, job->device->part_bytes, verbatim);
 }
 
@@ -64,11 +54,25 @@ void load_job_lay_out(struct load_job *job)
         device_fault_set(&job->fault, 0, "pread", -job->status, strerror(-job->status));
 }
 
+/* Where there is a choice, drivers are asked: others than this daemon use their devices too. */
+static bool fits_any(struct load_job *job)
+{
+    bool any = false;
+    for (size_t i = 0; i < job->among->n; i++) {
+        struct device *device = job->among->devices[i];
+        struct device_fault unused;
+        any = any || job->plan->arena_bytes <= device->budget;
+        if (job->among->n == 1 || device->ops->memory_free(device, &job->free[i], &unused) < 0)
+            job->free[i] = UINT64_MAX;
+    }
+    return any;
+}
+
 void load_job_open(struct load_job *job)
 {
     uint64_t begin = uv_hrtime();
     load_job_lay_out(job);
-    if (job->status == 0 && job->plan->arena_bytes <= job->device->budget)
+    if (job->status == 0 && fits_any(job))
         job->status = cut(job);
     job->elapsed_ns = uv_hrtime() - begin;
 }

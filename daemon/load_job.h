@@ -1,6 +1,7 @@
 /* What a load has workers do: the steps that block. Each runs once, on its own, and touches nothing but the job. */
 #pragma once
 
+#include "daemon/choice.h"
 #include "daemon/device.h"
 #include "daemon/gguf.h"
 #include "daemon/plan.h"
@@ -22,6 +23,7 @@ struct load_job {
     bool trusted; /* may have the daemon read, by path, what not everyone may read */
     struct source *opened;
     struct device *device;
+    const struct choice *among; /* other devices that it may come to */
     enum form form;
     const struct plan *planned;
     bool decode_on_cpu;
@@ -40,7 +42,8 @@ struct load_job {
     struct arena *arena;
     struct device_export export; /* the arena's */
     struct publication published;
-    uint64_t memory_free; /* with -ENOMEM of load_job_allocate() */
+    uint64_t free[DEVICES_MAX]; /* of those it is among; UINT64_MAX: not known */
+    uint64_t memory_free;       /* with -ENOMEM of load_job_allocate() */
     uint64_t elapsed_ns;
     uint64_t begin_ns; /* set by the caller of run() */
     uint64_t end_ns;
@@ -53,8 +56,8 @@ void load_job_identify(struct load_job *job);
 /* opened, device, form → header, plan, which is not cut. Errors: those of split_read() and plan_new(). */
 void load_job_lay_out(struct load_job *job);
 
-/* As load_job_lay_out(), and with decode_on_cpu the plan is cut for the device's slots; one that is larger than the
- * device's budget, and will never be filled, is not. */
+/* As load_job_lay_out(), and with decode_on_cpu and `among` the plan is cut for the device's slots; one that is larger
+ * than any device's budget, and will never be filled, is not. Sets `free`. */
 void load_job_open(struct load_job *job);
 
 /* planned, device → arena. -ENOMEM sets memory_free. */

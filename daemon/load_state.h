@@ -33,6 +33,7 @@ struct load {
     struct server *server;
     enum load_state state;
     struct load_request request; /* its strings are the load's own, its descriptors are gone */
+    struct device *device;       /* where it goes, as far as is known; NULL before it was identified */
     struct model *model;         /* NULL before it was identified */
     struct waiters waiters;
     bool detached; /* goes on when nobody waits */
@@ -61,7 +62,7 @@ struct load {
 
 static inline struct device *load_device(const struct load *load)
 {
-    return load->request.device;
+    return load->device;
 }
 
 /* Moves a load on: called whenever something that it may wait for is over. May free it. */

@@ -99,9 +99,13 @@ void method_load(struct server *server, struct call *call)
         call_fail_parameter(call, wrong);
         return;
     }
-    struct device *device = server_device(server, p.device);
-    if (!device || (strcmp(p.dequant, "gpu") == 0 && strcmp(device->kind, "host") == 0)) {
-        call_fail(call, WIRE_DeviceNotFound, describe_device_name(device ? "gpu" : p.device));
+    struct choice among;
+    if (choice_of(server, p.device, &among) == 0) {
+        call_fail(call, WIRE_DeviceNotFound, describe_device_name(p.device));
+        return;
+    }
+    if (strcmp(p.dequant, "gpu") == 0 && strcmp(among.devices[0]->kind, "host") == 0) {
+        call_fail(call, WIRE_DeviceNotFound, describe_device_name("gpu"));
         return;
     }
     uid_t uid = conn_uid(call->conn);
@@ -122,7 +126,7 @@ void method_load(struct server *server, struct call *call)
                    .path = p.path,
                    .name = p.name,
                    .form = form,
-                   .device = device,
+                   .among = among,
                    .decode_on_cpu = strcmp(p.dequant, "cpu") == 0,
                    .wait = p.wait,
                    .uid = uid,
@@ -255,6 +259,10 @@ void method_verify(struct server *server, struct call *call)
     struct model *model = find_model(server, call, table, &p, &p.name);
     if (!model || refuse_stopping(server, call))
         return;
+    if (model->state == MODEL_FAILED) {
+        call_fail(call, WIRE_DeviceError, describe_device_lost(model->device, "verify"));
+        return;
+    }
     if (model->state != MODEL_RESIDENT) {
         call_fail(call, WIRE_ModelBusy, describe_busy(model));
         return;

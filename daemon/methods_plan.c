@@ -21,6 +21,7 @@ struct planning {
     enum form form;
     uid_t uid;
     bool cached; /* host memory has it */
+    struct choice among;
 };
 
 static void planning_free(struct planning *planning)
@@ -52,8 +53,9 @@ static void planning_work(uv_work_t *work)
 static cJSON *describe_plan(struct planning *planning, const struct model *there)
 {
     struct server *server = planning->server;
-    const struct device *device = planning->job.device;
     const struct plan *plan = planning->job.plan;
+    const struct device *device =
+        there ? there->device : choice_place(server, &planning->among, planning->job.device, plan);
     struct model **victims = NULL;
     size_t n = 0;
     struct residency_shortage shortage = {.available = device_available(device)};
@@ -104,7 +106,7 @@ static void planning_worked(uv_work_t *work, int status)
             planning_fail(planning);
         else {
             const struct model *there = registry_find_source(&planning->server->registry, planning->job.source,
-                                                             planning->form, planning->job.device, NULL);
+                                                             planning->form, &planning->among, NULL);
             planning->cached = there && there->state == MODEL_CACHED;
             if (there && (there->state > MODEL_RESIDENT || (there->load && load_ends(there->load))))
                 there = NULL; /* to be brought back, or on its way out */
@@ -138,9 +140,14 @@ void method_plan(struct server *server, struct call *call)
         call_fail_parameter(call, wrong);
         return;
     }
-    struct device *device = server_device(server, p.device);
-    if (!device) {
+    struct choice among;
+    if (choice_of(server, p.device, &among) == 0) {
         call_fail(call, WIRE_DeviceNotFound, describe_device_name(p.device));
+        return;
+    }
+    struct device *device = choice_roomiest(&among);
+    if (!device) {
+        call_fail(call, WIRE_DeviceError, describe_device_lost(among.devices[0], "plan"));
         return;
     }
     struct planning *planning = calloc(1, sizeof(*planning));
@@ -153,6 +160,7 @@ void method_plan(struct server *server, struct call *call)
     }
     *planning = (struct planning){.server = server, .call = call, .path = path, .form = form};
     planning->uid = conn_uid(call->conn);
+    planning->among = among;
     planning->job = (struct load_job){
         .path = path,
         .trusted = planning->uid == 0 || planning->uid == getuid(),

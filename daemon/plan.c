@@ -120,6 +120,15 @@ void plan_free(struct plan *plan)
     free(plan);
 }
 
+bool plan_decoded_by(const struct plan *plan, struct device *device)
+{
+    for (size_t i = 0; i < plan->model->n_tensors; i++)
+        if (plan->placements[i].convert != FORM_NATIVE &&
+            !device->ops->decodes(device, plan->model->tensors[i].type, plan->placements[i].convert))
+            return false;
+    return true;
+}
+
 uint64_t plan_memory(const struct plan *plan)
 {
     const size_t piece = sizeof(*plan->pieces) + sizeof(*plan->piece_file_offsets) + sizeof(*plan->piece_tensors);

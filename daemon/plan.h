@@ -93,6 +93,9 @@ int plan_gaps(const struct plan *plan, struct extent **ret, size_t *ret_n);
  * pieces, whose offsets in the file are those in the memory. The caller frees it. -ENOMEM. */
 int plan_linear(uint64_t bytes, size_t slot_bytes, struct plan **ret);
 
+/* The device has a kernel for everything that is to be decoded; also if nothing is. Any thread. */
+bool plan_decoded_by(const struct plan *plan, struct device *device);
+
 /* Bytes of memory that the plan itself takes. */
 uint64_t plan_memory(const struct plan *plan);
 

@@ -122,12 +122,14 @@ static void preload_next(struct preload *preload)
     }
     char model_name[MODEL_NAME_MAX + 1];
     model_name_derive(preload->path, model_name); /* of the link, not of what it points to */
+    struct choice among;
+    (void)choice_of(preload->server, "auto", &among); /* there is always the host */
     load_begin(preload->server,
                &(struct load_request){
                    .path = preload->path,
                    .name = model_name,
                    .form = FORM_AUTO,
-                   .device = server_device(preload->server, "auto"),
+                   .among = among,
                    .uid = getuid(),
                    .trusted = true,
                    .pin = true,

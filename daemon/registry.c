@@ -27,14 +27,14 @@ struct model *registry_find(const struct registry *registry, const char *name)
 }
 
 struct model *registry_find_source(const struct registry *registry, const struct source *source, enum form form,
-                                   const struct device *device, const uid_t *owner)
+                                   const struct choice *among, const uid_t *owner)
 {
     struct model *model;
     TAILQ_FOREACH(model, &registry->models, link)
     {
         bool shown = owner ? model->private && model->uid == *owner : !model->private;
         if (shown && model->state != MODEL_DRAINING && model->state != MODEL_FAILED && model->form == form &&
-            model->device == device && source_equal(model->source, source))
+            choice_has(among, model->device) && source_equal(model->source, source))
             return model;
     }
     return NULL;

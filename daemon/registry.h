@@ -3,6 +3,7 @@
  * Loop thread only. */
 #pragma once
 
+#include "daemon/choice.h"
 #include "daemon/model.h"
 
 #include <stdbool.h>
@@ -26,10 +27,10 @@ void registry_init(struct registry *registry);
 /* NULL if there is none. */
 struct model *registry_find(const struct registry *registry, const char *name);
 
-/* The model made of these files, in this form, on this device; NULL if there is none. owner: NULL, or the user whose
- * private models alone count. One that drains, or whose device is lost, does not count. */
+/* The model made of these files, in this form, on one of these devices; NULL if there is none. owner: NULL, or the user
+ * whose private models alone count. One that drains, or whose device is lost, does not count. */
 struct model *registry_find_source(const struct registry *registry, const struct source *source, enum form form,
-                                   const struct device *device, const uid_t *owner);
+                                   const struct choice *among, const uid_t *owner);
 
 /* Adds a model, which the registry then owns, with an id of its own. Its name is not taken. */
 void registry_add(struct registry *registry, struct model *model);

@@ -92,6 +92,9 @@ struct unload {
     struct load *load; /* NULL, or the load that it goes for */
     bool save;
     void *saved; /* the copy; NULL: it could not be made */
+    bool lost;   /* the device, in the attempt */
+    bool told;   /* by the driver, how much was free before and after: */
+    uint64_t free_before, free_after;
     uv_work_t work;
 };
 
@@ -102,7 +105,7 @@ static void unload_abandoned(struct call *call)
 }
 
 /* Copies an arena to memory of this process. NULL if that cannot be. */
-static void *save_arena(struct model *model)
+static void *save_arena(struct model *model, bool *ret_lost)
 {
     uint64_t bytes = model->plan->arena_bytes;
     uint8_t *copy = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -112,7 +115,9 @@ static void *save_arena(struct model *model)
     for (uint64_t at = 0; at < bytes; at += SAVE_BYTES) {
         size_t n = bytes - at < SAVE_BYTES ? bytes - at : SAVE_BYTES;
         struct device_fault fault;
-        if (model->device->ops->arena_read(model->arena, at, copy + at, n, &fault) < 0) {
+        int r = model->device->ops->arena_read(model->arena, at, copy + at, n, &fault);
+        if (r < 0) {
+            *ret_lost = r == -ENODEV;
             munmap(copy, bytes);
             return NULL;
         }
@@ -120,13 +125,39 @@ static void *save_arena(struct model *model)
     return copy;
 }
 
+/* Frees the arena, and asks the driver on either side of that. */
+static void free_arena(struct unload *unload)
+{
+    struct device *device = unload->model->device;
+    struct device_fault unused;
+    unload->told = device->ops->memory_free(device, &unload->free_before, &unused) == 0;
+    device->ops->arena_free(unload->model->arena);
+    unload->told = unload->told && device->ops->memory_free(device, &unload->free_after, &unused) == 0;
+}
+
+/* A client that lets its lease go and the handle not can keep the memory in use, which no ledger shows. In a memory
+ * file it may. */
+static void check_freed(const struct unload *unload)
+{
+    const struct model *model = unload->model;
+    struct device *device = model->device;
+    const uint64_t freed = unload->free_after > unload->free_before ? unload->free_after - unload->free_before : 0;
+    if (device->export_kind == EXPORT_MEMFD || !unload->told)
+        return;
+    device->free = unload->free_after;
+    if (freed < model->plan->arena_bytes / 2)
+        log_warning("model=%s id=%" PRIu64
+                    " device=%s: of its %.2f GB the driver has %.2f back; a client may have it open",
+                    model->name, model->id, device->id, (double)model->plan->arena_bytes / 1e9, (double)freed / 1e9);
+}
+
 static void unload_work(uv_work_t *work)
 {
     struct unload *unload = work->data;
     worker_step_back();
     if (unload->save)
-        unload->saved = save_arena(unload->model);
-    unload->model->device->ops->arena_free(unload->model->arena);
+        unload->saved = save_arena(unload->model, &unload->lost);
+    free_arena(unload);
 }
 
 static void unload_worked(uv_work_t *work, int status)
@@ -138,6 +169,9 @@ static void unload_worked(uv_work_t *work, int status)
     model->arena = NULL;
     model->export = (struct device_export){.fd = -1};
     registry_release(model);
+    check_freed(unload);
+    if (unload->lost)
+        server_device_failed(server, model->device);
     if (unload->saved) {
         model->cache = unload->saved;
         model->state = MODEL_CACHED;

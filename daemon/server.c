@@ -52,7 +52,7 @@ int server_init(struct server *server, uv_loop_t *loop)
 
 int server_add_device(struct server *server, struct device *device, struct device_fault *ret_fault)
 {
-    if (server->n_devices == SERVER_DEVICES_MAX)
+    if (server->n_devices == DEVICES_MAX)
         return device_fault_set(ret_fault, -ENOSPC, "server_add_device", 0, "too many devices");
     int r = staging_new(device, &device->staging, ret_fault);
     if (r < 0)
@@ -64,25 +64,13 @@ int server_add_device(struct server *server, struct device *device, struct devic
         return device_fault_set(ret_fault, r, "scheduler_new", 0, "no memory");
     }
     server->devices[server->n_devices++] = device;
+    device->free = UINT64_MAX;
     return 0;
 }
 
-struct device *server_device(struct server *server, const char *name)
+struct device *server_host(const struct server *server)
 {
-    struct device *best = NULL;
-    bool any = strcmp(name, "auto") == 0;
-    for (size_t i = 0; i < server->n_devices; i++) {
-        struct device *device = server->devices[i];
-        if (strcmp(device->id, name) == 0)
-            return device;
-        if (device->failed || (!any && strcmp(device->kind, name) != 0))
-            continue;
-        /* GPUs come first, and the host is only taken where there is none. */
-        bool better = !best || (device_available(device) > device_available(best) && strcmp(device->kind, "host") != 0);
-        if (better)
-            best = device;
-    }
-    return best;
+    return server->devices[server->n_devices - 1];
 }
 
 struct scheduler *server_scheduler(struct server *server, const struct device *device)

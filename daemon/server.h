@@ -20,8 +20,6 @@
 struct load;
 struct verify;
 
-#define SERVER_DEVICES_MAX 32u
-
 struct server {
     uv_loop_t *loop;
     struct mailbox *mailbox;
@@ -29,8 +27,8 @@ struct server {
     struct events *events;
     struct conns *conns;
 
-    struct device *devices[SERVER_DEVICES_MAX]; /* GPUs first, the host last */
-    struct scheduler *schedulers[SERVER_DEVICES_MAX];
+    struct device *devices[DEVICES_MAX]; /* GPUs first, the host last */
+    struct scheduler *schedulers[DEVICES_MAX];
     size_t n_devices;
 
     TAILQ_HEAD(, load) loads;
@@ -55,9 +53,8 @@ struct server {
     uv_timer_t reaper; /* unloads what has been idle for too long */
 };
 
-/* The device for a parameter or option: "auto", a kind ("hip": the one with the most available memory), or an id.
- * NULL if there is none. */
-struct device *server_device(struct server *server, const char *name);
+/* This machine's memory, which there always is. */
+struct device *server_host(const struct server *server);
 
 struct scheduler *server_scheduler(struct server *server, const struct device *device);
 

@@ -14,6 +14,7 @@ __thread int fake_current;
 uint64_t fake_memory = (uint64_t)1 << 30;
 uint64_t fake_used[FAKE_DEVICES_MAX];
 bool fake_no_binary;
+bool fake_leak;
 
 static int devices = 1;
 static hipError_t lost[FAKE_DEVICES_MAX];
@@ -69,8 +70,11 @@ static void settings_read(void)
     }
     if ((text = getenv("FAKE_HIP_SEED")))
         seed = strtoull(text, NULL, 10) | 1;
+    if ((text = getenv("FAKE_HIP_TAKEN")))
+        fake_used[0] = strtoull(text, NULL, 10);
     gate = getenv("FAKE_HIP_GATE");
     fake_no_binary = getenv("FAKE_HIP_NO_BINARY") != NULL;
+    fake_leak = getenv("FAKE_HIP_LEAK") != NULL;
     setting_fail(getenv("FAKE_HIP_FAIL"));
 }
 

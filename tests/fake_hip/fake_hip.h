@@ -12,6 +12,8 @@
  *   FAKE_HIP_SLOW=copy=US,kernel=US,clear=US
  *                          how long these take at most, in microseconds; each takes a random part of it
  *   FAKE_HIP_SEED=N        of those
+ *   FAKE_HIP_TAKEN=BYTES   of the first device, by others
+ *   FAKE_HIP_LEAK=1        memory that is freed stays in use
  *   FAKE_HIP_GATE=PATH     no copy is done while there is such a file
  *   FAKE_HIP_NO_BINARY=1   the embedded kernels are for another device
  *   FAKE_HIP_FAIL=SPEC     as fake_hip_fail()

@@ -90,7 +90,7 @@ static struct block *block_remove(const void *base, enum block_kind kind)
         *at = block->next;
         if (kind == BLOCK_DEVICE) {
             fake_live.allocations--;
-            fake_used[block->device] -= block->bytes;
+            fake_used[block->device] -= fake_leak ? 0 : block->bytes;
         } else if (kind == BLOCK_PINNED) {
             fake_live.pinned--;
         } else {
