@@ -7,7 +7,8 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#define READ_FIRST ((size_t)64 << 10) /* bytes of the first read; each further one doubles what there is */
+#define READ_FIRST ((size_t)64 << 10) /* bytes of the first buffer; each further one is twice as large */
+#define READ_MOST  ((size_t)1 << 20)  /* at once: a page that is read for nothing costs as much as one that is needed */
 
 int header_refuse(struct header_reader *r, uint64_t offset, const char *format, ...)
 {
@@ -40,7 +41,8 @@ int header_ensure(struct header_reader *r, uint64_t size, uint64_t field)
             r->bytes = bytes;
             r->capacity = capacity;
         }
-        ssize_t n = pread(r->fd, r->bytes + r->filled, r->capacity - r->filled, (off_t)r->filled);
+        size_t room = r->capacity - r->filled;
+        ssize_t n = pread(r->fd, r->bytes + r->filled, room < READ_MOST ? room : READ_MOST, (off_t)r->filled);
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)

@@ -128,8 +128,8 @@ def string(text):
 
 
 def metadata(layers, embedding, feed_forward, heads, vocabulary):
-    """What a llama model says of itself, with a short vocabulary."""
-    tokens = ["<unk>", "<s>", "</s>"] + [f"token{i}" for i in range(3, min(vocabulary, 1000))]
+    """What a llama model says of itself, with a vocabulary of so many."""
+    tokens = ["<unk>", "<s>", "</s>"] + [f"token{i}" for i in range(3, vocabulary)]
     entries = [
         ("general.architecture", STRING, "llama"),
         ("general.name", STRING, "random blocks"),
