@@ -96,14 +96,9 @@ static struct model *load_new_model(struct load *load, const char *name)
     return model;
 }
 
-/* The model that was being saved to host memory is there by now, or gone. Returns true if the load is over. */
-static bool load_saved(struct load *load)
+/* Goes on, or waits, with a model that is made of the same file, if there is one. Returns true if the load is over. */
+static bool load_take_same(struct load *load, struct model *model)
 {
-    struct model *model = registry_find(&load->server->registry, load->request.name);
-    if (!model || model->id != load->awaited) {
-        failure_set(&load->failure, WIRE_ModelNotFound, describe_name(load->request.name));
-        return false;
-    }
     if (model_departs(model) || model->state == MODEL_SAVING) {
         load->blocked = true;
         return false;
@@ -116,12 +111,48 @@ static bool load_saved(struct load *load)
     return false;
 }
 
+/* The model that was being saved to host memory is there by now, or gone. Returns true if the load is over. */
+static bool load_saved(struct load *load)
+{
+    struct model *model = registry_find(&load->server->registry, load->request.name);
+    if (!model || model->id != load->awaited) {
+        failure_set(&load->failure, WIRE_ModelNotFound, describe_name(load->request.name));
+        return false;
+    }
+    return load_take_same(load, model);
+}
+
+/* Makes a model of the name that was asked for, or of the file's. NULL if that has to be waited for, or cannot be. */
+static struct model *load_take_name(struct load *load)
+{
+    struct server *server = load->server;
+    char derived[MODEL_NAME_MAX + 1];
+    if (!load->request.name)
+        model_name_derive(load->job.source->path, derived);
+    const char *name = load->request.name ? load->request.name : derived;
+    struct model *model = registry_find(&server->registry, name);
+    if (model && model->state == MODEL_CACHED) {
+        residency_forget(server, model); /* nobody uses it; its name is wanted */
+        model = NULL;
+    }
+    if (!model) {
+        model = load_new_model(load, name);
+        if (!model)
+            load_fail_memory(load);
+        return model;
+    }
+    if (model_departs(model) || model->state == MODEL_SAVING)
+        load->blocked = true;
+    else
+        failure_set(&load->failure, WIRE_NameInUse, describe_name(name));
+    return NULL;
+}
+
 /* Returns true if the load is over: joined to another. */
 bool load_identified(struct load *load)
 {
     if (load->awaited)
         return load_saved(load);
-    struct server *server = load->server;
     struct load_job *job = &load->job;
     if (job->status < 0) {
         failure_set_opening(&load->failure, job);
@@ -133,44 +164,15 @@ bool load_identified(struct load *load)
         failure_set(&load->failure, WIRE_DeviceError, describe_device_lost(among->devices[0], "load"));
         return false;
     }
-    struct model *model = registry_find_source(&server->registry, job->source, load->request.form, among,
-                                               load->request.private ? &load->request.uid : NULL);
-    if (model && (model_departs(model) || model->state == MODEL_SAVING)) {
-        load->blocked = true;
+    struct model *same = registry_find_source(&load->server->registry, job->source, load->request.form, among,
+                                              load->request.private ? &load->request.uid : NULL);
+    if (same)
+        return load_take_same(load, same);
+    load->model = load_take_name(load);
+    if (!load->model)
         return false;
-    }
-    if (model && model->state == MODEL_CACHED) {
-        load_begin_restore(load, model);
-        return false;
-    }
-    if (model) {
-        load_join(load, model);
-        return true;
-    }
-    char derived[MODEL_NAME_MAX + 1];
-    if (!load->request.name)
-        model_name_derive(job->source->path, derived);
-    const char *name = load->request.name ? load->request.name : derived;
-    model = registry_find(&server->registry, name);
-    if (model && model->state == MODEL_CACHED) {
-        residency_forget(server, model); /* nobody uses it; its name is wanted */
-        model = NULL;
-    }
-    if (model && (model_departs(model) || model->state == MODEL_SAVING)) {
-        load->blocked = true;
-        return false;
-    }
-    if (model) {
-        failure_set(&load->failure, WIRE_NameInUse, describe_name(name));
-        return false;
-    }
-    load->model = load_new_model(load, name);
-    if (!load->model) {
-        load_fail_memory(load);
-        return false;
-    }
     load_show(load, LOAD_OPENING, MODEL_OPENING);
-    events_emit(server->events, "loading", load->model, NULL);
+    events_emit(load->server->events, "loading", load->model, NULL);
     job->opened = load->model->source;
     job->device = load->device;
     job->among = among;

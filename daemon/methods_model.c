@@ -55,59 +55,73 @@ static bool refuse_stopping(const struct server *server, struct call *call)
     return server->stopping;
 }
 
+struct load_parameters {
+    const cJSON *fds;
+    const char *path, *name, *form, *device, *dequant;
+    bool wait, pin, private, trace;
+    int64_t ttl;
+    double deadline;
+};
+
+static const struct param load_table[] = {
+    {"fds", PARAM_INTS, false, offsetof(struct load_parameters, fds)},
+    {"path", PARAM_STRING, false, offsetof(struct load_parameters, path)},
+    {"name", PARAM_STRING, false, offsetof(struct load_parameters, name)},
+    {"form", PARAM_STRING, false, offsetof(struct load_parameters, form)},
+    {"device", PARAM_STRING, false, offsetof(struct load_parameters, device)},
+    {"dequant", PARAM_STRING, false, offsetof(struct load_parameters, dequant)},
+    {"wait", PARAM_BOOL, false, offsetof(struct load_parameters, wait)},
+    {"pin", PARAM_BOOL, false, offsetof(struct load_parameters, pin)},
+    {"ttl", PARAM_INT, false, offsetof(struct load_parameters, ttl)},
+    {"private", PARAM_BOOL, false, offsetof(struct load_parameters, private)},
+    {"deadline", PARAM_SECONDS, false, offsetof(struct load_parameters, deadline)},
+    {"trace", PARAM_BOOL, false, offsetof(struct load_parameters, trace)},
+    {0},
+};
+
+/* The first that has a value which it cannot have; NULL: all is well. */
+static const char *load_wrong_parameter(struct load_parameters *p, enum form *ret_form)
+{
+    if (!!p->fds == !!p->path)
+        return "fds";
+    if (p->path && p->path[0] != '/')
+        return "path";
+    if (p->name && model_name_check(p->name) < 0)
+        return "name";
+    if (plan_form_parse(p->form, ret_form) < 0)
+        return "form";
+    if (strcmp(p->dequant, "auto") != 0 && strcmp(p->dequant, "cpu") != 0 && strcmp(p->dequant, "gpu") != 0)
+        return "dequant";
+    return ttl_read(&p->ttl) ? NULL : "ttl";
+}
+
+/* Which devices the model may go to. Returns false after the call was failed. */
+static bool load_choose(struct server *server, struct call *call, const struct load_parameters *p, struct choice *ret)
+{
+    const char *wanted = p->device;
+    if (choice_of(server, p->device, ret) > 0) {
+        if (strcmp(p->dequant, "gpu") != 0 || strcmp(ret->devices[0]->kind, "host") != 0)
+            return true;
+        wanted = "gpu";
+    }
+    call_fail(call, WIRE_DeviceNotFound, describe_device_name(wanted));
+    return false;
+}
+
 void method_load(struct server *server, struct call *call)
 {
-    struct parameters {
-        const cJSON *fds;
-        const char *path, *name, *form, *device, *dequant;
-        bool wait, pin, private, trace;
-        int64_t ttl;
-        double deadline;
-    } p = {.form = "auto", .device = "auto", .dequant = "auto", .wait = true, .ttl = TTL_NOT_SAID};
-    static const struct param table[] = {
-        {"fds", PARAM_INTS, false, offsetof(struct parameters, fds)},
-        {"path", PARAM_STRING, false, offsetof(struct parameters, path)},
-        {"name", PARAM_STRING, false, offsetof(struct parameters, name)},
-        {"form", PARAM_STRING, false, offsetof(struct parameters, form)},
-        {"device", PARAM_STRING, false, offsetof(struct parameters, device)},
-        {"dequant", PARAM_STRING, false, offsetof(struct parameters, dequant)},
-        {"wait", PARAM_BOOL, false, offsetof(struct parameters, wait)},
-        {"pin", PARAM_BOOL, false, offsetof(struct parameters, pin)},
-        {"ttl", PARAM_INT, false, offsetof(struct parameters, ttl)},
-        {"private", PARAM_BOOL, false, offsetof(struct parameters, private)},
-        {"deadline", PARAM_SECONDS, false, offsetof(struct parameters, deadline)},
-        {"trace", PARAM_BOOL, false, offsetof(struct parameters, trace)},
-        {0},
-    };
-    if (!params_read(call, table, &p) || refuse_stopping(server, call))
+    struct load_parameters p = {.form = "auto", .device = "auto", .dequant = "auto", .wait = true, .ttl = TTL_NOT_SAID};
+    if (!params_read(call, load_table, &p) || refuse_stopping(server, call))
         return;
-    enum form form;
-    const char *wrong = NULL;
-    if (!!p.fds == !!p.path)
-        wrong = "fds";
-    else if (p.path && p.path[0] != '/')
-        wrong = "path";
-    else if (p.name && model_name_check(p.name) < 0)
-        wrong = "name";
-    else if (plan_form_parse(p.form, &form) < 0)
-        wrong = "form";
-    else if (strcmp(p.dequant, "auto") != 0 && strcmp(p.dequant, "cpu") != 0 && strcmp(p.dequant, "gpu") != 0)
-        wrong = "dequant";
-    else if (!ttl_read(&p.ttl))
-        wrong = "ttl";
+    enum form form = FORM_AUTO;
+    const char *wrong = load_wrong_parameter(&p, &form);
     if (wrong) {
         call_fail_parameter(call, wrong);
         return;
     }
     struct choice among;
-    if (choice_of(server, p.device, &among) == 0) {
-        call_fail(call, WIRE_DeviceNotFound, describe_device_name(p.device));
+    if (!load_choose(server, call, &p, &among))
         return;
-    }
-    if (strcmp(p.dequant, "gpu") == 0 && strcmp(among.devices[0]->kind, "host") == 0) {
-        call_fail(call, WIRE_DeviceNotFound, describe_device_name("gpu"));
-        return;
-    }
     uid_t uid = conn_uid(call->conn);
     uint64_t limit;
     if (!user_may(server, uid, LIMIT_LOADS, 1, &limit)) {

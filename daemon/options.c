@@ -8,6 +8,7 @@
 #include <string.h>
 
 #define WORKERS_MAX 1024
+#define STREAMS_MAX 16 /* that GPU modules take */
 
 static const char usage[] = "Usage: rocmforged [OPTION]...\n"
                             "Keeps the weights of language models in memory and shares them with other processes.\n"
@@ -89,110 +90,105 @@ static int one_of(const char *text, const char *const *choices)
     return -EINVAL;
 }
 
+enum {
+    SOCKET = 256,
+    DEVICE,
+    BUDGET,
+    WORKERS,
+    STAGING,
+    STREAMS,
+    PRELOAD,
+    HOST_CACHE,
+    LIMIT_CONNECTIONS_,
+    LIMIT_LOADS_,
+    LIMIT_LEASES_,
+    LIMIT_BYTES_,
+    LOG_LEVEL,
+    HELP,
+    VERSION
+};
+
+static const struct option known[] = {
+    {"socket", required_argument, NULL, SOCKET},
+    {"device", required_argument, NULL, DEVICE},
+    {"budget", required_argument, NULL, BUDGET},
+    {"workers", required_argument, NULL, WORKERS},
+    {"staging", required_argument, NULL, STAGING},
+    {"streams", required_argument, NULL, STREAMS},
+    {"preload", required_argument, NULL, PRELOAD},
+    {"host-cache", required_argument, NULL, HOST_CACHE},
+    {"user-connections", required_argument, NULL, LIMIT_CONNECTIONS_},
+    {"user-loads", required_argument, NULL, LIMIT_LOADS_},
+    {"user-leases", required_argument, NULL, LIMIT_LEASES_},
+    {"user-bytes", required_argument, NULL, LIMIT_BYTES_},
+    {"log-level", required_argument, NULL, LOG_LEVEL},
+    {"help", no_argument, NULL, HELP},
+    {"version", no_argument, NULL, VERSION},
+    {0},
+};
+
+/* Sets what an option that takes a value stands for; -EINVAL. */
+static int apply(int option, const char *value, struct options *options)
+{
+    static const char *const devices[] = {"auto", "host", "hip", "cuda", NULL};
+    unsigned streams;
+    switch (option) {
+    case SOCKET:
+        options->socket = value;
+        return 0;
+    case DEVICE:
+        options->device = value;
+        return one_of(value, devices);
+    case BUDGET:
+        return options_budget_parse(value, &options->budget);
+    case WORKERS:
+        return number_parse(value, WORKERS_MAX, &options->workers);
+    case STAGING:
+        return options_size_parse(value, &options->staging);
+    case STREAMS:
+        options->streams = value;
+        return number_parse(value, STREAMS_MAX, &streams);
+    case PRELOAD:
+        options->preload = value;
+        return 0;
+    case HOST_CACHE:
+        return options_size_parse(value, &options->host_cache);
+    case LIMIT_CONNECTIONS_:
+        return number_parse(value, UINT_MAX, &options->limits.connections);
+    case LIMIT_LOADS_:
+        return number_parse(value, UINT_MAX, &options->limits.loads);
+    case LIMIT_LEASES_:
+        return number_parse(value, UINT_MAX, &options->limits.leases);
+    case LIMIT_BYTES_:
+        return options_size_parse(value, &options->limits.bytes);
+    case LOG_LEVEL:
+        return log_level_parse(value, &options->log_level);
+    default:
+        return -EINVAL;
+    }
+}
+
 int options_parse(int argc, char **argv, struct options *ret)
 {
-    enum {
-        SOCKET = 256,
-        DEVICE,
-        BUDGET,
-        WORKERS,
-        STAGING,
-        STREAMS,
-
-        PRELOAD,
-        HOST_CACHE,
-        USER_CONNECTIONS_,
-        USER_LOADS_,
-        USER_LEASES_,
-        USER_BYTES_,
-        LOG_LEVEL,
-        HELP,
-        VERSION
-    };
-    static const struct option options[] = {
-        {"socket", required_argument, NULL, SOCKET},
-        {"device", required_argument, NULL, DEVICE},
-        {"budget", required_argument, NULL, BUDGET},
-        {"workers", required_argument, NULL, WORKERS},
-        {"staging", required_argument, NULL, STAGING},
-        {"streams", required_argument, NULL, STREAMS},
-        {"preload", required_argument, NULL, PRELOAD},
-        {"host-cache", required_argument, NULL, HOST_CACHE},
-        {"user-connections", required_argument, NULL, USER_CONNECTIONS_},
-        {"user-loads", required_argument, NULL, USER_LOADS_},
-        {"user-leases", required_argument, NULL, USER_LEASES_},
-        {"user-bytes", required_argument, NULL, USER_BYTES_},
-        {"log-level", required_argument, NULL, LOG_LEVEL},
-        {"help", no_argument, NULL, HELP},
-        {"version", no_argument, NULL, VERSION},
-        {0},
-    };
-    static const char *const devices[] = {"auto", "host", "hip", "cuda", NULL};
     struct options result = {.device = "auto",
                              .log_level = LOG_LEVEL_INFO,
                              .limits = {USER_CONNECTIONS, USER_LOADS, USER_LEASES, USER_BYTES}};
-    for (;;) {
-        int index = 0;
-        int option = getopt_long(argc, argv, "h", options, &index);
-        if (option < 0)
-            break;
-        int r = 0;
-        unsigned streams;
-        switch (option) {
-        case SOCKET:
-            result.socket = optarg;
-            break;
-        case DEVICE:
-            result.device = optarg;
-            r = one_of(optarg, devices);
-            break;
-        case BUDGET:
-            r = options_budget_parse(optarg, &result.budget);
-            break;
-        case WORKERS:
-            r = number_parse(optarg, WORKERS_MAX, &result.workers);
-            break;
-        case STAGING:
-            r = options_size_parse(optarg, &result.staging);
-            break;
-        case STREAMS:
-            result.streams = optarg;
-            r = number_parse(optarg, 64, &streams);
-            break;
-        case PRELOAD:
-            result.preload = optarg;
-            break;
-        case HOST_CACHE:
-            r = options_size_parse(optarg, &result.host_cache);
-            break;
-        case USER_CONNECTIONS_:
-            r = number_parse(optarg, UINT_MAX, &result.limits.connections);
-            break;
-        case USER_LOADS_:
-            r = number_parse(optarg, UINT_MAX, &result.limits.loads);
-            break;
-        case USER_LEASES_:
-            r = number_parse(optarg, UINT_MAX, &result.limits.leases);
-            break;
-        case USER_BYTES_:
-            r = options_size_parse(optarg, &result.limits.bytes);
-            break;
-        case LOG_LEVEL:
-            r = log_level_parse(optarg, &result.log_level);
-            break;
-        case 'h':
-        case HELP:
+    int option, index = 0;
+    while ((option = getopt_long(argc, argv, "h", known, &index)) >= 0) {
+        if (option == 'h' || option == HELP) {
             fputs(usage, stdout);
             return 0;
-        case VERSION:
+        }
+        if (option == VERSION) {
             puts("rocmforged " ROCMFORGE_VERSION);
             return 0;
-        default:
+        }
+        if (option == '?') {
             fputs("Try 'rocmforged --help'.\n", stderr);
             return -EINVAL;
         }
-        if (r < 0) {
-            fprintf(stderr, "rocmforged: --%s: '%s' is not valid\nTry 'rocmforged --help'.\n", options[index].name,
+        if (apply(option, optarg, &result) < 0) {
+            fprintf(stderr, "rocmforged: --%s: '%s' is not valid\nTry 'rocmforged --help'.\n", known[index].name,
                     optarg);
             return -EINVAL;
         }
