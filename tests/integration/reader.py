@@ -1,22 +1,21 @@
 #!/usr/bin/env python3
-"""A process that attaches to a model and compares each tensor with the file, as the gguf package decodes it.
+"""A process that attaches to a model through librocmforge and compares every tensor, where it lies in memory, with the
+file as the gguf package decodes it.
 
-    reader.py SOCKET NAME FILE
+    reader.py BUILD SOCKET NAME FILE
 
-Prints {"tensors": N, "compared": N, "mismatches": [...]}.
+BUILD is the folder with the library. Prints {"bytes": N, "tensors": [...], "wrong": [...]}: the tensors as the library
+tells of them, in its order, and a line for each that is not as the file has it.
 """
 import json
-import mmap
 import sys
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
-from rocmforge_wire import Client  # noqa: E402
-
 import gguf  # noqa: E402
+import numpy as np  # noqa: E402
+from librocmforge import Client  # noqa: E402
 
 TYPES = gguf.GGMLQuantizationType
 PLAIN_FORMS = {"f32": TYPES.F32, "f16": TYPES.F16, "bf16": TYPES.BF16}
@@ -40,40 +39,43 @@ def expected(tensor, form):
         return (values.astype(np.float16) if form == "f16" else to_bf16(values)).tobytes()
 
 
-def auto_form(tensor_type):
-    if tensor_type in PLAIN_FORMS.values():
-        return tensor_type.name.lower()
-    return "f16"
+def faults(model, entry, tensor):
+    """What is wrong with a tensor of the library, beside the same one of the file."""
+    if entry.name != tensor.name:
+        yield f"its name is {entry.name}"
+    if entry.type.lower() != tensor.tensor_type.name.lower() or entry.type_id != tensor.tensor_type:
+        yield f"its type is {entry.type} ({entry.type_id})"
+    if entry.shape != [int(n) for n in reversed(tensor.shape)]:
+        yield f"its shape is {entry.shape}"
+    if entry.offset % 256 or entry.offset + entry.bytes > model.bytes or entry.data != model.data + entry.offset:
+        yield f"it stands at {entry.offset}, {entry.data:#x}"
+    found = model.find(tensor.name)
+    if bytes(found) != bytes(entry):
+        yield "it is another one when it is looked for by its name"
+    want = expected(tensor, entry.form)
+    if model.view(entry) != want:
+        yield f"its bytes differ as {entry.form}"
+    if model.read(entry) != want:
+        yield f"its bytes differ as {entry.form} when they are copied"
 
 
 def main():
-    socket, name, path = sys.argv[1:]
-    mismatches, compared = [], 0
-    with Client(socket) as client:
-        reply = client.call("Attach", name=name)
-        asked = reply["model"]["form"]
-        arena = mmap.mmap(client.fds[reply["fd"]], reply["model"]["bytes"], mmap.MAP_SHARED, mmap.PROT_READ)
-        resident = {tensor["name"]: tensor for tensor in reply["tensors"]}
-        tensors = gguf.GGUFReader(path).tensors
-        for tensor in tensors:
-            entry = resident[tensor.name]
-            want_form = auto_form(tensor.tensor_type) if asked == "auto" else asked
-            if asked == "native" and tensor.tensor_type in PLAIN_FORMS.values():
-                want_form = tensor.tensor_type.name.lower()  # the same bytes by either name
-            shape = [int(n) for n in reversed(tensor.shape)]
-            data = arena[entry["offset"] : entry["offset"] + entry["size"]]
-            good = (
-                entry["form"] in (want_form, asked)
-                and entry["type"].lower() == tensor.tensor_type.name.lower()
-                and entry["shape"] == shape
-                and entry["offset"] % 256 == 0
-                and data == expected(tensor, entry["form"])
-            )
-            compared += 1
-            if not good:
-                mismatches.append(entry)
-        client.call("Detach", lease=reply["lease"])
-    print(json.dumps({"tensors": len(resident), "compared": compared, "mismatches": mismatches}))
+    build, socket, name, path = sys.argv[1:]
+    of_file = gguf.GGUFReader(path).tensors
+    with Client(build, socket) as client, client.attach(name) as model:
+        entries = list(model)
+        wrong = [
+            f"{tensor.name}: {fault}"
+            for entry, tensor in zip(entries, of_file)
+            for fault in faults(model, entry, tensor)
+        ]
+        if len(entries) != len(of_file):
+            wrong.append(f"there are {len(entries)} tensors, and {len(of_file)} in the file")
+        told = [
+            {"name": e.name, "type": e.type, "form": e.form, "shape": e.shape, "offset": e.offset, "size": e.bytes}
+            for e in entries
+        ]
+        print(json.dumps({"bytes": model.bytes, "tensors": told, "wrong": wrong}))
     return 0
 
 

@@ -29,6 +29,16 @@ def daemon_program():
     return str(build_folder() / "daemon" / "rocmforged")
 
 
+def library_environment():
+    """For a program that loads librocmforge while it runs: the runtime of a sanitizer has to be there first."""
+    library = build_folder() / "client" / "librocmforge.so"
+    needed = subprocess.run(["ldd", library], capture_output=True, text=True, check=True).stdout
+    runtimes = [line.split()[2] for line in needed.splitlines() if "libasan" in line]
+    # Python keeps what it has to its end.
+    asan = SANITIZERS["ASAN_OPTIONS"] + ":detect_leaks=0"
+    return {**os.environ, **SANITIZERS, "ASAN_OPTIONS": asan, "LD_PRELOAD": " ".join(runtimes)}
+
+
 def wait_until(condition, seconds=TIMEOUT, every=0.01):
     """Waits for a condition and returns its value; fails if it does not come true."""
     end = time.monotonic() + seconds

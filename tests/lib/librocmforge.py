@@ -1,0 +1,142 @@
+"""librocmforge as it was built, through ctypes: what client/rocmforge.h says, and as little as tests need of it.
+
+    with Client(socket) as client:
+        with client.attach("llama") as model:
+            for tensor in model:
+                tensor.name, tensor.form, model.view(tensor)
+
+What the library refuses raises Failure.
+"""
+import ctypes
+import os
+from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from pathlib import Path
+
+
+class Failure(Exception):
+    def __init__(self, error, message, name=None):
+        super().__init__(f"{message} ({os.strerror(-error)})")
+        self.error = error
+        self.name = name
+
+
+class Tensor(ctypes.Structure):
+    """rf_tensor."""
+
+    _fields_ = [
+        ("_name", c_char_p),
+        ("_type", c_char_p),
+        ("type_id", c_uint32),
+        ("_form", c_char_p),
+        ("n_dims", c_uint32),
+        ("_shape", c_uint64 * 4),
+        ("offset", c_uint64),
+        ("bytes", c_uint64),
+        ("data", c_void_p),
+    ]
+
+    name = property(lambda self: self._name.decode())
+    type = property(lambda self: self._type.decode())
+    form = property(lambda self: self._form.decode())
+    shape = property(lambda self: list(self._shape[: self.n_dims]))
+
+
+# rf_client and rf_model are opaque.
+FUNCTIONS = {
+    "rf_connect": (c_int, c_char_p, POINTER(c_void_p)),
+    "rf_close": (None, c_void_p),
+    "rf_error_message": (c_char_p, c_void_p),
+    "rf_error_name": (c_char_p, c_void_p),
+    "rf_attach": (c_int, c_void_p, c_char_p, POINTER(c_void_p)),
+    "rf_detach": (c_int, c_void_p),
+    "rf_model_name": (c_char_p, c_void_p),
+    "rf_model_device": (c_char_p, c_void_p),
+    "rf_model_data": (c_void_p, c_void_p),
+    "rf_model_bytes": (c_uint64, c_void_p),
+    "rf_model_read": (c_int, c_void_p, c_uint64, c_void_p, c_size_t),
+    "rf_model_tensors": (c_size_t, c_void_p),
+    "rf_model_tensor": (c_int, c_void_p, c_size_t, POINTER(Tensor)),
+    "rf_model_find": (c_int, c_void_p, c_char_p, POINTER(Tensor)),
+}
+
+
+def load(build):
+    """The library of a build folder."""
+    library = ctypes.CDLL(str(Path(build) / "client" / "librocmforge.so"))
+    for name, (result, *arguments) in FUNCTIONS.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+class Client:
+    def __init__(self, build, socket):
+        self.library = load(build)
+        self.handle = c_void_p()
+        self.check(self.library.rf_connect(str(socket).encode(), byref(self.handle)))
+
+    def check(self, result):
+        if result < 0:
+            name = self.library.rf_error_name(self.handle) if self.handle else None
+            message = self.library.rf_error_message(self.handle).decode()
+            raise Failure(result, message, name and name.decode())
+        return result
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.library.rf_close(self.handle)
+        self.handle = c_void_p()
+
+    def attach(self, name):
+        handle = c_void_p()
+        self.check(self.library.rf_attach(self.handle, name.encode(), byref(handle)))
+        return Model(self, handle)
+
+
+class Model:
+    """Tensors, and views of them, are void once it is detached, which the end of a `with` does."""
+
+    def __init__(self, client, handle):
+        self.client = client
+        self.library = client.library
+        self.handle = handle
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.client.check(self.library.rf_detach(self.handle))
+        self.handle = c_void_p()
+
+    def __len__(self):
+        return self.library.rf_model_tensors(self.handle)
+
+    def __iter__(self):
+        for index in range(len(self)):
+            tensor = Tensor()
+            self.client.check(self.library.rf_model_tensor(self.handle, index, byref(tensor)))
+            yield tensor
+
+    def find(self, name):
+        tensor = Tensor()
+        self.client.check(self.library.rf_model_find(self.handle, name.encode(), byref(tensor)))
+        return tensor
+
+    name = property(lambda self: self.library.rf_model_name(self.handle).decode())
+    device = property(lambda self: self.library.rf_model_device(self.handle).decode())
+    data = property(lambda self: self.library.rf_model_data(self.handle))
+    bytes = property(lambda self: self.library.rf_model_bytes(self.handle))
+
+    def view(self, tensor):
+        """A tensor's bytes where they are, in host memory: nothing is copied."""
+        if tensor.bytes == 0:
+            return memoryview(b"")
+        return memoryview((ctypes.c_ubyte * tensor.bytes).from_address(tensor.data)).cast("B")
+
+    def read(self, tensor):
+        """The same, copied by the library, wherever they are."""
+        copy = ctypes.create_string_buffer(tensor.bytes)
+        self.client.check(self.library.rf_model_read(self.handle, tensor.offset, copy, tensor.bytes))
+        return copy.raw
