@@ -1,9 +1,13 @@
 /* Calls to the daemon, and what is said when they fail. */
+#include "client/rfctl/format.h"
 #include "client/rfctl/output.h"
 #include "client/rfctl/rfctl.h"
 
 #include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* Whoever holds a model here for long is told when it is wanted back. */
 static void draining(void *context, const char *name)
@@ -12,12 +16,38 @@ static void draining(void *context, const char *name)
     err_line("please let go of %s: it is being unloaded", name);
 }
 
+void ctl_print_error(const struct rfctl *ctl, const char *name, const char *parameters)
+{
+    if (!ctl->options.json)
+        return;
+    cJSON *object = ctl_name("error", name);
+    cJSON_AddRawToObject(object, "parameters", parameters ? parameters : "{}");
+    char *text = cJSON_PrintUnformatted(object);
+    if (text)
+        out_json(text);
+    cJSON_free(text);
+    cJSON_Delete(object);
+}
+
+/* An error of rfctl's own. The reason may have a path in it, and a path may be no UTF-8, which JSON has to be. */
+static void print_own_error(const struct rfctl *ctl, const char *name, const char *reason)
+{
+    char *clean = text_escape(reason, strlen(reason));
+    cJSON *object = ctl_name("reason", clean);
+    char *parameters = cJSON_PrintUnformatted(object);
+    ctl_print_error(ctl, name, parameters);
+    cJSON_free(parameters);
+    cJSON_Delete(object);
+    free(clean);
+}
+
 int ctl_connect(struct rfctl *ctl)
 {
     if (ctl->client)
         return STATUS_DONE;
     if (rf_connect(ctl->options.socket, &ctl->client) < 0) {
         err_line("no daemon: %s", rf_error_message(NULL));
+        print_own_error(ctl, "rfctl.NoDaemon", rf_error_message(NULL));
         return STATUS_NO_DAEMON;
     }
     rf_on_draining(ctl->client, draining, NULL);
@@ -26,10 +56,29 @@ int ctl_connect(struct rfctl *ctl)
 
 int ctl_fail(const struct rfctl *ctl, int error, const char *what)
 {
-    err_line("cannot %s: %s", what, rf_error_message(ctl->client));
-    if (rf_error_name(ctl->client))
+    const char *message = rf_error_message(ctl->client);
+    err_line("cannot %s: %s", what, message);
+    if (rf_error_name(ctl->client)) {
+        ctl_print_error(ctl, rf_error_name(ctl->client), rf_error_parameters(ctl->client));
         return STATUS_REFUSED;
-    return error == -ECONNRESET || error == -EPIPE ? STATUS_NO_DAEMON : STATUS_REFUSED;
+    }
+    bool gone = error == -ECONNRESET || error == -EPIPE;
+    print_own_error(ctl, gone ? "rfctl.NoDaemon" : "rfctl.Failed", message);
+    return gone ? STATUS_NO_DAEMON : STATUS_REFUSED;
+}
+
+int ctl_refuse(const struct rfctl *ctl, const char *format, ...)
+{
+    char *reason = NULL;
+    va_list arguments;
+    va_start(arguments, format);
+    if (vasprintf(&reason, format, arguments) < 0)
+        reason = NULL;
+    va_end(arguments);
+    err_line("%s", reason ? reason : "not enough memory");
+    print_own_error(ctl, "rfctl.Failed", reason ? reason : "not enough memory");
+    free(reason);
+    return STATUS_REFUSED;
 }
 
 int ctl_receive(void *context, const char *parameters, int continues, int *fds, size_t n_fds)
@@ -37,7 +86,7 @@ int ctl_receive(void *context, const char *parameters, int continues, int *fds, 
     struct ctl_receiver *receiver = context;
     (void)fds;
     (void)n_fds;
-    if (receiver->ctl->options.json) {
+    if (receiver->ctl->replies) {
         out_json(parameters);
         receiver->output = out_flush();
         if (receiver->output < 0)

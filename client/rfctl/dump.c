@@ -53,6 +53,7 @@ int command_dump(struct rfctl *ctl)
         err_line("a tensor's bytes are not for a terminal: send them to a file or a program");
         return STATUS_USAGE;
     }
+    ctl->options.json = false; /* standard output is for the bytes, and nothing else */
     int status = ctl_connect(ctl);
     if (status != STATUS_DONE)
         return status;

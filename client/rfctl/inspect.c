@@ -160,8 +160,19 @@ static void print(const char *path, const cJSON *file)
     show_tensors(field_items(file, "tensors"));
 }
 
+/* The daemon says no to such a file in the same way. */
+static void print_invalid(const struct rfctl *ctl, const struct gguf_fault *fault)
+{
+    cJSON *parameters = ctl_name("reason", fault->reason);
+    cJSON_AddNumberToObject(parameters, "offset", (double)fault->offset);
+    char *text = cJSON_PrintUnformatted(parameters);
+    ctl_print_error(ctl, "io.rocmforge.InvalidModel", text);
+    cJSON_free(text);
+    cJSON_Delete(parameters);
+}
+
 /* Reads the header of the file. Returns NULL after it said why it cannot. */
-static struct gguf *read_file(const char *path)
+static struct gguf *read_file(const struct rfctl *ctl, const char *path)
 {
     struct gguf *file = NULL;
     struct gguf_fault fault = {0};
@@ -171,13 +182,14 @@ static struct gguf *read_file(const char *path)
     int r = fd < 0 || fstat(fd, &status) < 0 ? -errno : 0;
     if (r == 0)
         r = S_ISREG(status.st_mode) ? gguf_read(fd, (uint64_t)status.st_size, &file, &fault) : -EINVAL;
-    if (r == -EBADMSG)
+    if (r == -EBADMSG) {
         err_line("cannot inspect %s: %s (at byte %" PRIu64 ")", path, fault.reason, fault.offset);
-    else if (r < 0)
-        err_line("cannot inspect %s: %s", path,
-                 r == -EINVAL    ? "this is not a regular file"
-                 : r == -ENODATA ? "it was cut short"
-                                 : strerror(-r));
+        print_invalid(ctl, &fault);
+    } else if (r < 0)
+        ctl_refuse(ctl, "cannot inspect %s: %s", path,
+                   r == -EINVAL    ? "this is not a regular file"
+                   : r == -ENODATA ? "it was cut short"
+                                   : strerror(-r));
     if (fd >= 0)
         close(fd);
     return file;
@@ -185,7 +197,7 @@ static struct gguf *read_file(const char *path)
 
 int command_inspect(struct rfctl *ctl)
 {
-    struct gguf *file = read_file(ctl->arguments[0]);
+    struct gguf *file = read_file(ctl, ctl->arguments[0]);
     if (!file)
         return STATUS_REFUSED;
     cJSON *description = describe(file);

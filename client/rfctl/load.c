@@ -107,10 +107,8 @@ static int told(void *context, const cJSON *reply, bool last)
 int command_load(struct rfctl *ctl)
 {
     struct load load = {.options = &ctl->options, .path = ctl->arguments[0]};
-    if (ctl->options.trace && !(load.trace = fopen(ctl->options.trace, "we"))) {
-        err_line("cannot write %s: %s", ctl->options.trace, strerror(errno));
-        return STATUS_REFUSED;
-    }
+    if (ctl->options.trace && !(load.trace = fopen(ctl->options.trace, "we")))
+        return ctl_refuse(ctl, "cannot write %s: %s", ctl->options.trace, strerror(errno));
     int status = ctl_connect(ctl);
     if (status != STATUS_DONE) {
         if (load.trace)

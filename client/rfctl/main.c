@@ -107,6 +107,7 @@ static int run(int argc, char **argv, struct rfctl *ctl)
         return wrong_usage(command);
     }
     ctl->arguments = argv + first + 1;
+    ctl->replies = ctl->options.json;
     return command->run(ctl);
 }
 

@@ -37,12 +37,10 @@ static int ping(struct rfctl *ctl, struct pings *pings)
 {
     struct timespec before, after;
     cJSON *reply = NULL;
-    bool json = ctl->options.json;
-    ctl->options.json = false; /* what is told is the time, not the reply */
+    ctl->replies = false; /* what is told is the time */
     clock_gettime(CLOCK_MONOTONIC, &before);
     int status = ctl_ask(ctl, "Status", NULL, "ping", &reply);
     clock_gettime(CLOCK_MONOTONIC, &after);
-    ctl->options.json = json;
     if (status != STATUS_DONE)
         return status;
     double ms = (double)(after.tv_sec - before.tv_sec) * 1e3 + (double)(after.tv_nsec - before.tv_nsec) / 1e6;
@@ -50,7 +48,7 @@ static int ping(struct rfctl *ctl, struct pings *pings)
     pings->most = fmax(pings->most, ms);
     pings->sum += ms;
     pings->n++;
-    if (json)
+    if (ctl->options.json)
         out_line("{\"ms\":%.3f}", ms);
     else
         out_line("rocmforged %s, process %.0f: %.3f ms", field_text(reply, "version"), field_number(reply, "pid", 0),
@@ -94,16 +92,18 @@ int command_version(struct rfctl *ctl)
         cJSON_Delete(reply);
         return status;
     }
+    ctl->replies = false; /* one object for both */
+    if (rf_connect(ctl->options.socket, &ctl->client) == 0) {
+        int status = ctl_ask(ctl, "Status", NULL, "ask the daemon", &reply);
+        if (status != STATUS_DONE)
+            return status;
+    }
     cJSON *versions = ctl_name("rfctl", ROCMFORGE_VERSION);
-    ctl->options.json = false; /* one object for both */
-    int status = STATUS_DONE;
-    if (rf_connect(ctl->options.socket, &ctl->client) == 0)
-        status = ctl_ask(ctl, "Status", NULL, "ask the daemon", &reply);
     cJSON_AddItemToObject(versions, "daemon", reply ? reply : cJSON_CreateNull());
     char *text = cJSON_PrintUnformatted(versions);
     if (text)
         out_json(text);
     cJSON_free(text);
     cJSON_Delete(versions);
-    return status;
+    return STATUS_DONE;
 }

@@ -19,6 +19,7 @@ enum status {
 
 struct rfctl {
     struct options options;
+    bool replies;     /* print the daemon's replies as they are: --json, unless a command has JSON of its own */
     char **arguments; /* of the command, as many as it takes, NULL behind the last */
     rf_client *client;
 };
@@ -40,14 +41,23 @@ int command_verify(struct rfctl *ctl);
 int command_version(struct rfctl *ctl);
 int command_watch(struct rfctl *ctl);
 
-/* Connects, unless that was done. Returns STATUS_DONE, or STATUS_NO_DAEMON after it said why. */
+/* Connects, unless that was done. Returns STATUS_DONE, or STATUS_NO_DAEMON after it said why.
+ *
+ * Here and below, to say why is to write a sentence to standard error and, with --json, an error to standard output. */
 int ctl_connect(struct rfctl *ctl);
 
 /* Says that something failed, "cannot `what`: ", and why. `error`: what a function of the library returned. Returns the
  * exit status for that. */
 int ctl_fail(const struct rfctl *ctl, int error, const char *what);
 
-/* Takes the replies of a call: prints them if options.json says so, and hands them on. */
+/* The same for what failed here, in words of rfctl's own. Returns STATUS_REFUSED. */
+int ctl_refuse(const struct rfctl *ctl, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* Writes only the error, {"error": `name`, "parameters": ...}, and that only with --json. `parameters` are JSON text;
+ * NULL: none. */
+void ctl_print_error(const struct rfctl *ctl, const char *name, const char *parameters);
+
+/* Takes the replies of a call: prints them if ctl->replies says so, and hands them on. */
 struct ctl_receiver {
     const struct rfctl *ctl;
     const char *what; /* "load x.gguf": for ctl_fail() */
