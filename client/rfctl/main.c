@@ -115,7 +115,20 @@ static int run(int argc, char **argv, struct rfctl *ctl)
 static void interrupted(int number)
 {
     progress_erase_in_handler();
-    _exit(128 + number);
+    if (number == SIGINT)
+        _exit(STATUS_INTERRUPTED);
+    raise(number); /* which was reset: whoever started this sees what ended it */
+}
+
+/* Whoever had us ignore a signal, as nohup does, still means it. */
+static void catch_signals(void)
+{
+    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT};
+    for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
+        struct sigaction action;
+        if (sigaction(numbers[i], NULL, &action) == 0 && action.sa_handler == SIG_DFL)
+            sigaction(numbers[i], &(struct sigaction){.sa_handler = interrupted, .sa_flags = (int)SA_RESETHAND}, NULL);
+    }
 }
 
 /* Whoever started this without one of the three streams must not find its output in a socket. */
@@ -132,7 +145,7 @@ int main(int argc, char **argv)
     open_standard_streams();
     setlocale(LC_CTYPE, "C.UTF-8"); /* for the width of characters; all text here is UTF-8 */
     signal(SIGPIPE, SIG_IGN);
-    sigaction(SIGINT, &(struct sigaction){.sa_handler = interrupted}, NULL);
+    catch_signals();
     if (argc > 0)
         argv[0] = program; /* what getopt_long() calls us */
     struct rfctl ctl = {0};

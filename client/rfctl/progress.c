@@ -118,6 +118,6 @@ void progress_erase_in_handler(void)
 {
     if (!drawn)
         return;
-    drawn = 0;
     (void)!write(STDERR_FILENO, erase, sizeof(erase) - 1);
+    drawn = 0; /* only now: a signal that comes in between has nothing to erase, or erases once more */
 }

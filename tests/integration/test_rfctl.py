@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import resource
 import select
 import signal
 import socket
@@ -80,11 +81,16 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=self.take_over,
             env={**os.environ, "TERM": term, **(env or {})},
         )
         os.close(slave)
         self.output = ""
+
+    @staticmethod
+    def take_over():
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
     def resize(self, columns):
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
@@ -446,6 +452,31 @@ def test_progress_bar_interrupted(held_daemon, gate, large_model):
     held_daemon.sync()
     gate.open()
     wait_until(lambda: held_daemon.models() == [])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_progress_bar_when_a_signal_ends_it(held_daemon, large_model, number):
+    """Nothing of the bar is left, and whoever started rfctl sees which signal it was."""
+    terminal = Terminal(held_daemon, "load", large_model)
+    wait_until(lambda: terminal.read(0.05) and len(terminal.bars()) > 1)
+    terminal.process.send_signal(number)
+    assert terminal.wait() == (INTERRUPTED if number == signal.SIGINT else -number)
+    assert terminal.screen() == [""]
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_ignored_signals_stay_ignored(held_daemon, gate, large_model, number):
+    """As nohup wants it, and a shell for what runs in the background."""
+    process = subprocess.Popen(
+        [program(), "--socket", str(held_daemon.socket), "load", str(large_model)],
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_IGN),
+    )
+    wait_until(lambda: [m for m in held_daemon.models() if m["state"] == "filling"])
+    process.send_signal(number)
+    gate.open()
+    process.communicate(timeout=TIMEOUT)
+    assert process.returncode == DONE
 
 
 def test_progress_bar_follows_the_window(held_daemon, gate, large_model):
