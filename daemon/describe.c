@@ -2,7 +2,7 @@
 
 #include "daemon/conn.h"
 #include "daemon/registry.h"
-#include "daemon/utf8.h"
+#include "proto/utf8.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -6,7 +6,7 @@
 
 #include "daemon/header_reader.h"
 #include "daemon/name_set.h"
-#include "daemon/utf8.h"
+#include "proto/utf8.h"
 
 #include <errno.h>
 #include <inttypes.h>

@@ -1,6 +1,6 @@
 /* Values of the metadata: scalars for the daemon, JSON text for people and programs. */
 #include "daemon/gguf.h"
-#include "daemon/utf8.h"
+#include "proto/utf8.h"
 
 #include <assert.h>
 #include <endian.h>

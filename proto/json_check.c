@@ -1,5 +1,7 @@
 #include "proto/json_check.h"
 
+#include "proto/utf8.h"
+
 #include <errno.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -55,31 +57,6 @@ static void skip_space(struct text *text)
 
 /* --- strings --- */
 
-/* Decodes the UTF-8 character at the position, and moves behind it. -1 if there is none. */
-static int32_t read_utf8(struct text *text)
-{
-    int first = peek(text);
-    if (first < 0x80) {
-        text->at++;
-        return first;
-    }
-    int more = first >= 0xf0 ? 3 : first >= 0xe0 ? 2 : 1;
-    int32_t lowest = more == 3 ? 0x10000 : more == 2 ? 0x800 : 0x80;
-    int32_t character = first & (0x3f >> more);
-    if (first < 0xc2 || first > 0xf4 || text->size - text->at <= (size_t)more)
-        return -1;
-    for (int i = 1; i <= more; i++) {
-        int byte = (unsigned char)text->bytes[text->at + (size_t)i];
-        if ((byte & 0xc0) != 0x80)
-            return -1;
-        character = character << 6 | (byte & 0x3f);
-    }
-    if (character < lowest || character > 0x10ffff || (character >= 0xd800 && character < 0xe000))
-        return -1;
-    text->at += (size_t)more + 1;
-    return character;
-}
-
 /* Reads four hexadecimal digits. -1 if they are none. */
 static int32_t read_hex4(struct text *text)
 {
@@ -127,8 +104,10 @@ static int32_t read_character(struct text *text)
     if (byte < 0x20)
         return text_fail(text, -EPROTO, "a control byte in a string");
     if (byte != '\\') {
-        int32_t character = read_utf8(text);
-        return character >= 0 ? character : text_fail(text, -EPROTO, "not UTF-8");
+        uint32_t character;
+        size_t length = utf8_decode(text->bytes + text->at, text->size - text->at, &character);
+        text->at += length;
+        return length > 0 ? (int32_t)character : text_fail(text, -EPROTO, "not UTF-8");
     }
     text->at++;
     int escape = peek(text);

@@ -1,7 +1,7 @@
 #include "client/rfctl/format.h"
 
 #include "client/rfctl/memory.h"
-#include "daemon/utf8.h"
+#include "proto/utf8.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -83,19 +83,7 @@ const char *format_age(char text[FORMAT_SIZE], double seconds)
 
 /* --- Text --- */
 
-/* The character that `text` begins with, `length` bytes of valid UTF-8. */
-static unsigned character(const char *text, size_t length)
-{
-    const unsigned char *b = (const unsigned char *)text;
-    if (length == 1)
-        return b[0];
-    unsigned c = b[0] & (0xffu >> (length + 1));
-    for (size_t i = 1; i < length; i++)
-        c = c << 6 | (b[i] & 0x3fu);
-    return c;
-}
-
-static int steers(unsigned c)
+static int steers(uint32_t c)
 {
     return c < 0x20 || (c >= 0x7f && c < 0xa0) ||         /* C0, DEL, C1 */
            c == 0x61c || c == 0x200e || c == 0x200f ||    /* direction marks */
@@ -109,8 +97,8 @@ char *text_escape(const char *text, size_t size)
     char *escaped = need_memory(size * ESCAPE_LENGTH + 1 + sizeof(ELLIPSIS));
     char *end = escaped;
     for (size_t i = 0; i < size;) {
-        size_t length = utf8_character(text + i, size - i);
-        unsigned c = length > 0 ? character(text + i, length) : 0;
+        uint32_t c = 0;
+        size_t length = utf8_decode(text + i, size - i, &c);
         if (length == 0)
             end += sprintf(end, "\\x%02x", (unsigned char)text[i]);
         else if (c == '\n' || c == '\t' || c == '\r')
@@ -130,12 +118,13 @@ char *text_escape(const char *text, size_t size)
 /* Columns of the character that `text` begins with; *length gets its bytes. */
 static size_t character_width(const char *text, size_t size, size_t *length)
 {
-    *length = utf8_character(text, size);
+    uint32_t c;
+    *length = utf8_decode(text, size, &c);
     if (*length <= 1) {
         *length = 1;
         return 1;
     }
-    int width = wcwidth((wchar_t)character(text, *length));
+    int width = wcwidth((wchar_t)c);
     return width >= 0 ? (size_t)width : 1;
 }
 

@@ -1,6 +1,6 @@
 /* Fuzzes the GGUF parser: any file is either refused, with a reason and an offset inside it, or sound. */
 #include "daemon/gguf.h"
-#include "daemon/utf8.h"
+#include "proto/utf8.h"
 
 #include <assert.h>
 #include <errno.h>

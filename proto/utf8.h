@@ -4,9 +4,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Bytes of the character that `bytes` begins with, 1 to 4; 0 if they begin with none: no bytes left, a stray or missing
- * continuation byte, an overlong form, a surrogate, or a value above U+10FFFF. */
-static inline size_t utf8_character(const char *bytes, size_t size)
+/* Decodes the character that `bytes` begins with. Returns how many bytes it has, 1 to 4; 0 if there is none: no bytes
+ * left, a stray or missing continuation byte, an overlong form, a surrogate, or a value above U+10FFFF. */
+static inline size_t utf8_decode(const char *bytes, size_t size, uint32_t *ret)
 {
     const uint8_t *b = (const uint8_t *)bytes;
     size_t length;
@@ -14,8 +14,10 @@ static inline size_t utf8_character(const char *bytes, size_t size)
 
     if (size == 0)
         return 0;
-    if (b[0] < 0x80)
+    if (b[0] < 0x80) {
+        *ret = b[0];
         return 1;
+    }
     if (b[0] >= 0xc0 && b[0] < 0xe0)
         length = 2, lowest = 0x80, c = b[0] & 0x1f;
     else if (b[0] >= 0xe0 && b[0] < 0xf0)
@@ -33,5 +35,13 @@ static inline size_t utf8_character(const char *bytes, size_t size)
     }
     if (c < lowest || c > 0x10ffff || (c >= 0xd800 && c < 0xe000))
         return 0;
+    *ret = c;
     return length;
+}
+
+/* The same, for who wants no more than its bytes. */
+static inline size_t utf8_character(const char *bytes, size_t size)
+{
+    uint32_t character;
+    return utf8_decode(bytes, size, &character);
 }
