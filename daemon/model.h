@@ -18,13 +18,12 @@
 #include "daemon/plan.h"
 #include "daemon/publication.h"
 #include "daemon/source.h"
+#include "proto/model_file.h"
 
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/queue.h>
 #include <sys/types.h>
-
-#define MODEL_NAME_MAX 127u
 
 enum model_state {
     MODEL_OPENING,
@@ -85,9 +84,3 @@ bool model_visible(const struct model *model, uid_t uid);
 
 /* Somebody, or the daemon, uses the memory. */
 bool model_in_use(const struct model *model);
-
-/* 0, or -EINVAL if the name has a character or a length that no model's name has. */
-int model_name_check(const char *name);
-
-/* Derives a name from a path: its last part, without ".gguf", other characters replaced. Always a good name. */
-void model_name_derive(const char *path, char name[MODEL_NAME_MAX + 1]);

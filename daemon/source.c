@@ -1,5 +1,9 @@
 #include "daemon/source.h"
 
+#include "proto/frame.h"
+#include "proto/model_file.h"
+
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -8,6 +12,8 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+_Static_assert(SOURCE_FILES_MAX == FRAME_FDS_MAX, "descriptors of a message, and paths of a split model");
 
 /* What one pread() asks for at most; the kernel's own bound is 2 GiB less a page. */
 #define READ_MAX (64u << 20)
@@ -117,25 +123,6 @@ static bool reachable_by_all(int fd)
     return reachable;
 }
 
-/* The number of files of a split model whose first one has this path, 1 if it has no such name. *ret_prefix: how much
- * of the path they share. */
-static unsigned split_count(const char *path, size_t *ret_prefix)
-{
-    /* "-00001-of-00003.gguf", or with more digits */
-    const char *of = strstr(path, "-00001-of-");
-    for (const char *next = of; next; next = strstr(next + 1, "-00001-of-"))
-        of = next;
-    if (!of)
-        return 1;
-    char *end;
-    const char *digits = of + strlen("-00001-of-");
-    unsigned long n = *digits >= '0' && *digits <= '9' ? strtoul(digits, &end, 10) : 0;
-    if (n < 1 || n > SOURCE_FILES_MAX || end - digits != 5 || strcmp(end, ".gguf") != 0)
-        return 1;
-    *ret_prefix = (size_t)(of - path);
-    return (unsigned)n;
-}
-
 /* Opens a file once it is known to be a regular one: opening a device can do things. Returns 0 or an errno. */
 static int open_regular(const char *path, int *ret)
 {
@@ -160,13 +147,13 @@ static int open_regular(const char *path, int *ret)
 int source_open_path(const char *path, struct source **ret, struct device_fault *ret_fault)
 {
     int fds[SOURCE_FILES_MAX];
-    size_t prefix = 0;
-    unsigned n = split_count(path, &prefix);
+    unsigned n = shard_count(path);
+    assert(n >= 1 && n <= SOURCE_FILES_MAX);
     for (unsigned i = 0; i < n; i++) {
         char shard[PATH_MAX];
-        int length = n == 1 ? snprintf(shard, sizeof(shard), "%s", path)
-                            : snprintf(shard, sizeof(shard), "%.*s-%05u-of-%05u.gguf", (int)prefix, path, i + 1, n);
-        int error = (size_t)length < sizeof(shard) ? open_regular(shard, &fds[i]) : ENAMETOOLONG;
+        int error = -shard_path(path, i, n, shard, sizeof(shard));
+        if (error == 0)
+            error = open_regular(shard, &fds[i]);
         if (error) {
             while (i > 0)
                 close(fds[--i]);

@@ -1,0 +1,22 @@
+/* What the path of a model's file says: what the model is called, and which other files belong to it. The daemon goes
+ * by that, and so does the library, which opens files for it. */
+#pragma once
+
+#include <stddef.h>
+
+/* Bytes of a model's name. */
+#define MODEL_NAME_MAX 127u
+
+/* 0, or -EINVAL if the name has a character or a length that no model's name has. */
+int model_name_check(const char *name);
+
+/* Derives a name from a path: its last part, without ".gguf", other characters replaced. NULL is fine. Always a good
+ * name. */
+void model_name_derive(const char *path, char name[MODEL_NAME_MAX + 1]);
+
+/* The number of files of a split model whose first one has this path, "...-00001-of-00003.gguf"; 1 for any other path.
+ * At most FRAME_FDS_MAX: as many as a message can carry. */
+unsigned shard_count(const char *path);
+
+/* Writes the path of one of them, from 0 on: `n` is shard_count(), `path` the first one's. -ENAMETOOLONG. */
+int shard_path(const char *path, unsigned index, unsigned n, char *dst, size_t size);
