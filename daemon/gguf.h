@@ -5,7 +5,11 @@
  * is given out is sound: every tensor has a known type that stands in files, whole rows of blocks, an aligned offset,
  * and lies inside the file. Tensors may stand in any order and may share bytes.
  *
- * Blocking; meant for a worker thread. A parsed model is immutable: any thread may read it. */
+ * Blocking; meant for a worker thread. A parsed model is immutable: any thread may read it.
+ *
+ * It is the one part of the daemon that `rfctl inspect` has too, which reads files without a daemon: a second parser
+ * would be a second one to harden, and might see another file. So this, with header_reader and name_set, is a library
+ * of its own (gguf_dep), and includes nothing of the rest of the daemon. */
 #pragma once
 
 #include "kernels/types.h"
