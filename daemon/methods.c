@@ -46,7 +46,7 @@ static void get_info(struct call *call)
     cJSON_AddStringToObject(reply, "vendor", "rocmforge");
     cJSON_AddStringToObject(reply, "product", "rocmforged");
     cJSON_AddStringToObject(reply, "version", ROCMFORGE_VERSION);
-    cJSON_AddStringToObject(reply, "url", "https://rocmforge.io");
+    cJSON_AddStringToObject(reply, "url", ""); /* Varlink wants a string; there is no page yet */
     cJSON *interfaces = cJSON_AddArrayToObject(reply, "interfaces");
     cJSON_AddItemToArray(interfaces, cJSON_CreateString(SERVICE));
     cJSON_AddItemToArray(interfaces, cJSON_CreateString(INTERFACE));

@@ -14,6 +14,7 @@ def test_info(client):
     info = client.call("org.varlink.service.GetInfo")
     assert sorted(info["interfaces"]) == ["io.rocmforge", "org.varlink.service"]
     assert set(info) == {"vendor", "product", "version", "url", "interfaces"}
+    assert info["url"] == ""  # no address that is not ours
     assert info["version"] == client.call("Status")["version"]
 
 
