@@ -43,6 +43,18 @@ def test_handler_has_a_method():
     assert sorted(re.findall(r"^    X\((\w+), ", handlers, re.MULTILINE)) == sorted(METHODS)
 
 
+def test_states_of_progress_are_told(slow_daemon, large_model):
+    """Those of Model, and what stands beside the field itself."""
+    text = SOURCE.read_text(encoding="utf-8")
+    of_model = re.search(r"^type Model \(.*?^  state:", text, re.DOTALL | re.MULTILINE)[0]
+    of_progress = re.search(r"^type Progress \(.*?^  state:", text, re.DOTALL | re.MULTILINE)[0]
+    told = set(re.findall(r'"(\w+)"', of_model + of_progress))
+    with slow_daemon.client() as client:
+        replies = [*client.more("Load", path=str(large_model), name="large"), *client.more("Verify", name="large")]
+    seen = {reply["progress"]["state"] for reply in replies if reply.get("progress")}
+    assert {"filling", "verifying"} <= seen <= told
+
+
 def test_errors_are_declared():
     declared = set(re.findall(r"^error (\w+)", SOURCE.read_text(encoding="utf-8"), re.MULTILINE))
     table = (ROOT / "proto" / "errors.h").read_text(encoding="utf-8").split("VARLINK_ERRORS")[0]

@@ -5,12 +5,14 @@ import socket
 import threading
 import time
 
+import make_model
 import pytest
 from harness import sparse_model, wait_until, wire_error
 from rocmforge_wire import Closed
 
 LIST = b'{"method":"io.rocmforge.List"}'
 REQUEST_MAX = 256 << 10
+REPLY_MAX = 32 << 20
 
 
 def call_of(size):
@@ -231,3 +233,17 @@ def test_event_is_utf8_where_it_was_cut(held_daemon, gate, folder):
 def test_reply_is_one_json_object_and_a_nul(client):
     client.send_raw(LIST + b"\0")
     assert json.loads(client.socket.recv(4096).removesuffix(b"\0")) == {"parameters": {"models": []}}
+
+
+def test_reply_that_is_too_long(client, folder):
+    """Names that JSON has to escape make a long table. What is refused is that reply, no more."""
+    type_ = make_model.load_types()["i8"]
+    tensors = [make_model.Tensor("\1" * 57 + f"{i:06}", type_, (1,)) for i in range(45000)]
+    with open(folder / "many.gguf", "wb") as out:
+        out.truncate(make_model.write_header(out, tensors, 0, b"") + make_model.ALIGNMENT * len(tensors))
+    client.call("Load", path=str(folder / "many.gguf"))
+    with wire_error("LimitExceeded") as parameters:
+        client.call("Attach", name="many")
+    assert parameters == {"limit": "reply", "value": REPLY_MAX}
+    assert client.call("List")["models"][0]["leases"] == 0
+    assert client.call("Attach", name="many", table=True)["model"]["tensors"] == len(tensors)

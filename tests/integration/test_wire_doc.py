@@ -106,6 +106,36 @@ def test_each_error_is_told(error):
     assert f"`{error}`" in PAGE
 
 
+def constant(header, name):
+    """What a header defines: 16, 1024u, (256u << 10)."""
+    text = (ROOT / header).read_text(encoding="utf-8")
+    number, shift = re.search(rf"^#define {name} +\(?(\d+)u?(?: << (\d+)\))?", text, re.MULTILINE).groups()
+    return int(number) << int(shift or 0)
+
+
+def test_limits():
+    """What the page and the interface tell is what the daemon keeps to."""
+    request = constant("daemon/conn.h", "CONN_REQUEST_MAX") >> 10
+    queue = constant("daemon/conn.h", "CONN_QUEUE_MAX") >> 20
+    watch = constant("daemon/conn.h", "CONN_WATCH_MAX") >> 20
+    levels = constant("proto/json_check.h", "JSON_DEPTH_MAX")
+    values = constant("proto/json_check.h", "JSON_VALUES_MAX")
+    keys = constant("proto/json_check.h", "JSON_KEYS_MAX")
+    for row in (
+        f"| a request | {request} KiB |",
+        f"| levels of objects and arrays in it | {levels} |",
+        f"| values in it, keys in one object | {values}, {keys} |",
+        f"| a reply, with those before it that the client has not read yet | {queue} MiB | `LimitExceeded` in its place |",
+        f"| the tensors in a reply to `Attach` | {queue // 2} MiB | the same;",
+        f"| events that wait for a client that watches | {watch} MiB |",
+        f"| connections | {constant('daemon/listener.h', 'LISTENER_CONNECTIONS_MAX')} |",
+    ):
+        assert row in PAGE
+    told = " ".join(re.search(r"^# Limits: .*?(?=^(?!#))", INTERFACE, re.DOTALL | re.MULTILINE)[0].split("\n# "))
+    assert f"at most {request} KiB, {levels} levels deep, {values} values, {keys} keys in one object" in told
+    assert f"A reply is at most {queue} MiB" in told
+
+
 def test_snippets(client, daemon, small_model):
     """The Python that the page offers for pasting."""
     client.call("Load", path=str(small_model), name="tiny", form="f16")

@@ -190,7 +190,7 @@ def sized_tensors(count, size, types):
 
 def write_header(out, tensors, n_kv, kv):
     """Everything before the tensor data, whose position it returns."""
-    infos, offset = b"", 0
+    infos, offset = bytearray(), 0
     for tensor in tensors:
         infos += string(tensor.name) + struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape)
         infos += struct.pack("<IQ", tensor.type.id, offset)
