@@ -2,9 +2,9 @@
 #include "client/rfctl/output.h"
 #include "client/rfctl/progress.h"
 #include "client/rfctl/rfctl.h"
+#include "proto/streams.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <locale.h>
 #include <signal.h>
 #include <string.h>
@@ -131,18 +131,11 @@ static void catch_signals(void)
     }
 }
 
-/* Whoever started this without one of the three streams must not find its output in a socket. */
-static void open_standard_streams(void)
-{
-    for (int fd = 0; fd <= 2; fd++)
-        if (fcntl(fd, F_GETFD) < 0 && errno == EBADF && open("/dev/null", fd == 2 ? O_WRONLY : O_RDONLY) != fd)
-            _exit(STATUS_REFUSED);
-}
-
 int main(int argc, char **argv)
 {
     static char program[] = "rfctl";
-    open_standard_streams();
+    if (streams_open() < 0)
+        return STATUS_REFUSED;
     setlocale(LC_CTYPE, "C.UTF-8"); /* for the width of characters; all text here is UTF-8 */
     signal(SIGPIPE, SIG_IGN);
     catch_signals();

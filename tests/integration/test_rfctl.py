@@ -934,6 +934,15 @@ def test_output_that_cannot_be_written(daemon, small_model, command):
     assert (result.returncode, result.stderr) == (REFUSED, b"")
 
 
+@pytest.mark.parametrize("closed, status", [("<&-", DONE), ("2>&-", DONE), (">&-", REFUSED), ("<&- >&- 2>&-", REFUSED)])
+def test_without_standard_streams(daemon, closed, status):
+    """What it says does not go to the daemon, whose socket is the next thing that it opens."""
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", program(), "--socket", str(daemon.socket), "ping", "-c", "2"]
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=TIMEOUT)
+    assert result.returncode == status
+    assert "ends: " not in daemon.log
+
+
 def test_watch_ends_with_its_reader(daemon, small_model):
     process = subprocess.Popen([program(), "--socket", str(daemon.socket), "watch"], stdout=subprocess.PIPE)
     wait_until(lambda: daemon.status()["connections"] > 1)
