@@ -67,3 +67,21 @@ void assert_gone(rf_client *client)
         assert_null(rf_error_name(client));
     }
 }
+
+void serve_text(struct fake *fake, int socket)
+{
+    while (fake_request(fake, socket, NULL, NULL))
+        fake_send(socket, fake_context(fake), NULL, 0);
+}
+
+int step(void *context, const rf_progress *progress)
+{
+    struct steps *steps = context;
+    steps->n++;
+    steps->done = progress->done;
+    steps->left = progress->seconds_left;
+    assert_string_equal(progress->state, "filling");
+    assert_int_equal(progress->total, 10);
+    assert_int_equal(progress->rate, 5);
+    return steps->result;
+}

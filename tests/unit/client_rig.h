@@ -21,3 +21,22 @@ void assert_says(const rf_client *client, const char *text);
 
 /* The connection is broken, and stays so. */
 void assert_gone(rf_client *client);
+
+/* --- what a daemon says, and what becomes of it --- */
+
+/* Answers every request with the text that the context is. */
+void serve_text(struct fake *fake, int socket);
+
+/* A reply with progress, after which others follow. */
+#define PROGRESS(done, left)                                                                                           \
+    "{\"continues\":true,\"parameters\":{\"model\":{\"name\":\"m\"},\"progress\":{\"state\":\"filling\","              \
+    "\"done\":" done ",\"total\":10,\"rate\":5,\"left\":" left "}}}"
+
+/* What an rf_progress_fn, step(), has seen, and what it returns. */
+struct steps {
+    unsigned n;
+    uint64_t done;
+    double left;
+    int result;
+};
+int step(void *context, const rf_progress *progress);

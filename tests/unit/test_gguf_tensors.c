@@ -3,7 +3,6 @@
 
 #include <setjmp.h>
 #include <stdarg.h>
-#include <string.h>
 
 /* clang-format off */
 #include <cmocka.h> /* wants the standard headers before it */
