@@ -2,6 +2,7 @@
 
 ROCMFORGE_BUILD names the build folder, ROCMFORGE_MODEL a real model. `./setup test` sets both.
 """
+import functools
 import os
 import shutil
 import subprocess
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import make_model
 import pytest
-from harness import ROOT, SANITIZERS, Daemon, Gate, daemon_program, sparse_model
+from harness import MIB, ROOT, SANITIZERS, Daemon, Gate, daemon_program, sparse_model, tensor_model
+from split_model import write_split
 
 
 def pytest_configure(config):
@@ -142,3 +144,19 @@ def large_model(model_folder):
 def gated_model(model_folder):
     """64 MB that take no room on disk: a closed gate holds them up, and without one they are there soon."""
     return sparse_model(model_folder / "gated.gguf", 64 << 20)
+
+
+@pytest.fixture
+def models(folder):
+    """models(n, size): so many files, each of a granule or as large as is asked."""
+
+    def make(n, size=MIB):
+        return [tensor_model(folder / f"m{i}-{size}.gguf", size, i) for i in range(n)]
+
+    return make
+
+
+@pytest.fixture
+def split(folder):
+    """split(change): the files of a split model."""
+    return functools.partial(write_split, folder)

@@ -4,10 +4,9 @@ import time
 
 import make_model
 import pytest
-from harness import Gate, build_folder, wait_until, wire_error
+from harness import MIB, Gate, build_folder, load, states, wait_until, wire_error
 from rocmforge_wire import WireError
 
-MIB = 1 << 20
 SIZE = 8 * MIB  # of a model on the device
 DEVICE = 512 * MIB
 
@@ -48,14 +47,6 @@ def models(folder):
         return paths
 
     return make
-
-
-def load(client, path, name, **parameters):
-    return client.call("Load", path=str(path), name=name, **parameters)["model"]
-
-
-def states(daemon):
-    return {model["name"]: model["state"] for model in daemon.models()}
 
 
 def settled(daemon, expected):

@@ -12,6 +12,8 @@ from rocmforge_wire import Client, WireError
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 60
+MIB = 1 << 20
+GRANULE = 2 * MIB  # of the host: an arena is a multiple of it
 
 # A sanitizer's finding ends the daemon, and with it the test. Of freed memory little is kept, or it would be taken for
 # memory that the daemon has.
@@ -210,3 +212,32 @@ def sparse_model(path, size):
         data_start = make_model.write_header(out, tensors, n_kv, kv)
         out.truncate(data_start + size)
     return path
+
+
+def tensor_model(path, size=MIB, seed=1, type_="i8"):
+    """One tensor of random bytes."""
+    types = make_model.load_types()
+    tensors = [make_model.Tensor("blk.0.ffn_up.weight", types[type_], (size,))]
+    make_model.write_model(path, tensors, make_model.metadata(1, 256, 256, 4, 100), seed)
+    return path
+
+
+def load(client, path, name, **parameters):
+    return client.call("Load", path=str(path), name=name, **parameters)["model"]
+
+
+def load_fd(client, path, **parameters):
+    with open(path, "rb") as file:
+        return client.call("Load", fds=[file.fileno()], **parameters)["model"]
+
+
+def names(daemon):
+    return [model["name"] for model in daemon.models()]
+
+
+def states(daemon):
+    return {model["name"]: model["state"] for model in daemon.models()}
+
+
+def is_filling(daemon, name):
+    return states(daemon).get(name) == "filling"

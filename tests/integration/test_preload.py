@@ -1,0 +1,79 @@
+"""Models that the daemon loads by itself."""
+import os
+import signal
+import time
+
+import pytest
+from harness import is_filling, names, states, wait_until
+
+
+@pytest.fixture
+def preload_folder(folder):
+    path = folder / "preload"
+    path.mkdir()
+    return path
+
+
+def test_preload(start, models, preload_folder):
+    a, b, c = models(3)
+    for path, name in ((c, "1-last"), (a, "0-first"), (b, "2-more")):
+        (preload_folder / f"{name}.gguf").symlink_to(path)
+    (preload_folder / "1-bad.gguf").write_bytes(b"no model")
+    (preload_folder / "1-dangling.gguf").symlink_to("/nowhere.gguf")
+    (preload_folder / "README").write_text("not a model")
+    os.mkfifo(preload_folder / "1-pipe.gguf")
+    (preload_folder / ".hidden.gguf").symlink_to(a)
+    daemon = start("--preload", str(preload_folder))
+    wait_until(lambda: states(daemon) == {n: "resident" for n in ("0-first", "1-last", "2-more")})
+    listed = daemon.models()
+    assert [model["name"] for model in listed] == ["0-first", "1-last", "2-more"], "in order of name"
+    assert all(model["pinned"] and model["ttl"] is None for model in listed)
+    for name in ("1-bad", "1-dangling", "1-pipe"):
+        assert f"{name}.gguf skipped" in daemon.log
+
+
+def test_preload_again(start, models, preload_folder):
+    a, b = models(2)
+    (preload_folder / "a.gguf").symlink_to(a)
+    daemon = start("--preload", str(preload_folder))
+    wait_until(lambda: states(daemon) == {"a": "resident"})
+    (preload_folder / "b.gguf").symlink_to(b)
+    with daemon.client() as client:
+        client.call("Unpin", name="a")
+        for _ in range(3):
+            daemon.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: states(daemon) == {"a": "resident", "b": "resident"})
+        wait_until(lambda: all(model["pinned"] for model in daemon.models()))
+        client.call("Unload", name="a")
+        daemon.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: states(daemon) == {"b": "resident", "a": "resident"})
+
+
+def test_preload_of_a_split_model(start, split, preload_folder):
+    for path in split():
+        (preload_folder / path.name).symlink_to(path)
+    daemon = start("--preload", str(preload_folder))
+    wait_until(lambda: list(states(daemon).values()) == ["resident"])
+    assert daemon.models()[0]["tensors"] == 7
+    assert "skipped" not in daemon.log
+
+
+def test_preload_of_nothing(start, folder):
+    daemon = start("--preload", str(folder / "none"))
+    wait_until(lambda: "none" in daemon.log.split("ready")[-1] or "preload" in daemon.log)
+    assert names(daemon) == []
+
+
+def test_end_while_preloading(start, gate, preload_folder, large_model):
+    (preload_folder / "a.gguf").symlink_to(large_model)
+    (preload_folder / "b.gguf").symlink_to(large_model)
+    gate.close()
+    daemon = start("--preload", str(preload_folder), env=gate.env)
+    wait_until(lambda: is_filling(daemon, "a"), every=0.001)
+    assert daemon.stop(gate) == 0
+
+
+def test_hangup_without_preload(daemon):
+    daemon.process.send_signal(signal.SIGHUP)
+    time.sleep(0.1)
+    assert names(daemon) == []
