@@ -1,0 +1,214 @@
+"""rfctl load, cancel and plan."""
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+
+import pytest
+from harness import TIMEOUT, sparse_model, wait_until
+from rfctl_rig import DONE, INTERRUPTED, NO_DAEMON, REFUSED, lines_of_json, program, rfctl, socket_that_answers
+
+# --- Loading ---
+
+
+def test_load(daemon, small_model):
+    result = daemon.rfctl("load", small_model, "--name", "llama")
+    lines = result.stdout.splitlines()
+    assert re.fullmatch(
+        r"loaded llama: \d+(\.\d)? [kM]B on host( from \d+(\.\d)? [kM]B)? in \d+(\.\d+)? m?s \(.* [kMG]B/s\)", lines[0]
+    )
+    for phase in ("parse", "allocate", "read", "dequantise", "copy", "kernel"):
+        assert phase in lines[1]
+    assert len(lines) == 2
+    assert daemon.models()[0]["path"] == str(small_model)
+
+
+def test_load_twice(daemon, small_model):
+    daemon.rfctl("load", small_model, "--name", "llama")
+    again = daemon.rfctl("load", small_model, "--name", "other")
+    assert "resident already, as llama" in again.stdout
+    assert len(daemon.models()) == 1
+
+
+def test_load_json(daemon, small_model):
+    replies = lines_of_json(daemon.rfctl("--json", "load", small_model).stdout)
+    assert replies[-1]["model"]["state"] == "resident"
+    assert not replies[-1].get("progress")
+    assert replies[-1]["phases"]["total"] > 0
+    assert all(reply["progress"] for reply in replies[:-1])
+
+
+def test_load_no_wait(daemon, small_model):
+    result = daemon.rfctl("load", small_model, "--no-wait", "--name", "llama")
+    assert "llama" in result.stdout
+    wait_until(lambda: daemon.models()[0]["state"] == "resident")
+
+
+def test_load_of_a_link(daemon, folder, small_model):
+    """Caches of downloads keep files under numbers, and links to them under names."""
+    link = folder / "a name.gguf"
+    link.symlink_to(small_model)
+    daemon.rfctl("load", link)
+    assert daemon.models()[0]["name"] == "a_name"
+
+
+def test_load_of_a_split_model_opens_every_part(daemon, folder, small_model):
+    first = folder / "part-00001-of-00002.gguf"
+    first.write_bytes(small_model.read_bytes())
+    result = daemon.rfctl("load", first, check=False)
+    assert result.returncode == REFUSED
+    missing = f"{folder}/part-00002-of-00002.gguf: No such file or directory"
+    assert result.stderr == f"rfctl: cannot load {first}: cannot open {missing}\n"
+
+
+@pytest.mark.parametrize("name", ["gone.gguf", ".", "fifo"])
+def test_load_what_cannot_be_opened(daemon, folder, name):
+    os.mkfifo(folder / "fifo")
+    result = daemon.rfctl("load", folder / name, check=False)
+    assert result.returncode == REFUSED
+    assert result.stderr.startswith(f"rfctl: cannot load {folder / name}: ")
+
+
+def test_load_refused(daemon, folder):
+    path = folder / "text.gguf"
+    path.write_text("this is no model, but long enough to be one")
+    result = daemon.rfctl("load", path, check=False)
+    assert result.returncode == REFUSED
+    assert result.stdout == ""
+    assert result.stderr.startswith(f"rfctl: cannot load {path}: ")
+    assert daemon.models() == []
+
+
+def test_load_plain_lines(daemon, model_folder, large_model):
+    """Where there is no terminal, a line at most once a second, and not one that moves."""
+    began = time.monotonic()
+    result = daemon.rfctl("load", large_model, "--name", "large", env={**os.environ, "TERM": "xterm"})
+    lines = result.stderr.splitlines()
+    assert len(lines) <= time.monotonic() - began
+    assert "\r" not in result.stderr and "\x1b" not in result.stderr
+    assert all(re.match(r"[a-z]+ +\d+%", line) for line in lines)
+
+
+def test_interrupt_cancels(held_daemon, gate, large_model):
+    process = subprocess.Popen(
+        [program(), "--socket", str(held_daemon.socket), "load", str(large_model)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    wait_until(lambda: [m for m in held_daemon.models() if m["state"] == "filling"])
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=TIMEOUT)
+    assert process.returncode == INTERRUPTED
+    held_daemon.sync()
+    gate.open()
+    wait_until(lambda: held_daemon.models() == [])
+
+
+def test_cancel(slow_daemon, large_model):
+    loads = []
+    thread = threading.Thread(target=lambda: loads.append(slow_daemon.rfctl("load", large_model, check=False)))
+    thread.start()
+    wait_until(lambda: [m for m in slow_daemon.models() if m["state"] == "filling"])
+    assert slow_daemon.rfctl("cancel", "large").stdout == "cancelled large\n"
+    thread.join(TIMEOUT)
+    assert loads[0].returncode == REFUSED
+    assert "cancelled" in loads[0].stderr
+
+
+def test_daemon_dies_under_way(held_daemon, large_model):
+    daemon = held_daemon
+    process = subprocess.Popen(
+        [program(), "--socket", str(daemon.socket), "load", str(large_model)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_until(lambda: [m for m in daemon.models() if m["state"] == "filling"])
+    daemon.process.kill()
+    daemon.process.wait()
+    _, errors = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == NO_DAEMON
+    assert "rfctl: cannot load" in errors
+
+
+def test_load_options(daemon, small_model):
+    daemon.rfctl("load", small_model, "--pin", "--ttl", "10m", "--private", "--deadline", "30s")
+    model = daemon.models()[0]
+    assert (model["pinned"], model["ttl"], model["private"]) == (True, 600, True)
+    lines = daemon.rfctl("show", "small").stdout.splitlines()
+    assert {"pinned", "private", "unloaded when idle for 10m"} <= set(lines)
+    daemon.rfctl("load", small_model, "--as", "native", "--name", "plain")
+    model = next(model for model in daemon.models() if model["name"] == "plain")
+    assert (model["pinned"], model["ttl"], model["private"]) == (False, None, False)
+
+
+@pytest.mark.parametrize("command", ["load", "verify", "unload", "cancel"])
+def test_deadline(daemon, small_model, folder, command):
+    """The daemon keeps it; tests of the daemon show that."""
+    argument = small_model if command == "load" else "small"
+    reply = {"model": {"name": "small", "state": "resident"}, "state": "unloaded"}
+    with socket_that_answers(folder / "fake", reply) as requests:
+        assert rfctl("--socket", folder / "fake", command, argument, "--deadline", "2m").returncode == DONE
+    assert [request["parameters"]["deadline"] for request in requests] == [120]
+    if command == "load":
+        assert daemon.rfctl(command, argument, "--deadline", "1h").returncode == DONE
+
+
+def test_load_writes_a_trace(daemon, small_model, tmp_path):
+    trace = tmp_path / "trace.json"
+    daemon.rfctl("load", small_model, "--trace", trace)
+    events = json.loads(trace.read_text())["traceEvents"]
+    rows = {event["args"]["name"] for event in events if event["ph"] == "M"}
+    assert "load" in rows and any(row.startswith("worker ") for row in rows)
+    spans = [event for event in events if event["ph"] == "X"]
+    assert {"parse", "allocate", "read", "seal"} <= {span["name"] for span in spans}
+    assert all(span["ts"] >= 0 and span["dur"] >= 0 for span in spans)
+
+
+def test_a_trace_that_cannot_be_written_is_told_before_the_load(daemon, small_model, tmp_path):
+    result = rfctl("--socket", daemon.socket, "load", small_model, "--trace", tmp_path / "nowhere" / "trace.json")
+    assert result.returncode == REFUSED and "cannot write" in result.stderr
+    assert daemon.models() == []
+
+
+# --- Plans ---
+
+
+def test_plan(daemon, small_model):
+    text = daemon.rfctl("plan", small_model, "--as", "native").stdout
+    assert re.match(rf"{re.escape(str(small_model))}: \d.* [kM]B on host as native, from 1\.\d MB, 4 tensors\n", text)
+    assert re.search(r"^fits: \d.* GB available$", text, re.MULTILINE)
+    assert daemon.models() == []
+    planned = json.loads(daemon.rfctl("plan", small_model, "--as", "native", "--json").stdout)
+    daemon.rfctl("load", small_model, "--as", "native")
+    assert daemon.models()[0]["bytes"] == planned["bytes"]
+    assert "there already: small is resident\n" in daemon.rfctl("plan", small_model, "--as", "native").stdout
+    # Now that there is a rate, a time is told too.
+    assert "takes about " in daemon.rfctl("plan", small_model, "--as", "f32").stdout
+
+
+def test_plan_tells_what_would_go(start, large_model, small_model, folder):
+    daemon = start("--budget", "1000M")
+    daemon.rfctl("load", small_model)
+    daemon.rfctl("load", large_model, "--as", "native", "--pin")
+    other = sparse_model(folder / "other.gguf", 512 << 20)
+    result = daemon.rfctl("plan", other, "--as", "native", check=False)
+    assert result.returncode == REFUSED
+    assert re.search(r"^does not fit: \d.* MB available$", result.stdout, re.MULTILINE)
+    assert result.stderr == ""
+    daemon.rfctl("unpin", "large")
+    result = daemon.rfctl("plan", other, "--as", "native")
+    assert re.search(r"^fits: \d.* MB available; evicts .*\blarge\b", result.stdout, re.MULTILINE)
+    assert len(daemon.models()) == 2
+
+
+def test_plan_refused(daemon, folder):
+    path = folder / "text.gguf"
+    path.write_text("this is no model, but long enough to be one")
+    for name in (path, folder / "gone"):
+        result = daemon.rfctl("plan", name, check=False)
+        assert (result.returncode, result.stdout) == (REFUSED, "")
+        assert result.stderr.startswith(f"rfctl: cannot plan {name}: ")
