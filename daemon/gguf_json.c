@@ -34,9 +34,6 @@ static uint64_t load(const uint8_t *data, size_t size)
     uint64_t value = 0;
 
     memcpy(&value, data, size);
-#if __BYTE_ORDER == __BIG_ENDIAN
-    value >>= 64 - 8 * size;
-#endif
     return le64toh(value);
 }
 

@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 /* The model will soon be gone, and its name with it. */
-static bool model_departs(const struct model *model)
+static bool name_departs(const struct model *model)
 {
     return model->state == MODEL_UNLOADING || (model->load && load_ends(model->load));
 }
@@ -99,7 +99,7 @@ static struct model *load_new_model(struct load *load, const char *name)
 /* Goes on, or waits, with a model that is made of the same file, if there is one. Returns true if the load is over. */
 static bool load_take_same(struct load *load, struct model *model)
 {
-    if (model_departs(model) || model->state == MODEL_SAVING) {
+    if (name_departs(model) || model->state == MODEL_SAVING) {
         load->blocked = true;
         return false;
     }
@@ -141,7 +141,7 @@ static struct model *load_take_name(struct load *load)
             load_fail_memory(load);
         return model;
     }
-    if (model_departs(model) || model->state == MODEL_SAVING)
+    if (name_departs(model) || model->state == MODEL_SAVING)
         load->blocked = true;
     else
         failure_set(&load->failure, WIRE_NameInUse, describe_name(name));

@@ -36,7 +36,7 @@ uint64_t residency_evictable(const struct server *server, const struct device *d
 }
 
 /* Its memory will be free in a moment, but the ledger still has it. */
-static bool model_departs(const struct model *model)
+static bool memory_departs(const struct model *model)
 {
     return model->reserved > 0 && (model->state == MODEL_UNLOADING || (model->load && load_ends(model->load)));
 }
@@ -60,7 +60,7 @@ int residency_choose(const struct server *server, const struct device *device, u
     {
         if (r < 0 || model->device != device)
             continue;
-        departs = departs || model_departs(model);
+        departs = departs || memory_departs(model);
         if (!model_evictable(model))
             continue;
         candidates[n] = (struct candidate){.bytes = model->reserved, .last_used = model->idle_since};
