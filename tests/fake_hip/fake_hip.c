@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -11,6 +12,8 @@ struct fake_hip_live fake_live;
 pthread_mutex_t fake_lock = PTHREAD_MUTEX_INITIALIZER;
 pthread_cond_t fake_changed = PTHREAD_COND_INITIALIZER;
 __thread int fake_current;
+__thread int fake_waited_for = -1;
+__thread hipError_t fake_last;
 uint64_t fake_memory = (uint64_t)1 << 30;
 uint64_t fake_used[FAKE_DEVICES_MAX];
 bool fake_no_binary;
@@ -26,8 +29,19 @@ static struct {
     unsigned long nth, seen;
     bool from_there_on;
     int code; /* 0: the default */
+    bool harmless;
     bool fired;
 } fault;
+
+static const char *fault_path; /* NULL: there is no such file */
+static struct timespec fault_time;
+
+static struct {
+    const char *name;
+    unsigned long n;
+} calls[FAKE_CALLS_MAX];
+
+static pid_t pid;
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
@@ -35,6 +49,8 @@ static void setting_fail(const char *spec)
 {
     memset(&fault, 0, sizeof(fault));
     memset(lost, 0, sizeof(lost));
+    for (unsigned i = 0; i < FAKE_CALLS_MAX; i++)
+        calls[i].n = 0;
     if (!spec || !*spec)
         return;
     char plus = 0;
@@ -46,6 +62,26 @@ static void setting_fail(const char *spec)
     const char *code = strchr(strchr(spec, ':') + 1, ':');
     if (code)
         fault.code = atoi(code + 1);
+    fault.harmless = code && strchr(code, '!');
+}
+
+/* With fake_lock held. */
+static void setting_fail_read(void)
+{
+    struct stat status;
+    char spec[96];
+    if (stat(fault_path, &status) < 0) {
+        if (!fault.fired)
+            fault.call[0] = '\0';
+        return;
+    }
+    if (memcmp(&status.st_mtim, &fault_time, sizeof(fault_time)) == 0)
+        return;
+    fault_time = status.st_mtim;
+    FILE *file = fopen(fault_path, "r");
+    setting_fail(file ? fgets(spec, sizeof(spec), file) : NULL);
+    if (file)
+        fclose(file);
 }
 
 static uint64_t slow(const char *text, const char *what)
@@ -75,7 +111,12 @@ static void settings_read(void)
     gate = getenv("FAKE_HIP_GATE");
     fake_no_binary = getenv("FAKE_HIP_NO_BINARY") != NULL;
     fake_leak = getenv("FAKE_HIP_LEAK") != NULL;
-    setting_fail(getenv("FAKE_HIP_FAIL"));
+    pid = getpid();
+    text = getenv("FAKE_HIP_FAIL");
+    if (text && *text == '@')
+        fault_path = text + 1;
+    else
+        setting_fail(text);
 }
 
 static bool unrecoverable(int code)
@@ -86,13 +127,30 @@ static bool unrecoverable(int code)
 /* Whether this is the one that is to fail. With fake_lock held. */
 static bool due(const char *what, bool is_call)
 {
+    if (fault_path)
+        setting_fail_read();
     if (!fault.call[0] || (strcmp(fault.call, what) != 0 && !(is_call && strcmp(fault.call, "*") == 0)))
         return false;
     fault.seen++;
     if (fault.seen != fault.nth && !(fault.from_there_on && fault.seen > fault.nth))
         return false;
     fault.fired = true;
+    if (fault_path) {
+        unlink(fault_path);
+        memset(&fault_time, 0, sizeof(fault_time)); /* whatever comes next is new */
+    }
     return true;
+}
+
+/* With fake_lock held. */
+static void count(const char *call)
+{
+    unsigned i = 0;
+    while (calls[i].name && strcmp(calls[i].name, call) != 0)
+        if (++i == FAKE_CALLS_MAX)
+            abort();
+    calls[i].name = call;
+    calls[i].n++;
 }
 
 hipError_t fake_enter(const char *call, int device)
@@ -100,18 +158,32 @@ hipError_t fake_enter(const char *call, int device)
     pthread_once(&once, settings_read);
     pthread_mutex_lock(&fake_lock);
     hipError_t error = hipSuccess;
-    if (due(call, true)) {
+    fake_waited_for = -1;
+    const bool fails = due(call, true);
+    count(call);
+    if (getpid() != pid) {
+        error = hipErrorNotInitialized;
+    } else if (fails) {
         error = fault.code ? (hipError_t)fault.code : hipErrorUnknown;
         int whose = device >= 0 ? device : fake_current;
-        if (unrecoverable((int)error) && lost[whose] == hipSuccess) {
+        if (unrecoverable((int)error) && !fault.harmless && lost[whose] == hipSuccess) {
             lost[whose] = error;
             pthread_cond_broadcast(&fake_changed);
         }
     } else if (device >= 0) {
         error = lost[device];
     }
+    if (error != hipSuccess)
+        fake_last = error;
     pthread_mutex_unlock(&fake_lock);
     return error;
+}
+
+void fake_touch(int device)
+{
+    pthread_mutex_lock(&fake_lock);
+    fake_live.contexts |= 1u << device;
+    pthread_mutex_unlock(&fake_lock);
 }
 
 bool fake_work(const char *what, int device)
@@ -180,6 +252,18 @@ FAKE_EXPORT bool fake_hip_fired(void)
     return fired;
 }
 
+FAKE_EXPORT bool fake_hip_call(unsigned index, const char **ret_name, unsigned long *ret_calls)
+{
+    pthread_mutex_lock(&fake_lock);
+    const bool is = index < FAKE_CALLS_MAX && calls[index].name;
+    if (is) {
+        *ret_name = calls[index].name;
+        *ret_calls = calls[index].n;
+    }
+    pthread_mutex_unlock(&fake_lock);
+    return is;
+}
+
 FAKE_EXPORT void fake_hip_count(struct fake_hip_live *ret)
 {
     pthread_mutex_lock(&fake_lock);
@@ -200,6 +284,7 @@ FAKE_EXPORT hipError_t hipSetDevice(int device)
     if (device < 0 || device >= devices)
         return hipErrorInvalidDevice;
     fake_current = device;
+    fake_touch(device);
     return hipSuccess;
 }
 
@@ -235,9 +320,21 @@ FAKE_EXPORT hipError_t hipDeviceGetUuid(hipUUID *uuid, hipDevice_t device)
 
 FAKE_EXPORT hipError_t hipDeviceSynchronize(void)
 {
-    FAKE_ENTER(fake_current);
+    hipError_t error = fake_enter(__func__, fake_current);
+    /* Who asked for it in vain may close what is open all the same. */
+    fake_waited_for = fake_current;
+    if (error != hipSuccess)
+        return error;
+    fake_touch(fake_current);
     fake_drain(fake_current);
     return fake_lost(fake_current);
+}
+
+FAKE_EXPORT hipError_t hipGetLastError(void)
+{
+    hipError_t error = fake_last;
+    fake_last = hipSuccess;
+    return error;
 }
 
 FAKE_EXPORT const char *hipGetErrorString(hipError_t error)

@@ -4,7 +4,8 @@
  * Stricter than a GPU wherever one would be merely undefined: memory is handed out full of another owner's bytes; the
  * target of a copy or of a kernel holds garbage until it has ended; pointers are checked against allocations and
  * devices; a copy from memory that is not pinned is refused; a handle cannot be opened by the process that made it, and
- * opened twice in one process it gives one mapping, which the first close takes away.
+ * opened twice in one process it gives one mapping, which the first close takes away; nor can it be closed but right
+ * after its device was waited for; and a process that was forked from one that made calls can make none.
  *
  * Environment, read at the first call:
  *   FAKE_HIP_DEVICES=N     devices; default 1; 0: hipGetDeviceCount() says that there is none
@@ -17,11 +18,15 @@
  *   FAKE_HIP_GATE=PATH     no copy is done while there is such a file
  *   FAKE_HIP_NO_BINARY=1   the embedded kernels are for another device
  *   FAKE_HIP_FAIL=SPEC     as fake_hip_fail()
+ *   FAKE_HIP_FAIL=@PATH    the same, with what stands in the file PATH, whenever there is a new one; it is gone once
+ *                          something failed, and who takes it away before that calls the fault off
  *
  * Tests that have it in their own process find the functions below with dlsym(). */
 #pragma once
 
 #include <stdbool.h>
+
+#define FAKE_CALLS_MAX 64
 
 /* What was made and not given back. */
 struct fake_hip_live {
@@ -31,17 +36,23 @@ struct fake_hip_live {
     int events;
     int modules;
     int opened; /* mappings of handles */
+
+    unsigned contexts; /* a bit for each device that was used at all: on a real one that takes memory, and for good */
 };
 
-/* Makes calls fail from here on. SPEC is CALL:N[+][:CODE]: the Nth call (from 1), or with + every one from the Nth on,
- * returns CODE (999, hipErrorUnknown) and does nothing, but that a call which releases something releases it all the
- * same. CALL is a name, or "*" for any. "copy", "kernel" and "clear" are not calls but the work itself, which fails
+/* Makes calls fail from here on. SPEC is CALL:N[+][:CODE[!]]: the Nth call (from 1), or with + every one from the Nth
+ * on, returns CODE (999, hipErrorUnknown) and does nothing, but that a call which releases something releases it all
+ * the same. CALL is a name, or "*" for any. "copy", "kernel" and "clear" are not calls but the work itself, which fails
  * after the call that asked for it has returned: its device then returns CODE (719, hipErrorLaunchFailure) for
- * everything, as it does after any of the codes that a real one does not recover from. NULL: nothing fails, and devices
- * that were lost are well again. Counts start anew. */
+ * everything, as it does after any of the codes that a real one does not recover from, but with "!". NULL: nothing
+ * fails, and devices that were lost are well again. Counts start anew. */
 void fake_hip_fail(const char *spec);
 
 /* Something failed since. */
 bool fake_hip_fired(void);
+
+/* How often a call was made since. Calls have indexes from 0 on, in the order in which they were first made by the
+ * process; returns false behind the last. */
+bool fake_hip_call(unsigned index, const char **ret_name, unsigned long *ret_calls);
 
 void fake_hip_count(struct fake_hip_live *ret);

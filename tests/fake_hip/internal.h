@@ -16,7 +16,9 @@ extern struct fake_hip_live fake_live; /* with fake_lock held */
 extern pthread_mutex_t fake_lock;      /* of all that is not one stream's */
 extern pthread_cond_t fake_changed;    /* an event was reached, a stream went on, a device was lost */
 extern __thread int fake_current;      /* hipSetDevice() */
-extern uint64_t fake_memory;           /* bytes of each device */
+extern __thread int fake_waited_for; /* the device that this thread's last call waited for; -1: it did something else */
+extern __thread hipError_t fake_last; /* hipGetLastError() */
+extern uint64_t fake_memory;          /* bytes of each device */
 extern uint64_t fake_used[FAKE_DEVICES_MAX];
 extern bool fake_no_binary;
 extern bool fake_leak;
@@ -27,6 +29,9 @@ hipError_t fake_enter(const char *call, int device);
 
 /* The work of a stream does this first. Returns false if it is not to be done. */
 bool fake_work(const char *what, int device);
+
+/* The device is used. */
+void fake_touch(int device);
 
 /* From now on everything on the device fails with this. */
 void fake_lose(int device, hipError_t code);

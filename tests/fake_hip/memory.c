@@ -1,12 +1,10 @@
-/* Allocations and handles. Device memory is a memfd, so that another process can map it through /proc/PID/fd. */
+/* Allocations and handles. Device memory is a System V segment, which another process, of whatever user, can map by its
+ * number alone, and which goes when the last that has it mapped ends. */
 #include "tests/fake_hip/internal.h"
 
-#include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
+#include <sys/shm.h>
 #include <unistd.h>
 
 #define HANDLE_MAGIC 0x656c646e6148u
@@ -20,17 +18,15 @@ struct block {
     int device;
     uint8_t *base;
     size_t bytes;
-    int fd;    /* device memory; else -1 */
-    ino_t ino; /* of it, here or where it was made */
+    int segment; /* of device memory, here or where it was made; else -1 */
 };
 
 struct handle {
     uint64_t magic;
     int32_t pid;
-    int32_t fd;
+    int32_t segment;
     int32_t device;
     int32_t unused;
-    uint64_t ino;
     uint64_t bytes;
 };
 
@@ -114,19 +110,17 @@ static bool reserve(int device, size_t bytes)
 FAKE_EXPORT hipError_t hipMalloc(void **pointer, size_t bytes)
 {
     FAKE_ENTER(fake_current);
+    fake_touch(fake_current);
     if (bytes == 0 || !reserve(fake_current, bytes))
         return bytes == 0 ? hipErrorInvalidValue : hipErrorOutOfMemory;
     struct block *block = calloc(1, sizeof(*block));
-    struct stat status;
     block->kind = BLOCK_DEVICE;
     block->device = fake_current;
     block->bytes = bytes;
-    block->fd = memfd_create("fake-hip", MFD_CLOEXEC);
-    if (block->fd < 0 || ftruncate(block->fd, (off_t)bytes) < 0 || fstat(block->fd, &status) < 0)
-        abort();
-    block->ino = status.st_ino;
-    block->base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, block->fd, 0);
-    if (block->base == MAP_FAILED)
+    block->segment = shmget(IPC_PRIVATE, bytes, 0666);
+    block->base = block->segment < 0 ? (void *)-1 : shmat(block->segment, NULL, 0);
+    /* It goes with the last that has it; until then, and on Linux only, it can still be mapped. */
+    if (block->base == (void *)-1 || shmctl(block->segment, IPC_RMID, NULL) < 0)
         abort();
     memset(block->base, LEFT_OVER, bytes);
     block_add(block);
@@ -142,8 +136,7 @@ FAKE_EXPORT hipError_t hipFree(void *pointer)
     struct block *block = block_remove(pointer, BLOCK_DEVICE);
     if (!block)
         return error ? error : hipErrorInvalidValue;
-    munmap(block->base, block->bytes);
-    close(block->fd);
+    shmdt(block->base);
     free(block);
     return error;
 }
@@ -156,7 +149,7 @@ FAKE_EXPORT hipError_t hipHostMalloc(void **pointer, size_t bytes, unsigned flag
     block->kind = BLOCK_PINNED;
     block->device = fake_current;
     block->bytes = bytes;
-    block->fd = -1;
+    block->segment = -1;
     block->base = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
     memset(block->base, LEFT_OVER, bytes);
     block_add(block);
@@ -201,6 +194,7 @@ FAKE_EXPORT hipError_t hipMemGetInfo(size_t *available, size_t *total)
 FAKE_EXPORT hipError_t hipMemcpy(void *dst, const void *src, size_t bytes, hipMemcpyKind kind)
 {
     FAKE_ENTER(fake_current);
+    fake_touch(fake_current);
     if ((kind == hipMemcpyHostToDevice && !fake_on_device(dst, bytes, fake_current)) ||
         (kind == hipMemcpyDeviceToHost && !fake_on_device(src, bytes, fake_current)))
         return hipErrorInvalidValue;
@@ -220,9 +214,8 @@ FAKE_EXPORT hipError_t hipIpcGetMemHandle(hipIpcMemHandle_t *handle, void *point
         const struct handle h = {
             .magic = HANDLE_MAGIC,
             .pid = getpid(),
-            .fd = block->fd,
+            .segment = block->segment,
             .device = block->device,
-            .ino = block->ino,
             .bytes = block->bytes,
         };
         memset(handle, 0, sizeof(*handle));
@@ -234,36 +227,24 @@ FAKE_EXPORT hipError_t hipIpcGetMemHandle(hipIpcMemHandle_t *handle, void *point
 
 static hipError_t map(const struct handle *h, struct block *block)
 {
-    char path[64];
-    snprintf(path, sizeof(path), "/proc/%d/fd/%d", h->pid, h->fd);
-    int fd = open(path, O_RDWR | O_CLOEXEC);
-    struct stat status;
-    if (fd < 0)
+    struct shmid_ds status;
+    if (shmctl(h->segment, IPC_STAT, &status) < 0 || status.shm_segsz != h->bytes || status.shm_cpid != h->pid)
         return hipErrorInvalidHandle;
-    if (fstat(fd, &status) < 0 || status.st_ino != h->ino || (uint64_t)status.st_size != h->bytes) {
-        close(fd);
-        return hipErrorInvalidHandle;
-    }
-    block->base = mmap(NULL, h->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    close(fd);
-    return block->base == MAP_FAILED ? hipErrorOutOfMemory : hipSuccess;
+    block->base = shmat(h->segment, NULL, 0);
+    return block->base == (void *)-1 ? hipErrorInvalidHandle : hipSuccess;
 }
 
-FAKE_EXPORT hipError_t hipIpcOpenMemHandle(void **pointer, hipIpcMemHandle_t handle, unsigned flags)
+static hipError_t ipc_open(void **pointer, const struct handle *h)
 {
-    FAKE_ENTER(fake_current);
-    (void)flags;
-    struct handle h;
-    memcpy(&h, &handle, sizeof(h));
-    if (h.magic != HANDLE_MAGIC)
+    if (h->magic != HANDLE_MAGIC)
         return hipErrorInvalidHandle;
-    if (h.pid == getpid())
+    if (h->pid == getpid())
         return hipErrorInvalidContext;
-    if (h.device != fake_current)
+    if (h->device != fake_current)
         return hipErrorInvalidDevice;
     pthread_mutex_lock(&fake_lock);
     for (struct block *block = blocks; block; block = block->next)
-        if (block->kind == BLOCK_OPENED && block->ino == h.ino) {
+        if (block->kind == BLOCK_OPENED && block->segment == h->segment) {
             *pointer = block->base;
             pthread_mutex_unlock(&fake_lock);
             return hipSuccess;
@@ -272,10 +253,9 @@ FAKE_EXPORT hipError_t hipIpcOpenMemHandle(void **pointer, hipIpcMemHandle_t han
     struct block *block = calloc(1, sizeof(*block));
     block->kind = BLOCK_OPENED;
     block->device = fake_current;
-    block->bytes = h.bytes;
-    block->fd = -1;
-    block->ino = h.ino;
-    hipError_t error = map(&h, block);
+    block->bytes = h->bytes;
+    block->segment = h->segment;
+    hipError_t error = map(h, block);
     if (error != hipSuccess) {
         free(block);
         return error;
@@ -285,13 +265,29 @@ FAKE_EXPORT hipError_t hipIpcOpenMemHandle(void **pointer, hipIpcMemHandle_t han
     return hipSuccess;
 }
 
+FAKE_EXPORT hipError_t hipIpcOpenMemHandle(void **pointer, hipIpcMemHandle_t handle, unsigned flags)
+{
+    FAKE_ENTER(fake_current);
+    fake_touch(fake_current);
+    (void)flags;
+    struct handle h;
+    memcpy(&h, &handle, sizeof(h));
+    hipError_t error = ipc_open(pointer, &h);
+    if (error != hipSuccess)
+        fake_last = error;
+    return error;
+}
+
 FAKE_EXPORT hipError_t hipIpcCloseMemHandle(void *pointer)
 {
+    const bool waited = fake_waited_for == fake_current;
     hipError_t error = fake_enter(__func__, fake_current);
+    if (!waited)
+        return hipErrorIllegalState;
     struct block *block = block_remove(pointer, BLOCK_OPENED);
     if (!block)
         return error ? error : hipErrorInvalidValue;
-    munmap(block->base, block->bytes);
+    shmdt(block->base);
     free(block);
     return error;
 }
