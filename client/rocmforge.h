@@ -173,7 +173,8 @@ const char *rf_model_name(const rf_model *model);
 /* Never used twice by one daemon. */
 uint64_t rf_model_id(const rf_model *model);
 
-/* Where it is: "host", "hip:0"; the device's kind, and identity that holds between processes, or NULL. */
+/* Where it is: "host", "hip:0"; the device's kind, and identity that holds between processes, or NULL. A UUID is what
+ * rocminfo tells ("GPU-4c6a51b5d1f2c3a7"), or what nvidia-smi tells less the "GPU-" before it. */
 const char *rf_model_device(const rf_model *model);
 const char *rf_model_device_kind(const rf_model *model);
 const char *rf_model_device_uuid(const rf_model *model);

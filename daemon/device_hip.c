@@ -182,7 +182,7 @@ static int identify(struct hip_device *hip, struct device_fault *ret_fault)
 {
     struct device *device = &hip->device;
     size_t available = 0, total = 0;
-    hipUUID uuid;
+    hipUUID uuid = {{0}};
     int r = HIP_CALL(hip, ret_fault, MemGetInfo, (&available, &total));
     if (r == 0)
         r = HIP_CALL(hip, ret_fault, DeviceGetName, (device->name, (int)sizeof(device->name), hip->index));
@@ -339,8 +339,8 @@ static int module_open(const struct device_config *config, struct device ***ret,
     hipError_t result = hipGetDeviceCount(&count);
     if (result != hipSuccess) {
         /* No driver, no device, no right to open it: all the same to the daemon, which has no use for this module. */
-        hip_result(NULL, result, HIP_NAME(GetDeviceCount), ret_fault);
-        return -ENODEV;
+        char text[HIP_WHY_SIZE];
+        return device_fault_set(ret_fault, -ENODEV, HIP_NAME(GetDeviceCount), (int)result, hip_why(result, text));
     }
     if (count <= 0)
         return device_fault_set(ret_fault, -ENODEV, HIP_NAME(GetDeviceCount), 0, "no device");

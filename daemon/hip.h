@@ -12,18 +12,46 @@
 
 #include <stddef.h>
 #include <stdio.h>
+#include <string.h>
 
 #define HIP_UUID_SIZE 37
+#define HIP_WHY_SIZE  128
 
-/* Writes a UUID as the vendors' tools do: 8-4-4-4-12 hexadecimal digits. Daemon and clients compare these. */
+/* Writes a UUID as the vendors' tools do. AMD's 16 bytes are digits already: "GPU-4c6a51b5d1f2c3a7", as rocminfo has
+ * it. NVIDIA's are written as nvidia-smi writes them, less the "GPU-" that it puts before: 8-4-4-4-12 hexadecimal
+ * digits. Daemon and clients compare these. */
 static inline void hip_uuid_text(const hipUUID *uuid, char ret[HIP_UUID_SIZE])
 {
     static const int groups[] = {4, 2, 2, 2, 6};
     size_t at = 0, byte = 0;
+    char text[sizeof(uuid->bytes) + 1] = "";
+    memcpy(text, uuid->bytes, sizeof(uuid->bytes));
+    if (strspn(text, "0123456789abcdefABCDEF") == sizeof(uuid->bytes)) {
+        snprintf(ret, HIP_UUID_SIZE, "GPU-%s", text);
+        return;
+    }
     for (size_t group = 0; group < sizeof(groups) / sizeof(groups[0]); group++) {
         if (group > 0)
             ret[at++] = '-';
         for (int i = 0; i < groups[group]; i++, byte++, at += 2)
             snprintf(ret + at, 3, "%02x", (unsigned char)uuid->bytes[byte]);
     }
+}
+
+/* Why there is no device, by what counting them returned. Static, or in `buffer`. */
+static inline const char *hip_why(hipError_t result, char buffer[HIP_WHY_SIZE])
+{
+#if defined(ROCMFORGE_CUDA)
+    /* A driver that is not there is too old as well. */
+    int driver = 0;
+    if (result == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) == cudaSuccess) {
+        if (driver == 0)
+            return "no NVIDIA driver";
+        snprintf(buffer, HIP_WHY_SIZE, "the NVIDIA driver is too old: it is for CUDA %d.%d, and %d.0 is needed",
+                 driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000);
+        return buffer;
+    }
+#endif
+    (void)buffer;
+    return hipGetErrorString(result);
 }

@@ -312,9 +312,12 @@ FAKE_EXPORT hipError_t hipDeviceGetPCIBusId(char *name, int size, int device)
 FAKE_EXPORT hipError_t hipDeviceGetUuid(hipUUID *uuid, hipDevice_t device)
 {
     FAKE_ENTER(device);
+    /* Digits, as AMD's driver has them, and bytes. */
     char text[17];
-    snprintf(text, sizeof(text), "fake-gpu-%07d", device);
+    snprintf(text, sizeof(text), "fa4e%012x", (unsigned)device);
     memcpy(uuid->bytes, text, sizeof(uuid->bytes));
+    if (device % 2)
+        uuid->bytes[0] = '\xfa';
     return hipSuccess;
 }
 
