@@ -163,6 +163,8 @@ struct device_config {
     unsigned workers;    /* threads that fill slots */
     uint64_t staging;    /* bytes for all slots of a device together; 0: the module's choice */
     const char *streams; /* NULL, or how many streams to use */
+    /* How many copies in a row measure the link, twice; 0: the module's choice, which the clock has a say in. */
+    unsigned link_copies;
 };
 
 /* A shared object exports one of these as `rocmforge_device_module`. */
@@ -177,7 +179,7 @@ struct device_module {
     int (*open)(const struct device_config *config, struct device ***ret, struct device_fault *ret_fault);
 };
 
-#define DEVICE_ABI           3u
+#define DEVICE_ABI           4u
 #define DEVICE_MODULE_SYMBOL "rocmforge_device_module"
 
 extern const struct device_module device_host_module;

@@ -49,6 +49,8 @@ struct hip_device {
     hipStream_t streams[HIP_STREAMS_MAX]; /* copies go to the first, kernels to the others if there are any */
     hipStream_t clearing;                 /* new arenas are cleared here, beside the copies */
 
+    void *word; /* device memory, 8 bytes that mean nothing: to see whether the device answers; NULL: not made yet */
+
     hipModule_t module; /* NULL: no kernels for this device */
     hipFunction_t kernels[HIP_TYPES][FORM_COUNT];
 
@@ -82,7 +84,8 @@ static inline struct hip_device *hip_device(struct device *device)
 }
 
 /* Turns what a call returned into 0 or a negative errno, and words it: -ENOMEM, -ENODEV for an error that the device
- * does not recover from (and marks `hip`, which may be NULL, as lost), -EIO for others. Any thread. */
+ * does not recover from (and marks `hip`, which may be NULL, as lost), -EIO for others. An error that may be either is
+ * followed by a question to the device. Any thread that may block. */
 int hip_result(struct hip_device *hip, hipError_t result, const char *call, struct device_fault *ret_fault);
 
 /* hip_result() of a call, under its own name. The arguments come in parentheses. */

@@ -18,6 +18,9 @@
 #define FILE_ALIGNMENT  32u
 #define ARENA_ALIGNMENT 256u
 
+/* How often a call that a session need not make as often as another is waited for. */
+#define SWEEP_TRIES 5
+
 int rig_load(struct rig *ret)
 {
     const char *path = getenv("ROCMFORGE_TEST_MODULE");
@@ -27,13 +30,73 @@ int rig_load(struct rig *ret)
         return -ENOENT;
     }
     *ret = (struct rig){.module = dlsym(handle, DEVICE_MODULE_SYMBOL)};
-    *(void **)&ret->inject = dlsym(handle, "fake_hip_fail");
-    *(void **)&ret->fired = dlsym(handle, "fake_hip_fired");
-    *(void **)&ret->count = dlsym(handle, "fake_hip_count");
+    rig_find_fake(ret, handle);
     if (ret->module && ret->module->abi == DEVICE_ABI)
         return 0;
     fprintf(stderr, "%s: no module of this version\n", path);
     return -ENOENT;
+}
+
+void rig_find_fake(struct rig *rig, void *object)
+{
+    *(void **)&rig->inject = dlsym(object, "fake_hip_fail");
+    *(void **)&rig->fired = dlsym(object, "fake_hip_fired");
+    *(void **)&rig->call = dlsym(object, "fake_hip_call");
+    *(void **)&rig->count = dlsym(object, "fake_hip_count");
+}
+
+/* Every call that the object refers to was made. */
+static void check_complete(const struct rig *rig, const char *path)
+{
+    char command[512], line[256];
+    snprintf(command, sizeof(command), "nm -D --undefined-only '%s'", path);
+    FILE *symbols = popen(command, "r");
+    unsigned n = 0;
+    while (fgets(line, sizeof(line), symbols)) {
+        char name[128];
+        if (sscanf(line, " U %127[A-Za-z0-9_]", name) != 1 || strncmp(name, "hip", 3) != 0 ||
+            strcmp(name, "hipGetErrorString") == 0)
+            continue;
+        const char *made;
+        unsigned long calls = 0;
+        for (unsigned i = 0; rig->call(i, &made, &calls); i++, calls = 0)
+            if (strcmp(made, name) == 0)
+                break;
+        if (calls == 0)
+            fail_msg("%s was not called", name);
+        n++;
+    }
+    assert_int_equal(pclose(symbols), 0);
+    assert_true(n > 0);
+}
+
+void rig_sweep(const struct rig *rig, const char *path, const char *code, bool (*session)(const char *spec))
+{
+    struct {
+        const char *name;
+        unsigned long calls;
+    } made[FAKE_CALLS_MAX];
+    unsigned n = 0;
+    unsigned long total = 0;
+    rig->inject(NULL);
+    session(NULL);
+    while (n < FAKE_CALLS_MAX && rig->call(n, &made[n].name, &made[n].calls))
+        total += made[n++].calls;
+    check_complete(rig, path);
+    for (unsigned i = 0; i < n; i++)
+        for (unsigned long nth = 1; nth <= made[i].calls; nth++) {
+            char spec[96];
+            bool fired = false;
+            snprintf(spec, sizeof(spec), "%s:%lu:%s", made[i].name, nth, code);
+            for (unsigned try = 0; try < SWEEP_TRIES && !fired; try++) {
+                rig->inject(spec);
+                fired = session(spec);
+            }
+            rig->inject(NULL);
+            if (!fired)
+                fail_msg("%s: it is not called so often any more", spec);
+        }
+    print_message("%lu calls, each made to fail with %s\n", total, code);
 }
 
 uint64_t random_next(uint64_t *state)

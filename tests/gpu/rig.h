@@ -15,11 +15,20 @@ struct rig {
     const struct device_module *module;
     void (*inject)(const char *spec);
     bool (*fired)(void);
+    bool (*call)(unsigned index, const char **ret_name, unsigned long *ret_calls);
     void (*count)(struct fake_hip_live *ret);
 };
 
 /* Loads the module named by ROCMFORGE_TEST_MODULE. Returns 0, or -ENOENT after it was told why. */
 int rig_load(struct rig *ret);
+
+/* Finds the functions of the fake, if that is what an object is linked with. */
+void rig_find_fake(struct rig *rig, void *object);
+
+/* Runs `session` once as it is, and then once for every call that it made, which fails with `code`. It gets what was
+ * injected, NULL the first time, and returns whether that failed. Fails the test if the object at `path` uses a call
+ * that was not made to fail. */
+void rig_sweep(const struct rig *rig, const char *path, const char *code, bool (*session)(const char *spec));
 
 /* A tensor of a test's model. */
 struct part {

@@ -28,6 +28,8 @@ struct bench {
 };
 
 static const struct device_config config = {.workers = 2};
+/* Small, and the same calls each time. */
+static const struct device_config small_config = {.workers = 2, .staging = 1u << 20, .link_copies = 1};
 
 static int bench_open(struct bench *bench, const struct device_config *how, size_t slots, struct device_fault *fault)
 {
@@ -72,6 +74,14 @@ static void assert_nothing_left(void)
     assert_int_equal(live.modules, 0);
 }
 
+static void skip_on_hardware(void)
+{
+    if (!rig.inject) {
+        print_message("needs tests/fake_hip\n");
+        skip();
+    }
+}
+
 /* Puts a model into a fresh arena and compares. */
 static void load_and_check(struct slots *slots, const struct model *model, size_t slot_bytes, bool decode)
 {
@@ -107,6 +117,10 @@ static void test_identity(void **state)
                       device->pci, device->uuid, (double)device->total / 1e9, (double)device->link / 1e9,
                       device->n_slots, device->slot_bytes >> 10);
     }
+    if (rig.inject)
+        assert_string_equal(bench.devices[0]->uuid, "GPU-fa4e000000000000");
+    if (rig.inject && bench.n > 1)
+        assert_string_equal(bench.devices[1]->uuid, "fa613465-3030-3030-3030-303030303031");
     bench_close(&bench);
     assert_nothing_left();
 }
@@ -117,10 +131,6 @@ static void test_types(void **state)
     (void)state;
     struct bench bench;
     struct device_fault fault;
-    if (rig.inject)
-        assert_string_equal(bench.devices[0]->uuid, "GPU-fa4e000000000000");
-    if (rig.inject && bench.n > 1)
-        assert_string_equal(bench.devices[1]->uuid, "fa613465-3030-3030-3030-303030303031");
     assert_fine(bench_open(&bench, &config, 3, &fault), &fault);
     static const uint64_t elements[] = {256, 8192 - 256, 8192, 8192 + 256, 100 * 256, 70001 * 8};
     unsigned kernels = 0, types = 0;
@@ -391,10 +401,10 @@ static void test_two_devices(void **state)
 }
 
 /* All that a daemon does with a module, for a small model; gives up at the first error, as it would. */
-static int session(const struct model *model, struct device_fault *fault)
+static int session_run(const struct model *model, struct device_fault *fault)
 {
     struct bench bench;
-    int r = bench_open(&bench, &config, 3, fault);
+    int r = bench_open(&bench, &small_config, 3, fault);
     if (r < 0)
         return r;
     struct device *device = bench.devices[0];
@@ -407,6 +417,7 @@ static int session(const struct model *model, struct device_fault *fault)
         r = arena_make(device, model->arena_bytes, &arena, fault);
     if (r == 0) {
         bool kernels = device->ops->decodes(device, model->pieces[0].type, FORM_F16);
+        assert_true(kernels != !!*device->no_kernels);
         model_put(model, &bench.slots, arena, 128u << 10, kernels, &outcome);
         r = outcome.status;
         if (r < 0)
@@ -426,83 +437,137 @@ static int session(const struct model *model, struct device_fault *fault)
     return r;
 }
 
-static void session_model(struct model *model)
+static struct model session_model;
+static int session_expected; /* if it fails */
+static unsigned session_errors;
+
+/* Whatever call fails, whenever: an error, or right bytes; nothing left behind; no hanging. */
+static bool session(const char *spec)
+{
+    struct device_fault fault = {0};
+    int r = session_run(&session_model, &fault);
+    const bool fired = rig.fired();
+    assert_nothing_left();
+    if (r == 0)
+        return fired;
+    session_errors++;
+    if (!fired)
+        assert_fine(r, &fault);
+    if (r != session_expected && r != -ENODEV)
+        fail_msg("%s: %s instead of %s", spec, strerror(-r), strerror(-session_expected));
+    if (!*fault.call || !*fault.text || fault.code == 0)
+        fail_msg("%s: no word of what failed", spec);
+    return true;
+}
+
+static void session_prepare(int expected)
 {
     const struct part parts[] = {
         {tensor_type_find(2), FORM_F16, 9000}, {tensor_type_find(0), FORM_NATIVE, 5000},
         {tensor_type_find(0), FORM_F16, 4000}, {tensor_type_find(14), FORM_BF16, 900},
         {tensor_type_find(8), FORM_F32, 3000},
     };
-    model_make(model, parts, sizeof(parts) / sizeof(parts[0]), 0, 4);
+    model_make(&session_model, parts, sizeof(parts) / sizeof(parts[0]), 0, 4);
+    session_expected = expected;
+    session_errors = 0;
 }
 
-/* Whatever call fails, whenever: an error, or right bytes; nothing left behind; no hanging. */
-static void fail_each(const char *call, const char *code, int expected)
+static void fail_each_call(const char *code, int expected)
 {
-    struct model model;
-    unsigned errors = 0, n = 1;
-    session_model(&model);
-    for (;; n++) {
+    session_prepare(expected);
+    rig_sweep(&rig, getenv("ROCMFORGE_TEST_MODULE"), code, session);
+    print_message("%u of them failed the load\n", session_errors);
+    assert_true(session_errors > 0);
+    model_drop(&session_model);
+}
+
+/* The same with one call, or work, until it is not done so often. */
+static void fail_each(const char *what, const char *code, int expected)
+{
+    session_prepare(expected);
+    bool fired = true;
+    unsigned n = 0;
+    while (fired) {
         char spec[96];
-        struct device_fault fault = {0};
-        snprintf(spec, sizeof(spec), "%s:%u:%s", call, n, code);
+        snprintf(spec, sizeof(spec), "%s:%u%s", what, ++n, code);
         rig.inject(spec);
-        int r = session(&model, &fault);
-        bool fired = rig.fired();
-        rig.inject(NULL);
-        assert_nothing_left();
-        if (!fired)
-            break;
-        if (r == 0)
-            continue;
-        errors++;
-        if (r != expected && r != -ENODEV)
-            fail_msg("%s: %s instead of %s", spec, strerror(-r), strerror(-expected));
-        if (!*fault.call || !*fault.text || fault.code == 0)
-            fail_msg("%s: no word of what failed", spec);
+        fired = session(spec);
     }
-    print_message("%s: %u calls made to fail with %s, %u of them failed the load\n", call, n - 1, code, errors);
-    assert_true(n > 1 && errors > 0);
-    model_drop(&model);
-}
-
-static void skip_on_hardware(void)
-{
-    if (!rig.inject) {
-        print_message("needs tests/fake_hip\n");
-        skip();
-    }
+    rig.inject(NULL);
+    print_message("%s%s: %u times, %u of them failed the load\n", what, code, n - 1, session_errors);
+    assert_true(n > 1 && session_errors > 0);
+    model_drop(&session_model);
 }
 
 static void test_each_call_fails(void **state)
 {
     (void)state;
     skip_on_hardware();
-    fail_each("*", "999", -EIO);
+    fail_each_call("999", -EIO);
 }
 
 static void test_each_call_loses_the_device(void **state)
 {
     (void)state;
     skip_on_hardware();
-    fail_each("*", "719", -ENODEV);
+    fail_each_call("719", -ENODEV);
+}
+
+/* From any call on nothing works any more, and no call says that it is for good. */
+static void test_each_call_is_the_last(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    fail_each("*", "+:999", -ENODEV);
 }
 
 static void test_each_allocation_fails(void **state)
 {
     (void)state;
     skip_on_hardware();
-    fail_each("hipMalloc", "2", -ENOMEM);
-    fail_each("hipHostMalloc", "2", -ENOMEM);
+    fail_each("hipMalloc", ":2", -ENOMEM);
+    fail_each("hipHostMalloc", ":2", -ENOMEM);
 }
 
 static void test_each_work_fails(void **state)
 {
     (void)state;
     skip_on_hardware();
-    fail_each("copy", "719", -ENODEV);
-    fail_each("kernel", "700", -ENODEV);
-    fail_each("clear", "719", -ENODEV);
+    fail_each("copy", ":719", -ENODEV);
+    fail_each("kernel", ":700", -ENODEV);
+    fail_each("clear", ":719", -ENODEV);
+}
+
+/* Which errors are for good, of a device that does not say so by itself afterwards. */
+static void test_codes(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    static const struct {
+        int code, error;
+    } cases[] = {
+        {1, -EIO},      {2, -ENOMEM},   {46, -EIO},     {209, -EIO},    {802, -EIO},    {999, -EIO},    {100, -ENODEV},
+        {214, -ENODEV}, {220, -ENODEV}, {226, -ENODEV}, {700, -ENODEV}, {702, -ENODEV}, {709, -ENODEV}, {710, -ENODEV},
+        {714, -ENODEV}, {715, -ENODEV}, {716, -ENODEV}, {717, -ENODEV}, {718, -ENODEV}, {719, -ENODEV}, {721, -ENODEV},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct bench bench;
+        struct device_fault fault;
+        uint64_t available;
+        char spec[64];
+        assert_fine(bench_open(&bench, &small_config, 1, &fault), &fault);
+        struct device *device = bench.devices[0];
+        snprintf(spec, sizeof(spec), "hipMemGetInfo:1:%d!", cases[i].code);
+        rig.inject(spec);
+        int r = device->ops->memory_free(device, &available, &fault);
+        if (r != cases[i].error)
+            fail_msg("%d: %s", cases[i].code, strerror(-r));
+        assert_int_equal(fault.code, cases[i].code);
+        assert_int_equal(device->ops->memory_free(device, &available, &fault), r == -ENODEV ? r : 0);
+        rig.inject(NULL);
+        bench_close(&bench);
+    }
+    assert_nothing_left();
 }
 
 static void put_done(struct transfer *transfer)
@@ -585,6 +650,14 @@ static void test_staging_setting(void **state)
     }
 }
 
+/* Says why there is no device, in words of its own where CUDA's runtime would say of a driver that is not there that it
+ * is too old. */
+static bool absence_is_told(const struct device_fault *fault)
+{
+    const char *why = getenv("ROCMFORGE_TEST_WHY") ?: fault->code == 35 ? "no NVIDIA driver" : "";
+    return *fault->call && *fault->text && fault->code != 0 && strstr(fault->text, why);
+}
+
 /* test_device_hip [TEST | -TEST | --absent]: all, or those whose names match, or those whose names do not; or one that
  * wants no device: what the module says then. */
 int main(int argc, char **argv)
@@ -624,21 +697,15 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_out_of_memory),
         cmocka_unit_test(test_again_and_again),
         cmocka_unit_test(test_two_devices),
+        cmocka_unit_test(test_codes),
         cmocka_unit_test(test_streams_setting),
         cmocka_unit_test(test_staging_setting),
         cmocka_unit_test(test_order_after_a_failed_put),
         cmocka_unit_test(test_each_call_fails),
         cmocka_unit_test(test_each_call_loses_the_device),
+        cmocka_unit_test(test_each_call_is_the_last),
         cmocka_unit_test(test_each_allocation_fails),
         cmocka_unit_test(test_each_work_fails),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
-/* Says why there is no device, in words of its own where CUDA's runtime would say of a driver that is not there that it
- * is too old. */
-static bool absence_is_told(const struct device_fault *fault)
-{
-    const char *why = getenv("ROCMFORGE_TEST_WHY") ?: fault->code == 35 ? "no NVIDIA driver" : "";
-    return *fault->call && *fault->text && fault->code != 0 && strstr(fault->text, why);
-}
-
