@@ -111,7 +111,7 @@ void hip_put(struct device *device, struct transfer *transfer);
 /* Bytes of scratch that a slot of this size needs, whatever its pieces. */
 size_t hip_scratch_bytes(size_t slot_bytes);
 
-/* device_hip_kernels.c: loads the embedded kernels for the current device. A device that they were not built for has
- * none, which is no error. */
+/* device_hip_kernels.c: loads the embedded kernels for the current device, and tries one. A device that they were not
+ * built for has none, which is no error: device.no_kernels says why. */
 int hip_kernels_load(struct hip_device *hip, struct device_fault *ret_fault);
 void hip_kernels_unload(struct hip_device *hip);

@@ -1,7 +1,9 @@
 #include "daemon/device_hip.h"
+#include "kernels/dequant_gpu.h"
 
 #include <errno.h>
 #include <stdio.h>
+#include <string.h>
 
 /* The code object (hip) or fat binary (cuda) of kernels/dequant.hip, embedded by kernels/gpu/meson.build. */
 extern const unsigned char rocmforge_kernels[];
@@ -28,37 +30,62 @@ static const struct kernel_name names[] = {
 /* Not built for this architecture, or too new for this driver: the CPU can do what they do. */
 static void go_without(struct hip_device *hip, const struct device_fault *fault)
 {
-    hip->module = NULL;
+    hip_kernels_unload(hip);
     snprintf(hip->device.no_kernels, sizeof(hip->device.no_kernels), "%s: %.100s (%d)", fault->call, fault->text,
              fault->code);
+}
+
+/* Finds what there is; *ret is one of them. Returns how many. If there is none, or after an error, the fault words the
+ * last that was not found. */
+static int find_all(struct hip_device *hip, hipFunction_t *ret, struct device_fault *ret_fault)
+{
+    int n = 0;
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        hipFunction_t kernel;
+        hipError_t result = hipModuleGetFunction(&kernel, hip->module, names[i].name);
+        const bool missing = result == hipErrorNoBinaryForGpu || result == hipErrorNotFound;
+        int r = hip_result(missing ? NULL : hip, result, HIP_NAME(ModuleGetFunction), ret_fault);
+        if (missing)
+            continue;
+        if (r < 0)
+            return r;
+        hip->kernels[names[i].type][names[i].form] = *ret = kernel;
+        n++;
+    }
+    return n;
+}
+
+/* Some drivers find out at the first launch only that they have no code for the device. This one decodes nothing. */
+static int launch_nothing(struct hip_device *hip, hipFunction_t kernel, struct device_fault *ret_fault)
+{
+    uint64_t none = 0;
+    void *params[] = {&hip->word, &hip->word, &none, &hip->word, &none, &hip->word};
+    int r = HIP_CALL(hip, ret_fault, ModuleLaunchKernel,
+                     (kernel, 1, 1, 1, DEQUANT_THREADS, 1, 1, 0, hip->streams[0], params, NULL));
+    return r < 0 ? r : HIP_CALL(hip, ret_fault, StreamSynchronize, (hip->streams[0]));
 }
 
 int hip_kernels_load(struct hip_device *hip, struct device_fault *ret_fault)
 {
     struct device_fault fault;
-    int r = HIP_CALL(hip, &fault, ModuleLoadData, (&hip->module, rocmforge_kernels));
-    if (r == -ENODEV) {
-        *ret_fault = fault;
-        hip->module = NULL;
-        return r;
-    }
-    if (r < 0) {
-        go_without(hip, &fault);
-        return 0;
-    }
-    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
-        hipFunction_t *kernel = &hip->kernels[names[i].type][names[i].form];
-        hipError_t result = hipModuleGetFunction(kernel, hip->module, names[i].name);
-        if (result == hipErrorNoBinaryForGpu || result == hipErrorNotFound) {
-            *kernel = NULL;
-            continue;
-        }
-        r = hip_result(hip, result, HIP_NAME(ModuleGetFunction), ret_fault);
+    hipModule_t module;
+    hipFunction_t kernel;
+    int r = HIP_CALL(hip, &fault, ModuleLoadData, (&module, rocmforge_kernels));
+    if (r == 0) {
+        hip->module = module;
+        r = find_all(hip, &kernel, &fault);
         if (r < 0) {
-            *kernel = NULL;
+            *ret_fault = fault;
             return r;
         }
+        r = r == 0 ? -ENOENT : launch_nothing(hip, kernel, &fault);
     }
+    if (r == -ENODEV) {
+        *ret_fault = fault;
+        return r;
+    }
+    if (r < 0)
+        go_without(hip, &fault);
     return 0;
 }
 
@@ -67,4 +94,5 @@ void hip_kernels_unload(struct hip_device *hip)
     if (hip->module)
         (void)!hipModuleUnload(hip->module);
     hip->module = NULL;
+    memset(hip->kernels, 0, sizeof(hip->kernels));
 }
