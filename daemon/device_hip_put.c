@@ -213,6 +213,22 @@ static int submit_kernels(struct hip_device *hip, struct slot_hip *slot)
     return r < 0 ? r : decode(hip, transfer, slot->stream, false);
 }
 
+/* How many values overflowed since this was last asked. The count stays in device memory and is asked for only when a
+ * kernel says that it changed, which is rare. */
+static int overflows_take(struct hip_device *hip, struct slot_hip *slot, uint64_t *ret, struct device_fault *ret_fault)
+{
+    uint64_t counted = slot->seen;
+    if (__atomic_load_n(slot->overflowed, __ATOMIC_ACQUIRE)) {
+        int r = HIP_CALL(hip, ret_fault, Memcpy, (&counted, slot->overflows, sizeof(counted), hipMemcpyDeviceToHost));
+        if (r < 0)
+            return r;
+        *slot->overflowed = 0;
+    }
+    *ret = counted - slot->seen;
+    slot->seen = counted;
+    return 0;
+}
+
 /* Gives a slot's work to the streams. Part of it may be under way when this fails. */
 static int submit(struct hip_device *hip, struct slot_hip *slot)
 {
@@ -222,6 +238,10 @@ static int submit(struct hip_device *hip, struct slot_hip *slot)
     transfer->stream = slot->kernels ? stream_choose(hip) : 0;
     slot->stream = hip->streams[transfer->stream];
     int r = hip_enter(hip, &transfer->fault);
+    /* Of the slot's last transfer, if it could not be told of them: this one is not to be. */
+    uint64_t others;
+    if (r == 0)
+        r = overflows_take(hip, slot, &others, &transfer->fault);
     if (r == 0)
         r = slot->kernels ? submit_kernels(hip, slot) : submit_copies(hip, transfer);
     return r < 0 ? r : HIP_CALL(hip, &transfer->fault, EventRecord, (slot->ended, slot->stream));
@@ -320,23 +340,6 @@ static void measure(struct hip_device *hip, struct slot_hip *slot)
     *kernels_ns = transfer->end_ns;
 }
 
-/* The count stays in device memory and is asked for only when a kernel says that it changed, which is rare. Done for a
- * failed transfer too, lest the slot's next one be told of its values. */
-static int collect_overflows(struct hip_device *hip, struct slot_hip *slot)
-{
-    if (!__atomic_load_n(slot->overflowed, __ATOMIC_ACQUIRE))
-        return 0;
-    uint64_t counted = slot->seen;
-    int r = HIP_CALL(hip, &slot->transfer->fault, Memcpy,
-                     (&counted, slot->overflows, sizeof(counted), hipMemcpyDeviceToHost));
-    if (r < 0)
-        return r;
-    *slot->overflowed = 0;
-    slot->transfer->overflows = counted - slot->seen;
-    slot->seen = counted;
-    return 0;
-}
-
 static void finish(struct hip_device *hip, struct slot_hip *slot)
 {
     struct transfer *transfer = slot->transfer;
@@ -344,11 +347,8 @@ static void finish(struct hip_device *hip, struct slot_hip *slot)
     transfer->end_ns = clock_ns();
     if (transfer->status == 0)
         measure(hip, slot);
-    if (transfer->status != -ENODEV) {
-        int r = collect_overflows(hip, slot);
-        if (r < 0)
-            transfer->status = r;
-    }
+    if (transfer->status == 0)
+        transfer->status = overflows_take(hip, slot, &transfer->overflows, &transfer->fault);
     report(slot);
 }
 

@@ -182,6 +182,49 @@ static void test_overflows(void **state)
     bench_close(&bench);
 }
 
+/* A put that fails: its slot's next one is not told of what its kernels counted. */
+static void put_in_vain(struct slots *slots, const struct model *model, const char *spec)
+{
+    struct device_fault fault = {0};
+    struct arena *arena;
+    struct outcome outcome;
+    assert_fine(arena_make(slots->device, model->arena_bytes, &arena, &fault), &fault);
+    rig.inject(spec);
+    model_put(model, slots, arena, 4u << 20, true, &outcome);
+    assert_true(rig.fired());
+    rig.inject(NULL);
+    assert_int_equal(outcome.status, -EIO);
+    assert_true(*outcome.fault.call);
+    slots->device->ops->arena_free(arena);
+}
+
+static void test_overflows_of_others(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    struct bench bench;
+    struct device_fault fault;
+    assert_fine(bench_open(&bench, &config, 1, &fault), &fault);
+    const struct part large[] = {{tensor_type_find(0), FORM_F16, 300000}, {tensor_type_find(0), FORM_F16, 300000}};
+    const struct part small = {tensor_type_find(1), FORM_F32, 1000};
+    struct model with, without;
+    model_make(&with, large, 2, 0, 5);
+    model_make(&without, &small, 1, 0, 5);
+    assert_true(with.overflows > 1000 && without.overflows == 0);
+    put_in_vain(&bench.slots, &with, "hipMemcpy:1:1"); /* the count itself */
+    load_and_check(&bench.slots, &without, 4u << 20, true);
+    put_in_vain(&bench.slots, &with, "hipMemcpy:1:1");
+    put_in_vain(&bench.slots, &without, "hipMemcpy:1:1");
+    load_and_check(&bench.slots, &with, 4u << 20, true);
+    put_in_vain(&bench.slots, &with, "hipModuleLaunchKernel:2:1"); /* the first has counted */
+    load_and_check(&bench.slots, &without, 4u << 20, true);
+    load_and_check(&bench.slots, &with, 4u << 20, true);
+    model_drop(&with);
+    model_drop(&without);
+    bench_close(&bench);
+    assert_nothing_left();
+}
+
 /* Tensors of all kinds and sizes, as a model has them. */
 static size_t mixture(struct part *parts, size_t n, uint64_t seed)
 {
@@ -690,6 +733,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_identity),
         cmocka_unit_test(test_types),
         cmocka_unit_test(test_overflows),
+        cmocka_unit_test(test_overflows_of_others),
         cmocka_unit_test(test_order),
         cmocka_unit_test(test_gaps),
         cmocka_unit_test(test_neighbours),
