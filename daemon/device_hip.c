@@ -1,5 +1,5 @@
-/* The GPU module: finds the devices, measures the way to them, makes slots. Arenas, the transfers and the kernels are
- * in device_hip_arena.c, device_hip_put.c and device_hip_kernels.c. */
+/* The GPU module: finds the devices, measures the way to them, makes slots. Arenas, reading them back, the transfers
+ * and the kernels are in device_hip_arena.c, device_hip_read.c, device_hip_put.c and device_hip_kernels.c. */
 #include "daemon/device_hip.h"
 
 #include <assert.h>
@@ -163,6 +163,7 @@ static void device_close(struct device *device)
     hip_queue_stop(hip);
     (void)!hipSetDevice(hip->index);
     hip_kernels_unload(hip);
+    hip_reader_drop(hip);
     if (hip->word)
         (void)!hipFree(hip->word);
     for (unsigned i = 0; i < hip->n_streams; i++)
@@ -172,6 +173,7 @@ static void device_close(struct device *device)
     pthread_cond_destroy(&hip->waiting_changed);
     pthread_cond_destroy(&hip->running_changed);
     pthread_mutex_destroy(&hip->lock);
+    pthread_mutex_destroy(&hip->reading_lock);
     free(hip);
 }
 
@@ -310,6 +312,7 @@ static int device_open(int index, unsigned streams, const struct device_config *
     snprintf(hip->device.id, sizeof(hip->device.id), HIP_KIND ":%d", index);
     size_slots(&hip->device, config);
     pthread_mutex_init(&hip->lock, NULL);
+    pthread_mutex_init(&hip->reading_lock, NULL);
     pthread_cond_init(&hip->waiting_changed, NULL);
     pthread_cond_init(&hip->running_changed, NULL);
 
@@ -322,6 +325,8 @@ static int device_open(int index, unsigned streams, const struct device_config *
         r = link_measure(hip, config->link_copies, ret_fault);
     if (r == 0)
         r = word_make(hip, ret_fault);
+    if (r == 0)
+        r = hip_reader_make(hip, ret_fault);
     if (r == 0)
         r = hip_kernels_load(hip, ret_fault);
     if (r == 0)

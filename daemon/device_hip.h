@@ -51,6 +51,12 @@ struct hip_device {
 
     void *word; /* device memory, 8 bytes that mean nothing: to see whether the device answers; NULL: not made yet */
 
+    /* What is read back comes through pinned memory: one piece is emptied while the other is filled. */
+    pthread_mutex_t reading_lock; /* of what follows */
+    hipStream_t reading;
+    uint8_t *pinned; /* both */
+    hipEvent_t filled[2];
+
     hipModule_t module; /* NULL: no kernels for this device */
     hipFunction_t kernels[HIP_TYPES][FORM_COUNT];
 
@@ -100,7 +106,11 @@ int hip_arena_new(struct device *device, uint64_t bytes, const struct extent *ga
 void hip_arena_free(struct arena *arena);
 int hip_arena_export(struct arena *arena, struct device_export *ret, struct device_fault *ret_fault);
 int hip_arena_seal(struct arena *arena, struct device_fault *ret_fault);
+
+/* device_hip_read.c: the same; and what it needs, made once. What was not made is not dropped. */
 int hip_arena_read(struct arena *arena, uint64_t offset, void *dst, size_t size, struct device_fault *ret_fault);
+int hip_reader_make(struct hip_device *hip, struct device_fault *ret_fault);
+void hip_reader_drop(struct hip_device *hip);
 
 /* device_hip_put.c: the way of slots through the device, on two threads. */
 int hip_queue_start(struct hip_device *hip, struct device_fault *ret_fault);

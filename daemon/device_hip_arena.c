@@ -1,4 +1,4 @@
-/* Arenas: memory of the device that models are resident in, cleared, exported once, read back, freed. */
+/* Arenas: memory of the device that models are resident in, cleared, exported once, freed. */
 #include "daemon/device_hip.h"
 
 #include <assert.h>
@@ -112,14 +112,4 @@ int hip_arena_seal(struct arena *arena, struct device_fault *ret_fault)
 {
     int r = hip_enter(arena->hip, ret_fault);
     return r < 0 ? r : HIP_CALL(arena->hip, ret_fault, EventSynchronize, (arena->cleared));
-}
-
-int hip_arena_read(struct arena *arena, uint64_t offset, void *dst, size_t size, struct device_fault *ret_fault)
-{
-    assert(offset <= arena->bytes && size <= arena->bytes - offset);
-    int r = hip_enter(arena->hip, ret_fault);
-    if (r < 0 || size == 0)
-        return r;
-    return HIP_CALL(arena->hip, ret_fault, Memcpy,
-                    (dst, (const uint8_t *)arena->base + offset, size, hipMemcpyDeviceToHost));
 }

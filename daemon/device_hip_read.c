@@ -1,0 +1,90 @@
+/* Reads arenas back. The runtime takes what is not pinned through pinned memory of its own, at some 2.4 GB/s; through
+ * ours, of which one half is emptied while the device fills the other, it comes as fast as a processor copies. */
+#include "daemon/device_hip.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+
+/* Of a half. */
+#define HALF ((size_t)4 << 20)
+
+int hip_reader_make(struct hip_device *hip, struct device_fault *ret_fault)
+{
+    hipStream_t stream;
+    int r = HIP_CALL(hip, ret_fault, StreamCreateWithFlags, (&stream, hipStreamNonBlocking));
+    if (r < 0)
+        return r;
+    hip->reading = stream;
+    for (unsigned i = 0; i < 2; i++) {
+        hipEvent_t event;
+        r = HIP_CALL(hip, ret_fault, EventCreateWithFlags, (&event, hipEventBlockingSync | hipEventDisableTiming));
+        if (r < 0)
+            return r;
+        hip->filled[i] = event;
+    }
+    void *pinned;
+    r = HIP_CALL(hip, ret_fault, HostMalloc, (&pinned, 2 * HALF, hipHostMallocDefault));
+    if (r == 0)
+        hip->pinned = pinned;
+    return r;
+}
+
+void hip_reader_drop(struct hip_device *hip)
+{
+    if (hip->reading)
+        (void)!hipStreamDestroy(hip->reading);
+    for (unsigned i = 0; i < 2; i++)
+        if (hip->filled[i])
+            (void)!hipEventDestroy(hip->filled[i]);
+    if (hip->pinned)
+        (void)!hipHostFree(hip->pinned);
+}
+
+static int fill_half(struct hip_device *hip, unsigned half, const uint8_t *src, size_t n,
+                     struct device_fault *ret_fault)
+{
+    int r =
+        HIP_CALL(hip, ret_fault, MemcpyAsync, (hip->pinned + half * HALF, src, n, hipMemcpyDeviceToHost, hip->reading));
+    return r < 0 ? r : HIP_CALL(hip, ret_fault, EventRecord, (hip->filled[half], hip->reading));
+}
+
+/* With `reading_lock` held. Part of it may be under way when this fails. */
+static int read_through(struct hip_device *hip, const uint8_t *src, uint8_t *dst, size_t size,
+                        struct device_fault *ret_fault)
+{
+    size_t n = size < HALF ? size : HALF;
+    int r = fill_half(hip, 0, src, n, ret_fault);
+    for (unsigned half = 0; r == 0 && n > 0; half ^= 1) {
+        const size_t left = size - n, next = left < HALF ? left : HALF;
+        if (next > 0)
+            r = fill_half(hip, half ^ 1, src + n, next, ret_fault);
+        if (r == 0)
+            r = HIP_CALL(hip, ret_fault, EventSynchronize, (hip->filled[half]));
+        if (r == 0)
+            memcpy(dst, hip->pinned + half * HALF, n);
+        src += n;
+        dst += n;
+        size -= n;
+        n = next;
+    }
+    return r;
+}
+
+int hip_arena_read(struct arena *arena, uint64_t offset, void *dst, size_t size, struct device_fault *ret_fault)
+{
+    assert(offset <= arena->bytes && size <= arena->bytes - offset);
+    struct hip_device *hip = arena->hip;
+    int r = hip_enter(hip, ret_fault);
+    if (r < 0 || size == 0)
+        return r;
+    pthread_mutex_lock(&hip->reading_lock);
+    r = read_through(hip, (const uint8_t *)arena->base + offset, dst, size, ret_fault);
+    /* Whoever reads next gets what he asked for, and the arena can go. */
+    if (r < 0 && hipStreamSynchronize(hip->reading) != hipSuccess) {
+        atomic_store(&hip->lost, true);
+        r = -ENODEV;
+    }
+    pthread_mutex_unlock(&hip->reading_lock);
+    return r;
+}
