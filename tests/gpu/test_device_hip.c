@@ -635,10 +635,13 @@ static void test_order_after_a_failed_put(void **state)
         struct device *device = bench.devices[0];
         assert_fine(arena_make(device, 4 * BYTES, &arena, &fault), &fault);
         struct slot *slot = &bench.slots.slots[0];
-        /* Two pieces that are no neighbours: two copies. */
-        const struct piece pieces[] = {{0, BYTES, 0, BYTES, f32, FORM_NATIVE},
-                                       {2 * BYTES, BYTES, 2 * BYTES, BYTES, f32, FORM_NATIVE}};
-        struct transfer transfer = {.arena = arena, .slot = slot, .pieces = pieces, .n_pieces = 2, .done = put_done};
+        /* Two copies; in every other round the slot's kernels would be on another stream. */
+        const bool decode = round % 2;
+        const struct piece pieces[] = {
+            {0, BYTES, 0, BYTES, f32, FORM_NATIVE},
+            {2 * BYTES, BYTES, 2 * BYTES, decode ? BYTES / 2 : BYTES, f32, decode ? FORM_F16 : FORM_NATIVE}};
+        struct transfer transfer = {
+            .arena = arena, .slot = slot, .pieces = pieces, .n_pieces = 2, .decode = decode, .done = put_done};
         memset(slot->data, 0x55, 4 * BYTES);
         assert_int_equal(sem_init(&put_over, 0, 0), 0);
         rig.inject("hipMemcpyAsync:2:1");
@@ -657,6 +660,46 @@ static void test_order_after_a_failed_put(void **state)
         bench_close(&bench);
         assert_nothing_left();
     }
+}
+
+/* The same with kernels, which are on another stream: what they read in the slot's scratch memory stays until they are
+ * done. */
+static void test_order_after_a_failed_launch(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    struct bench bench;
+    struct device_fault fault;
+    assert_fine(bench_open(&bench, &config, 1, &fault), &fault);
+    struct device *device = bench.devices[0];
+    const struct part parts[] = {{tensor_type_find(2), FORM_F16, 3000}, {tensor_type_find(8), FORM_F32, 3000}};
+    struct model first, second;
+    model_make(&first, parts, 2, 0, 5);
+    model_make(&second, parts, 2, 0, 6);
+    const struct piece *piece = &first.pieces[0];
+    uint8_t *got = malloc(piece->arena_bytes);
+    for (int round = 0; round < 20; round++) {
+        struct arena *arena, *other;
+        struct outcome outcome;
+        assert_fine(arena_make(device, first.arena_bytes, &arena, &fault), &fault);
+        assert_fine(arena_make(device, second.arena_bytes, &other, &fault), &fault);
+        rig.inject("hipModuleLaunchKernel:2:1");
+        model_put(&first, &bench.slots, arena, 4u << 20, true, &outcome);
+        assert_true(rig.fired());
+        assert_int_equal(outcome.status, -EIO);
+        model_put(&second, &bench.slots, other, 4u << 20, true, &outcome);
+        rig.inject(NULL);
+        assert_fine(outcome.status, &outcome.fault);
+        assert_fine(device->ops->arena_read(arena, piece->arena_offset, got, piece->arena_bytes, &fault), &fault);
+        assert_memory_equal(got, first.expected + piece->arena_offset, piece->arena_bytes);
+        device->ops->arena_free(arena);
+        device->ops->arena_free(other);
+    }
+    free(got);
+    model_drop(&first);
+    model_drop(&second);
+    bench_close(&bench);
+    assert_nothing_left();
 }
 
 /* A large arena, all of it one tensor. */
@@ -856,6 +899,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_streams_setting),
         cmocka_unit_test(test_staging_setting),
         cmocka_unit_test(test_order_after_a_failed_put),
+        cmocka_unit_test(test_order_after_a_failed_launch),
         cmocka_unit_test(test_order_of_readers),
         cmocka_unit_test(test_each_call_fails),
         cmocka_unit_test(test_each_call_loses_the_device),
