@@ -1,17 +1,24 @@
 /* Memory of a GPU, opened through the handle that the daemon made: import-hip.so and, from the same source against
  * CUDA's runtime, import-cuda.so.
  *
- * The runtime belongs to the whole process, and the program may use it too: the device that is current on the calling
- * thread is put back before every return, and nothing is reset. */
+ * The runtime belongs to the whole process, and the program may use it too. Which device is current, and what failed
+ * last, it keeps for each thread: so each function makes its calls on a thread of its own, and the caller's is left as
+ * it was. To put the caller's device back instead would be to use it, and on CUDA a device that is used for the first
+ * time takes hundreds of megabytes.
+ *
+ * A runtime does not survive fork(): in a child its parent's mappings are only forgotten. */
 #include "client/import.h"
 #include "daemon/hip.h"
 
 #include <errno.h>
 #include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <unistd.h>
 
 /* A handle that is open in this process. Opened again, the runtime may give the same pointer, and the first close would
  * take it away: so each is opened once, and counted. */
@@ -30,58 +37,91 @@ struct mapping {
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* the list, and what is on it */
 static struct opened *list;
+static _Atomic(pid_t) owner; /* the process that uses the runtime; 0: none yet */
+
+/* What a function of the module does, on its own thread. */
+struct task {
+    int (*run)(struct task *task);
+    int status;
+    struct import_fault *fault;
+    const struct import_source *source;
+    struct mapping *mapping;
+    uint64_t offset;
+    void *dst;
+    size_t size;
+};
+
+static void *task_main(void *argument)
+{
+    struct task *task = argument;
+    task->status = task->run(task);
+    return NULL;
+}
+
+/* Returns what the task returned. The program's signals are not for its thread. */
+static int task_do(struct task *task)
+{
+    pthread_t thread;
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int r = pthread_create(&thread, NULL, task_main, task);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (r != 0)
+        return import_fail(task->fault, -r, "a thread for the GPU's runtime: %s", strerror(r));
+    pthread_join(thread, NULL);
+    return task->status;
+}
+
+/* Whether this is the process that uses the runtime, or the first that is to. */
+static bool runtime_is_ours(void)
+{
+    pid_t none = 0, self = getpid();
+    return atomic_compare_exchange_strong(&owner, &none, self) || none == self;
+}
 
 static int failed(struct import_fault *fault, int error, const char *call, hipError_t result)
 {
     return import_fail(fault, error, "%s: %s (%d)", call, hipGetErrorString(result), (int)result);
 }
 
-/* Makes a device current, and remembers which was. */
-static hipError_t device_enter(int device, int *ret_before)
-{
-    hipError_t result = hipGetDevice(ret_before);
-    return result == hipSuccess && *ret_before != device ? hipSetDevice(device) : result;
-}
-
-static void device_leave(int device, int before)
-{
-    if (before != device)
-        (void)!hipSetDevice(before);
-}
-
 /* Whether a device of this process is the one that the daemon means. */
-static hipError_t device_is(int device, const struct import_source *source, bool *ret)
+static int device_is(int device, const struct import_source *source, bool *ret, struct import_fault *fault)
 {
-    hipUUID uuid;
+    hipUUID uuid = {{0}};
     char text[HIP_UUID_SIZE], pci[32] = "";
     hipError_t result = hipDeviceGetUuid(&uuid, device);
-    if (result == hipSuccess)
-        result = hipDeviceGetPCIBusId(pci, (int)sizeof(pci), device);
     if (result != hipSuccess)
-        return result;
+        return failed(fault, -EIO, HIP_NAME(DeviceGetUuid), result);
+    result = hipDeviceGetPCIBusId(pci, (int)sizeof(pci), device);
+    if (result != hipSuccess)
+        return failed(fault, -EIO, HIP_NAME(DeviceGetPCIBusId), result);
     hip_uuid_text(&uuid, text);
     *ret = (source->uuid || source->pci) && (!source->uuid || strcasecmp(text, source->uuid) == 0) &&
            (!source->pci || strcasecmp(pci, source->pci) == 0);
-    return hipSuccess;
+    return 0;
 }
 
-/* Devices are counted anew in every process, and HIP_VISIBLE_DEVICES hides some: only identity tells. */
+/* Devices are counted anew in every process, and HIP_VISIBLE_DEVICES hides some: only identity tells. One that does not
+ * tell who it is may be the one, if no other is. */
 static int device_find(const struct import_source *source, int *ret, struct import_fault *fault)
 {
-    int count = 0;
+    int count = 0, r = 0;
+    char buffer[HIP_WHY_SIZE];
     hipError_t result = hipGetDeviceCount(&count);
     if (result != hipSuccess)
-        return failed(fault, -ENODEV, HIP_NAME(GetDeviceCount), result);
+        return import_fail(fault, -ENODEV, "%s: %s (%d)", HIP_NAME(GetDeviceCount), hip_why(result, buffer),
+                           (int)result);
     for (int i = 0; i < count; i++) {
         bool found = false;
-        result = device_is(i, source, &found);
-        if (result != hipSuccess)
-            return failed(fault, -EIO, HIP_NAME(DeviceGetUuid), result);
+        r = device_is(i, source, &found, fault) ?: r;
         if (found) {
             *ret = i;
             return 0;
         }
     }
+    if (r < 0)
+        return r;
     return import_fail(fault, -ENODEV, "this process does not see the device %s (%s); it sees %d others",
                        source->device ? source->device : "", source->pci ? source->pci : "no PCI address", count);
 }
@@ -98,15 +138,15 @@ static int handle_open(int device, const hipIpcMemHandle_t *handle, struct opene
     struct opened *opened = calloc(1, sizeof(*opened));
     if (!opened)
         return import_fail(fault, -ENOMEM, "out of memory");
-    int before;
-    hipError_t result = device_enter(device, &before);
+    const char *call = HIP_NAME(SetDevice);
+    hipError_t result = hipSetDevice(device);
     if (result == hipSuccess) {
+        call = HIP_NAME(IpcOpenMemHandle);
         result = hipIpcOpenMemHandle(&opened->data, *handle, hipIpcMemLazyEnablePeerAccess);
-        device_leave(device, before);
     }
     if (result != hipSuccess) {
         free(opened);
-        return failed(fault, result == hipErrorOutOfMemory ? -ENOMEM : -EIO, HIP_NAME(IpcOpenMemHandle), result);
+        return failed(fault, result == hipErrorOutOfMemory ? -ENOMEM : -EIO, call, result);
     }
     opened->handle = *handle;
     opened->device = device;
@@ -127,32 +167,38 @@ static void handle_close(struct opened *opened)
             *at = opened->next;
             break;
         }
-    int before;
-    if (device_enter(opened->device, &before) == hipSuccess) {
+    if (hipSetDevice(opened->device) == hipSuccess) {
         (void)!hipDeviceSynchronize();
         (void)!hipIpcCloseMemHandle(opened->data);
-        device_leave(opened->device, before);
     }
     free(opened);
 }
 
-static int import_open(const struct import_source *source, struct import_mapping **ret, struct import_fault *ret_fault)
+static int run_open(struct task *task)
 {
     hipIpcMemHandle_t handle;
-    if (!source->handle || source->handle_size != sizeof(handle))
-        return import_fail(ret_fault, -EPROTO, "a handle of %zu bytes, not %zu",
-                           source->handle ? source->handle_size : 0, sizeof(handle));
-    memcpy(&handle, source->handle, sizeof(handle));
+    memcpy(&handle, task->source->handle, sizeof(handle));
     int device = -1;
-    int r = device_find(source, &device, ret_fault);
+    int r = device_find(task->source, &device, task->fault);
     if (r < 0)
         return r;
+    pthread_mutex_lock(&lock);
+    r = handle_open(device, &handle, &task->mapping->opened, task->fault);
+    pthread_mutex_unlock(&lock);
+    return r;
+}
+
+static int import_open(const struct import_source *source, struct import_mapping **ret, struct import_fault *ret_fault)
+{
+    if (!source->handle || source->handle_size != sizeof(hipIpcMemHandle_t))
+        return import_fail(ret_fault, -EPROTO, "a handle of %zu bytes, not %zu",
+                           source->handle ? source->handle_size : 0, sizeof(hipIpcMemHandle_t));
+    if (!runtime_is_ours())
+        return import_fail(ret_fault, -ENOTSUP, "this process was forked from one that uses the GPU, and cannot");
     struct mapping *mapping = calloc(1, sizeof(*mapping));
     if (!mapping)
         return import_fail(ret_fault, -ENOMEM, "out of memory");
-    pthread_mutex_lock(&lock);
-    r = handle_open(device, &handle, &mapping->opened, ret_fault);
-    pthread_mutex_unlock(&lock);
+    int r = task_do(&(struct task){.run = run_open, .source = source, .mapping = mapping, .fault = ret_fault});
     if (r < 0) {
         free(mapping);
         return r;
@@ -162,28 +208,45 @@ static int import_open(const struct import_source *source, struct import_mapping
     return 0;
 }
 
+static int run_close(struct task *task)
+{
+    pthread_mutex_lock(&lock);
+    handle_close(task->mapping->opened);
+    pthread_mutex_unlock(&lock);
+    return 0;
+}
+
+/* Where there is no thread to be had, the memory stays mapped. */
 static void import_close(struct import_mapping *base)
 {
     struct mapping *mapping = (struct mapping *)base;
-    if (!mapping)
-        return;
-    pthread_mutex_lock(&lock);
-    handle_close(mapping->opened);
-    pthread_mutex_unlock(&lock);
+    struct import_fault fault;
+    if (mapping && runtime_is_ours())
+        (void)task_do(&(struct task){.run = run_close, .mapping = mapping, .fault = &fault});
     free(mapping);
+}
+
+static int run_read(struct task *task)
+{
+    hipError_t result = hipSetDevice(task->mapping->opened->device);
+    if (result != hipSuccess)
+        return failed(task->fault, -EIO, HIP_NAME(SetDevice), result);
+    result = hipMemcpy(task->dst, (const uint8_t *)task->mapping->mapping.data + task->offset, task->size,
+                       hipMemcpyDeviceToHost);
+    return result == hipSuccess ? 0 : failed(task->fault, -EIO, HIP_NAME(Memcpy), result);
 }
 
 static int import_read(struct import_mapping *base, uint64_t offset, void *dst, size_t size,
                        struct import_fault *ret_fault)
 {
-    const struct mapping *mapping = (const struct mapping *)base;
-    int before;
-    hipError_t result = device_enter(mapping->opened->device, &before);
-    if (result != hipSuccess)
-        return failed(ret_fault, -EIO, HIP_NAME(SetDevice), result);
-    result = hipMemcpy(dst, (const uint8_t *)mapping->mapping.data + offset, size, hipMemcpyDeviceToHost);
-    device_leave(mapping->opened->device, before);
-    return result == hipSuccess ? 0 : failed(ret_fault, -EIO, HIP_NAME(Memcpy), result);
+    if (!runtime_is_ours())
+        return import_fail(ret_fault, -ENOTSUP, "this process was forked from one that uses the GPU, and cannot");
+    return task_do(&(struct task){.run = run_read,
+                                  .mapping = (struct mapping *)base,
+                                  .offset = offset,
+                                  .dst = dst,
+                                  .size = size,
+                                  .fault = ret_fault});
 }
 
 __attribute__((visibility("default"))) extern const struct import_module rocmforge_import_module;

@@ -25,7 +25,6 @@
 
 #define hipGetDeviceCount               cudaGetDeviceCount
 #define hipSetDevice                    cudaSetDevice
-#define hipGetDevice                    cudaGetDevice
 #define hipDeviceGetPCIBusId            cudaDeviceGetPCIBusId
 #define hipDeviceSynchronize            cudaDeviceSynchronize
 #define hipMemGetInfo                   cudaMemGetInfo

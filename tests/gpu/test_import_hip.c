@@ -41,6 +41,12 @@ struct notice {
 static const struct import_module *module;
 static struct model model;
 
+/* What the import module runs on: NULL functions on a real GPU. */
+static struct rig fake;
+static int (*get_device)(int *device);
+static int (*set_device)(int device);
+static int (*get_last_error)(void);
+
 static void model_build(void)
 {
     const struct part parts[] = {
@@ -263,7 +269,186 @@ static void client_ready(struct process *client)
     assert_int_equal(result, 'y');
 }
 
+static void skip_on_hardware(void)
+{
+    if (!fake.inject) {
+        print_message("needs tests/fake_hip\n");
+        skip();
+    }
+}
+
+static void assert_nothing_open(void)
+{
+    struct fake_hip_live live = {0};
+    if (fake.count)
+        fake.count(&live);
+    assert_int_equal(live.opened, 0);
+}
+
 /* --- tests --- */
+
+/* The caller's device and last error are as they were, and of a device that is not used nothing is taken. The first
+ * test: what is taken stays so. */
+static void test_thread_of_the_caller(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    struct process server;
+    struct notice notice;
+    server_start(&server, "0", &notice);
+    process_end(&server, 0);
+    if (notice.devices < 2)
+        skip();
+    struct fake_hip_live live;
+    struct import_mapping *mapping;
+    struct import_fault fault;
+    uint8_t nonsense[64] = {1};
+    for (int device = 1; device >= 0; device--) {
+        int current = -1;
+        server_start(&server, device ? "1" : "0", &notice);
+        struct import_source source = source_of(&notice);
+        mapping = open_fine(&source);
+        assert_int_equal(compare(mapping), 0);
+        module->close(mapping);
+        source.handle = nonsense;
+        assert_true(module->open(&source, &mapping, &fault) < 0);
+        assert_int_equal(get_last_error(), 0);
+        fake.count(&live);
+        assert_int_equal(live.contexts, device ? 2 : 3);
+        assert_int_equal(get_device(&current), 0);
+        assert_int_equal(current, 1 - device);
+        /* The second time it is another that is current. */
+        assert_int_equal(set_device(device), 0);
+        process_end(&server, 0);
+    }
+    assert_nothing_open();
+}
+
+static struct import_source swept;
+static unsigned swept_errors;
+
+/* Opens, reads and closes: right bytes, or an error that names the call; and nothing stays open. */
+static bool open_read_close(const char *spec)
+{
+    struct import_mapping *mapping = NULL;
+    struct import_fault fault = {""};
+    uint8_t got[5000];
+    int r = module->open(&swept, &mapping, &fault);
+    if (r == 0)
+        r = module->read(mapping, 100, got, sizeof(got), &fault);
+    if (r == 0)
+        assert_memory_equal(got, model.expected + 100, sizeof(got));
+    if (mapping)
+        module->close(mapping);
+    const bool fired = fake.fired();
+    if (r < 0) {
+        if (!fired)
+            fail_msg("%s", fault.text);
+        swept_errors++;
+        const size_t name = strcspn(spec, ":");
+        if (strncmp(fault.text, spec, name) != 0 || fault.text[name] != ':')
+            fail_msg("%s: %s", spec, fault.text);
+    }
+    if (spec && strncmp(spec, "hipSetDevice:", 13) == 0) {
+        /* A device that cannot be made current keeps what is open, until it is opened and closed again. */
+        fake.inject(NULL);
+        module->close(open_fine(&swept));
+    }
+    assert_nothing_open();
+    return fired;
+}
+
+static void test_each_call_fails(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    static const char *const codes[] = {"999", "719", "2"};
+    struct process server;
+    struct notice notice;
+    server_start(&server, "0", &notice);
+    if (notice.devices > 1) {
+        process_end(&server, 0);
+        server_start(&server, "1", &notice);
+    }
+    swept = source_of(&notice);
+    for (size_t i = 0; i < sizeof(codes) / sizeof(codes[0]); i++) {
+        swept_errors = 0;
+        rig_sweep(&fake, getenv("ROCMFORGE_TEST_IMPORT"), codes[i], open_read_close);
+        print_message("%u of them were told\n", swept_errors);
+        assert_true(swept_errors > 0);
+    }
+    process_end(&server, 0);
+}
+
+static void test_a_device_that_does_not_answer(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    struct process server;
+    struct notice notice;
+    server_start(&server, "0", &notice);
+    process_end(&server, 0);
+    if (notice.devices < 2)
+        skip();
+    server_start(&server, "1", &notice);
+    const struct import_source source = source_of(&notice);
+    static const char *const others[] = {"hipDeviceGetUuid:1", "hipDeviceGetPCIBusId:1"};
+    for (size_t i = 0; i < 2; i++) {
+        fake.inject(others[i]);
+        module->close(open_fine(&source));
+        assert_true(fake.fired());
+    }
+    struct import_mapping *mapping;
+    struct import_fault fault;
+    fake.inject("hipDeviceGetUuid:2");
+    assert_int_equal(module->open(&source, &mapping, &fault), -EIO);
+    assert_string_equal(fault.text, "hipDeviceGetUuid: another error (999)");
+    fake.inject(NULL);
+    process_end(&server, 0);
+}
+
+static unsigned long calls_made(void)
+{
+    const char *name;
+    unsigned long n, sum = 0;
+    for (unsigned i = 0; fake.call && fake.call(i, &name, &n); i++)
+        sum += n;
+    return sum;
+}
+
+/* In a child nothing can be done with what its parent has opened, and closing it does nothing to it. */
+static int forked(struct import_mapping *mapping, const struct import_source *source)
+{
+    const unsigned long calls = calls_made();
+    struct import_mapping *other;
+    struct import_fault fault = {""};
+    uint8_t byte;
+    if (module->read(mapping, 0, &byte, 1, &fault) != -ENOTSUP || !strstr(fault.text, "forked") ||
+        module->open(source, &other, &fault) != -ENOTSUP)
+        return 1;
+    module->close(mapping);
+    return calls_made() == calls ? 0 : 2;
+}
+
+static void test_fork(void **state)
+{
+    (void)state;
+    struct process server;
+    struct notice notice;
+    server_start(&server, "0", &notice);
+    const struct import_source source = source_of(&notice);
+    struct import_mapping *mapping = open_fine(&source);
+    pid_t pid = fork();
+    if (pid == 0)
+        _exit(forked(mapping, &source));
+    int status;
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(status, 0);
+    assert_int_equal(compare(mapping), 0);
+    module->close(mapping);
+    assert_nothing_open();
+    process_end(&server, 0);
+}
 
 static void test_same_bytes(void **state)
 {
@@ -282,6 +467,7 @@ static void test_same_bytes(void **state)
     module->close(second);
     assert_int_equal(compare(first), 0);
     module->close(first);
+    assert_nothing_open();
     server_do(&server, 'f', &notice);
     /* This process opened its first handle meanwhile, and the runtime took its share of the device. */
     assert_true(notice.free_after + (1ull << 30) >= notice.free_before);
@@ -375,6 +561,7 @@ static void test_server_killed(void **state)
     process_end(&server, SIGKILL);
     /* What is read now is undefined; that closing returns is not. */
     module->close(mapping);
+    assert_nothing_open();
     struct import_fault fault = {""};
     assert_true(module->open(&source, &mapping, &fault) < 0);
     server_start(&server, "0", &notice);
@@ -431,6 +618,7 @@ static void test_threads(void **state)
         pthread_join(threads[i], &result);
         assert_null(result);
     }
+    assert_nothing_open();
     process_end(&server, 0);
 }
 
@@ -448,6 +636,12 @@ int main(int argc, char **argv)
         fprintf(stderr, "ROCMFORGE_TEST_IMPORT: %s\n", path && !object ? dlerror() : "no module of this version");
         return 1;
     }
+    rig_find_fake(&fake, object);
+    if (fake.inject) {
+        *(void **)&get_device = dlsym(object, "hipGetDevice");
+        *(void **)&set_device = dlsym(object, "hipSetDevice");
+        *(void **)&get_last_error = dlsym(object, "hipGetLastError");
+    }
     if (argc > 1 && strcmp(argv[1], "client") == 0)
         return client_main();
     signal(SIGPIPE, SIG_IGN);
@@ -460,9 +654,17 @@ int main(int argc, char **argv)
     if (notice.status == -ENODEV)
         return 77;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_same_bytes),    cmocka_unit_test(test_second_device), cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_client_killed), cmocka_unit_test(test_server_killed), cmocka_unit_test(test_many_clients),
+        cmocka_unit_test(test_thread_of_the_caller),
+        cmocka_unit_test(test_same_bytes),
+        cmocka_unit_test(test_second_device),
+        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_client_killed),
+        cmocka_unit_test(test_server_killed),
+        cmocka_unit_test(test_many_clients),
         cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_fork),
+        cmocka_unit_test(test_a_device_that_does_not_answer),
+        cmocka_unit_test(test_each_call_fails),
     };
     int failures = cmocka_run_group_tests(tests, NULL, NULL);
     model_drop(&model);
