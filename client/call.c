@@ -192,6 +192,10 @@ static int reply_next(rf_client *client, const struct call *call, bool *ret_cont
 
 int client_call(rf_client *client, const struct call *call)
 {
+    if (client_is_forked(client)) {
+        client_clear(client);
+        return client_fail(client, -ENOTSUP, "the connection is that of the process that this one was forked from");
+    }
     if (client->calling)
         return client_fail(client, -EDEADLK, "another call is under way on this connection");
     client_clear(client);

@@ -154,6 +154,7 @@ int rf_connect(const char *path, rf_client **ret)
     if (!client)
         return connect_fail(-ENOMEM, address.sun_path);
     LIST_INIT(&client->models);
+    client->process = getpid();
     client->socket = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     r = client->socket < 0 ? -errno : connect_timed(client->socket, &address);
     if (r == 0 && fcntl(client->socket, F_SETFL, 0) < 0)
@@ -189,6 +190,11 @@ void rf_on_draining(rf_client *client, rf_draining_fn *function, void *context)
 {
     client->draining = function;
     client->draining_context = context;
+}
+
+bool client_is_forked(const rf_client *client)
+{
+    return client->process != getpid();
 }
 
 int rf_client_fd(const rf_client *client)

@@ -8,6 +8,7 @@
 #include <stdarg.h>
 #include <stdbool.h>
 #include <sys/queue.h>
+#include <sys/types.h>
 
 /* The longest reply that is taken: room for what Show tells of a model with a few hundred thousand tensors. */
 #define CLIENT_REPLY_MAX (64u << 20)
@@ -20,9 +21,10 @@
 
 struct rf_client {
     int socket;
-    bool broken;  /* no call can succeed any more */
-    bool calling; /* a call is under way, so that none may begin */
-    bool used;    /* a request was sent */
+    pid_t process; /* that connected; in one forked from it nothing is said on the socket */
+    bool broken;   /* no call can succeed any more */
+    bool calling;  /* a call is under way, so that none may begin */
+    bool used;     /* a request was sent */
     struct frame_reader *reader;
     struct frame_writer *writer;
     LIST_HEAD(, rf_model) models;
@@ -34,6 +36,9 @@ struct rf_client {
     char *error_name;
     char *error_parameters;
 };
+
+/* This process was forked from the one that connected. */
+bool client_is_forked(const rf_client *client);
 
 /* Forgets the last call's failure. */
 void client_clear(rf_client *client);

@@ -304,7 +304,8 @@ int rf_detach(rf_model *model)
     if (model->client->calling)
         return client_fail(model->client, -EDEADLK, "another call is under way on this connection");
     model_unmap(model);
-    int r = model_release(model);
+    /* The lease is the parent's. */
+    int r = client_is_forked(model->client) ? 0 : model_release(model);
     model_free(model);
     return r;
 }

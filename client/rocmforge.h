@@ -11,7 +11,11 @@
  * Strings and structs that a function gives are its object's and live as long as that, unless it says otherwise.
  *
  * Threads: a client, and the models attached through it, belong to one thread at a time. What a tensor's `data` points
- * to may be read by any thread until the model is detached. */
+ * to may be read by any thread until the model is detached.
+ *
+ * fork(): client and models stay the parent's. A child can free its copies, with rf_detach() and rf_close(), which then
+ * say nothing to the daemon and do nothing to a GPU; and read memory of the host that was attached to. All else that
+ * would ask the daemon or a GPU is -ENOTSUP there; for the daemon, the child connects anew. */
 #ifndef ROCMFORGE_H
 #define ROCMFORGE_H
 

@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 /* clang-format off */
 #include <cmocka.h> /* wants the standard headers before it */
@@ -69,6 +71,42 @@ static void test_attach(void **state)
     assert_int_equal(rf_detach(model), 0);
     assert_int_equal(((const char *)rf_model_data(second))[5], 5);
     rig_stop(fake, client); /* detaches the second, by closing */
+    assert_int_equal(attach.n_detached, 1);
+    free(table);
+}
+
+/* A child frees its copies, and the parent's leases are none of its business. */
+static int attach_forked(rf_client *client, rf_model *first, rf_model *second)
+{
+    char byte;
+    if (rf_model_read(second, 5, &byte, 1) != 0 || byte != 5 || rig_call(client) != -ENOTSUP ||
+        !strstr(rf_error_message(client), "forked") || rf_attach(client, "m", &first) != -ENOTSUP)
+        return 1;
+    if (rf_detach(first) != 0)
+        return 2;
+    rf_close(client); /* and the second with it */
+    return 0;
+}
+
+static void test_attach_fork(void **state)
+{
+    (void)state;
+    struct attach attach = {GOOD_ATTACH};
+    struct fake *fake;
+    void *table;
+    rf_client *client = attach_start(&fake, &attach, &table);
+    rf_model *first, *second;
+    assert_int_equal(rf_attach(client, "m", &first), 0);
+    assert_int_equal(rf_attach(client, "m", &second), 0);
+    pid_t pid = fork();
+    if (pid == 0)
+        _exit(attach_forked(client, first, second));
+    int status;
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(status, 0);
+    assert_int_equal(rig_call(client), 0);
+    assert_int_equal(rf_detach(second), 0);
+    rig_stop(fake, client);
     assert_int_equal(attach.n_detached, 1);
     free(table);
 }
@@ -276,8 +314,9 @@ static void test_attach_death(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        RIG_TEST(test_attach),       RIG_TEST(test_attach_malformed), RIG_TEST(test_attach_memory),
-        RIG_TEST(test_attach_table), RIG_TEST(test_attach_death),     RIG_TEST(test_attach_waits),
+        RIG_TEST(test_attach),        RIG_TEST(test_attach_fork),  RIG_TEST(test_attach_malformed),
+        RIG_TEST(test_attach_memory), RIG_TEST(test_attach_table), RIG_TEST(test_attach_death),
+        RIG_TEST(test_attach_waits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
