@@ -10,21 +10,22 @@ from pathlib import Path
 
 import make_model
 import pytest
-from harness import Daemon, build_folder
+from harness import Daemon, build_folder, fake_gpu_folder
 
 KIND = os.environ.get("ROCMFORGE_GPU", "")
 FAKE = not KIND
+MODULES = build_folder() / "daemon" / "gpu"
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "fake: needs tests/fake_hip")
     if "ROCMFORGE_BUILD" not in os.environ:
         pytest.exit("ROCMFORGE_BUILD is not set", returncode=2)
-    if FAKE and not (build_folder() / "tests" / "fake_hip").is_dir():
+    if FAKE and not fake_gpu_folder():
         pytest.exit("this build has no hip module, so there is nothing to run on the fake", returncode=2)
-    os.environ["ROCMFORGE_MODULE_DIR"] = str(build_folder() / "daemon" / "gpu")
+    os.environ["ROCMFORGE_MODULE_DIR"] = str(MODULES)
     if FAKE:
-        os.environ["LD_LIBRARY_PATH"] = str(build_folder() / "tests" / "fake_hip")
+        os.environ["LD_LIBRARY_PATH"] = str(fake_gpu_folder())
 
 
 def pytest_runtest_setup(item):

@@ -10,7 +10,7 @@ import time
 
 import pytest
 from conftest import FAKE, write_model
-from harness import ROOT, Daemon, wait_until, wire_error
+from harness import ROOT, Daemon, build_folder, wait_until, wire_error
 from rocmforge_wire import WireError
 
 
@@ -129,10 +129,22 @@ def holder(daemon):
     return process
 
 
-def test_client_killed(start, small_model, kind):
+def reader(daemon):
+    """One that has opened the handle: it writes a tensor to a pipe that nobody empties."""
+    with daemon.client() as client:
+        tensor = max(client.call("Show", name="m")["tensors"], key=lambda tensor: tensor["size"])
+    assert tensor["size"] > 128 << 10
+    command = [build_folder() / "client" / "rfctl" / "rfctl", "--socket", daemon.socket, "dump", "m", tensor["name"]]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert len(process.stdout.read(1)) == 1
+    return process
+
+
+@pytest.mark.parametrize("who", [holder, reader])
+def test_client_killed(start, small_model, kind, who):
     daemon = start()
     load(daemon, small_model, "m")
-    with holder(daemon) as process, daemon.client() as client:
+    with who(daemon) as process, daemon.client() as client:
         with wire_error("ModelBusy"):
             client.call("Unload", name="m")
         process.send_signal(signal.SIGKILL)

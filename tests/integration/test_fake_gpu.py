@@ -5,14 +5,12 @@ import subprocess
 
 import make_model
 import pytest
-from harness import TIMEOUT, build_folder, wait_until, wire_error
+from harness import TIMEOUT, USER, build_folder, fake_gpu_folder, wait_until, wire_error
 
-FAKE = build_folder() / "tests" / "fake_hip"
+FAKE = fake_gpu_folder()
 MODULES = build_folder() / "daemon" / "gpu"
 
-pytestmark = pytest.mark.skipif(
-    not any(FAKE.glob("libamdhip64.so*")), reason="this build has no module for AMD GPUs (hipcc is not installed)"
-)
+pytestmark = pytest.mark.skipif(not FAKE, reason="this build has no module for AMD GPUs (hipcc is not installed)")
 
 
 @pytest.fixture
@@ -72,6 +70,24 @@ def test_two_gpus_have_budgets_of_their_own(fake_gpu, small_model):
         assert first["id"] != second["id"]
         used = {device["id"]: device["used"] for device in client.call("Devices")["devices"]}
     assert used == {"hip:0": first["bytes"], "hip:1": second["bytes"], "host": 0}
+
+
+def test_reading_as_another_user(monkeypatch, start_for_all, small_model):
+    """The handle of a daemon that is one user's is opened by a process of another's."""
+    for name, value in {"LD_LIBRARY_PATH": str(FAKE), "ROCMFORGE_MODULE_DIR": str(MODULES)}.items():
+        monkeypatch.setenv(name, value)
+    daemon = start_for_all("--device", "hip")
+    daemon.rfctl("load", small_model, "--name", "m", "--device", "hip")
+    daemon.rfctl("load", small_model, "--name", "host", "--device", "host")
+    with daemon.client() as client:
+        tensor = client.call("Show", name="m")["tensors"][0]["name"]
+    rfctl = [build_folder() / "client" / "rfctl" / "rfctl", "--socket", daemon.socket]
+    user = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
+    dumped = [
+        subprocess.run([*user, *rfctl, "dump", name, tensor], check=True, capture_output=True, timeout=TIMEOUT).stdout
+        for name in ("m", "host")
+    ]
+    assert dumped[0] == dumped[1]
 
 
 def test_end_while_slots_are_filled_for_nothing(fake_gpu, gate, large_model):

@@ -4,7 +4,7 @@ import time
 
 import make_model
 import pytest
-from harness import MIB, Gate, build_folder, load, states, wait_until, wire_error
+from harness import MIB, Gate, build_folder, fake_gpu_folder, load, states, wait_until, wire_error
 from rocmforge_wire import WireError
 
 SIZE = 8 * MIB  # of a model on the device
@@ -14,17 +14,16 @@ DEVICE = 512 * MIB
 @pytest.fixture
 def start_gpu(start):
     """start_gpu(*options, FAKE_HIP_...=...): a daemon with a GPU of which three models fill the budget."""
-    gpu = build_folder() / "daemon" / "gpu" / "device-hip.so"
-    fake = build_folder() / "tests" / "fake_hip" / "libamdhip64.so.5"
-    if not gpu.exists() or not fake.exists():
-        pytest.skip("built without hip")
+    fake = fake_gpu_folder()
+    if not fake:
+        pytest.skip("this build has no module for AMD GPUs (hipcc is not installed)")
 
     def start_one(*options, **env):
         return start(
             *("--device", "hip", "--budget", str(3 * SIZE), "--workers", "2", *options),
             env={
-                "ROCMFORGE_MODULE_DIR": str(gpu.parent),
-                "LD_LIBRARY_PATH": str(fake.parent),
+                "ROCMFORGE_MODULE_DIR": str(build_folder() / "daemon" / "gpu"),
+                "LD_LIBRARY_PATH": str(fake),
                 "FAKE_HIP_MEMORY": str(DEVICE),
                 **env,
             },

@@ -9,7 +9,7 @@ import time
 
 import make_model
 import pytest
-from harness import ROOT, build_folder, sparse_model, wait_until
+from harness import ROOT, build_folder, fake_gpu_folder, sparse_model, wait_until
 from rocmforge_wire import WireError
 
 MIB = 1 << 20
@@ -156,15 +156,14 @@ def test_storm(start, files):
 
 
 def test_storm_with_a_cache(start, files):
-    gpu = build_folder() / "daemon" / "gpu" / "device-hip.so"
-    fake = build_folder() / "tests" / "fake_hip" / "libamdhip64.so.5"
-    if not gpu.exists() or not fake.exists():
-        pytest.skip("built without hip")
+    fake = fake_gpu_folder()
+    if not fake:
+        pytest.skip("this build has no module for AMD GPUs (hipcc is not installed)")
     daemon = start(
         *("--device", "hip", "--budget", "14M", "--workers", "3", "--host-cache", "20M", "--staging", "2M"),
         env={
-            "ROCMFORGE_MODULE_DIR": str(gpu.parent),
-            "LD_LIBRARY_PATH": str(fake.parent),
+            "ROCMFORGE_MODULE_DIR": str(build_folder() / "daemon" / "gpu"),
+            "LD_LIBRARY_PATH": str(fake),
             "FAKE_HIP_SLOW": "copy=300,kernel=300,clear=3000",
         },
     )

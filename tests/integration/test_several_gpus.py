@@ -2,15 +2,13 @@
 import signal
 
 import pytest
-from harness import Gate, build_folder, sparse_model, wait_until, wire_error
+from harness import Gate, build_folder, fake_gpu_folder, sparse_model, wait_until, wire_error
 
 MIB = 1 << 20
-FAKE = build_folder() / "tests" / "fake_hip"
+FAKE = fake_gpu_folder()
 MODULES = build_folder() / "daemon" / "gpu"
 
-pytestmark = pytest.mark.skipif(
-    not any(FAKE.glob("libamdhip64.so*")), reason="this build has no module for AMD GPUs (hipcc is not installed)"
-)
+pytestmark = pytest.mark.skipif(not FAKE, reason="this build has no module for AMD GPUs (hipcc is not installed)")
 
 
 @pytest.fixture

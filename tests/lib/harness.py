@@ -27,6 +27,12 @@ def build_folder():
     return Path(os.environ["ROCMFORGE_BUILD"]).resolve()
 
 
+def fake_gpu_folder():
+    """Where a HIP runtime of the tests' own is, whatever version's name it has; None: built without the hip module."""
+    folder = build_folder() / "tests" / "fake_hip"
+    return folder if any(folder.glob("libamdhip64.so*")) else None
+
+
 def daemon_program():
     return str(build_folder() / "daemon" / "rocmforged")
 
