@@ -24,5 +24,5 @@ dequant_fn *dequant_find(uint32_t type_id, enum form form);
 /* The plain decoder, straight from kernels/blocks.h, that every other one is tested against. NULL as above. */
 dequant_fn *dequant_find_reference(uint32_t type_id, enum form form);
 
-/* The instruction set that dequant_find() chose for: "baseline", "avx2", "avx512", "neon". */
+/* The instruction set that dequant_find() chose for: "baseline", "avx2", "avx512", "avx512-bf16", "neon". */
 const char *dequant_isa(void);

@@ -4,6 +4,7 @@
 
 #define X86_TARGET "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl"
 #define X86_TABLE  dequant_avx512
+#define X86_AVX512 1
 #define X86_BF16   0
 #include "kernels/dequant_x86_loops.h"
 

@@ -6,8 +6,18 @@
 
 #include <stdbool.h>
 
-/* Ids run below this; see kernels/types.def. */
-#define DEQUANT_TYPES 43
+/* The ids of kernels/types.def by their C names. They ascend there, so what follows the last of them is their bound. */
+enum {
+#define TYPE_PLAIN_DEF(id, ident, name, bytes)               TYPE_ID_##ident = id,
+#define TYPE_QUANTISED_DEF(id, ident, name, elements, bytes) TYPE_ID_##ident = id,
+#define TYPE_INTERNAL_DEF(id, ident, name, elements, bytes)  TYPE_ID_##ident = id,
+#include "kernels/types.def"
+    DEQUANT_TYPES,
+};
+
+/* From this size on, a call's output may go past the caches. Smaller outputs (a loader's chunks) are likely to be read
+ * again soon, by a write or by a copy to a device, and had better stay. */
+#define DEQUANT_STREAM_BYTES ((size_t)32 << 20)
 
 /* Indexed by type id and form; NULL where the set has no decoder of its own, and always for FORM_NATIVE. */
 typedef dequant_fn *const dequant_table[DEQUANT_TYPES][FORM_COUNT];

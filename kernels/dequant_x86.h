@@ -3,11 +3,13 @@
  * Included by a .c file that has defined X86_TARGET, the instruction sets to compile for: the same source becomes
  * dequant_avx2.c, dequant_avx512.c and dequant_avx512_bf16.c. No fma in X86_TARGET is needed or wanted.
  *
- * X86_BF16 says whether X86_TARGET has an instruction that rounds to bf16.
+ * X86_AVX512 says whether X86_TARGET has AVX-512, X86_BF16 whether it has an instruction that rounds to bf16.
  *
  * A decoder is `X86_FN void x_x86(struct out *out, const uint8_t *block, enum form form)`; `form` is a constant at each
  * call, so that each becomes three straight functions. Products are exact in f32 (see kernels/blocks.h), so scales are
- * multiplied in whatever order is cheapest. */
+ * multiplied in whatever order is cheapest.
+ *
+ * A header that has such functions ends with the list of them. A type in no list is decoded by the reference. */
 #pragma once
 
 #include "kernels/blocks.h"
@@ -17,10 +19,12 @@
 
 #define X86_FN __attribute__((target(X86_TARGET), always_inline)) static inline
 
-/* Where the next values go, and how many finite ones have become infinite so far. */
+/* Where the next values go, and how many finite ones have become infinite so far. `past_caches` is a constant at each
+ * use; with it, `at` is a multiple of 32. */
 struct out {
     uint8_t *at;
     uint64_t overflows;
+    bool past_caches;
 };
 
 X86_FN __m256 magnitudes(__m256 x)

@@ -180,3 +180,5 @@ X86_FN void iq1_m_x86(struct out *out, const uint8_t *b, enum form form)
         out32_scaled(out, iq1_codes(grid, delta), scale_pair(scales + 2 * k), 9, form);
     }
 }
+
+#define X86_GRID_TYPES(type) type(iq2_xxs) type(iq2_xs) type(iq2_s) type(iq3_xxs) type(iq3_s) type(iq1_s) type(iq1_m)

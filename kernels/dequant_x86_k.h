@@ -141,3 +141,5 @@ X86_FN void q6_k_x86(struct out *out, const uint8_t *b, enum form form)
         q6_k_32(out, _mm256_srli_epi16(second, 4), _mm256_srli_epi16(high, 2), s + 6, form);
     }
 }
+
+#define X86_K_TYPES(type) type(q2_k) type(q3_k) type(q4_k) type(q5_k) type(q6_k)

@@ -1,9 +1,10 @@
 /* Makes the decoders of dequant_x86_*.h into functions and a table of them, for X86_TARGET. Included once by each of
  * dequant_avx2.c, dequant_avx512.c and dequant_avx512_bf16.c, last.
  *
- * A call that writes more than any cache would keep is worked off in chunks that fit the first-level one: each goes to
- * a buffer and from there past the caches, as memcpy does for such sizes. A plain store would first read what it
- * overwrites. */
+ * A call that writes more than any cache would keep writes past the caches, as memcpy does for such sizes: a plain
+ * store would first read what it overwrites. Plain types do so from registers. Blocks do not come out in the order of
+ * their elements, so those are worked off in chunks that fit the first-level cache: each goes to a buffer and from
+ * there past the caches. */
 #pragma once
 
 #include "kernels/dequant_x86_grid.h"
@@ -13,10 +14,6 @@
 
 /* Elements, so up to 8 KiB of output; a multiple of every block. */
 #define CHUNK_ELEMENTS 2048
-
-/* From this size on, a call's output goes past the caches. Smaller outputs (a loader's chunks) are likely to be read
- * again soon, by a write or by a copy to a device, and had better stay. */
-#define STREAM_BYTES ((size_t)32 << 20)
 
 /* Decodes whole blocks, returns how many values overflowed. */
 typedef uint64_t x86_chunk_fn(uint8_t *dst, const uint8_t *src, size_t blocks);
@@ -49,7 +46,7 @@ __attribute__((target(X86_TARGET), noinline)) static uint64_t x86_chunks(uint8_t
                                                                          x86_chunk_fn *decode)
 {
     _Alignas(64) uint8_t buffer[4 * CHUNK_ELEMENTS];
-    if (blocks * sizes->dst_bytes < STREAM_BYTES)
+    if (blocks * sizes->dst_bytes < DEQUANT_STREAM_BYTES)
         return decode(dst, src, blocks);
     const size_t step = CHUNK_ELEMENTS / sizes->elements;
     uint64_t overflows = 0;
@@ -62,46 +59,101 @@ __attribute__((target(X86_TARGET), noinline)) static uint64_t x86_chunks(uint8_t
     return overflows;
 }
 
-#define X86_LOOP(ident, elements, bytes, suffix, form)                                                                 \
-    __attribute__((target(X86_TARGET))) static uint64_t ident##_##suffix##_chunk(uint8_t *dst, const uint8_t *src,     \
-                                                                                 size_t blocks)                        \
+/* Of a block, or an element, as types.def has them. */
+enum {
+/* clang-format off */
+#define TYPE_PLAIN_DEF(id, ident, name, bytes)               TYPE_BYTES_##ident = bytes,
+#define TYPE_QUANTISED_DEF(id, ident, name, elements, bytes) TYPE_BYTES_##ident = bytes, TYPE_ELEMENTS_##ident = elements,
+/* clang-format on */
+#include "kernels/types.def"
+};
+
+#define FORM_BYTES(form) (form == FORM_F32 ? 4 : 2)
+
+/* Of a plain type, sixteen elements at a time; `past` goes past the caches and wants dst at a multiple of 32. */
+struct x86_plain {
+    uint32_t id;
+    enum form form;
+    size_t src_bytes, dst_bytes; /* of an element */
+    x86_chunk_fn *stay, *past;
+};
+
+/* The reference does what is left at the end, and what comes before the beginning of a line. An output that does not
+ * even suit its elements goes through the caches, whatever its size. */
+__attribute__((target(X86_TARGET), noinline)) static uint64_t x86_sixteens(uint8_t *dst, const uint8_t *src,
+                                                                           size_t elements,
+                                                                           const struct x86_plain *type)
+{
+    dequant_fn *const few = dequant_reference[type->id][type->form];
+    const bool past = elements * type->dst_bytes >= DEQUANT_STREAM_BYTES && (uintptr_t)dst % type->dst_bytes == 0;
+    const size_t head = past ? -(uintptr_t)dst % 64 / type->dst_bytes : 0;
+    uint64_t overflows = few(dst, src, head);
+    dst += head * type->dst_bytes;
+    src += head * type->src_bytes;
+    const size_t sixteens = (elements - head) / 16;
+    overflows += (past ? type->past : type->stay)(dst, src, sixteens);
+    if (past)
+        _mm_sfence();
+    const size_t done = 16 * sixteens;
+    return overflows + few(dst + done * type->dst_bytes, src + done * type->src_bytes, elements - head - done);
+}
+
+#define X86_LOOP(name, ident, src_bytes, form, past_caches)                                                            \
+    __attribute__((target(X86_TARGET))) static uint64_t name(uint8_t *dst, const uint8_t *src, size_t count)           \
     {                                                                                                                  \
-        struct out out = {dst, 0};                                                                                     \
-        for (size_t i = 0; i < blocks; i++)                                                                            \
-            ident##_x86(&out, src + i * bytes, form);                                                                  \
+        struct out out = {dst, 0, past_caches};                                                                        \
+        for (size_t i = 0; i < count; i++)                                                                             \
+            ident##_x86(&out, src + i * (src_bytes), form);                                                            \
         return out.overflows;                                                                                          \
-    }                                                                                                                  \
+    }
+
+#define X86_QUANTISED_FORM(ident, suffix, form)                                                                        \
+    X86_LOOP(ident##_##suffix##_chunk, ident, TYPE_BYTES_##ident, form, false)                                         \
     static uint64_t ident##_##suffix(void *restrict dst, const void *restrict src, size_t blocks)                      \
     {                                                                                                                  \
-        static const struct x86_sizes sizes = {elements, bytes, elements * (form == FORM_F32 ? 4 : 2)};                \
+        static const struct x86_sizes sizes = {TYPE_ELEMENTS_##ident, TYPE_BYTES_##ident,                              \
+                                               TYPE_ELEMENTS_##ident * FORM_BYTES(form)};                              \
         return x86_chunks(dst, src, blocks, &sizes, ident##_##suffix##_chunk);                                         \
     }
 
-#define X86_LOOPS(ident, elements, bytes)                                                                              \
-    X86_LOOP(ident, elements, bytes, f32, FORM_F32)                                                                    \
-    X86_LOOP(ident, elements, bytes, f16, FORM_F16)                                                                    \
-    X86_LOOP(ident, elements, bytes, bf16, FORM_BF16)
+#define X86_QUANTISED(ident)                                                                                           \
+    X86_QUANTISED_FORM(ident, f32, FORM_F32)                                                                           \
+    X86_QUANTISED_FORM(ident, f16, FORM_F16)                                                                           \
+    X86_QUANTISED_FORM(ident, bf16, FORM_BF16)
 
-/* Sixteen elements of a plain type are its block here, and the reference does what is left. */
-#define X86_REST(id, ident, bytes, suffix, form)                                                                       \
+#define X86_PLAIN_FORM(ident, suffix, to)                                                                              \
+    X86_LOOP(ident##_##suffix##_stay, ident, 16 * TYPE_BYTES_##ident, to, false)                                       \
+    X86_LOOP(ident##_##suffix##_past, ident, 16 * TYPE_BYTES_##ident, to, true)                                        \
     static uint64_t ident##_##suffix(void *restrict dst, const void *restrict src, size_t blocks)                      \
     {                                                                                                                  \
-        const size_t whole = blocks / 16 * 16;                                                                         \
-        const uint64_t overflows = ident##_16_##suffix(dst, src, whole / 16);                                          \
-        return overflows + dequant_reference[id][form]((uint8_t *)dst + whole * (form == FORM_F32 ? 4 : 2),            \
-                                                       (const uint8_t *)src + whole * bytes, blocks - whole);          \
+        static const struct x86_plain plain = {                                                                        \
+            .id = TYPE_ID_##ident,                                                                                     \
+            .form = to,                                                                                                \
+            .src_bytes = TYPE_BYTES_##ident,                                                                           \
+            .dst_bytes = FORM_BYTES(to),                                                                               \
+            .stay = ident##_##suffix##_stay,                                                                           \
+            .past = ident##_##suffix##_past,                                                                           \
+        };                                                                                                             \
+        return x86_sixteens(dst, src, blocks, &plain);                                                                 \
     }
 
-#define TYPE_PLAIN_DEF(id, ident, name, bytes)                                                                         \
-    X86_LOOPS(ident##_16, 16, (16 * bytes))                                                                            \
-    X86_REST(id, ident, bytes, f32, FORM_F32)                                                                          \
-    X86_REST(id, ident, bytes, f16, FORM_F16)                                                                          \
-    X86_REST(id, ident, bytes, bf16, FORM_BF16)
-#define TYPE_QUANTISED_DEF(id, ident, name, elements, bytes) X86_LOOPS(ident, elements, bytes)
-#include "kernels/types.def"
+#define X86_PLAIN(ident)                                                                                               \
+    X86_PLAIN_FORM(ident, f32, FORM_F32)                                                                               \
+    X86_PLAIN_FORM(ident, f16, FORM_F16)                                                                               \
+    X86_PLAIN_FORM(ident, bf16, FORM_BF16)
 
+X86_PLAIN_TYPES(X86_PLAIN)
+X86_SMALL_TYPES(X86_QUANTISED)
+X86_K_TYPES(X86_QUANTISED)
+X86_GRID_TYPES(X86_QUANTISED)
+
+#define X86_ENTRY(ident) [TYPE_ID_##ident] = {NULL, ident##_f32, ident##_f16, ident##_bf16},
+
+/* clang-format off */
 dequant_table X86_TABLE = {
-#define TYPE_PLAIN_DEF(id, ident, name, bytes)               [id] = {NULL, ident##_f32, ident##_f16, ident##_bf16},
-#define TYPE_QUANTISED_DEF(id, ident, name, elements, bytes) [id] = {NULL, ident##_f32, ident##_f16, ident##_bf16},
-#include "kernels/types.def"
+    X86_PLAIN_TYPES(X86_ENTRY)
+    X86_SMALL_TYPES(X86_ENTRY)
+    X86_K_TYPES(X86_ENTRY)
+    X86_GRID_TYPES(X86_ENTRY)
 };
+/* clang-format on */

@@ -133,7 +133,7 @@ X86_FN void iq4_xs_x86(struct out *out, const uint8_t *b, enum form form)
 X86_FN void mxfp4_x86(struct out *out, const uint8_t *b, enum form form)
 {
     if (X86_BF16 && form == FORM_BF16 && __builtin_expect(b[0] < 2, 0)) {
-        dequant_find_reference(39, form)(out->at, b, 1);
+        dequant_reference[TYPE_ID_mxfp4][form](out->at, b, 1);
         out->at += 64;
         return;
     }
@@ -159,3 +159,7 @@ X86_FN void nvfp4_x86(struct out *out, const uint8_t *b, enum form form)
         out32_scaled(out, _mm256_shuffle_epi8(table16(kvalues_fp4), codes), scale_pair(scales), 12, form);
     }
 }
+
+#define X86_SMALL_TYPES(type)                                                                                          \
+    type(q4_0) type(q4_1) type(q5_0) type(q5_1) type(q8_0) type(q1_0) type(q2_0) type(tq1_0) type(tq2_0) type(iq4_nl)  \
+        type(iq4_xs) type(mxfp4) type(nvfp4)

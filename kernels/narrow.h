@@ -12,6 +12,10 @@
 
 #include <stdint.h>
 
+#if defined(__FAST_MATH__)
+#error "results are exact, which -ffast-math (-Ofast) does not leave them"
+#endif
+
 /* HIP and CUDA have their own way to look at a float's bits; C has memcpy. */
 #if defined(__CUDACC__) || defined(__HIPCC__)
 #define BLOCK_FN static __device__ __forceinline__

@@ -23,7 +23,7 @@ static const uint8_t types[] = {
 /* Equal but for the bits of NaN, which are up to the processor where they are computed and not copied. */
 static bool same(uint32_t id, const uint8_t *a, const uint8_t *b, size_t count, enum form form)
 {
-    const bool copied = id == 0 || id == 1 || id == 30;
+    const bool copied = id == TYPE_ID_f32 || id == TYPE_ID_f16 || id == TYPE_ID_bf16;
     for (size_t i = 0; i < count; i++) {
         uint32_t x = form == FORM_F32 ? block_u32(a + 4 * i) : block_u16(a + 2 * i);
         uint32_t y = form == FORM_F32 ? block_u32(b + 4 * i) : block_u16(b + 2 * i);
