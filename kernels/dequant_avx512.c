@@ -1,5 +1,4 @@
-/* The x86 decoders once more, for processors with AVX-512: the same vectors of 256 bits, but 32 registers for them and
- * what the compiler finds to use of the newer instructions. */
+/* The x86 decoders once more, for processors with AVX-512: codes become numbers sixteen at a time. */
 #if defined(__x86_64__)
 
 #define X86_TARGET "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl"

@@ -61,7 +61,7 @@ X86_FN void iq2_xxs_x86(struct out *out, const uint8_t *b, enum form form)
         const uint8_t *p = b + 2 + 8 * k;
         const uint32_t w = u32_at(p + 4);
         const __m256i grid = grid32(iq2xxs_grid[p[0]], iq2xxs_grid[p[1]], iq2xxs_grid[p[2]], iq2xxs_grid[p[3]]);
-        out32_scaled(out, grid_signs(grid, signs_from_indexes(w)), _mm256_set1_ps(scales[k]), 43, form);
+        out32_scaled(out, grid_signs(grid, signs_from_indexes(w)), scale_both(scales[k]), 43, form);
     }
 }
 
@@ -102,8 +102,8 @@ X86_FN void iq3_xxs_x86(struct out *out, const uint8_t *b, enum form form)
         const uint64_t q = u64_at(qs);
         const uint16_t indexes[8] = {q & 255,       q >> 8 & 255,  q >> 16 & 255, q >> 24 & 255,
                                      q >> 32 & 255, q >> 40 & 255, q >> 48 & 255, q >> 56};
-        out32_scaled(out, grid_signs(grid8x4(iq3xxs_grid, indexes), signs_from_indexes(w)), _mm256_set1_ps(scales[k]),
-                     62, form);
+        out32_scaled(out, grid_signs(grid8x4(iq3xxs_grid, indexes), signs_from_indexes(w)), scale_both(scales[k]), 62,
+                     form);
     }
 }
 
@@ -129,7 +129,7 @@ X86_FN void iq3_s_x86(struct out *out, const uint8_t *b, enum form form)
     iq3_s_indexes(indexes + 32, b + 34, b + 70);
     for (unsigned k = 0; k < 8; k++) {
         const __m256i grid = grid8x4(iq3s_grid, indexes + 8 * k);
-        out32_scaled(out, grid_signs(grid, u32_at(b + 74 + 4 * k)), _mm256_set1_ps(scales[k]), 15, form);
+        out32_scaled(out, grid_signs(grid, u32_at(b + 74 + 4 * k)), scale_both(scales[k]), 15, form);
     }
 }
 
@@ -151,7 +151,7 @@ X86_FN void iq1_s_x86(struct out *out, const uint8_t *b, enum form form)
         const unsigned w = block_u16(b + 34 + 2 * k);
         const __m256i grid = grid32(iq1s_grid[qs[0] | (w << 8 & 0x700)], iq1s_grid[qs[1] | (w << 5 & 0x700)],
                                     iq1s_grid[qs[2] | (w << 2 & 0x700)], iq1s_grid[qs[3] | (w >> 1 & 0x700)]);
-        out32_scaled(out, iq1_codes(grid, _mm256_set1_epi8(w >> 15 ? -1 : 1)), _mm256_set1_ps(scales[k]), 9, form);
+        out32_scaled(out, iq1_codes(grid, _mm256_set1_epi8(w >> 15 ? -1 : 1)), scale_both(scales[k]), 9, form);
     }
 }
 

@@ -91,9 +91,9 @@ X86_FN void q4_k_x86(struct out *out, const uint8_t *b, enum form form)
     k4_scales(scales, mins, b);
     for (unsigned k = 0; k < 8; k += 2) {
         const __m256i q = bytes32_at(b + 16 + 16 * k);
-        out32_affine(out, _mm256_and_si256(q, mask), _mm256_set1_ps(scales[k]), _mm256_set1_ps(mins[k]), 15, form);
-        out32_affine(out, _mm256_and_si256(_mm256_srli_epi16(q, 4), mask), _mm256_set1_ps(scales[k + 1]),
-                     _mm256_set1_ps(mins[k + 1]), 15, form);
+        out32_affine(out, _mm256_and_si256(q, mask), scale_both(scales[k]), scale_both(mins[k]), 15, form);
+        out32_affine(out, _mm256_and_si256(_mm256_srli_epi16(q, 4), mask), scale_both(scales[k + 1]),
+                     scale_both(mins[k + 1]), 15, form);
     }
 }
 
@@ -110,9 +110,8 @@ X86_FN void q5_k_x86(struct out *out, const uint8_t *b, enum form form)
         const __m256i high = _mm256_and_si256(_mm256_srli_epi16(q, 4), mask);
         const __m256i low5 = _mm256_and_si256(_mm256_slli_epi16(fifth, 4), sixteen);
         const __m256i high5 = _mm256_and_si256(_mm256_slli_epi16(fifth, 3), sixteen);
-        out32_affine(out, _mm256_or_si256(low, low5), _mm256_set1_ps(scales[k]), _mm256_set1_ps(mins[k]), 31, form);
-        out32_affine(out, _mm256_or_si256(high, high5), _mm256_set1_ps(scales[k + 1]), _mm256_set1_ps(mins[k + 1]), 31,
-                     form);
+        out32_affine(out, _mm256_or_si256(low, low5), scale_both(scales[k]), scale_both(mins[k]), 31, form);
+        out32_affine(out, _mm256_or_si256(high, high5), scale_both(scales[k + 1]), scale_both(mins[k + 1]), 31, form);
         fifth = _mm256_srli_epi16(fifth, 2);
     }
 }

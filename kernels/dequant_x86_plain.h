@@ -13,18 +13,14 @@ enum range {
 
 #if X86_AVX512
 
-X86_FN __m512i bits16(__m256 a, __m256 b)
+X86_FN __m512 joined(__m256 a, __m256 b)
 {
-    return _mm512_castps_si512(_mm512_insertf32x8(_mm512_castps256_ps512(a), b, 1));
+    return _mm512_insertf32x8(_mm512_castps256_ps512(a), b, 1);
 }
 
-/* Without a branch, whatever the numbers. */
 X86_FN void out16_count(struct out *out, __m256 a, __m256 b, int limit)
 {
-    const __m512i u = _mm512_and_si512(bits16(a, b), _mm512_set1_epi32(0x7fffffff));
-    const __m512i above = _mm512_sub_epi32(u, _mm512_set1_epi32(limit));
-    const unsigned finite = _mm512_cmplt_epu32_mask(above, _mm512_set1_epi32(0x7f800000 - limit));
-    out->overflows += (unsigned)__builtin_popcount(finite);
+    out->overflows += (unsigned)__builtin_popcount(overflows16(joined(a, b), limit));
 }
 
 /* The bf16 of a, then b. */
@@ -37,16 +33,14 @@ X86_FN __m256i bf16_narrowed(struct out *out, __m256 a, __m256 b, enum range ran
     else
         return (__m256i)_mm256_cvtne2ps_pbh(b, a);
 #endif
-    __m512i u = bits16(a, b);
+    __m512i u = _mm512_castps_si512(joined(a, b));
     if (range == RANGE_F16 || range == RANGE_ANY) {
         /* A NaN becomes quiet, and is cut to what a bf16 keeps: rounding must not carry out of it. */
         const __m512i quiet = _mm512_set1_epi32(0x00400000), upper = _mm512_set1_epi32((int)0xffff0000);
         const __mmask16 nan = _mm512_cmp_ps_mask(_mm512_castsi512_ps(u), _mm512_castsi512_ps(u), _CMP_UNORD_Q);
         u = _mm512_mask_ternarylogic_epi32(u, nan, quiet, upper, 0xa8); /* (u | quiet) & upper */
     }
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
-    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd);
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(bf16_upper(u), 16));
 }
 
 #else

@@ -6,36 +6,36 @@
 X86_FN void q4_0_x86(struct out *out, const uint8_t *b, enum form form)
 {
     const __m256i codes = _mm256_sub_epi8(nibbles32(b + 2), _mm256_set1_epi8(8));
-    out32_scaled(out, codes, _mm256_set1_ps(f16_at(b)), 8, form);
+    out32_scaled(out, codes, scale_both(f16_at(b)), 8, form);
 }
 
 X86_FN void q4_1_x86(struct out *out, const uint8_t *b, enum form form)
 {
-    out32_affine(out, nibbles32(b + 4), _mm256_set1_ps(f16_at(b)), _mm256_set1_ps(f16_at(b + 2)), 15, form);
+    out32_affine(out, nibbles32(b + 4), scale_both(f16_at(b)), scale_both(f16_at(b + 2)), 15, form);
 }
 
 X86_FN void q5_0_x86(struct out *out, const uint8_t *b, enum form form)
 {
     /* A clear fifth bit takes 16 away; a set one adds 16 and takes it away again. */
     const __m256i less = _mm256_andnot_si256(bits32(u32_at(b + 2)), _mm256_set1_epi8(16));
-    out32_scaled(out, _mm256_sub_epi8(nibbles32(b + 6), less), _mm256_set1_ps(f16_at(b)), 16, form);
+    out32_scaled(out, _mm256_sub_epi8(nibbles32(b + 6), less), scale_both(f16_at(b)), 16, form);
 }
 
 X86_FN void q5_1_x86(struct out *out, const uint8_t *b, enum form form)
 {
     const __m256i fifth = _mm256_and_si256(bits32(u32_at(b + 4)), _mm256_set1_epi8(16));
-    out32_affine(out, _mm256_or_si256(nibbles32(b + 8), fifth), _mm256_set1_ps(f16_at(b)),
-                 _mm256_set1_ps(f16_at(b + 2)), 31, form);
+    out32_affine(out, _mm256_or_si256(nibbles32(b + 8), fifth), scale_both(f16_at(b)), scale_both(f16_at(b + 2)), 31,
+                 form);
 }
 
 X86_FN void q8_0_x86(struct out *out, const uint8_t *b, enum form form)
 {
-    out32_scaled(out, bytes32_at(b + 2), _mm256_set1_ps(f16_at(b)), 128, form);
+    out32_scaled(out, bytes32_at(b + 2), scale_both(f16_at(b)), 128, form);
 }
 
 X86_FN void q1_0_x86(struct out *out, const uint8_t *b, enum form form)
 {
-    const __m256 d = _mm256_set1_ps(f16_at(b));
+    const struct scale d = scale_both(f16_at(b));
     for (unsigned i = 0; i < 16; i += 4) {
         const __m256i clear = bits32(~u32_at(b + 2 + i));
         out32_scaled(out, _mm256_or_si256(clear, _mm256_set1_epi8(1)), d, 1, form);
@@ -44,7 +44,7 @@ X86_FN void q1_0_x86(struct out *out, const uint8_t *b, enum form form)
 
 X86_FN void q2_0_x86(struct out *out, const uint8_t *b, enum form form)
 {
-    const __m256 d = _mm256_set1_ps(f16_at(b));
+    const struct scale d = scale_both(f16_at(b));
     /* Each byte four times; then, of each four, the lower nibble twice and the upper twice, and of each nibble the
      * lower and the upper code: 0 to 3, or four times that. */
     const __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 6,
@@ -73,7 +73,7 @@ X86_FN __m256i tripled(__m256i t)
 
 X86_FN void tq1_0_x86(struct out *out, const uint8_t *b, enum form form)
 {
-    const __m256 d = _mm256_set1_ps(f16_at(b + 52));
+    const struct scale d = scale_both(f16_at(b + 52));
     __m256i t = bytes32_at(b);
     for (unsigned digit = 0; digit < 5; digit++, t = tripled(t))
         out32_scaled(out, tq1_0_codes(t), d, 1, form);
@@ -94,7 +94,7 @@ X86_FN void tq1_0_x86(struct out *out, const uint8_t *b, enum form form)
 
 X86_FN void tq2_0_x86(struct out *out, const uint8_t *b, enum form form)
 {
-    const __m256 d = _mm256_set1_ps(f16_at(b + 64));
+    const struct scale d = scale_both(f16_at(b + 64));
     for (unsigned half = 0; half < 64; half += 32) {
         __m256i q = bytes32_at(b + half);
         for (unsigned i = 0; i < 4; i++, q = _mm256_srli_epi16(q, 2)) {
@@ -113,7 +113,7 @@ X86_FN __m256i table16(const int8_t *table)
 X86_FN void iq4_nl_x86(struct out *out, const uint8_t *b, enum form form)
 {
     const __m256i codes = _mm256_shuffle_epi8(table16(kvalues_iq4nl), nibbles32(b + 2));
-    out32_scaled(out, codes, _mm256_set1_ps(f16_at(b)), 127, form);
+    out32_scaled(out, codes, scale_both(f16_at(b)), 127, form);
 }
 
 X86_FN void iq4_xs_x86(struct out *out, const uint8_t *b, enum form form)
@@ -124,12 +124,11 @@ X86_FN void iq4_xs_x86(struct out *out, const uint8_t *b, enum form form)
     for (unsigned k = 0; k < 8; k++) {
         const int scale = (int)((low >> (4 * k) & 15) | (high >> (2 * k) & 3) << 4) - 32;
         const __m256i codes = _mm256_shuffle_epi8(table16(kvalues_iq4nl), nibbles32(b + 8 + 16 * k));
-        out32_scaled(out, codes, _mm256_set1_ps(d * (float)scale), 127, form);
+        out32_scaled(out, codes, scale_both(d * (float)scale), 127, form);
     }
 }
 
-/* The one type whose scales go down to 2^-128: no room to divide them, so the codes are moved down instead. The least
- * two make subnormal numbers. */
+/* The one type whose scales go down to 2^-128. The least two make subnormal numbers. */
 X86_FN void mxfp4_x86(struct out *out, const uint8_t *b, enum form form)
 {
     if (X86_BF16 && form == FORM_BF16 && __builtin_expect(b[0] < 2, 0)) {
@@ -137,15 +136,8 @@ X86_FN void mxfp4_x86(struct out *out, const uint8_t *b, enum form form)
         out->at += 64;
         return;
     }
-    const __m256 scale = _mm256_set1_ps(e8m0_half(b[0]));
-    __m256i lanes[4];
-    __m256 x[4];
-    lanes32(lanes, _mm256_shuffle_epi8(table16(kvalues_fp4), nibbles32(b + 1)), form);
-    for (unsigned k = 0; k < 4; k++)
-        x[k] = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_srai_epi32(lanes[k], 24)), scale);
-    if (form == FORM_F16)
-        out32_count(out, x, _mm256_mul_ps(scale, _mm256_set1_ps(12)));
-    out32(out, x, form);
+    const __m256i codes = _mm256_shuffle_epi8(table16(kvalues_fp4), nibbles32(b + 1));
+    out32_tiny(out, codes, scale_both(e8m0_half(b[0])), 12, form);
 }
 
 X86_FN void nvfp4_x86(struct out *out, const uint8_t *b, enum form form)

@@ -1,0 +1,170 @@
+/* How codes become numbers and leave, with vectors of 256 bits; dequant_x86.h says what the functions mean. */
+#pragma once
+
+struct scale {
+    __m256 of; /* of elements 0..15 in the lower half, of 16..31 in the upper one */
+};
+
+X86_FN struct scale scale_both(float scale)
+{
+    return (struct scale){_mm256_set1_ps(scale)};
+}
+
+/* Two side by side in memory. */
+X86_FN struct scale scale_pair(const float *scales)
+{
+    double both;
+    memcpy(&both, scales, sizeof both);
+    const __m256 pairs = _mm256_castpd_ps(_mm256_set1_pd(both));
+    return (struct scale){_mm256_permutevar_ps(pairs, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1))};
+}
+
+X86_FN __m256 magnitudes(__m256 x)
+{
+    return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x);
+}
+
+/* Whether a bound of magnitudes allows for an f16 overflow. A NaN bound does not: nothing made with it is finite. */
+X86_FN bool f16_suspicious(__m256 bound)
+{
+    const __m256 limit = _mm256_castsi256_ps(_mm256_set1_epi32(F16_LIMIT));
+    return __builtin_expect(_mm256_movemask_ps(_mm256_cmp_ps(bound, limit, _CMP_GE_OQ)) != 0, 0);
+}
+
+/* How many of eight are finite, at or above the limit. */
+X86_FN unsigned overflows8(__m256 x, int limit)
+{
+    const __m256i u = _mm256_castps_si256(magnitudes(x));
+    const __m256i reached = _mm256_cmpgt_epi32(u, _mm256_set1_epi32(limit - 1));
+    const __m256i finite = _mm256_cmpgt_epi32(_mm256_set1_epi32(0x7f800000), u);
+    const __m256 both = _mm256_castsi256_ps(_mm256_and_si256(reached, finite));
+    return (unsigned)__builtin_popcount((unsigned)_mm256_movemask_ps(both));
+}
+
+/* Overflows are looked for only where a bound of the magnitudes says that there can be some: in weights, next to never.
+ */
+X86_FN void out32_count(struct out *out, const __m256 x[4], __m256 bound)
+{
+    if (f16_suspicious(bound)) {
+        for (unsigned k = 0; k < 4; k++)
+            out->overflows += overflows8(x[k], F16_LIMIT);
+    }
+}
+
+/* Only shuffles of codes within 128 bits are used: those across are twice as slow or worse. Each
+ * shuffle moves four bytes of each half to the tops of eight 32-bit lanes, which multiplies the codes by 2^24. */
+
+#define OUT32_SHUFFLE(e0, e1, e2, e3)                                                                                  \
+    _mm256_setr_epi8(-1, -1, -1, e0, -1, -1, -1, e1, -1, -1, -1, e2, -1, -1, -1, e3, -1, -1, -1, e0, -1, -1, -1, e1,   \
+                     -1, -1, -1, e2, -1, -1, -1, e3)
+
+/* The bf16 of numbers given as upper and lower halves: adds the carry of lower + 0x7fff + the last bit of upper. */
+X86_FN __m256i bf16_halves(__m256i upper, __m256i lower)
+{
+    const __m256i last = _mm256_and_si256(upper, _mm256_set1_epi16(1));
+    /* The sum, halved so that it fits 16 bits. */
+    const __m256i sum = _mm256_avg_epu16(lower, _mm256_add_epi16(last, _mm256_set1_epi16(0x7ffe)));
+    return _mm256_add_epi16(upper, _mm256_srli_epi16(sum, 15));
+}
+
+/* Whether out32() takes even and odd elements apart. */
+X86_FN bool in_even_and_odd(enum form form)
+{
+    return form == FORM_BF16;
+}
+
+/* The sixteen bf16 of the even and the odd ones, those of the lower halves first. */
+X86_FN __m256i bf16_16(__m256 evens, __m256 odds)
+{
+    const __m256i even = _mm256_castps_si256(evens), odd = _mm256_castps_si256(odds);
+    const __m256i upper = _mm256_blend_epi16(_mm256_srli_epi32(even, 16), odd, 0xaa);
+    const __m256i lower = _mm256_blend_epi16(even, _mm256_slli_epi32(odd, 16), 0xaa);
+    return bf16_halves(upper, lower);
+}
+
+/* 32 values, x[k] holding elements 4k to 4k + 3 and 16 + 4k to 16 + 4k + 3; for bf16, where that costs less, of each
+ * pair of vectors the first has the even and the second the odd ones. */
+X86_FN void out32(struct out *out, const __m256 x[4], enum form form)
+{
+    __m128i *const to = (__m128i *)out->at;
+    if (form == FORM_F32) {
+        float *const floats = (float *)out->at;
+        for (unsigned k = 0; k < 4; k++) {
+            _mm_storeu_ps(floats + 4 * k, _mm256_castps256_ps128(x[k]));
+            _mm_storeu_ps(floats + 16 + 4 * k, _mm256_extractf128_ps(x[k], 1));
+        }
+        out->at += 128;
+        return;
+    }
+    for (unsigned k = 0; k < 2; k++) {
+        if (form == FORM_F16) {
+            const __m128i a = _mm256_cvtps_ph(x[2 * k], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+            const __m128i b = _mm256_cvtps_ph(x[2 * k + 1], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+            _mm_storeu_si128(to + k, _mm_unpacklo_epi64(a, b));
+            _mm_storeu_si128(to + k + 2, _mm_unpackhi_epi64(a, b));
+        } else {
+            const __m256i rounded = bf16_16(x[2 * k], x[2 * k + 1]);
+            _mm_storeu_si128(to + k, _mm256_castsi256_si128(rounded));
+            _mm_storeu_si128(to + k + 2, _mm256_extracti128_si256(rounded, 1));
+        }
+    }
+    out->at += 64;
+}
+
+/* Codes times 2^24, in out32()'s order. */
+X86_FN void lanes32(__m256i lanes[4], __m256i codes, enum form form)
+{
+    if (in_even_and_odd(form)) {
+        lanes[0] = _mm256_shuffle_epi8(codes, OUT32_SHUFFLE(0, 2, 4, 6));
+        lanes[1] = _mm256_shuffle_epi8(codes, OUT32_SHUFFLE(1, 3, 5, 7));
+        lanes[2] = _mm256_shuffle_epi8(codes, OUT32_SHUFFLE(8, 10, 12, 14));
+        lanes[3] = _mm256_shuffle_epi8(codes, OUT32_SHUFFLE(9, 11, 13, 15));
+    } else {
+        lanes[0] = _mm256_shuffle_epi8(codes, OUT32_SHUFFLE(0, 1, 2, 3));
+        lanes[1] = _mm256_shuffle_epi8(codes, OUT32_SHUFFLE(4, 5, 6, 7));
+        lanes[2] = _mm256_shuffle_epi8(codes, OUT32_SHUFFLE(8, 9, 10, 11));
+        lanes[3] = _mm256_shuffle_epi8(codes, OUT32_SHUFFLE(12, 13, 14, 15));
+    }
+}
+
+/* Scales are 2^-60 at least, so dividing by 2^24 keeps them exact, and products are normal numbers. */
+X86_FN void out32_scaled(struct out *out, __m256i codes, struct scale scale, float most, enum form form)
+{
+    const __m256 scale24 = _mm256_mul_ps(scale.of, _mm256_set1_ps(0x1p-24f));
+    __m256i lanes[4];
+    __m256 x[4];
+    lanes32(lanes, codes, form);
+    for (unsigned k = 0; k < 4; k++)
+        x[k] = _mm256_mul_ps(_mm256_cvtepi32_ps(lanes[k]), scale24);
+    if (form == FORM_F16)
+        out32_count(out, x, magnitudes(_mm256_mul_ps(scale.of, _mm256_set1_ps(most))));
+    out32(out, x, form);
+}
+
+X86_FN void out32_affine(struct out *out, __m256i codes, struct scale scale, struct scale add, float most,
+                         enum form form)
+{
+    const __m256 scale24 = _mm256_mul_ps(scale.of, _mm256_set1_ps(0x1p-24f));
+    __m256i lanes[4];
+    __m256 x[4];
+    lanes32(lanes, codes, form);
+    for (unsigned k = 0; k < 4; k++)
+        x[k] = _mm256_add_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(lanes[k]), scale24), add.of);
+    if (form == FORM_F16)
+        out32_count(out, x,
+                    _mm256_add_ps(magnitudes(_mm256_mul_ps(scale.of, _mm256_set1_ps(most))), magnitudes(add.of)));
+    out32(out, x, form);
+}
+
+/* No room to divide the scale, so the codes are moved down instead. */
+X86_FN void out32_tiny(struct out *out, __m256i codes, struct scale scale, float most, enum form form)
+{
+    __m256i lanes[4];
+    __m256 x[4];
+    lanes32(lanes, codes, form);
+    for (unsigned k = 0; k < 4; k++)
+        x[k] = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_srai_epi32(lanes[k], 24)), scale.of);
+    if (form == FORM_F16)
+        out32_count(out, x, magnitudes(_mm256_mul_ps(scale.of, _mm256_set1_ps(most))));
+    out32(out, x, form);
+}
