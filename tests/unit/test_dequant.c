@@ -393,7 +393,7 @@ static void check_large(uint32_t id, enum form form, uint8_t *got, uint8_t *want
     for (size_t i = 0; i < 2 * dequant_isa_count; i++) {
         const struct dequant_isa *isa = &dequant_isas[i / 2];
         const size_t shift = shifts[i % 2];
-        if (!isa->runs_here() || !(*isa->table)[id][form])
+        if (!isa->runs_here() || !(*isa->table)[id][form] || isa->table == &dequant_reference)
             continue;
         memset(got, 0xa5, shift + size + 64);
         decode(isa->table, id, form, got + shift, src, blocks, overflows);
@@ -413,8 +413,9 @@ static void large_outputs_agree(void **state)
     uint8_t *src = allocate(4 * DEQUANT_STREAM_BYTES + 4096);
     random_fill(src, 4 * DEQUANT_STREAM_BYTES + 4096);
     for (uint32_t id = 0; id < DEQUANT_TYPES; id++)
-        for (enum form form = FORM_F32; form <= FORM_BF16 && dequant_find(id, form); form++)
-            check_large(id, form, got, want, src + id % 3);
+        for (enum form form = FORM_F32; form <= FORM_BF16; form++)
+            if (dequant_find(id, form) != dequant_find_reference(id, form))
+                check_large(id, form, got, want, src + id % 3);
     free(want);
     free(got);
     free(src);
