@@ -12,6 +12,7 @@
  *   out32_scaled(out, codes, scale, most, form)        code * scale; no code is of greater magnitude than `most`
  *   out32_affine(out, codes, scale, add, most, form)   code * scale + add: one rounding, in the addition
  *   out32_tiny(out, codes, scale, most, form)          as out32_scaled, with scales below 2^-60
+ *   out32_few(out, codes, few, scale, most, form)      as out32_scaled; `few` says how to look the results up
  *
  * A `struct scale` is for all 32, or one for each half: scale_both(), scale_pair(). NaN scales have no payload that
  * rounding could carry out of (see f16_at), and no bf16 overflows: no finite product or sum of a quantised type comes
@@ -34,6 +35,15 @@ struct out {
     uint8_t *at;
     uint64_t overflows;
     bool past_caches;
+};
+
+/* Codes of which there are so few that multiplying and rounding each once for a scale and looking up the results may
+ * cost less: those of `values` that `index` says, from 0 to 7, with the upper bits of `signs` flipping theirs. `four`:
+ * the indexes are below 4, and values[4] to [7] are the first four again. */
+struct few {
+    __m256i index, signs;
+    __m256 values;
+    bool four; /* a constant */
 };
 
 /* The least magnitudes that overflow, as narrow.h has them. */

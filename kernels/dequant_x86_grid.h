@@ -17,6 +17,30 @@ X86_FN uint32_t signs_from_indexes(uint32_t w)
            (uint32_t)ksigns_iq2xs[w >> 14 & 127] << 16 | (uint32_t)ksigns_iq2xs[w >> 21 & 127] << 24;
 }
 
+/* IQ2 has magnitudes 8, 25 and 43, which differ in the last two bits. */
+X86_FN void iq2_out32(struct out *out, __m256i grid, uint32_t signs, struct scale scale, enum form form)
+{
+    const struct few few = {
+        .index = _mm256_and_si256(grid, _mm256_set1_epi8(3)),
+        .signs = bits32(signs),
+        .values = _mm256_setr_ps(8, 25, 0, 43, 8, 25, 0, 43),
+        .four = true,
+    };
+    out32_few(out, grid_signs(grid, signs), few, scale, 43, form);
+}
+
+/* IQ3 has eight magnitudes, given in ascending order, which differ in three bits from `shift` on. */
+X86_FN void iq3_out32(struct out *out, __m256i grid, uint32_t signs, __m256 values, int shift, struct scale scale,
+                      float most, enum form form)
+{
+    const struct few few = {
+        .index = _mm256_and_si256(_mm256_srli_epi16(grid, shift), _mm256_set1_epi8(7)),
+        .signs = bits32(signs),
+        .values = values,
+    };
+    out32_few(out, grid_signs(grid, signs), few, scale, most, form);
+}
+
 X86_FN __m256i grid32(uint64_t g0, uint64_t g1, uint64_t g2, uint64_t g3)
 {
     return _mm256_setr_epi64x((long long)g0, (long long)g1, (long long)g2, (long long)g3);
@@ -61,7 +85,7 @@ X86_FN void iq2_xxs_x86(struct out *out, const uint8_t *b, enum form form)
         const uint8_t *p = b + 2 + 8 * k;
         const uint32_t w = u32_at(p + 4);
         const __m256i grid = grid32(iq2xxs_grid[p[0]], iq2xxs_grid[p[1]], iq2xxs_grid[p[2]], iq2xxs_grid[p[3]]);
-        out32_scaled(out, grid_signs(grid, signs_from_indexes(w)), scale_both(scales[k]), 43, form);
+        iq2_out32(out, grid, signs_from_indexes(w), scale_both(scales[k]), form);
     }
 }
 
@@ -75,7 +99,7 @@ X86_FN void iq2_xs_x86(struct out *out, const uint8_t *b, enum form form)
                                     iq2xs_grid[q >> 48 & 511]);
         const uint32_t signs = (uint32_t)ksigns_iq2xs[q >> 9 & 127] | (uint32_t)ksigns_iq2xs[q >> 25 & 127] << 8 |
                                (uint32_t)ksigns_iq2xs[q >> 41 & 127] << 16 | (uint32_t)ksigns_iq2xs[q >> 57] << 24;
-        out32_scaled(out, grid_signs(grid, signs), scale_pair(scales + 2 * k), 43, form);
+        iq2_out32(out, grid, signs, scale_pair(scales + 2 * k), form);
     }
 }
 
@@ -88,7 +112,7 @@ X86_FN void iq2_s_x86(struct out *out, const uint8_t *b, enum form form)
         const unsigned high = b[66 + k];
         const __m256i grid = grid32(iq2s_grid[qs[0] | (high << 8 & 0x300)], iq2s_grid[qs[1] | (high << 6 & 0x300)],
                                     iq2s_grid[qs[2] | (high << 4 & 0x300)], iq2s_grid[qs[3] | (high << 2 & 0x300)]);
-        out32_scaled(out, grid_signs(grid, u32_at(b + 34 + 4 * k)), scale_pair(scales + 2 * k), 43, form);
+        iq2_out32(out, grid, u32_at(b + 34 + 4 * k), scale_pair(scales + 2 * k), form);
     }
 }
 
@@ -102,8 +126,8 @@ X86_FN void iq3_xxs_x86(struct out *out, const uint8_t *b, enum form form)
         const uint64_t q = u64_at(qs);
         const uint16_t indexes[8] = {q & 255,       q >> 8 & 255,  q >> 16 & 255, q >> 24 & 255,
                                      q >> 32 & 255, q >> 40 & 255, q >> 48 & 255, q >> 56};
-        out32_scaled(out, grid_signs(grid8x4(iq3xxs_grid, indexes), signs_from_indexes(w)), scale_both(scales[k]), 62,
-                     form);
+        iq3_out32(out, grid8x4(iq3xxs_grid, indexes), signs_from_indexes(w),
+                  _mm256_setr_ps(4, 12, 20, 28, 36, 44, 52, 62), 3, scale_both(scales[k]), 62, form);
     }
 }
 
@@ -129,16 +153,24 @@ X86_FN void iq3_s_x86(struct out *out, const uint8_t *b, enum form form)
     iq3_s_indexes(indexes + 32, b + 34, b + 70);
     for (unsigned k = 0; k < 8; k++) {
         const __m256i grid = grid8x4(iq3s_grid, indexes + 8 * k);
-        out32_scaled(out, grid_signs(grid, u32_at(b + 74 + 4 * k)), scale_both(scales[k]), 15, form);
+        iq3_out32(out, grid, u32_at(b + 74 + 4 * k), _mm256_setr_ps(1, 3, 5, 7, 9, 11, 13, 15), 1,
+                  scale_both(scales[k]), 15, form);
     }
 }
 
-/* Eight elements of IQ1 are the grid's -1, 0 or 1 and an eighth more or less. Codes are eight times that. */
-X86_FN __m256i iq1_codes(__m256i grid, __m256i ones)
+/* Elements of IQ1 are the grid's -1, 0 or 1 and an eighth more or less; `ones` are 1 or -1 for that. Codes are eight
+ * times it: with the sign of the eighth, 1 and 8 more or less. */
+X86_FN void iq1_out32(struct out *out, __m256i grid, __m256i ones, struct scale scale, enum form form)
 {
     /* Shifted in 16 bits, what comes over from the lower byte goes. */
     const __m256i eights = _mm256_and_si256(_mm256_slli_epi16(grid, 3), _mm256_set1_epi8((char)0xf8));
-    return _mm256_add_epi8(eights, ones);
+    const struct few few = {
+        .index = _mm256_and_si256(_mm256_sign_epi8(grid, ones), _mm256_set1_epi8(3)),
+        .signs = ones,
+        .values = _mm256_setr_ps(1, 9, 0, -7, 1, 9, 0, -7),
+        .four = true,
+    };
+    out32_few(out, _mm256_add_epi8(eights, ones), few, scale, 9, form);
 }
 
 X86_FN void iq1_s_x86(struct out *out, const uint8_t *b, enum form form)
@@ -151,7 +183,7 @@ X86_FN void iq1_s_x86(struct out *out, const uint8_t *b, enum form form)
         const unsigned w = block_u16(b + 34 + 2 * k);
         const __m256i grid = grid32(iq1s_grid[qs[0] | (w << 8 & 0x700)], iq1s_grid[qs[1] | (w << 5 & 0x700)],
                                     iq1s_grid[qs[2] | (w << 2 & 0x700)], iq1s_grid[qs[3] | (w >> 1 & 0x700)]);
-        out32_scaled(out, iq1_codes(grid, _mm256_set1_epi8(w >> 15 ? -1 : 1)), scale_both(scales[k]), 9, form);
+        iq1_out32(out, grid, _mm256_set1_epi8(w >> 15 ? -1 : 1), scale_both(scales[k]), form);
     }
 }
 
@@ -177,7 +209,7 @@ X86_FN void iq1_m_x86(struct out *out, const uint8_t *b, enum form form)
         const __m256i grid = grid32(iq1s_grid[qs[0] | (n << 8 & 0x700)], iq1s_grid[qs[1] | (n << 4 & 0x700)],
                                     iq1s_grid[qs[2] | (n & 0x700)], iq1s_grid[qs[3] | (n >> 4 & 0x700)]);
         const __m256i delta = grid32(ones[n >> 3 & 1], ones[n >> 7 & 1], ones[n >> 11 & 1], ones[n >> 15]);
-        out32_scaled(out, iq1_codes(grid, delta), scale_pair(scales + 2 * k), 9, form);
+        iq1_out32(out, grid, delta, scale_pair(scales + 2 * k), form);
     }
 }
 

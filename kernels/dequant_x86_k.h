@@ -63,7 +63,12 @@ X86_FN void q3_k_x86(struct out *out, const uint8_t *b, enum form form)
             const __m256i low = _mm256_and_si256(q, _mm256_set1_epi8(3));
             const __m256i third = _mm256_and_si256(_mm256_slli_epi16(hmask, 2), _mm256_set1_epi8(4));
             const __m256i codes = _mm256_sub_epi8(_mm256_or_si256(low, third), _mm256_set1_epi8(4));
-            out32_scaled(out, codes, scale_pair(scales + k), 4, form);
+            const struct few few = {
+                .index = _mm256_and_si256(codes, _mm256_set1_epi8(7)),
+                .signs = _mm256_setzero_si256(),
+                .values = _mm256_setr_ps(0, 1, 2, 3, -4, -3, -2, -1),
+            };
+            out32_few(out, codes, few, scale_pair(scales + k), 4, form);
             q = _mm256_srli_epi16(q, 2);
             hmask = _mm256_srli_epi16(hmask, 1);
         }

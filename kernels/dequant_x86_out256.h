@@ -2,12 +2,13 @@
 #pragma once
 
 struct scale {
-    __m256 of; /* of elements 0..15 in the lower half, of 16..31 in the upper one */
+    __m256 of;   /* of elements 0..15 in the lower half, of 16..31 in the upper one */
+    bool differ; /* a constant */
 };
 
 X86_FN struct scale scale_both(float scale)
 {
-    return (struct scale){_mm256_set1_ps(scale)};
+    return (struct scale){_mm256_set1_ps(scale), false};
 }
 
 /* Two side by side in memory. */
@@ -16,7 +17,7 @@ X86_FN struct scale scale_pair(const float *scales)
     double both;
     memcpy(&both, scales, sizeof both);
     const __m256 pairs = _mm256_castpd_ps(_mm256_set1_pd(both));
-    return (struct scale){_mm256_permutevar_ps(pairs, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1))};
+    return (struct scale){_mm256_permutevar_ps(pairs, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1)), true};
 }
 
 X86_FN __m256 magnitudes(__m256 x)
@@ -167,4 +168,49 @@ X86_FN void out32_tiny(struct out *out, __m256i codes, struct scale scale, float
     if (form == FORM_F16)
         out32_count(out, x, magnitudes(_mm256_mul_ps(scale.of, _mm256_set1_ps(most))));
     out32(out, x, form);
+}
+
+/* Products rounded to bf16, as the upper half of each lane. */
+X86_FN __m256i few_rounded(__m256 values, __m256 scale)
+{
+    const __m256i u = _mm256_castps_si256(_mm256_mul_ps(values, scale));
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+    return _mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7fff)), odd);
+}
+
+/* The bf16 of values and scale, for either half of the elements eight lower bytes and then eight upper ones. */
+X86_FN __m256i few_table(struct few few, struct scale scale)
+{
+    const __m256i bytes = _mm256_setr_epi8(2, 6, 10, 14, -1, -1, -1, -1, 3, 7, 11, 15, -1, -1, -1, -1, -1, -1, -1, -1,
+                                           2, 6, 10, 14, -1, -1, -1, -1, 3, 7, 11, 15);
+    if (few.four) {
+        const __m256i four = _mm256_broadcastsi128_si256(_mm256_castsi256_si128(bytes));
+        return _mm256_shuffle_epi8(few_rounded(few.values, scale.of), four);
+    }
+    const __m256i low =
+        _mm256_shuffle_epi8(few_rounded(few.values, _mm256_permute2f128_ps(scale.of, scale.of, 0x00)), bytes);
+    if (!scale.differ)
+        return _mm256_or_si256(low, _mm256_permute2x128_si256(low, low, 0x01));
+    const __m256i high =
+        _mm256_shuffle_epi8(few_rounded(few.values, _mm256_permute2f128_ps(scale.of, scale.of, 0x11)), bytes);
+    return _mm256_or_si256(_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31));
+}
+
+X86_FN void out32_few(struct out *out, __m256i codes, struct few few, struct scale scale, float most, enum form form)
+{
+    if (form != FORM_BF16) {
+        out32_scaled(out, codes, scale, most, form);
+        return;
+    }
+    const __m256i table = few_table(few, scale);
+    const __m256i lower = _mm256_shuffle_epi8(table, few.index);
+    const __m256i upper = _mm256_shuffle_epi8(table, _mm256_or_si256(few.index, _mm256_set1_epi8(8)));
+    const __m256i upper_signed = _mm256_xor_si256(upper, _mm256_and_si256(few.signs, _mm256_set1_epi8((char)0x80)));
+    const __m256i a = _mm256_unpacklo_epi8(lower, upper_signed), b = _mm256_unpackhi_epi8(lower, upper_signed);
+    __m128i *const to = (__m128i *)out->at;
+    _mm_storeu_si128(to, _mm256_castsi256_si128(a));
+    _mm_storeu_si128(to + 1, _mm256_castsi256_si128(b));
+    _mm_storeu_si128(to + 2, _mm256_extracti128_si256(a, 1));
+    _mm_storeu_si128(to + 3, _mm256_extracti128_si256(b, 1));
+    out->at += 64;
 }

@@ -120,3 +120,10 @@ X86_FN void out32_affine(struct out *out, __m256i codes, struct scale scale, str
         out32_count(out, low_sum, high_sum, _mm512_add_ps(scale_bound(scale, most), scale_bound(add, 1)));
     out32(out, low_sum, high_sum, form);
 }
+
+/* Looking up is no faster here. */
+X86_FN void out32_few(struct out *out, __m256i codes, struct few few, struct scale scale, float most, enum form form)
+{
+    (void)few;
+    out32_scaled(out, codes, scale, most, form);
+}

@@ -33,12 +33,24 @@ X86_FN void q8_0_x86(struct out *out, const uint8_t *b, enum form form)
     out32_scaled(out, bytes32_at(b + 2), scale_both(f16_at(b)), 128, form);
 }
 
+/* Codes from -1 to 2, which differ in the last two bits. */
+X86_FN void out32_two_bits(struct out *out, __m256i codes, struct scale scale, enum form form)
+{
+    const struct few few = {
+        .index = _mm256_and_si256(codes, _mm256_set1_epi8(3)),
+        .signs = _mm256_setzero_si256(),
+        .values = _mm256_setr_ps(0, 1, 2, -1, 0, 1, 2, -1),
+        .four = true,
+    };
+    out32_few(out, codes, few, scale, 2, form);
+}
+
 X86_FN void q1_0_x86(struct out *out, const uint8_t *b, enum form form)
 {
     const struct scale d = scale_both(f16_at(b));
     for (unsigned i = 0; i < 16; i += 4) {
         const __m256i clear = bits32(~u32_at(b + 2 + i));
-        out32_scaled(out, _mm256_or_si256(clear, _mm256_set1_epi8(1)), d, 1, form);
+        out32_two_bits(out, _mm256_or_si256(clear, _mm256_set1_epi8(1)), d, form);
     }
 }
 
@@ -54,7 +66,7 @@ X86_FN void q2_0_x86(struct out *out, const uint8_t *b, enum form form)
         const __m256i q = _mm256_shuffle_epi8(_mm256_set1_epi64x((long long)u64_at(b + 2 + i)), spread);
         const __m256i nibbles = _mm256_blend_epi16(q, _mm256_srli_epi16(q, 4), 0xaa);
         const __m256i codes = _mm256_and_si256(nibbles, _mm256_set1_epi16(0x0c03));
-        out32_scaled(out, _mm256_shuffle_epi8(values, codes), d, 2, form);
+        out32_two_bits(out, _mm256_shuffle_epi8(values, codes), d, form);
     }
 }
 
@@ -76,20 +88,20 @@ X86_FN void tq1_0_x86(struct out *out, const uint8_t *b, enum form form)
     const struct scale d = scale_both(f16_at(b + 52));
     __m256i t = bytes32_at(b);
     for (unsigned digit = 0; digit < 5; digit++, t = tripled(t))
-        out32_scaled(out, tq1_0_codes(t), d, 1, form);
+        out32_two_bits(out, tq1_0_codes(t), d, form);
     /* Sixteen bytes, five times: two digits side by side, and the fifth beside the last four bytes, four times. Of
      * those, each 32 bits are tripled once more than those before. */
     t = _mm256_broadcastsi128_si256(bytes16_at(b + 32));
     t = _mm256_blend_epi32(t, tripled(t), 0xf0);
-    out32_scaled(out, tq1_0_codes(t), d, 1, form);
+    out32_two_bits(out, tq1_0_codes(t), d, form);
     t = tripled(tripled(t));
-    out32_scaled(out, tq1_0_codes(t), d, 1, form);
+    out32_two_bits(out, tq1_0_codes(t), d, form);
     t = tripled(tripled(t));
     __m256i last = _mm256_set1_epi32((int)u32_at(b + 48));
     last = _mm256_blend_epi32(last, tripled(last), 0xee);
     last = _mm256_blend_epi32(last, tripled(last), 0xcc);
     last = _mm256_blend_epi32(last, tripled(last), 0x88);
-    out32_scaled(out, tq1_0_codes(_mm256_blend_epi32(t, last, 0xf0)), d, 1, form);
+    out32_two_bits(out, tq1_0_codes(_mm256_blend_epi32(t, last, 0xf0)), d, form);
 }
 
 X86_FN void tq2_0_x86(struct out *out, const uint8_t *b, enum form form)
@@ -99,7 +111,7 @@ X86_FN void tq2_0_x86(struct out *out, const uint8_t *b, enum form form)
         __m256i q = bytes32_at(b + half);
         for (unsigned i = 0; i < 4; i++, q = _mm256_srli_epi16(q, 2)) {
             const __m256i codes = _mm256_and_si256(q, _mm256_set1_epi8(3));
-            out32_scaled(out, _mm256_sub_epi8(codes, _mm256_set1_epi8(1)), d, 2, form);
+            out32_two_bits(out, _mm256_sub_epi8(codes, _mm256_set1_epi8(1)), d, form);
         }
     }
 }
