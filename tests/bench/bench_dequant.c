@@ -36,6 +36,7 @@
 #endif
 
 extern dequant_table bench_scalar;
+extern dequant_fn bench_read; /* bench_read.c: sums up the input */
 
 /* CALL_BYTES is what daemon/worker.h has as WORKER_SCRATCH. */
 enum { MAX_ROUNDS = 101, MAX_THREADS = 64, MAX_ELEMENTS = 256, CALL_BYTES = 256 << 10 };
@@ -86,20 +87,6 @@ static uint64_t fill_bytes(void *restrict dst, const void *restrict src, size_t 
 #else
     memset(dst, 1, bytes);
 #endif
-    return 0;
-}
-
-static uint64_t read_bytes(void *restrict dst, const void *restrict src, size_t bytes)
-{
-    static atomic_ullong result; /* so that it has to be computed */
-    const uint64_t *words = src;
-    uint64_t sums[8] = {0};
-    (void)dst;
-    for (size_t i = 0; i + 8 <= bytes / 8; i += 8)
-        for (size_t k = 0; k < 8; k++)
-            sums[k] += words[i + k];
-    for (size_t k = 0; k < 8; k++)
-        atomic_fetch_add(&result, sums[k]);
     return 0;
 }
 
@@ -320,7 +307,7 @@ static void bench(const struct tensor_type *type, enum form form, uint8_t *dst, 
     struct timing copy = {.job = {copy_bytes, dst, src, blocks * out, 1, 1, call * out, buffer * out}};
     struct timing write = {.job = {fill_bytes, dst, src, blocks * out, 0, 1, call * out, buffer * out}};
     struct job plain = fast.job;
-    const struct job read = {read_bytes, dst, src, blocks * in, 1, 0, call * in, buffer * in};
+    const struct job read = {bench_read, dst, src, blocks * in, 1, 0, call * in, buffer * in};
     double t_plain[MAX_ROUNDS], t_read[MAX_ROUNDS];
     plain.fn = bench_scalar[type->id][form];
     fill(type, src, blocks);
