@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures loads to a GPU, beside what the bus gives, and beside what PyTorch's users have.
 
-    bench_gpu.py BUILD [--kind cuda] [--out FOLDER] [--models FOLDER] [--quick]
+    bench_gpu.py BUILD [--kind cuda] [--out FOLDER] [--models FOLDER] [--only TABLE]... [--quick]
 
 Files are in the page cache. A load's time is from the request to the answer, in the bytes of its file; the best of five
 and their median. The ceiling is that of plain pinned copies, measured in the same run. A driver clears memory that was
@@ -114,7 +114,7 @@ def make_models(folder, quick):
     return models
 
 
-def bench_loads(build, kind, models, report):
+def bench_defaults(build, kind, models, report):
     report.head("Loads with the default settings")
     for type_, path in models.items():
         for form in ("native", "auto"):
@@ -125,17 +125,26 @@ def bench_loads(build, kind, models, report):
                 report.add(type_, path, form, "gpu", 0, 0, first, "the first after start")
                 at_once = daemon.loads(path, rest=0, form=form)
                 report.add(type_, path, form, "gpu", 0, 0, at_once, "each right after an unload of as much")
+
+
+def bench_workers(build, kind, models, report):
     report.head("Workers")
-    for workers in (1, 2, 4, 8, 12, 16):
+    for workers in (1, 2, 4, 8, 12, 14, 16):
         with Daemon(build, kind, "--workers", str(workers)) as daemon:
             for type_, form, dequant in (("f16", "native", "gpu"), ("q4_0", "auto", "gpu"), ("q4_0", "auto", "cpu")):
                 taken = daemon.loads(models[type_], times=3, form=form, dequant=dequant)
                 report.add(type_, models[type_], form, dequant, workers, 0, taken)
+
+
+def bench_streams(build, kind, models, report):
     report.head("Streams")
     for streams in (1, 2, 4, 8):
         with Daemon(build, kind, "--streams", str(streams)) as daemon:
             for type_, form in (("f16", "native"), ("q4_0", "auto")):
                 report.add(type_, models[type_], form, "gpu", 0, streams, daemon.loads(models[type_], times=3, form=form))
+
+
+def bench_staging(build, kind, models, report):
     report.head("Staging memory")
     for staging in ("32M", "64M", "96M", "128M", "256M", "512M"):
         with Daemon(build, kind, "--staging", staging) as daemon:
@@ -158,6 +167,15 @@ def bench_host_cache(build, kind, models, report):
         time.sleep(REST)
         back = [daemon.load(models["f16"], "a", form="native")]
         report.add("f16", models["f16"], "native", "gpu", 0, 0, back, "that one, back")
+
+
+LOADS = {
+    "defaults": bench_defaults,
+    "workers": bench_workers,
+    "streams": bench_streams,
+    "staging": bench_staging,
+    "host-cache": bench_host_cache,
+}
 
 
 def bench_attach(build, kind, folder):
@@ -236,9 +254,11 @@ def main():
     parser.add_argument("--kind", default="cuda")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--models", type=Path, default=Path("/tmp/rocmforge-bench"))
+    parser.add_argument("--only", action="append", choices=[*LOADS, "attach", "others"], help="default: all tables")
     parser.add_argument("--quick", action="store_true", help="small files, to try this script")
     arguments = parser.parse_args()
     build = arguments.build.resolve()
+    wanted = arguments.only or [*LOADS, "attach", "others"]
 
     models = make_models(arguments.models, arguments.quick)
     link = subprocess.run([next(build.rglob(f"bench_link_{arguments.kind}"))], capture_output=True, text=True)
@@ -250,11 +270,14 @@ def main():
     print(f"{link['device']}, {os.cpu_count()} processors. Pinned copies, GB/s: {sizes}")
 
     report = Report(link["link"])
-    bench_loads(build, arguments.kind, models, report)
-    bench_host_cache(build, arguments.kind, models, report)
+    for name, bench in LOADS.items():
+        if name in wanted:
+            bench(build, arguments.kind, models, report)
     result = {"link": link, "processors": os.cpu_count(), "loads": report.rows}
-    result["attach"] = bench_attach(build, arguments.kind, arguments.models)
-    result["others"] = bench_others(arguments.models, models["q4_0"].stat().st_size)
+    if "attach" in wanted:
+        result["attach"] = bench_attach(build, arguments.kind, arguments.models)
+    if "others" in wanted:
+        result["others"] = bench_others(arguments.models, models["q4_0"].stat().st_size)
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
         (arguments.out / "bench_gpu.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -5,6 +5,7 @@
 #
 # OUT: a folder for the tables and JSON; default build/gpu-results.
 # ROCMFORGE_GPU_STEPS: which of "tests daemon kernels put bench" to run; default all.
+# ROCMFORGE_BENCH_OPTIONS: of tests/bench/bench_gpu.py; "--only defaults", say.
 # ROCMFORGE_GPU_BUILD: a build folder that is ready, made elsewhere perhaps: nothing is built.
 set -uo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.."
@@ -79,7 +80,8 @@ if wanted put; then
 fi
 if wanted bench; then
     step "Loads"
-    "$python" tests/bench/bench_gpu.py "$build" --kind "$kind" --out "$out" \
+    read -ra bench_options <<<"${ROCMFORGE_BENCH_OPTIONS:-}"
+    "$python" tests/bench/bench_gpu.py "$build" --kind "$kind" --out "$out" "${bench_options[@]}" \
         --models "${ROCMFORGE_BENCH_MODELS:-/tmp/rocmforge-bench}" | tee "$out/bench_gpu.txt" || failures+=(bench)
 fi
 
