@@ -23,7 +23,8 @@
 /* The longest request. */
 #define CONN_REQUEST_MAX (256u << 10)
 
-/* Bytes of replies that wait for a client, the next one included: it gets LimitExceeded in place of one that is more. */
+/* Bytes of replies that wait for a client, the next one included: it gets LimitExceeded in place of one that is more.
+ */
 #define CONN_QUEUE_MAX (32u << 20)
 
 /* No further request is begun, and no progress sent, while this much waits. */
