@@ -50,24 +50,41 @@ static bool answers(struct hip_device *hip)
                           hipMemcpy(&word, hip->word, sizeof(word), hipMemcpyDeviceToHost) == hipSuccess);
 }
 
+void hip_lose(struct hip_device *hip, const struct device_fault *fault)
+{
+    pthread_mutex_lock(&hip->lost_lock);
+    if (!atomic_load(&hip->lost))
+        hip->lost_by = *fault;
+    atomic_store(&hip->lost, true);
+    pthread_mutex_unlock(&hip->lost_lock);
+}
+
 int hip_result(struct hip_device *hip, hipError_t result, const char *call, struct device_fault *ret_fault)
 {
     if (result == hipSuccess)
         return 0;
-    int error = result == hipErrorOutOfMemory ? -ENOMEM : -EIO;
+    struct device_fault fault;
+    int error = device_fault_set(&fault, result == hipErrorOutOfMemory ? -ENOMEM : -EIO, call, (int)result,
+                                 hipGetErrorString(result));
     /* The others may be of this call alone, or of all that will ever come: 999 is what drivers say of both. */
     if (fatal(result) || (hip && error == -EIO && !answers(hip))) {
         error = -ENODEV;
         if (hip)
-            atomic_store(&hip->lost, true);
+            hip_lose(hip, &fault);
     }
-    return device_fault_set(ret_fault, error, call, (int)result, hipGetErrorString(result));
+    if (ret_fault)
+        *ret_fault = fault;
+    return error;
 }
 
 int hip_enter(struct hip_device *hip, struct device_fault *ret_fault)
 {
-    if (atomic_load(&hip->lost))
-        return device_fault_set(ret_fault, -ENODEV, HIP_NAME(SetDevice), 0, "the device was lost");
+    if (atomic_load(&hip->lost)) {
+        pthread_mutex_lock(&hip->lost_lock);
+        *ret_fault = hip->lost_by;
+        pthread_mutex_unlock(&hip->lost_lock);
+        return -ENODEV;
+    }
     return HIP_CALL(hip, ret_fault, SetDevice, (hip->index));
 }
 
@@ -174,6 +191,7 @@ static void device_close(struct device *device)
     pthread_cond_destroy(&hip->running_changed);
     pthread_mutex_destroy(&hip->lock);
     pthread_mutex_destroy(&hip->reading_lock);
+    pthread_mutex_destroy(&hip->lost_lock);
     free(hip);
 }
 
@@ -313,6 +331,7 @@ static int device_open(int index, unsigned streams, const struct device_config *
     size_slots(&hip->device, config);
     pthread_mutex_init(&hip->lock, NULL);
     pthread_mutex_init(&hip->reading_lock, NULL);
+    pthread_mutex_init(&hip->lost_lock, NULL);
     pthread_cond_init(&hip->waiting_changed, NULL);
     pthread_cond_init(&hip->running_changed, NULL);
 

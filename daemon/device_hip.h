@@ -44,6 +44,8 @@ struct hip_device {
 
     /* An error that the device does not recover from was seen; any thread. */
     atomic_bool lost;
+    pthread_mutex_t lost_lock; /* of what follows */
+    struct device_fault lost_by;
 
     unsigned n_streams;
     hipStream_t streams[HIP_STREAMS_MAX]; /* copies go to the first, kernels to the others if there are any */
@@ -94,10 +96,13 @@ static inline struct hip_device *hip_device(struct device *device)
  * followed by a question to the device. Any thread that may block. */
 int hip_result(struct hip_device *hip, hipError_t result, const char *call, struct device_fault *ret_fault);
 
+/* Marks the device as lost by this fault. Whoever asks something of it from now on is told of the first. Any thread. */
+void hip_lose(struct hip_device *hip, const struct device_fault *fault);
+
 /* hip_result() of a call, under its own name. The arguments come in parentheses. */
 #define HIP_CALL(device, fault, call, args) hip_result(device, hip##call args, HIP_NAME(call), fault)
 
-/* Makes the device the calling thread's. -ENODEV at once if it is lost. */
+/* Makes the device the calling thread's. -ENODEV at once if it is lost, with the fault that it was lost by. */
 int hip_enter(struct hip_device *hip, struct device_fault *ret_fault);
 
 /* device_hip_arena.c: the functions of device_ops with these names. */

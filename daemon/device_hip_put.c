@@ -307,7 +307,7 @@ static void settle(struct hip_device *hip, struct slot_hip *slot)
             return;
     }
     if (hipStreamSynchronize(hip->streams[0]) != hipSuccess || hipStreamSynchronize(slot->stream) != hipSuccess) {
-        atomic_store(&hip->lost, true);
+        hip_lose(hip, &transfer->fault);
         transfer->status = -ENODEV;
     }
 }

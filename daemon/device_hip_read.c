@@ -82,7 +82,7 @@ int hip_arena_read(struct arena *arena, uint64_t offset, void *dst, size_t size,
     r = read_through(hip, (const uint8_t *)arena->base + offset, dst, size, ret_fault);
     /* Whoever reads next gets what he asked for, and the arena can go. */
     if (r < 0 && hipStreamSynchronize(hip->reading) != hipSuccess) {
-        atomic_store(&hip->lost, true);
+        hip_lose(hip, ret_fault);
         r = -ENODEV;
     }
     pthread_mutex_unlock(&hip->reading_lock);

@@ -45,6 +45,17 @@ void rig_find_fake(struct rig *rig, void *object)
     *(void **)&rig->count = dlsym(object, "fake_hip_count");
 }
 
+/* How often a call was made since inject(). */
+static unsigned long calls_of(const struct rig *rig, const char *name)
+{
+    const char *made;
+    unsigned long calls = 0;
+    for (unsigned i = 0; rig->call(i, &made, &calls); i++)
+        if (strcmp(made, name) == 0)
+            return calls;
+    return 0;
+}
+
 /* Every call that the object refers to was made. */
 static void check_complete(const struct rig *rig, const char *path)
 {
@@ -57,12 +68,7 @@ static void check_complete(const struct rig *rig, const char *path)
         if (sscanf(line, " U %127[A-Za-z0-9_]", name) != 1 || strncmp(name, "hip", 3) != 0 ||
             strcmp(name, "hipGetErrorString") == 0)
             continue;
-        const char *made;
-        unsigned long calls = 0;
-        for (unsigned i = 0; rig->call(i, &made, &calls); i++, calls = 0)
-            if (strcmp(made, name) == 0)
-                break;
-        if (calls == 0)
+        if (calls_of(rig, name) == 0)
             fail_msg("%s was not called", name);
         n++;
     }
@@ -81,8 +87,19 @@ void rig_sweep(const struct rig *rig, const char *path, const char *code, bool (
     rig->inject(NULL);
     session(NULL);
     while (n < FAKE_CALLS_MAX && rig->call(n, &made[n].name, &made[n].calls))
-        total += made[n++].calls;
+        n++;
     check_complete(rig, path);
+    /* How often some are made, those that ask whether something is done, is for the clock to say. */
+    for (unsigned again = 0; again < 3; again++) {
+        rig->inject(NULL);
+        session(NULL);
+        for (unsigned i = 0; i < n; i++) {
+            const unsigned long calls = calls_of(rig, made[i].name);
+            made[i].calls = calls < made[i].calls ? calls : made[i].calls;
+        }
+    }
+    for (unsigned i = 0; i < n; i++)
+        total += made[i].calls;
     for (unsigned i = 0; i < n; i++)
         for (unsigned long nth = 1; nth <= made[i].calls; nth++) {
             char spec[96];

@@ -29,6 +29,7 @@ def read_elsewhere(daemon, name, path):
         reply = client.call("Attach", name=name)
         assert seen["tensors"] == reply["tensors"]
         assert seen["bytes"] == reply["model"]["bytes"]
+        client.call("Detach", lease=reply["lease"])
     return seen
 
 
