@@ -51,6 +51,7 @@ run_test() { # PROGRAM
 
 if wanted tests; then
     run_test test_device_hip
+    run_test test_device_read
     run_test test_import_hip
 fi
 if wanted daemon; then

@@ -1,0 +1,298 @@
+/* The GPU module on tests/fake_hip: whatever call fails, whenever, and what comes after. Exits 77 if there is no
+ * device.
+ */
+#include "tests/gpu/device_bench.h"
+
+#include <errno.h>
+#include <semaphore.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* clang-format off */
+#include <cmocka.h> /* wants the standard headers before it */
+/* clang-format on */
+
+static sem_t put_over;
+
+/* All that a daemon does with a module, for a small model; gives up at the first error, as it would. */
+static int session_run(const struct model *model, struct device_fault *fault)
+{
+    struct bench bench;
+    int r = bench_open(&bench, &small_config, 3, fault);
+    if (r < 0)
+        return r;
+    struct device *device = bench.devices[0];
+    struct arena *arena = NULL;
+    struct outcome outcome;
+    struct device_export export;
+    uint64_t available;
+    r = device->ops->memory_free(device, &available, fault);
+    if (r == 0)
+        r = arena_make(device, model->arena_bytes, &arena, fault);
+    if (r == 0) {
+        bool kernels = device->ops->decodes(device, model->pieces[0].type, FORM_F16);
+        assert_true(kernels != !!*device->no_kernels);
+        model_put(model, &bench.slots, arena, 128u << 10, kernels, &outcome);
+        r = outcome.status;
+        if (r < 0)
+            *fault = outcome.fault;
+        else if (kernels)
+            assert_int_equal(outcome.overflows, model->overflows);
+    }
+    if (r == 0)
+        r = device->ops->arena_export(arena, &export, fault);
+    if (r == 0)
+        r = device->ops->arena_seal(arena, fault);
+    if (r == 0)
+        r = model_check(model, device, arena, fault);
+    if (arena)
+        device->ops->arena_free(arena);
+    bench_close(&bench);
+    return r;
+}
+
+static struct model session_model;
+static int session_expected; /* if it fails */
+static unsigned session_errors;
+
+/* Whatever call fails, whenever: an error, or right bytes; nothing left behind; no hanging. */
+static bool session(const char *spec)
+{
+    struct device_fault fault = {0};
+    int r = session_run(&session_model, &fault);
+    const bool fired = rig.fired();
+    assert_nothing_left();
+    if (r == 0)
+        return fired;
+    session_errors++;
+    if (!fired)
+        assert_fine(r, &fault);
+    if (r != session_expected && r != -ENODEV)
+        fail_msg("%s: %s instead of %s", spec, strerror(-r), strerror(-session_expected));
+    if (!*fault.call || !*fault.text || fault.code == 0)
+        fail_msg("%s: no word of what failed", spec);
+    return true;
+}
+
+static void session_prepare(int expected)
+{
+    const struct part parts[] = {
+        {tensor_type_find(2), FORM_F16, 9000}, {tensor_type_find(0), FORM_NATIVE, 5000},
+        {tensor_type_find(0), FORM_F16, 4000}, {tensor_type_find(14), FORM_BF16, 900},
+        {tensor_type_find(8), FORM_F32, 3000},
+    };
+    model_make(&session_model, parts, sizeof(parts) / sizeof(parts[0]), 0, 4);
+    session_expected = expected;
+    session_errors = 0;
+}
+
+static void fail_each_call(const char *code, int expected)
+{
+    session_prepare(expected);
+    rig_sweep(&rig, getenv("ROCMFORGE_TEST_MODULE"), code, session);
+    print_message("%u of them failed the load\n", session_errors);
+    assert_true(session_errors > 0);
+    model_drop(&session_model);
+}
+
+/* The same with one call, or work, until it is not done so often. */
+static void fail_each(const char *what, const char *code, int expected)
+{
+    session_prepare(expected);
+    bool fired = true;
+    unsigned n = 0;
+    while (fired) {
+        char spec[96];
+        snprintf(spec, sizeof(spec), "%s:%u%s", what, ++n, code);
+        rig.inject(spec);
+        fired = session(spec);
+    }
+    rig.inject(NULL);
+    print_message("%s%s: %u times, %u of them failed the load\n", what, code, n - 1, session_errors);
+    assert_true(n > 1 && session_errors > 0);
+    model_drop(&session_model);
+}
+
+static void test_each_call_fails(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    fail_each_call("999", -EIO);
+}
+
+static void test_each_call_loses_the_device(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    fail_each_call("719", -ENODEV);
+}
+
+/* From any call on nothing works any more, and no call says that it is for good. */
+static void test_each_call_is_the_last(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    fail_each("*", "+:999", -ENODEV);
+}
+
+static void test_each_allocation_fails(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    fail_each("hipMalloc", ":2", -ENOMEM);
+    fail_each("hipHostMalloc", ":2", -ENOMEM);
+}
+
+static void test_each_work_fails(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    fail_each("copy", ":719", -ENODEV);
+    fail_each("kernel", ":700", -ENODEV);
+    fail_each("clear", ":719", -ENODEV);
+}
+
+/* Which errors are for good, of a device that does not say so by itself afterwards. */
+static void test_codes(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    static const struct {
+        int code, error;
+    } cases[] = {
+        {1, -EIO},      {2, -ENOMEM},   {46, -EIO},     {209, -EIO},    {802, -EIO},    {999, -EIO},    {100, -ENODEV},
+        {214, -ENODEV}, {220, -ENODEV}, {226, -ENODEV}, {700, -ENODEV}, {702, -ENODEV}, {709, -ENODEV}, {710, -ENODEV},
+        {714, -ENODEV}, {715, -ENODEV}, {716, -ENODEV}, {717, -ENODEV}, {718, -ENODEV}, {719, -ENODEV}, {721, -ENODEV},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct bench bench;
+        struct device_fault fault;
+        uint64_t available;
+        char spec[64];
+        assert_fine(bench_open(&bench, &small_config, 1, &fault), &fault);
+        struct device *device = bench.devices[0];
+        snprintf(spec, sizeof(spec), "hipMemGetInfo:1:%d!", cases[i].code);
+        rig.inject(spec);
+        int r = device->ops->memory_free(device, &available, &fault);
+        if (r != cases[i].error)
+            fail_msg("%d: %s", cases[i].code, strerror(-r));
+        assert_int_equal(fault.code, cases[i].code);
+        assert_int_equal(device->ops->memory_free(device, &available, &fault), r == -ENODEV ? r : 0);
+        rig.inject(NULL);
+        bench_close(&bench);
+    }
+    assert_nothing_left();
+}
+
+static void put_done(struct transfer *transfer)
+{
+    (void)transfer;
+    sem_post(&put_over);
+}
+
+/* A slot whose put failed half way is filled again at once: what the device still copies from it must have been copied.
+ * To be seen where copies are slow. */
+static void test_order_after_a_failed_put(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    enum { BYTES = 1 << 20 };
+    const struct tensor_type *f32 = tensor_type_find(0);
+    for (int round = 0; round < 20; round++) {
+        struct bench bench;
+        struct device_fault fault;
+        struct arena *arena;
+        assert_fine(bench_open(&bench, &config, 1, &fault), &fault);
+        struct device *device = bench.devices[0];
+        assert_fine(arena_make(device, 4 * BYTES, &arena, &fault), &fault);
+        struct slot *slot = &bench.slots.slots[0];
+        /* Two copies; in every other round the slot's kernels would be on another stream. */
+        const bool decode = round % 2;
+        const struct piece pieces[] = {
+            {0, BYTES, 0, BYTES, f32, FORM_NATIVE},
+            {2 * BYTES, BYTES, 2 * BYTES, decode ? BYTES / 2 : BYTES, f32, decode ? FORM_F16 : FORM_NATIVE}};
+        struct transfer transfer = {
+            .arena = arena, .slot = slot, .pieces = pieces, .n_pieces = 2, .decode = decode, .done = put_done};
+        memset(slot->data, 0x55, 4 * BYTES);
+        assert_int_equal(sem_init(&put_over, 0, 0), 0);
+        rig.inject("hipMemcpyAsync:2:1");
+        device->ops->put(device, &transfer);
+        sem_wait(&put_over);
+        memset(slot->data, 0xaa, 4 * BYTES);
+        assert_true(rig.fired());
+        rig.inject(NULL);
+        assert_int_equal(transfer.status, -EIO);
+        uint8_t *got = malloc(BYTES);
+        assert_fine(device->ops->arena_read(arena, 0, got, BYTES, &fault), &fault);
+        for (size_t i = 0; i < BYTES; i++)
+            assert_int_equal(got[i], 0x55);
+        free(got);
+        device->ops->arena_free(arena);
+        bench_close(&bench);
+        assert_nothing_left();
+    }
+}
+
+/* The same with kernels, which are on another stream: what they read in the slot's scratch memory stays until they are
+ * done. */
+static void test_order_after_a_failed_launch(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    struct bench bench;
+    struct device_fault fault;
+    assert_fine(bench_open(&bench, &config, 1, &fault), &fault);
+    struct device *device = bench.devices[0];
+    const struct part parts[] = {{tensor_type_find(2), FORM_F16, 3000}, {tensor_type_find(8), FORM_F32, 3000}};
+    struct model first, second;
+    model_make(&first, parts, 2, 0, 5);
+    model_make(&second, parts, 2, 0, 6);
+    const struct piece *piece = &first.pieces[0];
+    uint8_t *got = malloc(piece->arena_bytes);
+    for (int round = 0; round < 20; round++) {
+        struct arena *arena, *other;
+        struct outcome outcome;
+        assert_fine(arena_make(device, first.arena_bytes, &arena, &fault), &fault);
+        assert_fine(arena_make(device, second.arena_bytes, &other, &fault), &fault);
+        rig.inject("hipModuleLaunchKernel:2:1");
+        model_put(&first, &bench.slots, arena, 4u << 20, true, &outcome);
+        assert_true(rig.fired());
+        assert_int_equal(outcome.status, -EIO);
+        model_put(&second, &bench.slots, other, 4u << 20, true, &outcome);
+        rig.inject(NULL);
+        assert_fine(outcome.status, &outcome.fault);
+        assert_fine(device->ops->arena_read(arena, piece->arena_offset, got, piece->arena_bytes, &fault), &fault);
+        assert_memory_equal(got, first.expected + piece->arena_offset, piece->arena_bytes);
+        device->ops->arena_free(arena);
+        device->ops->arena_free(other);
+    }
+    free(got);
+    model_drop(&first);
+    model_drop(&second);
+    bench_close(&bench);
+    assert_nothing_left();
+}
+
+int main(int argc, char **argv)
+{
+    if (argc > 1)
+        cmocka_set_test_filter(argv[1]);
+    struct device_fault fault = {0};
+    int r = bench_begin(&fault);
+    if (r < 0)
+        return r == -ENODEV ? 77 : 1;
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_codes),
+        cmocka_unit_test(test_order_after_a_failed_put),
+        cmocka_unit_test(test_order_after_a_failed_launch),
+        cmocka_unit_test(test_each_call_fails),
+        cmocka_unit_test(test_each_call_loses_the_device),
+        cmocka_unit_test(test_each_call_is_the_last),
+        cmocka_unit_test(test_each_allocation_fails),
+        cmocka_unit_test(test_each_work_fails),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
