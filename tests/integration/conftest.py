@@ -114,7 +114,7 @@ def client(daemon):
 
 @pytest.fixture(scope="session")
 def real_model():
-    return Path(os.environ["ROCMFORGE_MODEL"])
+    return Path(os.environ["ROCMFORGE_MODEL"]).resolve()
 
 
 @pytest.fixture(scope="session")
