@@ -109,11 +109,20 @@ int source_open_fds(const int *fds, size_t n, struct source **ret, struct device
     return 0;
 }
 
+/* The path still leads to the open file. It does not to one that has no name any more, or never had: such a file is
+ * open here because somebody passed its descriptor, and is nobody else's to be found through /proc. */
+static bool leads_to(const char *path, int fd)
+{
+    struct stat named, opened;
+    return stat(path, &named) == 0 && fstat(fd, &opened) == 0 && opened.st_nlink > 0 && named.st_dev == opened.st_dev &&
+           named.st_ino == opened.st_ino;
+}
+
 /* Everyone may pass through all folders above the open file, as the kernel knows it: without links. */
 static bool reachable_by_all(int fd)
 {
     char *path = path_of_fd(fd);
-    bool reachable = path;
+    bool reachable = path && leads_to(path, fd);
     for (char *slash = path ? strrchr(path, '/') : NULL; slash && reachable; slash = strrchr(path, '/')) {
         struct stat st;
         *slash = '\0';

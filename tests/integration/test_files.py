@@ -135,6 +135,34 @@ def test_path_that_the_caller_may_not_reach(start_for_all, small_model, folder):
         root.call("Load", path=str(folder / "hidden" / "model.gguf"))
 
 
+def by_any_descriptor_of(daemon, client, form):
+    """Asks for each file without a name that the daemon has open, by the one that the daemon's own process has for it."""
+    folder = f"/proc/{daemon.pid}/fd"
+    fds = [fd for fd in os.listdir(folder) if os.readlink(f"{folder}/{fd}").endswith("(deleted)")]
+    assert fds
+    for fd in fds:
+        with wire_error("PermissionDenied"):
+            client.call("Load", path=f"/proc/self/fd/{fd}", name=f"stolen{fd}", form=form)
+
+
+@pytest.mark.parametrize("kind", ["memfd", "unlinked"])
+def test_descriptors_of_others_are_not_to_be_had_by_path(start_for_all, small_model, folder, kind):
+    """Not even where everybody may read the file, had it a name."""
+    daemon = start_for_all()
+    if kind == "memfd":
+        fd = os.memfd_create("private")
+    else:
+        fd = os.open(folder / "unlinked.gguf", os.O_RDWR | os.O_CREAT, 0o644)
+        (folder / "unlinked.gguf").unlink()
+    os.write(fd, small_model.read_bytes())
+    with client_of(daemon, USER) as owner, client_of(daemon, USER + 1) as other:
+        owner.call("Load", fds=[fd], name="m", private=True)
+        os.close(fd)
+        assert other.call("List")["models"] == []
+        for form in ("auto", "f32"):
+            by_any_descriptor_of(daemon, other, form)
+
+
 def test_file_that_changes_while_it_is_read(held_daemon, gate, model_folder):
     path = model_folder / "changing.gguf"
     before = held_daemon.settled_fds()
