@@ -57,20 +57,29 @@ static int ping(struct rfctl *ctl, struct pings *pings)
     return out_flush() < 0 ? STATUS_REFUSED : STATUS_DONE;
 }
 
+/* Unless whoever started this had it ignored. */
+static void stop_on_interrupt(void)
+{
+    struct sigaction before;
+    if (sigaction(SIGINT, NULL, &before) == 0 && before.sa_handler != SIG_IGN)
+        sigaction(SIGINT, &(struct sigaction){.sa_handler = stop, .sa_flags = (int)SA_RESETHAND}, NULL);
+}
+
 int command_ping(struct rfctl *ctl)
 {
     unsigned long count = ctl->options.count > 0 ? ctl->options.count : 1;
     struct pings pings = {0};
     int status = ctl_connect(ctl); /* which is not part of the round trip */
     if (status == STATUS_DONE)
-        sigaction(SIGINT, &(struct sigaction){.sa_handler = stop, .sa_flags = (int)SA_RESETHAND}, NULL);
+        stop_on_interrupt();
     while (status == STATUS_DONE && !stopped) {
         status = ping(ctl, &pings);
         if (pings.n >= count)
             break;
         nanosleep(&(struct timespec){.tv_sec = 1}, NULL);
     }
-    if (pings.n > 1 || (pings.n > 0 && ctl->options.count > 0))
+    const bool last_word = status != STATUS_DONE && ctl->options.json; /* the error has it */
+    if (!last_word && (pings.n > 1 || (pings.n > 0 && ctl->options.count > 0)))
         tell_pings(ctl, &pings);
     return status;
 }

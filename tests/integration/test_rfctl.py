@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import signal
 import struct
 import subprocess
 
@@ -127,6 +128,30 @@ def test_ping(daemon):
     assert len(lines) == 3
     assert re.fullmatch(r"2 replies: min \S+, average \S+, max \S+ ms", lines[2])
     assert all(reply["ms"] > 0 for reply in lines_of_json(daemon.rfctl("ping", "--json").stdout))
+
+
+def pinging(daemon, *options, **popen):
+    """rfctl ping, and its first line, after which a second passes."""
+    command = [program(), "--socket", daemon.socket, "ping", *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen)
+    return process, process.stdout.readline()
+
+
+def test_ping_of_a_daemon_that_goes(daemon):
+    """The error is the last line."""
+    process, first = pinging(daemon, "-c", "9", "--json")
+    assert json.loads(first)["ms"] > 0
+    assert daemon.stop() == 0
+    rest = lines_of_json(process.communicate()[0])
+    assert process.returncode == NO_DAEMON
+    assert [line for line in rest if "error" in line] == rest[-1:]
+
+
+def test_ping_that_was_told_to_ignore_interrupts(daemon):
+    process, _ = pinging(daemon, "-c", "2", preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    process.send_signal(signal.SIGINT)
+    assert len(process.communicate()[0].splitlines()) == 2  # the second, and how long they took
+    assert process.returncode == DONE
 
 
 def test_told_to_let_go(folder):
