@@ -99,13 +99,16 @@ static int array_begin(struct array *array)
     return 0;
 }
 
-/* Takes over the element, unless NULL. Returns false if with it there would be more than `most` bytes. */
-static bool array_add(struct array *array, cJSON *element, size_t most)
+/* Takes over the element, or NULL for one that memory was short for. Returns 0; -ENOSPC if with it there would be more
+ * than `most` bytes; -ENOMEM. */
+static int array_add(struct array *array, cJSON *element, size_t most)
 {
     char *text = element ? cJSON_PrintUnformatted(element) : NULL;
     cJSON_Delete(element);
-    size_t size = text ? strlen(text) + 1 : 0;
-    bool fits = size > 0 && size <= most - array->used;
+    if (!text)
+        return -ENOMEM;
+    const size_t size = strlen(text) + 1;
+    const bool fits = size <= most - array->used;
     if (fits) {
         if (array->used > 1)
             fputc(',', array->out);
@@ -113,7 +116,7 @@ static bool array_add(struct array *array, cJSON *element, size_t most)
         array->used += size;
     }
     cJSON_free(text);
-    return fits;
+    return fits ? 0 : -ENOSPC;
 }
 
 /* Gives the text to the caller, who frees it. NULL if memory was short. */
@@ -147,12 +150,12 @@ static int make_tensors(const struct plan *plan, struct publication *publication
     struct array array;
     if (array_begin(&array) < 0)
         return -ENOMEM;
-    bool fits = true;
-    for (size_t i = 0; i < plan->model->n_tensors && fits; i++)
-        fits = array_add(&array, describe_tensor(&plan->model->tensors[i], &plan->placements[i]), SIZE_MAX);
+    int r = 0;
+    for (size_t i = 0; i < plan->model->n_tensors && r == 0; i++)
+        r = array_add(&array, describe_tensor(&plan->model->tensors[i], &plan->placements[i]), SIZE_MAX);
     publication->tensors = array_end(&array);
     publication->bytes += array.used;
-    return fits && publication->tensors ? 0 : -ENOMEM;
+    return r == 0 && publication->tensors ? 0 : -ENOMEM;
 }
 
 static cJSON *describe_entry(const struct gguf_kv *kv)
@@ -179,12 +182,12 @@ static int make_metadata(const struct plan *plan, struct publication *publicatio
     struct array array;
     if (array_begin(&array) < 0)
         return -ENOMEM;
-    for (size_t i = 0; i < plan->model->n_kv; i++)
-        if (!array_add(&array, describe_entry(&plan->model->kv[i]), PUBLICATION_METADATA_MAX))
-            break;
+    int r = 0;
+    for (size_t i = 0; i < plan->model->n_kv && r == 0; i++)
+        r = array_add(&array, describe_entry(&plan->model->kv[i]), PUBLICATION_METADATA_MAX);
     publication->metadata = array_end(&array);
     publication->bytes += array.used;
-    return publication->metadata ? 0 : -ENOMEM;
+    return r != -ENOMEM && publication->metadata ? 0 : -ENOMEM;
 }
 
 int publication_make(const struct plan *plan, struct publication *ret)
