@@ -35,6 +35,19 @@ size_t choice_of(const struct server *server, const char *name, struct choice *r
     return ret->n;
 }
 
+bool choice_equal(const struct choice *a, const struct choice *b)
+{
+    return a->n == b->n && memcmp(a->devices, b->devices, a->n * sizeof(struct device *)) == 0;
+}
+
+bool choice_overlap(const struct choice *a, const struct choice *b)
+{
+    for (size_t i = 0; i < a->n; i++)
+        if (choice_has(b, a->devices[i]))
+            return true;
+    return false;
+}
+
 bool choice_has(const struct choice *choice, const struct device *device)
 {
     for (size_t i = 0; i < choice->n; i++)
@@ -61,19 +74,21 @@ struct device *choice_roomiest(const struct choice *choice)
     return best;
 }
 
-/* A plan that was cut for one can be filled on the other. */
-static bool alike(struct device *device, const struct device *first, const struct plan *plan)
+/* A plan that was cut for one, or would be, can be filled on the other. */
+static bool alike(struct device *device, struct device *first, const struct plan *plan)
 {
+    const bool by_cpu = plan->chunks ? !plan->verbatim : !plan_decoded_by(plan, first);
     return device == first || (device->slot_bytes == first->slot_bytes && device->part_bytes == first->part_bytes &&
-                               device->granule == first->granule && (!plan->verbatim || plan_decoded_by(plan, device)));
+                               device->granule == first->granule && (by_cpu || plan_decoded_by(plan, device)));
 }
 
-/* 2: it fits, 1: it would if others were evicted, 0: it does not. */
+/* 2: it fits, 1: it would if others were evicted, or will when they are gone, 0: it does not. */
 static int fits(const struct server *server, const struct device *device, uint64_t bytes)
 {
     if (bytes <= room(device))
         return 2;
-    return bytes <= device_available(device) + residency_evictable(server, device);
+    return bytes <=
+           device_available(device) + residency_evictable(server, device) + residency_departing(server, device);
 }
 
 struct device *choice_place(const struct server *server, const struct choice *choice, struct device *first,

@@ -22,10 +22,15 @@ size_t choice_of(const struct server *server, const char *name, struct choice *r
 
 bool choice_has(const struct choice *choice, const struct device *device);
 
+/* The same devices; and at least one that is the same. */
+bool choice_equal(const struct choice *a, const struct choice *b);
+bool choice_overlap(const struct choice *a, const struct choice *b);
+
 /* The one with the most available memory. NULL if all are lost. */
 struct device *choice_roomiest(const struct choice *choice);
 
 /* Where a planned model goes: to where the most is free, by the ledger and by the driver; if it fits nowhere, to where
- * it would if others were evicted. first: the device that the plan was cut for, which others have to be like. */
+ * it would if others were evicted, or will when they are gone. first: the device that the plan was cut for, which
+ * others have to be like. */
 struct device *choice_place(const struct server *server, const struct choice *choice, struct device *first,
                             const struct plan *plan);

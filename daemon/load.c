@@ -127,6 +127,10 @@ static void load_reserve(struct load *load)
     uint64_t limit;
     if (!load->reserved && !load->restores)
         load_place(load);
+    if (load_device(load)->failed) {
+        failure_set(&load->failure, WIRE_DeviceError, describe_device_lost(load_device(load), "load"));
+        return;
+    }
     if (!load->reserved && !load->restores &&
         !user_may(load->server, load->request.uid, LIMIT_BYTES, model->plan->arena_bytes, &limit)) {
         failure_set(&load->failure, WIRE_LimitExceeded, describe_limit(user_limit_name(LIMIT_BYTES), limit));
@@ -146,6 +150,7 @@ static void load_reserve(struct load *load)
             return;
         }
         load->reserved = true;
+        server_loads_retry(load->server); /* who waited to see where this one goes */
     }
     if (load->n_victims > 0)
         return;
@@ -161,9 +166,9 @@ static void load_reserve(struct load *load)
  * than there may be. */
 static bool load_charge(struct load *load, uint64_t bytes)
 {
-    uint64_t available, limit;
+    uint64_t available = 0, limit;
     struct server *server = load->server;
-    if (registry_charge(load->model, server_host(server), bytes, &available) < 0)
+    if (residency_charge(server, load->model, bytes, &available) < 0)
         failure_set(&load->failure, WIRE_LimitExceeded, describe_limit("host-memory", available));
     else if (!user_may(server, load->request.uid, LIMIT_BYTES, 0, &limit))
         failure_set(&load->failure, WIRE_LimitExceeded, describe_limit(user_limit_name(LIMIT_BYTES), limit));
@@ -180,7 +185,8 @@ static void load_opened(struct load *load)
         return;
     }
     for (size_t i = 0; i < load->request.among.n; i++)
-        load->request.among.devices[i]->free = job->free[i];
+        if (job->free[i] != UINT64_MAX)
+            load->request.among.devices[i]->free = job->free[i];
     model->header = job->header;
     model->plan = job->plan;
     job->header = NULL;
@@ -231,6 +237,10 @@ static void load_published(struct load *load)
     struct model *model = load->model;
     struct load_job *job = &load->job;
     load->published = true;
+    if (job->status == -ENOMEM && !load->restores) {
+        load_fail_memory(load);
+        return;
+    }
     if (job->status < 0) {
         load_fail_device(load, job->status, &job->fault);
         return;
@@ -251,7 +261,7 @@ static void load_sealed(struct load *load)
         failure_set(&load->failure, WIRE_DeviceError, describe_device_lost(load_device(load), "load"));
         return;
     }
-    if (job->status == -ESTALE)
+    if (job->status < 0 && job->of_file)
         failure_set_file(&load->failure, job->status, &job->fault, model->source->path);
     else if (job->status < 0)
         load_fail_device(load, job->status, &job->fault);

@@ -148,6 +148,27 @@ static struct model *load_take_name(struct load *load)
     return NULL;
 }
 
+/* Another load of the file, which has not chosen among its devices yet. */
+static bool load_undecided(const struct load *load, const struct load *other)
+{
+    return other != load && other->model && !load_ends(other) && !other->reserved && !other->restores &&
+           other->request.form == load->request.form && other->request.private == load->request.private &&
+           (!load->request.private || other->request.uid == load->request.uid) &&
+           source_equal(other->model->source, load->job.source);
+}
+
+/* Whether that of another load decides whether this one joins it: one of them leaves a choice that the other does not.
+ */
+static bool load_has_to_wait(const struct load *load)
+{
+    const struct choice *among = &load->request.among;
+    for (struct load *other = TAILQ_FIRST(&load->server->loads); other; other = load_next(other))
+        if (load_undecided(load, other) && choice_overlap(among, &other->request.among) &&
+            !choice_equal(among, &other->request.among))
+            return true;
+    return false;
+}
+
 /* Returns true if the load is over: joined to another. */
 bool load_identified(struct load *load)
 {
@@ -162,6 +183,10 @@ bool load_identified(struct load *load)
     load->device = choice_roomiest(among);
     if (!load->device) {
         failure_set(&load->failure, WIRE_DeviceError, describe_device_lost(among->devices[0], "load"));
+        return false;
+    }
+    if (load_has_to_wait(load)) {
+        load->blocked = true;
         return false;
     }
     struct model *same = registry_find_source(&load->server->registry, job->source, load->request.form, among,

@@ -55,7 +55,7 @@ void load_job_lay_out(struct load_job *job)
 }
 
 /* Where there is a choice, drivers are asked: others than this daemon use their devices too. */
-static bool fits_any(struct load_job *job)
+bool load_job_ask(struct load_job *job)
 {
     bool any = false;
     for (size_t i = 0; i < job->among->n; i++) {
@@ -72,7 +72,7 @@ void load_job_open(struct load_job *job)
 {
     uint64_t begin = uv_hrtime();
     load_job_lay_out(job);
-    if (job->status == 0 && fits_any(job))
+    if (job->status == 0 && load_job_ask(job))
         job->status = cut(job);
     job->elapsed_ns = uv_hrtime() - begin;
 }
@@ -129,6 +129,7 @@ void load_job_seal(struct load_job *job)
 {
     if (job->opened)
         job->status = source_check_untouched(job->opened, &job->fault);
+    job->of_file = job->status < 0;
     if (job->status == 0)
         job->status = job->device->ops->arena_seal(job->filled, &job->fault);
 }

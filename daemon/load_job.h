@@ -34,6 +34,7 @@ struct load_job {
     bool refused; /* with -EACCES of load_job_identify(): by us, not by open() */
     struct device_fault fault;
     struct gguf_fault gguf_fault;
+    bool of_file;  /* it was the file that failed load_job_seal(), not the device */
     size_t tensor; /* with -ENOTSUP */
     size_t file;   /* with -EBADMSG: which of a split model's */
     struct source *source;
@@ -72,6 +73,9 @@ void load_job_publish(struct load_job *job);
 
 /* opened, filled → nothing. -ESTALE if the file changed meanwhile; opened NULL: there is none. */
 void load_job_seal(struct load_job *job);
+
+/* device, form, among → free. What load_job_open() asks as well. Returns true if the plan fits the budget of any. */
+bool load_job_ask(struct load_job *job);
 
 /* Just comes back. */
 void load_job_nothing(struct load_job *job);

@@ -48,6 +48,8 @@ static void planning_work(uv_work_t *work)
         return;
     job->opened = job->source;
     load_job_lay_out(job);
+    if (job->status == 0)
+        (void)load_job_ask(job);
 }
 
 static cJSON *describe_plan(struct planning *planning, const struct model *there)
@@ -100,6 +102,9 @@ static void planning_worked(uv_work_t *work, int status)
     (void)status;
     struct planning *planning = work->data;
     struct call *call = planning->call;
+    for (size_t i = 0; i < planning->among.n && planning->job.status == 0; i++)
+        if (planning->job.free[i] != UINT64_MAX)
+            planning->among.devices[i]->free = planning->job.free[i];
     if (call) {
         call->abandoned = NULL;
         if (planning->job.status < 0)
@@ -165,6 +170,7 @@ void method_plan(struct server *server, struct call *call)
         .path = path,
         .trusted = planning->uid == 0 || planning->uid == getuid(),
         .device = device,
+        .among = &planning->among,
         .form = form,
         .published = PUBLICATION_NONE,
     };

@@ -86,19 +86,29 @@ void registry_release(struct model *model)
     model->reserved = 0;
 }
 
+uint64_t registry_due(const struct model *model, uint64_t bytes)
+{
+    const uint64_t kept = model->kept + bytes;
+    return kept > REGISTRY_KEPT_FREE ? kept - REGISTRY_KEPT_FREE - model->charged : 0;
+}
+
+void registry_charge_beyond(struct model *model, struct device *host, uint64_t bytes)
+{
+    const uint64_t due = registry_due(model, bytes);
+    host->used += due;
+    model->kept += bytes;
+    model->charged += due;
+    model->charged_to = host;
+}
+
 int registry_charge(struct model *model, struct device *host, uint64_t bytes, uint64_t *ret_available)
 {
-    uint64_t kept = model->kept + bytes;
-    uint64_t due = kept > REGISTRY_KEPT_FREE ? kept - REGISTRY_KEPT_FREE : 0;
-    uint64_t available = device_available(host);
-    if (due - model->charged > available) {
+    const uint64_t available = device_available(host);
+    if (registry_due(model, bytes) > available) {
         *ret_available = available;
         return -ENOMEM;
     }
-    model->kept = kept;
-    host->used += due - model->charged;
-    model->charged = due;
-    model->charged_to = host;
+    registry_charge_beyond(model, host, bytes);
     return 0;
 }
 

@@ -53,6 +53,10 @@ void registry_release(struct model *model);
  * could have been had. */
 int registry_charge(struct model *model, struct device *host, uint64_t bytes, uint64_t *ret_available);
 
+/* How much that would enter, and entering it whether the ledger has room or not. */
+uint64_t registry_due(const struct model *model, uint64_t bytes);
+void registry_charge_beyond(struct model *model, struct device *host, uint64_t bytes);
+
 /* Bytes that a load could get now, by the ledger. */
 uint64_t device_available(const struct device *device);
 

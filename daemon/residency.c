@@ -41,6 +41,18 @@ static bool memory_departs(const struct model *model)
     return model->reserved > 0 && (model->state == MODEL_UNLOADING || (model->load && load_ends(model->load)));
 }
 
+uint64_t residency_departing(const struct server *server, const struct device *device)
+{
+    uint64_t bytes = 0;
+    const struct model *model;
+    TAILQ_FOREACH(model, &server->registry.models, link)
+    {
+        if (model->device == device && memory_departs(model))
+            bytes += model->reserved;
+    }
+    return bytes;
+}
+
 int residency_choose(const struct server *server, const struct device *device, uint64_t bytes, struct model ***ret,
                      size_t *ret_n, struct residency_shortage *ret_shortage)
 {
@@ -339,7 +351,28 @@ int residency_reserve(struct server *server, struct load *load, struct model *mo
     uint64_t available;
     if (r == 0)
         r = registry_reserve(model, bytes, &available);
+    if (r == 0 && model->device->free != UINT64_MAX)
+        model->device->free -= bytes < model->device->free ? bytes : model->device->free;
     return r;
+}
+
+int residency_charge(struct server *server, struct model *model, uint64_t bytes, uint64_t *ret_available)
+{
+    struct device *host = server_host(server);
+    if (registry_charge(model, host, bytes, ret_available) == 0)
+        return 0;
+    struct model **victims;
+    size_t n;
+    struct residency_shortage shortage;
+    int r = residency_choose(server, host, registry_due(model, bytes), &victims, &n, &shortage);
+    if (r < 0 && r != -EAGAIN) /* else memory is on its way back */
+        return r;
+    for (size_t i = 0; i < n && r == 0; i++)
+        r = evict(server, victims[i], NULL) ? 0 : -ENOMEM;
+    free(victims);
+    if (r == 0 || r == -EAGAIN)
+        registry_charge_beyond(model, host, bytes);
+    return r == -ENOMEM ? r : 0;
 }
 
 /* --- time to live --- */

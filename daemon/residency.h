@@ -28,11 +28,18 @@ int residency_choose(const struct server *server, const struct device *device, u
 /* Bytes of the models on the device that may be evicted. */
 uint64_t residency_evictable(const struct server *server, const struct device *device);
 
+/* And of those that are on their way out already. */
+uint64_t residency_departing(const struct server *server, const struct device *device);
+
 /* Enters the model's bytes into the ledger, evicting others if need be; nothing is evicted unless that suffices. Each
  * of the *ret_victims calls load_victim_gone(load) when its memory is free. Returns 0; -EAGAIN: memory is on its way
  * back, ask again when a model is gone; -ENOSPC with the shortage; -ENOMEM. */
 int residency_reserve(struct server *server, struct load *load, struct model *model, unsigned *ret_victims,
                       struct residency_shortage *ret_shortage);
+
+/* registry_charge() for what the daemon keeps of a model in the host's memory, evicting others if need be. Their memory
+ * is not waited for: what is charged has been taken. Returns 0; -ENOSPC and what could have been had; -ENOMEM. */
+int residency_charge(struct server *server, struct model *model, uint64_t bytes, uint64_t *ret_available);
 
 /* Something that kept the model in use has ended, or its pin or time to live changed: it is unloaded if it drains, or
  * if its time is over. */

@@ -6,7 +6,7 @@ import time
 
 import make_model
 import pytest
-from harness import USER, client_of, wait_until, wire_error
+from harness import USER, client_of, sparse_model, wait_until, wire_error
 
 MIB = 1 << 20
 TIB = 1 << 40
@@ -92,6 +92,21 @@ def test_no_memory_for_a_header(start, talkative):
             client.call("Load", path=str(talkative))
         assert parameters == {"limit": "host-memory", "value": 24 * MIB}
     wait_until(lambda: daemon.used() == 0 and daemon.models() == [])
+
+
+def test_idle_models_go_for_a_header(start, talkative, folder):
+    """As they would for the model itself: a full ledger is what a daemon has that runs for long."""
+    daemon = start("--budget", "256M")
+    with daemon.client() as client:
+        for i in range(4):
+            client.call("Load", path=str(sparse_model(folder / f"idle{i}.gguf", 64 * MIB - 4096)), name=f"idle{i}")
+        model = client.call("Load", path=str(talkative), name="m")["model"]
+        assert model["state"] == "resident"
+        names = {model["name"] for model in client.call("List")["models"]}
+        assert "m" in names and "idle0" not in names
+        for name in names:
+            client.call("Unload", name=name)
+    wait_until(lambda: daemon.used() == 0)
 
 
 def test_a_users_headers_count(start_for_all, talkative):

@@ -142,6 +142,40 @@ def test_verify_on_a_lost_one(start_gpus, small_model, model_folder):
         assert error["text"] == "hip:0 was lost"
 
 
+@pytest.mark.parametrize("first, second", [("auto", "hip:0"), ("auto", "hip:1"), ("hip:1", "auto"), ("hip:0", "hip:1")])
+def test_loads_of_one_file_that_leave_other_choices(start_gpus, gate, gated_model, first, second):
+    """Whoever names a device gets that one, whatever another load of the file was about to choose."""
+    daemon = start_gpus(env=gate.env, FAKE_HIP_TAKEN="100000000")
+    for round_ in range(6):
+        gate.close()
+        with daemon.client() as one, daemon.client() as two:
+            one.send("Load", {"path": str(gated_model), "name": f"one{round_}", "device": first})
+            two.send("Load", {"path": str(gated_model), "name": f"two{round_}", "device": second})
+            daemon.sync()
+            gate.open()
+            models = [client.reply()[0]["model"] for client in (one, two)]
+            for model, device in zip(models, (first, second)):
+                assert device in ("auto", model["device"])
+            assert (models[0]["device"] == models[1]["device"]) == (models[0]["id"] == models[1]["id"])
+            for name in {model["name"] for model in models}:
+                one.call("Unload", name=name)
+
+
+def test_a_cached_model_of_a_lost_one(start_gpus, small_model, model_folder):
+    """It says so, and not that memory is short."""
+    paths = [sparse_model(model_folder / f"cached{i}.gguf", 8 * MIB) for i in range(3)]
+    daemon = start_gpus("--budget", "12M", "--host-cache", "64M", FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL="hipIpcGetMemHandle:3:719")
+    with daemon.client() as client:
+        load(client, paths[0], name="a", device="hip")
+        load(client, paths[1], name="b", device="hip")
+        wait_until(lambda: {m["name"]: m["state"] for m in daemon.models()}["a"] == "cached")
+        with wire_error("DeviceError"):
+            load(client, paths[2], name="c", device="hip")
+        with wire_error("DeviceError") as error:
+            client.call("Attach", name="a")
+        assert error["text"] == "hip:0 was lost"
+
+
 @pytest.mark.parametrize("leak", [False, True])
 def test_memory_that_does_not_come_back_is_told(start_gpus, small_model, leak):
     daemon = start_gpus(**({"FAKE_HIP_LEAK": "1"} if leak else {}))

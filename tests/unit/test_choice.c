@@ -142,6 +142,8 @@ static void before_others_have_to_go(void **state)
     place(fixture, 60, 0); /* fits nowhere, but the first has one that can go */
     idle.pinned = true;
     place(fixture, 60, 1); /* nobody can help: where the most is */
+    idle.state = MODEL_UNLOADING;
+    place(fixture, 60, 0); /* or wait for what is on its way out */
     TAILQ_REMOVE(&fixture->server.registry.models, &idle, link);
 }
 
@@ -159,7 +161,10 @@ static void only_where_it_can_be_filled(void **state)
     devices[0].used = 10;
     devices[1].ops = &without;
     assert_ptr_equal(choice_place(&fixture->server, &choice, &devices[0], &plan), &devices[0]);
-    plan.verbatim = false; /* the CPU decodes */
+    assert_ptr_equal(choice_place(&fixture->server, &choice, &devices[1], &plan), &devices[1]); /* by the CPU, then */
+    struct chunk chunk;
+    plan.verbatim = false; /* cut so that the CPU decodes */
+    plan.chunks = &chunk;
     assert_ptr_equal(choice_place(&fixture->server, &choice, &devices[0], &plan), &devices[1]);
     devices[1].slot_bytes *= 2;
     assert_ptr_equal(choice_place(&fixture->server, &choice, &devices[0], &plan), &devices[0]);
