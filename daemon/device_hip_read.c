@@ -1,5 +1,5 @@
-/* Reads arenas back. The runtime takes what is not pinned through pinned memory of its own, at some 2.4 GB/s; through
- * ours, of which one half is emptied while the device fills the other, it comes as fast as a processor copies. */
+/* Reads arenas back. The runtime takes what is not pinned through pinned memory of its own, which it fills and empties
+ * in turn; of ours, one half is emptied while the device fills the other. */
 #include "daemon/device_hip.h"
 
 #include <assert.h>
