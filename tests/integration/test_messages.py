@@ -116,7 +116,7 @@ def test_descriptors_that_nobody_asked_for_do_not_stay(daemon, small_model):
     with daemon.client() as client, open(small_model, "rb") as file:
         client.send("Watch", more=True, fds=[file.fileno()] * 200)
         client.reply()
-        assert len(daemon.fds()) == len(before) + 1
+        wait_until(lambda: len(daemon.fds()) == len(before) + 1)
 
 
 def test_descriptors_of_a_message_that_never_ends(daemon, small_model):
