@@ -5,6 +5,7 @@ ROCMFORGE_BUILD names the build folder, ROCMFORGE_MODEL a real model. `./setup t
 import functools
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -19,6 +20,8 @@ def pytest_configure(config):
     for name in ("ROCMFORGE_BUILD", "ROCMFORGE_MODEL"):
         if name not in os.environ:
             pytest.exit(f"{name} is not set; ./setup test sets it", returncode=2)
+    # Whoever starts us in the background may have it ignored, and our children would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -228,16 +228,27 @@ def test_notify_of_a_load_that_fails(start, notify, folder):
     assert next_said(notify) == "STATUS=0 models resident, 0 loading"
 
 
+def fill_queue(path):
+    """Sends a socket datagrams until nobody can send it any more; returns how many. A sender may have fewer under way
+    than the receiver takes."""
+    n = 0
+    with contextlib.ExitStack() as senders:
+        while True:
+            sender = senders.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+            sender.connect(str(path))
+            sender.setblocking(False)
+            n_before = n
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    sender.send(b"X")
+                    n += 1
+            if n == n_before:
+                return n
+
+
 def test_ready_means_that_it_answers(start, notify, folder):
     """systemd does not listen: the daemon waits for it to say that it is ready, and takes connections by then."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
-        other.connect(str(folder / "notify"))
-        other.setblocking(False)
-        n_before = 0
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                other.send(b"X")
-                n_before += 1
+    n_before = fill_queue(folder / "notify")
     daemon = start(ready=False, env={"NOTIFY_SOCKET": str(folder / "notify")})
     wait_until(lambda: asleep_in(daemon.pid, "sendmsg"))
     with daemon.client() as client:
