@@ -57,7 +57,7 @@ int command_dump(struct rfctl *ctl)
     int status = ctl_connect(ctl);
     if (status != STATUS_DONE)
         return status;
-    rf_model *model;
+    rf_model *model = NULL;
     rf_tensor tensor;
     char *what = need_text("dump %s of %s", tensor_name, name);
     int r = rf_attach(ctl->client, name, &model);
@@ -68,6 +68,7 @@ int command_dump(struct rfctl *ctl)
         status = STATUS_REFUSED;
     } else
         status = dump(ctl, model, &tensor, what);
+    (void)rf_detach(model); /* not left to the end of the connection, which the daemon may see after our caller */
     free(what);
     return status;
 }
