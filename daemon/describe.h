@@ -9,9 +9,6 @@
 
 #include <cjson/cJSON.h>
 
-/* Any thread. Adds a string whose bytes came from elsewhere: what is not UTF-8 becomes U+FFFD. NULL adds null. */
-void describe_text(cJSON *object, const char *key, const char *text);
-
 cJSON *describe_model(const struct model *model);
 cJSON *describe_device(const struct device *device);
 cJSON *describe_lease(const struct lease *lease);

@@ -1,6 +1,7 @@
 #include "daemon/failure.h"
 
 #include "daemon/describe.h"
+#include "daemon/describe_text.h"
 
 #include <errno.h>
 #include <stdio.h>

@@ -127,3 +127,7 @@ const char *gguf_value_type_name(enum gguf_value_type type);
  * at most max_elements elements, strings with at most max_string bytes (cut at a character). The caller frees *ret.
  * -ENOMEM. */
 int gguf_kv_json(const struct gguf_kv *kv, size_t max_elements, size_t max_string, char **ret);
+
+/* As much as people are told of a long value. */
+#define GGUF_TOLD_ELEMENTS 16u
+#define GGUF_TOLD_STRING   4096u

@@ -1,6 +1,7 @@
 #include "daemon/methods.h"
 
 #include "daemon/describe.h"
+#include "daemon/describe_text.h"
 #include "daemon/methods_list.h"
 #include "daemon/params.h"
 #include "daemon/server.h"

@@ -1,6 +1,6 @@
 #include "daemon/publication.h"
 
-#include "daemon/describe.h"
+#include "daemon/describe_text.h"
 #include "proto/table.h"
 
 #include <errno.h>
@@ -10,10 +10,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
-
-/* What is told of a long value. */
-#define METADATA_ELEMENTS_MAX 16u
-#define METADATA_STRING_MAX   4096u
 
 /* --- the binary table --- */
 
@@ -162,7 +158,7 @@ static cJSON *describe_entry(const struct gguf_kv *kv)
 {
     char *key = strndup(kv->key.bytes, kv->key.size), *value = NULL;
     cJSON *entry = NULL;
-    if (key && gguf_kv_json(kv, METADATA_ELEMENTS_MAX, METADATA_STRING_MAX, &value) == 0) {
+    if (key && gguf_kv_json(kv, GGUF_TOLD_ELEMENTS, GGUF_TOLD_STRING, &value) == 0) {
         entry = cJSON_CreateObject();
         describe_text(entry, "key", key);
         cJSON_AddStringToObject(entry, "type", gguf_value_type_name(kv->element_type));

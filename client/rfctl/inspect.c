@@ -15,11 +15,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* As much of a long value as the daemon tells. */
-#define ELEMENTS_MAX 16u
-#define STRING_MAX   4096u
-
-#define TYPES_MAX    256u /* ids of types are smaller */
+#define TYPES_MAX 256u /* ids of types are smaller */
 
 static cJSON *metadata_of(const struct gguf *file)
 {
@@ -38,7 +34,7 @@ static cJSON *metadata_of(const struct gguf *file)
         else
             cJSON_AddNullToObject(entry, "count");
         char *value = NULL;
-        if (gguf_kv_json(kv, ELEMENTS_MAX, STRING_MAX, &value) == 0)
+        if (gguf_kv_json(kv, GGUF_TOLD_ELEMENTS, GGUF_TOLD_STRING, &value) == 0)
             cJSON_AddStringToObject(entry, "value", value);
         free(value);
         cJSON_AddItemToArray(array, entry);
