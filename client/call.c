@@ -6,6 +6,7 @@
 
 #include <ctype.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -102,17 +103,19 @@ static int reply_wait(rf_client *client, struct frame_message *ret)
     }
 }
 
-/* The daemon said no. Takes the parameters. */
-static int reply_error(rf_client *client, const char *name, cJSON *parameters)
+/* The daemon said no. Borrows the parameters, which may be NULL. */
+static int reply_error(rf_client *client, const char *name, const cJSON *parameters)
 {
     enum wire_error error = wire_error_find(name);
-    client->error_name = strdup(name);
-    client->error_parameters = parameters ? cJSON_PrintUnformatted(parameters) : NULL;
     char text[CLIENT_MESSAGE_SIZE];
     if (error == WIRE_ERROR_COUNT)
-        return client_fail(client, -EPROTO, "the daemon answered with an error that is not known here: %s", name);
-    explain(text, sizeof(text), error, parameters);
-    return client_fail(client, wire_error_errno(error), "%s", text);
+        snprintf(text, sizeof(text), "the daemon answered with an error that is not known here: %s", name);
+    else
+        explain(text, sizeof(text), error, parameters);
+    int r = client_fail(client, wire_error_errno(error), "%s", text);
+    client->error_name = strdup(name);
+    client->error_parameters = parameters ? cJSON_PrintUnformatted(parameters) : NULL;
+    return r;
 }
 
 static int fail_reply(rf_client *client, const char *why)
@@ -143,7 +146,7 @@ static int reply_take(rf_client *client, const struct call *call, cJSON *reply, 
         return fail_reply(client, "a field of it is of another type");
     tell_draining(client, given);
     if (error)
-        return reply_error(client, error->valuestring, (cJSON *)given);
+        return reply_error(client, error->valuestring, given);
     if (cJSON_IsTrue(continues) && !call->more)
         return fail_reply(client, "others follow, and one was asked for");
     *ret_continues = cJSON_IsTrue(continues);

@@ -28,13 +28,19 @@ const char *rf_version(void)
 
 /* --- failures --- */
 
-void client_clear(rf_client *client)
+/* What the daemon said is of another failure than the one that is worded now. */
+static void forget_daemon_error(rf_client *client)
 {
-    client->message[0] = '\0';
     free(client->error_name);
     client->error_name = NULL;
     cJSON_free(client->error_parameters);
     client->error_parameters = NULL;
+}
+
+void client_clear(rf_client *client)
+{
+    client->message[0] = '\0';
+    forget_daemon_error(client);
 }
 
 __attribute__((format(printf, 2, 0))) static void word(rf_client *client, const char *format, va_list arguments)
@@ -44,6 +50,8 @@ __attribute__((format(printf, 2, 0))) static void word(rf_client *client, const 
     for (char *c = message; *c; c++)
         if ((unsigned char)*c < 0x20 || *c == 0x7f)
             *c = '?';
+    if (client)
+        forget_daemon_error(client);
 }
 
 int client_fail(rf_client *client, int error, const char *format, ...)

@@ -31,10 +31,10 @@ struct rf_client {
     rf_draining_fn *draining; /* or NULL */
     void *draining_context;
 
-    /* Of the last call. */
+    /* Of the last call that failed. */
     char message[CLIENT_MESSAGE_SIZE];
-    char *error_name;
-    char *error_parameters;
+    char *error_name;       /* NULL: it was not the daemon that said no */
+    char *error_parameters; /* or NULL */
 };
 
 /* This process was forked from the one that connected. */
@@ -43,7 +43,8 @@ bool client_is_forked(const rf_client *client);
 /* Forgets the last call's failure. */
 void client_clear(rf_client *client);
 
-/* Words a failure, and returns `error`, a negative errno. Control bytes, which may be a file's, become '?'. Words what
+/* Words a failure, and returns `error`, a negative errno. Control bytes, which may be a file's, become '?'. The name
+ * and parameters of an error of the daemon are dropped: whoever words such an error sets them after this. Words what
  * rf_error_message(NULL) gives if client is NULL. */
 int client_fail(rf_client *client, int error, const char *format, ...) __attribute__((format(printf, 3, 4)));
 

@@ -75,6 +75,64 @@ static void test_attach(void **state)
     free(table);
 }
 
+/* Attaches, and says no to all else. */
+static void serve_attach_and_refuse(struct fake *fake, int socket)
+{
+    const char *text;
+    while ((text = fake_request(fake, socket, NULL, NULL))) {
+        if (strstr(text, "io.rocmforge.Attach"))
+            attach_send(fake_context(fake), socket);
+        else
+            fake_send(socket, "{\"error\":\"io.rocmforge.ModelBusy\",\"parameters\":{\"name\":\"m\"}}", NULL, 0);
+    }
+}
+
+static void refuse(rf_client *client)
+{
+    assert_int_equal(rf_unload(client, "m"), -EBUSY);
+    assert_string_equal(rf_error_name(client), "io.rocmforge.ModelBusy");
+    assert_string_equal(rf_error_parameters(client), "{\"name\":\"m\"}");
+}
+
+static void assert_own_failure(rf_client *client, const char *message)
+{
+    assert_says(client, message);
+    assert_null(rf_error_name(client));
+    assert_null(rf_error_parameters(client));
+}
+
+/* What fails here after the daemon said no is not the daemon's. */
+static void test_attach_own_failures(void **state)
+{
+    (void)state;
+    struct attach attach = {GOOD_ATTACH};
+    void *table;
+    assert_int_equal(table_build(good_tensors, N_GOOD, MEMORY, &table, &attach.table_size), 0);
+    attach.table = table;
+    struct fake *fake;
+    rf_client *client = rig_start(&fake, serve_attach_and_refuse, &attach);
+    rf_model *model;
+    rf_tensor tensor;
+    char byte;
+    assert_int_equal(rf_attach(client, "m", &model), 0);
+    refuse(client);
+    assert_int_equal(rf_model_find(model, "no-such", &tensor), -ENOENT);
+    assert_own_failure(client, "'no-such'");
+    refuse(client);
+    assert_int_equal(rf_model_tensor(model, N_GOOD, &tensor), -ERANGE);
+    assert_own_failure(client, "tensors");
+    refuse(client);
+    assert_int_equal(rf_model_read(model, MEMORY, &byte, 1), -ERANGE);
+    assert_own_failure(client, "bytes");
+    refuse(client);
+    assert_int_equal(rf_load(client, "/no/such/file", NULL, NULL), -ENOENT);
+    assert_own_failure(client, "cannot open");
+    assert_int_equal(rf_detach(model), -EBUSY); /* and that is the daemon's again */
+    assert_string_equal(rf_error_name(client), "io.rocmforge.ModelBusy");
+    rig_stop(fake, client);
+    free(table);
+}
+
 /* A child frees its copies, and the parent's leases are none of its business. */
 static int attach_forked(rf_client *client, rf_model *first, rf_model *second)
 {
@@ -314,9 +372,9 @@ static void test_attach_death(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        RIG_TEST(test_attach),        RIG_TEST(test_attach_fork),  RIG_TEST(test_attach_malformed),
-        RIG_TEST(test_attach_memory), RIG_TEST(test_attach_table), RIG_TEST(test_attach_death),
-        RIG_TEST(test_attach_waits),
+        RIG_TEST(test_attach),        RIG_TEST(test_attach_fork),         RIG_TEST(test_attach_malformed),
+        RIG_TEST(test_attach_memory), RIG_TEST(test_attach_table),        RIG_TEST(test_attach_death),
+        RIG_TEST(test_attach_waits),  RIG_TEST(test_attach_own_failures),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
