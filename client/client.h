@@ -31,7 +31,7 @@ struct rf_client {
     rf_draining_fn *draining; /* or NULL */
     void *draining_context;
 
-    /* Of the last call that failed. */
+    /* Of the last call. */
     char message[CLIENT_MESSAGE_SIZE];
     char *error_name;       /* NULL: it was not the daemon that said no */
     char *error_parameters; /* or NULL */

@@ -48,8 +48,8 @@ struct import_module {
      * -ENODEV: this process does not see the device. -EPROTO: what the source has is none of this kind. */
     int (*open)(const struct import_source *source, struct import_mapping **ret, struct import_fault *ret_fault);
 
-    /* Unmaps it. In a process that was forked from the one that opened it, where the device's runtime is not to be
-     * asked any more, it only frees, and the others are -ENOTSUP. */
+    /* Unmaps it; NULL is fine. In a process that was forked from the one that opened it, where the device's runtime is
+     * not to be asked any more, it only frees, and the others are -ENOTSUP. */
     void (*close)(struct import_mapping *mapping);
 
     /* Copies bytes, all of them inside the memory, to the host. */

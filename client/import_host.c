@@ -36,6 +36,8 @@ static int host_open(const struct import_source *source, struct import_mapping *
 static void host_close(struct import_mapping *base)
 {
     struct host_mapping *mapping = (struct host_mapping *)base;
+    if (!mapping)
+        return;
     munmap((void *)mapping->base.data, mapping->bytes);
     free(mapping);
 }

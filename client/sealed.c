@@ -37,6 +37,9 @@ int sealed_map(int fd, uint64_t size, const void **ret)
         data = mmap(NULL, size, PROT_READ, MAP_PRIVATE, fd, 0);
     if (data == MAP_FAILED)
         return -errno;
+    /* A core of who crashes is not to have the whole model in it: the same bytes are in its file. If the kernel will
+     * not have it, it is only a large core. */
+    (void)madvise(data, size, MADV_DONTDUMP);
     *ret = data;
     return 0;
 }

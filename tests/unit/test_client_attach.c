@@ -1,5 +1,6 @@
 /* Attaching, against a daemon that answers what it should not. */
 #include "attach_rig.h"
+#include "client/import.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -72,6 +73,42 @@ static void test_attach(void **state)
     assert_int_equal(((const char *)rf_model_data(second))[5], 5);
     rig_stop(fake, client); /* detaches the second, by closing */
     assert_int_equal(attach.n_detached, 1);
+    free(table);
+}
+
+/* The flags that /proc/self/smaps has for what is mapped at `data`, " rd mr dd". */
+static void mapping_flags(const void *data, char *flags, int size)
+{
+    FILE *file = fopen("/proc/self/smaps", "re");
+    assert_non_null(file);
+    char line[4096];
+    bool here = false, found = false;
+    while (!found && fgets(line, sizeof(line), file)) {
+        unsigned long begin, end;
+        if (sscanf(line, "%lx-%lx ", &begin, &end) == 2)
+            here = (uintptr_t)data >= begin && (uintptr_t)data < end;
+        else if (here && strncmp(line, "VmFlags:", 8) == 0)
+            found = snprintf(flags, (size_t)size, "%s", line + 8) > 0;
+    }
+    fclose(file);
+    assert_true(found);
+}
+
+/* A process that crashes does not write gigabytes of weights into its core. */
+static void test_attach_is_not_dumped(void **state)
+{
+    (void)state;
+    struct attach attach = {GOOD_ATTACH};
+    struct fake *fake;
+    void *table;
+    char flags[256];
+    rf_client *client = attach_start(&fake, &attach, &table);
+    rf_model *model;
+    assert_int_equal(rf_attach(client, "m", &model), 0);
+    mapping_flags(rf_model_data(model), flags, sizeof(flags));
+    assert_non_null(strstr(flags, " rd"));
+    assert_non_null(strstr(flags, " dd"));
+    rig_stop(fake, client);
     free(table);
 }
 
@@ -369,12 +406,20 @@ static void test_attach_death(void **state)
     free(table);
 }
 
+/* As destructors do. */
+static void test_close_of_nothing(void **state)
+{
+    (void)state;
+    import_host_module.close(NULL);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        RIG_TEST(test_attach),        RIG_TEST(test_attach_fork),         RIG_TEST(test_attach_malformed),
-        RIG_TEST(test_attach_memory), RIG_TEST(test_attach_table),        RIG_TEST(test_attach_death),
-        RIG_TEST(test_attach_waits),  RIG_TEST(test_attach_own_failures),
+        RIG_TEST(test_attach),           RIG_TEST(test_attach_fork),         RIG_TEST(test_attach_malformed),
+        RIG_TEST(test_attach_memory),    RIG_TEST(test_attach_table),        RIG_TEST(test_attach_death),
+        RIG_TEST(test_attach_waits),     RIG_TEST(test_attach_own_failures), RIG_TEST(test_attach_is_not_dumped),
+        RIG_TEST(test_close_of_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
