@@ -1,8 +1,8 @@
 /* inspect: what a GGUF file says, read without a daemon. It becomes JSON first, of the kinds that Show replies with,
  * and that is what is printed. */
-#include "client/rfctl/fields.h"
 #include "client/rfctl/format.h"
 #include "client/rfctl/output.h"
+#include "client/rfctl/reply.h"
 #include "client/rfctl/rfctl.h"
 #include "client/rfctl/table.h"
 #include "daemon/gguf.h"
@@ -127,10 +127,10 @@ static void print_types(const cJSON *types)
     const cJSON *type;
     cJSON_ArrayForEach (type, types) {
         char bytes[FORMAT_SIZE];
-        table_add(table, "%s", field_text(type, "type"));
-        table_add(table, "%.0f", field_number(type, "tensors", 0));
-        table_add(table, "%.0f", field_number(type, "parameters", 0));
-        table_add(table, "%s", format_bytes(bytes, field_number(type, "bytes", 0)));
+        table_add(table, "%s", reply_text(type, "type"));
+        table_add(table, "%.0f", reply_number(type, "tensors", 0));
+        table_add(table, "%.0f", reply_number(type, "parameters", 0));
+        table_add(table, "%s", format_bytes(bytes, reply_number(type, "bytes", 0)));
     }
     out_line("%s", "");
     table_print(table, stdout, terminal_width(STDOUT_FILENO));
@@ -140,20 +140,20 @@ static void print_types(const cJSON *types)
 static void print(const char *path, const cJSON *file)
 {
     char text[FORMAT_SIZE];
-    double parameters = field_number(file, "parameters", 0);
-    const char *architecture = field_text(file, "architecture");
-    out_line("%s: GGUF version %.0f, %s", path, field_number(file, "version", 0),
-             format_bytes(text, field_number(file, "size", 0)));
+    double parameters = reply_number(file, "parameters", 0);
+    const char *architecture = reply_text(file, "architecture");
+    out_line("%s: GGUF version %.0f, %s", path, reply_number(file, "version", 0),
+             format_bytes(text, reply_number(file, "size", 0)));
     out_line("architecture:    %s", architecture[0] ? architecture : "not told");
     out_line(parameters < 1000 ? "parameters:      %s" : "parameters:      %s (%.0f)", format_count(text, parameters),
              parameters);
-    out_line("tensors:         %d, %s", cJSON_GetArraySize(field_items(file, "tensors")),
-             format_bytes(text, field_number(file, "bytes", 0)));
+    out_line("tensors:         %d, %s", cJSON_GetArraySize(reply_items(file, "tensors")),
+             format_bytes(text, reply_number(file, "bytes", 0)));
     if (parameters > 0)
-        out_line("bits per weight: %.2f", field_number(file, "bits_per_weight", 0));
-    print_types(field_items(file, "types"));
-    show_metadata(field_items(file, "metadata"));
-    show_tensors(field_items(file, "tensors"));
+        out_line("bits per weight: %.2f", reply_number(file, "bits_per_weight", 0));
+    print_types(reply_items(file, "types"));
+    show_metadata(reply_items(file, "metadata"));
+    show_tensors(reply_items(file, "tensors"));
 }
 
 /* The daemon says no to such a file in the same way. */

@@ -1,9 +1,9 @@
 /* load: the library passes the open file, so that the daemon needs no right to it; this shows how far it is. */
-#include "client/rfctl/fields.h"
 #include "client/rfctl/format.h"
 #include "client/rfctl/memory.h"
 #include "client/rfctl/output.h"
 #include "client/rfctl/progress.h"
+#include "client/rfctl/reply.h"
 #include "client/rfctl/rfctl.h"
 #include "client/rfctl/trace.h"
 
@@ -33,10 +33,10 @@ static void tell_phases(const cJSON *phases, double bytes)
     static const char *const names[] = {"parse", "allocate", "read", "dequantise", "copy", "kernel"};
     char text[6][FORMAT_SIZE];
     for (size_t i = 0; i < 6; i++)
-        format_seconds(text[i], field_number(phases, names[i], 0) / 1e6);
+        format_seconds(text[i], reply_number(phases, names[i], 0) / 1e6);
     out_line("  parse %s, allocate %s; over all workers: read %s, dequantise %s, copy %s, kernel %s", text[0], text[1],
              text[2], text[3], text[4], text[5]);
-    double link = field_number(phases, "link", 0), seconds = field_number(phases, "total", 0) / 1e6;
+    double link = reply_number(phases, "link", 0), seconds = reply_number(phases, "total", 0) / 1e6;
     char ceiling[FORMAT_SIZE];
     if (link > 0 && seconds > 0)
         out_line("  %.2f of the link's %s", bytes / seconds / link, format_rate(ceiling, link));
@@ -47,17 +47,17 @@ static void tell_dequant(const struct load *load, const cJSON *phases, const cha
 {
     const char *asked = load->options->dequant;
     if (strcmp(device, "host") != 0 && (!asked || strcmp(asked, "cpu") != 0) &&
-        field_number(phases, "dequantise", 0) > 0)
+        reply_number(phases, "dequantise", 0) > 0)
         out_line("  dequantised by the CPU: %s has no kernels for it, see rfctl --json devices", device);
 }
 
 static void tell_loaded(const struct load *load, const cJSON *model, const cJSON *phases)
 {
     char bytes[FORMAT_SIZE], size[FORMAT_SIZE], took[FORMAT_SIZE], rate[FORMAT_SIZE];
-    const char *name = field_text(model, "name"), *device = field_text(model, "device");
-    double file_bytes = field_number(model, "size", 0);
-    double seconds = phases ? field_number(phases, "total", 0) / 1e6 : seconds_since(&load->began);
-    format_bytes(bytes, field_number(model, "bytes", 0));
+    const char *name = reply_text(model, "name"), *device = reply_text(model, "device");
+    double file_bytes = reply_number(model, "size", 0);
+    double seconds = phases ? reply_number(phases, "total", 0) / 1e6 : seconds_since(&load->began);
+    format_bytes(bytes, reply_number(model, "bytes", 0));
     format_bytes(size, file_bytes);
     if (!phases && !load->joined) {
         out_line("%s is resident already, as %s: %s on %s", load->path, name, bytes, device);
@@ -75,7 +75,7 @@ static void tell_loaded(const struct load *load, const cJSON *model, const cJSON
 static int told(void *context, const cJSON *reply, bool last)
 {
     struct load *load = context;
-    const cJSON *model = field_items(reply, "model"), *progress = field_items(reply, "progress");
+    const cJSON *model = reply_items(reply, "model"), *progress = reply_items(reply, "progress");
     if (!last) {
         load->joined = true;
         if (!load->options->json && progress)
@@ -84,23 +84,23 @@ static int told(void *context, const cJSON *reply, bool last)
     }
     progress_erase();
     if (load->trace) { /* a model that is resident already has none: an empty one is still a trace */
-        int r = trace_write(load->trace, field_items(reply, "trace"));
+        int r = trace_write(load->trace, reply_items(reply, "trace"));
         if (r < 0) {
             err_line("cannot write the trace: %s", strerror(-r));
             return r;
         }
     }
-    double overflows = field_number(model, "overflows", 0);
+    double overflows = reply_number(model, "overflows", 0);
     if (overflows > 0)
-        err_line("%.0f values of %s are too large for f16 and became infinite", overflows, field_text(model, "name"));
+        err_line("%.0f values of %s are too large for f16 and became infinite", overflows, reply_text(model, "name"));
     if (load->options->json)
         return 0;
-    if (strcmp(field_text(model, "state"), "resident") != 0) {
+    if (strcmp(reply_text(model, "state"), "resident") != 0) {
         char bytes[FORMAT_SIZE];
-        out_line("loading %s: %s on %s", field_text(model, "name"),
-                 format_bytes(bytes, field_number(model, "bytes", 0)), field_text(model, "device"));
+        out_line("loading %s: %s on %s", reply_text(model, "name"),
+                 format_bytes(bytes, reply_number(model, "bytes", 0)), reply_text(model, "device"));
     } else
-        tell_loaded(load, model, field_items(reply, "phases"));
+        tell_loaded(load, model, reply_items(reply, "phases"));
     return 0;
 }
 

@@ -1,10 +1,10 @@
 /* unload, pin, unpin, ttl, cancel and verify: what is done with a model by its name. */
 #include "client/rfctl/duration.h"
-#include "client/rfctl/fields.h"
 #include "client/rfctl/format.h"
 #include "client/rfctl/memory.h"
 #include "client/rfctl/output.h"
 #include "client/rfctl/progress.h"
+#include "client/rfctl/reply.h"
 #include "client/rfctl/rfctl.h"
 
 #include <stdlib.h>
@@ -32,9 +32,9 @@ static double leases_left(struct rfctl *ctl, const char *name)
     double leases = -1;
     if (ctl_ask(ctl, "List", NULL, "list models", &reply) != STATUS_DONE)
         return -1;
-    cJSON_ArrayForEach (model, field_items(reply, "models")) {
-        if (strcmp(field_text(model, "name"), name) == 0 && strcmp(field_text(model, "state"), "draining") == 0)
-            leases = field_number(model, "leases", -1);
+    cJSON_ArrayForEach (model, reply_items(reply, "models")) {
+        if (strcmp(reply_text(model, "name"), name) == 0 && strcmp(reply_text(model, "state"), "draining") == 0)
+            leases = reply_number(model, "leases", -1);
     }
     cJSON_Delete(reply);
     return leases;
@@ -53,7 +53,7 @@ int command_unload(struct rfctl *ctl)
         cJSON_Delete(reply);
         return status;
     }
-    double leases = strcmp(field_text(reply, "state"), "draining") == 0 ? leases_left(ctl, name) : -1;
+    double leases = strcmp(reply_text(reply, "state"), "draining") == 0 ? leases_left(ctl, name) : -1;
     if (leases >= 0)
         out_line("draining %s: %.0f lease%s", name, leases, leases == 1 ? "" : "s");
     else
@@ -109,10 +109,10 @@ struct verification {
 static int told(void *context, const cJSON *reply, bool last)
 {
     struct verification *verification = context;
-    const cJSON *mismatches = field_items(reply, "mismatches"), *mismatch;
+    const cJSON *mismatches = reply_items(reply, "mismatches"), *mismatch;
     if (!last) {
-        if (!verification->json && field_items(reply, "progress"))
-            progress_show(field_items(reply, "progress"));
+        if (!verification->json && reply_items(reply, "progress"))
+            progress_show(reply_items(reply, "progress"));
         return 0;
     }
     progress_erase();
@@ -122,9 +122,9 @@ static int told(void *context, const cJSON *reply, bool last)
     char bytes[FORMAT_SIZE];
     if (verification->mismatches == 0)
         out_line("verified %s: %.0f tensors, %s, every bit as in the file", verification->name,
-                 field_number(reply, "tensors", 0), format_bytes(bytes, field_number(reply, "bytes", 0)));
+                 reply_number(reply, "tensors", 0), format_bytes(bytes, reply_number(reply, "bytes", 0)));
     cJSON_ArrayForEach (mismatch, mismatches) {
-        out_line("%s differs from byte %.0f on", field_text(mismatch, "tensor"), field_number(mismatch, "offset", 0));
+        out_line("%s differs from byte %.0f on", reply_text(mismatch, "tensor"), reply_number(mismatch, "offset", 0));
     }
     return 0;
 }

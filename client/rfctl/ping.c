@@ -1,7 +1,7 @@
 /* ping and version: is there a daemon, and which. */
-#include "client/rfctl/fields.h"
 #include "client/rfctl/format.h"
 #include "client/rfctl/output.h"
+#include "client/rfctl/reply.h"
 #include "client/rfctl/rfctl.h"
 
 #include <math.h>
@@ -51,7 +51,7 @@ static int ping(struct rfctl *ctl, struct pings *pings)
     if (ctl->options.json)
         out_line("{\"ms\":%.3f}", ms);
     else
-        out_line("rocmforged %s, process %.0f: %.3f ms", field_text(reply, "version"), field_number(reply, "pid", 0),
+        out_line("rocmforged %s, process %.0f: %.3f ms", reply_text(reply, "version"), reply_number(reply, "pid", 0),
                  ms);
     cJSON_Delete(reply);
     return out_flush() < 0 ? STATUS_REFUSED : STATUS_DONE;
@@ -94,9 +94,9 @@ int command_version(struct rfctl *ctl)
         int status = ctl_ask(ctl, "Status", NULL, "ask the daemon", &reply);
         if (status == STATUS_DONE) {
             char age[FORMAT_SIZE];
-            out_line("rocmforged %s, process %.0f, up for %s, decodes with %s", field_text(reply, "version"),
-                     field_number(reply, "pid", 0), format_age(age, field_number(reply, "uptime", 0)),
-                     field_text(reply, "isa"));
+            out_line("rocmforged %s, process %.0f, up for %s, decodes with %s", reply_text(reply, "version"),
+                     reply_number(reply, "pid", 0), format_age(age, reply_number(reply, "uptime", 0)),
+                     reply_text(reply, "isa"));
         }
         cJSON_Delete(reply);
         return status;

@@ -1,8 +1,8 @@
 /* plan: what load would do. */
-#include "client/rfctl/fields.h"
 #include "client/rfctl/format.h"
 #include "client/rfctl/memory.h"
 #include "client/rfctl/output.h"
+#include "client/rfctl/reply.h"
 #include "client/rfctl/rfctl.h"
 
 #include <stdio.h>
@@ -25,11 +25,11 @@ static char *names_text(const cJSON *names)
 static void tell_room(const cJSON *reply, bool fits)
 {
     char available[FORMAT_SIZE];
-    const cJSON *evicts = field_items(reply, "evicts");
+    const cJSON *evicts = reply_items(reply, "evicts");
     char *names = names_text(evicts);
     int n = cJSON_GetArraySize(evicts);
     out_line("%s: %s available%s%s%s", fits ? "fits" : "does not fit",
-             format_bytes(available, field_number(reply, "available", 0)), n == 0 ? "" : "; evicts ", names,
+             format_bytes(available, reply_number(reply, "available", 0)), n == 0 ? "" : "; evicts ", names,
              n == 0 ? "" : ", which nobody uses");
     free(names);
 }
@@ -41,15 +41,15 @@ static int told(void *context, const cJSON *reply, bool last)
     if (ctl->options.json)
         return 0;
     char bytes[FORMAT_SIZE], size[FORMAT_SIZE], took[FORMAT_SIZE];
-    const cJSON *model = field_items(reply, "model");
+    const cJSON *model = reply_items(reply, "model");
     bool fits = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(reply, "fits"));
-    double seconds = field_number(reply, "seconds", -1);
+    double seconds = reply_number(reply, "seconds", -1);
     out_line("%s: %s on %s as %s, from %s, %.0f tensors", ctl->arguments[0],
-             format_bytes(bytes, field_number(reply, "bytes", 0)), field_text(reply, "device"),
-             field_text(reply, "form"), format_bytes(size, field_number(reply, "size", 0)),
-             field_number(reply, "tensors", 0));
+             format_bytes(bytes, reply_number(reply, "bytes", 0)), reply_text(reply, "device"),
+             reply_text(reply, "form"), format_bytes(size, reply_number(reply, "size", 0)),
+             reply_number(reply, "tensors", 0));
     if (model) {
-        out_line("there already: %s is %s", field_text(model, "name"), field_text(model, "state"));
+        out_line("there already: %s is %s", reply_text(model, "name"), reply_text(model, "state"));
         return 0;
     }
     tell_room(reply, fits);

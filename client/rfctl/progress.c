@@ -1,8 +1,8 @@
 #include "client/rfctl/progress.h"
 
-#include "client/rfctl/fields.h"
 #include "client/rfctl/format.h"
 #include "client/rfctl/output.h"
+#include "client/rfctl/reply.h"
 
 #include <math.h>
 #include <signal.h>
@@ -83,13 +83,13 @@ static bool can_redraw(void)
 void progress_show(const cJSON *progress)
 {
     static double next;
-    char *state = text_escape(field_text(progress, "state"), strlen(field_text(progress, "state")));
+    char *state = text_escape(reply_text(progress, "state"), strlen(reply_text(progress, "state")));
     struct progress_values values = {
         .state = state,
-        .done = field_number(progress, "done", 0),
-        .total = field_number(progress, "total", 0),
-        .rate = field_number(progress, "rate", 0),
-        .left = field_number(progress, "left", -1),
+        .done = reply_number(progress, "done", 0),
+        .total = reply_number(progress, "total", 0),
+        .rate = reply_number(progress, "rate", 0),
+        .left = reply_number(progress, "left", -1),
     };
     size_t width = terminal_width(STDERR_FILENO);
     char text[LINE_SIZE], line[sizeof(text) + sizeof(erase)];

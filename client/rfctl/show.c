@@ -1,9 +1,9 @@
 /* show: a model with all that its file says. And the two tables that inspect prints too. */
 #include "client/rfctl/duration.h"
-#include "client/rfctl/fields.h"
 #include "client/rfctl/format.h"
 #include "client/rfctl/memory.h"
 #include "client/rfctl/output.h"
+#include "client/rfctl/reply.h"
 #include "client/rfctl/rfctl.h"
 #include "client/rfctl/table.h"
 
@@ -19,15 +19,15 @@ void show_metadata(const cJSON *metadata)
     struct table *table = table_new(columns);
     const cJSON *entry;
     cJSON_ArrayForEach (entry, metadata) {
-        const char *value = field_text(entry, "value");
-        double count = field_number(entry, "count", -1);
-        table_add(table, "%s", field_text(entry, "key"));
+        const char *value = reply_text(entry, "value");
+        double count = reply_number(entry, "count", -1);
+        table_add(table, "%s", reply_text(entry, "key"));
         if (count < 0) {
-            table_add(table, "%s", field_text(entry, "type"));
+            table_add(table, "%s", reply_text(entry, "type"));
             table_add(table, "%s", value);
             continue;
         }
-        table_add(table, "%s[%.0f]", field_text(entry, "type"), count);
+        table_add(table, "%s[%.0f]", reply_text(entry, "type"), count);
         cJSON *elements = cJSON_Parse(value);
         size_t size = strlen(value);
         if (size > 1 && (double)cJSON_GetArraySize(elements) < count) /* the rest was left out */
@@ -70,13 +70,13 @@ void show_tensors(const cJSON *tensors)
     const cJSON *tensor;
     cJSON_ArrayForEach (tensor, tensors) {
         char bytes[FORMAT_SIZE];
-        char *shape = shape_text(field_items(tensor, "shape"));
-        table_add(table, "%s", field_text(tensor, "name"));
-        table_add(table, "%s", field_text(tensor, "type"));
-        table_add(table, "%s", field_text(tensor, "form"));
+        char *shape = shape_text(reply_items(tensor, "shape"));
+        table_add(table, "%s", reply_text(tensor, "name"));
+        table_add(table, "%s", reply_text(tensor, "type"));
+        table_add(table, "%s", reply_text(tensor, "form"));
         table_add(table, "%s", shape);
-        table_add(table, "%.0f", field_number(tensor, "offset", 0));
-        table_add(table, "%s", format_bytes(bytes, field_number(tensor, "size", 0)));
+        table_add(table, "%.0f", reply_number(tensor, "offset", 0));
+        table_add(table, "%s", format_bytes(bytes, reply_number(tensor, "size", 0)));
         free(shape);
     }
     out_line("%s", "");
@@ -87,25 +87,25 @@ void show_tensors(const cJSON *tensors)
 static void show_model(const cJSON *model)
 {
     char bytes[FORMAT_SIZE], size[FORMAT_SIZE], age[FORMAT_SIZE], ttl[DURATION_SIZE];
-    double idle = field_number(model, "idle", -1), leases = field_number(model, "leases", 0);
-    const char *path = field_text(model, "path");
-    out_line("%s (id %.0f): %s, %s on %s as %s, %.0f tensors", field_text(model, "name"), field_number(model, "id", 0),
-             field_text(model, "state"), format_bytes(bytes, field_number(model, "bytes", 0)),
-             field_text(model, "device"), field_text(model, "form"), field_number(model, "tensors", 0));
+    double idle = reply_number(model, "idle", -1), leases = reply_number(model, "leases", 0);
+    const char *path = reply_text(model, "path");
+    out_line("%s (id %.0f): %s, %s on %s as %s, %.0f tensors", reply_text(model, "name"), reply_number(model, "id", 0),
+             reply_text(model, "state"), format_bytes(bytes, reply_number(model, "bytes", 0)),
+             reply_text(model, "device"), reply_text(model, "form"), reply_number(model, "tensors", 0));
     out_line("from %s, %s, by user %.0f", path[0] ? path : "a file without a name",
-             format_bytes(size, field_number(model, "size", 0)), field_number(model, "uid", 0));
+             format_bytes(size, reply_number(model, "size", 0)), reply_number(model, "uid", 0));
     if (idle >= 0)
         out_line("idle for %s", format_age(age, idle));
     else if (leases > 0)
         out_line("%.0f lease%s", leases, leases == 1 ? "" : "s");
     if (cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "pinned")))
         out_line("pinned");
-    if (field_number(model, "ttl", -1) >= 0)
-        out_line("unloaded when idle for %s", duration_format(ttl, field_number(model, "ttl", 0)));
+    if (reply_number(model, "ttl", -1) >= 0)
+        out_line("unloaded when idle for %s", duration_format(ttl, reply_number(model, "ttl", 0)));
     if (cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "private")))
         out_line("private");
-    if (field_number(model, "overflows", 0) > 0)
-        out_line("%.0f values were too large for f16 and became infinite", field_number(model, "overflows", 0));
+    if (reply_number(model, "overflows", 0) > 0)
+        out_line("%.0f values were too large for f16 and became infinite", reply_number(model, "overflows", 0));
 }
 
 /* What the process calls itself; "" if that cannot be seen. */
@@ -135,11 +135,11 @@ static void show_leases(const cJSON *leases)
     const cJSON *lease;
     cJSON_ArrayForEach (lease, leases) {
         char age[FORMAT_SIZE], name[32];
-        table_add(table, "%.0f", field_number(lease, "lease", 0));
-        table_add(table, "%.0f", field_number(lease, "pid", 0));
-        table_add(table, "%s", process_name(name, field_number(lease, "pid", 0)));
-        table_add(table, "%.0f", field_number(lease, "uid", 0));
-        table_add(table, "%s", format_age(age, field_number(lease, "age", 0)));
+        table_add(table, "%.0f", reply_number(lease, "lease", 0));
+        table_add(table, "%.0f", reply_number(lease, "pid", 0));
+        table_add(table, "%s", process_name(name, reply_number(lease, "pid", 0)));
+        table_add(table, "%.0f", reply_number(lease, "uid", 0));
+        table_add(table, "%s", format_age(age, reply_number(lease, "age", 0)));
     }
     out_line("%s", "");
     table_print(table, stdout, terminal_width(STDOUT_FILENO));
@@ -155,10 +155,10 @@ int command_show(struct rfctl *ctl)
     if (status != STATUS_DONE)
         return status;
     if (!ctl->options.json) {
-        show_model(field_items(reply, "model"));
-        show_leases(field_items(reply, "leases"));
-        show_metadata(field_items(reply, "metadata"));
-        show_tensors(field_items(reply, "tensors"));
+        show_model(reply_items(reply, "model"));
+        show_leases(reply_items(reply, "leases"));
+        show_metadata(reply_items(reply, "metadata"));
+        show_tensors(reply_items(reply, "tensors"));
     }
     cJSON_Delete(reply);
     return STATUS_DONE;

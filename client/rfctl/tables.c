@@ -1,8 +1,8 @@
 /* ps and devices: what there is, as a table. */
 #include "client/rfctl/duration.h"
-#include "client/rfctl/fields.h"
 #include "client/rfctl/format.h"
 #include "client/rfctl/output.h"
+#include "client/rfctl/reply.h"
 #include "client/rfctl/rfctl.h"
 #include "client/rfctl/table.h"
 
@@ -12,7 +12,7 @@
 static void add_bytes(struct table *table, const cJSON *object, const char *key)
 {
     char text[FORMAT_SIZE];
-    double bytes = field_number(object, key, -1);
+    double bytes = reply_number(object, key, -1);
     if (bytes < 0)
         table_add(table, NULL);
     else
@@ -29,14 +29,14 @@ static void print_models(const cJSON *models)
     const cJSON *model;
     cJSON_ArrayForEach (model, models) {
         char age[FORMAT_SIZE], ttl[DURATION_SIZE];
-        double idle = field_number(model, "idle", -1), seconds = field_number(model, "ttl", -1);
+        double idle = reply_number(model, "idle", -1), seconds = reply_number(model, "ttl", -1);
         bool pinned = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "pinned"));
-        table_add(table, "%s", field_text(model, "name"));
-        table_add(table, "%s", field_text(model, "form"));
-        table_add(table, "%s", field_text(model, "device"));
+        table_add(table, "%s", reply_text(model, "name"));
+        table_add(table, "%s", reply_text(model, "form"));
+        table_add(table, "%s", reply_text(model, "device"));
         add_bytes(table, model, "bytes");
-        table_add(table, "%s", field_text(model, "state"));
-        table_add(table, "%.0f", field_number(model, "leases", 0));
+        table_add(table, "%s", reply_text(model, "state"));
+        table_add(table, "%.0f", reply_number(model, "leases", 0));
         table_add(table, "%s", pinned ? "yes" : "-");
         table_add(table, "%s", idle < 0 ? "-" : format_age(age, idle));
         table_add(table, "%s", seconds < 0 ? "-" : duration_format(ttl, seconds));
@@ -51,7 +51,7 @@ int command_ps(struct rfctl *ctl)
     int status = ctl_ask(ctl, "List", NULL, "list models", &reply);
     if (status != STATUS_DONE)
         return status;
-    const cJSON *models = field_items(reply, "models");
+    const cJSON *models = reply_items(reply, "models");
     if (!ctl->options.json) {
         if (cJSON_GetArraySize(models) > 0)
             print_models(models);
@@ -73,10 +73,10 @@ static void print_devices(const cJSON *devices)
     const cJSON *device;
     cJSON_ArrayForEach (device, devices) {
         char rate[FORMAT_SIZE];
-        double link = field_number(device, "link", -1);
-        const char *state = field_text(device, "state");
-        table_add(table, "%s", field_text(device, "id"));
-        table_add(table, "%s", field_text(device, "name"));
+        double link = reply_number(device, "link", -1);
+        const char *state = reply_text(device, "state");
+        table_add(table, "%s", reply_text(device, "id"));
+        table_add(table, "%s", reply_text(device, "name"));
         add_bytes(table, device, "total");
         add_bytes(table, device, "budget");
         add_bytes(table, device, "used");
@@ -96,7 +96,7 @@ int command_devices(struct rfctl *ctl)
     if (status != STATUS_DONE)
         return status;
     if (!ctl->options.json)
-        print_devices(field_items(reply, "devices"));
+        print_devices(reply_items(reply, "devices"));
     cJSON_Delete(reply);
     return STATUS_DONE;
 }

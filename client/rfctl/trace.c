@@ -1,6 +1,6 @@
 #include "client/rfctl/trace.h"
 
-#include "client/rfctl/fields.h"
+#include "client/rfctl/reply.h"
 
 #include <errno.h>
 #include <string.h>
@@ -48,9 +48,9 @@ int trace_write(FILE *file, const cJSON *spans)
     int r = 0;
     const cJSON *span;
     cJSON_ArrayForEach (span, spans) {
-        cJSON *event = new_event("X", field_text(span, "name"), row_number(rows, &n_rows, field_text(span, "row")));
-        cJSON_AddNumberToObject(event, "ts", field_number(span, "begin", 0));
-        cJSON_AddNumberToObject(event, "dur", field_number(span, "length", 0));
+        cJSON *event = new_event("X", reply_text(span, "name"), row_number(rows, &n_rows, reply_text(span, "row")));
+        cJSON_AddNumberToObject(event, "ts", reply_number(span, "begin", 0));
+        cJSON_AddNumberToObject(event, "dur", reply_number(span, "length", 0));
         r = write_event(file, event, before);
         before = ",\n";
         if (r < 0)

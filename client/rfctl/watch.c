@@ -1,7 +1,7 @@
 /* watch: a line for every change, until it is interrupted. */
-#include "client/rfctl/fields.h"
 #include "client/rfctl/format.h"
 #include "client/rfctl/output.h"
+#include "client/rfctl/reply.h"
 #include "client/rfctl/rfctl.h"
 
 #include <time.h>
@@ -13,9 +13,9 @@ static void tell(const char *event, const cJSON *model, const char *error)
     struct tm local;
     if (localtime_r(&now, &local))
         strftime(when, sizeof(when), "%Y-%m-%d %H:%M:%S", &local);
-    out_line("%s  %-9s  %s (id %.0f): %s on %s as %s, %.0f leases%s%s", when, event, field_text(model, "name"),
-             field_number(model, "id", 0), format_bytes(bytes, field_number(model, "bytes", 0)),
-             field_text(model, "device"), field_text(model, "form"), field_number(model, "leases", 0),
+    out_line("%s  %-9s  %s (id %.0f): %s on %s as %s, %.0f leases%s%s", when, event, reply_text(model, "name"),
+             reply_number(model, "id", 0), format_bytes(bytes, reply_number(model, "bytes", 0)),
+             reply_text(model, "device"), reply_text(model, "form"), reply_number(model, "leases", 0),
              error[0] ? ": " : "", error);
 }
 
@@ -26,12 +26,12 @@ static int told(void *context, const cJSON *reply, bool last)
     if (ctl->options.json)
         return 0;
     const cJSON *model;
-    cJSON_ArrayForEach (model, field_items(reply, "models")) /* as they are when this begins */
+    cJSON_ArrayForEach (model, reply_items(reply, "models")) /* as they are when this begins */
     {
-        tell(field_text(model, "state"), model, "");
+        tell(reply_text(model, "state"), model, "");
     }
-    if (field_text(reply, "event")[0])
-        tell(field_text(reply, "event"), field_items(reply, "model"), field_text(reply, "error"));
+    if (reply_text(reply, "event")[0])
+        tell(reply_text(reply, "event"), reply_items(reply, "model"), reply_text(reply, "error"));
     return 0;
 }
 

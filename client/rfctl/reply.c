@@ -1,18 +1,18 @@
-#include "client/rfctl/fields.h"
+#include "client/rfctl/reply.h"
 
-const char *field_text(const cJSON *object, const char *key)
+const char *reply_text(const cJSON *object, const char *key)
 {
     const char *text = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(object, key));
     return text ? text : "";
 }
 
-double field_number(const cJSON *object, const char *key, double otherwise)
+double reply_number(const cJSON *object, const char *key, double otherwise)
 {
     const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, key);
     return cJSON_IsNumber(item) ? item->valuedouble : otherwise;
 }
 
-const cJSON *field_items(const cJSON *object, const char *key)
+const cJSON *reply_items(const cJSON *object, const char *key)
 {
     const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, key);
     return cJSON_IsArray(item) || cJSON_IsObject(item) ? item : NULL;
