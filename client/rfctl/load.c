@@ -16,8 +16,9 @@ struct load {
     const struct options *options;
     const char *path;
     struct timespec began;
-    FILE *trace; /* NULL: nobody wants one */
-    bool joined; /* progress was told, so the model was not resident at once */
+    FILE *trace;     /* NULL: nobody wants one */
+    int trace_error; /* why it could not be written; 0 */
+    bool joined;     /* progress was told, so the model was not resident at once */
 };
 
 static double seconds_since(const struct timespec *then)
@@ -83,13 +84,8 @@ static int told(void *context, const cJSON *reply, bool last)
         return 0;
     }
     progress_erase();
-    if (load->trace) { /* a model that is resident already has none: an empty one is still a trace */
-        int r = trace_write(load->trace, reply_items(reply, "trace"));
-        if (r < 0) {
-            err_line("cannot write the trace: %s", strerror(-r));
-            return r;
-        }
-    }
+    if (load->trace) /* a model that is resident already has none: an empty one is still a trace */
+        load->trace_error = trace_write(load->trace, reply_items(reply, "trace"));
     double overflows = reply_number(model, "overflows", 0);
     if (overflows > 0)
         err_line("%.0f values of %s are too large for f16 and became infinite", overflows, reply_text(model, "name"));
@@ -104,17 +100,25 @@ static int told(void *context, const cJSON *reply, bool last)
     return 0;
 }
 
+/* Returns the exit status of the command, which is `status` so far. The model is there, whatever became of its trace.
+ */
+static int close_trace(const struct rfctl *ctl, struct load *load, int status)
+{
+    if (load->trace && fclose(load->trace) != 0 && load->trace_error == 0)
+        load->trace_error = -errno;
+    if (status == STATUS_DONE && load->trace_error < 0)
+        return ctl_refuse(ctl, "cannot write the trace: %s", strerror(-load->trace_error));
+    return status;
+}
+
 int command_load(struct rfctl *ctl)
 {
     struct load load = {.options = &ctl->options, .path = ctl->arguments[0]};
     if (ctl->options.trace && !(load.trace = fopen(ctl->options.trace, "we")))
         return ctl_refuse(ctl, "cannot write %s: %s", ctl->options.trace, strerror(errno));
     int status = ctl_connect(ctl);
-    if (status != STATUS_DONE) {
-        if (load.trace)
-            fclose(load.trace);
-        return status;
-    }
+    if (status != STATUS_DONE)
+        return close_trace(ctl, &load, status);
     char *what = need_text("load %s", load.path);
     struct ctl_receiver receiver = {.ctl = ctl, .what = what, .reply = told, .context = &load};
     const rf_load_options options = {
@@ -135,7 +139,5 @@ int command_load(struct rfctl *ctl)
     clock_gettime(CLOCK_MONOTONIC, &load.began);
     status = ctl_received(&receiver, rf_load(ctl->client, load.path, &options, NULL));
     free(what);
-    if (load.trace)
-        fclose(load.trace);
-    return status;
+    return close_trace(ctl, &load, status);
 }

@@ -24,7 +24,7 @@ static int row_number(const char **rows, int *n_rows, const char *row)
 static int write_event(FILE *file, cJSON *event, const char *before)
 {
     char *text = cJSON_PrintUnformatted(event);
-    int r = text && fprintf(file, "%s%s", before, text) >= 0 ? 0 : -EIO;
+    int r = !text ? -ENOMEM : fprintf(file, "%s%s", before, text) < 0 ? -errno : 0;
     cJSON_free(text);
     cJSON_Delete(event);
     return r;
@@ -63,6 +63,8 @@ int trace_write(FILE *file, const cJSON *spans)
         before = ",\n";
     }
     if (r == 0 && fprintf(file, "%s]}\n", n_rows ? "\n" : "{\"traceEvents\":[") < 0)
-        r = -EIO;
-    return r == 0 && fflush(file) == 0 ? 0 : -EIO;
+        r = -errno;
+    if (r == 0 && fflush(file) != 0)
+        r = -errno;
+    return r;
 }

@@ -174,6 +174,22 @@ def test_a_trace_that_cannot_be_written_is_told_before_the_load(daemon, small_mo
     assert daemon.models() == []
 
 
+def test_a_trace_for_which_the_disk_has_no_room(daemon, small_model):
+    """The model is there, and the one thing that failed is told once."""
+    result = daemon.rfctl("load", small_model, "--trace", "/dev/full", check=False)
+    assert result.returncode == REFUSED
+    assert result.stdout.startswith("loaded small: ")
+    assert result.stderr == "rfctl: cannot write the trace: No space left on device\n"
+    assert daemon.models()[0]["state"] == "resident"
+    result = daemon.rfctl("load", small_model, "--json", "--trace", "/dev/full", check=False)
+    assert result.returncode == REFUSED
+    *_, reply, error = lines_of_json(result.stdout)
+    assert reply["model"]["name"] == "small"
+    reason = "cannot write the trace: No space left on device"
+    assert error == {"error": "rfctl.Failed", "parameters": {"reason": reason}}
+    assert result.stderr == f"rfctl: {reason}\n"
+
+
 # --- Plans ---
 
 
