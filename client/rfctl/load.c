@@ -28,15 +28,32 @@ static double seconds_since(const struct timespec *then)
     return (double)(now.tv_sec - then->tv_sec) + (double)(now.tv_nsec - then->tv_nsec) / 1e9;
 }
 
+/* "read 1.28 ms, copy 28 ms": those that took any time. The caller frees it. */
+static char *phases_text(const cJSON *phases, const char *const *names)
+{
+    char *text = need_text("%s", "");
+    for (; *names; names++) {
+        char took[FORMAT_SIZE];
+        double seconds = reply_number(phases, *names, 0) / 1e6;
+        if (!(seconds > 0))
+            continue;
+        char *longer = need_text("%s%s%s %s", text, text[0] ? ", " : "", *names, format_seconds(took, seconds));
+        free(text);
+        text = longer;
+    }
+    return text;
+}
+
 /* Reading and the rest go on side by side: their sum says nothing, so they are told apart from what came one by one. */
 static void tell_phases(const cJSON *phases, double bytes)
 {
-    static const char *const names[] = {"parse", "allocate", "read", "dequantise", "copy", "kernel"};
-    char text[6][FORMAT_SIZE];
-    for (size_t i = 0; i < 6; i++)
-        format_seconds(text[i], reply_number(phases, names[i], 0) / 1e6);
-    out_line("  parse %s, allocate %s; over all workers: read %s, dequantise %s, copy %s, kernel %s", text[0], text[1],
-             text[2], text[3], text[4], text[5]);
+    static const char *const one_by_one[] = {"parse", "allocate", NULL};
+    static const char *const side_by_side[] = {"read", "dequantise", "copy", "kernel", NULL};
+    char *first = phases_text(phases, one_by_one), *then = phases_text(phases, side_by_side);
+    if (first[0] || then[0])
+        out_line("  %s%s%s%s", first, first[0] && then[0] ? "; " : "", then[0] ? "over all workers: " : "", then);
+    free(first);
+    free(then);
     double link = reply_number(phases, "link", 0), seconds = reply_number(phases, "total", 0) / 1e6;
     char ceiling[FORMAT_SIZE];
     if (link > 0 && seconds > 0)

@@ -20,10 +20,27 @@ def test_load(daemon, small_model):
     assert re.fullmatch(
         r"loaded llama: \d+(\.\d)? [kM]B on host( from \d+(\.\d)? [kM]B)? in \d+(\.\d+)? m?s \(.* [kMG]B/s\)", lines[0]
     )
-    for phase in ("parse", "allocate", "read", "dequantise", "copy", "kernel"):
+    for phase in ("parse", "allocate", "read", "dequantise", "copy"):
         assert phase in lines[1]
+    assert "kernel" not in lines[1]  # the CPU does it
     assert len(lines) == 2
     assert daemon.models()[0]["path"] == str(small_model)
+
+
+@pytest.mark.parametrize(
+    "phases, lines",
+    [
+        ({"parse": 40, "copy": 1500000, "kernel": 200}, ["  parse 0.04 ms; over all workers: copy 1.50 s, kernel 0.20 ms"]),
+        ({"allocate": 2000}, ["  allocate 2.00 ms"]),
+        ({"read": 30000, "dequantise": 0}, ["  over all workers: read 30 ms"]),
+        ({}, []),
+    ],
+)
+def test_phases_that_took_no_time_are_left_out(folder, small_model, phases, lines):
+    phases = {"total": 2000000, **dict.fromkeys("parse allocate read dequantise copy kernel".split(), 0), **phases}
+    reply = {"model": {"name": "small", "state": "resident", "device": "host"}, "phases": phases}
+    with socket_that_answers(folder / "fake", reply):
+        assert rfctl("--socket", folder / "fake", "load", small_model).stdout.splitlines()[1:] == lines
 
 
 def test_load_twice(daemon, small_model):
