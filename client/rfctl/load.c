@@ -154,7 +154,10 @@ int command_load(struct rfctl *ctl)
         .context = &receiver,
     };
     clock_gettime(CLOCK_MONOTONIC, &load.began);
+    if (!options.no_wait)
+        ctl_on_interrupt("interrupted: the load is cancelled, unless others wait for it too");
     status = ctl_received(&receiver, rf_load(ctl->client, load.path, &options, NULL));
+    ctl_on_interrupt(NULL);
     free(what);
     return close_trace(ctl, &load, status);
 }

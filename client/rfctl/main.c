@@ -111,10 +111,23 @@ static int run(int argc, char **argv, struct rfctl *ctl)
     return command->run(ctl);
 }
 
+static const char *volatile on_interrupt; /* read by a signal handler */
+
+void ctl_on_interrupt(const char *line)
+{
+    on_interrupt = line;
+}
+
 /* The connection closes with the program: whatever it waited for, the daemon ends. */
 static void interrupted(int number)
 {
     progress_erase_in_handler();
+    const char *line = on_interrupt;
+    if (number == SIGINT && line) {
+        const char *const parts[] = {"rfctl: ", line, "\n"};
+        for (size_t i = 0; i < 3; i++)
+            (void)!write(STDERR_FILENO, parts[i], strlen(parts[i]));
+    }
     if (number == SIGINT)
         _exit(STATUS_INTERRUPTED);
     raise(number); /* which was reset: whoever started this sees what ended it */

@@ -90,6 +90,10 @@ int ctl_call(struct rfctl *ctl, struct ctl_call call);
 /* A call with one reply, which the caller deletes. */
 int ctl_ask(struct rfctl *ctl, const char *method, cJSON *parameters, const char *what, cJSON **ret);
 
+/* A line that is written to standard error, behind "rfctl: ", if an interrupt ends the program from now on; static.
+ * NULL: none. */
+void ctl_on_interrupt(const char *line);
+
 /* An object with one text in it. */
 cJSON *ctl_name(const char *key, const char *value);
 

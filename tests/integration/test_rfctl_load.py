@@ -117,8 +117,10 @@ def test_interrupt_cancels(held_daemon, gate, large_model):
     )
     wait_until(lambda: [m for m in held_daemon.models() if m["state"] == "filling"])
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=TIMEOUT)
+    output, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == INTERRUPTED
+    assert output == b""
+    assert errors.splitlines()[-1] == b"rfctl: interrupted: the load is cancelled, unless others wait for it too"
     held_daemon.sync()
     gate.open()
     wait_until(lambda: held_daemon.models() == [])
