@@ -25,7 +25,7 @@ static int files_add(struct files *files, rf_client *client, const char *path)
     files->fds[files->n++] = fd;
     struct stat status;
     if (fstat(fd, &status) < 0 || !S_ISREG(status.st_mode))
-        return client_fail(client, -EINVAL, "%s is no regular file", path);
+        return client_fail(client, -EINVAL, "cannot open %s: it is no regular file", path);
     return 0;
 }
 

@@ -54,10 +54,22 @@ int ctl_connect(struct rfctl *ctl)
     return STATUS_DONE;
 }
 
+/* Of "cannot open x.gguf: ..." what comes behind it, if `what` is to "load x.gguf": once is enough to name a file. */
+static const char *without_file(const char *message, const char *what)
+{
+    static const char begin[] = "cannot open ";
+    const char *file = strchr(what, ' ');
+    if (!file || strncmp(message, begin, sizeof(begin) - 1) != 0)
+        return message;
+    const char *named = message + sizeof(begin) - 1;
+    size_t length = strlen(++file);
+    return strncmp(named, file, length) == 0 && strncmp(named + length, ": ", 2) == 0 ? named + length + 2 : message;
+}
+
 int ctl_fail(const struct rfctl *ctl, int error, const char *what)
 {
     const char *message = rf_error_message(ctl->client);
-    err_line("cannot %s: %s", what, message);
+    err_line("cannot %s: %s", what, without_file(message, what));
     if (rf_error_name(ctl->client)) {
         ctl_print_error(ctl, rf_error_name(ctl->client), rf_error_parameters(ctl->client));
         return STATUS_REFUSED;

@@ -179,11 +179,11 @@ static struct gguf *read_file(const struct rfctl *ctl, const char *path)
     if (r == 0)
         r = S_ISREG(status.st_mode) ? gguf_read(fd, (uint64_t)status.st_size, &file, &fault) : -EINVAL;
     if (r == -EBADMSG) {
-        err_line("cannot inspect %s: %s (at byte %" PRIu64 ")", path, fault.reason, fault.offset);
+        err_line("cannot inspect %s: %s, at byte %" PRIu64, path, fault.reason, fault.offset);
         print_invalid(ctl, &fault);
     } else if (r < 0)
         ctl_refuse(ctl, "cannot inspect %s: %s", path,
-                   r == -EINVAL    ? "this is not a regular file"
+                   r == -EINVAL    ? "it is no regular file"
                    : r == -ENODATA ? "it was cut short"
                                    : strerror(-r));
     if (fd >= 0)

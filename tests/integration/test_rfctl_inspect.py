@@ -39,6 +39,6 @@ def test_inspect_refuses(folder, small_model):
         result = rfctl("inspect", path)
         assert result.returncode == REFUSED
         assert result.stdout == ""
-        assert re.fullmatch(rf"rfctl: cannot inspect {re.escape(str(path))}: .* \(at byte \d+\)\n", result.stderr)
+        assert re.fullmatch(rf"rfctl: cannot inspect {re.escape(str(path))}: .*, at byte \d+\n", result.stderr)
     assert rfctl("inspect", folder / "gone").returncode == REFUSED
     assert rfctl("inspect", folder).returncode == REFUSED

@@ -81,12 +81,22 @@ def test_load_of_a_split_model_opens_every_part(daemon, folder, small_model):
     assert result.stderr == f"rfctl: cannot load {first}: cannot open {missing}\n"
 
 
-@pytest.mark.parametrize("name", ["gone.gguf", ".", "fifo"])
-def test_load_what_cannot_be_opened(daemon, folder, name):
+@pytest.mark.parametrize(
+    "name, reason",
+    [
+        ("gone.gguf", "No such file or directory"),
+        (".", "it is no regular file"),
+        ("fifo", "it is no regular file"),
+        ("gone: No.gguf", "No such file or directory"),
+    ],
+)
+def test_what_cannot_be_opened(daemon, folder, name, reason):
+    """In the same words, whoever was to open it; and the file is named once."""
     os.mkfifo(folder / "fifo")
-    result = daemon.rfctl("load", folder / name, check=False)
-    assert result.returncode == REFUSED
-    assert result.stderr.startswith(f"rfctl: cannot load {folder / name}: ")
+    for command in ("load", "plan", "inspect"):
+        result = daemon.rfctl(command, folder / name, check=False)
+        assert result.returncode == REFUSED
+        assert result.stderr == f"rfctl: cannot {command} {folder / name}: {reason}\n"
 
 
 def test_load_refused(daemon, folder):
