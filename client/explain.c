@@ -1,6 +1,7 @@
 #include "client/explain.h"
 
 #include "client/fields.h"
+#include "proto/model_file.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -175,6 +176,8 @@ void explain(char *dst, size_t size, enum wire_error error, const cJSON *paramet
         break;
     case WIRE_InvalidParameter:
         add_text(&text, parameters, "parameter", "'%s'");
+        if (field_text(parameters, "parameter") && strcmp(field_text(parameters, "parameter"), "name") == 0)
+            add(&text, "which has letters, digits and . _ - : @ +, at most %u", MODEL_NAME_MAX);
         break;
     default:
         break;

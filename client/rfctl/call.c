@@ -2,6 +2,7 @@
 #include "client/rfctl/format.h"
 #include "client/rfctl/output.h"
 #include "client/rfctl/rfctl.h"
+#include "proto/errors.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -66,17 +67,33 @@ static const char *without_file(const char *message, const char *what)
     return strncmp(named, file, length) == 0 && strncmp(named + length, ": ", 2) == 0 ? named + length + 2 : message;
 }
 
-int ctl_fail(const struct rfctl *ctl, int error, const char *what)
+/* The daemon's error; WIRE_OK: it was not the daemon that said no. */
+static enum wire_error daemon_error(const struct rfctl *ctl)
+{
+    const char *name = rf_error_name(ctl->client);
+    return name ? wire_error_find(name) : WIRE_OK;
+}
+
+static int fail(const struct rfctl *ctl, int error, const char *what, const char *busy)
 {
     const char *message = rf_error_message(ctl->client);
-    err_line("cannot %s: %s", what, without_file(message, what));
-    if (rf_error_name(ctl->client)) {
+    enum wire_error wire_error = daemon_error(ctl);
+    if (wire_error == WIRE_ModelBusy && busy)
+        message = busy;
+    err_line("cannot %s: %s%s", what, without_file(message, what),
+             wire_error == WIRE_DeviceNotFound ? "; 'rfctl devices' lists them" : "");
+    if (wire_error != WIRE_OK) {
         ctl_print_error(ctl, rf_error_name(ctl->client), rf_error_parameters(ctl->client));
         return STATUS_REFUSED;
     }
     bool gone = error == -ECONNRESET || error == -EPIPE;
     print_own_error(ctl, gone ? "rfctl.NoDaemon" : "rfctl.Failed", message);
     return gone ? STATUS_NO_DAEMON : STATUS_REFUSED;
+}
+
+int ctl_fail(const struct rfctl *ctl, int error, const char *what)
+{
+    return fail(ctl, error, what, NULL);
 }
 
 int ctl_refuse(const struct rfctl *ctl, const char *format, ...)
@@ -120,7 +137,7 @@ int ctl_received(const struct ctl_receiver *receiver, int r)
 {
     if (receiver->output < 0)
         return STATUS_REFUSED; /* main() says what became of the output */
-    return r < 0 ? ctl_fail(receiver->ctl, r, receiver->what) : STATUS_DONE;
+    return r < 0 ? fail(receiver->ctl, r, receiver->what, receiver->busy) : STATUS_DONE;
 }
 
 int ctl_call(struct rfctl *ctl, struct ctl_call call)
@@ -128,7 +145,8 @@ int ctl_call(struct rfctl *ctl, struct ctl_call call)
     int status = ctl_connect(ctl);
     char *parameters = call.parameters ? cJSON_PrintUnformatted(call.parameters) : NULL;
     if (status == STATUS_DONE) {
-        struct ctl_receiver receiver = {.ctl = ctl, .what = call.what, .reply = call.reply, .context = call.context};
+        struct ctl_receiver receiver = {
+            .ctl = ctl, .what = call.what, .reply = call.reply, .context = call.context, .busy = call.busy};
         int r = rf_call(ctl->client, call.method, parameters, call.flags, NULL, 0, ctl_receive, &receiver);
         status = ctl_received(&receiver, r);
     }

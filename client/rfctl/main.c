@@ -78,10 +78,10 @@ static int run(int argc, char **argv, struct rfctl *ctl)
 {
     unsigned given;
     int first = options_parse(argc, argv, &ctl->options, &given);
-    if (first < 0)
-        return wrong_usage(NULL);
     const char *name = argv[first];
     const struct command *command = name ? find(name) : NULL;
+    if (ctl->options.wrong)
+        return wrong_usage(command);
     if (name && !command) {
         err_line("there is no command '%s'", name);
         return wrong_usage(NULL);

@@ -12,12 +12,13 @@
 
 #define MISMATCHES_MAX 64 /* the daemon tells no more */
 
-/* Calls a method that takes a name and replies with nothing. */
-static int by_name(struct rfctl *ctl, const char *method, const char *verb, const char *done)
+/* Calls a method that takes a name and replies with nothing. `busy`: as in a call. */
+static int by_name(struct rfctl *ctl, const char *method, const char *verb, const char *done, const char *busy)
 {
     const char *name = ctl->arguments[0];
     char *what = need_text("%s %s", verb, name);
-    int status = ctl_call(ctl, (struct ctl_call){.method = method, .parameters = ctl_model(ctl), .what = what});
+    int status =
+        ctl_call(ctl, (struct ctl_call){.method = method, .parameters = ctl_model(ctl), .what = what, .busy = busy});
     if (status == STATUS_DONE && !ctl->options.json)
         out_line("%s %s", done, name);
     free(what);
@@ -64,12 +65,12 @@ int command_unload(struct rfctl *ctl)
 
 int command_pin(struct rfctl *ctl)
 {
-    return by_name(ctl, "Pin", "pin", "pinned");
+    return by_name(ctl, "Pin", "pin", "pinned", NULL);
 }
 
 int command_unpin(struct rfctl *ctl)
 {
-    return by_name(ctl, "Unpin", "unpin", "unpinned");
+    return by_name(ctl, "Unpin", "unpin", "unpinned", NULL);
 }
 
 int command_ttl(struct rfctl *ctl)
@@ -97,7 +98,7 @@ int command_ttl(struct rfctl *ctl)
 
 int command_cancel(struct rfctl *ctl)
 {
-    return by_name(ctl, "Cancel", "cancel", "cancelled");
+    return by_name(ctl, "Cancel", "cancel", "cancelled", "it is not being loaded");
 }
 
 struct verification {

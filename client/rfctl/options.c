@@ -19,16 +19,16 @@ static const struct {
     enum kind kind;
     unsigned bit; /* 0: every command takes it */
     size_t offset;
-    const char *choices; /* of TEXT: the only ones, each between two spaces; NULL: any */
+    const char *choices; /* of TEXT: the only ones, with commas between; NULL: any */
     const char *value;   /* for the help */
     const char *help;
 } table[] = {
     {"name", 0, TEXT, OPTION_NAME, offsetof(struct options, name), NULL, " NAME", "default: the file's, without .gguf"},
-    {"as", 0, TEXT, OPTION_AS, offsetof(struct options, form), " auto native f32 f16 bf16 ", " FORM",
+    {"as", 0, TEXT, OPTION_AS, offsetof(struct options, form), "auto, native, f32, f16, bf16", " FORM",
      "auto, native, f32, f16, bf16; default auto: what is\nquantised becomes f16, the rest stays as it is"},
     {"device", 0, TEXT, OPTION_DEVICE, offsetof(struct options, device), NULL, " DEVICE",
      "host, hip:0, ...; default: a GPU if there is one"},
-    {"dequant", 0, TEXT, OPTION_DEQUANT, offsetof(struct options, dequant), " auto cpu gpu ", " WHERE",
+    {"dequant", 0, TEXT, OPTION_DEQUANT, offsetof(struct options, dequant), "auto, cpu, gpu", " WHERE",
      "auto, cpu, gpu: where blocks are decoded"},
     {"no-wait", 0, FLAG, OPTION_NO_WAIT, offsetof(struct options, no_wait), NULL, "", "end when the load is under way"},
     {"pin", 0, FLAG, OPTION_PIN, offsetof(struct options, pin), NULL, "", "keep it, whatever else wants its memory"},
@@ -53,6 +53,18 @@ static const struct {
 
 #define N_OPTIONS (sizeof(table) / sizeof(table[0]))
 
+static bool is_choice(const char *choices, const char *word)
+{
+    size_t size = strlen(word);
+    for (const char *at = choices; *at; at += strspn(at, ", ")) {
+        size_t length = strcspn(at, ",");
+        if (length == size && memcmp(at, word, size) == 0)
+            return true;
+        at += length;
+    }
+    return false;
+}
+
 static int set(size_t option, const char *argument, struct options *options)
 {
     void *field = (char *)options + table[option].offset;
@@ -62,13 +74,7 @@ static int set(size_t option, const char *argument, struct options *options)
         return 0;
     case TEXT:
         *(const char **)field = argument;
-        if (table[option].choices) {
-            char word[16];
-            if (snprintf(word, sizeof(word), " %s ", argument) >= (int)sizeof(word) || strchr(argument, ' ') ||
-                !strstr(table[option].choices, word))
-                return -EINVAL;
-        }
-        return 0;
+        return table[option].choices && !is_choice(table[option].choices, argument) ? -EINVAL : 0;
     case DURATION:
         return duration_parse(argument, field) < 0 || *(uint64_t *)field == 0 ? -EINVAL : 0;
     case NUMBER:
@@ -81,6 +87,15 @@ static int set(size_t option, const char *argument, struct options *options)
         return 0;
     }
     }
+}
+
+/* What set() would have taken. */
+static void tell_values(size_t option, const char *argument)
+{
+    const char *values = table[option].kind == DURATION ? "90, 90s, 10m, 2h or 1d, and not 0" : "a number from 1 on";
+    bool choice = table[option].kind == TEXT;
+    err_line("--%s does not take '%s', but %s%s", table[option].name, argument, choice ? "one of " : "",
+             choice ? table[option].choices : values);
 }
 
 int options_parse(int argc, char **argv, struct options *ret, unsigned *ret_given)
@@ -105,12 +120,12 @@ int options_parse(int argc, char **argv, struct options *ret, unsigned *ret_give
         while (i < N_OPTIONS && found != 256 + (int)i && found != table[i].letter)
             i++;
         if (found == '?' || i == N_OPTIONS) /* getopt_long() said why */
-            return -EINVAL;
-        if (set(i, optarg, &options) < 0) {
-            err_line("--%s does not take '%s'", table[i].name, optarg);
-            return -EINVAL;
-        }
-        given |= table[i].bit;
+            options.wrong = true;
+        else if (set(i, optarg, &options) < 0) {
+            tell_values(i, optarg);
+            options.wrong = true;
+        } else
+            given |= table[i].bit;
     }
     *ret = options;
     *ret_given = given;

@@ -24,6 +24,7 @@ enum option_bits {
 
 /* What was given; text points into argv, and is NULL if it was not. */
 struct options {
+    bool wrong; /* something of it, which was said on standard error */
     const char *socket;
     bool json;
     bool help;
@@ -43,7 +44,7 @@ struct options {
 };
 
 /* Reads the options out of argv, and moves the other words, the command first, to its end. Returns the index of the
- * first of these and sets *ret_given to the options' bits; or -EINVAL after it said on standard error what is wrong. */
+ * first of these, and sets *ret_given to the options' bits. */
 int options_parse(int argc, char **argv, struct options *ret, unsigned *ret_given);
 
 /* The name of the lowest option in `bits`, without dashes. */

@@ -64,7 +64,8 @@ struct ctl_receiver {
     /* Gets each reply. Returns 0 or a negative errno. */
     int (*reply)(void *context, const cJSON *reply, bool last);
     void *context;
-    int output; /* the error of standard output that ended the call */
+    const char *busy; /* as in a call */
+    int output;       /* the error of standard output that ended the call */
 };
 
 /* An rf_reply_fn, whose context is a receiver. */
@@ -82,6 +83,7 @@ struct ctl_call {
     /* As in a receiver. */
     int (*reply)(void *context, const cJSON *reply, bool last);
     void *context;
+    const char *busy; /* what ModelBusy means here: "it is not being loaded"; NULL: that it is in use */
 };
 
 /* Connects and calls. Returns STATUS_DONE; or another exit status after it said why. */

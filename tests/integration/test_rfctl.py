@@ -69,6 +69,26 @@ def test_wrong_usage(arguments):
 
 
 @pytest.mark.parametrize(
+    "arguments, values, command",
+    [
+        (["load", "x", "--as", "q4"], "one of auto, native, f32, f16, bf16", "load"),
+        (["--dequant", "fpga", "load", "x"], "one of auto, cpu, gpu", "load"),
+        (["load", "x", "--ttl", "5x"], "90, 90s, 10m, 2h or 1d, and not 0", "load"),
+        (["load", "x", "--ttl", "0"], "90, 90s, 10m, 2h or 1d, and not 0", "load"),
+        (["--count", "0", "ping"], "a number from 1 on", "ping"),
+        (["load", "x", "--no-such-option"], "unrecognized option '--no-such-option'", "load"),
+        (["--as", "q4"], "one of auto, native, f32, f16, bf16", None),
+        (["--as", "q4", "no-such-command"], "one of auto, native, f32, f16, bf16", None),
+    ],
+)
+def test_wrong_option(arguments, values, command):
+    """What it takes is told, and where the rest of that command's options are."""
+    wrong, where = rfctl(*arguments).stderr.splitlines()
+    assert wrong.endswith(values)
+    assert where == (f"Try 'rfctl {command} --help'." if command else "Try 'rfctl --help'.")
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         *(["ps"], ["show", "x"], ["unload", "x"], ["verify", "x"], ["dump", "x", "y"], ["watch"], ["devices"], ["ping"]),

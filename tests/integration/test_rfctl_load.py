@@ -147,6 +147,21 @@ def test_cancel(slow_daemon, large_model):
     assert "cancelled" in loads[0].stderr
 
 
+def test_cancel_of_what_is_not_being_loaded(daemon, small_model):
+    daemon.rfctl("load", small_model)
+    result = daemon.rfctl("cancel", "small", check=False)
+    assert (result.returncode, result.stderr) == (REFUSED, "rfctl: cannot cancel small: it is not being loaded\n")
+    (error,) = lines_of_json(daemon.rfctl("--json", "cancel", "small", check=False).stdout)
+    assert error["error"] == "io.rocmforge.ModelBusy" and error["parameters"]["state"] == "resident"
+
+
+@pytest.mark.parametrize("command", ["load", "plan"])
+def test_a_device_that_is_not_there(daemon, small_model, command):
+    result = daemon.rfctl(command, small_model, "--device", "host:7", check=False)
+    assert result.returncode == REFUSED
+    assert result.stderr.endswith(": no such device: 'host:7'; 'rfctl devices' lists them\n")
+
+
 def test_daemon_dies_under_way(held_daemon, large_model):
     daemon = held_daemon
     process = subprocess.Popen(

@@ -46,6 +46,9 @@ static void test_errors(void **state)
         {"io.rocmforge.ShuttingDown", "{}", "the daemon is going away", -ESHUTDOWN},
         {"org.varlink.service.MethodNotFound", "{\"method\":\"a.B\"}", "no such method: 'a.B'", -EOPNOTSUPP},
         {"org.varlink.service.InvalidParameter", "{\"parameter\":\"form\"}", "'form'", -EINVAL},
+        {"org.varlink.service.InvalidParameter", "{\"parameter\":\"name\"}",
+         "'name', which has letters, digits and . _ - : @ +, at most 127", -EINVAL},
+        {"org.varlink.service.InvalidParameter", "{\"parameter\":[]}", "a parameter is missing or wrong", -EINVAL},
         {"io.rocmforge.Unheard", "{\"a\":1}", "io.rocmforge.Unheard", -EPROTO},
         /* parameters of other types are left out */
         {"io.rocmforge.ModelBusy", "{\"name\":1,\"state\":[],\"leases\":\"x\"}", "the model is in use", -EBUSY},
