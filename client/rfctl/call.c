@@ -84,7 +84,7 @@ static int fail(const struct rfctl *ctl, int error, const char *what, const char
              wire_error == WIRE_DeviceNotFound ? "; 'rfctl devices' lists them" : "");
     if (wire_error != WIRE_OK) {
         ctl_print_error(ctl, rf_error_name(ctl->client), rf_error_parameters(ctl->client));
-        return STATUS_REFUSED;
+        return wire_error == WIRE_ShuttingDown ? STATUS_NO_DAEMON : STATUS_REFUSED; /* it went away, and said so */
     }
     bool gone = error == -ECONNRESET || error == -EPIPE;
     print_own_error(ctl, gone ? "rfctl.NoDaemon" : "rfctl.Failed", message);

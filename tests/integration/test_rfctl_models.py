@@ -8,7 +8,7 @@ import threading
 
 import pytest
 from harness import TIMEOUT, sparse_model, wait_until
-from rfctl_rig import INTERRUPTED, REFUSED, USAGE, lines_of_json, program
+from rfctl_rig import INTERRUPTED, NO_DAEMON, REFUSED, USAGE, lines_of_json, program
 
 
 def test_ps(daemon, small_model):
@@ -127,6 +127,17 @@ def test_watch(daemon, small_model):
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ", line) for line in lines)
     events = [(line.split()[2], line.split()[3]) for line in lines]
     assert events == [("resident", "before"), ("loading", "later"), ("resident", "later"), ("unloaded", "later")]
+
+
+def test_watch_of_a_daemon_that_stops(daemon):
+    command = [program(), "--socket", str(daemon.socket), "--json", "watch"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert json.loads(process.stdout.readline())["models"] == []
+    assert daemon.stop() == 0
+    output, errors = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == NO_DAEMON
+    assert lines_of_json(output) == [{"error": "io.rocmforge.ShuttingDown", "parameters": {}}]
+    assert errors == "rfctl: cannot watch: the daemon is going away\n"
 
 
 # --- Verification and bytes ---
