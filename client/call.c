@@ -55,6 +55,12 @@ static int fail_gone(rf_client *client)
     return client_break(client, -ECONNRESET, "the daemon closed the connection");
 }
 
+/* The socket blocks, so that it says EAGAIN only after a limit that the library's user set on it. */
+static int fail_late(rf_client *client)
+{
+    return client_break(client, -ETIMEDOUT, "the daemon did not answer in time");
+}
+
 /* Between calls the daemon says nothing, but that it is gone; or, to who connects, that it cannot serve him. */
 static int check_silence(rf_client *client)
 {
@@ -79,6 +85,8 @@ static int request_send(rf_client *client, const struct call *call)
     /* It may have said why, before it closed the connection. */
     if (r == -EPIPE || r == -ECONNRESET)
         return 0;
+    if (r == -EAGAIN)
+        return fail_late(client);
     return r < 0 ? client_break(client, -ECONNRESET, "sending to the daemon failed: %s", strerror(-r)) : 0;
 }
 
@@ -94,6 +102,8 @@ static int reply_wait(rf_client *client, struct frame_message *ret)
             return 0;
         if (r == -ECONNRESET || r == -EPIPE)
             return fail_gone(client);
+        if (r == -EAGAIN)
+            return fail_late(client);
         if (r == -EMSGSIZE)
             return client_break(client, -EPROTO, "the daemon sent a reply of more than %u bytes", CLIENT_REPLY_MAX);
         if (r == -EMFILE)

@@ -67,7 +67,8 @@ typedef int rf_reply_fn(void *context, const char *parameters, int continues, in
 int rf_call(rf_client *client, const char *method, const char *parameters, unsigned flags, const int *fds, size_t n_fds,
             rf_reply_fn *reply, void *context);
 
-/* The connection's socket, to poll. Not to be read from. */
+/* The connection's socket, to poll. Not to be read from. Who will not wait as long as the daemon takes sets SO_RCVTIMEO
+ * on it: a call that gets no answer for so long is -ETIMEDOUT, without rf_error_name(), and ends the connection. */
 int rf_client_fd(const rf_client *client);
 
 /* A model that this connection has attached to is wanted back: somebody unloads it by force, and its memory goes when

@@ -86,7 +86,7 @@ static int fail(const struct rfctl *ctl, int error, const char *what, const char
         ctl_print_error(ctl, rf_error_name(ctl->client), rf_error_parameters(ctl->client));
         return wire_error == WIRE_ShuttingDown ? STATUS_NO_DAEMON : STATUS_REFUSED; /* it went away, and said so */
     }
-    bool gone = error == -ECONNRESET || error == -EPIPE;
+    bool gone = error == -ECONNRESET || error == -EPIPE || (error == -ETIMEDOUT && ctl->hurried);
     print_own_error(ctl, gone ? "rfctl.NoDaemon" : "rfctl.Failed", message);
     return gone ? STATUS_NO_DAEMON : STATUS_REFUSED;
 }

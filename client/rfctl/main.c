@@ -35,7 +35,7 @@ static const struct command {
     {"dump", "NAME TENSOR", 2, 0, "write a tensor's bytes to standard output", command_dump},
     {"watch", "", 0, 0, "tell every change as it happens", command_watch},
     {"devices", "", 0, 0, "list the memories that models can be in", command_devices},
-    {"ping", "", 0, OPTION_COUNT, "see whether the daemon answers, and how fast", command_ping},
+    {"ping", "", 0, OPTION_COUNT | OPTION_DEADLINE, "see whether the daemon answers, and how fast", command_ping},
     {"version", "", 0, 0, "say which version this is, and the daemon", command_version},
 };
 

@@ -39,7 +39,7 @@ static const struct {
     {"force", 0, FLAG, OPTION_FORCE, offsetof(struct options, force), NULL, "",
      "if it is in use: ask its users to let go, let no new\nones in, and free it when the last is gone"},
     {"deadline", 0, DURATION, OPTION_DEADLINE, offsetof(struct options, deadline), NULL, " DURATION",
-     "give up after this time; default: never"},
+     "give up after this time; default: never, but of ping 10s"},
     {"trace", 0, TEXT, OPTION_TRACE, offsetof(struct options, trace), NULL, " FILE",
      "write what every worker and stream did when: a Chrome\ntrace, which ui.perfetto.dev opens"},
     {"count", 'c', NUMBER, OPTION_COUNT, offsetof(struct options, count), NULL, " COUNT", "how many; default 1"},

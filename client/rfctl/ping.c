@@ -6,7 +6,13 @@
 
 #include <math.h>
 #include <signal.h>
+#include <sys/socket.h>
+#include <sys/time.h>
 #include <time.h>
+
+/* Seconds in which a daemon answers, if nothing else is said. One that the first client starts looks for its GPUs
+ * before it answers anybody. */
+#define ANSWER_SECONDS 10
 
 static volatile sig_atomic_t stopped;
 
@@ -57,6 +63,14 @@ static int ping(struct rfctl *ctl, struct pings *pings)
     return out_flush() < 0 ? STATUS_REFUSED : STATUS_DONE;
 }
 
+/* Whoever asks whether the daemon answers is not to hang with it. */
+static void limit_waiting(struct rfctl *ctl)
+{
+    struct timeval limit = {.tv_sec = ctl->options.deadline > 0 ? (time_t)ctl->options.deadline : ANSWER_SECONDS};
+    ctl->hurried = true;
+    (void)setsockopt(rf_client_fd(ctl->client), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+}
+
 /* Unless whoever started this had it ignored. */
 static void stop_on_interrupt(void)
 {
@@ -70,8 +84,10 @@ int command_ping(struct rfctl *ctl)
     unsigned long count = ctl->options.count > 0 ? ctl->options.count : 1;
     struct pings pings = {0};
     int status = ctl_connect(ctl); /* which is not part of the round trip */
-    if (status == STATUS_DONE)
+    if (status == STATUS_DONE) {
+        limit_waiting(ctl);
         stop_on_interrupt();
+    }
     while (status == STATUS_DONE && !stopped) {
         status = ping(ctl, &pings);
         if (pings.n >= count)
@@ -91,6 +107,7 @@ int command_version(struct rfctl *ctl)
         out_line("rfctl " ROCMFORGE_VERSION);
         if (rf_connect(ctl->options.socket, &ctl->client) < 0)
             return STATUS_DONE;
+        limit_waiting(ctl);
         int status = ctl_ask(ctl, "Status", NULL, "ask the daemon", &reply);
         if (status == STATUS_DONE) {
             char age[FORMAT_SIZE];
@@ -103,6 +120,7 @@ int command_version(struct rfctl *ctl)
     }
     ctl->replies = false; /* one object for both */
     if (rf_connect(ctl->options.socket, &ctl->client) == 0) {
+        limit_waiting(ctl);
         int status = ctl_ask(ctl, "Status", NULL, "ask the daemon", &reply);
         if (status != STATUS_DONE)
             return status;

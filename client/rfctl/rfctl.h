@@ -22,6 +22,7 @@ struct rfctl {
     bool replies;     /* print the daemon's replies as they are: --json, unless a command has JSON of its own */
     char **arguments; /* of the command, as many as it takes, NULL behind the last */
     rf_client *client;
+    bool hurried; /* a daemon that takes long to answer counts as none */
 };
 
 int command_cancel(struct rfctl *ctl);

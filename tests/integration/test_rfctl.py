@@ -3,6 +3,7 @@ import json
 import os
 import re
 import signal
+import socket
 import struct
 import subprocess
 
@@ -148,6 +149,18 @@ def test_ping(daemon):
     assert len(lines) == 3
     assert re.fullmatch(r"2 replies: min \S+, average \S+, max \S+ ms", lines[2])
     assert all(reply["ms"] > 0 for reply in lines_of_json(daemon.rfctl("ping", "--json").stdout))
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_ping_of_a_daemon_that_does_not_answer(folder, options):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "stopped"))
+        listener.listen()  # the kernel lets clients connect, and nobody takes them
+        result = rfctl("--socket", folder / "stopped", "ping", "--deadline", "1s", *options)
+    assert result.returncode == NO_DAEMON
+    assert result.stderr == "rfctl: cannot ping: the daemon did not answer in time\n"
+    reason = {"reason": "the daemon did not answer in time"}
+    assert lines_of_json(result.stdout) == ([{"error": "rfctl.NoDaemon", "parameters": reason}] if options else [])
 
 
 def pinging(daemon, *options, **popen):

@@ -8,7 +8,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 /* clang-format off */
@@ -378,6 +380,28 @@ static void test_unasked(void **state)
     }
 }
 
+/* Takes requests, and answers none of them. */
+static void serve_silence(struct fake *fake, int socket)
+{
+    while (fake_request(fake, socket, NULL, NULL))
+        ;
+}
+
+/* A user of the library who will not wait says so to the socket. */
+static void test_late(void **state)
+{
+    (void)state;
+    const struct timeval limit = {.tv_usec = 1000};
+    struct fake *fake;
+    rf_client *client = rig_start(&fake, serve_silence, NULL);
+    assert_int_equal(setsockopt(rf_client_fd(client), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit)), 0);
+    assert_int_equal(rig_call(client), -ETIMEDOUT);
+    assert_says(client, "the daemon did not answer in time");
+    assert_null(rf_error_name(client));
+    assert_gone(client);
+    rig_stop(fake, client);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -385,6 +409,7 @@ int main(void)
         RIG_TEST(test_several),  RIG_TEST(test_ended_by_caller), RIG_TEST(test_nested),
         RIG_TEST(test_draining), RIG_TEST(test_malformed),       RIG_TEST(test_case),
         RIG_TEST(test_flood),    RIG_TEST(test_large),           RIG_TEST(test_unasked),
+        RIG_TEST(test_late),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
