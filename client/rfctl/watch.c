@@ -4,18 +4,23 @@
 #include "client/rfctl/reply.h"
 #include "client/rfctl/rfctl.h"
 
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
 #include <time.h>
+#include <unistd.h>
 
 static void tell(const char *event, const cJSON *model, const char *error)
 {
     char when[32] = "", bytes[FORMAT_SIZE];
+    double leases = reply_number(model, "leases", 0);
     time_t now = time(NULL);
     struct tm local;
     if (localtime_r(&now, &local))
         strftime(when, sizeof(when), "%Y-%m-%d %H:%M:%S", &local);
-    out_line("%s  %-9s  %s (id %.0f): %s on %s as %s, %.0f leases%s%s", when, event, reply_text(model, "name"),
+    out_line("%s  %-9s  %s (id %.0f): %s on %s as %s, %.0f lease%s%s%s", when, event, reply_text(model, "name"),
              reply_number(model, "id", 0), format_bytes(bytes, reply_number(model, "bytes", 0)),
-             reply_text(model, "device"), reply_text(model, "form"), reply_number(model, "leases", 0),
+             reply_text(model, "device"), reply_text(model, "form"), leases, leases == 1 ? "" : "s",
              error[0] ? ": " : "", error);
 }
 
@@ -35,8 +40,24 @@ static int told(void *context, const cJSON *reply, bool last)
     return 0;
 }
 
+/* Ends the program when nobody reads its output any more, which a write would tell only with the next change. In a
+ * thread of its own: the other one waits within the library. */
+static void *end_with_reader(void *unused)
+{
+    (void)unused;
+    struct pollfd output = {.fd = STDOUT_FILENO}; /* errors are told without being asked for */
+    while (poll(&output, 1, -1) < 0 && errno == EINTR)
+        ;
+    if (output.revents & (POLLERR | POLLHUP))
+        _exit(STATUS_REFUSED);
+    return NULL;
+}
+
 int command_watch(struct rfctl *ctl)
 {
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, end_with_reader, NULL) == 0)
+        pthread_detach(thread);
     return ctl_call(ctl, (struct ctl_call){
                              .method = "Watch", .flags = RF_CALL_MORE, .what = "watch", .reply = told, .context = ctl});
 }

@@ -231,12 +231,31 @@ def test_without_standard_streams(daemon, closed, status):
     assert "ends: " not in daemon.log
 
 
-def test_watch_ends_with_its_reader(daemon, small_model):
-    process = subprocess.Popen([program(), "--socket", str(daemon.socket), "watch"], stdout=subprocess.PIPE)
-    wait_until(lambda: daemon.status()["connections"] > 1)
+def watching(daemon, *options):
+    """rfctl watch, after its first line: it waits for what may never happen."""
+    command = [program(), "--socket", str(daemon.socket), "watch", *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return process, process.stdout.readline()
+
+
+def test_watch_ends_with_its_reader(daemon):
+    """And not with the first line that nobody reads."""
+    process, _ = watching(daemon, "--json")
     process.stdout.close()
-    daemon.rfctl("load", small_model)
     assert process.wait(TIMEOUT) == REFUSED
+    assert process.stderr.read() == b""
+    process.stderr.close()
+
+
+def test_watch_counts_leases(daemon, small_model):
+    daemon.rfctl("load", small_model)
+    with daemon.client() as client:
+        for leases in ("1 lease", "2 leases"):
+            client.call("Attach", name="small")
+            process, first = watching(daemon)
+            assert first.decode().endswith(f"on host as auto, {leases}\n")
+            process.terminate()
+            process.communicate()
 
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\nrfctl: forged\r\x9b31m\u202egnp.exe\x7f"
