@@ -72,12 +72,12 @@ const char *format_age(char text[FORMAT_SIZE], double seconds)
     static const struct {
         double seconds;
         const char *name;
-    } units[] = {{86400, "d"}, {3600, "h"}, {60, "min"}, {1, "s"}};
+    } units[] = {{86400, "d"}, {3600, "h"}, {60, "m"}, {1, "s"}};
     size_t unit = 0;
     while (unit < 3 && !(seconds >= units[unit].seconds))
         unit++;
     double value = seconds > 0 ? fmin(floor(seconds / units[unit].seconds), 1e9) : 0;
-    snprintf(text, FORMAT_SIZE, "%.0f %s", value, units[unit].name);
+    snprintf(text, FORMAT_SIZE, "%.0f%s", value, units[unit].name);
     return text;
 }
 

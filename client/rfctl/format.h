@@ -18,7 +18,7 @@ const char *format_count(char text[FORMAT_SIZE], double count);
 /* What was measured: "0.12 ms", "45 ms", "1.23 s", "2 min 3 s". Returns `text`. */
 const char *format_seconds(char text[FORMAT_SIZE], double seconds);
 
-/* What is only roughly of interest: "5 s", "3 min", "2 h", "4 d". Returns `text`. */
+/* What is only roughly of interest, as durations are typed: "5s", "3m", "2h", "4d". Returns `text`. */
 const char *format_age(char text[FORMAT_SIZE], double seconds);
 
 /* A copy of `size` bytes of text in which nothing can steer a terminal: control characters, those that change the

@@ -18,7 +18,7 @@ def commands():
 def without_measures(text):
     """Times, rates and addresses differ from run to run, and the spaces that line them up."""
     text = re.sub(r"[\d.]+ [kMG]?B/s", "RATE", text)
-    text = re.sub(r"\b[\d.]+ m?s\b", "TIME", text)
+    text = re.sub(r"\b[\d.]+ ?m?s\b", "TIME", text)
     text = re.sub(r"\b0x[0-9a-f]+\b", "ADDRESS", text)
     return [line.split() for line in text.splitlines() if line.strip()]
 

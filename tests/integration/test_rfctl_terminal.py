@@ -130,7 +130,7 @@ def test_ps_fits_80_columns(daemon, small_model):
     lines = [line for line in terminal.screen() if line]
     assert len(lines) == 3
     assert max(map(len, lines)) <= 80
-    assert lines[1].split()[1:] == "native cuda:0 999 GB allocating 4096 yes 59 min 3599s".split()
+    assert lines[1].split()[1:] == "native cuda:0 999 GB allocating 4096 yes 59m 3599s".split()
     assert lines[2].split()[2:6] == ["cuda:0", "999", "GB", "cached"]
 
 

@@ -71,8 +71,8 @@ static void test_times(void **state)
     };
     check(format_seconds, seconds);
     static const struct number ages[] = {
-        {0, "0 s"},     {5.9, "5 s"},  {59.9, "59 s"}, {60, "1 min"}, {3599, "59 min"}, {7200, "2 h"},
-        {86400, "1 d"}, {4e6, "46 d"}, {-1, "0 s"},    {NAN, "0 s"},  {0, NULL},
+        {0, "0s"},     {5.9, "5s"},  {59.9, "59s"}, {60, "1m"},  {3599, "59m"}, {7200, "2h"},
+        {86400, "1d"}, {4e6, "46d"}, {-1, "0s"},    {NAN, "0s"}, {0, NULL},
     };
     check(format_age, ages);
 }
@@ -260,9 +260,9 @@ static void test_progress(void **state)
     static const struct progress_values opening = {"opening", 0, 0, 0, -1};
     char text[160];
     progress_line(text, sizeof(text), 79, true, &filling);
-    assert_string_equal(text, "filling     [############............]   51%  1.9 of 3.8 GB  3.1 GB/s  1 s left");
+    assert_string_equal(text, "filling     [############.............]   51%  1.9 of 3.8 GB  3.1 GB/s  1s left");
     progress_line(text, sizeof(text), 159, false, &filling);
-    assert_string_equal(text, "filling      51%  1.9 of 3.8 GB  3.1 GB/s  1 s left");
+    assert_string_equal(text, "filling      51%  1.9 of 3.8 GB  3.1 GB/s  1s left");
     progress_line(text, sizeof(text), 36, true, &filling);
     assert_string_equal(text, "filling      51%  1.9 of 3.8 GB");
     progress_line(text, sizeof(text), 79, true, &opening);
