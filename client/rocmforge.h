@@ -71,12 +71,15 @@ int rf_call(rf_client *client, const char *method, const char *parameters, unsig
  * on it: a call that gets no answer for so long is -ETIMEDOUT, without rf_error_name(), and ends the connection. */
 int rf_client_fd(const rf_client *client);
 
-/* A model that this connection has attached to is wanted back: somebody unloads it by force, and its memory goes when
- * it was detached everywhere. Not to detach in here: one connection has one call at a time. */
+/* A model that this connection has attached to is to be let go: somebody unloads it by force, and its memory goes when
+ * it was detached everywhere; or its device was lost, and what is in its memory is void already. All that this
+ * connection holds of it is to be detached, but not in here: one connection has one call at a time. `name` lives as
+ * long as the call. */
 typedef void rf_draining_fn(void *context, const char *name);
 
-/* Has this function called, from within whatever call brings the news, once for each lease. NULL: none, the default.
- * The daemon speaks when it is spoken to: who is idle for long asks now and then, with rf_call() of "Status". */
+/* Has this function called, from within whatever call brings the news, once for each model, however often that is
+ * attached. NULL: none, the default. The daemon speaks when it is spoken to: who is idle for long asks now and then,
+ * with rf_call() of "Status". */
 void rf_on_draining(rf_client *client, rf_draining_fn *function, void *context);
 
 /* --- loading --- */
