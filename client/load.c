@@ -37,13 +37,13 @@ static bool add_number(cJSON *object, const char *key, double number)
     return number == 0 || cJSON_AddNumberToObject(object, key, number);
 }
 
-/* What Load and Plan take. NULL: no memory. */
-static cJSON *parameters_new(const rf_load_options *options, size_t n_fds)
+/* What Plan takes. NULL: no memory. */
+static cJSON *plan_parameters(const rf_load_options *options, const struct files *files)
 {
     cJSON *object = cJSON_CreateObject();
     cJSON *fds = cJSON_AddArrayToObject(object, "fds");
     bool ok = fds;
-    for (size_t i = 0; i < n_fds; i++)
+    for (size_t i = 0; i < files->n; i++)
         ok = ok && cJSON_AddItemToArray(fds, cJSON_CreateNumber((double)i));
     ok = ok && add_text(object, "form", options->form) && add_text(object, "device", options->device);
     if (ok)
@@ -52,35 +52,35 @@ static cJSON *parameters_new(const rf_load_options *options, size_t n_fds)
     return NULL;
 }
 
-/* And what Load takes besides. */
-static bool add_load(cJSON *object, const rf_load_options *options)
+/* The same, and what Load takes besides. */
+static cJSON *load_parameters(const rf_load_options *options, const struct files *files)
 {
-    return add_text(object, "name", options->name) && add_text(object, "dequant", options->dequant) &&
-           cJSON_AddBoolToObject(object, "wait", !options->no_wait) &&
-           (!options->pin || cJSON_AddTrueToObject(object, "pin")) &&
-           (!options->trace || cJSON_AddTrueToObject(object, "trace")) &&
-           (!options->private_ || cJSON_AddTrueToObject(object, "private")) &&
-           add_number(object, "ttl", (double)options->ttl_seconds) &&
-           add_number(object, "deadline", options->deadline_seconds);
+    cJSON *object = plan_parameters(options, files);
+    bool ok = object && add_text(object, "name", options->name) && add_text(object, "dequant", options->dequant) &&
+              cJSON_AddBoolToObject(object, "wait", !options->no_wait) &&
+              (!options->pin || cJSON_AddTrueToObject(object, "pin")) &&
+              (!options->trace || cJSON_AddTrueToObject(object, "trace")) &&
+              (!options->private_ || cJSON_AddTrueToObject(object, "private")) &&
+              add_number(object, "ttl", (double)options->ttl_seconds) &&
+              add_number(object, "deadline", options->deadline_seconds);
+    if (ok)
+        return object;
+    cJSON_Delete(object);
+    return NULL;
 }
 
-/* Opens the files and makes the call, `load` or else Plan. */
-static int call_with_files(rf_client *client, const char *path, const rf_load_options *options, bool load,
-                           struct call call)
+/* Makes the call with the parameters, which it deletes (NULL: there was no memory for them), and the files. */
+static int call_with_files(rf_client *client, struct call call, cJSON *parameters, const struct files *files)
 {
-    struct files files = {.n = 0};
-    int r = files_open(&files, client, path);
-    if (r == 0) {
-        cJSON *object = parameters_new(options, files.n);
-        char *parameters = object && (!load || add_load(object, options)) ? cJSON_PrintUnformatted(object) : NULL;
-        cJSON_Delete(object);
-        call.parameters = parameters;
-        call.fds = files.fds;
-        call.n_fds = files.n;
-        r = parameters ? client_call(client, &call) : client_fail(client, -ENOMEM, "no memory for a request");
-        cJSON_free(parameters);
-    }
-    files_close(&files);
+    char *text = parameters ? cJSON_PrintUnformatted(parameters) : NULL;
+    cJSON_Delete(parameters);
+    if (!text)
+        return client_fail(client, -ENOMEM, "no memory for a request");
+    call.parameters = text;
+    call.fds = files->fds;
+    call.n_fds = files->n;
+    int r = client_call(client, &call);
+    cJSON_free(text);
     return r;
 }
 
@@ -124,9 +124,13 @@ int rf_load(rf_client *client, const char *path, const rf_load_options *options,
     files_link_name(path, link);
     if (!all.name && link[0])
         all.name = link;
+    struct files files = {.n = 0};
     struct loading loading = {.client = client, .options = &all};
-    r = call_with_files(client, path, &all, true,
-                        (struct call){.method = "Load", .more = true, .reply = load_reply, .context = &loading});
+    const struct call call = {.method = "Load", .more = true, .reply = load_reply, .context = &loading};
+    r = files_open(&files, client, path);
+    if (r == 0)
+        r = call_with_files(client, call, load_parameters(&all, &files), &files);
+    files_close(&files);
     if (r == 0 && name)
         strcpy(name, loading.name);
     return r;
@@ -166,9 +170,13 @@ int rf_load_plan(rf_client *client, const char *path, const rf_load_options *opt
         return r;
     if (ret && ret->size == 0)
         return client_fail(client, -EINVAL, "the size of the plan is not set");
+    struct files files = {.n = 0};
     struct planning planning = {.client = client, .options = &all};
-    r = call_with_files(client, path, &all, false,
-                        (struct call){.method = "Plan", .reply = plan_reply, .context = &planning});
+    const struct call call = {.method = "Plan", .reply = plan_reply, .context = &planning};
+    r = files_open(&files, client, path);
+    if (r == 0)
+        r = call_with_files(client, call, plan_parameters(&all, &files), &files);
+    files_close(&files);
     if (r == 0 && ret) {
         size_t size = ret->size;
         memcpy(ret, &planning.plan, size < sizeof(*ret) ? size : sizeof(*ret));
