@@ -41,10 +41,11 @@ int rf_connect(const char *socket, rf_client **ret);
  * function that the library calls. */
 void rf_close(rf_client *client);
 
-/* Why the last call failed: a sentence; never NULL. */
+/* Why the last function that failed on this client, or on a model of it, did so: a sentence; never NULL. What this and
+ * the next two give lives until another function is called on them. */
 const char *rf_error_message(const rf_client *client);
 
-/* The daemon's own error, "io.rocmforge.ModelBusy", if the daemon said no; else NULL. */
+/* The daemon's own error, "io.rocmforge.ModelBusy", if it was the daemon that said no; else NULL. */
 const char *rf_error_name(const rf_client *client);
 
 /* Its parameters as JSON text; else NULL. */
@@ -54,9 +55,9 @@ const char *rf_error_parameters(const rf_client *client);
 
 #define RF_CALL_MORE 1u /* take several replies */
 
-/* A reply: its parameters as JSON text, and whether others follow. The descriptors are closed when the function
- * returns; it sets those that it keeps to -1. Returns 0 to go on, or a negative errno that ends the call, and with it
- * the connection if replies are still to come. */
+/* A reply: its parameters as JSON text, and whether others follow. The text is freed and the descriptors are closed
+ * when the function returns; it sets those that it keeps to -1. Returns 0 to go on, or a negative errno that ends the
+ * call, and with it the connection if replies are still to come. */
 typedef int rf_reply_fn(void *context, const char *parameters, int continues, int *fds, size_t n_fds);
 
 /* Calls a method of the interface io.rocmforge, "List", or any other by its full name, with parameters in JSON text
@@ -93,8 +94,8 @@ typedef struct rf_progress {
     double seconds_left;
 } rf_progress;
 
-/* Called several times a second. A result that is not 0 ends the call, which returns it. This ends the connection too,
- * and with it the leases that it holds. */
+/* Called several times a second; `progress` lives as long as the call. A result that is not 0 ends the call, which
+ * returns it. This ends the connection too, and with it the leases that it holds. */
 typedef int rf_progress_fn(void *context, const rf_progress *progress);
 
 /* What to load and how; set `size` to sizeof(rf_load_options), and what is not said to 0. */
@@ -116,8 +117,10 @@ typedef struct rf_load_options {
 } rf_load_options;
 
 /* Loads the GGUF file at `path`, which the caller must be able to read; the daemon need not. Of a split model: its
- * first file ("-00001-of-00003.gguf"), which brings the others. Joins a load that is under way. options may be NULL.
- * Writes the name that the model has to `name`, unless NULL, of RF_NAME_SIZE bytes. */
+ * first file ("-00001-of-00003.gguf"), which brings the others. Joins a load that is under way. Waits until the
+ * model is resident, unless the options say otherwise; they may be NULL. Writes the name that the model has to `name`,
+ * unless NULL, of RF_NAME_SIZE bytes. A negative errno of open(); -EINVAL: that is no regular file, or an option is
+ * wrong; else as rf_call(). */
 int rf_load(rf_client *client, const char *path, const rf_load_options *options, char *name);
 
 #define RF_NAME_SIZE 128
@@ -134,10 +137,11 @@ typedef struct rf_plan {
     double seconds;      /* that it would take; negative while unknown */
 } rf_plan;
 
-/* Asks what rf_load() with these options would do, without doing it. ret may be NULL. */
+/* Asks what rf_load() with these options would do, without doing it. 0 also if it does not fit. ret may be NULL. Fails
+ * as rf_load() does. */
 int rf_load_plan(rf_client *client, const char *path, const rf_load_options *options, rf_plan *ret);
 
-/* Frees a model's memory. -EBUSY while somebody is attached. */
+/* Frees a model's memory. -ENOENT: no such model; -EBUSY: somebody is attached; -EACCES: it is another user's. */
 int rf_unload(rf_client *client, const char *name);
 
 /* --- attaching --- */
@@ -158,7 +162,7 @@ typedef struct rf_tensor {
 /* Attaches to a resident model: maps its memory in place, read-only where that can be. Nothing is copied or read. Until
  * it is detached, or the connection closes, the daemon does not free it. A model that is being loaded is waited for.
  * -ENOENT: no such model; -EBUSY: it is on its way out; -ENOTSUP: this machine has no module for its device; -ENODEV:
- * this process does not see that device. */
+ * this process does not see that device. The caller ends it with rf_detach(), or with rf_close(). */
 int rf_attach(rf_client *client, const char *name, rf_model **ret);
 
 /* How to wait; set `size` to sizeof(rf_attach_options), and what is not said to 0. */
@@ -188,11 +192,12 @@ const char *rf_model_device_kind(const rf_model *model);
 const char *rf_model_device_uuid(const rf_model *model);
 const char *rf_model_device_pci(const rf_model *model);
 
-/* The whole of its memory. */
+/* The whole of its memory; NULL if it has no bytes. */
 const void *rf_model_data(const rf_model *model);
 uint64_t rf_model_bytes(const rf_model *model);
 
-/* Copies bytes of the model's memory, wherever it is, to the host. -ERANGE if they are not all inside. */
+/* Copies bytes of the model's memory, wherever it is, to the host. -ERANGE: they are not all inside; -EIO: the GPU that
+ * they are on failed. */
 int rf_model_read(const rf_model *model, uint64_t offset, void *dst, size_t size);
 
 /* Tensors, in the order of the file. */
