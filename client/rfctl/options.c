@@ -92,7 +92,8 @@ static int set(size_t option, const char *argument, struct options *options)
 /* What set() would have taken. */
 static void tell_values(size_t option, const char *argument)
 {
-    const char *values = table[option].kind == DURATION ? "90, 90s, 10m, 2h or 1d, and not 0" : "a number from 1 on";
+    const char *values =
+        table[option].kind == DURATION ? "a time from 1s on: 90, 90s, 10m, 2h, 1d" : "a number from 1 on";
     bool choice = table[option].kind == TEXT;
     err_line("--%s does not take '%s', but %s%s", table[option].name, argument, choice ? "one of " : "",
              choice ? table[option].choices : values);

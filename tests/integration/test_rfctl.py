@@ -74,8 +74,8 @@ def test_wrong_usage(arguments):
     [
         (["load", "x", "--as", "q4"], "one of auto, native, f32, f16, bf16", "load"),
         (["--dequant", "fpga", "load", "x"], "one of auto, cpu, gpu", "load"),
-        (["load", "x", "--ttl", "5x"], "90, 90s, 10m, 2h or 1d, and not 0", "load"),
-        (["load", "x", "--ttl", "0"], "90, 90s, 10m, 2h or 1d, and not 0", "load"),
+        (["load", "x", "--ttl", "5x"], "a time from 1s on: 90, 90s, 10m, 2h, 1d", "load"),
+        (["load", "x", "--ttl", "0"], "a time from 1s on: 90, 90s, 10m, 2h, 1d", "load"),
         (["--count", "0", "ping"], "a number from 1 on", "ping"),
         (["load", "x", "--no-such-option"], "unrecognized option '--no-such-option'", "load"),
         (["--as", "q4"], "one of auto, native, f32, f16, bf16", None),
