@@ -15,6 +15,7 @@
 #define BAR_MIN     10 /* columns of a bar that is worth its place */
 #define BAR_MAX     40
 #define STATE_MAX   10 /* "allocating": the bar does not move when the state changes */
+#define ROOM_BEHIND 3  /* columns: "^C", and one */
 #define LINE_SIZE   160
 #define PLAIN_EVERY 1.0 /* seconds */
 
@@ -93,9 +94,9 @@ void progress_show(const cJSON *progress)
     };
     size_t width = terminal_width(STDERR_FILENO);
     char text[LINE_SIZE], line[sizeof(text) + sizeof(erase)];
-    if (width > 1 && can_redraw()) {
-        /* One column less than there is: a line that fills a terminal may wrap. */
-        progress_line(text, sizeof(text), width - 1, true, &values);
+    if (width > ROOM_BEHIND && can_redraw()) {
+        /* A line that fills a terminal may wrap, and so would the ^C of who interrupts. */
+        progress_line(text, sizeof(text), width - ROOM_BEHIND, true, &values);
         int n = snprintf(line, sizeof(line), "\r%s\033[K", text);
         drawn = 1;
         (void)!write(STDERR_FILENO, line, (size_t)n);

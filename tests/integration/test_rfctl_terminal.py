@@ -15,7 +15,7 @@ def test_progress_bar(slow_daemon, large_model, columns):
     assert terminal.wait() == DONE
     bars = terminal.bars()
     assert len(bars) > 2
-    assert max(map(len, bars)) < columns
+    assert max(map(len, bars)) <= columns - len("^C") - 1  # or an interrupt would wrap it, and leave it there
     if columns >= 80:
         assert any(re.fullmatch(r"filling +\[#*\.*\] +\d+%  .* of 805 MB  .*/s  .* left", bar) for bar in bars)
     # Nothing of it is left.
