@@ -2,7 +2,6 @@
 #include "client/rfctl/format.h"
 #include "client/rfctl/output.h"
 #include "client/rfctl/rfctl.h"
-#include "proto/errors.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -67,24 +66,18 @@ static const char *without_file(const char *message, const char *what)
     return strncmp(named, file, length) == 0 && strncmp(named + length, ": ", 2) == 0 ? named + length + 2 : message;
 }
 
-/* The daemon's error; WIRE_OK: it was not the daemon that said no. */
-static enum wire_error daemon_error(const struct rfctl *ctl)
-{
-    const char *name = rf_error_name(ctl->client);
-    return name ? wire_error_find(name) : WIRE_OK;
-}
-
 static int fail(const struct rfctl *ctl, int error, const char *what, const char *busy)
 {
-    const char *message = rf_error_message(ctl->client);
-    enum wire_error wire_error = daemon_error(ctl);
-    if (wire_error == WIRE_ModelBusy && busy)
+    const char *message = rf_error_message(ctl->client), *name = rf_error_name(ctl->client), *hint = "";
+    if (name && busy && strcmp(name, "io.rocmforge.ModelBusy") == 0)
         message = busy;
-    err_line("cannot %s: %s%s", what, without_file(message, what),
-             wire_error == WIRE_DeviceNotFound ? "; 'rfctl devices' lists them" : "");
-    if (wire_error != WIRE_OK) {
-        ctl_print_error(ctl, rf_error_name(ctl->client), rf_error_parameters(ctl->client));
-        return wire_error == WIRE_ShuttingDown ? STATUS_NO_DAEMON : STATUS_REFUSED; /* it went away, and said so */
+    if (name && strcmp(name, "io.rocmforge.DeviceNotFound") == 0)
+        hint = "; 'rfctl devices' lists them";
+    err_line("cannot %s: %s%s", what, without_file(message, what), hint);
+    if (name) {
+        ctl_print_error(ctl, name, rf_error_parameters(ctl->client));
+        bool went = strcmp(name, "io.rocmforge.ShuttingDown") == 0;
+        return went ? STATUS_NO_DAEMON : STATUS_REFUSED;
     }
     bool gone = error == -ECONNRESET || error == -EPIPE || (error == -ETIMEDOUT && ctl->hurried);
     print_own_error(ctl, gone ? "rfctl.NoDaemon" : "rfctl.Failed", message);
