@@ -404,6 +404,22 @@ def test_units(folder):
     assert "rocmforge" not in result.stderr
 
 
+def unit_settings(name):
+    settings = {}
+    for line in (build_folder() / "systemd" / name).read_text().splitlines():
+        key, sign, value = line.partition("=")
+        if sign and not key.startswith("#"):
+            settings[key] = value
+    return settings
+
+
+def test_service_that_cannot_start_is_given_up():
+    """systemd starts it five times unless told otherwise: in that many pauses of ours. Wrong usage is 2."""
+    settings = unit_settings("rocmforged.service")
+    assert int(settings["StartLimitIntervalSec"]) > 5 * int(settings["RestartSec"])
+    assert settings["RestartPreventExitStatus"] == "2"
+
+
 def test_wire_error_on_a_name_that_is_gone(start, small_model):
     daemon = start()
     with daemon.client() as client:
