@@ -191,14 +191,18 @@ void call_fail_parameter(struct call *call, const char *parameter)
     call_fail(call, WIRE_InvalidParameter, parameters);
 }
 
-static void deadline_passed(uv_timer_t *timer)
+void call_cut(struct conn *conn, enum wire_error error)
 {
-    struct conn *conn = timer->data;
     if (!conn->in_call)
         return;
     if (conn->call.abandoned)
         conn->call.abandoned(&conn->call);
-    call_fail(&conn->call, WIRE_DeadlineExceeded, NULL);
+    call_fail(&conn->call, error, NULL);
+}
+
+static void deadline_passed(uv_timer_t *timer)
+{
+    call_cut(timer->data, WIRE_DeadlineExceeded);
 }
 
 void call_set_deadline(struct call *call, double seconds)

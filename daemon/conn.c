@@ -132,6 +132,7 @@ void conns_close(struct conns *conns, void (*closed)(void *context), void *conte
     struct conn *conn;
     LIST_FOREACH(conn, &conns->list, link)
     {
+        call_cut(conn, WIRE_ShuttingDown);
         /* What was answered already gets its chance to leave. */
         if (conn->state != CONN_CLOSED)
             (void)frame_writer_flush(conn->writer, conn->socket);

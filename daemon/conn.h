@@ -48,7 +48,7 @@ typedef bool conn_admit_fn(void *context, uid_t uid, uint64_t *ret_limit);
 /* `context` is passed to both functions. */
 int conns_new(uv_loop_t *loop, call_fn *dispatch, conn_admit_fn *admit, void *context, struct conns **ret);
 
-/* Closes every connection. `closed` is called once all are gone and conns is freed. */
+/* Closes every connection; calls that wait are answered with ShuttingDown. `closed` is called once all are gone and conns is freed. */
 void conns_close(struct conns *conns, void (*closed)(void *context), void *context);
 
 size_t conns_count(const struct conns *conns);

@@ -65,6 +65,10 @@ bool call_begin(struct conn *conn, const char **ret_reason);
 /* The connection closes: its call, if it is in one, ends without an answer, and its handler is told. */
 void call_abandon(struct conn *conn);
 
+/* The call under way, if there is one, ends with an error, whatever it waits for: its handler is told, and its client.
+ */
+void call_cut(struct conn *conn, enum wire_error error);
+
 /* {"error": ..., "parameters": {...}}, which the caller deletes. `parameters` is consumed; NULL stands for an empty
  * object. */
 cJSON *call_error_message(enum wire_error error, cJSON *parameters);

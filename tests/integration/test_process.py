@@ -11,7 +11,7 @@ import time
 
 import pytest
 from harness import ROOT, TIMEOUT, build_folder, daemon_program, wait_until, wire_error
-from rocmforge_wire import Client, Closed, WireError
+from rocmforge_wire import Client, Closed
 
 # --- The socket ---
 
@@ -125,7 +125,7 @@ def test_signal_ends_it(start, number):
 
 
 def test_end_with_clients(held_daemon, gate, small_model, large_model):
-    """One idle, one attached, one that watches, one that waits for a load: each learns of it, none holds it up."""
+    """One idle, one attached, one that watches, several that wait for a load: each learns of it, none holds it up."""
     daemon = held_daemon
     idle, attached, watcher, loader = (daemon.client() for _ in range(4))
     attached.call("Load", path=str(small_model), name="small")
@@ -134,20 +134,37 @@ def test_end_with_clients(held_daemon, gate, small_model, large_model):
     watcher.reply()
     loader.send("Load", {"path": str(large_model), "name": "big"})
     wait_until(lambda: any(m["state"] == "filling" for m in daemon.models()), every=0.001)
+    joined = [daemon.client() for _ in range(3)]
+    joined[0].send("Load", {"path": str(large_model)}, more=True)
+    joined[1].send("Attach", {"name": "big"})
+    joined[2].send("Attach", {"name": "big"}, more=True)
+    daemon.sync()
     began = time.monotonic()
     assert daemon.stop(gate) == 0
     assert time.monotonic() - began < 10
     for client in (idle, attached):
         with pytest.raises((Closed, ConnectionError)):
             client.receive()
-    for client in (watcher, loader):
-        with pytest.raises((Closed, ConnectionError, WireError)) as end:
+    for client in (watcher, loader, *joined):
+        with wire_error("ShuttingDown"):
             while True:
                 client.reply()
-        if isinstance(end.value, WireError):
-            assert end.value.name in ("ShuttingDown", "Cancelled")
-    for client in (idle, attached, watcher, loader):
         client.close()
+    for client in (idle, attached):
+        client.close()
+
+
+def test_end_with_a_verification(start, gate, gated_model):
+    """It waits for the file, and is told like those that wait for a load."""
+    daemon = start(env=gate.env)
+    with daemon.client() as client:
+        client.call("Load", path=str(gated_model), name="m")
+        gate.close()
+        client.send("Verify", {"name": "m"})
+        daemon.sync()
+        assert daemon.stop(gate) == 0
+        with wire_error("ShuttingDown"):
+            client.reply()
 
 
 def test_end_with_a_client_that_never_reads(start, small_model):
