@@ -72,5 +72,6 @@ void attach_grant(struct server *server, struct model *model, struct call *call)
     }
     log_debug("conn=%" PRIu64 " model=%s lease=%" PRIu64 " granted", conn_id(call->conn), model->name, lease->id);
     events_emit(server->events, "attached", model, NULL);
-    call_reply(call, reply, fds, n_fds);
+    if (!call_reply(call, reply, fds, n_fds))
+        lease_end(lease); /* nobody knows its number */
 }

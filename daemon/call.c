@@ -78,6 +78,14 @@ cJSON *call_error_message(enum wire_error error, cJSON *parameters)
     return message;
 }
 
+char *call_error_text(enum wire_error error, cJSON *parameters)
+{
+    cJSON *message = call_error_message(error, parameters);
+    char *text = cJSON_PrintUnformatted(message);
+    cJSON_Delete(message);
+    return text;
+}
+
 /* Several leases on one model make one name. */
 static bool names_have(const cJSON *names, const char *name)
 {
@@ -135,15 +143,17 @@ static void call_end(struct call *call)
     conn_next(conn);
 }
 
-void call_reply(struct call *call, cJSON *parameters, const int *fds, size_t n_fds)
+bool call_reply(struct call *call, cJSON *parameters, const int *fds, size_t n_fds)
 {
     struct conn *conn = call->conn;
     assert(conn->in_call);
+    bool sent = !call->oneway;
     if (call->oneway)
         cJSON_Delete(parameters);
     else
-        conn_send(conn, reply_message(conn, parameters, false), fds, n_fds);
+        sent = conn_send(conn, reply_message(conn, parameters, false), fds, n_fds);
     call_end(call);
+    return sent;
 }
 
 bool call_continue(struct call *call, cJSON *parameters)
@@ -154,7 +164,7 @@ bool call_continue(struct call *call, cJSON *parameters)
         cJSON_Delete(parameters);
         return false;
     }
-    conn_send(conn, reply_message(conn, parameters, true), NULL, 0);
+    (void)conn_send(conn, reply_message(conn, parameters, true), NULL, 0);
     return true;
 }
 
@@ -169,7 +179,7 @@ bool call_continue_all(struct call *call, cJSON *parameters)
         conn_break(conn);
         return false;
     }
-    conn_send(conn, reply_message(conn, parameters, true), NULL, 0);
+    (void)conn_send(conn, reply_message(conn, parameters, true), NULL, 0);
     return conn->state == CONN_OPEN;
 }
 
@@ -180,7 +190,7 @@ void call_fail(struct call *call, enum wire_error error, cJSON *parameters)
     if (call->oneway)
         cJSON_Delete(parameters);
     else
-        conn_send(conn, call_error_message(error, parameters), NULL, 0);
+        (void)conn_send(conn, call_error_message(error, parameters), NULL, 0);
     call_end(call);
 }
 

@@ -34,8 +34,9 @@ struct call {
 typedef void call_fn(struct call *call, void *context);
 
 /* Sends the last, or only, reply. `parameters` is consumed; NULL stands for an empty object. Descriptors stay the
- * caller's. */
-void call_reply(struct call *call, cJSON *parameters, const int *fds, size_t n_fds);
+ * caller's. Returns false if the client gets an error in its stead, or nothing: what was granted with it has to be
+ * taken back. */
+bool call_reply(struct call *call, cJSON *parameters, const int *fds, size_t n_fds);
 
 /* Sends a reply that others will follow; the call needs `more`. `parameters` is consumed. Returns false if it was left
  * out, because the client has not read what went before. */

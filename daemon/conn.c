@@ -1,7 +1,9 @@
 #include "daemon/conn.h"
 
 #include "daemon/conn_state.h"
+#include "daemon/describe.h"
 #include "daemon/log.h"
+#include "daemon/users.h"
 #include "proto/frame.h"
 
 #include <assert.h>
@@ -168,51 +170,61 @@ static void conn_flush(struct conn *conn)
     conn_poll(conn);
 }
 
-void conn_send(struct conn *conn, cJSON *message, const int *fds, size_t n_fds)
+/* Queues an error: a message without descriptors, which needs little room. */
+static int conn_put_error(struct conn *conn, enum wire_error error, cJSON *parameters)
+{
+    char *text = call_error_text(error, parameters);
+    int r = text ? frame_writer_put(conn->writer, text, strlen(text), NULL, 0) : -ENOMEM;
+    cJSON_free(text);
+    return r;
+}
+
+bool conn_send(struct conn *conn, cJSON *message, const int *fds, size_t n_fds)
 {
     if (conn->state != CONN_OPEN) {
         cJSON_Delete(message);
-        return;
+        return false;
     }
     char *text = message ? cJSON_PrintUnformatted(message) : NULL;
     cJSON_Delete(message);
     int r = text ? frame_writer_put(conn->writer, text, strlen(text), fds, n_fds) : -ENOMEM;
     cJSON_free(text);
-    if (r == -ENOBUFS) {
-        static const char too_long[] = "{\"error\":\"io.rocmforge.LimitExceeded\","
-                                       "\"parameters\":{\"limit\":\"reply\",\"value\":33554432}}";
-        _Static_assert(CONN_QUEUE_MAX == 33554432, "the text above says so");
-        r = frame_writer_put(conn->writer, too_long, strlen(too_long), NULL, 0);
-    }
+    bool queued = r == 0;
+    if (r == -ENOBUFS)
+        r = conn_put_error(conn, WIRE_LimitExceeded, describe_limit("reply", CONN_QUEUE_MAX));
+    else if (r == -EMFILE)
+        r = conn_put_error(conn, WIRE_LimitExceeded, describe_descriptors());
     if (r < 0) {
         /* A reply that is lost would leave the client waiting for ever; it had better see the end. */
         log_warning("conn=%" PRIu64 " pid=%d a reply cannot be queued: %s; closing", conn->id, (int)conn->pid,
                     strerror(-r));
         conn_break(conn);
-        return;
+        return false;
     }
     conn_flush(conn);
+    return queued;
 }
 
-/* Says what is wrong with the stream, and ends the connection. */
-static void conn_end(struct conn *conn, const char *reason)
+/* Says what is wrong, and ends the connection. `parameters` is consumed. */
+static void conn_end_with(struct conn *conn, enum wire_error error, cJSON *parameters, const char *reason)
 {
-    if (conn->state != CONN_OPEN)
+    if (conn->state != CONN_OPEN) {
+        cJSON_Delete(parameters);
         return;
+    }
     log_info("conn=%" PRIu64 " pid=%d uid=%u ends: %s", conn->id, (int)conn->pid, (unsigned)conn->uid, reason);
-    cJSON *parameters = cJSON_CreateObject();
-    cJSON_AddStringToObject(parameters, "reason", reason);
-    char *text = NULL;
-    cJSON *message = call_error_message(WIRE_InvalidMessage, parameters);
-    text = cJSON_PrintUnformatted(message);
-    cJSON_Delete(message);
-    int r = text ? frame_writer_put(conn->writer, text, strlen(text), NULL, 0) : -ENOMEM;
-    cJSON_free(text);
+    int r = conn_put_error(conn, error, parameters);
     conn_move(conn, CONN_ENDING);
     if (r < 0)
         conn_break(conn);
     else
         conn_flush(conn);
+}
+
+/* The same where something is wrong with the stream. */
+static void conn_end(struct conn *conn, const char *reason)
+{
+    conn_end_with(conn, WIRE_InvalidMessage, describe_reason(reason), reason);
 }
 
 void conn_next(struct conn *conn)
@@ -283,8 +295,11 @@ static void conn_ready(uv_poll_t *poll, int status, int events)
         else if (r == -EMSGSIZE) {
             conn_end(conn, "the message is too long");
             return;
-        } else if (r == -EMFILE) {
+        } else if (r == -E2BIG) {
             conn_end(conn, "too many descriptors");
+            return;
+        } else if (r == -EMFILE) {
+            conn_end_with(conn, WIRE_LimitExceeded, describe_descriptors(), "no descriptor is left for its own");
             return;
         } else if (r == -ENOBUFS && (events & UV_DISCONNECT) && conn->in_call) {
             conn_close(conn); /* it left, with more requests in the buffer than we will ever answer */
@@ -322,16 +337,12 @@ static void conn_poll(struct conn *conn)
     }
 }
 
-/* Tells a user who has too many connections, as well as that goes. */
-static int refuse_user(int socket, uint64_t limit)
+void conn_refuse(int socket, cJSON *parameters)
 {
-    char text[160];
-    int n = snprintf(text, sizeof(text),
-                     "{\"error\":\"io.rocmforge.LimitExceeded\","
-                     "\"parameters\":{\"limit\":\"user-connections\",\"value\":%" PRIu64 "}}",
-                     limit);
-    (void)!send(socket, text, (size_t)n + 1, MSG_NOSIGNAL | MSG_DONTWAIT);
-    return -EDQUOT;
+    char *text = call_error_text(WIRE_LimitExceeded, parameters);
+    if (text)
+        (void)!send(socket, text, strlen(text) + 1, MSG_NOSIGNAL | MSG_DONTWAIT);
+    cJSON_free(text);
 }
 
 int conn_open(struct conns *conns, int socket)
@@ -349,8 +360,10 @@ int conn_open(struct conns *conns, int socket)
     socklen_t size = sizeof(peer);
     int r = getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0 ? -errno : 0;
     uint64_t limit;
-    if (r == 0 && !conns->admit(conns->context, peer.uid, &limit))
-        r = refuse_user(socket, limit);
+    if (r == 0 && !conns->admit(conns->context, peer.uid, &limit)) {
+        conn_refuse(socket, describe_limit(user_limit_name(LIMIT_CONNECTIONS), limit));
+        r = -EDQUOT;
+    }
     if (r == 0)
         r = frame_reader_new(CONN_REQUEST_MAX, &conn->reader);
     if (r == 0)

@@ -48,7 +48,8 @@ typedef bool conn_admit_fn(void *context, uid_t uid, uint64_t *ret_limit);
 /* `context` is passed to both functions. */
 int conns_new(uv_loop_t *loop, call_fn *dispatch, conn_admit_fn *admit, void *context, struct conns **ret);
 
-/* Closes every connection; calls that wait are answered with ShuttingDown. `closed` is called once all are gone and conns is freed. */
+/* Closes every connection; calls that wait are answered with ShuttingDown. `closed` is called once all are gone and
+ * conns is freed. */
 void conns_close(struct conns *conns, void (*closed)(void *context), void *context);
 
 size_t conns_count(const struct conns *conns);
@@ -58,6 +59,10 @@ size_t conns_count_of(const struct conns *conns, uid_t uid);
 
 /* Takes over a connected socket, also when it fails. -EDQUOT: its user has too many already, and was told. */
 int conn_open(struct conns *conns, int socket);
+
+/* Tells the client at the other end of a socket that it cannot be served, as well as that goes. The socket stays the
+ * caller's. `parameters` are those of LimitExceeded, and consumed. */
+void conn_refuse(int socket, cJSON *parameters);
 
 /* Who is at the other end, as the kernel says. */
 pid_t conn_pid(const struct conn *conn);

@@ -48,8 +48,9 @@ struct conn {
 };
 
 /* conn.c: queues a message, which is consumed, and sends what can be sent now. A connection that takes none any more
- * drops it; one whose queue has no room for it gets an error in its stead. Descriptors stay the caller's. */
-void conn_send(struct conn *conn, cJSON *message, const int *fds, size_t n_fds);
+ * drops it; one whose queue has no room for it, or for whose descriptors there is none, gets an error in its stead.
+ * Returns false then. Descriptors stay the caller's. */
+bool conn_send(struct conn *conn, cJSON *message, const int *fds, size_t n_fds);
 
 /* Gives the connection up without closing it now: whoever sends a reply is in the middle of something, and closing ends
  * leases and calls. The loop sees the socket's end, and closes. */
@@ -72,3 +73,6 @@ void call_cut(struct conn *conn, enum wire_error error);
 /* {"error": ..., "parameters": {...}}, which the caller deletes. `parameters` is consumed; NULL stands for an empty
  * object. */
 cJSON *call_error_message(enum wire_error error, cJSON *parameters);
+
+/* The same as text, for cJSON_free(). NULL: no memory. */
+char *call_error_text(enum wire_error error, cJSON *parameters);

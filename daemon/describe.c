@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <uv.h>
 
 static void add_integer(cJSON *object, const char *key, uint64_t value)
@@ -151,6 +152,13 @@ cJSON *describe_limit(const char *limit, uint64_t value)
     cJSON *object = object_with("limit", limit);
     add_integer(object, "value", value);
     return object;
+}
+
+cJSON *describe_descriptors(void)
+{
+    struct rlimit limit = {0};
+    (void)getrlimit(RLIMIT_NOFILE, &limit);
+    return describe_limit("descriptors", limit.rlim_cur);
 }
 
 cJSON *describe_name(const char *name)

@@ -21,6 +21,8 @@ cJSON *describe_progress(const char *state, uint64_t done, uint64_t total, uint6
 
 /* Parameters of errors. */
 cJSON *describe_limit(const char *limit, uint64_t value);
+/* The same where this process may have no more descriptors. */
+cJSON *describe_descriptors(void);
 cJSON *describe_name(const char *name);
 cJSON *describe_reason(const char *reason);
 cJSON *describe_device_name(const char *device);

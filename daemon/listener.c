@@ -1,16 +1,15 @@
 #include "daemon/listener.h"
 
+#include "daemon/describe.h"
 #include "daemon/log.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
 #include <libgen.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -34,18 +33,6 @@ struct listener {
     struct conns *conns;
 };
 
-/* Tells a client that cannot be served, as well as that goes. */
-static void refuse(int socket, const char *limit, uint64_t value)
-{
-    char text[160];
-    int n =
-        snprintf(text, sizeof(text),
-                 "{\"error\":\"io.rocmforge.LimitExceeded\",\"parameters\":{\"limit\":\"%s\",\"value\":%" PRIu64 "}}",
-                 limit, value);
-    (void)!send(socket, text, (size_t)n + 1, MSG_NOSIGNAL | MSG_DONTWAIT);
-    close(socket);
-}
-
 static void spare_open(struct listener *listener)
 {
     if (listener->spare < 0)
@@ -60,10 +47,10 @@ static bool refuse_with_spare(struct listener *listener)
     close(listener->spare);
     listener->spare = -1;
     int socket = accept4(listener->socket, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-    struct rlimit limit = {0};
-    (void)getrlimit(RLIMIT_NOFILE, &limit);
-    if (socket >= 0)
-        refuse(socket, "descriptors", limit.rlim_cur);
+    if (socket >= 0) {
+        conn_refuse(socket, describe_descriptors());
+        close(socket);
+    }
     spare_open(listener);
     return socket >= 0;
 }
@@ -109,7 +96,8 @@ static void listener_ready(uv_poll_t *poll, int status, int events)
         }
         listener->starved = false;
         if (conns_count(listener->conns) >= LISTENER_CONNECTIONS_MAX) {
-            refuse(socket, "connections", LISTENER_CONNECTIONS_MAX);
+            conn_refuse(socket, describe_limit("connections", LISTENER_CONNECTIONS_MAX));
+            close(socket);
             continue;
         }
         int r = conn_open(listener->conns, socket);

@@ -162,7 +162,7 @@ static int frame_reader_arrive(struct frame_reader *reader, struct msghdr *heade
     for (size_t i = 0; i < reader->n_arrived; i++)
         of_message += reader->arrived[i].last >= begins;
 
-    bool lost = header->msg_flags & MSG_CTRUNC;
+    int r = header->msg_flags & MSG_CTRUNC ? -EMFILE : 0; /* there is room for as many as the kernel sends */
     for (struct cmsghdr *c = CMSG_FIRSTHDR(header); c; c = CMSG_NXTHDR(header, c)) {
         if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
             continue;
@@ -170,8 +170,8 @@ static int frame_reader_arrive(struct frame_reader *reader, struct msghdr *heade
         for (size_t i = 0; i < n_fds; i++) {
             int fd;
             memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(fd));
-            if (lost || n == 0 || of_message == FRAME_FDS_MAX) {
-                lost = true;
+            if (r < 0 || n == 0 || of_message == FRAME_FDS_MAX) {
+                r = r < 0 ? r : -E2BIG;
                 close(fd);
                 continue;
             }
@@ -180,7 +180,7 @@ static int frame_reader_arrive(struct frame_reader *reader, struct msghdr *heade
                 (struct arrived){.fd = fd, .last = reader->position + reader->end - 1};
         }
     }
-    return lost ? -EMFILE : 0;
+    return r;
 }
 
 int frame_reader_fill(struct frame_reader *reader, int socket)

@@ -37,8 +37,9 @@ void frame_reader_free(struct frame_reader *reader);
 
 /* One recvmsg() on `socket`. Returns 1 if bytes came, 0 at the end of the stream, -EAGAIN on a non-blocking socket that
  * has nothing, -ENOBUFS if the buffer is full (read again after frame_reader_next()), -EMSGSIZE if the message under
- * way is too long already, -EMFILE if descriptors were lost because this process, or one message, has too many, else a
- * negative errno of recvmsg(). After -EMSGSIZE and -EMFILE the stream cannot go on. */
+ * way is too long already, -E2BIG if it has more descriptors than FRAME_FDS_MAX, -EMFILE if descriptors were lost
+ * because this process may have no more, else a negative errno of recvmsg(). After -EMSGSIZE, -E2BIG and -EMFILE the
+ * stream cannot go on. */
 int frame_reader_fill(struct frame_reader *reader, int socket);
 
 /* Takes the next whole message from the buffer: returns 1 and sets *ret, or 0 if there is none yet, or -EMSGSIZE, or

@@ -247,3 +247,15 @@ def test_reply_that_is_too_long(client, folder):
     assert parameters == {"limit": "reply", "value": REPLY_MAX}
     assert client.call("List")["models"][0]["leases"] == 0
     assert client.call("Attach", name="many", table=True)["model"]["tensors"] == len(tensors)
+
+
+def test_more_descriptors_than_a_message_may_have(daemon, small_model):
+    """That is the client's doing, whatever the daemon could have."""
+    before = daemon.settled_fds()
+    with daemon.client() as client, open(small_model, "rb") as file:
+        client.send_raw(b" ", [file.fileno()] * 200)
+        client.send_raw(b" ", [file.fileno()] * 100)
+        with wire_error("InvalidMessage") as parameters:
+            client.reply()
+        assert parameters == {"reason": "too many descriptors"}
+    wait_until(lambda: daemon.fds() == before)
