@@ -187,14 +187,21 @@ static int take_lock(const char *path, int *ret)
     return 0;
 }
 
+/* 1 if there is a socket at the path, 0 if nothing is there, -ENOTSOCK if something else is. */
+static int find_socket(const char *path)
+{
+    struct stat st;
+    if (lstat(path, &st) < 0)
+        return errno == ENOENT ? 0 : -errno;
+    return S_ISSOCK(st.st_mode) ? 1 : -ENOTSOCK;
+}
+
 /* -EADDRINUSE if somebody answers at the path; removes a socket that nobody answers on. */
 static int clear_path(const struct sockaddr_un *address)
 {
-    struct stat st;
-    if (lstat(address->sun_path, &st) < 0)
-        return errno == ENOENT ? 0 : -errno;
-    if (!S_ISSOCK(st.st_mode))
-        return -EEXIST;
+    int found = find_socket(address->sun_path);
+    if (found <= 0)
+        return found;
     int probe = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (probe < 0)
         return -errno;
@@ -214,7 +221,9 @@ int listener_new(uv_loop_t *loop, struct conns *conns, const char *path, struct 
     struct listener *listener = listener_alloc(conns);
     if (!listener)
         return -ENOMEM;
-    int r = make_folder(path);
+    int r = find_socket(path); /* before there is a lock beside what is not ours */
+    if (r != -ENOTSOCK)
+        r = make_folder(path);
     if (r == 0)
         r = take_lock(path, &listener->lock);
     if (r == 0)

@@ -13,7 +13,7 @@
 struct listener;
 
 /* Listens at `path`. Makes the folder if only the last part is missing. A socket there that nobody answers on is
- * replaced; one that a living daemon owns is left alone, with -EADDRINUSE. */
+ * replaced; one that a living daemon owns is left alone, with -EADDRINUSE, and what is no socket with -ENOTSOCK. */
 int listener_new(uv_loop_t *loop, struct conns *conns, const char *path, struct listener **ret);
 
 /* Takes over a listening socket. */

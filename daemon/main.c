@@ -107,6 +107,7 @@ static void tell_status(struct server *server)
 static int signals_begin(struct daemon *daemon)
 {
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* an arena is a file: what is too large for `ulimit -f` is an error of that load */
     int r = uv_signal_init(&daemon->loop, &daemon->terminate);
     if (r == 0)
         r = uv_signal_init(&daemon->loop, &daemon->interrupt);
@@ -161,6 +162,8 @@ static int listen_begin(struct daemon *daemon, const struct options *options)
     r = listener_new(&daemon->loop, daemon->server.conns, where, &daemon->listener);
     if (r == -EADDRINUSE)
         log_error("%s: another daemon listens there", where);
+    else if (r == -ENOTSOCK)
+        log_error("%s: what is there is not a socket", where);
     else if (r < 0)
         log_error("%s: %s", where, strerror(-r));
     else

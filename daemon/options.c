@@ -135,7 +135,7 @@ static int apply(int option, const char *value, struct options *options)
     switch (option) {
     case SOCKET:
         options->socket = value;
-        return 0;
+        return value[0] ? 0 : -EINVAL;
     case DEVICE:
         options->device = value;
         return one_of(value, devices);

@@ -65,6 +65,8 @@ def test_what_is_no_socket_is_left_alone(start, folder, kind):
     daemon = start(ready=False)
     assert daemon.process.wait(TIMEOUT) != 0
     assert path.is_dir() if kind == "folder" else path.read_text() == "precious"
+    assert f"{path}: what is there is not a socket" in daemon.log
+    assert not path.with_name("io.rocmforge.lock").exists()
 
 
 def test_socket_is_gone_afterwards(start):
@@ -80,12 +82,25 @@ def test_socket_path_too_long(start, folder):
 
 
 @pytest.mark.parametrize(
-    "options", [["--no-such-option"], ["--budget", "lots"], ["--workers", "0"], ["--workers", "x"], ["extra"]]
+    "options", [["--no-such-option"], ["--budget", "lots"], ["--workers", "0"], ["--workers", "x"], ["--socket", ""], ["extra"]],
 )
 def test_wrong_usage(start, options):
     daemon = start(*options, ready=False)
     assert daemon.process.wait(TIMEOUT) == 2
     assert daemon.log
+
+
+# --- Limits of the process ---
+
+
+def test_file_size_limit(start, small_model):
+    """An arena is a file. One that may not be so large is an error of its load, not the end of the daemon."""
+    daemon = start(program=["sh", "-c", 'ulimit -f 128; exec "$0" "$@"', daemon_program()])
+    with daemon.client() as client:
+        with wire_error("DeviceError") as parameters:
+            client.call("Load", path=str(small_model), name="small")
+        assert (parameters["code"], parameters["text"]) == (errno.EFBIG, os.strerror(errno.EFBIG))
+        assert client.call("List") == {"models": []}
 
 
 # --- Standard streams ---
