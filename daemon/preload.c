@@ -4,10 +4,12 @@
 #include "daemon/log.h"
 #include "daemon/plan.h"
 #include "daemon/server.h"
+#include "proto/model_file.h"
 
 #include <assert.h>
 #include <dirent.h>
 #include <errno.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -56,17 +58,24 @@ void preload_free(struct preload *preload)
     free(preload);
 }
 
-/* Models, and of a split one the first file. */
-static int is_model(const struct dirent *entry)
+static int is_visible(const struct dirent *entry)
 {
-    const char *name = entry->d_name;
+    return entry->d_name[0] != '.';
+}
+
+/* Models, and of a split one the first file. Says what else there is. */
+static bool is_model(const struct preload *preload, const char *name)
+{
     size_t n = strlen(name);
-    if (name[0] == '.' || n < 6 || strcmp(name + n - 5, ".gguf") != 0)
-        return 0;
-    /* "-00002-of-00003.gguf" comes with the first */
-    if (n > 20 && strncmp(name + n - 11 - 3, "-of-", 4) == 0)
-        return strncmp(name + n - 20, "-00001-", 7) == 0;
-    return 1;
+    if (n < 6 || strcmp(name + n - 5, ".gguf") != 0) {
+        log_info("preload: %s/%s skipped: its name does not end in .gguf", preload->folder, name);
+        return false;
+    }
+    if (shard_index(name) > 0) {
+        log_info("preload: %s/%s comes with the first file of its model", preload->folder, name);
+        return false;
+    }
+    return true;
 }
 
 static int by_name(const struct dirent **a, const struct dirent **b)
@@ -77,7 +86,7 @@ static int by_name(const struct dirent **a, const struct dirent **b)
 static void preload_scan(uv_work_t *work)
 {
     struct preload *preload = work->data;
-    int n = scandir(preload->folder, &preload->entries, is_model, by_name);
+    int n = scandir(preload->folder, &preload->entries, is_visible, by_name);
     preload->n_entries = n < 0 ? -errno : n;
 }
 
@@ -105,6 +114,8 @@ static void preload_next(struct preload *preload)
 {
     free(preload->path);
     preload->path = NULL;
+    while (preload->next < preload->n_entries && !is_model(preload, preload->entries[preload->next]->d_name))
+        preload->next++;
     if (preload->next == preload->n_entries || preload->server->stopping) {
         preload_clear(preload);
         preload->looking = false;

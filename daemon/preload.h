@@ -1,5 +1,6 @@
 /* Loads and pins every model that is linked in a folder, in order of name, one after the other: at start, and again
- * when asked. One that cannot be loaded is logged and skipped.
+ * when asked. A model is what has a name that ends in .gguf, and does not begin with a dot. One that cannot be loaded
+ * is logged and skipped.
  *
  * Loop thread only; the folder is read on a worker. */
 #pragma once

@@ -43,22 +43,45 @@ void model_name_derive(const char *path, char name[MODEL_NAME_MAX + 1])
         strcpy(name, "model");
 }
 
-unsigned shard_count(const char *path)
+static bool digits_parse(const char *text, unsigned *ret)
+{
+    unsigned n = 0;
+    for (int i = 0; i < 5; i++) {
+        if (text[i] < '0' || text[i] > '9')
+            return false;
+        n = 10 * n + (unsigned)(text[i] - '0');
+    }
+    *ret = n;
+    return true;
+}
+
+/* The two numbers at the path's end. False if it has none, or none that go together. */
+static bool shard_numbers(const char *path, unsigned *ret_number, unsigned *ret_n)
 {
     size_t length = strlen(path);
     if (length < strlen(any))
-        return 1;
+        return false;
     const char *tail = path + length - strlen(any);
     const char *digits = tail + strlen(first);
-    if (strncmp(tail, first, strlen(first)) != 0 || strcmp(digits + 5, extension) != 0)
-        return 1;
-    unsigned n = 0;
-    for (int i = 0; i < 5; i++) {
-        if (digits[i] < '0' || digits[i] > '9')
-            return 1;
-        n = 10 * n + (unsigned)(digits[i] - '0');
-    }
-    return n > 0 && n <= FRAME_FDS_MAX ? n : 1;
+    unsigned number, n;
+    if (tail[0] != '-' || strncmp(tail + 6, first + 6, strlen(first) - 6) != 0 || strcmp(digits + 5, extension) != 0 ||
+        !digits_parse(tail + 1, &number) || !digits_parse(digits, &n) || number < 1 || number > n)
+        return false;
+    *ret_number = number;
+    *ret_n = n;
+    return true;
+}
+
+unsigned shard_count(const char *path)
+{
+    unsigned number, n;
+    return shard_numbers(path, &number, &n) && number == 1 && n <= FRAME_FDS_MAX ? n : 1;
+}
+
+unsigned shard_index(const char *path)
+{
+    unsigned number, n;
+    return shard_numbers(path, &number, &n) ? number - 1 : 0;
 }
 
 int shard_path(const char *path, unsigned index, unsigned n, char *dst, size_t size)

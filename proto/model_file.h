@@ -18,5 +18,8 @@ void model_name_derive(const char *path, char name[MODEL_NAME_MAX + 1]);
  * At most FRAME_FDS_MAX: as many as a message can carry. */
 unsigned shard_count(const char *path);
 
+/* Which of a split model's files this path is, from 0 on: 1 for "...-00002-of-00003.gguf"; 0 for any other path. */
+unsigned shard_index(const char *path);
+
 /* Writes the path of one of them, from 0 on: `n` is shard_count(), `path` the first one's. -ENAMETOOLONG. */
 int shard_path(const char *path, unsigned index, unsigned n, char *dst, size_t size);

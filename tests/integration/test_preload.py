@@ -29,7 +29,10 @@ def test_preload(start, models, preload_folder):
     assert [model["name"] for model in listed] == ["0-first", "1-last", "2-more"], "in order of name"
     assert all(model["pinned"] and model["ttl"] is None for model in listed)
     for name in ("1-bad", "1-dangling", "1-pipe"):
+        assert daemon.log.count(name) == 1, "one line is enough"
         assert f"{name}.gguf skipped" in daemon.log
+    assert "README skipped: its name does not end in .gguf" in daemon.log
+    assert ".hidden" not in daemon.log
 
 
 def test_preload_again(start, models, preload_folder):
@@ -47,6 +50,14 @@ def test_preload_again(start, models, preload_folder):
         client.call("Unload", name="a")
         daemon.process.send_signal(signal.SIGHUP)
         wait_until(lambda: states(daemon) == {"b": "resident", "a": "resident"})
+
+
+def test_preload_of_names_much_like_a_part(start, models, preload_folder):
+    likes = ("m-00003-of-00002", "the-longest-lord-of-rings")
+    for path, name in zip(models(2), likes):
+        (preload_folder / f"{name}.gguf").symlink_to(path)
+    daemon = start("--preload", str(preload_folder))
+    wait_until(lambda: states(daemon) == dict.fromkeys(likes, "resident"))
 
 
 def test_preload_of_a_split_model(start, split, preload_folder):

@@ -121,6 +121,34 @@ static void numbers_of_shards(void **state)
             fail_msg("%s: %u", cases[i].path, shard_count(cases[i].path));
 }
 
+static void indexes_of_shards(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *path;
+        unsigned index;
+    } cases[] = {
+        {"m-00001-of-00003.gguf", 0},
+        {"/models/m-00002-of-00003.gguf", 1},
+        {"-00003-of-00003.gguf", 2},
+        {"m-00300-of-00300.gguf", 299}, /* more than a message can carry */
+        {"m-00004-of-00003.gguf", 0},
+        {"m-00000-of-00003.gguf", 0},
+        {"m-0000a-of-00003.gguf", 0},
+        {"m-00002-of-0000a.gguf", 0},
+        {"m-00002-or-00003.gguf", 0},
+        {"m_00002-of-00003.gguf", 0},
+        {"the-lord-of-rings.gguf", 0},
+        {"the-longest-lord-of-rings.gguf", 0},
+        {"m-00002-of-00003.GGUF", 0},
+        {"m.gguf", 0},
+        {"", 0},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
+        if (shard_index(cases[i].path) != cases[i].index)
+            fail_msg("%s: %u", cases[i].path, shard_index(cases[i].path));
+}
+
 static void paths_of_shards(void **state)
 {
     (void)state;
@@ -144,6 +172,7 @@ int main(void)
         cmocka_unit_test(derived_names),
         cmocka_unit_test(derived_names_are_good_whatever_comes),
         cmocka_unit_test(numbers_of_shards),
+        cmocka_unit_test(indexes_of_shards),
         cmocka_unit_test(paths_of_shards),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
