@@ -1,5 +1,6 @@
 #include "daemon/modules.h"
 
+#include "daemon/cgroup.h"
 #include "daemon/log.h"
 
 #include <dlfcn.h>
@@ -54,6 +55,18 @@ static uint64_t budget_of(const struct device *device, const struct budget *budg
     return device->total / 100 * percent;
 }
 
+/* What the daemon's control groups leave of the host's memory is all that there is: the kernel ends who takes more. */
+static void bound_host(struct device *device)
+{
+    struct cgroup_limit limit;
+    cgroup_memory_limit("/proc/self/cgroup", "/sys/fs/cgroup", &limit);
+    if (limit.bytes >= device->total)
+        return;
+    log_info("device=%s %.1f GB, but %s says %.1f GB", device->id, (double)device->total / 1e9, limit.file,
+             (double)limit.bytes / 1e9);
+    device->total = limit.bytes;
+}
+
 /* Opens a module's devices and adds them. Returns how many, or a negative errno. */
 static int module_open(struct server *server, const struct device_module *module, const struct options *options,
                        unsigned workers, struct device_fault *ret_fault)
@@ -72,6 +85,8 @@ static int module_open(struct server *server, const struct device_module *module
     int error = n < 0 ? n : 0;
     for (int i = 0; i < n; i++) {
         struct device *device = devices[i];
+        if (module == &device_host_module)
+            bound_host(device);
         device->budget = budget_of(device, &options->budget);
         int r = server_add_device(server, device, ret_fault);
         if (r < 0) {
