@@ -175,7 +175,8 @@ bool call_continue_all(struct call *call, cJSON *parameters)
     if (frame_writer_pending(conn->writer) > CONN_WATCH_MAX) {
         cJSON_Delete(parameters);
         if (conn->state == CONN_OPEN)
-            log_info("conn=%" PRIu64 " pid=%d does not read what it watches; closing", conn->id, (int)conn->pid);
+            log_client(LOG_LEVEL_INFO, "conn=%" PRIu64 " pid=%d does not read what it watches; closing", conn->id,
+                       (int)conn->pid);
         conn_break(conn);
         return false;
     }

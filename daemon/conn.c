@@ -196,8 +196,8 @@ bool conn_send(struct conn *conn, cJSON *message, const int *fds, size_t n_fds)
         r = conn_put_error(conn, WIRE_LimitExceeded, describe_descriptors());
     if (r < 0) {
         /* A reply that is lost would leave the client waiting for ever; it had better see the end. */
-        log_warning("conn=%" PRIu64 " pid=%d a reply cannot be queued: %s; closing", conn->id, (int)conn->pid,
-                    strerror(-r));
+        log_client(LOG_LEVEL_WARNING, "conn=%" PRIu64 " pid=%d a reply cannot be queued: %s; closing", conn->id,
+                   (int)conn->pid, strerror(-r));
         conn_break(conn);
         return false;
     }
@@ -212,7 +212,8 @@ static void conn_end_with(struct conn *conn, enum wire_error error, cJSON *param
         cJSON_Delete(parameters);
         return;
     }
-    log_info("conn=%" PRIu64 " pid=%d uid=%u ends: %s", conn->id, (int)conn->pid, (unsigned)conn->uid, reason);
+    log_client(LOG_LEVEL_INFO, "conn=%" PRIu64 " pid=%d uid=%u ends: %s", conn->id, (int)conn->pid, (unsigned)conn->uid,
+               reason);
     int r = conn_put_error(conn, error, parameters);
     conn_move(conn, CONN_ENDING);
     if (r < 0)

@@ -84,9 +84,9 @@ void load_succeed(struct load *load)
         uint64_t elapsed = uv_hrtime() - load->filling;
         model->device->rate = elapsed ? (uint64_t)((double)load->filled_bytes * 1e9 / (double)elapsed) : 0;
     }
-    log_info("model=%s id=%" PRIu64 " uid=%u resident on %s: %" PRIu64 " bytes in %.3f s", model->name, model->id,
-             (unsigned)load->request.uid, model->device->id, model->plan->arena_bytes,
-             (double)load->phases.total_ns / 1e9);
+    log_client(LOG_LEVEL_INFO, "model=%s id=%" PRIu64 " uid=%u resident on %s: %" PRIu64 " bytes in %.3f s",
+               model->name, model->id, (unsigned)load->request.uid, model->device->id, model->plan->arena_bytes,
+               (double)load->phases.total_ns / 1e9);
     events_emit(load->server->events, "resident", model, NULL);
     if (load->request.done)
         load->request.done(load->request.context, model, NULL);
@@ -102,10 +102,10 @@ void load_give_up(struct load *load)
     failure_text(&load->failure, text, sizeof(text));
     const bool told = load->request.done; /* who began it says so */
     if (!model && !told)
-        log_notice("uid=%u load refused: %s", (unsigned)load->request.uid, text);
+        log_client(LOG_LEVEL_NOTICE, "uid=%u load refused: %s", (unsigned)load->request.uid, text);
     else if (model) {
         if (!told)
-            log_notice("model=%s id=%" PRIu64 " uid=%u not loaded: %s", model->name, model->id,
+            log_client(LOG_LEVEL_NOTICE, "model=%s id=%" PRIu64 " uid=%u not loaded: %s", model->name, model->id,
                        (unsigned)load->request.uid, text);
         registry_release(model);
         model->load = NULL;

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 /* The longest line; what is beyond is cut. */
@@ -48,10 +49,14 @@ int log_level_parse(const char *name, enum log_level *ret)
     return -EINVAL;
 }
 
-void log_write(enum log_level level, const char *format, ...)
+static bool log_wanted(enum log_level level)
 {
-    if (level > __atomic_load_n(&max_level, __ATOMIC_RELAXED))
-        return;
+    return level <= __atomic_load_n(&max_level, __ATOMIC_RELAXED);
+}
+
+__attribute__((format(printf, 2, 0))) static void log_write_list(enum log_level level, const char *format,
+                                                                 va_list arguments)
+{
     int saved_errno = errno;
     char line[LOG_LINE_MAX];
     size_t prefix;
@@ -60,10 +65,7 @@ void log_write(enum log_level level, const char *format, ...)
     else
         prefix = (size_t)snprintf(line, sizeof(line), "rocmforged: %s: ", levels[level].name);
 
-    va_list arguments;
-    va_start(arguments, format);
     int n = vsnprintf(line + prefix, sizeof(line) - prefix - 1, format, arguments);
-    va_end(arguments);
     size_t size = prefix;
     if (n > 0)
         size += (size_t)n < sizeof(line) - prefix - 1 ? (size_t)n : sizeof(line) - prefix - 2;
@@ -74,4 +76,46 @@ void log_write(enum log_level level, const char *format, ...)
     /* One write, so that lines of several threads do not mix. There is no one to tell if it fails. */
     (void)!write(STDERR_FILENO, line, size);
     errno = saved_errno;
+}
+
+void log_write(enum log_level level, const char *format, ...)
+{
+    if (!log_wanted(level))
+        return;
+    va_list arguments;
+    va_start(arguments, format);
+    log_write_list(level, format, arguments);
+    va_end(arguments);
+}
+
+bool log_share_take(struct log_share *share, uint64_t now, unsigned *ret_held)
+{
+    if (share->said == 0 || now - share->began >= LOG_CLIENT_NS) {
+        *ret_held = share->held;
+        *share = (struct log_share){.began = now};
+    } else
+        *ret_held = 0;
+    if (share->said == LOG_CLIENT_LINES) {
+        share->held++;
+        return false;
+    }
+    share->said++;
+    return true;
+}
+
+void log_write_client(struct log_share *share, enum log_level level, const char *format, ...)
+{
+    unsigned held;
+    struct timespec now;
+    if (!log_wanted(level))
+        return;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if (!log_share_take(share, (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec, &held))
+        return;
+    if (held > 0)
+        log_write(level, "%u lines like the next were left out", held);
+    va_list arguments;
+    va_start(arguments, format);
+    log_write_list(level, format, arguments);
+    va_end(arguments);
 }

@@ -191,7 +191,7 @@ static void unload_worked(uv_work_t *work, int status)
         events_emit(server->events, "cached", model, NULL);
         residency_idle(server, model);
     } else {
-        log_info("model=%s id=%" PRIu64 " unloaded", model->name, model->id);
+        log_client(LOG_LEVEL_INFO, "model=%s id=%" PRIu64 " unloaded", model->name, model->id);
         if (unload->save)
             server->cache_used -= model->plan->arena_bytes;
         events_emit(server->events, "unloaded", model, NULL);
@@ -326,7 +326,7 @@ static bool evict(struct server *server, struct model *model, struct load *load)
         return false;
     if (save)
         server->cache_used += bytes;
-    log_info("model=%s id=%" PRIu64 " evicted", model->name, model->id);
+    log_client(LOG_LEVEL_INFO, "model=%s id=%" PRIu64 " evicted", model->name, model->id);
     registry_release(model); /* its bytes are promised to the load */
     events_emit(server->events, "evicted", model, NULL);
     return true;

@@ -296,3 +296,27 @@ def test_flood_that_stops_in_the_middle(daemon):
             process.send_signal(signal.SIGSTOP)
         keep_asking(client, 0.5)
         wait_until(lambda: daemon.busy(0.2) < 0.1)
+
+
+# --- The log ---
+
+LOG_LINES, LOG_SECONDS = 100, 10  # of one kind that clients cause
+
+
+def test_log_lines_of_mistakes(daemon, small_model):
+    """One client makes mistakes as fast as it can. The log has some of them, and all that others have to say."""
+    began = time.monotonic()
+    with daemon.client() as client:
+        for _ in range(3000):
+            with contextlib.suppress(WireError):
+                client.call("Load", path="/etc/passwd")
+        for _ in range(300):
+            with daemon.client() as other:
+                other.send_raw(b"bad\0")
+                with wire_error("InvalidMessage"):
+                    other.reply()
+        client.call("Load", path=str(small_model), name="small")
+    may = LOG_LINES * (2 + (time.monotonic() - began) / LOG_SECONDS)
+    assert LOG_LINES <= daemon.log.count("load refused: ") + daemon.log.count("not loaded: ") <= may
+    assert LOG_LINES <= daemon.log.count(" ends: ") <= may
+    assert "model=small" in daemon.log
