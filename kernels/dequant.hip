@@ -4,7 +4,8 @@
 // One source for hipcc and nvcc. Compile without contraction and without flushing subnormals.
 //
 // Blocks are 17 to 210 bytes long and stand at any alignment. A thread block takes a tile of them through shared
-// memory: in with 16-byte loads that lie side by side, whatever the blocks' size, out again in bytes or words. Each thread decodes eight elements at a time and writes them with 16-byte stores.
+// memory: in with 16-byte loads that lie side by side, whatever the blocks' size, out again in bytes or words. Each
+// thread decodes eight elements at a time and writes them with 16-byte stores.
 
 #if defined(__HIP__)
 #include <hip/hip_runtime.h>
@@ -88,7 +89,8 @@ struct form_f32 {
 };
 
 // NVIDIA converts two values in one instruction, with the same rounding. It differs for NaN, and says nothing of
-// overflow: both leave an exponent of all ones, and such a group is done again, exactly. AMD takes the exact way always.
+// overflow: both leave an exponent of all ones, and such a group is done again, exactly. AMD takes the exact way
+// always.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
 #define NARROW_PAIR(to, low, high) asm("cvt.rn." #to "x2.f32 %0, %1, %2;" : "=r"(u) : "f"(high), "f"(low))
 #else
@@ -185,9 +187,9 @@ template <typename type, typename form> __device__ __forceinline__ void quantise
 {
     constexpr unsigned groups = type::elements / 8;
     constexpr unsigned tile_blocks = tile_groups / groups;
-    // The first block is aligned here, whatever it is outside: the compiler then knows the alignment of every field, and
-    // reads neighbouring bytes in one go.
-    // A vector more than needed: decoders may read words that a block only begins.
+    // The first block is aligned here, whatever it is outside: the compiler then knows the alignment of every field,
+    // and reads neighbouring bytes in one go. A vector more than needed: decoders may read words that a block only
+    // begins.
     __shared__ uint4 tile[(tile_blocks * type::bytes + 15) / 16 + 1];
 
     const uint64_t first = (uint64_t)blockIdx.x * tile_blocks;
@@ -249,8 +251,8 @@ template <typename type> __device__ __forceinline__ void plain_load(const uint8_
 template <typename type, typename form> __device__ __forceinline__ void plain(const parameters &p)
 {
     // A tensor may be cut anywhere, so neither end need be aligned; mostly both are.
-    const bool aligned = ((uintptr_t)p.src & (8 * type::bytes < 16 ? 8 * type::bytes - 1 : 15)) == 0 &&
-                         ((uintptr_t)p.dst & 15) == 0;
+    const bool aligned =
+        ((uintptr_t)p.src & (8 * type::bytes < 16 ? 8 * type::bytes - 1 : 15)) == 0 && ((uintptr_t)p.dst & 15) == 0;
     const uint64_t first = (uint64_t)blockIdx.x * DEQUANT_TILE;
     unsigned overflows = 0;
 #pragma unroll 2
@@ -278,9 +280,9 @@ template <typename type, typename form> __device__ __forceinline__ void plain(co
 } // namespace
 
 #define KERNEL(shape, ident, form)                                                                                     \
-    extern "C" __global__ void __launch_bounds__(DEQUANT_THREADS) dequant_##ident##_##form(                            \
-        const uint8_t *src, uint8_t *dst, uint64_t blocks, unsigned long long *overflows, unsigned long long counted,  \
-        uint32_t *overflowed)                                                                                          \
+    extern "C" __global__ void __launch_bounds__(DEQUANT_THREADS)                                                      \
+        dequant_##ident##_##form(const uint8_t *src, uint8_t *dst, uint64_t blocks, unsigned long long *overflows,     \
+                                 unsigned long long counted, uint32_t *overflowed)                                     \
     {                                                                                                                  \
         shape<type_##ident, form_##form>(parameters{src, dst, blocks, overflows, counted, overflowed});                \
     }
