@@ -62,8 +62,8 @@ typedef int rf_reply_fn(void *context, const char *parameters, int continues, in
 
 /* Calls a method of the interface io.rocmforge, "List", or any other by its full name, with parameters in JSON text
  * (NULL: none) and descriptors, which stay the caller's. Every reply goes to `reply`, which may be NULL. See
- * docs/wire.md for the methods. Waits as long as the daemon takes. An error of the daemon gives the errno that
- * proto/errors.h has for it, and rf_error_name(). -EPROTO: the daemon sent what it should not have. -ECONNRESET: it is
+ * wire.md for the methods. Waits as long as the daemon takes. An error of the daemon gives the errno that
+ * librocmforge(3) has for it, and rf_error_name(). -EPROTO: the daemon sent what it should not have. -ECONNRESET: it is
  * gone; every further call says so too. -EDEADLK: called from within `reply`; one connection has one call at a time. */
 int rf_call(rf_client *client, const char *method, const char *parameters, unsigned flags, const int *fds, size_t n_fds,
             rf_reply_fn *reply, void *context);
