@@ -102,6 +102,7 @@ def test_idle_models_go_for_a_header(start, talkative, folder):
             client.call("Load", path=str(sparse_model(folder / f"idle{i}.gguf", 64 * MIB - 4096)), name=f"idle{i}")
         model = client.call("Load", path=str(talkative), name="m")["model"]
         assert model["state"] == "resident"
+        wait_until(lambda: all(model["state"] == "resident" for model in daemon.models()))  # those that go are gone
         names = {model["name"] for model in client.call("List")["models"]}
         assert "m" in names and "idle0" not in names
         for name in names:
