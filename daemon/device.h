@@ -147,6 +147,7 @@ struct device {
     size_t slot_bytes;    /* size of one */
     size_t part_bytes;    /* what one worker fills of it at a time; several fill a slot together where this is less */
     uint64_t link;        /* measured rate of copies to it, bytes per second; 0: not known */
+    bool exports_leak;    /* memory that was exported does not come back when it is freed, but when the process ends */
     char no_kernels[160]; /* why it has none, where it could have; empty: it has, or is none to have any */
 
     /* The daemon's part; loop only. */
@@ -179,7 +180,7 @@ struct device_module {
     int (*open)(const struct device_config *config, struct device ***ret, struct device_fault *ret_fault);
 };
 
-#define DEVICE_ABI           4u
+#define DEVICE_ABI           5u
 #define DEVICE_MODULE_SYMBOL "rocmforge_device_module"
 
 extern const struct device_module device_host_module;

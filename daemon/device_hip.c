@@ -349,6 +349,8 @@ static int device_open(int index, unsigned streams, const struct device_config *
     if (r == 0)
         r = hip_kernels_load(hip, ret_fault);
     if (r == 0)
+        r = hip_export_try(hip, ret_fault);
+    if (r == 0)
         r = hip_queue_start(hip, ret_fault);
     if (r < 0) {
         device_close(&hip->device);

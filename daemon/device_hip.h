@@ -111,6 +111,8 @@ int hip_arena_new(struct device *device, uint64_t bytes, const struct extent *ga
 void hip_arena_free(struct arena *arena);
 int hip_arena_export(struct arena *arena, struct device_export *ret, struct device_fault *ret_fault);
 int hip_arena_seal(struct arena *arena, struct device_fault *ret_fault);
+/* Whether memory can be exported, which some drivers cannot do, and comes back then: sets device.exports_leak. */
+int hip_export_try(struct hip_device *hip, struct device_fault *ret_fault);
 
 /* device_hip_read.c: the same; and what it needs, made once. What was not made is not dropped. */
 int hip_arena_read(struct arena *arena, uint64_t offset, void *dst, size_t size, struct device_fault *ret_fault);

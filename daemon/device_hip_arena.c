@@ -6,6 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* What exports are tried with: so much that a granule which a driver keeps, or gives back, does not matter. */
+#define TRIAL_BYTES ((size_t)64 << 20)
+
 static int memory_take(struct arena *arena, struct device_fault *ret_fault)
 {
     return HIP_CALL(arena->hip, ret_fault, Malloc, (&arena->base, arena->bytes));
@@ -105,6 +108,44 @@ int hip_arena_export(struct arena *arena, struct device_export *ret, struct devi
     arena->exported = true;
     *ret = export;
     return 0;
+}
+
+/* Exports memory and frees it; *ret_back is what came back by that. */
+static int export_and_free(struct hip_device *hip, void *memory, uint64_t *ret_back, struct device_fault *ret_fault)
+{
+    hipIpcMemHandle_t handle;
+    size_t before = 0, after = 0, total;
+    int r = HIP_CALL(hip, ret_fault, IpcGetMemHandle, (&handle, memory));
+    if (r == 0)
+        r = HIP_CALL(hip, ret_fault, MemGetInfo, (&before, &total));
+    hipError_t freed = hipFree(memory);
+    if (r == 0)
+        r = hip_result(hip, freed, HIP_NAME(Free), ret_fault);
+    if (r == 0)
+        r = HIP_CALL(hip, ret_fault, MemGetInfo, (&after, &total));
+    if (r == 0)
+        *ret_back = after > before ? after - before : 0;
+    return r;
+}
+
+int hip_export_try(struct hip_device *hip, struct device_fault *ret_fault)
+{
+    struct device_fault fault;
+    void *memory;
+    uint64_t bytes = TRIAL_BYTES, back = 0;
+    int r = HIP_CALL(hip, &fault, Malloc, (&memory, bytes));
+    if (r == -ENOMEM) {
+        /* Others have the device. What comes back of so little tells nothing. */
+        bytes = hip->device.granule;
+        r = HIP_CALL(hip, &fault, Malloc, (&memory, bytes));
+    }
+    if (r == 0)
+        r = export_and_free(hip, memory, &back, &fault);
+    if (r < 0)
+        *ret_fault = fault;
+    else
+        hip->device.exports_leak = bytes == TRIAL_BYTES && back < bytes / 2;
+    return r;
 }
 
 /* Every transfer is done, and each waited for the clearing; but there may have been none. */

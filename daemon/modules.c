@@ -100,6 +100,10 @@ static int module_open(struct server *server, const struct device_module *module
                  (double)device->budget / 1e9);
         if (device->no_kernels[0])
             log_warning("device=%s has no kernels, so the CPU dequantises for it: %s", device->id, device->no_kernels);
+        if (device->exports_leak)
+            log_warning("device=%s: memory that was exported does not come back when it is freed: each load takes its "
+                        "memory for good, until the daemon is started again",
+                        device->id);
         added++;
     }
     free(devices);

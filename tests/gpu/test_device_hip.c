@@ -31,6 +31,7 @@ static void test_identity(void **state)
         assert_true(strlen(device->pci) >= 12 && *device->name);
         assert_int_equal(device->granule & (device->granule - 1), 0);
         assert_true(device->link > 0);
+        assert_false(device->exports_leak);
         print_message("%s: %s, %s, %s, %.1f GB, link %.1f GB/s, %u slots of %zu KiB\n", device->id, device->name,
                       device->pci, device->uuid, (double)device->total / 1e9, (double)device->link / 1e9,
                       device->n_slots, device->slot_bytes >> 10);
@@ -361,6 +362,38 @@ static void test_two_devices(void **state)
     assert_nothing_left();
 }
 
+/* Memory that no other process can open is of no use: such a device is left out, with the call that says so. */
+static void test_exports_are_tried(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    struct bench bench;
+    struct device_fault fault = {0};
+    rig.inject("hipIpcGetMemHandle:1+:1");
+    assert_int_equal(bench_open(&bench, &config, 1, &fault), -ENODEV);
+    assert_string_equal(fault.call, "hipIpcGetMemHandle");
+    assert_string_equal(fault.text, "invalid argument");
+    assert_int_equal(fault.code, 1);
+    assert_nothing_left();
+
+    rig.inject(NULL);
+    fault = (struct device_fault){0};
+    assert_fine(bench_open(&bench, &config, 1, &fault), &fault);
+    assert_string_equal(fault.call, "");
+    const int n = bench.n;
+    bench_close(&bench);
+    if (n < 2)
+        return;
+    rig.inject("hipIpcGetMemHandle:1:1");
+    assert_fine(bench_open(&bench, &config, 1, &fault), &fault);
+    rig.inject(NULL);
+    assert_int_equal(bench.n, n - 1);
+    assert_string_equal(bench.devices[0]->id, "hip:1");
+    assert_string_equal(fault.call, "hipIpcGetMemHandle");
+    bench_close(&bench);
+    assert_nothing_left();
+}
+
 static void test_streams_setting(void **state)
 {
     (void)state;
@@ -428,7 +461,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_neighbours),      cmocka_unit_test(test_given_up),
         cmocka_unit_test(test_out_of_memory),   cmocka_unit_test(test_again_and_again),
         cmocka_unit_test(test_two_devices),     cmocka_unit_test(test_streams_setting),
-        cmocka_unit_test(test_staging_setting),
+        cmocka_unit_test(test_staging_setting), cmocka_unit_test(test_exports_are_tried),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

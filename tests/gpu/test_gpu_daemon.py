@@ -254,6 +254,39 @@ def test_a_device_that_does_not_answer(start, small_model, monkeypatch):
     assert "a hip device cannot be used: hipDeviceGetUuid" in daemon.log
 
 
+NO_EXPORT = "hipIpcGetMemHandle: invalid argument (1)"
+
+
+@pytest.mark.fake
+def test_a_device_whose_memory_cannot_be_exported(start, small_model, folder):
+    """No client could open what is in it, and each load would fail at its end."""
+    daemon = start(FAKE_HIP_FAIL="hipIpcGetMemHandle:1+:1")
+    assert set(devices(daemon)) == {"host"}
+    assert f"no hip device: {NO_EXPORT}" in daemon.log
+    assert load(daemon, small_model, "m")["device"] == "host"
+    refused = Daemon(folder, "--device", "hip", socket=folder / "other", env={"FAKE_HIP_FAIL": "hipIpcGetMemHandle:1+:1"})
+    assert refused.process.wait(30) != 0
+    assert f"no hip device: {NO_EXPORT}" in refused.log
+
+
+@pytest.mark.fake
+def test_the_other_device_whose_memory_can(start, small_model, monkeypatch):
+    monkeypatch.setenv("FAKE_HIP_DEVICES", "2")
+    daemon = start(FAKE_HIP_FAIL="hipIpcGetMemHandle:1:1")
+    assert set(devices(daemon)) == {"hip:1", "host"}
+    assert f"a hip device cannot be used: {NO_EXPORT}" in daemon.log
+    assert load(daemon, small_model, "m")["device"] == "hip:1"
+
+
+@pytest.mark.fake
+@pytest.mark.parametrize("leak", [False, True])
+def test_exported_memory_that_does_not_come_back(start, small_model, leak):
+    """The device is used: memory that is lost is lost with each load, and what is said at the start is why."""
+    daemon = start(**({"FAKE_HIP_LEAK": "1"} if leak else {}))
+    assert ("device=hip:0: memory that was exported does not come back" in daemon.log) == leak
+    assert load(daemon, small_model, "m")["device"] == "hip:0"
+
+
 @pytest.mark.fake
 def test_trace_on_a_slow_device(start, large_model, folder):
     """What is on a row of the trace follows one another; and all rows together last no longer than the load."""
@@ -337,7 +370,7 @@ if FAKE:
     @pytest.mark.fake
     @pytest.mark.parametrize("call", ["hipModuleLaunchKernel", "hipEventRecord", "hipMemsetAsync", "hipStreamWaitEvent", "hipIpcGetMemHandle"])
     def test_any_call_fails_later(start, large_model, small_model, call):
-        daemon = start(FAKE_HIP_FAIL=f"{call}:40:999" if "Async" in call or "Event" in call else f"{call}:1:999")
+        daemon = start(FAKE_HIP_FAIL=f"{call}:40:999" if "Async" in call or "Event" in call else f"{call}:2:999")
         with contextlib.suppress(WireError):
             load(daemon, large_model, "m", device="hip")
             unload(daemon, "m")
