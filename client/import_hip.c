@@ -6,6 +6,12 @@
  * it was. To put the caller's device back instead would be to use it, and on CUDA a device that is used for the first
  * time takes hundreds of megabytes.
  *
+ * The program may be capturing a stream into a graph meanwhile, on any thread. Opening and reading leave that alone:
+ * they use no stream of the program's, and their thread is in the mode in which a capture forbids it nothing. Closing
+ * waits for the whole device, which runtimes refuse then, and which breaks the capture. There is no other way to know
+ * that nothing reads the memory any more; so it stays mapped, until something is closed on that device again, or the
+ * same handle is opened.
+ *
  * A runtime does not survive fork(): in a child its parent's mappings are only forgotten. */
 #include "client/import.h"
 #include "daemon/hip.h"
@@ -27,15 +33,18 @@ struct opened {
     hipIpcMemHandle_t handle;
     int device;
     void *data;
-    size_t references;
+    size_t references; /* 0: it is to be closed */
+    bool busy;         /* a thread opens or closes it, without the lock; nobody else touches it meanwhile */
 };
 
 struct mapping {
     struct import_mapping mapping;
     struct opened *opened;
+    hipStream_t stream; /* for reading; NULL: not made yet */
 };
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* the list, and what is on it */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;  /* the list, and what is on it */
+static pthread_cond_t changed = PTHREAD_COND_INITIALIZER; /* one is not busy any more, or gone */
 static struct opened *list;
 static _Atomic(pid_t) owner; /* the process that uses the runtime; 0: none yet */
 
@@ -126,52 +135,143 @@ static int device_find(const struct import_source *source, int *ret, struct impo
                        source->device ? source->device : "", source->pci ? source->pci : "no PCI address", count);
 }
 
-/* With `lock` held. */
-static int handle_open(int device, const hipIpcMemHandle_t *handle, struct opened **ret, struct import_fault *fault)
+/* Makes the device this thread's, and the thread one that no capture forbids anything. */
+static hipError_t device_use(int device, const char **ret_call)
 {
-    for (struct opened *opened = list; opened; opened = opened->next)
-        if (opened->device == device && memcmp(&opened->handle, handle, sizeof(*handle)) == 0) {
-            opened->references++;
-            *ret = opened;
-            return 0;
-        }
-    struct opened *opened = calloc(1, sizeof(*opened));
-    if (!opened)
-        return import_fail(fault, -ENOMEM, "out of memory");
-    const char *call = HIP_NAME(SetDevice);
+    hipStreamCaptureMode mode = hipStreamCaptureModeRelaxed;
+    *ret_call = HIP_NAME(SetDevice);
     hipError_t result = hipSetDevice(device);
-    if (result == hipSuccess) {
-        call = HIP_NAME(IpcOpenMemHandle);
-        result = hipIpcOpenMemHandle(&opened->data, *handle, hipIpcMemLazyEnablePeerAccess);
-    }
-    if (result != hipSuccess) {
-        free(opened);
-        return failed(fault, result == hipErrorOutOfMemory ? -ENOMEM : -EIO, call, result);
-    }
-    opened->handle = *handle;
-    opened->device = device;
-    opened->references = 1;
-    opened->next = list;
-    list = opened;
-    *ret = opened;
-    return 0;
+    if (result != hipSuccess)
+        return result;
+    *ret_call = HIP_NAME(ThreadExchangeStreamCaptureMode);
+    return hipThreadExchangeStreamCaptureMode(&mode);
 }
 
-/* With `lock` held. Work that still reads the memory ends first. */
-static void handle_close(struct opened *opened)
+/* HIP and CUDA share these numbers. */
+static bool of_capture(hipError_t result)
 {
-    if (--opened->references > 0)
-        return;
+    return (int)result >= 900 && (int)result <= 908;
+}
+
+/* Closes what is open, once work that still reads it has ended. It stays open if that cannot be known. */
+static hipError_t memory_unmap(const struct opened *opened, const char **ret_call)
+{
+    hipError_t result = device_use(opened->device, ret_call);
+    if (result != hipSuccess)
+        return result;
+    *ret_call = HIP_NAME(DeviceSynchronize);
+    result = hipDeviceSynchronize();
+    if (of_capture(result))
+        return result;
+    /* Any other error is of work that has failed, and so has ended, or of a device on which nothing runs any more. */
+    (void)!hipIpcCloseMemHandle(opened->data);
+    return hipSuccess;
+}
+
+static hipError_t memory_map(struct opened *opened, const char **ret_call)
+{
+    hipError_t result = device_use(opened->device, ret_call);
+    if (result != hipSuccess)
+        return result;
+    *ret_call = HIP_NAME(IpcOpenMemHandle);
+    return hipIpcOpenMemHandle(&opened->data, opened->handle, hipIpcMemLazyEnablePeerAccess);
+}
+
+/* With `lock` held, as all that follow: the runtime is asked without it, since some take seconds to open the handle of
+ * a process that does not answer. */
+static struct opened *handle_find(int device, const hipIpcMemHandle_t *handle)
+{
+    struct opened *opened = list;
+    while (opened && (opened->device != device || memcmp(&opened->handle, handle, sizeof(*handle)) != 0))
+        opened = opened->next;
+    return opened;
+}
+
+static struct opened *unused_find(int device)
+{
+    struct opened *opened = list;
+    while (opened && (opened->device != device || opened->references > 0 || opened->busy))
+        opened = opened->next;
+    return opened;
+}
+
+static hipError_t handle_ask(struct opened *opened, bool unmap, const char **ret_call)
+{
+    opened->busy = true;
+    pthread_mutex_unlock(&lock);
+    hipError_t result = unmap ? memory_unmap(opened, ret_call) : memory_map(opened, ret_call);
+    pthread_mutex_lock(&lock);
+    opened->busy = false;
+    pthread_cond_broadcast(&changed);
+    return result;
+}
+
+static void handle_forget(struct opened *opened)
+{
     for (struct opened **at = &list; *at; at = &(*at)->next)
         if (*at == opened) {
             *at = opened->next;
             break;
         }
-    if (hipSetDevice(opened->device) == hipSuccess) {
-        (void)!hipDeviceSynchronize();
-        (void)!hipIpcCloseMemHandle(opened->data);
-    }
     free(opened);
+}
+
+/* Closes what is not used any more on a device; what could not be closed before, too. */
+static hipError_t unused_close(int device, const char **ret_call)
+{
+    for (struct opened *opened; (opened = unused_find(device));) {
+        hipError_t result = handle_ask(opened, true, ret_call);
+        if (result != hipSuccess)
+            return result;
+        handle_forget(opened);
+    }
+    return hipSuccess;
+}
+
+static int handle_new(int device, const hipIpcMemHandle_t *handle, struct opened **ret, struct import_fault *fault)
+{
+    struct opened *opened = calloc(1, sizeof(*opened));
+    if (!opened)
+        return import_fail(fault, -ENOMEM, "out of memory");
+    *opened = (struct opened){.next = list, .handle = *handle, .device = device, .references = 1};
+    list = opened;
+    const char *call;
+    hipError_t result = handle_ask(opened, false, &call);
+    if (result != hipSuccess) {
+        handle_forget(opened);
+        return failed(fault, result == hipErrorOutOfMemory ? -ENOMEM : -EIO, call, result);
+    }
+    *ret = opened;
+    return 0;
+}
+
+static int handle_open(int device, const hipIpcMemHandle_t *handle, struct opened **ret, struct import_fault *fault)
+{
+    struct opened *opened;
+    while ((opened = handle_find(device, handle))) {
+        if (opened->busy) {
+            pthread_cond_wait(&changed, &lock);
+            continue;
+        }
+        if (opened->references > 0) {
+            opened->references++;
+            *ret = opened;
+            return 0;
+        }
+        /* Its lease is gone: the handle may be that of other memory by now. */
+        const char *call;
+        hipError_t result = unused_close(device, &call);
+        if (result != hipSuccess)
+            return failed(fault, of_capture(result) ? -EBUSY : -EIO, call, result);
+    }
+    return handle_new(device, handle, ret, fault);
+}
+
+static void handle_close(struct opened *opened)
+{
+    const char *unused;
+    if (--opened->references == 0)
+        (void)!unused_close(opened->device, &unused);
 }
 
 static int run_open(struct task *task)
@@ -210,8 +310,12 @@ static int import_open(const struct import_source *source, struct import_mapping
 
 static int run_close(struct task *task)
 {
+    struct mapping *mapping = task->mapping;
+    const char *unused;
+    if (mapping->stream && device_use(mapping->opened->device, &unused) == hipSuccess)
+        (void)!hipStreamDestroy(mapping->stream);
     pthread_mutex_lock(&lock);
-    handle_close(task->mapping->opened);
+    handle_close(mapping->opened);
     pthread_mutex_unlock(&lock);
     return 0;
 }
@@ -226,14 +330,34 @@ static void import_close(struct import_mapping *base)
     free(mapping);
 }
 
+/* Through a stream of its own, since the null stream waits for those of the program. */
+static hipError_t memory_read(struct task *task, const char **ret_call)
+{
+    struct mapping *mapping = task->mapping;
+    hipError_t result = device_use(mapping->opened->device, ret_call);
+    if (result == hipSuccess && !mapping->stream) {
+        hipStream_t stream;
+        *ret_call = HIP_NAME(StreamCreateWithFlags);
+        result = hipStreamCreateWithFlags(&stream, hipStreamNonBlocking);
+        if (result == hipSuccess)
+            mapping->stream = stream;
+    }
+    if (result != hipSuccess)
+        return result;
+    *ret_call = HIP_NAME(MemcpyAsync);
+    result = hipMemcpyAsync(task->dst, (const uint8_t *)mapping->mapping.data + task->offset, task->size,
+                            hipMemcpyDeviceToHost, mapping->stream);
+    if (result != hipSuccess)
+        return result;
+    *ret_call = HIP_NAME(StreamSynchronize);
+    return hipStreamSynchronize(mapping->stream);
+}
+
 static int run_read(struct task *task)
 {
-    hipError_t result = hipSetDevice(task->mapping->opened->device);
-    if (result != hipSuccess)
-        return failed(task->fault, -EIO, HIP_NAME(SetDevice), result);
-    result = hipMemcpy(task->dst, (const uint8_t *)task->mapping->mapping.data + task->offset, task->size,
-                       hipMemcpyDeviceToHost);
-    return result == hipSuccess ? 0 : failed(task->fault, -EIO, HIP_NAME(Memcpy), result);
+    const char *call;
+    hipError_t result = memory_read(task, &call);
+    return result == hipSuccess ? 0 : failed(task->fault, -EIO, call, result);
 }
 
 static int import_read(struct import_mapping *base, uint64_t offset, void *dst, size_t size,

@@ -41,6 +41,10 @@
 #define hipMemcpyHostToDevice           cudaMemcpyHostToDevice
 #define hipMemcpyDeviceToHost           cudaMemcpyDeviceToHost
 
+#define hipStreamCaptureMode            enum cudaStreamCaptureMode
+#define hipStreamCaptureModeRelaxed     cudaStreamCaptureModeRelaxed
+#define hipThreadExchangeStreamCaptureMode cudaThreadExchangeStreamCaptureMode
+
 #define hipStream_t                     cudaStream_t
 #define hipStreamCreateWithFlags        cudaStreamCreateWithFlags
 #define hipStreamNonBlocking            cudaStreamNonBlocking

@@ -41,6 +41,14 @@ static struct {
     unsigned long n;
 } calls[FAKE_CALLS_MAX];
 
+static struct {
+    int device; /* -1: there is none */
+    bool broken;
+} capture = {.device = -1};
+static __thread hipStreamCaptureMode capture_mode = hipStreamCaptureModeGlobal;
+
+static const char *held; /* the call that is held up; NULL: none is */
+
 static pid_t pid;
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -161,6 +169,8 @@ hipError_t fake_enter(const char *call, int device)
     fake_waited_for = -1;
     const bool fails = due(call, true);
     count(call);
+    while (held && strcmp(held, call) == 0)
+        pthread_cond_wait(&fake_changed, &fake_lock);
     if (getpid() != pid) {
         error = hipErrorNotInitialized;
     } else if (fails) {
@@ -175,6 +185,18 @@ hipError_t fake_enter(const char *call, int device)
     }
     if (error != hipSuccess)
         fake_last = error;
+    pthread_mutex_unlock(&fake_lock);
+    return error;
+}
+
+hipError_t fake_capture(int device, bool whole)
+{
+    pthread_mutex_lock(&fake_lock);
+    hipError_t error = hipSuccess;
+    if (capture.device == device && (whole || capture_mode != hipStreamCaptureModeRelaxed)) {
+        capture.broken = true;
+        fake_last = error = hipErrorStreamCaptureUnsupported;
+    }
     pthread_mutex_unlock(&fake_lock);
     return error;
 }
@@ -271,6 +293,31 @@ FAKE_EXPORT void fake_hip_count(struct fake_hip_live *ret)
     pthread_mutex_unlock(&fake_lock);
 }
 
+FAKE_EXPORT void fake_hip_capture(int device)
+{
+    pthread_mutex_lock(&fake_lock);
+    if (device >= 0)
+        capture.broken = false;
+    capture.device = device;
+    pthread_mutex_unlock(&fake_lock);
+}
+
+FAKE_EXPORT bool fake_hip_captured(void)
+{
+    pthread_mutex_lock(&fake_lock);
+    bool is = !capture.broken;
+    pthread_mutex_unlock(&fake_lock);
+    return is;
+}
+
+FAKE_EXPORT void fake_hip_hold(const char *call)
+{
+    pthread_mutex_lock(&fake_lock);
+    held = call;
+    pthread_cond_broadcast(&fake_changed);
+    pthread_mutex_unlock(&fake_lock);
+}
+
 FAKE_EXPORT hipError_t hipGetDeviceCount(int *count)
 {
     FAKE_ENTER(-1);
@@ -324,13 +371,24 @@ FAKE_EXPORT hipError_t hipDeviceGetUuid(hipUUID *uuid, hipDevice_t device)
 FAKE_EXPORT hipError_t hipDeviceSynchronize(void)
 {
     hipError_t error = fake_enter(__func__, fake_current);
-    /* Who asked for it in vain may close what is open all the same. */
-    fake_waited_for = fake_current;
+    error = error != hipSuccess ? error : fake_capture(fake_current, true);
+    /* Who asked for it in vain may close what is open all the same, but while there is a capture. */
+    if (error < hipErrorStreamCaptureUnsupported || error > hipErrorStreamCaptureWrongThread)
+        fake_waited_for = fake_current;
     if (error != hipSuccess)
         return error;
     fake_touch(fake_current);
     fake_drain(fake_current);
     return fake_lost(fake_current);
+}
+
+FAKE_EXPORT hipError_t hipThreadExchangeStreamCaptureMode(hipStreamCaptureMode *mode)
+{
+    FAKE_ENTER(-1);
+    const hipStreamCaptureMode before = capture_mode;
+    capture_mode = *mode;
+    *mode = before;
+    return hipSuccess;
 }
 
 FAKE_EXPORT hipError_t hipGetLastError(void)
@@ -359,6 +417,8 @@ FAKE_EXPORT const char *hipGetErrorString(hipError_t error)
         return "illegal address";
     case 719:
         return "launch failure";
+    case 900:
+        return "not permitted while capturing";
     default:
         return "another error";
     }

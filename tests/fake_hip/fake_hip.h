@@ -3,9 +3,10 @@
  *
  * Stricter than a GPU wherever one would be merely undefined: memory is handed out full of another owner's bytes; the
  * target of a copy or of a kernel holds garbage until it has ended; pointers are checked against allocations and
- * devices; a copy from memory that is not pinned is refused; a handle cannot be opened by the process that made it, and
- * opened twice in one process it gives one mapping, which the first close takes away; nor can it be closed but right
- * after its device was waited for; and a process that was forked from one that made calls can make none.
+ * devices; a copy from memory that is not pinned is refused, and one to such memory is over when the call returns; a
+ * handle cannot be opened by the process that made it, and opened twice in one process it gives one mapping, which the
+ * first close takes away; nor can it be closed but right after its device was waited for; and a process that was forked
+ * from one that made calls can make none.
  *
  * Environment, read at the first call:
  *   FAKE_HIP_DEVICES=N     devices; default 1; 0: hipGetDeviceCount() says that there is none
@@ -56,3 +57,14 @@ bool fake_hip_fired(void);
 bool fake_hip_call(unsigned index, const char **ret_name, unsigned long *ret_calls);
 
 void fake_hip_count(struct fake_hip_live *ret);
+
+/* From here on a stream of the device is being captured, in the mode hipStreamCaptureModeGlobal, by a thread that has
+ * nothing to do with the caller's; -1: none is. It is broken, and the call refused, by what waits for the whole device
+ * or uses its null stream; and, from a thread that is not in the mode hipStreamCaptureModeRelaxed, by what opens,
+ * closes or waits for anything. */
+void fake_hip_capture(int device);
+/* The capture that was begun last is, or was until its end, unbroken. */
+bool fake_hip_captured(void);
+
+/* Holds calls of this name up, once they are counted, until another is named; NULL: none is. */
+void fake_hip_hold(const char *call);

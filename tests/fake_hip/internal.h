@@ -38,6 +38,10 @@ void fake_lose(int device, hipError_t code);
 /* 0, or what it was lost with. */
 hipError_t fake_lost(int device);
 
+/* What a call is refused with because of a capture, which it breaks; hipSuccess: it is not. `whole`: it waits for the
+ * device as a whole. */
+hipError_t fake_capture(int device, bool whole);
+
 /* Sleeps a random part of the time set for "copy", "kernel" or "clear". */
 void fake_delay(const char *what);
 
@@ -47,6 +51,14 @@ void fake_gate(void);
 #define FAKE_ENTER(device)                                                                                             \
     do {                                                                                                               \
         hipError_t error_ = fake_enter(__func__, device);                                                              \
+        if (error_ != hipSuccess)                                                                                      \
+            return error_;                                                                                             \
+    } while (0)
+
+#define FAKE_ENTER_UNSAFE(device, whole)                                                                               \
+    do {                                                                                                               \
+        FAKE_ENTER(device);                                                                                            \
+        hipError_t error_ = fake_capture(device, whole);                                                               \
         if (error_ != hipSuccess)                                                                                      \
             return error_;                                                                                             \
     } while (0)

@@ -193,7 +193,7 @@ FAKE_EXPORT hipError_t hipMemGetInfo(size_t *available, size_t *total)
 /* The null stream, which waits for no other here. */
 FAKE_EXPORT hipError_t hipMemcpy(void *dst, const void *src, size_t bytes, hipMemcpyKind kind)
 {
-    FAKE_ENTER(fake_current);
+    FAKE_ENTER_UNSAFE(fake_current, true);
     fake_touch(fake_current);
     if ((kind == hipMemcpyHostToDevice && !fake_on_device(dst, bytes, fake_current)) ||
         (kind == hipMemcpyDeviceToHost && !fake_on_device(src, bytes, fake_current)))
@@ -267,7 +267,7 @@ static hipError_t ipc_open(void **pointer, const struct handle *h)
 
 FAKE_EXPORT hipError_t hipIpcOpenMemHandle(void **pointer, hipIpcMemHandle_t handle, unsigned flags)
 {
-    FAKE_ENTER(fake_current);
+    FAKE_ENTER_UNSAFE(fake_current, false);
     fake_touch(fake_current);
     (void)flags;
     struct handle h;
@@ -282,6 +282,8 @@ FAKE_EXPORT hipError_t hipIpcCloseMemHandle(void *pointer)
 {
     const bool waited = fake_waited_for == fake_current;
     hipError_t error = fake_enter(__func__, fake_current);
+    if (fake_capture(fake_current, false) != hipSuccess)
+        return hipErrorStreamCaptureUnsupported;
     if (!waited)
         return hipErrorIllegalState;
     struct block *block = block_remove(pointer, BLOCK_OPENED);

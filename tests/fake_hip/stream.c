@@ -112,7 +112,7 @@ void fake_drain(int device)
 
 FAKE_EXPORT hipError_t hipStreamCreateWithFlags(hipStream_t *ret, unsigned flags)
 {
-    FAKE_ENTER(fake_current);
+    FAKE_ENTER_UNSAFE(fake_current, false);
     if (flags != hipStreamNonBlocking)
         return hipErrorInvalidValue;
     struct ihipStream_t *stream = calloc(1, sizeof(*stream));
@@ -147,14 +147,19 @@ FAKE_EXPORT hipError_t hipStreamDestroy(hipStream_t stream)
     return error;
 }
 
-FAKE_EXPORT hipError_t hipStreamSynchronize(hipStream_t stream)
+static void stream_drain(hipStream_t stream)
 {
-    FAKE_ENTER(stream->device);
     pthread_mutex_lock(&fake_lock);
     const uint64_t given = stream->given;
     while (stream->done < given)
         pthread_cond_wait(&fake_changed, &fake_lock);
     pthread_mutex_unlock(&fake_lock);
+}
+
+FAKE_EXPORT hipError_t hipStreamSynchronize(hipStream_t stream)
+{
+    FAKE_ENTER_UNSAFE(stream->device, false);
+    stream_drain(stream);
     return fake_lost(stream->device);
 }
 
@@ -294,14 +299,17 @@ FAKE_EXPORT hipError_t hipMemcpyAsync(void *dst, const void *src, size_t bytes, 
     const bool in = kind == hipMemcpyHostToDevice;
     enum block_kind host;
     int owner;
+    const bool pinned = fake_find(in ? src : dst, bytes, &host, &owner) && host == BLOCK_PINNED;
     if ((!in && kind != hipMemcpyDeviceToHost) || !fake_on_device(in ? dst : src, bytes, stream->device) ||
-        !fake_find(in ? src : dst, bytes, &host, &owner) || host != BLOCK_PINNED)
+        (in && !pinned))
         return hipErrorInvalidValue;
     struct op *op = op_new(run_copy, "copy");
     op->dst = dst;
     op->src = src;
     op->bytes = bytes;
     fake_enqueue(stream, op);
+    if (!pinned)
+        stream_drain(stream);
     return hipSuccess;
 }
 

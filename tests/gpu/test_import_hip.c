@@ -4,7 +4,9 @@
  * the daemon, and opens what that exports; and as clients, to be killed.
  *
  * Environment: ROCMFORGE_TEST_MODULE, the device module; ROCMFORGE_TEST_IMPORT, the import module. Exits 77 without a
- * device. */
+ * device.
+ *
+ * test_import_hip [TEST]: all, or those whose names match. */
 #include "client/import.h"
 #include "tests/gpu/rig.h"
 
@@ -46,6 +48,9 @@ static struct rig fake;
 static int (*get_device)(int *device);
 static int (*set_device)(int device);
 static int (*get_last_error)(void);
+static void (*capture)(int device);
+static bool (*captured)(void);
+static void (*hold)(const char *call);
 
 static void model_build(void)
 {
@@ -277,12 +282,18 @@ static void skip_on_hardware(void)
     }
 }
 
-static void assert_nothing_open(void)
+static void assert_open(int n)
 {
     struct fake_hip_live live = {0};
-    if (fake.count)
-        fake.count(&live);
-    assert_int_equal(live.opened, 0);
+    if (!fake.count)
+        return;
+    fake.count(&live);
+    assert_int_equal(live.opened, n);
+}
+
+static void assert_nothing_open(void)
+{
+    assert_open(0);
 }
 
 /* --- tests --- */
@@ -349,8 +360,12 @@ static bool open_read_close(const char *spec)
         if (strncmp(fault.text, spec, name) != 0 || fault.text[name] != ':')
             fail_msg("%s: %s", spec, fault.text);
     }
-    if (spec && strncmp(spec, "hipSetDevice:", 13) == 0) {
-        /* A device that cannot be made current keeps what is open, until it is opened and closed again. */
+    /* A device that cannot be made current, or be waited for, keeps what is open until that is opened and closed again.
+     */
+    static const char *const keep[] = {"hipSetDevice:", "hipThreadExchangeStreamCaptureMode:", "hipDeviceSynchronize:"};
+    for (size_t i = 0; spec && i < sizeof(keep) / sizeof(keep[0]); i++) {
+        if (strncmp(spec, keep[i], strlen(keep[i])) != 0)
+            continue;
         fake.inject(NULL);
         module->close(open_fine(&swept));
     }
@@ -362,7 +377,7 @@ static void test_each_call_fails(void **state)
 {
     (void)state;
     skip_on_hardware();
-    static const char *const codes[] = {"999", "719", "2"};
+    static const char *const codes[] = {"999", "719", "2", "900"};
     struct process server;
     struct notice notice;
     server_start(&server, "0", &notice);
@@ -378,6 +393,112 @@ static void test_each_call_fails(void **state)
         assert_true(swept_errors > 0);
     }
     process_end(&server, 0);
+}
+
+/* The program captures a graph, and opens and reads meanwhile: neither breaks that. Closing does, and leaves open what
+ * the device may be reading. */
+static void test_capture(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    struct process server;
+    struct notice notice;
+    server_start(&server, "0", &notice);
+    const struct import_source source = source_of(&notice);
+    capture(0);
+    struct import_mapping *mapping = open_fine(&source);
+    assert_int_equal(compare(mapping), 0);
+    assert_true(captured());
+    module->close(mapping);
+    assert_false(captured());
+    assert_open(1);
+
+    /* What the handle leads to by now is not known to be the same. */
+    struct import_fault fault;
+    assert_int_equal(module->open(&source, &mapping, &fault), -EBUSY);
+    assert_string_equal(fault.text, "hipDeviceSynchronize: not permitted while capturing (900)");
+    assert_open(1);
+    capture(-1);
+    mapping = open_fine(&source);
+    assert_open(1);
+    assert_int_equal(compare(mapping), 0);
+
+    /* Closed with whatever is closed next on that device. */
+    capture(0);
+    module->close(mapping);
+    capture(-1);
+    assert_open(1);
+    struct notice other;
+    server_do(&server, 'f', &other);
+    server_do(&server, 'l', &other);
+    const struct import_source next = source_of(&other);
+    mapping = open_fine(&next);
+    assert_int_equal(compare(mapping), 0);
+    assert_open(2);
+    module->close(mapping);
+    assert_nothing_open();
+    process_end(&server, 0);
+}
+
+static unsigned long calls_of(const char *call)
+{
+    const char *name;
+    unsigned long n;
+    for (unsigned i = 0; fake.call(i, &name, &n); i++)
+        if (strcmp(name, call) == 0)
+            return n;
+    return 0;
+}
+
+static void *open_only(void *argument)
+{
+    struct import_mapping *mapping;
+    struct import_fault fault;
+    return module->open(argument, &mapping, &fault) < 0 ? NULL : mapping;
+}
+
+/* The handle of a process that does not answer: what else is attached does not wait for it. */
+static void test_a_handle_that_takes_long(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    struct process servers[2];
+    struct notice notices[2];
+    struct import_source sources[2];
+    for (int i = 0; i < 2; i++) {
+        server_start(&servers[i], "0", &notices[i]);
+        sources[i] = source_of(&notices[i]);
+    }
+    struct import_mapping *other = open_fine(&sources[0]);
+    fake.inject(NULL);
+    hold("hipIpcOpenMemHandle");
+    pthread_t threads[2];
+    struct import_mapping *opened[2];
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, open_only, &sources[1]), 0);
+    while (calls_of("hipIpcOpenMemHandle") == 0)
+        usleep(1000);
+    struct import_mapping *again = open_fine(&sources[0]);
+    assert_int_equal(compare(other), 0);
+    module->close(other);
+    module->close(again);
+    assert_nothing_open();
+    hold(NULL);
+    for (int i = 0; i < 2; i++) {
+        void *mapping;
+        pthread_join(threads[i], &mapping);
+        assert_non_null(mapping);
+        assert_open(1);
+        assert_int_equal(compare(mapping), 0);
+        opened[i] = mapping;
+    }
+    /* The second waited for what the first had begun. */
+    assert_int_equal(calls_of("hipIpcOpenMemHandle"), 1);
+    for (int i = 0; i < 2; i++) {
+        module->close(opened[i]);
+        process_end(&servers[i], 0);
+    }
+    assert_nothing_open();
 }
 
 static void test_a_device_that_does_not_answer(void **state)
@@ -641,9 +762,14 @@ int main(int argc, char **argv)
         *(void **)&get_device = dlsym(object, "hipGetDevice");
         *(void **)&set_device = dlsym(object, "hipSetDevice");
         *(void **)&get_last_error = dlsym(object, "hipGetLastError");
+        *(void **)&capture = dlsym(object, "fake_hip_capture");
+        *(void **)&captured = dlsym(object, "fake_hip_captured");
+        *(void **)&hold = dlsym(object, "fake_hip_hold");
     }
     if (argc > 1 && strcmp(argv[1], "client") == 0)
         return client_main();
+    if (argc > 1)
+        cmocka_set_test_filter(argv[1]);
     signal(SIGPIPE, SIG_IGN);
     struct process server;
     struct notice notice;
@@ -663,6 +789,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_many_clients),
         cmocka_unit_test(test_threads),
         cmocka_unit_test(test_fork),
+        cmocka_unit_test(test_capture),
+        cmocka_unit_test(test_a_handle_that_takes_long),
         cmocka_unit_test(test_a_device_that_does_not_answer),
         cmocka_unit_test(test_each_call_fails),
     };
