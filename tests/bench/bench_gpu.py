@@ -98,14 +98,21 @@ class Report:
               flush=True)
 
 
+def make_model(path, *options):
+    """Under its name there is a whole file or none, however this ends."""
+    part = path.with_name(path.name + ".part")
+    subprocess.run([sys.executable, ROOT / "tests" / "lib" / "make_model.py", part, *options], check=True,
+                   stdout=subprocess.DEVNULL)
+    os.replace(part, path)
+
+
 def make_models(folder, quick):
     folder.mkdir(parents=True, exist_ok=True)
     models = {}
     for type_ in ("q4_0", "f16"):
         path = folder / f"7b-{type_}{'-quick' if quick else ''}.gguf"
         if not path.exists():
-            subprocess.run([sys.executable, ROOT / "tests" / "lib" / "make_model.py", path, "--shape-preset", "7b",
-                            "--layers", "2" if quick else "32", "--types", type_], check=True, stdout=subprocess.DEVNULL)
+            make_model(path, "--shape-preset", "7b", "--layers", "2" if quick else "32", "--types", type_)
         with open(path, "rb") as file:
             while file.read(1 << 24):
                 pass
@@ -183,8 +190,7 @@ def bench_attach(build, kind, folder):
     with Daemon(build, kind) as daemon:
         for i in range(12):
             path = folder / f"attach{i}.gguf"
-            subprocess.run([sys.executable, ROOT / "tests" / "lib" / "make_model.py", path, "--tensors", "100", "--bytes",
-                            "16M", "--types", "q4_0", "--seed", str(i)], check=True, stdout=subprocess.DEVNULL)
+            make_model(path, "--tensors", "100", "--bytes", "16M", "--types", "q4_0", "--seed", str(i))
             daemon.load(path, f"attach{i}")
             names.append(f"attach{i}")
         program = next(build.rglob("bench_attach"))

@@ -16,6 +16,7 @@ steps=" ${ROCMFORGE_GPU_STEPS:-tests daemon kernels put bench} "
 python=${PYTHON:-python3}
 PATH=$PATH:/usr/local/cuda/bin:/opt/rocm/bin
 failures=()
+export PYTHONUNBUFFERED=1 # what ends before its time has said what it had to say
 
 step() { printf '\n\033[1m%s\033[0m  (%d s)\n' "$*" "$SECONDS"; }
 wanted() { [[ $steps == *" $1 "* ]]; }
@@ -41,12 +42,25 @@ if [[ -z ${ROCMFORGE_GPU_BUILD:-} ]]; then
     ninja -C "$build" || exit 1
 fi
 
+# Runs a command, for so many seconds at most: whatever hangs is not to take the time of what comes after it. What it
+# prints stands in $out/NAME.txt too.
+limited() { # NAME SECONDS COMMAND...
+    timeout --kill-after=10 "${@:2}" 2>&1 | tee "$out/$1.txt" | grep --line-buffered -v '^\[ RUN'
+    local status=${PIPESTATUS[0]}
+    ((status == 0)) && return
+    if ((status == 124 || status == 137)); then
+        echo "$1 took more than $2 s, and was ended"
+        failures+=("$1 (more than $2 s)")
+    else
+        failures+=("$1")
+    fi
+}
+
 # A test program: 77 is a device that is not there, which there is.
 run_test() { # PROGRAM
     step "$1"
     ROCMFORGE_TEST_MODULE=$build/daemon/gpu/device-$kind.so ROCMFORGE_TEST_IMPORT=$build/daemon/gpu/import-$kind.so \
-        timeout 300 "$build/tests/gpu/$1" 2>&1 | tee "$out/$1.txt" | grep -v '^\[ RUN'
-    ((PIPESTATUS[0] == 0)) || failures+=("$1")
+        limited "$1" 300 "$build/tests/gpu/$1"
 }
 
 if wanted tests; then
@@ -57,8 +71,8 @@ fi
 if wanted daemon; then
     step "The daemon and its clients"
     if "$python" -c 'import pytest' 2>/dev/null; then
-        ROCMFORGE_BUILD=$build ROCMFORGE_GPU=$kind "$python" -m pytest tests/gpu -q -rs -p no:cacheprovider \
-            --junitxml="$out/daemon.xml" || failures+=(daemon)
+        ROCMFORGE_BUILD=$build ROCMFORGE_GPU=$kind limited daemon 600 "$python" -m pytest tests/gpu -q -rs \
+            -p no:cacheprovider --junitxml="$out/daemon.xml"
     else
         echo "no pytest for $python: not run"
         failures+=(daemon)
@@ -66,24 +80,28 @@ if wanted daemon; then
 fi
 if wanted kernels; then
     step "Speed of the kernels"
-    ROCMFORGE_BENCH_JSON=$out/bench_kernels.json "$build/tests/gpu/bench_kernels_$kind" | tee "$out/bench_kernels.txt" ||
-        failures+=(kernels)
+    ROCMFORGE_BENCH_JSON=$out/bench_kernels.json limited bench_kernels 180 "$build/tests/gpu/bench_kernels_$kind"
 fi
 if wanted put; then
     step "Slots, streams and workers, without the daemon"
     models=${ROCMFORGE_BENCH_MODELS:-/tmp/rocmforge-bench}
+    model=$models/7b-q4_0.gguf
     mkdir -p "$models"
-    [[ -f $models/7b-q4_0.gguf ]] || "$python" tests/lib/make_model.py "$models/7b-q4_0.gguf" --shape-preset 7b \
-        --layers 32 --types q4_0 >/dev/null
-    cat "$models/7b-q4_0.gguf" >/dev/null
-    ROCMFORGE_TEST_MODULE=$build/daemon/gpu/device-$kind.so "$build/tests/gpu/bench_put" "$models/7b-q4_0.gguf" |
-        tee "$out/bench_put.txt" || failures+=(put)
+    # Under its name there is a whole file or none, however this ends.
+    if [[ -f $model ]] || { "$python" tests/lib/make_model.py "$model.part" --shape-preset 7b --layers 32 --types q4_0 \
+        >/dev/null && mv "$model.part" "$model"; }; then
+        cat "$model" >/dev/null
+        ROCMFORGE_TEST_MODULE=$build/daemon/gpu/device-$kind.so \
+            limited bench_put 300 "$build/tests/gpu/bench_put" "$model"
+    else
+        failures+=("the model for bench_put")
+    fi
 fi
 if wanted bench; then
     step "Loads"
     read -ra bench_options <<<"${ROCMFORGE_BENCH_OPTIONS:-}"
-    "$python" tests/bench/bench_gpu.py "$build" --kind "$kind" --out "$out" "${bench_options[@]}" \
-        --models "${ROCMFORGE_BENCH_MODELS:-/tmp/rocmforge-bench}" | tee "$out/bench_gpu.txt" || failures+=(bench)
+    limited bench_gpu 900 "$python" tests/bench/bench_gpu.py "$build" --kind "$kind" --out "$out" \
+        "${bench_options[@]}" --models "${ROCMFORGE_BENCH_MODELS:-/tmp/rocmforge-bench}"
 fi
 
 step "Done; results in $out"
