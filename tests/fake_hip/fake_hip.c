@@ -18,6 +18,7 @@ uint64_t fake_memory = (uint64_t)1 << 30;
 uint64_t fake_used[FAKE_DEVICES_MAX];
 bool fake_no_binary;
 bool fake_leak;
+bool fake_own_only;
 
 static int devices = 1;
 static hipError_t lost[FAKE_DEVICES_MAX];
@@ -119,6 +120,7 @@ static void settings_read(void)
     gate = getenv("FAKE_HIP_GATE");
     fake_no_binary = getenv("FAKE_HIP_NO_BINARY") != NULL;
     fake_leak = getenv("FAKE_HIP_LEAK") != NULL;
+    fake_own_only = getenv("FAKE_HIP_OWN_ONLY") != NULL;
     pid = getpid();
     text = getenv("FAKE_HIP_FAIL");
     if (text && *text == '@')

@@ -18,6 +18,7 @@
  *   FAKE_HIP_LEAK=1        memory that is freed stays in use
  *   FAKE_HIP_GATE=PATH     no copy is done while there is such a file
  *   FAKE_HIP_NO_BINARY=1   the embedded kernels are for another device
+ *   FAKE_HIP_OWN_ONLY=1    a handle cannot be opened by another user than that of the process that made it
  *   FAKE_HIP_FAIL=SPEC     as fake_hip_fail()
  *   FAKE_HIP_FAIL=@PATH    the same, with what stands in the file PATH, whenever there is a new one; it is gone once
  *                          something failed, and who takes it away before that calls the fault off

@@ -22,6 +22,7 @@ extern uint64_t fake_memory;          /* bytes of each device */
 extern uint64_t fake_used[FAKE_DEVICES_MAX];
 extern bool fake_no_binary;
 extern bool fake_leak;
+extern bool fake_own_only;
 
 /* What every call does first: counts it, and returns what it is to fail with. `device`: whose error it shares; -1: none
  * but injected ones. */

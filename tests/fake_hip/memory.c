@@ -230,6 +230,8 @@ static hipError_t map(const struct handle *h, struct block *block)
     struct shmid_ds status;
     if (shmctl(h->segment, IPC_STAT, &status) < 0 || status.shm_segsz != h->bytes || status.shm_cpid != h->pid)
         return hipErrorInvalidHandle;
+    if (fake_own_only && status.shm_perm.cuid != geteuid())
+        return hipErrorInvalidHandle;
     block->base = shmat(h->segment, NULL, 0);
     return block->base == (void *)-1 ? hipErrorInvalidHandle : hipSuccess;
 }

@@ -13,6 +13,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -28,6 +29,9 @@
 /* clang-format on */
 
 #define CLIENTS 8
+
+/* A user who owns nothing. */
+#define NOBODY 65534
 
 /* What the server says when it is ready, and after each command. */
 struct notice {
@@ -242,36 +246,56 @@ static int compare(struct import_mapping *mapping)
     return r;
 }
 
-/* argv: "client". Its input: a notice. Opens, compares, says so, and stays until its input ends. */
-static int client_main(void)
+/* Becomes this user for good, without any right of the old one. */
+static int user_become(uid_t uid)
+{
+    return setgroups(0, NULL) < 0 || setresgid(uid, uid, uid) < 0 || setresuid(uid, uid, uid) < 0 ? -errno : 0;
+}
+
+/* What a client says. */
+struct answer {
+    bool fine;
+    struct import_fault fault;
+};
+
+/* argv: "client", and the user that it becomes before it asks the runtime anything; "": it stays who it is. Its input:
+ * a notice. Opens, compares, says what came of it, and stays until its input ends. */
+static int client_main(const char *user)
 {
     struct notice notice;
-    struct import_mapping *mapping;
-    struct import_fault fault = {""};
+    struct import_mapping *mapping = NULL;
+    struct answer answer = {0};
+    if (*user && user_become((uid_t)atoi(user)) < 0)
+        return 1;
     if (read(STDIN_FILENO, &notice, sizeof(notice)) != sizeof(notice))
         return 1;
     const struct import_source source = source_of(&notice);
-    char result = module->open(&source, &mapping, &fault) == 0 && compare(mapping) == 0 ? 'y' : 'n';
-    if (result == 'n')
-        fprintf(stderr, "client: %s\n", fault.text);
+    answer.fine = module->open(&source, &mapping, &answer.fault) == 0 && compare(mapping) == 0;
     char end;
-    if (write(STDOUT_FILENO, &result, 1) != 1 || read(STDIN_FILENO, &end, 1) != 0)
+    if (write(STDOUT_FILENO, &answer, sizeof(answer)) != sizeof(answer) || read(STDIN_FILENO, &end, 1) != 0)
         return 1;
-    module->close(mapping);
-    return result != 'y';
+    if (mapping)
+        module->close(mapping);
+    return !answer.fine;
 }
 
-static void client_start(struct process *ret, const struct notice *notice)
+static void client_start(struct process *ret, const struct notice *notice, const char *user)
 {
-    process_start(ret, "client", "");
+    process_start(ret, "client", user);
     assert_int_equal(write(ret->in, notice, sizeof(*notice)), sizeof(*notice));
+}
+
+static void client_ask(struct process *client, struct answer *ret)
+{
+    assert_int_equal(read(client->out, ret, sizeof(*ret)), sizeof(*ret));
 }
 
 static void client_ready(struct process *client)
 {
-    char result = 0;
-    assert_int_equal(read(client->out, &result, 1), 1);
-    assert_int_equal(result, 'y');
+    struct answer answer;
+    client_ask(client, &answer);
+    if (!answer.fine)
+        fail_msg("the client: %s", answer.fault.text);
 }
 
 static void skip_on_hardware(void)
@@ -660,13 +684,61 @@ static void test_client_killed(void **state)
     struct notice notice;
     server_start(&server, "0", &notice);
     for (int i = 0; i < 3; i++) {
-        client_start(&client, &notice);
+        client_start(&client, &notice, "");
         client_ready(&client);
         assert_int_equal(WTERMSIG(process_end(&client, SIGKILL)), SIGKILL);
         server_do(&server, 'f', &notice);
         assert_int_equal(notice.free_before, notice.free_after);
         server_do(&server, 'l', &notice);
     }
+    assert_int_equal(process_end(&server, 0), 0);
+}
+
+static void skip_without_users(void)
+{
+    if (geteuid() != 0) {
+        print_message("needs root, to be another user\n");
+        skip();
+    }
+}
+
+/* Whoever may connect to the daemon may open what it exports, whichever user that is. */
+static void test_another_user(void **state)
+{
+    (void)state;
+    skip_without_users();
+    struct process server, client;
+    struct notice notice;
+    char user[16];
+    snprintf(user, sizeof(user), "%d", NOBODY);
+    server_start(&server, "0", &notice);
+    client_start(&client, &notice, user);
+    client_ready(&client);
+    assert_int_equal(process_end(&client, 0), 0);
+    server_do(&server, 'f', &notice);
+    assert_int_equal(notice.free_before, notice.free_after);
+    assert_int_equal(process_end(&server, 0), 0);
+}
+
+/* Where the driver does not let him, he is told so. */
+static void test_another_user_is_refused(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    skip_without_users();
+    struct process server, client;
+    struct notice notice;
+    struct answer answer;
+    char user[16];
+    snprintf(user, sizeof(user), "%d", NOBODY);
+    server_start(&server, "0", &notice);
+    setenv("FAKE_HIP_OWN_ONLY", "1", 1);
+    client_start(&client, &notice, user);
+    unsetenv("FAKE_HIP_OWN_ONLY");
+    client_ask(&client, &answer);
+    assert_false(answer.fine);
+    assert_string_equal(answer.fault.text, "hipIpcOpenMemHandle: invalid handle (400)");
+    assert_int_equal(WEXITSTATUS(process_end(&client, 0)), 1);
     assert_int_equal(process_end(&server, 0), 0);
 }
 
@@ -700,7 +772,7 @@ static void test_many_clients(void **state)
     struct notice notice;
     server_start(&server, "0", &notice);
     for (int i = 0; i < CLIENTS; i++)
-        client_start(&clients[i], &notice);
+        client_start(&clients[i], &notice, "");
     for (int i = 0; i < CLIENTS; i++)
         client_ready(&clients[i]);
     for (int i = 0; i < CLIENTS; i++)
@@ -767,7 +839,7 @@ int main(int argc, char **argv)
         *(void **)&hold = dlsym(object, "fake_hip_hold");
     }
     if (argc > 1 && strcmp(argv[1], "client") == 0)
-        return client_main();
+        return client_main(argc > 2 ? argv[2] : "");
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);
     signal(SIGPIPE, SIG_IGN);
@@ -785,6 +857,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_second_device),
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_client_killed),
+        cmocka_unit_test(test_another_user),
+        cmocka_unit_test(test_another_user_is_refused),
         cmocka_unit_test(test_server_killed),
         cmocka_unit_test(test_many_clients),
         cmocka_unit_test(test_threads),
