@@ -14,7 +14,7 @@
  *
  * A runtime does not survive fork(): in a child its parent's mappings are only forgotten. */
 #include "client/import.h"
-#include "daemon/hip.h"
+#include "kernels/hip.h"
 
 #include <errno.h>
 #include <pthread.h>

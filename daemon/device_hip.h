@@ -1,11 +1,11 @@
 /* What the files of the GPU module share. One source for two modules: compiled against ROCm's headers it is `hip`,
- * against CUDA's, through daemon/hip_cuda.h, it is `cuda`. Nothing outside daemon/device_hip*.c includes this.
+ * against CUDA's, through kernels/hip_cuda.h, it is `cuda`. Nothing outside daemon/device_hip*.c includes this.
  *
  * Only calls that ROCm 5, 6 and 7 share, with the same arguments and structs: no hipGetDeviceProperties. */
 #pragma once
 
 #include "daemon/device.h"
-#include "daemon/hip.h"
+#include "kernels/hip.h"
 
 #include <pthread.h>
 #include <stdatomic.h>

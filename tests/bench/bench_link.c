@@ -4,7 +4,7 @@
  *
  * Prints JSON: {"device": ..., "link": bytes a second at best, "sizes": {"4194304": ..., ...}}. Exits 77 without a
  * device. */
-#include "daemon/hip.h"
+#include "kernels/hip.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -14,7 +14,7 @@ LAYERS = [
     ("daemon/gguf*.[ch]", r"daemon/(gguf|header_reader|name_set)\.h|proto/utf8\.h|kernels/types\.h"),
     ("daemon/header_reader.[ch]", r"daemon/(gguf|header_reader)\.h"),
     ("daemon/name_set.[ch]", r"daemon/name_set\.h"),
-    ("client/*.[ch]", r"client/(?!rfctl/).*|proto/.*|kernels/types\.h|daemon/hip\.h"),
+    ("client/*.[ch]", r"client/(?!rfctl/).*|proto/.*|kernels/(types|hip)\.h"),
     ("client/rfctl/*.[ch]", r"client/rfctl/.*|client/rocmforge\.h|proto/(utf8|streams)\.h|daemon/gguf\.h"),
     ("client/rocmforge.h", r""),
 ]

@@ -1,9 +1,9 @@
-/* Whichever GPU runtime this is compiled against, under HIP's names: ROCm's headers, or CUDA's with daemon/hip_cuda.h.
+/* Whichever GPU runtime this is compiled against, under HIP's names: ROCm's headers, or CUDA's with kernels/hip_cuda.h.
  */
 #pragma once
 
 #if defined(ROCMFORGE_CUDA)
-#include "daemon/hip_cuda.h"
+#include "kernels/hip_cuda.h"
 #else
 #include <hip/hip_runtime_api.h>
 #define HIP_KIND       "hip"

@@ -17,9 +17,7 @@
 #define hipSuccess                      cudaSuccess
 #define hipErrorNotReady                cudaErrorNotReady
 #define hipErrorOutOfMemory             cudaErrorMemoryAllocation
-#define hipErrorInvalidValue            cudaErrorInvalidValue
 #define hipErrorNoBinaryForGpu          cudaErrorNoKernelImageForDevice
-#define hipErrorInvalidImage            cudaErrorInvalidKernelImage
 #define hipErrorNotFound                cudaErrorSymbolNotFound
 #define hipGetErrorString               cudaGetErrorString
 
