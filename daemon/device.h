@@ -159,11 +159,14 @@ struct device {
     struct staging *staging;
 };
 
+/* Of one device. */
+#define DEVICE_STREAMS_MAX 16u
+
 /* What a module is told when it opens its devices. */
 struct device_config {
-    unsigned workers;    /* threads that fill slots */
-    uint64_t staging;    /* bytes for all slots of a device together; 0: the module's choice */
-    const char *streams; /* NULL, or how many streams to use */
+    unsigned workers; /* threads that fill slots */
+    uint64_t staging; /* bytes for all slots of a device together; 0: the module's choice */
+    unsigned streams; /* to use, at most DEVICE_STREAMS_MAX; 0: the module's choice */
     /* How many copies in a row measure the link, twice; 0: the module's choice, which the clock has a say in. */
     unsigned link_copies;
 };

@@ -316,7 +316,7 @@ static int word_make(struct hip_device *hip, struct device_fault *ret_fault)
     return r;
 }
 
-static int device_open(int index, unsigned streams, const struct device_config *config, struct hip_device **ret,
+static int device_open(int index, const struct device_config *config, struct hip_device **ret,
                        struct device_fault *ret_fault)
 {
     struct hip_device *hip = calloc(1, sizeof(*hip));
@@ -339,7 +339,7 @@ static int device_open(int index, unsigned streams, const struct device_config *
     if (r == 0)
         r = identify(hip, ret_fault);
     if (r == 0)
-        r = streams_make(hip, streams, ret_fault);
+        r = streams_make(hip, config->streams ? config->streams : HIP_STREAMS_DEFAULT, ret_fault);
     if (r == 0)
         r = link_measure(hip, config->link_copies, ret_fault);
     if (r == 0)
@@ -360,27 +360,10 @@ static int device_open(int index, unsigned streams, const struct device_config *
     return 0;
 }
 
-static int parse_streams(const char *text, unsigned *ret)
-{
-    if (!text) {
-        *ret = HIP_STREAMS_DEFAULT;
-        return 0;
-    }
-    char *end;
-    errno = 0;
-    unsigned long n = strtoul(text, &end, 10);
-    if (errno || *text < '0' || *text > '9' || *end != '\0' || n < 1 || n > HIP_STREAMS_MAX)
-        return -EINVAL;
-    *ret = (unsigned)n;
-    return 0;
-}
-
 /* A device that does not answer is left out; the fault tells of the last such. None at all is -ENODEV. */
 static int module_open(const struct device_config *config, struct device ***ret, struct device_fault *ret_fault)
 {
-    unsigned streams;
-    if (parse_streams(config->streams, &streams) < 0)
-        return device_fault_set(ret_fault, -EINVAL, "streams", 0, "streams is a number from 1 to 16");
+    assert(config->streams <= DEVICE_STREAMS_MAX);
 #if defined(ROCMFORGE_CUDA)
     /* Or each kernel would be loaded at its first launch, in the middle of the first load. */
     setenv("CUDA_MODULE_LOADING", "EAGER", 0);
@@ -400,7 +383,7 @@ static int module_open(const struct device_config *config, struct device ***ret,
     int n = 0;
     for (int i = 0; i < count; i++) {
         struct hip_device *hip = NULL;
-        if (device_open(i, streams, config, &hip, ret_fault) == 0)
+        if (device_open(i, config, &hip, ret_fault) == 0)
             devices[n++] = &hip->device;
     }
     if (n == 0) {

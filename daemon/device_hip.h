@@ -11,7 +11,6 @@
 #include <stdatomic.h>
 
 #define HIP_STREAMS_DEFAULT 2u
-#define HIP_STREAMS_MAX     16u
 
 /* Ids of types with kernels run below this; see kernels/types.def. */
 #define HIP_TYPES 64
@@ -48,8 +47,8 @@ struct hip_device {
     struct device_fault lost_by;
 
     unsigned n_streams;
-    hipStream_t streams[HIP_STREAMS_MAX]; /* copies go to the first, kernels to the others if there are any */
-    hipStream_t clearing;                 /* new arenas are cleared here, beside the copies */
+    hipStream_t streams[DEVICE_STREAMS_MAX]; /* copies go to the first, kernels to the others if there are any */
+    hipStream_t clearing;                    /* new arenas are cleared here, beside the copies */
 
     void *word; /* device memory, 8 bytes that mean nothing: to see whether the device answers; NULL: not made yet */
 
@@ -73,7 +72,7 @@ struct hip_device {
 
     /* Finisher only: when the last slot's copies were over, and the last kernels of each stream. */
     uint64_t copied_ns;
-    uint64_t kernels_ns[HIP_STREAMS_MAX];
+    uint64_t kernels_ns[DEVICE_STREAMS_MAX];
 };
 
 struct arena {

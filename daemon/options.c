@@ -1,5 +1,7 @@
 #include "daemon/options.h"
 
+#include "daemon/device.h"
+
 #include <errno.h>
 #include <getopt.h>
 #include <limits.h>
@@ -8,7 +10,6 @@
 #include <string.h>
 
 #define WORKERS_MAX 1024
-#define STREAMS_MAX 16 /* that GPU modules take */
 
 static const char usage[] = "Usage: rocmforged [OPTION]...\n"
                             "Keeps the weights of language models in memory and shares them with other processes.\n"
@@ -131,7 +132,6 @@ static const struct option known[] = {
 static int apply(int option, const char *value, struct options *options)
 {
     static const char *const devices[] = {"auto", "host", "hip", "cuda", NULL};
-    unsigned streams;
     switch (option) {
     case SOCKET:
         options->socket = value;
@@ -146,8 +146,7 @@ static int apply(int option, const char *value, struct options *options)
     case STAGING:
         return options_size_parse(value, &options->staging);
     case STREAMS:
-        options->streams = value;
-        return number_parse(value, STREAMS_MAX, &streams);
+        return number_parse(value, DEVICE_STREAMS_MAX, &options->streams);
     case PRELOAD:
         options->preload = value;
         return 0;

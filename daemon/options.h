@@ -20,7 +20,7 @@ struct options {
     struct budget budget;
     unsigned workers; /* 0: one for each processor, at most 14 */
     uint64_t staging; /* bytes; 0: the device's choice */
-    const char *streams;
+    unsigned streams;
     const char *preload; /* a folder, or NULL */
     uint64_t host_cache; /* bytes; 0: none */
     struct user_limits limits;

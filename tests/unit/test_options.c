@@ -63,7 +63,7 @@ static void all_of_them(void **state)
     assert_int_equal(options.budget.bytes, 0);
     assert_int_equal(options.workers, 3);
     assert_int_equal(options.staging, 1 << 30);
-    assert_string_equal(options.streams, "4");
+    assert_int_equal(options.streams, 4);
     assert_string_equal(options.preload, "/p");
     assert_true(options.host_cache == 2ull << 30);
     assert_int_equal(options.limits.connections, 1);
@@ -105,7 +105,11 @@ static void refused(void **state)
         "--workers x",
         "--workers -1",
         "--streams 0",
+        "--streams 17",
         "--streams 65",
+        "--streams 2x",
+        "--streams -1",
+        "--streams 99999999999999999999",
         "--export fd",
         "--host-cache lots",
         "--staging 5X",
