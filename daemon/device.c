@@ -1,6 +1,7 @@
 #include "daemon/device.h"
 
 #include <stdio.h>
+#include <time.h>
 
 const char *export_kind_name(enum export_kind kind)
 {
@@ -13,6 +14,13 @@ const char *export_kind_name(enum export_kind kind)
         return "fd";
     }
     return "unknown";
+}
+
+uint64_t device_clock_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
 int device_fault_set(struct device_fault *fault, int error, const char *call, int code, const char *text)

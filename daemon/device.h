@@ -191,5 +191,8 @@ extern const struct device_module device_host_module;
 /* "memfd", "ipc", "fd". Static. */
 const char *export_kind_name(enum export_kind kind);
 
+/* What transfers are timed with: CLOCK_MONOTONIC, in nanoseconds. Any thread. */
+uint64_t device_clock_ns(void);
+
 /* Fills a fault; call is the function's name. Truncates. NULL fault is fine. Returns `error`, a negative errno. */
 int device_fault_set(struct device_fault *fault, int error, const char *call, int code, const char *text);

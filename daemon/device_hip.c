@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 /* Of all slots, if nothing else is said. What was read into a slot is to be still in the processor's cache when the GPU
  * fetches it, so there are few, which all workers fill together: bench_put shows what more would cost. */
@@ -229,21 +228,14 @@ static int identify(struct hip_device *hip, struct device_fault *ret_fault)
     return 0;
 }
 
-static uint64_t clock_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
 static int link_copies(struct hip_device *hip, unsigned copies, void *pinned, void *memory,
                        struct device_fault *ret_fault)
 {
-    const uint64_t start = clock_ns(), least = copies ? 0 : LINK_NS;
+    const uint64_t start = device_clock_ns(), least = copies ? 0 : LINK_NS;
     copies = copies ? copies : LINK_COPIES;
     uint64_t best = UINT64_MAX;
-    for (unsigned run = 0; run < 2 || clock_ns() - start < least; run++) {
-        const uint64_t begin = clock_ns();
+    for (unsigned run = 0; run < 2 || device_clock_ns() - start < least; run++) {
+        const uint64_t begin = device_clock_ns();
         int r = 0;
         for (unsigned i = 0; i < copies && r == 0; i++)
             r = HIP_CALL(hip, ret_fault, MemcpyAsync,
@@ -254,7 +246,7 @@ static int link_copies(struct hip_device *hip, unsigned copies, void *pinned, vo
             r = hip_result(hip, result, HIP_NAME(StreamSynchronize), ret_fault);
         if (r < 0)
             return r;
-        const uint64_t ns = clock_ns() - begin;
+        const uint64_t ns = device_clock_ns() - begin;
         best = ns < best ? ns : best;
     }
     hip->device.link = best ? (uint64_t)((double)LINK_BYTES * copies * 1e9 / (double)best) : 0;

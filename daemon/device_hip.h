@@ -82,7 +82,6 @@ struct arena {
     hipEvent_t cleared;
     bool ordered; /* submitter only: what is copied waits for `cleared` */
     bool exported;
-    struct device_export export;
 };
 
 static inline struct hip_device *hip_device(struct device *device)

@@ -24,13 +24,6 @@
 #define POLL_NS 40000
 #define POLLS   100u
 
-static uint64_t clock_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
 static void queue_push(struct slot_queue *queue, struct slot_hip *slot)
 {
     slot->next = NULL;
@@ -98,26 +91,35 @@ static int copy_verbatim(struct hip_device *hip, struct transfer *transfer, hipS
 struct run {
     size_t first, end;
     uint64_t slot_offset, slot_end;
+    uint64_t scratch_offset;
 };
 
-/* Finds the next run from transfer->pieces[i] on. Returns false if there is none. */
-static bool run_find(const struct transfer *transfer, size_t i, struct run *ret)
+/* Finds the run behind this one, or the first behind {0}. Returns false if there is none. */
+static bool run_next(const struct transfer *transfer, struct run *run)
 {
+    size_t i = run->end;
     while (i < transfer->n_pieces && !decoded(transfer, &transfer->pieces[i]))
         i++;
     if (i == transfer->n_pieces)
         return false;
     const struct piece *piece = &transfer->pieces[i];
-    *ret = (struct run){i, i + 1, piece->slot_offset, piece->slot_offset + piece->slot_bytes};
-    while (++i < transfer->n_pieces && ret->slot_end - ret->slot_offset < SCRATCH_RUN) {
+    const uint64_t scratch_end = run->scratch_offset + (run->slot_end - run->slot_offset);
+    *run = (struct run){
+        .first = i,
+        .end = i + 1,
+        .slot_offset = piece->slot_offset,
+        .slot_end = piece->slot_offset + piece->slot_bytes,
+        .scratch_offset = (scratch_end + HIP_SCRATCH_ALIGNMENT - 1) / HIP_SCRATCH_ALIGNMENT * HIP_SCRATCH_ALIGNMENT,
+    };
+    while (++i < transfer->n_pieces && run->slot_end - run->slot_offset < SCRATCH_RUN) {
         piece = &transfer->pieces[i];
         if (!decoded(transfer, piece))
             continue;
-        if (piece->slot_bytes >= SCRATCH_RUN || piece->slot_offset < ret->slot_end ||
-            piece->slot_offset - ret->slot_end > SCRATCH_GAP)
+        if (piece->slot_bytes >= SCRATCH_RUN || piece->slot_offset < run->slot_end ||
+            piece->slot_offset - run->slot_end > SCRATCH_GAP)
             break;
-        ret->end = i + 1;
-        ret->slot_end = piece->slot_offset + piece->slot_bytes;
+        run->end = i + 1;
+        run->slot_end = piece->slot_offset + piece->slot_bytes;
     }
     return true;
 }
@@ -141,31 +143,40 @@ static int launch(struct hip_device *hip, struct transfer *transfer, const struc
                     (kernel, grid, 1, 1, DEQUANT_THREADS, 1, 1, 0, stream, params, NULL));
 }
 
-/* Walks the runs of pieces to decode and where they go in scratch; first to copy them all, then to decode them all, so
- * that the time of each shows. */
-static int decode(struct hip_device *hip, struct transfer *transfer, hipStream_t stream, bool copy)
+/* Copies what is to be decoded to scratch. All of it is copied before any is decoded, so that the time of each shows.
+ */
+static int copy_runs(struct hip_device *hip, struct transfer *transfer, hipStream_t stream)
 {
     const struct slot_hip *slot = transfer->slot->module;
     const uint8_t *data = transfer->slot->data;
     const size_t scratch_bytes = hip_scratch_bytes(transfer->slot->size);
-    uint64_t offset = 0;
-    struct run run = {0};
-    while (run_find(transfer, run.end, &run)) {
+    for (struct run run = {0}; run_next(transfer, &run);) {
         const uint64_t bytes = run.slot_end - run.slot_offset;
-        if (run.slot_end > transfer->slot->size || offset + bytes > scratch_bytes)
+        if (run.slot_end > transfer->slot->size || run.scratch_offset + bytes > scratch_bytes)
             return device_fault_set(&transfer->fault, -EINVAL, "put", 0, "pieces overlap");
-        uint8_t *scratch = (uint8_t *)slot->scratch + offset;
-        int r = copy ? HIP_CALL(hip, &transfer->fault, MemcpyAsync,
-                                (scratch, data + run.slot_offset, bytes, hipMemcpyHostToDevice, stream))
-                     : 0;
-        for (size_t i = run.first; i < run.end && r == 0 && !copy; i++) {
-            const struct piece *piece = &transfer->pieces[i];
-            if (decoded(transfer, piece))
-                r = launch(hip, transfer, piece, scratch + (piece->slot_offset - run.slot_offset), stream);
-        }
+        int r = HIP_CALL(hip, &transfer->fault, MemcpyAsync,
+                         ((uint8_t *)slot->scratch + run.scratch_offset, data + run.slot_offset, bytes,
+                          hipMemcpyHostToDevice, stream));
         if (r < 0)
             return r;
-        offset += (bytes + HIP_SCRATCH_ALIGNMENT - 1) / HIP_SCRATCH_ALIGNMENT * HIP_SCRATCH_ALIGNMENT;
+    }
+    return 0;
+}
+
+/* Decodes what copy_runs() copied. */
+static int launch_runs(struct hip_device *hip, struct transfer *transfer, hipStream_t stream)
+{
+    const struct slot_hip *slot = transfer->slot->module;
+    for (struct run run = {0}; run_next(transfer, &run);) {
+        const uint8_t *scratch = (const uint8_t *)slot->scratch + run.scratch_offset;
+        for (size_t i = run.first; i < run.end; i++) {
+            const struct piece *piece = &transfer->pieces[i];
+            if (!decoded(transfer, piece))
+                continue;
+            int r = launch(hip, transfer, piece, scratch + (piece->slot_offset - run.slot_offset), stream);
+            if (r < 0)
+                return r;
+        }
     }
     return 0;
 }
@@ -205,12 +216,12 @@ static int submit_kernels(struct hip_device *hip, struct slot_hip *slot)
     if (r == 0)
         r = submit_copies(hip, transfer);
     if (r == 0)
-        r = decode(hip, transfer, copies, true);
+        r = copy_runs(hip, transfer, copies);
     if (r == 0)
         r = HIP_CALL(hip, fault, EventRecord, (slot->copied, copies));
     if (r == 0 && slot->stream != copies)
         r = HIP_CALL(hip, fault, StreamWaitEvent, (slot->stream, slot->copied, 0));
-    return r < 0 ? r : decode(hip, transfer, slot->stream, false);
+    return r < 0 ? r : launch_runs(hip, transfer, slot->stream);
 }
 
 /* How many values overflowed since this was last asked. The count stays in device memory and is asked for only when a
@@ -233,8 +244,7 @@ static int overflows_take(struct hip_device *hip, struct slot_hip *slot, uint64_
 static int submit(struct hip_device *hip, struct slot_hip *slot)
 {
     struct transfer *transfer = slot->transfer;
-    struct run run;
-    slot->kernels = run_find(transfer, 0, &run);
+    slot->kernels = run_next(transfer, &(struct run){0});
     transfer->stream = slot->kernels ? stream_choose(hip) : 0;
     slot->stream = hip->streams[transfer->stream];
     int r = hip_enter(hip, &transfer->fault);
@@ -269,7 +279,7 @@ static void *submitter_main(void *argument)
         }
         pthread_mutex_unlock(&hip->lock);
 
-        slot->transfer->begin_ns = clock_ns();
+        slot->transfer->begin_ns = device_clock_ns();
         slot->transfer->status = submit(hip, slot);
 
         pthread_mutex_lock(&hip->lock);
@@ -344,7 +354,7 @@ static void finish(struct hip_device *hip, struct slot_hip *slot)
 {
     struct transfer *transfer = slot->transfer;
     settle(hip, slot);
-    transfer->end_ns = clock_ns();
+    transfer->end_ns = device_clock_ns();
     if (transfer->status == 0)
         measure(hip, slot);
     if (transfer->status == 0)

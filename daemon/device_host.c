@@ -11,7 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
 /* A slot stays in a core's share of the cache between read and write; larger ones were no faster. One worker fills it
@@ -35,13 +34,6 @@ struct arena {
     int fd;
     pthread_mutex_t writing;
 };
-
-static uint64_t clock_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
 
 /* A line of /proc/meminfo, in bytes; 0 if it has none. */
 static uint64_t meminfo(const char *key)
@@ -133,7 +125,7 @@ static int write_all(int fd, const uint8_t *data, uint64_t size, uint64_t offset
 static void host_put(struct device *device, struct transfer *transfer)
 {
     (void)device;
-    transfer->begin_ns = clock_ns();
+    transfer->begin_ns = device_clock_ns();
     transfer->status = 0;
     pthread_mutex_lock(&transfer->arena->writing);
     for (size_t i = 0; i < transfer->n_pieces && transfer->status == 0; i++) {
@@ -143,7 +135,7 @@ static void host_put(struct device *device, struct transfer *transfer)
             write_all(transfer->arena->fd, data, piece->slot_bytes, piece->arena_offset, &transfer->fault);
     }
     pthread_mutex_unlock(&transfer->arena->writing);
-    transfer->copied_ns = transfer->end_ns = clock_ns();
+    transfer->copied_ns = transfer->end_ns = device_clock_ns();
     transfer->copy_ns = transfer->end_ns - transfer->begin_ns;
     transfer->done(transfer);
 }
