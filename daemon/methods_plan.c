@@ -6,12 +6,12 @@
 #include "daemon/params.h"
 #include "daemon/residency.h"
 #include "daemon/server.h"
+#include "daemon/users.h"
 
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 struct planning {
     struct server *server;
@@ -168,7 +168,7 @@ void method_plan(struct server *server, struct call *call)
     planning->among = among;
     planning->job = (struct load_job){
         .path = path,
-        .trusted = planning->uid == 0 || planning->uid == getuid(),
+        .trusted = user_trusted(planning->uid),
         .device = device,
         .among = &planning->among,
         .form = form,

@@ -1,5 +1,7 @@
 #include "daemon/model.h"
 
+#include "daemon/users.h"
+
 #include <assert.h>
 
 static const char *const state_names[] = {
@@ -27,7 +29,7 @@ void model_release(struct model *model)
 
 bool model_visible(const struct model *model, uid_t uid)
 {
-    return !model->private || uid == model->uid || uid == 0;
+    return !model->private || uid == model->uid || user_trusted(uid);
 }
 
 bool model_in_use(const struct model *model)

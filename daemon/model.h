@@ -79,7 +79,7 @@ const char *model_state_name(enum model_state state);
 void model_hold(struct model *model);
 void model_release(struct model *model);
 
-/* The user may know of the model. */
+/* The user may know of the model: a private one is its user's alone, and known to those who rule (users.h). */
 bool model_visible(const struct model *model, uid_t uid);
 
 /* Somebody, or the daemon, uses the memory. */

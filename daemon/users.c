@@ -6,6 +6,7 @@
 #include "daemon/server.h"
 #include "daemon/verify.h"
 
+#include <assert.h>
 #include <unistd.h>
 
 static uint64_t loads_of(const struct server *server, uid_t uid)
@@ -51,34 +52,45 @@ static uint64_t leases_of(const struct server *server, uid_t uid)
     return n;
 }
 
-bool user_may(const struct server *server, uid_t uid, enum user_limit limit, uint64_t more, uint64_t *ret_value)
+bool user_trusted(uid_t uid)
 {
-    if (uid == 0 || uid == getuid())
-        return true;
-    uint64_t has = 0;
+    return uid == 0 || uid == getuid();
+}
+
+/* How much of it the user has, and may have. */
+static uint64_t user_has(const struct server *server, uid_t uid, enum user_limit limit, uint64_t *ret_most)
+{
     switch (limit) {
     case LIMIT_CONNECTIONS:
-        has = conns_count_of(server->conns, uid);
-        *ret_value = server->limits.connections;
-        break;
+        *ret_most = server->limits.connections;
+        return conns_count_of(server->conns, uid);
     case LIMIT_LOADS:
-        has = loads_of(server, uid);
-        *ret_value = server->limits.loads;
-        break;
+        *ret_most = server->limits.loads;
+        return loads_of(server, uid);
     case LIMIT_LEASES:
-        has = leases_of(server, uid);
-        *ret_value = server->limits.leases;
-        break;
+        *ret_most = server->limits.leases;
+        return leases_of(server, uid);
     case LIMIT_VERIFIES:
-        has = verifies_of(server, uid);
-        *ret_value = USER_VERIFIES;
-        break;
+        *ret_most = USER_VERIFIES;
+        return verifies_of(server, uid);
     case LIMIT_BYTES:
-        has = bytes_of(server, uid);
-        *ret_value = server->limits.bytes;
-        break;
+        *ret_most = server->limits.bytes;
+        return bytes_of(server, uid);
     }
-    return has <= *ret_value && more <= *ret_value - has;
+    assert(!"a limit");
+    *ret_most = 0;
+    return 0;
+}
+
+bool user_may(const struct server *server, uid_t uid, enum user_limit limit, uint64_t more, uint64_t *ret_value)
+{
+    if (user_trusted(uid))
+        return true;
+    uint64_t most, has = user_has(server, uid, limit, &most);
+    if (has <= most && more <= most - has)
+        return true;
+    *ret_value = most;
+    return false;
 }
 
 const char *user_limit_name(enum user_limit limit)

@@ -32,7 +32,10 @@ enum user_limit {
     LIMIT_BYTES,
 };
 
-/* Whether the user may have `more` of it. *ret_value: the limit. */
+/* Rules the machine or the daemon: root, and the user that the daemon runs as, which may be root too. */
+bool user_trusted(uid_t uid);
+
+/* Whether the user may have `more` of it. Where not, *ret_value is the limit. */
 bool user_may(const struct server *server, uid_t uid, enum user_limit limit, uint64_t more, uint64_t *ret_value);
 
 /* As LimitExceeded tells it: "user-connections", ... Static. */

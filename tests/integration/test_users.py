@@ -120,8 +120,8 @@ def test_private(start_for_all, models):
     daemon = start_for_all()
     a, b = models(2)
     with contextlib.ExitStack() as stack:
-        user, other, root, watcher = (
-            stack.enter_context(client_of(daemon, uid)) for uid in (USER, USER + 1, 0, USER + 1)
+        user, other, root, own, watcher = (
+            stack.enter_context(client_of(daemon, uid)) for uid in (USER, USER + 1, 0, daemon.uid, USER + 1)
         )
         events = watcher.more("Watch")
         assert next(events)["models"] == []
@@ -129,12 +129,14 @@ def test_private(start_for_all, models):
         assert model["private"] and model["uid"] == USER
         assert other.call("List")["models"] == []
         assert [m["name"] for m in user.call("List")["models"]] == ["mine"]
-        assert [m["name"] for m in root.call("List")["models"]] == ["mine"]
+        for ruler in (root, own):
+            assert [m["name"] for m in ruler.call("List")["models"]] == ["mine"]
         for method in ("Attach", "Show", "Verify", "Unload", "Pin", "Cancel"):
             with wire_error("ModelNotFound"):
                 other.call(method, name="mine")
-        with wire_error("PermissionDenied"):
-            root.call("Attach", name="mine")
+        for ruler in (root, own):
+            with wire_error("PermissionDenied"):
+                ruler.call("Attach", name="mine")
         user.call("Attach", name="mine")
         assert load_fd(user, a, private=True)["id"] == model["id"]
         theirs = load_fd(other, a, name="theirs")

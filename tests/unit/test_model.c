@@ -4,6 +4,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <string.h>
+#include <unistd.h>
 
 /* clang-format off */
 #include <cmocka.h> /* wants the standard headers before it */
@@ -20,11 +21,13 @@ static void every_state_has_its_own_name(void **state)
 static void who_sees_it(void **state)
 {
     (void)state;
-    struct model model = {.uid = 1000};
-    assert_true(model_visible(&model, 1000) && model_visible(&model, 1001) && model_visible(&model, 0));
+    const uid_t own = getuid(), owner = own + 1000, stranger = own + 1001;
+    struct model model = {.uid = owner};
+    assert_true(model_visible(&model, owner) && model_visible(&model, stranger));
+    assert_true(model_visible(&model, 0) && model_visible(&model, own));
     model.private = true;
-    assert_true(model_visible(&model, 1000) && model_visible(&model, 0));
-    assert_false(model_visible(&model, 1001));
+    assert_true(model_visible(&model, owner) && model_visible(&model, 0) && model_visible(&model, own));
+    assert_false(model_visible(&model, stranger));
 }
 
 static void what_keeps_it(void **state)
