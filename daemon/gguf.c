@@ -429,9 +429,9 @@ static int read_header(struct header_reader *r, struct gguf *model)
     return locate(r, model);
 }
 
-int gguf_read(int fd, uint64_t file_size, struct gguf **ret, struct gguf_fault *ret_fault)
+int gguf_read_within(int fd, uint64_t file_size, uint64_t most, struct gguf **ret, struct gguf_fault *ret_fault)
 {
-    struct header_reader reader = {.fd = fd, .file_size = file_size, .fault = ret_fault};
+    struct header_reader reader = {.fd = fd, .file_size = file_size, .most = most, .fault = ret_fault};
     struct gguf *model = calloc(1, sizeof *model);
 
     if (!model)
@@ -447,6 +447,11 @@ int gguf_read(int fd, uint64_t file_size, struct gguf **ret, struct gguf_fault *
     }
     *ret = model;
     return 0;
+}
+
+int gguf_read(int fd, uint64_t file_size, struct gguf **ret, struct gguf_fault *ret_fault)
+{
+    return gguf_read_within(fd, file_size, GGUF_HEADER_MAX, ret, ret_fault);
 }
 
 uint64_t gguf_memory(const struct gguf *model)

@@ -19,7 +19,7 @@
 #include <stdint.h>
 
 /* Bounds that no real model comes near. */
-#define GGUF_HEADER_MAX  (128ull << 20) /* bytes before the tensor data */
+#define GGUF_HEADER_MAX  (128ull << 20) /* bytes before the tensor data, in all files of a model */
 #define GGUF_TENSORS_MAX (1u << 16)
 #define GGUF_KV_MAX      (1u << 16)
 #define GGUF_NAME_MAX    63u    /* bytes of a tensor's name */
@@ -96,6 +96,10 @@ struct gguf_fault {
  * the file is refused; -ENOMEM; or the negative errno of pread(), where -ENODATA says that the file is shorter than
  * file_size by now. */
 int gguf_read(int fd, uint64_t file_size, struct gguf **ret, struct gguf_fault *ret_fault);
+
+/* The same of one of several files whose headers are kept together: its header may have at most `most` bytes, of the
+ * GGUF_HEADER_MAX that there are for all of them. */
+int gguf_read_within(int fd, uint64_t file_size, uint64_t most, struct gguf **ret, struct gguf_fault *ret_fault);
 
 /* Bytes of memory that the model itself takes. */
 uint64_t gguf_memory(const struct gguf *model);

@@ -23,12 +23,15 @@ int header_refuse(struct header_reader *r, uint64_t offset, const char *format, 
 
 int header_ensure(struct header_reader *r, uint64_t size, uint64_t field)
 {
-    size_t limit = r->file_size < GGUF_HEADER_MAX ? (size_t)r->file_size : (size_t)GGUF_HEADER_MAX;
+    size_t limit = (size_t)(r->file_size < r->most ? r->file_size : r->most);
 
     if (size > r->file_size - r->pos)
         return header_refuse(r, field, "the file ends inside its header");
     if (size > limit - r->pos)
-        return header_refuse(r, field, "the header is larger than 128 MiB");
+        return header_refuse(r, field,
+                             r->most == GGUF_HEADER_MAX
+                                 ? "the header is larger than 128 MiB"
+                                 : "with those of the files before it, the header takes more than 128 MiB");
     while (r->filled - r->pos < size) {
         if (r->filled == r->capacity) {
             size_t capacity = r->capacity ? r->capacity * 2 : READ_FIRST;

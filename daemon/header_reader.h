@@ -19,10 +19,11 @@
 #include <string.h>
 
 /* The header as far as it was read, from the file's first byte on, and the position of the next field in it. Begins
- * with fd, file_size and fault set, and zeros. `bytes` is for whoever owns the reader to free(), or to keep. */
+ * with fd, file_size, most and fault set, and zeros. `bytes` is for whoever owns the reader to free(), or to keep. */
 struct header_reader {
     int fd;             /* borrowed; its position is neither used nor moved */
     uint64_t file_size; /* as fstat() said */
+    uint64_t most;      /* bytes that the header may have: GGUF_HEADER_MAX, or what other files' have left of it */
     uint8_t *bytes;     /* moves as it grows: pointers into it hold until the next byte is asked for */
     size_t filled, capacity;
     size_t pos; /* at most `filled`, which is at most file_size */
@@ -35,7 +36,7 @@ int header_refuse(struct header_reader *r, uint64_t offset, const char *format, 
     __attribute__((format(printf, 3, 4)));
 
 /* Reads until `size` bytes after the position are there. `field` is the offset to blame if the file has no such bytes,
- * or if they reach past GGUF_HEADER_MAX. */
+ * or if they reach past `most`. */
 int header_ensure(struct header_reader *r, uint64_t size, uint64_t field);
 
 /* Reads a number and steps over it. */

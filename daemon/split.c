@@ -106,14 +106,18 @@ static int join(struct gguf **parts, size_t n, struct gguf_fault *fault)
 int split_read(const struct source *source, struct gguf **ret, struct gguf_fault *ret_fault, size_t *ret_file)
 {
     struct gguf *parts[SOURCE_FILES_MAX] = {0};
+    uint64_t left = GGUF_HEADER_MAX;
     int r = 0;
     size_t n = 0;
     while (n < source->n_files && r == 0) {
         *ret_file = n;
         const struct source_file *file = &source->files[n];
-        r = gguf_read(file->fd, file->identity.size, &parts[n], ret_fault);
-        if (r == 0)
-            r = check_place(parts[n++], *ret_file, source->n_files, ret_fault);
+        r = gguf_read_within(file->fd, file->identity.size, left, &parts[n], ret_fault);
+        if (r < 0)
+            break;
+        const uint64_t taken = gguf_memory(parts[n]);
+        left -= taken < left ? taken : left;
+        r = check_place(parts[n++], *ret_file, source->n_files, ret_fault);
     }
     if (r == 0 && n > 1) {
         *ret_file = 0;

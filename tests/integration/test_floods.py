@@ -11,6 +11,7 @@ import time
 import pytest
 from harness import USER, client_of, wait_until, wire_error
 from rocmforge_wire import Closed, WireError
+from split_model import write_sparse_shard
 
 MIB = 1 << 20
 PATIENCE = 3  # seconds that a client who asks for little waits at most, on any machine
@@ -198,6 +199,24 @@ def test_flood_that_is_read_in_the_end(daemon):
 def test_end_under_a_flood(daemon):
     with flooders(daemon, {**ONEWAY["tells"], "oneway": True}, 2), flooders(daemon, UNREAD["large"], 2):
         assert daemon.stop() == 0
+
+
+# --- Headers ---
+
+
+@pytest.mark.parametrize("method", ["Load", "Plan"])
+def test_flood_of_headers(daemon, folder, method):
+    """Files that cost nothing, each with a header that one may have: together they may not."""
+    paths = [folder / f"{i}.gguf" for i in range(8)]
+    for i, path in enumerate(paths):
+        write_sparse_shard(path, i, len(paths), 120 * MIB)
+    memory = daemon.rss()
+    with daemon.client() as client, contextlib.ExitStack() as stack:
+        files = [stack.enter_context(open(path, "rb")).fileno() for path in paths]
+        with wire_error("InvalidModel") as error:
+            client.call(method, fds=files)
+        assert error["reason"].startswith("file 2: with those of the files before it, the header takes more than")
+        assert daemon.peak() < memory + 300 * MIB
 
 
 # --- Verifications ---

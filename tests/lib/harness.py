@@ -113,6 +113,11 @@ class Daemon:
         with open(f"/proc/{self.pid}/statm", encoding="ascii") as statm:
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
+    def peak(self):
+        """Bytes of memory that it had at most."""
+        with open(f"/proc/{self.pid}/status", encoding="ascii") as status:
+            return int(next(line for line in status if line.startswith("VmHWM:")).split()[1]) * 1024
+
     def cpu_seconds(self):
         """Processor time that it took so far."""
         with open(f"/proc/{self.pid}/stat", encoding="ascii") as stat:

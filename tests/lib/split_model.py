@@ -18,6 +18,17 @@ def write_shard(path, number, count, total, tensors, seed, keys=("no", "count", 
     make_model.write_model(path, tensors, (len(keys) + len(extra), kv), seed)
 
 
+def write_sparse_shard(path, number, count, header_bytes):
+    """A file without tensors, whose header is as good as this long, and almost nothing on the disk."""
+    keys = (("no", number), ("count", count), ("tensors.count", 0))
+    kv = b"".join(make_model.string(f"split.{key}") + struct.pack("<IH", U16, value) for key, value in keys)
+    kv += make_model.string("general.description") + struct.pack("<IQ", make_model.STRING, header_bytes)
+    header = b"GGUF" + struct.pack("<IQQ", 3, 0, len(keys) + 1) + kv
+    with open(path, "wb") as out:
+        out.write(header)
+        out.truncate(len(header) + header_bytes)
+
+
 def split_tensors(n):
     types = make_model.load_types()
     return [make_model.Tensor(f"blk.{i}.ffn_up.weight", types["f32"], (256, 64 + i)) for i in range(n)]

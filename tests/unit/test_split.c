@@ -95,6 +95,41 @@ static int part_write(const struct part *part)
     return fd;
 }
 
+/* The first bytes of a file whose header is as good as `bytes` long: nothing but a string, of which nothing is there
+ * but its length, so that it costs its sender nothing. */
+static int sparse_write(int64_t number, int64_t count, uint64_t bytes)
+{
+    struct writer writer = {0};
+    put(&writer, "GGUF\3\0\0\0", 8);
+    put_u64(&writer, 0);
+    put_u64(&writer, 4);
+    put_number(&writer, "split.no", U16, number);
+    put_number(&writer, "split.count", U16, count);
+    put_number(&writer, "split.tensors.count", U16, 0);
+    put_string(&writer, "general.description");
+    put_u32(&writer, STRING);
+    put_u64(&writer, bytes);
+    int fd = memfd_create("sparse", MFD_CLOEXEC);
+    assert_int_equal(write(fd, writer.bytes, writer.n), writer.n);
+    assert_int_equal(ftruncate(fd, (off_t)(writer.n + bytes)), 0);
+    return fd;
+}
+
+static int read_sparse(const uint64_t *bytes, size_t n, struct gguf_fault *ret_fault, size_t *ret_file)
+{
+    int fds[SOURCE_FILES_MAX];
+    for (size_t i = 0; i < n; i++)
+        fds[i] = sparse_write((int64_t)i, (int64_t)n, bytes[i]);
+    struct source *source = NULL;
+    struct device_fault fault;
+    assert_int_equal(source_open_fds(fds, n, &source, &fault), 0);
+    struct gguf *model = NULL;
+    int r = split_read(source, &model, ret_fault, ret_file);
+    source_free(source);
+    gguf_free(model);
+    return r;
+}
+
 static int read_parts(const struct part *parts, size_t n, struct gguf **ret, struct gguf_fault *ret_fault,
                       size_t *ret_file)
 {
@@ -212,13 +247,28 @@ static void many_names(void **state)
     }
 }
 
+/* One header's bound is that of all files: they are kept at the same time. */
+static void headers_share_one_bound(void **state)
+{
+    (void)state;
+    const uint64_t mib = 1u << 20;
+    struct gguf_fault fault = {0};
+    size_t file = SIZE_MAX;
+    assert_int_equal(read_sparse((uint64_t[]){60 * mib, 60 * mib, 7 * mib}, 3, &fault, &file), 0);
+    assert_int_equal(read_sparse((uint64_t[]){60 * mib, 60 * mib, 8 * mib}, 3, &fault, &file), -EBADMSG);
+    assert_int_equal(file, 2);
+    assert_non_null(strstr(fault.reason, "takes more than 128 MiB"));
+    assert_int_equal(fault.offset, 135); /* of the string's length: behind three numbers and the key */
+    assert_int_equal(read_sparse((uint64_t[]){128 * mib, 0}, 2, &fault, &file), -EBADMSG);
+    assert_int_equal(file, 0);
+    assert_string_equal(fault.reason, "the header is larger than 128 MiB");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(joined),
-        cmocka_unit_test(other_ways_to_say_it),
-        cmocka_unit_test(that_do_not_agree),
-        cmocka_unit_test(many_names),
+        cmocka_unit_test(joined),     cmocka_unit_test(other_ways_to_say_it),    cmocka_unit_test(that_do_not_agree),
+        cmocka_unit_test(many_names), cmocka_unit_test(headers_share_one_bound),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
