@@ -34,7 +34,7 @@ void attach_grant(struct server *server, struct model *model, struct call *call)
         call_reply(call, NULL, NULL, 0);
         return;
     }
-    if (model->state == MODEL_FAILED) {
+    if (model_lost(model)) {
         call_fail(call, WIRE_DeviceError, describe_device_lost(model->device, "attach"));
         return;
     }

@@ -37,7 +37,7 @@ void load_move(struct load *load, enum load_state state)
 void load_show(struct load *load, enum load_state state, enum model_state shown)
 {
     load_move(load, state);
-    load->model->state = shown;
+    model_move(load->model, shown);
     load_report(load);
 }
 

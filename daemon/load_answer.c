@@ -76,7 +76,7 @@ void load_succeed(struct load *load)
 {
     struct model *model = load->model;
     model->load = NULL;
-    model->state = MODEL_RESIDENT;
+    model_move(model, MODEL_RESIDENT);
     model->idle_since = uv_hrtime();
     load->phases.total_ns = uv_hrtime() - load->began;
     residency_cache_drop(load->server, model);
@@ -111,7 +111,7 @@ void load_give_up(struct load *load)
         model->load = NULL;
         events_emit(server->events, load->failure.error == WIRE_Cancelled ? "cancelled" : "failed", model, text);
         if (load->restores) {
-            model->state = MODEL_CACHED;
+            model_move(model, MODEL_CACHED);
             residency_idle(server, model);
         } else
             registry_remove(&server->registry, model);

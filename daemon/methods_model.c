@@ -272,7 +272,7 @@ void method_verify(struct server *server, struct call *call)
     struct model *model = find_model(server, call, table, &p, &p.name);
     if (!model || refuse_stopping(server, call))
         return;
-    if (model->state == MODEL_FAILED) {
+    if (model_lost(model)) {
         call_fail(call, WIRE_DeviceError, describe_device_lost(model->device, "verify"));
         return;
     }

@@ -16,6 +16,38 @@ const char *model_state_name(enum model_state state)
     return state < MODEL_STATE_COUNT ? state_names[state] : "unknown";
 }
 
+#define BIT(state) (1u << (state))
+
+/* The states that may follow each. */
+static const unsigned transitions[] = {
+    [MODEL_OPENING] = BIT(MODEL_ALLOCATING) | BIT(MODEL_UNLOADING),
+    [MODEL_ALLOCATING] = BIT(MODEL_FILLING) | BIT(MODEL_UNLOADING),
+    [MODEL_FILLING] = BIT(MODEL_SEALING) | BIT(MODEL_UNLOADING),
+    [MODEL_SEALING] = BIT(MODEL_RESIDENT) | BIT(MODEL_UNLOADING),
+    [MODEL_RESIDENT] = BIT(MODEL_DRAINING) | BIT(MODEL_UNLOADING) | BIT(MODEL_SAVING) | BIT(MODEL_FAILED),
+    [MODEL_DRAINING] = BIT(MODEL_UNLOADING),
+    [MODEL_UNLOADING] = BIT(MODEL_CACHED),
+    [MODEL_FAILED] = BIT(MODEL_DRAINING) | BIT(MODEL_UNLOADING),
+    [MODEL_SAVING] = BIT(MODEL_CACHED),
+    [MODEL_CACHED] = BIT(MODEL_ALLOCATING),
+};
+
+bool model_may_move(enum model_state from, enum model_state to)
+{
+    return from < MODEL_STATE_COUNT && (from == to || (transitions[from] & BIT(to)));
+}
+
+void model_move(struct model *model, enum model_state state)
+{
+    assert(model_may_move(model->state, state));
+    model->state = state;
+}
+
+bool model_lost(const struct model *model)
+{
+    return model->state == MODEL_FAILED || (model->state == MODEL_DRAINING && model->device->failed);
+}
+
 void model_hold(struct model *model)
 {
     model->n_holds++;

@@ -4,11 +4,15 @@
  * load or verification it works for, which are immutable by then.
  *
  *     OPENING ─▶ ALLOCATING ─▶ FILLING ─▶ SEALING ─▶ RESIDENT ─▶ UNLOADING ─▶ (gone)
- *        └───────────┴────────────┴──────────┴────────── failed or cancelled ─▶ (gone)
+ *        └───────────┴────────────┴──────────┴─ failed or cancelled ─▶┘
  *
  *     RESIDENT ─▶ DRAINING ─▶ UNLOADING            no new leases; gone when the last one is
  *     RESIDENT ─▶ SAVING ─▶ CACHED ─▶ ALLOCATING   evicted from a GPU to host memory, and back
+ *     UNLOADING ─▶ CACHED                          it did not come back: that load failed, or was cancelled
  *     RESIDENT ─▶ FAILED ─▶ UNLOADING              its device is lost
+ *     FAILED ─▶ DRAINING                           and it is to go, but is leased
+ *
+ * From SAVING, if no copy could be made, and from CACHED it is gone without more. model_move() has this as a table.
  */
 #pragma once
 
@@ -74,6 +78,15 @@ struct model {
 
 /* "opening", "allocating", ... Static. */
 const char *model_state_name(enum model_state state);
+
+/* A model may go from one state to the other, or stay in it. */
+bool model_may_move(enum model_state from, enum model_state to);
+
+/* To the next state, which has to be one that may follow, or the same again. The only one that sets it. */
+void model_move(struct model *model, enum model_state state);
+
+/* Its device is lost, and with it what it held: FAILED, or on its way out since. */
+bool model_lost(const struct model *model);
 
 /* Keeps the model from being unloaded while the daemon itself reads it. */
 void model_hold(struct model *model);

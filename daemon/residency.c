@@ -186,7 +186,7 @@ static void unload_worked(uv_work_t *work, int status)
         server_device_failed(server, model->device);
     if (unload->saved) {
         model->cache = unload->saved;
-        model->state = MODEL_CACHED;
+        model_move(model, MODEL_CACHED);
         log_info("model=%s id=%" PRIu64 " saved to host memory", model->name, model->id);
         events_emit(server->events, "cached", model, NULL);
         residency_idle(server, model);
@@ -219,7 +219,7 @@ static bool unload_begin(struct server *server, struct model *model, struct call
         call->context = unload;
         call->abandoned = unload_abandoned;
     }
-    model->state = save ? MODEL_SAVING : MODEL_UNLOADING;
+    model_move(model, save ? MODEL_SAVING : MODEL_UNLOADING);
     server_job_begin(server);
     int r = uv_queue_work(server->loop, &unload->work, unload_work, unload_worked);
     assert(r == 0); /* it only refuses a job without a function */
@@ -239,7 +239,7 @@ void residency_unload(struct server *server, struct model *model, struct call *c
 
 void residency_drain(struct server *server, struct model *model)
 {
-    model->state = MODEL_DRAINING;
+    model_move(model, MODEL_DRAINING);
     events_emit(server->events, "draining", model, NULL);
     residency_idle(server, model);
 }

@@ -93,7 +93,7 @@ void server_device_failed(struct server *server, struct device *device)
     {
         if (model->device != device || model->state != MODEL_RESIDENT)
             continue;
-        model->state = MODEL_FAILED;
+        model_move(model, MODEL_FAILED);
         events_emit(server->events, "failed", model, "its device is lost");
     }
 }

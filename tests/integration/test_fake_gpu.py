@@ -140,6 +140,31 @@ def test_lost_device_is_told_to_those_attached(fake_gpu, small_model, large_mode
         client.call("Unload", name="small")
 
 
+def lose_device(loader, path):
+    """By a load of this file, which is not the first one: for a daemon with FAKE_HIP_FAIL=LOST."""
+    with wire_error("DeviceError"):
+        loader.call("Load", path=str(path), name="loses", device="hip:0", form="native")
+
+
+LOST = "hipIpcGetMemHandle:2:719"
+
+
+def test_lost_and_told_to_go(fake_gpu, small_model, large_model):
+    """Whoever asks for it learns that it is lost, not that it is busy."""
+    daemon = fake_gpu(FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL=LOST)
+    with daemon.client() as client, daemon.client() as other:
+        client.call("Load", path=str(small_model), name="small")
+        lease = client.call("Attach", name="small")["lease"]
+        lose_device(other, large_model)
+        assert other.call("Unload", name="small", force=True) == {"state": "draining"}
+        for method in ("Attach", "Verify"):
+            with wire_error("DeviceError") as parameters:
+                other.call(method, name="small")
+            assert parameters["text"] == "hip:0 was lost"
+        client.call("Detach", lease=lease)
+        wait_until(lambda: daemon.models() == [])
+
+
 def test_slow_copies_can_be_cancelled(fake_gpu, model_folder):
     path = model_folder / "slow.gguf"
     types = make_model.load_types()
