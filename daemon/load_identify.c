@@ -122,6 +122,13 @@ static bool load_saved(struct load *load)
     return load_take_same(load, model);
 }
 
+/* Nobody uses a model that is cached; its name, and with it the copy, is its owner's to take, and that of those who
+ * rule the machine, but for one that is to be kept. */
+static bool load_may_forget(const struct load *load, const struct model *model)
+{
+    return model->state == MODEL_CACHED && !model->pinned && (load->request.trusted || load->request.uid == model->uid);
+}
+
 /* Makes a model of the name that was asked for, or of the file's. NULL if that has to be waited for, or cannot be. */
 static struct model *load_take_name(struct load *load)
 {
@@ -131,8 +138,8 @@ static struct model *load_take_name(struct load *load)
         model_name_derive(load->job.source->path, derived);
     const char *name = load->request.name ? load->request.name : derived;
     struct model *model = registry_find(&server->registry, name);
-    if (model && model->state == MODEL_CACHED) {
-        residency_forget(server, model); /* nobody uses it; its name is wanted */
+    if (model && load_may_forget(load, model)) {
+        residency_forget(server, model);
         model = NULL;
     }
     if (!model) {

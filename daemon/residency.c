@@ -297,7 +297,8 @@ void residency_forget(struct server *server, struct model *model)
     server_changed(server);
 }
 
-/* Makes room in host memory for a model that a GPU has none for, dropping what was cached the longest ago. */
+/* Makes room in host memory for a model that a GPU has none for, dropping what was cached the longest ago, but nothing
+ * that is pinned. */
 static bool cache_make_room(struct server *server, uint64_t bytes)
 {
     if (bytes > server->cache_size)
@@ -306,11 +307,11 @@ static bool cache_make_room(struct server *server, uint64_t bytes)
         struct model *model, *oldest = NULL;
         TAILQ_FOREACH(model, &server->registry.models, link)
         {
-            if (model->state == MODEL_CACHED && (!oldest || model->idle_since < oldest->idle_since))
+            if (model->state == MODEL_CACHED && !model->pinned && (!oldest || model->idle_since < oldest->idle_since))
                 oldest = model;
         }
         if (!oldest)
-            return false; /* the rest is on its way there, or back */
+            return false; /* the rest is to be kept, or on its way there, or back */
         residency_forget(server, oldest);
     }
     return true;

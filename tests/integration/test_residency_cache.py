@@ -4,7 +4,19 @@ import time
 
 import make_model
 import pytest
-from harness import MIB, Gate, build_folder, fake_gpu_folder, load, states, wait_until, wire_error
+from harness import (
+    MIB,
+    USER,
+    Gate,
+    build_folder,
+    client_of,
+    fake_gpu_folder,
+    load,
+    load_fd,
+    states,
+    wait_until,
+    wire_error,
+)
 from rocmforge_wire import WireError
 
 SIZE = 8 * MIB  # of a model on the device
@@ -159,6 +171,48 @@ def test_the_longest_cached_goes_first(start_gpu, models):
         settled(daemon, {"c": "cached", "d": "cached", "e": "resident", "f": "resident", "g": "resident"})
         client.call("Unload", name="c")
         settled(daemon, {"d": "cached", "e": "resident", "f": "resident", "g": "resident"})
+
+
+def test_pinned_in_the_cache(start_gpu, models):
+    """A copy that is to be kept goes neither for another one, nor for its name."""
+    daemon = start_gpu("--host-cache", str(2 * SIZE))
+    paths = models(8)
+    with daemon.client() as client:
+        fill(client, paths[:4])
+        settled(daemon, {"a": "cached", "b": "resident", "c": "resident", "d": "resident"})
+        client.call("Pin", name="a")
+        for path, name in zip(paths[4:7], "efg"):
+            load(client, path, name)
+        settled(daemon, {"a": "cached", "d": "cached", "e": "resident", "f": "resident", "g": "resident"})
+        with wire_error("NameInUse"):
+            load(client, paths[7], "a")
+        client.call("Pin", name="d")
+        load(client, paths[7], "h")  # there is no room for what goes: it is not kept
+        settled(daemon, {"a": "cached", "d": "cached", "f": "resident", "g": "resident", "h": "resident"})
+        client.call("Unpin", name="a")
+        assert load(client, paths[4], "a")["state"] == "resident"
+
+
+def test_whose_name_it_is_in_the_cache(start_gpu, models):
+    """Its owner, and whoever rules the machine, may have it for another file; nobody else."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to be several users")
+    daemon = start_gpu("--host-cache", "64M")
+    os.chmod(daemon.folder, 0o755)
+    os.chmod(daemon.socket, 0o666)
+    paths = models(7)
+    with client_of(daemon, USER) as user, client_of(daemon, USER + 1) as other, daemon.client() as root:
+        for path, name in zip(paths[:2], "ab"):
+            load_fd(user, path, name=name)
+        for path, name in zip(paths[2:5], "cde"):
+            load(root, path, name)
+        settled(daemon, {"a": "cached", "b": "cached", "c": "resident", "d": "resident", "e": "resident"})
+        for name in "ab":
+            with wire_error("NameInUse"):
+                load_fd(other, paths[5], name=name)
+        assert (states(daemon)["a"], states(daemon)["b"]) == ("cached", "cached")
+        assert load_fd(user, paths[5], name="a")["uid"] == USER
+        assert load(root, paths[6], "b")["uid"] == 0
 
 
 def test_cache_gives_its_memory_back(start_gpu, models):
