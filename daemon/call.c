@@ -247,8 +247,10 @@ bool call_take_fds(struct call *call, const cJSON *indexes, int *fds, size_t *re
         }
         fds[n++] = fd;
     }
-    *ret_n = n;
-    if (n == 0)
+    if (n == 0) {
         call_fail_parameter(call, "fds");
-    return n > 0;
+        return false;
+    }
+    *ret_n = n;
+    return true;
 }

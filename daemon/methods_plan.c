@@ -176,7 +176,6 @@ void method_plan(struct server *server, struct call *call)
     };
     server_job_begin(server);
     if (p.fds && !call_take_fds(call, p.fds, planning->job.fds, &planning->job.n_fds)) {
-        planning->job.n_fds = 0;
         planning_free(planning);
         return;
     }

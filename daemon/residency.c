@@ -53,44 +53,66 @@ uint64_t residency_departing(const struct server *server, const struct device *d
     return bytes;
 }
 
-int residency_choose(const struct server *server, const struct device *device, uint64_t bytes, struct model ***ret,
-                     size_t *ret_n, struct residency_shortage *ret_shortage)
+/* How many of these bytes the device's ledger has no room for; with what was charged to it beyond its budget. */
+static uint64_t bytes_lacking(const struct device *device, uint64_t bytes)
 {
-    *ret_shortage = (struct residency_shortage){.available = device_available(device)};
-    *ret_n = 0;
-    *ret = NULL;
-    if (bytes <= ret_shortage->available)
-        return 0;
-    size_t capacity = server->registry.n_models;
+    if (device->failed)
+        return bytes;
+    return device->used + bytes > device->budget ? device->used + bytes - device->budget : 0;
+}
+
+/* Chooses models that together free at least `needed` bytes of the device's memory. The array is the caller's. -ENOSPC,
+ * -ENOMEM. */
+static int choose_victims(const struct server *server, const struct device *device, uint64_t needed,
+                          struct model ***ret, size_t *ret_n)
+{
+    size_t capacity = server->registry.n_models, n = 0, n_chosen = 0;
     struct candidate *candidates = calloc(capacity ? capacity : 1, sizeof(*candidates));
     struct model **models = calloc(capacity ? capacity : 1, sizeof(struct model *));
-    size_t n = 0;
-    bool departs = false;
     struct model *model;
     int r = candidates && models ? 0 : -ENOMEM;
     TAILQ_FOREACH(model, &server->registry.models, link)
     {
-        if (r < 0 || model->device != device)
-            continue;
-        departs = departs || memory_departs(model);
-        if (!model_evictable(model))
+        if (r < 0 || model->device != device || !model_evictable(model))
             continue;
         candidates[n] = (struct candidate){.bytes = model->reserved, .last_used = model->idle_since};
         models[n++] = model;
     }
-    if (r == 0 && departs)
-        r = -EAGAIN;
     if (r == 0)
-        r = eviction_choose(candidates, n, bytes - ret_shortage->available, &ret_shortage->evictable);
+        r = eviction_choose(candidates, n, needed, NULL);
     for (size_t i = 0; i < n && r == 0; i++)
         if (candidates[i].chosen)
-            models[(*ret_n)++] = models[i];
+            models[n_chosen++] = models[i];
     free(candidates);
     if (r < 0) {
         free(models);
         return r;
     }
     *ret = models;
+    *ret_n = n_chosen;
+    return 0;
+}
+
+int residency_choose(const struct server *server, const struct device *device, uint64_t bytes, struct model ***ret,
+                     size_t *ret_n, struct residency_shortage *ret_shortage)
+{
+    const uint64_t needed = bytes_lacking(device, bytes), departing = residency_departing(server, device);
+    struct model **victims = NULL;
+    size_t n = 0;
+    *ret_shortage = (struct residency_shortage){device_available(device), residency_evictable(server, device)};
+    if (needed > 0) {
+        if (needed <= departing)
+            return -EAGAIN;
+        int r = choose_victims(server, device, needed - departing, &victims, &n);
+        if (r < 0)
+            return r;
+        if (departing > 0) { /* whom it takes is seen when that is back: others may have gone by then */
+            free(victims);
+            return -EAGAIN;
+        }
+    }
+    *ret = victims;
+    *ret_n = n;
     return 0;
 }
 
@@ -362,18 +384,19 @@ int residency_charge(struct server *server, struct model *model, uint64_t bytes,
     struct device *host = server_host(server);
     if (registry_charge(model, host, bytes, ret_available) == 0)
         return 0;
-    struct model **victims;
-    size_t n;
-    struct residency_shortage shortage;
-    int r = residency_choose(server, host, registry_due(model, bytes), &victims, &n, &shortage);
-    if (r < 0 && r != -EAGAIN) /* else memory is on its way back */
-        return r;
+    const uint64_t needed = bytes_lacking(host, registry_due(model, bytes));
+    const uint64_t departing = residency_departing(server, host);
+    struct model **victims = NULL;
+    size_t n = 0;
+    int r = 0;
+    if (needed > departing)
+        r = choose_victims(server, host, needed - departing, &victims, &n);
     for (size_t i = 0; i < n && r == 0; i++)
         r = evict(server, victims[i], NULL) ? 0 : -ENOMEM;
     free(victims);
-    if (r == 0 || r == -EAGAIN)
+    if (r == 0)
         registry_charge_beyond(model, host, bytes);
-    return r == -ENOMEM ? r : 0;
+    return r;
 }
 
 /* --- time to live --- */

@@ -21,7 +21,8 @@ struct residency_shortage {
 };
 
 /* Which models would have to go so that `bytes` fit on the device. Returns 0 and an array of *ret_n models, which the
- * caller frees; -ENOSPC if all that may go do not suffice; -EAGAIN if memory is on its way back already; -ENOMEM. */
+ * caller frees; -EAGAIN if memory is on its way back already and that, with all that may go, suffices; -ENOSPC if not
+ * even that does; -ENOMEM. *ret_shortage is set in any case. */
 int residency_choose(const struct server *server, const struct device *device, uint64_t bytes, struct model ***ret,
                      size_t *ret_n, struct residency_shortage *ret_shortage);
 
@@ -32,13 +33,15 @@ uint64_t residency_evictable(const struct server *server, const struct device *d
 uint64_t residency_departing(const struct server *server, const struct device *device);
 
 /* Enters the model's bytes into the ledger, evicting others if need be; nothing is evicted unless that suffices. Each
- * of the *ret_victims calls load_victim_gone(load) when its memory is free. Returns 0; -EAGAIN: memory is on its way
- * back, ask again when a model is gone; -ENOSPC with the shortage; -ENOMEM. */
+ * of the *ret_victims calls load_victim_gone(load) when its memory is free, also if it fails in the end. Returns 0;
+ * -EAGAIN: memory is on its way back, ask again when a model is gone; -ENOSPC; -ENOMEM. *ret_shortage is set in any
+ * case. */
 int residency_reserve(struct server *server, struct load *load, struct model *model, unsigned *ret_victims,
                       struct residency_shortage *ret_shortage);
 
 /* registry_charge() for what the daemon keeps of a model in the host's memory, evicting others if need be. Their memory
- * is not waited for: what is charged has been taken. Returns 0; -ENOSPC and what could have been had; -ENOMEM. */
+ * is not waited for, nor is what is on its way back: what is charged has been taken. Returns 0; -ENOSPC or -ENOMEM, and
+ * what was free. */
 int residency_charge(struct server *server, struct model *model, uint64_t bytes, uint64_t *ret_available);
 
 /* Something that kept the model in use has ended, or its pin or time to live changed: it is unloaded if it drains, or
