@@ -122,11 +122,35 @@ static bool load_saved(struct load *load)
     return load_take_same(load, model);
 }
 
+/* The model is made of what this load wants to make one of. */
+static bool load_wants_same(const struct load *load, const struct model *model)
+{
+    const struct load_request *request = &load->request;
+    return model->form == request->form && model->private == request->private &&
+           (!model->private || model->uid == request->uid) && source_equal(model->source, load->job.source);
+}
+
+/* Of a model that is lost with its device nothing is left to be kept: once nobody uses it, it makes way for one of its
+ * name, or of its file. It is gone in a moment. */
+static void load_clear_lost(const struct load *load, const char *name)
+{
+    struct model *model;
+    TAILQ_FOREACH(model, &load->server->registry.models, link)
+    {
+        if (model->state == MODEL_FAILED && !model_in_use(model) &&
+            (strcmp(model->name, name) == 0 || load_wants_same(load, model)))
+            residency_unload(load->server, model, NULL);
+    }
+}
+
 /* Nobody uses a model that is cached; its name, and with it the copy, is its owner's to take, and that of those who
- * rule the machine, but for one that is to be kept. */
+ * rule the machine, but for one that is to be kept. One whose device is lost is anybody's: it cannot be brought back.
+ */
 static bool load_may_forget(const struct load *load, const struct model *model)
 {
-    return model->state == MODEL_CACHED && !model->pinned && (load->request.trusted || load->request.uid == model->uid);
+    if (model->state != MODEL_CACHED)
+        return false;
+    return model->device->failed || (!model->pinned && (load->request.trusted || load->request.uid == model->uid));
 }
 
 /* Makes a model of the name that was asked for, or of the file's. NULL if that has to be waited for, or cannot be. */
@@ -137,6 +161,7 @@ static struct model *load_take_name(struct load *load)
     if (!load->request.name)
         model_name_derive(load->job.source->path, derived);
     const char *name = load->request.name ? load->request.name : derived;
+    load_clear_lost(load, name);
     struct model *model = registry_find(&server->registry, name);
     if (model && load_may_forget(load, model)) {
         residency_forget(server, model);
@@ -159,9 +184,7 @@ static struct model *load_take_name(struct load *load)
 static bool load_undecided(const struct load *load, const struct load *other)
 {
     return other != load && other->model && !load_ends(other) && !other->reserved && !other->restores &&
-           other->request.form == load->request.form && other->request.private == load->request.private &&
-           (!load->request.private || other->request.uid == load->request.uid) &&
-           source_equal(other->model->source, load->job.source);
+           load_wants_same(load, other->model);
 }
 
 /* Whether that of another load decides whether this one joins it: one of them leaves a choice that the other does not.

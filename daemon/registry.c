@@ -54,8 +54,7 @@ void registry_remove(struct registry *registry, struct model *model)
     TAILQ_REMOVE(&registry->models, model, link);
     registry->n_models--;
     publication_clear(&model->published);
-    if (model->charged_to)
-        model->charged_to->used -= model->charged;
+    registry_discharge(model);
     plan_free(model->plan);
     gguf_free(model->header);
     source_free(model->source);
@@ -99,6 +98,14 @@ void registry_charge_beyond(struct model *model, struct device *host, uint64_t b
     model->kept += bytes;
     model->charged += due;
     model->charged_to = host;
+}
+
+void registry_discharge(struct model *model)
+{
+    if (model->charged_to)
+        model->charged_to->used -= model->charged;
+    model->charged = 0;
+    model->charged_to = NULL;
 }
 
 int registry_charge(struct model *model, struct device *host, uint64_t bytes, uint64_t *ret_available)

@@ -57,6 +57,9 @@ int registry_charge(struct model *model, struct device *host, uint64_t bytes, ui
 uint64_t registry_due(const struct model *model, uint64_t bytes);
 void registry_charge_beyond(struct model *model, struct device *host, uint64_t bytes);
 
+/* Takes what it was charged out of the ledger: the model goes, and nothing is charged to it any more. */
+void registry_discharge(struct model *model);
+
 /* Bytes that a load could get now, by the ledger. */
 uint64_t device_available(const struct device *device);
 

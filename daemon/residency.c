@@ -18,9 +18,20 @@
 /* Of a device's memory that is read at once when a model is saved to host memory. */
 #define SAVE_BYTES ((uint64_t)16 << 20)
 
-static bool model_evictable(const struct model *model)
+/* Nobody uses it, or wants it kept. */
+static bool model_idle(const struct model *model)
 {
-    return model->state == MODEL_RESIDENT && !model->pinned && !model_in_use(model);
+    return !model->pinned && !model_in_use(model);
+}
+
+/* What would be free of the device's memory if the model were evicted; 0 if it may not be. */
+static uint64_t evictable_bytes(const struct model *model, const struct device *device)
+{
+    if (!model_idle(model))
+        return 0;
+    if (model->state == MODEL_FAILED)
+        return model->charged_to == device ? model->charged : 0;
+    return model->state == MODEL_RESIDENT && model->device == device ? model->reserved : 0;
 }
 
 uint64_t residency_evictable(const struct server *server, const struct device *device)
@@ -29,16 +40,19 @@ uint64_t residency_evictable(const struct server *server, const struct device *d
     const struct model *model;
     TAILQ_FOREACH(model, &server->registry.models, link)
     {
-        if (model->device == device && model_evictable(model))
-            bytes += model->reserved;
+        bytes += evictable_bytes(model, device);
     }
     return bytes;
 }
 
-/* Its memory will be free in a moment, but the ledger still has it. */
-static bool memory_departs(const struct model *model)
+/* What will be free of it in a moment, but the ledger still has. Of a model that goes back to host memory the host
+ * keeps the header. */
+static uint64_t departing_bytes(const struct model *model, const struct device *device)
 {
-    return model->reserved > 0 && (model->state == MODEL_UNLOADING || (model->load && load_ends(model->load)));
+    if (model->state != MODEL_UNLOADING && !(model->load && load_ends(model->load)))
+        return 0;
+    return (model->device == device ? model->reserved : 0) +
+           (model->charged_to == device && !model->cache ? model->charged : 0);
 }
 
 uint64_t residency_departing(const struct server *server, const struct device *device)
@@ -47,8 +61,7 @@ uint64_t residency_departing(const struct server *server, const struct device *d
     const struct model *model;
     TAILQ_FOREACH(model, &server->registry.models, link)
     {
-        if (model->device == device && memory_departs(model))
-            bytes += model->reserved;
+        bytes += departing_bytes(model, device);
     }
     return bytes;
 }
@@ -73,9 +86,10 @@ static int choose_victims(const struct server *server, const struct device *devi
     int r = candidates && models ? 0 : -ENOMEM;
     TAILQ_FOREACH(model, &server->registry.models, link)
     {
-        if (r < 0 || model->device != device || !model_evictable(model))
+        const uint64_t bytes = evictable_bytes(model, device);
+        if (r < 0 || bytes == 0)
             continue;
-        candidates[n] = (struct candidate){.bytes = model->reserved, .last_used = model->idle_since};
+        candidates[n] = (struct candidate){.bytes = bytes, .last_used = model->idle_since};
         models[n++] = model;
     }
     if (r == 0)
@@ -344,13 +358,16 @@ static bool cache_make_room(struct server *server, uint64_t bytes)
 static bool evict(struct server *server, struct model *model, struct load *load)
 {
     uint64_t bytes = model->plan->arena_bytes;
-    bool save = strcmp(model->device->kind, "host") != 0 && cache_make_room(server, bytes);
+    const bool lost = model->state == MODEL_FAILED;
+    bool save = !lost && strcmp(model->device->kind, "host") != 0 && cache_make_room(server, bytes);
     if (!unload_begin(server, model, NULL, load, save))
         return false;
     if (save)
         server->cache_used += bytes;
     log_client(LOG_LEVEL_INFO, "model=%s id=%" PRIu64 " evicted", model->name, model->id);
     registry_release(model); /* its bytes are promised to the load */
+    if (lost)
+        registry_discharge(model); /* so are these */
     events_emit(server->events, "evicted", model, NULL);
     return true;
 }
@@ -409,7 +426,8 @@ static uint64_t time_to_live_ends(const struct model *model)
 
 static bool time_to_live_runs(const struct model *model)
 {
-    return model->ttl >= 0 && (model_evictable(model) || (model->state == MODEL_CACHED && !model->pinned));
+    return model->ttl >= 0 && model_idle(model) &&
+           (model->state == MODEL_RESIDENT || model->state == MODEL_FAILED || model->state == MODEL_CACHED);
 }
 
 /* Unloads what has been idle for long enough, and sets the timer for what will have been next. */

@@ -1,7 +1,10 @@
 /* Which models stay in memory: makes room for those that come, lets go of those that nobody wants any more, and keeps a
  * copy in host memory of what a GPU has no room for.
  *
- * Memory with a live lease is never freed, nor is a model that the daemon itself reads. Loop thread only. */
+ * Memory with a live lease is never freed, nor is a model that the daemon itself reads.
+ *
+ * Of a model whose device is lost there is left what the host keeps, its header and the like. It stays to be seen for
+ * as long as an idle one would, or until its name is wanted. Loop thread only. */
 #pragma once
 
 #include "daemon/model.h"
@@ -26,7 +29,7 @@ struct residency_shortage {
 int residency_choose(const struct server *server, const struct device *device, uint64_t bytes, struct model ***ret,
                      size_t *ret_n, struct residency_shortage *ret_shortage);
 
-/* Bytes of the models on the device that may be evicted. */
+/* Bytes of the device's memory that models have which may be evicted. */
 uint64_t residency_evictable(const struct server *server, const struct device *device);
 
 /* And of those that are on their way out already. */

@@ -95,6 +95,7 @@ void server_device_failed(struct server *server, struct device *device)
             continue;
         model_move(model, MODEL_FAILED);
         events_emit(server->events, "failed", model, "its device is lost");
+        residency_idle(server, model);
     }
 }
 

@@ -65,7 +65,7 @@ void server_changed(struct server *server);
 void server_job_begin(struct server *server);
 void server_job_end(struct server *server);
 
-/* The device is lost: its models fail, and those who watch are told. */
+/* The device is lost: its models fail, and those who watch are told. What becomes of these is residency's business. */
 void server_device_failed(struct server *server, struct device *device);
 
 /* A model is gone: loads that wait for its name look again. */

@@ -2,11 +2,23 @@
 memory that goes between them by IPC handle. It proves the logic, not the hardware."""
 import os
 import shutil
+import struct
 import subprocess
 
 import make_model
 import pytest
-from harness import TIMEOUT, USER, build_folder, fake_gpu_folder, wait_until, wire_error
+from harness import (
+    MIB,
+    TIMEOUT,
+    USER,
+    build_folder,
+    fake_gpu_folder,
+    sparse_model,
+    states,
+    wait_until,
+    wire_error,
+)
+from rocmforge_wire import WireError
 
 FAKE = fake_gpu_folder()
 MODULES = build_folder() / "daemon" / "gpu"
@@ -163,6 +175,78 @@ def test_lost_and_told_to_go(fake_gpu, small_model, large_model):
             assert parameters["text"] == "hip:0 was lost"
         client.call("Detach", lease=lease)
         wait_until(lambda: daemon.models() == [])
+
+
+def test_lost_and_its_name_wanted(fake_gpu, small_model, large_model):
+    """As long as nobody wants its name it is there to be seen; then it goes, pinned or not, and the load goes on."""
+    daemon = fake_gpu(FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL=LOST)
+    with daemon.client() as client, daemon.client() as holder:
+        client.call("Load", path=str(small_model), name="small", pin=True)
+        lease = holder.call("Attach", name="small")["lease"]
+        lose_device(client, large_model)
+        assert states(daemon) == {"small": "failed"}
+        with pytest.raises(WireError):
+            client.call("Load", path=str(small_model), name="small", device="host")
+        assert states(daemon) == {"small": "failed"}, "it is leased"
+        holder.call("Detach", lease=lease)
+        model = client.call("Load", path=str(small_model), name="small")["model"]
+        assert (model["state"], model["device"]) == ("resident", "host")
+        assert states(daemon) == {"small": "resident"}
+
+
+def test_lost_and_its_file_wanted(fake_gpu, small_model, large_model):
+    """By another name."""
+    daemon = fake_gpu(FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL=LOST)
+    with daemon.client() as client:
+        client.call("Load", path=str(small_model), name="small")
+        lose_device(client, large_model)
+        client.call("Load", path=str(small_model), name="form", form="f32")
+        assert states(daemon) == {"small": "failed", "form": "resident"}, "that is another model"
+        client.call("Load", path=str(small_model), name="again")
+        wait_until(lambda: states(daemon) == {"form": "resident", "again": "resident"})
+
+
+def test_lost_and_idle(fake_gpu, small_model, large_model):
+    daemon = fake_gpu(FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL=LOST)
+    with daemon.client() as client, daemon.client() as holder:
+        client.call("Load", path=str(small_model), name="small")
+        holder.call("Attach", name="small")
+        client.call("SetTtl", name="small", ttl=0)
+        lose_device(client, large_model)
+        assert states(daemon) == {"small": "failed"}
+        holder.close()
+        wait_until(lambda: daemon.models() == [])
+
+
+def test_lost_with_time_to_live(fake_gpu, small_model, large_model):
+    """That of a model which nobody uses when its device is lost."""
+    daemon = fake_gpu(FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL=LOST)
+    with daemon.client() as client:
+        client.call("Load", path=str(small_model), name="small", ttl=3600)
+        lose_device(client, large_model)
+        assert states(daemon) == {"small": "failed"}
+        client.call("SetTtl", name="small", ttl=0)
+        wait_until(lambda: daemon.models() == [])
+
+
+def test_lost_and_the_host_short_of_memory(fake_gpu, small_model, large_model, model_folder):
+    """What its header takes there goes for another model."""
+    daemon = fake_gpu("--budget", "256M", FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL=LOST)
+    path = model_folder / "lost-talkative.gguf"
+    types = make_model.load_types()
+    tensors = [make_model.Tensor("t", types["i8"], (4096,))]
+    text = make_model.string("a") + struct.pack("<I", make_model.STRING) + make_model.string("x" * (64 * MIB))
+    make_model.write_model(path, tensors, (1, text), 1)
+    fits = sparse_model(model_folder / "fits-then.gguf", 240 * MIB)
+    with daemon.client() as client:
+        client.call("Load", path=str(path), name="talkative", device="hip")
+        lose_device(client, small_model)
+        assert client.call("Devices")["devices"][-1]["used"] > 63 * MIB
+        assert client.call("Plan", path=str(fits))["evicts"] == ["talkative"]
+        assert client.call("Load", path=str(fits), name="fits")["model"]["state"] == "resident"
+        assert states(daemon) == {"fits": "resident"}
+        client.call("Unload", name="fits")
+        assert daemon.used() == 0
 
 
 def test_slow_copies_can_be_cancelled(fake_gpu, model_folder):

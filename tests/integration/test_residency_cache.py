@@ -193,6 +193,22 @@ def test_pinned_in_the_cache(start_gpu, models):
         assert load(client, paths[4], "a")["state"] == "resident"
 
 
+def test_no_device_to_come_back_to(start_gpu, models):
+    """A copy for a device that is lost is of no use to anybody, pinned or not: its name is free."""
+    daemon = start_gpu("--host-cache", str(2 * SIZE), FAKE_HIP_FAIL="hipIpcGetMemHandle:5:719")
+    paths = models(5)
+    with daemon.client() as client:
+        fill(client, paths[:4])
+        settled(daemon, {"a": "cached", "b": "resident", "c": "resident", "d": "resident"})
+        client.call("Pin", name="a")
+        with wire_error("DeviceError"):
+            load(client, paths[4], "e")
+        with wire_error("DeviceError"):
+            client.call("Attach", name="a")
+        assert load(client, paths[0], "a")["device"] == "host"
+        client.call("Unload", name="a")
+
+
 def test_whose_name_it_is_in_the_cache(start_gpu, models):
     """Its owner, and whoever rules the machine, may have it for another file; nobody else."""
     if os.geteuid() != 0:

@@ -135,11 +135,38 @@ static void charged_against_what_departs(void **state)
     assert_int_equal(choose(fixture, &fixture->host, 1, &n), -ENOSPC);
 }
 
+/* The host keeps the header of a model whose device is lost; that can go. */
+static void of_a_lost_device(void **state)
+{
+    struct fixture *fixture = *state;
+    uint64_t available;
+    size_t n = 0;
+    struct model *lost = add(fixture, &fixture->gpu, "lost", MODEL_RESIDENT, 50 * MIB);
+    assert_int_equal(registry_charge(lost, &fixture->host, REGISTRY_KEPT_FREE + 60 * MIB, &available), 0);
+    assert_int_equal(residency_evictable(&fixture->server, &fixture->host), 0);
+    assert_int_equal(choose(fixture, &fixture->host, 50 * MIB, &n), -ENOSPC);
+    fixture->gpu.failed = true;
+    model_move(lost, MODEL_FAILED);
+    assert_int_equal(residency_evictable(&fixture->server, &fixture->host), 60 * MIB);
+    assert_int_equal(residency_evictable(&fixture->server, &fixture->gpu), 0);
+    assert_int_equal(choose(fixture, &fixture->host, 50 * MIB, &n), 0);
+    assert_int_equal(n, 1);
+    lost->pinned = true;
+    assert_int_equal(choose(fixture, &fixture->host, 50 * MIB, &n), -ENOSPC);
+    lost->pinned = false;
+    lost->n_leases = 1;
+    assert_int_equal(choose(fixture, &fixture->host, 50 * MIB, &n), -ENOSPC);
+    lost->n_leases = 0;
+    model_move(lost, MODEL_UNLOADING);
+    assert_int_equal(choose(fixture, &fixture->host, 50 * MIB, &n), -EAGAIN);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(what_departs_has_to_suffice, fixture_make, fixture_free),
         cmocka_unit_test_setup_teardown(nothing_departs, fixture_make, fixture_free),
+        cmocka_unit_test_setup_teardown(of_a_lost_device, fixture_make, fixture_free),
         cmocka_unit_test_setup_teardown(charged_against_what_departs, fixture_make, fixture_free),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
