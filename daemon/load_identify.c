@@ -175,6 +175,8 @@ static struct model *load_take_name(struct load *load)
     }
     if (name_departs(model) || model->state == MODEL_SAVING)
         load->blocked = true;
+    else if ((model->state == MODEL_DRAINING || model->state == MODEL_FAILED) && load_wants_same(load, model))
+        failure_set(&load->failure, WIRE_ModelBusy, describe_busy(model));
     else
         failure_set(&load->failure, WIRE_NameInUse, describe_name(name));
     return NULL;

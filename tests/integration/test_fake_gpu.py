@@ -18,7 +18,6 @@ from harness import (
     wait_until,
     wire_error,
 )
-from rocmforge_wire import WireError
 
 FAKE = fake_gpu_folder()
 MODULES = build_folder() / "daemon" / "gpu"
@@ -185,8 +184,11 @@ def test_lost_and_its_name_wanted(fake_gpu, small_model, large_model):
         lease = holder.call("Attach", name="small")["lease"]
         lose_device(client, large_model)
         assert states(daemon) == {"small": "failed"}
-        with pytest.raises(WireError):
-            client.call("Load", path=str(small_model), name="small", device="host")
+        with wire_error("ModelBusy") as error:
+            client.call("Load", path=str(small_model), name="small")
+        assert (error["state"], len(error["leases"])) == ("failed", 1)
+        with wire_error("NameInUse"):
+            client.call("Load", path=str(large_model), name="small")
         assert states(daemon) == {"small": "failed"}, "it is leased"
         holder.call("Detach", lease=lease)
         model = client.call("Load", path=str(small_model), name="small")["model"]

@@ -226,6 +226,12 @@ def test_draining(daemon, models):
         assert error["state"] == "draining"
         with wire_error("ModelBusy"):
             client.call("Unload", name="m")
+        with wire_error("ModelBusy") as error:
+            load(client, a, "m")
+        assert (error["name"], error["state"], len(error["leases"])) == ("m", "draining", 3)
+        for path, parameters in ((a, {"form": "f32"}), (b, {"form": "f32"}), (a, {"private": True})):
+            with wire_error("NameInUse"):  # of what it has another of
+                load(client, path, "m", **parameters)
         assert holder.call("Status")["draining"] == ["m"]
         assert "draining" not in holder.call("Status")
         assert "draining" not in client.call("Status")
