@@ -1,4 +1,6 @@
 /* Plan: what Load would do. Reads the header on a worker, then asks the residency manager. */
+#include "daemon/methods_plan.h"
+
 #include "daemon/describe.h"
 #include "daemon/failure.h"
 #include "daemon/load_job.h"
@@ -14,6 +16,7 @@
 #include <string.h>
 
 struct planning {
+    LIST_ENTRY(planning) link;
     struct server *server;
     struct call *call; /* NULL once abandoned */
     struct load_job job;
@@ -29,8 +32,20 @@ static void planning_free(struct planning *planning)
     load_job_clear(&planning->job);
     free(planning->path);
     struct server *server = planning->server;
+    LIST_REMOVE(planning, link);
     free(planning);
     server_job_end(server);
+}
+
+uint64_t plans_of(const struct server *server, uid_t uid)
+{
+    uint64_t n = 0;
+    const struct planning *planning;
+    LIST_FOREACH(planning, &server->plannings, link)
+    {
+        n += planning->uid == uid;
+    }
+    return n;
 }
 
 static void planning_abandoned(struct call *call)
@@ -121,6 +136,50 @@ static void planning_worked(uv_work_t *work, int status)
     planning_free(planning);
 }
 
+/* Where it begins: a plan with nothing but its request. NULL if memory is short. */
+static struct planning *planning_new(struct server *server, struct call *call, const char *path, enum form form,
+                                     const struct choice *among)
+{
+    struct planning *planning = calloc(1, sizeof(*planning));
+    char *copy = path ? strdup(path) : NULL;
+    if (!planning || (path && !copy)) {
+        free(planning);
+        free(copy);
+        return NULL;
+    }
+    *planning = (struct planning){.server = server, .call = call, .path = copy, .form = form};
+    planning->uid = conn_uid(call->conn);
+    planning->among = *among;
+    planning->job = (struct load_job){
+        .path = copy,
+        .trusted = user_trusted(planning->uid),
+        .device = choice_roomiest(among),
+        .among = &planning->among,
+        .form = form,
+        .published = PUBLICATION_NONE,
+    };
+    planning->job.work.data = planning;
+    LIST_INSERT_HEAD(&server->plannings, planning, link);
+    server_job_begin(server);
+    return planning;
+}
+
+/* Which devices the model may go to, and whether its user may have another plan under way. Returns false after the call
+ * was failed. */
+static bool plan_may(struct server *server, struct call *call, const char *device, struct choice *ret_among)
+{
+    uint64_t limit;
+    if (choice_of(server, device, ret_among) == 0)
+        call_fail(call, WIRE_DeviceNotFound, describe_device_name(device));
+    else if (!choice_roomiest(ret_among))
+        call_fail(call, WIRE_DeviceError, describe_device_lost(ret_among->devices[0], "plan"));
+    else if (!user_may(server, conn_uid(call->conn), LIMIT_PLANS, 1, &limit))
+        call_fail(call, WIRE_LimitExceeded, describe_limit(user_limit_name(LIMIT_PLANS), limit));
+    else
+        return true;
+    return false;
+}
+
 void method_plan(struct server *server, struct call *call)
 {
     struct parameters {
@@ -146,40 +205,17 @@ void method_plan(struct server *server, struct call *call)
         return;
     }
     struct choice among;
-    if (choice_of(server, p.device, &among) == 0) {
-        call_fail(call, WIRE_DeviceNotFound, describe_device_name(p.device));
+    if (!plan_may(server, call, p.device, &among))
         return;
-    }
-    struct device *device = choice_roomiest(&among);
-    if (!device) {
-        call_fail(call, WIRE_DeviceError, describe_device_lost(among.devices[0], "plan"));
-        return;
-    }
-    struct planning *planning = calloc(1, sizeof(*planning));
-    char *path = p.path ? strdup(p.path) : NULL;
-    if (!planning || (p.path && !path)) {
-        free(planning);
-        free(path);
+    struct planning *planning = planning_new(server, call, p.path, form, &among);
+    if (!planning) {
         call_fail(call, WIRE_LimitExceeded, describe_limit("memory", 0));
         return;
     }
-    *planning = (struct planning){.server = server, .call = call, .path = path, .form = form};
-    planning->uid = conn_uid(call->conn);
-    planning->among = among;
-    planning->job = (struct load_job){
-        .path = path,
-        .trusted = user_trusted(planning->uid),
-        .device = device,
-        .among = &planning->among,
-        .form = form,
-        .published = PUBLICATION_NONE,
-    };
-    server_job_begin(server);
     if (p.fds && !call_take_fds(call, p.fds, planning->job.fds, &planning->job.n_fds)) {
         planning_free(planning);
         return;
     }
-    planning->job.work.data = planning;
     call->context = planning;
     call->abandoned = planning_abandoned;
     int r = uv_queue_work(server->loop, &planning->job.work, planning_work, planning_worked);

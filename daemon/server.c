@@ -36,6 +36,7 @@ int server_init(struct server *server, uv_loop_t *loop)
     server->registry.lease_ended = lease_was_ended;
     TAILQ_INIT(&server->loads);
     TAILQ_INIT(&server->verifies);
+    LIST_INIT(&server->plannings);
     server->limits = (struct user_limits){USER_CONNECTIONS, USER_LOADS, USER_LEASES, USER_BYTES};
     int r = uv_timer_init(loop, &server->ticker);
     if (r == 0)

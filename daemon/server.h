@@ -35,7 +35,8 @@ struct server {
     size_t n_loads;
     TAILQ_HEAD(verify_list, verify) verifies;
     size_t n_verify_jobs; /* under way on workers */
-    size_t n_jobs;        /* loads, unloads and verifications: what must be over before the daemon ends */
+    LIST_HEAD(, planning) plannings;
+    size_t n_jobs; /* loads, unloads, verifications, plans: what must be over before the daemon ends */
 
     /* Models came or went, or a job began. NULL: nobody asks. */
     void (*changed)(struct server *server);

@@ -2,6 +2,7 @@
 
 #include "daemon/conn.h"
 #include "daemon/load.h"
+#include "daemon/methods_plan.h"
 #include "daemon/registry.h"
 #include "daemon/server.h"
 #include "daemon/verify.h"
@@ -73,6 +74,9 @@ static uint64_t user_has(const struct server *server, uid_t uid, enum user_limit
     case LIMIT_VERIFIES:
         *ret_most = USER_VERIFIES;
         return verifies_of(server, uid);
+    case LIMIT_PLANS:
+        *ret_most = USER_PLANS;
+        return plans_of(server, uid);
     case LIMIT_BYTES:
         *ret_most = server->limits.bytes;
         return bytes_of(server, uid);
@@ -97,7 +101,7 @@ const char *user_limit_name(enum user_limit limit)
 {
     static const char *const names[] = {
         [LIMIT_CONNECTIONS] = "user-connections", [LIMIT_LOADS] = "user-loads", [LIMIT_LEASES] = "user-leases",
-        [LIMIT_VERIFIES] = "user-verifies",       [LIMIT_BYTES] = "user-bytes",
+        [LIMIT_VERIFIES] = "user-verifies",       [LIMIT_PLANS] = "user-plans", [LIMIT_BYTES] = "user-bytes",
     };
     return names[limit];
 }

@@ -22,6 +22,7 @@ struct user_limits {
 #define USER_LOADS       16u
 #define USER_LEASES      4096u
 #define USER_VERIFIES    4u /* no option: nobody needs more */
+#define USER_PLANS       4u /* the same: each has a worker read a header */
 #define USER_BYTES       UINT64_MAX
 
 enum user_limit {
@@ -29,6 +30,7 @@ enum user_limit {
     LIMIT_LOADS,
     LIMIT_LEASES,
     LIMIT_VERIFIES,
+    LIMIT_PLANS,
     LIMIT_BYTES,
 };
 

@@ -77,14 +77,17 @@ def daemon(start):
 
 
 @pytest.fixture(scope="session")
-def slow_read(model_folder):
-    """Environment in which reading a large file takes its time, whatever the machine."""
-    library = model_folder / "slow_read.so"
+def slow_read():
+    """Environment in which reading a large file takes its time, whatever the machine, and whoever the daemon runs as."""
+    folder = Path(tempfile.mkdtemp(prefix="rfl"))
+    os.chmod(folder, 0o755)
+    library = folder / "slow_read.so"
     source = ROOT / "tests" / "lib" / "slow_read.c"
     command = ["cc", "-shared", "-fPIC", "-D_GNU_SOURCE", "-o", library, source, "-ldl"]
     subprocess.run(command, check=True)
     asan = SANITIZERS["ASAN_OPTIONS"] + ":verify_asan_link_order=0"
-    return {"LD_PRELOAD": str(library), "SLOW_READ_MS": "5", "ASAN_OPTIONS": asan}
+    yield {"LD_PRELOAD": str(library), "SLOW_READ_MS": "5", "ASAN_OPTIONS": asan}
+    shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ PATIENCE = 3  # seconds that a client who asks for little waits at most, on any 
 CONNECTIONS_MAX = 1024
 USER_CONNECTIONS = 256
 USER_VERIFIES = 4
+USER_PLANS = 4
 
 
 def promptly(client, method, **parameters):
@@ -217,6 +218,36 @@ def test_flood_of_headers(daemon, folder, method):
             client.call(method, fds=files)
         assert error["reason"].startswith("file 2: with those of the files before it, the header takes more than")
         assert daemon.peak() < memory + 300 * MIB
+
+
+def test_limit_of_plans(start_for_all, gate, folder):
+    """They keep workers from loads, also those that nobody waits for any more."""
+    daemon = start_for_all("--workers", "8", env=gate.env)
+    path = folder / "large-header.gguf"
+    write_sparse_shard(path, 0, 1, 4 * MIB)
+    gate.close()
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open(path, "rb")).fileno()
+        clients = [stack.enter_context(client_of(daemon, USER)) for _ in range(USER_PLANS)]
+        for client in clients:
+            client.send("Plan", {"fds": [0]}, [file])
+        daemon.sync()
+        clients.pop(0).close()  # its worker reads on
+        with client_of(daemon, USER) as fifth, client_of(daemon, USER + 1) as other, daemon.client() as root:
+            wait_until(lambda: root.call("Status")["connections"] == USER_PLANS - 1 + 3)
+            for _ in range(20):
+                with wire_error("LimitExceeded") as error:
+                    fifth.call("Plan", fds=[file])
+                assert error == {"limit": "user-plans", "value": USER_PLANS}
+            promptly(fifth, "List")
+            with client_of(daemon, daemon.uid) as own:
+                for client in (other, own):
+                    client.send("Plan", {"fds": [0]}, [file])
+                daemon.sync()
+                gate.open()
+                for client in (*clients, other, own):
+                    assert client.reply()[0]["tensors"] == 0
+            assert wait_until(lambda: fifth.call("Plan", fds=[file]))["tensors"] == 0
 
 
 # --- Verifications ---
