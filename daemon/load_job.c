@@ -2,6 +2,7 @@
 
 #include "daemon/split.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -116,11 +117,9 @@ void load_job_reallocate(struct load_job *job)
 void load_job_publish(struct load_job *job)
 {
     if (job->opened) {
-        job->status = publication_make(job->planned, &job->published);
-        if (job->status < 0) {
-            device_fault_set(&job->fault, 0, "memfd_create", -job->status, strerror(-job->status));
+        job->status = publication_make(job->planned, &job->published, &job->fault);
+        if (job->status < 0)
             return;
-        }
     }
     job->status = job->device->ops->arena_export(job->filled, &job->export, &job->fault);
 }
@@ -160,6 +159,7 @@ const char *load_job_name(const struct load_job *job)
 
 void load_job_clear(struct load_job *job)
 {
+    assert(!job->arena);
     while (job->n_fds > 0)
         close(job->fds[--job->n_fds]);
     publication_clear(&job->published);

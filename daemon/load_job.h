@@ -86,5 +86,5 @@ void load_job_release(struct load_job *job);
 /* What `run` does, in a word: "parse", "allocate", ... Static. */
 const char *load_job_name(const struct load_job *job);
 
-/* Closes and frees what was not taken. */
+/* Closes and frees what was not taken. The arena was: freeing that blocks, so it is left to load_job_release(). */
 void load_job_clear(struct load_job *job);

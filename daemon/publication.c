@@ -28,34 +28,44 @@ static struct table_tensor table_tensor(const struct gguf_tensor *tensor, const 
     return entry;
 }
 
-static int sealed_memfd(const char *name, const void *data, size_t size, int *ret)
+/* For the caller to return. */
+static int call_failed(struct device_fault *fault, const char *call)
+{
+    const int error = errno;
+    return device_fault_set(fault, -error, call, error, strerror(error));
+}
+
+static int write_all(int fd, const uint8_t *data, size_t size, struct device_fault *ret_fault)
+{
+    while (size > 0) {
+        ssize_t n = write(fd, data, size);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return call_failed(ret_fault, "write");
+        data += n;
+        size -= (size_t)n;
+    }
+    return 0;
+}
+
+static int sealed_memfd(const char *name, const void *data, size_t size, int *ret, struct device_fault *ret_fault)
 {
     int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd < 0)
-        return -errno;
-    const uint8_t *at = data;
-    while (size > 0) {
-        ssize_t n = write(fd, at, size);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0) {
-            int error = errno;
-            close(fd);
-            return -error;
-        }
-        at += n;
-        size -= (size_t)n;
-    }
-    if (fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0) {
-        int error = errno;
+        return call_failed(ret_fault, "memfd_create");
+    int r = write_all(fd, data, size, ret_fault);
+    if (r == 0 && fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
+        r = call_failed(ret_fault, "fcntl");
+    if (r < 0) {
         close(fd);
-        return -error;
+        return r;
     }
     *ret = fd;
     return 0;
 }
 
-static int make_table(const struct plan *plan, struct publication *publication)
+static int make_table(const struct plan *plan, struct publication *publication, struct device_fault *ret_fault)
 {
     size_t n = plan->model->n_tensors;
     struct table_tensor *tensors = calloc(n ? n : 1, sizeof(*tensors));
@@ -68,8 +78,8 @@ static int make_table(const struct plan *plan, struct publication *publication)
     int r = table_build(tensors, n, plan->arena_bytes, &table, &size);
     free(tensors);
     if (r < 0)
-        return r;
-    r = sealed_memfd("rocmforge-table", table, size, &publication->table_fd);
+        return device_fault_set(ret_fault, r, "table_build", -r, strerror(-r));
+    r = sealed_memfd("rocmforge-table", table, size, &publication->table_fd, ret_fault);
     free(table);
     publication->bytes += size;
     return r;
@@ -186,10 +196,10 @@ static int make_metadata(const struct plan *plan, struct publication *publicatio
     return r != -ENOMEM && publication->metadata ? 0 : -ENOMEM;
 }
 
-int publication_make(const struct plan *plan, struct publication *ret)
+int publication_make(const struct plan *plan, struct publication *ret, struct device_fault *ret_fault)
 {
     struct publication publication = PUBLICATION_NONE;
-    int r = make_table(plan, &publication);
+    int r = make_table(plan, &publication, ret_fault);
     if (r == 0)
         r = make_tensors(plan, &publication);
     if (r == 0)

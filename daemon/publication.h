@@ -20,9 +20,10 @@ struct publication {
 
 #define PUBLICATION_NONE ((struct publication){.table_fd = -1})
 
-/* worker. Makes all of it, which the caller gives back with publication_clear(). -ENOMEM, or the errno of
- * memfd_create(). */
-int publication_make(const struct plan *plan, struct publication *ret);
+/* worker. Makes all of it, which the caller gives back with publication_clear(). -ENOMEM; or, with the fault,
+ * -EOVERFLOW for a table that is larger than any memory, or the errno of the call that made, filled or sealed its file.
+ */
+int publication_make(const struct plan *plan, struct publication *ret, struct device_fault *ret_fault);
 
 /* Any thread. One that was cleared, or not made, is fine. */
 void publication_clear(struct publication *publication);

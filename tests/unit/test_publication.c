@@ -5,11 +5,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -46,7 +48,8 @@ static void as_it_is_laid_out(void **state)
     struct gguf model = {.n_tensors = 2, .tensors = tensors};
     const struct plan plan = {.model = &model, .placements = placements, .arena_bytes = 1024};
     struct publication publication;
-    assert_int_equal(publication_make(&plan, &publication), 0);
+    struct device_fault fault;
+    assert_int_equal(publication_make(&plan, &publication, &fault), 0);
     assert_string_equal(
         publication.tensors,
         "[{\"name\":\"a \\\"quoted\\\" name\",\"type\":\"q4_0\",\"form\":\"f16\",\"shape\":[3,64],"
@@ -72,7 +75,8 @@ static void metadata(void **state)
     struct gguf model = {.n_kv = 2, .kv = kv};
     const struct plan plan = {.model = &model, .arena_bytes = 256};
     struct publication publication;
-    assert_int_equal(publication_make(&plan, &publication), 0);
+    struct device_fault fault;
+    assert_int_equal(publication_make(&plan, &publication, &fault), 0);
     cJSON *array = cJSON_Parse(publication.metadata);
     assert_int_equal(cJSON_GetArraySize(array), 2);
     const cJSON *first = cJSON_GetArrayItem(array, 0), *second = cJSON_GetArrayItem(array, 1);
@@ -99,7 +103,8 @@ static void a_bound_on_metadata(void **state)
     struct gguf model = {.n_kv = N, .kv = kv};
     const struct plan plan = {.model = &model, .arena_bytes = 256};
     struct publication publication;
-    assert_int_equal(publication_make(&plan, &publication), 0);
+    struct device_fault fault;
+    assert_int_equal(publication_make(&plan, &publication, &fault), 0);
     const size_t size = strlen(publication.metadata);
     assert_in_range(size, PUBLICATION_METADATA_MAX - (64u << 10), PUBLICATION_METADATA_MAX);
     cJSON *array = cJSON_Parse(publication.metadata);
@@ -109,12 +114,39 @@ static void a_bound_on_metadata(void **state)
     free((void *)(uintptr_t)kv[0].data);
 }
 
+/* publication_make() under this limit fails with this error, of this call. */
+static void limited(const struct plan *plan, int what, int error, const char *call)
+{
+    struct publication publication = {.table_fd = -77};
+    struct device_fault fault = {0};
+    struct rlimit before;
+    assert_int_equal(getrlimit(what, &before), 0);
+    assert_int_equal(setrlimit(what, &(struct rlimit){0, before.rlim_max}), 0);
+    int r = publication_make(plan, &publication, &fault);
+    assert_int_equal(setrlimit(what, &before), 0);
+    assert_int_equal(r, -error);
+    assert_int_equal(fault.code, error);
+    assert_string_equal(fault.call, call);
+    assert_int_equal(publication.table_fd, -77);
+}
+
+static void the_call_that_failed(void **state)
+{
+    (void)state;
+    struct gguf model = {0};
+    const struct plan plan = {.model = &model, .arena_bytes = 256};
+    signal(SIGXFSZ, SIG_IGN);
+    limited(&plan, RLIMIT_NOFILE, EMFILE, "memfd_create");
+    limited(&plan, RLIMIT_FSIZE, EFBIG, "write");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(as_it_is_laid_out),
         cmocka_unit_test(metadata),
         cmocka_unit_test(a_bound_on_metadata),
+        cmocka_unit_test(the_call_that_failed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
