@@ -143,6 +143,10 @@ static void load_reserve(struct load *load)
             load->blocked = true; /* memory is on its way back */
             return;
         }
+        if (r == -ENOMEM) {
+            load_fail_memory(load);
+            return;
+        }
         if (r < 0) {
             failure_set(&load->failure, WIRE_OutOfDeviceMemory,
                         describe_out_of_memory(load_device(load), model->plan->arena_bytes, shortage.available,
@@ -168,7 +172,10 @@ static bool load_charge(struct load *load, uint64_t bytes)
 {
     uint64_t available = 0, limit;
     struct server *server = load->server;
-    if (residency_charge(server, load->model, bytes, &available) < 0)
+    int r = residency_charge(server, load->model, bytes, &available);
+    if (r == -ENOMEM)
+        load_fail_memory(load);
+    else if (r < 0)
         failure_set(&load->failure, WIRE_LimitExceeded, describe_limit("host-memory", available));
     else if (!user_may(server, load->request.uid, LIMIT_BYTES, 0, &limit))
         failure_set(&load->failure, WIRE_LimitExceeded, describe_limit(user_limit_name(LIMIT_BYTES), limit));
@@ -210,7 +217,9 @@ static void load_allocated(struct load *load)
     load->model->arena = job->arena;
     job->arena = NULL;
     load->phases.allocate_ns = job->elapsed_ns;
-    if (job->status == -ENOMEM)
+    if (job->status < 0 && job->of_host)
+        load_fail_memory(load);
+    else if (job->status == -ENOMEM)
         failure_set(&load->failure, WIRE_OutOfDeviceMemory,
                     describe_out_of_memory(load_device(load), load->model->plan->arena_bytes, job->memory_free,
                                            residency_evictable(load->server, load_device(load))));
@@ -237,7 +246,7 @@ static void load_published(struct load *load)
     struct model *model = load->model;
     struct load_job *job = &load->job;
     load->published = true;
-    if (job->status == -ENOMEM && !load->restores) {
+    if (job->status < 0 && job->of_host) {
         load_fail_memory(load);
         return;
     }

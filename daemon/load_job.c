@@ -93,10 +93,9 @@ void load_job_allocate(struct load_job *job)
     struct extent *gaps;
     size_t n_gaps;
     job->status = plan_gaps(job->planned, &gaps, &n_gaps);
-    if (job->status < 0) {
-        device_fault_set(&job->fault, 0, "malloc", ENOMEM, strerror(ENOMEM));
+    job->of_host = job->status == -ENOMEM;
+    if (job->status < 0)
         return;
-    }
     take_arena(job, gaps, n_gaps);
     free(gaps);
     job->elapsed_ns = uv_hrtime() - begin;
@@ -106,10 +105,9 @@ void load_job_reallocate(struct load_job *job)
 {
     uint64_t begin = uv_hrtime();
     job->status = plan_linear(job->planned->arena_bytes, job->device->slot_bytes, &job->plan);
-    if (job->status < 0) {
-        device_fault_set(&job->fault, 0, "malloc", ENOMEM, strerror(ENOMEM));
+    job->of_host = job->status == -ENOMEM;
+    if (job->status < 0)
         return;
-    }
     take_arena(job, NULL, 0);
     job->elapsed_ns = uv_hrtime() - begin;
 }
@@ -118,6 +116,7 @@ void load_job_publish(struct load_job *job)
 {
     if (job->opened) {
         job->status = publication_make(job->planned, &job->published, &job->fault);
+        job->of_host = job->status == -ENOMEM;
         if (job->status < 0)
             return;
     }

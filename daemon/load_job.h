@@ -35,6 +35,7 @@ struct load_job {
     struct device_fault fault;
     struct gguf_fault gguf_fault;
     bool of_file;  /* it was the file that failed load_job_seal(), not the device */
+    bool of_host;  /* with -ENOMEM: of memory for the job itself, not of the device's */
     size_t tensor; /* with -ENOTSUP */
     size_t file;   /* with -EBADMSG: which of a split model's */
     struct source *source;
@@ -61,14 +62,14 @@ void load_job_lay_out(struct load_job *job);
  * than any device's budget, and will never be filled, is not. Sets `free`. */
 void load_job_open(struct load_job *job);
 
-/* planned, device → arena. -ENOMEM sets memory_free. */
+/* planned, device → arena. -ENOMEM sets of_host, or memory_free. */
 void load_job_allocate(struct load_job *job);
 
-/* planned, device → arena, and in `plan` a plan of its bytes as they lie. */
+/* planned, device → arena, and in `plan` a plan of its bytes as they lie. -ENOMEM as of load_job_allocate(). */
 void load_job_reallocate(struct load_job *job);
 
-/* planned, filled → published, export. opened NULL: the export alone. Errors: those of publication_make() and of the
- * device. */
+/* planned, filled → published, export. opened NULL: the export alone. Errors: those of publication_make(), of which
+ * -ENOMEM sets of_host, and of the device. */
 void load_job_publish(struct load_job *job);
 
 /* opened, filled → nothing. -ESTALE if the file changed meanwhile; opened NULL: there is none. */

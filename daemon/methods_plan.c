@@ -67,6 +67,7 @@ static void planning_work(uv_work_t *work)
         (void)load_job_ask(job);
 }
 
+/* NULL if memory is short. */
 static cJSON *describe_plan(struct planning *planning, const struct model *there)
 {
     struct server *server = planning->server;
@@ -77,6 +78,8 @@ static cJSON *describe_plan(struct planning *planning, const struct model *there
     size_t n = 0;
     struct residency_shortage shortage = {.available = device_available(device)};
     int r = there ? 0 : residency_choose(server, device, plan->arena_bytes, &victims, &n, &shortage);
+    if (r == -ENOMEM)
+        return NULL;
     cJSON *reply = cJSON_CreateObject();
     cJSON_AddStringToObject(reply, "device", device->id);
     cJSON_AddStringToObject(reply, "form", plan_form_name(planning->form));
@@ -130,7 +133,11 @@ static void planning_worked(uv_work_t *work, int status)
             planning->cached = there && there->state == MODEL_CACHED;
             if (there && (there->state > MODEL_RESIDENT || (there->load && load_ends(there->load))))
                 there = NULL; /* to be brought back, or on its way out */
-            call_reply(call, describe_plan(planning, there), NULL, 0);
+            cJSON *reply = describe_plan(planning, there);
+            if (reply)
+                call_reply(call, reply, NULL, 0);
+            else
+                call_fail(call, WIRE_LimitExceeded, describe_limit("memory", 0));
         }
     }
     planning_free(planning);

@@ -135,8 +135,8 @@ static void verify_chunk(struct verify_job *job)
  * memory that does not agree with it. */
 static void verify_check(struct verify_job *job)
 {
-    job->of_file = true;
     job->status = source_check(job->verify->model->source, &job->fault);
+    job->of_file = job->status < 0;
 }
 
 /* And the first: it is cut for the buffers that we have. */
@@ -184,6 +184,18 @@ static void verify_tell(struct verify *verify, size_t piece_index, uint64_t byte
     cJSON_AddItemToArray(verify->mismatches, mismatch);
 }
 
+/* What the job failed with is what the verification does. */
+static void verify_fail(const struct verify_job *job)
+{
+    struct verify *verify = job->verify;
+    if (job->of_file)
+        failure_set_file(&verify->failure, job->status, &job->fault, verify->model->source->path);
+    else if (!job->chunk && job->status == -ENOMEM) /* for the plan: the daemon's own memory */
+        failure_set(&verify->failure, WIRE_LimitExceeded, describe_limit("memory", 0));
+    else
+        failure_set_device(&verify->failure, job->status, &job->fault);
+}
+
 static void verify_worked(uv_work_t *work, int status)
 {
     (void)status;
@@ -192,10 +204,8 @@ static void verify_worked(uv_work_t *work, int status)
     struct server *server = verify->server;
     verify->n_under_way--;
     server->n_verify_jobs--;
-    if (job->status < 0 && job->of_file)
-        failure_set_file(&verify->failure, job->status, &job->fault, verify->model->source->path);
-    else if (job->status < 0)
-        failure_set_device(&verify->failure, job->status, &job->fault);
+    if (job->status < 0)
+        verify_fail(job);
     else if (job->chunk)
         verify->done_bytes += job->chunk->model_bytes;
     else if (verify->planned)
