@@ -50,10 +50,10 @@ struct import_module {
     int (*open)(const struct import_source *source, struct import_mapping **ret, struct import_fault *ret_fault);
 
     /* Unmaps it, once work of the device that reads it has ended; NULL is fine. Where the device's runtime does not let
-     * that be waited for, since the program is capturing a graph, it stays mapped until another mapping of the device is
-     * closed or the same memory is opened, or the process ends; and the capture is broken by that. In a process that was
-     * forked from the one that opened it, where the device's runtime is not to be asked any more, it only frees, and
-     * the others are -ENOTSUP. */
+     * that be waited for, since the program is capturing a graph, it stays mapped until another mapping of the device
+     * is closed or the same memory is opened, or the process ends; and the capture is broken by that. In a process that
+     * was forked from the one that opened it, where the device's runtime is not to be asked any more, it only frees,
+     * and the others are -ENOTSUP. */
     void (*close)(struct import_mapping *mapping);
 
     /* Copies bytes, all of them inside the memory, to the host. */
