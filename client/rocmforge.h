@@ -161,8 +161,9 @@ typedef struct rf_tensor {
 
 /* Attaches to a resident model: maps its memory in place, read-only where that can be. Nothing is copied or read. Until
  * it is detached, or the connection closes, the daemon does not free it. A model that is being loaded is waited for.
- * -ENOENT: no such model; -EBUSY: it is on its way out; -ENOTSUP: this machine has no module for its device; -ENODEV:
- * this process does not see that device. The caller ends it with rf_detach(), or with rf_close(). */
+ * -ENOENT: no such model; -EBUSY: it is on its way out, or what is left mapped of it, see rf_detach(), still cannot be
+ * unmapped; -ENOTSUP: this machine has no module for its device; -ENODEV: this process does not see that device. The
+ * caller ends it with rf_detach(), or with rf_close(). */
 int rf_attach(rf_client *client, const char *name, rf_model **ret);
 
 /* How to wait; set `size` to sizeof(rf_attach_options), and what is not said to 0. */
@@ -178,7 +179,11 @@ int rf_attach_with(rf_client *client, const char *name, const rf_attach_options 
 
 /* Unmaps the memory, gives the lease back and frees the model, whatever it returns: -ECONNRESET if the connection is
  * gone, and the lease with it. Pointers into the memory are void from now on. NULL is fine. But from within a callback
- * it does nothing and returns -EDEADLK. */
+ * it does nothing and returns -EDEADLK.
+ *
+ * On a GPU this waits for all work of the device. If a stream of it is being captured into a graph, that breaks the
+ * capture, and the memory stays mapped until another model there is detached, this one is attached again, or the
+ * process ends: detach before a capture or after it. */
 int rf_detach(rf_model *model);
 
 const char *rf_model_name(const rf_model *model);

@@ -98,21 +98,15 @@ class Report:
               flush=True)
 
 
-def make_model(path, *options):
-    """Under its name there is a whole file or none, however this ends."""
-    part = path.with_name(path.name + ".part")
-    subprocess.run([sys.executable, ROOT / "tests" / "lib" / "make_model.py", part, *options], check=True,
-                   stdout=subprocess.DEVNULL)
-    os.replace(part, path)
-
-
 def make_models(folder, quick):
     folder.mkdir(parents=True, exist_ok=True)
     models = {}
     for type_ in ("q4_0", "f16"):
         path = folder / f"7b-{type_}{'-quick' if quick else ''}.gguf"
         if not path.exists():
-            make_model(path, "--shape-preset", "7b", "--layers", "2" if quick else "32", "--types", type_)
+            subprocess.run([sys.executable, ROOT / "tests" / "lib" / "make_model.py", path, "--shape-preset", "7b",
+                            "--layers", "2" if quick else "32", "--types", type_], check=True,
+                           stdout=subprocess.DEVNULL)
         with open(path, "rb") as file:
             while file.read(1 << 24):
                 pass

@@ -10,6 +10,7 @@ The same arguments give the same bytes.
 """
 import argparse
 import itertools
+import os
 import random
 import re
 import struct
@@ -200,13 +201,16 @@ def write_header(out, tensors, n_kv, kv):
 
 
 def write_model(path, tensors, meta, seed):
+    """Under that name there is a whole file or none, however this ends."""
     rng = random.Random(seed)
     patterns = {type_: pattern(type_, rng) for type_ in dict.fromkeys(t.type for t in tensors)}
-    with open(path, "wb") as out:
+    part = f"{path}.part"
+    with open(part, "wb") as out:
         write_header(out, tensors, *meta)
         for tensor in tensors:
             write_blocks(out, tensor.size, tensor.type, patterns[tensor.type], rng)
             out.write(bytes(-tensor.size % ALIGNMENT))
+    os.replace(part, path)
 
 
 def main():
