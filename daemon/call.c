@@ -228,17 +228,12 @@ void call_set_deadline(struct call *call, double seconds)
     uv_timer_start(timer, deadline_passed, timeout, 0);
 }
 
-int call_take_fd(struct call *call, int64_t index)
-{
-    return frame_message_take_fd(&call->conn->frame, index);
-}
-
 bool call_take_fds(struct call *call, const cJSON *indexes, int *fds, size_t *ret_n)
 {
     size_t n = 0;
     const cJSON *index;
     cJSON_ArrayForEach (index, indexes) {
-        int fd = n < FRAME_FDS_MAX ? call_take_fd(call, (int64_t)index->valuedouble) : -EBADF;
+        int fd = n < FRAME_FDS_MAX ? frame_message_take_fd(&call->conn->frame, (int64_t)index->valuedouble) : -EBADF;
         if (fd < 0) {
             while (n > 0)
                 close(fds[--n]);

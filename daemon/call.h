@@ -55,9 +55,6 @@ void call_fail_parameter(struct call *call, const char *parameter);
 /* Ends the call with DeadlineExceeded if it is not answered within `seconds` from now; 0 or less: no deadline. */
 void call_set_deadline(struct call *call, double seconds);
 
-/* Gives the descriptor at `index` beside the message to the caller, who closes it; or -EBADF. */
-int call_take_fd(struct call *call, int64_t index);
-
 /* Gives the descriptors at the indexes in `indexes`, an array of integers, to the caller, who closes them; `fds` has
  * room for FRAME_FDS_MAX. Returns true; or false after the call was failed, and then has taken none. */
 bool call_take_fds(struct call *call, const cJSON *indexes, int *fds, size_t *ret_n);

@@ -70,7 +70,7 @@ cJSON *describe_device(const struct device *device)
     return object;
 }
 
-cJSON *describe_lease(const struct lease *lease)
+static cJSON *describe_lease(const struct lease *lease)
 {
     cJSON *object = cJSON_CreateObject();
     add_integer(object, "lease", lease->id);

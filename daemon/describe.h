@@ -11,7 +11,6 @@
 
 cJSON *describe_model(const struct model *model);
 cJSON *describe_device(const struct device *device);
-cJSON *describe_lease(const struct lease *lease);
 cJSON *describe_leases(const struct model *model);
 
 /* Replies of Load: when it is over (phases may be NULL), and before. */

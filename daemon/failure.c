@@ -42,7 +42,7 @@ void failure_set_device(struct failure *failure, int error, const struct device_
     failure_set(failure, WIRE_DeviceError, fault_parameters(error, fault));
 }
 
-void failure_set_invalid(struct failure *failure, const char *reason, uint64_t offset)
+static void set_invalid(struct failure *failure, const char *reason, uint64_t offset)
 {
     cJSON *parameters = cJSON_CreateObject();
     describe_text(parameters, "reason", reason);
@@ -59,7 +59,7 @@ static void set_invalid_file(struct failure *failure, const struct load_job *job
         snprintf(reason, sizeof(reason), "file %zu: %s", job->file + 1, fault->reason);
     else
         snprintf(reason, sizeof(reason), "%s", fault->reason);
-    failure_set_invalid(failure, reason, fault->offset);
+    set_invalid(failure, reason, fault->offset);
 }
 
 void failure_set_opening(struct failure *failure, const struct load_job *job)
@@ -75,7 +75,7 @@ void failure_set_opening(struct failure *failure, const struct load_job *job)
     else if (job->status == -ENOTSUP)
         failure_set(failure, WIRE_UnsupportedType, describe_unsupported(&job->header->tensors[job->tensor]));
     else if (job->status == -EOVERFLOW)
-        failure_set_invalid(failure, "the tensors together are larger than any memory", 0);
+        set_invalid(failure, "the tensors together are larger than any memory", 0);
     else if (job->status == -ENOMEM)
         failure_set(failure, WIRE_LimitExceeded, describe_limit("memory", 0));
     else

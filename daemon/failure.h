@@ -21,8 +21,6 @@ void failure_set_file(struct failure *failure, int error, const struct device_fa
 /* For an errno of the device: OutOfDeviceMemory is not made here, for it needs the ledger. */
 void failure_set_device(struct failure *failure, int error, const struct device_fault *fault);
 
-void failure_set_invalid(struct failure *failure, const char *reason, uint64_t offset);
-
 /* For what load_job_identify(), load_job_lay_out() or load_job_open() came to. */
 void failure_set_opening(struct failure *failure, const struct load_job *job);
 

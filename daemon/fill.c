@@ -169,15 +169,13 @@ void fill_queue(uv_loop_t *loop, struct fill *fill)
         struct fill_part *part = &fill->parts[i];
         part->fill = fill;
         part->part = parts[i];
-        part->work.data = part;
-        int r = uv_queue_work(loop, &part->work, part_work, part_worked);
-        assert(r == 0); /* it only refuses a job without a function */
-        (void)r;
+        worker_queue(loop, &part->work, part, part_work, part_worked);
     }
 }
 
 static void held_work(uv_work_t *work)
 {
+    worker_step_back();
     fill_hand_over(work->data);
 }
 
@@ -193,8 +191,5 @@ void fill_continue(uv_loop_t *loop, struct fill *fill, struct arena *arena)
     fill->held = false;
     fill->arena = fill->transfer.arena = arena;
     fill->under_way = 2;
-    fill->work.data = fill;
-    int r = uv_queue_work(loop, &fill->work, held_work, held_worked);
-    assert(r == 0); /* it only refuses a job without a function */
-    (void)r;
+    worker_queue(loop, &fill->work, fill, held_work, held_worked);
 }

@@ -4,6 +4,7 @@
 #include "daemon/residency.h"
 #include "daemon/server.h"
 #include "daemon/users.h"
+#include "daemon/worker.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -67,7 +68,7 @@ void load_fail_device(struct load *load, int error, const struct device_fault *f
 {
     failure_set_device(&load->failure, error, fault);
     if (error == -ENODEV)
-        server_device_failed(load->server, load_device(load));
+        server_device_failed(load->server, load->device);
 }
 
 static void load_finish(struct load *load)
@@ -84,7 +85,9 @@ static void load_finish(struct load *load)
 
 static void load_job_work(uv_work_t *work)
 {
-    struct load_job *job = work->data;
+    struct load *load = work->data;
+    struct load_job *job = &load->job;
+    worker_step_back();
     job->begin_ns = uv_hrtime();
     job->run(job);
     job->end_ns = uv_hrtime();
@@ -93,7 +96,7 @@ static void load_job_work(uv_work_t *work)
 static void load_job_done(uv_work_t *work, int status)
 {
     (void)status;
-    struct load *load = (struct load *)((char *)work->data - offsetof(struct load, job));
+    struct load *load = work->data;
     load->in_job = false;
     trace_add(load->trace, TRACE_LOAD, 0, load_job_name(&load->job), load->job.begin_ns, load->job.end_ns);
     load_step(load);
@@ -104,11 +107,8 @@ void load_queue(struct load *load, void (*run)(struct load_job *job))
     assert(!load->in_job);
     load->job.run = run;
     load->job.status = 0;
-    load->job.work.data = &load->job;
     load->in_job = true;
-    int r = uv_queue_work(load->server->loop, &load->job.work, load_job_work, load_job_done);
-    assert(r == 0); /* it only refuses a job without a function */
-    (void)r;
+    worker_queue(load->server->loop, &load->job.work, load, load_job_work, load_job_done);
 }
 
 /* --- the states --- */
@@ -127,8 +127,8 @@ static void load_reserve(struct load *load)
     uint64_t limit;
     if (!load->reserved && !load->restores)
         load_place(load);
-    if (load_device(load)->failed) {
-        failure_set(&load->failure, WIRE_DeviceError, describe_device_lost(load_device(load), "load"));
+    if (load->device->failed) {
+        failure_set(&load->failure, WIRE_DeviceError, describe_device_lost(load->device, "load"));
         return;
     }
     if (!load->reserved && !load->restores &&
@@ -148,9 +148,9 @@ static void load_reserve(struct load *load)
             return;
         }
         if (r < 0) {
-            failure_set(&load->failure, WIRE_OutOfDeviceMemory,
-                        describe_out_of_memory(load_device(load), model->plan->arena_bytes, shortage.available,
-                                               shortage.evictable));
+            failure_set(
+                &load->failure, WIRE_OutOfDeviceMemory,
+                describe_out_of_memory(load->device, model->plan->arena_bytes, shortage.available, shortage.evictable));
             return;
         }
         load->reserved = true;
@@ -221,8 +221,8 @@ static void load_allocated(struct load *load)
         load_fail_memory(load);
     else if (job->status == -ENOMEM)
         failure_set(&load->failure, WIRE_OutOfDeviceMemory,
-                    describe_out_of_memory(load_device(load), load->model->plan->arena_bytes, job->memory_free,
-                                           residency_evictable(load->server, load_device(load))));
+                    describe_out_of_memory(load->device, load->model->plan->arena_bytes, job->memory_free,
+                                           residency_evictable(load->server, load->device)));
     else if (job->status < 0)
         load_fail_device(load, job->status, &job->fault);
     else if (load->restores && load_fill_begin(load, job->plan) < 0)
@@ -266,8 +266,8 @@ static void load_sealed(struct load *load)
 {
     struct model *model = load->model;
     struct load_job *job = &load->job;
-    if (load_device(load)->failed) { /* after the last that this load asked of it */
-        failure_set(&load->failure, WIRE_DeviceError, describe_device_lost(load_device(load), "load"));
+    if (load->device->failed) { /* after the last that this load asked of it */
+        failure_set(&load->failure, WIRE_DeviceError, describe_device_lost(load->device, "load"));
         return;
     }
     if (job->status < 0 && job->of_file)

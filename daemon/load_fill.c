@@ -40,9 +40,8 @@ static void load_account(struct load *load, const struct fill *fill)
         failure_set_file(&load->failure, fill->status, &fill->fault, load->model->source->path);
     else if (fill->status == -ENOMEM)
         failure_set(&load->failure, WIRE_OutOfDeviceMemory,
-                    describe_out_of_memory(load_device(load), load->model->plan->arena_bytes,
-                                           device_available(load_device(load)),
-                                           residency_evictable(load->server, load_device(load))));
+                    describe_out_of_memory(load->device, load->model->plan->arena_bytes, device_available(load->device),
+                                           residency_evictable(load->server, load->device)));
     else
         load_fail_device(load, fill->status, &fill->fault);
 }
@@ -68,7 +67,7 @@ static void load_filled(struct fill *fill)
 /* Fills that wait for memory may have all slots but one, which is for loads that have theirs. */
 static bool load_may_use(const struct load *load)
 {
-    const size_t n_slots = staging_slots(load_device(load)->staging);
+    const size_t n_slots = staging_slots(load->device->staging);
     return !load_ends(load) && load->next_chunk < load->plan->n_chunks &&
            (load->model->arena || load->n_fills + 1 < n_slots);
 }
@@ -99,30 +98,30 @@ static uint64_t load_use(struct consumer *consumer, struct slot *slot)
 
 int load_fill_begin(struct load *load, const struct plan *plan)
 {
-    load->fills = calloc(staging_slots(load_device(load)->staging), sizeof(*load->fills));
+    load->fills = calloc(staging_slots(load->device->staging), sizeof(*load->fills));
     if (!load->fills)
         return -ENOMEM;
     load->plan = plan;
     load->filling = uv_hrtime();
     load->consumer.use = load_use;
-    scheduler_add(server_scheduler(load->server, load_device(load)), &load->consumer);
+    scheduler_add(server_scheduler(load->server, load->device), &load->consumer);
     return 0;
 }
 
 void load_fill_continue(struct load *load)
 {
-    for (size_t i = 0; i < staging_slots(load_device(load)->staging); i++)
+    for (size_t i = 0; i < staging_slots(load->device->staging); i++)
         if (load->fills[i].held)
             fill_continue(load->server->loop, &load->fills[i], load->model->arena);
     if (!load->consumer.scheduled)
-        scheduler_add(server_scheduler(load->server, load_device(load)), &load->consumer);
+        scheduler_add(server_scheduler(load->server, load->device), &load->consumer);
 }
 
 void load_fill_end(struct load *load)
 {
-    struct scheduler *scheduler = server_scheduler(load->server, load_device(load));
+    struct scheduler *scheduler = server_scheduler(load->server, load->device);
     scheduler_remove(scheduler, &load->consumer);
-    for (size_t i = 0; load->fills && i < staging_slots(load_device(load)->staging); i++) {
+    for (size_t i = 0; load->fills && i < staging_slots(load->device->staging); i++) {
         struct fill *fill = &load->fills[i];
         if (!fill->held)
             continue;

@@ -81,7 +81,7 @@ static struct model *load_new_model(struct load *load, const char *name)
         return NULL;
     strcpy(model->name, name);
     model->form = load->request.form;
-    model->device = load_device(load);
+    model->device = load->device;
     model->uid = load->request.uid;
     model->pinned = load->request.pin;
     model->ttl = load->request.ttl;

@@ -60,11 +60,6 @@ struct load {
     struct trace *trace; /* NULL: nobody wants it */
 };
 
-static inline struct device *load_device(const struct load *load)
-{
-    return load->device;
-}
-
 /* Moves a load on: called whenever something that it may wait for is over. May free it. */
 void load_step(struct load *load);
 

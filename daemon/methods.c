@@ -27,17 +27,6 @@ static const struct {
 
 #define N_METHODS (sizeof(methods) / sizeof(methods[0]))
 
-const char *const *methods_names(void)
-{
-    static const char *const names[] = {
-#define X(name, function) #name,
-        METHODS(X)
-#undef X
-            NULL,
-    };
-    return names;
-}
-
 static void get_info(struct call *call)
 {
     static const struct param none[] = {{0}};

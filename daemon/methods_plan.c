@@ -9,8 +9,8 @@
 #include "daemon/residency.h"
 #include "daemon/server.h"
 #include "daemon/users.h"
+#include "daemon/worker.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -58,6 +58,7 @@ static void planning_work(uv_work_t *work)
 {
     struct planning *planning = work->data;
     struct load_job *job = &planning->job;
+    worker_step_back();
     load_job_identify(job);
     if (job->status < 0)
         return;
@@ -165,7 +166,6 @@ static struct planning *planning_new(struct server *server, struct call *call, c
         .form = form,
         .published = PUBLICATION_NONE,
     };
-    planning->job.work.data = planning;
     LIST_INSERT_HEAD(&server->plannings, planning, link);
     server_job_begin(server);
     return planning;
@@ -225,7 +225,5 @@ void method_plan(struct server *server, struct call *call)
     }
     call->context = planning;
     call->abandoned = planning_abandoned;
-    int r = uv_queue_work(server->loop, &planning->job.work, planning_work, planning_worked);
-    assert(r == 0); /* it only refuses a job without a function */
-    (void)r;
+    worker_queue(server->loop, &planning->job.work, planning, planning_work, planning_worked);
 }

@@ -3,7 +3,8 @@
 #include <math.h>
 #include <string.h>
 
-bool params_integer(const cJSON *number, int64_t *ret)
+/* A JSON number as an integer. False if it is none below 2^53. */
+static bool integer(const cJSON *number, int64_t *ret)
 {
     if (!cJSON_IsNumber(number) || !(fabs(number->valuedouble) <= 9007199254740991.0) ||
         number->valuedouble != trunc(number->valuedouble))
@@ -19,7 +20,7 @@ static bool integers(const cJSON *array)
     const cJSON *element;
     int64_t unused;
     cJSON_ArrayForEach (element, array) {
-        if (!params_integer(element, &unused))
+        if (!integer(element, &unused))
             return false;
     }
     return true;
@@ -44,7 +45,7 @@ static bool param_store(const struct param *param, const cJSON *value, void *at)
         *(double *)at = value->valuedouble;
         return true;
     case PARAM_INT:
-        return params_integer(value, at);
+        return integer(value, at);
     case PARAM_INTS:
         if (!integers(value))
             return false;

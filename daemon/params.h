@@ -34,6 +34,3 @@ struct param {
 
 /* Returns true, or false after the call was failed with InvalidParameter. */
 bool params_read(struct call *call, const struct param *table, void *ret);
-
-/* A JSON number as an integer. False if it is none below 2^53. */
-bool params_integer(const cJSON *number, int64_t *ret);

@@ -4,9 +4,9 @@
 #include "daemon/log.h"
 #include "daemon/plan.h"
 #include "daemon/server.h"
+#include "daemon/worker.h"
 #include "proto/model_file.h"
 
-#include <assert.h>
 #include <dirent.h>
 #include <errno.h>
 #include <stdbool.h>
@@ -86,6 +86,7 @@ static int by_name(const struct dirent **a, const struct dirent **b)
 static void preload_scan(uv_work_t *work)
 {
     struct preload *preload = work->data;
+    worker_step_back();
     int n = scandir(preload->folder, &preload->entries, is_visible, by_name);
     preload->n_entries = n < 0 ? -errno : n;
 }
@@ -157,9 +158,6 @@ void preload_look(struct preload *preload)
     if (preload->looking)
         return;
     preload->looking = true;
-    preload->work.data = preload;
     server_job_begin(preload->server);
-    int r = uv_queue_work(preload->server->loop, &preload->work, preload_scan, preload_scanned);
-    assert(r == 0); /* it only refuses a job without a function */
-    (void)r;
+    worker_queue(preload->server->loop, &preload->work, preload, preload_scan, preload_scanned);
 }

@@ -250,16 +250,13 @@ static bool unload_begin(struct server *server, struct model *model, struct call
     if (!unload)
         return false;
     *unload = (struct unload){.server = server, .model = model, .call = call, .load = load, .save = save};
-    unload->work.data = unload;
     if (call) {
         call->context = unload;
         call->abandoned = unload_abandoned;
     }
     model_move(model, save ? MODEL_SAVING : MODEL_UNLOADING);
     server_job_begin(server);
-    int r = uv_queue_work(server->loop, &unload->work, unload_work, unload_worked);
-    assert(r == 0); /* it only refuses a job without a function */
-    (void)r;
+    worker_queue(server->loop, &unload->work, unload, unload_work, unload_worked);
     return true;
 }
 
@@ -293,6 +290,7 @@ struct drop {
 static void drop_work(uv_work_t *work)
 {
     struct drop *drop = work->data;
+    worker_step_back();
     munmap(drop->memory, drop->bytes);
 }
 
@@ -312,11 +310,8 @@ void residency_cache_drop(struct server *server, struct model *model)
     struct drop *drop = malloc(sizeof(*drop));
     if (drop) {
         *drop = (struct drop){.server = server, .memory = model->cache, .bytes = model->plan->arena_bytes};
-        drop->work.data = drop;
         server_job_begin(server);
-        int r = uv_queue_work(server->loop, &drop->work, drop_work, drop_worked);
-        assert(r == 0); /* it only refuses a job without a function */
-        (void)r;
+        worker_queue(server->loop, &drop->work, drop, drop_work, drop_worked);
     } else
         munmap(model->cache, model->plan->arena_bytes);
     model->cache = NULL;

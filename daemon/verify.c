@@ -8,7 +8,6 @@
 #include "daemon/server.h"
 #include "daemon/worker.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
@@ -235,12 +234,9 @@ static void verify_queue(struct verify *verify, struct verify_job *job, const st
     job->status = 0;
     job->n_differences = 0;
     job->of_file = false;
-    job->work.data = job;
     verify->n_under_way++;
     verify->server->n_verify_jobs++;
-    int r = uv_queue_work(verify->server->loop, &job->work, verify_work, verify_worked);
-    assert(r == 0); /* it only refuses a job without a function */
-    (void)r;
+    worker_queue(verify->server->loop, &job->work, job, verify_work, verify_worked);
 }
 
 /* All is compared, or something ended it. */

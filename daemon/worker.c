@@ -1,5 +1,6 @@
 #include "daemon/worker.h"
 
+#include <assert.h>
 #include <sched.h>
 #include <stdbool.h>
 #include <sys/resource.h>
@@ -7,6 +8,14 @@
 
 /* A worker's share of a processor that it has to divide with the loop: about a tenth (see sched(7)). */
 #define WORKER_NICE 10
+
+void worker_queue(uv_loop_t *loop, uv_work_t *work, void *data, uv_work_cb run, uv_after_work_cb done)
+{
+    work->data = data;
+    int r = uv_queue_work(loop, work, run, done);
+    assert(r == 0); /* it only refuses a job without a function */
+    (void)r;
+}
 
 unsigned worker_number(void)
 {

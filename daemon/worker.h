@@ -3,6 +3,11 @@
 #pragma once
 
 #include <stddef.h>
+#include <uv.h>
+
+/* Loop. Has a worker run the job, which has `data`; then done(), always, on the loop. Whoever waits for it keeps `work`
+ * and `data` until then: a job that is queued is never taken back. */
+void worker_queue(uv_loop_t *loop, uv_work_t *work, void *data, uv_work_cb run, uv_after_work_cb done);
 
 /* Any thread of the work queue, at the beginning of each long job. Cheap after the first time. */
 void worker_step_back(void);
