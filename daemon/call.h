@@ -7,6 +7,7 @@
 #pragma once
 
 #include "proto/errors.h"
+#include "proto/frame.h"
 
 #include <cjson/cJSON.h>
 #include <stdbool.h>

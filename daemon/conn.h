@@ -45,7 +45,7 @@ struct conns;
 /* Whether a user may have another connection. *ret_limit: how many. */
 typedef bool conn_admit_fn(void *context, uid_t uid, uint64_t *ret_limit);
 
-/* `context` is passed to both functions. */
+/* `context` is passed to both functions. -ENOMEM. */
 int conns_new(uv_loop_t *loop, call_fn *dispatch, conn_admit_fn *admit, void *context, struct conns **ret);
 
 /* Closes every connection; calls that wait are answered with ShuttingDown. `closed` is called once all are gone and

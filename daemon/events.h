@@ -8,6 +8,7 @@
 
 struct events;
 
+/* -ENOMEM. */
 int events_new(struct events **ret);
 
 /* Fails what is still watched with ShuttingDown. NULL is fine. */

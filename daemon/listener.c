@@ -166,7 +166,7 @@ static int make_folder(const char *path)
         return -ENOMEM;
     int r = mkdir(dirname(copy), 0755) < 0 && errno != EEXIST ? -errno : 0;
     free(copy);
-    return r == -ENOENT || r == -EACCES ? 0 : r; /* bind() will say it better */
+    return r == -ENOENT || r == -EACCES ? 0 : r; /* whoever opens what is to be in it says it better */
 }
 
 /* Takes the lock beside the socket, which says that the path is ours: two daemons that start at once must not both find

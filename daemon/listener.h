@@ -16,7 +16,7 @@ struct listener;
  * replaced; one that a living daemon owns is left alone, with -EADDRINUSE, and what is no socket with -ENOTSOCK. */
 int listener_new(uv_loop_t *loop, struct conns *conns, const char *path, struct listener **ret);
 
-/* Takes over a listening socket. */
+/* Takes over a listening socket, which is closed if that fails: with -ENOMEM, or as libuv cannot poll it. */
 int listener_new_fd(uv_loop_t *loop, struct conns *conns, int fd, struct listener **ret);
 
 /* Stops listening; unlinks the path if it is ours. Frees it once the loop lets go of it. NULL is fine. */

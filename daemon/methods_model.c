@@ -14,7 +14,8 @@
 #include <inttypes.h>
 #include <string.h>
 
-/* Reads the one parameter `name` and finds its model. NULL after the call was failed. */
+/* Reads the parameters that the table names, and finds the model of the one that *name is. NULL after the call was
+ * failed. */
 static struct model *find_model(struct server *server, struct call *call, const struct param *table, void *parameters,
                                 const char **name)
 {

@@ -26,7 +26,7 @@ struct consumer {
 
 struct scheduler;
 
-/* Shares the slots of `device`, whose staging exists. */
+/* Shares the slots of `device`, whose staging exists. -ENOMEM. */
 int scheduler_new(struct device *device, struct scheduler **ret);
 
 /* NULL is fine. No consumer is in the schedule. */

@@ -42,7 +42,7 @@ const struct tensor_type *tensor_type_find(uint32_t id);
 const char *form_name(enum form form);
 
 /* Parses a form's name. Returns 0 and sets *ret_form, or -EINVAL. "auto" is not a form: it is a choice, made for each
- * tensor by form_choose(). */
+ * tensor when its place is planned. */
 int form_parse(const char *name, enum form *ret_form);
 
 /* Bytes that one element takes in a form other than FORM_NATIVE: 4, 2 or 2. */

@@ -29,7 +29,7 @@ void frame_message_close_fds(struct frame_message *message);
 
 struct frame_reader;
 
-/* max_size: the longest message, without its NUL. -ENOMEM. */
+/* max_size: the longest message, without its NUL. -ENOMEM; -EINVAL if there can be no buffer for that. */
 int frame_reader_new(size_t max_size, struct frame_reader **ret);
 
 /* Closes the descriptors that were received and not taken. NULL is fine. */
@@ -38,8 +38,8 @@ void frame_reader_free(struct frame_reader *reader);
 /* One recvmsg() on `socket`. Returns 1 if bytes came, 0 at the end of the stream, -EAGAIN on a non-blocking socket that
  * has nothing, -ENOBUFS if the buffer is full (read again after frame_reader_next()), -EMSGSIZE if the message under
  * way is too long already, -E2BIG if it has more descriptors than FRAME_FDS_MAX, -EMFILE if descriptors were lost
- * because this process may have no more, else a negative errno of recvmsg(). After -EMSGSIZE, -E2BIG and -EMFILE the
- * stream cannot go on. */
+ * because this process may have no more, -ENOMEM, else a negative errno of recvmsg(). After -EMSGSIZE, -E2BIG and
+ * -EMFILE the stream cannot go on. */
 int frame_reader_fill(struct frame_reader *reader, int socket);
 
 /* Takes the next whole message from the buffer: returns 1 and sets *ret, or 0 if there is none yet, or -EMSGSIZE, or
