@@ -67,6 +67,7 @@ if wanted tests; then
     run_test test_device_hip
     run_test test_device_read
     run_test test_import_hip
+    run_test test_import_processes
 fi
 if wanted daemon; then
     step "The daemon and its clients"

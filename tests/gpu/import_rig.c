@@ -1,0 +1,337 @@
+#include "tests/gpu/import_rig.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* clang-format off */
+#include <cmocka.h> /* wants the standard headers before it */
+/* clang-format on */
+
+/* Whatever hangs is a failure. */
+#define SECONDS_MAX 120
+
+const struct import_module *module;
+struct model model;
+struct rig fake;
+
+static void *object; /* that the module was loaded from */
+
+static void model_build(void)
+{
+    const struct part parts[] = {
+        {tensor_type_find(12), FORM_F16, 40000},
+        {tensor_type_find(0), FORM_NATIVE, 100000},
+        {tensor_type_find(2), FORM_NATIVE, 100000},
+        {tensor_type_find(8), FORM_F32, 50000},
+    };
+    model_make(&model, parts, sizeof(parts) / sizeof(parts[0]), 0, 99);
+}
+
+/* --- the server --- */
+
+static int server_load(struct device *device, struct slots *slots, struct arena **arena, struct notice *notice,
+                       struct device_fault *fault)
+{
+    struct outcome outcome;
+    struct device_export export;
+    int r = device->ops->memory_free(device, &notice->free_before, fault);
+    if (r == 0)
+        r = arena_make(device, model.arena_bytes, arena, fault);
+    if (r < 0)
+        return r;
+    model_put(&model, slots, *arena, 1u << 20, true, &outcome);
+    if (outcome.status < 0)
+        return outcome.status;
+    r = device->ops->arena_export(*arena, &export, fault);
+    if (r == 0)
+        r = device->ops->arena_seal(*arena, fault);
+    if (r < 0)
+        return r;
+    notice->bytes = model.arena_bytes;
+    notice->handle_size = export.handle_size;
+    memcpy(notice->handle, export.handle, sizeof(notice->handle));
+    memcpy(notice->id, device->id, sizeof(notice->id));
+    memcpy(notice->uuid, device->uuid, sizeof(notice->uuid));
+    memcpy(notice->pci, device->pci, sizeof(notice->pci));
+    return 0;
+}
+
+/* argv: "server", the index of the device. On its standard input: 'f' frees the arena, 'l' loads again; the end of it
+ * ends the server. */
+static int server_main(const char *which)
+{
+    struct rig rig;
+    if (rig_load(&rig) < 0)
+        return 1;
+    const struct device_config config = {.workers = 2};
+    struct device **devices;
+    struct device_fault fault = {0};
+    struct notice notice = {0};
+    int n = rig.module->open(&config, &devices, &fault);
+    const unsigned index = (unsigned)atoi(which);
+    if (n <= (int)index) {
+        notice.status = n < 0 ? n : -ENODEV;
+        fprintf(stderr, "no device: %s: %s (%d)\n", fault.call, fault.text, fault.code);
+        return write(STDOUT_FILENO, &notice, sizeof(notice)) < 0;
+    }
+    struct device *device = devices[index];
+    struct slots slots;
+    struct arena *arena = NULL;
+    char command = 'l';
+    notice.devices = (unsigned)n;
+    if (slots_make(&slots, device, 3, &fault) < 0)
+        return 1;
+    do {
+        if (command == 'l')
+            notice.status = server_load(device, &slots, &arena, &notice, &fault);
+        if (command == 'f') {
+            device->ops->arena_free(arena);
+            arena = NULL;
+            notice.status = device->ops->memory_free(device, &notice.free_after, &fault);
+        }
+        if (notice.status < 0)
+            fprintf(stderr, "server: %s: %s (%d)\n", fault.call, fault.text, fault.code);
+        if (write(STDOUT_FILENO, &notice, sizeof(notice)) != sizeof(notice))
+            return 1;
+    } while (read(STDIN_FILENO, &command, 1) == 1);
+    device->ops->arena_free(arena);
+    slots_drop(&slots);
+    for (int i = 0; i < n; i++)
+        devices[i]->ops->close(devices[i]);
+    free(devices);
+    return 0;
+}
+
+/* --- other processes --- */
+
+static void process_start(struct process *ret, const char *role, const char *argument)
+{
+    int in[2], out[2];
+    assert_int_equal(pipe2(in, O_CLOEXEC), 0);
+    assert_int_equal(pipe2(out, O_CLOEXEC), 0);
+    ret->pid = fork();
+    assert_true(ret->pid >= 0);
+    if (ret->pid == 0) {
+        dup2(in[0], STDIN_FILENO);
+        dup2(out[1], STDOUT_FILENO);
+        execl("/proc/self/exe", program_invocation_name, role, argument, (char *)NULL);
+        _exit(127);
+    }
+    close(in[0]);
+    close(out[1]);
+    ret->in = in[1];
+    ret->out = out[0];
+}
+
+int process_end(struct process *process, int signal)
+{
+    int status = 0;
+    if (signal)
+        kill(process->pid, signal);
+    close(process->in);
+    close(process->out);
+    waitpid(process->pid, &status, 0);
+    return status;
+}
+
+static void notice_read(struct process *process, struct notice *ret)
+{
+    for (size_t done = 0; done < sizeof(*ret);) {
+        ssize_t n = read(process->out, (char *)ret + done, sizeof(*ret) - done);
+        if (n <= 0)
+            fail_msg("the server ended");
+        done += (size_t)n;
+    }
+}
+
+void server_start(struct process *ret, const char *index, struct notice *ret_notice)
+{
+    process_start(ret, "server", index);
+    notice_read(ret, ret_notice);
+    assert_int_equal(ret_notice->status, 0);
+}
+
+void server_do(struct process *server, char command, struct notice *ret)
+{
+    assert_int_equal(write(server->in, &command, 1), 1);
+    notice_read(server, ret);
+    assert_int_equal(ret->status, 0);
+}
+
+struct import_source source_of(const struct notice *notice)
+{
+    return (struct import_source){
+        .device = notice->id,
+        .uuid = notice->uuid,
+        .pci = notice->pci,
+        .fd = -1,
+        .handle = notice->handle,
+        .handle_size = notice->handle_size,
+        .bytes = notice->bytes,
+    };
+}
+
+struct import_mapping *open_fine(const struct import_source *source)
+{
+    struct import_mapping *mapping = NULL;
+    struct import_fault fault = {""};
+    if (module->open(source, &mapping, &fault) < 0)
+        fail_msg("%s", fault.text);
+    assert_non_null(mapping->data);
+    return mapping;
+}
+
+int compare(struct import_mapping *mapping)
+{
+    struct import_fault fault = {""};
+    uint8_t *got = calloc(1, model.arena_bytes);
+    int r = module->read(mapping, 0, got, model.arena_bytes, &fault);
+    if (r == 0 && !model_same(&model, got))
+        r = -EILSEQ;
+    /* Not from the start, and not to the end. */
+    uint8_t part[678];
+    if (r == 0)
+        r = module->read(mapping, 12345, part, sizeof(part), &fault);
+    if (r == 0 && memcmp(got + 12345, part, sizeof(part)) != 0)
+        r = -EILSEQ;
+    free(got);
+    if (r < 0)
+        fprintf(stderr, "%s %s\n", strerror(-r), fault.text);
+    return r;
+}
+
+/* Becomes this user for good, without any right of the old one. */
+static int user_become(uid_t uid)
+{
+    return setgroups(0, NULL) < 0 || setresgid(uid, uid, uid) < 0 || setresuid(uid, uid, uid) < 0 ? -errno : 0;
+}
+
+/* argv: "client", and the user that it becomes before it asks the runtime anything; "": it stays who it is. Its input:
+ * a notice. Opens, compares, says what came of it, and stays until its input ends. */
+static int client_main(const char *user)
+{
+    struct notice notice;
+    struct import_mapping *mapping = NULL;
+    struct answer answer = {0};
+    if (*user && user_become((uid_t)atoi(user)) < 0)
+        return 1;
+    if (read(STDIN_FILENO, &notice, sizeof(notice)) != sizeof(notice))
+        return 1;
+    const struct import_source source = source_of(&notice);
+    answer.fine = module->open(&source, &mapping, &answer.fault) == 0 && compare(mapping) == 0;
+    char end;
+    if (write(STDOUT_FILENO, &answer, sizeof(answer)) != sizeof(answer) || read(STDIN_FILENO, &end, 1) != 0)
+        return 1;
+    if (mapping)
+        module->close(mapping);
+    return !answer.fine;
+}
+
+void client_start(struct process *ret, const struct notice *notice, const char *user)
+{
+    process_start(ret, "client", user);
+    assert_int_equal(write(ret->in, notice, sizeof(*notice)), sizeof(*notice));
+}
+
+void client_ask(struct process *client, struct answer *ret)
+{
+    assert_int_equal(read(client->out, ret, sizeof(*ret)), sizeof(*ret));
+}
+
+void client_ready(struct process *client)
+{
+    struct answer answer;
+    client_ask(client, &answer);
+    if (!answer.fine)
+        fail_msg("the client: %s", answer.fault.text);
+}
+
+/* --- for tests --- */
+
+void skip_on_hardware(void)
+{
+    if (!fake.inject) {
+        print_message("needs tests/fake_hip\n");
+        skip();
+    }
+}
+
+void assert_open(int n)
+{
+    struct fake_hip_live live = {0};
+    if (!fake.count)
+        return;
+    fake.count(&live);
+    assert_int_equal(live.opened, n);
+}
+
+void assert_nothing_open(void)
+{
+    assert_open(0);
+}
+
+/* --- the program --- */
+
+static int module_load(void)
+{
+    const char *path = getenv("ROCMFORGE_TEST_IMPORT");
+    object = path ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : NULL;
+    module = object ? dlsym(object, IMPORT_MODULE_SYMBOL) : NULL;
+    if (!module || module->abi != IMPORT_ABI) {
+        fprintf(stderr, "ROCMFORGE_TEST_IMPORT: %s\n", path && !object ? dlerror() : "no module of this version");
+        return -ENOENT;
+    }
+    rig_find_fake(&fake, object);
+    return 0;
+}
+
+/* Whether a server finds a device. */
+static int device_ask(void)
+{
+    struct process server;
+    struct notice notice;
+    process_start(&server, "server", "0");
+    if (read(server.out, &notice, sizeof(notice)) != sizeof(notice)) {
+        fprintf(stderr, "the server ended\n");
+        return -EIO;
+    }
+    process_end(&server, 0);
+    return notice.status == -ENODEV ? -ENODEV : 0;
+}
+
+int import_rig_begin(int argc, char **argv)
+{
+    alarm(SECONDS_MAX);
+    model_build();
+    if (argc > 2 && strcmp(argv[1], "server") == 0)
+        exit(server_main(argv[2]));
+    int r = module_load();
+    if (r < 0)
+        return r;
+    if (argc > 1 && strcmp(argv[1], "client") == 0)
+        exit(client_main(argc > 2 ? argv[2] : ""));
+    if (argc > 1)
+        cmocka_set_test_filter(argv[1]);
+    signal(SIGPIPE, SIG_IGN);
+    return device_ask();
+}
+
+void import_rig_end(void)
+{
+    model_drop(&model);
+}
+
+void *runtime_find(const char *name)
+{
+    return dlsym(object, name);
+}

@@ -1,0 +1,283 @@
+/* The import module on tests/fake_hip: whatever call of the runtime fails or takes long, and what the program itself
+ * does with that runtime. Exits 77 if there is no device.
+ *
+ * test_import_faults [TEST]: all, or those whose names match. */
+#include "tests/gpu/import_rig.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* clang-format off */
+#include <cmocka.h> /* wants the standard headers before it */
+/* clang-format on */
+
+/* Of the runtime that the module is linked with. */
+static int (*get_device)(int *device);
+static int (*set_device)(int device);
+static int (*get_last_error)(void);
+static void (*capture)(int device);
+static bool (*captured)(void);
+static void (*hold)(const char *call);
+
+/* The caller's device and last error are as they were, and of a device that is not used nothing is taken. The first
+ * test: what is taken stays so. */
+static void test_thread_of_the_caller(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    struct process server;
+    struct notice notice;
+    server_start(&server, "0", &notice);
+    process_end(&server, 0);
+    if (notice.devices < 2)
+        skip();
+    struct fake_hip_live live;
+    struct import_mapping *mapping;
+    struct import_fault fault;
+    uint8_t nonsense[64] = {1};
+    for (int device = 1; device >= 0; device--) {
+        int current = -1;
+        server_start(&server, device ? "1" : "0", &notice);
+        struct import_source source = source_of(&notice);
+        mapping = open_fine(&source);
+        assert_int_equal(compare(mapping), 0);
+        module->close(mapping);
+        source.handle = nonsense;
+        assert_true(module->open(&source, &mapping, &fault) < 0);
+        assert_int_equal(get_last_error(), 0);
+        fake.count(&live);
+        assert_int_equal(live.contexts, device ? 2 : 3);
+        assert_int_equal(get_device(&current), 0);
+        assert_int_equal(current, 1 - device);
+        /* The second time it is another that is current. */
+        assert_int_equal(set_device(device), 0);
+        process_end(&server, 0);
+    }
+    assert_nothing_open();
+}
+
+static struct import_source swept;
+static unsigned swept_errors;
+
+/* Opens, reads and closes: right bytes, or an error that names the call; and nothing stays open. */
+static bool open_read_close(const char *spec)
+{
+    struct import_mapping *mapping = NULL;
+    struct import_fault fault = {""};
+    uint8_t got[5000];
+    int r = module->open(&swept, &mapping, &fault);
+    if (r == 0)
+        r = module->read(mapping, 100, got, sizeof(got), &fault);
+    if (r == 0)
+        assert_memory_equal(got, model.expected + 100, sizeof(got));
+    if (mapping)
+        module->close(mapping);
+    const bool fired = fake.fired();
+    if (r < 0) {
+        if (!fired)
+            fail_msg("%s", fault.text);
+        swept_errors++;
+        const size_t name = strcspn(spec, ":");
+        if (strncmp(fault.text, spec, name) != 0 || fault.text[name] != ':')
+            fail_msg("%s: %s", spec, fault.text);
+    }
+    /* A device that cannot be made current, or be waited for, keeps what is open until that is opened and closed again.
+     */
+    static const char *const keep[] = {"hipSetDevice:", "hipThreadExchangeStreamCaptureMode:", "hipDeviceSynchronize:"};
+    for (size_t i = 0; spec && i < sizeof(keep) / sizeof(keep[0]); i++) {
+        if (strncmp(spec, keep[i], strlen(keep[i])) != 0)
+            continue;
+        fake.inject(NULL);
+        module->close(open_fine(&swept));
+    }
+    assert_nothing_open();
+    return fired;
+}
+
+static void test_each_call_fails(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    static const char *const codes[] = {"999", "719", "2", "900"};
+    struct process server;
+    struct notice notice;
+    server_start(&server, "0", &notice);
+    if (notice.devices > 1) {
+        process_end(&server, 0);
+        server_start(&server, "1", &notice);
+    }
+    swept = source_of(&notice);
+    for (size_t i = 0; i < sizeof(codes) / sizeof(codes[0]); i++) {
+        swept_errors = 0;
+        rig_sweep(&fake, getenv("ROCMFORGE_TEST_IMPORT"), codes[i], open_read_close);
+        print_message("%u of them were told\n", swept_errors);
+        assert_true(swept_errors > 0);
+    }
+    process_end(&server, 0);
+}
+
+/* The program captures a graph, and opens and reads meanwhile: neither breaks that. Closing does, and leaves open what
+ * the device may be reading. */
+static void test_capture(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    struct process server;
+    struct notice notice;
+    server_start(&server, "0", &notice);
+    const struct import_source source = source_of(&notice);
+    capture(0);
+    struct import_mapping *mapping = open_fine(&source);
+    assert_int_equal(compare(mapping), 0);
+    assert_true(captured());
+    module->close(mapping);
+    assert_false(captured());
+    assert_open(1);
+
+    /* What the handle leads to by now is not known to be the same. */
+    struct import_fault fault;
+    assert_int_equal(module->open(&source, &mapping, &fault), -EBUSY);
+    assert_string_equal(fault.text, "hipDeviceSynchronize: not permitted while capturing (900)");
+    assert_open(1);
+    capture(-1);
+    mapping = open_fine(&source);
+    assert_open(1);
+    assert_int_equal(compare(mapping), 0);
+
+    /* Closed with whatever is closed next on that device. */
+    capture(0);
+    module->close(mapping);
+    capture(-1);
+    assert_open(1);
+    struct notice other;
+    server_do(&server, 'f', &other);
+    server_do(&server, 'l', &other);
+    const struct import_source next = source_of(&other);
+    mapping = open_fine(&next);
+    assert_int_equal(compare(mapping), 0);
+    assert_open(2);
+    module->close(mapping);
+    assert_nothing_open();
+    process_end(&server, 0);
+}
+
+static unsigned long calls_of(const char *call)
+{
+    const char *name;
+    unsigned long n;
+    for (unsigned i = 0; fake.call(i, &name, &n); i++)
+        if (strcmp(name, call) == 0)
+            return n;
+    return 0;
+}
+
+static void *open_only(void *argument)
+{
+    struct import_mapping *mapping;
+    struct import_fault fault;
+    return module->open(argument, &mapping, &fault) < 0 ? NULL : mapping;
+}
+
+/* The handle of a process that does not answer: what else is attached does not wait for it. */
+static void test_a_handle_that_takes_long(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    struct process servers[2];
+    struct notice notices[2];
+    struct import_source sources[2];
+    for (int i = 0; i < 2; i++) {
+        server_start(&servers[i], "0", &notices[i]);
+        sources[i] = source_of(&notices[i]);
+    }
+    struct import_mapping *other = open_fine(&sources[0]);
+    fake.inject(NULL);
+    hold("hipIpcOpenMemHandle");
+    pthread_t threads[2];
+    struct import_mapping *opened[2];
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, open_only, &sources[1]), 0);
+    while (calls_of("hipIpcOpenMemHandle") == 0)
+        usleep(1000);
+    struct import_mapping *again = open_fine(&sources[0]);
+    assert_int_equal(compare(other), 0);
+    module->close(other);
+    module->close(again);
+    assert_nothing_open();
+    hold(NULL);
+    for (int i = 0; i < 2; i++) {
+        void *mapping;
+        pthread_join(threads[i], &mapping);
+        assert_non_null(mapping);
+        assert_open(1);
+        assert_int_equal(compare(mapping), 0);
+        opened[i] = mapping;
+    }
+    /* The second waited for what the first had begun. */
+    assert_int_equal(calls_of("hipIpcOpenMemHandle"), 1);
+    for (int i = 0; i < 2; i++) {
+        module->close(opened[i]);
+        process_end(&servers[i], 0);
+    }
+    assert_nothing_open();
+}
+
+static void test_a_device_that_does_not_answer(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    struct process server;
+    struct notice notice;
+    server_start(&server, "0", &notice);
+    process_end(&server, 0);
+    if (notice.devices < 2)
+        skip();
+    server_start(&server, "1", &notice);
+    const struct import_source source = source_of(&notice);
+    static const char *const others[] = {"hipDeviceGetUuid:1", "hipDeviceGetPCIBusId:1"};
+    for (size_t i = 0; i < 2; i++) {
+        fake.inject(others[i]);
+        module->close(open_fine(&source));
+        assert_true(fake.fired());
+    }
+    struct import_mapping *mapping;
+    struct import_fault fault;
+    fake.inject("hipDeviceGetUuid:2");
+    assert_int_equal(module->open(&source, &mapping, &fault), -EIO);
+    assert_string_equal(fault.text, "hipDeviceGetUuid: another error (999)");
+    fake.inject(NULL);
+    process_end(&server, 0);
+}
+
+static void find_runtime(void)
+{
+    *(void **)&get_device = runtime_find("hipGetDevice");
+    *(void **)&set_device = runtime_find("hipSetDevice");
+    *(void **)&get_last_error = runtime_find("hipGetLastError");
+    *(void **)&capture = runtime_find("fake_hip_capture");
+    *(void **)&captured = runtime_find("fake_hip_captured");
+    *(void **)&hold = runtime_find("fake_hip_hold");
+}
+
+int main(int argc, char **argv)
+{
+    int r = import_rig_begin(argc, argv);
+    if (r < 0)
+        return r == -ENODEV ? 77 : 1;
+    find_runtime();
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_thread_of_the_caller), /* the first */
+        cmocka_unit_test(test_capture),
+        cmocka_unit_test(test_a_handle_that_takes_long),
+        cmocka_unit_test(test_a_device_that_does_not_answer),
+        cmocka_unit_test(test_each_call_fails),
+    };
+    int failures = cmocka_run_group_tests(tests, NULL, NULL);
+    import_rig_end();
+    return failures;
+}
