@@ -90,7 +90,7 @@ if wanted put; then
     mkdir -p "$models"
     if [[ -f $model ]] || "$python" tests/lib/make_model.py "$model" --shape-preset 7b --layers 32 --types q4_0 \
         >/dev/null; then
-        cat "$model" >/dev/null
+        "$python" tests/lib/page_cache.py "$model"
         ROCMFORGE_TEST_MODULE=$build/daemon/gpu/device-$kind.so \
             limited bench_put 300 "$build/tests/gpu/bench_put" "$model"
     else
