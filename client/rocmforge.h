@@ -69,7 +69,8 @@ int rf_call(rf_client *client, const char *method, const char *parameters, unsig
             rf_reply_fn *reply, void *context);
 
 /* The connection's socket, to poll. Not to be read from. Who will not wait as long as the daemon takes sets SO_RCVTIMEO
- * on it: a call that gets no answer for so long is -ETIMEDOUT, without rf_error_name(), and ends the connection. */
+ * on it: a call that gets no answer for so long is -ETIMEDOUT, without rf_error_name(), and ends the connection.
+ * Signals that the thread takes begin that time anew. */
 int rf_client_fd(const rf_client *client);
 
 /* A model that this connection has attached to is to be let go: somebody unloads it by force, and its memory goes when
@@ -181,9 +182,9 @@ int rf_attach_with(rf_client *client, const char *name, const rf_attach_options 
  * gone, and the lease with it. Pointers into the memory are void from now on. NULL is fine. But from within a callback
  * it does nothing and returns -EDEADLK.
  *
- * On a GPU this waits for all work of the device. If a stream of it is being captured into a graph, that breaks the
- * capture, and the memory stays mapped until another model there is detached, this one is attached again, or the
- * process ends: detach before a capture or after it. */
+ * On a GPU this waits for all work of the device. If a stream of it (on ROCm: of any GPU of the process) is being
+ * captured into a graph, that may break the capture, and then the memory stays mapped until another model there is
+ * detached, this one is attached again, or the process ends: detach before a capture or after it. */
 int rf_detach(rf_model *model);
 
 const char *rf_model_name(const rf_model *model);

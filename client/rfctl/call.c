@@ -13,7 +13,7 @@
 static void draining(void *context, const char *name)
 {
     (void)context;
-    err_line("please let go of %s: it is being unloaded", name);
+    err_line("please let go of %s: it is being unloaded, or its device was lost", name);
 }
 
 void ctl_print_error(const struct rfctl *ctl, const char *name, const char *parameters)

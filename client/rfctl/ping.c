@@ -38,6 +38,14 @@ static void tell_pings(const struct rfctl *ctl, const struct pings *pings)
                  average, pings->most);
 }
 
+/* Unless whoever started this had it ignored. */
+static void stop_on_interrupt(void)
+{
+    struct sigaction before;
+    if (sigaction(SIGINT, NULL, &before) == 0 && before.sa_handler != SIG_IGN)
+        sigaction(SIGINT, &(struct sigaction){.sa_handler = stop, .sa_flags = (int)SA_RESETHAND}, NULL);
+}
+
 /* One round trip, and a line about it. */
 static int ping(struct rfctl *ctl, struct pings *pings)
 {
@@ -53,7 +61,8 @@ static int ping(struct rfctl *ctl, struct pings *pings)
     pings->least = pings->n == 0 ? ms : fmin(pings->least, ms);
     pings->most = fmax(pings->most, ms);
     pings->sum += ms;
-    pings->n++;
+    if (pings->n++ == 0)
+        stop_on_interrupt(); /* from now on there is something to sum up */
     if (ctl->options.json)
         out_line("{\"ms\":%.3f}", ms);
     else
@@ -71,26 +80,16 @@ static void limit_waiting(struct rfctl *ctl)
     (void)setsockopt(rf_client_fd(ctl->client), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
 }
 
-/* Unless whoever started this had it ignored. */
-static void stop_on_interrupt(void)
-{
-    struct sigaction before;
-    if (sigaction(SIGINT, NULL, &before) == 0 && before.sa_handler != SIG_IGN)
-        sigaction(SIGINT, &(struct sigaction){.sa_handler = stop, .sa_flags = (int)SA_RESETHAND}, NULL);
-}
-
 int command_ping(struct rfctl *ctl)
 {
     unsigned long count = ctl->options.count > 0 ? ctl->options.count : 1;
     struct pings pings = {0};
     int status = ctl_connect(ctl); /* which is not part of the round trip */
-    if (status == STATUS_DONE) {
+    if (status == STATUS_DONE)
         limit_waiting(ctl);
-        stop_on_interrupt();
-    }
     while (status == STATUS_DONE && !stopped) {
         status = ping(ctl, &pings);
-        if (pings.n >= count)
+        if (status != STATUS_DONE || pings.n >= count)
             break;
         nanosleep(&(struct timespec){.tv_sec = 1}, NULL);
     }

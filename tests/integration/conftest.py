@@ -20,8 +20,10 @@ def pytest_configure(config):
     for name in ("ROCMFORGE_BUILD", "ROCMFORGE_MODEL"):
         if name not in os.environ:
             pytest.exit(f"{name} is not set; ./setup test sets it", returncode=2)
-    # Whoever starts us in the background may have it ignored, and our children would inherit that.
+    # Whoever starts us in the background may have them ignored, and our children would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -163,6 +163,21 @@ def test_ping_of_a_daemon_that_does_not_answer(folder, options):
     assert lines_of_json(result.stdout) == ([{"error": "rfctl.NoDaemon", "parameters": reason}] if options else [])
 
 
+def test_ping_interrupted_while_nothing_answers(folder):
+    """At once, and not when it would have given up."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "silent"))
+        listener.listen()
+        command = [program(), "--socket", folder / "silent", "ping", "-c", "9", "--deadline", "1h"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+            connection, _ = listener.accept()
+            with connection:
+                assert connection.recv(4096)
+                process.send_signal(signal.SIGINT)
+                process.wait(TIMEOUT)
+    assert process.returncode in (-signal.SIGINT, 130)
+
+
 def pinging(daemon, *options, **popen):
     """rfctl ping, and its first line, after which a second passes."""
     command = [program(), "--socket", daemon.socket, "ping", *options]
@@ -194,8 +209,8 @@ def test_told_to_let_go(folder):
     assert result.returncode == DONE
     assert json.loads(result.stdout) == reply
     assert result.stderr.splitlines() == [
-        "rfctl: please let go of llama: it is being unloaded",
-        "rfctl: please let go of evil\\nname: it is being unloaded",
+        "rfctl: please let go of llama: it is being unloaded, or its device was lost",
+        "rfctl: please let go of evil\\nname: it is being unloaded, or its device was lost",
     ]
 
 

@@ -130,7 +130,7 @@ def test_interrupt_cancels(held_daemon, gate, large_model):
     output, errors = process.communicate(timeout=TIMEOUT)
     assert process.returncode == INTERRUPTED
     assert output == b""
-    assert errors.splitlines()[-1] == b"rfctl: interrupted: the load is cancelled, unless others wait for it too"
+    assert errors.splitlines()[-1] == b"rfctl: interrupted: the load is cancelled, unless others want it too"
     held_daemon.sync()
     gate.open()
     wait_until(lambda: held_daemon.models() == [])

@@ -31,7 +31,7 @@ def test_progress_bar_interrupted(held_daemon, gate, large_model):
     terminal.press(b"\x03")
     assert terminal.wait() == INTERRUPTED
     screen = [line.replace("^C", "") for line in terminal.screen()]  # where the kernel writes that is left to chance
-    assert screen == ["rfctl: interrupted: the load is cancelled, unless others wait for it too", ""]
+    assert screen == ["rfctl: interrupted: the load is cancelled, unless others want it too", ""]
     held_daemon.sync()
     gate.open()
     wait_until(lambda: held_daemon.models() == [])
