@@ -178,8 +178,8 @@ struct device_module {
 
     /* loop, once, at start; may block. Opens every device of the kind. Returns their number and sets *ret, an array
      * that the caller frees with free() after it has closed each; -ENODEV if there is none, or no driver, which the
-     * fault words. Where some devices answer and others do not, the fault words the last that does not; it is empty
-     * if all do. */
+     * fault words; -EIO if there are some and none can be used. Where some devices answer and others do not, the fault
+     * words the last that does not; it is empty if all do. */
     int (*open)(const struct device_config *config, struct device ***ret, struct device_fault *ret_fault);
 };
 

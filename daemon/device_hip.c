@@ -352,7 +352,7 @@ static int device_open(int index, const struct device_config *config, struct hip
     return 0;
 }
 
-/* A device that does not answer is left out; the fault tells of the last such. None at all is -ENODEV. */
+/* A device that does not answer is left out; the fault tells of the last such. */
 static int module_open(const struct device_config *config, struct device ***ret, struct device_fault *ret_fault)
 {
     assert(config->streams <= DEVICE_STREAMS_MAX);
@@ -380,7 +380,7 @@ static int module_open(const struct device_config *config, struct device ***ret,
     }
     if (n == 0) {
         free(devices);
-        return -ENODEV;
+        return -EIO;
     }
     *ret = devices;
     return n;

@@ -127,7 +127,8 @@ int modules_open(struct server *server, const struct options *options, unsigned 
             return n < 0 ? n : -ENODEV;
         }
         if (module)
-            log_info("no %s device: %s: %s (%d)", kind, fault.call, fault.text, fault.code);
+            log_write(n == -ENODEV ? LOG_LEVEL_INFO : LOG_LEVEL_WARNING, "no %s device: %s: %s (%d)", kind, fault.call,
+                      fault.text, fault.code);
         else
             log_debug("no %s device: %s: %s", kind, fault.call, fault.text);
     }

@@ -16,12 +16,14 @@
 /* clang-format on */
 
 static sem_t put_over;
+static bool session_open; /* the last one had a device */
 
 /* All that a daemon does with a module, for a small model; gives up at the first error, as it would. */
 static int session_run(const struct model *model, struct device_fault *fault)
 {
     struct bench bench;
     int r = bench_open(&bench, &small_config, 3, fault);
+    session_open = r == 0;
     if (r < 0)
         return r;
     struct device *device = bench.devices[0];
@@ -70,7 +72,7 @@ static bool session(const char *spec)
     session_errors++;
     if (!fired)
         assert_fine(r, &fault);
-    if (r != session_expected && r != -ENODEV)
+    if (r != session_expected && r != -ENODEV && (session_open || r != -EIO))
         fail_msg("%s: %s instead of %s", spec, strerror(-r), strerror(-session_expected));
     if (!*fault.call || !*fault.text || fault.code == 0)
         fail_msg("%s: no word of what failed", spec);

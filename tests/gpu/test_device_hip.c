@@ -370,7 +370,7 @@ static void test_exports_are_tried(void **state)
     struct bench bench;
     struct device_fault fault = {0};
     rig.inject("hipIpcGetMemHandle:1+:1");
-    assert_int_equal(bench_open(&bench, &config, 1, &fault), -ENODEV);
+    assert_int_equal(bench_open(&bench, &config, 1, &fault), -EIO);
     assert_string_equal(fault.call, "hipIpcGetMemHandle");
     assert_string_equal(fault.text, "invalid argument");
     assert_int_equal(fault.code, 1);
