@@ -106,6 +106,8 @@ static int reply_wait(rf_client *client, struct frame_message *ret)
             return fail_late(client);
         if (r == -EMSGSIZE)
             return client_break(client, -EPROTO, "the daemon sent a reply of more than %u bytes", CLIENT_REPLY_MAX);
+        if (r == -E2BIG)
+            return client_break(client, -EPROTO, "the daemon sent more descriptors than a message may have");
         if (r == -EMFILE)
             return client_break(client, r, "descriptors beside a reply were lost: too many files are open");
         if (r < 0)

@@ -68,6 +68,8 @@ void failure_set_opening(struct failure *failure, const struct load_job *job)
     if (job->refused)
         failure_set(failure, WIRE_PermissionDenied,
                     describe_reason("not there, or not for everybody to read: pass it as a descriptor"));
+    else if (job->status == -ENOMEM)
+        failure_set(failure, WIRE_LimitExceeded, describe_limit("memory", 0));
     else if (!job->opened)
         failure_set_file(failure, job->status, &job->fault, path);
     else if (job->status == -EBADMSG)
@@ -76,8 +78,6 @@ void failure_set_opening(struct failure *failure, const struct load_job *job)
         failure_set(failure, WIRE_UnsupportedType, describe_unsupported(&job->header->tensors[job->tensor]));
     else if (job->status == -EOVERFLOW)
         set_invalid(failure, "the tensors together are larger than any memory", 0);
-    else if (job->status == -ENOMEM)
-        failure_set(failure, WIRE_LimitExceeded, describe_limit("memory", 0));
     else
         failure_set_file(failure, job->status == -ENODATA ? -ESTALE : job->status, &job->fault, path);
 }

@@ -115,12 +115,14 @@ static void preload_next(struct preload *preload)
 {
     free(preload->path);
     preload->path = NULL;
-    while (preload->next < preload->n_entries && !is_model(preload, preload->entries[preload->next]->d_name))
+    const bool stopping = preload->server->stopping;
+    while (!stopping && preload->next < preload->n_entries &&
+           !is_model(preload, preload->entries[preload->next]->d_name))
         preload->next++;
-    if (preload->next == preload->n_entries || preload->server->stopping) {
+    if (stopping || preload->next == preload->n_entries) {
         preload_clear(preload);
         preload->looking = false;
-        if (preload->again && !preload->server->stopping)
+        if (preload->again && !stopping)
             preload_look(preload);
         return;
     }

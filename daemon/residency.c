@@ -194,9 +194,10 @@ static void check_freed(const struct unload *unload)
         return;
     device->free = unload->free_after;
     if (freed < model->plan->arena_bytes / 2)
-        log_warning("model=%s id=%" PRIu64
-                    " device=%s: of its %.2f GB the driver has %.2f back; a client may have it open",
-                    model->name, model->id, device->id, (double)model->plan->arena_bytes / 1e9, (double)freed / 1e9);
+        log_client(LOG_LEVEL_WARNING,
+                   "model=%s id=%" PRIu64
+                   " device=%s: of its %.2f GB the driver has %.2f back; a client may have it open",
+                   model->name, model->id, device->id, (double)model->plan->arena_bytes / 1e9, (double)freed / 1e9);
 }
 
 static void unload_work(uv_work_t *work)
@@ -223,7 +224,7 @@ static void unload_worked(uv_work_t *work, int status)
     if (unload->saved) {
         model->cache = unload->saved;
         model_move(model, MODEL_CACHED);
-        log_info("model=%s id=%" PRIu64 " saved to host memory", model->name, model->id);
+        log_client(LOG_LEVEL_INFO, "model=%s id=%" PRIu64 " saved to host memory", model->name, model->id);
         events_emit(server->events, "cached", model, NULL);
         residency_idle(server, model);
     } else {
@@ -322,7 +323,7 @@ void residency_forget(struct server *server, struct model *model)
 {
     assert(model->state == MODEL_CACHED);
     residency_cache_drop(server, model);
-    log_info("model=%s id=%" PRIu64 " dropped from host memory", model->name, model->id);
+    log_client(LOG_LEVEL_INFO, "model=%s id=%" PRIu64 " dropped from host memory", model->name, model->id);
     events_emit(server->events, "unloaded", model, NULL);
     registry_remove(&server->registry, model);
     server_changed(server);
@@ -443,7 +444,8 @@ static void reap(uv_timer_t *timer)
         else if (model->state == MODEL_CACHED)
             residency_forget(server, model);
         else if (unload_begin(server, model, NULL, NULL, false))
-            log_info("model=%s id=%" PRIu64 " was idle for %" PRId64 " s", model->name, model->id, model->ttl);
+            log_client(LOG_LEVEL_INFO, "model=%s id=%" PRIu64 " was idle for %" PRId64 " s", model->name, model->id,
+                       model->ttl);
     }
     if (next < UINT64_MAX)
         uv_timer_start(timer, reap, (next - now) / 1000000 + 1, 0);

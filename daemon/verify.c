@@ -252,8 +252,8 @@ static void verify_finish(struct verify *verify)
         else {
             int mismatches = cJSON_GetArraySize(verify->mismatches);
             if (mismatches > 0)
-                log_error("model=%s id=%llu verify: %d tensors differ from the file", verify->model->name,
-                          (unsigned long long)verify->model->id, mismatches);
+                log_client(LOG_LEVEL_ERROR, "model=%s id=%llu verify: %d tensors differ from the file",
+                           verify->model->name, (unsigned long long)verify->model->id, mismatches);
             cJSON *reply = cJSON_CreateObject();
             cJSON_AddNumberToObject(reply, "tensors", (double)verify->model->header->n_tensors);
             cJSON_AddNumberToObject(reply, "bytes", (double)verify->plan->model_bytes);

@@ -370,3 +370,14 @@ def test_log_lines_of_mistakes(daemon, small_model):
     assert LOG_LINES <= daemon.log.count("load refused: ") + daemon.log.count("not loaded: ") <= may
     assert LOG_LINES <= daemon.log.count(" ends: ") <= may
     assert "model=small" in daemon.log
+
+
+def test_log_lines_of_models_that_do_not_stay(daemon, small_model):
+    began = time.monotonic()
+    with daemon.client() as client:
+        for _ in range(400):
+            client.call("Load", path=str(small_model), name="small", ttl=0)
+        wait_until(lambda: daemon.models() == [])
+    may = LOG_LINES * (2 + (time.monotonic() - began) / LOG_SECONDS)
+    for words in " resident on ", " was idle for ", " unloaded":
+        assert 0 < daemon.log.count(words) <= may

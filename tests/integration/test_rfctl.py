@@ -178,6 +178,22 @@ def test_ping_interrupted_while_nothing_answers(folder):
     assert process.returncode in (-signal.SIGINT, 130)
 
 
+def test_reply_with_too_many_descriptors(folder):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "generous"))
+        listener.listen()
+        command = [program(), "--socket", folder / "generous", "ps"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            connection, _ = listener.accept()
+            with connection:
+                assert connection.recv(4096)
+                for _ in range(2):
+                    socket.send_fds(connection, [b"{"], [listener.fileno()] * 200)
+                _, errors = process.communicate(timeout=TIMEOUT)
+    assert errors == "rfctl: cannot list models: the daemon sent more descriptors than a message may have\n"
+    assert process.returncode != DONE
+
+
 def pinging(daemon, *options, **popen):
     """rfctl ping, and its first line, after which a second passes."""
     command = [program(), "--socket", daemon.socket, "ping", *options]
