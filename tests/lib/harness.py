@@ -130,12 +130,22 @@ class Daemon:
         time.sleep(seconds)
         return (self.cpu_seconds() - before) / (time.monotonic() - began)
 
+    def is_idle(self):
+        """Whether all its threads sleep: one that has something to do, and no processor yet, does not."""
+        states = set()
+        for task in os.listdir(f"/proc/{self.pid}/task"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                with open(f"/proc/{self.pid}/task/{task}/stat", encoding="ascii") as stat:
+                    states.add(stat.read().rpartition(")")[2].split()[0])
+        return states == {"S"}
+
     def settled_fds(self):
-        """The same, once connections that were closed are gone."""
+        """What its descriptors lead to once connections that were closed are gone."""
         while True:
             before = self.fds()
+            idle = self.is_idle()
             time.sleep(0.05)
-            if self.fds() == before:
+            if idle and self.is_idle() and self.fds() == before:
                 return before
 
     def used(self):
