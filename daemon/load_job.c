@@ -12,8 +12,10 @@
  * may, of which root's daemon is no judge; and are not told whether there is anything else. */
 static void open_path(struct load_job *job)
 {
-    job->status = source_open_path(job->path, &job->source, &job->fault);
-    if (job->trusted || (job->status == 0 && job->source->readable_by_all && geteuid() != 0))
+    const bool judges = geteuid() != 0;
+    if (job->trusted || judges)
+        job->status = source_open_path(job->path, &job->source, &job->fault);
+    if (job->trusted || (judges && job->status == 0 && job->source->readable_by_all))
         return;
     source_free(job->source);
     job->source = NULL;

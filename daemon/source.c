@@ -146,8 +146,9 @@ static int open_regular(const char *path, int *ret)
         error = errno;
     else if (!S_ISREG(st.st_mode))
         error = EINVAL;
-    else if ((fd = open(link, O_RDONLY | O_CLOEXEC | O_NOCTTY)) < 0)
-        error = errno;
+    else if ((fd = open(link, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK)) < 0)
+        error =
+            errno; /* EWOULDBLOCK: somebody holds a lease, for which open() would wait the better part of a minute */
     close(place);
     *ret = fd;
     return error;

@@ -1,8 +1,11 @@
 """Files that are no models, that change, or that the caller could not read himself."""
+import fcntl
 import os
 import shutil
+import signal
 import socket
 import threading
+import time
 
 import make_model
 import pytest
@@ -35,6 +38,23 @@ def test_through_another_path(client, small_model, folder):
     link = folder / "link.gguf"
     link.symlink_to(small_model)
     assert client.call("Load", path=str(link))["model"]["id"] == first["id"]
+
+
+def test_file_that_somebody_has_leased(client, small_model, folder):
+    """Who opens it would wait until its owner lets go, for 45 seconds at most: no worker does."""
+    leased = folder / "leased.gguf"
+    shutil.copy(small_model, leased)
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)  # tells who has the lease that it is wanted back
+    try:
+        with open(leased, "r+b") as file:
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            began = time.monotonic()
+            with wire_error("FileError"):
+                client.call("Load", path=str(leased))
+            assert time.monotonic() - began < 20
+    finally:
+        signal.signal(signal.SIGIO, before)
+    assert client.call("Load", path=str(leased))["model"]["state"] == "resident"
 
 
 def test_name_in_use(client, small_model, folder):
