@@ -47,10 +47,8 @@ void attach_grant(struct server *server, struct model *model, struct call *call)
         return;
     }
     bool binary = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(call->parameters, "table"));
-    if (!binary && strlen(model->published.tensors) > CONN_QUEUE_MAX / 2) {
-        call_fail(call, WIRE_LimitExceeded, describe_limit("reply", CONN_QUEUE_MAX));
+    if (!binary && !user_may_be_told(server, call, strlen(model->published.tensors)))
         return;
-    }
     struct lease *lease = registry_lease(&server->registry, model, call->conn);
     if (!lease) {
         call_fail(call, WIRE_LimitExceeded, describe_limit("memory", 0));

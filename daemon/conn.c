@@ -87,6 +87,17 @@ size_t conns_count_of(const struct conns *conns, uid_t uid)
     return n;
 }
 
+uint64_t conns_queued_of(const struct conns *conns, uid_t uid)
+{
+    uint64_t n = 0;
+    const struct conn *conn;
+    LIST_FOREACH(conn, &conns->list, link)
+    {
+        n += conn->uid == uid ? frame_writer_pending(conn->writer) : 0;
+    }
+    return n;
+}
+
 static void conn_free(struct conn *conn)
 {
     cJSON_Delete(conn->message);

@@ -57,6 +57,9 @@ size_t conns_count(const struct conns *conns);
 /* Those of one user. */
 size_t conns_count_of(const struct conns *conns, uid_t uid);
 
+/* Bytes of replies that wait for all clients of a user. */
+uint64_t conns_queued_of(const struct conns *conns, uid_t uid);
+
 /* Takes over a connected socket, also when it fails. -EDQUOT: its user has too many already, and was told. */
 int conn_open(struct conns *conns, int socket);
 

@@ -3,6 +3,7 @@
 #include "daemon/methods_list.h"
 #include "daemon/params.h"
 #include "daemon/server.h"
+#include "daemon/users.h"
 #include "kernels/dequant.h"
 
 #include <string.h>
@@ -47,10 +48,8 @@ void method_show(struct server *server, struct call *call)
         call_fail(call, WIRE_ModelBusy, describe_busy(model));
         return;
     }
-    if (strlen(published->tensors) + strlen(published->metadata) > CONN_QUEUE_MAX / 2) {
-        call_fail(call, WIRE_LimitExceeded, describe_limit("reply", CONN_QUEUE_MAX));
+    if (!user_may_be_told(server, call, strlen(published->tensors) + strlen(published->metadata)))
         return;
-    }
     cJSON *reply = cJSON_CreateObject();
     cJSON_AddItemToObject(reply, "model", describe_model(model));
     cJSON_AddRawToObject(reply, "metadata", published->metadata);

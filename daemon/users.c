@@ -1,6 +1,7 @@
 #include "daemon/users.h"
 
 #include "daemon/conn.h"
+#include "daemon/describe.h"
 #include "daemon/load.h"
 #include "daemon/methods_plan.h"
 #include "daemon/registry.h"
@@ -77,6 +78,9 @@ static uint64_t user_has(const struct server *server, uid_t uid, enum user_limit
     case LIMIT_PLANS:
         *ret_most = USER_PLANS;
         return plans_of(server, uid);
+    case LIMIT_REPLIES:
+        *ret_most = USER_REPLIES;
+        return conns_queued_of(server->conns, uid);
     case LIMIT_BYTES:
         *ret_most = server->limits.bytes;
         return bytes_of(server, uid);
@@ -97,11 +101,28 @@ bool user_may(const struct server *server, uid_t uid, enum user_limit limit, uin
     return false;
 }
 
+bool user_may_be_told(const struct server *server, struct call *call, uint64_t bytes)
+{
+    uint64_t limit = CONN_QUEUE_MAX;
+    if (bytes > CONN_QUEUE_MAX / 2)
+        call_fail(call, WIRE_LimitExceeded, describe_limit("reply", limit));
+    else if (!user_may(server, conn_uid(call->conn), LIMIT_REPLIES, bytes, &limit))
+        call_fail(call, WIRE_LimitExceeded, describe_limit(user_limit_name(LIMIT_REPLIES), limit));
+    else
+        return true;
+    return false;
+}
+
 const char *user_limit_name(enum user_limit limit)
 {
     static const char *const names[] = {
-        [LIMIT_CONNECTIONS] = "user-connections", [LIMIT_LOADS] = "user-loads", [LIMIT_LEASES] = "user-leases",
-        [LIMIT_VERIFIES] = "user-verifies",       [LIMIT_PLANS] = "user-plans", [LIMIT_BYTES] = "user-bytes",
+        [LIMIT_CONNECTIONS] = "user-connections",
+        [LIMIT_LOADS] = "user-loads",
+        [LIMIT_LEASES] = "user-leases",
+        [LIMIT_VERIFIES] = "user-verifies",
+        [LIMIT_PLANS] = "user-plans",
+        [LIMIT_REPLIES] = "user-replies",
+        [LIMIT_BYTES] = "user-bytes",
     };
     return names[limit];
 }

@@ -8,6 +8,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+struct call;
 struct server;
 
 struct user_limits {
@@ -21,8 +22,9 @@ struct user_limits {
 #define USER_CONNECTIONS 256u
 #define USER_LOADS       16u
 #define USER_LEASES      4096u
-#define USER_VERIFIES    4u /* no option: nobody needs more */
-#define USER_PLANS       4u /* the same: each has a worker read a header */
+#define USER_VERIFIES    4u                   /* no option: nobody needs more */
+#define USER_PLANS       4u                   /* the same: each has a worker read a header */
+#define USER_REPLIES     ((uint64_t)64 << 20) /* no option either: bytes of long ones that wait for all its clients */
 #define USER_BYTES       UINT64_MAX
 
 enum user_limit {
@@ -31,6 +33,7 @@ enum user_limit {
     LIMIT_LEASES,
     LIMIT_VERIFIES,
     LIMIT_PLANS,
+    LIMIT_REPLIES,
     LIMIT_BYTES,
 };
 
@@ -39,6 +42,9 @@ bool user_trusted(uid_t uid);
 
 /* Whether the user may have `more` of it. Where not, *ret_value is the limit. */
 bool user_may(const struct server *server, uid_t uid, enum user_limit limit, uint64_t more, uint64_t *ret_value);
+
+/* Whether a long reply, of so many bytes, may be queued for the caller. Where not, the call was failed. */
+bool user_may_be_told(const struct server *server, struct call *call, uint64_t bytes);
 
 /* As LimitExceeded tells it: "user-connections", ... Static. */
 const char *user_limit_name(enum user_limit limit);

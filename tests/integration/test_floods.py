@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 
+import make_model
 import pytest
 from harness import USER, client_of, wait_until, wire_error
 from rocmforge_wire import Closed, WireError
@@ -346,6 +347,33 @@ def test_flood_that_stops_in_the_middle(daemon):
             process.send_signal(signal.SIGSTOP)
         keep_asking(client, 0.5)
         wait_until(lambda: daemon.busy(0.2) < 0.1)
+
+
+# --- Replies ---
+
+
+def test_flood_of_long_replies(start_for_all, folder):
+    """Nobody reads them. What waits for one user is bounded, however many clients he has; others get theirs."""
+    path = folder / "long.gguf"
+    tensors = [make_model.Tensor("\1" * 57 + f"{i:06}", make_model.load_types()["i8"], (1,)) for i in range(25000)]
+    with open(path, "wb") as out:
+        out.truncate(make_model.write_header(out, tensors, 0, b"") + make_model.ALIGNMENT * len(tensors))
+    daemon = start_for_all()
+    with contextlib.ExitStack() as stack, open(path, "rb") as file:
+        with daemon.client() as root:
+            root.call("Load", fds=[file.fileno()], name="long")
+        for _ in range(20):
+            stack.enter_context(client_of(daemon, USER)).send("Show", {"name": "long"})
+        daemon.sync()
+        with client_of(daemon, USER) as client:
+            for method in "Show", "Attach":
+                with wire_error("LimitExceeded") as error:
+                    client.call(method, name="long")
+                assert error == {"limit": "user-replies", "value": 64 * MIB}
+            assert client.call("Attach", name="long", table=True)["lease"] > 0
+            promptly(client, "List")
+        with client_of(daemon, USER + 1) as other:
+            assert len(other.call("Show", name="long")["tensors"]) == len(tensors)
 
 
 # --- The log ---
