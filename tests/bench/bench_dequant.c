@@ -39,7 +39,7 @@ extern dequant_table bench_scalar;
 extern dequant_fn bench_read; /* bench_read.c: sums up the input */
 
 /* CALL_BYTES is what daemon/worker.h has as WORKER_SCRATCH. */
-enum { MAX_ROUNDS = 101, MAX_THREADS = 64, MAX_ELEMENTS = 256, CALL_BYTES = 256 << 10 };
+enum { MAX_ROUNDS = 101, MAX_THREADS = 64, MAX_ELEMENTS = 256, CALL_BYTES = 256 << 10, MAX_TRIES = 10000 };
 
 static const char *only_type, *only_form;
 static const struct dequant_isa *isa;
@@ -247,7 +247,7 @@ static void fill(const struct tensor_type *type, uint8_t *src, size_t blocks)
             memset(block + 2, (int8_t)block[1] < 0 ? 0xff : 0, size - 2);
             break;
         default:
-            while (!believable(type, block))
+            for (unsigned tries = 0; tries < MAX_TRIES && !believable(type, block); tries++)
                 random_fill(block, size);
         }
     }
