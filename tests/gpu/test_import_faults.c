@@ -24,18 +24,25 @@ static void (*capture)(int device);
 static bool (*captured)(void);
 static void (*hold)(const char *call);
 
-/* The caller's device and last error are as they were, and of a device that is not used nothing is taken. The first
- * test: what is taken stays so. */
-static void test_thread_of_the_caller(void **state)
+static void skip_below_two_devices(void)
 {
-    (void)state;
-    skip_on_hardware();
     struct process server;
     struct notice notice;
     server_start(&server, "0", &notice);
     process_end(&server, 0);
     if (notice.devices < 2)
         skip();
+}
+
+/* The caller's device and last error are as they were, and of a device that is not used nothing is taken. The first
+ * test: what is taken stays so. */
+static void test_thread_of_the_caller(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    skip_below_two_devices();
+    struct process server;
+    struct notice notice;
     struct fake_hip_live live;
     struct import_mapping *mapping;
     struct import_fault fault;
@@ -231,12 +238,9 @@ static void test_a_device_that_does_not_answer(void **state)
 {
     (void)state;
     skip_on_hardware();
+    skip_below_two_devices();
     struct process server;
     struct notice notice;
-    server_start(&server, "0", &notice);
-    process_end(&server, 0);
-    if (notice.devices < 2)
-        skip();
     server_start(&server, "1", &notice);
     const struct import_source source = source_of(&notice);
     static const char *const others[] = {"hipDeviceGetUuid:1", "hipDeviceGetPCIBusId:1"};

@@ -3,8 +3,7 @@
 
     page_cache.py FILE...
 
-What was written a moment ago lies there in the pieces that it was written in, some of them small and far apart, and is
-read up to three times slower: tests/bench/bench_pread.c shows it.
+What was written a moment ago may lie there otherwise, and be read more slowly: tests/bench/bench_pread.c shows it.
 """
 import os
 import sys
