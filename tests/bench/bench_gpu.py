@@ -99,15 +99,18 @@ class Report:
               flush=True)
 
 
+def make_model(path, *options):
+    subprocess.run([sys.executable, ROOT / "tests" / "lib" / "make_model.py", path, *options], check=True,
+                   stdout=subprocess.DEVNULL)
+
+
 def make_models(folder, quick):
     folder.mkdir(parents=True, exist_ok=True)
     models = {}
     for type_ in ("q4_0", "f16"):
         path = folder / f"7b-{type_}{'-quick' if quick else ''}.gguf"
         if not path.exists():
-            subprocess.run([sys.executable, ROOT / "tests" / "lib" / "make_model.py", path, "--shape-preset", "7b",
-                            "--layers", "2" if quick else "32", "--types", type_], check=True,
-                           stdout=subprocess.DEVNULL)
+            make_model(path, "--shape-preset", "7b", "--layers", "2" if quick else "32", "--types", type_)
         rate = read_from_disk(path)
         models[type_] = path
         print(f"{path}: {path.stat().st_size / 1e9:.2f} GB, read into the page cache at {rate / 1e9:.1f} GB/s", flush=True)

@@ -1,7 +1,6 @@
 """A daemon that has few descriptors, and clients that take them: it goes on, tells who cannot be served, does not turn
 round for nothing, and serves again when there are some."""
 import contextlib
-import os
 import resource
 
 import pytest

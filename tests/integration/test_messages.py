@@ -127,7 +127,7 @@ def test_descriptors_of_a_message_that_never_ends(daemon, small_model):
     wait_until(lambda: daemon.fds() == before)
 
 
-def test_more_descriptors_than_a_message_may_have(daemon, small_model):
+def test_descriptors_without_end(daemon, small_model):
     before = daemon.settled_fds()
     with daemon.client() as client, open(small_model, "rb") as file:
         with pytest.raises((Closed, ConnectionError)):

@@ -9,7 +9,7 @@ import subprocess
 
 import make_model
 import pytest
-from harness import TIMEOUT, wait_until
+from harness import TIMEOUT
 from rfctl_rig import DONE, NO_DAEMON, REFUSED, USAGE, lines_of_json, program, rfctl, socket_that_answers
 
 # --- Usage ---
