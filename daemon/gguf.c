@@ -116,23 +116,16 @@ static int take_scalar(struct header_reader *r, enum gguf_value_type type)
 static int take_elements(struct header_reader *r, enum gguf_value_type type, uint64_t count, uint64_t field)
 {
     size_t each = type == GGUF_STRING ? 8 : value_bytes(type);
-    int error = 0;
 
     if (count > (r->file_size - r->pos) / each)
         return header_refuse(r, field, "an array of %" PRIu64 " elements reaches past the end of the file", count);
-    if (type != GGUF_STRING) {
-        error = header_ensure(r, count * each, field);
-        if (error)
-            return error;
-        r->pos += (size_t)(count * each);
-        return 0;
-    }
-    for (uint64_t i = 0; i < count && !error; i++) {
-        size_t size;
-
-        error = header_take_string(r, "a string", UINT64_MAX, &size);
-    }
-    return error;
+    if (type == GGUF_STRING)
+        return header_skip_strings(r, "a string", count);
+    int error = header_ensure(r, count * each, field);
+    if (error)
+        return error;
+    r->pos += (size_t)(count * each);
+    return 0;
 }
 
 /* *ret_start: where the first element stands. */

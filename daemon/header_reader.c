@@ -7,8 +7,17 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#define READ_FIRST ((size_t)64 << 10) /* bytes of the first buffer; each further one is twice as large */
-#define READ_MOST  ((size_t)1 << 20)  /* at once: a page that is read for nothing costs as much as one that is needed */
+/* Bytes of the first buffer, where most headers fit; each further one is twice as large. What is not read into takes no
+ * memory, but what is moved is paid for twice. */
+#define BUFFER_FIRST ((size_t)1 << 20)
+
+/* Read at once. A page that is read for nothing costs more than a call. */
+#define READ_BYTES ((size_t)64 << 10)
+
+static size_t min(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
 
 int header_refuse(struct header_reader *r, uint64_t offset, const char *format, ...)
 {
@@ -34,18 +43,14 @@ int header_ensure(struct header_reader *r, uint64_t size, uint64_t field)
                                  : "with those of the files before it, the header takes more than 128 MiB");
     while (r->filled - r->pos < size) {
         if (r->filled == r->capacity) {
-            size_t capacity = r->capacity ? r->capacity * 2 : READ_FIRST;
-
-            if (capacity > limit)
-                capacity = limit;
+            size_t capacity = min(r->capacity ? r->capacity * 2 : BUFFER_FIRST, limit);
             uint8_t *bytes = realloc(r->bytes, capacity);
             if (!bytes)
                 return -ENOMEM;
             r->bytes = bytes;
             r->capacity = capacity;
         }
-        size_t room = r->capacity - r->filled;
-        ssize_t n = pread(r->fd, r->bytes + r->filled, room < READ_MOST ? room : READ_MOST, (off_t)r->filled);
+        ssize_t n = pread(r->fd, r->bytes + r->filled, min(READ_BYTES, r->capacity - r->filled), (off_t)r->filled);
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)
@@ -95,6 +100,41 @@ int header_take_string(struct header_reader *r, const char *what, uint64_t most,
         return error;
     r->pos += (size_t)size;
     *ret_size = (size_t)size;
+    return 0;
+}
+
+/* Steps over those strings that are in the buffer to their ends; returns how many. */
+static uint64_t skip_buffered(struct header_reader *r, uint64_t count)
+{
+    size_t pos = r->pos;
+    uint64_t n = 0;
+
+    while (n < count && r->filled - pos >= 8) {
+        uint64_t size = header_load_u64(r->bytes + pos);
+        if (size > r->filled - pos - 8)
+            break;
+        pos += 8 + (size_t)size;
+        n++;
+    }
+    r->pos = pos;
+    return n;
+}
+
+/* A vocabulary has 32,000 strings and more. */
+int header_skip_strings(struct header_reader *r, const char *what, uint64_t count)
+{
+    while (count > 0) {
+        uint64_t n = skip_buffered(r, count);
+        size_t size;
+
+        if (n == 0) {
+            int error = header_take_string(r, what, UINT64_MAX, &size);
+            if (error)
+                return error;
+            n = 1;
+        }
+        count -= n;
+    }
     return 0;
 }
 

@@ -47,6 +47,9 @@ int header_take_u64(struct header_reader *r, uint64_t *ret);
  * begins, and called `what`. */
 int header_take_string(struct header_reader *r, const char *what, uint64_t most, size_t *ret_size);
 
+/* Steps over `count` strings of any length, one behind the other. */
+int header_skip_strings(struct header_reader *r, const char *what, uint64_t count);
+
 /* Gives memory back that was filled ahead of the position. No further field is taken after it. */
 void header_trim(struct header_reader *r);
 

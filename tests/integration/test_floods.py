@@ -223,7 +223,7 @@ def test_flood_of_headers(daemon, folder, method):
 
 def test_limit_of_plans(start_for_all, gate, folder):
     """They keep workers from loads, also those that nobody waits for any more."""
-    daemon = start_for_all("--workers", "8", env=gate.env)
+    daemon = start_for_all("--workers", "8", env={**gate.env, "SLOW_READ_LEAST": "65536"})
     path = folder / "large-header.gguf"
     write_sparse_shard(path, 0, 1, 4 * MIB)
     gate.close()
