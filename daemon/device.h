@@ -107,8 +107,8 @@ struct device_ops {
     /* worker. No transfer is under way. Waits for the device to be done with it. */
     void (*arena_free)(struct arena *arena);
 
-    /* worker. Hands a filled slot over: returns at once where the device copies by itself, or copies. The result comes
-     * through transfer->done. */
+    /* worker; also loop, if the device fetches. Hands a filled slot over: returns at once if the device fetches, else
+     * copies. The result comes through transfer->done. */
     void (*put)(struct device *device, struct transfer *transfer);
 
     /* worker, once, while transfers may be under way: makes the export, which is the arena's. Nobody is given it before
@@ -146,6 +146,7 @@ struct device {
     unsigned n_slots;     /* staging slots that it wants */
     size_t slot_bytes;    /* size of one */
     size_t part_bytes;    /* what one worker fills of it at a time; several fill a slot together where this is less */
+    bool fetches;         /* it reads slots by itself, while the processors that filled them do something else */
     uint64_t link;        /* measured rate of copies to it, bytes per second; 0: not known */
     bool exports_leak;    /* memory that was exported does not come back when it is freed, but when the process ends */
     char no_kernels[160]; /* why it has none, where it could have; empty: it has, or is none to have any */
@@ -183,7 +184,7 @@ struct device_module {
     int (*open)(const struct device_config *config, struct device ***ret, struct device_fault *ret_fault);
 };
 
-#define DEVICE_ABI           5u
+#define DEVICE_ABI           6u
 #define DEVICE_MODULE_SYMBOL "rocmforge_device_module"
 
 extern const struct device_module device_host_module;

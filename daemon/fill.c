@@ -1,5 +1,6 @@
 #include "daemon/fill.h"
 
+#include "daemon/cpu_cache.h"
 #include "daemon/worker.h"
 #include "kernels/dequant.h"
 
@@ -103,6 +104,17 @@ static void fill_transferred(struct transfer *transfer)
     mailbox_post(fill->mailbox, &fill->letter);
 }
 
+/* Where a part is in the chunk's slot, filled. */
+static void part_write_back(const struct fill_part *part)
+{
+    const struct fill *fill = part->fill;
+    const uint8_t *slot = fill->slot->data;
+    if (fill->plan->verbatim)
+        cpu_cache_write_back(slot + part->part.offset, part->part.bytes);
+    for (size_t i = part->part.first_piece; i < part->part.first_piece + part->part.n_pieces; i++)
+        cpu_cache_write_back(slot + fill->plan->pieces[i].slot_offset, fill->plan->pieces[i].slot_bytes);
+}
+
 static void part_fill(struct fill_part *part)
 {
     struct fill *fill = part->fill;
@@ -136,6 +148,8 @@ static void part_work(uv_work_t *work)
     part->begin_ns = uv_hrtime();
     if (!atomic_load(&fill->failed))
         part_fill(part);
+    if (fill->last && fill->slot->device->fetches)
+        part_write_back(part);
     part->end_ns = uv_hrtime();
     if (part->status < 0)
         atomic_store(&fill->failed, true);
@@ -190,6 +204,11 @@ void fill_continue(uv_loop_t *loop, struct fill *fill, struct arena *arena)
     assert(fill->held && arena);
     fill->held = false;
     fill->arena = fill->transfer.arena = arena;
+    if (fill->slot->device->fetches) { /* a worker would come to it only when what is queued has been read */
+        fill->under_way = 1;
+        fill_hand_over(fill);
+        return;
+    }
     fill->under_way = 2;
     worker_queue(loop, &fill->work, fill, held_work, held_worked);
 }

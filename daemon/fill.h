@@ -44,6 +44,7 @@ struct fill {
     struct slot *slot;
     struct arena *arena; /* NULL: it is not there yet, and the fill comes back `held` */
     struct mailbox *mailbox;
+    bool last; /* nothing is filled behind it that would push its bytes out of the workers' caches */
     void (*done)(struct fill *fill); /* called on the loop, exactly once; it may free the fill */
     void *context;
 

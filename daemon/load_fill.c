@@ -7,6 +7,9 @@
 #include <errno.h>
 #include <stdlib.h>
 
+/* Chunks at the end of a plan that nothing pushes out of the caches: two, since the last may be of a few bytes. */
+#define CHUNKS_LAST 2u
+
 static void load_count_part(struct load *load, const struct fill_part *part)
 {
     load->phases.read_ns += part->count.read_ns;
@@ -90,6 +93,7 @@ static uint64_t load_use(struct consumer *consumer, struct slot *slot)
         .mailbox = load->server->mailbox,
         .done = load_filled,
         .context = load,
+        .last = load->next_chunk + CHUNKS_LAST > load->plan->n_chunks,
     };
     load->n_fills++;
     fill_queue(load->server->loop, fill);
