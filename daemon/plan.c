@@ -252,6 +252,10 @@ static uint64_t min(uint64_t a, uint64_t b)
     return a < b ? a : b;
 }
 
+/* Tensors are cut behind multiples of so many blocks, which are multiples of 32 bytes whatever the type. So all pieces
+ * stand in slots at the alignment that their tensor has in the file, 32 bytes most often. */
+#define CUT_BLOCKS 32u
+
 /* How many of `blocks` blocks at `file_offset` the open chunk can take as one piece. Where workers make what the arena
  * gets, a piece is no larger than a part: of whole alignments, so that the slot has no gaps. */
 static uint64_t cutter_room(const struct cutter *cutter, uint32_t shard, uint64_t file_offset, uint64_t blocks,
@@ -262,8 +266,10 @@ static uint64_t cutter_room(const struct cutter *cutter, uint32_t shard, uint64_
         return 0;
     uint64_t used = cutter->plan->verbatim ? file_offset - chunk->file_offset : cutter->slot_used;
     uint64_t left = used < cutter->slot_bytes ? cutter->slot_bytes - used : 0;
-    if (cutter->plan->verbatim)
-        return min(left / block_file_bytes, blocks);
+    if (cutter->plan->verbatim) {
+        uint64_t room = left / block_file_bytes;
+        return room < blocks ? room - room % CUT_BLOCKS : blocks;
+    }
     uint64_t part = cutter->part_bytes / block_arena_bytes;
     if (part >= PLAN_ALIGNMENT)
         part -= part % PLAN_ALIGNMENT;
@@ -317,7 +323,7 @@ static int cutter_add_tensor(struct cutter *cutter, size_t index)
             if (r < 0)
                 return r;
             n = cutter_room(cutter, tensor->shard, file_offset, blocks - done, block_file, block_arena);
-            assert(n > 0); /* a slot holds a page and a block at least */
+            assert(n > 0); /* a slot holds a page and CUT_BLOCKS of the largest blocks at least */
         }
         int r = cutter_add_piece(cutter, index, file_offset, n * block_file, placement->offset + done * block_arena,
                                  n * block_arena);

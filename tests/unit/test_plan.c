@@ -129,6 +129,8 @@ static void check_tensor(const struct model *model, const struct plan *plan, siz
             const struct piece *piece = &plan->pieces[i];
             uint64_t bytes = plan_piece_file_bytes(plan, i);
             assert_true(bytes > 0 && bytes % tensor->type->block_bytes == 0);
+            if (plan->verbatim) /* at the alignment that the tensor has */
+                assert_int_equal(piece->slot_offset % 32, tensor->offset % 32);
             assert_int_equal(piece->arena_offset - placement->offset,
                              done / tensor->type->block_bytes *
                                  (placement->bytes / (tensor->bytes / tensor->type->block_bytes)));
