@@ -117,21 +117,18 @@ static int slot_init(struct device *device, struct slot *slot, struct device_fau
         r = HIP_CALL(hip, ret_fault, StreamSynchronize, (hip->clearing));
     if (r < 0)
         goto fail_scratch;
-    hipEvent_t *const events[] = {&own->begun, &own->copied, &own->ended};
-    size_t n = 0;
-    /* Only the last is waited for. */
-    for (; n < 3 && r == 0; n++)
-        r = HIP_CALL(hip, ret_fault, EventCreateWithFlags,
-                     (events[n], n == 2 ? hipEventBlockingSync : hipEventDefault));
+    r = HIP_CALL(hip, ret_fault, EventCreateWithFlags, (&own->copied, hipEventDefault));
     if (r < 0)
-        goto fail_events;
+        goto fail_scratch;
+    r = HIP_CALL(hip, ret_fault, EventCreateWithFlags, (&own->ended, hipEventBlockingSync));
+    if (r < 0)
+        goto fail_copied;
     slot->data = pinned;
     slot->module = own;
     return 0;
 
-fail_events:
-    for (n--; n > 0; n--)
-        (void)!hipEventDestroy(*events[n - 1]);
+fail_copied:
+    (void)!hipEventDestroy(own->copied);
 fail_scratch:
     (void)!hipFree(own->scratch);
 fail_pinned:
@@ -146,7 +143,6 @@ static void slot_fini(struct device *device, struct slot *slot)
     struct slot_hip *own = slot->module;
     assert(!own->transfer);
     (void)!hipSetDevice(hip_device(device)->index);
-    (void)!hipEventDestroy(own->begun);
     (void)!hipEventDestroy(own->copied);
     (void)!hipEventDestroy(own->ended);
     (void)!hipFree(own->scratch);
@@ -319,12 +315,17 @@ static int device_open(int index, const struct device_config *config, struct hip
     hip->device.kind = HIP_KIND;
     hip->device.export_kind = EXPORT_IPC;
     hip->device.granule = GRANULE;
+    hip->device.fetches = true;
     snprintf(hip->device.id, sizeof(hip->device.id), HIP_KIND ":%d", index);
     size_slots(&hip->device, config);
     pthread_mutex_init(&hip->lock, NULL);
     pthread_mutex_init(&hip->reading_lock, NULL);
     pthread_mutex_init(&hip->lost_lock, NULL);
-    pthread_cond_init(&hip->waiting_changed, NULL);
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&hip->waiting_changed, &monotonic);
+    pthread_condattr_destroy(&monotonic);
     pthread_cond_init(&hip->running_changed, NULL);
 
     int r = hip_enter(hip, ret_fault);

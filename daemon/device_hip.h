@@ -25,11 +25,11 @@ struct slot_hip {
     uint64_t seen;        /* how much of that has been told */
     uint32_t *overflowed; /* pinned: set by kernels that counted something */
     void *overflowed_device;
-    hipEvent_t begun, copied, ended;
+    hipEvent_t copied, ended;
     struct transfer *transfer;
     struct slot_hip *next; /* in the queue that it waits in */
     hipStream_t stream;    /* of its kernels, if it has any, else of the copies; while it is under way */
-    bool kernels;          /* it has pieces to decode; the events before `ended` are recorded then only */
+    bool kernels;          /* it has pieces to decode; `copied` is recorded then only */
 };
 
 /* Slots in the order that they came. */
@@ -62,13 +62,19 @@ struct hip_device {
     hipFunction_t kernels[HIP_TYPES][FORM_COUNT];
 
     /* `waiting` are handed over and not yet given to the device, `running` given to it and not yet done. */
-    pthread_mutex_t lock; /* the queues, stop and running_stop */
-    pthread_cond_t waiting_changed, running_changed;
+    pthread_mutex_t lock;           /* the queues, stop and running_stop */
+    pthread_cond_t waiting_changed; /* on CLOCK_MONOTONIC; also for freed */
+    pthread_cond_t running_changed;
     struct slot_queue waiting, running;
     bool stop, running_stop;
     pthread_t submitter, finisher;
     bool submitter_runs, finisher_runs;
     unsigned next_stream; /* submitter only */
+
+    /* Memory that was freed and that the driver has not seen to yet; and when it is to, 0: it need not. Under `lock`.
+     */
+    uint64_t freed;
+    uint64_t reclaim_ns; /* on CLOCK_MONOTONIC */
 
     /* Finisher only: when the last slot's copies were over, and the last kernels of each stream. */
     uint64_t copied_ns;
@@ -109,6 +115,8 @@ int hip_arena_new(struct device *device, uint64_t bytes, const struct extent *ga
 void hip_arena_free(struct arena *arena);
 int hip_arena_export(struct arena *arena, struct device_export *ret, struct device_fault *ret_fault);
 int hip_arena_seal(struct arena *arena, struct device_fault *ret_fault);
+/* Has the driver see to memory that was freed, as it does when it is next asked for some. */
+void hip_reclaim(struct hip_device *hip);
 /* Whether memory can be exported, which some drivers cannot do, and comes back then: sets device.exports_leak. */
 int hip_export_try(struct hip_device *hip, struct device_fault *ret_fault);
 
@@ -122,6 +130,9 @@ int hip_queue_start(struct hip_device *hip, struct device_fault *ret_fault);
 /* All transfers are done. What was not started is not stopped. */
 void hip_queue_stop(struct hip_device *hip);
 void hip_put(struct device *device, struct transfer *transfer);
+/* Memory was freed, or with 0 is about to be taken: hip_reclaim() is called when the device has been left alone for a
+ * while after that. */
+void hip_freed(struct hip_device *hip, uint64_t bytes);
 
 /* Bytes of scratch that a slot of this size needs, whatever its pieces. */
 size_t hip_scratch_bytes(size_t slot_bytes);

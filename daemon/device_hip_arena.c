@@ -11,12 +11,22 @@
 
 static int memory_take(struct arena *arena, struct device_fault *ret_fault)
 {
+    hip_freed(arena->hip, 0);
     return HIP_CALL(arena->hip, ret_fault, Malloc, (&arena->base, arena->bytes));
 }
 
 static void memory_give(struct arena *arena)
 {
     (void)!hipFree(arena->base);
+    hip_freed(arena->hip, arena->bytes);
+}
+
+void hip_reclaim(struct hip_device *hip)
+{
+    struct device_fault unused;
+    void *memory;
+    if (hip_enter(hip, &unused) == 0 && HIP_CALL(hip, &unused, Malloc, (&memory, hip->device.granule)) == 0)
+        (void)!hipFree(memory);
 }
 
 /* What was in the memory may be another user's. It is cleared on a stream of its own while the file is being read, as

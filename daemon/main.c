@@ -20,7 +20,7 @@
 #include <uv.h>
 
 /* Threads if nothing else is said: more were slower on a machine of 16 processors, see docs/performance.md. */
-#define WORKERS_DEFAULT_MAX 14u
+#define WORKERS_DEFAULT_MAX 12u
 
 struct daemon {
     uv_loop_t loop;

@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* clang-format off */
 #include <cmocka.h> /* wants the standard headers before it */
@@ -199,6 +200,44 @@ static void test_neighbours(void **state)
     bench_close(&bench);
 }
 
+static unsigned long calls_of(const char *name)
+{
+    const char *made;
+    unsigned long calls;
+    for (unsigned i = 0; rig.call(i, &made, &calls); i++)
+        if (strcmp(made, name) == 0)
+            return calls;
+    return 0;
+}
+
+/* Large pieces that are decoded, and stand aligned beside each other, are copied in one go. */
+static void test_copies_are_shared(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    struct bench bench;
+    struct device_fault fault;
+    assert_fine(bench_open(&bench, &config, 1, &fault), &fault);
+    struct device *device = bench.devices[0];
+    struct part parts[5];
+    for (size_t i = 0; i < 5; i++)
+        parts[i] = (struct part){tensor_type_find(2), FORM_F16, 4096};
+    struct model model;
+    model_make(&model, parts, 5, 0, 12);
+    struct outcome outcome;
+    struct arena *arena;
+    assert_fine(arena_make(device, model.arena_bytes, &arena, &fault), &fault);
+    const unsigned long before = calls_of("hipMemcpyAsync");
+    model_put(&model, &bench.slots, arena, 4u << 20, true, &outcome);
+    assert_fine(outcome.status, &outcome.fault);
+    assert_int_equal(outcome.transfers, 1);
+    assert_int_equal(calls_of("hipMemcpyAsync"), before + 1);
+    device->ops->arena_free(arena);
+    load_and_check(&bench.slots, &model, 4u << 20, true);
+    model_drop(&model);
+    bench_close(&bench);
+}
+
 /* A load that is given up: nothing more is put, and the arena is freed. */
 static void test_given_up(void **state)
 {
@@ -363,6 +402,41 @@ static void test_two_devices(void **state)
 }
 
 /* Memory that no other process can open is of no use: such a device is left out, with the call that says so. */
+static void make_and_free(struct device *device, uint64_t bytes)
+{
+    struct arena *arena;
+    struct device_fault fault;
+    assert_fine(arena_make(device, bytes, &arena, &fault), &fault);
+    device->ops->arena_free(arena);
+}
+
+/* Once much was freed, the driver is had to see to it, after a while; for little it is not, and that adds up. */
+static void test_freed_memory_is_reclaimed(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    struct bench bench;
+    struct device_fault fault;
+    assert_fine(bench_open(&bench, &config, 1, &fault), &fault);
+    struct device *device = bench.devices[0];
+    unsigned long calls = calls_of("hipMalloc");
+    for (int i = 0; i < 2; i++) {
+        make_and_free(device, (uint64_t)100 << 20);
+        usleep(300000);
+        assert_int_equal(calls_of("hipMalloc"), ++calls);
+    }
+    make_and_free(device, (uint64_t)100 << 20);
+    assert_int_equal(calls_of("hipMalloc"), ++calls);
+    calls++;
+    for (int i = 0; i < 1000 && calls_of("hipFree") < calls; i++)
+        usleep(10000);
+    assert_int_equal(calls_of("hipMalloc"), calls);
+    usleep(300000);
+    assert_int_equal(calls_of("hipMalloc"), calls);
+    bench_close(&bench);
+    assert_nothing_left();
+}
+
 static void test_exports_are_tried(void **state)
 {
     (void)state;
@@ -450,9 +524,11 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_order),
         cmocka_unit_test(test_gaps),
         cmocka_unit_test(test_neighbours),
+        cmocka_unit_test(test_copies_are_shared),
         cmocka_unit_test(test_given_up),
         cmocka_unit_test(test_out_of_memory),
         cmocka_unit_test(test_again_and_again),
+        cmocka_unit_test(test_freed_memory_is_reclaimed),
         cmocka_unit_test(test_two_devices),
         cmocka_unit_test(test_staging_setting),
         cmocka_unit_test(test_exports_are_tried),
