@@ -10,13 +10,12 @@
 
 /* Of all slots, if nothing else is said. What was read into a slot is to be still in the processor's cache when the GPU
  * fetches it, so there are few, which all workers fill together: bench_put shows what more would cost. */
-#define STAGING_BYTES ((uint64_t)64 << 20)
+#define STAGING_BYTES ((uint64_t)72 << 20)
 /* Smaller copies leave gaps on the bus. */
-#define SLOT_BYTES     ((size_t)16 << 20)
+#define SLOT_BYTES     ((size_t)24 << 20)
 #define SLOT_BYTES_MIN ((size_t)64 << 10)
-/* One that is filled, one that is copied, one that waits, one that is on its way through the loop; and what one can be
- * told to have. */
-#define SLOTS_DEFAULT 4u
+/* One that is filled, one that is copied, and one that waits for either; and what one can be told to have. */
+#define SLOTS_DEFAULT 3u
 #define SLOTS_MAX     64u
 /* Of a slot, for each of the workers that fill it. */
 #define PART_BYTES ((size_t)1 << 20)
@@ -265,7 +264,7 @@ static int link_measure(struct hip_device *hip, unsigned copies, struct device_f
     return r;
 }
 
-/* As many slots as the staging memory holds; smaller ones rather than fewer than four. */
+/* As many slots as the staging memory holds; smaller ones rather than fewer than three. */
 static void size_slots(struct device *device, const struct device_config *config)
 {
     const uint64_t staging = config->staging ? config->staging : STAGING_BYTES;

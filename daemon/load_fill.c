@@ -7,8 +7,9 @@
 #include <errno.h>
 #include <stdlib.h>
 
-/* Chunks at the end of a plan that nothing pushes out of the caches: two, since the last may be of a few bytes. */
-#define CHUNKS_LAST 2u
+/* Chunks at the end of a plan that nothing pushes out of the caches: three, since the last may be of a few bytes, and
+ * the processors' own caches hold more than one. */
+#define CHUNKS_LAST 3u
 
 static void load_count_part(struct load *load, const struct fill_part *part)
 {

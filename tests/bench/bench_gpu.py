@@ -149,7 +149,7 @@ def bench_streams(build, kind, models, report):
 
 def bench_staging(build, kind, models, report):
     report.head("Staging memory")
-    for staging in ("32M", "64M", "96M", "128M", "256M", "512M"):
+    for staging in ("36M", "72M", "96M", "144M", "288M", "576M"):
         with Daemon(build, kind, "--staging", staging) as daemon:
             for type_ in models:
                 taken = daemon.loads(models[type_], times=3, form="native")

@@ -476,8 +476,8 @@ static void test_staging_setting(void **state)
         size_t bytes;
         unsigned n;
     } cases[] = {
-        {0, 16u << 20, 4},        {128u << 20, 16u << 20, 8}, {79u << 20, 16u << 20, 4},
-        {32u << 20, 8u << 20, 4}, {1u << 20, 256u << 10, 4},  {1, 64u << 10, 4},
+        {0, 24u << 20, 3},         {128u << 20, 24u << 20, 5}, {95u << 20, 24u << 20, 3},
+        {48u << 20, 16u << 20, 3}, {1u << 20, 340u << 10, 3},  {1, 64u << 10, 3},
     };
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         const struct device_config how = {.workers = 4, .staging = cases[i].staging};

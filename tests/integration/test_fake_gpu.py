@@ -114,7 +114,7 @@ def test_reading_as_another_user(monkeypatch, start_for_all, folder, small_model
 
 def test_end_while_slots_are_filled_for_nothing(fake_gpu, gate, large_model):
     """The driver refuses the memory when slots are on their way already; and before they are back, the daemon ends."""
-    daemon = fake_gpu(env=gate.env, FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL="hipMalloc:8:2")  # the first of a model
+    daemon = fake_gpu(env=gate.env, FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL="hipMalloc:7:2")  # the first of a model
     gate.close()
     with daemon.client() as client:
         client.send("Load", {"path": str(large_model), "name": "m"})
@@ -127,7 +127,7 @@ def test_end_while_slots_are_filled_for_nothing(fake_gpu, gate, large_model):
 
 def test_driver_has_less_than_the_ledger(fake_gpu, small_model):
     """What eviction would free is told too."""
-    daemon = fake_gpu(FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL="hipMalloc:9:2")  # the second of a model
+    daemon = fake_gpu(FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL="hipMalloc:8:2")  # the second of a model
     with daemon.client() as client:
         small = client.call("Load", path=str(small_model), name="small")["model"]
         with wire_error("OutOfDeviceMemory") as parameters:

@@ -100,7 +100,7 @@ def test_no_memory_to_bring_it_back(start, short, folder):
     if not fake:
         pytest.skip("this build has no module for AMD GPUs (hipcc is not installed)")
     env = {"ROCMFORGE_MODULE_DIR": str(build_folder() / "daemon" / "gpu"), "LD_LIBRARY_PATH": str(fake)}
-    options = ("--device", "hip", "--budget", "96M", "--host-cache", "1G", "--staging", "4M")
+    options = ("--device", "hip", "--budget", "96M", "--host-cache", "1G", "--staging", "3M")
     daemon = start(*options, env={**env, **short.env})
     types = make_model.load_types()
     paths = [folder / f"m{i}.gguf" for i in range(2)]
