@@ -19,7 +19,7 @@
 #include <unistd.h>
 #include <uv.h>
 
-/* Threads if nothing else is said: more were slower on a machine of 16 processors, see docs/performance.md. */
+/* Threads if nothing else is said: more were no faster on machines of 16 and 32 processors, see docs/performance.md. */
 #define WORKERS_DEFAULT_MAX 12u
 
 struct daemon {

@@ -4,7 +4,7 @@
     bench_gpu.py BUILD [--kind cuda] [--out FOLDER] [--models FOLDER] [--only TABLE]... [--quick]
 
 Files are in the page cache, read from the disk. A load's time is from the request to the answer, in the bytes of its
-file; the best of five and their median. The ceiling is that of plain pinned copies, measured in the same run. A driver
+file; the best of nine and their median. The ceiling is that of plain pinned copies, measured in the same run. A driver
 clears memory that was freed, with the engine that copies, for some 4 ms a gigabyte: a load is begun when that is over,
 but for the rows that say otherwise. Prints tables; with --out writes bench_gpu.json there.
 """
@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT / "tests" / "lib"))
 from page_cache import read_from_disk  # noqa: E402
 from rocmforge_wire import Client, WireError  # noqa: E402
 
-REPEAT = 5
+REPEAT = 9
 REST = 0.3  # seconds after an unload: what the driver does with the memory is over
 COLUMNS = "{:<8} {:<7} {:<5} {:>7} {:>7} {:>9} {:>9} {:>8} {:>9}  {}"
 
