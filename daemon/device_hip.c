@@ -17,8 +17,8 @@
 /* One that is filled, one that is copied, and one that waits for either; and what one can be told to have. */
 #define SLOTS_DEFAULT 3u
 #define SLOTS_MAX     64u
-/* Of a slot, for each of the workers that fill it. */
-#define PART_BYTES ((size_t)1 << 20)
+/* Of a slot, for each of the workers that fill it: as many parts as a plan makes at most. */
+#define PART_BYTES (SLOT_BYTES / 16)
 
 #define GRANULE    ((uint64_t)2 << 20)
 

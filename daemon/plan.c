@@ -377,23 +377,25 @@ static uint64_t piece_work(const struct plan *plan, size_t index)
     return max(plan_piece_file_bytes(plan, index), plan->pieces[index].slot_bytes);
 }
 
+/* Each piece is in the part that its beginning would be in, were the work cut into equal lengths. */
 static size_t divide_pieces(const struct plan *plan, const struct chunk *chunk, size_t part_bytes, struct part *ret)
 {
     const size_t end = chunk->first_piece + chunk->n_pieces;
     uint64_t work = 0;
     for (size_t i = chunk->first_piece; i < end; i++)
         work += piece_work(plan, i);
-    uint64_t each = max(part_bytes, (work + PLAN_PARTS_MAX - 1) / PLAN_PARTS_MAX);
+    const uint64_t lengths = min((work + part_bytes - 1) / part_bytes, PLAN_PARTS_MAX);
     size_t n = 0;
-    uint64_t taken = 0;
+    uint64_t done = 0, length = 0;
     ret[n] = (struct part){.first_piece = chunk->first_piece};
     for (size_t i = chunk->first_piece; i < end; i++) {
-        if (ret[n].n_pieces > 0 && n + 1 < PLAN_PARTS_MAX && taken + piece_work(plan, i) > each) {
+        const uint64_t of_piece = done * lengths / work;
+        if (of_piece > length) {
             ret[++n] = (struct part){.first_piece = i};
-            taken = 0;
+            length = of_piece;
         }
         ret[n].n_pieces++;
-        taken += piece_work(plan, i);
+        done += piece_work(plan, i);
     }
     return n + 1;
 }

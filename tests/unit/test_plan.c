@@ -191,6 +191,30 @@ static void check_chunks(const struct model *model, const struct plan *plan, siz
     assert_int_equal(progress, plan->model_bytes);
 }
 
+static uint64_t work_of(const struct plan *plan, size_t piece)
+{
+    const uint64_t read = plan_piece_file_bytes(plan, piece), made = plan->pieces[piece].slot_bytes;
+    return read > made ? read : made;
+}
+
+/* No part is longer than an equal share and a piece. */
+static void check_shares(const struct plan *plan, const struct chunk *chunk, const struct part *parts, size_t n,
+                         size_t part_bytes)
+{
+    uint64_t work = 0, longest = 0;
+    for (size_t i = chunk->first_piece; i < chunk->first_piece + chunk->n_pieces; i++) {
+        work += work_of(plan, i);
+        longest = work_of(plan, i) > longest ? work_of(plan, i) : longest;
+    }
+    const uint64_t share = work / PLAN_PARTS_MAX > part_bytes ? work / PLAN_PARTS_MAX : part_bytes;
+    for (size_t i = 0; i < n; i++) {
+        uint64_t part = 0;
+        for (size_t k = 0; k < parts[i].n_pieces; k++)
+            part += work_of(plan, parts[i].first_piece + k);
+        assert_true(part <= share + longest);
+    }
+}
+
 /* Parts follow one another and are the whole chunk. */
 static void check_parts(const struct plan *plan, size_t part_bytes)
 {
@@ -214,6 +238,8 @@ static void check_parts(const struct plan *plan, size_t part_bytes)
             assert_true(part->bytes < part_bytes + PAGE || part->bytes < chunk->file_bytes / PLAN_PARTS_MAX + PAGE + 1);
             offset += part->bytes;
         }
+        if (!plan->verbatim)
+            check_shares(plan, chunk, parts, n, part_bytes);
         assert_int_equal(offset, plan->verbatim ? chunk->file_bytes : 0);
         assert_int_equal(piece, chunk->first_piece + (plan->verbatim ? 0 : chunk->n_pieces));
     }
