@@ -6,7 +6,8 @@
  * All copies go through the first stream, one after the other at the full rate of the bus: two at a time would be done
  * no sooner, but both late, and both their slots would come back at once. Kernels go over the other streams in turn,
  * each behind its copy. A slot, its scratch memory and its events belong to one transfer from hip_put() to done(), and
- * done() is called only when the device has let go of them, error or not. */
+ * done() is called only when the device has let go of them, error or not. The submitter, when it has had nothing to do
+ * for a while, has the driver reclaim what was freed. */
 #include "daemon/device_hip.h"
 #include "kernels/dequant_gpu.h"
 
