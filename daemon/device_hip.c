@@ -185,6 +185,7 @@ static void device_close(struct device *device)
     pthread_cond_destroy(&hip->running_changed);
     pthread_mutex_destroy(&hip->lock);
     pthread_mutex_destroy(&hip->reading_lock);
+    pthread_mutex_destroy(&hip->taking_lock);
     pthread_mutex_destroy(&hip->lost_lock);
     free(hip);
 }
@@ -319,6 +320,7 @@ static int device_open(int index, const struct device_config *config, struct hip
     size_slots(&hip->device, config);
     pthread_mutex_init(&hip->lock, NULL);
     pthread_mutex_init(&hip->reading_lock, NULL);
+    pthread_mutex_init(&hip->taking_lock, NULL);
     pthread_mutex_init(&hip->lost_lock, NULL);
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);

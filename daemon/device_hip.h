@@ -71,10 +71,13 @@ struct hip_device {
     bool submitter_runs, finisher_runs;
     unsigned next_stream; /* submitter only */
 
-    /* Memory that was freed and that the driver has not seen to yet; and when it is to, 0: it need not. Under `lock`.
-     */
+    /* Memory that was freed since some was taken last, and when the driver is to reclaim it; 0: it need not. Under
+     * `lock`. */
     uint64_t freed;
     uint64_t reclaim_ns; /* on CLOCK_MONOTONIC */
+
+    /* Memory is taken by one at a time: what the driver is asked for to have it reclaim is not what an arena lacks. */
+    pthread_mutex_t taking_lock;
 
     /* Finisher only: when the last slot's copies were over, and the last kernels of each stream. */
     uint64_t copied_ns;
@@ -115,7 +118,8 @@ int hip_arena_new(struct device *device, uint64_t bytes, const struct extent *ga
 void hip_arena_free(struct arena *arena);
 int hip_arena_export(struct arena *arena, struct device_export *ret, struct device_fault *ret_fault);
 int hip_arena_seal(struct arena *arena, struct device_fault *ret_fault);
-/* Has the driver see to memory that was freed, as it does when it is next asked for some. */
+/* Has the driver see to memory that was freed, as it does when it is asked for some. What fails is for whoever next
+ * needs the device to find. */
 void hip_reclaim(struct hip_device *hip);
 /* Whether memory can be exported, which some drivers cannot do, and comes back then: sets device.exports_leak. */
 int hip_export_try(struct hip_device *hip, struct device_fault *ret_fault);
@@ -130,9 +134,10 @@ int hip_queue_start(struct hip_device *hip, struct device_fault *ret_fault);
 /* All transfers are done. What was not started is not stopped. */
 void hip_queue_stop(struct hip_device *hip);
 void hip_put(struct device *device, struct transfer *transfer);
-/* Memory was freed, or with 0 is about to be taken: hip_reclaim() is called when the device has been left alone for a
- * while after that. */
+/* Memory was freed: hip_reclaim() is called when the device has been left alone for a while, unless some is taken
+ * before. */
 void hip_freed(struct hip_device *hip, uint64_t bytes);
+void hip_taken(struct hip_device *hip);
 
 /* Bytes of scratch that a slot of this size needs, whatever its pieces. */
 size_t hip_scratch_bytes(size_t slot_bytes);

@@ -11,8 +11,12 @@
 
 static int memory_take(struct arena *arena, struct device_fault *ret_fault)
 {
-    hip_freed(arena->hip, 0);
-    return HIP_CALL(arena->hip, ret_fault, Malloc, (&arena->base, arena->bytes));
+    struct hip_device *hip = arena->hip;
+    pthread_mutex_lock(&hip->taking_lock);
+    hip_taken(hip);
+    int r = HIP_CALL(hip, ret_fault, Malloc, (&arena->base, arena->bytes));
+    pthread_mutex_unlock(&hip->taking_lock);
+    return r;
 }
 
 static void memory_give(struct arena *arena)
@@ -23,10 +27,13 @@ static void memory_give(struct arena *arena)
 
 void hip_reclaim(struct hip_device *hip)
 {
-    struct device_fault unused;
     void *memory;
-    if (hip_enter(hip, &unused) == 0 && HIP_CALL(hip, &unused, Malloc, (&memory, hip->device.granule)) == 0)
+    if (atomic_load(&hip->lost) || hipSetDevice(hip->index) != hipSuccess)
+        return;
+    pthread_mutex_lock(&hip->taking_lock);
+    if (hipMalloc(&memory, hip->device.granule) == hipSuccess)
         (void)!hipFree(memory);
+    pthread_mutex_unlock(&hip->taking_lock);
 }
 
 /* What was in the memory may be another user's. It is cleared on a stream of its own while the file is being read, as

@@ -29,7 +29,7 @@
 
 /* A driver clears memory that is freed beside all that it does, which takes some 4 ns a KiB, and sees to what it
  * cleared when it is next asked for memory: that call then takes 0.2 ms a gigabyte longer. For it not to be the next
- * load's, one is made when that much was freed, and the device was left alone for as long. */
+ * load's, one is made when that much was freed, and the device was left alone for a while. */
 #define RECLAIM_BYTES ((uint64_t)256 << 20)
 #define RECLAIM_NS    100000000u /* and 8 ns a KiB */
 
@@ -290,8 +290,14 @@ void hip_freed(struct hip_device *hip, uint64_t bytes)
     pthread_mutex_unlock(&hip->lock);
 }
 
-/* Waits for what may be a slot, or an end; or does what is to be done when there is none for a while. The lock is held,
- * though not all the time. */
+void hip_taken(struct hip_device *hip)
+{
+    pthread_mutex_lock(&hip->lock);
+    hip->freed = hip->reclaim_ns = 0;
+    pthread_mutex_unlock(&hip->lock);
+}
+
+/* Waits for what may be a slot, or an end, or until it is time to reclaim. The lock is held. */
 static void submitter_wait(struct hip_device *hip)
 {
     if (hip->reclaim_ns == 0) {
@@ -302,7 +308,13 @@ static void submitter_wait(struct hip_device *hip)
         .tv_sec = (time_t)(hip->reclaim_ns / 1000000000),
         .tv_nsec = (long)(hip->reclaim_ns % 1000000000),
     };
-    if (pthread_cond_timedwait(&hip->waiting_changed, &hip->lock, &until) != ETIMEDOUT)
+    (void)pthread_cond_timedwait(&hip->waiting_changed, &hip->lock, &until);
+}
+
+/* If it is time to. The lock is held, but for as long as that takes. */
+static void submitter_reclaim(struct hip_device *hip)
+{
+    if (hip->reclaim_ns == 0 || device_clock_ns() < hip->reclaim_ns)
         return;
     hip->freed = hip->reclaim_ns = 0;
     pthread_mutex_unlock(&hip->lock);
@@ -319,7 +331,9 @@ static void *submitter_main(void *argument)
         if (!slot) {
             if (hip->stop)
                 break;
-            submitter_wait(hip);
+            submitter_reclaim(hip);
+            if (!hip->waiting.head && !hip->stop)
+                submitter_wait(hip);
             continue;
         }
         reclaim_postpone(hip);

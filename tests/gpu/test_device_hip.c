@@ -401,16 +401,21 @@ static void test_two_devices(void **state)
     assert_nothing_left();
 }
 
-/* Memory that no other process can open is of no use: such a device is left out, with the call that says so. */
-static void make_and_free(struct device *device, uint64_t bytes)
+/* Waits until a call was made so often; or for a third of a second, in which it is not. */
+static void assert_called(const char *name, unsigned long calls)
 {
-    struct arena *arena;
-    struct device_fault fault;
-    assert_fine(arena_make(device, bytes, &arena, &fault), &fault);
-    device->ops->arena_free(arena);
+    for (int i = 0; i < 1000 && calls_of(name) < calls; i++)
+        usleep(10000);
+    assert_int_equal(calls_of(name), calls);
 }
 
-/* Once much was freed, the driver is had to see to it, after a while; for little it is not, and that adds up. */
+static void assert_not_called(const char *name, unsigned long calls)
+{
+    usleep(333333);
+    assert_int_equal(calls_of(name), calls);
+}
+
+/* Once much was freed, the driver is had to see to it; not for little, which adds up, and not if memory is taken. */
 static void test_freed_memory_is_reclaimed(void **state)
 {
     (void)state;
@@ -419,24 +424,60 @@ static void test_freed_memory_is_reclaimed(void **state)
     struct device_fault fault;
     assert_fine(bench_open(&bench, &config, 1, &fault), &fault);
     struct device *device = bench.devices[0];
+    struct arena *little, *much;
+    assert_fine(arena_make(device, (uint64_t)100 << 20, &little, &fault), &fault);
+    assert_fine(arena_make(device, (uint64_t)200 << 20, &much, &fault), &fault);
     unsigned long calls = calls_of("hipMalloc");
-    for (int i = 0; i < 2; i++) {
-        make_and_free(device, (uint64_t)100 << 20);
-        usleep(300000);
-        assert_int_equal(calls_of("hipMalloc"), ++calls);
-    }
-    make_and_free(device, (uint64_t)100 << 20);
-    assert_int_equal(calls_of("hipMalloc"), ++calls);
-    calls++;
-    for (int i = 0; i < 1000 && calls_of("hipFree") < calls; i++)
-        usleep(10000);
-    assert_int_equal(calls_of("hipMalloc"), calls);
-    usleep(300000);
-    assert_int_equal(calls_of("hipMalloc"), calls);
+    device->ops->arena_free(little);
+    assert_not_called("hipMalloc", calls);
+    device->ops->arena_free(much);
+    assert_called("hipMalloc", calls + 1);
+    assert_not_called("hipMalloc", calls + 1);
+
+    assert_fine(arena_make(device, (uint64_t)300 << 20, &much, &fault), &fault);
+    device->ops->arena_free(much);
+    assert_fine(arena_make(device, 1, &little, &fault), &fault);
+    assert_not_called("hipMalloc", calls_of("hipMalloc"));
+    device->ops->arena_free(little);
     bench_close(&bench);
     assert_nothing_left();
 }
 
+/* Whatever fails then does no harm; and of a device that is lost, whoever next needs it is told. */
+static void test_reclaiming_fails(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    static const char *const calls[] = {"hipSetDevice:2", "hipMalloc:1", "hipFree:2"}; /* the arena's come first */
+    static const int codes[] = {2, 999, 719};
+    for (size_t i = 0; i < 9; i++) {
+        const int code = codes[i % 3];
+        struct bench bench;
+        struct device_fault fault;
+        struct arena *arena;
+        char spec[64];
+        assert_fine(bench_open(&bench, &config, 1, &fault), &fault);
+        struct device *device = bench.devices[0];
+        assert_fine(arena_make(device, (uint64_t)300 << 20, &arena, &fault), &fault);
+        snprintf(spec, sizeof(spec), "%s:%d", calls[i / 3], code);
+        rig.inject(spec);
+        device->ops->arena_free(arena);
+        for (int k = 0; k < 1000 && !rig.fired(); k++)
+            usleep(10000);
+        assert_true(rig.fired());
+        const int r = arena_make(device, 1, &arena, &fault);
+        assert_int_equal(r, code == 719 ? -ENODEV : 0);
+        if (r == 0)
+            device->ops->arena_free(arena);
+        else
+            assert_int_equal(fault.code, code);
+        rig.inject(NULL);
+        bench_close(&bench);
+        assert_nothing_left();
+    }
+}
+
+/* Memory that no other process can open is of no use: such a device is left out, with the call that says so. */
 static void test_exports_are_tried(void **state)
 {
     (void)state;
@@ -529,6 +570,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_out_of_memory),
         cmocka_unit_test(test_again_and_again),
         cmocka_unit_test(test_freed_memory_is_reclaimed),
+        cmocka_unit_test(test_reclaiming_fails),
         cmocka_unit_test(test_two_devices),
         cmocka_unit_test(test_staging_setting),
         cmocka_unit_test(test_exports_are_tried),
