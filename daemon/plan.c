@@ -264,6 +264,9 @@ static uint64_t cutter_room(const struct cutter *cutter, uint32_t shard, uint64_
     const struct chunk *chunk = cutter->open;
     if (!chunk || chunk->shard != shard || file_offset < chunk->file_offset || file_offset < cutter->file_at)
         return 0;
+    /* Bytes that tensors share are in the slot, and in the device's copy of it, once only. */
+    if (cutter->plan->verbatim && file_offset < chunk->file_offset + chunk->file_bytes)
+        return 0;
     uint64_t used = cutter->plan->verbatim ? file_offset - chunk->file_offset : cutter->slot_used;
     uint64_t left = used < cutter->slot_bytes ? cutter->slot_bytes - used : 0;
     if (cutter->plan->verbatim) {

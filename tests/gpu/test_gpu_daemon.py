@@ -2,12 +2,15 @@
 import contextlib
 import hashlib
 import json
+import random
 import re
 import signal
+import struct
 import subprocess
 import sys
 import time
 
+import make_model
 import pytest
 from conftest import FAKE, write_model
 from harness import ROOT, Daemon, build_folder, wait_until, wire_error
@@ -53,6 +56,32 @@ def test_gpu_is_what_auto_means(start, small_model, kind):
     assert load(daemon, small_model, "small")["device"].startswith(kind)
     assert load(daemon, small_model, "host", device="host", form="f32")["device"] == "host"
     unload(daemon, "small", "host")
+
+
+def write_shared(path):
+    """Tensors of 2, 1 and 2 MB, q4_0; the second has two names, which stand at the same bytes."""
+    type_ = make_model.load_types()["q4_0"]
+    columns = [1 << 22, 1 << 21, 1 << 21, 1 << 22]
+    sizes = [make_model.row_bytes(type_, n) for n in columns]
+    offsets = [0, sizes[0], sizes[0], sizes[0] + sizes[1]]
+    infos = b""
+    for i, (n, offset) in enumerate(zip(columns, offsets)):
+        infos += make_model.string(f"t{i}") + struct.pack("<IQIQ", 1, n, type_.id, offset)
+    header = b"GGUF" + struct.pack("<IQQ", 3, 4, 0) + infos
+    rng = random.Random(7)
+    with open(path, "wb") as out:
+        out.write(header + bytes(-len(header) % make_model.ALIGNMENT))
+        make_model.write_blocks(out, offsets[3] + sizes[3], type_, make_model.pattern(type_, rng), rng)
+
+
+@pytest.mark.parametrize("form", ["auto", "native"])
+def test_tensors_that_share_bytes(start, folder, form, kind):
+    write_shared(folder / "shared.gguf")
+    daemon = start("--staging", "12M")
+    load(daemon, folder / "shared.gguf", "shared", form=form, device=kind)
+    with daemon.client(timeout=120) as client:
+        assert client.call("Verify", name="shared")["mismatches"] == []
+    unload(daemon, "shared")
 
 
 @pytest.mark.parametrize("form", ["auto", "native", "f32", "bf16"])

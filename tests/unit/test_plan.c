@@ -171,6 +171,7 @@ static void check_chunks(const struct model *model, const struct plan *plan, siz
             assert_true(piece->slot_offset + piece->slot_bytes <= slot_bytes);
             assert_true(piece->arena_offset + piece->arena_bytes <= plan->arena_bytes);
             if (plan->verbatim) {
+                assert_true(i == next_piece || at >= file_end); /* no byte is in two pieces of a slot */
                 assert_int_equal(piece->slot_offset, at - chunk->file_offset);
                 assert_int_equal(piece->slot_bytes, bytes);
             } else {
