@@ -51,6 +51,9 @@ static inline const char *hip_why(hipError_t result, char buffer[HIP_WHY_SIZE])
                  driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000);
         return buffer;
     }
+#else
+    if (result == hipErrorNoDevice) /* whose text is its name */
+        return "no device: no AMD GPU that ROCm can use, or no right to open /dev/kfd";
 #endif
     (void)buffer;
     return hipGetErrorString(result);
