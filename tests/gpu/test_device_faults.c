@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* clang-format off */
 #include <cmocka.h> /* wants the standard headers before it */
@@ -278,6 +279,41 @@ static void test_order_after_a_failed_launch(void **state)
     assert_nothing_left();
 }
 
+/* Whatever fails when freed memory is reclaimed does no harm; and of a device that is lost, whoever next needs it is
+ * told. */
+static void test_reclaiming_fails(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    static const char *const calls[] = {"hipSetDevice:2", "hipMalloc:1", "hipFree:2"}; /* the arena's come first */
+    static const int codes[] = {2, 999, 719};
+    for (size_t i = 0; i < 9; i++) {
+        const int code = codes[i % 3];
+        struct bench bench;
+        struct device_fault fault;
+        struct arena *arena;
+        char spec[64];
+        assert_fine(bench_open(&bench, &config, 1, &fault), &fault);
+        struct device *device = bench.devices[0];
+        assert_fine(arena_make(device, (uint64_t)300 << 20, &arena, &fault), &fault);
+        snprintf(spec, sizeof(spec), "%s:%d", calls[i / 3], code);
+        rig.inject(spec);
+        device->ops->arena_free(arena);
+        for (int k = 0; k < 1000 && !rig.fired(); k++)
+            usleep(10000);
+        assert_true(rig.fired());
+        const int r = arena_make(device, 1, &arena, &fault);
+        assert_int_equal(r, code == 719 ? -ENODEV : 0);
+        if (r == 0)
+            device->ops->arena_free(arena);
+        else
+            assert_int_equal(fault.code, code);
+        rig.inject(NULL);
+        bench_close(&bench);
+        assert_nothing_left();
+    }
+}
+
 int main(int argc, char **argv)
 {
     if (argc > 1)
@@ -295,6 +331,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_each_call_is_the_last),
         cmocka_unit_test(test_each_allocation_fails),
         cmocka_unit_test(test_each_work_fails),
+        cmocka_unit_test(test_reclaiming_fails),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -443,40 +443,6 @@ static void test_freed_memory_is_reclaimed(void **state)
     assert_nothing_left();
 }
 
-/* Whatever fails then does no harm; and of a device that is lost, whoever next needs it is told. */
-static void test_reclaiming_fails(void **state)
-{
-    (void)state;
-    skip_on_hardware();
-    static const char *const calls[] = {"hipSetDevice:2", "hipMalloc:1", "hipFree:2"}; /* the arena's come first */
-    static const int codes[] = {2, 999, 719};
-    for (size_t i = 0; i < 9; i++) {
-        const int code = codes[i % 3];
-        struct bench bench;
-        struct device_fault fault;
-        struct arena *arena;
-        char spec[64];
-        assert_fine(bench_open(&bench, &config, 1, &fault), &fault);
-        struct device *device = bench.devices[0];
-        assert_fine(arena_make(device, (uint64_t)300 << 20, &arena, &fault), &fault);
-        snprintf(spec, sizeof(spec), "%s:%d", calls[i / 3], code);
-        rig.inject(spec);
-        device->ops->arena_free(arena);
-        for (int k = 0; k < 1000 && !rig.fired(); k++)
-            usleep(10000);
-        assert_true(rig.fired());
-        const int r = arena_make(device, 1, &arena, &fault);
-        assert_int_equal(r, code == 719 ? -ENODEV : 0);
-        if (r == 0)
-            device->ops->arena_free(arena);
-        else
-            assert_int_equal(fault.code, code);
-        rig.inject(NULL);
-        bench_close(&bench);
-        assert_nothing_left();
-    }
-}
-
 /* Memory that no other process can open is of no use: such a device is left out, with the call that says so. */
 static void test_exports_are_tried(void **state)
 {
@@ -570,7 +536,6 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_out_of_memory),
         cmocka_unit_test(test_again_and_again),
         cmocka_unit_test(test_freed_memory_is_reclaimed),
-        cmocka_unit_test(test_reclaiming_fails),
         cmocka_unit_test(test_two_devices),
         cmocka_unit_test(test_staging_setting),
         cmocka_unit_test(test_exports_are_tried),
