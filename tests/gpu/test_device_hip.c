@@ -11,7 +11,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 /* clang-format off */
 #include <cmocka.h> /* wants the standard headers before it */
@@ -200,44 +199,6 @@ static void test_neighbours(void **state)
     bench_close(&bench);
 }
 
-static unsigned long calls_of(const char *name)
-{
-    const char *made;
-    unsigned long calls;
-    for (unsigned i = 0; rig.call(i, &made, &calls); i++)
-        if (strcmp(made, name) == 0)
-            return calls;
-    return 0;
-}
-
-/* Large pieces that are decoded, and stand aligned beside each other, are copied in one go. */
-static void test_copies_are_shared(void **state)
-{
-    (void)state;
-    skip_on_hardware();
-    struct bench bench;
-    struct device_fault fault;
-    assert_fine(bench_open(&bench, &config, 1, &fault), &fault);
-    struct device *device = bench.devices[0];
-    struct part parts[5];
-    for (size_t i = 0; i < 5; i++)
-        parts[i] = (struct part){tensor_type_find(2), FORM_F16, 4096};
-    struct model model;
-    model_make(&model, parts, 5, 0, 12);
-    struct outcome outcome;
-    struct arena *arena;
-    assert_fine(arena_make(device, model.arena_bytes, &arena, &fault), &fault);
-    const unsigned long before = calls_of("hipMemcpyAsync");
-    model_put(&model, &bench.slots, arena, 4u << 20, true, &outcome);
-    assert_fine(outcome.status, &outcome.fault);
-    assert_int_equal(outcome.transfers, 1);
-    assert_int_equal(calls_of("hipMemcpyAsync"), before + 1);
-    device->ops->arena_free(arena);
-    load_and_check(&bench.slots, &model, 4u << 20, true);
-    model_drop(&model);
-    bench_close(&bench);
-}
-
 /* A load that is given up: nothing more is put, and the arena is freed. */
 static void test_given_up(void **state)
 {
@@ -401,48 +362,6 @@ static void test_two_devices(void **state)
     assert_nothing_left();
 }
 
-/* Waits until a call was made so often; or for a third of a second, in which it is not. */
-static void assert_called(const char *name, unsigned long calls)
-{
-    for (int i = 0; i < 1000 && calls_of(name) < calls; i++)
-        usleep(10000);
-    assert_int_equal(calls_of(name), calls);
-}
-
-static void assert_not_called(const char *name, unsigned long calls)
-{
-    usleep(333333);
-    assert_int_equal(calls_of(name), calls);
-}
-
-/* Once much was freed, the driver is had to see to it; not for little, which adds up, and not if memory is taken. */
-static void test_freed_memory_is_reclaimed(void **state)
-{
-    (void)state;
-    skip_on_hardware();
-    struct bench bench;
-    struct device_fault fault;
-    assert_fine(bench_open(&bench, &config, 1, &fault), &fault);
-    struct device *device = bench.devices[0];
-    struct arena *little, *much;
-    assert_fine(arena_make(device, (uint64_t)100 << 20, &little, &fault), &fault);
-    assert_fine(arena_make(device, (uint64_t)200 << 20, &much, &fault), &fault);
-    unsigned long calls = calls_of("hipMalloc");
-    device->ops->arena_free(little);
-    assert_not_called("hipMalloc", calls);
-    device->ops->arena_free(much);
-    assert_called("hipMalloc", calls + 1);
-    assert_not_called("hipMalloc", calls + 1);
-
-    assert_fine(arena_make(device, (uint64_t)300 << 20, &much, &fault), &fault);
-    device->ops->arena_free(much);
-    assert_fine(arena_make(device, 1, &little, &fault), &fault);
-    assert_not_called("hipMalloc", calls_of("hipMalloc"));
-    device->ops->arena_free(little);
-    bench_close(&bench);
-    assert_nothing_left();
-}
-
 /* Memory that no other process can open is of no use: such a device is left out, with the call that says so. */
 static void test_exports_are_tried(void **state)
 {
@@ -531,11 +450,9 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_order),
         cmocka_unit_test(test_gaps),
         cmocka_unit_test(test_neighbours),
-        cmocka_unit_test(test_copies_are_shared),
         cmocka_unit_test(test_given_up),
         cmocka_unit_test(test_out_of_memory),
         cmocka_unit_test(test_again_and_again),
-        cmocka_unit_test(test_freed_memory_is_reclaimed),
         cmocka_unit_test(test_two_devices),
         cmocka_unit_test(test_staging_setting),
         cmocka_unit_test(test_exports_are_tried),

@@ -1,0 +1,106 @@
+/* Which calls the module makes of the runtime, and how many: on tests/fake_hip, which counts them. */
+#include "tests/gpu/device_bench.h"
+
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* clang-format off */
+#include <cmocka.h> /* wants the standard headers before it */
+/* clang-format on */
+
+static unsigned long calls_of(const char *name)
+{
+    const char *made;
+    unsigned long calls;
+    for (unsigned i = 0; rig.call(i, &made, &calls); i++)
+        if (strcmp(made, name) == 0)
+            return calls;
+    return 0;
+}
+
+/* Large pieces that are decoded, and stand aligned beside each other, are copied in one go. */
+static void test_copies_are_shared(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    struct bench bench;
+    struct device_fault fault;
+    assert_fine(bench_open(&bench, &config, 1, &fault), &fault);
+    struct device *device = bench.devices[0];
+    struct part parts[5];
+    for (size_t i = 0; i < 5; i++)
+        parts[i] = (struct part){tensor_type_find(2), FORM_F16, 4096};
+    struct model model;
+    model_make(&model, parts, 5, 0, 12);
+    struct outcome outcome;
+    struct arena *arena;
+    assert_fine(arena_make(device, model.arena_bytes, &arena, &fault), &fault);
+    const unsigned long before = calls_of("hipMemcpyAsync");
+    model_put(&model, &bench.slots, arena, 4u << 20, true, &outcome);
+    assert_fine(outcome.status, &outcome.fault);
+    assert_int_equal(outcome.transfers, 1);
+    assert_int_equal(calls_of("hipMemcpyAsync"), before + 1);
+    device->ops->arena_free(arena);
+    load_and_check(&bench.slots, &model, 4u << 20, true);
+    model_drop(&model);
+    bench_close(&bench);
+}
+
+/* Waits until a call was made so often; or for a third of a second, in which it is not. */
+static void assert_called(const char *name, unsigned long calls)
+{
+    for (int i = 0; i < 1000 && calls_of(name) < calls; i++)
+        usleep(10000);
+    assert_int_equal(calls_of(name), calls);
+}
+
+static void assert_not_called(const char *name, unsigned long calls)
+{
+    usleep(333333);
+    assert_int_equal(calls_of(name), calls);
+}
+
+/* Once much was freed, the driver is had to see to it; not for little, which adds up, and not if memory is taken. */
+static void test_freed_memory_is_reclaimed(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    struct bench bench;
+    struct device_fault fault;
+    assert_fine(bench_open(&bench, &config, 1, &fault), &fault);
+    struct device *device = bench.devices[0];
+    struct arena *little, *much;
+    assert_fine(arena_make(device, (uint64_t)100 << 20, &little, &fault), &fault);
+    assert_fine(arena_make(device, (uint64_t)200 << 20, &much, &fault), &fault);
+    unsigned long calls = calls_of("hipMalloc");
+    device->ops->arena_free(little);
+    assert_not_called("hipMalloc", calls);
+    device->ops->arena_free(much);
+    assert_called("hipMalloc", calls + 1);
+    assert_not_called("hipMalloc", calls + 1);
+
+    assert_fine(arena_make(device, (uint64_t)300 << 20, &much, &fault), &fault);
+    device->ops->arena_free(much);
+    assert_fine(arena_make(device, 1, &little, &fault), &fault);
+    assert_not_called("hipMalloc", calls_of("hipMalloc"));
+    device->ops->arena_free(little);
+    bench_close(&bench);
+    assert_nothing_left();
+}
+
+int main(void)
+{
+    struct device_fault fault = {0};
+    int r = bench_begin(&fault);
+    if (r < 0)
+        return r == -ENODEV ? 77 : 1;
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_copies_are_shared),
+        cmocka_unit_test(test_freed_memory_is_reclaimed),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
