@@ -116,16 +116,21 @@ static int slot_init(struct device *device, struct slot *slot, struct device_fau
         r = HIP_CALL(hip, ret_fault, StreamSynchronize, (hip->clearing));
     if (r < 0)
         goto fail_scratch;
-    r = HIP_CALL(hip, ret_fault, EventCreateWithFlags, (&own->copied, hipEventDefault));
+    r = HIP_CALL(hip, ret_fault, EventCreateWithFlags, (&own->copied, hipEventDisableTiming));
     if (r < 0)
         goto fail_scratch;
-    r = HIP_CALL(hip, ret_fault, EventCreateWithFlags, (&own->ended, hipEventBlockingSync));
+    r = HIP_CALL(hip, ret_fault, EventCreateWithFlags, (&own->copied_at, hipEventDefault));
     if (r < 0)
         goto fail_copied;
+    r = HIP_CALL(hip, ret_fault, EventCreateWithFlags, (&own->ended, hipEventDefault));
+    if (r < 0)
+        goto fail_copied_at;
     slot->data = pinned;
     slot->module = own;
     return 0;
 
+fail_copied_at:
+    (void)!hipEventDestroy(own->copied_at);
 fail_copied:
     (void)!hipEventDestroy(own->copied);
 fail_scratch:
@@ -143,6 +148,7 @@ static void slot_fini(struct device *device, struct slot *slot)
     assert(!own->transfer);
     (void)!hipSetDevice(hip_device(device)->index);
     (void)!hipEventDestroy(own->copied);
+    (void)!hipEventDestroy(own->copied_at);
     (void)!hipEventDestroy(own->ended);
     (void)!hipFree(own->scratch);
     (void)!hipHostFree(slot->data);
@@ -181,6 +187,8 @@ static void device_close(struct device *device)
         (void)!hipStreamDestroy(hip->streams[i]);
     if (hip->clearing)
         (void)!hipStreamDestroy(hip->clearing);
+    if (hip->timing)
+        (void)!hipStreamDestroy(hip->timing);
     pthread_cond_destroy(&hip->waiting_changed);
     pthread_cond_destroy(&hip->running_changed);
     pthread_mutex_destroy(&hip->lock);
@@ -290,8 +298,13 @@ static int streams_make(struct hip_device *hip, unsigned n, struct device_fault 
         hip->n_streams++;
     }
     int r = HIP_CALL(hip, ret_fault, StreamCreateWithFlags, (&hip->clearing, hipStreamNonBlocking));
-    if (r < 0)
+    if (r < 0) {
         hip->clearing = NULL;
+        return r;
+    }
+    r = HIP_CALL(hip, ret_fault, StreamCreateWithFlags, (&hip->timing, hipStreamNonBlocking));
+    if (r < 0)
+        hip->timing = NULL;
     return r;
 }
 

@@ -25,11 +25,13 @@ struct slot_hip {
     uint64_t seen;        /* how much of that has been told */
     uint32_t *overflowed; /* pinned: set by kernels that counted something */
     void *overflowed_device;
-    hipEvent_t copied, ended;
+    hipEvent_t copied;    /* untimed: its copies are over */
+    hipEvent_t copied_at; /* when that was; these two are recorded if it has pieces to decode */
+    hipEvent_t ended;     /* so are its kernels, and when */
     struct transfer *transfer;
     struct slot_hip *next; /* in the queue that it waits in */
     hipStream_t stream;    /* of its kernels, if it has any, else of the copies; while it is under way */
-    bool kernels;          /* it has pieces to decode; `copied` is recorded then only */
+    bool kernels;          /* it has pieces to decode */
 };
 
 /* Slots in the order that they came. */
@@ -49,6 +51,7 @@ struct hip_device {
     unsigned n_streams;
     hipStream_t streams[DEVICE_STREAMS_MAX]; /* copies go to the first, kernels to the others if there are any */
     hipStream_t clearing;                    /* new arenas are cleared here, beside the copies */
+    hipStream_t timing;                      /* nothing but `copied_at` */
 
     void *word; /* device memory, 8 bytes that mean nothing: to see whether the device answers; NULL: not made yet */
 

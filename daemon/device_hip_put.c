@@ -1,13 +1,14 @@
 /* The way of a filled slot through the device.
  *
- *   hip_put() ─▶ waiting ─▶ submitter: copies, kernels, event ─▶ running ─▶ finisher: waits for the event ─▶ done()
+ *   hip_put() ─▶ waiting ─▶ submitter: copies, kernels, events ─▶ running ─▶ finisher: waits for the last ─▶ done()
  *
  * Two threads for each device: one that gives work to it and one that waits for it, so that neither holds the other up.
  * All copies go through the first stream, one after the other at the full rate of the bus: two at a time would be done
  * no sooner, but both late, and both their slots would come back at once. Kernels go over the other streams in turn,
- * each behind its copy. A slot, its scratch memory and its events belong to one transfer from hip_put() to done(), and
- * done() is called only when the device has let go of them, error or not. The submitter, when it has had nothing to do
- * for a while, has the driver reclaim what was freed. */
+ * each behind its copy. An event that takes the time holds up the copy behind it, by 2 us, and so does one that a
+ * thread can sleep for: the copies' stream gets others only. A slot, its scratch memory and its events belong to one
+ * transfer from hip_put() to done(), and done() is called only when the device has let go of them, error or not. The
+ * submitter, when it has had nothing to do for a while, has the driver reclaim what was freed. */
 #include "daemon/device_hip.h"
 #include "kernels/dequant_gpu.h"
 
@@ -23,9 +24,10 @@
 #define SCRATCH_GAP     (64u << 10)
 #define SCRATCH_ALIGNED 16u
 
-/* How often the device is asked whether it is done with a slot, and how many times before waiting for it to say so. */
-#define POLL_NS 40000
-#define POLLS   100u
+/* How often the device is asked whether it is done with a slot; and how often if it was not after so many times. */
+#define POLL_NS      40000
+#define POLLS        100u
+#define POLL_SLOW_NS 1000000
 
 /* A driver clears memory that is freed beside all that it does, which takes some 4 ns a KiB, and sees to what it
  * cleared when it is next asked for memory: that call then takes 0.2 ms a gigabyte longer. For it not to be the next
@@ -209,12 +211,18 @@ static unsigned stream_choose(struct hip_device *hip)
     return hip->n_streams == 1 ? 0 : 1 + hip->next_stream++ % (hip->n_streams - 1);
 }
 
-static int submit_copies(struct hip_device *hip, struct transfer *transfer)
+/* What is resident as it stands in the slot. */
+static int submit_verbatim(struct hip_device *hip, struct transfer *transfer)
 {
     int r = order(hip, transfer);
-    if (r == 0)
-        r = copy_verbatim(hip, transfer, hip->streams[0]);
-    return r;
+    return r < 0 ? r : copy_verbatim(hip, transfer, hip->streams[0]);
+}
+
+static int submit_copies(struct hip_device *hip, struct slot_hip *slot)
+{
+    struct transfer *transfer = slot->transfer;
+    int r = submit_verbatim(hip, transfer);
+    return r < 0 ? r : HIP_CALL(hip, &transfer->fault, EventRecord, (slot->copied, hip->streams[0]));
 }
 
 /* Kernels wait for the copies of their slot; what is copied next does not wait for them. */
@@ -223,14 +231,20 @@ static int submit_kernels(struct hip_device *hip, struct slot_hip *slot)
     struct transfer *transfer = slot->transfer;
     struct device_fault *fault = &transfer->fault;
     hipStream_t copies = hip->streams[0];
-    int r = submit_copies(hip, transfer);
+    int r = submit_verbatim(hip, transfer);
     if (r == 0)
         r = copy_runs(hip, transfer, copies);
     if (r == 0)
         r = HIP_CALL(hip, fault, EventRecord, (slot->copied, copies));
     if (r == 0 && slot->stream != copies)
         r = HIP_CALL(hip, fault, StreamWaitEvent, (slot->stream, slot->copied, 0));
-    return r < 0 ? r : launch_runs(hip, transfer, slot->stream);
+    if (r == 0)
+        r = HIP_CALL(hip, fault, StreamWaitEvent, (hip->timing, slot->copied, 0));
+    if (r == 0)
+        r = HIP_CALL(hip, fault, EventRecord, (slot->copied_at, hip->timing));
+    if (r == 0)
+        r = launch_runs(hip, transfer, slot->stream);
+    return r < 0 ? r : HIP_CALL(hip, fault, EventRecord, (slot->ended, slot->stream));
 }
 
 /* How many values overflowed since this was last asked. The count stays in device memory and is asked for only when a
@@ -262,8 +276,8 @@ static int submit(struct hip_device *hip, struct slot_hip *slot)
     if (r == 0)
         r = overflows_take(hip, slot, &others, &transfer->fault);
     if (r == 0)
-        r = slot->kernels ? submit_kernels(hip, slot) : submit_copies(hip, transfer);
-    return r < 0 ? r : HIP_CALL(hip, &transfer->fault, EventRecord, (slot->ended, slot->stream));
+        r = slot->kernels ? submit_kernels(hip, slot) : submit_copies(hip, slot);
+    return r;
 }
 
 /* The slot is the caller's again, and with it the transfer: neither is touched after this. */
@@ -352,18 +366,27 @@ static void *submitter_main(void *argument)
     return NULL;
 }
 
-/* A thread that sleeps until the device wakes it is told late, by more than a copy takes when no other is behind it. So
- * this asks, as often as costs little; and sleeps, where the device is not soon done. */
+/* A thread that the device wakes is told late, by more than a copy takes when no other is behind it. So this asks, as
+ * often as costs little. */
 static int await(struct hip_device *hip, hipEvent_t event, struct device_fault *ret_fault)
 {
-    static const struct timespec pause = {.tv_nsec = POLL_NS};
-    for (unsigned i = 0; i < POLLS; i++) {
+    for (unsigned i = 0;; i++) {
         hipError_t result = hipEventQuery(event);
         if (result != hipErrorNotReady)
             return hip_result(hip, result, HIP_NAME(EventQuery), ret_fault);
+        const struct timespec pause = {.tv_nsec = i < POLLS ? POLL_NS : POLL_SLOW_NS};
         (void)nanosleep(&pause, NULL);
     }
-    return HIP_CALL(hip, ret_fault, EventSynchronize, (event));
+}
+
+/* The device has let go of the slot, and knows when. */
+static int await_slot(struct hip_device *hip, struct slot_hip *slot)
+{
+    struct device_fault *fault = &slot->transfer->fault;
+    if (!slot->kernels)
+        return await(hip, slot->copied, fault);
+    int r = await(hip, slot->copied_at, fault);
+    return r < 0 ? r : await(hip, slot->ended, fault);
 }
 
 /* Waits until the device has let go of the slot. If even that cannot be known, the device is lost: a slot that it may
@@ -372,7 +395,7 @@ static void settle(struct hip_device *hip, struct slot_hip *slot)
 {
     struct transfer *transfer = slot->transfer;
     if (transfer->status == 0) {
-        transfer->status = await(hip, slot->ended, &transfer->fault);
+        transfer->status = await_slot(hip, slot);
         if (transfer->status == 0)
             return;
     }
@@ -398,7 +421,7 @@ static uint64_t clamp(uint64_t value, uint64_t low, uint64_t high)
 static void measure(struct hip_device *hip, struct slot_hip *slot)
 {
     struct transfer *transfer = slot->transfer;
-    const uint64_t since_copied = slot->kernels ? elapsed_ns(slot->copied, slot->ended) : 0;
+    const uint64_t since_copied = slot->kernels ? elapsed_ns(slot->copied_at, slot->ended) : 0;
     transfer->copied_ns = clamp(transfer->end_ns - since_copied, hip->copied_ns, transfer->end_ns);
     transfer->begin_ns = clamp(transfer->begin_ns, hip->copied_ns, transfer->copied_ns);
     transfer->copy_ns = transfer->copied_ns - transfer->begin_ns;

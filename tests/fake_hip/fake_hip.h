@@ -59,6 +59,10 @@ bool fake_hip_call(unsigned index, const char **ret_name, unsigned long *ret_cal
 
 void fake_hip_count(struct fake_hip_live *ret);
 
+/* How often a stream that copies was given an event that takes the time, or that a thread can sleep for: on a real
+ * device the copy behind it begins later then. */
+unsigned long fake_hip_copies_delayed(void);
+
 /* From here on a stream of the device is being captured, in the mode hipStreamCaptureModeGlobal, by a thread that has
  * nothing to do with the caller's; -1: none is. It is broken, and the call refused, by what waits for the whole device
  * or uses its null stream; and, from a thread that is not in the mode hipStreamCaptureModeRelaxed, by what opens,

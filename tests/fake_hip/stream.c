@@ -15,13 +15,14 @@ struct ihipStream_t {
     struct op *head, **tail;
     uint64_t given, done; /* ops */
     bool stop;
+    bool copies; /* something to the device */
     pthread_t thread;
     struct ihipStream_t *next;
 };
 
 struct ihipEvent_t {
     int references; /* the owner's, and one of each op that names it */
-    bool timed;
+    bool timed, blocking;
     uint64_t given, reached; /* records */
     double at_ms;
 };
@@ -39,6 +40,7 @@ struct ihipModuleSymbol_t {
 };
 
 static struct ihipStream_t *streams;
+static unsigned long copies_delayed;
 
 static double now_ms(void)
 {
@@ -200,6 +202,7 @@ FAKE_EXPORT hipError_t hipEventCreateWithFlags(hipEvent_t *ret, unsigned flags)
     struct ihipEvent_t *event = calloc(1, sizeof(*event));
     event->references = 1;
     event->timed = !(flags & hipEventDisableTiming);
+    event->blocking = flags & hipEventBlockingSync;
     pthread_mutex_lock(&fake_lock);
     fake_live.events++;
     pthread_mutex_unlock(&fake_lock);
@@ -224,9 +227,18 @@ FAKE_EXPORT hipError_t hipEventRecord(hipEvent_t event, hipStream_t stream)
     op->event = event;
     pthread_mutex_lock(&fake_lock);
     op->ticket = ++event->given;
+    copies_delayed += stream->copies && (event->timed || event->blocking);
     pthread_mutex_unlock(&fake_lock);
     fake_enqueue(stream, op);
     return hipSuccess;
+}
+
+FAKE_EXPORT unsigned long fake_hip_copies_delayed(void)
+{
+    pthread_mutex_lock(&fake_lock);
+    const unsigned long delayed = copies_delayed;
+    pthread_mutex_unlock(&fake_lock);
+    return delayed;
 }
 
 /* Counts as a call only when the event was reached: how often somebody asks before that is chance. */
@@ -307,6 +319,9 @@ FAKE_EXPORT hipError_t hipMemcpyAsync(void *dst, const void *src, size_t bytes, 
     op->dst = dst;
     op->src = src;
     op->bytes = bytes;
+    pthread_mutex_lock(&fake_lock);
+    stream->copies |= in;
+    pthread_mutex_unlock(&fake_lock);
     fake_enqueue(stream, op);
     if (!pinned)
         stream_drain(stream);

@@ -41,6 +41,7 @@ void rig_find_fake(struct rig *rig, void *object)
 {
     *(void **)&rig->inject = dlsym(object, "fake_hip_fail");
     *(void **)&rig->fired = dlsym(object, "fake_hip_fired");
+    *(void **)&rig->copies_delayed = dlsym(object, "fake_hip_copies_delayed");
     *(void **)&rig->call = dlsym(object, "fake_hip_call");
     *(void **)&rig->count = dlsym(object, "fake_hip_count");
 }

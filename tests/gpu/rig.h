@@ -15,6 +15,7 @@ struct rig {
     const struct device_module *module;
     void (*inject)(const char *spec);
     bool (*fired)(void);
+    unsigned long (*copies_delayed)(void);
     bool (*call)(unsigned index, const char **ret_name, unsigned long *ret_calls);
     void (*count)(struct fake_hip_live *ret);
 };

@@ -50,6 +50,33 @@ static void test_copies_are_shared(void **state)
     bench_close(&bench);
 }
 
+/* Whether the pieces are decoded by the device or not. */
+static void test_copies_are_not_delayed(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    struct bench bench;
+    struct device_fault fault;
+    assert_fine(bench_open(&bench, &config, 1, &fault), &fault);
+    struct device *device = bench.devices[0];
+    const struct part parts[] = {{tensor_type_find(2), FORM_F16, 4096}, {tensor_type_find(2), FORM_NATIVE, 4096}};
+    for (size_t i = 0; i < 2; i++) {
+        struct model model;
+        model_make(&model, &parts[i], 1, 0, 12);
+        struct outcome outcome;
+        struct arena *arena;
+        assert_fine(arena_make(device, model.arena_bytes, &arena, &fault), &fault);
+        const unsigned long before = rig.copies_delayed();
+        model_put(&model, &bench.slots, arena, 16u << 10, true, &outcome);
+        assert_fine(outcome.status, &outcome.fault);
+        assert_true(outcome.transfers > 1);
+        assert_int_equal(rig.copies_delayed(), before);
+        device->ops->arena_free(arena);
+        model_drop(&model);
+    }
+    bench_close(&bench);
+}
+
 /* Waits until a call was made so often; or for a third of a second, in which it is not. */
 static void assert_called(const char *name, unsigned long calls)
 {
@@ -100,6 +127,7 @@ int main(void)
         return r == -ENODEV ? 77 : 1;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_copies_are_shared),
+        cmocka_unit_test(test_copies_are_not_delayed),
         cmocka_unit_test(test_freed_memory_is_reclaimed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
