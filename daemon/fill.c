@@ -7,6 +7,11 @@
 #include <assert.h>
 #include <string.h>
 
+static size_t min(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
 /* Reads and says how long it took. */
 static int read_timed(const struct source *source, size_t shard, uint64_t offset, void *dst, uint64_t bytes,
                       struct fill_count *count, struct device_fault *ret_fault)
@@ -64,16 +69,16 @@ int fill_read(const struct source *source, const struct plan *plan, const struct
     return 0;
 }
 
-/* The first part that failed speaks for all; else the device does. */
+/* The first share that failed speaks for all; else the device does. */
 static void fill_conclude(struct fill *fill)
 {
     fill->overflows = 0;
-    for (size_t i = 0; i < fill->n_parts && fill->status == 0; i++) {
-        const struct fill_part *part = &fill->parts[i];
-        fill->overflows += part->count.overflows;
-        fill->status = part->status;
-        fill->fault = part->fault;
-        fill->of_file = part->status < 0;
+    for (size_t i = 0; i < fill->n_shares && fill->status == 0; i++) {
+        const struct fill_share *share = &fill->shares[i];
+        fill->overflows += share->count.overflows;
+        fill->status = share->status;
+        fill->fault = share->fault;
+        fill->of_file = share->status < 0;
     }
     fill->held = fill->status == 0 && !fill->arena;
     if (fill->status < 0 || fill->held)
@@ -83,7 +88,7 @@ static void fill_conclude(struct fill *fill)
     fill->overflows += fill->transfer.overflows;
 }
 
-/* A part, or the transfer, has come back to the loop. */
+/* A share, or the transfer, has come back to the loop. */
 static void fill_returned(struct fill *fill)
 {
     assert(fill->under_way > 0);
@@ -105,27 +110,33 @@ static void fill_transferred(struct transfer *transfer)
 }
 
 /* Where a part is in the chunk's slot, filled. */
-static void part_write_back(const struct fill_part *part)
+static void part_write_back(const struct fill *fill, const struct part *part)
 {
-    const struct fill *fill = part->fill;
     const uint8_t *slot = fill->slot->data;
     if (fill->plan->verbatim)
-        cpu_cache_write_back(slot + part->part.offset, part->part.bytes);
-    for (size_t i = part->part.first_piece; i < part->part.first_piece + part->part.n_pieces; i++)
+        cpu_cache_write_back(slot + part->offset, part->bytes);
+    for (size_t i = part->first_piece; i < part->first_piece + part->n_pieces; i++)
         cpu_cache_write_back(slot + fill->plan->pieces[i].slot_offset, fill->plan->pieces[i].slot_bytes);
 }
 
-static void part_fill(struct fill_part *part)
+static void part_copy(const struct fill *fill, const struct part *part, struct fill_count *count)
 {
-    struct fill *fill = part->fill;
-    if (!fill->memory) {
-        part->status =
-            fill_read(fill->source, fill->plan, fill->chunk, &part->part, fill->slot->data, &part->count, &part->fault);
-        return;
-    }
-    memcpy((uint8_t *)fill->slot->data + part->part.offset,
-           (const uint8_t *)fill->memory + fill->chunk->file_offset + part->part.offset, part->part.bytes);
-    part->count.read_ns = uv_hrtime() - part->begin_ns;
+    const uint64_t begin = uv_hrtime();
+    memcpy((uint8_t *)fill->slot->data + part->offset,
+           (const uint8_t *)fill->memory + fill->chunk->file_offset + part->offset, part->bytes);
+    count->read_ns += uv_hrtime() - begin;
+}
+
+static int part_fill(const struct fill *fill, const struct part *part, struct fill_share *share)
+{
+    int r = 0;
+    if (fill->memory)
+        part_copy(fill, part, &share->count);
+    else
+        r = fill_read(fill->source, fill->plan, fill->chunk, part, fill->slot->data, &share->count, &share->fault);
+    if (r == 0 && fill->last && fill->slot->device->fetches)
+        part_write_back(fill, part);
+    return r;
 }
 
 /* Every part is filled, or one failed. */
@@ -139,29 +150,31 @@ static void fill_hand_over(struct fill *fill)
     device->ops->put(device, &fill->transfer);
 }
 
-static void part_work(uv_work_t *work)
+/* Takes parts until none is left. Those of a fill that failed are taken, and not filled. */
+static void share_work(uv_work_t *work)
 {
-    struct fill_part *part = work->data;
-    struct fill *fill = part->fill;
+    struct fill_share *share = work->data;
+    struct fill *fill = share->fill;
+    size_t i;
     worker_step_back();
-    part->worker = worker_number();
-    part->begin_ns = uv_hrtime();
-    if (!atomic_load(&fill->failed))
-        part_fill(part);
-    if (fill->last && fill->slot->device->fetches)
-        part_write_back(part);
-    part->end_ns = uv_hrtime();
-    if (part->status < 0)
-        atomic_store(&fill->failed, true);
-    if (atomic_fetch_sub(&fill->unfilled, 1) == 1 && fill->arena)
-        fill_hand_over(fill);
+    share->worker = worker_number();
+    share->begin_ns = share->end_ns = uv_hrtime();
+    while ((i = atomic_fetch_add(&fill->taken, 1)) < fill->n_parts) {
+        if (!atomic_load(&fill->failed))
+            share->status = part_fill(fill, &fill->parts[i], share);
+        share->end_ns = uv_hrtime();
+        if (share->status < 0)
+            atomic_store(&fill->failed, true);
+        if (atomic_fetch_sub(&fill->unfilled, 1) == 1 && fill->arena)
+            fill_hand_over(fill);
+    }
 }
 
-static void part_worked(uv_work_t *work, int status)
+static void share_worked(uv_work_t *work, int status)
 {
     (void)status; /* never cancelled once queued: a load that ends waits for what it began */
-    struct fill_part *part = work->data;
-    fill_returned(part->fill);
+    struct fill_share *share = work->data;
+    fill_returned(share->fill);
 }
 
 void fill_queue(uv_loop_t *loop, struct fill *fill)
@@ -175,15 +188,14 @@ void fill_queue(uv_loop_t *loop, struct fill *fill)
         .done = fill_transferred,
     };
     fill->letter.deliver = fill_deliver;
-    struct part parts[PLAN_PARTS_MAX];
-    fill->n_parts = plan_divide(fill->plan, fill->chunk, fill->slot->device->part_bytes, parts);
-    fill->under_way = fill->n_parts + (fill->arena ? 1 : 0);
+    fill->n_parts = plan_divide(fill->plan, fill->chunk, fill->slot->device->part_bytes, fill->parts);
     atomic_store(&fill->unfilled, (unsigned)fill->n_parts);
-    for (size_t i = 0; i < fill->n_parts; i++) {
-        struct fill_part *part = &fill->parts[i];
-        part->fill = fill;
-        part->part = parts[i];
-        worker_queue(loop, &part->work, part, part_work, part_worked);
+    fill->n_shares = min(fill->n_parts, min(fill->workers, FILL_SHARES_MAX));
+    fill->under_way = fill->n_shares + (fill->arena ? 1 : 0);
+    for (size_t i = 0; i < fill->n_shares; i++) {
+        struct fill_share *share = &fill->shares[i];
+        share->fill = fill;
+        worker_queue(loop, &share->work, share, share_work, share_worked);
     }
 }
 

@@ -1,8 +1,9 @@
 /* One chunk on its way: read from the file into a slot, decoded where the CPU does that, handed to the device.
  *
- * A fill is queued from the loop. Its parts run on as many workers as are free; the one that finishes the last of them
- * hands the slot over. It goes on on the device's threads, and comes back to the loop. Few slots that all workers fill
- * together stay in the processor's cache from the read to the copy, which many that each fill alone do not. */
+ * A fill is queued from the loop. As many workers as are free take its parts, one after another; the one that finishes
+ * the last of them hands the slot over. It goes on on the device's threads, and comes back to the loop. Few slots that
+ * all workers fill together stay in the processor's cache from the read to the copy, which many that each fill alone do
+ * not. */
 #pragma once
 
 #include "daemon/device.h"
@@ -21,10 +22,9 @@ struct fill_count {
     uint64_t decode_ns;
 };
 
-/* One worker's part. */
-struct fill_part {
+/* What one worker did of a fill: all parts that it came to take, which may be none. */
+struct fill_share {
     struct fill *fill;
-    struct part part;
     uv_work_t work;
 
     int status;
@@ -35,6 +35,8 @@ struct fill_part {
     uint64_t end_ns;
 };
 
+#define FILL_SHARES_MAX 16u /* more workers would be in each other's way: they wait for the same memory */
+
 struct fill {
     /* What to do; all borrowed until `done`. */
     const struct source *source;
@@ -44,7 +46,8 @@ struct fill {
     struct slot *slot;
     struct arena *arena; /* NULL: it is not there yet, and the fill comes back `held` */
     struct mailbox *mailbox;
-    bool last; /* nothing is filled behind it that would push its bytes out of the workers' caches */
+    unsigned workers; /* how many there are */
+    bool last;        /* nothing is filled behind it that would push its bytes out of the workers' caches */
     void (*done)(struct fill *fill); /* called on the loop, exactly once; it may free the fill */
     void *context;
 
@@ -54,15 +57,18 @@ struct fill {
     bool of_file; /* it was the file that failed, not the device */
     struct device_fault fault;
     uint64_t overflows;
-    size_t n_parts;
-    struct fill_part parts[PLAN_PARTS_MAX];
+    size_t n_shares;
+    struct fill_share shares[FILL_SHARES_MAX];
     struct transfer transfer;
 
     uv_work_t work; /* fill_continue()'s */
     struct letter letter;
-    atomic_uint unfilled; /* parts that workers have not done */
+    size_t n_parts;
+    struct part parts[PLAN_PARTS_MAX];
+    atomic_uint taken;    /* parts that workers took */
+    atomic_uint unfilled; /* parts that they have not done */
     atomic_bool failed;   /* one of them could not be done: the others need not be */
-    size_t under_way;     /* of what comes back to the loop: the parts, or the job, and the transfer */
+    size_t under_way;     /* of what comes back to the loop: the shares, or the job, and the transfer */
 };
 
 /* loop. `done` will be called. */

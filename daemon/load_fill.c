@@ -11,14 +11,16 @@
  * the processors' own caches hold more than one. */
 #define CHUNKS_LAST 3u
 
-static void load_count_part(struct load *load, const struct fill_part *part)
+static void load_count_share(struct load *load, const struct fill_share *share)
 {
-    load->phases.read_ns += part->count.read_ns;
-    load->phases.decode_ns += part->count.decode_ns;
-    const uint64_t read_end_ns = part->begin_ns + part->count.read_ns;
-    trace_add(load->trace, TRACE_WORKER, part->worker, "read", part->begin_ns, read_end_ns);
-    if (part->count.decode_ns > 0)
-        trace_add(load->trace, TRACE_WORKER, part->worker, "dequantise", read_end_ns, part->end_ns);
+    if (share->end_ns == share->begin_ns)
+        return; /* others had taken all parts */
+    load->phases.read_ns += share->count.read_ns;
+    load->phases.decode_ns += share->count.decode_ns;
+    const uint64_t read_end_ns = share->begin_ns + share->count.read_ns;
+    trace_add(load->trace, TRACE_WORKER, share->worker, "read", share->begin_ns, read_end_ns);
+    if (share->count.decode_ns > 0)
+        trace_add(load->trace, TRACE_WORKER, share->worker, "dequantise", read_end_ns, share->end_ns);
 }
 
 static void load_trace_transfer(struct load *load, const struct transfer *transfer)
@@ -35,8 +37,8 @@ static void load_account(struct load *load, const struct fill *fill)
     if (fill->status == 0) {
         load->filled_bytes += fill->chunk->model_bytes;
         load->model->overflows += fill->overflows;
-        for (size_t i = 0; i < fill->n_parts; i++)
-            load_count_part(load, &fill->parts[i]);
+        for (size_t i = 0; i < fill->n_shares; i++)
+            load_count_share(load, &fill->shares[i]);
         load->phases.copy_ns += fill->transfer.copy_ns;
         load->phases.kernel_ns += fill->transfer.kernel_ns;
         load_trace_transfer(load, &fill->transfer);
@@ -92,6 +94,7 @@ static uint64_t load_use(struct consumer *consumer, struct slot *slot)
         .slot = slot,
         .arena = load->model->arena,
         .mailbox = load->server->mailbox,
+        .workers = load->server->workers,
         .done = load_filled,
         .context = load,
         .last = load->next_chunk + CHUNKS_LAST > load->plan->n_chunks,

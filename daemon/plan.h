@@ -79,7 +79,7 @@ struct part {
     size_t n_pieces;
 };
 
-#define PLAN_PARTS_MAX 16u
+#define PLAN_PARTS_MAX 64u
 
 /* Divides a chunk into parts of about `part_bytes`. Returns how many, at least 1. */
 size_t plan_divide(const struct plan *plan, const struct chunk *chunk, size_t part_bytes,
