@@ -447,6 +447,11 @@ int gguf_read(int fd, uint64_t file_size, struct gguf **ret, struct gguf_fault *
     return gguf_read_within(fd, file_size, GGUF_HEADER_MAX, ret, ret_fault);
 }
 
+void gguf_prepare(void)
+{
+    header_prepare();
+}
+
 uint64_t gguf_memory(const struct gguf *model)
 {
     uint64_t bytes = 0;

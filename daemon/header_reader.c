@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -17,6 +18,35 @@
 static size_t min(size_t a, size_t b)
 {
     return a < b ? a : b;
+}
+
+/* Of BUFFER_FIRST bytes, whose pages are there; or NULL. */
+static _Atomic(uint8_t *) prepared;
+
+void header_prepare(void)
+{
+    if (atomic_load(&prepared))
+        return;
+    uint8_t *bytes = malloc(BUFFER_FIRST);
+    if (!bytes)
+        return;
+    explicit_bzero(bytes, BUFFER_FIRST); /* it is read into before it is read, which a compiler might know */
+    free(atomic_exchange(&prepared, bytes));
+}
+
+/* Makes room for more of the file, of which `limit` bytes are the most. */
+static int buffer_grow(struct header_reader *r, size_t limit)
+{
+    size_t capacity = min(r->capacity ? r->capacity * 2 : BUFFER_FIRST, limit);
+    uint8_t *bytes = r->bytes ? NULL : atomic_exchange(&prepared, NULL);
+
+    if (!bytes)
+        bytes = realloc(r->bytes, capacity);
+    if (!bytes)
+        return -ENOMEM;
+    r->bytes = bytes;
+    r->capacity = capacity;
+    return 0;
 }
 
 int header_refuse(struct header_reader *r, uint64_t offset, const char *format, ...)
@@ -43,12 +73,9 @@ int header_ensure(struct header_reader *r, uint64_t size, uint64_t field)
                                  : "with those of the files before it, the header takes more than 128 MiB");
     while (r->filled - r->pos < size) {
         if (r->filled == r->capacity) {
-            size_t capacity = min(r->capacity ? r->capacity * 2 : BUFFER_FIRST, limit);
-            uint8_t *bytes = realloc(r->bytes, capacity);
-            if (!bytes)
-                return -ENOMEM;
-            r->bytes = bytes;
-            r->capacity = capacity;
+            int error = buffer_grow(r, limit);
+            if (error)
+                return error;
         }
         ssize_t n = pread(r->fd, r->bytes + r->filled, min(READ_BYTES, r->capacity - r->filled), (off_t)r->filled);
         if (n < 0 && errno == EINTR)

@@ -35,6 +35,10 @@ struct header_reader {
 int header_refuse(struct header_reader *r, uint64_t offset, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
+/* Has a first buffer ready for the next reader, unless there is one: half of the time that a header takes would go into
+ * the kernel's finding pages for it. Any thread. */
+void header_prepare(void);
+
 /* Reads until `size` bytes after the position are there. `field` is the offset to blame if the file has no such bytes,
  * or if they reach past `most`. */
 int header_ensure(struct header_reader *r, uint64_t size, uint64_t field);

@@ -121,6 +121,7 @@ void load_job_publish(struct load_job *job)
         job->of_host = job->status == -ENOMEM;
         if (job->status < 0)
             return;
+        gguf_prepare();
     }
     job->status = job->device->ops->arena_export(job->filled, &job->export, &job->fault);
 }

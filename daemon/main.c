@@ -1,5 +1,6 @@
 /* rocmforged: puts the parts together, runs the loop, and takes everything down again. */
 #include "daemon/conn.h"
+#include "daemon/gguf.h"
 #include "daemon/listener.h"
 #include "daemon/log.h"
 #include "daemon/modules.h"
@@ -188,24 +189,25 @@ static void raise_descriptor_limit(void)
     (void)setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-static void work_nothing(uv_work_t *work)
+static void first_work(uv_work_t *work)
 {
     (void)work;
+    gguf_prepare();
 }
 
-static void worked_nothing(uv_work_t *work, int status)
+static void first_worked(uv_work_t *work, int status)
 {
     (void)work;
     (void)status;
 }
 
-/* The first job starts the threads of the work queue, for which the first load need not wait. */
+/* Starts the threads of the work queue, for which the first load need not wait, nor for what it reads a header into. */
 static int workers_begin(struct daemon *daemon)
 {
     char threads[16];
     snprintf(threads, sizeof(threads), "%u", daemon->server.workers);
     setenv("UV_THREADPOOL_SIZE", threads, 1);
-    return uv_queue_work(&daemon->loop, &daemon->first_work, work_nothing, worked_nothing);
+    return uv_queue_work(&daemon->loop, &daemon->first_work, first_work, first_worked);
 }
 
 static int daemon_begin(struct daemon *daemon, const struct options *options)

@@ -229,12 +229,24 @@ static void test_many_names(void **state)
     free(bytes);
 }
 
+/* The same, into memory that was there before: more than the file has, and less than the header takes. */
+static void test_prepared(void **state)
+{
+    gguf_prepare();
+    gguf_prepare();
+    test_valid(state);
+    gguf_prepare();
+    test_truncation(state);
+    gguf_prepare();
+    test_many_names(state);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_valid),      cmocka_unit_test(test_truncation),
         cmocka_unit_test(test_shrunk),     cmocka_unit_test(test_header_too_large),
-        cmocka_unit_test(test_many_names),
+        cmocka_unit_test(test_many_names), cmocka_unit_test(test_prepared),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
