@@ -108,6 +108,7 @@ void load_queue(struct load *load, void (*run)(struct load_job *job))
     load->job.run = run;
     load->job.status = 0;
     load->in_job = true;
+    server_keep_vigil(load->server);
     worker_queue(load->server->loop, &load->job.work, load, load_job_work, load_job_done);
 }
 

@@ -222,6 +222,7 @@ static int daemon_begin(struct daemon *daemon, const struct options *options)
         return r;
     }
     daemon->server.workers = options->workers ? options->workers : default_workers();
+    daemon->server.has_processor = daemon->server.workers < uv_available_parallelism();
     daemon->server.changed = tell_status;
     daemon->server.limits = options->limits;
     daemon->server.cache_size = options->host_cache;

@@ -47,11 +47,14 @@ struct server {
 
     uint64_t started; /* uv_hrtime() */
     unsigned workers;
+    bool has_processor; /* the loop: workers leave it one */
     bool stopping;
     bool conns_closed;
     void (*stopped)(struct server *server);
     uv_timer_t ticker; /* reports progress while there is some */
     uv_timer_t reaper; /* unloads what has been idle for too long */
+    uv_idle_t vigil;
+    uint64_t vigil_ends; /* uv_hrtime() */
 };
 
 /* This machine's memory, which there always is. */
@@ -65,6 +68,10 @@ void server_changed(struct server *server);
 /* Something begins, or ends, that the daemon does not stop before. */
 void server_job_begin(struct server *server);
 void server_job_end(struct server *server);
+
+/* Something is soon to be over that something else waits for: for a moment the loop does not sleep, if it has a
+ * processor, and need not be woken then. */
+void server_keep_vigil(struct server *server);
 
 /* The device is lost: its models fail, and those who watch are told. What becomes of these is residency's business. */
 void server_device_failed(struct server *server, struct device *device);

@@ -35,6 +35,14 @@ def test_progress(slow_daemon, large_model):
     assert phases["total"] > 0 and phases["read"] > 0
 
 
+def test_loop_sleeps_after_a_load(start, small_model):
+    """It does not for a moment, where workers leave it a processor: then it does."""
+    daemon = start("--workers", "1")
+    with daemon.client() as client:
+        client.call("Load", path=str(small_model))
+        assert daemon.busy(0.5) < 0.1
+
+
 def test_joined_load(held_daemon, gate, large_model):
     """Two ask for the same file: one load, one model, two answers."""
     with held_daemon.client() as first, held_daemon.client() as second:
