@@ -10,15 +10,15 @@
 
 /* Of all slots, if nothing else is said. What was read into a slot is to be still in the processor's cache when the GPU
  * fetches it, so there are few, which all workers fill together: bench_put shows what more would cost. */
-#define STAGING_BYTES ((uint64_t)72 << 20)
-/* Smaller copies leave gaps on the bus. */
-#define SLOT_BYTES     ((size_t)24 << 20)
+#define STAGING_BYTES ((uint64_t)48 << 20)
+/* Smaller copies leave gaps on the bus, 2.5 us each. */
+#define SLOT_BYTES     ((size_t)16 << 20)
 #define SLOT_BYTES_MIN ((size_t)64 << 10)
 /* One that is filled, one that is copied, and one that waits for either; and what one can be told to have. */
 #define SLOTS_DEFAULT 3u
 #define SLOTS_MAX     64u
-/* Of a slot, for each of the workers that fill it: as many parts as a plan makes at most. */
-#define PART_BYTES (SLOT_BYTES / 16)
+/* What a worker reads or decodes at once of a slot that all fill: little, so that none has long to wait for another. */
+#define PART_BYTES ((size_t)256 << 10)
 
 #define GRANULE    ((uint64_t)2 << 20)
 

@@ -25,8 +25,8 @@
 #define SCRATCH_ALIGNED 16u
 
 /* How often the device is asked whether it is done with a slot; and how often if it was not after so many times. */
-#define POLL_NS      40000
-#define POLLS        100u
+#define POLL_NS      20000
+#define POLLS        200u
 #define POLL_SLOW_NS 1000000
 
 /* A driver clears memory that is freed beside all that it does, which takes some 4 ns a KiB, and sees to what it

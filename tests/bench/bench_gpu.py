@@ -149,7 +149,7 @@ def bench_streams(build, kind, models, report):
 
 def bench_staging(build, kind, models, report):
     report.head("Staging memory")
-    for staging in ("36M", "72M", "96M", "144M", "288M", "576M"):
+    for staging in ("24M", "36M", "48M", "72M", "96M", "288M"):
         with Daemon(build, kind, "--staging", staging) as daemon:
             for type_ in models:
                 taken = daemon.loads(models[type_], times=3, form="native")

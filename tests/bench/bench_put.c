@@ -267,19 +267,18 @@ int main(int argc, char **argv)
     static const struct setting alone[] = {
         {1, 1, 8, 2, 2, false},  {4, 1, 8, 2, 2, false},  {8, 1, 8, 2, 2, false},
         {16, 1, 8, 2, 2, false}, {24, 1, 8, 2, 2, false}, {24, 1, 8, 1, 2, false},
-        {24, 1, 3, 1, 2, true},  {24, 1, 3, 2, 2, true},  {24, 1, 3, 4, 2, true},
+        {16, 1, 3, 1, 2, true},  {16, 1, 3, 2, 2, true},  {16, 1, 3, 4, 2, true},
     };
     for (size_t i = 0; i < sizeof(alone) / sizeof(alone[0]); i++)
         measure(module, &alone[i], -1, bytes);
     /* With the file: each worker fills slots of its own, or all fill each together. */
     static const struct setting with_file[] = {
-        {8, 1, 16, 2, 12, false},  {8, 1, 36, 2, 12, false},  {8, 8, 6, 2, 12, false},   {16, 16, 3, 2, 12, false},
-        {16, 16, 4, 2, 12, false}, {16, 16, 6, 2, 12, false}, {24, 16, 2, 2, 12, false}, {24, 8, 3, 2, 12, false},
-        {24, 16, 3, 2, 12, false}, {24, 16, 4, 2, 12, false}, {24, 16, 6, 2, 12, false}, {24, 16, 3, 1, 12, false},
-        {24, 16, 3, 4, 12, false}, {24, 16, 3, 2, 8, false},  {24, 16, 3, 2, 10, false}, {24, 16, 3, 2, 14, false},
-        {24, 16, 3, 2, 16, false}, {32, 16, 3, 2, 12, false}, {32, 16, 4, 2, 12, false}, {24, 16, 3, 1, 12, true},
-        {24, 16, 3, 2, 12, true},  {24, 16, 4, 2, 12, true},  {24, 16, 3, 4, 12, true},  {16, 16, 4, 2, 12, true},
-        {8, 8, 8, 2, 12, true},
+        {8, 1, 16, 2, 12, false},  {8, 1, 36, 2, 12, false},  {8, 32, 6, 2, 12, false},  {12, 48, 3, 2, 12, false},
+        {16, 64, 2, 2, 12, false}, {16, 64, 3, 2, 12, false}, {16, 64, 4, 2, 12, false}, {16, 64, 6, 2, 12, false},
+        {16, 16, 3, 2, 12, false}, {16, 12, 3, 2, 12, false}, {16, 64, 3, 1, 12, false}, {16, 64, 3, 4, 12, false},
+        {16, 64, 3, 2, 8, false},  {16, 64, 3, 2, 10, false}, {16, 64, 3, 2, 14, false}, {16, 64, 3, 2, 16, false},
+        {24, 64, 3, 2, 12, false}, {32, 64, 3, 2, 12, false}, {16, 64, 3, 1, 12, true},  {16, 64, 3, 2, 12, true},
+        {16, 64, 4, 2, 12, true},  {16, 64, 3, 4, 12, true},  {24, 64, 3, 2, 12, true},
     };
     for (size_t i = 0; i < sizeof(with_file) / sizeof(with_file[0]); i++)
         measure(module, &with_file[i], fd, bytes);

@@ -402,8 +402,8 @@ static void test_staging_setting(void **state)
         size_t bytes;
         unsigned n;
     } cases[] = {
-        {0, 24u << 20, 3},         {128u << 20, 24u << 20, 5}, {95u << 20, 24u << 20, 3},
-        {48u << 20, 16u << 20, 3}, {1u << 20, 340u << 10, 3},  {1, 64u << 10, 3},
+        {0, 16u << 20, 3},         {128u << 20, 16u << 20, 8}, {63u << 20, 16u << 20, 3},
+        {36u << 20, 12u << 20, 3}, {1u << 20, 340u << 10, 3},  {1, 64u << 10, 3},
     };
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         const struct device_config how = {.workers = 4, .staging = cases[i].staging};

@@ -102,6 +102,13 @@ def gate(folder, start, slow_read):  # start: the daemon ends after the gate is 
 
 
 @pytest.fixture
+def part_gate(gate):
+    """The same of a daemon that reads for a GPU, which it does in smaller parts."""
+    gate.env["SLOW_READ_LEAST"] = str(256 << 10)
+    return gate
+
+
+@pytest.fixture
 def held_daemon(start, gate):
     """Its loads of a large file come as far as "filling", and no further before `gate.open()`."""
     gate.close()

@@ -112,16 +112,16 @@ def test_reading_as_another_user(monkeypatch, start_for_all, folder, small_model
     assert dumped[0] == dumped[1]
 
 
-def test_end_while_slots_are_filled_for_nothing(fake_gpu, gate, large_model):
+def test_end_while_slots_are_filled_for_nothing(fake_gpu, part_gate, large_model):
     """The driver refuses the memory when slots are on their way already; and before they are back, the daemon ends."""
-    daemon = fake_gpu(env=gate.env, FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL="hipMalloc:7:2")  # the first of a model
-    gate.close()
+    daemon = fake_gpu(env=part_gate.env, FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL="hipMalloc:7:2")  # the first of a model
+    part_gate.close()
     with daemon.client() as client:
         client.send("Load", {"path": str(large_model), "name": "m"})
         wait_until(lambda: [model["state"] for model in daemon.models()] == ["unloading"])
         daemon.process.terminate()
         wait_until(lambda: not daemon.socket.exists())
-        gate.open()
+        part_gate.open()
     assert daemon.process.wait(TIMEOUT) == 0
 
 

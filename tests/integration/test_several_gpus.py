@@ -46,15 +46,15 @@ def test_loaded_again_it_is_the_same(start_gpus, small_model, device):
         assert len(client.call("List")["models"]) == 1
 
 
-def test_joined_while_it_is_loading(start_gpus, gate, gated_model):
-    daemon = start_gpus(env=gate.env)
-    gate.close()
+def test_joined_while_it_is_loading(start_gpus, part_gate, gated_model):
+    daemon = start_gpus(env=part_gate.env)
+    part_gate.close()
     with daemon.client() as first, daemon.client() as second:
         first.send("Load", {"path": str(gated_model)})
         wait_until(lambda: [model["state"] for model in daemon.models()] == ["filling"])
         second.send("Load", {"path": str(gated_model)})
         daemon.sync()
-        gate.open()
+        part_gate.open()
         assert first.reply()[0]["model"]["id"] == second.reply()[0]["model"]["id"]
 
 
@@ -143,16 +143,16 @@ def test_verify_on_a_lost_one(start_gpus, small_model, model_folder):
 
 
 @pytest.mark.parametrize("first, second", [("auto", "hip:0"), ("auto", "hip:1"), ("hip:1", "auto"), ("hip:0", "hip:1")])
-def test_loads_of_one_file_that_leave_other_choices(start_gpus, gate, gated_model, first, second):
+def test_loads_of_one_file_that_leave_other_choices(start_gpus, part_gate, gated_model, first, second):
     """Whoever names a device gets that one, whatever another load of the file was about to choose."""
-    daemon = start_gpus(env=gate.env, FAKE_HIP_TAKEN="100000000")
+    daemon = start_gpus(env=part_gate.env, FAKE_HIP_TAKEN="100000000")
     for round_ in range(6):
-        gate.close()
+        part_gate.close()
         with daemon.client() as one, daemon.client() as two:
             one.send("Load", {"path": str(gated_model), "name": f"one{round_}", "device": first})
             two.send("Load", {"path": str(gated_model), "name": f"two{round_}", "device": second})
             daemon.sync()
-            gate.open()
+            part_gate.open()
             models = [client.reply()[0]["model"] for client in (one, two)]
             for model, device in zip(models, (first, second)):
                 assert device in ("auto", model["device"])
