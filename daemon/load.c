@@ -13,7 +13,10 @@
 #include <string.h>
 #include <unistd.h>
 
-#define BIT(state) (1u << (state))
+/* Of a model, read before it is published: workers are at their full speed by then, see docs/performance.md. */
+#define PUBLISH_BYTES ((uint64_t)512 << 20)
+
+#define BIT(state)    (1u << (state))
 
 /* The states that may follow each. */
 static const unsigned transitions[] = {
@@ -212,6 +215,21 @@ static void load_filled_all(struct load *load)
     load_queue(load, load_job_seal);
 }
 
+/* Has what clients will be given of the model made while it is filled, once that has got going: at first workers that
+ * read are what the bus waits for. */
+static void load_publish(struct load *load)
+{
+    const size_t begun = PUBLISH_BYTES / load->device->slot_bytes, quarter = load->plan->n_chunks / 4;
+    if (load->next_chunk < (quarter < begun ? quarter : begun))
+        return;
+    struct load_job *job = &load->job;
+    load->publishing = true;
+    job->opened = load->restores ? NULL : load->model->source;
+    job->planned = load->model->plan;
+    job->filled = load->model->arena;
+    load_queue(load, load_job_publish);
+}
+
 static void load_allocated(struct load *load)
 {
     struct load_job *job = &load->job;
@@ -235,11 +253,7 @@ static void load_allocated(struct load *load)
     while ((call = waiters_take(&load->waiters, WAIT_ALLOCATED)))
         call_reply(call, describe_loaded(load->model, NULL), NULL, 0);
     load_fill_continue(load);
-    /* Meanwhile: what clients will be given of it. */
-    job->opened = load->restores ? NULL : load->model->source;
-    job->planned = load->model->plan;
-    job->filled = load->model->arena;
-    load_queue(load, load_job_publish);
+    load_publish(load);
 }
 
 static void load_published(struct load *load)
@@ -315,6 +329,10 @@ static bool load_advance(struct load *load)
         load_allocated(load);
         break;
     case LOAD_FILLING:
+        if (!load->publishing) {
+            load_publish(load);
+            break;
+        }
         if (!load->published)
             load_published(load);
         if (load->failure.error != WIRE_OK)

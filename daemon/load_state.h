@@ -43,7 +43,8 @@ struct load {
     bool in_job;
     bool blocked;       /* until a model that has its name, its file or its memory is gone */
     bool reserved;      /* the ledger has its bytes */
-    bool published;     /* what clients will be given was made */
+    bool publishing;    /* what clients will be given is being made, */
+    bool published;     /* and was */
     unsigned n_victims; /* models that go for it, and are not gone yet */
 
     bool restores;           /* a cached model, from host memory */
