@@ -20,8 +20,9 @@
 #include <unistd.h>
 #include <uv.h>
 
-/* Threads if nothing else is said: more were no faster on machines of 16 and 32 processors, see docs/performance.md. */
-#define WORKERS_DEFAULT_MAX 12u
+/* Threads if nothing else is said: twelve that read, and one for a load's other steps. More were no faster on machines
+ * of 16 and 32 processors, see docs/performance.md. */
+#define WORKERS_DEFAULT_MAX 13u
 
 struct daemon {
     uv_loop_t loop;

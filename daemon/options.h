@@ -18,7 +18,7 @@ struct options {
     const char *socket; /* NULL: systemd's, or the default */
     const char *device; /* "auto", "host", "hip", "cuda" */
     struct budget budget;
-    unsigned workers; /* 0: one for each processor, at most 14 */
+    unsigned workers; /* 0: one for each processor, at most 13 */
     uint64_t staging; /* bytes; 0: the device's choice */
     unsigned streams;
     const char *preload; /* a folder, or NULL */

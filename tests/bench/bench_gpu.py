@@ -132,7 +132,7 @@ def bench_defaults(build, kind, models, report):
 
 def bench_workers(build, kind, models, report):
     report.head("Workers")
-    for workers in (1, 2, 4, 8, 12, 14, 16):
+    for workers in (1, 2, 4, 8, 12, 13, 14, 16):
         with Daemon(build, kind, "--workers", str(workers)) as daemon:
             for type_, form, dequant in (("f16", "native", "gpu"), ("q4_0", "auto", "gpu"), ("q4_0", "auto", "cpu")):
                 taken = daemon.loads(models[type_], times=3, form=form, dequant=dequant)
