@@ -11,6 +11,7 @@ but for the rows that say otherwise. Prints tables; with --out writes bench_gpu.
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from page_cache import read_from_disk  # noqa: E402
 from rocmforge_wire import Client, WireError  # noqa: E402
 
 REPEAT = 9
+READERS = 12  # threads, as many as the daemon has read at a time
 REST = 0.3  # seconds after an unload: what the driver does with the memory is over
 COLUMNS = "{:<8} {:<7} {:<5} {:>7} {:>7} {:>9} {:>9} {:>8} {:>9}  {}"
 
@@ -172,6 +174,13 @@ def bench_host_cache(build, kind, models, report):
         report.add("f16", models["f16"], "native", "gpu", 0, 0, back, "that one, back")
 
 
+def bench_reading(build, path):
+    """GB/s at which the processors read a file: no load is faster than either this or the link."""
+    command = [next(build.rglob("bench_pread")), path, str(READERS), "3"]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return float(re.search(r"first to last ([\d.]+) GB/s", lines)[1])
+
+
 LOADS = {
     "defaults": bench_defaults,
     "workers": bench_workers,
@@ -270,12 +279,14 @@ def main():
     link = json.loads(link.stdout)
     sizes = ", ".join(f"{int(size) >> 20} MiB {rate / 1e9:.1f}" for size, rate in link["sizes"].items())
     print(f"{link['device']}, {os.cpu_count()} processors. Pinned copies, GB/s: {sizes}")
+    reading = bench_reading(build, models["q4_0"])
+    print(f"Reading alone, {READERS} threads: {reading:.1f} GB/s")
 
     report = Report(link["link"])
     for name, bench in LOADS.items():
         if name in wanted:
             bench(build, arguments.kind, models, report)
-    result = {"link": link, "processors": os.cpu_count(), "loads": report.rows}
+    result = {"link": link, "processors": os.cpu_count(), "reading": reading * 1e9, "loads": report.rows}
     if "attach" in wanted:
         result["attach"] = bench_attach(build, arguments.kind, arguments.models)
     if "others" in wanted:

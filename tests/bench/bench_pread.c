@@ -20,8 +20,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#define PIECE   ((size_t)1 << 20) /* what a worker reads at once for a GPU */
-#define PLACES  64u               /* as much of it as there is staging memory */
+#define PIECE   ((size_t)256 << 10) /* what a worker reads at once for a GPU */
+#define PLACES  192u                /* as much of it as there is staging memory */
 #define REGIONS 24u
 #define REST_NS 500000000
 #define THREADS 64u
@@ -39,9 +39,9 @@ struct bench {
     atomic_bool failed;
 };
 
-/* A region in one order: when it was read, counted from the beginning, and what a piece took. */
+/* A region in one order: when it was read, counted from the beginning, and what a mebibyte took. */
 struct row {
-    double at_ms, piece_ms;
+    double at_ms, mib_ms;
 };
 
 static uint64_t now(void)
@@ -104,28 +104,28 @@ static struct row row_of(const struct bench *bench, unsigned region)
     const size_t begin = region_begin(bench, region), end = region_begin(bench, region + 1);
     for (size_t i = begin; i < end; i++) {
         row.at_ms += (double)bench->begin_ns[i] / 1e6;
-        row.piece_ms += (double)bench->took_ns[i] / 1e6;
+        row.mib_ms += (double)bench->took_ns[i] / 1e6;
     }
     row.at_ms /= (double)(end - begin);
-    row.piece_ms /= (double)(end - begin);
+    row.mib_ms /= (double)((end - begin) * PIECE) / (1 << 20);
     return row;
 }
 
 /* The rounds of one order. Returns the median of GB/s. */
 static double measure(struct bench *bench, unsigned n_rounds, struct row rows[REGIONS])
 {
-    static double at[REGIONS][ROUNDS], piece[REGIONS][ROUNDS];
+    static double at[REGIONS][ROUNDS], mib[REGIONS][ROUNDS];
     double rates[ROUNDS];
     for (unsigned round = 0; round < n_rounds; round++) {
         rates[round] = run(bench);
         for (unsigned region = 0; region < REGIONS; region++) {
             const struct row row = row_of(bench, region);
             at[region][round] = row.at_ms;
-            piece[region][round] = row.piece_ms;
+            mib[region][round] = row.mib_ms;
         }
     }
     for (unsigned region = 0; region < REGIONS; region++)
-        rows[region] = (struct row){median(at[region], n_rounds), median(piece[region], n_rounds)};
+        rows[region] = (struct row){median(at[region], n_rounds), median(mib[region], n_rounds)};
     return median(rates, n_rounds);
 }
 
@@ -178,7 +178,7 @@ int main(int argc, char **argv)
     printf("            first to last        last to first\n");
     printf("from MiB    at ms  ms a MiB      at ms  ms a MiB\n");
     for (unsigned i = 0; i < REGIONS; i++)
-        printf("%8zu  %7.1f   %7.3f    %7.1f   %7.3f\n", region_begin(&bench, i), forward[i].at_ms, forward[i].piece_ms,
-               backward[i].at_ms, backward[i].piece_ms);
+        printf("%8zu  %7.1f   %7.3f    %7.1f   %7.3f\n", region_begin(&bench, i), forward[i].at_ms, forward[i].mib_ms,
+               backward[i].at_ms, backward[i].mib_ms);
     return EXIT_SUCCESS;
 }
