@@ -72,6 +72,16 @@ void load_report(struct load *load)
 
 /* --- the end --- */
 
+/* How fast the load was. A link that was slower than that was measured while something else used it. */
+static void load_rate(const struct load *load)
+{
+    struct device *device = load->model->device;
+    const uint64_t elapsed = uv_hrtime() - load->filling;
+    device->rate = elapsed ? (uint64_t)((double)load->filled_bytes * 1e9 / (double)elapsed) : 0;
+    if (device->link > 0 && device->link < device->rate)
+        device->link = device->rate;
+}
+
 void load_succeed(struct load *load)
 {
     struct model *model = load->model;
@@ -80,10 +90,8 @@ void load_succeed(struct load *load)
     model->idle_since = uv_hrtime();
     load->phases.total_ns = uv_hrtime() - load->began;
     residency_cache_drop(load->server, model);
-    if (!load->restores && load->filling) {
-        uint64_t elapsed = uv_hrtime() - load->filling;
-        model->device->rate = elapsed ? (uint64_t)((double)load->filled_bytes * 1e9 / (double)elapsed) : 0;
-    }
+    if (!load->restores && load->filling)
+        load_rate(load);
     log_client(LOG_LEVEL_INFO, "model=%s id=%" PRIu64 " uid=%u resident on %s: %" PRIu64 " bytes in %.3f s",
                model->name, model->id, (unsigned)load->request.uid, model->device->id, model->plan->arena_bytes,
                (double)load->phases.total_ns / 1e9);
