@@ -7,6 +7,9 @@
 #include <assert.h>
 #include <string.h>
 
+/* A part comes from the page cache in less. */
+#define SLOW_NS 1000000u
+
 static size_t min(size_t a, size_t b)
 {
     return a < b ? a : b;
@@ -150,22 +153,40 @@ static void fill_hand_over(struct fill *fill)
     device->ops->put(device, &fill->transfer);
 }
 
-/* Takes parts until none is left. Those of a fill that failed are taken, and not filled. */
+/* `n` parts that stand behind each other, as one. */
+static struct part parts_join(const struct part *parts, size_t n)
+{
+    struct part joined = parts[0];
+    for (size_t i = 1; i < n; i++) {
+        joined.bytes += parts[i].bytes;
+        joined.n_pieces += parts[i].n_pieces;
+    }
+    return joined;
+}
+
+/* Takes parts until none is left: one after the other, so that no worker has long to wait for the rest; but where
+ * reading is slow, all of a worker's at once, since it may be each call that takes the time. Those of a fill that
+ * failed are taken, and not filled. */
 static void share_work(uv_work_t *work)
 {
     struct fill_share *share = work->data;
     struct fill *fill = share->fill;
-    size_t i;
+    size_t i, at_once = 1;
     worker_step_back();
     share->worker = worker_number();
     share->begin_ns = share->end_ns = uv_hrtime();
-    while ((i = atomic_fetch_add(&fill->taken, 1)) < fill->n_parts) {
+    while ((i = atomic_fetch_add(&fill->taken, (unsigned)at_once)) < fill->n_parts) {
+        const size_t n = min(at_once, fill->n_parts - i);
+        const struct part part = parts_join(&fill->parts[i], n);
+        const uint64_t begin = share->end_ns;
         if (!atomic_load(&fill->failed))
-            share->status = part_fill(fill, &fill->parts[i], share);
+            share->status = part_fill(fill, &part, share);
         share->end_ns = uv_hrtime();
+        if (share->end_ns - begin > SLOW_NS)
+            at_once = fill->n_parts / fill->n_shares;
         if (share->status < 0)
             atomic_store(&fill->failed, true);
-        if (atomic_fetch_sub(&fill->unfilled, 1) == 1 && fill->arena)
+        if (atomic_fetch_sub(&fill->unfilled, (unsigned)n) == n && fill->arena)
             fill_hand_over(fill);
     }
 }

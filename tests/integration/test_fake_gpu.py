@@ -112,6 +112,18 @@ def test_reading_as_another_user(monkeypatch, start_for_all, folder, small_model
     assert dumped[0] == dumped[1]
 
 
+@pytest.mark.parametrize("form", ["native", "f32"])
+def test_slow_files_are_read_with_fewer_calls(fake_gpu, slow_read, gated_model, form):
+    """Where it is each call that takes the time, as in a network, small parts would cost too many of them."""
+    slow = {**slow_read, "SLOW_READ_LEAST": "65536"}
+    daemon = fake_gpu("--workers", "1", env=slow, FAKE_HIP_DEVICES="1")
+    with daemon.client() as client:
+        before = daemon.reads()
+        client.call("Load", path=str(gated_model), form=form)
+        assert daemon.reads() < before + 100  # of 256 parts
+        assert client.call("Verify", name="gated")["mismatches"] == []
+
+
 def test_end_while_slots_are_filled_for_nothing(fake_gpu, part_gate, large_model):
     """The driver refuses the memory when slots are on their way already; and before they are back, the daemon ends."""
     daemon = fake_gpu(env=part_gate.env, FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL="hipMalloc:7:2")  # the first of a model

@@ -124,6 +124,11 @@ class Daemon:
             fields = stat.read().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def reads(self):
+        """How often it read from a file or a pipe so far."""
+        with open(f"/proc/{self.pid}/io", encoding="ascii") as io:
+            return int(next(line for line in io if line.startswith("syscr:")).split()[1])
+
     def busy(self, seconds=1):
         """Which part of a processor it takes."""
         before, began = self.cpu_seconds(), time.monotonic()
