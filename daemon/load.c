@@ -13,10 +13,10 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Of a model, read before it is published: workers are at their full speed by then, see docs/performance.md. */
-#define PUBLISH_BYTES ((uint64_t)512 << 20)
+/* Within this time, processors that had nothing to do come to read as fast as they can: see docs/performance.md. */
+#define WARM_NS    10000000u
 
-#define BIT(state)    (1u << (state))
+#define BIT(state) (1u << (state))
 
 /* The states that may follow each. */
 static const unsigned transitions[] = {
@@ -219,8 +219,7 @@ static void load_filled_all(struct load *load)
  * read are what the bus waits for. */
 static void load_publish(struct load *load)
 {
-    const size_t begun = PUBLISH_BYTES / load->device->slot_bytes, quarter = load->plan->n_chunks / 4;
-    if (load->next_chunk < (quarter < begun ? quarter : begun))
+    if (load->next_chunk < load->plan->n_chunks / 4 && uv_hrtime() - load->filling < WARM_NS)
         return;
     struct load_job *job = &load->job;
     load->publishing = true;

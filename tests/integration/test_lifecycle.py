@@ -1,4 +1,5 @@
 """Loads that are joined, shared, cancelled or left; leases, and what happens when their holder dies."""
+import contextlib
 import mmap
 import os
 import signal
@@ -41,6 +42,20 @@ def test_loop_sleeps_after_a_load(start, small_model):
     with daemon.client() as client:
         client.call("Load", path=str(small_model))
         assert daemon.busy(0.5) < 0.1
+
+
+def test_shown_before_it_is_there(slow_daemon, large_model):
+    """What it contains is told soon, however slow the file is."""
+    before = slow_daemon.reads()
+    with slow_daemon.client() as client, slow_daemon.client() as other:
+        client.send("Load", {"path": str(large_model), "name": "large"})
+
+        def shown():
+            with contextlib.suppress(WireError):
+                return other.call("Show", name="large")
+
+        assert wait_until(shown)["tensors"]
+        assert slow_daemon.reads() < before + 150  # of 768, and a few of what wakes it
 
 
 def test_joined_load(held_daemon, gate, large_model):
