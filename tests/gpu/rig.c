@@ -46,8 +46,7 @@ void rig_find_fake(struct rig *rig, void *object)
     *(void **)&rig->count = dlsym(object, "fake_hip_count");
 }
 
-/* How often a call was made since inject(). */
-static unsigned long calls_of(const struct rig *rig, const char *name)
+unsigned long rig_calls(const struct rig *rig, const char *name)
 {
     const char *made;
     unsigned long calls = 0;
@@ -69,7 +68,7 @@ static void check_complete(const struct rig *rig, const char *path)
         if (sscanf(line, " U %127[A-Za-z0-9_]", name) != 1 || strncmp(name, "hip", 3) != 0 ||
             strcmp(name, "hipGetErrorString") == 0)
             continue;
-        if (calls_of(rig, name) == 0)
+        if (rig_calls(rig, name) == 0)
             fail_msg("%s was not called", name);
         n++;
     }
@@ -95,7 +94,7 @@ void rig_sweep(const struct rig *rig, const char *path, const char *code, bool (
         rig->inject(NULL);
         session(NULL);
         for (unsigned i = 0; i < n; i++) {
-            const unsigned long calls = calls_of(rig, made[i].name);
+            const unsigned long calls = rig_calls(rig, made[i].name);
             made[i].calls = calls < made[i].calls ? calls : made[i].calls;
         }
     }

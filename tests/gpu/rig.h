@@ -26,6 +26,9 @@ int rig_load(struct rig *ret);
 /* Finds the functions of the fake, if that is what an object is linked with. */
 void rig_find_fake(struct rig *rig, void *object);
 
+/* How often a call was made since inject(). */
+unsigned long rig_calls(const struct rig *rig, const char *name);
+
 /* Runs `session` once as it is, and then once for every call that it made, which fails with `code`. It gets what was
  * injected, NULL the first time, and returns whether that failed. Fails the test if the object at `path` uses a call
  * that was not made to fail. */

@@ -5,22 +5,11 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
 /* clang-format off */
 #include <cmocka.h> /* wants the standard headers before it */
 /* clang-format on */
-
-static unsigned long calls_of(const char *name)
-{
-    const char *made;
-    unsigned long calls;
-    for (unsigned i = 0; rig.call(i, &made, &calls); i++)
-        if (strcmp(made, name) == 0)
-            return calls;
-    return 0;
-}
 
 /* Large pieces that are decoded, and stand aligned beside each other, are copied in one go. */
 static void test_copies_are_shared(void **state)
@@ -39,11 +28,11 @@ static void test_copies_are_shared(void **state)
     struct outcome outcome;
     struct arena *arena;
     assert_fine(arena_make(device, model.arena_bytes, &arena, &fault), &fault);
-    const unsigned long before = calls_of("hipMemcpyAsync");
+    const unsigned long before = rig_calls(&rig, "hipMemcpyAsync");
     model_put(&model, &bench.slots, arena, 4u << 20, true, &outcome);
     assert_fine(outcome.status, &outcome.fault);
     assert_int_equal(outcome.transfers, 1);
-    assert_int_equal(calls_of("hipMemcpyAsync"), before + 1);
+    assert_int_equal(rig_calls(&rig, "hipMemcpyAsync"), before + 1);
     device->ops->arena_free(arena);
     load_and_check(&bench.slots, &model, 4u << 20, true);
     model_drop(&model);
@@ -80,15 +69,15 @@ static void test_copies_are_not_delayed(void **state)
 /* Waits until a call was made so often; or for a third of a second, in which it is not. */
 static void assert_called(const char *name, unsigned long calls)
 {
-    for (int i = 0; i < 1000 && calls_of(name) < calls; i++)
+    for (int i = 0; i < 1000 && rig_calls(&rig, name) < calls; i++)
         usleep(10000);
-    assert_int_equal(calls_of(name), calls);
+    assert_int_equal(rig_calls(&rig, name), calls);
 }
 
 static void assert_not_called(const char *name, unsigned long calls)
 {
     usleep(333333);
-    assert_int_equal(calls_of(name), calls);
+    assert_int_equal(rig_calls(&rig, name), calls);
 }
 
 /* Once much was freed, the driver is had to see to it; not for little, which adds up, and not if memory is taken. */
@@ -103,7 +92,7 @@ static void test_freed_memory_is_reclaimed(void **state)
     struct arena *little, *much;
     assert_fine(arena_make(device, (uint64_t)100 << 20, &little, &fault), &fault);
     assert_fine(arena_make(device, (uint64_t)200 << 20, &much, &fault), &fault);
-    unsigned long calls = calls_of("hipMalloc");
+    unsigned long calls = rig_calls(&rig, "hipMalloc");
     device->ops->arena_free(little);
     assert_not_called("hipMalloc", calls);
     device->ops->arena_free(much);
@@ -113,7 +102,7 @@ static void test_freed_memory_is_reclaimed(void **state)
     assert_fine(arena_make(device, (uint64_t)300 << 20, &much, &fault), &fault);
     device->ops->arena_free(much);
     assert_fine(arena_make(device, 1, &little, &fault), &fault);
-    assert_not_called("hipMalloc", calls_of("hipMalloc"));
+    assert_not_called("hipMalloc", rig_calls(&rig, "hipMalloc"));
     device->ops->arena_free(little);
     bench_close(&bench);
     assert_nothing_left();

@@ -173,16 +173,6 @@ static void test_capture(void **state)
     process_end(&server, 0);
 }
 
-static unsigned long calls_of(const char *call)
-{
-    const char *name;
-    unsigned long n;
-    for (unsigned i = 0; fake.call(i, &name, &n); i++)
-        if (strcmp(name, call) == 0)
-            return n;
-    return 0;
-}
-
 static void *open_only(void *argument)
 {
     struct import_mapping *mapping;
@@ -209,7 +199,7 @@ static void test_a_handle_that_takes_long(void **state)
     struct import_mapping *opened[2];
     for (int i = 0; i < 2; i++)
         assert_int_equal(pthread_create(&threads[i], NULL, open_only, &sources[1]), 0);
-    while (calls_of("hipIpcOpenMemHandle") == 0)
+    while (rig_calls(&fake, "hipIpcOpenMemHandle") == 0)
         usleep(1000);
     struct import_mapping *again = open_fine(&sources[0]);
     assert_int_equal(compare(other), 0);
@@ -226,7 +216,7 @@ static void test_a_handle_that_takes_long(void **state)
         opened[i] = mapping;
     }
     /* The second waited for what the first had begun. */
-    assert_int_equal(calls_of("hipIpcOpenMemHandle"), 1);
+    assert_int_equal(rig_calls(&fake, "hipIpcOpenMemHandle"), 1);
     for (int i = 0; i < 2; i++) {
         module->close(opened[i]);
         process_end(&servers[i], 0);
