@@ -142,6 +142,12 @@ void hip_put(struct device *device, struct transfer *transfer);
 void hip_freed(struct hip_device *hip, uint64_t bytes);
 void hip_taken(struct hip_device *hip);
 
+/* device_hip_work.c: gives a slot's copies and kernels to the streams. Part of it may be under way when this fails.
+ * Submitter only. */
+int hip_submit(struct hip_device *hip, struct slot_hip *slot);
+/* How many values overflowed in the slot's kernels since this was last asked. None of them is under way. */
+int hip_overflows_take(struct hip_device *hip, struct slot_hip *slot, uint64_t *ret, struct device_fault *ret_fault);
+
 /* Bytes of scratch that a slot of this size needs, whatever its pieces. */
 size_t hip_scratch_bytes(size_t slot_bytes);
 
