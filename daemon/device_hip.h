@@ -26,7 +26,7 @@ struct slot_hip {
     uint32_t *overflowed; /* pinned: set by kernels that counted something */
     void *overflowed_device;
     hipEvent_t copied;    /* untimed: its copies are over */
-    hipEvent_t copied_at; /* when that was; these two are recorded if it has pieces to decode */
+    hipEvent_t copied_at; /* when that was; this one and the next are recorded if it has pieces to decode */
     hipEvent_t ended;     /* so are its kernels, and when */
     struct transfer *transfer;
     struct slot_hip *next; /* in the queue that it waits in */

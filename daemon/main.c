@@ -20,8 +20,8 @@
 #include <unistd.h>
 #include <uv.h>
 
-/* Threads if nothing else is said: twelve that read, and one for a load's other steps. More were no faster on machines
- * of 16 and 32 processors, see docs/performance.md. */
+/* Threads if nothing else is said: twelve that read, and one for a load's other steps. More were no faster on a machine
+ * of 16 processors, see docs/performance.md. */
 #define WORKERS_DEFAULT_MAX 13u
 
 struct daemon {

@@ -11,6 +11,19 @@
 #include <cmocka.h> /* wants the standard headers before it */
 /* clang-format on */
 
+/* Puts a model into an arena that is gone again. Returns in how many transfers. */
+static size_t put_fine(struct bench *bench, const struct model *model, size_t slot_bytes)
+{
+    struct outcome outcome;
+    struct arena *arena;
+    struct device_fault fault;
+    assert_fine(arena_make(bench->devices[0], model->arena_bytes, &arena, &fault), &fault);
+    model_put(model, &bench->slots, arena, slot_bytes, true, &outcome);
+    assert_fine(outcome.status, &outcome.fault);
+    bench->devices[0]->ops->arena_free(arena);
+    return outcome.transfers;
+}
+
 /* Large pieces that are decoded, and stand aligned beside each other, are copied in one go. */
 static void test_copies_are_shared(void **state)
 {
@@ -19,21 +32,14 @@ static void test_copies_are_shared(void **state)
     struct bench bench;
     struct device_fault fault;
     assert_fine(bench_open(&bench, &config, 1, &fault), &fault);
-    struct device *device = bench.devices[0];
     struct part parts[5];
     for (size_t i = 0; i < 5; i++)
         parts[i] = (struct part){tensor_type_find(2), FORM_F16, 4096};
     struct model model;
     model_make(&model, parts, 5, 0, 12);
-    struct outcome outcome;
-    struct arena *arena;
-    assert_fine(arena_make(device, model.arena_bytes, &arena, &fault), &fault);
     const unsigned long before = rig_calls(&rig, "hipMemcpyAsync");
-    model_put(&model, &bench.slots, arena, 4u << 20, true, &outcome);
-    assert_fine(outcome.status, &outcome.fault);
-    assert_int_equal(outcome.transfers, 1);
+    assert_int_equal(put_fine(&bench, &model, 4u << 20), 1);
     assert_int_equal(rig_calls(&rig, "hipMemcpyAsync"), before + 1);
-    device->ops->arena_free(arena);
     load_and_check(&bench.slots, &model, 4u << 20, true);
     model_drop(&model);
     bench_close(&bench);
@@ -47,20 +53,13 @@ static void test_copies_are_not_delayed(void **state)
     struct bench bench;
     struct device_fault fault;
     assert_fine(bench_open(&bench, &config, 1, &fault), &fault);
-    struct device *device = bench.devices[0];
     const struct part parts[] = {{tensor_type_find(2), FORM_F16, 4096}, {tensor_type_find(2), FORM_NATIVE, 4096}};
+    const unsigned long before = rig.copies_delayed();
     for (size_t i = 0; i < 2; i++) {
         struct model model;
         model_make(&model, &parts[i], 1, 0, 12);
-        struct outcome outcome;
-        struct arena *arena;
-        assert_fine(arena_make(device, model.arena_bytes, &arena, &fault), &fault);
-        const unsigned long before = rig.copies_delayed();
-        model_put(&model, &bench.slots, arena, 16u << 10, true, &outcome);
-        assert_fine(outcome.status, &outcome.fault);
-        assert_true(outcome.transfers > 1);
+        assert_true(put_fine(&bench, &model, 16u << 10) > 1);
         assert_int_equal(rig.copies_delayed(), before);
-        device->ops->arena_free(arena);
         model_drop(&model);
     }
     bench_close(&bench);
