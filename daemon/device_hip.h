@@ -4,7 +4,7 @@
  * Only calls that ROCm 5, 6 and 7 share, with the same arguments and structs: no hipGetDeviceProperties. */
 #pragma once
 
-#include "daemon/device.h"
+#include "daemon/device/device.h"
 #include "kernels/hip.h"
 
 #include <pthread.h>

@@ -1,7 +1,7 @@
 #include "daemon/modules.h"
 
-#include "daemon/cgroup.h"
-#include "daemon/log.h"
+#include "daemon/device/cgroup.h"
+#include "daemon/base/log.h"
 
 #include <dlfcn.h>
 #include <errno.h>

@@ -1,6 +1,6 @@
 #include "daemon/options.h"
 
-#include "daemon/device.h"
+#include "daemon/device/device.h"
 
 #include <errno.h>
 #include <getopt.h>

@@ -1,8 +1,8 @@
 /* The daemon's command line. */
 #pragma once
 
-#include "daemon/log.h"
-#include "daemon/users.h"
+#include "daemon/base/log.h"
+#include "daemon/base/users.h"
 
 #include <stdbool.h>
 #include <stdint.h>

@@ -1,11 +1,11 @@
 #include "daemon/server.h"
 
-#include "daemon/describe.h"
-#include "daemon/load.h"
-#include "daemon/log.h"
-#include "daemon/methods.h"
-#include "daemon/residency.h"
-#include "daemon/verify.h"
+#include "daemon/session/describe.h"
+#include "daemon/load/load.h"
+#include "daemon/base/log.h"
+#include "daemon/api/methods.h"
+#include "daemon/memory/residency.h"
+#include "daemon/api/verify.h"
 
 #include <assert.h>
 #include <errno.h>

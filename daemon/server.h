@@ -3,13 +3,13 @@
  * Loop thread only. */
 #pragma once
 
-#include "daemon/conn.h"
-#include "daemon/device.h"
-#include "daemon/events.h"
-#include "daemon/mailbox.h"
-#include "daemon/registry.h"
-#include "daemon/scheduler.h"
-#include "daemon/users.h"
+#include "daemon/wire/conn.h"
+#include "daemon/device/device.h"
+#include "daemon/session/events.h"
+#include "daemon/base/mailbox.h"
+#include "daemon/model/registry.h"
+#include "daemon/device/scheduler.h"
+#include "daemon/base/users.h"
 
 #include <stdbool.h>
 #include <stddef.h>

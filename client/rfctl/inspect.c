@@ -5,7 +5,7 @@
 #include "client/rfctl/reply.h"
 #include "client/rfctl/rfctl.h"
 #include "client/rfctl/table.h"
-#include "daemon/gguf.h"
+#include "daemon/gguf/gguf.h"
 
 #include <errno.h>
 #include <fcntl.h>

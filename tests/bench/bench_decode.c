@@ -3,7 +3,7 @@
  *
  *     bench_decode FILE
  */
-#include "daemon/gguf.h"
+#include "daemon/gguf/gguf.h"
 #include "kernels/dequant.h"
 
 #include <fcntl.h>

@@ -5,7 +5,7 @@
  *
  * FILE is read as if it were one tensor; what it holds does not matter. Each line is one setting, the best of three
  * runs. Exits 77 without a device. */
-#include "daemon/device.h"
+#include "daemon/device/device.h"
 
 #include <dlfcn.h>
 #include <errno.h>

@@ -1,5 +1,5 @@
 /* Fuzzes the GGUF parser: any file is either refused, with a reason and an offset inside it, or sound. */
-#include "daemon/gguf.h"
+#include "daemon/gguf/gguf.h"
 #include "proto/utf8.h"
 
 #include <assert.h>

@@ -2,7 +2,7 @@
  * decoders, bit for bit. The module is a real one, on a GPU or on tests/fake_hip. */
 #pragma once
 
-#include "daemon/device.h"
+#include "daemon/device/device.h"
 #include "tests/fake_hip/fake_hip.h"
 
 #include <pthread.h>

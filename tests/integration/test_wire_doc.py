@@ -115,9 +115,9 @@ def constant(header, name):
 
 def test_limits():
     """What the page and the interface tell is what the daemon keeps to."""
-    request = constant("daemon/conn.h", "CONN_REQUEST_MAX") >> 10
-    queue = constant("daemon/conn.h", "CONN_QUEUE_MAX") >> 20
-    watch = constant("daemon/conn.h", "CONN_WATCH_MAX") >> 20
+    request = constant("daemon/wire/conn.h", "CONN_REQUEST_MAX") >> 10
+    queue = constant("daemon/wire/conn.h", "CONN_QUEUE_MAX") >> 20
+    watch = constant("daemon/wire/conn.h", "CONN_WATCH_MAX") >> 20
     levels = constant("proto/json_check.h", "JSON_DEPTH_MAX")
     values = constant("proto/json_check.h", "JSON_VALUES_MAX")
     keys = constant("proto/json_check.h", "JSON_KEYS_MAX")
@@ -128,7 +128,7 @@ def test_limits():
         f"| a reply, with those before it that the client has not read yet | {queue} MiB | `LimitExceeded` in its place |",
         f"| the tensors in a reply to `Attach` | {queue // 2} MiB | the same;",
         f"| events that wait for a client that watches | {watch} MiB |",
-        f"| connections | {constant('daemon/listener.h', 'LISTENER_CONNECTIONS_MAX')} |",
+        f"| connections | {constant('daemon/wire/listener.h', 'LISTENER_CONNECTIONS_MAX')} |",
     ):
         assert row in PAGE
     told = " ".join(re.search(r"^# Limits: .*?(?=^(?!#))", INTERFACE, re.DOTALL | re.MULTILINE)[0].split("\n# "))

@@ -1,0 +1,101 @@
+#include "daemon/api/methods.h"
+
+#include "daemon/session/describe.h"
+#include "daemon/base/json_text.h"
+#include "daemon/api/methods_list.h"
+#include "daemon/wire/params.h"
+#include "daemon/server.h"
+#include "proto/interface.h"
+
+#include <string.h>
+
+#define INTERFACE "io.rocmforge"
+#define SERVICE   "org.varlink.service"
+
+static const struct {
+    const char *name;
+    void (*handle)(struct server *server, struct call *call);
+    bool tells_only;
+} methods[] = {
+#define X(name, function) {#name, function, false},
+    METHODS_THAT_DO(X)
+#undef X
+#define X(name, function) {#name, function, true},
+        METHODS_THAT_TELL(X)
+#undef X
+};
+
+#define N_METHODS (sizeof(methods) / sizeof(methods[0]))
+
+static void get_info(struct call *call)
+{
+    static const struct param none[] = {{0}};
+    if (!params_read(call, none, NULL))
+        return;
+    cJSON *reply = cJSON_CreateObject();
+    cJSON_AddStringToObject(reply, "vendor", "rocmforge");
+    cJSON_AddStringToObject(reply, "product", "rocmforged");
+    cJSON_AddStringToObject(reply, "version", ROCMFORGE_VERSION);
+    cJSON_AddStringToObject(reply, "url", ""); /* Varlink wants a string; there is no page yet */
+    cJSON *interfaces = cJSON_AddArrayToObject(reply, "interfaces");
+    cJSON_AddItemToArray(interfaces, cJSON_CreateString(SERVICE));
+    cJSON_AddItemToArray(interfaces, cJSON_CreateString(INTERFACE));
+    call_reply(call, reply, NULL, 0);
+}
+
+static void get_interface_description(struct call *call)
+{
+    const char *name = NULL;
+    static const struct param table[] = {{"interface", PARAM_STRING, true, 0}, {0}};
+    if (!params_read(call, table, &name))
+        return;
+    const char *text = strcmp(name, INTERFACE) == 0 ? interface_rocmforge
+                       : strcmp(name, SERVICE) == 0 ? interface_service
+                                                    : NULL;
+    cJSON *parameters = cJSON_CreateObject();
+    if (!text) {
+        cJSON_AddStringToObject(parameters, "interface", name);
+        call_fail(call, WIRE_InterfaceNotFound, parameters);
+        return;
+    }
+    cJSON_AddStringToObject(parameters, "description", text);
+    call_reply(call, parameters, NULL, 0);
+}
+
+static void fail_with(struct call *call, enum wire_error error, const char *key, const char *value)
+{
+    cJSON *parameters = cJSON_CreateObject();
+    describe_text(parameters, key, value);
+    call_fail(call, error, parameters);
+}
+
+void methods_dispatch(struct call *call, void *context)
+{
+    struct server *server = context;
+    const char *dot = strrchr(call->method, '.');
+    size_t n = dot ? (size_t)(dot - call->method) : 0;
+    if (n == strlen(INTERFACE) && strncmp(call->method, INTERFACE, n) == 0) {
+        for (size_t i = 0; i < N_METHODS; i++)
+            if (strcmp(dot + 1, methods[i].name) == 0) {
+                if (call->oneway && methods[i].tells_only)
+                    call_reply(call, NULL, NULL, 0); /* to nobody: nothing needs to be found out */
+                else
+                    methods[i].handle(server, call);
+                return;
+            }
+        fail_with(call, WIRE_MethodNotFound, "method", call->method);
+    } else if (n == strlen(SERVICE) && strncmp(call->method, SERVICE, n) == 0) {
+        if (strcmp(dot + 1, "GetInfo") == 0)
+            get_info(call);
+        else if (strcmp(dot + 1, "GetInterfaceDescription") == 0)
+            get_interface_description(call);
+        else
+            fail_with(call, WIRE_MethodNotFound, "method", call->method);
+    } else {
+        char interface[256];
+        size_t size = n < sizeof(interface) - 1 ? n : sizeof(interface) - 1;
+        memcpy(interface, call->method, size);
+        interface[size] = '\0';
+        fail_with(call, WIRE_InterfaceNotFound, "interface", interface);
+    }
+}

@@ -1,0 +1,31 @@
+/* Every method of io.rocmforge has a handler here: X(name, function). */
+#pragma once
+
+#include "daemon/wire/conn.h"
+
+#define METHODS_THAT_DO(X)                                                                                             \
+    X(Load, method_load)                                                                                               \
+    X(Unload, method_unload)                                                                                           \
+    X(Cancel, method_cancel)                                                                                           \
+    X(Pin, method_pin)                                                                                                 \
+    X(Unpin, method_unpin)                                                                                             \
+    X(SetTtl, method_set_ttl)                                                                                          \
+    X(Attach, method_attach)                                                                                           \
+    X(Detach, method_detach)
+
+#define METHODS_THAT_TELL(X)                                                                                           \
+    X(Plan, method_plan)                                                                                               \
+    X(List, method_list)                                                                                               \
+    X(Show, method_show)                                                                                               \
+    X(Verify, method_verify)                                                                                           \
+    X(Devices, method_devices)                                                                                         \
+    X(Status, method_status)                                                                                           \
+    X(Watch, method_watch)
+
+#define METHODS(X) METHODS_THAT_DO(X) METHODS_THAT_TELL(X)
+
+struct server;
+
+#define X(name, function) void function(struct server *server, struct call *call);
+METHODS(X)
+#undef X

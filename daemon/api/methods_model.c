@@ -1,0 +1,347 @@
+/* The methods about one model: Load, Unload, Cancel, Attach, Detach, Verify, Pin, Unpin, SetTtl. */
+#include "daemon/session/attach.h"
+#include "daemon/session/describe.h"
+#include "daemon/load/load.h"
+#include "daemon/base/log.h"
+#include "daemon/api/methods_list.h"
+#include "daemon/wire/params.h"
+#include "daemon/memory/residency.h"
+#include "daemon/server.h"
+#include "daemon/base/users.h"
+#include "daemon/api/verify.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+
+/* Reads the parameters that the table names, and finds the model of the one that *name is. NULL after the call was
+ * failed. */
+static struct model *find_model(struct server *server, struct call *call, const struct param *table, void *parameters,
+                                const char **name)
+{
+    if (!params_read(call, table, parameters))
+        return NULL;
+    struct model *model = registry_find(&server->registry, *name);
+    if (model && model_visible(model, conn_uid(call->conn)))
+        return model;
+    call_fail(call, WIRE_ModelNotFound, describe_name(*name));
+    return NULL;
+}
+
+/* Whoever loaded a model may end it, and those who rule the machine or the daemon. */
+static bool may_end(const struct call *call, const struct model *model)
+{
+    uid_t uid = conn_uid(call->conn);
+    return uid == model->uid || user_trusted(uid);
+}
+
+/* What a time to live is before the parameters are read. */
+#define TTL_NOT_SAID INT64_MIN
+
+/* Makes what was not said -1: for ever. False if a negative one was said. */
+static bool ttl_read(int64_t *ttl)
+{
+    if (*ttl == TTL_NOT_SAID)
+        *ttl = -1;
+    else if (*ttl < 0)
+        return false;
+    return true;
+}
+
+static bool refuse_stopping(const struct server *server, struct call *call)
+{
+    if (server->stopping)
+        call_fail(call, WIRE_ShuttingDown, NULL);
+    return server->stopping;
+}
+
+struct load_parameters {
+    const cJSON *fds;
+    const char *path, *name, *form, *device, *dequant;
+    bool wait, pin, private, trace;
+    int64_t ttl;
+    double deadline;
+};
+
+static const struct param load_table[] = {
+    {"fds", PARAM_INTS, false, offsetof(struct load_parameters, fds)},
+    {"path", PARAM_STRING, false, offsetof(struct load_parameters, path)},
+    {"name", PARAM_STRING, false, offsetof(struct load_parameters, name)},
+    {"form", PARAM_STRING, false, offsetof(struct load_parameters, form)},
+    {"device", PARAM_STRING, false, offsetof(struct load_parameters, device)},
+    {"dequant", PARAM_STRING, false, offsetof(struct load_parameters, dequant)},
+    {"wait", PARAM_BOOL, false, offsetof(struct load_parameters, wait)},
+    {"pin", PARAM_BOOL, false, offsetof(struct load_parameters, pin)},
+    {"ttl", PARAM_INT, false, offsetof(struct load_parameters, ttl)},
+    {"private", PARAM_BOOL, false, offsetof(struct load_parameters, private)},
+    {"deadline", PARAM_SECONDS, false, offsetof(struct load_parameters, deadline)},
+    {"trace", PARAM_BOOL, false, offsetof(struct load_parameters, trace)},
+    {0},
+};
+
+/* The first that has a value which it cannot have; NULL: all is well. */
+static const char *load_wrong_parameter(struct load_parameters *p, enum form *ret_form)
+{
+    if (!!p->fds == !!p->path)
+        return "fds";
+    if (p->path && p->path[0] != '/')
+        return "path";
+    if (p->name && model_name_check(p->name) < 0)
+        return "name";
+    if (plan_form_parse(p->form, ret_form) < 0)
+        return "form";
+    if (strcmp(p->dequant, "auto") != 0 && strcmp(p->dequant, "cpu") != 0 && strcmp(p->dequant, "gpu") != 0)
+        return "dequant";
+    return ttl_read(&p->ttl) ? NULL : "ttl";
+}
+
+/* Which devices the model may go to. Returns false after the call was failed. */
+static bool load_choose(struct server *server, struct call *call, const struct load_parameters *p, struct choice *ret)
+{
+    const char *wanted = p->device;
+    if (choice_of(server, p->device, ret) > 0) {
+        if (strcmp(p->dequant, "gpu") != 0 || strcmp(ret->devices[0]->kind, "host") != 0)
+            return true;
+        wanted = "gpu";
+    }
+    call_fail(call, WIRE_DeviceNotFound, describe_device_name(wanted));
+    return false;
+}
+
+void method_load(struct server *server, struct call *call)
+{
+    struct load_parameters p = {.form = "auto", .device = "auto", .dequant = "auto", .wait = true, .ttl = TTL_NOT_SAID};
+    if (!params_read(call, load_table, &p) || refuse_stopping(server, call))
+        return;
+    enum form form = FORM_AUTO;
+    const char *wrong = load_wrong_parameter(&p, &form);
+    if (wrong) {
+        call_fail_parameter(call, wrong);
+        return;
+    }
+    struct choice among;
+    if (!load_choose(server, call, &p, &among))
+        return;
+    uid_t uid = conn_uid(call->conn);
+    uint64_t limit;
+    if (!user_may(server, uid, LIMIT_LOADS, 1, &limit)) {
+        call_fail(call, WIRE_LimitExceeded, describe_limit(user_limit_name(LIMIT_LOADS), limit));
+        return;
+    }
+    int fds[SOURCE_FILES_MAX];
+    size_t n_fds = 0;
+    if (p.fds && !call_take_fds(call, p.fds, fds, &n_fds))
+        return;
+    call_set_deadline(call, p.deadline);
+    load_begin(server,
+               &(struct load_request){
+                   .fds = p.fds ? fds : NULL,
+                   .n_fds = n_fds,
+                   .path = p.path,
+                   .name = p.name,
+                   .form = form,
+                   .among = among,
+                   .decode_on_cpu = strcmp(p.dequant, "cpu") == 0,
+                   .wait = p.wait,
+                   .uid = uid,
+                   .trusted = user_trusted(uid),
+                   .pin = p.pin,
+                   .ttl = p.ttl,
+                   .private = p.private,
+                   .trace = p.trace,
+               },
+               call);
+}
+
+static const struct param name_only[] = {{"name", PARAM_STRING, true, 0}, {0}};
+
+void method_unload(struct server *server, struct call *call)
+{
+    struct parameters {
+        const char *name;
+        bool force;
+        double deadline;
+    } p = {0};
+    static const struct param table[] = {
+        {"name", PARAM_STRING, true, offsetof(struct parameters, name)},
+        {"force", PARAM_BOOL, false, offsetof(struct parameters, force)},
+        {"deadline", PARAM_SECONDS, false, offsetof(struct parameters, deadline)},
+        {0},
+    };
+    struct model *model = find_model(server, call, table, &p, &p.name);
+    if (!model)
+        return;
+    bool settled = model->state == MODEL_RESIDENT || model->state == MODEL_DRAINING || model->state == MODEL_FAILED ||
+                   model->state == MODEL_CACHED;
+    if (!may_end(call, model))
+        call_fail(call, WIRE_PermissionDenied, describe_reason("another user loaded this model"));
+    else if (!settled || (model_in_use(model) && !p.force))
+        call_fail(call, WIRE_ModelBusy, describe_busy(model));
+    else if (!model_in_use(model)) {
+        call_set_deadline(call, p.deadline);
+        residency_unload(server, model, call);
+    } else {
+        residency_drain(server, model);
+        call_reply(call, describe_state("draining"), NULL, 0);
+    }
+}
+
+void method_cancel(struct server *server, struct call *call)
+{
+    struct parameters {
+        const char *name;
+        double deadline;
+    } p = {0};
+    static const struct param table[] = {
+        {"name", PARAM_STRING, true, offsetof(struct parameters, name)},
+        {"deadline", PARAM_SECONDS, false, offsetof(struct parameters, deadline)},
+        {0},
+    };
+    struct model *model = find_model(server, call, table, &p, &p.name);
+    if (!model)
+        return;
+    call_set_deadline(call, p.deadline);
+    if (!may_end(call, model))
+        call_fail(call, WIRE_PermissionDenied, describe_reason("another user loads this model"));
+    else if (!model->load)
+        call_fail(call, WIRE_ModelBusy, describe_busy(model));
+    else
+        load_end(model->load, WIRE_Cancelled, call);
+}
+
+void method_attach(struct server *server, struct call *call)
+{
+    struct parameters {
+        const char *name;
+        bool table;
+        double deadline;
+    } p = {0};
+    static const struct param table[] = {
+        {"name", PARAM_STRING, true, offsetof(struct parameters, name)},
+        {"table", PARAM_BOOL, false, offsetof(struct parameters, table)},
+        {"deadline", PARAM_SECONDS, false, offsetof(struct parameters, deadline)},
+        {0},
+    };
+    struct model *model = find_model(server, call, table, &p, &p.name);
+    if (!model || refuse_stopping(server, call))
+        return;
+    if (model->private && model->uid != conn_uid(call->conn)) {
+        call_fail(call, WIRE_PermissionDenied, describe_reason("another user's private model"));
+        return;
+    }
+    call_set_deadline(call, p.deadline);
+    if (model->state == MODEL_CACHED || model->state == MODEL_SAVING)
+        load_restore(server, model, call, WAIT_ATTACH);
+    else if (model->load && !load_ends(model->load))
+        load_wait(model->load, call, WAIT_ATTACH);
+    else
+        attach_grant(server, model, call);
+}
+
+void method_detach(struct server *server, struct call *call)
+{
+    (void)server;
+    int64_t id = 0;
+    static const struct param table[] = {{"lease", PARAM_INT, true, 0}, {0}};
+    if (!params_read(call, table, &id))
+        return;
+    struct lease *lease;
+    LIST_FOREACH(lease, conn_leases(call->conn), of_conn)
+    {
+        if (lease->id == (uint64_t)id) {
+            lease_end(lease);
+            call_reply(call, NULL, NULL, 0);
+            return;
+        }
+    }
+    cJSON *parameters = cJSON_CreateObject();
+    cJSON_AddNumberToObject(parameters, "lease", (double)id);
+    call_fail(call, WIRE_LeaseNotFound, parameters);
+}
+
+void method_verify(struct server *server, struct call *call)
+{
+    struct parameters {
+        const char *name;
+        double deadline;
+    } p = {0};
+    static const struct param table[] = {
+        {"name", PARAM_STRING, true, offsetof(struct parameters, name)},
+        {"deadline", PARAM_SECONDS, false, offsetof(struct parameters, deadline)},
+        {0},
+    };
+    struct model *model = find_model(server, call, table, &p, &p.name);
+    if (!model || refuse_stopping(server, call))
+        return;
+    if (model_lost(model)) {
+        call_fail(call, WIRE_DeviceError, describe_device_lost(model->device, "verify"));
+        return;
+    }
+    if (model->state != MODEL_RESIDENT) {
+        call_fail(call, WIRE_ModelBusy, describe_busy(model));
+        return;
+    }
+    uint64_t limit;
+    if (!user_may(server, conn_uid(call->conn), LIMIT_VERIFIES, 1, &limit)) {
+        call_fail(call, WIRE_LimitExceeded, describe_limit(user_limit_name(LIMIT_VERIFIES), limit));
+        return;
+    }
+    call_set_deadline(call, p.deadline);
+    verify_begin(server, model, call);
+}
+
+/* Finds a model that the caller may change. NULL after the call was failed. */
+static struct model *find_own(struct server *server, struct call *call, const struct param *table, void *parameters,
+                              const char **name)
+{
+    struct model *model = find_model(server, call, table, parameters, name);
+    if (model && !may_end(call, model)) {
+        call_fail(call, WIRE_PermissionDenied, describe_reason("another user loaded this model"));
+        return NULL;
+    }
+    return model;
+}
+
+void method_pin(struct server *server, struct call *call)
+{
+    const char *name = NULL;
+    struct model *model = find_own(server, call, name_only, &name, &name);
+    if (!model)
+        return;
+    model->pinned = true;
+    call_reply(call, NULL, NULL, 0);
+}
+
+void method_unpin(struct server *server, struct call *call)
+{
+    const char *name = NULL;
+    struct model *model = find_own(server, call, name_only, &name, &name);
+    if (!model)
+        return;
+    model->pinned = false;
+    residency_idle(server, model);
+    call_reply(call, NULL, NULL, 0);
+}
+
+void method_set_ttl(struct server *server, struct call *call)
+{
+    struct parameters {
+        const char *name;
+        int64_t ttl;
+    } p = {.ttl = TTL_NOT_SAID};
+    static const struct param table[] = {
+        {"name", PARAM_STRING, true, offsetof(struct parameters, name)},
+        {"ttl", PARAM_INT, false, offsetof(struct parameters, ttl)},
+        {0},
+    };
+    struct model *model = find_own(server, call, table, &p, &p.name);
+    if (!model)
+        return;
+    if (!ttl_read(&p.ttl)) {
+        call_fail_parameter(call, "ttl");
+        return;
+    }
+    model->ttl = p.ttl;
+    residency_idle(server, model);
+    call_reply(call, NULL, NULL, 0);
+}

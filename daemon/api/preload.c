@@ -1,0 +1,165 @@
+#include "daemon/api/preload.h"
+
+#include "daemon/load/load.h"
+#include "daemon/base/log.h"
+#include "daemon/model/plan.h"
+#include "daemon/server.h"
+#include "daemon/base/worker.h"
+#include "proto/model_file.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+struct preload {
+    struct server *server;
+    const char *folder;
+    uv_work_t work;
+    struct dirent **entries;
+    int n_entries; /* or a negative errno */
+    int next;
+    char *path; /* of the model that is being loaded */
+    bool looking;
+    bool again; /* asked for while it was looking */
+};
+
+static void preload_next(struct preload *preload);
+
+int preload_new(struct server *server, const char *folder, struct preload **ret)
+{
+    struct preload *preload = calloc(1, sizeof(*preload));
+    if (!preload)
+        return -ENOMEM;
+    preload->server = server;
+    preload->folder = folder;
+    *ret = preload;
+    return 0;
+}
+
+static void preload_clear(struct preload *preload)
+{
+    for (int i = 0; i < preload->n_entries; i++)
+        free(preload->entries[i]);
+    free(preload->entries);
+    preload->entries = NULL;
+    preload->n_entries = preload->next = 0;
+    free(preload->path);
+    preload->path = NULL;
+}
+
+void preload_free(struct preload *preload)
+{
+    if (!preload)
+        return;
+    preload_clear(preload);
+    free(preload);
+}
+
+static int is_visible(const struct dirent *entry)
+{
+    return entry->d_name[0] != '.';
+}
+
+/* Models, and of a split one the first file. Says what else there is. */
+static bool is_model(const struct preload *preload, const char *name)
+{
+    size_t n = strlen(name);
+    if (n < 6 || strcmp(name + n - 5, ".gguf") != 0) {
+        log_info("preload: %s/%s skipped: its name does not end in .gguf", preload->folder, name);
+        return false;
+    }
+    if (shard_index(name) > 0) {
+        log_info("preload: %s/%s comes with the first file of its model", preload->folder, name);
+        return false;
+    }
+    return true;
+}
+
+static int by_name(const struct dirent **a, const struct dirent **b)
+{
+    return strcmp((*a)->d_name, (*b)->d_name);
+}
+
+static void preload_scan(uv_work_t *work)
+{
+    struct preload *preload = work->data;
+    worker_step_back();
+    int n = scandir(preload->folder, &preload->entries, is_visible, by_name);
+    preload->n_entries = n < 0 ? -errno : n;
+}
+
+static void preload_scanned(uv_work_t *work, int status)
+{
+    (void)status;
+    struct preload *preload = work->data;
+    if (preload->n_entries < 0) {
+        log_error("preload: %s: %s", preload->folder, strerror(-preload->n_entries));
+        preload->n_entries = 0;
+    }
+    preload_next(preload);
+    server_job_end(preload->server);
+}
+
+static void preloaded(void *context, struct model *model, const char *why)
+{
+    struct preload *preload = context;
+    if (!model)
+        log_warning("preload: %s skipped: %s", preload->path, why);
+    preload_next(preload);
+}
+
+static void preload_next(struct preload *preload)
+{
+    free(preload->path);
+    preload->path = NULL;
+    const bool stopping = preload->server->stopping;
+    while (!stopping && preload->next < preload->n_entries &&
+           !is_model(preload, preload->entries[preload->next]->d_name))
+        preload->next++;
+    if (stopping || preload->next == preload->n_entries) {
+        preload_clear(preload);
+        preload->looking = false;
+        if (preload->again && !stopping)
+            preload_look(preload);
+        return;
+    }
+    const char *name = preload->entries[preload->next++]->d_name;
+    if (asprintf(&preload->path, "%s/%s", preload->folder, name) < 0) {
+        preload->path = NULL;
+        log_error("preload: no memory");
+        preload->next = preload->n_entries;
+        preload_next(preload);
+        return;
+    }
+    char model_name[MODEL_NAME_MAX + 1];
+    model_name_derive(preload->path, model_name); /* of the link, not of what it points to */
+    struct choice among;
+    (void)choice_of(preload->server, "auto", &among); /* there is always the host */
+    load_begin(preload->server,
+               &(struct load_request){
+                   .path = preload->path,
+                   .name = model_name,
+                   .form = FORM_AUTO,
+                   .among = among,
+                   .uid = getuid(),
+                   .trusted = true,
+                   .pin = true,
+                   .ttl = -1,
+                   .done = preloaded,
+                   .context = preload,
+               },
+               NULL);
+}
+
+void preload_look(struct preload *preload)
+{
+    preload->again = preload->looking;
+    if (preload->looking)
+        return;
+    preload->looking = true;
+    server_job_begin(preload->server);
+    worker_queue(preload->server->loop, &preload->work, preload, preload_scan, preload_scanned);
+}

@@ -1,0 +1,368 @@
+#include "daemon/api/verify.h"
+
+#include "daemon/session/describe.h"
+#include "daemon/load/failure.h"
+#include "daemon/load/fill.h"
+#include "daemon/base/log.h"
+#include "daemon/memory/residency.h"
+#include "daemon/server.h"
+#include "daemon/base/worker.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Of what is decoded at once by each job. */
+#define VERIFY_BYTES (1u << 20)
+
+/* Jobs of one verification at a time. All verifications together get half of the workers, so that loads go on. */
+#define VERIFY_JOBS 2u
+
+/* Mismatches that are told. */
+#define VERIFY_TOLD_MAX 64u
+
+struct verify_job {
+    struct verify *verify;
+    uv_work_t work;
+    const struct chunk *chunk;
+    uint8_t *expected; /* VERIFY_BYTES each */
+    uint8_t *actual;
+
+    int status;
+    bool of_file;
+    struct device_fault fault;
+    size_t n_differences; /* pieces that differ, and the first byte of each that does */
+    struct {
+        size_t piece;
+        uint64_t byte;
+    } differences[VERIFY_TOLD_MAX];
+};
+
+struct verify {
+    TAILQ_ENTRY(verify) link;
+    struct server *server;
+    struct model *model;
+    struct call *call; /* NULL once abandoned */
+    struct plan *plan; /* made by the first job */
+    bool planned;
+    bool checked; /* by the last job: the file is still what it was */
+    struct verify_job jobs[VERIFY_JOBS];
+    size_t n_under_way;
+    size_t next_chunk;
+    uint64_t done_bytes;
+    uint64_t began;
+    cJSON *mismatches;
+    struct failure failure;
+    bool ending; /* nothing more is begun */
+    uid_t uid;
+};
+
+static void verify_step(struct verify *verify);
+static void verify_turn(struct server *server);
+
+static void verify_free(struct verify *verify)
+{
+    struct server *server = verify->server;
+    for (size_t i = 0; i < VERIFY_JOBS; i++) {
+        free(verify->jobs[i].expected);
+        free(verify->jobs[i].actual);
+    }
+    plan_free(verify->plan);
+    cJSON_Delete(verify->mismatches);
+    failure_clear(&verify->failure);
+    TAILQ_REMOVE(&server->verifies, verify, link);
+    free(verify);
+    server_job_end(server);
+}
+
+/* Values are equal if their bits are, or if both are NaN: processors differ in the NaN that arithmetic makes. */
+static bool values_equal(enum form form, const uint8_t *a, const uint8_t *b)
+{
+    if (form == FORM_F32) {
+        float x, y;
+        memcpy(&x, a, sizeof(x));
+        memcpy(&y, b, sizeof(y));
+        return memcmp(a, b, sizeof(x)) == 0 || (isnan(x) && isnan(y));
+    }
+    uint16_t x, y;
+    memcpy(&x, a, sizeof(x));
+    memcpy(&y, b, sizeof(y));
+    uint16_t infinity = form == FORM_F16 ? 0x7c00 : 0x7f80;
+    return x == y || ((x & 0x7fff) > infinity && (y & 0x7fff) > infinity);
+}
+
+/* The first byte at which a piece differs, or -1. */
+static int64_t piece_compare(const struct piece *piece, const uint8_t *expected, const uint8_t *actual)
+{
+    if (memcmp(expected, actual, piece->arena_bytes) == 0)
+        return -1;
+    size_t step = piece->form == FORM_NATIVE ? 1 : form_element_bytes(piece->form);
+    for (uint64_t at = 0; at < piece->arena_bytes; at += step)
+        if (step == 1 ? expected[at] != actual[at] : !values_equal(piece->form, expected + at, actual + at))
+            return (int64_t)at;
+    return -1;
+}
+
+static void verify_chunk(struct verify_job *job)
+{
+    struct verify *verify = job->verify;
+    const struct plan *plan = verify->plan;
+    const struct part whole = {.first_piece = job->chunk->first_piece, .n_pieces = job->chunk->n_pieces};
+    struct fill_count count = {0};
+    job->status = fill_read(verify->model->source, plan, job->chunk, &whole, job->expected, &count, &job->fault);
+    if (job->status < 0) {
+        job->of_file = true;
+        return;
+    }
+    struct device *device = verify->model->device;
+    for (size_t i = job->chunk->first_piece; i < job->chunk->first_piece + job->chunk->n_pieces; i++) {
+        const struct piece *piece = &plan->pieces[i];
+        job->status = device->ops->arena_read(verify->model->arena, piece->arena_offset, job->actual,
+                                              piece->arena_bytes, &job->fault);
+        if (job->status < 0)
+            return;
+        int64_t at = piece_compare(piece, job->expected + piece->slot_offset, job->actual);
+        if (at >= 0 && job->n_differences < VERIFY_TOLD_MAX) {
+            job->differences[job->n_differences].piece = i;
+            job->differences[job->n_differences++].byte = (uint64_t)at;
+        }
+    }
+}
+
+/* The first job, and the last: the file is still what it was. A file that changes while it is read would be told as
+ * memory that does not agree with it. */
+static void verify_check(struct verify_job *job)
+{
+    job->status = source_check(job->verify->model->source, &job->fault);
+    job->of_file = job->status < 0;
+}
+
+/* And the first: it is cut for the buffers that we have. */
+static void verify_plan(struct verify_job *job)
+{
+    struct verify *verify = job->verify;
+    const struct model *model = verify->model;
+    size_t tensor;
+    job->status = plan_new(model->header, model->form, model->device->granule, &verify->plan, &tensor);
+    if (job->status == 0)
+        job->status = plan_cut(verify->plan, VERIFY_BYTES, VERIFY_BYTES, false);
+    if (job->status < 0)
+        device_fault_set(&job->fault, 0, "plan", -job->status, strerror(-job->status));
+}
+
+static void verify_work(uv_work_t *work)
+{
+    struct verify_job *job = work->data;
+    worker_step_back();
+    if (job->chunk) {
+        verify_chunk(job);
+        return;
+    }
+    verify_check(job);
+    if (job->status == 0 && !job->verify->planned)
+        verify_plan(job);
+}
+
+/* A tensor is told once, with the first difference that was found. */
+static void verify_tell(struct verify *verify, size_t piece_index, uint64_t byte)
+{
+    uint32_t tensor = verify->plan->piece_tensors[piece_index];
+    const char *name = verify->model->header->tensors[tensor].name;
+    const cJSON *told;
+    cJSON_ArrayForEach (told, verify->mismatches) {
+        if (strcmp(cJSON_GetObjectItemCaseSensitive(told, "tensor")->valuestring, name) == 0)
+            return;
+    }
+    if ((unsigned)cJSON_GetArraySize(verify->mismatches) >= VERIFY_TOLD_MAX)
+        return;
+    cJSON *mismatch = cJSON_CreateObject();
+    cJSON_AddStringToObject(mismatch, "tensor", name);
+    uint64_t piece_offset = verify->plan->pieces[piece_index].arena_offset - verify->plan->placements[tensor].offset;
+    cJSON_AddNumberToObject(mismatch, "offset", (double)(piece_offset + byte));
+    cJSON_AddItemToArray(verify->mismatches, mismatch);
+}
+
+/* What the job failed with is what the verification does. */
+static void verify_fail(const struct verify_job *job)
+{
+    struct verify *verify = job->verify;
+    if (job->of_file)
+        failure_set_file(&verify->failure, job->status, &job->fault, verify->model->source->path);
+    else if (!job->chunk && job->status == -ENOMEM) /* for the plan: the daemon's own memory */
+        failure_set(&verify->failure, WIRE_LimitExceeded, describe_limit("memory", 0));
+    else
+        failure_set_device(&verify->failure, job->status, &job->fault);
+}
+
+static void verify_worked(uv_work_t *work, int status)
+{
+    (void)status;
+    struct verify_job *job = work->data;
+    struct verify *verify = job->verify;
+    struct server *server = verify->server;
+    verify->n_under_way--;
+    server->n_verify_jobs--;
+    if (job->status < 0)
+        verify_fail(job);
+    else if (job->chunk)
+        verify->done_bytes += job->chunk->model_bytes;
+    else if (verify->planned)
+        verify->checked = true;
+    else {
+        verify->planned = true;
+        verify_report(verify); /* also where all is compared before the first tick */
+    }
+    if (job->status == -ENODEV && !job->of_file)
+        server_device_failed(verify->server, verify->model->device);
+    for (size_t i = 0; i < job->n_differences; i++)
+        verify_tell(verify, job->differences[i].piece, job->differences[i].byte);
+    job->chunk = NULL;
+    verify_step(verify);
+    verify_turn(server);
+}
+
+/* Another job may be queued without taking the workers from loads. */
+static bool verify_may(const struct server *server)
+{
+    return server->n_verify_jobs < (server->workers > 2 ? server->workers / 2 : 1);
+}
+
+static void verify_queue(struct verify *verify, struct verify_job *job, const struct chunk *chunk)
+{
+    job->chunk = chunk;
+    job->status = 0;
+    job->n_differences = 0;
+    job->of_file = false;
+    verify->n_under_way++;
+    verify->server->n_verify_jobs++;
+    worker_queue(verify->server->loop, &job->work, job, verify_work, verify_worked);
+}
+
+/* All is compared, or something ended it. */
+static void verify_finish(struct verify *verify)
+{
+    struct call *call = verify->call;
+    model_release(verify->model);
+    residency_idle(verify->server, verify->model);
+    if (call) {
+        call->abandoned = NULL;
+        if (verify->failure.error != WIRE_OK)
+            call_fail(call, verify->failure.error, failure_parameters(&verify->failure));
+        else {
+            int mismatches = cJSON_GetArraySize(verify->mismatches);
+            if (mismatches > 0)
+                log_client(LOG_LEVEL_ERROR, "model=%s id=%llu verify: %d tensors differ from the file",
+                           verify->model->name, (unsigned long long)verify->model->id, mismatches);
+            cJSON *reply = cJSON_CreateObject();
+            cJSON_AddNumberToObject(reply, "tensors", (double)verify->model->header->n_tensors);
+            cJSON_AddNumberToObject(reply, "bytes", (double)verify->plan->model_bytes);
+            cJSON_AddItemToObject(reply, "mismatches", verify->mismatches);
+            verify->mismatches = NULL;
+            call_reply(call, reply, NULL, 0);
+        }
+    }
+    verify_free(verify);
+}
+
+static void verify_step(struct verify *verify)
+{
+    bool over = verify->ending || verify->failure.error != WIRE_OK || verify->checked;
+    for (size_t i = 0; i < VERIFY_JOBS && !over && verify_may(verify->server); i++) {
+        if (!verify->planned || verify->next_chunk == verify->plan->n_chunks) {
+            if (verify->n_under_way == 0)
+                verify_queue(verify, &verify->jobs[0], NULL);
+            break;
+        }
+        if (!verify->jobs[i].chunk)
+            verify_queue(verify, &verify->jobs[i], &verify->plan->chunks[verify->next_chunk++]);
+    }
+    if (over && verify->n_under_way == 0)
+        verify_finish(verify);
+}
+
+/* A job is over: whoever waits the longest gets the next one, and then goes to the end. */
+static void verify_turn(struct server *server)
+{
+    struct verify *verify = TAILQ_FIRST(&server->verifies), *last = TAILQ_LAST(&server->verifies, verify_list);
+    while (verify && verify_may(server)) {
+        struct verify *next = TAILQ_NEXT(verify, link);
+        bool was_last = verify == last;
+        if (verify->n_under_way < VERIFY_JOBS) {
+            TAILQ_REMOVE(&server->verifies, verify, link);
+            TAILQ_INSERT_TAIL(&server->verifies, verify, link);
+            verify_step(verify); /* may free it */
+        }
+        verify = was_last ? NULL : next;
+    }
+}
+
+static void verify_abandoned(struct call *call)
+{
+    struct verify *verify = call->context;
+    verify->call = NULL;
+    verify->ending = true;
+    verify_step(verify);
+}
+
+void verify_begin(struct server *server, struct model *model, struct call *call)
+{
+    struct verify *verify = calloc(1, sizeof(*verify));
+    if (!verify)
+        goto fail;
+    verify->server = server;
+    TAILQ_INSERT_TAIL(&server->verifies, verify, link);
+    server_job_begin(server);
+    verify->model = model;
+    verify->call = call;
+    verify->began = uv_hrtime();
+    verify->mismatches = cJSON_CreateArray();
+    for (size_t i = 0; i < VERIFY_JOBS; i++) {
+        verify->jobs[i].verify = verify;
+        verify->jobs[i].expected = malloc(VERIFY_BYTES);
+        verify->jobs[i].actual = malloc(VERIFY_BYTES);
+        if (!verify->jobs[i].expected || !verify->jobs[i].actual)
+            goto fail_verify;
+    }
+    if (!verify->mismatches)
+        goto fail_verify;
+    model_hold(model);
+    call->context = verify;
+    call->abandoned = verify_abandoned;
+    verify->uid = conn_uid(call->conn);
+    verify_step(verify);
+    return;
+
+fail_verify:
+    verify_free(verify);
+fail:
+    call_fail(call, WIRE_LimitExceeded, describe_limit("memory", 0));
+}
+
+void verify_report(struct verify *verify)
+{
+    if (!verify->call || !verify->call->more || !verify->planned)
+        return;
+    cJSON *reply = cJSON_CreateObject();
+    cJSON_AddItemToObject(
+        reply, "progress",
+        describe_progress("verifying", verify->done_bytes, verify->plan->model_bytes, uv_hrtime() - verify->began));
+    (void)call_continue(verify->call, reply);
+}
+
+void verify_end(struct verify *verify, enum wire_error error)
+{
+    failure_set(&verify->failure, error, NULL);
+    verify->ending = true;
+    verify_step(verify);
+}
+
+uid_t verify_uid(const struct verify *verify)
+{
+    return verify->uid;
+}
+
+struct verify *verify_next(struct verify *verify)
+{
+    return TAILQ_NEXT(verify, link);
+}

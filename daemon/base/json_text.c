@@ -1,0 +1,27 @@
+#include "daemon/base/json_text.h"
+
+#include "proto/utf8.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+void describe_text(cJSON *object, const char *key, const char *text)
+{
+    if (!text) {
+        cJSON_AddNullToObject(object, key);
+        return;
+    }
+    char *clean = malloc(strlen(text) * 3 + 1);
+    if (!clean)
+        return;
+    size_t used = 0;
+    for (const char *at = text, *end = text + strlen(text); at < end;) {
+        size_t n = utf8_character(at, (size_t)(end - at));
+        memcpy(clean + used, n > 0 ? at : "\xef\xbf\xbd", n > 0 ? n : 3);
+        used += n > 0 ? n : 3;
+        at += n > 0 ? n : 1;
+    }
+    clean[used] = '\0';
+    cJSON_AddStringToObject(object, key, clean);
+    free(clean);
+}

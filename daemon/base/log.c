@@ -1,0 +1,121 @@
+#include "daemon/base/log.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+/* The longest line; what is beyond is cut. */
+#define LOG_LINE_MAX 1024
+
+static enum log_level max_level = LOG_LEVEL_INFO;
+static bool journal; /* reads a line's level from its beginning */
+
+static const struct {
+    const char *name;
+    int priority; /* as syslog(3) counts */
+} levels[] = {
+    [LOG_LEVEL_ERROR] = {"error", 3}, [LOG_LEVEL_WARNING] = {"warning", 4}, [LOG_LEVEL_NOTICE] = {"notice", 5},
+    [LOG_LEVEL_INFO] = {"info", 6},   [LOG_LEVEL_DEBUG] = {"debug", 7},
+};
+
+void log_set_level(enum log_level level)
+{
+    __atomic_store_n(&max_level, level, __ATOMIC_RELAXED);
+}
+
+/* systemd says which file it is, as DEVICE:INODE; a program that was started with another one has it all the same. */
+void log_open(void)
+{
+    const char *text = getenv("JOURNAL_STREAM");
+    unsigned long long device, inode;
+    struct stat st;
+    journal = text && sscanf(text, "%llu:%llu", &device, &inode) == 2 && fstat(STDERR_FILENO, &st) == 0 &&
+              st.st_dev == device && st.st_ino == inode;
+}
+
+int log_level_parse(const char *name, enum log_level *ret)
+{
+    for (size_t i = 0; i < sizeof(levels) / sizeof(levels[0]); i++)
+        if (strcmp(name, levels[i].name) == 0) {
+            *ret = (enum log_level)i;
+            return 0;
+        }
+    return -EINVAL;
+}
+
+static bool log_wanted(enum log_level level)
+{
+    return level <= __atomic_load_n(&max_level, __ATOMIC_RELAXED);
+}
+
+__attribute__((format(printf, 2, 0))) static void log_write_list(enum log_level level, const char *format,
+                                                                 va_list arguments)
+{
+    int saved_errno = errno;
+    char line[LOG_LINE_MAX];
+    size_t prefix;
+    if (journal)
+        prefix = (size_t)snprintf(line, sizeof(line), "<%d>", levels[level].priority);
+    else
+        prefix = (size_t)snprintf(line, sizeof(line), "rocmforged: %s: ", levels[level].name);
+
+    int n = vsnprintf(line + prefix, sizeof(line) - prefix - 1, format, arguments);
+    size_t size = prefix;
+    if (n > 0)
+        size += (size_t)n < sizeof(line) - prefix - 1 ? (size_t)n : sizeof(line) - prefix - 2;
+    for (size_t i = prefix; i < size; i++)
+        if ((unsigned char)line[i] < 0x20 || line[i] == 0x7f)
+            line[i] = '?';
+    line[size++] = '\n';
+    /* One write, so that lines of several threads do not mix. There is no one to tell if it fails. */
+    (void)!write(STDERR_FILENO, line, size);
+    errno = saved_errno;
+}
+
+void log_write(enum log_level level, const char *format, ...)
+{
+    if (!log_wanted(level))
+        return;
+    va_list arguments;
+    va_start(arguments, format);
+    log_write_list(level, format, arguments);
+    va_end(arguments);
+}
+
+bool log_share_take(struct log_share *share, uint64_t now, unsigned *ret_held)
+{
+    if (share->said == 0 || now - share->began >= LOG_CLIENT_NS) {
+        *ret_held = share->held;
+        *share = (struct log_share){.began = now};
+    } else
+        *ret_held = 0;
+    if (share->said == LOG_CLIENT_LINES) {
+        share->held++;
+        return false;
+    }
+    share->said++;
+    return true;
+}
+
+void log_write_client(struct log_share *share, enum log_level level, const char *format, ...)
+{
+    unsigned held;
+    struct timespec now;
+    if (!log_wanted(level))
+        return;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if (!log_share_take(share, (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec, &held))
+        return;
+    if (held > 0)
+        log_write(level, "%u lines like the next were left out", held);
+    va_list arguments;
+    va_start(arguments, format);
+    log_write_list(level, format, arguments);
+    va_end(arguments);
+}

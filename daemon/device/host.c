@@ -1,0 +1,236 @@
+/* The host as a device: an arena is a memfd, filled with pwrite() and sealed before it is shown to anyone.
+ *
+ * pwrite() and not a mapping: the kernel then neither clears the pages first nor takes a fault for each, and there is
+ * no writable mapping that F_SEAL_WRITE would have to wait for. */
+#include "daemon/device/device.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+/* A slot stays in a core's share of the cache between read and write; larger ones were no faster. One worker fills it
+ * and writes it to the arena, while its next one is on its way through the loop. */
+#define HOST_SLOT_BYTES       ((size_t)1 << 20)
+#define HOST_SLOTS_PER_WORKER 2u
+
+/* Written at once: the kernel takes a page for every 4 KiB of it, and many kernels let no other thread have the
+ * processor until all of it is done. */
+#define HOST_WRITE_BYTES ((size_t)64 << 10)
+
+/* Slots are aligned to pages: what pread() likes. */
+#define HOST_SLOT_ALIGNMENT 4096u
+
+/* Memory is taken in whole pages; 2 MiB lets a client map it with large ones where the kernel gives them. */
+#define HOST_GRANULE (2u << 20)
+
+/* One worker writes to it at a time. The kernel lets no two into a file either, but has the others spin until the next
+ * tick of its clock, where they keep the loop from the processor; here they sleep. */
+struct arena {
+    int fd;
+    pthread_mutex_t writing;
+};
+
+/* A line of /proc/meminfo, in bytes; 0 if it has none. */
+static uint64_t meminfo(const char *key)
+{
+    FILE *file = fopen("/proc/meminfo", "re");
+    if (!file)
+        return 0;
+    char line[128];
+    size_t n = strlen(key);
+    unsigned long long kib = 0;
+    while (fgets(line, sizeof(line), file))
+        if (strncmp(line, key, n) == 0 && line[n] == ':') {
+            kib = strtoull(line + n + 1, NULL, 10);
+            break;
+        }
+    fclose(file);
+    return kib * 1024;
+}
+
+static void host_close(struct device *device)
+{
+    free(device);
+}
+
+static int host_slot_init(struct device *device, struct slot *slot, struct device_fault *ret_fault)
+{
+    (void)device;
+    slot->data = aligned_alloc(HOST_SLOT_ALIGNMENT, slot->size);
+    if (!slot->data)
+        return device_fault_set(ret_fault, -ENOMEM, "aligned_alloc", ENOMEM, "no memory for a staging slot");
+    return 0;
+}
+
+static void host_slot_fini(struct device *device, struct slot *slot)
+{
+    (void)device;
+    free(slot->data);
+}
+
+static int host_arena_new(struct device *device, uint64_t bytes, const struct extent *gaps, size_t n_gaps,
+                          struct arena **ret, struct device_fault *ret_fault)
+{
+    (void)device;
+    (void)gaps; /* memory from the kernel is clear */
+    (void)n_gaps;
+    struct arena *arena = malloc(sizeof(*arena));
+    if (!arena)
+        return device_fault_set(ret_fault, -ENOMEM, "malloc", ENOMEM, strerror(ENOMEM));
+    arena->fd = memfd_create("rocmforge-model", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (arena->fd < 0) {
+        int error = errno;
+        free(arena);
+        return device_fault_set(ret_fault, -error, "memfd_create", error, strerror(error));
+    }
+    /* The pages come with the first write; holes read as zero. */
+    if (ftruncate(arena->fd, (off_t)bytes) < 0) {
+        int error = errno;
+        close(arena->fd);
+        free(arena);
+        return device_fault_set(ret_fault, -error, "ftruncate", error, strerror(error));
+    }
+    pthread_mutex_init(&arena->writing, NULL);
+    *ret = arena;
+    return 0;
+}
+
+static void host_arena_free(struct arena *arena)
+{
+    close(arena->fd);
+    pthread_mutex_destroy(&arena->writing);
+    free(arena);
+}
+
+static int write_all(int fd, const uint8_t *data, uint64_t size, uint64_t offset, struct device_fault *ret_fault)
+{
+    while (size > 0) {
+        ssize_t n = pwrite(fd, data, size < HOST_WRITE_BYTES ? size : HOST_WRITE_BYTES, (off_t)offset);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return device_fault_set(ret_fault, errno == ENOSPC ? -ENOMEM : -errno, "pwrite", errno, strerror(errno));
+        data += n;
+        offset += (uint64_t)n;
+        size -= (uint64_t)n;
+    }
+    return 0;
+}
+
+static void host_put(struct device *device, struct transfer *transfer)
+{
+    (void)device;
+    transfer->begin_ns = device_clock_ns();
+    transfer->status = 0;
+    pthread_mutex_lock(&transfer->arena->writing);
+    for (size_t i = 0; i < transfer->n_pieces && transfer->status == 0; i++) {
+        const struct piece *piece = &transfer->pieces[i];
+        const uint8_t *data = (const uint8_t *)transfer->slot->data + piece->slot_offset;
+        transfer->status =
+            write_all(transfer->arena->fd, data, piece->slot_bytes, piece->arena_offset, &transfer->fault);
+    }
+    pthread_mutex_unlock(&transfer->arena->writing);
+    transfer->copied_ns = transfer->end_ns = device_clock_ns();
+    transfer->copy_ns = transfer->end_ns - transfer->begin_ns;
+    transfer->done(transfer);
+}
+
+static int host_arena_export(struct arena *arena, struct device_export *ret, struct device_fault *ret_fault)
+{
+    (void)ret_fault;
+    *ret = (struct device_export){.fd = arena->fd};
+    return 0;
+}
+
+static int host_arena_seal(struct arena *arena, struct device_fault *ret_fault)
+{
+    if (fcntl(arena->fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
+        return device_fault_set(ret_fault, -errno, "fcntl(F_ADD_SEALS)", errno, strerror(errno));
+    return 0;
+}
+
+static int host_arena_read(struct arena *arena, uint64_t offset, void *dst, size_t size, struct device_fault *ret_fault)
+{
+    uint8_t *at = dst;
+    while (size > 0) {
+        ssize_t n = pread(arena->fd, at, size, (off_t)offset);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return device_fault_set(ret_fault, n < 0 ? -errno : -EIO, "pread", n < 0 ? errno : 0,
+                                    n < 0 ? strerror(errno) : "the arena is shorter than it was made");
+        at += n;
+        offset += (uint64_t)n;
+        size -= (size_t)n;
+    }
+    return 0;
+}
+
+static int host_memory_free(struct device *device, uint64_t *ret, struct device_fault *ret_fault)
+{
+    (void)device;
+    uint64_t available = meminfo("MemAvailable");
+    if (available == 0)
+        return device_fault_set(ret_fault, -EIO, "/proc/meminfo", 0, "it does not tell MemAvailable");
+    *ret = available;
+    return 0;
+}
+
+static bool host_decodes(struct device *device, const struct tensor_type *type, enum form form)
+{
+    (void)device;
+    (void)type;
+    (void)form;
+    return false; /* the work queue does */
+}
+
+static const struct device_ops host_ops = {
+    .close = host_close,
+    .slot_init = host_slot_init,
+    .slot_fini = host_slot_fini,
+    .arena_new = host_arena_new,
+    .arena_free = host_arena_free,
+    .put = host_put,
+    .arena_export = host_arena_export,
+    .arena_seal = host_arena_seal,
+    .arena_read = host_arena_read,
+    .memory_free = host_memory_free,
+    .decodes = host_decodes,
+};
+
+static int host_open(const struct device_config *config, struct device ***ret, struct device_fault *ret_fault)
+{
+    struct device *device = calloc(1, sizeof(*device));
+    struct device **devices = malloc(sizeof(struct device *));
+    if (!device || !devices) {
+        free(device);
+        free(devices);
+        return device_fault_set(ret_fault, -ENOMEM, "malloc", ENOMEM, strerror(ENOMEM));
+    }
+    *device = (struct device){
+        .ops = &host_ops,
+        .id = "host",
+        .kind = "host",
+        .name = "host memory",
+        .export_kind = EXPORT_MEMFD,
+        .total = meminfo("MemTotal"),
+        .granule = HOST_GRANULE,
+        .n_slots = HOST_SLOTS_PER_WORKER * (config->workers ? config->workers : 1),
+        .slot_bytes = HOST_SLOT_BYTES,
+        .part_bytes = HOST_SLOT_BYTES,
+    };
+    devices[0] = device;
+    *ret = devices;
+    return 1;
+}
+
+const struct device_module device_host_module = {
+    .abi = DEVICE_ABI,
+    .kind = "host",
+    .open = host_open,
+};

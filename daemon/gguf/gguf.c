@@ -1,0 +1,496 @@
+/* Two passes. The first walks the header field by field while it is read, checks each field, and keeps sizes. The
+ * buffer moves as it grows, so the second pass, over bytes that are known to be sound and stand still, sets the
+ * pointers; it also checks what only the whole header can tell: names that come twice, and where the tensor data
+ * begins. */
+#include "daemon/gguf/gguf.h"
+
+#include "daemon/gguf/header_reader.h"
+#include "daemon/gguf/name_set.h"
+#include "proto/utf8.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define HEADER_FIXED 24                  /* magic, version, two counts */
+#define ALIGNMENT    32                  /* where general.alignment is absent */
+#define SIZE_BOUND   (UINT64_C(1) << 53) /* of a file and of a dimension: what JSON carries exactly */
+
+/* The least that one takes in the file. */
+#define KV_BYTES_MIN     14 /* a key of one byte, and a value of one */
+#define TENSOR_BYTES_MIN 25 /* a name of one byte, and no dimensions */
+
+/* Doubles an array as it fills: its memory follows what was read, not what the file claims. */
+static int array_reserve(void **array, size_t *capacity, size_t used, size_t element_size)
+{
+    if (used < *capacity)
+        return 0;
+    size_t grown = *capacity ? *capacity * 2 : 64;
+    void *moved = reallocarray(*array, grown, element_size);
+    if (!moved)
+        return -ENOMEM;
+    *array = moved;
+    *capacity = grown;
+    return 0;
+}
+
+/* --- First pass --- */
+
+static int read_count(struct header_reader *r, const char *what, uint64_t most, unsigned bytes_min, size_t *ret)
+{
+    uint64_t field = r->pos, count;
+    int error = header_take_u64(r, &count);
+
+    if (error)
+        return error;
+    if (count > most)
+        return header_refuse(r, field, "%" PRIu64 " %s are more than %" PRIu64, count, what, most);
+    if (count > (r->file_size - r->pos) / bytes_min)
+        return header_refuse(r, field, "%" PRIu64 " %s do not fit into the file", count, what);
+    *ret = (size_t)count;
+    return 0;
+}
+
+static int read_preamble(struct header_reader *r, struct gguf *model)
+{
+    int error = header_ensure(r, 4, 0);
+
+    if (error)
+        return error;
+    if (memcmp(r->bytes, "GGUF", 4) != 0)
+        return header_refuse(r, 0, "not a GGUF file");
+    r->pos = 4;
+    error = header_take_u32(r, &model->version);
+    if (error)
+        return error;
+    if (model->version != 0 && (model->version & 0xffff) == 0)
+        return header_refuse(r, 4, "a big-endian file, which is not supported: convert it to little-endian");
+    if (model->version == 1)
+        return header_refuse(r, 4, "GGUF version 1 is not supported: convert it to version 3");
+    if (model->version < 2 || model->version > 3)
+        return header_refuse(r, 4, "GGUF version %" PRIu32 " is not known; 2 and 3 are", model->version);
+    error = read_count(r, "tensors", GGUF_TENSORS_MAX, TENSOR_BYTES_MIN, &model->n_tensors);
+    if (error)
+        return error;
+    return read_count(r, "keys", GGUF_KV_MAX, KV_BYTES_MIN, &model->n_kv);
+}
+
+/* Bytes of a value of fixed size; 0 for strings and arrays. */
+static size_t value_bytes(uint32_t type)
+{
+    static const uint8_t bytes[GGUF_VALUE_TYPE_COUNT] = {
+        [GGUF_U8] = 1,  [GGUF_I8] = 1,  [GGUF_U16] = 2,  [GGUF_I16] = 2, [GGUF_U32] = 4, [GGUF_I32] = 4,
+        [GGUF_F32] = 4, [GGUF_U64] = 8, [GGUF_BOOL] = 1, [GGUF_I64] = 8, [GGUF_F64] = 8,
+    };
+
+    return bytes[type];
+}
+
+static int take_value_type(struct header_reader *r, enum gguf_value_type *ret)
+{
+    uint64_t field = r->pos;
+    uint32_t id;
+    int error = header_take_u32(r, &id);
+
+    if (error)
+        return error;
+    if (id >= GGUF_VALUE_TYPE_COUNT)
+        return header_refuse(r, field, "value type %" PRIu32 " is not known", id);
+    *ret = (enum gguf_value_type)id;
+    return 0;
+}
+
+static int take_scalar(struct header_reader *r, enum gguf_value_type type)
+{
+    size_t size = value_bytes(type);
+    int error = header_ensure(r, size, r->pos);
+
+    if (error)
+        return error;
+    r->pos += size;
+    return 0;
+}
+
+/* Steps over the elements of an array; `field` is where their number stands. */
+static int take_elements(struct header_reader *r, enum gguf_value_type type, uint64_t count, uint64_t field)
+{
+    size_t each = type == GGUF_STRING ? 8 : value_bytes(type);
+
+    if (count > (r->file_size - r->pos) / each)
+        return header_refuse(r, field, "an array of %" PRIu64 " elements reaches past the end of the file", count);
+    if (type == GGUF_STRING)
+        return header_skip_strings(r, "a string", count);
+    int error = header_ensure(r, count * each, field);
+    if (error)
+        return error;
+    r->pos += (size_t)(count * each);
+    return 0;
+}
+
+/* *ret_start: where the first element stands. */
+static int take_array(struct header_reader *r, struct gguf_kv *kv, size_t *ret_start)
+{
+    uint64_t field = r->pos;
+    int error = take_value_type(r, &kv->element_type);
+
+    if (error)
+        return error;
+    if (kv->element_type == GGUF_ARRAY)
+        return header_refuse(r, field, "an array of arrays is not supported");
+    field = r->pos;
+    error = header_take_u64(r, &kv->count);
+    if (error)
+        return error;
+    *ret_start = r->pos;
+    return take_elements(r, kv->element_type, kv->count, field);
+}
+
+/* A power of two, so that padding is a mask. `type_field` is where the value's type stands, the value follows it. */
+static int read_alignment(struct header_reader *r, const struct gguf_kv *kv, uint64_t type_field, struct gguf *model)
+{
+    if (kv->type != GGUF_U32)
+        return header_refuse(r, type_field, "general.alignment is not a u32");
+    uint32_t value = header_load_u32(r->bytes + type_field + 4);
+    if (value == 0 || (value & (value - 1)) != 0)
+        return header_refuse(r, type_field + 4, "general.alignment is %" PRIu32 ", not a power of two", value);
+    model->alignment = value;
+    return 0;
+}
+
+static int read_kv(struct header_reader *r, struct gguf_kv *kv, struct gguf *model)
+{
+    static const char alignment[] = "general.alignment";
+    uint64_t key_field = r->pos;
+    int error = header_take_string(r, "a key", GGUF_KEY_MAX, &kv->key.size);
+
+    if (error)
+        return error;
+    if (kv->key.size == 0)
+        return header_refuse(r, key_field, "a key is empty");
+
+    uint64_t type_field = r->pos;
+    error = take_value_type(r, &kv->type);
+    if (error)
+        return error;
+    size_t start = r->pos;
+    kv->element_type = kv->type;
+    kv->count = 1;
+    if (kv->type == GGUF_ARRAY)
+        error = take_array(r, kv, &start);
+    else if (kv->type == GGUF_STRING)
+        error = header_take_string(r, "a string", UINT64_MAX, &(size_t){0});
+    else
+        error = take_scalar(r, kv->type);
+    if (error)
+        return error;
+    kv->data_size = r->pos - start;
+    if (kv->key.size == sizeof alignment - 1 && memcmp(r->bytes + key_field + 8, alignment, sizeof alignment - 1) == 0)
+        return read_alignment(r, kv, type_field, model);
+    return 0;
+}
+
+static int read_metadata(struct header_reader *r, struct gguf *model)
+{
+    size_t capacity = 0;
+
+    for (size_t i = 0; i < model->n_kv; i++) {
+        int error = array_reserve((void **)&model->kv, &capacity, i, sizeof *model->kv);
+
+        if (error)
+            return error;
+        model->kv[i] = (struct gguf_kv){0};
+        error = read_kv(r, &model->kv[i], model);
+        if (error)
+            return error;
+    }
+    return 0;
+}
+
+/* A name fit to be printed, compared as a C string, and sent as JSON. */
+static int check_name(struct header_reader *r, uint64_t field, const char *name, size_t size)
+{
+    if (size == 0)
+        return header_refuse(r, field, "a tensor's name is empty");
+    if (memchr(name, 0, size))
+        return header_refuse(r, field, "a tensor's name contains a NUL byte");
+    for (size_t i = 0; i < size;) {
+        size_t length = utf8_character(name + i, size - i);
+
+        if (length == 0)
+            return header_refuse(r, field, "a tensor's name is not UTF-8");
+        i += length;
+    }
+    return 0;
+}
+
+static int read_dimensions(struct header_reader *r, struct gguf_tensor *tensor)
+{
+    uint64_t field = r->pos;
+    bool empty = false;
+    int error = header_take_u32(r, &tensor->n_dims);
+
+    if (error)
+        return error;
+    if (tensor->n_dims > 4)
+        return header_refuse(r, field, "a tensor has %" PRIu32 " dimensions; 4 are the most", tensor->n_dims);
+    field = r->pos;
+    for (unsigned i = 0; i < 4; i++) {
+        tensor->ne[i] = 1;
+        if (i >= tensor->n_dims)
+            continue;
+        error = header_take_u64(r, &tensor->ne[i]);
+        if (error)
+            return error;
+        if (tensor->ne[i] > SIZE_BOUND)
+            return header_refuse(r, field + 8 * i, "a tensor's dimension is larger than 2^53");
+        empty = empty || tensor->ne[i] == 0;
+    }
+    /* One zero makes the tensor empty, whatever the product of the other dimensions would come to. */
+    tensor->elements = empty ? 0 : 1;
+    for (unsigned i = 0; i < tensor->n_dims && !empty; i++) {
+        if (__builtin_mul_overflow(tensor->elements, tensor->ne[i], &tensor->elements) || tensor->elements > INT64_MAX)
+            return header_refuse(r, field + 8 * i, "the product of a tensor's dimensions is larger than 2^63");
+    }
+    return 0;
+}
+
+/* `dimensions` is where the first dimension stands. */
+static int read_type(struct header_reader *r, struct gguf_tensor *tensor, uint64_t dimensions)
+{
+    uint64_t field = r->pos;
+    uint32_t id;
+    int error = header_take_u32(r, &id);
+
+    if (error)
+        return error;
+    const struct tensor_type *type = tensor_type_find(id);
+    if (!type)
+        return header_refuse(r, field, "tensor type %" PRIu32 " is not known", id);
+    if (type->kind == TYPE_REMOVED)
+        return header_refuse(r, field, "tensor type %s was removed from the format", type->name);
+    if (type->kind == TYPE_INTERNAL)
+        return header_refuse(r, field, "tensor type %s is internal to engines and has no place in a file", type->name);
+    if (tensor->ne[0] % type->block_elements != 0)
+        return header_refuse(r, dimensions, "rows of %" PRIu64 " elements are not whole %s blocks of %" PRIu32,
+                             tensor->ne[0], type->name, type->block_elements);
+    if (__builtin_mul_overflow(tensor->elements / type->block_elements, type->block_bytes, &tensor->bytes))
+        return header_refuse(r, dimensions, "a tensor is larger than 2^64 bytes");
+    tensor->type = type;
+    return 0;
+}
+
+/* Leaves tensor->offset relative to the tensor data, whose position is not known yet. */
+static int read_tensor(struct header_reader *r, const struct gguf *model, struct gguf_tensor *tensor)
+{
+    uint64_t field = r->pos;
+    size_t name_size;
+    int error = header_take_string(r, "a tensor's name", GGUF_NAME_MAX, &name_size);
+
+    if (error)
+        return error;
+    error = check_name(r, field, (const char *)r->bytes + field + 8, name_size);
+    if (error)
+        return error;
+    uint64_t dimensions = r->pos + 4;
+    error = read_dimensions(r, tensor);
+    if (error)
+        return error;
+    error = read_type(r, tensor, dimensions);
+    if (error)
+        return error;
+    field = r->pos;
+    error = header_take_u64(r, &tensor->offset);
+    if (error)
+        return error;
+    if (tensor->offset % model->alignment != 0)
+        return header_refuse(r, field, "a tensor's offset %" PRIu64 " is not a multiple of %" PRIu64, tensor->offset,
+                             model->alignment);
+    return 0;
+}
+
+static int read_tensors(struct header_reader *r, struct gguf *model)
+{
+    size_t capacity = 0;
+
+    for (size_t i = 0; i < model->n_tensors; i++) {
+        int error = array_reserve((void **)&model->tensors, &capacity, i, sizeof *model->tensors);
+
+        if (error)
+            return error;
+        model->tensors[i] = (struct gguf_tensor){0};
+        error = read_tensor(r, model, &model->tensors[i]);
+        if (error)
+            return error;
+    }
+    return 0;
+}
+
+/* --- Second pass --- */
+
+/* Sets the pointers of the key-values, which begin at *pos, and moves it past them. */
+static int locate_metadata(struct header_reader *r, struct gguf *model, size_t *pos)
+{
+    __attribute__((cleanup(name_set_free))) struct name_set seen = {0};
+    int error = name_set_init(&seen, model->n_kv);
+
+    if (error)
+        return error;
+    for (size_t i = 0; i < model->n_kv; i++) {
+        struct gguf_kv *kv = &model->kv[i];
+        size_t type = *pos + 8 + kv->key.size;
+
+        kv->key.bytes = (const char *)r->bytes + *pos + 8;
+        kv->data = r->bytes + type + (kv->type == GGUF_ARRAY ? 16 : 4);
+        if (!name_set_add(&seen, kv->key.bytes, kv->key.size))
+            return header_refuse(r, *pos, "a key stands twice in the metadata");
+        *pos = (size_t)(kv->data - r->bytes) + kv->data_size;
+    }
+    return 0;
+}
+
+static int locate_tensor(struct header_reader *r, const struct gguf *model, struct gguf_tensor *tensor,
+                         struct name_set *seen, size_t *pos)
+{
+    struct gguf_string name = {(const char *)r->bytes + *pos + 8, header_load_u64(r->bytes + *pos)};
+    size_t after_name = *pos + 8 + name.size;
+    size_t offset_field = after_name + 4 + 8 * tensor->n_dims + 4;
+    uint64_t room = model->file_size - model->data_start;
+
+    if (!name_set_add(seen, name.bytes, name.size))
+        return header_refuse(r, *pos, "two tensors are called %.*s", (int)name.size, name.bytes);
+    if (tensor->offset > room)
+        return header_refuse(r, offset_field, "tensor %.*s begins past the end of the file", (int)name.size,
+                             name.bytes);
+    if (tensor->bytes > room - tensor->offset)
+        return header_refuse(r, offset_field, "tensor %.*s reaches past the end of the file", (int)name.size,
+                             name.bytes);
+    tensor->offset += model->data_start;
+    tensor->name = name.bytes;
+    /* The name is terminated where its number of dimensions begins, which is in n_dims by now. */
+    r->bytes[after_name] = 0;
+    *pos = offset_field + 8;
+    return 0;
+}
+
+static int locate_tensors(struct header_reader *r, struct gguf *model, size_t *pos)
+{
+    __attribute__((cleanup(name_set_free))) struct name_set seen = {0};
+    int error = name_set_init(&seen, model->n_tensors);
+
+    if (error)
+        return error;
+    for (size_t i = 0; i < model->n_tensors; i++) {
+        error = locate_tensor(r, model, &model->tensors[i], &seen, pos);
+        if (error)
+            return error;
+    }
+    return 0;
+}
+
+static int locate(struct header_reader *r, struct gguf *model)
+{
+    size_t pos = HEADER_FIXED;
+
+    model->data_start = r->pos;
+    if (model->n_tensors > 0)
+        model->data_start = (r->pos + model->alignment - 1) & ~(model->alignment - 1);
+    if (model->data_start > r->file_size)
+        return header_refuse(r, r->pos, "the file ends before its tensor data");
+    int error = locate_metadata(r, model, &pos);
+    if (error)
+        return error;
+    return locate_tensors(r, model, &pos);
+}
+
+/* --- The model --- */
+
+static int read_header(struct header_reader *r, struct gguf *model)
+{
+    if (r->file_size > SIZE_BOUND)
+        return header_refuse(r, 0, "the file is larger than 2^53 bytes");
+    int error = read_preamble(r, model);
+    if (error)
+        return error;
+    error = read_metadata(r, model);
+    if (error)
+        return error;
+    error = read_tensors(r, model);
+    if (error)
+        return error;
+    header_trim(r);
+    return locate(r, model);
+}
+
+int gguf_read_within(int fd, uint64_t file_size, uint64_t most, struct gguf **ret, struct gguf_fault *ret_fault)
+{
+    struct header_reader reader = {.fd = fd, .file_size = file_size, .most = most, .fault = ret_fault};
+    struct gguf *model = calloc(1, sizeof *model);
+
+    if (!model)
+        return -ENOMEM;
+    model->file_size = file_size;
+    model->alignment = ALIGNMENT;
+    int error = read_header(&reader, model);
+    model->memory = reader.bytes;
+    model->memory_bytes = reader.capacity;
+    if (error) {
+        gguf_free(model);
+        return error;
+    }
+    *ret = model;
+    return 0;
+}
+
+int gguf_read(int fd, uint64_t file_size, struct gguf **ret, struct gguf_fault *ret_fault)
+{
+    return gguf_read_within(fd, file_size, GGUF_HEADER_MAX, ret, ret_fault);
+}
+
+void gguf_prepare(void)
+{
+    header_prepare();
+}
+
+uint64_t gguf_memory(const struct gguf *model)
+{
+    uint64_t bytes = 0;
+
+    for (; model; model = model->next)
+        bytes += model->memory_bytes + model->n_kv * sizeof *model->kv + model->n_tensors * sizeof *model->tensors;
+    return bytes;
+}
+
+void gguf_free(struct gguf *model)
+{
+    while (model) {
+        struct gguf *next = model->next;
+        free(model->kv);
+        free(model->tensors);
+        free(model->memory);
+        free(model);
+        model = next;
+    }
+}
+
+const struct gguf_kv *gguf_find(const struct gguf *model, const char *key)
+{
+    size_t size = strlen(key);
+
+    for (size_t i = 0; i < model->n_kv; i++) {
+        const struct gguf_kv *kv = &model->kv[i];
+
+        if (kv->key.size == size && memcmp(kv->key.bytes, key, size) == 0)
+            return kv;
+    }
+    return NULL;
+}
+
+const struct gguf_tensor *gguf_tensor_find(const struct gguf *model, const char *name)
+{
+    for (size_t i = 0; i < model->n_tensors; i++) {
+        if (strcmp(model->tensors[i].name, name) == 0)
+            return &model->tensors[i];
+    }
+    return NULL;
+}

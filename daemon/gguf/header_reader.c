@@ -1,0 +1,175 @@
+#include "daemon/gguf/header_reader.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+/* Bytes of the first buffer, where most headers fit; each further one is twice as large. What is not read into takes no
+ * memory, but what is moved is paid for twice. */
+#define BUFFER_FIRST ((size_t)1 << 20)
+
+/* Read at once. A page that is read for nothing costs more than a call. */
+#define READ_BYTES ((size_t)64 << 10)
+
+static size_t min(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
+/* Of BUFFER_FIRST bytes, whose pages are there; or NULL. */
+static _Atomic(uint8_t *) prepared;
+
+void header_prepare(void)
+{
+    if (atomic_load(&prepared))
+        return;
+    uint8_t *bytes = malloc(BUFFER_FIRST);
+    if (!bytes)
+        return;
+    explicit_bzero(bytes, BUFFER_FIRST); /* it is read into before it is read, which a compiler might know */
+    free(atomic_exchange(&prepared, bytes));
+}
+
+/* Makes room for more of the file, of which `limit` bytes are the most. */
+static int buffer_grow(struct header_reader *r, size_t limit)
+{
+    size_t capacity = min(r->capacity ? r->capacity * 2 : BUFFER_FIRST, limit);
+    uint8_t *bytes = r->bytes ? NULL : atomic_exchange(&prepared, NULL);
+
+    if (!bytes)
+        bytes = realloc(r->bytes, capacity);
+    if (!bytes)
+        return -ENOMEM;
+    r->bytes = bytes;
+    r->capacity = capacity;
+    return 0;
+}
+
+int header_refuse(struct header_reader *r, uint64_t offset, const char *format, ...)
+{
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(r->fault->reason, sizeof r->fault->reason, format, args);
+    va_end(args);
+    r->fault->offset = offset;
+    return -EBADMSG;
+}
+
+int header_ensure(struct header_reader *r, uint64_t size, uint64_t field)
+{
+    size_t limit = (size_t)(r->file_size < r->most ? r->file_size : r->most);
+
+    if (size > r->file_size - r->pos)
+        return header_refuse(r, field, "the file ends inside its header");
+    if (size > limit - r->pos)
+        return header_refuse(r, field,
+                             r->most == GGUF_HEADER_MAX
+                                 ? "the header is larger than 128 MiB"
+                                 : "with those of the files before it, the header takes more than 128 MiB");
+    while (r->filled - r->pos < size) {
+        if (r->filled == r->capacity) {
+            int error = buffer_grow(r, limit);
+            if (error)
+                return error;
+        }
+        ssize_t n = pread(r->fd, r->bytes + r->filled, min(READ_BYTES, r->capacity - r->filled), (off_t)r->filled);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return -errno;
+        if (n == 0)
+            return -ENODATA;
+        r->filled += (size_t)n;
+    }
+    return 0;
+}
+
+int header_take_u32(struct header_reader *r, uint32_t *ret)
+{
+    int error = header_ensure(r, sizeof *ret, r->pos);
+
+    if (error)
+        return error;
+    *ret = header_load_u32(r->bytes + r->pos);
+    r->pos += sizeof *ret;
+    return 0;
+}
+
+int header_take_u64(struct header_reader *r, uint64_t *ret)
+{
+    int error = header_ensure(r, sizeof *ret, r->pos);
+
+    if (error)
+        return error;
+    *ret = header_load_u64(r->bytes + r->pos);
+    r->pos += sizeof *ret;
+    return 0;
+}
+
+int header_take_string(struct header_reader *r, const char *what, uint64_t most, size_t *ret_size)
+{
+    uint64_t field = r->pos, size;
+    int error = header_take_u64(r, &size);
+
+    if (error)
+        return error;
+    if (size > most)
+        return header_refuse(r, field, "%s is longer than %" PRIu64 " bytes", what, most);
+    if (size > r->file_size - r->pos)
+        return header_refuse(r, field, "%s of %" PRIu64 " bytes reaches past the end of the file", what, size);
+    error = header_ensure(r, size, field);
+    if (error)
+        return error;
+    r->pos += (size_t)size;
+    *ret_size = (size_t)size;
+    return 0;
+}
+
+/* Steps over those strings that are in the buffer to their ends; returns how many. */
+static uint64_t skip_buffered(struct header_reader *r, uint64_t count)
+{
+    size_t pos = r->pos;
+    uint64_t n = 0;
+
+    while (n < count && r->filled - pos >= 8) {
+        uint64_t size = header_load_u64(r->bytes + pos);
+        if (size > r->filled - pos - 8)
+            break;
+        pos += 8 + (size_t)size;
+        n++;
+    }
+    r->pos = pos;
+    return n;
+}
+
+/* A vocabulary has 32,000 strings and more. */
+int header_skip_strings(struct header_reader *r, const char *what, uint64_t count)
+{
+    while (count > 0) {
+        uint64_t n = skip_buffered(r, count);
+        size_t size;
+
+        if (n == 0) {
+            int error = header_take_string(r, what, UINT64_MAX, &size);
+            if (error)
+                return error;
+            n = 1;
+        }
+        count -= n;
+    }
+    return 0;
+}
+
+void header_trim(struct header_reader *r)
+{
+    uint8_t *bytes = realloc(r->bytes, r->pos);
+    if (!bytes)
+        return;
+    r->bytes = bytes;
+    r->capacity = r->pos;
+}

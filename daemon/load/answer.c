@@ -1,0 +1,132 @@
+#include "daemon/session/attach.h"
+#include "daemon/session/describe.h"
+#include "daemon/load/states.h"
+#include "daemon/base/log.h"
+#include "daemon/memory/residency.h"
+#include "daemon/server.h"
+
+#include <inttypes.h>
+
+void load_deserted(struct waiters *waiters)
+{
+    struct load *load = (struct load *)((char *)waiters - offsetof(struct load, waiters));
+    if (load->detached)
+        return;
+    failure_set(&load->failure, WIRE_Cancelled, NULL);
+    load_step(load);
+}
+
+/* Answers those who want to know that the model is resident; others have nothing to wait for any more. */
+static void waiters_reply(struct load *load)
+{
+    enum waiter_kind kind;
+    struct call *call;
+    while ((call = waiters_take_any(&load->waiters, &kind))) {
+        if (kind == WAIT_ATTACH)
+            attach_grant(load->server, load->model, call);
+        else if (kind == WAIT_END)
+            call_fail(call, WIRE_ModelBusy, describe_busy(load->model)); /* too late to be cancelled */
+        else if (kind == WAIT_JOINED)
+            call_reply(call, describe_loaded(load->model, NULL), NULL, 0);
+        else {
+            cJSON *reply = describe_loaded(load->model, &load->phases);
+            if (load->trace)
+                cJSON_AddItemToObject(reply, "trace", trace_describe(load->trace));
+            call_reply(call, reply, NULL, 0);
+        }
+    }
+}
+
+static void waiters_fail(struct load *load)
+{
+    enum waiter_kind kind;
+    struct call *call;
+    while ((call = waiters_take_any(&load->waiters, &kind))) {
+        if (kind == WAIT_END && load->failure.error == WIRE_Cancelled)
+            call_reply(call, NULL, NULL, 0);
+        else
+            call_fail(call, load->failure.error, failure_parameters(&load->failure));
+    }
+}
+
+void load_progress(const struct load *load, struct load_progress *ret)
+{
+    *ret = (struct load_progress){.done = load->filled_bytes};
+    if (load->model && load->model->plan)
+        ret->total = load->restores ? load->model->plan->arena_bytes : load->model->plan->model_bytes;
+    if (load->filling)
+        ret->elapsed_ns = uv_hrtime() - load->filling;
+}
+
+static cJSON *describe_this(void *context)
+{
+    struct load *load = context;
+    return describe_loading(load->model, load);
+}
+
+void load_report(struct load *load)
+{
+    if (load->model)
+        waiters_tell(&load->waiters, describe_this, load);
+}
+
+/* --- the end --- */
+
+/* How fast the load was. A link that was slower than that was measured while something else used it. */
+static void load_rate(const struct load *load)
+{
+    struct device *device = load->model->device;
+    const uint64_t elapsed = uv_hrtime() - load->filling;
+    device->rate = elapsed ? (uint64_t)((double)load->filled_bytes * 1e9 / (double)elapsed) : 0;
+    if (device->link > 0 && device->link < device->rate)
+        device->link = device->rate;
+}
+
+void load_succeed(struct load *load)
+{
+    struct model *model = load->model;
+    model->load = NULL;
+    model_move(model, MODEL_RESIDENT);
+    model->idle_since = uv_hrtime();
+    load->phases.total_ns = uv_hrtime() - load->began;
+    residency_cache_drop(load->server, model);
+    if (!load->restores && load->filling)
+        load_rate(load);
+    log_client(LOG_LEVEL_INFO, "model=%s id=%" PRIu64 " uid=%u resident on %s: %" PRIu64 " bytes in %.3f s",
+               model->name, model->id, (unsigned)load->request.uid, model->device->id, model->plan->arena_bytes,
+               (double)load->phases.total_ns / 1e9);
+    events_emit(load->server->events, "resident", model, NULL);
+    if (load->request.done)
+        load->request.done(load->request.context, model, NULL);
+    waiters_reply(load);
+    residency_idle(load->server, model);
+}
+
+void load_give_up(struct load *load)
+{
+    struct model *model = load->model;
+    struct server *server = load->server;
+    char text[512];
+    failure_text(&load->failure, text, sizeof(text));
+    const bool told = load->request.done; /* who began it says so */
+    if (!model && !told)
+        log_client(LOG_LEVEL_NOTICE, "uid=%u load refused: %s", (unsigned)load->request.uid, text);
+    else if (model) {
+        if (!told)
+            log_client(LOG_LEVEL_NOTICE, "model=%s id=%" PRIu64 " uid=%u not loaded: %s", model->name, model->id,
+                       (unsigned)load->request.uid, text);
+        registry_release(model);
+        model->load = NULL;
+        events_emit(server->events, load->failure.error == WIRE_Cancelled ? "cancelled" : "failed", model, text);
+        if (load->restores) {
+            model_move(model, MODEL_CACHED);
+            residency_idle(server, model);
+        } else
+            registry_remove(&server->registry, model);
+        load->model = NULL;
+        server_loads_retry(server);
+    }
+    if (load->request.done)
+        load->request.done(load->request.context, NULL, text);
+    waiters_fail(load);
+}

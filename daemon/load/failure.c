@@ -1,0 +1,102 @@
+#include "daemon/load/failure.h"
+
+#include "daemon/session/describe.h"
+#include "daemon/base/json_text.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+void failure_set(struct failure *failure, enum wire_error error, cJSON *parameters)
+{
+    if (failure->error != WIRE_OK) {
+        cJSON_Delete(parameters);
+        return;
+    }
+    failure->error = error;
+    failure->parameters = parameters;
+}
+
+static cJSON *fault_parameters(int error, const struct device_fault *fault)
+{
+    cJSON *parameters = cJSON_CreateObject();
+    cJSON_AddStringToObject(parameters, "call", fault->call);
+    cJSON_AddNumberToObject(parameters, "code", fault->code);
+    cJSON_AddStringToObject(parameters, "text", fault->text[0] ? fault->text : strerror(-error));
+    return parameters;
+}
+
+void failure_set_file(struct failure *failure, int error, const struct device_fault *fault, const char *path)
+{
+    if (error != -ESTALE) {
+        failure_set(failure, WIRE_FileError, fault_parameters(error, fault));
+        return;
+    }
+    cJSON *parameters = cJSON_CreateObject();
+    describe_text(parameters, "path", path);
+    failure_set(failure, WIRE_FileChanged, parameters);
+}
+
+void failure_set_device(struct failure *failure, int error, const struct device_fault *fault)
+{
+    failure_set(failure, WIRE_DeviceError, fault_parameters(error, fault));
+}
+
+static void set_invalid(struct failure *failure, const char *reason, uint64_t offset)
+{
+    cJSON *parameters = cJSON_CreateObject();
+    describe_text(parameters, "reason", reason);
+    cJSON_AddNumberToObject(parameters, "offset", (double)offset);
+    failure_set(failure, WIRE_InvalidModel, parameters);
+}
+
+/* Which file of a split model, where there are several. */
+static void set_invalid_file(struct failure *failure, const struct load_job *job)
+{
+    const struct gguf_fault *fault = &job->gguf_fault;
+    char reason[sizeof(fault->reason) + 32];
+    if (job->opened->n_files > 1)
+        snprintf(reason, sizeof(reason), "file %zu: %s", job->file + 1, fault->reason);
+    else
+        snprintf(reason, sizeof(reason), "%s", fault->reason);
+    set_invalid(failure, reason, fault->offset);
+}
+
+void failure_set_opening(struct failure *failure, const struct load_job *job)
+{
+    const char *path = job->opened ? job->opened->path : job->path;
+    if (job->refused)
+        failure_set(failure, WIRE_PermissionDenied,
+                    describe_reason("not there, or not for everybody to read: pass it as a descriptor"));
+    else if (job->status == -ENOMEM)
+        failure_set(failure, WIRE_LimitExceeded, describe_limit("memory", 0));
+    else if (!job->opened)
+        failure_set_file(failure, job->status, &job->fault, path);
+    else if (job->status == -EBADMSG)
+        set_invalid_file(failure, job);
+    else if (job->status == -ENOTSUP)
+        failure_set(failure, WIRE_UnsupportedType, describe_unsupported(&job->header->tensors[job->tensor]));
+    else if (job->status == -EOVERFLOW)
+        set_invalid(failure, "the tensors together are larger than any memory", 0);
+    else
+        failure_set_file(failure, job->status == -ENODATA ? -ESTALE : job->status, &job->fault, path);
+}
+
+void failure_clear(struct failure *failure)
+{
+    cJSON_Delete(failure->parameters);
+    *failure = (struct failure){0};
+}
+
+cJSON *failure_parameters(const struct failure *failure)
+{
+    return failure->parameters ? cJSON_Duplicate(failure->parameters, true) : NULL;
+}
+
+const char *failure_text(const struct failure *failure, char *text, size_t size)
+{
+    char *parameters = failure->parameters ? cJSON_PrintUnformatted(failure->parameters) : NULL;
+    snprintf(text, size, "%s %s", wire_error_sentence(failure->error), parameters ? parameters : "");
+    cJSON_free(parameters);
+    return text;
+}

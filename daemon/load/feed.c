@@ -1,0 +1,140 @@
+#include "daemon/session/describe.h"
+#include "daemon/load/states.h"
+#include "daemon/memory/residency.h"
+#include "daemon/server.h"
+#include "daemon/device/staging.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+/* Chunks at the end of a plan that nothing pushes out of the caches: three, since the last may be of a few bytes, and
+ * the processors' own caches hold more than one. */
+#define CHUNKS_LAST 3u
+
+static void load_count_share(struct load *load, const struct fill_share *share)
+{
+    if (share->end_ns == share->begin_ns)
+        return; /* others had taken all parts */
+    load->phases.read_ns += share->count.read_ns;
+    load->phases.decode_ns += share->count.decode_ns;
+    const uint64_t read_end_ns = share->begin_ns + share->count.read_ns;
+    trace_add(load->trace, TRACE_WORKER, share->worker, "read", share->begin_ns, read_end_ns);
+    if (share->count.decode_ns > 0)
+        trace_add(load->trace, TRACE_WORKER, share->worker, "dequantise", read_end_ns, share->end_ns);
+}
+
+static void load_trace_transfer(struct load *load, const struct transfer *transfer)
+{
+    trace_add(load->trace, TRACE_STREAM, 0, "copy", transfer->begin_ns, transfer->copied_ns);
+    if (transfer->kernel_ns > 0)
+        trace_add(load->trace, TRACE_STREAM, transfer->stream, "dequantise", transfer->end_ns - transfer->kernel_ns,
+                  transfer->end_ns);
+}
+
+/* What came of a fill that is over. */
+static void load_account(struct load *load, const struct fill *fill)
+{
+    if (fill->status == 0) {
+        load->filled_bytes += fill->chunk->model_bytes;
+        load->model->overflows += fill->overflows;
+        for (size_t i = 0; i < fill->n_shares; i++)
+            load_count_share(load, &fill->shares[i]);
+        load->phases.copy_ns += fill->transfer.copy_ns;
+        load->phases.kernel_ns += fill->transfer.kernel_ns;
+        load_trace_transfer(load, &fill->transfer);
+    } else if (fill->of_file)
+        failure_set_file(&load->failure, fill->status, &fill->fault, load->model->source->path);
+    else if (fill->status == -ENOMEM)
+        failure_set(&load->failure, WIRE_OutOfDeviceMemory,
+                    describe_out_of_memory(load->device, load->model->plan->arena_bytes, device_available(load->device),
+                                           residency_evictable(load->server, load->device)));
+    else
+        load_fail_device(load, fill->status, &fill->fault);
+}
+
+static void load_filled(struct fill *fill)
+{
+    struct load *load = fill->context;
+    struct slot *slot = fill->slot;
+    if (fill->held && !load_ends(load)) {
+        if (load->model->arena)
+            fill_continue(load->server->loop, fill, load->model->arena);
+        return; /* else load_fill_continue() does, or load_fill_end() gives its slot back */
+    }
+    load->n_fills--;
+    if (fill->held)
+        fill->held = false; /* for nothing: the load ends */
+    else
+        load_account(load, fill);
+    scheduler_give(server_scheduler(load->server, slot->device), slot); /* perhaps to this load again */
+    load_step(load); /* may free the load, and with the last one end the daemon: nothing is ours any more */
+}
+
+/* Fills that wait for memory may have all slots but one, which is for loads that have theirs. */
+static bool load_may_use(const struct load *load)
+{
+    const size_t n_slots = staging_slots(load->device->staging);
+    return !load_ends(load) && load->next_chunk < load->plan->n_chunks &&
+           (load->model->arena || load->n_fills + 1 < n_slots);
+}
+
+/* The scheduler has a slot for us. */
+static uint64_t load_use(struct consumer *consumer, struct slot *slot)
+{
+    struct load *load = (struct load *)((char *)consumer - offsetof(struct load, consumer));
+    if (!load_may_use(load))
+        return 0;
+    struct fill *fill = &load->fills[slot->index];
+    const struct chunk *chunk = &load->plan->chunks[load->next_chunk++];
+    *fill = (struct fill){
+        .source = load->model->source,
+        .memory = load->restores ? load->model->cache : NULL,
+        .plan = load->plan,
+        .chunk = chunk,
+        .slot = slot,
+        .arena = load->model->arena,
+        .mailbox = load->server->mailbox,
+        .workers = load->server->workers,
+        .done = load_filled,
+        .context = load,
+        .last = load->next_chunk + CHUNKS_LAST > load->plan->n_chunks,
+    };
+    load->n_fills++;
+    fill_queue(load->server->loop, fill);
+    return chunk->file_bytes > chunk->model_bytes ? chunk->file_bytes : chunk->model_bytes;
+}
+
+int load_fill_begin(struct load *load, const struct plan *plan)
+{
+    load->fills = calloc(staging_slots(load->device->staging), sizeof(*load->fills));
+    if (!load->fills)
+        return -ENOMEM;
+    load->plan = plan;
+    load->filling = uv_hrtime();
+    load->consumer.use = load_use;
+    scheduler_add(server_scheduler(load->server, load->device), &load->consumer);
+    return 0;
+}
+
+void load_fill_continue(struct load *load)
+{
+    for (size_t i = 0; i < staging_slots(load->device->staging); i++)
+        if (load->fills[i].held)
+            fill_continue(load->server->loop, &load->fills[i], load->model->arena);
+    if (!load->consumer.scheduled)
+        scheduler_add(server_scheduler(load->server, load->device), &load->consumer);
+}
+
+void load_fill_end(struct load *load)
+{
+    struct scheduler *scheduler = server_scheduler(load->server, load->device);
+    scheduler_remove(scheduler, &load->consumer);
+    for (size_t i = 0; load->fills && i < staging_slots(load->device->staging); i++) {
+        struct fill *fill = &load->fills[i];
+        if (!fill->held)
+            continue;
+        fill->held = false;
+        load->n_fills--;
+        scheduler_give(scheduler, fill->slot);
+    }
+}

@@ -1,0 +1,239 @@
+#include "daemon/session/attach.h"
+#include "daemon/session/describe.h"
+#include "daemon/load/states.h"
+#include "daemon/memory/residency.h"
+#include "daemon/server.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* The model will soon be gone, and its name with it. */
+static bool name_departs(const struct model *model)
+{
+    return model->state == MODEL_UNLOADING || (model->load && load_ends(model->load));
+}
+
+/* What the request wants of a model that is there already: its owner's to say, and that of those who rule the machine.
+ */
+static void load_adjust(const struct load *load, struct model *model)
+{
+    if (!load->request.trusted && load->request.uid != model->uid)
+        return;
+    model->pinned |= load->request.pin;
+    if (load->request.ttl >= 0)
+        model->ttl = load->request.ttl;
+}
+
+/* Goes on with a model that host memory has. */
+void load_begin_restore(struct load *load, struct model *model)
+{
+    load_adjust(load, model);
+    load->restores = true;
+    load->model = model;
+    load->device = load->job.device = model->device;
+    model->load = load;
+    load_show(load, LOAD_RESERVING, MODEL_ALLOCATING);
+    events_emit(load->server->events, "loading", model, NULL);
+    load_queue(load, load_job_nothing); /* RESERVING begins when that comes back */
+}
+
+/* Answers those who wait for a model that is resident. */
+static void waiters_grant(struct load *load, struct model *model)
+{
+    enum waiter_kind kind;
+    struct call *call;
+    while ((call = waiters_take_any(&load->waiters, &kind))) {
+        if (kind == WAIT_ATTACH)
+            attach_grant(load->server, model, call);
+        else
+            call_reply(call, describe_loaded(model, NULL), NULL, 0);
+    }
+}
+
+/* Somebody else loads this file, or has: those who wait for this load wait for that, and this one is over. */
+static void load_join(struct load *load, struct model *model)
+{
+    struct load *other = model->load;
+    load_adjust(load, model);
+    struct call *call;
+    if (other) {
+        while (other->state >= LOAD_FILLING && (call = waiters_take(&load->waiters, WAIT_ALLOCATED)))
+            call_reply(call, describe_loaded(model, NULL), NULL, 0);
+        waiters_move(&load->waiters, &other->waiters);
+        other->detached |= load->detached;
+    } else
+        waiters_grant(load, model);
+    if (load->request.done)
+        load->request.done(load->request.context, model, NULL);
+    model->idle_since = uv_hrtime();
+    residency_idle(load->server, model);
+    load_move(load, LOAD_DONE);
+    load_free(load);
+}
+
+/* A new model of this name, in the registry. NULL if memory is short. */
+static struct model *load_new_model(struct load *load, const char *name)
+{
+    struct model *model = calloc(1, sizeof(*model));
+    if (!model)
+        return NULL;
+    strcpy(model->name, name);
+    model->form = load->request.form;
+    model->device = load->device;
+    model->uid = load->request.uid;
+    model->pinned = load->request.pin;
+    model->ttl = load->request.ttl;
+    model->private = load->request.private;
+    model->source = load->job.source;
+    load->job.source = NULL;
+    model->published = PUBLICATION_NONE;
+    model->export.fd = -1;
+    model->load = load;
+    LIST_INIT(&model->leases);
+    registry_add(&load->server->registry, model);
+    return model;
+}
+
+/* Goes on, or waits, with a model that is made of the same file, if there is one. Returns true if the load is over. */
+static bool load_take_same(struct load *load, struct model *model)
+{
+    if (name_departs(model) || model->state == MODEL_SAVING) {
+        load->blocked = true;
+        return false;
+    }
+    if (model->state != MODEL_CACHED) {
+        load_join(load, model);
+        return true;
+    }
+    load_begin_restore(load, model);
+    return false;
+}
+
+/* The model that was being saved to host memory is there by now, or gone. Returns true if the load is over. */
+static bool load_saved(struct load *load)
+{
+    struct model *model = registry_find(&load->server->registry, load->request.name);
+    if (!model || model->id != load->awaited) {
+        failure_set(&load->failure, WIRE_ModelNotFound, describe_name(load->request.name));
+        return false;
+    }
+    return load_take_same(load, model);
+}
+
+/* The model is made of what this load wants to make one of. */
+static bool load_wants_same(const struct load *load, const struct model *model)
+{
+    const struct load_request *request = &load->request;
+    return model->form == request->form && model->private == request->private &&
+           (!model->private || model->uid == request->uid) && source_equal(model->source, load->job.source);
+}
+
+/* Of a model that is lost with its device nothing is left to be kept: once nobody uses it, it makes way for one of its
+ * name, or of its file. It is gone in a moment. */
+static void load_clear_lost(const struct load *load, const char *name)
+{
+    struct model *model;
+    TAILQ_FOREACH(model, &load->server->registry.models, link)
+    {
+        if (model->state == MODEL_FAILED && !model_in_use(model) &&
+            (strcmp(model->name, name) == 0 || load_wants_same(load, model)))
+            residency_unload(load->server, model, NULL);
+    }
+}
+
+/* Nobody uses a model that is cached; its name, and with it the copy, is its owner's to take, and that of those who
+ * rule the machine, but for one that is to be kept. One whose device is lost is anybody's: it cannot be brought back.
+ */
+static bool load_may_forget(const struct load *load, const struct model *model)
+{
+    if (model->state != MODEL_CACHED)
+        return false;
+    return model->device->failed || (!model->pinned && (load->request.trusted || load->request.uid == model->uid));
+}
+
+/* Makes a model of the name that was asked for, or of the file's. NULL if that has to be waited for, or cannot be. */
+static struct model *load_take_name(struct load *load)
+{
+    struct server *server = load->server;
+    char derived[MODEL_NAME_MAX + 1];
+    if (!load->request.name)
+        model_name_derive(load->job.source->path, derived);
+    const char *name = load->request.name ? load->request.name : derived;
+    load_clear_lost(load, name);
+    struct model *model = registry_find(&server->registry, name);
+    if (model && load_may_forget(load, model)) {
+        residency_forget(server, model);
+        model = NULL;
+    }
+    if (!model) {
+        model = load_new_model(load, name);
+        if (!model)
+            load_fail_memory(load);
+        return model;
+    }
+    if (name_departs(model) || model->state == MODEL_SAVING)
+        load->blocked = true;
+    else if ((model->state == MODEL_DRAINING || model->state == MODEL_FAILED) && load_wants_same(load, model))
+        failure_set(&load->failure, WIRE_ModelBusy, describe_busy(model));
+    else
+        failure_set(&load->failure, WIRE_NameInUse, describe_name(name));
+    return NULL;
+}
+
+/* Another load of the file, which has not chosen among its devices yet. */
+static bool load_undecided(const struct load *load, const struct load *other)
+{
+    return other != load && other->model && !load_ends(other) && !other->reserved && !other->restores &&
+           load_wants_same(load, other->model);
+}
+
+/* Whether that of another load decides whether this one joins it: one of them leaves a choice that the other does not.
+ */
+static bool load_has_to_wait(const struct load *load)
+{
+    const struct choice *among = &load->request.among;
+    for (struct load *other = TAILQ_FIRST(&load->server->loads); other; other = load_next(other))
+        if (load_undecided(load, other) && choice_overlap(among, &other->request.among) &&
+            !choice_equal(among, &other->request.among))
+            return true;
+    return false;
+}
+
+/* Returns true if the load is over: joined to another. */
+bool load_identified(struct load *load)
+{
+    if (load->awaited)
+        return load_saved(load);
+    struct load_job *job = &load->job;
+    if (job->status < 0) {
+        failure_set_opening(&load->failure, job);
+        return false;
+    }
+    const struct choice *among = &load->request.among;
+    load->device = choice_roomiest(among);
+    if (!load->device) {
+        failure_set(&load->failure, WIRE_DeviceError, describe_device_lost(among->devices[0], "load"));
+        return false;
+    }
+    if (load_has_to_wait(load)) {
+        load->blocked = true;
+        return false;
+    }
+    struct model *same = registry_find_source(&load->server->registry, job->source, load->request.form, among,
+                                              load->request.private ? &load->request.uid : NULL);
+    if (same)
+        return load_take_same(load, same);
+    load->model = load_take_name(load);
+    if (!load->model)
+        return false;
+    load_show(load, LOAD_OPENING, MODEL_OPENING);
+    events_emit(load->server->events, "loading", load->model, NULL);
+    job->opened = load->model->source;
+    job->device = load->device;
+    job->among = among;
+    job->decode_on_cpu = load->request.decode_on_cpu;
+    load_queue(load, load_job_open);
+    return false;
+}

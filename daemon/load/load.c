@@ -1,0 +1,498 @@
+#include "daemon/session/describe.h"
+#include "daemon/load/states.h"
+#include "daemon/base/log.h"
+#include "daemon/memory/residency.h"
+#include "daemon/server.h"
+#include "daemon/base/users.h"
+#include "daemon/base/worker.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* Within this time, processors that had nothing to do come to read as fast as they can: see docs/performance.md. */
+#define WARM_NS    10000000u
+
+#define BIT(state) (1u << (state))
+
+/* The states that may follow each. */
+static const unsigned transitions[] = {
+    [LOAD_IDENTIFYING] = BIT(LOAD_OPENING) | BIT(LOAD_RESERVING) | BIT(LOAD_DONE),
+    [LOAD_OPENING] = BIT(LOAD_RESERVING) | BIT(LOAD_STOPPING),
+    [LOAD_RESERVING] = BIT(LOAD_ALLOCATING) | BIT(LOAD_STOPPING),
+    [LOAD_ALLOCATING] = BIT(LOAD_FILLING) | BIT(LOAD_STOPPING),
+    [LOAD_FILLING] = BIT(LOAD_SEALING) | BIT(LOAD_STOPPING),
+    [LOAD_SEALING] = BIT(LOAD_DONE) | BIT(LOAD_STOPPING),
+    [LOAD_STOPPING] = BIT(LOAD_RELEASING) | BIT(LOAD_DONE),
+    [LOAD_RELEASING] = BIT(LOAD_DONE),
+    [LOAD_DONE] = 0,
+};
+
+void load_move(struct load *load, enum load_state state)
+{
+    assert(transitions[load->state] & BIT(state));
+    load->state = state;
+}
+
+/* What clients see of a load's state is the model's. */
+void load_show(struct load *load, enum load_state state, enum model_state shown)
+{
+    load_move(load, state);
+    model_move(load->model, shown);
+    load_report(load);
+}
+
+void load_free(struct load *load)
+{
+    assert(waiters_empty(&load->waiters) && load->n_fills == 0 && load->n_victims == 0 && !load->in_job);
+    struct server *server = load->server;
+    TAILQ_REMOVE(&server->loads, load, link);
+    server->n_loads--;
+    failure_clear(&load->failure);
+    load_job_clear(&load->job);
+    free(load->fills);
+    trace_free(load->trace);
+    free((char *)(uintptr_t)load->request.name);
+    free((char *)(uintptr_t)load->request.path);
+    free(load);
+    server_changed(server);
+    server_job_end(server);
+}
+
+void load_fail_memory(struct load *load)
+{
+    failure_set(&load->failure, WIRE_LimitExceeded, describe_limit("memory", 0));
+}
+
+void load_fail_device(struct load *load, int error, const struct device_fault *fault)
+{
+    failure_set_device(&load->failure, error, fault);
+    if (error == -ENODEV)
+        server_device_failed(load->server, load->device);
+}
+
+static void load_finish(struct load *load)
+{
+    load_move(load, LOAD_DONE);
+    if (load->failure.error == WIRE_OK)
+        load_succeed(load);
+    else
+        load_give_up(load);
+    load_free(load);
+}
+
+/* --- jobs on a worker --- */
+
+static void load_job_work(uv_work_t *work)
+{
+    struct load *load = work->data;
+    struct load_job *job = &load->job;
+    worker_step_back();
+    job->begin_ns = uv_hrtime();
+    job->run(job);
+    job->end_ns = uv_hrtime();
+}
+
+static void load_job_done(uv_work_t *work, int status)
+{
+    (void)status;
+    struct load *load = work->data;
+    load->in_job = false;
+    trace_add(load->trace, TRACE_LOAD, 0, load_job_name(&load->job), load->job.begin_ns, load->job.end_ns);
+    load_step(load);
+}
+
+void load_queue(struct load *load, void (*run)(struct load_job *job))
+{
+    assert(!load->in_job);
+    load->job.run = run;
+    load->job.status = 0;
+    load->in_job = true;
+    server_keep_vigil(load->server);
+    worker_queue(load->server->loop, &load->job.work, load, load_job_work, load_job_done);
+}
+
+/* --- the states --- */
+
+/* On which device: known now that its size is, and what others have taken meanwhile. */
+static void load_place(struct load *load)
+{
+    load->device = choice_place(load->server, &load->request.among, load->device, load->model->plan);
+    load->model->device = load->job.device = load->device;
+}
+
+/* Takes the device's bytes for the model, if need be from others; waits for those to go. */
+static void load_reserve(struct load *load)
+{
+    struct model *model = load->model;
+    uint64_t limit;
+    if (!load->reserved && !load->restores)
+        load_place(load);
+    if (load->device->failed) {
+        failure_set(&load->failure, WIRE_DeviceError, describe_device_lost(load->device, "load"));
+        return;
+    }
+    if (!load->reserved && !load->restores &&
+        !user_may(load->server, load->request.uid, LIMIT_BYTES, model->plan->arena_bytes, &limit)) {
+        failure_set(&load->failure, WIRE_LimitExceeded, describe_limit(user_limit_name(LIMIT_BYTES), limit));
+        return;
+    }
+    if (!load->reserved) {
+        struct residency_shortage shortage;
+        int r = residency_reserve(load->server, load, model, &load->n_victims, &shortage);
+        if (r == -EAGAIN) {
+            load->blocked = true; /* memory is on its way back */
+            return;
+        }
+        if (r == -ENOMEM) {
+            load_fail_memory(load);
+            return;
+        }
+        if (r < 0) {
+            failure_set(
+                &load->failure, WIRE_OutOfDeviceMemory,
+                describe_out_of_memory(load->device, model->plan->arena_bytes, shortage.available, shortage.evictable));
+            return;
+        }
+        load->reserved = true;
+        server_loads_retry(load->server); /* who waited to see where this one goes */
+    }
+    if (load->n_victims > 0)
+        return;
+    load_show(load, LOAD_ALLOCATING, MODEL_ALLOCATING);
+    load->job.planned = model->plan;
+    load_queue(load, load->restores ? load_job_reallocate : load_job_allocate);
+    /* Meanwhile slots are filled, so that the first copies need not wait for that as well. */
+    if (!load->restores && load_fill_begin(load, model->plan) < 0)
+        load_fail_memory(load);
+}
+
+/* What the daemon itself keeps of the model, beside its memory. Returns false, after the load failed, if that is more
+ * than there may be. */
+static bool load_charge(struct load *load, uint64_t bytes)
+{
+    uint64_t available = 0, limit;
+    struct server *server = load->server;
+    int r = residency_charge(server, load->model, bytes, &available);
+    if (r == -ENOMEM)
+        load_fail_memory(load);
+    else if (r < 0)
+        failure_set(&load->failure, WIRE_LimitExceeded, describe_limit("host-memory", available));
+    else if (!user_may(server, load->request.uid, LIMIT_BYTES, 0, &limit))
+        failure_set(&load->failure, WIRE_LimitExceeded, describe_limit(user_limit_name(LIMIT_BYTES), limit));
+    return !load_ends(load);
+}
+
+static void load_opened(struct load *load)
+{
+    struct model *model = load->model;
+    struct load_job *job = &load->job;
+    load->phases.parse_ns = job->elapsed_ns;
+    if (job->status < 0) {
+        failure_set_opening(&load->failure, job);
+        return;
+    }
+    for (size_t i = 0; i < load->request.among.n; i++)
+        if (job->free[i] != UINT64_MAX)
+            load->request.among.devices[i]->free = job->free[i];
+    model->header = job->header;
+    model->plan = job->plan;
+    job->header = NULL;
+    job->plan = NULL;
+    if (!load_charge(load, gguf_memory(model->header) + plan_memory(model->plan)))
+        return;
+    load_move(load, LOAD_RESERVING);
+    load_reserve(load);
+}
+
+static void load_filled_all(struct load *load)
+{
+    load_fill_end(load);
+    load_show(load, LOAD_SEALING, MODEL_SEALING);
+    load_queue(load, load_job_seal);
+}
+
+/* Has what clients will be given of the model made while it is filled, once that has got going: at first workers that
+ * read are what the bus waits for. */
+static void load_publish(struct load *load)
+{
+    if (load->next_chunk < load->plan->n_chunks / 4 && uv_hrtime() - load->filling < WARM_NS)
+        return;
+    struct load_job *job = &load->job;
+    load->publishing = true;
+    job->opened = load->restores ? NULL : load->model->source;
+    job->planned = load->model->plan;
+    job->filled = load->model->arena;
+    load_queue(load, load_job_publish);
+}
+
+static void load_allocated(struct load *load)
+{
+    struct load_job *job = &load->job;
+    load->model->arena = job->arena;
+    job->arena = NULL;
+    load->phases.allocate_ns = job->elapsed_ns;
+    if (job->status < 0 && job->of_host)
+        load_fail_memory(load);
+    else if (job->status == -ENOMEM)
+        failure_set(&load->failure, WIRE_OutOfDeviceMemory,
+                    describe_out_of_memory(load->device, load->model->plan->arena_bytes, job->memory_free,
+                                           residency_evictable(load->server, load->device)));
+    else if (job->status < 0)
+        load_fail_device(load, job->status, &job->fault);
+    else if (load->restores && load_fill_begin(load, job->plan) < 0)
+        load_fail_memory(load);
+    if (load->failure.error != WIRE_OK)
+        return;
+    load_show(load, LOAD_FILLING, MODEL_FILLING);
+    struct call *call;
+    while ((call = waiters_take(&load->waiters, WAIT_ALLOCATED)))
+        call_reply(call, describe_loaded(load->model, NULL), NULL, 0);
+    load_fill_continue(load);
+    load_publish(load);
+}
+
+static void load_published(struct load *load)
+{
+    struct model *model = load->model;
+    struct load_job *job = &load->job;
+    load->published = true;
+    if (job->status < 0 && job->of_host) {
+        load_fail_memory(load);
+        return;
+    }
+    if (job->status < 0) {
+        load_fail_device(load, job->status, &job->fault);
+        return;
+    }
+    model->export = job->export;
+    if (load->restores)
+        return;
+    model->published = job->published;
+    job->published = PUBLICATION_NONE;
+    (void)load_charge(load, model->published.bytes);
+}
+
+static void load_sealed(struct load *load)
+{
+    struct model *model = load->model;
+    struct load_job *job = &load->job;
+    if (load->device->failed) { /* after the last that this load asked of it */
+        failure_set(&load->failure, WIRE_DeviceError, describe_device_lost(load->device, "load"));
+        return;
+    }
+    if (job->status < 0 && job->of_file)
+        failure_set_file(&load->failure, job->status, &job->fault, model->source->path);
+    else if (job->status < 0)
+        load_fail_device(load, job->status, &job->fault);
+}
+
+/* Nothing more is begun; when nothing is under way, the memory is released. */
+static void load_stop(struct load *load)
+{
+    if (load->state != LOAD_STOPPING) {
+        load_fill_end(load);
+        load_show(load, LOAD_STOPPING, MODEL_UNLOADING);
+    }
+    if (load->n_fills > 0 || load->n_victims > 0)
+        return;
+    if (load->job.arena) { /* cancelled while it was taken */
+        load->model->arena = load->job.arena;
+        load->job.arena = NULL;
+    }
+    if (!load->model->arena) {
+        load_finish(load);
+        return;
+    }
+    load_move(load, LOAD_RELEASING);
+    load->job.filled = load->model->arena;
+    load_queue(load, load_job_release);
+}
+
+/* Does what the state asks for now that something it waited for is over. Returns true if the load is over and gone. */
+static bool load_advance(struct load *load)
+{
+    switch (load->state) {
+    case LOAD_IDENTIFYING:
+        return load_identified(load);
+    case LOAD_OPENING:
+        load_opened(load);
+        break;
+    case LOAD_RESERVING:
+        load_reserve(load);
+        break;
+    case LOAD_ALLOCATING:
+        load_allocated(load);
+        break;
+    case LOAD_FILLING:
+        if (!load->publishing) {
+            load_publish(load);
+            break;
+        }
+        if (!load->published)
+            load_published(load);
+        if (load->failure.error != WIRE_OK)
+            break;
+        if (load->next_chunk == load->plan->n_chunks && load->n_fills == 0)
+            load_filled_all(load);
+        break;
+    case LOAD_SEALING:
+        load_sealed(load);
+        if (load->failure.error != WIRE_OK)
+            break;
+        load_finish(load);
+        return true;
+    case LOAD_STOPPING:
+    case LOAD_RELEASING:
+    case LOAD_DONE:
+        assert(!"a load that stops has failed");
+    }
+    return false;
+}
+
+/* Moves a load on: called whenever something that it may wait for is over. May free it. */
+void load_step(struct load *load)
+{
+    if (load->in_job)
+        return; /* it comes back here */
+    if (load->failure.error == WIRE_OK && load_advance(load))
+        return;
+    if (load->failure.error == WIRE_OK || load->in_job)
+        return;
+    if (load->state == LOAD_RELEASING) {
+        load->model->arena = NULL;
+        load->model->export = (struct device_export){.fd = -1};
+        load_finish(load);
+    } else if (load->state == LOAD_IDENTIFYING)
+        load_finish(load);
+    else
+        load_stop(load);
+}
+
+/* A load with nothing but its request. NULL if memory is short. */
+static struct load *load_new(struct server *server, const struct load_request *request)
+{
+    struct load *load = calloc(1, sizeof(*load));
+    if (!load)
+        return NULL;
+    load->request = *request;
+    load->request.name = request->name ? strdup(request->name) : NULL;
+    load->request.path = request->path ? strdup(request->path) : NULL;
+    if ((request->name && !load->request.name) || (request->path && !load->request.path)) {
+        free((char *)(uintptr_t)load->request.name);
+        free((char *)(uintptr_t)load->request.path);
+        free(load);
+        return NULL;
+    }
+    load->server = server;
+    load->began = uv_hrtime();
+    load->detached = !request->wait;
+    load->trace = request->trace ? trace_new(load->began) : NULL;
+    load->job = (struct load_job){
+        .path = load->request.path,
+        .trusted = request->trusted,
+        .form = request->form,
+        .published = PUBLICATION_NONE,
+    };
+    waiters_init(&load->waiters, load_deserted);
+    TAILQ_INSERT_TAIL(&server->loads, load, link);
+    server->n_loads++;
+    server_job_begin(server);
+    return load;
+}
+
+void load_begin(struct server *server, const struct load_request *request, struct call *call)
+{
+    struct load *load = load_new(server, request);
+    if (!load) {
+        for (size_t i = 0; i < request->n_fds; i++)
+            close(request->fds[i]);
+        if (call)
+            call_fail(call, WIRE_LimitExceeded, describe_limit("memory", 0));
+        else
+            request->done(request->context, NULL, "out of memory");
+        return;
+    }
+    memcpy(load->job.fds, request->fds ? request->fds : load->job.fds, request->n_fds * sizeof(int));
+    load->job.n_fds = request->n_fds;
+    load->request.fds = NULL;
+    if (call && !waiters_add(&load->waiters, call, request->wait ? WAIT_RESIDENT : WAIT_ALLOCATED)) {
+        load_free(load);
+        return;
+    }
+    load_queue(load, load_job_identify);
+}
+
+void load_restore(struct server *server, struct model *model, struct call *call, enum waiter_kind kind)
+{
+    assert(model->state == MODEL_CACHED || model->state == MODEL_SAVING);
+    const struct load_request request = {.name = model->name,
+                                         .form = model->form,
+                                         .among = {.devices = {model->device}, .n = 1},
+                                         .uid = model->uid,
+                                         .wait = true,
+                                         .ttl = -1,
+                                         .private = model->private};
+    struct load *load = load_new(server, &request);
+    if (!load) {
+        call_fail(call, WIRE_LimitExceeded, describe_limit("memory", 0));
+        return;
+    }
+    if (!waiters_add(&load->waiters, call, kind)) {
+        load_free(load);
+        return;
+    }
+    if (model->state == MODEL_CACHED) {
+        load_begin_restore(load, model);
+        return;
+    }
+    load->awaited = model->id;
+    load->blocked = true;
+}
+
+void load_wait(struct load *load, struct call *call, enum waiter_kind kind)
+{
+    (void)waiters_add(&load->waiters, call, kind);
+}
+
+void load_end(struct load *load, enum wire_error error, struct call *call)
+{
+    if (call && !waiters_add(&load->waiters, call, WAIT_END))
+        return;
+    failure_set(&load->failure, error, NULL);
+    load_step(load);
+}
+
+void load_retry(struct load *load)
+{
+    if (!load->blocked || load->in_job || load_ends(load))
+        return;
+    load->blocked = false;
+    load_queue(load, load_job_nothing); /* from the loop, not from within whoever is going */
+}
+
+void load_victim_gone(struct load *load)
+{
+    assert(load->n_victims > 0);
+    load->n_victims--;
+    if (load->n_victims == 0 && !load->in_job)
+        load_queue(load, load_job_nothing);
+}
+
+uid_t load_uid(const struct load *load)
+{
+    return load->request.uid;
+}
+
+struct load *load_next(struct load *load)
+{
+    return TAILQ_NEXT(load, link);
+}
+
+bool load_ends(const struct load *load)
+{
+    return load->failure.error != WIRE_OK;
+}

@@ -1,0 +1,103 @@
+/* A load, from the request to the resident model or to nothing at all.
+ *
+ *          ┌─────────────── cached ──┐
+ *          │                         ▼
+ *     IDENTIFYING ─▶ OPENING ─▶ RESERVING ─▶ ALLOCATING ─▶ FILLING ─▶ SEALING ─▶ DONE
+ *          │            │           │            │            │          │
+ *     joined, refused   └───────────┴────────────┴── STOPPING ◀──────────┘
+ *          │                                            │
+ *          ▼                                            ├─ nothing was taken yet ─▶ DONE
+ *        DONE                                       RELEASING ─▶ DONE
+ *
+ * IDENTIFYING, OPENING, ALLOCATING, SEALING and RELEASING each have one job on a worker. RESERVING waits for models
+ * that have to go first. FILLING has as many fills as it was given slots, and a job beside them that makes what clients
+ * will be given; ALLOCATING has some fills too, which wait for the memory when they are full. STOPPING waits for what
+ * is under way and gets nothing new. The model enters the registry between IDENTIFYING and OPENING; a load of a file
+ * that the registry has already ends there, and its callers join. A load of a cached model goes on with RESERVING, and
+ * if it fails the model stays cached.
+ *
+ * Loop thread only. */
+#pragma once
+
+#include "daemon/memory/choice.h"
+#include "daemon/wire/conn.h"
+#include "daemon/model/model.h"
+#include "daemon/session/waiters.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct server;
+struct load;
+
+struct load_request {
+    const int *fds; /* the files, which the load takes over; NULL: by path */
+    size_t n_fds;
+    const char *path; /* borrowed */
+    const char *name; /* NULL: from the file's; borrowed */
+    enum form form;
+    struct choice among; /* at least one device */
+    bool decode_on_cpu;  /* also where the device could */
+    bool wait;           /* answer when resident; the load ends when nobody waits any more */
+    uid_t uid;
+    bool trusted; /* may have the daemon read what not everyone may read */
+    bool pin;
+    int64_t ttl; /* seconds; -1: for ever */
+    bool private;
+    bool trace; /* tell what happened when */
+
+    /* For loads without a call: told the outcome, NULL or the model, with a sentence if it failed. */
+    void (*done)(void *context, struct model *model, const char *why);
+    void *context;
+};
+
+/* Begins a load, or joins one, or finds its model resident; in any case the call, if there is one, is answered, now or
+ * later. */
+void load_begin(struct server *server, const struct load_request *request, struct call *call);
+
+/* Brings a model back that is cached, or will be in a moment. The call, which waits for it in this way, is answered. */
+void load_restore(struct server *server, struct model *model, struct call *call, enum waiter_kind kind);
+
+/* Has a call wait for a load under way. */
+void load_wait(struct load *load, struct call *call, enum waiter_kind kind);
+
+/* Ends a load under way, with an error for all who wait for it; the memory goes when it is no longer written to.
+ * `call`, unless NULL, is answered then: with success if that error is Cancelled. */
+void load_end(struct load *load, enum wire_error error, struct call *call);
+
+/* The load has failed or was cancelled, and is cleaning up. */
+bool load_ends(const struct load *load);
+
+/* A model is gone: a load that waits for its name, or its memory, looks again. */
+void load_retry(struct load *load);
+
+/* A model that had to go for this load is gone. */
+void load_victim_gone(struct load *load);
+
+/* Tells those who wait how far it is. Called several times a second. */
+void load_report(struct load *load);
+
+/* Who began it. */
+uid_t load_uid(const struct load *load);
+
+/* How far a load is. */
+struct load_progress {
+    uint64_t done; /* bytes of the file */
+    uint64_t total;
+    uint64_t elapsed_ns;
+};
+void load_progress(const struct load *load, struct load_progress *ret);
+
+/* Where the time went; `Phases` in the interface. total_ns is 0 until the load is over. */
+struct load_phases {
+    uint64_t total_ns;
+    uint64_t parse_ns;
+    uint64_t allocate_ns;
+    uint64_t read_ns;
+    uint64_t decode_ns;
+    uint64_t copy_ns;
+    uint64_t kernel_ns;
+};
+
+/* The one that was begun after this one, or NULL. */
+struct load *load_next(struct load *load);

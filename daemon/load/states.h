@@ -1,0 +1,104 @@
+/* What the files of a load share: the load itself, and how it moves. Nothing outside daemon/load*.c includes this.
+ *
+ *   load.c           the state machine, and what others may ask of a load
+ *   load_identify.c  the first state: which model it is, and whether somebody has it already
+ *   load_fill.c      chunks on their way, while memory is taken and after
+ *   load_answer.c    what those who wait are told, on the way and at the end
+ *   load_job.c       the steps that block, on workers; it knows nothing of this header
+ *
+ * Loop thread only. */
+#pragma once
+
+#include "daemon/load/failure.h"
+#include "daemon/load/fill.h"
+#include "daemon/load/load.h"
+#include "daemon/load/steps.h"
+#include "daemon/device/scheduler.h"
+#include "daemon/base/trace.h"
+
+enum load_state {
+    LOAD_IDENTIFYING,
+    LOAD_OPENING,
+    LOAD_RESERVING,
+    LOAD_ALLOCATING,
+    LOAD_FILLING,
+    LOAD_SEALING,
+    LOAD_STOPPING,
+    LOAD_RELEASING,
+    LOAD_DONE,
+};
+
+struct load {
+    TAILQ_ENTRY(load) link;
+    struct server *server;
+    enum load_state state;
+    struct load_request request; /* its strings are the load's own, its descriptors are gone */
+    struct device *device;       /* where it goes, as far as is known; NULL before it was identified */
+    struct model *model;         /* NULL before it was identified */
+    struct waiters waiters;
+    bool detached; /* goes on when nobody waits */
+    struct failure failure;
+
+    struct load_job job; /* the worker's while in_job */
+    bool in_job;
+    bool blocked;       /* until a model that has its name, its file or its memory is gone */
+    bool reserved;      /* the ledger has its bytes */
+    bool publishing;    /* what clients will be given is being made, */
+    bool published;     /* and was */
+    unsigned n_victims; /* models that go for it, and are not gone yet */
+
+    bool restores;           /* a cached model, from host memory */
+    uint64_t awaited;        /* id of a model on its way to host memory, to be brought back from there; 0: none */
+    const struct plan *plan; /* what is filled: the model's, or the job's linear one */
+    struct consumer consumer;
+    size_t next_chunk;
+    struct fill *fills; /* one for each slot of the device */
+    size_t n_fills;     /* under way */
+    uint64_t filled_bytes;
+    uint64_t began;   /* uv_hrtime() of the request */
+    uint64_t filling; /* and of the first fill */
+    struct load_phases phases;
+    struct trace *trace; /* NULL: nobody wants it */
+};
+
+/* Moves a load on: called whenever something that it may wait for is over. May free it. */
+void load_step(struct load *load);
+
+/* To the next state, which has to be one that may follow. */
+void load_move(struct load *load, enum load_state state);
+
+/* The same, and shows those who ask that the model is in a new state as well. */
+void load_show(struct load *load, enum load_state state, enum model_state shown);
+
+/* Has a worker do a step; load_step() follows. Nothing else is under way on a worker. */
+void load_queue(struct load *load, void (*run)(struct load_job *job));
+
+/* It is over: nobody waits for it, nothing of it is under way. */
+void load_free(struct load *load);
+
+/* What is to be told in the end; the first such word stands. */
+void load_fail_memory(struct load *load);
+void load_fail_device(struct load *load, int error, const struct device_fault *fault);
+
+/* load_identify.c: goes on from IDENTIFYING, once that job is done. Returns true if the load is over and gone: joined
+ * to another. */
+bool load_identified(struct load *load);
+
+/* The same of a load that brings a cached model back. */
+void load_begin_restore(struct load *load, struct model *model);
+
+/* load_fill.c: takes slots from here on, and fills them with what is planned; those that are full before there is
+ * memory wait. -ENOMEM. */
+int load_fill_begin(struct load *load, const struct plan *plan);
+
+/* There is memory: what waits for it goes on. */
+void load_fill_continue(struct load *load);
+
+/* Takes no more slots, and gives those back that wait. What else is under way comes to its end. */
+void load_fill_end(struct load *load);
+
+/* load_answer.c: tells everybody how it ended. The load has no model any more where it failed. */
+void load_succeed(struct load *load);
+void load_give_up(struct load *load);
+/* For waiters_init(): nobody waits any more. */
+void load_deserted(struct waiters *waiters);

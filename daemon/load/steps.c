@@ -1,0 +1,174 @@
+#include "daemon/load/steps.h"
+
+#include "daemon/model/split.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* What a path leads to is read with the daemon's rights. Others than those who rule it may have it read what everybody
+ * may, of which root's daemon is no judge; and are not told whether there is anything else. */
+static void open_path(struct load_job *job)
+{
+    const bool judges = geteuid() != 0;
+    if (job->trusted || judges)
+        job->status = source_open_path(job->path, &job->source, &job->fault);
+    if (job->trusted || (judges && job->status == 0 && job->source->readable_by_all))
+        return;
+    source_free(job->source);
+    job->source = NULL;
+    job->status = -EACCES;
+    job->refused = true;
+}
+
+void load_job_identify(struct load_job *job)
+{
+    size_t n = job->n_fds;
+    job->n_fds = 0;
+    if (n > 0)
+        job->status = source_open_fds(job->fds, n, &job->source, &job->fault);
+    else
+        open_path(job);
+}
+
+static bool converts_nothing(const struct plan *plan)
+{
+    for (size_t i = 0; i < plan->model->n_tensors; i++)
+        if (plan->placements[i].convert != FORM_NATIVE)
+            return false;
+    return true;
+}
+
+/* Cuts the plan for the device's slots: the file's bytes as they stand where nothing is decoded on the CPU. */
+static int cut(struct load_job *job)
+{
+    bool verbatim = converts_nothing(job->plan) || (!job->decode_on_cpu && plan_decoded_by(job->plan, job->device));
+    return plan_cut(job->plan, job->device->slot_bytes, job->device->part_bytes, verbatim);
+}
+
+void load_job_lay_out(struct load_job *job)
+{
+    job->status = split_read(job->opened, &job->header, &job->gguf_fault, &job->file);
+    if (job->status == 0)
+        job->status = plan_new(job->header, job->form, job->device->granule, &job->plan, &job->tensor);
+    else
+        device_fault_set(&job->fault, 0, "pread", -job->status, strerror(-job->status));
+}
+
+/* Where there is a choice, drivers are asked: others than this daemon use their devices too. */
+bool load_job_ask(struct load_job *job)
+{
+    bool any = false;
+    for (size_t i = 0; i < job->among->n; i++) {
+        struct device *device = job->among->devices[i];
+        struct device_fault unused;
+        any = any || job->plan->arena_bytes <= device->budget;
+        if (job->among->n == 1 || device->ops->memory_free(device, &job->free[i], &unused) < 0)
+            job->free[i] = UINT64_MAX;
+    }
+    return any;
+}
+
+void load_job_open(struct load_job *job)
+{
+    uint64_t begin = uv_hrtime();
+    load_job_lay_out(job);
+    if (job->status == 0 && load_job_ask(job))
+        job->status = cut(job);
+    job->elapsed_ns = uv_hrtime() - begin;
+}
+
+static void take_arena(struct load_job *job, const struct extent *gaps, size_t n_gaps)
+{
+    struct device *device = job->device;
+    job->status = device->ops->arena_new(device, job->planned->arena_bytes, gaps, n_gaps, &job->arena, &job->fault);
+    struct device_fault unused;
+    if (job->status == -ENOMEM && device->ops->memory_free(device, &job->memory_free, &unused) < 0)
+        job->memory_free = 0;
+}
+
+void load_job_allocate(struct load_job *job)
+{
+    uint64_t begin = uv_hrtime();
+    struct extent *gaps;
+    size_t n_gaps;
+    job->status = plan_gaps(job->planned, &gaps, &n_gaps);
+    job->of_host = job->status == -ENOMEM;
+    if (job->status < 0)
+        return;
+    take_arena(job, gaps, n_gaps);
+    free(gaps);
+    job->elapsed_ns = uv_hrtime() - begin;
+}
+
+void load_job_reallocate(struct load_job *job)
+{
+    uint64_t begin = uv_hrtime();
+    job->status = plan_linear(job->planned->arena_bytes, job->device->slot_bytes, &job->plan);
+    job->of_host = job->status == -ENOMEM;
+    if (job->status < 0)
+        return;
+    take_arena(job, NULL, 0);
+    job->elapsed_ns = uv_hrtime() - begin;
+}
+
+void load_job_publish(struct load_job *job)
+{
+    if (job->opened) {
+        job->status = publication_make(job->planned, &job->published, &job->fault);
+        job->of_host = job->status == -ENOMEM;
+        if (job->status < 0)
+            return;
+        gguf_prepare();
+    }
+    job->status = job->device->ops->arena_export(job->filled, &job->export, &job->fault);
+}
+
+void load_job_seal(struct load_job *job)
+{
+    if (job->opened)
+        job->status = source_check_untouched(job->opened, &job->fault);
+    job->of_file = job->status < 0;
+    if (job->status == 0)
+        job->status = job->device->ops->arena_seal(job->filled, &job->fault);
+}
+
+void load_job_nothing(struct load_job *job)
+{
+    (void)job;
+}
+
+void load_job_release(struct load_job *job)
+{
+    job->device->ops->arena_free(job->filled);
+    job->filled = NULL;
+}
+
+const char *load_job_name(const struct load_job *job)
+{
+    if (job->run == load_job_identify)
+        return "identify";
+    if (job->run == load_job_open)
+        return "parse";
+    if (job->run == load_job_allocate || job->run == load_job_reallocate)
+        return "allocate";
+    if (job->run == load_job_publish)
+        return "publish";
+    return job->run == load_job_seal ? "seal" : job->run == load_job_release ? "release" : "wait";
+}
+
+void load_job_clear(struct load_job *job)
+{
+    assert(!job->arena);
+    while (job->n_fds > 0)
+        close(job->fds[--job->n_fds]);
+    publication_clear(&job->published);
+    plan_free(job->plan);
+    gguf_free(job->header);
+    source_free(job->source);
+    job->plan = NULL;
+    job->header = NULL;
+    job->source = NULL;
+}

@@ -1,0 +1,463 @@
+#include "daemon/memory/residency.h"
+
+#include "daemon/wire/conn.h"
+#include "daemon/session/describe.h"
+#include "daemon/memory/eviction.h"
+#include "daemon/load/load.h"
+#include "daemon/base/log.h"
+#include "daemon/server.h"
+#include "daemon/base/worker.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+/* Of a device's memory that is read at once when a model is saved to host memory. */
+#define SAVE_BYTES ((uint64_t)16 << 20)
+
+/* Nobody uses it, or wants it kept. */
+static bool model_idle(const struct model *model)
+{
+    return !model->pinned && !model_in_use(model);
+}
+
+/* What would be free of the device's memory if the model were evicted; 0 if it may not be. */
+static uint64_t evictable_bytes(const struct model *model, const struct device *device)
+{
+    if (!model_idle(model))
+        return 0;
+    if (model->state == MODEL_FAILED)
+        return model->charged_to == device ? model->charged : 0;
+    return model->state == MODEL_RESIDENT && model->device == device ? model->reserved : 0;
+}
+
+uint64_t residency_evictable(const struct server *server, const struct device *device)
+{
+    uint64_t bytes = 0;
+    const struct model *model;
+    TAILQ_FOREACH(model, &server->registry.models, link)
+    {
+        bytes += evictable_bytes(model, device);
+    }
+    return bytes;
+}
+
+/* What will be free of it in a moment, but the ledger still has. Of a model that goes back to host memory the host
+ * keeps the header. */
+static uint64_t departing_bytes(const struct model *model, const struct device *device)
+{
+    if (model->state != MODEL_UNLOADING && !(model->load && load_ends(model->load)))
+        return 0;
+    return (model->device == device ? model->reserved : 0) +
+           (model->charged_to == device && !model->cache ? model->charged : 0);
+}
+
+uint64_t residency_departing(const struct server *server, const struct device *device)
+{
+    uint64_t bytes = 0;
+    const struct model *model;
+    TAILQ_FOREACH(model, &server->registry.models, link)
+    {
+        bytes += departing_bytes(model, device);
+    }
+    return bytes;
+}
+
+/* How many of these bytes the device's ledger has no room for; with what was charged to it beyond its budget. */
+static uint64_t bytes_lacking(const struct device *device, uint64_t bytes)
+{
+    if (device->failed)
+        return bytes;
+    return device->used + bytes > device->budget ? device->used + bytes - device->budget : 0;
+}
+
+/* Chooses models that together free at least `needed` bytes of the device's memory. The array is the caller's. -ENOSPC,
+ * -ENOMEM. */
+static int choose_victims(const struct server *server, const struct device *device, uint64_t needed,
+                          struct model ***ret, size_t *ret_n)
+{
+    size_t capacity = server->registry.n_models, n = 0, n_chosen = 0;
+    struct candidate *candidates = calloc(capacity ? capacity : 1, sizeof(*candidates));
+    struct model **models = calloc(capacity ? capacity : 1, sizeof(struct model *));
+    struct model *model;
+    int r = candidates && models ? 0 : -ENOMEM;
+    TAILQ_FOREACH(model, &server->registry.models, link)
+    {
+        const uint64_t bytes = evictable_bytes(model, device);
+        if (r < 0 || bytes == 0)
+            continue;
+        candidates[n] = (struct candidate){.bytes = bytes, .last_used = model->idle_since};
+        models[n++] = model;
+    }
+    if (r == 0)
+        r = eviction_choose(candidates, n, needed, NULL);
+    for (size_t i = 0; i < n && r == 0; i++)
+        if (candidates[i].chosen)
+            models[n_chosen++] = models[i];
+    free(candidates);
+    if (r < 0) {
+        free(models);
+        return r;
+    }
+    *ret = models;
+    *ret_n = n_chosen;
+    return 0;
+}
+
+int residency_choose(const struct server *server, const struct device *device, uint64_t bytes, struct model ***ret,
+                     size_t *ret_n, struct residency_shortage *ret_shortage)
+{
+    const uint64_t needed = bytes_lacking(device, bytes), departing = residency_departing(server, device);
+    struct model **victims = NULL;
+    size_t n = 0;
+    *ret_shortage = (struct residency_shortage){device_available(device), residency_evictable(server, device)};
+    if (needed > 0) {
+        if (needed <= departing)
+            return -EAGAIN;
+        int r = choose_victims(server, device, needed - departing, &victims, &n);
+        if (r < 0)
+            return r;
+        if (departing > 0) { /* whom it takes is seen when that is back: others may have gone by then */
+            free(victims);
+            return -EAGAIN;
+        }
+    }
+    *ret = victims;
+    *ret_n = n;
+    return 0;
+}
+
+/* --- letting go --- */
+
+/* A model whose memory is being freed, or saved first. */
+struct unload {
+    struct server *server;
+    struct model *model;
+    struct call *call; /* NULL: nobody asks, or no more */
+    struct load *load; /* NULL, or the load that it goes for */
+    bool save;
+    void *saved; /* the copy; NULL: it could not be made */
+    bool lost;   /* the device, in the attempt */
+    bool told;   /* by the driver, how much was free before and after: */
+    uint64_t free_before, free_after;
+    uv_work_t work;
+};
+
+static void unload_abandoned(struct call *call)
+{
+    struct unload *unload = call->context;
+    unload->call = NULL;
+}
+
+/* Copies an arena to memory of this process. NULL if that cannot be. */
+static void *save_arena(struct model *model, bool *ret_lost)
+{
+    uint64_t bytes = model->plan->arena_bytes;
+    uint8_t *copy = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (copy == MAP_FAILED)
+        return NULL;
+    (void)madvise(copy, bytes, MADV_HUGEPAGE); /* or most of the time goes into taking pages, one by one */
+    for (uint64_t at = 0; at < bytes; at += SAVE_BYTES) {
+        size_t n = bytes - at < SAVE_BYTES ? bytes - at : SAVE_BYTES;
+        struct device_fault fault;
+        int r = model->device->ops->arena_read(model->arena, at, copy + at, n, &fault);
+        if (r < 0) {
+            *ret_lost = r == -ENODEV;
+            munmap(copy, bytes);
+            return NULL;
+        }
+    }
+    return copy;
+}
+
+/* Frees the arena, and asks the driver on either side of that. */
+static void free_arena(struct unload *unload)
+{
+    struct device *device = unload->model->device;
+    struct device_fault unused;
+    unload->told = device->ops->memory_free(device, &unload->free_before, &unused) == 0;
+    device->ops->arena_free(unload->model->arena);
+    unload->told = unload->told && device->ops->memory_free(device, &unload->free_after, &unused) == 0;
+}
+
+/* A client that lets its lease go and the handle not can keep the memory in use, which no ledger shows. In a memory
+ * file it may. */
+static void check_freed(const struct unload *unload)
+{
+    const struct model *model = unload->model;
+    struct device *device = model->device;
+    const uint64_t freed = unload->free_after > unload->free_before ? unload->free_after - unload->free_before : 0;
+    if (device->export_kind == EXPORT_MEMFD || !unload->told)
+        return;
+    device->free = unload->free_after;
+    if (freed < model->plan->arena_bytes / 2)
+        log_client(LOG_LEVEL_WARNING,
+                   "model=%s id=%" PRIu64
+                   " device=%s: of its %.2f GB the driver has %.2f back; a client may have it open",
+                   model->name, model->id, device->id, (double)model->plan->arena_bytes / 1e9, (double)freed / 1e9);
+}
+
+static void unload_work(uv_work_t *work)
+{
+    struct unload *unload = work->data;
+    worker_step_back();
+    if (unload->save)
+        unload->saved = save_arena(unload->model, &unload->lost);
+    free_arena(unload);
+}
+
+static void unload_worked(uv_work_t *work, int status)
+{
+    (void)status;
+    struct unload *unload = work->data;
+    struct server *server = unload->server;
+    struct model *model = unload->model;
+    model->arena = NULL;
+    model->export = (struct device_export){.fd = -1};
+    registry_release(model);
+    check_freed(unload);
+    if (unload->lost)
+        server_device_failed(server, model->device);
+    if (unload->saved) {
+        model->cache = unload->saved;
+        model_move(model, MODEL_CACHED);
+        log_client(LOG_LEVEL_INFO, "model=%s id=%" PRIu64 " saved to host memory", model->name, model->id);
+        events_emit(server->events, "cached", model, NULL);
+        residency_idle(server, model);
+    } else {
+        log_client(LOG_LEVEL_INFO, "model=%s id=%" PRIu64 " unloaded", model->name, model->id);
+        if (unload->save)
+            server->cache_used -= model->plan->arena_bytes;
+        events_emit(server->events, "unloaded", model, NULL);
+        registry_remove(&server->registry, model);
+    }
+    if (unload->load)
+        load_victim_gone(unload->load);
+    server_loads_retry(server);
+    if (unload->call)
+        call_reply(unload->call, describe_state("unloaded"), NULL, 0);
+    free(unload);
+    server_changed(server);
+    server_job_end(server);
+}
+
+static bool unload_begin(struct server *server, struct model *model, struct call *call, struct load *load, bool save)
+{
+    assert(!model_in_use(model) && !model->load && model->arena);
+    struct unload *unload = calloc(1, sizeof(*unload));
+    if (!unload)
+        return false;
+    *unload = (struct unload){.server = server, .model = model, .call = call, .load = load, .save = save};
+    if (call) {
+        call->context = unload;
+        call->abandoned = unload_abandoned;
+    }
+    model_move(model, save ? MODEL_SAVING : MODEL_UNLOADING);
+    server_job_begin(server);
+    worker_queue(server->loop, &unload->work, unload, unload_work, unload_worked);
+    return true;
+}
+
+void residency_unload(struct server *server, struct model *model, struct call *call)
+{
+    if (model->state == MODEL_CACHED) {
+        residency_forget(server, model);
+        if (call)
+            call_reply(call, describe_state("unloaded"), NULL, 0);
+    } else if (!unload_begin(server, model, call, NULL, false) && call)
+        call_fail(call, WIRE_LimitExceeded, describe_limit("memory", 0));
+}
+
+void residency_drain(struct server *server, struct model *model)
+{
+    model_move(model, MODEL_DRAINING);
+    events_emit(server->events, "draining", model, NULL);
+    residency_idle(server, model);
+}
+
+/* --- the copies in host memory --- */
+
+/* A copy whose pages are given back: too many for the loop to wait for. */
+struct drop {
+    struct server *server;
+    void *memory;
+    uint64_t bytes;
+    uv_work_t work;
+};
+
+static void drop_work(uv_work_t *work)
+{
+    struct drop *drop = work->data;
+    worker_step_back();
+    munmap(drop->memory, drop->bytes);
+}
+
+static void drop_worked(uv_work_t *work, int status)
+{
+    (void)status;
+    struct drop *drop = work->data;
+    struct server *server = drop->server;
+    free(drop);
+    server_job_end(server);
+}
+
+void residency_cache_drop(struct server *server, struct model *model)
+{
+    if (!model->cache)
+        return;
+    struct drop *drop = malloc(sizeof(*drop));
+    if (drop) {
+        *drop = (struct drop){.server = server, .memory = model->cache, .bytes = model->plan->arena_bytes};
+        server_job_begin(server);
+        worker_queue(server->loop, &drop->work, drop, drop_work, drop_worked);
+    } else
+        munmap(model->cache, model->plan->arena_bytes);
+    model->cache = NULL;
+    server->cache_used -= model->plan->arena_bytes;
+}
+
+void residency_forget(struct server *server, struct model *model)
+{
+    assert(model->state == MODEL_CACHED);
+    residency_cache_drop(server, model);
+    log_client(LOG_LEVEL_INFO, "model=%s id=%" PRIu64 " dropped from host memory", model->name, model->id);
+    events_emit(server->events, "unloaded", model, NULL);
+    registry_remove(&server->registry, model);
+    server_changed(server);
+}
+
+/* Makes room in host memory for a model that a GPU has none for, dropping what was cached the longest ago, but nothing
+ * that is pinned. */
+static bool cache_make_room(struct server *server, uint64_t bytes)
+{
+    if (bytes > server->cache_size)
+        return false;
+    while (server->cache_used + bytes > server->cache_size) {
+        struct model *model, *oldest = NULL;
+        TAILQ_FOREACH(model, &server->registry.models, link)
+        {
+            if (model->state == MODEL_CACHED && !model->pinned && (!oldest || model->idle_since < oldest->idle_since))
+                oldest = model;
+        }
+        if (!oldest)
+            return false; /* the rest is to be kept, or on its way there, or back */
+        residency_forget(server, oldest);
+    }
+    return true;
+}
+
+/* --- making room --- */
+
+static bool evict(struct server *server, struct model *model, struct load *load)
+{
+    uint64_t bytes = model->plan->arena_bytes;
+    const bool lost = model->state == MODEL_FAILED;
+    bool save = !lost && strcmp(model->device->kind, "host") != 0 && cache_make_room(server, bytes);
+    if (!unload_begin(server, model, NULL, load, save))
+        return false;
+    if (save)
+        server->cache_used += bytes;
+    log_client(LOG_LEVEL_INFO, "model=%s id=%" PRIu64 " evicted", model->name, model->id);
+    registry_release(model); /* its bytes are promised to the load */
+    if (lost)
+        registry_discharge(model); /* so are these */
+    events_emit(server->events, "evicted", model, NULL);
+    return true;
+}
+
+int residency_reserve(struct server *server, struct load *load, struct model *model, unsigned *ret_victims,
+                      struct residency_shortage *ret_shortage)
+{
+    struct model **victims;
+    size_t n;
+    uint64_t bytes = model->plan->arena_bytes;
+    int r = residency_choose(server, model->device, bytes, &victims, &n, ret_shortage);
+    if (r < 0)
+        return r;
+    for (size_t i = 0; i < n && r == 0; i++) {
+        if (evict(server, victims[i], load))
+            (*ret_victims)++;
+        else
+            r = -ENOMEM;
+    }
+    free(victims);
+    uint64_t available;
+    if (r == 0)
+        r = registry_reserve(model, bytes, &available);
+    if (r == 0 && model->device->free != UINT64_MAX)
+        model->device->free -= bytes < model->device->free ? bytes : model->device->free;
+    return r;
+}
+
+int residency_charge(struct server *server, struct model *model, uint64_t bytes, uint64_t *ret_available)
+{
+    struct device *host = server_host(server);
+    if (registry_charge(model, host, bytes, ret_available) == 0)
+        return 0;
+    const uint64_t needed = bytes_lacking(host, registry_due(model, bytes));
+    const uint64_t departing = residency_departing(server, host);
+    struct model **victims = NULL;
+    size_t n = 0;
+    int r = 0;
+    if (needed > departing)
+        r = choose_victims(server, host, needed - departing, &victims, &n);
+    for (size_t i = 0; i < n && r == 0; i++)
+        r = evict(server, victims[i], NULL) ? 0 : -ENOMEM;
+    free(victims);
+    if (r == 0)
+        registry_charge_beyond(model, host, bytes);
+    return r;
+}
+
+/* --- time to live --- */
+
+static uint64_t time_to_live_ends(const struct model *model)
+{
+    uint64_t ttl = (uint64_t)model->ttl;
+    return ttl > UINT64_MAX / 2000000000u ? UINT64_MAX : model->idle_since + ttl * 1000000000u;
+}
+
+static bool time_to_live_runs(const struct model *model)
+{
+    return model->ttl >= 0 && model_idle(model) &&
+           (model->state == MODEL_RESIDENT || model->state == MODEL_FAILED || model->state == MODEL_CACHED);
+}
+
+/* Unloads what has been idle for long enough, and sets the timer for what will have been next. */
+static void reap(uv_timer_t *timer)
+{
+    struct server *server = timer->data;
+    if (server->stopping)
+        return;
+    uint64_t now = uv_hrtime(), next = UINT64_MAX;
+    struct model *next_model;
+    for (struct model *model = TAILQ_FIRST(&server->registry.models); model; model = next_model) {
+        next_model = TAILQ_NEXT(model, link);
+        if (!time_to_live_runs(model))
+            continue;
+        uint64_t ends = time_to_live_ends(model);
+        if (ends > now)
+            next = ends < next ? ends : next;
+        else if (model->state == MODEL_CACHED)
+            residency_forget(server, model);
+        else if (unload_begin(server, model, NULL, NULL, false))
+            log_client(LOG_LEVEL_INFO, "model=%s id=%" PRIu64 " was idle for %" PRId64 " s", model->name, model->id,
+                       model->ttl);
+    }
+    if (next < UINT64_MAX)
+        uv_timer_start(timer, reap, (next - now) / 1000000 + 1, 0);
+}
+
+void residency_idle(struct server *server, struct model *model)
+{
+    if (model->state == MODEL_DRAINING && !model_in_use(model)) {
+        residency_unload(server, model, NULL);
+        return;
+    }
+    /* Not now: whoever calls may be walking over the models. */
+    if (time_to_live_runs(model) && !server->stopping)
+        uv_timer_start(&server->reaper, reap, 0, 0);
+}

@@ -1,0 +1,64 @@
+/* Which models stay in memory: makes room for those that come, lets go of those that nobody wants any more, and keeps a
+ * copy in host memory of what a GPU has no room for.
+ *
+ * Memory with a live lease is never freed, nor is a model that the daemon itself reads.
+ *
+ * Of a model whose device is lost there is left what the host keeps, its header and the like. It stays to be seen for
+ * as long as an idle one would, or until its name is wanted. Loop thread only. */
+#pragma once
+
+#include "daemon/model/model.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct call;
+struct load;
+struct server;
+
+/* What could have been had. */
+struct residency_shortage {
+    uint64_t available; /* bytes free in the budget */
+    uint64_t evictable; /* and those of models that may be evicted */
+};
+
+/* Which models would have to go so that `bytes` fit on the device. Returns 0 and an array of *ret_n models, which the
+ * caller frees; -EAGAIN if memory is on its way back already and that, with all that may go, suffices; -ENOSPC if not
+ * even that does; -ENOMEM. *ret_shortage is set in any case. */
+int residency_choose(const struct server *server, const struct device *device, uint64_t bytes, struct model ***ret,
+                     size_t *ret_n, struct residency_shortage *ret_shortage);
+
+/* Bytes of the device's memory that models have which may be evicted. */
+uint64_t residency_evictable(const struct server *server, const struct device *device);
+
+/* And of those that are on their way out already. */
+uint64_t residency_departing(const struct server *server, const struct device *device);
+
+/* Enters the model's bytes into the ledger, evicting others if need be; nothing is evicted unless that suffices. Each
+ * of the *ret_victims calls load_victim_gone(load) when its memory is free, also if it fails in the end. Returns 0;
+ * -EAGAIN: memory is on its way back, ask again when a model is gone; -ENOSPC; -ENOMEM. *ret_shortage is set in any
+ * case. */
+int residency_reserve(struct server *server, struct load *load, struct model *model, unsigned *ret_victims,
+                      struct residency_shortage *ret_shortage);
+
+/* registry_charge() for what the daemon keeps of a model in the host's memory, evicting others if need be. Their memory
+ * is not waited for, nor is what is on its way back: what is charged has been taken. Returns 0; -ENOSPC or -ENOMEM, and
+ * what was free. */
+int residency_charge(struct server *server, struct model *model, uint64_t bytes, uint64_t *ret_available);
+
+/* Something that kept the model in use has ended, or its pin or time to live changed: it is unloaded if it drains, or
+ * if its time is over. */
+void residency_idle(struct server *server, struct model *model);
+
+/* Frees a model's memory and takes it out of the registry; nobody uses it. `call`, unless NULL, is answered then. */
+void residency_unload(struct server *server, struct model *model, struct call *call);
+
+/* Grants no more leases; the memory goes when the last one does. Those who hold one are told. */
+void residency_drain(struct server *server, struct model *model);
+
+/* Frees the copy in host memory. Fine if there is none. */
+void residency_cache_drop(struct server *server, struct model *model);
+
+/* Takes a cached model out of the registry. */
+void residency_forget(struct server *server, struct model *model);

@@ -1,9 +1,0 @@
-/* The methods of the interface: finds the one that a call names, reads its parameters, and answers.
- *
- * Loop thread only. */
-#pragma once
-
-#include "daemon/conn.h"
-
-/* Answers a call, now or later. `context` is the server. */
-void methods_dispatch(struct call *call, void *context);

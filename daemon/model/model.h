@@ -1,0 +1,99 @@
+/* A model that the daemon knows: resident, on its way in, or on its way out.
+ *
+ * The registry owns it. All fields are the loop's; a worker reads the source, the header and the plan of a model whose
+ * load or verification it works for, which are immutable by then.
+ *
+ *     OPENING ─▶ ALLOCATING ─▶ FILLING ─▶ SEALING ─▶ RESIDENT ─▶ UNLOADING ─▶ (gone)
+ *        └───────────┴────────────┴──────────┴─ failed or cancelled ─▶┘
+ *
+ *     RESIDENT ─▶ DRAINING ─▶ UNLOADING            no new leases; gone when the last one is
+ *     RESIDENT ─▶ SAVING ─▶ CACHED ─▶ ALLOCATING   evicted from a GPU to host memory, and back
+ *     UNLOADING ─▶ CACHED                          it did not come back: that load failed, or was cancelled
+ *     RESIDENT ─▶ FAILED ─▶ UNLOADING              its device is lost
+ *     FAILED ─▶ DRAINING                           and it is to go, but is leased
+ *
+ * From SAVING, if no copy could be made, and from CACHED it is gone without more. model_move() has this as a table.
+ */
+#pragma once
+
+#include "daemon/device/device.h"
+#include "daemon/gguf/gguf.h"
+#include "daemon/model/lease.h"
+#include "daemon/model/plan.h"
+#include "daemon/model/publication.h"
+#include "daemon/model/source.h"
+#include "proto/model_file.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/queue.h>
+#include <sys/types.h>
+
+enum model_state {
+    MODEL_OPENING,
+    MODEL_ALLOCATING,
+    MODEL_FILLING,
+    MODEL_SEALING,
+    MODEL_RESIDENT,
+    MODEL_DRAINING, /* to be unloaded when the last lease ends; no new ones */
+    MODEL_UNLOADING,
+    MODEL_FAILED, /* its device is lost */
+    MODEL_SAVING, /* on its way to host memory */
+    MODEL_CACHED, /* there */
+    MODEL_STATE_COUNT,
+};
+
+struct model {
+    TAILQ_ENTRY(model) link;
+    uint64_t id;
+    char name[MODEL_NAME_MAX + 1];
+    enum model_state state;
+    enum form form; /* as asked for: FORM_AUTO or a form */
+    struct device *device;
+    uid_t uid; /* who loaded it */
+    bool pinned;
+    int64_t ttl;  /* seconds of idleness after which it is unloaded; -1: never */
+    bool private; /* only that user sees it */
+
+    struct source *source;
+    struct gguf *header; /* NULL before it was read */
+    struct plan *plan;   /* NULL before it was made */
+
+    uint64_t reserved;   /* bytes of the device's ledger that are this model's */
+    struct arena *arena; /* NULL before it was taken */
+    struct device_export export;
+    struct publication published; /* made while it is filled */
+    uint64_t charged;             /* bytes of the host's ledger that are this model's, besides those of its memory */
+    struct device *charged_to;    /* NULL: none */
+    uint64_t kept;                /* bytes that its header and the like take */
+
+    struct lease_list leases;
+    size_t n_leases;
+    unsigned n_holds;    /* the daemon's own work that reads its memory: verifications */
+    uint64_t idle_since; /* uv_hrtime() when the last lease ended, or it became resident */
+    uint64_t overflows;
+    struct load *load; /* NULL once resident */
+    void *cache;       /* the arena's bytes, mapped from anonymous memory; NULL unless they are kept */
+};
+
+/* "opening", "allocating", ... Static. */
+const char *model_state_name(enum model_state state);
+
+/* A model may go from one state to the other, or stay in it. */
+bool model_may_move(enum model_state from, enum model_state to);
+
+/* To the next state, which has to be one that may follow, or the same again. The only one that sets it. */
+void model_move(struct model *model, enum model_state state);
+
+/* Its device is lost, and with it what it held: FAILED, or on its way out since. */
+bool model_lost(const struct model *model);
+
+/* Keeps the model from being unloaded while the daemon itself reads it. */
+void model_hold(struct model *model);
+void model_release(struct model *model);
+
+/* The user may know of the model: a private one is its user's alone, and known to those who rule (users.h). */
+bool model_visible(const struct model *model, uid_t uid);
+
+/* Somebody, or the daemon, uses the memory. */
+bool model_in_use(const struct model *model);

@@ -1,0 +1,222 @@
+#include "daemon/model/publication.h"
+
+#include "daemon/base/json_text.h"
+#include "proto/table.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+/* --- the binary table --- */
+
+static struct table_tensor table_tensor(const struct gguf_tensor *tensor, const struct placement *placement)
+{
+    struct table_tensor entry = {
+        .name = tensor->name,
+        .offset = placement->offset,
+        .bytes = placement->bytes,
+        .n_dims = tensor->n_dims,
+        .type = tensor->type->id,
+        .form = (uint32_t)placement->form,
+    };
+    for (uint32_t i = 0; i < tensor->n_dims; i++)
+        entry.shape[i] = tensor->ne[tensor->n_dims - 1 - i];
+    return entry;
+}
+
+/* For the caller to return. */
+static int call_failed(struct device_fault *fault, const char *call)
+{
+    const int error = errno;
+    return device_fault_set(fault, -error, call, error, strerror(error));
+}
+
+static int write_all(int fd, const uint8_t *data, size_t size, struct device_fault *ret_fault)
+{
+    while (size > 0) {
+        ssize_t n = write(fd, data, size);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return call_failed(ret_fault, "write");
+        data += n;
+        size -= (size_t)n;
+    }
+    return 0;
+}
+
+static int sealed_memfd(const char *name, const void *data, size_t size, int *ret, struct device_fault *ret_fault)
+{
+    int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (fd < 0)
+        return call_failed(ret_fault, "memfd_create");
+    int r = write_all(fd, data, size, ret_fault);
+    if (r == 0 && fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
+        r = call_failed(ret_fault, "fcntl");
+    if (r < 0) {
+        close(fd);
+        return r;
+    }
+    *ret = fd;
+    return 0;
+}
+
+static int make_table(const struct plan *plan, struct publication *publication, struct device_fault *ret_fault)
+{
+    size_t n = plan->model->n_tensors;
+    struct table_tensor *tensors = calloc(n ? n : 1, sizeof(*tensors));
+    if (!tensors)
+        return -ENOMEM;
+    for (size_t i = 0; i < n; i++)
+        tensors[i] = table_tensor(&plan->model->tensors[i], &plan->placements[i]);
+    void *table;
+    size_t size;
+    int r = table_build(tensors, n, plan->arena_bytes, &table, &size);
+    free(tensors);
+    if (r < 0)
+        return device_fault_set(ret_fault, r, "table_build", -r, strerror(-r));
+    r = sealed_memfd("rocmforge-table", table, size, &publication->table_fd, ret_fault);
+    free(table);
+    publication->bytes += size;
+    return r;
+}
+
+/* --- JSON --- */
+
+/* An array that grows by one element after the other, so that there is never a tree of all of them. */
+struct array {
+    FILE *out;
+    char *text;
+    size_t size;
+    size_t used;
+};
+
+static int array_begin(struct array *array)
+{
+    *array = (struct array){.used = 1};
+    array->out = open_memstream(&array->text, &array->size);
+    if (!array->out)
+        return -ENOMEM;
+    fputc('[', array->out);
+    return 0;
+}
+
+/* Takes over the element, or NULL for one that memory was short for. Returns 0; -ENOSPC if with it there would be more
+ * than `most` bytes; -ENOMEM. */
+static int array_add(struct array *array, cJSON *element, size_t most)
+{
+    char *text = element ? cJSON_PrintUnformatted(element) : NULL;
+    cJSON_Delete(element);
+    if (!text)
+        return -ENOMEM;
+    const size_t size = strlen(text) + 1;
+    const bool fits = size <= most - array->used;
+    if (fits) {
+        if (array->used > 1)
+            fputc(',', array->out);
+        fputs(text, array->out);
+        array->used += size;
+    }
+    cJSON_free(text);
+    return fits ? 0 : -ENOSPC;
+}
+
+/* Gives the text to the caller, who frees it. NULL if memory was short. */
+static char *array_end(struct array *array)
+{
+    fputc(']', array->out);
+    bool failed = ferror(array->out);
+    if (fclose(array->out) != 0 || failed) {
+        free(array->text);
+        return NULL;
+    }
+    return array->text;
+}
+
+static cJSON *describe_tensor(const struct gguf_tensor *tensor, const struct placement *placement)
+{
+    cJSON *object = cJSON_CreateObject();
+    cJSON_AddStringToObject(object, "name", tensor->name);
+    cJSON_AddStringToObject(object, "type", tensor->type->name);
+    cJSON_AddStringToObject(object, "form", form_name(placement->form));
+    cJSON *shape = cJSON_AddArrayToObject(object, "shape");
+    for (uint32_t i = tensor->n_dims; i-- > 0;)
+        cJSON_AddItemToArray(shape, cJSON_CreateNumber((double)tensor->ne[i]));
+    cJSON_AddNumberToObject(object, "offset", (double)placement->offset);
+    cJSON_AddNumberToObject(object, "size", (double)placement->bytes);
+    return object;
+}
+
+static int make_tensors(const struct plan *plan, struct publication *publication)
+{
+    struct array array;
+    if (array_begin(&array) < 0)
+        return -ENOMEM;
+    int r = 0;
+    for (size_t i = 0; i < plan->model->n_tensors && r == 0; i++)
+        r = array_add(&array, describe_tensor(&plan->model->tensors[i], &plan->placements[i]), SIZE_MAX);
+    publication->tensors = array_end(&array);
+    publication->bytes += array.used;
+    return r == 0 && publication->tensors ? 0 : -ENOMEM;
+}
+
+static cJSON *describe_entry(const struct gguf_kv *kv)
+{
+    char *key = strndup(kv->key.bytes, kv->key.size), *value = NULL;
+    cJSON *entry = NULL;
+    if (key && gguf_kv_json(kv, GGUF_TOLD_ELEMENTS, GGUF_TOLD_STRING, &value) == 0) {
+        entry = cJSON_CreateObject();
+        describe_text(entry, "key", key);
+        cJSON_AddStringToObject(entry, "type", gguf_value_type_name(kv->element_type));
+        if (kv->type == GGUF_ARRAY)
+            cJSON_AddNumberToObject(entry, "count", (double)kv->count);
+        else
+            cJSON_AddNullToObject(entry, "count");
+        cJSON_AddStringToObject(entry, "value", value);
+    }
+    free(key);
+    free(value);
+    return entry;
+}
+
+static int make_metadata(const struct plan *plan, struct publication *publication)
+{
+    struct array array;
+    if (array_begin(&array) < 0)
+        return -ENOMEM;
+    int r = 0;
+    for (size_t i = 0; i < plan->model->n_kv && r == 0; i++)
+        r = array_add(&array, describe_entry(&plan->model->kv[i]), PUBLICATION_METADATA_MAX);
+    publication->metadata = array_end(&array);
+    publication->bytes += array.used;
+    return r != -ENOMEM && publication->metadata ? 0 : -ENOMEM;
+}
+
+int publication_make(const struct plan *plan, struct publication *ret, struct device_fault *ret_fault)
+{
+    struct publication publication = PUBLICATION_NONE;
+    int r = make_table(plan, &publication, ret_fault);
+    if (r == 0)
+        r = make_tensors(plan, &publication);
+    if (r == 0)
+        r = make_metadata(plan, &publication);
+    if (r < 0) {
+        publication_clear(&publication);
+        return r;
+    }
+    *ret = publication;
+    return 0;
+}
+
+void publication_clear(struct publication *publication)
+{
+    if (publication->table_fd >= 0)
+        close(publication->table_fd);
+    free(publication->tensors);
+    free(publication->metadata);
+    *publication = PUBLICATION_NONE;
+}

@@ -1,0 +1,67 @@
+/* The models that the daemon knows, by name and by identity; and the ledger of each device's memory.
+ *
+ * Loop thread only. */
+#pragma once
+
+#include "daemon/memory/choice.h"
+#include "daemon/model/model.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/queue.h>
+
+TAILQ_HEAD(model_list, model);
+
+struct registry {
+    struct model_list models; /* oldest first */
+    size_t n_models;
+    size_t n_leases;
+    uint64_t next_model;
+    uint64_t next_lease;
+    void (*lease_ended)(struct registry *registry, struct model *model); /* NULL: nobody asks */
+};
+
+void registry_init(struct registry *registry);
+
+/* NULL if there is none. */
+struct model *registry_find(const struct registry *registry, const char *name);
+
+/* The model made of these files, in this form, on one of these devices; NULL if there is none. owner: NULL, or the user
+ * whose private models alone count. One that drains, or whose device is lost, does not count. */
+struct model *registry_find_source(const struct registry *registry, const struct source *source, enum form form,
+                                   const struct choice *among, const uid_t *owner);
+
+/* Adds a model, which the registry then owns, with an id of its own. Its name is not taken. */
+void registry_add(struct registry *registry, struct model *model);
+
+/* Takes a model out and frees what it holds in this process: file, header, plan, table. It has no arena, no lease and
+ * no load any more, and its reservation was given back. */
+void registry_remove(struct registry *registry, struct model *model);
+
+/* Enters `bytes` into the device's ledger for this model. Returns 0, or -ENOMEM and what could have been had. */
+int registry_reserve(struct model *model, uint64_t bytes, uint64_t *ret_available);
+
+/* Takes the model's bytes out of the ledger. */
+void registry_release(struct model *model);
+
+/* What a model may take of the daemon's own memory for its header and the like before it is charged for it. */
+#define REGISTRY_KEPT_FREE ((uint64_t)1 << 20)
+
+/* Adds to what the daemon itself keeps of a model, and enters what goes beyond REGISTRY_KEPT_FREE into the ledger of
+ * the host's memory, until the model is removed: a small file may have a large header. Returns 0, or -ENOMEM and what
+ * could have been had. */
+int registry_charge(struct model *model, struct device *host, uint64_t bytes, uint64_t *ret_available);
+
+/* How much that would enter, and entering it whether the ledger has room or not. */
+uint64_t registry_due(const struct model *model, uint64_t bytes);
+void registry_charge_beyond(struct model *model, struct device *host, uint64_t bytes);
+
+/* Takes what it was charged out of the ledger: the model goes, and nothing is charged to it any more. */
+void registry_discharge(struct model *model);
+
+/* Bytes that a load could get now, by the ledger. */
+uint64_t device_available(const struct device *device);
+
+/* Grants a lease on a resident model. NULL if memory is short. */
+struct lease *registry_lease(struct registry *registry, struct model *model, struct conn *conn);

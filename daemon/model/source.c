@@ -1,0 +1,232 @@
+#include "daemon/model/source.h"
+
+#include "proto/frame.h"
+#include "proto/model_file.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+_Static_assert(SOURCE_FILES_MAX == FRAME_FDS_MAX, "descriptors of a message, and paths of a split model");
+
+/* What one pread() asks for at most; the kernel's own bound is 2 GiB less a page. */
+#define READ_MAX (64u << 20)
+
+static int64_t nanoseconds(struct timespec time)
+{
+    return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
+}
+
+static bool identity_equal(const struct identity *a, const struct identity *b)
+{
+    return a->dev == b->dev && a->ino == b->ino && a->size == b->size && a->mtime_ns == b->mtime_ns;
+}
+
+bool source_equal(const struct source *a, const struct source *b)
+{
+    if (a->n_files != b->n_files)
+        return false;
+    for (size_t i = 0; i < a->n_files; i++)
+        if (!identity_equal(&a->files[i].identity, &b->files[i].identity))
+            return false;
+    return true;
+}
+
+static int identity_read(int fd, struct identity *ret, mode_t *ret_mode, struct device_fault *ret_fault)
+{
+    struct stat st;
+    if (fstat(fd, &st) < 0)
+        return device_fault_set(ret_fault, -errno, "fstat", errno, strerror(errno));
+    *ret = (struct identity){
+        .dev = st.st_dev,
+        .ino = st.st_ino,
+        .size = (uint64_t)st.st_size,
+        .mtime_ns = nanoseconds(st.st_mtim),
+        .ctime_ns = nanoseconds(st.st_ctim),
+    };
+    *ret_mode = st.st_mode;
+    return 0;
+}
+
+/* The name that the kernel knows the open file by, or NULL. */
+static char *path_of_fd(int fd)
+{
+    char link[64], path[PATH_MAX];
+    snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+    ssize_t n = readlink(link, path, sizeof(path) - 1);
+    if (n <= 0 || path[0] != '/')
+        return NULL;
+    path[n] = '\0';
+    return strdup(path);
+}
+
+static int file_check(struct source_file *file, bool *ret_readable_by_all, struct device_fault *ret_fault)
+{
+    mode_t mode = 0;
+    int r = identity_read(file->fd, &file->identity, &mode, ret_fault);
+    if (r < 0)
+        return r;
+    if (!S_ISREG(mode))
+        return device_fault_set(ret_fault, -EINVAL, "open", EINVAL, "not a regular file");
+    int flags = fcntl(file->fd, F_GETFL);
+    if (flags < 0 || (flags & O_ACCMODE) == O_WRONLY || (flags & O_PATH))
+        return device_fault_set(ret_fault, -EBADF, "open", EBADF, "not open for reading");
+    *ret_readable_by_all = mode & S_IROTH;
+    return 0;
+}
+
+int source_open_fds(const int *fds, size_t n, struct source **ret, struct device_fault *ret_fault)
+{
+    struct source *source = calloc(1, sizeof(*source) + n * sizeof(source->files[0]));
+    if (!source) {
+        for (size_t i = 0; i < n; i++)
+            close(fds[i]);
+        return device_fault_set(ret_fault, -ENOMEM, "calloc", ENOMEM, strerror(ENOMEM));
+    }
+    source->n_files = n;
+    source->readable_by_all = true;
+    for (size_t i = 0; i < n; i++)
+        source->files[i].fd = fds[i];
+    for (size_t i = 0; i < n; i++) {
+        bool readable = false;
+        int r = file_check(&source->files[i], &readable, ret_fault);
+        if (r == 0 && __builtin_add_overflow(source->size, source->files[i].identity.size, &source->size))
+            r = device_fault_set(ret_fault, -EOVERFLOW, "fstat", EOVERFLOW, "the files are too large");
+        if (r < 0) {
+            source_free(source);
+            return r;
+        }
+        source->readable_by_all = source->readable_by_all && readable;
+    }
+    source->path = path_of_fd(source->files[0].fd);
+    *ret = source;
+    return 0;
+}
+
+/* The path still leads to the open file. It does not to one that has no name any more, or never had: such a file is
+ * open here because somebody passed its descriptor, and is nobody else's to be found through /proc. */
+static bool leads_to(const char *path, int fd)
+{
+    struct stat named, opened;
+    return stat(path, &named) == 0 && fstat(fd, &opened) == 0 && opened.st_nlink > 0 && named.st_dev == opened.st_dev &&
+           named.st_ino == opened.st_ino;
+}
+
+/* Everyone may pass through all folders above the open file, as the kernel knows it: without links. */
+static bool reachable_by_all(int fd)
+{
+    char *path = path_of_fd(fd);
+    bool reachable = path && leads_to(path, fd);
+    for (char *slash = path ? strrchr(path, '/') : NULL; slash && reachable; slash = strrchr(path, '/')) {
+        struct stat st;
+        *slash = '\0';
+        reachable = stat(slash == path ? "/" : path, &st) == 0 && (st.st_mode & S_IXOTH);
+    }
+    free(path);
+    return reachable;
+}
+
+/* Opens a file once it is known to be a regular one: opening a device can do things. Returns 0 or an errno. */
+static int open_regular(const char *path, int *ret)
+{
+    int place = open(path, O_PATH | O_CLOEXEC);
+    if (place < 0)
+        return errno;
+    struct stat st;
+    char link[64];
+    snprintf(link, sizeof(link), "/proc/self/fd/%d", place);
+    int fd = -1, error = 0;
+    if (fstat(place, &st) < 0)
+        error = errno;
+    else if (!S_ISREG(st.st_mode))
+        error = EINVAL;
+    else if ((fd = open(link, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK)) < 0)
+        error =
+            errno; /* EWOULDBLOCK: somebody holds a lease, for which open() would wait the better part of a minute */
+    close(place);
+    *ret = fd;
+    return error;
+}
+
+int source_open_path(const char *path, struct source **ret, struct device_fault *ret_fault)
+{
+    int fds[SOURCE_FILES_MAX];
+    unsigned n = shard_count(path);
+    assert(n >= 1 && n <= SOURCE_FILES_MAX);
+    for (unsigned i = 0; i < n; i++) {
+        char shard[PATH_MAX];
+        int error = -shard_path(path, i, n, shard, sizeof(shard));
+        if (error == 0)
+            error = open_regular(shard, &fds[i]);
+        if (error) {
+            while (i > 0)
+                close(fds[--i]);
+            return device_fault_set(ret_fault, -error, "open", error,
+                                    error == EINVAL ? "not a regular file" : strerror(error));
+        }
+    }
+    int r = source_open_fds(fds, n, ret, ret_fault);
+    for (unsigned i = 0; i < n && r == 0; i++)
+        (*ret)->readable_by_all = (*ret)->readable_by_all && reachable_by_all((*ret)->files[i].fd);
+    return r;
+}
+
+void source_free(struct source *source)
+{
+    if (!source)
+        return;
+    for (size_t i = 0; i < source->n_files; i++)
+        close(source->files[i].fd);
+    free(source->path);
+    free(source);
+}
+
+int source_read(const struct source *source, size_t file, uint64_t offset, void *dst, size_t size,
+                struct device_fault *ret_fault)
+{
+    uint8_t *at = dst;
+    while (size > 0) {
+        ssize_t n = pread(source->files[file].fd, at, size < READ_MAX ? size : READ_MAX, (off_t)offset);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return device_fault_set(ret_fault, -errno, "pread", errno, strerror(errno));
+        if (n == 0)
+            return device_fault_set(ret_fault, -ESTALE, "pread", 0, "the file is shorter than it was");
+        at += n;
+        offset += (uint64_t)n;
+        size -= (size_t)n;
+    }
+    return 0;
+}
+
+static int check_files(const struct source *source, bool untouched, struct device_fault *ret_fault)
+{
+    for (size_t i = 0; i < source->n_files; i++) {
+        const struct identity *then = &source->files[i].identity;
+        struct identity now = {0};
+        mode_t mode;
+        int r = identity_read(source->files[i].fd, &now, &mode, ret_fault);
+        if (r < 0)
+            return r;
+        if (!identity_equal(&now, then) || (untouched && now.ctime_ns != then->ctime_ns))
+            return device_fault_set(ret_fault, -ESTALE, "fstat", 0, "the file's size or times changed");
+    }
+    return 0;
+}
+
+int source_check(const struct source *source, struct device_fault *ret_fault)
+{
+    return check_files(source, false, ret_fault);
+}
+
+int source_check_untouched(const struct source *source, struct device_fault *ret_fault)
+{
+    return check_files(source, true, ret_fault);
+}

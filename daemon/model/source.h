@@ -1,0 +1,66 @@
+/* The open file of a model, or files of a split one: what it is called, which files they are, and their bytes.
+ *
+ * The daemon keeps them open while the model is resident, so that Verify can read them again. Never mapped: a file that
+ * is cut short meanwhile would be a SIGBUS.
+ *
+ * Blocking; meant for a worker thread. Reading is safe from several threads at once. */
+#pragma once
+
+#include "daemon/device/device.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/* Files that one model may be split into: as many descriptors as a message can carry. */
+#define SOURCE_FILES_MAX 253u
+
+/* Which file this is, and in which state: two opens of the same unchanged file give the same identity, by any path. */
+struct identity {
+    uint64_t dev;
+    uint64_t ino;
+    uint64_t size;
+    int64_t mtime_ns;
+    int64_t ctime_ns;
+};
+
+struct source_file {
+    int fd;
+    struct identity identity;
+};
+
+struct source {
+    char *path;           /* of the first file, for people; NULL where it has none */
+    uint64_t size;        /* of all files */
+    bool readable_by_all; /* everyone may read them; opened by path: and get there */
+    size_t n_files;       /* 1 but for split models */
+    struct source_file files[];
+};
+
+/* The same files in the same order, with the same contents as far as sizes and times of modification tell. */
+bool source_equal(const struct source *a, const struct source *b);
+
+/* Takes over the descriptors, also when it fails. n is 1 to SOURCE_FILES_MAX. -EINVAL: not a regular file; -EBADF: not
+ * open for reading; or an errno of the call that the fault names. */
+int source_open_fds(const int *fds, size_t n, struct source **ret, struct device_fault *ret_fault);
+
+/* Opens an absolute path; if its name is that of the first file of a split model ("-00001-of-00003.gguf"), the others
+ * as well. As above, and the errno of open(). */
+int source_open_path(const char *path, struct source **ret, struct device_fault *ret_fault);
+
+/* NULL is fine. */
+void source_free(struct source *source);
+
+/* Reads exactly `size` bytes of a file. -ESTALE if it has fewer by now; or the errno of pread(). */
+int source_read(const struct source *source, size_t file, uint64_t offset, void *dst, size_t size,
+                struct device_fault *ret_fault);
+
+/* 0 if all files still have the size and the time of modification that they had when they were opened, -ESTALE if not,
+ * or an errno of fstat(). */
+int source_check(const struct source *source, struct device_fault *ret_fault);
+
+/* As source_check(), and nothing touched them meanwhile: the time of modification can be set back, that of the inode's
+ * last change cannot. Moving or linking a file touches it as well. A change through a mapping of a file in a tmpfs
+ * moves no time at all; only Verify finds it. */
+int source_check_untouched(const struct source *source, struct device_fault *ret_fault);

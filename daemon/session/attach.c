@@ -1,0 +1,75 @@
+#include "daemon/session/attach.h"
+
+#include "daemon/session/describe.h"
+#include "daemon/base/log.h"
+#include "daemon/server.h"
+#include "daemon/base/users.h"
+#include "proto/base64.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+/* Adds what names the memory: a descriptor beside the reply, or a handle. Returns how many descriptors there are. */
+static size_t add_export(cJSON *reply, const struct device_export *export, int *fds)
+{
+    size_t n = 0;
+    if (export->fd >= 0) {
+        cJSON_AddNumberToObject(reply, "fd", (double)n);
+        fds[n++] = export->fd;
+    } else
+        cJSON_AddNullToObject(reply, "fd");
+    if (export->handle_size > 0) {
+        char handle[BASE64_SIZE(sizeof(export->handle))];
+        base64_encode(handle, export->handle, export->handle_size);
+        cJSON_AddStringToObject(reply, "handle", handle);
+    } else
+        cJSON_AddNullToObject(reply, "handle");
+    return n;
+}
+
+void attach_grant(struct server *server, struct model *model, struct call *call)
+{
+    uint64_t limit;
+    if (call->oneway) { /* nobody would learn of the lease */
+        call_reply(call, NULL, NULL, 0);
+        return;
+    }
+    if (model_lost(model)) {
+        call_fail(call, WIRE_DeviceError, describe_device_lost(model->device, "attach"));
+        return;
+    }
+    if (model->state != MODEL_RESIDENT) {
+        call_fail(call, WIRE_ModelBusy, describe_busy(model));
+        return;
+    }
+    if (!user_may(server, conn_uid(call->conn), LIMIT_LEASES, 1, &limit)) {
+        call_fail(call, WIRE_LimitExceeded, describe_limit(user_limit_name(LIMIT_LEASES), limit));
+        return;
+    }
+    bool binary = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(call->parameters, "table"));
+    if (!binary && !user_may_be_told(server, call, strlen(model->published.tensors)))
+        return;
+    struct lease *lease = registry_lease(&server->registry, model, call->conn);
+    if (!lease) {
+        call_fail(call, WIRE_LimitExceeded, describe_limit("memory", 0));
+        return;
+    }
+    cJSON *reply = cJSON_CreateObject();
+    cJSON_AddNumberToObject(reply, "lease", (double)lease->id);
+    cJSON_AddItemToObject(reply, "model", describe_model(model));
+    cJSON_AddItemToObject(reply, "device", describe_device(model->device));
+    int fds[2];
+    size_t n_fds = add_export(reply, &model->export, fds);
+    if (binary) {
+        cJSON_AddNumberToObject(reply, "table", (double)n_fds);
+        cJSON_AddNullToObject(reply, "tensors");
+        fds[n_fds++] = model->published.table_fd;
+    } else {
+        cJSON_AddNullToObject(reply, "table");
+        cJSON_AddRawToObject(reply, "tensors", model->published.tensors);
+    }
+    log_debug("conn=%" PRIu64 " model=%s lease=%" PRIu64 " granted", conn_id(call->conn), model->name, lease->id);
+    events_emit(server->events, "attached", model, NULL);
+    if (!call_reply(call, reply, fds, n_fds))
+        lease_end(lease); /* nobody knows its number */
+}

@@ -1,0 +1,216 @@
+#include "daemon/session/describe.h"
+
+#include "daemon/wire/conn.h"
+#include "daemon/base/json_text.h"
+#include "daemon/model/registry.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <uv.h>
+
+static void add_integer(cJSON *object, const char *key, uint64_t value)
+{
+    cJSON_AddNumberToObject(object, key, (double)value);
+}
+
+static double seconds_since(uint64_t then)
+{
+    return (double)((uv_hrtime() - then) / 1000000) / 1e3;
+}
+
+cJSON *describe_model(const struct model *model)
+{
+    cJSON *object = cJSON_CreateObject();
+    cJSON_AddStringToObject(object, "name", model->name);
+    add_integer(object, "id", model->id);
+    describe_text(object, "path", model->source->path);
+    cJSON_AddStringToObject(object, "form", plan_form_name(model->form));
+    cJSON_AddStringToObject(object, "device", model->device->id);
+    cJSON_AddStringToObject(object, "state", model_state_name(model->state));
+    add_integer(object, "bytes", model->plan ? model->plan->arena_bytes : 0);
+    add_integer(object, "size", model->source->size);
+    add_integer(object, "tensors", model->header ? model->header->n_tensors : 0);
+    add_integer(object, "leases", model->n_leases);
+    cJSON_AddBoolToObject(object, "pinned", model->pinned);
+    if (model->ttl >= 0)
+        add_integer(object, "ttl", (uint64_t)model->ttl);
+    else
+        cJSON_AddNullToObject(object, "ttl");
+    if (model->state == MODEL_RESIDENT && model->n_leases == 0)
+        cJSON_AddNumberToObject(object, "idle", seconds_since(model->idle_since));
+    else
+        cJSON_AddNullToObject(object, "idle");
+    add_integer(object, "uid", model->uid);
+    cJSON_AddBoolToObject(object, "private", model->private);
+    add_integer(object, "overflows", model->overflows);
+    return object;
+}
+
+cJSON *describe_device(const struct device *device)
+{
+    cJSON *object = cJSON_CreateObject();
+    cJSON_AddStringToObject(object, "id", device->id);
+    cJSON_AddStringToObject(object, "kind", device->kind);
+    describe_text(object, "name", device->name);
+    describe_text(object, "uuid", device->uuid[0] ? device->uuid : NULL);
+    describe_text(object, "pci", device->pci[0] ? device->pci : NULL);
+    add_integer(object, "total", device->total);
+    add_integer(object, "budget", device->budget);
+    add_integer(object, "used", device->used);
+    add_integer(object, "available", device_available(device));
+    cJSON_AddStringToObject(object, "export", export_kind_name(device->export_kind));
+    cJSON_AddStringToObject(object, "state", device->failed ? "failed" : "ready");
+    if (device->link > 0)
+        add_integer(object, "link", device->link);
+    else
+        cJSON_AddNullToObject(object, "link");
+    describe_text(object, "noKernels", device->no_kernels[0] ? device->no_kernels : NULL);
+    return object;
+}
+
+static cJSON *describe_lease(const struct lease *lease)
+{
+    cJSON *object = cJSON_CreateObject();
+    add_integer(object, "lease", lease->id);
+    cJSON_AddStringToObject(object, "model", lease->model->name);
+    add_integer(object, "pid", (uint64_t)conn_pid(lease->conn));
+    add_integer(object, "uid", conn_uid(lease->conn));
+    cJSON_AddNumberToObject(object, "age", seconds_since(lease->since));
+    return object;
+}
+
+cJSON *describe_leases(const struct model *model)
+{
+    cJSON *array = cJSON_CreateArray();
+    const struct lease *lease;
+    LIST_FOREACH(lease, &model->leases, of_model)
+    {
+        cJSON_AddItemToArray(array, describe_lease(lease));
+    }
+    return array;
+}
+
+cJSON *describe_progress(const char *state, uint64_t done, uint64_t total, uint64_t elapsed_ns)
+{
+    cJSON *object = cJSON_CreateObject();
+    cJSON_AddStringToObject(object, "state", state);
+    add_integer(object, "done", done);
+    add_integer(object, "total", total);
+    double rate = elapsed_ns > 0 ? (double)done * 1e9 / (double)elapsed_ns : 0;
+    add_integer(object, "rate", (uint64_t)rate);
+    if (rate > 0 && total >= done)
+        cJSON_AddNumberToObject(object, "left", (double)(uint64_t)((double)(total - done) / rate * 1e3) / 1e3);
+    else
+        cJSON_AddNullToObject(object, "left");
+    return object;
+}
+
+cJSON *describe_loading(const struct model *model, const struct load *load)
+{
+    struct load_progress progress;
+    load_progress(load, &progress);
+    cJSON *reply = cJSON_CreateObject();
+    cJSON_AddItemToObject(reply, "model", describe_model(model));
+    cJSON_AddItemToObject(
+        reply, "progress",
+        describe_progress(model_state_name(model->state), progress.done, progress.total, progress.elapsed_ns));
+    return reply;
+}
+
+cJSON *describe_loaded(const struct model *model, const struct load_phases *phases)
+{
+    cJSON *reply = cJSON_CreateObject();
+    cJSON_AddItemToObject(reply, "model", describe_model(model));
+    if (!phases)
+        return reply;
+    cJSON *object = cJSON_AddObjectToObject(reply, "phases");
+    add_integer(object, "total", phases->total_ns / 1000);
+    add_integer(object, "parse", phases->parse_ns / 1000);
+    add_integer(object, "allocate", phases->allocate_ns / 1000);
+    add_integer(object, "read", phases->read_ns / 1000);
+    add_integer(object, "dequantise", phases->decode_ns / 1000);
+    add_integer(object, "copy", phases->copy_ns / 1000);
+    add_integer(object, "kernel", phases->kernel_ns / 1000);
+    if (model->device->link > 0)
+        add_integer(object, "link", model->device->link);
+    else
+        cJSON_AddNullToObject(object, "link");
+    return reply;
+}
+
+static cJSON *object_with(const char *key, const char *text)
+{
+    cJSON *object = cJSON_CreateObject();
+    describe_text(object, key, text);
+    return object;
+}
+
+cJSON *describe_limit(const char *limit, uint64_t value)
+{
+    cJSON *object = object_with("limit", limit);
+    add_integer(object, "value", value);
+    return object;
+}
+
+cJSON *describe_descriptors(void)
+{
+    struct rlimit limit = {0};
+    (void)getrlimit(RLIMIT_NOFILE, &limit);
+    return describe_limit("descriptors", limit.rlim_cur);
+}
+
+cJSON *describe_name(const char *name)
+{
+    return object_with("name", name);
+}
+
+cJSON *describe_reason(const char *reason)
+{
+    return object_with("reason", reason);
+}
+
+cJSON *describe_device_name(const char *device)
+{
+    return object_with("device", device);
+}
+
+cJSON *describe_device_lost(const struct device *device, const char *call)
+{
+    char text[sizeof(device->id) + 16];
+    snprintf(text, sizeof(text), "%s was lost", device->id);
+    cJSON *object = object_with("call", call);
+    add_integer(object, "code", 0);
+    cJSON_AddStringToObject(object, "text", text);
+    return object;
+}
+
+cJSON *describe_busy(const struct model *model)
+{
+    cJSON *object = object_with("name", model->name);
+    cJSON_AddStringToObject(object, "state", model_state_name(model->state));
+    cJSON_AddItemToObject(object, "leases", describe_leases(model));
+    return object;
+}
+
+cJSON *describe_unsupported(const struct gguf_tensor *tensor)
+{
+    cJSON *object = object_with("tensor", tensor->name);
+    cJSON_AddStringToObject(object, "type", tensor->type->name);
+    return object;
+}
+
+cJSON *describe_out_of_memory(const struct device *device, uint64_t needed, uint64_t available, uint64_t evictable)
+{
+    cJSON *object = object_with("device", device->id);
+    add_integer(object, "needed", needed);
+    add_integer(object, "available", available);
+    add_integer(object, "evictable", evictable);
+    return object;
+}
+
+cJSON *describe_state(const char *state)
+{
+    return object_with("state", state);
+}

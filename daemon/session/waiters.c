@@ -1,0 +1,99 @@
+#include "daemon/session/waiters.h"
+
+#include "daemon/session/describe.h"
+
+#include <stdlib.h>
+
+struct waiter {
+    struct call *call;
+    struct waiters *waiters;
+    enum waiter_kind kind;
+    TAILQ_ENTRY(waiter) link;
+};
+
+void waiters_init(struct waiters *waiters, void (*deserted)(struct waiters *waiters))
+{
+    TAILQ_INIT(&waiters->list);
+    waiters->deserted = deserted;
+}
+
+bool waiters_empty(const struct waiters *waiters)
+{
+    return TAILQ_EMPTY(&waiters->list);
+}
+
+static struct call *waiter_free(struct waiter *waiter)
+{
+    struct call *call = waiter->call;
+    TAILQ_REMOVE(&waiter->waiters->list, waiter, link);
+    free(waiter);
+    call->abandoned = NULL;
+    return call;
+}
+
+static void waiter_abandoned(struct call *call)
+{
+    struct waiter *waiter = call->context;
+    struct waiters *waiters = waiter->waiters;
+    waiter_free(waiter);
+    if (waiters_empty(waiters))
+        waiters->deserted(waiters);
+}
+
+bool waiters_add(struct waiters *waiters, struct call *call, enum waiter_kind kind)
+{
+    struct waiter *waiter = calloc(1, sizeof(*waiter));
+    if (!waiter) {
+        call_fail(call, WIRE_LimitExceeded, describe_limit("memory", 0));
+        return false;
+    }
+    waiter->call = call;
+    waiter->waiters = waiters;
+    waiter->kind = kind;
+    call->context = waiter;
+    call->abandoned = waiter_abandoned;
+    TAILQ_INSERT_TAIL(&waiters->list, waiter, link);
+    return true;
+}
+
+struct call *waiters_take(struct waiters *waiters, enum waiter_kind kind)
+{
+    struct waiter *waiter;
+    TAILQ_FOREACH(waiter, &waiters->list, link)
+    {
+        if (waiter->kind == kind)
+            return waiter_free(waiter);
+    }
+    return NULL;
+}
+
+struct call *waiters_take_any(struct waiters *waiters, enum waiter_kind *ret_kind)
+{
+    struct waiter *waiter = TAILQ_FIRST(&waiters->list);
+    if (!waiter)
+        return NULL;
+    *ret_kind = waiter->kind;
+    return waiter_free(waiter);
+}
+
+void waiters_move(struct waiters *from, struct waiters *to)
+{
+    struct waiter *waiter;
+    while ((waiter = TAILQ_FIRST(&from->list))) {
+        TAILQ_REMOVE(&from->list, waiter, link);
+        waiter->waiters = to;
+        if (waiter->kind == WAIT_RESIDENT)
+            waiter->kind = WAIT_JOINED;
+        TAILQ_INSERT_TAIL(&to->list, waiter, link);
+    }
+}
+
+void waiters_tell(struct waiters *waiters, cJSON *(*describe)(void *context), void *context)
+{
+    struct waiter *waiter;
+    TAILQ_FOREACH(waiter, &waiters->list, link)
+    {
+        if (waiter->call->more && waiter->kind != WAIT_END)
+            (void)call_continue(waiter->call, describe(context));
+    }
+}

@@ -1,0 +1,44 @@
+/* The calls that wait for a load, and what each of them waits for.
+ *
+ * Loop thread only. */
+#pragma once
+
+#include "daemon/wire/conn.h"
+
+#include <stdbool.h>
+#include <sys/queue.h>
+
+enum waiter_kind {
+    WAIT_RESIDENT,  /* Load */
+    WAIT_JOINED,    /* Load, of what another call began */
+    WAIT_ALLOCATED, /* Load, with wait: false */
+    WAIT_ATTACH,    /* Attach: a lease, once it is resident */
+    WAIT_END,       /* Cancel: content with the load's end */
+};
+
+struct waiter;
+
+struct waiters {
+    TAILQ_HEAD(, waiter) list;
+    /* The last call was abandoned by its client. The owner may free the waiters then. */
+    void (*deserted)(struct waiters *waiters);
+};
+
+void waiters_init(struct waiters *waiters, void (*deserted)(struct waiters *waiters));
+
+bool waiters_empty(const struct waiters *waiters);
+
+/* Returns false, after the call was failed, if memory is short. */
+bool waiters_add(struct waiters *waiters, struct call *call, enum waiter_kind kind);
+
+/* Takes the first call of a kind out, for the caller to answer. NULL if there is none. */
+struct call *waiters_take(struct waiters *waiters, enum waiter_kind kind);
+
+/* Takes the first call out, whatever it waits for. NULL if there is none. */
+struct call *waiters_take_any(struct waiters *waiters, enum waiter_kind *ret_kind);
+
+/* Puts all calls behind those of another load, which they join. */
+void waiters_move(struct waiters *from, struct waiters *to);
+
+/* Sends a reply to each that takes several; `describe` makes it, anew for each. */
+void waiters_tell(struct waiters *waiters, cJSON *(*describe)(void *context), void *context);

@@ -1,0 +1,251 @@
+#include "daemon/wire/call.h"
+
+#include "daemon/wire/conn_state.h"
+#include "daemon/base/log.h"
+#include "daemon/model/model.h"
+#include "proto/frame.h"
+#include "proto/json_check.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+#include <unistd.h>
+
+bool call_begin(struct conn *conn, const char **ret_reason)
+{
+    size_t offset;
+    if (json_check(conn->frame.text, conn->frame.size, ret_reason, &offset) < 0)
+        return false;
+    conn->message = cJSON_ParseWithLength(conn->frame.text, conn->frame.size);
+    if (!conn->message) {
+        *ret_reason = "out of memory, or not JSON";
+        return false;
+    }
+    const cJSON *method = NULL, *parameters = NULL, *more = NULL, *oneway = NULL, *upgrade = NULL, *field;
+    cJSON_ArrayForEach (field, conn->message) {
+        if (strcmp(field->string, "method") == 0)
+            method = field;
+        else if (strcmp(field->string, "parameters") == 0)
+            parameters = field;
+        else if (strcmp(field->string, "more") == 0)
+            more = field;
+        else if (strcmp(field->string, "oneway") == 0)
+            oneway = field;
+        else if (strcmp(field->string, "upgrade") == 0)
+            upgrade = field;
+    }
+    if (!cJSON_IsString(method)) {
+        *ret_reason = "no method";
+        return false;
+    }
+    if (parameters && cJSON_IsNull(parameters))
+        parameters = NULL;
+    if ((parameters && !cJSON_IsObject(parameters)) || (more && !cJSON_IsBool(more)) ||
+        (oneway && !cJSON_IsBool(oneway)) || (upgrade && !cJSON_IsFalse(upgrade))) {
+        *ret_reason = "a field of the call has the wrong type";
+        return false;
+    }
+    conn->call = (struct call){
+        .conn = conn,
+        .method = method->valuestring,
+        .parameters = parameters ? parameters : conn->no_parameters,
+        .more = cJSON_IsTrue(more),
+        .oneway = cJSON_IsTrue(oneway),
+    };
+    if (conn->call.more && conn->call.oneway) {
+        *ret_reason = "a call cannot be both more and oneway";
+        return false;
+    }
+    conn->in_call = true;
+    return true;
+}
+
+void call_abandon(struct conn *conn)
+{
+    if (!conn->in_call)
+        return;
+    conn->in_call = false;
+    if (conn->call.abandoned)
+        conn->call.abandoned(&conn->call);
+}
+
+cJSON *call_error_message(enum wire_error error, cJSON *parameters)
+{
+    cJSON *message = cJSON_CreateObject();
+    cJSON_AddStringToObject(message, "error", wire_error_name(error));
+    cJSON_AddItemToObject(message, "parameters", parameters ? parameters : cJSON_CreateObject());
+    return message;
+}
+
+char *call_error_text(enum wire_error error, cJSON *parameters)
+{
+    cJSON *message = call_error_message(error, parameters);
+    char *text = cJSON_PrintUnformatted(message);
+    cJSON_Delete(message);
+    return text;
+}
+
+/* Several leases on one model make one name. */
+static bool names_have(const cJSON *names, const char *name)
+{
+    const cJSON *element;
+    cJSON_ArrayForEach (element, names) {
+        if (strcmp(element->valuestring, name) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* To be let go: somebody wants its memory, or the device is lost and with it the memory. */
+static bool lease_void(const struct lease *lease)
+{
+    return lease->model->state == MODEL_DRAINING || lease->model->state == MODEL_FAILED;
+}
+
+/* Adds the names of models that this client is asked to let go, and was not told of yet. */
+static void add_draining(struct conn *conn, cJSON *parameters)
+{
+    cJSON *names = NULL;
+    struct lease *lease;
+    LIST_FOREACH(lease, &conn->leases, of_conn)
+    {
+        if (lease->told || !lease_void(lease))
+            continue;
+        lease->told = true;
+        if (!names)
+            names = cJSON_AddArrayToObject(parameters, "draining");
+        if (!names_have(names, lease->model->name))
+            cJSON_AddItemToArray(names, cJSON_CreateString(lease->model->name));
+    }
+}
+
+static cJSON *reply_message(struct conn *conn, cJSON *parameters, bool continues)
+{
+    cJSON *message = cJSON_CreateObject();
+    if (!parameters)
+        parameters = cJSON_CreateObject();
+    add_draining(conn, parameters);
+    cJSON_AddItemToObject(message, "parameters", parameters);
+    if (continues)
+        cJSON_AddTrueToObject(message, "continues");
+    return message;
+}
+
+/* A call is over: its message goes, and the next one's turn comes. */
+static void call_end(struct call *call)
+{
+    struct conn *conn = call->conn;
+    conn->in_call = false;
+    uv_timer_stop(&conn->deadline);
+    cJSON_Delete(conn->message);
+    conn->message = NULL;
+    conn_next(conn);
+}
+
+bool call_reply(struct call *call, cJSON *parameters, const int *fds, size_t n_fds)
+{
+    struct conn *conn = call->conn;
+    assert(conn->in_call);
+    bool sent = !call->oneway;
+    if (call->oneway)
+        cJSON_Delete(parameters);
+    else
+        sent = conn_send(conn, reply_message(conn, parameters, false), fds, n_fds);
+    call_end(call);
+    return sent;
+}
+
+bool call_continue(struct call *call, cJSON *parameters)
+{
+    struct conn *conn = call->conn;
+    assert(conn->in_call && call->more);
+    if (frame_writer_pending(conn->writer) > CONN_QUEUE_HIGH) {
+        cJSON_Delete(parameters);
+        return false;
+    }
+    (void)conn_send(conn, reply_message(conn, parameters, true), NULL, 0);
+    return true;
+}
+
+bool call_continue_all(struct call *call, cJSON *parameters)
+{
+    struct conn *conn = call->conn;
+    assert(conn->in_call && call->more);
+    if (frame_writer_pending(conn->writer) > CONN_WATCH_MAX) {
+        cJSON_Delete(parameters);
+        if (conn->state == CONN_OPEN)
+            log_client(LOG_LEVEL_INFO, "conn=%" PRIu64 " pid=%d does not read what it watches; closing", conn->id,
+                       (int)conn->pid);
+        conn_break(conn);
+        return false;
+    }
+    (void)conn_send(conn, reply_message(conn, parameters, true), NULL, 0);
+    return conn->state == CONN_OPEN;
+}
+
+void call_fail(struct call *call, enum wire_error error, cJSON *parameters)
+{
+    struct conn *conn = call->conn;
+    assert(conn->in_call);
+    if (call->oneway)
+        cJSON_Delete(parameters);
+    else
+        (void)conn_send(conn, call_error_message(error, parameters), NULL, 0);
+    call_end(call);
+}
+
+void call_fail_parameter(struct call *call, const char *parameter)
+{
+    cJSON *parameters = cJSON_CreateObject();
+    cJSON_AddStringToObject(parameters, "parameter", parameter);
+    call_fail(call, WIRE_InvalidParameter, parameters);
+}
+
+void call_cut(struct conn *conn, enum wire_error error)
+{
+    if (!conn->in_call)
+        return;
+    if (conn->call.abandoned)
+        conn->call.abandoned(&conn->call);
+    call_fail(&conn->call, error, NULL);
+}
+
+static void deadline_passed(uv_timer_t *timer)
+{
+    call_cut(timer->data, WIRE_DeadlineExceeded);
+}
+
+void call_set_deadline(struct call *call, double seconds)
+{
+    if (seconds <= 0)
+        return;
+    double milliseconds = seconds * 1e3;
+    /* A century is as good as for ever, and fits. */
+    uint64_t timeout = milliseconds < 3e12 ? (uint64_t)milliseconds + 1 : 3000000000000u;
+    uv_timer_t *timer = &call->conn->deadline;
+    uv_update_time(timer->loop);
+    uv_timer_start(timer, deadline_passed, timeout, 0);
+}
+
+bool call_take_fds(struct call *call, const cJSON *indexes, int *fds, size_t *ret_n)
+{
+    size_t n = 0;
+    const cJSON *index;
+    cJSON_ArrayForEach (index, indexes) {
+        int fd = n < FRAME_FDS_MAX ? frame_message_take_fd(&call->conn->frame, (int64_t)index->valuedouble) : -EBADF;
+        if (fd < 0) {
+            while (n > 0)
+                close(fds[--n]);
+            call_fail_parameter(call, "fds");
+            return false;
+        }
+        fds[n++] = fd;
+    }
+    if (n == 0) {
+        call_fail_parameter(call, "fds");
+        return false;
+    }
+    *ret_n = n;
+    return true;
+}

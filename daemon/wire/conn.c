@@ -1,0 +1,421 @@
+#include "daemon/wire/conn.h"
+
+#include "daemon/wire/conn_state.h"
+#include "daemon/session/describe.h"
+#include "daemon/base/log.h"
+#include "daemon/base/users.h"
+#include "proto/frame.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+struct conns {
+    LIST_HEAD(, conn) list;
+    size_t count;
+    uint64_t next_id;
+    uv_loop_t *loop;
+    call_fn *dispatch;
+    conn_admit_fn *admit;
+    void *context;
+    void (*closed)(void *context);
+    void *closed_context;
+    bool closing;
+};
+
+#define BIT(state) (1u << (state))
+
+/* The states that may follow each. */
+static const unsigned transitions[] = {
+    [CONN_OPEN] = BIT(CONN_ENDING) | BIT(CONN_BROKEN) | BIT(CONN_CLOSED),
+    [CONN_ENDING] = BIT(CONN_BROKEN) | BIT(CONN_CLOSED),
+    [CONN_BROKEN] = BIT(CONN_CLOSED),
+    [CONN_CLOSED] = 0,
+};
+
+static void conn_poll(struct conn *conn);
+
+static void conn_move(struct conn *conn, enum conn_state state)
+{
+    assert(transitions[conn->state] & BIT(state));
+    conn->state = state;
+}
+
+int conns_new(uv_loop_t *loop, call_fn *dispatch, conn_admit_fn *admit, void *context, struct conns **ret)
+{
+    struct conns *conns = calloc(1, sizeof(*conns));
+    if (!conns)
+        return -ENOMEM;
+    conns->loop = loop;
+    conns->dispatch = dispatch;
+    conns->admit = admit;
+    conns->context = context;
+    conns->next_id = 1;
+    LIST_INIT(&conns->list);
+    *ret = conns;
+    return 0;
+}
+
+static void conns_check_closed(struct conns *conns)
+{
+    if (!conns->closing || conns->count > 0)
+        return;
+    void (*closed)(void *) = conns->closed;
+    void *context = conns->closed_context;
+    free(conns);
+    closed(context);
+}
+
+size_t conns_count(const struct conns *conns)
+{
+    return conns->count;
+}
+
+size_t conns_count_of(const struct conns *conns, uid_t uid)
+{
+    size_t n = 0;
+    const struct conn *conn;
+    LIST_FOREACH(conn, &conns->list, link)
+    {
+        n += conn->uid == uid;
+    }
+    return n;
+}
+
+uint64_t conns_queued_of(const struct conns *conns, uid_t uid)
+{
+    uint64_t n = 0;
+    const struct conn *conn;
+    LIST_FOREACH(conn, &conns->list, link)
+    {
+        n += conn->uid == uid ? frame_writer_pending(conn->writer) : 0;
+    }
+    return n;
+}
+
+static void conn_free(struct conn *conn)
+{
+    cJSON_Delete(conn->message);
+    cJSON_Delete(conn->no_parameters);
+    frame_reader_free(conn->reader);
+    frame_writer_free(conn->writer);
+    if (conn->socket >= 0)
+        close(conn->socket);
+    free(conn);
+}
+
+static void conn_handle_closed(uv_handle_t *handle)
+{
+    struct conn *conn = handle->data;
+    struct conns *conns = conn->conns;
+    if (--conn->handles > 0)
+        return;
+    LIST_REMOVE(conn, link);
+    conns->count--;
+    conn_free(conn);
+    conns_check_closed(conns);
+}
+
+/* Lets go of the connection: what it waits for, what it holds. Its memory goes when the loop has let go of it. */
+static void conn_close(struct conn *conn)
+{
+    if (conn->state == CONN_CLOSED)
+        return;
+    conn_move(conn, CONN_CLOSED);
+    log_debug("conn=%" PRIu64 " closed", conn->id);
+    call_abandon(conn);
+    while (!LIST_EMPTY(&conn->leases))
+        lease_end(LIST_FIRST(&conn->leases));
+    uv_poll_stop(&conn->poll);
+    conn->handles = 2;
+    uv_close((uv_handle_t *)&conn->poll, conn_handle_closed);
+    uv_close((uv_handle_t *)&conn->deadline, conn_handle_closed);
+}
+
+void conns_close(struct conns *conns, void (*closed)(void *context), void *context)
+{
+    conns->closing = true;
+    conns->closed = closed;
+    conns->closed_context = context;
+    struct conn *conn;
+    LIST_FOREACH(conn, &conns->list, link)
+    {
+        call_cut(conn, WIRE_ShuttingDown);
+        /* What was answered already gets its chance to leave. */
+        if (conn->state != CONN_CLOSED)
+            (void)frame_writer_flush(conn->writer, conn->socket);
+        conn_close(conn);
+    }
+    conns_check_closed(conns);
+}
+
+void conn_break(struct conn *conn)
+{
+    if (conn->state != CONN_OPEN && conn->state != CONN_ENDING)
+        return;
+    conn_move(conn, CONN_BROKEN);
+    shutdown(conn->socket, SHUT_RDWR);
+    conn_poll(conn);
+}
+
+/* Sends what can be sent now. */
+static void conn_flush(struct conn *conn)
+{
+    if (conn->state != CONN_OPEN && conn->state != CONN_ENDING)
+        return;
+    int r = frame_writer_flush(conn->writer, conn->socket);
+    if (r < 0 && r != -EAGAIN) {
+        log_debug("conn=%" PRIu64 " cannot be written to: %s", conn->id, strerror(-r));
+        conn_break(conn);
+        return;
+    }
+    if (conn->state == CONN_ENDING && r == 0) {
+        conn_break(conn);
+        return;
+    }
+    conn_poll(conn);
+}
+
+/* Queues an error: a message without descriptors, which needs little room. */
+static int conn_put_error(struct conn *conn, enum wire_error error, cJSON *parameters)
+{
+    char *text = call_error_text(error, parameters);
+    int r = text ? frame_writer_put(conn->writer, text, strlen(text), NULL, 0) : -ENOMEM;
+    cJSON_free(text);
+    return r;
+}
+
+bool conn_send(struct conn *conn, cJSON *message, const int *fds, size_t n_fds)
+{
+    if (conn->state != CONN_OPEN) {
+        cJSON_Delete(message);
+        return false;
+    }
+    char *text = message ? cJSON_PrintUnformatted(message) : NULL;
+    cJSON_Delete(message);
+    int r = text ? frame_writer_put(conn->writer, text, strlen(text), fds, n_fds) : -ENOMEM;
+    cJSON_free(text);
+    bool queued = r == 0;
+    if (r == -ENOBUFS)
+        r = conn_put_error(conn, WIRE_LimitExceeded, describe_limit("reply", CONN_QUEUE_MAX));
+    else if (r == -EMFILE)
+        r = conn_put_error(conn, WIRE_LimitExceeded, describe_descriptors());
+    if (r < 0) {
+        /* A reply that is lost would leave the client waiting for ever; it had better see the end. */
+        log_client(LOG_LEVEL_WARNING, "conn=%" PRIu64 " pid=%d a reply cannot be queued: %s; closing", conn->id,
+                   (int)conn->pid, strerror(-r));
+        conn_break(conn);
+        return false;
+    }
+    conn_flush(conn);
+    return queued;
+}
+
+/* Says what is wrong, and ends the connection. `parameters` is consumed. */
+static void conn_end_with(struct conn *conn, enum wire_error error, cJSON *parameters, const char *reason)
+{
+    if (conn->state != CONN_OPEN) {
+        cJSON_Delete(parameters);
+        return;
+    }
+    log_client(LOG_LEVEL_INFO, "conn=%" PRIu64 " pid=%d uid=%u ends: %s", conn->id, (int)conn->pid, (unsigned)conn->uid,
+               reason);
+    int r = conn_put_error(conn, error, parameters);
+    conn_move(conn, CONN_ENDING);
+    if (r < 0)
+        conn_break(conn);
+    else
+        conn_flush(conn);
+}
+
+/* The same where something is wrong with the stream. */
+static void conn_end(struct conn *conn, const char *reason)
+{
+    conn_end_with(conn, WIRE_InvalidMessage, describe_reason(reason), reason);
+}
+
+void conn_next(struct conn *conn)
+{
+    if (conn->state == CONN_OPEN && !conn->in_dispatch) {
+        /* Not now: whoever answered has more to do before the next request may change the world. */
+        conn->again = true;
+        conn_poll(conn);
+    }
+}
+
+/* Calls what has been received, one after the other, as long as calls are answered at once. */
+static void conn_process(struct conn *conn)
+{
+    conn->in_dispatch = true;
+    uint64_t began = uv_hrtime();
+    int calls = 0;
+    while (conn->state == CONN_OPEN && !conn->in_call && frame_writer_pending(conn->writer) <= CONN_QUEUE_HIGH) {
+        if (calls++ == CONN_TURN_CALLS || uv_hrtime() - began > CONN_TURN_NS) {
+            conn->again = true;
+            break;
+        }
+        int r = frame_reader_next(conn->reader, &conn->frame);
+        if (r == 0)
+            break;
+        const char *reason = "the message is too long";
+        if (r == -ENOMEM)
+            reason = "out of memory";
+        if (r < 0 || !call_begin(conn, &reason)) {
+            conn_end(conn, reason);
+            break;
+        }
+        conn->conns->dispatch(&conn->call, conn->conns->context);
+        frame_message_close_fds(&conn->frame); /* a call takes its own at once, but may last */
+    }
+    conn->in_dispatch = false;
+    if (conn->state == CONN_OPEN && conn->peer_done && !conn->again) {
+        /* It gets what it asked for before it left off, if that was at hand. */
+        conn_move(conn, CONN_ENDING);
+        if (conn->in_call || frame_writer_pending(conn->writer) == 0)
+            conn_break(conn);
+    }
+    conn_poll(conn);
+}
+
+static void conn_ready(uv_poll_t *poll, int status, int events)
+{
+    struct conn *conn = poll->data;
+    if (status < 0 || conn->state == CONN_BROKEN) {
+        conn_close(conn);
+        return;
+    }
+    if (events & UV_WRITABLE) {
+        conn->again = false;
+        conn_flush(conn);
+        if (conn->state == CONN_OPEN && !conn->in_call)
+            conn_process(conn); /* requests that waited for the queue to empty */
+    }
+    if (events & (UV_READABLE | UV_DISCONNECT)) {
+        if (conn->state != CONN_OPEN) {
+            if (events & UV_DISCONNECT)
+                conn_break(conn);
+            return;
+        }
+        int r = frame_reader_fill(conn->reader, conn->socket);
+        if (r == 0)
+            conn->peer_done = true;
+        else if (r == -EMSGSIZE) {
+            conn_end(conn, "the message is too long");
+            return;
+        } else if (r == -E2BIG) {
+            conn_end(conn, "too many descriptors");
+            return;
+        } else if (r == -EMFILE) {
+            conn_end_with(conn, WIRE_LimitExceeded, describe_descriptors(), "no descriptor is left for its own");
+            return;
+        } else if (r == -ENOBUFS && (events & UV_DISCONNECT) && conn->in_call) {
+            conn_close(conn); /* it left, with more requests in the buffer than we will ever answer */
+            return;
+        } else if (r == -ENOBUFS && (events & UV_DISCONNECT)) {
+            conn->hung_up = true;
+        } else if (r < 0 && r != -EAGAIN && r != -EINTR && r != -ENOBUFS) {
+            conn_close(conn);
+            return;
+        }
+        conn_process(conn);
+    }
+}
+
+/* Waits for what matters now. */
+static void conn_poll(struct conn *conn)
+{
+    if (conn->state == CONN_CLOSED)
+        return;
+    int events = UV_DISCONNECT;
+    if (conn->state == CONN_BROKEN)
+        events |= UV_READABLE;
+    /* Descriptors that wait behind a call are as many as one message brings. */
+    bool full = !frame_reader_has_room(conn->reader) || (conn->in_call && frame_reader_fds(conn->reader) > 0);
+    if (conn->state == CONN_OPEN && !conn->peer_done && !full)
+        events |= UV_READABLE;
+    if (conn->state != CONN_BROKEN && (conn->again || frame_writer_pending(conn->writer) > 0))
+        events |= UV_WRITABLE;
+    if (conn->state != CONN_BROKEN && (conn->peer_done || conn->hung_up))
+        events &= ~UV_DISCONNECT; /* it would be said again and again */
+    int r = uv_poll_start(&conn->poll, events, conn_ready);
+    if (r < 0) {
+        log_error("conn=%" PRIu64 " cannot be polled: %s", conn->id, uv_strerror(r));
+        conn_close(conn);
+    }
+}
+
+void conn_refuse(int socket, cJSON *parameters)
+{
+    char *text = call_error_text(WIRE_LimitExceeded, parameters);
+    if (text)
+        (void)!send(socket, text, strlen(text) + 1, MSG_NOSIGNAL | MSG_DONTWAIT);
+    cJSON_free(text);
+}
+
+int conn_open(struct conns *conns, int socket)
+{
+    struct conn *conn = calloc(1, sizeof(*conn));
+    if (!conn) {
+        close(socket);
+        return -ENOMEM;
+    }
+    conn->socket = socket;
+    conn->conns = conns;
+    LIST_INIT(&conn->leases);
+
+    struct ucred peer;
+    socklen_t size = sizeof(peer);
+    int r = getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0 ? -errno : 0;
+    uint64_t limit;
+    if (r == 0 && !conns->admit(conns->context, peer.uid, &limit)) {
+        conn_refuse(socket, describe_limit(user_limit_name(LIMIT_CONNECTIONS), limit));
+        r = -EDQUOT;
+    }
+    if (r == 0)
+        r = frame_reader_new(CONN_REQUEST_MAX, &conn->reader);
+    if (r == 0)
+        r = frame_writer_new(CONN_QUEUE_MAX, &conn->writer);
+    if (r == 0 && !(conn->no_parameters = cJSON_CreateObject()))
+        r = -ENOMEM;
+    if (r == 0)
+        r = uv_poll_init(conns->loop, &conn->poll, socket);
+    if (r < 0) {
+        conn_free(conn);
+        return r;
+    }
+    uv_timer_init(conns->loop, &conn->deadline);
+    conn->poll.data = conn->deadline.data = conn;
+    conn->id = conns->next_id++;
+    conn->pid = peer.pid;
+    conn->uid = peer.uid;
+    LIST_INSERT_HEAD(&conns->list, conn, link);
+    conns->count++;
+    log_debug("conn=%" PRIu64 " pid=%d uid=%u opened", conn->id, (int)conn->pid, (unsigned)conn->uid);
+    conn_poll(conn);
+    return 0;
+}
+
+pid_t conn_pid(const struct conn *conn)
+{
+    return conn->pid;
+}
+
+uid_t conn_uid(const struct conn *conn)
+{
+    return conn->uid;
+}
+
+uint64_t conn_id(const struct conn *conn)
+{
+    return conn->id;
+}
+
+struct lease_list *conn_leases(struct conn *conn)
+{
+    return &conn->leases;
+}

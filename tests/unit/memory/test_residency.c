@@ -1,0 +1,173 @@
+/* daemon/memory/residency.c: what would have to go for a model, and when that is no use. Nothing is freed here; that is
+ * tests/integration/test_residency*.py. */
+#include "daemon/memory/residency.h"
+#include "daemon/server.h"
+
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* clang-format off */
+#include <cmocka.h> /* wants the standard headers before it */
+/* clang-format on */
+
+#define MIB ((uint64_t)1 << 20)
+
+struct fixture {
+    struct server server;
+    struct device gpu, host;
+};
+
+static int fixture_make(void **state)
+{
+    struct fixture *fixture = calloc(1, sizeof(*fixture));
+    if (!fixture)
+        return -1;
+    registry_init(&fixture->server.registry);
+    fixture->server.devices[0] = &fixture->gpu;
+    fixture->server.devices[1] = &fixture->host;
+    fixture->server.n_devices = 2;
+    fixture->gpu.budget = fixture->host.budget = 100 * MIB;
+    *state = fixture;
+    return 0;
+}
+
+static int fixture_free(void **state)
+{
+    struct fixture *fixture = *state;
+    struct model *model;
+    while ((model = TAILQ_FIRST(&fixture->server.registry.models))) {
+        registry_release(model);
+        registry_remove(&fixture->server.registry, model);
+    }
+    int left = fixture->gpu.used != 0 || fixture->host.used != 0;
+    free(fixture);
+    return left;
+}
+
+/* A model that takes so much of the device. */
+static struct model *add(struct fixture *fixture, struct device *device, const char *name, enum model_state state,
+                         uint64_t bytes)
+{
+    struct model *model = calloc(1, sizeof(*model));
+    assert_non_null(model);
+    strcpy(model->name, name);
+    model->state = state;
+    model->device = device;
+    model->ttl = -1;
+    model->published = PUBLICATION_NONE;
+    LIST_INIT(&model->leases);
+    registry_add(&fixture->server.registry, model);
+    model->idle_since = model->id;
+    uint64_t available;
+    assert_int_equal(registry_reserve(model, bytes, &available), 0);
+    return model;
+}
+
+/* What residency_choose() says of so much on the device: *ret_n is how many have to go. On failure nothing is told but
+ * what there was. */
+static int choose(const struct fixture *fixture, const struct device *device, uint64_t bytes, size_t *ret_n)
+{
+    struct model *const nobody[1] = {NULL}, **victims = (struct model **)nobody;
+    struct residency_shortage shortage = {UINT64_MAX, UINT64_MAX};
+    size_t n = 77;
+    int r = residency_choose(&fixture->server, device, bytes, &victims, &n, &shortage);
+    assert_int_equal(shortage.available, device_available(device));
+    assert_int_equal(shortage.evictable, residency_evictable(&fixture->server, device));
+    if (r < 0) {
+        assert_ptr_equal(victims, nobody);
+        assert_int_equal(n, 77);
+        return r;
+    }
+    free(victims);
+    *ret_n = n;
+    return 0;
+}
+
+static void what_departs_has_to_suffice(void **state)
+{
+    struct fixture *fixture = *state;
+    size_t n = 0;
+    add(fixture, &fixture->gpu, "departs", MODEL_UNLOADING, 10 * MIB);
+    struct model *stays = add(fixture, &fixture->gpu, "stays", MODEL_RESIDENT, 80 * MIB);
+    assert_int_equal(choose(fixture, &fixture->gpu, 10 * MIB, &n), 0);
+    assert_int_equal(n, 0);
+    assert_int_equal(choose(fixture, &fixture->gpu, 20 * MIB, &n), -EAGAIN);
+    assert_int_equal(choose(fixture, &fixture->gpu, 100 * MIB, &n), -EAGAIN); /* with the one that may go */
+    stays->pinned = true;
+    assert_int_equal(choose(fixture, &fixture->gpu, 20 * MIB, &n), -EAGAIN);
+    assert_int_equal(choose(fixture, &fixture->gpu, 20 * MIB + 1, &n), -ENOSPC);
+    assert_int_equal(choose(fixture, &fixture->gpu, 100 * MIB, &n), -ENOSPC);
+}
+
+static void nothing_departs(void **state)
+{
+    struct fixture *fixture = *state;
+    size_t n = 0;
+    add(fixture, &fixture->gpu, "a", MODEL_RESIDENT, 50 * MIB);
+    add(fixture, &fixture->gpu, "b", MODEL_RESIDENT, 50 * MIB);
+    add(fixture, &fixture->host, "elsewhere", MODEL_UNLOADING, 100 * MIB);
+    assert_int_equal(choose(fixture, &fixture->gpu, 50 * MIB, &n), 0);
+    assert_int_equal(n, 1);
+    assert_int_equal(choose(fixture, &fixture->gpu, 100 * MIB, &n), 0);
+    assert_int_equal(n, 2);
+    assert_int_equal(choose(fixture, &fixture->gpu, 100 * MIB + 1, &n), -ENOSPC);
+}
+
+/* What a header takes goes into the ledger before what departs is back, but not on the strength of some that does. */
+static void charged_against_what_departs(void **state)
+{
+    struct fixture *fixture = *state;
+    uint64_t available = 0;
+    struct model *model = add(fixture, &fixture->gpu, "m", MODEL_OPENING, 0);
+    add(fixture, &fixture->host, "full", MODEL_FILLING, 90 * MIB);
+    add(fixture, &fixture->host, "departs", MODEL_UNLOADING, 10 * MIB);
+    assert_int_equal(residency_charge(&fixture->server, model, REGISTRY_KEPT_FREE + 11 * MIB, &available), -ENOSPC);
+    assert_int_equal(fixture->host.used, 100 * MIB);
+    assert_int_equal(available, 0);
+    assert_int_equal(residency_charge(&fixture->server, model, REGISTRY_KEPT_FREE + 10 * MIB, &available), 0);
+    assert_int_equal(fixture->host.used, 110 * MIB);
+    /* And what departs is good for that once. */
+    assert_int_equal(residency_charge(&fixture->server, model, 1, &available), -ENOSPC);
+    size_t n;
+    assert_int_equal(choose(fixture, &fixture->host, 1, &n), -ENOSPC);
+}
+
+/* The host keeps the header of a model whose device is lost; that can go. */
+static void of_a_lost_device(void **state)
+{
+    struct fixture *fixture = *state;
+    uint64_t available;
+    size_t n = 0;
+    struct model *lost = add(fixture, &fixture->gpu, "lost", MODEL_RESIDENT, 50 * MIB);
+    assert_int_equal(registry_charge(lost, &fixture->host, REGISTRY_KEPT_FREE + 60 * MIB, &available), 0);
+    assert_int_equal(residency_evictable(&fixture->server, &fixture->host), 0);
+    assert_int_equal(choose(fixture, &fixture->host, 50 * MIB, &n), -ENOSPC);
+    fixture->gpu.failed = true;
+    model_move(lost, MODEL_FAILED);
+    assert_int_equal(residency_evictable(&fixture->server, &fixture->host), 60 * MIB);
+    assert_int_equal(residency_evictable(&fixture->server, &fixture->gpu), 0);
+    assert_int_equal(choose(fixture, &fixture->host, 50 * MIB, &n), 0);
+    assert_int_equal(n, 1);
+    lost->pinned = true;
+    assert_int_equal(choose(fixture, &fixture->host, 50 * MIB, &n), -ENOSPC);
+    lost->pinned = false;
+    lost->n_leases = 1;
+    assert_int_equal(choose(fixture, &fixture->host, 50 * MIB, &n), -ENOSPC);
+    lost->n_leases = 0;
+    model_move(lost, MODEL_UNLOADING);
+    assert_int_equal(choose(fixture, &fixture->host, 50 * MIB, &n), -EAGAIN);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(what_departs_has_to_suffice, fixture_make, fixture_free),
+        cmocka_unit_test_setup_teardown(nothing_departs, fixture_make, fixture_free),
+        cmocka_unit_test_setup_teardown(of_a_lost_device, fixture_make, fixture_free),
+        cmocka_unit_test_setup_teardown(charged_against_what_departs, fixture_make, fixture_free),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

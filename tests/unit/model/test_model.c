@@ -1,0 +1,89 @@
+/* daemon/model/model.c: states, and who may see and end what. */
+#include "daemon/model/model.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <string.h>
+#include <unistd.h>
+
+/* clang-format off */
+#include <cmocka.h> /* wants the standard headers before it */
+/* clang-format on */
+
+static void every_state_has_its_own_name(void **state)
+{
+    (void)state;
+    for (enum model_state a = 0; a < MODEL_STATE_COUNT; a++)
+        for (enum model_state b = 0; b <= MODEL_STATE_COUNT; b++)
+            assert_true((a == b) == (strcmp(model_state_name(a), model_state_name(b)) == 0));
+}
+
+/* The drawing in model.h, a letter for each state that may follow. */
+static void what_may_follow(void **state)
+{
+    (void)state;
+    static const char letters[] = "oafsRDUFSC";
+    static const char *const follow[MODEL_STATE_COUNT] = {
+        [MODEL_OPENING] = "aU",    [MODEL_ALLOCATING] = "fU", [MODEL_FILLING] = "sU",  [MODEL_SEALING] = "RU",
+        [MODEL_RESIDENT] = "DUFS", [MODEL_DRAINING] = "U",    [MODEL_UNLOADING] = "C", [MODEL_FAILED] = "DU",
+        [MODEL_SAVING] = "C",      [MODEL_CACHED] = "a",
+    };
+    for (enum model_state from = 0; from < MODEL_STATE_COUNT; from++)
+        for (enum model_state to = 0; to < MODEL_STATE_COUNT; to++)
+            assert_int_equal(model_may_move(from, to), from == to || strchr(follow[from], letters[to]));
+}
+
+static void what_is_lost(void **state)
+{
+    (void)state;
+    struct device device = {0};
+    struct model model = {.device = &device, .state = MODEL_RESIDENT};
+    assert_false(model_lost(&model));
+    model_move(&model, MODEL_DRAINING);
+    assert_false(model_lost(&model));
+    device.failed = true;
+    assert_true(model_lost(&model));
+    model.state = MODEL_FAILED;
+    assert_true(model_lost(&model));
+    model_move(&model, MODEL_UNLOADING);
+    assert_false(model_lost(&model)); /* nobody is asked about it any more */
+}
+
+static void who_sees_it(void **state)
+{
+    (void)state;
+    const uid_t own = getuid(), owner = own + 1000, stranger = own + 1001;
+    struct model model = {.uid = owner};
+    assert_true(model_visible(&model, owner) && model_visible(&model, stranger));
+    assert_true(model_visible(&model, 0) && model_visible(&model, own));
+    model.private = true;
+    assert_true(model_visible(&model, owner) && model_visible(&model, 0) && model_visible(&model, own));
+    assert_false(model_visible(&model, stranger));
+}
+
+static void what_keeps_it(void **state)
+{
+    (void)state;
+    struct model model = {0};
+    assert_false(model_in_use(&model));
+    model_hold(&model);
+    model_hold(&model);
+    model_release(&model);
+    assert_true(model_in_use(&model));
+    model_release(&model);
+    assert_false(model_in_use(&model));
+    model.n_leases = 1;
+    assert_true(model_in_use(&model));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_state_has_its_own_name),
+        cmocka_unit_test(what_may_follow),
+        cmocka_unit_test(what_is_lost),
+        cmocka_unit_test(who_sees_it),
+        cmocka_unit_test(what_keeps_it),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

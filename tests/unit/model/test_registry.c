@@ -1,0 +1,151 @@
+/* daemon/model/registry.c: models by name and by file, and the ledgers. */
+#include "daemon/model/registry.h"
+
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* clang-format off */
+#include <cmocka.h> /* wants the standard headers before it */
+/* clang-format on */
+
+#define MIB ((uint64_t)1 << 20)
+
+struct fixture {
+    struct registry registry;
+    struct device gpu, host;
+};
+
+static int fixture_make(void **state)
+{
+    struct fixture *fixture = calloc(1, sizeof(*fixture));
+    registry_init(&fixture->registry);
+    fixture->gpu.budget = 100;
+    fixture->host.budget = 10 * MIB;
+    *state = fixture;
+    return fixture ? 0 : -1;
+}
+
+static int fixture_free(void **state)
+{
+    struct fixture *fixture = *state;
+    struct model *model;
+    while ((model = TAILQ_FIRST(&fixture->registry.models))) {
+        registry_release(model);
+        registry_remove(&fixture->registry, model);
+    }
+    int left = fixture->gpu.used != 0 || fixture->host.used != 0;
+    free(fixture);
+    return left;
+}
+
+static struct model *add(struct fixture *fixture, const char *name, uint64_t inode)
+{
+    struct model *model = calloc(1, sizeof(*model));
+    struct source *source = calloc(1, sizeof(*source) + sizeof(source->files[0]));
+    assert_non_null(model);
+    assert_non_null(source);
+    source->n_files = 1;
+    source->files[0] = (struct source_file){.fd = -1, .identity = {.ino = inode}};
+    strcpy(model->name, name);
+    model->state = MODEL_RESIDENT;
+    model->device = &fixture->gpu;
+    model->source = source;
+    model->published = PUBLICATION_NONE;
+    LIST_INIT(&model->leases);
+    registry_add(&fixture->registry, model);
+    return model;
+}
+
+static void ids_are_never_used_twice(void **state)
+{
+    struct fixture *fixture = *state;
+    struct model *first = add(fixture, "a", 1);
+    uint64_t id = first->id;
+    registry_remove(&fixture->registry, first);
+    assert_null(registry_find(&fixture->registry, "a"));
+    assert_true(add(fixture, "a", 1)->id > id);
+    assert_int_equal(fixture->registry.n_models, 1);
+}
+
+static void which_source(void **state)
+{
+    struct fixture *fixture = *state;
+    struct registry *registry = &fixture->registry;
+    struct model *model = add(fixture, "a", 1);
+    model->form = FORM_F16;
+    model->uid = 7;
+    const struct choice both = {.devices = {&fixture->host, &fixture->gpu}, .n = 2};
+    const struct choice other = {.devices = {&fixture->host}, .n = 1};
+    const uid_t owner = 7, stranger = 8;
+    assert_ptr_equal(registry_find_source(registry, model->source, FORM_F16, &both, NULL), model);
+    assert_null(registry_find_source(registry, model->source, FORM_F16, &other, NULL));
+    assert_null(registry_find_source(registry, model->source, FORM_F32, &both, NULL));
+    assert_null(registry_find_source(registry, model->source, FORM_F16, &both, &owner)); /* it is not private */
+    assert_null(registry_find_source(registry, add(fixture, "b", 2)->source, FORM_F16, &both, NULL));
+    model->private = true;
+    assert_null(registry_find_source(registry, model->source, FORM_F16, &both, NULL));
+    assert_ptr_equal(registry_find_source(registry, model->source, FORM_F16, &both, &owner), model);
+    assert_null(registry_find_source(registry, model->source, FORM_F16, &both, &stranger));
+    model->private = false;
+    for (enum model_state s = 0; s < MODEL_STATE_COUNT; s++) {
+        model->state = s;
+        bool counts = s != MODEL_DRAINING && s != MODEL_FAILED;
+        assert_ptr_equal(registry_find_source(registry, model->source, FORM_F16, &both, NULL), counts ? model : NULL);
+    }
+}
+
+static void ledger(void **state)
+{
+    struct fixture *fixture = *state;
+    struct model *a = add(fixture, "a", 1), *b = add(fixture, "b", 2);
+    uint64_t available = 0;
+    assert_int_equal(registry_reserve(a, 60, &available), 0);
+    assert_int_equal(registry_reserve(b, 41, &available), -ENOMEM);
+    assert_int_equal(available, 40);
+    assert_int_equal(registry_reserve(b, UINT64_MAX, &available), -ENOMEM); /* and no sum wraps */
+    assert_int_equal(registry_reserve(b, 40, &available), 0);
+    assert_int_equal(device_available(&fixture->gpu), 0);
+    registry_release(a);
+    registry_release(a); /* nothing more to give back */
+    assert_int_equal(device_available(&fixture->gpu), 60);
+    fixture->gpu.budget = 30; /* less than is used */
+    assert_int_equal(device_available(&fixture->gpu), 0);
+    fixture->gpu.budget = 100;
+    fixture->gpu.failed = true;
+    assert_int_equal(device_available(&fixture->gpu), 0);
+}
+
+/* The first mebibyte is free, however it comes together; the rest is the host's until the model goes. */
+static void charges(void **state)
+{
+    struct fixture *fixture = *state;
+    struct model *model = add(fixture, "a", 1);
+    uint64_t available = 0;
+    assert_int_equal(registry_charge(model, &fixture->host, MIB - 1, &available), 0);
+    assert_int_equal(fixture->host.used, 0);
+    assert_int_equal(registry_charge(model, &fixture->host, 1, &available), 0);
+    assert_int_equal(fixture->host.used, 0);
+    assert_int_equal(registry_charge(model, &fixture->host, 5, &available), 0);
+    assert_int_equal(registry_charge(model, &fixture->host, 6 * MIB, &available), 0);
+    assert_int_equal(fixture->host.used, 6 * MIB + 5);
+    assert_int_equal(registry_charge(model, &fixture->host, 4 * MIB, &available), -ENOMEM);
+    assert_int_equal(available, 4 * MIB - 5);
+    assert_int_equal(fixture->host.used, 6 * MIB + 5);
+    assert_int_equal(registry_charge(model, &fixture->host, 4 * MIB - 5, &available), 0);
+    registry_remove(&fixture->registry, model);
+    assert_int_equal(fixture->host.used, 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(ids_are_never_used_twice, fixture_make, fixture_free),
+        cmocka_unit_test_setup_teardown(which_source, fixture_make, fixture_free),
+        cmocka_unit_test_setup_teardown(ledger, fixture_make, fixture_free),
+        cmocka_unit_test_setup_teardown(charges, fixture_make, fixture_free),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
