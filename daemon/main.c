@@ -1,13 +1,13 @@
 /* rocmforged: puts the parts together, runs the loop, and takes everything down again. */
-#include "daemon/wire/conn.h"
-#include "daemon/gguf/gguf.h"
-#include "daemon/wire/listener.h"
+#include "daemon/api/preload.h"
 #include "daemon/base/log.h"
+#include "daemon/gguf/gguf.h"
 #include "daemon/modules.h"
 #include "daemon/options.h"
-#include "daemon/api/preload.h"
 #include "daemon/server.h"
 #include "daemon/service.h"
+#include "daemon/wire/conn.h"
+#include "daemon/wire/listener.h"
 #include "proto/streams.h"
 
 #include <assert.h>
@@ -64,7 +64,7 @@ static void daemon_stop(struct daemon *daemon)
 static void signalled(uv_signal_t *handle, int number)
 {
     struct daemon *daemon = handle->data;
-    if (daemon->server.stopping) {
+    if (daemon->server.core.stopping) {
         log_notice("%s again: not waiting for what is under way", strsignal(number));
         _exit(EXIT_FAILURE);
     }
@@ -77,7 +77,7 @@ static void hung_up(uv_signal_t *handle, int number)
 {
     (void)number;
     struct daemon *daemon = handle->data;
-    if (daemon->preload && !daemon->server.stopping)
+    if (daemon->preload && !daemon->server.core.stopping)
         preload_look(daemon->preload);
 }
 
@@ -92,17 +92,17 @@ static bool status_new(struct daemon *daemon)
         resident += model->state == MODEL_RESIDENT;
     }
     snprintf(status, sizeof(status), "%zu model%s resident, %zu loading", resident, resident == 1 ? "" : "s",
-             daemon->server.n_loads);
+             daemon->server.loads.n);
     if (strcmp(status, daemon->status) == 0)
         return false;
     strcpy(daemon->status, status);
     return true;
 }
 
-static void tell_status(struct server *server)
+static void tell_status(struct core *core)
 {
-    struct daemon *daemon = daemon_of(server);
-    if (daemon->ready && !server->stopping && status_new(daemon))
+    struct daemon *daemon = daemon_of((struct server *)((char *)core - offsetof(struct server, core)));
+    if (daemon->ready && !core->stopping && status_new(daemon))
         service_status(daemon->status);
 }
 
@@ -206,14 +206,21 @@ static void first_worked(uv_work_t *work, int status)
 static int workers_begin(struct daemon *daemon)
 {
     char threads[16];
-    snprintf(threads, sizeof(threads), "%u", daemon->server.workers);
+    snprintf(threads, sizeof(threads), "%u", daemon->server.core.workers);
     setenv("UV_THREADPOOL_SIZE", threads, 1);
     return uv_queue_work(&daemon->loop, &daemon->first_work, first_work, first_worked);
 }
 
 static int daemon_begin(struct daemon *daemon, const struct options *options)
 {
-    int r = server_init(&daemon->server, &daemon->loop);
+    const unsigned workers = options->workers ? options->workers : default_workers();
+    const struct server_config config = {
+        .limits = options->limits,
+        .host_cache = options->host_cache,
+        .workers = workers,
+        .has_processor = workers < uv_available_parallelism(),
+    };
+    int r = server_init(&daemon->server, &daemon->loop, &config);
     if (r == 0)
         r = signals_begin(daemon);
     if (r == 0)
@@ -222,18 +229,14 @@ static int daemon_begin(struct daemon *daemon, const struct options *options)
         log_error("cannot start: %s", uv_strerror(r));
         return r;
     }
-    daemon->server.workers = options->workers ? options->workers : default_workers();
-    daemon->server.has_processor = daemon->server.workers < uv_available_parallelism();
-    daemon->server.changed = tell_status;
-    daemon->server.limits = options->limits;
-    daemon->server.cache_size = options->host_cache;
+    daemon->server.core.changed = tell_status;
     r = workers_begin(daemon);
     if (r == 0)
-        r = modules_open(&daemon->server, options, daemon->server.workers);
+        r = modules_open(&daemon->server.devices, options, workers);
     if (r == 0)
         r = listen_begin(daemon, options);
     if (r == 0 && options->preload)
-        r = preload_new(&daemon->server, options->preload, &daemon->preload);
+        r = preload_new(&daemon->server.loads, options->preload, &daemon->preload);
     if (r == 0 && daemon->preload)
         preload_look(daemon->preload);
     return r;
@@ -259,7 +262,7 @@ int main(int argc, char **argv)
     }
     if (daemon_begin(&daemon, &options) < 0)
         return EXIT_FAILURE; /* nothing was promised to anybody yet; the kernel cleans up */
-    log_notice("rocmforged " ROCMFORGE_VERSION " ready, %u workers", daemon.server.workers);
+    log_notice("rocmforged " ROCMFORGE_VERSION " ready, %u workers", daemon.server.core.workers);
     daemon.ready = true;
     (void)status_new(&daemon);
     service_ready(daemon.status);

@@ -1,11 +1,12 @@
 #include "daemon/modules.h"
 
-#include "daemon/device/cgroup.h"
 #include "daemon/base/log.h"
+#include "daemon/device/cgroup.h"
 
 #include <dlfcn.h>
 #include <errno.h>
 #include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -51,7 +52,7 @@ static uint64_t budget_of(const struct device *device, const struct budget *budg
 {
     if (budget->set && budget->bytes)
         return budget->bytes < device->total ? budget->bytes : device->total;
-    unsigned percent = budget->set ? budget->percent : strcmp(device->kind, "host") == 0 ? HOST_PERCENT : GPU_PERCENT;
+    unsigned percent = budget->set ? budget->percent : device_is_host(device) ? HOST_PERCENT : GPU_PERCENT;
     return device->total / 100 * percent;
 }
 
@@ -68,7 +69,7 @@ static void bound_host(struct device *device)
 }
 
 /* Opens a module's devices and adds them. Returns how many, or a negative errno. */
-static int module_open(struct server *server, const struct device_module *module, const struct options *options,
+static int module_open(struct devices *set, const struct device_module *module, const struct options *options,
                        unsigned workers, struct device_fault *ret_fault)
 {
     const struct device_config config = {
@@ -88,7 +89,7 @@ static int module_open(struct server *server, const struct device_module *module
         if (module == &device_host_module)
             bound_host(device);
         device->budget = budget_of(device, &options->budget);
-        int r = server_add_device(server, device, ret_fault);
+        int r = devices_add(set, device, ret_fault);
         if (r < 0) {
             log_error("device=%s cannot be used: %s: %s (%d)", device->id, ret_fault->call, ret_fault->text,
                       ret_fault->code);
@@ -110,7 +111,7 @@ static int module_open(struct server *server, const struct device_module *module
     return added > 0 ? added : error;
 }
 
-int modules_open(struct server *server, const struct options *options, unsigned workers)
+int modules_open(struct devices *devices, const struct options *options, unsigned workers)
 {
     bool automatic = strcmp(options->device, "auto") == 0;
     for (size_t i = 0; i < sizeof(gpu_kinds) / sizeof(gpu_kinds[0]); i++) {
@@ -119,7 +120,7 @@ int modules_open(struct server *server, const struct options *options, unsigned 
             continue;
         struct device_fault fault = {0};
         const struct device_module *module = module_load(kind, &fault);
-        int n = module ? module_open(server, module, options, workers, &fault) : -ENOENT;
+        int n = module ? module_open(devices, module, options, workers, &fault) : -ENOENT;
         if (n > 0)
             continue;
         if (!automatic) {
@@ -133,7 +134,7 @@ int modules_open(struct server *server, const struct options *options, unsigned 
             log_debug("no %s device: %s: %s", kind, fault.call, fault.text);
     }
     struct device_fault fault = {0};
-    int n = module_open(server, &device_host_module, options, workers, &fault);
+    int n = module_open(devices, &device_host_module, options, workers, &fault);
     if (n < 0)
         log_error("no host device: %s: %s (%d)", fault.call, fault.text, fault.code);
     return n < 0 ? n : 0;

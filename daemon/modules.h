@@ -4,10 +4,10 @@
  * Loop thread, at start; may block. */
 #pragma once
 
+#include "daemon/device/devices.h"
 #include "daemon/options.h"
-#include "daemon/server.h"
 
-/* Opens what `options` asks for, and adds it to the server: GPUs first, the host always, last. A module that is not
+/* Opens what `options` asks for, and adds it to the devices: GPUs first, the host always, last. A module that is not
  * there, or finds no device, is an error only if it was asked for by name. Says what went wrong. 0 or a negative errno.
  */
-int modules_open(struct server *server, const struct options *options, unsigned workers);
+int modules_open(struct devices *devices, const struct options *options, unsigned workers);

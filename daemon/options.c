@@ -83,6 +83,16 @@ static int number_parse(const char *text, unsigned max, unsigned *ret)
     return 0;
 }
 
+/* As number_parse(), of how much a user may have. */
+static int limit_parse(const char *text, uint64_t *ret)
+{
+    unsigned value;
+    if (number_parse(text, UINT_MAX, &value) < 0)
+        return -EINVAL;
+    *ret = value;
+    return 0;
+}
+
 static int one_of(const char *text, const char *const *choices)
 {
     for (; *choices; choices++)
@@ -100,10 +110,10 @@ enum {
     STREAMS,
     PRELOAD,
     HOST_CACHE,
-    LIMIT_CONNECTIONS_,
-    LIMIT_LOADS_,
-    LIMIT_LEASES_,
-    LIMIT_BYTES_,
+    USER_CONNECTIONS,
+    USER_LOADS,
+    USER_LEASES,
+    USER_BYTES,
     LOG_LEVEL,
     HELP,
     VERSION
@@ -118,10 +128,10 @@ static const struct option known[] = {
     {"streams", required_argument, NULL, STREAMS},
     {"preload", required_argument, NULL, PRELOAD},
     {"host-cache", required_argument, NULL, HOST_CACHE},
-    {"user-connections", required_argument, NULL, LIMIT_CONNECTIONS_},
-    {"user-loads", required_argument, NULL, LIMIT_LOADS_},
-    {"user-leases", required_argument, NULL, LIMIT_LEASES_},
-    {"user-bytes", required_argument, NULL, LIMIT_BYTES_},
+    {"user-connections", required_argument, NULL, USER_CONNECTIONS},
+    {"user-loads", required_argument, NULL, USER_LOADS},
+    {"user-leases", required_argument, NULL, USER_LEASES},
+    {"user-bytes", required_argument, NULL, USER_BYTES},
     {"log-level", required_argument, NULL, LOG_LEVEL},
     {"help", no_argument, NULL, HELP},
     {"version", no_argument, NULL, VERSION},
@@ -152,14 +162,14 @@ static int apply(int option, const char *value, struct options *options)
         return 0;
     case HOST_CACHE:
         return options_size_parse(value, &options->host_cache);
-    case LIMIT_CONNECTIONS_:
-        return number_parse(value, UINT_MAX, &options->limits.connections);
-    case LIMIT_LOADS_:
-        return number_parse(value, UINT_MAX, &options->limits.loads);
-    case LIMIT_LEASES_:
-        return number_parse(value, UINT_MAX, &options->limits.leases);
-    case LIMIT_BYTES_:
-        return options_size_parse(value, &options->limits.bytes);
+    case USER_CONNECTIONS:
+        return limit_parse(value, &options->limits.most[QUOTA_CONNECTIONS]);
+    case USER_LOADS:
+        return limit_parse(value, &options->limits.most[QUOTA_LOADS]);
+    case USER_LEASES:
+        return limit_parse(value, &options->limits.most[QUOTA_LEASES]);
+    case USER_BYTES:
+        return options_size_parse(value, &options->limits.most[QUOTA_BYTES]);
     case LOG_LEVEL:
         return log_level_parse(value, &options->log_level);
     default:
@@ -169,9 +179,7 @@ static int apply(int option, const char *value, struct options *options)
 
 int options_parse(int argc, char **argv, struct options *ret)
 {
-    struct options result = {.device = "auto",
-                             .log_level = LOG_LEVEL_INFO,
-                             .limits = {USER_CONNECTIONS, USER_LOADS, USER_LEASES, USER_BYTES}};
+    struct options result = {.device = "auto", .log_level = LOG_LEVEL_INFO, .limits = QUOTA_DEFAULTS};
     int option, index = 0;
     while ((option = getopt_long(argc, argv, "h", known, &index)) >= 0) {
         if (option == 'h' || option == HELP) {

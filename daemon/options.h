@@ -2,7 +2,7 @@
 #pragma once
 
 #include "daemon/base/log.h"
-#include "daemon/base/users.h"
+#include "daemon/base/quota.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -23,7 +23,7 @@ struct options {
     unsigned streams;
     const char *preload; /* a folder, or NULL */
     uint64_t host_cache; /* bytes; 0: none */
-    struct user_limits limits;
+    struct quota_limits limits;
     enum log_level log_level;
 };
 

@@ -1,10 +1,8 @@
 #include "daemon/api/methods.h"
 
-#include "daemon/session/describe.h"
-#include "daemon/base/json_text.h"
 #include "daemon/api/methods_list.h"
+#include "daemon/base/json_text.h"
 #include "daemon/wire/params.h"
-#include "daemon/server.h"
 #include "proto/interface.h"
 
 #include <string.h>
@@ -14,14 +12,14 @@
 
 static const struct {
     const char *name;
-    void (*handle)(struct server *server, struct call *call);
-    bool tells_only;
+    void (*handle)(struct api *api, struct call *call);
+    bool only_answers;
 } methods[] = {
 #define X(name, function) {#name, function, false},
-    METHODS_THAT_DO(X)
+    METHODS_THAT_ACT(X)
 #undef X
 #define X(name, function) {#name, function, true},
-        METHODS_THAT_TELL(X)
+        METHODS_THAT_ONLY_ANSWER(X)
 #undef X
 };
 
@@ -65,22 +63,22 @@ static void get_interface_description(struct call *call)
 static void fail_with(struct call *call, enum wire_error error, const char *key, const char *value)
 {
     cJSON *parameters = cJSON_CreateObject();
-    describe_text(parameters, key, value);
+    json_add_text(parameters, key, value);
     call_fail(call, error, parameters);
 }
 
 void methods_dispatch(struct call *call, void *context)
 {
-    struct server *server = context;
+    struct api *api = context;
     const char *dot = strrchr(call->method, '.');
     size_t n = dot ? (size_t)(dot - call->method) : 0;
     if (n == strlen(INTERFACE) && strncmp(call->method, INTERFACE, n) == 0) {
         for (size_t i = 0; i < N_METHODS; i++)
             if (strcmp(dot + 1, methods[i].name) == 0) {
-                if (call->oneway && methods[i].tells_only)
+                if (call->oneway && methods[i].only_answers)
                     call_reply(call, NULL, NULL, 0); /* to nobody: nothing needs to be found out */
                 else
-                    methods[i].handle(server, call);
+                    methods[i].handle(api, call);
                 return;
             }
         fail_with(call, WIRE_MethodNotFound, "method", call->method);

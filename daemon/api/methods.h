@@ -3,7 +3,7 @@
  * Loop thread only. */
 #pragma once
 
-#include "daemon/wire/conn.h"
+#include "daemon/wire/call.h"
 
-/* Answers a call, now or later. `context` is the server. */
+/* Answers a call, now or later. `context` is a struct api. */
 void methods_dispatch(struct call *call, void *context);

@@ -1,9 +1,9 @@
 /* Every method of io.rocmforge has a handler here: X(name, function). */
 #pragma once
 
-#include "daemon/wire/conn.h"
+#include "daemon/api/api.h"
 
-#define METHODS_THAT_DO(X)                                                                                             \
+#define METHODS_THAT_ACT(X)                                                                                            \
     X(Load, method_load)                                                                                               \
     X(Unload, method_unload)                                                                                           \
     X(Cancel, method_cancel)                                                                                           \
@@ -13,7 +13,7 @@
     X(Attach, method_attach)                                                                                           \
     X(Detach, method_detach)
 
-#define METHODS_THAT_TELL(X)                                                                                           \
+#define METHODS_THAT_ONLY_ANSWER(X)                                                                                    \
     X(Plan, method_plan)                                                                                               \
     X(List, method_list)                                                                                               \
     X(Show, method_show)                                                                                               \
@@ -22,10 +22,8 @@
     X(Status, method_status)                                                                                           \
     X(Watch, method_watch)
 
-#define METHODS(X) METHODS_THAT_DO(X) METHODS_THAT_TELL(X)
+#define METHODS(X)        METHODS_THAT_ACT(X) METHODS_THAT_ONLY_ANSWER(X)
 
-struct server;
-
-#define X(name, function) void function(struct server *server, struct call *call);
+#define X(name, function) void function(struct api *api, struct call *call);
 METHODS(X)
 #undef X

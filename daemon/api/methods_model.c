@@ -1,14 +1,15 @@
 /* The methods about one model: Load, Unload, Cancel, Attach, Detach, Verify, Pin, Unpin, SetTtl. */
+#include "daemon/api/methods_list.h"
+#include "daemon/api/verify.h"
+#include "daemon/base/log.h"
+#include "daemon/base/trust.h"
+#include "daemon/load/load.h"
+#include "daemon/memory/residency.h"
 #include "daemon/session/attach.h"
 #include "daemon/session/describe.h"
-#include "daemon/load/load.h"
-#include "daemon/base/log.h"
-#include "daemon/api/methods_list.h"
+#include "daemon/session/session.h"
+#include "daemon/wire/errors.h"
 #include "daemon/wire/params.h"
-#include "daemon/memory/residency.h"
-#include "daemon/server.h"
-#include "daemon/base/users.h"
-#include "daemon/api/verify.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -16,15 +17,15 @@
 
 /* Reads the parameters that the table names, and finds the model of the one that *name is. NULL after the call was
  * failed. */
-static struct model *find_model(struct server *server, struct call *call, const struct param *table, void *parameters,
+static struct model *find_model(struct api *api, struct call *call, const struct param *table, void *parameters,
                                 const char **name)
 {
     if (!params_read(call, table, parameters))
         return NULL;
-    struct model *model = registry_find(&server->registry, *name);
+    struct model *model = registry_find(api->registry, *name);
     if (model && model_visible(model, conn_uid(call->conn)))
         return model;
-    call_fail(call, WIRE_ModelNotFound, describe_name(*name));
+    call_fail(call, WIRE_ModelNotFound, error_name(*name));
     return NULL;
 }
 
@@ -32,7 +33,7 @@ static struct model *find_model(struct server *server, struct call *call, const 
 static bool may_end(const struct call *call, const struct model *model)
 {
     uid_t uid = conn_uid(call->conn);
-    return uid == model->uid || user_trusted(uid);
+    return uid == model->uid || trusted_user(uid);
 }
 
 /* What a time to live is before the parameters are read. */
@@ -48,11 +49,11 @@ static bool ttl_read(int64_t *ttl)
     return true;
 }
 
-static bool refuse_stopping(const struct server *server, struct call *call)
+static bool refuse_stopping(const struct api *api, struct call *call)
 {
-    if (server->stopping)
+    if (api->core->stopping)
         call_fail(call, WIRE_ShuttingDown, NULL);
-    return server->stopping;
+    return api->core->stopping;
 }
 
 struct load_parameters {
@@ -96,22 +97,22 @@ static const char *load_wrong_parameter(struct load_parameters *p, enum form *re
 }
 
 /* Which devices the model may go to. Returns false after the call was failed. */
-static bool load_choose(struct server *server, struct call *call, const struct load_parameters *p, struct choice *ret)
+static bool load_choose(struct api *api, struct call *call, const struct load_parameters *p, struct device_set *ret)
 {
     const char *wanted = p->device;
-    if (choice_of(server, p->device, ret) > 0) {
-        if (strcmp(p->dequant, "gpu") != 0 || strcmp(ret->devices[0]->kind, "host") != 0)
+    if (devices_named(api->devices, p->device, ret) > 0) {
+        if (strcmp(p->dequant, "gpu") != 0 || !device_is_host(ret->devices[0]))
             return true;
         wanted = "gpu";
     }
-    call_fail(call, WIRE_DeviceNotFound, describe_device_name(wanted));
+    call_fail(call, WIRE_DeviceNotFound, error_device(wanted));
     return false;
 }
 
-void method_load(struct server *server, struct call *call)
+void method_load(struct api *api, struct call *call)
 {
     struct load_parameters p = {.form = "auto", .device = "auto", .dequant = "auto", .wait = true, .ttl = TTL_NOT_SAID};
-    if (!params_read(call, load_table, &p) || refuse_stopping(server, call))
+    if (!params_read(call, load_table, &p) || refuse_stopping(api, call))
         return;
     enum form form = FORM_AUTO;
     const char *wrong = load_wrong_parameter(&p, &form);
@@ -119,21 +120,16 @@ void method_load(struct server *server, struct call *call)
         call_fail_parameter(call, wrong);
         return;
     }
-    struct choice among;
-    if (!load_choose(server, call, &p, &among))
+    struct device_set among;
+    if (!load_choose(api, call, &p, &among))
         return;
-    uid_t uid = conn_uid(call->conn);
-    uint64_t limit;
-    if (!user_may(server, uid, LIMIT_LOADS, 1, &limit)) {
-        call_fail(call, WIRE_LimitExceeded, describe_limit(user_limit_name(LIMIT_LOADS), limit));
-        return;
-    }
+    const uid_t uid = conn_uid(call->conn);
     int fds[SOURCE_FILES_MAX];
     size_t n_fds = 0;
     if (p.fds && !call_take_fds(call, p.fds, fds, &n_fds))
         return;
     call_set_deadline(call, p.deadline);
-    load_begin(server,
+    load_begin(api->loads,
                &(struct load_request){
                    .fds = p.fds ? fds : NULL,
                    .n_fds = n_fds,
@@ -144,7 +140,7 @@ void method_load(struct server *server, struct call *call)
                    .decode_on_cpu = strcmp(p.dequant, "cpu") == 0,
                    .wait = p.wait,
                    .uid = uid,
-                   .trusted = user_trusted(uid),
+                   .trusted = trusted_user(uid),
                    .pin = p.pin,
                    .ttl = p.ttl,
                    .private = p.private,
@@ -155,7 +151,7 @@ void method_load(struct server *server, struct call *call)
 
 static const struct param name_only[] = {{"name", PARAM_STRING, true, 0}, {0}};
 
-void method_unload(struct server *server, struct call *call)
+void method_unload(struct api *api, struct call *call)
 {
     struct parameters {
         const char *name;
@@ -168,25 +164,25 @@ void method_unload(struct server *server, struct call *call)
         {"deadline", PARAM_SECONDS, false, offsetof(struct parameters, deadline)},
         {0},
     };
-    struct model *model = find_model(server, call, table, &p, &p.name);
+    struct model *model = find_model(api, call, table, &p, &p.name);
     if (!model)
         return;
     bool settled = model->state == MODEL_RESIDENT || model->state == MODEL_DRAINING || model->state == MODEL_FAILED ||
                    model->state == MODEL_CACHED;
     if (!may_end(call, model))
-        call_fail(call, WIRE_PermissionDenied, describe_reason("another user loaded this model"));
+        call_fail(call, WIRE_PermissionDenied, error_reason("another user loaded this model"));
     else if (!settled || (model_in_use(model) && !p.force))
         call_fail(call, WIRE_ModelBusy, describe_busy(model));
     else if (!model_in_use(model)) {
         call_set_deadline(call, p.deadline);
-        residency_unload(server, model, call);
+        residency_unload(api->residency, model, call);
     } else {
-        residency_drain(server, model);
+        residency_drain(api->residency, model);
         call_reply(call, describe_state("draining"), NULL, 0);
     }
 }
 
-void method_cancel(struct server *server, struct call *call)
+void method_cancel(struct api *api, struct call *call)
 {
     struct parameters {
         const char *name;
@@ -197,19 +193,19 @@ void method_cancel(struct server *server, struct call *call)
         {"deadline", PARAM_SECONDS, false, offsetof(struct parameters, deadline)},
         {0},
     };
-    struct model *model = find_model(server, call, table, &p, &p.name);
+    struct model *model = find_model(api, call, table, &p, &p.name);
     if (!model)
         return;
     call_set_deadline(call, p.deadline);
     if (!may_end(call, model))
-        call_fail(call, WIRE_PermissionDenied, describe_reason("another user loads this model"));
+        call_fail(call, WIRE_PermissionDenied, error_reason("another user loads this model"));
     else if (!model->load)
         call_fail(call, WIRE_ModelBusy, describe_busy(model));
     else
         load_end(model->load, WIRE_Cancelled, call);
 }
 
-void method_attach(struct server *server, struct call *call)
+void method_attach(struct api *api, struct call *call)
 {
     struct parameters {
         const char *name;
@@ -222,31 +218,31 @@ void method_attach(struct server *server, struct call *call)
         {"deadline", PARAM_SECONDS, false, offsetof(struct parameters, deadline)},
         {0},
     };
-    struct model *model = find_model(server, call, table, &p, &p.name);
-    if (!model || refuse_stopping(server, call))
+    struct model *model = find_model(api, call, table, &p, &p.name);
+    if (!model || refuse_stopping(api, call))
         return;
     if (model->private && model->uid != conn_uid(call->conn)) {
-        call_fail(call, WIRE_PermissionDenied, describe_reason("another user's private model"));
+        call_fail(call, WIRE_PermissionDenied, error_reason("another user's private model"));
         return;
     }
     call_set_deadline(call, p.deadline);
     if (model->state == MODEL_CACHED || model->state == MODEL_SAVING)
-        load_restore(server, model, call, WAIT_ATTACH);
+        load_restore(api->loads, model, call, WAIT_ATTACH);
     else if (model->load && !load_ends(model->load))
         load_wait(model->load, call, WAIT_ATTACH);
     else
-        attach_grant(server, model, call);
+        attach_grant(api->registry, api->events, model, call);
 }
 
-void method_detach(struct server *server, struct call *call)
+void method_detach(struct api *api, struct call *call)
 {
-    (void)server;
+    (void)api;
     int64_t id = 0;
     static const struct param table[] = {{"lease", PARAM_INT, true, 0}, {0}};
     if (!params_read(call, table, &id))
         return;
     struct lease *lease;
-    LIST_FOREACH(lease, conn_leases(call->conn), of_conn)
+    LIST_FOREACH(lease, &session_holder(call->conn)->leases, of_holder)
     {
         if (lease->id == (uint64_t)id) {
             lease_end(lease);
@@ -259,7 +255,7 @@ void method_detach(struct server *server, struct call *call)
     call_fail(call, WIRE_LeaseNotFound, parameters);
 }
 
-void method_verify(struct server *server, struct call *call)
+void method_verify(struct api *api, struct call *call)
 {
     struct parameters {
         const char *name;
@@ -270,8 +266,8 @@ void method_verify(struct server *server, struct call *call)
         {"deadline", PARAM_SECONDS, false, offsetof(struct parameters, deadline)},
         {0},
     };
-    struct model *model = find_model(server, call, table, &p, &p.name);
-    if (!model || refuse_stopping(server, call))
+    struct model *model = find_model(api, call, table, &p, &p.name);
+    if (!model || refuse_stopping(api, call))
         return;
     if (model_lost(model)) {
         call_fail(call, WIRE_DeviceError, describe_device_lost(model->device, "verify"));
@@ -281,49 +277,44 @@ void method_verify(struct server *server, struct call *call)
         call_fail(call, WIRE_ModelBusy, describe_busy(model));
         return;
     }
-    uint64_t limit;
-    if (!user_may(server, conn_uid(call->conn), LIMIT_VERIFIES, 1, &limit)) {
-        call_fail(call, WIRE_LimitExceeded, describe_limit(user_limit_name(LIMIT_VERIFIES), limit));
-        return;
-    }
     call_set_deadline(call, p.deadline);
-    verify_begin(server, model, call);
+    verify_begin(api->verifies, model, call);
 }
 
 /* Finds a model that the caller may change. NULL after the call was failed. */
-static struct model *find_own(struct server *server, struct call *call, const struct param *table, void *parameters,
+static struct model *find_own(struct api *api, struct call *call, const struct param *table, void *parameters,
                               const char **name)
 {
-    struct model *model = find_model(server, call, table, parameters, name);
+    struct model *model = find_model(api, call, table, parameters, name);
     if (model && !may_end(call, model)) {
-        call_fail(call, WIRE_PermissionDenied, describe_reason("another user loaded this model"));
+        call_fail(call, WIRE_PermissionDenied, error_reason("another user loaded this model"));
         return NULL;
     }
     return model;
 }
 
-void method_pin(struct server *server, struct call *call)
+void method_pin(struct api *api, struct call *call)
 {
     const char *name = NULL;
-    struct model *model = find_own(server, call, name_only, &name, &name);
+    struct model *model = find_own(api, call, name_only, &name, &name);
     if (!model)
         return;
     model->pinned = true;
     call_reply(call, NULL, NULL, 0);
 }
 
-void method_unpin(struct server *server, struct call *call)
+void method_unpin(struct api *api, struct call *call)
 {
     const char *name = NULL;
-    struct model *model = find_own(server, call, name_only, &name, &name);
+    struct model *model = find_own(api, call, name_only, &name, &name);
     if (!model)
         return;
     model->pinned = false;
-    residency_idle(server, model);
+    residency_idle(api->residency, model);
     call_reply(call, NULL, NULL, 0);
 }
 
-void method_set_ttl(struct server *server, struct call *call)
+void method_set_ttl(struct api *api, struct call *call)
 {
     struct parameters {
         const char *name;
@@ -334,7 +325,7 @@ void method_set_ttl(struct server *server, struct call *call)
         {"ttl", PARAM_INT, false, offsetof(struct parameters, ttl)},
         {0},
     };
-    struct model *model = find_own(server, call, table, &p, &p.name);
+    struct model *model = find_own(api, call, table, &p, &p.name);
     if (!model)
         return;
     if (!ttl_read(&p.ttl)) {
@@ -342,6 +333,6 @@ void method_set_ttl(struct server *server, struct call *call)
         return;
     }
     model->ttl = p.ttl;
-    residency_idle(server, model);
+    residency_idle(api->residency, model);
     call_reply(call, NULL, NULL, 0);
 }

@@ -1,51 +1,39 @@
 /* Plan: what Load would do. Reads the header on a worker, then asks the residency manager. */
-#include "daemon/api/methods_plan.h"
-
-#include "daemon/session/describe.h"
+#include "daemon/api/methods_list.h"
+#include "daemon/base/trust.h"
+#include "daemon/base/worker.h"
 #include "daemon/load/failure.h"
 #include "daemon/load/steps.h"
-#include "daemon/api/methods_list.h"
-#include "daemon/wire/params.h"
+#include "daemon/memory/placement.h"
 #include "daemon/memory/residency.h"
-#include "daemon/server.h"
-#include "daemon/base/users.h"
-#include "daemon/base/worker.h"
+#include "daemon/session/describe.h"
+#include "daemon/wire/errors.h"
+#include "daemon/wire/params.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 struct planning {
-    LIST_ENTRY(planning) link;
-    struct server *server;
+    struct api *api;
+    struct quota_charge charge;
     struct call *call; /* NULL once abandoned */
     struct load_job job;
     char *path; /* NULL: by descriptor */
     enum form form;
     uid_t uid;
     bool cached; /* host memory has it */
-    struct choice among;
+    struct device_set among;
 };
 
 static void planning_free(struct planning *planning)
 {
     load_job_clear(&planning->job);
     free(planning->path);
-    struct server *server = planning->server;
-    LIST_REMOVE(planning, link);
+    struct api *api = planning->api;
+    quota_return(&planning->charge);
     free(planning);
-    server_job_end(server);
-}
-
-uint64_t plans_of(const struct server *server, uid_t uid)
-{
-    uint64_t n = 0;
-    const struct planning *planning;
-    LIST_FOREACH(planning, &server->plannings, link)
-    {
-        n += planning->uid == uid;
-    }
-    return n;
+    core_job_end(api->core);
 }
 
 static void planning_abandoned(struct call *call)
@@ -71,14 +59,14 @@ static void planning_work(uv_work_t *work)
 /* NULL if memory is short. */
 static cJSON *describe_plan(struct planning *planning, const struct model *there)
 {
-    struct server *server = planning->server;
+    struct api *api = planning->api;
     const struct plan *plan = planning->job.plan;
     const struct device *device =
-        there ? there->device : choice_place(server, &planning->among, planning->job.device, plan);
+        there ? there->device : placement_choose(api->residency, &planning->among, planning->job.device, plan);
     struct model **victims = NULL;
     size_t n = 0;
     struct residency_shortage shortage = {.available = device_available(device)};
-    int r = there ? 0 : residency_choose(server, device, plan->arena_bytes, &victims, &n, &shortage);
+    int r = there ? 0 : residency_choose(api->residency, device, plan->arena_bytes, &victims, &n, &shortage);
     if (r == -ENOMEM)
         return NULL;
     cJSON *reply = cJSON_CreateObject();
@@ -129,65 +117,66 @@ static void planning_worked(uv_work_t *work, int status)
         if (planning->job.status < 0)
             planning_fail(planning);
         else {
-            const struct model *there = registry_find_source(&planning->server->registry, planning->job.source,
+            const struct model *there = registry_find_source(planning->api->registry, planning->job.source,
                                                              planning->form, &planning->among, NULL);
             planning->cached = there && there->state == MODEL_CACHED;
-            if (there && (there->state > MODEL_RESIDENT || (there->load && load_ends(there->load))))
+            if (there && (there->state > MODEL_RESIDENT || there->departs))
                 there = NULL; /* to be brought back, or on its way out */
             cJSON *reply = describe_plan(planning, there);
             if (reply)
                 call_reply(call, reply, NULL, 0);
             else
-                call_fail(call, WIRE_LimitExceeded, describe_limit("memory", 0));
+                call_fail(call, WIRE_LimitExceeded, error_no_memory());
         }
     }
     planning_free(planning);
 }
 
-/* Where it begins: a plan with nothing but its request. NULL if memory is short. */
-static struct planning *planning_new(struct server *server, struct call *call, const char *path, enum form form,
-                                     const struct choice *among)
+/* Where it begins: a plan with nothing but its request. -EDQUOT, and the limit, if its user has too many; -ENOMEM. */
+static int planning_new(struct api *api, struct call *call, const char *path, enum form form,
+                        const struct device_set *among, struct planning **ret, uint64_t *ret_limit)
 {
+    const uid_t uid = conn_uid(call->conn);
+    struct quota_charge charge;
+    int r = quota_take(api->quota, uid, QUOTA_PLANS, 1, &charge, ret_limit);
+    if (r < 0)
+        return r;
     struct planning *planning = calloc(1, sizeof(*planning));
     char *copy = path ? strdup(path) : NULL;
     if (!planning || (path && !copy)) {
         free(planning);
         free(copy);
-        return NULL;
+        quota_return(&charge);
+        return -ENOMEM;
     }
-    *planning = (struct planning){.server = server, .call = call, .path = copy, .form = form};
-    planning->uid = conn_uid(call->conn);
+    *planning = (struct planning){.api = api, .charge = charge, .call = call, .path = copy, .form = form, .uid = uid};
     planning->among = *among;
     planning->job = (struct load_job){
         .path = copy,
-        .trusted = user_trusted(planning->uid),
-        .device = choice_roomiest(among),
+        .trusted = trusted_user(uid),
+        .device = placement_roomiest(among),
         .among = &planning->among,
         .form = form,
         .published = PUBLICATION_NONE,
     };
-    LIST_INSERT_HEAD(&server->plannings, planning, link);
-    server_job_begin(server);
-    return planning;
+    core_job_begin(api->core);
+    *ret = planning;
+    return 0;
 }
 
-/* Which devices the model may go to, and whether its user may have another plan under way. Returns false after the call
- * was failed. */
-static bool plan_may(struct server *server, struct call *call, const char *device, struct choice *ret_among)
+/* Which devices the model may go to. Returns false after the call was failed. */
+static bool plan_choose(struct api *api, struct call *call, const char *device, struct device_set *ret_among)
 {
-    uint64_t limit;
-    if (choice_of(server, device, ret_among) == 0)
-        call_fail(call, WIRE_DeviceNotFound, describe_device_name(device));
-    else if (!choice_roomiest(ret_among))
+    if (devices_named(api->devices, device, ret_among) == 0)
+        call_fail(call, WIRE_DeviceNotFound, error_device(device));
+    else if (!placement_roomiest(ret_among))
         call_fail(call, WIRE_DeviceError, describe_device_lost(ret_among->devices[0], "plan"));
-    else if (!user_may(server, conn_uid(call->conn), LIMIT_PLANS, 1, &limit))
-        call_fail(call, WIRE_LimitExceeded, describe_limit(user_limit_name(LIMIT_PLANS), limit));
     else
         return true;
     return false;
 }
 
-void method_plan(struct server *server, struct call *call)
+void method_plan(struct api *api, struct call *call)
 {
     struct parameters {
         const cJSON *fds;
@@ -211,12 +200,15 @@ void method_plan(struct server *server, struct call *call)
         call_fail_parameter(call, wrong);
         return;
     }
-    struct choice among;
-    if (!plan_may(server, call, p.device, &among))
+    struct device_set among;
+    if (!plan_choose(api, call, p.device, &among))
         return;
-    struct planning *planning = planning_new(server, call, p.path, form, &among);
-    if (!planning) {
-        call_fail(call, WIRE_LimitExceeded, describe_limit("memory", 0));
+    struct planning *planning;
+    uint64_t limit;
+    int r = planning_new(api, call, p.path, form, &among, &planning, &limit);
+    if (r < 0) {
+        call_fail(call, WIRE_LimitExceeded,
+                  r == -EDQUOT ? error_limit(quota_name(QUOTA_PLANS), limit) : error_no_memory());
         return;
     }
     if (p.fds && !call_take_fds(call, p.fds, planning->job.fds, &planning->job.n_fds)) {
@@ -225,5 +217,5 @@ void method_plan(struct server *server, struct call *call)
     }
     call->context = planning;
     call->abandoned = planning_abandoned;
-    worker_queue(server->loop, &planning->job.work, planning, planning_work, planning_worked);
+    worker_queue(api->core->loop, &planning->job.work, planning, planning_work, planning_worked);
 }

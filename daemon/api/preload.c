@@ -1,10 +1,9 @@
 #include "daemon/api/preload.h"
 
-#include "daemon/load/load.h"
 #include "daemon/base/log.h"
-#include "daemon/model/plan.h"
-#include "daemon/server.h"
 #include "daemon/base/worker.h"
+#include "daemon/load/load.h"
+#include "daemon/model/plan.h"
 #include "proto/model_file.h"
 
 #include <dirent.h>
@@ -15,7 +14,7 @@
 #include <unistd.h>
 
 struct preload {
-    struct server *server;
+    struct loads *loads;
     const char *folder;
     uv_work_t work;
     struct dirent **entries;
@@ -28,12 +27,12 @@ struct preload {
 
 static void preload_next(struct preload *preload);
 
-int preload_new(struct server *server, const char *folder, struct preload **ret)
+int preload_new(struct loads *loads, const char *folder, struct preload **ret)
 {
     struct preload *preload = calloc(1, sizeof(*preload));
     if (!preload)
         return -ENOMEM;
-    preload->server = server;
+    preload->loads = loads;
     preload->folder = folder;
     *ret = preload;
     return 0;
@@ -100,7 +99,7 @@ static void preload_scanned(uv_work_t *work, int status)
         preload->n_entries = 0;
     }
     preload_next(preload);
-    server_job_end(preload->server);
+    core_job_end(preload->loads->core);
 }
 
 static void preloaded(void *context, struct model *model, const char *why)
@@ -115,7 +114,7 @@ static void preload_next(struct preload *preload)
 {
     free(preload->path);
     preload->path = NULL;
-    const bool stopping = preload->server->stopping;
+    const bool stopping = preload->loads->core->stopping;
     while (!stopping && preload->next < preload->n_entries &&
            !is_model(preload, preload->entries[preload->next]->d_name))
         preload->next++;
@@ -136,9 +135,9 @@ static void preload_next(struct preload *preload)
     }
     char model_name[MODEL_NAME_MAX + 1];
     model_name_derive(preload->path, model_name); /* of the link, not of what it points to */
-    struct choice among;
-    (void)choice_of(preload->server, "auto", &among); /* there is always the host */
-    load_begin(preload->server,
+    struct device_set among;
+    (void)devices_named(preload->loads->devices, "auto", &among); /* there is always the host */
+    load_begin(preload->loads,
                &(struct load_request){
                    .path = preload->path,
                    .name = model_name,
@@ -160,6 +159,6 @@ void preload_look(struct preload *preload)
     if (preload->looking)
         return;
     preload->looking = true;
-    server_job_begin(preload->server);
-    worker_queue(preload->server->loop, &preload->work, preload, preload_scan, preload_scanned);
+    core_job_begin(preload->loads->core);
+    worker_queue(preload->loads->core->loop, &preload->work, preload, preload_scan, preload_scanned);
 }

@@ -5,11 +5,12 @@
  * Loop thread only; the folder is read on a worker. */
 #pragma once
 
+#include "daemon/load/load.h"
+
 struct preload;
-struct server;
 
 /* `folder` is borrowed. -ENOMEM. */
-int preload_new(struct server *server, const char *folder, struct preload **ret);
+int preload_new(struct loads *loads, const char *folder, struct preload **ret);
 
 /* Looks at the folder, now or as soon as the last look is over. */
 void preload_look(struct preload *preload);

@@ -1,12 +1,13 @@
 #include "daemon/api/verify.h"
 
-#include "daemon/session/describe.h"
+#include "daemon/base/log.h"
+#include "daemon/base/worker.h"
 #include "daemon/load/failure.h"
 #include "daemon/load/fill.h"
-#include "daemon/base/log.h"
 #include "daemon/memory/residency.h"
-#include "daemon/server.h"
-#include "daemon/base/worker.h"
+#include "daemon/session/describe.h"
+#include "daemon/wire/conn.h"
+#include "daemon/wire/errors.h"
 
 #include <errno.h>
 #include <math.h>
@@ -41,7 +42,8 @@ struct verify_job {
 
 struct verify {
     TAILQ_ENTRY(verify) link;
-    struct server *server;
+    struct verifies *verifies;
+    struct quota_charge charge;
     struct model *model;
     struct call *call; /* NULL once abandoned */
     struct plan *plan; /* made by the first job */
@@ -55,15 +57,15 @@ struct verify {
     cJSON *mismatches;
     struct failure failure;
     bool ending; /* nothing more is begun */
-    uid_t uid;
 };
 
 static void verify_step(struct verify *verify);
-static void verify_turn(struct server *server);
+static void verify_turn(struct verifies *verifies);
+static void verify_report(struct verify *verify);
 
 static void verify_free(struct verify *verify)
 {
-    struct server *server = verify->server;
+    struct verifies *verifies = verify->verifies;
     for (size_t i = 0; i < VERIFY_JOBS; i++) {
         free(verify->jobs[i].expected);
         free(verify->jobs[i].actual);
@@ -71,9 +73,10 @@ static void verify_free(struct verify *verify)
     plan_free(verify->plan);
     cJSON_Delete(verify->mismatches);
     failure_clear(&verify->failure);
-    TAILQ_REMOVE(&server->verifies, verify, link);
+    quota_return(&verify->charge);
+    TAILQ_REMOVE(&verifies->list, verify, link);
     free(verify);
-    server_job_end(server);
+    core_job_end(verifies->core);
 }
 
 /* Values are equal if their bits are, or if both are NaN: processors differ in the NaN that arithmetic makes. */
@@ -190,7 +193,7 @@ static void verify_fail(const struct verify_job *job)
     if (job->of_file)
         failure_set_file(&verify->failure, job->status, &job->fault, verify->model->source->path);
     else if (!job->chunk && job->status == -ENOMEM) /* for the plan: the daemon's own memory */
-        failure_set(&verify->failure, WIRE_LimitExceeded, describe_limit("memory", 0));
+        failure_set(&verify->failure, WIRE_LimitExceeded, error_no_memory());
     else
         failure_set_device(&verify->failure, job->status, &job->fault);
 }
@@ -200,9 +203,9 @@ static void verify_worked(uv_work_t *work, int status)
     (void)status;
     struct verify_job *job = work->data;
     struct verify *verify = job->verify;
-    struct server *server = verify->server;
+    struct verifies *verifies = verify->verifies;
     verify->n_under_way--;
-    server->n_verify_jobs--;
+    verifies->n_jobs--;
     if (job->status < 0)
         verify_fail(job);
     else if (job->chunk)
@@ -214,18 +217,19 @@ static void verify_worked(uv_work_t *work, int status)
         verify_report(verify); /* also where all is compared before the first tick */
     }
     if (job->status == -ENODEV && !job->of_file)
-        server_device_failed(verify->server, verify->model->device);
+        residency_lose_device(verifies->residency, verify->model->device);
     for (size_t i = 0; i < job->n_differences; i++)
         verify_tell(verify, job->differences[i].piece, job->differences[i].byte);
     job->chunk = NULL;
     verify_step(verify);
-    verify_turn(server);
+    verify_turn(verifies);
 }
 
 /* Another job may be queued without taking the workers from loads. */
-static bool verify_may(const struct server *server)
+static bool verify_may(const struct verifies *verifies)
 {
-    return server->n_verify_jobs < (server->workers > 2 ? server->workers / 2 : 1);
+    const unsigned workers = verifies->core->workers;
+    return verifies->n_jobs < (workers > 2 ? workers / 2 : 1);
 }
 
 static void verify_queue(struct verify *verify, struct verify_job *job, const struct chunk *chunk)
@@ -235,16 +239,16 @@ static void verify_queue(struct verify *verify, struct verify_job *job, const st
     job->n_differences = 0;
     job->of_file = false;
     verify->n_under_way++;
-    verify->server->n_verify_jobs++;
-    worker_queue(verify->server->loop, &job->work, job, verify_work, verify_worked);
+    verify->verifies->n_jobs++;
+    worker_queue(verify->verifies->core->loop, &job->work, job, verify_work, verify_worked);
 }
 
 /* All is compared, or something ended it. */
 static void verify_finish(struct verify *verify)
 {
     struct call *call = verify->call;
-    model_release(verify->model);
-    residency_idle(verify->server, verify->model);
+    model_unhold(verify->model);
+    residency_idle(verify->verifies->residency, verify->model);
     if (call) {
         call->abandoned = NULL;
         if (verify->failure.error != WIRE_OK)
@@ -268,7 +272,7 @@ static void verify_finish(struct verify *verify)
 static void verify_step(struct verify *verify)
 {
     bool over = verify->ending || verify->failure.error != WIRE_OK || verify->checked;
-    for (size_t i = 0; i < VERIFY_JOBS && !over && verify_may(verify->server); i++) {
+    for (size_t i = 0; i < VERIFY_JOBS && !over && verify_may(verify->verifies); i++) {
         if (!verify->planned || verify->next_chunk == verify->plan->n_chunks) {
             if (verify->n_under_way == 0)
                 verify_queue(verify, &verify->jobs[0], NULL);
@@ -282,15 +286,15 @@ static void verify_step(struct verify *verify)
 }
 
 /* A job is over: whoever waits the longest gets the next one, and then goes to the end. */
-static void verify_turn(struct server *server)
+static void verify_turn(struct verifies *verifies)
 {
-    struct verify *verify = TAILQ_FIRST(&server->verifies), *last = TAILQ_LAST(&server->verifies, verify_list);
-    while (verify && verify_may(server)) {
+    struct verify *verify = TAILQ_FIRST(&verifies->list), *last = TAILQ_LAST(&verifies->list, verify_list);
+    while (verify && verify_may(verifies)) {
         struct verify *next = TAILQ_NEXT(verify, link);
         bool was_last = verify == last;
         if (verify->n_under_way < VERIFY_JOBS) {
-            TAILQ_REMOVE(&server->verifies, verify, link);
-            TAILQ_INSERT_TAIL(&server->verifies, verify, link);
+            TAILQ_REMOVE(&verifies->list, verify, link);
+            TAILQ_INSERT_TAIL(&verifies->list, verify, link);
             verify_step(verify); /* may free it */
         }
         verify = was_last ? NULL : next;
@@ -305,64 +309,90 @@ static void verify_abandoned(struct call *call)
     verify_step(verify);
 }
 
-void verify_begin(struct server *server, struct model *model, struct call *call)
+/* A verification with nothing under way. -EDQUOT, and the limit, if its user has too many; -ENOMEM. */
+static int verify_new(struct verifies *verifies, struct call *call, struct verify **ret, uint64_t *ret_limit)
 {
     struct verify *verify = calloc(1, sizeof(*verify));
     if (!verify)
-        goto fail;
-    verify->server = server;
-    TAILQ_INSERT_TAIL(&server->verifies, verify, link);
-    server_job_begin(server);
-    verify->model = model;
-    verify->call = call;
-    verify->began = uv_hrtime();
+        return -ENOMEM;
+    int r = quota_take(verifies->quota, conn_uid(call->conn), QUOTA_VERIFIES, 1, &verify->charge, ret_limit);
+    if (r < 0) {
+        free(verify);
+        return r;
+    }
+    verify->verifies = verifies;
+    TAILQ_INSERT_TAIL(&verifies->list, verify, link);
+    core_job_begin(verifies->core);
     verify->mismatches = cJSON_CreateArray();
+    bool complete = verify->mismatches;
     for (size_t i = 0; i < VERIFY_JOBS; i++) {
         verify->jobs[i].verify = verify;
         verify->jobs[i].expected = malloc(VERIFY_BYTES);
         verify->jobs[i].actual = malloc(VERIFY_BYTES);
-        if (!verify->jobs[i].expected || !verify->jobs[i].actual)
-            goto fail_verify;
+        complete = complete && verify->jobs[i].expected && verify->jobs[i].actual;
     }
-    if (!verify->mismatches)
-        goto fail_verify;
+    if (!complete) {
+        verify_free(verify);
+        return -ENOMEM;
+    }
+    *ret = verify;
+    return 0;
+}
+
+void verify_begin(struct verifies *verifies, struct model *model, struct call *call)
+{
+    struct verify *verify;
+    uint64_t limit;
+    int r = verify_new(verifies, call, &verify, &limit);
+    if (r < 0) {
+        call_fail(call, WIRE_LimitExceeded,
+                  r == -EDQUOT ? error_limit(quota_name(QUOTA_VERIFIES), limit) : error_no_memory());
+        return;
+    }
+    verify->model = model;
+    verify->call = call;
+    verify->began = uv_hrtime();
     model_hold(model);
     call->context = verify;
     call->abandoned = verify_abandoned;
-    verify->uid = conn_uid(call->conn);
     verify_step(verify);
-    return;
-
-fail_verify:
-    verify_free(verify);
-fail:
-    call_fail(call, WIRE_LimitExceeded, describe_limit("memory", 0));
 }
 
-void verify_report(struct verify *verify)
+static void verify_report(struct verify *verify)
 {
     if (!verify->call || !verify->call->more || !verify->planned)
         return;
+    const struct progress progress = {
+        .done = verify->done_bytes,
+        .total = verify->plan->model_bytes,
+        .elapsed_ns = uv_hrtime() - verify->began,
+    };
     cJSON *reply = cJSON_CreateObject();
-    cJSON_AddItemToObject(
-        reply, "progress",
-        describe_progress("verifying", verify->done_bytes, verify->plan->model_bytes, uv_hrtime() - verify->began));
+    cJSON_AddItemToObject(reply, "progress", describe_progress("verifying", &progress));
     (void)call_continue(verify->call, reply);
 }
 
-void verify_end(struct verify *verify, enum wire_error error)
+void verifies_init(struct verifies *verifies)
 {
-    failure_set(&verify->failure, error, NULL);
-    verify->ending = true;
-    verify_step(verify);
+    TAILQ_INIT(&verifies->list);
 }
 
-uid_t verify_uid(const struct verify *verify)
+void verifies_report(struct verifies *verifies)
 {
-    return verify->uid;
+    struct verify *verify;
+    TAILQ_FOREACH(verify, &verifies->list, link)
+    {
+        verify_report(verify);
+    }
 }
 
-struct verify *verify_next(struct verify *verify)
+void verifies_end(struct verifies *verifies, enum wire_error error)
 {
-    return TAILQ_NEXT(verify, link);
+    struct verify *next;
+    for (struct verify *verify = TAILQ_FIRST(&verifies->list); verify; verify = next) {
+        next = TAILQ_NEXT(verify, link);
+        failure_set(&verify->failure, error, NULL);
+        verify->ending = true;
+        verify_step(verify);
+    }
 }

@@ -3,23 +3,30 @@
  * The model is held meanwhile: it is not unloaded. Loop thread only. */
 #pragma once
 
-#include "daemon/wire/conn.h"
+#include "daemon/base/quota.h"
+#include "daemon/memory/residency.h"
 #include "daemon/model/model.h"
+#include "daemon/wire/call.h"
 
-struct server;
 struct verify;
 
-/* Begins; the call is answered when it is over. */
-void verify_begin(struct server *server, struct model *model, struct call *call);
+/* All verifications under way. */
+struct verifies {
+    struct core *core;
+    struct residency *residency;
+    struct quota *quota;
+    TAILQ_HEAD(verify_list, verify) list; /* who waits the longest for a worker comes first */
+    size_t n_jobs;                        /* on workers */
+};
 
-/* Tells who waits how far it is. Called several times a second. */
-void verify_report(struct verify *verify);
+/* `verifies` has its first part set. */
+void verifies_init(struct verifies *verifies);
 
-/* Ends it early; the call is failed with `error`. */
-void verify_end(struct verify *verify, enum wire_error error);
+/* Begins one; the call is answered when it is over. Its user is charged for it meanwhile. */
+void verify_begin(struct verifies *verifies, struct model *model, struct call *call);
 
-/* Who asked for it. */
-uid_t verify_uid(const struct verify *verify);
+/* Tells those who wait how far it is. Called several times a second. */
+void verifies_report(struct verifies *verifies);
 
-/* The next one in turn, or NULL. */
-struct verify *verify_next(struct verify *verify);
+/* Ends all early; the calls are failed with `error`. */
+void verifies_end(struct verifies *verifies, enum wire_error error);

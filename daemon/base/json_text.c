@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-void describe_text(cJSON *object, const char *key, const char *text)
+void json_add_text(cJSON *object, const char *key, const char *text)
 {
     if (!text) {
         cJSON_AddNullToObject(object, key);

@@ -5,4 +5,4 @@
 
 /* Adds a string to an object; what is not UTF-8 in it becomes U+FFFD. NULL adds null. Nothing is added if memory is
  * short. */
-void describe_text(cJSON *object, const char *key, const char *text);
+void json_add_text(cJSON *object, const char *key, const char *text);

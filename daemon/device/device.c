@@ -1,6 +1,7 @@
 #include "daemon/device/device.h"
 
 #include <stdio.h>
+#include <string.h>
 #include <time.h>
 
 const char *export_kind_name(enum export_kind kind)
@@ -31,4 +32,14 @@ int device_fault_set(struct device_fault *fault, int error, const char *call, in
         fault->code = code;
     }
     return error;
+}
+
+bool device_is_host(const struct device *device)
+{
+    return strcmp(device->kind, DEVICE_HOST) == 0;
+}
+
+uint64_t device_available(const struct device *device)
+{
+    return !device->failed && device->budget > device->used ? device->budget - device->used : 0;
 }

@@ -1,7 +1,7 @@
 /* A memory that models are resident in, and the way into it: what a device module fills in, and what the daemon calls.
  *
- * `host` is built in (device_host.c). `hip` and `cuda` are the same source (device_hip.c), compiled twice into modules
- * that are loaded at run time.
+ * `host` is built in (host.c). `hip` and `cuda` are the same source, compiled twice into modules that are loaded at run
+ * time.
  *
  * Threads: every function says where it is called from. "loop" is the daemon's one thread that holds state; a function
  * called there does not block. "worker" is any thread of the work queue; a function called there may block, and several
@@ -188,6 +188,14 @@ struct device_module {
 #define DEVICE_MODULE_SYMBOL "rocmforge_device_module"
 
 extern const struct device_module device_host_module;
+
+/* The kind of the host's memory. */
+#define DEVICE_HOST "host"
+
+bool device_is_host(const struct device *device);
+
+/* Bytes that a load could get now, by the ledger. */
+uint64_t device_available(const struct device *device);
 
 /* "memfd", "ipc", "fd". Static. */
 const char *export_kind_name(enum export_kind kind);

@@ -214,8 +214,8 @@ static int host_open(const struct device_config *config, struct device ***ret, s
     }
     *device = (struct device){
         .ops = &host_ops,
-        .id = "host",
-        .kind = "host",
+        .id = DEVICE_HOST,
+        .kind = DEVICE_HOST,
         .name = "host memory",
         .export_kind = EXPORT_MEMFD,
         .total = meminfo("MemTotal"),
@@ -231,6 +231,6 @@ static int host_open(const struct device_config *config, struct device ***ret, s
 
 const struct device_module device_host_module = {
     .abi = DEVICE_ABI,
-    .kind = "host",
+    .kind = DEVICE_HOST,
     .open = host_open,
 };

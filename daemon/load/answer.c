@@ -1,9 +1,10 @@
+#include "daemon/base/log.h"
+#include "daemon/load/states.h"
+#include "daemon/memory/residency.h"
 #include "daemon/session/attach.h"
 #include "daemon/session/describe.h"
-#include "daemon/load/states.h"
-#include "daemon/base/log.h"
-#include "daemon/memory/residency.h"
-#include "daemon/server.h"
+#include "daemon/session/events.h"
+#include "daemon/wire/errors.h"
 
 #include <inttypes.h>
 
@@ -23,7 +24,7 @@ static void waiters_reply(struct load *load)
     struct call *call;
     while ((call = waiters_take_any(&load->waiters, &kind))) {
         if (kind == WAIT_ATTACH)
-            attach_grant(load->server, load->model, call);
+            attach_grant(load->loads->registry, load->loads->events, load->model, call);
         else if (kind == WAIT_END)
             call_fail(call, WIRE_ModelBusy, describe_busy(load->model)); /* too late to be cancelled */
         else if (kind == WAIT_JOINED)
@@ -49,9 +50,9 @@ static void waiters_fail(struct load *load)
     }
 }
 
-void load_progress(const struct load *load, struct load_progress *ret)
+static void load_progress(const struct load *load, struct progress *ret)
 {
-    *ret = (struct load_progress){.done = load->filled_bytes};
+    *ret = (struct progress){.done = load->filled_bytes};
     if (load->model && load->model->plan)
         ret->total = load->restores ? load->model->plan->arena_bytes : load->model->plan->model_bytes;
     if (load->filling)
@@ -60,8 +61,10 @@ void load_progress(const struct load *load, struct load_progress *ret)
 
 static cJSON *describe_this(void *context)
 {
-    struct load *load = context;
-    return describe_loading(load->model, load);
+    const struct load *load = context;
+    struct progress progress;
+    load_progress(load, &progress);
+    return describe_loading(load->model, &progress);
 }
 
 void load_report(struct load *load)
@@ -86,26 +89,27 @@ void load_succeed(struct load *load)
 {
     struct model *model = load->model;
     model->load = NULL;
+    model->departs = false;
     model_move(model, MODEL_RESIDENT);
     model->idle_since = uv_hrtime();
     load->phases.total_ns = uv_hrtime() - load->began;
-    residency_cache_drop(load->server, model);
+    residency_cache_drop(load->loads->residency, model);
     if (!load->restores && load->filling)
         load_rate(load);
     log_client(LOG_LEVEL_INFO, "model=%s id=%" PRIu64 " uid=%u resident on %s: %" PRIu64 " bytes in %.3f s",
                model->name, model->id, (unsigned)load->request.uid, model->device->id, model->plan->arena_bytes,
                (double)load->phases.total_ns / 1e9);
-    events_emit(load->server->events, "resident", model, NULL);
+    events_emit(load->loads->events, "resident", model, NULL);
     if (load->request.done)
         load->request.done(load->request.context, model, NULL);
     waiters_reply(load);
-    residency_idle(load->server, model);
+    residency_idle(load->loads->residency, model);
 }
 
 void load_give_up(struct load *load)
 {
     struct model *model = load->model;
-    struct server *server = load->server;
+    struct loads *loads = load->loads;
     char text[512];
     failure_text(&load->failure, text, sizeof(text));
     const bool told = load->request.done; /* who began it says so */
@@ -115,16 +119,17 @@ void load_give_up(struct load *load)
         if (!told)
             log_client(LOG_LEVEL_NOTICE, "model=%s id=%" PRIu64 " uid=%u not loaded: %s", model->name, model->id,
                        (unsigned)load->request.uid, text);
-        registry_release(model);
+        registry_unreserve(model);
         model->load = NULL;
-        events_emit(server->events, load->failure.error == WIRE_Cancelled ? "cancelled" : "failed", model, text);
+        model->departs = false;
+        events_emit(loads->events, load->failure.error == WIRE_Cancelled ? "cancelled" : "failed", model, text);
         if (load->restores) {
             model_move(model, MODEL_CACHED);
-            residency_idle(server, model);
+            residency_idle(loads->residency, model);
         } else
-            registry_remove(&server->registry, model);
+            registry_remove(loads->registry, model);
         load->model = NULL;
-        server_loads_retry(server);
+        loads_retry(loads);
     }
     if (load->request.done)
         load->request.done(load->request.context, NULL, text);

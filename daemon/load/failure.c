@@ -1,7 +1,8 @@
 #include "daemon/load/failure.h"
 
-#include "daemon/session/describe.h"
 #include "daemon/base/json_text.h"
+#include "daemon/session/describe.h"
+#include "daemon/wire/errors.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -33,7 +34,7 @@ void failure_set_file(struct failure *failure, int error, const struct device_fa
         return;
     }
     cJSON *parameters = cJSON_CreateObject();
-    describe_text(parameters, "path", path);
+    json_add_text(parameters, "path", path);
     failure_set(failure, WIRE_FileChanged, parameters);
 }
 
@@ -45,7 +46,7 @@ void failure_set_device(struct failure *failure, int error, const struct device_
 static void set_invalid(struct failure *failure, const char *reason, uint64_t offset)
 {
     cJSON *parameters = cJSON_CreateObject();
-    describe_text(parameters, "reason", reason);
+    json_add_text(parameters, "reason", reason);
     cJSON_AddNumberToObject(parameters, "offset", (double)offset);
     failure_set(failure, WIRE_InvalidModel, parameters);
 }
@@ -67,9 +68,9 @@ void failure_set_opening(struct failure *failure, const struct load_job *job)
     const char *path = job->opened ? job->opened->path : job->path;
     if (job->refused)
         failure_set(failure, WIRE_PermissionDenied,
-                    describe_reason("not there, or not for everybody to read: pass it as a descriptor"));
+                    error_reason("not there, or not for everybody to read: pass it as a descriptor"));
     else if (job->status == -ENOMEM)
-        failure_set(failure, WIRE_LimitExceeded, describe_limit("memory", 0));
+        failure_set(failure, WIRE_LimitExceeded, error_no_memory());
     else if (!job->opened)
         failure_set_file(failure, job->status, &job->fault, path);
     else if (job->status == -EBADMSG)

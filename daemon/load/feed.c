@@ -1,8 +1,8 @@
-#include "daemon/session/describe.h"
+#include "daemon/device/staging.h"
 #include "daemon/load/states.h"
 #include "daemon/memory/residency.h"
-#include "daemon/server.h"
-#include "daemon/device/staging.h"
+#include "daemon/session/describe.h"
+#include "daemon/wire/errors.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -47,7 +47,7 @@ static void load_account(struct load *load, const struct fill *fill)
     else if (fill->status == -ENOMEM)
         failure_set(&load->failure, WIRE_OutOfDeviceMemory,
                     describe_out_of_memory(load->device, load->model->plan->arena_bytes, device_available(load->device),
-                                           residency_evictable(load->server, load->device)));
+                                           residency_evictable(load->loads->residency, load->device)));
     else
         load_fail_device(load, fill->status, &fill->fault);
 }
@@ -58,7 +58,7 @@ static void load_filled(struct fill *fill)
     struct slot *slot = fill->slot;
     if (fill->held && !load_ends(load)) {
         if (load->model->arena)
-            fill_continue(load->server->loop, fill, load->model->arena);
+            fill_continue(load->loads->core->loop, fill, load->model->arena);
         return; /* else load_fill_continue() does, or load_fill_end() gives its slot back */
     }
     load->n_fills--;
@@ -66,7 +66,7 @@ static void load_filled(struct fill *fill)
         fill->held = false; /* for nothing: the load ends */
     else
         load_account(load, fill);
-    scheduler_give(server_scheduler(load->server, slot->device), slot); /* perhaps to this load again */
+    scheduler_give(devices_scheduler(load->loads->devices, slot->device), slot); /* perhaps to this load again */
     load_step(load); /* may free the load, and with the last one end the daemon: nothing is ours any more */
 }
 
@@ -93,14 +93,14 @@ static uint64_t load_use(struct consumer *consumer, struct slot *slot)
         .chunk = chunk,
         .slot = slot,
         .arena = load->model->arena,
-        .mailbox = load->server->mailbox,
-        .workers = load->server->workers,
+        .mailbox = load->loads->core->mailbox,
+        .workers = load->loads->core->workers,
         .done = load_filled,
         .context = load,
         .last = load->next_chunk + CHUNKS_LAST > load->plan->n_chunks,
     };
     load->n_fills++;
-    fill_queue(load->server->loop, fill);
+    fill_queue(load->loads->core->loop, fill);
     return chunk->file_bytes > chunk->model_bytes ? chunk->file_bytes : chunk->model_bytes;
 }
 
@@ -112,7 +112,7 @@ int load_fill_begin(struct load *load, const struct plan *plan)
     load->plan = plan;
     load->filling = uv_hrtime();
     load->consumer.use = load_use;
-    scheduler_add(server_scheduler(load->server, load->device), &load->consumer);
+    scheduler_add(devices_scheduler(load->loads->devices, load->device), &load->consumer);
     return 0;
 }
 
@@ -120,14 +120,14 @@ void load_fill_continue(struct load *load)
 {
     for (size_t i = 0; i < staging_slots(load->device->staging); i++)
         if (load->fills[i].held)
-            fill_continue(load->server->loop, &load->fills[i], load->model->arena);
+            fill_continue(load->loads->core->loop, &load->fills[i], load->model->arena);
     if (!load->consumer.scheduled)
-        scheduler_add(server_scheduler(load->server, load->device), &load->consumer);
+        scheduler_add(devices_scheduler(load->loads->devices, load->device), &load->consumer);
 }
 
 void load_fill_end(struct load *load)
 {
-    struct scheduler *scheduler = server_scheduler(load->server, load->device);
+    struct scheduler *scheduler = devices_scheduler(load->loads->devices, load->device);
     scheduler_remove(scheduler, &load->consumer);
     for (size_t i = 0; load->fills && i < staging_slots(load->device->staging); i++) {
         struct fill *fill = &load->fills[i];

@@ -6,8 +6,8 @@
  * not. */
 #pragma once
 
-#include "daemon/device/device.h"
 #include "daemon/base/mailbox.h"
+#include "daemon/device/device.h"
 #include "daemon/model/plan.h"
 #include "daemon/model/source.h"
 

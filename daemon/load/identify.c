@@ -1,19 +1,15 @@
+#include "daemon/load/states.h"
+#include "daemon/memory/placement.h"
+#include "daemon/memory/residency.h"
 #include "daemon/session/attach.h"
 #include "daemon/session/describe.h"
-#include "daemon/load/states.h"
-#include "daemon/memory/residency.h"
-#include "daemon/server.h"
+#include "daemon/session/events.h"
+#include "daemon/wire/errors.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-/* The model will soon be gone, and its name with it. */
-static bool name_departs(const struct model *model)
-{
-    return model->state == MODEL_UNLOADING || (model->load && load_ends(model->load));
-}
 
 /* What the request wants of a model that is there already: its owner's to say, and that of those who rule the machine.
  */
@@ -35,7 +31,7 @@ void load_begin_restore(struct load *load, struct model *model)
     load->device = load->job.device = model->device;
     model->load = load;
     load_show(load, LOAD_RESERVING, MODEL_ALLOCATING);
-    events_emit(load->server->events, "loading", model, NULL);
+    events_emit(load->loads->events, "loading", model, NULL);
     load_queue(load, load_job_nothing); /* RESERVING begins when that comes back */
 }
 
@@ -46,7 +42,7 @@ static void waiters_grant(struct load *load, struct model *model)
     struct call *call;
     while ((call = waiters_take_any(&load->waiters, &kind))) {
         if (kind == WAIT_ATTACH)
-            attach_grant(load->server, model, call);
+            attach_grant(load->loads->registry, load->loads->events, model, call);
         else
             call_reply(call, describe_loaded(model, NULL), NULL, 0);
     }
@@ -68,7 +64,7 @@ static void load_join(struct load *load, struct model *model)
     if (load->request.done)
         load->request.done(load->request.context, model, NULL);
     model->idle_since = uv_hrtime();
-    residency_idle(load->server, model);
+    residency_idle(load->loads->residency, model);
     load_move(load, LOAD_DONE);
     load_free(load);
 }
@@ -92,14 +88,18 @@ static struct model *load_new_model(struct load *load, const char *name)
     model->export.fd = -1;
     model->load = load;
     LIST_INIT(&model->leases);
-    registry_add(&load->server->registry, model);
+    if (registry_add(load->loads->registry, model) < 0) {
+        source_free(model->source);
+        free(model);
+        return NULL;
+    }
     return model;
 }
 
 /* Goes on, or waits, with a model that is made of the same file, if there is one. Returns true if the load is over. */
 static bool load_take_same(struct load *load, struct model *model)
 {
-    if (name_departs(model) || model->state == MODEL_SAVING) {
+    if (model_departs(model) || model->state == MODEL_SAVING) {
         load->blocked = true;
         return false;
     }
@@ -114,9 +114,9 @@ static bool load_take_same(struct load *load, struct model *model)
 /* The model that was being saved to host memory is there by now, or gone. Returns true if the load is over. */
 static bool load_saved(struct load *load)
 {
-    struct model *model = registry_find(&load->server->registry, load->request.name);
+    struct model *model = registry_find(load->loads->registry, load->request.name);
     if (!model || model->id != load->awaited) {
-        failure_set(&load->failure, WIRE_ModelNotFound, describe_name(load->request.name));
+        failure_set(&load->failure, WIRE_ModelNotFound, error_name(load->request.name));
         return false;
     }
     return load_take_same(load, model);
@@ -135,11 +135,11 @@ static bool load_wants_same(const struct load *load, const struct model *model)
 static void load_clear_lost(const struct load *load, const char *name)
 {
     struct model *model;
-    TAILQ_FOREACH(model, &load->server->registry.models, link)
+    TAILQ_FOREACH(model, &load->loads->registry->models, link)
     {
         if (model->state == MODEL_FAILED && !model_in_use(model) &&
             (strcmp(model->name, name) == 0 || load_wants_same(load, model)))
-            residency_unload(load->server, model, NULL);
+            residency_unload(load->loads->residency, model, NULL);
     }
 }
 
@@ -156,15 +156,15 @@ static bool load_may_forget(const struct load *load, const struct model *model)
 /* Makes a model of the name that was asked for, or of the file's. NULL if that has to be waited for, or cannot be. */
 static struct model *load_take_name(struct load *load)
 {
-    struct server *server = load->server;
+    struct loads *loads = load->loads;
     char derived[MODEL_NAME_MAX + 1];
     if (!load->request.name)
         model_name_derive(load->job.source->path, derived);
     const char *name = load->request.name ? load->request.name : derived;
     load_clear_lost(load, name);
-    struct model *model = registry_find(&server->registry, name);
+    struct model *model = registry_find(loads->registry, name);
     if (model && load_may_forget(load, model)) {
-        residency_forget(server, model);
+        residency_forget(loads->residency, model);
         model = NULL;
     }
     if (!model) {
@@ -173,12 +173,12 @@ static struct model *load_take_name(struct load *load)
             load_fail_memory(load);
         return model;
     }
-    if (name_departs(model) || model->state == MODEL_SAVING)
+    if (model_departs(model) || model->state == MODEL_SAVING)
         load->blocked = true;
     else if ((model->state == MODEL_DRAINING || model->state == MODEL_FAILED) && load_wants_same(load, model))
         failure_set(&load->failure, WIRE_ModelBusy, describe_busy(model));
     else
-        failure_set(&load->failure, WIRE_NameInUse, describe_name(name));
+        failure_set(&load->failure, WIRE_NameInUse, error_name(name));
     return NULL;
 }
 
@@ -193,11 +193,14 @@ static bool load_undecided(const struct load *load, const struct load *other)
  */
 static bool load_has_to_wait(const struct load *load)
 {
-    const struct choice *among = &load->request.among;
-    for (struct load *other = TAILQ_FIRST(&load->server->loads); other; other = load_next(other))
-        if (load_undecided(load, other) && choice_overlap(among, &other->request.among) &&
-            !choice_equal(among, &other->request.among))
+    const struct device_set *among = &load->request.among;
+    const struct load *other;
+    TAILQ_FOREACH(other, &load->loads->list, link)
+    {
+        if (load_undecided(load, other) && device_set_overlap(among, &other->request.among) &&
+            !device_set_equal(among, &other->request.among))
             return true;
+    }
     return false;
 }
 
@@ -211,8 +214,8 @@ bool load_identified(struct load *load)
         failure_set_opening(&load->failure, job);
         return false;
     }
-    const struct choice *among = &load->request.among;
-    load->device = choice_roomiest(among);
+    const struct device_set *among = &load->request.among;
+    load->device = placement_roomiest(among);
     if (!load->device) {
         failure_set(&load->failure, WIRE_DeviceError, describe_device_lost(among->devices[0], "load"));
         return false;
@@ -221,7 +224,7 @@ bool load_identified(struct load *load)
         load->blocked = true;
         return false;
     }
-    struct model *same = registry_find_source(&load->server->registry, job->source, load->request.form, among,
+    struct model *same = registry_find_source(load->loads->registry, job->source, load->request.form, among,
                                               load->request.private ? &load->request.uid : NULL);
     if (same)
         return load_take_same(load, same);
@@ -229,7 +232,7 @@ bool load_identified(struct load *load)
     if (!load->model)
         return false;
     load_show(load, LOAD_OPENING, MODEL_OPENING);
-    events_emit(load->server->events, "loading", load->model, NULL);
+    events_emit(load->loads->events, "loading", load->model, NULL);
     job->opened = load->model->source;
     job->device = load->device;
     job->among = among;

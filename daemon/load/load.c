@@ -1,10 +1,10 @@
-#include "daemon/session/describe.h"
-#include "daemon/load/states.h"
-#include "daemon/base/log.h"
-#include "daemon/memory/residency.h"
-#include "daemon/server.h"
-#include "daemon/base/users.h"
+#include "daemon/base/state.h"
 #include "daemon/base/worker.h"
+#include "daemon/load/states.h"
+#include "daemon/memory/placement.h"
+#include "daemon/session/describe.h"
+#include "daemon/wire/conn.h"
+#include "daemon/wire/errors.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -14,27 +14,25 @@
 #include <unistd.h>
 
 /* Within this time, processors that had nothing to do come to read as fast as they can: see docs/performance.md. */
-#define WARM_NS    10000000u
+#define WARM_NS 10000000u
 
-#define BIT(state) (1u << (state))
-
-/* The states that may follow each. */
-static const unsigned transitions[] = {
-    [LOAD_IDENTIFYING] = BIT(LOAD_OPENING) | BIT(LOAD_RESERVING) | BIT(LOAD_DONE),
-    [LOAD_OPENING] = BIT(LOAD_RESERVING) | BIT(LOAD_STOPPING),
-    [LOAD_RESERVING] = BIT(LOAD_ALLOCATING) | BIT(LOAD_STOPPING),
-    [LOAD_ALLOCATING] = BIT(LOAD_FILLING) | BIT(LOAD_STOPPING),
-    [LOAD_FILLING] = BIT(LOAD_SEALING) | BIT(LOAD_STOPPING),
-    [LOAD_SEALING] = BIT(LOAD_DONE) | BIT(LOAD_STOPPING),
-    [LOAD_STOPPING] = BIT(LOAD_RELEASING) | BIT(LOAD_DONE),
-    [LOAD_RELEASING] = BIT(LOAD_DONE),
-    [LOAD_DONE] = 0,
+static const struct state states[] = {
+    [LOAD_IDENTIFYING] = {"identifying", STATE(LOAD_OPENING) | STATE(LOAD_RESERVING) | STATE(LOAD_DONE)},
+    [LOAD_OPENING] = {"opening", STATE(LOAD_RESERVING) | STATE(LOAD_STOPPING)},
+    [LOAD_RESERVING] = {"reserving", STATE(LOAD_ALLOCATING) | STATE(LOAD_STOPPING)},
+    [LOAD_ALLOCATING] = {"allocating", STATE(LOAD_FILLING) | STATE(LOAD_STOPPING)},
+    [LOAD_FILLING] = {"filling", STATE(LOAD_SEALING) | STATE(LOAD_STOPPING)},
+    [LOAD_SEALING] = {"sealing", STATE(LOAD_DONE) | STATE(LOAD_STOPPING)},
+    [LOAD_STOPPING] = {"stopping", STATE(LOAD_RELEASING) | STATE(LOAD_DONE)},
+    [LOAD_RELEASING] = {"releasing", STATE(LOAD_DONE)},
+    [LOAD_DONE] = {"done", 0},
 };
+
+static const struct state_machine machine = STATE_MACHINE(states);
 
 void load_move(struct load *load, enum load_state state)
 {
-    assert(transitions[load->state] & BIT(state));
-    load->state = state;
+    state_move(&machine, &load->state, state);
 }
 
 /* What clients see of a load's state is the model's. */
@@ -47,10 +45,11 @@ void load_show(struct load *load, enum load_state state, enum model_state shown)
 
 void load_free(struct load *load)
 {
-    assert(waiters_empty(&load->waiters) && load->n_fills == 0 && load->n_victims == 0 && !load->in_job);
-    struct server *server = load->server;
-    TAILQ_REMOVE(&server->loads, load, link);
-    server->n_loads--;
+    assert(waiters_empty(&load->waiters) && load->n_fills == 0 && load->claim.n_victims == 0 && !load->in_job);
+    struct loads *loads = load->loads;
+    TAILQ_REMOVE(&loads->list, load, link);
+    loads->n--;
+    quota_return(&load->charge);
     failure_clear(&load->failure);
     load_job_clear(&load->job);
     free(load->fills);
@@ -58,20 +57,20 @@ void load_free(struct load *load)
     free((char *)(uintptr_t)load->request.name);
     free((char *)(uintptr_t)load->request.path);
     free(load);
-    server_changed(server);
-    server_job_end(server);
+    core_changed(loads->core);
+    core_job_end(loads->core);
 }
 
 void load_fail_memory(struct load *load)
 {
-    failure_set(&load->failure, WIRE_LimitExceeded, describe_limit("memory", 0));
+    failure_set(&load->failure, WIRE_LimitExceeded, error_no_memory());
 }
 
 void load_fail_device(struct load *load, int error, const struct device_fault *fault)
 {
     failure_set_device(&load->failure, error, fault);
     if (error == -ENODEV)
-        server_device_failed(load->server, load->device);
+        residency_lose_device(load->loads->residency, load->device);
 }
 
 static void load_finish(struct load *load)
@@ -111,8 +110,8 @@ void load_queue(struct load *load, void (*run)(struct load_job *job))
     load->job.run = run;
     load->job.status = 0;
     load->in_job = true;
-    server_keep_vigil(load->server);
-    worker_queue(load->server->loop, &load->job.work, load, load_job_work, load_job_done);
+    core_keep_awake(load->loads->core);
+    worker_queue(load->loads->core->loop, &load->job.work, load, load_job_work, load_job_done);
 }
 
 /* --- the states --- */
@@ -120,7 +119,7 @@ void load_queue(struct load *load, void (*run)(struct load_job *job))
 /* On which device: known now that its size is, and what others have taken meanwhile. */
 static void load_place(struct load *load)
 {
-    load->device = choice_place(load->server, &load->request.among, load->device, load->model->plan);
+    load->device = placement_choose(load->loads->residency, &load->request.among, load->device, load->model->plan);
     load->model->device = load->job.device = load->device;
 }
 
@@ -135,14 +134,13 @@ static void load_reserve(struct load *load)
         failure_set(&load->failure, WIRE_DeviceError, describe_device_lost(load->device, "load"));
         return;
     }
-    if (!load->reserved && !load->restores &&
-        !user_may(load->server, load->request.uid, LIMIT_BYTES, model->plan->arena_bytes, &limit)) {
-        failure_set(&load->failure, WIRE_LimitExceeded, describe_limit(user_limit_name(LIMIT_BYTES), limit));
+    if (!load->reserved && !load->restores && !quota_may_grow(&model->quota, model->plan->arena_bytes, &limit)) {
+        failure_set(&load->failure, WIRE_LimitExceeded, error_limit(quota_name(QUOTA_BYTES), limit));
         return;
     }
     if (!load->reserved) {
         struct residency_shortage shortage;
-        int r = residency_reserve(load->server, load, model, &load->n_victims, &shortage);
+        int r = residency_reserve(load->loads->residency, &load->claim, model, &shortage);
         if (r == -EAGAIN) {
             load->blocked = true; /* memory is on its way back */
             return;
@@ -158,9 +156,9 @@ static void load_reserve(struct load *load)
             return;
         }
         load->reserved = true;
-        server_loads_retry(load->server); /* who waited to see where this one goes */
+        loads_retry(load->loads); /* who waited to see where this one goes */
     }
-    if (load->n_victims > 0)
+    if (load->claim.n_victims > 0)
         return;
     load_show(load, LOAD_ALLOCATING, MODEL_ALLOCATING);
     load->job.planned = model->plan;
@@ -175,14 +173,13 @@ static void load_reserve(struct load *load)
 static bool load_charge(struct load *load, uint64_t bytes)
 {
     uint64_t available = 0, limit;
-    struct server *server = load->server;
-    int r = residency_charge(server, load->model, bytes, &available);
+    int r = residency_charge(load->loads->residency, load->model, bytes, &available);
     if (r == -ENOMEM)
         load_fail_memory(load);
     else if (r < 0)
-        failure_set(&load->failure, WIRE_LimitExceeded, describe_limit("host-memory", available));
-    else if (!user_may(server, load->request.uid, LIMIT_BYTES, 0, &limit))
-        failure_set(&load->failure, WIRE_LimitExceeded, describe_limit(user_limit_name(LIMIT_BYTES), limit));
+        failure_set(&load->failure, WIRE_LimitExceeded, error_limit("host-memory", available));
+    else if (!quota_may_grow(&load->model->quota, 0, &limit))
+        failure_set(&load->failure, WIRE_LimitExceeded, error_limit(quota_name(QUOTA_BYTES), limit));
     return !load_ends(load);
 }
 
@@ -222,7 +219,7 @@ static void load_publish(struct load *load)
     if (load->next_chunk < load->plan->n_chunks / 4 && uv_hrtime() - load->filling < WARM_NS)
         return;
     struct load_job *job = &load->job;
-    load->publishing = true;
+    load->publish_begun = true;
     job->opened = load->restores ? NULL : load->model->source;
     job->planned = load->model->plan;
     job->filled = load->model->arena;
@@ -240,7 +237,7 @@ static void load_allocated(struct load *load)
     else if (job->status == -ENOMEM)
         failure_set(&load->failure, WIRE_OutOfDeviceMemory,
                     describe_out_of_memory(load->device, load->model->plan->arena_bytes, job->memory_free,
-                                           residency_evictable(load->server, load->device)));
+                                           residency_evictable(load->loads->residency, load->device)));
     else if (job->status < 0)
         load_fail_device(load, job->status, &job->fault);
     else if (load->restores && load_fill_begin(load, job->plan) < 0)
@@ -259,7 +256,7 @@ static void load_published(struct load *load)
 {
     struct model *model = load->model;
     struct load_job *job = &load->job;
-    load->published = true;
+    load->publish_done = true;
     if (job->status < 0 && job->of_host) {
         load_fail_memory(load);
         return;
@@ -297,7 +294,7 @@ static void load_stop(struct load *load)
         load_fill_end(load);
         load_show(load, LOAD_STOPPING, MODEL_UNLOADING);
     }
-    if (load->n_fills > 0 || load->n_victims > 0)
+    if (load->n_fills > 0 || load->claim.n_victims > 0)
         return;
     if (load->job.arena) { /* cancelled while it was taken */
         load->model->arena = load->job.arena;
@@ -328,11 +325,11 @@ static bool load_advance(struct load *load)
         load_allocated(load);
         break;
     case LOAD_FILLING:
-        if (!load->publishing) {
+        if (!load->publish_begun) {
             load_publish(load);
             break;
         }
-        if (!load->published)
+        if (!load->publish_done)
             load_published(load);
         if (load->failure.error != WIRE_OK)
             break;
@@ -356,12 +353,14 @@ static bool load_advance(struct load *load)
 /* Moves a load on: called whenever something that it may wait for is over. May free it. */
 void load_step(struct load *load)
 {
+    if (!load->in_job && !load_ends(load) && load_advance(load))
+        return;
+    if (!load_ends(load))
+        return;
+    if (load->model)
+        load->model->departs = true;
     if (load->in_job)
         return; /* it comes back here */
-    if (load->failure.error == WIRE_OK && load_advance(load))
-        return;
-    if (load->failure.error == WIRE_OK || load->in_job)
-        return;
     if (load->state == LOAD_RELEASING) {
         load->model->arena = NULL;
         load->model->export = (struct device_export){.fd = -1};
@@ -372,22 +371,40 @@ void load_step(struct load *load)
         load_stop(load);
 }
 
-/* A load with nothing but its request. NULL if memory is short. */
-static struct load *load_new(struct server *server, const struct load_request *request)
+static void load_granted(struct claim *claim)
+{
+    struct load *load = (struct load *)((char *)claim - offsetof(struct load, claim));
+    if (!load->in_job)
+        load_queue(load, load_job_nothing);
+}
+
+/* Copies of the request's strings. */
+static int request_copy(struct load_request *copy, const struct load_request *request)
+{
+    *copy = *request;
+    copy->fds = NULL;
+    copy->name = request->name ? strdup(request->name) : NULL;
+    copy->path = request->path ? strdup(request->path) : NULL;
+    return (request->name && !copy->name) || (request->path && !copy->path) ? -ENOMEM : 0;
+}
+
+/* A load with nothing but its request. -EDQUOT, and the limit, if its user has too many; -ENOMEM. */
+static int load_new(struct loads *loads, const struct load_request *request, struct load **ret, uint64_t *ret_limit)
 {
     struct load *load = calloc(1, sizeof(*load));
     if (!load)
-        return NULL;
-    load->request = *request;
-    load->request.name = request->name ? strdup(request->name) : NULL;
-    load->request.path = request->path ? strdup(request->path) : NULL;
-    if ((request->name && !load->request.name) || (request->path && !load->request.path)) {
+        return -ENOMEM;
+    int r = request_copy(&load->request, request);
+    if (r == 0)
+        r = quota_take(loads->quota, request->uid, QUOTA_LOADS, 1, &load->charge, ret_limit);
+    if (r < 0) {
         free((char *)(uintptr_t)load->request.name);
         free((char *)(uintptr_t)load->request.path);
         free(load);
-        return NULL;
+        return r;
     }
-    load->server = server;
+    load->loads = loads;
+    load->claim.granted = load_granted;
     load->began = uv_hrtime();
     load->detached = !request->wait;
     load->trace = request->trace ? trace_new(load->began) : NULL;
@@ -398,27 +415,36 @@ static struct load *load_new(struct server *server, const struct load_request *r
         .published = PUBLICATION_NONE,
     };
     waiters_init(&load->waiters, load_deserted);
-    TAILQ_INSERT_TAIL(&server->loads, load, link);
-    server->n_loads++;
-    server_job_begin(server);
-    return load;
+    TAILQ_INSERT_TAIL(&loads->list, load, link);
+    loads->n++;
+    core_job_begin(loads->core);
+    *ret = load;
+    return 0;
 }
 
-void load_begin(struct server *server, const struct load_request *request, struct call *call)
+/* Why there is no load. */
+static cJSON *refusal(int error, uint64_t limit)
 {
-    struct load *load = load_new(server, request);
-    if (!load) {
+    return error == -EDQUOT ? error_limit(quota_name(QUOTA_LOADS), limit) : error_no_memory();
+}
+
+void load_begin(struct loads *loads, const struct load_request *request, struct call *call)
+{
+    struct load *load;
+    uint64_t limit = 0;
+    int r = load_new(loads, request, &load, &limit);
+    if (r < 0) {
         for (size_t i = 0; i < request->n_fds; i++)
             close(request->fds[i]);
         if (call)
-            call_fail(call, WIRE_LimitExceeded, describe_limit("memory", 0));
+            call_fail(call, WIRE_LimitExceeded, refusal(r, limit));
         else
             request->done(request->context, NULL, "out of memory");
         return;
     }
-    memcpy(load->job.fds, request->fds ? request->fds : load->job.fds, request->n_fds * sizeof(int));
+    if (request->fds)
+        memcpy(load->job.fds, request->fds, request->n_fds * sizeof(int));
     load->job.n_fds = request->n_fds;
-    load->request.fds = NULL;
     if (call && !waiters_add(&load->waiters, call, request->wait ? WAIT_RESIDENT : WAIT_ALLOCATED)) {
         load_free(load);
         return;
@@ -426,19 +452,21 @@ void load_begin(struct server *server, const struct load_request *request, struc
     load_queue(load, load_job_identify);
 }
 
-void load_restore(struct server *server, struct model *model, struct call *call, enum waiter_kind kind)
+void load_restore(struct loads *loads, struct model *model, struct call *call, enum waiter_kind kind)
 {
     assert(model->state == MODEL_CACHED || model->state == MODEL_SAVING);
     const struct load_request request = {.name = model->name,
                                          .form = model->form,
                                          .among = {.devices = {model->device}, .n = 1},
-                                         .uid = model->uid,
+                                         .uid = conn_uid(call->conn),
                                          .wait = true,
                                          .ttl = -1,
                                          .private = model->private};
-    struct load *load = load_new(server, &request);
-    if (!load) {
-        call_fail(call, WIRE_LimitExceeded, describe_limit("memory", 0));
+    struct load *load;
+    uint64_t limit = 0;
+    int r = load_new(loads, &request, &load, &limit);
+    if (r < 0) {
+        call_fail(call, WIRE_LimitExceeded, refusal(r, limit));
         return;
     }
     if (!waiters_add(&load->waiters, call, kind)) {
@@ -466,30 +494,45 @@ void load_end(struct load *load, enum wire_error error, struct call *call)
     load_step(load);
 }
 
-void load_retry(struct load *load)
+/* Has a load look again, from the loop and not from within whoever is going. */
+static void load_retry(struct load *load)
 {
     if (!load->blocked || load->in_job || load_ends(load))
         return;
     load->blocked = false;
-    load_queue(load, load_job_nothing); /* from the loop, not from within whoever is going */
+    load_queue(load, load_job_nothing);
 }
 
-void load_victim_gone(struct load *load)
+void loads_init(struct loads *loads)
 {
-    assert(load->n_victims > 0);
-    load->n_victims--;
-    if (load->n_victims == 0 && !load->in_job)
-        load_queue(load, load_job_nothing);
+    TAILQ_INIT(&loads->list);
 }
 
-uid_t load_uid(const struct load *load)
+void loads_retry(struct loads *loads)
 {
-    return load->request.uid;
+    struct load *load;
+    TAILQ_FOREACH(load, &loads->list, link)
+    {
+        load_retry(load);
+    }
 }
 
-struct load *load_next(struct load *load)
+void loads_report(struct loads *loads)
 {
-    return TAILQ_NEXT(load, link);
+    struct load *load;
+    TAILQ_FOREACH(load, &loads->list, link)
+    {
+        load_report(load);
+    }
+}
+
+void loads_end(struct loads *loads, enum wire_error error)
+{
+    struct load *next;
+    for (struct load *load = TAILQ_FIRST(&loads->list); load; load = next) {
+        next = TAILQ_NEXT(load, link);
+        load_end(load, error, NULL);
+    }
 }
 
 bool load_ends(const struct load *load)

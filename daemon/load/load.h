@@ -19,16 +19,33 @@
  * Loop thread only. */
 #pragma once
 
-#include "daemon/memory/choice.h"
-#include "daemon/wire/conn.h"
+#include "daemon/device/devices.h"
+#include "daemon/memory/residency.h"
 #include "daemon/model/model.h"
 #include "daemon/session/waiters.h"
+#include "daemon/wire/call.h"
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/queue.h>
 
-struct server;
+struct events;
 struct load;
+
+/* All loads under way. */
+struct loads {
+    struct core *core;
+    struct devices *devices;
+    struct registry *registry;
+    struct residency *residency;
+    struct events *events;
+    struct quota *quota;
+    TAILQ_HEAD(, load) list; /* oldest first */
+    size_t n;
+};
+
+/* `loads` has its first part set. */
+void loads_init(struct loads *loads);
 
 struct load_request {
     const int *fds; /* the files, which the load takes over; NULL: by path */
@@ -36,9 +53,9 @@ struct load_request {
     const char *path; /* borrowed */
     const char *name; /* NULL: from the file's; borrowed */
     enum form form;
-    struct choice among; /* at least one device */
-    bool decode_on_cpu;  /* also where the device could */
-    bool wait;           /* answer when resident; the load ends when nobody waits any more */
+    struct device_set among; /* at least one device */
+    bool decode_on_cpu;      /* also where the device could */
+    bool wait;               /* answer when resident; the load ends when nobody waits any more */
     uid_t uid;
     bool trusted; /* may have the daemon read what not everyone may read */
     bool pin;
@@ -52,11 +69,12 @@ struct load_request {
 };
 
 /* Begins a load, or joins one, or finds its model resident; in any case the call, if there is one, is answered, now or
- * later. */
-void load_begin(struct server *server, const struct load_request *request, struct call *call);
+ * later. The user is charged for the load while it is under way. */
+void load_begin(struct loads *loads, const struct load_request *request, struct call *call);
 
-/* Brings a model back that is cached, or will be in a moment. The call, which waits for it in this way, is answered. */
-void load_restore(struct server *server, struct model *model, struct call *call, enum waiter_kind kind);
+/* Brings a model back that is cached, or will be in a moment. The call, which waits for it in this way, is answered.
+ * The caller is charged for the load, whoever loaded the model. */
+void load_restore(struct loads *loads, struct model *model, struct call *call, enum waiter_kind kind);
 
 /* Has a call wait for a load under way. */
 void load_wait(struct load *load, struct call *call, enum waiter_kind kind);
@@ -68,36 +86,11 @@ void load_end(struct load *load, enum wire_error error, struct call *call);
 /* The load has failed or was cancelled, and is cleaning up. */
 bool load_ends(const struct load *load);
 
-/* A model is gone: a load that waits for its name, or its memory, looks again. */
-void load_retry(struct load *load);
+/* A model is gone: loads that wait for its name, or its memory, look again. */
+void loads_retry(struct loads *loads);
 
-/* A model that had to go for this load is gone. */
-void load_victim_gone(struct load *load);
+/* Tells those who wait how far their load is. Called several times a second. */
+void loads_report(struct loads *loads);
 
-/* Tells those who wait how far it is. Called several times a second. */
-void load_report(struct load *load);
-
-/* Who began it. */
-uid_t load_uid(const struct load *load);
-
-/* How far a load is. */
-struct load_progress {
-    uint64_t done; /* bytes of the file */
-    uint64_t total;
-    uint64_t elapsed_ns;
-};
-void load_progress(const struct load *load, struct load_progress *ret);
-
-/* Where the time went; `Phases` in the interface. total_ns is 0 until the load is over. */
-struct load_phases {
-    uint64_t total_ns;
-    uint64_t parse_ns;
-    uint64_t allocate_ns;
-    uint64_t read_ns;
-    uint64_t decode_ns;
-    uint64_t copy_ns;
-    uint64_t kernel_ns;
-};
-
-/* The one that was begun after this one, or NULL. */
-struct load *load_next(struct load *load);
+/* load_end() for all. */
+void loads_end(struct loads *loads, enum wire_error error);

@@ -1,20 +1,21 @@
-/* What the files of a load share: the load itself, and how it moves. Nothing outside daemon/load*.c includes this.
+/* What the files of a load share: the load itself, and how it moves. Nothing outside this folder includes this.
  *
- *   load.c           the state machine, and what others may ask of a load
- *   load_identify.c  the first state: which model it is, and whether somebody has it already
- *   load_fill.c      chunks on their way, while memory is taken and after
- *   load_answer.c    what those who wait are told, on the way and at the end
- *   load_job.c       the steps that block, on workers; it knows nothing of this header
+ *   load.c      the state machine, and what others may ask of a load
+ *   identify.c  the first state: which model it is, and whether somebody has it already
+ *   feed.c      chunks on their way, while memory is taken and after
+ *   answer.c    what those who wait are told, on the way and at the end
+ *   steps.c     the steps that block, on workers; it knows nothing of this header
  *
  * Loop thread only. */
 #pragma once
 
+#include "daemon/base/trace.h"
+#include "daemon/device/scheduler.h"
 #include "daemon/load/failure.h"
 #include "daemon/load/fill.h"
 #include "daemon/load/load.h"
 #include "daemon/load/steps.h"
-#include "daemon/device/scheduler.h"
-#include "daemon/base/trace.h"
+#include "daemon/session/describe.h"
 
 enum load_state {
     LOAD_IDENTIFYING,
@@ -30,7 +31,8 @@ enum load_state {
 
 struct load {
     TAILQ_ENTRY(load) link;
-    struct server *server;
+    struct loads *loads;
+    struct quota_charge charge; /* of the user who began it */
     enum load_state state;
     struct load_request request; /* its strings are the load's own, its descriptors are gone */
     struct device *device;       /* where it goes, as far as is known; NULL before it was identified */
@@ -43,9 +45,9 @@ struct load {
     bool in_job;
     bool blocked;       /* until a model that has its name, its file or its memory is gone */
     bool reserved;      /* the ledger has its bytes */
-    bool publishing;    /* what clients will be given is being made, */
-    bool published;     /* and was */
-    unsigned n_victims; /* models that go for it, and are not gone yet */
+    bool publish_begun; /* making what clients will be given of the model */
+    bool publish_done;
+    struct claim claim; /* on memory that others have to let go of first */
 
     bool restores;           /* a cached model, from host memory */
     uint64_t awaited;        /* id of a model on its way to host memory, to be brought back from there; 0: none */
@@ -57,7 +59,7 @@ struct load {
     uint64_t filled_bytes;
     uint64_t began;   /* uv_hrtime() of the request */
     uint64_t filling; /* and of the first fill */
-    struct load_phases phases;
+    struct phases phases;
     struct trace *trace; /* NULL: nobody wants it */
 };
 
@@ -80,14 +82,14 @@ void load_free(struct load *load);
 void load_fail_memory(struct load *load);
 void load_fail_device(struct load *load, int error, const struct device_fault *fault);
 
-/* load_identify.c: goes on from IDENTIFYING, once that job is done. Returns true if the load is over and gone: joined
+/* identify.c: goes on from IDENTIFYING, once that job is done. Returns true if the load is over and gone: joined
  * to another. */
 bool load_identified(struct load *load);
 
 /* The same of a load that brings a cached model back. */
 void load_begin_restore(struct load *load, struct model *model);
 
-/* load_fill.c: takes slots from here on, and fills them with what is planned; those that are full before there is
+/* feed.c: takes slots from here on, and fills them with what is planned; those that are full before there is
  * memory wait. -ENOMEM. */
 int load_fill_begin(struct load *load, const struct plan *plan);
 
@@ -97,8 +99,11 @@ void load_fill_continue(struct load *load);
 /* Takes no more slots, and gives those back that wait. What else is under way comes to its end. */
 void load_fill_end(struct load *load);
 
-/* load_answer.c: tells everybody how it ended. The load has no model any more where it failed. */
+/* answer.c: tells everybody how it ended. The load has no model any more where it failed. */
 void load_succeed(struct load *load);
 void load_give_up(struct load *load);
+/* Tells those who wait how far it is. */
+void load_report(struct load *load);
+
 /* For waiters_init(): nobody waits any more. */
 void load_deserted(struct waiters *waiters);

@@ -1,8 +1,8 @@
 /* What a load has workers do: the steps that block. Each runs once, on its own, and touches nothing but the job. */
 #pragma once
 
-#include "daemon/memory/choice.h"
 #include "daemon/device/device.h"
+#include "daemon/device/devices.h"
 #include "daemon/gguf/gguf.h"
 #include "daemon/model/plan.h"
 #include "daemon/model/publication.h"
@@ -23,7 +23,7 @@ struct load_job {
     bool trusted; /* may have the daemon read, by path, what not everyone may read */
     struct source *opened;
     struct device *device;
-    const struct choice *among; /* other devices that it may come to */
+    const struct device_set *among; /* other devices that it may come to */
     enum form form;
     const struct plan *planned;
     bool decode_on_cpu;

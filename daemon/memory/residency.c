@@ -1,18 +1,17 @@
 #include "daemon/memory/residency.h"
 
-#include "daemon/wire/conn.h"
-#include "daemon/session/describe.h"
-#include "daemon/memory/eviction.h"
-#include "daemon/load/load.h"
 #include "daemon/base/log.h"
-#include "daemon/server.h"
 #include "daemon/base/worker.h"
+#include "daemon/memory/eviction.h"
+#include "daemon/session/describe.h"
+#include "daemon/session/events.h"
+#include "daemon/wire/call.h"
+#include "daemon/wire/errors.h"
 
 #include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 
 /* Of a device's memory that is read at once when a model is saved to host memory. */
@@ -34,11 +33,11 @@ static uint64_t evictable_bytes(const struct model *model, const struct device *
     return model->state == MODEL_RESIDENT && model->device == device ? model->reserved : 0;
 }
 
-uint64_t residency_evictable(const struct server *server, const struct device *device)
+uint64_t residency_evictable(const struct residency *residency, const struct device *device)
 {
     uint64_t bytes = 0;
     const struct model *model;
-    TAILQ_FOREACH(model, &server->registry.models, link)
+    TAILQ_FOREACH(model, &residency->registry->models, link)
     {
         bytes += evictable_bytes(model, device);
     }
@@ -49,17 +48,17 @@ uint64_t residency_evictable(const struct server *server, const struct device *d
  * keeps the header. */
 static uint64_t departing_bytes(const struct model *model, const struct device *device)
 {
-    if (model->state != MODEL_UNLOADING && !(model->load && load_ends(model->load)))
+    if (!model_departs(model))
         return 0;
     return (model->device == device ? model->reserved : 0) +
            (model->charged_to == device && !model->cache ? model->charged : 0);
 }
 
-uint64_t residency_departing(const struct server *server, const struct device *device)
+uint64_t residency_departing(const struct residency *residency, const struct device *device)
 {
     uint64_t bytes = 0;
     const struct model *model;
-    TAILQ_FOREACH(model, &server->registry.models, link)
+    TAILQ_FOREACH(model, &residency->registry->models, link)
     {
         bytes += departing_bytes(model, device);
     }
@@ -76,15 +75,15 @@ static uint64_t bytes_lacking(const struct device *device, uint64_t bytes)
 
 /* Chooses models that together free at least `needed` bytes of the device's memory. The array is the caller's. -ENOSPC,
  * -ENOMEM. */
-static int choose_victims(const struct server *server, const struct device *device, uint64_t needed,
+static int choose_victims(const struct residency *residency, const struct device *device, uint64_t needed,
                           struct model ***ret, size_t *ret_n)
 {
-    size_t capacity = server->registry.n_models, n = 0, n_chosen = 0;
+    size_t capacity = residency->registry->n_models, n = 0, n_chosen = 0;
     struct candidate *candidates = calloc(capacity ? capacity : 1, sizeof(*candidates));
     struct model **models = calloc(capacity ? capacity : 1, sizeof(struct model *));
     struct model *model;
     int r = candidates && models ? 0 : -ENOMEM;
-    TAILQ_FOREACH(model, &server->registry.models, link)
+    TAILQ_FOREACH(model, &residency->registry->models, link)
     {
         const uint64_t bytes = evictable_bytes(model, device);
         if (r < 0 || bytes == 0)
@@ -107,17 +106,17 @@ static int choose_victims(const struct server *server, const struct device *devi
     return 0;
 }
 
-int residency_choose(const struct server *server, const struct device *device, uint64_t bytes, struct model ***ret,
-                     size_t *ret_n, struct residency_shortage *ret_shortage)
+int residency_choose(const struct residency *residency, const struct device *device, uint64_t bytes,
+                     struct model ***ret, size_t *ret_n, struct residency_shortage *ret_shortage)
 {
-    const uint64_t needed = bytes_lacking(device, bytes), departing = residency_departing(server, device);
+    const uint64_t needed = bytes_lacking(device, bytes), departing = residency_departing(residency, device);
     struct model **victims = NULL;
     size_t n = 0;
-    *ret_shortage = (struct residency_shortage){device_available(device), residency_evictable(server, device)};
+    *ret_shortage = (struct residency_shortage){device_available(device), residency_evictable(residency, device)};
     if (needed > 0) {
         if (needed <= departing)
             return -EAGAIN;
-        int r = choose_victims(server, device, needed - departing, &victims, &n);
+        int r = choose_victims(residency, device, needed - departing, &victims, &n);
         if (r < 0)
             return r;
         if (departing > 0) { /* whom it takes is seen when that is back: others may have gone by then */
@@ -134,10 +133,10 @@ int residency_choose(const struct server *server, const struct device *device, u
 
 /* A model whose memory is being freed, or saved first. */
 struct unload {
-    struct server *server;
+    struct residency *residency;
     struct model *model;
-    struct call *call; /* NULL: nobody asks, or no more */
-    struct load *load; /* NULL, or the load that it goes for */
+    struct call *call;   /* NULL: nobody asks, or no more */
+    struct claim *claim; /* NULL, or what it goes for */
     bool save;
     void *saved; /* the copy; NULL: it could not be made */
     bool lost;   /* the device, in the attempt */
@@ -213,76 +212,78 @@ static void unload_worked(uv_work_t *work, int status)
 {
     (void)status;
     struct unload *unload = work->data;
-    struct server *server = unload->server;
+    struct residency *residency = unload->residency;
     struct model *model = unload->model;
     model->arena = NULL;
     model->export = (struct device_export){.fd = -1};
-    registry_release(model);
+    registry_unreserve(model);
     check_freed(unload);
     if (unload->lost)
-        server_device_failed(server, model->device);
+        residency_lose_device(residency, model->device);
     if (unload->saved) {
         model->cache = unload->saved;
         model_move(model, MODEL_CACHED);
         log_client(LOG_LEVEL_INFO, "model=%s id=%" PRIu64 " saved to host memory", model->name, model->id);
-        events_emit(server->events, "cached", model, NULL);
-        residency_idle(server, model);
+        events_emit(residency->events, "cached", model, NULL);
+        residency_idle(residency, model);
     } else {
         log_client(LOG_LEVEL_INFO, "model=%s id=%" PRIu64 " unloaded", model->name, model->id);
         if (unload->save)
-            server->cache_used -= model->plan->arena_bytes;
-        events_emit(server->events, "unloaded", model, NULL);
-        registry_remove(&server->registry, model);
+            residency->cache_used -= model->plan->arena_bytes;
+        events_emit(residency->events, "unloaded", model, NULL);
+        registry_remove(residency->registry, model);
     }
-    if (unload->load)
-        load_victim_gone(unload->load);
-    server_loads_retry(server);
+    struct claim *claim = unload->claim;
+    if (claim && --claim->n_victims == 0)
+        claim->granted(claim);
+    residency->freed(residency->context);
     if (unload->call)
         call_reply(unload->call, describe_state("unloaded"), NULL, 0);
     free(unload);
-    server_changed(server);
-    server_job_end(server);
+    core_changed(residency->core);
+    core_job_end(residency->core);
 }
 
-static bool unload_begin(struct server *server, struct model *model, struct call *call, struct load *load, bool save)
+static bool unload_begin(struct residency *residency, struct model *model, struct call *call, struct claim *claim,
+                         bool save)
 {
     assert(!model_in_use(model) && !model->load && model->arena);
     struct unload *unload = calloc(1, sizeof(*unload));
     if (!unload)
         return false;
-    *unload = (struct unload){.server = server, .model = model, .call = call, .load = load, .save = save};
+    *unload = (struct unload){.residency = residency, .model = model, .call = call, .claim = claim, .save = save};
     if (call) {
         call->context = unload;
         call->abandoned = unload_abandoned;
     }
     model_move(model, save ? MODEL_SAVING : MODEL_UNLOADING);
-    server_job_begin(server);
-    worker_queue(server->loop, &unload->work, unload, unload_work, unload_worked);
+    core_job_begin(residency->core);
+    worker_queue(residency->core->loop, &unload->work, unload, unload_work, unload_worked);
     return true;
 }
 
-void residency_unload(struct server *server, struct model *model, struct call *call)
+void residency_unload(struct residency *residency, struct model *model, struct call *call)
 {
     if (model->state == MODEL_CACHED) {
-        residency_forget(server, model);
+        residency_forget(residency, model);
         if (call)
             call_reply(call, describe_state("unloaded"), NULL, 0);
-    } else if (!unload_begin(server, model, call, NULL, false) && call)
-        call_fail(call, WIRE_LimitExceeded, describe_limit("memory", 0));
+    } else if (!unload_begin(residency, model, call, NULL, false) && call)
+        call_fail(call, WIRE_LimitExceeded, error_no_memory());
 }
 
-void residency_drain(struct server *server, struct model *model)
+void residency_drain(struct residency *residency, struct model *model)
 {
     model_move(model, MODEL_DRAINING);
-    events_emit(server->events, "draining", model, NULL);
-    residency_idle(server, model);
+    events_emit(residency->events, "draining", model, NULL);
+    residency_idle(residency, model);
 }
 
 /* --- the copies in host memory --- */
 
 /* A copy whose pages are given back: too many for the loop to wait for. */
 struct drop {
-    struct server *server;
+    struct residency *residency;
     void *memory;
     uint64_t bytes;
     uv_work_t work;
@@ -299,90 +300,88 @@ static void drop_worked(uv_work_t *work, int status)
 {
     (void)status;
     struct drop *drop = work->data;
-    struct server *server = drop->server;
+    struct residency *residency = drop->residency;
     free(drop);
-    server_job_end(server);
+    core_job_end(residency->core);
 }
 
-void residency_cache_drop(struct server *server, struct model *model)
+void residency_cache_drop(struct residency *residency, struct model *model)
 {
     if (!model->cache)
         return;
     struct drop *drop = malloc(sizeof(*drop));
     if (drop) {
-        *drop = (struct drop){.server = server, .memory = model->cache, .bytes = model->plan->arena_bytes};
-        server_job_begin(server);
-        worker_queue(server->loop, &drop->work, drop, drop_work, drop_worked);
+        *drop = (struct drop){.residency = residency, .memory = model->cache, .bytes = model->plan->arena_bytes};
+        core_job_begin(residency->core);
+        worker_queue(residency->core->loop, &drop->work, drop, drop_work, drop_worked);
     } else
         munmap(model->cache, model->plan->arena_bytes);
     model->cache = NULL;
-    server->cache_used -= model->plan->arena_bytes;
+    residency->cache_used -= model->plan->arena_bytes;
 }
 
-void residency_forget(struct server *server, struct model *model)
+void residency_forget(struct residency *residency, struct model *model)
 {
     assert(model->state == MODEL_CACHED);
-    residency_cache_drop(server, model);
+    residency_cache_drop(residency, model);
     log_client(LOG_LEVEL_INFO, "model=%s id=%" PRIu64 " dropped from host memory", model->name, model->id);
-    events_emit(server->events, "unloaded", model, NULL);
-    registry_remove(&server->registry, model);
-    server_changed(server);
+    events_emit(residency->events, "unloaded", model, NULL);
+    registry_remove(residency->registry, model);
+    core_changed(residency->core);
 }
 
 /* Makes room in host memory for a model that a GPU has none for, dropping what was cached the longest ago, but nothing
  * that is pinned. */
-static bool cache_make_room(struct server *server, uint64_t bytes)
+static bool cache_make_room(struct residency *residency, uint64_t bytes)
 {
-    if (bytes > server->cache_size)
+    if (bytes > residency->cache_size)
         return false;
-    while (server->cache_used + bytes > server->cache_size) {
+    while (residency->cache_used + bytes > residency->cache_size) {
         struct model *model, *oldest = NULL;
-        TAILQ_FOREACH(model, &server->registry.models, link)
+        TAILQ_FOREACH(model, &residency->registry->models, link)
         {
             if (model->state == MODEL_CACHED && !model->pinned && (!oldest || model->idle_since < oldest->idle_since))
                 oldest = model;
         }
         if (!oldest)
             return false; /* the rest is to be kept, or on its way there, or back */
-        residency_forget(server, oldest);
+        residency_forget(residency, oldest);
     }
     return true;
 }
 
 /* --- making room --- */
 
-static bool evict(struct server *server, struct model *model, struct load *load)
+static bool evict(struct residency *residency, struct model *model, struct claim *claim)
 {
     uint64_t bytes = model->plan->arena_bytes;
     const bool lost = model->state == MODEL_FAILED;
-    bool save = !lost && strcmp(model->device->kind, "host") != 0 && cache_make_room(server, bytes);
-    if (!unload_begin(server, model, NULL, load, save))
+    bool save = !lost && !device_is_host(model->device) && cache_make_room(residency, bytes);
+    if (!unload_begin(residency, model, NULL, claim, save))
         return false;
     if (save)
-        server->cache_used += bytes;
+        residency->cache_used += bytes;
     log_client(LOG_LEVEL_INFO, "model=%s id=%" PRIu64 " evicted", model->name, model->id);
-    registry_release(model); /* its bytes are promised to the load */
+    if (claim)
+        claim->n_victims++;
+    registry_unreserve(model); /* its bytes are promised to the claim */
     if (lost)
         registry_discharge(model); /* so are these */
-    events_emit(server->events, "evicted", model, NULL);
+    events_emit(residency->events, "evicted", model, NULL);
     return true;
 }
 
-int residency_reserve(struct server *server, struct load *load, struct model *model, unsigned *ret_victims,
+int residency_reserve(struct residency *residency, struct claim *claim, struct model *model,
                       struct residency_shortage *ret_shortage)
 {
     struct model **victims;
     size_t n;
     uint64_t bytes = model->plan->arena_bytes;
-    int r = residency_choose(server, model->device, bytes, &victims, &n, ret_shortage);
+    int r = residency_choose(residency, model->device, bytes, &victims, &n, ret_shortage);
     if (r < 0)
         return r;
-    for (size_t i = 0; i < n && r == 0; i++) {
-        if (evict(server, victims[i], load))
-            (*ret_victims)++;
-        else
-            r = -ENOMEM;
-    }
+    for (size_t i = 0; i < n && r == 0; i++)
+        r = evict(residency, victims[i], claim) ? 0 : -ENOMEM;
     free(victims);
     uint64_t available;
     if (r == 0)
@@ -392,20 +391,20 @@ int residency_reserve(struct server *server, struct load *load, struct model *mo
     return r;
 }
 
-int residency_charge(struct server *server, struct model *model, uint64_t bytes, uint64_t *ret_available)
+int residency_charge(struct residency *residency, struct model *model, uint64_t bytes, uint64_t *ret_available)
 {
-    struct device *host = server_host(server);
+    struct device *host = devices_host(residency->devices);
     if (registry_charge(model, host, bytes, ret_available) == 0)
         return 0;
     const uint64_t needed = bytes_lacking(host, registry_due(model, bytes));
-    const uint64_t departing = residency_departing(server, host);
+    const uint64_t departing = residency_departing(residency, host);
     struct model **victims = NULL;
     size_t n = 0;
     int r = 0;
     if (needed > departing)
-        r = choose_victims(server, host, needed - departing, &victims, &n);
+        r = choose_victims(residency, host, needed - departing, &victims, &n);
     for (size_t i = 0; i < n && r == 0; i++)
-        r = evict(server, victims[i], NULL) ? 0 : -ENOMEM;
+        r = evict(residency, victims[i], NULL) ? 0 : -ENOMEM;
     free(victims);
     if (r == 0)
         registry_charge_beyond(model, host, bytes);
@@ -429,12 +428,12 @@ static bool time_to_live_runs(const struct model *model)
 /* Unloads what has been idle for long enough, and sets the timer for what will have been next. */
 static void reap(uv_timer_t *timer)
 {
-    struct server *server = timer->data;
-    if (server->stopping)
+    struct residency *residency = timer->data;
+    if (residency->core->stopping)
         return;
     uint64_t now = uv_hrtime(), next = UINT64_MAX;
     struct model *next_model;
-    for (struct model *model = TAILQ_FIRST(&server->registry.models); model; model = next_model) {
+    for (struct model *model = TAILQ_FIRST(&residency->registry->models); model; model = next_model) {
         next_model = TAILQ_NEXT(model, link);
         if (!time_to_live_runs(model))
             continue;
@@ -442,8 +441,8 @@ static void reap(uv_timer_t *timer)
         if (ends > now)
             next = ends < next ? ends : next;
         else if (model->state == MODEL_CACHED)
-            residency_forget(server, model);
-        else if (unload_begin(server, model, NULL, NULL, false))
+            residency_forget(residency, model);
+        else if (unload_begin(residency, model, NULL, NULL, false))
             log_client(LOG_LEVEL_INFO, "model=%s id=%" PRIu64 " was idle for %" PRId64 " s", model->name, model->id,
                        model->ttl);
     }
@@ -451,13 +450,49 @@ static void reap(uv_timer_t *timer)
         uv_timer_start(timer, reap, (next - now) / 1000000 + 1, 0);
 }
 
-void residency_idle(struct server *server, struct model *model)
+void residency_idle(struct residency *residency, struct model *model)
 {
     if (model->state == MODEL_DRAINING && !model_in_use(model)) {
-        residency_unload(server, model, NULL);
+        residency_unload(residency, model, NULL);
         return;
     }
     /* Not now: whoever calls may be walking over the models. */
-    if (time_to_live_runs(model) && !server->stopping)
-        uv_timer_start(&server->reaper, reap, 0, 0);
+    if (time_to_live_runs(model) && !residency->core->stopping)
+        uv_timer_start(&residency->reaper, reap, 0, 0);
+}
+
+int residency_init(struct residency *residency)
+{
+    residency->reaper.data = residency;
+    return uv_timer_init(residency->core->loop, &residency->reaper);
+}
+
+void residency_close(struct residency *residency)
+{
+    uv_close((uv_handle_t *)&residency->reaper, NULL);
+}
+
+/* --- what the registry tells --- */
+
+void residency_lease_ended(void *context, struct model *model)
+{
+    struct residency *residency = context;
+    events_emit(residency->events, "detached", model, NULL);
+    residency_idle(residency, model);
+}
+
+void residency_model_failed(void *context, struct model *model)
+{
+    struct residency *residency = context;
+    events_emit(residency->events, "failed", model, "its device is lost");
+    residency_idle(residency, model);
+}
+
+void residency_lose_device(struct residency *residency, struct device *device)
+{
+    if (device->failed)
+        return;
+    device->failed = true;
+    log_error("device=%s is lost", device->id);
+    registry_lose_device(residency->registry, device);
 }

@@ -7,15 +7,42 @@
  * as long as an idle one would, or until its name is wanted. Loop thread only. */
 #pragma once
 
-#include "daemon/model/model.h"
+#include "daemon/base/core.h"
+#include "daemon/device/devices.h"
+#include "daemon/model/registry.h"
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 struct call;
-struct load;
-struct server;
+struct events;
+
+struct residency {
+    struct core *core;
+    struct devices *devices;
+    struct registry *registry;
+    struct events *events;
+    uint64_t cache_size; /* of host memory for models that a GPU has no room for */
+    uint64_t cache_used; /* its ledger */
+    uv_timer_t reaper;   /* unloads what has been idle for too long */
+
+    /* The owner's: memory, or a name, was given back. Whoever waits for some looks again. */
+    void (*freed)(void *context);
+    void *context;
+};
+
+/* What somebody waits for whose memory others have to go for. Stays where it is until no victim is left. */
+struct claim {
+    unsigned n_victims;                   /* models that go for it, and are not gone yet */
+    void (*granted)(struct claim *claim); /* called when the last of them is gone */
+};
+
+/* `residency` has its first part set. 0 or a negative errno. */
+int residency_init(struct residency *residency);
+
+/* No unload is under way. The loop lets go of the timer later. */
+void residency_close(struct residency *residency);
 
 /* What could have been had. */
 struct residency_shortage {
@@ -26,39 +53,47 @@ struct residency_shortage {
 /* Which models would have to go so that `bytes` fit on the device. Returns 0 and an array of *ret_n models, which the
  * caller frees; -EAGAIN if memory is on its way back already and that, with all that may go, suffices; -ENOSPC if not
  * even that does; -ENOMEM. *ret_shortage is set in any case. */
-int residency_choose(const struct server *server, const struct device *device, uint64_t bytes, struct model ***ret,
-                     size_t *ret_n, struct residency_shortage *ret_shortage);
+int residency_choose(const struct residency *residency, const struct device *device, uint64_t bytes,
+                     struct model ***ret, size_t *ret_n, struct residency_shortage *ret_shortage);
 
 /* Bytes of the device's memory that models have which may be evicted. */
-uint64_t residency_evictable(const struct server *server, const struct device *device);
+uint64_t residency_evictable(const struct residency *residency, const struct device *device);
 
 /* And of those that are on their way out already. */
-uint64_t residency_departing(const struct server *server, const struct device *device);
+uint64_t residency_departing(const struct residency *residency, const struct device *device);
 
-/* Enters the model's bytes into the ledger, evicting others if need be; nothing is evicted unless that suffices. Each
- * of the *ret_victims calls load_victim_gone(load) when its memory is free, also if it fails in the end. Returns 0;
+/* Enters the model's bytes into the ledger, evicting others if need be; nothing is evicted unless that suffices. Those
+ * who go are counted in the claim, which is granted when their memory is free, also where this fails in the end.
+ * Returns 0;
  * -EAGAIN: memory is on its way back, ask again when a model is gone; -ENOSPC; -ENOMEM. *ret_shortage is set in any
  * case. */
-int residency_reserve(struct server *server, struct load *load, struct model *model, unsigned *ret_victims,
+int residency_reserve(struct residency *residency, struct claim *claim, struct model *model,
                       struct residency_shortage *ret_shortage);
 
 /* registry_charge() for what the daemon keeps of a model in the host's memory, evicting others if need be. Their memory
  * is not waited for, nor is what is on its way back: what is charged has been taken. Returns 0; -ENOSPC or -ENOMEM, and
  * what was free. */
-int residency_charge(struct server *server, struct model *model, uint64_t bytes, uint64_t *ret_available);
+int residency_charge(struct residency *residency, struct model *model, uint64_t bytes, uint64_t *ret_available);
 
 /* Something that kept the model in use has ended, or its pin or time to live changed: it is unloaded if it drains, or
  * if its time is over. */
-void residency_idle(struct server *server, struct model *model);
+void residency_idle(struct residency *residency, struct model *model);
 
 /* Frees a model's memory and takes it out of the registry; nobody uses it. `call`, unless NULL, is answered then. */
-void residency_unload(struct server *server, struct model *model, struct call *call);
+void residency_unload(struct residency *residency, struct model *model, struct call *call);
 
 /* Grants no more leases; the memory goes when the last one does. Those who hold one are told. */
-void residency_drain(struct server *server, struct model *model);
+void residency_drain(struct residency *residency, struct model *model);
+
+/* The device is lost: its models fail, and those who watch are told. */
+void residency_lose_device(struct residency *residency, struct device *device);
+
+/* For struct registry: a lease on the model has ended; its device was lost. The context is the residency. */
+void residency_lease_ended(void *residency, struct model *model);
+void residency_model_failed(void *residency, struct model *model);
 
 /* Frees the copy in host memory. Fine if there is none. */
-void residency_cache_drop(struct server *server, struct model *model);
+void residency_cache_drop(struct residency *residency, struct model *model);
 
 /* Takes a cached model out of the registry. */
-void residency_forget(struct server *server, struct model *model);
+void residency_forget(struct residency *residency, struct model *model);

@@ -1,28 +1,47 @@
-/* A lease: the right of a connection to a model's memory. The memory is not freed while it lives.
+/* A lease: the right of a client to a model's memory, which is not freed while the lease lives.
  *
  * Loop thread only. */
 #pragma once
 
+#include "daemon/base/quota.h"
+
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/queue.h>
+#include <sys/types.h>
 
-struct conn;
 struct model;
 struct registry;
+
+LIST_HEAD(lease_list, lease);
+
+/* Who holds leases: one client. */
+struct lease_holder {
+    struct lease_list leases;
+    pid_t pid;
+    uid_t uid;
+};
 
 struct lease {
     uint64_t id; /* never used twice */
     struct registry *registry;
     struct model *model;
-    struct conn *conn;
+    struct lease_holder *holder;
     uint64_t since; /* uv_hrtime() */
-    bool told;      /* that the model drains */
+    bool telling;   /* a reply that says that the model drains is being queued */
+    bool told;      /* that reply was queued */
+    struct quota_charge charge;
     LIST_ENTRY(lease) of_model;
-    LIST_ENTRY(lease) of_conn;
+    LIST_ENTRY(lease) of_holder;
 };
 
-LIST_HEAD(lease_list, lease);
+/* Grants a lease on a resident model. The lease ends with lease_end(), at the latest when its holder goes. -EDQUOT and
+ * the limit, if the holder's user has too many; -ENOMEM. */
+int lease_grant(struct registry *registry, struct model *model, struct lease_holder *holder, struct lease **ret,
+                uint64_t *ret_limit);
 
-/* Ends a lease, on its connection's request or because that is gone, and tells the model. */
+/* Ends a lease and frees it, and tells the registry's owner. */
 void lease_end(struct lease *lease);
+
+/* The holder should let the memory go: somebody wants it, or its device is lost. */
+bool lease_void(const struct lease *lease);

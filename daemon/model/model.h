@@ -16,6 +16,7 @@
  */
 #pragma once
 
+#include "daemon/base/quota.h"
 #include "daemon/device/device.h"
 #include "daemon/gguf/gguf.h"
 #include "daemon/model/lease.h"
@@ -66,33 +67,38 @@ struct model {
     uint64_t charged;             /* bytes of the host's ledger that are this model's, besides those of its memory */
     struct device *charged_to;    /* NULL: none */
     uint64_t kept;                /* bytes that its header and the like take */
+    struct quota_charge quota;    /* of the user who loaded it: reserved and charged */
 
     struct lease_list leases;
     size_t n_leases;
     unsigned n_holds;    /* the daemon's own work that reads its memory: verifications */
     uint64_t idle_since; /* uv_hrtime() when the last lease ended, or it became resident */
     uint64_t overflows;
-    struct load *load; /* NULL once resident */
+    struct load *load; /* the upper layer's; NULL: none is under way */
+    bool departs;      /* that load has failed or was cancelled: the model will soon be gone, or cached again */
     void *cache;       /* the arena's bytes, mapped from anonymous memory; NULL unless they are kept */
 };
 
 /* "opening", "allocating", ... Static. */
 const char *model_state_name(enum model_state state);
 
-/* A model may go from one state to the other, or stay in it. */
+/* Whether the second state may follow the first, or is the same. */
 bool model_may_move(enum model_state from, enum model_state to);
 
 /* To the next state, which has to be one that may follow, or the same again. The only one that sets it. */
 void model_move(struct model *model, enum model_state state);
 
+/* The model will soon be gone, or cached again: its memory and its name come back by themselves. */
+bool model_departs(const struct model *model);
+
 /* Its device is lost, and with it what it held: FAILED, or on its way out since. */
 bool model_lost(const struct model *model);
 
-/* Keeps the model from being unloaded while the daemon itself reads it. */
+/* Keeps the model from being unloaded while the daemon itself reads it, until it is unheld as often as it was held. */
 void model_hold(struct model *model);
-void model_release(struct model *model);
+void model_unhold(struct model *model);
 
-/* The user may know of the model: a private one is its user's alone, and known to those who rule (users.h). */
+/* The user may know of the model: a private one is its user's alone, and known to trusted users (trust.h). */
 bool model_visible(const struct model *model, uid_t uid);
 
 /* Somebody, or the daemon, uses the memory. */

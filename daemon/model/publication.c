@@ -170,7 +170,7 @@ static cJSON *describe_entry(const struct gguf_kv *kv)
     cJSON *entry = NULL;
     if (key && gguf_kv_json(kv, GGUF_TOLD_ELEMENTS, GGUF_TOLD_STRING, &value) == 0) {
         entry = cJSON_CreateObject();
-        describe_text(entry, "key", key);
+        json_add_text(entry, "key", key);
         cJSON_AddStringToObject(entry, "type", gguf_value_type_name(kv->element_type));
         if (kv->type == GGUF_ARRAY)
             cJSON_AddNumberToObject(entry, "count", (double)kv->count);

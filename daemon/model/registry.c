@@ -1,17 +1,13 @@
 #include "daemon/model/registry.h"
 
-#include "daemon/wire/conn.h"
-
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
-#include <uv.h>
 
-void registry_init(struct registry *registry)
+void registry_init(struct registry *registry, struct quota *quota)
 {
-    *registry = (struct registry){.next_model = 1, .next_lease = 1};
+    *registry = (struct registry){.next_model = 1, .next_lease = 1, .quota = quota};
     TAILQ_INIT(&registry->models);
 }
 
@@ -27,25 +23,29 @@ struct model *registry_find(const struct registry *registry, const char *name)
 }
 
 struct model *registry_find_source(const struct registry *registry, const struct source *source, enum form form,
-                                   const struct choice *among, const uid_t *owner)
+                                   const struct device_set *among, const uid_t *owner)
 {
     struct model *model;
     TAILQ_FOREACH(model, &registry->models, link)
     {
         bool shown = owner ? model->private && model->uid == *owner : !model->private;
         if (shown && model->state != MODEL_DRAINING && model->state != MODEL_FAILED && model->form == form &&
-            choice_has(among, model->device) && source_equal(model->source, source))
+            device_set_has(among, model->device) && source_equal(model->source, source))
             return model;
     }
     return NULL;
 }
 
-void registry_add(struct registry *registry, struct model *model)
+int registry_add(struct registry *registry, struct model *model)
 {
     assert(!registry_find(registry, model->name));
+    uint64_t unused;
+    if (registry->quota && quota_take(registry->quota, model->uid, QUOTA_BYTES, 0, &model->quota, &unused) < 0)
+        return -ENOMEM;
     model->id = registry->next_model++;
     TAILQ_INSERT_TAIL(&registry->models, model, link);
     registry->n_models++;
+    return 0;
 }
 
 void registry_remove(struct registry *registry, struct model *model)
@@ -55,15 +55,11 @@ void registry_remove(struct registry *registry, struct model *model)
     registry->n_models--;
     publication_clear(&model->published);
     registry_discharge(model);
+    quota_return(&model->quota);
     plan_free(model->plan);
     gguf_free(model->header);
     source_free(model->source);
     free(model);
-}
-
-uint64_t device_available(const struct device *device)
-{
-    return !device->failed && device->budget > device->used ? device->budget - device->used : 0;
 }
 
 int registry_reserve(struct model *model, uint64_t bytes, uint64_t *ret_available)
@@ -75,14 +71,16 @@ int registry_reserve(struct model *model, uint64_t bytes, uint64_t *ret_availabl
     }
     model->device->used += bytes;
     model->reserved += bytes;
+    quota_set(&model->quota, model->reserved + model->charged);
     return 0;
 }
 
-void registry_release(struct model *model)
+void registry_unreserve(struct model *model)
 {
     assert(model->device->used >= model->reserved);
     model->device->used -= model->reserved;
     model->reserved = 0;
+    quota_set(&model->quota, model->charged);
 }
 
 uint64_t registry_due(const struct model *model, uint64_t bytes)
@@ -97,6 +95,7 @@ void registry_charge_beyond(struct model *model, struct device *host, uint64_t b
     host->used += due;
     model->kept += bytes;
     model->charged += due;
+    quota_set(&model->quota, model->reserved + model->charged);
     model->charged_to = host;
 }
 
@@ -105,6 +104,7 @@ void registry_discharge(struct model *model)
     if (model->charged_to)
         model->charged_to->used -= model->charged;
     model->charged = 0;
+    quota_set(&model->quota, model->reserved);
     model->charged_to = NULL;
 }
 
@@ -119,33 +119,15 @@ int registry_charge(struct model *model, struct device *host, uint64_t bytes, ui
     return 0;
 }
 
-struct lease *registry_lease(struct registry *registry, struct model *model, struct conn *conn)
+void registry_lose_device(struct registry *registry, struct device *device)
 {
-    struct lease *lease = calloc(1, sizeof(*lease));
-    if (!lease)
-        return NULL;
-    lease->id = registry->next_lease++;
-    lease->registry = registry;
-    lease->model = model;
-    lease->conn = conn;
-    lease->since = uv_hrtime();
-    LIST_INSERT_HEAD(&model->leases, lease, of_model);
-    LIST_INSERT_HEAD(conn_leases(conn), lease, of_conn);
-    model->n_leases++;
-    registry->n_leases++;
-    return lease;
-}
-
-void lease_end(struct lease *lease)
-{
-    struct model *model = lease->model;
-    LIST_REMOVE(lease, of_model);
-    LIST_REMOVE(lease, of_conn);
-    model->n_leases--;
-    model->idle_since = uv_hrtime();
-    struct registry *registry = lease->registry;
-    registry->n_leases--;
-    free(lease);
-    if (registry->lease_ended)
-        registry->lease_ended(registry, model);
+    struct model *model;
+    TAILQ_FOREACH(model, &registry->models, link)
+    {
+        if (model->device != device || model->state != MODEL_RESIDENT)
+            continue;
+        model_move(model, MODEL_FAILED);
+        if (registry->model_failed)
+            registry->model_failed(registry->context, model);
+    }
 }

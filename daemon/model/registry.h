@@ -3,7 +3,7 @@
  * Loop thread only. */
 #pragma once
 
-#include "daemon/memory/choice.h"
+#include "daemon/device/devices.h"
 #include "daemon/model/model.h"
 
 #include <stdbool.h>
@@ -19,10 +19,15 @@ struct registry {
     size_t n_leases;
     uint64_t next_model;
     uint64_t next_lease;
-    void (*lease_ended)(struct registry *registry, struct model *model); /* NULL: nobody asks */
+    struct quota *quota; /* borrowed; NULL: nobody is counted */
+
+    /* The owner's; may be NULL. Called after a lease ended, and after a model lost its memory with its device. */
+    void (*lease_ended)(void *context, struct model *model);
+    void (*model_failed)(void *context, struct model *model);
+    void *context;
 };
 
-void registry_init(struct registry *registry);
+void registry_init(struct registry *registry, struct quota *quota);
 
 /* NULL if there is none. */
 struct model *registry_find(const struct registry *registry, const char *name);
@@ -30,10 +35,11 @@ struct model *registry_find(const struct registry *registry, const char *name);
 /* The model made of these files, in this form, on one of these devices; NULL if there is none. owner: NULL, or the user
  * whose private models alone count. One that drains, or whose device is lost, does not count. */
 struct model *registry_find_source(const struct registry *registry, const struct source *source, enum form form,
-                                   const struct choice *among, const uid_t *owner);
+                                   const struct device_set *among, const uid_t *owner);
 
-/* Adds a model, which the registry then owns, with an id of its own. Its name is not taken. */
-void registry_add(struct registry *registry, struct model *model);
+/* Adds a model, which the registry then owns, with an id of its own. Its name is not taken. -ENOMEM: it was not added.
+ */
+int registry_add(struct registry *registry, struct model *model);
 
 /* Takes a model out and frees what it holds in this process: file, header, plan, table. It has no arena, no lease and
  * no load any more, and its reservation was given back. */
@@ -42,8 +48,8 @@ void registry_remove(struct registry *registry, struct model *model);
 /* Enters `bytes` into the device's ledger for this model. Returns 0, or -ENOMEM and what could have been had. */
 int registry_reserve(struct model *model, uint64_t bytes, uint64_t *ret_available);
 
-/* Takes the model's bytes out of the ledger. */
-void registry_release(struct model *model);
+/* Takes the model's bytes out of the device's ledger. */
+void registry_unreserve(struct model *model);
 
 /* What a model may take of the daemon's own memory for its header and the like before it is charged for it. */
 #define REGISTRY_KEPT_FREE ((uint64_t)1 << 20)
@@ -60,8 +66,5 @@ void registry_charge_beyond(struct model *model, struct device *host, uint64_t b
 /* Takes what it was charged out of the ledger: the model goes, and nothing is charged to it any more. */
 void registry_discharge(struct model *model);
 
-/* Bytes that a load could get now, by the ledger. */
-uint64_t device_available(const struct device *device);
-
-/* Grants a lease on a resident model. NULL if memory is short. */
-struct lease *registry_lease(struct registry *registry, struct model *model, struct conn *conn);
+/* The device is lost: its resident models fail, and the owner is told of each. */
+void registry_lose_device(struct registry *registry, struct device *device);

@@ -1,11 +1,14 @@
 #include "daemon/session/attach.h"
 
-#include "daemon/session/describe.h"
 #include "daemon/base/log.h"
-#include "daemon/server.h"
-#include "daemon/base/users.h"
+#include "daemon/model/registry.h"
+#include "daemon/session/describe.h"
+#include "daemon/session/events.h"
+#include "daemon/session/session.h"
+#include "daemon/wire/errors.h"
 #include "proto/base64.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <string.h>
 
@@ -27,9 +30,8 @@ static size_t add_export(cJSON *reply, const struct device_export *export, int *
     return n;
 }
 
-void attach_grant(struct server *server, struct model *model, struct call *call)
+void attach_grant(struct registry *registry, struct events *events, struct model *model, struct call *call)
 {
-    uint64_t limit;
     if (call->oneway) { /* nobody would learn of the lease */
         call_reply(call, NULL, NULL, 0);
         return;
@@ -42,16 +44,15 @@ void attach_grant(struct server *server, struct model *model, struct call *call)
         call_fail(call, WIRE_ModelBusy, describe_busy(model));
         return;
     }
-    if (!user_may(server, conn_uid(call->conn), LIMIT_LEASES, 1, &limit)) {
-        call_fail(call, WIRE_LimitExceeded, describe_limit(user_limit_name(LIMIT_LEASES), limit));
-        return;
-    }
     bool binary = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(call->parameters, "table"));
-    if (!binary && !user_may_be_told(server, call, strlen(model->published.tensors)))
+    if (!binary && !call_may_queue(call, strlen(model->published.tensors)))
         return;
-    struct lease *lease = registry_lease(&server->registry, model, call->conn);
-    if (!lease) {
-        call_fail(call, WIRE_LimitExceeded, describe_limit("memory", 0));
+    struct lease *lease;
+    uint64_t limit;
+    int r = lease_grant(registry, model, session_holder(call->conn), &lease, &limit);
+    if (r < 0) {
+        call_fail(call, WIRE_LimitExceeded,
+                  r == -EDQUOT ? error_limit(quota_name(QUOTA_LEASES), limit) : error_no_memory());
         return;
     }
     cJSON *reply = cJSON_CreateObject();
@@ -69,7 +70,7 @@ void attach_grant(struct server *server, struct model *model, struct call *call)
         cJSON_AddRawToObject(reply, "tensors", model->published.tensors);
     }
     log_debug("conn=%" PRIu64 " model=%s lease=%" PRIu64 " granted", conn_id(call->conn), model->name, lease->id);
-    events_emit(server->events, "attached", model, NULL);
+    events_emit(events, "attached", model, NULL);
     if (!call_reply(call, reply, fds, n_fds))
         lease_end(lease); /* nobody knows its number */
 }

@@ -4,8 +4,9 @@
 #pragma once
 
 struct call;
+struct events;
 struct model;
-struct server;
+struct registry;
 
-/* Answers an Attach call on a resident model: with a lease, or with what stands against it. */
-void attach_grant(struct server *server, struct model *model, struct call *call);
+/* Answers an Attach call: with a lease, if the model is resident, or with the reason why not. */
+void attach_grant(struct registry *registry, struct events *events, struct model *model, struct call *call);

@@ -1,13 +1,10 @@
 #include "daemon/session/describe.h"
 
-#include "daemon/wire/conn.h"
 #include "daemon/base/json_text.h"
-#include "daemon/model/registry.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <uv.h>
 
 static void add_integer(cJSON *object, const char *key, uint64_t value)
@@ -25,7 +22,7 @@ cJSON *describe_model(const struct model *model)
     cJSON *object = cJSON_CreateObject();
     cJSON_AddStringToObject(object, "name", model->name);
     add_integer(object, "id", model->id);
-    describe_text(object, "path", model->source->path);
+    json_add_text(object, "path", model->source->path);
     cJSON_AddStringToObject(object, "form", plan_form_name(model->form));
     cJSON_AddStringToObject(object, "device", model->device->id);
     cJSON_AddStringToObject(object, "state", model_state_name(model->state));
@@ -53,9 +50,9 @@ cJSON *describe_device(const struct device *device)
     cJSON *object = cJSON_CreateObject();
     cJSON_AddStringToObject(object, "id", device->id);
     cJSON_AddStringToObject(object, "kind", device->kind);
-    describe_text(object, "name", device->name);
-    describe_text(object, "uuid", device->uuid[0] ? device->uuid : NULL);
-    describe_text(object, "pci", device->pci[0] ? device->pci : NULL);
+    json_add_text(object, "name", device->name);
+    json_add_text(object, "uuid", device->uuid[0] ? device->uuid : NULL);
+    json_add_text(object, "pci", device->pci[0] ? device->pci : NULL);
     add_integer(object, "total", device->total);
     add_integer(object, "budget", device->budget);
     add_integer(object, "used", device->used);
@@ -66,7 +63,7 @@ cJSON *describe_device(const struct device *device)
         add_integer(object, "link", device->link);
     else
         cJSON_AddNullToObject(object, "link");
-    describe_text(object, "noKernels", device->no_kernels[0] ? device->no_kernels : NULL);
+    json_add_text(object, "noKernels", device->no_kernels[0] ? device->no_kernels : NULL);
     return object;
 }
 
@@ -75,8 +72,8 @@ static cJSON *describe_lease(const struct lease *lease)
     cJSON *object = cJSON_CreateObject();
     add_integer(object, "lease", lease->id);
     cJSON_AddStringToObject(object, "model", lease->model->name);
-    add_integer(object, "pid", (uint64_t)conn_pid(lease->conn));
-    add_integer(object, "uid", conn_uid(lease->conn));
+    add_integer(object, "pid", (uint64_t)lease->holder->pid);
+    add_integer(object, "uid", lease->holder->uid);
     cJSON_AddNumberToObject(object, "age", seconds_since(lease->since));
     return object;
 }
@@ -92,8 +89,9 @@ cJSON *describe_leases(const struct model *model)
     return array;
 }
 
-cJSON *describe_progress(const char *state, uint64_t done, uint64_t total, uint64_t elapsed_ns)
+cJSON *describe_progress(const char *state, const struct progress *progress)
 {
+    const uint64_t done = progress->done, total = progress->total, elapsed_ns = progress->elapsed_ns;
     cJSON *object = cJSON_CreateObject();
     cJSON_AddStringToObject(object, "state", state);
     add_integer(object, "done", done);
@@ -107,19 +105,15 @@ cJSON *describe_progress(const char *state, uint64_t done, uint64_t total, uint6
     return object;
 }
 
-cJSON *describe_loading(const struct model *model, const struct load *load)
+cJSON *describe_loading(const struct model *model, const struct progress *progress)
 {
-    struct load_progress progress;
-    load_progress(load, &progress);
     cJSON *reply = cJSON_CreateObject();
     cJSON_AddItemToObject(reply, "model", describe_model(model));
-    cJSON_AddItemToObject(
-        reply, "progress",
-        describe_progress(model_state_name(model->state), progress.done, progress.total, progress.elapsed_ns));
+    cJSON_AddItemToObject(reply, "progress", describe_progress(model_state_name(model->state), progress));
     return reply;
 }
 
-cJSON *describe_loaded(const struct model *model, const struct load_phases *phases)
+cJSON *describe_loaded(const struct model *model, const struct phases *phases)
 {
     cJSON *reply = cJSON_CreateObject();
     cJSON_AddItemToObject(reply, "model", describe_model(model));
@@ -143,37 +137,8 @@ cJSON *describe_loaded(const struct model *model, const struct load_phases *phas
 static cJSON *object_with(const char *key, const char *text)
 {
     cJSON *object = cJSON_CreateObject();
-    describe_text(object, key, text);
+    json_add_text(object, key, text);
     return object;
-}
-
-cJSON *describe_limit(const char *limit, uint64_t value)
-{
-    cJSON *object = object_with("limit", limit);
-    add_integer(object, "value", value);
-    return object;
-}
-
-cJSON *describe_descriptors(void)
-{
-    struct rlimit limit = {0};
-    (void)getrlimit(RLIMIT_NOFILE, &limit);
-    return describe_limit("descriptors", limit.rlim_cur);
-}
-
-cJSON *describe_name(const char *name)
-{
-    return object_with("name", name);
-}
-
-cJSON *describe_reason(const char *reason)
-{
-    return object_with("reason", reason);
-}
-
-cJSON *describe_device_name(const char *device)
-{
-    return object_with("device", device);
 }
 
 cJSON *describe_device_lost(const struct device *device, const char *call)

@@ -4,28 +4,39 @@
 #pragma once
 
 #include "daemon/device/device.h"
-#include "daemon/load/load.h"
 #include "daemon/model/model.h"
 
 #include <cjson/cJSON.h>
+#include <stdint.h>
+
+/* How far a load or a verification is. */
+struct progress {
+    uint64_t done; /* bytes of the file */
+    uint64_t total;
+    uint64_t elapsed_ns;
+};
+
+/* Where the time of a load went; `Phases` in the interface. total_ns is 0 until the load is over. */
+struct phases {
+    uint64_t total_ns;
+    uint64_t parse_ns;
+    uint64_t allocate_ns;
+    uint64_t read_ns;
+    uint64_t decode_ns;
+    uint64_t copy_ns;
+    uint64_t kernel_ns;
+};
 
 cJSON *describe_model(const struct model *model);
 cJSON *describe_device(const struct device *device);
 cJSON *describe_leases(const struct model *model);
 
 /* Replies of Load: when it is over (phases may be NULL), and before. */
-cJSON *describe_loaded(const struct model *model, const struct load_phases *phases);
-cJSON *describe_loading(const struct model *model, const struct load *load);
-cJSON *describe_progress(const char *state, uint64_t done, uint64_t total, uint64_t elapsed_ns);
+cJSON *describe_loaded(const struct model *model, const struct phases *phases);
+cJSON *describe_loading(const struct model *model, const struct progress *progress);
+cJSON *describe_progress(const char *state, const struct progress *progress);
 
-/* Parameters of errors. */
-cJSON *describe_limit(const char *limit, uint64_t value);
-/* The same where this process may have no more descriptors. */
-cJSON *describe_descriptors(void);
-cJSON *describe_name(const char *name);
-cJSON *describe_reason(const char *reason);
-cJSON *describe_device_name(const char *device);
-/* call: what cannot be done. */
+/* Parameters of errors; others are in wire/errors.h. call: what cannot be done. */
 cJSON *describe_device_lost(const struct device *device, const char *call);
 cJSON *describe_busy(const struct model *model);
 cJSON *describe_unsupported(const struct gguf_tensor *tensor);

@@ -1,7 +1,8 @@
 #include "daemon/session/events.h"
 
-#include "daemon/session/describe.h"
 #include "daemon/base/json_text.h"
+#include "daemon/session/describe.h"
+#include "daemon/wire/errors.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -37,10 +38,8 @@ static void watcher_abandoned(struct call *call)
     watcher_free(call->context);
 }
 
-void events_free(struct events *events)
+void events_end(struct events *events)
 {
-    if (!events)
-        return;
     struct watcher *watcher;
     while ((watcher = TAILQ_FIRST(&events->watchers))) {
         struct call *call = watcher->call;
@@ -48,6 +47,10 @@ void events_free(struct events *events)
         call->abandoned = NULL;
         call_fail(call, WIRE_ShuttingDown, NULL);
     }
+}
+
+void events_free(struct events *events)
+{
     free(events);
 }
 
@@ -56,7 +59,7 @@ void events_watch(struct events *events, struct call *call, cJSON *first)
     struct watcher *watcher = malloc(sizeof(*watcher));
     if (!watcher) {
         cJSON_Delete(first);
-        call_fail(call, WIRE_LimitExceeded, describe_limit("memory", 0));
+        call_fail(call, WIRE_LimitExceeded, error_no_memory());
         return;
     }
     watcher->call = call;
@@ -69,8 +72,6 @@ void events_watch(struct events *events, struct call *call, cJSON *first)
 
 void events_emit(struct events *events, const char *event, const struct model *model, const char *error)
 {
-    if (!events)
-        return;
     struct watcher *watcher;
     TAILQ_FOREACH(watcher, &events->watchers, link)
     {
@@ -80,7 +81,7 @@ void events_emit(struct events *events, const char *event, const struct model *m
         cJSON_AddStringToObject(reply, "event", event);
         cJSON_AddItemToObject(reply, "model", describe_model(model));
         if (error)
-            describe_text(reply, "error", error);
+            json_add_text(reply, "error", error);
         (void)call_continue_all(watcher->call, reply);
     }
 }

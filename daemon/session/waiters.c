@@ -1,6 +1,6 @@
 #include "daemon/session/waiters.h"
 
-#include "daemon/session/describe.h"
+#include "daemon/wire/errors.h"
 
 #include <stdlib.h>
 
@@ -44,7 +44,7 @@ bool waiters_add(struct waiters *waiters, struct call *call, enum waiter_kind ki
 {
     struct waiter *waiter = calloc(1, sizeof(*waiter));
     if (!waiter) {
-        call_fail(call, WIRE_LimitExceeded, describe_limit("memory", 0));
+        call_fail(call, WIRE_LimitExceeded, error_no_memory());
         return false;
     }
     waiter->call = call;

@@ -1,8 +1,8 @@
 #include "daemon/wire/call.h"
 
-#include "daemon/wire/conn_state.h"
 #include "daemon/base/log.h"
-#include "daemon/model/model.h"
+#include "daemon/wire/conn_state.h"
+#include "daemon/wire/errors.h"
 #include "proto/frame.h"
 #include "proto/json_check.h"
 
@@ -86,50 +86,22 @@ char *call_error_text(enum wire_error error, cJSON *parameters)
     return text;
 }
 
-/* Several leases on one model make one name. */
-static bool names_have(const cJSON *names, const char *name)
+/* Sends a reply of the call, with what the owner of the connection adds to it. */
+static bool send_reply(struct conn *conn, cJSON *parameters, bool continues, const int *fds, size_t n_fds)
 {
-    const cJSON *element;
-    cJSON_ArrayForEach (element, names) {
-        if (strcmp(element->valuestring, name) == 0)
-            return true;
-    }
-    return false;
-}
-
-/* To be let go: somebody wants its memory, or the device is lost and with it the memory. */
-static bool lease_void(const struct lease *lease)
-{
-    return lease->model->state == MODEL_DRAINING || lease->model->state == MODEL_FAILED;
-}
-
-/* Adds the names of models that this client is asked to let go, and was not told of yet. */
-static void add_draining(struct conn *conn, cJSON *parameters)
-{
-    cJSON *names = NULL;
-    struct lease *lease;
-    LIST_FOREACH(lease, &conn->leases, of_conn)
-    {
-        if (lease->told || !lease_void(lease))
-            continue;
-        lease->told = true;
-        if (!names)
-            names = cJSON_AddArrayToObject(parameters, "draining");
-        if (!names_have(names, lease->model->name))
-            cJSON_AddItemToArray(names, cJSON_CreateString(lease->model->name));
-    }
-}
-
-static cJSON *reply_message(struct conn *conn, cJSON *parameters, bool continues)
-{
+    const struct conn_hooks *hooks = conn->conns->hooks;
     cJSON *message = cJSON_CreateObject();
     if (!parameters)
         parameters = cJSON_CreateObject();
-    add_draining(conn, parameters);
+    if (hooks->replying)
+        hooks->replying(conn, parameters);
     cJSON_AddItemToObject(message, "parameters", parameters);
     if (continues)
         cJSON_AddTrueToObject(message, "continues");
-    return message;
+    const bool queued = conn_send(conn, message, fds, n_fds);
+    if (hooks->replied)
+        hooks->replied(conn, queued);
+    return queued;
 }
 
 /* A call is over: its message goes, and the next one's turn comes. */
@@ -151,7 +123,7 @@ bool call_reply(struct call *call, cJSON *parameters, const int *fds, size_t n_f
     if (call->oneway)
         cJSON_Delete(parameters);
     else
-        sent = conn_send(conn, reply_message(conn, parameters, false), fds, n_fds);
+        sent = send_reply(conn, parameters, false, fds, n_fds);
     call_end(call);
     return sent;
 }
@@ -164,7 +136,7 @@ bool call_continue(struct call *call, cJSON *parameters)
         cJSON_Delete(parameters);
         return false;
     }
-    (void)conn_send(conn, reply_message(conn, parameters, true), NULL, 0);
+    (void)send_reply(conn, parameters, true, NULL, 0);
     return true;
 }
 
@@ -180,7 +152,7 @@ bool call_continue_all(struct call *call, cJSON *parameters)
         conn_break(conn);
         return false;
     }
-    (void)conn_send(conn, reply_message(conn, parameters, true), NULL, 0);
+    (void)send_reply(conn, parameters, true, NULL, 0);
     return conn->state == CONN_OPEN;
 }
 
@@ -200,6 +172,18 @@ void call_fail_parameter(struct call *call, const char *parameter)
     cJSON *parameters = cJSON_CreateObject();
     cJSON_AddStringToObject(parameters, "parameter", parameter);
     call_fail(call, WIRE_InvalidParameter, parameters);
+}
+
+bool call_may_queue(struct call *call, uint64_t bytes)
+{
+    uint64_t limit = CONN_QUEUE_MAX;
+    if (bytes > CONN_QUEUE_MAX / 2)
+        call_fail(call, WIRE_LimitExceeded, error_limit("reply", limit));
+    else if (!quota_may_grow(&call->conn->replies, bytes, &limit))
+        call_fail(call, WIRE_LimitExceeded, error_limit(quota_name(QUOTA_REPLIES), limit));
+    else
+        return true;
+    return false;
 }
 
 void call_cut(struct conn *conn, enum wire_error error)

@@ -47,6 +47,10 @@ bool call_continue(struct call *call, cJSON *parameters);
  * will be abandoned. Returns false in that case. */
 bool call_continue_all(struct call *call, cJSON *parameters);
 
+/* Whether a reply of so many bytes may be queued for the caller: asked before a long one is made. Returns false after
+ * the call was failed with LimitExceeded. */
+bool call_may_queue(struct call *call, uint64_t bytes);
+
 /* Ends the call with an error. `parameters` is consumed; NULL stands for an empty object. */
 void call_fail(struct call *call, enum wire_error error, cJSON *parameters);
 

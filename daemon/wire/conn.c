@@ -1,9 +1,9 @@
 #include "daemon/wire/conn.h"
 
-#include "daemon/wire/conn_state.h"
-#include "daemon/session/describe.h"
 #include "daemon/base/log.h"
-#include "daemon/base/users.h"
+#include "daemon/base/state.h"
+#include "daemon/wire/conn_state.h"
+#include "daemon/wire/errors.h"
 #include "proto/frame.h"
 
 #include <assert.h>
@@ -15,46 +15,31 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-struct conns {
-    LIST_HEAD(, conn) list;
-    size_t count;
-    uint64_t next_id;
-    uv_loop_t *loop;
-    call_fn *dispatch;
-    conn_admit_fn *admit;
-    void *context;
-    void (*closed)(void *context);
-    void *closed_context;
-    bool closing;
+static const struct state states[] = {
+    [CONN_OPEN] = {"open", STATE(CONN_ENDING) | STATE(CONN_BROKEN) | STATE(CONN_CLOSED)},
+    [CONN_ENDING] = {"ending", STATE(CONN_BROKEN) | STATE(CONN_CLOSED)},
+    [CONN_BROKEN] = {"broken", STATE(CONN_CLOSED)},
+    [CONN_CLOSED] = {"closed", 0},
 };
 
-#define BIT(state) (1u << (state))
-
-/* The states that may follow each. */
-static const unsigned transitions[] = {
-    [CONN_OPEN] = BIT(CONN_ENDING) | BIT(CONN_BROKEN) | BIT(CONN_CLOSED),
-    [CONN_ENDING] = BIT(CONN_BROKEN) | BIT(CONN_CLOSED),
-    [CONN_BROKEN] = BIT(CONN_CLOSED),
-    [CONN_CLOSED] = 0,
-};
+static const struct state_machine machine = STATE_MACHINE(states);
 
 static void conn_poll(struct conn *conn);
 
 static void conn_move(struct conn *conn, enum conn_state state)
 {
-    assert(transitions[conn->state] & BIT(state));
-    conn->state = state;
+    state_move(&machine, &conn->state, state);
 }
 
-int conns_new(uv_loop_t *loop, call_fn *dispatch, conn_admit_fn *admit, void *context, struct conns **ret)
+int conns_new(uv_loop_t *loop, const struct conn_hooks *hooks, void *context, struct quota *quota, struct conns **ret)
 {
     struct conns *conns = calloc(1, sizeof(*conns));
     if (!conns)
         return -ENOMEM;
     conns->loop = loop;
-    conns->dispatch = dispatch;
-    conns->admit = admit;
+    conns->hooks = hooks;
     conns->context = context;
+    conns->quota = quota;
     conns->next_id = 1;
     LIST_INIT(&conns->list);
     *ret = conns;
@@ -76,30 +61,10 @@ size_t conns_count(const struct conns *conns)
     return conns->count;
 }
 
-size_t conns_count_of(const struct conns *conns, uid_t uid)
-{
-    size_t n = 0;
-    const struct conn *conn;
-    LIST_FOREACH(conn, &conns->list, link)
-    {
-        n += conn->uid == uid;
-    }
-    return n;
-}
-
-uint64_t conns_queued_of(const struct conns *conns, uid_t uid)
-{
-    uint64_t n = 0;
-    const struct conn *conn;
-    LIST_FOREACH(conn, &conns->list, link)
-    {
-        n += conn->uid == uid ? frame_writer_pending(conn->writer) : 0;
-    }
-    return n;
-}
-
 static void conn_free(struct conn *conn)
 {
+    quota_return(&conn->connection);
+    quota_return(&conn->replies);
     cJSON_Delete(conn->message);
     cJSON_Delete(conn->no_parameters);
     frame_reader_free(conn->reader);
@@ -129,8 +94,8 @@ static void conn_close(struct conn *conn)
     conn_move(conn, CONN_CLOSED);
     log_debug("conn=%" PRIu64 " closed", conn->id);
     call_abandon(conn);
-    while (!LIST_EMPTY(&conn->leases))
-        lease_end(LIST_FIRST(&conn->leases));
+    if (conn->opened && conn->conns->hooks->closed)
+        conn->conns->hooks->closed(conn, conn->conns->context);
     uv_poll_stop(&conn->poll);
     conn->handles = 2;
     uv_close((uv_handle_t *)&conn->poll, conn_handle_closed);
@@ -163,12 +128,19 @@ void conn_break(struct conn *conn)
     conn_poll(conn);
 }
 
+/* Charges the user for what waits for this client. */
+static void conn_charge_replies(struct conn *conn)
+{
+    quota_set(&conn->replies, frame_writer_pending(conn->writer));
+}
+
 /* Sends what can be sent now. */
 static void conn_flush(struct conn *conn)
 {
     if (conn->state != CONN_OPEN && conn->state != CONN_ENDING)
         return;
     int r = frame_writer_flush(conn->writer, conn->socket);
+    conn_charge_replies(conn);
     if (r < 0 && r != -EAGAIN) {
         log_debug("conn=%" PRIu64 " cannot be written to: %s", conn->id, strerror(-r));
         conn_break(conn);
@@ -187,6 +159,7 @@ static int conn_put_error(struct conn *conn, enum wire_error error, cJSON *param
     char *text = call_error_text(error, parameters);
     int r = text ? frame_writer_put(conn->writer, text, strlen(text), NULL, 0) : -ENOMEM;
     cJSON_free(text);
+    conn_charge_replies(conn);
     return r;
 }
 
@@ -202,9 +175,9 @@ bool conn_send(struct conn *conn, cJSON *message, const int *fds, size_t n_fds)
     cJSON_free(text);
     bool queued = r == 0;
     if (r == -ENOBUFS)
-        r = conn_put_error(conn, WIRE_LimitExceeded, describe_limit("reply", CONN_QUEUE_MAX));
+        r = conn_put_error(conn, WIRE_LimitExceeded, error_limit("reply", CONN_QUEUE_MAX));
     else if (r == -EMFILE)
-        r = conn_put_error(conn, WIRE_LimitExceeded, describe_descriptors());
+        r = conn_put_error(conn, WIRE_LimitExceeded, error_no_descriptors());
     if (r < 0) {
         /* A reply that is lost would leave the client waiting for ever; it had better see the end. */
         log_client(LOG_LEVEL_WARNING, "conn=%" PRIu64 " pid=%d a reply cannot be queued: %s; closing", conn->id,
@@ -236,7 +209,7 @@ static void conn_end_with(struct conn *conn, enum wire_error error, cJSON *param
 /* The same where something is wrong with the stream. */
 static void conn_end(struct conn *conn, const char *reason)
 {
-    conn_end_with(conn, WIRE_InvalidMessage, describe_reason(reason), reason);
+    conn_end_with(conn, WIRE_InvalidMessage, error_reason(reason), reason);
 }
 
 void conn_next(struct conn *conn)
@@ -269,7 +242,7 @@ static void conn_process(struct conn *conn)
             conn_end(conn, reason);
             break;
         }
-        conn->conns->dispatch(&conn->call, conn->conns->context);
+        conn->conns->hooks->dispatch(&conn->call, conn->conns->context);
         frame_message_close_fds(&conn->frame); /* a call takes its own at once, but may last */
     }
     conn->in_dispatch = false;
@@ -311,7 +284,7 @@ static void conn_ready(uv_poll_t *poll, int status, int events)
             conn_end(conn, "too many descriptors");
             return;
         } else if (r == -EMFILE) {
-            conn_end_with(conn, WIRE_LimitExceeded, describe_descriptors(), "no descriptor is left for its own");
+            conn_end_with(conn, WIRE_LimitExceeded, error_no_descriptors(), "no descriptor is left for its own");
             return;
         } else if (r == -ENOBUFS && (events & UV_DISCONNECT) && conn->in_call) {
             conn_close(conn); /* it left, with more requests in the buffer than we will ever answer */
@@ -357,6 +330,20 @@ void conn_refuse(int socket, cJSON *parameters)
     cJSON_free(text);
 }
 
+/* Charges the user for the connection, and tells a client whose user has too many. */
+static int conn_charge(struct conn *conn, uid_t uid)
+{
+    struct quota *quota = conn->conns->quota;
+    uint64_t limit;
+    int r = quota_take(quota, uid, QUOTA_CONNECTIONS, 1, &conn->connection, &limit);
+    if (r == 0)
+        r = quota_take(quota, uid, QUOTA_REPLIES, 0, &conn->replies, &limit);
+    if (r == -EDQUOT)
+        conn_refuse(conn->socket,
+                    error_limit(quota_name(conn->connection.user ? QUOTA_REPLIES : QUOTA_CONNECTIONS), limit));
+    return r;
+}
+
 int conn_open(struct conns *conns, int socket)
 {
     struct conn *conn = calloc(1, sizeof(*conn));
@@ -366,22 +353,21 @@ int conn_open(struct conns *conns, int socket)
     }
     conn->socket = socket;
     conn->conns = conns;
-    LIST_INIT(&conn->leases);
 
     struct ucred peer;
     socklen_t size = sizeof(peer);
     int r = getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0 ? -errno : 0;
-    uint64_t limit;
-    if (r == 0 && !conns->admit(conns->context, peer.uid, &limit)) {
-        conn_refuse(socket, describe_limit(user_limit_name(LIMIT_CONNECTIONS), limit));
-        r = -EDQUOT;
-    }
+    if (r == 0)
+        r = conn_charge(conn, peer.uid);
     if (r == 0)
         r = frame_reader_new(CONN_REQUEST_MAX, &conn->reader);
     if (r == 0)
         r = frame_writer_new(CONN_QUEUE_MAX, &conn->writer);
     if (r == 0 && !(conn->no_parameters = cJSON_CreateObject()))
         r = -ENOMEM;
+    conn->id = conns->next_id++;
+    conn->pid = peer.pid;
+    conn->uid = peer.uid;
     if (r == 0)
         r = uv_poll_init(conns->loop, &conn->poll, socket);
     if (r < 0) {
@@ -390,11 +376,14 @@ int conn_open(struct conns *conns, int socket)
     }
     uv_timer_init(conns->loop, &conn->deadline);
     conn->poll.data = conn->deadline.data = conn;
-    conn->id = conns->next_id++;
-    conn->pid = peer.pid;
-    conn->uid = peer.uid;
     LIST_INSERT_HEAD(&conns->list, conn, link);
     conns->count++;
+    r = conns->hooks->opened ? conns->hooks->opened(conn, conns->context) : 0;
+    conn->opened = r == 0;
+    if (r < 0) {
+        conn_close(conn);
+        return r;
+    }
     log_debug("conn=%" PRIu64 " pid=%d uid=%u opened", conn->id, (int)conn->pid, (unsigned)conn->uid);
     conn_poll(conn);
     return 0;
@@ -415,7 +404,12 @@ uint64_t conn_id(const struct conn *conn)
     return conn->id;
 }
 
-struct lease_list *conn_leases(struct conn *conn)
+void conn_set_data(struct conn *conn, void *data)
 {
-    return &conn->leases;
+    conn->data = data;
+}
+
+void *conn_data(const struct conn *conn)
+{
+    return conn->data;
 }

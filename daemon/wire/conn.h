@@ -12,8 +12,8 @@
  * Loop thread only. */
 #pragma once
 
+#include "daemon/base/quota.h"
 #include "daemon/wire/call.h"
-#include "daemon/model/lease.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -42,23 +42,31 @@ struct conn;
 /* All connections of a daemon. */
 struct conns;
 
-/* Whether a user may have another connection. *ret_limit: how many. */
-typedef bool conn_admit_fn(void *context, uid_t uid, uint64_t *ret_limit);
+/* What the owner of the connections does for them; `context` is the owner's. Only `dispatch` is required. */
+struct conn_hooks {
+    /* Answers a call, now or later. */
+    call_fn *dispatch;
 
-/* `context` is passed to both functions. -ENOMEM. */
-int conns_new(uv_loop_t *loop, call_fn *dispatch, conn_admit_fn *admit, void *context, struct conns **ret);
+    /* A connection is there: may set its data with conn_set_data(). A negative errno refuses it. */
+    int (*opened)(struct conn *conn, void *context);
+
+    /* It is gone, its call was abandoned: its data can be freed. Called once if `opened` succeeded. */
+    void (*closed)(struct conn *conn, void *context);
+
+    /* A reply is about to be queued, to whose parameters fields may be added; and then: whether it was queued. */
+    void (*replying)(struct conn *conn, cJSON *parameters);
+    void (*replied)(struct conn *conn, bool queued);
+};
+
+/* `hooks`, `context` and `quota`, which each connection and what it has queued are charged to, outlive the connections.
+ * -ENOMEM. */
+int conns_new(uv_loop_t *loop, const struct conn_hooks *hooks, void *context, struct quota *quota, struct conns **ret);
 
 /* Closes every connection; calls that wait are answered with ShuttingDown. `closed` is called once all are gone and
  * conns is freed. */
 void conns_close(struct conns *conns, void (*closed)(void *context), void *context);
 
 size_t conns_count(const struct conns *conns);
-
-/* Those of one user. */
-size_t conns_count_of(const struct conns *conns, uid_t uid);
-
-/* Bytes of replies that wait for all clients of a user. */
-uint64_t conns_queued_of(const struct conns *conns, uid_t uid);
 
 /* Takes over a connected socket, also when it fails. -EDQUOT: its user has too many already, and was told. */
 int conn_open(struct conns *conns, int socket);
@@ -74,5 +82,6 @@ uid_t conn_uid(const struct conn *conn);
 /* Never used twice. For logs. */
 uint64_t conn_id(const struct conn *conn);
 
-/* The leases that this connection holds. They end with it. */
-struct lease_list *conn_leases(struct conn *conn);
+/* What the owner keeps for this connection; NULL until it was set. */
+void conn_set_data(struct conn *conn, void *data);
+void *conn_data(const struct conn *conn);

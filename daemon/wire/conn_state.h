@@ -8,7 +8,6 @@
 
 #include "daemon/wire/call.h"
 #include "daemon/wire/conn.h"
-#include "daemon/model/lease.h"
 #include "proto/frame.h"
 
 #include <sys/queue.h>
@@ -18,6 +17,19 @@ enum conn_state {
     CONN_ENDING,
     CONN_BROKEN,
     CONN_CLOSED,
+};
+
+struct conns {
+    LIST_HEAD(, conn) list;
+    size_t count;
+    uint64_t next_id;
+    uv_loop_t *loop;
+    const struct conn_hooks *hooks;
+    void *context;
+    struct quota *quota;
+    void (*closed)(void *context);
+    void *closed_context;
+    bool closing;
 };
 
 struct conn {
@@ -36,8 +48,11 @@ struct conn {
     bool again;       /* a call ended later; look at the buffer when the loop comes round */
     struct frame_reader *reader;
     struct frame_writer *writer;
-    struct frame_message frame; /* the last that was taken: the call's */
-    struct lease_list leases;
+    struct frame_message frame;     /* the last that was taken: the call's */
+    bool opened;                    /* the owner knows of it */
+    void *data;                     /* the owner's */
+    struct quota_charge connection; /* 1 */
+    struct quota_charge replies;    /* bytes that wait in the writer */
 
     /* Written by call.c, made and freed with the rest. */
     bool in_call;

@@ -1,7 +1,7 @@
 #include "daemon/wire/listener.h"
 
-#include "daemon/session/describe.h"
 #include "daemon/base/log.h"
+#include "daemon/wire/errors.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -48,7 +48,7 @@ static bool refuse_with_spare(struct listener *listener)
     listener->spare = -1;
     int socket = accept4(listener->socket, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (socket >= 0) {
-        conn_refuse(socket, describe_descriptors());
+        conn_refuse(socket, error_no_descriptors());
         close(socket);
     }
     spare_open(listener);
@@ -96,7 +96,7 @@ static void listener_ready(uv_poll_t *poll, int status, int events)
         }
         listener->starved = false;
         if (conns_count(listener->conns) >= LISTENER_CONNECTIONS_MAX) {
-            conn_refuse(socket, describe_limit("connections", LISTENER_CONNECTIONS_MAX));
+            conn_refuse(socket, error_limit("connections", LISTENER_CONNECTIONS_MAX));
             close(socket);
             continue;
         }

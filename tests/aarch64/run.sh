@@ -23,5 +23,5 @@ mkdir "$work/kernels"
 cp "$tables" "$work/kernels/tables.h"
 aarch64-linux-gnu-gcc -std=gnu11 -O3 -Wall -Wextra -Werror -D_GNU_SOURCE -ffp-contract=off -fno-strict-aliasing -static \
     -DVECTORS_DIR="\"$root/tests/vectors\"" -I"$root/tests/aarch64" -I"$root" -I"$work" -o "$work/test_dequant" \
-    "$root"/kernels/*.c "$root/tests/unit/test_dequant.c" -lm
+    "$root"/kernels/*.c "$root/tests/unit/kernels/test_dequant.c" -lm
 qemu-aarch64 "$work/test_dequant"

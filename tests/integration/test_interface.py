@@ -39,7 +39,7 @@ def test_method_has_a_handler(client, method):
 
 def test_handler_has_a_method():
     """By the daemon's source: there is no other way to learn of a handler that nothing declares."""
-    handlers = (ROOT / "daemon" / "methods_list.h").read_text(encoding="utf-8")
+    handlers = (ROOT / "daemon" / "api" / "methods_list.h").read_text(encoding="utf-8")
     assert sorted(re.findall(r"^    X\((\w+), ", handlers, re.MULTILINE)) == sorted(METHODS)
 
 

@@ -1,29 +1,162 @@
-"""Which part of the source knows which: what the headers promise of it, and what a linker would not mind."""
+"""Which part of the source knows which: by its includes, and by its symbols."""
+import os
+import pathlib
 import re
+import subprocess
+from collections import defaultdict
 
 import pytest
+import harness
 from harness import ROOT
 
 INCLUDE = re.compile(r'^#include "([^"]+)"', re.MULTILINE)
 
-# A pattern of files, and one of what they may include of this project.
-LAYERS = [
+# The daemon's folders, lowest first: each knows itself and those above it in this list. What is in none is the top.
+LAYERS = ["base", "gguf", "device", "device/hip", "model", "wire", "session", "memory", "load", "api", ""]
+
+# Folders that know less than their place would allow.
+NARROW = {
+    "gguf": {"base", "gguf"},
+    "device": {"base", "device"},
+    "device/hip": {"base", "device", "device/hip"},
+    "wire": {"base", "wire"},
+}
+
+# Files of a folder that call each other, and why.
+CYCLES = {
+    frozenset({"daemon/wire/call.c", "daemon/wire/conn.c"}): "a connection has one call, and the call is answered on it",
+    frozenset({"daemon/load/answer.c", "daemon/load/feed.c", "daemon/load/identify.c", "daemon/load/load.c"}):
+        "one state machine: its states stand in files of their own",
+}
+
+# Outside the daemon: a pattern of files, and one of what they may include of this project.
+PATTERNS = [
     ("proto/*.[ch]", r"proto/.*|io\.rocmforge\.varlink\.inc"),
     ("kernels/*.[ch]", r"kernels/.*|.*\.inc"),
-    ("daemon/*.[ch]", r"(daemon|proto|kernels)/.*"),
-    ("daemon/gguf*.[ch]", r"daemon/(gguf|header_reader|name_set)\.h|proto/utf8\.h|kernels/types\.h"),
-    ("daemon/header_reader.[ch]", r"daemon/(gguf|header_reader)\.h"),
-    ("daemon/name_set.[ch]", r"daemon/name_set\.h"),
+    ("daemon/**/*.[ch]", r"(daemon|proto|kernels)/.*"),
     ("client/*.[ch]", r"client/(?!rfctl/).*|proto/.*|kernels/(types|hip)\.h"),
-    ("client/rfctl/*.[ch]", r"client/rfctl/.*|client/rocmforge\.h|proto/(utf8|streams)\.h|daemon/gguf\.h"),
+    ("client/rfctl/*.[ch]", r"client/rfctl/.*|client/rocmforge\.h|proto/(utf8|streams)\.h|daemon/gguf/gguf\.h"),
     ("client/rocmforge.h", r""),
 ]
 
 
-@pytest.mark.parametrize("files, allowed", LAYERS, ids=[files for files, _ in LAYERS])
+def includes(path):
+    return INCLUDE.findall(path.read_text(encoding="utf-8"))
+
+
+def folder_of(file):
+    return os.path.dirname(file.removeprefix("daemon/"))
+
+
+@pytest.mark.parametrize("files, allowed", PATTERNS, ids=[files for files, _ in PATTERNS])
 def test_includes(files, allowed):
     paths = sorted(ROOT.glob(files))
     assert paths
     for path in paths:
-        for included in INCLUDE.findall(path.read_text(encoding="utf-8")):
+        for included in includes(path):
             assert re.fullmatch(allowed, included), f"{path.relative_to(ROOT)} includes {included}"
+
+
+def may_know(folder, other):
+    return other in NARROW[folder] if folder in NARROW else LAYERS.index(other) <= LAYERS.index(folder)
+
+
+def test_every_folder_has_its_place():
+    folders = {folder_of(str(path.relative_to(ROOT))) for path in (ROOT / "daemon").rglob("*.c")}
+    assert folders == set(LAYERS)
+
+
+def test_no_include_leads_upward():
+    for path in (ROOT / "daemon").rglob("*.[ch]"):
+        file = str(path.relative_to(ROOT))
+        for included in includes(path):
+            if included.startswith("daemon/"):
+                assert may_know(folder_of(file), folder_of(included)), f"{file} includes {included}"
+
+
+def objects():
+    """The daemon's objects as they were compiled: source file → object."""
+    build, found = harness.build_folder(), {}
+    for path in (build / "daemon").rglob("*.o"):
+        if path.name.endswith(".c.o"):
+            target = path.parent.relative_to(build).parent
+            source = target / path.name[:-2].replace("_", "/")
+            candidates = [target / path.name[:-2], source]
+            for candidate in candidates:
+                if (ROOT / candidate).is_file():
+                    found[str(candidate)] = path
+    return found
+
+
+def symbols(path):
+    """What an object defines for others, and what it needs."""
+    defined, needed = set(), set()
+    for line in subprocess.run(["nm", path], capture_output=True, text=True, check=True).stdout.splitlines():
+        kind, name = line.split()[-2:]
+        if kind == "U":
+            needed.add(name)
+        elif kind.isupper():
+            defined.add(name)
+    return defined, needed
+
+
+@pytest.fixture(scope="module")
+def calls():
+    """source file → the other source files whose functions or data it uses."""
+    found = objects()
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "daemon").rglob("*.c")
+               if folder_of(str(path.relative_to(ROOT))) != "device/hip"}
+    assert set(found) >= sources, f"not compiled, or not found: {sources - set(found)}"
+    table = {file: symbols(path) for file, path in found.items() if file in sources}
+    owner = {name: file for file, (defined, _) in table.items() for name in defined}
+    return {file: {owner[name] for name in needed if name in owner} - {file} for file, (_, needed) in table.items()}
+
+
+def test_no_symbol_leads_upward(calls):
+    for file, others in calls.items():
+        for other in others:
+            assert may_know(folder_of(file), folder_of(other)), f"{file} uses what {other} defines"
+
+
+def cycles(graph):
+    """Strongly connected components of more than one node."""
+    index, low, on_stack, stack, found = {}, {}, set(), [], []
+
+    def visit(node):
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        on_stack.add(node)
+        for other in graph.get(node, ()):
+            if other not in index:
+                visit(other)
+                low[node] = min(low[node], low[other])
+            elif other in on_stack:
+                low[node] = min(low[node], index[other])
+        if low[node] == index[node]:
+            component = set()
+            while node not in component:
+                component.add(stack.pop())
+            on_stack.difference_update(component)
+            if len(component) > 1:
+                found.append(frozenset(component))
+
+    for node in list(graph):
+        if node not in index:
+            visit(node)
+    return found
+
+
+def test_no_cycle_between_files(calls):
+    assert set(cycles(calls)) == set(CYCLES)
+
+
+def test_no_cycle_between_folders(calls):
+    folders = defaultdict(set)
+    for file, others in calls.items():
+        folders[folder_of(file)] |= {folder_of(other) for other in others} - {folder_of(file)}
+    assert cycles(folders) == []
+
+
+def test_cycles_are_found():
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [frozenset({"b", "c"})]
+    assert cycles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []

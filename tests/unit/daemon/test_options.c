@@ -40,10 +40,10 @@ static void defaults(void **state)
     assert_int_equal(options.staging, 0);
     assert_null(options.preload);
     assert_int_equal(options.host_cache, 0);
-    assert_int_equal(options.limits.connections, USER_CONNECTIONS);
-    assert_int_equal(options.limits.loads, USER_LOADS);
-    assert_int_equal(options.limits.leases, USER_LEASES);
-    assert_true(options.limits.bytes == USER_BYTES);
+    assert_int_equal(options.limits.most[QUOTA_CONNECTIONS], QUOTA_DEFAULTS.most[QUOTA_CONNECTIONS]);
+    assert_int_equal(options.limits.most[QUOTA_LOADS], QUOTA_DEFAULTS.most[QUOTA_LOADS]);
+    assert_int_equal(options.limits.most[QUOTA_LEASES], QUOTA_DEFAULTS.most[QUOTA_LEASES]);
+    assert_true(options.limits.most[QUOTA_BYTES] == QUOTA_DEFAULTS.most[QUOTA_BYTES]);
     assert_int_equal(options.log_level, LOG_LEVEL_INFO);
 }
 
@@ -66,10 +66,10 @@ static void all_of_them(void **state)
     assert_int_equal(options.streams, 4);
     assert_string_equal(options.preload, "/p");
     assert_true(options.host_cache == 2ull << 30);
-    assert_int_equal(options.limits.connections, 1);
-    assert_int_equal(options.limits.loads, 2);
-    assert_int_equal(options.limits.leases, 3);
-    assert_int_equal(options.limits.bytes, 4096);
+    assert_int_equal(options.limits.most[QUOTA_CONNECTIONS], 1);
+    assert_int_equal(options.limits.most[QUOTA_LOADS], 2);
+    assert_int_equal(options.limits.most[QUOTA_LEASES], 3);
+    assert_int_equal(options.limits.most[QUOTA_BYTES], 4096);
     assert_int_equal(options.log_level, LOG_LEVEL_DEBUG);
 }
 

@@ -1,7 +1,6 @@
 /* daemon/memory/residency.c: what would have to go for a model, and when that is no use. Nothing is freed here; that is
  * tests/integration/test_residency*.py. */
 #include "daemon/memory/residency.h"
-#include "daemon/server.h"
 
 #include <errno.h>
 #include <setjmp.h>
@@ -16,7 +15,9 @@
 #define MIB ((uint64_t)1 << 20)
 
 struct fixture {
-    struct server server;
+    struct devices devices;
+    struct registry registry;
+    struct residency residency;
     struct device gpu, host;
 };
 
@@ -25,10 +26,12 @@ static int fixture_make(void **state)
     struct fixture *fixture = calloc(1, sizeof(*fixture));
     if (!fixture)
         return -1;
-    registry_init(&fixture->server.registry);
-    fixture->server.devices[0] = &fixture->gpu;
-    fixture->server.devices[1] = &fixture->host;
-    fixture->server.n_devices = 2;
+    registry_init(&fixture->registry, NULL);
+    fixture->residency.registry = &fixture->registry;
+    fixture->residency.devices = &fixture->devices;
+    fixture->devices.devices[0] = &fixture->gpu;
+    fixture->devices.devices[1] = &fixture->host;
+    fixture->devices.n = 2;
     fixture->gpu.budget = fixture->host.budget = 100 * MIB;
     *state = fixture;
     return 0;
@@ -38,9 +41,9 @@ static int fixture_free(void **state)
 {
     struct fixture *fixture = *state;
     struct model *model;
-    while ((model = TAILQ_FIRST(&fixture->server.registry.models))) {
-        registry_release(model);
-        registry_remove(&fixture->server.registry, model);
+    while ((model = TAILQ_FIRST(&fixture->registry.models))) {
+        registry_unreserve(model);
+        registry_remove(&fixture->registry, model);
     }
     int left = fixture->gpu.used != 0 || fixture->host.used != 0;
     free(fixture);
@@ -59,7 +62,7 @@ static struct model *add(struct fixture *fixture, struct device *device, const c
     model->ttl = -1;
     model->published = PUBLICATION_NONE;
     LIST_INIT(&model->leases);
-    registry_add(&fixture->server.registry, model);
+    assert_int_equal(registry_add(&fixture->registry, model), 0);
     model->idle_since = model->id;
     uint64_t available;
     assert_int_equal(registry_reserve(model, bytes, &available), 0);
@@ -73,9 +76,9 @@ static int choose(const struct fixture *fixture, const struct device *device, ui
     struct model *const nobody[1] = {NULL}, **victims = (struct model **)nobody;
     struct residency_shortage shortage = {UINT64_MAX, UINT64_MAX};
     size_t n = 77;
-    int r = residency_choose(&fixture->server, device, bytes, &victims, &n, &shortage);
+    int r = residency_choose(&fixture->residency, device, bytes, &victims, &n, &shortage);
     assert_int_equal(shortage.available, device_available(device));
-    assert_int_equal(shortage.evictable, residency_evictable(&fixture->server, device));
+    assert_int_equal(shortage.evictable, residency_evictable(&fixture->residency, device));
     if (r < 0) {
         assert_ptr_equal(victims, nobody);
         assert_int_equal(n, 77);
@@ -124,13 +127,13 @@ static void charged_against_what_departs(void **state)
     struct model *model = add(fixture, &fixture->gpu, "m", MODEL_OPENING, 0);
     add(fixture, &fixture->host, "full", MODEL_FILLING, 90 * MIB);
     add(fixture, &fixture->host, "departs", MODEL_UNLOADING, 10 * MIB);
-    assert_int_equal(residency_charge(&fixture->server, model, REGISTRY_KEPT_FREE + 11 * MIB, &available), -ENOSPC);
+    assert_int_equal(residency_charge(&fixture->residency, model, REGISTRY_KEPT_FREE + 11 * MIB, &available), -ENOSPC);
     assert_int_equal(fixture->host.used, 100 * MIB);
     assert_int_equal(available, 0);
-    assert_int_equal(residency_charge(&fixture->server, model, REGISTRY_KEPT_FREE + 10 * MIB, &available), 0);
+    assert_int_equal(residency_charge(&fixture->residency, model, REGISTRY_KEPT_FREE + 10 * MIB, &available), 0);
     assert_int_equal(fixture->host.used, 110 * MIB);
     /* And what departs is good for that once. */
-    assert_int_equal(residency_charge(&fixture->server, model, 1, &available), -ENOSPC);
+    assert_int_equal(residency_charge(&fixture->residency, model, 1, &available), -ENOSPC);
     size_t n;
     assert_int_equal(choose(fixture, &fixture->host, 1, &n), -ENOSPC);
 }
@@ -143,12 +146,12 @@ static void of_a_lost_device(void **state)
     size_t n = 0;
     struct model *lost = add(fixture, &fixture->gpu, "lost", MODEL_RESIDENT, 50 * MIB);
     assert_int_equal(registry_charge(lost, &fixture->host, REGISTRY_KEPT_FREE + 60 * MIB, &available), 0);
-    assert_int_equal(residency_evictable(&fixture->server, &fixture->host), 0);
+    assert_int_equal(residency_evictable(&fixture->residency, &fixture->host), 0);
     assert_int_equal(choose(fixture, &fixture->host, 50 * MIB, &n), -ENOSPC);
     fixture->gpu.failed = true;
     model_move(lost, MODEL_FAILED);
-    assert_int_equal(residency_evictable(&fixture->server, &fixture->host), 60 * MIB);
-    assert_int_equal(residency_evictable(&fixture->server, &fixture->gpu), 0);
+    assert_int_equal(residency_evictable(&fixture->residency, &fixture->host), 60 * MIB);
+    assert_int_equal(residency_evictable(&fixture->residency, &fixture->gpu), 0);
     assert_int_equal(choose(fixture, &fixture->host, 50 * MIB, &n), 0);
     assert_int_equal(n, 1);
     lost->pinned = true;

@@ -68,9 +68,9 @@ static void what_keeps_it(void **state)
     assert_false(model_in_use(&model));
     model_hold(&model);
     model_hold(&model);
-    model_release(&model);
+    model_unhold(&model);
     assert_true(model_in_use(&model));
-    model_release(&model);
+    model_unhold(&model);
     assert_false(model_in_use(&model));
     model.n_leases = 1;
     assert_true(model_in_use(&model));

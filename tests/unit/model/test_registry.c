@@ -21,7 +21,7 @@ struct fixture {
 static int fixture_make(void **state)
 {
     struct fixture *fixture = calloc(1, sizeof(*fixture));
-    registry_init(&fixture->registry);
+    registry_init(&fixture->registry, NULL);
     fixture->gpu.budget = 100;
     fixture->host.budget = 10 * MIB;
     *state = fixture;
@@ -33,7 +33,7 @@ static int fixture_free(void **state)
     struct fixture *fixture = *state;
     struct model *model;
     while ((model = TAILQ_FIRST(&fixture->registry.models))) {
-        registry_release(model);
+        registry_unreserve(model);
         registry_remove(&fixture->registry, model);
     }
     int left = fixture->gpu.used != 0 || fixture->host.used != 0;
@@ -55,7 +55,7 @@ static struct model *add(struct fixture *fixture, const char *name, uint64_t ino
     model->source = source;
     model->published = PUBLICATION_NONE;
     LIST_INIT(&model->leases);
-    registry_add(&fixture->registry, model);
+    assert_int_equal(registry_add(&fixture->registry, model), 0);
     return model;
 }
 
@@ -77,8 +77,8 @@ static void which_source(void **state)
     struct model *model = add(fixture, "a", 1);
     model->form = FORM_F16;
     model->uid = 7;
-    const struct choice both = {.devices = {&fixture->host, &fixture->gpu}, .n = 2};
-    const struct choice other = {.devices = {&fixture->host}, .n = 1};
+    const struct device_set both = {.devices = {&fixture->host, &fixture->gpu}, .n = 2};
+    const struct device_set other = {.devices = {&fixture->host}, .n = 1};
     const uid_t owner = 7, stranger = 8;
     assert_ptr_equal(registry_find_source(registry, model->source, FORM_F16, &both, NULL), model);
     assert_null(registry_find_source(registry, model->source, FORM_F16, &other, NULL));
@@ -108,8 +108,8 @@ static void ledger(void **state)
     assert_int_equal(registry_reserve(b, UINT64_MAX, &available), -ENOMEM); /* and no sum wraps */
     assert_int_equal(registry_reserve(b, 40, &available), 0);
     assert_int_equal(device_available(&fixture->gpu), 0);
-    registry_release(a);
-    registry_release(a); /* nothing more to give back */
+    registry_unreserve(a);
+    registry_unreserve(a); /* nothing more to give back */
     assert_int_equal(device_available(&fixture->gpu), 60);
     fixture->gpu.budget = 30; /* less than is used */
     assert_int_equal(device_available(&fixture->gpu), 0);

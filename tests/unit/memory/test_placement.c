@@ -1,6 +1,5 @@
-/* daemon/memory/choice.c: which devices a name means, and to which of them a model goes. */
-#include "daemon/memory/choice.h"
-#include "daemon/server.h"
+/* daemon/memory/placement.c: which of several devices a model goes to. */
+#include "daemon/memory/placement.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -32,7 +31,9 @@ static const struct device_ops without = {.decodes = decodes_nothing};
 
 /* Two GPUs and the host, with 100 bytes each. */
 struct fixture {
-    struct server server;
+    struct devices all;
+    struct registry registry;
+    struct residency residency;
     struct device devices[3];
 };
 
@@ -43,7 +44,9 @@ static int fixture_make(void **state)
     struct fixture *fixture = calloc(1, sizeof(*fixture));
     if (!fixture)
         return -1;
-    registry_init(&fixture->server.registry);
+    registry_init(&fixture->registry, NULL);
+    fixture->residency.registry = &fixture->registry;
+    fixture->residency.devices = &fixture->all;
     for (size_t i = 0; i < 3; i++) {
         struct device *device = &fixture->devices[i];
         *device = (struct device){.ops = &with_kernels,
@@ -54,7 +57,7 @@ static int fixture_make(void **state)
                                   .budget = 100,
                                   .free = UINT64_MAX};
         strcpy(device->id, ids[i]);
-        fixture->server.devices[fixture->server.n_devices++] = device;
+        fixture->all.devices[fixture->all.n++] = device;
     }
     *state = fixture;
     return 0;
@@ -66,49 +69,32 @@ static int fixture_free(void **state)
     return 0;
 }
 
-static void names(void **state)
-{
-    struct fixture *fixture = *state;
-    struct device *devices = fixture->devices;
-    struct choice choice;
-    assert_int_equal(choice_of(&fixture->server, "auto", &choice), 2);
-    assert_true(choice_has(&choice, &devices[0]) && choice_has(&choice, &devices[1]));
-    assert_false(choice_has(&choice, &devices[2]));
-    assert_int_equal(choice_of(&fixture->server, "hip", &choice), 2);
-    assert_int_equal(choice_of(&fixture->server, "host", &choice), 1);
-    assert_int_equal(choice_of(&fixture->server, "hip:1", &choice), 1);
-    assert_ptr_equal(choice.devices[0], &devices[1]);
-    static const char *const unknown[] = {"cuda", "hip:2", "hip:", "", "h", "HOST"};
-    for (size_t i = 0; i < sizeof(unknown) / sizeof(unknown[0]); i++)
-        assert_int_equal(choice_of(&fixture->server, unknown[i], &choice), 0);
-}
-
 /* The host stands in for GPUs, but only where any device may be taken. */
 static void lost(void **state)
 {
     struct fixture *fixture = *state;
     struct device *devices = fixture->devices;
-    struct choice choice;
+    struct device_set set;
     devices[0].failed = true;
-    assert_int_equal(choice_of(&fixture->server, "hip", &choice), 1);
-    assert_ptr_equal(choice_roomiest(&choice), &devices[1]);
-    assert_int_equal(choice_of(&fixture->server, "hip:0", &choice), 1);
-    assert_null(choice_roomiest(&choice));
+    assert_int_equal(devices_named(&fixture->all, "hip", &set), 1);
+    assert_ptr_equal(placement_roomiest(&set), &devices[1]);
+    assert_int_equal(devices_named(&fixture->all, "hip:0", &set), 1);
+    assert_null(placement_roomiest(&set));
     devices[1].failed = true;
-    assert_int_equal(choice_of(&fixture->server, "auto", &choice), 1);
-    assert_ptr_equal(choice_roomiest(&choice), &devices[2]);
-    assert_int_equal(choice_of(&fixture->server, "hip", &choice), 2);
-    assert_null(choice_roomiest(&choice));
+    assert_int_equal(devices_named(&fixture->all, "auto", &set), 1);
+    assert_ptr_equal(placement_roomiest(&set), &devices[2]);
+    assert_int_equal(devices_named(&fixture->all, "hip", &set), 2);
+    assert_null(placement_roomiest(&set));
 }
 
 static void place(struct fixture *fixture, uint64_t bytes, size_t expected)
 {
     struct gguf model = {0};
     const struct plan plan = {.model = &model, .arena_bytes = bytes};
-    struct choice choice;
-    assert_int_equal(choice_of(&fixture->server, "auto", &choice), 2);
+    struct device_set set;
+    assert_int_equal(devices_named(&fixture->all, "auto", &set), 2);
     for (size_t first = 0; first < 2; first++) /* which one it was cut for does not matter */
-        assert_ptr_equal(choice_place(&fixture->server, &choice, &fixture->devices[first], &plan),
+        assert_ptr_equal(placement_choose(&fixture->residency, &set, &fixture->devices[first], &plan),
                          &fixture->devices[expected]);
 }
 
@@ -124,10 +110,10 @@ static void where_the_most_is_free(void **state)
     devices[0].used = 80;
     place(fixture, 50, 1);
     devices[1].failed = true;
-    struct choice choice = {.devices = {&devices[0], &devices[1]}, .n = 2};
+    struct device_set set = {.devices = {&devices[0], &devices[1]}, .n = 2};
     struct gguf model = {0};
     const struct plan plan = {.model = &model, .arena_bytes = 50};
-    assert_ptr_equal(choice_place(&fixture->server, &choice, &devices[1], &plan), &devices[0]);
+    assert_ptr_equal(placement_choose(&fixture->residency, &set, &devices[1], &plan), &devices[0]);
 }
 
 static void before_others_have_to_go(void **state)
@@ -135,7 +121,7 @@ static void before_others_have_to_go(void **state)
     struct fixture *fixture = *state;
     struct device *devices = fixture->devices;
     struct model idle = {.state = MODEL_RESIDENT, .device = &devices[0], .reserved = 60};
-    TAILQ_INSERT_TAIL(&fixture->server.registry.models, &idle, link);
+    TAILQ_INSERT_TAIL(&fixture->registry.models, &idle, link);
     devices[0].used = 60;
     devices[1].used = 50;
     place(fixture, 50, 1); /* fits there */
@@ -144,7 +130,7 @@ static void before_others_have_to_go(void **state)
     place(fixture, 60, 1); /* nobody can help: where the most is */
     idle.state = MODEL_UNLOADING;
     place(fixture, 60, 0); /* or wait for what is on its way out */
-    TAILQ_REMOVE(&fixture->server.registry.models, &idle, link);
+    TAILQ_REMOVE(&fixture->registry.models, &idle, link);
 }
 
 /* A plan with blocks to decode, cut to be decoded by the device, is none for one that has no kernels, or other slots.
@@ -157,24 +143,24 @@ static void only_where_it_can_be_filled(void **state)
     struct gguf model = {.n_tensors = 1, .tensors = &tensor};
     struct placement placement = {.convert = FORM_F16};
     struct plan plan = {.model = &model, .placements = &placement, .arena_bytes = 50, .verbatim = true};
-    const struct choice choice = {.devices = {&devices[0], &devices[1]}, .n = 2};
+    const struct device_set set = {.devices = {&devices[0], &devices[1]}, .n = 2};
     devices[0].used = 10;
     devices[1].ops = &without;
-    assert_ptr_equal(choice_place(&fixture->server, &choice, &devices[0], &plan), &devices[0]);
-    assert_ptr_equal(choice_place(&fixture->server, &choice, &devices[1], &plan), &devices[1]); /* by the CPU, then */
+    assert_ptr_equal(placement_choose(&fixture->residency, &set, &devices[0], &plan), &devices[0]);
+    assert_ptr_equal(placement_choose(&fixture->residency, &set, &devices[1], &plan),
+                     &devices[1]); /* by the CPU, then */
     struct chunk chunk;
     plan.verbatim = false; /* cut so that the CPU decodes */
     plan.chunks = &chunk;
-    assert_ptr_equal(choice_place(&fixture->server, &choice, &devices[0], &plan), &devices[1]);
+    assert_ptr_equal(placement_choose(&fixture->residency, &set, &devices[0], &plan), &devices[1]);
     devices[1].slot_bytes *= 2;
-    assert_ptr_equal(choice_place(&fixture->server, &choice, &devices[0], &plan), &devices[0]);
-    assert_ptr_equal(choice_place(&fixture->server, &choice, &devices[1], &plan), &devices[1]);
+    assert_ptr_equal(placement_choose(&fixture->residency, &set, &devices[0], &plan), &devices[0]);
+    assert_ptr_equal(placement_choose(&fixture->residency, &set, &devices[1], &plan), &devices[1]);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(names, fixture_make, fixture_free),
         cmocka_unit_test_setup_teardown(lost, fixture_make, fixture_free),
         cmocka_unit_test_setup_teardown(where_the_most_is_free, fixture_make, fixture_free),
         cmocka_unit_test_setup_teardown(before_others_have_to_go, fixture_make, fixture_free),

@@ -1,0 +1,28 @@
+/* What the methods of the interface work on. The owner puts it together.
+ *
+ * Loop thread only. */
+#pragma once
+
+#include "daemon/api/verify.h"
+#include "daemon/base/core.h"
+#include "daemon/device/devices.h"
+#include "daemon/load/load.h"
+#include "daemon/memory/residency.h"
+#include "daemon/model/registry.h"
+#include "daemon/session/events.h"
+#include "daemon/wire/conn.h"
+
+#include <stdint.h>
+
+struct api {
+    struct core *core;
+    struct devices *devices;
+    struct registry *registry;
+    struct residency *residency;
+    struct loads *loads;
+    struct verifies *verifies;
+    struct events *events;
+    struct quota *quota;
+    struct conns *conns;
+    uint64_t started; /* uv_hrtime() */
+};

@@ -1,0 +1,58 @@
+#include "daemon/base/core.h"
+
+#include <assert.h>
+
+/* How long the loop polls without sleeping. Waking a thread on an idle processor takes 50 us and more, and a load has
+ * three such steps one after the other before its first copy. They take less than this. */
+#define VIGIL_NS 2000000u
+
+int core_init(struct core *core, uv_loop_t *loop)
+{
+    *core = (struct core){.loop = loop};
+    int r = uv_idle_init(loop, &core->vigil);
+    core->vigil.data = core;
+    return r < 0 ? r : mailbox_new(loop, &core->mailbox);
+}
+
+void core_close(struct core *core)
+{
+    assert(core->n_jobs == 0);
+    uv_close((uv_handle_t *)&core->vigil, NULL);
+    mailbox_close(core->mailbox);
+}
+
+void core_changed(struct core *core)
+{
+    if (core->changed)
+        core->changed(core);
+}
+
+void core_job_begin(struct core *core)
+{
+    if (core->n_jobs++ == 0 && core->busy)
+        core->busy(core, true);
+    core_changed(core);
+}
+
+void core_job_end(struct core *core)
+{
+    assert(core->n_jobs > 0);
+    if (--core->n_jobs == 0 && core->busy)
+        core->busy(core, false);
+}
+
+/* Called each time that the loop has polled. */
+static void vigil_kept(uv_idle_t *vigil)
+{
+    const struct core *core = vigil->data;
+    if (uv_hrtime() >= core->vigil_ends)
+        uv_idle_stop(vigil);
+}
+
+void core_keep_awake(struct core *core)
+{
+    if (!core->has_processor)
+        return;
+    core->vigil_ends = uv_hrtime() + VIGIL_NS;
+    uv_idle_start(&core->vigil, vigil_kept);
+}

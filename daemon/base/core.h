@@ -1,0 +1,45 @@
+/* What every part of the daemon that works asynchronously needs: the loop, the way back to it from other threads, how
+ * many workers there are, and the count of jobs under way.
+ *
+ * Loop thread only, but for `workers`, which is set once. */
+#pragma once
+
+#include "daemon/base/mailbox.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <uv.h>
+
+struct core {
+    uv_loop_t *loop;
+    struct mailbox *mailbox;
+    unsigned workers;   /* threads of the work queue */
+    bool has_processor; /* the loop has one to itself: there are fewer workers than processors */
+    bool stopping;      /* nothing new is begun */
+    size_t n_jobs;      /* loads, unloads, verifications, plans: the daemon does not end before them */
+
+    /* The owner's. Both are called on the loop, and may be NULL. */
+    void (*changed)(struct core *core);         /* models came or went, or a job began or ended */
+    void (*busy)(struct core *core, bool busy); /* the first job began, or the last one ended */
+
+    uv_idle_t vigil;
+    uint64_t vigil_ends; /* uv_hrtime() */
+};
+
+/* 0 or a negative errno. */
+int core_init(struct core *core, uv_loop_t *loop);
+
+/* No job is under way. The loop lets go of the handles later. */
+void core_close(struct core *core);
+
+/* Calls `changed`. */
+void core_changed(struct core *core);
+
+/* A job begins, or ends. */
+void core_job_begin(struct core *core);
+void core_job_end(struct core *core);
+
+/* A step is about to end that another step waits for. For about two milliseconds the loop polls instead of sleeping, if
+ * it has a processor to itself, so that nothing has to wake it. */
+void core_keep_awake(struct core *core);

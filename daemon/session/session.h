@@ -1,0 +1,20 @@
+/* What a client has of the daemon beside its connection: its leases, and what it was told of them. There is one session
+ * for each connection, and it ends with the connection.
+ *
+ * Loop thread only. */
+#pragma once
+
+#include "daemon/model/lease.h"
+#include "daemon/wire/conn.h"
+
+/* Hooks of a connection; see struct conn_hooks. The context is not used. */
+int session_opened(struct conn *conn, void *context);
+void session_closed(struct conn *conn, void *context);
+
+/* Adds "draining" to a reply: the names of models that this client holds leases on, is asked to let go, and was not
+ * told of yet. A name counts as told once a reply with it was queued. */
+void session_replying(struct conn *conn, cJSON *parameters);
+void session_replied(struct conn *conn, bool queued);
+
+/* Holds the leases of the client at this connection. */
+struct lease_holder *session_holder(const struct conn *conn);

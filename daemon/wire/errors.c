@@ -1,0 +1,46 @@
+#include "daemon/wire/errors.h"
+
+#include "daemon/base/json_text.h"
+
+#include <sys/resource.h>
+
+static cJSON *object_with(const char *key, const char *text)
+{
+    cJSON *object = cJSON_CreateObject();
+    json_add_text(object, key, text);
+    return object;
+}
+
+cJSON *error_limit(const char *limit, uint64_t value)
+{
+    cJSON *object = object_with("limit", limit);
+    cJSON_AddNumberToObject(object, "value", (double)value);
+    return object;
+}
+
+cJSON *error_no_memory(void)
+{
+    return error_limit("memory", 0);
+}
+
+cJSON *error_no_descriptors(void)
+{
+    struct rlimit limit = {0};
+    (void)getrlimit(RLIMIT_NOFILE, &limit);
+    return error_limit("descriptors", limit.rlim_cur);
+}
+
+cJSON *error_name(const char *name)
+{
+    return object_with("name", name);
+}
+
+cJSON *error_reason(const char *reason)
+{
+    return object_with("reason", reason);
+}
+
+cJSON *error_device(const char *device)
+{
+    return object_with("device", device);
+}
