@@ -1,6 +1,6 @@
 /* A memory that models are resident in, and the way into it: what a device module fills in, and what the daemon calls.
  *
- * `host` is built in (device_host.c). `hip` and `cuda` are the same source (device_hip.c), compiled twice into modules
+ * `host` is built in (host.c). `hip` and `cuda` are the same source (hip/), compiled twice into modules
  * that are loaded at run time.
  *
  * Threads: every function says where it is called from. "loop" is the daemon's one thread that holds state; a function

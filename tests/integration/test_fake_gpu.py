@@ -13,6 +13,7 @@ from harness import (
     USER,
     build_folder,
     fake_gpu_folder,
+    module_folder,
     sparse_model,
     states,
     wait_until,
@@ -20,7 +21,7 @@ from harness import (
 )
 
 FAKE = fake_gpu_folder()
-MODULES = build_folder() / "daemon" / "gpu"
+MODULES = module_folder()
 
 pytestmark = pytest.mark.skipif(not FAKE, reason="this build has no module for AMD GPUs (hipcc is not installed)")
 
