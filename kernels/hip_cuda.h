@@ -10,11 +10,13 @@
 #include <string.h>
 
 #define HIP_KIND       "cuda"
+#define HIP_VENDOR     "NVIDIA"
 #define HIP_NAME(call) "cuda" #call
 
 /* clang-format off */
 #define hipError_t                      cudaError_t
 #define hipSuccess                      cudaSuccess
+#define hipErrorNoDevice                cudaErrorNoDevice
 #define hipErrorNotReady                cudaErrorNotReady
 #define hipErrorOutOfMemory             cudaErrorMemoryAllocation
 #define hipErrorNoBinaryForGpu          cudaErrorNoKernelImageForDevice

@@ -46,6 +46,15 @@ def test_devices(fake_gpu):
     assert devices[0]["export"] == "ipc"
 
 
+def test_module_folder_that_is_not_there(fake_gpu, tmp_path):
+    """The module is in the second folder. Not finding it in the first is no fault of the device."""
+    daemon = fake_gpu(ROCMFORGE_MODULE_DIR=f"{tmp_path}/nowhere:{MODULES}")
+    with daemon.client() as client:
+        assert [device["id"] for device in client.call("Devices")["devices"]] == ["hip:0", "hip:1", "host"]
+    assert "device=hip:0" in daemon.log
+    assert "cannot be used" not in daemon.log and "cannot open" not in daemon.log
+
+
 @pytest.mark.parametrize("form", ["native", "f32", "f16", "bf16", "auto"])
 @pytest.mark.parametrize("dequant", ["cpu", "gpu"])
 def test_load_and_read_elsewhere(fake_gpu, small_model, form, dequant):

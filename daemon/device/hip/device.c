@@ -159,6 +159,15 @@ static const struct device_ops hip_ops = {
     .decodes = decodes,
 };
 
+/* ROCm has no name for boards that it does not know. */
+static void name_make(struct hip_device *hip)
+{
+    struct device *device = &hip->device;
+    char arch[HIP_ARCH_SIZE];
+    hip_architecture(hip->index, arch);
+    snprintf(device->name, sizeof(device->name), "%s at %s", *arch ? arch : HIP_VENDOR " GPU", device->pci);
+}
+
 static int identify(struct hip_device *hip, struct device_fault *ret_fault)
 {
     struct device *device = &hip->device;
@@ -173,6 +182,8 @@ static int identify(struct hip_device *hip, struct device_fault *ret_fault)
         r = HIP_CALL(hip, ret_fault, DeviceGetUuid, (&uuid, hip->index));
     if (r < 0)
         return r;
+    if (!*device->name)
+        name_make(hip);
     device->total = total;
     _Static_assert(sizeof(device->uuid) >= HIP_UUID_SIZE, "");
     hip_uuid_text(&uuid, device->uuid);
@@ -324,13 +335,13 @@ static int module_open(const struct device_config *config, struct device ***ret,
 #endif
     int count = 0;
     hipError_t result = hipGetDeviceCount(&count);
+    if (result == hipSuccess && count <= 0)
+        result = hipErrorNoDevice;
     if (result != hipSuccess) {
-        /* No driver, no device, no right to open it: all the same to the daemon, which has no use for this module. */
+        /* Whether there is no driver, no device or no right to open it does not matter to the daemon. */
         char text[HIP_WHY_SIZE];
         return device_fault_set(ret_fault, -ENODEV, HIP_NAME(GetDeviceCount), (int)result, hip_why(result, text));
     }
-    if (count <= 0)
-        return device_fault_set(ret_fault, -ENODEV, HIP_NAME(GetDeviceCount), 0, "no device");
     struct device **devices = calloc((size_t)count, sizeof(struct device *));
     if (!devices)
         return device_fault_set(ret_fault, -ENOMEM, "calloc", ENOMEM, strerror(ENOMEM));

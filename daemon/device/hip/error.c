@@ -2,10 +2,30 @@
 
 #include <errno.h>
 
-/* Errors that a context does not recover from. HIP and CUDA share these numbers: no device, ECC, NVLink, contained
- * error, illegal address, launch timeout, context destroyed, assert, stack, misaligned address, invalid address space,
- * invalid program counter, launch failure, tensor memory leak. */
-static const int fatal_codes[] = {100, 214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721};
+/* Errors that a device does not recover from while the process lives. HIP and CUDA use the same numbers.
+ *
+ * Source: CUDA 13's driver_types.h, all errors of which it says that the process must be terminated and relaunched; and
+ * 100, 214, 220 and 709. hip_runtime_api.h has some of them, with the same numbers. Other errors may be as bad, 999 for
+ * one: after those the device is asked whether it still works. */
+static const int fatal_codes[] = {
+    100, /* no device */
+    214, /* uncorrectable ECC error */
+    220, /* uncorrectable NVLink error */
+    226, /* contained error */
+    700, /* illegal address */
+    702, /* launch timeout */
+    709, /* context is destroyed */
+    710, /* assert in a kernel */
+    714, /* hardware stack error */
+    715, /* illegal instruction */
+    716, /* misaligned address */
+    717, /* invalid address space */
+    718, /* invalid program counter */
+    719, /* launch failure */
+    721, /* tensor memory leak */
+    810, /* MPS client terminated */
+    911, /* error of an external device */
+};
 
 static bool fatal(hipError_t result)
 {

@@ -1,8 +1,9 @@
 /* The structs that the files of the GPU module share. It declares no functions of other files: it is below them all.
  *
  * The same source is compiled into two modules: `hip` against ROCm's headers, `cuda` against CUDA's, through
- * kernels/hip_cuda.h. Only calls that ROCm 5, 6 and 7 share, with the same arguments and structs, are used: no
- * hipGetDeviceProperties. Nothing outside this folder includes this header.
+ * kernels/hip_cuda.h. Only calls that ROCm 5, 6 and 7 share, with the same arguments and structs, are used;
+ * hip_architecture() says what is done about the one whose struct differs. Nothing outside this folder includes this
+ * header.
  *
  * Who uses whom, lowest first: hip.h; error; kernels, reader, reclaim, work; arena, queue; device. */
 #pragma once
