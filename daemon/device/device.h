@@ -76,7 +76,7 @@ struct transfer {
      * Otherwise the slot holds what the arena gets, and slot_bytes equals arena_bytes. */
     bool decode;
 
-    /* Called exactly once, on any thread, perhaps before device_put() returns. The results are set by then. */
+    /* Called exactly once, on any thread, perhaps before put() returns. The results are set by then. */
     void (*done)(struct transfer *transfer);
 
     int status; /* 0 or a negative errno */
