@@ -40,6 +40,7 @@ static const struct device_module *module_load(const char *kind, struct device_f
     }
     if (!object)
         return NULL;
+    *ret_fault = (struct device_fault){0}; /* that a folder before this one has no such file */
     const struct device_module *module = dlsym(object, DEVICE_MODULE_SYMBOL);
     if (!module || module->abi != DEVICE_ABI || strcmp(module->kind, kind) != 0) {
         device_fault_set(ret_fault, -ENOEXEC, "dlopen", 0, "it is no module, or one of another version");

@@ -7,6 +7,7 @@
 #else
 #include <hip/hip_runtime_api.h>
 #define HIP_KIND       "hip"
+#define HIP_VENDOR     "AMD"
 #define HIP_NAME(call) "hip" #call
 #endif
 
@@ -16,6 +17,7 @@
 
 #define HIP_UUID_SIZE 37
 #define HIP_WHY_SIZE  128
+#define HIP_ARCH_SIZE 32
 
 /* Writes a UUID as the vendors' tools do. AMD's 16 bytes are digits already: "GPU-4c6a51b5d1f2c3a7", as rocminfo has
  * it. NVIDIA's are written as nvidia-smi writes them, less the "GPU-" that it puts before: 8-4-4-4-12 hexadecimal
@@ -38,6 +40,34 @@ static inline void hip_uuid_text(const hipUUID *uuid, char ret[HIP_UUID_SIZE])
     }
 }
 
+/* Writes the architecture that code for this device is compiled for: "gfx90a", "sm_90". Empty if the runtime does not
+ * tell. */
+static inline void hip_architecture(int device, char ret[HIP_ARCH_SIZE])
+{
+    *ret = '\0';
+#if defined(ROCMFORGE_CUDA)
+    struct cudaDeviceProp properties;
+    if (hip_cuda_properties(&properties, device) == cudaSuccess)
+        snprintf(ret, HIP_ARCH_SIZE, "sm_%d%d", properties.major, properties.minor);
+#else
+    /* A later version of the runtime may have a larger struct than the headers that this was compiled with. It grows at
+     * its end. */
+    union {
+        hipDeviceProp_t properties;
+        char room[sizeof(hipDeviceProp_t) + 4096];
+    } u;
+    memset(&u, 0, sizeof(u));
+    if (hipGetDeviceProperties(&u.properties, device) != hipSuccess)
+        return;
+    /* Features follow a colon: "gfx90a:sramecc+:xnack-". */
+    const size_t n = strcspn(u.properties.gcnArchName, ":");
+    if (n < HIP_ARCH_SIZE && strncmp(u.properties.gcnArchName, "gfx", 3) == 0) {
+        memcpy(ret, u.properties.gcnArchName, n);
+        ret[n] = '\0';
+    }
+#endif
+}
+
 /* Why there is no device, by what counting them returned. Static, or in `buffer`. */
 static inline const char *hip_why(hipError_t result, char buffer[HIP_WHY_SIZE])
 {
@@ -52,7 +82,8 @@ static inline const char *hip_why(hipError_t result, char buffer[HIP_WHY_SIZE])
         return buffer;
     }
 #else
-    if (result == hipErrorNoDevice) /* whose text is its name */
+    /* The runtime's own text differs: it is the error's name in ROCm 5, and a sentence in ROCm 6. */
+    if (result == hipErrorNoDevice)
         return "no device: no AMD GPU that ROCm can use, or no right to open /dev/kfd";
 #endif
     (void)buffer;

@@ -1,4 +1,4 @@
-/* HIP in CUDA's words: the calls that device_hip*.c and import_hip.c use, and nothing more.
+/* HIP in CUDA's words: the calls that daemon/device/hip and import_hip.c use, and nothing more.
  *
  * CUDA 12.8 or later, for kernels loaded from memory by the runtime alone (cudaLibraryLoadData); libcuda is needed on
  * the machine that runs this, not on the one that builds it. */
@@ -10,11 +10,13 @@
 #include <string.h>
 
 #define HIP_KIND       "cuda"
+#define HIP_VENDOR     "NVIDIA"
 #define HIP_NAME(call) "cuda" #call
 
 /* clang-format off */
 #define hipError_t                      cudaError_t
 #define hipSuccess                      cudaSuccess
+#define hipErrorNoDevice                cudaErrorNoDevice
 #define hipErrorNotReady                cudaErrorNotReady
 #define hipErrorOutOfMemory             cudaErrorMemoryAllocation
 #define hipErrorNoBinaryForGpu          cudaErrorNoKernelImageForDevice

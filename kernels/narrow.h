@@ -2,10 +2,10 @@
  * same bits whatever conversion instructions they have.
  *
  * Rounding is to nearest, ties to even; subnormals are kept; a finite value at or above the midpoint between the
- * largest finite number and the next power of two becomes infinite, and x_overflows() says so. A NaN stays one: sign
- * and the upper bits of its payload are kept and the quiet bit is set (what x86 vcvtps2ph does), so a signalling NaN
- * becomes quiet and none turns into an infinity. Hence f16 -> f32 -> f16 and bf16 -> f32 -> bf16 give back every
- * pattern except that signalling NaNs come back quiet.
+ * largest finite number and the next power of two becomes infinite, and f16_overflows() or bf16_overflows() says so. A
+ * NaN stays one: sign and the upper bits of its payload are kept and the quiet bit is set (what x86 vcvtps2ph does), so
+ * a signalling NaN becomes quiet and none turns into an infinity. Hence f16 -> f32 -> f16 and bf16 -> f32 -> bf16 give
+ * back every pattern except that signalling NaNs come back quiet.
  *
  * Compile without contraction and without flushing to zero: -ffp-contract=off, for nvcc -fmad=false. */
 #pragma once

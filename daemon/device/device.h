@@ -1,7 +1,7 @@
 /* A memory that models are resident in, and the way into it: what a device module fills in, and what the daemon calls.
  *
- * `host` is built in (host.c). `hip` and `cuda` are the same source, compiled twice into modules that are loaded at run
- * time.
+ * `host` is built in (host.c). `hip` and `cuda` are the same source (hip/), compiled twice into modules that are loaded
+ * at run time.
  *
  * Threads: every function says where it is called from. "loop" is the daemon's one thread that holds state; a function
  * called there does not block. "worker" is any thread of the work queue; a function called there may block, and several
@@ -76,7 +76,7 @@ struct transfer {
      * Otherwise the slot holds what the arena gets, and slot_bytes equals arena_bytes. */
     bool decode;
 
-    /* Called exactly once, on any thread, perhaps before device_put() returns. The results are set by then. */
+    /* Called exactly once, on any thread, perhaps before put() returns. The results are set by then. */
     void (*done)(struct transfer *transfer);
 
     int status; /* 0 or a negative errno */

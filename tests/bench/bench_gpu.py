@@ -38,7 +38,7 @@ class Daemon:
         self.socket = Path(self.folder.name) / "io.rocmforge"
         self.process = subprocess.Popen(
             [build / "daemon" / "rocmforged", "--socket", self.socket, "--device", kind, "--log-level", "warning", *options],
-            env={**os.environ, "ROCMFORGE_MODULE_DIR": str(build / "daemon" / "gpu")},
+            env={**os.environ, "ROCMFORGE_MODULE_DIR": str(build / "daemon" / "device" / "hip")},
         )
         began = time.monotonic()
         while True:
@@ -200,7 +200,7 @@ def bench_attach(build, kind, folder):
             names.append(f"attach{i}")
         program = next(build.rglob("bench_attach"))
         out = subprocess.run([program, daemon.socket, *names], check=True, capture_output=True, text=True,
-                             env={**os.environ, "ROCMFORGE_MODULE_DIR": str(build / "daemon" / "gpu")}).stdout
+                             env={**os.environ, "ROCMFORGE_MODULE_DIR": str(build / "daemon" / "device" / "hip")}).stdout
     result = json.loads(out)
     print("\nAttaching, through the client library, in microseconds")
     print(f"  the first in a process, which starts the GPU's runtime  {result['first']:.0f}")

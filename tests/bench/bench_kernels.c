@@ -4,7 +4,7 @@
  *
  * Blocks are random. The best of the repeats counts, for kernels and copy alike. Prints a table, and with
  * ROCMFORGE_BENCH_JSON=FILE writes the same there. Exits 77 without a device. */
-#include "daemon/device_hip.h"
+#include "daemon/device/hip/error.h"
 #include "kernels/dequant_gpu.h"
 
 #include <inttypes.h>

@@ -21,6 +21,7 @@ bool fake_leak;
 bool fake_own_only;
 
 static int devices = 1;
+static bool no_device_is_no_error, nameless, texts_are_names;
 static hipError_t lost[FAKE_DEVICES_MAX];
 static uint64_t delay_copy, delay_kernel, delay_clear, seed = 1;
 static const char *gate; /* NULL: there is none */
@@ -104,6 +105,9 @@ static void settings_read(void)
     const char *text;
     if ((text = getenv("FAKE_HIP_DEVICES")))
         devices = atoi(text);
+    no_device_is_no_error = devices < 0;
+    if (devices < 0)
+        devices = 0;
     if (devices > FAKE_DEVICES_MAX)
         devices = FAKE_DEVICES_MAX;
     if ((text = getenv("FAKE_HIP_MEMORY")))
@@ -121,6 +125,9 @@ static void settings_read(void)
     fake_no_binary = getenv("FAKE_HIP_NO_BINARY") != NULL;
     fake_leak = getenv("FAKE_HIP_LEAK") != NULL;
     fake_own_only = getenv("FAKE_HIP_OWN_ONLY") != NULL;
+    nameless = getenv("FAKE_HIP_NAMELESS") != NULL;
+    text = getenv("FAKE_HIP_TEXTS");
+    texts_are_names = text && strcmp(text, "names") == 0;
     pid = getpid();
     text = getenv("FAKE_HIP_FAIL");
     if (text && *text == '@')
@@ -131,7 +138,8 @@ static void settings_read(void)
 
 static bool unrecoverable(int code)
 {
-    return code == 100 || code == 214 || code == 700 || code == 702 || code == 709 || code == 710 || code == 719;
+    return code == 100 || code == 214 || code == 700 || code == 702 || code == 709 || code == 710 ||
+           (code >= 714 && code <= 719);
 }
 
 /* Whether this is the one that is to fail. With fake_lock held. */
@@ -324,7 +332,7 @@ FAKE_EXPORT hipError_t hipGetDeviceCount(int *count)
 {
     FAKE_ENTER(-1);
     *count = devices;
-    return devices > 0 ? hipSuccess : hipErrorNoDevice;
+    return devices > 0 || no_device_is_no_error ? hipSuccess : hipErrorNoDevice;
 }
 
 FAKE_EXPORT hipError_t hipSetDevice(int device)
@@ -347,7 +355,17 @@ FAKE_EXPORT hipError_t hipGetDevice(int *device)
 FAKE_EXPORT hipError_t hipDeviceGetName(char *name, int size, hipDevice_t device)
 {
     FAKE_ENTER(device);
-    snprintf(name, (size_t)size, "Fake GPU %d", device);
+    *name = '\0';
+    if (!nameless)
+        snprintf(name, (size_t)size, "Fake GPU %d", device);
+    return hipSuccess;
+}
+
+FAKE_EXPORT hipError_t hipGetDeviceProperties(hipDeviceProp_t *properties, int device)
+{
+    FAKE_ENTER(device);
+    memset(properties, 0, sizeof(*properties));
+    snprintf(properties->gcnArchName, sizeof(properties->gcnArchName), "gfx90a:sramecc+:xnack-");
     return hipSuccess;
 }
 
@@ -400,28 +418,26 @@ FAKE_EXPORT hipError_t hipGetLastError(void)
     return error;
 }
 
+static const struct {
+    int code;
+    const char *name, *text;
+} errors[] = {
+    {0, "hipSuccess", "no error"},
+    {1, "hipErrorInvalidValue", "invalid argument"},
+    {2, "hipErrorOutOfMemory", "out of memory"},
+    {100, "hipErrorNoDevice", "no ROCm-capable device is detected"},
+    {201, "hipErrorInvalidContext", "invalid context"},
+    {400, "hipErrorInvalidHandle", "invalid handle"},
+    {700, "hipErrorIllegalAddress", "illegal address"},
+    {719, "hipErrorLaunchFailure", "launch failure"},
+    {900, "hipErrorStreamCaptureUnsupported", "not permitted while capturing"},
+};
+
 FAKE_EXPORT const char *hipGetErrorString(hipError_t error)
 {
-    switch ((int)error) {
-    case 0:
-        return "no error";
-    case 1:
-        return "invalid argument";
-    case 2:
-        return "out of memory";
-    case 100:
-        return "no device";
-    case 201:
-        return "invalid context";
-    case 400:
-        return "invalid handle";
-    case 700:
-        return "illegal address";
-    case 719:
-        return "launch failure";
-    case 900:
-        return "not permitted while capturing";
-    default:
-        return "another error";
-    }
+    pthread_once(&once, settings_read);
+    for (size_t i = 0; i < sizeof(errors) / sizeof(errors[0]); i++)
+        if (errors[i].code == (int)error)
+            return texts_are_names ? errors[i].name : errors[i].text;
+    return texts_are_names ? "hipErrorUnknown" : "another error";
 }

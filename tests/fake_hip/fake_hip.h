@@ -9,7 +9,10 @@
  * from one that made calls can make none.
  *
  * Environment, read at the first call:
- *   FAKE_HIP_DEVICES=N     devices; default 1; 0: hipGetDeviceCount() says that there is none
+ *   FAKE_HIP_DEVICES=N     devices; default 1; 0: hipGetDeviceCount() fails with hipErrorNoDevice; -1: it succeeds, and
+ *                          counts none
+ *   FAKE_HIP_NAMELESS=1    devices have an empty name, as ROCm gives it to a board that it does not know
+ *   FAKE_HIP_TEXTS=names   hipGetErrorString() returns an error's name, as in ROCm 5; default: a sentence, as in ROCm 6
  *   FAKE_HIP_MEMORY=BYTES  of each device; default 1 GiB
  *   FAKE_HIP_SLOW=copy=US,kernel=US,clear=US
  *                          how long these take at most, in microseconds; each takes a random part of it

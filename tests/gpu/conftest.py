@@ -10,11 +10,11 @@ from pathlib import Path
 
 import make_model
 import pytest
-from harness import Daemon, build_folder, fake_gpu_folder
+from harness import Daemon, fake_gpu_folder, module_folder
 
 KIND = os.environ.get("ROCMFORGE_GPU", "")
 FAKE = not KIND
-MODULES = build_folder() / "daemon" / "gpu"
+MODULES = module_folder()
 
 
 def pytest_configure(config):

@@ -59,7 +59,7 @@ limited() { # NAME SECONDS COMMAND...
 # A test program: 77 is a device that is not there, which there is.
 run_test() { # PROGRAM
     step "$1"
-    ROCMFORGE_TEST_MODULE=$build/daemon/gpu/device-$kind.so ROCMFORGE_TEST_IMPORT=$build/daemon/gpu/import-$kind.so \
+    ROCMFORGE_TEST_MODULE=$build/daemon/device/hip/device-$kind.so ROCMFORGE_TEST_IMPORT=$build/daemon/device/hip/import-$kind.so \
         limited "$1" 300 "$build/tests/gpu/$1"
 }
 
@@ -91,7 +91,7 @@ if wanted put; then
     if [[ -f $model ]] || "$python" tests/lib/make_model.py "$model" --shape-preset 7b --layers 32 --types q4_0 \
         >/dev/null; then
         "$python" tests/lib/page_cache.py "$model"
-        ROCMFORGE_TEST_MODULE=$build/daemon/gpu/device-$kind.so \
+        ROCMFORGE_TEST_MODULE=$build/daemon/device/hip/device-$kind.so \
             limited bench_put 300 "$build/tests/gpu/bench_put" "$model"
     else
         failures+=("the model for bench_put")

@@ -255,6 +255,26 @@ def test_no_device(start, small_model, folder):
 
 
 @pytest.mark.fake
+@pytest.mark.parametrize("count", [0, -1])
+@pytest.mark.parametrize("texts", ["names", "sentences"])
+def test_no_device_in_words_of_our_own(start, count, texts):
+    """Runtimes say it in different words, or count none and call it a success."""
+    daemon = start(FAKE_HIP_DEVICES=count, FAKE_HIP_TEXTS=texts)
+    why = "no AMD GPU that ROCm can use, or no right to open /dev/kfd (100)"
+    assert f"no hip device: hipGetDeviceCount: no device: {why}" in daemon.log
+
+
+@pytest.mark.fake
+def test_device_without_a_name(start):
+    daemon = start(FAKE_HIP_DEVICES=2, FAKE_HIP_NAMELESS=1)
+    assert [devices(daemon)[f"hip:{i}"]["name"] for i in (0, 1)] == ["gfx90a at 0000:01:00.0", "gfx90a at 0000:02:00.0"]
+    assert "gfx90a at 0000:01:00.0" in daemon.rfctl("devices").stdout
+    daemon.close()
+    daemon = start(FAKE_HIP_NAMELESS=1, FAKE_HIP_FAIL="hipGetDeviceProperties:1:1")
+    assert devices(daemon)["hip:0"]["name"] == "AMD GPU at 0000:01:00.0"
+
+
+@pytest.mark.fake
 def test_kernels_for_another_device(start, small_model):
     """Decoded on the CPU instead, and that is said."""
     daemon = start(FAKE_HIP_NO_BINARY=1)

@@ -13,6 +13,7 @@ from harness import (
     USER,
     build_folder,
     fake_gpu_folder,
+    module_folder,
     sparse_model,
     states,
     wait_until,
@@ -20,7 +21,7 @@ from harness import (
 )
 
 FAKE = fake_gpu_folder()
-MODULES = build_folder() / "daemon" / "gpu"
+MODULES = module_folder()
 
 pytestmark = pytest.mark.skipif(not FAKE, reason="this build has no module for AMD GPUs (hipcc is not installed)")
 
@@ -43,6 +44,15 @@ def test_devices(fake_gpu):
         devices = client.call("Devices")["devices"]
     assert [device["id"] for device in devices] == ["hip:0", "hip:1", "host"]
     assert devices[0]["export"] == "ipc"
+
+
+def test_module_folder_that_is_not_there(fake_gpu, tmp_path):
+    """The module is in the second folder. Not finding it in the first is no fault of the device."""
+    daemon = fake_gpu(ROCMFORGE_MODULE_DIR=f"{tmp_path}/nowhere:{MODULES}")
+    with daemon.client() as client:
+        assert [device["id"] for device in client.call("Devices")["devices"]] == ["hip:0", "hip:1", "host"]
+    assert "device=hip:0" in daemon.log
+    assert "cannot be used" not in daemon.log and "cannot open" not in daemon.log
 
 
 @pytest.mark.parametrize("form", ["native", "f32", "f16", "bf16", "auto"])

@@ -3,7 +3,7 @@ import subprocess
 
 import make_model
 import pytest
-from harness import MIB, ROOT, SANITIZERS, build_folder, fake_gpu_folder, load, names, states, wait_until, wire_error
+from harness import MIB, ROOT, SANITIZERS, fake_gpu_folder, load, module_folder, names, states, wait_until, wire_error
 
 TENSORS = 1000
 
@@ -99,7 +99,7 @@ def test_no_memory_to_bring_it_back(start, short, folder):
     fake = fake_gpu_folder()
     if not fake:
         pytest.skip("this build has no module for AMD GPUs (hipcc is not installed)")
-    env = {"ROCMFORGE_MODULE_DIR": str(build_folder() / "daemon" / "gpu"), "LD_LIBRARY_PATH": str(fake)}
+    env = {"ROCMFORGE_MODULE_DIR": str(module_folder()), "LD_LIBRARY_PATH": str(fake)}
     options = ("--device", "hip", "--budget", "96M", "--host-cache", "1G", "--staging", "3M")
     daemon = start(*options, env={**env, **short.env})
     types = make_model.load_types()

@@ -8,11 +8,11 @@ from harness import (
     MIB,
     USER,
     Gate,
-    build_folder,
     client_of,
     fake_gpu_folder,
     load,
     load_fd,
+    module_folder,
     states,
     wait_until,
     wire_error,
@@ -34,7 +34,7 @@ def start_gpu(start):
         return start(
             *("--device", "hip", "--budget", str(3 * SIZE), "--workers", "2", *options),
             env={
-                "ROCMFORGE_MODULE_DIR": str(build_folder() / "daemon" / "gpu"),
+                "ROCMFORGE_MODULE_DIR": str(module_folder()),
                 "LD_LIBRARY_PATH": str(fake),
                 "FAKE_HIP_MEMORY": str(DEVICE),
                 **env,

@@ -9,7 +9,7 @@ import time
 
 import make_model
 import pytest
-from harness import ROOT, build_folder, fake_gpu_folder, sparse_model, wait_until
+from harness import ROOT, fake_gpu_folder, module_folder, sparse_model, wait_until
 from rocmforge_wire import WireError
 
 MIB = 1 << 20
@@ -162,7 +162,7 @@ def test_storm_with_a_cache(start, files):
     daemon = start(
         *("--device", "hip", "--budget", "14M", "--workers", "3", "--host-cache", "20M", "--staging", "2M"),
         env={
-            "ROCMFORGE_MODULE_DIR": str(build_folder() / "daemon" / "gpu"),
+            "ROCMFORGE_MODULE_DIR": str(module_folder()),
             "LD_LIBRARY_PATH": str(fake),
             "FAKE_HIP_SLOW": "copy=300,kernel=300,clear=3000",
         },

@@ -2,11 +2,11 @@
 import signal
 
 import pytest
-from harness import Gate, build_folder, fake_gpu_folder, sparse_model, wait_until, wire_error
+from harness import Gate, fake_gpu_folder, module_folder, sparse_model, wait_until, wire_error
 
 MIB = 1 << 20
 FAKE = fake_gpu_folder()
-MODULES = build_folder() / "daemon" / "gpu"
+MODULES = module_folder()
 
 pytestmark = pytest.mark.skipif(not FAKE, reason="this build has no module for AMD GPUs (hipcc is not installed)")
 

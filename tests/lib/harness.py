@@ -27,6 +27,11 @@ def build_folder():
     return Path(os.environ["ROCMFORGE_BUILD"]).resolve()
 
 
+def module_folder():
+    """Where this build's GPU modules are, the daemon's and the clients': what ROCMFORGE_MODULE_DIR names in tests."""
+    return build_folder() / "daemon" / "device" / "hip"
+
+
 def fake_gpu_folder():
     """Where a HIP runtime of the tests' own is, whatever version's name it has; None: built without the hip module."""
     folder = build_folder() / "tests" / "fake_hip"

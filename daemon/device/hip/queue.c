@@ -1,12 +1,8 @@
-/* The way of a filled slot through the device.
- *
- *   hip_put() ─▶ waiting ─▶ submitter: hip_submit() ─▶ running ─▶ finisher: waits for the last event ─▶ done()
- *
- * Two threads for each device: one that gives work to it and one that waits for it, so that neither holds the other up.
- * A slot, its scratch memory and its events belong to one transfer from hip_put() to done(), and done() is called only
- * when the device has let go of them, error or not. The submitter, when it has had nothing to do for a while, has the
- * driver reclaim what was freed. */
-#include "daemon/device_hip.h"
+#include "daemon/device/hip/queue.h"
+
+#include "daemon/device/hip/error.h"
+#include "daemon/device/hip/reclaim.h"
+#include "daemon/device/hip/work.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -18,12 +14,6 @@
 #define POLL_NS      20000
 #define POLLS        200u
 #define POLL_SLOW_NS 1000000
-
-/* A driver clears memory that is freed beside all that it does, which takes some 4 ns a KiB, and sees to what it
- * cleared when it is next asked for memory: that call then takes 0.2 ms a gigabyte longer. For it not to be the next
- * load's, one is made when that much was freed, and the device was left alone for a while. */
-#define RECLAIM_BYTES ((uint64_t)256 << 20)
-#define RECLAIM_NS    100000000u /* and 8 ns a KiB */
 
 static void queue_push(struct slot_queue *queue, struct slot_hip *slot)
 {
@@ -51,52 +41,18 @@ static void report(struct slot_hip *slot)
     transfer->done(transfer);
 }
 
-/* The lock is held. */
-static void reclaim_postpone(struct hip_device *hip)
-{
-    if (hip->freed >= RECLAIM_BYTES)
-        hip->reclaim_ns = device_clock_ns() + RECLAIM_NS + hip->freed / 1024 * 8;
-}
-
-void hip_freed(struct hip_device *hip, uint64_t bytes)
-{
-    pthread_mutex_lock(&hip->lock);
-    hip->freed += bytes;
-    reclaim_postpone(hip);
-    pthread_cond_signal(&hip->waiting_changed);
-    pthread_mutex_unlock(&hip->lock);
-}
-
-void hip_taken(struct hip_device *hip)
-{
-    pthread_mutex_lock(&hip->lock);
-    hip->freed = hip->reclaim_ns = 0;
-    pthread_mutex_unlock(&hip->lock);
-}
-
 /* Waits for what may be a slot, or an end, or until it is time to reclaim. The lock is held. */
 static void submitter_wait(struct hip_device *hip)
 {
-    if (hip->reclaim_ns == 0) {
-        pthread_cond_wait(&hip->waiting_changed, &hip->lock);
+    if (hip->reclaim.due_ns == 0) {
+        pthread_cond_wait(&hip->submitter_wake, &hip->lock);
         return;
     }
     const struct timespec until = {
-        .tv_sec = (time_t)(hip->reclaim_ns / 1000000000),
-        .tv_nsec = (long)(hip->reclaim_ns % 1000000000),
+        .tv_sec = (time_t)(hip->reclaim.due_ns / 1000000000),
+        .tv_nsec = (long)(hip->reclaim.due_ns % 1000000000),
     };
-    (void)pthread_cond_timedwait(&hip->waiting_changed, &hip->lock, &until);
-}
-
-/* If it is time to. The lock is held, but for as long as that takes. */
-static void submitter_reclaim(struct hip_device *hip)
-{
-    if (hip->reclaim_ns == 0 || device_clock_ns() < hip->reclaim_ns)
-        return;
-    hip->freed = hip->reclaim_ns = 0;
-    pthread_mutex_unlock(&hip->lock);
-    hip_reclaim(hip);
-    pthread_mutex_lock(&hip->lock);
+    (void)pthread_cond_timedwait(&hip->submitter_wake, &hip->lock, &until);
 }
 
 static void *submitter_main(void *argument)
@@ -108,12 +64,12 @@ static void *submitter_main(void *argument)
         if (!slot) {
             if (hip->stop)
                 break;
-            submitter_reclaim(hip);
+            hip_reclaim_if_due(hip);
             if (!hip->waiting.head && !hip->stop)
                 submitter_wait(hip);
             continue;
         }
-        reclaim_postpone(hip);
+        hip_reclaim_postpone(hip);
         pthread_mutex_unlock(&hip->lock);
 
         slot->transfer->begin_ns = device_clock_ns();
@@ -121,10 +77,10 @@ static void *submitter_main(void *argument)
 
         pthread_mutex_lock(&hip->lock);
         queue_push(&hip->running, slot);
-        pthread_cond_signal(&hip->running_changed);
+        pthread_cond_signal(&hip->finisher_wake);
     }
     hip->running_stop = true;
-    pthread_cond_signal(&hip->running_changed);
+    pthread_cond_signal(&hip->finisher_wake);
     pthread_mutex_unlock(&hip->lock);
     return NULL;
 }
@@ -220,7 +176,7 @@ static void *finisher_main(void *argument)
         if (!slot) {
             if (hip->running_stop)
                 break;
-            pthread_cond_wait(&hip->running_changed, &hip->lock);
+            pthread_cond_wait(&hip->finisher_wake, &hip->lock);
             continue;
         }
         pthread_mutex_unlock(&hip->lock);
@@ -251,7 +207,7 @@ void hip_queue_stop(struct hip_device *hip)
     pthread_mutex_lock(&hip->lock);
     assert(!hip->waiting.head && !hip->running.head);
     hip->stop = true;
-    pthread_cond_signal(&hip->waiting_changed);
+    pthread_cond_signal(&hip->submitter_wake);
     pthread_mutex_unlock(&hip->lock);
     if (hip->submitter_runs)
         pthread_join(hip->submitter, NULL);
@@ -273,6 +229,6 @@ void hip_put(struct device *device, struct transfer *transfer)
     slot->transfer = transfer;
     pthread_mutex_lock(&hip->lock);
     queue_push(&hip->waiting, slot);
-    pthread_cond_signal(&hip->waiting_changed);
+    pthread_cond_signal(&hip->submitter_wake);
     pthread_mutex_unlock(&hip->lock);
 }

@@ -1,5 +1,7 @@
-/* Arenas: memory of the device that models are resident in, cleared, exported once, freed. */
-#include "daemon/device_hip.h"
+#include "daemon/device/hip/arena.h"
+
+#include "daemon/device/hip/error.h"
+#include "daemon/device/hip/reclaim.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -8,33 +10,6 @@
 
 /* What exports are tried with: so much that a granule which a driver keeps, or gives back, does not matter. */
 #define TRIAL_BYTES ((size_t)64 << 20)
-
-static int memory_take(struct arena *arena, struct device_fault *ret_fault)
-{
-    struct hip_device *hip = arena->hip;
-    pthread_mutex_lock(&hip->taking_lock);
-    hip_taken(hip);
-    int r = HIP_CALL(hip, ret_fault, Malloc, (&arena->base, arena->bytes));
-    pthread_mutex_unlock(&hip->taking_lock);
-    return r;
-}
-
-static void memory_give(struct arena *arena)
-{
-    (void)!hipFree(arena->base);
-    hip_freed(arena->hip, arena->bytes);
-}
-
-void hip_reclaim(struct hip_device *hip)
-{
-    void *memory;
-    if (atomic_load(&hip->lost) || hipSetDevice(hip->index) != hipSuccess)
-        return;
-    pthread_mutex_lock(&hip->taking_lock);
-    if (hipMalloc(&memory, hip->device.granule) == hipSuccess)
-        (void)!hipFree(memory);
-    pthread_mutex_unlock(&hip->taking_lock);
-}
 
 /* What was in the memory may be another user's. It is cleared on a stream of its own while the file is being read, as
  * far as nothing else will be put there: all of it would hold the first copies up for a third of a millisecond a
@@ -78,7 +53,7 @@ int hip_arena_new(struct device *device, uint64_t bytes, const struct extent *ga
     r = HIP_CALL(hip, ret_fault, EventCreateWithFlags, (&arena->cleared, hipEventBlockingSync | hipEventDisableTiming));
     if (r < 0)
         goto fail;
-    r = memory_take(arena, ret_fault);
+    r = hip_memory_take(hip, arena->bytes, &arena->base, ret_fault);
     if (r < 0)
         goto fail_event;
     r = clear(arena, bytes, gaps, n_gaps, ret_fault);
@@ -88,7 +63,7 @@ int hip_arena_new(struct device *device, uint64_t bytes, const struct extent *ga
     return 0;
 
 fail_memory:
-    memory_give(arena);
+    hip_memory_release(hip, arena->base, arena->bytes);
 fail_event:
     (void)!hipEventDestroy(arena->cleared);
 fail:
@@ -103,7 +78,7 @@ void hip_arena_free(struct arena *arena)
         return;
     (void)!hipSetDevice(arena->hip->index);
     (void)!hipEventSynchronize(arena->cleared);
-    memory_give(arena);
+    hip_memory_release(arena->hip, arena->base, arena->bytes);
     (void)!hipEventDestroy(arena->cleared);
     free(arena);
 }

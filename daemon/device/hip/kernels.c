@@ -1,4 +1,6 @@
-#include "daemon/device_hip.h"
+#include "daemon/device/hip/kernels.h"
+
+#include "daemon/device/hip/error.h"
 #include "kernels/dequant_gpu.h"
 
 #include <errno.h>

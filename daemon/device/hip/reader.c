@@ -1,6 +1,6 @@
-/* Reads arenas back. The runtime takes what is not pinned through pinned memory of its own, which it fills and empties
- * in turn; of ours, one half is emptied while the device fills the other. */
-#include "daemon/device_hip.h"
+#include "daemon/device/hip/reader.h"
+
+#include "daemon/device/hip/error.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -15,41 +15,41 @@ int hip_reader_make(struct hip_device *hip, struct device_fault *ret_fault)
     int r = HIP_CALL(hip, ret_fault, StreamCreateWithFlags, (&stream, hipStreamNonBlocking));
     if (r < 0)
         return r;
-    hip->reading = stream;
+    hip->reader.stream = stream;
     for (unsigned i = 0; i < 2; i++) {
         hipEvent_t event;
         r = HIP_CALL(hip, ret_fault, EventCreateWithFlags, (&event, hipEventBlockingSync | hipEventDisableTiming));
         if (r < 0)
             return r;
-        hip->filled[i] = event;
+        hip->reader.filled[i] = event;
     }
     void *pinned;
     r = HIP_CALL(hip, ret_fault, HostMalloc, (&pinned, 2 * HALF, hipHostMallocDefault));
     if (r == 0)
-        hip->pinned = pinned;
+        hip->reader.pinned = pinned;
     return r;
 }
 
 void hip_reader_drop(struct hip_device *hip)
 {
-    if (hip->reading)
-        (void)!hipStreamDestroy(hip->reading);
+    if (hip->reader.stream)
+        (void)!hipStreamDestroy(hip->reader.stream);
     for (unsigned i = 0; i < 2; i++)
-        if (hip->filled[i])
-            (void)!hipEventDestroy(hip->filled[i]);
-    if (hip->pinned)
-        (void)!hipHostFree(hip->pinned);
+        if (hip->reader.filled[i])
+            (void)!hipEventDestroy(hip->reader.filled[i]);
+    if (hip->reader.pinned)
+        (void)!hipHostFree(hip->reader.pinned);
 }
 
 static int fill_half(struct hip_device *hip, unsigned half, const uint8_t *src, size_t n,
                      struct device_fault *ret_fault)
 {
-    int r =
-        HIP_CALL(hip, ret_fault, MemcpyAsync, (hip->pinned + half * HALF, src, n, hipMemcpyDeviceToHost, hip->reading));
-    return r < 0 ? r : HIP_CALL(hip, ret_fault, EventRecord, (hip->filled[half], hip->reading));
+    int r = HIP_CALL(hip, ret_fault, MemcpyAsync,
+                     (hip->reader.pinned + half * HALF, src, n, hipMemcpyDeviceToHost, hip->reader.stream));
+    return r < 0 ? r : HIP_CALL(hip, ret_fault, EventRecord, (hip->reader.filled[half], hip->reader.stream));
 }
 
-/* With `reading_lock` held. Part of it may be under way when this fails. */
+/* With reader.lock held. Part of it may be under way when this fails. */
 static int read_through(struct hip_device *hip, const uint8_t *src, uint8_t *dst, size_t size,
                         struct device_fault *ret_fault)
 {
@@ -60,9 +60,9 @@ static int read_through(struct hip_device *hip, const uint8_t *src, uint8_t *dst
         if (next > 0)
             r = fill_half(hip, half ^ 1, src + n, next, ret_fault);
         if (r == 0)
-            r = HIP_CALL(hip, ret_fault, EventSynchronize, (hip->filled[half]));
+            r = HIP_CALL(hip, ret_fault, EventSynchronize, (hip->reader.filled[half]));
         if (r == 0)
-            memcpy(dst, hip->pinned + half * HALF, n);
+            memcpy(dst, hip->reader.pinned + half * HALF, n);
         src += n;
         dst += n;
         size -= n;
@@ -78,13 +78,13 @@ int hip_arena_read(struct arena *arena, uint64_t offset, void *dst, size_t size,
     int r = hip_enter(hip, ret_fault);
     if (r < 0 || size == 0)
         return r;
-    pthread_mutex_lock(&hip->reading_lock);
+    pthread_mutex_lock(&hip->reader.lock);
     r = read_through(hip, (const uint8_t *)arena->base + offset, dst, size, ret_fault);
     /* Whoever reads next gets what he asked for, and the arena can go. */
-    if (r < 0 && hipStreamSynchronize(hip->reading) != hipSuccess) {
+    if (r < 0 && hipStreamSynchronize(hip->reader.stream) != hipSuccess) {
         hip_lose(hip, ret_fault);
         r = -ENODEV;
     }
-    pthread_mutex_unlock(&hip->reading_lock);
+    pthread_mutex_unlock(&hip->reader.lock);
     return r;
 }

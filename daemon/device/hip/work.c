@@ -4,7 +4,9 @@
  * no sooner, but both late, and both their slots would come back at once. Kernels go over the other streams in turn,
  * each behind its copy. An event that takes the time holds up the copy behind it, by 2 us, and so does one that a
  * thread can sleep for: the copies' stream gets others only, but where it is the only one. */
-#include "daemon/device_hip.h"
+#include "daemon/device/hip/work.h"
+
+#include "daemon/device/hip/error.h"
 #include "kernels/dequant_gpu.h"
 
 #include <assert.h>
@@ -16,11 +18,14 @@
 #define SCRATCH_GAP     (64u << 10)
 #define SCRATCH_ALIGNED 16u
 
+/* Where a run begins in scratch memory: at a multiple of this, so that kernels find it aligned. */
+#define SCRATCH_ALIGNMENT 256u
+
 /* Every run starts at a multiple of the alignment. One begins with a piece of at least SCRATCH_RUN, behind such a run,
  * or behind a gap that it saves more than an alignment's worth of. */
 size_t hip_scratch_bytes(size_t slot_bytes)
 {
-    return slot_bytes + (2 * (slot_bytes / SCRATCH_RUN) + 3) * HIP_SCRATCH_ALIGNMENT;
+    return slot_bytes + (2 * (slot_bytes / SCRATCH_RUN) + 3) * SCRATCH_ALIGNMENT;
 }
 
 static uint8_t *arena_at(const struct arena *arena, uint64_t offset)
@@ -83,7 +88,7 @@ static bool run_next(const struct transfer *transfer, struct run *run)
         .end = i + 1,
         .slot_offset = piece->slot_offset,
         .slot_end = piece->slot_offset + piece->slot_bytes,
-        .scratch_offset = (scratch_end + HIP_SCRATCH_ALIGNMENT - 1) / HIP_SCRATCH_ALIGNMENT * HIP_SCRATCH_ALIGNMENT,
+        .scratch_offset = (scratch_end + SCRATCH_ALIGNMENT - 1) / SCRATCH_ALIGNMENT * SCRATCH_ALIGNMENT,
     };
     while (++i < transfer->n_pieces) {
         piece = &transfer->pieces[i];

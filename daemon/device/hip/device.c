@@ -1,6 +1,10 @@
-/* The GPU module: finds the devices, measures the way to them, makes slots. Arenas, reading them back, the transfers
- * and the kernels are in device_hip_arena.c, device_hip_read.c, device_hip_put.c and device_hip_kernels.c. */
-#include "daemon/device_hip.h"
+/* The GPU module: finds and opens devices, measures the link to each, and makes slots. */
+#include "daemon/device/hip/arena.h"
+#include "daemon/device/hip/error.h"
+#include "daemon/device/hip/kernels.h"
+#include "daemon/device/hip/queue.h"
+#include "daemon/device/hip/reader.h"
+#include "daemon/device/hip/work.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -18,73 +22,16 @@
 #define SLOTS_DEFAULT 3u
 #define SLOTS_MAX     64u
 /* What a worker reads or decodes at once of a slot that all fill: little, so that none has long to wait for another. */
-#define PART_BYTES ((size_t)256 << 10)
+#define PART_BYTES      ((size_t)256 << 10)
 
-#define GRANULE    ((uint64_t)2 << 20)
+#define GRANULE         ((uint64_t)2 << 20)
+
+#define STREAMS_DEFAULT 2u
 
 /* How the link is measured: so many copies in a row, at least twice and for a while, since it may have to wake up. */
 #define LINK_BYTES  ((size_t)16 << 20)
 #define LINK_COPIES 4
 #define LINK_NS     30000000u
-
-/* Errors that a context does not recover from. HIP and CUDA share these numbers: no device, ECC, NVLink, contained
- * error, illegal address, launch timeout, context destroyed, assert, stack, misaligned address, invalid address space,
- * invalid program counter, launch failure, tensor memory leak. */
-static const int fatal_codes[] = {100, 214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721};
-
-static bool fatal(hipError_t result)
-{
-    for (size_t i = 0; i < sizeof(fatal_codes) / sizeof(fatal_codes[0]); i++)
-        if ((int)result == fatal_codes[i])
-            return true;
-    return false;
-}
-
-/* Whether the device still does what it is told. */
-static bool answers(struct hip_device *hip)
-{
-    uint64_t word;
-    return !hip->word || (hipSetDevice(hip->index) == hipSuccess &&
-                          hipMemcpy(&word, hip->word, sizeof(word), hipMemcpyDeviceToHost) == hipSuccess);
-}
-
-void hip_lose(struct hip_device *hip, const struct device_fault *fault)
-{
-    pthread_mutex_lock(&hip->lost_lock);
-    if (!atomic_load(&hip->lost))
-        hip->lost_by = *fault;
-    atomic_store(&hip->lost, true);
-    pthread_mutex_unlock(&hip->lost_lock);
-}
-
-int hip_result(struct hip_device *hip, hipError_t result, const char *call, struct device_fault *ret_fault)
-{
-    if (result == hipSuccess)
-        return 0;
-    struct device_fault fault;
-    int error = device_fault_set(&fault, result == hipErrorOutOfMemory ? -ENOMEM : -EIO, call, (int)result,
-                                 hipGetErrorString(result));
-    /* The others may be of this call alone, or of all that will ever come: 999 is what drivers say of both. */
-    if (fatal(result) || (hip && error == -EIO && !answers(hip))) {
-        error = -ENODEV;
-        if (hip)
-            hip_lose(hip, &fault);
-    }
-    if (ret_fault)
-        *ret_fault = fault;
-    return error;
-}
-
-int hip_enter(struct hip_device *hip, struct device_fault *ret_fault)
-{
-    if (atomic_load(&hip->lost)) {
-        pthread_mutex_lock(&hip->lost_lock);
-        *ret_fault = hip->lost_by;
-        pthread_mutex_unlock(&hip->lost_lock);
-        return -ENODEV;
-    }
-    return HIP_CALL(hip, ret_fault, SetDevice, (hip->index));
-}
 
 static int slot_init(struct device *device, struct slot *slot, struct device_fault *ret_fault)
 {
@@ -189,11 +136,11 @@ static void device_close(struct device *device)
         (void)!hipStreamDestroy(hip->clearing);
     if (hip->timing)
         (void)!hipStreamDestroy(hip->timing);
-    pthread_cond_destroy(&hip->waiting_changed);
-    pthread_cond_destroy(&hip->running_changed);
+    pthread_cond_destroy(&hip->submitter_wake);
+    pthread_cond_destroy(&hip->finisher_wake);
     pthread_mutex_destroy(&hip->lock);
-    pthread_mutex_destroy(&hip->reading_lock);
-    pthread_mutex_destroy(&hip->taking_lock);
+    pthread_mutex_destroy(&hip->reader.lock);
+    pthread_mutex_destroy(&hip->reclaim.taking);
     pthread_mutex_destroy(&hip->lost_lock);
     free(hip);
 }
@@ -212,6 +159,15 @@ static const struct device_ops hip_ops = {
     .decodes = decodes,
 };
 
+/* ROCm has no name for boards that it does not know. */
+static void name_make(struct hip_device *hip)
+{
+    struct device *device = &hip->device;
+    char arch[HIP_ARCH_SIZE];
+    hip_architecture(hip->index, arch);
+    snprintf(device->name, sizeof(device->name), "%s at %s", *arch ? arch : HIP_VENDOR " GPU", device->pci);
+}
+
 static int identify(struct hip_device *hip, struct device_fault *ret_fault)
 {
     struct device *device = &hip->device;
@@ -226,6 +182,8 @@ static int identify(struct hip_device *hip, struct device_fault *ret_fault)
         r = HIP_CALL(hip, ret_fault, DeviceGetUuid, (&uuid, hip->index));
     if (r < 0)
         return r;
+    if (!*device->name)
+        name_make(hip);
     device->total = total;
     _Static_assert(sizeof(device->uuid) >= HIP_UUID_SIZE, "");
     hip_uuid_text(&uuid, device->uuid);
@@ -332,21 +290,21 @@ static int device_open(int index, const struct device_config *config, struct hip
     snprintf(hip->device.id, sizeof(hip->device.id), HIP_KIND ":%d", index);
     size_slots(&hip->device, config);
     pthread_mutex_init(&hip->lock, NULL);
-    pthread_mutex_init(&hip->reading_lock, NULL);
-    pthread_mutex_init(&hip->taking_lock, NULL);
+    pthread_mutex_init(&hip->reader.lock, NULL);
+    pthread_mutex_init(&hip->reclaim.taking, NULL);
     pthread_mutex_init(&hip->lost_lock, NULL);
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    pthread_cond_init(&hip->waiting_changed, &monotonic);
+    pthread_cond_init(&hip->submitter_wake, &monotonic);
     pthread_condattr_destroy(&monotonic);
-    pthread_cond_init(&hip->running_changed, NULL);
+    pthread_cond_init(&hip->finisher_wake, NULL);
 
     int r = hip_enter(hip, ret_fault);
     if (r == 0)
         r = identify(hip, ret_fault);
     if (r == 0)
-        r = streams_make(hip, config->streams ? config->streams : HIP_STREAMS_DEFAULT, ret_fault);
+        r = streams_make(hip, config->streams ? config->streams : STREAMS_DEFAULT, ret_fault);
     if (r == 0)
         r = link_measure(hip, config->link_copies, ret_fault);
     if (r == 0)
@@ -377,13 +335,13 @@ static int module_open(const struct device_config *config, struct device ***ret,
 #endif
     int count = 0;
     hipError_t result = hipGetDeviceCount(&count);
+    if (result == hipSuccess && count <= 0)
+        result = hipErrorNoDevice;
     if (result != hipSuccess) {
-        /* No driver, no device, no right to open it: all the same to the daemon, which has no use for this module. */
+        /* Whether there is no driver, no device or no right to open it does not matter to the daemon. */
         char text[HIP_WHY_SIZE];
         return device_fault_set(ret_fault, -ENODEV, HIP_NAME(GetDeviceCount), (int)result, hip_why(result, text));
     }
-    if (count <= 0)
-        return device_fault_set(ret_fault, -ENODEV, HIP_NAME(GetDeviceCount), 0, "no device");
     struct device **devices = calloc((size_t)count, sizeof(struct device *));
     if (!devices)
         return device_fault_set(ret_fault, -ENOMEM, "calloc", ENOMEM, strerror(ENOMEM));

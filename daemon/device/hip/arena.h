@@ -1,0 +1,17 @@
+/* Arenas: device memory that models are resident in. Allocated, cleared where nothing is put, exported once, freed.
+ *
+ * The functions are those of device_ops (daemon/device/device.h) with the same names, which says their threads and
+ * errors. An arena belongs to who made it, until hip_arena_free(). */
+#pragma once
+
+#include "daemon/device/hip/hip.h"
+
+int hip_arena_new(struct device *device, uint64_t bytes, const struct extent *gaps, size_t n_gaps, struct arena **ret,
+                  struct device_fault *ret_fault);
+void hip_arena_free(struct arena *arena);
+int hip_arena_export(struct arena *arena, struct device_export *ret, struct device_fault *ret_fault);
+int hip_arena_seal(struct arena *arena, struct device_fault *ret_fault);
+
+/* Loop, once, when the device is opened; blocks. Exports a trial allocation and frees it. Returns an error if memory of
+ * this device cannot be exported. Sets device.exports_leak if exported memory does not come back when it is freed. */
+int hip_export_try(struct hip_device *hip, struct device_fault *ret_fault);

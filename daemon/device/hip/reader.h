@@ -1,0 +1,16 @@
+/* Reads arenas back into memory of the CPU, through pinned memory of its own.
+ *
+ * One read at a time: a second thread waits until the first has read all that it asked for. */
+#pragma once
+
+#include "daemon/device/hip/hip.h"
+
+/* Loop, once, when the device is opened. Makes hip->reader's stream, events and pinned memory; the lock is made
+ * already. After an error, hip_reader_drop() frees what was made. */
+int hip_reader_make(struct hip_device *hip, struct device_fault *ret_fault);
+
+/* Loop, once, at the end. Nobody reads. Frees what was made, which may be nothing. */
+void hip_reader_drop(struct hip_device *hip);
+
+/* Worker: device_ops.arena_read. Blocks. When it returns, with an error too, nothing uses `dst` or the arena. */
+int hip_arena_read(struct arena *arena, uint64_t offset, void *dst, size_t size, struct device_fault *ret_fault);

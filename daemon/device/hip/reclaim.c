@@ -1,0 +1,62 @@
+#include "daemon/device/hip/reclaim.h"
+
+#include "daemon/device/hip/error.h"
+
+/* So many bytes were freed before it is worth a call, */
+#define RECLAIM_BYTES ((uint64_t)256 << 20)
+/* and the device had nothing to do for so long, and for the time that the driver needs to clear the memory. */
+#define RECLAIM_NS         100000000u
+#define RECLAIM_NS_PER_KIB 8u
+
+int hip_memory_take(struct hip_device *hip, uint64_t bytes, void **ret, struct device_fault *ret_fault)
+{
+    void *memory;
+    pthread_mutex_lock(&hip->reclaim.taking);
+    /* This call does the work that a reclaim would do. */
+    pthread_mutex_lock(&hip->lock);
+    hip->reclaim.freed = hip->reclaim.due_ns = 0;
+    pthread_mutex_unlock(&hip->lock);
+    int r = HIP_CALL(hip, ret_fault, Malloc, (&memory, bytes));
+    pthread_mutex_unlock(&hip->reclaim.taking);
+    if (r == 0)
+        *ret = memory;
+    return r;
+}
+
+void hip_memory_release(struct hip_device *hip, void *memory, uint64_t bytes)
+{
+    (void)!hipFree(memory);
+    pthread_mutex_lock(&hip->lock);
+    hip->reclaim.freed += bytes;
+    hip_reclaim_postpone(hip);
+    pthread_cond_signal(&hip->submitter_wake);
+    pthread_mutex_unlock(&hip->lock);
+}
+
+void hip_reclaim_postpone(struct hip_device *hip)
+{
+    if (hip->reclaim.freed >= RECLAIM_BYTES)
+        hip->reclaim.due_ns = device_clock_ns() + RECLAIM_NS + hip->reclaim.freed / 1024 * RECLAIM_NS_PER_KIB;
+}
+
+/* Without hip->lock. The driver finishes its work on freed memory in any allocation, however small. */
+static void reclaim(struct hip_device *hip)
+{
+    void *memory;
+    if (atomic_load(&hip->lost) || hipSetDevice(hip->index) != hipSuccess)
+        return;
+    pthread_mutex_lock(&hip->reclaim.taking);
+    if (hipMalloc(&memory, hip->device.granule) == hipSuccess)
+        (void)!hipFree(memory);
+    pthread_mutex_unlock(&hip->reclaim.taking);
+}
+
+void hip_reclaim_if_due(struct hip_device *hip)
+{
+    if (hip->reclaim.due_ns == 0 || device_clock_ns() < hip->reclaim.due_ns)
+        return;
+    hip->reclaim.freed = hip->reclaim.due_ns = 0;
+    pthread_mutex_unlock(&hip->lock);
+    reclaim(hip);
+    pthread_mutex_lock(&hip->lock);
+}
