@@ -1,13 +1,12 @@
 /* Finds the module for a kind of device. */
 #include "client/import.h"
 
+#include "proto/module_path.h"
+
 #include <dlfcn.h>
 #include <errno.h>
-#include <limits.h>
 #include <stdbool.h>
-#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 /* The daemon names the kind, and it becomes part of a path. */
 static bool kind_is_name(const char *kind)
@@ -16,28 +15,14 @@ static bool kind_is_name(const char *kind)
     return n > 0 && n <= 16 && !kind[n];
 }
 
-/* The first folder of a list, between colons, that has the file. */
-static bool find_file(const char *folders, const char *kind, char path[static PATH_MAX])
-{
-    while (*folders) {
-        size_t length = strcspn(folders, ":");
-        int n = snprintf(path, PATH_MAX, "%.*s/import-%s.so", (int)length, folders, kind);
-        if (length > 0 && n > 0 && n < PATH_MAX && access(path, F_OK) == 0)
-            return true;
-        folders += length + (folders[length] == ':');
-    }
-    return false;
-}
-
 int import_find(const char *kind, const struct import_module **ret, struct import_fault *ret_fault)
 {
     if (strcmp(kind, import_host_module.kind) == 0) {
         *ret = &import_host_module;
         return 0;
     }
-    const char *folders = secure_getenv("ROCMFORGE_MODULE_DIR");
     char path[PATH_MAX];
-    if (!kind_is_name(kind) || !find_file(folders && folders[0] ? folders : ROCMFORGE_MODULE_DIR, kind, path))
+    if (!kind_is_name(kind) || module_path_find(ROCMFORGE_MODULE_DIR, "import", kind, path) < 0)
         return import_fail(ret_fault, -ENOTSUP, "this machine has no module for '%s' devices", kind);
 
     /* dlopen() counts, and gives the same object each time. It is never closed. */

@@ -2,6 +2,7 @@
 
 #include "daemon/base/log.h"
 #include "daemon/device/cgroup.h"
+#include "proto/module_path.h"
 
 #include <dlfcn.h>
 #include <errno.h>
@@ -18,31 +19,19 @@ static const char *const gpu_kinds[] = {"hip", "cuda"};
 #define HOST_PERCENT 80u
 #define GPU_PERCENT  95u
 
-/* Folders that modules are looked for in, separated by colons. */
-static const char *module_folders(void)
-{
-    const char *folders = secure_getenv("ROCMFORGE_MODULE_DIR");
-    return folders && folders[0] ? folders : ROCMFORGE_MODULE_DIR;
-}
-
 /* Loads the module of a kind. It stays loaded: GPU runtimes do not survive dlclose(). NULL, and why. */
 static const struct device_module *module_load(const char *kind, struct device_fault *ret_fault)
 {
-    void *object = NULL;
-    for (const char *at = module_folders(); at && !object;) {
-        const char *colon = strchrnul(at, ':');
-        char path[PATH_MAX];
-        snprintf(path, sizeof(path), "%.*s/device-%s.so", (int)(colon - at), at, kind);
-        object = dlopen(path, RTLD_NOW | RTLD_LOCAL);
-        if (!object)
-            device_fault_set(ret_fault, -ENOENT, "dlopen", 0, dlerror());
-        at = *colon ? colon + 1 : NULL;
-    }
-    if (!object)
+    char path[PATH_MAX];
+    if (module_path_find(ROCMFORGE_MODULE_DIR, "device", kind, path) < 0) {
+        device_fault_set(ret_fault, -ENOENT, "dlopen", 0, "there is no such module");
         return NULL;
-    *ret_fault = (struct device_fault){0}; /* that a folder before this one has no such file */
-    const struct device_module *module = dlsym(object, DEVICE_MODULE_SYMBOL);
-    if (!module || module->abi != DEVICE_ABI || strcmp(module->kind, kind) != 0) {
+    }
+    void *object = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    const struct device_module *module = object ? dlsym(object, DEVICE_MODULE_SYMBOL) : NULL;
+    if (!object)
+        device_fault_set(ret_fault, -ENOENT, "dlopen", 0, dlerror());
+    else if (!module || module->abi != DEVICE_ABI || strcmp(module->kind, kind) != 0) {
         device_fault_set(ret_fault, -ENOEXEC, "dlopen", 0, "it is no module, or one of another version");
         return NULL;
     }

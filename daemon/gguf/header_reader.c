@@ -1,5 +1,7 @@
 #include "daemon/gguf/header_reader.h"
 
+#include "daemon/base/min.h"
+
 #include <errno.h>
 #include <inttypes.h>
 #include <stdarg.h>
@@ -14,11 +16,6 @@
 
 /* Read at once. A page that is read for nothing costs more than a call. */
 #define READ_BYTES ((size_t)64 << 10)
-
-static size_t min(size_t a, size_t b)
-{
-    return a < b ? a : b;
-}
 
 /* Of BUFFER_FIRST bytes, whose pages are there; or NULL. */
 static _Atomic(uint8_t *) prepared;
@@ -37,7 +34,7 @@ void header_prepare(void)
 /* Makes room for more of the file, of which `limit` bytes are the most. */
 static int buffer_grow(struct header_reader *r, size_t limit)
 {
-    size_t capacity = min(r->capacity ? r->capacity * 2 : BUFFER_FIRST, limit);
+    size_t capacity = min_u64(r->capacity ? r->capacity * 2 : BUFFER_FIRST, limit);
     uint8_t *bytes = r->bytes ? NULL : atomic_exchange(&prepared, NULL);
 
     if (!bytes)
@@ -77,7 +74,7 @@ int header_ensure(struct header_reader *r, uint64_t size, uint64_t field)
             if (error)
                 return error;
         }
-        ssize_t n = pread(r->fd, r->bytes + r->filled, min(READ_BYTES, r->capacity - r->filled), (off_t)r->filled);
+        ssize_t n = pread(r->fd, r->bytes + r->filled, min_u64(READ_BYTES, r->capacity - r->filled), (off_t)r->filled);
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)

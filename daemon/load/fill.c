@@ -1,6 +1,7 @@
 #include "daemon/load/fill.h"
 
 #include "daemon/base/cpu_cache.h"
+#include "daemon/base/min.h"
 #include "daemon/base/worker.h"
 #include "kernels/dequant.h"
 
@@ -9,11 +10,6 @@
 
 /* A part comes from the page cache in less. */
 #define SLOW_NS 1000000u
-
-static size_t min(size_t a, size_t b)
-{
-    return a < b ? a : b;
-}
 
 /* Reads and says how long it took. */
 static int read_timed(const struct source *source, size_t shard, uint64_t offset, void *dst, uint64_t bytes,
@@ -176,7 +172,7 @@ static void share_work(uv_work_t *work)
     share->worker = worker_number();
     share->begin_ns = share->end_ns = uv_hrtime();
     while ((i = atomic_fetch_add(&fill->taken, (unsigned)at_once)) < fill->n_parts) {
-        const size_t n = min(at_once, fill->n_parts - i);
+        const size_t n = min_u64(at_once, fill->n_parts - i);
         const struct part part = parts_join(&fill->parts[i], n);
         const uint64_t begin = share->end_ns;
         if (!atomic_load(&fill->failed))
@@ -211,7 +207,7 @@ void fill_queue(uv_loop_t *loop, struct fill *fill)
     fill->letter.deliver = fill_deliver;
     fill->n_parts = plan_divide(fill->plan, fill->chunk, fill->slot->device->part_bytes, fill->parts);
     atomic_store(&fill->unfilled, (unsigned)fill->n_parts);
-    fill->n_shares = min(fill->n_parts, min(fill->workers, FILL_SHARES_MAX));
+    fill->n_shares = min_u64(fill->n_parts, min_u64(fill->workers, FILL_SHARES_MAX));
     fill->under_way = fill->n_shares + (fill->arena ? 1 : 0);
     for (size_t i = 0; i < fill->n_shares; i++) {
         struct fill_share *share = &fill->shares[i];

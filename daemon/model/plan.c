@@ -1,5 +1,6 @@
 #include "daemon/model/plan.h"
 
+#include "daemon/base/min.h"
 #include "kernels/dequant.h"
 
 #include <assert.h>
@@ -247,11 +248,6 @@ static int cutter_begin_chunk(struct cutter *cutter, uint32_t shard, uint64_t fi
     return 0;
 }
 
-static uint64_t min(uint64_t a, uint64_t b)
-{
-    return a < b ? a : b;
-}
-
 /* Tensors are cut behind multiples of so many blocks, which are multiples of 32 bytes whatever the type. So all pieces
  * stand in slots at the alignment that their tensor has in the file, 32 bytes most often. */
 #define CUT_BLOCKS 32u
@@ -276,7 +272,7 @@ static uint64_t cutter_room(const struct cutter *cutter, uint32_t shard, uint64_
     uint64_t part = cutter->part_bytes / block_arena_bytes;
     if (part >= PLAN_ALIGNMENT)
         part -= part % PLAN_ALIGNMENT;
-    return min(min(left / block_arena_bytes, part ? part : 1), blocks);
+    return min_u64(min_u64(left / block_arena_bytes, part ? part : 1), blocks);
 }
 
 static int cutter_add_piece(struct cutter *cutter, size_t tensor, uint64_t file_offset, uint64_t file_bytes,
@@ -370,7 +366,7 @@ static size_t divide_bytes(uint64_t bytes, size_t part_bytes, struct part *ret)
     each = (each + CHUNK_ALIGNMENT - 1) & ~(uint64_t)(CHUNK_ALIGNMENT - 1);
     size_t n = 0;
     for (uint64_t at = 0; at < bytes || n == 0; at += each)
-        ret[n++] = (struct part){.offset = at, .bytes = min(each, bytes - at)};
+        ret[n++] = (struct part){.offset = at, .bytes = min_u64(each, bytes - at)};
     return n;
 }
 
@@ -387,7 +383,7 @@ static size_t divide_pieces(const struct plan *plan, const struct chunk *chunk, 
     uint64_t work = 0;
     for (size_t i = chunk->first_piece; i < end; i++)
         work += piece_work(plan, i);
-    const uint64_t lengths = min((work + part_bytes - 1) / part_bytes, PLAN_PARTS_MAX);
+    const uint64_t lengths = min_u64((work + part_bytes - 1) / part_bytes, PLAN_PARTS_MAX);
     size_t n = 0;
     uint64_t done = 0, length = 0;
     ret[n] = (struct part){.first_piece = chunk->first_piece};

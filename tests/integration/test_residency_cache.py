@@ -324,6 +324,33 @@ def test_attach_while_it_is_saved(start_gpu, models, copy_gate):
             wait_until(lambda: sorted(states(daemon).values()) == ["cached"] + ["resident"] * 3)
 
 
+def test_whose_load_a_restore_is(start_gpu, models, folder, copy_gate):
+    """It counts against the loads of whoever asks for the model, not of whoever loaded it."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to be several users")
+    daemon = start_gpu("--host-cache", "64M", "--user-loads", "1", **copy_gate.env)
+    os.chmod(daemon.folder, 0o755)
+    os.chmod(daemon.socket, 0o666)
+    paths = models(4)
+    junk = folder / "junk"
+    junk.write_bytes(b"no model")
+    with client_of(daemon, USER) as owner, client_of(daemon, USER + 1) as other, daemon.client() as root:
+        load_fd(owner, paths[0], name="a")
+        for path, name in zip(paths[1:], "bcd"):
+            load(root, path, name)
+        settled(daemon, {"a": "cached", "b": "resident", "c": "resident", "d": "resident"})
+        copy_gate.close()
+        other.send("Attach", {"name": "a"})
+        wait_until(lambda: saving(daemon))
+        with wire_error("InvalidModel"):  # and not LimitExceeded
+            load_fd(owner, junk)
+        with client_of(daemon, USER + 1) as second, wire_error("LimitExceeded") as error:
+            load_fd(second, junk)
+        assert error == {"limit": "user-loads", "value": 1}
+        copy_gate.open()
+        assert other.reply()[0]["model"]["state"] == "resident"
+
+
 def test_no_time_to_wait_until_it_is_saved(start_gpu, models, copy_gate):
     daemon = start_gpu("--host-cache", "64M", **copy_gate.env)
     with daemon.client() as client, daemon.client() as loader:
