@@ -20,8 +20,8 @@
 #include <unistd.h>
 #include <uv.h>
 
-/* Threads if nothing else is said: twelve that read, and one for a load's other steps. More were no faster on a machine
- * of 16 processors, see docs/performance.md. */
+/* The default number of workers is at most this: twelve that read, and one for a load's other steps. More were no
+ * faster on a machine of 16 processors, see docs/performance.md. */
 #define WORKERS_DEFAULT_MAX 13u
 
 struct daemon {
@@ -35,7 +35,7 @@ struct daemon {
     struct preload *preload; /* NULL: nothing is preloaded */
     uv_work_t first_work;
     bool ready;
-    char status[64]; /* as systemd was told it last */
+    char status[64]; /* what systemd was told last */
 };
 
 static struct daemon *daemon_of(struct server *server)
@@ -81,7 +81,7 @@ static void hung_up(uv_signal_t *handle, int number)
         preload_look(daemon->preload);
 }
 
-/* What there is, for systemd and whoever looks at `systemctl status`. False if that was told already. */
+/* Makes the line that `systemctl status` shows. False if it has not changed. */
 static bool status_new(struct daemon *daemon)
 {
     char status[sizeof(daemon->status)];
@@ -109,7 +109,8 @@ static void tell_status(struct core *core)
 static int signals_begin(struct daemon *daemon)
 {
     signal(SIGPIPE, SIG_IGN);
-    signal(SIGXFSZ, SIG_IGN); /* an arena is a file: what is too large for `ulimit -f` is an error of that load */
+    signal(SIGXFSZ, SIG_IGN); /* an arena in host memory is a file: a load that exceeds `ulimit -f` shall fail, and not
+                                 end the daemon */
     int r = uv_signal_init(&daemon->loop, &daemon->terminate);
     if (r == 0)
         r = uv_signal_init(&daemon->loop, &daemon->interrupt);
@@ -125,10 +126,10 @@ static int signals_begin(struct daemon *daemon)
     return r;
 }
 
-/* Where to listen if nobody said: the caller frees *ret. */
+/* The default path of the socket. The caller frees *ret. */
 static int default_socket(char **ret)
 {
-    const char *folder = getenv("RUNTIME_DIRECTORY"); /* of a service with RuntimeDirectory= */
+    const char *folder = getenv("RUNTIME_DIRECTORY"); /* set by systemd for RuntimeDirectory= */
     int r;
     if (folder)
         r = asprintf(ret, "%s/io.rocmforge", folder);
@@ -180,7 +181,7 @@ static unsigned default_workers(void)
     return n < WORKERS_DEFAULT_MAX ? n : WORKERS_DEFAULT_MAX;
 }
 
-/* A model, a lease and a client each take descriptors; the soft limit is for programs that use select(). */
+/* Models and clients take descriptors. The soft limit is low only for programs that use select(). */
 static void raise_descriptor_limit(void)
 {
     struct rlimit limit;
@@ -202,7 +203,7 @@ static void first_worked(uv_work_t *work, int status)
     (void)status;
 }
 
-/* Starts the threads of the work queue, for which the first load need not wait, nor for what it reads a header into. */
+/* Starts the threads of the work queue, and allocates the buffer for headers, so that the first load need not wait. */
 static int workers_begin(struct daemon *daemon)
 {
     char threads[16];
@@ -245,7 +246,7 @@ static int daemon_begin(struct daemon *daemon, const struct options *options)
 int main(int argc, char **argv)
 {
     if (streams_open() < 0)
-        return EXIT_FAILURE; /* and no stream to say so */
+        return EXIT_FAILURE; /* there is no standard error to write to */
     log_open();
     struct options options;
     int r = options_parse(argc, argv, &options);
@@ -261,7 +262,7 @@ int main(int argc, char **argv)
         return EXIT_FAILURE;
     }
     if (daemon_begin(&daemon, &options) < 0)
-        return EXIT_FAILURE; /* nothing was promised to anybody yet; the kernel cleans up */
+        return EXIT_FAILURE; /* no client was accepted yet; the kernel frees everything */
     log_notice("rocmforged " ROCMFORGE_VERSION " ready, %u workers", daemon.server.core.workers);
     daemon.ready = true;
     (void)status_new(&daemon);

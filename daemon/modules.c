@@ -11,15 +11,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The order in which "auto" asks. */
+/* In the order in which "auto" tries them. */
 static const char *const gpu_kinds[] = {"hip", "cuda"};
 
-/* What models may take of a device if nothing else is said. The rest is for the machine's other work, or for what the
- * driver takes beside our arenas. */
+/* The default budget, in percent of a device's memory. The rest is for other programs, and for what the driver takes
+ * beside the arenas. */
 #define HOST_PERCENT 80u
 #define GPU_PERCENT  95u
 
-/* Loads the module of a kind. It stays loaded: GPU runtimes do not survive dlclose(). NULL, and why. */
+/* Loads the module of a kind. It is never closed: GPU runtimes crash after dlclose(). NULL and a fault on failure. */
 static const struct device_module *module_load(const char *kind, struct device_fault *ret_fault)
 {
     char path[PATH_MAX];
@@ -46,7 +46,7 @@ static uint64_t budget_of(const struct device *device, const struct budget *budg
     return device->total / 100 * percent;
 }
 
-/* What the daemon's control groups leave of the host's memory is all that there is: the kernel ends who takes more. */
+/* Lowers the host's memory to the limit of the daemon's control groups: the kernel kills a process that exceeds it. */
 static void bound_host(struct device *device)
 {
     struct cgroup_limit limit;

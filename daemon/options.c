@@ -83,7 +83,7 @@ static int number_parse(const char *text, unsigned max, unsigned *ret)
     return 0;
 }
 
-/* As number_parse(), of how much a user may have. */
+/* As number_parse(), for the limits of a user. */
 static int limit_parse(const char *text, uint64_t *ret)
 {
     unsigned value;
@@ -138,7 +138,7 @@ static const struct option known[] = {
     {0},
 };
 
-/* Sets what an option that takes a value stands for; -EINVAL. */
+/* Applies an option that takes a value. -EINVAL. */
 static int apply(int option, const char *value, struct options *options)
 {
     static const char *const devices[] = {"auto", "host", "hip", "cuda", NULL};

@@ -7,10 +7,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Bytes, or a share of what a device has. */
+/* Bytes, or a percentage of a device's memory. */
 struct budget {
     bool set;
-    uint64_t bytes;   /* 0: percent counts */
+    uint64_t bytes;   /* 0: `percent` applies */
     unsigned percent; /* 1 to 100 */
 };
 
@@ -27,8 +27,8 @@ struct options {
     enum log_level log_level;
 };
 
-/* Returns 1 with *ret set; 0 if all was said (--help, --version): exit 0; -EINVAL after it was told on standard error
- * what is wrong. Strings are borrowed from argv. */
+/* Returns 1 with *ret set; 0 after --help or --version were answered: the program ends with status 0; -EINVAL after the
+ * error was written to standard error. Strings are borrowed from argv. */
 int options_parse(int argc, char **argv, struct options *ret);
 
 /* "4096", "512K", "2M", "16G": powers of 1024. Returns 0 or -EINVAL. */

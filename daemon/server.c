@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-/* How often those who wait are told how far it is: a bar that moves smoothly, and no more. */
+/* How often progress is reported: often enough for a progress bar. */
 #define TICK_MS 200u
 
 static const struct conn_hooks conn_hooks = {
@@ -49,7 +49,7 @@ static void freed(void *context)
     loads_retry(context);
 }
 
-/* Tells each part which others it works on; they are made by now. */
+/* Gives each part pointers to the others that it works on. */
 static void server_wire(struct server *server, const struct server_config *config)
 {
     server->residency = (struct residency){
@@ -118,7 +118,7 @@ int server_init(struct server *server, uv_loop_t *loop, const struct server_conf
 
 /* --- stopping --- */
 
-/* Goes on with what can be done now; called again whenever the last job is over. */
+/* Goes on as far as it can. Called again whenever the last job is over. */
 static void server_stop_more(struct server *server)
 {
     if (!server->conns_closed || server->core.n_jobs > 0)
@@ -127,7 +127,7 @@ static void server_stop_more(struct server *server)
     while ((model = TAILQ_FIRST(&server->registry.models))) {
         residency_unload(&server->residency, model, NULL);
         if (server->core.n_jobs > 0)
-            return; /* its end brings us here again */
+            return; /* this function is called again when it is over */
         if (model == TAILQ_FIRST(&server->registry.models)) {
             log_error("model=%s cannot be unloaded: no memory", model->name);
             _exit(EXIT_FAILURE);

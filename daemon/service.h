@@ -1,19 +1,19 @@
-/* The daemon as a systemd service: the sockets that it is handed, what it tells, and the watchdog that it feeds.
+/* The daemon as a systemd service: the socket that systemd passes, notifications to systemd, and the watchdog.
  *
- * Everything is fine, and does nothing, where there is no systemd. Loop thread only. */
+ * Without systemd all functions succeed and do nothing. Loop thread only. */
 #pragma once
 
 #include <uv.h>
 
 struct service;
 
-/* Begins to feed the watchdog from the loop, if systemd wants that: a loop that hangs does not feed it. */
+/* Notifies systemd's watchdog from the loop, if one is configured: if the loop hangs, systemd restarts the daemon. */
 int service_new(uv_loop_t *loop, struct service **ret);
 
 /* NULL is fine. */
 void service_close(struct service *service);
 
-/* The one listening Unix stream socket that systemd handed over; -ENOENT if there is none, -EINVAL if it is not one. */
+/* The one listening Unix stream socket that systemd passed. -ENOENT: none; -EINVAL: several, or something else. */
 int service_socket(void);
 
 /* Requests are answered from now on. */

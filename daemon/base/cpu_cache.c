@@ -9,7 +9,8 @@
 
 #define LINE 64u /* of every processor that has the instruction */
 
-/* Asked once: in a virtual machine, asking the processor takes microseconds. Whoever asks gets the same answer. */
+/* Found out once: CPUID takes microseconds in a virtual machine. Two threads that find out at the same time come to the
+ * same answer. */
 static bool has_clwb(void)
 {
     static atomic_int answer; /* 1: no, 2: yes */

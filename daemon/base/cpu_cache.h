@@ -3,7 +3,7 @@
 
 #include <stddef.h>
 
-/* Has the processor that wrote these bytes write them back to memory, and go on at once. A device gets them then as
- * fast as any others; those that are still in a processor's own caches, and nowhere else, it has been seen to get at a
- * third of that. Does nothing where the processor has no way to (x86: CLWB; others: nothing known). */
+/* Starts writing these bytes from the calling processor's caches back to memory, and does not wait. A GPU was measured
+ * to read bytes that are only in a processor's own caches at a third of the rate. Uses CLWB on x86; does nothing on
+ * processors without it, and on other architectures. */
 void cpu_cache_write_back(const void *bytes, size_t n);

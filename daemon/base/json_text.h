@@ -3,6 +3,6 @@
 
 #include <cjson/cJSON.h>
 
-/* Adds a string to an object; what is not UTF-8 in it becomes U+FFFD. NULL adds null. Nothing is added if memory is
- * short. */
+/* Adds a string to an object. Bytes of it that are not UTF-8 become U+FFFD. NULL adds null. If memory is short, nothing
+ * is added. */
 void json_add_text(cJSON *object, const char *key, const char *text);

@@ -10,11 +10,11 @@
 #include <time.h>
 #include <unistd.h>
 
-/* The longest line; what is beyond is cut. */
+/* Bytes of the longest line. Longer ones are cut. */
 #define LOG_LINE_MAX 1024
 
 static enum log_level max_level = LOG_LEVEL_INFO;
-static bool journal; /* reads a line's level from its beginning */
+static bool journal; /* standard error is the journal: lines begin with their level, as "<6>" */
 
 static const struct {
     const char *name;
@@ -29,7 +29,8 @@ void log_set_level(enum log_level level)
     __atomic_store_n(&max_level, level, __ATOMIC_RELAXED);
 }
 
-/* systemd says which file it is, as DEVICE:INODE; a program that was started with another one has it all the same. */
+/* JOURNAL_STREAM is DEVICE:INODE of the journal's stream. Programs inherit the variable, so it is compared with what
+ * standard error really is. */
 void log_open(void)
 {
     const char *text = getenv("JOURNAL_STREAM");
@@ -73,7 +74,7 @@ __attribute__((format(printf, 2, 0))) static void log_write_list(enum log_level 
         if ((unsigned char)line[i] < 0x20 || line[i] == 0x7f)
             line[i] = '?';
     line[size++] = '\n';
-    /* One write, so that lines of several threads do not mix. There is no one to tell if it fails. */
+    /* One write() for the line, so that lines of several threads do not mix. */
     (void)!write(STDERR_FILENO, line, size);
     errno = saved_errno;
 }

@@ -1,5 +1,5 @@
-/* Says what an administrator wants to know, on standard error: with the journal's priorities where that reads it, with
- * the level's name otherwise.
+/* Writes what an administrator needs to know to standard error. Lines begin with the journal's priority if the journal
+ * reads them, else with the level's name.
  *
  * Only the caller that gives up logs, once, with ids ("conn=12 model=llama"). errno is kept. Any thread. */
 #pragma once
@@ -18,7 +18,7 @@ enum log_level {
 /* Finds out whether the journal reads standard error. Before the first line. */
 void log_open(void);
 
-/* Nothing above this level is said. The default is LOG_LEVEL_INFO. */
+/* Lines of higher levels are not written. The default is LOG_LEVEL_INFO. */
 void log_set_level(enum log_level level);
 
 /* "error", "warning", "notice", "info", "debug". Returns 0 or -EINVAL. */
@@ -27,20 +27,20 @@ int log_level_parse(const char *name, enum log_level *ret);
 /* Control characters in the result become '?', so that no message can forge another line. */
 void log_write(enum log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* What one kind of line about clients may fill the log with, all clients together: so many lines, in so much time. A
- * client causes thousands in a second, by mistake or not. */
+/* How many lines of one kind all clients together may cause in this time. A client could cause thousands in a second,
+ * by mistake or not. */
 #define LOG_CLIENT_LINES 100u
 #define LOG_CLIENT_NS    10000000000u
 
-/* How much of that is spent. */
+/* How much of that one kind of line has used. */
 struct log_share {
-    uint64_t began; /* when the time began */
+    uint64_t began; /* of the present period; nanoseconds on CLOCK_MONOTONIC */
     unsigned said;
     unsigned held; /* lines that were left out */
 };
 
-/* Whether a line may be said at `now`. *ret_held: how many were left out since the last that was; 0 unless that may be
- * said now. */
+/* Whether a line may be written at `now`. *ret_held is how many lines were left out before this one, at the beginning
+ * of a new period; else 0. */
 bool log_share_take(struct log_share *share, uint64_t now, unsigned *ret_held);
 
 /* As log_write(), for lines that a client causes. Loop thread only. */

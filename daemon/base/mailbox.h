@@ -5,7 +5,8 @@
 
 struct mailbox;
 
-/* What is posted. The poster owns it until it is delivered; a letter is in one mailbox once. */
+/* What is posted. It belongs to the mailbox from mailbox_post() until deliver() is called, and is in one mailbox at a
+ * time. */
 struct letter {
     void (*deliver)(struct letter *letter); /* called on the loop */
     struct letter *next;
@@ -17,5 +18,6 @@ int mailbox_new(uv_loop_t *loop, struct mailbox **ret);
 /* Any thread. */
 void mailbox_post(struct mailbox *mailbox, struct letter *letter);
 
-/* loop. Nothing is posted any more, and all was delivered. Frees it once the loop lets go of it. NULL is fine. */
+/* loop. All letters were delivered, and none is posted any more. The memory is freed when libuv has closed the handle.
+ * NULL is fine. */
 void mailbox_close(struct mailbox *mailbox);

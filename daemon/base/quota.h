@@ -24,7 +24,7 @@ struct quota_limits {
     uint64_t most[QUOTA_KINDS];
 };
 
-/* Where nothing else is said. Verifications, plans and replies have no option: nobody needs more. */
+/* The defaults. Verifications, plans and replies have no option: nobody needs more. */
 #define QUOTA_DEFAULTS                                                                                                 \
     ((struct quota_limits){{                                                                                           \
         [QUOTA_CONNECTIONS] = 256,                                                                                     \
@@ -39,7 +39,7 @@ struct quota_limits {
 struct quota;
 struct quota_user;
 
-/* What somebody has. All zero: nothing, charged to nobody. */
+/* What one user was charged with for one thing. All zero: nothing, charged to nobody. */
 struct quota_charge {
     struct quota_user *user;
     enum quota_kind kind;

@@ -1,4 +1,4 @@
-/* What happened when during a load: spans of time on rows, a row for each worker and each stream.
+/* A record of what happened when during a load: spans of time, in a row for each worker and each stream.
  *
  * Loop thread only. */
 #pragma once
@@ -7,7 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* A span that would be beyond is left out. */
+/* Further spans are left out. */
 #define TRACE_SPANS_MAX (1u << 17)
 
 enum trace_row {

@@ -6,14 +6,14 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-/* A worker's share of a processor that it has to divide with the loop: about a tenth (see sched(7)). */
+/* At this nice value a worker gets about a tenth of a processor that it shares with the loop (see sched(7)). */
 #define WORKER_NICE 10
 
 void worker_queue(uv_loop_t *loop, uv_work_t *work, void *data, uv_work_cb run, uv_after_work_cb done)
 {
     work->data = data;
     int r = uv_queue_work(loop, work, run, done);
-    assert(r == 0); /* it only refuses a job without a function */
+    assert(r == 0); /* it fails only for a job without a function */
     (void)r;
 }
 
@@ -32,9 +32,9 @@ void worker_step_back(void)
     if (done)
         return;
     done = true;
-    /* A thread that computes does not push others off a processor when it wakes. */
+    /* A SCHED_BATCH thread that wakes up does not preempt the thread that runs. */
     (void)sched_setscheduler(0, SCHED_BATCH, &(struct sched_param){0});
-    /* On Linux this is the thread's alone. It cannot fail but for a thread that is niced already. */
+    /* On Linux a nice value belongs to the thread. This fails only if the thread has a higher one already. */
     (void)setpriority(PRIO_PROCESS, (id_t)gettid(), WORKER_NICE);
 }
 

@@ -1,21 +1,22 @@
-/* What is a worker thread's own: its place behind the loop, which has to answer within a millisecond while all
- * processors read and decode, its number, and memory to work in. */
+/* Threads of the work queue: giving them jobs, their lower priority (the loop has to answer within a millisecond while
+ * all processors read and decode), their numbers, and memory of their own to work in. */
 #pragma once
 
 #include <stddef.h>
 #include <uv.h>
 
-/* Loop. Has a worker run the job, which has `data`; then done(), always, on the loop. Whoever waits for it keeps `work`
- * and `data` until then: a job that is queued is never taken back. */
+/* Loop. A worker calls run(); then the loop calls done(), always: a queued job is never cancelled. The caller keeps
+ * `work` and `data` (work->data) until then. */
 void worker_queue(uv_loop_t *loop, uv_work_t *work, void *data, uv_work_cb run, uv_after_work_cb done);
 
-/* Any thread of the work queue, at the beginning of each long job. Cheap after the first time. */
+/* Any thread of the work queue, at the beginning of each long job: lowers the thread's priority below the loop's. Costs
+ * nothing after the first call. */
 void worker_step_back(void);
 
-/* Numbers the threads that asked, from 0. Any thread. */
+/* The calling thread's number: threads are numbered from 0 in the order in which they first call this. Any thread. */
 unsigned worker_number(void);
 
-/* What is read before it is decoded: small enough to stay in a core's cache. */
+/* Bytes that are read at once before they are decoded: few enough to stay in a core's cache. */
 #define WORKER_SCRATCH ((size_t)256 << 10)
 
 /* WORKER_SCRATCH bytes that are the calling thread's alone, aligned to 4096, for as long as it runs. */

@@ -12,7 +12,9 @@
 #include <inttypes.h>
 #include <string.h>
 
-/* Adds what names the memory: a descriptor beside the reply, or a handle. Returns how many descriptors there are. */
+/* Adds how the client gets at the memory: a descriptor beside the reply, or a handle. Returns the number of
+ * descriptors.
+ */
 static size_t add_export(cJSON *reply, const struct device_export *export, int *fds)
 {
     size_t n = 0;
@@ -32,7 +34,7 @@ static size_t add_export(cJSON *reply, const struct device_export *export, int *
 
 void attach_grant(struct registry *registry, struct events *events, struct model *model, struct call *call)
 {
-    if (call->oneway) { /* nobody would learn of the lease */
+    if (call->oneway) { /* the client would not learn of the lease */
         call_reply(call, NULL, NULL, 0);
         return;
     }
@@ -72,5 +74,5 @@ void attach_grant(struct registry *registry, struct events *events, struct model
     log_debug("conn=%" PRIu64 " model=%s lease=%" PRIu64 " granted", conn_id(call->conn), model->name, lease->id);
     events_emit(events, "attached", model, NULL);
     if (!call_reply(call, reply, fds, n_fds))
-        lease_end(lease); /* nobody knows its number */
+        lease_end(lease); /* the client does not know its number */
 }

@@ -1,4 +1,4 @@
-/* Grants leases: makes the reply that tells a client where a model's memory is.
+/* Answers Attach: grants a lease, and tells the client where the model's memory is.
  *
  * Loop thread only. */
 #pragma once

@@ -1,4 +1,4 @@
-/* Tells those who watch what happens to models.
+/* Watch: tells clients what happens to models.
  *
  * Loop thread only. */
 #pragma once
@@ -11,10 +11,10 @@ struct events;
 /* -ENOMEM. */
 int events_new(struct events **ret);
 
-/* Fails what is still watched with ShuttingDown; nobody is told anything from then on. */
+/* Fails all Watch calls with ShuttingDown. Nothing is sent from then on. */
 void events_end(struct events *events);
 
-/* They were ended. NULL is fine. */
+/* After events_end(). NULL is fine. */
 void events_free(struct events *events);
 
 /* The call, which needs `more`, gets every event from now on, until its connection closes. `first` is its first reply

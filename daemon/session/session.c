@@ -38,7 +38,7 @@ struct lease_holder *session_holder(const struct conn *conn)
     return &session->holder;
 }
 
-/* Several leases on one model make one name. */
+/* A client with several leases on a model is told its name once. */
 static bool names_have(const cJSON *names, const char *name)
 {
     const cJSON *element;

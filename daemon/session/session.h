@@ -1,5 +1,4 @@
-/* What a client has of the daemon beside its connection: its leases, and what it was told of them. There is one session
- * for each connection, and it ends with the connection.
+/* A client's leases, and what it was told about them. Each connection has one session, which ends with it.
  *
  * Loop thread only. */
 #pragma once

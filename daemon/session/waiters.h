@@ -10,17 +10,17 @@
 
 enum waiter_kind {
     WAIT_RESIDENT,  /* Load */
-    WAIT_JOINED,    /* Load, of what another call began */
+    WAIT_JOINED,    /* Load, of a model that another call began to load */
     WAIT_ALLOCATED, /* Load, with wait: false */
     WAIT_ATTACH,    /* Attach: a lease, once it is resident */
-    WAIT_END,       /* Cancel: content with the load's end */
+    WAIT_END,       /* Cancel: until the load has ended */
 };
 
 struct waiter;
 
 struct waiters {
     TAILQ_HEAD(, waiter) list;
-    /* The last call was abandoned by its client. The owner may free the waiters then. */
+    /* The client of the last call has gone. The owner may free the waiters in this function. */
     void (*deserted)(struct waiters *waiters);
 };
 
@@ -37,8 +37,8 @@ struct call *waiters_take(struct waiters *waiters, enum waiter_kind kind);
 /* Takes the first call out, whatever it waits for. NULL if there is none. */
 struct call *waiters_take_any(struct waiters *waiters, enum waiter_kind *ret_kind);
 
-/* Puts all calls behind those of another load, which they join. */
+/* Appends all calls to those of another load, which they join. */
 void waiters_move(struct waiters *from, struct waiters *to);
 
-/* Sends a reply to each that takes several; `describe` makes it, anew for each. */
+/* Sends a reply to each call that takes several. `describe` is called for each, and makes the parameters. */
 void waiters_tell(struct waiters *waiters, cJSON *(*describe)(void *context), void *context);

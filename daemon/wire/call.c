@@ -104,7 +104,7 @@ static bool send_reply(struct conn *conn, cJSON *parameters, bool continues, con
     return queued;
 }
 
-/* A call is over: its message goes, and the next one's turn comes. */
+/* A call is over: frees its message, and lets the next one begin. */
 static void call_end(struct call *call)
 {
     struct conn *conn = call->conn;
@@ -205,7 +205,7 @@ void call_set_deadline(struct call *call, double seconds)
     if (seconds <= 0)
         return;
     double milliseconds = seconds * 1e3;
-    /* A century is as good as for ever, and fits. */
+    /* At most a century, which fits into a timer. */
     uint64_t timeout = milliseconds < 3e12 ? (uint64_t)milliseconds + 1 : 3000000000000u;
     uv_timer_t *timer = &call->conn->deadline;
     uv_update_time(timer->loop);

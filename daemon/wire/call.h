@@ -1,7 +1,7 @@
 /* A method call: what a client asks for, and how it is answered.
  *
- * None of the functions that answer a call closes its connection: that happens from the loop, so that nobody's leases
- * or calls end while somebody walks over them.
+ * The functions that answer a call never close its connection at once. The loop closes it later, so that leases and
+ * calls do not disappear from a list while a caller walks over that list.
  *
  * Loop thread only. */
 #pragma once
@@ -25,8 +25,8 @@ struct call {
     bool more;               /* the client takes several replies */
     bool oneway;             /* the client takes none */
 
-    /* For calls that are answered later: called once if the connection closes, or the deadline passes, first. The
-     * handler sets it, and forgets the call when it is called. */
+    /* For calls that are answered later. The handler sets it. Called once, if the connection closes or the deadline
+     * passes before the answer: the handler must not touch the call any more. */
     void (*abandoned)(struct call *call);
     void *context; /* the handler's */
 };
@@ -35,16 +35,16 @@ struct call {
 typedef void call_fn(struct call *call, void *context);
 
 /* Sends the last, or only, reply. `parameters` is consumed; NULL stands for an empty object. Descriptors stay the
- * caller's. Returns false if the client gets an error in its stead, or nothing: what was granted with it has to be
- * taken back. */
+ * caller's. Returns false if the reply was not queued (the client gets an error or nothing): then the caller has to
+ * undo what the reply grants. */
 bool call_reply(struct call *call, cJSON *parameters, const int *fds, size_t n_fds);
 
-/* Sends a reply that others will follow; the call needs `more`. `parameters` is consumed. Returns false if it was left
- * out, because the client has not read what went before. */
+/* Sends a reply that is not the last one; the call needs `more`. `parameters` is consumed. Returns false if the reply
+ * was left out because the client has not read the earlier ones. */
 bool call_continue(struct call *call, cJSON *parameters);
 
-/* As call_continue(), for replies that must not be left out: a client that is too far behind is given up, and the call
- * will be abandoned. Returns false in that case. */
+/* As call_continue(), for replies that must not be left out. Returns false if too much waits for the client: its
+ * connection is given up then, and the call will be abandoned. */
 bool call_continue_all(struct call *call, cJSON *parameters);
 
 /* Whether a reply of so many bytes may be queued for the caller: asked before a long one is made. Returns false after
@@ -61,5 +61,5 @@ void call_fail_parameter(struct call *call, const char *parameter);
 void call_set_deadline(struct call *call, double seconds);
 
 /* Gives the descriptors at the indexes in `indexes`, an array of integers, to the caller, who closes them; `fds` has
- * room for FRAME_FDS_MAX. Returns true; or false after the call was failed, and then has taken none. */
+ * room for FRAME_FDS_MAX. Returns true; or false after the call was failed, and then takes no descriptor. */
 bool call_take_fds(struct call *call, const cJSON *indexes, int *fds, size_t *ret_n);

@@ -86,7 +86,9 @@ static void conn_handle_closed(uv_handle_t *handle)
     conns_check_closed(conns);
 }
 
-/* Lets go of the connection: what it waits for, what it holds. Its memory goes when the loop has let go of it. */
+/* Ends what the connection waits for and gives back what it holds. Its memory is freed when libuv has closed the
+ * handles.
+ */
 static void conn_close(struct conn *conn)
 {
     if (conn->state == CONN_CLOSED)
@@ -111,7 +113,7 @@ void conns_close(struct conns *conns, void (*closed)(void *context), void *conte
     LIST_FOREACH(conn, &conns->list, link)
     {
         call_cut(conn, WIRE_ShuttingDown);
-        /* What was answered already gets its chance to leave. */
+        /* Sends what is queued already, as far as that goes without waiting. */
         if (conn->state != CONN_CLOSED)
             (void)frame_writer_flush(conn->writer, conn->socket);
         conn_close(conn);
@@ -128,7 +130,7 @@ void conn_break(struct conn *conn)
     conn_poll(conn);
 }
 
-/* Charges the user for what waits for this client. */
+/* Charges the user for the replies that wait for this client. */
 static void conn_charge_replies(struct conn *conn)
 {
     quota_set(&conn->replies, frame_writer_pending(conn->writer));
@@ -179,7 +181,7 @@ bool conn_send(struct conn *conn, cJSON *message, const int *fds, size_t n_fds)
     else if (r == -EMFILE)
         r = conn_put_error(conn, WIRE_LimitExceeded, error_no_descriptors());
     if (r < 0) {
-        /* A reply that is lost would leave the client waiting for ever; it had better see the end. */
+        /* Without this reply the client would wait for ever. The end of the connection tells it. */
         log_client(LOG_LEVEL_WARNING, "conn=%" PRIu64 " pid=%d a reply cannot be queued: %s; closing", conn->id,
                    (int)conn->pid, strerror(-r));
         conn_break(conn);
@@ -215,13 +217,14 @@ static void conn_end(struct conn *conn, const char *reason)
 void conn_next(struct conn *conn)
 {
     if (conn->state == CONN_OPEN && !conn->in_dispatch) {
-        /* Not now: whoever answered has more to do before the next request may change the world. */
+        /* Later: the function that answered is still at work, and must not find the state changed by another request.
+         */
         conn->again = true;
         conn_poll(conn);
     }
 }
 
-/* Calls what has been received, one after the other, as long as calls are answered at once. */
+/* Dispatches the calls that were received, one after the other, until one is not answered at once. */
 static void conn_process(struct conn *conn)
 {
     conn->in_dispatch = true;
@@ -243,11 +246,12 @@ static void conn_process(struct conn *conn)
             break;
         }
         conn->conns->hooks->dispatch(&conn->call, conn->conns->context);
-        frame_message_close_fds(&conn->frame); /* a call takes its own at once, but may last */
+        frame_message_close_fds(&conn->frame); /* a call takes the descriptors that it wants before dispatch() returns,
+                                                  but may last longer */
     }
     conn->in_dispatch = false;
     if (conn->state == CONN_OPEN && conn->peer_done && !conn->again) {
-        /* It gets what it asked for before it left off, if that was at hand. */
+        /* The client closed its sending side: it still gets the answers that are ready. */
         conn_move(conn, CONN_ENDING);
         if (conn->in_call || frame_writer_pending(conn->writer) == 0)
             conn_break(conn);
@@ -287,7 +291,7 @@ static void conn_ready(uv_poll_t *poll, int status, int events)
             conn_end_with(conn, WIRE_LimitExceeded, error_no_descriptors(), "no descriptor is left for its own");
             return;
         } else if (r == -ENOBUFS && (events & UV_DISCONNECT) && conn->in_call) {
-            conn_close(conn); /* it left, with more requests in the buffer than we will ever answer */
+            conn_close(conn); /* the client has gone, and the buffer is full of requests that nobody waits for */
             return;
         } else if (r == -ENOBUFS && (events & UV_DISCONNECT)) {
             conn->hung_up = true;
@@ -299,7 +303,7 @@ static void conn_ready(uv_poll_t *poll, int status, int events)
     }
 }
 
-/* Waits for what matters now. */
+/* Polls the socket for the events that the state asks for. */
 static void conn_poll(struct conn *conn)
 {
     if (conn->state == CONN_CLOSED)
@@ -307,14 +311,14 @@ static void conn_poll(struct conn *conn)
     int events = UV_DISCONNECT;
     if (conn->state == CONN_BROKEN)
         events |= UV_READABLE;
-    /* Descriptors that wait behind a call are as many as one message brings. */
+    /* While a call is under way, the descriptors of at most one more message are received. */
     bool full = !frame_reader_has_room(conn->reader) || (conn->in_call && frame_reader_fds(conn->reader) > 0);
     if (conn->state == CONN_OPEN && !conn->peer_done && !full)
         events |= UV_READABLE;
     if (conn->state != CONN_BROKEN && (conn->again || frame_writer_pending(conn->writer) > 0))
         events |= UV_WRITABLE;
     if (conn->state != CONN_BROKEN && (conn->peer_done || conn->hung_up))
-        events &= ~UV_DISCONNECT; /* it would be said again and again */
+        events &= ~UV_DISCONNECT; /* it stays true, and would be reported without end */
     int r = uv_poll_start(&conn->poll, events, conn_ready);
     if (r < 0) {
         log_error("conn=%" PRIu64 " cannot be polled: %s", conn->id, uv_strerror(r));

@@ -7,7 +7,7 @@
  *       ├──────────┼────────▲          ▲          BROKEN: given up; closed as soon as the loop comes round
  *       └──────────┴───────────────────┘          CLOSED: it holds nothing; freed when the loop has let go of it
  *
- * What a call is, and how it is answered: daemon/call.h.
+ * What a call is, and how it is answered: call.h.
  *
  * Loop thread only. */
 #pragma once
@@ -23,18 +23,17 @@
 /* The longest request. */
 #define CONN_REQUEST_MAX (256u << 10)
 
-/* Bytes of replies that wait for a client, the next one included: it gets LimitExceeded in place of one that is more.
- */
+/* The most bytes of replies that wait for a client. A reply that would exceed it is replaced by LimitExceeded. */
 #define CONN_QUEUE_MAX (32u << 20)
 
-/* No further request is begun, and no progress sent, while this much waits. */
+/* While more bytes than this wait, no further request is begun and no progress is sent. */
 #define CONN_QUEUE_HIGH (64u << 10)
 
-/* Calls that are answered, and nanoseconds that this takes, before the others get their turn. */
+/* A connection's turn ends after so many calls, or so many nanoseconds. */
 #define CONN_TURN_CALLS 16
 #define CONN_TURN_NS    5000000u
 
-/* What waits for a client that watches, at most. */
+/* The most bytes that wait for a client that watches. */
 #define CONN_WATCH_MAX (1u << 20)
 
 struct conn;
@@ -47,13 +46,14 @@ struct conn_hooks {
     /* Answers a call, now or later. */
     call_fn *dispatch;
 
-    /* A connection is there: may set its data with conn_set_data(). A negative errno refuses it. */
+    /* A client has connected: may set the connection's data with conn_set_data(). A negative errno refuses the client.
+     */
     int (*opened)(struct conn *conn, void *context);
 
-    /* It is gone, its call was abandoned: its data can be freed. Called once if `opened` succeeded. */
+    /* The connection ends, and its call was abandoned: its data can be freed. Called once, if `opened` succeeded. */
     void (*closed)(struct conn *conn, void *context);
 
-    /* A reply is about to be queued, to whose parameters fields may be added; and then: whether it was queued. */
+    /* Called before a reply is queued, and may add fields to its parameters; then, whether the reply was queued. */
     void (*replying)(struct conn *conn, cJSON *parameters);
     void (*replied)(struct conn *conn, bool queued);
 };
@@ -68,20 +68,21 @@ void conns_close(struct conns *conns, void (*closed)(void *context), void *conte
 
 size_t conns_count(const struct conns *conns);
 
-/* Takes over a connected socket, also when it fails. -EDQUOT: its user has too many already, and was told. */
+/* Takes over a connected socket, also if this fails. -EDQUOT: the user has too many connections; the client was told.
+ */
 int conn_open(struct conns *conns, int socket);
 
-/* Tells the client at the other end of a socket that it cannot be served, as well as that goes. The socket stays the
- * caller's. `parameters` are those of LimitExceeded, and consumed. */
+/* Tries to tell the client at a socket that it cannot be served. The socket stays the caller's. `parameters` are those
+ * of LimitExceeded, and consumed. */
 void conn_refuse(int socket, cJSON *parameters);
 
-/* Who is at the other end, as the kernel says. */
+/* The client's process and user when it connected, as the kernel tells (SO_PEERCRED). */
 pid_t conn_pid(const struct conn *conn);
 uid_t conn_uid(const struct conn *conn);
 
-/* Never used twice. For logs. */
+/* For logs. No two connections have the same. */
 uint64_t conn_id(const struct conn *conn);
 
-/* What the owner keeps for this connection; NULL until it was set. */
+/* The owner's data of this connection; NULL until it was set. */
 void conn_set_data(struct conn *conn, void *data);
 void *conn_data(const struct conn *conn);

@@ -1,4 +1,4 @@
-/* What the two files of a connection share: its state, and what each does for the other. Nothing else includes this.
+/* The state of a connection, and the functions that its two files have for each other. Nothing else includes this.
  *
  *   conn.c  the connection on the wire: the socket, the state machine, which messages are taken and when, the queue
  *   call.c  the call that is being answered: from the message to the last reply
@@ -36,22 +36,22 @@ struct conn {
     LIST_ENTRY(conn) link;
     struct conns *conns;
     uv_poll_t poll;
-    unsigned handles; /* of poll and deadline, that the loop has not let go of */
+    unsigned handles; /* libuv handles (poll, deadline) that are not closed yet */
     int socket;
     uint64_t id;
     pid_t pid;
     uid_t uid;
     enum conn_state state;
-    bool peer_done;   /* the other side sends no more, and all that it sent was read */
-    bool hung_up;     /* it sends no more, but the buffer is full of what it sent */
+    bool peer_done;   /* the client has closed its sending side, and all that it sent was read */
+    bool hung_up;     /* the client has closed its sending side, but the buffer is full of unread requests */
     bool in_dispatch; /* messages are being taken from the buffer */
-    bool again;       /* a call ended later; look at the buffer when the loop comes round */
+    bool again;       /* look at the buffer in the loop's next turn */
     struct frame_reader *reader;
     struct frame_writer *writer;
-    struct frame_message frame;     /* the last that was taken: the call's */
-    bool opened;                    /* the owner knows of it */
+    struct frame_message frame;     /* the message of the call */
+    bool opened;                    /* the owner's hook `opened` succeeded */
     void *data;                     /* the owner's */
-    struct quota_charge connection; /* 1 */
+    struct quota_charge connection; /* counts this connection */
     struct quota_charge replies;    /* bytes that wait in the writer */
 
     /* Written by call.c, made and freed with the rest. */
@@ -62,27 +62,26 @@ struct conn {
     uv_timer_t deadline;  /* of the call */
 };
 
-/* conn.c: queues a message, which is consumed, and sends what can be sent now. A connection that takes none any more
- * drops it; one whose queue has no room for it, or for whose descriptors there is none, gets an error in its stead.
- * Returns false then. Descriptors stay the caller's. */
+/* conn.c: queues a message, which is consumed, and sends what can be sent now. Returns false if the message was not
+ * queued: the connection is ending, or an error was queued in its place because the queue, or the count of descriptors
+ * in it, is full. Descriptors stay the caller's. */
 bool conn_send(struct conn *conn, cJSON *message, const int *fds, size_t n_fds);
 
-/* Gives the connection up without closing it now: whoever sends a reply is in the middle of something, and closing ends
- * leases and calls. The loop sees the socket's end, and closes. */
+/* Gives the connection up, but does not close it at once: closing ends leases and calls, which the caller may be
+ * working on. The loop closes it when it sees the end of the socket. */
 void conn_break(struct conn *conn);
 
-/* The call is over: the next message gets its turn. */
+/* The call is over: the next message may be taken. */
 void conn_next(struct conn *conn);
 
-/* call.c: makes a call of the message in conn->frame, for the caller to dispatch. Returns false, with the reason, if it
- * is none; the stream cannot go on then. The reason is static. */
+/* call.c: parses the message in conn->frame as a call, for the caller to dispatch. Returns false and a static reason if
+ * it is not a call; the connection has to end then. */
 bool call_begin(struct conn *conn, const char **ret_reason);
 
-/* The connection closes: its call, if it is in one, ends without an answer, and its handler is told. */
+/* The connection closes: the call under way, if there is one, ends without an answer, and its handler is told. */
 void call_abandon(struct conn *conn);
 
-/* The call under way, if there is one, ends with an error, whatever it waits for: its handler is told, and its client.
- */
+/* Ends the call under way, if there is one, with an error: tells its handler, and answers the client. */
 void call_cut(struct conn *conn, enum wire_error error);
 
 /* {"error": ..., "parameters": {...}}, which the caller deletes. `parameters` is consumed; NULL stands for an empty

@@ -15,20 +15,22 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-/* Accepted in one go, before others get their turn. */
+/* Clients that are accepted before the loop does other work. */
 #define ACCEPT_BATCH 64
 
-/* For so long nobody is accepted when there was nothing to do it with: the client would be reported again and again. */
+/* How long the daemon waits after it could not accept a client for want of memory or descriptors. libuv would report
+ * the same client without end. */
 #define ACCEPT_PAUSE_MS 200
 
 struct listener {
     uv_poll_t poll;
     uv_timer_t pause;
-    unsigned handles; /* of the two, that the loop has not let go of */
+    unsigned handles; /* libuv handles that are not closed yet */
     int socket;
-    int lock;  /* held while the path is ours; -1: it is not */
-    int spare; /* given up for a moment when descriptors run out, to tell a client so; -1: somebody else got it then */
-    bool starved; /* that nobody can be accepted was logged, and nobody was since */
+    int lock;  /* file lock beside the socket: the path is this daemon's; -1: it is systemd's */
+    int spare; /* closed for a moment when descriptors run out, to accept a client and tell it so; -1: it could not be
+               opened again */
+    bool starved; /* the failure was logged, and no client was accepted since */
     char *path;
     struct conns *conns;
 };
@@ -39,7 +41,7 @@ static void spare_open(struct listener *listener)
         listener->spare = open("/dev/null", O_RDONLY | O_CLOEXEC);
 }
 
-/* Descriptors have run out: the spare one serves to take the client off the queue. False if that did not help. */
+/* Descriptors have run out: gives up the spare one to accept the client and tell it. False if that failed too. */
 static bool refuse_with_spare(struct listener *listener)
 {
     if (listener->spare < 0)
@@ -69,7 +71,7 @@ static void pause_over(uv_timer_t *timer)
 static void accept_failed(struct listener *listener, int error)
 {
     if (error == EAGAIN || error == EINTR || error == ECONNABORTED)
-        return; /* nobody else, or gone already */
+        return; /* no further client, or it has gone already */
     if (!listener->starved)
         log_warning("a client cannot be accepted: %s", strerror(error));
     listener->starved = true;
@@ -102,7 +104,7 @@ static void listener_ready(uv_poll_t *poll, int status, int events)
         }
         int r = conn_open(listener->conns, socket);
         if (r == -EDQUOT)
-            continue; /* it was told */
+            continue; /* the client was told */
         if (r < 0)
             log_warning("a client cannot be served: %s", strerror(-r));
     }
@@ -158,7 +160,7 @@ int listener_new_fd(uv_loop_t *loop, struct conns *conns, int fd, struct listene
     return 0;
 }
 
-/* Makes the folder that the socket stands in, if only that is missing. */
+/* Makes the folder of the socket, if its parent is there. */
 static int make_folder(const char *path)
 {
     char *copy = strdup(path);
@@ -166,11 +168,11 @@ static int make_folder(const char *path)
         return -ENOMEM;
     int r = mkdir(dirname(copy), 0755) < 0 && errno != EEXIST ? -errno : 0;
     free(copy);
-    return r == -ENOENT || r == -EACCES ? 0 : r; /* whoever opens what is to be in it says it better */
+    return r == -ENOENT || r == -EACCES ? 0 : r; /* the error of opening the lock or the socket says more */
 }
 
-/* Takes the lock beside the socket, which says that the path is ours: two daemons that start at once must not both find
- * a stale socket and replace it. */
+/* Takes the file lock beside the socket. Without it, two daemons that start at the same time could both replace a stale
+ * socket. */
 static int take_lock(const char *path, int *ret)
 {
     char name[sizeof(((struct sockaddr_un *)NULL)->sun_path) + 8];
@@ -221,7 +223,7 @@ int listener_new(uv_loop_t *loop, struct conns *conns, const char *path, struct 
     struct listener *listener = listener_alloc(conns);
     if (!listener)
         return -ENOMEM;
-    int r = find_socket(path); /* before there is a lock beside what is not ours */
+    int r = find_socket(path); /* do not make a lock file beside something that is not a socket */
     if (r != -ENOTSOCK)
         r = make_folder(path);
     if (r == 0)

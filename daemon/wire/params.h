@@ -1,4 +1,5 @@
-/* Reads a call's parameters into a struct, by a table: what has the wrong type, is missing or unknown is told by name.
+/* Reads a call's parameters into a struct, by a table. A parameter that is unknown, missing or of the wrong type fails
+ * the call with its name.
  *
  *     struct parameters { const char *name; bool force; } p = {0};
  *     static const struct param table[] = {
@@ -29,7 +30,7 @@ struct param {
     const char *name; /* NULL ends the table */
     enum param_type type;
     bool required;
-    size_t offset; /* in the struct; left as it is if the parameter is missing or null */
+    size_t offset; /* in the struct; the field keeps its value if the parameter is missing or null */
 };
 
 /* Returns true, or false after the call was failed with InvalidParameter. */
