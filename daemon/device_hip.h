@@ -124,8 +124,9 @@ int hip_arena_seal(struct arena *arena, struct device_fault *ret_fault);
 /* Has the driver see to memory that was freed, as it does when it is asked for some. What fails is for whoever next
  * needs the device to find. */
 void hip_reclaim(struct hip_device *hip);
-/* Whether memory can be exported, which some drivers cannot do, and comes back then: sets device.exports_leak. */
-int hip_export_try(struct hip_device *hip, struct device_fault *ret_fault);
+/* Whether memory can be exported, which some drivers cannot do, and comes back then: sets device.exports_leak. Tried
+ * with `wanted` bytes; 0: with as many as tell for certain. */
+int hip_export_try(struct hip_device *hip, uint64_t wanted, struct device_fault *ret_fault);
 
 /* device_hip_read.c: the same; and what it needs, made once. What was not made is not dropped. */
 int hip_arena_read(struct arena *arena, uint64_t offset, void *dst, size_t size, struct device_fault *ret_fault);
