@@ -170,6 +170,8 @@ struct device_config {
     unsigned streams; /* to use, at most DEVICE_STREAMS_MAX; 0: the module's choice */
     /* How many copies in a row measure the link, twice; 0: the module's choice, which the clock has a say in. */
     unsigned link_copies;
+    uint64_t link_bytes;  /* of each of these copies; 0: the module's choice */
+    uint64_t trial_bytes; /* what exports are tried with, at least two granules; 0: the module's choice */
 };
 
 /* A shared object exports one of these as `rocmforge_device_module`. */
@@ -184,7 +186,7 @@ struct device_module {
     int (*open)(const struct device_config *config, struct device ***ret, struct device_fault *ret_fault);
 };
 
-#define DEVICE_ABI           6u
+#define DEVICE_ABI           7u
 #define DEVICE_MODULE_SYMBOL "rocmforge_device_module"
 
 extern const struct device_module device_host_module;

@@ -13,7 +13,13 @@
 struct rig rig;
 
 const struct device_config config = {.workers = 2};
-const struct device_config small_config = {.workers = 2, .staging = 1u << 20, .link_copies = 1};
+const struct device_config small_config = {
+    .workers = 2,
+    .staging = 1u << 20,
+    .link_copies = 1,
+    .link_bytes = 64u << 10,
+    .trial_bytes = 4u << 20,
+};
 
 int bench_begin(struct device_fault *ret_fault)
 {

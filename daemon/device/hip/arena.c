@@ -120,11 +120,12 @@ static int export_and_free(struct hip_device *hip, void *memory, uint64_t *ret_b
     return r;
 }
 
-int hip_export_try(struct hip_device *hip, struct device_fault *ret_fault)
+int hip_export_try(struct hip_device *hip, uint64_t wanted, struct device_fault *ret_fault)
 {
+    const uint64_t trial = wanted ? wanted : TRIAL_BYTES;
     struct device_fault fault;
     void *memory;
-    uint64_t bytes = TRIAL_BYTES, back = 0;
+    uint64_t bytes = trial, back = 0;
     int r = HIP_CALL(hip, &fault, Malloc, (&memory, bytes));
     if (r == -ENOMEM) {
         /* Others have the device. What comes back of so little tells nothing. */
@@ -136,7 +137,7 @@ int hip_export_try(struct hip_device *hip, struct device_fault *ret_fault)
     if (r < 0)
         *ret_fault = fault;
     else
-        hip->device.exports_leak = bytes == TRIAL_BYTES && back < bytes / 2;
+        hip->device.exports_leak = bytes == trial && back < bytes / 2;
     return r;
 }
 

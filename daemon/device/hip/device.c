@@ -190,7 +190,7 @@ static int identify(struct hip_device *hip, struct device_fault *ret_fault)
     return 0;
 }
 
-static int link_copies(struct hip_device *hip, unsigned copies, void *pinned, void *memory,
+static int link_copies(struct hip_device *hip, unsigned copies, size_t bytes, void *pinned, void *memory,
                        struct device_fault *ret_fault)
 {
     const uint64_t start = device_clock_ns(), least = copies ? 0 : LINK_NS;
@@ -200,8 +200,7 @@ static int link_copies(struct hip_device *hip, unsigned copies, void *pinned, vo
         const uint64_t begin = device_clock_ns();
         int r = 0;
         for (unsigned i = 0; i < copies && r == 0; i++)
-            r = HIP_CALL(hip, ret_fault, MemcpyAsync,
-                         (memory, pinned, LINK_BYTES, hipMemcpyHostToDevice, hip->streams[0]));
+            r = HIP_CALL(hip, ret_fault, MemcpyAsync, (memory, pinned, bytes, hipMemcpyHostToDevice, hip->streams[0]));
         /* Even if one was refused: the others read memory that is about to be freed. */
         hipError_t result = hipStreamSynchronize(hip->streams[0]);
         if (r == 0)
@@ -211,20 +210,21 @@ static int link_copies(struct hip_device *hip, unsigned copies, void *pinned, vo
         const uint64_t ns = device_clock_ns() - begin;
         best = ns < best ? ns : best;
     }
-    hip->device.link = best ? (uint64_t)((double)LINK_BYTES * copies * 1e9 / (double)best) : 0;
+    hip->device.link = best ? (uint64_t)((double)bytes * copies * 1e9 / (double)best) : 0;
     return 0;
 }
 
-static int link_measure(struct hip_device *hip, unsigned copies, struct device_fault *ret_fault)
+static int link_measure(struct hip_device *hip, const struct device_config *config, struct device_fault *ret_fault)
 {
+    const size_t bytes = config->link_bytes ? config->link_bytes : LINK_BYTES;
     void *pinned = NULL, *memory = NULL;
-    int r = HIP_CALL(hip, ret_fault, HostMalloc, (&pinned, LINK_BYTES, hipHostMallocDefault));
+    int r = HIP_CALL(hip, ret_fault, HostMalloc, (&pinned, bytes, hipHostMallocDefault));
     if (r < 0)
         return r;
-    memset(pinned, 0, LINK_BYTES);
-    r = HIP_CALL(hip, ret_fault, Malloc, (&memory, LINK_BYTES));
+    memset(pinned, 0, bytes);
+    r = HIP_CALL(hip, ret_fault, Malloc, (&memory, bytes));
     if (r == 0) {
-        r = link_copies(hip, copies, pinned, memory, ret_fault);
+        r = link_copies(hip, config->link_copies, bytes, pinned, memory, ret_fault);
         (void)!hipFree(memory);
     }
     (void)!hipHostFree(pinned);
@@ -306,7 +306,7 @@ static int device_open(int index, const struct device_config *config, struct hip
     if (r == 0)
         r = streams_make(hip, config->streams ? config->streams : STREAMS_DEFAULT, ret_fault);
     if (r == 0)
-        r = link_measure(hip, config->link_copies, ret_fault);
+        r = link_measure(hip, config, ret_fault);
     if (r == 0)
         r = word_make(hip, ret_fault);
     if (r == 0)
@@ -314,7 +314,7 @@ static int device_open(int index, const struct device_config *config, struct hip
     if (r == 0)
         r = hip_kernels_load(hip, ret_fault);
     if (r == 0)
-        r = hip_export_try(hip, ret_fault);
+        r = hip_export_try(hip, config->trial_bytes, ret_fault);
     if (r == 0)
         r = hip_queue_start(hip, ret_fault);
     if (r < 0) {
