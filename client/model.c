@@ -97,7 +97,9 @@ static bool bytes_fit(const struct table_entry *entry, const struct tensor_type 
     for (uint32_t i = 0; i + 1 < entry->n_dims; i++)
         if (__builtin_mul_overflow(bytes, entry->shape[i], &bytes))
             return false;
-    return bytes == entry->bytes;
+    /* To a daemon that did not know the type, the tensor has all bytes up to the next one. */
+    const bool foreign = entry->form == FORM_NATIVE && entry->type_name[0] && strcmp(entry->type_name, type->name) != 0;
+    return foreign ? bytes <= entry->bytes : bytes == entry->bytes;
 }
 
 static int table_fail(rf_model *model, const char *why)
@@ -135,8 +137,9 @@ static int model_map_table(rf_model *model, int fd)
         return table_fail(model, "it is not sealed");
     if (r < 0)
         return client_fail(model->client, r, "mapping the table of tensors failed: %s", strerror(-r));
-    if (table_check(model->table, model->table_bytes) < 0)
-        return table_fail(model, "what stands in it");
+    r = table_check(model->table, model->table_bytes);
+    if (r < 0)
+        return table_fail(model, r == -EPROTONOSUPPORT ? "its version is another" : "what stands in it");
     return model_check_tensors(model);
 }
 
@@ -370,14 +373,18 @@ static void tensor_fill(const rf_model *model, const struct table_entry *entry, 
     const struct tensor_type *type = tensor_type_find(entry->type);
     *ret = (rf_tensor){
         .name = table_name(model->table, entry),
-        .type = type ? type->name : "unknown",
+        .type = entry->type_name[0] ? entry->type_name
+                : type              ? type->name
+                                    : "unknown",
         .type_id = entry->type,
         .form = form_name((enum form)entry->form),
         .n_dims = entry->n_dims,
         .offset = entry->offset,
         .bytes = entry->bytes,
+        .padding = entry->padding,
         .data = model->mapping ? (const char *)model->mapping->data + entry->offset : NULL,
     };
+    _Static_assert(RF_DIMS_MAX == TABLE_DIMS_MAX, "a shape of the table is one of the library");
     memcpy(ret->shape, entry->shape, sizeof(ret->shape));
 }
 

@@ -147,18 +147,26 @@ int rf_unload(rf_client *client, const char *name);
 
 /* --- attaching --- */
 
+#define RF_DIMS_MAX 8
+
 /* A tensor. */
 typedef struct rf_tensor {
-    const char *name;
-    const char *type;  /* in the file, as ggml names it: "q4_K" */
-    uint32_t type_id;  /* and its id there */
-    const char *form;  /* what the bytes are: "f32", "f16", "bf16", or "native": blocks of `type` */
-    uint32_t n_dims;   /* 0 to 4 */
-    uint64_t shape[4]; /* slowest dimension first, as NumPy has it */
-    uint64_t offset;   /* from the start of the model's memory, a multiple of 256 */
-    uint64_t bytes;
-    const void *data; /* on the host: readable. On a GPU: a device pointer. */
+    const char *name; /* of any length, in UTF-8 */
+    const char *type; /* in the file, as ggml names it: "q4_K"; one that the daemon does not know: "type137" */
+    uint32_t type_id; /* and its number there */
+    const char *form; /* what the bytes are: "f32", "f16", "bf16", or "native": blocks of `type` */
+    uint32_t n_dims;  /* 0 to RF_DIMS_MAX */
+    uint64_t shape[RF_DIMS_MAX]; /* slowest dimension first, as NumPy has it; the rest are 0 */
+    uint64_t offset;             /* from the start of the model's memory, a multiple of 256 */
+    uint64_t bytes;              /* of a type that the daemon does not know: all up to the file's next tensor */
+    const void *data;            /* on the host: readable. On a GPU: a device pointer. */
+    uint64_t padding;            /* zero bytes behind `bytes`, see below */
+    const void *reserved[3];     /* NULL */
 } rf_tensor;
+
+/* Behind a tensor whose form is "native" and whose type is a quantised one stand zeros if its rows are no multiple of
+ * 512 elements: as many bytes as blocks of the missing elements take, (512 - row % 512) / block_elements * block_bytes.
+ * So a kernel that reads rows of whole 512 elements reads nothing but zeros behind the last one. On every device. */
 
 /* Attaches to a resident model: maps its memory in place, read-only where that can be. Nothing is copied or read. Until
  * it is detached, or the connection closes, the daemon does not free it. A model that is being loaded is waited for.

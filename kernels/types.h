@@ -23,8 +23,9 @@ enum form {
 enum type_kind {
     TYPE_PLAIN,     /* one element a block, a machine number */
     TYPE_QUANTISED, /* blocks of codes and scales */
-    TYPE_INTERNAL,  /* Q8_1, Q8_K: activations inside an engine; a file has no business holding them */
+    TYPE_INTERNAL,  /* Q8_1, Q8_K: activations inside an engine; no decoder */
     TYPE_REMOVED,   /* an id that the format gave up; it has no block size */
+    TYPE_FOREIGN,   /* not in the table: only the file tells how many bytes such a tensor has; counted in bytes */
 };
 
 struct tensor_type {

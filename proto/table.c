@@ -56,12 +56,15 @@ int table_build(const struct table_tensor *tensors, size_t n, uint64_t arena_byt
             .name = name,
             .offset = tensor->offset,
             .bytes = tensor->bytes,
+            .padding = tensor->padding,
             .n_dims = tensor->n_dims,
             .type = tensor->type,
             .form = tensor->form,
         };
-        for (uint32_t k = 0; k < tensor->n_dims && k < 4; k++)
+        for (uint32_t k = 0; k < tensor->n_dims && k < TABLE_DIMS_MAX; k++)
             entries[i].shape[k] = tensor->shape[k];
+        if (tensor->type_name)
+            memcpy(entries[i].type_name, tensor->type_name, strnlen(tensor->type_name, TABLE_TYPE_SIZE - 1));
         index[i] = (uint32_t)i;
         size_t length = strlen(tensor->name) + 1;
         memcpy(table + name, tensor->name, length);
@@ -75,10 +78,14 @@ int table_build(const struct table_tensor *tensors, size_t n, uint64_t arena_byt
 
 static int entry_check(const struct table_entry *entry, uint64_t arena_bytes)
 {
-    if (entry->offset > arena_bytes || entry->bytes > arena_bytes - entry->offset || entry->n_dims > 4)
+    if (entry->offset > arena_bytes || entry->bytes > arena_bytes - entry->offset ||
+        entry->padding > arena_bytes - entry->offset - entry->bytes || entry->n_dims > TABLE_DIMS_MAX)
         return -EBADMSG;
-    for (uint32_t i = entry->n_dims; i < 4; i++)
+    for (uint32_t i = entry->n_dims; i < TABLE_DIMS_MAX; i++)
         if (entry->shape[i] != 0)
+            return -EBADMSG;
+    for (size_t i = strnlen(entry->type_name, TABLE_TYPE_SIZE - 1); i < TABLE_TYPE_SIZE; i++)
+        if (entry->type_name[i] != '\0')
             return -EBADMSG;
     return 0;
 }
@@ -87,7 +94,11 @@ int table_check(const void *table, size_t size)
 {
     const struct table_header *header = table;
     if (size < sizeof(*header) || (uintptr_t)table % _Alignof(struct table_header) != 0 ||
-        memcmp(header->magic, TABLE_MAGIC, sizeof(header->magic)) != 0 || header->size != size)
+        memcmp(header->magic, TABLE_MAGIC_ANY, sizeof(TABLE_MAGIC_ANY) - 1) != 0)
+        return -EBADMSG;
+    if (memcmp(header->magic, TABLE_MAGIC, sizeof(header->magic)) != 0)
+        return -EPROTONOSUPPORT;
+    if (header->size != size)
         return -EBADMSG;
     uint64_t n = header->n_tensors;
     if (n > UINT32_MAX || n > (size - sizeof(*header)) / TENSOR_SIZE)

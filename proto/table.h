@@ -15,7 +15,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define TABLE_MAGIC "rftable1"
+#define TABLE_MAGIC "rftable2"
+
+/* How every version's magic begins; the version's number follows. */
+#define TABLE_MAGIC_ANY "rftable"
+
+#define TABLE_DIMS_MAX  8u
+#define TABLE_TYPE_SIZE 16u /* of a type's name, its NUL included */
 
 struct table_header {
     char magic[8];
@@ -25,25 +31,29 @@ struct table_header {
 };
 
 struct table_entry {
-    uint64_t name;     /* offset of the name */
-    uint64_t offset;   /* from the start of the model's memory */
-    uint64_t bytes;    /* in the model's memory */
-    uint64_t shape[4]; /* slowest dimension first; n_dims of them, the rest are 0 */
+    uint64_t name;                  /* offset of the name, which may be of any length */
+    uint64_t offset;                /* from the start of the model's memory */
+    uint64_t bytes;                 /* in the model's memory */
+    uint64_t padding;               /* zero bytes behind them */
+    uint64_t shape[TABLE_DIMS_MAX]; /* slowest dimension first; n_dims of them, the rest are 0 */
     uint32_t n_dims;
     uint32_t type; /* id in the file */
     uint32_t form; /* enum form */
     uint32_t reserved;
+    char type_name[TABLE_TYPE_SIZE]; /* as the daemon calls the type; the rest is NUL */
 };
 
-_Static_assert(sizeof(struct table_header) == 32 && sizeof(struct table_entry) == 72, "the layout is the protocol");
+_Static_assert(sizeof(struct table_header) == 32 && sizeof(struct table_entry) == 128, "the layout is the protocol");
 
-/* A tensor as the writer takes it. The name is borrowed for the call. */
+/* A tensor as the writer takes it. Names are borrowed for the call; a type's that is too long is cut, NULL is none. */
 struct table_tensor {
     const char *name;
+    const char *type_name;
     uint64_t offset;
     uint64_t bytes;
-    uint64_t shape[4];
-    uint32_t n_dims;
+    uint64_t padding;
+    uint64_t shape[TABLE_DIMS_MAX];
+    uint32_t n_dims; /* at most TABLE_DIMS_MAX */
     uint32_t type;
     uint32_t form;
 };
@@ -52,8 +62,8 @@ struct table_tensor {
 int table_build(const struct table_tensor *tensors, size_t n, uint64_t arena_bytes, void **ret, size_t *ret_size);
 
 /* Checks a table that came from elsewhere (aligned to 8 bytes, as memory from mmap and malloc is): magic, sizes, every
- * offset inside, names terminated, tensors within arena_bytes, the index in order. Returns 0 or -EBADMSG. After it,
- * table_entries() and table_find() are safe. */
+ * offset inside, names terminated, tensors with their padding within arena_bytes, the index in order. Returns 0,
+ * -EBADMSG, or -EPROTONOSUPPORT for a table of another version. After 0, table_entries() and table_find() are safe. */
 int table_check(const void *table, size_t size);
 
 /* The entries; n_tensors stands in the header. Borrowed from the table. */

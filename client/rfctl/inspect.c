@@ -15,8 +15,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define TYPES_MAX 256u /* ids of types are smaller */
-
 static cJSON *metadata_of(const struct gguf *file)
 {
     cJSON *array = cJSON_CreateArray();
@@ -34,9 +32,14 @@ static cJSON *metadata_of(const struct gguf *file)
         else
             cJSON_AddNullToObject(entry, "count");
         char *value = NULL;
-        if (gguf_kv_json(kv, GGUF_TOLD_ELEMENTS, GGUF_TOLD_STRING, &value) == 0)
+        bool cut = false;
+        if (gguf_kv_json(kv, GGUF_TOLD_ELEMENTS, GGUF_TOLD_STRING, &value, &cut) == 0)
             cJSON_AddStringToObject(entry, "value", value);
         free(value);
+        if (cut)
+            cJSON_AddTrueToObject(entry, "cut");
+        if (cut && kv->type == GGUF_STRING)
+            cJSON_AddNumberToObject(entry, "size", (double)(kv->data_size - GGUF_STRING_LENGTH));
         cJSON_AddItemToArray(array, entry);
     }
     return array;
@@ -66,29 +69,31 @@ struct sums {
 
 static cJSON *types_of(const struct gguf *file, struct sums *all)
 {
-    struct sums sums[TYPES_MAX] = {0};
-    for (size_t i = 0; i < file->n_tensors; i++) {
+    struct sums *sums = calloc(GGUF_TYPE_MAX + 1, sizeof(*sums));
+    const char **names = calloc(GGUF_TYPE_MAX + 1, sizeof(*names));
+    cJSON *array = cJSON_CreateArray();
+    for (size_t i = 0; i < file->n_tensors && sums && names; i++) {
         const struct gguf_tensor *tensor = &file->tensors[i];
-        struct sums *of_type = &sums[tensor->type->id % TYPES_MAX];
-        struct sums *both[] = {of_type, all};
+        struct sums *both[] = {&sums[tensor->type->id], all};
+        names[tensor->type->id] = tensor->type->name;
         for (size_t k = 0; k < 2; k++) {
             both[k]->tensors += 1;
             both[k]->elements += (double)tensor->elements;
             both[k]->bytes += (double)tensor->bytes;
         }
     }
-    cJSON *array = cJSON_CreateArray();
-    for (uint32_t id = 0; id < TYPES_MAX; id++) {
-        const struct tensor_type *type = tensor_type_find(id);
-        if (!type || sums[id].tensors == 0)
+    for (uint32_t id = 0; id <= GGUF_TYPE_MAX && sums && names; id++) {
+        if (!names[id])
             continue;
         cJSON *object = cJSON_CreateObject();
-        cJSON_AddStringToObject(object, "type", type->name);
+        cJSON_AddStringToObject(object, "type", names[id]);
         cJSON_AddNumberToObject(object, "tensors", sums[id].tensors);
         cJSON_AddNumberToObject(object, "parameters", sums[id].elements);
         cJSON_AddNumberToObject(object, "bytes", sums[id].bytes);
         cJSON_AddItemToArray(array, object);
     }
+    free(sums);
+    free(names);
     return array;
 }
 

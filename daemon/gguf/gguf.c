@@ -10,6 +10,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -20,6 +21,15 @@
 /* The least that one takes in the file. */
 #define KV_BYTES_MIN     14 /* a key of one byte, and a value of one */
 #define TENSOR_BYTES_MIN 25 /* a name of one byte, and no dimensions */
+#define ARRAY_BYTES_MIN  12 /* the type of its elements, and their number */
+
+/* As much of a name as a fault has room for. */
+#define NAME_TOLD 64
+
+struct gguf_foreign {
+    struct tensor_type type;
+    char name[16]; /* "type65535" */
+};
 
 /* Doubles an array as it fills: its memory follows what was read, not what the file claims. */
 static int array_reserve(void **array, size_t *capacity, size_t used, size_t element_size)
@@ -33,6 +43,16 @@ static int array_reserve(void **array, size_t *capacity, size_t used, size_t ele
     *array = moved;
     *capacity = grown;
     return 0;
+}
+
+/* Gives back what an array has no entries in. */
+static void array_trim(void **array, size_t *capacity, size_t used, size_t element_size)
+{
+    void *moved = used < *capacity && used > 0 ? reallocarray(*array, used, element_size) : NULL;
+    if (!moved)
+        return;
+    *array = moved;
+    *capacity = used;
 }
 
 /* --- First pass --- */
@@ -112,15 +132,24 @@ static int take_scalar(struct header_reader *r, enum gguf_value_type type)
     return 0;
 }
 
+static int take_array(struct header_reader *r, unsigned depth, struct gguf_kv *kv, size_t *ret_start);
+
 /* Steps over the elements of an array; `field` is where their number stands. */
-static int take_elements(struct header_reader *r, enum gguf_value_type type, uint64_t count, uint64_t field)
+static int take_elements(struct header_reader *r, unsigned depth, enum gguf_value_type type, uint64_t count,
+                         uint64_t field)
 {
-    size_t each = type == GGUF_STRING ? 8 : value_bytes(type);
+    size_t each = type == GGUF_STRING ? 8 : type == GGUF_ARRAY ? ARRAY_BYTES_MIN : value_bytes(type);
 
     if (count > (r->file_size - r->pos) / each)
         return header_refuse(r, field, "an array of %" PRIu64 " elements reaches past the end of the file", count);
     if (type == GGUF_STRING)
         return header_skip_strings(r, "a string", count);
+    if (type == GGUF_ARRAY) {
+        int r_nested = 0;
+        for (uint64_t i = 0; i < count && r_nested == 0; i++)
+            r_nested = take_array(r, depth + 1, &(struct gguf_kv){0}, &(size_t){0});
+        return r_nested;
+    }
     int error = header_ensure(r, count * each, field);
     if (error)
         return error;
@@ -128,22 +157,23 @@ static int take_elements(struct header_reader *r, enum gguf_value_type type, uin
     return 0;
 }
 
-/* *ret_start: where the first element stands. */
-static int take_array(struct header_reader *r, struct gguf_kv *kv, size_t *ret_start)
+/* Of the value, sets the type and the number of its elements. *ret_start: where the first one stands. depth: of arrays
+ * that it stands in. */
+static int take_array(struct header_reader *r, unsigned depth, struct gguf_kv *kv, size_t *ret_start)
 {
     uint64_t field = r->pos;
     int error = take_value_type(r, &kv->element_type);
 
     if (error)
         return error;
-    if (kv->element_type == GGUF_ARRAY)
-        return header_refuse(r, field, "an array of arrays is not supported");
+    if (kv->element_type == GGUF_ARRAY && depth + 1 >= GGUF_NESTING_MAX)
+        return header_refuse(r, field, "arrays stand in arrays, more than %u deep", GGUF_NESTING_MAX);
     field = r->pos;
     error = header_take_u64(r, &kv->count);
     if (error)
         return error;
     *ret_start = r->pos;
-    return take_elements(r, kv->element_type, kv->count, field);
+    return take_elements(r, depth, kv->element_type, kv->count, field);
 }
 
 /* A power of two, so that padding is a mask. `type_field` is where the value's type stands, the value follows it. */
@@ -177,7 +207,7 @@ static int read_kv(struct header_reader *r, struct gguf_kv *kv, struct gguf *mod
     kv->element_type = kv->type;
     kv->count = 1;
     if (kv->type == GGUF_ARRAY)
-        error = take_array(r, kv, &start);
+        error = take_array(r, 0, kv, &start);
     else if (kv->type == GGUF_STRING)
         error = header_take_string(r, "a string", UINT64_MAX, &(size_t){0});
     else
@@ -192,10 +222,8 @@ static int read_kv(struct header_reader *r, struct gguf_kv *kv, struct gguf *mod
 
 static int read_metadata(struct header_reader *r, struct gguf *model)
 {
-    size_t capacity = 0;
-
     for (size_t i = 0; i < model->n_kv; i++) {
-        int error = array_reserve((void **)&model->kv, &capacity, i, sizeof *model->kv);
+        int error = array_reserve((void **)&model->kv, &model->kv_capacity, i, sizeof *model->kv);
 
         if (error)
             return error;
@@ -204,6 +232,7 @@ static int read_metadata(struct header_reader *r, struct gguf *model)
         if (error)
             return error;
     }
+    array_trim((void **)&model->kv, &model->kv_capacity, model->n_kv, sizeof *model->kv);
     return 0;
 }
 
@@ -232,10 +261,11 @@ static int read_dimensions(struct header_reader *r, struct gguf_tensor *tensor)
 
     if (error)
         return error;
-    if (tensor->n_dims > 4)
-        return header_refuse(r, field, "a tensor has %" PRIu32 " dimensions; 4 are the most", tensor->n_dims);
+    if (tensor->n_dims > GGUF_DIMS_MAX)
+        return header_refuse(r, field, "a tensor has %" PRIu32 " dimensions; %u are the most", tensor->n_dims,
+                             GGUF_DIMS_MAX);
     field = r->pos;
-    for (unsigned i = 0; i < 4; i++) {
+    for (unsigned i = 0; i < GGUF_DIMS_MAX; i++) {
         tensor->ne[i] = 1;
         if (i >= tensor->n_dims)
             continue;
@@ -255,8 +285,31 @@ static int read_dimensions(struct header_reader *r, struct gguf_tensor *tensor)
     return 0;
 }
 
+/* The type of a number that has no block size here. NULL: there are too many; or memory is short, with *ret_error. */
+static const struct tensor_type *foreign_type(struct gguf *model, uint32_t id, int *ret_error)
+{
+    *ret_error = 0;
+    if (!model->foreign)
+        model->foreign = calloc(GGUF_FOREIGN_MAX, sizeof *model->foreign);
+    if (!model->foreign) {
+        *ret_error = -ENOMEM;
+        return NULL;
+    }
+    for (size_t i = 0; i < model->n_foreign; i++)
+        if (model->foreign[i].type.id == id)
+            return &model->foreign[i].type;
+    if (model->n_foreign == GGUF_FOREIGN_MAX)
+        return NULL;
+    struct gguf_foreign *foreign = &model->foreign[model->n_foreign++];
+    const struct tensor_type *known = tensor_type_find(id);
+
+    snprintf(foreign->name, sizeof foreign->name, "type%" PRIu32, id);
+    foreign->type = (struct tensor_type){id, known ? known->name : foreign->name, 1, 1, TYPE_FOREIGN};
+    return &foreign->type;
+}
+
 /* `dimensions` is where the first dimension stands. */
-static int read_type(struct header_reader *r, struct gguf_tensor *tensor, uint64_t dimensions)
+static int read_type(struct header_reader *r, struct gguf *model, struct gguf_tensor *tensor, uint64_t dimensions)
 {
     uint64_t field = r->pos;
     uint32_t id;
@@ -264,13 +317,15 @@ static int read_type(struct header_reader *r, struct gguf_tensor *tensor, uint64
 
     if (error)
         return error;
+    if (id > GGUF_TYPE_MAX)
+        return header_refuse(r, field, "%" PRIu32 " is no number of a tensor type", id);
     const struct tensor_type *type = tensor_type_find(id);
-    if (!type)
-        return header_refuse(r, field, "tensor type %" PRIu32 " is not known", id);
-    if (type->kind == TYPE_REMOVED)
-        return header_refuse(r, field, "tensor type %s was removed from the format", type->name);
-    if (type->kind == TYPE_INTERNAL)
-        return header_refuse(r, field, "tensor type %s is internal to engines and has no place in a file", type->name);
+    if (!type || type->kind == TYPE_REMOVED) {
+        tensor->type = foreign_type(model, id, &error);
+        if (error || tensor->type)
+            return error;
+        return header_refuse(r, field, "more than %u tensor types are not known", GGUF_FOREIGN_MAX);
+    }
     if (tensor->ne[0] % type->block_elements != 0)
         return header_refuse(r, dimensions, "rows of %" PRIu64 " elements are not whole %s blocks of %" PRIu32,
                              tensor->ne[0], type->name, type->block_elements);
@@ -281,7 +336,7 @@ static int read_type(struct header_reader *r, struct gguf_tensor *tensor, uint64
 }
 
 /* Leaves tensor->offset relative to the tensor data, whose position is not known yet. */
-static int read_tensor(struct header_reader *r, const struct gguf *model, struct gguf_tensor *tensor)
+static int read_tensor(struct header_reader *r, struct gguf *model, struct gguf_tensor *tensor)
 {
     uint64_t field = r->pos;
     size_t name_size;
@@ -296,7 +351,7 @@ static int read_tensor(struct header_reader *r, const struct gguf *model, struct
     error = read_dimensions(r, tensor);
     if (error)
         return error;
-    error = read_type(r, tensor, dimensions);
+    error = read_type(r, model, tensor, dimensions);
     if (error)
         return error;
     field = r->pos;
@@ -311,10 +366,8 @@ static int read_tensor(struct header_reader *r, const struct gguf *model, struct
 
 static int read_tensors(struct header_reader *r, struct gguf *model)
 {
-    size_t capacity = 0;
-
     for (size_t i = 0; i < model->n_tensors; i++) {
-        int error = array_reserve((void **)&model->tensors, &capacity, i, sizeof *model->tensors);
+        int error = array_reserve((void **)&model->tensors, &model->tensors_capacity, i, sizeof *model->tensors);
 
         if (error)
             return error;
@@ -323,6 +376,7 @@ static int read_tensors(struct header_reader *r, struct gguf *model)
         if (error)
             return error;
     }
+    array_trim((void **)&model->tensors, &model->tensors_capacity, model->n_tensors, sizeof *model->tensors);
     return 0;
 }
 
@@ -356,15 +410,15 @@ static int locate_tensor(struct header_reader *r, const struct gguf *model, stru
     size_t after_name = *pos + 8 + name.size;
     size_t offset_field = after_name + 4 + 8 * tensor->n_dims + 4;
     uint64_t room = model->file_size - model->data_start;
+    const int told = name.size < NAME_TOLD ? (int)name.size : NAME_TOLD;
 
     if (!name_set_add(seen, name.bytes, name.size))
-        return header_refuse(r, *pos, "two tensors are called %.*s", (int)name.size, name.bytes);
+        return header_refuse(r, *pos, "two tensors are called %.*s", told, name.bytes);
     if (tensor->offset > room)
-        return header_refuse(r, offset_field, "tensor %.*s begins past the end of the file", (int)name.size,
-                             name.bytes);
-    if (tensor->bytes > room - tensor->offset)
-        return header_refuse(r, offset_field, "tensor %.*s reaches past the end of the file", (int)name.size,
-                             name.bytes);
+        return header_refuse(r, offset_field, "tensor %.*s begins past the end of the file", told, name.bytes);
+    const uint64_t least = tensor->type->kind == TYPE_FOREIGN ? tensor->elements > 0 : tensor->bytes;
+    if (least > room - tensor->offset)
+        return header_refuse(r, offset_field, "tensor %.*s reaches past the end of the file", told, name.bytes);
     tensor->offset += model->data_start;
     tensor->name = name.bytes;
     /* The name is terminated where its number of dimensions begins, which is in n_dims by now. */
@@ -388,6 +442,49 @@ static int locate_tensors(struct header_reader *r, struct gguf *model, size_t *p
     return 0;
 }
 
+static int offset_compare(const void *a, const void *b)
+{
+    const uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+    return x < y ? -1 : x > y;
+}
+
+/* The first of the offsets, which ascend, that is greater; or `end`. */
+static uint64_t offset_behind(const uint64_t *offsets, size_t n, uint64_t offset, uint64_t end)
+{
+    size_t low = 0, high = n;
+
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (offsets[middle] > offset)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return low < n ? offsets[low] : end;
+}
+
+/* A tensor whose type has no known size has all bytes up to the next one, or to the end of the file. */
+static int measure_foreign(struct gguf *model)
+{
+    if (model->n_foreign == 0)
+        return 0;
+    uint64_t *offsets = calloc(model->n_tensors, sizeof *offsets);
+    if (!offsets)
+        return -ENOMEM;
+    for (size_t i = 0; i < model->n_tensors; i++)
+        offsets[i] = model->tensors[i].offset;
+    qsort(offsets, model->n_tensors, sizeof *offsets, offset_compare);
+    for (size_t i = 0; i < model->n_tensors; i++) {
+        struct gguf_tensor *tensor = &model->tensors[i];
+
+        if (tensor->type->kind == TYPE_FOREIGN && tensor->elements > 0)
+            tensor->bytes = offset_behind(offsets, model->n_tensors, tensor->offset, model->file_size) - tensor->offset;
+    }
+    free(offsets);
+    return 0;
+}
+
 static int locate(struct header_reader *r, struct gguf *model)
 {
     size_t pos = HEADER_FIXED;
@@ -397,10 +494,14 @@ static int locate(struct header_reader *r, struct gguf *model)
         model->data_start = (r->pos + model->alignment - 1) & ~(model->alignment - 1);
     if (model->data_start > r->file_size)
         return header_refuse(r, r->pos, "the file ends before its tensor data");
+    model->header_bytes = r->pos;
     int error = locate_metadata(r, model, &pos);
     if (error)
         return error;
-    return locate_tensors(r, model, &pos);
+    error = locate_tensors(r, model, &pos);
+    if (error)
+        return error;
+    return measure_foreign(model);
 }
 
 /* --- The model --- */
@@ -456,8 +557,11 @@ uint64_t gguf_memory(const struct gguf *model)
 {
     uint64_t bytes = 0;
 
-    for (; model; model = model->next)
-        bytes += model->memory_bytes + model->n_kv * sizeof *model->kv + model->n_tensors * sizeof *model->tensors;
+    for (; model; model = model->next) {
+        bytes += sizeof *model + model->memory_bytes;
+        bytes += model->kv_capacity * sizeof *model->kv + model->tensors_capacity * sizeof *model->tensors;
+        bytes += model->foreign ? GGUF_FOREIGN_MAX * sizeof *model->foreign : 0;
+    }
     return bytes;
 }
 
@@ -467,6 +571,7 @@ void gguf_free(struct gguf *model)
         struct gguf *next = model->next;
         free(model->kv);
         free(model->tensors);
+        free(model->foreign);
         free(model->memory);
         free(model);
         model = next;

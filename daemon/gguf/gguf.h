@@ -2,8 +2,9 @@
  *
  * The file is untrusted. Every count, length and size is held against the bytes that are left before anything is
  * allocated for it; memory is at most a small multiple of the header's size. Nothing is read through mmap. A model that
- * is given out is sound: every tensor has a known type that stands in files, whole rows of blocks, an aligned offset,
- * and lies inside the file. Tensors may stand in any order and may share bytes.
+ * is given out is sound: every tensor has whole rows of blocks, an aligned offset, and lies inside the file. Tensors
+ * may stand in any order and may share bytes. A tensor whose type has no known block size ends where the next one
+ * begins.
  *
  * Blocking; meant for a worker thread. A parsed model is immutable: any thread may read it.
  *
@@ -22,8 +23,12 @@
 #define GGUF_HEADER_MAX  (128ull << 20) /* bytes before the tensor data, in all files of a model */
 #define GGUF_TENSORS_MAX (1u << 16)
 #define GGUF_KV_MAX      (1u << 16)
-#define GGUF_NAME_MAX    63u    /* bytes of a tensor's name */
+#define GGUF_NAME_MAX    4095u  /* bytes of a tensor's name */
 #define GGUF_KEY_MAX     65535u /* bytes of a key */
+#define GGUF_DIMS_MAX    8u     /* of a tensor */
+#define GGUF_TYPE_MAX    65535u /* a larger number of a tensor's type is no number of a type */
+#define GGUF_FOREIGN_MAX 64u    /* different types without a known block size */
+#define GGUF_NESTING_MAX 8u     /* arrays in arrays */
 
 /* Ids are those of the file. */
 enum gguf_value_type {
@@ -43,6 +48,9 @@ enum gguf_value_type {
     GGUF_VALUE_TYPE_COUNT,
 };
 
+/* What a string's length takes in the file, before the string. */
+#define GGUF_STRING_LENGTH 8u
+
 /* Bytes as they stand in the file; not terminated, perhaps not UTF-8. */
 struct gguf_string {
     const char *bytes;
@@ -54,8 +62,8 @@ struct gguf_string {
 struct gguf_kv {
     struct gguf_string key;
     enum gguf_value_type type;         /* GGUF_ARRAY for arrays */
-    enum gguf_value_type element_type; /* of an array; else the same as type */
-    uint64_t count;                    /* of an array; else 1 */
+    enum gguf_value_type element_type; /* of an array, GGUF_ARRAY if its elements are arrays; else the same as type */
+    uint64_t count;                    /* of an array, the outermost one; else 1 */
     const uint8_t *data;
     size_t data_size;
 };
@@ -63,13 +71,15 @@ struct gguf_kv {
 struct gguf_tensor {
     const char *name; /* NUL-terminated, valid UTF-8 */
     const struct tensor_type *type;
-    uint32_t n_dims;   /* 0 to 4 */
-    uint64_t ne[4];    /* as in the file: ne[0] is the fastest; missing ones are 1 */
-    uint64_t elements; /* product of ne; 0 if any is 0 */
-    uint64_t bytes;    /* elements / block_elements * block_bytes */
-    uint64_t offset;   /* of the first byte, from the start of the FILE */
-    uint32_t shard;    /* which file of a split model; 0 */
+    uint32_t n_dims;            /* 0 to GGUF_DIMS_MAX */
+    uint64_t elements;          /* product of ne; 0 if any is 0 */
+    uint64_t bytes;             /* elements / block_elements * block_bytes; of a TYPE_FOREIGN, up to the next tensor */
+    uint64_t offset;            /* of the first byte, from the start of the FILE */
+    uint32_t shard;             /* which file of a split model; 0 */
+    uint64_t ne[GGUF_DIMS_MAX]; /* as in the file: ne[0] is the fastest; missing ones are 1 */
 };
+
+struct gguf_foreign;
 
 struct gguf {
     uint32_t version;
@@ -80,9 +90,14 @@ struct gguf {
     struct gguf_kv *kv; /* in the order of the file */
     size_t n_tensors;
     struct gguf_tensor *tensors; /* in the order of the file */
-    void *memory;                /* what the pointers above point into */
+    void *memory;                /* what the pointers above point into: the header, with names that were terminated */
     size_t memory_bytes;         /* of it */
-    struct gguf *next;           /* of a joined model: the next file's header, which tensors point into; owned */
+    size_t header_bytes;         /* of the header: from the file's first byte to the end of the tensor infos */
+    size_t kv_capacity;          /* entries that there is room for */
+    size_t tensors_capacity;
+    struct gguf_foreign *foreign; /* types that are not in the table; NULL: none */
+    size_t n_foreign;
+    struct gguf *next; /* of a joined model: the next file's header, which tensors point into; owned */
 };
 
 /* Why a file is refused, in a sentence, and the offset of the faulty field. */
@@ -104,7 +119,7 @@ int gguf_read_within(int fd, uint64_t file_size, uint64_t most, struct gguf **re
 /* Has memory ready for the next header: it is read in half the time then. Any thread; best called when nobody waits. */
 void gguf_prepare(void);
 
-/* Bytes of memory that the model itself takes. */
+/* Bytes of memory that the model itself takes, as it was allocated. */
 uint64_t gguf_memory(const struct gguf *model);
 
 /* NULL is fine. */
@@ -126,14 +141,15 @@ int gguf_kv_f64(const struct gguf_kv *kv, double *ret);
 /* A string; borrowed from the model. */
 int gguf_kv_string(const struct gguf_kv *kv, struct gguf_string *ret);
 
-/* "u32", "string", ... Static; never NULL for a value below GGUF_VALUE_TYPE_COUNT. */
+/* "u32", "string", "array", ... Static; never NULL for a value below GGUF_VALUE_TYPE_COUNT. */
 const char *gguf_value_type_name(enum gguf_value_type type);
 
 /* Writes a value as JSON text: numbers exactly (integers in decimal, floats with the fewest digits that read back the
- * same; NaN and infinities as strings), strings escaped with bytes that are not UTF-8 replaced by U+FFFD, arrays with
- * at most max_elements elements, strings with at most max_string bytes (cut at a character). The caller frees *ret.
+ * same; NaN and infinities as strings), strings escaped with bytes that are not UTF-8 replaced by U+FFFD. Of arrays at
+ * most max_elements elements are told (those of arrays in arrays count as well), of each string at most max_string
+ * bytes (cut at a character). *ret_cut, unless NULL, tells whether something was left out. The caller frees *ret.
  * -ENOMEM. */
-int gguf_kv_json(const struct gguf_kv *kv, size_t max_elements, size_t max_string, char **ret);
+int gguf_kv_json(const struct gguf_kv *kv, size_t max_elements, size_t max_string, char **ret, bool *ret_cut);
 
 /* As much as people are told of a long value. */
 #define GGUF_TOLD_ELEMENTS 16u

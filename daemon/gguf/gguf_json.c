@@ -161,85 +161,137 @@ static void write_float(FILE *out, double value, bool is_double)
     fputs(text, out);
 }
 
-/* Cut at max_size bytes, but not inside a character. */
-static void write_string(FILE *out, const char *bytes, size_t size, size_t max_size)
+/* A value on its way into text, and how much of it is still to be told. */
+struct json_writer {
+    FILE *out;
+    size_t elements; /* left, of all arrays together */
+    size_t max_string;
+    bool cut; /* something was left out */
+};
+
+/* Cut at max_string bytes, but not inside a character. */
+static void write_string(struct json_writer *w, const char *bytes, size_t size)
 {
-    fputc('"', out);
+    fputc('"', w->out);
     for (size_t i = 0; i < size;) {
         size_t length = utf8_character(bytes + i, size - i);
         unsigned char c = (unsigned char)bytes[i];
 
-        if (length > max_size - i || i == max_size)
+        if (length > w->max_string - i || i == w->max_string) {
+            w->cut = true;
             break;
+        }
         if (length == 0)
-            fputs("\xef\xbf\xbd", out);
+            fputs("\xef\xbf\xbd", w->out);
         else if (c == '"' || c == '\\')
-            fprintf(out, "\\%c", c);
+            fprintf(w->out, "\\%c", c);
         else if (c < 0x20 || c == 0x7f)
-            fprintf(out, "\\u%04x", c);
+            fprintf(w->out, "\\u%04x", c);
         else
-            fwrite(bytes + i, 1, length, out);
+            fwrite(bytes + i, 1, length, w->out);
         i += length ? length : 1;
     }
-    fputc('"', out);
+    fputc('"', w->out);
 }
 
-/* Writes one element and returns the bytes that it takes in the file. */
-static size_t write_element(FILE *out, enum gguf_value_type type, const uint8_t *data, size_t max_string)
+static size_t scalar_bytes(enum gguf_value_type type)
+{
+    switch (type) {
+    case GGUF_U8:
+    case GGUF_I8:
+    case GGUF_BOOL:
+        return 1;
+    case GGUF_U16:
+    case GGUF_I16:
+        return 2;
+    case GGUF_U32:
+    case GGUF_I32:
+    case GGUF_F32:
+        return 4;
+    default:
+        return 8;
+    }
+}
+
+/* Where `count` elements that begin at `data` end. */
+static const uint8_t *elements_end(enum gguf_value_type type, uint64_t count, const uint8_t *data)
+{
+    if (type != GGUF_STRING && type != GGUF_ARRAY)
+        return data + count * scalar_bytes(type);
+    for (uint64_t i = 0; i < count; i++)
+        data = type == GGUF_STRING ? data + 8 + load(data, 8)
+                                   : elements_end((enum gguf_value_type)load(data, 4), load(data + 4, 8), data + 12);
+    return data;
+}
+
+static const uint8_t *write_array(struct json_writer *w, enum gguf_value_type type, uint64_t count,
+                                  const uint8_t *data);
+
+/* Writes one element. Returns where the next one stands. */
+static const uint8_t *write_element(struct json_writer *w, enum gguf_value_type type, const uint8_t *data)
 {
     uint64_t value = 0;
 
     switch (type) {
     case GGUF_STRING:
         value = load(data, 8);
-        write_string(out, (const char *)data + 8, (size_t)value, max_string);
-        return 8 + (size_t)value;
+        write_string(w, (const char *)data + 8, (size_t)value);
+        return data + 8 + value;
+    case GGUF_ARRAY:
+        return write_array(w, (enum gguf_value_type)load(data, 4), load(data + 4, 8), data + 12);
     case GGUF_BOOL:
-        fputs(data[0] ? "true" : "false", out);
-        return 1;
+        fputs(data[0] ? "true" : "false", w->out);
+        break;
     case GGUF_F32:
-        write_float(out, load_float(data), false);
-        return 4;
+        write_float(w->out, load_float(data), false);
+        break;
     case GGUF_F64:
-        write_float(out, load_double(data), true);
-        return 8;
+        write_float(w->out, load_double(data), true);
+        break;
     default:
         if (load_integer(type, data, &value) > 0)
-            fprintf(out, "%" PRId64, (int64_t)value);
+            fprintf(w->out, "%" PRId64, (int64_t)value);
         else
-            fprintf(out, "%" PRIu64, value);
-        return type == GGUF_U8 || type == GGUF_I8     ? 1
-               : type == GGUF_U16 || type == GGUF_I16 ? 2
-               : type == GGUF_U32 || type == GGUF_I32 ? 4
-                                                      : 8;
+            fprintf(w->out, "%" PRIu64, value);
     }
+    return data + scalar_bytes(type);
 }
 
-int gguf_kv_json(const struct gguf_kv *kv, size_t max_elements, size_t max_string, char **ret)
+static const uint8_t *write_array(struct json_writer *w, enum gguf_value_type type, uint64_t count, const uint8_t *data)
+{
+    uint64_t i = 0;
+
+    fputc('[', w->out);
+    for (; i < count && w->elements > 0; i++) {
+        if (i > 0)
+            fputc(',', w->out);
+        w->elements--;
+        data = write_element(w, type, data);
+    }
+    fputc(']', w->out);
+    w->cut = w->cut || i < count;
+    return elements_end(type, count - i, data);
+}
+
+int gguf_kv_json(const struct gguf_kv *kv, size_t max_elements, size_t max_string, char **ret, bool *ret_cut)
 {
     char *text = NULL;
     size_t size;
-    FILE *out = open_memstream(&text, &size);
-    const uint8_t *data = kv->data;
+    struct json_writer writer = {open_memstream(&text, &size), max_elements, max_string, false};
 
-    if (!out)
+    if (!writer.out)
         return -ENOMEM;
-    if (kv->type == GGUF_ARRAY) {
-        fputc('[', out);
-        for (uint64_t i = 0; i < kv->count && i < max_elements; i++) {
-            if (i > 0)
-                fputc(',', out);
-            data += write_element(out, kv->element_type, data, max_string);
-        }
-        fputc(']', out);
-    } else {
-        write_element(out, kv->type, data, max_string);
-    }
-    bool failed = ferror(out);
-    if (fclose(out) != 0 || failed) {
+    if (kv->type == GGUF_ARRAY)
+        write_array(&writer, kv->element_type, kv->count, kv->data);
+    else
+        write_element(&writer, kv->type, kv->data);
+    bool failed = ferror(writer.out);
+    if (fclose(writer.out) != 0 || failed) {
         free(text);
         return -ENOMEM;
     }
     *ret = text;
+    if (ret_cut)
+        *ret_cut = writer.cut;
     return 0;
 }

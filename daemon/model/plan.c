@@ -52,10 +52,21 @@ static int align_up(uint64_t value, uint64_t alignment, uint64_t *ret)
     return 0;
 }
 
+/* See PLAN_ROW_ELEMENTS. All sizes of blocks divide that. */
+static uint64_t row_padding(const struct gguf_tensor *tensor)
+{
+    const struct tensor_type *type = tensor->type;
+    const uint64_t beyond = tensor->ne[0] % PLAN_ROW_ELEMENTS;
+    if (type->kind != TYPE_QUANTISED || beyond == 0)
+        return 0;
+    return (PLAN_ROW_ELEMENTS - beyond) / type->block_elements * type->block_bytes;
+}
+
 static int placement_measure(struct placement *placement, const struct gguf_tensor *tensor)
 {
     if (placement->convert == FORM_NATIVE) {
         placement->bytes = tensor->bytes;
+        placement->padding = row_padding(tensor);
         return 0;
     }
     if (__builtin_mul_overflow(tensor->elements, form_element_bytes(placement->convert), &placement->bytes))
@@ -89,7 +100,8 @@ int plan_new(const struct gguf *model, enum form form, uint64_t granule, struct 
         int r = placement_measure(placement, tensor);
         if (r == 0)
             r = align_up(end, PLAN_ALIGNMENT, &placement->offset);
-        if (r == 0 && __builtin_add_overflow(placement->offset, placement->bytes, &end))
+        if (r == 0 && (__builtin_add_overflow(placement->offset, placement->bytes, &end) ||
+                       __builtin_add_overflow(end, placement->padding, &end)))
             r = -EOVERFLOW;
         if (r == 0 && __builtin_add_overflow(plan->model_bytes, tensor->bytes, &plan->model_bytes))
             r = -EOVERFLOW;
@@ -133,8 +145,8 @@ bool plan_decoded_by(const struct plan *plan, struct device *device)
 uint64_t plan_memory(const struct plan *plan)
 {
     const size_t piece = sizeof(*plan->pieces) + sizeof(*plan->piece_file_offsets) + sizeof(*plan->piece_tensors);
-    return plan->model->n_tensors * sizeof(*plan->placements) + plan->n_chunks * sizeof(*plan->chunks) +
-           plan->n_pieces * piece;
+    return sizeof(*plan) + plan->model->n_tensors * sizeof(*plan->placements) +
+           plan->chunks_capacity * sizeof(*plan->chunks) + plan->pieces_capacity * piece;
 }
 
 uint64_t plan_piece_file_bytes(const struct plan *plan, size_t index)
@@ -154,6 +166,7 @@ int plan_linear(uint64_t bytes, size_t slot_bytes, struct plan **ret)
     size_t n = (bytes + slot_bytes - 1) / slot_bytes;
     plan->arena_bytes = plan->model_bytes = bytes;
     plan->verbatim = true;
+    plan->pieces_capacity = plan->chunks_capacity = n ? n : 1;
     plan->chunks = calloc(n ? n : 1, sizeof(*plan->chunks));
     plan->pieces = calloc(n ? n : 1, sizeof(*plan->pieces));
     if (!plan->chunks || !plan->pieces) {
@@ -197,19 +210,14 @@ struct cutter {
     struct plan *plan;
     size_t slot_bytes;
     size_t part_bytes;
-    size_t pieces_capacity;
-    size_t chunks_capacity;
     struct chunk *open; /* NULL: none yet */
     uint64_t slot_used; /* of the open chunk's slot, when it holds what the arena gets */
     uint64_t file_at;   /* where its last piece begins: tensors that share bytes could go back */
 };
 
-static int cutter_grow_pieces(struct cutter *cutter)
+/* Makes room for so many pieces, or gives room back. */
+static int pieces_resize(struct plan *plan, size_t capacity)
 {
-    struct plan *plan = cutter->plan;
-    if (plan->n_pieces < cutter->pieces_capacity)
-        return 0;
-    size_t capacity = cutter->pieces_capacity ? cutter->pieces_capacity * 2 : 256;
     struct piece *pieces = reallocarray(plan->pieces, capacity, sizeof(*pieces));
     if (!pieces)
         return -ENOMEM;
@@ -222,20 +230,35 @@ static int cutter_grow_pieces(struct cutter *cutter)
     if (!tensors)
         return -ENOMEM;
     plan->piece_tensors = tensors;
-    cutter->pieces_capacity = capacity;
+    plan->pieces_capacity = capacity;
     return 0;
+}
+
+static int chunks_resize(struct plan *plan, size_t capacity)
+{
+    struct chunk *chunks = reallocarray(plan->chunks, capacity, sizeof(*chunks));
+    if (!chunks)
+        return -ENOMEM;
+    plan->chunks = chunks;
+    plan->chunks_capacity = capacity;
+    return 0;
+}
+
+static int cutter_grow_pieces(struct cutter *cutter)
+{
+    struct plan *plan = cutter->plan;
+    if (plan->n_pieces < plan->pieces_capacity)
+        return 0;
+    return pieces_resize(plan, plan->pieces_capacity ? plan->pieces_capacity * 2 : 256);
 }
 
 static int cutter_begin_chunk(struct cutter *cutter, uint32_t shard, uint64_t file_offset)
 {
     struct plan *plan = cutter->plan;
-    if (plan->n_chunks == cutter->chunks_capacity) {
-        size_t capacity = cutter->chunks_capacity ? cutter->chunks_capacity * 2 : 64;
-        struct chunk *chunks = reallocarray(plan->chunks, capacity, sizeof(*chunks));
-        if (!chunks)
-            return -ENOMEM;
-        plan->chunks = chunks;
-        cutter->chunks_capacity = capacity;
+    if (plan->n_chunks == plan->chunks_capacity) {
+        int r = chunks_resize(plan, plan->chunks_capacity ? plan->chunks_capacity * 2 : 64);
+        if (r < 0)
+            return r;
     }
     cutter->open = &plan->chunks[plan->n_chunks++];
     cutter->slot_used = 0;
@@ -351,6 +374,10 @@ int plan_cut(struct plan *plan, size_t slot_bytes, size_t part_bytes, bool verba
     for (size_t i = 0; i < model->n_tensors && r == 0; i++)
         r = cutter_add_tensor(&cutter, spans[i].tensor);
     free(spans);
+    if (r == 0) { /* they are kept as long as the model: without the room that they grew into */
+        (void)pieces_resize(plan, plan->n_pieces ? plan->n_pieces : 1);
+        (void)chunks_resize(plan, plan->n_chunks ? plan->n_chunks : 1);
+    }
     return r;
 }
 

@@ -17,6 +17,10 @@
 /* Tensors begin at multiples of this in an arena: what vector loads and GPU transactions like. */
 #define PLAN_ALIGNMENT 256u
 
+/* Behind a tensor of native blocks whose rows are no multiple of so many elements stand as many zeros as the blocks of
+ * the missing elements take: GPU kernels of engines read whole tiles, and a NaN there would spoil a sum. */
+#define PLAN_ROW_ELEMENTS 512u
+
 /* An arena is smaller than this: sizes are JSON integers. */
 #define PLAN_ARENA_MAX (1ull << 53)
 
@@ -31,6 +35,7 @@ const char *plan_form_name(enum form form);
 struct placement {
     uint64_t offset;   /* in the arena */
     uint64_t bytes;    /* in the arena */
+    uint64_t padding;  /* zero bytes that stand behind them; part of no other tensor */
     enum form form;    /* what the bytes in the arena are; FORM_NATIVE for blocks that only the type describes */
     enum form convert; /* FORM_NATIVE: the file's bytes are copied; else they are decoded into this */
 };
@@ -59,6 +64,8 @@ struct plan {
     uint64_t *piece_file_offsets; /* where each piece is in its file; its bytes there follow from the type */
     uint32_t *piece_tensors;      /* which tensor each piece is of */
     size_t n_pieces;
+    size_t pieces_capacity; /* that there is room for */
+    size_t chunks_capacity;
 };
 
 /* Lays a model out. form: a form, or FORM_AUTO. granule: the arena is rounded up to this, a power of two.
@@ -85,8 +92,8 @@ struct part {
 size_t plan_divide(const struct plan *plan, const struct chunk *chunk, size_t part_bytes,
                    struct part ret[PLAN_PARTS_MAX]);
 
-/* What of the arena no piece is put into: padding between tensors, and the end. Gaps that are close together are told
- * as one, with what is between them. Returns 0 and an array that the caller frees, or -ENOMEM. */
+/* What of the arena no piece is put into: padding behind and between tensors, and the end. Gaps that are close together
+ * are told as one, with what is between them. Returns 0 and an array that the caller frees, or -ENOMEM. */
 int plan_gaps(const struct plan *plan, struct extent **ret, size_t *ret_n);
 
 /* Cuts `bytes` of memory, as they lie, into chunks for slots of `slot_bytes`: a plan with nothing but chunks and
@@ -96,7 +103,7 @@ int plan_linear(uint64_t bytes, size_t slot_bytes, struct plan **ret);
 /* The device has a kernel for everything that is to be decoded; also if nothing is. Any thread. */
 bool plan_decoded_by(const struct plan *plan, struct device *device);
 
-/* Bytes of memory that the plan itself takes. */
+/* Bytes of memory that the plan itself takes, as it was allocated. */
 uint64_t plan_memory(const struct plan *plan);
 
 /* NULL is fine. */

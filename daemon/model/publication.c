@@ -17,8 +17,10 @@ static struct table_tensor table_tensor(const struct gguf_tensor *tensor, const 
 {
     struct table_tensor entry = {
         .name = tensor->name,
+        .type_name = tensor->type->name,
         .offset = placement->offset,
         .bytes = placement->bytes,
+        .padding = placement->padding,
         .n_dims = tensor->n_dims,
         .type = tensor->type->id,
         .form = (uint32_t)placement->form,
@@ -148,6 +150,8 @@ static cJSON *describe_tensor(const struct gguf_tensor *tensor, const struct pla
         cJSON_AddItemToArray(shape, cJSON_CreateNumber((double)tensor->ne[i]));
     cJSON_AddNumberToObject(object, "offset", (double)placement->offset);
     cJSON_AddNumberToObject(object, "size", (double)placement->bytes);
+    if (placement->padding > 0)
+        cJSON_AddNumberToObject(object, "padding", (double)placement->padding);
     return object;
 }
 
@@ -168,7 +172,8 @@ static cJSON *describe_entry(const struct gguf_kv *kv)
 {
     char *key = strndup(kv->key.bytes, kv->key.size), *value = NULL;
     cJSON *entry = NULL;
-    if (key && gguf_kv_json(kv, GGUF_TOLD_ELEMENTS, GGUF_TOLD_STRING, &value) == 0) {
+    bool cut;
+    if (key && gguf_kv_json(kv, GGUF_TOLD_ELEMENTS, GGUF_TOLD_STRING, &value, &cut) == 0) {
         entry = cJSON_CreateObject();
         json_add_text(entry, "key", key);
         cJSON_AddStringToObject(entry, "type", gguf_value_type_name(kv->element_type));
@@ -177,6 +182,10 @@ static cJSON *describe_entry(const struct gguf_kv *kv)
         else
             cJSON_AddNullToObject(entry, "count");
         cJSON_AddStringToObject(entry, "value", value);
+        if (cut)
+            cJSON_AddTrueToObject(entry, "cut");
+        if (cut && kv->type == GGUF_STRING)
+            cJSON_AddNumberToObject(entry, "size", (double)(kv->data_size - GGUF_STRING_LENGTH));
     }
     free(key);
     free(value);

@@ -24,7 +24,7 @@ static void check_kv(const struct gguf *model, const struct gguf_kv *kv)
     (void)gguf_kv_f64(kv, &d);
     (void)gguf_kv_string(kv, &string);
     assert(gguf_value_type_name(kv->element_type));
-    if (gguf_kv_json(kv, 16, 64, &json) == 0)
+    if (gguf_kv_json(kv, 16, 64, &json, NULL) == 0)
         free(json);
     if (!memchr(kv->key.bytes, 0, kv->key.size)) {
         char *key = strndup(kv->key.bytes, kv->key.size);
@@ -45,10 +45,13 @@ static void check_tensor(const struct gguf *model, const struct gguf_tensor *ten
         assert(character > 0);
         i += character;
     }
-    assert(tensor->n_dims <= 4);
-    assert(tensor->type->kind == TYPE_PLAIN || tensor->type->kind == TYPE_QUANTISED);
+    assert(tensor->n_dims <= GGUF_DIMS_MAX);
+    assert(tensor->type->kind != TYPE_REMOVED && tensor->type->name[0]);
     assert(tensor->ne[0] % tensor->type->block_elements == 0);
-    assert(tensor->bytes == tensor->elements / tensor->type->block_elements * tensor->type->block_bytes);
+    if (tensor->type->kind == TYPE_FOREIGN)
+        assert((tensor->elements == 0) == (tensor->bytes == 0));
+    else
+        assert(tensor->bytes == tensor->elements / tensor->type->block_elements * tensor->type->block_bytes);
     assert(tensor->offset >= model->data_start && tensor->offset <= model->file_size);
     assert((tensor->offset - model->data_start) % model->alignment == 0);
     assert(tensor->bytes <= model->file_size - tensor->offset);

@@ -29,12 +29,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     assert(tensors);
     for (size_t i = 0; i < n; i++) {
         const struct table_entry *entry = &table_entries(table)[i];
-        assert(entry->offset + entry->bytes <= header->arena_bytes);
+        assert(entry->offset + entry->bytes + entry->padding <= header->arena_bytes);
         assert(table_find(table, table_name(table, entry)) == entry);
         tensors[i] = (struct table_tensor){
             .name = table_name(table, entry),
             .offset = entry->offset,
             .bytes = entry->bytes,
+            .padding = entry->padding,
+            .type_name = entry->type_name,
             .n_dims = entry->n_dims,
             .type = entry->type,
             .form = entry->form,

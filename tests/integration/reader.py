@@ -73,6 +73,7 @@ def main():
             wrong.append(f"there are {len(entries)} tensors, and {len(of_file)} in the file")
         told = [
             {"name": e.name, "type": e.type, "form": e.form, "shape": e.shape, "offset": e.offset, "size": e.bytes}
+            | ({"padding": e.padding} if e.padding else {})
             for e in entries
         ]
         print(json.dumps({"bytes": model.bytes, "tensors": told, "wrong": wrong}))

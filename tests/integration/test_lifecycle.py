@@ -308,7 +308,7 @@ def test_table_in_binary(client, small_model):
     reply = client.call("Attach", name="small", table=True)
     assert reply.get("tensors") is None
     table = os.pread(client.fds[reply["table"]], 1 << 20, 0)
-    assert table.startswith(b"rftable1")
+    assert table.startswith(b"rftable2")
     assert all(tensor["name"].encode() + b"\0" in table for tensor in tensors)
     assert len(tensors) == int.from_bytes(table[16:24], "little")
 

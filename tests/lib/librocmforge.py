@@ -29,10 +29,12 @@ class Tensor(ctypes.Structure):
         ("type_id", c_uint32),
         ("_form", c_char_p),
         ("n_dims", c_uint32),
-        ("_shape", c_uint64 * 4),
+        ("_shape", c_uint64 * 8),
         ("offset", c_uint64),
         ("bytes", c_uint64),
         ("data", c_void_p),
+        ("padding", c_uint64),
+        ("_reserved", c_void_p * 3),
     ]
 
     name = property(lambda self: self._name.decode())
@@ -137,6 +139,10 @@ class Model:
 
     def read(self, tensor):
         """The same, copied by the library, wherever they are."""
-        copy = ctypes.create_string_buffer(tensor.bytes)
-        self.client.check(self.library.rf_model_read(self.handle, tensor.offset, copy, tensor.bytes))
+        return self.read_at(tensor.offset, tensor.bytes)
+
+    def read_at(self, offset, size):
+        """Bytes of the model's memory, wherever it is."""
+        copy = ctypes.create_string_buffer(size)
+        self.client.check(self.library.rf_model_read(self.handle, offset, copy, size))
         return copy.raw

@@ -2,6 +2,7 @@
 #include "gguf_rig.h"
 
 #include <errno.h>
+#include <malloc.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -12,6 +13,8 @@
 /* clang-format off */
 #include <cmocka.h> /* wants the standard headers before it */
 /* clang-format on */
+
+#define PAGE 4096u
 
 /* Remembers where each field begins: a file cut inside a field is blamed there. */
 static size_t fields[64], n_fields;
@@ -241,12 +244,45 @@ static void test_prepared(void **state)
     test_many_names(state);
 }
 
+/* What the ledger is told is what was taken: as many entries as there is room for. */
+static void test_memory(void **state)
+{
+    enum { N = 33000, ENTRY = 8 + 7 + 4 + 1 };
+    struct gguf_fault fault = {0};
+    struct gguf *model = NULL;
+    struct file *head = calloc(1, sizeof *head);
+    uint8_t *bytes = calloc(1, 24 + (size_t)N * ENTRY);
+
+    (void)state;
+    put_header(head, 3, 0, N);
+    memcpy(bytes, head->bytes, head->size);
+    for (unsigned i = 0; i < N; i++) {
+        struct file *entry = head;
+
+        entry->size = 0;
+        char key[16];
+        snprintf(key, sizeof key, "k%06u", i);
+        put_key(entry, key, GGUF_U8);
+        put_u8(entry, 1);
+        assert_int_equal(entry->size, ENTRY);
+        memcpy(bytes + 24 + (size_t)i * ENTRY, entry->bytes, ENTRY);
+    }
+    assert_int_equal(parse_bytes(bytes, 24 + (size_t)N * ENTRY, &model, &fault), 0);
+    assert_int_equal(model->n_kv, N);
+    const size_t taken = malloc_usable_size(model->kv) + malloc_usable_size(model->memory);
+    assert_in_range(gguf_memory(model), taken - PAGE, taken + PAGE);
+    gguf_free(model);
+    free(head);
+    free(bytes);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_valid),      cmocka_unit_test(test_truncation),
         cmocka_unit_test(test_shrunk),     cmocka_unit_test(test_header_too_large),
         cmocka_unit_test(test_many_names), cmocka_unit_test(test_prepared),
+        cmocka_unit_test(test_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -73,11 +73,11 @@ static void test_values(void **state)
 
         assert_int_equal(model->kv[0].data_size, value->size);
         assert_memory_equal(model->kv[0].data, value->bytes, value->size);
-        assert_int_equal(gguf_kv_json(&model->kv[0], 16, 4096, &json), 0);
+        assert_int_equal(gguf_kv_json(&model->kv[0], 16, 4096, &json, NULL), 0);
         assert_string_equal(json, value->json);
         free(json);
         snprintf(twice, sizeof twice, "[%s,%s]", value->json, value->json);
-        assert_int_equal(gguf_kv_json(&model->kv[1], 16, 4096, &json), 0);
+        assert_int_equal(gguf_kv_json(&model->kv[1], 16, 4096, &json, NULL), 0);
         assert_string_equal(json, twice);
         free(json);
         gguf_free(model);
@@ -99,20 +99,72 @@ static void test_json_limits(void **state)
     put_key(f, "string", GGUF_STRING);
     put_string(f, "ab\xe2\x82\xac!");
     struct gguf *model = parse(f);
-    assert_int_equal(gguf_kv_json(&model->kv[0], 3, 4096, &json), 0);
+    assert_int_equal(gguf_kv_json(&model->kv[0], 3, 4096, &json, NULL), 0);
     assert_string_equal(json, "[1,2,3]");
     free(json);
-    assert_int_equal(gguf_kv_json(&model->kv[0], 0, 4096, &json), 0);
+    assert_int_equal(gguf_kv_json(&model->kv[0], 0, 4096, &json, NULL), 0);
     assert_string_equal(json, "[]");
     free(json);
     for (size_t most = 0; most <= 7; most++) {
         static const char *const cut[] = {"\"\"",   "\"a\"",   "\"ab\"",   "\"ab\"",
                                           "\"ab\"", "\"ab€\"", "\"ab€!\"", "\"ab€!\""};
 
-        assert_int_equal(gguf_kv_json(&model->kv[1], 16, most, &json), 0);
+        assert_int_equal(gguf_kv_json(&model->kv[1], 16, most, &json, NULL), 0);
         assert_string_equal(json, cut[most]);
         free(json);
     }
+    gguf_free(model);
+    free(f);
+}
+
+/* Arrays in arrays: told as they stand, and no more of them than is asked for. */
+static void test_json_nested(void **state)
+{
+    struct file *f = calloc(1, sizeof *f);
+    char *json;
+    bool cut;
+
+    (void)state;
+    put_header(f, 3, 0, 2);
+    put_key(f, "nested", GGUF_ARRAY);
+    put_u32(f, GGUF_ARRAY);
+    put_u64(f, 3);
+    put_u32(f, GGUF_STRING);
+    put_u64(f, 2);
+    put_string(f, "a");
+    put_string(f, "bc");
+    put_u32(f, GGUF_U8);
+    put_u64(f, 0);
+    put_u32(f, GGUF_U16);
+    put_u64(f, 1);
+    put(f, "\1\1", 2);
+    put_key(f, "behind", GGUF_U8);
+    put_u8(f, 9);
+    struct gguf *model = parse(f);
+    assert_int_equal(model->kv[0].count, 3);
+    assert_int_equal(model->kv[0].element_type, GGUF_ARRAY);
+    assert_string_equal(gguf_value_type_name(model->kv[0].element_type), "array");
+    static const char *const told[] = {"[]",
+                                       "[[]]",
+                                       "[[\"a\"]]",
+                                       "[[\"a\",\"bc\"]]",
+                                       "[[\"a\",\"bc\"],[]]",
+                                       "[[\"a\",\"bc\"],[],[]]",
+                                       "[[\"a\",\"bc\"],[],[257]]"};
+    for (size_t most = 0; most < sizeof told / sizeof told[0]; most++) {
+        assert_int_equal(gguf_kv_json(&model->kv[0], most, 4096, &json, &cut), 0);
+        assert_string_equal(json, told[most]);
+        assert_int_equal(cut, most < 6);
+        free(json);
+    }
+    assert_int_equal(gguf_kv_json(&model->kv[0], 6, 1, &json, &cut), 0);
+    assert_string_equal(json, "[[\"a\",\"b\"],[],[257]]");
+    assert_true(cut);
+    free(json);
+    assert_int_equal(gguf_kv_json(&model->kv[1], 0, 0, &json, &cut), 0);
+    assert_string_equal(json, "9");
+    assert_false(cut);
+    free(json);
     gguf_free(model);
     free(f);
 }
@@ -177,6 +229,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_values),
         cmocka_unit_test(test_json_limits),
+        cmocka_unit_test(test_json_nested),
         cmocka_unit_test(test_getters),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -146,13 +146,63 @@ static void value_type_unknown(struct file *f)
     put_u64(f, 0);
 }
 
-static void array_nested(struct file *f)
+static void array_nested_empty(struct file *f)
 {
     put_header(f, 3, 0, 1);
     put_key(f, "key", GGUF_ARRAY);
-    mark(f);
     put_u32(f, GGUF_ARRAY);
     put_u64(f, 0);
+}
+
+/* Arrays of two arrays each, the innermost of so many bytes. */
+static void put_nested(struct file *f, unsigned depth, unsigned marked)
+{
+    if (depth == marked)
+        mark(f);
+    put_u32(f, depth == 0 ? GGUF_U8 : GGUF_ARRAY);
+    put_u64(f, depth == 0 ? 3 : 2);
+    if (depth == 0)
+        put(f, "abc", 3);
+    for (unsigned i = 0; i < 2 && depth > 0; i++)
+        put_nested(f, depth - 1, i == 0 ? marked : UINT32_MAX);
+}
+
+static void array_nested(struct file *f)
+{
+    put_header(f, 3, 0, 2);
+    put_key(f, "key", GGUF_ARRAY);
+    put_nested(f, GGUF_NESTING_MAX - 1, UINT32_MAX);
+    put_key(f, "behind", GGUF_U8);
+    put_u8(f, 1);
+}
+
+static void array_nested_deep(struct file *f)
+{
+    put_header(f, 3, 0, 1);
+    put_key(f, "key", GGUF_ARRAY);
+    put_nested(f, GGUF_NESTING_MAX, 1);
+}
+
+static void array_nested_past_the_end(struct file *f)
+{
+    put_header(f, 3, 0, 1);
+    put_key(f, "key", GGUF_ARRAY);
+    put_u32(f, GGUF_ARRAY);
+    put_u64(f, 1);
+    put_u32(f, GGUF_U64);
+    mark(f);
+    put_u64(f, UINT64_MAX / 8);
+    put_zeros(f, 32);
+}
+
+static void array_nested_too_many(struct file *f)
+{
+    put_header(f, 3, 0, 1);
+    put_key(f, "key", GGUF_ARRAY);
+    put_u32(f, GGUF_ARRAY);
+    mark(f);
+    put_u64(f, 3);
+    put_zeros(f, 35);
 }
 
 static void array_of_unknown(struct file *f)
@@ -303,7 +353,11 @@ static const struct row rows[] = {
     {"key's length wraps", key_wraps, "a key is longer than 65535"},
     {"key with spaces and other bytes", key_with_spaces, NULL},
     {"value type 13", value_type_unknown, "value type 13 is not known"},
-    {"nested array, though empty", array_nested, "array of arrays"},
+    {"nested array, empty", array_nested_empty, NULL},
+    {"arrays in arrays", array_nested, NULL},
+    {"arrays in arrays, too deep", array_nested_deep, "more than 8 deep"},
+    {"nested array past the end", array_nested_past_the_end, "reaches past the end"},
+    {"nested arrays that do not fit", array_nested_too_many, "reaches past the end"},
     {"array of an unknown type", array_of_unknown, "value type 99 is not known"},
     {"empty array, empty string", array_empty, NULL},
     {"array's bytes wrap", array_wraps, "past the end of the file"},

@@ -3,6 +3,9 @@
 
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 /* clang-format off */
 #include <cmocka.h> /* wants the standard headers before it */
@@ -19,12 +22,25 @@ static void dims_0(struct file *f)
     put_zeros(f, 4);
 }
 
-static void dims_5(struct file *f)
+static void dims_8(struct file *f)
+{
+    put_header(f, 3, 1, 0);
+    put_string(f, "t");
+    put_u32(f, 8);
+    for (unsigned i = 0; i < 8; i++)
+        put_u64(f, i < 3 ? 2 : 1);
+    put_u32(f, F32);
+    put_u64(f, 0);
+    put_padding(f, 32);
+    put_zeros(f, 32);
+}
+
+static void dims_9(struct file *f)
 {
     put_header(f, 3, 1, 0);
     put_string(f, "t");
     mark(f);
-    put_u32(f, 5);
+    put_u32(f, 9);
     put_zeros(f, 100);
 }
 
@@ -82,6 +98,7 @@ static void type_case(struct file *f, uint32_t type)
     put_zeros(f, 1000);
 }
 
+/* Types that nothing here decodes are kept as they are. */
 static void type_removed(struct file *f)
 {
     type_case(f, REMOVED);
@@ -92,12 +109,21 @@ static void type_unknown(struct file *f)
     type_case(f, UNKNOWN);
 }
 
+static void type_largest(struct file *f)
+{
+    type_case(f, GGUF_TYPE_MAX);
+}
+
+static void type_too_large(struct file *f)
+{
+    type_case(f, GGUF_TYPE_MAX + 1);
+}
+
 static void type_negative(struct file *f)
 {
     type_case(f, UINT32_MAX);
 }
 
-/* ggml takes these two; they are not made for files. */
 static void type_q8_1(struct file *f)
 {
     type_case(f, Q8_1);
@@ -106,6 +132,44 @@ static void type_q8_1(struct file *f)
 static void type_q8_k(struct file *f)
 {
     type_case(f, Q8_K);
+}
+
+static void types_case(struct file *f, unsigned n)
+{
+    put_header(f, 3, n, 0);
+    for (unsigned i = 0; i < n; i++) {
+        char name[16];
+
+        snprintf(name, sizeof name, "t%u", i);
+        if (i == GGUF_FOREIGN_MAX) {
+            mark(f);
+            f->fault += 8 + strlen(name) + 4 + 16;
+        }
+        put_info(f, name, 1, 1, 1000 + i, 0);
+    }
+    put_padding(f, 32);
+    put_zeros(f, 32);
+}
+
+static void types_unknown(struct file *f)
+{
+    types_case(f, GGUF_FOREIGN_MAX);
+}
+
+static void types_unknown_too_many(struct file *f)
+{
+    types_case(f, GGUF_FOREIGN_MAX + 1);
+}
+
+/* There is no byte that could be its. */
+static void type_unknown_at_the_end(struct file *f)
+{
+    put_header(f, 3, 1, 0);
+    mark(f);
+    f->fault += 8 + 1 + 4 + 16 + 4;
+    put_info(f, "t", 256, 1, UNKNOWN, 64);
+    put_padding(f, 32);
+    put_zeros(f, 64);
 }
 
 /* ggml takes this; nobody could ask for such a tensor. */
@@ -130,14 +194,41 @@ static void name_case(struct file *f, const char *name, size_t size, bool good)
     put_zeros(f, 4);
 }
 
-static void name_63(struct file *f)
-{
-    name_case(f, "abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyz01234567890", 63, true);
-}
-
 static void name_64(struct file *f)
 {
-    name_case(f, "abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyz012345678901", 64, false);
+    name_case(f, "abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyz012345678901", 64, true);
+}
+
+static void name_long(struct file *f, size_t size, bool good)
+{
+    char name[GGUF_NAME_MAX + 1];
+
+    memset(name, 'n', sizeof name);
+    name_case(f, name, size, good);
+}
+
+static void name_longest(struct file *f)
+{
+    name_long(f, GGUF_NAME_MAX, true);
+}
+
+static void name_too_long(struct file *f)
+{
+    name_long(f, GGUF_NAME_MAX + 1, false);
+}
+
+/* A sentence has room for the beginning of it. */
+static void name_long_twice(struct file *f)
+{
+    char name[GGUF_NAME_MAX + 1] = "";
+
+    memset(name, 'n', GGUF_NAME_MAX);
+    put_header(f, 3, 2, 0);
+    put_info(f, name, 1, 1, F32, 0);
+    mark(f);
+    put_info(f, name, 1, 1, F32, 0);
+    put_padding(f, 32);
+    put_zeros(f, 32);
 }
 
 static void name_with_nul(struct file *f)
@@ -318,20 +409,28 @@ static void bytes_huge(struct file *f)
 /* clang-format off */
 static const struct row rows[] = {
     {"n_dims 0", dims_0, NULL},
-    {"n_dims 5", dims_5, "5 dimensions"},
+    {"n_dims 8", dims_8, NULL},
+    {"n_dims 9", dims_9, "9 dimensions; 8 are the most"},
     {"n_dims 2^32 - 1", dims_wrap, "4294967295 dimensions"},
     {"a dimension 0", dimension_0, NULL},
     {"a dimension of 2^63", dimension_negative, "larger than 2^53"},
     {"a dimension over 2^53", dimension_too_large, "larger than 2^53"},
     {"ne0 not whole blocks", rows_not_whole, "rows of 128 elements are not whole q4_K blocks of 256"},
-    {"type removed", type_removed, "tensor type q4_2 was removed"},
-    {"type 43", type_unknown, "tensor type 43 is not known"},
-    {"type negative", type_negative, "tensor type 4294967295 is not known"},
-    {"type Q8_1", type_q8_1, "tensor type q8_1 is internal"},
-    {"type Q8_K", type_q8_k, "tensor type q8_K is internal"},
+    {"type removed", type_removed, NULL},
+    {"type 43", type_unknown, NULL},
+    {"type 65535", type_largest, NULL},
+    {"type 65536", type_too_large, "65536 is no number of a tensor type"},
+    {"type negative", type_negative, "4294967295 is no number of a tensor type"},
+    {"type Q8_1", type_q8_1, NULL},
+    {"type Q8_K", type_q8_k, NULL},
+    {"64 unknown types", types_unknown, NULL},
+    {"65 unknown types", types_unknown_too_many, "more than 64 tensor types are not known"},
+    {"unknown type at the end", type_unknown_at_the_end, "t reaches past the end"},
     {"empty tensor name", name_empty, "name is empty"},
-    {"name of 63 bytes", name_63, NULL},
-    {"name of 64 bytes", name_64, "name is longer than 63"},
+    {"name of 64 bytes", name_64, NULL},
+    {"name of 4095 bytes", name_longest, NULL},
+    {"name of 4096 bytes", name_too_long, "name is longer than 4095"},
+    {"name of 4095 bytes, twice", name_long_twice, "two tensors are called nnn"},
     {"name with NUL", name_with_nul, "NUL"},
     {"name in UTF-8", name_utf8, NULL},
     {"name with a stray byte", name_stray_byte, "not UTF-8"},
@@ -359,10 +458,41 @@ static const struct row rows[] = {
 };
 /* clang-format on */
 
+/* Tensors of types that nobody knows end where the next one begins, in whatever order they are told, and the last of
+ * them with the file. */
+static void unknown_sizes(void **state)
+{
+    struct file *f = calloc(1, sizeof *f);
+
+    (void)state;
+    put_header(f, 3, 6, 0);
+    put_info(f, "last", 1000, 1, 137, 96);
+    put_info(f, "first", 256, 2, 137, 0);
+    put_info(f, "known", 8, 1, F32, 64);
+    put_info(f, "removed", 7, 1, REMOVED, 32);
+    put_info(f, "shares", 7, 1, 140, 32);
+    put_info(f, "empty", 0, 1, 140, 0);
+    put_padding(f, 32);
+    put_zeros(f, 96 + 33);
+    struct gguf *model = parse(f);
+    static const struct {
+        const char *type;
+        uint64_t bytes;
+    } want[] = {{"type137", 33}, {"type137", 32}, {"f32", 32}, {"q4_2", 32}, {"type140", 32}, {"type140", 0}};
+    for (size_t i = 0; i < 6; i++) {
+        assert_string_equal(model->tensors[i].type->name, want[i].type);
+        assert_int_equal(model->tensors[i].bytes, want[i].bytes);
+    }
+    assert_ptr_equal(model->tensors[0].type, model->tensors[1].type);
+    gguf_free(model);
+    free(f);
+}
+
 int main(void)
 {
     enum { ROWS = sizeof(rows) / sizeof(rows[0]) };
-    struct CMUnitTest tests[ROWS];
+    struct CMUnitTest tests[ROWS + 1];
     rows_tests(rows, ROWS, tests);
+    tests[ROWS] = (struct CMUnitTest)cmocka_unit_test(unknown_sizes);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

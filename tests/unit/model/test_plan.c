@@ -4,6 +4,7 @@
 #include "kernels/dequant.h"
 
 #include <errno.h>
+#include <malloc.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -23,9 +24,12 @@ static uint64_t below(uint64_t n)
     return ((uint64_t)random() << 31 ^ (uint64_t)random()) % n;
 }
 
-/* Now and then one that nothing decodes, which no file holds. */
+/* Now and then one that nothing decodes, or that nobody knows the size of. */
 static const struct tensor_type *random_type(void)
 {
+    static const struct tensor_type foreign = {137, "type137", 1, 1, TYPE_FOREIGN};
+    if (below(40) == 0)
+        return &foreign;
     for (;;) {
         const struct tensor_type *type = tensor_type_find((uint32_t)below(64));
         if (type && (type->kind <= TYPE_QUANTISED || (type->kind == TYPE_INTERNAL && below(10) == 0)))
@@ -55,7 +59,8 @@ static void model_make(struct model *model)
         tensor->shard = (uint32_t)below(3);
         uint64_t blocks = below(5) == 0 ? 0 : below(4) == 0 ? below(20000) : 1 + below(300);
         tensor->elements = tensor->ne[0] = blocks * tensor->type->block_elements;
-        tensor->ne[1] = tensor->ne[2] = tensor->ne[3] = 1;
+        for (size_t k = 1; k < GGUF_DIMS_MAX; k++)
+            tensor->ne[k] = 1;
         tensor->bytes = blocks * tensor->type->block_bytes;
         uint64_t gap = below(8) == 0 ? below(1 << 20) : 0;
         tensor->offset = (ends[tensor->shard] + gap + 31) / 32 * 32;
@@ -95,16 +100,21 @@ static void check_layout(const struct model *model, const struct plan *plan, enu
         assert_int_equal(placement->offset % PLAN_ALIGNMENT, 0);
         assert_true(placement->offset >= end);
         assert_true(placement->offset - end < PLAN_ALIGNMENT);
-        if (placement->convert == FORM_NATIVE)
+        uint64_t padding = 0;
+        if (placement->convert == FORM_NATIVE) {
             assert_int_equal(placement->bytes, tensor->bytes);
-        else {
+            if (tensor->type->kind == TYPE_QUANTISED)
+                for (uint64_t at = tensor->ne[0]; at % 512 != 0; at += tensor->type->block_elements)
+                    padding += tensor->type->block_bytes;
+        } else {
             assert_int_equal(placement->bytes, tensor->elements * form_element_bytes(placement->convert));
             assert_int_equal(placement->form, placement->convert);
             assert_true(placement->convert == (form == FORM_AUTO ? FORM_F16 : form));
         }
+        assert_int_equal(placement->padding, padding);
         if (placement->form != FORM_NATIVE)
             assert_int_equal(placement->bytes, tensor->elements * form_element_bytes(placement->form));
-        end = placement->offset + placement->bytes;
+        end = placement->offset + placement->bytes + padding;
         bytes_in_file += tensor->bytes;
     }
     assert_int_equal(plan->model_bytes, bytes_in_file);
@@ -282,6 +292,99 @@ static void check_gaps(const struct model *model, const struct plan *plan)
     free(gaps);
 }
 
+/* Rows that engines' kernels read beyond: as many zero bytes as the blocks that the row lacks take. */
+static void padding_of_rows(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t type;
+        uint64_t ne0, ne1;
+        enum form form;
+        uint64_t padding;
+    } cases[] = {
+        {2, 512, 3, FORM_NATIVE, 0},             /* q4_0 */
+        {2, 4096, 1, FORM_NATIVE, 0},            /* whole rows */
+        {2, 32, 2, FORM_NATIVE, 270},            /* 480 elements are 15 blocks of 18 */
+        {2, 640, 1, FORM_NATIVE, 216},           /* 384 are 12 */
+        {12, 256, 1, FORM_NATIVE, 144},          /* q4_K: one block */
+        {2, 11008, 4096, FORM_NATIVE, 144},      /* a 7B model's ffn_down: half of 512 */
+        {8, 11008 - 32, 4096, FORM_NATIVE, 306}, /* q8_0, and one block less */
+        {2, 32, 2, FORM_F16, 0},                 /* decoded */
+        {0, 32, 2, FORM_NATIVE, 0},              /* f32 */
+        {15, 256, 1, FORM_NATIVE, 0},            /* q8_K, which no file's tensor is multiplied as */
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct gguf_tensor tensors[2] = {0};
+        for (size_t k = 0; k < 2; k++) {
+            struct gguf_tensor *tensor = &tensors[k];
+            tensor->type = tensor_type_find(cases[i].type);
+            tensor->n_dims = 2;
+            tensor->ne[0] = cases[i].ne0;
+            tensor->ne[1] = cases[i].ne1;
+            tensor->elements = cases[i].ne0 * cases[i].ne1;
+            tensor->bytes = tensor->elements / tensor->type->block_elements * tensor->type->block_bytes;
+        }
+        const struct gguf header = {.n_tensors = 2, .tensors = tensors};
+        struct plan *plan;
+        size_t tensor;
+        assert_int_equal(plan_new(&header, cases[i].form, PLAN_ALIGNMENT, &plan, &tensor), 0);
+        for (size_t k = 0; k < 2; k++) {
+            const uint64_t begin = plan->placements[k].offset + plan->placements[k].bytes;
+            const uint64_t end = begin + cases[i].padding;
+            assert_int_equal(plan->placements[k].padding, cases[i].padding);
+            assert_true(end <= (k == 0 ? plan->placements[1].offset : plan->arena_bytes));
+        }
+        plan_free(plan);
+    }
+}
+
+/* The last tensor's padding is the arena's, too: here it needs a granule of its own. */
+static void padding_at_the_end(void **state)
+{
+    (void)state;
+    struct gguf_tensor tensor = {.type = tensor_type_find(12), .n_dims = 2, .ne = {256, PAGE / 16}};
+    tensor.elements = tensor.ne[0] * tensor.ne[1];
+    tensor.bytes = tensor.elements / 256 * 144; /* nine pages */
+    const struct gguf header = {.n_tensors = 1, .tensors = &tensor};
+    struct plan *plan;
+    size_t index;
+    assert_int_equal(plan_new(&header, FORM_NATIVE, PAGE, &plan, &index), 0);
+    assert_int_equal(plan->arena_bytes, 10 * PAGE);
+    struct extent *gaps;
+    size_t n;
+    assert_int_equal(plan_gaps(plan, &gaps, &n), 0);
+    assert_int_equal(n, 1);
+    assert_int_equal(gaps[0].offset, 9 * PAGE);
+    assert_int_equal(gaps[0].bytes, PAGE);
+    free(gaps);
+    plan_free(plan);
+}
+
+/* What the ledger is told of a plan is what was taken for it. */
+static void memory(void **state)
+{
+    (void)state;
+    enum { N = 1500 };
+    struct gguf_tensor *tensors = calloc(N, sizeof(*tensors));
+    assert_non_null(tensors);
+    for (size_t i = 0; i < N; i++)
+        tensors[i] = (struct gguf_tensor){
+            .type = tensor_type_find(0), .n_dims = 1, .ne = {8}, .elements = 8, .bytes = 32, .offset = i * PAGE * 4};
+    const struct gguf header = {.n_tensors = N, .tensors = tensors};
+    for (int verbatim = 0; verbatim < 2; verbatim++) {
+        struct plan *plan;
+        size_t index;
+        assert_int_equal(plan_new(&header, FORM_NATIVE, PAGE, &plan, &index), 0);
+        assert_int_equal(plan_cut(plan, PAGE * 4, PAGE * 4, verbatim), 0);
+        const size_t taken = malloc_usable_size(plan->placements) + malloc_usable_size(plan->chunks) +
+                             malloc_usable_size(plan->pieces) + malloc_usable_size(plan->piece_file_offsets) +
+                             malloc_usable_size(plan->piece_tensors);
+        assert_in_range(plan_memory(plan), taken - PAGE / 4, taken + PAGE / 4);
+        plan_free(plan);
+    }
+    free(tensors);
+}
+
 /* Small tensors with padding between them are cleared together, large ones are left alone. */
 static void gaps_of_a_model(void **state)
 {
@@ -428,8 +531,9 @@ static void forms_by_name(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(random_models),     cmocka_unit_test(gaps_of_a_model), cmocka_unit_test(linear),
-        cmocka_unit_test(sizes_at_the_edge), cmocka_unit_test(forms_by_name),
+        cmocka_unit_test(random_models),      cmocka_unit_test(gaps_of_a_model), cmocka_unit_test(linear),
+        cmocka_unit_test(sizes_at_the_edge),  cmocka_unit_test(forms_by_name),   cmocka_unit_test(padding_of_rows),
+        cmocka_unit_test(padding_at_the_end), cmocka_unit_test(memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -11,12 +11,15 @@
 #include <cmocka.h> /* wants the standard headers before it */
 /* clang-format on */
 
+#define NAME_80 "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_q.lora.a.wt"
+
 static const struct table_tensor tensors[] = {
-    {"output.weight", 1024, 512, {16, 32}, 2, 14, 2},
-    {"blk.10.norm", 0, 128, {32}, 1, 0, 1},
-    {"blk.1.norm", 256, 0, {0, 4, 2, 8}, 4, 1, 2},
-    {"scalar", 1532, 4, {0}, 0, 0, 0},
-    {"\xc3\xa9", 512, 2, {1}, 1, 30, 3},
+    {"output.weight", "q6_K", 1024, 500, 8, {16, 32}, 2, 14, 2},
+    {"blk.10.norm", "f32", 0, 128, 0, {32}, 1, 0, 1},
+    {"blk.1.norm", NULL, 256, 0, 0, {0, 4, 2, 8, 5, 6, 7, 9}, 8, 1, 2},
+    {"scalar", "type65535", 1532, 4, 0, {0}, 0, 65535, 0},
+    {"\xc3\xa9", "longer than there is room", 512, 2, 0, {1}, 1, 30, 3},
+    {NAME_80, "f32", 768, 2, 0, {1}, 1, 30, 3},
 };
 enum { n_tensors = sizeof(tensors) / sizeof(tensors[0]), ARENA = 1536 };
 
@@ -35,7 +38,7 @@ static void test_round_trip(void **state)
     assert_int_equal(table_check(table, size), 0);
 
     const struct table_header *header = table;
-    assert_memory_equal(header->magic, "rftable1", 8);
+    assert_memory_equal(header->magic, "rftable2", 8);
     assert_int_equal(header->size, size);
     assert_int_equal(header->n_tensors, n_tensors);
     assert_int_equal(header->arena_bytes, ARENA);
@@ -44,6 +47,10 @@ static void test_round_trip(void **state)
         assert_string_equal(table_name(table, entry), tensors[i].name);
         assert_int_equal(entry->offset, tensors[i].offset);
         assert_int_equal(entry->bytes, tensors[i].bytes);
+        assert_int_equal(entry->padding, tensors[i].padding);
+        const char *type_name = tensors[i].type_name ? tensors[i].type_name : "";
+        assert_int_equal(strncmp(entry->type_name, type_name, TABLE_TYPE_SIZE - 1), 0);
+        assert_int_equal(entry->type_name[TABLE_TYPE_SIZE - 1], 0);
         assert_int_equal(entry->n_dims, tensors[i].n_dims);
         assert_memory_equal(entry->shape, tensors[i].shape, sizeof(entry->shape));
         assert_int_equal(entry->type, tensors[i].type);
@@ -115,8 +122,8 @@ static void check_refused(size_t at, const void *bytes, size_t n)
 static void test_refused(void **state)
 {
     (void)state;
-    static const uint64_t huge[] = {UINT64_MAX, UINT64_MAX / 76 + 1, 1ull << 32, n_tensors + 1, n_tensors - 1, 0};
-    check_refused(0, "rftable2", 8);
+    static const uint64_t huge[] = {UINT64_MAX, UINT64_MAX / 132 + 1, 1ull << 32, n_tensors + 1, n_tensors - 1, 0};
+    check_refused(0, "rftabel2", 8);
     for (size_t i = 0; i < sizeof(huge) / sizeof(huge[0]); i++) {
         check_refused(offsetof(struct table_header, size), &huge[i], 8);
         check_refused(offsetof(struct table_header, n_tensors), &huge[i], 8);
@@ -124,15 +131,18 @@ static void test_refused(void **state)
     uint64_t arena = ARENA - 1;
     check_refused(offsetof(struct table_header, arena_bytes), &arena, 8);
 
-    static const uint64_t offsets[] = {UINT64_MAX, ARENA - 511, UINT64_MAX - 511};
+    static const uint64_t offsets[] = {UINT64_MAX, ARENA - 499, ARENA - 507, UINT64_MAX - 511};
     for (size_t i = 0; i < sizeof(offsets) / sizeof(offsets[0]); i++)
         check_refused(ENTRY(0, offset), &offsets[i], 8);
     uint64_t bytes = UINT64_MAX - 1000;
     check_refused(ENTRY(0, bytes), &bytes, 8);
+    check_refused(ENTRY(0, padding), &bytes, 8);
+    check_refused(ENTRY(0, type_name) + TABLE_TYPE_SIZE - 1, "x", 1);
+    check_refused(ENTRY(0, type_name) + TABLE_TYPE_SIZE - 3, "x", 1);
     static const uint64_t names[] = {0, NAMES + 1, NAMES - 1, UINT64_MAX, 1ull << 40};
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
         check_refused(ENTRY(0, name), &names[i], 8);
-    uint32_t dims = 5;
+    uint32_t dims = TABLE_DIMS_MAX + 1;
     check_refused(ENTRY(0, n_dims), &dims, 4);
     dims = 1; /* and a shape of two */
     check_refused(ENTRY(0, n_dims), &dims, 4);
@@ -142,6 +152,17 @@ static void test_refused(void **state)
         check_refused(INDEX(1), &indexes[i], 4);
     check_refused(NAMES, "z", 1);                           /* no longer in order */
     check_refused(NAMES + strlen(tensors[0].name), "x", 1); /* no longer terminated there */
+}
+
+/* A client of another version is told that it is that. */
+static void test_other_version(void **state)
+{
+    (void)state;
+    size_t size;
+    char *table = build(&size);
+    memcpy(table, "rftable1", 8);
+    assert_int_equal(table_check(table, size), -EPROTONOSUPPORT);
+    free(table);
 }
 
 static void test_unterminated(void **state)
@@ -201,9 +222,9 @@ static void test_misaligned(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_round_trip), cmocka_unit_test(test_empty),        cmocka_unit_test(test_many),
-        cmocka_unit_test(test_refused),    cmocka_unit_test(test_unterminated), cmocka_unit_test(test_same_names),
-        cmocka_unit_test(test_cut),        cmocka_unit_test(test_misaligned),
+        cmocka_unit_test(test_round_trip), cmocka_unit_test(test_empty),         cmocka_unit_test(test_many),
+        cmocka_unit_test(test_refused),    cmocka_unit_test(test_other_version), cmocka_unit_test(test_unterminated),
+        cmocka_unit_test(test_same_names), cmocka_unit_test(test_cut),           cmocka_unit_test(test_misaligned),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
