@@ -1,5 +1,7 @@
-/* Calls: one request, one reply or several, and the daemon's errors. */
-#include "client/client.h"
+#include "client/call.h"
+
+#include "client/connection.h"
+#include "client/error.h"
 #include "client/explain.h"
 #include "client/fields.h"
 #include "proto/json_check.h"
@@ -10,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #define INTERFACE "io.rocmforge."
 
@@ -170,10 +173,8 @@ static int reply_take(rf_client *client, const struct call *call, cJSON *reply, 
         return client_break(client, -ENOMEM, "no memory for a reply");
     int r = call->reply(call->context, &parameters, *ret_continues, message);
     cJSON_Delete(parameters);
-    if (r != 0 && *ret_continues) {
-        client->broken = true;
-        shutdown(client->socket, SHUT_RDWR);
-    }
+    if (r != 0 && *ret_continues)
+        client_disconnect(client);
     return r;
 }
 
@@ -203,6 +204,11 @@ static int reply_next(rf_client *client, const struct call *call, bool *ret_cont
     r = reply_take(client, call, reply, &message, ret_continues);
     cJSON_Delete(reply);
     return r;
+}
+
+bool client_is_forked(const rf_client *client)
+{
+    return client->process != getpid();
 }
 
 int client_call(rf_client *client, const struct call *call)

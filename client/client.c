@@ -1,5 +1,7 @@
-/* The connection, and why something failed on it. */
-#include "client/client.h"
+/* Connecting to the daemon, and closing the connection. */
+#include "client/connection.h"
+#include "client/error.h"
+#include "client/model.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -19,78 +21,10 @@
 #define CONNECT_TIMEOUT_MS 5000
 #define CONNECT_RETRY_MS   10
 
-static _Thread_local char connect_message[CLIENT_MESSAGE_SIZE];
-
 const char *rf_version(void)
 {
     return ROCMFORGE_VERSION;
 }
-
-/* --- failures --- */
-
-/* What the daemon said is of another failure than the one that is worded now. */
-static void forget_daemon_error(rf_client *client)
-{
-    free(client->error_name);
-    client->error_name = NULL;
-    cJSON_free(client->error_parameters);
-    client->error_parameters = NULL;
-}
-
-void client_clear(rf_client *client)
-{
-    client->message[0] = '\0';
-    forget_daemon_error(client);
-}
-
-__attribute__((format(printf, 2, 0))) static void word(rf_client *client, const char *format, va_list arguments)
-{
-    char *message = client ? client->message : connect_message;
-    vsnprintf(message, CLIENT_MESSAGE_SIZE, format, arguments);
-    for (char *c = message; *c; c++)
-        if ((unsigned char)*c < 0x20 || *c == 0x7f)
-            *c = '?';
-    if (client)
-        forget_daemon_error(client);
-}
-
-int client_fail(rf_client *client, int error, const char *format, ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    word(client, format, arguments);
-    va_end(arguments);
-    return error;
-}
-
-int client_break(rf_client *client, int error, const char *format, ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    word(client, format, arguments);
-    va_end(arguments);
-    client->broken = true;
-    shutdown(client->socket, SHUT_RDWR);
-    return error;
-}
-
-const char *rf_error_message(const rf_client *client)
-{
-    const char *message = client ? client->message : connect_message;
-    return message[0] ? message : "no error";
-}
-
-const char *rf_error_name(const rf_client *client)
-{
-    return client ? client->error_name : NULL;
-}
-
-const char *rf_error_parameters(const rf_client *client)
-{
-    return client ? client->error_parameters : NULL;
-}
-
-/* --- connecting --- */
 
 static int64_t clock_ms(void)
 {
@@ -153,7 +87,7 @@ static int connect_fail(int error, const char *path)
 int rf_connect(const char *path, rf_client **ret)
 {
     *ret = NULL;
-    connect_message[0] = '\0';
+    client_clear(NULL);
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     int r = find_socket(path, &address);
     if (r < 0)
@@ -198,11 +132,6 @@ void rf_on_draining(rf_client *client, rf_draining_fn *function, void *context)
 {
     client->draining = function;
     client->draining_context = context;
-}
-
-bool client_is_forked(const rf_client *client)
-{
-    return client->process != getpid();
 }
 
 int rf_client_fd(const rf_client *client)

@@ -1,6 +1,6 @@
 #include "client/files.h"
 
-#include "client/client.h"
+#include "client/error.h"
 #include "proto/model_file.h"
 
 #include <errno.h>

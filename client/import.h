@@ -1,6 +1,6 @@
 /* How this process gets at the memory of a device: what an import module fills in, and what attaching calls.
  *
- * `host` is built in (import_host.c). Other kinds are shared objects, import-<kind>.so, loaded when a model on such a
+ * `host` is built in (import_host.h). Other kinds are shared objects, import-<kind>.so, loaded when a model on such a
  * device is first attached to, and never unloaded: GPU runtimes do not survive that.
  *
  * Threads: several clients may be in use on several threads, so a module's functions are called on several threads at
@@ -64,8 +64,6 @@ struct import_module {
 #define IMPORT_ABI           1u
 #define IMPORT_MODULE_SYMBOL "rocmforge_import_module"
 
-extern const struct import_module import_host_module;
-
 /* Words a fault, and returns `error`, a negative errno. */
 __attribute__((format(printf, 3, 4))) static inline int import_fail(struct import_fault *fault, int error,
                                                                     const char *format, ...)
@@ -76,6 +74,3 @@ __attribute__((format(printf, 3, 4))) static inline int import_fail(struct impor
     va_end(arguments);
     return error;
 }
-
-/* The module for a kind of device. Static. -ENOTSUP: this machine has none, or it cannot be used. */
-int import_find(const char *kind, const struct import_module **ret, struct import_fault *ret_fault);

@@ -1,5 +1,6 @@
 /* Loading, planning and unloading. */
-#include "client/client.h"
+#include "client/call.h"
+#include "client/error.h"
 #include "client/fields.h"
 #include "client/files.h"
 

@@ -1,7 +1,11 @@
 /* Attached models, and their tensors. */
-#include "client/client.h"
+#include "client/model.h"
+
+#include "client/call.h"
+#include "client/connection.h"
+#include "client/error.h"
 #include "client/fields.h"
-#include "client/import.h"
+#include "client/import_find.h"
 #include "client/sealed.h"
 #include "kernels/types.h"
 #include "proto/base64.h"

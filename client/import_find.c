@@ -1,5 +1,6 @@
-/* Finds the module for a kind of device. */
-#include "client/import.h"
+#include "client/import_find.h"
+
+#include "client/import_host.h"
 
 #include <dlfcn.h>
 #include <errno.h>
