@@ -1,4 +1,5 @@
 /* The table of commands, and what happens before and after each. */
+#include "client/rfctl/interrupt.h"
 #include "client/rfctl/output.h"
 #include "client/rfctl/progress.h"
 #include "client/rfctl/rfctl.h"
@@ -111,39 +112,6 @@ static int run(int argc, char **argv, struct rfctl *ctl)
     return command->run(ctl);
 }
 
-static const char *volatile on_interrupt; /* read by a signal handler */
-
-void ctl_on_interrupt(const char *line)
-{
-    on_interrupt = line;
-}
-
-/* The connection closes with the program: whatever it waited for, the daemon ends. */
-static void interrupted(int number)
-{
-    progress_erase_in_handler();
-    const char *line = on_interrupt;
-    if (number == SIGINT && line) {
-        const char *const parts[] = {"rfctl: ", line, "\n"};
-        for (size_t i = 0; i < 3; i++)
-            (void)!write(STDERR_FILENO, parts[i], strlen(parts[i]));
-    }
-    if (number == SIGINT)
-        _exit(STATUS_INTERRUPTED);
-    raise(number); /* which was reset: whoever started this sees what ended it */
-}
-
-/* Whoever had us ignore a signal, as nohup does, still means it. */
-static void catch_signals(void)
-{
-    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT};
-    for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
-        struct sigaction action;
-        if (sigaction(numbers[i], NULL, &action) == 0 && action.sa_handler == SIG_DFL)
-            sigaction(numbers[i], &(struct sigaction){.sa_handler = interrupted, .sa_flags = (int)SA_RESETHAND}, NULL);
-    }
-}
-
 int main(int argc, char **argv)
 {
     static char program[] = "rfctl";
@@ -151,7 +119,7 @@ int main(int argc, char **argv)
         return STATUS_REFUSED;
     setlocale(LC_CTYPE, "C.UTF-8"); /* for the width of characters; all text here is UTF-8 */
     signal(SIGPIPE, SIG_IGN);
-    catch_signals();
+    interrupt_catch();
     if (argc > 0)
         argv[0] = program; /* what getopt_long() calls us */
     struct rfctl ctl = {0};

@@ -4,6 +4,7 @@
  * the program. It stands in the table in main.c. */
 #pragma once
 
+#include "client/rfctl/interrupt.h"
 #include "client/rfctl/options.h"
 #include "client/rocmforge.h"
 
@@ -14,7 +15,7 @@ enum status {
     STATUS_REFUSED = 1, /* the daemon said no, or a file, or the output */
     STATUS_USAGE = 2,
     STATUS_NO_DAEMON = 3,
-    STATUS_INTERRUPTED = 130,
+    STATUS_INTERRUPTED = INTERRUPT_STATUS,
 };
 
 struct rfctl {
@@ -92,10 +93,6 @@ int ctl_call(struct rfctl *ctl, struct ctl_call call);
 
 /* A call with one reply, which the caller deletes. */
 int ctl_ask(struct rfctl *ctl, const char *method, cJSON *parameters, const char *what, cJSON **ret);
-
-/* A line that is written to standard error, behind "rfctl: ", if an interrupt ends the program from now on; static.
- * NULL: none. */
-void ctl_on_interrupt(const char *line);
 
 /* An object with one text in it. */
 cJSON *ctl_name(const char *key, const char *value);

@@ -6,6 +6,7 @@
 #include "client/rfctl/reply.h"
 #include "client/rfctl/rfctl.h"
 #include "client/rfctl/table.h"
+#include "client/rfctl/terminal.h"
 
 #include <stdlib.h>
 #include <string.h>
