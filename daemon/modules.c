@@ -2,6 +2,7 @@
 
 #include "daemon/cgroup.h"
 #include "daemon/log.h"
+#include "proto/bytes.h"
 
 #include <dlfcn.h>
 #include <errno.h>
@@ -62,8 +63,9 @@ static void bound_host(struct device *device)
     cgroup_memory_limit("/proc/self/cgroup", "/sys/fs/cgroup", &limit);
     if (limit.bytes >= device->total)
         return;
-    log_info("device=%s %.1f GB, but %s says %.1f GB", device->id, (double)device->total / 1e9, limit.file,
-             (double)limit.bytes / 1e9);
+    char total[BYTES_TEXT_SIZE], limited[BYTES_TEXT_SIZE];
+    log_info("device=%s %s, but %s says %s", device->id, bytes_text(total, (double)device->total, ""), limit.file,
+             bytes_text(limited, (double)limit.bytes, ""));
     device->total = limit.bytes;
 }
 
@@ -96,8 +98,9 @@ static int module_open(struct server *server, const struct device_module *module
             error = r;
             continue;
         }
-        log_info("device=%s %s: %.1f GB, %.1f GB for models", device->id, device->name, (double)device->total / 1e9,
-                 (double)device->budget / 1e9);
+        char total[BYTES_TEXT_SIZE], budget[BYTES_TEXT_SIZE];
+        log_info("device=%s %s: %s, %s for models", device->id, device->name,
+                 bytes_text(total, (double)device->total, ""), bytes_text(budget, (double)device->budget, ""));
         if (device->no_kernels[0])
             log_warning("device=%s has no kernels, so the CPU dequantises for it: %s", device->id, device->no_kernels);
         if (device->exports_leak)

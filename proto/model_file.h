@@ -7,11 +7,12 @@
 /* Bytes of a model's name. */
 #define MODEL_NAME_MAX 127u
 
-/* 0, or -EINVAL if the name has a character or a length that no model's name has. */
+/* Returns 0 for a valid name: 1 to MODEL_NAME_MAX letters, digits and . _ - : @ +, and the first of them is not '-',
+ * because a command line would take the name for an option. Else -EINVAL. */
 int model_name_check(const char *name);
 
-/* Derives a name from a path: its last part, without ".gguf", other characters replaced. NULL is fine. Always a good
- * name. */
+/* Derives a valid name from a path: its last part, without ".gguf", with '_' for each character that a name cannot have
+ * there. The path may be NULL. */
 void model_name_derive(const char *path, char name[MODEL_NAME_MAX + 1]);
 
 /* The number of files of a split model whose first one has this path, "...-00001-of-00003.gguf"; 1 for any other path.
