@@ -79,7 +79,7 @@ int command_ping(struct rfctl *ctl)
     const bool last_word = status != STATUS_DONE && ctl->options.json; /* the error has it */
     if (!last_word && (pings.n > 1 || (pings.n > 0 && ctl->options.count > 0)))
         tell_pings(ctl, &pings);
-    return status;
+    return status == STATUS_DONE && interrupt_came() ? STATUS_INTERRUPTED : status;
 }
 
 int command_version(struct rfctl *ctl)
