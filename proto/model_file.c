@@ -55,7 +55,7 @@ static bool digits_parse(const char *text, unsigned *ret)
     return true;
 }
 
-/* The two numbers at the path's end. False if it has none, or none that go together. */
+/* The two numbers at the end of the path. False if there are none, or the first one is not between 1 and the second. */
 static bool shard_numbers(const char *path, unsigned *ret_number, unsigned *ret_n)
 {
     size_t length = strlen(path);
