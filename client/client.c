@@ -17,7 +17,7 @@
 /* Under /run for the daemon of the system, under $XDG_RUNTIME_DIR for one of a user. */
 #define SOCKET_IN_RUN "/rocmforge/io.rocmforge"
 
-/* How long a daemon that is too busy to accept is waited for, and how often it is asked. */
+/* How long to try while the daemon is too busy to accept connections, and the pause between two tries. */
 #define CONNECT_TIMEOUT_MS 5000
 #define CONNECT_RETRY_MS   10
 
@@ -42,7 +42,8 @@ static int set_path(struct sockaddr_un *address, const char *folder, const char 
     return 0;
 }
 
-/* Where the daemon listens: as the caller says, or the environment, or where daemons of the system and of users do. */
+/* The daemon's socket: the path that the caller gave, else the environment's, else the system's daemon if its socket
+ * exists, else the user's. */
 static int find_socket(const char *path, struct sockaddr_un *ret)
 {
     if (!path) {
@@ -58,8 +59,9 @@ static int find_socket(const char *path, struct sockaddr_un *ret)
     return set_path(ret, "/run", SOCKET_IN_RUN);
 }
 
-/* A connect() that neither waits for ever nor is ended by a signal. A Unix socket that does not block says EAGAIN while
- * the daemon has too many connections to accept, and is never under way. */
+/* A connect() with a time limit, which signals do not end. The socket is non-blocking. On a Unix socket connect() then
+ * returns at once: with EAGAIN while the daemon's queue of connections to accept is full, and never with EINPROGRESS.
+ */
 static int connect_timed(int socket, const struct sockaddr_un *address)
 {
     int64_t deadline = clock_ms() + CONNECT_TIMEOUT_MS;

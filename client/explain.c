@@ -10,14 +10,14 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Holders that are told by their ids; of the others it is told how many. */
+/* How many processes that hold leases are listed. If there are more, only the number of leases is added. */
 #define HOLDERS_MAX 8
 
 struct text {
     char *dst;
     size_t size;
     size_t used;
-    const char *between; /* goes before what is added next */
+    const char *between; /* is written before the next part */
 };
 
 __attribute__((format(printf, 2, 3))) static void add(struct text *text, const char *format, ...)
@@ -43,7 +43,7 @@ static void add_bytes(struct text *text, const cJSON *parameters, const char *ke
         add(text, "%s %s", bytes_text(size, (double)bytes, ""), key);
 }
 
-/* The value of a field, in quotes if the format has them. */
+/* Adds the text of a field, if there is one. `format` is for that text. */
 #define add_text(text, parameters, key, format)                                                                        \
     do {                                                                                                               \
         const char *value_ = field_text(parameters, key);                                                              \
@@ -51,7 +51,7 @@ static void add_bytes(struct text *text, const cJSON *parameters, const char *ke
             add(text, format, value_);                                                                                 \
     } while (0)
 
-/* Who a process is, and since when it holds the lease: " (user 1000, for 34 s)". */
+/* The user that holds the lease, and how long: " (user 1000, for 34 s)". */
 static void add_holder(struct text *text, const cJSON *lease)
 {
     static const struct {
@@ -99,7 +99,7 @@ static void add_failed_call(struct text *text, const cJSON *parameters)
     }
 }
 
-/* Whether a limit counts bytes; the others count things. */
+/* True if the limit is a number of bytes. */
 static bool limit_is_bytes(const char *limit)
 {
     static const char *const names[] = {"reply", "user-replies", "user-bytes"};

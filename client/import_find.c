@@ -10,14 +10,15 @@
 #include <string.h>
 #include <unistd.h>
 
-/* The daemon names the kind, and it becomes part of a path. */
+/* The daemon sends the kind, and it becomes part of a path: so only letters and digits are allowed. */
 static bool kind_is_name(const char *kind)
 {
     size_t n = strspn(kind, "abcdefghijklmnopqrstuvwxyz0123456789");
     return n > 0 && n <= 16 && !kind[n];
 }
 
-/* The first folder of a list, between colons, that has the file. */
+/* Writes the path of the module in the first folder that has it. `folders` are separated by colons. False: none has it.
+ */
 static bool find_file(const char *folders, const char *kind, char path[static PATH_MAX])
 {
     while (*folders) {
@@ -41,7 +42,7 @@ int import_find(const char *kind, const struct import_module **ret, struct impor
     if (!kind_is_name(kind) || !find_file(folders && folders[0] ? folders : ROCMFORGE_MODULE_DIR, kind, path))
         return import_fail(ret_fault, -ENOTSUP, "this machine has no module for '%s' devices", kind);
 
-    /* dlopen() counts, and gives the same object each time. It is never closed. */
+    /* dlopen() returns the same object each time. It is never closed, because GPU runtimes cannot be unloaded. */
     void *object = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     const struct import_module *module = object ? dlsym(object, IMPORT_MODULE_SYMBOL) : NULL;
     if (!module)
