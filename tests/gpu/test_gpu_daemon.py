@@ -77,7 +77,7 @@ def write_shared(path):
 @pytest.mark.parametrize("form", ["auto", "native"])
 def test_tensors_that_share_bytes(start, folder, form, kind):
     write_shared(folder / "shared.gguf")
-    daemon = start("--staging", "12M")
+    daemon = start("--staging", "12Mi")
     load(daemon, folder / "shared.gguf", "shared", form=form, device=kind)
     with daemon.client(timeout=120) as client:
         assert client.call("Verify", name="shared")["mismatches"] == []

@@ -255,7 +255,7 @@ def test_lost_with_time_to_live(fake_gpu, small_model, large_model):
 
 def test_lost_and_the_host_short_of_memory(fake_gpu, small_model, large_model, model_folder):
     """What its header takes there goes for another model."""
-    daemon = fake_gpu("--budget", "256M", FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL=LOST)
+    daemon = fake_gpu("--budget", "256Mi", FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL=LOST)
     path = model_folder / "lost-talkative.gguf"
     types = make_model.load_types()
     tensors = [make_model.Tensor("t", types["i8"], (4096,))]

@@ -183,7 +183,7 @@ def test_load_options(daemon, small_model):
     model = daemon.models()[0]
     assert (model["pinned"], model["ttl"], model["private"]) == (True, 600, True)
     lines = daemon.rfctl("show", "small").stdout.splitlines()
-    assert {"pinned", "private", "unloaded when idle for 10m"} <= set(lines)
+    assert {"pinned", "private", "when unpinned: unloaded when idle for 10m"} <= set(lines)
     daemon.rfctl("load", small_model, "--as", "native", "--name", "plain")
     model = next(model for model in daemon.models() if model["name"] == "plain")
     assert (model["pinned"], model["ttl"], model["private"]) == (False, None, False)
@@ -251,7 +251,7 @@ def test_plan(daemon, small_model):
 
 
 def test_plan_tells_what_would_go(start, large_model, small_model, folder):
-    daemon = start("--budget", "1000M")
+    daemon = start("--budget", "1000Mi")
     daemon.rfctl("load", small_model)
     daemon.rfctl("load", large_model, "--as", "native", "--pin")
     other = sparse_model(folder / "other.gguf", 512 << 20)

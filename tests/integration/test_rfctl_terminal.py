@@ -111,11 +111,31 @@ def test_tables_fit_a_terminal(daemon, small_model):
     assert long_name in daemon.rfctl("ps").stdout
 
 
+@pytest.mark.parametrize(
+    "locale, ellipsis",
+    [
+        ({"LC_ALL": "C"}, "..."),
+        ({"LC_ALL": "", "LC_CTYPE": "POSIX", "LANG": "C.UTF-8"}, "..."),
+        ({"LC_ALL": "", "LC_CTYPE": "C.UTF-8", "LANG": "C"}, "…"),
+        ({"LC_ALL": "C.UTF-8"}, "…"),
+    ],
+)
+def test_ellipsis_that_the_terminal_can_show(daemon, small_model, locale, ellipsis):
+    long_name = "m" * 127
+    daemon.rfctl("load", small_model, "--name", long_name)
+    terminal = Terminal(daemon, "ps", env=locale)
+    assert terminal.wait() == DONE
+    lines = terminal.screen()
+    assert re.match(rf"m+{re.escape(ellipsis)}  auto  host ", lines[1])
+    assert max(map(len, lines)) <= 80
+    assert ("…" in terminal.output) == (ellipsis == "…")
+
+
 def test_ping_interrupted(daemon):
     terminal = Terminal(daemon, "ping", "-c", "1000")
     wait_until(lambda: terminal.read(0.05) and "ms" in terminal.output)
     terminal.press(b"\x03")
-    assert terminal.wait() == DONE
+    assert terminal.wait() == INTERRUPTED  # so that a script that runs it ends, too
     assert "replies: min" in terminal.output or "1 reply: min" in terminal.output
 
 

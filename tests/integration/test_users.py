@@ -71,7 +71,7 @@ def test_limit_of_leases(start_for_all, models):
 
 
 def test_limit_of_bytes(start_for_all, models):
-    daemon = start_for_all("--user-bytes", "4M")
+    daemon = start_for_all("--user-bytes", "4Mi")
     a, b, c = models(3)
     with client_of(daemon, USER) as user, client_of(daemon, USER + 1) as other, client_of(daemon, daemon.uid) as own:
         load_fd(user, a, name="a")

@@ -159,7 +159,7 @@ def test_deadline_of_verify_and_unload(start, gate, large_model):
 def test_end_while_memory_is_on_its_way_back(start, model_folder, large_model):
     other = sparse_model(model_folder / "other-large.gguf", 768 * MIB)
     for _ in range(3):
-        daemon = start("--budget", "900M")
+        daemon = start("--budget", "900Mi")
         with daemon.client() as first, daemon.client() as second:
             load(first, large_model, "a")
             first.send("Unload", {"name": "a"})
