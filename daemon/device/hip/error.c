@@ -35,7 +35,7 @@ static bool fatal(hipError_t result)
     return false;
 }
 
-/* Whether the device still does what it is told. */
+/* Whether the device still works. */
 static bool answers(struct hip_device *hip)
 {
     uint64_t word;
@@ -59,7 +59,7 @@ int hip_result(struct hip_device *hip, hipError_t result, const char *call, stru
     struct device_fault fault;
     int error = device_fault_set(&fault, result == hipErrorOutOfMemory ? -ENOMEM : -EIO, call, (int)result,
                                  hipGetErrorString(result));
-    /* The others may be of this call alone, or of all that will ever come: 999 is what drivers say of both. */
+    /* Other errors may concern this call only, or every call from now on. Drivers return 999 for both. */
     if (fatal(result) || (hip && error == -EIO && !answers(hip))) {
         error = -ENODEV;
         if (hip)
