@@ -176,8 +176,8 @@ struct device_config {
     /* How many copies are timed to measure the link; this is done twice. 0: the module chooses, and repeats for a
      * certain time. */
     unsigned link_copies;
-    uint64_t link_bytes;  /* of each of these copies; 0: the module's choice */
-    uint64_t trial_bytes; /* what exports are tried with, at least two granules; 0: the module's choice */
+    uint64_t link_bytes;  /* bytes of each of these copies; 0: the module chooses */
+    uint64_t trial_bytes; /* bytes of the trial allocation for exports, at least two granules; 0: the module chooses */
 };
 
 /* A shared object exports one of these, with the name `rocmforge_device_module`. */

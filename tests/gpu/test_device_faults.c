@@ -168,7 +168,7 @@ static void test_codes(void **state)
         {1, -EIO},      {2, -ENOMEM},   {46, -EIO},     {209, -EIO},    {802, -EIO},    {999, -EIO},
         {100, -ENODEV}, {214, -ENODEV}, {220, -ENODEV}, {226, -ENODEV}, {700, -ENODEV}, {702, -ENODEV},
         {709, -ENODEV}, {710, -ENODEV}, {714, -ENODEV}, {715, -ENODEV}, {716, -ENODEV}, {717, -ENODEV},
-        {718, -ENODEV}, {719, -ENODEV}, {721, -ENODEV}, {810, -ENODEV}, {911, -ENODEV},
+        {718, -ENODEV}, {719, -ENODEV}, {721, -ENODEV}, {810, -ENODEV}, {911, -EIO},
     };
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         struct bench bench;
