@@ -110,8 +110,8 @@ struct device_ops {
     /* worker. No transfer into the arena is running. Waits until the device no longer uses it. */
     void (*arena_free)(struct arena *arena);
 
-    /* worker; also loop, if `fetches`. Puts a filled slot into an arena. If `fetches` it returns at once and the
-     * copies run asynchronously; otherwise it copies before it returns. The result comes with transfer->done. */
+    /* worker; also loop, if `copies_async`. Puts a filled slot into an arena. If `copies_async` it returns at once and
+     * the copies run asynchronously; otherwise it copies before it returns. The result comes with transfer->done. */
     void (*put)(struct device *device, struct transfer *transfer);
 
     /* worker, once; transfers may be running. Makes the export, which the arena owns. No client gets it before the
@@ -151,7 +151,7 @@ struct device {
     size_t slot_bytes; /* size of each slot */
     size_t part_bytes; /* how much of a slot one worker fills at a time; if less than slot_bytes, several workers fill
                           one slot */
-    bool fetches;      /* put() returns at once, and the device copies from the slot asynchronously */
+    bool copies_async; /* put() returns at once, and the device copies from the slot asynchronously */
     uint64_t link;     /* measured rate of copies to the device, in bytes per second; 0: unknown */
     bool exports_leak; /* exported memory is not released when it is freed, only when the process ends */
     char no_kernels[160]; /* why it has no kernels although it could; empty: it has, or it never has any */

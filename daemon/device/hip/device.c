@@ -290,7 +290,7 @@ static int device_open(int index, const struct device_config *config, struct hip
     hip->device.kind = HIP_KIND;
     hip->device.export_kind = EXPORT_IPC;
     hip->device.granule = GRANULE;
-    hip->device.fetches = true;
+    hip->device.copies_async = true;
     snprintf(hip->device.id, sizeof(hip->device.id), HIP_KIND ":%d", index);
     size_slots(&hip->device, config);
     pthread_mutex_init(&hip->lock, NULL);
