@@ -1,18 +1,18 @@
-/* The import module for memory of a GPU, which is opened through the handle that the daemon made. This source becomes
- * import-hip.so, and import-cuda.so if it is compiled against CUDA's runtime.
+/* Opens memory of a GPU through the handle that the daemon made. This source becomes import-hip.so and, compiled
+ * against CUDA's runtime, import-cuda.so.
  *
- * The program may use the same GPU runtime. The runtime keeps two things for each thread: the current device, and the
- * last error. So that both stay as they are in the caller's thread, every function here makes its calls on a new
- * thread. Setting the caller's device again afterwards is no alternative: that would use the device, and on CUDA the
- * first use of a device takes hundreds of megabytes.
+ * The runtime belongs to the whole process, and the program may use it too. It keeps the current device and the last
+ * error for each thread. So each function here makes its calls on a new thread, and the caller's thread is not changed.
+ * Restoring the caller's device afterwards would not do: on CUDA, making a device current for the first time takes
+ * hundreds of megabytes of its memory.
  *
  * The program may be capturing a stream into a graph at the same time, on any thread. Opening and reading do not
- * disturb a capture: they use no stream of the program, and their thread is in the relaxed capture mode, in which every
- * call is allowed. Closing waits for the whole device. During a capture the runtime refuses to wait, and the capture is
- * broken. But there is no other way to know that nothing reads the memory any more. So the memory stays mapped until
- * another mapping is closed on that device, or the same handle is opened again.
+ * disturb that: they use no stream of the program, and their thread is in the relaxed capture mode. Closing waits for
+ * the whole device. During a capture a runtime refuses that, and the capture is broken. But there is no other way to
+ * know that nothing reads the memory any more. So if it is refused the memory stays mapped, until something else is
+ * closed on that device or the same handle is opened again.
  *
- * A runtime cannot be used after fork(): in a child process, the mappings of its parent are only freed. */
+ * A runtime does not work in a child after fork(). There, the mappings of the parent are only forgotten. */
 #include "client/import.h"
 #include "kernels/hip.h"
 
@@ -26,15 +26,15 @@
 #include <strings.h>
 #include <unistd.h>
 
-/* A handle that is open in this process. If it were opened a second time, the runtime might return the same pointer,
- * and the first close would unmap it. So each handle is opened once, and its mappings are counted. */
+/* A handle that is open in this process. If it were opened twice, the runtime might return the same pointer twice,
+ * and the first close would unmap it for both. So each handle is opened once and its uses are counted. */
 struct opened {
     struct opened *next;
     hipIpcMemHandle_t handle;
     int device;
     void *data;
-    size_t references; /* mappings that use it; 0: it should be closed */
-    bool busy;         /* a thread opens or closes it, without holding the lock; other threads must not use it */
+    size_t references; /* 0: to be closed */
+    bool busy;         /* a thread is opening or closing it without the lock; other threads leave it alone */
 };
 
 struct mapping {
@@ -43,12 +43,12 @@ struct mapping {
     hipStream_t stream; /* for reading; NULL: not created yet */
 };
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;  /* guards the list and its members */
-static pthread_cond_t changed = PTHREAD_COND_INITIALIZER; /* a member is not busy any more, or was removed */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;  /* guards the list and its elements */
+static pthread_cond_t changed = PTHREAD_COND_INITIALIZER; /* an element is no longer busy, or was removed */
 static struct opened *list;
-static _Atomic(pid_t) owner; /* the process that uses the runtime; 0: none yet */
+static _Atomic(pid_t) owner; /* the process that uses the runtime; 0: none does yet */
 
-/* The work of one function of the module. It runs on a thread of its own. */
+/* The work of one call of the module, which runs on a new thread. */
 struct task {
     int (*run)(struct task *task);
     int status;
@@ -67,8 +67,8 @@ static void *task_main(void *argument)
     return NULL;
 }
 
-/* Runs the task on a new thread and returns its result. Signals are blocked there, so that the program's handlers run
- * on the program's own threads. */
+/* Runs the task on a new thread and returns its result. All signals are blocked on that thread: the program's
+ * handlers must not run there. */
 static int task_do(struct task *task)
 {
     pthread_t thread;
@@ -83,7 +83,7 @@ static int task_do(struct task *task)
     return task->status;
 }
 
-/* True if this process uses the runtime already, or no process has used it yet. False after a fork(). */
+/* Whether this process uses the runtime, or is the first to use it. */
 static bool runtime_is_ours(void)
 {
     pid_t none = 0, self = getpid();
@@ -95,7 +95,7 @@ static int failed(struct import_fault *fault, int error, const char *call, hipEr
     return import_fail(fault, error, "%s: %s (%d)", call, hipGetErrorString(result), (int)result);
 }
 
-/* Sets *ret to true if a device of this process is the source's device. */
+/* Sets *ret to whether this device is the one that the daemon means. */
 static int device_is(int device, const struct import_source *source, bool *ret, struct import_fault *fault)
 {
     hipUUID uuid = {{0}};
@@ -112,9 +112,9 @@ static int device_is(int device, const struct import_source *source, bool *ret, 
     return 0;
 }
 
-/* Finds the source's device in this process by its UUID and PCI address. Its number may differ from the daemon's,
- * because HIP_VISIBLE_DEVICES can hide devices. If no device matches and one of them could not be asked, returns that
- * error rather than -ENODEV: it might be the right one. */
+/* Devices are identified by UUID and PCI address: their numbers differ between processes, because
+ * HIP_VISIBLE_DEVICES hides some. A device whose identity cannot be read is an error only if no other device
+ * matches. */
 static int device_find(const struct import_source *source, int *ret, struct import_fault *fault)
 {
     int count = 0, r = 0;
@@ -137,7 +137,8 @@ static int device_find(const struct import_source *source, int *ret, struct impo
                        source->device ? source->device : "", source->pci ? source->pci : "no PCI address", count);
 }
 
-/* Sets this thread's device, and the thread's relaxed capture mode. On failure *ret_call is the call that failed. */
+/* Makes the device current on this thread, and puts the thread into the mode in which another thread's capture
+ * forbids no call. */
 static hipError_t device_use(int device, const char **ret_call)
 {
     hipStreamCaptureMode mode = hipStreamCaptureModeRelaxed;
@@ -149,14 +150,14 @@ static hipError_t device_use(int device, const char **ret_call)
     return hipThreadExchangeStreamCaptureMode(&mode);
 }
 
-/* True for errors about stream capture. HIP and CUDA have the same numbers. */
+/* Errors of stream capture. HIP and CUDA use the same numbers. */
 static bool of_capture(hipError_t result)
 {
     return (int)result >= 900 && (int)result <= 908;
 }
 
-/* Waits for the device, then closes the handle. If a capture prevents the waiting, the handle stays open, and the error
- * is returned. */
+/* Waits until the device has finished all work that may read the memory, and unmaps it. The memory stays mapped if
+ * the wait is refused. */
 static hipError_t memory_unmap(const struct opened *opened, const char **ret_call)
 {
     hipError_t result = device_use(opened->device, ret_call);
@@ -166,8 +167,7 @@ static hipError_t memory_unmap(const struct opened *opened, const char **ret_cal
     result = hipDeviceSynchronize();
     if (of_capture(result))
         return result;
-    /* Any other error comes from work that failed, or from a device that failed. In both cases nothing runs any more.
-     */
+    /* Any other error means that the work failed, and so has ended, or that the device runs nothing any more. */
     (void)!hipIpcCloseMemHandle(opened->data);
     return hipSuccess;
 }
@@ -181,8 +181,8 @@ static hipError_t memory_map(struct opened *opened, const char **ret_call)
     return hipIpcOpenMemHandle(&opened->data, opened->handle, hipIpcMemLazyEnablePeerAccess);
 }
 
-/* The lock is held in this and all functions below that work on the list. handle_ask() releases it while it calls the
- * runtime: some runtimes take seconds to open a handle if the process that made it does not answer. */
+/* The functions from here on are called with `lock` held. They release it during calls of the runtime: some runtimes
+ * take seconds to open the handle of a process that does not answer. */
 static struct opened *handle_find(int device, const hipIpcMemHandle_t *handle)
 {
     struct opened *opened = list;
@@ -220,7 +220,7 @@ static void handle_forget(struct opened *opened)
     free(opened);
 }
 
-/* Closes all handles of a device that no mapping uses any more, also those that could not be closed before. */
+/* Closes all handles of the device that are no longer used. These include handles that could not be closed before. */
 static hipError_t unused_close(int device, const char **ret_call)
 {
     for (struct opened *opened; (opened = unused_find(device));) {
@@ -262,7 +262,7 @@ static int handle_open(int device, const hipIpcMemHandle_t *handle, struct opene
             *ret = opened;
             return 0;
         }
-        /* It has no mapping, so its lease has ended. By now the same handle may mean other memory: close it first. */
+        /* Its lease has ended, so the handle may mean other memory now. */
         const char *call;
         hipError_t result = unused_close(device, &call);
         if (result != hipSuccess)
@@ -334,7 +334,7 @@ static void import_close(struct import_mapping *base)
     free(mapping);
 }
 
-/* Uses a stream of its own, because the default stream would wait for the program's streams. */
+/* Uses a stream of its own: the null stream would wait for the program's streams. */
 static hipError_t memory_read(struct task *task, const char **ret_call)
 {
     struct mapping *mapping = task->mapping;

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Prints the AMD architectures to build kernels for, one a line: those that AMD ships GPUs for and that the installed
-device libraries cover. Prints nothing if there are no device libraries.
+"""Prints the AMD architectures to build kernels for, one in each line: those that AMD sells GPUs for and that the
+installed device libraries support. Prints nothing if there are no device libraries.
 
 usage: hip_archs.py
 """
@@ -8,7 +8,7 @@ import glob
 import os
 import re
 
-# Others of a generation run the code of one of these, or nobody computes on them.
+# Other architectures can run the code of one of these, or are not used for computing.
 KNOWN = """gfx900 gfx906 gfx908 gfx90a gfx942 gfx950 gfx1010 gfx1012 gfx1030 gfx1031 gfx1100 gfx1101 gfx1102 gfx1151
 gfx1200 gfx1201""".split()
 PLACES = [

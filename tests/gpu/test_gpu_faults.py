@@ -130,6 +130,12 @@ def test_first_call_fails(start, small_model, call, code):
     assert load(daemon, small_model, "host", device="host")["device"] == "host"
 
 
+def test_device_without_a_name_or_an_architecture(start):
+    (call,) = [call for call in calls_of("device-hip.so") if call.startswith("hipGetDeviceProperties")]
+    daemon = start(FAKE_HIP_NAMELESS=1, FAKE_HIP_FAIL=f"{call}:1:1")
+    assert devices(daemon)["hip:0"]["name"] == "AMD GPU at 0000:01:00.0"
+
+
 @pytest.mark.parametrize("code", [999, 719, 2])
 def test_each_call_of_a_client_fails(start, small_model, monkeypatch, fault, code):
     """What it reads is right, or the call is named; and its lease is given back."""
