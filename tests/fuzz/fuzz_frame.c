@@ -107,8 +107,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         /* Some pieces are left to wait, so that several are received at once. */
         while (alive && n_fds != 2 && r == 1) {
             r = frame_reader_fill(s->reader, s->in);
-            assert(r == 1 || r == -EAGAIN || r == -ENOBUFS || r == -EMSGSIZE || r == -EMFILE);
-            alive = r != -EMSGSIZE && r != -EMFILE && take(s);
+            assert(r == 1 || r == -EAGAIN || r == -ENOBUFS || r == -EMSGSIZE || r == -E2BIG || r == -EMFILE);
+            alive = r != -EMSGSIZE && r != -E2BIG && r != -EMFILE && take(s);
             if (r == -ENOBUFS)
                 r = 1;
         }
