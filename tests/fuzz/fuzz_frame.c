@@ -34,6 +34,7 @@ static int lowest_free(void)
     return fd;
 }
 
+/* A piece that the kernel has no room for, because too many wait, is left out. */
 static void send_piece(struct state *s, const uint8_t *bytes, size_t size, unsigned n_fds)
 {
     union {
@@ -53,6 +54,8 @@ static void send_piece(struct state *s, const uint8_t *bytes, size_t size, unsig
             memcpy(CMSG_DATA(c) + i * sizeof(int), &s->in, sizeof(int));
     }
     ssize_t n = sendmsg(s->out, &header, MSG_NOSIGNAL);
+    if (n < 0 && (errno == EAGAIN || errno == ETOOMANYREFS))
+        return;
     assert(n == (ssize_t)size);
     memcpy(s->stream + s->stream_size, bytes, size);
     s->stream_size += size;
