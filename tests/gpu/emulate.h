@@ -36,7 +36,8 @@ namespace emulate
 {
 
 constexpr unsigned threads_max = 256;
-constexpr size_t stack_bytes = 256 << 10;
+// A kernel takes less than one KiB of it. AddressSanitizer clears its notes of the whole at every switch.
+constexpr size_t stack_bytes = 64 << 10;
 
 // Whom a thread waits for: the whole block, its warp, or its neighbour.
 enum meeting { block, warp, pair, meetings };

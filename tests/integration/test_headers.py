@@ -51,6 +51,7 @@ def talkative(folder):
     return write_header(folder / "talkative.gguf", entries=[entry(f"k{i}", "\1" * 4000) for i in range(7500)])
 
 
+@pytest.mark.alone
 def test_metadata_beyond_a_bound_are_left_out(daemon, talkative):
     with daemon.client() as client, daemon.client() as other:
         client.call("Load", path=str(talkative), name="m")
@@ -64,6 +65,7 @@ def test_metadata_beyond_a_bound_are_left_out(daemon, talkative):
         assert MIB < size < 4 * MIB and len(metadata) < 7500
 
 
+@pytest.mark.alone
 def test_nobody_waits_while_metadata_are_made_ready(daemon, talkative):
     """Not even for the length of a load."""
     with daemon.client() as client, daemon.client() as other:

@@ -105,14 +105,14 @@ def test_memory_on_its_way_back_is_waited_for(start, model_folder, large_model):
         assert names(daemon) == ["b"]
 
 
-def test_leaving_while_memory_is_on_its_way_back(start, gate, model_folder, large_model):
+def test_leaving_while_memory_is_on_its_way_back(start, gate, model_folder):
     """Whoever waits for memory may go, or run out of time, at any moment of that; what comes of it is never loaded."""
-    daemon = start("--budget", "900Mi", env=gate.env)
-    other = sparse_model(model_folder / "other-large.gguf", 768 * MIB)
+    daemon = start("--budget", "450Mi", env=gate.env)
+    one, other = (sparse_model(model_folder / f"leaving{i}.gguf", 384 * MIB) for i in range(2))
     for step in range(12):
         with daemon.client() as first:
             gate.open()
-            load(first, large_model, "a")
+            load(first, one, "a")
             gate.close()
             second = daemon.client()
             first.send("Unload", {"name": "a"})

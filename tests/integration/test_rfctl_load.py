@@ -119,9 +119,9 @@ def test_load_plain_lines(daemon, model_folder, large_model):
     assert all(re.match(r"[a-z]+ +\d+%", line) for line in lines)
 
 
-def test_interrupt_cancels(held_daemon, gate, large_model):
+def test_interrupt_cancels(held_daemon, gate, gated_model):
     process = subprocess.Popen(
-        [program(), "--socket", str(held_daemon.socket), "load", str(large_model)],
+        [program(), "--socket", str(held_daemon.socket), "load", str(gated_model)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -162,10 +162,10 @@ def test_a_device_that_is_not_there(daemon, small_model, command):
     assert result.stderr.endswith(": no such device: 'host:7'; 'rfctl devices' lists them\n")
 
 
-def test_daemon_dies_under_way(held_daemon, large_model):
+def test_daemon_dies_under_way(held_daemon, gated_model):
     daemon = held_daemon
     process = subprocess.Popen(
-        [program(), "--socket", str(daemon.socket), "load", str(large_model)],
+        [program(), "--socket", str(daemon.socket), "load", str(gated_model)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -252,10 +252,10 @@ def test_dump(daemon, small_model):
         assert result.stderr.startswith(f"rfctl: cannot dump {tensor} of {name}: ")
 
 
-def test_dump_waits_for_a_load(held_daemon, gate, large_model):
-    held_daemon.rfctl("load", large_model, "--as", "native", "--no-wait")
+def test_dump_waits_for_a_load(held_daemon, gate, gated_model):
+    held_daemon.rfctl("load", gated_model, "--as", "native", "--no-wait")
     dumps = []
-    command = ["dump", "large", "blk.0.ffn_up.weight"]
+    command = ["dump", "gated", "blk.0.ffn_up.weight"]
     thread = threading.Thread(target=lambda: dumps.append(held_daemon.rfctl(*command, text=False).stdout))
     thread.start()
     wait_until(lambda: held_daemon.status()["connections"] > 1)

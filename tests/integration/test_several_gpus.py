@@ -76,7 +76,7 @@ def test_two_at_once_go_to_two(start_gpus, folder, model_folder):
     """Each is put somewhere when its size is known and reserved, not when it is asked for."""
     gate = Gate(folder / "gate", {})
     daemon = start_gpus(FAKE_HIP_GATE=str(gate.path))
-    paths = [sparse_model(model_folder / f"at-once{i}.gguf", 300 * MIB) for i in range(2)]
+    paths = [sparse_model(model_folder / f"at-once{i}.gguf", 96 * MIB) for i in range(2)]
     gate.close()
     with daemon.client() as first, daemon.client() as second:
         first.send("Load", {"path": str(paths[0])})
@@ -90,8 +90,8 @@ def test_two_at_once_go_to_two(start_gpus, folder, model_folder):
 
 
 def test_where_it_fits_rather_than_where_another_must_go(start_gpus, model_folder):
-    paths = [sparse_model(model_folder / f"fits{i}.gguf", size * MIB) for i, size in enumerate((160, 320, 128))]
-    with start_gpus("--budget", "400Mi").client() as client:
+    paths = [sparse_model(model_folder / f"fits{i}.gguf", size * MIB) for i, size in enumerate((40, 80, 32))]
+    with start_gpus("--budget", "100Mi").client() as client:
         load(client, paths[0], name="small")
         load(client, paths[1], name="large")
         plan = client.call("Plan", path=str(paths[2]))
@@ -102,8 +102,8 @@ def test_where_it_fits_rather_than_where_another_must_go(start_gpus, model_folde
 
 def test_evicted_where_that_suffices(start_gpus, model_folder):
     """The one with more free has a model that somebody holds; the other's may go."""
-    paths = [sparse_model(model_folder / f"evict{i}.gguf", size * MIB) for i, size in enumerate((260, 256, 300))]
-    with start_gpus("--budget", "400Mi").client() as client:
+    paths = [sparse_model(model_folder / f"evict{i}.gguf", size * MIB) for i, size in enumerate((65, 64, 75))]
+    with start_gpus("--budget", "100Mi").client() as client:
         load(client, paths[0], name="idle")
         load(client, paths[1], name="held")
         client.call("Attach", name="held")

@@ -39,7 +39,7 @@ def test_limit_of_connections(start_for_all):
 def test_limit_of_loads(start_for_all, gate, folder):
     daemon = start_for_all("--user-loads", "1", env=gate.env)
     gate.close()
-    paths = [sparse_model(folder / f"large{i}.gguf", 640 * MIB) for i in range(2)]
+    paths = [sparse_model(folder / f"large{i}.gguf", 96 * MIB) for i in range(2)]
     with client_of(daemon, USER) as first, client_of(daemon, USER) as second, client_of(daemon, daemon.uid) as own:
         with open(paths[0], "rb") as file:
             first.send("Load", {"fds": [0], "name": "first"}, [file.fileno()])

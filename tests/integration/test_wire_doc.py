@@ -57,12 +57,12 @@ def fits(expected, seen):
 
 
 @pytest.fixture
-def files(large_model, folder):
+def files(slow_model, folder):
     """Large enough that there is progress to tell, and time to cancel."""
     broken = folder / "broken.gguf"
-    with open(large_model, "rb") as file:
+    with open(slow_model, "rb") as file:
         broken.write_bytes(file.read(60))
-    return {"/models/tiny.gguf": large_model, "/models/big.gguf": large_model, "/models/broken.gguf": broken}
+    return {"/models/tiny.gguf": slow_model, "/models/big.gguf": slow_model, "/models/broken.gguf": broken}
 
 
 def test_examples(slow_daemon, files):
