@@ -163,7 +163,7 @@ static void *registry_get_proc_address(struct ggml_backend_reg *reg, const char 
 static void *(*cpu_get_proc_address)(struct ggml_backend_reg *reg, const char *name);
 static bool (*cpu_is_numa)(void);
 
-/* Whether a file, of text parts that end with NUL bytes, names a buffer type of ours: "-ot\0.*=ROCmForge". */
+/* Whether a file, of text parts that end with NUL bytes, names a buffer type of ours: "-ot .*=ROCmForge", where llama-bench takes the "=" out. */
 static bool names_us(const char *path)
 {
     static char text[COMMAND_LINE_MAX];
@@ -171,13 +171,13 @@ static bool names_us(const char *path)
     size_t n = file ? fread(text, 1, sizeof(text), file) : 0;
     if (file)
         fclose(file);
-    return n > 0 && memmem(text, n, "=ROCmForge", 10) != NULL;
+    return n > 0 && memmem(text, n, "ROCmForge", 9) != NULL;
 }
 
 static bool loads_for_us(void)
 {
     const char *overrides = getenv("LLAMA_ARG_OVERRIDE_TENSOR");
-    return names_us("/proc/self/cmdline") || (overrides && strstr(overrides, "=ROCmForge"));
+    return names_us("/proc/self/cmdline") || (overrides && strstr(overrides, "ROCmForge"));
 }
 
 static bool is_numa_or_ours(void)
