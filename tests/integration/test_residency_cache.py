@@ -328,7 +328,7 @@ def test_whose_load_a_restore_is(start_gpu, models, folder, copy_gate):
     """It counts against the loads of whoever asks for the model, not of whoever loaded it."""
     if os.geteuid() != 0:
         pytest.skip("needs root, to be several users")
-    daemon = start_gpu("--host-cache", "64M", "--user-loads", "1", **copy_gate.env)
+    daemon = start_gpu("--host-cache", "64Mi", "--user-loads", "1", **copy_gate.env)
     os.chmod(daemon.folder, 0o755)
     os.chmod(daemon.socket, 0o666)
     paths = models(4)
