@@ -90,12 +90,10 @@ _name = ctypes.create_string_buffer(_NAME)
 _name_versioned = ctypes.create_string_buffer(_NAME_VERSIONED)
 
 
-@CFUNCTYPE(None, c_void_p)
 def _delete(address: Optional[int], exports: Dict[int, Tuple[Any, Any]] = _exports) -> None:
     exports.pop(address or 0, None)
 
 
-@CFUNCTYPE(None, c_void_p)
 def _destroy(
     capsule: Optional[int],
     exports: Dict[int, Tuple[Any, Any]] = _exports,
@@ -109,11 +107,13 @@ def _destroy(
             exports.pop(pointer(capsule, name), None)
 
 
-_delete_pointer = ctypes.cast(_delete, c_void_p).value
-_destroy_pointer = ctypes.cast(_destroy, c_void_p).value
+_callback = CFUNCTYPE(None, c_void_p)
+_delete_callback, _destroy_callback = _callback(_delete), _callback(_destroy)
+_delete_pointer = ctypes.cast(_delete_callback, c_void_p).value
+_destroy_pointer = ctypes.cast(_destroy_callback, c_void_p).value
 
 # Called as long as anything is out, perhaps when this module is gone already.
-for _immortal in (_delete, _destroy, _exports, _name, _name_versioned, _Managed, _ManagedVersioned):
+for _immortal in (_delete_callback, _destroy_callback, _exports, _name, _name_versioned, _Managed, _ManagedVersioned):
     _keep(_immortal)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import stat
-from contextlib import contextmanager
-from typing import Iterator, List, Optional, Union
+from contextlib import contextmanager, nullcontext
+from typing import ContextManager, Iterator, List, Optional, Union
 
 Path = Union[str, "os.PathLike[str]"]
 
@@ -54,3 +54,8 @@ def opened(path: Path) -> Iterator[List[int]]:
     finally:
         for fd in fds:
             os.close(fd)
+
+
+def opened_or_not(path: Path, by_path: bool) -> ContextManager[Optional[List[int]]]:
+    """opened(); or None, where the daemon is to open the path itself."""
+    return nullcontext(None) if by_path else opened(path)

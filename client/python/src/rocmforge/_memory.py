@@ -13,7 +13,7 @@ import socket
 import struct
 import threading
 from ctypes import byref, c_void_p
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, ContextManager, Dict, List, NamedTuple, Optional, Tuple
 
 from . import _library, errors
 
@@ -191,7 +191,7 @@ class Attachment:
         except AttributeError:  # it was not made to its end
             return
 
-    def _lock_of_this_process(self) -> threading.RLock:  # type: ignore[valid-type]
+    def _lock_of_this_process(self) -> ContextManager[object]:
         # A thread that had it when this process was forked is not there to give it back.
         if os.getpid() != self.pid:
             return threading.RLock()
@@ -205,13 +205,13 @@ class _Turn:
 
     def __init__(self, attachment: Attachment) -> None:
         self._view: Optional[View] = attachment.view()
-        self._lock: Any = attachment._lock_of_this_process()
+        self._lock = attachment._lock_of_this_process()
 
     def __enter__(self) -> None:
-        self._lock.acquire()
+        self._lock.__enter__()
 
     def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        self._lock.__exit__(None, None, None)
         self._view = None
 
 

@@ -20,8 +20,8 @@ _CHUNK = 1 << 17
 _REPLY_MAX = 64 << 20
 _FDS_MAX = 253
 _ANCILLARY = socket.CMSG_SPACE(_FDS_MAX * array.array("i").itemsize)
-_CONNECT_TIMEOUT = 5.0
-_CONNECT_RETRY = 0.01
+CONNECT_TIMEOUT = 5.0
+CONNECT_RETRY = 0.01
 _SYSTEM = "/run/rocmforge/io.rocmforge"
 
 
@@ -140,7 +140,7 @@ class Connection:
 
     def _connect(self) -> None:
         # A Unix socket that does not block says EAGAIN while the daemon has too many connections to accept.
-        end = time.monotonic() + _CONNECT_TIMEOUT
+        end = time.monotonic() + CONNECT_TIMEOUT
         self._socket.setblocking(False)
         while True:
             try:
@@ -149,10 +149,17 @@ class Connection:
             except BlockingIOError as error:
                 if time.monotonic() >= end:
                     raise connect_failure(self.path, TimeoutError(error.errno, "it does not take connections")) from None
-                time.sleep(_CONNECT_RETRY)
+                time.sleep(CONNECT_RETRY)
             except OSError as error:
                 raise connect_failure(self.path, error) from None
         self._socket.setblocking(True)
+
+    def __del__(self) -> None:
+        # A client that is not closed loses nothing; a warning of an unclosed socket would help nobody.
+        try:
+            self.close()
+        except AttributeError:  # it was not made to its end
+            pass
 
     @property
     def closed(self) -> bool:

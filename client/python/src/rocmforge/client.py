@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
+import sys
 import threading
-from typing import TYPE_CHECKING, Any, Callable, ContextManager, Dict, Iterator, List, NoReturn, Optional, Sequence
+import weakref
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NoReturn, Optional, Sequence
 from typing import Tuple, Type, cast
 
-from . import _calls, _files, _progress
-from ._files import Path
+from . import _calls, _progress
+from ._files import Path, opened_or_not
 from ._memory import Attachment
 from ._progress import ProgressOption
 from ._varlink import Connection, default_socket
@@ -168,7 +171,7 @@ class Client:
         Returns the model, and of a load that this call began its phases. OSError: the file cannot be opened.
         """
         options = (name, form, device, dequant, wait, pin, private, ttl, deadline, trace)
-        with _fds(path, by_path) as fds:
+        with opened_or_not(path, by_path) as fds:
             parameters = _calls.load(path, fds, *options)
             reply = self._waited("Load", parameters, fds or (), progress, f"loading {os.path.basename(path)}")
         return cast(LoadReply, reply)
@@ -177,7 +180,7 @@ class Client:
         self, path: Path, *, form: Optional[str] = None, device: Optional[str] = None, by_path: bool = False
     ) -> PlanReply:
         """What load() would do, without doing it."""
-        with _fds(path, by_path) as fds:
+        with opened_or_not(path, by_path) as fds:
             parameters = _calls.plan(path, fds, form, device)
             return cast(PlanReply, self._waited("Plan", parameters, fds or (), None, ""))
 
@@ -288,16 +291,10 @@ class Client:
         self._watcher = _Watcher(self.socket, function) if function else None
 
 
-def _fds(path: Path, by_path: bool) -> ContextManager[Optional[List[int]]]:
-    return contextlib.nullcontext(None) if by_path else _files.opened(path)
-
-
 class _Watcher:
     """A thread that hears of every change of state, and tells of those of attached models that are to be let go."""
 
     def __init__(self, path: str, function: Callable[[str], object]) -> None:
-        import weakref
-
         self._function = function
         self._attachments: weakref.WeakSet[Attachment] = weakref.WeakSet()
         self._lock = threading.Lock()
@@ -307,6 +304,7 @@ class _Watcher:
         next(self._replies)  # from here on nothing is missed
         self._thread = threading.Thread(target=self._run, name="rocmforge-watch", daemon=True)
         self._thread.start()
+        _watchers.add(self)
 
     def add(self, attachment: Attachment) -> None:
         with self._lock:
@@ -335,9 +333,16 @@ class _Watcher:
             try:
                 self._function(name)
             except Exception:
-                import sys
-
                 threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
+
+
+_watchers: weakref.WeakSet[_Watcher] = weakref.WeakSet()
+
+
+@atexit.register
+def _exit() -> None:
+    for watcher in list(_watchers):
+        watcher.stop()
 
 
 def connect(socket: Optional[Path] = None) -> Client:

@@ -38,6 +38,9 @@ class LibraryError(Error):
         super().__init__(message or os.strerror(errno))
         self.errno = errno
 
+    def __reduce__(self) -> Any:
+        return type(self), (self.errno, str(self))
+
 
 class LibraryNotFound(Error, ImportError):
     """librocmforge.so.0 is not installed, and ROCMFORGE_LIBRARY does not name it."""
@@ -55,7 +58,11 @@ class InUse(Error, BufferError):
             f"'{name}' cannot be closed: {views} view{'s' if views != 1 else ''} of its memory "
             "are still there; delete them, or let them keep it with close(force=True)"
         )
+        self.name = name
         self.views = views
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.name, self.views)
 
 
 class UnsupportedDtype(Error, TypeError):
@@ -85,7 +92,7 @@ class WireError(Error):
     def _message(self) -> str:
         try:
             detail = self._detail()
-        except (KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError):  # a daemon that says less
             detail = ""
         sentence = self.sentence if type(self) is not WireError else f"{self.sentence}: {self.error}"
         return f"{sentence}: {detail}" if detail else sentence

@@ -42,12 +42,29 @@ class Tensor:
         self._entry = entry
         self._dtype, self.shape = _dtypes.array_type(entry.form, entry.type, entry.shape, entry.nbytes)
 
-    name = property(lambda self: str(self._entry.name))
-    type = property(lambda self: str(self._entry.type))
-    form = property(lambda self: str(self._entry.form))
-    nbytes = property(lambda self: int(self._entry.nbytes))
-    offset = property(lambda self: int(self._entry.offset))
-    dtype = property(lambda self: str(self._dtype.name))
+    @property
+    def name(self) -> str:
+        return self._entry.name
+
+    @property
+    def type(self) -> str:
+        return self._entry.type
+
+    @property
+    def form(self) -> str:
+        return self._entry.form
+
+    @property
+    def nbytes(self) -> int:
+        return self._entry.nbytes
+
+    @property
+    def offset(self) -> int:
+        return self._entry.offset
+
+    @property
+    def dtype(self) -> str:
+        return self._dtype.name
 
     @property
     def logical_shape(self) -> Tuple[int, ...]:
@@ -99,7 +116,8 @@ class Tensor:
             return self.buffer().tobytes()
         return bytes(self._copy())
 
-    def _copy(self) -> ctypes.Array[ctypes.c_ubyte]:
+    def _copy(self) -> Any:
+        """A ctypes array of the bytes, copied; of one byte if there are none."""
         copy = (ctypes.c_ubyte * max(self.nbytes, 1))()
         if self.nbytes:
             self._attachment.read(self.offset, ctypes.addressof(copy), self.nbytes)
@@ -123,10 +141,13 @@ class Tensor:
             buffer = self.buffer()
             if not flags & _PYBUF_FORMAT or self.nbytes == 0:
                 return buffer
-            if self.dtype in _FORMATS:
-                return buffer.cast(_FORMATS[self.dtype], self.shape) if self.shape else buffer.cast(_FORMATS[self.dtype])
+            kind: Any = _FORMATS.get(self.dtype)
+            if kind:
+                typed: memoryview = buffer.cast(kind, self.shape) if self.shape else buffer.cast(kind)
+                return typed
             if self.dtype == "float16":  # memoryview.cast() does not know it
-                return memoryview(self.numpy())
+                array: Any = self.numpy()
+                return memoryview(array)
         except ImportError:
             pass
         except Error as error:
@@ -168,8 +189,10 @@ class Tensor:
 
         dtype = _dtypes.numpy_dtype(self._dtype)
         if copy:
-            array = numpy.frombuffer(self._copy(), numpy.uint8, self.nbytes)
-            return array.view(dtype).reshape(self.shape)
+            array = numpy.empty(self.shape, dtype)
+            if self.nbytes:
+                self._attachment.read(self.offset, array.ctypes.data, self.nbytes)
+            return array
         self._host_only("NumPy array without a copy")
         if self.nbytes == 0:
             self._attachment.usable()
@@ -182,10 +205,10 @@ class Tensor:
         PyTorch has no read-only tensors: a write to this one ends the process on the host, where the memory is sealed,
         and changes the model for everybody on a GPU.
         """
-        import torch
+        import torch.utils.dlpack
 
         _dtypes.torch_dtype(self._dtype)
-        tensor: _torch.Tensor = torch.from_dlpack(_Exporter(self))
+        tensor: _torch.Tensor = torch.utils.dlpack.from_dlpack(self)
         return tensor.clone() if copy else tensor
 
     def __dlpack_device__(self) -> Tuple[int, int]:
@@ -228,18 +251,3 @@ class Tensor:
         return _dlpack.capsule(
             own, ctypes.addressof(own), self._dtype, self.shape, host, versioned, _dlpack.COPIED
         )
-
-
-class _Exporter:
-    """A tensor for torch.from_dlpack() without the read-only flag, of which PyTorch would warn at every tensor."""
-
-    __slots__ = ("_tensor",)
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._tensor = tensor
-
-    def __dlpack_device__(self) -> Tuple[int, int]:
-        return self._tensor.__dlpack_device__()
-
-    def __dlpack__(self, **arguments: Any) -> Any:
-        return self._tensor.__dlpack__(**arguments)
