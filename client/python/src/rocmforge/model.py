@@ -148,6 +148,11 @@ class Model(Mapping[str, Tensor]):
             "size": tensor.nbytes,
         }
 
+    @property
+    def path(self) -> Optional[str]:
+        """Of the file that it was loaded from, as far as it is known; it may be another one now."""
+        return self._path or self.model_info["path"]
+
     def metadata(self) -> Dict[str, Any]:
         """The file's metadata, whole: key to number, bool, str, or list of such. It is read once, and is to be left as it
         is. MetadataUnavailable: the file cannot be read any more."""
