@@ -13,7 +13,7 @@ from .tensor import Tensor
 if TYPE_CHECKING:
     from types import TracebackType
 
-    import numpy
+    import numpy as _np
     import torch as _torch
 
 
@@ -172,7 +172,7 @@ class Model(Mapping[str, Tensor]):
             return self.numpy(name, copy)
         raise ValueError(f"framework is 'pt' or 'np', and not {framework!r}")
 
-    def numpy(self, name: str, copy: bool = False) -> numpy.ndarray[Any, Any]:
+    def numpy(self, name: str, copy: bool = False) -> _np.ndarray[Any, Any]:
         """Tensor.numpy() of the one of this name. KeyError."""
         return self[name].numpy(copy)
 

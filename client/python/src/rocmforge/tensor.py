@@ -10,7 +10,7 @@ from ._memory import Attachment, Entry, host_buffer
 from .errors import Error
 
 if TYPE_CHECKING:
-    import numpy
+    import numpy as _np
     import torch as _torch
 
 _FORMATS = {"float64": "d", "float32": "f", "int64": "q", "int32": "i", "int16": "h", "int8": "b", "uint8": "B"}
@@ -161,7 +161,7 @@ class Tensor:
         # The data is a buffer and not an address: what is made of it keeps that, and so the memory.
         return {"version": 3, "shape": self.shape, "typestr": self._dtype.typestr, "data": self.buffer()}
 
-    def __array__(self, dtype: Any = None, copy: Optional[bool] = None) -> numpy.ndarray[Any, Any]:
+    def __array__(self, dtype: Any = None, copy: Optional[bool] = None) -> _np.ndarray[Any, Any]:
         array = self.numpy(copy=bool(copy))
         return array if dtype is None or dtype == array.dtype else array.astype(dtype)
 
@@ -180,7 +180,7 @@ class Tensor:
             "stream": None,
         }
 
-    def numpy(self, copy: bool = False) -> numpy.ndarray[Any, Any]:
+    def numpy(self, copy: bool = False) -> _np.ndarray[Any, Any]:
         """An array of the memory itself, read-only; with `copy`, or of a GPU's memory, an array of its own.
 
         UnsupportedDtype: NumPy has no bfloat16 without ml_dtypes. Error: it is on a GPU, and `copy` is not asked for.
