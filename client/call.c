@@ -1,5 +1,7 @@
-/* Calls: one request, one reply or several, and the daemon's errors. */
-#include "client/client.h"
+#include "client/call.h"
+
+#include "client/connection.h"
+#include "client/error.h"
 #include "client/explain.h"
 #include "client/fields.h"
 #include "proto/json_check.h"
@@ -10,10 +12,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #define INTERFACE "io.rocmforge."
 
-/* Values in a reply. cJSON spends 64 bytes on each, so that 64 MiB of "[[[[" could become gigabytes. */
+/* The most values in a reply. cJSON takes 64 bytes for each, so a reply of 64 MiB, "[[[[", could take gigabytes. */
 #define REPLY_VALUES_MAX (8u << 20)
 
 /* --- the request --- */
@@ -55,13 +58,15 @@ static int fail_gone(rf_client *client)
     return client_break(client, -ECONNRESET, "the daemon closed the connection");
 }
 
-/* The socket blocks, so that it says EAGAIN only after a limit that the library's user set on it. */
+/* The socket is a blocking one. So EAGAIN means that a time limit passed which the user of the library set on it. */
 static int fail_late(rf_client *client)
 {
     return client_break(client, -ETIMEDOUT, "the daemon did not answer in time");
 }
 
-/* Between calls the daemon says nothing, but that it is gone; or, to who connects, that it cannot serve him. */
+/* The daemon sends nothing between two calls, so anything there is an error, or the end of the connection. Before the
+ * first request that does not hold: a daemon that cannot serve a new client sends it an error, which is read as the
+ * reply to the first call. */
 static int check_silence(rf_client *client)
 {
     if (client->broken)
@@ -82,7 +87,7 @@ static int request_send(rf_client *client, const struct call *call)
         return r;
     client->used = true;
     r = frame_writer_flush(client->writer, client->socket);
-    /* It may have said why, before it closed the connection. */
+    /* The daemon closed the connection. It may have sent the reason before: go on and read it. */
     if (r == -EPIPE || r == -ECONNRESET)
         return 0;
     if (r == -EAGAIN)
@@ -115,7 +120,7 @@ static int reply_wait(rf_client *client, struct frame_message *ret)
     }
 }
 
-/* The daemon said no. Borrows the parameters, which may be NULL. */
+/* Records an error of the daemon. `parameters` are borrowed and may be NULL. */
 static int reply_error(rf_client *client, const char *name, const cJSON *parameters)
 {
     enum wire_error error = wire_error_find(name);
@@ -135,7 +140,8 @@ static int fail_reply(rf_client *client, const char *why)
     return client_break(client, -EPROTO, "the daemon sent a reply that is none: %s", why);
 }
 
-/* Models that the daemon asks to be let go: it says so once, beside whatever it was asked. */
+/* Passes on the names of models that this connection should detach from. The daemon sends each name once, in any reply.
+ */
 static void tell_draining(const rf_client *client, const cJSON *parameters)
 {
     const cJSON *names = field(parameters, "draining"), *name;
@@ -170,14 +176,12 @@ static int reply_take(rf_client *client, const struct call *call, cJSON *reply, 
         return client_break(client, -ENOMEM, "no memory for a reply");
     int r = call->reply(call->context, &parameters, *ret_continues, message);
     cJSON_Delete(parameters);
-    if (r != 0 && *ret_continues) {
-        client->broken = true;
-        shutdown(client->socket, SHUT_RDWR);
-    }
+    if (r != 0 && *ret_continues)
+        client_disconnect(client);
     return r;
 }
 
-/* Every value stands behind one of these. */
+/* Counts the characters that can be in front of a value. Every value but the outermost one follows such a character. */
 static bool reply_has_too_many_values(const struct frame_message *message)
 {
     size_t n = 0;
@@ -188,7 +192,7 @@ static bool reply_has_too_many_values(const struct frame_message *message)
     return n > REPLY_VALUES_MAX;
 }
 
-/* Waits for a reply and takes it. Sets *ret_continues, on success. */
+/* Waits for a reply and handles it. On success *ret_continues tells whether another one follows. */
 static int reply_next(rf_client *client, const struct call *call, bool *ret_continues)
 {
     struct frame_message message;
@@ -203,6 +207,11 @@ static int reply_next(rf_client *client, const struct call *call, bool *ret_cont
     r = reply_take(client, call, reply, &message, ret_continues);
     cJSON_Delete(reply);
     return r;
+}
+
+bool client_is_forked(const rf_client *client)
+{
+    return client->process != getpid();
 }
 
 int client_call(rf_client *client, const struct call *call)
@@ -227,7 +236,7 @@ int client_call(rf_client *client, const struct call *call)
     return r;
 }
 
-/* --- calls of the library's user --- */
+/* --- calls that the user of the library makes --- */
 
 struct user_call {
     rf_client *client;

@@ -1,5 +1,7 @@
-/* The connection, and why something failed on it. */
-#include "client/client.h"
+/* Connecting to the daemon, and closing the connection. */
+#include "client/connection.h"
+#include "client/error.h"
+#include "client/model.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -15,82 +17,14 @@
 /* Under /run for the daemon of the system, under $XDG_RUNTIME_DIR for one of a user. */
 #define SOCKET_IN_RUN "/rocmforge/io.rocmforge"
 
-/* How long a daemon that is too busy to accept is waited for, and how often it is asked. */
+/* How long to try while the daemon is too busy to accept connections, and the pause between two tries. */
 #define CONNECT_TIMEOUT_MS 5000
 #define CONNECT_RETRY_MS   10
-
-static _Thread_local char connect_message[CLIENT_MESSAGE_SIZE];
 
 const char *rf_version(void)
 {
     return ROCMFORGE_VERSION;
 }
-
-/* --- failures --- */
-
-/* What the daemon said is of another failure than the one that is worded now. */
-static void forget_daemon_error(rf_client *client)
-{
-    free(client->error_name);
-    client->error_name = NULL;
-    cJSON_free(client->error_parameters);
-    client->error_parameters = NULL;
-}
-
-void client_clear(rf_client *client)
-{
-    client->message[0] = '\0';
-    forget_daemon_error(client);
-}
-
-__attribute__((format(printf, 2, 0))) static void word(rf_client *client, const char *format, va_list arguments)
-{
-    char *message = client ? client->message : connect_message;
-    vsnprintf(message, CLIENT_MESSAGE_SIZE, format, arguments);
-    for (char *c = message; *c; c++)
-        if ((unsigned char)*c < 0x20 || *c == 0x7f)
-            *c = '?';
-    if (client)
-        forget_daemon_error(client);
-}
-
-int client_fail(rf_client *client, int error, const char *format, ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    word(client, format, arguments);
-    va_end(arguments);
-    return error;
-}
-
-int client_break(rf_client *client, int error, const char *format, ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    word(client, format, arguments);
-    va_end(arguments);
-    client->broken = true;
-    shutdown(client->socket, SHUT_RDWR);
-    return error;
-}
-
-const char *rf_error_message(const rf_client *client)
-{
-    const char *message = client ? client->message : connect_message;
-    return message[0] ? message : "no error";
-}
-
-const char *rf_error_name(const rf_client *client)
-{
-    return client ? client->error_name : NULL;
-}
-
-const char *rf_error_parameters(const rf_client *client)
-{
-    return client ? client->error_parameters : NULL;
-}
-
-/* --- connecting --- */
 
 static int64_t clock_ms(void)
 {
@@ -108,7 +42,8 @@ static int set_path(struct sockaddr_un *address, const char *folder, const char 
     return 0;
 }
 
-/* Where the daemon listens: as the caller says, or the environment, or where daemons of the system and of users do. */
+/* The daemon's socket: the path that the caller gave, else the environment's, else the system's daemon if its socket
+ * exists, else the user's. */
 static int find_socket(const char *path, struct sockaddr_un *ret)
 {
     if (!path) {
@@ -124,8 +59,9 @@ static int find_socket(const char *path, struct sockaddr_un *ret)
     return set_path(ret, "/run", SOCKET_IN_RUN);
 }
 
-/* A connect() that neither waits for ever nor is ended by a signal. A Unix socket that does not block says EAGAIN while
- * the daemon has too many connections to accept, and is never under way. */
+/* A connect() with a time limit, which signals do not end. The socket is non-blocking. On a Unix socket connect() then
+ * returns at once: with EAGAIN while the daemon's queue of connections to accept is full, and never with EINPROGRESS.
+ */
 static int connect_timed(int socket, const struct sockaddr_un *address)
 {
     int64_t deadline = clock_ms() + CONNECT_TIMEOUT_MS;
@@ -153,7 +89,7 @@ static int connect_fail(int error, const char *path)
 int rf_connect(const char *path, rf_client **ret)
 {
     *ret = NULL;
-    connect_message[0] = '\0';
+    client_clear(NULL);
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     int r = find_socket(path, &address);
     if (r < 0)
@@ -198,11 +134,6 @@ void rf_on_draining(rf_client *client, rf_draining_fn *function, void *context)
 {
     client->draining = function;
     client->draining_context = context;
-}
-
-bool client_is_forked(const rf_client *client)
-{
-    return client->process != getpid();
 }
 
 int rf_client_fd(const rf_client *client)

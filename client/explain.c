@@ -1,6 +1,7 @@
 #include "client/explain.h"
 
 #include "client/fields.h"
+#include "proto/bytes.h"
 #include "proto/model_file.h"
 
 #include <inttypes.h>
@@ -9,14 +10,14 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Holders that are told by their ids; of the others it is told how many. */
+/* How many processes that hold leases are listed. If there are more, only the number of leases is added. */
 #define HOLDERS_MAX 8
 
 struct text {
     char *dst;
     size_t size;
     size_t used;
-    const char *between; /* goes before what is added next */
+    const char *between; /* is written before the next part */
 };
 
 __attribute__((format(printf, 2, 3))) static void add(struct text *text, const char *format, ...)
@@ -33,21 +34,16 @@ __attribute__((format(printf, 2, 3))) static void add(struct text *text, const c
     text->between = ", ";
 }
 
-/* "14.2 GB", "104.9 MB", "12.0 kB". */
+/* "14.2 GB needed". */
 static void add_bytes(struct text *text, const cJSON *parameters, const char *key)
 {
     uint64_t bytes;
-    if (!field_integer(parameters, key, &bytes))
-        return;
-    if (bytes >= 1000000000)
-        add(text, "%.1f GB %s", (double)bytes / 1e9, key);
-    else if (bytes >= 1000000)
-        add(text, "%.1f MB %s", (double)bytes / 1e6, key);
-    else
-        add(text, "%.1f kB %s", (double)bytes / 1e3, key);
+    char size[BYTES_TEXT_SIZE];
+    if (field_integer(parameters, key, &bytes))
+        add(text, "%s %s", bytes_text(size, (double)bytes, ""), key);
 }
 
-/* The value of a field, in quotes if the format has them. */
+/* Adds the text of a field, if there is one. `format` is for that text. */
 #define add_text(text, parameters, key, format)                                                                        \
     do {                                                                                                               \
         const char *value_ = field_text(parameters, key);                                                              \
@@ -55,7 +51,7 @@ static void add_bytes(struct text *text, const cJSON *parameters, const char *ke
             add(text, format, value_);                                                                                 \
     } while (0)
 
-/* Who a process is, and since when it holds the lease: " (user 1000, for 34 s)". */
+/* The user that holds the lease, and how long: " (user 1000, for 34 s)". */
 static void add_holder(struct text *text, const cJSON *lease)
 {
     static const struct {
@@ -103,14 +99,28 @@ static void add_failed_call(struct text *text, const cJSON *parameters)
     }
 }
 
+/* True if the limit is a number of bytes. */
+static bool limit_is_bytes(const char *limit)
+{
+    static const char *const names[] = {"reply", "user-replies", "user-bytes"};
+    for (size_t i = 0; limit && i < sizeof(names) / sizeof(names[0]); i++)
+        if (strcmp(limit, names[i]) == 0)
+            return true;
+    return false;
+}
+
 static void add_limit(struct text *text, const cJSON *parameters)
 {
     uint64_t value;
+    char size[BYTES_TEXT_SIZE];
     add_text(text, parameters, "limit", "%s");
-    if (field_integer(parameters, "value", &value) && value > 0) {
-        text->between = ": ";
+    if (!field_integer(parameters, "value", &value) || value == 0)
+        return;
+    text->between = ": ";
+    if (limit_is_bytes(field_text(parameters, "limit")))
+        add(text, "%s", bytes_text(size, (double)value, ""));
+    else
         add(text, "%" PRIu64, value);
-    }
 }
 
 void explain(char *dst, size_t size, enum wire_error error, const cJSON *parameters)
@@ -177,7 +187,7 @@ void explain(char *dst, size_t size, enum wire_error error, const cJSON *paramet
     case WIRE_InvalidParameter:
         add_text(&text, parameters, "parameter", "'%s'");
         if (field_text(parameters, "parameter") && strcmp(field_text(parameters, "parameter"), "name") == 0)
-            add(&text, "which has letters, digits and . _ - : @ +, at most %u", MODEL_NAME_MAX);
+            add(&text, "which has letters, digits and . _ - : @ +, at most %u, not beginning with -", MODEL_NAME_MAX);
         break;
     default:
         break;

@@ -1,4 +1,5 @@
-/* Words the daemon's errors with what they carry: "the model is in use: 'llama' is held by process 123". */
+/* Makes a sentence of an error of the daemon and its parameters: "the model is in use: 'llama' is resident, held by
+ * process 123". */
 #pragma once
 
 #include "proto/errors.h"
@@ -6,6 +7,6 @@
 #include <cjson/cJSON.h>
 #include <stddef.h>
 
-/* Writes at most `size` bytes, the NUL included. `parameters` come from the daemon and may be NULL or anything: what is
- * missing is left out. */
+/* Writes the sentence to `dst`, at most `size` bytes with the NUL. `parameters` come from the daemon: they may be NULL,
+ * and a parameter that is missing or of the wrong type is left out. */
 void explain(char *dst, size_t size, enum wire_error error, const cJSON *parameters);

@@ -1,6 +1,6 @@
 #include "client/files.h"
 
-#include "client/client.h"
+#include "client/error.h"
 #include "proto/model_file.h"
 
 #include <errno.h>
@@ -18,7 +18,7 @@ void files_close(struct files *files)
 
 static int files_add(struct files *files, rf_client *client, const char *path)
 {
-    /* Whoever waits for the other end of a pipe here waits for ever. */
+    /* O_NONBLOCK: opening a named pipe would wait until another process opens its other end. */
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     if (fd < 0)
         return client_fail(client, -errno, "cannot open %s: %s", path, strerror(errno));

@@ -1,4 +1,4 @@
-/* The files of a model, open to be passed to the daemon. */
+/* Opens the files of a model, so that their descriptors can be passed to the daemon. */
 #pragma once
 
 #include "client/rocmforge.h"
@@ -11,12 +11,14 @@ struct files {
     size_t n;
 };
 
-/* Opens the regular file at `path`; of a split model, whose first file is called "...-00001-of-00003.gguf", all of them
- * in order. `files` is empty before; files_close() in any case. Returns 0, or a negative errno after client_fail(). */
+/* Opens the regular file at `path`. If that is the first file of a split model, "...-00001-of-00003.gguf", opens all
+ * its files in order. `files` must be empty. Returns 0, or a negative errno, which client_fail() recorded. The caller
+ * calls files_close() in both cases. */
 int files_open(struct files *files, rf_client *client, const char *path);
 
 void files_close(struct files *files);
 
-/* The daemon names a model after the file that it was given. Where the path is a link, as in caches of downloads, that
- * file has a name that says nothing, and the link's is the one to take. Otherwise `name` becomes empty. */
+/* If `path` is a symbolic link, derives a model name from the name of the link. Otherwise `name` becomes "". The daemon
+ * sees only the file behind the link, and would name the model after it. In caches of downloads that name is a hash,
+ * for instance. */
 void files_link_name(const char *path, char name[static RF_NAME_SIZE]);

@@ -1,14 +1,14 @@
-/* How this process gets at the memory of a device: what an import module fills in, and what attaching calls.
+/* The interface of import modules. An import module makes the memory of one kind of device accessible in this process.
+ * The library calls it when a model is attached.
  *
- * `host` is built in (import_host.c). Other kinds are shared objects, import-<kind>.so, loaded when a model on such a
- * device is first attached to, and never unloaded: GPU runtimes do not survive that.
+ * `host` is built in (import_host.h). Other kinds are shared objects, import-<kind>.so, loaded when a model on such a
+ * device is attached for the first time. They are never unloaded, because GPU runtimes cannot be.
  *
- * Threads: several clients may be in use on several threads, so a module's functions are called on several threads at
- * once. What a module has in common between its mappings it guards by itself. One mapping is used by one thread at a
- * time.
+ * Threads: several threads may call a module's functions at the same time. The module locks the state that its mappings
+ * share. One mapping is used by one thread at a time.
  *
- * Errors: functions return 0 or a negative errno, and word it. A module is linked with nothing of the library: all that
- * it needs stands in this file. */
+ * Errors: functions return 0 or a negative errno, and write a sentence to *ret_fault. A module links no part of the
+ * library: all that it needs is in this file. */
 #pragma once
 
 #include <stdarg.h>
@@ -16,47 +16,52 @@
 #include <stdint.h>
 #include <stdio.h>
 
-/* What failed, as a sentence: "hipIpcOpenMemHandle: invalid argument (1)". */
+/* A failure as a sentence: "hipIpcOpenMemHandle: invalid argument (1)". */
 struct import_fault {
     char text[256];
 };
 
-/* What the daemon tells of a model's memory. Borrowed for the call. Everything comes from another process: the module
- * checks what it can. */
+/* What the daemon tells about a model's memory. Borrowed during the call. All of it comes from another process, so the
+ * module checks it as far as it can. */
 struct import_source {
-    const char *device;    /* Device.id: "hip:0". The daemon's count, which need not be this process's. */
-    const char *uuid;      /* identity that holds between processes; NULL: none */
+    const char *device;    /* Device.id: "hip:0". In this process the device may have another number. */
+    const char *uuid;      /* the same in every process; NULL: none */
     const char *pci;       /* "0000:c1:00.0"; NULL: none */
-    int fd;                /* -1: none. A module that keeps it duplicates it. */
+    int fd;                /* -1: none. To keep it, the module duplicates it. */
     const uint8_t *handle; /* NULL: none */
     size_t handle_size;
-    uint64_t bytes; /* of the memory that is wanted, from its start. Never 0. */
+    uint64_t bytes; /* how many bytes to map, from the start of the memory. Never 0. */
 };
 
-/* The memory, mapped. The module allocates it, inside a larger struct of its own, and sets the first part. */
+/* A mapping. The module allocates it as the first member of a larger struct of its own, and sets `data`. */
 struct import_mapping {
-    const void *data; /* where it is in this process: readable, or a device pointer */
+    const void *data; /* the memory in this process: readable if it is on the host, else a device pointer */
 };
 
-/* A shared object exports one of these as `rocmforge_import_module`. */
+/* A module. A shared object exports it as `rocmforge_import_module`. */
 struct import_module {
     unsigned abi; /* IMPORT_ABI */
     const char *kind;
 
-    /* Maps the memory, read-only where that can be, and reads none of it. Two sources with one handle give mappings
-     * that each work until they are closed: if the device's runtime opens a handle once a process, the module counts.
-     * -ENODEV: this process does not see the device. -EPROTO: what the source has is none of this kind. -EBUSY: what is
-     * left mapped of it, see close(), still cannot be unmapped. */
+    /* Maps the memory, read-only if the device can do that. Reads none of it. The same handle may be opened several
+     * times, and each mapping is valid until it is closed. If the device's runtime opens a handle only once in a
+     * process, the module counts its mappings.
+     *
+     * -ENODEV: this process does not see the device. -EPROTO: the source has no descriptor or handle of this kind.
+     * -EBUSY: the memory is still mapped from before, see close(), and still cannot be unmapped. */
     int (*open)(const struct import_source *source, struct import_mapping **ret, struct import_fault *ret_fault);
 
-    /* Unmaps it, once work of the device that reads it has ended; NULL is fine. Where the device's runtime does not let
-     * that be waited for, since the program is capturing a graph, it stays mapped until another mapping of the device
-     * is closed or the same memory is opened, or the process ends; and the capture is broken by that. In a process that
-     * was forked from the one that opened it, where the device's runtime is not to be asked any more, it only frees,
-     * and the others are -ENOTSUP. */
+    /* Waits until the device has finished all work that may read the memory, and unmaps it. The mapping may be NULL.
+     *
+     * While the program captures a graph, a GPU's runtime refuses to wait, and the capture is broken by the attempt.
+     * Then the memory stays mapped until another mapping of the device is closed, the same memory is opened again, or
+     * the process ends.
+     *
+     * In a process that was forked from the one that opened the mapping, a GPU's runtime must not be called. There
+     * close() only frees the struct, and open() and read() return -ENOTSUP. */
     void (*close)(struct import_mapping *mapping);
 
-    /* Copies bytes, all of them inside the memory, to the host. */
+    /* Copies bytes to the host. The caller has checked that all of them are inside the memory. */
     int (*read)(struct import_mapping *mapping, uint64_t offset, void *dst, size_t size,
                 struct import_fault *ret_fault);
 };
@@ -64,9 +69,7 @@ struct import_module {
 #define IMPORT_ABI           1u
 #define IMPORT_MODULE_SYMBOL "rocmforge_import_module"
 
-extern const struct import_module import_host_module;
-
-/* Words a fault, and returns `error`, a negative errno. */
+/* Writes the sentence of a fault, and returns `error`, a negative errno. */
 __attribute__((format(printf, 3, 4))) static inline int import_fail(struct import_fault *fault, int error,
                                                                     const char *format, ...)
 {
@@ -76,6 +79,3 @@ __attribute__((format(printf, 3, 4))) static inline int import_fail(struct impor
     va_end(arguments);
     return error;
 }
-
-/* The module for a kind of device. Static. -ENOTSUP: this machine has none, or it cannot be used. */
-int import_find(const char *kind, const struct import_module **ret, struct import_fault *ret_fault);

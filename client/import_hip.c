@@ -1,18 +1,18 @@
-/* Memory of a GPU, opened through the handle that the daemon made: import-hip.so and, from the same source against
- * CUDA's runtime, import-cuda.so.
+/* Opens memory of a GPU through the handle that the daemon made. This source becomes import-hip.so and, compiled
+ * against CUDA's runtime, import-cuda.so.
  *
- * The runtime belongs to the whole process, and the program may use it too. Which device is current, and what failed
- * last, it keeps for each thread: so each function makes its calls on a thread of its own, and the caller's is left as
- * it was. To put the caller's device back instead would be to use it, and on CUDA a device that is used for the first
- * time takes hundreds of megabytes.
+ * The runtime belongs to the whole process, and the program may use it too. It keeps the current device and the last
+ * error for each thread. So each function here makes its calls on a new thread, and the caller's thread is not changed.
+ * Restoring the caller's device afterwards would not do: on CUDA, making a device current for the first time takes
+ * hundreds of megabytes of its memory.
  *
- * The program may be capturing a stream into a graph meanwhile, on any thread. Opening and reading leave that alone:
- * they use no stream of the program's, and their thread is in the mode in which a capture forbids it nothing. Closing
- * waits for the whole device, which runtimes refuse then, and which breaks the capture. There is no other way to know
- * that nothing reads the memory any more; so it stays mapped, until something is closed on that device again, or the
- * same handle is opened.
+ * The program may be capturing a stream into a graph at the same time, on any thread. Opening and reading do not
+ * disturb that: they use no stream of the program, and their thread is in the relaxed capture mode. Closing waits for
+ * the whole device. During a capture a runtime refuses that, and the capture is broken. But there is no other way to
+ * know that nothing reads the memory any more. So if it is refused the memory stays mapped, until something else is
+ * closed on that device or the same handle is opened again.
  *
- * A runtime does not survive fork(): in a child its parent's mappings are only forgotten. */
+ * A runtime does not work in a child after fork(). There, the mappings of the parent are only forgotten. */
 #include "client/import.h"
 #include "kernels/hip.h"
 
@@ -26,29 +26,29 @@
 #include <strings.h>
 #include <unistd.h>
 
-/* A handle that is open in this process. Opened again, the runtime may give the same pointer, and the first close would
- * take it away: so each is opened once, and counted. */
+/* A handle that is open in this process. If it were opened twice, the runtime might return the same pointer twice,
+ * and the first close would unmap it for both. So each handle is opened once and its uses are counted. */
 struct opened {
     struct opened *next;
     hipIpcMemHandle_t handle;
     int device;
     void *data;
-    size_t references; /* 0: it is to be closed */
-    bool busy;         /* a thread opens or closes it, without the lock; nobody else touches it meanwhile */
+    size_t references; /* 0: to be closed */
+    bool busy;         /* a thread is opening or closing it without the lock; other threads leave it alone */
 };
 
 struct mapping {
     struct import_mapping mapping;
     struct opened *opened;
-    hipStream_t stream; /* for reading; NULL: not made yet */
+    hipStream_t stream; /* for reading; NULL: not created yet */
 };
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;  /* the list, and what is on it */
-static pthread_cond_t changed = PTHREAD_COND_INITIALIZER; /* one is not busy any more, or gone */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;  /* guards the list and its elements */
+static pthread_cond_t changed = PTHREAD_COND_INITIALIZER; /* an element is no longer busy, or was removed */
 static struct opened *list;
-static _Atomic(pid_t) owner; /* the process that uses the runtime; 0: none yet */
+static _Atomic(pid_t) owner; /* the process that uses the runtime; 0: none does yet */
 
-/* What a function of the module does, on its own thread. */
+/* The work of one call of the module, which runs on a new thread. */
 struct task {
     int (*run)(struct task *task);
     int status;
@@ -67,7 +67,8 @@ static void *task_main(void *argument)
     return NULL;
 }
 
-/* Returns what the task returned. The program's signals are not for its thread. */
+/* Runs the task on a new thread and returns its result. All signals are blocked on that thread: the program's
+ * handlers must not run there. */
 static int task_do(struct task *task)
 {
     pthread_t thread;
@@ -82,7 +83,7 @@ static int task_do(struct task *task)
     return task->status;
 }
 
-/* Whether this is the process that uses the runtime, or the first that is to. */
+/* Whether this process uses the runtime, or is the first to use it. */
 static bool runtime_is_ours(void)
 {
     pid_t none = 0, self = getpid();
@@ -94,7 +95,7 @@ static int failed(struct import_fault *fault, int error, const char *call, hipEr
     return import_fail(fault, error, "%s: %s (%d)", call, hipGetErrorString(result), (int)result);
 }
 
-/* Whether a device of this process is the one that the daemon means. */
+/* Sets *ret to whether this device is the one that the daemon means. */
 static int device_is(int device, const struct import_source *source, bool *ret, struct import_fault *fault)
 {
     hipUUID uuid = {{0}};
@@ -111,8 +112,9 @@ static int device_is(int device, const struct import_source *source, bool *ret, 
     return 0;
 }
 
-/* Devices are counted anew in every process, and HIP_VISIBLE_DEVICES hides some: only identity tells. One that does not
- * tell who it is may be the one, if no other is. */
+/* Devices are identified by UUID and PCI address: their numbers differ between processes, because
+ * HIP_VISIBLE_DEVICES hides some. A device whose identity cannot be read is an error only if no other device
+ * matches. */
 static int device_find(const struct import_source *source, int *ret, struct import_fault *fault)
 {
     int count = 0, r = 0;
@@ -135,7 +137,8 @@ static int device_find(const struct import_source *source, int *ret, struct impo
                        source->device ? source->device : "", source->pci ? source->pci : "no PCI address", count);
 }
 
-/* Makes the device this thread's, and the thread one that no capture forbids anything. */
+/* Makes the device current on this thread, and puts the thread into the mode in which another thread's capture
+ * forbids no call. */
 static hipError_t device_use(int device, const char **ret_call)
 {
     hipStreamCaptureMode mode = hipStreamCaptureModeRelaxed;
@@ -147,13 +150,14 @@ static hipError_t device_use(int device, const char **ret_call)
     return hipThreadExchangeStreamCaptureMode(&mode);
 }
 
-/* HIP and CUDA share these numbers. */
+/* Errors of stream capture. HIP and CUDA use the same numbers. */
 static bool of_capture(hipError_t result)
 {
     return (int)result >= 900 && (int)result <= 908;
 }
 
-/* Closes what is open, once work that still reads it has ended. It stays open if that cannot be known. */
+/* Waits until the device has finished all work that may read the memory, and unmaps it. The memory stays mapped if
+ * the wait is refused. */
 static hipError_t memory_unmap(const struct opened *opened, const char **ret_call)
 {
     hipError_t result = device_use(opened->device, ret_call);
@@ -163,7 +167,7 @@ static hipError_t memory_unmap(const struct opened *opened, const char **ret_cal
     result = hipDeviceSynchronize();
     if (of_capture(result))
         return result;
-    /* Any other error is of work that has failed, and so has ended, or of a device on which nothing runs any more. */
+    /* Any other error means that the work failed, and so has ended, or that the device runs nothing any more. */
     (void)!hipIpcCloseMemHandle(opened->data);
     return hipSuccess;
 }
@@ -177,8 +181,8 @@ static hipError_t memory_map(struct opened *opened, const char **ret_call)
     return hipIpcOpenMemHandle(&opened->data, opened->handle, hipIpcMemLazyEnablePeerAccess);
 }
 
-/* With `lock` held, as all that follow: the runtime is asked without it, since some take seconds to open the handle of
- * a process that does not answer. */
+/* The functions from here on are called with `lock` held. They release it during calls of the runtime: some runtimes
+ * take seconds to open the handle of a process that does not answer. */
 static struct opened *handle_find(int device, const hipIpcMemHandle_t *handle)
 {
     struct opened *opened = list;
@@ -216,7 +220,7 @@ static void handle_forget(struct opened *opened)
     free(opened);
 }
 
-/* Closes what is not used any more on a device; what could not be closed before, too. */
+/* Closes all handles of the device that are no longer used. These include handles that could not be closed before. */
 static hipError_t unused_close(int device, const char **ret_call)
 {
     for (struct opened *opened; (opened = unused_find(device));) {
@@ -258,7 +262,7 @@ static int handle_open(int device, const hipIpcMemHandle_t *handle, struct opene
             *ret = opened;
             return 0;
         }
-        /* Its lease is gone: the handle may be that of other memory by now. */
+        /* Its lease has ended, so the handle may mean other memory now. */
         const char *call;
         hipError_t result = unused_close(device, &call);
         if (result != hipSuccess)
@@ -320,7 +324,7 @@ static int run_close(struct task *task)
     return 0;
 }
 
-/* Where there is no thread to be had, the memory stays mapped. */
+/* If no thread can be created, the memory stays mapped. */
 static void import_close(struct import_mapping *base)
 {
     struct mapping *mapping = (struct mapping *)base;
@@ -330,7 +334,7 @@ static void import_close(struct import_mapping *base)
     free(mapping);
 }
 
-/* Through a stream of its own, since the null stream waits for those of the program. */
+/* Uses a stream of its own: the null stream would wait for the program's streams. */
 static hipError_t memory_read(struct task *task, const char **ret_call)
 {
     struct mapping *mapping = task->mapping;

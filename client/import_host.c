@@ -1,5 +1,6 @@
 /* Memory of the host: a sealed memfd, mapped in place. */
-#include "client/import.h"
+#include "client/import_host.h"
+
 #include "client/sealed.h"
 
 #include <errno.h>

@@ -1,5 +1,6 @@
 /* Loading, planning and unloading. */
-#include "client/client.h"
+#include "client/call.h"
+#include "client/error.h"
 #include "client/fields.h"
 #include "client/files.h"
 
@@ -9,7 +10,8 @@
 
 /* --- the request --- */
 
-/* Copies the caller's options. What an older caller does not know of becomes 0. */
+/* Copies the caller's options. A caller that was compiled with an older header has a smaller struct; the options that
+ * it does not have become 0. */
 static int options_read(rf_client *client, const rf_load_options *options, rf_load_options *ret)
 {
     *ret = (rf_load_options){0};
@@ -37,7 +39,7 @@ static bool add_number(cJSON *object, const char *key, double number)
     return number == 0 || cJSON_AddNumberToObject(object, key, number);
 }
 
-/* What Plan takes. NULL: no memory. */
+/* The parameters of Plan. NULL: no memory. */
 static cJSON *plan_parameters(const rf_load_options *options, const struct files *files)
 {
     cJSON *object = cJSON_CreateObject();
@@ -52,7 +54,7 @@ static cJSON *plan_parameters(const rf_load_options *options, const struct files
     return NULL;
 }
 
-/* The same, and what Load takes besides. */
+/* The parameters of Load: those of Plan and more. NULL: no memory. */
 static cJSON *load_parameters(const rf_load_options *options, const struct files *files)
 {
     cJSON *object = plan_parameters(options, files);
@@ -69,7 +71,9 @@ static cJSON *load_parameters(const rf_load_options *options, const struct files
     return NULL;
 }
 
-/* Makes the call with the parameters, which it deletes (NULL: there was no memory for them), and the files. */
+/* Makes the call with these parameters and files. Deletes the parameters; if they are NULL, there was no memory for
+ * them.
+ */
 static int call_with_files(rf_client *client, struct call call, cJSON *parameters, const struct files *files)
 {
     char *text = parameters ? cJSON_PrintUnformatted(parameters) : NULL;
@@ -86,7 +90,7 @@ static int call_with_files(rf_client *client, struct call call, cJSON *parameter
 
 /* --- loading --- */
 
-/* A load under way. */
+/* A call of Load that is running. */
 struct loading {
     rf_client *client;
     const rf_load_options *options;

@@ -1,7 +1,11 @@
 /* Attached models, and their tensors. */
-#include "client/client.h"
+#include "client/model.h"
+
+#include "client/call.h"
+#include "client/connection.h"
+#include "client/error.h"
 #include "client/fields.h"
-#include "client/import.h"
+#include "client/import_find.h"
 #include "client/sealed.h"
 #include "kernels/types.h"
 #include "proto/base64.h"
@@ -15,28 +19,28 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* What tensors begin at multiples of. */
+/* Every tensor begins at a multiple of so many bytes in the model's memory. */
 #define TENSOR_ALIGNMENT 256u
 
-/* Handles of IPC memory have 64 bytes. */
+/* The most bytes of a handle. IPC handles have 64. */
 #define HANDLE_MAX 256u
 
 struct rf_model {
     LIST_ENTRY(rf_model) link;
     rf_client *client;
-    cJSON *reply; /* holds the texts below */
+    cJSON *reply; /* the reply to Attach, which owns the texts below */
     uint64_t id;
     uint64_t lease;
-    bool leased;
+    bool leased; /* `lease` is set */
     const char *name;
     const char *device;
     const char *kind;
     const char *uuid; /* or NULL */
     const char *pci;  /* or NULL */
 
-    const void *table; /* mapped */
+    const void *table; /* mapped; NULL: not yet */
     uint64_t table_bytes;
-    uint64_t bytes; /* of the memory */
+    uint64_t bytes; /* of the model's memory */
 
     const struct import_module *module;
     struct import_mapping *mapping; /* NULL: not mapped */
@@ -49,7 +53,8 @@ static int fail_reply(rf_client *client, const char *why)
     return client_fail(client, -EPROTO, "the daemon's answer to Attach is wrong: %s", why);
 }
 
-/* The descriptor that a field names; -1 if the field is null, -EPROTO if there is none such. */
+/* Takes the descriptor whose index is in a field. *ret becomes -1 if the field is null or missing. Returns 0, or
+ * -EPROTO if the message has no such descriptor. */
 static int take_fd(const cJSON *reply, const char *key, struct frame_message *message, int *ret)
 {
     *ret = -1;
@@ -81,7 +86,7 @@ static int model_read_reply(rf_model *model)
     return 0;
 }
 
-/* Elements that lie behind each other have the bytes that their shape and type say. */
+/* True if the entry's size in bytes is the size that follows from its shape, and its form or type. */
 static bool bytes_fit(const struct table_entry *entry, const struct tensor_type *type)
 {
     uint64_t row = entry->n_dims > 0 ? entry->shape[entry->n_dims - 1] : 1, bytes;
@@ -89,7 +94,7 @@ static bool bytes_fit(const struct table_entry *entry, const struct tensor_type 
         if (__builtin_mul_overflow(row, form_element_bytes((enum form)entry->form), &bytes))
             return false;
     } else if (!type || type->block_elements == 0) {
-        return true; /* a type that the daemon knows, and this library not yet */
+        return true; /* the daemon may be newer and know a type that this library does not */
     } else if (row % type->block_elements != 0 ||
                __builtin_mul_overflow(row / type->block_elements, type->block_bytes, &bytes)) {
         return false;
@@ -163,25 +168,25 @@ static int model_map_memory(rf_model *model, int fd)
     return r < 0 ? client_fail(model->client, r, "%s", fault.text) : 0;
 }
 
-/* An Attach under way. */
+/* A call of Attach that is running. */
 struct attaching {
     rf_model *model;
     const rf_attach_options *options;
 };
 
-/* Reads what was answered, and maps the table and the memory. */
+/* Reads the last reply, and maps the table and the memory. */
 static int attach_reply(void *context, cJSON **parameters, bool continues, struct frame_message *message)
 {
     const struct attaching *attaching = context;
     const rf_attach_options *options = attaching->options;
     rf_model *model = attaching->model;
-    if (continues) /* it is being loaded */
+    if (continues) /* the model is still being loaded */
         return client_progress(model->client, "Attach", field(*parameters, "progress"), options->progress,
                                options->context);
     model->reply = *parameters;
     *parameters = NULL;
     model->leased = field_integer(model->reply, "lease", &model->lease);
-    if (!model->leased) /* then it cannot be given back but so */
+    if (!model->leased) /* without its id the lease cannot be ended by Detach, only by closing the connection */
         return client_break(model->client, -EPROTO, "the daemon's answer to Attach is wrong: the lease");
     int fd, table_fd;
     if (take_fd(model->reply, "fd", message, &fd) < 0)
@@ -221,26 +226,27 @@ void model_free(rf_model *model)
     free(model);
 }
 
-/* Gives the lease back. */
-static int model_release(rf_model *model)
+/* Ends the lease. */
+static int model_end_lease(rf_model *model)
 {
     char parameters[64];
     snprintf(parameters, sizeof(parameters), "{\"lease\":%" PRIu64 "}", model->lease);
     return client_call(model->client, &(struct call){.method = "Detach", .parameters = parameters});
 }
 
-/* Attaching failed after the lease was granted: it is given back, and what failed stays worded. */
+/* Attaching failed after the daemon granted the lease: ends the lease. The recorded message stays the first failure's.
+ */
 static int attach_undo(rf_model *model, int error)
 {
     char message[CLIENT_MESSAGE_SIZE];
     memcpy(message, model->client->message, sizeof(message));
     model_unmap(model);
-    model_release(model);
+    model_end_lease(model);
     client_clear(model->client);
     return client_fail(model->client, error, "%s", message);
 }
 
-/* As text, for cJSON_free(); NULL: no memory. */
+/* The parameters of Attach as JSON text; the caller calls cJSON_free(). NULL: no memory. */
 static char *attach_parameters(const char *name, const rf_attach_options *options)
 {
     cJSON *object = cJSON_CreateObject();
@@ -307,13 +313,13 @@ int rf_detach(rf_model *model)
     if (model->client->calling)
         return client_fail(model->client, -EDEADLK, "another call is under way on this connection");
     model_unmap(model);
-    /* The lease is the parent's. */
-    int r = client_is_forked(model->client) ? 0 : model_release(model);
+    /* In a forked process the lease belongs to the parent. */
+    int r = client_is_forked(model->client) ? 0 : model_end_lease(model);
     model_free(model);
     return r;
 }
 
-/* --- what it is --- */
+/* --- the model --- */
 
 const char *rf_model_name(const rf_model *model)
 {

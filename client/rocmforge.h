@@ -1,4 +1,4 @@
-/* librocmforge: attach to model weights that a daemon keeps in memory, and read them in place.
+/* librocmforge: attaches to model weights that a daemon keeps in memory, and reads them in place.
  *
  *     rf_client *client;
  *     rf_model *model;
@@ -7,15 +7,17 @@
  *         rf_model_find(model, "output.weight", &tensor) == 0)
  *         use(tensor.data, tensor.bytes);
  *
- * Functions return 0, or a negative errno; results are written only on success. After a failure rf_error_*() say more.
- * Strings and structs that a function gives are its object's and live as long as that, unless it says otherwise.
+ * Functions return 0, or a negative errno. They write results only on success. After a failure, rf_error_message(),
+ * rf_error_name() and rf_error_parameters() tell more. A string or struct that a function returns belongs to the object
+ * that it was called with, and is valid as long as that object, unless the function says otherwise.
  *
- * Threads: a client, and the models attached through it, belong to one thread at a time. What a tensor's `data` points
- * to may be read by any thread until the model is detached.
+ * Threads: a client, and the models attached through it, are used by one thread at a time. The memory that a tensor's
+ * `data` points to may be read by any thread until the model is detached.
  *
- * fork(): client and models stay the parent's. A child can free its copies, with rf_detach() and rf_close(), which then
- * say nothing to the daemon and do nothing to a GPU; and read memory of the host that was attached to. All else that
- * would ask the daemon or a GPU is -ENOTSUP there; for the daemon, the child connects anew. */
+ * fork(): client and models belong to the parent process. In a child, rf_detach() and rf_close() free the child's
+ * copies, without a message to the daemon and without a call to a GPU's runtime; and host memory that the parent
+ * attached to can be read. Every other function that would need the daemon or a GPU returns -ENOTSUP there. To use the
+ * daemon, the child connects for itself. */
 #ifndef ROCMFORGE_H
 #define ROCMFORGE_H
 
@@ -32,117 +34,122 @@ typedef struct rf_model rf_model;
 /* "0.1.0". */
 const char *rf_version(void);
 
-/* Connects to the daemon at `socket`; NULL: at $ROCMFORGE_SOCKET, else /run/rocmforge/io.rocmforge if that exists, else
- * $XDG_RUNTIME_DIR/rocmforge/io.rocmforge. -ENOENT or -ECONNREFUSED: nobody listens there; -ETIMEDOUT: it does not take
- * connections. With a failure *ret is NULL, and rf_error_message(NULL) says why, for the calling thread. */
+/* Connects to the daemon that listens at the path `socket`. NULL: the path in $ROCMFORGE_SOCKET; else
+ * /run/rocmforge/io.rocmforge if that exists; else $XDG_RUNTIME_DIR/rocmforge/io.rocmforge. -ENOENT or -ECONNREFUSED:
+ * no daemon listens there. -ETIMEDOUT: the daemon does not accept connections. After a failure *ret is NULL, and
+ * rf_error_message(NULL) is the reason, in the calling thread. */
 int rf_connect(const char *socket, rf_client **ret);
 
-/* Detaches what is attached, which frees those models, and closes the connection. NULL is fine. Not from within a
- * function that the library calls. */
+/* Detaches and frees all models of the client, and closes the connection. client may be NULL. It must not be called
+ * from within a function that the library calls. */
 void rf_close(rf_client *client);
 
-/* Why the last function that failed on this client, or on a model of it, did so: a sentence; never NULL. What this and
- * the next two give lives until another function is called on them. */
+/* Why the last function that failed on this client, or on one of its models, failed: a sentence, never NULL. This
+ * string, and those of the next two functions, are valid until another function is called on the client or one of its
+ * models. */
 const char *rf_error_message(const rf_client *client);
 
-/* The daemon's own error, "io.rocmforge.ModelBusy", if it was the daemon that said no; else NULL. */
+/* The name of the daemon's error, "io.rocmforge.ModelBusy". NULL: the failure was not an error of the daemon. */
 const char *rf_error_name(const rf_client *client);
 
-/* Its parameters as JSON text; else NULL. */
+/* The parameters of the daemon's error as JSON text; else NULL. */
 const char *rf_error_parameters(const rf_client *client);
 
 /* --- any method --- */
 
-#define RF_CALL_MORE 1u /* take several replies */
+#define RF_CALL_MORE 1u /* accept several replies */
 
-/* A reply: its parameters as JSON text, and whether others follow. The text is freed and the descriptors are closed
- * when the function returns; it sets those that it keeps to -1. Returns 0 to go on, or a negative errno that ends the
- * call, and with it the connection if replies are still to come. */
+/* Gets a reply: its parameters as JSON text; `continues` is not 0 if another reply follows. When the function returns,
+ * the text is freed and the descriptors are closed. To keep a descriptor, it sets that fds[i] to -1. Returns 0 to go
+ * on. A negative errno ends the call; if replies are still to come, it ends the connection too. */
 typedef int rf_reply_fn(void *context, const char *parameters, int continues, int *fds, size_t n_fds);
 
-/* Calls a method of the interface io.rocmforge, "List", or any other by its full name, with parameters in JSON text
- * (NULL: none) and descriptors, which stay the caller's. Every reply goes to `reply`, which may be NULL. See
- * wire.md for the methods. Waits as long as the daemon takes. An error of the daemon gives the errno that
- * librocmforge(3) has for it, and rf_error_name(). -EPROTO: the daemon sent what it should not have. -ECONNRESET: it is
- * gone; every further call says so too. -EDEADLK: called from within `reply`; one connection has one call at a time. */
+/* Calls a method: of the interface io.rocmforge by its short name, "List", any other by its full name. `parameters` are
+ * JSON text; NULL: none. The descriptors stay open and belong to the caller. `reply` gets every reply; it may be NULL.
+ * wire.md describes the methods. There is no time limit: see rf_client_fd().
+ *
+ * If the daemon answers with an error, returns the errno that librocmforge(3) lists for it, and rf_error_name() has its
+ * name. -EPROTO: the daemon sent something invalid. -ECONNRESET: the connection is closed; every further call returns
+ * the same. -EDEADLK: it was called from within `reply`; a connection has one call at a time. */
 int rf_call(rf_client *client, const char *method, const char *parameters, unsigned flags, const int *fds, size_t n_fds,
             rf_reply_fn *reply, void *context);
 
-/* The connection's socket, to poll. Not to be read from. Who will not wait as long as the daemon takes sets SO_RCVTIMEO
- * on it: a call that gets no answer for so long is -ETIMEDOUT, without rf_error_name(), and ends the connection.
- * Signals that the thread takes begin that time anew. */
+/* The socket of the connection. It may be polled, but not read or written. To limit how long a call waits for the
+ * daemon, set SO_RCVTIMEO on it: a call that gets no answer in that time returns -ETIMEDOUT, rf_error_name() is NULL,
+ * and the connection is closed. A signal that the thread handles starts that time again. */
 int rf_client_fd(const rf_client *client);
 
-/* A model that this connection has attached to is to be let go: somebody unloads it by force, and its memory goes when
- * it was detached everywhere; or its device was lost, and what is in its memory is void already. All that this
- * connection holds of it is to be detached, but not in here: one connection has one call at a time. `name` lives as
- * long as the call. */
+/* Tells that the program should detach a model, as often as this connection has attached it. The reason is one of two:
+ * a client unloads the model by force, and its memory is freed when all have detached; or its device was lost, and its
+ * memory has no valid content any more. Do not detach from within this function: a connection has one call at a time.
+ * `name` is valid during the call. */
 typedef void rf_draining_fn(void *context, const char *name);
 
-/* Has this function called, from within whatever call brings the news, once for each model, however often that is
- * attached. NULL: none, the default. The daemon speaks when it is spoken to: who is idle for long asks now and then,
- * with rf_call() of "Status". */
+/* Sets that function; NULL, the default: none. It is called once for each model, even if the model is attached several
+ * times. The daemon sends such news only inside replies, so the function is called from within another call of the
+ * library. A program that makes no calls for a long time should call "Status" from time to time, with rf_call(). */
 void rf_on_draining(rf_client *client, rf_draining_fn *function, void *context);
 
 /* --- loading --- */
 
-/* How far a load is. Bytes, bytes per second, seconds; seconds is negative while unknown. */
+/* The progress of a load, in bytes, bytes per second and seconds. */
 typedef struct rf_progress {
     const char *state; /* "opening", "allocating", "filling", "sealing", "resident" */
     uint64_t done;
     uint64_t total;
     uint64_t rate;
-    double seconds_left;
+    double seconds_left; /* negative: not known yet */
 } rf_progress;
 
-/* Called several times a second; `progress` lives as long as the call. A result that is not 0 ends the call, which
- * returns it. This ends the connection too, and with it the leases that it holds. */
+/* Called several times a second. `progress` is valid during the call. Returns 0 to go on. Another value ends the call
+ * of the library, which returns that value. It also ends the connection, and with it all leases of the connection. */
 typedef int rf_progress_fn(void *context, const rf_progress *progress);
 
-/* What to load and how; set `size` to sizeof(rf_load_options), and what is not said to 0. */
+/* Options of a load. Set `size` to sizeof(rf_load_options), and the options that you do not use to 0. */
 typedef struct rf_load_options {
     size_t size;
-    const char *name;         /* NULL: from the file's name */
+    const char *name;         /* NULL: derived from the file's name */
     const char *form;         /* NULL: "auto" */
     const char *device;       /* NULL: "auto" */
     const char *dequant;      /* NULL: "auto" */
-    int no_wait;              /* return when the file was understood; the load goes on by itself */
-    rf_progress_fn *progress; /* NULL: not */
-    void *context;            /* of progress and reply */
-    int pin;                  /* never evict it, nor unload it for idleness */
-    int private_;             /* only this user sees it and can attach to it */
-    uint64_t ttl_seconds;     /* of idleness after which it is unloaded; 0: never */
-    double deadline_seconds;  /* after which it is given up, -ETIMEDOUT; 0: never */
-    int trace;                /* the last answer tells what every worker and stream did when, to `reply` */
-    rf_reply_fn *reply;       /* gets each answer of the daemon as it is, before `progress`; NULL: not */
+    int no_wait;              /* return when the memory was allocated; the load goes on without this client */
+    rf_progress_fn *progress; /* NULL: none */
+    void *context;            /* passed to progress and reply */
+    int pin;                  /* never evict the model, nor unload it when it is idle */
+    int private_;             /* only this user sees the model and can attach to it */
+    uint64_t ttl_seconds;     /* unload the model after so many idle seconds; 0: never */
+    double deadline_seconds;  /* give up after so many seconds, -ETIMEDOUT; 0: never */
+    int trace;                /* the last reply has a trace: what every worker and stream did, and when */
+    rf_reply_fn *reply;       /* gets each reply of the daemon unchanged, before `progress`; NULL: none */
 } rf_load_options;
 
-/* Loads the GGUF file at `path`, which the caller must be able to read; the daemon need not. Of a split model: its
- * first file ("-00001-of-00003.gguf"), which brings the others. Joins a load that is under way. Waits until the
- * model is resident, unless the options say otherwise; they may be NULL. Writes the name that the model has to `name`,
- * unless NULL, of RF_NAME_SIZE bytes. A negative errno of open(); -EINVAL: that is no regular file, or an option is
- * wrong; else as rf_call(). */
+/* Loads the GGUF file at `path`. The caller must be able to read the file; the daemon need not. For a split model,
+ * `path` is its first file ("-00001-of-00003.gguf"), and the others are found from it. If the file is resident or being
+ * loaded already, the call joins that model. Waits until the model is resident, unless no_wait is set. `options` may be
+ * NULL. Writes the name of the model to `name`, which has RF_NAME_SIZE bytes or is NULL. Returns 0; a negative errno of
+ * open(); -EINVAL: `path` is no regular file, or an option is wrong; or an error as of rf_call(). */
 int rf_load(rf_client *client, const char *path, const rf_load_options *options, char *name);
 
 #define RF_NAME_SIZE 128
 
-/* What rf_load() would do. Set `size` to sizeof(rf_plan). */
+/* What rf_load() would do. Set `size` to sizeof(rf_plan) before the call. */
 typedef struct rf_plan {
     size_t size;
-    int fits;            /* there is memory for it, with what would be evicted */
-    int there;           /* it is there already, or on its way, and nothing would happen */
-    uint64_t bytes;      /* that it would take on the device */
-    uint64_t file_bytes; /* that would be read */
-    uint64_t available;  /* that the device has for models now, without an eviction */
-    size_t evicts;       /* how many models would be evicted; `reply` tells which */
-    double seconds;      /* that it would take; negative while unknown */
+    int fits;            /* there is enough memory for the model, after the evictions below */
+    int there;           /* the model is resident or being loaded already: the load would join it */
+    uint64_t bytes;      /* memory that the model would take on the device */
+    uint64_t file_bytes; /* bytes of the file that would be read */
+    uint64_t available;  /* bytes that the device has for models now, without evictions */
+    size_t evicts;       /* how many models would be evicted; `reply` gets their names */
+    double seconds;      /* how long the load would take; negative: not known yet */
 } rf_plan;
 
-/* Asks what rf_load() with these options would do, without doing it. 0 also if it does not fit. ret may be NULL. Fails
- * as rf_load() does. */
+/* Tells what rf_load() with these options would do, without doing it. Returns 0 even if the model does not fit. ret may
+ * be NULL. Errors are those of rf_load(). */
 int rf_load_plan(rf_client *client, const char *path, const rf_load_options *options, rf_plan *ret);
 
-/* Frees a model's memory. -ENOENT: no such model; -EBUSY: somebody is attached; -EACCES: it is another user's. */
+/* Frees the memory of a model. -ENOENT: there is no such model. -EBUSY: a client is attached to it, or it is being
+ * loaded. -EACCES: another user loaded it. */
 int rf_unload(rf_client *client, const char *name);
 
 /* --- attaching --- */
@@ -152,73 +159,77 @@ int rf_unload(rf_client *client, const char *name);
 /* A tensor. */
 typedef struct rf_tensor {
     const char *name; /* of any length, in UTF-8 */
-    const char *type; /* in the file, as ggml names it: "q4_K"; one that the daemon does not know: "type137" */
-    uint32_t type_id; /* and its number there */
-    const char *form; /* what the bytes are: "f32", "f16", "bf16", or "native": blocks of `type` */
+    const char *type; /* its type in the file, as ggml names it: "q4_K"; if the daemon does not know it: "type137" */
+    uint32_t type_id; /* the number of that type in the file */
+    const char *form; /* what its bytes in memory are: "f32", "f16", "bf16", or "native": blocks of `type` */
     uint32_t n_dims;  /* 0 to RF_DIMS_MAX */
     uint64_t shape[RF_DIMS_MAX]; /* slowest dimension first, as NumPy has it; the rest are 0 */
     uint64_t offset;             /* from the start of the model's memory, a multiple of 256 */
-    uint64_t bytes;              /* of a type that the daemon does not know: all up to the file's next tensor */
-    const void *data;            /* on the host: readable. On a GPU: a device pointer. */
+    uint64_t bytes;              /* of a type that the daemon does not know: all up to the next tensor in the file */
+    const void *data;            /* on the host: readable memory; on a GPU: a device pointer */
     uint64_t padding;            /* zero bytes behind `bytes`, see below */
     const void *reserved[3];     /* NULL */
 } rf_tensor;
 
-/* Behind a tensor whose form is "native" and whose type is a quantised one stand zeros if its rows are no multiple of
- * 512 elements: as many bytes as blocks of the missing elements take, (512 - row % 512) / block_elements * block_bytes.
- * So a kernel that reads rows of whole 512 elements reads nothing but zeros behind the last one. On every device. */
+/* A native tensor of a quantised type has zeros behind it if its rows are no multiple of 512 elements: as many bytes as
+ * the blocks for the missing elements take, (512 - row % 512) / block_elements * block_bytes. So a kernel that reads
+ * whole runs of 512 elements finds only zeros behind the last row. This holds on every device. */
 
-/* Attaches to a resident model: maps its memory in place, read-only where that can be. Nothing is copied or read. Until
- * it is detached, or the connection closes, the daemon does not free it. A model that is being loaded is waited for.
- * -ENOENT: no such model; -EBUSY: it is on its way out, or what is left mapped of it, see rf_detach(), still cannot be
- * unmapped; -ENOTSUP: this machine has no module for its device; -ENODEV: this process does not see that device. The
- * caller ends it with rf_detach(), or with rf_close(). */
+/* Attaches to a model: maps its memory into this process, read-only if the device can do that. Nothing is copied or
+ * read. The daemon does not free the memory until the model is detached or the connection closes. If the model is being
+ * loaded, waits for it. The caller ends it with rf_detach(), or with rf_close().
+ *
+ * -ENOENT: there is no such model. -EBUSY: the model is being removed; or its memory is still mapped from before, see
+ * rf_detach(), and still cannot be unmapped. -ENOTSUP: this machine has no module for its device. -ENODEV: this process
+ * does not see its device. */
 int rf_attach(rf_client *client, const char *name, rf_model **ret);
 
-/* How to wait; set `size` to sizeof(rf_attach_options), and what is not said to 0. */
+/* How to wait. Set `size` to sizeof(rf_attach_options), and the options that you do not use to 0. */
 typedef struct rf_attach_options {
     size_t size;
-    double deadline_seconds;  /* after which it is given up, -ETIMEDOUT; 0: never */
-    rf_progress_fn *progress; /* of the load that is waited for; NULL: not */
-    void *context;
+    double deadline_seconds;  /* give up after so many seconds, -ETIMEDOUT; 0: never */
+    rf_progress_fn *progress; /* gets the progress of the load that the call waits for; NULL: none */
+    void *context;            /* passed to progress */
 } rf_attach_options;
 
-/* rf_attach(), said how. options may be NULL. */
+/* rf_attach() with options, which may be NULL. */
 int rf_attach_with(rf_client *client, const char *name, const rf_attach_options *options, rf_model **ret);
 
-/* Unmaps the memory, gives the lease back and frees the model, whatever it returns: -ECONNRESET if the connection is
- * gone, and the lease with it. Pointers into the memory are void from now on. NULL is fine. But from within a callback
- * it does nothing and returns -EDEADLK.
+/* Unmaps the memory, ends the lease and frees the model. Pointers into the memory must not be used any more. model may
+ * be NULL. The model is freed even if the function returns an error, with one exception: from within a function that
+ * the library calls it does nothing and returns -EDEADLK. -ECONNRESET: the connection was closed, so the lease had
+ * ended already.
  *
- * On a GPU this waits for all work of the device. If a stream of it (on ROCm: of any GPU of the process) is being
- * captured into a graph, that may break the capture, and then the memory stays mapped until another model there is
- * detached, this one is attached again, or the process ends: detach before a capture or after it. */
+ * On a GPU it waits for all work of the device. If a stream of the device (on ROCm: of any GPU of the process) is being
+ * captured into a graph, the waiting may break the capture. Then the memory stays mapped until another model on that
+ * device is detached, this model is attached again, or the process ends. So detach before or after a capture. */
 int rf_detach(rf_model *model);
 
 const char *rf_model_name(const rf_model *model);
-/* Never used twice by one daemon. */
+/* A daemon never uses an id twice, while a name may later stand for another model. */
 uint64_t rf_model_id(const rf_model *model);
 
-/* Where it is: "host", "hip:0"; the device's kind, and identity that holds between processes, or NULL. A UUID is what
- * rocminfo tells ("GPU-4c6a51b5d1f2c3a7"), or what nvidia-smi tells less the "GPU-" before it. */
+/* The device that the model is on: its id, "host" or "hip:0"; its kind, "host" or "hip"; its UUID and PCI address,
+ * which are the same in every process, or NULL. The UUID is what rocminfo prints ("GPU-4c6a51b5d1f2c3a7"), or what
+ * nvidia-smi prints without the "GPU-" in front. */
 const char *rf_model_device(const rf_model *model);
 const char *rf_model_device_kind(const rf_model *model);
 const char *rf_model_device_uuid(const rf_model *model);
 const char *rf_model_device_pci(const rf_model *model);
 
-/* The whole of its memory; NULL if it has no bytes. */
+/* The start of the model's memory, as of rf_tensor.data; NULL if it has no bytes. And its size in bytes. */
 const void *rf_model_data(const rf_model *model);
 uint64_t rf_model_bytes(const rf_model *model);
 
-/* Copies bytes of the model's memory, wherever it is, to the host. -ERANGE: they are not all inside; -EIO: the GPU that
- * they are on failed. */
+/* Copies bytes of the model's memory, on any device, to `dst` on the host. -ERANGE: not all of the bytes are inside the
+ * model's memory. -EIO: the GPU failed. */
 int rf_model_read(const rf_model *model, uint64_t offset, void *dst, size_t size);
 
-/* Tensors, in the order of the file. */
+/* The number of tensors. */
 size_t rf_model_tensors(const rf_model *model);
-/* -ERANGE. */
+/* The tensor at this index, in the order of the file. -ERANGE: there are not so many. */
 int rf_model_tensor(const rf_model *model, size_t index, rf_tensor *ret);
-/* -ENOENT. */
+/* The tensor with this name. -ENOENT: there is none. */
 int rf_model_find(const rf_model *model, const char *name, rf_tensor *ret);
 
 #ifdef __cplusplus

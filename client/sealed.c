@@ -5,7 +5,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
-/* With these a read of what is mapped gives the same bytes each time, and never SIGBUS. */
+/* With these seals the mapped bytes never change, and reading them never raises SIGBUS. */
 #define SEALS (F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK)
 
 int sealed_size(int fd, uint64_t *ret)
@@ -19,7 +19,7 @@ int sealed_size(int fd, uint64_t *ret)
 
 int sealed_map(int fd, uint64_t size, const void **ret)
 {
-    /* Seals first: what is not sealed may change its size after it was asked for. */
+    /* Check the seals before the size: without them, another process could still change the size after the check. */
     int seals = fcntl(fd, F_GET_SEALS);
     if (seals < 0 || (seals & SEALS) != SEALS)
         return -EPERM;
@@ -30,15 +30,15 @@ int sealed_map(int fd, uint64_t size, const void **ret)
     if (has < size || size > SIZE_MAX)
         return -EMSGSIZE;
 
-    /* Linux before 6.7 takes any shared mapping of a descriptor that could write for one that will, and refuses it. A
-     * private mapping that is only read has the very same pages. */
+    /* Linux before 6.7 refuses every shared mapping of a write-sealed memfd whose descriptor is open for writing, even
+     * a read-only mapping. A private mapping that is only read shares the same pages. */
     void *data = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0);
     if (data == MAP_FAILED && errno == EPERM)
         data = mmap(NULL, size, PROT_READ, MAP_PRIVATE, fd, 0);
     if (data == MAP_FAILED)
         return -errno;
-    /* A core of who crashes is not to have the whole model in it: the same bytes are in its file. If the kernel will
-     * not have it, it is only a large core. */
+    /* Keep the model out of core dumps: they would be very large, and the bytes are in the model's file. If this fails,
+     * nothing else is lost. */
     (void)madvise(data, size, MADV_DONTDUMP);
     *ret = data;
     return 0;

@@ -2,6 +2,7 @@
 
 #include "daemon/base/log.h"
 #include "daemon/device/cgroup.h"
+#include "proto/bytes.h"
 #include "proto/module_path.h"
 
 #include <dlfcn.h>
@@ -53,8 +54,9 @@ static void bound_host(struct device *device)
     cgroup_memory_limit("/proc/self/cgroup", "/sys/fs/cgroup", &limit);
     if (limit.bytes >= device->total)
         return;
-    log_info("device=%s %.1f GB, but %s says %.1f GB", device->id, (double)device->total / 1e9, limit.file,
-             (double)limit.bytes / 1e9);
+    char total[BYTES_TEXT_SIZE], limited[BYTES_TEXT_SIZE];
+    log_info("device=%s %s, but %s says %s", device->id, bytes_text(total, (double)device->total, ""), limit.file,
+             bytes_text(limited, (double)limit.bytes, ""));
     device->total = limit.bytes;
 }
 
@@ -87,8 +89,9 @@ static int module_open(struct devices *set, const struct device_module *module, 
             error = r;
             continue;
         }
-        log_info("device=%s %s: %.1f GB, %.1f GB for models", device->id, device->name, (double)device->total / 1e9,
-                 (double)device->budget / 1e9);
+        char total[BYTES_TEXT_SIZE], budget[BYTES_TEXT_SIZE];
+        log_info("device=%s %s: %s, %s for models", device->id, device->name,
+                 bytes_text(total, (double)device->total, ""), bytes_text(budget, (double)device->budget, ""));
         if (device->no_kernels[0])
             log_warning("device=%s has no kernels, so the CPU dequantises for it: %s", device->id, device->no_kernels);
         if (device->exports_leak)

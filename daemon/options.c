@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <getopt.h>
 #include <limits.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,7 +34,24 @@ static const char usage[] = "Usage: rocmforged [OPTION]...\n"
                             "  --log-level LEVEL   error, warning, notice, info (default), debug\n"
                             "  --help, --version\n"
                             "\n"
-                            "SIZE takes K, M, G and T for powers of 1024.\n";
+                            "SIZE is a number of bytes, or takes a unit: k, M, G, T are powers of 1000,\n"
+                            "Ki, Mi, Gi, Ti powers of 1024.\n";
+
+/* The factor that a unit stands for, 1 for none; 0: it is no unit. */
+static uint64_t unit_factor(const char *unit)
+{
+    static const char letters[] = "kMGT";
+    const char *letter = *unit ? strchr(letters, *unit == 'K' ? 'k' : *unit) : NULL;
+    uint64_t factor = 1;
+    if (letter) {
+        const bool binary = *++unit == 'i';
+        for (ptrdiff_t i = 0; i <= letter - letters; i++)
+            factor *= binary ? 1024 : 1000;
+        unit += binary;
+    }
+    unit += *unit == 'B';
+    return *unit ? 0 : factor;
+}
 
 int options_size_parse(const char *text, uint64_t *ret)
 {
@@ -41,16 +59,10 @@ int options_size_parse(const char *text, uint64_t *ret)
         return -EINVAL;
     char *end;
     errno = 0;
-    unsigned long long value = strtoull(text, &end, 10);
-    if (errno)
+    uint64_t value = strtoull(text, &end, 10);
+    uint64_t factor = errno ? 0 : unit_factor(end);
+    if (factor == 0 || __builtin_mul_overflow(value, factor, &value))
         return -EINVAL;
-    static const char units[] = "KMGT";
-    if (*end) {
-        const char *unit = strchr(units, *end);
-        if (!unit || end[1] || value > (ULLONG_MAX >> (10 * (unit - units + 1))))
-            return -EINVAL;
-        value <<= 10 * (unit - units + 1);
-    }
     *ret = value;
     return 0;
 }

@@ -31,7 +31,8 @@ struct options {
  * error was written to standard error. Strings are borrowed from argv. */
 int options_parse(int argc, char **argv, struct options *ret);
 
-/* "4096", "512K", "2M", "16G": powers of 1024. Returns 0 or -EINVAL. */
+/* A size in bytes: "4096", "512k", "600M" or "600MB" in powers of 1000, "512Ki", "2Mi" or "2MiB" in powers of 1024.
+ * Returns 0 or -EINVAL. */
 int options_size_parse(const char *text, uint64_t *ret);
 
 /* A size, or a share: "80%". Returns 0 or -EINVAL. */

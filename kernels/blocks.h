@@ -1,16 +1,16 @@
-/* What every tensor type means: for each type in kernels/types.def one function that decodes elements of a block to
- * f32, one text for C, HIP and CUDA, so that the CPU's decoders and the GPU's cannot drift apart.
+/* What the bytes of each tensor type mean: for each type of kernels/types.def one function that decodes elements of a
+ * block to f32. One source for C, HIP and CUDA, so that the decoders of CPUs and GPUs give the same values.
  *
- * A plain type has `float x_decode(const uint8_t *element)`. A quantised type has
- * `void x_decode8(const uint8_t *block, unsigned group, float y[8])`, which decodes elements 8*group to 8*group + 7.
- * Blocks have no alignment: fields are read byte by byte. Any bytes are valid, and nothing outside the block is read.
+ * A plain type has `float x_decode(const uint8_t *element)`. A quantised type has `void x_decode8(const uint8_t *block,
+ * unsigned group, float y[8])`, which decodes elements 8*group to 8*group + 7. Blocks have no alignment, so fields are
+ * read byte by byte. Any bytes are valid. Nothing outside the block is read.
  *
- * Exactness: code and scale arithmetic is in integers; each float operation is one IEEE operation in the order written.
- * All products are exact in f32, only the last addition of the types with a minimum rounds, so a fused multiply-add
- * would not change a finite result; compile without contraction all the same (-ffp-contract=off, -fmad=false).
- * Flushing subnormals to zero does change results.
+ * Exactness: codes and scales are computed with integers. Each float operation is one IEEE operation, in the order
+ * written. All products are exact in f32. Only the last addition, in types with a minimum, rounds. So a fused
+ * multiply-add would not change a finite result; compile without contraction all the same (-ffp-contract=off,
+ * -fmad=false). Flushing subnormals to zero does change results.
  *
- * Every loop over the eight elements has constant bounds and is unrolled, so on a GPU y[] stays in registers. */
+ * Every loop over eight elements has constant bounds and is unrolled, so that a GPU keeps y[] in registers. */
 #pragma once
 
 #include "kernels/narrow.h"
@@ -24,7 +24,7 @@
 #define BLOCK_UNROLL _Pragma("GCC unroll 8")
 #endif
 
-/* Fields, little-endian and unaligned. */
+/* Fields: little-endian, at any alignment. */
 
 BLOCK_FN uint16_t block_u16(const uint8_t *p)
 {
@@ -46,7 +46,7 @@ BLOCK_FN float block_f16(const uint8_t *p)
     return f16_to_f32(block_u16(p));
 }
 
-/* Plain types. Integers are converted as C does, to nearest even. */
+/* Plain types. Integers are rounded to nearest even, as C does. */
 
 BLOCK_FN float f32_decode(const uint8_t *p)
 {
@@ -95,7 +95,7 @@ BLOCK_FN float i64_decode(const uint8_t *p)
     return (float)(int64_t)block_u64(p);
 }
 
-/* Blocks of 32 with 4-bit codes hold elements 0..15 in the low nibbles of 16 bytes and 16..31 in the high ones. */
+/* Blocks of 32 elements with 4-bit codes: elements 0..15 are the low nibbles of 16 bytes, 16..31 the high nibbles. */
 
 BLOCK_FN int nibble32(const uint8_t *qs, unsigned group, unsigned j)
 {
@@ -171,8 +171,9 @@ BLOCK_FN void q2_0_decode8(const uint8_t *b, unsigned group, float y[8])
         y[j] = (float)((int)((q >> (2 * j)) & 3) - 1) * d;
 }
 
-/* K blocks: 256 elements. 2-bit fields of 128 elements (a half) stand in 32 bytes: element e of the half has bits
- * 2*(e/32) of byte e%32. In groups of 8: half = group/16, shift = 2*(group%16/4), bytes from 32*half + 8*(group%4). */
+/* K blocks: 256 elements. The 2-bit fields of a half (128 elements) are in 32 bytes: element e of the half is bits
+ * 2*(e/32) and the next one of byte e%32. For groups of 8: half = group/16, shift = 2*(group%16/4), bytes from
+ * 32*half + 8*(group%4). */
 
 BLOCK_FN unsigned k_half_offset(unsigned group)
 {
@@ -184,13 +185,13 @@ BLOCK_FN unsigned k_half_shift(unsigned group)
     return 2 * (group % 16 / 4);
 }
 
-/* 4-bit fields of 64 elements stand in 32 bytes, the first 32 in the low nibbles. */
+/* The 4-bit fields of 64 elements are in 32 bytes; the first 32 elements are the low nibbles. */
 BLOCK_FN int k_nibble(const uint8_t *qs, unsigned group, unsigned j)
 {
     return (qs[32 * (group / 8) + 8 * (group % 4) + j] >> (4 * (group / 4 % 2))) & 15;
 }
 
-/* scales[16]: low nibble scale, high nibble minimum, of 16 elements; qs[64], d f16, dmin f16 */
+/* scales[16]: the low nibble is the scale of 16 elements, the high nibble their minimum; qs[64], d f16, dmin f16 */
 BLOCK_FN void q2_k_decode8(const uint8_t *b, unsigned group, float y[8])
 {
     const int scale = b[group / 2];
@@ -220,7 +221,7 @@ BLOCK_FN void q3_k_decode8(const uint8_t *b, unsigned group, float y[8])
         y[j] = d * (float)((((qs[j] >> shift) & 3) | ((hmask[j] >> bit) & 1) << 2) - 4);
 }
 
-/* Eight pairs of 6-bit scale and minimum in 12 bytes. */
+/* Eight pairs of a 6-bit scale and a 6-bit minimum, in 12 bytes. */
 BLOCK_FN int k4_scale(const uint8_t *p, unsigned k)
 {
     return k < 4 ? p[k] & 63 : (p[k + 4] & 15) | (p[k - 4] >> 6) << 4;
@@ -265,8 +266,8 @@ BLOCK_FN void q6_k_decode8(const uint8_t *b, unsigned group, float y[8])
         y[j] = d * (float)((((ql[j] >> low_shift) & 15) | ((qh[j] >> high_shift) & 3) << 4) - 32);
 }
 
-/* Grid blocks: an index picks the magnitudes of 8 (or 4) elements from a table, a byte holds their signs. The grids
- * hold no zero, so the sign of a product is the exclusive or of the signs, whatever d is. */
+/* Grid blocks: an index selects the magnitudes of 8 (or 4) elements from a table, and a byte holds their signs. The
+ * tables hold no zero. So the sign of a product is the exclusive or of both signs, for any d. */
 
 BLOCK_FN float grid_signed(float magnitude, unsigned signs, unsigned j)
 {
@@ -331,7 +332,7 @@ BLOCK_FN void iq3_s_decode8(const uint8_t *b, unsigned group, float y[8])
     grid4x2(iq3s_grid[qs[0] | (high & 1) << 8], iq3s_grid[qs[1] | (high & 2) << 7], b[74 + group], d, y);
 }
 
-/* IQ1: the grid's bytes are -1, 0, 1; an eighth is added or taken away, so no sum is zero. */
+/* IQ1: the bytes of the table are -1, 0 or 1. An eighth is added or subtracted, so no sum is zero. */
 BLOCK_FN void grid_ternary8(uint64_t grid, unsigned negative, float d, float y[8])
 {
     const float delta = negative ? -0.125f : 0.125f;
@@ -364,7 +365,7 @@ BLOCK_FN void iq1_m_decode8(const uint8_t *b, unsigned group, float y[8])
     grid_ternary8(iq1s_grid[b[group] | (n & 7) << 8], n >> 3, d, y);
 }
 
-/* Non-linear 4-bit. */
+/* 4-bit codes that select a value from a table. */
 
 /* d f16, qs[16] */
 BLOCK_FN void iq4_nl_decode8(const uint8_t *b, unsigned group, float y[8])
@@ -389,14 +390,15 @@ BLOCK_FN void iq4_xs_decode8(const uint8_t *b, unsigned group, float y[8])
 
 /* Ternary. */
 
-/* qs[48]: five base-3 digits a byte, qh[4]: four, d f16. A byte is its digits as a fraction of 1, times 256, rounded
- * up: multiplying by 3^n, modulo 256, brings digit n to the front, and one more multiplication by 3 carries it out. */
+/* qs[48]: five base-3 digits in each byte; qh[4]: four digits in each; d f16. A byte is the number 0.digits in base
+ * 3, times 256, rounded up. Multiplying it by 3^n modulo 256 makes digit n the first one; multiplying that by 3
+ * moves the digit into the bits above the lowest 8. */
 BLOCK_FN void tq1_0_decode8(const uint8_t *b, unsigned group, float y[8])
 {
     const float d = block_f16(b + 52);
     const unsigned first = group < 20 ? 8 * (group % 4) : group < 30 ? 32 + 8 * (group % 2) : 48;
     const unsigned digit = group < 20 ? group / 4 : group < 30 ? (group - 20) / 2 : 2 * (group - 30);
-    const unsigned whole = group < 30; /* else four bytes twice, the second time with the next digit */
+    const unsigned whole = group < 30; /* if not: the same four bytes twice, the second time with the next digit */
     const unsigned power = (unsigned)(0x511b090301ull >> (8 * digit)) & 255; /* 3^digit */
     BLOCK_UNROLL
     for (unsigned j = 0; j < 8; j++) {
@@ -416,15 +418,15 @@ BLOCK_FN void tq2_0_decode8(const uint8_t *b, unsigned group, float y[8])
         y[j] = (float)(((qs[j] >> shift) & 3) - 1) * d;
 }
 
-/* FP4: the table holds twice the values, and the scales are halved to match. */
+/* FP4: the table holds the doubled values, and the scales here are halved. */
 
-/* Half of the E8M0 scale: 2^(x - 128). 255 is a number here, not NaN; products with it may overflow. */
+/* Half of the E8M0 scale: 2^(x - 128). 255 is a number, not NaN; a product with it may overflow. */
 BLOCK_FN float e8m0_half(unsigned x)
 {
     return f32_from_bits(x < 2 ? 0x00200000u << x : (uint32_t)(x - 1) << 23);
 }
 
-/* Half of the UE4M3 scale. 0x7f is zero; bit 7 is ignored otherwise, so 0xff is 240. Never NaN or infinite. */
+/* Half of the UE4M3 scale. 0x7f is zero. Otherwise bit 7 is ignored, so 0xff is 240. Never NaN or infinite. */
 BLOCK_FN float ue4m3_half(unsigned x)
 {
     const uint32_t exponent = x >> 3 & 15;

@@ -12,7 +12,7 @@ static bool always(void)
 #if defined(__x86_64__)
 static bool avx2_runs(void)
 {
-    /* clang 14 does not know F16C by name. That the kernel keeps the wide registers is in the answer for AVX2. */
+    /* clang 14 has no name for F16C. The check for AVX2 includes that the operating system saves the wide registers. */
     unsigned a, b, c, d;
     return __builtin_cpu_supports("avx2") && __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
@@ -36,7 +36,7 @@ const struct dequant_isa dequant_isas[] = {
     {"avx2", avx2_runs, &dequant_avx2},
 #endif
 #if defined(__aarch64__)
-    {"neon", always, &dequant_reference}, /* part of the architecture: the compiler uses it */
+    {"neon", always, &dequant_reference}, /* every aarch64 has it, and the compiler uses it */
 #else
     {"baseline", always, &dequant_reference},
 #endif
@@ -44,8 +44,8 @@ const struct dequant_isa dequant_isas[] = {
 
 const size_t dequant_isa_count = sizeof dequant_isas / sizeof dequant_isas[0];
 
-/* Asked once: in a virtual machine, asking the processor takes microseconds. Whoever asks gets the same answer, so it
- * does not matter who stores it. */
+/* The processor is asked only once, because that takes microseconds in a virtual machine. Two threads may both ask:
+ * they get the same answer, so either may store it. */
 static const struct dequant_isa *isa_choose(void)
 {
     static _Atomic(const struct dequant_isa *) chosen;

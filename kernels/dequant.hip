@@ -1,11 +1,11 @@
-// The decoders for GPUs: a kernel for every type of kernels/types.def into every form, round the very functions that
-// the CPU's are made of, so that both give the same bits. kernels/dequant_gpu.h says how they are called.
+// The decoders for GPUs: a kernel for each type of kernels/types.def into each form. They call the same functions as
+// the CPU's decoders, so both give the same bits. kernels/dequant_gpu.h says how they are called.
 //
-// One source for hipcc and nvcc. Compile without contraction and without flushing subnormals.
+// One source for hipcc and nvcc. Compile without contraction, and without flushing subnormals to zero.
 //
-// Blocks are 17 to 210 bytes long and stand at any alignment. A thread block takes a tile of them through shared
-// memory: in with 16-byte loads that lie side by side, whatever the blocks' size, out again in bytes or words. Each
-// thread decodes eight elements at a time and writes them with 16-byte stores.
+// Blocks are 17 to 210 bytes long and begin at any alignment. A thread block copies a tile of them to shared memory,
+// with neighbouring 16-byte loads whatever the size of a block, and reads single bytes or words there. Each thread
+// decodes eight elements at a time and writes them with 16-byte stores.
 
 #if defined(__HIP__)
 #include <hip/hip_runtime.h>
@@ -14,8 +14,8 @@
 #include "kernels/dequant_gpu.h"
 #include "kernels/narrow.h"
 
-// NVIDIA widens an f16 in one instruction, exactly; only a NaN loses its payload, which a block's scale may. The plain
-// type f16 must keep it, and has its own decoder below.
+// NVIDIA has one exact instruction to widen an f16, but it loses the payload of a NaN. That is allowed for the scale of
+// a block. The plain type f16 must keep the payload, and has its own decoder below.
 #if defined(__CUDACC__)
 static __device__ __forceinline__ float scale_to_f32(uint16_t h)
 {
@@ -47,7 +47,7 @@ __device__ __forceinline__ uint32_t pair_exchange(uint32_t value)
     return __shfl_xor_sync(3u << (threadIdx.x & 30u), value, 1);
 }
 #else
-// Not worth it where the cache puts the halves of a line together.
+// AMD: not worth it, because the cache joins the two halves of a line.
 #define PAIRS false
 __device__ __forceinline__ uint32_t pair_exchange(uint32_t value)
 {
@@ -55,8 +55,9 @@ __device__ __forceinline__ uint32_t pair_exchange(uint32_t value)
 }
 #endif
 
-// The forms. `put` writes eight values at a multiple of 16 bytes; `pairs` says that threads 2n and 2n + 1 both do, with
-// groups side by side. `put_one` writes a single value, at a multiple of its own size. Both return how many overflowed.
+// The forms. `put` writes eight values at a multiple of 16 bytes. `pairs` means that threads 2n and 2n + 1 both call
+// it, with neighbouring groups. `put_one` writes one value at a multiple of its size. Both return how many values
+// overflowed.
 
 struct form_f32 {
     static constexpr unsigned bytes = 4;
@@ -70,8 +71,8 @@ struct form_f32 {
             reinterpret_cast<uint4 *>(dst)[1] = high;
             return 0;
         }
-        // A thread's 32 bytes would be two stores with gaps between threads. Two neighbours share both halves instead:
-        // the first store of the pair is the even thread's group, the second the odd one's.
+        // A thread has 32 bytes. Two stores of 16 would leave gaps between the threads. So two neighbours exchange
+        // halves: the pair's first store writes the even thread's group, the second store the odd thread's.
         const bool odd = threadIdx.x & 1;
         const uint4 give = odd ? low : high;
         const uint4 got = {pair_exchange(give.x), pair_exchange(give.y), pair_exchange(give.z), pair_exchange(give.w)};
@@ -88,9 +89,9 @@ struct form_f32 {
     }
 };
 
-// NVIDIA converts two values in one instruction, with the same rounding. It differs for NaN, and says nothing of
-// overflow: both leave an exponent of all ones, and such a group is done again, exactly. AMD takes the exact way
-// always.
+// NVIDIA has one instruction that rounds two values in the same way. It differs for NaN and does not report overflow.
+// Both leave an exponent of all ones; such a group is converted again, with the exact functions. AMD always uses the
+// exact functions.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
 #define NARROW_PAIR(to, low, high) asm("cvt.rn." #to "x2.f32 %0, %1, %2;" : "=r"(u) : "f"(high), "f"(low))
 #else
@@ -166,7 +167,7 @@ struct parameters {
     uint32_t *overflowed;
 };
 
-// Called by all threads of a thread block.
+// All threads of a thread block call it.
 __device__ __forceinline__ void count(const parameters &p, unsigned overflows)
 {
 #if defined(__CUDACC__)
@@ -178,7 +179,7 @@ __device__ __forceinline__ void count(const parameters &p, unsigned overflows)
     for (unsigned i = warpSize / 2; i > 0; i /= 2)
         overflows += __shfl_xor(overflows, i);
 #endif
-    // The first to count says so: the others would only repeat it, across the bus.
+    // Only the first one to count sets the flag: each further write would cross the bus for nothing.
     if (lane == 0 && overflows > 0 && atomicAdd(p.overflows, (unsigned long long)overflows) == p.counted)
         *p.overflowed = 1;
 }
@@ -187,9 +188,9 @@ template <typename type, typename form> __device__ __forceinline__ void quantise
 {
     constexpr unsigned groups = type::elements / 8;
     constexpr unsigned tile_blocks = tile_groups / groups;
-    // The first block is aligned here, whatever it is outside: the compiler then knows the alignment of every field,
-    // and reads neighbouring bytes in one go. A vector more than needed: decoders may read words that a block only
-    // begins.
+    // In shared memory the first block is aligned. So the compiler knows the alignment of each field and reads
+    // neighbouring bytes with one load. There is one vector more than needed, because decoders may read a whole word
+    // where a block has only its beginning.
     __shared__ uint4 tile[(tile_blocks * type::bytes + 15) / 16 + 1];
 
     const uint64_t first = (uint64_t)blockIdx.x * tile_blocks;
@@ -209,7 +210,7 @@ template <typename type, typename form> __device__ __forceinline__ void quantise
     const uint8_t *bytes = reinterpret_cast<const uint8_t *>(tile);
     uint8_t *dst = p.dst + first * type::elements * form::bytes;
     unsigned overflows = 0;
-    // A block has an even number of groups, so the two threads of a pair are always both in here, or neither.
+    // A block has an even number of groups. So either both threads of a pair enter this loop, or neither.
 #pragma unroll 2
     for (unsigned group = threadIdx.x; group < blocks * groups; group += DEQUANT_THREADS) {
         float y[8];
@@ -219,7 +220,7 @@ template <typename type, typename form> __device__ __forceinline__ void quantise
     count(p, overflows);
 }
 
-// Eight elements with loads as wide as they allow.
+// Loads eight elements with the widest loads that their alignment allows.
 template <typename type> __device__ __forceinline__ void plain_load(const uint8_t *src, float y[8])
 {
     constexpr unsigned words = 2 * type::bytes;
@@ -250,7 +251,7 @@ template <typename type> __device__ __forceinline__ void plain_load(const uint8_
 
 template <typename type, typename form> __device__ __forceinline__ void plain(const parameters &p)
 {
-    // A tensor may be cut anywhere, so neither end need be aligned; mostly both are.
+    // A tensor may be cut anywhere, so neither end has to be aligned; usually both are.
     const bool aligned =
         ((uintptr_t)p.src & (8 * type::bytes < 16 ? 8 * type::bytes - 1 : 15)) == 0 && ((uintptr_t)p.dst & 15) == 0;
     const uint64_t first = (uint64_t)blockIdx.x * DEQUANT_TILE;
@@ -262,7 +263,7 @@ template <typename type, typename form> __device__ __forceinline__ void plain(co
             break;
         const uint8_t *src = p.src + element * type::bytes;
         uint8_t *dst = p.dst + element * form::bytes;
-        // Both groups of a pair are whole, or neither is treated as if it were.
+        // True for both threads of a pair, or for neither.
         if (aligned && p.blocks - first >= 8 * ((i | 1) + 1)) {
             float y[8];
             plain_load<type>(src, y);

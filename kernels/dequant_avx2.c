@@ -1,4 +1,4 @@
-/* The x86 decoders for processors with AVX2 and F16C: anything since 2013 or so. */
+/* The x86 decoders for processors with AVX2 and F16C: almost all since 2013. */
 #if defined(__x86_64__)
 
 #define X86_TARGET "avx2,f16c"

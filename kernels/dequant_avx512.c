@@ -1,4 +1,4 @@
-/* The x86 decoders once more, for processors with AVX-512: codes become numbers sixteen at a time. */
+/* The x86 decoders for processors with AVX-512: sixteen codes at a time become numbers. */
 #if defined(__x86_64__)
 
 #define X86_TARGET "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl"

@@ -1,4 +1,4 @@
-/* The x86 decoders once more, for processors that also have an instruction for rounding to bf16. */
+/* The x86 decoders for processors that also have an instruction that rounds to bf16. */
 #if defined(__x86_64__)
 
 #define X86_TARGET "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"

@@ -1,15 +1,15 @@
-/* The plain decoders: loops round the functions of kernels/blocks.h. They are what baseline processors run, and what
- * every other decoder is compared with.
+/* The plain decoders: loops that call the functions of kernels/blocks.h. Processors without special instructions run
+ * them, and tests compare all other decoders with them.
  *
- * The benchmark compiles this file once more, under another name and for its own machine. */
+ * The benchmark compiles this file again, under another name and for the machine that it runs on. */
 #include "kernels/blocks.h"
 #include "kernels/dequant_isa.h"
 
-/* Elements that are decoded before they are written: decoding and rounding are then loops of their own, which the
- * compiler can turn into vectors. A multiple of every block. */
+/* How many elements are decoded before they are written. Decoding and rounding are then separate loops, which the
+ * compiler can vectorise. A multiple of the elements of every block. */
 #define BATCH 256
 
-/* Writes values in a form, at any alignment, and returns how many overflowed. */
+/* Writes values in a form, at any alignment. Returns how many values overflowed. */
 
 BLOCK_FN uint64_t put_f32(uint8_t *dst, const float *y, size_t count)
 {

@@ -1,12 +1,13 @@
-/* Decoders for NVIDIA GPUs of the types whose plain form in kernels/blocks.h takes more instructions than memory leaves
- * time for. They give the same values by the same operations; only the codes are taken out of words, four at a time,
- * and become floats by way of their bytes. Included by kernels/dequant.hip alone, behind kernels/blocks.h.
+/* Faster decoders for NVIDIA GPUs, of those types whose decoder in kernels/blocks.h needs more time than the memory.
+ * They give the same values with the same operations. But they take codes out of whole words, four at a time, and
+ * convert them to floats byte by byte. Only kernels/dequant.hip includes this file, after kernels/blocks.h.
  *
- * Unlike those, they need the block at the alignment that it has behind others at a multiple of 16. */
+ * Unlike those, these decoders need the block at the alignment that it has in an array of blocks that begins at a
+ * multiple of 16. */
 #pragma once
 
-/* Eight bytes at a multiple of `alignment`, which divides the block's size too. With 1, up to 11 from the last multiple
- * of 4 on are read. */
+/* Eight bytes at a multiple of `alignment`, which divides the size of the block too. With alignment 1, up to 11
+ * bytes are read, from the multiple of 4 before them. */
 template <unsigned alignment> static __device__ __forceinline__ uint2 bytes8_at(const uint8_t *p)
 {
     static_assert(alignment == 1 || alignment == 2 || alignment == 4 || alignment == 8, "");
@@ -23,7 +24,7 @@ template <unsigned alignment> static __device__ __forceinline__ uint2 bytes8_at(
     return uint2{h[0] | (uint32_t)h[1] << 16, h[2] | (uint32_t)h[3] << 16};
 }
 
-/* Byte j of a word, less `bias`, as a float. 0x4b000000 is 2^23, whose last place counts ones. Exact. */
+/* Byte j of a word, minus `bias`, as a float. 0x4b000000 is the float 2^23, whose lowest bit counts ones. Exact. */
 template <unsigned bias> static __device__ __forceinline__ float code_float(uint32_t word, unsigned j)
 {
     return __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440u | j)) - (8388608.0f + (float)bias);
@@ -38,19 +39,19 @@ template <unsigned bias> static __device__ __forceinline__ void codes_float(uint
     }
 }
 
-/* The fields of `mask` in every byte, `shift` bits up. */
+/* The bits of `mask` in each byte, from bit `shift` on. */
 static __device__ __forceinline__ uint2 fields(uint2 w, unsigned shift, uint32_t mask)
 {
     return uint2{w.x >> shift & mask * 0x01010101u, w.y >> shift & mask * 0x01010101u};
 }
 
-/* Puts fields of other bytes above these. */
+/* Puts fields of other bytes above these, at bit `shift`. */
 static __device__ __forceinline__ uint2 above(uint2 codes, uint2 upper, unsigned shift)
 {
     return uint2{codes.x | upper.x << shift, codes.y | upper.y << shift};
 }
 
-/* A bit for each of eight bytes. */
+/* Bit j of `bits` becomes the lowest bit of byte j. */
 static __device__ __forceinline__ uint2 bits_spread(unsigned bits)
 {
     return uint2{(bits & 15) * 0x00204081u & 0x01010101u, (bits >> 4) * 0x00204081u & 0x01010101u};
@@ -173,14 +174,14 @@ static __device__ __forceinline__ void tq2_0_words8(const uint8_t *b, unsigned g
     scaled(y, f16_at(b + 64));
 }
 
-/* Tables of sixteen signed bytes, each plus 128, in four words. */
+/* A table of sixteen signed bytes; 128 is added to each. In four words. */
 struct words4 {
     uint32_t w[4];
 };
 
 static __device__ __forceinline__ uint32_t looked_up(const words4 &table, uint32_t codes)
 {
-    /* The lower three bits of each code, as nibbles side by side: what a byte permute takes for its choice. */
+    /* The lower three bits of each code as neighbouring nibbles: the selector of a byte permute. */
     const uint32_t low = codes & 0x07070707u;
     const uint32_t pairs = (low | low >> 4) & 0x00ff00ffu;
     const uint32_t choice = (pairs | pairs >> 8) & 0xffffu;
@@ -201,7 +202,7 @@ static __device__ __forceinline__ words4 iq4nl_words(void)
     return words4{{0x3f2d1801u, 0x766a5d4fu, 0xa6998d81u, 0xf1d9c5b5u}};
 }
 
-/* kvalues_fp4: 0 1 2 3, 4 6 8 12, and the same negative */
+/* kvalues_fp4: 0 1 2 3, 4 6 8 12, and the same values negative */
 static __device__ __forceinline__ words4 fp4_words(void)
 {
     return words4{{0x83828180u, 0x8c888684u, 0x7d7e7f80u, 0x74787a7cu}};

@@ -1,25 +1,26 @@
-/* What the x86 decoders share: fields, codes, and how f32 values are made of codes and leave in each form.
+/* What the x86 decoders share: how they read fields and codes, make f32 values of the codes, and write those in each
+ * form.
  *
- * Included by a .c file that has defined X86_TARGET, the instruction sets to compile for: the same source becomes
- * dequant_avx2.c, dequant_avx512.c and dequant_avx512_bf16.c. No fma in X86_TARGET is needed or wanted.
+ * Included by a .c file that defines X86_TARGET, the instruction sets to compile for. So the same source becomes
+ * dequant_avx2.c, dequant_avx512.c and dequant_avx512_bf16.c. X86_TARGET does not have to include fma.
  *
- * X86_AVX512 says whether X86_TARGET has AVX-512, X86_BF16 whether it has an instruction that rounds to bf16.
+ * X86_AVX512 says whether X86_TARGET has AVX-512. X86_BF16 says whether it has an instruction that rounds to bf16.
  *
- * A decoder is `X86_FN void x_x86(struct out *out, const uint8_t *block, enum form form)`; it makes 32 codes at a time,
- * as bytes in natural order, so that elements 0..15 are the lower 128 bits, and one of the out32_ functions makes
- * numbers of them, rounds them and writes them:
+ * A decoder is `X86_FN void x_x86(struct out *out, const uint8_t *block, enum form form)`. It makes 32 codes at a time:
+ * bytes in the order of the elements, so that elements 0..15 are the lower 128 bits. One of the out32_ functions then
+ * makes numbers of them, rounds them and writes them:
  *
- *   out32_scaled(out, codes, scale, most, form)        code * scale; no code is of greater magnitude than `most`
- *   out32_affine(out, codes, scale, add, most, form)   code * scale + add: one rounding, in the addition
- *   out32_tiny(out, codes, scale, most, form)          as out32_scaled, with scales below 2^-60
+ *   out32_scaled(out, codes, scale, most, form)        code * scale; no code has a greater magnitude than `most`
+ *   out32_affine(out, codes, scale, add, most, form)   code * scale + add: only the addition rounds
+ *   out32_tiny(out, codes, scale, most, form)          as out32_scaled, but with scales below 2^-60
  *   out32_few(out, codes, few, scale, most, form)      as out32_scaled; `few` says how to look the results up
  *
- * A `struct scale` is for all 32, or one for each half: scale_both(), scale_pair(). NaN scales have no payload that
- * rounding could carry out of (see f16_at), and no bf16 overflows: no finite product or sum of a quantised type comes
- * near. Products are exact in f32 (see kernels/blocks.h), so scales are multiplied in whatever order is cheapest.
- * `form` is a constant at each call, so that each becomes three straight functions.
+ * A `struct scale` is one scale for all 32 elements, or one for each half: scale_both(), scale_pair(). A NaN scale has
+ * no payload that rounding could carry out of (see f16_at), and no bf16 overflows: no finite product or sum of a
+ * quantised type is large enough. Products are exact in f32 (see kernels/blocks.h), so scales are multiplied in the
+ * cheapest order. `form` is a constant at each call, so each decoder becomes three functions without branches on it.
  *
- * A header that has such functions ends with the list of them. A type in no list is decoded by the reference. */
+ * A header with such functions ends with a list of them. The reference decodes all types that are in no list. */
 #pragma once
 
 #include "kernels/blocks.h"
@@ -29,28 +30,28 @@
 
 #define X86_FN __attribute__((target(X86_TARGET), always_inline)) static inline
 
-/* Where the next values go, and how many finite ones have become infinite so far. `past_caches` is a constant at each
- * use; with it, `at` is a multiple of 32. */
+/* Where the next values are written, and how many finite values have become infinite so far. `past_caches` is a
+ * constant at each use; if it is set, `at` is a multiple of 32. */
 struct out {
     uint8_t *at;
     uint64_t overflows;
     bool past_caches;
 };
 
-/* Codes of which there are so few that multiplying and rounding each once for a scale and looking up the results may
- * cost less: those of `values` that `index` says, from 0 to 7, with the upper bits of `signs` flipping theirs. `four`:
- * the indexes are below 4, and values[4] to [7] are the first four again. */
+/* Codes with so few different values that it may be faster to multiply and round each value once for a scale, and to
+ * look the results up. A code is values[index], with `index` from 0 to 7; the upper bits of `signs` change its sign.
+ * `four`: indexes are below 4, and values[4] to [7] repeat the first four. */
 struct few {
     __m256i index, signs;
     __m256 values;
     bool four; /* a constant */
 };
 
-/* The least magnitudes that overflow, as narrow.h has them. */
+/* The smallest magnitudes that overflow, as in narrow.h. */
 #define F16_LIMIT  0x477ff000
 #define BF16_LIMIT 0x7f7f8000
 
-/* Unaligned fields. */
+/* Fields, at any alignment. */
 
 X86_FN uint32_t u32_at(const uint8_t *p)
 {
@@ -76,8 +77,9 @@ X86_FN __m256i bytes32_at(const uint8_t *p)
     return _mm256_loadu_si256((const __m256i *)p);
 }
 
-/* A NaN loses its payload but for the quiet bit, unless an instruction rounds to bf16: that then needs no thought for
- * it, since the sum cannot run over into the sign. What computed NaN look like is up to the processor anyway. */
+/* A NaN loses its payload except for the quiet bit, unless there is an instruction that rounds to bf16. Then the
+ * code that rounds to bf16 needs no special case for NaN, because its addition cannot carry into the sign. For
+ * computed NaNs the result depends on the processor anyway. */
 X86_FN float f16_from_bits(unsigned h)
 {
     return _cvtsh_ss((uint16_t)(!X86_BF16 && (h & 0x7fff) > 0x7c00 ? 0x7e00 : h));
@@ -94,14 +96,14 @@ X86_FN float f16_at(const uint8_t *p)
 #include "kernels/dequant_x86_out256.h"
 #endif
 
-/* The 32 codes of 16 bytes, low nibbles first. */
+/* The 32 codes in 16 bytes; low nibbles come first. */
 X86_FN __m256i nibbles32(const uint8_t *p)
 {
     const __m128i q = bytes16_at(p);
     return _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(q, 4), q), _mm256_set1_epi8(15));
 }
 
-/* Bytes of all ones where bits are set. */
+/* Byte j is all ones if bit j is set, else zero. */
 X86_FN __m256i bits32(uint32_t bits)
 {
     const __m256i spread =

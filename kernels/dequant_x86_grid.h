@@ -1,23 +1,24 @@
-/* Grid blocks (IQ1, IQ2, IQ3), for dequant_x86.h: grid entries are gathered 32 elements at a time. */
+/* The decoders of grid blocks (IQ1, IQ2, IQ3), for dequant_x86.h. They look up grid entries for 32 elements at a
+ * time. */
 #pragma once
 
 #include "kernels/dequant_x86_k.h"
 
-/* Gives grid magnitudes their signs. They are below 128 and never 0, so a signed byte holds them, and the product's
- * sign comes out as blocks.h has it. */
+/* Gives the magnitudes of a grid their signs. They are below 128 and never 0, so a signed byte holds them, and the
+ * sign of the product is as in blocks.h. */
 X86_FN __m256i grid_signs(__m256i grid, uint32_t signs)
 {
     return _mm256_sign_epi8(grid, _mm256_or_si256(bits32(signs), _mm256_set1_epi8(1)));
 }
 
-/* Four 7-bit sign indexes to four bytes of signs: the eighth bit makes the number of set bits even. */
+/* Makes four bytes of signs of four 7-bit sign indexes: the eighth bit makes the number of set bits even. */
 X86_FN uint32_t signs_from_indexes(uint32_t w)
 {
     return (uint32_t)ksigns_iq2xs[w & 127] | (uint32_t)ksigns_iq2xs[w >> 7 & 127] << 8 |
            (uint32_t)ksigns_iq2xs[w >> 14 & 127] << 16 | (uint32_t)ksigns_iq2xs[w >> 21 & 127] << 24;
 }
 
-/* IQ2 has magnitudes 8, 25 and 43, which differ in the last two bits. */
+/* IQ2 has the magnitudes 8, 25 and 43. Their last two bits differ. */
 X86_FN void iq2_out32(struct out *out, __m256i grid, uint32_t signs, struct scale scale, enum form form)
 {
     const struct few few = {
@@ -29,7 +30,7 @@ X86_FN void iq2_out32(struct out *out, __m256i grid, uint32_t signs, struct scal
     out32_few(out, grid_signs(grid, signs), few, scale, 43, form);
 }
 
-/* IQ3 has eight magnitudes, given in ascending order, which differ in three bits from `shift` on. */
+/* IQ3 has eight magnitudes, in ascending order. They differ in three bits from `shift` on. */
 X86_FN void iq3_out32(struct out *out, __m256i grid, uint32_t signs, __m256 values, int shift, struct scale scale,
                       float most, enum form form)
 {
@@ -46,7 +47,7 @@ X86_FN __m256i grid32(uint64_t g0, uint64_t g1, uint64_t g2, uint64_t g3)
     return _mm256_setr_epi64x((long long)g0, (long long)g1, (long long)g2, (long long)g3);
 }
 
-/* Eight entries of four bytes. Not vpgatherdd: it is no faster, and on some processors far slower. */
+/* Eight entries of four bytes. The instruction vpgatherdd is no faster, and on some processors much slower. */
 X86_FN __m256i grid8x4(const uint32_t *grid, const uint16_t indexes[8])
 {
     return _mm256_setr_epi32((int)grid[indexes[0]], (int)grid[indexes[1]], (int)grid[indexes[2]], (int)grid[indexes[3]],
@@ -54,8 +55,8 @@ X86_FN __m256i grid8x4(const uint32_t *grid, const uint16_t indexes[8])
                              (int)grid[indexes[7]]);
 }
 
-/* Scales are odd numbers, 2 * code + 1, times d: of eight codes as 32-bit lanes, of sixteen as bytes, and of the
- * sixteen in the nibbles of eight bytes. */
+/* Scales are (2 * code + 1) * d. Three functions: for eight codes in 32-bit lanes, for sixteen codes in bytes, and
+ * for the sixteen codes in the nibbles of eight bytes. */
 X86_FN void odd_scales8(float scales[8], __m256i codes, float d)
 {
     const __m256i odd = _mm256_add_epi32(_mm256_add_epi32(codes, codes), _mm256_set1_epi32(1));
@@ -75,7 +76,7 @@ X86_FN void iq2_scales(float scales[16], const uint8_t *p, float d)
 
 X86_FN void iq2_xxs_x86(struct out *out, const uint8_t *b, enum form form)
 {
-    /* Every other 32-bit word; the shuffle leaves 0, 1, 4, 5, 2, 3, 6, 7. */
+    /* Every second 32-bit word; after the shuffle they are in the order 0, 1, 4, 5, 2, 3, 6, 7. */
     const __m256 words =
         _mm256_shuffle_ps(_mm256_castsi256_ps(bytes32_at(b + 2)), _mm256_castsi256_ps(bytes32_at(b + 34)), 0xdd);
     const __m256i ordered = _mm256_permute4x64_epi64(_mm256_castps_si256(words), _MM_SHUFFLE(3, 1, 2, 0));
@@ -131,7 +132,7 @@ X86_FN void iq3_xxs_x86(struct out *out, const uint8_t *b, enum form form)
     }
 }
 
-/* 32 indexes of nine bits: eight from bytes, the ninth a bit each of four more. */
+/* 32 indexes of nine bits: eight bits come from a byte each, the ninth from four more bytes. */
 X86_FN void iq3_s_indexes(uint16_t indexes[32], const uint8_t *qs, const uint8_t *qh)
 {
     const __m256i low = bytes32_at(qs);
@@ -158,11 +159,11 @@ X86_FN void iq3_s_x86(struct out *out, const uint8_t *b, enum form form)
     }
 }
 
-/* Elements of IQ1 are the grid's -1, 0 or 1 and an eighth more or less; `ones` are 1 or -1 for that. Codes are eight
- * times it: with the sign of the eighth, 1 and 8 more or less. */
+/* An element of IQ1 is -1, 0 or 1 from the grid, plus or minus an eighth; `ones` is 1 for plus and -1 for minus. A
+ * code here is eight times the element, so it is eight times the grid's value, plus or minus 1. */
 X86_FN void iq1_out32(struct out *out, __m256i grid, __m256i ones, struct scale scale, enum form form)
 {
-    /* Shifted in 16 bits, what comes over from the lower byte goes. */
+    /* The shift works on 16 bits; bits that come from the lower byte are removed. */
     const __m256i eights = _mm256_and_si256(_mm256_slli_epi16(grid, 3), _mm256_set1_epi8((char)0xf8));
     const struct few few = {
         .index = _mm256_and_si256(_mm256_sign_epi8(grid, ones), _mm256_set1_epi8(3)),
@@ -187,7 +188,8 @@ X86_FN void iq1_s_x86(struct out *out, const uint8_t *b, enum form form)
     }
 }
 
-/* The sixteen scale codes: of each of four words the lowest twelve bits. Multiplied, each code is moved to the top. */
+/* The sixteen scale codes: three bits each, in the lower twelve bits of four words. A multiplication moves each code
+ * to the top of its lane. */
 X86_FN __m128i iq1_m_codes(const uint8_t *p)
 {
     const __m128i words = _mm_loadl_epi64((const __m128i *)p);

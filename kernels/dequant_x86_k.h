@@ -1,4 +1,4 @@
-/* K blocks, for dequant_x86.h. Scales of a block are made all at once into a small array, and read back one by one. */
+/* The decoders of K blocks, for dequant_x86.h. All scales of a block are computed first, into a small array. */
 #pragma once
 
 #include "kernels/dequant_x86.h"
@@ -18,7 +18,7 @@ X86_FN __m256 floats_from_u8(__m128i bytes)
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
 }
 
-/* Sixteen signed bytes times d. */
+/* Sixteen signed bytes, each multiplied by d. */
 X86_FN void scales16(float scales[16], __m128i codes, float d)
 {
     const __m256i low = _mm256_cvtepi8_epi32(codes);
@@ -32,7 +32,7 @@ X86_FN void q2_k_x86(struct out *out, const uint8_t *b, enum form form)
     float scales[16], mins[16];
     const __m128i packed = bytes16_at(b);
     scales16(scales, low_nibbles(packed), f16_at(b + 80));
-    scales16(mins, high_nibbles(packed), -f16_at(b + 82)); /* so that adding them takes them away */
+    scales16(mins, high_nibbles(packed), -f16_at(b + 82)); /* negative, because they are added */
     for (unsigned half = 0; half < 2; half++) {
         __m256i q = bytes32_at(b + 16 + 32 * half);
         for (unsigned k = 8 * half; k < 8 * half + 8; k += 2, q = _mm256_srli_epi16(q, 2)) {
@@ -46,7 +46,7 @@ X86_FN __m128i q3_k_scales(const uint8_t *p)
 {
     const __m128i packed = _mm_loadl_epi64((const __m128i *)p);
     const __m128i low = _mm_unpacklo_epi64(low_nibbles(packed), high_nibbles(packed));
-    /* Bits above the two that are wanted come from the neighbouring byte, and go. */
+    /* Bits of the neighbouring byte, above the two that are wanted, are removed. */
     const __m128i four = _mm_set1_epi32((int)u32_at(p + 8));
     const __m128i high = _mm_and_si128(_mm_srlv_epi32(four, _mm_setr_epi32(0, 2, 4, 6)), _mm_set1_epi8(3));
     return _mm_sub_epi8(_mm_or_si128(low, _mm_slli_epi16(high, 4)), _mm_set1_epi8(32));
@@ -75,7 +75,7 @@ X86_FN void q3_k_x86(struct out *out, const uint8_t *b, enum form form)
     }
 }
 
-/* The eight scales and minima of Q4_K and Q5_K; minima negated, so that adding them subtracts. */
+/* The eight scales and minima of Q4_K and Q5_K. The minima are negative, because they are added. */
 X86_FN void k4_scales(float scales[8], float mins[8], const uint8_t *b)
 {
     const uint32_t p0 = u32_at(b + 4), p4 = u32_at(b + 8), p8 = u32_at(b + 12);
@@ -121,7 +121,7 @@ X86_FN void q5_k_x86(struct out *out, const uint8_t *b, enum form form)
     }
 }
 
-/* 32 elements: the low four bits, and the two above them already in their place. */
+/* 32 elements: `low` has the low four bits, `high` the two bits above them, already in place. */
 X86_FN void q6_k_32(struct out *out, __m256i low, __m256i high, const float scales[2], enum form form)
 {
     const __m256i low4 = _mm256_and_si256(low, _mm256_set1_epi8(0x0f));

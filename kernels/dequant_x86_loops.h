@@ -1,10 +1,10 @@
-/* Makes the decoders of dequant_x86_*.h into functions and a table of them, for X86_TARGET. Included once by each of
- * dequant_avx2.c, dequant_avx512.c and dequant_avx512_bf16.c, last.
+/* Makes functions of the decoders in dequant_x86_*.h, and a table of these functions, for X86_TARGET. dequant_avx2.c,
+ * dequant_avx512.c and dequant_avx512_bf16.c include it once each, as the last header.
  *
- * A call that writes more than any cache would keep writes past the caches, as memcpy does for such sizes: a plain
- * store would first read what it overwrites. Plain types do so from registers. Blocks do not come out in the order of
- * their elements, so those are worked off in chunks that fit the first-level cache: each goes to a buffer and from
- * there past the caches. */
+ * A call that writes more than any cache can hold writes around the caches, as memcpy() does for such sizes. An
+ * ordinary store would first read the memory that it overwrites. Plain types write directly from registers. Blocks
+ * are not decoded in the order of their elements; so they are decoded in chunks into a buffer in the first-level
+ * cache, and the buffer is then written around the caches. */
 #pragma once
 
 #include "kernels/dequant_x86_grid.h"
@@ -12,13 +12,13 @@
 #include "kernels/dequant_x86_plain.h"
 #include "kernels/dequant_x86_small.h"
 
-/* Elements, so up to 8 KiB of output; a multiple of every block. */
+/* In elements: at most 8 KiB of output. A multiple of the elements of every block. */
 #define CHUNK_ELEMENTS 2048
 
-/* Decodes whole blocks, returns how many values overflowed. */
+/* Decodes whole blocks. Returns how many values overflowed. */
 typedef uint64_t x86_chunk_fn(uint8_t *dst, const uint8_t *src, size_t blocks);
 
-/* Sizes of a block. */
+/* Sizes of a block, in bytes and elements. */
 struct x86_sizes {
     size_t elements, src_bytes, dst_bytes;
 };
@@ -59,7 +59,7 @@ __attribute__((target(X86_TARGET), noinline)) static uint64_t x86_chunks(uint8_t
     return overflows;
 }
 
-/* Of a block, or an element, as types.def has them. */
+/* Bytes of a block, or of an element, as in types.def. */
 enum {
 /* clang-format off */
 #define TYPE_PLAIN_DEF(id, ident, name, bytes)               TYPE_BYTES_##ident = bytes,
@@ -70,16 +70,17 @@ enum {
 
 #define FORM_BYTES(form) (form == FORM_F32 ? 4 : 2)
 
-/* Of a plain type, sixteen elements at a time; `past` goes past the caches and wants dst at a multiple of 32. */
+/* Decoders of a plain type, sixteen elements at a time. `past` writes around the caches and needs dst at a multiple
+ * of 32. */
 struct x86_plain {
     uint32_t id;
     enum form form;
-    size_t src_bytes, dst_bytes; /* of an element */
+    size_t src_bytes, dst_bytes; /* of one element */
     x86_chunk_fn *stay, *past;
 };
 
-/* The reference does what is left at the end, and what comes before the beginning of a line. An output that does not
- * even suit its elements goes through the caches, whatever its size. */
+/* The reference decodes the elements before the first aligned one, and those that are left at the end. If dst is not
+ * even a multiple of the size of its elements, the output goes through the caches, whatever its size. */
 __attribute__((target(X86_TARGET), noinline)) static uint64_t x86_sixteens(uint8_t *dst, const uint8_t *src,
                                                                            size_t elements,
                                                                            const struct x86_plain *type)

@@ -1,8 +1,8 @@
-/* How codes become numbers and leave, with vectors of 256 bits; dequant_x86.h says what the functions mean. */
+/* How codes become numbers and are written, with vectors of 256 bits. dequant_x86.h describes the functions. */
 #pragma once
 
 struct scale {
-    __m256 of;   /* of elements 0..15 in the lower half, of 16..31 in the upper one */
+    __m256 of;   /* the lower half is for elements 0..15, the upper half for 16..31 */
     bool differ; /* a constant */
 };
 
@@ -11,7 +11,7 @@ X86_FN struct scale scale_both(float scale)
     return (struct scale){_mm256_set1_ps(scale), false};
 }
 
-/* Two side by side in memory. */
+/* Two scales, neighbours in memory. */
 X86_FN struct scale scale_pair(const float *scales)
 {
     double both;
@@ -25,14 +25,14 @@ X86_FN __m256 magnitudes(__m256 x)
     return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x);
 }
 
-/* Whether a bound of magnitudes allows for an f16 overflow. A NaN bound does not: nothing made with it is finite. */
+/* Whether a bound of the magnitudes allows an f16 overflow. A NaN bound does not: no product with it is finite. */
 X86_FN bool f16_suspicious(__m256 bound)
 {
     const __m256 limit = _mm256_castsi256_ps(_mm256_set1_epi32(F16_LIMIT));
     return __builtin_expect(_mm256_movemask_ps(_mm256_cmp_ps(bound, limit, _CMP_GE_OQ)) != 0, 0);
 }
 
-/* How many of eight are finite, at or above the limit. */
+/* How many of eight are finite and at least the limit. */
 X86_FN unsigned overflows8(__m256 x, int limit)
 {
     const __m256i u = _mm256_castps_si256(magnitudes(x));
@@ -42,8 +42,7 @@ X86_FN unsigned overflows8(__m256 x, int limit)
     return (unsigned)__builtin_popcount((unsigned)_mm256_movemask_ps(both));
 }
 
-/* Overflows are looked for only where a bound of the magnitudes says that there can be some: in weights, next to never.
- */
+/* Overflows are counted only if a bound of the magnitudes allows them, which is almost never so in weights. */
 X86_FN void out32_count(struct out *out, const __m256 x[4], __m256 bound)
 {
     if (f16_suspicious(bound)) {
@@ -52,29 +51,29 @@ X86_FN void out32_count(struct out *out, const __m256 x[4], __m256 bound)
     }
 }
 
-/* Only shuffles of codes within 128 bits are used: those across are twice as slow or worse. Each
- * shuffle moves four bytes of each half to the tops of eight 32-bit lanes, which multiplies the codes by 2^24. */
+/* Codes are shuffled only within 128 bits: shuffles across are half as fast or slower. Each shuffle moves four bytes
+ * of each half to the tops of eight 32-bit lanes, which multiplies the codes by 2^24. */
 
 #define OUT32_SHUFFLE(e0, e1, e2, e3)                                                                                  \
     _mm256_setr_epi8(-1, -1, -1, e0, -1, -1, -1, e1, -1, -1, -1, e2, -1, -1, -1, e3, -1, -1, -1, e0, -1, -1, -1, e1,   \
                      -1, -1, -1, e2, -1, -1, -1, e3)
 
-/* The bf16 of numbers given as upper and lower halves: adds the carry of lower + 0x7fff + the last bit of upper. */
+/* The bf16 of numbers, given as upper and lower halves: adds the carry of lower + 0x7fff + the last bit of upper. */
 X86_FN __m256i bf16_halves(__m256i upper, __m256i lower)
 {
     const __m256i last = _mm256_and_si256(upper, _mm256_set1_epi16(1));
-    /* The sum, halved so that it fits 16 bits. */
+    /* Half of the sum, which fits into 16 bits. */
     const __m256i sum = _mm256_avg_epu16(lower, _mm256_add_epi16(last, _mm256_set1_epi16(0x7ffe)));
     return _mm256_add_epi16(upper, _mm256_srli_epi16(sum, 15));
 }
 
-/* Whether out32() takes even and odd elements apart. */
+/* Whether out32() takes even and odd elements in separate vectors. */
 X86_FN bool in_even_and_odd(enum form form)
 {
     return form == FORM_BF16;
 }
 
-/* The sixteen bf16 of the even and the odd ones, those of the lower halves first. */
+/* The sixteen bf16 of the even and the odd elements; those of the lower halves come first. */
 X86_FN __m256i bf16_16(__m256 evens, __m256 odds)
 {
     const __m256i even = _mm256_castps_si256(evens), odd = _mm256_castps_si256(odds);
@@ -83,8 +82,8 @@ X86_FN __m256i bf16_16(__m256 evens, __m256 odds)
     return bf16_halves(upper, lower);
 }
 
-/* 32 values, x[k] holding elements 4k to 4k + 3 and 16 + 4k to 16 + 4k + 3; for bf16, where that costs less, of each
- * pair of vectors the first has the even and the second the odd ones. */
+/* Writes 32 values: x[k] has elements 4k to 4k + 3 and 16 + 4k to 16 + 4k + 3. For bf16, where in_even_and_odd()
+ * says so, the first vector of each pair has the even elements and the second the odd ones. */
 X86_FN void out32(struct out *out, const __m256 x[4], enum form form)
 {
     __m128i *const to = (__m128i *)out->at;
@@ -112,7 +111,7 @@ X86_FN void out32(struct out *out, const __m256 x[4], enum form form)
     out->at += 64;
 }
 
-/* Codes times 2^24, in out32()'s order. */
+/* Codes times 2^24, in the order that out32() takes. */
 X86_FN void lanes32(__m256i lanes[4], __m256i codes, enum form form)
 {
     if (in_even_and_odd(form)) {
@@ -128,7 +127,7 @@ X86_FN void lanes32(__m256i lanes[4], __m256i codes, enum form form)
     }
 }
 
-/* Scales are 2^-60 at least, so dividing by 2^24 keeps them exact, and products are normal numbers. */
+/* Scales are at least 2^-60. So they stay exact when divided by 2^24, and the products are normal numbers. */
 X86_FN void out32_scaled(struct out *out, __m256i codes, struct scale scale, float most, enum form form)
 {
     const __m256 scale24 = _mm256_mul_ps(scale.of, _mm256_set1_ps(0x1p-24f));
@@ -157,7 +156,7 @@ X86_FN void out32_affine(struct out *out, __m256i codes, struct scale scale, str
     out32(out, x, form);
 }
 
-/* No room to divide the scale, so the codes are moved down instead. */
+/* The scale is too small to be divided, so the codes are shifted down instead. */
 X86_FN void out32_tiny(struct out *out, __m256i codes, struct scale scale, float most, enum form form)
 {
     __m256i lanes[4];
@@ -170,7 +169,7 @@ X86_FN void out32_tiny(struct out *out, __m256i codes, struct scale scale, float
     out32(out, x, form);
 }
 
-/* Products rounded to bf16, as the upper half of each lane. */
+/* Products, rounded to bf16, in the upper half of each lane. */
 X86_FN __m256i few_rounded(__m256 values, __m256 scale)
 {
     const __m256i u = _mm256_castps_si256(_mm256_mul_ps(values, scale));
@@ -178,7 +177,7 @@ X86_FN __m256i few_rounded(__m256 values, __m256 scale)
     return _mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7fff)), odd);
 }
 
-/* The bf16 of values and scale, for either half of the elements eight lower bytes and then eight upper ones. */
+/* The bf16 of the values times the scale. For each half of the elements: eight lower bytes, then eight upper bytes. */
 X86_FN __m256i few_table(struct few few, struct scale scale)
 {
     const __m256i bytes = _mm256_setr_epi8(2, 6, 10, 14, -1, -1, -1, -1, 3, 7, 11, 15, -1, -1, -1, -1, -1, -1, -1, -1,

@@ -1,9 +1,9 @@
-/* How codes become numbers and leave, with vectors of 512 bits; dequant_x86.h says what the functions mean. Everything
- * stays in the order of the elements. */
+/* How codes become numbers and are written, with vectors of 512 bits. dequant_x86.h describes the functions. All
+ * vectors keep the order of the elements. */
 #pragma once
 
 struct scale {
-    __m512 low, high; /* of elements 0..15, of 16..31 */
+    __m512 low, high; /* for elements 0..15, for 16..31 */
     bool differ;      /* a constant */
 };
 
@@ -12,13 +12,13 @@ X86_FN struct scale scale_both(float scale)
     return (struct scale){_mm512_set1_ps(scale), _mm512_set1_ps(scale), false};
 }
 
-/* Two side by side in memory. */
+/* Two scales, neighbours in memory. */
 X86_FN struct scale scale_pair(const float *scales)
 {
     return (struct scale){_mm512_set1_ps(scales[0]), _mm512_set1_ps(scales[1]), true};
 }
 
-/* Which of sixteen are finite, at or above the limit. */
+/* Which of sixteen are finite and at least the limit. */
 X86_FN __mmask16 overflows16(__m512 x, int limit)
 {
     const __m512i u = _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff));
@@ -26,14 +26,14 @@ X86_FN __mmask16 overflows16(__m512 x, int limit)
     return _mm512_cmplt_epu32_mask(above, _mm512_set1_epi32(0x7f800000 - limit));
 }
 
-/* The bf16 of each as the upper half of its lane. */
+/* The bf16 of each number, in the upper half of its lane. */
 X86_FN __m512i bf16_upper(__m512i u)
 {
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
     return _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd);
 }
 
-/* Every other 16 bits of two vectors, the upper ones of each lane. */
+/* The upper 16 bits of each lane of two vectors. */
 X86_FN __m512i upper_halves(__m512i a, __m512i b)
 {
     const __m512i odd = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25,
@@ -41,7 +41,7 @@ X86_FN __m512i upper_halves(__m512i a, __m512i b)
     return _mm512_permutex2var_epi16(a, odd, b);
 }
 
-/* The instruction takes subnormal numbers for zero: whoever can make some must not come here with it. */
+/* The instruction treats subnormal numbers as zero. So this is not for numbers that may be subnormal. */
 X86_FN __m512i bf16_32(__m512 low, __m512 high)
 {
 #if X86_BF16
@@ -51,10 +51,8 @@ X86_FN __m512i bf16_32(__m512 low, __m512 high)
 #endif
 }
 
-/* Overflows are looked for only where a bound of the magnitudes says that there can be some: in weights, next to never,
- * and counting what is not there takes a fifth of the time. A NaN bound allows for none: nothing made with it is
- * finite.
- */
+/* Overflows are counted only if a bound of the magnitudes allows them, which is almost never so in weights; counting
+ * takes a fifth of the time. A NaN bound does not allow any: no product with it is finite. */
 X86_FN void out32_count(struct out *out, __m512 low, __m512 high, __m512 bound)
 {
     const __m512 limit = _mm512_castsi512_ps(_mm512_set1_epi32(F16_LIMIT));
@@ -63,9 +61,8 @@ X86_FN void out32_count(struct out *out, __m512 low, __m512 high, __m512 bound)
                           (unsigned)__builtin_popcount(overflows16(high, F16_LIMIT));
 }
 
-/* The greatest magnitude of a scale and a code. Of two scales both are finite, or neither: they have a factor in
- * common.
- */
+/* The greatest magnitude of a scale times a code. Of two scales either both are finite or neither is: they have a
+ * factor in common. */
 X86_FN __m512 scale_bound(struct scale scale, float most)
 {
     const __m512 low = _mm512_abs_ps(scale.low);
@@ -121,7 +118,7 @@ X86_FN void out32_affine(struct out *out, __m256i codes, struct scale scale, str
     out32(out, low_sum, high_sum, form);
 }
 
-/* Looking up is no faster here. */
+/* With AVX-512 a lookup is no faster. */
 X86_FN void out32_few(struct out *out, __m256i codes, struct few few, struct scale scale, float most, enum form form)
 {
     (void)few;

@@ -1,13 +1,13 @@
-/* Plain types, sixteen elements at a time, for dequant_x86.h. */
+/* The decoders of plain types, for dequant_x86.h: sixteen elements at a time. */
 #pragma once
 
 #include "kernels/dequant_x86.h"
 
-/* What the numbers of a plain type are as f32, which is what they may need on the way to a narrower form. */
+/* Which values a plain type can have as f32. That decides what the conversion to a narrower form has to handle. */
 enum range {
-    RANGE_SMALL,   /* integers that an f16 has room for */
-    RANGE_INTEGER, /* integers, perhaps too large for an f16 */
-    RANGE_F16,     /* what an f16 can be: infinite or NaN, but never subnormal as an f32 */
+    RANGE_SMALL,   /* integers that fit into an f16 */
+    RANGE_INTEGER, /* integers that may be too large for an f16 */
+    RANGE_F16,     /* the values of an f16: may be infinite or NaN, but is never subnormal as an f32 */
     RANGE_ANY,
 };
 
@@ -29,13 +29,14 @@ X86_FN __m256i bf16_narrowed(struct out *out, __m256 a, __m256 b, enum range ran
     if (range == RANGE_ANY)
         out16_count(out, a, b, BF16_LIMIT);
 #if X86_BF16
-    /* What it does to a NaN is what narrow.h does. It takes subnormal numbers for zero. */
+    /* For NaN the instruction does what narrow.h does. It treats subnormal numbers as zero. */
     else
         return (__m256i)_mm256_cvtne2ps_pbh(b, a);
 #endif
     __m512i u = _mm512_castps_si512(joined(a, b));
     if (range == RANGE_F16 || range == RANGE_ANY) {
-        /* A NaN becomes quiet, and is cut to what a bf16 keeps: rounding must not carry out of it. */
+        /* A NaN becomes quiet, and the bits that a bf16 does not keep are cleared: rounding must not carry out of
+         * it. */
         const __m512i quiet = _mm512_set1_epi32(0x00400000), upper = _mm512_set1_epi32((int)0xffff0000);
         const __mmask16 nan = _mm512_cmp_ps_mask(_mm512_castsi512_ps(u), _mm512_castsi512_ps(u), _CMP_UNORD_Q);
         u = _mm512_mask_ternarylogic_epi32(u, nan, quiet, upper, 0xa8); /* (u | quiet) & upper */
@@ -45,21 +46,23 @@ X86_FN __m256i bf16_narrowed(struct out *out, __m256 a, __m256 b, enum range ran
 
 #else
 
-/* Signalling NaN become quiet; what a conversion does by itself, and a rounding by integers does not. */
+/* Makes signalling NaNs quiet. Conversion instructions do that; rounding with integers does not. */
 X86_FN __m256 quieted_f32(__m256 x)
 {
     const __m256 nan = _mm256_cmp_ps(x, x, _CMP_UNORD_Q);
     return _mm256_or_ps(x, _mm256_and_ps(nan, _mm256_castsi256_ps(_mm256_set1_epi32(0x00400000))));
 }
 
-/* A NaN cut to what a bf16 keeps, which no rounding then carries out of; other values as they are. */
+/* In a NaN, clears the bits that a bf16 does not keep, so that rounding cannot carry out of it. Other values stay as
+ * they are. */
 X86_FN __m256 nan_cut(__m256 x)
 {
     const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
     return _mm256_castsi256_ps(_mm256_andnot_si256(_mm256_srli_epi32(nan, 16), _mm256_castps_si256(x)));
 }
 
-/* For values whose bf16 is finite, and infinities. Works on the upper and lower halves of all sixteen at once. */
+/* For values whose bf16 is finite, and for infinities. Works on the upper and the lower halves of all sixteen at
+ * once. */
 X86_FN __m256i bf16_packed(__m256 x, __m256 y)
 {
     const __m256i a = _mm256_castps_si256(x), b = _mm256_castps_si256(y), zero = _mm256_setzero_si256();
@@ -68,7 +71,7 @@ X86_FN __m256i bf16_packed(__m256 x, __m256 y)
     return _mm256_permute4x64_epi64(bf16_halves(upper, lower), _MM_SHUFFLE(3, 1, 2, 0));
 }
 
-/* Whether any magnitude of the sixteen is at or above the limit; infinity and NaN are. In weights, next to never. */
+/* Whether one of sixteen magnitudes is at least the limit. Infinity and NaN are. In weights this is almost never so. */
 X86_FN bool any_reaches(__m256 a, __m256 b, int limit)
 {
     const __m256i most = _mm256_max_epi32(_mm256_castps_si256(magnitudes(a)), _mm256_castps_si256(magnitudes(b)));
@@ -103,7 +106,7 @@ X86_FN void out_bytes32(struct out *out, __m256i bytes)
     out->at += 32;
 }
 
-/* The next 16 values: a then b. */
+/* Writes 16 values: a, then b. */
 X86_FN void out16(struct out *out, __m256 a, __m256 b, enum range range, enum form form)
 {
     if (form == FORM_F32) {
@@ -120,13 +123,14 @@ X86_FN void out16(struct out *out, __m256 a, __m256 b, enum range range, enum fo
     }
 }
 
-/* The low eight bytes, signed, as numbers. */
+/* The low eight bytes, as signed numbers. */
 X86_FN __m256 numbers8(__m128i bytes)
 {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
 }
 
-/* Sets the quiet bit of every NaN, where `infinity` is the type's pattern for that; what the detour by f32 would do. */
+/* Sets the quiet bit of each NaN, as a conversion to f32 and back would. `infinity` is the type's pattern for
+ * infinity. */
 X86_FN __m256i quieted(__m256i halves, int infinity, int quiet_bit)
 {
     const __m256i magnitude = _mm256_and_si256(halves, _mm256_set1_epi16(0x7fff));
@@ -182,7 +186,7 @@ X86_FN __m256 i64_8(const uint8_t *p)
 #if X86_AVX512
     return _mm512_cvtepi64_ps(_mm512_loadu_si512(p));
 #else
-    /* There is no instruction for vectors, and doubles would round twice. */
+    /* There is no vector instruction for this, and a conversion through double would round twice. */
     return _mm256_setr_ps((float)(int64_t)u64_at(p), (float)(int64_t)u64_at(p + 8), (float)(int64_t)u64_at(p + 16),
                           (float)(int64_t)u64_at(p + 24), (float)(int64_t)u64_at(p + 32),
                           (float)(int64_t)u64_at(p + 40), (float)(int64_t)u64_at(p + 48),

@@ -1,4 +1,5 @@
-/* Blocks of 32 to 128 elements, the ternary types and those with a table of sixteen values, for dequant_x86.h. */
+/* The decoders of blocks of 32 to 128 elements, of ternary types, and of types with a table of sixteen values, for
+ * dequant_x86.h. */
 #pragma once
 
 #include "kernels/dequant_x86.h"
@@ -16,7 +17,7 @@ X86_FN void q4_1_x86(struct out *out, const uint8_t *b, enum form form)
 
 X86_FN void q5_0_x86(struct out *out, const uint8_t *b, enum form form)
 {
-    /* A clear fifth bit takes 16 away; a set one adds 16 and takes it away again. */
+    /* If the fifth bit is clear, 16 is subtracted. If it is set, 16 is added and subtracted, which changes nothing. */
     const __m256i less = _mm256_andnot_si256(bits32(u32_at(b + 2)), _mm256_set1_epi8(16));
     out32_scaled(out, _mm256_sub_epi8(nibbles32(b + 6), less), scale_both(f16_at(b)), 16, form);
 }
@@ -33,7 +34,7 @@ X86_FN void q8_0_x86(struct out *out, const uint8_t *b, enum form form)
     out32_scaled(out, bytes32_at(b + 2), scale_both(f16_at(b)), 128, form);
 }
 
-/* Codes from -1 to 2, which differ in the last two bits. */
+/* Codes from -1 to 2. Their last two bits differ. */
 X86_FN void out32_two_bits(struct out *out, __m256i codes, struct scale scale, enum form form)
 {
     const struct few few = {
@@ -57,8 +58,8 @@ X86_FN void q1_0_x86(struct out *out, const uint8_t *b, enum form form)
 X86_FN void q2_0_x86(struct out *out, const uint8_t *b, enum form form)
 {
     const struct scale d = scale_both(f16_at(b));
-    /* Each byte four times; then, of each four, the lower nibble twice and the upper twice, and of each nibble the
-     * lower and the upper code: 0 to 3, or four times that. */
+    /* Each byte four times. Of each four, the first two have the lower nibble and the others the upper. Of each
+     * nibble, the first has the lower code and the second the upper code, which is multiplied by four. */
     const __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 5, 5, 5, 6,
                                             6, 6, 6, 7, 7, 7, 7);
     const __m256i values = _mm256_broadcastsi128_si256(_mm_setr_epi8(-1, 0, 1, 2, 0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0));
@@ -70,7 +71,7 @@ X86_FN void q2_0_x86(struct out *out, const uint8_t *b, enum form form)
     }
 }
 
-/* A byte of base-3 digits, as a fraction: the next digit is how many thirds it holds. Less one, as the type wants. */
+/* A byte is a fraction in base-3 digits. The next digit is how many thirds it holds; the type subtracts 1. */
 X86_FN __m256i tq1_0_codes(__m256i t)
 {
     const __m256i one = _mm256_cmpeq_epi8(_mm256_max_epu8(t, _mm256_set1_epi8(86)), t);
@@ -89,8 +90,8 @@ X86_FN void tq1_0_x86(struct out *out, const uint8_t *b, enum form form)
     __m256i t = bytes32_at(b);
     for (unsigned digit = 0; digit < 5; digit++, t = tripled(t))
         out32_two_bits(out, tq1_0_codes(t), d, form);
-    /* Sixteen bytes, five times: two digits side by side, and the fifth beside the last four bytes, four times. Of
-     * those, each 32 bits are tripled once more than those before. */
+    /* Sixteen bytes, used five times: twice two digits in two lanes, and once the fifth digit beside the last four
+     * bytes. These four bytes are there four times; each copy is multiplied by 3 once more than the one before. */
     t = _mm256_broadcastsi128_si256(bytes16_at(b + 32));
     t = _mm256_blend_epi32(t, tripled(t), 0xf0);
     out32_two_bits(out, tq1_0_codes(t), d, form);
@@ -116,7 +117,7 @@ X86_FN void tq2_0_x86(struct out *out, const uint8_t *b, enum form form)
     }
 }
 
-/* A table of sixteen signed bytes, in both lanes. */
+/* A table of sixteen signed bytes, copied to both lanes. */
 X86_FN __m256i table16(const int8_t *table)
 {
     return _mm256_broadcastsi128_si256(bytes16_at((const uint8_t *)table));
@@ -140,7 +141,7 @@ X86_FN void iq4_xs_x86(struct out *out, const uint8_t *b, enum form form)
     }
 }
 
-/* The one type whose scales go down to 2^-128. The least two make subnormal numbers. */
+/* The only type whose scales may be as small as 2^-128. With the smallest two, products are subnormal. */
 X86_FN void mxfp4_x86(struct out *out, const uint8_t *b, enum form form)
 {
     if (X86_BF16 && form == FORM_BF16 && __builtin_expect(b[0] < 2, 0)) {
@@ -155,7 +156,7 @@ X86_FN void mxfp4_x86(struct out *out, const uint8_t *b, enum form form)
 X86_FN void nvfp4_x86(struct out *out, const uint8_t *b, enum form form)
 {
     for (unsigned k = 0; k < 4; k += 2) {
-        /* The low and the high nibbles of eight bytes follow one another, of the next eight likewise. */
+        /* Puts the low nibbles of eight bytes before their high nibbles, then those of the next eight bytes. */
         const __m256i q = _mm256_permute4x64_epi64(_mm256_castsi128_si256(bytes16_at(b + 4 + 8 * k)), 0x50);
         const __m256i nibbles = _mm256_blend_epi32(q, _mm256_srli_epi16(q, 4), 0xcc);
         const __m256i codes = _mm256_and_si256(nibbles, _mm256_set1_epi8(15));

@@ -1,5 +1,5 @@
-/* Whichever GPU runtime this is compiled against, under HIP's names: ROCm's headers, or CUDA's with kernels/hip_cuda.h.
- */
+/* One set of names for two GPU runtimes: with ROCm's headers these are HIP itself, with CUDA's they are defined in
+ * kernels/hip_cuda.h. */
 #pragma once
 
 #if defined(ROCMFORGE_CUDA)
@@ -19,9 +19,9 @@
 #define HIP_WHY_SIZE  128
 #define HIP_ARCH_SIZE 32
 
-/* Writes a UUID as the vendors' tools do. AMD's 16 bytes are digits already: "GPU-4c6a51b5d1f2c3a7", as rocminfo has
- * it. NVIDIA's are written as nvidia-smi writes them, less the "GPU-" that it puts before: 8-4-4-4-12 hexadecimal
- * digits. Daemon and clients compare these. */
+/* Writes a UUID in the form that the vendor's tools print. AMD's 16 bytes are ASCII digits: "GPU-4c6a51b5d1f2c3a7",
+ * as in rocminfo. NVIDIA's are written as 8-4-4-4-12 hexadecimal digits, as in nvidia-smi but without its "GPU-".
+ * The daemon and the clients compare these texts. */
 static inline void hip_uuid_text(const hipUUID *uuid, char ret[HIP_UUID_SIZE])
 {
     static const int groups[] = {4, 2, 2, 2, 6};
@@ -40,8 +40,8 @@ static inline void hip_uuid_text(const hipUUID *uuid, char ret[HIP_UUID_SIZE])
     }
 }
 
-/* Writes the architecture that code for this device is compiled for: "gfx90a", "sm_90". Empty if the runtime does not
- * tell. */
+/* Writes the architecture that the code for this device is compiled for: "gfx90a", "sm_90". Empty if the runtime
+ * does not tell. */
 static inline void hip_architecture(int device, char ret[HIP_ARCH_SIZE])
 {
     *ret = '\0';
@@ -50,8 +50,7 @@ static inline void hip_architecture(int device, char ret[HIP_ARCH_SIZE])
     if (hip_cuda_properties(&properties, device) == cudaSuccess)
         snprintf(ret, HIP_ARCH_SIZE, "sm_%d%d", properties.major, properties.minor);
 #else
-    /* A later version of the runtime may have a larger struct than the headers that this was compiled with. It grows at
-     * its end. */
+    /* The runtime may be newer than the headers here, and its struct larger. New members are added at the end. */
     union {
         hipDeviceProp_t properties;
         char room[sizeof(hipDeviceProp_t) + 4096];
@@ -59,7 +58,7 @@ static inline void hip_architecture(int device, char ret[HIP_ARCH_SIZE])
     memset(&u, 0, sizeof(u));
     if (hipGetDeviceProperties(&u.properties, device) != hipSuccess)
         return;
-    /* Features follow a colon: "gfx90a:sramecc+:xnack-". */
+    /* The features after the colon are left out: "gfx90a:sramecc+:xnack-". */
     const size_t n = strcspn(u.properties.gcnArchName, ":");
     if (n < HIP_ARCH_SIZE && strncmp(u.properties.gcnArchName, "gfx", 3) == 0) {
         memcpy(ret, u.properties.gcnArchName, n);
@@ -68,11 +67,11 @@ static inline void hip_architecture(int device, char ret[HIP_ARCH_SIZE])
 #endif
 }
 
-/* Why there is no device, by what counting them returned. Static, or in `buffer`. */
+/* Says why there is no device, given what hipGetDeviceCount() returned. The result is static or in `buffer`. */
 static inline const char *hip_why(hipError_t result, char buffer[HIP_WHY_SIZE])
 {
 #if defined(ROCMFORGE_CUDA)
-    /* A driver that is not there is too old as well. */
+    /* CUDA reports a missing driver as one that is too old. */
     int driver = 0;
     if (result == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) == cudaSuccess) {
         if (driver == 0)
@@ -82,7 +81,7 @@ static inline const char *hip_why(hipError_t result, char buffer[HIP_WHY_SIZE])
         return buffer;
     }
 #else
-    /* The runtime's own text differs: it is the error's name in ROCm 5, and a sentence in ROCm 6. */
+    /* The runtime's own text differs: ROCm 5 returns the name of the error, ROCm 6 a sentence. */
     if (result == hipErrorNoDevice)
         return "no device: no AMD GPU that ROCm can use, or no right to open /dev/kfd";
 #endif

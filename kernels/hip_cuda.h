@@ -1,7 +1,7 @@
-/* HIP in CUDA's words: the calls that daemon/device/hip and import_hip.c use, and nothing more.
+/* HIP's names for CUDA's runtime: those that daemon/device/hip and client/import_hip.c use, and no others.
  *
- * CUDA 12.8 or later, for kernels loaded from memory by the runtime alone (cudaLibraryLoadData); libcuda is needed on
- * the machine that runs this, not on the one that builds it. */
+ * CUDA 12.8 or later is needed, whose runtime can load kernels from memory by itself (cudaLibraryLoadData). libcuda
+ * is needed only where this runs, not where it is built. */
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -93,7 +93,8 @@ static inline hipError_t hipModuleLaunchKernel(hipFunction_t function, unsigned 
     return cudaLaunchKernel((const void *)function, grid, block, params, shared, stream);
 }
 
-/* The struct's layout is that of the runtime linked in, statically, so this is safe here. */
+/* This is safe although the struct differs between versions of CUDA: the runtime is linked statically, so both are
+ * of one version. */
 static inline hipError_t hip_cuda_properties(struct cudaDeviceProp *ret, int device)
 {
     memset(ret, 0, sizeof(*ret));

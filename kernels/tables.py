@@ -2,7 +2,8 @@
 
 usage: tables.py OUTPUT CSV...
 
-Each CSV has one line that names width and radix (uint64_hex, uint32_hex, uint8_hex, int8_dec), then one entry a line.
+The first line of each CSV names width and radix (uint64_hex, uint32_hex, uint8_hex, int8_dec). Then each line has one
+entry.
 """
 
 import pathlib
@@ -10,8 +11,8 @@ import sys
 
 HEAD = """/* Made by kernels/tables.py from kernels/tables/; do not edit.
  *
- * BLOCK_TABLE says where a table lives: `static const` in C; in HIP and CUDA device memory, read through the ordinary
- * caches (lanes of a warp read different entries, which constant memory would serialise). */
+ * BLOCK_TABLE says where a table is: `static const` in C; in HIP and CUDA in device memory, which is read through the
+ * usual caches. (Constant memory would be slow: the threads of a warp read different entries, one after another.) */
 #pragma once
 
 #include <stdint.h>

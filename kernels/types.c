@@ -4,7 +4,7 @@
 #include <errno.h>
 #include <string.h>
 
-/* By id, so that a lookup is an index; an id that the format never had leaves a gap without a name. */
+/* Indexed by id. An id that the format never had has no name here. */
 static const struct tensor_type types[] = {
 #define TYPE_PLAIN_DEF(id, ident, name, bytes)               [id] = {id, name, 1, bytes, TYPE_PLAIN},
 #define TYPE_QUANTISED_DEF(id, ident, name, elements, bytes) [id] = {id, name, elements, bytes, TYPE_QUANTISED},

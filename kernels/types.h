@@ -1,16 +1,16 @@
-/* The tensor types of GGUF: one table of ids, names and block sizes, and the forms that a tensor can be resident in.
+/* The tensor types of GGUF (one table of ids, names and block sizes), and the forms that a tensor can have in memory.
  *
- * A type is decoded block by block: `block_elements` consecutive elements of a row stand in `block_bytes` bytes, with
- * no padding between blocks. Adding a type is one line in kernels/types.def and one function in kernels/blocks.h.
+ * A type is decoded block by block: `block_elements` consecutive elements of a row are in `block_bytes` bytes. There is
+ * no padding between blocks. To add a type, add one line to kernels/types.def and one function to kernels/blocks.h.
  *
- * Everything here is constant data; any thread may call anything. */
+ * All of it is constant data; any thread may call any function. */
 #pragma once
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-/* How a tensor's bytes stand in memory. NATIVE is the file's own blocks, verbatim. */
+/* The form of a tensor's bytes in memory. FORM_NATIVE: the blocks as they are in the file. */
 enum form {
     FORM_NATIVE,
     FORM_F32,
@@ -21,30 +21,31 @@ enum form {
 
 /* Why a type can or cannot be used. */
 enum type_kind {
-    TYPE_PLAIN,     /* one element a block, a machine number */
-    TYPE_QUANTISED, /* blocks of codes and scales */
-    TYPE_INTERNAL,  /* Q8_1, Q8_K: activations inside an engine; no decoder */
-    TYPE_REMOVED,   /* an id that the format gave up; it has no block size */
+    TYPE_PLAIN,     /* a block is one element, a number that a processor knows */
+    TYPE_QUANTISED, /* a block has codes and scales */
+    TYPE_INTERNAL,  /* Q8_1, Q8_K: engines use them for activations; no decoder */
+    TYPE_REMOVED,   /* an id that the format no longer uses; it has no block size */
     TYPE_FOREIGN,   /* not in the table: only the file tells how many bytes such a tensor has; counted in bytes */
 };
 
 struct tensor_type {
-    uint32_t id;             /* as stored in the file */
+    uint32_t id;             /* as in the file */
     const char *name;        /* as ggml prints it: "q4_K" */
     uint32_t block_elements; /* 0 for TYPE_REMOVED */
     uint32_t block_bytes;    /* 0 for TYPE_REMOVED */
     enum type_kind kind;
 };
 
-/* The type with this id, removed and internal ones included; NULL if the format never had it. The result is static. */
+/* The type with this id, which may be removed or internal. NULL if the format never had this id. The result is
+ * static. */
 const struct tensor_type *tensor_type_find(uint32_t id);
 
 /* The form's name ("native", "f32", ...); never NULL for a value below FORM_COUNT. */
 const char *form_name(enum form form);
 
-/* Parses a form's name. Returns 0 and sets *ret_form, or -EINVAL. "auto" is not a form: it is a choice, made for each
- * tensor when its place is planned. */
+/* Parses the name of a form. Returns 0 and sets *ret_form, or returns -EINVAL. "auto" is not a form: it means that a
+ * form is chosen for each tensor when its place is planned. */
 int form_parse(const char *name, enum form *ret_form);
 
-/* Bytes that one element takes in a form other than FORM_NATIVE: 4, 2 or 2. */
+/* Bytes of one element in a form other than FORM_NATIVE: 4, 2 or 2. */
 size_t form_element_bytes(enum form form);

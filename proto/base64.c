@@ -26,7 +26,7 @@ void base64_encode(char *dst, const void *src, size_t size)
     *dst = '\0';
 }
 
-/* 0 to 63, or -1 for a character that is no digit. */
+/* The value of a base64 digit, 0 to 63; -1 for another character. */
 static int digit_value(char c)
 {
     if (c >= 'A' && c <= 'Z')
@@ -50,7 +50,7 @@ int64_t base64_decode(void *dst, size_t capacity, const char *src)
         padding++;
 
     size_t size = length / 4 * 3 - padding;
-    /* What is wrong is told before what does not fit. */
+    /* The whole string is checked even if it does not fit: -EINVAL goes before -ENOBUFS. */
     uint8_t *out = dst;
     size_t at = 0;
     for (size_t i = 0; i < length; i += 4) {

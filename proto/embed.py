@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes a text file as the lines of a C string literal, to be included where a string stands."""
+"""Writes a text file as the lines of a C string literal, for #include in place of a string."""
 import sys
 
 source, target = sys.argv[1:]

@@ -1,7 +1,7 @@
-/* The typed errors of the wire: one table of name, errno and sentence, for daemon and client.
+/* The errors of the protocol, in one table for daemon and client: name, errno and a sentence for people.
  *
- * The parameters that each one carries stand in io.rocmforge.varlink. The errno is what a client library returns for
- * it, negative; several errors may share one, the name tells them apart. */
+ * io.rocmforge.varlink describes the parameters of each error. The client library returns the errno as a negative
+ * number. Several errors may have the same errno; their names differ. */
 #pragma once
 
 /* X(identifier, errno, sentence). On the wire the name is "io.rocmforge.<identifier>". */
@@ -24,7 +24,7 @@
     X(InvalidMessage, EPROTO, "not a valid message")                                                                   \
     X(ShuttingDown, ESHUTDOWN, "the daemon is going away")
 
-/* Errors of Varlink itself, as "org.varlink.service.<identifier>". */
+/* The errors that Varlink defines. On the wire the name is "org.varlink.service.<identifier>". */
 #define VARLINK_ERRORS(X)                                                                                              \
     X(InterfaceNotFound, EPROTONOSUPPORT, "no such interface")                                                         \
     X(MethodNotFound, EOPNOTSUPP, "no such method")                                                                    \
@@ -40,14 +40,14 @@ enum wire_error {
         WIRE_ERROR_COUNT,
 };
 
-/* "io.rocmforge.ModelNotFound". For WIRE_OK and values out of range: NULL. Static. */
+/* "io.rocmforge.ModelNotFound". NULL for WIRE_OK and values out of range. A static string. */
 const char *wire_error_name(enum wire_error error);
 
-/* The sentence for people. For WIRE_OK and values out of range: NULL. Static. */
+/* The sentence for people. NULL for WIRE_OK and values out of range. A static string. */
 const char *wire_error_sentence(enum wire_error error);
 
 /* The negative errno. 0 for WIRE_OK, -EPROTO for values out of range. */
 int wire_error_errno(enum wire_error error);
 
-/* The error that a full wire name stands for; WIRE_ERROR_COUNT if it is none of ours. */
+/* The error with this full name; WIRE_ERROR_COUNT: the name is not known. */
 enum wire_error wire_error_find(const char *name);

@@ -9,37 +9,37 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-/* What the buffer of a reader begins with, and how much of it is kept while nothing waits in it. */
+/* Bytes of a reader's first buffer, and the largest buffer that is kept while it is empty. */
 #define BUFFER_MIN  4096u
 #define BUFFER_KEPT 65536u
 
-/* Messages handed to one sendmsg(). */
+/* The most messages that one sendmsg() sends. */
 #define IOVS_MAX 64
 
 /* --- reading --- */
 
-/* A descriptor that was received and whose message was not taken. */
+/* A descriptor that was received, and whose message was not taken yet. */
 struct arrived {
     int fd;
-    uint64_t last; /* position in the stream of the last byte it came with */
+    uint64_t last; /* position in the stream of the last byte of the recvmsg() that brought it */
 };
 
-/* What was received and not taken is buffer[start] to buffer[end - 1]; `position` is that of buffer[0] in the stream,
- * which counts from the first byte ever received. */
+/* The bytes that were received and not taken are buffer[start] to buffer[end - 1]. Positions in the stream count from
+ * the first byte that was ever received. */
 struct frame_reader {
     size_t max_size;
     char *buffer;
     size_t capacity;
     size_t start;
     size_t end;
-    size_t scanned; /* no NUL between start and here */
-    uint64_t position;
+    size_t scanned;    /* there is no NUL between start and this index */
+    uint64_t position; /* of buffer[0] in the stream */
 
-    /* One recvmsg() brings FRAME_FDS_MAX at most, and none is made while more than that wait. */
+    /* One recvmsg() brings at most FRAME_FDS_MAX, and while more than that wait, recvmsg() is not called. */
     struct arrived arrived[2 * FRAME_FDS_MAX];
     size_t n_arrived;
 
-    /* The message given out last. */
+    /* The message that frame_reader_next() returned last. */
     char *text;
     int fds[FRAME_FDS_MAX];
     size_t n_fds;
@@ -80,7 +80,7 @@ void frame_message_close_fds(struct frame_message *message)
     close_untaken(message->fds, message->n_fds);
 }
 
-/* Ends the life of the message given out last. */
+/* Frees the message that frame_reader_next() returned last. */
 static void frame_reader_release(struct frame_reader *reader)
 {
     close_untaken(reader->fds, reader->n_fds);
@@ -100,7 +100,7 @@ void frame_reader_free(struct frame_reader *reader)
     free(reader);
 }
 
-/* The NUL of the first whole message; NULL if there is none. */
+/* The NUL at the end of the first complete message; NULL if there is none. */
 static const char *frame_reader_find(struct frame_reader *reader)
 {
     const char *end = NULL;
@@ -125,7 +125,7 @@ size_t frame_reader_pending(const struct frame_reader *reader)
     return reader->end - reader->start;
 }
 
-/* Makes room for at least one byte behind the others. */
+/* Makes room for at least one more byte. */
 static int frame_reader_grow(struct frame_reader *reader)
 {
     if (reader->end < reader->capacity)
@@ -149,10 +149,11 @@ static int frame_reader_grow(struct frame_reader *reader)
     return 0;
 }
 
-/* Takes over the descriptors of a recvmsg() that brought `n` bytes, which are at the buffer's end already. */
+/* Stores the descriptors of a recvmsg() that brought `n` bytes. Those bytes are at the end of the buffer already. */
 static int frame_reader_arrive(struct frame_reader *reader, struct msghdr *header, size_t n)
 {
-    /* A message may end with the last of these bytes, and the descriptors are its own then. */
+    /* The descriptors belong to the message that holds the last of these bytes. It begins behind the last NUL before
+     * that byte. */
     uint64_t begins = 0;
     if (n > 0) {
         const char *end = memrchr(reader->buffer + reader->start, '\0', reader->end - 1 - reader->start);
@@ -162,7 +163,7 @@ static int frame_reader_arrive(struct frame_reader *reader, struct msghdr *heade
     for (size_t i = 0; i < reader->n_arrived; i++)
         of_message += reader->arrived[i].last >= begins;
 
-    int r = header->msg_flags & MSG_CTRUNC ? -EMFILE : 0; /* there is room for as many as the kernel sends */
+    int r = header->msg_flags & MSG_CTRUNC ? -EMFILE : 0; /* `control` has room for the most that the kernel sends */
     for (struct cmsghdr *c = CMSG_FIRSTHDR(header); c; c = CMSG_NXTHDR(header, c)) {
         if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
             continue;
@@ -210,7 +211,7 @@ int frame_reader_fill(struct frame_reader *reader, int socket)
     return r < 0 ? r : n > 0 ? 1 : 0;
 }
 
-/* Moves the descriptors of the message that ends at position `end` to where it is given out. */
+/* Moves the descriptors of the message that ends at position `end` to reader->fds. */
 static void frame_reader_take_fds(struct frame_reader *reader, uint64_t end)
 {
     size_t n = 0;
@@ -223,7 +224,7 @@ static void frame_reader_take_fds(struct frame_reader *reader, uint64_t end)
     memmove(reader->arrived, reader->arrived + n, reader->n_arrived * sizeof(reader->arrived[0]));
 }
 
-/* Nothing waits: gives back what a long message took. */
+/* The buffer is empty: starts it anew, and frees it if a long message made it large. */
 static void frame_reader_rest(struct frame_reader *reader)
 {
     reader->position += reader->end;
@@ -242,7 +243,7 @@ int frame_reader_next(struct frame_reader *reader, struct frame_message *ret)
     if (!end)
         return reader->end - reader->start > reader->max_size ? -EMSGSIZE : 0;
 
-    /* A copy: the buffer moves when more is received, and the message must not. */
+    /* A copy, because the buffer may move when more is received, and the message must stay in its place. */
     const char *begin = reader->buffer + reader->start;
     size_t size = (size_t)(end - begin);
     reader->text = malloc(size + 1);
@@ -259,7 +260,7 @@ int frame_reader_next(struct frame_reader *reader, struct frame_message *ret)
 
 /* --- writing --- */
 
-/* A message that waits to be sent. Its descriptors leave with its first byte. */
+/* A message that waits to be sent. Its descriptors are sent together with its first byte. */
 struct outgoing {
     STAILQ_ENTRY(outgoing) link;
     int *fds;
@@ -367,8 +368,9 @@ int frame_writer_put(struct frame_writer *writer, const char *text, size_t size,
     return frame_writer_put_parts(writer, &part, 1, fds, n_fds);
 }
 
-/* Collects what one sendmsg() may carry: a message with descriptors alone, so that these cannot be taken for those of
- * the message before or behind; else as many as there are. */
+/* Collects what one sendmsg() sends. A message with descriptors is sent alone, so that the receiver cannot count them
+ * to the message before or after it. Messages without descriptors are sent together. Returns how many there are in iov.
+ */
 static size_t frame_writer_collect(const struct frame_writer *writer, struct iovec iov[static IOVS_MAX])
 {
     size_t n = 0;

@@ -1,75 +1,81 @@
 /* Messages on a Unix stream socket: JSON text ended by a NUL byte, with file descriptors beside it.
  *
- * Two objects, one for each direction, that work on blocking sockets (the client library) and on non-blocking ones (the
- * daemon) alike. Both are bounded. Neither is thread safe: one owner at a time. Neither owns the socket. */
+ * A reader receives messages, a writer sends them. Both work on blocking sockets (the client library) and on
+ * non-blocking ones (the daemon). Both have a limit on the bytes they hold. They are not thread safe: one thread at a
+ * time uses one of them. The socket stays the caller's. */
 #pragma once
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-/* Descriptors that one message can carry: the kernel's own bound (SCM_MAX_FD). */
+/* The most descriptors that one message can carry. It is the kernel's limit (SCM_MAX_FD). */
 #define FRAME_FDS_MAX 253
 
-/* A received message. `text` is NUL-terminated and may be modified; it lives until the next call on its reader. The
- * descriptors live until the next frame_reader_next() or frame_reader_free(): those that the receiver wants to keep it
- * takes with frame_message_take_fd(), the rest are closed. All are close-on-exec. */
+/* A received message. `text` is NUL-terminated and may be modified; it is valid until the next call on its reader. The
+ * descriptors are open until the next frame_reader_next() or frame_reader_free(), which close them. To keep one, take
+ * it with frame_message_take_fd(). All are close-on-exec. */
 struct frame_message {
     char *text;
     size_t size; /* without the NUL */
-    int *fds;    /* -1: taken */
+    int *fds;    /* -1: this one was taken */
     size_t n_fds;
 };
 
-/* Gives the descriptor at `index` to the caller, who closes it. -EBADF if there is none or it was taken. */
+/* Returns the descriptor at `index`; the caller closes it. -EBADF if there is none, or it was taken already. */
 int frame_message_take_fd(struct frame_message *message, int64_t index);
 
-/* Closes the descriptors that were not taken, before the time comes. */
+/* Closes the descriptors that were not taken, earlier than the reader would. */
 void frame_message_close_fds(struct frame_message *message);
 
 struct frame_reader;
 
-/* max_size: the longest message, without its NUL. -ENOMEM; -EINVAL if there can be no buffer for that. */
+/* max_size: the longest message in bytes, without its NUL. -ENOMEM; -EINVAL if max_size is too large for a buffer. */
 int frame_reader_new(size_t max_size, struct frame_reader **ret);
 
-/* Closes the descriptors that were received and not taken. NULL is fine. */
+/* Closes the descriptors that were received and not taken. The reader may be NULL. */
 void frame_reader_free(struct frame_reader *reader);
 
-/* One recvmsg() on `socket`. Returns 1 if bytes came, 0 at the end of the stream, -EAGAIN on a non-blocking socket that
- * has nothing, -ENOBUFS if the buffer is full (read again after frame_reader_next()), -EMSGSIZE if the message under
- * way is too long already, -E2BIG if it has more descriptors than FRAME_FDS_MAX, -EMFILE if descriptors were lost
- * because this process may have no more, -ENOMEM, else a negative errno of recvmsg(). After -EMSGSIZE, -E2BIG and
- * -EMFILE the stream cannot go on. */
+/* Calls recvmsg() on `socket` once. Returns 1 if bytes were received; 0 at the end of the stream; or
+ *
+ *   -EAGAIN: the socket is non-blocking and has nothing to read.
+ *   -ENOBUFS: the buffer is full. Call frame_reader_next(), then this again.
+ *   -EMSGSIZE: the message that is being received is longer than max_size.
+ *   -E2BIG: it has more than FRAME_FDS_MAX descriptors.
+ *   -EMFILE: descriptors were lost, because this process may open no more files.
+ *   -ENOMEM, or a negative errno of recvmsg().
+ *
+ * After -EMSGSIZE, -E2BIG and -EMFILE the stream cannot be used any more. */
 int frame_reader_fill(struct frame_reader *reader, int socket);
 
-/* Takes the next whole message from the buffer: returns 1 and sets *ret, or 0 if there is none yet, or -EMSGSIZE, or
- * -ENOMEM. Descriptors belong to the message that holds the last byte they were received with. */
+/* Takes the next complete message out of the buffer. Returns 1 and sets *ret; 0 if there is no complete message yet;
+ * -EMSGSIZE or -ENOMEM. A descriptor belongs to the message that holds the last byte of the recvmsg() that brought the
+ * descriptor. */
 int frame_reader_next(struct frame_reader *reader, struct frame_message *ret);
 
-/* There is room to read into: less than a greatest message waits, and at most FRAME_FDS_MAX descriptors do. */
+/* True if frame_reader_fill() can read more: at most max_size bytes and at most FRAME_FDS_MAX descriptors wait. */
 bool frame_reader_has_room(const struct frame_reader *reader);
 
-/* Bytes received and not taken. */
+/* Bytes that were received and not taken yet. */
 size_t frame_reader_pending(const struct frame_reader *reader);
 
-/* Descriptors that were received and are not part of a message that was given out. */
+/* Descriptors that were received and belong to a message that was not taken yet. */
 size_t frame_reader_fds(const struct frame_reader *reader);
 
 struct frame_writer;
 
-/* max_queued: bytes that may wait to be sent. -ENOMEM. */
+/* max_queued: the most bytes that may wait to be sent. -ENOMEM. */
 int frame_writer_new(size_t max_queued, struct frame_writer **ret);
 
-/* Closes the descriptors of messages that were not sent. NULL is fine. */
+/* Closes the descriptors of messages that were not sent. The writer may be NULL. */
 void frame_writer_free(struct frame_writer *writer);
 
-/* Queues a message: `text` (size bytes, no NUL inside; the NUL after it is added) and descriptors, which are
- * duplicated, so that the caller keeps its own. -ENOBUFS if max_queued would be exceeded, -EINVAL for too many
- * descriptors, -ENOMEM, -EMFILE, -EBADF; then nothing was queued. */
+/* Queues a message: `text`, which has `size` bytes and no NUL, and descriptors. The NUL at the end is added. The
+ * descriptors are duplicated: the caller keeps its own. Errors: -ENOBUFS, max_queued would be exceeded; -EINVAL, too
+ * many descriptors; -ENOMEM, -EMFILE, -EBADF. After an error nothing was queued. */
 int frame_writer_put(struct frame_writer *writer, const char *text, size_t size, const int *fds, size_t n_fds);
 
-/* As frame_writer_put() for a message in several pieces, sent as if they were one. `parts` points to `n_parts` pieces.
- */
+/* The same for a message whose text is in `n_parts` pieces, which are joined. */
 struct frame_part {
     const char *text;
     size_t size;
@@ -77,9 +83,9 @@ struct frame_part {
 int frame_writer_put_parts(struct frame_writer *writer, const struct frame_part *parts, size_t n_parts, const int *fds,
                            size_t n_fds);
 
-/* Sends what is queued. Returns 0 when all is sent, -EAGAIN on a non-blocking socket that takes no more now, else a
- * negative errno of sendmsg() (-EPIPE; no signal is raised). */
+/* Sends what is queued. Returns 0 when all was sent; -EAGAIN if the socket is non-blocking and accepts no more now; or
+ * a negative errno of sendmsg(). -EPIPE raises no signal. */
 int frame_writer_flush(struct frame_writer *writer, int socket);
 
-/* Bytes queued and not sent. */
+/* Bytes that are queued and not sent yet. */
 size_t frame_writer_pending(const struct frame_writer *writer);

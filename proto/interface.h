@@ -1,7 +1,7 @@
-/* The text of the interfaces that the daemon speaks, as GetInterfaceDescription answers with. */
+/* The texts of the daemon's Varlink interfaces. GetInterfaceDescription returns them. */
 #pragma once
 
-/* io.rocmforge, word for word as in proto/io.rocmforge.varlink. */
+/* io.rocmforge: the content of proto/io.rocmforge.varlink. */
 extern const char interface_rocmforge[];
 
 /* org.varlink.service, as varlink.org defines it. */

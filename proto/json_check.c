@@ -6,22 +6,22 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* A key of an object that is being read. The hash is of its decoded characters, so that the texts, which may be written
- * in two ways, are compared only where it is the same. */
+/* A key of an object that is being read. The same key can be written in several ways, so comparing two keys means to
+ * decode both. The hash is computed from the decoded characters; keys with different hashes need no comparison. */
 struct key {
-    size_t start, end; /* between the quotes */
+    size_t start, end; /* offsets in the text, without the quotes */
     uint32_t hash;
 };
 
-/* An array or object that is open. */
+/* An array or object whose end was not read yet. */
 struct level {
     bool is_array;
-    bool is_empty; /* so far */
+    bool is_empty; /* nothing was read in it yet */
     unsigned n_keys;
     struct key keys[JSON_KEYS_MAX];
 };
 
-/* Where the check stands in the text, and why it failed there. */
+/* The text, the current position, and the reason of a failure. */
 struct text {
     const char *bytes;
     size_t size;
@@ -42,7 +42,7 @@ static int text_fail(struct text *text, int error, const char *reason)
     return error;
 }
 
-/* The byte at the position, or -1 at the end. */
+/* The byte at the current position; -1 at the end. */
 static int peek(const struct text *text)
 {
     return text->at < text->size ? (unsigned char)text->bytes[text->at] : -1;
@@ -57,7 +57,7 @@ static void skip_space(struct text *text)
 
 /* --- strings --- */
 
-/* Reads four hexadecimal digits. -1 if they are none. */
+/* Reads four hexadecimal digits and returns their value. -1: there are no four. */
 static int32_t read_hex4(struct text *text)
 {
     int32_t value = 0;
@@ -74,7 +74,7 @@ static int32_t read_hex4(struct text *text)
     return value;
 }
 
-/* Reads what follows "\u". */
+/* Reads what follows "\u", and the second half of a surrogate pair. Returns the character, or a negative errno. */
 static int32_t read_unicode(struct text *text)
 {
     int32_t value = read_hex4(text);
@@ -134,10 +134,10 @@ static int32_t read_character(struct text *text)
     }
 }
 
-/* Reads a string from its opening quote to behind its closing one. */
+/* Reads a string with both of its quotes. */
 static int read_string(struct text *text, struct key *ret)
 {
-    uint32_t hash = 2166136261u; /* FNV-1a, a character at a time */
+    uint32_t hash = 2166136261u; /* FNV-1a over characters instead of bytes */
     text->at++;
     ret->start = text->at;
     while (peek(text) != '"') {
@@ -163,7 +163,7 @@ static bool keys_equal(const char *bytes, const struct key *a, const struct key 
     return in_a.at == in_a.size && in_b.at == in_b.size;
 }
 
-/* --- the rest --- */
+/* --- other values --- */
 
 static bool read_digits(struct text *text)
 {
@@ -216,7 +216,7 @@ static int open_level(struct checker *c, bool is_array)
     return 0;
 }
 
-/* Reads a key of the innermost object and the colon behind it. */
+/* Reads a key of the innermost open object, and the colon after it. */
 static int read_key(struct text *text, struct level *level)
 {
     if (peek(text) != '"')
@@ -242,7 +242,7 @@ static int read_key(struct text *text, struct level *level)
     return 0;
 }
 
-/* Reads a whole scalar, or the opening of an array or object. */
+/* Reads a scalar, or only the opening bracket of an array or object. */
 static int read_value(struct checker *c)
 {
     struct text *text = &c->text;
@@ -268,8 +268,7 @@ static int read_value(struct checker *c)
     }
 }
 
-/* Goes one step on in the innermost array or object: to behind its end, or its next scalar, or into its next array or
- * object. */
+/* Reads the next part of the innermost open array or object: its end, or one more value as read_value() does. */
 static int read_next(struct checker *c)
 {
     struct text *text = &c->text;
@@ -307,7 +306,7 @@ static int read_message(struct checker *c)
 
 int json_check(const char *text, size_t size, const char **ret_reason, size_t *ret_offset)
 {
-    struct checker checker; /* the levels are set when they are opened */
+    struct checker checker; /* open_level() sets `levels` before they are used */
     checker.text = (struct text){.bytes = text, .size = size};
     checker.depth = 0;
     checker.n_values = 0;

@@ -1,9 +1,15 @@
-/* Checks a message before a JSON parser sees it: what the parser would take and we do not, or would choke on.
+/* Checks the text of a message before the JSON parser gets it. The parser accepts more than JSON allows, and some texts
+ * make it use very much memory.
  *
- * Accepts exactly RFC 8259 texts that are one object, in UTF-8, at most JSON_DEPTH_MAX deep and JSON_VALUES_MAX values,
- * with no NUL (raw or as \u0000), no raw control byte in a string, no lone surrogate, no key twice in one object (keys
- * are compared as decoded: "a" is "\u0061"), and nothing but white space after it. Never allocates, never recurses;
- * time is linear in the text but for the search for double keys, which is bounded by JSON_KEYS_MAX an object. */
+ * A text passes if it is one object by RFC 8259 and nothing but white space follows, and if all of these hold:
+ *
+ *   - it is UTF-8, without NUL, whether as a byte or as \u0000;
+ *   - strings have no control characters, except as escapes, and every \u surrogate is part of a pair;
+ *   - no object has the same key twice; keys are compared after decoding: "a" is the same as "\u0061";
+ *   - it is at most JSON_DEPTH_MAX levels deep, and has at most JSON_VALUES_MAX values.
+ *
+ * The check allocates nothing and does not recurse. Its time is linear in the size of the text, except for the
+ * comparison of keys, of which an object has at most JSON_KEYS_MAX. */
 #pragma once
 
 #include <stddef.h>
@@ -12,6 +18,6 @@
 #define JSON_VALUES_MAX 8192 /* cJSON spends about 64 bytes on each */
 #define JSON_KEYS_MAX   64   /* keys in one object */
 
-/* Returns 0, or a negative errno and why: -EPROTO, not such a text; -E2BIG, over a limit. *ret_reason is a static
- * sentence, *ret_offset where in the text; both are set only on failure, and may be NULL. */
+/* Returns 0; -EPROTO if the text does not pass; -E2BIG if it is over a limit. On failure *ret_reason is set to the
+ * reason, a static string, and *ret_offset to the place in the text, in bytes. Either pointer may be NULL. */
 int json_check(const char *text, size_t size, const char **ret_reason, size_t *ret_offset);

@@ -19,7 +19,7 @@ static bool name_character(char c)
 int model_name_check(const char *name)
 {
     size_t n = strlen(name);
-    if (n == 0 || n > MODEL_NAME_MAX)
+    if (n == 0 || n > MODEL_NAME_MAX || name[0] == '-')
         return -EINVAL;
     for (size_t i = 0; i < n; i++)
         if (!name_character(name[i]))
@@ -37,7 +37,7 @@ void model_name_derive(const char *path, char name[MODEL_NAME_MAX + 1])
     if (n > MODEL_NAME_MAX)
         n = MODEL_NAME_MAX;
     for (size_t i = 0; i < n; i++)
-        name[i] = name_character(base[i]) ? base[i] : '_';
+        name[i] = name_character(base[i]) && (i > 0 || base[i] != '-') ? base[i] : '_';
     name[n] = '\0';
     if (n == 0)
         strcpy(name, "model");
@@ -55,7 +55,7 @@ static bool digits_parse(const char *text, unsigned *ret)
     return true;
 }
 
-/* The two numbers at the path's end. False if it has none, or none that go together. */
+/* The two numbers at the end of the path. False if there are none, or the first one is not between 1 and the second. */
 static bool shard_numbers(const char *path, unsigned *ret_number, unsigned *ret_n)
 {
     size_t length = strlen(path);

@@ -1,25 +1,27 @@
-/* What the path of a model's file says: what the model is called, and which other files belong to it. The daemon goes
- * by that, and so does the library, which opens files for it. */
+/* What can be derived from the path of a model's file: the name of the model, and the other files of a split model. The
+ * daemon and the client library both use it. */
 #pragma once
 
 #include <stddef.h>
 
-/* Bytes of a model's name. */
+/* The most bytes that a model's name has, without a NUL. */
 #define MODEL_NAME_MAX 127u
 
-/* 0, or -EINVAL if the name has a character or a length that no model's name has. */
+/* Returns 0 for a valid name: 1 to MODEL_NAME_MAX letters, digits and . _ - : @ +, and the first of them is not '-',
+ * because a command line would take the name for an option. Else -EINVAL. */
 int model_name_check(const char *name);
 
-/* Derives a name from a path: its last part, without ".gguf", other characters replaced. NULL is fine. Always a good
- * name. */
+/* Derives a valid name from a path: its last part, without ".gguf", with '_' for each character that a name cannot have
+ * there. The path may be NULL. */
 void model_name_derive(const char *path, char name[MODEL_NAME_MAX + 1]);
 
-/* The number of files of a split model whose first one has this path, "...-00001-of-00003.gguf"; 1 for any other path.
- * At most FRAME_FDS_MAX: as many as a message can carry. */
+/* The number of files of a split model whose first file has this path, "...-00001-of-00003.gguf"; 1 for any other path.
+ * At most FRAME_FDS_MAX, because one message carries all of them. */
 unsigned shard_count(const char *path);
 
-/* Which of a split model's files this path is, from 0 on: 1 for "...-00002-of-00003.gguf"; 0 for any other path. */
+/* Which file of a split model this path is, counted from 0: 1 for "...-00002-of-00003.gguf"; 0 for any other path. */
 unsigned shard_index(const char *path);
 
-/* Writes the path of one of them, from 0 on: `n` is shard_count(), `path` the first one's. -ENAMETOOLONG. */
+/* Writes the path of file `index` (from 0) of a split model to `dst`. `path` is the path of its first file, `n` is
+ * shard_count(path). Returns 0, or -ENAMETOOLONG. */
 int shard_path(const char *path, unsigned index, unsigned n, char *dst, size_t size);

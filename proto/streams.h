@@ -1,6 +1,7 @@
-/* The three standard streams, which a program may be started without. */
+/* The three standard streams. A program may be started with some of them closed. */
 #pragma once
 
-/* Opens those that are closed, on /dev/null: what a program opens next must not be taken for one of them, and get its
- * output. First thing in main(). Returns 0, or a negative errno if one is still closed. */
+/* Opens /dev/null in place of each standard stream that is closed. Otherwise the next file or socket that the program
+ * opens would get that number, and the program's output would go there. Call it first in main(). Returns 0, or a
+ * negative errno if a stream is still closed. */
 int streams_open(void);

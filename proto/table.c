@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* What each tensor takes beside its name. */
+/* Bytes that a tensor takes in the table, without its name. */
 #define TENSOR_SIZE (sizeof(struct table_entry) + sizeof(uint32_t))
 
 static const uint32_t *table_index(const void *table)
@@ -104,7 +104,8 @@ int table_check(const void *table, size_t size)
     if (n > UINT32_MAX || n > (size - sizeof(*header)) / TENSOR_SIZE)
         return -EBADMSG;
 
-    /* Names follow one another to the end, so that this is linear whatever the table says. */
+    /* Each name must begin where the one before it ends. So this loop is linear in `size`, even for a malicious table.
+     */
     const struct table_entry *entries = table_entries(table);
     size_t name = sizeof(*header) + (size_t)n * TENSOR_SIZE;
     for (uint64_t i = 0; i < n; i++) {
@@ -118,7 +119,7 @@ int table_check(const void *table, size_t size)
     if (name != size)
         return -EBADMSG;
 
-    /* In ascending order none stands twice, hence all of them are there. */
+    /* If the names are in strictly ascending order, no entry is in the index twice. So every entry is in it. */
     const uint32_t *index = table_index(table);
     for (uint64_t i = 0; i < n; i++) {
         if (index[i] >= n)

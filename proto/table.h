@@ -1,5 +1,5 @@
-/* The tensor table in binary: what Attach passes as a sealed memfd, so that a client with a thousand tensors, or a
- * hundred thousand, needs not parse JSON to find one.
+/* The tensor table in binary. Attach passes it as a sealed memfd. So a client does not parse JSON to find a tensor,
+ * which takes long if there are a thousand of them or more.
  *
  * Little-endian, all offsets from the start of the table:
  *
@@ -8,8 +8,7 @@
  *     uint32_t           [n_tensors]          indexes of entries, in ascending order of name (strcmp)
  *     names, each NUL-terminated, in UTF-8    in the order of the entries, one right behind the other, to the end
  *
- * A new version of the layout gets a new magic. Both programs run on one machine; a big-endian one swaps nothing and
- * just works. */
+ * A new version of the layout gets a new magic. Both programs run on the same machine, so no bytes are ever swapped. */
 #pragma once
 
 #include <stddef.h>
@@ -45,7 +44,8 @@ struct table_entry {
 
 _Static_assert(sizeof(struct table_header) == 32 && sizeof(struct table_entry) == 128, "the layout is the protocol");
 
-/* A tensor as the writer takes it. Names are borrowed for the call; a type's that is too long is cut, NULL is none. */
+/* A tensor, as table_build() takes it. The names are borrowed during the call. The name of a type may be NULL, and is
+ * cut if it is too long. */
 struct table_tensor {
     const char *name;
     const char *type_name;
@@ -58,19 +58,20 @@ struct table_tensor {
     uint32_t form;
 };
 
-/* Builds a table in memory of its own; the caller frees *ret. Names are unique and free of NUL. -ENOMEM, -EOVERFLOW. */
+/* Builds a table in newly allocated memory; the caller frees *ret. No two names are the same. -ENOMEM, -EOVERFLOW. */
 int table_build(const struct table_tensor *tensors, size_t n, uint64_t arena_bytes, void **ret, size_t *ret_size);
 
-/* Checks a table that came from elsewhere (aligned to 8 bytes, as memory from mmap and malloc is): magic, sizes, every
- * offset inside, names terminated, tensors with their padding within arena_bytes, the index in order. Returns 0,
- * -EBADMSG, or -EPROTONOSUPPORT for a table of another version. After 0, table_entries() and table_find() are safe. */
+/* Checks a table that another process made: magic, sizes, all offsets inside the table, names terminated, tensors with
+ * their padding within arena_bytes, index in ascending order. The table is aligned to 8 bytes, as memory of mmap() and
+ * malloc() is. Returns 0, -EBADMSG, or -EPROTONOSUPPORT for a table of another version. Only after it returned 0,
+ * table_entries() and table_find() are safe. */
 int table_check(const void *table, size_t size);
 
-/* The entries; n_tensors stands in the header. Borrowed from the table. */
+/* The entries, as many as n_tensors in the header says. Borrowed from the table. */
 const struct table_entry *table_entries(const void *table);
 
 /* The entry's name. Borrowed from the table. */
 const char *table_name(const void *table, const struct table_entry *entry);
 
-/* The entry with this name, or NULL. Logarithmic. */
+/* The entry with this name, or NULL. A binary search. */
 const struct table_entry *table_find(const void *table, const char *name);

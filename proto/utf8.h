@@ -4,8 +4,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Decodes the character that `bytes` begins with. Returns how many bytes it has, 1 to 4; 0 if there is none: no bytes
- * left, a stray or missing continuation byte, an overlong form, a surrogate, or a value above U+10FFFF. */
+/* Decodes the first character of `bytes`. Returns how many bytes it has, 1 to 4. Returns 0 if there is no valid one:
+ * `size` is 0, a continuation byte is missing or out of place, the form is longer than necessary, or the value is a
+ * surrogate or above U+10FFFF. */
 static inline size_t utf8_decode(const char *bytes, size_t size, uint32_t *ret)
 {
     const uint8_t *b = (const uint8_t *)bytes;
@@ -39,7 +40,7 @@ static inline size_t utf8_decode(const char *bytes, size_t size, uint32_t *ret)
     return length;
 }
 
-/* The same, for who wants no more than its bytes. */
+/* The number of bytes only. */
 static inline size_t utf8_character(const char *bytes, size_t size)
 {
     uint32_t character;

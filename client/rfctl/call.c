@@ -66,19 +66,18 @@ static const char *without_file(const char *message, const char *what)
     return strncmp(named, file, length) == 0 && strncmp(named + length, ": ", 2) == 0 ? named + length + 2 : message;
 }
 
-static int fail(const struct rfctl *ctl, int error, const char *what, const char *busy)
+static int fail(const struct rfctl *ctl, int error, const char *what, const struct refusal_words *words)
 {
-    const char *message = rf_error_message(ctl->client), *name = rf_error_name(ctl->client), *hint = "";
-    if (name && busy && strcmp(name, "io.rocmforge.ModelBusy") == 0)
-        message = busy;
-    if (name && strcmp(name, "io.rocmforge.DeviceNotFound") == 0)
-        hint = "; 'rfctl devices' lists them";
-    err_line("cannot %s: %s%s", what, without_file(message, what), hint);
+    const char *message = rf_error_message(ctl->client), *name = rf_error_name(ctl->client);
     if (name) {
+        char *text = refusal_text(name, rf_error_parameters(ctl->client), message, words);
+        err_line("cannot %s: %s", what, text);
+        free(text);
         ctl_print_error(ctl, name, rf_error_parameters(ctl->client));
         bool went = strcmp(name, "io.rocmforge.ShuttingDown") == 0;
         return went ? STATUS_NO_DAEMON : STATUS_REFUSED;
     }
+    err_line("cannot %s: %s", what, without_file(message, what));
     bool gone = error == -ECONNRESET || error == -EPIPE || (error == -ETIMEDOUT && ctl->hurried);
     print_own_error(ctl, gone ? "rfctl.NoDaemon" : "rfctl.Failed", message);
     return gone ? STATUS_NO_DAEMON : STATUS_REFUSED;
@@ -86,7 +85,7 @@ static int fail(const struct rfctl *ctl, int error, const char *what, const char
 
 int ctl_fail(const struct rfctl *ctl, int error, const char *what)
 {
-    return fail(ctl, error, what, NULL);
+    return fail(ctl, error, what, &(struct refusal_words){0});
 }
 
 int ctl_refuse(const struct rfctl *ctl, const char *format, ...)
@@ -130,7 +129,7 @@ int ctl_received(const struct ctl_receiver *receiver, int r)
 {
     if (receiver->output < 0)
         return STATUS_REFUSED; /* main() says what became of the output */
-    return r < 0 ? fail(receiver->ctl, r, receiver->what, receiver->busy) : STATUS_DONE;
+    return r < 0 ? fail(receiver->ctl, r, receiver->what, &receiver->words) : STATUS_DONE;
 }
 
 int ctl_call(struct rfctl *ctl, struct ctl_call call)
@@ -139,7 +138,7 @@ int ctl_call(struct rfctl *ctl, struct ctl_call call)
     char *parameters = call.parameters ? cJSON_PrintUnformatted(call.parameters) : NULL;
     if (status == STATUS_DONE) {
         struct ctl_receiver receiver = {
-            .ctl = ctl, .what = call.what, .reply = call.reply, .context = call.context, .busy = call.busy};
+            .ctl = ctl, .what = call.what, .reply = call.reply, .context = call.context, .words = call.words};
         int r = rf_call(ctl->client, call.method, parameters, call.flags, NULL, 0, ctl_receive, &receiver);
         status = ctl_received(&receiver, r);
     }
@@ -155,17 +154,27 @@ static int keep(void *context, const cJSON *reply, bool last)
     return *(cJSON **)context ? 0 : -ENOMEM;
 }
 
-int ctl_ask(struct rfctl *ctl, const char *method, cJSON *parameters, const char *what, cJSON **ret)
+int ctl_ask_with(struct rfctl *ctl, const char *method, cJSON *parameters, const char *what,
+                 const struct refusal_words *words, cJSON **ret)
 {
     cJSON *reply = NULL;
-    int status = ctl_call(
-        ctl,
-        (struct ctl_call){.method = method, .parameters = parameters, .what = what, .reply = keep, .context = &reply});
+    int status = ctl_call(ctl, (struct ctl_call){.method = method,
+                                                 .parameters = parameters,
+                                                 .what = what,
+                                                 .reply = keep,
+                                                 .context = &reply,
+                                                 .words = *words});
     if (status == STATUS_DONE)
         *ret = reply;
     else
         cJSON_Delete(reply);
     return status;
+}
+
+int ctl_ask(struct rfctl *ctl, const char *method, cJSON *parameters, const char *what, cJSON **ret)
+{
+    static const struct refusal_words words = {.loading = "'rfctl watch' tells when it is resident"};
+    return ctl_ask_with(ctl, method, parameters, what, &words, ret);
 }
 
 cJSON *ctl_name(const char *key, const char *value)

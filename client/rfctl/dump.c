@@ -64,7 +64,7 @@ int command_dump(struct rfctl *ctl)
     if (r < 0)
         status = ctl_fail(ctl, r, what);
     else if (rf_model_find(model, tensor_name, &tensor) < 0) {
-        err_line("cannot %s: there is no such tensor", what);
+        err_line("cannot %s: there is no such tensor; 'rfctl show %s' lists them", what, name);
         status = STATUS_REFUSED;
     } else
         status = dump(ctl, model, &tensor, what);

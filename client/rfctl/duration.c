@@ -39,3 +39,13 @@ const char *duration_format(char text[DURATION_SIZE], double seconds)
     snprintf(text, DURATION_SIZE, "%.0f%c", seconds / units[unit].seconds, units[unit].name);
     return text;
 }
+
+const char *ttl_text(char text[TTL_SIZE], double seconds)
+{
+    char duration[DURATION_SIZE];
+    if (seconds > 0)
+        snprintf(text, TTL_SIZE, "when idle for %s", duration_format(duration, seconds));
+    else
+        snprintf(text, TTL_SIZE, "as soon as nobody uses it");
+    return text;
+}

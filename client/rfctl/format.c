@@ -3,48 +3,33 @@
 #include "client/rfctl/memory.h"
 #include "proto/utf8.h"
 
+#include <langinfo.h>
+#include <locale.h>
 #include <math.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <wchar.h>
 
-#define ELLIPSIS      "\xe2\x80\xa6"
+#define ELLIPSIS_ROOM 4  /* spare bytes for text_cut() */
 #define ESCAPE_LENGTH 10 /* "\u{10ffff}" */
 
 /* --- Numbers --- */
 
-/* `value` in the first unit in which it stays below 1000 when it is printed. */
-static const char *format_scaled(char text[FORMAT_SIZE], double value, const char *const *units, const char *suffix)
-{
-    if (!(value > 0))
-        value = 0;
-    size_t unit = 0;
-    while (units[unit + 1] && value >= (unit == 0 ? 1000 : 999.5)) {
-        value /= 1000;
-        unit++;
-    }
-    int decimals = unit > 0 && value < 99.95 ? 1 : 0;
-    snprintf(text, FORMAT_SIZE, "%.*f%s%s%s", decimals, fmin(value, 1e12), units[unit][0] ? " " : "", units[unit],
-             suffix);
-    return text;
-}
-
-static const char *const byte_units[] = {"B", "kB", "MB", "GB", "TB", "PB", NULL};
-
 const char *format_bytes(char text[FORMAT_SIZE], double bytes)
 {
-    return format_scaled(text, bytes, byte_units, "");
+    return bytes_text(text, bytes, "");
 }
 
 const char *format_rate(char text[FORMAT_SIZE], double bytes_per_second)
 {
-    return format_scaled(text, bytes_per_second, byte_units, "/s");
+    return bytes_text(text, bytes_per_second, "/s");
 }
 
 const char *format_count(char text[FORMAT_SIZE], double count)
 {
     static const char *const units[] = {"", "thousand", "million", "billion", "trillion", NULL};
-    return format_scaled(text, count, units, "");
+    return scaled_text(text, count, units, "");
 }
 
 const char *format_seconds(char text[FORMAT_SIZE], double seconds)
@@ -83,6 +68,15 @@ const char *format_age(char text[FORMAT_SIZE], double seconds)
 
 /* --- Text --- */
 
+static const char *ellipsis = "...";
+
+void text_begin(void)
+{
+    bool utf8 = setlocale(LC_CTYPE, "") && strcmp(nl_langinfo(CODESET), "UTF-8") == 0;
+    ellipsis = utf8 ? "\xe2\x80\xa6" : "...";
+    setlocale(LC_CTYPE, "C.UTF-8"); /* for wcwidth(): names and metadata are UTF-8, whatever the user's locale is */
+}
+
 static int steers(uint32_t c)
 {
     return c < 0x20 || (c >= 0x7f && c < 0xa0) ||         /* C0, DEL, C1 */
@@ -94,7 +88,7 @@ static int steers(uint32_t c)
 
 char *text_escape(const char *text, size_t size)
 {
-    char *escaped = need_memory(size * ESCAPE_LENGTH + 1 + sizeof(ELLIPSIS));
+    char *escaped = need_memory(size * ESCAPE_LENGTH + 1 + ELLIPSIS_ROOM);
     char *end = escaped;
     for (size_t i = 0; i < size;) {
         uint32_t c = 0;
@@ -140,12 +134,15 @@ void text_cut(char *text, size_t width)
 {
     if (text_width(text) <= width)
         return;
-    size_t size = strlen(text), used = 0, at = 0, length;
+    size_t dots = text_width(ellipsis), size = strlen(text), used = 0, at = 0, length;
+    if (dots > width)
+        dots = width;
     while (at < size) {
         used += character_width(text + at, size - at, &length);
-        if (used + 1 > width)
+        if (used + dots > width)
             break;
         at += length;
     }
-    memcpy(text + at, width > 0 ? ELLIPSIS : "", width > 0 ? sizeof(ELLIPSIS) : 1);
+    /* An ellipsis that is too long for the column is three dots: each is one byte and one column wide. */
+    sprintf(text + at, "%.*s", dots < text_width(ellipsis) ? (int)dots : ELLIPSIS_ROOM, ellipsis);
 }

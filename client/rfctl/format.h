@@ -1,12 +1,14 @@
 /* Numbers and text for people: sizes, times, and names that came from files, made safe for a terminal. */
 #pragma once
 
+#include "proto/bytes.h"
+
 #include <stddef.h>
 
 /* Room for what any of the functions below writes. */
-#define FORMAT_SIZE 32
+#define FORMAT_SIZE BYTES_TEXT_SIZE
 
-/* "0 B", "999 B", "3.8 GB", "512 MB": powers of 1000, at most one decimal. Returns `text`. */
+/* A size as bytes.h has it: "0 B", "999 B", "3.8 GB", "512 MB". Returns `text`. */
 const char *format_bytes(char text[FORMAT_SIZE], double bytes);
 
 /* "3.1 GB/s". Returns `text`. */
@@ -21,14 +23,18 @@ const char *format_seconds(char text[FORMAT_SIZE], double seconds);
 /* What is only roughly of interest, as durations are typed: "5s", "3m", "2h", "4d". Returns `text`. */
 const char *format_age(char text[FORMAT_SIZE], double seconds);
 
-/* A copy of `size` bytes of text in which nothing can steer a terminal: control characters, those that change the
- * direction of writing, line separators and bytes that are not UTF-8 stand as escapes, "\n", "\x1b", "\u{202e}". The
- * caller frees it. Ends the program if there is no memory. */
+/* Call it once, at the start, before the functions below. Looks which characters the user's terminal can show: if the
+ * locale (LC_ALL, LC_CTYPE, LANG) is not a UTF-8 one, the ellipsis of text_cut() is "...", else "…". */
+void text_begin(void);
+
+/* A copy of `size` bytes of text in which nothing can control a terminal. These stand as escapes, "\n", "\x1b",
+ * "\u{202e}": control characters, characters that change the direction of writing, line separators, and bytes that are
+ * not UTF-8. The caller frees it. Ends the program if there is no memory. */
 char *text_escape(const char *text, size_t size);
 
-/* Columns of a terminal that a text takes, which went through text_escape(). */
+/* The terminal columns that a text takes, which went through text_escape(). */
 size_t text_width(const char *text);
 
-/* Cuts such a text in place to at most `width` columns, the last being "…" if anything was cut. Needs two spare bytes
- * behind the NUL, which text_escape() leaves. */
+/* Shortens such a text in place to at most `width` columns; if anything was cut, it ends with an ellipsis. Needs a few
+ * spare bytes behind the NUL, which text_escape() leaves. */
 void text_cut(char *text, size_t width);

@@ -5,6 +5,7 @@
 #include "client/rfctl/reply.h"
 #include "client/rfctl/rfctl.h"
 #include "client/rfctl/table.h"
+#include "client/rfctl/terminal.h"
 #include "daemon/gguf/gguf.h"
 
 #include <errno.h>

@@ -155,9 +155,9 @@ int command_load(struct rfctl *ctl)
     };
     clock_gettime(CLOCK_MONOTONIC, &load.began);
     if (!options.no_wait)
-        ctl_on_interrupt("interrupted: the load is cancelled, unless others want it too");
+        interrupt_say("interrupted: the load is cancelled, unless others want it too");
     status = ctl_received(&receiver, rf_load(ctl->client, load.path, &options, NULL));
-    ctl_on_interrupt(NULL);
+    interrupt_say(NULL);
     free(what);
     return close_trace(ctl, &load, status);
 }

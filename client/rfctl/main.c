@@ -1,11 +1,12 @@
 /* The table of commands, and what happens before and after each. */
+#include "client/rfctl/format.h"
+#include "client/rfctl/interrupt.h"
 #include "client/rfctl/output.h"
 #include "client/rfctl/progress.h"
 #include "client/rfctl/rfctl.h"
 #include "proto/streams.h"
 
 #include <errno.h>
-#include <locale.h>
 #include <signal.h>
 #include <string.h>
 #include <unistd.h>
@@ -17,26 +18,27 @@ static const struct command {
     unsigned options;
     const char *help; /* one line */
     int (*run)(struct rfctl *ctl);
+    unsigned idle; /* options that it takes as every command does, but that change nothing: not in its help */
 } commands[] = {
     {"load", "FILE", 1,
      OPTION_NAME | OPTION_AS | OPTION_DEVICE | OPTION_DEQUANT | OPTION_NO_WAIT | OPTION_PIN | OPTION_TTL |
          OPTION_PRIVATE | OPTION_DEADLINE | OPTION_TRACE,
-     "load a GGUF file, or join a load of it", command_load},
-    {"plan", "FILE", 1, OPTION_AS | OPTION_DEVICE, "tell what loading a file would take", command_plan},
-    {"ps", "", 0, 0, "list the models in memory", command_ps},
-    {"show", "NAME", 1, 0, "tell all about a model", command_show},
-    {"inspect", "FILE", 1, 0, "tell all about a file; needs no daemon", command_inspect},
-    {"unload", "NAME", 1, OPTION_FORCE | OPTION_DEADLINE, "free a model's memory", command_unload},
-    {"pin", "NAME", 1, 0, "keep a model, whatever else wants its memory", command_pin},
-    {"unpin", "NAME", 1, 0, "let a model go when memory is short", command_unpin},
-    {"ttl", "NAME DURATION", 2, 0, "unload a model that is idle so long; 'never': not", command_ttl},
-    {"cancel", "NAME", 1, OPTION_DEADLINE, "stop a load under way", command_cancel},
-    {"verify", "NAME", 1, OPTION_DEADLINE, "compare a model with its file, bit for bit", command_verify},
-    {"dump", "NAME TENSOR", 2, 0, "write a tensor's bytes to standard output", command_dump},
-    {"watch", "", 0, 0, "tell every change as it happens", command_watch},
-    {"devices", "", 0, 0, "list the memories that models can be in", command_devices},
-    {"ping", "", 0, OPTION_COUNT | OPTION_DEADLINE, "see whether the daemon answers, and how fast", command_ping},
-    {"version", "", 0, 0, "say which version this is, and the daemon", command_version},
+     "load a GGUF file, or join a load of it", command_load, 0},
+    {"plan", "FILE", 1, OPTION_AS | OPTION_DEVICE, "tell what loading a file would take", command_plan, 0},
+    {"ps", "", 0, 0, "list the models in memory", command_ps, 0},
+    {"show", "NAME", 1, 0, "tell all about a model", command_show, 0},
+    {"inspect", "FILE", 1, 0, "tell all about a file; needs no daemon", command_inspect, OPTION_SOCKET},
+    {"unload", "NAME", 1, OPTION_FORCE | OPTION_DEADLINE, "free a model's memory", command_unload, 0},
+    {"pin", "NAME", 1, 0, "keep a model, whatever else wants its memory", command_pin, 0},
+    {"unpin", "NAME", 1, 0, "let a model go when memory is short", command_unpin, 0},
+    {"ttl", "NAME DURATION", 2, 0, "unload a model that is idle so long; 'never': not", command_ttl, 0},
+    {"cancel", "NAME", 1, OPTION_DEADLINE, "stop a load under way", command_cancel, 0},
+    {"verify", "NAME", 1, OPTION_DEADLINE, "compare a model with its file, bit for bit", command_verify, 0},
+    {"dump", "NAME TENSOR", 2, 0, "write a tensor's bytes to standard output", command_dump, OPTION_JSON},
+    {"watch", "", 0, 0, "tell every change as it happens", command_watch, 0},
+    {"devices", "", 0, 0, "list the memories that models can be in", command_devices, 0},
+    {"ping", "", 0, OPTION_COUNT | OPTION_DEADLINE, "see whether the daemon answers, and how fast", command_ping, 0},
+    {"version", "", 0, 0, "say which version this is, and the daemon", command_version, 0},
 };
 
 #define N_COMMANDS (sizeof(commands) / sizeof(commands[0]))
@@ -62,7 +64,7 @@ static void help(const struct command *command)
         }
         putchar('\n');
     }
-    options_help(stdout, command ? command->options : 0);
+    options_help(stdout, command ? (command->options | OPTIONS_OF_ALL) & ~command->idle : OPTIONS_OF_ALL);
     if (!command)
         printf("\n'rfctl COMMAND --help' tells a command's own options.\n"
                "Exit status: 0 done, 1 the daemon said no, 2 wrong usage, 3 no daemon.\n");
@@ -98,8 +100,9 @@ static int run(int argc, char **argv, struct rfctl *ctl)
         err_line("a command is missing");
         return wrong_usage(NULL);
     }
-    if (given & ~command->options) {
-        err_line("%s does not take --%s", command->name, option_name(given & ~command->options));
+    unsigned wrong = given & ~(command->options | OPTIONS_OF_ALL);
+    if (wrong) {
+        err_line("%s does not take --%s", command->name, option_name(wrong));
         return wrong_usage(command);
     }
     if (argc - first - 1 != command->arguments) {
@@ -111,47 +114,14 @@ static int run(int argc, char **argv, struct rfctl *ctl)
     return command->run(ctl);
 }
 
-static const char *volatile on_interrupt; /* read by a signal handler */
-
-void ctl_on_interrupt(const char *line)
-{
-    on_interrupt = line;
-}
-
-/* The connection closes with the program: whatever it waited for, the daemon ends. */
-static void interrupted(int number)
-{
-    progress_erase_in_handler();
-    const char *line = on_interrupt;
-    if (number == SIGINT && line) {
-        const char *const parts[] = {"rfctl: ", line, "\n"};
-        for (size_t i = 0; i < 3; i++)
-            (void)!write(STDERR_FILENO, parts[i], strlen(parts[i]));
-    }
-    if (number == SIGINT)
-        _exit(STATUS_INTERRUPTED);
-    raise(number); /* which was reset: whoever started this sees what ended it */
-}
-
-/* Whoever had us ignore a signal, as nohup does, still means it. */
-static void catch_signals(void)
-{
-    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT};
-    for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
-        struct sigaction action;
-        if (sigaction(numbers[i], NULL, &action) == 0 && action.sa_handler == SIG_DFL)
-            sigaction(numbers[i], &(struct sigaction){.sa_handler = interrupted, .sa_flags = (int)SA_RESETHAND}, NULL);
-    }
-}
-
 int main(int argc, char **argv)
 {
     static char program[] = "rfctl";
     if (streams_open() < 0)
         return STATUS_REFUSED;
-    setlocale(LC_CTYPE, "C.UTF-8"); /* for the width of characters; all text here is UTF-8 */
+    text_begin();
     signal(SIGPIPE, SIG_IGN);
-    catch_signals();
+    interrupt_catch();
     if (argc > 0)
         argv[0] = program; /* what getopt_long() calls us */
     struct rfctl ctl = {0};

@@ -12,44 +12,65 @@
 
 #define MISMATCHES_MAX 64 /* the daemon tells no more */
 
-/* Calls a method that takes a name and replies with nothing. `busy`: as in a call. */
+/* Calls a method that takes a name and replies with nothing. Says "`done` NAME". */
 static int by_name(struct rfctl *ctl, const char *method, const char *verb, const char *done, const char *busy)
 {
     const char *name = ctl->arguments[0];
     char *what = need_text("%s %s", verb, name);
-    int status =
-        ctl_call(ctl, (struct ctl_call){.method = method, .parameters = ctl_model(ctl), .what = what, .busy = busy});
+    int status = ctl_call(
+        ctl, (struct ctl_call){.method = method, .parameters = ctl_model(ctl), .what = what, .words = {.busy = busy}});
     if (status == STATUS_DONE && !ctl->options.json)
         out_line("%s %s", done, name);
     free(what);
     return status;
 }
 
-/* How many leases a model has that drains; -1 if it is gone, or that cannot be seen. */
-static double leases_left(struct rfctl *ctl, const char *name)
+/* The model as List tells it. The caller deletes it; NULL: it is gone, or the list cannot be read, which was said. */
+static cJSON *look_up(struct rfctl *ctl, const char *name)
 {
-    cJSON *reply = NULL;
+    cJSON *reply = NULL, *found = NULL;
     const cJSON *model;
-    double leases = -1;
     if (ctl_ask(ctl, "List", NULL, "list models", &reply) != STATUS_DONE)
-        return -1;
+        return NULL;
     cJSON_ArrayForEach (model, reply_items(reply, "models")) {
-        if (strcmp(reply_text(model, "name"), name) == 0 && strcmp(reply_text(model, "state"), "draining") == 0)
-            leases = reply_number(model, "leases", -1);
+        if (!found && strcmp(reply_text(model, "name"), name) == 0)
+            found = cJSON_Duplicate(model, true);
     }
     cJSON_Delete(reply);
+    return found;
+}
+
+/* How many leases a model has that drains; -1: it is gone, or does not drain. */
+static double leases_left(struct rfctl *ctl, const char *name)
+{
+    cJSON *model = look_up(ctl, name);
+    double leases = strcmp(reply_text(model, "state"), "draining") == 0 ? reply_number(model, "leases", -1) : -1;
+    cJSON_Delete(model);
     return leases;
+}
+
+/* Unload, with what its errors mean here. */
+static int ask_to_unload(struct rfctl *ctl, const char *name, cJSON **ret)
+{
+    cJSON *parameters = ctl_model(ctl);
+    if (ctl->options.force)
+        cJSON_AddTrueToObject(parameters, "force");
+    char *what = need_text("unload %s", name);
+    char *loading = need_text("'rfctl cancel %s' stops the load", name);
+    char *leased = need_text("'rfctl unload --force %s' frees it when they have let go", name);
+    int status = ctl_ask_with(ctl, "Unload", parameters, what,
+                              &(struct refusal_words){.loading = loading, .leased = leased}, ret);
+    free(what);
+    free(loading);
+    free(leased);
+    return status;
 }
 
 int command_unload(struct rfctl *ctl)
 {
     const char *name = ctl->arguments[0];
-    cJSON *parameters = ctl_model(ctl), *reply = NULL;
-    if (ctl->options.force)
-        cJSON_AddTrueToObject(parameters, "force");
-    char *what = need_text("unload %s", name);
-    int status = ctl_ask(ctl, "Unload", parameters, what, &reply);
-    free(what);
+    cJSON *reply = NULL;
+    int status = ask_to_unload(ctl, name, &reply);
     if (status != STATUS_DONE || ctl->options.json) {
         cJSON_Delete(reply);
         return status;
@@ -73,6 +94,21 @@ int command_unpin(struct rfctl *ctl)
     return by_name(ctl, "Unpin", "unpin", "unpinned", NULL);
 }
 
+/* What becomes of a model that nobody uses, now that it has this time to live. A pinned one stays all the same. */
+static void tell_ttl(struct rfctl *ctl, const char *name, bool never, double seconds)
+{
+    if (never) {
+        out_line("%s stays until it is unloaded", name);
+        return;
+    }
+    cJSON *model = look_up(ctl, name);
+    bool pinned = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "pinned"));
+    char text[TTL_SIZE];
+    out_line("%s is %s %s", name, pinned ? "pinned, so it stays; when it is unpinned, it is unloaded" : "unloaded",
+             ttl_text(text, seconds));
+    cJSON_Delete(model);
+}
+
 int command_ttl(struct rfctl *ctl)
 {
     const char *name = ctl->arguments[0], *duration = ctl->arguments[1];
@@ -84,15 +120,11 @@ int command_ttl(struct rfctl *ctl)
     }
     cJSON *parameters = ctl_name("name", name);
     cJSON_AddItemToObject(parameters, "ttl", never ? cJSON_CreateNull() : cJSON_CreateNumber((double)seconds));
-    char *what = need_text("set the time to live of %s", name), text[DURATION_SIZE];
+    char *what = need_text("set the time to live of %s", name);
     int status = ctl_call(ctl, (struct ctl_call){.method = "SetTtl", .parameters = parameters, .what = what});
     free(what);
-    if (status == STATUS_DONE && !ctl->options.json) {
-        if (never)
-            out_line("%s stays until it is unloaded", name);
-        else
-            out_line("%s is unloaded when idle for %s", name, duration_format(text, (double)seconds));
-    }
+    if (status == STATUS_DONE && !ctl->options.json)
+        tell_ttl(ctl, name, never, (double)seconds);
     return status;
 }
 
@@ -141,6 +173,7 @@ int command_verify(struct rfctl *ctl)
                                    .what = what,
                                    .reply = told,
                                    .context = &verification,
+                                   .words = {.loading = "'rfctl watch' tells when it is resident"},
                                });
     free(what);
     if (status != STATUS_DONE || verification.mismatches == 0)

@@ -17,7 +17,7 @@ static const struct {
     const char *name;
     char letter; /* a short form, or 0 */
     enum kind kind;
-    unsigned bit; /* 0: every command takes it */
+    unsigned bit; /* 0: --help and --version, which are looked at before the command */
     size_t offset;
     const char *choices; /* of TEXT: the only ones, with commas between; NULL: any */
     const char *value;   /* for the help */
@@ -43,10 +43,10 @@ static const struct {
     {"trace", 0, TEXT, OPTION_TRACE, offsetof(struct options, trace), NULL, " FILE",
      "write what every worker and stream did when: a Chrome\ntrace, which ui.perfetto.dev opens"},
     {"count", 'c', NUMBER, OPTION_COUNT, offsetof(struct options, count), NULL, " COUNT", "how many; default 1"},
-    {"socket", 0, TEXT, 0, offsetof(struct options, socket), NULL, " PATH",
+    {"socket", 0, TEXT, OPTION_SOCKET, offsetof(struct options, socket), NULL, " PATH",
      "where the daemon listens; default: $ROCMFORGE_SOCKET,\nelse /run/rocmforge/io.rocmforge, else\n"
      "$XDG_RUNTIME_DIR/rocmforge/io.rocmforge"},
-    {"json", 0, FLAG, 0, offsetof(struct options, json), NULL, "", "print JSON, a line for each reply"},
+    {"json", 0, FLAG, OPTION_JSON, offsetof(struct options, json), NULL, "", "print JSON, a line for each reply"},
     {"help", 'h', FLAG, 0, offsetof(struct options, help), NULL, "", "say how it is used"},
     {"version", 0, FLAG, 0, offsetof(struct options, version), NULL, "", "say which version this is"},
 };

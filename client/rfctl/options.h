@@ -20,7 +20,12 @@ enum option_bits {
     OPTION_DEADLINE = 1 << 9,
     OPTION_FORCE = 1 << 10,
     OPTION_TRACE = 1 << 11,
+    /* Every command takes these two. */
+    OPTION_SOCKET = 1 << 12,
+    OPTION_JSON = 1 << 13,
 };
+
+#define OPTIONS_OF_ALL (OPTION_SOCKET | OPTION_JSON)
 
 /* What was given; text points into argv, and is NULL if it was not. */
 struct options {
@@ -50,5 +55,5 @@ int options_parse(int argc, char **argv, struct options *ret, unsigned *ret_give
 /* The name of the lowest option in `bits`, without dashes. */
 const char *option_name(unsigned bits);
 
-/* Writes a line for each option in `bits`, and for those that every command takes. */
+/* Writes a line for each option in `bits`, and for --help and --version. */
 void options_help(FILE *stream, unsigned bits);

@@ -9,10 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
-#include <unistd.h>
-
-#define WIDTH_DEFAULT 80
 
 __attribute__((format(printf, 3, 0))) static void write_line(FILE *stream, const char *prefix, const char *format,
                                                              va_list arguments)
@@ -70,14 +66,4 @@ int out_flush(void)
     else if (ferror(stdout) && lost == 0)
         lost = -EIO;
     return lost;
-}
-
-size_t terminal_width(int fd)
-{
-    struct winsize size;
-    if (!isatty(fd))
-        return 0;
-    if (ioctl(fd, TIOCGWINSZ, &size) < 0 || size.ws_col == 0)
-        return WIDTH_DEFAULT;
-    return size.ws_col;
 }

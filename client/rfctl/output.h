@@ -2,9 +2,6 @@
  * out of a file or a daemon can steer a terminal or forge a line. */
 #pragma once
 
-#include <stdbool.h>
-#include <stddef.h>
-
 /* Writes a line to standard output. */
 void out_line(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
@@ -16,6 +13,3 @@ void err_line(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /* Hands on what was written to standard output. Returns 0, or a negative errno once anything was lost. */
 int out_flush(void);
-
-/* Columns of the terminal at `fd`; 0 if it is none. */
-size_t terminal_width(int fd);

@@ -5,7 +5,6 @@
 #include "client/rfctl/rfctl.h"
 
 #include <math.h>
-#include <signal.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <time.h>
@@ -13,14 +12,6 @@
 /* Seconds in which a daemon answers, if nothing else is said. One that the first client starts looks for its GPUs
  * before it answers anybody. */
 #define ANSWER_SECONDS 10
-
-static volatile sig_atomic_t stopped;
-
-static void stop(int number)
-{
-    (void)number;
-    stopped = 1;
-}
 
 struct pings {
     unsigned long n;
@@ -36,14 +27,6 @@ static void tell_pings(const struct rfctl *ctl, const struct pings *pings)
     else
         out_line("%lu repl%s: min %.3f, average %.3f, max %.3f ms", pings->n, pings->n == 1 ? "y" : "ies", pings->least,
                  average, pings->most);
-}
-
-/* Unless whoever started this had it ignored. */
-static void stop_on_interrupt(void)
-{
-    struct sigaction before;
-    if (sigaction(SIGINT, NULL, &before) == 0 && before.sa_handler != SIG_IGN)
-        sigaction(SIGINT, &(struct sigaction){.sa_handler = stop, .sa_flags = (int)SA_RESETHAND}, NULL);
 }
 
 /* One round trip, and a line about it. */
@@ -62,7 +45,7 @@ static int ping(struct rfctl *ctl, struct pings *pings)
     pings->most = fmax(pings->most, ms);
     pings->sum += ms;
     if (pings->n++ == 0)
-        stop_on_interrupt(); /* from now on there is something to sum up */
+        interrupt_defer(); /* from now on there is something to sum up */
     if (ctl->options.json)
         out_line("{\"ms\":%.3f}", ms);
     else
@@ -87,7 +70,7 @@ int command_ping(struct rfctl *ctl)
     int status = ctl_connect(ctl); /* which is not part of the round trip */
     if (status == STATUS_DONE)
         limit_waiting(ctl);
-    while (status == STATUS_DONE && !stopped) {
+    while (status == STATUS_DONE && !interrupt_came()) {
         status = ping(ctl, &pings);
         if (status != STATUS_DONE || pings.n >= count)
             break;
@@ -96,7 +79,7 @@ int command_ping(struct rfctl *ctl)
     const bool last_word = status != STATUS_DONE && ctl->options.json; /* the error has it */
     if (!last_word && (pings.n > 1 || (pings.n > 0 && ctl->options.count > 0)))
         tell_pings(ctl, &pings);
-    return status;
+    return status == STATUS_DONE && interrupt_came() ? STATUS_INTERRUPTED : status;
 }
 
 int command_version(struct rfctl *ctl)

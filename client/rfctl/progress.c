@@ -1,8 +1,8 @@
 #include "client/rfctl/progress.h"
 
 #include "client/rfctl/format.h"
-#include "client/rfctl/output.h"
 #include "client/rfctl/reply.h"
+#include "client/rfctl/terminal.h"
 
 #include <math.h>
 #include <signal.h>

@@ -4,7 +4,9 @@
  * the program. It stands in the table in main.c. */
 #pragma once
 
+#include "client/rfctl/interrupt.h"
 #include "client/rfctl/options.h"
+#include "client/rfctl/refusal.h"
 #include "client/rocmforge.h"
 
 #include <cjson/cJSON.h>
@@ -14,7 +16,7 @@ enum status {
     STATUS_REFUSED = 1, /* the daemon said no, or a file, or the output */
     STATUS_USAGE = 2,
     STATUS_NO_DAEMON = 3,
-    STATUS_INTERRUPTED = 130,
+    STATUS_INTERRUPTED = INTERRUPT_STATUS,
 };
 
 struct rfctl {
@@ -65,8 +67,8 @@ struct ctl_receiver {
     /* Gets each reply. Returns 0 or a negative errno. */
     int (*reply)(void *context, const cJSON *reply, bool last);
     void *context;
-    const char *busy; /* as in a call */
-    int output;       /* the error of standard output that ended the call */
+    struct refusal_words words;
+    int output; /* the error of standard output that ended the call */
 };
 
 /* An rf_reply_fn, whose context is a receiver. */
@@ -84,7 +86,7 @@ struct ctl_call {
     /* As in a receiver. */
     int (*reply)(void *context, const cJSON *reply, bool last);
     void *context;
-    const char *busy; /* what ModelBusy means here: "it is not being loaded"; NULL: that it is in use */
+    struct refusal_words words;
 };
 
 /* Connects and calls. Returns STATUS_DONE; or another exit status after it said why. */
@@ -93,9 +95,9 @@ int ctl_call(struct rfctl *ctl, struct ctl_call call);
 /* A call with one reply, which the caller deletes. */
 int ctl_ask(struct rfctl *ctl, const char *method, cJSON *parameters, const char *what, cJSON **ret);
 
-/* A line that is written to standard error, behind "rfctl: ", if an interrupt ends the program from now on; static.
- * NULL: none. */
-void ctl_on_interrupt(const char *line);
+/* The same, with what its errors mean to the command. */
+int ctl_ask_with(struct rfctl *ctl, const char *method, cJSON *parameters, const char *what,
+                 const struct refusal_words *words, cJSON **ret);
 
 /* An object with one text in it. */
 cJSON *ctl_name(const char *key, const char *value);

@@ -6,6 +6,7 @@
 #include "client/rfctl/reply.h"
 #include "client/rfctl/rfctl.h"
 #include "client/rfctl/table.h"
+#include "client/rfctl/terminal.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -86,7 +87,7 @@ void show_tensors(const cJSON *tensors)
 
 static void show_model(const cJSON *model)
 {
-    char bytes[FORMAT_SIZE], size[FORMAT_SIZE], age[FORMAT_SIZE], ttl[DURATION_SIZE];
+    char bytes[FORMAT_SIZE], size[FORMAT_SIZE], age[FORMAT_SIZE], ttl[TTL_SIZE];
     double idle = reply_number(model, "idle", -1), leases = reply_number(model, "leases", 0);
     const char *path = reply_text(model, "path");
     out_line("%s (id %.0f): %s, %s on %s as %s, %.0f tensors", reply_text(model, "name"), reply_number(model, "id", 0),
@@ -98,10 +99,11 @@ static void show_model(const cJSON *model)
         out_line("idle for %s", format_age(age, idle));
     else if (leases > 0)
         out_line("%.0f lease%s", leases, leases == 1 ? "" : "s");
-    if (cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "pinned")))
+    bool pinned = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "pinned"));
+    if (pinned)
         out_line("pinned");
     if (reply_number(model, "ttl", -1) >= 0)
-        out_line("unloaded when idle for %s", duration_format(ttl, reply_number(model, "ttl", 0)));
+        out_line("%sunloaded %s", pinned ? "when unpinned: " : "", ttl_text(ttl, reply_number(model, "ttl", 0)));
     if (cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "private")))
         out_line("private");
     if (reply_number(model, "overflows", 0) > 0)

@@ -206,10 +206,10 @@ void method_cancel(struct api *api, struct call *call)
     if (!model)
         return;
     call_set_deadline(call, p.deadline);
-    if (!may_end(call, model))
-        call_fail(call, WIRE_PermissionDenied, error_reason("another user loads this model"));
-    else if (!model->load)
+    if (!model->load)
         call_fail(call, WIRE_ModelBusy, describe_busy(model));
+    else if (!may_end(call, model))
+        call_fail(call, WIRE_PermissionDenied, error_reason("another user loads this model"));
     else
         load_end(model->load, WIRE_Cancelled, call);
 }

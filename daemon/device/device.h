@@ -1,15 +1,16 @@
-/* A memory that models are resident in, and the way into it: what a device module fills in, and what the daemon calls.
+/* The interface of a device: a memory that models are resident in. A device module implements device_ops; the daemon
+ * calls them.
  *
- * `host` is built in (host.c). `hip` and `cuda` are the same source (hip/), compiled twice into modules that are loaded
- * at run time.
+ * The module `host` is part of the daemon (host.c). `hip` and `cuda` are compiled from one source (hip/) into two
+ * shared objects, which are loaded at run time.
  *
- * Threads: every function says where it is called from. "loop" is the daemon's one thread that holds state; a function
+ * Threads: each function says which thread calls it. "loop" is the one thread that holds the daemon's state; a function
  * called there does not block. "worker" is any thread of the work queue; a function called there may block, and several
- * workers may be in it at once.
+ * workers may call it at the same time.
  *
- * Errors: functions return 0 or a negative errno, and say more in a device_fault. -ENODEV says that the device is lost,
- * or returned an error that it does not recover from: all its models are gone, nothing more is asked of it but to free
- * what it gave. */
+ * Errors: functions return 0 or a negative errno, and describe the error in a device_fault. -ENODEV means that the
+ * device is lost: it is gone, or it returned an error that it does not recover from. Then all its models are lost,
+ * and the daemon calls only the functions that free something. */
 #pragma once
 
 #include "kernels/types.h"
@@ -19,122 +20,124 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* What failed, in the words of who failed. */
+/* Which call failed, and how. The texts are those of the runtime or of the system. */
 struct device_fault {
     char call[48]; /* "hipMalloc" */
-    int code;      /* as the call returned it */
+    int code;      /* what the call returned */
     char text[160];
 };
 
-/* How other processes get at an arena. */
+/* How another process gets access to an arena. */
 enum export_kind {
     EXPORT_MEMFD, /* a sealed memfd */
-    EXPORT_IPC,   /* a HIP IPC memory handle: 64 bytes that any process may open */
-    EXPORT_FD,    /* a shareable allocation's descriptor */
+    EXPORT_IPC,   /* a HIP or CUDA IPC memory handle: 64 bytes, which any process can open */
+    EXPORT_FD,    /* the descriptor of a shareable allocation */
 };
 
-/* Made once for an arena. The arena keeps the descriptor and closes it when it is freed. */
+/* Made once for each arena. The arena owns the descriptor and closes it when the arena is freed. */
 struct device_export {
     int fd; /* -1 with EXPORT_IPC */
     uint8_t handle[64];
-    size_t handle_size; /* 0 but with EXPORT_IPC */
+    size_t handle_size; /* 0 unless EXPORT_IPC */
 };
 
-/* A piece of staging memory, made once, used for one chunk after another. */
+/* A piece of staging memory. It is made once and used for many chunks, one after another. */
 struct slot {
     struct device *device;
     unsigned index; /* among the device's slots */
-    void *data;     /* pinned where that helps; aligned to 4096 */
+    void *data;     /* aligned to 4096 bytes; pinned, if the device is a GPU */
     size_t size;    /* device->slot_bytes */
-    void *module;   /* the device's own: an event, say */
+    void *module;   /* the module's own data */
 };
 
-/* A run of whole blocks of one tensor: where it stands in a filled slot, and where it goes. */
+/* A run of whole blocks of one tensor: where it is in a filled slot, and where it goes in the arena. */
 struct piece {
     uint64_t slot_offset;
     uint64_t slot_bytes;
     uint64_t arena_offset;
     uint64_t arena_bytes;
     const struct tensor_type *type; /* in the file */
-    enum form form;                 /* in the arena; FORM_NATIVE: the file's own blocks */
+    enum form form;                 /* in the arena; FORM_NATIVE: the blocks as they are in the file */
 };
 
 struct arena;
 
-/* Bytes of an arena. */
+/* A range of bytes in an arena. */
 struct extent {
     uint64_t offset;
     uint64_t bytes;
 };
 
-/* A filled slot on its way into an arena. The caller owns it, and everything that it points to, until `done`. */
+/* A filled slot that is being put into an arena. The caller owns the transfer and all that it points to, and changes
+ * none of it until `done` is called. */
 struct transfer {
     struct arena *arena;
     struct slot *slot;
     const struct piece *pieces;
     size_t n_pieces;
-    /* The slot holds the file's blocks, and the device decodes those pieces whose form is not FORM_NATIVE.
-     * Otherwise the slot holds what the arena gets, and slot_bytes equals arena_bytes. */
+    /* true: the slot holds blocks as they are in the file, and the device decodes the pieces whose form is not
+     * FORM_NATIVE. false: the slot holds the bytes that go into the arena, and slot_bytes equals arena_bytes in each
+     * piece. */
     bool decode;
 
-    /* Called exactly once, on any thread, perhaps before put() returns. The results are set by then. */
+    /* Called exactly once, on any thread, possibly before put() returns. The results below are set by then. */
     void (*done)(struct transfer *transfer);
 
     int status; /* 0 or a negative errno */
     struct device_fault fault;
-    uint64_t overflows; /* finite values that became infinite; 0 unless `decode` */
-    uint64_t copy_ns;   /* how long the device was busy with its copies, and with its kernels; waiting does not count */
-    uint64_t kernel_ns; /* 0: there were none */
-    uint64_t begin_ns;  /* on CLOCK_MONOTONIC: when its copies began, */
-    uint64_t copied_ns; /* were done, */
-    uint64_t end_ns;    /* and the kernels as well */
-    unsigned stream;    /* that the kernels were on; copies are on stream 0 */
+    uint64_t overflows; /* number of finite values that became infinite; 0 unless `decode` */
+    uint64_t copy_ns;   /* how long the device spent on its copies, without waiting */
+    uint64_t kernel_ns; /* the same for its kernels; 0: it had none */
+    uint64_t begin_ns;  /* when its copies began, on CLOCK_MONOTONIC */
+    uint64_t copied_ns; /* when its copies ended */
+    uint64_t end_ns;    /* when its kernels ended too */
+    unsigned stream;    /* index of the stream that its kernels ran on; copies run on stream 0 */
 };
 
 struct device_ops {
-    /* loop, once, at the end. Every slot and arena was freed. */
+    /* loop, once, at the end. All slots and arenas are freed already. */
     void (*close)(struct device *device);
 
-    /* loop, at start. Sets data, and module if it likes; size is set. */
+    /* loop, at the start. slot->size is set. Allocates slot->data, and sets slot->module if the module needs it. */
     int (*slot_init)(struct device *device, struct slot *slot, struct device_fault *ret_fault);
     void (*slot_fini)(struct device *device, struct slot *slot);
 
-    /* worker. Takes `bytes` (more than 0) of memory, at least 256-byte aligned. What was in it may be another user's:
-     * the caller puts something everywhere but in `gaps`, which are cleared before anything is put. -ENOMEM if there
-     * is not so much. */
+    /* worker. Allocates an arena of `bytes` bytes (more than 0), aligned to at least 256 bytes. The memory may hold
+     * another user's old data. So `gaps` are cleared before anything is put, and the caller puts data everywhere
+     * else. -ENOMEM if there is not enough memory. */
     int (*arena_new)(struct device *device, uint64_t bytes, const struct extent *gaps, size_t n_gaps,
                      struct arena **ret, struct device_fault *ret_fault);
 
-    /* worker. No transfer is under way. Waits for the device to be done with it. */
+    /* worker. No transfer into the arena is running. Waits until the device no longer uses it. */
     void (*arena_free)(struct arena *arena);
 
-    /* worker; also loop, if the device fetches. Hands a filled slot over: returns at once if the device fetches, else
-     * copies. The result comes through transfer->done. */
+    /* worker; also loop, if `copies_async`. Puts a filled slot into an arena. If `copies_async` it returns at once and
+     * the copies run asynchronously; otherwise it copies before it returns. The result comes with transfer->done. */
     void (*put)(struct device *device, struct transfer *transfer);
 
-    /* worker, once, while transfers may be under way: makes the export, which is the arena's. Nobody is given it before
-     * the arena is sealed. */
+    /* worker, once; transfers may be running. Makes the export, which the arena owns. No client gets it before the
+     * arena is sealed. */
     int (*arena_export)(struct arena *arena, struct device_export *ret, struct device_fault *ret_fault);
 
-    /* worker, once, when all transfers are done: closes the arena for writing where that can be, and returns when all
-     * that the device does with it is done. */
+    /* worker, once, after all transfers. Makes the arena read-only where the system can do that. Returns when the
+     * device has finished all work on the arena. */
     int (*arena_seal)(struct arena *arena, struct device_fault *ret_fault);
 
-    /* worker. Reads the arena back. */
+    /* worker. Copies bytes of the arena to `dst`. */
     int (*arena_read)(struct arena *arena, uint64_t offset, void *dst, size_t size, struct device_fault *ret_fault);
 
-    /* worker, and any other thread that may block. Free bytes as the driver, or the system, reports them: what could
-     * be taken now, by whomever. */
+    /* worker, and any other thread that may block. How many bytes are free, as the driver or the system reports it. */
     int (*memory_free)(struct device *device, uint64_t *ret, struct device_fault *ret_fault);
 
-    /* Any thread. Has a kernel for this type into this form. */
+    /* Any thread. Whether the device has a kernel that decodes this type into this form. */
     bool (*decodes)(struct device *device, const struct tensor_type *type, enum form form);
 };
 
-/* That a daemon may have. */
+/* How many devices a daemon can have. */
 #define DEVICES_MAX 32u
 
-/* The module allocates it, inside a larger struct of its own, and sets the first part. */
+/* The module allocates it, as the first member of a larger struct of its own, and sets all members of the first
+ * part. */
 struct device {
     const struct device_ops *ops;
     char id[32]; /* "host", "hip:0" */
@@ -143,23 +146,23 @@ struct device {
     char uuid[64]; /* empty: none */
     char pci[24];  /* empty: none */
     enum export_kind export_kind;
-    uint64_t total;       /* bytes of memory */
-    uint64_t granule;     /* arenas are rounded up to this */
-    unsigned n_slots;     /* staging slots that it wants */
-    size_t slot_bytes;    /* size of one */
-    size_t part_bytes;    /* what one worker fills of it at a time; several fill a slot together where this is less */
-    bool fetches;         /* it reads slots by itself, while the processors that filled them do something else */
-    uint64_t link;        /* measured rate of copies to it, bytes per second; 0: not known */
-    bool exports_leak;    /* memory that was exported does not come back when it is freed, but when the process ends */
-    char no_kernels[160]; /* why it has none, where it could have; empty: it has, or is none to have any */
+    uint64_t total;    /* size of the memory in bytes */
+    uint64_t granule;  /* sizes of arenas are rounded up to a multiple of this */
+    unsigned n_slots;  /* how many staging slots it needs */
+    size_t slot_bytes; /* size of each slot */
+    size_t part_bytes; /* how much of a slot one worker fills at a time; if less than slot_bytes, several workers fill
+                          one slot */
+    bool copies_async; /* put() returns at once, and the device copies from the slot asynchronously */
+    uint64_t link;     /* measured rate of copies to the device, in bytes per second; 0: unknown */
+    bool exports_leak; /* exported memory is not released when it is freed, only when the process ends */
+    char no_kernels[160]; /* why it has no kernels although it could; empty: it has, or it never has any */
 
-    /* The daemon's part; loop only. */
-    uint64_t budget; /* bytes that models may take; any thread may read it, once the daemon listens */
-    uint64_t rate;   /* of the last load, in bytes of the file per second; 0: none yet */
-    uint64_t used;   /* the ledger: bytes that models take, or have been promised */
-    uint64_t queued; /* bytes that loads wait for, which nobody who comes later is promised */
-    uint64_t
-        reach; /* bytes that models could take in all, by device_survey() when it was asked last; 0: it never was */
+    /* The daemon's part. Loop only, but for `budget`. */
+    uint64_t budget; /* bytes that models may use; after the start any thread may read it */
+    uint64_t rate;   /* rate of the last load, in bytes of the file per second; 0: no load yet */
+    uint64_t used;   /* bytes that models use or have reserved */
+    uint64_t queued; /* bytes that queued loads wait for; loads that come later do not get these */
+    uint64_t reach;  /* bytes that models could use in all, as device_survey() found last; 0: it never ran */
     bool failed;
 
     /* Any thread. */
@@ -170,29 +173,30 @@ struct device {
     struct staging *staging; /* loop */
 };
 
-/* Of one device. */
+/* How many streams one device can use. */
 #define DEVICE_STREAMS_MAX 16u
 
-/* What a module is told when it opens its devices. */
+/* Settings for a module, given when it opens its devices. */
 struct device_config {
-    unsigned workers; /* threads that fill slots */
-    uint64_t staging; /* bytes for all slots of a device together; 0: the module's choice */
-    unsigned streams; /* to use, at most DEVICE_STREAMS_MAX; 0: the module's choice */
-    /* How many copies in a row measure the link, twice; 0: the module's choice, which the clock has a say in. */
+    unsigned workers; /* number of threads that fill slots */
+    uint64_t staging; /* bytes for all slots of one device; 0: the module chooses */
+    unsigned streams; /* number of streams, at most DEVICE_STREAMS_MAX; 0: the module chooses */
+    /* How many copies are timed to measure the link; this is done twice. 0: the module chooses, and repeats for a
+     * certain time. */
     unsigned link_copies;
-    uint64_t link_bytes;  /* of each of these copies; 0: the module's choice */
-    uint64_t trial_bytes; /* what exports are tried with, at least two granules; 0: the module's choice */
+    uint64_t link_bytes;  /* bytes of each of these copies; 0: the module chooses */
+    uint64_t trial_bytes; /* bytes of the trial allocation for exports, at least two granules; 0: the module chooses */
 };
 
-/* A shared object exports one of these as `rocmforge_device_module`. */
+/* A shared object exports one of these, with the name `rocmforge_device_module`. */
 struct device_module {
     unsigned abi; /* DEVICE_ABI */
     const char *kind;
 
-    /* loop, once, at start; may block. Opens every device of the kind. Returns their number and sets *ret, an array
-     * that the caller frees with free() after it has closed each; -ENODEV if there is none, or no driver, which the
-     * fault words; -EIO if there are some and none can be used. Where some devices answer and others do not, the fault
-     * words the last that does not; it is empty if all do. */
+    /* loop, once, at the start; may block. Opens all devices of the kind. Returns their number and sets *ret to an
+     * array; the caller closes each device and then frees the array with free(). -ENODEV if there is no device or no
+     * driver, and the fault says which. -EIO if there are devices and none can be used. If only some can be used,
+     * the fault describes the last one that cannot; if all can, it is not changed. */
     int (*open)(const struct device_config *config, struct device ***ret, struct device_fault *ret_fault);
 };
 
@@ -228,8 +232,9 @@ void device_arena_free(struct device *device, struct arena *arena, uint64_t byte
 /* "memfd", "ipc", "fd". Static. */
 const char *export_kind_name(enum export_kind kind);
 
-/* What transfers are timed with: CLOCK_MONOTONIC, in nanoseconds. Any thread. */
+/* The clock that transfers are timed with: CLOCK_MONOTONIC, in nanoseconds. Any thread. */
 uint64_t device_clock_ns(void);
 
-/* Fills a fault; call is the function's name. Truncates. NULL fault is fine. Returns `error`, a negative errno. */
+/* Fills `fault`, which may be NULL. `call` is the name of the function that failed. Text that is too long is cut.
+ * Returns `error`, a negative errno. Any thread. */
 int device_fault_set(struct device_fault *fault, int error, const char *call, int code, const char *text);

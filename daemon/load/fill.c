@@ -133,7 +133,7 @@ static int part_fill(const struct fill *fill, const struct part *part, struct fi
         part_copy(fill, part, &share->count);
     else
         r = fill_read(fill->source, fill->plan, fill->chunk, part, fill->slot->data, &share->count, &share->fault);
-    if (r == 0 && fill->last && fill->slot->device->fetches)
+    if (r == 0 && fill->last && fill->slot->device->copies_async)
         part_write_back(fill, part);
     return r;
 }
@@ -233,7 +233,7 @@ void fill_continue(uv_loop_t *loop, struct fill *fill, struct arena *arena)
     assert(fill->held && arena);
     fill->held = false;
     fill->arena = fill->transfer.arena = arena;
-    if (fill->slot->device->fetches) { /* a worker would come to it only when what is queued has been read */
+    if (fill->slot->device->copies_async) { /* a worker would come to it only when what is queued has been read */
         fill->under_way = 1;
         fill_hand_over(fill);
         return;

@@ -7,6 +7,7 @@
 #include "daemon/session/events.h"
 #include "daemon/wire/call.h"
 #include "daemon/wire/errors.h"
+#include "proto/bytes.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -210,11 +211,12 @@ static void check_freed(const struct unload *unload)
     const uint64_t freed = unload->free_after > unload->free_before ? unload->free_after - unload->free_before : 0;
     if (device->export_kind == EXPORT_MEMFD || !unload->told)
         return;
+    char taken[BYTES_TEXT_SIZE], back[BYTES_TEXT_SIZE];
     if (freed < model->plan->arena_bytes / 2)
         log_client(LOG_LEVEL_WARNING,
-                   "model=%s id=%" PRIu64
-                   " device=%s: of its %.2f GB the driver has %.2f back; a client may have it open",
-                   model->name, model->id, device->id, (double)model->plan->arena_bytes / 1e9, (double)freed / 1e9);
+                   "model=%s id=%" PRIu64 " device=%s: of its %s the driver has %s back; a client may have it open",
+                   model->name, model->id, device->id, bytes_text(taken, (double)model->plan->arena_bytes, ""),
+                   bytes_text(back, (double)freed, ""));
 }
 
 static void unload_work(uv_work_t *work)

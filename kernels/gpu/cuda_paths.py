@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Prints where an nvcc has its headers and libraries: directories, separated by semicolons, a line for each of the two.
+"""Prints the directories of the headers and of the libraries of an nvcc: one line each, separated by semicolons.
 
 usage: cuda_paths.py NVCC
 """

@@ -3,7 +3,8 @@
 
 usage: embed.py BINARY OUTPUT.S
 
-The digest in it changes when the binary does, so that the build, which cannot see through .incbin, assembles it again.
+The build does not know what .incbin reads. The digest in the output changes when the binary changes, so that the build
+assembles it again.
 """
 import hashlib
 import pathlib

@@ -1,4 +1,4 @@
-/* Settings, devices, and faults. */
+/* Settings, devices and faults. */
 #include "tests/fake_hip/internal.h"
 
 #include <stdio.h>
@@ -24,18 +24,18 @@ static int devices = 1;
 static bool no_device_is_no_error, nameless, texts_are_names;
 static hipError_t lost[FAKE_DEVICES_MAX];
 static uint64_t delay_copy, delay_kernel, delay_clear, seed = 1;
-static const char *gate; /* NULL: there is none */
+static const char *gate; /* NULL: no gate */
 
 static struct {
-    char call[48]; /* "": nothing fails */
+    char call[48]; /* "": no fault is set */
     unsigned long nth, seen;
     bool from_there_on;
-    int code; /* 0: the default */
+    int code; /* 0: use the default */
     bool harmless;
     bool fired;
 } fault;
 
-static const char *fault_path; /* NULL: there is no such file */
+static const char *fault_path; /* NULL: no file */
 static struct timespec fault_time;
 
 static struct {
@@ -44,12 +44,12 @@ static struct {
 } calls[FAKE_CALLS_MAX];
 
 static struct {
-    int device; /* -1: there is none */
+    int device; /* -1: no capture */
     bool broken;
 } capture = {.device = -1};
 static __thread hipStreamCaptureMode capture_mode = hipStreamCaptureModeGlobal;
 
-static const char *held; /* the call that is held up; NULL: none is */
+static const char *held; /* the call that waits; NULL: none */
 
 static pid_t pid;
 
@@ -142,7 +142,7 @@ static bool unrecoverable(int code)
            (code >= 714 && code <= 719);
 }
 
-/* Whether this is the one that is to fail. With fake_lock held. */
+/* Whether this call or work is the one that has to fail. With fake_lock held. */
 static bool due(const char *what, bool is_call)
 {
     if (fault_path)
@@ -155,7 +155,7 @@ static bool due(const char *what, bool is_call)
     fault.fired = true;
     if (fault_path) {
         unlink(fault_path);
-        memset(&fault_time, 0, sizeof(fault_time)); /* whatever comes next is new */
+        memset(&fault_time, 0, sizeof(fault_time)); /* the next file counts as new */
     }
     return true;
 }
@@ -379,7 +379,7 @@ FAKE_EXPORT hipError_t hipDeviceGetPCIBusId(char *name, int size, int device)
 FAKE_EXPORT hipError_t hipDeviceGetUuid(hipUUID *uuid, hipDevice_t device)
 {
     FAKE_ENTER(device);
-    /* Digits, as AMD's driver has them, and bytes. */
+    /* ASCII digits, as from AMD's driver; and bytes that are no digits. */
     char text[17];
     snprintf(text, sizeof(text), "fa4e%012x", (unsigned)device);
     memcpy(uuid->bytes, text, sizeof(uuid->bytes));
@@ -392,7 +392,7 @@ FAKE_EXPORT hipError_t hipDeviceSynchronize(void)
 {
     hipError_t error = fake_enter(__func__, fake_current);
     error = error != hipSuccess ? error : fake_capture(fake_current, true);
-    /* Who asked for it in vain may close what is open all the same, but while there is a capture. */
+    /* After an error the caller may close all the same, unless the error is one of capture. */
     if (error < hipErrorStreamCaptureUnsupported || error > hipErrorStreamCaptureWrongThread)
         fake_waited_for = fake_current;
     if (error != hipSuccess)

@@ -1,78 +1,84 @@
-/* A stand-in for libamdhip64, with its soname and the calls that rocmforge uses, on CPU memory and real threads. It
- * proves the logic of the GPU modules, not the hardware.
+/* A replacement for libamdhip64 for tests. It has the same soname and those calls that rocmforge uses, and works with
+ * CPU memory and threads. It tests the logic of the GPU modules, not the hardware.
  *
- * Stricter than a GPU wherever one would be merely undefined: memory is handed out full of another owner's bytes; the
- * target of a copy or of a kernel holds garbage until it has ended; pointers are checked against allocations and
- * devices; a copy from memory that is not pinned is refused, and one to such memory is over when the call returns; a
- * handle cannot be opened by the process that made it, and opened twice in one process it gives one mapping, which the
- * first close takes away; nor can it be closed but right after its device was waited for; and a process that was forked
- * from one that made calls can make none.
+ * Where a GPU would give undefined results, it is stricter:
  *
- * Environment, read at the first call:
- *   FAKE_HIP_DEVICES=N     devices; default 1; 0: hipGetDeviceCount() fails with hipErrorNoDevice; -1: it succeeds, and
- *                          counts none
- *   FAKE_HIP_NAMELESS=1    devices have an empty name, as ROCm gives it to a board that it does not know
- *   FAKE_HIP_TEXTS=names   hipGetErrorString() returns an error's name, as in ROCm 5; default: a sentence, as in ROCm 6
- *   FAKE_HIP_MEMORY=BYTES  of each device; default 1 GiB
+ *   - New memory is full of bytes, as if another program had used it.
+ *   - The target of a copy or kernel holds garbage until the copy or kernel has ended.
+ *   - Pointers are checked: they have to be in an allocation, and on the right device.
+ *   - Copies to the device from memory that is not pinned are refused. Copies to such memory end before the
+ *     call returns.
+ *   - A handle cannot be opened by the process that made it. If a process opens it twice it gets one mapping, which the
+ *     first close removes. A close has to come directly after a wait for the device.
+ *   - A child process cannot make calls after fork() if its parent made some.
+ *
+ * Environment variables, read at the first call:
+ *
+ *   FAKE_HIP_DEVICES=N     number of devices; default 1; 0: hipGetDeviceCount() fails with hipErrorNoDevice; -1: it
+ *                          succeeds and counts 0
+ *   FAKE_HIP_NAMELESS=1    devices have an empty name, like boards that ROCm does not know
+ *   FAKE_HIP_TEXTS=names   hipGetErrorString() returns the name of an error, as in ROCm 5; default: a sentence, as in
+ *                          ROCm 6
+ *   FAKE_HIP_MEMORY=BYTES  memory of each device; default 1 GiB
  *   FAKE_HIP_SLOW=copy=US,kernel=US,clear=US
- *                          how long these take at most, in microseconds; each takes a random part of it
- *   FAKE_HIP_SEED=N        of those
- *   FAKE_HIP_TAKEN=BYTES   of the first device, by others
- *   FAKE_HIP_LEAK=1        memory that is freed stays in use
- *   FAKE_HIP_GATE=PATH     no copy is done while there is such a file
+ *                          the longest time that each of these takes, in microseconds; the time is random below that
+ *   FAKE_HIP_SEED=N        seed of these random times
+ *   FAKE_HIP_TAKEN=BYTES   memory of the first device that other programs use
+ *   FAKE_HIP_LEAK=1        freed memory stays in use
+ *   FAKE_HIP_GATE=PATH     copies wait while this file exists
  *   FAKE_HIP_NO_BINARY=1   the embedded kernels are for another device
- *   FAKE_HIP_OWN_ONLY=1    a handle cannot be opened by another user than that of the process that made it
- *   FAKE_HIP_FAIL=SPEC     as fake_hip_fail()
- *   FAKE_HIP_FAIL=@PATH    the same, with what stands in the file PATH, whenever there is a new one; it is gone once
- *                          something failed, and who takes it away before that calls the fault off
+ *   FAKE_HIP_OWN_ONLY=1    only the user of the process that made a handle can open it
+ *   FAKE_HIP_FAIL=SPEC     as in fake_hip_fail()
+ *   FAKE_HIP_FAIL=@PATH    SPEC is the text of the file PATH, and is read again when there is a new file. After
+ *                          the fault the file is deleted. If the file is deleted before that, there is no fault
  *
- * Tests that have it in their own process find the functions below with dlsym(). */
+ * Tests that load it into their own process find the functions below with dlsym(). */
 #pragma once
 
 #include <stdbool.h>
 
 #define FAKE_CALLS_MAX 64
 
-/* What was made and not given back. */
+/* Objects that were created and not released. */
 struct fake_hip_live {
     int allocations;
     int pinned;
     int streams;
     int events;
     int modules;
-    int opened; /* mappings of handles */
+    int opened; /* mapped handles */
 
-    unsigned contexts; /* a bit for each device that was used at all: on a real one that takes memory, and for good */
+    unsigned contexts; /* one bit for each device that was used at least once: on a real device, use takes memory until
+                          the process ends */
 };
 
-/* Makes calls fail from here on. SPEC is CALL:N[+][:CODE[!]]: the Nth call (from 1), or with + every one from the Nth
- * on, returns CODE (999, hipErrorUnknown) and does nothing, but that a call which releases something releases it all
- * the same. CALL is a name, or "*" for any. "copy", "kernel" and "clear" are not calls but the work itself, which fails
- * after the call that asked for it has returned: its device then returns CODE (719, hipErrorLaunchFailure) for
- * everything, as it does after any of the codes that a real one does not recover from, but with "!". NULL: nothing
- * fails, and devices that were lost are well again. Counts start anew. */
+/* Makes calls fail from now on. SPEC is CALL:N[+][:CODE[!]]: the Nth call (from 1), or with + each call from the Nth
+ * on, does nothing and returns CODE; default 999, hipErrorUnknown. A call that releases something releases it all
+ * the same. CALL is a name, or "*" for any call. "copy", "kernel" and "clear" are not calls but the work that a
+ * stream does. This work fails after the call that requested it has returned; then its device returns CODE (default
+ * 719, hipErrorLaunchFailure) from each call. A code that a real device does not recover from has the same effect,
+ * unless "!" follows it. NULL: nothing fails, and lost devices work again. Counts start again from 0. */
 void fake_hip_fail(const char *spec);
 
-/* Something failed since. */
+/* Whether a call or work failed since then. */
 bool fake_hip_fired(void);
 
-/* How often a call was made since. Calls have indexes from 0 on, in the order in which they were first made by the
- * process; returns false behind the last. */
+/* How often a call was made since then. Calls have indexes from 0 on, in the order in which the process first made
+ * them. Returns false after the last one. */
 bool fake_hip_call(unsigned index, const char **ret_name, unsigned long *ret_calls);
 
 void fake_hip_count(struct fake_hip_live *ret);
 
-/* How often a stream that copies was given an event that takes the time, or that a thread can sleep for: on a real
- * device the copy behind it begins later then. */
+/* How often a stream that copies got an event that has a time or that a thread can sleep on. On a real device such
+ * an event delays the next copy. */
 unsigned long fake_hip_copies_delayed(void);
 
-/* From here on a stream of the device is being captured, in the mode hipStreamCaptureModeGlobal, by a thread that has
- * nothing to do with the caller's; -1: none is. It is broken, and the call refused, by what waits for the whole device
- * or uses its null stream; and, from a thread that is not in the mode hipStreamCaptureModeRelaxed, by what opens,
- * closes or waits for anything. */
+/* From now on another thread captures a stream of this device, in the mode hipStreamCaptureModeGlobal; -1: no
+ * capture. Calls that wait for the whole device or use its null stream are refused and break the capture. So are
+ * calls that open, close or wait for something, unless their thread is in the mode hipStreamCaptureModeRelaxed. */
 void fake_hip_capture(int device);
-/* The capture that was begun last is, or was until its end, unbroken. */
+/* Whether the last capture is unbroken, or was when it ended. */
 bool fake_hip_captured(void);
 
-/* Holds calls of this name up, once they are counted, until another is named; NULL: none is. */
+/* Calls of this name are counted and then wait, until another name is set. NULL: no call waits. */
 void fake_hip_hold(const char *call);

@@ -1,4 +1,4 @@
-/* What the files of the fake share. */
+/* Declarations that the files of the fake runtime share. */
 #pragma once
 
 #include "tests/fake_hip/fake_hip.h"
@@ -12,41 +12,42 @@
 
 /* fake_hip.c */
 
-extern struct fake_hip_live fake_live; /* with fake_lock held */
-extern pthread_mutex_t fake_lock;      /* of all that is not one stream's */
-extern pthread_cond_t fake_changed;    /* an event was reached, a stream went on, a device was lost */
-extern __thread int fake_current;      /* hipSetDevice() */
-extern __thread int fake_waited_for; /* the device that this thread's last call waited for; -1: it did something else */
-extern __thread hipError_t fake_last; /* hipGetLastError() */
-extern uint64_t fake_memory;          /* bytes of each device */
+extern struct fake_hip_live fake_live; /* guarded by fake_lock */
+extern pthread_mutex_t fake_lock;      /* guards all that does not belong to one stream */
+extern pthread_cond_t fake_changed;    /* an event was reached, a stream made progress, a device was lost */
+extern __thread int fake_current;      /* as set by hipSetDevice() */
+extern __thread int
+    fake_waited_for; /* the device that this thread's last call waited for; -1: the last call did something else */
+extern __thread hipError_t fake_last; /* for hipGetLastError() */
+extern uint64_t fake_memory;          /* bytes of memory of each device */
 extern uint64_t fake_used[FAKE_DEVICES_MAX];
 extern bool fake_no_binary;
 extern bool fake_leak;
 extern bool fake_own_only;
 
-/* What every call does first: counts it, and returns what it is to fail with. `device`: whose error it shares; -1: none
- * but injected ones. */
+/* Each call begins with this. Counts the call and returns the error that it is to fail with. `device`: the device
+ * whose lost state applies; -1: only injected errors apply. */
 hipError_t fake_enter(const char *call, int device);
 
-/* The work of a stream does this first. Returns false if it is not to be done. */
+/* Work on a stream begins with this. Returns false if the work must not be done. */
 bool fake_work(const char *what, int device);
 
-/* The device is used. */
+/* Records that the device is used. */
 void fake_touch(int device);
 
-/* From now on everything on the device fails with this. */
+/* Loses the device: all calls on it fail with `code` from now on. */
 void fake_lose(int device, hipError_t code);
-/* 0, or what it was lost with. */
+/* The code that the device was lost with, or 0. */
 hipError_t fake_lost(int device);
 
-/* What a call is refused with because of a capture, which it breaks; hipSuccess: it is not. `whole`: it waits for the
- * device as a whole. */
+/* Returns the error that a call gets because of a capture, and breaks that capture; hipSuccess if there is none.
+ * `whole`: the call waits for the whole device. */
 hipError_t fake_capture(int device, bool whole);
 
-/* Sleeps a random part of the time set for "copy", "kernel" or "clear". */
+/* Sleeps for a random time, up to the one set for "copy", "kernel" or "clear". */
 void fake_delay(const char *what);
 
-/* Waits while the gate for copies is closed. */
+/* Waits while the file of FAKE_HIP_GATE exists. */
 void fake_gate(void);
 
 #define FAKE_ENTER(device)                                                                                             \
@@ -68,21 +69,21 @@ void fake_gate(void);
 
 enum block_kind { BLOCK_DEVICE, BLOCK_PINNED, BLOCK_OPENED };
 
-/* The kind and device of the memory that holds all these bytes. Returns false if none does. */
+/* Sets the kind and the device of the allocation that contains all these bytes. Returns false if there is none. */
 bool fake_find(const void *pointer, size_t bytes, enum block_kind *ret_kind, int *ret_device);
 
-/* All of it is memory that this device may touch. */
+/* Whether all of it is memory that this device may access. */
 bool fake_on_device(const void *pointer, size_t bytes, int device);
 
 /* stream.c */
 
-/* Waits for all streams of a device. */
+/* Waits until all streams of a device are idle. */
 void fake_drain(int device);
 
-/* What a stream does, in order. */
+/* One piece of work of a stream. Streams do them in order. */
 struct op {
     void (*run)(struct op *op, int device);
-    const char *what; /* "copy", "kernel", "clear"; NULL: bookkeeping, done on a lost device too */
+    const char *what; /* "copy", "kernel", "clear"; NULL: bookkeeping, which is done on a lost device too */
     struct op *next;
     void *dst;
     const void *src;
@@ -98,5 +99,5 @@ struct op {
     uint32_t *overflowed;
 };
 
-/* Takes the op, which was malloc()ed. */
+/* Takes ownership of the op, which was allocated with malloc(). */
 void fake_enqueue(hipStream_t stream, struct op *op);

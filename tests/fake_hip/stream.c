@@ -1,4 +1,4 @@
-/* Streams, each a thread; events; and the copies and kernels that run on them. */
+/* Streams, each of which is a thread; events; and the copies and kernels that streams run. */
 #include "kernels/dequant.h"
 #include "kernels/dequant_gpu.h"
 #include "tests/fake_hip/internal.h"
@@ -7,23 +7,23 @@
 #include <string.h>
 #include <time.h>
 
-/* What the target of a copy or kernel holds while it is under way. */
+/* What the target of a copy or kernel holds until it has ended. */
 #define UNDER_WAY 0xee
 
 struct ihipStream_t {
     int device;
     struct op *head, **tail;
-    uint64_t given, done; /* ops */
+    uint64_t given, done; /* number of ops */
     bool stop;
-    bool copies; /* something to the device */
+    bool copies; /* it copied something to the device */
     pthread_t thread;
     struct ihipStream_t *next;
 };
 
 struct ihipEvent_t {
-    int references; /* the owner's, and one of each op that names it */
+    int references; /* one by the owner, and one by each op that uses it */
     bool timed, blocking;
-    uint64_t given, reached; /* records */
+    uint64_t given, reached; /* number of records */
     double at_ms;
 };
 
@@ -107,7 +107,7 @@ void fake_drain(int device)
             continue;
         }
         pthread_cond_wait(&fake_changed, &fake_lock);
-        stream = streams; /* the list may be another one now */
+        stream = streams; /* the list may have changed */
     }
     pthread_mutex_unlock(&fake_lock);
 }
@@ -241,7 +241,7 @@ FAKE_EXPORT unsigned long fake_hip_copies_delayed(void)
     return delayed;
 }
 
-/* Counts as a call only when the event was reached: how often somebody asks before that is chance. */
+/* Counts as a call only if the event was reached: how often a caller polls before that is random. */
 FAKE_EXPORT hipError_t hipEventQuery(hipEvent_t event)
 {
     pthread_mutex_lock(&fake_lock);
@@ -293,7 +293,7 @@ FAKE_EXPORT hipError_t hipStreamWaitEvent(hipStream_t stream, hipEvent_t event, 
     return hipSuccess;
 }
 
-/* Copies. Half of one, a pause, the other half: whoever looks too early sees it. */
+/* Copies. Garbage first, then a pause, then one half after the other: a test that reads too early sees it. */
 
 static void run_copy(struct op *op, int device)
 {
@@ -348,7 +348,7 @@ FAKE_EXPORT hipError_t hipMemsetAsync(void *dst, int value, size_t bytes, hipStr
     return hipSuccess;
 }
 
-/* Kernels: known by their names, run by the CPU's plain decoders. */
+/* Kernels: identified by their names, and run by the CPU's plain decoders. */
 
 FAKE_EXPORT hipError_t hipModuleLoadData(hipModule_t *ret, const void *image)
 {

@@ -1,6 +1,6 @@
-/* What every test of the GPU module through daemon/device.h starts from: its devices, with slots on the first.
+/* What all tests of the GPU module through daemon/device/device.h begin with: its devices, and slots on the first one.
  *
- * Environment: ROCMFORGE_TEST_MODULE, the module. */
+ * Environment: ROCMFORGE_TEST_MODULE, the path of the module. */
 #pragma once
 
 #include "tests/gpu/rig.h"
@@ -11,30 +11,30 @@ struct bench {
     struct slots slots; /* of the first device */
 };
 
-/* The module, and the stand-in for its runtime if it is one that runs. */
+/* The module, and its fake runtime if it runs on that. */
 extern struct rig rig;
 
 extern const struct device_config config;
-/* Small, and the same calls each time. */
+/* Small sizes, and the same calls each time. */
 extern const struct device_config small_config;
 
-/* First thing in main(): loads the module and sees whether there are devices. Returns 0; -ENODEV and the fault; or
- * another negative errno, after saying why. */
+/* Called first in main(). Loads the module and checks that there are devices. Returns 0; -ENODEV with the fault; or
+ * another negative errno after printing why. */
 int bench_begin(struct device_fault *ret_fault);
 
-/* The errors of the module's open(), and of slots. */
+/* Opens the devices, with `slots` slots on the first. Returns an error of open() or slot_init(). */
 int bench_open(struct bench *bench, const struct device_config *how, size_t slots, struct device_fault *fault);
 void bench_close(struct bench *bench);
 
-/* The rest fails the test that calls it. */
+/* The functions below fail the test that calls them. */
 
 void assert_fine(int r, const struct device_fault *fault);
 
-/* Of what is counted, which only the stand-in does. */
+/* Nothing is left of what the fake runtime counts. On a GPU this checks nothing. */
 void assert_nothing_left(void);
 
-/* Ends the test, as one that was skipped. */
+/* On a GPU: ends the test as skipped. */
 void skip_on_hardware(void);
 
-/* Puts a model into a fresh arena and compares. */
+/* Puts a model into a new arena and compares. */
 void load_and_check(struct slots *slots, const struct model *model, size_t slot_bytes, bool decode);

@@ -1,7 +1,7 @@
-// Enough of CUDA, or of HIP, to compile kernels/dequant.hip for the CPU and run it, one thread block after another. The
-// threads of a block are coroutines that meet at barriers and shuffles, and nowhere else.
+// Enough of CUDA or HIP to compile kernels/dequant.hip for the CPU and run it, one thread block after another. The
+// threads of a block are coroutines. They switch only at barriers and shuffles.
 //
-// EMULATE_CUDA: as nvcc sees the text; else as hipcc does. The instructions that are inline assembly are left out.
+// With EMULATE_CUDA the source is compiled as nvcc compiles it, otherwise as hipcc does. Inline assembly is left out.
 #pragma once
 
 #include <cstdint>
@@ -36,15 +36,17 @@ namespace emulate
 {
 
 constexpr unsigned threads_max = 256;
-constexpr size_t stack_bytes = 256 << 10;
+// A kernel takes less than one KiB of it. AddressSanitizer clears its notes of the whole at every switch.
+constexpr size_t stack_bytes = 64 << 10;
 
-// What a thread meets others for: all of the block, all of its warp, its neighbour.
+// Whom a thread waits for: the whole block, its warp, or its neighbour.
 enum meeting { block, warp, pair, meetings };
 
 struct thread {
     ucontext_t context;
     unsigned arrived[meetings];
-    uint32_t value[meetings][2]; // of the last two meetings: a thread may be one ahead of who still reads
+    uint32_t value[meetings][2]; // of the last two meetings, because one thread may be one meeting ahead of a thread
+                                 // that still reads
     bool ended;
 };
 
@@ -53,7 +55,7 @@ extern unsigned current, count;
 
 void yield();
 
-// Waits until the threads from `first` on have come here as often as this one has.
+// Waits until `n` threads from `first` on have called this as often as this thread.
 inline unsigned meet(meeting what, unsigned first, unsigned n, uint32_t value)
 {
     thread &self = all[current];

@@ -17,14 +17,14 @@
 #include <cmocka.h> /* wants the standard headers before it */
 /* clang-format on */
 
-/* Whatever hangs is a failure. */
+/* A test that takes longer has failed. */
 #define SECONDS_MAX 120
 
 const struct import_module *module;
 struct model model;
 struct rig fake;
 
-static void *object; /* that the module was loaded from */
+static void *object; /* the shared object of the module */
 
 static void model_build(void)
 {
@@ -66,14 +66,16 @@ static int server_load(struct device *device, struct slots *slots, struct arena 
     return 0;
 }
 
-/* argv: "server", the index of the device. On its standard input: 'f' frees the arena, 'l' loads again; the end of it
- * ends the server. */
+/* argv: "server" and the index of the device. Commands on standard input: 'f' frees the arena, 'l' loads again. The
+ * server ends when its input ends. */
 static int server_main(const char *which)
 {
     struct rig rig;
     if (rig_load(&rig) < 0)
         return 1;
-    const struct device_config config = {.workers = 2};
+    /* How fast the link is, and whether exported memory comes back, is nothing to those who import. */
+    const struct device_config config = {
+        .workers = 2, .link_copies = 1, .link_bytes = 64u << 10, .trial_bytes = 4u << 20};
     struct device **devices;
     struct device_fault fault = {0};
     struct notice notice = {0};
@@ -198,7 +200,7 @@ int compare(struct import_mapping *mapping)
     int r = module->read(mapping, 0, got, model.arena_bytes, &fault);
     if (r == 0 && !model_same(&model, got))
         r = -EILSEQ;
-    /* Not from the start, and not to the end. */
+    /* Neither from the start nor to the end. */
     uint8_t part[678];
     if (r == 0)
         r = module->read(mapping, 12345, part, sizeof(part), &fault);
@@ -210,14 +212,14 @@ int compare(struct import_mapping *mapping)
     return r;
 }
 
-/* Becomes this user for good, without any right of the old one. */
+/* Becomes this user, without any rights of the old one. */
 static int user_become(uid_t uid)
 {
     return setgroups(0, NULL) < 0 || setresgid(uid, uid, uid) < 0 || setresuid(uid, uid, uid) < 0 ? -errno : 0;
 }
 
-/* argv: "client", and the user that it becomes before it asks the runtime anything; "": it stays who it is. Its input:
- * a notice. Opens, compares, says what came of it, and stays until its input ends. */
+/* argv: "client" and the user that it becomes before it calls the runtime; "": it stays the same user. Its input is
+ * a notice. It opens the memory, compares, writes the answer, and waits until its input ends. */
 static int client_main(const char *user)
 {
     struct notice notice;
@@ -295,7 +297,7 @@ static int module_load(void)
     return 0;
 }
 
-/* Whether a server finds a device. */
+/* Checks whether a server finds a device. */
 static int device_ask(void)
 {
     struct process server;

@@ -1,6 +1,6 @@
-/* The import module under test, and the other processes that its tests need: a handle cannot be opened by the process
- * that made it. So a test's program starts itself again, as servers, which play the daemon and export a model with a
- * device module; and as clients, to be killed.
+/* Tests the import module, with the other processes that this needs: a handle cannot be opened by the process that made
+ * it. So a test program starts itself again, as a server or as a client. A server plays the daemon and exports a model
+ * with a device module. A client opens it and can be killed.
  *
  * Environment: ROCMFORGE_TEST_MODULE, the device module; ROCMFORGE_TEST_IMPORT, the import module. */
 #pragma once
@@ -13,82 +13,83 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-/* All three are there once import_rig_begin() has returned 0. */
+/* Set when import_rig_begin() has returned 0. */
 extern const struct import_module *module;
-extern struct model model; /* what every server exports: the same in each process */
-extern struct rig fake;    /* what the import module runs on: NULL functions on a real GPU, and no device module */
+extern struct model model; /* the model that all servers export */
+extern struct rig
+    fake; /* the fake runtime of the import module; functions are NULL on a real GPU, and so is the device module */
 
-/* First thing in main(): becomes the server or the client that it was started as, and does not return then. Else loads
- * the import module, and sees whether there are devices; an argument says which tests are to run. Returns 0; -ENODEV;
- * or another negative errno, after saying why. Whatever takes more than two minutes from here on is ended by SIGALRM.
- */
+/* Called first in main(). In a process that was started as a server or client it does that work and does not return.
+ * Otherwise it loads the import module and checks that there are devices; the program's argument selects tests.
+ * Returns 0; -ENODEV; or another negative errno after printing why. After two minutes SIGALRM ends the process. */
 int import_rig_begin(int argc, char **argv);
 
-/* Last thing in main(). */
+/* Called last in main(). */
 void import_rig_end(void);
 
-/* A function of the runtime that the import module is linked with, or of the fake; NULL: it has none of that name. */
+/* Looks up a function of the runtime, or of the fake, that the import module is linked with. NULL if there is none. */
 void *runtime_find(const char *name);
 
-/* A process that was started, until process_end(). */
+/* A process that this one started. process_end() ends it. */
 struct process {
     pid_t pid;
-    int in, out; /* its standard input and output, from our side */
+    int in, out; /* our ends of its standard input and output */
 };
 
-/* What a server says when it is ready, and after each command. */
+/* What a server writes when it is ready, and after each command. */
 struct notice {
-    int status; /* of opening the device, or of the command */
+    int status; /* result of opening the device, or of the command */
     unsigned devices;
     uint64_t bytes;
-    uint64_t free_before, free_after; /* of the device: before the model, and now */
+    uint64_t free_before, free_after; /* free bytes of the device: before the model was loaded, and now */
     char id[32], uuid[64], pci[24];
     uint8_t handle[64];
     size_t handle_size;
 };
 
-/* What a client says. */
+/* What a client writes. */
 struct answer {
-    bool fine; /* it could open what it was told of, and the bytes are right */
+    bool fine; /* it opened the memory, and the bytes are right */
     struct import_fault fault;
 };
 
-/* Ends its input, which ends it; with a signal that is not 0, that comes first. Waits for it and returns its wait
- * status: 0 of a server that ended well, and of a client that did, whose answer was fine. */
+/* Sends the signal, if it is not 0, and closes the input of the process, which ends it. Waits and returns its wait
+ * status: 0 for a server that ended well, and for a client that ended well and whose answer was fine. */
 int process_end(struct process *process, int signal);
 
-/* The rest fails the test that calls it if it cannot do what it says. */
+/* The functions below fail the test that calls them if they cannot do their work. */
 
-/* Starts a server that has loaded the model into the device with this index, "0" say, and exported it. */
+/* Starts a server. It loads the model into the device with this index ("0") and exports it. */
 void server_start(struct process *ret, const char *index, struct notice *ret_notice);
 
-/* 'f': frees the arena, and asks for free_after; 'l': loads and exports again. */
+/* 'f': frees the arena and reports free_after; 'l': loads and exports again. */
 void server_do(struct process *server, char command, struct notice *ret);
 
-/* Starts a client that opens what the notice tells of, compares, and keeps it open until its input ends. user: a
- * number, whom it becomes before it asks the runtime anything; "": it stays who it is. It does not wait for the answer.
- */
+/* Starts a client. It opens the memory of the notice, compares it, and keeps it open until its input ends. user: the
+ * number of a user that it becomes before it calls the runtime; "": it stays the same user. This does not wait for
+ * the answer. */
 void client_start(struct process *ret, const struct notice *notice, const char *user);
 
-/* Waits for its answer, which comes once. */
+/* Waits for the client's answer. It answers once. */
 void client_ask(struct process *client, struct answer *ret);
 
-/* The same, and it has to be fine. */
+/* The same, and the answer has to be fine. */
 void client_ready(struct process *client);
 
-/* What the daemon would tell of it. Points into the notice, which has to stay as long. */
+/* What the daemon would tell a client. Points into the notice, which has to live as long. */
 struct import_source source_of(const struct notice *notice);
 
-/* Opens it in this process; the caller closes it, with module->close(). */
+/* Opens the memory in this process. The caller closes it with module->close(). */
 struct import_mapping *open_fine(const struct import_source *source);
 
-/* Reads all of it, and a part: fails no test, but returns 0; -EILSEQ, these are not the model's bytes; or what reading
- * returned. Says why not. */
+/* Reads all of the memory and a part of it. Does not fail the test: returns 0; -EILSEQ if the bytes are wrong; or
+ * what reading returned. Prints what is wrong. */
 int compare(struct import_mapping *mapping);
 
-/* So many handles are open in this process. Only the fake counts them; else these do nothing. */
+/* Checks that `n` handles are open in this process. Only the fake runtime counts them; otherwise this checks
+ * nothing. */
 void assert_open(int n);
 void assert_nothing_open(void);
 
-/* Ends the test, as one that was skipped, if there is no fake. */
+/* On a GPU: ends the test as skipped. */
 void skip_on_hardware(void);

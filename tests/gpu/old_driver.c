@@ -1,4 +1,4 @@
-/* A libcuda.so.1 of CUDA 12.4, which is all that it says. CUDA's runtime asks for everything by name. */
+/* A libcuda.so.1 that says it is of CUDA 12.4, and has no more. CUDA's runtime looks all functions up by name. */
 #include <stddef.h>
 #include <string.h>
 

@@ -14,11 +14,12 @@
 #include <cmocka.h> /* wants the standard headers before it */
 /* clang-format on */
 
-/* Tensors begin at multiples of these in a file and in an arena. */
+/* Tensors begin at multiples of these in a file, and in an arena. */
 #define FILE_ALIGNMENT  32u
 #define ARENA_ALIGNMENT 256u
 
-/* How often a call that a session need not make as often as another is waited for. */
+/* How often a session is repeated if it did not make the call that was to fail: some calls are not made equally
+ * often each time. */
 #define SWEEP_TRIES 5
 
 int rig_load(struct rig *ret)
@@ -56,7 +57,7 @@ unsigned long rig_calls(const struct rig *rig, const char *name)
     return 0;
 }
 
-/* Every call that the object refers to was made. */
+/* Fails the test unless each call that the object uses was made. */
 static void check_complete(const struct rig *rig, const char *path)
 {
     char command[512], line[256];
@@ -89,7 +90,7 @@ void rig_sweep(const struct rig *rig, const char *path, const char *code, bool (
     while (n < FAKE_CALLS_MAX && rig->call(n, &made[n].name, &made[n].calls))
         n++;
     check_complete(rig, path);
-    /* How often some are made, those that ask whether something is done, is for the clock to say. */
+    /* Some calls poll, so how often they are made depends on time: take the smallest number. */
     for (unsigned again = 0; again < 3; again++) {
         rig->inject(NULL);
         session(NULL);
@@ -129,7 +130,7 @@ static uint64_t align(uint64_t offset, uint64_t alignment)
     return (offset + alignment - 1) / alignment * alignment;
 }
 
-/* Random bytes, with stretches of zeros and ones among them: infinities, NaNs and the ends of ranges. */
+/* Random bytes, with runs of zeros and of ones in them: infinities, NaNs and the limits of ranges. */
 static void fill_random(uint8_t *data, size_t bytes, uint64_t *seed)
 {
     for (size_t i = 0; i < bytes; i++) {
@@ -225,7 +226,7 @@ void slots_drop(struct slots *slots)
     pthread_cond_destroy(&slots->changed);
 }
 
-/* A transfer and what it is a part of. */
+/* A transfer, and what it belongs to. */
 struct put {
     struct transfer transfer;
     struct slots *slots;
@@ -239,7 +240,7 @@ static void put_done(struct transfer *transfer)
     struct put *put = (struct put *)transfer;
     struct slots *slots = put->slots;
     struct outcome *outcome = put->outcome;
-    /* What the daemon does next: fill the slot again, at once. */
+    /* As the daemon does: fill the slot again at once. */
     memset(transfer->slot->data, 0x77, transfer->slot->size < 4096 ? transfer->slot->size : 4096);
     pthread_mutex_lock(&slots->lock);
     put->calls++;
@@ -262,13 +263,13 @@ static struct slot *slot_wait(struct slots *slots)
     pthread_mutex_lock(&slots->lock);
     while (slots->n_free == 0)
         pthread_cond_wait(&slots->changed, &slots->lock);
-    /* The one given back last: what is still under way in it would show. */
+    /* The slot that was given back last: if the device still used it, the test would see that. */
     struct slot *slot = slots->free[--slots->n_free];
     pthread_mutex_unlock(&slots->lock);
     return slot;
 }
 
-/* Takes as many blocks of the model, from block `*block` of piece `*piece` on, as the slot holds. */
+/* Fills the slot with as many blocks of the model as fit, from block `*block` of piece `*piece` on. */
 static size_t fill(const struct model *model, size_t *piece, uint64_t *block, struct slot *slot, size_t slot_bytes,
                    bool decode, struct piece *ret)
 {
@@ -337,8 +338,8 @@ void model_put(const struct model *model, struct slots *slots, struct arena *are
     free(puts);
 }
 
-/* A NaN that was computed has what sign and payload the processor gives it. One that stood in the file keeps its own,
- * but that a signalling one is made quiet. */
+/* The sign and payload of a computed NaN depend on the processor. A NaN from the file keeps its own, but is made
+ * quiet. */
 static bool both_nan(const struct piece *piece, const uint8_t *got, const uint8_t *want)
 {
     uint32_t bits[2] = {0, 0};
@@ -355,7 +356,7 @@ static bool nan_computed(const struct tensor_type *type)
     return type->kind == TYPE_QUANTISED || strcmp(type->name, "f64") == 0;
 }
 
-/* The piece that holds a byte of the arena; NULL: none. */
+/* The piece that contains this byte of the arena, or NULL. */
 static const struct piece *piece_at(const struct model *model, uint64_t at)
 {
     for (size_t i = 0; i < model->n_pieces; i++) {

@@ -1,5 +1,5 @@
-/* A device module under test: loads it, drives it as the daemon does, and compares what arrives with the CPU's
- * decoders, bit for bit. The module is a real one, on a GPU or on tests/fake_hip. */
+/* Tests a device module: loads it, uses it as the daemon does, and compares the result with the CPU's decoders, bit
+ * for bit. The module is the real one, on a GPU or on tests/fake_hip. */
 #pragma once
 
 #include "daemon/device/device.h"
@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* What the module runs on; NULL functions on a real GPU. */
+/* The module, and functions of the fake runtime; these are NULL on a real GPU. */
 struct rig {
     const struct device_module *module;
     void (*inject)(const char *spec);
@@ -20,43 +20,44 @@ struct rig {
     void (*count)(struct fake_hip_live *ret);
 };
 
-/* Loads the module named by ROCMFORGE_TEST_MODULE. Returns 0, or -ENOENT after it was told why. */
+/* Loads the module that ROCMFORGE_TEST_MODULE names. Returns 0, or -ENOENT after printing why. */
 int rig_load(struct rig *ret);
 
-/* Finds the functions of the fake, if that is what an object is linked with. */
+/* Looks up the functions of the fake runtime, if the object is linked with it. */
 void rig_find_fake(struct rig *rig, void *object);
 
-/* How often a call was made since inject(). */
+/* How often a call was made since the last inject(). */
 unsigned long rig_calls(const struct rig *rig, const char *name);
 
-/* Runs `session` once as it is, and then once for every call that it made, which fails with `code`. It gets what was
- * injected, NULL the first time, and returns whether that failed. Fails the test if the object at `path` uses a call
- * that was not made to fail. */
+/* Runs `session` once without a fault, and then once for each call that it made, with that call failing with `code`.
+ * `session` gets what was injected (NULL the first time) and returns whether it failed. Fails the test if the object
+ * at `path` uses a call that was never made to fail. */
 void rig_sweep(const struct rig *rig, const char *path, const char *code, bool (*session)(const char *spec));
 
 /* A tensor of a test's model. */
 struct part {
     const struct tensor_type *type;
-    enum form form; /* FORM_NATIVE: verbatim */
+    enum form form; /* FORM_NATIVE: not decoded */
     uint64_t blocks;
 };
 
-/* A model: bytes as they stand in a file, and what an arena is to hold. */
+/* A model: the bytes of its file, and the bytes that its arena must have. */
 struct model {
     struct piece *pieces; /* slot offsets are those in `file`, which model_put() cuts into slots */
     size_t n_pieces;
     uint8_t *file;
     uint64_t file_bytes;
-    uint8_t *expected; /* gaps are 0 */
+    uint8_t *expected; /* 0 in gaps */
     uint64_t arena_bytes;
     uint64_t overflows;
 };
 
-/* Makes one: random bytes from `seed`; each part stands `skew` bytes off a multiple of 32 in the file. */
+/* Makes a model of random bytes, which depend on `seed`. Each part begins `skew` bytes after a multiple of 32 in the
+ * file. */
 void model_make(struct model *ret, const struct part *parts, size_t n, unsigned skew, uint64_t seed);
 void model_drop(struct model *model);
 
-/* An arena that is all gap: cleared everywhere, for models that do not fill it. */
+/* Makes an arena that is cleared everywhere, for models that do not fill it. */
 int arena_make(struct device *device, uint64_t bytes, struct arena **ret, struct device_fault *ret_fault);
 
 /* The slots of a device. */
@@ -70,29 +71,29 @@ struct slots {
     size_t n_free;
 };
 
-/* Makes `n`. On failure there are none. */
+/* Makes `n` slots. After an error there are none. */
 int slots_make(struct slots *ret, struct device *device, size_t n, struct device_fault *ret_fault);
 void slots_drop(struct slots *slots);
 
-/* What came of putting a model. */
+/* The result of putting a model. */
 struct outcome {
-    int status; /* of the first transfer that failed, or 0 */
+    int status; /* status of the first transfer that failed, or 0 */
     struct device_fault fault;
     size_t transfers;
     uint64_t overflows;
     uint64_t copy_ns, kernel_ns;
 };
 
-/* Cuts the model into slots of at most `slot_bytes`, puts them all, waits until the last is done. decode: on the
- * device; else the slots hold what the arena gets. */
+/* Splits the model into slots of at most `slot_bytes`, puts them all and waits for the last. decode: the device
+ * decodes; otherwise the slots hold what goes into the arena. */
 void model_put(const struct model *model, struct slots *slots, struct arena *arena, size_t slot_bytes, bool decode,
                struct outcome *ret);
 
-/* Whether these are the arena's bytes, but for the sign and payload of NaN that were computed. */
+/* Whether these bytes are right, except for the sign and payload of computed NaNs. */
 bool model_same(const struct model *model, const uint8_t *got);
 
-/* Reads the arena back and fails the test at the first byte that differs. Returns what reading returned. */
+/* Reads the arena back. Fails the test at the first wrong byte. Returns what reading returned. */
 int model_check(const struct model *model, struct device *device, struct arena *arena, struct device_fault *ret_fault);
 
-/* xorshift */
+/* A random number (xorshift). */
 uint64_t random_next(uint64_t *state);

@@ -16,6 +16,7 @@ steps=" ${ROCMFORGE_GPU_STEPS:-tests daemon kernels put bench} "
 python=${PYTHON:-python3}
 PATH=$PATH:/usr/local/cuda/bin:/opt/rocm/bin
 failures=()
+export PYTHONDONTWRITEBYTECODE=1 # no __pycache__ beside the scripts
 export PYTHONUNBUFFERED=1 # what ends before its time has said what it had to say
 
 step() { printf '\n\033[1m%s\033[0m  (%d s)\n' "$*" "$SECONDS"; }

@@ -1,4 +1,4 @@
-/* Which calls the module makes of the runtime, and how many: on tests/fake_hip, which counts them. */
+/* Counts the calls that the module makes to the runtime, on tests/fake_hip. */
 #include "tests/gpu/device_bench.h"
 
 #include <errno.h>
@@ -11,7 +11,7 @@
 #include <cmocka.h> /* wants the standard headers before it */
 /* clang-format on */
 
-/* Puts a model into an arena that is gone again. Returns in how many transfers. */
+/* Puts a model into an arena and frees the arena. Returns the number of transfers. */
 static size_t put_fine(struct bench *bench, const struct model *model, size_t slot_bytes)
 {
     struct outcome outcome;
@@ -24,7 +24,7 @@ static size_t put_fine(struct bench *bench, const struct model *model, size_t sl
     return outcome.transfers;
 }
 
-/* Large pieces that are decoded, and stand aligned beside each other, are copied in one go. */
+/* Large pieces that are decoded share one copy if they are aligned neighbours. */
 static void test_copies_are_shared(void **state)
 {
     (void)state;
@@ -45,7 +45,7 @@ static void test_copies_are_shared(void **state)
     bench_close(&bench);
 }
 
-/* Whether the pieces are decoded by the device or not. */
+/* With pieces that the device decodes, and with others. */
 static void test_copies_are_not_delayed(void **state)
 {
     (void)state;
@@ -65,7 +65,7 @@ static void test_copies_are_not_delayed(void **state)
     bench_close(&bench);
 }
 
-/* Waits until a call was made so often; or for a third of a second, in which it is not. */
+/* Waits until a call was made this often. If it is not, the wait ends after a third of a second and the test fails. */
 static void assert_called(const char *name, unsigned long calls)
 {
     for (int i = 0; i < 1000 && rig_calls(&rig, name) < calls; i++)
@@ -79,7 +79,8 @@ static void assert_not_called(const char *name, unsigned long calls)
     assert_int_equal(rig_calls(&rig, name), calls);
 }
 
-/* Once much was freed, the driver is had to see to it; not for little, which adds up, and not if memory is taken. */
+/* When much memory was freed, the driver is made to reclaim it. A little memory is not enough, but adds up. If
+ * memory is allocated before that, nothing is reclaimed. */
 static void test_freed_memory_is_reclaimed(void **state)
 {
     (void)state;

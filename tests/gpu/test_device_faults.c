@@ -1,6 +1,5 @@
-/* The GPU module on tests/fake_hip: whatever call fails, whenever, and what comes after. Exits 77 if there is no
- * device.
- */
+/* The GPU module on tests/fake_hip: each call fails, at each time, and the module is used again afterwards. Exits 77
+ * if there is no device. */
 #include "tests/gpu/device_bench.h"
 
 #include <errno.h>
@@ -17,9 +16,9 @@
 /* clang-format on */
 
 static sem_t put_over;
-static bool session_open; /* the last one had a device */
+static bool session_open; /* the last session opened a device */
 
-/* All that a daemon does with a module, for a small model; gives up at the first error, as it would. */
+/* All that a daemon does with a module, for a small model. Stops at the first error, as the daemon does. */
 static int session_run(const struct model *model, struct device_fault *fault)
 {
     struct bench bench;
@@ -58,10 +57,10 @@ static int session_run(const struct model *model, struct device_fault *fault)
 }
 
 static struct model session_model;
-static int session_expected; /* if it fails */
+static int session_expected; /* the error if it fails */
 static unsigned session_errors;
 
-/* Whatever call fails, whenever: an error, or right bytes; nothing left behind; no hanging. */
+/* Whichever call fails: there is an error, or the bytes are right; nothing is left behind; nothing hangs. */
 static bool session(const char *spec)
 {
     struct device_fault fault = {0};
@@ -101,7 +100,7 @@ static void fail_each_call(const char *code, int expected)
     model_drop(&session_model);
 }
 
-/* The same with one call, or work, until it is not done so often. */
+/* The same for one call or kind of work, until the session does not make it so often. */
 static void fail_each(const char *what, const char *code, int expected)
 {
     session_prepare(expected);
@@ -133,7 +132,7 @@ static void test_each_call_loses_the_device(void **state)
     fail_each_call("719", -ENODEV);
 }
 
-/* From any call on nothing works any more, and no call says that it is for good. */
+/* From some call on all calls fail, and no code says that the device is lost. */
 static void test_each_call_is_the_last(void **state)
 {
     (void)state;
@@ -158,7 +157,7 @@ static void test_each_work_fails(void **state)
     fail_each("clear", ":719", -ENODEV);
 }
 
-/* Which errors are for good, of a device that does not say so by itself afterwards. */
+/* Which codes mean that the device is lost, although later calls work. */
 static void test_codes(void **state)
 {
     (void)state;
@@ -169,7 +168,7 @@ static void test_codes(void **state)
         {1, -EIO},      {2, -ENOMEM},   {46, -EIO},     {209, -EIO},    {802, -EIO},    {999, -EIO},
         {100, -ENODEV}, {214, -ENODEV}, {220, -ENODEV}, {226, -ENODEV}, {700, -ENODEV}, {702, -ENODEV},
         {709, -ENODEV}, {710, -ENODEV}, {714, -ENODEV}, {715, -ENODEV}, {716, -ENODEV}, {717, -ENODEV},
-        {718, -ENODEV}, {719, -ENODEV}, {721, -ENODEV}, {810, -ENODEV}, {911, -ENODEV},
+        {718, -ENODEV}, {719, -ENODEV}, {721, -ENODEV}, {810, -ENODEV}, {911, -EIO},
     };
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         struct bench bench;
@@ -197,8 +196,8 @@ static void put_done(struct transfer *transfer)
     sem_post(&put_over);
 }
 
-/* A slot whose put failed half way is filled again at once: what the device still copies from it must have been copied.
- * To be seen where copies are slow. */
+/* A put fails after some copies were submitted, and the slot is filled again at once. These copies must have ended
+ * by then. Visible only if copies are slow. */
 static void test_order_after_a_failed_put(void **state)
 {
     (void)state;
@@ -213,7 +212,7 @@ static void test_order_after_a_failed_put(void **state)
         struct device *device = bench.devices[0];
         assert_fine(arena_make(device, 4 * BYTES, &arena, &fault), &fault);
         struct slot *slot = &bench.slots.slots[0];
-        /* Two copies; in every other round the slot's kernels would be on another stream. */
+        /* Two copies; in every second round the slot's kernels would be on another stream. */
         const bool decode = round % 2;
         const struct piece pieces[] = {
             {0, BYTES, 0, BYTES, f32, FORM_NATIVE},
@@ -240,8 +239,8 @@ static void test_order_after_a_failed_put(void **state)
     }
 }
 
-/* The same with kernels, which are on another stream: what they read in the slot's scratch memory stays until they are
- * done. */
+/* The same with kernels, which run on another stream. What they read in the slot's scratch memory must stay until
+ * they have ended. */
 static void test_order_after_a_failed_launch(void **state)
 {
     (void)state;
@@ -280,13 +279,14 @@ static void test_order_after_a_failed_launch(void **state)
     assert_nothing_left();
 }
 
-/* Whatever fails when freed memory is reclaimed does no harm; and of a device that is lost, whoever next needs it is
- * told. */
+/* An error while freed memory is reclaimed does no harm. If it loses the device, the next call that needs the device
+ * reports it. */
 static void test_reclaiming_fails(void **state)
 {
     (void)state;
     skip_on_hardware();
-    static const char *const calls[] = {"hipSetDevice:2", "hipMalloc:1", "hipFree:2"}; /* the arena's come first */
+    static const char *const calls[] = {"hipSetDevice:2", "hipMalloc:1",
+                                        "hipFree:2"}; /* the arena's own calls come first */
     static const int codes[] = {2, 999, 719};
     for (size_t i = 0; i < 9; i++) {
         const int code = codes[i % 3];

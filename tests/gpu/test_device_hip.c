@@ -1,7 +1,7 @@
-/* The GPU module through daemon/device.h alone: on a GPU, or on tests/fake_hip.
+/* The GPU module through daemon/device/device.h alone, on a GPU or on tests/fake_hip.
  *
- * Environment: as of device_bench.h; ROCMFORGE_TEST_WHY, why there is no device. Exits 77 if there is no device to test
- * on. */
+ * Environment: as in device_bench.h; ROCMFORGE_TEST_WHY, the expected reason why there is no device. Exits 77 if
+ * there is no device to test. */
 #include "kernels/dequant.h"
 #include "tests/gpu/device_bench.h"
 
@@ -44,7 +44,7 @@ static void test_identity(void **state)
     assert_nothing_left();
 }
 
-/* Every type into every form, at sizes round the tile of a kernel, aligned and not. */
+/* Each type into each form, with sizes around the tile of a kernel, aligned and not. */
 static void test_types(void **state)
 {
     (void)state;
@@ -71,7 +71,7 @@ static void test_types(void **state)
                 struct model model;
                 model_make(&model, parts, n, skew * 9, 1000 * id + form);
                 load_and_check(&bench.slots, &model, 4u << 20, true);
-                /* Cut anywhere. */
+                /* Cut at any place. */
                 if (skew == 1)
                     load_and_check(&bench.slots, &model, 50001, true);
                 model_drop(&model);
@@ -94,14 +94,14 @@ static void test_overflows(void **state)
     struct model model;
     model_make(&model, &part, 1, 0, 5);
     assert_true(model.overflows > 1000);
-    /* Twice, with slots that have counted before. */
+    /* Twice: the second time the slots have counted before. */
     load_and_check(&bench.slots, &model, 100000, true);
     load_and_check(&bench.slots, &model, 100000, true);
     model_drop(&model);
     bench_close(&bench);
 }
 
-/* A put that fails: its slot's next one is not told of what its kernels counted. */
+/* A put that fails: what its kernels counted must not be reported by the slot's next transfer. */
 static void put_in_vain(struct slots *slots, const struct model *model, const char *spec)
 {
     struct device_fault fault = {0};
@@ -130,12 +130,12 @@ static void test_overflows_of_others(void **state)
     model_make(&with, large, 2, 0, 5);
     model_make(&without, &small, 1, 0, 5);
     assert_true(with.overflows > 1000 && without.overflows == 0);
-    put_in_vain(&bench.slots, &with, "hipMemcpy:1:1"); /* the count itself */
+    put_in_vain(&bench.slots, &with, "hipMemcpy:1:1"); /* reading the count fails */
     load_and_check(&bench.slots, &without, 4u << 20, true);
     put_in_vain(&bench.slots, &with, "hipMemcpy:1:1");
     put_in_vain(&bench.slots, &without, "hipMemcpy:1:1");
     load_and_check(&bench.slots, &with, 4u << 20, true);
-    put_in_vain(&bench.slots, &with, "hipModuleLaunchKernel:2:1"); /* the first has counted */
+    put_in_vain(&bench.slots, &with, "hipModuleLaunchKernel:2:1"); /* the first kernel has counted */
     load_and_check(&bench.slots, &without, 4u << 20, true);
     load_and_check(&bench.slots, &with, 4u << 20, true);
     model_drop(&with);
@@ -144,7 +144,7 @@ static void test_overflows_of_others(void **state)
     assert_nothing_left();
 }
 
-/* Tensors of all kinds and sizes, as a model has them. */
+/* Tensors of all kinds and sizes, as in a model. */
 static size_t mixture(struct part *parts, size_t n, uint64_t seed)
 {
     static const uint32_t ids[] = {2, 8, 12, 14, 0, 1, 30, 3, 20, 39};
@@ -157,7 +157,7 @@ static size_t mixture(struct part *parts, size_t n, uint64_t seed)
     return n;
 }
 
-/* Streams, slots and events in any order, with slots that are filled again the moment that they are given back. */
+/* Streams, slots and events in any order. Slots are filled again as soon as they are given back. */
 static void test_order(void **state)
 {
     (void)state;
@@ -180,7 +180,7 @@ static void test_order(void **state)
     }
 }
 
-/* Small tensors that touch in the file and are apart in the arena, as GGUF's alignment of 32 has it. */
+/* Small tensors that are neighbours in the file and apart in the arena, as with the alignment of 32 in GGUF. */
 static void test_neighbours(void **state)
 {
     (void)state;
@@ -199,7 +199,7 @@ static void test_neighbours(void **state)
     bench_close(&bench);
 }
 
-/* A load that is given up: nothing more is put, and the arena is freed. */
+/* A load that is cancelled: nothing more is put, and the arena is freed. */
 static void test_given_up(void **state)
 {
     (void)state;
@@ -225,7 +225,7 @@ static void test_given_up(void **state)
     assert_nothing_left();
 }
 
-/* What nothing is put into holds nothing of whoever had the memory before. */
+/* Parts of an arena that nothing is put into hold no old data. */
 static void test_gaps(void **state)
 {
     (void)state;
@@ -236,20 +236,20 @@ static void test_gaps(void **state)
     const struct part part = {tensor_type_find(2), FORM_F16, 50000};
     struct model model;
     model_make(&model, &part, 1, 0, 4);
-    load_and_check(&bench.slots, &model, 4u << 20, true); /* and leaves its bytes in the memory */
+    load_and_check(&bench.slots, &model, 4u << 20, true); /* leaves its bytes in the memory */
 
     const uint64_t bytes = (3u << 20) + 5000;
     const struct extent gaps[] = {{0, 3}, {100, 57}, {1u << 20, 300000}, {bytes - 1, 1}};
     struct arena *arena;
     assert_fine(device->ops->arena_new(device, bytes, gaps, sizeof(gaps) / sizeof(gaps[0]), &arena, &fault), &fault);
-    assert_fine(device->ops->arena_seal(arena, &fault), &fault); /* waits for it to be clear */
+    assert_fine(device->ops->arena_seal(arena, &fault), &fault); /* waits until it is cleared */
     uint8_t *got = malloc(4u << 20);
     assert_fine(device->ops->arena_read(arena, 0, got, 4u << 20, &fault), &fault);
     for (size_t i = 0; i < sizeof(gaps) / sizeof(gaps[0]); i++)
         for (uint64_t at = gaps[i].offset; at < gaps[i].offset + gaps[i].bytes; at++)
             assert_int_equal(got[at], 0);
     for (uint64_t at = bytes; at < 4u << 20; at++)
-        assert_int_equal(got[at], 0); /* up to the granule's end */
+        assert_int_equal(got[at], 0); /* to the end of the granule */
     free(got);
     device->ops->arena_free(arena);
     model_drop(&model);
@@ -268,21 +268,21 @@ static void test_out_of_memory(void **state)
     const struct part part = {tensor_type_find(2), FORM_F16, 1000};
     struct model model;
     uint64_t before, after;
-    /* What the driver takes for itself at the first use is taken now. */
+    /* The first use makes the driver allocate memory for itself; do that now. */
     model_make(&model, &part, 1, 0, 9);
     load_and_check(&bench.slots, &model, 4u << 20, true);
     assert_fine(device->ops->memory_free(device, &before, &fault), &fault);
     assert_int_equal(arena_make(device, device->total * 2, &arena, &fault), -ENOMEM);
     assert_true(*fault.call && *fault.text && fault.code != 0);
     assert_int_equal(arena_make(device, UINT64_MAX, &arena, &fault), -ENOMEM);
-    /* There is not so much left, while another has it. */
+    /* There is not enough memory left while the other arena has it. */
     assert_fine(arena_make(device, before / 4 * 3, &arena, &fault), &fault);
     assert_int_equal(arena_make(device, before / 2, &other, &fault), -ENOMEM);
     device->ops->arena_free(arena);
     assert_fine(device->ops->memory_free(device, &after, &fault), &fault);
-    /* Not to the byte: a driver keeps, or gives back, a granule of its own. */
+    /* Not exactly: a driver keeps or releases a granule of its own. */
     assert_in_range(after, before - (32u << 20), before + (32u << 20));
-    /* And the device is well. */
+    /* And the device still works. */
     load_and_check(&bench.slots, &model, 4u << 20, true);
     model_drop(&model);
     bench_close(&bench);
@@ -343,7 +343,7 @@ static void test_two_devices(void **state)
     load_and_check(&second, &model, 256u << 10, true);
     load_and_check(&bench.slots, &model, 256u << 10, true);
     if (rig.inject) {
-        /* The one is lost; the other does not notice. */
+        /* One device is lost. The other is not affected. */
         struct arena *arena;
         struct outcome outcome;
         assert_fine(arena_make(second.device, model.arena_bytes, &arena, &fault), &fault);
@@ -362,7 +362,7 @@ static void test_two_devices(void **state)
     assert_nothing_left();
 }
 
-/* Memory that no other process can open is of no use: such a device is left out, with the call that says so. */
+/* Memory that cannot be exported is useless. Such a device is left out, and the fault names the call. */
 static void test_exports_are_tried(void **state)
 {
     (void)state;
@@ -416,8 +416,8 @@ static void test_staging_setting(void **state)
     }
 }
 
-/* The module says in its own words why there is no device: the texts of AMD's runtime differ from version to version,
- * and CUDA's calls a driver that is missing too old. */
+/* The module says in its own words why there is no device. Texts of AMD's runtime differ between versions, and
+ * CUDA's says of a missing driver that it is too old. */
 static bool absence_is_told(const struct device_fault *fault)
 {
     const char *why = getenv("ROCMFORGE_TEST_WHY");
@@ -428,8 +428,8 @@ static bool absence_is_told(const struct device_fault *fault)
     return *fault->call && *fault->text && fault->code != 0 && (!why || strstr(fault->text, why));
 }
 
-/* test_device_hip [TEST | -TEST | --absent]: all, or those whose names match, or those whose names do not; or one that
- * wants no device: what the module says then. */
+/* test_device_hip [TEST | -TEST | --absent]: all tests; those whose names match; those whose names do not match; or
+ * a test for a machine without a device: what the module says there. */
 
 int main(int argc, char **argv)
 {

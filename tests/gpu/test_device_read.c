@@ -1,5 +1,5 @@
-/* Memory of a GPU that is read back, by several at once, on a GPU or on tests/fake_hip. Exits 77 if there is no device.
- */
+/* Reading memory of a GPU back, by several threads at once, on a GPU or on tests/fake_hip. Exits 77 if there is no
+ * device. */
 #include "tests/gpu/device_bench.h"
 
 #include <errno.h>
@@ -14,7 +14,7 @@
 #include <cmocka.h> /* wants the standard headers before it */
 /* clang-format on */
 
-/* A large arena, all of it one tensor. */
+/* A large arena with one tensor. */
 struct reading {
     struct bench bench;
     struct model model;
@@ -70,7 +70,7 @@ static void *read_parts(void *argument)
     return reading.wrong ? argument : NULL;
 }
 
-/* Several at once, of any size. */
+/* Several readers at once, with reads of any size. */
 static void test_order_of_readers(void **state)
 {
     (void)state;
@@ -97,7 +97,7 @@ static void test_order_of_readers(void **state)
     reading_end(&reading);
 }
 
-/* And of those that fail, the next is not told what they would have been. */
+/* After a read that failed, the next read does not get its bytes. */
 static void test_each_call_of_a_reader_fails(void **state)
 {
     (void)state;
@@ -120,7 +120,7 @@ static void test_each_call_of_a_reader_fails(void **state)
             assert_fine(read_part(&reading, 5u << 20, 5000, &fault), &fault);
             assert_false(reading.wrong);
         }
-        assert_int_equal(n - 1, i == 0 ? 1 : 4); /* halves */
+        assert_int_equal(n - 1, i == 0 ? 1 : 4); /* one for each half */
     }
     reading_end(&reading);
 }

@@ -77,7 +77,7 @@ def write_shared(path):
 @pytest.mark.parametrize("form", ["auto", "native"])
 def test_tensors_that_share_bytes(start, folder, form, kind):
     write_shared(folder / "shared.gguf")
-    daemon = start("--staging", "12M")
+    daemon = start("--staging", "12Mi")
     load(daemon, folder / "shared.gguf", "shared", form=form, device=kind)
     with daemon.client(timeout=120) as client:
         assert client.call("Verify", name="shared")["mismatches"] == []
@@ -269,9 +269,6 @@ def test_device_without_a_name(start):
     daemon = start(FAKE_HIP_DEVICES=2, FAKE_HIP_NAMELESS=1)
     assert [devices(daemon)[f"hip:{i}"]["name"] for i in (0, 1)] == ["gfx90a at 0000:01:00.0", "gfx90a at 0000:02:00.0"]
     assert "gfx90a at 0000:01:00.0" in daemon.rfctl("devices").stdout
-    daemon.close()
-    daemon = start(FAKE_HIP_NAMELESS=1, FAKE_HIP_FAIL="hipGetDeviceProperties:1:1")
-    assert devices(daemon)["hip:0"]["name"] == "AMD GPU at 0000:01:00.0"
 
 
 @pytest.mark.fake

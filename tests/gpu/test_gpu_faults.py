@@ -72,7 +72,7 @@ def cycle(daemon, path):
 
 def test_each_call_of_a_load_fails(start, small_model, fault):
     """An error that names the call, or none; nothing is left, and the device is well."""
-    daemon = start("--workers", "2", "--staging", "1M", FAKE_HIP_FAIL=fault.setting)
+    daemon = start("--workers", "2", "--staging", "1Mi", FAKE_HIP_FAIL=fault.setting)
     made = {}
     for call in calls_of("device-hip.so"):
         for n in range(1, 1000):
@@ -99,7 +99,7 @@ def assert_failed(daemon, path):
 
 @pytest.mark.parametrize("call", sorted(CALLS_OF_A_LOAD))
 def test_call_of_a_load_loses_the_device(start, small_model, fault, call):
-    daemon = start("--workers", "2", "--staging", "1M", FAKE_HIP_FAIL=fault.setting)
+    daemon = start("--workers", "2", "--staging", "1Mi", FAKE_HIP_FAIL=fault.setting)
     fault.set(f"{call}:1:719")
     cycle(daemon, small_model)
     assert fault.fired()
@@ -110,7 +110,7 @@ def test_call_of_a_load_loses_the_device(start, small_model, fault, call):
 @pytest.mark.parametrize("n", [1, 7, 20, 35, 50])
 def test_nothing_works_any_more(start, small_model, fault, n):
     """Whatever code says so."""
-    daemon = start("--workers", "2", "--staging", "1M", FAKE_HIP_FAIL=fault.setting)
+    daemon = start("--workers", "2", "--staging", "1Mi", FAKE_HIP_FAIL=fault.setting)
     fault.set(f"*:{n}+:999")
     cycle(daemon, small_model)
     assert fault.fired()
@@ -122,12 +122,18 @@ def test_nothing_works_any_more(start, small_model, fault, n):
 @pytest.mark.parametrize("code", [999, 719])
 def test_first_call_fails(start, small_model, call, code):
     """When the daemon starts, then, for most."""
-    daemon = start("--staging", "1M", FAKE_HIP_FAIL=f"{call}:1:{code}")
+    daemon = start("--staging", "1Mi", FAKE_HIP_FAIL=f"{call}:1:{code}")
     with contextlib.suppress(WireError):
         load(daemon, small_model, "m")
         unload(daemon, "m")
     wait_until(lambda: daemon.used() == 0)
     assert load(daemon, small_model, "host", device="host")["device"] == "host"
+
+
+def test_device_without_a_name_or_an_architecture(start):
+    (call,) = [call for call in calls_of("device-hip.so") if call.startswith("hipGetDeviceProperties")]
+    daemon = start(FAKE_HIP_NAMELESS=1, FAKE_HIP_FAIL=f"{call}:1:1")
+    assert devices(daemon)["hip:0"]["name"] == "AMD GPU at 0000:01:00.0"
 
 
 @pytest.mark.parametrize("code", [999, 719, 2])

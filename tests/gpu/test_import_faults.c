@@ -1,7 +1,7 @@
-/* The import module on tests/fake_hip: whatever call of the runtime fails or takes long, and what the program itself
- * does with that runtime. Exits 77 if there is no device.
+/* The import module on tests/fake_hip: calls of the runtime that fail or take long, and a program that uses the runtime
+ * itself. Exits 77 if there is no device.
  *
- * test_import_faults [TEST]: all, or those whose names match. */
+ * test_import_faults [TEST]: all tests, or those whose names match. */
 #include "tests/gpu/import_rig.h"
 
 #include <errno.h>
@@ -16,7 +16,7 @@
 #include <cmocka.h> /* wants the standard headers before it */
 /* clang-format on */
 
-/* Of the runtime that the module is linked with. */
+/* Functions of the runtime that the module is linked with. */
 static int (*get_device)(int *device);
 static int (*set_device)(int device);
 static int (*get_last_error)(void);
@@ -34,8 +34,8 @@ static void skip_below_two_devices(void)
         skip();
 }
 
-/* The caller's device and last error are as they were, and of a device that is not used nothing is taken. The first
- * test: what is taken stays so. */
+/* The caller's current device and last error do not change, and no memory is taken on a device that is not used.
+ * This is the first test, because such memory stays taken. */
 static void test_thread_of_the_caller(void **state)
 {
     (void)state;
@@ -61,7 +61,7 @@ static void test_thread_of_the_caller(void **state)
         assert_int_equal(live.contexts, device ? 2 : 3);
         assert_int_equal(get_device(&current), 0);
         assert_int_equal(current, 1 - device);
-        /* The second time it is another that is current. */
+        /* The second time another device is current. */
         assert_int_equal(set_device(device), 0);
         process_end(&server, 0);
     }
@@ -71,7 +71,7 @@ static void test_thread_of_the_caller(void **state)
 static struct import_source swept;
 static unsigned swept_errors;
 
-/* Opens, reads and closes: right bytes, or an error that names the call; and nothing stays open. */
+/* Opens, reads and closes. The bytes are right or the error names the call, and nothing stays open. */
 static bool open_read_close(const char *spec)
 {
     struct import_mapping *mapping = NULL;
@@ -93,8 +93,8 @@ static bool open_read_close(const char *spec)
         if (strncmp(fault.text, spec, name) != 0 || fault.text[name] != ':')
             fail_msg("%s: %s", spec, fault.text);
     }
-    /* A device that cannot be made current, or be waited for, keeps what is open until that is opened and closed again.
-     */
+    /* If the device cannot be made current or waited for, the memory stays mapped until it is opened and closed
+     * again. */
     static const char *const keep[] = {"hipSetDevice:", "hipThreadExchangeStreamCaptureMode:", "hipDeviceSynchronize:"};
     for (size_t i = 0; spec && i < sizeof(keep) / sizeof(keep[0]); i++) {
         if (strncmp(spec, keep[i], strlen(keep[i])) != 0)
@@ -128,8 +128,8 @@ static void test_each_call_fails(void **state)
     process_end(&server, 0);
 }
 
-/* The program captures a graph, and opens and reads meanwhile: neither breaks that. Closing does, and leaves open what
- * the device may be reading. */
+/* The program captures a graph and opens and reads during that: this does not break the capture. Closing breaks it,
+ * and leaves the memory mapped, since the device may be reading it. */
 static void test_capture(void **state)
 {
     (void)state;
@@ -146,7 +146,7 @@ static void test_capture(void **state)
     assert_false(captured());
     assert_open(1);
 
-    /* What the handle leads to by now is not known to be the same. */
+    /* The handle may mean other memory by now. */
     struct import_fault fault;
     assert_int_equal(module->open(&source, &mapping, &fault), -EBUSY);
     assert_string_equal(fault.text, "hipDeviceSynchronize: not permitted while capturing (900)");
@@ -156,7 +156,7 @@ static void test_capture(void **state)
     assert_open(1);
     assert_int_equal(compare(mapping), 0);
 
-    /* Closed with whatever is closed next on that device. */
+    /* Closed when the next memory on that device is closed. */
     capture(0);
     module->close(mapping);
     capture(-1);
@@ -180,7 +180,7 @@ static void *open_only(void *argument)
     return module->open(argument, &mapping, &fault) < 0 ? NULL : mapping;
 }
 
-/* The handle of a process that does not answer: what else is attached does not wait for it. */
+/* A process does not answer, so opening its handle takes long. Other attaches do not wait for it. */
 static void test_a_handle_that_takes_long(void **state)
 {
     (void)state;
@@ -215,7 +215,7 @@ static void test_a_handle_that_takes_long(void **state)
         assert_int_equal(compare(mapping), 0);
         opened[i] = mapping;
     }
-    /* The second waited for what the first had begun. */
+    /* The second one waited until the first had opened it. */
     assert_int_equal(rig_calls(&fake, "hipIpcOpenMemHandle"), 1);
     for (int i = 0; i < 2; i++) {
         module->close(opened[i]);

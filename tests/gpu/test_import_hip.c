@@ -1,7 +1,7 @@
-/* The import module: handles from the daemon opened, read and closed, on a GPU or on tests/fake_hip. Exits 77 if there
- * is no device.
+/* The import module: opens, reads and closes handles of the daemon, on a GPU or on tests/fake_hip. Exits 77 if there is
+ * no device.
  *
- * test_import_hip [TEST]: all, or those whose names match. */
+ * test_import_hip [TEST]: all tests, or those whose names match. */
 #include "tests/gpu/import_rig.h"
 
 #include <errno.h>
@@ -24,7 +24,7 @@ static void test_same_bytes(void **state)
     struct import_mapping *first = open_fine(&source);
     struct import_mapping *second = open_fine(&source);
     assert_int_equal(compare(first), 0);
-    /* Each works until it is closed, whichever comes first. */
+    /* Each mapping works until it is closed, in either order. */
     module->close(first);
     assert_int_equal(compare(second), 0);
     first = open_fine(&source);
@@ -33,7 +33,7 @@ static void test_same_bytes(void **state)
     module->close(first);
     assert_nothing_open();
     server_do(&server, 'f', &notice);
-    /* This process opened its first handle meanwhile, and the runtime took its share of the device. */
+    /* This process opened its first handle in the meantime, for which the runtime takes memory of the device. */
     assert_true(notice.free_after + (1ull << 30) >= notice.free_before);
     assert_int_equal(process_end(&server, 0), 0);
 }
@@ -54,7 +54,7 @@ static void test_second_device(void **state)
     struct import_mapping *mapping = open_fine(&source);
     assert_int_equal(compare(mapping), 0);
     module->close(mapping);
-    /* One of the two identities is enough. */
+    /* One of UUID and PCI address is enough. */
     source.uuid = NULL;
     module->close(open_fine(&source));
     source = source_of(&notice);

@@ -1,7 +1,7 @@
 /* The import module and other processes, on a GPU or on tests/fake_hip: clients and servers that are killed, many
- * clients, those of another user, and a child that was forked. Exits 77 if there is no device.
+ * clients, clients of another user, and a child after fork(). Exits 77 if there is no device.
  *
- * test_import_processes [TEST]: all, or those whose names match. */
+ * test_import_processes [TEST]: all tests, or those whose names match. */
 #include "tests/gpu/import_rig.h"
 
 #include <errno.h>
@@ -20,7 +20,7 @@
 
 #define CLIENTS 8
 
-/* A user who owns nothing. */
+/* A user who owns no files. */
 #define NOBODY 65534
 
 static void test_client_killed(void **state)
@@ -48,7 +48,7 @@ static void skip_without_users(void)
     }
 }
 
-/* Whoever may connect to the daemon may open what it exports, whichever user that is. */
+/* Any user who can connect to the daemon can open what it exports. */
 static void test_another_user(void **state)
 {
     (void)state;
@@ -66,7 +66,7 @@ static void test_another_user(void **state)
     assert_int_equal(process_end(&server, 0), 0);
 }
 
-/* Where the driver does not let him, he is told so. */
+/* If the driver refuses that, the user gets an error. */
 static void test_another_user_is_refused(void **state)
 {
     (void)state;
@@ -98,7 +98,7 @@ static void test_server_killed(void **state)
     struct import_mapping *mapping = open_fine(&source);
     assert_int_equal(compare(mapping), 0);
     process_end(&server, SIGKILL);
-    /* What is read now is undefined; that closing returns is not. */
+    /* What a read returns now is undefined, but closing has to return. */
     module->close(mapping);
     assert_nothing_open();
     struct import_fault fault = {""};
@@ -137,7 +137,7 @@ static unsigned long calls_made(void)
     return sum;
 }
 
-/* In a child nothing can be done with what its parent has opened, and closing it does nothing to it. */
+/* A child cannot use what its parent opened, and closing it in the child does nothing to the parent. */
 static int forked(struct import_mapping *mapping, const struct import_source *source)
 {
     const unsigned long calls = calls_made();

@@ -1,5 +1,5 @@
-// The text of the kernels, run on the CPU (see emulate.h) and compared with the CPU's decoders: every type and form,
-// round the size of a tile, at every alignment. What only a GPU has, the hardware's own conversions, is left to one.
+// Runs the kernels on the CPU (see emulate.h) and compares them with the CPU's decoders: each type and form, with sizes
+// around that of a tile, at each alignment. It cannot test what only a GPU has: the hardware's own conversions.
 #include "tests/gpu/emulate.h"
 
 #define restrict __restrict
@@ -104,7 +104,7 @@ static uint8_t random_byte()
     return (uint8_t)(seed >> 32);
 }
 
-// A NaN that was computed has what sign and payload the processor gives it.
+// The sign and payload of a computed NaN depend on the processor.
 static bool same(const uint8_t *got, const uint8_t *want, enum form form, bool computed)
 {
     const size_t bytes = form_element_bytes(form);
@@ -118,12 +118,12 @@ static bool same(const uint8_t *got, const uint8_t *want, enum form form, bool c
     return computed && (g & magnitude) > infinity && (w & magnitude) > infinity;
 }
 
-// Returns whether it went well.
+// Returns whether all of it was right.
 static bool check(const kernel &kernel, uint64_t blocks, unsigned src_skew, unsigned dst_skew)
 {
     const size_t element_bytes = form_element_bytes(kernel.form);
     const uint64_t elements = blocks * kernel.elements;
-    // Nothing before or behind may change.
+    // Bytes before and after must not change.
     constexpr size_t margin = 64;
     std::vector<uint8_t> src(blocks * kernel.bytes + 2 * margin), got(elements * element_bytes + 2 * margin, 0x5a);
     std::vector<uint8_t> want(got);

@@ -156,6 +156,12 @@ def large_model(model_folder):
 
 
 @pytest.fixture(scope="session")
+def slow_model(model_folder):
+    """256 MB that take no room on disk: `slow_daemon` needs two thirds of a second for them at least."""
+    return sparse_model(model_folder / "slow.gguf", 256 << 20)
+
+
+@pytest.fixture(scope="session")
 def gated_model(model_folder):
     """64 MB that take no room on disk: a closed gate holds them up, and without one they are there soon."""
     return sparse_model(model_folder / "gated.gguf", 64 << 20)

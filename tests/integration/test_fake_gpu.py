@@ -134,12 +134,12 @@ def test_slow_files_are_read_with_fewer_calls(fake_gpu, slow_read, gated_model, 
         assert client.call("Verify", name="gated")["mismatches"] == []
 
 
-def test_end_while_slots_are_filled_for_nothing(fake_gpu, part_gate, large_model):
+def test_end_while_slots_are_filled_for_nothing(fake_gpu, part_gate, gated_model):
     """The driver refuses the memory when slots are on their way already; and before they are back, the daemon ends."""
     daemon = fake_gpu(env=part_gate.env, FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL="hipMalloc:7:2")  # the first of a model
     part_gate.close()
     with daemon.client() as client:
-        client.send("Load", {"path": str(large_model), "name": "m"})
+        client.send("Load", {"path": str(gated_model), "name": "m"})
         wait_until(lambda: [model["state"] for model in daemon.models()] == ["unloading"])
         daemon.process.terminate()
         wait_until(lambda: not daemon.socket.exists())
@@ -197,13 +197,13 @@ def test_others_take_of_the_device(fake_gpu, models):
         }
 
 
-def test_lost_device_is_told_to_those_attached(fake_gpu, small_model, large_model):
+def test_lost_device_is_told_to_those_attached(fake_gpu, small_model, gated_model):
     daemon = fake_gpu(FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL="hipIpcGetMemHandle:3:719")
     with daemon.client() as client, daemon.client() as loader:
         client.call("Load", path=str(small_model), name="small")
         lease = client.call("Attach", name="small")["lease"]
         with wire_error("DeviceError"):
-            loader.call("Load", path=str(large_model), name="large")
+            loader.call("Load", path=str(gated_model), name="large")
         assert client.call("List")["draining"] == ["small"]
         with wire_error("DeviceError") as parameters:
             loader.call("Attach", name="small")
@@ -221,13 +221,13 @@ def lose_device(loader, path):
 LOST = "hipIpcGetMemHandle:3:719"  # the first is made at the start
 
 
-def test_lost_and_told_to_go(fake_gpu, small_model, large_model):
+def test_lost_and_told_to_go(fake_gpu, small_model, gated_model):
     """Whoever asks for it learns that it is lost, not that it is busy."""
     daemon = fake_gpu(FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL=LOST)
     with daemon.client() as client, daemon.client() as other:
         client.call("Load", path=str(small_model), name="small")
         lease = client.call("Attach", name="small")["lease"]
-        lose_device(other, large_model)
+        lose_device(other, gated_model)
         assert other.call("Unload", name="small", force=True) == {"state": "draining"}
         for method in ("Attach", "Verify"):
             with wire_error("DeviceError") as parameters:
@@ -237,19 +237,19 @@ def test_lost_and_told_to_go(fake_gpu, small_model, large_model):
         wait_until(lambda: daemon.models() == [])
 
 
-def test_lost_and_its_name_wanted(fake_gpu, small_model, large_model):
+def test_lost_and_its_name_wanted(fake_gpu, small_model, gated_model):
     """As long as nobody wants its name it is there to be seen; then it goes, pinned or not, and the load goes on."""
     daemon = fake_gpu(FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL=LOST)
     with daemon.client() as client, daemon.client() as holder:
         client.call("Load", path=str(small_model), name="small", pin=True)
         lease = holder.call("Attach", name="small")["lease"]
-        lose_device(client, large_model)
+        lose_device(client, gated_model)
         assert states(daemon) == {"small": "failed"}
         with wire_error("ModelBusy") as error:
             client.call("Load", path=str(small_model), name="small")
         assert (error["state"], len(error["leases"])) == ("failed", 1)
         with wire_error("NameInUse"):
-            client.call("Load", path=str(large_model), name="small")
+            client.call("Load", path=str(gated_model), name="small")
         assert states(daemon) == {"small": "failed"}, "it is leased"
         holder.call("Detach", lease=lease)
         model = client.call("Load", path=str(small_model), name="small")["model"]
@@ -257,44 +257,44 @@ def test_lost_and_its_name_wanted(fake_gpu, small_model, large_model):
         assert states(daemon) == {"small": "resident"}
 
 
-def test_lost_and_its_file_wanted(fake_gpu, small_model, large_model):
+def test_lost_and_its_file_wanted(fake_gpu, small_model, gated_model):
     """By another name."""
     daemon = fake_gpu(FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL=LOST)
     with daemon.client() as client:
         client.call("Load", path=str(small_model), name="small")
-        lose_device(client, large_model)
+        lose_device(client, gated_model)
         client.call("Load", path=str(small_model), name="form", form="f32")
         assert states(daemon) == {"small": "failed", "form": "resident"}, "that is another model"
         client.call("Load", path=str(small_model), name="again")
         wait_until(lambda: states(daemon) == {"form": "resident", "again": "resident"})
 
 
-def test_lost_and_idle(fake_gpu, small_model, large_model):
+def test_lost_and_idle(fake_gpu, small_model, gated_model):
     daemon = fake_gpu(FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL=LOST)
     with daemon.client() as client, daemon.client() as holder:
         client.call("Load", path=str(small_model), name="small")
         holder.call("Attach", name="small")
         client.call("SetTtl", name="small", ttl=0)
-        lose_device(client, large_model)
+        lose_device(client, gated_model)
         assert states(daemon) == {"small": "failed"}
         holder.close()
         wait_until(lambda: daemon.models() == [])
 
 
-def test_lost_with_time_to_live(fake_gpu, small_model, large_model):
+def test_lost_with_time_to_live(fake_gpu, small_model, gated_model):
     """That of a model which nobody uses when its device is lost."""
     daemon = fake_gpu(FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL=LOST)
     with daemon.client() as client:
         client.call("Load", path=str(small_model), name="small", ttl=3600)
-        lose_device(client, large_model)
+        lose_device(client, gated_model)
         assert states(daemon) == {"small": "failed"}
         client.call("SetTtl", name="small", ttl=0)
         wait_until(lambda: daemon.models() == [])
 
 
-def test_lost_and_the_host_short_of_memory(fake_gpu, small_model, large_model, model_folder):
+def test_lost_and_the_host_short_of_memory(fake_gpu, small_model, gated_model, model_folder):
     """What its header takes there goes for another model."""
-    daemon = fake_gpu("--budget", "256M", FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL=LOST)
+    daemon = fake_gpu("--budget", "256Mi", FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL=LOST)
     path = model_folder / "lost-talkative.gguf"
     types = make_model.load_types()
     tensors = [make_model.Tensor("t", types["i8"], (4096,))]

@@ -51,6 +51,7 @@ def refused(client, limit):
 # --- Connections that say nothing ---
 
 
+@pytest.mark.alone
 def test_silent_connections_of_a_user(start_for_all):
     daemon = start_for_all()
     limit = {"limit": "user-connections", "value": USER_CONNECTIONS}
@@ -76,6 +77,7 @@ def test_silent_connections_of_a_user(start_for_all):
         wait_until(lambda: daemon.fds() == before)
 
 
+@pytest.mark.alone
 def test_silent_connections_of_all(daemon):
     """More than that are not kept, whoever they are."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -133,6 +135,7 @@ ONEWAY = {
 }
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("call", ONEWAY.values(), ids=ONEWAY.keys())
 def test_flood_of_oneway_calls(daemon, small_model, call):
     """They are worked off for as long as they come, in turn with what others want."""
@@ -159,6 +162,7 @@ UNREAD = {
 }
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("call", UNREAD.values(), ids=UNREAD.keys())
 def test_flood_of_calls_whose_replies_are_not_read(daemon, small_model, call):
     """They come to a stop, and with them the daemon."""
@@ -254,6 +258,7 @@ def test_limit_of_plans(start_for_all, gate, folder):
 # --- Verifications ---
 
 
+@pytest.mark.alone
 def test_flood_of_verifications(start, gate, gated_model, small_model):
     """None of them ends, and yet there are workers for the loads of others."""
     daemon = start("--workers", "4", env=gate.env)
@@ -340,6 +345,7 @@ def test_flood_of_clients_that_go(daemon, small_model):
         wait_until(lambda: daemon.fds() == before)
 
 
+@pytest.mark.alone
 def test_flood_that_stops_in_the_middle(daemon):
     """The flooder is stopped, as by a debugger: nobody waits for it."""
     with daemon.client() as client, flooders(daemon, UNREAD["large"], 2) as processes:

@@ -51,6 +51,7 @@ def talkative(folder):
     return write_header(folder / "talkative.gguf", entries=[entry(f"k{i}", "\1" * 4000) for i in range(7500)])
 
 
+@pytest.mark.alone
 def test_metadata_beyond_a_bound_are_left_out(daemon, talkative):
     with daemon.client() as client, daemon.client() as other:
         client.call("Load", path=str(talkative), name="m")
@@ -64,6 +65,7 @@ def test_metadata_beyond_a_bound_are_left_out(daemon, talkative):
         assert MIB < size < 4 * MIB and len(metadata) < 7500
 
 
+@pytest.mark.alone
 def test_nobody_waits_while_metadata_are_made_ready(daemon, talkative):
     """Not even for the length of a load."""
     with daemon.client() as client, daemon.client() as other:
@@ -86,7 +88,7 @@ def test_headers_are_in_the_ledger(daemon, client, talkative):
 
 
 def test_no_memory_for_a_header(start, talkative):
-    daemon = start("--budget", "24M")
+    daemon = start("--budget", "24Mi")
     with daemon.client() as client:
         with wire_error("LimitExceeded") as parameters:
             client.call("Load", path=str(talkative))
@@ -96,7 +98,7 @@ def test_no_memory_for_a_header(start, talkative):
 
 def test_idle_models_go_for_a_header(start, talkative, folder):
     """As they would for the model itself: a full ledger is what a daemon has that runs for long."""
-    daemon = start("--budget", "256M")
+    daemon = start("--budget", "256Mi")
     with daemon.client() as client:
         for i in range(4):
             client.call("Load", path=str(sparse_model(folder / f"idle{i}.gguf", 64 * MIB - 4096)), name=f"idle{i}")
@@ -111,7 +113,7 @@ def test_idle_models_go_for_a_header(start, talkative, folder):
 
 
 def test_a_users_headers_count(start_for_all, talkative):
-    daemon = start_for_all("--user-bytes", "24M")
+    daemon = start_for_all("--user-bytes", "24Mi")
     with client_of(daemon, USER) as client, open(talkative, "rb") as file:
         with wire_error("LimitExceeded") as parameters:
             client.call("Load", fds=[file.fileno()])

@@ -43,14 +43,14 @@ def test_handler_has_a_method():
     assert sorted(re.findall(r"^    X\((\w+), ", handlers, re.MULTILINE)) == sorted(METHODS)
 
 
-def test_states_of_progress_are_told(slow_daemon, large_model):
+def test_states_of_progress_are_told(slow_daemon, slow_model):
     """Those of Model, and what stands beside the field itself."""
     text = SOURCE.read_text(encoding="utf-8")
     of_model = re.search(r"^type Model \(.*?^  state:", text, re.DOTALL | re.MULTILINE)[0]
     of_progress = re.search(r"^type Progress \(.*?^  state:", text, re.DOTALL | re.MULTILINE)[0]
     told = set(re.findall(r'"(\w+)"', of_model + of_progress))
     with slow_daemon.client() as client:
-        replies = [*client.more("Load", path=str(large_model), name="large"), *client.more("Verify", name="large")]
+        replies = [*client.more("Load", path=str(slow_model), name="slow"), *client.more("Verify", name="slow")]
     seen = {reply["progress"]["state"] for reply in replies if reply.get("progress")}
     assert {"filling", "verifying"} <= seen <= told
 

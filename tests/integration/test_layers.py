@@ -35,7 +35,7 @@ PATTERNS = [
     ("kernels/*.[ch]", r"kernels/.*|.*\.inc"),
     ("daemon/**/*.[ch]", r"(daemon|proto|kernels)/.*"),
     ("client/*.[ch]", r"client/(?!rfctl/).*|proto/.*|kernels/(types|hip)\.h"),
-    ("client/rfctl/*.[ch]", r"client/rfctl/.*|client/rocmforge\.h|proto/(utf8|streams)\.h|daemon/gguf/gguf\.h"),
+    ("client/rfctl/*.[ch]", r"client/rfctl/.*|client/rocmforge\.h|proto/(bytes|utf8|streams)\.h|daemon/gguf/gguf\.h"),
     ("client/rocmforge.h", r""),
 ]
 

@@ -58,12 +58,12 @@ def test_shown_before_it_is_there(slow_daemon, large_model):
         assert slow_daemon.reads() < before + 150  # of 768, and a few of what wakes it
 
 
-def test_joined_load(held_daemon, gate, large_model):
+def test_joined_load(held_daemon, gate, gated_model):
     """Two ask for the same file: one load, one model, two answers."""
     with held_daemon.client() as first, held_daemon.client() as second:
-        first.send("Load", {"path": str(large_model), "name": "first"})
+        first.send("Load", {"path": str(gated_model), "name": "first"})
         wait_for_filling(held_daemon, "first")
-        second.send("Load", {"path": str(large_model), "name": "second"})
+        second.send("Load", {"path": str(gated_model), "name": "second"})
         held_daemon.sync()
         gate.open()
         first_reply, _ = first.reply()
@@ -75,24 +75,24 @@ def test_joined_load(held_daemon, gate, large_model):
         assert held_daemon.used() == first_reply["model"]["bytes"]
 
 
-def test_joined_load_outlives_the_first(held_daemon, gate, large_model):
+def test_joined_load_outlives_the_first(held_daemon, gate, gated_model):
     with held_daemon.client() as second:
         with held_daemon.client() as first:
-            first.send("Load", {"path": str(large_model), "name": "first"})
+            first.send("Load", {"path": str(gated_model), "name": "first"})
             wait_for_filling(held_daemon, "first")
-            second.send("Load", {"path": str(large_model)})
+            second.send("Load", {"path": str(gated_model)})
             held_daemon.sync()
         held_daemon.sync()
         gate.open()
         assert second.reply()[0]["model"]["state"] == "resident"
 
 
-def test_cancel_leaves_nothing(held_daemon, gate, large_model):
+def test_cancel_leaves_nothing(held_daemon, gate, gated_model):
     before = held_daemon.settled_fds()
     with held_daemon.client() as loader, held_daemon.client() as client:
-        loader.send("Load", {"path": str(large_model), "name": "big"}, more=True)
+        loader.send("Load", {"path": str(gated_model), "name": "big"}, more=True)
         wait_for_filling(held_daemon, "big")
-        assert held_daemon.used() >= 768 << 20
+        assert held_daemon.used() >= 64 << 20
         client.send("Cancel", {"name": "big"})
         held_daemon.sync()
         gate.open()
@@ -107,10 +107,10 @@ def test_cancel_leaves_nothing(held_daemon, gate, large_model):
     assert held_daemon.used() == 0
 
 
-def test_load_ends_when_nobody_waits(held_daemon, gate, large_model):
+def test_load_ends_when_nobody_waits(held_daemon, gate, gated_model):
     before = held_daemon.settled_fds()
     with held_daemon.client() as loader:
-        loader.send("Load", {"path": str(large_model), "name": "big"}, more=True)
+        loader.send("Load", {"path": str(gated_model), "name": "big"}, more=True)
         wait_for_filling(held_daemon, "big")
     held_daemon.sync()
     gate.open()
@@ -119,9 +119,9 @@ def test_load_ends_when_nobody_waits(held_daemon, gate, large_model):
     assert held_daemon.used() == 0
 
 
-def test_load_without_wait_goes_on(held_daemon, gate, large_model):
+def test_load_without_wait_goes_on(held_daemon, gate, gated_model):
     with held_daemon.client() as client:
-        reply = client.call("Load", path=str(large_model), name="big", wait=False)
+        reply = client.call("Load", path=str(gated_model), name="big", wait=False)
         assert reply["model"]["state"] != "resident"
         assert reply.get("phases") is None
     held_daemon.sync()
@@ -138,9 +138,9 @@ def test_cancel_of_what_is_not_loading(client, small_model):
     assert parameters["state"] == "resident"
 
 
-def test_unload_of_what_is_loading(held_daemon, gate, large_model):
+def test_unload_of_what_is_loading(held_daemon, gate, gated_model):
     with held_daemon.client() as loader, held_daemon.client() as client:
-        loader.send("Load", {"path": str(large_model), "name": "big"})
+        loader.send("Load", {"path": str(gated_model), "name": "big"})
         wait_for_filling(held_daemon, "big")
         for method in ("Unload", "Verify"):
             with wire_error("ModelBusy") as parameters:
@@ -150,9 +150,9 @@ def test_unload_of_what_is_loading(held_daemon, gate, large_model):
         assert loader.reply()[0]["model"]["state"] == "resident"
 
 
-def test_attach_waits_for_a_load(held_daemon, gate, large_model):
+def test_attach_waits_for_a_load(held_daemon, gate, gated_model):
     with held_daemon.client() as loader, held_daemon.client() as client:
-        loader.send("Load", {"path": str(large_model), "name": "big"})
+        loader.send("Load", {"path": str(gated_model), "name": "big"})
         wait_for_filling(held_daemon, "big")
         client.send("Attach", {"name": "big"})
         held_daemon.sync()
@@ -166,8 +166,8 @@ def test_attach_waits_for_a_load(held_daemon, gate, large_model):
 def test_two_loads_share_fairly(start, slow_read, model_folder):
     """A small load that begins after a large one does not wait for it."""
     daemon = start("--workers", "1", env=slow_read)
-    large = sparse_model(model_folder / "fair-large.gguf", 512 << 20)
-    small = sparse_model(model_folder / "fair-small.gguf", 32 << 20)
+    large = sparse_model(model_folder / "fair-large.gguf", 256 << 20)
+    small = sparse_model(model_folder / "fair-small.gguf", 16 << 20)
     with daemon.client() as first, daemon.client() as second:
         first.send("Load", {"path": str(large), "name": "large"}, more=True)
         wait_for_filling(daemon, "large")

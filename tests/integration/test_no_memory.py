@@ -8,7 +8,7 @@ from harness import MIB, ROOT, SANITIZERS, fake_gpu_folder, load, module_folder,
 TENSORS = 1000
 
 # Bytes, in the daemon's structs.
-PLACEMENT = 24
+PLACEMENT = 32
 EXTENT = 16
 PIECE = 48
 CANDIDATE = 24
@@ -77,7 +77,7 @@ def test_no_memory_to_load(start, short, many, n_bytes):
 
 def test_no_memory_to_make_room(start, short, models):
     """Neither to find out who would go."""
-    daemon = start("--budget", "80M", env=short.env)
+    daemon = start("--budget", "80Mi", env=short.env)
     paths = models(41)
     with daemon.client() as client:
         for i, path in enumerate(paths[:40]):
@@ -100,7 +100,7 @@ def test_no_memory_to_bring_it_back(start, short, folder):
     if not fake:
         pytest.skip("this build has no module for AMD GPUs (hipcc is not installed)")
     env = {"ROCMFORGE_MODULE_DIR": str(module_folder()), "LD_LIBRARY_PATH": str(fake)}
-    options = ("--device", "hip", "--budget", "96M", "--host-cache", "1G", "--staging", "3M")
+    options = ("--device", "hip", "--budget", "96Mi", "--host-cache", "1Gi", "--staging", "3Mi")
     daemon = start(*options, env={**env, **short.env})
     types = make_model.load_types()
     paths = [folder / f"m{i}.gguf" for i in range(2)]

@@ -3,7 +3,7 @@ from harness import GRANULE, MIB, USER, client_of, load, load_fd, names, wire_er
 
 
 def test_plan(start, models):
-    daemon = start("--budget", "4M")
+    daemon = start("--budget", "4Mi")
     a, b, c = models(3)
     (huge,) = models(1, 6 * MIB)
     with daemon.client() as client:
@@ -44,7 +44,7 @@ def test_plan_of_no_model(client, folder):
 
 
 def test_plan_tells_nothing_private(start_for_all, models):
-    daemon = start_for_all("--budget", "4M")
+    daemon = start_for_all("--budget", "4Mi")
     a, b = models(2)
     (huge,) = models(1, 3 * MIB)
     with client_of(daemon, USER) as user, client_of(daemon, USER + 1) as other:

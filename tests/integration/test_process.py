@@ -139,7 +139,7 @@ def test_signal_ends_it(start, number):
     assert daemon.process.wait(TIMEOUT) == 0
 
 
-def test_end_with_clients(held_daemon, gate, small_model, large_model):
+def test_end_with_clients(held_daemon, gate, small_model, gated_model):
     """One idle, one attached, one that watches, several that wait for a load: each learns of it, none holds it up."""
     daemon = held_daemon
     idle, attached, watcher, loader = (daemon.client() for _ in range(4))
@@ -147,10 +147,10 @@ def test_end_with_clients(held_daemon, gate, small_model, large_model):
     attached.call("Attach", name="small")
     watcher.send("Watch", {}, more=True)
     watcher.reply()
-    loader.send("Load", {"path": str(large_model), "name": "big"})
+    loader.send("Load", {"path": str(gated_model), "name": "big"})
     wait_until(lambda: any(m["state"] == "filling" for m in daemon.models()), every=0.001)
     joined = [daemon.client() for _ in range(3)]
-    joined[0].send("Load", {"path": str(large_model)}, more=True)
+    joined[0].send("Load", {"path": str(gated_model)}, more=True)
     joined[1].send("Attach", {"name": "big"})
     joined[2].send("Attach", {"name": "big"}, more=True)
     daemon.sync()
@@ -321,6 +321,7 @@ def watched(start, notify, folder):
     return start(ready=False, env=env)
 
 
+@pytest.mark.alone
 def test_watchdog_is_fed(watched, notify):
     """Twice in each period that systemd grants, as its manual wants it; not more often."""
     assert next_said(notify).startswith("READY=1\n")

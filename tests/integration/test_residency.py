@@ -17,14 +17,14 @@ def test_budget_in_per_cent(start):
 
 
 def test_budget_in_bytes(start):
-    daemon = start("--budget", "64M")
+    daemon = start("--budget", "64Mi")
     with daemon.client() as client:
         assert client.call("Devices")["devices"][0]["budget"] == 64 * MIB
 
 
 def test_least_recently_used_goes_first(start, models):
     """Three fit. Use, not age, says which one goes."""
-    daemon = start("--budget", "6M")
+    daemon = start("--budget", "6Mi")
     a, b, c, d, e = models(5)
     with daemon.client() as client, daemon.client() as watcher:
         for path, name in ((a, "a"), (b, "b"), (c, "c")):
@@ -48,7 +48,7 @@ def test_least_recently_used_goes_first(start, models):
 
 def test_no_more_than_needed(start, models):
     """The oldest is too small to help, and what helps is enough alone: the oldest stays."""
-    daemon = start("--budget", "10M")
+    daemon = start("--budget", "10Mi")
     (small,) = models(1)
     first, second = models(2, 4 * MIB)
     with daemon.client() as client:
@@ -60,7 +60,7 @@ def test_no_more_than_needed(start, models):
 
 
 def test_nothing_goes_where_that_cannot_suffice(start, models):
-    daemon = start("--budget", "8M")
+    daemon = start("--budget", "8Mi")
     a, b, c = models(3)
     (huge,) = models(1, 7 * MIB)
     with daemon.client() as client, daemon.client() as holder:
@@ -84,7 +84,7 @@ def test_nothing_goes_where_that_cannot_suffice(start, models):
 
 
 def test_larger_than_the_budget(start, models):
-    daemon = start("--budget", "4M")
+    daemon = start("--budget", "4Mi")
     (path,) = models(1, 8 * MIB)
     with daemon.client() as client:
         with wire_error("OutOfDeviceMemory") as error:
@@ -95,7 +95,7 @@ def test_larger_than_the_budget(start, models):
 
 def test_memory_on_its_way_back_is_waited_for(start, model_folder, large_model):
     """A load that needs what is just being unloaded evicts nobody for it, and does not fail."""
-    daemon = start("--budget", "900M")
+    daemon = start("--budget", "900Mi")
     other = sparse_model(model_folder / "other-large.gguf", 768 * MIB)
     with daemon.client() as first, daemon.client() as second:
         load(first, large_model, "a")
@@ -105,14 +105,14 @@ def test_memory_on_its_way_back_is_waited_for(start, model_folder, large_model):
         assert names(daemon) == ["b"]
 
 
-def test_leaving_while_memory_is_on_its_way_back(start, gate, model_folder, large_model):
+def test_leaving_while_memory_is_on_its_way_back(start, gate, model_folder):
     """Whoever waits for memory may go, or run out of time, at any moment of that; what comes of it is never loaded."""
-    daemon = start("--budget", "900M", env=gate.env)
-    other = sparse_model(model_folder / "other-large.gguf", 768 * MIB)
+    daemon = start("--budget", "450Mi", env=gate.env)
+    one, other = (sparse_model(model_folder / f"leaving{i}.gguf", 384 * MIB) for i in range(2))
     for step in range(12):
         with daemon.client() as first:
             gate.open()
-            load(first, large_model, "a")
+            load(first, one, "a")
             gate.close()
             second = daemon.client()
             first.send("Unload", {"name": "a"})
@@ -144,7 +144,7 @@ def test_leaving_while_memory_is_on_its_way_back(start, gate, model_folder, larg
 
 
 def test_pin(start, models):
-    daemon = start("--budget", "4M")
+    daemon = start("--budget", "4Mi")
     a, b, c = models(3)
     with daemon.client() as client:
         load(client, a, "a")

@@ -87,7 +87,7 @@ def fill(client, paths):
 
 def test_there_and_back_without_the_file(start_gpu, models):
     """What comes back is what was there, though the file is full of something else, and gone."""
-    daemon = start_gpu("--host-cache", "64M")
+    daemon = start_gpu("--host-cache", "64Mi")
     paths = models(4)
     data = paths[0].read_bytes()
     with daemon.client() as client, daemon.client() as watcher:
@@ -116,7 +116,7 @@ def test_there_and_back_without_the_file(start_gpu, models):
 
 def test_every_bit_comes_back(start_gpu, models):
     """Verify decodes the file anew and compares with the device."""
-    daemon = start_gpu("--host-cache", "64M", "--staging", "1M")
+    daemon = start_gpu("--host-cache", "64Mi", "--staging", "1Mi")
     with daemon.client() as client:
         paths = models(6)
         fill(client, paths)
@@ -133,7 +133,7 @@ def test_every_bit_comes_back(start_gpu, models):
 
 def test_load_brings_it_back(start_gpu, models):
     """Under the name that it has, and with what else was asked for."""
-    daemon = start_gpu("--host-cache", "64M")
+    daemon = start_gpu("--host-cache", "64Mi")
     paths = models(4)
     with daemon.client() as client:
         fill(client, paths)
@@ -146,7 +146,7 @@ def test_load_brings_it_back(start_gpu, models):
 
 
 def test_plan_of_what_is_cached(start_gpu, models):
-    daemon = start_gpu("--host-cache", "64M")
+    daemon = start_gpu("--host-cache", "64Mi")
     paths = models(4)
     with daemon.client() as client:
         fill(client, paths)
@@ -213,7 +213,7 @@ def test_whose_name_it_is_in_the_cache(start_gpu, models):
     """Its owner, and whoever rules the machine, may have it for another file; nobody else."""
     if os.geteuid() != 0:
         pytest.skip("needs root, to be several users")
-    daemon = start_gpu("--host-cache", "64M")
+    daemon = start_gpu("--host-cache", "64Mi")
     os.chmod(daemon.folder, 0o755)
     os.chmod(daemon.socket, 0o666)
     paths = models(7)
@@ -232,7 +232,7 @@ def test_whose_name_it_is_in_the_cache(start_gpu, models):
 
 
 def test_cache_gives_its_memory_back(start_gpu, models):
-    daemon = start_gpu("--host-cache", "64M")
+    daemon = start_gpu("--host-cache", "64Mi")
     with daemon.client() as client:
         paths = models(8)
         for path, name in zip(paths[:3], "abc"):
@@ -261,7 +261,7 @@ def test_too_large_for_the_cache(start_gpu, models):
 
 
 def test_unload_and_idleness_do_not_cache(start_gpu, models):
-    daemon = start_gpu("--host-cache", "64M")
+    daemon = start_gpu("--host-cache", "64Mi")
     a, b = models(2)
     with daemon.client() as client:
         load(client, a, "a", ttl=0)
@@ -271,7 +271,7 @@ def test_unload_and_idleness_do_not_cache(start_gpu, models):
 
 
 def test_time_to_live_goes_on_in_the_cache(start_gpu, models):
-    daemon = start_gpu("--host-cache", "64M")
+    daemon = start_gpu("--host-cache", "64Mi")
     paths = models(4)
     with daemon.client() as client:
         load(client, paths[0], "a", ttl=1)
@@ -305,7 +305,7 @@ def push_out(daemon, loader, gate):
 
 def test_attach_while_it_is_saved(start_gpu, models, copy_gate):
     """On its way to host memory it is as good as there: who wants it waits, and gets it back."""
-    daemon = start_gpu("--host-cache", "64M", **copy_gate.env)
+    daemon = start_gpu("--host-cache", "64Mi", **copy_gate.env)
     with daemon.client() as client, daemon.client() as loader, daemon.client() as other:
         fill(client, models(4))
         ids = {model["name"]: model["id"] for model in daemon.models()}
@@ -328,7 +328,7 @@ def test_whose_load_a_restore_is(start_gpu, models, folder, copy_gate):
     """It counts against the loads of whoever asks for the model, not of whoever loaded it."""
     if os.geteuid() != 0:
         pytest.skip("needs root, to be several users")
-    daemon = start_gpu("--host-cache", "64M", "--user-loads", "1", **copy_gate.env)
+    daemon = start_gpu("--host-cache", "64Mi", "--user-loads", "1", **copy_gate.env)
     os.chmod(daemon.folder, 0o755)
     os.chmod(daemon.socket, 0o666)
     paths = models(4)
@@ -352,7 +352,7 @@ def test_whose_load_a_restore_is(start_gpu, models, folder, copy_gate):
 
 
 def test_no_time_to_wait_until_it_is_saved(start_gpu, models, copy_gate):
-    daemon = start_gpu("--host-cache", "64M", **copy_gate.env)
+    daemon = start_gpu("--host-cache", "64Mi", **copy_gate.env)
     with daemon.client() as client, daemon.client() as loader:
         fill(client, models(4))
         victim = push_out(daemon, loader, copy_gate)
@@ -366,7 +366,7 @@ def test_no_time_to_wait_until_it_is_saved(start_gpu, models, copy_gate):
 
 def test_restore_that_nobody_waits_for(start_gpu, models):
     """Who asked has gone: it stays cached, and nothing is lost of the ledger."""
-    daemon = start_gpu("--host-cache", "128M", FAKE_HIP_SLOW="copy=20000,clear=20000")
+    daemon = start_gpu("--host-cache", "128Mi", FAKE_HIP_SLOW="copy=20000,clear=20000")
     with daemon.client() as client:
         fill(client, models(5))
         for step in range(12):
@@ -390,7 +390,7 @@ def test_restore_that_nobody_waits_for(start_gpu, models):
 
 
 def test_cancel_a_restore(start_gpu, models):
-    daemon = start_gpu("--host-cache", "64M", FAKE_HIP_SLOW="copy=100000,clear=100000")
+    daemon = start_gpu("--host-cache", "64Mi", FAKE_HIP_SLOW="copy=100000,clear=100000")
     with daemon.client() as client, daemon.client() as waiting:
         fill(client, models(4))
         settled(daemon, {"a": "cached", "b": "resident", "c": "resident", "d": "resident"})
@@ -404,7 +404,7 @@ def test_cancel_a_restore(start_gpu, models):
 
 def test_device_that_fails_a_restore(start_gpu, models):
     """Memory that the driver does not have after all: the model stays where it was."""
-    daemon = start_gpu("--host-cache", "64M", "--staging", "1M", FAKE_HIP_MEMORY=str(3 * SIZE + 4 * MIB))
+    daemon = start_gpu("--host-cache", "64Mi", "--staging", "1Mi", FAKE_HIP_MEMORY=str(3 * SIZE + 4 * MIB))
     with daemon.client() as client:
         fill(client, models(4))
         settled(daemon, {"a": "cached", "b": "resident", "c": "resident", "d": "resident"})
@@ -414,7 +414,7 @@ def test_device_that_fails_a_restore(start_gpu, models):
 def test_private_in_the_cache(start_gpu, models):
     if os.geteuid() != 0:
         pytest.skip("needs root, to be several users")
-    daemon = start_gpu("--host-cache", "64M")
+    daemon = start_gpu("--host-cache", "64Mi")
     os.chmod(daemon.folder, 0o755)
     os.chmod(daemon.socket, 0o666)
     paths = models(4)
@@ -434,7 +434,7 @@ def test_private_in_the_cache(start_gpu, models):
 
 @pytest.mark.parametrize("delay", [0, 0.01, 0.03, 0.1])
 def test_end_while_saving_and_restoring(start_gpu, models, delay):
-    daemon = start_gpu("--host-cache", "64M", FAKE_HIP_SLOW="copy=30000,clear=30000")
+    daemon = start_gpu("--host-cache", "64Mi", FAKE_HIP_SLOW="copy=30000,clear=30000")
     paths = models(5)
     with daemon.client() as client, daemon.client() as other, daemon.client() as third:
         fill(client, paths[:4])
@@ -446,7 +446,7 @@ def test_end_while_saving_and_restoring(start_gpu, models, delay):
 
 
 def test_no_descriptor_is_left(start_gpu, models):
-    daemon = start_gpu("--host-cache", "64M")
+    daemon = start_gpu("--host-cache", "64Mi")
     before = daemon.settled_fds()
     with daemon.client() as client:
         fill(client, models(6))

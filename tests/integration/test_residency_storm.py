@@ -152,7 +152,7 @@ def ride_out(daemon, files):
 
 
 def test_storm(start, files):
-    ride_out(start("--budget", "14M", "--workers", "3"), files)
+    ride_out(start("--budget", "14Mi", "--workers", "3"), files)
 
 
 def test_storm_with_a_cache(start, files):
@@ -160,7 +160,7 @@ def test_storm_with_a_cache(start, files):
     if not fake:
         pytest.skip("this build has no module for AMD GPUs (hipcc is not installed)")
     daemon = start(
-        *("--device", "hip", "--budget", "14M", "--workers", "3", "--host-cache", "20M", "--staging", "2M"),
+        *("--device", "hip", "--budget", "14Mi", "--workers", "3", "--host-cache", "20Mi", "--staging", "2Mi"),
         env={
             "ROCMFORGE_MODULE_DIR": str(module_folder()),
             "LD_LIBRARY_PATH": str(fake),

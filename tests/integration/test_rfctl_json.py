@@ -73,9 +73,9 @@ def test_no_daemon_in_json(folder, arguments):
     assert str(folder / "nobody") in parameters["reason"]
 
 
-def test_daemon_dies_under_way_in_json(held_daemon, large_model):
+def test_daemon_dies_under_way_in_json(held_daemon, gated_model):
     loads = []
-    load = lambda: loads.append(held_daemon.rfctl("--json", "load", large_model, check=False))
+    load = lambda: loads.append(held_daemon.rfctl("--json", "load", gated_model, check=False))
     thread = threading.Thread(target=load)
     thread.start()
     wait_until(lambda: [m for m in held_daemon.models() if m["state"] == "filling"])

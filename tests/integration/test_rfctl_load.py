@@ -119,9 +119,9 @@ def test_load_plain_lines(daemon, model_folder, large_model):
     assert all(re.match(r"[a-z]+ +\d+%", line) for line in lines)
 
 
-def test_interrupt_cancels(held_daemon, gate, large_model):
+def test_interrupt_cancels(held_daemon, gate, gated_model):
     process = subprocess.Popen(
-        [program(), "--socket", str(held_daemon.socket), "load", str(large_model)],
+        [program(), "--socket", str(held_daemon.socket), "load", str(gated_model)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -162,10 +162,10 @@ def test_a_device_that_is_not_there(daemon, small_model, command):
     assert result.stderr.endswith(": no such device: 'host:7'; 'rfctl devices' lists them\n")
 
 
-def test_daemon_dies_under_way(held_daemon, large_model):
+def test_daemon_dies_under_way(held_daemon, gated_model):
     daemon = held_daemon
     process = subprocess.Popen(
-        [program(), "--socket", str(daemon.socket), "load", str(large_model)],
+        [program(), "--socket", str(daemon.socket), "load", str(gated_model)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -183,7 +183,7 @@ def test_load_options(daemon, small_model):
     model = daemon.models()[0]
     assert (model["pinned"], model["ttl"], model["private"]) == (True, 600, True)
     lines = daemon.rfctl("show", "small").stdout.splitlines()
-    assert {"pinned", "private", "unloaded when idle for 10m"} <= set(lines)
+    assert {"pinned", "private", "when unpinned: unloaded when idle for 10m"} <= set(lines)
     daemon.rfctl("load", small_model, "--as", "native", "--name", "plain")
     model = next(model for model in daemon.models() if model["name"] == "plain")
     assert (model["pinned"], model["ttl"], model["private"]) == (False, None, False)
@@ -251,7 +251,7 @@ def test_plan(daemon, small_model):
 
 
 def test_plan_tells_what_would_go(start, large_model, small_model, folder):
-    daemon = start("--budget", "1000M")
+    daemon = start("--budget", "1000Mi")
     daemon.rfctl("load", small_model)
     daemon.rfctl("load", large_model, "--as", "native", "--pin")
     other = sparse_model(folder / "other.gguf", 512 << 20)

@@ -7,8 +7,8 @@ import subprocess
 import threading
 
 import pytest
-from harness import TIMEOUT, sparse_model, wait_until
-from rfctl_rig import INTERRUPTED, NO_DAEMON, REFUSED, USAGE, lines_of_json, program
+from harness import TIMEOUT, USER, client_of, load_fd, sparse_model, wait_until, wire_error
+from rfctl_rig import DONE, INTERRUPTED, NO_DAEMON, REFUSED, USAGE, lines_of_json, program
 
 
 def test_ps(daemon, small_model):
@@ -68,7 +68,47 @@ def test_busy_tells_the_holders(daemon, small_model):
         client.call("Attach", name="small")
         busy = daemon.rfctl("unload", "small", check=False)
     holder = rf"held by process {os.getpid()} \(user {os.getuid()}, for \d s\)"
-    assert re.fullmatch(rf"rfctl: cannot unload small: .*'small' is resident, {holder}\n", busy.stderr)
+    way_out = r"'rfctl unload --force small' frees it when they have let go"
+    assert re.fullmatch(rf"rfctl: cannot unload small: .*'small' is resident, {holder}; {way_out}\n", busy.stderr)
+
+
+def test_unload_of_a_model_that_is_being_loaded(held_daemon, large_model):
+    """It is not in use, and the error names the command that ends the load."""
+    held_daemon.rfctl("load", large_model, "--no-wait")
+    for command, way_out in (
+        ("unload", "'rfctl cancel large' stops the load"),
+        ("verify", "'rfctl watch' tells when it is resident"),
+    ):
+        result = held_daemon.rfctl(command, "large", check=False)
+        assert result.returncode == REFUSED
+        assert result.stderr == f"rfctl: cannot {command} large: it is still being loaded; {way_out}\n"
+
+
+@pytest.mark.parametrize(
+    "command, hint",
+    [
+        (["show", "nobody"], "'rfctl ps' lists the models"),
+        (["unload", "nobody"], "'rfctl ps' lists the models"),
+        (["dump", "nobody", "x"], "'rfctl ps' lists the models"),
+        (["dump", "small", "x"], "'rfctl show small' lists them"),
+    ],
+)
+def test_errors_name_a_way_out(daemon, small_model, command, hint):
+    daemon.rfctl("load", small_model)
+    result = daemon.rfctl(*command, check=False)
+    assert result.returncode == REFUSED
+    assert result.stderr.endswith(f"; {hint}\n")
+
+
+def test_cancel_of_a_model_that_another_user_has_loaded(start_for_all, small_model):
+    """Nobody loads it any more, so that is what the error says, and not whose it is."""
+    daemon = start_for_all()
+    with client_of(daemon, USER) as owner, client_of(daemon, USER + 1) as other:
+        load_fd(owner, small_model, name="small")
+        with wire_error("ModelBusy") as error:
+            other.call("Cancel", name="small")
+        assert error["state"] == "resident"
+    assert daemon.rfctl("cancel", "small", check=False).stderr == "rfctl: cannot cancel small: it is not being loaded\n"
 
 
 def test_unload_by_force(daemon, small_model):
@@ -108,8 +148,47 @@ def test_ttl(daemon, small_model):
     result = daemon.rfctl("ttl", "nobody", "1h", check=False)
     assert result.returncode == REFUSED
     assert result.stderr.startswith("rfctl: cannot set the time to live of nobody: ")
-    daemon.rfctl("ttl", "small", "0")
+    assert daemon.rfctl("ttl", "small", "0").stdout == "small is unloaded as soon as nobody uses it\n"
     wait_until(lambda: daemon.models() == [])
+
+
+def test_ttl_of_a_pinned_model(daemon, small_model):
+    """It stays, and nothing says that it went."""
+    daemon.rfctl("load", small_model, "--pin")
+    stays = "small is pinned, so it stays; when it is unpinned, it is unloaded"
+    assert daemon.rfctl("ttl", "small", "0").stdout == f"{stays} as soon as nobody uses it\n"
+    assert "as soon as nobody uses it" in daemon.rfctl("show", "small").stdout
+    assert daemon.rfctl("ttl", "small", "10m").stdout == f"{stays} when idle for 10m\n"
+    shown = daemon.rfctl("show", "small").stdout
+    assert "\npinned\n" in shown
+    assert "\nwhen unpinned: unloaded when idle for 10m\n" in shown
+    assert daemon.models()[0]["state"] == "resident"
+    daemon.rfctl("unpin", "small")
+    assert "\nunloaded when idle for 10m\n" in daemon.rfctl("show", "small").stdout
+
+
+# --- Names ---
+
+
+def test_names_that_look_like_options(daemon, small_model, folder):
+    """No model is called so, and behind -- nothing is taken for an option."""
+    refused = daemon.rfctl("load", small_model, "--name", "-x", check=False)
+    assert refused.returncode == REFUSED
+    assert "'name'" in refused.stderr and "not beginning with -" in refused.stderr
+    path = folder / "-x.gguf"
+    path.write_bytes(small_model.read_bytes())
+    loaded = subprocess.run(
+        [program(), "--socket", daemon.socket, "load", "--", path.name], cwd=folder, stdout=subprocess.PIPE, timeout=TIMEOUT
+    )
+    assert loaded.returncode == DONE
+    assert [model["name"] for model in daemon.models()] == ["_x"]
+    for command in ("show", "unload", "pin", "unpin", "cancel", "verify"):
+        for words in ([command, "--", "-x"], ["--", command, "-x"]):
+            result = daemon.rfctl(*words, check=False)
+            assert result.returncode == REFUSED
+            assert "no model of this name: '-x'" in result.stderr
+    for words in (["dump", "--", "_x", "-t"], ["ttl", "--", "-x", "5m"]):
+        assert daemon.rfctl(*words, check=False).returncode == REFUSED
 
 
 def test_watch(daemon, small_model):
@@ -173,10 +252,10 @@ def test_dump(daemon, small_model):
         assert result.stderr.startswith(f"rfctl: cannot dump {tensor} of {name}: ")
 
 
-def test_dump_waits_for_a_load(held_daemon, gate, large_model):
-    held_daemon.rfctl("load", large_model, "--as", "native", "--no-wait")
+def test_dump_waits_for_a_load(held_daemon, gate, gated_model):
+    held_daemon.rfctl("load", gated_model, "--as", "native", "--no-wait")
     dumps = []
-    command = ["dump", "large", "blk.0.ffn_up.weight"]
+    command = ["dump", "gated", "blk.0.ffn_up.weight"]
     thread = threading.Thread(target=lambda: dumps.append(held_daemon.rfctl(*command, text=False).stdout))
     thread.start()
     wait_until(lambda: held_daemon.status()["connections"] > 1)

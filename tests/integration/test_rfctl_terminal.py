@@ -10,23 +10,23 @@ from rfctl_rig import DONE, INTERRUPTED, USAGE, Terminal, lines_of_json, program
 
 
 @pytest.mark.parametrize("columns", [132, 80, 50, 30, 10])
-def test_progress_bar(slow_daemon, large_model, columns):
-    terminal = Terminal(slow_daemon, "load", large_model, columns=columns)
+def test_progress_bar(slow_daemon, slow_model, columns):
+    terminal = Terminal(slow_daemon, "load", slow_model, columns=columns)
     assert terminal.wait() == DONE
     bars = terminal.bars()
     assert len(bars) > 2
     assert max(map(len, bars)) <= columns - len("^C") - 1  # or an interrupt would wrap it, and leave it there
     if columns >= 80:
-        assert any(re.fullmatch(r"filling +\[#*\.*\] +\d+%  .* of 805 MB  .*/s  .* left", bar) for bar in bars)
+        assert any(re.fullmatch(r"filling +\[#*\.*\] +\d+%  .* of 268 MB  .*/s  .* left", bar) for bar in bars)
     # Nothing of it is left.
     screen = terminal.screen()
-    assert screen[0].startswith("loaded large: 805 MB on host in ")
+    assert screen[0].startswith("loaded slow: 268 MB on host in ")
     assert screen[-1] == ""
     assert len(screen) == 3
 
 
-def test_progress_bar_interrupted(held_daemon, gate, large_model):
-    terminal = Terminal(held_daemon, "load", large_model)
+def test_progress_bar_interrupted(held_daemon, gate, gated_model):
+    terminal = Terminal(held_daemon, "load", gated_model)
     wait_until(lambda: terminal.read(0.05) and len(terminal.bars()) > 1)
     terminal.press(b"\x03")
     assert terminal.wait() == INTERRUPTED
@@ -38,9 +38,9 @@ def test_progress_bar_interrupted(held_daemon, gate, large_model):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
-def test_progress_bar_when_a_signal_ends_it(held_daemon, large_model, number):
+def test_progress_bar_when_a_signal_ends_it(held_daemon, gated_model, number):
     """Nothing of the bar is left, and whoever started rfctl sees which signal it was."""
-    terminal = Terminal(held_daemon, "load", large_model)
+    terminal = Terminal(held_daemon, "load", gated_model)
     wait_until(lambda: terminal.read(0.05) and len(terminal.bars()) > 1)
     terminal.process.send_signal(number)
     assert terminal.wait() == (INTERRUPTED if number == signal.SIGINT else -number)
@@ -49,10 +49,10 @@ def test_progress_bar_when_a_signal_ends_it(held_daemon, large_model, number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
-def test_ignored_signals_stay_ignored(held_daemon, gate, large_model, number):
+def test_ignored_signals_stay_ignored(held_daemon, gate, gated_model, number):
     """As nohup wants it, and a shell for what runs in the background."""
     process = subprocess.Popen(
-        [program(), "--socket", str(held_daemon.socket), "load", str(large_model)],
+        [program(), "--socket", str(held_daemon.socket), "load", str(gated_model)],
         stdout=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(number, signal.SIG_IGN),
     )
@@ -63,8 +63,8 @@ def test_ignored_signals_stay_ignored(held_daemon, gate, large_model, number):
     assert process.returncode == DONE
 
 
-def test_progress_bar_follows_the_window(held_daemon, gate, large_model):
-    terminal = Terminal(held_daemon, "load", large_model, columns=100)
+def test_progress_bar_follows_the_window(held_daemon, gate, gated_model):
+    terminal = Terminal(held_daemon, "load", gated_model, columns=100)
     wait_until(lambda: terminal.read(0.02) and terminal.bars())
     terminal.resize(40)
     before = len(terminal.bars())
@@ -111,11 +111,31 @@ def test_tables_fit_a_terminal(daemon, small_model):
     assert long_name in daemon.rfctl("ps").stdout
 
 
+@pytest.mark.parametrize(
+    "locale, ellipsis",
+    [
+        ({"LC_ALL": "C"}, "..."),
+        ({"LC_ALL": "", "LC_CTYPE": "POSIX", "LANG": "C.UTF-8"}, "..."),
+        ({"LC_ALL": "", "LC_CTYPE": "C.UTF-8", "LANG": "C"}, "…"),
+        ({"LC_ALL": "C.UTF-8"}, "…"),
+    ],
+)
+def test_ellipsis_that_the_terminal_can_show(daemon, small_model, locale, ellipsis):
+    long_name = "m" * 127
+    daemon.rfctl("load", small_model, "--name", long_name)
+    terminal = Terminal(daemon, "ps", env=locale)
+    assert terminal.wait() == DONE
+    lines = terminal.screen()
+    assert re.match(rf"m+{re.escape(ellipsis)}  auto  host ", lines[1])
+    assert max(map(len, lines)) <= 80
+    assert ("…" in terminal.output) == (ellipsis == "…")
+
+
 def test_ping_interrupted(daemon):
     terminal = Terminal(daemon, "ping", "-c", "1000")
     wait_until(lambda: terminal.read(0.05) and "ms" in terminal.output)
     terminal.press(b"\x03")
-    assert terminal.wait() == DONE
+    assert terminal.wait() == INTERRUPTED  # so that a script that runs it ends, too
     assert "replies: min" in terminal.output or "1 reply: min" in terminal.output
 
 

@@ -76,7 +76,7 @@ def test_two_at_once_go_to_two(start_gpus, folder, model_folder):
     """Each is put somewhere when its size is known and reserved, not when it is asked for."""
     gate = Gate(folder / "gate", {})
     daemon = start_gpus(FAKE_HIP_GATE=str(gate.path))
-    paths = [sparse_model(model_folder / f"at-once{i}.gguf", 300 * MIB) for i in range(2)]
+    paths = [sparse_model(model_folder / f"at-once{i}.gguf", 96 * MIB) for i in range(2)]
     gate.close()
     with daemon.client() as first, daemon.client() as second:
         first.send("Load", {"path": str(paths[0])})
@@ -90,8 +90,8 @@ def test_two_at_once_go_to_two(start_gpus, folder, model_folder):
 
 
 def test_where_it_fits_rather_than_where_another_must_go(start_gpus, model_folder):
-    paths = [sparse_model(model_folder / f"fits{i}.gguf", size * MIB) for i, size in enumerate((160, 320, 128))]
-    with start_gpus("--budget", "400M").client() as client:
+    paths = [sparse_model(model_folder / f"fits{i}.gguf", size * MIB) for i, size in enumerate((40, 80, 32))]
+    with start_gpus("--budget", "100Mi").client() as client:
         load(client, paths[0], name="small")
         load(client, paths[1], name="large")
         plan = client.call("Plan", path=str(paths[2]))
@@ -102,8 +102,8 @@ def test_where_it_fits_rather_than_where_another_must_go(start_gpus, model_folde
 
 def test_evicted_where_that_suffices(start_gpus, model_folder):
     """The one with more free has a model that somebody holds; the other's may go."""
-    paths = [sparse_model(model_folder / f"evict{i}.gguf", size * MIB) for i, size in enumerate((260, 256, 300))]
-    with start_gpus("--budget", "400M").client() as client:
+    paths = [sparse_model(model_folder / f"evict{i}.gguf", size * MIB) for i, size in enumerate((65, 64, 75))]
+    with start_gpus("--budget", "100Mi").client() as client:
         load(client, paths[0], name="idle")
         load(client, paths[1], name="held")
         client.call("Attach", name="held")
@@ -164,7 +164,7 @@ def test_loads_of_one_file_that_leave_other_choices(start_gpus, part_gate, gated
 def test_a_cached_model_of_a_lost_one(start_gpus, small_model, model_folder):
     """It says so, and not that memory is short."""
     paths = [sparse_model(model_folder / f"cached{i}.gguf", 8 * MIB) for i in range(3)]
-    daemon = start_gpus("--budget", "12M", "--host-cache", "64M", FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL="hipIpcGetMemHandle:4:719")
+    daemon = start_gpus("--budget", "12Mi", "--host-cache", "64Mi", FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL="hipIpcGetMemHandle:4:719")
     with daemon.client() as client:
         load(client, paths[0], name="a", device="hip")
         load(client, paths[1], name="b", device="hip")
@@ -183,7 +183,7 @@ def test_memory_that_does_not_come_back_is_told(start_gpus, small_model, leak):
         load(client, small_model, name="m")
         client.call("Unload", name="m")
         assert devices(client)["hip:0"]["used"] == 0
-    assert ("the driver has 0.00 back" in daemon.log) == leak
+    assert ("the driver has 0 B back" in daemon.log) == leak
 
 
 def test_preloaded_again_it_is_the_same(start_gpus, small_model, gated_model, folder):

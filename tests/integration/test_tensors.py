@@ -6,7 +6,7 @@ import sys
 
 import make_model
 import pytest
-from harness import ROOT, TIMEOUT, build_folder, fake_gpu_folder, library_environment, wire_error
+from harness import ROOT, TIMEOUT, build_folder, fake_gpu_folder, library_environment, module_folder, wire_error
 from make_model import Tensor, TensorType
 
 ONE_KEY = (1, make_model.string("general.architecture") + b"\x08\0\0\0" + make_model.string("odd"))
@@ -160,7 +160,7 @@ def test_padding_on_a_gpu(start, monkeypatch, folder, types, form, dequant):
     """A GPU's memory comes with what was in it before."""
     environment = {
         "LD_LIBRARY_PATH": str(fake_gpu_folder()),
-        "ROCMFORGE_MODULE_DIR": f"{build_folder() / 'daemon' / 'gpu'}:{build_folder() / 'client'}",
+        "ROCMFORGE_MODULE_DIR": f"{module_folder()}:{build_folder() / 'client'}",
         "FAKE_HIP_DEVICES": "1",
     }
     for name, value in environment.items():

@@ -39,7 +39,7 @@ def test_limit_of_connections(start_for_all):
 def test_limit_of_loads(start_for_all, gate, folder):
     daemon = start_for_all("--user-loads", "1", env=gate.env)
     gate.close()
-    paths = [sparse_model(folder / f"large{i}.gguf", 640 * MIB) for i in range(2)]
+    paths = [sparse_model(folder / f"large{i}.gguf", 96 * MIB) for i in range(2)]
     with client_of(daemon, USER) as first, client_of(daemon, USER) as second, client_of(daemon, daemon.uid) as own:
         with open(paths[0], "rb") as file:
             first.send("Load", {"fds": [0], "name": "first"}, [file.fileno()])
@@ -71,7 +71,7 @@ def test_limit_of_leases(start_for_all, models):
 
 
 def test_limit_of_bytes(start_for_all, models):
-    daemon = start_for_all("--user-bytes", "4M")
+    daemon = start_for_all("--user-bytes", "4Mi")
     a, b, c = models(3)
     with client_of(daemon, USER) as user, client_of(daemon, USER + 1) as other, client_of(daemon, daemon.uid) as own:
         load_fd(user, a, name="a")

@@ -61,10 +61,10 @@ def test_another_form_needs_another_name(daemon, small_model):
 # --- Waiting, and for how long ---
 
 
-def test_attach_while_loading(held_daemon, gate, large_model):
+def test_attach_while_loading(held_daemon, gate, gated_model):
     daemon = held_daemon
     with daemon.client() as loader, daemon.client() as client:
-        loader.send("Load", {"path": str(large_model), "name": "big"})
+        loader.send("Load", {"path": str(gated_model), "name": "big"})
         wait_until(lambda: is_filling(daemon, "big"), every=0.001)
         attaching = client.more("Attach", name="big")
         replies = [next(attaching)]
@@ -75,11 +75,11 @@ def test_attach_while_loading(held_daemon, gate, large_model):
         assert loader.reply()[0]["model"]["id"] == replies[-1]["model"]["id"]
 
 
-def test_attach_keeps_a_load_alive(held_daemon, gate, large_model):
+def test_attach_keeps_a_load_alive(held_daemon, gate, gated_model):
     daemon = held_daemon
     with daemon.client() as client:
         with daemon.client() as loader:
-            loader.send("Load", {"path": str(large_model), "name": "big"})
+            loader.send("Load", {"path": str(gated_model), "name": "big"})
             wait_until(lambda: is_filling(daemon, "big"), every=0.001)
             client.send("Attach", {"name": "big"})
             daemon.sync()
@@ -88,10 +88,10 @@ def test_attach_keeps_a_load_alive(held_daemon, gate, large_model):
         assert client.reply()[0]["lease"]
 
 
-def test_attach_to_a_load_that_is_cancelled(held_daemon, gate, large_model):
+def test_attach_to_a_load_that_is_cancelled(held_daemon, gate, gated_model):
     daemon = held_daemon
     with daemon.client() as loader, daemon.client() as client, daemon.client() as third:
-        loader.send("Load", {"path": str(large_model), "name": "big"})
+        loader.send("Load", {"path": str(gated_model), "name": "big"})
         wait_until(lambda: is_filling(daemon, "big"), every=0.001)
         client.send("Attach", {"name": "big"})
         daemon.sync()
@@ -106,13 +106,13 @@ def test_attach_to_a_load_that_is_cancelled(held_daemon, gate, large_model):
 
 
 @pytest.mark.parametrize("method", ["Load", "Attach"])
-def test_deadline_while_loading(held_daemon, gate, large_model, method):
+def test_deadline_while_loading(held_daemon, gate, gated_model, method):
     """The one who waits too long is told so in time; the load goes on while somebody else waits."""
     daemon = held_daemon
     with daemon.client() as loader, daemon.client() as client:
-        loader.send("Load", {"path": str(large_model), "name": "big"})
+        loader.send("Load", {"path": str(gated_model), "name": "big"})
         wait_until(lambda: is_filling(daemon, "big"), every=0.001)
-        parameters = {"path": str(large_model)} if method == "Load" else {"name": "big"}
+        parameters = {"path": str(gated_model)} if method == "Load" else {"name": "big"}
         with wire_error("DeadlineExceeded"):
             client.call(method, deadline=0.01, **parameters)
         assert client.call("Status")["pid"] == daemon.pid
@@ -121,11 +121,11 @@ def test_deadline_while_loading(held_daemon, gate, large_model, method):
         assert loader.reply()[0]["model"]["state"] == "resident"
 
 
-def test_deadline_of_the_only_one(held_daemon, gate, large_model):
+def test_deadline_of_the_only_one(held_daemon, gate, gated_model):
     daemon = held_daemon
     with daemon.client() as client:
         with wire_error("DeadlineExceeded"):
-            client.call("Load", path=str(large_model), name="big", deadline=0.02)
+            client.call("Load", path=str(gated_model), name="big", deadline=0.02)
         gate.open()
         wait_until(lambda: names(daemon) == [])
         assert daemon.used() == 0
@@ -159,7 +159,7 @@ def test_deadline_of_verify_and_unload(start, gate, large_model):
 def test_end_while_memory_is_on_its_way_back(start, model_folder, large_model):
     other = sparse_model(model_folder / "other-large.gguf", 768 * MIB)
     for _ in range(3):
-        daemon = start("--budget", "900M")
+        daemon = start("--budget", "900Mi")
         with daemon.client() as first, daemon.client() as second:
             load(first, large_model, "a")
             first.send("Unload", {"name": "a"})

@@ -1,8 +1,9 @@
 """docs/wire.md tells the truth: its examples are called again, in its order, and answered alike; each method has one.
 
-In an example "-->" is a call and "<--" a reply. Alike means: the same error, and all fields that the example shows, with
-values of the same kind. Numbers and lists may differ, and fields be null. An example of several replies to a call with
-`more` shows some of them. Its paths stand for files of the tests, and "one descriptor beside it" for tiny.gguf.
+In an example "-->" is a call and "<--" a reply. Alike means: the same error, and the same fields, with values of the same
+kind: the example has every field that the daemon sends, and no other. Numbers and lists may differ, and fields be null.
+An example of several replies to a call with `more` shows some of them. Its paths stand for files of the tests, and "one
+descriptor beside it" for tiny.gguf.
 """
 import json
 import re
@@ -37,7 +38,7 @@ def alike(expected, seen):
     if expected is None or seen is None:
         return True
     if isinstance(expected, dict):
-        return isinstance(seen, dict) and all(key in seen and alike(expected[key], seen[key]) for key in expected)
+        return isinstance(seen, dict) and set(expected) == set(seen) and all(alike(expected[key], seen[key]) for key in seen)
     if isinstance(expected, list):
         return isinstance(seen, list) and all(alike(a, b) for a, b in zip(expected, seen))
     if isinstance(expected, bool) or isinstance(seen, bool):
@@ -56,12 +57,12 @@ def fits(expected, seen):
 
 
 @pytest.fixture
-def files(large_model, folder):
+def files(slow_model, folder):
     """Large enough that there is progress to tell, and time to cancel."""
     broken = folder / "broken.gguf"
-    with open(large_model, "rb") as file:
+    with open(slow_model, "rb") as file:
         broken.write_bytes(file.read(60))
-    return {"/models/tiny.gguf": large_model, "/models/big.gguf": large_model, "/models/broken.gguf": broken}
+    return {"/models/tiny.gguf": slow_model, "/models/big.gguf": slow_model, "/models/broken.gguf": broken}
 
 
 def test_examples(slow_daemon, files):
@@ -104,6 +105,33 @@ def test_each_method_has_one(method):
 @pytest.mark.parametrize("error", re.findall(r"^error (\w+)", INTERFACE, re.MULTILINE))
 def test_each_error_is_told(error):
     assert f"`{error}`" in PAGE
+
+
+def fields_of_types():
+    """Each field of a type that the interface declares, and of what a method replies with."""
+    text = re.sub(r"#.*", "", INTERFACE)
+    for name, fields in re.findall(r"^type (\w+) \((.*?)^\)", text, re.DOTALL | re.MULTILINE):
+        yield from ((name, field) for field in re.findall(r"(\w+):", fields))
+    for name, fields in re.findall(r"^method (\w+)\([^)]*\) -> \((.*?)\)", text, re.DOTALL | re.MULTILINE):
+        yield from ((name, field) for field in re.findall(r"(\w+):", fields))
+
+
+@pytest.mark.parametrize("name, field", sorted(set(fields_of_types())))
+def test_each_field_is_shown(name, field):
+    """In an example, or where the page tells what no example can show."""
+    assert f'"{field}":' in PAGE or f"`{field}`" in PAGE, f"docs/wire.md does not have {name}.{field}"
+
+
+def test_links_of_the_installed_page():
+    """The page is installed beside the interface, far from the rest of the source."""
+    built = (ROOT / "docs" / "meson.build").read_text(encoding="utf-8")
+    installed = re.search(r"install_data\((.*?)install_dir", built, re.DOTALL)[1]
+    names = {name.rpartition("/")[2] for name in re.findall(r"'([^']+)'", installed)}
+    assert "wire.md" in names
+    links = re.findall(r"\]\(([^)]+)\)", PAGE)
+    assert links
+    for link in links:
+        assert link.startswith(("https://", "#")) or link in names, f"{link} is not installed"
 
 
 def constant(header, name):

@@ -71,7 +71,7 @@ class Daemon:
         command = program or [daemon_program()]
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(
-                [*command, "--socket", str(self.socket), "--device", "host", "--budget", "3G", *options],
+                [*command, "--socket", str(self.socket), "--device", "host", "--budget", "3Gi", *options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -78,7 +78,7 @@ class Terminal:
             stderr=slave,
             start_new_session=True,
             preexec_fn=self.take_over,
-            env={**os.environ, "TERM": term, **(env or {})},
+            env={**os.environ, "TERM": term, "LC_ALL": "C.UTF-8", **(env or {})},
         )
         os.close(slave)
         self.output = ""

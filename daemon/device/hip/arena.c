@@ -8,12 +8,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* What exports are tried with: so much that a granule which a driver keeps, or gives back, does not matter. */
+/* Size of the trial allocation for exports. It is much larger than what a driver may keep or release beside it. */
 #define TRIAL_BYTES ((size_t)64 << 20)
 
-/* What was in the memory may be another user's. It is cleared on a stream of its own while the file is being read, as
- * far as nothing else will be put there: all of it would hold the first copies up for a third of a millisecond a
- * gigabyte. `cleared` is what they wait for. */
+/* The memory may hold another user's old data. Parts that no data will be put into are cleared, on a stream of their
+ * own, while the file is being read. Clearing all of it would delay the first copies by a third of a millisecond for
+ * each gigabyte. The first copy waits for the event `cleared`. */
 static int clear(struct arena *arena, uint64_t used, const struct extent *gaps, size_t n_gaps,
                  struct device_fault *ret_fault)
 {
@@ -44,7 +44,7 @@ int hip_arena_new(struct device *device, uint64_t bytes, const struct extent *ga
     if (!arena)
         return device_fault_set(ret_fault, -ENOMEM, "calloc", ENOMEM, strerror(ENOMEM));
     arena->hip = hip;
-    /* Whole granules: no other allocation then shares the memory that an exported handle opens. */
+    /* A whole number of granules: then no other allocation shares the memory that the exported handle opens. */
     if (__builtin_add_overflow(bytes, device->granule - 1, &arena->bytes)) {
         r = device_fault_set(ret_fault, -ENOMEM, HIP_NAME(Malloc), 0, "too large");
         goto fail;
@@ -71,7 +71,7 @@ fail:
     return r;
 }
 
-/* On a lost device every call fails; the driver takes the memory back when the process ends. */
+/* On a lost device every call fails. The driver frees its memory when the process ends. */
 void hip_arena_free(struct arena *arena)
 {
     if (!arena)
@@ -102,7 +102,7 @@ int hip_arena_export(struct arena *arena, struct device_export *ret, struct devi
     return 0;
 }
 
-/* Exports memory and frees it; *ret_back is what came back by that. */
+/* Exports the memory and frees it. *ret_back is how many bytes became free by that. */
 static int export_and_free(struct hip_device *hip, void *memory, uint64_t *ret_back, struct device_fault *ret_fault)
 {
     hipIpcMemHandle_t handle;
@@ -128,7 +128,7 @@ int hip_export_try(struct hip_device *hip, uint64_t wanted, struct device_fault 
     uint64_t bytes = trial, back = 0;
     int r = HIP_CALL(hip, &fault, Malloc, (&memory, bytes));
     if (r == -ENOMEM) {
-        /* Others have the device. What comes back of so little tells nothing. */
+        /* Other programs use most of the memory. So small a trial does not show whether memory comes back. */
         bytes = hip->device.granule;
         r = HIP_CALL(hip, &fault, Malloc, (&memory, bytes));
     }
@@ -141,7 +141,7 @@ int hip_export_try(struct hip_device *hip, uint64_t wanted, struct device_fault 
     return r;
 }
 
-/* Every transfer is done, and each waited for the clearing; but there may have been none. */
+/* All transfers are done, and each waited for the clearing. But there may have been no transfer. */
 int hip_arena_seal(struct arena *arena, struct device_fault *ret_fault)
 {
     int r = hip_enter(arena->hip, ret_fault);

@@ -12,23 +12,27 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Of all slots, if nothing else is said. What was read into a slot is to be still in the processor's cache when the GPU
- * fetches it, so there are few, which all workers fill together: bench_put shows what more would cost. */
+/* Default size of all slots of a device together. It is small, so that what was read into a slot is still in the
+ * CPU's cache when the GPU copies it. All workers fill the same slot together. bench_put shows what more memory
+ * would cost. */
 #define STAGING_BYTES ((uint64_t)48 << 20)
-/* Smaller copies leave gaps on the bus, 2.5 us each. */
+/* Between two copies the bus is idle for 2.5 us, so smaller slots cost more. */
 #define SLOT_BYTES     ((size_t)16 << 20)
 #define SLOT_BYTES_MIN ((size_t)64 << 10)
-/* One that is filled, one that is copied, and one that waits for either; and what one can be told to have. */
+/* Default: one slot that is being filled, one that is being copied, and one that waits. And the largest number that
+ * a setting can ask for. */
 #define SLOTS_DEFAULT 3u
 #define SLOTS_MAX     64u
-/* What a worker reads or decodes at once of a slot that all fill: little, so that none has long to wait for another. */
+/* How much of a slot a worker reads or decodes at a time. Small parts, so that workers finish a slot at about the
+ * same time. */
 #define PART_BYTES      ((size_t)256 << 10)
 
 #define GRANULE         ((uint64_t)2 << 20)
 
 #define STREAMS_DEFAULT 2u
 
-/* How the link is measured: so many copies in a row, at least twice and for a while, since it may have to wake up. */
+/* How the link is measured: LINK_COPIES copies in a row, at least twice and for at least LINK_NS. A link that was
+ * idle may need some time to reach its full rate. */
 #define LINK_BYTES  ((size_t)16 << 20)
 #define LINK_COPIES 4
 #define LINK_NS     30000000u
@@ -44,7 +48,7 @@ static int slot_init(struct device *device, struct slot *slot, struct device_fau
         return device_fault_set(ret_fault, -ENOMEM, "calloc", ENOMEM, strerror(ENOMEM));
     const size_t scratch_bytes = hip_scratch_bytes(slot->size);
     uint8_t *pinned = NULL;
-    /* One allocation for both: the word that the device writes stands behind the data. */
+    /* One allocation for the data and for the word that the device sets, which comes after the data. */
     r = HIP_CALL(hip, ret_fault, HostMalloc,
                  ((void **)&pinned, slot->size + sizeof(*own->overflowed), hipHostMallocDefault));
     if (r < 0)
@@ -159,7 +163,7 @@ static const struct device_ops hip_ops = {
     .decodes = decodes,
 };
 
-/* ROCm has no name for boards that it does not know. */
+/* AMD's runtime returns an empty name for a board that it does not know. */
 static void name_make(struct hip_device *hip)
 {
     struct device *device = &hip->device;
@@ -201,7 +205,7 @@ static int link_copies(struct hip_device *hip, unsigned copies, size_t bytes, vo
         int r = 0;
         for (unsigned i = 0; i < copies && r == 0; i++)
             r = HIP_CALL(hip, ret_fault, MemcpyAsync, (memory, pinned, bytes, hipMemcpyHostToDevice, hip->streams[0]));
-        /* Even if one was refused: the others read memory that is about to be freed. */
+        /* Even after an error: other copies may still read the memory that is freed next. */
         hipError_t result = hipStreamSynchronize(hip->streams[0]);
         if (r == 0)
             r = hip_result(hip, result, HIP_NAME(StreamSynchronize), ret_fault);
@@ -231,7 +235,7 @@ static int link_measure(struct hip_device *hip, const struct device_config *conf
     return r;
 }
 
-/* As many slots as the staging memory holds; smaller ones rather than fewer than three. */
+/* As many slots as fit into the staging memory. If fewer than three would fit, three smaller ones. */
 static void size_slots(struct device *device, const struct device_config *config)
 {
     const uint64_t staging = config->staging ? config->staging : STAGING_BYTES;
@@ -286,7 +290,7 @@ static int device_open(int index, const struct device_config *config, struct hip
     hip->device.kind = HIP_KIND;
     hip->device.export_kind = EXPORT_IPC;
     hip->device.granule = GRANULE;
-    hip->device.fetches = true;
+    hip->device.copies_async = true;
     snprintf(hip->device.id, sizeof(hip->device.id), HIP_KIND ":%d", index);
     size_slots(&hip->device, config);
     pthread_mutex_init(&hip->lock, NULL);
@@ -325,12 +329,12 @@ static int device_open(int index, const struct device_config *config, struct hip
     return 0;
 }
 
-/* A device that does not answer is left out; the fault tells of the last such. */
+/* A device that cannot be opened is left out; the fault describes the last one. */
 static int module_open(const struct device_config *config, struct device ***ret, struct device_fault *ret_fault)
 {
     assert(config->streams <= DEVICE_STREAMS_MAX);
 #if defined(ROCMFORGE_CUDA)
-    /* Or each kernel would be loaded at its first launch, in the middle of the first load. */
+    /* Otherwise the driver loads each kernel at its first launch, in the middle of the first load. */
     setenv("CUDA_MODULE_LOADING", "EAGER", 0);
 #endif
     int count = 0;
@@ -338,7 +342,7 @@ static int module_open(const struct device_config *config, struct device ***ret,
     if (result == hipSuccess && count <= 0)
         result = hipErrorNoDevice;
     if (result != hipSuccess) {
-        /* Whether there is no driver, no device or no right to open it does not matter to the daemon. */
+        /* No driver, no device, or no right to open it: for the daemon these are the same. */
         char text[HIP_WHY_SIZE];
         return device_fault_set(ret_fault, -ENODEV, HIP_NAME(GetDeviceCount), (int)result, hip_why(result, text));
     }

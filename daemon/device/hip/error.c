@@ -2,11 +2,11 @@
 
 #include <errno.h>
 
-/* Errors that a device does not recover from while the process lives. HIP and CUDA use the same numbers.
+/* Errors that a device does not recover from while the process lives.
  *
  * Source: CUDA 13's driver_types.h, all errors of which it says that the process must be terminated and relaunched; and
- * 100, 214, 220 and 709. hip_runtime_api.h has some of them, with the same numbers. Other errors may be as bad, 999 for
- * one: after those the device is asked whether it still works. */
+ * 100, 214, 220 and 709. HIP's hip_runtime_api.h (7.1) has fewer errors. Those that it has mean the same, but for 911.
+ * Other errors may be as bad, 999 for one: after those the device is asked whether it still works. */
 static const int fatal_codes[] = {
     100, /* no device */
     214, /* uncorrectable ECC error */
@@ -24,7 +24,9 @@ static const int fatal_codes[] = {
     719, /* launch failure */
     721, /* tensor memory leak */
     810, /* MPS client terminated */
-    911, /* error of an external device */
+#if defined(ROCMFORGE_CUDA)
+    911, /* error of an external device; in HIP it is an invalid channel descriptor */
+#endif
 };
 
 static bool fatal(hipError_t result)
@@ -35,7 +37,7 @@ static bool fatal(hipError_t result)
     return false;
 }
 
-/* Whether the device still does what it is told. */
+/* Whether the device still works. */
 static bool answers(struct hip_device *hip)
 {
     uint64_t word;
@@ -59,7 +61,7 @@ int hip_result(struct hip_device *hip, hipError_t result, const char *call, stru
     struct device_fault fault;
     int error = device_fault_set(&fault, result == hipErrorOutOfMemory ? -ENOMEM : -EIO, call, (int)result,
                                  hipGetErrorString(result));
-    /* The others may be of this call alone, or of all that will ever come: 999 is what drivers say of both. */
+    /* Other errors may concern this call only, or every call from now on. Drivers return 999 for both. */
     if (fatal(result) || (hip && error == -EIO && !answers(hip))) {
         error = -ENODEV;
         if (hip)

@@ -29,7 +29,7 @@ static const struct kernel_name names[] = {
 #define TYPE_QUANTISED_DEF(id, ident, name, elements, bytes) _Static_assert(id < HIP_TYPES, "raise HIP_TYPES");
 #include "kernels/types.def"
 
-/* Not built for this architecture, or too new for this driver: the CPU can do what they do. */
+/* The kernels were not built for this architecture, or are too new for this driver. The CPU decodes instead. */
 static void go_without(struct hip_device *hip, const struct device_fault *fault)
 {
     hip_kernels_unload(hip);
@@ -37,8 +37,8 @@ static void go_without(struct hip_device *hip, const struct device_fault *fault)
              fault->code);
 }
 
-/* Finds what there is; *ret is one of them. Returns how many. If there is none, or after an error, the fault words the
- * last that was not found. */
+/* Looks all kernels up. Returns how many there are; *ret is one of them. After an error, or if there are none, the
+ * fault describes the last lookup that failed. */
 static int find_all(struct hip_device *hip, hipFunction_t *ret, struct device_fault *ret_fault)
 {
     int n = 0;
@@ -57,7 +57,7 @@ static int find_all(struct hip_device *hip, hipFunction_t *ret, struct device_fa
     return n;
 }
 
-/* Some drivers find out at the first launch only that they have no code for the device. This one decodes nothing. */
+/* Some drivers report only at the first launch that they have no code for the device. This launch decodes 0 blocks. */
 static int launch_nothing(struct hip_device *hip, hipFunction_t kernel, struct device_fault *ret_fault)
 {
     uint64_t none = 0;

@@ -10,7 +10,7 @@
 #include <sys/prctl.h>
 #include <time.h>
 
-/* How often the device is asked whether it is done with a slot; and how often if it was not after so many times. */
+/* The finisher asks the device every POLL_NS whether an event was reached, and every POLL_SLOW_NS after POLLS times. */
 #define POLL_NS      20000
 #define POLLS        200u
 #define POLL_SLOW_NS 1000000
@@ -33,7 +33,7 @@ static struct slot_hip *queue_pop(struct slot_queue *queue)
     return slot;
 }
 
-/* The slot is the caller's again, and with it the transfer: neither is touched after this. */
+/* Gives slot and transfer back to the caller. Neither is used after this. */
 static void report(struct slot_hip *slot)
 {
     struct transfer *transfer = slot->transfer;
@@ -41,7 +41,7 @@ static void report(struct slot_hip *slot)
     transfer->done(transfer);
 }
 
-/* Waits for what may be a slot, or an end, or until it is time to reclaim. The lock is held. */
+/* Waits until there may be a slot, an end, or something to reclaim. The lock is held. */
 static void submitter_wait(struct hip_device *hip)
 {
     if (hip->reclaim.due_ns == 0) {
@@ -85,8 +85,7 @@ static void *submitter_main(void *argument)
     return NULL;
 }
 
-/* A thread that the device wakes is told late, by more than a copy takes when no other is behind it. So this asks, as
- * often as costs little. */
+/* Polls. A thread that sleeps until the device wakes it up wakes late, by more than a short copy takes. */
 static int await(struct hip_device *hip, hipEvent_t event, struct device_fault *ret_fault)
 {
     for (unsigned i = 0;; i++) {
@@ -98,7 +97,7 @@ static int await(struct hip_device *hip, hipEvent_t event, struct device_fault *
     }
 }
 
-/* The device has let go of the slot, and knows when. */
+/* Waits for the slot's last event. Returns 0 if all its work succeeded. */
 static int await_slot(struct hip_device *hip, struct slot_hip *slot)
 {
     struct device_fault *fault = &slot->transfer->fault;
@@ -108,8 +107,8 @@ static int await_slot(struct hip_device *hip, struct slot_hip *slot)
     return r < 0 ? r : await(hip, slot->ended, fault);
 }
 
-/* Waits until the device has let go of the slot. If even that cannot be known, the device is lost: a slot that it may
- * still read must not be filled again as if nothing were. */
+/* Waits until the device no longer uses the slot. If that cannot be known, the device is lost: the slot must not be
+ * filled again while the device may still read it. */
 static void settle(struct hip_device *hip, struct slot_hip *slot)
 {
     struct transfer *transfer = slot->transfer;
@@ -135,8 +134,9 @@ static uint64_t clamp(uint64_t value, uint64_t low, uint64_t high)
     return value < low ? low : value < high ? value : high;
 }
 
-/* A transfer ended when this thread was told. Of one with kernels the device says how long before that its copies were
- * done. Copies begin when those before them are done, and so do kernels, stream by stream. */
+/* Sets the transfer's times. Its end is when this thread learned of it. If it has kernels, its events tell how long
+ * before the end its copies ended. Its copies began when they were submitted, or when the copies before them ended,
+ * whichever is later; so did its kernels, on each stream. */
 static void measure(struct hip_device *hip, struct slot_hip *slot)
 {
     struct transfer *transfer = slot->transfer;
@@ -167,8 +167,9 @@ static void finish(struct hip_device *hip, struct slot_hip *slot)
 static void *finisher_main(void *argument)
 {
     struct hip_device *hip = argument;
-    (void)prctl(PR_SET_TIMERSLACK, 1); /* nanoseconds, of this thread's sleeps */
-    /* If this fails, so will the first wait. */
+    (void)prctl(PR_SET_TIMERSLACK,
+                1); /* the kernel may delay this thread's sleeps by 1 ns only, not by the usual 50 us */
+    /* If this fails, the first wait fails too and reports it. */
     (void)!hipSetDevice(hip->index);
     pthread_mutex_lock(&hip->lock);
     for (;;) {

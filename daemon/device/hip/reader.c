@@ -6,7 +6,7 @@
 #include <errno.h>
 #include <string.h>
 
-/* Of a half. */
+/* Bytes of one half. */
 #define HALF ((size_t)4 << 20)
 
 int hip_reader_make(struct hip_device *hip, struct device_fault *ret_fault)
@@ -49,7 +49,7 @@ static int fill_half(struct hip_device *hip, unsigned half, const uint8_t *src, 
     return r < 0 ? r : HIP_CALL(hip, ret_fault, EventRecord, (hip->reader.filled[half], hip->reader.stream));
 }
 
-/* With reader.lock held. Part of it may be under way when this fails. */
+/* With reader.lock held. After an error, copies may still be running. */
 static int read_through(struct hip_device *hip, const uint8_t *src, uint8_t *dst, size_t size,
                         struct device_fault *ret_fault)
 {
@@ -80,7 +80,7 @@ int hip_arena_read(struct arena *arena, uint64_t offset, void *dst, size_t size,
         return r;
     pthread_mutex_lock(&hip->reader.lock);
     r = read_through(hip, (const uint8_t *)arena->base + offset, dst, size, ret_fault);
-    /* Whoever reads next gets what he asked for, and the arena can go. */
+    /* The next reader must not get bytes of this read, and the arena may be freed next: so wait for the copies. */
     if (r < 0 && hipStreamSynchronize(hip->reader.stream) != hipSuccess) {
         hip_lose(hip, ret_fault);
         r = -ENODEV;

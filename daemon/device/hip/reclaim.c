@@ -2,9 +2,9 @@
 
 #include "daemon/device/hip/error.h"
 
-/* So many bytes were freed before it is worth a call, */
+/* Fewer freed bytes are not worth an allocation. */
 #define RECLAIM_BYTES ((uint64_t)256 << 20)
-/* and the device had nothing to do for so long, and for the time that the driver needs to clear the memory. */
+/* How long the device has had nothing to do: this, and the time that the driver needs to clear the freed memory. */
 #define RECLAIM_NS         100000000u
 #define RECLAIM_NS_PER_KIB 8u
 
@@ -12,7 +12,7 @@ int hip_memory_take(struct hip_device *hip, uint64_t bytes, void **ret, struct d
 {
     void *memory;
     pthread_mutex_lock(&hip->reclaim.taking);
-    /* This call does the work that a reclaim would do. */
+    /* The allocation below does the work that a reclaim would do. */
     pthread_mutex_lock(&hip->lock);
     hip->reclaim.freed = hip->reclaim.due_ns = 0;
     pthread_mutex_unlock(&hip->lock);
@@ -39,7 +39,7 @@ void hip_reclaim_postpone(struct hip_device *hip)
         hip->reclaim.due_ns = device_clock_ns() + RECLAIM_NS + hip->reclaim.freed / 1024 * RECLAIM_NS_PER_KIB;
 }
 
-/* Without hip->lock. The driver finishes its work on freed memory in any allocation, however small. */
+/* Called without hip->lock. Any allocation makes the driver finish its work on freed memory, however small it is. */
 static void reclaim(struct hip_device *hip)
 {
     void *memory;

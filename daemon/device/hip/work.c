@@ -1,9 +1,9 @@
-/* What a transfer has the device do: copies from its slot, and kernels behind them.
+/* Copies use the first stream only, one after another: each gets the full rate of the bus. Two copies at a time would
+ * end no sooner, but both would end late, and both slots would come back at the same time. Kernels use the other
+ * streams in turn; each waits for the copies of its slot.
  *
- * All copies go through the first stream, one after the other at the full rate of the bus: two at a time would be done
- * no sooner, but both late, and both their slots would come back at once. Kernels go over the other streams in turn,
- * each behind its copy. An event that takes the time holds up the copy behind it, by 2 us, and so does one that a
- * thread can sleep for: the copies' stream gets others only, but where it is the only one. */
+ * An event with a time, or one that a thread can sleep on, delays the next copy on its stream by 2 us. So the
+ * copies' stream gets only events without either, unless it is the only stream. */
 #include "daemon/device/hip/work.h"
 
 #include "daemon/device/hip/error.h"
@@ -12,17 +12,19 @@
 #include <assert.h>
 #include <errno.h>
 
-/* Pieces to decode share a copy where no more than SCRATCH_GAP is between them: those that are aligned behind the
- * first, which is, as kernels like it, and those that are smaller than SCRATCH_RUN. A copy of its own costs 3 us. */
+/* Pieces to decode share one copy if at most SCRATCH_GAP bytes are between them, and if the later piece has the same
+ * alignment to SCRATCH_ALIGNED as the first, or both are small (less than SCRATCH_RUN). Kernels are much faster on
+ * aligned pieces. A separate copy costs 3 us. */
 #define SCRATCH_RUN     (64u << 10)
 #define SCRATCH_GAP     (64u << 10)
 #define SCRATCH_ALIGNED 16u
 
-/* Where a run begins in scratch memory: at a multiple of this, so that kernels find it aligned. */
+/* Runs begin at a multiple of this in scratch memory. */
 #define SCRATCH_ALIGNMENT 256u
 
-/* Every run starts at a multiple of the alignment. One begins with a piece of at least SCRATCH_RUN, behind such a run,
- * or behind a gap that it saves more than an alignment's worth of. */
+/* An upper bound. Aligning a run adds less than SCRATCH_ALIGNMENT bytes. A new run begins with a piece of at least
+ * SCRATCH_RUN bytes, or after a run of at least SCRATCH_RUN bytes, or after a gap. A gap is not copied, and it is
+ * longer than what the alignment adds. */
 size_t hip_scratch_bytes(size_t slot_bytes)
 {
     return slot_bytes + (2 * (slot_bytes / SCRATCH_RUN) + 3) * SCRATCH_ALIGNMENT;
@@ -38,7 +40,7 @@ static bool decoded(const struct transfer *transfer, const struct piece *piece)
     return transfer->decode && piece->form != FORM_NATIVE;
 }
 
-/* Copies pieces that are resident as they stand in the slot; neighbours in one go. */
+/* Copies the pieces that are not decoded. Neighbours share one copy. */
 static int copy_verbatim(struct hip_device *hip, struct transfer *transfer, hipStream_t stream)
 {
     const uint8_t *data = transfer->slot->data;
@@ -66,14 +68,14 @@ static int copy_verbatim(struct hip_device *hip, struct transfer *transfer, hipS
     return 0;
 }
 
-/* A run of pieces that one copy takes to scratch: those from `first` up to `end`, less those that are not decoded. */
+/* Pieces that one copy brings to scratch memory: those from `first` to before `end` that are decoded. */
 struct run {
     size_t first, end;
     uint64_t slot_offset, slot_end;
     uint64_t scratch_offset;
 };
 
-/* Finds the run behind this one, or the first behind {0}. Returns false if there is none. */
+/* Changes *run to the next run; {0} is before the first. Returns false if there is none. */
 static bool run_next(const struct transfer *transfer, struct run *run)
 {
     size_t i = run->end;
@@ -124,8 +126,7 @@ static int launch(struct hip_device *hip, struct transfer *transfer, const struc
                     (kernel, grid, 1, 1, DEQUANT_THREADS, 1, 1, 0, stream, params, NULL));
 }
 
-/* Copies what is to be decoded to scratch. All of it is copied before any is decoded, so that the time of each shows.
- */
+/* Copies all runs to scratch memory. All copies come before all kernels, so that each can be timed. */
 static int copy_runs(struct hip_device *hip, struct transfer *transfer, hipStream_t stream)
 {
     const struct slot_hip *slot = transfer->slot->module;
@@ -144,7 +145,7 @@ static int copy_runs(struct hip_device *hip, struct transfer *transfer, hipStrea
     return 0;
 }
 
-/* Decodes what copy_runs() copied. */
+/* Launches the kernels for what copy_runs() copied. */
 static int launch_runs(struct hip_device *hip, struct transfer *transfer, hipStream_t stream)
 {
     const struct slot_hip *slot = transfer->slot->module;
@@ -162,7 +163,8 @@ static int launch_runs(struct hip_device *hip, struct transfer *transfer, hipStr
     return 0;
 }
 
-/* The first transfer into a fresh arena waits for it to be cleared, and with it whatever comes after it. */
+/* The first transfer into a new arena makes the copies' stream wait until the arena is cleared. All later copies
+ * then come after that too. */
 static int order(struct hip_device *hip, struct transfer *transfer)
 {
     struct arena *arena = transfer->arena;
@@ -173,13 +175,13 @@ static int order(struct hip_device *hip, struct transfer *transfer)
     return r;
 }
 
-/* Which stream a transfer's kernels go to. */
+/* The stream for the next transfer's kernels. */
 static unsigned stream_choose(struct hip_device *hip)
 {
     return hip->n_streams == 1 ? 0 : 1 + hip->next_stream++ % (hip->n_streams - 1);
 }
 
-/* What is resident as it stands in the slot. */
+/* The copies of pieces that are not decoded. */
 static int submit_verbatim(struct hip_device *hip, struct transfer *transfer)
 {
     int r = order(hip, transfer);
@@ -193,7 +195,7 @@ static int submit_copies(struct hip_device *hip, struct slot_hip *slot)
     return r < 0 ? r : HIP_CALL(hip, &transfer->fault, EventRecord, (slot->copied, hip->streams[0]));
 }
 
-/* Kernels wait for the copies of their slot; what is copied next does not wait for them. */
+/* Kernels wait for the copies of their slot. Later copies do not wait for these kernels. */
 static int submit_kernels(struct hip_device *hip, struct slot_hip *slot)
 {
     struct transfer *transfer = slot->transfer;
@@ -215,7 +217,7 @@ static int submit_kernels(struct hip_device *hip, struct slot_hip *slot)
     return r < 0 ? r : HIP_CALL(hip, fault, EventRecord, (slot->ended, slot->stream));
 }
 
-/* The count stays in device memory and is asked for only when a kernel says that it changed, which is rare. */
+/* The count is in device memory. It is read only if a kernel has set the flag in pinned memory, which is rare. */
 int hip_overflows_take(struct hip_device *hip, struct slot_hip *slot, uint64_t *ret, struct device_fault *ret_fault)
 {
     uint64_t counted = slot->seen;
@@ -237,7 +239,7 @@ int hip_submit(struct hip_device *hip, struct slot_hip *slot)
     transfer->stream = slot->kernels ? stream_choose(hip) : 0;
     slot->stream = hip->streams[transfer->stream];
     int r = hip_enter(hip, &transfer->fault);
-    /* Of the slot's last transfer, if it could not be told of them: this one is not to be. */
+    /* Discards what the slot's previous transfer counted, if that transfer failed before it could report it. */
     uint64_t others;
     if (r == 0)
         r = hip_overflows_take(hip, slot, &others, &transfer->fault);

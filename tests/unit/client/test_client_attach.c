@@ -1,6 +1,6 @@
 /* Attaching, against a daemon that answers what it should not. */
 #include "attach_rig.h"
-#include "client/import.h"
+#include "client/import_host.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -52,7 +52,7 @@ static void all_of_them(void **state)
     (void)state;
     struct options options;
     assert_int_equal(parse("--socket /s --device hip --budget 40% --workers 3 --staging 1G --streams 4 "
-                           "--preload /p --host-cache 2G --user-connections 1 --user-loads 2 --user-leases 3 "
+                           "--preload /p --host-cache 2Gi --user-connections 1 --user-loads 2 --user-leases 3 "
                            "--user-bytes 4K --log-level debug",
                            &options),
                      1);
@@ -62,14 +62,14 @@ static void all_of_them(void **state)
     assert_int_equal(options.budget.percent, 40);
     assert_int_equal(options.budget.bytes, 0);
     assert_int_equal(options.workers, 3);
-    assert_int_equal(options.staging, 1 << 30);
+    assert_int_equal(options.staging, 1000000000);
     assert_int_equal(options.streams, 4);
     assert_string_equal(options.preload, "/p");
-    assert_true(options.host_cache == 2ull << 30);
+    assert_true(options.host_cache == 2ull << 30); /* 2Gi */
     assert_int_equal(options.limits.most[QUOTA_CONNECTIONS], 1);
     assert_int_equal(options.limits.most[QUOTA_LOADS], 2);
     assert_int_equal(options.limits.most[QUOTA_LEASES], 3);
-    assert_int_equal(options.limits.most[QUOTA_BYTES], 4096);
+    assert_int_equal(options.limits.most[QUOTA_BYTES], 4000);
     assert_int_equal(options.log_level, LOG_LEVEL_DEBUG);
 }
 
@@ -81,6 +81,70 @@ static void the_last_one_counts(void **state)
     assert_int_equal(options.budget.bytes, 7);
     assert_int_equal(options.budget.percent, 0);
     assert_string_equal(options.device, "auto");
+}
+
+/* What is printed for a size can be typed for it. */
+static void sizes(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        uint64_t bytes;
+    } good[] = {
+        {"0", 0},
+        {"1", 1},
+        {"007", 7},
+        {"4096", 4096},
+        {"18446744073709551615", UINT64_MAX},
+        {"999B", 999},
+        {"5k", 5000},
+        {"5K", 5000},
+        {"5kB", 5000},
+        {"5Ki", 5120},
+        {"5KiB", 5120},
+        {"600M", 600000000},
+        {"600MB", 600000000},
+        {"600Mi", 629145600},
+        {"600MiB", 629145600},
+        {"16G", 16000000000},
+        {"2Ti", 2ull << 40},
+        {"16777215Ti", 16777215ull << 40},
+    };
+    for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++) {
+        uint64_t bytes = 1;
+        assert_int_equal(options_size_parse(good[i].text, &bytes), 0);
+        assert_true(bytes == good[i].bytes);
+    }
+    static const char *const bad[] = {"",
+                                      " 1",
+                                      "+1",
+                                      "K",
+                                      "1P",
+                                      "1 K",
+                                      "1x",
+                                      "0x10",
+                                      "-1",
+                                      "x",
+                                      "1.5G",
+                                      "5X",
+                                      "1KK",
+                                      "5i",
+                                      "5iB",
+                                      "5Bi",
+                                      "5 M",
+                                      "5MBs",
+                                      "5b",
+                                      "5KIB",
+                                      "5Mb",
+                                      "5m",
+                                      "18446744073709551616",
+                                      "16777216Ti",
+                                      "99999999999T"};
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        uint64_t bytes = 1;
+        if (options_size_parse(bad[i], &bytes) != -EINVAL || bytes != 1)
+            fail_msg("'%s' was taken", bad[i]);
+    }
 }
 
 static void refused(void **state)
@@ -135,41 +199,6 @@ static void said_and_done(void **state)
     assert_int_equal(parse("--version", &options), 0);
 }
 
-static void sizes(void **state)
-{
-    (void)state;
-    static const struct {
-        const char *text;
-        uint64_t bytes;
-    } good[] = {
-        {"0", 0},
-        {"1", 1},
-        {"4096", 4096},
-        {"1K", 1024},
-        {"512K", 512 << 10},
-        {"3M", 3 << 20},
-        {"16G", 16ull << 30},
-        {"2T", 2ull << 40},
-        {"18446744073709551615", UINT64_MAX},
-        {"16777215T", 16777215ull << 40},
-        {"007", 7},
-    };
-    for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++) {
-        uint64_t bytes = 1234567;
-        assert_int_equal(options_size_parse(good[i].text, &bytes), 0);
-        assert_true(bytes == good[i].bytes);
-    }
-    static const char *const bad[] = {"",         " 1", "+1", "-1", "K",   "1k",   "1KB",
-                                      "1 K",      "1P", "x",  "1x", "1.5", "0x10", "18446744073709551616",
-                                      "16777216T"};
-    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
-        uint64_t bytes = 1234567;
-        if (options_size_parse(bad[i], &bytes) != -EINVAL)
-            fail_msg("'%s' was taken", bad[i]);
-        assert_int_equal(bytes, 1234567);
-    }
-}
-
 static void budgets(void **state)
 {
     (void)state;
@@ -178,7 +207,7 @@ static void budgets(void **state)
     assert_true(budget.set && budget.percent == 100 && budget.bytes == 0);
     assert_int_equal(options_budget_parse("1%", &budget), 0);
     assert_int_equal(options_budget_parse("80G", &budget), 0);
-    assert_true(budget.set && budget.percent == 0 && budget.bytes == 80ull << 30);
+    assert_true(budget.set && budget.percent == 0 && budget.bytes == 80000000000ull);
     static const char *const bad[] = {"", "0", "0K", "0%", "101%", "+5%", " 5%", "5 %", "5K%", "99999999999999999999%"};
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
         assert_int_equal(options_budget_parse(bad[i], &budget), -EINVAL);
@@ -187,9 +216,9 @@ static void budgets(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(defaults), cmocka_unit_test(all_of_them),   cmocka_unit_test(the_last_one_counts),
-        cmocka_unit_test(refused),  cmocka_unit_test(said_and_done), cmocka_unit_test(sizes),
-        cmocka_unit_test(budgets),
+        cmocka_unit_test(defaults), cmocka_unit_test(all_of_them), cmocka_unit_test(the_last_one_counts),
+        cmocka_unit_test(sizes),    cmocka_unit_test(refused),     cmocka_unit_test(said_and_done),
+        cmocka_unit_test(sizes),    cmocka_unit_test(budgets),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -15,10 +15,11 @@
 static void names(void **state)
 {
     (void)state;
-    static const char *const good[] = {"a", "llama-3.1", "A_b.c:d@e+f", "0", ".", "-"};
+    static const char *const good[] = {"a", "llama-3.1", "A_b.c:d@e+f", "0", ".", "a-", "_-"};
     for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++)
         assert_int_equal(model_name_check(good[i]), 0);
-    static const char *const bad[] = {"", " ", "a b", "a/b", "a\n", "\xc3\xa9", "a\"", "a\\", "a*", "a\x7f"};
+    static const char *const bad[] = {"",    " ",  "a b",   "a/b", "a\n", "\xc3\xa9", "a\"",
+                                      "a\\", "a*", "a\x7f", "-",   "-x",  "--pin"};
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
         assert_int_equal(model_name_check(bad[i]), -EINVAL);
     char name[MODEL_NAME_MAX + 2];
@@ -60,6 +61,9 @@ static void derived_names(void **state)
         {"/models/a.gguf.gguf", "a.gguf"},
         {"/models/big-00001-of-00003.gguf", "big-00001-of-00003"},
         {"/memfd:x (deleted)", "memfd:x__deleted_"},
+        {"/models/-x.gguf", "_x"},
+        {"--pin.gguf", "_-pin"},
+        {"-", "_"},
     };
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         char name[MODEL_NAME_MAX + 1];

@@ -1,6 +1,6 @@
-/* Finds the module for a kind of device. */
-#include "client/import.h"
+#include "client/import_find.h"
 
+#include "client/import_host.h"
 #include "proto/module_path.h"
 
 #include <dlfcn.h>
@@ -8,7 +8,7 @@
 #include <stdbool.h>
 #include <string.h>
 
-/* The daemon names the kind, and it becomes part of a path. */
+/* The daemon sends the kind, and it becomes part of a path: so only letters and digits are allowed. */
 static bool kind_is_name(const char *kind)
 {
     size_t n = strspn(kind, "abcdefghijklmnopqrstuvwxyz0123456789");
@@ -25,7 +25,7 @@ int import_find(const char *kind, const struct import_module **ret, struct impor
     if (!kind_is_name(kind) || module_path_find(ROCMFORGE_MODULE_DIR, "import", kind, path) < 0)
         return import_fail(ret_fault, -ENOTSUP, "this machine has no module for '%s' devices", kind);
 
-    /* dlopen() counts, and gives the same object each time. It is never closed. */
+    /* dlopen() returns the same object each time. It is never closed, because GPU runtimes cannot be unloaded. */
     void *object = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     const struct import_module *module = object ? dlsym(object, IMPORT_MODULE_SYMBOL) : NULL;
     if (!module)

@@ -1,0 +1,392 @@
+#include "client/engines/llama/weights.h"
+
+#include "client/engines/llama/say.h"
+#include "proto/model_file.h"
+
+#include <cjson/cJSON.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <unistd.h>
+
+#define MODELS_MAX      8u  /* that are open at the same moment */
+#define NAMES_MAX       16u /* that are tried for a model whose own name is taken */
+#define RACES_MAX       3u  /* how often a model may go between its load and its attach */
+#define SILENCE_SECONDS 120 /* after which a daemon that does not answer counts as lost */
+#define PADDING_MAX     4096u
+
+struct model {
+    rf_model *model;
+    char name[RF_NAME_SIZE];
+    uint64_t id;                  /* that the load told */
+    bool of_file[OPEN_FILES_MAX]; /* it is made of these */
+    bool compare;                 /* it was named: its bytes have to be compared with the file's */
+};
+
+struct weights {
+    rf_client *client;
+    struct open_files files;
+    struct model models[MODELS_MAX];
+    size_t n_models;
+};
+
+/* --- the daemon --- */
+
+static rf_client *daemon_connect(bool quiet)
+{
+    rf_client *client = NULL;
+    int r = rf_connect(NULL, &client);
+    if (r < 0) {
+        if (!quiet)
+            say("no daemon: %s", rf_error_message(NULL));
+        return NULL;
+    }
+    const struct timeval patience = {.tv_sec = SILENCE_SECONDS};
+    setsockopt(rf_client_fd(client), SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+    return client;
+}
+
+bool weights_daemon_answers(void)
+{
+    rf_client *client = daemon_connect(true);
+    bool yes = client && rf_call(client, "Status", NULL, 0, NULL, 0, NULL, NULL) == 0;
+    rf_close(client);
+    return yes;
+}
+
+struct device_search {
+    const char *pci;
+    char id[64];
+};
+
+static int device_reply(void *context, const char *parameters, int continues, int *fds, size_t n_fds)
+{
+    struct device_search *search = context;
+    (void)continues, (void)fds, (void)n_fds;
+    cJSON *reply = cJSON_Parse(parameters);
+    const cJSON *device;
+    cJSON_ArrayForEach (device, cJSON_GetObjectItemCaseSensitive(reply, "devices")) {
+        const char *pci = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(device, "pci"));
+        const char *id = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(device, "id"));
+        if (pci && id && strcasecmp(pci, search->pci) == 0)
+            snprintf(search->id, sizeof(search->id), "%s", id);
+    }
+    cJSON_Delete(reply);
+    return 0;
+}
+
+/* Names the daemon's device that is this GPU: both count them in their own way. */
+static int device_find(rf_client *client, struct device_search *search)
+{
+    if (!search->pci) {
+        strcpy(search->id, "host");
+        return 0;
+    }
+    int r = rf_call(client, "Devices", NULL, 0, NULL, 0, device_reply, search);
+    if (r < 0)
+        say("the daemon does not tell its devices: %s", rf_error_message(client));
+    else if (!search->id[0]) {
+        say("the daemon keeps no models on the GPU %s", search->pci);
+        r = -ENODEV;
+    }
+    return r;
+}
+
+/* --- one model --- */
+
+/* Marks the files that the model is made of; its first one is `first`. Writes where the library is to open it. */
+static int model_take_files(struct weights *weights, struct model *model, size_t first, char path[static PATH_MAX])
+{
+    const struct open_file *file = &weights->files.files[first];
+    unsigned n = shard_count(file->path);
+    model->of_file[first] = true;
+    if (n == 1) { /* a descriptor leads to the very file, whatever its path leads to by now */
+        snprintf(path, PATH_MAX, "/proc/self/fd/%d", file->fd);
+        return 0;
+    }
+    for (unsigned i = 1; i < n; i++) {
+        char shard[PATH_MAX];
+        int found =
+            shard_path(file->path, i, n, shard, sizeof(shard)) < 0 ? -1 : open_files_find(&weights->files, shard);
+        if (found < 0) {
+            say("%s: the engine does not have all of its %u files open", file->path, n);
+            return -ENOENT;
+        }
+        model->of_file[found] = true;
+    }
+    snprintf(path, PATH_MAX, "%s", file->path);
+    return 0;
+}
+
+static int load_reply(void *context, const char *parameters, int continues, int *fds, size_t n_fds)
+{
+    struct model *model = context;
+    (void)fds, (void)n_fds;
+    if (continues)
+        return 0;
+    cJSON *reply = cJSON_Parse(parameters);
+    const cJSON *told = cJSON_GetObjectItemCaseSensitive(reply, "model");
+    const cJSON *id = cJSON_GetObjectItemCaseSensitive(told, "id");
+    model->id = cJSON_IsNumber(id) ? (uint64_t)id->valuedouble : 0;
+    cJSON_Delete(reply);
+    return 0;
+}
+
+/* "x", then "x-native", "x-native-2" and so on: another form of the same file may have the first. */
+static void name_try(const char *path, unsigned attempt, char name[static RF_NAME_SIZE])
+{
+    char own[MODEL_NAME_MAX + 1], suffix[32] = "";
+    model_name_derive(path[0] ? path : "model", own);
+    if (attempt == 1)
+        strcpy(suffix, "-native");
+    else if (attempt > 1)
+        snprintf(suffix, sizeof(suffix), "-native-%u", attempt);
+    snprintf(name, RF_NAME_SIZE, "%.*s%s", (int)(RF_NAME_SIZE - 1 - strlen(suffix)), own, suffix);
+}
+
+/* Has the file resident, and model->name and ->id say as what. */
+static int model_load(struct weights *weights, struct model *model, size_t first, const char *path, const char *device)
+{
+    char name[RF_NAME_SIZE];
+    int r = -EEXIST;
+    for (unsigned attempt = 0; r == -EEXIST && attempt < NAMES_MAX; attempt++) {
+        name_try(weights->files.files[first].path, attempt, name);
+        const rf_load_options options = {
+            .size = sizeof(options),
+            .name = name,
+            .form = "native",
+            .device = device,
+            .reply = load_reply,
+            .context = model,
+        };
+        r = rf_load(weights->client, path, &options, model->name);
+    }
+    return r;
+}
+
+static int model_attach(struct weights *weights, struct model *model, size_t first, const char *path,
+                        const char *device)
+{
+    const char *named = getenv("ROCMFORGE_MODEL");
+    if (named && named[0]) {
+        snprintf(model->name, sizeof(model->name), "%s", named);
+        model->compare = true;
+        return rf_attach(weights->client, named, &model->model);
+    }
+    for (unsigned race = 0; race < RACES_MAX; race++) {
+        int r = model_load(weights, model, first, path, device);
+        if (r < 0)
+            return r;
+        r = rf_attach(weights->client, model->name, &model->model);
+        if (r == 0 && rf_model_id(model->model) == model->id)
+            return 0;
+        /* It went in between, and another may have its name. */
+        rf_detach(r == 0 ? model->model : NULL);
+        model->model = NULL;
+        if (r < 0 && r != -ENOENT && r != -EBUSY)
+            return r;
+    }
+    return -EBUSY;
+}
+
+static int model_open(struct weights *weights, size_t first, const char *device)
+{
+    const struct open_file *file = &weights->files.files[first];
+    char path[PATH_MAX];
+    struct model *model = &weights->models[weights->n_models];
+    *model = (struct model){0};
+    int r = model_take_files(weights, model, first, path);
+    if (r < 0)
+        return r;
+    r = model_attach(weights, model, first, path, device);
+    if (r == 0 && model->compare && strcmp(rf_model_device(model->model), device) != 0) {
+        say("%s is on %s, and %s was to be on %s", model->name, rf_model_device(model->model), file->path, device);
+        rf_detach(model->model);
+        return -ENODEV;
+    }
+    if (r < 0) {
+        const char *why = rf_error_message(weights->client);
+        say("%s cannot be had: %s", file->path[0] ? file->path : "the model", why[0] ? why : strerror(-r));
+        return r;
+    }
+    weights->n_models++;
+    return 0;
+}
+
+/* --- all of them --- */
+
+static bool is_first(const struct open_file *file)
+{
+    return file->mapped && shard_index(file->path) == 0;
+}
+
+static enum weights_state open_each(struct weights *weights, const char *device)
+{
+    for (size_t i = 0; i < weights->files.n_files && weights->n_models < MODELS_MAX; i++)
+        if (is_first(&weights->files.files[i]))
+            model_open(weights, i, device);
+    return weights->n_models > 0 ? WEIGHTS_READY : WEIGHTS_OTHER;
+}
+
+static enum weights_state look_at_files(struct weights *weights)
+{
+    if (open_files_read(&weights->files) < 0 || weights->files.n_files == 0)
+        return WEIGHTS_NONE;
+    for (size_t i = 0; i < weights->files.n_files; i++)
+        if (weights->files.files[i].mapped)
+            return WEIGHTS_READY;
+    say("the engine reads %s itself (--no-mmap, or a load mode without mmap): its weights are not shared",
+        weights->files.files[0].path);
+    return WEIGHTS_OTHER;
+}
+
+enum weights_state weights_open(const char *pci, struct weights **ret)
+{
+    struct weights *weights = calloc(1, sizeof(*weights));
+    if (!weights)
+        return WEIGHTS_OTHER;
+    struct device_search search = {.pci = pci};
+    enum weights_state state = look_at_files(weights);
+    if (state == WEIGHTS_READY) {
+        weights->client = daemon_connect(false);
+        state = weights->client && device_find(weights->client, &search) == 0 ? open_each(weights, search.id)
+                                                                              : WEIGHTS_OTHER;
+    }
+    if (state == WEIGHTS_READY)
+        *ret = weights;
+    else
+        weights_close(weights);
+    return state;
+}
+
+void weights_close(struct weights *weights)
+{
+    if (!weights)
+        return;
+    for (size_t i = 0; i < weights->n_models; i++)
+        rf_detach(weights->models[i].model);
+    rf_close(weights->client);
+    free(weights);
+}
+
+/* --- tensors --- */
+
+static bool same_shape(const rf_tensor *have, const int64_t shape[static 4])
+{
+    for (uint32_t i = 0; i < 4; i++) {
+        uint64_t n = i < have->n_dims ? have->shape[have->n_dims - 1 - i] : 1;
+        if (shape[i] < 0 || n != (uint64_t)shape[i])
+            return false;
+    }
+    return true;
+}
+
+static uint64_t elements(const int64_t shape[static 4])
+{
+    return (uint64_t)shape[0] * (uint64_t)shape[1] * (uint64_t)shape[2] * (uint64_t)shape[3];
+}
+
+/* An engine may see rows otherwise than the file has them, which moves no byte as long as rows stay whole. */
+static bool reshaped(const rf_tensor *have, const int64_t shape[static 4])
+{
+    uint64_t n = 1;
+    for (uint32_t i = 0; i < have->n_dims; i++)
+        n *= have->shape[i];
+    return n == elements(shape);
+}
+
+/* Kernels of GPUs read behind the last row, and a scale there that is not a number would spread. */
+static bool padding_is_zero(const rf_model *model, const rf_tensor *tensor, size_t padding)
+{
+    unsigned char bytes[PADDING_MAX];
+    if (padding == 0)
+        return true;
+    if (padding > sizeof(bytes) || rf_model_read(model, tensor->offset + tensor->bytes, bytes, padding) < 0)
+        return false;
+    for (size_t i = 0; i < padding; i++)
+        if (bytes[i] != 0)
+            return false;
+    return true;
+}
+
+/* Whether the resident bytes are the file's, all of them. */
+static bool same_bytes(const rf_model *model, const rf_tensor *tensor, const void *data)
+{
+    static unsigned char part[1 << 20]; /* the callers are one at a time */
+    for (uint64_t at = 0; at < tensor->bytes; at += sizeof(part)) {
+        size_t n = tensor->bytes - at < sizeof(part) ? (size_t)(tensor->bytes - at) : sizeof(part);
+        if (rf_model_read(model, tensor->offset + at, part, n) < 0 ||
+            memcmp(part, (const unsigned char *)data + at, n) != 0)
+            return false;
+    }
+    return true;
+}
+
+static int tensor_check(const struct model *model, const struct weights_tensor *want, const rf_tensor *have,
+                        const char **reason)
+{
+    *reason = NULL;
+    if (have->type_id != want->type)
+        *reason = "it has another type";
+    else if (strcmp(have->form, "native") != 0 && strcmp(have->form, have->type) != 0)
+        *reason = "it was decoded";
+    else if (have->bytes != want->bytes || !reshaped(have, want->shape))
+        *reason = "it has another shape";
+    else if (!same_shape(have, want->shape) && want->padding > 0)
+        *reason = "it is seen in another shape";
+    else if (!padding_is_zero(model->model, have, want->padding))
+        *reason = "the GPU's kernels want zeros behind it";
+    else if (model->compare && want->data && !same_bytes(model->model, have, want->data))
+        *reason = "its bytes are others than the file's";
+    return *reason ? -EINVAL : 0;
+}
+
+int weights_find(const struct weights *weights, const struct weights_tensor *tensor, const void **ret,
+                 const char **reason)
+{
+    int file = tensor->data ? open_files_at(&weights->files, tensor->data, tensor->bytes) : -1;
+    *reason = tensor->data && file < 0 ? "its bytes come from elsewhere" : "the resident model has no such tensor";
+    for (size_t i = 0; i < weights->n_models; i++) {
+        const struct model *model = &weights->models[i];
+        rf_tensor have;
+        if ((tensor->data && (file < 0 || !model->of_file[file])) ||
+            rf_model_find(model->model, tensor->name, &have) < 0)
+            continue;
+        int r = tensor_check(model, tensor, &have, reason);
+        if (r == 0)
+            *ret = have.data;
+        return r;
+    }
+    return -ENOENT;
+}
+
+bool weights_has(const struct weights *weights, const void *data)
+{
+    for (size_t i = 0; i < weights->n_models; i++) {
+        uintptr_t start = (uintptr_t)rf_model_data(weights->models[i].model);
+        if ((uintptr_t)data >= start && (uintptr_t)data - start < rf_model_bytes(weights->models[i].model))
+            return true;
+    }
+    return false;
+}
+
+const struct open_files *weights_files(const struct weights *weights)
+{
+    return &weights->files;
+}
+
+const char *weights_text(const struct weights *weights)
+{
+    static char text[512];
+    size_t used = 0;
+    for (size_t i = 0; i < weights->n_models && used < sizeof(text); i++) {
+        const rf_model *model = weights->models[i].model;
+        used += (size_t)snprintf(text + used, sizeof(text) - used, "%s%s (%.1f MB on %s)", i > 0 ? ", " : "",
+                                 rf_model_name(model), (double)rf_model_bytes(model) / 1e6, rf_model_device(model));
+    }
+    return text;
+}

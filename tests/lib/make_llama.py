@@ -1,0 +1,126 @@
+#!/usr/bin/env python3
+"""Writes a GGUF file of random blocks that llama.cpp runs: a llama with a tokenizer of bytes and made-up words. What it
+says means nothing, but it is always the same for the same file.
+
+    make_llama.py OUT --shape tiny --type q4_0
+    make_llama.py OUT --shape 7b --type f16
+
+Shapes: tiny; moe, the same with experts; padded, whose rows are no multiple of 512 elements; small, about 50 MB as q4_0;
+7b.
+"""
+import argparse
+import struct
+import sys
+from dataclasses import dataclass
+
+from make_model import ARRAY, F32, STRING, U32, Tensor, load_types, string, write_model
+
+I32 = 5
+NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # kinds of tokens
+
+
+@dataclass(frozen=True)
+class Shape:
+    layers: int
+    embedding: int
+    feed_forward: int
+    heads: int
+    vocabulary: int
+    experts: int = 0
+
+
+SHAPES = {
+    "tiny": Shape(4, 512, 1024, 8, 600),
+    "moe": Shape(3, 512, 512, 8, 600, experts=4),
+    "padded": Shape(4, 2304, 6208, 36, 600),
+    "small": Shape(8, 1024, 2816, 16, 8000),
+    "7b": Shape(32, 4096, 11008, 32, 32000),
+}
+
+
+def words(vocabulary):
+    """A token's text and kind, for each. Every byte has one, so that any prompt can be said."""
+    yield "<unk>", UNKNOWN
+    yield "<s>", CONTROL
+    yield "</s>", CONTROL
+    for byte in range(256):
+        yield f"<0x{byte:02X}>", BYTE
+    for i in range(259, vocabulary):
+        yield f"\u2581w{i}", NORMAL
+
+
+def metadata(shape):
+    """How many entries there are, and their bytes."""
+    tokens = list(words(shape.vocabulary))
+    numbers = {
+        "llama.block_count": shape.layers,
+        "llama.context_length": 4096,
+        "llama.embedding_length": shape.embedding,
+        "llama.feed_forward_length": shape.feed_forward,
+        "llama.attention.head_count": shape.heads,
+        "llama.rope.dimension_count": shape.embedding // shape.heads,
+        "llama.vocab_size": shape.vocabulary,
+        "general.quantization_version": 2,
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 0,
+    }
+    if shape.experts:
+        numbers["llama.expert_count"] = shape.experts
+        numbers["llama.expert_used_count"] = 2
+    entries = [string(key) + struct.pack("<II", U32, value) for key, value in numbers.items()]
+    texts = {"general.architecture": "llama", "general.name": "random blocks", "tokenizer.ggml.model": "llama"}
+    entries += [string(key) + struct.pack("<I", STRING) + string(value) for key, value in texts.items()]
+    entries.append(string("llama.attention.layer_norm_rms_epsilon") + struct.pack("<If", F32, 1e-5))
+    arrays = {
+        "tokens": (STRING, b"".join(string(text) for text, _ in tokens)),
+        "scores": (F32, struct.pack(f"<{len(tokens)}f", *(-float(i) for i in range(len(tokens))))),
+        "token_type": (I32, struct.pack(f"<{len(tokens)}i", *(kind for _, kind in tokens))),
+    }
+    for name, (kind, data) in arrays.items():
+        entries.append(string(f"tokenizer.ggml.{name}") + struct.pack("<IIQ", ARRAY, kind, len(tokens)) + data)
+    return len(entries), b"".join(entries)
+
+
+def tensors(shape, type_, f32, tied):
+    e, f = shape.embedding, shape.feed_forward
+    yield Tensor("token_embd.weight", type_, (e, shape.vocabulary))
+    for n in range(shape.layers):
+        blk = f"blk.{n}."
+        yield Tensor(blk + "attn_norm.weight", f32, (e,))
+        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            yield Tensor(f"{blk}{name}.weight", type_, (e, e))
+        yield Tensor(blk + "ffn_norm.weight", f32, (e,))
+        if shape.experts:
+            yield Tensor(blk + "ffn_gate_inp.weight", f32, (e, shape.experts))
+        suffix, many = ("_exps", (shape.experts,)) if shape.experts else ("", ())
+        yield Tensor(f"{blk}ffn_gate{suffix}.weight", type_, (e, f, *many))
+        yield Tensor(f"{blk}ffn_up{suffix}.weight", type_, (e, f, *many))
+        yield Tensor(f"{blk}ffn_down{suffix}.weight", type_, (f, e, *many))
+    yield Tensor("output_norm.weight", f32, (e,))
+    if not tied:
+        yield Tensor("output.weight", type_, (e, shape.vocabulary))
+
+
+def make(path, shape="tiny", type_="q4_0", tied=False, seed=1):
+    types = load_types()
+    all_tensors = list(tensors(SHAPES[shape], types[type_], types["f32"], tied))
+    write_model(path, all_tensors, metadata(SHAPES[shape]), seed)
+    return all_tensors
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out")
+    parser.add_argument("--shape", choices=SHAPES, default="tiny")
+    parser.add_argument("--type", default="q4_0")
+    parser.add_argument("--tied", action="store_true", help="no output.weight: the embeddings serve twice")
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    made = make(args.out, args.shape, args.type, args.tied, args.seed)
+    print(f"{args.out}: {len(made)} tensors, {sum(t.size for t in made) / 1e6:.0f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

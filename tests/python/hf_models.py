@@ -1,0 +1,125 @@
+"""Small random models of transformers, and GGUF files of them: names by the gguf package, conversions as llama.cpp's
+converter does them. So what is read back is held against what neither this project nor transformers' loader wrote."""
+import gguf
+import numpy as np
+import torch
+import transformers
+
+VOCABULARY = 96
+LAYERS = 2
+
+
+def tiny(kind, **more):
+    """A configuration."""
+    common = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=LAYERS, num_attention_heads=4,
+                  num_key_value_heads=2, vocab_size=VOCABULARY, max_position_embeddings=128)
+    own = {
+        "llama": dict(tie_word_embeddings=False, rms_norm_eps=1e-5, head_dim=16, rope_theta=50000.0),
+        "mistral": dict(tie_word_embeddings=False, rms_norm_eps=1e-5, head_dim=16, sliding_window=None),
+        "qwen2": dict(tie_word_embeddings=True, rms_norm_eps=1e-6),
+        "qwen3": dict(tie_word_embeddings=False, rms_norm_eps=1e-6, head_dim=32),
+        "gemma2": dict(head_dim=32, query_pre_attn_scalar=32, sliding_window=8, rms_norm_eps=1e-6,
+                       attn_logit_softcapping=50.0, final_logit_softcapping=30.0),
+        "gemma3_text": dict(head_dim=32, query_pre_attn_scalar=32, sliding_window=8, rms_norm_eps=1e-6),
+        "phi3": dict(tie_word_embeddings=False, rms_norm_eps=1e-5, num_key_value_heads=4, pad_token_id=0,
+                     sliding_window=None, eos_token_id=2),
+        "bert": dict(type_vocab_size=2),
+        "starcoder2": dict(norm_epsilon=1e-5, use_bias=True, sliding_window=None),
+    }[kind]
+    return transformers.AutoConfig.for_model(kind, **{**common, **own, **more})
+
+
+def make(kind, **more):
+    """A model with random weights, its norms too."""
+    torch.manual_seed(1)
+    config = tiny(kind, **more)
+    if kind == "bert":
+        model = transformers.BertModel(config, add_pooling_layer=False)
+    else:
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.1)
+            parameter.add_(1).sub_(1)  # files of some have norms plus one, which is not to round
+    return model.eval()
+
+
+def permute(weights, heads):
+    """The rows of each head from halves to pairs."""
+    return weights.reshape(heads, 2, weights.shape[0] // heads // 2, *weights.shape[1:]).swapaxes(1, 2).reshape(weights.shape)
+
+
+def write(path, model, architecture, name="tiny"):
+    config = model.config
+    heads, kv_heads = config.num_attention_heads, getattr(config, "num_key_value_heads", config.num_attention_heads)
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_name(name)
+    writer.add_block_count(LAYERS)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(heads)
+    if architecture == "bert":
+        writer.add_layer_norm_eps(config.layer_norm_eps)
+    else:
+        writer.add_head_count_kv(kv_heads)
+        if hasattr(config, "rms_norm_eps"):
+            writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        else:
+            writer.add_layer_norm_eps(config.norm_epsilon)
+        writer.add_rope_freq_base(theta(config))
+        if getattr(config, "head_dim", None):
+            writer.add_key_length(config.head_dim)
+            writer.add_value_length(config.head_dim)
+    if getattr(config, "sliding_window", None):
+        writer.add_sliding_window(config.sliding_window)
+    if architecture == "gemma2":
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    vocabulary(writer)
+
+    arch = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == architecture)
+    names = gguf.get_tensor_name_map(arch, LAYERS)
+    written = set()
+    for theirs, parameter in model.state_dict().items():
+        if theirs == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        ours = names.get_name(theirs, try_suffixes=(".weight", ".bias"))
+        assert ours, theirs
+        if ours in written:
+            continue
+        written.add(ours)
+        weights = parameter.float().numpy()
+        if architecture in ("llama",) and ("q_proj" in theirs or "k_proj" in theirs):
+            weights = permute(weights, heads if "q_proj" in theirs else kv_heads)
+        if architecture.startswith("gemma") and theirs.endswith("norm.weight"):
+            weights = weights + 1
+        writer.add_tensor(ours, np.ascontiguousarray(weights))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def theta(config):
+    parameters = getattr(config, "rope_parameters", None) or {}
+    parameters = parameters.get("full_attention", parameters)
+    return float(parameters.get("rope_theta") or config.rope_theta)
+
+
+def vocabulary(writer):
+    """A sentencepiece one of letters and a few words, as long as it has to be."""
+    tokens = ["<unk>", "<s>", "</s>", "\u2581", "\u2581a", "ab", "\u2581ab"]
+    types = [2, 3, 3, 1, 1, 1, 1]
+    for code in range(VOCABULARY - len(tokens)):
+        tokens.append(chr(ord("a") + code) if code < 26 else f"<0x{code:02X}>")
+        types.append(1 if code < 26 else 6)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([0.0, 0.0, 0.0] + [float(-i) for i in range(len(tokens) - 3)])
+    writer.add_token_types(types)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_pad_token_id(0)

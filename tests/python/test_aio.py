@@ -1,0 +1,125 @@
+"""The client of asyncio."""
+import asyncio
+import pickle
+
+import pytest
+import rocmforge
+import rocmforge.aio
+from harness import states, wait_until
+
+
+def run(coroutine):
+    return asyncio.run(asyncio.wait_for(coroutine, 60))
+
+
+def test_a_model_comes_and_goes(daemon, small):
+    async def main():
+        async with rocmforge.aio.connect(daemon.socket) as rf:
+            assert (await rf.plan(small))["fits"]
+            seen = []
+            reply = await rf.load(small, name="m", form="f32", progress=seen.append, trace=True)
+            assert reply["model"]["state"] == "resident" and seen and reply["trace"]
+            with await rf.attach("m", deadline=5) as model:
+                assert model.numpy("blk.0.attn_v.weight").any()
+                with pytest.raises(rocmforge.ModelBusy):
+                    await rf.unload("m")
+            assert (await rf.verify("m"))["mismatches"] == []
+            await rf.pin("m")
+            await rf.unpin("m")
+            await rf.set_ttl("m", 5)
+            assert (await rf.show("m"))["model"]["ttl"] == 5
+            assert [device["id"] for device in await rf.devices()] == ["host"]
+            assert (await rf.status())["models"] == len(await rf.list()) == 1
+            assert await rf.unload("m") == "unloaded"
+            with await rf.load_attach(small, name="n") as model:
+                assert len(model.metadata()) > 5
+
+    run(main())
+
+
+def test_many_at_once(daemon, small):
+    async def main():
+        rf = await rocmforge.aio.connect(daemon.socket)
+        await rf.load(small, name="m")
+
+        async def one():
+            with await rf.attach("m") as model:
+                await asyncio.sleep(0)
+                return len(model), (await rf.list())[0]["name"]
+
+        assert set(await asyncio.gather(*(one() for _ in range(50)))) == {(8, "m")}
+        assert (await rf.list())[0]["leases"] == 0
+        rf.close()
+        with pytest.raises(rocmforge.Closed):
+            await rf.list()
+        with pytest.raises(TypeError):
+            pickle.dumps(rf)
+
+    run(main())
+
+
+def test_cancelling_ends_a_load(start, large, slow_read):
+    daemon = start(env=slow_read)
+
+    async def main():
+        async with rocmforge.aio.connect(daemon.socket) as rf:
+            task = asyncio.create_task(rf.load(large))
+            while states(daemon).get("large") != "filling":
+                await asyncio.sleep(0.01)
+            waiter = asyncio.create_task(rf.attach("large"))
+            await asyncio.sleep(0.05)
+            waiter.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiter
+            assert states(daemon).get("large") == "filling"
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert await rf.status()
+
+    run(main())
+    wait_until(lambda: daemon.models() == [])
+
+
+def test_a_wait_leaves_the_loop_to_others(start, large, slow_read):
+    daemon = start(env={**slow_read, "SLOW_READ_MS": "20"})
+
+    async def main():
+        async with rocmforge.aio.connect(daemon.socket) as rf:
+            task = asyncio.create_task(rf.load(large))
+            answered = 0
+            while not task.done():
+                await rf.status()
+                answered += 1
+                await asyncio.sleep(0.01)
+            assert answered > 10 and (await task)["model"]["state"] == "resident"
+
+    run(main())
+
+
+def test_watch(daemon, small):
+    async def main():
+        async with rocmforge.aio.connect(daemon.socket) as rf:
+            events = rf.watch()
+            assert (await events.__anext__())["models"] == []
+            await rf.load(small, name="m")
+            assert [(await events.__anext__())["event"] for _ in range(2)] == ["loading", "resident"]
+            await events.aclose()
+
+    run(main())
+
+
+def test_errors(daemon, small, folder):
+    async def main():
+        with pytest.raises(rocmforge.NoDaemon):
+            await rocmforge.aio.connect(folder / "nothing")
+        async with rocmforge.aio.connect(daemon.socket) as rf:
+            with pytest.raises(rocmforge.ModelNotFound):
+                await rf.attach("nothing")
+            with pytest.raises(rocmforge.MethodNotFound):
+                await rf.call("Nothing")
+            daemon.stop()
+            with pytest.raises(rocmforge.NoDaemon):
+                await rf.list()
+
+    run(main())

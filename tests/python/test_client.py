@@ -1,0 +1,241 @@
+"""Calls: every method, progress, what ends a call, connections that come and go."""
+import inspect
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import gguf
+import pytest
+import rocmforge
+import rocmforge.aio
+from harness import ROOT, TIMEOUT, states, wait_until
+from split_model import write_split
+
+INTERFACE = (ROOT / "proto" / "io.rocmforge.varlink").read_text()
+
+
+def methods():
+    for name in re.findall(r"^method (\w+)", INTERFACE, re.M):
+        yield re.sub(r"(?<!^)([A-Z])", r"_\1", name).lower()
+
+
+@pytest.mark.parametrize("client", [rocmforge.Client, rocmforge.aio.Client])
+def test_every_method_is_there(client):
+    # Detach is what closing a model does.
+    assert [name for name in methods() if name != "detach" and not callable(getattr(client, name, None))] == []
+
+
+def test_both_clients_take_the_same():
+    def parameters(function):
+        return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
+
+    ours = [name for name in methods() if name != "detach"] + ["call", "call_more", "load_attach"]
+    for name in ours:
+        assert parameters(getattr(rocmforge.Client, name)) == parameters(getattr(rocmforge.aio.Client, name)), name
+
+
+def test_load_takes_what_the_wire_takes():
+    text = re.search(r"^method Load\((.*?)\)", INTERFACE, re.M | re.S)[1]
+    wire = set(re.findall(r"^\s*(\w+):", text, re.M)) - {"fds"}
+    assert wire <= set(inspect.signature(rocmforge.Client.load).parameters)
+
+
+def test_a_model_comes_and_goes(rf, small):
+    plan = rf.plan(small)
+    assert plan["fits"] and plan["tensors"] == 8 and plan.get("model") is None
+    reply = rf.load(small, name="m", form="f16", trace=True)
+    assert reply["model"]["name"] == "m" and reply["phases"]["total"] > 0 and reply["trace"]
+    assert [model["name"] for model in rf.list()] == ["m"]
+    assert {entry["key"] for entry in rf.show("m")["metadata"]} >= {"general.architecture"}
+    assert [device["id"] for device in rf.devices()] == ["host"]
+    assert rf.status()["models"] == 1
+    rf.pin("m")
+    assert rf.list()[0]["pinned"]
+    rf.unpin("m")
+    rf.set_ttl("m", 600)
+    assert rf.list()[0]["ttl"] == 600
+    rf.set_ttl("m", None)
+    assert rf.list()[0]["ttl"] is None and not rf.list()[0]["pinned"]
+    assert rf.verify("m")["mismatches"] == []
+    assert rf.unload("m") == "unloaded" and rf.list() == []
+
+
+def test_by_path_and_by_link(rf, small, folder):
+    assert rf.load(small, by_path=True)["model"]["name"] == "small"
+    rf.unload("small")
+    (folder / "my model.gguf").symlink_to(small)
+    assert rf.load(folder / "my model.gguf")["model"]["name"] == "my_model"
+
+
+def test_split_model(rf, folder):
+    paths = write_split(folder)
+    with rf.load_attach(paths[0], form="native") as model:
+        expected = [tensor for path in paths for tensor in gguf.GGUFReader(path).tensors]
+        assert list(model) == [tensor.name for tensor in expected]
+        assert all(model[tensor.name].read() == tensor.data.tobytes() for tensor in expected)
+        assert model.metadata()["split.count"] == 3
+
+
+def test_progress(rf, large, start, capsys, monkeypatch):
+    seen = []
+    rf.load(large, progress=seen.append)
+    assert seen and all(set(report) >= {"state", "done", "total", "rate"} for report in seen)
+    seen.clear()
+    rf.verify("large", progress=seen.append)
+    assert seen and seen[-1]["state"] == "verifying"
+    rf.unload("large")
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    rf.load(large, progress=True)
+    assert capsys.readouterr() == ("", "")  # no terminal
+
+
+def test_progress_that_raises_ends_the_load(start, large, slow_read):
+    daemon = start(env=slow_read)
+    with rocmforge.connect(daemon.socket) as rf:
+
+        def raise_(_):
+            raise LookupError("mine")
+
+        with pytest.raises(LookupError, match="mine"):
+            rf.load(large, progress=raise_)
+        wait_until(lambda: daemon.models() == [])
+        assert rf.list() == []
+
+
+def test_ctrl_c_ends_a_load(start, large, slow_read):
+    daemon = start(env=slow_read)
+    code = f"import rocmforge; rocmforge.connect({str(daemon.socket)!r}).load({str(large)!r})"
+    child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: states(daemon).get("large") == "filling")
+    child.send_signal(signal.SIGINT)
+    _, stderr = child.communicate(timeout=TIMEOUT)
+    assert stderr.rstrip().endswith("KeyboardInterrupt") and "ignored" not in stderr
+    assert child.returncode == -signal.SIGINT
+    wait_until(lambda: daemon.models() == [])
+
+
+def test_ctrl_c_ends_a_wait_to_attach(start, large, slow_read):
+    daemon = start(env=slow_read)
+    with rocmforge.connect(daemon.socket) as rf:
+        rf.load(large, wait=False)
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            rf.attach("large")
+        assert time.monotonic() - began < 3
+        rf.cancel("large")
+        wait_until(lambda: daemon.models() == [])
+
+
+def test_attach_waits_for_a_load_so_long(start, large, slow_read):
+    daemon = start(env={**slow_read, "SLOW_READ_MS": "20"})
+    with rocmforge.connect(daemon.socket) as rf:
+        rf.load(large, wait=False)
+        with pytest.raises(rocmforge.DeadlineExceeded):
+            rf.attach("large", deadline=0.05)
+        seen = []
+        with rf.attach("large", deadline=30, progress=seen.append) as model:
+            assert len(model) == 20 and seen
+        with pytest.raises(ValueError):
+            rf.attach("large", deadline=-1)
+
+
+def test_threads_share_a_client(rf, small):
+    rf.load(small, name="m")
+    failures = []
+
+    def work():
+        try:
+            for _ in range(20):
+                assert rf.list()[0]["name"] == "m"
+                with rf.attach("m") as model:
+                    assert model["blk.0.attn_v.weight"].numpy().shape
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert rf.unload("m") == "unloaded"
+
+
+def test_a_client_connects_anew(start, folder):
+    first = start()
+    with rocmforge.connect(first.socket) as rf:
+        pid = rf.status()["pid"]
+        first.stop()
+        with pytest.raises(rocmforge.NoDaemon, match="is rocmforged running"):
+            rf.list()
+        start()
+        assert rf.status()["pid"] != pid
+
+
+def test_no_daemon_and_closed(folder, daemon):
+    with pytest.raises(rocmforge.NoDaemon) as caught:
+        rocmforge.connect(folder / "nothing")
+    assert isinstance(caught.value, ConnectionError) and isinstance(caught.value, rocmforge.Error)
+    rf = rocmforge.connect(daemon.socket)
+    rf.close()
+    rf.close()
+    for call in (rf.list, rf.watch().__next__, lambda: rf.attach("m"), lambda: rf.on_draining(print)):
+        with pytest.raises(rocmforge.Closed):
+            call()
+
+
+def test_module_functions(daemon, small, monkeypatch):
+    monkeypatch.setenv("ROCMFORGE_SOCKET", str(daemon.socket))
+    assert rocmforge.load(small, name="m")["model"]["state"] == "resident"
+    with rocmforge.attach("m") as one, rocmforge.load_attach(small) as two:
+        assert one.id == two.id
+
+
+def test_watch(rf, small):
+    events = rf.watch()
+    assert next(events)["models"] == []
+    rf.load(small, name="m")
+    assert next(events)["event"] == "loading"
+    assert next(events)["event"] == "resident"
+    events.close()
+
+
+def test_a_forked_child_connects_anew(rf, small):
+    rf.load(small, name="m")
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            with rf.attach("m") as model:
+                status = 0 if len(model) == 8 and rf.list()[0]["leases"] == 1 else 2
+        finally:
+            os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert rf.list()[0]["leases"] == 0
+
+
+def test_pickling_is_refused(rf, small):
+    with rf.load_attach(small, name="m") as model:
+        for thing in (rf, model, model["blk.0.attn_v.weight"]):
+            with pytest.raises(TypeError, match="in the other process"):
+                pickle.dumps(thing)
+
+
+def test_versions_agree():
+    from rocmforge import _library
+
+    project = re.search(r"version: '(.*?)'", (ROOT / "meson.build").read_text())[1]
+    package = re.search(r'^version = "(.*?)"', (ROOT / "client/python/pyproject.toml").read_text(), re.M)[1]
+    assert project == package == rocmforge.__version__ == _library.library().rf_version().decode()
+
+
+def test_library_not_found(run_python, folder):
+    code = "import rocmforge, sys\ntry: rocmforge._library.library()\nexcept rocmforge.LibraryNotFound as e: print(e)"
+    assert "there is no librocmforge.so.0" in run_python(code, ROCMFORGE_LIBRARY=str(folder))
+    assert "install rocmforge, or set" in run_python(code, ROCMFORGE_LIBRARY="/nowhere/x.so")

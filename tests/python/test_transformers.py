@@ -1,0 +1,168 @@
+"""Models of transformers on resident memory: the same bits as those that the file was made of."""
+import gc
+
+import pytest
+import rocmforge
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+import hf_models  # noqa: E402
+import rocmforge.transformers as resident  # noqa: E402
+
+IDS = torch.tensor([[1, 7, 8, 9, 20, 21, 33, 40, 41, 3, 5, 60]])
+
+# Kind of the configuration, and how GGUF files call it. Of mistral they say llama.
+KINDS = {
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma2": "gemma2",
+    "gemma3_text": "gemma3",
+    "phi3": "phi3",
+    "bert": "bert",
+    "starcoder2": "starcoder2",  # by what transformers has
+}
+
+
+def logits(model):
+    with torch.no_grad():
+        out = model(input_ids=IDS)
+    return out.last_hidden_state if hasattr(out, "last_hidden_state") else out.logits
+
+
+@pytest.fixture
+def made(rf, folder, daemon):
+    """made(kind): the model as it was, and the same on resident memory."""
+
+    def make(kind, form="f32", write=None, **options):
+        original = hf_models.make(kind, **(write or {}))
+        path = hf_models.write(folder / f"{kind}.gguf", original, KINDS.get(kind, "llama"))
+        rf.load(path, name=kind, form=form)
+        return original, resident.from_resident(kind, socket=daemon.socket, **options)
+
+    return make
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_bits(made, kind):
+    original, again = made(kind)
+    expected, found = original.config.to_dict(), again.model.config.to_dict()
+    differing = {key for key in expected if expected[key] != found.get(key)}
+    assert not differing & {"hidden_size", "head_dim", "rope_parameters", "layer_types", "sliding_window"}, differing
+    assert torch.equal(logits(again.model), logits(original))
+    ours = dict(again.model.named_parameters())
+    for name, parameter in original.named_parameters():
+        assert torch.equal(ours[name], parameter), name
+    if kind != "starcoder2":
+        assert again.report.unused == []
+    assert len(again.report.views) + len(again.report.made) == len(ours)
+
+
+def test_a_given_configuration(made):
+    """A mistral is a llama to GGUF files."""
+    _, again = made("mistral", config=hf_models.tiny("mistral"))
+    assert type(again.model).__name__ == "MistralForCausalLM"
+    original = hf_models.make("mistral")
+    assert torch.equal(logits(again.model), logits(original))
+
+
+def test_views_are_the_memory_itself(rf, made, daemon):
+    _, again = made("qwen3")
+    assert again.report.share == 1 and again.report.made == {}
+    with rf.attach("qwen3") as attached:
+        same = resident.from_resident(attached)
+        assert same.model.model.norm.weight.data_ptr() == attached["output_norm.weight"].data_ptr
+        assert not attached.closed
+    with pytest.raises(rocmforge.ModelBusy):
+        rf.unload("qwen3")
+    again.model.requires_grad_(False)
+    del again, same
+    gc.collect()
+    assert rf.unload("qwen3") == "unloaded"
+
+
+def test_what_is_made_is_reported(made):
+    _, again = made("llama")
+    report = again.report
+    assert set(report.made.values()) == {"rows of q", "rows of k"} and len(report.made) == 2 * hf_models.LAYERS
+    assert 0.5 < report.share < 1 and "parameters" in str(report)
+
+
+def test_bf16(made):
+    original, again = made("gemma3_text", form="bf16")
+    assert {parameter.dtype for parameter in again.model.parameters()} == {torch.bfloat16}
+    weight = again.model.model.layers[0].self_attn.q_proj.weight
+    assert torch.equal(weight, original.model.layers[0].self_attn.q_proj.weight.to(torch.bfloat16))
+    assert torch.isfinite(logits(again.model)).all()
+    with pytest.raises(RuntimeError):
+        weight.requires_grad_(True).sum().backward(torch.ones(3))
+
+
+def test_another_dtype_is_made(made):
+    _, again = made("qwen2", dtype=torch.bfloat16)
+    assert again.report.share == 0 and "float32 is wanted as bfloat16" in again.report.made.values()
+
+
+def test_blocks_are_refused(rf, daemon, every_type):
+    rf.load(every_type, name="blocks", form="native")
+    with pytest.raises(resident.CannotBuild):
+        resident.from_resident("blocks", socket=daemon.socket)
+
+
+def test_a_parameter_that_is_missing(rf, daemon, folder):
+    original = hf_models.make("qwen2")
+    path = hf_models.write(folder / "m.gguf", original, "qwen3")  # which has norms of q and k besides
+    rf.load(path, name="m", form="f32")
+    with pytest.raises(resident.CannotBuild, match="nothing for model.layers.0.self_attn.q_norm.weight"):
+        resident.from_resident("m", socket=daemon.socket)
+
+
+def test_an_unknown_architecture(rf, daemon, small, folder):
+    path = folder / "odd.gguf"
+    path.write_bytes(small.read_bytes().replace(b"llama", b"lemma"))
+    rf.load(path, name="odd", form="f32")
+    with pytest.raises(resident.CannotBuild):
+        resident.from_resident("odd", socket=daemon.socket)
+
+
+def test_the_tokenizer(made):
+    _, again = made("llama")
+    tokenizer = again.tokenizer
+    assert tokenizer is again.tokenizer and tokenizer.bos_token == "<s>" and tokenizer.eos_token_id == 2
+    ids = tokenizer("ab a").input_ids
+    assert ids[0] == 1 and tokenizer.convert_ids_to_tokens(ids[1:]) == ["\u2581ab", "\u2581a"]
+    assert tokenizer.decode(ids, skip_special_tokens=True).strip() == "ab a"
+
+
+def test_merges_are_those_of_transformers(real_model):
+    from rocmforge.transformers import _tokenizer
+
+    base = pytest.importorskip("transformers.tokenization_utils_base")
+    if not hasattr(base, "generate_merges"):
+        pytest.skip("this transformers makes merges elsewhere")
+    tokens = [chr(97 + a) + chr(97 + b) + end for a in range(26) for b in range(26) for end in ("", "a", "ab")]
+    tokens += [chr(97 + a) for a in range(26)] + ["  x", " ", "x"]
+    tokens = list(dict.fromkeys(tokens))
+    scores = [-(7 * i % 100) / 2 for i in range(len(tokens))]
+    theirs = base.generate_merges({token: i for i, token in enumerate(tokens)}, dict(zip(tokens, scores)))
+    ours = _tokenizer._merges({"tokens": tokens, "scores": scores}, "llama")
+    assert [tuple(merge) for merge in ours] == theirs and len(ours) > 1000
+
+
+def test_minilm(rf, daemon, real_model):
+    rf.load(real_model, name="minilm", form="f32")
+    model, tokenizer, report = resident.from_resident("minilm", socket=daemon.socket)
+    assert report.share == 1
+    ids = tokenizer(["A dog barks.", "Ein Hund bellt laut."], return_tensors="pt", padding=True)
+    assert ids["input_ids"][0, 0] == tokenizer.cls_token_id
+    with torch.no_grad():
+        out = model(**ids).last_hidden_state
+    assert torch.isfinite(out).all() and out.shape[-1] == 384
+
+
+def test_generate(made):
+    _, again = made("gemma3_text")
+    again.model.generation_config.eos_token_id = None
+    out = again.model.generate(input_ids=IDS, max_new_tokens=4, do_sample=False)
+    assert out.shape == (1, IDS.shape[1] + 4)
