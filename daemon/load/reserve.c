@@ -81,8 +81,9 @@ static void enter_queue(struct load *load, bool shown)
     load->blocked = true;
     load->waits = true;
     if (shown)
-        load_show(load, LOAD_RESERVING, MODEL_QUEUED);
+        model_move(load->model, MODEL_QUEUED);
     queue_changed(load->loads);
+    load_report(load);
 }
 
 void load_leave_queue(struct load *load)
