@@ -62,10 +62,10 @@ static int told(void *context, const cJSON *reply, bool last)
         out_line("there already: %s is %s", reply_text(model, "name"), reply_text(model, "state"));
         return 0;
     }
-    const cJSON *error = reply_items(reply, "error");
+    const char *error = reply_text(reply, "error");
     tell_room(reply, fits);
-    if (fits && cJSON_IsString(error))
-        out_line("cannot be loaded: %s", why(error->valuestring));
+    if (fits && error[0])
+        out_line("cannot be loaded: %s", why(error));
     else if (fits && seconds >= 0)
         out_line("takes about %s, at the rate of the loads so far", format_seconds(took, seconds));
     return 0;

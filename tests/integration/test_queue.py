@@ -236,13 +236,13 @@ def test_order(start, models, seed):
                 holders.pop(draw.randrange(len(holders))).close()
             daemon.sync()
         wait_until(lambda: all(state != "filling" for state in states(daemon).values()))
-        order = []
-        while len(order) < len(sizes):
+        place, resident = {}, 0
+        while resident < len(sizes):
             event = watcher.reply()[0]
-            if event["event"] == "resident" and event["model"]["name"].startswith("w"):
-                order.append(int(event["model"]["name"][1:]))
+            if event["event"] == "queued":
+                place[event["model"]["name"]] = event["model"]["queued"]
+            elif event["event"] == "resident" and event["model"]["name"] in place:
+                assert place[event["model"]["name"]] == 1, "it was the first of the queue when it left it"
+                resident += 1
     for client in [*holders, *waiting.values()]:
         client.close()
-    # Loads that have memory at the same time may be done in another order.
-    for place, number in enumerate(order):
-        assert all(sizes[later] + sizes[number] <= 16 * MIB for later in order[place + 1 :] if later < number), order
