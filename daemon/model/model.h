@@ -55,8 +55,8 @@ struct model {
     uint64_t id;
     char name[MODEL_NAME_SIZE];
     enum model_state state;
-    unsigned queued; /* its place among those who wait for the same memory, from 1; 0: it is not queued */
-    enum form form;  /* as asked for: FORM_AUTO or a form */
+    unsigned position; /* its place among those who wait for the same memory, from 1; 0: it is not queued */
+    enum form form;    /* as asked for: FORM_AUTO or a form */
     struct device *device;
     uid_t uid; /* who loaded it */
     bool pinned;
