@@ -37,7 +37,7 @@ class Bench:
         self.env = {
             **os.environ,
             "ROCMFORGE_SOCKET": str(self.folder / "socket"),
-            "ROCMFORGE_MODULE_DIR": str(self.build / "daemon" / "gpu"),
+            "ROCMFORGE_MODULE_DIR": str(self.build / "daemon" / "device" / "hip"),
         }
         self.daemon = None
         self.result = {}
