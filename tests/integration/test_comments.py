@@ -2,7 +2,10 @@
 import ctypes
 import re
 
+import pytest
 from harness import ROOT
+
+pytestmark = pytest.mark.sources
 
 FOLDERS = ("client", "daemon", "docs", "kernels", "proto", "tests")
 # Strings first, so that what looks like a comment in one is none.

@@ -8,6 +8,8 @@ import pytest
 import harness
 from harness import ROOT
 
+pytestmark = pytest.mark.sources
+
 INCLUDE = re.compile(r'^#include "([^"]+)"', re.MULTILINE)
 
 # The daemon's folders, lowest first: each knows itself and those above it in this list. What is in none is the top.
