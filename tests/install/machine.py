@@ -20,8 +20,8 @@ class CannotRun(Exception):
 
 
 # What would change the kernel that the machine shares with its host.
-MASKED = ["systemd-sysctl.service", "systemd-modules-load.service", "sys-kernel-debug.mount", "sys-kernel-tracing.mount",
-          "sys-fs-fuse-connections.mount", "dev-hugepages.mount"]
+MASKED = ["systemd-sysctl.service", "systemd-modules-load.service", "sys-kernel-debug.mount",
+          "sys-kernel-tracing.mount", "sys-fs-fuse-connections.mount", "dev-hugepages.mount"]
 KEPT_FROM_IT = "-sys_module,-sys_time,-syslog,-sys_rawio"
 
 # Runs in new namespaces. $1: the base, $2: a folder to mount the root on, $3: where downloaded packages are kept.
@@ -55,9 +55,9 @@ exec /usr/bin/env -i container=rocmforge PATH=/usr/sbin:/usr/bin:/sbin:/bin \
     setpriv --bounding-set={KEPT_FROM_IT} /lib/systemd/systemd --log-target=null --unit=multi-user.target
 """
 
-# $1: a folder to make the root on, $2: the file to pack it into, $3: the suite, and the mirror if one is known. What a
-# person has who may use sudo is in it. Packages are installed without a question, as if it had been answered. In memory,
-# because dpkg has every file written to the disk before it goes on.
+# $1: a folder to make the root on. $2: the file to pack it into. $3: the suite. $4: the mirror, if one is known. What a
+# person has who may use sudo is in it. Packages are installed without a question, as if it had been answered. In
+# memory, because dpkg waits for the disk after every file.
 MAKE_BASE = rf"""
 set -eu
 mount --make-rprivate /
@@ -98,7 +98,8 @@ def make_base(folder):
     with open(log, "wb") as out:
         # Its mounts go with the namespace.
         made = subprocess.run(
-            ["unshare", "--mount", "/bin/bash", "-c", MAKE_BASE, "make", folder / "root", f"{base}.part", SUITE, *mirror()],
+            ["unshare", "--mount", "/bin/bash", "-c", MAKE_BASE, "make",
+             folder / "root", f"{base}.part", SUITE, *mirror()],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,

@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 
 sys.dont_write_bytecode = True
-import machine as machines  # noqa: E402
-import readme  # noqa: E402
+import machine as machines
+import readme
 
 ROOT = Path(__file__).resolve().parents[2]
 TREE = f"/home/{machines.USER}/rocmforge"
@@ -149,7 +149,8 @@ def test_install(person, arguments):
         person.types(line)
     person.types("rm -r /etc/systemd/system/rocmforged.service.d /srv/models/preloaded.gguf; rmdir /srv/models",
                  user="root", folder="/")
-    check_same(before, person.files(SYSTEM, but=[r"/etc/(passwd|group|shadow|gshadow|subuid|subgid)-$"]), "uninstalling")
+    backups = r"/etc/(passwd|group|shadow|gshadow|subuid|subgid)-$"
+    check_same(before, person.files(SYSTEM, but=[backups]), "uninstalling")
     check(not person.looks("getent passwd rocmforge; getent group rocmforge").strip(), "its user is there still")
     check_same(before_tree, tree(person), "the project's folder after installing")
     person.types("touch daemon/main.c && ninja -C build/release")
