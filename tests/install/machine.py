@@ -138,7 +138,8 @@ class Machine:
         try:
             self.cgroup.mkdir()
             self.process = subprocess.Popen(
-                ["unshare", "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child",
+                ["setpriv", "--pdeathsig=KILL",  # it does not outlive us, whatever ends us
+                 "unshare", "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child",
                  "/bin/bash", "-c", START, "start", self.base, self.mount, self.debs],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
