@@ -52,7 +52,7 @@ mkdir -p run/host
 pivot_root . run/host
 umount -l run/host
 exec /usr/bin/env -i container=rocmforge PATH=/usr/sbin:/usr/bin:/sbin:/bin \
-    setpriv --bounding-set={KEPT_FROM_IT} /lib/systemd/systemd --log-target=null --unit=multi-user.target
+    setpriv --bounding-set={KEPT_FROM_IT} /lib/systemd/systemd --log-target=journal --unit=multi-user.target
 """
 
 # $1: a folder to make the root on. $2: the file to pack it into. $3: the suite. $4: the mirror, if one is known. What a
