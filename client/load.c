@@ -3,6 +3,8 @@
 #include "client/error.h"
 #include "client/fields.h"
 #include "client/files.h"
+#include "client/model.h"
+#include "proto/errors.h"
 
 #include <errno.h>
 #include <math.h>
@@ -26,6 +28,9 @@ static int options_read(rf_client *client, const rf_load_options *options, rf_lo
                            ret->deadline_seconds);
     if (ret->ttl_seconds > FIELD_INTEGER_MAX)
         return client_fail(client, -EINVAL, "the time to live is too long");
+    if (!(ret->wait_for_memory_seconds >= 0) || isinf(ret->wait_for_memory_seconds))
+        return client_fail(client, -EINVAL, "memory is waited for so many seconds, and not %g",
+                           ret->wait_for_memory_seconds);
     return 0;
 }
 
@@ -47,7 +52,9 @@ static cJSON *plan_parameters(const rf_load_options *options, const struct files
     bool ok = fds;
     for (size_t i = 0; i < files->n; i++)
         ok = ok && cJSON_AddItemToArray(fds, cJSON_CreateNumber((double)i));
-    ok = ok && add_text(object, "form", options->form) && add_text(object, "device", options->device);
+    ok = ok && add_text(object, "name", options->name) && add_text(object, "form", options->form) &&
+         add_text(object, "device", options->device) && add_text(object, "dequant", options->dequant) &&
+         (!options->private_ || cJSON_AddTrueToObject(object, "private"));
     if (ok)
         return object;
     cJSON_Delete(object);
@@ -58,11 +65,10 @@ static cJSON *plan_parameters(const rf_load_options *options, const struct files
 static cJSON *load_parameters(const rf_load_options *options, const struct files *files)
 {
     cJSON *object = plan_parameters(options, files);
-    bool ok = object && add_text(object, "name", options->name) && add_text(object, "dequant", options->dequant) &&
-              cJSON_AddBoolToObject(object, "wait", !options->no_wait) &&
+    bool ok = object && cJSON_AddBoolToObject(object, "wait", !options->no_wait) &&
               (!options->pin || cJSON_AddTrueToObject(object, "pin")) &&
               (!options->trace || cJSON_AddTrueToObject(object, "trace")) &&
-              (!options->private_ || cJSON_AddTrueToObject(object, "private")) &&
+              add_number(object, "waitForMemory", options->wait_for_memory_seconds) &&
               add_number(object, "ttl", (double)options->ttl_seconds) &&
               add_number(object, "deadline", options->deadline_seconds);
     if (ok)
@@ -118,25 +124,57 @@ static int load_reply(void *context, cJSON **parameters, bool continues, struct 
     return r;
 }
 
+/* Copies the options, and opens the file, or files, for files_close() to close. The name may stand in `link`. */
+static int load_begin(rf_client *client, const char *path, const rf_load_options *options, char link[RF_NAME_SIZE],
+                      rf_load_options *ret, struct files *ret_files)
+{
+    *ret_files = (struct files){.n = 0};
+    int r = options_read(client, options, ret);
+    if (r < 0)
+        return r;
+    files_link_name(path, link);
+    if (!ret->name && link[0])
+        ret->name = link;
+    return files_open(ret_files, client, path);
+}
+
 int rf_load(rf_client *client, const char *path, const rf_load_options *options, char *name)
 {
     rf_load_options all;
     char link[RF_NAME_SIZE];
-    int r = options_read(client, options, &all);
-    if (r < 0)
-        return r;
-    files_link_name(path, link);
-    if (!all.name && link[0])
-        all.name = link;
-    struct files files = {.n = 0};
+    struct files files;
+    int r = load_begin(client, path, options, link, &all, &files);
     struct loading loading = {.client = client, .options = &all};
     const struct call call = {.method = "Load", .more = true, .reply = load_reply, .context = &loading};
-    r = files_open(&files, client, path);
     if (r == 0)
         r = call_with_files(client, call, load_parameters(&all, &files), &files);
     files_close(&files);
     if (r == 0 && name)
         strcpy(name, loading.name);
+    return r;
+}
+
+int rf_load_attach(rf_client *client, const char *path, const rf_load_options *options, rf_model **ret)
+{
+    rf_load_options all;
+    char link[RF_NAME_SIZE];
+    struct files files;
+    int r = load_begin(client, path, options, link, &all, &files);
+    if (r == 0 && all.no_wait)
+        r = client_fail(client, -EINVAL, "what is not waited for cannot be attached to");
+    cJSON *parameters = r == 0 ? load_parameters(&all, &files) : NULL;
+    if (parameters && (!cJSON_AddTrueToObject(parameters, "lease") || !cJSON_AddTrueToObject(parameters, "table"))) {
+        cJSON_Delete(parameters);
+        parameters = NULL;
+    }
+    char *text = parameters ? cJSON_PrintUnformatted(parameters) : NULL;
+    cJSON_Delete(parameters);
+    const struct call call = {.method = "Load", .parameters = text, .more = true, .fds = files.fds, .n_fds = files.n};
+    if (r == 0)
+        r = text ? model_attach(client, call, all.reply, all.progress, all.context, ret)
+                 : client_fail(client, -ENOMEM, "no memory for a request");
+    cJSON_free(text);
+    files_close(&files);
     return r;
 }
 
@@ -153,15 +191,16 @@ static int plan_reply(void *context, cJSON **parameters, bool continues, struct 
     struct planning *planning = context;
     const rf_load_options *options = planning->options;
     const cJSON *fits = field(*parameters, "fits"), *evicts = field(*parameters, "evicts");
-    const cJSON *seconds = field(*parameters, "seconds");
+    const cJSON *seconds = field(*parameters, "seconds"), *error = field(*parameters, "error");
     rf_plan *plan = &planning->plan;
     if (!field_integer(*parameters, "bytes", &plan->bytes) || !field_integer(*parameters, "size", &plan->file_bytes) ||
         !field_integer(*parameters, "available", &plan->available) || !cJSON_IsBool(fits) || !cJSON_IsArray(evicts) ||
-        (seconds && !cJSON_IsNumber(seconds)))
+        (seconds && !cJSON_IsNumber(seconds)) || (error && !cJSON_IsString(error)))
         return fail_reply(planning->client, "Plan", "a field of it");
     plan->fits = cJSON_IsTrue(fits);
     plan->there = field(*parameters, "model") ? 1 : 0;
     plan->evicts = (size_t)cJSON_GetArraySize(evicts);
+    plan->error = error ? wire_error_errno(wire_error_find(error->valuestring)) : 0;
     plan->seconds = seconds ? seconds->valuedouble : -1;
     return client_give(planning->client, options->reply, options->context, *parameters, continues, message);
 }
@@ -169,15 +208,13 @@ static int plan_reply(void *context, cJSON **parameters, bool continues, struct 
 int rf_load_plan(rf_client *client, const char *path, const rf_load_options *options, rf_plan *ret)
 {
     rf_load_options all;
-    int r = options_read(client, options, &all);
-    if (r < 0)
-        return r;
-    if (ret && ret->size == 0)
-        return client_fail(client, -EINVAL, "the size of the plan is not set");
-    struct files files = {.n = 0};
+    char link[RF_NAME_SIZE];
+    struct files files;
+    int r = load_begin(client, path, options, link, &all, &files);
+    if (r == 0 && ret && ret->size == 0)
+        r = client_fail(client, -EINVAL, "the size of the plan is not set");
     struct planning planning = {.client = client, .options = &all};
     const struct call call = {.method = "Plan", .reply = plan_reply, .context = &planning};
-    r = files_open(&files, client, path);
     if (r == 0)
         r = call_with_files(client, call, plan_parameters(&all, &files), &files);
     files_close(&files);

@@ -171,18 +171,26 @@ static int model_map_memory(rf_model *model, int fd)
 /* A call of Attach that is running. */
 struct attaching {
     rf_model *model;
-    const rf_attach_options *options;
+    const char *method;
+    rf_reply_fn *reply;       /* or NULL */
+    rf_progress_fn *progress; /* or NULL */
+    void *context;            /* of both */
 };
 
 /* Reads the last reply, and maps the table and the memory. */
 static int attach_reply(void *context, cJSON **parameters, bool continues, struct frame_message *message)
 {
     const struct attaching *attaching = context;
-    const rf_attach_options *options = attaching->options;
     rf_model *model = attaching->model;
+    struct frame_message none = {0}; /* the descriptors are ours */
+    int r = client_give(model->client, attaching->reply, attaching->context, *parameters, continues, &none);
+    if (r != 0 && !continues) /* it is given back then */
+        model->leased = field_integer(*parameters, "lease", &model->lease);
+    if (r != 0)
+        return r;
     if (continues) /* the model is still being loaded */
-        return client_progress(model->client, "Attach", field(*parameters, "progress"), options->progress,
-                               options->context);
+        return client_progress(model->client, attaching->method, field(*parameters, "progress"), attaching->progress,
+                               attaching->context);
     model->reply = *parameters;
     *parameters = NULL;
     model->leased = field_integer(model->reply, "lease", &model->lease);
@@ -192,7 +200,7 @@ static int attach_reply(void *context, cJSON **parameters, bool continues, struc
     if (take_fd(model->reply, "fd", message, &fd) < 0)
         return fail_reply(model->client, "the descriptor of the memory");
 
-    int r = take_fd(model->reply, "table", message, &table_fd);
+    r = take_fd(model->reply, "table", message, &table_fd);
     if (r < 0)
         r = fail_reply(model->client, "the descriptor of the table");
     if (r == 0)
@@ -258,25 +266,19 @@ static char *attach_parameters(const char *name, const rf_attach_options *option
     return text;
 }
 
-static int attach(rf_client *client, const char *name, const rf_attach_options *options, rf_model **ret)
+int model_attach(rf_client *client, struct call call, rf_reply_fn *reply, rf_progress_fn *progress, void *context,
+                 rf_model **ret)
 {
     rf_model *model = calloc(1, sizeof(*model));
-    char *parameters = model ? attach_parameters(name, options) : NULL;
-    if (!parameters) {
-        free(model);
+    if (!model)
         return client_fail(client, -ENOMEM, "no memory to attach");
-    }
     model->client = client;
     LIST_INSERT_HEAD(&client->models, model, link);
-    struct attaching attaching = {.model = model, .options = options};
-    int r = client_call(client, &(struct call){
-                                    .method = "Attach",
-                                    .parameters = parameters,
-                                    .more = options->progress,
-                                    .reply = attach_reply,
-                                    .context = &attaching,
-                                });
-    cJSON_free(parameters);
+    struct attaching attaching = {
+        .model = model, .method = call.method, .reply = reply, .progress = progress, .context = context};
+    call.reply = attach_reply;
+    call.context = &attaching;
+    int r = client_call(client, &call);
     if (r != 0) {
         if (model->leased)
             r = attach_undo(model, r);
@@ -285,6 +287,17 @@ static int attach(rf_client *client, const char *name, const rf_attach_options *
     }
     *ret = model;
     return 0;
+}
+
+static int attach(rf_client *client, const char *name, const rf_attach_options *options, rf_model **ret)
+{
+    char *parameters = attach_parameters(name, options);
+    if (!parameters)
+        return client_fail(client, -ENOMEM, "no memory to attach");
+    const struct call call = {.method = "Attach", .parameters = parameters, .more = options->progress};
+    int r = model_attach(client, call, NULL, options->progress, options->context, ret);
+    cJSON_free(parameters);
+    return r;
 }
 
 int rf_attach_with(rf_client *client, const char *name, const rf_attach_options *options, rf_model **ret)

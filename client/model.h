@@ -1,7 +1,14 @@
 /* Attached models, as the connection sees them. The functions that use them are in rocmforge.h. */
 #pragma once
 
+#include "client/call.h"
 #include "client/rocmforge.h"
+
+/* Makes a call that grants a lease, Attach or Load, and maps the model's memory. `call`: its method, parameters,
+ * descriptors and `more`. Every reply goes to `reply` too, without descriptors, and the progress in it to `progress`;
+ * both may be NULL. Errors are those of rf_attach(). */
+int model_attach(rf_client *client, struct call call, rf_reply_fn *reply, rf_progress_fn *progress, void *context,
+                 rf_model **ret);
 
 /* Unmaps the memory and frees the model. Sends nothing to the daemon: its lease must have ended, or end with the
  * connection. */

@@ -94,7 +94,7 @@ void rf_on_draining(rf_client *client, rf_draining_fn *function, void *context);
 
 /* The progress of a load, in bytes, bytes per second and seconds. */
 typedef struct rf_progress {
-    const char *state; /* "opening", "allocating", "filling", "sealing", "resident" */
+    const char *state; /* "opening", "queued", "allocating", "filling", "sealing", "resident" */
     uint64_t done;
     uint64_t total;
     uint64_t rate;
@@ -121,13 +121,17 @@ typedef struct rf_load_options {
     double deadline_seconds;  /* give up after so many seconds, -ETIMEDOUT; 0: never */
     int trace;                /* the last reply has a trace: what every worker and stream did, and when */
     rf_reply_fn *reply;       /* gets each reply of the daemon unchanged, before `progress`; NULL: none */
+    /* If there is not enough memory, queue for so many seconds until there is; 0: do not. Queued loads get memory in
+     * the order in which they came. `state` of the progress is "queued" meanwhile. */
+    double wait_for_memory_seconds;
 } rf_load_options;
 
 /* Loads the GGUF file at `path`. The caller must be able to read the file; the daemon need not. For a split model,
  * `path` is its first file ("-00001-of-00003.gguf"), and the others are found from it. If the file is resident or being
  * loaded already, the call joins that model. Waits until the model is resident, unless no_wait is set. `options` may be
- * NULL. Writes the name of the model to `name`, which has RF_NAME_SIZE bytes or is NULL. Returns 0; a negative errno of
- * open(); -EINVAL: `path` is no regular file, or an option is wrong; or an error as of rf_call(). */
+ * NULL. Until somebody attaches to the model it may be evicted: rf_load_attach() loads it and attaches to it. Writes
+ * the name of the model to `name`, which has RF_NAME_SIZE bytes or is NULL. Returns 0; a negative errno of open();
+ * -EINVAL: `path` is no regular file, or an option is wrong; or an error as of rf_call(). */
 int rf_load(rf_client *client, const char *path, const rf_load_options *options, char *name);
 
 #define RF_NAME_SIZE 128
@@ -142,6 +146,7 @@ typedef struct rf_plan {
     uint64_t available;  /* bytes that the device has for models now, without evictions */
     size_t evicts;       /* how many models would be evicted; `reply` gets their names */
     double seconds;      /* how long the load would take; negative: not known yet */
+    int error;           /* what rf_load() would return: 0, -ENOMEM, -EEXIST if the name is taken, -EBUSY, -EDQUOT */
 } rf_plan;
 
 /* Tells what rf_load() with these options would do, without doing it. Returns 0 even if the model does not fit. ret may
@@ -194,6 +199,11 @@ typedef struct rf_attach_options {
 
 /* rf_attach() with options, which may be NULL. */
 int rf_attach_with(rf_client *client, const char *name, const rf_attach_options *options, rf_model **ret);
+
+/* rf_load() and rf_attach() in one call: the model cannot be evicted in between. -EINVAL if no_wait is set. `reply`
+ * gets no descriptors. Other errors are those of rf_load() and rf_attach(); if the model was loaded and attaching
+ * failed, it stays loaded. */
+int rf_load_attach(rf_client *client, const char *path, const rf_load_options *options, rf_model **ret);
 
 /* Unmaps the memory, ends the lease and frees the model. Pointers into the memory must not be used any more. model may
  * be NULL. The model is freed even if the function returns an error, with one exception: from within a function that

@@ -8,6 +8,7 @@
 #include "daemon/service.h"
 #include "daemon/wire/conn.h"
 #include "daemon/wire/listener.h"
+#include "proto/bytes.h"
 #include "proto/streams.h"
 
 #include <assert.h>
@@ -84,15 +85,24 @@ static void hung_up(uv_signal_t *handle, int number)
 /* Makes the line that `systemctl status` shows. False if it has not changed. */
 static bool status_new(struct daemon *daemon)
 {
-    char status[sizeof(daemon->status)];
+    char status[sizeof(daemon->status)], bytes[BYTES_TEXT_SIZE];
     size_t resident = 0;
+    uint64_t sum = 0;
     const struct model *model;
     TAILQ_FOREACH(model, &daemon->server.registry.models, link)
     {
-        resident += model->state == MODEL_RESIDENT;
+        if (model->state != MODEL_RESIDENT)
+            continue;
+        resident++;
+        sum += model->plan->arena_bytes;
     }
-    snprintf(status, sizeof(status), "%zu model%s resident, %zu loading", resident, resident == 1 ? "" : "s",
-             daemon->server.loads.n);
+    const unsigned failed = preload_failed(daemon->preload);
+    int n = snprintf(status, sizeof(status), "%zu model%s resident", resident, resident == 1 ? "" : "s");
+    if (resident > 0)
+        n += snprintf(status + n, sizeof(status) - (size_t)n, " (%s)", bytes_text(bytes, (double)sum, ""));
+    n += snprintf(status + n, sizeof(status) - (size_t)n, ", %zu loading", daemon->server.loads.n);
+    if (failed > 0)
+        snprintf(status + n, sizeof(status) - (size_t)n, ", %u preload%s failed", failed, failed == 1 ? "" : "s");
     if (strcmp(status, daemon->status) == 0)
         return false;
     strcpy(daemon->status, status);

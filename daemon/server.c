@@ -79,6 +79,7 @@ static void server_wire(struct server *server, const struct server_config *confi
         .devices = &server->devices,
         .registry = &server->registry,
         .residency = &server->residency,
+        .survey = server->survey,
         .loads = &server->loads,
         .verifies = &server->verifies,
         .events = server->events,
@@ -105,6 +106,8 @@ int server_init(struct server *server, uv_loop_t *loop, const struct server_conf
         r = quota_new(&config->limits, &server->quota);
     if (r == 0)
         r = events_new(&server->events);
+    if (r == 0)
+        r = survey_new(&server->core, &server->devices, &server->survey);
     if (r == 0)
         r = conns_new(loop, &conn_hooks, &server->api, server->quota, &server->conns);
     if (r < 0)
@@ -133,6 +136,7 @@ static void server_stop_more(struct server *server)
             _exit(EXIT_FAILURE);
         }
     }
+    survey_free(server->survey);
     devices_close(&server->devices);
     uv_close((uv_handle_t *)&server->ticker, NULL);
     residency_close(&server->residency);

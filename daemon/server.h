@@ -12,6 +12,7 @@ struct server {
     struct registry registry;
     struct events *events;
     struct residency residency;
+    struct survey *survey;
     struct loads loads;
     struct verifies verifies;
     struct api api;

@@ -46,6 +46,12 @@ static int dump(struct rfctl *ctl, const rf_model *model, const rf_tensor *tenso
     return status;
 }
 
+/* No name of a model has a slash. */
+static bool is_file(const char *name)
+{
+    return strchr(name, '/');
+}
+
 int command_dump(struct rfctl *ctl)
 {
     const char *name = ctl->arguments[0], *tensor_name = ctl->arguments[1];
@@ -60,11 +66,11 @@ int command_dump(struct rfctl *ctl)
     rf_model *model = NULL;
     rf_tensor tensor;
     char *what = need_text("dump %s of %s", tensor_name, name);
-    int r = rf_attach(ctl->client, name, &model);
+    int r = is_file(name) ? rf_load_attach(ctl->client, name, NULL, &model) : rf_attach(ctl->client, name, &model);
     if (r < 0)
         status = ctl_fail(ctl, r, what);
     else if (rf_model_find(model, tensor_name, &tensor) < 0) {
-        err_line("cannot %s: there is no such tensor; 'rfctl show %s' lists them", what, name);
+        err_line("cannot %s: there is no such tensor; 'rfctl show %s' lists them", what, rf_model_name(model));
         status = STATUS_REFUSED;
     } else
         status = dump(ctl, model, &tensor, what);

@@ -149,6 +149,7 @@ int command_load(struct rfctl *ctl)
         .private_ = ctl->options.private,
         .ttl_seconds = ctl->options.ttl,
         .deadline_seconds = (double)ctl->options.deadline,
+        .wait_for_memory_seconds = (double)ctl->options.wait_for_memory,
         .trace = load.trace != NULL,
         .reply = ctl_receive,
         .context = &receiver,

@@ -22,9 +22,10 @@ static const struct command {
 } commands[] = {
     {"load", "FILE", 1,
      OPTION_NAME | OPTION_AS | OPTION_DEVICE | OPTION_DEQUANT | OPTION_NO_WAIT | OPTION_PIN | OPTION_TTL |
-         OPTION_PRIVATE | OPTION_DEADLINE | OPTION_TRACE,
+         OPTION_PRIVATE | OPTION_DEADLINE | OPTION_TRACE | OPTION_WAIT_FOR_MEMORY,
      "load a GGUF file, or join a load of it", command_load, 0},
-    {"plan", "FILE", 1, OPTION_AS | OPTION_DEVICE, "tell what loading a file would take", command_plan, 0},
+    {"plan", "FILE", 1, OPTION_NAME | OPTION_AS | OPTION_DEVICE | OPTION_DEQUANT | OPTION_PRIVATE,
+     "tell what loading a file would take", command_plan, 0},
     {"ps", "", 0, 0, "list the models in memory", command_ps, 0},
     {"show", "NAME", 1, 0, "tell all about a model", command_show, 0},
     {"inspect", "FILE", 1, 0, "tell all about a file; needs no daemon", command_inspect, OPTION_SOCKET},
@@ -34,7 +35,7 @@ static const struct command {
     {"ttl", "NAME DURATION", 2, 0, "unload a model that is idle so long; 'never': not", command_ttl, 0},
     {"cancel", "NAME", 1, OPTION_DEADLINE, "stop a load under way", command_cancel, 0},
     {"verify", "NAME", 1, OPTION_DEADLINE, "compare a model with its file, bit for bit", command_verify, 0},
-    {"dump", "NAME TENSOR", 2, 0, "write a tensor's bytes to standard output", command_dump, OPTION_JSON},
+    {"dump", "NAME|FILE TENSOR", 2, 0, "write a tensor's bytes to standard output", command_dump, OPTION_JSON},
     {"watch", "", 0, 0, "tell every change as it happens", command_watch, 0},
     {"devices", "", 0, 0, "list the memories that models can be in", command_devices, 0},
     {"ping", "", 0, OPTION_COUNT | OPTION_DEADLINE, "see whether the daemon answers, and how fast", command_ping, 0},

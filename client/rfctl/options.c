@@ -31,6 +31,8 @@ static const struct {
     {"dequant", 0, TEXT, OPTION_DEQUANT, offsetof(struct options, dequant), "auto, cpu, gpu", " WHERE",
      "auto, cpu, gpu: where blocks are decoded"},
     {"no-wait", 0, FLAG, OPTION_NO_WAIT, offsetof(struct options, no_wait), NULL, "", "end when the load is under way"},
+    {"wait-for-memory", 0, DURATION, OPTION_WAIT_FOR_MEMORY, offsetof(struct options, wait_for_memory), NULL,
+     " DURATION", "if there is not enough memory, queue so long for it;\ndefault: do not"},
     {"pin", 0, FLAG, OPTION_PIN, offsetof(struct options, pin), NULL, "", "keep it, whatever else wants its memory"},
     {"ttl", 0, DURATION, OPTION_TTL, offsetof(struct options, ttl), NULL, " DURATION",
      "unload it when it was idle so long: 90, 90s, 10m, 2h,\n1d; default: never"},

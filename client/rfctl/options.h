@@ -20,6 +20,7 @@ enum option_bits {
     OPTION_DEADLINE = 1 << 9,
     OPTION_FORCE = 1 << 10,
     OPTION_TRACE = 1 << 11,
+    OPTION_WAIT_FOR_MEMORY = 1 << 12,
     /* Every command takes these two. */
     OPTION_SOCKET = 1 << 12,
     OPTION_JSON = 1 << 13,
@@ -45,6 +46,7 @@ struct options {
     bool force;
     uint64_t ttl;        /* seconds; 0: not given */
     uint64_t deadline;   /* the same */
+    uint64_t wait_for_memory;
     unsigned long count; /* 0: not given */
 };
 

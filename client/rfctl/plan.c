@@ -34,6 +34,16 @@ static void tell_room(const cJSON *reply, bool fits)
     free(names);
 }
 
+/* A sentence for an error that load would be answered with, though there is memory. */
+static const char *why(const char *error)
+{
+    if (strcmp(error, "io.rocmforge.NameInUse") == 0)
+        return "another model has this name; choose another with --name";
+    if (strcmp(error, "io.rocmforge.ModelBusy") == 0)
+        return "it is being unloaded, and somebody still has it mapped";
+    return error;
+}
+
 static int told(void *context, const cJSON *reply, bool last)
 {
     const struct rfctl *ctl = context;
@@ -52,8 +62,11 @@ static int told(void *context, const cJSON *reply, bool last)
         out_line("there already: %s is %s", reply_text(model, "name"), reply_text(model, "state"));
         return 0;
     }
+    const char *error = reply_text(reply, "error");
     tell_room(reply, fits);
-    if (fits && seconds >= 0)
+    if (fits && error[0])
+        out_line("cannot be loaded: %s", why(error));
+    else if (fits && seconds >= 0)
         out_line("takes about %s, at the rate of the loads so far", format_seconds(took, seconds));
     return 0;
 }
@@ -68,12 +81,15 @@ int command_plan(struct rfctl *ctl)
     rf_plan plan = {.size = sizeof(plan)};
     const rf_load_options options = {
         .size = sizeof(options),
+        .name = ctl->options.name,
         .form = ctl->options.form,
         .device = ctl->options.device,
+        .dequant = ctl->options.dequant,
+        .private_ = ctl->options.private,
         .reply = ctl_receive,
         .context = &receiver,
     };
     status = ctl_received(&receiver, rf_load_plan(ctl->client, ctl->arguments[0], &options, &plan));
     free(what);
-    return status == STATUS_DONE && !plan.fits ? STATUS_REFUSED : status;
+    return status == STATUS_DONE && (!plan.fits || plan.error) ? STATUS_REFUSED : status;
 }

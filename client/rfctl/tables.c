@@ -31,12 +31,16 @@ static void print_models(const cJSON *models)
     cJSON_ArrayForEach (model, models) {
         char age[FORMAT_SIZE], ttl[DURATION_SIZE];
         double idle = reply_number(model, "idle", -1), seconds = reply_number(model, "ttl", -1);
+        double place = reply_number(model, "queued", 0);
         bool pinned = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "pinned"));
         table_add(table, "%s", reply_text(model, "name"));
         table_add(table, "%s", reply_text(model, "form"));
         table_add(table, "%s", reply_text(model, "device"));
         add_bytes(table, model, "bytes");
-        table_add(table, "%s", reply_text(model, "state"));
+        if (place > 0)
+            table_add(table, "%s %.0f", reply_text(model, "state"), place);
+        else
+            table_add(table, "%s", reply_text(model, "state"));
         table_add(table, "%.0f", reply_number(model, "leases", 0));
         table_add(table, "%s", pinned ? "yes" : "-");
         table_add(table, "%s", idle < 0 ? "-" : format_age(age, idle));
@@ -66,9 +70,16 @@ int command_ps(struct rfctl *ctl)
 static void print_devices(const cJSON *devices)
 {
     static const struct table_column columns[] = {
-        {"DEVICE", 0},           {"NAME", TABLE_CUT},   {"TOTAL", TABLE_RIGHT},
-        {"BUDGET", TABLE_RIGHT}, {"USED", TABLE_RIGHT}, {"AVAILABLE", TABLE_RIGHT},
-        {"LINK", TABLE_RIGHT},   {"STATE", 0},          {0},
+        {"DEVICE", 0},
+        {"NAME", TABLE_CUT},
+        {"TOTAL", TABLE_RIGHT},
+        {"BUDGET", TABLE_RIGHT},
+        {"USED", TABLE_RIGHT},
+        {"OTHERS", TABLE_RIGHT},
+        {"AVAILABLE", TABLE_RIGHT},
+        {"LINK", TABLE_RIGHT},
+        {"STATE", 0},
+        {0},
     };
     struct table *table = table_new(columns);
     const cJSON *device;
@@ -81,6 +92,7 @@ static void print_devices(const cJSON *devices)
         add_bytes(table, device, "total");
         add_bytes(table, device, "budget");
         add_bytes(table, device, "used");
+        add_bytes(table, device, "others");
         add_bytes(table, device, "available");
         table_add(table, "%s", link < 0 ? "" : format_rate(rate, link));
         const char *note = cJSON_IsString(cJSON_GetObjectItemCaseSensitive(device, "noKernels")) ? "no kernels" : "";

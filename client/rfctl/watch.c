@@ -7,21 +7,27 @@
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
+#include <stdio.h>
+#include <string.h>
 #include <time.h>
 #include <unistd.h>
 
 static void tell(const char *event, const cJSON *model, const char *error)
 {
-    char when[32] = "", bytes[FORMAT_SIZE];
+    char when[32] = "", bytes[FORMAT_SIZE], place[32] = "";
     double leases = reply_number(model, "leases", 0);
+    double queued = reply_number(model, "queued", 0);
+    if (queued > 0)
+        snprintf(place, sizeof(place), " %.0f", queued);
     time_t now = time(NULL);
     struct tm local;
     if (localtime_r(&now, &local))
         strftime(when, sizeof(when), "%Y-%m-%d %H:%M:%S", &local);
-    out_line("%s  %-9s  %s (id %.0f): %s on %s as %s, %.0f lease%s%s%s", when, event, reply_text(model, "name"),
-             reply_number(model, "id", 0), format_bytes(bytes, reply_number(model, "bytes", 0)),
-             reply_text(model, "device"), reply_text(model, "form"), leases, leases == 1 ? "" : "s",
-             error[0] ? ": " : "", error);
+    out_line("%s  %s%s%*s  %s (id %.0f): %s on %s as %s, %.0f lease%s%s%s", when, event, place,
+             (int)(strlen(event) + strlen(place) < 9 ? 9 - strlen(event) - strlen(place) : 0), "",
+             reply_text(model, "name"), reply_number(model, "id", 0),
+             format_bytes(bytes, reply_number(model, "bytes", 0)), reply_text(model, "device"),
+             reply_text(model, "form"), leases, leases == 1 ? "" : "s", error[0] ? ": " : "", error);
 }
 
 static int told(void *context, const cJSON *reply, bool last)

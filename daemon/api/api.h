@@ -8,6 +8,7 @@
 #include "daemon/device/devices.h"
 #include "daemon/load/load.h"
 #include "daemon/memory/residency.h"
+#include "daemon/memory/survey.h"
 #include "daemon/model/registry.h"
 #include "daemon/session/events.h"
 #include "daemon/wire/conn.h"
@@ -19,6 +20,7 @@ struct api {
     struct devices *devices;
     struct registry *registry;
     struct residency *residency;
+    struct survey *survey;
     struct loads *loads;
     struct verifies *verifies;
     struct events *events;

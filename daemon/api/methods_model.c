@@ -59,9 +59,9 @@ static bool refuse_stopping(const struct api *api, struct call *call)
 struct load_parameters {
     const cJSON *fds;
     const char *path, *name, *form, *device, *dequant;
-    bool wait, pin, private, trace;
+    bool wait, lease, table, pin, private, trace;
     int64_t ttl;
-    double deadline;
+    double wait_for_memory, deadline;
 };
 
 static const struct param load_table[] = {
@@ -72,6 +72,9 @@ static const struct param load_table[] = {
     {"device", PARAM_STRING, false, offsetof(struct load_parameters, device)},
     {"dequant", PARAM_STRING, false, offsetof(struct load_parameters, dequant)},
     {"wait", PARAM_BOOL, false, offsetof(struct load_parameters, wait)},
+    {"waitForMemory", PARAM_SECONDS, false, offsetof(struct load_parameters, wait_for_memory)},
+    {"lease", PARAM_BOOL, false, offsetof(struct load_parameters, lease)},
+    {"table", PARAM_BOOL, false, offsetof(struct load_parameters, table)}, /* attach_grant() reads it */
     {"pin", PARAM_BOOL, false, offsetof(struct load_parameters, pin)},
     {"ttl", PARAM_INT, false, offsetof(struct load_parameters, ttl)},
     {"private", PARAM_BOOL, false, offsetof(struct load_parameters, private)},
@@ -93,6 +96,10 @@ static const char *load_wrong_parameter(struct load_parameters *p, enum form *re
         return "form";
     if (strcmp(p->dequant, "auto") != 0 && strcmp(p->dequant, "cpu") != 0 && strcmp(p->dequant, "gpu") != 0)
         return "dequant";
+    if (p->lease && !p->wait)
+        return "lease"; /* on what is not there yet */
+    if (p->table && !p->lease)
+        return "table";
     return ttl_read(&p->ttl) ? NULL : "ttl";
 }
 
@@ -139,6 +146,8 @@ void method_load(struct api *api, struct call *call)
                    .among = among,
                    .decode_on_cpu = strcmp(p.dequant, "cpu") == 0,
                    .wait = p.wait,
+                   .lease = p.lease,
+                   .wait_for_memory = p.wait_for_memory,
                    .uid = uid,
                    .trusted = trusted_user(uid),
                    .pin = p.pin,
@@ -177,7 +186,7 @@ void method_unload(struct api *api, struct call *call)
         call_set_deadline(call, p.deadline);
         residency_unload(api->residency, model, call);
     } else {
-        residency_drain(api->residency, model);
+        residency_drain(api->residency, model, p.deadline);
         call_reply(call, describe_state("draining"), NULL, 0);
     }
 }
@@ -231,7 +240,7 @@ void method_attach(struct api *api, struct call *call)
     else if (model->load && !load_ends(model->load))
         load_wait(model->load, call, WAIT_ATTACH);
     else
-        attach_grant(api->registry, api->events, model, call);
+        attach_grant(api->registry, api->events, model, call, NULL);
 }
 
 void method_detach(struct api *api, struct call *call)

@@ -1,11 +1,14 @@
-/* Plan: what Load would do. Reads the header on a worker, then asks the residency manager. */
+/* Plan: what Load would do. Reads the header on a worker, and decides then by the functions by which Load does:
+ * load_foresee() and residency_choose(). */
 #include "daemon/api/methods_list.h"
 #include "daemon/base/trust.h"
 #include "daemon/base/worker.h"
 #include "daemon/load/failure.h"
+#include "daemon/load/load.h"
 #include "daemon/load/steps.h"
 #include "daemon/memory/placement.h"
 #include "daemon/memory/residency.h"
+#include "daemon/memory/survey.h"
 #include "daemon/session/describe.h"
 #include "daemon/wire/errors.h"
 #include "daemon/wire/params.h"
@@ -19,17 +22,14 @@ struct planning {
     struct quota_charge charge;
     struct call *call; /* NULL once abandoned */
     struct load_job job;
-    char *path; /* NULL: by descriptor */
-    enum form form;
-    uid_t uid;
-    bool cached; /* host memory has it */
-    struct device_set among;
+    struct load_request request; /* what Load would be asked; its strings are our own */
 };
 
 static void planning_free(struct planning *planning)
 {
     load_job_clear(&planning->job);
-    free(planning->path);
+    free((char *)(uintptr_t)planning->request.path);
+    free((char *)(uintptr_t)planning->request.name);
     struct api *api = planning->api;
     quota_return(&planning->charge);
     free(planning);
@@ -51,47 +51,123 @@ static void planning_work(uv_work_t *work)
     if (job->status < 0)
         return;
     job->opened = job->source;
-    load_job_lay_out(job);
-    if (job->status == 0)
-        (void)load_job_ask(job);
+    load_job_open(job);
 }
 
-/* NULL if memory is short. */
-static cJSON *describe_plan(struct planning *planning, const struct model *there)
+/* What Load would do now. */
+struct outlook {
+    enum load_verdict verdict;
+    const struct model *there; /* NULL unless it is there, or is brought back */
+    const struct device *device;
+    enum wire_error error; /* that Load would answer with; WIRE_OK: none */
+    bool fits;             /* there is memory for it, whatever else is in its way */
+    struct model **victims;
+    size_t n_victims;
+    struct room_shortage shortage;
+};
+
+/* What the loading user would have beside all that is theirs. */
+static bool within_quota(const struct planning *planning, uint64_t bytes)
 {
-    struct api *api = planning->api;
+    struct quota_charge charge;
+    uint64_t unused;
+    if (quota_take(planning->api->quota, planning->request.uid, QUOTA_BYTES, bytes, &charge, &unused) < 0)
+        return false;
+    quota_return(&charge);
+    return true;
+}
+
+static enum wire_error error_of(int error)
+{
+    return error == 0 || error == -EAGAIN ? WIRE_OK : error == -ENOSPC ? WIRE_OutOfDeviceMemory : WIRE_LimitExceeded;
+}
+
+/* Whether there is memory for it: what Load asks, asked as Load does. */
+static void foresee_memory(struct planning *planning, struct outlook *ret)
+{
+    const struct api *api = planning->api;
+    const struct load_job *job = &planning->job;
+    const bool restores = ret->verdict == LOAD_RESTORE;
+    const struct device_set *among = &planning->request.among;
+    uint64_t ahead[DEVICES_MAX];
+    for (size_t i = 0; i < among->n; i++)
+        ahead[i] = among->devices[i]->queued;
+    struct device *device =
+        restores ? ret->there->device : placement_choose(api->residency, among, job->device, job->plan, ahead);
+    const struct residency_want want = {
+        .device = device,
+        .bytes = job->plan->arena_bytes,
+        .due = restores ? 0 : registry_due(NULL, gguf_memory(job->header) + plan_memory(job->plan)),
+        .ahead = device->queued,
+    };
+    ret->device = device;
+    if (!restores && !within_quota(planning, want.bytes + want.due)) {
+        ret->error = WIRE_LimitExceeded;
+        ret->shortage.available = device_available(device);
+        return;
+    }
+    ret->error = error_of(residency_choose(api->residency, &want, &ret->victims, &ret->n_victims, &ret->shortage));
+}
+
+static void foresee(struct planning *planning, struct outlook *ret)
+{
+    struct model *model;
+    *ret = (struct outlook){0};
+    ret->verdict = load_foresee(planning->api->loads, &planning->request, planning->job.source, &model);
+    if (ret->verdict == LOAD_JOIN || ret->verdict == LOAD_RESTORE)
+        ret->there = model;
+    if (ret->verdict == LOAD_JOIN) {
+        ret->device = model->device;
+        ret->shortage.available = device_available(model->device);
+    } else
+        foresee_memory(planning, ret);
+    ret->fits = ret->error == WIRE_OK;
+    if (ret->verdict == LOAD_BUSY)
+        ret->error = WIRE_ModelBusy;
+    else if (ret->verdict == LOAD_TAKEN)
+        ret->error = WIRE_NameInUse;
+    if (ret->error != WIRE_OK)
+        ret->n_victims = 0; /* nobody goes for nothing */
+}
+
+/* How long it would take; negative: nobody knows. */
+static double seconds_of(const struct planning *planning, const struct outlook *outlook)
+{
     const struct plan *plan = planning->job.plan;
-    const struct device *device =
-        there ? there->device : placement_choose(api->residency, &planning->among, planning->job.device, plan);
-    struct model **victims = NULL;
-    size_t n = 0;
-    struct residency_shortage shortage = {.available = device_available(device)};
-    int r = there ? 0 : residency_choose(api->residency, device, plan->arena_bytes, &victims, &n, &shortage);
-    if (r == -ENOMEM)
-        return NULL;
+    const struct device *device = outlook->device;
+    if (outlook->verdict == LOAD_JOIN)
+        return 0;
+    if (outlook->verdict == LOAD_RESTORE && device->link > 0)
+        return (double)plan->arena_bytes / (double)device->link;
+    return device->rate > 0 ? (double)plan->model_bytes / (double)device->rate : -1;
+}
+
+static cJSON *describe_plan(const struct planning *planning, const struct outlook *outlook)
+{
+    const struct load_job *job = &planning->job;
     cJSON *reply = cJSON_CreateObject();
-    cJSON_AddStringToObject(reply, "device", device->id);
-    cJSON_AddStringToObject(reply, "form", plan_form_name(planning->form));
-    cJSON_AddNumberToObject(reply, "bytes", (double)plan->arena_bytes);
-    cJSON_AddNumberToObject(reply, "size", (double)planning->job.source->size);
-    cJSON_AddNumberToObject(reply, "tensors", (double)planning->job.header->n_tensors);
-    cJSON_AddBoolToObject(reply, "fits", r == 0 || r == -EAGAIN);
-    cJSON_AddNumberToObject(reply, "available", (double)shortage.available);
+    cJSON_AddStringToObject(reply, "device", outlook->device->id);
+    cJSON_AddStringToObject(reply, "form", plan_form_name(planning->request.form));
+    cJSON_AddNumberToObject(reply, "bytes", (double)job->plan->arena_bytes);
+    cJSON_AddNumberToObject(reply, "size", (double)job->source->size);
+    cJSON_AddNumberToObject(reply, "tensors", (double)job->header->n_tensors);
+    cJSON_AddBoolToObject(reply, "fits", outlook->fits);
+    if (outlook->error != WIRE_OK)
+        cJSON_AddStringToObject(reply, "error", wire_error_name(outlook->error));
+    else
+        cJSON_AddNullToObject(reply, "error");
+    cJSON_AddNumberToObject(reply, "available", (double)outlook->shortage.available);
     cJSON *evicts = cJSON_AddArrayToObject(reply, "evicts");
-    for (size_t i = 0; i < n; i++)
-        if (model_visible(victims[i], planning->uid))
-            cJSON_AddItemToArray(evicts, cJSON_CreateString(victims[i]->name));
-    free(victims);
-    if (there)
-        cJSON_AddNumberToObject(reply, "seconds", 0);
-    else if (planning->cached && device->link > 0)
-        cJSON_AddNumberToObject(reply, "seconds", (double)plan->arena_bytes / (double)device->link);
-    else if (device->rate > 0)
-        cJSON_AddNumberToObject(reply, "seconds", (double)plan->model_bytes / (double)device->rate);
+    for (size_t i = 0; i < outlook->n_victims; i++)
+        if (model_visible(outlook->victims[i], planning->request.uid))
+            cJSON_AddItemToArray(evicts, cJSON_CreateString(outlook->victims[i]->name));
+    const double seconds = seconds_of(planning, outlook);
+    if (seconds >= 0)
+        cJSON_AddNumberToObject(reply, "seconds", seconds);
     else
         cJSON_AddNullToObject(reply, "seconds");
-    if (there)
-        cJSON_AddItemToObject(reply, "model", describe_model(there));
+    if (outlook->verdict == LOAD_JOIN)
+        cJSON_AddItemToObject(reply, "model", describe_model(outlook->there));
     return reply;
 }
 
@@ -109,54 +185,51 @@ static void planning_worked(uv_work_t *work, int status)
     (void)status;
     struct planning *planning = work->data;
     struct call *call = planning->call;
-    for (size_t i = 0; i < planning->among.n && planning->job.status == 0; i++)
-        if (planning->job.free[i] != UINT64_MAX)
-            planning->among.devices[i]->free = planning->job.free[i];
+    const struct device_set *among = &planning->request.among;
+    for (size_t i = 0; i < among->n && planning->job.status == 0; i++)
+        survey_note(among->devices[i], planning->job.reach[i]);
     if (call) {
         call->abandoned = NULL;
         if (planning->job.status < 0)
             planning_fail(planning);
         else {
-            const struct model *there = registry_find_source(planning->api->registry, planning->job.source,
-                                                             planning->form, &planning->among, NULL);
-            planning->cached = there && there->state == MODEL_CACHED;
-            if (there && (there->state > MODEL_RESIDENT || there->departs))
-                there = NULL; /* to be brought back, or on its way out */
-            cJSON *reply = describe_plan(planning, there);
-            if (reply)
-                call_reply(call, reply, NULL, 0);
-            else
-                call_fail(call, WIRE_LimitExceeded, error_no_memory());
+            struct outlook outlook;
+            foresee(planning, &outlook);
+            call_reply(call, describe_plan(planning, &outlook), NULL, 0);
+            free(outlook.victims);
         }
     }
     planning_free(planning);
 }
 
 /* Where it begins: a plan with nothing but its request. -EDQUOT, and the limit, if its user has too many; -ENOMEM. */
-static int planning_new(struct api *api, struct call *call, const char *path, enum form form,
-                        const struct device_set *among, struct planning **ret, uint64_t *ret_limit)
+static int planning_new(struct api *api, struct call *call, const struct load_request *request, struct planning **ret,
+                        uint64_t *ret_limit)
 {
-    const uid_t uid = conn_uid(call->conn);
     struct quota_charge charge;
-    int r = quota_take(api->quota, uid, QUOTA_PLANS, 1, &charge, ret_limit);
+    int r = quota_take(api->quota, request->uid, QUOTA_PLANS, 1, &charge, ret_limit);
     if (r < 0)
         return r;
     struct planning *planning = calloc(1, sizeof(*planning));
-    char *copy = path ? strdup(path) : NULL;
-    if (!planning || (path && !copy)) {
+    char *path = request->path ? strdup(request->path) : NULL;
+    char *name = request->name ? strdup(request->name) : NULL;
+    if (!planning || (request->path && !path) || (request->name && !name)) {
         free(planning);
-        free(copy);
+        free(path);
+        free(name);
         quota_return(&charge);
         return -ENOMEM;
     }
-    *planning = (struct planning){.api = api, .charge = charge, .call = call, .path = copy, .form = form, .uid = uid};
-    planning->among = *among;
+    *planning = (struct planning){.api = api, .charge = charge, .call = call, .request = *request};
+    planning->request.path = path;
+    planning->request.name = name;
     planning->job = (struct load_job){
-        .path = copy,
-        .trusted = trusted_user(uid),
-        .device = placement_roomiest(among),
-        .among = &planning->among,
-        .form = form,
+        .path = path,
+        .trusted = request->trusted,
+        .device = placement_roomiest(&request->among),
+        .among = &planning->request.among,
+        .form = request->form,
+        .decode_on_cpu = request->decode_on_cpu,
         .published = PUBLICATION_NONE,
     };
     core_job_begin(api->core);
@@ -176,36 +249,60 @@ static bool plan_choose(struct api *api, struct call *call, const char *device, 
     return false;
 }
 
+struct plan_parameters {
+    const cJSON *fds;
+    const char *path, *name, *form, *device, *dequant;
+    bool private;
+};
+
+static const struct param plan_table[] = {
+    {"fds", PARAM_INTS, false, offsetof(struct plan_parameters, fds)},
+    {"path", PARAM_STRING, false, offsetof(struct plan_parameters, path)},
+    {"name", PARAM_STRING, false, offsetof(struct plan_parameters, name)},
+    {"form", PARAM_STRING, false, offsetof(struct plan_parameters, form)},
+    {"device", PARAM_STRING, false, offsetof(struct plan_parameters, device)},
+    {"dequant", PARAM_STRING, false, offsetof(struct plan_parameters, dequant)},
+    {"private", PARAM_BOOL, false, offsetof(struct plan_parameters, private)},
+    {0},
+};
+
+/* The first that has a value which it cannot have; NULL: all is well. */
+static const char *plan_wrong_parameter(const struct plan_parameters *p, enum form *ret_form)
+{
+    if (!!p->fds == !!p->path)
+        return "fds";
+    if (p->path && p->path[0] != '/')
+        return "path";
+    if (p->name && model_name_check(p->name) < 0)
+        return "name";
+    if (plan_form_parse(p->form, ret_form) < 0)
+        return "form";
+    if (strcmp(p->dequant, "auto") != 0 && strcmp(p->dequant, "cpu") != 0 && strcmp(p->dequant, "gpu") != 0)
+        return "dequant";
+    return NULL;
+}
+
 void method_plan(struct api *api, struct call *call)
 {
-    struct parameters {
-        const cJSON *fds;
-        const char *path, *form, *device;
-    } p = {.form = "auto", .device = "auto"};
-    static const struct param table[] = {
-        {"fds", PARAM_INTS, false, offsetof(struct parameters, fds)},
-        {"path", PARAM_STRING, false, offsetof(struct parameters, path)},
-        {"form", PARAM_STRING, false, offsetof(struct parameters, form)},
-        {"device", PARAM_STRING, false, offsetof(struct parameters, device)},
-        {0},
-    };
-    if (!params_read(call, table, &p))
+    struct plan_parameters p = {.form = "auto", .device = "auto", .dequant = "auto"};
+    if (!params_read(call, plan_table, &p))
         return;
-    enum form form = FORM_AUTO;
-    const char *wrong = !!p.fds == !!p.path                  ? "fds"
-                        : p.path && p.path[0] != '/'         ? "path"
-                        : plan_form_parse(p.form, &form) < 0 ? "form"
-                                                             : NULL;
+    struct load_request request = {.path = p.path,
+                                   .name = p.name,
+                                   .uid = conn_uid(call->conn),
+                                   .trusted = trusted_user(conn_uid(call->conn)),
+                                   .decode_on_cpu = strcmp(p.dequant, "cpu") == 0,
+                                   .private = p.private};
+    const char *wrong = plan_wrong_parameter(&p, &request.form);
     if (wrong) {
         call_fail_parameter(call, wrong);
         return;
     }
-    struct device_set among;
-    if (!plan_choose(api, call, p.device, &among))
+    if (!plan_choose(api, call, p.device, &request.among))
         return;
     struct planning *planning;
     uint64_t limit;
-    int r = planning_new(api, call, p.path, form, &among, &planning, &limit);
+    int r = planning_new(api, call, &request, &planning, &limit);
     if (r < 0) {
         call_fail(call, WIRE_LimitExceeded,
                   r == -EDQUOT ? error_limit(quota_name(QUOTA_PLANS), limit) : error_no_memory());

@@ -5,6 +5,7 @@
 #include "daemon/wire/params.h"
 #include "kernels/dequant.h"
 
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -57,15 +58,47 @@ void method_show(struct api *api, struct call *call)
     call_reply(call, reply, NULL, 0);
 }
 
-void method_devices(struct api *api, struct call *call)
+/* A call of Devices, while drivers are asked. */
+struct looking {
+    struct survey_request request;
+    struct api *api;
+    struct call *call;
+};
+
+static void looked(struct survey_request *request)
 {
-    if (!params_read(call, nothing, NULL))
-        return;
+    struct looking *looking = (struct looking *)((char *)request - offsetof(struct looking, request));
+    struct api *api = looking->api;
+    struct call *call = looking->call;
+    free(looking);
+    call->abandoned = NULL;
     cJSON *reply = cJSON_CreateObject();
     cJSON *devices = cJSON_AddArrayToObject(reply, "devices");
     for (size_t i = 0; i < api->devices->n; i++)
         cJSON_AddItemToArray(devices, describe_device(api->devices->devices[i]));
     call_reply(call, reply, NULL, 0);
+}
+
+static void looking_abandoned(struct call *call)
+{
+    struct looking *looking = call->context;
+    survey_forget(looking->api->survey, &looking->request);
+    free(looking);
+}
+
+void method_devices(struct api *api, struct call *call)
+{
+    if (!params_read(call, nothing, NULL))
+        return;
+    struct looking *looking = malloc(sizeof(*looking));
+    if (!looking) {
+        call_fail(call, WIRE_LimitExceeded, error_no_memory());
+        return;
+    }
+    *looking = (struct looking){.request = {.done = looked}, .api = api, .call = call};
+    call->context = looking;
+    call->abandoned = looking_abandoned;
+    survey_ask(api->survey, &looking->request);
 }
 
 void method_status(struct api *api, struct call *call)

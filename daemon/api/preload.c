@@ -20,7 +20,8 @@ struct preload {
     struct dirent **entries;
     int n_entries; /* or a negative errno */
     int next;
-    char *path; /* of the model that is being loaded */
+    char *path;      /* of the model that is being loaded */
+    unsigned failed; /* of this look */
     bool looking;
     bool again; /* asked for while it was looking */
 };
@@ -105,9 +106,16 @@ static void preload_scanned(uv_work_t *work, int status)
 static void preloaded(void *context, struct model *model, const char *why)
 {
     struct preload *preload = context;
-    if (!model)
+    if (!model) {
+        preload->failed++;
         log_warning("preload: %s skipped: %s", preload->path, why);
+    }
     preload_next(preload);
+}
+
+unsigned preload_failed(const struct preload *preload)
+{
+    return preload ? preload->failed : 0;
 }
 
 static void preload_next(struct preload *preload)
@@ -159,6 +167,7 @@ void preload_look(struct preload *preload)
     if (preload->looking)
         return;
     preload->looking = true;
+    preload->failed = 0;
     core_job_begin(preload->loads->core);
     worker_queue(preload->loads->core->loop, &preload->work, preload, preload_scan, preload_scanned);
 }

@@ -15,5 +15,8 @@ int preload_new(struct loads *loads, const char *folder, struct preload **ret);
 /* Looks at the folder, now or as soon as the last look is over. */
 void preload_look(struct preload *preload);
 
+/* How many of the folder's models could not be loaded, when it was looked at last. NULL: 0. */
+unsigned preload_failed(const struct preload *preload);
+
 /* NULL is fine. No load is under way any more. */
 void preload_free(struct preload *preload);

@@ -1,5 +1,6 @@
 #include "daemon/device/device.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -39,7 +40,87 @@ bool device_is_host(const struct device *device)
     return strcmp(device->kind, DEVICE_HOST) == 0;
 }
 
+uint64_t device_limit(const struct device *device)
+{
+    if (device->failed)
+        return 0;
+    return device->reach > 0 && device->reach < device->budget ? device->reach : device->budget;
+}
+
 uint64_t device_available(const struct device *device)
 {
-    return !device->failed && device->budget > device->used ? device->budget - device->used : 0;
+    const uint64_t limit = device_limit(device);
+    uint64_t taken;
+    if (__builtin_add_overflow(device->used, device->queued, &taken))
+        return 0;
+    return limit > taken ? limit - taken : 0;
+}
+
+uint64_t device_others(const struct device *device)
+{
+    return device->reach > 0 && device->reach < device->total ? device->total - device->reach : 0;
+}
+
+/* How often a device is asked anew, a millisecond apart, while arenas come and go: what is free and what models have
+ * would not be of the same moment. */
+#define ASK_TRIES 100u
+
+int device_survey(struct device *device, uint64_t *ret, struct device_fault *ret_fault)
+{
+    uint64_t available = 0, taken = 0;
+    for (unsigned tries = 0; tries < ASK_TRIES; tries++) {
+        const unsigned moves = atomic_load(&device->moves);
+        const bool still = atomic_load(&device->moving) == 0;
+        const uint64_t before = atomic_load(&device->taken);
+        int r = device->ops->memory_free(device, &available, ret_fault);
+        if (r < 0)
+            return r;
+        taken = atomic_load(&device->taken);
+        taken = before < taken ? before : taken;
+        if (still && atomic_load(&device->moving) == 0 && atomic_load(&device->moves) == moves)
+            break;
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    }
+    if (__builtin_add_overflow(available, taken, ret))
+        *ret = UINT64_MAX;
+    if (*ret == 0)
+        *ret = 1; /* 0 is for one that never was asked */
+    return 0;
+}
+
+static void move_begin(struct device *device)
+{
+    atomic_fetch_add(&device->moving, 1);
+}
+
+static void move_end(struct device *device)
+{
+    atomic_fetch_add(&device->moves, 1);
+    atomic_fetch_sub(&device->moving, 1);
+}
+
+/* The host's memory comes as it is written to, which host.c counts. */
+static bool comes_at_once(const struct device *device)
+{
+    return !device_is_host(device);
+}
+
+int device_arena_new(struct device *device, uint64_t bytes, const struct extent *gaps, size_t n_gaps,
+                     struct arena **ret, struct device_fault *ret_fault)
+{
+    move_begin(device);
+    int r = device->ops->arena_new(device, bytes, gaps, n_gaps, ret, ret_fault);
+    if (r == 0 && comes_at_once(device))
+        atomic_fetch_add(&device->taken, bytes);
+    move_end(device);
+    return r;
+}
+
+void device_arena_free(struct device *device, struct arena *arena, uint64_t bytes)
+{
+    move_begin(device);
+    device->ops->arena_free(arena);
+    if (comes_at_once(device))
+        atomic_fetch_sub(&device->taken, bytes);
+    move_end(device);
 }

@@ -15,6 +15,7 @@
 
 #include "kernels/types.h"
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -125,7 +126,7 @@ struct device_ops {
     /* worker. Copies bytes of the arena to `dst`. */
     int (*arena_read)(struct arena *arena, uint64_t offset, void *dst, size_t size, struct device_fault *ret_fault);
 
-    /* worker. How many bytes are free, as the driver or the system reports it. */
+    /* worker, and any other thread that may block. How many bytes are free, as the driver or the system reports it. */
     int (*memory_free)(struct device *device, uint64_t *ret, struct device_fault *ret_fault);
 
     /* Any thread. Whether the device has a kernel that decodes this type into this form. */
@@ -160,9 +161,16 @@ struct device {
     uint64_t budget; /* bytes that models may use; after the start any thread may read it */
     uint64_t rate;   /* rate of the last load, in bytes of the file per second; 0: no load yet */
     uint64_t used;   /* bytes that models use or have reserved */
-    uint64_t free;   /* free bytes that the driver reported last; UINT64_MAX: it was never asked */
+    uint64_t queued; /* bytes that queued loads wait for; loads that come later do not get these */
+    uint64_t reach;  /* bytes that models could use in all, as device_survey() found last; 0: it never ran */
     bool failed;
-    struct staging *staging;
+
+    /* Any thread. */
+    atomic_uint_least64_t taken; /* bytes that models have of what the driver had: not more than `used`, in the end */
+    atomic_uint moving;          /* arenas that are being made, or freed, now */
+    atomic_uint moves;           /* and how many were */
+
+    struct staging *staging; /* loop */
 };
 
 /* How many streams one device can use. */
@@ -192,7 +200,7 @@ struct device_module {
     int (*open)(const struct device_config *config, struct device ***ret, struct device_fault *ret_fault);
 };
 
-#define DEVICE_ABI           7u
+#define DEVICE_ABI           8u
 #define DEVICE_MODULE_SYMBOL "rocmforge_device_module"
 
 extern const struct device_module device_host_module;
@@ -202,8 +210,24 @@ extern const struct device_module device_host_module;
 
 bool device_is_host(const struct device *device);
 
-/* Bytes that a load could get now, by the ledger. */
+/* Bytes that models may take in all: of the budget, and of what the driver had for them when it was asked last. The
+ * driver's answer may lag behind, so the ledger holds beside it. 0 if the device is lost. loop. */
+uint64_t device_limit(const struct device *device);
+
+/* Bytes that a load could get now, without an eviction. loop. */
 uint64_t device_available(const struct device *device);
+
+/* Bytes that others than models have of the device, when it was asked last. 0: it never was. loop. */
+uint64_t device_others(const struct device *device);
+
+/* Asks the driver. *ret is for `reach`: what is free, and what models have, counted at the same moment. May block;
+ * worker, or another thread that may. Fails as memory_free() does. */
+int device_survey(struct device *device, uint64_t *ret, struct device_fault *ret_fault);
+
+/* arena_new() and arena_free(), for device_survey() to know of. bytes: as arena_new() was asked for. worker. */
+int device_arena_new(struct device *device, uint64_t bytes, const struct extent *gaps, size_t n_gaps,
+                     struct arena **ret, struct device_fault *ret_fault);
+void device_arena_free(struct device *device, struct arena *arena, uint64_t bytes);
 
 /* "memfd", "ipc", "fd". Static. */
 const char *export_kind_name(enum export_kind kind);

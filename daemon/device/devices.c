@@ -20,7 +20,6 @@ int devices_add(struct devices *devices, struct device *device, struct device_fa
         return device_fault_set(ret_fault, r, "scheduler_new", 0, "no memory");
     }
     devices->devices[devices->n++] = device;
-    device->free = UINT64_MAX;
     return 0;
 }
 

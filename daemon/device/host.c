@@ -2,6 +2,7 @@
  *
  * pwrite() and not a mapping: the kernel then neither clears the pages first nor takes a fault for each, and there is
  * no writable mapping that F_SEAL_WRITE would have to wait for. */
+#include "daemon/device/cgroup.h"
 #include "daemon/device/device.h"
 
 #include <errno.h>
@@ -31,6 +32,8 @@
 /* One worker writes to it at a time. The kernel lets no two into a file either, but has the others spin until the next
  * tick of its clock, where they keep the loop from the processor; here they sleep. */
 struct arena {
+    struct device *device;
+    uint64_t written; /* bytes, of which the kernel then had to take as many */
     int fd;
     pthread_mutex_t writing;
 };
@@ -76,12 +79,13 @@ static void host_slot_fini(struct device *device, struct slot *slot)
 static int host_arena_new(struct device *device, uint64_t bytes, const struct extent *gaps, size_t n_gaps,
                           struct arena **ret, struct device_fault *ret_fault)
 {
-    (void)device;
     (void)gaps; /* memory from the kernel is clear */
     (void)n_gaps;
     struct arena *arena = malloc(sizeof(*arena));
     if (!arena)
         return device_fault_set(ret_fault, -ENOMEM, "malloc", ENOMEM, strerror(ENOMEM));
+    arena->device = device;
+    arena->written = 0;
     arena->fd = memfd_create("rocmforge-model", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (arena->fd < 0) {
         int error = errno;
@@ -103,6 +107,7 @@ static int host_arena_new(struct device *device, uint64_t bytes, const struct ex
 static void host_arena_free(struct arena *arena)
 {
     close(arena->fd);
+    atomic_fetch_sub(&arena->device->taken, arena->written);
     pthread_mutex_destroy(&arena->writing);
     free(arena);
 }
@@ -124,7 +129,6 @@ static int write_all(int fd, const uint8_t *data, uint64_t size, uint64_t offset
 
 static void host_put(struct device *device, struct transfer *transfer)
 {
-    (void)device;
     transfer->begin_ns = device_clock_ns();
     transfer->status = 0;
     pthread_mutex_lock(&transfer->arena->writing);
@@ -133,6 +137,10 @@ static void host_put(struct device *device, struct transfer *transfer)
         const uint8_t *data = (const uint8_t *)transfer->slot->data + piece->slot_offset;
         transfer->status =
             write_all(transfer->arena->fd, data, piece->slot_bytes, piece->arena_offset, &transfer->fault);
+        if (transfer->status == 0) {
+            transfer->arena->written += piece->slot_bytes;
+            atomic_fetch_add(&device->taken, piece->slot_bytes);
+        }
     }
     pthread_mutex_unlock(&transfer->arena->writing);
     transfer->copied_ns = transfer->end_ns = device_clock_ns();
@@ -177,7 +185,8 @@ static int host_memory_free(struct device *device, uint64_t *ret, struct device_
     uint64_t available = meminfo("MemAvailable");
     if (available == 0)
         return device_fault_set(ret_fault, -EIO, "/proc/meminfo", 0, "it does not tell MemAvailable");
-    *ret = available;
+    const uint64_t of_groups = cgroup_memory_free("/proc/self/cgroup", "/sys/fs/cgroup");
+    *ret = available < of_groups ? available : of_groups;
     return 0;
 }
 

@@ -17,6 +17,16 @@ void load_deserted(struct waiters *waiters)
     load_step(load);
 }
 
+/* What only the one learns who began the load. */
+static cJSON *describe_how(const struct load *load)
+{
+    cJSON *reply = cJSON_CreateObject();
+    describe_phases(reply, load->model, &load->phases);
+    if (load->trace)
+        cJSON_AddItemToObject(reply, "trace", trace_describe(load->trace));
+    return reply;
+}
+
 /* Answers those who want to know that the model is resident; others have nothing to wait for any more. */
 static void waiters_reply(struct load *load)
 {
@@ -24,15 +34,16 @@ static void waiters_reply(struct load *load)
     struct call *call;
     while ((call = waiters_take_any(&load->waiters, &kind))) {
         if (kind == WAIT_ATTACH)
-            attach_grant(load->loads->registry, load->loads->events, load->model, call);
+            attach_grant(load->loads->registry, load->loads->events, load->model, call, NULL);
+        else if (kind == WAIT_LEASE)
+            attach_grant(load->loads->registry, load->loads->events, load->model, call, describe_how(load));
         else if (kind == WAIT_END)
             call_fail(call, WIRE_ModelBusy, describe_busy(load->model)); /* too late to be cancelled */
         else if (kind == WAIT_JOINED)
             call_reply(call, describe_loaded(load->model, NULL), NULL, 0);
         else {
-            cJSON *reply = describe_loaded(load->model, &load->phases);
-            if (load->trace)
-                cJSON_AddItemToObject(reply, "trace", trace_describe(load->trace));
+            cJSON *reply = describe_how(load);
+            cJSON_AddItemToObject(reply, "model", describe_model(load->model));
             call_reply(call, reply, NULL, 0);
         }
     }
@@ -75,6 +86,12 @@ void load_report(struct load *load)
 
 /* --- the end --- */
 
+/* For the journal. */
+static const char *path_of(const struct model *model)
+{
+    return model->source->path ? model->source->path : "a file without a path";
+}
+
 /* How fast the load was. A link that was slower than that was measured while something else used it. */
 static void load_rate(const struct load *load)
 {
@@ -96,9 +113,11 @@ void load_succeed(struct load *load)
     residency_cache_drop(load->loads->residency, model);
     if (!load->restores && load->filling)
         load_rate(load);
-    log_client(LOG_LEVEL_INFO, "model=%s id=%" PRIu64 " uid=%u resident on %s: %" PRIu64 " bytes in %.3f s",
+    log_client(LOG_LEVEL_INFO,
+               "model=%s id=%" PRIu64 " uid=%u resident on %s: %" PRIu64 " bytes in %.3f s, from %" PRIu64
+               " bytes of %s",
                model->name, model->id, (unsigned)load->request.uid, model->device->id, model->plan->arena_bytes,
-               (double)load->phases.total_ns / 1e9);
+               (double)load->phases.total_ns / 1e9, model->source->size, path_of(model));
     events_emit(load->loads->events, "resident", model, NULL);
     if (load->request.done)
         load->request.done(load->request.context, model, NULL);
@@ -117,8 +136,10 @@ void load_give_up(struct load *load)
         log_client(LOG_LEVEL_NOTICE, "uid=%u load refused: %s", (unsigned)load->request.uid, text);
     else if (model) {
         if (!told)
-            log_client(LOG_LEVEL_NOTICE, "model=%s id=%" PRIu64 " uid=%u not loaded: %s", model->name, model->id,
-                       (unsigned)load->request.uid, text);
+            log_client(LOG_LEVEL_NOTICE,
+                       "model=%s id=%" PRIu64 " uid=%u not loaded: %s (after %.3f s, from %" PRIu64 " bytes of %s)",
+                       model->name, model->id, (unsigned)load->request.uid, text,
+                       (double)(uv_hrtime() - load->began) / 1e9, model->source->size, path_of(model));
         registry_unreserve(model);
         model->load = NULL;
         model->departs = false;

@@ -11,6 +11,13 @@
 #include <string.h>
 #include <unistd.h>
 
+enum name_verdict {
+    NAME_FREE,
+    NAME_SOON_FREE, /* whoever has it is on the way out */
+    NAME_BUSY,      /* by the same file's model, which drains */
+    NAME_TAKEN,
+};
+
 /* What the request wants of a model that is there already: its owner's to say, and that of those who rule the machine.
  */
 static void load_adjust(const struct load *load, struct model *model)
@@ -29,10 +36,12 @@ void load_begin_restore(struct load *load, struct model *model)
     load->restores = true;
     load->model = model;
     load->device = load->job.device = model->device;
+    load->job.among = &load->request.among; /* that device alone */
+    load->request.among = (struct device_set){.devices = {model->device}, .n = 1};
     model->load = load;
     load_show(load, LOAD_RESERVING, MODEL_ALLOCATING);
     events_emit(load->loads->events, "loading", model, NULL);
-    load_queue(load, load_job_nothing); /* RESERVING begins when that comes back */
+    load_queue(load, load_job_ask); /* RESERVING begins when that comes back */
 }
 
 /* Answers those who wait for a model that is resident. */
@@ -41,8 +50,8 @@ static void waiters_grant(struct load *load, struct model *model)
     enum waiter_kind kind;
     struct call *call;
     while ((call = waiters_take_any(&load->waiters, &kind))) {
-        if (kind == WAIT_ATTACH)
-            attach_grant(load->loads->registry, load->loads->events, model, call);
+        if (kind == WAIT_ATTACH || kind == WAIT_LEASE)
+            attach_grant(load->loads->registry, load->loads->events, model, call, NULL);
         else
             call_reply(call, describe_loaded(model, NULL), NULL, 0);
     }
@@ -59,6 +68,8 @@ static void load_join(struct load *load, struct model *model)
             call_reply(call, describe_loaded(model, NULL), NULL, 0);
         waiters_move(&load->waiters, &other->waiters);
         other->detached |= load->detached;
+        if (other->patience_ends < load->patience_ends)
+            other->patience_ends = load->patience_ends;
     } else
         waiters_grant(load, model);
     if (load->request.done)
@@ -153,6 +164,18 @@ static bool load_may_forget(const struct load *load, const struct model *model)
     return model->device->failed || (!model->pinned && (load->request.trusted || load->request.uid == model->uid));
 }
 
+/* Whether a new model may have the name that this one has; NULL: nobody has it. */
+static enum name_verdict judge_name(const struct load *load, const struct model *model)
+{
+    if (!model || load_may_forget(load, model))
+        return NAME_FREE;
+    if (model_departs(model) || model->state == MODEL_SAVING)
+        return NAME_SOON_FREE;
+    if ((model->state == MODEL_DRAINING || model->state == MODEL_FAILED) && load_wants_same(load, model))
+        return NAME_BUSY;
+    return NAME_TAKEN;
+}
+
 /* Makes a model of the name that was asked for, or of the file's. NULL if that has to be waited for, or cannot be. */
 static struct model *load_take_name(struct load *load)
 {
@@ -163,23 +186,57 @@ static struct model *load_take_name(struct load *load)
     const char *name = load->request.name ? load->request.name : derived;
     load_clear_lost(load, name);
     struct model *model = registry_find(loads->registry, name);
-    if (model && load_may_forget(load, model)) {
-        residency_forget(loads->residency, model);
-        model = NULL;
-    }
-    if (!model) {
+    switch (judge_name(load, model)) {
+    case NAME_FREE:
+        if (model)
+            residency_forget(loads->residency, model);
         model = load_new_model(load, name);
         if (!model)
             load_fail_memory(load);
         return model;
-    }
-    if (model_departs(model) || model->state == MODEL_SAVING)
+    case NAME_SOON_FREE:
         load->blocked = true;
-    else if ((model->state == MODEL_DRAINING || model->state == MODEL_FAILED) && load_wants_same(load, model))
+        break;
+    case NAME_BUSY:
         failure_set(&load->failure, WIRE_ModelBusy, describe_busy(model));
-    else
+        break;
+    case NAME_TAKEN:
         failure_set(&load->failure, WIRE_NameInUse, error_name(name));
+        break;
+    }
     return NULL;
+}
+
+enum load_verdict load_foresee(struct loads *loads, const struct load_request *request, struct source *source,
+                               struct model **ret_model)
+{
+    const struct load load = {.loads = loads, .request = *request, .job = {.source = source}};
+    char derived[MODEL_NAME_MAX + 1];
+    if (!request->name)
+        model_name_derive(source->path, derived);
+    struct model *model = registry_find_source(loads->registry, source, request->form, &request->among,
+                                               request->private ? &request->uid : NULL);
+    *ret_model = model;
+    if (model && (model->state == MODEL_CACHED || model->state == MODEL_SAVING))
+        return LOAD_RESTORE;
+    if (model && !model_departs(model))
+        return LOAD_JOIN;
+    model = registry_find(loads->registry, request->name ? request->name : derived);
+    *ret_model = NULL;
+    if (model && model->state == MODEL_FAILED && !model_in_use(model))
+        return LOAD_NEW; /* load_clear_lost() sees to it */
+    *ret_model = model;
+    switch (judge_name(&load, model)) {
+    case NAME_BUSY:
+        return LOAD_BUSY;
+    case NAME_TAKEN:
+        return LOAD_TAKEN;
+    case NAME_FREE:
+    case NAME_SOON_FREE:
+        break;
+    }
+    *ret_model = NULL;
+    return LOAD_NEW;
 }
 
 /* Another load of the file, which has not chosen among its devices yet. */

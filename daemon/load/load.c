@@ -1,7 +1,6 @@
 #include "daemon/base/state.h"
 #include "daemon/base/worker.h"
 #include "daemon/load/states.h"
-#include "daemon/memory/placement.h"
 #include "daemon/session/describe.h"
 #include "daemon/wire/conn.h"
 #include "daemon/wire/errors.h"
@@ -16,11 +15,14 @@
 /* Within this time, processors that had nothing to do come to read as fast as they can: see docs/performance.md. */
 #define WARM_NS 10000000u
 
+/* How long after a load in the queue looked it looks again, though no model has let go of memory: others may have. */
+#define ASK_AGAIN_NS 1000000000u
+
 static const struct state states[] = {
     [LOAD_IDENTIFYING] = {"identifying", STATE(LOAD_OPENING) | STATE(LOAD_RESERVING) | STATE(LOAD_DONE)},
     [LOAD_OPENING] = {"opening", STATE(LOAD_RESERVING) | STATE(LOAD_STOPPING)},
     [LOAD_RESERVING] = {"reserving", STATE(LOAD_ALLOCATING) | STATE(LOAD_STOPPING)},
-    [LOAD_ALLOCATING] = {"allocating", STATE(LOAD_FILLING) | STATE(LOAD_STOPPING)},
+    [LOAD_ALLOCATING] = {"allocating", STATE(LOAD_RESERVING) | STATE(LOAD_FILLING) | STATE(LOAD_STOPPING)},
     [LOAD_FILLING] = {"filling", STATE(LOAD_SEALING) | STATE(LOAD_STOPPING)},
     [LOAD_SEALING] = {"sealing", STATE(LOAD_DONE) | STATE(LOAD_STOPPING)},
     [LOAD_STOPPING] = {"stopping", STATE(LOAD_RELEASING) | STATE(LOAD_DONE)},
@@ -116,73 +118,6 @@ void load_queue(struct load *load, void (*run)(struct load_job *job))
 
 /* --- the states --- */
 
-/* On which device: known now that its size is, and what others have taken meanwhile. */
-static void load_place(struct load *load)
-{
-    load->device = placement_choose(load->loads->residency, &load->request.among, load->device, load->model->plan);
-    load->model->device = load->job.device = load->device;
-}
-
-/* Takes the device's bytes for the model, if need be from others; waits for those to go. */
-static void load_reserve(struct load *load)
-{
-    struct model *model = load->model;
-    uint64_t limit;
-    if (!load->reserved && !load->restores)
-        load_place(load);
-    if (load->device->failed) {
-        failure_set(&load->failure, WIRE_DeviceError, describe_device_lost(load->device, "load"));
-        return;
-    }
-    if (!load->reserved && !load->restores && !quota_may_grow(&model->quota, model->plan->arena_bytes, &limit)) {
-        failure_set(&load->failure, WIRE_LimitExceeded, error_limit(quota_name(QUOTA_BYTES), limit));
-        return;
-    }
-    if (!load->reserved) {
-        struct residency_shortage shortage;
-        int r = residency_reserve(load->loads->residency, &load->claim, model, &shortage);
-        if (r == -EAGAIN) {
-            load->blocked = true; /* memory is on its way back */
-            return;
-        }
-        if (r == -ENOMEM) {
-            load_fail_memory(load);
-            return;
-        }
-        if (r < 0) {
-            failure_set(
-                &load->failure, WIRE_OutOfDeviceMemory,
-                describe_out_of_memory(load->device, model->plan->arena_bytes, shortage.available, shortage.evictable));
-            return;
-        }
-        load->reserved = true;
-        loads_retry(load->loads); /* who waited to see where this one goes */
-    }
-    if (load->claim.n_victims > 0)
-        return;
-    load_show(load, LOAD_ALLOCATING, MODEL_ALLOCATING);
-    load->job.planned = model->plan;
-    load_queue(load, load->restores ? load_job_reallocate : load_job_allocate);
-    /* Meanwhile slots are filled, so that the first copies need not wait for that as well. */
-    if (!load->restores && load_fill_begin(load, model->plan) < 0)
-        load_fail_memory(load);
-}
-
-/* What the daemon itself keeps of the model, beside its memory. Returns false, after the load failed, if that is more
- * than there may be. */
-static bool load_charge(struct load *load, uint64_t bytes)
-{
-    uint64_t available = 0, limit;
-    int r = residency_charge(load->loads->residency, load->model, bytes, &available);
-    if (r == -ENOMEM)
-        load_fail_memory(load);
-    else if (r < 0)
-        failure_set(&load->failure, WIRE_LimitExceeded, error_limit("host-memory", available));
-    else if (!quota_may_grow(&load->model->quota, 0, &limit))
-        failure_set(&load->failure, WIRE_LimitExceeded, error_limit(quota_name(QUOTA_BYTES), limit));
-    return !load_ends(load);
-}
-
 static void load_opened(struct load *load)
 {
     struct model *model = load->model;
@@ -192,15 +127,12 @@ static void load_opened(struct load *load)
         failure_set_opening(&load->failure, job);
         return;
     }
-    for (size_t i = 0; i < load->request.among.n; i++)
-        if (job->free[i] != UINT64_MAX)
-            load->request.among.devices[i]->free = job->free[i];
+    load_note(load);
     model->header = job->header;
     model->plan = job->plan;
     job->header = NULL;
     job->plan = NULL;
-    if (!load_charge(load, gguf_memory(model->header) + plan_memory(model->plan)))
-        return;
+    load->kept = gguf_memory(model->header) + plan_memory(model->plan);
     load_move(load, LOAD_RESERVING);
     load_reserve(load);
 }
@@ -234,6 +166,8 @@ static void load_allocated(struct load *load)
     load->phases.allocate_ns = job->elapsed_ns;
     if (job->status < 0 && job->of_host)
         load_fail_memory(load);
+    else if (job->status == -ENOMEM && load_reserve_again(load))
+        return;
     else if (job->status == -ENOMEM)
         failure_set(&load->failure, WIRE_OutOfDeviceMemory,
                     describe_out_of_memory(load->device, load->model->plan->arena_bytes, job->memory_free,
@@ -270,7 +204,7 @@ static void load_published(struct load *load)
         return;
     model->published = job->published;
     job->published = PUBLICATION_NONE;
-    (void)load_charge(load, model->published.bytes);
+    registry_charge(model, devices_host(load->loads->devices), model->published.bytes);
 }
 
 static void load_sealed(struct load *load)
@@ -291,6 +225,7 @@ static void load_sealed(struct load *load)
 static void load_stop(struct load *load)
 {
     if (load->state != LOAD_STOPPING) {
+        load_leave_queue(load);
         load_fill_end(load);
         load_show(load, LOAD_STOPPING, MODEL_UNLOADING);
     }
@@ -305,6 +240,7 @@ static void load_stop(struct load *load)
         return;
     }
     load_move(load, LOAD_RELEASING);
+    load->job.planned = load->model->plan;
     load->job.filled = load->model->arena;
     load_queue(load, load_job_release);
 }
@@ -319,6 +255,7 @@ static bool load_advance(struct load *load)
         load_opened(load);
         break;
     case LOAD_RESERVING:
+        load_note(load);
         load_reserve(load);
         break;
     case LOAD_ALLOCATING:
@@ -378,6 +315,17 @@ static void load_granted(struct claim *claim)
         load_queue(load, load_job_nothing);
 }
 
+/* Longer than any daemon runs. */
+#define PATIENCE_MAX_S 1e9
+
+/* Has it queue for memory for so long, if it does not already for longer. */
+static void load_be_patient(struct load *load, double seconds)
+{
+    const uint64_t ends = uv_hrtime() + (uint64_t)((seconds < PATIENCE_MAX_S ? seconds : PATIENCE_MAX_S) * 1e9);
+    if (seconds > 0 && load->patience_ends < ends)
+        load->patience_ends = ends;
+}
+
 /* Copies of the request's strings. */
 static int request_copy(struct load_request *copy, const struct load_request *request)
 {
@@ -407,6 +355,7 @@ static int load_new(struct loads *loads, const struct load_request *request, str
     load->claim.granted = load_granted;
     load->began = uv_hrtime();
     load->detached = !request->wait;
+    load_be_patient(load, request->wait_for_memory);
     load->trace = request->trace ? trace_new(load->began) : NULL;
     load->job = (struct load_job){
         .path = load->request.path,
@@ -445,7 +394,8 @@ void load_begin(struct loads *loads, const struct load_request *request, struct 
     if (request->fds)
         memcpy(load->job.fds, request->fds, request->n_fds * sizeof(int));
     load->job.n_fds = request->n_fds;
-    if (call && !waiters_add(&load->waiters, call, request->wait ? WAIT_RESIDENT : WAIT_ALLOCATED)) {
+    const enum waiter_kind kind = request->lease ? WAIT_LEASE : request->wait ? WAIT_RESIDENT : WAIT_ALLOCATED;
+    if (call && !waiters_add(&load->waiters, call, kind)) {
         load_free(load);
         return;
     }
@@ -500,7 +450,7 @@ static void load_retry(struct load *load)
     if (!load->blocked || load->in_job || load_ends(load))
         return;
     load->blocked = false;
-    load_queue(load, load_job_nothing);
+    load_queue(load, load->state == LOAD_RESERVING ? load_job_ask : load_job_nothing);
 }
 
 void loads_init(struct loads *loads)
@@ -520,9 +470,12 @@ void loads_retry(struct loads *loads)
 void loads_report(struct loads *loads)
 {
     struct load *load;
+    const uint64_t now = uv_hrtime();
     TAILQ_FOREACH(load, &loads->list, link)
     {
         load_report(load);
+        if (load->waits && (now - load->asked > ASK_AGAIN_NS || (load->patience_ends > 0 && now > load->patience_ends)))
+            load_retry(load);
     }
 }
 

@@ -2,7 +2,7 @@
  *
  *          ┌─────────────── cached ──┐
  *          │                         ▼
- *     IDENTIFYING ─▶ OPENING ─▶ RESERVING ─▶ ALLOCATING ─▶ FILLING ─▶ SEALING ─▶ DONE
+ *     IDENTIFYING ─▶ OPENING ─▶ RESERVING ◀▶ ALLOCATING ─▶ FILLING ─▶ SEALING ─▶ DONE
  *          │            │           │            │            │          │
  *     joined, refused   └───────────┴────────────┴── STOPPING ◀──────────┘
  *          │                                            │
@@ -10,11 +10,12 @@
  *        DONE                                       RELEASING ─▶ DONE
  *
  * IDENTIFYING, OPENING, ALLOCATING, SEALING and RELEASING each have one job on a worker. RESERVING waits for models
- * that have to go first. FILLING has as many fills as it was given slots, and a job beside them that makes what clients
- * will be given; ALLOCATING has some fills too, which wait for the memory when they are full. STOPPING waits for what
- * is under way and gets nothing new. The model enters the registry between IDENTIFYING and OPENING; a load of a file
- * that the registry has already ends there, and its callers join. A load of a cached model goes on with RESERVING, and
- * if it fails the model stays cached.
+ * that have to go first, or in a queue until there is memory; and if memory that was promised cannot be had, ALLOCATING
+ * goes back to it, and other models go. FILLING has as many fills as it was given slots, and a job beside them that
+ * makes what clients will be given; ALLOCATING has some fills too, which wait for the memory when they are full.
+ * STOPPING waits for what is under way and gets nothing new. The model enters the registry between IDENTIFYING and
+ * OPENING; a load of a file that the registry has already ends there, and its callers join. A load of a cached model
+ * goes on with RESERVING, and if it fails the model stays cached.
  *
  * Loop thread only. */
 #pragma once
@@ -56,6 +57,8 @@ struct load_request {
     struct device_set among; /* at least one device */
     bool decode_on_cpu;      /* also where the device could */
     bool wait;               /* answer when resident; the load ends when nobody waits any more */
+    bool lease;              /* with a lease; only with `wait` */
+    double wait_for_memory;  /* seconds that it may be queued; 0: not */
     uid_t uid;
     bool trusted; /* may have the daemon read what not everyone may read */
     bool pin;
@@ -86,11 +89,25 @@ void load_end(struct load *load, enum wire_error error, struct call *call);
 /* The load has failed or was cancelled, and is cleaning up. */
 bool load_ends(const struct load *load);
 
-/* A model is gone: loads that wait for its name, or its memory, look again. */
+/* A model is gone, or may be evicted now: loads that wait for its name, or its memory, look again. */
 void loads_retry(struct loads *loads);
 
-/* Tells those who wait how far their load is. Called several times a second. */
+/* Tells those who wait how far their load is, and has those in the queue look whether others than models gave memory
+ * back, or their time is over. Called several times a second. */
 void loads_report(struct loads *loads);
+
+/* What a request to load these files would come to, as far as the models that are there decide it. */
+enum load_verdict {
+    LOAD_NEW,     /* it is loaded, if it fits */
+    LOAD_JOIN,    /* it is there, or on its way */
+    LOAD_RESTORE, /* it is brought back from host memory, if it fits */
+    LOAD_BUSY,    /* ModelBusy: it is on its way out, and somebody holds it */
+    LOAD_TAKEN,   /* NameInUse */
+};
+
+/* request: form, among, name, private, uid and trusted count. *ret_model: the model that it is about; NULL: none. */
+enum load_verdict load_foresee(struct loads *loads, const struct load_request *request, struct source *source,
+                               struct model **ret_model);
 
 /* load_end() for all. */
 void loads_end(struct loads *loads, enum wire_error error);

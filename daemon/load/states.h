@@ -1,6 +1,7 @@
 /* What the files of a load share: the load itself, and how it moves. Nothing outside this folder includes this.
  *
  *   load.c      the state machine, and what others may ask of a load
+ *   reserve.c   the state in which it gets its memory: who has to go for it, and who came earlier
  *   identify.c  the first state: which model it is, and whether somebody has it already
  *   feed.c      chunks on their way, while memory is taken and after
  *   answer.c    what those who wait are told, on the way and at the end
@@ -43,9 +44,14 @@ struct load {
 
     struct load_job job; /* the worker's while in_job */
     bool in_job;
-    bool blocked;       /* until a model that has its name, its file or its memory is gone */
-    bool reserved;      /* the ledger has its bytes */
-    bool publish_begun; /* making what clients will be given of the model */
+    bool blocked;           /* until a model that has its name, its file or its memory is gone */
+    bool reserved;          /* the ledger has its bytes */
+    bool waits;             /* for memory, so that nobody who came later gets what it waits for */
+    bool kept_charged;      /* the ledger has `kept` */
+    uint64_t kept;          /* bytes that the daemon itself keeps of the model, as far as known before it is filled */
+    uint64_t asked;         /* uv_hrtime() when it last looked whether there is memory */
+    uint64_t patience_ends; /* uv_hrtime() until when it may be queued; 0: not at all */
+    bool publish_begun;     /* making what clients will be given of the model */
     bool publish_done;
     struct claim claim; /* on memory that others have to let go of first */
 
@@ -88,6 +94,16 @@ bool load_identified(struct load *load);
 
 /* The same of a load that brings a cached model back. */
 void load_begin_restore(struct load *load, struct model *model);
+
+/* reserve.c: takes memory for the model, or waits for it. What the drivers said is noted before. */
+void load_reserve(struct load *load);
+void load_note(struct load *load);
+
+/* Memory that the ledger has for it cannot be had: other models go, and it is reserved anew. False if none may. */
+bool load_reserve_again(struct load *load);
+
+/* It waits for memory no more. Fine if it did not. */
+void load_leave_queue(struct load *load);
 
 /* feed.c: takes slots from here on, and fills them with what is planned; those that are full before there is
  * memory wait. -ENOMEM. */

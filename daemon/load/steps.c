@@ -57,33 +57,38 @@ void load_job_lay_out(struct load_job *job)
         device_fault_set(&job->fault, 0, "pread", -job->status, strerror(-job->status));
 }
 
-/* Where there is a choice, drivers are asked: others than this daemon use their devices too. */
-bool load_job_ask(struct load_job *job)
+void load_job_ask(struct load_job *job)
 {
-    bool any = false;
     for (size_t i = 0; i < job->among->n; i++) {
-        struct device *device = job->among->devices[i];
         struct device_fault unused;
-        any = any || job->plan->arena_bytes <= device->budget;
-        if (job->among->n == 1 || device->ops->memory_free(device, &job->free[i], &unused) < 0)
-            job->free[i] = UINT64_MAX;
+        if (device_survey(job->among->devices[i], &job->reach[i], &unused) < 0)
+            job->reach[i] = 0;
     }
-    return any;
+}
+
+static bool fits_any(const struct load_job *job)
+{
+    for (size_t i = 0; i < job->among->n; i++)
+        if (job->plan->arena_bytes <= job->among->devices[i]->budget)
+            return true;
+    return false;
 }
 
 void load_job_open(struct load_job *job)
 {
     uint64_t begin = uv_hrtime();
     load_job_lay_out(job);
-    if (job->status == 0 && load_job_ask(job))
+    if (job->status == 0 && fits_any(job))
         job->status = cut(job);
+    if (job->status == 0)
+        load_job_ask(job);
     job->elapsed_ns = uv_hrtime() - begin;
 }
 
 static void take_arena(struct load_job *job, const struct extent *gaps, size_t n_gaps)
 {
     struct device *device = job->device;
-    job->status = device->ops->arena_new(device, job->planned->arena_bytes, gaps, n_gaps, &job->arena, &job->fault);
+    job->status = device_arena_new(device, job->planned->arena_bytes, gaps, n_gaps, &job->arena, &job->fault);
     struct device_fault unused;
     if (job->status == -ENOMEM && device->ops->memory_free(device, &job->memory_free, &unused) < 0)
         job->memory_free = 0;
@@ -106,6 +111,8 @@ void load_job_allocate(struct load_job *job)
 void load_job_reallocate(struct load_job *job)
 {
     uint64_t begin = uv_hrtime();
+    plan_free(job->plan); /* of a try before this */
+    job->plan = NULL;
     job->status = plan_linear(job->planned->arena_bytes, job->device->slot_bytes, &job->plan);
     job->of_host = job->status == -ENOMEM;
     if (job->status < 0)
@@ -142,7 +149,7 @@ void load_job_nothing(struct load_job *job)
 
 void load_job_release(struct load_job *job)
 {
-    job->device->ops->arena_free(job->filled);
+    device_arena_free(job->device, job->filled, job->planned->arena_bytes);
     job->filled = NULL;
 }
 
@@ -156,6 +163,8 @@ const char *load_job_name(const struct load_job *job)
         return "allocate";
     if (job->run == load_job_publish)
         return "publish";
+    if (job->run == load_job_ask)
+        return "ask";
     return job->run == load_job_seal ? "seal" : job->run == load_job_release ? "release" : "wait";
 }
 

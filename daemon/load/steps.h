@@ -44,8 +44,8 @@ struct load_job {
     struct arena *arena;
     struct device_export export; /* the arena's */
     struct publication published;
-    uint64_t free[DEVICES_MAX]; /* of those it is among; UINT64_MAX: not known */
-    uint64_t memory_free;       /* with -ENOMEM of load_job_allocate() */
+    uint64_t reach[DEVICES_MAX]; /* of those it is among, for survey_note() */
+    uint64_t memory_free;        /* with -ENOMEM of load_job_allocate() */
     uint64_t elapsed_ns;
     uint64_t begin_ns; /* set by the caller of run() */
     uint64_t end_ns;
@@ -59,7 +59,7 @@ void load_job_identify(struct load_job *job);
 void load_job_lay_out(struct load_job *job);
 
 /* As load_job_lay_out(), and with decode_on_cpu and `among` the plan is cut for the device's slots; one that is larger
- * than any device's budget, and will never be filled, is not. Sets `free`. */
+ * than any device's budget, and will never be filled, is not. Sets `reach`. */
 void load_job_open(struct load_job *job);
 
 /* planned, device → arena. -ENOMEM sets of_host, or memory_free. */
@@ -75,8 +75,8 @@ void load_job_publish(struct load_job *job);
 /* opened, filled → nothing. -ESTALE if the file changed meanwhile; opened NULL: there is none. */
 void load_job_seal(struct load_job *job);
 
-/* device, form, among → free. What load_job_open() asks as well. Returns true if the plan fits the budget of any. */
-bool load_job_ask(struct load_job *job);
+/* among → reach: asks the drivers, for others than this daemon use their devices too. */
+void load_job_ask(struct load_job *job);
 
 /* Just comes back. */
 void load_job_nothing(struct load_job *job);

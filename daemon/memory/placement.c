@@ -1,18 +1,14 @@
 #include "daemon/memory/placement.h"
 
-/* What a load could get there now, as far as is known. */
-static uint64_t room(const struct device *device)
-{
-    const uint64_t available = device_available(device);
-    return available < device->free ? available : device->free;
-}
+#include <errno.h>
+#include <stdlib.h>
 
 struct device *placement_roomiest(const struct device_set *set)
 {
     struct device *best = NULL;
     for (size_t i = 0; i < set->n; i++) {
         struct device *device = set->devices[i];
-        if (!device->failed && (!best || room(device) > room(best)))
+        if (!device->failed && (!best || device_available(device) > device_available(best)))
             best = device;
     }
     return best;
@@ -26,28 +22,44 @@ static bool alike(struct device *device, struct device *first, const struct plan
                                device->granule == first->granule && (by_cpu || plan_decoded_by(plan, device)));
 }
 
-/* 2: it fits, 1: it would if others were evicted, or will when they are gone, 0: it does not. */
-static int fits(const struct residency *residency, const struct device *device, uint64_t bytes)
+/* What there is of the device for somebody who has so many bytes promised to others before. */
+static uint64_t room(const struct device *device, uint64_t ahead)
 {
-    if (bytes <= room(device))
-        return 2;
-    return bytes <=
-           device_available(device) + residency_evictable(residency, device) + residency_departing(residency, device);
+    const uint64_t limit = device_limit(device);
+    const uint64_t promised = device->used + ahead;
+    return limit > promised ? limit - promised : 0;
+}
+
+/* 2: it fits, 1: it would if others were evicted, or will when they are gone, 0: it does not. */
+static int fits(const struct residency *residency, struct device *device, uint64_t bytes, uint64_t ahead)
+{
+    const struct residency_want want = {.device = device, .bytes = bytes, .ahead = ahead};
+    struct room_shortage unused;
+    struct model **victims;
+    size_t n;
+    int r = residency_choose(residency, &want, &victims, &n, &unused);
+    if (r < 0)
+        return r == -EAGAIN;
+    free(victims);
+    return n == 0 ? 2 : 1;
 }
 
 struct device *placement_choose(const struct residency *residency, const struct device_set *set, struct device *first,
-                                const struct plan *plan)
+                                const struct plan *plan, const uint64_t *ahead)
 {
     struct device *best = NULL;
     int best_fits = 0;
+    uint64_t best_room = 0;
     for (size_t i = 0; i < set->n; i++) {
         struct device *device = set->devices[i];
         if (device->failed || !alike(device, first, plan))
             continue;
-        const int now = fits(residency, device, plan->arena_bytes);
-        if (!best || now > best_fits || (now == best_fits && room(device) > room(best))) {
+        const int now = fits(residency, device, plan->arena_bytes, ahead[i]);
+        const uint64_t now_room = room(device, ahead[i]);
+        if (!best || now > best_fits || (now == best_fits && now_room > best_room)) {
             best = device;
             best_fits = now;
+            best_room = now_room;
         }
     }
     return best ? best : first;

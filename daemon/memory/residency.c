@@ -15,6 +15,11 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
+/* How long a client may take to let go of a model that drains before the journal names it. */
+#define DRAIN_NOTICE_NS ((uint64_t)30 * 1000000000u)
+
+static void reap(uv_timer_t *timer);
+
 /* Of a device's memory that is read at once when a model is saved to host memory. */
 #define SAVE_BYTES ((uint64_t)16 << 20)
 
@@ -66,66 +71,80 @@ uint64_t residency_departing(const struct residency *residency, const struct dev
     return bytes;
 }
 
-/* How many of these bytes the device's ledger has no room for; with what was charged to it beyond its budget. */
-static uint64_t bytes_lacking(const struct device *device, uint64_t bytes)
+/* Chooses models for `bytes` of the device's memory. `charged`: of these, what the ledger has already. On success adds
+ * the models to the array, which has room for all that there are. Returns what room_choose() does. */
+static int choose_victims(const struct residency *residency, const struct device *device, uint64_t bytes,
+                          uint64_t charged, uint64_t ahead, struct model **models, size_t *n,
+                          struct room_shortage *ret_shortage)
 {
-    if (device->failed)
-        return bytes;
-    return device->used + bytes > device->budget ? device->used + bytes - device->budget : 0;
-}
-
-/* Chooses models that together free at least `needed` bytes of the device's memory. The array is the caller's. -ENOSPC,
- * -ENOMEM. */
-static int choose_victims(const struct residency *residency, const struct device *device, uint64_t needed,
-                          struct model ***ret, size_t *ret_n)
-{
-    size_t capacity = residency->registry->n_models, n = 0, n_chosen = 0;
+    const size_t capacity = residency->registry->n_models;
     struct candidate *candidates = calloc(capacity ? capacity : 1, sizeof(*candidates));
-    struct model **models = calloc(capacity ? capacity : 1, sizeof(struct model *));
+    struct model **evictable = calloc(capacity ? capacity : 1, sizeof(struct model *));
+    const struct room room = {
+        .limit = device_limit(device),
+        .used = device->used - charged,
+        .departing = residency_departing(residency, device),
+        .ahead = ahead,
+    };
+    size_t n_candidates = 0;
     struct model *model;
-    int r = candidates && models ? 0 : -ENOMEM;
+    int r = candidates && evictable ? 0 : -ENOMEM;
     TAILQ_FOREACH(model, &residency->registry->models, link)
     {
-        const uint64_t bytes = evictable_bytes(model, device);
-        if (r < 0 || bytes == 0)
+        const uint64_t of_model = evictable_bytes(model, device);
+        if (r < 0 || of_model == 0)
             continue;
-        candidates[n] = (struct candidate){.bytes = bytes, .last_used = model->idle_since};
-        models[n++] = model;
+        candidates[n_candidates] = (struct candidate){.bytes = of_model, .last_used = model->idle_since};
+        evictable[n_candidates++] = model;
     }
     if (r == 0)
-        r = eviction_choose(candidates, n, needed, NULL);
-    for (size_t i = 0; i < n && r == 0; i++)
+        r = room_choose(&room, bytes, candidates, n_candidates, ret_shortage);
+    else
+        *ret_shortage = (struct room_shortage){0};
+    for (size_t i = 0; i < n_candidates && r == 0; i++)
         if (candidates[i].chosen)
-            models[n_chosen++] = models[i];
+            models[(*n)++] = evictable[i];
     free(candidates);
+    free(evictable);
+    return r;
+}
+
+/* What the daemon keeps of a model is taken already, and not waited for: what departs is good for it as it is. Models
+ * that go for it are chosen only where the model itself goes elsewhere: else they are for both. */
+static int choose_for_due(const struct residency *residency, const struct residency_want *want, struct model **models,
+                          size_t *n, struct room_shortage *ret_shortage)
+{
+    const struct device *host = devices_host(residency->devices);
+    size_t n_host = 0;
+    if (want->due == 0)
+        return 0;
+    int r = choose_victims(residency, host, want->due, want->charged ? want->due : 0, 0, models, &n_host, ret_shortage);
+    if (r == -ENOSPC)
+        return -EDQUOT;
+    if (r == 0 && want->device != host)
+        *n += n_host;
+    return r == -EAGAIN ? 0 : r;
+}
+
+int residency_choose(const struct residency *residency, const struct residency_want *want, struct model ***ret,
+                     size_t *ret_n, struct room_shortage *ret_shortage)
+{
+    const size_t capacity = residency->registry->n_models;
+    const bool of_host = want->device == devices_host(residency->devices);
+    const uint64_t due = of_host ? want->due : 0;
+    struct model **models = calloc(2 * capacity + 1, sizeof(struct model *));
+    size_t n = 0;
+    *ret_shortage = (struct room_shortage){0};
+    int r = models ? choose_for_due(residency, want, models, &n, ret_shortage) : -ENOMEM;
+    if (r == 0)
+        r = want->device->failed ? -ENOSPC
+                                 : choose_victims(residency, want->device, want->bytes + due, want->charged ? due : 0,
+                                                  want->ahead, models, &n, ret_shortage);
     if (r < 0) {
         free(models);
         return r;
     }
     *ret = models;
-    *ret_n = n_chosen;
-    return 0;
-}
-
-int residency_choose(const struct residency *residency, const struct device *device, uint64_t bytes,
-                     struct model ***ret, size_t *ret_n, struct residency_shortage *ret_shortage)
-{
-    const uint64_t needed = bytes_lacking(device, bytes), departing = residency_departing(residency, device);
-    struct model **victims = NULL;
-    size_t n = 0;
-    *ret_shortage = (struct residency_shortage){device_available(device), residency_evictable(residency, device)};
-    if (needed > 0) {
-        if (needed <= departing)
-            return -EAGAIN;
-        int r = choose_victims(residency, device, needed - departing, &victims, &n);
-        if (r < 0)
-            return r;
-        if (departing > 0) { /* whom it takes is seen when that is back: others may have gone by then */
-            free(victims);
-            return -EAGAIN;
-        }
-    }
-    *ret = victims;
     *ret_n = n;
     return 0;
 }
@@ -179,7 +198,7 @@ static void free_arena(struct unload *unload)
     struct device *device = unload->model->device;
     struct device_fault unused;
     unload->told = device->ops->memory_free(device, &unload->free_before, &unused) == 0;
-    device->ops->arena_free(unload->model->arena);
+    device_arena_free(device, unload->model->arena, unload->model->plan->arena_bytes);
     unload->told = unload->told && device->ops->memory_free(device, &unload->free_after, &unused) == 0;
 }
 
@@ -188,11 +207,10 @@ static void free_arena(struct unload *unload)
 static void check_freed(const struct unload *unload)
 {
     const struct model *model = unload->model;
-    struct device *device = model->device;
+    const struct device *device = model->device;
     const uint64_t freed = unload->free_after > unload->free_before ? unload->free_after - unload->free_before : 0;
     if (device->export_kind == EXPORT_MEMFD || !unload->told)
         return;
-    device->free = unload->free_after;
     char taken[BYTES_TEXT_SIZE], back[BYTES_TEXT_SIZE];
     if (freed < model->plan->arena_bytes / 2)
         log_client(LOG_LEVEL_WARNING,
@@ -274,10 +292,19 @@ void residency_unload(struct residency *residency, struct model *model, struct c
         call_fail(call, WIRE_LimitExceeded, error_no_memory());
 }
 
-void residency_drain(struct residency *residency, struct model *model)
+/* Longer than any daemon runs. */
+#define DRAIN_MAX_S 1e9
+
+void residency_drain(struct residency *residency, struct model *model, double seconds)
 {
+    const uint64_t now = uv_hrtime();
     model_move(model, MODEL_DRAINING);
+    if (model->drains == 0)
+        model->drains = now;
+    model->drain_ends =
+        seconds > 0 ? now + (uint64_t)((seconds < DRAIN_MAX_S ? seconds : DRAIN_MAX_S) * 1e9) : UINT64_MAX;
     events_emit(residency->events, "draining", model, NULL);
+    uv_timer_start(&residency->reaper, reap, 0, 0);
     residency_idle(residency, model);
 }
 
@@ -374,43 +401,38 @@ static bool evict(struct residency *residency, struct model *model, struct claim
 }
 
 int residency_reserve(struct residency *residency, struct claim *claim, struct model *model,
-                      struct residency_shortage *ret_shortage)
+                      const struct residency_want *want, struct room_shortage *ret_shortage)
 {
     struct model **victims;
     size_t n;
-    uint64_t bytes = model->plan->arena_bytes;
-    int r = residency_choose(residency, model->device, bytes, &victims, &n, ret_shortage);
+    int r = residency_choose(residency, want, &victims, &n, ret_shortage);
     if (r < 0)
         return r;
     for (size_t i = 0; i < n && r == 0; i++)
         r = evict(residency, victims[i], claim) ? 0 : -ENOMEM;
     free(victims);
-    uint64_t available;
     if (r == 0)
-        r = registry_reserve(model, bytes, &available);
-    if (r == 0 && model->device->free != UINT64_MAX)
-        model->device->free -= bytes < model->device->free ? bytes : model->device->free;
+        registry_reserve(model, want->bytes);
     return r;
 }
 
-int residency_charge(struct residency *residency, struct model *model, uint64_t bytes, uint64_t *ret_available)
+unsigned residency_make_room(struct residency *residency, struct claim *claim, struct device *device, uint64_t needed)
 {
-    struct device *host = devices_host(residency->devices);
-    if (registry_charge(model, host, bytes, ret_available) == 0)
-        return 0;
-    const uint64_t needed = bytes_lacking(host, registry_due(model, bytes));
-    const uint64_t departing = residency_departing(residency, host);
-    struct model **victims = NULL;
+    const size_t capacity = residency->registry->n_models;
+    struct model **victims = calloc(capacity + 1, sizeof(struct model *));
+    struct room_shortage unused;
     size_t n = 0;
-    int r = 0;
-    if (needed > departing)
-        r = choose_victims(residency, host, needed - departing, &victims, &n);
-    for (size_t i = 0; i < n && r == 0; i++)
-        r = evict(residency, victims[i], NULL) ? 0 : -ENOMEM;
+    unsigned gone = 0;
+    if (!victims)
+        return 0;
+    /* As if the ledger were full: so many bytes have to come from those who may go. */
+    const uint64_t limit = device_limit(device);
+    const uint64_t full = limit > device->used ? limit - device->used : 0;
+    if (choose_victims(residency, device, full + needed, 0, 0, victims, &n, &unused) == 0)
+        for (size_t i = 0; i < n; i++)
+            gone += evict(residency, victims[i], claim);
     free(victims);
-    if (r == 0)
-        registry_charge_beyond(model, host, bytes);
-    return r;
+    return gone;
 }
 
 /* --- time to live --- */
@@ -427,6 +449,40 @@ static bool time_to_live_runs(const struct model *model)
            (model->state == MODEL_RESIDENT || model->state == MODEL_FAILED || model->state == MODEL_CACHED);
 }
 
+static void name_holders(const struct model *model)
+{
+    const struct lease *lease;
+    LIST_FOREACH(lease, &model->leases, of_model)
+    {
+        log_client(LOG_LEVEL_WARNING,
+                   "model=%s id=%" PRIu64 " drains since %.0f s, and lease=%" PRIu64 " of pid=%d uid=%u %s",
+                   model->name, model->id, (double)(uv_hrtime() - model->drains) / 1e9, lease->id,
+                   (int)lease->holder->pid, (unsigned)lease->holder->uid,
+                   lease->told ? "was told and does not let go" : "was not told: it has not asked anything since");
+    }
+}
+
+/* Of a model that drains: names who does not let go, and frees its name when that took too long. Returns when it has to
+ * be looked at again. */
+static uint64_t drain_on(struct residency *residency, struct model *model, uint64_t now)
+{
+    const uint64_t notice = model->drains + DRAIN_NOTICE_NS;
+    const bool over = now >= model->drain_ends && !model_nameless(model);
+    if (!model->holders_told && (over || now >= notice)) {
+        model->holders_told = true;
+        name_holders(model);
+    }
+    if (over) {
+        log_client(LOG_LEVEL_WARNING, "model=%s id=%" PRIu64 " has not gone in time: its name is free", model->name,
+                   model->id);
+        model_lose_name(model);
+        events_emit(residency->events, "renamed", model, NULL);
+        residency->freed(residency->context);
+    }
+    const uint64_t ends = model_nameless(model) ? UINT64_MAX : model->drain_ends;
+    return !model->holders_told && notice < ends ? notice : ends;
+}
+
 /* Unloads what has been idle for long enough, and sets the timer for what will have been next. */
 static void reap(uv_timer_t *timer)
 {
@@ -437,6 +493,10 @@ static void reap(uv_timer_t *timer)
     struct model *next_model;
     for (struct model *model = TAILQ_FIRST(&residency->registry->models); model; model = next_model) {
         next_model = TAILQ_NEXT(model, link);
+        if (model->state == MODEL_DRAINING) {
+            const uint64_t again = drain_on(residency, model, now);
+            next = again < next ? again : next;
+        }
         if (!time_to_live_runs(model))
             continue;
         uint64_t ends = time_to_live_ends(model);
@@ -458,6 +518,8 @@ void residency_idle(struct residency *residency, struct model *model)
         residency_unload(residency, model, NULL);
         return;
     }
+    if (model_idle(model) && !residency->core->stopping)
+        residency->freed(residency->context); /* it may be evicted for whoever waits */
     /* Not now: whoever calls may be walking over the models. */
     if (time_to_live_runs(model) && !residency->core->stopping)
         uv_timer_start(&residency->reaper, reap, 0, 0);

@@ -9,6 +9,7 @@
 
 #include "daemon/base/core.h"
 #include "daemon/device/devices.h"
+#include "daemon/memory/room.h"
 #include "daemon/model/registry.h"
 
 #include <stdbool.h>
@@ -25,9 +26,9 @@ struct residency {
     struct events *events;
     uint64_t cache_size; /* of host memory for models that a GPU has no room for */
     uint64_t cache_used; /* its ledger */
-    uv_timer_t reaper;   /* unloads what has been idle for too long */
+    uv_timer_t reaper;   /* unloads what has been idle for too long, and ends drains that took too long */
 
-    /* The owner's: memory, or a name, was given back. Whoever waits for some looks again. */
+    /* The owner's: memory, or a name, was given back, or may be now. Whoever waits for some looks again. */
     void (*freed)(void *context);
     void *context;
 };
@@ -44,17 +45,21 @@ int residency_init(struct residency *residency);
 /* No unload is under way. The loop lets go of the timer later. */
 void residency_close(struct residency *residency);
 
-/* What could have been had. */
-struct residency_shortage {
-    uint64_t available; /* bytes free in the budget */
-    uint64_t evictable; /* and those of models that may be evicted */
+/* What a load wants, or would want. */
+struct residency_want {
+    struct device *device;
+    uint64_t bytes; /* of its memory */
+    uint64_t due;   /* of the host's, for what the daemon itself keeps of the model: registry_due() */
+    bool charged;   /* the ledger has these */
+    uint64_t ahead; /* of the device's: what those wait for who came earlier */
 };
 
-/* Which models would have to go so that `bytes` fit on the device. Returns 0 and an array of *ret_n models, which the
- * caller frees; -EAGAIN if memory is on its way back already and that, with all that may go, suffices; -ENOSPC if not
- * even that does; -ENOMEM. *ret_shortage is set in any case. */
-int residency_choose(const struct residency *residency, const struct device *device, uint64_t bytes,
-                     struct model ***ret, size_t *ret_n, struct residency_shortage *ret_shortage);
+/* Which models would have to go so that it fits. The one decision for Load and for Plan. Returns 0 and an array of
+ * *ret_n models, which the caller frees; -EAGAIN if memory is on its way back already and that, with all that may go,
+ * suffices; -ENOSPC if not even that does; -EDQUOT if already what is due does not fit into the host's memory; -ENOMEM.
+ * *ret_shortage is set in any case: of the device, or with -EDQUOT of the host. */
+int residency_choose(const struct residency *residency, const struct residency_want *want, struct model ***ret,
+                     size_t *ret_n, struct room_shortage *ret_shortage);
 
 /* Bytes of the device's memory that models have which may be evicted. */
 uint64_t residency_evictable(const struct residency *residency, const struct device *device);
@@ -62,18 +67,15 @@ uint64_t residency_evictable(const struct residency *residency, const struct dev
 /* And of those that are on their way out already. */
 uint64_t residency_departing(const struct residency *residency, const struct device *device);
 
-/* Enters the model's bytes into the ledger, evicting others if need be; nothing is evicted unless that suffices. Those
- * who go are counted in the claim, which is granted when their memory is free, also where this fails in the end.
- * Returns 0;
- * -EAGAIN: memory is on its way back, ask again when a model is gone; -ENOSPC; -ENOMEM. *ret_shortage is set in any
- * case. */
+/* Enters what is wanted for the model into the ledgers, evicting others if need be; nothing is evicted unless that
+ * suffices. Those who go are counted in the claim, which is granted when their memory is free, also where this fails in
+ * the end. Returns what residency_choose() does. */
 int residency_reserve(struct residency *residency, struct claim *claim, struct model *model,
-                      struct residency_shortage *ret_shortage);
+                      const struct residency_want *want, struct room_shortage *ret_shortage);
 
-/* registry_charge() for what the daemon keeps of a model in the host's memory, evicting others if need be. Their memory
- * is not waited for, nor is what is on its way back: what is charged has been taken. Returns 0; -ENOSPC or -ENOMEM, and
- * what was free. */
-int residency_charge(struct residency *residency, struct model *model, uint64_t bytes, uint64_t *ret_available);
+/* A model that the ledger had room for was not given its memory: evicts others that together have at least `needed`
+ * bytes of the device's, if that can be. Returns how many go, which the claim counts; 0: none may. */
+unsigned residency_make_room(struct residency *residency, struct claim *claim, struct device *device, uint64_t needed);
 
 /* Something that kept the model in use has ended, or its pin or time to live changed: it is unloaded if it drains, or
  * if its time is over. */
@@ -82,8 +84,10 @@ void residency_idle(struct residency *residency, struct model *model);
 /* Frees a model's memory and takes it out of the registry; nobody uses it. `call`, unless NULL, is answered then. */
 void residency_unload(struct residency *residency, struct model *model, struct call *call);
 
-/* Grants no more leases; the memory goes when the last one does. Those who hold one are told. */
-void residency_drain(struct residency *residency, struct model *model);
+/* Grants no more leases; the memory goes when the last one does. Those who hold one are told; those who do not let go
+ * are named in the journal. seconds: after which the model loses its name (model_lose_name()), so that another may have
+ * it; 0: never. */
+void residency_drain(struct residency *residency, struct model *model, double seconds);
 
 /* The device is lost: its models fail, and those who watch are told. */
 void residency_lose_device(struct residency *residency, struct device *device);

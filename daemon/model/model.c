@@ -4,10 +4,14 @@
 #include "daemon/base/trust.h"
 
 #include <assert.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
 
 static const struct state states[] = {
-    [MODEL_OPENING] = {"opening", STATE(MODEL_ALLOCATING) | STATE(MODEL_UNLOADING)},
-    [MODEL_ALLOCATING] = {"allocating", STATE(MODEL_FILLING) | STATE(MODEL_UNLOADING)},
+    [MODEL_OPENING] = {"opening", STATE(MODEL_QUEUED) | STATE(MODEL_ALLOCATING) | STATE(MODEL_UNLOADING)},
+    [MODEL_QUEUED] = {"queued", STATE(MODEL_ALLOCATING) | STATE(MODEL_UNLOADING)},
+    [MODEL_ALLOCATING] = {"allocating", STATE(MODEL_QUEUED) | STATE(MODEL_FILLING) | STATE(MODEL_UNLOADING)},
     [MODEL_FILLING] = {"filling", STATE(MODEL_SEALING) | STATE(MODEL_UNLOADING)},
     [MODEL_SEALING] = {"sealing", STATE(MODEL_RESIDENT) | STATE(MODEL_UNLOADING)},
     [MODEL_RESIDENT] = {"resident",
@@ -45,6 +49,18 @@ bool model_departs(const struct model *model)
 bool model_lost(const struct model *model)
 {
     return model->state == MODEL_FAILED || (model->state == MODEL_DRAINING && model->device->failed);
+}
+
+void model_lose_name(struct model *model)
+{
+    const size_t n = strlen(model->name);
+    if (!model_nameless(model))
+        snprintf(model->name + n, sizeof(model->name) - n, "#%" PRIu64, model->id);
+}
+
+bool model_nameless(const struct model *model)
+{
+    return strchr(model->name, '#');
 }
 
 void model_hold(struct model *model)

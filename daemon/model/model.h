@@ -3,9 +3,11 @@
  * The registry owns it. All fields are the loop's; a worker reads the source, the header and the plan of a model whose
  * load or verification it works for, which are immutable by then.
  *
- *     OPENING ─▶ ALLOCATING ─▶ FILLING ─▶ SEALING ─▶ RESIDENT ─▶ UNLOADING ─▶ (gone)
- *        └───────────┴────────────┴──────────┴─ failed or cancelled ─▶┘
+ *     OPENING ─▶ QUEUED ─▶ ALLOCATING ─▶ FILLING ─▶ SEALING ─▶ RESIDENT ─▶ UNLOADING ─▶ (gone)
+ *        └──────────┴───────────┴───────────┴───────────┴─ failed or cancelled ─▶┘
  *
+ *     OPENING ─▶ ALLOCATING                        without waiting for memory
+ *     ALLOCATING ─▶ QUEUED                         of a cached model
  *     RESIDENT ─▶ DRAINING ─▶ UNLOADING            no new leases; gone when the last one is
  *     RESIDENT ─▶ SAVING ─▶ CACHED ─▶ ALLOCATING   evicted from a GPU to host memory, and back
  *     UNLOADING ─▶ CACHED                          it did not come back: that load failed, or was cancelled
@@ -32,6 +34,7 @@
 
 enum model_state {
     MODEL_OPENING,
+    MODEL_QUEUED, /* until there is memory: only where its load was told to wait for some */
     MODEL_ALLOCATING,
     MODEL_FILLING,
     MODEL_SEALING,
@@ -44,12 +47,16 @@ enum model_state {
     MODEL_STATE_COUNT,
 };
 
+/* Room for "NAME#ID", which a model is called that has lost its name. No name has a '#'. */
+#define MODEL_NAME_SIZE (MODEL_NAME_MAX + 24u)
+
 struct model {
     TAILQ_ENTRY(model) link;
     uint64_t id;
-    char name[MODEL_NAME_MAX + 1];
+    char name[MODEL_NAME_SIZE];
     enum model_state state;
-    enum form form; /* as asked for: FORM_AUTO or a form */
+    unsigned queued; /* its place among those who wait for the same memory, from 1; 0: it is not queued */
+    enum form form;  /* as asked for: FORM_AUTO or a form */
     struct device *device;
     uid_t uid; /* who loaded it */
     bool pinned;
@@ -72,6 +79,9 @@ struct model {
     struct lease_list leases;
     size_t n_leases;
     unsigned n_holds;    /* the daemon's own work that reads its memory: verifications */
+    uint64_t drains;     /* uv_hrtime() since when it drains; 0: it does not */
+    uint64_t drain_ends; /* and when its name is free for others, whoever holds it; UINT64_MAX: not before it is gone */
+    bool holders_told;   /* the journal names those who keep it from going */
     uint64_t idle_since; /* uv_hrtime() when the last lease ended, or it became resident */
     uint64_t overflows;
     struct load *load; /* the upper layer's; NULL: none is under way */
@@ -93,6 +103,12 @@ bool model_departs(const struct model *model);
 
 /* Its device is lost, and with it what it held: FAILED, or on its way out since. */
 bool model_lost(const struct model *model);
+
+/* Frees its name for another: it is called "NAME#ID" from here on. */
+void model_lose_name(struct model *model);
+
+/* It has lost its name. */
+bool model_nameless(const struct model *model);
 
 /* Keeps the model from being unloaded while the daemon itself reads it, until it is unheld as often as it was held. */
 void model_hold(struct model *model);

@@ -62,17 +62,11 @@ void registry_remove(struct registry *registry, struct model *model)
     free(model);
 }
 
-int registry_reserve(struct model *model, uint64_t bytes, uint64_t *ret_available)
+void registry_reserve(struct model *model, uint64_t bytes)
 {
-    uint64_t available = device_available(model->device);
-    if (bytes > available) {
-        *ret_available = available;
-        return -ENOMEM;
-    }
     model->device->used += bytes;
     model->reserved += bytes;
     quota_set(&model->quota, model->reserved + model->charged);
-    return 0;
 }
 
 void registry_unreserve(struct model *model)
@@ -85,14 +79,15 @@ void registry_unreserve(struct model *model)
 
 uint64_t registry_due(const struct model *model, uint64_t bytes)
 {
-    const uint64_t kept = model->kept + bytes;
-    return kept > REGISTRY_KEPT_FREE ? kept - REGISTRY_KEPT_FREE - model->charged : 0;
+    const uint64_t kept = (model ? model->kept : 0) + bytes;
+    return kept > REGISTRY_KEPT_FREE ? kept - REGISTRY_KEPT_FREE - (model ? model->charged : 0) : 0;
 }
 
-void registry_charge_beyond(struct model *model, struct device *host, uint64_t bytes)
+void registry_charge(struct model *model, struct device *host, uint64_t bytes)
 {
     const uint64_t due = registry_due(model, bytes);
     host->used += due;
+    atomic_fetch_add(&host->taken, due); /* it is: the caller has it */
     model->kept += bytes;
     model->charged += due;
     quota_set(&model->quota, model->reserved + model->charged);
@@ -101,22 +96,13 @@ void registry_charge_beyond(struct model *model, struct device *host, uint64_t b
 
 void registry_discharge(struct model *model)
 {
-    if (model->charged_to)
+    if (model->charged_to) {
         model->charged_to->used -= model->charged;
+        atomic_fetch_sub(&model->charged_to->taken, model->charged);
+    }
     model->charged = 0;
     quota_set(&model->quota, model->reserved);
     model->charged_to = NULL;
-}
-
-int registry_charge(struct model *model, struct device *host, uint64_t bytes, uint64_t *ret_available)
-{
-    const uint64_t available = device_available(host);
-    if (registry_due(model, bytes) > available) {
-        *ret_available = available;
-        return -ENOMEM;
-    }
-    registry_charge_beyond(model, host, bytes);
-    return 0;
 }
 
 void registry_lose_device(struct registry *registry, struct device *device)

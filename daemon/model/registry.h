@@ -45,8 +45,8 @@ int registry_add(struct registry *registry, struct model *model);
  * no load any more, and its reservation was given back. */
 void registry_remove(struct registry *registry, struct model *model);
 
-/* Enters `bytes` into the device's ledger for this model. Returns 0, or -ENOMEM and what could have been had. */
-int registry_reserve(struct model *model, uint64_t bytes, uint64_t *ret_available);
+/* Enters `bytes` into the device's ledger for this model. Whether it has room is the caller's to know. */
+void registry_reserve(struct model *model, uint64_t bytes);
 
 /* Takes the model's bytes out of the device's ledger. */
 void registry_unreserve(struct model *model);
@@ -55,13 +55,12 @@ void registry_unreserve(struct model *model);
 #define REGISTRY_KEPT_FREE ((uint64_t)1 << 20)
 
 /* Adds to what the daemon itself keeps of a model, and enters what goes beyond REGISTRY_KEPT_FREE into the ledger of
- * the host's memory, until the model is removed: a small file may have a large header. Returns 0, or -ENOMEM and what
- * could have been had. */
-int registry_charge(struct model *model, struct device *host, uint64_t bytes, uint64_t *ret_available);
+ * the host's memory, until the model is removed: a small file may have a large header. Whether the ledger has room is
+ * the caller's to know. */
+void registry_charge(struct model *model, struct device *host, uint64_t bytes);
 
-/* How much that would enter, and entering it whether the ledger has room or not. */
+/* How much that would enter. model: NULL for one that nothing is kept of yet. */
 uint64_t registry_due(const struct model *model, uint64_t bytes);
-void registry_charge_beyond(struct model *model, struct device *host, uint64_t bytes);
 
 /* Takes what it was charged out of the ledger: the model goes, and nothing is charged to it any more. */
 void registry_discharge(struct model *model);

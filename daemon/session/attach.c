@@ -32,32 +32,43 @@ static size_t add_export(cJSON *reply, const struct device_export *export, int *
     return n;
 }
 
-void attach_grant(struct registry *registry, struct events *events, struct model *model, struct call *call)
+/* NULL after the call was answered without one. */
+static struct lease *grant(struct registry *registry, struct model *model, struct call *call, bool binary)
 {
+    struct lease *lease = NULL;
+    uint64_t limit;
     if (call->oneway) { /* the client would not learn of the lease */
         call_reply(call, NULL, NULL, 0);
-        return;
+        return NULL;
     }
     if (model_lost(model)) {
         call_fail(call, WIRE_DeviceError, describe_device_lost(model->device, "attach"));
-        return;
+        return NULL;
     }
     if (model->state != MODEL_RESIDENT) {
         call_fail(call, WIRE_ModelBusy, describe_busy(model));
-        return;
+        return NULL;
     }
-    bool binary = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(call->parameters, "table"));
     if (!binary && !call_may_queue(call, strlen(model->published.tensors)))
-        return;
-    struct lease *lease;
-    uint64_t limit;
+        return NULL;
     int r = lease_grant(registry, model, session_holder(call->conn), &lease, &limit);
-    if (r < 0) {
+    if (r < 0)
         call_fail(call, WIRE_LimitExceeded,
                   r == -EDQUOT ? error_limit(quota_name(QUOTA_LEASES), limit) : error_no_memory());
+    return lease;
+}
+
+void attach_grant(struct registry *registry, struct events *events, struct model *model, struct call *call,
+                  cJSON *reply)
+{
+    const bool binary = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(call->parameters, "table"));
+    struct lease *lease = grant(registry, model, call, binary);
+    if (!lease) {
+        cJSON_Delete(reply);
         return;
     }
-    cJSON *reply = cJSON_CreateObject();
+    if (!reply)
+        reply = cJSON_CreateObject();
     cJSON_AddNumberToObject(reply, "lease", (double)lease->id);
     cJSON_AddItemToObject(reply, "model", describe_model(model));
     cJSON_AddItemToObject(reply, "device", describe_device(model->device));

@@ -8,5 +8,9 @@ struct events;
 struct model;
 struct registry;
 
-/* Answers an Attach call: with a lease, if the model is resident, or with the reason why not. */
-void attach_grant(struct registry *registry, struct events *events, struct model *model, struct call *call);
+#include <cjson/cJSON.h>
+
+/* Answers a call that wants a lease: with one, if the model is resident, or with the reason why not. `reply` is
+ * consumed: what the answer has beside a lease's; NULL: nothing. */
+void attach_grant(struct registry *registry, struct events *events, struct model *model, struct call *call,
+                  cJSON *reply);

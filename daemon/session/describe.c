@@ -26,6 +26,10 @@ cJSON *describe_model(const struct model *model)
     cJSON_AddStringToObject(object, "form", plan_form_name(model->form));
     cJSON_AddStringToObject(object, "device", model->device->id);
     cJSON_AddStringToObject(object, "state", model_state_name(model->state));
+    if (model->queued > 0)
+        add_integer(object, "queued", model->queued);
+    else
+        cJSON_AddNullToObject(object, "queued");
     add_integer(object, "bytes", model->plan ? model->plan->arena_bytes : 0);
     add_integer(object, "size", model->source->size);
     add_integer(object, "tensors", model->header ? model->header->n_tensors : 0);
@@ -56,6 +60,8 @@ cJSON *describe_device(const struct device *device)
     add_integer(object, "total", device->total);
     add_integer(object, "budget", device->budget);
     add_integer(object, "used", device->used);
+    add_integer(object, "others", device_others(device));
+    add_integer(object, "queued", device->queued);
     add_integer(object, "available", device_available(device));
     cJSON_AddStringToObject(object, "export", export_kind_name(device->export_kind));
     cJSON_AddStringToObject(object, "state", device->failed ? "failed" : "ready");
@@ -113,12 +119,8 @@ cJSON *describe_loading(const struct model *model, const struct progress *progre
     return reply;
 }
 
-cJSON *describe_loaded(const struct model *model, const struct phases *phases)
+void describe_phases(cJSON *reply, const struct model *model, const struct phases *phases)
 {
-    cJSON *reply = cJSON_CreateObject();
-    cJSON_AddItemToObject(reply, "model", describe_model(model));
-    if (!phases)
-        return reply;
     cJSON *object = cJSON_AddObjectToObject(reply, "phases");
     add_integer(object, "total", phases->total_ns / 1000);
     add_integer(object, "parse", phases->parse_ns / 1000);
@@ -131,6 +133,14 @@ cJSON *describe_loaded(const struct model *model, const struct phases *phases)
         add_integer(object, "link", model->device->link);
     else
         cJSON_AddNullToObject(object, "link");
+}
+
+cJSON *describe_loaded(const struct model *model, const struct phases *phases)
+{
+    cJSON *reply = cJSON_CreateObject();
+    cJSON_AddItemToObject(reply, "model", describe_model(model));
+    if (phases)
+        describe_phases(reply, model, phases);
     return reply;
 }
 

@@ -33,6 +33,9 @@ cJSON *describe_leases(const struct model *model);
 
 /* Replies of Load: when it is over (phases may be NULL), and before. */
 cJSON *describe_loaded(const struct model *model, const struct phases *phases);
+
+/* Adds the phases of the model's load to a reply. */
+void describe_phases(cJSON *reply, const struct model *model, const struct phases *phases);
 cJSON *describe_loading(const struct model *model, const struct progress *progress);
 cJSON *describe_progress(const char *state, const struct progress *progress);
 

@@ -38,6 +38,14 @@ struct lease_holder *session_holder(const struct conn *conn)
     return &session->holder;
 }
 
+/* What the client knows the model by, whatever has become of its name. */
+static const char *known_name(const struct model *model, char name[MODEL_NAME_SIZE])
+{
+    strcpy(name, model->name);
+    name[strcspn(name, "#")] = '\0';
+    return name;
+}
+
 /* A client with several leases on a model is told its name once. */
 static bool names_have(const cJSON *names, const char *name)
 {
@@ -60,8 +68,9 @@ void session_replying(struct conn *conn, cJSON *parameters)
         lease->telling = true;
         if (!names)
             names = cJSON_AddArrayToObject(parameters, "draining");
-        if (!names_have(names, lease->model->name))
-            cJSON_AddItemToArray(names, cJSON_CreateString(lease->model->name));
+        char name[MODEL_NAME_SIZE];
+        if (!names_have(names, known_name(lease->model, name)))
+            cJSON_AddItemToArray(names, cJSON_CreateString(name));
     }
 }
 

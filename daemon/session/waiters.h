@@ -10,6 +10,7 @@
 
 enum waiter_kind {
     WAIT_RESIDENT,  /* Load */
+    WAIT_LEASE,     /* Load, with a lease once it is resident */
     WAIT_JOINED,    /* Load, of a model that another call began to load */
     WAIT_ALLOCATED, /* Load, with wait: false */
     WAIT_ATTACH,    /* Attach: a lease, once it is resident */

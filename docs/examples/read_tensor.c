@@ -1,7 +1,8 @@
 /* Prints the first values of a tensor that a daemon keeps in memory, without copying or reading anything else.
  *
- *     read_tensor MODEL [TENSOR]
+ *     read_tensor MODEL|FILE [TENSOR]
  *
+ * MODEL is the name of a model in memory. FILE, which has a slash in it, is loaded, unless it is in memory already.
  * Without TENSOR: the first one. The daemon's socket comes from $ROCMFORGE_SOCKET, or is the system's. Build with
  *
  *     cc read_tensor.c $(pkg-config --cflags --libs rocmforge) -o read_tensor
@@ -44,7 +45,9 @@ static int read_tensor(rf_client *client, const char *model_name, const char *te
     rf_model *model;
     rf_tensor tensor;
 
-    if (rf_attach(client, model_name, &model) < 0) {
+    int attached = strchr(model_name, '/') ? rf_load_attach(client, model_name, NULL, &model)
+                                           : rf_attach(client, model_name, &model);
+    if (attached < 0) {
         fprintf(stderr, "%s: %s\n", model_name, rf_error_message(client));
         return EXIT_FAILURE;
     }
@@ -65,7 +68,7 @@ int main(int argc, char **argv)
     rf_client *client;
 
     if (argc < 2 || argc > 3) {
-        fprintf(stderr, "usage: %s MODEL [TENSOR]\n", argv[0]);
+        fprintf(stderr, "usage: %s MODEL|FILE [TENSOR]\n", argv[0]);
         return 2;
     }
     if (rf_connect(NULL, &client) < 0) {

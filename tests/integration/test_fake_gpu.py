@@ -147,15 +147,54 @@ def test_end_while_slots_are_filled_for_nothing(fake_gpu, part_gate, gated_model
     assert daemon.process.wait(TIMEOUT) == 0
 
 
-def test_driver_has_less_than_the_ledger(fake_gpu, small_model):
-    """What eviction would free is told too."""
+def test_idle_models_go_when_the_driver_refuses(fake_gpu, small_model):
+    """Though it said that it has the memory: it is in pieces, perhaps."""
     daemon = fake_gpu(FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL="hipMalloc:8:2")  # the second of a model
     with daemon.client() as client:
-        small = client.call("Load", path=str(small_model), name="small")["model"]
+        client.call("Load", path=str(small_model), name="small")
+        client.call("Load", path=str(small_model), name="again", form="f32")
+        assert states(daemon) == {"again": "resident"}
+        assert client.call("Verify", name="again")["mismatches"] == []
+        client.call("Unload", name="again")
+        assert all(device["used"] == 0 for device in client.call("Devices")["devices"])
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_driver_refuses_whoever_goes(fake_gpu, small_model, pinned):
+    """It is tried again only after something was freed."""
+    daemon = fake_gpu(FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL="hipMalloc:8+:2")  # from the second of a model on
+    with daemon.client() as client:
+        client.call("Load", path=str(small_model), name="small", pin=pinned)
         with wire_error("OutOfDeviceMemory") as parameters:
             client.call("Load", path=str(small_model), name="again", form="f32")
-        assert parameters["evictable"] == small["bytes"]
+        assert parameters["evictable"] == 0
         assert parameters["needed"] > 0 and parameters["available"] > 0
+        assert states(daemon) == ({"small": "resident"} if pinned else {})
+
+
+def test_others_take_of_the_device(fake_gpu, models):
+    """What other processes have of a device is told, and an idle model goes where the budget would do."""
+    a, b, c = models(3, 44 * MIB)
+    daemon = fake_gpu(FAKE_HIP_DEVICES="1", FAKE_HIP_MEMORY="200000000", FAKE_HIP_TAKEN="60000000")
+    with daemon.client() as client:
+        device = client.call("Devices")["devices"][0]
+        assert device["others"] >= 60_000_000 and device["used"] == 0
+        assert device["available"] == device["total"] - device["others"] < device["budget"]
+        client.call("Load", path=str(a), name="a")
+        device = client.call("Devices")["devices"][0]
+        assert device["available"] == device["total"] - device["others"] - device["used"]
+        plan = client.call("Plan", path=str(b))
+        assert plan["fits"] and plan["evicts"] == ["a"] and plan["available"] == device["available"] < plan["bytes"]
+        client.call("Load", path=str(b), name="b")
+        assert states(daemon) == {"b": "resident"}
+        client.call("Pin", name="b")
+        plan = client.call("Plan", path=str(c))
+        assert (plan["fits"], plan["evicts"], plan["error"]) == (False, [], "io.rocmforge.OutOfDeviceMemory")
+        with wire_error("OutOfDeviceMemory") as parameters:
+            client.call("Load", path=str(c), name="c")
+        assert parameters == {
+            "device": "hip:0", "needed": plan["bytes"], "available": plan["available"], "evictable": 0
+        }
 
 
 def test_lost_device_is_told_to_those_attached(fake_gpu, small_model, gated_model):

@@ -232,15 +232,15 @@ def test_notify(start, gate, notify, folder, gated_model, small_model):
         client.call("List")
         client.call("Load", path=str(small_model), name="a")
         assert next_said(notify) == "STATUS=0 models resident, 1 loading"
-        assert next_said(notify) == "STATUS=1 model resident, 0 loading"
+        assert next_said(notify) == "STATUS=1 model resident (2.1 MB), 0 loading"
         gate.close()
         loader.send("Load", {"path": str(gated_model), "name": "gated"})
-        assert next_said(notify) == "STATUS=1 model resident, 1 loading"
+        assert next_said(notify) == "STATUS=1 model resident (2.1 MB), 1 loading"
         gate.open()
         loader.reply()
-        assert next_said(notify) == "STATUS=2 models resident, 0 loading"
+        assert next_said(notify) == "STATUS=2 models resident (69.2 MB), 0 loading"
         client.call("Unload", name="a")
-        assert next_said(notify) == "STATUS=1 model resident, 0 loading"
+        assert next_said(notify) == "STATUS=1 model resident (67.1 MB), 0 loading"
         client.call("Verify", name="gated")  # of which nothing is told
         client.call("Unload", name="gated")
         assert next_said(notify) == "STATUS=0 models resident, 0 loading"
@@ -248,6 +248,21 @@ def test_notify(start, gate, notify, folder, gated_model, small_model):
     assert next_said(notify) == "STOPPING=1\nSTATUS=Stopping"
     assert daemon.process.wait(TIMEOUT) == 0
     assert said(notify) == []
+
+
+def test_notify_of_preloads(start, notify, folder, small_model):
+    """Those that failed are told until the folder is looked at again."""
+    preload = folder / "preload"
+    preload.mkdir()
+    (preload / "a.gguf").symlink_to(small_model)
+    (preload / "b.gguf").write_text("this is no model, but long enough to be one")
+    daemon = start("--preload", str(preload), ready=False, env={"NOTIFY_SOCKET": str(folder / "notify")})
+    while next_said(notify) != "STATUS=1 model resident (2.1 MB), 0 loading, 1 preload failed":
+        pass
+    (preload / "b.gguf").unlink()
+    daemon.process.send_signal(signal.SIGHUP)
+    while next_said(notify) != "STATUS=1 model resident (2.1 MB), 0 loading":
+        pass
 
 
 def test_notify_of_a_load_that_fails(start, notify, folder):

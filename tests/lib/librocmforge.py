@@ -9,7 +9,7 @@ What the library refuses raises Failure.
 """
 import ctypes
 import os
-from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 
 
@@ -43,6 +43,28 @@ class Tensor(ctypes.Structure):
     shape = property(lambda self: list(self._shape[: self.n_dims]))
 
 
+class LoadOptions(ctypes.Structure):
+    """rf_load_options."""
+
+    _fields_ = [
+        ("size", c_size_t),
+        ("name", c_char_p),
+        ("form", c_char_p),
+        ("device", c_char_p),
+        ("dequant", c_char_p),
+        ("no_wait", c_int),
+        ("progress", c_void_p),
+        ("context", c_void_p),
+        ("pin", c_int),
+        ("private_", c_int),
+        ("ttl_seconds", c_uint64),
+        ("deadline_seconds", c_double),
+        ("trace", c_int),
+        ("reply", c_void_p),
+        ("wait_for_memory_seconds", c_double),
+    ]
+
+
 # rf_client and rf_model are opaque.
 FUNCTIONS = {
     "rf_connect": (c_int, c_char_p, POINTER(c_void_p)),
@@ -50,6 +72,7 @@ FUNCTIONS = {
     "rf_error_message": (c_char_p, c_void_p),
     "rf_error_name": (c_char_p, c_void_p),
     "rf_attach": (c_int, c_void_p, c_char_p, POINTER(c_void_p)),
+    "rf_load_attach": (c_int, c_void_p, c_char_p, POINTER(LoadOptions), POINTER(c_void_p)),
     "rf_detach": (c_int, c_void_p),
     "rf_model_name": (c_char_p, c_void_p),
     "rf_model_device": (c_char_p, c_void_p),
@@ -94,6 +117,12 @@ class Client:
     def attach(self, name):
         handle = c_void_p()
         self.check(self.library.rf_attach(self.handle, name.encode(), byref(handle)))
+        return Model(self, handle)
+
+    def load_attach(self, path, wait_for_memory=0, no_wait=False):
+        handle = c_void_p()
+        options = LoadOptions(ctypes.sizeof(LoadOptions), no_wait=no_wait, wait_for_memory_seconds=wait_for_memory)
+        self.check(self.library.rf_load_attach(self.handle, str(path).encode(), byref(options), byref(handle)))
         return Model(self, handle)
 
 

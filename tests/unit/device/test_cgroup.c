@@ -121,6 +121,52 @@ static void nothing_to_read(void **state)
     assert_string_equal(limit.file, "");
 }
 
+static uint64_t left(const char *groups)
+{
+    char path[512];
+    put("groups", groups);
+    snprintf(path, sizeof(path), "%s/groups", root);
+    return cgroup_memory_free(path, root);
+}
+
+/* What is left of the limits, where the kernel's copies of files count as free. */
+static void what_is_left(void **state)
+{
+    (void)state;
+    put("a/b/memory.max", "1000\n");
+    put("a/b/memory.current", "600\n");
+    assert_int_equal(left("0::/a/b\n"), 400);
+    put("a/b/memory.stat", "anon 300\nfile 250\nshmem 100\ninactive_file 100\nactive_file 50\nunevictable 7\n");
+    assert_int_equal(left("0::/a/b\n"), 550);
+    put("a/b/memory.high", "500\n");
+    assert_int_equal(left("0::/a/b\n"), 50);
+    put("a/b/memory.current", "2000\n");
+    assert_int_equal(left("0::/a/b\n"), 0);
+    put("a/b/memory.current", "100\n"); /* less than is said of files: they were not read at the same moment */
+    assert_int_equal(left("0::/a/b\n"), 500);
+    put("a/memory.max", "3000\n"); /* others below the same group take of this */
+    put("a/memory.current", "2990\n");
+    assert_int_equal(left("0::/a/b\n"), 10);
+    assert_int_equal(left("0::/a\n"), 10);
+    assert_int_equal(left("0::/c\n"), UINT64_MAX);
+    put("c/memory.max", "max\n");
+    put("c/memory.current", "77\n");
+    assert_int_equal(left("0::/c\n"), UINT64_MAX);
+}
+
+static void what_is_left_of_version_1(void **state)
+{
+    (void)state;
+    put("memory/d/memory.limit_in_bytes", "1000\n");
+    put("memory/d/memory.usage_in_bytes", "900\n");
+    put("memory/d/memory.stat", "inactive_file 1\nactive_file 2\ntotal_inactive_file 30\ntotal_active_file 70\n");
+    put("memory/memory.limit_in_bytes", "9223372036854771712\n");
+    put("memory/memory.usage_in_bytes", "5000\n");
+    assert_int_equal(left("4:memory:/d\n"), 200);
+    assert_int_equal(left("4:memory:/\n"), 9223372036854771712u - 5000);
+    assert_int_equal(left("4:cpu:/d\n"), UINT64_MAX);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -128,6 +174,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(above, begin, end),
         cmocka_unit_test_setup_teardown(version_1, begin, end),
         cmocka_unit_test_setup_teardown(nothing_to_read, begin, end),
+        cmocka_unit_test_setup_teardown(what_is_left, begin, end),
+        cmocka_unit_test_setup_teardown(what_is_left_of_version_1, begin, end),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

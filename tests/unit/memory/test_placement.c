@@ -54,8 +54,7 @@ static int fixture_make(void **state)
                                   .slot_bytes = 4096,
                                   .part_bytes = 4096,
                                   .granule = 256,
-                                  .budget = 100,
-                                  .free = UINT64_MAX};
+                                  .budget = 100};
         strcpy(device->id, ids[i]);
         fixture->all.devices[fixture->all.n++] = device;
     }
@@ -87,6 +86,8 @@ static void lost(void **state)
     assert_null(placement_roomiest(&set));
 }
 
+static const uint64_t nobody[DEVICES_MAX]; /* came earlier */
+
 static void place(struct fixture *fixture, uint64_t bytes, size_t expected)
 {
     struct gguf model = {0};
@@ -94,7 +95,7 @@ static void place(struct fixture *fixture, uint64_t bytes, size_t expected)
     struct device_set set;
     assert_int_equal(devices_named(&fixture->all, "auto", &set), 2);
     for (size_t first = 0; first < 2; first++) /* which one it was cut for does not matter */
-        assert_ptr_equal(placement_choose(&fixture->residency, &set, &fixture->devices[first], &plan),
+        assert_ptr_equal(placement_choose(&fixture->residency, &set, &fixture->devices[first], &plan, nobody),
                          &fixture->devices[expected]);
 }
 
@@ -105,7 +106,7 @@ static void where_the_most_is_free(void **state)
     place(fixture, 50, 0);
     devices[0].used = 1;
     place(fixture, 50, 1);
-    devices[1].free = 60; /* others have the rest */
+    devices[1].reach = 60; /* others have the rest */
     place(fixture, 50, 0);
     devices[0].used = 80;
     place(fixture, 50, 1);
@@ -113,7 +114,7 @@ static void where_the_most_is_free(void **state)
     struct device_set set = {.devices = {&devices[0], &devices[1]}, .n = 2};
     struct gguf model = {0};
     const struct plan plan = {.model = &model, .arena_bytes = 50};
-    assert_ptr_equal(placement_choose(&fixture->residency, &set, &devices[1], &plan), &devices[0]);
+    assert_ptr_equal(placement_choose(&fixture->residency, &set, &devices[1], &plan, nobody), &devices[0]);
 }
 
 static void before_others_have_to_go(void **state)
@@ -133,6 +134,21 @@ static void before_others_have_to_go(void **state)
     TAILQ_REMOVE(&fixture->registry.models, &idle, link);
 }
 
+/* What those wait for who came earlier is not there for others. */
+static void behind_others(void **state)
+{
+    struct fixture *fixture = *state;
+    const struct device_set set = {.devices = {&fixture->devices[0], &fixture->devices[1]}, .n = 2};
+    const uint64_t ahead[] = {60, 0};
+    struct gguf model = {0};
+    struct plan plan = {.model = &model, .arena_bytes = 50};
+    fixture->devices[1].used = 40;
+    assert_ptr_equal(placement_choose(&fixture->residency, &set, &fixture->devices[0], &plan, nobody),
+                     &fixture->devices[0]);
+    assert_ptr_equal(placement_choose(&fixture->residency, &set, &fixture->devices[0], &plan, ahead),
+                     &fixture->devices[1]);
+}
+
 /* A plan with blocks to decode, cut to be decoded by the device, is none for one that has no kernels, or other slots.
  */
 static void only_where_it_can_be_filled(void **state)
@@ -146,16 +162,16 @@ static void only_where_it_can_be_filled(void **state)
     const struct device_set set = {.devices = {&devices[0], &devices[1]}, .n = 2};
     devices[0].used = 10;
     devices[1].ops = &without;
-    assert_ptr_equal(placement_choose(&fixture->residency, &set, &devices[0], &plan), &devices[0]);
-    assert_ptr_equal(placement_choose(&fixture->residency, &set, &devices[1], &plan),
+    assert_ptr_equal(placement_choose(&fixture->residency, &set, &devices[0], &plan, nobody), &devices[0]);
+    assert_ptr_equal(placement_choose(&fixture->residency, &set, &devices[1], &plan, nobody),
                      &devices[1]); /* by the CPU, then */
     struct chunk chunk;
     plan.verbatim = false; /* cut so that the CPU decodes */
     plan.chunks = &chunk;
-    assert_ptr_equal(placement_choose(&fixture->residency, &set, &devices[0], &plan), &devices[1]);
+    assert_ptr_equal(placement_choose(&fixture->residency, &set, &devices[0], &plan, nobody), &devices[1]);
     devices[1].slot_bytes *= 2;
-    assert_ptr_equal(placement_choose(&fixture->residency, &set, &devices[0], &plan), &devices[0]);
-    assert_ptr_equal(placement_choose(&fixture->residency, &set, &devices[1], &plan), &devices[1]);
+    assert_ptr_equal(placement_choose(&fixture->residency, &set, &devices[0], &plan, nobody), &devices[0]);
+    assert_ptr_equal(placement_choose(&fixture->residency, &set, &devices[1], &plan, nobody), &devices[1]);
 }
 
 int main(void)
@@ -164,6 +180,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(lost, fixture_make, fixture_free),
         cmocka_unit_test_setup_teardown(where_the_most_is_free, fixture_make, fixture_free),
         cmocka_unit_test_setup_teardown(before_others_have_to_go, fixture_make, fixture_free),
+        cmocka_unit_test_setup_teardown(behind_others, fixture_make, fixture_free),
         cmocka_unit_test_setup_teardown(only_where_it_can_be_filled, fixture_make, fixture_free),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -64,21 +64,21 @@ static struct model *add(struct fixture *fixture, struct device *device, const c
     LIST_INIT(&model->leases);
     assert_int_equal(registry_add(&fixture->registry, model), 0);
     model->idle_since = model->id;
-    uint64_t available;
-    assert_int_equal(registry_reserve(model, bytes, &available), 0);
+    registry_reserve(model, bytes);
     return model;
 }
 
-/* What residency_choose() says of so much on the device: *ret_n is how many have to go. On failure nothing is told but
- * what there was. */
-static int choose(const struct fixture *fixture, const struct device *device, uint64_t bytes, size_t *ret_n)
+/* What residency_choose() says of so much on the device, and so much that is due: *ret_n is how many have to go. On
+ * failure nothing is told but what there was. */
+static int choose_due(const struct fixture *fixture, struct device *device, uint64_t bytes, uint64_t due, size_t *ret_n)
 {
     struct model *const nobody[1] = {NULL}, **victims = (struct model **)nobody;
-    struct residency_shortage shortage = {UINT64_MAX, UINT64_MAX};
+    struct room_shortage shortage = {UINT64_MAX, UINT64_MAX};
+    const struct residency_want want = {.device = device, .bytes = bytes, .due = due};
     size_t n = 77;
-    int r = residency_choose(&fixture->residency, device, bytes, &victims, &n, &shortage);
-    assert_int_equal(shortage.available, device_available(device));
-    assert_int_equal(shortage.evictable, residency_evictable(&fixture->residency, device));
+    int r = residency_choose(&fixture->residency, &want, &victims, &n, &shortage);
+    if (r != -EDQUOT)
+        assert_int_equal(shortage.available, device_available(device));
     if (r < 0) {
         assert_ptr_equal(victims, nobody);
         assert_int_equal(n, 77);
@@ -87,6 +87,11 @@ static int choose(const struct fixture *fixture, const struct device *device, ui
     free(victims);
     *ret_n = n;
     return 0;
+}
+
+static int choose(const struct fixture *fixture, struct device *device, uint64_t bytes, size_t *ret_n)
+{
+    return choose_due(fixture, device, bytes, 0, ret_n);
 }
 
 static void what_departs_has_to_suffice(void **state)
@@ -119,33 +124,84 @@ static void nothing_departs(void **state)
     assert_int_equal(choose(fixture, &fixture->gpu, 100 * MIB + 1, &n), -ENOSPC);
 }
 
-/* What a header takes goes into the ledger before what departs is back, but not on the strength of some that does. */
-static void charged_against_what_departs(void **state)
+/* For what a header takes nobody waits: it is taken. */
+static void due_against_what_departs(void **state)
 {
     struct fixture *fixture = *state;
-    uint64_t available = 0;
-    struct model *model = add(fixture, &fixture->gpu, "m", MODEL_OPENING, 0);
+    size_t n = 77;
     add(fixture, &fixture->host, "full", MODEL_FILLING, 90 * MIB);
     add(fixture, &fixture->host, "departs", MODEL_UNLOADING, 10 * MIB);
-    assert_int_equal(residency_charge(&fixture->residency, model, REGISTRY_KEPT_FREE + 11 * MIB, &available), -ENOSPC);
-    assert_int_equal(fixture->host.used, 100 * MIB);
-    assert_int_equal(available, 0);
-    assert_int_equal(residency_charge(&fixture->residency, model, REGISTRY_KEPT_FREE + 10 * MIB, &available), 0);
-    assert_int_equal(fixture->host.used, 110 * MIB);
-    /* And what departs is good for that once. */
-    assert_int_equal(residency_charge(&fixture->residency, model, 1, &available), -ENOSPC);
-    size_t n;
-    assert_int_equal(choose(fixture, &fixture->host, 1, &n), -ENOSPC);
+    assert_int_equal(choose_due(fixture, &fixture->gpu, 1, 10 * MIB + 1, &n), -EDQUOT);
+    assert_int_equal(choose_due(fixture, &fixture->gpu, 1, 10 * MIB, &n), 0);
+    assert_int_equal(n, 0);
+    /* On the host itself the model has to have its memory as well, and waits for it. */
+    assert_int_equal(choose_due(fixture, &fixture->host, MIB, 9 * MIB, &n), -EAGAIN);
+    assert_int_equal(choose_due(fixture, &fixture->host, MIB, 10 * MIB, &n), -ENOSPC);
+    assert_int_equal(choose_due(fixture, &fixture->host, MIB, 11 * MIB, &n), -EDQUOT);
+}
+
+/* Those who go for what is due and those who go for the model are chosen together, and before anybody goes. */
+static void for_both(void **state)
+{
+    struct fixture *fixture = *state;
+    size_t n = 77;
+    add(fixture, &fixture->gpu, "on-gpu", MODEL_RESIDENT, 100 * MIB);
+    struct model *on_host = add(fixture, &fixture->host, "on-host", MODEL_RESIDENT, 60 * MIB);
+    add(fixture, &fixture->host, "second", MODEL_RESIDENT, 40 * MIB);
+    assert_int_equal(choose_due(fixture, &fixture->gpu, 50 * MIB, 10 * MIB, &n), 0);
+    assert_int_equal(n, 2);
+    assert_int_equal(choose_due(fixture, &fixture->host, 50 * MIB, 10 * MIB, &n), 0);
+    assert_int_equal(n, 1);
+    assert_int_equal(choose_due(fixture, &fixture->host, 51 * MIB, 10 * MIB, &n), 0);
+    assert_int_equal(n, 2);
+    on_host->pinned = true;
+    assert_int_equal(choose_due(fixture, &fixture->gpu, 50 * MIB, 41 * MIB, &n), -EDQUOT);
+    assert_int_equal(choose_due(fixture, &fixture->gpu, 101 * MIB, 40 * MIB, &n), -ENOSPC);
+}
+
+/* What is due counts once, whether the ledger has it by now or not. */
+static void charged_already(void **state)
+{
+    struct fixture *fixture = *state;
+    struct model *model = add(fixture, &fixture->host, "m", MODEL_OPENING, 0);
+    struct residency_want want = {.device = &fixture->host, .bytes = 90 * MIB, .due = 10 * MIB};
+    struct room_shortage shortage;
+    for (int i = 0; i < 2; i++) {
+        struct model **victims;
+        size_t n;
+        want.bytes = 90 * MIB;
+        assert_int_equal(residency_choose(&fixture->residency, &want, &victims, &n, &shortage), 0);
+        free(victims);
+        want.bytes++;
+        assert_int_equal(residency_choose(&fixture->residency, &want, &victims, &n, &shortage), -ENOSPC);
+        if (!want.charged)
+            registry_charge(model, &fixture->host, REGISTRY_KEPT_FREE + 10 * MIB);
+        want.charged = true;
+    }
+}
+
+/* Others took memory that the ledger has given out: what idle models have is not enough to win by. */
+static void others_took_some(void **state)
+{
+    struct fixture *fixture = *state;
+    size_t n = 77;
+    add(fixture, &fixture->gpu, "a", MODEL_RESIDENT, 50 * MIB);
+    add(fixture, &fixture->gpu, "b", MODEL_RESIDENT, 50 * MIB);
+    fixture->gpu.reach = 60 * MIB;
+    assert_int_equal(choose(fixture, &fixture->gpu, 10 * MIB, &n), 0);
+    assert_int_equal(n, 1);
+    assert_int_equal(choose(fixture, &fixture->gpu, 60 * MIB, &n), 0);
+    assert_int_equal(n, 2);
+    assert_int_equal(choose(fixture, &fixture->gpu, 61 * MIB, &n), -ENOSPC);
 }
 
 /* The host keeps the header of a model whose device is lost; that can go. */
 static void of_a_lost_device(void **state)
 {
     struct fixture *fixture = *state;
-    uint64_t available;
     size_t n = 0;
     struct model *lost = add(fixture, &fixture->gpu, "lost", MODEL_RESIDENT, 50 * MIB);
-    assert_int_equal(registry_charge(lost, &fixture->host, REGISTRY_KEPT_FREE + 60 * MIB, &available), 0);
+    registry_charge(lost, &fixture->host, REGISTRY_KEPT_FREE + 60 * MIB);
     assert_int_equal(residency_evictable(&fixture->residency, &fixture->host), 0);
     assert_int_equal(choose(fixture, &fixture->host, 50 * MIB, &n), -ENOSPC);
     fixture->gpu.failed = true;
@@ -170,7 +226,10 @@ int main(void)
         cmocka_unit_test_setup_teardown(what_departs_has_to_suffice, fixture_make, fixture_free),
         cmocka_unit_test_setup_teardown(nothing_departs, fixture_make, fixture_free),
         cmocka_unit_test_setup_teardown(of_a_lost_device, fixture_make, fixture_free),
-        cmocka_unit_test_setup_teardown(charged_against_what_departs, fixture_make, fixture_free),
+        cmocka_unit_test_setup_teardown(due_against_what_departs, fixture_make, fixture_free),
+        cmocka_unit_test_setup_teardown(for_both, fixture_make, fixture_free),
+        cmocka_unit_test_setup_teardown(charged_already, fixture_make, fixture_free),
+        cmocka_unit_test_setup_teardown(others_took_some, fixture_make, fixture_free),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -22,11 +22,11 @@ static void every_state_has_its_own_name(void **state)
 static void what_may_follow(void **state)
 {
     (void)state;
-    static const char letters[] = "oafsRDUFSC";
+    static const char letters[] = "oqafsRDUFSC";
     static const char *const follow[MODEL_STATE_COUNT] = {
-        [MODEL_OPENING] = "aU",    [MODEL_ALLOCATING] = "fU", [MODEL_FILLING] = "sU",  [MODEL_SEALING] = "RU",
-        [MODEL_RESIDENT] = "DUFS", [MODEL_DRAINING] = "U",    [MODEL_UNLOADING] = "C", [MODEL_FAILED] = "DU",
-        [MODEL_SAVING] = "C",      [MODEL_CACHED] = "a",
+        [MODEL_OPENING] = "qaU", [MODEL_QUEUED] = "aU",     [MODEL_ALLOCATING] = "qfU", [MODEL_FILLING] = "sU",
+        [MODEL_SEALING] = "RU",  [MODEL_RESIDENT] = "DUFS", [MODEL_DRAINING] = "U",     [MODEL_UNLOADING] = "C",
+        [MODEL_FAILED] = "DU",   [MODEL_SAVING] = "C",      [MODEL_CACHED] = "a",
     };
     for (enum model_state from = 0; from < MODEL_STATE_COUNT; from++)
         for (enum model_state to = 0; to < MODEL_STATE_COUNT; to++)
@@ -47,6 +47,21 @@ static void what_is_lost(void **state)
     assert_true(model_lost(&model));
     model_move(&model, MODEL_UNLOADING);
     assert_false(model_lost(&model)); /* nobody is asked about it any more */
+}
+
+/* Its name is free then, and what it is called instead nobody may ask for. */
+static void losing_its_name(void **state)
+{
+    (void)state;
+    struct model model = {.id = UINT64_MAX};
+    memset(model.name, 'n', MODEL_NAME_MAX);
+    assert_false(model_nameless(&model));
+    model_lose_name(&model);
+    assert_true(model_nameless(&model));
+    assert_string_equal(model.name + MODEL_NAME_MAX, "#18446744073709551615");
+    assert_true(model_name_check("n#1") < 0);
+    model_lose_name(&model); /* once is enough */
+    assert_string_equal(model.name + MODEL_NAME_MAX, "#18446744073709551615");
 }
 
 static void who_sees_it(void **state)
@@ -82,6 +97,7 @@ int main(void)
         cmocka_unit_test(every_state_has_its_own_name),
         cmocka_unit_test(what_may_follow),
         cmocka_unit_test(what_is_lost),
+        cmocka_unit_test(losing_its_name),
         cmocka_unit_test(who_sees_it),
         cmocka_unit_test(what_keeps_it),
     };

@@ -100,43 +100,63 @@ static void which_source(void **state)
 static void ledger(void **state)
 {
     struct fixture *fixture = *state;
+    struct device *gpu = &fixture->gpu;
     struct model *a = add(fixture, "a", 1), *b = add(fixture, "b", 2);
-    uint64_t available = 0;
-    assert_int_equal(registry_reserve(a, 60, &available), 0);
-    assert_int_equal(registry_reserve(b, 41, &available), -ENOMEM);
-    assert_int_equal(available, 40);
-    assert_int_equal(registry_reserve(b, UINT64_MAX, &available), -ENOMEM); /* and no sum wraps */
-    assert_int_equal(registry_reserve(b, 40, &available), 0);
-    assert_int_equal(device_available(&fixture->gpu), 0);
+    registry_reserve(a, 60);
+    assert_int_equal(device_available(gpu), 40);
+    registry_reserve(b, 40);
+    assert_int_equal(device_available(gpu), 0);
     registry_unreserve(a);
     registry_unreserve(a); /* nothing more to give back */
-    assert_int_equal(device_available(&fixture->gpu), 60);
-    fixture->gpu.budget = 30; /* less than is used */
-    assert_int_equal(device_available(&fixture->gpu), 0);
-    fixture->gpu.budget = 100;
-    fixture->gpu.failed = true;
-    assert_int_equal(device_available(&fixture->gpu), 0);
+    assert_int_equal(device_available(gpu), 60);
+    gpu->queued = 50; /* is promised to those who wait */
+    assert_int_equal(device_available(gpu), 10);
+    gpu->queued = UINT64_MAX; /* and no sum wraps */
+    assert_int_equal(device_available(gpu), 0);
+    gpu->queued = 0;
+    gpu->reach = 70; /* the driver has less than the budget */
+    assert_int_equal(device_available(gpu), 30);
+    gpu->reach = 1000; /* or more */
+    assert_int_equal(device_available(gpu), 60);
+    gpu->budget = 30; /* less than is used */
+    assert_int_equal(device_available(gpu), 0);
+    gpu->budget = 100;
+    gpu->failed = true;
+    assert_int_equal(device_available(gpu), 0);
+}
+
+static void what_others_have(void **state)
+{
+    struct fixture *fixture = *state;
+    struct device *gpu = &fixture->gpu;
+    gpu->total = 120;
+    assert_int_equal(device_others(gpu), 0); /* it was never asked */
+    gpu->reach = 100;
+    assert_int_equal(device_others(gpu), 20);
+    gpu->reach = 130; /* the answer lags behind */
+    assert_int_equal(device_others(gpu), 0);
 }
 
 /* The first mebibyte is free, however it comes together; the rest is the host's until the model goes. */
 static void charges(void **state)
 {
     struct fixture *fixture = *state;
+    struct device *host = &fixture->host;
     struct model *model = add(fixture, "a", 1);
-    uint64_t available = 0;
-    assert_int_equal(registry_charge(model, &fixture->host, MIB - 1, &available), 0);
-    assert_int_equal(fixture->host.used, 0);
-    assert_int_equal(registry_charge(model, &fixture->host, 1, &available), 0);
-    assert_int_equal(fixture->host.used, 0);
-    assert_int_equal(registry_charge(model, &fixture->host, 5, &available), 0);
-    assert_int_equal(registry_charge(model, &fixture->host, 6 * MIB, &available), 0);
-    assert_int_equal(fixture->host.used, 6 * MIB + 5);
-    assert_int_equal(registry_charge(model, &fixture->host, 4 * MIB, &available), -ENOMEM);
-    assert_int_equal(available, 4 * MIB - 5);
-    assert_int_equal(fixture->host.used, 6 * MIB + 5);
-    assert_int_equal(registry_charge(model, &fixture->host, 4 * MIB - 5, &available), 0);
+    registry_charge(model, host, MIB - 1);
+    assert_int_equal(host->used, 0);
+    registry_charge(model, host, 1);
+    assert_int_equal(host->used, 0);
+    assert_int_equal(registry_due(model, 5), 5);
+    assert_int_equal(registry_due(NULL, MIB + 5), 5);
+    assert_int_equal(registry_due(NULL, MIB), 0);
+    registry_charge(model, host, 5);
+    registry_charge(model, host, 6 * MIB);
+    assert_int_equal(host->used, 6 * MIB + 5);
+    assert_int_equal(atomic_load(&host->taken), host->used); /* it is no other process's */
     registry_remove(&fixture->registry, model);
-    assert_int_equal(fixture->host.used, 0);
+    assert_int_equal(host->used, 0);
+    assert_int_equal(atomic_load(&host->taken), 0);
 }
 
 int main(void)
@@ -145,6 +165,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(ids_are_never_used_twice, fixture_make, fixture_free),
         cmocka_unit_test_setup_teardown(which_source, fixture_make, fixture_free),
         cmocka_unit_test_setup_teardown(ledger, fixture_make, fixture_free),
+        cmocka_unit_test_setup_teardown(what_others_have, fixture_make, fixture_free),
         cmocka_unit_test_setup_teardown(charges, fixture_make, fixture_free),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

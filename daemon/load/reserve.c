@@ -1,0 +1,200 @@
+#include "daemon/load/states.h"
+#include "daemon/memory/placement.h"
+#include "daemon/memory/survey.h"
+#include "daemon/session/events.h"
+#include "daemon/wire/errors.h"
+
+#include <errno.h>
+
+void load_note(struct load *load)
+{
+    const struct device_set *among = &load->request.among;
+    for (size_t i = 0; i < among->n; i++) {
+        survey_note(among->devices[i], load->job.reach[i]);
+        load->job.reach[i] = 0; /* it is old news soon */
+    }
+    load->asked = uv_hrtime();
+}
+
+/* --- the queue: loads that wait for memory, in the order in which they came --- */
+
+/* Bytes that those wait for on the device who came before this load; NULL: all. One that may come to several devices
+ * counts on each of them. */
+static uint64_t bytes_ahead(const struct loads *loads, const struct load *load, const struct device *device)
+{
+    uint64_t bytes = 0;
+    const struct load *other;
+    TAILQ_FOREACH(other, &loads->list, link)
+    {
+        if (other == load)
+            break;
+        if (other->waits && device_set_has(&other->request.among, device))
+            bytes += other->model->plan->arena_bytes;
+    }
+    return bytes;
+}
+
+/* Its place, from 1, among those who may take what it waits for. */
+static unsigned place_of(const struct load *load)
+{
+    unsigned place = 1;
+    const struct load *other;
+    TAILQ_FOREACH(other, &load->loads->list, link)
+    {
+        if (other == load)
+            break;
+        place += other->waits && device_set_overlap(&other->request.among, &load->request.among);
+    }
+    return place;
+}
+
+/* Somebody joined the queue or left it: tells the others their places, and new ones what there is left for them. */
+static void queue_changed(struct loads *loads)
+{
+    for (size_t i = 0; i < loads->devices->n; i++)
+        loads->devices->devices[i]->queued = bytes_ahead(loads, NULL, loads->devices->devices[i]);
+    struct load *load;
+    TAILQ_FOREACH(load, &loads->list, link)
+    {
+        const bool queued = load->waits && load->model->state == MODEL_QUEUED;
+        const unsigned place = queued ? place_of(load) : 0;
+        if (!load->model || load->model->load != load || load->model->queued == place)
+            continue;
+        load->model->queued = place;
+        if (place > 0)
+            events_emit(loads->events, "queued", load->model, NULL);
+    }
+}
+
+/* The header is in the ledger while it waits: a small file may have a large one. */
+static void charge_kept(struct load *load)
+{
+    if (load->kept_charged || load->restores)
+        return;
+    load->kept_charged = true;
+    registry_charge(load->model, devices_host(load->loads->devices), load->kept);
+}
+
+static void enter_queue(struct load *load, bool shown)
+{
+    charge_kept(load);
+    load->blocked = true;
+    load->waits = true;
+    if (shown)
+        model_move(load->model, MODEL_QUEUED);
+    queue_changed(load->loads);
+    load_report(load);
+}
+
+void load_leave_queue(struct load *load)
+{
+    if (!load->waits)
+        return;
+    load->waits = false;
+    queue_changed(load->loads);
+}
+
+/* It may be queued, and could have its memory then: there are devices that are large enough. */
+static bool may_queue(const struct load *load)
+{
+    const struct device_set *among = &load->request.among;
+    bool could = false;
+    for (size_t i = 0; i < among->n; i++)
+        could |= !among->devices[i]->failed && load->model->plan->arena_bytes <= among->devices[i]->budget;
+    return could && uv_hrtime() < load->patience_ends;
+}
+
+/* --- taking memory --- */
+
+/* On which device: known now that its size is, and what others have taken meanwhile. Returns what those wait for there
+ * who came earlier. */
+static uint64_t place(struct load *load)
+{
+    const struct device_set *among = &load->request.among;
+    uint64_t ahead[DEVICES_MAX] = {0};
+    for (size_t i = 0; i < among->n; i++)
+        ahead[i] = bytes_ahead(load->loads, load, among->devices[i]);
+    if (!load->restores) {
+        load->device = placement_choose(load->loads->residency, among, load->device, load->model->plan, ahead);
+        load->model->device = load->job.device = load->device;
+    }
+    for (size_t i = 0; i < among->n; i++)
+        if (among->devices[i] == load->device)
+            return ahead[i];
+    return 0;
+}
+
+static void fail_shortage(struct load *load, int error, const struct room_shortage *shortage)
+{
+    if (error == -EDQUOT)
+        failure_set(&load->failure, WIRE_LimitExceeded, error_limit("host-memory", shortage->available));
+    else if (error == -ENOSPC)
+        failure_set(&load->failure, WIRE_OutOfDeviceMemory,
+                    describe_out_of_memory(load->device, load->model->plan->arena_bytes, shortage->available,
+                                           shortage->evictable));
+    else
+        load_fail_memory(load);
+}
+
+/* Enters the model's bytes into the ledger, or waits until that can be, or fails. */
+static void take(struct load *load)
+{
+    struct model *model = load->model;
+    const uint64_t ahead = place(load);
+    const uint64_t due = load->restores ? 0 : load->kept_charged ? model->charged : registry_due(model, load->kept);
+    uint64_t limit;
+    if (load->device->failed) {
+        failure_set(&load->failure, WIRE_DeviceError, describe_device_lost(load->device, "load"));
+        return;
+    }
+    const uint64_t more = model->plan->arena_bytes + (load->kept_charged ? 0 : due);
+    if (!load->restores && !quota_may_grow(&model->quota, more, &limit)) {
+        failure_set(&load->failure, WIRE_LimitExceeded, error_limit(quota_name(QUOTA_BYTES), limit));
+        return;
+    }
+    const struct residency_want want = {
+        .device = load->device,
+        .bytes = model->plan->arena_bytes,
+        .due = due,
+        .charged = load->kept_charged,
+        .ahead = ahead,
+    };
+    struct room_shortage shortage;
+    int r = residency_reserve(load->loads->residency, &load->claim, model, &want, &shortage);
+    if (r == -EAGAIN || (r == -ENOSPC && may_queue(load))) {
+        enter_queue(load, r == -ENOSPC);
+        return;
+    }
+    if (r < 0) {
+        fail_shortage(load, r, &shortage);
+        return;
+    }
+    charge_kept(load);
+    load->reserved = true;
+    load_leave_queue(load);
+    loads_retry(load->loads); /* who waited to see where this one goes, or came later */
+}
+
+void load_reserve(struct load *load)
+{
+    if (!load->reserved)
+        take(load);
+    if (!load->reserved || load_ends(load) || load->claim.n_victims > 0)
+        return;
+    load_show(load, LOAD_ALLOCATING, MODEL_ALLOCATING);
+    load->job.planned = load->model->plan;
+    load_queue(load, load->restores ? load_job_reallocate : load_job_allocate);
+    /* Meanwhile slots are filled, so that the first copies need not wait for that as well. */
+    if (!load->restores && !load->fills && load_fill_begin(load, load->model->plan) < 0)
+        load_fail_memory(load);
+}
+
+bool load_reserve_again(struct load *load)
+{
+    const uint64_t bytes = load->model->plan->arena_bytes, available = load->job.memory_free;
+    const uint64_t needed = bytes > available ? bytes - available : 1;
+    if (residency_make_room(load->loads->residency, &load->claim, load->device, needed) == 0)
+        return false;
+    load_move(load, LOAD_RESERVING); /* until they are gone */
+    return true;
+}

@@ -1,0 +1,173 @@
+"""Plan and Load agree: what Plan says of a load is what comes of it, in whatever state the daemon is."""
+import random
+
+import make_model
+import pytest
+from harness import GRANULE, MIB, USER, client_of, fake_gpu_folder, module_folder, wait_until
+from rocmforge_wire import WireError
+
+BUDGET = 8 * GRANULE
+ROUNDS = 60
+NAMES = ["a", "b", "c", "d", "e"]
+FORMS = ["auto", "native", "f32"]
+
+FAKE = fake_gpu_folder()
+
+
+@pytest.fixture
+def on_gpu(start, monkeypatch):
+    """A daemon with two fake GPUs, of which others have some, and host memory for what these have no room for."""
+
+    def start_fake():
+        if not FAKE:
+            pytest.skip("this build has no module for AMD GPUs (hipcc is not installed)")
+        monkeypatch.setenv("LD_LIBRARY_PATH", str(FAKE))
+        monkeypatch.setenv("ROCMFORGE_MODULE_DIR", str(module_folder()))
+        for name, value in {"DEVICES": "2", "MEMORY": "100000000", "TAKEN": "20000000"}.items():
+            monkeypatch.setenv(f"FAKE_HIP_{name}", value)
+        return start("--device", "hip", "--budget", str(BUDGET), "--host-cache", "6M")
+
+    return start_fake
+
+
+@pytest.fixture
+def files(folder):
+    """Of one to nine granules as they are; some have a header that goes into the ledger."""
+    types = make_model.load_types()
+    paths = []
+    for i, size in enumerate([1, 1, 2, 3, 5, 7, 17]):
+        path = folder / f"{'abcdefg'[i]}.gguf"
+        tensors = [make_model.Tensor("t", types["q8_0" if i % 2 else "i8"], (MIB * size // 32 * 32,))]
+        n, metadata = make_model.metadata(1, 256, 256, 4, 100)
+        if i in (1, 3):
+            text = "x" * (3 * MIB)
+            metadata += make_model.string("text") + make_model.STRING.to_bytes(4, "little") + make_model.string(text)
+            n += 1
+        make_model.write_model(path, tensors, (n, metadata), i)
+        paths.append(path)
+    return paths
+
+
+def there(client):
+    wait_until(
+        lambda: all(
+            model["state"] in ("resident", "cached", "draining") for model in client.call("List")["models"]
+        )
+    )
+    return {model["name"]: model for model in client.call("List")["models"]}
+
+
+def change(draw, client, leases):
+    """Something that happens to the models."""
+    models = there(client)
+    name = draw.choice(sorted(models)) if models else None
+    what = draw.choice(["attach", "detach", "detach", "pin", "unpin", "unpin", "unload", "drain"])
+    if what == "detach" and leases:
+        client.call("Detach", lease=leases.pop(draw.randrange(len(leases))))
+    elif name and what in ("pin", "unpin"):
+        client.call(what.capitalize(), name=name)
+    elif name and what == "attach" and models[name]["state"] == "resident":
+        leases.append(client.call("Attach", name=name)["lease"])
+    elif name and what in ("unload", "drain"):
+        try:
+            client.call("Unload", name=name, force=what == "drain")
+        except WireError as error:
+            assert error.name == "ModelBusy"
+
+
+def gone(before, after):
+    """Names of those that are not on their device any more."""
+    on_device = {model["id"] for model in after.values() if model["state"] != "cached"}
+    return sorted(
+        name for name, model in before.items() if model["state"] != "cached" and model["id"] not in on_device
+    )
+
+
+def agree(draw, client, path, evicted):
+    """Asks what a load would do, and does it. Returns the error, or None."""
+    parameters = {"path": str(path), "form": draw.choice(FORMS)}
+    if draw.random() < 0.7:
+        parameters["name"] = draw.choice(NAMES)
+    before = there(client)
+    plan = client.call("Plan", **parameters)
+    assert there(client).keys() == before.keys(), "asking does nothing"
+    try:
+        loaded = client.call("Load", **parameters)
+    except WireError as error:
+        said = error.name if error.name.startswith("org.") else f"io.rocmforge.{error.name}"
+        assert plan["error"] == said, (parameters, plan, before, str(error))
+        assert plan["evicts"] == [] and gone(before, there(client)) == []
+        if error.name == "OutOfDeviceMemory":
+            assert not plan["fits"] and error.parameters["needed"] == plan["bytes"]
+            assert (error.parameters["device"], error.parameters["available"]) == (plan["device"], plan["available"])
+            assert error.parameters["available"] + error.parameters["evictable"] < error.parameters["needed"]
+        return error.name
+    after = there(client)
+    assert plan["fits"] and plan["error"] is None, (parameters, plan, before)
+    assert (loaded["model"]["device"], loaded["model"]["bytes"]) == (plan["device"], plan["bytes"])
+    joined = plan.get("model")
+    if joined:
+        assert joined["id"] == loaded["model"]["id"] and joined["name"] in before
+    assert sorted(plan["evicts"]) == gone(before, after), (parameters, plan, before, after)
+    evicted.extend(plan["evicts"])
+    return None
+
+
+def state_and_ask(draw, daemon, files):
+    seen, evicted, leases = [], [], []
+    with daemon.client() as client:
+        for _ in range(ROUNDS):
+            for _ in range(draw.randrange(3)):
+                change(draw, client, leases)
+            seen.append(agree(draw, client, draw.choice(files), evicted))
+    return {*seen, *(["evicted"] if evicted else [])}
+
+
+def test_on_the_host(start, files):
+    daemon = start("--budget", str(BUDGET))
+    seen = set().union(*(state_and_ask(random.Random(seed), daemon, files) for seed in range(5)))
+    assert seen >= {None, "evicted", "OutOfDeviceMemory", "NameInUse"}
+
+
+def test_on_gpus(on_gpu, files):
+    daemon = on_gpu()
+    seen = set().union(*(state_and_ask(random.Random(seed), daemon, files) for seed in range(5)))
+    assert seen >= {None, "evicted", "OutOfDeviceMemory", "NameInUse"}
+
+
+def test_name_that_is_taken(client, models):
+    """There is memory for it, and it cannot be loaded all the same."""
+    a, b = models(2)
+    client.call("Load", path=str(a), name="m")
+    plan = client.call("Plan", path=str(b), name="m")
+    assert (plan["fits"], plan["error"]) == (True, "io.rocmforge.NameInUse")
+    assert client.call("Plan", path=str(b), name="n")["error"] is None
+    assert client.call("Plan", path=str(a), name="n")["model"]["name"] == "m"
+
+
+def test_name_that_drains(client, models):
+    a, b = models(2)
+    client.call("Load", path=str(a), name="m", lease=True)
+    client.call("Unload", name="m", force=True)
+    assert client.call("Plan", path=str(a), name="m")["error"] == "io.rocmforge.ModelBusy"
+    assert client.call("Plan", path=str(b), name="m")["error"] == "io.rocmforge.NameInUse"
+    assert client.call("Plan", path=str(a), name="n")["error"] is None
+
+
+def test_rfctl_plan_tells_why(daemon, models):
+    a, b = models(2)
+    daemon.rfctl("load", a, "--name", "m")
+    plan = daemon.rfctl("plan", b, "--name", "m", check=False)
+    assert plan.returncode == 1
+    assert plan.stdout.splitlines()[-1] == "cannot be loaded: another model has this name; choose another with --name"
+    assert daemon.rfctl("plan", b, "--name", "n").returncode == 0
+
+
+def test_a_users_bytes(start_for_all, models):
+    """The limit of a user is asked for as well."""
+    daemon = start_for_all("--user-bytes", str(GRANULE))
+    a, b = models(2)
+    with client_of(daemon, USER) as client, open(a, "rb") as first, open(b, "rb") as second:
+        assert client.call("Plan", fds=[first.fileno()])["error"] is None
+        client.call("Load", fds=[first.fileno()])
+        assert client.call("Plan", fds=[second.fileno()])["error"] == "io.rocmforge.LimitExceeded"

@@ -1,0 +1,248 @@
+"""Loads that wait for memory: who gets it first, and how the wait ends."""
+import random
+import re
+import time
+
+import pytest
+from harness import GRANULE, MIB, names, states, wait_until, wire_error
+
+SIZE = MIB  # of a file whose model takes one granule
+
+
+@pytest.fixture
+def full(start, models):
+    """A daemon whose memory, two granules, is leased, by a connection for each half."""
+    daemon = start("--budget", str(2 * GRANULE))
+    a, b = models(2)
+    daemon.holders = [daemon.client(), daemon.client()]
+    for holder, path, name in zip(daemon.holders, (a, b), "ab"):
+        holder.call("Load", path=str(path), name=name, lease=True)
+    yield daemon
+    for holder in daemon.holders:
+        holder.close()
+
+
+@pytest.fixture
+def more(folder, models):
+    def make(n, size=SIZE):
+        """Other files than those of `full`."""
+        return models(n + 2, size)[2:] if size == SIZE else models(n, size)
+
+    return make
+
+
+def queue(daemon, path, name, seconds=60, **parameters):
+    client = daemon.client()
+    client.send("Load", {"path": str(path), "name": name, "waitForMemory": seconds, **parameters}, more=True)
+    return client
+
+
+def places(daemon):
+    return {model["name"]: model["queued"] for model in daemon.models() if model["state"] == "queued"}
+
+
+def last(client):
+    while True:
+        parameters, continues = client.reply()
+        if not continues:
+            return parameters
+
+
+def test_waits_for_a_lease_to_end(full, more):
+    (path,) = more(1)
+    with queue(full, path, "c") as waiting, full.client() as client:
+        wait_until(lambda: places(full) == {"c": 1})
+        with wire_error("OutOfDeviceMemory"):
+            client.call("Load", path=str(path), name="c2", form="native", private=True)
+        device = client.call("Devices")["devices"][0]
+        assert (device["queued"], device["available"]) == (GRANULE, 0)
+        full.holders[0].close()
+        reply = last(waiting)
+        assert reply["model"]["state"] == "resident" and reply["model"]["queued"] is None
+        assert names(full) == ["b", "c"]
+        assert client.call("Devices")["devices"][0]["queued"] == 0
+
+
+def test_progress_tells_that_it_is_queued(full, more):
+    (path,) = more(1)
+    with queue(full, path, "c") as waiting:
+        parameters, continues = waiting.reply()
+        while parameters["model"]["state"] != "queued" or parameters["model"]["queued"] is None:
+            parameters, continues = waiting.reply()
+        assert continues and parameters["progress"]["state"] == "queued" and parameters["model"]["queued"] == 1
+
+
+def test_time_is_over(full, more):
+    (path,) = more(1)
+    began = time.monotonic()
+    with full.client() as client, wire_error("OutOfDeviceMemory") as parameters:
+        client.call("Load", path=str(path), name="c", waitForMemory=0.5)
+    assert 0.5 <= time.monotonic() - began < 20
+    assert parameters == {"device": "host", "needed": GRANULE, "available": 0, "evictable": 0}
+    assert names(full) == ["a", "b"]
+
+
+def test_without_it_the_answer_comes_at_once(full, more):
+    path, other = more(2)
+    with full.client() as client, queue(full, path, "c"):
+        wait_until(lambda: places(full) == {"c": 1})
+        with wire_error("OutOfDeviceMemory"):
+            client.call("Load", path=str(other), name="d")
+        with wire_error("org.varlink.service.InvalidParameter"):
+            client.call("Load", path=str(other), name="d", waitForMemory=-1)
+
+
+def test_what_can_never_fit_is_refused_at_once(full, more):
+    (huge,) = more(1, 6 * MIB)
+    with full.client() as client, wire_error("OutOfDeviceMemory"):
+        client.call("Load", path=str(huge), name="huge", waitForMemory=3600)
+
+
+def test_cancel(full, more):
+    path, second = more(2)
+    with queue(full, path, "c") as waiting, queue(full, second, "d") as behind, full.client() as client:
+        wait_until(lambda: set(places(full)) == {"c", "d"})
+        first, then = sorted(places(full), key=places(full).get)
+        client.call("Cancel", name=first)
+        with wire_error("Cancelled"):
+            last(waiting if first == "c" else behind)
+        wait_until(lambda: places(full) == {then: 1})
+        full.holders[0].close()
+        assert last(behind if first == "c" else waiting)["model"]["name"] == then
+
+
+def test_gone_with_its_client(full, more):
+    (path,) = more(1)
+    queue(full, path, "c").close()
+    wait_until(lambda: names(full) == ["a", "b"])
+
+
+def test_deadline(full, more):
+    (path,) = more(1)
+    with queue(full, path, "c", deadline=0.3) as waiting, wire_error("DeadlineExceeded"):
+        last(waiting)
+    wait_until(lambda: names(full) == ["a", "b"])
+
+
+def test_daemon_ends_while_some_wait(full, more):
+    (path,) = more(1)
+    with queue(full, path, "c") as waiting:
+        wait_until(lambda: places(full) == {"c": 1})
+        assert full.stop() == 0
+        with pytest.raises(Exception):
+            last(waiting)
+
+
+def test_by_itself(full, more):
+    """`wait` false: the answer comes when memory was taken, and the load goes on."""
+    (path,) = more(1)
+    with queue(full, path, "c", wait=False) as waiting:
+        wait_until(lambda: places(full) == {"c": 1})
+        full.holders[1].close()
+        last(waiting)
+    wait_until(lambda: states(full).get("c") == "resident")
+
+
+def test_unpinned_is_memory_too(start, models):
+    daemon = start("--budget", str(GRANULE))
+    a, b = models(2)
+    with daemon.client() as client:
+        client.call("Load", path=str(a), name="a", pin=True)
+        with queue(daemon, b, "b") as waiting:
+            wait_until(lambda: places(daemon) == {"b": 1})
+            client.call("Unpin", name="a")
+            assert last(waiting)["model"]["name"] == "b"
+
+
+def test_large_ones_are_not_starved(full, more):
+    """Small ones that come later do not take what a large one waits for, piece by piece."""
+    (large,) = more(1, 3 * MIB)
+    (small,) = more(1)
+    with queue(full, large, "large") as waiting:
+        wait_until(lambda: places(full) == {"large": 1})
+        with queue(full, small, "small") as behind, full.client() as client:
+            wait_until(lambda: places(full) == {"large": 1, "small": 2})
+            full.holders[0].close()  # there is room for the small one
+            wait_until(lambda: client.call("Devices")["devices"][0]["available"] == 0)
+            plan = client.call("Plan", path=str(small), name="other", form="native")
+            assert (plan["fits"], plan["available"]) == (False, 0)
+            time.sleep(0.3)
+            assert places(full) == {"large": 1, "small": 2}
+            full.holders[1].close()
+            reply = last(waiting)
+            assert reply["model"]["name"] == "large"
+            assert last(behind)["model"]["name"] == "small", "once the large one is idle"
+
+
+def test_watch_and_ps_show_it(full, more):
+    path, second = more(2)
+    with full.client() as watcher:
+        watcher.send("Watch", more=True)
+        watcher.reply()
+        with queue(full, path, "c") as waiting:
+            wait_until(lambda: places(full) == {"c": 1})
+            with queue(full, second, "d"):
+                wait_until(lambda: places(full) == {"c": 1, "d": 2})
+                shown = full.rfctl("ps").stdout
+                assert re.search("^c .* queued 1 ", shown, re.MULTILINE), shown
+                assert re.search("^d .* queued 2 ", shown, re.MULTILINE), shown
+                full.holders[0].close()
+                last(waiting)
+                wait_until(lambda: places(full) in ({"d": 1}, {}))
+        wait_until(lambda: "d" not in names(full) or states(full)["d"] != "queued")
+        full.rfctl("unload", "c", check=False)
+        seen = []
+        while ("unloaded", "c") not in seen and ("evicted", "c") not in seen:
+            event = watcher.reply()[0]
+            seen.append((event["event"], event["model"]["name"]))
+            if event["event"] == "queued":
+                assert event["model"]["state"] == "queued" and event["model"]["queued"] in (1, 2)
+    assert seen.index(("queued", "c")) < seen.index(("queued", "d")) < seen.index(("resident", "c"))
+
+
+def test_rfctl_waits(full, more):
+    (path,) = more(1)
+    refused = full.rfctl("load", path, "--name", "c", "--wait-for-memory", "1s", check=False)
+    assert refused.returncode == 1 and "not enough" in refused.stderr
+    full.holders[0].close()
+    assert full.rfctl("load", path, "--name", "c", "--wait-for-memory", "30s").returncode == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_order(start, models, seed):
+    """Of loads of random sizes, whoever came first has its memory first: none overtakes one that it could delay."""
+    draw = random.Random(seed)
+    daemon = start("--budget", str(8 * GRANULE))
+    blocks = models(8)
+    holders = []
+    for i, path in enumerate(blocks):
+        holder = daemon.client()
+        holder.call("Load", path=str(path), name=f"block{i}", lease=True)
+        holders.append(holder)
+    sizes = [draw.choice([1, 3, 5, 7, 9]) * MIB for _ in range(10)]
+    waiting = {}
+    with daemon.client() as watcher:
+        watcher.send("Watch", more=True)
+        watcher.reply()
+        for i, size in enumerate(sizes):
+            (path,) = models(1, size + 4096 * (i + 1))
+            waiting[f"w{i}"] = queue(daemon, path, f"w{i}", lease=True)
+            wait_until(lambda: places(daemon).get(f"w{i}") == i + 1)
+        draw.shuffle(holders)
+        while places(daemon):
+            for name in [name for name, state in states(daemon).items() if state == "resident" and name in waiting]:
+                holders.append(waiting.pop(name))
+            if holders:
+                holders.pop(draw.randrange(len(holders))).close()
+            daemon.sync()
+        wait_until(lambda: all(state != "filling" for state in states(daemon).values()))
+        place, resident = {}, 0
+        while resident < len(sizes):
+            event = watcher.reply()[0]
+            if event["event"] == "queued":
+                place[event["model"]["name"]] = event["model"]["queued"]
+            elif event["event"] == "resident" and event["model"]["name"] in place:
+                assert place[event["model"]["name"]] == 1, "it was the first of the queue when it left it"
+                resident += 1
+    for client in [*holders, *waiting.values()]:
+        client.close()
