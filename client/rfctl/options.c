@@ -42,6 +42,8 @@ static const struct {
      "give up after this time; default: never, but of ping 10s"},
     {"trace", 0, TEXT, OPTION_TRACE, offsetof(struct options, trace), NULL, " FILE",
      "write what every worker and stream did when: a Chrome\ntrace, which ui.perfetto.dev opens"},
+    {"metadata", 0, TEXT, OPTION_METADATA, offsetof(struct options, metadata), NULL, " KEY",
+     "print the whole value of this key, and nothing else"},
     {"count", 'c', NUMBER, OPTION_COUNT, offsetof(struct options, count), NULL, " COUNT", "how many; default 1"},
     {"socket", 0, TEXT, OPTION_SOCKET, offsetof(struct options, socket), NULL, " PATH",
      "where the daemon listens; default: $ROCMFORGE_SOCKET,\nelse /run/rocmforge/io.rocmforge, else\n"

@@ -23,6 +23,7 @@ enum option_bits {
     /* Every command takes these two. */
     OPTION_SOCKET = 1 << 12,
     OPTION_JSON = 1 << 13,
+    OPTION_METADATA = 1 << 14,
 };
 
 #define OPTIONS_OF_ALL (OPTION_SOCKET | OPTION_JSON)
@@ -39,6 +40,7 @@ struct options {
     const char *device;
     const char *dequant;
     const char *trace;
+    const char *metadata;
     bool no_wait;
     bool pin;
     bool private;

@@ -209,12 +209,13 @@ void method_attach(struct api *api, struct call *call)
 {
     struct parameters {
         const char *name;
-        bool table;
+        bool table, header;
         double deadline;
     } p = {0};
     static const struct param table[] = {
         {"name", PARAM_STRING, true, offsetof(struct parameters, name)},
         {"table", PARAM_BOOL, false, offsetof(struct parameters, table)},
+        {"header", PARAM_BOOL, false, offsetof(struct parameters, header)},
         {"deadline", PARAM_SECONDS, false, offsetof(struct parameters, deadline)},
         {0},
     };
