@@ -105,22 +105,32 @@ typedef struct rf_progress {
  * of the library, which returns that value. It also ends the connection, and with it all leases of the connection. */
 typedef int rf_progress_fn(void *context, const rf_progress *progress);
 
+/* A form for the tensors whose names match a pattern: "*norm*", "blk.?.ffn_*", "[a-c]*". */
+typedef struct rf_form_rule {
+    /* Of the whole name: * is any text, ? one character, [...] one of a set, a backslash takes the meaning of the next.
+     */
+    const char *match;
+    const char *form; /* as in rf_load_options */
+} rf_form_rule;
+
 /* Options of a load. Set `size` to sizeof(rf_load_options), and the options that you do not use to 0. */
 typedef struct rf_load_options {
     size_t size;
-    const char *name;         /* NULL: derived from the file's name */
-    const char *form;         /* NULL: "auto" */
-    const char *device;       /* NULL: "auto" */
-    const char *dequant;      /* NULL: "auto" */
-    int no_wait;              /* return when the memory was allocated; the load goes on without this client */
-    rf_progress_fn *progress; /* NULL: none */
-    void *context;            /* passed to progress and reply */
-    int pin;                  /* never evict the model, nor unload it when it is idle */
-    int private_;             /* only this user sees the model and can attach to it */
-    uint64_t ttl_seconds;     /* unload the model after so many idle seconds; 0: never */
-    double deadline_seconds;  /* give up after so many seconds, -ETIMEDOUT; 0: never */
-    int trace;                /* the last reply has a trace: what every worker and stream did, and when */
-    rf_reply_fn *reply;       /* gets each reply of the daemon unchanged, before `progress`; NULL: none */
+    const char *name;          /* NULL: derived from the file's name */
+    const char *form;          /* NULL: "auto"; with "f16" and "bf16", f32 tensors of one dimension stay f32 */
+    const char *device;        /* NULL: "auto" */
+    const char *dequant;       /* NULL: "auto" */
+    int no_wait;               /* return when the memory was allocated; the load goes on without this client */
+    rf_progress_fn *progress;  /* NULL: none */
+    void *context;             /* passed to progress and reply */
+    int pin;                   /* never evict the model, nor unload it when it is idle */
+    int private_;              /* only this user sees the model and can attach to it */
+    uint64_t ttl_seconds;      /* unload the model after so many idle seconds; 0: never */
+    double deadline_seconds;   /* give up after so many seconds, -ETIMEDOUT; 0: never */
+    int trace;                 /* the last reply has a trace: what every worker and stream did, and when */
+    rf_reply_fn *reply;        /* gets each reply of the daemon unchanged, before `progress`; NULL: none */
+    const rf_form_rule *forms; /* other forms for some tensors: the last rule that matches a name holds */
+    size_t n_forms;            /* at most 64 */
 } rf_load_options;
 
 /* Loads the GGUF file at `path`. The caller must be able to read the file; the daemon need not. For a split model,

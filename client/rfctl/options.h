@@ -3,6 +3,7 @@
 #pragma once
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 
@@ -28,6 +29,14 @@ enum option_bits {
 
 #define OPTIONS_OF_ALL (OPTION_SOCKET | OPTION_JSON)
 
+/* How often an option may be given that means more each time. */
+#define OPTION_LIST_MAX 64u
+
+struct option_list {
+    const char *words[OPTION_LIST_MAX];
+    size_t n;
+};
+
 /* What was given; text points into argv, and is NULL if it was not. */
 struct options {
     bool wrong; /* something of it, which was said on standard error */
@@ -36,7 +45,7 @@ struct options {
     bool help;
     bool version;
     const char *name;
-    const char *form;
+    struct option_list as;
     const char *device;
     const char *dequant;
     const char *trace;

@@ -1,6 +1,7 @@
 /* show: a model with all that its file says. And the two tables that inspect prints too. */
 #include "client/rfctl/duration.h"
 #include "client/rfctl/format.h"
+#include "client/rfctl/forms.h"
 #include "client/rfctl/memory.h"
 #include "client/rfctl/output.h"
 #include "client/rfctl/reply.h"
@@ -94,9 +95,11 @@ static void show_model(const cJSON *model)
     char bytes[FORMAT_SIZE], size[FORMAT_SIZE], age[FORMAT_SIZE], ttl[TTL_SIZE];
     double idle = reply_number(model, "idle", -1), leases = reply_number(model, "leases", 0);
     const char *path = reply_text(model, "path");
+    char *form = form_text(model);
     out_line("%s (id %.0f): %s, %s on %s as %s, %.0f tensors", reply_text(model, "name"), reply_number(model, "id", 0),
              reply_text(model, "state"), format_bytes(bytes, reply_number(model, "bytes", 0)),
-             reply_text(model, "device"), reply_text(model, "form"), reply_number(model, "tensors", 0));
+             reply_text(model, "device"), form, reply_number(model, "tensors", 0));
+    free(form);
     out_line("from %s, %s, by user %.0f", path[0] ? path : "a file without a name",
              format_bytes(size, reply_number(model, "size", 0)), reply_number(model, "uid", 0));
     if (idle >= 0)

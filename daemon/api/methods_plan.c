@@ -1,4 +1,5 @@
 /* Plan: what Load would do. Reads the header on a worker, then asks the residency manager. */
+#include "daemon/api/forms_param.h"
 #include "daemon/api/methods_list.h"
 #include "daemon/base/trust.h"
 #include "daemon/base/worker.h"
@@ -20,7 +21,7 @@ struct planning {
     struct call *call; /* NULL once abandoned */
     struct load_job job;
     char *path; /* NULL: by descriptor */
-    enum form form;
+    const struct forms *forms;
     uid_t uid;
     bool cached; /* host memory has it */
     struct device_set among;
@@ -30,6 +31,7 @@ static void planning_free(struct planning *planning)
 {
     load_job_clear(&planning->job);
     free(planning->path);
+    forms_unref(planning->forms);
     struct api *api = planning->api;
     quota_return(&planning->charge);
     free(planning);
@@ -71,7 +73,9 @@ static cJSON *describe_plan(struct planning *planning, const struct model *there
         return NULL;
     cJSON *reply = cJSON_CreateObject();
     cJSON_AddStringToObject(reply, "device", device->id);
-    cJSON_AddStringToObject(reply, "form", plan_form_name(planning->form));
+    cJSON_AddStringToObject(reply, "form", forms_word(planning->forms->form));
+    if (planning->forms->n_rules > 0)
+        cJSON_AddItemToObject(reply, "forms", forms_rules(planning->forms));
     cJSON_AddNumberToObject(reply, "bytes", (double)plan->arena_bytes);
     cJSON_AddNumberToObject(reply, "size", (double)planning->job.source->size);
     cJSON_AddNumberToObject(reply, "tensors", (double)planning->job.header->n_tensors);
@@ -117,8 +121,11 @@ static void planning_worked(uv_work_t *work, int status)
         if (planning->job.status < 0)
             planning_fail(planning);
         else {
-            const struct model *there = registry_find_source(planning->api->registry, planning->job.source,
-                                                             planning->form, &planning->among, NULL);
+            const struct registry_query query = {.source = planning->job.source,
+                                                 .forms = planning->forms,
+                                                 .plan = planning->job.plan,
+                                                 .among = &planning->among};
+            const struct model *there = registry_find_source(planning->api->registry, &query);
             planning->cached = there && there->state == MODEL_CACHED;
             if (there && (there->state > MODEL_RESIDENT || there->departs))
                 there = NULL; /* to be brought back, or on its way out */
@@ -133,7 +140,7 @@ static void planning_worked(uv_work_t *work, int status)
 }
 
 /* Where it begins: a plan with nothing but its request. -EDQUOT, and the limit, if its user has too many; -ENOMEM. */
-static int planning_new(struct api *api, struct call *call, const char *path, enum form form,
+static int planning_new(struct api *api, struct call *call, const char *path, const struct forms *forms,
                         const struct device_set *among, struct planning **ret, uint64_t *ret_limit)
 {
     const uid_t uid = conn_uid(call->conn);
@@ -149,14 +156,15 @@ static int planning_new(struct api *api, struct call *call, const char *path, en
         quota_return(&charge);
         return -ENOMEM;
     }
-    *planning = (struct planning){.api = api, .charge = charge, .call = call, .path = copy, .form = form, .uid = uid};
+    *planning = (struct planning){
+        .api = api, .charge = charge, .call = call, .path = copy, .forms = forms_ref(forms), .uid = uid};
     planning->among = *among;
     planning->job = (struct load_job){
         .path = copy,
         .trusted = trusted_user(uid),
         .device = placement_roomiest(among),
         .among = &planning->among,
-        .form = form,
+        .forms = planning->forms,
         .published = PUBLICATION_NONE,
     };
     core_job_begin(api->core);
@@ -179,33 +187,36 @@ static bool plan_choose(struct api *api, struct call *call, const char *device, 
 void method_plan(struct api *api, struct call *call)
 {
     struct parameters {
-        const cJSON *fds;
+        const cJSON *fds, *forms;
         const char *path, *form, *device;
     } p = {.form = "auto", .device = "auto"};
     static const struct param table[] = {
         {"fds", PARAM_INTS, false, offsetof(struct parameters, fds)},
         {"path", PARAM_STRING, false, offsetof(struct parameters, path)},
         {"form", PARAM_STRING, false, offsetof(struct parameters, form)},
+        {"forms", PARAM_ARRAY, false, offsetof(struct parameters, forms)},
         {"device", PARAM_STRING, false, offsetof(struct parameters, device)},
         {0},
     };
     if (!params_read(call, table, &p))
         return;
     enum form form = FORM_AUTO;
-    const char *wrong = !!p.fds == !!p.path                  ? "fds"
-                        : p.path && p.path[0] != '/'         ? "path"
-                        : plan_form_parse(p.form, &form) < 0 ? "form"
-                                                             : NULL;
+    const char *wrong = !!p.fds == !!p.path                   ? "fds"
+                        : p.path && p.path[0] != '/'          ? "path"
+                        : forms_word_parse(p.form, &form) < 0 ? "form"
+                                                              : NULL;
     if (wrong) {
         call_fail_parameter(call, wrong);
         return;
     }
     struct device_set among;
-    if (!plan_choose(api, call, p.device, &among))
+    const struct forms *forms = NULL;
+    if (!plan_choose(api, call, p.device, &among) || !forms_param_read(call, form, p.forms, &forms))
         return;
     struct planning *planning;
     uint64_t limit;
-    int r = planning_new(api, call, p.path, form, &among, &planning, &limit);
+    int r = planning_new(api, call, p.path, forms, &among, &planning, &limit);
+    forms_unref(forms);
     if (r < 0) {
         call_fail(call, WIRE_LimitExceeded,
                   r == -EDQUOT ? error_limit(quota_name(QUOTA_PLANS), limit) : error_no_memory());

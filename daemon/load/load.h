@@ -50,12 +50,12 @@ void loads_init(struct loads *loads);
 struct load_request {
     const int *fds; /* the files, which the load takes over; NULL: by path */
     size_t n_fds;
-    const char *path; /* borrowed */
-    const char *name; /* NULL: from the file's; borrowed */
-    enum form form;
-    struct device_set among; /* at least one device */
-    bool decode_on_cpu;      /* also where the device could */
-    bool wait;               /* answer when resident; the load ends when nobody waits any more */
+    const char *path;          /* borrowed */
+    const char *name;          /* NULL: from the file's; borrowed */
+    const struct forms *forms; /* which the load keeps */
+    struct device_set among;   /* at least one device */
+    bool decode_on_cpu;        /* also where the device could */
+    bool wait;                 /* answer when resident; the load ends when nobody waits any more */
     uid_t uid;
     bool trusted; /* may have the daemon read what not everyone may read */
     bool pin;
