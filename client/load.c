@@ -44,6 +44,19 @@ static bool add_number(cJSON *object, const char *key, double number)
     return number == 0 || cJSON_AddNumberToObject(object, key, number);
 }
 
+static bool add_forms(cJSON *object, const rf_load_options *options)
+{
+    cJSON *array = options->n_forms > 0 ? cJSON_AddArrayToObject(object, "forms") : NULL;
+    bool ok = array || options->n_forms == 0;
+    for (size_t i = 0; i < options->n_forms && ok; i++) {
+        cJSON *rule = cJSON_CreateObject();
+        ok = cJSON_AddStringToObject(rule, "match", options->forms[i].match) &&
+             cJSON_AddStringToObject(rule, "form", options->forms[i].form);
+        ok = cJSON_AddItemToArray(array, rule) && ok;
+    }
+    return ok;
+}
+
 /* The parameters of Plan. NULL: no memory. */
 static cJSON *plan_parameters(const rf_load_options *options, const struct files *files)
 {
@@ -54,7 +67,7 @@ static cJSON *plan_parameters(const rf_load_options *options, const struct files
         ok = ok && cJSON_AddItemToArray(fds, cJSON_CreateNumber((double)i));
     ok = ok && add_text(object, "name", options->name) && add_text(object, "form", options->form) &&
          add_text(object, "device", options->device) && add_text(object, "dequant", options->dequant) &&
-         (!options->private_ || cJSON_AddTrueToObject(object, "private"));
+         (!options->private_ || cJSON_AddTrueToObject(object, "private")) && add_forms(object, options);
     if (ok)
         return object;
     cJSON_Delete(object);

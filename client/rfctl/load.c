@@ -1,5 +1,6 @@
 /* load: the library passes the open file, so that the daemon needs no right to it; this shows how far it is. */
 #include "client/rfctl/format.h"
+#include "client/rfctl/forms.h"
 #include "client/rfctl/memory.h"
 #include "client/rfctl/output.h"
 #include "client/rfctl/progress.h"
@@ -137,11 +138,15 @@ int command_load(struct rfctl *ctl)
     if (status != STATUS_DONE)
         return close_trace(ctl, &load, status);
     char *what = need_text("load %s", load.path);
+    struct form_words words;
+    form_words_read(&ctl->options.as, &words);
     struct ctl_receiver receiver = {.ctl = ctl, .what = what, .reply = told, .context = &load};
     const rf_load_options options = {
         .size = sizeof(options),
         .name = ctl->options.name,
-        .form = ctl->options.form,
+        .form = words.form,
+        .forms = words.rules,
+        .n_forms = words.n_rules,
         .device = ctl->options.device,
         .dequant = ctl->options.dequant,
         .no_wait = ctl->options.no_wait,
@@ -159,6 +164,7 @@ int command_load(struct rfctl *ctl)
         interrupt_say("interrupted: the load is cancelled, unless others want it too");
     status = ctl_received(&receiver, rf_load(ctl->client, load.path, &options, NULL));
     interrupt_say(NULL);
+    form_words_clear(&words);
     free(what);
     return close_trace(ctl, &load, status);
 }

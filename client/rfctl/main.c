@@ -27,7 +27,7 @@ static const struct command {
     {"plan", "FILE", 1, OPTION_NAME | OPTION_AS | OPTION_DEVICE | OPTION_DEQUANT | OPTION_PRIVATE,
      "tell what loading a file would take", command_plan, 0},
     {"ps", "", 0, 0, "list the models in memory", command_ps, 0},
-    {"show", "NAME", 1, 0, "tell all about a model", command_show, 0},
+    {"show", "NAME", 1, OPTION_METADATA, "tell all about a model", command_show, 0},
     {"inspect", "FILE", 1, 0, "tell all about a file; needs no daemon", command_inspect, OPTION_SOCKET},
     {"unload", "NAME", 1, OPTION_FORCE | OPTION_DEADLINE, "free a model's memory", command_unload, 0},
     {"pin", "NAME", 1, 0, "keep a model, whatever else wants its memory", command_pin, 0},

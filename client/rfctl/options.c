@@ -11,7 +11,7 @@
 
 #define COUNT_MAX 1000000000ul
 
-enum kind { FLAG, TEXT, NUMBER, DURATION };
+enum kind { FLAG, TEXT, NUMBER, DURATION, FORMS };
 
 static const struct {
     const char *name;
@@ -24,8 +24,9 @@ static const struct {
     const char *help;
 } table[] = {
     {"name", 0, TEXT, OPTION_NAME, offsetof(struct options, name), NULL, " NAME", "default: the file's, without .gguf"},
-    {"as", 0, TEXT, OPTION_AS, offsetof(struct options, form), "auto, native, f32, f16, bf16", " FORM",
-     "auto, native, f32, f16, bf16; default auto: what is\nquantised becomes f16, the rest stays as it is"},
+    {"as", 0, FORMS, OPTION_AS, offsetof(struct options, as), "auto, native, f32, f16, bf16", " FORM",
+     "auto, native, f32, f16, bf16; default auto: what is\nquantised becomes f16, the rest stays as it is. Or\n"
+     "PATTERN=FORM, of tensors with such names: *norm*=f32;\nmay be given again, and the last that matches holds"},
     {"device", 0, TEXT, OPTION_DEVICE, offsetof(struct options, device), NULL, " DEVICE",
      "host, hip:0, ...; default: a GPU if there is one"},
     {"dequant", 0, TEXT, OPTION_DEQUANT, offsetof(struct options, dequant), "auto, cpu, gpu", " WHERE",
@@ -44,6 +45,8 @@ static const struct {
      "give up after this time; default: never, but of ping 10s"},
     {"trace", 0, TEXT, OPTION_TRACE, offsetof(struct options, trace), NULL, " FILE",
      "write what every worker and stream did when: a Chrome\ntrace, which ui.perfetto.dev opens"},
+    {"metadata", 0, TEXT, OPTION_METADATA, offsetof(struct options, metadata), NULL, " KEY",
+     "print the whole value of this key, and nothing else"},
     {"count", 'c', NUMBER, OPTION_COUNT, offsetof(struct options, count), NULL, " COUNT", "how many; default 1"},
     {"socket", 0, TEXT, OPTION_SOCKET, offsetof(struct options, socket), NULL, " PATH",
      "where the daemon listens; default: $ROCMFORGE_SOCKET,\nelse /run/rocmforge/io.rocmforge, else\n"
@@ -67,6 +70,17 @@ static bool is_choice(const char *choices, const char *word)
     return false;
 }
 
+/* A form, or one for the names that match a pattern. */
+static int add_form(size_t option, const char *argument, struct option_list *list)
+{
+    const char *equals = strrchr(argument, '=');
+    if (equals == argument || !is_choice(table[option].choices, equals ? equals + 1 : argument) ||
+        list->n == OPTION_LIST_MAX)
+        return -EINVAL;
+    list->words[list->n++] = argument;
+    return 0;
+}
+
 static int set(size_t option, const char *argument, struct options *options)
 {
     void *field = (char *)options + table[option].offset;
@@ -77,6 +91,8 @@ static int set(size_t option, const char *argument, struct options *options)
     case TEXT:
         *(const char **)field = argument;
         return table[option].choices && !is_choice(table[option].choices, argument) ? -EINVAL : 0;
+    case FORMS:
+        return add_form(option, argument, field);
     case DURATION:
         return duration_parse(argument, field) < 0 || *(uint64_t *)field == 0 ? -EINVAL : 0;
     case NUMBER:
@@ -96,9 +112,9 @@ static void tell_values(size_t option, const char *argument)
 {
     const char *values =
         table[option].kind == DURATION ? "a time from 1s on: 90, 90s, 10m, 2h, 1d" : "a number from 1 on";
-    bool choice = table[option].kind == TEXT;
-    err_line("--%s does not take '%s', but %s%s", table[option].name, argument, choice ? "one of " : "",
-             choice ? table[option].choices : values);
+    bool forms = table[option].kind == FORMS, choice = table[option].kind == TEXT || forms;
+    err_line("--%s does not take '%s', but %s%s%s", table[option].name, argument, forms ? "PATTERN=FORM or " : "",
+             choice ? "one of " : "", choice ? table[option].choices : values);
 }
 
 int options_parse(int argc, char **argv, struct options *ret, unsigned *ret_given)

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 
@@ -24,9 +25,18 @@ enum option_bits {
     /* Every command takes these two. */
     OPTION_SOCKET = 1 << 12,
     OPTION_JSON = 1 << 13,
+    OPTION_METADATA = 1 << 14,
 };
 
 #define OPTIONS_OF_ALL (OPTION_SOCKET | OPTION_JSON)
+
+/* How often an option may be given that means more each time. */
+#define OPTION_LIST_MAX 64u
+
+struct option_list {
+    const char *words[OPTION_LIST_MAX];
+    size_t n;
+};
 
 /* What was given; text points into argv, and is NULL if it was not. */
 struct options {
@@ -36,10 +46,11 @@ struct options {
     bool help;
     bool version;
     const char *name;
-    const char *form;
+    struct option_list as;
     const char *device;
     const char *dequant;
     const char *trace;
+    const char *metadata;
     bool no_wait;
     bool pin;
     bool private;

@@ -108,3 +108,6 @@ cJSON *ctl_model(const struct rfctl *ctl);
 /* For the table of a file's or a model's metadata, and of tensors: arrays of Metadata and Tensor of the wire. */
 void show_metadata(const cJSON *metadata);
 void show_tensors(const cJSON *tensors);
+
+/* Prints the whole value of a key of a model's metadata. Returns the exit status. */
+int show_value(struct rfctl *ctl, const char *name, const char *key);
