@@ -1,4 +1,4 @@
-/* load: the library passes the open file, so that the daemon needs no right to it; this shows how far it is. */
+/* load: loads a file through the library, which passes the open file to the daemon, and shows the progress. */
 #include "client/rfctl/format.h"
 #include "client/rfctl/memory.h"
 #include "client/rfctl/output.h"
@@ -16,9 +16,9 @@ struct load {
     const struct options *options;
     const char *path;
     struct timespec began;
-    FILE *trace;     /* NULL: nobody wants one */
-    int trace_error; /* why it could not be written; 0 */
-    bool joined;     /* progress was told, so the model was not resident at once */
+    FILE *trace;     /* NULL: no trace was asked for */
+    int trace_error; /* the error when it was written, a negative errno; 0: none */
+    bool joined;     /* there was progress, so the model was not resident at once */
 };
 
 static double seconds_since(const struct timespec *then)
@@ -28,7 +28,7 @@ static double seconds_since(const struct timespec *then)
     return (double)(now.tv_sec - then->tv_sec) + (double)(now.tv_nsec - then->tv_nsec) / 1e9;
 }
 
-/* "read 1.28 ms, copy 28 ms": those that took any time. The caller frees it. */
+/* "read 1.28 ms, copy 28 ms". Leaves out phases that took no time. The caller frees it. */
 static char *phases_text(const cJSON *phases, const char *const *names)
 {
     char *text = need_text("%s", "");
@@ -44,7 +44,8 @@ static char *phases_text(const cJSON *phases, const char *const *names)
     return text;
 }
 
-/* Reading and the rest go on side by side: their sum says nothing, so they are told apart from what came one by one. */
+/* Parsing and allocating come one after the other. The other phases run at the same time, on several threads, and each
+ * is a sum over the threads. So the two kinds are printed separately. */
 static void tell_phases(const cJSON *phases, double bytes)
 {
     static const char *const one_by_one[] = {"parse", "allocate", NULL};
@@ -60,7 +61,7 @@ static void tell_phases(const cJSON *phases, double bytes)
         out_line("  %.2f of the link's %s", bytes / seconds / link, format_rate(ceiling, link));
 }
 
-/* That the CPU decoded where a GPU was to. */
+/* Tells if the CPU decoded blocks that a GPU should have decoded. */
 static void tell_dequant(const struct load *load, const cJSON *phases, const char *device)
 {
     const char *asked = load->options->dequant;
@@ -101,7 +102,7 @@ static int told(void *context, const cJSON *reply, bool last)
         return 0;
     }
     progress_erase();
-    if (load->trace) /* a model that is resident already has none: an empty one is still a trace */
+    if (load->trace) /* without spans, if the model was resident already */
         load->trace_error = trace_write(load->trace, reply_items(reply, "trace"));
     double overflows = reply_number(model, "overflows", 0);
     if (overflows > 0)
@@ -117,8 +118,7 @@ static int told(void *context, const cJSON *reply, bool last)
     return 0;
 }
 
-/* Returns the exit status of the command, which is `status` so far. The model is there, whatever became of its trace.
- */
+/* Closes the trace. Returns the exit status of the command; `status` is what it was before. */
 static int close_trace(const struct rfctl *ctl, struct load *load, int status)
 {
     if (load->trace && fclose(load->trace) != 0 && load->trace_error == 0)

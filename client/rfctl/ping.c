@@ -1,4 +1,4 @@
-/* ping and version: is there a daemon, and which. */
+/* ping and version: tell whether a daemon answers, how fast, and which version it is. */
 #include "client/rfctl/format.h"
 #include "client/rfctl/output.h"
 #include "client/rfctl/reply.h"
@@ -9,8 +9,8 @@
 #include <sys/time.h>
 #include <time.h>
 
-/* Seconds in which a daemon answers, if nothing else is said. One that the first client starts looks for its GPUs
- * before it answers anybody. */
+/* How many seconds to wait for an answer, unless --deadline is given. It is this long because the first client may
+ * start the daemon, which then looks for GPUs before it answers. */
 #define ANSWER_SECONDS 10
 
 struct pings {
@@ -34,7 +34,7 @@ static int ping(struct rfctl *ctl, struct pings *pings)
 {
     struct timespec before, after;
     cJSON *reply = NULL;
-    ctl->replies = false; /* what is told is the time */
+    ctl->replies = false; /* print the time, not the reply */
     clock_gettime(CLOCK_MONOTONIC, &before);
     int status = ctl_ask(ctl, "Status", NULL, "ping", &reply);
     clock_gettime(CLOCK_MONOTONIC, &after);
@@ -45,7 +45,7 @@ static int ping(struct rfctl *ctl, struct pings *pings)
     pings->most = fmax(pings->most, ms);
     pings->sum += ms;
     if (pings->n++ == 0)
-        interrupt_defer(); /* from now on there is something to sum up */
+        interrupt_defer(); /* from now on an interrupt ends the loop, and the sums are printed */
     if (ctl->options.json)
         out_line("{\"ms\":%.3f}", ms);
     else
@@ -55,7 +55,7 @@ static int ping(struct rfctl *ctl, struct pings *pings)
     return out_flush() < 0 ? STATUS_REFUSED : STATUS_DONE;
 }
 
-/* Whoever asks whether the daemon answers is not to hang with it. */
+/* Limits how long a call waits, so that rfctl ends even if the daemon does not answer. */
 static void limit_waiting(struct rfctl *ctl)
 {
     struct timeval limit = {.tv_sec = ctl->options.deadline > 0 ? (time_t)ctl->options.deadline : ANSWER_SECONDS};
@@ -67,7 +67,7 @@ int command_ping(struct rfctl *ctl)
 {
     unsigned long count = ctl->options.count > 0 ? ctl->options.count : 1;
     struct pings pings = {0};
-    int status = ctl_connect(ctl); /* which is not part of the round trip */
+    int status = ctl_connect(ctl); /* before the loop: connecting is not part of the time */
     if (status == STATUS_DONE)
         limit_waiting(ctl);
     while (status == STATUS_DONE && !interrupt_came()) {
@@ -76,7 +76,7 @@ int command_ping(struct rfctl *ctl)
             break;
         nanosleep(&(struct timespec){.tv_sec = 1}, NULL);
     }
-    const bool last_word = status != STATUS_DONE && ctl->options.json; /* the error has it */
+    const bool last_word = status != STATUS_DONE && ctl->options.json; /* the error must be the last line */
     if (!last_word && (pings.n > 1 || (pings.n > 0 && ctl->options.count > 0)))
         tell_pings(ctl, &pings);
     return status == STATUS_DONE && interrupt_came() ? STATUS_INTERRUPTED : status;

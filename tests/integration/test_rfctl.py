@@ -246,8 +246,8 @@ def test_told_to_let_go(folder):
     assert result.returncode == DONE
     assert json.loads(result.stdout) == reply
     assert result.stderr.splitlines() == [
-        "rfctl: please let go of llama: it is being unloaded, or its device was lost",
-        "rfctl: please let go of evil\\nname: it is being unloaded, or its device was lost",
+        "rfctl: please detach from llama: it is being unloaded, or its device was lost",
+        "rfctl: please detach from evil\\nname: it is being unloaded, or its device was lost",
     ]
 
 
