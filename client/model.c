@@ -102,7 +102,7 @@ static bool bytes_fit(const struct table_entry *entry, const struct tensor_type 
     for (uint32_t i = 0; i + 1 < entry->n_dims; i++)
         if (__builtin_mul_overflow(bytes, entry->shape[i], &bytes))
             return false;
-    /* To a daemon that did not know the type, the tensor has all bytes up to the next one. */
+    /* If the daemon does not know the type, the tensor has all bytes of the file up to the next tensor. */
     const bool foreign = entry->form == FORM_NATIVE && entry->type_name[0] && strcmp(entry->type_name, type->name) != 0;
     return foreign ? bytes <= entry->bytes : bytes == entry->bytes;
 }
