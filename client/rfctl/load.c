@@ -1,5 +1,7 @@
 /* load: loads a file through the library, which passes the open file to the daemon, and shows the progress. */
+#include "client/rfctl/duration.h"
 #include "client/rfctl/format.h"
+#include "client/rfctl/interrupt.h"
 #include "client/rfctl/memory.h"
 #include "client/rfctl/output.h"
 #include "client/rfctl/progress.h"
@@ -91,6 +93,20 @@ static void tell_loaded(const struct load *load, const cJSON *model, const cJSON
     tell_dequant(load, phases, device);
 }
 
+/* Another user's model that the load joined stays as it is. Says so if it is not what was asked for. */
+static void tell_unchanged(const struct options *options, const cJSON *model)
+{
+    const char *name = reply_text(model, "name");
+    double ttl = reply_number(model, "ttl", -1);
+    char text[DURATION_SIZE];
+    if (options->pin && !cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "pinned")))
+        err_line("%s was not pinned: another user loaded it", name);
+    if (options->ttl > 0 && ttl < 0)
+        err_line("%s has no time to live, as before: another user loaded it", name);
+    else if (options->ttl > 0 && ttl != (double)options->ttl)
+        err_line("%s keeps its time to live of %s: another user loaded it", name, duration_format(text, ttl));
+}
+
 static int told(void *context, const cJSON *reply, bool last)
 {
     struct load *load = context;
@@ -107,6 +123,7 @@ static int told(void *context, const cJSON *reply, bool last)
     double overflows = reply_number(model, "overflows", 0);
     if (overflows > 0)
         err_line("%.0f values of %s are too large for f16 and became infinite", overflows, reply_text(model, "name"));
+    tell_unchanged(load->options, model);
     if (load->options->json)
         return 0;
     if (strcmp(reply_text(model, "state"), "resident") != 0) {

@@ -180,8 +180,8 @@ int command_verify(struct rfctl *ctl)
     free(what);
     if (status != STATUS_DONE || verification.mismatches == 0)
         return status;
-    err_line("%s is not what its file says: %d%s tensor%s differ%s", verification.name, verification.mismatches,
-             verification.mismatches >= MISMATCHES_MAX ? " or more" : "", verification.mismatches == 1 ? "" : "s",
-             verification.mismatches == 1 ? "s" : "");
+    err_line("%s is not what its file says: %d%s tensor%s differ%s; unload it, and load it again", verification.name,
+             verification.mismatches, verification.mismatches >= MISMATCHES_MAX ? " or more" : "",
+             verification.mismatches == 1 ? "" : "s", verification.mismatches == 1 ? "s" : "");
     return STATUS_REFUSED;
 }

@@ -4,7 +4,6 @@
  * the program. The table of commands is in main.c. */
 #pragma once
 
-#include "client/rfctl/interrupt.h"
 #include "client/rfctl/options.h"
 #include "client/rfctl/refusal.h"
 #include "client/rocmforge.h"
@@ -16,7 +15,6 @@ enum status {
     STATUS_REFUSED = 1,   /* the daemon refused, or a file or the output failed */
     STATUS_USAGE = 2,     /* wrong options or arguments */
     STATUS_NO_DAEMON = 3, /* no daemon, or the connection was lost */
-    STATUS_INTERRUPTED = INTERRUPT_STATUS,
 };
 
 struct rfctl {
