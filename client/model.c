@@ -144,7 +144,7 @@ static int model_map_table(rf_model *model, int fd)
         return client_fail(model->client, r, "mapping the table of tensors failed: %s", strerror(-r));
     r = table_check(model->table, model->table_bytes);
     if (r < 0)
-        return table_fail(model, r == -EPROTONOSUPPORT ? "its version is another" : "what stands in it");
+        return table_fail(model, r == -EPROTONOSUPPORT ? "its version is another" : "its content");
     return model_check_tensors(model);
 }
 
@@ -310,7 +310,7 @@ int rf_attach_with(rf_client *client, const char *name, const rf_attach_options 
         memcpy(&all, options, options->size < sizeof(all) ? options->size : sizeof(all));
     }
     if (!(all.deadline_seconds >= 0) || isinf(all.deadline_seconds))
-        return client_fail(client, -EINVAL, "a deadline is so many seconds from now, and not %g", all.deadline_seconds);
+        return client_fail(client, -EINVAL, "the deadline is not a valid number of seconds: %g", all.deadline_seconds);
     return attach(client, name, &all, ret);
 }
 
