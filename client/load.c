@@ -24,8 +24,7 @@ static int options_read(rf_client *client, const rf_load_options *options, rf_lo
         return client_fail(client, -EINVAL, "the size of the options is not set");
     memcpy(ret, options, options->size < sizeof(*ret) ? options->size : sizeof(*ret));
     if (!(ret->deadline_seconds >= 0) || isinf(ret->deadline_seconds))
-        return client_fail(client, -EINVAL, "a deadline is so many seconds from now, and not %g",
-                           ret->deadline_seconds);
+        return client_fail(client, -EINVAL, "the deadline is not a valid number of seconds: %g", ret->deadline_seconds);
     if (ret->ttl_seconds > FIELD_INTEGER_MAX)
         return client_fail(client, -EINVAL, "the time to live is too long");
     if (!(ret->wait_for_memory_seconds >= 0) || isinf(ret->wait_for_memory_seconds))

@@ -84,7 +84,7 @@ static bool bytes_fit(const struct table_entry *entry, const struct tensor_type 
     for (uint32_t i = 0; i + 1 < entry->n_dims; i++)
         if (__builtin_mul_overflow(bytes, entry->shape[i], &bytes))
             return false;
-    /* To a daemon that did not know the type, the tensor has all bytes up to the next one. */
+    /* If the daemon does not know the type, the tensor has all bytes of the file up to the next tensor. */
     const bool foreign = entry->form == FORM_NATIVE && entry->type_name[0] && strcmp(entry->type_name, type->name) != 0;
     return foreign ? bytes <= entry->bytes : bytes == entry->bytes;
 }
@@ -126,7 +126,7 @@ static int model_map_table(rf_model *model, int fd)
         return client_fail(model->client, r, "mapping the table of tensors failed: %s", strerror(-r));
     r = table_check(model->table, model->table_bytes);
     if (r < 0)
-        return table_fail(model, r == -EPROTONOSUPPORT ? "its version is another" : "what stands in it");
+        return table_fail(model, r == -EPROTONOSUPPORT ? "its version is another" : "its content");
     return model_check_tensors(model);
 }
 
@@ -315,7 +315,7 @@ int rf_attach_with(rf_client *client, const char *name, const rf_attach_options 
         memcpy(&all, options, options->size < sizeof(all) ? options->size : sizeof(all));
     }
     if (!(all.deadline_seconds >= 0) || isinf(all.deadline_seconds))
-        return client_fail(client, -EINVAL, "a deadline is so many seconds from now, and not %g", all.deadline_seconds);
+        return client_fail(client, -EINVAL, "the deadline is not a valid number of seconds: %g", all.deadline_seconds);
     return attach(client, name, &all, ret);
 }
 

@@ -1,4 +1,4 @@
-/* plan: what load would do. */
+/* plan: tells what load would do. */
 #include "client/rfctl/format.h"
 #include "client/rfctl/forms.h"
 #include "client/rfctl/memory.h"

@@ -1,4 +1,4 @@
-/* show: a model with all that its file says. And the two tables that inspect prints too. */
+/* show: prints a model with its leases, metadata and tensors. inspect prints the last two tables too. */
 #include "client/rfctl/duration.h"
 #include "client/rfctl/format.h"
 #include "client/rfctl/forms.h"
@@ -36,7 +36,7 @@ void show_metadata(const cJSON *metadata)
         table_add(table, "%s[%.0f]", reply_text(entry, "type"), count);
         cJSON *elements = cJSON_Parse(value);
         size_t size = strlen(value);
-        if (size > 1 && (double)cJSON_GetArraySize(elements) < count) /* the rest was left out */
+        if (size > 1 && (double)cJSON_GetArraySize(elements) < count) /* the daemon left out the rest */
             table_add(table, "%.*s,...]", (int)(size - 1), value);
         else
             table_add(table, "%s%s", value, cut ? "... (longer elements)" : "");
@@ -117,7 +117,7 @@ static void show_model(const cJSON *model)
         out_line("%.0f values were too large for f16 and became infinite", reply_number(model, "overflows", 0));
 }
 
-/* What the process calls itself; "" if that cannot be seen. */
+/* The name of the process, from /proc; "" if it cannot be read. Returns `name`. */
 static const char *process_name(char name[32], double pid)
 {
     name[0] = '\0';

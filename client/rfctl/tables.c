@@ -1,4 +1,4 @@
-/* ps and devices: what there is, as a table. */
+/* ps and devices: print tables of the models and of the devices. */
 #include "client/rfctl/duration.h"
 #include "client/rfctl/format.h"
 #include "client/rfctl/forms.h"
