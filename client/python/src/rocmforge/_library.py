@@ -10,12 +10,13 @@ import ctypes
 import errno as errnos
 import os
 import threading
-from ctypes import POINTER, Structure, c_char_p, c_double, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from typing import Any, Dict, Optional
 
 from . import errors
 
 SONAME = "librocmforge.so.0"
+DIMS_MAX = 8  # RF_DIMS_MAX
 
 
 class CTensor(Structure):
@@ -27,17 +28,13 @@ class CTensor(Structure):
         ("type_id", c_uint32),
         ("form", c_char_p),
         ("n_dims", c_uint32),
-        ("shape", c_uint64 * 4),
+        ("shape", c_uint64 * DIMS_MAX),
         ("offset", c_uint64),
         ("bytes", c_uint64),
         ("data", c_void_p),
+        ("padding", c_uint64),
+        ("reserved", c_void_p * 3),
     ]
-
-
-class CAttachOptions(Structure):
-    """rf_attach_options."""
-
-    _fields_ = [("size", c_size_t), ("deadline_seconds", c_double), ("progress", c_void_p), ("context", c_void_p)]
 
 
 _FUNCTIONS: Dict[str, Any] = {

@@ -1,0 +1,34 @@
+"""The weights of resident models, in place: a client of rocmforged.
+
+    import rocmforge
+
+    with rocmforge.connect() as rf:
+        rf.load("m.gguf", name="m")
+        with rf.attach("m") as m:
+            m.numpy("output_norm.weight")          # read-only, nothing is copied
+            m.get_tensor("output.weight", "pt")    # torch, on the device where the model is
+
+`rocmforge.aio` is the same for asyncio, `rocmforge.transformers` makes ready models.
+"""
+
+from ._metadata import MetadataUnavailable
+from .client import Client, attach, connect, load, load_attach
+from .errors import (
+    Cancelled, Closed, ConnectionLost, DeadlineExceeded, DeviceError, DeviceNotFound, Error, ExpectedMore, FileChanged,
+    FileError, InterfaceNotFound, InUse, InvalidMessage, InvalidModel, InvalidParameter, LeaseNotFound, LibraryError,
+    LibraryNotFound, LimitExceeded, MethodNotFound, MethodNotImplemented, ModelBusy, ModelNotFound, NameInUse, NoDaemon,
+    OutOfDeviceMemory, PermissionDenied, ProtocolError, ShuttingDown, UnsupportedDtype, UnsupportedType, WireError,
+)  # fmt: skip
+from .model import Model
+from .tensor import Tensor
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Cancelled", "Client", "Closed", "ConnectionLost", "DeadlineExceeded", "DeviceError", "DeviceNotFound", "Error",
+    "ExpectedMore", "FileChanged", "FileError", "InUse", "InterfaceNotFound", "InvalidMessage", "InvalidModel",
+    "InvalidParameter", "LeaseNotFound", "LibraryError", "LibraryNotFound", "LimitExceeded", "MetadataUnavailable",
+    "MethodNotFound", "MethodNotImplemented", "Model", "ModelBusy", "ModelNotFound", "NameInUse", "NoDaemon",
+    "OutOfDeviceMemory", "PermissionDenied", "ProtocolError", "ShuttingDown", "Tensor", "UnsupportedDtype",
+    "UnsupportedType", "WireError", "attach", "connect", "load", "load_attach",
+]  # fmt: skip

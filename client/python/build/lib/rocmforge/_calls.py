@@ -1,0 +1,62 @@
+"""What the methods of the wire are called with: the same for the client that blocks and for that of asyncio."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any, Dict, List, Mapping, Optional
+
+from ._files import Path, link_name
+
+
+def seconds(value: Optional[float]) -> Optional[float]:
+    """A deadline. ValueError: it is none."""
+    if value is not None and not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"a deadline is so many seconds from now, and not {value}")
+    return value
+
+
+def load(
+    path: Path,
+    fds: Optional[List[int]],
+    name: Optional[str],
+    form: Optional[str],
+    device: Optional[str],
+    dequant: Optional[str],
+    wait: bool,
+    pin: bool,
+    private: bool,
+    ttl: Optional[int],
+    deadline: Optional[float],
+    trace: bool,
+) -> Dict[str, Any]:
+    """The parameters of Load. Without descriptors the daemon opens the path."""
+    return {
+        **_file(path, fds),
+        "name": name or (link_name(path) if fds is not None else None),
+        "form": form,
+        "device": device,
+        "dequant": dequant,
+        "wait": None if wait else False,
+        "pin": pin or None,
+        "private": private or None,
+        "ttl": ttl,
+        "deadline": seconds(deadline),
+        "trace": trace or None,
+    }
+
+
+def plan(path: Path, fds: Optional[List[int]], form: Optional[str], device: Optional[str]) -> Dict[str, Any]:
+    """The parameters of Plan."""
+    return {**_file(path, fds), "form": form, "device": device}
+
+
+def _file(path: Path, fds: Optional[List[int]]) -> Dict[str, Any]:
+    if fds is not None:
+        return {"fds": list(range(len(fds)))}
+    return {"path": os.path.abspath(os.fspath(path))}
+
+
+def without_draining(reply: Mapping[str, Any]) -> Dict[str, Any]:
+    """A reply less what every reply may have: on_draining() tells that."""
+    return {key: value for key, value in reply.items() if key != "draining"}

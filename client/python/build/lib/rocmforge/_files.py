@@ -1,0 +1,61 @@
+"""Opens what a model's path stands for: one file, or all of a split model."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from contextlib import contextmanager, nullcontext
+from typing import ContextManager, Iterator, List, Optional, Union
+
+Path = Union[str, "os.PathLike[str]"]
+
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf\Z", re.ASCII)
+_SHARDS_MAX = 253  # as many descriptors as a message can carry
+_NAME_MAX = 127
+
+
+def shard_paths(path: Path) -> List[str]:
+    """The files of a split model whose first one this is, in order; else the path itself."""
+    text = os.fspath(path)
+    match = _SHARD.search(text)
+    if not match or int(match[1]) != 1 or not 1 <= int(match[2]) <= _SHARDS_MAX:
+        return [text]
+    stem = text[: match.start()]
+    return [f"{stem}-{i:05}-of-{match[2]}.gguf" for i in range(1, int(match[2]) + 1)]
+
+
+def link_name(path: Path) -> Optional[str]:
+    """What a model is called whose path is a symbolic link: as the link, which the daemon, that gets a descriptor,
+    cannot see. None: the path is none."""
+    text = os.fspath(path)
+    if not os.path.islink(text):
+        return None
+    name = os.path.basename(text)
+    if name.lower().endswith(".gguf"):
+        name = name[:-5]
+    raw = os.fsencode(name)[:_NAME_MAX]
+    allowed = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-:@+"
+    return bytes(c if c in allowed else ord("_") for c in raw).decode() or "model"
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[List[int]]:
+    """Descriptors of the files, open until the end of the `with`. OSError; ValueError: one is no regular file."""
+    fds: List[int] = []
+    try:
+        for name in shard_paths(path):
+            # Whoever opens a pipe that nobody writes to waits for ever, but for O_NONBLOCK.
+            fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+            fds.append(fd)
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise ValueError(f"cannot open {name}: it is no regular file")
+        yield fds
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def opened_or_not(path: Path, by_path: bool) -> ContextManager[Optional[List[int]]]:
+    """opened(); or None, where the daemon is to open the path itself."""
+    return nullcontext(None) if by_path else opened(path)

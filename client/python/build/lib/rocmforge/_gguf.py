@@ -1,0 +1,133 @@
+"""Reads the metadata of a GGUF file: every key and value, uncut.
+
+The daemon's Show cuts long arrays and strings, so that a tokenizer cannot be made of what it tells.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import struct
+import sys
+from typing import Any, BinaryIO, Callable, Dict, List, Union
+
+_MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
+_STRING, _ARRAY = 8, 9
+# By the number that the file has: struct's letter, which is array.array's, too.
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_CHUNK = 8 << 20
+_DEPTH_MAX = 4
+
+Value = Union[int, float, bool, str, List[Any]]
+
+
+class InvalidGguf(ValueError):
+    """This is no header of a GGUF file."""
+
+
+class _Source:
+    """The beginning of a file, read as it is needed: `data` grows, and offsets stay."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._left = os.fstat(file.fileno()).st_size
+        self.data = bytearray()
+        self.at = 0
+
+    def need(self, size: int) -> int:
+        """Sees to it that so many bytes are there, moves behind them, and returns where they begin."""
+        begin, end = self.at, self.at + size
+        while len(self.data) < end:
+            want = min(max(_CHUNK, end - len(self.data)), self._left)
+            part = self._file.read(want) if want > 0 else b""
+            if not part:
+                raise InvalidGguf("the file ends in its header")
+            self._left -= len(part)
+            self.data += part
+        self.at = end
+        return begin
+
+    def number(self, letter: str) -> Any:
+        layout = "<" + letter
+        begin = self.need(struct.calcsize(layout))
+        return struct.unpack_from(layout, self.data, begin)[0]
+
+    def text(self) -> str:
+        size = self.number("Q")
+        begin = self.need(size)
+        return self.data[begin : begin + size].decode("utf-8", "surrogateescape")
+
+
+def _strings(source: _Source, count: int) -> List[str]:
+    """As text() for each of a quarter of a million, with less between."""
+    result: List[str] = []
+    unpack = struct.Struct("<Q").unpack_from
+    append = result.append
+    data, at = source.data, source.at
+    for _ in range(count):
+        if at + 8 > len(data):
+            source.at = at
+            source.need(8)
+        (size,) = unpack(data, at)
+        at += 8
+        if at + size > len(data):
+            source.at = at
+            source.need(size)
+        append(data[at : at + size].decode("utf-8", "surrogateescape"))
+        at += size
+    source.at = at
+    return result
+
+
+def _array(source: _Source, depth: int) -> List[Any]:
+    kind, count = source.number("I"), source.number("Q")
+    if kind == _STRING:
+        return _strings(source, count)
+    if kind == _ARRAY:
+        if depth >= _DEPTH_MAX:
+            raise InvalidGguf("arrays of arrays of arrays")
+        return [_array(source, depth + 1) for _ in range(count)]
+    letter = _SCALARS.get(kind)
+    if letter is None:
+        raise InvalidGguf(f"a value of the type {kind}")
+    size = struct.calcsize("<" + letter)
+    begin = source.need(count * size)
+    part = bytes(source.data[begin : begin + count * size])
+    if letter == "?":
+        return [byte != 0 for byte in part]
+    numbers = array.array(letter, part)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers.tolist()
+
+
+def _value(source: _Source) -> Value:
+    kind = source.number("I")
+    if kind == _STRING:
+        return source.text()
+    if kind == _ARRAY:
+        return _array(source, 1)
+    letter = _SCALARS.get(kind)
+    if letter is None:
+        raise InvalidGguf(f"a value of the type {kind}")
+    value: Value = source.number(letter)
+    return value
+
+
+def read_metadata(file: BinaryIO, check: Callable[[int], bool] = lambda tensors: True) -> Dict[str, Value]:
+    """Key and value of all that a file's header says; arrays become lists. `check` is given the number of tensors first.
+    InvalidGguf, OSError."""
+    source = _Source(file)
+    begin = source.need(4)
+    if source.data[begin : begin + 4] != _MAGIC:
+        raise InvalidGguf("it does not begin with GGUF")
+    if source.number("I") not in _VERSIONS:
+        raise InvalidGguf("a version that is not known")
+    if not check(source.number("Q")):
+        raise InvalidGguf("it has other tensors")
+    metadata: Dict[str, Value] = {}
+    for _ in range(source.number("Q")):
+        key = source.text()
+        metadata[key] = _value(source)
+    return metadata

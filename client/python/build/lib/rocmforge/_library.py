@@ -1,0 +1,121 @@
+"""librocmforge through ctypes: what client/rocmforge.h declares, as far as this package needs it.
+
+The library does what Python should not: it checks what the daemon hands out, maps the memory of a host or a GPU, and
+unmaps it when the device is done with it. All else goes over the wire from Python, where a signal can interrupt it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno as errnos
+import os
+import threading
+from ctypes import POINTER, Structure, c_char_p, c_double, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from typing import Any, Dict, Optional
+
+from . import errors
+
+SONAME = "librocmforge.so.0"
+
+
+class CTensor(Structure):
+    """rf_tensor."""
+
+    _fields_ = [
+        ("name", c_char_p),
+        ("type", c_char_p),
+        ("type_id", c_uint32),
+        ("form", c_char_p),
+        ("n_dims", c_uint32),
+        ("shape", c_uint64 * 4),
+        ("offset", c_uint64),
+        ("bytes", c_uint64),
+        ("data", c_void_p),
+    ]
+
+
+class CAttachOptions(Structure):
+    """rf_attach_options."""
+
+    _fields_ = [("size", c_size_t), ("deadline_seconds", c_double), ("progress", c_void_p), ("context", c_void_p)]
+
+
+_FUNCTIONS: Dict[str, Any] = {
+    "rf_version": (c_char_p,),
+    "rf_connect": (c_int, c_char_p, POINTER(c_void_p)),
+    "rf_close": (None, c_void_p),
+    "rf_client_fd": (c_int, c_void_p),
+    "rf_error_message": (c_char_p, c_void_p),
+    "rf_error_name": (c_char_p, c_void_p),
+    "rf_error_parameters": (c_char_p, c_void_p),
+    "rf_attach": (c_int, c_void_p, c_char_p, POINTER(c_void_p)),
+    "rf_detach": (c_int, c_void_p),
+    "rf_model_name": (c_char_p, c_void_p),
+    "rf_model_id": (c_uint64, c_void_p),
+    "rf_model_device": (c_char_p, c_void_p),
+    "rf_model_device_kind": (c_char_p, c_void_p),
+    "rf_model_device_uuid": (c_char_p, c_void_p),
+    "rf_model_device_pci": (c_char_p, c_void_p),
+    "rf_model_data": (c_void_p, c_void_p),
+    "rf_model_bytes": (c_uint64, c_void_p),
+    "rf_model_read": (c_int, c_void_p, c_uint64, c_void_p, c_size_t),
+    "rf_model_tensors": (c_size_t, c_void_p),
+    "rf_model_tensor": (c_int, c_void_p, c_size_t, POINTER(CTensor)),
+    "rf_model_find": (c_int, c_void_p, c_char_p, POINTER(CTensor)),
+}
+
+_lock = threading.Lock()
+_library: Optional[ctypes.CDLL] = None
+
+
+def _open() -> ctypes.CDLL:
+    path = os.environ.get("ROCMFORGE_LIBRARY") or SONAME
+    if os.path.isdir(path):  # a build folder, or the one in it that has the library
+        found = [p for p in (os.path.join(path, SONAME), os.path.join(path, "client", SONAME)) if os.path.exists(p)]
+        if not found:
+            raise errors.LibraryNotFound(f"ROCMFORGE_LIBRARY names {path}, where there is no {SONAME}")
+        path = found[0]
+    try:
+        library = ctypes.CDLL(path)
+        for name, (result, *arguments) in _FUNCTIONS.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError) as error:
+        raise errors.LibraryNotFound(
+            f"{SONAME} cannot be loaded: {error}; install rocmforge, or set ROCMFORGE_LIBRARY to the file or its folder"
+        ) from None
+    return library
+
+
+def library() -> ctypes.CDLL:
+    """The library, loaded once. LibraryNotFound."""
+    global _library
+    if _library is None:
+        with _lock:
+            if _library is None:
+                _library = _open()
+    return _library
+
+
+def text(value: Optional[bytes]) -> str:
+    """What the library gives as a string; a name in a file need not be UTF-8, and comes back as it was."""
+    return (value or b"").decode("utf-8", "surrogateescape")
+
+
+def failure(client: Optional[c_void_p], result: int) -> errors.Error:
+    """The exception for a negative result of a function on this client, or of rf_connect() if it is None."""
+    lib = library()
+    name = lib.rf_error_name(client) if client else None
+    message = text(lib.rf_error_message(client))
+    if name:
+        import json
+
+        parameters = lib.rf_error_parameters(client)
+        return errors.from_wire(text(name), json.loads(parameters) if parameters else None)
+    if not client:
+        return errors.NoDaemon(message)
+    if result in (-errnos.ECONNRESET, -errnos.ETIMEDOUT):
+        return errors.ConnectionLost(message)
+    if result == -errnos.EPROTO:
+        return errors.ProtocolError(message)
+    return errors.LibraryError(-result, message)

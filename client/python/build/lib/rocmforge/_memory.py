@@ -1,0 +1,224 @@
+"""A model's memory in this process, and what refers to it.
+
+An Attachment is one connection of librocmforge with one lease. It is given back when the model is closed and no View is
+left, or when nothing refers to it any more. Views are what arrays, tensors and buffers of others hold on to.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import os
+import socket
+import struct
+import threading
+from ctypes import byref, c_void_p
+from typing import Any, ContextManager, Dict, List, NamedTuple, Optional, Tuple
+
+from . import _library, errors
+
+# How long the daemon may take to answer what it answers at once. Without a limit a destructor could wait for ever.
+_ANSWER_SECONDS = 60
+
+_exiting = False
+
+
+def exiting() -> bool:
+    """The interpreter is at its end: the process gives all back as it goes, and nothing is to be unmapped before that,
+    since some other destructor may still read it."""
+    return _exiting
+
+
+def _exit() -> None:
+    global _exiting
+    _exiting = True
+
+
+atexit.register(_exit)
+
+
+class Entry(NamedTuple):
+    """A tensor as the library tells it."""
+
+    name: str
+    type: str
+    form: str
+    shape: Tuple[int, ...]
+    offset: int
+    nbytes: int
+    address: int
+
+
+def _entry(tensor: _library.CTensor) -> Entry:
+    return Entry(
+        _library.text(tensor.name),
+        _library.text(tensor.type),
+        _library.text(tensor.form),
+        tuple(tensor.shape[: tensor.n_dims]),
+        tensor.offset,
+        tensor.bytes,
+        tensor.data or 0,
+    )
+
+
+class View:
+    """Somebody refers to the memory, as long as this object lives."""
+
+    __slots__ = ("attachment", "__weakref__")
+
+    def __init__(self, attachment: Attachment) -> None:
+        self.attachment = attachment
+        attachment.views[id(self)] = None
+
+    def __del__(self) -> None:
+        try:
+            attachment = self.attachment
+        except AttributeError:  # it was never made
+            return
+        attachment.views.pop(id(self), None)
+        if attachment.closing and not attachment.views:
+            attachment.release()
+
+
+class Attachment:
+    """Attaches to a resident model. An Error if that fails."""
+
+    def __init__(self, path: str, name: str) -> None:
+        self.pid = os.getpid()
+        self.views: Dict[int, None] = {}  # a dictionary's operations are atomic; by id(), so that none is kept
+        self.closing = False
+        self._lock = threading.RLock()
+        self._client = c_void_p()
+        self._model = c_void_p()
+        lib = self._lib = _library.library()
+        result = lib.rf_connect(os.fsencode(path), byref(self._client))
+        if result < 0:
+            raise _library.failure(None, result)
+        # The descriptor stays the library's: detach() takes it back from the object.
+        sock = socket.socket(fileno=lib.rf_client_fd(self._client))
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", _ANSWER_SECONDS, 0))
+        finally:
+            sock.detach()
+        self._check(lib.rf_attach(self._client, name.encode("utf-8", "surrogateescape"), byref(self._model)))
+        model = self._model
+        self.name = _library.text(lib.rf_model_name(model))
+        self.id = int(lib.rf_model_id(model))
+        self.device = _library.text(lib.rf_model_device(model))
+        self.kind = _library.text(lib.rf_model_device_kind(model))
+        self.uuid = _library.text(lib.rf_model_device_uuid(model)) or None
+        self.pci = _library.text(lib.rf_model_device_pci(model)) or None
+        self.address = int(lib.rf_model_data(model) or 0)
+        self.nbytes = int(lib.rf_model_bytes(model))
+
+    def __del__(self) -> None:
+        self.release()
+
+    def _check(self, result: int) -> None:
+        if result < 0:
+            raise _library.failure(self._client, result)
+
+    @property
+    def on_host(self) -> bool:
+        return self.kind == "host"
+
+    @property
+    def released(self) -> bool:
+        return not self._model
+
+    def usable(self) -> None:
+        """Raises if the memory is gone, or is a GPU's in a process that was forked."""
+        if self.closing or not self._model:
+            raise errors.Closed(f"the model '{getattr(self, 'name', '')}' was closed")
+        if not self.on_host and os.getpid() != self.pid:
+            raise errors.Error(
+                "a GPU's memory that the parent attached to cannot be used in a process forked from it: "
+                f"call rocmforge.attach({self.name!r}) in the child"
+            )
+
+    def view(self) -> View:
+        self.usable()
+        return View(self)
+
+    def read(self, offset: int, address: int, nbytes: int) -> None:
+        """Copies bytes of the memory, wherever it is, to an address in this process."""
+        with self._turn():
+            self._check(self._lib.rf_model_read(self._model, offset, address, nbytes))
+
+    def entries(self) -> List[Entry]:
+        """All tensors, in the order of the file."""
+        entries = []
+        tensor = _library.CTensor()
+        with self._turn():
+            for index in range(self._lib.rf_model_tensors(self._model)):
+                self._check(self._lib.rf_model_tensor(self._model, index, byref(tensor)))
+                entries.append(_entry(tensor))
+        return entries
+
+    def find(self, name: str) -> Optional[Entry]:
+        tensor = _library.CTensor()
+        with self._turn():
+            if self._lib.rf_model_find(self._model, name.encode("utf-8", "surrogateescape"), byref(tensor)) < 0:
+                return None
+            return _entry(tensor)
+
+    def count(self) -> int:
+        with self._turn():
+            return int(self._lib.rf_model_tensors(self._model))
+
+    def _turn(self) -> _Turn:
+        return _Turn(self)
+
+    def close(self) -> None:
+        """No new views; gives the lease back now if there are none, else with the last of them."""
+        self.closing = True
+        if not self.views:
+            self.release()
+
+    def release(self, exiting: Any = exiting) -> None:
+        """Detaches and closes the connection, once. Never raises: it may be a destructor's. A daemon that is gone has
+        ended the lease by itself."""
+        try:
+            if exiting() or not self._client:
+                return
+            with self._lock_of_this_process():
+                client, model = self._client, self._model
+                self._client, self._model = c_void_p(), c_void_p()
+            if model:
+                self._lib.rf_detach(model)
+            if client:
+                self._lib.rf_close(client)
+        except AttributeError:  # it was not made to its end
+            return
+
+    def _lock_of_this_process(self) -> ContextManager[object]:
+        # A thread that had it when this process was forked is not there to give it back.
+        if os.getpid() != self.pid:
+            return threading.RLock()
+        return self._lock
+
+
+class _Turn:
+    """The model is one thread's, and is not released meanwhile, not even by a destructor that runs in between."""
+
+    __slots__ = ("_view", "_lock")
+
+    def __init__(self, attachment: Attachment) -> None:
+        self._view: Optional[View] = attachment.view()
+        self._lock = attachment._lock_of_this_process()
+
+    def __enter__(self) -> None:
+        self._lock.__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.__exit__(None, None, None)
+        self._view = None
+
+
+def host_buffer(view: Optional[View], address: int, nbytes: int) -> memoryview:
+    """Bytes at an address of this process, read-only. The buffer keeps the view."""
+    if nbytes == 0:
+        return memoryview(b"")
+    array = (ctypes.c_ubyte * nbytes).from_address(address)
+    array._view = view  # type: ignore[attr-defined]
+    return memoryview(array).cast("B").toreadonly()

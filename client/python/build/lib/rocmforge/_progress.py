@@ -1,0 +1,61 @@
+"""Shows how far a load is: tqdm's bar where tqdm is, else a line on stderr where that is a terminal."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Callable, Optional, Union
+
+from .replies import Progress
+
+# True: show it; or what is called with each report of the daemon.
+ProgressOption = Union[bool, None, Callable[[Progress], object]]
+
+
+class Shown:
+    """Takes reports of progress, as progress=True does."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._bar: Any = None
+        self._wrote = False
+        try:
+            from tqdm.auto import tqdm
+
+            self._tqdm: Any = tqdm
+        except ImportError:
+            self._tqdm = None
+
+    def __call__(self, progress: Progress) -> None:
+        if self._tqdm is None:
+            self._line(progress)
+            return
+        if self._bar is None:
+            self._bar = self._tqdm(total=progress["total"], desc=self._what, unit="B", unit_scale=True)
+        self._bar.total = progress["total"]
+        self._bar.update(progress["done"] - self._bar.n)
+
+    def _line(self, progress: Progress) -> None:
+        if sys.stderr.isatty():
+            part = 100 * progress["done"] // max(progress["total"], 1)
+            print(f"\r{self._what}: {part:3} %, {progress['rate'] / 1e9:.1f} GB/s", end="", file=sys.stderr, flush=True)
+            self._wrote = True
+
+    def done(self, complete: bool) -> None:
+        if self._bar is not None:
+            if complete:
+                self._bar.update(self._bar.total - self._bar.n)
+            self._bar.close()
+        elif self._wrote:
+            print(file=sys.stderr)
+
+
+def taker(option: ProgressOption, what: str) -> Optional[Callable[[Progress], object]]:
+    """What is to be called with reports; None: nothing."""
+    if option is True:
+        return Shown(what)
+    return option if callable(option) else None
+
+
+def finish(take: Optional[Callable[[Progress], object]], complete: bool) -> None:
+    if isinstance(take, Shown):
+        take.done(complete)

@@ -1,0 +1,388 @@
+"""The same client for asyncio.
+
+    async with rocmforge.aio.connect() as rf:
+        await rf.load("m.gguf", name="m")
+        with await rf.attach("m") as m:
+            m.numpy("output_norm.weight")
+
+To cancel a task that waits for a load ends that load, unless others wait for it, too. Models and tensors are those of
+the package; to attach, and to close a model, takes well under a millisecond on the host.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import os
+import socket as sockets
+from typing import TYPE_CHECKING, Any, AsyncGenerator, Dict, Generator, List, NoReturn, Optional, Sequence, Tuple, Type
+from typing import cast
+
+from . import _calls, _progress
+from ._files import Path, opened_or_not
+from ._memory import Attachment
+from ._progress import ProgressOption
+from ._varlink import CONNECT_RETRY, CONNECT_TIMEOUT, Reader, close_all, connect_failure, decode, default_socket, encode
+from .errors import Closed, ConnectionLost, ProtocolError
+from .model import Model
+from .replies import Device, Event, LoadReply, ModelInfo, PlanReply, ShowReply, StatusReply, VerifyReply
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+
+class _Connection:
+    """One connection, for one task at a time. A call that does not come to its end ends it."""
+
+    def __init__(self) -> None:
+        self._reader = Reader()
+        self._socket = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM | sockets.SOCK_CLOEXEC)
+        self._socket.setblocking(False)
+
+    @classmethod
+    async def open(cls, path: str) -> _Connection:
+        self = cls()
+        try:
+            end = asyncio.get_running_loop().time() + CONNECT_TIMEOUT
+            while True:
+                try:
+                    self._socket.connect(path)
+                    return self
+                except BlockingIOError as error:
+                    if asyncio.get_running_loop().time() >= end:
+                        late = TimeoutError(error.errno, "it does not take connections")
+                        raise connect_failure(path, late) from None
+                    await asyncio.sleep(CONNECT_RETRY)
+                except OSError as error:
+                    raise connect_failure(path, error) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def __del__(self) -> None:
+        try:
+            self.close()
+        except AttributeError:  # it was not made to its end
+            pass
+
+    @property
+    def closed(self) -> bool:
+        return self._socket.fileno() < 0
+
+    def is_dead(self) -> bool:
+        """Between calls the daemon says nothing, but that it is gone."""
+        try:
+            self._socket.recv(1, sockets.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        return True
+
+    def close(self) -> None:
+        self._socket.close()
+        self._reader.close()
+
+    async def _ready(self, write: bool) -> None:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        fd = self._socket.fileno()
+
+        def wake() -> None:
+            if not future.done():
+                future.set_result(None)
+
+        (loop.add_writer if write else loop.add_reader)(fd, wake)
+        try:
+            await future
+        finally:
+            (loop.remove_writer if write else loop.remove_reader)(fd)
+
+    async def call(
+        self, method: str, parameters: Optional[Dict[str, Any]] = None, fds: Sequence[int] = ()
+    ) -> Dict[str, Any]:
+        replies = self.replies(method, parameters, fds, more=False)
+        try:
+            async for reply, _ in replies:
+                return reply
+        finally:
+            await replies.aclose()
+        raise ProtocolError("the daemon sent no reply")
+
+    async def replies(
+        self, method: str, parameters: Optional[Dict[str, Any]] = None, fds: Sequence[int] = (), more: bool = True
+    ) -> AsyncGenerator[Tuple[Dict[str, Any], bool], None]:
+        data = encode(method, parameters, more)
+        done = False
+        try:
+            await self._send(data, fds)
+            while not done:
+                text = await self._message()
+                try:
+                    reply, continues = decode(text)
+                except ProtocolError:
+                    raise
+                except Exception:
+                    done = True  # an error of the daemon, which is the last reply
+                    raise
+                if continues and not more:
+                    raise ProtocolError("the daemon sent several replies, and one was asked for")
+                done = not continues
+                yield reply, continues
+        finally:
+            if not done:
+                self.close()
+
+    async def _send(self, data: bytes, fds: Sequence[int]) -> None:
+        rights = [(sockets.SOL_SOCKET, sockets.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        while data:
+            try:
+                data = data[self._socket.sendmsg([data], rights, sockets.MSG_NOSIGNAL) :]
+                rights = []
+            except BlockingIOError:
+                await self._ready(write=True)
+            except (BrokenPipeError, ConnectionResetError):
+                return  # it may have said why, before it closed the connection
+            except OSError as error:
+                raise ConnectionLost(f"sending to the daemon failed: {error.strerror or error}") from None
+
+    async def _message(self) -> bytes:
+        while True:
+            message = self._reader.next()
+            if message:
+                close_all(message[1])
+                return message[0]
+            try:
+                alive = self._reader.receive(self._socket)
+            except BlockingIOError:
+                await self._ready(write=False)
+                continue
+            except ConnectionResetError:
+                alive = False
+            except OSError as error:
+                raise ConnectionLost(f"receiving from the daemon failed: {error.strerror or error}") from None
+            if not alive:
+                raise ConnectionLost("the daemon closed the connection")
+
+
+class Client:
+    """A client of the daemon at a socket, for the tasks of one event loop. Methods are those of rocmforge.Client, which
+    say what they take, return and raise; what can take long has a connection of its own."""
+
+    def __init__(self, socket: Optional[Path] = None) -> None:
+        self.socket = os.fspath(socket) if socket is not None else default_socket()
+        self._lock = asyncio.Lock()
+        self._connection: Optional[_Connection] = None
+        self._closed = False
+
+    # --- its end ---
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection. Models that were attached stay so until they are closed."""
+        self._closed = True
+        if self._connection:
+            self._connection.close()
+            self._connection = None
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError("a client cannot be pickled: call rocmforge.aio.connect() in the other process")
+
+    # --- calls ---
+
+    def _check(self) -> None:
+        if self._closed:
+            raise Closed("the client was closed")
+
+    async def _shared(self) -> _Connection:
+        connection = self._connection
+        if connection is None or connection.closed or connection.is_dead():
+            if connection is not None:
+                connection.close()
+            connection = self._connection = await _Connection.open(self.socket)
+        return connection
+
+    async def call(
+        self, method: str, parameters: Optional[Dict[str, Any]] = None, fds: Sequence[int] = ()
+    ) -> Dict[str, Any]:
+        self._check()
+        async with self._lock:
+            return await (await self._shared()).call(method, parameters, fds)
+
+    async def call_more(
+        self, method: str, parameters: Optional[Dict[str, Any]] = None, fds: Sequence[int] = ()
+    ) -> AsyncGenerator[Dict[str, Any], None]:
+        """Yields each reply. Who stops before the last one closes the generator, with aclose(), which ends the call."""
+        self._check()
+        connection = await _Connection.open(self.socket)
+        try:
+            async for reply, _ in connection.replies(method, parameters, fds):
+                yield reply
+        finally:
+            connection.close()
+
+    async def _waited(
+        self, method: str, parameters: Dict[str, Any], fds: Sequence[int], progress: ProgressOption, what: str
+    ) -> Dict[str, Any]:
+        take = _progress.taker(progress, what)
+        last: Dict[str, Any] = {}
+        complete = False
+        replies = self.call_more(method, parameters, fds)
+        try:
+            async for last in replies:
+                if take and last.get("progress"):
+                    take(last["progress"])
+            complete = True
+        finally:
+            await replies.aclose()
+            _progress.finish(take, complete)
+        return _calls.without_draining(last)
+
+    # --- loading ---
+
+    async def load(
+        self,
+        path: Path,
+        *,
+        name: Optional[str] = None,
+        form: Optional[str] = None,
+        device: Optional[str] = None,
+        dequant: Optional[str] = None,
+        wait: bool = True,
+        pin: bool = False,
+        private: bool = False,
+        ttl: Optional[int] = None,
+        deadline: Optional[float] = None,
+        progress: ProgressOption = None,
+        trace: bool = False,
+        by_path: bool = False,
+    ) -> LoadReply:
+        options = (name, form, device, dequant, wait, pin, private, ttl, deadline, trace)
+        with opened_or_not(path, by_path) as fds:
+            parameters = _calls.load(path, fds, *options)
+            reply = await self._waited("Load", parameters, fds or (), progress, f"loading {os.path.basename(path)}")
+        return cast(LoadReply, reply)
+
+    async def plan(
+        self, path: Path, *, form: Optional[str] = None, device: Optional[str] = None, by_path: bool = False
+    ) -> PlanReply:
+        with opened_or_not(path, by_path) as fds:
+            parameters = _calls.plan(path, fds, form, device)
+            return cast(PlanReply, await self._waited("Plan", parameters, fds or (), None, ""))
+
+    async def unload(self, name: str, *, force: bool = False, deadline: Optional[float] = None) -> str:
+        parameters = {"name": name, "force": force or None, "deadline": _calls.seconds(deadline)}
+        return str((await self._waited("Unload", parameters, (), None, ""))["state"])
+
+    async def cancel(self, name: str, *, deadline: Optional[float] = None) -> None:
+        await self._waited("Cancel", {"name": name, "deadline": _calls.seconds(deadline)}, (), None, "")
+
+    # --- keeping ---
+
+    async def pin(self, name: str) -> None:
+        await self.call("Pin", {"name": name})
+
+    async def unpin(self, name: str) -> None:
+        await self.call("Unpin", {"name": name})
+
+    async def set_ttl(self, name: str, ttl: Optional[int]) -> None:
+        await self.call("SetTtl", {"name": name, "ttl": ttl})
+
+    # --- looking ---
+
+    async def list(self) -> List[ModelInfo]:
+        return cast("List[ModelInfo]", (await self.call("List"))["models"])
+
+    async def show(self, name: str) -> ShowReply:
+        return cast(ShowReply, _calls.without_draining(await self.call("Show", {"name": name})))
+
+    async def devices(self) -> List[Device]:
+        return cast("List[Device]", (await self.call("Devices"))["devices"])
+
+    async def status(self) -> StatusReply:
+        return cast(StatusReply, _calls.without_draining(await self.call("Status")))
+
+    async def verify(
+        self, name: str, *, deadline: Optional[float] = None, progress: ProgressOption = None
+    ) -> VerifyReply:
+        parameters = {"name": name, "deadline": _calls.seconds(deadline)}
+        return cast(VerifyReply, await self._waited("Verify", parameters, (), progress, f"verifying {name}"))
+
+    async def watch(self) -> AsyncGenerator[Event, None]:
+        """Every change of state as it happens, for ever; first the models as they are, without an event. Who stops
+        listening closes the generator, with aclose()."""
+        replies = self.call_more("Watch")
+        try:
+            async for reply in replies:
+                yield cast(Event, _calls.without_draining(reply))
+        finally:
+            await replies.aclose()
+
+    # --- attaching ---
+
+    async def attach(self, name: str, *, deadline: Optional[float] = None, progress: ProgressOption = None) -> Model:
+        return await self._attach(name, deadline, progress, None)
+
+    async def load_attach(self, path: Path, **options: Any) -> Model:
+        if not options.get("wait", True):
+            raise ValueError("load_attach() waits for the load")
+        info = (await self.load(path, **options))["model"]
+        return await self._attach(info["name"], None, None, os.path.abspath(path))
+
+    async def _attach(
+        self, name: str, deadline: Optional[float], progress: ProgressOption, path: Optional[str]
+    ) -> Model:
+        take = _progress.taker(progress, f"waiting for {name}")
+        parameters = {"name": name, "table": True, "deadline": _calls.seconds(deadline)}
+        self._check()
+        connection = await _Connection.open(self.socket)
+        reply: Dict[str, Any] = {}
+        try:
+            async for reply, _ in connection.replies("Attach", parameters):
+                if take and reply.get("progress"):
+                    take(reply["progress"])
+            attachment = await asyncio.get_running_loop().run_in_executor(None, Attachment, self.socket, name)
+            await connection.call("Detach", {"lease": reply["lease"]})
+        finally:
+            _progress.finish(take, "lease" in reply)
+            connection.close()
+        return Model(attachment, cast(ModelInfo, reply["model"]), path)
+
+
+class _Connecting:
+    """What connect() gives: to be awaited, or for an `async with`."""
+
+    def __init__(self, socket: Optional[Path]) -> None:
+        self._socket = socket
+        self._client: Optional[Client] = None
+
+    async def _open(self) -> Client:
+        client = Client(self._socket)
+        client._connection = await _Connection.open(client.socket)
+        return client
+
+    def __await__(self) -> Generator[Any, None, Client]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> Client:
+        self._client = await self._open()
+        return self._client
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._client:
+            self._client.close()
+
+
+def connect(socket: Optional[Path] = None) -> _Connecting:
+    """A Client of the daemon at a socket: `async with connect() as rf`, or `rf = await connect()`. NoDaemon."""
+    return _Connecting(socket)

@@ -1,0 +1,374 @@
+"""The client that blocks: every method of the daemon, and attaching."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import sys
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NoReturn, Optional, Sequence
+from typing import Tuple, Type, cast
+
+from . import _calls, _progress
+from ._files import Path, opened_or_not
+from ._memory import Attachment
+from ._progress import ProgressOption
+from ._varlink import Connection, default_socket
+from .errors import Closed, ConnectionLost, ModelNotFound, NoDaemon
+from .model import Model
+from .replies import Device, Event, LoadReply, ModelInfo, PlanReply, ShowReply, StatusReply, VerifyReply
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_RETRIES = 3
+
+
+class Client:
+    """A client of the daemon at a socket; by default that of $ROCMFORGE_SOCKET, of the system, or of the user.
+
+    Threads may share it. What can take long, and each attached model, has a connection of its own: nobody waits for
+    another's load, and what interrupts a call, as Ctrl-C does, ends only that. A process that is forked connects anew
+    with its first call.
+
+    Every method may raise what the daemon answers (`rocmforge.ModelNotFound`, ...), NoDaemon and ConnectionLost.
+    """
+
+    def __init__(self, socket: Optional[Path] = None) -> None:
+        self.socket = os.fspath(socket) if socket is not None else default_socket()
+        self._lock = threading.Lock()
+        self._connection: Optional[Connection] = None
+        self._pid = os.getpid()
+        self._closed = False
+        self._watcher: Optional[_Watcher] = None
+        with self._shared():  # to fail here if there is no daemon
+            pass
+
+    # --- its end ---
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection. Models that were attached stay so until they are closed."""
+        self._closed = True
+        if self._watcher:
+            self._watcher.stop()
+            self._watcher = None
+        if self._connection:
+            self._connection.close()
+            self._connection = None
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError("a client cannot be pickled: call rocmforge.connect() in the other process")
+
+    def __repr__(self) -> str:
+        return f"<Client of {self.socket}{', closed' if self._closed else ''}>"
+
+    # --- calls ---
+
+    def _check(self) -> None:
+        if self._closed:
+            raise Closed("the client was closed")
+
+    @contextlib.contextmanager
+    def _shared(self) -> Iterator[Connection]:
+        """The connection for what is answered at once; a new one where that broke, or is a parent's."""
+        self._check()
+        if os.getpid() != self._pid:
+            # The parent goes on using its copy, and a thread that held the lock is not here.
+            self._pid, self._lock, self._connection = os.getpid(), threading.Lock(), None
+            self._watcher = None
+        with self._lock:
+            connection = self._connection
+            if connection is None or connection.closed or connection.is_dead():
+                if connection is not None:
+                    connection.close()
+                connection = self._connection = Connection(self.socket)
+            yield connection
+
+    def call(
+        self, method: str, parameters: Optional[Dict[str, Any]] = None, fds: Sequence[int] = ()
+    ) -> Dict[str, Any]:
+        """Any method of io.rocmforge, or of another interface by its full name, that is answered once; the reply's
+        parameters as they are. Descriptors beside the reply are closed."""
+        with self._shared() as connection:
+            return connection.call(method, parameters, fds)
+
+    def call_more(
+        self, method: str, parameters: Optional[Dict[str, Any]] = None, fds: Sequence[int] = ()
+    ) -> Iterator[Dict[str, Any]]:
+        """The same for a method with several replies, on a connection of its own. Who stops before the last one ends the
+        call."""
+        self._check()
+        connection = Connection(self.socket)
+        try:
+            for reply, _ in connection.replies(method, parameters, fds):
+                yield reply
+        finally:
+            connection.close()
+
+    def _waited(
+        self, method: str, parameters: Dict[str, Any], fds: Sequence[int], progress: ProgressOption, what: str
+    ) -> Dict[str, Any]:
+        """A call that may take long: its last reply."""
+        take = _progress.taker(progress, what)
+        last: Dict[str, Any] = {}
+        complete = False
+        try:
+            for last in self.call_more(method, parameters, fds):
+                if take and last.get("progress"):
+                    take(last["progress"])
+            complete = True
+        finally:
+            _progress.finish(take, complete)
+        return _calls.without_draining(last)
+
+    # --- loading ---
+
+    def load(
+        self,
+        path: Path,
+        *,
+        name: Optional[str] = None,
+        form: Optional[str] = None,
+        device: Optional[str] = None,
+        dequant: Optional[str] = None,
+        wait: bool = True,
+        pin: bool = False,
+        private: bool = False,
+        ttl: Optional[int] = None,
+        deadline: Optional[float] = None,
+        progress: ProgressOption = None,
+        trace: bool = False,
+        by_path: bool = False,
+    ) -> LoadReply:
+        """Loads a GGUF file, or joins what is there already or on its way. Of a split model: its first file.
+
+        Args:
+            name: default: from the file's name. The reply's model has the one that it got.
+            form: "auto" (default: quantised tensors become f16), "native", "f32", "f16", "bf16".
+            device: "auto", "host", "cuda", "hip:0", ...
+            dequant: where blocks are decoded: "auto", "cpu", "gpu".
+            wait: until it is resident. If that is interrupted, and nobody else waits, the load is cancelled.
+            pin: never evict it. private: only this user sees it.
+            ttl: seconds of idleness after which it is unloaded.
+            deadline: seconds after which it is given up, DeadlineExceeded.
+            progress: True: shown, with tqdm's bar if tqdm is there; or a function that gets each Progress.
+            trace: the reply's trace tells what every worker did when.
+            by_path: the daemon opens the path by its own rights, and not this process.
+
+        Returns the model, and of a load that this call began its phases. OSError: the file cannot be opened.
+        """
+        options = (name, form, device, dequant, wait, pin, private, ttl, deadline, trace)
+        with opened_or_not(path, by_path) as fds:
+            parameters = _calls.load(path, fds, *options)
+            reply = self._waited("Load", parameters, fds or (), progress, f"loading {os.path.basename(path)}")
+        return cast(LoadReply, reply)
+
+    def plan(
+        self, path: Path, *, form: Optional[str] = None, device: Optional[str] = None, by_path: bool = False
+    ) -> PlanReply:
+        """What load() would do, without doing it."""
+        with opened_or_not(path, by_path) as fds:
+            parameters = _calls.plan(path, fds, form, device)
+            return cast(PlanReply, self._waited("Plan", parameters, fds or (), None, ""))
+
+    def unload(self, name: str, *, force: bool = False, deadline: Optional[float] = None) -> str:
+        """Frees a model's memory. ModelBusy: somebody is attached; with `force` it then drains: nobody new can attach,
+        and the memory goes with the last lease. Returns "unloaded" or "draining"."""
+        parameters = {"name": name, "force": force or None, "deadline": _calls.seconds(deadline)}
+        return str(self._waited("Unload", parameters, (), None, "")["state"])
+
+    def cancel(self, name: str, *, deadline: Optional[float] = None) -> None:
+        """Stops a load under way. Those who wait for it get Cancelled."""
+        self._waited("Cancel", {"name": name, "deadline": _calls.seconds(deadline)}, (), None, "")
+
+    # --- keeping ---
+
+    def pin(self, name: str) -> None:
+        """A pinned model is not evicted, nor unloaded for idleness."""
+        self.call("Pin", {"name": name})
+
+    def unpin(self, name: str) -> None:
+        """Undoes pin()."""
+        self.call("Unpin", {"name": name})
+
+    def set_ttl(self, name: str, ttl: Optional[int]) -> None:
+        """Seconds of idleness after which a model is unloaded; None: never."""
+        self.call("SetTtl", {"name": name, "ttl": ttl})
+
+    # --- looking ---
+
+    def list(self) -> List[ModelInfo]:
+        """All models."""
+        return cast("List[ModelInfo]", self.call("List")["models"])
+
+    def show(self, name: str) -> ShowReply:
+        """A model with metadata, of which long values are cut, tensors and leases."""
+        return cast(ShowReply, _calls.without_draining(self.call("Show", {"name": name})))
+
+    def devices(self) -> List[Device]:
+        """The memories that models can be resident in."""
+        return cast("List[Device]", self.call("Devices")["devices"])
+
+    def status(self) -> StatusReply:
+        """The daemon itself."""
+        return cast(StatusReply, _calls.without_draining(self.call("Status")))
+
+    def verify(
+        self, name: str, *, deadline: Optional[float] = None, progress: ProgressOption = None
+    ) -> VerifyReply:
+        """Has the daemon read the file again and compare what it holds, bit for bit."""
+        parameters = {"name": name, "deadline": _calls.seconds(deadline)}
+        return cast(VerifyReply, self._waited("Verify", parameters, (), progress, f"verifying {name}"))
+
+    def watch(self) -> Iterator[Event]:
+        """Every change of state as it happens, for ever; first the models as they are, without an event."""
+        for reply in self.call_more("Watch"):
+            yield cast(Event, _calls.without_draining(reply))
+
+    # --- attaching ---
+
+    def attach(self, name: str, *, deadline: Optional[float] = None, progress: ProgressOption = None) -> Model:
+        """Attaches to a model: its memory is mapped into this process, and nothing is copied. One that is being loaded
+        is waited for, `deadline` seconds at most.
+
+        ModelNotFound; ModelBusy: it is on its way out; LibraryError: this process cannot map memory of its device.
+        """
+        return self._attach(name, deadline, progress, None)
+
+    def load_attach(self, path: Path, **options: Any) -> Model:
+        """load() and attach(), with load()'s options: the model is attached to, whatever name it has."""
+        if not options.get("wait", True):
+            raise ValueError("load_attach() waits for the load")
+        for _ in range(_RETRIES):
+            info = self.load(path, **options)["model"]
+            with contextlib.suppress(ModelNotFound):  # evicted in between
+                return self._attach(info["name"], None, None, os.path.abspath(path))
+        return self._attach(info["name"], None, None, os.path.abspath(path))
+
+    def _attach(
+        self, name: str, deadline: Optional[float], progress: ProgressOption, path: Optional[str]
+    ) -> Model:
+        # The wait is done here, where a signal ends it. The lease that it brings keeps the model until the library,
+        # which is not to be interrupted, has one.
+        take = _progress.taker(progress, f"waiting for {name}")
+        parameters = {"name": name, "table": True, "deadline": _calls.seconds(deadline)}
+        self._check()
+        with contextlib.closing(Connection(self.socket)) as connection:
+            reply: Dict[str, Any] = {}
+            try:
+                for reply, _ in connection.replies("Attach", parameters):
+                    if take and reply.get("progress"):
+                        take(reply["progress"])
+            finally:
+                _progress.finish(take, "lease" in reply)
+            attachment = Attachment(self.socket, name)
+            info = cast(ModelInfo, reply["model"])
+            connection.call("Detach", {"lease": reply["lease"]})
+        if self._watcher:
+            self._watcher.add(attachment)
+        return Model(attachment, info, path)
+
+    def on_draining(self, function: Optional[Callable[[str], object]]) -> None:
+        """Has a function called, on a thread of its own, with the name of a model that this client has attached to and
+        that is to be let go: somebody unloads it by force, or its device was lost. It, and what was made of it, are to
+        be closed. Of models that are attached to from now on. None: no more."""
+        self._check()
+        if self._watcher:
+            self._watcher.stop()
+        self._watcher = _Watcher(self.socket, function) if function else None
+
+
+class _Watcher:
+    """A thread that hears of every change of state, and tells of those of attached models that are to be let go."""
+
+    def __init__(self, path: str, function: Callable[[str], object]) -> None:
+        self._function = function
+        self._attachments: weakref.WeakSet[Attachment] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._connection = Connection(path)
+        self._replies: Iterator[Tuple[Dict[str, Any], bool]] = self._connection.replies("Watch")
+        next(self._replies)  # from here on nothing is missed
+        self._thread = threading.Thread(target=self._run, name="rocmforge-watch", daemon=True)
+        self._thread.start()
+        _watchers.add(self)
+
+    def add(self, attachment: Attachment) -> None:
+        with self._lock:
+            self._attachments.add(attachment)
+
+    def stop(self) -> None:
+        self._stopped = True
+        with contextlib.suppress(OSError):
+            self._connection.shutdown()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _run(self) -> None:
+        with contextlib.suppress(ConnectionLost, NoDaemon, OSError, ValueError):
+            for reply, _ in self._replies:
+                if self._stopped:
+                    break
+                if reply.get("event") == "draining":
+                    self._tell(reply["model"]["name"], reply["model"]["id"])
+        self._connection.close()
+
+    def _tell(self, name: str, id_: int) -> None:
+        with self._lock:
+            ours = [a for a in self._attachments if a.id == id_ and not a.released]
+        if ours and not self._stopped:
+            try:
+                self._function(name)
+            except Exception:
+                threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
+
+
+_watchers: weakref.WeakSet[_Watcher] = weakref.WeakSet()
+
+
+@atexit.register
+def _exit() -> None:
+    for watcher in list(_watchers):
+        watcher.stop()
+
+
+def connect(socket: Optional[Path] = None) -> Client:
+    """A Client of the daemon at a socket, by default the one that librocmforge would take. NoDaemon."""
+    return Client(socket)
+
+
+def load(path: Path, *, socket: Optional[Path] = None, **options: Any) -> LoadReply:
+    """Client.load() on a connection of its own."""
+    with connect(socket) as client:
+        return client.load(path, **options)
+
+
+def attach(
+    name: str,
+    *,
+    deadline: Optional[float] = None,
+    progress: ProgressOption = None,
+    socket: Optional[Path] = None,
+) -> Model:
+    """Client.attach() on a connection of its own; the model outlives it."""
+    with connect(socket) as client:
+        return client.attach(name, deadline=deadline, progress=progress)
+
+
+def load_attach(path: Path, *, socket: Optional[Path] = None, **options: Any) -> Model:
+    """Client.load_attach() on a connection of its own; the model outlives it."""
+    with connect(socket) as client:
+        return client.load_attach(path, **options)

@@ -1,0 +1,349 @@
+"""What can go wrong: everything that this package raises on its own account is an Error.
+
+An error that the daemon answers with has a class of its own, named as on the wire (`ModelBusy`). It has the daemon's
+parameters in `parameters`, and each of them as an attribute (`error.leases`).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Dict, List, Mapping, Optional, Type
+
+from .replies import Lease
+
+INTERFACE = "io.rocmforge"
+VARLINK = "org.varlink.service"
+
+
+class Error(Exception):
+    """All errors of this package."""
+
+
+class NoDaemon(Error, ConnectionError):
+    """Nobody listens at the socket, or it cannot be reached."""
+
+
+class ConnectionLost(Error, ConnectionError):
+    """The daemon is gone, or closed the connection. A client connects anew with its next call."""
+
+
+class ProtocolError(Error):
+    """The daemon sent what it should not have."""
+
+
+class LibraryError(Error):
+    """A function of librocmforge failed. `errno` says how: EBUSY, ENOTSUP, ENODEV, EIO, ..."""
+
+    def __init__(self, errno: int, message: str) -> None:
+        super().__init__(message or os.strerror(errno))
+        self.errno = errno
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.errno, str(self))
+
+
+class LibraryNotFound(Error, ImportError):
+    """librocmforge.so.0 is not installed, and ROCMFORGE_LIBRARY does not name it."""
+
+
+class Closed(Error, ValueError):
+    """The client or the model was closed."""
+
+
+class InUse(Error, BufferError):
+    """The model cannot be closed: `views` arrays, tensors or buffers still refer to its memory."""
+
+    def __init__(self, name: str, views: int) -> None:
+        super().__init__(
+            f"'{name}' cannot be closed: {views} view{'s' if views != 1 else ''} of its memory "
+            "are still there; delete them, or let them keep it with close(force=True)"
+        )
+        self.name = name
+        self.views = views
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.name, self.views)
+
+
+class UnsupportedDtype(Error, TypeError):
+    """NumPy, or a protocol, has no such element type."""
+
+
+class WireError(Error):
+    """An error that the daemon answered with. `error` is its full name, "io.rocmforge.ModelBusy"."""
+
+    sentence = "the daemon answered with an error that is not known here"
+    defaults: Dict[str, Any] = {}
+
+    def __init__(self, error: str, parameters: Optional[Mapping[str, Any]] = None) -> None:
+        self.error = error
+        self.parameters: Dict[str, Any] = dict(parameters or {})
+        for key, value in {**self.defaults, **self.parameters}.items():
+            if key not in ("args", "error", "parameters"):
+                setattr(self, key, value)
+        super().__init__(self._message())
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.error, self.parameters)
+
+    def _detail(self) -> str:
+        return ""
+
+    def _message(self) -> str:
+        try:
+            detail = self._detail()
+        except (AttributeError, KeyError, TypeError, ValueError):  # a daemon that says less
+            detail = ""
+        sentence = self.sentence if type(self) is not WireError else f"{self.sentence}: {self.error}"
+        return f"{sentence}: {detail}" if detail else sentence
+
+
+def _bytes(n: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if n >= size:
+            return f"{n / size:.1f} {unit}"
+    return f"{n / 1e3:.1f} kB"
+
+
+class ModelNotFound(WireError):
+    """There is no model called `name`."""
+
+    sentence = "no model of this name"
+    name: str
+
+    def _detail(self) -> str:
+        return f"'{self.name}'"
+
+
+class NameInUse(WireError):
+    """Another model is called `name`."""
+
+    sentence = "another model has this name"
+    name: str
+
+    def _detail(self) -> str:
+        return f"'{self.name}'"
+
+
+class ModelBusy(WireError):
+    """Model `name` is leased, see `leases`, or in a `state` that does not allow this."""
+
+    sentence = "the model is in use"
+    defaults = {"leases": []}
+    name: str
+    state: str
+    leases: List[Lease]
+
+    def _detail(self) -> str:
+        holders = ", ".join(str(lease["pid"]) for lease in self.leases[:8])
+        more = f" and others, {len(self.leases)} leases in all" if len(self.leases) > 8 else ""
+        return f"'{self.name}' is {self.state}" + (f", held by process {holders}{more}" if holders else "")
+
+
+class InvalidModel(WireError):
+    """The file is no model that can be loaded: `reason`, at byte `offset`."""
+
+    sentence = "the file is not a valid model"
+    reason: str
+    offset: int
+
+    def _detail(self) -> str:
+        return f"{self.reason}, at byte {self.offset}"
+
+
+class FileChanged(WireError):
+    """The file changed while it was read."""
+
+    sentence = "the file changed while it was read"
+    defaults = {"path": None}
+    path: Optional[str]
+
+    def _detail(self) -> str:
+        return self.path or ""
+
+
+class UnsupportedType(WireError):
+    """The `type` of `tensor` cannot be decoded. It can be loaded with form="native"."""
+
+    sentence = "the tensor's type cannot be decoded; load it as native"
+    tensor: str
+    type: str
+
+    def _detail(self) -> str:
+        return f"'{self.tensor}' is {self.type}"
+
+
+class DeviceNotFound(WireError):
+    """There is no such `device`."""
+
+    sentence = "no such device"
+    device: str
+
+    def _detail(self) -> str:
+        return f"'{self.device}'"
+
+
+class OutOfDeviceMemory(WireError):
+    """`device` has `available` bytes, and `evictable` more that idle models hold; `needed` are needed."""
+
+    sentence = "not enough device memory"
+    device: str
+    needed: int
+    available: int
+    evictable: int
+
+    def _detail(self) -> str:
+        return (
+            f"{_bytes(self.needed)} needed, {_bytes(self.available)} available, "
+            f"{_bytes(self.evictable)} evictable, on '{self.device}'"
+        )
+
+
+class DeviceError(WireError):
+    """A `call` to the device, or to the system, failed with `code`: `text`."""
+
+    sentence = "a call to the device failed"
+    call: str
+    code: int
+    text: str
+
+    def _detail(self) -> str:
+        return f"{self.call}: {self.text} ({self.code})"
+
+
+class FileError(WireError):
+    """Reading the file failed: `call` with `code`: `text`."""
+
+    sentence = "reading the file failed"
+    call: str
+    code: int
+    text: str
+
+    def _detail(self) -> str:
+        return f"{self.call}: {self.text} ({self.code})"
+
+
+class LimitExceeded(WireError):
+    """A `limit` was reached, at `value`."""
+
+    sentence = "a limit was reached"
+    limit: str
+    value: int
+
+    def _detail(self) -> str:
+        return f"{self.limit}: {self.value}"
+
+
+class PermissionDenied(WireError, PermissionError):
+    """Not allowed: `reason`."""
+
+    sentence = "not allowed"
+    reason: str
+
+    def _detail(self) -> str:
+        return self.reason
+
+
+class Cancelled(WireError):
+    """Somebody cancelled the load."""
+
+    sentence = "cancelled"
+
+
+class DeadlineExceeded(WireError, TimeoutError):
+    """The deadline that the call set has passed."""
+
+    sentence = "the deadline has passed"
+
+
+class LeaseNotFound(WireError):
+    """This connection has no such `lease`."""
+
+    sentence = "no such lease on this connection"
+    lease: int
+
+    def _detail(self) -> str:
+        return str(self.lease)
+
+
+class InvalidMessage(WireError):
+    """The daemon did not understand: `reason`. It closed the connection."""
+
+    sentence = "not a valid message"
+    reason: str
+
+    def _detail(self) -> str:
+        return self.reason
+
+
+class ShuttingDown(WireError):
+    """The daemon is going away."""
+
+    sentence = "the daemon is going away"
+
+
+class InterfaceNotFound(WireError):
+    """The daemon has no such `interface`."""
+
+    sentence = "no such interface"
+    interface: str
+
+    def _detail(self) -> str:
+        return f"'{self.interface}'"
+
+
+class MethodNotFound(WireError):
+    """The daemon has no such `method`; it may be older than this package."""
+
+    sentence = "no such method"
+    method: str
+
+    def _detail(self) -> str:
+        return f"'{self.method}'"
+
+
+class MethodNotImplemented(WireError):
+    """The daemon does not implement the `method`."""
+
+    sentence = "the method is not implemented"
+    method: str
+
+    def _detail(self) -> str:
+        return f"'{self.method}'"
+
+
+class InvalidParameter(WireError, ValueError):
+    """The `parameter` is missing or wrong."""
+
+    sentence = "a parameter is missing or wrong"
+    parameter: str
+
+    def _detail(self) -> str:
+        hint = ", which has letters, digits and . _ - : @ +, at most 127" if self.parameter == "name" else ""
+        return f"'{self.parameter}'{hint}"
+
+
+class ExpectedMore(WireError):
+    """The method is to be called for several replies."""
+
+    sentence = "the method is to be called with `more`"
+
+
+_OURS: List[Type[WireError]] = [
+    ModelNotFound, NameInUse, ModelBusy, InvalidModel, FileChanged, UnsupportedType, DeviceNotFound,
+    OutOfDeviceMemory, DeviceError, FileError, LimitExceeded, PermissionDenied, Cancelled, DeadlineExceeded,
+    LeaseNotFound, InvalidMessage, ShuttingDown,
+]  # fmt: skip
+_VARLINKS: List[Type[WireError]] = [
+    InterfaceNotFound, MethodNotFound, MethodNotImplemented, InvalidParameter, ExpectedMore,
+]  # fmt: skip
+
+BY_NAME: Dict[str, Type[WireError]] = {
+    **{f"{INTERFACE}.{error.__name__}": error for error in _OURS},
+    **{f"{VARLINK}.{error.__name__}": error for error in _VARLINKS},
+}
+
+
+def from_wire(error: str, parameters: Optional[Mapping[str, Any]]) -> WireError:
+    """The exception for an error's full name."""
+    return BY_NAME.get(error, WireError)(error, parameters)

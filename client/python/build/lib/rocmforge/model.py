@@ -1,0 +1,185 @@
+"""An attached model: its tensors by name, in memory that is shared."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, NoReturn, Optional, Type
+
+from . import _metadata
+from ._memory import Attachment
+from .errors import Closed, InUse
+from .replies import ModelInfo, TensorInfo
+from .tensor import Tensor
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    import numpy as _np
+    import torch as _torch
+
+
+class Model(Mapping[str, Tensor]):
+    """A model that this process is attached to: a mapping of names to Tensors, and a context manager.
+
+        with rocmforge.attach("llama") as model:
+            model["output.weight"].numpy()
+
+    The daemon keeps the memory at least until the model was closed and nothing refers to it any more: each array,
+    tensor or buffer that was made of it keeps it. The end of the `with` closes the model and leaves them what they
+    have; close() raises instead. A model may be used by several threads.
+
+    Attributes:
+        name, id: id is never used twice by one daemon.
+        device: where the daemon has it: "host", "cuda:0" as the daemon counts.
+        nbytes: of all its memory.
+        model_info: what the daemon said of it when it was attached to.
+    """
+
+    def __init__(self, attachment: Attachment, info: ModelInfo, path: Optional[str] = None) -> None:
+        self._attachment = attachment
+        self._path = path
+        self._metadata: Optional[Dict[str, Any]] = None
+        self._names: Optional[List[str]] = None
+        self._tensors: Dict[str, Tensor] = {}
+        self.name = attachment.name
+        self.id = attachment.id
+        self.device = attachment.device
+        self.nbytes = attachment.nbytes
+        self.model_info = info
+
+    # --- its end ---
+
+    def __enter__(self) -> Model:
+        self._attachment.usable()
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[Type[BaseException]],
+        error: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None:
+        self.close(force=True)
+
+    def close(self, force: bool = False) -> None:
+        """Gives the model back to the daemon; a second time does nothing.
+
+        InUse: something still refers to its memory. With `force` that keeps the memory, and the lease, until the last
+        of it goes; nothing new can be made of the model.
+        """
+        if self.closed:
+            return
+        if self._attachment.views and not force:
+            raise InUse(self.name, len(self._attachment.views))
+        self._attachment.close()
+        self._tensors.clear()
+
+    @property
+    def closed(self) -> bool:
+        return self._attachment.closing
+
+    @property
+    def views(self) -> int:
+        """How many arrays, tensors and buffers refer to the memory, as far as they were made one by one."""
+        return len(self._attachment.views)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError(
+            f"an attached model cannot be pickled: call rocmforge.attach({self.name!r}) in the other process, which "
+            "shares the memory"
+        )
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{self.nbytes} bytes on {self.device}"
+        return f"<Model {self.name!r}, {state}>"
+
+    # --- a mapping ---
+
+    def _fill(self) -> List[str]:
+        if self._names is None:
+            entries = self._attachment.entries()
+            for entry in entries:
+                self._tensors.setdefault(entry.name, Tensor(self._attachment, entry))
+            self._names = [entry.name for entry in entries]
+        return self._names
+
+    def __getitem__(self, name: str) -> Tensor:
+        self._attachment.usable()
+        tensor = self._tensors.get(name)
+        if tensor is None:
+            entry = self._attachment.find(name) if isinstance(name, str) else None
+            if entry is None:
+                raise KeyError(name)
+            tensor = self._tensors.setdefault(name, Tensor(self._attachment, entry))
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        self._attachment.usable()
+        return iter(self._fill())
+
+    def __len__(self) -> int:
+        return self._attachment.count()
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __contains__(self, name: object) -> bool:
+        try:
+            self[name]  # type: ignore[index]
+        except KeyError:
+            return False
+        return True
+
+    # Two models are equal if they are the same, as with other resources; a mapping would compare all tensors.
+    __eq__ = object.__eq__
+    __ne__ = object.__ne__
+    __hash__ = object.__hash__
+
+    # --- what it says ---
+
+    def info(self, name: str) -> TensorInfo:
+        """What the daemon tells of a tensor: type, form, shape of its elements, offset, size. KeyError."""
+        tensor = self[name]
+        return {
+            "name": tensor.name,
+            "type": tensor.type,
+            "form": tensor.form,
+            "shape": list(tensor.logical_shape),
+            "offset": tensor.offset,
+            "size": tensor.nbytes,
+        }
+
+    @property
+    def path(self) -> Optional[str]:
+        """Of the file that it was loaded from, as far as it is known; it may be another one now."""
+        return self._path or self.model_info["path"]
+
+    def metadata(self) -> Dict[str, Any]:
+        """The file's metadata, whole: key to number, bool, str, or list of such. It is read once, and is to be left as it
+        is. MetadataUnavailable: the file cannot be read any more."""
+        if self._metadata is None:
+            if self.closed:
+                raise Closed(f"the model '{self.name}' was closed")
+            self._metadata = _metadata.read(self.model_info, self._path)
+        return self._metadata
+
+    # --- arrays ---
+
+    def get_tensor(self, name: str, framework: str = "pt", copy: bool = False) -> Any:
+        """A tensor as "pt" (torch.Tensor) or "np" (numpy.ndarray), as safetensors calls them. KeyError."""
+        if framework in ("pt", "torch"):
+            return self.torch(name, copy)
+        if framework in ("np", "numpy"):
+            return self.numpy(name, copy)
+        raise ValueError(f"framework is 'pt' or 'np', and not {framework!r}")
+
+    def numpy(self, name: str, copy: bool = False) -> _np.ndarray[Any, Any]:
+        """Tensor.numpy() of the one of this name. KeyError."""
+        return self[name].numpy(copy)
+
+    def torch(self, name: str, copy: bool = False) -> _torch.Tensor:
+        """Tensor.torch() of the one of this name. KeyError."""
+        return self[name].torch(copy)
+
+    def state_dict(self, framework: str = "pt", copy: bool = False) -> Dict[str, Any]:
+        """All tensors by name, as get_tensor() gives them."""
+        return {name: self.get_tensor(name, framework, copy) for name in self}

@@ -1,0 +1,253 @@
+"""A tensor of an attached model: a name for bytes that stay where they are."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Any, Dict, NoReturn, Optional, Tuple
+
+from . import _devices, _dlpack, _dtypes
+from ._memory import Attachment, Entry, host_buffer
+from .errors import Error
+
+if TYPE_CHECKING:
+    import numpy as _np
+    import torch as _torch
+
+_FORMATS = {"float64": "d", "float32": "f", "int64": "q", "int32": "i", "int16": "h", "int8": "b", "uint8": "B"}
+_PYBUF_WRITABLE, _PYBUF_FORMAT = 1, 4
+
+
+class Tensor:
+    """A tensor in a model's memory. It holds no memory of its own, and is of no use once its model was closed.
+
+    Attributes:
+        name: as in the file.
+        shape: of the array that it is, slowest dimension first. Of blocks: rows, and the bytes of a row.
+        logical_shape: of the elements that it has, also where they are in blocks.
+        dtype: the array's element type: "float32", "float16", "bfloat16", "int8", ..., and "uint8" for blocks.
+        type: in the file, as ggml names it: "q4_K".
+        form: what the bytes are: "f32", "f16", "bf16", or "native": as the file has them.
+        nbytes, offset: in the model's memory.
+        device: "cpu"; or "cuda:0", "rocm:0", as this process counts.
+
+    NumPy, PyTorch and others take it as it is: it has the array interface and, from Python 3.12 on, the buffer protocol
+    on the host; the CUDA array interface on GPUs; and DLPack everywhere. What they make of it is a view: nothing is
+    copied, and the memory stays for as long as the view is there.
+    """
+
+    __slots__ = ("_attachment", "_entry", "_dtype", "shape")
+
+    def __init__(self, attachment: Attachment, entry: Entry) -> None:
+        self._attachment = attachment
+        self._entry = entry
+        self._dtype, self.shape = _dtypes.array_type(entry.form, entry.type, entry.shape, entry.nbytes)
+
+    @property
+    def name(self) -> str:
+        return self._entry.name
+
+    @property
+    def type(self) -> str:
+        return self._entry.type
+
+    @property
+    def form(self) -> str:
+        return self._entry.form
+
+    @property
+    def nbytes(self) -> int:
+        return self._entry.nbytes
+
+    @property
+    def offset(self) -> int:
+        return self._entry.offset
+
+    @property
+    def dtype(self) -> str:
+        return self._dtype.name
+
+    @property
+    def logical_shape(self) -> Tuple[int, ...]:
+        return self._entry.shape
+
+    @property
+    def is_blocks(self) -> bool:
+        """The bytes are blocks of `type`, which want decoding."""
+        return self._dtype is _dtypes.BLOCKS
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def device(self) -> str:
+        kind, number = self.__dlpack_device__()
+        return {_dlpack.CPU: "cpu", _dlpack.CUDA: f"cuda:{number}", _dlpack.ROCM: f"rocm:{number}"}[kind]
+
+    @property
+    def data_ptr(self) -> int:
+        """The address, on a GPU the device pointer; good while the model is attached. It keeps nothing alive."""
+        self._attachment.usable()
+        return self._entry.address
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("a tensor without dimensions has no length")
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        of = f" of {self.type} blocks" if self.is_blocks else ""
+        return f"<Tensor {self.name!r} {self.dtype}{of} {list(self.shape)} on {self._attachment.device}>"
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError(
+            f"a tensor of an attached model cannot be pickled: call rocmforge.attach({self._attachment.name!r}) in the "
+            "other process, which shares the memory"
+        )
+
+    # --- copies ---
+
+    def read(self) -> bytes:
+        """The bytes, copied, from wherever they are."""
+        if self.nbytes == 0:
+            self._attachment.usable()
+            return b""
+        if self._attachment.on_host:
+            return self.buffer().tobytes()
+        return bytes(self._copy())
+
+    def _copy(self) -> Any:
+        """A ctypes array of the bytes, copied; of one byte if there are none."""
+        copy = (ctypes.c_ubyte * max(self.nbytes, 1))()
+        if self.nbytes:
+            self._attachment.read(self.offset, ctypes.addressof(copy), self.nbytes)
+        return copy
+
+    # --- views ---
+
+    def buffer(self) -> memoryview:
+        """The bytes where they are, on the host: a read-only memoryview. Error: they are on a GPU."""
+        self._host_only("a buffer")
+        return host_buffer(self._attachment.view(), self._entry.address, self.nbytes)
+
+    def _host_only(self, what: str) -> None:
+        if not self._attachment.on_host:
+            raise Error(f"'{self.name}' is on {self._attachment.device}, where there is no {what}: use torch(), or read()")
+
+    def __buffer__(self, flags: int) -> memoryview:
+        if flags & _PYBUF_WRITABLE:
+            raise BufferError("the memory is shared, and sealed against writing")
+        try:
+            buffer = self.buffer()
+            if not flags & _PYBUF_FORMAT or self.nbytes == 0:
+                return buffer
+            kind: Any = _FORMATS.get(self.dtype)
+            if kind:
+                typed: memoryview = buffer.cast(kind, self.shape) if self.shape else buffer.cast(kind)
+                return typed
+            if self.dtype == "float16":  # memoryview.cast() does not know it
+                array: Any = self.numpy()
+                return memoryview(array)
+        except ImportError:
+            pass
+        except Error as error:
+            raise BufferError(str(error)) from None
+        raise BufferError(f"buffers have no {self.dtype}: take buffer(), which is bytes")
+
+    @property
+    def __array_interface__(self) -> Dict[str, Any]:
+        if not self._attachment.on_host or self._dtype.typestr is None:
+            raise AttributeError("__array_interface__")
+        # The data is a buffer and not an address: what is made of it keeps that, and so the memory.
+        return {"version": 3, "shape": self.shape, "typestr": self._dtype.typestr, "data": self.buffer()}
+
+    def __array__(self, dtype: Any = None, copy: Optional[bool] = None) -> _np.ndarray[Any, Any]:
+        array = self.numpy(copy=bool(copy))
+        return array if dtype is None or dtype == array.dtype else array.astype(dtype)
+
+    @property
+    def __cuda_array_interface__(self) -> Dict[str, Any]:
+        # It says that it can be written to, and must not be: PyTorch refuses what says that it cannot.
+        if self._attachment.on_host or self._dtype.typestr is None:
+            raise AttributeError("__cuda_array_interface__")
+        self._attachment.usable()
+        return {
+            "version": 3,
+            "shape": self.shape,
+            "typestr": self._dtype.typestr,
+            "data": (self._entry.address if self.nbytes else 0, False),
+            "strides": None,
+            "stream": None,
+        }
+
+    def numpy(self, copy: bool = False) -> _np.ndarray[Any, Any]:
+        """An array of the memory itself, read-only; with `copy`, or of a GPU's memory, an array of its own.
+
+        UnsupportedDtype: NumPy has no bfloat16 without ml_dtypes. Error: it is on a GPU, and `copy` is not asked for.
+        """
+        import numpy
+
+        dtype = _dtypes.numpy_dtype(self._dtype)
+        if copy:
+            array = numpy.empty(self.shape, dtype)
+            if self.nbytes:
+                self._attachment.read(self.offset, array.ctypes.data, self.nbytes)
+            return array
+        self._host_only("NumPy array without a copy")
+        if self.nbytes == 0:
+            self._attachment.usable()
+            return numpy.empty(self.shape, dtype)
+        return numpy.frombuffer(self.buffer(), dtype).reshape(self.shape)
+
+    def torch(self, copy: bool = False) -> _torch.Tensor:
+        """A torch.Tensor of the memory itself, on its device; with `copy`, one of its own there.
+
+        PyTorch has no read-only tensors: a write to this one ends the process on the host, where the memory is sealed,
+        and changes the model for everybody on a GPU.
+        """
+        import torch.utils.dlpack
+
+        _dtypes.torch_dtype(self._dtype)
+        tensor: _torch.Tensor = torch.utils.dlpack.from_dlpack(self)
+        return tensor.clone() if copy else tensor
+
+    def __dlpack_device__(self) -> Tuple[int, int]:
+        """DLPack's type and number of the device: (1, 0) for the host."""
+        attachment = self._attachment
+        if attachment.on_host:
+            return _dlpack.CPU, 0
+        kind = _dlpack.CUDA if attachment.kind == "cuda" else _dlpack.ROCM
+        return kind, _devices.ordinal(attachment.kind, attachment.pci, attachment.address)
+
+    def __dlpack__(
+        self,
+        *,
+        stream: Optional[Any] = None,
+        max_version: Optional[Tuple[int, int]] = None,
+        dl_device: Optional[Tuple[int, int]] = None,
+        copy: Optional[bool] = None,
+    ) -> Any:
+        """A capsule of the memory itself; with `copy`, or for the host where it is a GPU's, of a copy there.
+
+        With a max_version of (1, 0) or more it is a versioned one, which says that the memory is read-only. There is
+        nothing on a stream to wait for: the memory was complete before the model could be attached to. BufferError:
+        a copy on a GPU, or on another device, is not made here.
+        """
+        versioned = max_version is not None and max_version[0] >= 1
+        device = self.__dlpack_device__()
+        wanted = tuple(int(part) for part in dl_device) if dl_device is not None else device
+        if copy or wanted != device:
+            return self._dlpack_copy(wanted, copy, versioned)
+        view = self._attachment.view()
+        return _dlpack.capsule(
+            view, self._entry.address, self._dtype, self.shape, device, versioned, _dlpack.READ_ONLY
+        )
+
+    def _dlpack_copy(self, wanted: Tuple[int, ...], copy: Optional[bool], versioned: bool) -> Any:
+        if wanted[0] != _dlpack.CPU or copy is False:
+            raise BufferError(f"'{self.name}' is on {self.device}, and can be copied to the host only")
+        own = self._copy()
+        host = (_dlpack.CPU, 0)
+        return _dlpack.capsule(
+            own, ctypes.addressof(own), self._dtype, self.shape, host, versioned, _dlpack.COPIED
+        )

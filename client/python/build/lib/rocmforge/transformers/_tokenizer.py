@@ -1,0 +1,141 @@
+"""A tokenizer of transformers, made of what a GGUF file says of its vocabulary."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Dict, List, Mapping, Optional, Tuple
+
+_KEYS = {
+    "ggml.model": "tokenizer_type",
+    "ggml.pre": "pre_tokenizer_type",
+    "ggml.tokens": "tokens",
+    "ggml.scores": "scores",
+    "ggml.token_type": "token_type",
+    "ggml.merges": "merges",
+    "ggml.precompiled_charsmap": "precompiled_charsmap",
+    "ggml.bos_token_id": "bos_token_id",
+    "ggml.eos_token_id": "eos_token_id",
+    "ggml.unknown_token_id": "unk_token_id",
+    "ggml.padding_token_id": "pad_token_id",
+    "ggml.add_space_prefix": "add_prefix_space",
+}
+_SPECIAL = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "pad_token": "padding_token_id",
+}
+
+
+def make(metadata: Mapping[str, Any]) -> Optional[Any]:
+    """None: the file has no vocabulary."""
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if not tokens:
+        return None
+    kind = metadata.get("tokenizer.ggml.model")
+    if kind == "bert":
+        return _wordpiece(metadata, tokens)
+    values = {ours: metadata[f"tokenizer.{key}"] for key, ours in _KEYS.items() if f"tokenizer.{key}" in metadata}
+    architecture = metadata["general.architecture"]
+    if kind == "llama" and "merges" not in values:
+        values["merges"] = _merges(values, architecture)
+    return _fast(architecture, values, _options(metadata, tokens))
+
+
+def _options(metadata: Mapping[str, Any], tokens: List[str]) -> Dict[str, Any]:
+    options: Dict[str, Any] = {}
+    for name, key in _SPECIAL.items():
+        number = metadata.get(f"tokenizer.ggml.{key}")
+        if number is not None:
+            options[name] = tokens[number]
+    for key in ("add_bos_token", "add_eos_token"):
+        value = metadata.get(f"tokenizer.ggml.{key}")
+        if value is None and key == "add_bos_token" and metadata.get("tokenizer.ggml.model") == "llama":
+            value = True
+        if value is not None:
+            options[key] = value
+    if "tokenizer.chat_template" in metadata:
+        options["chat_template"] = metadata["tokenizer.chat_template"]
+    return options
+
+
+def _fast(architecture: str, values: Dict[str, Any], options: Dict[str, Any]) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        from transformers.integrations.gguf import convert_gguf_tokenizer
+    except ImportError:  # before 5.20
+        from transformers.integrations.ggml import convert_gguf_tokenizer
+    backend, more = convert_gguf_tokenizer(architecture, values)
+    return PreTrainedTokenizerFast(tokenizer_object=_Given(backend), **{**more, **options})
+
+
+class _Given:
+    """transformers copies the tokenizer that it is given; of this one, which nobody else has, it need not."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self._backend
+
+
+def _merges(values: Mapping[str, Any], architecture: str) -> List[_Merge]:
+    """The pairs that a sentencepiece vocabulary implies, best first, as transformers makes them: for each token, all
+    ways to cut it into two others. Theirs takes half as long again."""
+    tokens: List[str] = values["tokens"]
+    if architecture.startswith("gemma"):
+        # There, tokens of several spaces stand as such, and the order of the file is that of the merges.
+        tokens = ["\u2581" * len(token) if " " in token and not token.strip() else token for token in tokens]
+        scores: List[float] = [-index for index in range(len(tokens))]
+    else:
+        scores = values["scores"]
+    find = {token: index for index, token in enumerate(tokens)}.get
+    found: List[Tuple[float, int, int, int, int, str]] = []
+    for index, token in enumerate(tokens):
+        local = []
+        for cut in range(1, len(token)):
+            left = find(token[:cut])
+            if left is not None:
+                right = find(token[cut:])
+                if right is not None:
+                    local.append((left, right, cut))
+        if local:
+            local.sort()
+            score, length = scores[index], len(token)
+            found += [(-score, -cut, cut - length, left, right, token) for left, right, cut in local]
+    # As a stable sort from the greatest on: by score, length of the left part, length of the right one.
+    found.sort(key=_first_three)
+    return [_Merge((token[:-cut], token[-cut:])) for _, cut, _, _, _, token in found]
+
+
+class _Merge(Tuple[str, str]):
+    """A pair that can be split, as transformers does with what a file has: a token may have a space in it."""
+
+    def split(self, separator: str) -> _Merge:
+        return self
+
+
+def _first_three(merge: Tuple[float, int, int, int, int, str]) -> Tuple[float, int, int]:
+    return merge[:3]
+
+
+def _wordpiece(metadata: Mapping[str, Any], tokens: List[str]) -> Any:
+    """BERT's: words are marked in the file, and in transformers the rest of words."""
+    from transformers import BertTokenizerFast
+
+    marked = any(token.startswith("\u2581") for token in tokens)
+    vocabulary: Dict[str, int] = {}
+    for index, token in enumerate(tokens):
+        if marked and not (token.startswith("[") and token.endswith("]")):
+            token = token[1:] if token.startswith("\u2581") else f"##{token}"
+        vocabulary.setdefault(token, index)
+    options: Dict[str, Any] = {}
+    limit = metadata.get(f"{metadata['general.architecture']}.context_length")
+    if limit:
+        options["model_max_length"] = limit
+    if "vocab" in inspect.signature(BertTokenizerFast.__init__).parameters:
+        return BertTokenizerFast(vocab=vocabulary, **options)
+    from tokenizers import BertWordPieceTokenizer
+
+    return BertTokenizerFast(tokenizer_object=BertWordPieceTokenizer(vocab=vocabulary), **options)
