@@ -2,6 +2,7 @@
 import ctypes
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -37,7 +38,8 @@ def test_the_struct_is_that_of_the_header(folder):
 def test_every_part_is_in_the_wheel(folder):
     pytest.importorskip("setuptools", minversion="61")
     pytest.importorskip("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, PACKAGE]
+    shutil.copytree(PACKAGE, folder / "source")  # setuptools writes beside what it builds
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, folder / "source"]
     subprocess.run(command, check=True, timeout=TIMEOUT)
     (wheel,) = folder.glob("*.whl")
     assert wheel.name.endswith("-py3-none-any.whl")

@@ -61,6 +61,11 @@ _FUNCTIONS: Dict[str, Any] = {
     "rf_model_find": (c_int, c_void_p, c_char_p, POINTER(CTensor)),
 }
 
+# What an older library lacks, and the package can do without.
+_OPTIONAL: Dict[str, Any] = {
+    "rf_model_header": (c_void_p, c_void_p, POINTER(c_size_t)),
+}
+
 _lock = threading.Lock()
 _library: Optional[ctypes.CDLL] = None
 
@@ -74,9 +79,10 @@ def _open() -> ctypes.CDLL:
         path = found[0]
     try:
         library = ctypes.CDLL(path)
-        for name, (result, *arguments) in _FUNCTIONS.items():
-            function = getattr(library, name)
-            function.restype, function.argtypes = result, arguments
+        for name, (result, *arguments) in {**_FUNCTIONS, **_OPTIONAL}.items():
+            function = getattr(library, name, None) if name in _OPTIONAL else getattr(library, name)
+            if function is not None:
+                function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
         raise errors.LibraryNotFound(
             f"{SONAME} cannot be loaded: {error}; install rocmforge, or set ROCMFORGE_LIBRARY to the file or its folder"
