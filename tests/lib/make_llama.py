@@ -5,8 +5,8 @@ says means nothing, but it is always the same for the same file.
     make_llama.py OUT --shape tiny --type q4_0
     make_llama.py OUT --shape 7b --type f16
 
-Shapes: tiny; moe, the same with experts; padded, whose rows are no multiple of 512 elements; small, about 50 MB as q4_0;
-7b.
+Shapes: tiny; moe, the same with experts; padded and padded-large, whose rows are no multiple of 512 elements; small,
+about 60 MB as q4_0; 7b.
 """
 import argparse
 import struct
@@ -32,7 +32,8 @@ class Shape:
 SHAPES = {
     "tiny": Shape(4, 512, 1024, 8, 600),
     "moe": Shape(3, 512, 512, 8, 600, experts=4),
-    "padded": Shape(4, 2304, 6208, 36, 600),
+    "padded": Shape(3, 544, 1088, 8, 600),
+    "padded-large": Shape(8, 2304, 6208, 36, 8000),
     "small": Shape(8, 1024, 2816, 16, 8000),
     "7b": Shape(32, 4096, 11008, 32, 32000),
 }
