@@ -1,6 +1,7 @@
 /* run: starts one of llama.cpp's programs on weights in memory. It loads the model first, with progress, then becomes
  * the program, whose exit status is the command's. The plug-in does the rest, and checks everything again. */
 #include "client/rfctl/format.h"
+#include "client/rfctl/interrupt.h"
 #include "client/rfctl/memory.h"
 #include "client/rfctl/output.h"
 #include "client/rfctl/progress.h"
@@ -256,10 +257,10 @@ static int load_first(struct rfctl *ctl, const struct run_words *words, const ch
         .reply = ctl_receive,
         .context = &receiver,
     };
-    ctl_on_interrupt("interrupted: the load is cancelled, unless others want it too");
+    interrupt_say("interrupted: the load is cancelled, unless others want it too");
     int r = rf_load(ctl->client, words->model, &options, NULL), status = STATUS_DONE;
     progress_erase();
-    ctl_on_interrupt(NULL);
+    interrupt_say(NULL);
     if (r == -EEXIST && !ctl->options.name)
         loaded->text = need_text("%s", words->model);
     else
@@ -327,6 +328,7 @@ static void tell(const struct rfctl *ctl, const struct run_words *words, const s
 int command_run(struct rfctl *ctl)
 {
     struct run_words words;
+    ctl->replies = false; /* standard output is the engine's */
     run_words_read(ctl->arguments + 1, &words);
     if (words.informs)
         return become(ctl, ctl->arguments);
