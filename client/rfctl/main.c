@@ -11,6 +11,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#define ANY_NUMBER (-1) /* of arguments, from one on, which are not looked at here */
+
 static const struct command {
     const char *name;
     const char *usage; /* a word for each argument */
@@ -40,6 +42,8 @@ static const struct command {
     {"devices", "", 0, 0, "list the devices that models can be on", command_devices, 0},
     {"ping", "", 0, OPTION_COUNT | OPTION_DEADLINE, "test whether the daemon answers, and how fast", command_ping, 0},
     {"version", "", 0, 0, "print the versions of rfctl and of the daemon", command_version, 0},
+    {"run", "ENGINE [ARGUMENT]...", ANY_NUMBER, OPTION_NAME | OPTION_DEVICE | OPTION_PIN | OPTION_TTL | OPTION_PRIVATE,
+     "run llama.cpp on a model in memory; options stand before ENGINE", command_run, OPTION_JSON},
 };
 
 #define N_COMMANDS (sizeof(commands) / sizeof(commands[0]))
@@ -77,10 +81,25 @@ static int wrong_usage(const struct command *command)
     return STATUS_USAGE;
 }
 
+/* `rfctl --socket S run --pin ENGINE -m x`: the options of rfctl stand before the engine, and all behind it is the
+ * engine's. The word "run" moves to where getopt_long() has a program's name, and all that stood before it moves up. */
+static int parse(int argc, char **argv, struct rfctl *ctl, unsigned *ret_given)
+{
+    int word = options_first_word(argc, argv);
+    if (word >= argc || strcmp(argv[word], "run") != 0)
+        return options_parse(argc, argv, &ctl->options, ret_given);
+    char *name = argv[word];
+    memmove(argv + 2, argv + 1, (size_t)(word - 1) * sizeof(*argv));
+    argv[1] = argv[0]; /* for messages of getopt_long() */
+    int first = 1 + options_parse_before(argc - 1, argv + 1, &ctl->options, ret_given);
+    argv[first - 1] = name;
+    return first - 1;
+}
+
 static int run(int argc, char **argv, struct rfctl *ctl)
 {
     unsigned given;
-    int first = options_parse(argc, argv, &ctl->options, &given);
+    int first = parse(argc, argv, ctl, &given);
     const char *name = argv[first];
     const struct command *command = name ? find(name) : NULL;
     if (ctl->options.wrong)
@@ -106,7 +125,8 @@ static int run(int argc, char **argv, struct rfctl *ctl)
         err_line("%s does not take --%s", command->name, option_name(wrong));
         return wrong_usage(command);
     }
-    if (argc - first - 1 != command->arguments) {
+    int n = argc - first - 1;
+    if (command->arguments == ANY_NUMBER ? n == 0 : n != command->arguments) {
         err_line(command->arguments == 0 ? "%s takes no argument" : "%s takes %s", command->name, command->usage);
         return wrong_usage(command);
     }

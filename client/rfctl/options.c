@@ -120,22 +120,48 @@ static void tell_values(size_t option, const char *argument)
              choice ? "one of " : "", choice ? table[option].choices : values);
 }
 
-int options_parse(int argc, char **argv, struct options *ret, unsigned *ret_given)
+/* What getopt_long() takes. `letters` begins with `how`, as it has it. */
+struct known {
+    struct option options[N_OPTIONS + 1];
+    char letters[2 * N_OPTIONS + 2];
+};
+
+static void known_fill(struct known *known, const char *how)
 {
-    struct option known[N_OPTIONS + 1] = {0};
-    char letters[2 * N_OPTIONS + 1] = "", *letter = letters;
+    *known = (struct known){0};
+    strcpy(known->letters, how);
+    char *letter = known->letters + strlen(how);
     for (size_t i = 0; i < N_OPTIONS; i++) {
-        known[i] = (struct option){table[i].name, table[i].kind != FLAG, NULL, 256 + (int)i};
+        known->options[i] = (struct option){table[i].name, table[i].kind != FLAG, NULL, 256 + (int)i};
         if (table[i].letter) {
             *letter++ = table[i].letter;
             if (table[i].kind != FLAG)
                 *letter++ = ':';
         }
     }
+}
+
+int options_first_word(int argc, char **argv)
+{
+    struct known known;
+    known_fill(&known, "+");
+    opterr = 0;
+    while (getopt_long(argc, argv, known.letters, known.options, NULL) >= 0)
+        ;
+    int first = optind;
+    opterr = 1;
+    optind = 0; /* begin anew */
+    return first;
+}
+
+static int parse(int argc, char **argv, const char *how, struct options *ret, unsigned *ret_given)
+{
+    struct known known;
+    known_fill(&known, how);
     struct options options = {0};
     unsigned given = 0;
     for (;;) {
-        int found = getopt_long(argc, argv, letters, known, NULL);
+        int found = getopt_long(argc, argv, known.letters, known.options, NULL);
         if (found < 0)
             break;
         size_t i = 0;
@@ -152,6 +178,16 @@ int options_parse(int argc, char **argv, struct options *ret, unsigned *ret_give
     *ret = options;
     *ret_given = given;
     return optind;
+}
+
+int options_parse(int argc, char **argv, struct options *ret, unsigned *ret_given)
+{
+    return parse(argc, argv, "", ret, ret_given);
+}
+
+int options_parse_before(int argc, char **argv, struct options *ret, unsigned *ret_given)
+{
+    return parse(argc, argv, "+", ret, ret_given);
 }
 
 const char *option_name(unsigned bits)

@@ -66,6 +66,12 @@ struct options {
  * options. */
 int options_parse(int argc, char **argv, struct options *ret, unsigned *ret_given);
 
+/* The same up to the first word that is no option: what stands behind it is another program's. */
+int options_parse_before(int argc, char **argv, struct options *ret, unsigned *ret_given);
+
+/* Index of the first word that is no option; argc: there is none. Moves nothing and says nothing. */
+int options_first_word(int argc, char **argv);
+
 /* The name of the lowest option in `bits`, without dashes. */
 const char *option_name(unsigned bits);
 

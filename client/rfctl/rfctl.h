@@ -34,6 +34,7 @@ int command_pin(struct rfctl *ctl);
 int command_ping(struct rfctl *ctl);
 int command_plan(struct rfctl *ctl);
 int command_ps(struct rfctl *ctl);
+int command_run(struct rfctl *ctl);
 int command_show(struct rfctl *ctl);
 int command_ttl(struct rfctl *ctl);
 int command_unload(struct rfctl *ctl);
