@@ -41,7 +41,7 @@ static int request_put(rf_client *client, const struct call *call)
     if (!method_is_name(call->method))
         return client_fail(client, -EINVAL, "not the name of a method");
     if (json_check(parameters, strlen(parameters), &reason, NULL) < 0)
-        return client_fail(client, -EINVAL, "the parameters are no JSON object that can be sent: %s", reason);
+        return client_fail(client, -EINVAL, "the parameters are not a valid JSON object: %s", reason);
     const struct frame_part parts[] = {
         part("{\"method\":\""), part(strchr(call->method, '.') ? "" : INTERFACE),
         part(call->method),     part("\",\"parameters\":"),
@@ -76,7 +76,7 @@ static int check_silence(rf_client *client)
     if (n == 0)
         return fail_gone(client);
     if (n > 0 || frame_reader_pending(client->reader) > 0)
-        return client_break(client, -EPROTO, "the daemon sent what nobody asked it for");
+        return client_break(client, -EPROTO, "the daemon sent data that belongs to no call");
     return 0;
 }
 
@@ -137,7 +137,7 @@ static int reply_error(rf_client *client, const char *name, const cJSON *paramet
 
 static int fail_reply(rf_client *client, const char *why)
 {
-    return client_break(client, -EPROTO, "the daemon sent a reply that is none: %s", why);
+    return client_break(client, -EPROTO, "the daemon sent an invalid reply: %s", why);
 }
 
 /* Passes on the names of models that this connection should detach from. The daemon sends each name once, in any reply.
@@ -161,12 +161,12 @@ static int reply_take(rf_client *client, const struct call *call, cJSON *reply, 
     const cJSON *given = field(reply, "parameters");
     if (!cJSON_IsObject(reply) || (given && !cJSON_IsObject(given)) || (error && !cJSON_IsString(error)) ||
         (continues && !cJSON_IsBool(continues)))
-        return fail_reply(client, "a field of it is of another type");
+        return fail_reply(client, "a field has the wrong type");
     tell_draining(client, given);
     if (error)
         return reply_error(client, error->valuestring, given);
     if (cJSON_IsTrue(continues) && !call->more)
-        return fail_reply(client, "others follow, and one was asked for");
+        return fail_reply(client, "it says that other replies follow, but the call accepts only one");
     *ret_continues = cJSON_IsTrue(continues);
     if (!call->reply)
         return 0;
@@ -218,7 +218,8 @@ int client_call(rf_client *client, const struct call *call)
 {
     if (client_is_forked(client)) {
         client_clear(client);
-        return client_fail(client, -ENOTSUP, "the connection is that of the process that this one was forked from");
+        return client_fail(client, -ENOTSUP,
+                           "the connection belongs to the parent process, which this process was forked from");
     }
     if (client->calling)
         return client_fail(client, -EDEADLK, "another call is under way on this connection");

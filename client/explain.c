@@ -13,6 +13,9 @@
 /* How many processes that hold leases are listed. If there are more, only the number of leases is added. */
 #define HOLDERS_MAX 8
 
+/* What ModelBusy means if the model has no leases. */
+#define NOT_IN_USE "the model is in a state that does not allow this"
+
 struct text {
     char *dst;
     size_t size;
@@ -87,6 +90,13 @@ static void add_holders(struct text *text, const cJSON *parameters)
     }
 }
 
+/* True if the daemon lists leases, or does not say how many there are. */
+static bool has_holders(const cJSON *parameters)
+{
+    const cJSON *leases = field(parameters, "leases");
+    return !cJSON_IsArray(leases) || cJSON_GetArraySize(leases) > 0;
+}
+
 static void add_failed_call(struct text *text, const cJSON *parameters)
 {
     uint64_t code;
@@ -127,7 +137,7 @@ void explain(char *dst, size_t size, enum wire_error error, const cJSON *paramet
 {
     struct text text = {.dst = dst, .size = size, .between = ""};
     uint64_t number;
-    add(&text, "%s", wire_error_sentence(error));
+    add(&text, "%s", error == WIRE_ModelBusy && !has_holders(parameters) ? NOT_IN_USE : wire_error_sentence(error));
     text.between = ": ";
     switch (error) {
     case WIRE_ModelNotFound:

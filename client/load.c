@@ -24,8 +24,7 @@ static int options_read(rf_client *client, const rf_load_options *options, rf_lo
         return client_fail(client, -EINVAL, "the size of the options is not set");
     memcpy(ret, options, options->size < sizeof(*ret) ? options->size : sizeof(*ret));
     if (!(ret->deadline_seconds >= 0) || isinf(ret->deadline_seconds))
-        return client_fail(client, -EINVAL, "a deadline is so many seconds from now, and not %g",
-                           ret->deadline_seconds);
+        return client_fail(client, -EINVAL, "the deadline is not a valid number of seconds: %g", ret->deadline_seconds);
     if (ret->ttl_seconds > FIELD_INTEGER_MAX)
         return client_fail(client, -EINVAL, "the time to live is too long");
     if (!(ret->wait_for_memory_seconds >= 0) || isinf(ret->wait_for_memory_seconds))
@@ -44,6 +43,19 @@ static bool add_number(cJSON *object, const char *key, double number)
     return number == 0 || cJSON_AddNumberToObject(object, key, number);
 }
 
+static bool add_forms(cJSON *object, const rf_load_options *options)
+{
+    cJSON *array = options->n_forms > 0 ? cJSON_AddArrayToObject(object, "forms") : NULL;
+    bool ok = array || options->n_forms == 0;
+    for (size_t i = 0; i < options->n_forms && ok; i++) {
+        cJSON *rule = cJSON_CreateObject();
+        ok = cJSON_AddStringToObject(rule, "match", options->forms[i].match) &&
+             cJSON_AddStringToObject(rule, "form", options->forms[i].form);
+        ok = cJSON_AddItemToArray(array, rule) && ok;
+    }
+    return ok;
+}
+
 /* The parameters of Plan. NULL: no memory. */
 static cJSON *plan_parameters(const rf_load_options *options, const struct files *files)
 {
@@ -54,7 +66,7 @@ static cJSON *plan_parameters(const rf_load_options *options, const struct files
         ok = ok && cJSON_AddItemToArray(fds, cJSON_CreateNumber((double)i));
     ok = ok && add_text(object, "name", options->name) && add_text(object, "form", options->form) &&
          add_text(object, "device", options->device) && add_text(object, "dequant", options->dequant) &&
-         (!options->private_ || cJSON_AddTrueToObject(object, "private"));
+         (!options->private_ || cJSON_AddTrueToObject(object, "private")) && add_forms(object, options);
     if (ok)
         return object;
     cJSON_Delete(object);
@@ -163,7 +175,8 @@ int rf_load_attach(rf_client *client, const char *path, const rf_load_options *o
     if (r == 0 && all.no_wait)
         r = client_fail(client, -EINVAL, "what is not waited for cannot be attached to");
     cJSON *parameters = r == 0 ? load_parameters(&all, &files) : NULL;
-    if (parameters && (!cJSON_AddTrueToObject(parameters, "lease") || !cJSON_AddTrueToObject(parameters, "table"))) {
+    if (parameters && (!cJSON_AddTrueToObject(parameters, "lease") || !cJSON_AddTrueToObject(parameters, "table") ||
+                       !cJSON_AddTrueToObject(parameters, "header"))) {
         cJSON_Delete(parameters);
         parameters = NULL;
     }

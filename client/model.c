@@ -1,11 +1,14 @@
 /* Attached models, and their tensors. */
 #include "client/model.h"
 
+#include "client/attached.h"
 #include "client/call.h"
 #include "client/connection.h"
 #include "client/error.h"
 #include "client/fields.h"
+#include "client/import.h"
 #include "client/import_find.h"
+#include "client/metadata.h"
 #include "client/sealed.h"
 #include "kernels/types.h"
 #include "proto/base64.h"
@@ -24,27 +27,6 @@
 
 /* The most bytes of a handle. IPC handles have 64. */
 #define HANDLE_MAX 256u
-
-struct rf_model {
-    LIST_ENTRY(rf_model) link;
-    rf_client *client;
-    cJSON *reply; /* the reply to Attach, which owns the texts below */
-    uint64_t id;
-    uint64_t lease;
-    bool leased; /* `lease` is set */
-    const char *name;
-    const char *device;
-    const char *kind;
-    const char *uuid; /* or NULL */
-    const char *pci;  /* or NULL */
-
-    const void *table; /* mapped; NULL: not yet */
-    uint64_t table_bytes;
-    uint64_t bytes; /* of the model's memory */
-
-    const struct import_module *module;
-    struct import_mapping *mapping; /* NULL: not mapped */
-};
 
 /* --- attaching --- */
 
@@ -102,7 +84,7 @@ static bool bytes_fit(const struct table_entry *entry, const struct tensor_type 
     for (uint32_t i = 0; i + 1 < entry->n_dims; i++)
         if (__builtin_mul_overflow(bytes, entry->shape[i], &bytes))
             return false;
-    /* To a daemon that did not know the type, the tensor has all bytes up to the next one. */
+    /* If the daemon does not know the type, the tensor has all bytes of the file up to the next tensor. */
     const bool foreign = entry->form == FORM_NATIVE && entry->type_name[0] && strcmp(entry->type_name, type->name) != 0;
     return foreign ? bytes <= entry->bytes : bytes == entry->bytes;
 }
@@ -144,8 +126,21 @@ static int model_map_table(rf_model *model, int fd)
         return client_fail(model->client, r, "mapping the table of tensors failed: %s", strerror(-r));
     r = table_check(model->table, model->table_bytes);
     if (r < 0)
-        return table_fail(model, r == -EPROTONOSUPPORT ? "its version is another" : "what stands in it");
+        return table_fail(model, r == -EPROTONOSUPPORT ? "its version is another" : "its content");
     return model_check_tensors(model);
+}
+
+/* What is in it is read when it is asked for. */
+static int model_map_header(rf_model *model, int fd)
+{
+    if (fd < 0)
+        return 0;
+    int r = sealed_size(fd, &model->header_bytes);
+    if (r == 0 && model->header_bytes > 0)
+        r = sealed_map(fd, model->header_bytes, &model->header);
+    if (r == -EPERM)
+        return fail_reply(model->client, "the header is not sealed");
+    return r < 0 ? client_fail(model->client, r, "mapping the header failed: %s", strerror(-r)) : 0;
 }
 
 static int model_map_memory(rf_model *model, int fd)
@@ -196,23 +191,27 @@ static int attach_reply(void *context, cJSON **parameters, bool continues, struc
     model->leased = field_integer(model->reply, "lease", &model->lease);
     if (!model->leased) /* without its id the lease cannot be ended by Detach, only by closing the connection */
         return client_break(model->client, -EPROTO, "the daemon's answer to Attach is wrong: the lease");
-    int fd, table_fd;
+    int fd, table_fd, header_fd = -1;
     if (take_fd(model->reply, "fd", message, &fd) < 0)
         return fail_reply(model->client, "the descriptor of the memory");
 
     r = take_fd(model->reply, "table", message, &table_fd);
     if (r < 0)
         r = fail_reply(model->client, "the descriptor of the table");
+    if (r == 0 && take_fd(model->reply, "header", message, &header_fd) < 0)
+        r = fail_reply(model->client, "the descriptor of the header");
     if (r == 0)
         r = model_read_reply(model);
     if (r == 0)
         r = model_map_table(model, table_fd);
     if (r == 0)
+        r = model_map_header(model, header_fd);
+    if (r == 0)
         r = model_map_memory(model, fd);
-    if (fd >= 0)
-        close(fd);
-    if (table_fd >= 0)
-        close(table_fd);
+    const int fds[] = {fd, table_fd, header_fd};
+    for (size_t i = 0; i < sizeof(fds) / sizeof(fds[0]); i++)
+        if (fds[i] >= 0)
+            close(fds[i]);
     return r;
 }
 
@@ -224,6 +223,11 @@ static void model_unmap(rf_model *model)
     if (model->table)
         munmap((void *)model->table, model->table_bytes);
     model->table = NULL;
+    metadata_free(model->metadata);
+    model->metadata = NULL;
+    if (model->header)
+        munmap((void *)model->header, model->header_bytes);
+    model->header = NULL;
 }
 
 void model_free(rf_model *model)
@@ -259,7 +263,8 @@ static char *attach_parameters(const char *name, const rf_attach_options *option
 {
     cJSON *object = cJSON_CreateObject();
     char *text = NULL;
-    if (cJSON_AddStringToObject(object, "name", name) && cJSON_AddBoolToObject(object, "table", true) &&
+    if (cJSON_AddStringToObject(object, "name", name) && cJSON_AddTrueToObject(object, "table") &&
+        cJSON_AddTrueToObject(object, "header") &&
         (options->deadline_seconds == 0 || cJSON_AddNumberToObject(object, "deadline", options->deadline_seconds)))
         text = cJSON_PrintUnformatted(object);
     cJSON_Delete(object);
@@ -310,7 +315,7 @@ int rf_attach_with(rf_client *client, const char *name, const rf_attach_options 
         memcpy(&all, options, options->size < sizeof(all) ? options->size : sizeof(all));
     }
     if (!(all.deadline_seconds >= 0) || isinf(all.deadline_seconds))
-        return client_fail(client, -EINVAL, "a deadline is so many seconds from now, and not %g", all.deadline_seconds);
+        return client_fail(client, -EINVAL, "the deadline is not a valid number of seconds: %g", all.deadline_seconds);
     return attach(client, name, &all, ret);
 }
 

@@ -105,11 +105,19 @@ typedef struct rf_progress {
  * of the library, which returns that value. It also ends the connection, and with it all leases of the connection. */
 typedef int rf_progress_fn(void *context, const rf_progress *progress);
 
+/* A form for the tensors whose names match a pattern: "*norm*", "blk.?.ffn_*", "[a-c]*". */
+typedef struct rf_form_rule {
+    /* Of the whole name: * is any text, ? one character, [...] one of a set, a backslash takes the meaning of the next.
+     */
+    const char *match;
+    const char *form; /* as in rf_load_options */
+} rf_form_rule;
+
 /* Options of a load. Set `size` to sizeof(rf_load_options), and the options that you do not use to 0. */
 typedef struct rf_load_options {
     size_t size;
     const char *name;         /* NULL: derived from the file's name */
-    const char *form;         /* NULL: "auto" */
+    const char *form;         /* NULL: "auto"; with "f16" and "bf16", f32 tensors of one dimension stay f32 */
     const char *device;       /* NULL: "auto" */
     const char *dequant;      /* NULL: "auto" */
     int no_wait;              /* return when the memory was allocated; the load goes on without this client */
@@ -124,6 +132,8 @@ typedef struct rf_load_options {
     /* If there is not enough memory, queue for so many seconds until there is; 0: do not. Queued loads get memory in
      * the order in which they came. `state` of the progress is "queued" meanwhile. */
     double wait_for_memory_seconds;
+    const rf_form_rule *forms; /* other forms for some tensors: the last rule that matches a name holds */
+    size_t n_forms;            /* at most 64 */
 } rf_load_options;
 
 /* Loads the GGUF file at `path`. The caller must be able to read the file; the daemon need not. For a split model,
@@ -241,6 +251,60 @@ size_t rf_model_tensors(const rf_model *model);
 int rf_model_tensor(const rf_model *model, size_t index, rf_tensor *ret);
 /* The tensor with this name. -ENOENT: there is none. */
 int rf_model_find(const rf_model *model, const char *name, rf_tensor *ret);
+
+/* --- metadata: the keys and values that the model's file begins with --- */
+
+/* Types of values, numbered as in the file. */
+enum rf_value_type {
+    RF_U8,
+    RF_I8,
+    RF_U16,
+    RF_I16,
+    RF_U32,
+    RF_I32,
+    RF_F32,
+    RF_BOOL,
+    RF_STRING,
+    RF_ARRAY,
+    RF_U64,
+    RF_I64,
+    RF_F64
+};
+
+/* A value: of a key, or an element of an array. What it points to stands in the header, which nobody can change, and
+ * lives until the model is detached; nothing in it is terminated or aligned, and text need not be UTF-8. */
+typedef struct rf_value {
+    uint32_t type;         /* enum rf_value_type */
+    uint32_t element_type; /* of an array, RF_ARRAY if its elements are arrays; else the same as type */
+    uint64_t count;        /* elements of an array; else 1 */
+    const void *data;      /* a string's text; an array's first element; else the number, little-endian */
+    uint64_t bytes;        /* of data */
+    const char *key;       /* NULL in an element of an array */
+    size_t key_size;       /* its bytes */
+} rf_value;
+
+/* The functions that take a model read the whole metadata when the first of them is called. They return 0, or -ENODATA:
+ * the daemon gave no header; -EPROTO: what it gave is none; -ENOMEM; and what is said at each. */
+
+/* How many keys there are. */
+int rf_model_metadata_count(const rf_model *model, size_t *ret);
+/* A key and its value, in the order of the file. -ERANGE. */
+int rf_model_metadata_at(const rf_model *model, size_t index, rf_value *ret);
+/* The value of a key. -ENOENT. */
+int rf_model_metadata_find(const rf_model *model, const char *key, rf_value *ret);
+/* The next element of an array. *position is 0 before the first call, and not to be changed between calls. Returns 1
+ * and the element, or 0 when there is none left; -EINVAL: that is no array of this model's. */
+int rf_model_metadata_next(const rf_model *model, const rf_value *array, uint64_t *position, rf_value *ret);
+
+/* A number as one of C: 0, or -EINVAL if the value is of another kind or does not fit. Integers and RF_BOOL; RF_F32 and
+ * RF_F64. */
+int rf_value_u64(const rf_value *value, uint64_t *ret);
+int rf_value_i64(const rf_value *value, int64_t *ret);
+int rf_value_f64(const rf_value *value, double *ret);
+
+/* The file's header as it stands there: the magic, metadata and tensor infos, of a split model those of its first file.
+ * Lives until the model is detached. NULL, and *ret_size 0: the daemon gave none. */
+const void *rf_model_header(const rf_model *model, size_t *ret_size);
 
 #ifdef __cplusplus
 }

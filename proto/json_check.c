@@ -83,15 +83,15 @@ static int32_t read_unicode(struct text *text)
     if (value == 0)
         return text_fail(text, -EPROTO, "a string holds NUL");
     if (value >= 0xdc00 && value < 0xe000)
-        return text_fail(text, -EPROTO, "a surrogate stands alone");
+        return text_fail(text, -EPROTO, "a surrogate without its pair");
     if (value < 0xd800 || value >= 0xe000)
         return value;
     if (text->size - text->at < 2 || text->bytes[text->at] != '\\' || text->bytes[text->at + 1] != 'u')
-        return text_fail(text, -EPROTO, "a surrogate stands alone");
+        return text_fail(text, -EPROTO, "a surrogate without its pair");
     text->at += 2;
     int32_t low = read_hex4(text);
     if (low < 0xdc00 || low >= 0xe000)
-        return text_fail(text, -EPROTO, "a surrogate stands alone");
+        return text_fail(text, -EPROTO, "a surrogate without its pair");
     return 0x10000 + ((value - 0xd800) << 10) + (low - 0xdc00);
 }
 
@@ -184,7 +184,7 @@ static int read_number(struct text *text)
     if (peek(text) == '.') {
         text->at++;
         if (!read_digits(text))
-            return text_fail(text, -EPROTO, "a number without digits behind its point");
+            return text_fail(text, -EPROTO, "a number without digits after its point");
     }
     if (peek(text) == 'e' || peek(text) == 'E') {
         text->at++;
@@ -231,7 +231,7 @@ static int read_key(struct text *text, struct level *level)
     for (unsigned i = 0; i < level->n_keys; i++) {
         if (keys_equal(text->bytes, &level->keys[i], key)) {
             text->at = start;
-            return text_fail(text, -EPROTO, "a key stands twice in an object");
+            return text_fail(text, -EPROTO, "a key is twice in an object");
         }
     }
     level->n_keys++;
@@ -301,7 +301,7 @@ static int read_message(struct checker *c)
     if (r < 0)
         return r;
     skip_space(&c->text);
-    return c->text.at == c->text.size ? 0 : text_fail(&c->text, -EPROTO, "something stands behind the object");
+    return c->text.at == c->text.size ? 0 : text_fail(&c->text, -EPROTO, "something follows the object");
 }
 
 int json_check(const char *text, size_t size, const char **ret_reason, size_t *ret_offset)

@@ -1,4 +1,4 @@
-/* Calls to the daemon, and what is said when they fail. */
+/* Calls to the daemon, and the messages when they fail. */
 #include "client/rfctl/format.h"
 #include "client/rfctl/output.h"
 #include "client/rfctl/rfctl.h"
@@ -9,11 +9,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Whoever holds a model here for long is told when it is wanted back. */
+/* Tells the user that the daemon wants a model back that this program is attached to. */
 static void draining(void *context, const char *name)
 {
     (void)context;
-    err_line("please let go of %s: it is being unloaded, or its device was lost", name);
+    err_line("please detach from %s: it is being unloaded, or its device was lost", name);
 }
 
 void ctl_print_error(const struct rfctl *ctl, const char *name, const char *parameters)
@@ -29,7 +29,7 @@ void ctl_print_error(const struct rfctl *ctl, const char *name, const char *para
     cJSON_Delete(object);
 }
 
-/* An error of rfctl's own. The reason may have a path in it, and a path may be no UTF-8, which JSON has to be. */
+/* Prints an error of rfctl's own. The reason may contain a path. A path may be no valid UTF-8, but JSON must be. */
 static void print_own_error(const struct rfctl *ctl, const char *name, const char *reason)
 {
     char *clean = text_escape(reason, strlen(reason));
@@ -54,7 +54,8 @@ int ctl_connect(struct rfctl *ctl)
     return STATUS_DONE;
 }
 
-/* Of "cannot open x.gguf: ..." what comes behind it, if `what` is to "load x.gguf": once is enough to name a file. */
+/* Leaves out "cannot open x.gguf: " at the start of a message, if `what` is "load x.gguf": the line that is printed
+ * names the file already. */
 static const char *without_file(const char *message, const char *what)
 {
     static const char begin[] = "cannot open ";
@@ -128,7 +129,7 @@ int ctl_receive(void *context, const char *parameters, int continues, int *fds, 
 int ctl_received(const struct ctl_receiver *receiver, int r)
 {
     if (receiver->output < 0)
-        return STATUS_REFUSED; /* main() says what became of the output */
+        return STATUS_REFUSED; /* main() prints the error of the output */
     return r < 0 ? fail(receiver->ctl, r, receiver->what, &receiver->words) : STATUS_DONE;
 }
 

@@ -1,4 +1,4 @@
-/* dump: a tensor's bytes, as they are resident. */
+/* dump: writes the bytes of a tensor, as they are in memory, to standard output. */
 #include "client/rfctl/memory.h"
 #include "client/rfctl/output.h"
 #include "client/rfctl/rfctl.h"
@@ -8,7 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define PIECE (1u << 20)
+#define PIECE (1u << 20) /* bytes that are copied at once */
 
 /* Returns 0 or a negative errno. */
 static int write_all(const char *data, size_t size)
@@ -37,7 +37,7 @@ static int dump(struct rfctl *ctl, const rf_model *model, const rf_tensor *tenso
         r = write_all(piece, size);
         if (r < 0) {
             status = STATUS_REFUSED;
-            if (r != -EPIPE) /* who reads a pipe no more needs no telling */
+            if (r != -EPIPE) /* the reader closed the pipe: no message */
                 err_line("cannot write: %s", strerror(-r));
         }
         at += size;
@@ -59,7 +59,7 @@ int command_dump(struct rfctl *ctl)
         err_line("a tensor's bytes are not for a terminal: send them to a file or a program");
         return STATUS_USAGE;
     }
-    ctl->options.json = false; /* standard output is for the bytes, and nothing else */
+    ctl->options.json = false; /* standard output gets the bytes and nothing else */
     int status = ctl_connect(ctl);
     if (status != STATUS_DONE)
         return status;
@@ -74,7 +74,8 @@ int command_dump(struct rfctl *ctl)
         status = STATUS_REFUSED;
     } else
         status = dump(ctl, model, &tensor, what);
-    (void)rf_detach(model); /* not left to the end of the connection, which the daemon may see after our caller */
+    /* Detach here: if only the end of the connection did it, our caller might still see the lease after we ended. */
+    (void)rf_detach(model);
     free(what);
     return status;
 }

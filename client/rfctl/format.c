@@ -77,6 +77,7 @@ void text_begin(void)
     setlocale(LC_CTYPE, "C.UTF-8"); /* for wcwidth(): names and metadata are UTF-8, whatever the user's locale is */
 }
 
+/* True for characters that control a terminal, or that change how the text around them is shown. */
 static int steers(uint32_t c)
 {
     return c < 0x20 || (c >= 0x7f && c < 0xa0) ||         /* C0, DEL, C1 */
@@ -109,7 +110,7 @@ char *text_escape(const char *text, size_t size)
     return escaped;
 }
 
-/* Columns of the character that `text` begins with; *length gets its bytes. */
+/* Returns the columns that the first character of `text` takes, and sets *length to its bytes. */
 static size_t character_width(const char *text, size_t size, size_t *length)
 {
     uint32_t c;

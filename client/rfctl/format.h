@@ -1,11 +1,11 @@
-/* Numbers and text for people: sizes, times, and names that came from files, made safe for a terminal. */
+/* Formats numbers and text for people: sizes, times, and names out of files, which are made safe for a terminal. */
 #pragma once
 
 #include "proto/bytes.h"
 
 #include <stddef.h>
 
-/* Room for what any of the functions below writes. */
+/* Bytes that any of the formatting functions below writes at most. */
 #define FORMAT_SIZE BYTES_TEXT_SIZE
 
 /* A size as bytes.h has it: "0 B", "999 B", "3.8 GB", "512 MB". Returns `text`. */
@@ -14,13 +14,13 @@ const char *format_bytes(char text[FORMAT_SIZE], double bytes);
 /* "3.1 GB/s". Returns `text`. */
 const char *format_rate(char text[FORMAT_SIZE], double bytes_per_second);
 
-/* How many there are, "820", "6.7 billion". Returns `text`. */
+/* A number of things: "820", "6.7 billion". Returns `text`. */
 const char *format_count(char text[FORMAT_SIZE], double count);
 
-/* What was measured: "0.12 ms", "45 ms", "1.23 s", "2 min 3 s". Returns `text`. */
+/* A measured time: "0.12 ms", "45 ms", "1.23 s", "2 min 3 s". Returns `text`. */
 const char *format_seconds(char text[FORMAT_SIZE], double seconds);
 
-/* What is only roughly of interest, as durations are typed: "5s", "3m", "2h", "4d". Returns `text`. */
+/* A time in one unit, rounded down: "5s", "3m", "2h", "4d". Returns `text`. */
 const char *format_age(char text[FORMAT_SIZE], double seconds);
 
 /* Call it once, at the start, before the functions below. Looks which characters the user's terminal can show: if the

@@ -1,5 +1,5 @@
-/* inspect: what a GGUF file says, read without a daemon. It becomes JSON first, of the kinds that Show replies with,
- * and that is what is printed. */
+/* inspect: reads the header of a GGUF file, without a daemon. The header is made into JSON of the same form as the
+ * reply to Show, and that JSON is printed. */
 #include "client/rfctl/format.h"
 #include "client/rfctl/output.h"
 #include "client/rfctl/reply.h"
@@ -65,7 +65,7 @@ static cJSON *tensors_of(const struct gguf *file)
 }
 
 struct sums {
-    double tensors, elements, bytes; /* tensors may share bytes: sums need not fit an integer */
+    double tensors, elements, bytes; /* tensors may share bytes, so a sum may be too large for an integer */
 };
 
 static cJSON *types_of(const struct gguf *file, struct sums *all)
@@ -162,7 +162,7 @@ static void print(const char *path, const cJSON *file)
     show_tensors(reply_items(file, "tensors"));
 }
 
-/* The daemon says no to such a file in the same way. */
+/* Prints the same error as the daemon would for this file. */
 static void print_invalid(const struct rfctl *ctl, const struct gguf_fault *fault)
 {
     cJSON *parameters = ctl_name("reason", fault->reason);
@@ -173,13 +173,13 @@ static void print_invalid(const struct rfctl *ctl, const struct gguf_fault *faul
     cJSON_Delete(parameters);
 }
 
-/* Reads the header of the file. Returns NULL after it said why it cannot. */
+/* Reads the header of the file. Returns NULL after it printed why that failed. */
 static struct gguf *read_file(const struct rfctl *ctl, const char *path)
 {
     struct gguf *file = NULL;
     struct gguf_fault fault = {0};
     struct stat status;
-    /* Not to hang on a FIFO that nobody writes to. */
+    /* O_NONBLOCK: opening a named pipe would wait until another process writes to it. */
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
     int r = fd < 0 || fstat(fd, &status) < 0 ? -errno : 0;
     if (r == 0)

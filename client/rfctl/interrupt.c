@@ -9,11 +9,16 @@
 
 /* Read by signal handlers. */
 static const char *volatile line_to_say;
-static volatile sig_atomic_t came;
+static const char *volatile text_to_print;
 
 void interrupt_say(const char *line)
 {
     line_to_say = line;
+}
+
+void interrupt_print(const char *text)
+{
+    text_to_print = text;
 }
 
 /* Nothing has to be told to the daemon: the connection closes with the program, and the daemon ends what this client
@@ -21,7 +26,9 @@ void interrupt_say(const char *line)
 static void end(int number)
 {
     progress_erase_in_handler();
-    const char *line = line_to_say;
+    const char *line = line_to_say, *text = text_to_print;
+    if (number == SIGINT && text)
+        (void)!write(STDOUT_FILENO, text, strlen(text));
     if (number == SIGINT && line) {
         const char *const parts[] = {"rfctl: ", line, "\n"};
         for (size_t i = 0; i < 3; i++)
@@ -32,13 +39,6 @@ static void end(int number)
     raise(number); /* its default action is set again (SA_RESETHAND): our parent sees which signal ended us */
 }
 
-static void remember(int number)
-{
-    (void)number;
-    came = 1;
-    signal(SIGINT, end);
-}
-
 void interrupt_catch(void)
 {
     static const int numbers[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT};
@@ -47,16 +47,4 @@ void interrupt_catch(void)
         if (sigaction(numbers[i], NULL, &action) == 0 && action.sa_handler == SIG_DFL)
             sigaction(numbers[i], &(struct sigaction){.sa_handler = end, .sa_flags = (int)SA_RESETHAND}, NULL);
     }
-}
-
-void interrupt_defer(void)
-{
-    struct sigaction before;
-    if (sigaction(SIGINT, NULL, &before) == 0 && before.sa_handler != SIG_IGN)
-        sigaction(SIGINT, &(struct sigaction){.sa_handler = remember}, NULL);
-}
-
-int interrupt_came(void)
-{
-    return came;
 }

@@ -1,6 +1,5 @@
-/* What happens when a signal ends rfctl: the progress bar is erased, and an interrupt (Ctrl-C) gives its own exit
- * status.
- */
+/* What happens when a signal ends rfctl: the progress bar is erased, and after an interrupt (Ctrl-C) the exit status is
+ * 130. */
 #pragma once
 
 /* The exit status after SIGINT, as shells have it: 128 + SIGINT. */
@@ -14,9 +13,6 @@ void interrupt_catch(void);
  * NULL: no line. */
 void interrupt_say(const char *line);
 
-/* From now on the first interrupt does not end the program, but makes interrupt_came() true. The second one ends it. An
- * interrupt that is ignored stays ignored. */
-void interrupt_defer(void);
-
-/* True once a deferred interrupt has come. */
-int interrupt_came(void);
+/* Sets text that is written to standard output, as it is, if an interrupt ends the program. It must stay valid and
+ * unchanged until the next call; NULL: none. Standard output must have been flushed before the interrupt. */
+void interrupt_print(const char *text);

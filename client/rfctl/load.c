@@ -1,5 +1,8 @@
-/* load: the library passes the open file, so that the daemon needs no right to it; this shows how far it is. */
+/* load: loads a file through the library, which passes the open file to the daemon, and shows the progress. */
+#include "client/rfctl/duration.h"
 #include "client/rfctl/format.h"
+#include "client/rfctl/forms.h"
+#include "client/rfctl/interrupt.h"
 #include "client/rfctl/memory.h"
 #include "client/rfctl/output.h"
 #include "client/rfctl/progress.h"
@@ -16,9 +19,9 @@ struct load {
     const struct options *options;
     const char *path;
     struct timespec began;
-    FILE *trace;     /* NULL: nobody wants one */
-    int trace_error; /* why it could not be written; 0 */
-    bool joined;     /* progress was told, so the model was not resident at once */
+    FILE *trace;     /* NULL: no trace was asked for */
+    int trace_error; /* the error when it was written, a negative errno; 0: none */
+    bool joined;     /* there was progress, so the model was not resident at once */
 };
 
 static double seconds_since(const struct timespec *then)
@@ -28,7 +31,7 @@ static double seconds_since(const struct timespec *then)
     return (double)(now.tv_sec - then->tv_sec) + (double)(now.tv_nsec - then->tv_nsec) / 1e9;
 }
 
-/* "read 1.28 ms, copy 28 ms": those that took any time. The caller frees it. */
+/* "read 1.28 ms, copy 28 ms". Leaves out phases that took no time. The caller frees it. */
 static char *phases_text(const cJSON *phases, const char *const *names)
 {
     char *text = need_text("%s", "");
@@ -44,7 +47,8 @@ static char *phases_text(const cJSON *phases, const char *const *names)
     return text;
 }
 
-/* Reading and the rest go on side by side: their sum says nothing, so they are told apart from what came one by one. */
+/* Parsing and allocating come one after the other. The other phases run at the same time, on several threads, and each
+ * is a sum over the threads. So the two kinds are printed separately. */
 static void tell_phases(const cJSON *phases, double bytes)
 {
     static const char *const one_by_one[] = {"parse", "allocate", NULL};
@@ -60,7 +64,7 @@ static void tell_phases(const cJSON *phases, double bytes)
         out_line("  %.2f of the link's %s", bytes / seconds / link, format_rate(ceiling, link));
 }
 
-/* That the CPU decoded where a GPU was to. */
+/* Tells if the CPU decoded blocks that a GPU should have decoded. */
 static void tell_dequant(const struct load *load, const cJSON *phases, const char *device)
 {
     const char *asked = load->options->dequant;
@@ -90,6 +94,20 @@ static void tell_loaded(const struct load *load, const cJSON *model, const cJSON
     tell_dequant(load, phases, device);
 }
 
+/* Another user's model that the load joined stays as it is. Says so if it is not what was asked for. */
+static void tell_unchanged(const struct options *options, const cJSON *model)
+{
+    const char *name = reply_text(model, "name");
+    double ttl = reply_number(model, "ttl", -1);
+    char text[DURATION_SIZE];
+    if (options->pin && !cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "pinned")))
+        err_line("%s was not pinned: another user loaded it", name);
+    if (options->ttl > 0 && ttl < 0)
+        err_line("%s has no time to live, as before: another user loaded it", name);
+    else if (options->ttl > 0 && ttl != (double)options->ttl)
+        err_line("%s keeps its time to live of %s: another user loaded it", name, duration_format(text, ttl));
+}
+
 static int told(void *context, const cJSON *reply, bool last)
 {
     struct load *load = context;
@@ -101,11 +119,12 @@ static int told(void *context, const cJSON *reply, bool last)
         return 0;
     }
     progress_erase();
-    if (load->trace) /* a model that is resident already has none: an empty one is still a trace */
+    if (load->trace) /* without spans, if the model was resident already */
         load->trace_error = trace_write(load->trace, reply_items(reply, "trace"));
     double overflows = reply_number(model, "overflows", 0);
     if (overflows > 0)
         err_line("%.0f values of %s are too large for f16 and became infinite", overflows, reply_text(model, "name"));
+    tell_unchanged(load->options, model);
     if (load->options->json)
         return 0;
     if (strcmp(reply_text(model, "state"), "resident") != 0) {
@@ -117,8 +136,7 @@ static int told(void *context, const cJSON *reply, bool last)
     return 0;
 }
 
-/* Returns the exit status of the command, which is `status` so far. The model is there, whatever became of its trace.
- */
+/* Closes the trace. Returns the exit status of the command; `status` is what it was before. */
 static int close_trace(const struct rfctl *ctl, struct load *load, int status)
 {
     if (load->trace && fclose(load->trace) != 0 && load->trace_error == 0)
@@ -137,11 +155,15 @@ int command_load(struct rfctl *ctl)
     if (status != STATUS_DONE)
         return close_trace(ctl, &load, status);
     char *what = need_text("load %s", load.path);
+    struct form_words words;
+    form_words_read(&ctl->options.as, &words);
     struct ctl_receiver receiver = {.ctl = ctl, .what = what, .reply = told, .context = &load};
     const rf_load_options options = {
         .size = sizeof(options),
         .name = ctl->options.name,
-        .form = ctl->options.form,
+        .form = words.form,
+        .forms = words.rules,
+        .n_forms = words.n_rules,
         .device = ctl->options.device,
         .dequant = ctl->options.dequant,
         .no_wait = ctl->options.no_wait,
@@ -159,6 +181,7 @@ int command_load(struct rfctl *ctl)
         interrupt_say("interrupted: the load is cancelled, unless others want it too");
     status = ctl_received(&receiver, rf_load(ctl->client, load.path, &options, NULL));
     interrupt_say(NULL);
+    form_words_clear(&words);
     free(what);
     return close_trace(ctl, &load, status);
 }

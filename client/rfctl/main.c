@@ -11,9 +11,11 @@
 #include <string.h>
 #include <unistd.h>
 
+#define ANY_NUMBER (-1) /* of arguments, from one on, which are not looked at here */
+
 static const struct command {
     const char *name;
-    const char *usage; /* a word for each argument, then its options */
+    const char *usage; /* a word for each argument */
     int arguments;
     unsigned options;
     const char *help; /* one line */
@@ -25,21 +27,23 @@ static const struct command {
          OPTION_PRIVATE | OPTION_DEADLINE | OPTION_TRACE | OPTION_WAIT_FOR_MEMORY,
      "load a GGUF file, or join a load of it", command_load, 0},
     {"plan", "FILE", 1, OPTION_NAME | OPTION_AS | OPTION_DEVICE | OPTION_DEQUANT | OPTION_PRIVATE,
-     "tell what loading a file would take", command_plan, 0},
+     "tell what loading a file would do", command_plan, 0},
     {"ps", "", 0, 0, "list the models in memory", command_ps, 0},
-    {"show", "NAME", 1, 0, "tell all about a model", command_show, 0},
-    {"inspect", "FILE", 1, 0, "tell all about a file; needs no daemon", command_inspect, OPTION_SOCKET},
+    {"show", "NAME", 1, OPTION_METADATA, "print a model's metadata, tensors and users", command_show, 0},
+    {"inspect", "FILE", 1, 0, "print what a GGUF file has in it; needs no daemon", command_inspect, OPTION_SOCKET},
     {"unload", "NAME", 1, OPTION_FORCE | OPTION_DEADLINE, "free a model's memory", command_unload, 0},
-    {"pin", "NAME", 1, 0, "keep a model, whatever else wants its memory", command_pin, 0},
-    {"unpin", "NAME", 1, 0, "let a model go when memory is short", command_unpin, 0},
-    {"ttl", "NAME DURATION", 2, 0, "unload a model that is idle so long; 'never': not", command_ttl, 0},
-    {"cancel", "NAME", 1, OPTION_DEADLINE, "stop a load under way", command_cancel, 0},
+    {"pin", "NAME", 1, 0, "keep a model: never evict it, nor unload it when idle", command_pin, 0},
+    {"unpin", "NAME", 1, 0, "undo pin: the model may be evicted again", command_unpin, 0},
+    {"ttl", "NAME DURATION", 2, 0, "unload a model after this idle time, or 'never'", command_ttl, 0},
+    {"cancel", "NAME", 1, OPTION_DEADLINE, "stop a load", command_cancel, 0},
     {"verify", "NAME", 1, OPTION_DEADLINE, "compare a model with its file, bit for bit", command_verify, 0},
     {"dump", "NAME|FILE TENSOR", 2, 0, "write a tensor's bytes to standard output", command_dump, OPTION_JSON},
-    {"watch", "", 0, 0, "tell every change as it happens", command_watch, 0},
-    {"devices", "", 0, 0, "list the memories that models can be in", command_devices, 0},
-    {"ping", "", 0, OPTION_COUNT | OPTION_DEADLINE, "see whether the daemon answers, and how fast", command_ping, 0},
-    {"version", "", 0, 0, "say which version this is, and the daemon", command_version, 0},
+    {"watch", "", 0, 0, "print every change as it happens", command_watch, 0},
+    {"devices", "", 0, 0, "list the devices that models can be on", command_devices, 0},
+    {"ping", "", 0, OPTION_COUNT | OPTION_DEADLINE, "test whether the daemon answers, and how fast", command_ping, 0},
+    {"version", "", 0, 0, "print the versions of rfctl and of the daemon", command_version, 0},
+    {"run", "ENGINE [ARGUMENT]...", ANY_NUMBER, OPTION_NAME | OPTION_DEVICE | OPTION_PIN | OPTION_TTL | OPTION_PRIVATE,
+     "run llama.cpp on a model in memory; options stand before ENGINE", command_run, OPTION_JSON},
 };
 
 #define N_COMMANDS (sizeof(commands) / sizeof(commands[0]))
@@ -58,7 +62,7 @@ static void help(const struct command *command)
         printf("Usage: rfctl %s%s%s [OPTION]...\n\n%c%s.\n\n", command->name, command->usage[0] ? " " : "",
                command->usage, command->help[0] - 'a' + 'A', command->help + 1);
     else {
-        printf("Usage: rfctl [OPTION]... COMMAND\nKeeps models in memory with rocmforged, and looks at them.\n\n");
+        printf("Usage: rfctl [OPTION]... COMMAND\nLoads models into memory with rocmforged, and manages them.\n\n");
         for (size_t i = 0; i < N_COMMANDS; i++) {
             int n = printf("  %s %s", commands[i].name, commands[i].usage);
             printf("%*s%s\n", n < 20 ? 21 - n : 1, "", commands[i].help);
@@ -67,8 +71,8 @@ static void help(const struct command *command)
     }
     options_help(stdout, command ? (command->options | OPTIONS_OF_ALL) & ~command->idle : OPTIONS_OF_ALL);
     if (!command)
-        printf("\n'rfctl COMMAND --help' tells a command's own options.\n"
-               "Exit status: 0 done, 1 the daemon said no, 2 wrong usage, 3 no daemon.\n");
+        printf("\n'rfctl COMMAND --help' lists the options of a command.\n"
+               "Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 no daemon.\n");
 }
 
 static int wrong_usage(const struct command *command)
@@ -77,10 +81,25 @@ static int wrong_usage(const struct command *command)
     return STATUS_USAGE;
 }
 
+/* `rfctl --socket S run --pin ENGINE -m x`: the options of rfctl stand before the engine, and all behind it is the
+ * engine's. The word "run" moves to where getopt_long() has a program's name, and all that stood before it moves up. */
+static int parse(int argc, char **argv, struct rfctl *ctl, unsigned *ret_given)
+{
+    int word = options_first_word(argc, argv);
+    if (word >= argc || strcmp(argv[word], "run") != 0)
+        return options_parse(argc, argv, &ctl->options, ret_given);
+    char *name = argv[word];
+    memmove(argv + 2, argv + 1, (size_t)(word - 1) * sizeof(*argv));
+    argv[1] = argv[0]; /* for messages of getopt_long() */
+    int first = 1 + options_parse_before(argc - 1, argv + 1, &ctl->options, ret_given);
+    argv[first - 1] = name;
+    return first - 1;
+}
+
 static int run(int argc, char **argv, struct rfctl *ctl)
 {
     unsigned given;
-    int first = options_parse(argc, argv, &ctl->options, &given);
+    int first = parse(argc, argv, ctl, &given);
     const char *name = argv[first];
     const struct command *command = name ? find(name) : NULL;
     if (ctl->options.wrong)
@@ -106,7 +125,8 @@ static int run(int argc, char **argv, struct rfctl *ctl)
         err_line("%s does not take --%s", command->name, option_name(wrong));
         return wrong_usage(command);
     }
-    if (argc - first - 1 != command->arguments) {
+    int n = argc - first - 1;
+    if (command->arguments == ANY_NUMBER ? n == 0 : n != command->arguments) {
         err_line(command->arguments == 0 ? "%s takes no argument" : "%s takes %s", command->name, command->usage);
         return wrong_usage(command);
     }
@@ -117,14 +137,14 @@ static int run(int argc, char **argv, struct rfctl *ctl)
 
 int main(int argc, char **argv)
 {
-    static char program[] = "rfctl";
+    static char program[] = "rfctl"; /* the name that getopt_long() puts before its messages */
     if (streams_open() < 0)
         return STATUS_REFUSED;
     text_begin();
     signal(SIGPIPE, SIG_IGN);
     interrupt_catch();
     if (argc > 0)
-        argv[0] = program; /* what getopt_long() calls us */
+        argv[0] = program;
     struct rfctl ctl = {0};
     int status = run(argc, argv, &ctl);
     progress_erase();
@@ -132,7 +152,7 @@ int main(int argc, char **argv)
     int r = out_flush();
     if (r == 0 && close(STDOUT_FILENO) < 0 && errno != EINTR)
         r = -errno;
-    if (r < 0 && r != -EPIPE) /* who reads a pipe no more needs no telling */
+    if (r < 0 && r != -EPIPE) /* EPIPE: the reader closed the pipe, which needs no message */
         err_line("cannot write: %s", strerror(-r));
     return r < 0 && status == STATUS_DONE ? STATUS_REFUSED : status;
 }

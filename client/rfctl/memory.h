@@ -1,13 +1,13 @@
-/* Memory for a program of one short life: it is there, or the program ends with status 1. */
+/* Allocation for a program that runs for a short time: if there is no memory, the program ends with status 1. */
 #pragma once
 
 #include <stddef.h>
 
-/* `size` bytes, zeroed; the caller frees them. */
+/* Allocates `size` bytes, all zero; the caller frees them. */
 void *need_memory(size_t size);
 
-/* realloc() to `n` elements of `size` bytes. */
+/* As realloc(), to `n` elements of `size` bytes each. */
 void *need_more(void *memory, size_t n, size_t size);
 
-/* What snprintf() would write; the caller frees it. */
+/* The text that snprintf() would write, in new memory; the caller frees it. */
 char *need_text(const char *format, ...) __attribute__((format(printf, 1, 2)));

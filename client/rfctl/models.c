@@ -1,4 +1,4 @@
-/* unload, pin, unpin, ttl, cancel and verify: what is done with a model by its name. */
+/* unload, pin, unpin, ttl, cancel and verify: the commands that change or check a model. */
 #include "client/rfctl/duration.h"
 #include "client/rfctl/format.h"
 #include "client/rfctl/memory.h"
@@ -10,9 +10,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MISMATCHES_MAX 64 /* the daemon tells no more */
+#define MISMATCHES_MAX 64 /* the daemon lists no more */
 
-/* Calls a method that takes a name and replies with nothing. Says "`done` NAME". */
+/* Calls a method that takes a name and has an empty reply, and prints "`done` NAME". `busy`: see refusal.h. */
 static int by_name(struct rfctl *ctl, const char *method, const char *verb, const char *done, const char *busy)
 {
     const char *name = ctl->arguments[0];
@@ -25,7 +25,9 @@ static int by_name(struct rfctl *ctl, const char *method, const char *verb, cons
     return status;
 }
 
-/* The model as List tells it. The caller deletes it; NULL: it is gone, or the list cannot be read, which was said. */
+/* The model as it is in the reply to List; the caller deletes it. NULL: there is none, or List failed, which was
+ * printed.
+ */
 static cJSON *look_up(struct rfctl *ctl, const char *name)
 {
     cJSON *reply = NULL, *found = NULL;
@@ -40,7 +42,7 @@ static cJSON *look_up(struct rfctl *ctl, const char *name)
     return found;
 }
 
-/* How many leases a model has that drains; -1: it is gone, or does not drain. */
+/* The number of leases of a model that drains; -1: it does not drain, or is gone. */
 static double leases_left(struct rfctl *ctl, const char *name)
 {
     cJSON *model = look_up(ctl, name);
@@ -49,7 +51,7 @@ static double leases_left(struct rfctl *ctl, const char *name)
     return leases;
 }
 
-/* Unload, with what its errors mean here. */
+/* Calls Unload. *ret is the reply, which the caller deletes. Returns the exit status. */
 static int ask_to_unload(struct rfctl *ctl, const char *name, cJSON **ret)
 {
     cJSON *parameters = ctl_model(ctl);
@@ -57,7 +59,7 @@ static int ask_to_unload(struct rfctl *ctl, const char *name, cJSON **ret)
         cJSON_AddTrueToObject(parameters, "force");
     char *what = need_text("unload %s", name);
     char *loading = need_text("'rfctl cancel %s' stops the load", name);
-    char *leased = need_text("'rfctl unload --force %s' frees it when they have let go", name);
+    char *leased = need_text("'rfctl unload --force %s' frees it when they have detached", name);
     int status = ctl_ask_with(ctl, "Unload", parameters, what,
                               &(struct refusal_words){.loading = loading, .leased = leased}, ret);
     free(what);
@@ -94,7 +96,7 @@ int command_unpin(struct rfctl *ctl)
     return by_name(ctl, "Unpin", "unpin", "unpinned", NULL);
 }
 
-/* What becomes of a model that nobody uses, now that it has this time to live. A pinned one stays all the same. */
+/* Prints what the new time to live means. A pinned model stays, whatever its time to live is. */
 static void tell_ttl(struct rfctl *ctl, const char *name, bool never, double seconds)
 {
     if (never) {
@@ -178,8 +180,8 @@ int command_verify(struct rfctl *ctl)
     free(what);
     if (status != STATUS_DONE || verification.mismatches == 0)
         return status;
-    err_line("%s is not what its file says: %d%s tensor%s differ%s", verification.name, verification.mismatches,
-             verification.mismatches >= MISMATCHES_MAX ? " or more" : "", verification.mismatches == 1 ? "" : "s",
-             verification.mismatches == 1 ? "s" : "");
+    err_line("%s is not what its file says: %d%s tensor%s differ%s; unload it, and load it again", verification.name,
+             verification.mismatches, verification.mismatches >= MISMATCHES_MAX ? " or more" : "",
+             verification.mismatches == 1 ? "" : "s", verification.mismatches == 1 ? "s" : "");
     return STATUS_REFUSED;
 }

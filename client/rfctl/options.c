@@ -11,46 +11,52 @@
 
 #define COUNT_MAX 1000000000ul
 
-enum kind { FLAG, TEXT, NUMBER, DURATION };
+enum kind { FLAG, TEXT, NUMBER, DURATION, FORMS };
 
 static const struct {
     const char *name;
     char letter; /* a short form, or 0 */
     enum kind kind;
-    unsigned bit; /* 0: --help and --version, which are looked at before the command */
-    size_t offset;
-    const char *choices; /* of TEXT: the only ones, with commas between; NULL: any */
-    const char *value;   /* for the help */
+    unsigned bit;        /* 0: --help and --version, which are looked at before the command */
+    size_t offset;       /* of its value in struct options */
+    const char *choices; /* of a TEXT: the allowed values, separated by ", "; NULL: any */
+    const char *value;   /* the name of its value in the help, after a space */
     const char *help;
 } table[] = {
-    {"name", 0, TEXT, OPTION_NAME, offsetof(struct options, name), NULL, " NAME", "default: the file's, without .gguf"},
-    {"as", 0, TEXT, OPTION_AS, offsetof(struct options, form), "auto, native, f32, f16, bf16", " FORM",
-     "auto, native, f32, f16, bf16; default auto: what is\nquantised becomes f16, the rest stays as it is"},
+    {"name", 0, TEXT, OPTION_NAME, offsetof(struct options, name), NULL, " NAME",
+     "default: the file's name without .gguf"},
+    {"as", 0, FORMS, OPTION_AS, offsetof(struct options, as), "auto, native, f32, f16, bf16", " FORM",
+     "auto, native, f32, f16, bf16; default auto: quantised\ntensors become f16, the others stay as they are. Or\n"
+     "PATTERN=FORM, for tensors with such names: *norm*=f32;\ncan be repeated, and the last match holds"},
     {"device", 0, TEXT, OPTION_DEVICE, offsetof(struct options, device), NULL, " DEVICE",
      "host, hip:0, ...; default: a GPU if there is one"},
     {"dequant", 0, TEXT, OPTION_DEQUANT, offsetof(struct options, dequant), "auto, cpu, gpu", " WHERE",
      "auto, cpu, gpu: where blocks are decoded"},
-    {"no-wait", 0, FLAG, OPTION_NO_WAIT, offsetof(struct options, no_wait), NULL, "", "end when the load is under way"},
+    {"no-wait", 0, FLAG, OPTION_NO_WAIT, offsetof(struct options, no_wait), NULL, "",
+     "do not wait until the model is resident"},
     {"wait-for-memory", 0, DURATION, OPTION_WAIT_FOR_MEMORY, offsetof(struct options, wait_for_memory), NULL,
-     " DURATION", "if there is not enough memory, queue so long for it;\ndefault: do not"},
-    {"pin", 0, FLAG, OPTION_PIN, offsetof(struct options, pin), NULL, "", "keep it, whatever else wants its memory"},
+     " DURATION", "if there is not enough memory, wait for it so long in a\nqueue; default: do not wait"},
+    {"pin", 0, FLAG, OPTION_PIN, offsetof(struct options, pin), NULL, "",
+     "never evict it, nor unload it when it is idle"},
     {"ttl", 0, DURATION, OPTION_TTL, offsetof(struct options, ttl), NULL, " DURATION",
-     "unload it when it was idle so long: 90, 90s, 10m, 2h,\n1d; default: never"},
+     "unload it after this idle time: 90, 90s, 10m, 2h, 1d;\ndefault: never"},
     {"private", 0, FLAG, OPTION_PRIVATE, offsetof(struct options, private), NULL, "",
      "only you see it and can attach to it"},
     {"force", 0, FLAG, OPTION_FORCE, offsetof(struct options, force), NULL, "",
-     "if it is in use: ask its users to let go, let no new\nones in, and free it when the last is gone"},
+     "if it is in use: ask its users to detach, let nobody\nelse attach, and free it when all have detached"},
     {"deadline", 0, DURATION, OPTION_DEADLINE, offsetof(struct options, deadline), NULL, " DURATION",
-     "give up after this time; default: never, but of ping 10s"},
+     "give up after this time; default: never (ping: 10s)"},
     {"trace", 0, TEXT, OPTION_TRACE, offsetof(struct options, trace), NULL, " FILE",
-     "write what every worker and stream did when: a Chrome\ntrace, which ui.perfetto.dev opens"},
-    {"count", 'c', NUMBER, OPTION_COUNT, offsetof(struct options, count), NULL, " COUNT", "how many; default 1"},
+     "write what every worker and stream did, and when: a\nChrome trace, which ui.perfetto.dev opens"},
+    {"metadata", 0, TEXT, OPTION_METADATA, offsetof(struct options, metadata), NULL, " KEY",
+     "print the whole value of this key, and nothing else"},
+    {"count", 'c', NUMBER, OPTION_COUNT, offsetof(struct options, count), NULL, " COUNT", "how many times; default 1"},
     {"socket", 0, TEXT, OPTION_SOCKET, offsetof(struct options, socket), NULL, " PATH",
      "where the daemon listens; default: $ROCMFORGE_SOCKET,\nelse /run/rocmforge/io.rocmforge, else\n"
      "$XDG_RUNTIME_DIR/rocmforge/io.rocmforge"},
-    {"json", 0, FLAG, OPTION_JSON, offsetof(struct options, json), NULL, "", "print JSON, a line for each reply"},
-    {"help", 'h', FLAG, 0, offsetof(struct options, help), NULL, "", "say how it is used"},
-    {"version", 0, FLAG, 0, offsetof(struct options, version), NULL, "", "say which version this is"},
+    {"json", 0, FLAG, OPTION_JSON, offsetof(struct options, json), NULL, "", "print JSON, one line for each reply"},
+    {"help", 'h', FLAG, 0, offsetof(struct options, help), NULL, "", "print this help"},
+    {"version", 0, FLAG, 0, offsetof(struct options, version), NULL, "", "print the version"},
 };
 
 #define N_OPTIONS (sizeof(table) / sizeof(table[0]))
@@ -67,6 +73,17 @@ static bool is_choice(const char *choices, const char *word)
     return false;
 }
 
+/* A form, or one for the names that match a pattern. */
+static int add_form(size_t option, const char *argument, struct option_list *list)
+{
+    const char *equals = strrchr(argument, '=');
+    if (equals == argument || !is_choice(table[option].choices, equals ? equals + 1 : argument) ||
+        list->n == OPTION_LIST_MAX)
+        return -EINVAL;
+    list->words[list->n++] = argument;
+    return 0;
+}
+
 static int set(size_t option, const char *argument, struct options *options)
 {
     void *field = (char *)options + table[option].offset;
@@ -77,6 +94,8 @@ static int set(size_t option, const char *argument, struct options *options)
     case TEXT:
         *(const char **)field = argument;
         return table[option].choices && !is_choice(table[option].choices, argument) ? -EINVAL : 0;
+    case FORMS:
+        return add_form(option, argument, field);
     case DURATION:
         return duration_parse(argument, field) < 0 || *(uint64_t *)field == 0 ? -EINVAL : 0;
     case NUMBER:
@@ -91,38 +110,64 @@ static int set(size_t option, const char *argument, struct options *options)
     }
 }
 
-/* What set() would have taken. */
+/* Prints which values the option takes, after set() refused one. */
 static void tell_values(size_t option, const char *argument)
 {
     const char *values =
         table[option].kind == DURATION ? "a time from 1s on: 90, 90s, 10m, 2h, 1d" : "a number from 1 on";
-    bool choice = table[option].kind == TEXT;
-    err_line("--%s does not take '%s', but %s%s", table[option].name, argument, choice ? "one of " : "",
-             choice ? table[option].choices : values);
+    bool forms = table[option].kind == FORMS, choice = table[option].kind == TEXT || forms;
+    err_line("--%s does not take '%s', but %s%s%s", table[option].name, argument, forms ? "PATTERN=FORM or " : "",
+             choice ? "one of " : "", choice ? table[option].choices : values);
 }
 
-int options_parse(int argc, char **argv, struct options *ret, unsigned *ret_given)
+/* What getopt_long() takes. `letters` begins with `how`, as it has it. */
+struct known {
+    struct option options[N_OPTIONS + 1];
+    char letters[2 * N_OPTIONS + 2];
+};
+
+static void known_fill(struct known *known, const char *how)
 {
-    struct option known[N_OPTIONS + 1] = {0};
-    char letters[2 * N_OPTIONS + 1] = "", *letter = letters;
+    *known = (struct known){0};
+    strcpy(known->letters, how);
+    char *letter = known->letters + strlen(how);
     for (size_t i = 0; i < N_OPTIONS; i++) {
-        known[i] = (struct option){table[i].name, table[i].kind != FLAG, NULL, 256 + (int)i};
+        known->options[i] = (struct option){table[i].name, table[i].kind != FLAG, NULL, 256 + (int)i};
         if (table[i].letter) {
             *letter++ = table[i].letter;
             if (table[i].kind != FLAG)
                 *letter++ = ':';
         }
     }
+}
+
+int options_first_word(int argc, char **argv)
+{
+    struct known known;
+    known_fill(&known, "+");
+    opterr = 0;
+    while (getopt_long(argc, argv, known.letters, known.options, NULL) >= 0)
+        ;
+    int first = optind;
+    opterr = 1;
+    optind = 0; /* begin anew */
+    return first;
+}
+
+static int parse(int argc, char **argv, const char *how, struct options *ret, unsigned *ret_given)
+{
+    struct known known;
+    known_fill(&known, how);
     struct options options = {0};
     unsigned given = 0;
     for (;;) {
-        int found = getopt_long(argc, argv, letters, known, NULL);
+        int found = getopt_long(argc, argv, known.letters, known.options, NULL);
         if (found < 0)
             break;
         size_t i = 0;
         while (i < N_OPTIONS && found != 256 + (int)i && found != table[i].letter)
             i++;
-        if (found == '?' || i == N_OPTIONS) /* getopt_long() said why */
+        if (found == '?' || i == N_OPTIONS) /* getopt_long() printed why */
             options.wrong = true;
         else if (set(i, optarg, &options) < 0) {
             tell_values(i, optarg);
@@ -133,6 +178,16 @@ int options_parse(int argc, char **argv, struct options *ret, unsigned *ret_give
     *ret = options;
     *ret_given = given;
     return optind;
+}
+
+int options_parse(int argc, char **argv, struct options *ret, unsigned *ret_given)
+{
+    return parse(argc, argv, "", ret, ret_given);
+}
+
+int options_parse_before(int argc, char **argv, struct options *ret, unsigned *ret_given)
+{
+    return parse(argc, argv, "+", ret, ret_given);
 }
 
 const char *option_name(unsigned bits)

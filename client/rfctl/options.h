@@ -1,12 +1,13 @@
-/* The options of the command line. One table has them all: an option means the same wherever it is taken, so that it
- * may stand before or after the command. */
+/* The options of the command line. All of them are in one table: an option means the same for every command. So options
+ * can be read before the command is known, and may stand before or after it. */
 #pragma once
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 
-/* One bit each: a command says which it takes. */
+/* One bit for each option. A command has the bits of the options that it takes. */
 enum option_bits {
     OPTION_NAME = 1 << 0,
     OPTION_AS = 1 << 1,
@@ -20,42 +21,59 @@ enum option_bits {
     OPTION_DEADLINE = 1 << 9,
     OPTION_FORCE = 1 << 10,
     OPTION_TRACE = 1 << 11,
-    OPTION_WAIT_FOR_MEMORY = 1 << 12,
+    OPTION_WAIT_FOR_MEMORY = 1 << 15,
     /* Every command takes these two. */
     OPTION_SOCKET = 1 << 12,
     OPTION_JSON = 1 << 13,
+    OPTION_METADATA = 1 << 14,
 };
 
 #define OPTIONS_OF_ALL (OPTION_SOCKET | OPTION_JSON)
 
-/* What was given; text points into argv, and is NULL if it was not. */
+/* How often an option that can be repeated may be given. */
+#define OPTION_LIST_MAX 64u
+
+struct option_list {
+    const char *words[OPTION_LIST_MAX];
+    size_t n;
+};
+
+/* The options that were given. Texts are borrowed from argv; NULL: not given. */
 struct options {
-    bool wrong; /* something of it, which was said on standard error */
+    bool wrong; /* an option was wrong; that was printed to standard error */
     const char *socket;
     bool json;
     bool help;
     bool version;
     const char *name;
-    const char *form;
+    struct option_list as;
     const char *device;
     const char *dequant;
     const char *trace;
+    const char *metadata;
     bool no_wait;
     bool pin;
     bool private;
     bool force;
-    uint64_t ttl;        /* seconds; 0: not given */
-    uint64_t deadline;   /* the same */
-    uint64_t wait_for_memory;
-    unsigned long count; /* 0: not given */
+    uint64_t ttl;             /* seconds; 0: not given */
+    uint64_t deadline;        /* seconds; 0: not given */
+    uint64_t wait_for_memory; /* seconds; 0: not given */
+    unsigned long count;      /* 0: not given */
 };
 
-/* Reads the options out of argv, and moves the other words, the command first, to its end. Returns the index of the
- * first of these, and sets *ret_given to the options' bits. */
+/* Reads the options in argv. Moves the other words (the command, then its arguments) to the end of argv, and returns
+ * the index of the first of them. Words after "--" are never options. *ret_given is set to the bits of the given
+ * options. */
 int options_parse(int argc, char **argv, struct options *ret, unsigned *ret_given);
+
+/* The same up to the first word that is no option: what stands behind it is another program's. */
+int options_parse_before(int argc, char **argv, struct options *ret, unsigned *ret_given);
+
+/* Index of the first word that is no option; argc: there is none. Moves nothing and says nothing. */
+int options_first_word(int argc, char **argv);
 
 /* The name of the lowest option in `bits`, without dashes. */
 const char *option_name(unsigned bits);
 
-/* Writes a line for each option in `bits`, and for --help and --version. */
+/* Prints the help of each option in `bits`, and of --help and --version. */
 void options_help(FILE *stream, unsigned bits);

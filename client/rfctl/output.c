@@ -33,7 +33,7 @@ void out_line(const char *format, ...)
 void err_line(const char *format, ...)
 {
     progress_erase();
-    fflush(stdout); /* what was said before stands before */
+    fflush(stdout); /* so that both streams stay in order */
     va_list arguments;
     va_start(arguments, format);
     write_line(stderr, "rfctl: ", format, arguments);
@@ -42,7 +42,8 @@ void err_line(const char *format, ...)
 
 void out_json(const char *text)
 {
-    /* Outside of strings JSON is ASCII. Inside them every other character may stand as its code. */
+    /* Outside of strings, JSON has only ASCII characters. Inside strings, every character may be written as an escape.
+     */
     for (const char *at = text; *at; at++) {
         unsigned char c = (unsigned char)*at, next = (unsigned char)at[1];
         if (c == '\n' || c == '\r' || c == '\t')

@@ -1,15 +1,16 @@
-/* What rfctl says: lines on standard output and standard error. Text passes through text_escape() here, so that no name
- * out of a file or a daemon can steer a terminal or forge a line. */
+/* Prints lines to standard output and standard error. All text goes through text_escape(), so that a name out of a
+ * file, or from a daemon, cannot control the terminal or look like a line of rfctl. */
 #pragma once
 
-/* Writes a line to standard output. */
+/* Prints a line to standard output. */
 void out_line(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-/* Writes JSON text to standard output as one line, in ASCII where other characters could steer a terminal. */
+/* Prints JSON text as one line to standard output. Characters that could control a terminal are written as \u escapes.
+ */
 void out_json(const char *text);
 
-/* Writes a line, "rfctl: ...", to standard error, after it erased a progress bar. */
+/* Erases the progress bar, if there is one, and prints a line, "rfctl: ...", to standard error. */
 void err_line(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-/* Hands on what was written to standard output. Returns 0, or a negative errno once anything was lost. */
+/* Flushes standard output. Returns 0; or a negative errno if any output was lost, now or earlier. */
 int out_flush(void);

@@ -1,32 +1,46 @@
-/* ping and version: is there a daemon, and which. */
+/* ping and version: tell whether a daemon answers, how fast, and which version it is. */
 #include "client/rfctl/format.h"
+#include "client/rfctl/interrupt.h"
 #include "client/rfctl/output.h"
 #include "client/rfctl/reply.h"
 #include "client/rfctl/rfctl.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <time.h>
 
-/* Seconds in which a daemon answers, if nothing else is said. One that the first client starts looks for its GPUs
- * before it answers anybody. */
+/* How many seconds to wait for an answer, unless --deadline is given. It is this long because the first client may
+ * start the daemon, which then looks for GPUs before it answers. */
 #define ANSWER_SECONDS 10
+
+#define SUMS_SIZE      160 /* bytes of the line with the sums */
 
 struct pings {
     unsigned long n;
     double least, most, sum; /* milliseconds */
 };
 
-static void tell_pings(const struct rfctl *ctl, const struct pings *pings)
+static void sums_text(char text[SUMS_SIZE], const struct rfctl *ctl, const struct pings *pings)
 {
     double average = pings->sum / (double)pings->n;
     if (ctl->options.json)
-        out_line("{\"replies\":%lu,\"min_ms\":%.3f,\"average_ms\":%.3f,\"max_ms\":%.3f}", pings->n, pings->least,
-                 average, pings->most);
+        snprintf(text, SUMS_SIZE, "{\"replies\":%lu,\"min_ms\":%.3f,\"average_ms\":%.3f,\"max_ms\":%.3f}\n", pings->n,
+                 pings->least, average, pings->most);
     else
-        out_line("%lu repl%s: min %.3f, average %.3f, max %.3f ms", pings->n, pings->n == 1 ? "y" : "ies", pings->least,
-                 average, pings->most);
+        snprintf(text, SUMS_SIZE, "%lu repl%s: min %.3f, average %.3f, max %.3f ms\n", pings->n,
+                 pings->n == 1 ? "y" : "ies", pings->least, average, pings->most);
+}
+
+/* If an interrupt ends the program from now on, it prints the sums so far. A signal handler reads the text, so two
+ * texts take turns: the one that is set is never changed. */
+static void sums_on_interrupt(const struct rfctl *ctl, const struct pings *pings)
+{
+    static char texts[2][SUMS_SIZE];
+    char *text = texts[pings->n % 2];
+    sums_text(text, ctl, pings);
+    interrupt_print(text);
 }
 
 /* One round trip, and a line about it. */
@@ -34,7 +48,7 @@ static int ping(struct rfctl *ctl, struct pings *pings)
 {
     struct timespec before, after;
     cJSON *reply = NULL;
-    ctl->replies = false; /* what is told is the time */
+    ctl->replies = false; /* print the time, not the reply */
     clock_gettime(CLOCK_MONOTONIC, &before);
     int status = ctl_ask(ctl, "Status", NULL, "ping", &reply);
     clock_gettime(CLOCK_MONOTONIC, &after);
@@ -44,18 +58,20 @@ static int ping(struct rfctl *ctl, struct pings *pings)
     pings->least = pings->n == 0 ? ms : fmin(pings->least, ms);
     pings->most = fmax(pings->most, ms);
     pings->sum += ms;
-    if (pings->n++ == 0)
-        interrupt_defer(); /* from now on there is something to sum up */
+    pings->n++;
     if (ctl->options.json)
         out_line("{\"ms\":%.3f}", ms);
     else
         out_line("rocmforged %s, process %.0f: %.3f ms", reply_text(reply, "version"), reply_number(reply, "pid", 0),
                  ms);
     cJSON_Delete(reply);
-    return out_flush() < 0 ? STATUS_REFUSED : STATUS_DONE;
+    int r = out_flush();
+    if (ctl->options.count > 0)
+        sums_on_interrupt(ctl, pings);
+    return r < 0 ? STATUS_REFUSED : STATUS_DONE;
 }
 
-/* Whoever asks whether the daemon answers is not to hang with it. */
+/* Limits how long a call waits, so that rfctl ends even if the daemon does not answer. */
 static void limit_waiting(struct rfctl *ctl)
 {
     struct timeval limit = {.tv_sec = ctl->options.deadline > 0 ? (time_t)ctl->options.deadline : ANSWER_SECONDS};
@@ -67,19 +83,23 @@ int command_ping(struct rfctl *ctl)
 {
     unsigned long count = ctl->options.count > 0 ? ctl->options.count : 1;
     struct pings pings = {0};
-    int status = ctl_connect(ctl); /* which is not part of the round trip */
+    int status = ctl_connect(ctl); /* before the loop: connecting is not part of the time */
     if (status == STATUS_DONE)
         limit_waiting(ctl);
-    while (status == STATUS_DONE && !interrupt_came()) {
+    while (status == STATUS_DONE) {
         status = ping(ctl, &pings);
         if (status != STATUS_DONE || pings.n >= count)
             break;
         nanosleep(&(struct timespec){.tv_sec = 1}, NULL);
     }
-    const bool last_word = status != STATUS_DONE && ctl->options.json; /* the error has it */
-    if (!last_word && (pings.n > 1 || (pings.n > 0 && ctl->options.count > 0)))
-        tell_pings(ctl, &pings);
-    return status == STATUS_DONE && interrupt_came() ? STATUS_INTERRUPTED : status;
+    const bool last_word = status != STATUS_DONE && ctl->options.json; /* the error must be the last line */
+    interrupt_print(NULL);
+    if (!last_word && pings.n > 0 && ctl->options.count > 0) {
+        char text[SUMS_SIZE];
+        sums_text(text, ctl, &pings);
+        fputs(text, stdout);
+    }
+    return status;
 }
 
 int command_version(struct rfctl *ctl)

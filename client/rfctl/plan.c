@@ -1,5 +1,6 @@
-/* plan: what load would do. */
+/* plan: tells what load would do. */
 #include "client/rfctl/format.h"
+#include "client/rfctl/forms.h"
 #include "client/rfctl/memory.h"
 #include "client/rfctl/output.h"
 #include "client/rfctl/reply.h"
@@ -54,10 +55,11 @@ static int told(void *context, const cJSON *reply, bool last)
     const cJSON *model = reply_items(reply, "model");
     bool fits = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(reply, "fits"));
     double seconds = reply_number(reply, "seconds", -1);
+    char *form = form_text(reply);
     out_line("%s: %s on %s as %s, from %s, %.0f tensors", ctl->arguments[0],
-             format_bytes(bytes, reply_number(reply, "bytes", 0)), reply_text(reply, "device"),
-             reply_text(reply, "form"), format_bytes(size, reply_number(reply, "size", 0)),
-             reply_number(reply, "tensors", 0));
+             format_bytes(bytes, reply_number(reply, "bytes", 0)), reply_text(reply, "device"), form,
+             format_bytes(size, reply_number(reply, "size", 0)), reply_number(reply, "tensors", 0));
+    free(form);
     if (model) {
         out_line("there already: %s is %s", reply_text(model, "name"), reply_text(model, "state"));
         return 0;
@@ -77,12 +79,16 @@ int command_plan(struct rfctl *ctl)
     if (status != STATUS_DONE)
         return status;
     char *what = need_text("plan %s", ctl->arguments[0]);
+    struct form_words words;
+    form_words_read(&ctl->options.as, &words);
     struct ctl_receiver receiver = {.ctl = ctl, .what = what, .reply = told, .context = ctl};
     rf_plan plan = {.size = sizeof(plan)};
     const rf_load_options options = {
         .size = sizeof(options),
         .name = ctl->options.name,
-        .form = ctl->options.form,
+        .form = words.form,
+        .forms = words.rules,
+        .n_forms = words.n_rules,
         .device = ctl->options.device,
         .dequant = ctl->options.dequant,
         .private_ = ctl->options.private,
@@ -90,6 +96,7 @@ int command_plan(struct rfctl *ctl)
         .context = &receiver,
     };
     status = ctl_received(&receiver, rf_load_plan(ctl->client, ctl->arguments[0], &options, &plan));
+    form_words_clear(&words);
     free(what);
     return status == STATUS_DONE && (!plan.fits || plan.error) ? STATUS_REFUSED : status;
 }

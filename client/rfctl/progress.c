@@ -12,16 +12,16 @@
 #include <time.h>
 #include <unistd.h>
 
-#define BAR_MIN     10 /* columns of a bar that is worth its place */
+#define BAR_MIN     10 /* columns; a shorter bar is left out */
 #define BAR_MAX     40
-#define STATE_MAX   10 /* "allocating": the bar does not move when the state changes */
-#define ROOM_BEHIND 3  /* columns: "^C", and one */
+#define STATE_MAX   10 /* columns of the longest state, "allocating", so that the bar stays in its place */
+#define ROOM_BEHIND 3  /* columns that stay free for "^C" and the cursor */
 #define LINE_SIZE   160
-#define PLAIN_EVERY 1.0 /* seconds */
+#define PLAIN_EVERY 1.0 /* seconds between two lines where there is no terminal */
 
 static const char erase[] = "\r\033[K";
 
-static volatile sig_atomic_t drawn;
+static volatile sig_atomic_t drawn; /* a line is on the terminal */
 
 void progress_line(char *text, size_t size, size_t width, bool with_bar, const struct progress_values *values)
 {
@@ -33,7 +33,7 @@ void progress_line(char *text, size_t size, size_t width, bool with_bar, const s
     snprintf(state, sizeof(state), "%s", values->state);
     double part = values->total > 0 ? fmin(fmax(values->done / values->total, 0), 1) : 0;
 
-    /* From the most wanted to the least: as many figures as there is room for. */
+    /* The figures, the most important first. As many are shown as there is room for. */
     char parts[4][LINE_SIZE / 2];
     size_t n_parts = 0;
     if (values->total > 0) {
@@ -95,12 +95,12 @@ void progress_show(const cJSON *progress)
     size_t width = terminal_width(STDERR_FILENO);
     char text[LINE_SIZE], line[sizeof(text) + sizeof(erase)];
     if (width > ROOM_BEHIND && can_redraw()) {
-        /* A line that fills a terminal may wrap, and so would the ^C of who interrupts. */
+        /* A line that fills the whole width may wrap, and so may the "^C" that the terminal prints at an interrupt. */
         progress_line(text, sizeof(text), width - ROOM_BEHIND, true, &values);
         int n = snprintf(line, sizeof(line), "\r%s\033[K", text);
         drawn = 1;
         (void)!write(STDERR_FILENO, line, (size_t)n);
-    } else if (next == 0) /* what is done within the first second needs no line */
+    } else if (next == 0) /* no line in the first second */
         next = now() + PLAIN_EVERY;
     else if (now() >= next) {
         next = now() + PLAIN_EVERY;
@@ -120,5 +120,5 @@ void progress_erase_in_handler(void)
     if (!drawn)
         return;
     (void)!write(STDERR_FILENO, erase, sizeof(erase) - 1);
-    drawn = 0; /* only now: a signal that comes in between has nothing to erase, or erases once more */
+    drawn = 0; /* after the write(): if a signal comes between the two, its handler erases again, which does no harm */
 }

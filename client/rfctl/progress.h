@@ -1,5 +1,5 @@
-/* How far something is, on standard error: a line that is drawn over and over where that is a terminal, else a line at
- * most once a second. There is one at a time. */
+/* Shows the progress of a load or a verification on standard error. On a terminal one line is drawn again and again;
+ * elsewhere a line is printed at most once a second. There is only one progress at a time. */
 #pragma once
 
 #include <cjson/cJSON.h>
@@ -13,13 +13,14 @@ struct progress_values {
     double left;        /* seconds; negative while unknown */
 };
 
-/* Writes what fits `width` columns to `text`, of `size` bytes, with a bar if there is room and `with_bar`. */
+/* Writes a line of at most `width` columns to `text`, which has `size` bytes. The least important figures are left out
+ * if there is no room. The line has a bar if `with_bar` is true and there is room. */
 void progress_line(char *text, size_t size, size_t width, bool with_bar, const struct progress_values *values);
 
-/* Shows an object Progress of the wire. */
+/* Shows an object Progress of the interface. */
 void progress_show(const cJSON *progress);
 
-/* Takes the line off the terminal, if one stands there. */
+/* Erases the line from the terminal, if there is one. */
 void progress_erase(void);
 
 /* The same in a signal handler. */

@@ -1,13 +1,13 @@
-/* Fields of what a daemon replied, to be printed: whatever is missing or of another kind has a value all the same. */
+/* Reads fields of a reply for printing. A field that is missing, or has the wrong type, has a default value. */
 #pragma once
 
 #include <cjson/cJSON.h>
 
-/* The text of a field, "" if it has none. Lives as long as the object. */
+/* The text of a field; "" if there is none. Borrowed from the object. */
 const char *reply_text(const cJSON *object, const char *key);
 
-/* The number of a field, `otherwise` if it has none. */
+/* The number of a field; `otherwise` if there is none. */
 double reply_number(const cJSON *object, const char *key, double otherwise);
 
-/* The array, or object, of a field; NULL if it is neither. */
+/* A field that is an array or an object; NULL if there is none. Borrowed from the object. */
 const cJSON *reply_items(const cJSON *object, const char *key);

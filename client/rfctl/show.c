@@ -1,6 +1,7 @@
-/* show: a model with all that its file says. And the two tables that inspect prints too. */
+/* show: prints a model with its leases, metadata and tensors. inspect prints the last two tables too. */
 #include "client/rfctl/duration.h"
 #include "client/rfctl/format.h"
+#include "client/rfctl/forms.h"
 #include "client/rfctl/memory.h"
 #include "client/rfctl/output.h"
 #include "client/rfctl/reply.h"
@@ -23,18 +24,22 @@ void show_metadata(const cJSON *metadata)
         const char *value = reply_text(entry, "value");
         double count = reply_number(entry, "count", -1);
         table_add(table, "%s", reply_text(entry, "key"));
+        bool cut = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(entry, "cut"));
         if (count < 0) {
             table_add(table, "%s", reply_text(entry, "type"));
-            table_add(table, "%s", value);
+            if (cut)
+                table_add(table, "%s... (%.0f bytes)", value, reply_number(entry, "size", 0));
+            else
+                table_add(table, "%s", value);
             continue;
         }
         table_add(table, "%s[%.0f]", reply_text(entry, "type"), count);
         cJSON *elements = cJSON_Parse(value);
         size_t size = strlen(value);
-        if (size > 1 && (double)cJSON_GetArraySize(elements) < count) /* the rest was left out */
+        if (size > 1 && (double)cJSON_GetArraySize(elements) < count) /* the daemon left out the rest */
             table_add(table, "%.*s,...]", (int)(size - 1), value);
         else
-            table_add(table, "%s", value);
+            table_add(table, "%s%s", value, cut ? "... (longer elements)" : "");
         cJSON_Delete(elements);
     }
     out_line("%s", "");
@@ -90,9 +95,11 @@ static void show_model(const cJSON *model)
     char bytes[FORMAT_SIZE], size[FORMAT_SIZE], age[FORMAT_SIZE], ttl[TTL_SIZE];
     double idle = reply_number(model, "idle", -1), leases = reply_number(model, "leases", 0);
     const char *path = reply_text(model, "path");
+    char *form = form_text(model);
     out_line("%s (id %.0f): %s, %s on %s as %s, %.0f tensors", reply_text(model, "name"), reply_number(model, "id", 0),
              reply_text(model, "state"), format_bytes(bytes, reply_number(model, "bytes", 0)),
-             reply_text(model, "device"), reply_text(model, "form"), reply_number(model, "tensors", 0));
+             reply_text(model, "device"), form, reply_number(model, "tensors", 0));
+    free(form);
     out_line("from %s, %s, by user %.0f", path[0] ? path : "a file without a name",
              format_bytes(size, reply_number(model, "size", 0)), reply_number(model, "uid", 0));
     if (idle >= 0)
@@ -110,7 +117,7 @@ static void show_model(const cJSON *model)
         out_line("%.0f values were too large for f16 and became infinite", reply_number(model, "overflows", 0));
 }
 
-/* What the process calls itself; "" if that cannot be seen. */
+/* The name of the process, from /proc; "" if it cannot be read. Returns `name`. */
 static const char *process_name(char name[32], double pid)
 {
     name[0] = '\0';
@@ -151,6 +158,8 @@ static void show_leases(const cJSON *leases)
 int command_show(struct rfctl *ctl)
 {
     cJSON *reply;
+    if (ctl->options.metadata)
+        return show_value(ctl, ctl->arguments[0], ctl->options.metadata);
     char *what = need_text("show %s", ctl->arguments[0]);
     int status = ctl_ask(ctl, "Show", ctl_name("name", ctl->arguments[0]), what, &reply);
     free(what);
@@ -160,6 +169,9 @@ int command_show(struct rfctl *ctl)
         show_model(reply_items(reply, "model"));
         show_leases(reply_items(reply, "leases"));
         show_metadata(reply_items(reply, "metadata"));
+        double left = reply_number(reply, "metadataLeft", 0);
+        if (left > 0)
+            out_line("and %.0f more key%s: see --metadata", left, left == 1 ? "" : "s");
         show_tensors(reply_items(reply, "tensors"));
     }
     cJSON_Delete(reply);

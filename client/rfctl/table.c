@@ -7,8 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define GAP     2 /* between two columns */
-#define CUT_MIN 8 /* that a column which gives way keeps */
+#define GAP     2 /* spaces between two columns */
+#define CUT_MIN 8 /* a column with TABLE_CUT does not get narrower than this */
 
 struct table {
     const struct table_column *columns;
@@ -55,7 +55,7 @@ void table_add(struct table *table, const char *format, ...)
     free(text);
 }
 
-/* The width of each column; 0 for those that are left out. */
+/* Computes the width of each column; 0: the column is left out. */
 static void measure(const struct table *table, size_t width, size_t *widths)
 {
     for (size_t i = 0; i < table->n_columns; i++)
@@ -93,10 +93,10 @@ static void pad(FILE *stream, size_t n)
     fprintf(stream, "%*s", (int)n, "");
 }
 
-/* `cells` as a line; nothing is written behind the last one. */
+/* Prints `cells` as a line, without spaces after the last one that is not empty. */
 static void print_row(const struct table *table, FILE *stream, const size_t *widths, const char *const *cells)
 {
-    size_t owed = 0; /* spaces not yet written */
+    size_t owed = 0; /* spaces to write before the next cell */
     for (size_t i = 0; i < table->n_columns; i++) {
         if (widths[i] == 0)
             continue;

@@ -1,4 +1,4 @@
-/* A table of text, its columns as wide as what stands in them. */
+/* Prints a table of text. Each column is as wide as its widest cell. */
 #pragma once
 
 #include <stddef.h>
@@ -8,8 +8,8 @@
 
 enum table_flags {
     TABLE_RIGHT = 1, /* numbers: aligned to the right */
-    TABLE_CUT = 2,   /* one of a table's columns: it gets narrower where a line is too wide */
-    TABLE_DROP = 4,  /* another: it is left out where a line is too wide, before that */
+    TABLE_CUT = 2,   /* at most one column: its cells are cut if the lines are too wide */
+    TABLE_DROP = 4,  /* is left out if the lines are too wide, before any cell is cut */
 };
 
 struct table_column {
@@ -19,13 +19,13 @@ struct table_column {
 
 struct table;
 
-/* `columns` end with one without a title, and outlive the table. Free it with table_free(). */
+/* `columns` end with one whose title is NULL, and must be valid as long as the table. The caller calls table_free(). */
 struct table *table_new(const struct table_column *columns);
 void table_free(struct table *table);
 
-/* Adds the next cell, row by row; it is escaped and copied. NULL stands for an empty one. */
+/* Adds the next cell. Cells are added row by row. The text is escaped and copied. NULL: an empty cell. */
 void table_add(struct table *table, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* Writes the titles and the rows. A column in which every cell is empty is left out. `width`: what a line may take; 0:
- * anything. */
+/* Prints the titles and the rows. A column with only empty cells is left out. `width` is the most columns of the
+ * terminal that a line may take; 0: no limit, and nothing is cut. */
 void table_print(const struct table *table, FILE *stream, size_t width);

@@ -1,12 +1,14 @@
-/* ps and devices: what there is, as a table. */
+/* ps and devices: print tables of the models and of the devices. */
 #include "client/rfctl/duration.h"
 #include "client/rfctl/format.h"
+#include "client/rfctl/forms.h"
 #include "client/rfctl/output.h"
 #include "client/rfctl/reply.h"
 #include "client/rfctl/rfctl.h"
 #include "client/rfctl/table.h"
 #include "client/rfctl/terminal.h"
 
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -34,7 +36,9 @@ static void print_models(const cJSON *models)
         double place = reply_number(model, "position", 0);
         bool pinned = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "pinned"));
         table_add(table, "%s", reply_text(model, "name"));
-        table_add(table, "%s", reply_text(model, "form"));
+        char *form = form_short_text(model);
+        table_add(table, "%s", form);
+        free(form);
         table_add(table, "%s", reply_text(model, "device"));
         add_bytes(table, model, "bytes");
         if (place > 0)

@@ -5,10 +5,10 @@
 #include <errno.h>
 #include <string.h>
 
-/* Rows that are told apart; a daemon with more threads than this has the rest in the last one. */
+/* The most rows. If there are more workers and streams, the rest share the last row. */
 #define ROWS_MAX 1024
 
-/* The row's number: rows count in the order in which they first appear. */
+/* The number of a row. Rows are numbered in the order in which they first appear. */
 static int row_number(const char **rows, int *n_rows, const char *row)
 {
     for (int i = 0; i < *n_rows; i++)
@@ -20,7 +20,7 @@ static int row_number(const char **rows, int *n_rows, const char *row)
     return (*n_rows)++;
 }
 
-/* A JSON value of its own, on a line. Returns 0 or a negative errno. */
+/* Writes an event after `before`, and deletes it. Returns 0 or a negative errno. */
 static int write_event(FILE *file, cJSON *event, const char *before)
 {
     char *text = cJSON_PrintUnformatted(event);

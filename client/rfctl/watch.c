@@ -1,4 +1,4 @@
-/* watch: a line for every change, until it is interrupted. */
+/* watch: prints a line for every change of a model, until it is interrupted. */
 #include "client/rfctl/format.h"
 #include "client/rfctl/output.h"
 #include "client/rfctl/reply.h"
@@ -37,7 +37,7 @@ static int told(void *context, const cJSON *reply, bool last)
     if (ctl->options.json)
         return 0;
     const cJSON *model;
-    cJSON_ArrayForEach (model, reply_items(reply, "models")) /* as they are when this begins */
+    cJSON_ArrayForEach (model, reply_items(reply, "models")) /* in the first reply: the models that there are */
     {
         tell(reply_text(model, "state"), model, "");
     }
@@ -46,12 +46,12 @@ static int told(void *context, const cJSON *reply, bool last)
     return 0;
 }
 
-/* Ends the program when nobody reads its output any more, which a write would tell only with the next change. In a
- * thread of its own: the other one waits within the library. */
+/* Ends the program when the reader of its output is gone. Without this it would notice only at the next change, when it
+ * writes. This runs on a second thread, because the first one waits inside the library. */
 static void *end_with_reader(void *unused)
 {
     (void)unused;
-    struct pollfd output = {.fd = STDOUT_FILENO}; /* errors are told without being asked for */
+    struct pollfd output = {.fd = STDOUT_FILENO}; /* poll() reports errors even if no events are requested */
     while (poll(&output, 1, -1) < 0 && errno == EINTR)
         ;
     if (output.revents & (POLLERR | POLLHUP))

@@ -1,4 +1,5 @@
 /* The methods about one model: Load, Unload, Cancel, Attach, Detach, Verify, Pin, Unpin, SetTtl. */
+#include "daemon/api/forms_param.h"
 #include "daemon/api/methods_list.h"
 #include "daemon/api/verify.h"
 #include "daemon/base/log.h"
@@ -57,9 +58,9 @@ static bool refuse_stopping(const struct api *api, struct call *call)
 }
 
 struct load_parameters {
-    const cJSON *fds;
+    const cJSON *fds, *forms;
     const char *path, *name, *form, *device, *dequant;
-    bool wait, lease, table, pin, private, trace;
+    bool wait, lease, table, header, pin, private, trace;
     int64_t ttl;
     double wait_for_memory, deadline;
 };
@@ -69,12 +70,14 @@ static const struct param load_table[] = {
     {"path", PARAM_STRING, false, offsetof(struct load_parameters, path)},
     {"name", PARAM_STRING, false, offsetof(struct load_parameters, name)},
     {"form", PARAM_STRING, false, offsetof(struct load_parameters, form)},
+    {"forms", PARAM_ARRAY, false, offsetof(struct load_parameters, forms)},
     {"device", PARAM_STRING, false, offsetof(struct load_parameters, device)},
     {"dequant", PARAM_STRING, false, offsetof(struct load_parameters, dequant)},
     {"wait", PARAM_BOOL, false, offsetof(struct load_parameters, wait)},
     {"waitForMemory", PARAM_SECONDS, false, offsetof(struct load_parameters, wait_for_memory)},
     {"lease", PARAM_BOOL, false, offsetof(struct load_parameters, lease)},
-    {"table", PARAM_BOOL, false, offsetof(struct load_parameters, table)}, /* attach_grant() reads it */
+    {"table", PARAM_BOOL, false, offsetof(struct load_parameters, table)}, /* attach_grant() reads these two */
+    {"header", PARAM_BOOL, false, offsetof(struct load_parameters, header)},
     {"pin", PARAM_BOOL, false, offsetof(struct load_parameters, pin)},
     {"ttl", PARAM_INT, false, offsetof(struct load_parameters, ttl)},
     {"private", PARAM_BOOL, false, offsetof(struct load_parameters, private)},
@@ -92,7 +95,7 @@ static const char *load_wrong_parameter(struct load_parameters *p, enum form *re
         return "path";
     if (p->name && model_name_check(p->name) < 0)
         return "name";
-    if (plan_form_parse(p->form, ret_form) < 0)
+    if (forms_word_parse(p->form, ret_form) < 0)
         return "form";
     if (strcmp(p->dequant, "auto") != 0 && strcmp(p->dequant, "cpu") != 0 && strcmp(p->dequant, "gpu") != 0)
         return "dequant";
@@ -100,6 +103,8 @@ static const char *load_wrong_parameter(struct load_parameters *p, enum form *re
         return "lease"; /* on what is not there yet */
     if (p->table && !p->lease)
         return "table";
+    if (p->header && !p->lease)
+        return "header";
     return ttl_read(&p->ttl) ? NULL : "ttl";
 }
 
@@ -128,13 +133,16 @@ void method_load(struct api *api, struct call *call)
         return;
     }
     struct device_set among;
-    if (!load_choose(api, call, &p, &among))
+    const struct forms *forms = NULL;
+    if (!load_choose(api, call, &p, &among) || !forms_param_read(call, form, p.forms, &forms))
         return;
     const uid_t uid = conn_uid(call->conn);
     int fds[SOURCE_FILES_MAX];
     size_t n_fds = 0;
-    if (p.fds && !call_take_fds(call, p.fds, fds, &n_fds))
+    if (p.fds && !call_take_fds(call, p.fds, fds, &n_fds)) {
+        forms_unref(forms);
         return;
+    }
     call_set_deadline(call, p.deadline);
     load_begin(api->loads,
                &(struct load_request){
@@ -142,7 +150,7 @@ void method_load(struct api *api, struct call *call)
                    .n_fds = n_fds,
                    .path = p.path,
                    .name = p.name,
-                   .form = form,
+                   .forms = forms,
                    .among = among,
                    .decode_on_cpu = strcmp(p.dequant, "cpu") == 0,
                    .wait = p.wait,
@@ -156,6 +164,7 @@ void method_load(struct api *api, struct call *call)
                    .trace = p.trace,
                },
                call);
+    forms_unref(forms);
 }
 
 static const struct param name_only[] = {{"name", PARAM_STRING, true, 0}, {0}};
@@ -218,12 +227,13 @@ void method_attach(struct api *api, struct call *call)
 {
     struct parameters {
         const char *name;
-        bool table;
+        bool table, header;
         double deadline;
     } p = {0};
     static const struct param table[] = {
         {"name", PARAM_STRING, true, offsetof(struct parameters, name)},
         {"table", PARAM_BOOL, false, offsetof(struct parameters, table)},
+        {"header", PARAM_BOOL, false, offsetof(struct parameters, header)},
         {"deadline", PARAM_SECONDS, false, offsetof(struct parameters, deadline)},
         {0},
     };

@@ -1,5 +1,6 @@
 /* Plan: what Load would do. Reads the header on a worker, and decides then by the functions by which Load does:
  * load_foresee() and residency_choose(). */
+#include "daemon/api/forms_param.h"
 #include "daemon/api/methods_list.h"
 #include "daemon/base/trust.h"
 #include "daemon/base/worker.h"
@@ -30,6 +31,7 @@ static void planning_free(struct planning *planning)
     load_job_clear(&planning->job);
     free((char *)(uintptr_t)planning->request.path);
     free((char *)(uintptr_t)planning->request.name);
+    forms_unref(planning->request.forms);
     struct api *api = planning->api;
     quota_return(&planning->charge);
     free(planning);
@@ -113,7 +115,8 @@ static void foresee(struct planning *planning, struct outlook *ret)
 {
     struct model *model;
     *ret = (struct outlook){0};
-    ret->verdict = load_foresee(planning->api->loads, &planning->request, planning->job.source, &model);
+    ret->verdict =
+        load_foresee(planning->api->loads, &planning->request, planning->job.source, planning->job.plan, &model);
     if (ret->verdict == LOAD_JOIN || ret->verdict == LOAD_RESTORE)
         ret->there = model;
     if (ret->verdict == LOAD_JOIN) {
@@ -147,7 +150,9 @@ static cJSON *describe_plan(const struct planning *planning, const struct outloo
     const struct load_job *job = &planning->job;
     cJSON *reply = cJSON_CreateObject();
     cJSON_AddStringToObject(reply, "device", outlook->device->id);
-    cJSON_AddStringToObject(reply, "form", plan_form_name(planning->request.form));
+    cJSON_AddStringToObject(reply, "form", forms_word(planning->request.forms->form));
+    if (planning->request.forms->n_rules > 0)
+        cJSON_AddItemToObject(reply, "forms", forms_rules(planning->request.forms));
     cJSON_AddNumberToObject(reply, "bytes", (double)job->plan->arena_bytes);
     cJSON_AddNumberToObject(reply, "size", (double)job->source->size);
     cJSON_AddNumberToObject(reply, "tensors", (double)job->header->n_tensors);
@@ -223,12 +228,13 @@ static int planning_new(struct api *api, struct call *call, const struct load_re
     *planning = (struct planning){.api = api, .charge = charge, .call = call, .request = *request};
     planning->request.path = path;
     planning->request.name = name;
+    forms_ref(request->forms);
     planning->job = (struct load_job){
         .path = path,
         .trusted = request->trusted,
         .device = placement_roomiest(&request->among),
         .among = &planning->request.among,
-        .form = request->form,
+        .forms = request->forms,
         .decode_on_cpu = request->decode_on_cpu,
         .published = PUBLICATION_NONE,
     };
@@ -250,7 +256,7 @@ static bool plan_choose(struct api *api, struct call *call, const char *device, 
 }
 
 struct plan_parameters {
-    const cJSON *fds;
+    const cJSON *fds, *forms;
     const char *path, *name, *form, *device, *dequant;
     bool private;
 };
@@ -260,6 +266,7 @@ static const struct param plan_table[] = {
     {"path", PARAM_STRING, false, offsetof(struct plan_parameters, path)},
     {"name", PARAM_STRING, false, offsetof(struct plan_parameters, name)},
     {"form", PARAM_STRING, false, offsetof(struct plan_parameters, form)},
+    {"forms", PARAM_ARRAY, false, offsetof(struct plan_parameters, forms)},
     {"device", PARAM_STRING, false, offsetof(struct plan_parameters, device)},
     {"dequant", PARAM_STRING, false, offsetof(struct plan_parameters, dequant)},
     {"private", PARAM_BOOL, false, offsetof(struct plan_parameters, private)},
@@ -275,7 +282,7 @@ static const char *plan_wrong_parameter(const struct plan_parameters *p, enum fo
         return "path";
     if (p->name && model_name_check(p->name) < 0)
         return "name";
-    if (plan_form_parse(p->form, ret_form) < 0)
+    if (forms_word_parse(p->form, ret_form) < 0)
         return "form";
     if (strcmp(p->dequant, "auto") != 0 && strcmp(p->dequant, "cpu") != 0 && strcmp(p->dequant, "gpu") != 0)
         return "dequant";
@@ -293,16 +300,18 @@ void method_plan(struct api *api, struct call *call)
                                    .trusted = trusted_user(conn_uid(call->conn)),
                                    .decode_on_cpu = strcmp(p.dequant, "cpu") == 0,
                                    .private = p.private};
-    const char *wrong = plan_wrong_parameter(&p, &request.form);
+    enum form form = FORM_AUTO;
+    const char *wrong = plan_wrong_parameter(&p, &form);
     if (wrong) {
         call_fail_parameter(call, wrong);
         return;
     }
-    if (!plan_choose(api, call, p.device, &request.among))
+    if (!plan_choose(api, call, p.device, &request.among) || !forms_param_read(call, form, p.forms, &request.forms))
         return;
     struct planning *planning;
     uint64_t limit;
     int r = planning_new(api, call, &request, &planning, &limit);
+    forms_unref(request.forms);
     if (r < 0) {
         call_fail(call, WIRE_LimitExceeded,
                   r == -EDQUOT ? error_limit(quota_name(QUOTA_PLANS), limit) : error_no_memory());

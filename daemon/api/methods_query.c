@@ -53,6 +53,8 @@ void method_show(struct api *api, struct call *call)
     cJSON *reply = cJSON_CreateObject();
     cJSON_AddItemToObject(reply, "model", describe_model(model));
     cJSON_AddRawToObject(reply, "metadata", published->metadata);
+    if (published->n_left > 0)
+        cJSON_AddNumberToObject(reply, "metadataLeft", (double)published->n_left);
     cJSON_AddRawToObject(reply, "tensors", published->tensors);
     cJSON_AddItemToObject(reply, "leases", describe_leases(model));
     call_reply(call, reply, NULL, 0);

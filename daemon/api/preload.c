@@ -149,7 +149,7 @@ static void preload_next(struct preload *preload)
                &(struct load_request){
                    .path = preload->path,
                    .name = model_name,
-                   .form = FORM_AUTO,
+                   .forms = forms_plain(FORM_AUTO),
                    .among = among,
                    .uid = getuid(),
                    .trusted = true,

@@ -147,7 +147,7 @@ static void verify_plan(struct verify_job *job)
     struct verify *verify = job->verify;
     const struct model *model = verify->model;
     size_t tensor;
-    job->status = plan_new(model->header, model->form, model->device->granule, &verify->plan, &tensor);
+    job->status = plan_new(model->header, model->forms, model->device->granule, &verify->plan, &tensor);
     if (job->status == 0)
         job->status = plan_cut(verify->plan, VERIFY_BYTES, VERIFY_BYTES, false);
     if (job->status < 0)

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define HEADER_FIXED 24                  /* magic, version, two counts */
 #define ALIGNMENT    32                  /* where general.alignment is absent */
@@ -495,6 +496,7 @@ static int locate(struct header_reader *r, struct gguf *model)
     if (model->data_start > r->file_size)
         return header_refuse(r, r->pos, "the file ends before its tensor data");
     model->header_bytes = r->pos;
+    model->n_infos = model->n_tensors;
     int error = locate_metadata(r, model, &pos);
     if (error)
         return error;
@@ -563,6 +565,44 @@ uint64_t gguf_memory(const struct gguf *model)
         bytes += model->foreign ? GGUF_FOREIGN_MAX * sizeof *model->foreign : 0;
     }
     return bytes;
+}
+
+static int write_all(int fd, const uint8_t *data, size_t size)
+{
+    while (size > 0) {
+        ssize_t n = write(fd, data, size);
+
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return -errno;
+        data += n;
+        size -= (size_t)n;
+    }
+    return 0;
+}
+
+int gguf_header_write(const struct gguf *model, int fd)
+{
+    const char *begin = model->memory;
+    uint8_t piece[4096];
+    size_t tensor = 0;
+
+    for (size_t at = 0, size; at < model->header_bytes; at += size) {
+        size = model->header_bytes - at < sizeof piece ? model->header_bytes - at : sizeof piece;
+        memcpy(piece, begin + at, size);
+        /* Behind each name stands the number of dimensions, whose first byte was made the name's end. */
+        for (; tensor < model->n_infos; tensor++) {
+            size_t end = (size_t)(model->tensors[tensor].name - begin) + strlen(model->tensors[tensor].name);
+            if (end >= at + size)
+                break;
+            piece[end - at] = (uint8_t)model->tensors[tensor].n_dims;
+        }
+        int error = write_all(fd, piece, size);
+        if (error)
+            return error;
+    }
+    return 0;
 }
 
 void gguf_free(struct gguf *model)

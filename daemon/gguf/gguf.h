@@ -93,6 +93,7 @@ struct gguf {
     void *memory;                /* what the pointers above point into: the header, with names that were terminated */
     size_t memory_bytes;         /* of it */
     size_t header_bytes;         /* of the header: from the file's first byte to the end of the tensor infos */
+    size_t n_infos;              /* tensors whose infos stand in it: the first of them */
     size_t kv_capacity;          /* entries that there is room for */
     size_t tensors_capacity;
     struct gguf_foreign *foreign; /* types that are not in the table; NULL: none */
@@ -121,6 +122,10 @@ void gguf_prepare(void);
 
 /* Bytes of memory that the model itself takes, as it was allocated. */
 uint64_t gguf_memory(const struct gguf *model);
+
+/* Writes the header to a file, at its position, as it stands in the model's: metadata and tensor infos, from the magic
+ * to the last info. Of a joined model the first file's. Returns 0, or the negative errno of write(). */
+int gguf_header_write(const struct gguf *model, int fd);
 
 /* NULL is fine. */
 void gguf_free(struct gguf *model);

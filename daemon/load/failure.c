@@ -77,6 +77,8 @@ void failure_set_opening(struct failure *failure, const struct load_job *job)
         set_invalid_file(failure, job);
     else if (job->status == -ENOTSUP)
         failure_set(failure, WIRE_UnsupportedType, describe_unsupported(&job->header->tensors[job->tensor]));
+    else if (job->status == -E2BIG)
+        failure_set(failure, WIRE_LimitExceeded, error_limit("forms", FORMS_RULES_MAX));
     else if (job->status == -EOVERFLOW)
         set_invalid(failure, "the tensors together are larger than any memory", 0);
     else

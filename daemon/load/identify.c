@@ -87,7 +87,7 @@ static struct model *load_new_model(struct load *load, const char *name)
     if (!model)
         return NULL;
     strcpy(model->name, name);
-    model->form = load->request.form;
+    model->forms = forms_ref(load->request.forms);
     model->device = load->device;
     model->uid = load->request.uid;
     model->pinned = load->request.pin;
@@ -101,6 +101,7 @@ static struct model *load_new_model(struct load *load, const char *name)
     LIST_INIT(&model->leases);
     if (registry_add(load->loads->registry, model) < 0) {
         source_free(model->source);
+        forms_unref(model->forms);
         free(model);
         return NULL;
     }
@@ -137,7 +138,7 @@ static bool load_saved(struct load *load)
 static bool load_wants_same(const struct load *load, const struct model *model)
 {
     const struct load_request *request = &load->request;
-    return model->form == request->form && model->private == request->private &&
+    return model_same_forms(model, request->forms, load->job.plan) && model->private == request->private &&
            (!model->private || model->uid == request->uid) && source_equal(model->source, load->job.source);
 }
 
@@ -208,14 +209,18 @@ static struct model *load_take_name(struct load *load)
 }
 
 enum load_verdict load_foresee(struct loads *loads, const struct load_request *request, struct source *source,
-                               struct model **ret_model)
+                               struct plan *plan, struct model **ret_model)
 {
-    const struct load load = {.loads = loads, .request = *request, .job = {.source = source}};
+    const struct load load = {.loads = loads, .request = *request, .job = {.source = source, .plan = plan}};
     char derived[MODEL_NAME_MAX + 1];
     if (!request->name)
         model_name_derive(source->path, derived);
-    struct model *model = registry_find_source(loads->registry, source, request->form, &request->among,
-                                               request->private ? &request->uid : NULL);
+    const struct registry_query query = {.source = source,
+                                         .forms = request->forms,
+                                         .plan = plan,
+                                         .among = &request->among,
+                                         .owner = request->private ? &request->uid : NULL};
+    struct model *model = registry_find_source(loads->registry, &query);
     *ret_model = model;
     if (model && (model->state == MODEL_CACHED || model->state == MODEL_SAVING))
         return LOAD_RESTORE;
@@ -261,6 +266,23 @@ static bool load_has_to_wait(const struct load *load)
     return false;
 }
 
+/* There are models of the file that were asked for in other words: which of them come to the same, if any, only the
+ * plans tell. Makes this load's, or waits for theirs. Returns false if there is nothing to compare with any more. */
+static bool load_compares(struct load *load, const struct registry_query *query)
+{
+    struct load_job *job = &load->job;
+    if (!registry_find_other(load->loads->registry, query, job->plan != NULL))
+        return false;
+    if (job->plan) {
+        load->blocked = true;
+        return true;
+    }
+    job->opened = job->source;
+    job->device = load->device;
+    load_queue(load, load_job_lay_out);
+    return true;
+}
+
 /* Returns true if the load is over: joined to another. */
 bool load_identified(struct load *load)
 {
@@ -281,13 +303,20 @@ bool load_identified(struct load *load)
         load->blocked = true;
         return false;
     }
-    struct model *same = registry_find_source(load->loads->registry, job->source, load->request.form, among,
-                                              load->request.private ? &load->request.uid : NULL);
+    const struct registry_query query = {.source = job->source,
+                                         .forms = load->request.forms,
+                                         .plan = job->plan,
+                                         .among = among,
+                                         .owner = load->request.private ? &load->request.uid : NULL};
+    struct model *same = registry_find_source(load->loads->registry, &query);
     if (same)
         return load_take_same(load, same);
+    if (load_compares(load, &query))
+        return false;
     load->model = load_take_name(load);
     if (!load->model)
         return false;
+    load_job_forget(job);
     load_show(load, LOAD_OPENING, MODEL_OPENING);
     events_emit(load->loads->events, "loading", load->model, NULL);
     job->opened = load->model->source;

@@ -45,6 +45,14 @@ void load_show(struct load *load, enum load_state state, enum model_state shown)
     load_report(load);
 }
 
+/* Frees what request_copy() made. */
+static void request_clear(struct load_request *request)
+{
+    forms_unref(request->forms);
+    free((char *)(uintptr_t)request->name);
+    free((char *)(uintptr_t)request->path);
+}
+
 void load_free(struct load *load)
 {
     assert(waiters_empty(&load->waiters) && load->n_fills == 0 && load->claim.n_victims == 0 && !load->in_job);
@@ -56,8 +64,7 @@ void load_free(struct load *load)
     load_job_clear(&load->job);
     free(load->fills);
     trace_free(load->trace);
-    free((char *)(uintptr_t)load->request.name);
-    free((char *)(uintptr_t)load->request.path);
+    request_clear(&load->request);
     free(load);
     core_changed(loads->core);
     core_job_end(loads->core);
@@ -133,6 +140,7 @@ static void load_opened(struct load *load)
     job->header = NULL;
     job->plan = NULL;
     load->kept = gguf_memory(model->header) + plan_memory(model->plan);
+    loads_retry(load->loads); /* who waited to see what it comes to */
     load_move(load, LOAD_RESERVING);
     load_reserve(load);
 }
@@ -331,6 +339,7 @@ static int request_copy(struct load_request *copy, const struct load_request *re
 {
     *copy = *request;
     copy->fds = NULL;
+    copy->forms = forms_ref(request->forms);
     copy->name = request->name ? strdup(request->name) : NULL;
     copy->path = request->path ? strdup(request->path) : NULL;
     return (request->name && !copy->name) || (request->path && !copy->path) ? -ENOMEM : 0;
@@ -346,8 +355,7 @@ static int load_new(struct loads *loads, const struct load_request *request, str
     if (r == 0)
         r = quota_take(loads->quota, request->uid, QUOTA_LOADS, 1, &load->charge, ret_limit);
     if (r < 0) {
-        free((char *)(uintptr_t)load->request.name);
-        free((char *)(uintptr_t)load->request.path);
+        request_clear(&load->request);
         free(load);
         return r;
     }
@@ -360,7 +368,7 @@ static int load_new(struct loads *loads, const struct load_request *request, str
     load->job = (struct load_job){
         .path = load->request.path,
         .trusted = request->trusted,
-        .form = request->form,
+        .forms = request->forms,
         .published = PUBLICATION_NONE,
     };
     waiters_init(&load->waiters, load_deserted);
@@ -406,7 +414,7 @@ void load_restore(struct loads *loads, struct model *model, struct call *call, e
 {
     assert(model->state == MODEL_CACHED || model->state == MODEL_SAVING);
     const struct load_request request = {.name = model->name,
-                                         .form = model->form,
+                                         .forms = model->forms,
                                          .among = {.devices = {model->device}, .n = 1},
                                          .uid = conn_uid(call->conn),
                                          .wait = true,

@@ -51,14 +51,14 @@ void loads_init(struct loads *loads);
 struct load_request {
     const int *fds; /* the files, which the load takes over; NULL: by path */
     size_t n_fds;
-    const char *path; /* borrowed */
-    const char *name; /* NULL: from the file's; borrowed */
-    enum form form;
-    struct device_set among; /* at least one device */
-    bool decode_on_cpu;      /* also where the device could */
-    bool wait;               /* answer when resident; the load ends when nobody waits any more */
-    bool lease;              /* with a lease; only with `wait` */
-    double wait_for_memory;  /* seconds that it may be queued; 0: not */
+    const char *path;          /* borrowed */
+    const char *name;          /* NULL: from the file's; borrowed */
+    const struct forms *forms; /* which the load keeps */
+    struct device_set among;   /* at least one device */
+    bool decode_on_cpu;        /* also where the device could */
+    bool wait;                 /* answer when resident; the load ends when nobody waits any more */
+    bool lease;                /* with a lease; only with `wait` */
+    double wait_for_memory;    /* seconds that it may be queued; 0: not */
     uid_t uid;
     bool trusted; /* may have the daemon read what not everyone may read */
     bool pin;
@@ -107,7 +107,7 @@ enum load_verdict {
 
 /* request: form, among, name, private, uid and trusted count. *ret_model: the model that it is about; NULL: none. */
 enum load_verdict load_foresee(struct loads *loads, const struct load_request *request, struct source *source,
-                               struct model **ret_model);
+                               struct plan *plan, struct model **ret_model);
 
 /* load_end() for all. */
 void loads_end(struct loads *loads, enum wire_error error);

@@ -52,7 +52,7 @@ void load_job_lay_out(struct load_job *job)
 {
     job->status = split_read(job->opened, &job->header, &job->gguf_fault, &job->file);
     if (job->status == 0)
-        job->status = plan_new(job->header, job->form, job->device->granule, &job->plan, &job->tensor);
+        job->status = plan_new(job->header, job->forms, job->device->granule, &job->plan, &job->tensor);
     else
         device_fault_set(&job->fault, 0, "pread", -job->status, strerror(-job->status));
 }
@@ -168,16 +168,21 @@ const char *load_job_name(const struct load_job *job)
     return job->run == load_job_seal ? "seal" : job->run == load_job_release ? "release" : "wait";
 }
 
+void load_job_forget(struct load_job *job)
+{
+    plan_free(job->plan);
+    gguf_free(job->header);
+    job->plan = NULL;
+    job->header = NULL;
+}
+
 void load_job_clear(struct load_job *job)
 {
     assert(!job->arena);
     while (job->n_fds > 0)
         close(job->fds[--job->n_fds]);
     publication_clear(&job->published);
-    plan_free(job->plan);
-    gguf_free(job->header);
+    load_job_forget(job);
     source_free(job->source);
-    job->plan = NULL;
-    job->header = NULL;
     job->source = NULL;
 }

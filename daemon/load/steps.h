@@ -24,7 +24,7 @@ struct load_job {
     struct source *opened;
     struct device *device;
     const struct device_set *among; /* other devices that it may come to */
-    enum form form;
+    const struct forms *forms;
     const struct plan *planned;
     bool decode_on_cpu;
     struct arena *filled;
@@ -55,7 +55,7 @@ struct load_job {
  * leads to, if the caller may not have it read. */
 void load_job_identify(struct load_job *job);
 
-/* opened, device, form → header, plan, which is not cut. Errors: those of split_read() and plan_new(). */
+/* opened, device, forms → header, plan, which is not cut. Errors: those of split_read() and plan_new(). */
 void load_job_lay_out(struct load_job *job);
 
 /* As load_job_lay_out(), and with decode_on_cpu and `among` the plan is cut for the device's slots; one that is larger
@@ -86,6 +86,9 @@ void load_job_release(struct load_job *job);
 
 /* What `run` does, in a word: "parse", "allocate", ... Static. */
 const char *load_job_name(const struct load_job *job);
+
+/* Frees header and plan, if they were not taken: they will be made again. */
+void load_job_forget(struct load_job *job);
 
 /* Closes and frees what was not taken. The arena was: freeing that blocks, so it is left to load_job_release(). */
 void load_job_clear(struct load_job *job);

@@ -83,3 +83,8 @@ bool model_in_use(const struct model *model)
 {
     return model->n_leases > 0 || model->n_holds > 0;
 }
+
+bool model_same_forms(const struct model *model, const struct forms *forms, const struct plan *plan)
+{
+    return forms_equal(model->forms, forms) || (plan && model->plan && plan_same(model->plan, plan));
+}

@@ -55,8 +55,8 @@ struct model {
     uint64_t id;
     char name[MODEL_NAME_SIZE];
     enum model_state state;
-    unsigned position; /* its place among those who wait for the same memory, from 1; 0: it is not queued */
-    enum form form;    /* as asked for: FORM_AUTO or a form */
+    unsigned position;         /* its place among those who wait for the same memory, from 1; 0: it is not queued */
+    const struct forms *forms; /* as asked for; the model's reference */
     struct device *device;
     uid_t uid; /* who loaded it */
     bool pinned;
@@ -116,6 +116,10 @@ void model_unhold(struct model *model);
 
 /* The user may know of the model: a private one is its user's alone, and known to trusted users (trust.h). */
 bool model_visible(const struct model *model, uid_t uid);
+
+/* What it is made of its file as: asked for in the same words, or with the same outcome for each tensor. The plan is
+ * one of the same file, or NULL. */
+bool model_same_forms(const struct model *model, const struct forms *forms, const struct plan *plan);
 
 /* Somebody, or the daemon, uses the memory. */
 bool model_in_use(const struct model *model);

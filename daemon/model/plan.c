@@ -11,20 +11,6 @@
 /* Chunks begin at pages of the file, so that blocks keep the alignment that they have there. */
 #define CHUNK_ALIGNMENT 4096u
 
-int plan_form_parse(const char *name, enum form *ret)
-{
-    if (strcmp(name, "auto") == 0) {
-        *ret = FORM_AUTO;
-        return 0;
-    }
-    return form_parse(name, ret);
-}
-
-const char *plan_form_name(enum form form)
-{
-    return form == FORM_AUTO ? "auto" : form_name(form);
-}
-
 /* The form that a type's own elements are in, FORM_NATIVE if it is none of ours. */
 static enum form type_form(const struct tensor_type *type)
 {
@@ -34,11 +20,9 @@ static enum form type_form(const struct tensor_type *type)
     return FORM_NATIVE;
 }
 
-static void placement_choose(struct placement *placement, const struct tensor_type *type, enum form form)
+static void placement_choose(struct placement *placement, const struct gguf_tensor *tensor, const struct forms *forms)
 {
-    enum form own = type_form(type);
-    if (form == FORM_AUTO)
-        form = type->kind == TYPE_QUANTISED ? FORM_F16 : FORM_NATIVE;
+    const enum form own = type_form(tensor->type), form = forms_of(forms, tensor);
     placement->convert = form == own ? FORM_NATIVE : form;
     placement->form = placement->convert == FORM_NATIVE ? own : form;
 }
@@ -74,9 +58,20 @@ static int placement_measure(struct placement *placement, const struct gguf_tens
     return 0;
 }
 
-int plan_new(const struct gguf *model, enum form form, uint64_t granule, struct plan **ret, size_t *ret_tensor)
+bool plan_same(const struct plan *a, const struct plan *b)
+{
+    bool same = a->model->n_tensors == b->model->n_tensors;
+    for (size_t i = 0; i < a->model->n_tensors && same; i++)
+        same = a->placements[i].form == b->placements[i].form && a->placements[i].convert == b->placements[i].convert;
+    return same;
+}
+
+int plan_new(const struct gguf *model, const struct forms *forms, uint64_t granule, struct plan **ret,
+             size_t *ret_tensor)
 {
     assert(granule >= PLAN_ALIGNMENT && (granule & (granule - 1)) == 0);
+    if (!forms_affordable(forms, model))
+        return -E2BIG;
     struct plan *plan = calloc(1, sizeof(*plan));
     if (!plan)
         return -ENOMEM;
@@ -91,7 +86,7 @@ int plan_new(const struct gguf *model, enum form form, uint64_t granule, struct 
     for (size_t i = 0; i < model->n_tensors; i++) {
         const struct gguf_tensor *tensor = &model->tensors[i];
         struct placement *placement = &plan->placements[i];
-        placement_choose(placement, tensor->type, form);
+        placement_choose(placement, tensor, forms);
         if (placement->convert != FORM_NATIVE && !dequant_find(tensor->type->id, placement->convert)) {
             plan_free(plan);
             *ret_tensor = i;

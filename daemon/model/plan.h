@@ -9,6 +9,7 @@
 
 #include "daemon/device/device.h"
 #include "daemon/gguf/gguf.h"
+#include "daemon/model/forms.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -23,13 +24,6 @@
 
 /* An arena is smaller than this: sizes are JSON integers. */
 #define PLAN_ARENA_MAX (1ull << 53)
-
-/* FORM_AUTO: f32, f16 and bf16 stay as they are, quantised tensors become f16, everything else stays native. */
-#define FORM_AUTO FORM_COUNT
-
-/* What was asked for by name: "auto" or a form. Returns 0 or -EINVAL. */
-int plan_form_parse(const char *name, enum form *ret);
-const char *plan_form_name(enum form form);
 
 /* Where a tensor goes. */
 struct placement {
@@ -68,10 +62,15 @@ struct plan {
     size_t chunks_capacity;
 };
 
-/* Lays a model out. form: a form, or FORM_AUTO. granule: the arena is rounded up to this, a power of two.
+/* Lays a model out. forms: what it was asked for as. granule: the arena is rounded up to this, a power of two.
  * Returns 0 and a plan that the caller frees; -ENOTSUP and the index of a tensor whose type has no decoder; -EOVERFLOW
- * if the arena would be as large as PLAN_ARENA_MAX; -ENOMEM. The model outlives the plan. */
-int plan_new(const struct gguf *model, enum form form, uint64_t granule, struct plan **ret, size_t *ret_tensor);
+ * if the arena would be as large as PLAN_ARENA_MAX; -E2BIG if the forms' patterns would take too long; -ENOMEM. The
+ * model outlives the plan. */
+int plan_new(const struct gguf *model, const struct forms *forms, uint64_t granule, struct plan **ret,
+             size_t *ret_tensor);
+
+/* Two plans of the same files come to the same bytes for each tensor, whatever was asked for. */
+bool plan_same(const struct plan *a, const struct plan *b);
 
 /* Cuts the file into chunks for slots of `slot_bytes`, and these so that they can be divided into parts of about
  * `part_bytes`. verbatim: slots hold the bytes of the file; else what the arena gets. -ENOMEM. Called once. */

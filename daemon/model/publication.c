@@ -51,19 +51,19 @@ static int write_all(int fd, const uint8_t *data, size_t size, struct device_fau
     return 0;
 }
 
-static int sealed_memfd(const char *name, const void *data, size_t size, int *ret, struct device_fault *ret_fault)
+static int memfd_new(const char *name, int *ret, struct device_fault *ret_fault)
 {
     int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd < 0)
         return call_failed(ret_fault, "memfd_create");
-    int r = write_all(fd, data, size, ret_fault);
-    if (r == 0 && fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
-        r = call_failed(ret_fault, "fcntl");
-    if (r < 0) {
-        close(fd);
-        return r;
-    }
     *ret = fd;
+    return 0;
+}
+
+static int memfd_seal(int fd, struct device_fault *ret_fault)
+{
+    if (fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
+        return call_failed(ret_fault, "fcntl");
     return 0;
 }
 
@@ -81,10 +81,26 @@ static int make_table(const struct plan *plan, struct publication *publication, 
     free(tensors);
     if (r < 0)
         return device_fault_set(ret_fault, r, "table_build", -r, strerror(-r));
-    r = sealed_memfd("rocmforge-table", table, size, &publication->table_fd, ret_fault);
+    r = memfd_new("rocmforge-table", &publication->table_fd, ret_fault);
+    if (r == 0)
+        r = write_all(publication->table_fd, table, size, ret_fault);
+    if (r == 0)
+        r = memfd_seal(publication->table_fd, ret_fault);
     free(table);
     publication->bytes += size;
     return r;
+}
+
+static int make_header(const struct plan *plan, struct publication *publication, struct device_fault *ret_fault)
+{
+    int r = memfd_new("rocmforge-header", &publication->header_fd, ret_fault);
+    if (r < 0)
+        return r;
+    r = gguf_header_write(plan->model, publication->header_fd);
+    if (r < 0)
+        return device_fault_set(ret_fault, r, "write", -r, strerror(-r));
+    publication->bytes += plan->model->header_bytes;
+    return memfd_seal(publication->header_fd, ret_fault);
 }
 
 /* --- JSON --- */
@@ -198,8 +214,10 @@ static int make_metadata(const struct plan *plan, struct publication *publicatio
     if (array_begin(&array) < 0)
         return -ENOMEM;
     int r = 0;
-    for (size_t i = 0; i < plan->model->n_kv && r == 0; i++)
-        r = array_add(&array, describe_entry(&plan->model->kv[i]), PUBLICATION_METADATA_MAX);
+    size_t n = 0;
+    for (; n < plan->model->n_kv && r == 0; n++)
+        r = array_add(&array, describe_entry(&plan->model->kv[n]), PUBLICATION_METADATA_MAX);
+    publication->n_left = plan->model->n_kv - n + (r == -ENOSPC);
     publication->metadata = array_end(&array);
     publication->bytes += array.used;
     return r != -ENOMEM && publication->metadata ? 0 : -ENOMEM;
@@ -209,6 +227,8 @@ int publication_make(const struct plan *plan, struct publication *ret, struct de
 {
     struct publication publication = PUBLICATION_NONE;
     int r = make_table(plan, &publication, ret_fault);
+    if (r == 0)
+        r = make_header(plan, &publication, ret_fault);
     if (r == 0)
         r = make_tensors(plan, &publication);
     if (r == 0)
@@ -225,6 +245,8 @@ void publication_clear(struct publication *publication)
 {
     if (publication->table_fd >= 0)
         close(publication->table_fd);
+    if (publication->header_fd >= 0)
+        close(publication->header_fd);
     free(publication->tensors);
     free(publication->metadata);
     *publication = PUBLICATION_NONE;

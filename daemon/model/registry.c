@@ -22,15 +22,31 @@ struct model *registry_find(const struct registry *registry, const char *name)
     return NULL;
 }
 
-struct model *registry_find_source(const struct registry *registry, const struct source *source, enum form form,
-                                   const struct device_set *among, const uid_t *owner)
+/* All of a query but the forms. */
+static bool is_of_source(const struct model *model, const struct registry_query *query)
+{
+    const bool shown = query->owner ? model->private && model->uid == *query->owner : !model->private;
+    return shown && model->state != MODEL_DRAINING && model->state != MODEL_FAILED &&
+           device_set_has(query->among, model->device) && source_equal(model->source, query->source);
+}
+
+struct model *registry_find_source(const struct registry *registry, const struct registry_query *query)
 {
     struct model *model;
     TAILQ_FOREACH(model, &registry->models, link)
     {
-        bool shown = owner ? model->private && model->uid == *owner : !model->private;
-        if (shown && model->state != MODEL_DRAINING && model->state != MODEL_FAILED && model->form == form &&
-            device_set_has(among, model->device) && source_equal(model->source, source))
+        if (is_of_source(model, query) && model_same_forms(model, query->forms, query->plan))
+            return model;
+    }
+    return NULL;
+}
+
+struct model *registry_find_other(const struct registry *registry, const struct registry_query *query, bool unplanned)
+{
+    struct model *model;
+    TAILQ_FOREACH(model, &registry->models, link)
+    {
+        if (is_of_source(model, query) && !forms_equal(model->forms, query->forms) && (!unplanned || !model->plan))
             return model;
     }
     return NULL;
@@ -59,6 +75,7 @@ void registry_remove(struct registry *registry, struct model *model)
     plan_free(model->plan);
     gguf_free(model->header);
     source_free(model->source);
+    forms_unref(model->forms);
     free(model);
 }
 

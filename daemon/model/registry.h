@@ -32,10 +32,21 @@ void registry_init(struct registry *registry, struct quota *quota);
 /* NULL if there is none. */
 struct model *registry_find(const struct registry *registry, const char *name);
 
-/* The model made of these files, in this form, on one of these devices; NULL if there is none. owner: NULL, or the user
- * whose private models alone count. One that drains, or whose device is lost, does not count. */
-struct model *registry_find_source(const struct registry *registry, const struct source *source, enum form form,
-                                   const struct device_set *among, const uid_t *owner);
+/* Which model is looked for: one made of these files, on one of these devices. */
+struct registry_query {
+    const struct source *source;
+    const struct forms *forms; /* asked for in these words */
+    const struct plan *plan;   /* or, unless NULL, with this outcome */
+    const struct device_set *among;
+    const uid_t *owner; /* NULL, or the user whose private models alone count */
+};
+
+/* The model that is looked for; NULL if there is none. One that drains, or whose device is lost, does not count. */
+struct model *registry_find_source(const struct registry *registry, const struct registry_query *query);
+
+/* A model of the same kind that was asked for in other words: whether it comes to the same, the plans tell. unplanned:
+ * one that has no plan yet. */
+struct model *registry_find_other(const struct registry *registry, const struct registry_query *query, bool unplanned);
 
 /* Adds a model, which the registry then owns, with an id of its own. Its name is not taken. -ENOMEM: it was not added.
  */

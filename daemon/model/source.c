@@ -54,7 +54,27 @@ static int identity_read(int fd, struct identity *ret, mode_t *ret_mode, struct 
     return 0;
 }
 
-/* The name that the kernel knows the open file by, or NULL. */
+/* The path still leads to the open file. It does not to one that has no name any more, or never had: such a file is
+ * open here because somebody passed its descriptor, and is nobody else's to be found through /proc. */
+static bool leads_to(const char *path, int fd)
+{
+    struct stat named, opened;
+    return stat(path, &named) == 0 && fstat(fd, &opened) == 0 && opened.st_nlink > 0 && named.st_dev == opened.st_dev &&
+           named.st_ino == opened.st_ino;
+}
+
+/* What the kernel says behind the path of a file whose name is gone, or never was. */
+static const char deleted[] = " (deleted)";
+
+/* Takes that off, unless the file is really called so. */
+static void strip_deleted(char *path, int fd)
+{
+    const size_t n = strlen(path), length = sizeof(deleted) - 1;
+    if (n > length && strcmp(path + n - length, deleted) == 0 && !leads_to(path, fd))
+        path[n - length] = '\0';
+}
+
+/* The path that the kernel knows the open file by, or knew it by; NULL if there is none. */
 static char *path_of_fd(int fd)
 {
     char link[64], path[PATH_MAX];
@@ -63,6 +83,7 @@ static char *path_of_fd(int fd)
     if (n <= 0 || path[0] != '/')
         return NULL;
     path[n] = '\0';
+    strip_deleted(path, fd);
     return strdup(path);
 }
 
@@ -107,15 +128,6 @@ int source_open_fds(const int *fds, size_t n, struct source **ret, struct device
     source->path = path_of_fd(source->files[0].fd);
     *ret = source;
     return 0;
-}
-
-/* The path still leads to the open file. It does not to one that has no name any more, or never had: such a file is
- * open here because somebody passed its descriptor, and is nobody else's to be found through /proc. */
-static bool leads_to(const char *path, int fd)
-{
-    struct stat named, opened;
-    return stat(path, &named) == 0 && fstat(fd, &opened) == 0 && opened.st_nlink > 0 && named.st_dev == opened.st_dev &&
-           named.st_ino == opened.st_ino;
 }
 
 /* Everyone may pass through all folders above the open file, as the kernel knows it: without links. */

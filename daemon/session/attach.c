@@ -72,7 +72,7 @@ void attach_grant(struct registry *registry, struct events *events, struct model
     cJSON_AddNumberToObject(reply, "lease", (double)lease->id);
     cJSON_AddItemToObject(reply, "model", describe_model(model));
     cJSON_AddItemToObject(reply, "device", describe_device(model->device));
-    int fds[2];
+    int fds[3];
     size_t n_fds = add_export(reply, &model->export, fds);
     if (binary) {
         cJSON_AddNumberToObject(reply, "table", (double)n_fds);
@@ -81,6 +81,10 @@ void attach_grant(struct registry *registry, struct events *events, struct model
     } else {
         cJSON_AddNullToObject(reply, "table");
         cJSON_AddRawToObject(reply, "tensors", model->published.tensors);
+    }
+    if (cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(call->parameters, "header"))) {
+        cJSON_AddNumberToObject(reply, "header", (double)n_fds);
+        fds[n_fds++] = model->published.header_fd;
     }
     log_debug("conn=%" PRIu64 " model=%s lease=%" PRIu64 " granted", conn_id(call->conn), model->name, lease->id);
     events_emit(events, "attached", model, NULL);

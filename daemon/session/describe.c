@@ -23,7 +23,9 @@ cJSON *describe_model(const struct model *model)
     cJSON_AddStringToObject(object, "name", model->name);
     add_integer(object, "id", model->id);
     json_add_text(object, "path", model->source->path);
-    cJSON_AddStringToObject(object, "form", plan_form_name(model->form));
+    cJSON_AddStringToObject(object, "form", forms_word(model->forms->form));
+    if (model->forms->n_rules > 0)
+        cJSON_AddItemToObject(object, "forms", forms_rules(model->forms));
     cJSON_AddStringToObject(object, "device", model->device->id);
     cJSON_AddStringToObject(object, "state", model_state_name(model->state));
     if (model->position > 0)

@@ -51,6 +51,11 @@ static bool param_store(const struct param *param, const cJSON *value, void *at)
             return false;
         *(const cJSON **)at = value;
         return true;
+    case PARAM_ARRAY:
+        if (!cJSON_IsArray(value))
+            return false;
+        *(const cJSON **)at = value;
+        return true;
     }
     return false;
 }

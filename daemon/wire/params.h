@@ -24,6 +24,7 @@ enum param_type {
     PARAM_SECONDS, /* double, not negative */
     PARAM_INT,     /* int64_t */
     PARAM_INTS,    /* const cJSON *; an array of integers; borrowed until the call ends */
+    PARAM_ARRAY,   /* the same, of anything */
 };
 
 struct param {

@@ -1,9 +1,9 @@
-/* Prints the first values of a tensor that a daemon keeps in memory, without copying or reading anything else.
+/* Prints the first values of a tensor of a model that a daemon keeps in memory. Reads nothing else of the model.
  *
  *     read_tensor MODEL|FILE [TENSOR]
  *
  * MODEL is the name of a model in memory. FILE, which has a slash in it, is loaded, unless it is in memory already.
- * Without TENSOR: the first one. The daemon's socket comes from $ROCMFORGE_SOCKET, or is the system's. Build with
+ * Without TENSOR it is the first tensor. The daemon's socket is $ROCMFORGE_SOCKET, or the default one. Build with
  *
  *     cc read_tensor.c $(pkg-config --cflags --libs rocmforge) -o read_tensor
  */
@@ -18,7 +18,7 @@
 
 static void print_values(const rf_model *model, const rf_tensor *tensor)
 {
-    /* On the host `tensor->data` could be read as it is; this works on a GPU too. */
+    /* On the host, `tensor->data` can be read directly. rf_model_read() works for a GPU too. */
     float values[VALUES];
     unsigned char bytes[VALUES];
 

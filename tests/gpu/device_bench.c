@@ -13,13 +13,8 @@
 struct rig rig;
 
 const struct device_config config = {.workers = 2};
-const struct device_config small_config = {
-    .workers = 2,
-    .staging = 1u << 20,
-    .link_copies = 1,
-    .link_bytes = 64u << 10,
-    .trial_bytes = 4u << 20,
-};
+const struct device_config quick_config = {.workers = 2, OPENED_QUICKLY};
+const struct device_config small_config = {.workers = 2, .staging = 1u << 20, OPENED_QUICKLY};
 
 int bench_begin(struct device_fault *ret_fault)
 {

@@ -42,9 +42,10 @@ fi
 
 # Models are made while the compilers run. A shape "tiny" in ROCMFORGE_ENGINE_SHAPE tries the script out.
 make_models() {
-    local shape=${ROCMFORGE_ENGINE_SHAPE:-7b}
+    local shape=${ROCMFORGE_ENGINE_SHAPE:-7b} padded=padded-large
+    [[ $shape == 7b ]] || padded=padded
     "$python" tests/lib/make_llama.py "$work/small.gguf" --shape small --type q4_0
-    ! wanted padded || "$python" tests/lib/make_llama.py "$work/padded.gguf" --shape padded --type q4_0
+    ! wanted padded || "$python" tests/lib/make_llama.py "$work/padded.gguf" --shape $padded --type q4_0
     ! wanted q4_0 || "$python" tests/lib/make_llama.py "$work/q4_0.gguf" --shape "$shape" --type q4_0
     ! wanted f16 || "$python" tests/lib/make_llama.py "$work/f16.gguf" --shape "$shape" --type f16
 }

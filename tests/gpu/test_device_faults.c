@@ -208,7 +208,7 @@ static void test_order_after_a_failed_put(void **state)
         struct bench bench;
         struct device_fault fault;
         struct arena *arena;
-        assert_fine(bench_open(&bench, &config, 1, &fault), &fault);
+        assert_fine(bench_open(&bench, &quick_config, 1, &fault), &fault);
         struct device *device = bench.devices[0];
         assert_fine(arena_make(device, 4 * BYTES, &arena, &fault), &fault);
         struct slot *slot = &bench.slots.slots[0];
@@ -247,7 +247,7 @@ static void test_order_after_a_failed_launch(void **state)
     skip_on_hardware();
     struct bench bench;
     struct device_fault fault;
-    assert_fine(bench_open(&bench, &config, 1, &fault), &fault);
+    assert_fine(bench_open(&bench, &quick_config, 1, &fault), &fault);
     struct device *device = bench.devices[0];
     const struct part parts[] = {{tensor_type_find(2), FORM_F16, 3000}, {tensor_type_find(8), FORM_F32, 3000}};
     struct model first, second;
@@ -294,7 +294,7 @@ static void test_reclaiming_fails(void **state)
         struct device_fault fault;
         struct arena *arena;
         char spec[64];
-        assert_fine(bench_open(&bench, &config, 1, &fault), &fault);
+        assert_fine(bench_open(&bench, &quick_config, 1, &fault), &fault);
         struct device *device = bench.devices[0];
         assert_fine(arena_make(device, (uint64_t)300 << 20, &arena, &fault), &fault);
         snprintf(spec, sizeof(spec), "%s:%d", calls[i / 3], code);

@@ -163,7 +163,7 @@ static void test_order(void **state)
     (void)state;
     static const unsigned streams[] = {1, 2, 3, 8, DEVICE_STREAMS_MAX};
     for (size_t i = 0; i < sizeof(streams) / sizeof(streams[0]); i++) {
-        const struct device_config how = {.workers = 4, .streams = streams[i]};
+        const struct device_config how = {.workers = 4, .streams = streams[i], OPENED_QUICKLY};
         struct bench bench;
         struct device_fault fault;
         assert_fine(bench_open(&bench, &how, 5, &fault), &fault);
@@ -406,7 +406,7 @@ static void test_staging_setting(void **state)
         {36u << 20, 12u << 20, 3}, {1u << 20, 340u << 10, 3},  {1, 64u << 10, 3},
     };
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-        const struct device_config how = {.workers = 4, .staging = cases[i].staging};
+        const struct device_config how = {.workers = 4, .staging = cases[i].staging, OPENED_QUICKLY};
         struct bench bench;
         struct device_fault fault;
         assert_fine(bench_open(&bench, &how, 1, &fault), &fault);

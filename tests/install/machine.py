@@ -9,7 +9,7 @@ from pathlib import Path
 
 SUITE = "bookworm"
 USER = "user"  # a person who works on the machine, and may use sudo
-BOOT_TIMEOUT = 60
+BOOT_TIMEOUT = 180
 LINE_TIMEOUT = 900
 # The folder of cgroups that systemd is given as its own.
 CGROUPS = [Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup")]
@@ -20,8 +20,8 @@ class CannotRun(Exception):
 
 
 # What would change the kernel that the machine shares with its host.
-MASKED = ["systemd-sysctl.service", "systemd-modules-load.service", "sys-kernel-debug.mount", "sys-kernel-tracing.mount",
-          "sys-fs-fuse-connections.mount", "dev-hugepages.mount"]
+MASKED = ["systemd-sysctl.service", "systemd-modules-load.service", "sys-kernel-debug.mount",
+          "sys-kernel-tracing.mount", "sys-fs-fuse-connections.mount", "dev-hugepages.mount"]
 KEPT_FROM_IT = "-sys_module,-sys_time,-syslog,-sys_rawio"
 
 # Runs in new namespaces. $1: the base, $2: a folder to mount the root on, $3: where downloaded packages are kept.
@@ -52,12 +52,12 @@ mkdir -p run/host
 pivot_root . run/host
 umount -l run/host
 exec /usr/bin/env -i container=rocmforge PATH=/usr/sbin:/usr/bin:/sbin:/bin \
-    setpriv --bounding-set={KEPT_FROM_IT} /lib/systemd/systemd --log-target=null --unit=multi-user.target
+    setpriv --bounding-set={KEPT_FROM_IT} /lib/systemd/systemd --log-target=journal --unit=multi-user.target
 """
 
-# $1: a folder to make the root on, $2: the file to pack it into, $3: the suite, and the mirror if one is known. What a
-# person has who may use sudo is in it. Packages are installed without a question, as if it had been answered. In memory,
-# because dpkg has every file written to the disk before it goes on.
+# $1: a folder to make the root on. $2: the file to pack it into. $3: the suite. $4: the mirror, if one is known. What a
+# person has who may use sudo is in it. Packages are installed without a question, as if it had been answered. In
+# memory, because dpkg waits for the disk after every file.
 MAKE_BASE = rf"""
 set -eu
 mount --make-rprivate /
@@ -98,7 +98,8 @@ def make_base(folder):
     with open(log, "wb") as out:
         # Its mounts go with the namespace.
         made = subprocess.run(
-            ["unshare", "--mount", "/bin/bash", "-c", MAKE_BASE, "make", folder / "root", f"{base}.part", SUITE, *mirror()],
+            ["unshare", "--mount", "/bin/bash", "-c", MAKE_BASE, "make",
+             folder / "root", f"{base}.part", SUITE, *mirror()],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
@@ -137,7 +138,8 @@ class Machine:
         try:
             self.cgroup.mkdir()
             self.process = subprocess.Popen(
-                ["unshare", "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child",
+                ["setpriv", "--pdeathsig=KILL",  # it does not outlive us, whatever ends us
+                 "unshare", "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child",
                  "/bin/bash", "-c", START, "start", self.base, self.mount, self.debs],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -176,14 +178,18 @@ class Machine:
 
     def wait_until_booted(self):
         end = time.monotonic() + BOOT_TIMEOUT
+        state = ""
         while time.monotonic() < end:
             if self.process.poll() is not None:
                 raise CannotRun(f"no container can be made here: {self.process.stderr.read().strip()}")
-            state = self.run("systemctl is-system-running", user="root").stdout if self.first_process() else ""
+            first = self.first_process()
+            # Before that it is not in a root of its own yet, and whoever entered it would be out here.
+            if first and Path(f"/proc/{first}/comm").read_text(encoding="ascii") == "systemd\n":
+                state = self.run("systemctl is-system-running", user="root").stdout
             if state.strip() in ("running", "degraded"):
                 return
             time.sleep(0.2)
-        raise CannotRun("systemd does not start in a container here")
+        raise CannotRun(f"systemd does not start in a container here: {state.strip()}")
 
     def run(self, line, user=USER, folder="/", give=None):
         """Runs a line in a login shell of this user. Returns it, ended; its stdout has stderr too."""

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes a ROCm to compile against where AMD's packages are not to be had: headers from a wheel of triton, a hipcc that
-calls clang, and a runtime that has all functions and no device. With tests/fake_hip in the runtime's place the GPU module
-is tested against these headers. It serves for nothing else: for each architecture the device libraries are Debian's.
+calls clang, and a runtime that has all functions and no device. With tests/fake_hip in the runtime's place the GPU
+module is tested against these headers. It serves for nothing else: kernels are compiled, and run nowhere.
 
 usage: make_rocm.py HEADERS OUT [--soname MAJOR]
 
@@ -29,7 +29,8 @@ for argument; do
     [ "$argument" = --genco ] && argument=--cuda-device-only
     set -- "$@" "$argument"
 done
-exec {clang} -x hip -c -nogpulib -Xclang -mlink-builtin-bitcode -Xclang {ockl} --rocm-path={root} -D__HIP_PLATFORM_AMD__ "$@"
+exec {clang} -x hip -c -nogpulib -Xclang -mlink-builtin-bitcode -Xclang {ockl} \\
+    --rocm-path={root} -D__HIP_PLATFORM_AMD__ "$@"
 """
 
 
@@ -88,7 +89,8 @@ def main():
     ockl = glob.glob("/usr/lib/*/amdgcn/bitcode/ockl.bc")
     hipcc = root / "bin" / "hipcc"
     hipcc.parent.mkdir(exist_ok=True)
-    hipcc.write_text(HIPCC.format(clang=newest_clang(), ockl=ockl[0] if ockl else "ockl.bc", root=root), encoding="utf-8")
+    ockl = ockl[0] if ockl else "ockl.bc"
+    hipcc.write_text(HIPCC.format(clang=newest_clang(), ockl=ockl, root=root), encoding="utf-8")
     os.chmod(hipcc, 0o755)
     # clang reads its version there.
     version = root / "share" / "hip" / "version"

@@ -34,7 +34,7 @@ def commands_of_first_screen():
 
 
 def c_program():
-    """The lines of the section From C, as a program: they are the body of main(), behind the #include that they show."""
+    """The lines of the section From C as a program: those that are no #include are the body of main()."""
     (text,) = fenced(section("From C"), "c")
     includes = "".join(line + "\n" for line in text.splitlines() if line.startswith("#include"))
     body = "".join(line + "\n" for line in text.splitlines() if not line.startswith("#include"))

@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 
 sys.dont_write_bytecode = True
-import machine as machines  # noqa: E402
-import readme  # noqa: E402
+import machine as machines
+import readme
 
 ROOT = Path(__file__).resolve().parents[2]
 TREE = f"/home/{machines.USER}/rocmforge"
@@ -26,6 +26,8 @@ TREE = f"/home/{machines.USER}/rocmforge"
 NOT_THERE = ["cc", "meson", "ninja", "pkg-config", "dpkg-architecture", "/bin/kill"]
 # Where something could be left of what was installed.
 SYSTEM = "/usr /etc /opt /srv /var/lib/systemd /run/rocmforge"
+# What userdel leaves of files that it changed.
+BACKUPS = [r"/etc/(passwd|group|shadow|gshadow|subuid|subgid)-$"]
 
 
 class Failed(Exception):
@@ -111,7 +113,7 @@ def test_install(person, arguments):
     before_tree = tree(person)
     for line in readme.commands("Installing"):
         if "install" in line and "ninja" in line:
-            before = person.files(SYSTEM)
+            before = person.files(SYSTEM, but=BACKUPS)
         person.types(line)
     check(person.types("rocmforged --version"), "users cannot run rocmforged")
     check(person.types("man -w rocmforged || ls /usr/share/man/man8/rocmforged.8*"), "there is no manual page")
@@ -142,6 +144,7 @@ def test_install(person, arguments):
 
     person.types("systemctl restart rocmforged.service", user="root")
     journal = person.looks("journalctl -u rocmforged.service -u rocmforged.socket -o cat", user="root")
+    check("Started" in journal, f"systemd's own words are not in the journal:\n{journal}")
     check("modprobe" not in journal, f"the journal tells of NVIDIA where there is none:\n{journal}")
     check(not re.search(r"fail|error|unable|unknown", journal, re.I), f"the journal complains:\n{journal}")
 
@@ -149,7 +152,7 @@ def test_install(person, arguments):
         person.types(line)
     person.types("rm -r /etc/systemd/system/rocmforged.service.d /srv/models/preloaded.gguf; rmdir /srv/models",
                  user="root", folder="/")
-    check_same(before, person.files(SYSTEM, but=[r"/etc/(passwd|group|shadow|gshadow|subuid|subgid)-$"]), "uninstalling")
+    check_same(before, person.files(SYSTEM, but=BACKUPS), "uninstalling")
     check(not person.looks("getent passwd rocmforge; getent group rocmforge").strip(), "its user is there still")
     check_same(before_tree, tree(person), "the project's folder after installing")
     person.types("touch daemon/main.c && ninja -C build/release")

@@ -243,6 +243,29 @@ def test_file_that_changes_while_it_is_verified(held_daemon, gate, model_folder)
     assert "differ" not in held_daemon.log
 
 
+def test_name_of_a_deleted_file(client, small_model, folder):
+    """What the kernel says of a file without a name is no part of the model's."""
+    path = folder / "gone.gguf"
+    shutil.copy(small_model, path)
+    with open(path, "rb") as file:
+        path.unlink()
+        loaded = client.call("Load", fds=[file.fileno()])["model"]
+    assert (loaded["name"], loaded["path"]) == ("gone", str(path))
+    client.call("Unload", name="gone")
+    memory = os.memfd_create("of memory")
+    os.write(memory, small_model.read_bytes())
+    loaded = client.call("Load", fds=[memory])["model"]
+    os.close(memory)
+    assert (loaded["name"], loaded["path"]) == ("memfd:of_memory", "/memfd:of memory")
+
+
+def test_name_that_only_looks_deleted(client, small_model, folder):
+    path = folder / "c.gguf (deleted)"
+    shutil.copy(small_model, path)
+    loaded = client.call("Load", path=str(path))["model"]
+    assert (loaded["name"], loaded["path"]) == ("c.gguf__deleted_", str(path))
+
+
 def test_deleted_file(client, small_model, folder):
     """The daemon keeps the file open, so a model can be verified after its file was deleted."""
     path = folder / "model.gguf"

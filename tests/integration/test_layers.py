@@ -8,6 +8,8 @@ import pytest
 import harness
 from harness import ROOT
 
+pytestmark = pytest.mark.sources
+
 INCLUDE = re.compile(r'^#include "([^"]+)"', re.MULTILINE)
 
 # The daemon's folders, lowest first: each knows itself and those above it in this list. What is in none is the top.
@@ -74,10 +76,10 @@ def test_no_include_leads_upward():
                 assert may_know(folder_of(file), folder_of(included)), f"{file} includes {included}"
 
 
-def objects():
-    """The daemon's objects as they were compiled: source file → object."""
+def objects(folder="daemon"):
+    """The objects of a folder as they were compiled: source file → object."""
     build, found = harness.build_folder(), {}
-    for path in (build / "daemon").rglob("*.o"):
+    for path in (build / folder).rglob("*.o"):
         if path.name.endswith(".c.o"):
             name = path.name.removesuffix(".o")
             for candidate in (name, name.replace("_", "/")):
@@ -147,6 +149,22 @@ def cycles(graph):
 
 def test_no_cycle_between_files(calls):
     assert set(cycles(calls)) == set(CYCLES)
+
+
+@pytest.mark.parametrize("folder", ["client", "client/rfctl"])
+def test_no_cycle_between_files_of_clients(folder):
+    """By symbols and by includes together; a header and its source count as one file."""
+    names = lambda path: os.path.splitext(path)[0]
+    sources = [str(path.relative_to(ROOT)) for path in sorted((ROOT / folder).glob("*.[ch]"))]
+    graph = defaultdict(set)
+    for file in sources:
+        graph[names(file)] |= {names(other) for other in includes(ROOT / file) if other in sources} - {names(file)}
+    table = {file: symbols(path) for file, path in objects(folder).items() if file in sources}
+    assert len(table) >= 9
+    owner = {name: names(file) for file, (defined, _) in table.items() for name in defined}
+    for file, (_, needed) in table.items():
+        graph[names(file)] |= {owner[name] for name in needed if name in owner} - {names(file)}
+    assert cycles(graph) == []
 
 
 def test_no_cycle_between_folders(calls):

@@ -5,6 +5,8 @@ import subprocess
 import pytest
 from harness import ROOT, build_folder, module_folder
 
+pytestmark = pytest.mark.sources
+
 # Lowest first: a file knows itself and files of the levels before its own.
 GPU_MODULE = [
     {"hip"},

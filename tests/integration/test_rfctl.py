@@ -10,7 +10,7 @@ import subprocess
 import make_model
 import pytest
 from harness import TIMEOUT
-from rfctl_rig import DONE, NO_DAEMON, REFUSED, USAGE, lines_of_json, program, rfctl, socket_that_answers
+from rfctl_rig import DONE, INTERRUPTED, NO_DAEMON, REFUSED, USAGE, lines_of_json, program, rfctl, socket_that_answers
 
 # --- Usage ---
 
@@ -199,6 +199,26 @@ def test_ping_interrupted_while_nothing_answers(folder):
     assert process.returncode in (-signal.SIGINT, 130)
 
 
+@pytest.mark.parametrize("options, sums", [([], "1 reply: min "), (["--json"], '{"replies":1,"min_ms":')])
+def test_ping_interrupted_when_the_daemon_answers_no_more(folder, options, sums):
+    """At once, too, and with the sums so far."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "tired"))
+        listener.listen()
+        command = [program(), "--socket", folder / "tired", "ping", "-c", "9", "--deadline", "1h", *options]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            connection, _ = listener.accept()
+            with connection:
+                assert connection.recv(4096)
+                connection.sendall(b'{"parameters":{"version":"0","pid":1}}\0')
+                assert connection.recv(4096)  # the second, a second later
+                process.send_signal(signal.SIGINT)
+                output, errors = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == INTERRUPTED
+    assert output.splitlines()[1].startswith(sums) and len(output.splitlines()) == 2
+    assert errors == ""
+
+
 def test_reply_with_too_many_descriptors(folder):
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(folder / "generous"))
@@ -246,8 +266,8 @@ def test_told_to_let_go(folder):
     assert result.returncode == DONE
     assert json.loads(result.stdout) == reply
     assert result.stderr.splitlines() == [
-        "rfctl: please let go of llama: it is being unloaded, or its device was lost",
-        "rfctl: please let go of evil\\nname: it is being unloaded, or its device was lost",
+        "rfctl: please detach from llama: it is being unloaded, or its device was lost",
+        "rfctl: please detach from evil\\nname: it is being unloaded, or its device was lost",
     ]
 
 

@@ -27,6 +27,21 @@ def test_load(daemon, small_model):
     assert daemon.models()[0]["path"] == str(small_model)
 
 
+def test_options_that_a_joined_model_does_not_take(folder, small_model):
+    """Another user's model stays as it is: that is said, and not kept back."""
+    model = {"name": "small", "state": "resident", "device": "host", "pinned": False, "ttl": 60, "private": False}
+    asked = ["--pin", "--ttl", "5m", "--private", "--name", "mine"]
+    with socket_that_answers(folder / "fake", {"model": model}):
+        result = rfctl("--socket", folder / "fake", "load", small_model, *asked)
+    assert result.returncode == DONE
+    assert result.stderr.splitlines() == [
+        "rfctl: small was not pinned: another user loaded it",
+        "rfctl: small keeps its time to live of 1m: another user loaded it",
+    ]
+    with socket_that_answers(folder / "fake2", {"model": {**model, "pinned": True, "ttl": 300}}):
+        assert rfctl("--socket", folder / "fake2", "load", small_model, *asked).stderr == ""
+
+
 @pytest.mark.parametrize(
     "phases, lines",
     [

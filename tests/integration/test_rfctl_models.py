@@ -68,7 +68,7 @@ def test_busy_tells_the_holders(daemon, small_model):
         client.call("Attach", name="small")
         busy = daemon.rfctl("unload", "small", check=False)
     holder = rf"held by process {os.getpid()} \(user {os.getuid()}, for \d s\)"
-    way_out = r"'rfctl unload --force small' frees it when they have let go"
+    way_out = r"'rfctl unload --force small' frees it when they have detached"
     assert re.fullmatch(rf"rfctl: cannot unload small: .*'small' is resident, {holder}; {way_out}\n", busy.stderr)
 
 

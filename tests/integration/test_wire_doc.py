@@ -22,7 +22,7 @@ OTHERS = {"Unload", "Pin", "Unpin", "SetTtl", "Verify", "Devices"}
 
 def examples():
     """Each: the call, its replies, descriptors beside the call and beside the last reply."""
-    words = {"one": 1, "two": 2}
+    words = {"one": 1, "two": 2, "three": 3}
     for block in re.findall(r"^```\n(-->.*?)^```$", PAGE, re.DOTALL | re.MULTILINE):
         parts = re.split(r"^(-->|<--) ", block, flags=re.MULTILINE)[1:]
         messages, fds = [], []

@@ -9,6 +9,7 @@ What the library refuses raises Failure.
 """
 import ctypes
 import os
+import struct
 from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 
@@ -62,7 +63,29 @@ class LoadOptions(ctypes.Structure):
         ("trace", c_int),
         ("reply", c_void_p),
         ("wait_for_memory_seconds", c_double),
+        ("forms", c_void_p),
+        ("n_forms", c_size_t),
     ]
+
+class Value(ctypes.Structure):
+    """rf_value."""
+
+    _fields_ = [
+        ("type", c_uint32),
+        ("element_type", c_uint32),
+        ("count", c_uint64),
+        ("data", c_void_p),
+        ("bytes", c_uint64),
+        ("_key", c_void_p),
+        ("key_size", c_size_t),
+    ]
+
+    key = property(lambda self: ctypes.string_at(self._key, self.key_size))
+    raw = property(lambda self: ctypes.string_at(self.data, self.bytes))
+
+
+STRUCT = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+STRING, ARRAY = 8, 9
 
 
 # rf_client and rf_model are opaque.
@@ -82,6 +105,10 @@ FUNCTIONS = {
     "rf_model_tensors": (c_size_t, c_void_p),
     "rf_model_tensor": (c_int, c_void_p, c_size_t, POINTER(Tensor)),
     "rf_model_find": (c_int, c_void_p, c_char_p, POINTER(Tensor)),
+    "rf_model_metadata_count": (c_int, c_void_p, POINTER(c_size_t)),
+    "rf_model_metadata_at": (c_int, c_void_p, c_size_t, POINTER(Value)),
+    "rf_model_metadata_next": (c_int, c_void_p, POINTER(Value), POINTER(c_uint64), POINTER(Value)),
+    "rf_model_header": (c_void_p, c_void_p, POINTER(c_size_t)),
 }
 
 
@@ -159,6 +186,35 @@ class Model:
     device = property(lambda self: self.library.rf_model_device(self.handle).decode())
     data = property(lambda self: self.library.rf_model_data(self.handle))
     bytes = property(lambda self: self.library.rf_model_bytes(self.handle))
+
+    def value(self, value):
+        """What it is in Python: a number, bytes, or a list."""
+        if value.type == STRING:
+            return value.raw
+        if value.type != ARRAY:
+            return struct.unpack("<" + STRUCT[value.type], value.raw)[0]
+        elements, element, position = [], Value(), c_uint64()
+        while self.client.check(
+            self.library.rf_model_metadata_next(self.handle, byref(value), byref(position), byref(element))
+        ):
+            elements.append(self.value(element))
+        return elements
+
+    def metadata(self):
+        """All keys and their values."""
+        n, value = c_size_t(), Value()
+        self.client.check(self.library.rf_model_metadata_count(self.handle, byref(n)))
+        told = {}
+        for index in range(n.value):
+            self.client.check(self.library.rf_model_metadata_at(self.handle, index, byref(value)))
+            told[value.key] = self.value(value)
+        return told
+
+    def header(self):
+        """The file's header."""
+        size = c_size_t()
+        data = self.library.rf_model_header(self.handle, byref(size))
+        return ctypes.string_at(data, size.value)
 
     def view(self, tensor):
         """A tensor's bytes where they are, in host memory: nothing is copied."""

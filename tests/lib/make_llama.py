@@ -5,8 +5,8 @@ says means nothing, but it is always the same for the same file.
     make_llama.py OUT --shape tiny --type q4_0
     make_llama.py OUT --shape 7b --type f16
 
-Shapes: tiny; moe, the same with experts; padded, whose rows are no multiple of 512 elements; small, about 50 MB as q4_0;
-7b.
+Shapes: tiny; moe, the same with experts; padded and padded-large, whose rows are no multiple of 512 elements; small,
+about 60 MB as q4_0; 7b.
 """
 import argparse
 import struct
@@ -32,7 +32,8 @@ class Shape:
 SHAPES = {
     "tiny": Shape(4, 512, 1024, 8, 600),
     "moe": Shape(3, 512, 512, 8, 600, experts=4),
-    "padded": Shape(4, 2304, 6208, 36, 600),
+    "padded": Shape(3, 544, 1088, 8, 600),
+    "padded-large": Shape(8, 2304, 6208, 36, 8000),
     "small": Shape(8, 1024, 2816, 16, 8000),
     "7b": Shape(32, 4096, 11008, 32, 32000),
 }
@@ -100,6 +101,41 @@ def tensors(shape, type_, f32, tied):
     yield Tensor("output_norm.weight", f32, (e,))
     if not tied:
         yield Tensor("output.weight", type_, (e, shape.vocabulary))
+
+
+U16 = 2
+
+
+def split_metadata(shape, number, count, total):
+    """Of one of several files: all of it stands in the first."""
+    n, data = metadata(shape) if number == 0 else (0, b"")
+    entries = [string(f"split.{name}") + struct.pack("<IH", U16, value) for name, value in (("no", number), ("count", count))]
+    entries.append(string("split.tensors.count") + struct.pack("<Ii", I32, total))
+    return n + len(entries), data + b"".join(entries)
+
+
+def make_split(folder, shape="tiny", type_="q4_0", count=3, seed=1):
+    """Writes `count` files of one model and returns their paths."""
+    types = load_types()
+    all_tensors = list(tensors(SHAPES[shape], types[type_], types["f32"], False))
+    paths, share = [], -(-len(all_tensors) // count)
+    for number in range(count):
+        paths.append(folder / f"{shape}-{number + 1:05}-of-{count:05}.gguf")
+        some = all_tensors[number * share : (number + 1) * share]
+        write_model(paths[-1], some, split_metadata(SHAPES[shape], number, count, len(all_tensors)), seed + number)
+    return paths
+
+
+def make_lora(path, shape="tiny", rank=8, seed=1):
+    """An adapter for the first layer's attn_q, with as much weight as the model's own."""
+    f32 = load_types()["f32"]
+    e = SHAPES[shape].embedding
+    texts = {"general.architecture": "llama", "general.type": "adapter", "adapter.type": "lora"}
+    entries = [string(key) + struct.pack("<I", STRING) + string(value) for key, value in texts.items()]
+    entries.append(string("adapter.lora.alpha") + struct.pack("<If", F32, 800.0))
+    name = "blk.0.attn_q.weight.lora_"
+    both = [Tensor(name + "a", f32, (e, rank)), Tensor(name + "b", f32, (rank, e))]
+    write_model(path, both, (len(entries), b"".join(entries)), seed)
 
 
 def make(path, shape="tiny", type_="q4_0", tied=False, seed=1):

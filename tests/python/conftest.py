@@ -5,6 +5,7 @@ ROCMFORGE_PYTHON_INSTALLED: the package that is installed is tested, and not tha
 """
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,11 @@ if not os.environ.get("ROCMFORGE_PYTHON_INSTALLED"):
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(SOURCE), os.environ.get("PYTHONPATH")]))
 os.environ["ROCMFORGE_LIBRARY"] = str(build_folder() / "client")
 os.environ.pop("ROCMFORGE_SOCKET", None)
+# Whoever starts us in the background may have it ignored, and our children would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+# Threads that wait for one another in a loop take the processors from whoever else is at work.
+for library in ("OMP", "OPENBLAS"):
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 
 @pytest.fixture

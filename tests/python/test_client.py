@@ -154,7 +154,7 @@ def test_threads_share_a_client(rf, small):
             for _ in range(20):
                 assert rf.list()[0]["name"] == "m"
                 with rf.attach("m") as model:
-                    assert model["blk.0.attn_v.weight"].numpy().shape
+                    assert len(model["blk.0.attn_v.weight"].read()) > 1000
         except BaseException as error:
             failures.append(error)
 

@@ -163,7 +163,8 @@ static void *registry_get_proc_address(struct ggml_backend_reg *reg, const char 
 static void *(*cpu_get_proc_address)(struct ggml_backend_reg *reg, const char *name);
 static bool (*cpu_is_numa)(void);
 
-/* Whether a file, of text parts that end with NUL bytes, names a buffer type of ours: "-ot .*=ROCmForge", where llama-bench takes the "=" out. */
+/* Whether a file, of text parts that end with NUL bytes, names a buffer type of ours: "-ot .*=ROCmForge", where
+ * llama-bench takes the "=" out. */
 static bool names_us(const char *path)
 {
     static char text[COMMAND_LINE_MAX];

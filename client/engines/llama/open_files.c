@@ -11,6 +11,8 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#define START_BYTES 65536 /* of a file: what kind it is stands there */
+
 /* A line of /proc/self/maps. */
 struct map_line {
     unsigned long start, end, inode;
@@ -76,12 +78,15 @@ static void each_range(void *context, const struct map_line *line)
     add_range(context, line);
 }
 
-/* The engine's own reads do not notice: pread() leaves the position alone. */
-static bool is_gguf(int fd, struct stat *ret)
+/* A model: an adapter has other things to say of itself, and is no model. The engine's own reads do not notice: pread()
+ * leaves the position alone. A file that is open for direct reading takes whole aligned blocks only. */
+static bool is_model(int fd, struct stat *ret)
 {
-    char magic[4];
-    return fstat(fd, ret) == 0 && S_ISREG(ret->st_mode) && pread(fd, magic, sizeof(magic), 0) == sizeof(magic) &&
-           memcmp(magic, "GGUF", sizeof(magic)) == 0;
+    static _Alignas(4096) char start[START_BYTES]; /* one thread at a time */
+    if (fstat(fd, ret) < 0 || !S_ISREG(ret->st_mode))
+        return false;
+    ssize_t n = pread(fd, start, sizeof(start), 0);
+    return n >= 4 && memcmp(start, "GGUF", 4) == 0 && !memmem(start, (size_t)n, "adapter.type", strlen("adapter.type"));
 }
 
 static bool is_known(const struct open_files *files, const struct stat *status)
@@ -95,7 +100,7 @@ static bool is_known(const struct open_files *files, const struct stat *status)
 static void add_file(struct open_files *files, int fd)
 {
     struct stat status;
-    if (files->n_files == OPEN_FILES_MAX || !is_gguf(fd, &status) || is_known(files, &status))
+    if (files->n_files == OPEN_FILES_MAX || !is_model(fd, &status) || is_known(files, &status))
         return;
     struct open_file *file = &files->files[files->n_files++];
     *file = (struct open_file){.fd = fd, .dev = status.st_dev, .ino = status.st_ino, .size = status.st_size};

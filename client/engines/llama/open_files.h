@@ -1,4 +1,5 @@
-/* Which GGUF files this process has open and mapped: what an engine that loads a model has at that moment. */
+/* Which models' GGUF files this process has open and mapped: what an engine that loads a model has at that moment.
+ * Adapters (LoRA) are none. */
 #pragma once
 
 #include <limits.h>

@@ -27,10 +27,17 @@ void attach_send(const struct attach *attach, int socket)
     int memory = attach->plain ? open("/proc/self/exe", O_RDONLY | O_CLOEXEC)
                                : fake_memfd(bytes, n, attach->memory_size, attach->memory_seals);
     int table = fake_memfd(attach->table, attach->table_size, attach->table_size, attach->table_seals);
-    const int fds[] = {attach->swapped ? table : memory, attach->swapped ? memory : table};
-    fake_send(socket, attach->reply ? attach->reply : ATTACH_REPLY(MODEL, ATTACH_DEVICE("host"), REST), fds, 2);
+    int header = attach->header
+                     ? fake_memfd(attach->header, attach->header_size, attach->header_size, attach->header_seals)
+                     : -1;
+    const int fds[] = {attach->swapped ? table : memory, attach->swapped ? memory : table, header};
+    const char *reply = header >= 0 ? ATTACH_REPLY(MODEL, ATTACH_DEVICE("host"), REST ",\"header\":2")
+                                    : ATTACH_REPLY(MODEL, ATTACH_DEVICE("host"), REST);
+    fake_send(socket, attach->reply ? attach->reply : reply, fds, header >= 0 ? 3 : 2);
     close(memory);
     close(table);
+    if (header >= 0)
+        close(header);
 }
 
 void serve_attach(struct fake *fake, int socket)

@@ -19,8 +19,11 @@ struct attach {
     int table_seals;
     size_t memory_size;
     int memory_seals;
-    bool swapped; /* the table comes before the memory */
-    bool plain;   /* the memory is no memfd */
+    bool swapped;       /* the table comes before the memory */
+    bool plain;         /* the memory is no memfd */
+    const void *header; /* NULL: none is given */
+    size_t header_size;
+    int header_seals;
     unsigned n_detached;
 };
 

@@ -303,7 +303,7 @@ static void test_attach_memory(void **state)
     empty.memory_size = 0;
     attach_fails(&small, -EPROTO, "smaller than", 1);
     attach_fails(&empty, -EPROTO, "smaller than", 1);
-    attach_fails(&swapped, -EPROTO, "what stands in it", 1);
+    attach_fails(&swapped, -EPROTO, "its content", 1);
     attach_fails(&plain, -EPROTO, "not sealed", 1);
 }
 
@@ -349,7 +349,7 @@ static void test_attach_table(void **state)
     attach_tensor_fails(bad, "a tensor's size");
     bad = good;
     bad.offset = MEMORY;
-    attach_tensor_fails(bad, "what stands in it");
+    attach_tensor_fails(bad, "its content");
 
     void *table;
     size_t size;

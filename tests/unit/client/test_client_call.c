@@ -266,7 +266,7 @@ static void test_malformed(void **state)
         rf_client *client = rig_start(&fake, serve_text, replies[i]);
         assert_int_equal(rf_call(client, "Test", NULL, 0, NULL, 0, see, &seen), -EPROTO);
         assert_int_equal(seen.n_replies, 0);
-        assert_says(client, "the daemon sent a reply");
+        assert_says(client, "the daemon sent an invalid reply");
         assert_gone(client);
         rig_stop(fake, client);
     }
@@ -374,7 +374,7 @@ static void test_unasked(void **state)
         rf_client *client = rig_start(&fake, serve_two, i ? &i : NULL);
         assert_int_equal(rig_call(client), 0);
         assert_int_equal(rig_call(client), -EPROTO);
-        assert_says(client, "nobody asked");
+        assert_says(client, "belongs to no call");
         assert_gone(client);
         rig_stop(fake, client);
     }

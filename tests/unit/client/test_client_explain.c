@@ -27,6 +27,10 @@ static void test_errors(void **state)
          "{\"name\":\"m\",\"state\":\"resident\",\"leases\":[{\"pid\":12,\"uid\":1000,\"age\":34.5},"
          "{\"pid\":3,\"uid\":0,\"age\":7300},{\"pid\":4,\"uid\":0,\"age\":-1},{\"pid\":5,\"uid\":0,\"age\":1e300}]}",
          "held by process 12 (user 1000, for 34 s), 3 (user 0, for 2 h), 4, 5 (user 0, for ", -EBUSY},
+        {"io.rocmforge.ModelBusy", "{\"name\":\"m\",\"state\":\"filling\",\"leases\":[]}",
+         "the model is in a state that does not allow this: 'm' is filling", -EBUSY},
+        {"io.rocmforge.ModelBusy", "{\"name\":\"m\",\"state\":\"draining\",\"leases\":[{\"pid\":12}]}",
+         "the model is in use: 'm' is draining, held by process 12", -EBUSY},
         {"io.rocmforge.DeadlineExceeded", "{}", "the deadline has passed", -ETIMEDOUT},
         {"io.rocmforge.InvalidModel", "{\"reason\":\"it ends too soon\",\"offset\":77}",
          "the file is not a valid model: it ends too soon, at byte 77", -EBADMSG},

@@ -244,6 +244,34 @@ static void test_prepared(void **state)
     test_many_names(state);
 }
 
+/* The header comes out as it went in, though names in it were terminated. */
+static void test_header_written(void **state)
+{
+    struct file *f = calloc(1, sizeof *f);
+    static uint8_t written[sizeof f->bytes];
+
+    (void)state;
+    put_header(f, 3, 2000, 1);
+    put_alignment(f, 32);
+    for (unsigned i = 0; i < 2000; i++) {
+        char name[80];
+
+        snprintf(name, sizeof name, "%0*u", (int)(5 + i % 60), i);
+        put_info(f, name, 1, 1, F32, 0);
+    }
+    const size_t size = f->size;
+    put_padding(f, 32);
+    put_zeros(f, 32);
+    struct gguf *model = parse(f);
+    int fd = memfd("", 0);
+    assert_int_equal(gguf_header_write(model, fd), 0);
+    assert_int_equal(pread(fd, written, sizeof written, 0), (ssize_t)size);
+    assert_memory_equal(written, f->bytes, size);
+    close(fd);
+    gguf_free(model);
+    free(f);
+}
+
 /* What the ledger is told is what was taken: as many entries as there is room for. */
 static void test_memory(void **state)
 {
@@ -282,7 +310,7 @@ int main(void)
         cmocka_unit_test(test_valid),      cmocka_unit_test(test_truncation),
         cmocka_unit_test(test_shrunk),     cmocka_unit_test(test_header_too_large),
         cmocka_unit_test(test_many_names), cmocka_unit_test(test_prepared),
-        cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_memory),     cmocka_unit_test(test_header_written),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -53,6 +53,7 @@ static struct model *add(struct fixture *fixture, const char *name, uint64_t ino
     model->state = MODEL_RESIDENT;
     model->device = &fixture->gpu;
     model->source = source;
+    model->forms = forms_plain(FORM_AUTO);
     model->published = PUBLICATION_NONE;
     LIST_INIT(&model->leases);
     assert_int_equal(registry_add(&fixture->registry, model), 0);
@@ -70,30 +71,73 @@ static void ids_are_never_used_twice(void **state)
     assert_int_equal(fixture->registry.n_models, 1);
 }
 
+static struct model *find(const struct registry *registry, const struct source *source, enum form form,
+                          const struct device_set *among, const uid_t *owner)
+{
+    return registry_find_source(
+        registry,
+        &(struct registry_query){.source = source, .forms = forms_plain(form), .among = among, .owner = owner});
+}
+
+/* Whatever words were asked for: what comes to the same for each tensor is the same. */
+static void which_outcome(void **state)
+{
+    struct fixture *fixture = *state;
+    struct registry *registry = &fixture->registry;
+    struct model *model = add(fixture, "a", 1);
+    struct gguf_tensor tensors[] = {{.name = "a", .type = tensor_type_find(1), .n_dims = 2},
+                                    {.name = "b", .type = tensor_type_find(0), .n_dims = 1}};
+    struct gguf header = {.n_tensors = 2, .tensors = tensors};
+    const struct device_set gpu = {.devices = {&fixture->gpu}, .n = 1};
+    size_t tensor;
+    model->forms = forms_plain(FORM_AUTO);
+    static const struct {
+        enum form form;
+        bool same;
+    } cases[] = {{FORM_AUTO, true}, {FORM_NATIVE, true}, {FORM_F16, true}, {FORM_F32, false}, {FORM_BF16, false}};
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct plan *plan;
+        assert_int_equal(plan_new(&header, forms_plain(cases[i].form), PLAN_ALIGNMENT, &plan, &tensor), 0);
+        struct registry_query query = {.source = model->source, .forms = forms_plain(cases[i].form), .among = &gpu};
+        const bool same_words = cases[i].form == FORM_AUTO;
+        assert_ptr_equal(registry_find_source(registry, &query), same_words ? model : NULL);
+        assert_ptr_equal(registry_find_other(registry, &query, false), same_words ? NULL : model);
+        assert_ptr_equal(registry_find_other(registry, &query, true), same_words ? NULL : model);
+        query.plan = plan;
+        assert_ptr_equal(registry_find_source(registry, &query), same_words ? model : NULL); /* it has none yet */
+        assert_int_equal(plan_new(&header, model->forms, PLAN_ALIGNMENT, &model->plan, &tensor), 0);
+        assert_ptr_equal(registry_find_source(registry, &query), cases[i].same ? model : NULL);
+        assert_null(registry_find_other(registry, &query, true));
+        plan_free(model->plan);
+        model->plan = NULL;
+        plan_free(plan);
+    }
+}
+
 static void which_source(void **state)
 {
     struct fixture *fixture = *state;
     struct registry *registry = &fixture->registry;
     struct model *model = add(fixture, "a", 1);
-    model->form = FORM_F16;
+    model->forms = forms_plain(FORM_F16);
     model->uid = 7;
     const struct device_set both = {.devices = {&fixture->host, &fixture->gpu}, .n = 2};
     const struct device_set other = {.devices = {&fixture->host}, .n = 1};
     const uid_t owner = 7, stranger = 8;
-    assert_ptr_equal(registry_find_source(registry, model->source, FORM_F16, &both, NULL), model);
-    assert_null(registry_find_source(registry, model->source, FORM_F16, &other, NULL));
-    assert_null(registry_find_source(registry, model->source, FORM_F32, &both, NULL));
-    assert_null(registry_find_source(registry, model->source, FORM_F16, &both, &owner)); /* it is not private */
-    assert_null(registry_find_source(registry, add(fixture, "b", 2)->source, FORM_F16, &both, NULL));
+    assert_ptr_equal(find(registry, model->source, FORM_F16, &both, NULL), model);
+    assert_null(find(registry, model->source, FORM_F16, &other, NULL));
+    assert_null(find(registry, model->source, FORM_F32, &both, NULL));
+    assert_null(find(registry, model->source, FORM_F16, &both, &owner)); /* it is not private */
+    assert_null(find(registry, add(fixture, "b", 2)->source, FORM_F16, &both, NULL));
     model->private = true;
-    assert_null(registry_find_source(registry, model->source, FORM_F16, &both, NULL));
-    assert_ptr_equal(registry_find_source(registry, model->source, FORM_F16, &both, &owner), model);
-    assert_null(registry_find_source(registry, model->source, FORM_F16, &both, &stranger));
+    assert_null(find(registry, model->source, FORM_F16, &both, NULL));
+    assert_ptr_equal(find(registry, model->source, FORM_F16, &both, &owner), model);
+    assert_null(find(registry, model->source, FORM_F16, &both, &stranger));
     model->private = false;
     for (enum model_state s = 0; s < MODEL_STATE_COUNT; s++) {
         model->state = s;
         bool counts = s != MODEL_DRAINING && s != MODEL_FAILED;
-        assert_ptr_equal(registry_find_source(registry, model->source, FORM_F16, &both, NULL), counts ? model : NULL);
+        assert_ptr_equal(find(registry, model->source, FORM_F16, &both, NULL), counts ? model : NULL);
     }
 }
 
@@ -164,6 +208,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(ids_are_never_used_twice, fixture_make, fixture_free),
         cmocka_unit_test_setup_teardown(which_source, fixture_make, fixture_free),
+        cmocka_unit_test_setup_teardown(which_outcome, fixture_make, fixture_free),
         cmocka_unit_test_setup_teardown(ledger, fixture_make, fixture_free),
         cmocka_unit_test_setup_teardown(what_others_have, fixture_make, fixture_free),
         cmocka_unit_test_setup_teardown(charges, fixture_make, fixture_free),

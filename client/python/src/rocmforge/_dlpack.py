@@ -14,13 +14,12 @@ from ctypes import c_uint32, c_uint64, c_void_p, py_object
 from typing import Any, Dict, Optional, Tuple
 
 from ._dtypes import Dtype
+from ._library import DIMS_MAX
 
 VERSION = (1, 0)
 
 CPU, CUDA, ROCM = 1, 2, 10
 READ_ONLY, COPIED = 1, 2
-
-_DIMS_MAX = 4
 
 
 class _Device(Structure):
@@ -50,8 +49,8 @@ class _Managed(Structure):
         ("tensor", _Tensor),
         ("context", c_void_p),
         ("deleter", c_void_p),
-        ("shape", c_int64 * _DIMS_MAX),
-        ("strides", c_int64 * _DIMS_MAX),
+        ("shape", c_int64 * DIMS_MAX),
+        ("strides", c_int64 * DIMS_MAX),
     ]
 
 
@@ -65,8 +64,8 @@ class _ManagedVersioned(Structure):
         ("deleter", c_void_p),
         ("flags", c_uint64),
         ("tensor", _Tensor),
-        ("shape", c_int64 * _DIMS_MAX),
-        ("strides", c_int64 * _DIMS_MAX),
+        ("shape", c_int64 * DIMS_MAX),
+        ("strides", c_int64 * DIMS_MAX),
     ]
 
 

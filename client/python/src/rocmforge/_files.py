@@ -34,6 +34,8 @@ def link_name(path: Path) -> Optional[str]:
     name = os.path.basename(text)
     if name.lower().endswith(".gguf"):
         name = name[:-5]
+    if name.startswith("-"):
+        name = "_" + name[1:]  # no model's name looks like an option
     raw = os.fsencode(name)[:_NAME_MAX]
     allowed = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-:@+"
     return bytes(c if c in allowed else ord("_") for c in raw).decode() or "model"

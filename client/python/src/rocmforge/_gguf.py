@@ -27,20 +27,20 @@ class InvalidGguf(ValueError):
 
 
 class _Source:
-    """The beginning of a file, read as it is needed: `data` grows, and offsets stay."""
+    """The beginning of a file, read as it is needed: `data` grows, and offsets stay. Or all of a header."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._left = os.fstat(file.fileno()).st_size
-        self.data = bytearray()
+    def __init__(self, file: Union[BinaryIO, bytes]) -> None:
+        self.data = bytearray(file) if isinstance(file, bytes) else bytearray()
         self.at = 0
+        self._file = None if isinstance(file, bytes) else file
+        self._left = os.fstat(self._file.fileno()).st_size if self._file else 0
 
     def need(self, size: int) -> int:
         """Sees to it that so many bytes are there, moves behind them, and returns where they begin."""
         begin, end = self.at, self.at + size
         while len(self.data) < end:
             want = min(max(_CHUNK, end - len(self.data)), self._left)
-            part = self._file.read(want) if want > 0 else b""
+            part = self._file.read(want) if self._file and want > 0 else b""
             if not part:
                 raise InvalidGguf("the file ends in its header")
             self._left -= len(part)
@@ -115,9 +115,11 @@ def _value(source: _Source) -> Value:
     return value
 
 
-def read_metadata(file: BinaryIO, check: Callable[[int], bool] = lambda tensors: True) -> Dict[str, Value]:
-    """Key and value of all that a file's header says; arrays become lists. `check` is given the number of tensors first.
-    InvalidGguf, OSError."""
+def read_metadata(
+    file: Union[BinaryIO, bytes], check: Callable[[int], bool] = lambda tensors: True
+) -> Dict[str, Value]:
+    """Key and value of all that a file's header, or the bytes of one, says; arrays become lists. `check` is given the
+    number of tensors first. InvalidGguf, OSError."""
     source = _Source(file)
     begin = source.need(4)
     if source.data[begin : begin + 4] != _MAGIC:

@@ -10,12 +10,13 @@ import ctypes
 import errno as errnos
 import os
 import threading
-from ctypes import POINTER, Structure, c_char_p, c_double, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from typing import Any, Dict, Optional
 
 from . import errors
 
 SONAME = "librocmforge.so.0"
+DIMS_MAX = 8  # RF_DIMS_MAX
 
 
 class CTensor(Structure):
@@ -27,17 +28,13 @@ class CTensor(Structure):
         ("type_id", c_uint32),
         ("form", c_char_p),
         ("n_dims", c_uint32),
-        ("shape", c_uint64 * 4),
+        ("shape", c_uint64 * DIMS_MAX),
         ("offset", c_uint64),
         ("bytes", c_uint64),
         ("data", c_void_p),
+        ("padding", c_uint64),
+        ("reserved", c_void_p * 3),
     ]
-
-
-class CAttachOptions(Structure):
-    """rf_attach_options."""
-
-    _fields_ = [("size", c_size_t), ("deadline_seconds", c_double), ("progress", c_void_p), ("context", c_void_p)]
 
 
 _FUNCTIONS: Dict[str, Any] = {
@@ -64,6 +61,11 @@ _FUNCTIONS: Dict[str, Any] = {
     "rf_model_find": (c_int, c_void_p, c_char_p, POINTER(CTensor)),
 }
 
+# What an older library lacks, and the package can do without.
+_OPTIONAL: Dict[str, Any] = {
+    "rf_model_header": (c_void_p, c_void_p, POINTER(c_size_t)),
+}
+
 _lock = threading.Lock()
 _library: Optional[ctypes.CDLL] = None
 
@@ -77,9 +79,10 @@ def _open() -> ctypes.CDLL:
         path = found[0]
     try:
         library = ctypes.CDLL(path)
-        for name, (result, *arguments) in _FUNCTIONS.items():
-            function = getattr(library, name)
-            function.restype, function.argtypes = result, arguments
+        for name, (result, *arguments) in {**_FUNCTIONS, **_OPTIONAL}.items():
+            function = getattr(library, name, None) if name in _OPTIONAL else getattr(library, name)
+            if function is not None:
+                function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
         raise errors.LibraryNotFound(
             f"{SONAME} cannot be loaded: {error}; install rocmforge, or set ROCMFORGE_LIBRARY to the file or its folder"

@@ -162,6 +162,16 @@ class Attachment:
                 return None
             return _entry(tensor)
 
+    def header(self) -> Optional[bytes]:
+        """The file's header, metadata and tensor infos, copied. None: the daemon, or the library, hands out none."""
+        function = getattr(self._lib, "rf_model_header", None)
+        if function is None:
+            return None
+        size = ctypes.c_size_t(0)
+        with self._turn():
+            address = function(self._model, byref(size))
+            return ctypes.string_at(address, size.value) if address else None
+
     def count(self) -> int:
         with self._turn():
             return int(self._lib.rf_model_tensors(self._model))

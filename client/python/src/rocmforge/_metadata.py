@@ -1,8 +1,5 @@
-"""Where the whole metadata of an attached model comes from.
-
-`read` is the one place that knows: today the file, whose path the daemon tells. Once librocmforge gives the header that
-the daemon read (rf_model_metadata_*), it is to be taken from there, and no file is needed any more.
-"""
+"""Where the whole metadata of an attached model comes from: the header that the daemon read. Of a daemon or a library that
+does not hand it out, from the file, whose path the daemon tells."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ import os
 from typing import Any, Dict, Optional
 
 from . import _files, _gguf
+from ._memory import Attachment
 from .errors import Error
 from .replies import ModelInfo
 
@@ -18,9 +16,18 @@ class MetadataUnavailable(Error):
     """The model's file, where the metadata stands in full, cannot be read by this process, or is another one now."""
 
 
-def read(info: ModelInfo, path: Optional[str]) -> Dict[str, Any]:
+def read(attachment: Attachment, info: ModelInfo, path: Optional[str]) -> Dict[str, Any]:
     """All of it. `path`: of the file, where the caller knows better than the daemon. MetadataUnavailable."""
-    path = path or info["path"]
+    header = attachment.header()
+    if header is None:
+        return _from_file(info, path or info["path"])
+    try:
+        return _gguf.read_metadata(header)
+    except _gguf.InvalidGguf as error:
+        raise MetadataUnavailable(f"the header of '{info['name']}' is wrong: {error}") from None
+
+
+def _from_file(info: ModelInfo, path: Optional[str]) -> Dict[str, Any]:
     if not path:
         raise MetadataUnavailable(f"where the file of '{info['name']}' is, the daemon cannot tell")
     shards = _files.shard_paths(path)

@@ -319,8 +319,8 @@ class InvalidParameter(WireError, ValueError):
     parameter: str
 
     def _detail(self) -> str:
-        hint = ", which has letters, digits and . _ - : @ +, at most 127" if self.parameter == "name" else ""
-        return f"'{self.parameter}'{hint}"
+        letters = ", which has letters, digits and . _ - : @ +, at most 127, not beginning with -"
+        return f"'{self.parameter}'{letters if self.parameter == 'name' else ''}"
 
 
 class ExpectedMore(WireError):

@@ -155,11 +155,11 @@ class Model(Mapping[str, Tensor]):
 
     def metadata(self) -> Dict[str, Any]:
         """The file's metadata, whole: key to number, bool, str, or list of such. It is read once, and is to be left as it
-        is. MetadataUnavailable: the file cannot be read any more."""
+        is. MetadataUnavailable: the daemon does not hand it out, and the file cannot be read any more."""
         if self._metadata is None:
             if self.closed:
                 raise Closed(f"the model '{self.name}' was closed")
-            self._metadata = _metadata.read(self.model_info, self._path)
+            self._metadata = _metadata.read(self._attachment, self.model_info, self._path)
         return self._metadata
 
     # --- arrays ---

@@ -55,11 +55,11 @@ def parameters_without_memory() -> Iterator[None]:
         register(module, name, parameter)
 
     with _lock:
-        nn.Module.register_parameter = register_parameter  # type: ignore[method-assign, assignment]
+        nn.Module.register_parameter = register_parameter
         try:
             yield
         finally:
-            nn.Module.register_parameter = register  # type: ignore[method-assign]
+            nn.Module.register_parameter = register
 
 
 def _permuted(tensor: Any, heads: int) -> Any:

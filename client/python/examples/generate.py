@@ -1,0 +1,96 @@
+#!/usr/bin/env python3
+"""Text by a model of transformers, in two processes that share one copy of the weights.
+
+    generate.py MODEL.gguf [PROMPT]
+
+Then the same by transformers' own loading, in a process of its own; --only leaves that out, which for a model of 270
+million parameters takes a minute.
+"""
+import json
+import sys
+
+from measure import in_processes_of_their_own, memory_together, timed, told
+
+PROMPT = "The capital of France is"
+NEW_TOKENS = 16
+
+
+def answer(times, model, tokenizer, prompt):
+    import torch
+
+    ids = tokenizer(prompt, return_tensors="pt")
+    with torch.no_grad(), timed(times, "the first token"):
+        model(**ids)
+    used = memory_together()
+    with timed(times, f"{NEW_TOKENS} tokens"):
+        out = model.generate(**ids, max_new_tokens=NEW_TOKENS, do_sample=False)
+    return used, tokenizer.decode(out[0], skip_special_tokens=True)
+
+
+def with_daemon(name, prompt):
+    times = {}
+    with timed(times, "importing"):
+        import transformers
+
+        import rocmforge.transformers
+
+        transformers.AutoModelForCausalLM  # is imported when it is first named
+    with timed(times, "the model, and importing its class"):
+        resident = rocmforge.transformers.from_resident(name)
+    with timed(times, "the tokenizer"):
+        tokenizer = resident.tokenizer
+    used, text = answer(times, resident.model, tokenizer, prompt)
+    return times, used, text, str(resident.report)
+
+
+def without_daemon(path, prompt):
+    from pathlib import Path
+
+    import torch
+
+    times = {}
+    with timed(times, "importing"):
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    folder, file = Path(path).parent, Path(path).name
+    with timed(times, "the model"):
+        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    with timed(times, "the tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    used, text = answer(times, model, tokenizer, prompt)
+    return times, used, text, ""
+
+
+def main():
+    if sys.argv[1:2] == ["--with"]:
+        print(json.dumps(with_daemon(*sys.argv[2:])))
+        return
+    if sys.argv[1:2] == ["--without"]:
+        print(json.dumps(without_daemon(*sys.argv[2:])))
+        return
+    arguments = [argument for argument in sys.argv[1:] if argument != "--only"]
+    if not arguments:
+        sys.exit(__doc__)
+    path, prompt = arguments[0], " ".join(arguments[1:]) or PROMPT
+
+    import rocmforge
+
+    times = {}
+    with timed(times, "loading it, if it is not there"):
+        name = rocmforge.load(path, form="f32", progress=True)["model"]["name"]
+    told("The daemon", times)
+    texts = []
+    results = in_processes_of_their_own(2, "--with", name, prompt)
+    for number, (times, used, text, report) in enumerate(results, 1):
+        told(f"Process {number}", times, used)
+        texts.append(text)
+    print(report)
+    if "--only" not in sys.argv:
+        [(times, used, text, _)] = in_processes_of_their_own(1, "--without", path, prompt)
+        told("Without the daemon", times, used)
+        texts.append(text)
+    print(f"The same text: {len(set(texts)) == 1}")
+    print(texts[0])
+
+
+if __name__ == "__main__":
+    main()

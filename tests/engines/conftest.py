@@ -1,0 +1,181 @@
+"""llama.cpp itself, unmodified, with the plug-in: real engines, a real daemon, and models that the tests make.
+
+ROCMFORGE_BUILD names the build folder. ROCMFORGE_ENGINES names a folder with api2/bin and api3/bin, which `./setup
+engine-test` makes. ROCMFORGE_GEMMA names a real model, Gemma-3-270M; without it what needs one is skipped.
+"""
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import make_llama
+import pytest
+from harness import TIMEOUT, Daemon, build_folder, fake_gpu_folder, module_folder
+
+PLUGIN = build_folder() / "client" / "engines" / "llama" / "libggml-rocmforge.so" if "ROCMFORGE_BUILD" in os.environ else None
+MINUTES = 3 * TIMEOUT
+
+
+def pytest_configure(config):
+    for name in ("ROCMFORGE_BUILD", "ROCMFORGE_ENGINES"):
+        if name not in os.environ:
+            pytest.exit(f"{name} is not set; ./setup engine-test sets it", returncode=2)
+
+
+@pytest.fixture
+def folder():
+    """Short, because a socket's path is at most 107 bytes."""
+    path = tempfile.mkdtemp(prefix="rf")
+    yield Path(path)
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def start(folder):
+    """Starts daemons. Each has to end well, unless the test ended it already."""
+    daemons = []
+
+    def start_one(*options, **keywords):
+        daemons.append(Daemon(folder, *options, **keywords))
+        return daemons[-1].wait_ready()
+
+    yield start_one
+    statuses = [daemon.stop() if daemon.process.poll() is None else 0 for daemon in daemons]
+    for daemon, status in zip(daemons, statuses):
+        daemon.close()
+        assert status == 0, daemon.log
+
+
+@pytest.fixture(scope="session")
+def models():
+    path = Path(tempfile.mkdtemp(prefix="rfm"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="session")
+def llama(models):
+    """llama(shape, type, tied): the path of a model."""
+
+    def make(shape="tiny", type_="q4_0", tied=False):
+        path = models / f"{shape}-{type_}{'-tied' if tied else ''}.gguf"
+        if not path.exists():
+            make_llama.make(path, shape, type_, tied)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def gemma():
+    path = os.environ.get("ROCMFORGE_GEMMA")
+    if not path or not os.path.exists(path):
+        pytest.skip("ROCMFORGE_GEMMA names no model: PyPI could not be reached")
+    return Path(path).resolve()
+
+
+def agree(one, other):
+    """Whether they say the same. llama.cpp writes from a thread of its own, which it does not wait for when it ends: the
+    last few tokens may be lost."""
+    short, long = sorted((one, other), key=len)
+    return long.startswith(short) and len(short) > len(long) / 2
+
+
+class Result:
+    def __init__(self, done):
+        self.status = done.returncode
+        self.said = done.stdout
+        self.err = done.stderr.decode(errors="replace")
+
+    @property
+    def told(self):
+        """What the plug-in and rfctl said."""
+        return [line for line in self.err.splitlines() if re.match("rocmforge: |rfctl: ", line)]
+
+    @property
+    def shared(self):
+        return any("shared with other processes" in line for line in self.told)
+
+
+class Engine:
+    """One version of llama.cpp; `gpu`: with a stand-in for a GPU's backend."""
+
+    def __init__(self, api, gpu, daemon, folder):
+        self.bin = Path(os.environ["ROCMFORGE_ENGINES"]).resolve() / f"api{api}" / "bin"
+        self.api = api
+        self.gpu = gpu
+        self.daemon = daemon
+        self.cwd = folder / "engine" # where ggml looks for backends too
+        self.cwd.mkdir()
+        if gpu:
+            (self.cwd / "libggml-hip.so").symlink_to(build_folder() / "tests" / "engines" / f"fake_gpu_api{api}.so")
+
+    def words(self, model, *options, tokens=64):
+        return [
+            "-m", model, "-p", "one two three", "-n", tokens, "--temp", "0", "-no-cnv", "--no-display-prompt",
+            "--no-warmup", "-t", "1", "-c", "512", "--no-repack", "--ignore-eos", *options,
+        ]
+
+    def environment(self, shared, **env):
+        environment = {**os.environ, "ROCMFORGE_SOCKET": str(self.daemon.socket) if self.daemon else "/nowhere"}
+        environment["ROCMFORGE_MODULE_DIR"] = f"{module_folder()}:{PLUGIN.parent}"
+        environment.pop("ROCMFORGE_MODEL", None)
+        if shared:
+            environment["GGML_BACKEND_PATH"] = str(PLUGIN)
+        return {**environment, **env}
+
+    def start(self, program, *words, shared=True, **env):
+        return subprocess.Popen(
+            [str(word) for word in [self.bin / program, *words]], env=self.environment(shared, **env), cwd=self.cwd,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
+        )
+
+    def call(self, *command, shared=True, **env):
+        return Result(subprocess.run(
+            [str(word) for word in command], env=self.environment(shared, **env), cwd=self.cwd, capture_output=True,
+            timeout=MINUTES, check=False, stdin=subprocess.DEVNULL,
+        ))
+
+    def run(self, model, *options, tokens=64, shared=True, program="llama-completion", **env):
+        """As a user types it: with -ot."""
+        override = ["-ot", ".*=ROCmForge"] if shared else []
+        words = self.words(model, *options, *override, tokens=tokens)
+        return self.call(self.bin / program, *words, shared=shared, **env)
+
+    def rfctl_run(self, model, *options, before=(), program="llama-completion", **env):
+        rfctl = build_folder() / "client" / "rfctl" / "rfctl"
+        return self.call(rfctl, "run", *before, self.bin / program, *self.words(model, *options), shared=False, **env)
+
+
+@pytest.fixture(params=["api2", "api3"])
+def api(request):
+    if not (Path(os.environ["ROCMFORGE_ENGINES"]) / request.param / "bin" / "llama-completion").exists():
+        pytest.skip(f"there is no llama.cpp of {request.param}")
+    return int(request.param[3:])
+
+
+def make_engine(api, kind, start, folder, monkeypatch):
+    if kind == "host":
+        return Engine(api, False, start(), folder)
+    if not fake_gpu_folder():
+        pytest.skip("this build has no module for AMD GPUs (hipcc is not installed)")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(fake_gpu_folder()))
+    monkeypatch.setenv("ROCMFORGE_MODULE_DIR", str(module_folder()))
+    return Engine(api, True, start("--device", "hip"), folder)
+
+
+@pytest.fixture(params=["host", "gpu"])
+def engine(request, api, start, folder, monkeypatch):
+    return make_engine(api, request.param, start, folder, monkeypatch)
+
+
+@pytest.fixture
+def host_engine(api, start, folder, monkeypatch):
+    return make_engine(api, "host", start, folder, monkeypatch)
+
+
+@pytest.fixture
+def gpu_engine(api, start, folder, monkeypatch):
+    return make_engine(api, "gpu", start, folder, monkeypatch)

@@ -1,0 +1,220 @@
+"""llama.cpp says the same on shared weights as on its own."""
+import ctypes
+import mmap
+import os
+import re
+import signal
+from pathlib import Path
+
+import make_llama
+import pytest
+from conftest import agree
+
+
+def assert_same(engine, model, *options, tokens=64, **keywords):
+    own = engine.run(model, *options, tokens=tokens, shared=False)
+    assert own.status == 0 and own.said, own.err[-2000:]
+    shared = engine.run(model, *options, tokens=tokens, **keywords)
+    assert shared.status == 0, shared.err[-2000:]
+    assert shared.shared and not any("not shared" in line for line in shared.told), shared.told
+    assert agree(shared.said, own.said)
+    return shared
+
+
+@pytest.mark.parametrize(
+    "shape, type_, tied",
+    [("tiny", "q4_0", False), ("tiny", "f16", False), ("tiny", "q6_K", True), ("moe", "q8_0", False), ("padded", "q4_0", False)],
+)
+def test_same_tokens(engine, llama, shape, type_, tied):
+    assert_same(engine, llama(shape, type_, tied))
+
+
+def test_same_tokens_of_a_real_model(engine, gemma):
+    assert_same(engine, gemma, tokens=80)
+
+
+def cached(path):
+    """The part of a file that is in the page cache."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE) as whole:
+        pages = -(-len(whole) // mmap.PAGESIZE)
+        present = (ctypes.c_ubyte * pages)()
+        start = ctypes.c_char.from_buffer(whole)
+        address = ctypes.addressof(start)
+        del start
+        assert libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(len(whole)), present) == 0
+        return sum(page & 1 for page in present) / pages
+
+
+def forget(path):
+    with open(path, "rb", buffering=0) as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if cached(path) > 0.01:
+        pytest.skip("this file system lets go of nothing")
+
+
+def test_the_file_is_not_read_again(host_engine, llama):
+    """llama.cpp reads ahead all of what it maps; with resident weights it reads the header."""
+    model = llama("small", "f16")
+    forget(model)
+    assert host_engine.run(model, tokens=8, shared=False).status == 0
+    assert cached(model) > 0.99
+    host_engine.daemon.rfctl("load", model, "--as", "native", "--device", "host")
+    forget(model)
+    done = host_engine.run(model, tokens=8)
+    assert done.status == 0 and done.shared
+    assert cached(model) < 0.2
+    forget(model)
+    assert host_engine.run(model, tokens=8, ROCMFORGE_PREFETCH="1").status == 0
+    assert cached(model) > 0.99
+
+
+def test_a_split_model(engine, folder):
+    paths = make_llama.make_split(folder)
+    assert_same(engine, paths[0])
+    assert len(engine.daemon.models()) == 1
+
+
+def test_an_adapter(engine, llama, folder):
+    """Its own memory, beside shared weights; and it changes what is said."""
+    make_llama.make_lora(folder / "lora.gguf")
+    changed = assert_same(engine, llama(), "--lora", folder / "lora.gguf")
+    assert not agree(changed.said, engine.run(llama()).said)
+
+
+def test_embeddings(engine, llama):
+    words = ["-m", llama(), "-p", "one two three", "-t", "1", "--pooling", "mean", "--no-repack", "--embd-output-format", "json"]
+    own = engine.call(engine.bin / "llama-embedding", *words, shared=False)
+    if own.status == 127 or not (engine.bin / "llama-embedding").exists():
+        pytest.skip("llama-embedding was not built")
+    shared = engine.call(engine.bin / "llama-embedding", *words, "-ot", ".*=ROCmForge")
+    assert own.status == shared.status == 0 and shared.shared, shared.err[-2000:]
+    assert agree(own.said, shared.said)
+
+
+@pytest.mark.parametrize("how", ["killed", "unloaded"])
+def test_the_daemon_lets_go_while_it_generates(engine, llama, how):
+    model = llama("padded")
+    whole = engine.run(model, tokens=200)
+    process = engine.start("llama-completion", *engine.words(model, "-ot", ".*=ROCmForge", tokens=200))
+    said = process.stdout.read(1)
+    if how == "killed":
+        os.kill(engine.daemon.pid, signal.SIGKILL)
+        engine.daemon.process.wait()
+    else:
+        engine.daemon.rfctl("unload", engine.daemon.models()[0]["name"], "--force")
+    rest, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err[-2000:]
+    assert agree(said + rest, whole.said)
+
+
+def test_no_daemon(engine, llama):
+    engine.daemon.stop()
+    own = engine.run(llama(), shared=False)
+    fallen = engine.run(llama())
+    assert fallen.status == 0 and agree(fallen.said, own.said)
+    assert any("ordinary way" in line for line in fallen.told)
+    assert engine.run(llama(), ROCMFORGE_STRICT="1").status != 0
+
+
+def pss(pid):
+    return int(re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii"), re.M)[1]) / 1024
+
+
+def test_memory_of_three(host_engine, gemma):
+    """Three processes on shared weights take less than one and two thirds that read the file themselves."""
+
+    def three(shared, *options):
+        override = ["-ot", ".*=ROCmForge"] if shared else []
+        words = host_engine.words(gemma, *override, *options, tokens=100000)
+        processes = [host_engine.start("llama-completion", *words, shared=shared) for _ in range(3)]
+        try:
+            for process in processes:
+                assert process.stdout.read(1)
+            return sum(pss(process.pid) for process in processes)
+        finally:
+            for process in processes:
+                process.kill()
+                process.communicate()
+
+    own, shared = three(False, "-lm", "none"), three(True)
+    print(f"PSS of three: {own:.0f} MB with weights of their own, {shared:.0f} MB shared")
+    assert shared < own - 400 # two copies of 241 MB
+    [model] = host_engine.daemon.models()
+    assert model["bytes"] < 300e6
+
+
+# What has to say the same as without the plug-in, or be refused with a sentence.
+ODD = {
+    "read whole": ["-lm", "none"],
+    "direct": ["-lm", "dio"],
+    "locked": ["-lm", "mlock"],
+    "mapped and locked": ["-lm", "mmap+mlock"],
+    "no layer on the GPU": ["-ngl", "0"],
+    "some layers": ["-ngl", "2"],
+    "all layers": ["-ngl", "99"],
+    "one GPU": ["-sm", "none", "-mg", "0", "-ngl", "99"],
+    "layers split": ["-sm", "layer"],
+    "checked": ["--check-tensors"],
+    "overridden": ["--override-kv", "llama.context_length=int:2048"],
+    "numa": ["--numa", "distribute"],
+    "some on the CPU": ["-ot", "blk\\.0\\..*=CPU"],
+    "no cache on the GPU": ["--no-kv-offload"],
+    "a quantised cache": ["-ctk", "q8_0"],
+    "small batches": ["-b", "16", "-ub", "8"],
+    "lazy": ["-lzm", "on"],
+    "not fitted": ["--fit", "off"],
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_options(engine, llama, name):
+    options = ODD[name]
+    # The pattern goes before -ngl: all weights are on the GPU, and numbers are those that come of computing there.
+    placed = ["-ot", ".*=ROCm0"] if engine.gpu and "-ngl" in options else []
+    own = engine.run(llama(), *options, *placed, shared=False)
+    if own.status != 0 and "-mg" in options:
+        pytest.skip("this engine has no GPU to choose")
+    assert own.status == 0, own.err[-2000:]
+    shared = engine.run(llama(), *options)
+    assert shared.status == 0, shared.err[-2000:]
+    assert agree(shared.said, own.said)
+    if not shared.shared: # then it was said why
+        assert any("not shared" in line for line in shared.told), shared.told
+    assert_verified(engine)
+
+
+def assert_verified(engine):
+    """Nobody wrote to what is everybody's."""
+    for model in engine.daemon.models():
+        assert "every bit" in engine.daemon.rfctl("verify", model["name"]).stdout
+
+
+def test_the_file_is_deleted_meanwhile(engine, llama, folder):
+    model = folder / "model.gguf"
+    model.write_bytes(llama().read_bytes())
+    assert_same(engine, model)
+    process = engine.start("llama-completion", *engine.words(model, "-ot", ".*=ROCmForge", tokens=100))
+    said = process.stdout.read(1)
+    model.unlink()
+    rest, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and agree(said + rest, engine.run(llama(), tokens=100).said)
+    assert engine.run(model).status != 0 # as without
+
+
+def test_another_file_of_the_same_name(engine, llama, folder):
+    """Its name, tensors and size are those of what is resident."""
+    model = folder / "model.gguf"
+    model.write_bytes(llama().read_bytes())
+    first = assert_same(engine, model)
+    model.unlink()
+    make_llama.make(model, seed=7)
+    assert not agree(assert_same(engine, model).said, first.said)
+
+
+def test_bench(engine, llama):
+    done = engine.call(
+        engine.bin / "llama-bench", "-m", llama(), "-p", "16", "-n", "4", "-r", "1", "-t", "1", "-ot", ".*=ROCmForge"
+    )
+    assert done.status == 0 and done.shared, done.err[-2000:]

@@ -1,0 +1,269 @@
+"""The plug-in for llama.cpp in a program that does what llama.cpp does, for each version of ggml's interface; with host
+memory, and with a stand-in for a GPU's backend on the fake HIP runtime. The real engines: tests/engines."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+
+import harness
+import make_llama
+import pytest
+from harness import TIMEOUT, build_folder, fake_gpu_folder, library_environment
+
+ENGINES = build_folder() / "tests" / "engines"
+PLUGIN = build_folder() / "client" / "engines" / "llama" / "libggml-rocmforge.so"
+FAKE = fake_gpu_folder()
+
+pytestmark = pytest.mark.skipif(not PLUGIN.exists(), reason="this build has no plug-in for llama.cpp (-Dggml)")
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory):
+    """make(shape, type): the path of a model."""
+    folder = tmp_path_factory.mktemp("llama")
+
+    def make(shape="tiny", type_="q4_0"):
+        path = folder / f"{shape}-{type_}.gguf"
+        if not path.exists():
+            make_llama.make(path, shape, type_)
+        return path
+
+    return make
+
+
+class Stub:
+    def __init__(self, api, daemon, gpus):
+        self.api = api
+        self.daemon = daemon
+        self.gpus = gpus
+
+    def command(self, model, *options):
+        gpu = ["--gpu", ENGINES / f"fake_gpu_api{self.api}.so"] if self.gpus else []
+        return [str(word) for word in [ENGINES / f"stub_host_api{self.api}", PLUGIN, model, *gpu, *options]]
+
+    def environment(self, **env):
+        environment = library_environment()
+        del environment["ROCMFORGE_MODEL"] # which means something else to the tests
+        environment["ROCMFORGE_SOCKET"] = str(self.daemon.socket)
+        return {**environment, "FAKE_GPUS": str(self.gpus), **env}
+
+    def run(self, model, *options, status=0, **env):
+        """What it told, and what it wrote to standard error."""
+        done = subprocess.run(
+            self.command(model, *options),
+            env=self.environment(**env), capture_output=True, text=True, timeout=TIMEOUT, check=False,
+        )
+        assert done.returncode == status, done.stderr
+        return json.loads(done.stdout) if status == 0 else None, done.stderr
+
+    def begin(self, model, *options):
+        process = subprocess.Popen(
+            self.command(model, "--wait", *options),
+            env=self.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        first = json.loads(process.stdout.readline())
+        assert process.stdout.readline() == "ready\n"
+        return process, first
+
+
+@pytest.fixture(params=[2, 3], ids=["api2", "api3"])
+def api(request):
+    return request.param
+
+
+@pytest.fixture(params=["host", "gpu"])
+def stub(request, api, start, monkeypatch):
+    if request.param == "host":
+        return Stub(api, start(), 0)
+    if not FAKE:
+        pytest.skip("this build has no module for AMD GPUs (hipcc is not installed)")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(FAKE))
+    monkeypatch.setenv("ROCMFORGE_MODULE_DIR", str(harness.module_folder()))
+    monkeypatch.setenv("FAKE_HIP_DEVICES", "2")
+    return Stub(api, start("--device", "hip"), 1)
+
+
+def assert_shared(told):
+    assert told["same"] and told["padded"]
+    assert told["resident"] == told["tensors"], told
+
+
+@pytest.mark.parametrize("shape, type_", [("tiny", "q4_0"), ("moe", "q8_0"), ("padded", "q4_0"), ("tiny", "f16")])
+def test_weights_are_shared(stub, llama, shape, type_):
+    told, err = stub.run(llama(shape, type_))
+    assert_shared(told)
+    assert "shared with other processes" in err and "not shared" not in err
+    [model] = stub.daemon.models()
+    assert model["form"] == "native" and model["device"] == ("hip:0" if stub.gpus else "host")
+    assert model["leases"] == 0 # it was given back
+
+
+def test_a_model_that_is_resident_is_joined(stub, llama):
+    device = "hip:0" if stub.gpus else "host"
+    stub.daemon.rfctl("load", llama(), "--as", "native", "--device", device, "--name", "mine")
+    assert_shared(stub.run(llama())[0])
+    assert [model["name"] for model in stub.daemon.models()] == ["mine"]
+
+
+def test_another_form_is_not_taken(stub, llama):
+    """Its name is taken, and its bytes are others."""
+    device = "hip:0" if stub.gpus else "host"
+    stub.daemon.rfctl("load", llama(), "--as", "f32", "--device", device)
+    assert_shared(stub.run(llama())[0])
+    assert sorted(model["name"] for model in stub.daemon.models()) == ["tiny-q4_0", "tiny-q4_0-native"]
+
+
+def test_a_file_of_the_same_name_is_not_taken(stub, llama, folder):
+    """What is resident has the same name, tensors and size, and other bytes."""
+    (folder / "other").mkdir()
+    other = folder / "other" / llama().name
+    make_llama.make(other, "tiny", "q4_0", seed=2)
+    assert_shared(stub.run(other)[0])
+    assert_shared(stub.run(llama())[0])
+    assert len(stub.daemon.models()) == 2
+
+
+def test_a_file_that_was_replaced_is_another(stub, llama, folder):
+    path = folder / "model.gguf"
+    shutil.copy(llama(), path)
+    assert_shared(stub.run(path)[0])
+    path.unlink()
+    make_llama.make(path, "tiny", "q4_0", seed=3)
+    assert_shared(stub.run(path)[0])
+    with open(path, "r+b") as file: # and one that was changed in place
+        file.seek(-64, os.SEEK_END)
+        file.write(bytes(64))
+    assert_shared(stub.run(path)[0])
+
+
+def test_a_symbolic_link_is_the_file(stub, llama, folder):
+    (folder / "link.gguf").symlink_to(llama())
+    assert_shared(stub.run(folder / "link.gguf")[0])
+    assert_shared(stub.run(llama())[0])
+    assert len(stub.daemon.models()) == 1
+
+
+@pytest.mark.parametrize("how", ["copy", "parts", "write", "twice", "read", "none"])
+def test_whatever_is_set_is_what_tensors_have(stub, llama, how):
+    told, err = stub.run(llama("padded"), "--how", how)
+    assert told["same"] and told["padded"]
+    if how == "twice":
+        assert_shared(told)
+    elif how == "write":
+        assert told["resident"] == told["tensors"] - 1
+        assert "the engine changes it" in err
+    else:
+        assert told["resident"] == 0
+    if how == "read":
+        assert "not shared" in err
+    if how == "none":
+        assert "rocmforge" not in err # an adapter's memory: nothing to tell
+    for model in stub.daemon.models(): # nobody else's bytes were written to
+        assert "every bit" in stub.daemon.rfctl("verify", model["name"]).stdout
+
+
+def test_no_daemon(stub, llama, folder):
+    told, err = stub.run(llama(), ROCMFORGE_SOCKET=str(folder / "nobody"))
+    assert told["same"] and told["resident"] == 0
+    assert "no daemon" in err and "ordinary way" in err
+    _, err = stub.run(llama(), status=4, ROCMFORGE_SOCKET=str(folder / "nobody"), ROCMFORGE_STRICT="1")
+    assert "ROCMFORGE_STRICT" in err
+
+
+def test_strict_is_silent_where_all_is_shared(stub, llama):
+    assert_shared(stub.run(llama(), ROCMFORGE_STRICT="1")[0])
+
+
+def test_a_model_that_does_not_fit(api, start, llama):
+    stub = Stub(api, start("--budget", "4M"), 0)
+    told, err = stub.run(llama("padded"))
+    assert told["same"] and told["resident"] == 0
+    assert "cannot be had" in err and "ordinary way" in err
+    stub.run(llama("padded"), status=4, ROCMFORGE_STRICT="1")
+
+
+def test_the_daemon_is_killed(stub, llama):
+    process, first = stub.begin(llama("padded"))
+    assert_shared(first)
+    os.kill(stub.daemon.pid, signal.SIGKILL)
+    stub.daemon.process.wait()
+    out, err = process.communicate("go\n", timeout=TIMEOUT)
+    assert process.returncode == 0, err
+    assert_shared(json.loads(out))
+
+
+def test_the_model_is_unloaded_by_force(stub, llama):
+    process, first = stub.begin(llama())
+    assert_shared(first)
+    stub.daemon.rfctl("unload", "tiny-q4_0", "--force")
+    out, err = process.communicate("go\n", timeout=TIMEOUT)
+    assert process.returncode == 0, err
+    assert_shared(json.loads(out))
+    harness.wait_until(lambda: not stub.daemon.models())
+
+
+def test_a_named_model(stub, llama, folder):
+    """ROCMFORGE_MODEL: a copy of the file is as good as the file, and another file is noticed by its bytes."""
+    device = "hip:0" if stub.gpus else "host"
+    shutil.copy(llama(), folder / "copy.gguf")
+    stub.daemon.rfctl("load", folder / "copy.gguf", "--as", "native", "--device", device, "--name", "named")
+    assert_shared(stub.run(llama(), ROCMFORGE_MODEL="named")[0])
+    make_llama.make(folder / "other.gguf", "tiny", "q4_0", seed=4)
+    told, err = stub.run(folder / "other.gguf", ROCMFORGE_MODEL="named")
+    assert told["same"] and told["resident"] < told["tensors"]
+    assert "its bytes are others than the file's" in err
+    told, err = stub.run(llama("moe"), ROCMFORGE_MODEL="named")
+    assert told["same"]
+    told, err = stub.run(llama(), ROCMFORGE_MODEL="nobody")
+    assert told["same"] and told["resident"] == 0 and "cannot be had" in err
+
+
+def test_several_gpus(stub, llama):
+    if not stub.gpus:
+        pytest.skip("of GPUs only")
+    stub.gpus = 2
+    for type_, device in (("ROCmForge", "hip:0"), ("ROCmForge1", "hip:1"), ("ROCmForge_Host", "host")):
+        assert_shared(stub.run(llama("padded"), "--type", type_)[0])
+        assert device in [model["device"] for model in stub.daemon.models()]
+
+
+def test_a_gpu_that_the_daemon_has_not(stub, llama):
+    if not stub.gpus:
+        pytest.skip("of GPUs only")
+    stub.gpus = 3
+    told, err = stub.run(llama(), "--type", "ROCmForge2")
+    assert told["same"] and told["resident"] == 0
+    assert "keeps no models on the GPU" in err
+
+
+def test_a_gpu_backend_of_another_make(stub, llama):
+    """Its buffer types' context is laid out otherwise: that is noticed before it is used, and the host serves."""
+    if not stub.gpus:
+        pytest.skip("of GPUs only")
+    told, err = stub.run(llama(), FAKE_GPU_CONTEXT="other")
+    assert "not as this plug-in knows them" in err
+    assert_shared(told)
+    assert [model["device"] for model in stub.daemon.models()] == ["host"]
+
+
+@pytest.mark.parametrize("version, number", [("0.24.9", 2), ("0.27.0", 4), ("1.0.0", 3), ("0.26.0", 2), ("0.25.3", 3)])
+def test_another_version_is_refused(start, llama, version, number):
+    stub = Stub(3, start(), 0)
+    _, err = stub.run(llama(), "--version", version, "--api", str(number), status=3)
+    assert "rocmforge: this" in err
+
+
+def test_reading_ahead_is_asked_for_no_more(stub, llama):
+    told, _ = stub.run(llama(), "--type", "ROCmForge_Host")
+    assert told["numa"] # the word stands on the command line
+    assert not stub.run(llama(), "--type", "ROCmForge_Host", ROCMFORGE_PREFETCH="1")[0]["numa"]
+
+
+def test_a_split_model_lacks_a_file(stub, llama, folder):
+    """The stub opens the first file only: all of a split model has to be open."""
+    first = folder / "model-00001-of-00002.gguf"
+    shutil.copy(llama(), first)
+    told, err = stub.run(first)
+    assert told["same"] and told["resident"] == 0
+    assert "does not have all of its 2 files open" in err

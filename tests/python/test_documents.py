@@ -1,0 +1,103 @@
+"""docs/python.md and the examples: what stands there runs."""
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from harness import ROOT, TIMEOUT
+
+EXAMPLES = ROOT / "client" / "python" / "examples"
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(encoding="utf-8"), re.S)
+
+
+def run(daemon, *command, cwd=None, seconds=TIMEOUT):
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        env={**os.environ, "ROCMFORGE_SOCKET": str(daemon.socket)},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def gemma():
+    path = os.environ.get("ROCMFORGE_GEMMA")
+    if not path:
+        pytest.skip("ROCMFORGE_GEMMA names no file of Gemma; ./setup python-test --all fetches it")
+    return path
+
+
+def test_the_twelve_lines(daemon, real_model, folder):
+    pytest.importorskip("torch")
+    shutil.copy(real_model, folder / "model.gguf")
+    out = run(daemon, "-c", BLOCKS[0], cwd=folder)
+    assert "101 tensors" in out and "bert" in out and "'q8_0'" in out
+
+
+def test_asyncio(daemon, real_model, folder):
+    shutil.copy(real_model, folder / "model.gguf")
+    assert run(daemon, "-c", BLOCKS[1], cwd=folder) == "(30522, 384)\n"
+
+
+def test_an_error(daemon, real_model, folder):
+    before = f"import rocmforge\nrf = rocmforge.connect()\nm = rf.load_attach({str(real_model)!r}, name='m')\n"
+    assert re.fullmatch(r"held by \[\d+\]\n", run(daemon, "-c", before + BLOCKS[3]))
+
+
+def test_every_block_is_tested():
+    assert len(BLOCKS) == 4 and "from_resident" in BLOCKS[2]
+
+
+def test_embeddings(daemon, real_model):
+    out = run(daemon, EXAMPLES / "embeddings.py", real_model)
+    assert "The same numbers: True" in out and "are the model's" in out
+    similar, other = re.search(r"^ +1\.000 +(\S+) +(\S+)  A dog", out, re.M).groups()
+    assert float(similar) > 0.5 > 0.2 > float(other)
+
+
+# --- with torch, transformers and Gemma ---
+
+
+def test_text_from_gemma(start, gemma, folder):
+    pytest.importorskip("transformers")
+    os.symlink(gemma, folder / "model.gguf")
+    out = run(start("--budget", "4G"), "-c", BLOCKS[2], cwd=folder, seconds=300)
+    assert "99.98 % views" in out and "The capital of France is" in out
+
+
+def test_generate(start, gemma):
+    pytest.importorskip("transformers")
+    out = run(start("--budget", "4G"), EXAMPLES / "generate.py", gemma, "--only", seconds=300)
+    assert "The same text: True" in out and "99.98 % views" in out
+    shares = [int(n) for n in re.findall(r"of which (\d+) MB are the model's$", out, re.M)]
+    assert len(shares) == 2 and all(share < 1072 for share in shares), out
+
+
+def test_logits_are_those_of_transformers(start, gemma):
+    """All of the same bits as transformers' own loading gives, in float32. Takes a minute and 3.6 GB."""
+    for module in ("transformers", "accelerate", "gguf"):
+        pytest.importorskip(module)
+    daemon = start("--budget", "4G")
+    code = """
+import sys, os, torch, rocmforge, rocmforge.transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder, file = os.path.split(sys.argv[1])
+rocmforge.load(sys.argv[1], name="gemma", form="f32")
+model, tokenizer, report = rocmforge.transformers.from_resident("gemma")
+theirs = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+for text in ("The capital of France is", " two  spaces\\n\\tand a tab", "Größe, 数字, 🙂", "<start_of_turn>user\\nhi<end_of_turn>"):
+    assert tokenizer(text).input_ids == theirs(text).input_ids, text
+ids = tokenizer("The capital of France is", return_tensors="pt")
+with torch.no_grad():
+    ours = model(**ids).logits
+    other = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    assert torch.equal(ours, other(**ids).logits)
+print("equal", report.share > 0.99)
+"""
+    assert run(daemon, "-c", code, gemma, seconds=600) == "equal True\n"
