@@ -33,7 +33,7 @@ static void print_models(const cJSON *models)
     cJSON_ArrayForEach (model, models) {
         char age[FORMAT_SIZE], ttl[DURATION_SIZE];
         double idle = reply_number(model, "idle", -1), seconds = reply_number(model, "ttl", -1);
-        double place = reply_number(model, "queued", 0);
+        double place = reply_number(model, "position", 0);
         bool pinned = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "pinned"));
         table_add(table, "%s", reply_text(model, "name"));
         char *form = form_short_text(model);

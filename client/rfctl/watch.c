@@ -16,7 +16,7 @@ static void tell(const char *event, const cJSON *model, const char *error)
 {
     char when[32] = "", bytes[FORMAT_SIZE], place[32] = "";
     double leases = reply_number(model, "leases", 0);
-    double queued = reply_number(model, "queued", 0);
+    double queued = reply_number(model, "position", 0);
     if (queued > 0)
         snprintf(place, sizeof(place), " %.0f", queued);
     time_t now = time(NULL);

@@ -58,9 +58,9 @@ static void queue_changed(struct loads *loads)
     {
         const bool queued = load->waits && load->model->state == MODEL_QUEUED;
         const unsigned place = queued ? place_of(load) : 0;
-        if (!load->model || load->model->load != load || load->model->queued == place)
+        if (!load->model || load->model->load != load || load->model->position == place)
             continue;
-        load->model->queued = place;
+        load->model->position = place;
         if (place > 0)
             events_emit(loads->events, "queued", load->model, NULL);
     }

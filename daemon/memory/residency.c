@@ -172,9 +172,12 @@ static void unload_abandoned(struct call *call)
 }
 
 /* Copies an arena to memory of this process. NULL if that cannot be. */
-static void *save_arena(struct model *model, bool *ret_lost)
+static void *save_arena(struct model *model, struct device *host, bool *ret_lost)
 {
-    uint64_t bytes = model->plan->arena_bytes;
+    uint64_t bytes = model->plan->arena_bytes, available;
+    struct device_fault unused;
+    if (host->ops->memory_free(host, &available, &unused) == 0 && available < bytes)
+        return NULL; /* the kernel would end somebody for it */
     uint8_t *copy = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (copy == MAP_FAILED)
         return NULL;
@@ -224,7 +227,7 @@ static void unload_work(uv_work_t *work)
     struct unload *unload = work->data;
     worker_step_back();
     if (unload->save)
-        unload->saved = save_arena(unload->model, &unload->lost);
+        unload->saved = save_arena(unload->model, devices_host(unload->residency->devices), &unload->lost);
     free_arena(unload);
 }
 

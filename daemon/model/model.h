@@ -55,7 +55,7 @@ struct model {
     uint64_t id;
     char name[MODEL_NAME_SIZE];
     enum model_state state;
-    unsigned queued;           /* its place among those who wait for the same memory, from 1; 0: it is not queued */
+    unsigned position;         /* its place among those who wait for the same memory, from 1; 0: it is not queued */
     const struct forms *forms; /* as asked for; the model's reference */
     struct device *device;
     uid_t uid; /* who loaded it */

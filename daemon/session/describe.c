@@ -28,10 +28,10 @@ cJSON *describe_model(const struct model *model)
         cJSON_AddItemToObject(object, "forms", forms_rules(model->forms));
     cJSON_AddStringToObject(object, "device", model->device->id);
     cJSON_AddStringToObject(object, "state", model_state_name(model->state));
-    if (model->queued > 0)
-        add_integer(object, "queued", model->queued);
+    if (model->position > 0)
+        add_integer(object, "position", model->position);
     else
-        cJSON_AddNullToObject(object, "queued");
+        cJSON_AddNullToObject(object, "position");
     add_integer(object, "bytes", model->plan ? model->plan->arena_bytes : 0);
     add_integer(object, "size", model->source->size);
     add_integer(object, "tensors", model->header ? model->header->n_tensors : 0);

@@ -38,7 +38,7 @@ def queue(daemon, path, name, seconds=60, **parameters):
 
 
 def places(daemon):
-    return {model["name"]: model["queued"] for model in daemon.models() if model["state"] == "queued"}
+    return {model["name"]: model["position"] for model in daemon.models() if model["state"] == "queued"}
 
 
 def last(client):
@@ -58,7 +58,7 @@ def test_waits_for_a_lease_to_end(full, more):
         assert (device["queued"], device["available"]) == (GRANULE, 0)
         full.holders[0].close()
         reply = last(waiting)
-        assert reply["model"]["state"] == "resident" and reply["model"]["queued"] is None
+        assert reply["model"]["state"] == "resident" and reply["model"]["position"] is None
         assert names(full) == ["b", "c"]
         assert client.call("Devices")["devices"][0]["queued"] == 0
 
@@ -67,9 +67,9 @@ def test_progress_tells_that_it_is_queued(full, more):
     (path,) = more(1)
     with queue(full, path, "c") as waiting:
         parameters, continues = waiting.reply()
-        while parameters["model"]["state"] != "queued" or parameters["model"]["queued"] is None:
+        while parameters["model"]["state"] != "queued" or parameters["model"]["position"] is None:
             parameters, continues = waiting.reply()
-        assert continues and parameters["progress"]["state"] == "queued" and parameters["model"]["queued"] == 1
+        assert continues and parameters["progress"]["state"] == "queued" and parameters["model"]["position"] == 1
 
 
 def test_time_is_over(full, more):
@@ -196,7 +196,7 @@ def test_watch_and_ps_show_it(full, more):
             event = watcher.reply()[0]
             seen.append((event["event"], event["model"]["name"]))
             if event["event"] == "queued":
-                assert event["model"]["state"] == "queued" and event["model"]["queued"] in (1, 2)
+                assert event["model"]["state"] == "queued" and event["model"]["position"] in (1, 2)
     assert seen.index(("queued", "c")) < seen.index(("queued", "d")) < seen.index(("resident", "c"))
 
 
@@ -240,7 +240,7 @@ def test_order(start, models, seed):
         while resident < len(sizes):
             event = watcher.reply()[0]
             if event["event"] == "queued":
-                place[event["model"]["name"]] = event["model"]["queued"]
+                place[event["model"]["name"]] = event["model"]["position"]
             elif event["event"] == "resident" and event["model"]["name"] in place:
                 assert place[event["model"]["name"]] == 1, "it was the first of the queue when it left it"
                 resident += 1

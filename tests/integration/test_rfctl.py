@@ -146,7 +146,7 @@ def test_version(daemon, folder):
 
 def test_devices(daemon):
     head, row = daemon.rfctl("devices").stdout.splitlines()
-    assert head.split()[:6] == ["DEVICE", "NAME", "TOTAL", "BUDGET", "USED", "AVAILABLE"]
+    assert head.split()[:7] == ["DEVICE", "NAME", "TOTAL", "BUDGET", "USED", "OTHERS", "AVAILABLE"]
     assert row.startswith("host ")
     assert json.loads(daemon.rfctl("devices", "--json").stdout)["devices"][0]["id"] == "host"
 
@@ -155,13 +155,13 @@ def test_a_size_is_told_in_one_way(start, large_model):
     """As it was typed, wherever it is printed."""
     daemon = start("--budget", "600M")
     assert json.loads(daemon.rfctl("devices", "--json").stdout)["devices"][0]["budget"] == 600_000_000
-    assert re.search(r"^host +host memory +\S+ [GT]B +600 MB +0 B +600 MB", daemon.rfctl("devices").stdout, re.MULTILINE)
+    assert re.search(r"^host +host memory +\S+ [GT]B +600 MB +0 B +\S+ [MG]B +600 MB", daemon.rfctl("devices").stdout, re.MULTILINE)
     assert re.search(r"device=host host memory: [\d.]+ [GT]B, 600 MB for models", daemon.log)
     error = daemon.rfctl("load", large_model, "--as", "native", check=False).stderr
     assert "not enough device memory: 805 MB needed, 600 MB available" in error
     assert daemon.stop() == 0
     daemon = start("--budget", "600Mi")
-    assert re.search(r" 629 MB +0 B +629 MB", daemon.rfctl("devices").stdout)
+    assert re.search(r" 629 MB +0 B +\S+ [MG]B +629 MB", daemon.rfctl("devices").stdout)
 
 
 def test_ping(daemon):
