@@ -175,7 +175,8 @@ int rf_load_attach(rf_client *client, const char *path, const rf_load_options *o
     if (r == 0 && all.no_wait)
         r = client_fail(client, -EINVAL, "what is not waited for cannot be attached to");
     cJSON *parameters = r == 0 ? load_parameters(&all, &files) : NULL;
-    if (parameters && (!cJSON_AddTrueToObject(parameters, "lease") || !cJSON_AddTrueToObject(parameters, "table"))) {
+    if (parameters && (!cJSON_AddTrueToObject(parameters, "lease") || !cJSON_AddTrueToObject(parameters, "table") ||
+                       !cJSON_AddTrueToObject(parameters, "header"))) {
         cJSON_Delete(parameters);
         parameters = NULL;
     }
