@@ -201,7 +201,7 @@ def test_it_is_charged(start, folder):
 @pytest.mark.skipif(not fake_gpu_folder(), reason="this build has no module for AMD GPUs (hipcc is not installed)")
 def test_it_is_kept_while_host_memory_has_the_model(start, wordy, small_model):
     daemon = start(
-        *("--device", "hip", "--budget", "2M", "--host-cache", "64M"),
+        *("--device", "hip", "--budget", str(2 * MIB), "--host-cache", "64M"),
         env={
             "ROCMFORGE_MODULE_DIR": str(module_folder()),
             "LD_LIBRARY_PATH": str(fake_gpu_folder()),
