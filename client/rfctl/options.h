@@ -21,7 +21,7 @@ enum option_bits {
     OPTION_DEADLINE = 1 << 9,
     OPTION_FORCE = 1 << 10,
     OPTION_TRACE = 1 << 11,
-    OPTION_WAIT_FOR_MEMORY = 1 << 12,
+    OPTION_WAIT_FOR_MEMORY = 1 << 15,
     /* Every command takes these two. */
     OPTION_SOCKET = 1 << 12,
     OPTION_JSON = 1 << 13,

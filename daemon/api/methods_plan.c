@@ -99,7 +99,7 @@ static void foresee_memory(struct planning *planning, struct outlook *ret)
     const struct residency_want want = {
         .device = device,
         .bytes = job->plan->arena_bytes,
-        .due = restores ? 0 : registry_due(NULL, gguf_memory(job->header) + plan_memory(job->plan)),
+        .due = restores ? 0 : registry_due(NULL, load_keeps(job->header, job->plan)),
         .ahead = device->queued,
     };
     ret->device = device;

@@ -263,6 +263,9 @@ static void test_plan(void **state)
         {PLAN(",\"fits\":true,\"evicts\":[\"a\",\"b\"],\"seconds\":1.5"), {.fits = 1, .evicts = 2, .seconds = 1.5}},
         {PLAN(",\"fits\":true,\"evicts\":[],\"model\":{\"name\":\"m\"}"), {.fits = 1, .there = 1, .seconds = -1}},
         {PLAN(",\"fits\":false,\"evicts\":[],\"seconds\":null,\"model\":null"), {.seconds = -1}},
+        {PLAN(",\"fits\":true,\"evicts\":[],\"error\":\"io.rocmforge.NameInUse\""),
+         {.fits = 1, .seconds = -1, .error = -EEXIST}},
+        {PLAN(",\"fits\":false,\"evicts\":[],\"error\":\"io.rocmforge.Unheard\""), {.seconds = -1, .error = -EPROTO}},
     };
     struct fake *fake;
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
@@ -276,6 +279,7 @@ static void test_plan(void **state)
         assert_int_equal(plan.fits, cases[i].plan.fits);
         assert_int_equal(plan.there, cases[i].plan.there);
         assert_int_equal(plan.evicts, cases[i].plan.evicts);
+        assert_int_equal(plan.error, cases[i].plan.error);
         assert_true(plan.seconds >= cases[i].plan.seconds && plan.seconds <= cases[i].plan.seconds);
         rig_stop(fake, client);
     }
