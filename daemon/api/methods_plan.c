@@ -63,6 +63,7 @@ struct outlook {
     const struct device *device;
     enum wire_error error; /* that Load would answer with; WIRE_OK: none */
     bool fits;             /* there is memory for it, whatever else is in its way */
+    bool no_memory;        /* for finding out */
     struct model **victims;
     size_t n_victims;
     struct room_shortage shortage;
@@ -108,7 +109,9 @@ static void foresee_memory(struct planning *planning, struct outlook *ret)
         ret->shortage.available = device_available(device);
         return;
     }
-    ret->error = error_of(residency_choose(api->residency, &want, &ret->victims, &ret->n_victims, &ret->shortage));
+    int r = residency_choose(api->residency, &want, &ret->victims, &ret->n_victims, &ret->shortage);
+    ret->no_memory = r == -ENOMEM;
+    ret->error = error_of(r);
 }
 
 static void foresee(struct planning *planning, struct outlook *ret)
@@ -200,7 +203,10 @@ static void planning_worked(uv_work_t *work, int status)
         else {
             struct outlook outlook;
             foresee(planning, &outlook);
-            call_reply(call, describe_plan(planning, &outlook), NULL, 0);
+            if (outlook.no_memory)
+                call_fail(call, WIRE_LimitExceeded, error_no_memory());
+            else
+                call_reply(call, describe_plan(planning, &outlook), NULL, 0);
             free(outlook.victims);
         }
     }

@@ -40,10 +40,10 @@ def test_descriptors_come_with_it(daemon, client, small_model):
 def test_joins_with_a_lease(held_daemon, gate, gated_model):
     """Whoever joins a load gets a lease of its own, and so does who began it."""
     with held_daemon.client() as first, held_daemon.client() as second, held_daemon.client() as third:
-        for client in (first, second):
-            client.send("Load", {"path": str(gated_model), "name": "m", "lease": True})
-        third.send("Load", {"path": str(gated_model), "name": "m"})
+        first.send("Load", {"path": str(gated_model), "name": "m", "lease": True})
         wait_until(lambda: states(held_daemon) == {"m": "filling"})
+        second.send("Load", {"path": str(gated_model), "name": "m", "lease": True})
+        third.send("Load", {"path": str(gated_model), "name": "m"})
         held_daemon.sync()
         gate.open()
         replies = [client.reply()[0] for client in (first, second, third)]

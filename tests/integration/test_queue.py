@@ -157,14 +157,14 @@ def test_unpinned_is_memory_too(start, models):
 def test_large_ones_are_not_starved(full, more):
     """Small ones that come later do not take what a large one waits for, piece by piece."""
     (large,) = more(1, 3 * MIB)
-    (small,) = more(1)
+    small, other = more(2)
     with queue(full, large, "large") as waiting:
         wait_until(lambda: places(full) == {"large": 1})
         with queue(full, small, "small") as behind, full.client() as client:
             wait_until(lambda: places(full) == {"large": 1, "small": 2})
             full.holders[0].close()  # there is room for the small one
             wait_until(lambda: client.call("Devices")["devices"][0]["available"] == 0)
-            plan = client.call("Plan", path=str(small), name="other", form="native")
+            plan = client.call("Plan", path=str(other), name="other")
             assert (plan["fits"], plan["available"]) == (False, 0)
             time.sleep(0.3)
             assert places(full) == {"large": 1, "small": 2}
