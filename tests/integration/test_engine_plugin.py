@@ -185,7 +185,7 @@ def test_strict_is_silent_where_all_is_shared(stub, llama):
 
 
 def test_a_model_that_does_not_fit(api, start, llama):
-    stub = Stub(api, start("--budget", "4M"), 0)
+    stub = Stub(api, start("--budget", "4Mi"), 0)
     told, err = stub.run(llama("padded"))
     assert told["same"] and told["resident"] == 0
     assert "cannot be had" in err and "ordinary way" in err
