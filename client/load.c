@@ -64,9 +64,9 @@ static cJSON *plan_parameters(const rf_load_options *options, const struct files
     bool ok = fds;
     for (size_t i = 0; i < files->n; i++)
         ok = ok && cJSON_AddItemToArray(fds, cJSON_CreateNumber((double)i));
-    ok = ok && add_text(object, "name", options->name) && add_text(object, "form", options->form) &&
-         add_text(object, "device", options->device) && add_text(object, "dequant", options->dequant) &&
-         (!options->private_ || cJSON_AddTrueToObject(object, "private")) && add_forms(object, options);
+    ok = ok && add_text(object, "form", options->form) && add_text(object, "device", options->device) &&
+         add_text(object, "name", options->name) && add_text(object, "dequant", options->dequant) &&
+         add_forms(object, options) && (!options->private_ || cJSON_AddTrueToObject(object, "private"));
     if (ok)
         return object;
     cJSON_Delete(object);

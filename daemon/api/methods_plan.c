@@ -63,7 +63,7 @@ struct outlook {
     const struct device *device;
     enum wire_error error; /* that Load would answer with; WIRE_OK: none */
     bool fits;             /* there is memory for it, whatever else is in its way */
-    bool no_memory;        /* for finding out */
+    bool no_memory;        /* for the daemon itself, to find out */
     struct model **victims;
     size_t n_victims;
     struct room_shortage shortage;
