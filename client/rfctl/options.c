@@ -208,6 +208,8 @@ void options_help(FILE *stream, unsigned bits)
         short_form[1] = table[i].letter;
         snprintf(line, sizeof(line), "  %s--%s%s", table[i].letter ? short_form : "", table[i].name, table[i].value);
         fprintf(stream, "%-*s ", INDENT, line);
+        if (strlen(line) > INDENT) /* the help begins in the next line, in its column */
+            fprintf(stream, "\n%*s", INDENT + 1, "");
         for (const char *at = table[i].help; *at; at++)
             if (*at == '\n')
                 fprintf(stream, "\n%*s", INDENT + 1, "");

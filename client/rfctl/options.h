@@ -21,11 +21,11 @@ enum option_bits {
     OPTION_DEADLINE = 1 << 9,
     OPTION_FORCE = 1 << 10,
     OPTION_TRACE = 1 << 11,
-    OPTION_WAIT_FOR_MEMORY = 1 << 15,
+    OPTION_WAIT_FOR_MEMORY = 1 << 12,
+    OPTION_METADATA = 1 << 13,
     /* Every command takes these two. */
-    OPTION_SOCKET = 1 << 12,
-    OPTION_JSON = 1 << 13,
-    OPTION_METADATA = 1 << 14,
+    OPTION_SOCKET = 1 << 14,
+    OPTION_JSON = 1 << 15,
 };
 
 #define OPTIONS_OF_ALL (OPTION_SOCKET | OPTION_JSON)

@@ -25,7 +25,7 @@ def on_gpu(start, monkeypatch):
         monkeypatch.setenv("ROCMFORGE_MODULE_DIR", str(module_folder()))
         for name, value in {"DEVICES": "2", "MEMORY": "100000000", "TAKEN": "20000000"}.items():
             monkeypatch.setenv(f"FAKE_HIP_{name}", value)
-        return start("--device", "hip", "--budget", str(BUDGET), "--host-cache", "6M")
+        return start("--device", "hip", "--budget", str(BUDGET), "--host-cache", "6Mi")
 
     return start_fake
 

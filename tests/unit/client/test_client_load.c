@@ -169,9 +169,9 @@ static void test_load_request(void **state)
     rf_client *client = rig_start(&fake, serve_asked, &asked);
     assert_int_equal(rf_load(client, path, &options, NULL), 0); /* the third: not the name of a whole model */
     rig_stop(fake, client);
-    assert_string_equal(asked.text,
-                        "{\"method\":\"io.rocmforge.Load\",\"parameters\":{\"fds\":[0],\"form\":\"f32\","
-                        "\"device\":\"host\",\"name\":\"n\\\"\",\"dequant\":\"cpu\",\"wait\":false},\"more\":true}");
+    assert_string_equal(
+        asked.text, "{\"method\":\"io.rocmforge.Load\",\"parameters\":{\"fds\":[0],\"name\":\"n\\\"\",\"form\":\"f32\","
+                    "\"device\":\"host\",\"dequant\":\"cpu\",\"wait\":false},\"more\":true}");
     assert_int_equal(asked.n_fds, 1);
     assert_int_equal(asked.inodes[0], inodes[2]);
 
