@@ -471,7 +471,9 @@ void loads_retry(struct loads *loads)
     struct load *load;
     TAILQ_FOREACH(load, &loads->list, link)
     {
-        load_retry(load);
+        /* A client that lets a model go may want it again in the next moment: it comes too late. */
+        if (!load_reserve_now(load))
+            load_retry(load);
     }
 }
 

@@ -5,6 +5,7 @@
 #include "daemon/wire/errors.h"
 
 #include <errno.h>
+#include <stdlib.h>
 
 void load_note(struct load *load)
 {
@@ -140,29 +141,37 @@ static void fail_shortage(struct load *load, int error, uint64_t needed, const s
         load_fail_memory(load);
 }
 
+/* What the load asks for, now that it is known where it goes. */
+static struct residency_want want_of(struct load *load)
+{
+    const struct model *model = load->model;
+    const uint64_t ahead = place(load);
+    return (struct residency_want){
+        .device = load->device,
+        .bytes = model->plan->arena_bytes,
+        .due = load->restores       ? 0
+               : load->kept_charged ? model->charged
+                                    : registry_due(model, load->kept),
+        .charged = load->kept_charged,
+        .ahead = ahead,
+    };
+}
+
 /* Enters the model's bytes into the ledger, or waits until that can be, or fails. */
 static void take(struct load *load)
 {
     struct model *model = load->model;
-    const uint64_t ahead = place(load);
-    const uint64_t due = load->restores ? 0 : load->kept_charged ? model->charged : registry_due(model, load->kept);
+    const struct residency_want want = want_of(load);
+    const uint64_t more = want.bytes + (want.charged ? 0 : want.due);
     uint64_t limit;
     if (load->device->failed) {
         failure_set(&load->failure, WIRE_DeviceError, describe_device_lost(load->device, "load"));
         return;
     }
-    const uint64_t more = model->plan->arena_bytes + (load->kept_charged ? 0 : due);
     if (!load->restores && !quota_may_grow(&model->quota, more, &limit)) {
         failure_set(&load->failure, WIRE_LimitExceeded, error_limit(quota_name(QUOTA_BYTES), limit));
         return;
     }
-    const struct residency_want want = {
-        .device = load->device,
-        .bytes = model->plan->arena_bytes,
-        .due = due,
-        .charged = load->kept_charged,
-        .ahead = ahead,
-    };
     struct room_shortage shortage;
     int r = residency_reserve(load->loads->residency, &load->claim, model, &want, &shortage);
     if (r == -EAGAIN || (r == -ENOSPC && may_queue(load))) {
@@ -170,7 +179,7 @@ static void take(struct load *load)
         return;
     }
     if (r < 0) {
-        fail_shortage(load, r, want.bytes + (device_is_host(want.device) && !want.charged ? want.due : 0), &shortage);
+        fail_shortage(load, r, device_is_host(want.device) ? more : want.bytes, &shortage);
         return;
     }
     charge_kept(load);
@@ -191,6 +200,22 @@ void load_reserve(struct load *load)
     /* Meanwhile slots are filled, so that the first copies need not wait for that as well. */
     if (!load->restores && !load->fills && load_fill_begin(load, load->model->plan) < 0)
         load_fail_memory(load);
+}
+
+bool load_reserve_now(struct load *load)
+{
+    if (!load->waits || load->in_job || load_ends(load))
+        return false;
+    const struct residency_want want = want_of(load);
+    struct room_shortage unused;
+    struct model **victims;
+    size_t n;
+    if (load->device->failed || residency_choose(load->loads->residency, &want, &victims, &n, &unused) < 0)
+        return false;
+    free(victims);
+    load->blocked = false;
+    load_reserve(load);
+    return !load_ends(load);
 }
 
 bool load_reserve_again(struct load *load)

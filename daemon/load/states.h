@@ -99,6 +99,10 @@ void load_begin_restore(struct load *load, struct model *model);
 void load_reserve(struct load *load);
 void load_note(struct load *load);
 
+/* The same at once, of a load that waits for memory, if by what the drivers said last there is enough. Returns false if
+ * there is not, and then nothing happened. */
+bool load_reserve_now(struct load *load);
+
 /* Memory that the ledger has for it cannot be had: other models go, and it is reserved anew. False if none may. */
 bool load_reserve_again(struct load *load);
 

@@ -5,6 +5,7 @@ import time
 
 import pytest
 from harness import GRANULE, MIB, names, states, wait_until, wire_error
+from rocmforge_wire import WireError
 
 SIZE = MIB  # of a file whose model takes one granule
 
@@ -245,3 +246,20 @@ def test_order(start, models, seed):
         assert list(queued) == [f"w{i}" for i in range(len(sizes) - len(queued), len(sizes))], "the first ones left"
     for client in [*holders, *waiting.values()]:
         client.close()
+
+
+def test_whoever_comes_back_at_once_does_not_keep_it(start, models):
+    """A client that lets go of a model and takes it again in the next moment keeps nobody waiting."""
+    daemon = start("--budget", str(GRANULE))
+    a, b = models(2)
+    with daemon.client() as busy:
+        lease = busy.call("Load", path=str(a), name="a", lease=True)["lease"]
+        with queue(daemon, b, "b") as waiting:
+            wait_until(lambda: places(daemon) == {"b": 1})
+            for method, parameters in ("Detach", {"lease": lease}), ("Attach", {"name": "a"}):
+                busy.send(method, parameters)  # both are there before the first is answered
+            busy.reply()
+            with pytest.raises(WireError) as error:
+                busy.reply()
+            assert error.value.name in ("ModelBusy", "ModelNotFound"), "it is on its way out, or gone"
+            assert last(waiting)["model"]["name"] == "b"
