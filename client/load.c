@@ -160,8 +160,8 @@ static int load_reply(void *context, cJSON **parameters, bool continues, struct 
 }
 
 /* Copies the options, and opens the file, or files, for files_close() to close. The name may stand in `link`. */
-static int load_begin(rf_client *client, const char *const *paths, size_t n, const rf_load_options *options, char link[RF_NAME_SIZE],
-                      rf_load_options *ret, struct files *ret_files)
+static int load_begin(rf_client *client, const char *const *paths, size_t n, const rf_load_options *options,
+                      char link[RF_NAME_SIZE], rf_load_options *ret, struct files *ret_files)
 {
     *ret_files = (struct files){.n = 0};
     int r = options_read(client, options, ret);
