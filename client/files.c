@@ -5,43 +5,81 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-void files_close(struct files *files)
+/* A shard_open_fn. */
+static int open_file(const char *path)
+{
+    /* O_NONBLOCK: opening a named pipe would wait until another process opens its other end. */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    struct stat status;
+    if (fd < 0)
+        return -errno;
+    if (fstat(fd, &status) == 0 && S_ISREG(status.st_mode))
+        return fd;
+    close(fd);
+    return -EINVAL;
+}
+
+static int open_failed(rf_client *client, int error, const char *path)
+{
+    return client_fail(client, error, "cannot open %s: %s", path,
+                       error == -EINVAL ? "it is no regular file" : strerror(-error));
+}
+
+static int copy_paths(struct shard_paths *shards, const char *const *paths, size_t n)
+{
+    shards->paths = calloc(n, sizeof(*shards->paths));
+    for (; shards->paths && shards->n < n; shards->n++)
+        if (!(shards->paths[shards->n] = strdup(paths[shards->n])))
+            return -ENOMEM;
+    return shards->paths ? 0 : -ENOMEM;
+}
+
+int files_find(struct files *files, rf_client *client, const char *const *paths, size_t n)
+{
+    if (n == 0 || n > SHARDS_MAX)
+        return client_fail(client, -EINVAL, "a model has 1 to %u files, and not %zu", SHARDS_MAX, n);
+    struct shard_paths *shards = &files->shards;
+    int r = n == 1 ? shards_find(paths[0], false, open_file, shards) : copy_paths(shards, paths, n);
+    if (r == -ENOTUNIQ)
+        return client_fail(
+            client, r, "cannot open %s: several files beside it say that they are the same one of its model", paths[0]);
+    if (r == -E2BIG)
+        return client_fail(client, r, "cannot open %s: its model has more than %u files", paths[0], SHARDS_MAX);
+    if (r == -ENOENT && shards->n > 0 && shards->paths[0])
+        return open_failed(client, r, shards->paths[0]);
+    if (r == -ENOENT && access(paths[0], F_OK) == 0)
+        return client_fail(client, r, "cannot open %s: the other files of its model are not there", paths[0]);
+    return r < 0 ? open_failed(client, r, paths[0]) : 0;
+}
+
+static void close_open(struct files *files)
 {
     while (files->n > 0)
         close(files->fds[--files->n]);
 }
 
-static int files_add(struct files *files, rf_client *client, const char *path)
+int files_open(struct files *files, rf_client *client)
 {
-    /* O_NONBLOCK: opening a named pipe would wait until another process opens its other end. */
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-    if (fd < 0)
-        return client_fail(client, -errno, "cannot open %s: %s", path, strerror(errno));
-    files->fds[files->n++] = fd;
-    struct stat status;
-    if (fstat(fd, &status) < 0 || !S_ISREG(status.st_mode))
-        return client_fail(client, -EINVAL, "cannot open %s: it is no regular file", path);
-    return 0;
+    const struct shard_paths *shards = &files->shards;
+    close_open(files);
+    for (; files->n < FRAME_FDS_MAX && files->next < shards->n; files->next++) {
+        int fd = open_file(shards->paths[files->next]);
+        if (fd < 0)
+            return open_failed(client, fd, shards->paths[files->next]);
+        files->fds[files->n++] = fd;
+    }
+    return files->next < shards->n;
 }
 
-int files_open(struct files *files, rf_client *client, const char *path)
+void files_close(struct files *files)
 {
-    unsigned n = shard_count(path);
-    for (unsigned i = 0; i < n; i++) {
-        char shard[PATH_MAX];
-        int r = shard_path(path, i, n, shard, sizeof(shard));
-        if (r < 0)
-            return client_fail(client, r, "cannot open %s: %s", path, strerror(-r));
-        r = files_add(files, client, shard);
-        if (r < 0)
-            return r;
-    }
-    return 0;
+    close_open(files);
+    shard_paths_free(&files->shards);
 }
 
 void files_link_name(const char *path, char name[static RF_NAME_SIZE])

@@ -3,18 +3,26 @@
 
 #include "client/rocmforge.h"
 #include "proto/frame.h"
+#include "proto/shards.h"
 
 #include <stddef.h>
 
 struct files {
+    struct shard_paths shards;
+    size_t next; /* the first of them that is not open yet, and was not either */
     int fds[FRAME_FDS_MAX];
-    size_t n;
+    size_t n;       /* of fds */
+    size_t n_added; /* that the daemon was given already */
 };
 
-/* Opens the regular file at `path`. If that is the first file of a split model, "...-00001-of-00003.gguf", opens all
- * its files in order. `files` must be empty. Returns 0, or a negative errno, which client_fail() recorded. The caller
- * calls files_close() in both cases. */
-int files_open(struct files *files, rf_client *client, const char *path);
+/* Finds the files of a model: with one path, that of a file, or of the first of a split model, whose others are found;
+ * else all that the paths name. `files` must be zero. Returns 0, or a negative errno, which client_fail() recorded. The
+ * caller calls files_close() in both cases. */
+int files_find(struct files *files, rf_client *client, const char *const *paths, size_t n);
+
+/* Closes what is open and opens the next regular files, as many as a message carries at most. Returns whether there are
+ * more after them, 1 or 0; or a negative errno, which client_fail() recorded. */
+int files_open(struct files *files, rf_client *client);
 
 void files_close(struct files *files);
 

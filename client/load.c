@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 /* --- the request --- */
@@ -64,9 +65,10 @@ static cJSON *plan_parameters(const rf_load_options *options, const struct files
     bool ok = fds;
     for (size_t i = 0; i < files->n; i++)
         ok = ok && cJSON_AddItemToArray(fds, cJSON_CreateNumber((double)i));
-    ok = ok && add_text(object, "form", options->form) && add_text(object, "device", options->device) &&
-         add_text(object, "name", options->name) && add_text(object, "dequant", options->dequant) &&
-         add_forms(object, options) && (!options->private_ || cJSON_AddTrueToObject(object, "private"));
+    ok = ok && add_number(object, "added", (double)files->n_added) && add_text(object, "name", options->name) &&
+         add_text(object, "form", options->form) && add_text(object, "device", options->device) &&
+         add_text(object, "dequant", options->dequant) && add_forms(object, options) &&
+         (!options->private_ || cJSON_AddTrueToObject(object, "private"));
     if (ok)
         return object;
     cJSON_Delete(object);
@@ -87,6 +89,27 @@ static cJSON *load_parameters(const rf_load_options *options, const struct files
         return object;
     cJSON_Delete(object);
     return NULL;
+}
+
+/* Opens the files of a model. All that one message does not carry are brought to the daemon before. */
+static int bring_files(rf_client *client, struct files *files, const char *const *paths, size_t n)
+{
+    int r = files_find(files, client, paths, n);
+    if (r < 0)
+        return r;
+    while ((r = files_open(files, client)) > 0) {
+        char parameters[32 + 4 * FRAME_FDS_MAX], *at = parameters;
+        for (size_t i = 0; i < files->n; i++)
+            at += sprintf(at, "%s%zu", i == 0 ? "{\"fds\":[" : ",", i);
+        strcpy(at, "]}");
+        r = client_call(
+            client,
+            &(struct call){.method = "AddFiles", .parameters = parameters, .fds = files->fds, .n_fds = files->n});
+        if (r < 0)
+            return r;
+        files->n_added += files->n;
+    }
+    return r;
 }
 
 /* Makes the call with these parameters and files. Deletes the parameters; if they are NULL, there was no memory for
@@ -137,25 +160,27 @@ static int load_reply(void *context, cJSON **parameters, bool continues, struct 
 }
 
 /* Copies the options, and opens the file, or files, for files_close() to close. The name may stand in `link`. */
-static int load_begin(rf_client *client, const char *path, const rf_load_options *options, char link[RF_NAME_SIZE],
-                      rf_load_options *ret, struct files *ret_files)
+static int load_begin(rf_client *client, const char *const *paths, size_t n, const rf_load_options *options,
+                      char link[RF_NAME_SIZE], rf_load_options *ret, struct files *ret_files)
 {
     *ret_files = (struct files){.n = 0};
     int r = options_read(client, options, ret);
     if (r < 0)
         return r;
-    files_link_name(path, link);
+    link[0] = '\0';
+    if (n == 1)
+        files_link_name(paths[0], link);
     if (!ret->name && link[0])
         ret->name = link;
-    return files_open(ret_files, client, path);
+    return bring_files(client, ret_files, paths, n);
 }
 
-int rf_load(rf_client *client, const char *path, const rf_load_options *options, char *name)
+int rf_load_files(rf_client *client, const char *const *paths, size_t n, const rf_load_options *options, char *name)
 {
     rf_load_options all;
     char link[RF_NAME_SIZE];
     struct files files;
-    int r = load_begin(client, path, options, link, &all, &files);
+    int r = load_begin(client, paths, n, options, link, &all, &files);
     struct loading loading = {.client = client, .options = &all};
     const struct call call = {.method = "Load", .more = true, .reply = load_reply, .context = &loading};
     if (r == 0)
@@ -166,12 +191,17 @@ int rf_load(rf_client *client, const char *path, const rf_load_options *options,
     return r;
 }
 
+int rf_load(rf_client *client, const char *path, const rf_load_options *options, char *name)
+{
+    return rf_load_files(client, &path, 1, options, name);
+}
+
 int rf_load_attach(rf_client *client, const char *path, const rf_load_options *options, rf_model **ret)
 {
     rf_load_options all;
     char link[RF_NAME_SIZE];
     struct files files;
-    int r = load_begin(client, path, options, link, &all, &files);
+    int r = load_begin(client, &path, 1, options, link, &all, &files);
     if (r == 0 && all.no_wait)
         r = client_fail(client, -EINVAL, "what is not waited for cannot be attached to");
     cJSON *parameters = r == 0 ? load_parameters(&all, &files) : NULL;
@@ -218,12 +248,13 @@ static int plan_reply(void *context, cJSON **parameters, bool continues, struct 
     return client_give(planning->client, options->reply, options->context, *parameters, continues, message);
 }
 
-int rf_load_plan(rf_client *client, const char *path, const rf_load_options *options, rf_plan *ret)
+int rf_load_plan_files(rf_client *client, const char *const *paths, size_t n, const rf_load_options *options,
+                       rf_plan *ret)
 {
     rf_load_options all;
     char link[RF_NAME_SIZE];
     struct files files;
-    int r = load_begin(client, path, options, link, &all, &files);
+    int r = load_begin(client, paths, n, options, link, &all, &files);
     if (r == 0 && ret && ret->size == 0)
         r = client_fail(client, -EINVAL, "the size of the plan is not set");
     struct planning planning = {.client = client, .options = &all};
@@ -237,6 +268,11 @@ int rf_load_plan(rf_client *client, const char *path, const rf_load_options *opt
         ret->size = size;
     }
     return r;
+}
+
+int rf_load_plan(rf_client *client, const char *path, const rf_load_options *options, rf_plan *ret)
+{
+    return rf_load_plan_files(client, &path, 1, options, ret);
 }
 
 /* --- unloading --- */

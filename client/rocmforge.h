@@ -137,12 +137,16 @@ typedef struct rf_load_options {
 } rf_load_options;
 
 /* Loads the GGUF file at `path`. The caller must be able to read the file; the daemon need not. For a split model,
- * `path` is its first file ("-00001-of-00003.gguf"), and the others are found from it. If the file is resident or being
+ * `path` is its first file, and the others are found: by their names ("-00002-of-00003.gguf") beside it or beside the
+ * file that a link leads to, or there by what they say. If the file is resident or being
  * loaded already, the call joins that model. Waits until the model is resident, unless no_wait is set. `options` may be
  * NULL. Until somebody attaches to the model it may be evicted: rf_load_attach() loads it and attaches to it. Writes
  * the name of the model to `name`, which has RF_NAME_SIZE bytes or is NULL. Returns 0; a negative errno of open();
  * -EINVAL: `path` is no regular file, or an option is wrong; or an error as of rf_call(). */
 int rf_load(rf_client *client, const char *path, const rf_load_options *options, char *name);
+
+/* The same with all files of a split model, in any order; with one path as rf_load(). */
+int rf_load_files(rf_client *client, const char *const *paths, size_t n, const rf_load_options *options, char *name);
 
 #define RF_NAME_SIZE 128
 
@@ -162,6 +166,10 @@ typedef struct rf_plan {
 /* Tells what rf_load() with these options would do, without doing it. Returns 0 even if the model does not fit. ret may
  * be NULL. Errors are those of rf_load(). */
 int rf_load_plan(rf_client *client, const char *path, const rf_load_options *options, rf_plan *ret);
+
+/* The same of rf_load_files(). */
+int rf_load_plan_files(rf_client *client, const char *const *paths, size_t n, const rf_load_options *options,
+                       rf_plan *ret);
 
 /* Frees the memory of a model. -ENOENT: there is no such model. -EBUSY: a client is attached to it, or it is being
  * loaded. -EACCES: another user loaded it. */

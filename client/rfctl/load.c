@@ -179,7 +179,8 @@ int command_load(struct rfctl *ctl)
     clock_gettime(CLOCK_MONOTONIC, &load.began);
     if (!options.no_wait)
         interrupt_say("interrupted: the load is cancelled, unless others want it too");
-    status = ctl_received(&receiver, rf_load(ctl->client, load.path, &options, NULL));
+    status = ctl_received(
+        &receiver, rf_load_files(ctl->client, (const char *const *)ctl->arguments, ctl->n_arguments, &options, NULL));
     interrupt_say(NULL);
     form_words_clear(&words);
     free(what);

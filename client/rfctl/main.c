@@ -22,15 +22,16 @@ static const struct command {
     int (*run)(struct rfctl *ctl);
     unsigned idle; /* options that it takes as every command does, but that change nothing: not in its help */
 } commands[] = {
-    {"load", "FILE", 1,
+    {"load", "FILE...", ANY_NUMBER,
      OPTION_NAME | OPTION_AS | OPTION_DEVICE | OPTION_DEQUANT | OPTION_NO_WAIT | OPTION_PIN | OPTION_TTL |
          OPTION_PRIVATE | OPTION_DEADLINE | OPTION_TRACE | OPTION_WAIT_FOR_MEMORY,
      "load a GGUF file, or join a load of it", command_load, 0},
-    {"plan", "FILE", 1, OPTION_NAME | OPTION_AS | OPTION_DEVICE | OPTION_DEQUANT | OPTION_PRIVATE,
+    {"plan", "FILE...", ANY_NUMBER, OPTION_NAME | OPTION_AS | OPTION_DEVICE | OPTION_DEQUANT | OPTION_PRIVATE,
      "tell what loading a file would do", command_plan, 0},
     {"ps", "", 0, 0, "list the models in memory", command_ps, 0},
     {"show", "NAME", 1, OPTION_METADATA, "print a model's metadata, tensors and users", command_show, 0},
-    {"inspect", "FILE", 1, 0, "print what a GGUF file has in it; needs no daemon", command_inspect, OPTION_SOCKET},
+    {"inspect", "FILE...", ANY_NUMBER, 0, "print what a GGUF file has in it; needs no daemon", command_inspect,
+     OPTION_SOCKET},
     {"unload", "NAME", 1, OPTION_FORCE | OPTION_DEADLINE, "free a model's memory", command_unload, 0},
     {"pin", "NAME", 1, 0, "keep a model: never evict it, nor unload it when idle", command_pin, 0},
     {"unpin", "NAME", 1, 0, "undo pin: the model may be evicted again", command_unpin, 0},
@@ -131,6 +132,7 @@ static int run(int argc, char **argv, struct rfctl *ctl)
         return wrong_usage(command);
     }
     ctl->arguments = argv + first + 1;
+    ctl->n_arguments = (size_t)n;
     ctl->replies = ctl->options.json;
     return command->run(ctl);
 }

@@ -95,7 +95,8 @@ int command_plan(struct rfctl *ctl)
         .reply = ctl_receive,
         .context = &receiver,
     };
-    status = ctl_received(&receiver, rf_load_plan(ctl->client, ctl->arguments[0], &options, &plan));
+    status = ctl_received(&receiver, rf_load_plan_files(ctl->client, (const char *const *)ctl->arguments,
+                                                        ctl->n_arguments, &options, &plan));
     form_words_clear(&words);
     free(what);
     return status == STATUS_DONE && (!plan.fits || plan.error) ? STATUS_REFUSED : status;

@@ -19,8 +19,9 @@ enum status {
 
 struct rfctl {
     struct options options;
-    bool replies;      /* print the daemon's replies unchanged: with --json, unless a command prints JSON of its own */
-    char **arguments;  /* of the command, as many as it takes; then NULL */
+    bool replies;     /* print the daemon's replies unchanged: with --json, unless a command prints JSON of its own */
+    char **arguments; /* of the command, as many as it takes; then NULL */
+    size_t n_arguments;
     rf_client *client; /* NULL: not connected */
     bool hurried;      /* a call that gets no answer in time counts as no daemon */
 };

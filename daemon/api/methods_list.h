@@ -4,6 +4,7 @@
 #include "daemon/api/api.h"
 
 #define METHODS_THAT_ACT(X)                                                                                            \
+    X(AddFiles, method_add_files)                                                                                      \
     X(Load, method_load)                                                                                               \
     X(Unload, method_unload)                                                                                           \
     X(Cancel, method_cancel)                                                                                           \

@@ -1,4 +1,5 @@
 /* The methods about one model: Load, Unload, Cancel, Attach, Detach, Verify, Pin, Unpin, SetTtl. */
+#include "daemon/api/files_param.h"
 #include "daemon/api/forms_param.h"
 #include "daemon/api/methods_list.h"
 #include "daemon/api/verify.h"
@@ -61,12 +62,13 @@ struct load_parameters {
     const cJSON *fds, *forms;
     const char *path, *name, *form, *device, *dequant;
     bool wait, lease, table, header, pin, private, trace;
-    int64_t ttl;
+    int64_t ttl, added;
     double wait_for_memory, deadline;
 };
 
 static const struct param load_table[] = {
     {"fds", PARAM_INTS, false, offsetof(struct load_parameters, fds)},
+    {"added", PARAM_INT, false, offsetof(struct load_parameters, added)},
     {"path", PARAM_STRING, false, offsetof(struct load_parameters, path)},
     {"name", PARAM_STRING, false, offsetof(struct load_parameters, name)},
     {"form", PARAM_STRING, false, offsetof(struct load_parameters, form)},
@@ -139,7 +141,7 @@ void method_load(struct api *api, struct call *call)
     const uid_t uid = conn_uid(call->conn);
     int fds[SOURCE_FILES_MAX];
     size_t n_fds = 0;
-    if (p.fds && !call_take_fds(call, p.fds, fds, &n_fds)) {
+    if (p.fds && !files_param_take(call, p.fds, p.added, fds, &n_fds)) {
         forms_unref(forms);
         return;
     }

@@ -1,5 +1,6 @@
 /* Plan: what Load would do. Reads the header on a worker, and decides then by the functions by which Load does:
  * load_foresee() and residency_choose(). */
+#include "daemon/api/files_param.h"
 #include "daemon/api/forms_param.h"
 #include "daemon/api/methods_list.h"
 #include "daemon/base/trust.h"
@@ -265,10 +266,12 @@ struct plan_parameters {
     const cJSON *fds, *forms;
     const char *path, *name, *form, *device, *dequant;
     bool private;
+    int64_t added;
 };
 
 static const struct param plan_table[] = {
     {"fds", PARAM_INTS, false, offsetof(struct plan_parameters, fds)},
+    {"added", PARAM_INT, false, offsetof(struct plan_parameters, added)},
     {"path", PARAM_STRING, false, offsetof(struct plan_parameters, path)},
     {"name", PARAM_STRING, false, offsetof(struct plan_parameters, name)},
     {"form", PARAM_STRING, false, offsetof(struct plan_parameters, form)},
@@ -323,7 +326,7 @@ void method_plan(struct api *api, struct call *call)
                   r == -EDQUOT ? error_limit(quota_name(QUOTA_PLANS), limit) : error_no_memory());
         return;
     }
-    if (p.fds && !call_take_fds(call, p.fds, planning->job.fds, &planning->job.n_fds)) {
+    if (p.fds && !files_param_take(call, p.fds, p.added, planning->job.fds, &planning->job.n_fds)) {
         planning_free(planning);
         return;
     }

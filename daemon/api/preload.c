@@ -5,20 +5,27 @@
 #include "daemon/load/load.h"
 #include "daemon/model/plan.h"
 #include "proto/model_file.h"
+#include "proto/shards.h"
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
+
+enum verdict { MODEL, LATER_FILE, NO_MODEL, NO_FILE };
 
 struct preload {
     struct loads *loads;
     const char *folder;
     uv_work_t work;
     struct dirent **entries;
-    int n_entries; /* or a negative errno */
+    enum verdict *verdicts; /* one for each entry; NULL: all may be models */
+    int n_entries;          /* or a negative errno */
     int next;
     char *path;      /* of the model that is being loaded */
     unsigned failed; /* of this look */
@@ -44,7 +51,9 @@ static void preload_clear(struct preload *preload)
     for (int i = 0; i < preload->n_entries; i++)
         free(preload->entries[i]);
     free(preload->entries);
+    free(preload->verdicts);
     preload->entries = NULL;
+    preload->verdicts = NULL;
     preload->n_entries = preload->next = 0;
     free(preload->path);
     preload->path = NULL;
@@ -63,24 +72,29 @@ static int is_visible(const struct dirent *entry)
     return entry->d_name[0] != '.';
 }
 
-/* Models, and of a split one the first file. Says what else there is. */
-static bool is_model(const struct preload *preload, const char *name)
-{
-    size_t n = strlen(name);
-    if (n < 6 || strcmp(name + n - 5, ".gguf") != 0) {
-        log_info("preload: %s/%s skipped: its name does not end in .gguf", preload->folder, name);
-        return false;
-    }
-    if (shard_index(name) > 0) {
-        log_info("preload: %s/%s comes with the first file of its model", preload->folder, name);
-        return false;
-    }
-    return true;
-}
-
 static int by_name(const struct dirent **a, const struct dirent **b)
 {
     return strcmp((*a)->d_name, (*b)->d_name);
+}
+
+/* What an entry of the folder is. What cannot be opened is for the load to say why. */
+static enum verdict look_at(const char *folder, const char *name)
+{
+    char *path;
+    struct stat status;
+    if (asprintf(&path, "%s/%s", folder, name) < 0)
+        return MODEL;
+    const bool known = stat(path, &status) == 0, regular = known && S_ISREG(status.st_mode);
+    const int fd = regular ? open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK) : -1;
+    free(path);
+    if (fd < 0)
+        return known && !regular ? NO_FILE : MODEL;
+    struct shard_place place = {0};
+    const int r = shard_peek(fd, &place);
+    close(fd);
+    if (r < 0)
+        return MODEL;
+    return !place.gguf ? NO_MODEL : place.split && place.number > 0 ? LATER_FILE : MODEL;
 }
 
 static void preload_scan(uv_work_t *work)
@@ -89,6 +103,22 @@ static void preload_scan(uv_work_t *work)
     worker_step_back();
     int n = scandir(preload->folder, &preload->entries, is_visible, by_name);
     preload->n_entries = n < 0 ? -errno : n;
+    preload->verdicts = n > 0 ? calloc((size_t)n, sizeof(*preload->verdicts)) : NULL;
+    for (int i = 0; i < n && preload->verdicts; i++)
+        preload->verdicts[i] = look_at(preload->folder, preload->entries[i]->d_name);
+}
+
+/* Says what is no model, or not the first file of one. */
+static bool is_model(const struct preload *preload, int entry)
+{
+    const enum verdict verdict = preload->verdicts ? preload->verdicts[entry] : MODEL;
+    const char *name = preload->entries[entry]->d_name;
+    if (verdict == LATER_FILE)
+        log_info("preload: %s/%s comes with the first file of its model", preload->folder, name);
+    else if (verdict != MODEL)
+        log_info("preload: %s/%s skipped: it is no %s", preload->folder, name,
+                 verdict == NO_FILE ? "regular file" : "GGUF file");
+    return verdict == MODEL;
 }
 
 static void preload_scanned(uv_work_t *work, int status)
@@ -123,8 +153,7 @@ static void preload_next(struct preload *preload)
     free(preload->path);
     preload->path = NULL;
     const bool stopping = preload->loads->core->stopping;
-    while (!stopping && preload->next < preload->n_entries &&
-           !is_model(preload, preload->entries[preload->next]->d_name))
+    while (!stopping && preload->next < preload->n_entries && !is_model(preload, preload->next))
         preload->next++;
     if (stopping || preload->next == preload->n_entries) {
         preload_clear(preload);

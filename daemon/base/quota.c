@@ -118,13 +118,9 @@ void quota_return(struct quota_charge *charge)
 const char *quota_name(enum quota_kind kind)
 {
     static const char *const names[] = {
-        [QUOTA_CONNECTIONS] = "user-connections",
-        [QUOTA_LOADS] = "user-loads",
-        [QUOTA_LEASES] = "user-leases",
-        [QUOTA_VERIFIES] = "user-verifies",
-        [QUOTA_PLANS] = "user-plans",
-        [QUOTA_REPLIES] = "user-replies",
-        [QUOTA_BYTES] = "user-bytes",
+        [QUOTA_CONNECTIONS] = "user-connections", [QUOTA_LOADS] = "user-loads", [QUOTA_LEASES] = "user-leases",
+        [QUOTA_VERIFIES] = "user-verifies",       [QUOTA_PLANS] = "user-plans", [QUOTA_FILES] = "user-files",
+        [QUOTA_REPLIES] = "user-replies",         [QUOTA_BYTES] = "user-bytes",
     };
     return names[kind];
 }

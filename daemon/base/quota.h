@@ -15,6 +15,7 @@ enum quota_kind {
     QUOTA_VERIFIES, /* under way */
     QUOTA_PLANS,    /* under way; each has a worker read a header */
     QUOTA_REPLIES,  /* bytes of replies that wait for the user's clients */
+    QUOTA_FILES,    /* open for loads that were not asked for yet */
     QUOTA_BYTES,    /* of the models that the user loaded, on all devices */
     QUOTA_KINDS,
 };
@@ -32,6 +33,7 @@ struct quota_limits {
         [QUOTA_LEASES] = 4096,                                                                                         \
         [QUOTA_VERIFIES] = 4,                                                                                          \
         [QUOTA_PLANS] = 4,                                                                                             \
+        [QUOTA_FILES] = 8192,                                                                                          \
         [QUOTA_REPLIES] = (uint64_t)64 << 20,                                                                          \
         [QUOTA_BYTES] = UINT64_MAX,                                                                                    \
     }})

@@ -79,7 +79,11 @@ struct gguf_tensor {
     uint64_t ne[GGUF_DIMS_MAX]; /* as in the file: ne[0] is the fastest; missing ones are 1 */
 };
 
-struct gguf_foreign;
+/* A type that is not in the table, or has no block size there. */
+struct gguf_foreign {
+    struct tensor_type type;
+    char name[16]; /* "type65535" */
+};
 
 struct gguf {
     uint32_t version;

@@ -283,8 +283,7 @@ static bool load_compares(struct load *load, const struct registry_query *query)
     return true;
 }
 
-/* Returns true if the load is over: joined to another. */
-bool load_identified(struct load *load)
+static bool identified(struct load *load)
 {
     if (load->awaited)
         return load_saved(load);
@@ -325,4 +324,14 @@ bool load_identified(struct load *load)
     job->decode_on_cpu = load->request.decode_on_cpu;
     load_queue(load, load_job_open);
     return false;
+}
+
+/* Returns true if the load is over: joined to another. What was read to compare with others is not kept while it waits:
+ * nobody is charged for it. */
+bool load_identified(struct load *load)
+{
+    bool over = identified(load);
+    if (!over && load->blocked)
+        load_job_forget(&load->job);
+    return over;
 }

@@ -1,6 +1,6 @@
 #include "daemon/load/steps.h"
 
-#include "daemon/model/split.h"
+#include "daemon/gguf/split.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -48,9 +48,22 @@ static int cut(struct load_job *job)
     return plan_cut(job->plan, job->device->slot_bytes, job->device->part_bytes, verbatim);
 }
 
+static int read_header(struct load_job *job)
+{
+    const struct source *source = job->opened;
+    struct split_file *files = calloc(source->n_files, sizeof(*files));
+    if (!files)
+        return -ENOMEM;
+    for (size_t i = 0; i < source->n_files; i++)
+        files[i] = (struct split_file){source->files[i].fd, source->files[i].identity.size};
+    int r = split_read(files, source->n_files, &job->header, &job->gguf_fault, &job->file);
+    free(files);
+    return r;
+}
+
 void load_job_lay_out(struct load_job *job)
 {
-    job->status = split_read(job->opened, &job->header, &job->gguf_fault, &job->file);
+    job->status = read_header(job);
     if (job->status == 0)
         job->status = plan_new(job->header, job->forms, job->device->granule, &job->plan, &job->tensor);
     else

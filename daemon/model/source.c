@@ -1,7 +1,6 @@
 #include "daemon/model/source.h"
 
-#include "proto/frame.h"
-#include "proto/model_file.h"
+#include "proto/shards.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -12,8 +11,6 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-_Static_assert(SOURCE_FILES_MAX == FRAME_FDS_MAX, "descriptors of a message, and paths of a split model");
 
 /* What one pread() asks for at most; the kernel's own bound is 2 GiB less a page. */
 #define READ_MAX (64u << 20)
@@ -28,14 +25,43 @@ static bool identity_equal(const struct identity *a, const struct identity *b)
     return a->dev == b->dev && a->ino == b->ino && a->size == b->size && a->mtime_ns == b->mtime_ns;
 }
 
+static int file_compare(const void *a, const void *b)
+{
+    const struct identity *x = *(const struct identity *const *)a, *y = *(const struct identity *const *)b;
+    if (x->dev != y->dev)
+        return x->dev < y->dev ? -1 : 1;
+    return x->ino < y->ino ? -1 : x->ino > y->ino;
+}
+
+static void sort_files(const struct source *source, const struct identity **ret)
+{
+    for (size_t i = 0; i < source->n_files; i++)
+        ret[i] = &source->files[i].identity;
+    qsort(ret, source->n_files, sizeof(*ret), file_compare);
+}
+
+/* The files of a split model may be given in any order. */
+static bool same_files(const struct source *a, const struct source *b)
+{
+    const struct identity **files = calloc(2 * a->n_files, sizeof(*files));
+    if (!files)
+        return false; /* then it is loaded again, or not, for want of memory */
+    sort_files(a, files);
+    sort_files(b, files + a->n_files);
+    bool same = true;
+    for (size_t i = 0; i < a->n_files && same; i++)
+        same = identity_equal(files[i], files[a->n_files + i]);
+    free(files);
+    return same;
+}
+
 bool source_equal(const struct source *a, const struct source *b)
 {
-    if (a->n_files != b->n_files)
+    if (a->n_files != b->n_files || a->size != b->size)
         return false;
-    for (size_t i = 0; i < a->n_files; i++)
-        if (!identity_equal(&a->files[i].identity, &b->files[i].identity))
-            return false;
-    return true;
+    if (a->n_files == 1)
+        return identity_equal(&a->files[0].identity, &b->files[0].identity);
+    return same_files(a, b);
 }
 
 static int identity_read(int fd, struct identity *ret, mode_t *ret_mode, struct device_fault *ret_fault)
@@ -144,47 +170,60 @@ static bool reachable_by_all(int fd)
     return reachable;
 }
 
-/* Opens a file once it is known to be a regular one: opening a device can do things. Returns 0 or an errno. */
-static int open_regular(const char *path, int *ret)
+/* Opens a file once it is known to be a regular one: opening a device can do things. A shard_open_fn. */
+static int open_regular(const char *path)
 {
     int place = open(path, O_PATH | O_CLOEXEC);
     if (place < 0)
-        return errno;
+        return -errno;
     struct stat st;
     char link[64];
     snprintf(link, sizeof(link), "/proc/self/fd/%d", place);
-    int fd = -1, error = 0;
+    int r = 0;
     if (fstat(place, &st) < 0)
-        error = errno;
+        r = -errno;
     else if (!S_ISREG(st.st_mode))
-        error = EINVAL;
-    else if ((fd = open(link, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK)) < 0)
-        error =
-            errno; /* EWOULDBLOCK: somebody holds a lease, for which open() would wait the better part of a minute */
+        r = -EINVAL;
+    else if ((r = open(link, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK)) < 0)
+        r = -errno; /* EWOULDBLOCK: somebody holds a lease, for which open() would wait the better part of a minute */
     close(place);
-    *ret = fd;
-    return error;
+    return r;
+}
+
+static int open_failed(int error, struct device_fault *ret_fault)
+{
+    const char *text = error == -EINVAL     ? "not a regular file"
+                       : error == -ENOTUNIQ ? "several files say that they are the same one of a split model"
+                       : error == -E2BIG    ? "the model is split into too many files"
+                                            : strerror(-error);
+    return device_fault_set(ret_fault, error, "open", -error, text);
 }
 
 int source_open_path(const char *path, struct source **ret, struct device_fault *ret_fault)
 {
-    int fds[SOURCE_FILES_MAX];
-    unsigned n = shard_count(path);
-    assert(n >= 1 && n <= SOURCE_FILES_MAX);
-    for (unsigned i = 0; i < n; i++) {
-        char shard[PATH_MAX];
-        int error = -shard_path(path, i, n, shard, sizeof(shard));
-        if (error == 0)
-            error = open_regular(shard, &fds[i]);
-        if (error) {
-            while (i > 0)
-                close(fds[--i]);
-            return device_fault_set(ret_fault, -error, "open", error,
-                                    error == EINVAL ? "not a regular file" : strerror(error));
+    struct shard_paths shards;
+    int r = shards_find(path, false, open_regular, &shards);
+    int *fds = r == 0 ? calloc(shards.n, sizeof(*fds)) : NULL;
+    size_t n = 0;
+    if (r == 0 && !fds)
+        r = -ENOMEM;
+    for (; n < shards.n && r == 0; n++) {
+        fds[n] = open_regular(shards.paths[n]);
+        if (fds[n] < 0) {
+            r = fds[n];
+            break;
         }
     }
-    int r = source_open_fds(fds, n, ret, ret_fault);
-    for (unsigned i = 0; i < n && r == 0; i++)
+    shard_paths_free(&shards);
+    if (r < 0) {
+        while (n > 0)
+            close(fds[--n]);
+        free(fds);
+        return open_failed(r, ret_fault);
+    }
+    r = source_open_fds(fds, n, ret, ret_fault);
+    free(fds);
+    for (size_t i = 0; i < n && r == 0; i++)
         (*ret)->readable_by_all = (*ret)->readable_by_all && reachable_by_all((*ret)->files[i].fd);
     return r;
 }

@@ -7,14 +7,15 @@
 #pragma once
 
 #include "daemon/device/device.h"
+#include "proto/shards.h"
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
 
-/* Files that one model may be split into: as many descriptors as a message can carry. */
-#define SOURCE_FILES_MAX 253u
+/* Files that one model may be split into. */
+#define SOURCE_FILES_MAX SHARDS_MAX
 
 /* Which file this is, and in which state: two opens of the same unchanged file give the same identity, by any path. */
 struct identity {
@@ -38,15 +39,15 @@ struct source {
     struct source_file files[];
 };
 
-/* The same files in the same order, with the same contents as far as sizes and times of modification tell. */
+/* The same files in whatever order, with the same contents as far as sizes and times of modification tell. */
 bool source_equal(const struct source *a, const struct source *b);
 
 /* Takes over the descriptors, also when it fails. n is 1 to SOURCE_FILES_MAX. -EINVAL: not a regular file; -EBADF: not
  * open for reading; or an errno of the call that the fault names. */
 int source_open_fds(const int *fds, size_t n, struct source **ret, struct device_fault *ret_fault);
 
-/* Opens an absolute path; if its name is that of the first file of a split model ("-00001-of-00003.gguf"), the others
- * as well. As above, and the errno of open(). */
+/* Opens an absolute path; if that is the first file of a split model, the others as well, as shards_find() finds them.
+ * As above, and the errors of that and of open(). */
 int source_open_path(const char *path, struct source **ret, struct device_fault *ret_fault);
 
 /* NULL is fine. */

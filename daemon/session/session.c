@@ -5,9 +5,13 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 struct session {
     struct lease_holder holder;
+    int *files; /* open, for the next Load or Plan */
+    size_t n_files;
+    struct quota_charge charge; /* for them */
 };
 
 int session_opened(struct conn *conn, void *context)
@@ -23,13 +27,58 @@ int session_opened(struct conn *conn, void *context)
     return 0;
 }
 
+static void drop_files(struct session *session)
+{
+    while (session->n_files > 0)
+        close(session->files[--session->n_files]);
+    free(session->files);
+    session->files = NULL;
+    quota_return(&session->charge);
+}
+
 void session_closed(struct conn *conn, void *context)
 {
     (void)context;
     struct session *session = conn_data(conn);
     while (!LIST_EMPTY(&session->holder.leases))
         lease_end(LIST_FIRST(&session->holder.leases));
+    drop_files(session);
     free(session);
+}
+
+int session_add_files(struct conn *conn, struct quota *quota, const int *fds, size_t n, size_t most,
+                      uint64_t *ret_limit)
+{
+    struct session *session = conn_data(conn);
+    int r = session->n_files + n > most ? -E2BIG : 0;
+    if (r == 0 && !session->charge.user)
+        r = quota_take(quota, conn_uid(conn), QUOTA_FILES, 0, &session->charge, ret_limit);
+    if (r == 0 && !quota_may_grow(&session->charge, n, ret_limit))
+        r = -EDQUOT;
+    int *files = r == 0 ? reallocarray(session->files, session->n_files + n, sizeof(*files)) : NULL;
+    if (r == 0 && !files)
+        r = -ENOMEM;
+    if (r < 0) {
+        for (size_t i = 0; i < n; i++)
+            close(fds[i]);
+        return r;
+    }
+    memcpy(files + session->n_files, fds, n * sizeof(*files));
+    session->files = files;
+    session->n_files += n;
+    quota_set(&session->charge, session->n_files);
+    return (int)session->n_files;
+}
+
+size_t session_take_files(struct conn *conn, int *fds)
+{
+    struct session *session = conn_data(conn);
+    const size_t n = session->n_files;
+    if (n > 0)
+        memcpy(fds, session->files, n * sizeof(*fds));
+    session->n_files = 0;
+    drop_files(session);
+    return n;
 }
 
 struct lease_holder *session_holder(const struct conn *conn)

@@ -3,6 +3,7 @@
  * Loop thread only. */
 #pragma once
 
+#include "daemon/base/quota.h"
 #include "daemon/model/lease.h"
 #include "daemon/wire/conn.h"
 
@@ -14,6 +15,15 @@ void session_closed(struct conn *conn, void *context);
  * told of yet. A name counts as told once a reply with it was queued. */
 void session_replying(struct conn *conn, cJSON *parameters);
 void session_replied(struct conn *conn, bool queued);
+
+/* Keeps descriptors for the client's next Load or Plan: a model may have more files than a message carries. They are
+ * taken over, also when it fails. Returns how many there are by now; -E2BIG: more than `most`, -EDQUOT and the limit:
+ * more than the user may have; -ENOMEM. */
+int session_add_files(struct conn *conn, struct quota *quota, const int *fds, size_t n, size_t most,
+                      uint64_t *ret_limit);
+
+/* Gives them to the caller: as many as it returns. `fds` has room for all. */
+size_t session_take_files(struct conn *conn, int *fds);
 
 /* Holds the leases of the client at this connection. */
 struct lease_holder *session_holder(const struct conn *conn);

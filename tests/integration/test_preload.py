@@ -31,7 +31,7 @@ def test_preload(start, models, preload_folder):
     for name in ("1-bad", "1-dangling", "1-pipe"):
         assert daemon.log.count(name) == 1, "one line is enough"
         assert f"{name}.gguf skipped" in daemon.log
-    assert "README skipped: its name does not end in .gguf" in daemon.log
+    assert "README skipped: it is no GGUF file" in daemon.log
     assert ".hidden" not in daemon.log
 
 
@@ -67,6 +67,22 @@ def test_preload_of_a_split_model(start, split, preload_folder):
     wait_until(lambda: list(states(daemon).values()) == ["resident"])
     assert daemon.models()[0]["tensors"] == 7
     assert "skipped" not in daemon.log
+
+
+def test_preload_of_a_store_of_digests(start, split, models, preload_folder):
+    """Files of another program's, whose names say nothing: what begins as a model does is one."""
+    (single,) = models(1)
+    (preload_folder / "sha256-00").symlink_to(single)
+    for i, path in enumerate(split()):
+        path.rename(preload_folder / f"sha256-{7 - i}1")
+    (preload_folder / "sha256-99").write_text("a licence")
+    (preload_folder / "folder").mkdir()
+    daemon = start("--preload", str(preload_folder))
+    wait_until(lambda: states(daemon) == {"sha256-00": "resident", "sha256-71": "resident"})
+    assert {model["name"]: model["tensors"] for model in daemon.models()} == {"sha256-00": 1, "sha256-71": 7}
+    assert "sha256-99 skipped: it is no GGUF file" in daemon.log
+    assert "folder skipped: it is no regular file" in daemon.log
+    assert daemon.log.count("comes with the first file of its model") == 2
 
 
 def test_preload_of_nothing(start, folder):

@@ -47,7 +47,7 @@ def test_help_offers_what_does_something(command, option):
         ["--no-such-option", "ps"],
         ["ps", "extra"],
         ["load"],
-        ["load", "a", "b"],
+        ["show", "a", "b"],
         ["dump", "model"],
         ["ps", "--name", "x"],
         ["load", "x", "-c", "3"],

@@ -87,12 +87,12 @@ def test_load_of_a_link(daemon, folder, small_model):
     assert daemon.models()[0]["name"] == "a_name"
 
 
-def test_load_of_a_split_model_opens_every_part(daemon, folder, small_model):
-    first = folder / "part-00001-of-00002.gguf"
-    first.write_bytes(small_model.read_bytes())
+def test_load_of_a_split_model_opens_every_part(daemon, split):
+    first, second, _ = split()
+    second.unlink()
     result = daemon.rfctl("load", first, check=False)
     assert result.returncode == REFUSED
-    missing = f"{folder}/part-00002-of-00002.gguf: No such file or directory"
+    missing = f"{second}: No such file or directory"
     assert result.stderr == f"rfctl: cannot load {first}: cannot open {missing}\n"
 
 

@@ -1,10 +1,12 @@
 """Models that are split into several files."""
 import contextlib
+import json
 import os
 
+import make_model
 import pytest
 from harness import names, wait_until, wire_error
-from split_model import split_tensors
+from split_model import split_tensors, write_shard
 
 
 def check_split(client, name, paths):
@@ -41,8 +43,12 @@ def test_split_by_descriptors(daemon, split):
         with wire_error("InvalidModel") as error:
             client.call("Load", fds=fds[:2], name="n")
         assert "3 files" in error["reason"]
-        with wire_error("InvalidModel"):
-            client.call("Load", fds=[fds[0], fds[2], fds[1]], name="n")
+        for order in ((0, 2, 1), (2, 1, 0)):
+            again = client.call("Load", fds=[fds[i] for i in order], name="n")["model"]
+            assert again["name"] == "m", "the same files in another order"
+        with wire_error("InvalidModel") as error:
+            client.call("Load", fds=[fds[0], fds[1], fds[1]], name="n")
+        assert "as file 2 does" in error["reason"]
         with wire_error("InvalidModel") as error:
             client.call("Load", fds=fds[:1], name="n")
         assert "all are needed" in error["reason"]
@@ -94,3 +100,181 @@ def test_split_with_a_file_missing(daemon, split):
         client.call("Load", path=str(paths[0]))
     assert error["call"] == "open"
     wait_until(lambda: daemon.fds() == before)
+
+
+def test_split_in_any_order(daemon, split):
+    """Each file says which one it is."""
+    paths = split()
+    with daemon.client() as client, contextlib.ExitStack() as stack:
+        fds = [stack.enter_context(open(paths[i], "rb")).fileno() for i in (2, 0, 1)]
+        assert client.call("Load", fds=fds, name="m")["model"]["tensors"] == 7
+        check_split(client, "m", paths)
+        assert client.call("Verify", name="m")["mismatches"] == []
+        assert client.call("Load", path=str(paths[0]), name="n")["model"]["name"] == "m"
+
+
+NAMES = ["m-{:05}-of-{:05}.GGUF", "m-{:06}-of-{:06}.gguf", "m-{:03}-of-{:03}.gguf", "m-{}-of-{}", "sha256-{}f{}a0"]
+
+
+@pytest.mark.parametrize("how", ["path", "rfctl"])
+@pytest.mark.parametrize("form", NAMES)
+def test_split_by_other_names(daemon, split, how, form):
+    """Their names only help to find them: with those of a store of digests, they are found by what they say."""
+    paths = [path.rename(path.with_name(form.format(i + 1, 3))) for i, path in enumerate(split())]
+    with daemon.client() as client:
+        if how == "path":
+            client.call("Load", path=str(paths[0]), name="m")
+        else:
+            daemon.rfctl("load", paths[0], "--name", "m")
+        check_split(client, "m", paths)
+
+
+@pytest.mark.parametrize("how", ["path", "rfctl"])
+def test_split_by_a_link_of_another_name(daemon, split, folder, how):
+    paths = split()
+    link = folder / "links" / "friendly.gguf"
+    link.parent.mkdir()
+    link.symlink_to(paths[0])
+    with daemon.client() as client:
+        if how == "path":
+            name = client.call("Load", path=str(link))["model"]["name"]
+        else:
+            daemon.rfctl("load", link)
+            (name,) = names(daemon)
+            assert name == "friendly"
+        check_split(client, name, paths)
+
+
+def test_split_of_files_that_are_all_named(daemon, split, folder):
+    """Where nothing tells what belongs together, whoever asks does."""
+    paths = split()
+    for i, path in enumerate(paths):
+        (folder / f"dir{i}").mkdir()
+        paths[i] = path.rename(folder / f"dir{i}" / f"part{i}.bin")
+    failed = daemon.rfctl("load", paths[0], "--name", "m", check=False)
+    assert failed.returncode == 1 and "the other files of its model are not there" in failed.stderr
+    planned = daemon.rfctl("plan", paths[2], paths[0], paths[1]).stdout
+    assert "7 tensors" in planned
+    daemon.rfctl("load", paths[2], paths[0], paths[1], "--name", "m")
+    with daemon.client() as client:
+        check_split(client, "m", paths)
+    failed = daemon.rfctl("load", paths[0], paths[1], "--name", "n", check=False)
+    assert failed.returncode == 1 and "3 files, not 2" in failed.stderr
+
+
+def test_split_of_two_models_in_one_folder(daemon, split, folder):
+    """Files that say the same of their places, of two models: it is not guessed which belong together."""
+    paths = split()
+    copies = []
+    for i, path in enumerate(paths):
+        copies.append(folder / f"copy{i}")
+        copies[i].write_bytes(path.read_bytes())
+        paths[i] = path.rename(folder / f"blob{i}")
+    failed = daemon.rfctl("load", paths[0], check=False)
+    assert failed.returncode == 1 and "say that they are the same one" in failed.stderr
+    with daemon.client() as client, wire_error("FileError") as error:
+        client.call("Load", path=str(paths[0]))
+    assert "same one" in error["text"]
+
+
+def test_name_that_promises_more(daemon, small_model, folder):
+    """A file that is a whole model is one, though its name says otherwise."""
+    path = folder / "small-00001-of-00003.gguf"
+    path.write_bytes(small_model.read_bytes())
+    daemon.rfctl("load", path, "--name", "m")
+    with daemon.client() as client:
+        assert client.call("Load", path=str(path), name="n")["model"]["name"] == "m"
+
+
+def many_files(folder, n):
+    paths = []
+    types = make_model.load_types()
+    for number in range(n):
+        paths.append(folder / f"m-{number + 1:05}-of-{n:05}.gguf")
+        tensor = make_model.Tensor(f"t{number}", types["f32"], (8,))
+        write_shard(paths[-1], number, n, n, [tensor], number)
+    return paths
+
+
+def check_many(daemon, client, name, paths):
+    assert client.call("Show", name=name)["model"]["tensors"] == len(paths)
+    for i in (0, len(paths) // 2, len(paths) - 1):
+        dumped = daemon.rfctl("dump", name, f"t{i}", text=False).stdout
+        assert len(dumped) == 32 and dumped in paths[i].read_bytes()
+
+
+@pytest.mark.parametrize("n", [254, 600])
+def test_more_files_than_a_message_carries(daemon, folder, n):
+    paths = many_files(folder, n)
+    before = daemon.settled_fds()
+    with daemon.client() as client:
+        assert "not split" not in daemon.rfctl("plan", paths[0]).stdout
+        daemon.rfctl("load", paths[0], "--name", "m", "--as", "native")
+        check_many(daemon, client, "m", paths)
+        assert client.call("Load", path=str(paths[0]), name="n", form="native")["model"]["name"] == "m"
+        assert client.call("Verify", name="m")["mismatches"] == []
+        client.call("Unload", name="m")
+    wait_until(lambda: daemon.fds() == before)
+    told = json.loads(daemon.rfctl("--json", "inspect", paths[0]).stdout)
+    assert (len(told["tensors"]), told["files"], told["whole"]) == (n, n, True)
+
+
+def add_files(client, paths):
+    with contextlib.ExitStack() as stack:
+        return client.call("AddFiles", [stack.enter_context(open(path, "rb")).fileno() for path in paths])["files"]
+
+
+def test_files_that_are_added(daemon, split):
+    paths = split()
+    before = daemon.settled_fds()
+    with daemon.client() as client, open(paths[0], "rb") as first:
+        assert add_files(client, paths[2:]) == 1
+        assert add_files(client, paths[1:2]) == 2
+        assert client.call("Plan", [first.fileno()], added=2)["tensors"] == 7
+        with wire_error("org.varlink.service.InvalidParameter") as error:  # they were that call's
+            client.call("Load", [first.fileno()], added=2)
+        assert error == {"parameter": "added"}
+        assert add_files(client, paths[1:]) == 2
+        with wire_error("InvalidModel"):  # those that no call asks for are none of its business
+            client.call("Load", [first.fileno()])
+        with wire_error("org.varlink.service.InvalidParameter"):
+            client.call("Load", [first.fileno()], added=2)
+        for wrong in (1, 3, -1):
+            add_files(client, paths[1:])
+            with wire_error("org.varlink.service.InvalidParameter"):
+                client.call("Load", [first.fileno()], added=wrong)
+        add_files(client, paths[1:])
+        client.call("Load", [first.fileno()], added=2, name="m")
+        check_split(client, "m", paths)
+        client.call("Unload", name="m")
+        add_files(client, paths[1:])
+    wait_until(lambda: daemon.fds() == before)  # they go with the connection
+
+
+def test_files_that_are_too_many(daemon, small_model):
+    before = daemon.settled_fds()
+    with daemon.client() as client:
+        for n in range(253, 4096, 253):
+            assert add_files(client, [small_model] * 253) == n
+        with wire_error("LimitExceeded") as error:
+            add_files(client, [small_model] * 253)
+        assert error == {"limit": "files", "value": 4096}
+        assert add_files(client, [small_model]) == 4049
+    wait_until(lambda: daemon.fds() == before)
+
+
+def test_inspect_of_one_of_several(daemon, split):
+    paths = split()
+    for number in (1, 2, 3):
+        told = json.loads(daemon.rfctl("--json", "inspect", paths[number - 1]).stdout)
+        assert (told["file"], told["files"], told["whole"]) == (number, 3, True)
+        assert len(told["tensors"]) == 7
+        assert [tensor["file"] for tensor in told["tensors"]] == [2] * 3 + [3] * 4
+        assert told["size"] == sum(path.stat().st_size for path in paths)
+    assert "file 2 of 3: all are here" in daemon.rfctl("inspect", paths[1]).stdout
+    together = json.loads(daemon.rfctl("--json", "inspect", *reversed(paths)).stdout)
+    assert len(together["tensors"]) == 7 and together["whole"]
+    paths[0].unlink()
+    told = json.loads(daemon.rfctl("--json", "inspect", paths[1]).stdout)
+    assert (told["file"], told["files"], told["whole"], len(told["tensors"])) == (2, 3, False, 3)
+    assert "file 2 of 3: the others are not here" in daemon.rfctl("inspect", paths[1]).stdout

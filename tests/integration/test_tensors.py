@@ -72,6 +72,7 @@ def test_many_dimensions(daemon, folder, types, shape):
             if form != "bf16":
                 assert bytes.fromhex(found["held"]) in path.read_bytes()
             assert client.call("Verify", name=form)["mismatches"] == []
+            client.call("Unload", name=form)
 
 
 def test_nine_dimensions(daemon, folder, types):

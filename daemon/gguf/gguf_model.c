@@ -1,0 +1,92 @@
+/* What can be done with a header that was read. */
+#include "daemon/gguf/gguf.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+uint64_t gguf_memory(const struct gguf *model)
+{
+    uint64_t bytes = 0;
+
+    for (; model; model = model->next) {
+        bytes += sizeof *model + model->memory_bytes;
+        bytes += model->kv_capacity * sizeof *model->kv + model->tensors_capacity * sizeof *model->tensors;
+        bytes += model->foreign ? GGUF_FOREIGN_MAX * sizeof *model->foreign : 0;
+    }
+    return bytes;
+}
+
+static int write_all(int fd, const uint8_t *data, size_t size)
+{
+    while (size > 0) {
+        ssize_t n = write(fd, data, size);
+
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return -errno;
+        data += n;
+        size -= (size_t)n;
+    }
+    return 0;
+}
+
+int gguf_header_write(const struct gguf *model, int fd)
+{
+    const char *begin = model->memory;
+    uint8_t piece[4096];
+    size_t tensor = 0;
+
+    for (size_t at = 0, size; at < model->header_bytes; at += size) {
+        size = model->header_bytes - at < sizeof piece ? model->header_bytes - at : sizeof piece;
+        memcpy(piece, begin + at, size);
+        /* Behind each name stands the number of dimensions, whose first byte was made the name's end. */
+        for (; tensor < model->n_infos; tensor++) {
+            size_t end = (size_t)(model->tensors[tensor].name - begin) + strlen(model->tensors[tensor].name);
+            if (end >= at + size)
+                break;
+            piece[end - at] = (uint8_t)model->tensors[tensor].n_dims;
+        }
+        int error = write_all(fd, piece, size);
+        if (error)
+            return error;
+    }
+    return 0;
+}
+
+void gguf_free(struct gguf *model)
+{
+    while (model) {
+        struct gguf *next = model->next;
+        free(model->kv);
+        free(model->tensors);
+        free(model->foreign);
+        free(model->memory);
+        free(model);
+        model = next;
+    }
+}
+
+const struct gguf_kv *gguf_find(const struct gguf *model, const char *key)
+{
+    size_t size = strlen(key);
+
+    for (size_t i = 0; i < model->n_kv; i++) {
+        const struct gguf_kv *kv = &model->kv[i];
+
+        if (kv->key.size == size && memcmp(kv->key.bytes, key, size) == 0)
+            return kv;
+    }
+    return NULL;
+}
+
+const struct gguf_tensor *gguf_tensor_find(const struct gguf *model, const char *name)
+{
+    for (size_t i = 0; i < model->n_tensors; i++) {
+        if (strcmp(model->tensors[i].name, name) == 0)
+            return &model->tensors[i];
+    }
+    return NULL;
+}

@@ -1,0 +1,175 @@
+#include "daemon/gguf/split.h"
+
+#include "daemon/gguf/name_set.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* A header in the place that its file says, and which of the files given it is of. */
+struct part {
+    struct gguf *model;
+    size_t file;
+};
+
+static int refuse(struct gguf_fault *fault, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+static int refuse(struct gguf_fault *fault, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(fault->reason, sizeof(fault->reason), format, arguments);
+    va_end(arguments);
+    fault->offset = 0;
+    return -EBADMSG;
+}
+
+/* What a file says of its place: 0 and 1 if it says nothing, which a file of several must not do. */
+static int place_of(const struct gguf *model, bool split, uint64_t *ret_number, uint64_t *ret_count,
+                    struct gguf_fault *fault)
+{
+    uint64_t number = 0, count = 1;
+    int r = gguf_kv_u64(gguf_find(model, "split.count"), &count);
+    if (r == -EINVAL)
+        return refuse(fault, "split.count is no number of files");
+    r = gguf_kv_u64(gguf_find(model, "split.no"), &number);
+    if (r == -EINVAL || (split && r < 0))
+        return refuse(fault, "split.no is no number of a file");
+    *ret_number = number;
+    *ret_count = count > 0 ? count : 1;
+    return 0;
+}
+
+/* A file that is the only one: it is not one of several. */
+static int check_only(const struct gguf *model, struct gguf_fault *fault)
+{
+    uint64_t number = 0, count = 1;
+    int r = place_of(model, false, &number, &count, fault);
+    if (r < 0 || count == 1)
+        return r;
+    return refuse(fault,
+                  number == 0 ? "the first of %" PRIu64 " files of a split model: all are needed"
+                              : "a later one of %" PRIu64 " files of a split model: give the first one, or all",
+                  count);
+}
+
+/* One of several, in whatever order they were given: takes its place among `parts`. `file` is where it was given. */
+static int take_place(struct gguf *model, size_t file, struct part *parts, size_t n, struct gguf_fault *fault)
+{
+    uint64_t number = 0, count = 1;
+    int r = place_of(model, true, &number, &count, fault);
+    if (r < 0)
+        return r;
+    /* Loaders go by the first file's count; writers are not of one mind about the others'. */
+    if (number == 0 && count != n)
+        return refuse(fault, "file %zu says that the model has %" PRIu64 " files, not %zu", file + 1, count, n);
+    if (number >= n)
+        return refuse(fault, "file %zu says that it is number %" PRIu64 " of %zu", file + 1, number + 1, n);
+    if (parts[number].model)
+        return refuse(fault, "file %zu says that it is number %" PRIu64 ", as file %zu does", file + 1, number + 1,
+                      parts[number].file + 1);
+    parts[number] = (struct part){model, file};
+    return 0;
+}
+
+/* Refuses a name that stands in two files. */
+static int check_names(const struct gguf_tensor *tensors, size_t n, struct gguf_fault *fault)
+{
+    __attribute__((cleanup(name_set_free))) struct name_set seen = {0};
+    int r = name_set_init(&seen, n);
+    for (size_t i = 0; i < n && r == 0; i++)
+        if (!name_set_add(&seen, tensors[i].name, strlen(tensors[i].name)))
+            r = refuse(fault, "tensor '%s' stands in two files", tensors[i].name);
+    return r;
+}
+
+/* Makes the first part the whole: its tensors become all tensors, and the other parts hang on it. On failure the parts
+ * are as they were. */
+static int join(struct part *parts, size_t n, struct gguf_fault *fault)
+{
+    struct gguf *first = parts[0].model;
+    size_t n_tensors = 0;
+    for (size_t i = 0; i < n; i++)
+        n_tensors += parts[i].model->n_tensors;
+    if (n_tensors > GGUF_TENSORS_MAX)
+        return refuse(fault, "more than %u tensors", GGUF_TENSORS_MAX);
+    uint64_t told;
+    int r = gguf_kv_u64(gguf_find(first, "split.tensors.count"), &told);
+    if (r < 0 || told != n_tensors)
+        return refuse(fault, "split.tensors.count does not agree with the %zu tensors in the files", n_tensors);
+
+    struct gguf_tensor *tensors = calloc(n_tensors ? n_tensors : 1, sizeof(*tensors));
+    if (!tensors)
+        return -ENOMEM;
+    size_t used = 0;
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = 0; j < parts[i].model->n_tensors; j++) {
+            tensors[used] = parts[i].model->tensors[j];
+            tensors[used++].shard = (uint32_t)parts[i].file;
+        }
+    r = check_names(tensors, used, fault);
+    if (r < 0) {
+        free(tensors);
+        return r;
+    }
+    free(first->tensors);
+    first->tensors = tensors;
+    first->n_tensors = used;
+    first->tensors_capacity = n_tensors;
+    for (size_t i = 0; i + 1 < n; i++)
+        parts[i].model->next = parts[i + 1].model;
+    return 0;
+}
+
+/* Reads the headers of several files, and puts each in its place. */
+static int read_parts(const struct split_file *files, size_t n, struct part *parts, struct gguf_fault *fault,
+                      size_t *ret_file)
+{
+    uint64_t left = GGUF_HEADER_MAX;
+    for (size_t i = 0; i < n; i++) {
+        struct gguf *model = NULL;
+        *ret_file = i;
+        int r = gguf_read_within(files[i].fd, files[i].size, left, &model, fault);
+        if (r < 0)
+            return r;
+        r = take_place(model, i, parts, n, fault);
+        if (r < 0) {
+            gguf_free(model);
+            return r;
+        }
+        const uint64_t taken = gguf_memory(model);
+        left -= taken < left ? taken : left;
+    }
+    *ret_file = 0;
+    return join(parts, n, fault);
+}
+
+int split_read(const struct split_file *files, size_t n, struct gguf **ret, struct gguf_fault *ret_fault,
+               size_t *ret_file)
+{
+    if (n == 1) {
+        struct gguf *model = NULL;
+        *ret_file = 0;
+        int r = gguf_read(files[0].fd, files[0].size, &model, ret_fault);
+        if (r == 0)
+            r = check_only(model, ret_fault);
+        if (r < 0)
+            gguf_free(model);
+        else
+            *ret = model;
+        return r;
+    }
+    struct part *parts = calloc(n, sizeof(*parts));
+    if (!parts)
+        return -ENOMEM;
+    int r = read_parts(files, n, parts, ret_fault, ret_file);
+    for (size_t i = 0; i < n && r < 0; i++)
+        gguf_free(parts[i].model);
+    if (r == 0)
+        *ret = parts[0].model;
+    free(parts);
+    return r;
+}
