@@ -115,9 +115,9 @@ static void show_model(const cJSON *model)
     if (reply_number(model, "ttl", -1) >= 0)
         out_line("%sunloaded %s", pinned ? "when unpinned: " : "", ttl_text(ttl, reply_number(model, "ttl", 0)));
     const char *access = reply_text(model, "access");
-    out_line("%s", strcmp(access, "private") == 0  ? "private: only that user can attach to it"
-                   : strcmp(access, "public") == 0 ? "public: everybody can attach to it"
-                                                   : "who may read the file can attach to it");
+    out_line("%s", strcmp(access, "private") == 0  ? "private"
+                   : strcmp(access, "public") == 0 ? "public"
+                                                   : "for whoever may read the file");
     char *names = names_text(model);
     if (names[0])
         out_line("also called %s", names);

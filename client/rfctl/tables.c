@@ -44,12 +44,12 @@ static void print_models(const cJSON *models)
         {"SIZE", TABLE_RIGHT},
         {"STATE", 0},
         {"LEASES", TABLE_RIGHT},
-        {"PIN", TABLE_DROP},
-        {"IDLE", TABLE_RIGHT | TABLE_DROP},
-        {"TTL", TABLE_RIGHT | TABLE_DROP},
-        {"OWNER", 0},
-        {"ACCESS", 0},
-        {"NOTE", 0},
+        {"PIN", 0},
+        {"IDLE", TABLE_RIGHT},
+        {"TTL", TABLE_RIGHT},
+        {"OWNER", TABLE_DROP},
+        {"ACCESS", TABLE_DROP},
+        {"NOTE", TABLE_DROP},
         {0},
     };
     struct table *table = table_new(columns);

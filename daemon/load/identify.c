@@ -26,7 +26,7 @@ static void load_adjust(struct load *load, struct model *model)
         model_set_facts(model, load->job.facts);
     load->job.facts = NULL;
     if (load->request.access == ACCESS_PUBLIC)
-        model->access = ACCESS_PUBLIC; /* load_may_publish() */
+        model->access = ACCESS_PUBLIC; /* may_publish() */
     if (!load->request.trusted && load->request.uid != model->uid)
         return;
     model->pinned |= load->request.pin;

@@ -277,4 +277,4 @@ def test_rfctl_says_which_names(daemon, small_model):
     assert daemon.rfctl("unload", "b").stdout == "unloaded b\n"
     public = daemon.rfctl("load", small_model, "--public", "--name", "p")
     assert public.returncode == 0
-    assert "everybody can attach" in daemon.rfctl("show", "p").stdout
+    assert "\npublic\n" in daemon.rfctl("show", "p").stdout
