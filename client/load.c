@@ -67,8 +67,9 @@ static cJSON *plan_parameters(const rf_load_options *options, const struct files
         ok = ok && cJSON_AddItemToArray(fds, cJSON_CreateNumber((double)i));
     ok = ok && add_number(object, "added", (double)files->n_added) && add_text(object, "name", options->name) &&
          add_text(object, "form", options->form) && add_text(object, "device", options->device) &&
-         add_text(object, "dequant", options->dequant) && add_forms(object, options) &&
-         (!options->private_ || cJSON_AddTrueToObject(object, "private"));
+         add_text(object, "dequant", options->dequant) &&
+         (!options->private_ || cJSON_AddTrueToObject(object, "private")) &&
+         (!options->public_ || cJSON_AddTrueToObject(object, "public")) && add_forms(object, options);
     if (ok)
         return object;
     cJSON_Delete(object);

@@ -134,15 +134,16 @@ typedef struct rf_load_options {
     double wait_for_memory_seconds;
     const rf_form_rule *forms; /* other forms for some tensors: the last rule that matches a name holds */
     size_t n_forms;            /* at most 64 */
+    int public_; /* every user sees the model and can attach to it; only for who owns the files, and for root */
 } rf_load_options;
 
 /* Loads the GGUF file at `path`. The caller must be able to read the file; the daemon need not. For a split model,
  * `path` is its first file, and the others are found: by their names ("-00002-of-00003.gguf") beside it or beside the
- * file that a link leads to, or there by what they say. If the file is resident or being
- * loaded already, the call joins that model. Waits until the model is resident, unless no_wait is set. `options` may be
- * NULL. Until somebody attaches to the model it may be evicted: rf_load_attach() loads it and attaches to it. Writes
- * the name of the model to `name`, which has RF_NAME_SIZE bytes or is NULL. Returns 0; a negative errno of open();
- * -EINVAL: `path` is no regular file, or an option is wrong; or an error as of rf_call(). */
+ * file that a link leads to, or there by what they say. If the file is resident or being loaded already, the call joins
+ * that model, and a `name` in the options becomes a further name of it. Waits until the model is resident, unless
+ * no_wait is set. `options` may be NULL. Until somebody attaches to the model it may be evicted: rf_load_attach() loads
+ * it and attaches to it. Writes the name of the model to `name`, which has RF_NAME_SIZE bytes or is NULL. Returns 0; a
+ * negative errno of open(); -EINVAL: `path` is no regular file, or an option is wrong; or an error as of rf_call(). */
 int rf_load(rf_client *client, const char *path, const rf_load_options *options, char *name);
 
 /* The same with all files of a split model, in any order; with one path as rf_load(). */

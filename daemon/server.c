@@ -69,6 +69,7 @@ static void server_wire(struct server *server, const struct server_config *confi
         .events = server->events,
         .quota = server->quota,
     };
+    server->rechecks = (struct rechecks){.core = &server->core, .registry = &server->registry};
     server->verifies = (struct verifies){
         .core = &server->core,
         .residency = &server->residency,
@@ -82,6 +83,7 @@ static void server_wire(struct server *server, const struct server_config *confi
         .survey = server->survey,
         .loads = &server->loads,
         .verifies = &server->verifies,
+        .rechecks = &server->rechecks,
         .events = server->events,
         .quota = server->quota,
         .conns = server->conns,
@@ -116,6 +118,7 @@ int server_init(struct server *server, uv_loop_t *loop, const struct server_conf
     server_wire(server, config);
     loads_init(&server->loads);
     verifies_init(&server->verifies);
+    rechecks_init(&server->rechecks);
     return residency_init(&server->residency);
 }
 

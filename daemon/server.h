@@ -15,6 +15,7 @@ struct server {
     struct survey *survey;
     struct loads loads;
     struct verifies verifies;
+    struct rechecks rechecks;
     struct api api;
     struct conns *conns; /* NULL once all are closed */
 

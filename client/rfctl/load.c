@@ -82,7 +82,9 @@ static void tell_loaded(const struct load *load, const cJSON *model, const cJSON
     format_bytes(bytes, reply_number(model, "bytes", 0));
     format_bytes(size, file_bytes);
     if (!phases && !load->joined) {
-        out_line("%s is resident already, as %s: %s on %s", load->path, name, bytes, device);
+        const char *also = load->options->name && strcmp(load->options->name, name) != 0 ? load->options->name : NULL;
+        out_line("%s is resident already, as %s%s%s: %s on %s", load->path, name, also ? ", now also " : "",
+                 also ? also : "", bytes, device);
         return;
     }
     bool same = strcmp(bytes, size) == 0;
@@ -169,6 +171,7 @@ int command_load(struct rfctl *ctl)
         .no_wait = ctl->options.no_wait,
         .pin = ctl->options.pin,
         .private_ = ctl->options.private,
+        .public_ = ctl->options.public,
         .ttl_seconds = ctl->options.ttl,
         .deadline_seconds = (double)ctl->options.deadline,
         .wait_for_memory_seconds = (double)ctl->options.wait_for_memory,

@@ -2,6 +2,7 @@
 #include "client/rfctl/duration.h"
 #include "client/rfctl/format.h"
 #include "client/rfctl/memory.h"
+#include "client/rfctl/names.h"
 #include "client/rfctl/output.h"
 #include "client/rfctl/progress.h"
 #include "client/rfctl/reply.h"
@@ -35,7 +36,7 @@ static cJSON *look_up(struct rfctl *ctl, const char *name)
     if (ctl_ask(ctl, "List", NULL, "list models", &reply) != STATUS_DONE)
         return NULL;
     cJSON_ArrayForEach (model, reply_items(reply, "models")) {
-        if (!found && strcmp(reply_text(model, "name"), name) == 0)
+        if (!found && names_have(model, name))
             found = cJSON_Duplicate(model, true);
     }
     cJSON_Delete(reply);
@@ -80,6 +81,8 @@ int command_unload(struct rfctl *ctl)
     double leases = strcmp(reply_text(reply, "state"), "draining") == 0 ? leases_left(ctl, name) : -1;
     if (leases >= 0)
         out_line("draining %s: %.0f lease%s", name, leases, leases == 1 ? "" : "s");
+    else if (strcmp(reply_text(reply, "state"), "named") == 0)
+        out_line("%s is no name of the model any more; it has others", name);
     else
         out_line("unloaded %s", name);
     cJSON_Delete(reply);

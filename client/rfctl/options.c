@@ -42,6 +42,8 @@ static const struct {
      "unload it after this idle time: 90, 90s, 10m, 2h, 1d;\ndefault: never"},
     {"private", 0, FLAG, OPTION_PRIVATE, offsetof(struct options, private), NULL, "",
      "only you see it and can attach to it"},
+    {"public", 0, FLAG, OPTION_PUBLIC, offsetof(struct options, public), NULL, "",
+     "everybody sees it and can attach to it; default: who\nmay read the file. The file has to be yours"},
     {"force", 0, FLAG, OPTION_FORCE, offsetof(struct options, force), NULL, "",
      "if it is in use: ask its users to detach, let nobody\nelse attach, and free it when all have detached"},
     {"deadline", 0, DURATION, OPTION_DEADLINE, offsetof(struct options, deadline), NULL, " DURATION",

@@ -23,9 +23,11 @@ enum option_bits {
     OPTION_TRACE = 1 << 11,
     OPTION_WAIT_FOR_MEMORY = 1 << 12,
     OPTION_METADATA = 1 << 13,
+    OPTION_PUBLIC = 1 << 14,
+    OPTION_REPLACE = 1 << 15,
     /* Every command takes these two. */
-    OPTION_SOCKET = 1 << 14,
-    OPTION_JSON = 1 << 15,
+    OPTION_SOCKET = 1 << 16,
+    OPTION_JSON = 1 << 17,
 };
 
 #define OPTIONS_OF_ALL (OPTION_SOCKET | OPTION_JSON)
@@ -54,6 +56,8 @@ struct options {
     bool no_wait;
     bool pin;
     bool private;
+    bool public;
+    bool replace;
     bool force;
     uint64_t ttl;             /* seconds; 0: not given */
     uint64_t deadline;        /* seconds; 0: not given */

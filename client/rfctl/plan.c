@@ -92,6 +92,7 @@ int command_plan(struct rfctl *ctl)
         .device = ctl->options.device,
         .dequant = ctl->options.dequant,
         .private_ = ctl->options.private,
+        .public_ = ctl->options.public,
         .reply = ctl_receive,
         .context = &receiver,
     };

@@ -3,6 +3,7 @@
 #include "client/rfctl/format.h"
 #include "client/rfctl/forms.h"
 #include "client/rfctl/memory.h"
+#include "client/rfctl/names.h"
 #include "client/rfctl/output.h"
 #include "client/rfctl/reply.h"
 #include "client/rfctl/rfctl.h"
@@ -100,8 +101,10 @@ static void show_model(const cJSON *model)
              reply_text(model, "state"), format_bytes(bytes, reply_number(model, "bytes", 0)),
              reply_text(model, "device"), form, reply_number(model, "tensors", 0));
     free(form);
-    out_line("from %s, %s, by user %.0f", path[0] ? path : "a file without a name",
-             format_bytes(size, reply_number(model, "size", 0)), reply_number(model, "uid", 0));
+    char *user = user_text(reply_number(model, "uid", 0));
+    out_line("from %s, %s, by %s", path[0] ? path : "a file without a name",
+             format_bytes(size, reply_number(model, "size", 0)), user);
+    free(user);
     if (idle >= 0)
         out_line("idle for %s", format_age(age, idle));
     else if (leases > 0)
@@ -111,8 +114,16 @@ static void show_model(const cJSON *model)
         out_line("pinned");
     if (reply_number(model, "ttl", -1) >= 0)
         out_line("%sunloaded %s", pinned ? "when unpinned: " : "", ttl_text(ttl, reply_number(model, "ttl", 0)));
-    if (cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "private")))
-        out_line("private");
+    const char *access = reply_text(model, "access");
+    out_line("%s", strcmp(access, "private") == 0  ? "private"
+                   : strcmp(access, "public") == 0 ? "public"
+                                                   : "for whoever may read the file");
+    char *names = names_text(model);
+    if (names[0])
+        out_line("also called %s", names);
+    free(names);
+    if (cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "changed")))
+        out_line("file changed: its path has other bytes now; 'rfctl load --replace' loads them");
     if (reply_number(model, "overflows", 0) > 0)
         out_line("%.0f values were too large for f16 and became infinite", reply_number(model, "overflows", 0));
 }

@@ -2,6 +2,8 @@
 #include "client/rfctl/duration.h"
 #include "client/rfctl/format.h"
 #include "client/rfctl/forms.h"
+#include "client/rfctl/memory.h"
+#include "client/rfctl/names.h"
 #include "client/rfctl/output.h"
 #include "client/rfctl/reply.h"
 #include "client/rfctl/rfctl.h"
@@ -22,11 +24,33 @@ static void add_bytes(struct table *table, const cJSON *object, const char *key)
         table_add(table, "%s", format_bytes(text, bytes));
 }
 
+/* "also b, c; file changed". The caller frees it. */
+static char *note_text(const cJSON *model)
+{
+    char *names = names_text(model);
+    const bool changed = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "changed"));
+    char *text = need_text("%s%s%s%s", names[0] ? "also " : "", names, names[0] && changed ? "; " : "",
+                           changed ? "file changed" : "");
+    free(names);
+    return text;
+}
+
 static void print_models(const cJSON *models)
 {
     static const struct table_column columns[] = {
-        {"NAME", TABLE_CUT},     {"FORM", 0}, {"DEVICE", 0},         {"SIZE", TABLE_RIGHT}, {"STATE", 0},
-        {"LEASES", TABLE_RIGHT}, {"PIN", 0},  {"IDLE", TABLE_RIGHT}, {"TTL", TABLE_RIGHT},  {0},
+        {"NAME", TABLE_CUT},
+        {"FORM", 0},
+        {"DEVICE", 0},
+        {"SIZE", TABLE_RIGHT},
+        {"STATE", 0},
+        {"LEASES", TABLE_RIGHT},
+        {"PIN", 0},
+        {"IDLE", TABLE_RIGHT},
+        {"TTL", TABLE_RIGHT},
+        {"OWNER", TABLE_DROP},
+        {"ACCESS", TABLE_DROP},
+        {"NOTE", TABLE_DROP},
+        {0},
     };
     struct table *table = table_new(columns);
     const cJSON *model;
@@ -49,6 +73,12 @@ static void print_models(const cJSON *models)
         table_add(table, "%s", pinned ? "yes" : "-");
         table_add(table, "%s", idle < 0 ? "-" : format_age(age, idle));
         table_add(table, "%s", seconds < 0 ? "-" : duration_format(ttl, seconds));
+        char *owner = user_text(reply_number(model, "uid", 0)), *note = note_text(model);
+        table_add(table, "%s", owner);
+        table_add(table, "%s", reply_text(model, "access"));
+        table_add(table, "%s", note);
+        free(owner);
+        free(note);
     }
     table_print(table, stdout, terminal_width(STDOUT_FILENO));
     table_free(table);

@@ -3,6 +3,7 @@
  * Loop thread only. */
 #pragma once
 
+#include "daemon/api/recheck.h"
 #include "daemon/api/verify.h"
 #include "daemon/base/core.h"
 #include "daemon/device/devices.h"
@@ -23,6 +24,7 @@ struct api {
     struct survey *survey;
     struct loads *loads;
     struct verifies *verifies;
+    struct rechecks *rechecks;
     struct events *events;
     struct quota *quota;
     struct conns *conns;

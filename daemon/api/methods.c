@@ -7,8 +7,11 @@
 
 #include <string.h>
 
-#define INTERFACE "io.rocmforge"
-#define SERVICE   "org.varlink.service"
+#define INTERFACE     "io.rocmforge"
+#define SERVICE       "org.varlink.service"
+
+#define STRING_(text) #text
+#define STRING(text)  STRING_(text)
 
 static const struct {
     const char *name;
@@ -33,7 +36,7 @@ static void get_info(struct call *call)
     cJSON *reply = cJSON_CreateObject();
     cJSON_AddStringToObject(reply, "vendor", "rocmforge");
     cJSON_AddStringToObject(reply, "product", "rocmforged");
-    cJSON_AddStringToObject(reply, "version", ROCMFORGE_VERSION);
+    cJSON_AddStringToObject(reply, "version", ROCMFORGE_VERSION " (" INTERFACE " " STRING(INTERFACE_VERSION) ")");
     cJSON_AddStringToObject(reply, "url", ""); /* Varlink wants a string; there is no page yet */
     cJSON *interfaces = cJSON_AddArrayToObject(reply, "interfaces");
     cJSON_AddItemToArray(interfaces, cJSON_CreateString(SERVICE));

@@ -24,11 +24,10 @@ static struct model *find_model(struct api *api, struct call *call, const struct
 {
     if (!params_read(call, table, parameters))
         return NULL;
-    struct model *model = registry_find(api->registry, *name);
-    if (model && model_visible(model, conn_uid(call->conn)))
-        return model;
-    call_fail(call, WIRE_ModelNotFound, error_name(*name));
-    return NULL;
+    struct model *model = registry_find(api->registry, *name, conn_peer(call->conn));
+    if (!model)
+        call_fail(call, WIRE_ModelNotFound, error_name(*name));
+    return model;
 }
 
 /* Whoever loaded a model may end it, and those who rule the machine or the daemon. */
@@ -61,7 +60,7 @@ static bool refuse_stopping(const struct api *api, struct call *call)
 struct load_parameters {
     const cJSON *fds, *forms;
     const char *path, *name, *form, *device, *dequant;
-    bool wait, lease, table, header, pin, private, trace;
+    bool wait, lease, table, header, pin, private, public, trace;
     int64_t ttl, added;
     double wait_for_memory, deadline;
 };
@@ -83,6 +82,7 @@ static const struct param load_table[] = {
     {"pin", PARAM_BOOL, false, offsetof(struct load_parameters, pin)},
     {"ttl", PARAM_INT, false, offsetof(struct load_parameters, ttl)},
     {"private", PARAM_BOOL, false, offsetof(struct load_parameters, private)},
+    {"public", PARAM_BOOL, false, offsetof(struct load_parameters, public)},
     {"deadline", PARAM_SECONDS, false, offsetof(struct load_parameters, deadline)},
     {"trace", PARAM_BOOL, false, offsetof(struct load_parameters, trace)},
     {0},
@@ -107,6 +107,8 @@ static const char *load_wrong_parameter(struct load_parameters *p, enum form *re
         return "table";
     if (p->header && !p->lease)
         return "header";
+    if (p->private && p->public)
+        return "public";
     return ttl_read(&p->ttl) ? NULL : "ttl";
 }
 
@@ -158,11 +160,14 @@ void method_load(struct api *api, struct call *call)
                    .wait = p.wait,
                    .lease = p.lease,
                    .wait_for_memory = p.wait_for_memory,
+                   .peer = conn_peer(call->conn),
                    .uid = uid,
                    .trusted = trusted_user(uid),
                    .pin = p.pin,
                    .ttl = p.ttl,
-                   .private = p.private,
+                   .access = p.private  ? ACCESS_PRIVATE
+                             : p.public ? ACCESS_PUBLIC
+                                        : ACCESS_READERS,
                    .trace = p.trace,
                },
                call);
@@ -170,6 +175,29 @@ void method_load(struct api *api, struct call *call)
 }
 
 static const struct param name_only[] = {{"name", PARAM_STRING, true, 0}, {0}};
+
+/* Whoever gave a name may take it away, and who may end the model. */
+static bool may_unname(const struct call *call, const struct model *model, const char *name)
+{
+    const struct model_name *own;
+    TAILQ_FOREACH(own, &model->names, link)
+    {
+        if (strcmp(own->text, name) == 0 && own->uid == conn_uid(call->conn))
+            return true;
+    }
+    return may_end(call, model);
+}
+
+/* A model that has other names loses this one, and that is all. False: it has none, or was called by its id. */
+static bool unload_name(struct api *api, struct call *call, struct model *model, const char *name)
+{
+    if (!model_has_name(model, name) || model->n_names == 1 || !may_unname(call, model, name))
+        return false;
+    (void)registry_unname(model, name);
+    events_emit(api->events, "renamed", model, NULL);
+    call_reply(call, describe_state("named"), NULL, 0);
+    return true;
+}
 
 void method_unload(struct api *api, struct call *call)
 {
@@ -185,11 +213,11 @@ void method_unload(struct api *api, struct call *call)
         {0},
     };
     struct model *model = find_model(api, call, table, &p, &p.name);
-    if (!model)
+    if (!model || unload_name(api, call, model, p.name))
         return;
     bool settled = model->state == MODEL_RESIDENT || model->state == MODEL_DRAINING || model->state == MODEL_FAILED ||
                    model->state == MODEL_CACHED;
-    if (!may_end(call, model))
+    if (!may_unname(call, model, p.name))
         call_fail(call, WIRE_PermissionDenied, error_reason("another user loaded this model"));
     else if (!settled || (model_in_use(model) && !p.force))
         call_fail(call, WIRE_ModelBusy, describe_busy(model));
@@ -225,6 +253,28 @@ void method_cancel(struct api *api, struct call *call)
         load_end(model->load, WIRE_Cancelled, call);
 }
 
+/* The caller may. */
+static void attach(struct api *api, struct model *model, struct call *call)
+{
+    if (model->state == MODEL_CACHED || model->state == MODEL_SAVING)
+        load_restore(api->loads, model, call, WAIT_ATTACH);
+    else if (model->load && !load_ends(model->load))
+        load_wait(model->load, call, WAIT_ATTACH);
+    else
+        attach_grant(api->registry, api->events, model, call, NULL);
+}
+
+/* It was looked at who may read the model's files now. */
+static void attach_rechecked(void *context, struct model *model, struct call *call)
+{
+    struct api *api = context;
+    const char *name = cJSON_GetObjectItemCaseSensitive(call->parameters, "name")->valuestring;
+    if (!model || !model_attachable(model, conn_peer(call->conn)))
+        call_fail(call, WIRE_ModelNotFound, error_name(name));
+    else if (!refuse_stopping(api, call))
+        attach(api, model, call);
+}
+
 void method_attach(struct api *api, struct call *call)
 {
     struct parameters {
@@ -242,17 +292,15 @@ void method_attach(struct api *api, struct call *call)
     struct model *model = find_model(api, call, table, &p, &p.name);
     if (!model || refuse_stopping(api, call))
         return;
-    if (model->private && model->uid != conn_uid(call->conn)) {
+    if (!model_attachable(model, conn_peer(call->conn))) {
         call_fail(call, WIRE_PermissionDenied, error_reason("another user's private model"));
         return;
     }
     call_set_deadline(call, p.deadline);
-    if (model->state == MODEL_CACHED || model->state == MODEL_SAVING)
-        load_restore(api->loads, model, call, WAIT_ATTACH);
-    else if (model->load && !load_ends(model->load))
-        load_wait(model->load, call, WAIT_ATTACH);
+    if (model->access == ACCESS_PUBLIC || may_end(call, model))
+        attach(api, model, call);
     else
-        attach_grant(api->registry, api->events, model, call, NULL);
+        recheck_begin(api->rechecks, model, call, attach_rechecked, api);
 }
 
 void method_detach(struct api *api, struct call *call)

@@ -33,6 +33,7 @@ static void planning_free(struct planning *planning)
     free((char *)(uintptr_t)planning->request.path);
     free((char *)(uintptr_t)planning->request.name);
     forms_unref(planning->request.forms);
+    peer_unref(planning->request.peer);
     struct api *api = planning->api;
     quota_return(&planning->charge);
     free(planning);
@@ -119,8 +120,8 @@ static void foresee(struct planning *planning, struct outlook *ret)
 {
     struct model *model;
     *ret = (struct outlook){0};
-    ret->verdict =
-        load_foresee(planning->api->loads, &planning->request, planning->job.source, planning->job.plan, &model);
+    ret->verdict = load_foresee(planning->api->loads, &planning->request, planning->job.source, planning->job.facts,
+                                planning->job.plan, &model);
     if (ret->verdict == LOAD_JOIN || ret->verdict == LOAD_RESTORE)
         ret->there = model;
     if (ret->verdict == LOAD_JOIN) {
@@ -133,6 +134,8 @@ static void foresee(struct planning *planning, struct outlook *ret)
         ret->error = WIRE_ModelBusy;
     else if (ret->verdict == LOAD_TAKEN)
         ret->error = WIRE_NameInUse;
+    else if (ret->verdict == LOAD_DENIED)
+        ret->error = WIRE_PermissionDenied;
     if (ret->error != WIRE_OK)
         ret->n_victims = 0; /* nobody goes for nothing */
 }
@@ -168,7 +171,7 @@ static cJSON *describe_plan(const struct planning *planning, const struct outloo
     cJSON_AddNumberToObject(reply, "available", (double)outlook->shortage.available);
     cJSON *evicts = cJSON_AddArrayToObject(reply, "evicts");
     for (size_t i = 0; i < outlook->n_victims; i++)
-        if (model_visible(outlook->victims[i], planning->request.uid))
+        if (model_visible(outlook->victims[i], planning->request.peer))
             cJSON_AddItemToArray(evicts, cJSON_CreateString(outlook->victims[i]->name));
     const double seconds = seconds_of(planning, outlook);
     if (seconds >= 0)
@@ -236,6 +239,7 @@ static int planning_new(struct api *api, struct call *call, const struct load_re
     planning->request.path = path;
     planning->request.name = name;
     forms_ref(request->forms);
+    peer_ref(request->peer);
     planning->job = (struct load_job){
         .path = path,
         .trusted = request->trusted,
@@ -265,7 +269,7 @@ static bool plan_choose(struct api *api, struct call *call, const char *device, 
 struct plan_parameters {
     const cJSON *fds, *forms;
     const char *path, *name, *form, *device, *dequant;
-    bool private;
+    bool private, public;
     int64_t added;
 };
 
@@ -279,6 +283,7 @@ static const struct param plan_table[] = {
     {"device", PARAM_STRING, false, offsetof(struct plan_parameters, device)},
     {"dequant", PARAM_STRING, false, offsetof(struct plan_parameters, dequant)},
     {"private", PARAM_BOOL, false, offsetof(struct plan_parameters, private)},
+    {"public", PARAM_BOOL, false, offsetof(struct plan_parameters, public)},
     {0},
 };
 
@@ -295,6 +300,8 @@ static const char *plan_wrong_parameter(const struct plan_parameters *p, enum fo
         return "form";
     if (strcmp(p->dequant, "auto") != 0 && strcmp(p->dequant, "cpu") != 0 && strcmp(p->dequant, "gpu") != 0)
         return "dequant";
+    if (p->private && p->public)
+        return "public";
     return NULL;
 }
 
@@ -305,10 +312,13 @@ void method_plan(struct api *api, struct call *call)
         return;
     struct load_request request = {.path = p.path,
                                    .name = p.name,
+                                   .peer = conn_peer(call->conn),
                                    .uid = conn_uid(call->conn),
                                    .trusted = trusted_user(conn_uid(call->conn)),
                                    .decode_on_cpu = strcmp(p.dequant, "cpu") == 0,
-                                   .private = p.private};
+                                   .access = p.private  ? ACCESS_PRIVATE
+                                             : p.public ? ACCESS_PUBLIC
+                                                        : ACCESS_READERS};
     enum form form = FORM_AUTO;
     const char *wrong = plan_wrong_parameter(&p, &form);
     if (wrong) {

@@ -4,6 +4,7 @@
 #include "daemon/wire/errors.h"
 #include "daemon/wire/params.h"
 #include "kernels/dequant.h"
+#include "proto/interface.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -11,13 +12,27 @@
 
 static const struct param nothing[] = {{0}};
 
-static cJSON *describe_models(const struct api *api, uid_t uid)
+/* What the caller sees of the daemon's work. */
+static void count_seen(const struct api *api, const struct peer *peer, size_t *ret_models, size_t *ret_leases)
+{
+    *ret_models = *ret_leases = 0;
+    const struct model *model;
+    TAILQ_FOREACH(model, &api->registry->models, link)
+    {
+        if (!model_visible(model, peer))
+            continue;
+        ++*ret_models;
+        *ret_leases += model->n_leases;
+    }
+}
+
+static cJSON *describe_models(const struct api *api, const struct peer *peer)
 {
     cJSON *array = cJSON_CreateArray();
     const struct model *model;
     TAILQ_FOREACH(model, &api->registry->models, link)
     {
-        if (model_visible(model, uid))
+        if (model_visible(model, peer))
             cJSON_AddItemToArray(array, describe_model(model));
     }
     return array;
@@ -28,7 +43,7 @@ void method_list(struct api *api, struct call *call)
     if (!params_read(call, nothing, NULL))
         return;
     cJSON *reply = cJSON_CreateObject();
-    cJSON_AddItemToObject(reply, "models", describe_models(api, conn_uid(call->conn)));
+    cJSON_AddItemToObject(reply, "models", describe_models(api, conn_peer(call->conn)));
     call_reply(call, reply, NULL, 0);
 }
 
@@ -38,8 +53,8 @@ void method_show(struct api *api, struct call *call)
     static const struct param table[] = {{"name", PARAM_STRING, true, 0}, {0}};
     if (!params_read(call, table, &name))
         return;
-    struct model *model = registry_find(api->registry, name);
-    if (!model || !model_visible(model, conn_uid(call->conn))) {
+    struct model *model = registry_find(api->registry, name, conn_peer(call->conn));
+    if (!model) {
         call_fail(call, WIRE_ModelNotFound, error_name(name));
         return;
     }
@@ -107,14 +122,17 @@ void method_status(struct api *api, struct call *call)
 {
     if (!params_read(call, nothing, NULL))
         return;
+    size_t n_models, n_leases;
+    count_seen(api, conn_peer(call->conn), &n_models, &n_leases);
     cJSON *reply = cJSON_CreateObject();
     cJSON_AddStringToObject(reply, "version", ROCMFORGE_VERSION);
+    cJSON_AddNumberToObject(reply, "interface", INTERFACE_VERSION);
     cJSON_AddNumberToObject(reply, "pid", getpid());
     cJSON_AddNumberToObject(reply, "uptime", (double)((uv_hrtime() - api->started) / 1000000) / 1e3);
     cJSON_AddNumberToObject(reply, "connections", (double)conns_count(api->conns));
-    cJSON_AddNumberToObject(reply, "models", (double)api->registry->n_models);
-    cJSON_AddNumberToObject(reply, "leases", (double)api->registry->n_leases);
-    cJSON_AddNumberToObject(reply, "loads", (double)api->loads->n);
+    cJSON_AddNumberToObject(reply, "models", (double)n_models);
+    cJSON_AddNumberToObject(reply, "leases", (double)n_leases);
+    cJSON_AddNumberToObject(reply, "loads", (double)loads_seen(api->loads, conn_peer(call->conn)));
     cJSON_AddNumberToObject(reply, "workers", api->core->workers);
     cJSON_AddStringToObject(reply, "isa", dequant_isa());
     call_reply(call, reply, NULL, 0);
@@ -129,6 +147,6 @@ void method_watch(struct api *api, struct call *call)
         return;
     }
     cJSON *reply = cJSON_CreateObject();
-    cJSON_AddItemToObject(reply, "models", describe_models(api, conn_uid(call->conn)));
+    cJSON_AddItemToObject(reply, "models", describe_models(api, conn_peer(call->conn)));
     events_watch(api->events, call, reply);
 }

@@ -29,6 +29,7 @@ struct preload {
     int next;
     char *path;      /* of the model that is being loaded */
     unsigned failed; /* of this look */
+    struct peer *self;
     bool looking;
     bool again; /* asked for while it was looking */
 };
@@ -40,6 +41,11 @@ int preload_new(struct loads *loads, const char *folder, struct preload **ret)
     struct preload *preload = calloc(1, sizeof(*preload));
     if (!preload)
         return -ENOMEM;
+    int r = peer_self(&preload->self);
+    if (r < 0) {
+        free(preload);
+        return r;
+    }
     preload->loads = loads;
     preload->folder = folder;
     *ret = preload;
@@ -64,6 +70,7 @@ void preload_free(struct preload *preload)
     if (!preload)
         return;
     preload_clear(preload);
+    peer_unref(preload->self);
     free(preload);
 }
 
@@ -180,7 +187,8 @@ static void preload_next(struct preload *preload)
                    .name = model_name,
                    .forms = forms_plain(FORM_AUTO),
                    .among = among,
-                   .uid = getuid(),
+                   .peer = preload->self,
+                   .uid = preload->self->uid,
                    .trusted = true,
                    .pin = true,
                    .ttl = -1,

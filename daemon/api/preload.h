@@ -9,7 +9,7 @@
 
 struct preload;
 
-/* `folder` is borrowed. -ENOMEM. */
+/* `folder` is borrowed. 0 or a negative errno. */
 int preload_new(struct loads *loads, const char *folder, struct preload **ret);
 
 /* Looks at the folder, now or as soon as the last look is over. */

@@ -20,8 +20,13 @@ enum name_verdict {
 
 /* What the request wants of a model that is there already: its owner's to say, and that of those who rule the machine.
  */
-static void load_adjust(const struct load *load, struct model *model)
+static void load_adjust(struct load *load, struct model *model)
 {
+    if (load->job.facts)
+        model_set_facts(model, load->job.facts);
+    load->job.facts = NULL;
+    if (load->request.access == ACCESS_PUBLIC)
+        model->access = ACCESS_PUBLIC; /* may_publish() */
     if (!load->request.trusted && load->request.uid != model->uid)
         return;
     model->pinned |= load->request.pin;
@@ -92,54 +97,32 @@ static struct model *load_new_model(struct load *load, const char *name)
     model->uid = load->request.uid;
     model->pinned = load->request.pin;
     model->ttl = load->request.ttl;
-    model->private = load->request.private;
+    model->access = load->request.access;
     model->source = load->job.source;
     load->job.source = NULL;
     model->published = PUBLICATION_NONE;
     model->export.fd = -1;
     model->load = load;
     LIST_INIT(&model->leases);
+    model->facts = load->job.facts;
+    load->job.facts = NULL;
     if (registry_add(load->loads->registry, model) < 0) {
         source_free(model->source);
         forms_unref(model->forms);
+        access_facts_unref(model->facts);
         free(model);
         return NULL;
     }
     return model;
 }
 
-/* Goes on, or waits, with a model that is made of the same file, if there is one. Returns true if the load is over. */
-static bool load_take_same(struct load *load, struct model *model)
-{
-    if (model_departs(model) || model->state == MODEL_SAVING) {
-        load->blocked = true;
-        return false;
-    }
-    if (model->state != MODEL_CACHED) {
-        load_join(load, model);
-        return true;
-    }
-    load_begin_restore(load, model);
-    return false;
-}
-
-/* The model that was being saved to host memory is there by now, or gone. Returns true if the load is over. */
-static bool load_saved(struct load *load)
-{
-    struct model *model = registry_find(load->loads->registry, load->request.name);
-    if (!model || model->id != load->awaited) {
-        failure_set(&load->failure, WIRE_ModelNotFound, error_name(load->request.name));
-        return false;
-    }
-    return load_take_same(load, model);
-}
-
 /* The model is made of what this load wants to make one of. */
 static bool load_wants_same(const struct load *load, const struct model *model)
 {
     const struct load_request *request = &load->request;
-    return model_same_forms(model, request->forms, load->job.plan) && model->private == request->private &&
-           (!model->private || model->uid == request->uid) && source_equal(model->source, load->job.source);
+    const bool private = request->access == ACCESS_PRIVATE;
+    return model_same_forms(model, request->forms, load->job.plan) && private == (model->access == ACCESS_PRIVATE) &&
+           (!private || model->uid == request->uid) && source_equal(model->source, load->job.source);
 }
 
 /* Of a model that is lost with its device nothing is left to be kept: once nobody uses it, it makes way for one of its
@@ -150,7 +133,8 @@ static void load_clear_lost(const struct load *load, const char *name)
     TAILQ_FOREACH(model, &load->loads->registry->models, link)
     {
         if (model->state == MODEL_FAILED && !model_in_use(model) &&
-            (strcmp(model->name, name) == 0 || load_wants_same(load, model)))
+            ((model_has_name(model, name) && model_sight(model, load->request.peer) >= SIGHT_READER) ||
+             load_wants_same(load, model)))
             residency_unload(load->loads->residency, model, NULL);
     }
 }
@@ -177,24 +161,15 @@ static enum name_verdict judge_name(const struct load *load, const struct model 
     return NAME_TAKEN;
 }
 
-/* Makes a model of the name that was asked for, or of the file's. NULL if that has to be waited for, or cannot be. */
-static struct model *load_take_name(struct load *load)
+/* Frees the name for a model of this load. Returns false if that has to be waited for, or cannot be. */
+static bool load_free_name(struct load *load, const char *name)
 {
-    struct loads *loads = load->loads;
-    char derived[MODEL_NAME_MAX + 1];
-    if (!load->request.name)
-        model_name_derive(load->job.source->path, derived);
-    const char *name = load->request.name ? load->request.name : derived;
-    load_clear_lost(load, name);
-    struct model *model = registry_find(loads->registry, name);
+    struct model *model = registry_holder(load->loads->registry, name, load->request.peer);
     switch (judge_name(load, model)) {
     case NAME_FREE:
         if (model)
-            residency_forget(loads->residency, model);
-        model = load_new_model(load, name);
-        if (!model)
-            load_fail_memory(load);
-        return model;
+            residency_forget(load->loads->residency, model);
+        return true;
     case NAME_SOON_FREE:
         load->blocked = true;
         break;
@@ -205,13 +180,111 @@ static struct model *load_take_name(struct load *load)
         failure_set(&load->failure, WIRE_NameInUse, error_name(name));
         break;
     }
-    return NULL;
+    return false;
+}
+
+/* A model that is there already gets the name that was asked for, beside those that it has, and is seen from now on by
+ * whoever asked. Returns false if the name has to be waited for, or something cannot be. */
+static bool load_enter(struct load *load, struct model *model)
+{
+    const char *name = load->request.name;
+    const bool is_new = name && !model_has_name(model, name);
+    if (is_new && !load_free_name(load, name))
+        return false;
+    int r = model_admit(model, load->request.peer);
+    if (r == -EMLINK) {
+        failure_set(&load->failure, WIRE_LimitExceeded, error_limit("guests", MODEL_GUESTS_MAX));
+        return false;
+    }
+    if (r == 0 && is_new)
+        r = registry_name(load->loads->registry, model, name, load->request.uid);
+    if (r == -EMLINK)
+        failure_set(&load->failure, WIRE_LimitExceeded, error_limit("names", MODEL_NAMES_MAX));
+    else if (r < 0)
+        load_fail_memory(load);
+    else if (is_new)
+        events_emit(load->loads->events, "renamed", model, NULL);
+    return r == 0;
+}
+
+/* Goes on, or waits, with a model that is made of the same file, if there is one. Returns true if the load is over. */
+static bool load_take_same(struct load *load, struct model *model)
+{
+    if (model_departs(model) || model->state == MODEL_SAVING) {
+        load->blocked = true;
+        return false;
+    }
+    if (!load_enter(load, model))
+        return false;
+    if (model->state != MODEL_CACHED) {
+        load_join(load, model);
+        return true;
+    }
+    load_begin_restore(load, model);
+    return false;
+}
+
+/* The model that was being saved to host memory is there by now, or gone. Returns true if the load is over. */
+static bool load_saved(struct load *load)
+{
+    struct model *model = registry_find_id(load->loads->registry, load->awaited);
+    if (!model) {
+        failure_set(&load->failure, WIRE_ModelNotFound, error_name(load->awaited_name));
+        return false;
+    }
+    return load_take_same(load, model);
+}
+
+/* Makes a model of the name that was asked for, or of the file's. NULL if that has to be waited for, or cannot be. */
+static struct model *load_take_name(struct load *load)
+{
+    char derived[MODEL_NAME_MAX + 1];
+    if (!load->request.name)
+        model_name_derive(load->job.source->path, derived);
+    const char *name = load->request.name ? load->request.name : derived;
+    load_clear_lost(load, name);
+    if (!load_free_name(load, name))
+        return NULL;
+    struct model *model = load_new_model(load, name);
+    if (!model)
+        load_fail_memory(load);
+    return model;
+}
+
+/* Only who owns the files, or rules the machine or the daemon, may have everybody see what is in them. */
+static bool may_publish(const struct load_request *request, const struct access_facts *facts)
+{
+    return request->access != ACCESS_PUBLIC || request->trusted || access_owns(facts, request->uid);
+}
+
+/* Whether a model that is there may have the name that was asked for as well. */
+static enum load_verdict foresee_joined(const struct load *load, struct model *model, enum load_verdict verdict,
+                                        struct model **ret_model)
+{
+    const char *name = load->request.name;
+    struct model *holder =
+        !name || model_has_name(model, name) ? NULL : registry_holder(load->loads->registry, name, load->request.peer);
+    *ret_model = holder;
+    switch (judge_name(load, holder)) {
+    case NAME_BUSY:
+        return LOAD_BUSY;
+    case NAME_TAKEN:
+        return LOAD_TAKEN;
+    case NAME_FREE:
+    case NAME_SOON_FREE:
+        break;
+    }
+    *ret_model = model;
+    return verdict;
 }
 
 enum load_verdict load_foresee(struct loads *loads, const struct load_request *request, struct source *source,
-                               struct plan *plan, struct model **ret_model)
+                               const struct access_facts *facts, struct plan *plan, struct model **ret_model)
 {
     const struct load load = {.loads = loads, .request = *request, .job = {.source = source, .plan = plan}};
+    *ret_model = NULL;
+    if (!may_publish(request, facts))
+        return LOAD_DENIED;
     char derived[MODEL_NAME_MAX + 1];
     if (!request->name)
         model_name_derive(source->path, derived);
@@ -219,14 +292,14 @@ enum load_verdict load_foresee(struct loads *loads, const struct load_request *r
                                          .forms = request->forms,
                                          .plan = plan,
                                          .among = &request->among,
-                                         .owner = request->private ? &request->uid : NULL};
+                                         .owner = request->access == ACCESS_PRIVATE ? &request->uid : NULL};
     struct model *model = registry_find_source(loads->registry, &query);
     *ret_model = model;
     if (model && (model->state == MODEL_CACHED || model->state == MODEL_SAVING))
-        return LOAD_RESTORE;
+        return foresee_joined(&load, model, LOAD_RESTORE, ret_model);
     if (model && !model_departs(model))
-        return LOAD_JOIN;
-    model = registry_find(loads->registry, request->name ? request->name : derived);
+        return foresee_joined(&load, model, LOAD_JOIN, ret_model);
+    model = registry_holder(loads->registry, request->name ? request->name : derived, request->peer);
     *ret_model = NULL;
     if (model && model->state == MODEL_FAILED && !model_in_use(model))
         return LOAD_NEW; /* load_clear_lost() sees to it */
@@ -292,6 +365,11 @@ static bool identified(struct load *load)
         failure_set_opening(&load->failure, job);
         return false;
     }
+    if (!may_publish(&load->request, job->facts)) {
+        failure_set(&load->failure, WIRE_PermissionDenied,
+                    error_reason("only who owns the file makes its model public"));
+        return false;
+    }
     const struct device_set *among = &load->request.among;
     load->device = placement_roomiest(among);
     if (!load->device) {
@@ -306,7 +384,7 @@ static bool identified(struct load *load)
                                          .forms = load->request.forms,
                                          .plan = job->plan,
                                          .among = among,
-                                         .owner = load->request.private ? &load->request.uid : NULL};
+                                         .owner = load->request.access == ACCESS_PRIVATE ? &load->request.uid : NULL};
     struct model *same = registry_find_source(load->loads->registry, &query);
     if (same)
         return load_take_same(load, same);

@@ -1,4 +1,5 @@
 #include "daemon/base/state.h"
+#include "daemon/base/trust.h"
 #include "daemon/base/worker.h"
 #include "daemon/load/states.h"
 #include "daemon/session/describe.h"
@@ -49,6 +50,7 @@ void load_show(struct load *load, enum load_state state, enum model_state shown)
 static void request_clear(struct load_request *request)
 {
     forms_unref(request->forms);
+    peer_unref(request->peer);
     free((char *)(uintptr_t)request->name);
     free((char *)(uintptr_t)request->path);
 }
@@ -340,6 +342,7 @@ static int request_copy(struct load_request *copy, const struct load_request *re
     *copy = *request;
     copy->fds = NULL;
     copy->forms = forms_ref(request->forms);
+    copy->peer = peer_ref(request->peer);
     copy->name = request->name ? strdup(request->name) : NULL;
     copy->path = request->path ? strdup(request->path) : NULL;
     return (request->name && !copy->name) || (request->path && !copy->path) ? -ENOMEM : 0;
@@ -413,13 +416,13 @@ void load_begin(struct loads *loads, const struct load_request *request, struct 
 void load_restore(struct loads *loads, struct model *model, struct call *call, enum waiter_kind kind)
 {
     assert(model->state == MODEL_CACHED || model->state == MODEL_SAVING);
-    const struct load_request request = {.name = model->name,
-                                         .forms = model->forms,
+    const struct load_request request = {.forms = model->forms,
                                          .among = {.devices = {model->device}, .n = 1},
+                                         .peer = conn_peer(call->conn),
                                          .uid = conn_uid(call->conn),
                                          .wait = true,
                                          .ttl = -1,
-                                         .private = model->private};
+                                         .access = model->access};
     struct load *load;
     uint64_t limit = 0;
     int r = load_new(loads, &request, &load, &limit);
@@ -436,6 +439,7 @@ void load_restore(struct loads *loads, struct model *model, struct call *call, e
         return;
     }
     load->awaited = model->id;
+    strcpy(load->awaited_name, model->name);
     load->blocked = true;
 }
 
@@ -496,6 +500,18 @@ void loads_end(struct loads *loads, enum wire_error error)
         next = TAILQ_NEXT(load, link);
         load_end(load, error, NULL);
     }
+}
+
+size_t loads_seen(const struct loads *loads, const struct peer *peer)
+{
+    size_t n = 0;
+    const struct load *load;
+    TAILQ_FOREACH(load, &loads->list, link)
+    {
+        n += load->request.uid == peer->uid || trusted_user(peer->uid) ||
+             (load->model && model_visible(load->model, peer));
+    }
+    return n;
 }
 
 bool load_ends(const struct load *load)

@@ -59,11 +59,12 @@ struct load_request {
     bool wait;                 /* answer when resident; the load ends when nobody waits any more */
     bool lease;                /* with a lease; only with `wait` */
     double wait_for_memory;    /* seconds that it may be queued; 0: not */
-    uid_t uid;
-    bool trusted; /* may have the daemon read what not everyone may read */
+    struct peer *peer;         /* who asks; the load keeps it */
+    uid_t uid;                 /* the peer's */
+    bool trusted;              /* may have the daemon read what not everyone may read */
     bool pin;
     int64_t ttl; /* seconds; -1: for ever */
-    bool private;
+    enum access access;
     bool trace; /* tell what happened when */
 
     /* For loads without a call: told the outcome, NULL or the model, with a sentence if it failed. */
@@ -103,11 +104,16 @@ enum load_verdict {
     LOAD_RESTORE, /* it is brought back from host memory, if it fits */
     LOAD_BUSY,    /* ModelBusy: it is on its way out, and somebody holds it */
     LOAD_TAKEN,   /* NameInUse */
+    LOAD_DENIED,  /* PermissionDenied: it may not be public */
 };
 
-/* request: form, among, name, private, uid and trusted count. *ret_model: the model that it is about; NULL: none. */
+/* request: form, among, name, access, peer, uid and trusted count. facts: of the source's files. *ret_model: the model
+ * that it is about; NULL: none. */
 enum load_verdict load_foresee(struct loads *loads, const struct load_request *request, struct source *source,
-                               struct plan *plan, struct model **ret_model);
+                               const struct access_facts *facts, struct plan *plan, struct model **ret_model);
+
+/* How many are under way that the peer began, or whose model it sees. */
+size_t loads_seen(const struct loads *loads, const struct peer *peer);
 
 /* Bytes of the host's memory that the daemon itself keeps of a model, as far as they are known before it is filled: the
  * header as it was parsed, its copy for those who attach, and the plan. */

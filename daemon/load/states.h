@@ -55,8 +55,9 @@ struct load {
     bool publish_done;
     struct claim claim; /* on memory that others have to let go of first */
 
-    bool restores;           /* a cached model, from host memory */
-    uint64_t awaited;        /* id of a model on its way to host memory, to be brought back from there; 0: none */
+    bool restores;    /* a cached model, from host memory */
+    uint64_t awaited; /* id of a model on its way to host memory, to be brought back from there; 0: none */
+    char awaited_name[MODEL_NAME_SIZE];
     const struct plan *plan; /* what is filled: the model's, or the job's linear one */
     struct consumer consumer;
     size_t next_chunk;

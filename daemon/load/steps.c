@@ -1,6 +1,7 @@
 #include "daemon/load/steps.h"
 
 #include "daemon/gguf/split.h"
+#include "daemon/model/access_read.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -15,7 +16,9 @@ static void open_path(struct load_job *job)
     const bool judges = geteuid() != 0;
     if (job->trusted || judges)
         job->status = source_open_path(job->path, &job->source, &job->fault);
-    if (job->trusted || (judges && job->status == 0 && job->source->readable_by_all))
+    if ((job->trusted || judges) && job->status == 0)
+        job->status = access_read(job->source, NULL, &job->facts, &job->fault);
+    if (job->trusted || (judges && job->status == 0 && access_permits_all(job->facts)))
         return;
     source_free(job->source);
     job->source = NULL;
@@ -31,6 +34,8 @@ void load_job_identify(struct load_job *job)
         job->status = source_open_fds(job->fds, n, &job->source, &job->fault);
     else
         open_path(job);
+    if (n > 0 && job->status == 0)
+        job->status = access_read(job->source, NULL, &job->facts, &job->fault);
 }
 
 static bool converts_nothing(const struct plan *plan)
@@ -197,5 +202,7 @@ void load_job_clear(struct load_job *job)
     publication_clear(&job->published);
     load_job_forget(job);
     source_free(job->source);
+    access_facts_unref(job->facts);
     job->source = NULL;
+    job->facts = NULL;
 }

@@ -4,6 +4,7 @@
 #include "daemon/device/device.h"
 #include "daemon/device/devices.h"
 #include "daemon/gguf/gguf.h"
+#include "daemon/model/access.h"
 #include "daemon/model/plan.h"
 #include "daemon/model/publication.h"
 #include "daemon/model/source.h"
@@ -39,6 +40,7 @@ struct load_job {
     size_t tensor; /* with -ENOTSUP */
     size_t file;   /* with -EBADMSG: which of a split model's */
     struct source *source;
+    struct access_facts *facts; /* of the source's files */
     struct gguf *header;
     struct plan *plan;
     struct arena *arena;
@@ -51,8 +53,8 @@ struct load_job {
     uint64_t end_ns;
 };
 
-/* fds, or path and trusted → source. Errors: those of source_open_path(); or -EACCES and `refused`, whatever the path
- * leads to, if the caller may not have it read. */
+/* fds, or path and trusted → source, facts. Errors: those of source_open_path(); or -EACCES and `refused`, whatever the
+ * path leads to, if the caller may not have it read. */
 void load_job_identify(struct load_job *job);
 
 /* opened, device, forms → header, plan, which is not cut. Errors: those of split_read() and plan_new(). */

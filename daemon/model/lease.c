@@ -38,6 +38,7 @@ void lease_end(struct lease *lease)
     LIST_REMOVE(lease, of_model);
     LIST_REMOVE(lease, of_holder);
     quota_return(&lease->charge);
+    free(lease->name);
     free(lease);
     model->n_leases--;
     model->idle_since = uv_hrtime();

@@ -24,6 +24,7 @@ struct lease_holder {
 
 struct lease {
     uint64_t id; /* never used twice */
+    char *name;  /* by which the client knows the model: the one that it asked for; NULL: the model's own */
     struct registry *registry;
     struct model *model;
     struct lease_holder *holder;

@@ -4,8 +4,10 @@
 #include "daemon/base/trust.h"
 
 #include <assert.h>
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static const struct state states[] = {
@@ -51,8 +53,25 @@ bool model_lost(const struct model *model)
     return model->state == MODEL_FAILED || (model->state == MODEL_DRAINING && model->device->failed);
 }
 
+bool model_has_name(const struct model *model, const char *name)
+{
+    const struct model_name *own;
+    TAILQ_FOREACH(own, &model->names, link)
+    {
+        if (strcmp(own->text, name) == 0)
+            return true;
+    }
+    return false;
+}
+
 void model_lose_name(struct model *model)
 {
+    struct model_name *name;
+    while ((name = TAILQ_FIRST(&model->names))) {
+        TAILQ_REMOVE(&model->names, name, link);
+        free(name);
+    }
+    model->n_names = 0;
     const size_t n = strlen(model->name);
     if (!model_nameless(model))
         snprintf(model->name + n, sizeof(model->name) - n, "#%" PRIu64, model->id);
@@ -74,9 +93,58 @@ void model_unhold(struct model *model)
     model->n_holds--;
 }
 
-bool model_visible(const struct model *model, uid_t uid)
+static bool is_guest(const struct model *model, uid_t uid)
 {
-    return !model->private || uid == model->uid || trusted_user(uid);
+    for (size_t i = 0; i < model->n_guests; i++)
+        if (model->guests[i] == uid)
+            return true;
+    return false;
+}
+
+static bool is_reader(const struct model *model, const struct peer *peer)
+{
+    if (model->access == ACCESS_PRIVATE)
+        return false;
+    return model->access == ACCESS_PUBLIC || access_permits(model->facts, peer) || is_guest(model, peer->uid);
+}
+
+enum sight model_sight(const struct model *model, const struct peer *peer)
+{
+    if (peer->uid == model->uid)
+        return SIGHT_OWN;
+    if (is_reader(model, peer))
+        return SIGHT_READER;
+    return trusted_user(peer->uid) ? SIGHT_TRUSTED : SIGHT_NONE;
+}
+
+bool model_visible(const struct model *model, const struct peer *peer)
+{
+    return model_sight(model, peer) > SIGHT_NONE;
+}
+
+bool model_attachable(const struct model *model, const struct peer *peer)
+{
+    return peer->uid == model->uid || (model->access != ACCESS_PRIVATE && model_visible(model, peer));
+}
+
+int model_admit(struct model *model, const struct peer *peer)
+{
+    if (model->access == ACCESS_PRIVATE || model_sight(model, peer) >= SIGHT_READER)
+        return 0;
+    if (model->n_guests == MODEL_GUESTS_MAX)
+        return -EMLINK;
+    uid_t *guests = realloc(model->guests, (model->n_guests + 1) * sizeof(*guests));
+    if (!guests)
+        return -ENOMEM;
+    model->guests = guests;
+    guests[model->n_guests++] = peer->uid;
+    return 0;
+}
+
+void model_set_facts(struct model *model, struct access_facts *facts)
+{
+    access_facts_unref(model->facts);
+    model->facts = facts;
 }
 
 bool model_in_use(const struct model *model)

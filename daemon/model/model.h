@@ -21,6 +21,7 @@
 #include "daemon/base/quota.h"
 #include "daemon/device/device.h"
 #include "daemon/gguf/gguf.h"
+#include "daemon/model/access.h"
 #include "daemon/model/lease.h"
 #include "daemon/model/plan.h"
 #include "daemon/model/publication.h"
@@ -50,18 +51,37 @@ enum model_state {
 /* Room for "NAME#ID", which a model is called that has lost its name. No name has a '#'. */
 #define MODEL_NAME_SIZE (MODEL_NAME_MAX + 24u)
 
+/* Names that one model has. */
+#define MODEL_NAMES_MAX 16u
+
+/* One of a model's names. Several models may have it: whoever gave it did not see the others. */
+struct model_name {
+    TAILQ_ENTRY(model_name) link;
+    uint64_t since; /* the registry's count: of two that are the same, which one came first */
+    uid_t uid;      /* who gave it */
+    char text[MODEL_NAME_MAX + 1];
+};
+
+TAILQ_HEAD(model_names, model_name);
+
 struct model {
     TAILQ_ENTRY(model) link;
     uint64_t id;
-    char name[MODEL_NAME_SIZE];
+    char name[MODEL_NAME_SIZE]; /* the first of its names; or NAME#ID: it has none */
+    struct model_names names;   /* oldest first; the registry's to change */
+    size_t n_names;
     enum model_state state;
     unsigned position;         /* its place among those who wait for the same memory, from 1; 0: it is not queued */
     const struct forms *forms; /* as asked for; the model's reference */
     struct device *device;
     uid_t uid; /* who loaded it */
     bool pinned;
-    int64_t ttl;  /* seconds of idleness after which it is unloaded; -1: never */
-    bool private; /* only that user sees it */
+    int64_t ttl; /* seconds of idleness after which it is unloaded; -1: never */
+
+    enum access access;
+    struct access_facts *facts; /* of its files, as they were when somebody looked last; NULL: not known */
+    uid_t *guests;              /* users who are no readers by the facts, but showed that they have the files open */
+    size_t n_guests;
 
     struct source *source;
     struct gguf *header; /* NULL before it was read */
@@ -104,18 +124,44 @@ bool model_departs(const struct model *model);
 /* Its device is lost, and with it what it held: FAILED, or on its way out since. */
 bool model_lost(const struct model *model);
 
-/* Frees its name for another: it is called "NAME#ID" from here on. */
+/* One of its names is this one. */
+bool model_has_name(const struct model *model, const char *name);
+
+/* Frees its names for others: it is called "NAME#ID" from here on, after the first of them. */
 void model_lose_name(struct model *model);
 
-/* It has lost its name. */
+/* It has none. */
 bool model_nameless(const struct model *model);
 
 /* Keeps the model from being unloaded while the daemon itself reads it, until it is unheld as often as it was held. */
 void model_hold(struct model *model);
 void model_unhold(struct model *model);
 
-/* The user may know of the model: a private one is its user's alone, and known to trusted users (trust.h). */
-bool model_visible(const struct model *model, uid_t uid);
+/* What the model is to somebody. */
+enum sight {
+    SIGHT_NONE,    /* it does not exist */
+    SIGHT_TRUSTED, /* seen because root and the daemon's own user see all (trust.h), and for no other reason */
+    SIGHT_READER,  /* it is for everybody, or for those who may read its files */
+    SIGHT_OWN,     /* it was loaded by this user */
+};
+
+enum sight model_sight(const struct model *model, const struct peer *peer);
+
+/* It is anything but SIGHT_NONE. */
+bool model_visible(const struct model *model, const struct peer *peer);
+
+/* The peer may take leases. A private model is its user's alone, whoever else sees it. */
+bool model_attachable(const struct model *model, const struct peer *peer);
+
+/* Guests that one model has. */
+#define MODEL_GUESTS_MAX 256u
+
+/* The peer has shown that it can read the files: it passed them open. From now on it sees the model, if that is not
+ * private. -ENOMEM; -EMLINK: there are too many. */
+int model_admit(struct model *model, const struct peer *peer);
+
+/* Takes new facts over, and with them one reference. NULL is fine: nobody but its user is known to read it. */
+void model_set_facts(struct model *model, struct access_facts *facts);
 
 /* What it is made of its file as: asked for in the same words, or with the same outcome for each tensor. The plan is
  * one of the same file, or NULL. */

@@ -1,7 +1,11 @@
 #include "daemon/model/registry.h"
 
+#include "daemon/base/trust.h"
+
 #include <assert.h>
 #include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -11,21 +15,119 @@ void registry_init(struct registry *registry, struct quota *quota)
     TAILQ_INIT(&registry->models);
 }
 
-struct model *registry_find(const struct registry *registry, const char *name)
+/* The name of the model that the text means; NULL: it means none. */
+static const struct model_name *name_meant(const struct model *model, const char *text)
+{
+    const struct model_name *name;
+    TAILQ_FOREACH(name, &model->names, link)
+    {
+        if (strcmp(name->text, text) == 0)
+            return name;
+    }
+    return NULL;
+}
+
+/* "NAME#ID" with the model's id, and a name that it has, or has lost. */
+static bool is_full_name(const struct model *model, const char *text)
+{
+    char number[24];
+    snprintf(number, sizeof(number), "#%" PRIu64, model->id);
+    const char *hash = strrchr(text, '#');
+    const size_t n = hash ? (size_t)(hash - text) : 0;
+    if (!hash || strcmp(hash, number) != 0 || n > MODEL_NAME_MAX)
+        return false;
+    char name[MODEL_NAME_SIZE] = "";
+    memcpy(name, text, n);
+    return model_has_name(model, name) || (strncmp(model->name, name, n) == 0 && model->name[n] == '#');
+}
+
+/* The better of two answers to what a name means. */
+static bool is_better(enum sight sight, const struct model_name *name, enum sight best_sight,
+                      const struct model_name *best)
+{
+    if (sight != best_sight)
+        return sight > best_sight;
+    const bool trusted = trusted_user(name->uid), best_trusted = trusted_user(best->uid);
+    return trusted != best_trusted ? trusted : name->since < best->since;
+}
+
+struct model *registry_find(const struct registry *registry, const char *name, const struct peer *peer)
+{
+    struct model *model, *found = NULL;
+    const struct model_name *best = NULL;
+    enum sight best_sight = SIGHT_NONE;
+    TAILQ_FOREACH(model, &registry->models, link)
+    {
+        /* All that takes time comes before the names are compared. */
+        const enum sight sight = model_sight(model, peer);
+        if (sight == SIGHT_NONE)
+            continue;
+        if (is_full_name(model, name))
+            return model;
+        const struct model_name *meant = name_meant(model, name);
+        if (!meant || (found && !is_better(sight, meant, best_sight, best)))
+            continue;
+        found = model;
+        best = meant;
+        best_sight = sight;
+    }
+    return found;
+}
+
+struct model *registry_find_id(const struct registry *registry, uint64_t id)
 {
     struct model *model;
     TAILQ_FOREACH(model, &registry->models, link)
     {
-        if (strcmp(model->name, name) == 0)
+        if (model->id == id)
             return model;
     }
     return NULL;
 }
 
+struct model *registry_holder(const struct registry *registry, const char *name, const struct peer *peer)
+{
+    struct model *model = registry_find(registry, name, peer);
+    return model && model_sight(model, peer) >= SIGHT_READER ? model : NULL;
+}
+
+int registry_name(struct registry *registry, struct model *model, const char *name, uid_t uid)
+{
+    if (model->n_names == MODEL_NAMES_MAX)
+        return -EMLINK;
+    struct model_name *own = calloc(1, sizeof(*own));
+    if (!own)
+        return -ENOMEM;
+    own->since = registry->next_name++;
+    own->uid = uid;
+    memcpy(own->text, name, strnlen(name, MODEL_NAME_MAX));
+    TAILQ_INSERT_TAIL(&model->names, own, link);
+    model->n_names++;
+    return 0;
+}
+
+bool registry_unname(struct model *model, const char *name)
+{
+    struct model_name *own;
+    TAILQ_FOREACH(own, &model->names, link)
+    {
+        if (strcmp(own->text, name) == 0)
+            break;
+    }
+    if (!own || model->n_names == 1)
+        return model->n_names > 1;
+    TAILQ_REMOVE(&model->names, own, link);
+    free(own);
+    model->n_names--;
+    strcpy(model->name, TAILQ_FIRST(&model->names)->text);
+    return true;
+}
+
 /* All of a query but the forms. */
 static bool is_of_source(const struct model *model, const struct registry_query *query)
 {
-    const bool shown = query->owner ? model->private && model->uid == *query->owner : !model->private;
+    const bool private = model->access == ACCESS_PRIVATE;
+    const bool shown = query->owner ? private && model->uid == *query->owner : !private;
     return shown && model->state != MODEL_DRAINING && model->state != MODEL_FAILED &&
            device_set_has(query->among, model->device) && source_equal(model->source, query->source);
 }
@@ -54,10 +156,14 @@ struct model *registry_find_other(const struct registry *registry, const struct 
 
 int registry_add(struct registry *registry, struct model *model)
 {
-    assert(!registry_find(registry, model->name));
-    uint64_t unused;
-    if (registry->quota && quota_take(registry->quota, model->uid, QUOTA_BYTES, 0, &model->quota, &unused) < 0)
+    TAILQ_INIT(&model->names);
+    if (registry_name(registry, model, model->name, model->uid) < 0)
         return -ENOMEM;
+    uint64_t unused;
+    if (registry->quota && quota_take(registry->quota, model->uid, QUOTA_BYTES, 0, &model->quota, &unused) < 0) {
+        model_lose_name(model);
+        return -ENOMEM;
+    }
     model->id = registry->next_model++;
     TAILQ_INSERT_TAIL(&registry->models, model, link);
     registry->n_models++;
@@ -75,6 +181,9 @@ void registry_remove(struct registry *registry, struct model *model)
     plan_free(model->plan);
     gguf_free(model->header);
     source_free(model->source);
+    model_lose_name(model);
+    model_set_facts(model, NULL);
+    free(model->guests);
     forms_unref(model->forms);
     free(model);
 }

@@ -18,6 +18,7 @@ struct registry {
     size_t n_models;
     size_t n_leases;
     uint64_t next_model;
+    uint64_t next_name;
     uint64_t next_lease;
     struct quota *quota; /* borrowed; NULL: nobody is counted */
 
@@ -29,8 +30,24 @@ struct registry {
 
 void registry_init(struct registry *registry, struct quota *quota);
 
+/* The model that a name means to this peer; NULL: it sees none. Of several that it sees it is the one that it loaded
+ * itself; else one that it may read rather than one that it sees by trust; then one whose name a trusted user gave;
+ * then the one that had the name first. "NAME#ID" means the model of that id, if NAME is, or was, a name of it. How
+ * long this takes does not tell whether there is a model of that name which the peer does not see. */
+struct model *registry_find(const struct registry *registry, const char *name, const struct peer *peer);
+
 /* NULL if there is none. */
-struct model *registry_find(const struct registry *registry, const char *name);
+struct model *registry_find_id(const struct registry *registry, uint64_t id);
+
+/* The model that keeps this peer from giving the name to another one: one that it loaded, or may read. One that it does
+ * not see, or sees by trust alone, keeps nobody from anything. NULL: there is none. */
+struct model *registry_holder(const struct registry *registry, const char *name, const struct peer *peer);
+
+/* Gives a model a further name, which it does not have. -EMLINK: it has MODEL_NAMES_MAX; -ENOMEM. */
+int registry_name(struct registry *registry, struct model *model, const char *name, uid_t uid);
+
+/* Takes a name that the model has away from it. Returns whether it has others. If not, it keeps this one. */
+bool registry_unname(struct model *model, const char *name);
 
 /* Which model is looked for: one made of these files, on one of these devices. */
 struct registry_query {
@@ -48,8 +65,8 @@ struct model *registry_find_source(const struct registry *registry, const struct
  * one that has no plan yet. */
 struct model *registry_find_other(const struct registry *registry, const struct registry_query *query, bool unplanned);
 
-/* Adds a model, which the registry then owns, with an id of its own. Its name is not taken. -ENOMEM: it was not added.
- */
+/* Adds a model, which the registry then owns, with an id of its own, and with the name that stands in model->name; who
+ * loaded it gave it that. -ENOMEM: it was not added. */
 int registry_add(struct registry *registry, struct model *model);
 
 /* Takes a model out and frees what it holds in this process: file, header, plan, table. It has no arena, no lease and

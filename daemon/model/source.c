@@ -80,9 +80,7 @@ static int identity_read(int fd, struct identity *ret, mode_t *ret_mode, struct 
     return 0;
 }
 
-/* The path still leads to the open file. It does not to one that has no name any more, or never had: such a file is
- * open here because somebody passed its descriptor, and is nobody else's to be found through /proc. */
-static bool leads_to(const char *path, int fd)
+bool source_leads_to(const char *path, int fd)
 {
     struct stat named, opened;
     return stat(path, &named) == 0 && fstat(fd, &opened) == 0 && opened.st_nlink > 0 && named.st_dev == opened.st_dev &&
@@ -96,12 +94,11 @@ static const char deleted[] = " (deleted)";
 static void strip_deleted(char *path, int fd)
 {
     const size_t n = strlen(path), length = sizeof(deleted) - 1;
-    if (n > length && strcmp(path + n - length, deleted) == 0 && !leads_to(path, fd))
+    if (n > length && strcmp(path + n - length, deleted) == 0 && !source_leads_to(path, fd))
         path[n - length] = '\0';
 }
 
-/* The path that the kernel knows the open file by, or knew it by; NULL if there is none. */
-static char *path_of_fd(int fd)
+char *source_fd_path(int fd)
 {
     char link[64], path[PATH_MAX];
     snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
@@ -113,7 +110,7 @@ static char *path_of_fd(int fd)
     return strdup(path);
 }
 
-static int file_check(struct source_file *file, bool *ret_readable_by_all, struct device_fault *ret_fault)
+static int file_check(struct source_file *file, struct device_fault *ret_fault)
 {
     mode_t mode = 0;
     int r = identity_read(file->fd, &file->identity, &mode, ret_fault);
@@ -124,7 +121,6 @@ static int file_check(struct source_file *file, bool *ret_readable_by_all, struc
     int flags = fcntl(file->fd, F_GETFL);
     if (flags < 0 || (flags & O_ACCMODE) == O_WRONLY || (flags & O_PATH))
         return device_fault_set(ret_fault, -EBADF, "open", EBADF, "not open for reading");
-    *ret_readable_by_all = mode & S_IROTH;
     return 0;
 }
 
@@ -136,38 +132,22 @@ int source_open_fds(const int *fds, size_t n, struct source **ret, struct device
             close(fds[i]);
         return device_fault_set(ret_fault, -ENOMEM, "calloc", ENOMEM, strerror(ENOMEM));
     }
+    source->references = 1;
     source->n_files = n;
-    source->readable_by_all = true;
     for (size_t i = 0; i < n; i++)
         source->files[i].fd = fds[i];
     for (size_t i = 0; i < n; i++) {
-        bool readable = false;
-        int r = file_check(&source->files[i], &readable, ret_fault);
+        int r = file_check(&source->files[i], ret_fault);
         if (r == 0 && __builtin_add_overflow(source->size, source->files[i].identity.size, &source->size))
             r = device_fault_set(ret_fault, -EOVERFLOW, "fstat", EOVERFLOW, "the files are too large");
         if (r < 0) {
             source_free(source);
             return r;
         }
-        source->readable_by_all = source->readable_by_all && readable;
     }
-    source->path = path_of_fd(source->files[0].fd);
+    source->path = source_fd_path(source->files[0].fd);
     *ret = source;
     return 0;
-}
-
-/* Everyone may pass through all folders above the open file, as the kernel knows it: without links. */
-static bool reachable_by_all(int fd)
-{
-    char *path = path_of_fd(fd);
-    bool reachable = path && leads_to(path, fd);
-    for (char *slash = path ? strrchr(path, '/') : NULL; slash && reachable; slash = strrchr(path, '/')) {
-        struct stat st;
-        *slash = '\0';
-        reachable = stat(slash == path ? "/" : path, &st) == 0 && (st.st_mode & S_IXOTH);
-    }
-    free(path);
-    return reachable;
 }
 
 /* Opens a file once it is known to be a regular one: opening a device can do things. A shard_open_fn. */
@@ -223,14 +203,18 @@ int source_open_path(const char *path, struct source **ret, struct device_fault 
     }
     r = source_open_fds(fds, n, ret, ret_fault);
     free(fds);
-    for (size_t i = 0; i < n && r == 0; i++)
-        (*ret)->readable_by_all = (*ret)->readable_by_all && reachable_by_all((*ret)->files[i].fd);
     return r;
+}
+
+struct source *source_ref(struct source *source)
+{
+    source->references++;
+    return source;
 }
 
 void source_free(struct source *source)
 {
-    if (!source)
+    if (!source || --source->references > 0)
         return;
     for (size_t i = 0; i < source->n_files; i++)
         close(source->files[i].fd);

@@ -32,10 +32,10 @@ struct source_file {
 };
 
 struct source {
-    char *path;           /* of the first file, for people; NULL where it has none */
-    uint64_t size;        /* of all files */
-    bool readable_by_all; /* everyone may read them; opened by path: and get there */
-    size_t n_files;       /* 1 but for split models */
+    unsigned references; /* the loop's, and those of workers who have the only one */
+    char *path;          /* of the first file, for people; NULL where it has none */
+    uint64_t size;       /* of all files */
+    size_t n_files;      /* 1 but for split models */
     struct source_file files[];
 };
 
@@ -50,7 +50,10 @@ int source_open_fds(const int *fds, size_t n, struct source **ret, struct device
  * As above, and the errors of that and of open(). */
 int source_open_path(const char *path, struct source **ret, struct device_fault *ret_fault);
 
-/* NULL is fine. */
+/* Loop. Keeps it for one more; returns it. */
+struct source *source_ref(struct source *source);
+
+/* Gives one reference up, and with the last one the source. NULL is fine. */
 void source_free(struct source *source);
 
 /* Reads exactly `size` bytes of a file. -ESTALE if it has fewer by now; or the errno of pread(). */
@@ -65,3 +68,10 @@ int source_check(const struct source *source, struct device_fault *ret_fault);
  * last change cannot. Moving or linking a file touches it as well. A change through a mapping of a file in a tmpfs
  * moves no time at all; only Verify finds it. */
 int source_check_untouched(const struct source *source, struct device_fault *ret_fault);
+
+/* The path that the kernel knows an open file by, without links, or knew it by; NULL if there is none. For free(). */
+char *source_fd_path(int fd);
+
+/* The path still leads to the open file. It does not to one that has no name any more, or never had: such a file is
+ * open here because somebody passed its descriptor, and is nobody else's to be found through /proc. */
+bool source_leads_to(const char *path, int fd);

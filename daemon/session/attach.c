@@ -52,9 +52,14 @@ static struct lease *grant(struct registry *registry, struct model *model, struc
     if (!binary && !call_may_queue(call, strlen(model->published.tensors)))
         return NULL;
     int r = lease_grant(registry, model, session_holder(call->conn), &lease, &limit);
-    if (r < 0)
+    if (r < 0) {
         call_fail(call, WIRE_LimitExceeded,
                   r == -EDQUOT ? error_limit(quota_name(QUOTA_LEASES), limit) : error_no_memory());
+        return NULL;
+    }
+    const cJSON *name = cJSON_GetObjectItemCaseSensitive(call->parameters, "name");
+    if (cJSON_IsString(name) && model_has_name(model, name->valuestring))
+        lease->name = strdup(name->valuestring); /* without memory for it: the model's own */
     return lease;
 }
 

@@ -46,7 +46,15 @@ cJSON *describe_model(const struct model *model)
     else
         cJSON_AddNullToObject(object, "idle");
     add_integer(object, "uid", model->uid);
-    cJSON_AddBoolToObject(object, "private", model->private);
+    cJSON_AddBoolToObject(object, "private", model->access == ACCESS_PRIVATE);
+    cJSON_AddStringToObject(object, "access", access_name(model->access));
+    cJSON *aliases = cJSON_AddArrayToObject(object, "aliases");
+    const struct model_name *name;
+    TAILQ_FOREACH(name, &model->names, link)
+    {
+        if (strcmp(name->text, model->name) != 0)
+            cJSON_AddItemToArray(aliases, cJSON_CreateString(name->text));
+    }
     add_integer(object, "overflows", model->overflows);
     return object;
 }

@@ -75,7 +75,7 @@ void events_emit(struct events *events, const char *event, const struct model *m
     struct watcher *watcher;
     TAILQ_FOREACH(watcher, &events->watchers, link)
     {
-        if (!model_visible(model, conn_uid(watcher->call->conn)))
+        if (!model_visible(model, conn_peer(watcher->call->conn)))
             continue;
         cJSON *reply = cJSON_CreateObject();
         cJSON_AddStringToObject(reply, "event", event);

@@ -88,9 +88,9 @@ struct lease_holder *session_holder(const struct conn *conn)
 }
 
 /* What the client knows the model by, whatever has become of its name. */
-static const char *known_name(const struct model *model, char name[MODEL_NAME_SIZE])
+static const char *known_name(const struct lease *lease, char name[MODEL_NAME_SIZE])
 {
-    strcpy(name, model->name);
+    strcpy(name, lease->name ? lease->name : lease->model->name);
     name[strcspn(name, "#")] = '\0';
     return name;
 }
@@ -118,7 +118,7 @@ void session_replying(struct conn *conn, cJSON *parameters)
         if (!names)
             names = cJSON_AddArrayToObject(parameters, "draining");
         char name[MODEL_NAME_SIZE];
-        if (!names_have(names, known_name(lease->model, name)))
+        if (!names_have(names, known_name(lease, name)))
             cJSON_AddItemToArray(names, cJSON_CreateString(name));
     }
 }

@@ -148,7 +148,7 @@ bool call_continue_all(struct call *call, cJSON *parameters)
         cJSON_Delete(parameters);
         if (conn->state == CONN_OPEN)
             log_client(LOG_LEVEL_INFO, "conn=%" PRIu64 " pid=%d does not read what it watches; closing", conn->id,
-                       (int)conn->pid);
+                       (int)conn->peer->pid);
         conn_break(conn);
         return false;
     }

@@ -65,6 +65,7 @@ static void conn_free(struct conn *conn)
 {
     quota_return(&conn->connection);
     quota_return(&conn->replies);
+    peer_unref(conn->peer);
     cJSON_Delete(conn->message);
     cJSON_Delete(conn->no_parameters);
     frame_reader_free(conn->reader);
@@ -183,7 +184,7 @@ bool conn_send(struct conn *conn, cJSON *message, const int *fds, size_t n_fds)
     if (r < 0) {
         /* Without this reply the client would wait for ever. The end of the connection tells it. */
         log_client(LOG_LEVEL_WARNING, "conn=%" PRIu64 " pid=%d a reply cannot be queued: %s; closing", conn->id,
-                   (int)conn->pid, strerror(-r));
+                   (int)conn->peer->pid, strerror(-r));
         conn_break(conn);
         return false;
     }
@@ -198,8 +199,8 @@ static void conn_end_with(struct conn *conn, enum wire_error error, cJSON *param
         cJSON_Delete(parameters);
         return;
     }
-    log_client(LOG_LEVEL_INFO, "conn=%" PRIu64 " pid=%d uid=%u ends: %s", conn->id, (int)conn->pid, (unsigned)conn->uid,
-               reason);
+    log_client(LOG_LEVEL_INFO, "conn=%" PRIu64 " pid=%d uid=%u ends: %s", conn->id, (int)conn->peer->pid,
+               (unsigned)conn->peer->uid, reason);
     int r = conn_put_error(conn, error, parameters);
     conn_move(conn, CONN_ENDING);
     if (r < 0)
@@ -358,11 +359,9 @@ int conn_open(struct conns *conns, int socket)
     conn->socket = socket;
     conn->conns = conns;
 
-    struct ucred peer;
-    socklen_t size = sizeof(peer);
-    int r = getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0 ? -errno : 0;
+    int r = peer_read(socket, &conn->peer);
     if (r == 0)
-        r = conn_charge(conn, peer.uid);
+        r = conn_charge(conn, conn->peer->uid);
     if (r == 0)
         r = frame_reader_new(CONN_REQUEST_MAX, &conn->reader);
     if (r == 0)
@@ -370,8 +369,6 @@ int conn_open(struct conns *conns, int socket)
     if (r == 0 && !(conn->no_parameters = cJSON_CreateObject()))
         r = -ENOMEM;
     conn->id = conns->next_id++;
-    conn->pid = peer.pid;
-    conn->uid = peer.uid;
     if (r == 0)
         r = uv_poll_init(conns->loop, &conn->poll, socket);
     if (r < 0) {
@@ -388,19 +385,24 @@ int conn_open(struct conns *conns, int socket)
         conn_close(conn);
         return r;
     }
-    log_debug("conn=%" PRIu64 " pid=%d uid=%u opened", conn->id, (int)conn->pid, (unsigned)conn->uid);
+    log_debug("conn=%" PRIu64 " pid=%d uid=%u opened", conn->id, (int)conn->peer->pid, (unsigned)conn->peer->uid);
     conn_poll(conn);
     return 0;
 }
 
 pid_t conn_pid(const struct conn *conn)
 {
-    return conn->pid;
+    return conn->peer->pid;
 }
 
 uid_t conn_uid(const struct conn *conn)
 {
-    return conn->uid;
+    return conn->peer->uid;
+}
+
+struct peer *conn_peer(const struct conn *conn)
+{
+    return conn->peer;
 }
 
 uint64_t conn_id(const struct conn *conn)

@@ -12,6 +12,7 @@
  * Loop thread only. */
 #pragma once
 
+#include "daemon/base/peer.h"
 #include "daemon/base/quota.h"
 #include "daemon/wire/call.h"
 
@@ -76,9 +77,11 @@ int conn_open(struct conns *conns, int socket);
  * of LimitExceeded, and consumed. */
 void conn_refuse(int socket, cJSON *parameters);
 
-/* The client's process and user when it connected, as the kernel tells (SO_PEERCRED). */
+/* The client's process and user when it connected, as the kernel tells; and with these its groups, which last as long
+ * as the connection, or as long as somebody keeps them. */
 pid_t conn_pid(const struct conn *conn);
 uid_t conn_uid(const struct conn *conn);
+struct peer *conn_peer(const struct conn *conn);
 
 /* For logs. No two connections have the same. */
 uint64_t conn_id(const struct conn *conn);

@@ -39,8 +39,7 @@ struct conn {
     unsigned handles; /* libuv handles (poll, deadline) that are not closed yet */
     int socket;
     uint64_t id;
-    pid_t pid;
-    uid_t uid;
+    struct peer *peer; /* NULL until it was read */
     enum conn_state state;
     bool peer_done;   /* the client has closed its sending side, and all that it sent was read */
     bool hung_up;     /* the client has closed its sending side, but the buffer is full of unread requests */

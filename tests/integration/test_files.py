@@ -29,7 +29,7 @@ def test_by_path_and_descriptor_is_the_same_model(client, small_model):
     second = load_by_fd(client, small_model, name="second")["model"]
     assert second["id"] == first["id"]
     assert second["name"] == "first"
-    other_form = client.call("Load", path=str(small_model), name="second", form="f32")["model"]
+    other_form = client.call("Load", path=str(small_model), name="third", form="f32")["model"]
     assert other_form["id"] != first["id"]
 
 

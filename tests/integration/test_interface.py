@@ -15,7 +15,9 @@ def test_info(client):
     assert sorted(info["interfaces"]) == ["io.rocmforge", "org.varlink.service"]
     assert set(info) == {"vendor", "product", "version", "url", "interfaces"}
     assert info["url"] == ""  # no address that is not ours
-    assert info["version"] == client.call("Status")["version"]
+    status = client.call("Status")
+    assert info["version"] == f"{status['version']} (io.rocmforge {status['interface']})"
+    assert f"\n# This is version {status['interface']} of the interface. " in SOURCE.read_text(encoding="utf-8")
 
 
 def test_description(client):

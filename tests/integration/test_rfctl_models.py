@@ -1,6 +1,7 @@
 """What rfctl tells of models, and does with them by name."""
 import json
 import os
+import pwd
 import re
 import signal
 import subprocess
@@ -16,12 +17,12 @@ def test_ps(daemon, small_model):
     assert (empty.stdout, empty.stderr) == ("", "rfctl: no model is loaded\n")
     daemon.rfctl("load", small_model, "--as", "native")
     head, row = daemon.rfctl("ps").stdout.splitlines()
-    assert head.split() == ["NAME", "FORM", "DEVICE", "SIZE", "STATE", "LEASES", "PIN", "IDLE", "TTL"]
+    assert head.split() == ["NAME", "FORM", "DEVICE", "SIZE", "STATE", "LEASES", "PIN", "IDLE", "TTL", "OWNER", "ACCESS"]
     assert row.split()[:3] == ["small", "native", "host"]
     assert row.split()[5:8] == ["resident", "0", "-"]
     with daemon.client() as client:
         client.call("Attach", name="small")
-        assert daemon.rfctl("ps").stdout.splitlines()[1].split()[5:] == ["resident", "1", "-", "-", "-"]
+        assert daemon.rfctl("ps").stdout.splitlines()[1].split()[5:] == ["resident", "1", "-", "-", "-", pwd.getpwuid(os.geteuid()).pw_name, "readers"]
     models = json.loads(daemon.rfctl("ps", "--json").stdout)["models"]
     assert [model["name"] for model in models] == ["small"]
 
@@ -100,11 +101,11 @@ def test_errors_name_a_way_out(daemon, small_model, command, hint):
     assert result.stderr.endswith(f"; {hint}\n")
 
 
-def test_cancel_of_a_model_that_another_user_has_loaded(start_for_all, small_model):
+def test_cancel_of_a_model_that_another_user_has_loaded(start_for_all, models):
     """Nobody loads it any more, so that is what the error says, and not whose it is."""
     daemon = start_for_all()
     with client_of(daemon, USER) as owner, client_of(daemon, USER + 1) as other:
-        load_fd(owner, small_model, name="small")
+        load_fd(owner, models(1)[0], name="small")
         with wire_error("ModelBusy") as error:
             other.call("Cancel", name="small")
         assert error["state"] == "resident"
@@ -138,7 +139,7 @@ def test_ttl(daemon, small_model):
     for typed, seconds, written in (("90", 90, "90s"), ("10m", 600, "10m"), ("48h", 172800, "2d")):
         assert daemon.rfctl("ttl", "small", typed).stdout == f"small is unloaded when idle for {written}\n"
         assert daemon.models()[0]["ttl"] == seconds
-        assert daemon.rfctl("ps").stdout.splitlines()[1].split()[-1] == written
+        assert daemon.rfctl("ps").stdout.splitlines()[1].split()[-3] == written
     assert daemon.rfctl("ttl", "small", "never").stdout == "small stays until it is unloaded\n"
     assert daemon.models()[0]["ttl"] is None
     for wrong in ("", "soon", "-1", "1.5h", "5 m"):

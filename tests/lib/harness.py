@@ -193,17 +193,22 @@ USER = 12345
 
 
 @contextlib.contextmanager
-def as_user(uid):
-    """What connects meanwhile is this user's."""
+def as_user(uid, groups=()):
+    """What connects meanwhile is this user's, who is in a group of the same number and in these."""
+    before = os.getgroups(), os.getegid()
+    os.setgroups(groups)
+    os.setegid(uid)
     os.seteuid(uid)
     try:
         yield
     finally:
         os.seteuid(0)
+        os.setegid(before[1])
+        os.setgroups(before[0])
 
 
-def client_of(daemon, uid, **options):
-    with as_user(uid):
+def client_of(daemon, uid, groups=(), **options):
+    with as_user(uid, groups):
         return daemon.client(**options)
 
 

@@ -1,8 +1,10 @@
 /* daemon/model/model.c: states, and who may see and end what. */
 #include "daemon/model/model.h"
 
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -68,12 +70,35 @@ static void who_sees_it(void **state)
 {
     (void)state;
     const uid_t own = getuid(), owner = own + 1000, stranger = own + 1001;
-    struct model model = {.uid = owner};
-    assert_true(model_visible(&model, owner) && model_visible(&model, stranger));
-    assert_true(model_visible(&model, 0) && model_visible(&model, own));
-    model.private = true;
-    assert_true(model_visible(&model, owner) && model_visible(&model, 0) && model_visible(&model, own));
-    assert_false(model_visible(&model, stranger));
+    const struct peer user = {.uid = owner}, other = {.uid = stranger}, root = {.uid = 0}, self = {.uid = own};
+    struct model model = {.uid = owner, .access = ACCESS_PUBLIC};
+    assert_int_equal(model_sight(&model, &user), SIGHT_OWN);
+    assert_int_equal(model_sight(&model, &other), SIGHT_READER);
+    assert_int_equal(model_sight(&model, &root), SIGHT_READER);
+    model.access = ACCESS_PRIVATE;
+    assert_int_equal(model_admit(&model, &other), 0);                  /* and changes nothing */
+    for (enum access access = 0; access <= ACCESS_PRIVATE; access++) { /* no facts: nobody is known to read the file */
+        model.access = access;
+        assert_int_equal(model_sight(&model, &user), SIGHT_OWN);
+        assert_int_equal(model_sight(&model, &other), SIGHT_NONE);
+        assert_int_equal(model_sight(&model, &root), SIGHT_TRUSTED);
+        assert_int_equal(model_sight(&model, &self), SIGHT_TRUSTED);
+        assert_true(model_attachable(&model, &user));
+        assert_int_equal(model_attachable(&model, &root), access == ACCESS_READERS);
+        assert_false(model_attachable(&model, &other) || model_visible(&model, &other));
+    }
+    model.access = ACCESS_READERS;
+    for (uid_t uid = 0; uid < MODEL_GUESTS_MAX; uid++) {
+        const struct peer guest = {.uid = stranger + uid};
+        assert_int_equal(model_admit(&model, &guest), 0);
+        assert_int_equal(model_admit(&model, &guest), 0);
+        assert_int_equal(model_sight(&model, &guest), SIGHT_READER);
+    }
+    const struct peer last = {.uid = stranger + MODEL_GUESTS_MAX};
+    assert_int_equal(model_admit(&model, &last), -EMLINK);
+    model.access = ACCESS_PRIVATE;
+    assert_false(model_visible(&model, &other));
+    free(model.guests);
 }
 
 static void what_keeps_it(void **state)

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,6 +13,8 @@
 /* clang-format on */
 
 #define MIB ((uint64_t)1 << 20)
+
+static const struct peer root = {.uid = 0};
 
 struct fixture {
     struct registry registry;
@@ -41,15 +44,16 @@ static int fixture_free(void **state)
     return left;
 }
 
-static struct model *add(struct fixture *fixture, const char *name, uint64_t inode)
+static struct model *add_by(struct fixture *fixture, const char *name, uint64_t inode, uid_t uid)
 {
     struct model *model = calloc(1, sizeof(*model));
     struct source *source = calloc(1, sizeof(*source) + sizeof(source->files[0]));
     assert_non_null(model);
     assert_non_null(source);
-    source->n_files = 1;
+    source->references = source->n_files = 1;
     source->files[0] = (struct source_file){.fd = -1, .identity = {.ino = inode}};
     strcpy(model->name, name);
+    model->uid = uid;
     model->state = MODEL_RESIDENT;
     model->device = &fixture->gpu;
     model->source = source;
@@ -60,13 +64,18 @@ static struct model *add(struct fixture *fixture, const char *name, uint64_t ino
     return model;
 }
 
+static struct model *add(struct fixture *fixture, const char *name, uint64_t inode)
+{
+    return add_by(fixture, name, inode, 0);
+}
+
 static void ids_are_never_used_twice(void **state)
 {
     struct fixture *fixture = *state;
     struct model *first = add(fixture, "a", 1);
     uint64_t id = first->id;
     registry_remove(&fixture->registry, first);
-    assert_null(registry_find(&fixture->registry, "a"));
+    assert_null(registry_find(&fixture->registry, "a", &root));
     assert_true(add(fixture, "a", 1)->id > id);
     assert_int_equal(fixture->registry.n_models, 1);
 }
@@ -129,11 +138,11 @@ static void which_source(void **state)
     assert_null(find(registry, model->source, FORM_F32, &both, NULL));
     assert_null(find(registry, model->source, FORM_F16, &both, &owner)); /* it is not private */
     assert_null(find(registry, add(fixture, "b", 2)->source, FORM_F16, &both, NULL));
-    model->private = true;
+    model->access = ACCESS_PRIVATE;
     assert_null(find(registry, model->source, FORM_F16, &both, NULL));
     assert_ptr_equal(find(registry, model->source, FORM_F16, &both, &owner), model);
     assert_null(find(registry, model->source, FORM_F16, &both, &stranger));
-    model->private = false;
+    model->access = ACCESS_READERS;
     for (enum model_state s = 0; s < MODEL_STATE_COUNT; s++) {
         model->state = s;
         bool counts = s != MODEL_DRAINING && s != MODEL_FAILED;
@@ -203,12 +212,84 @@ static void charges(void **state)
     assert_int_equal(atomic_load(&host->taken), 0);
 }
 
+/* A model that is everybody's, unless its user keeps it. */
+static struct model *add_of(struct fixture *fixture, const char *name, uid_t uid, enum access access)
+{
+    struct model *model = add_by(fixture, name, 1, uid);
+    model->access = access;
+    return model;
+}
+
+static void names_are_looked_up_for_somebody(void **state)
+{
+    struct fixture *fixture = *state;
+    const struct registry *registry = &fixture->registry;
+    const struct peer user = {.uid = 1001}, other = {.uid = 1002}, third = {.uid = 1003};
+    struct model *mine = add_of(fixture, "a", user.uid, ACCESS_PRIVATE);
+    assert_ptr_equal(registry_find(registry, "a", &user), mine);
+    assert_null(registry_find(registry, "a", &other));
+    assert_null(registry_find(registry, "b", &user));
+    assert_ptr_equal(registry_find(registry, "a", &root), mine);
+    assert_null(registry_holder(registry, "a", &root)); /* what is seen by trust alone keeps no name */
+    assert_ptr_equal(registry_holder(registry, "a", &user), mine);
+
+    struct model *theirs = add_of(fixture, "a", other.uid, ACCESS_PUBLIC);
+    assert_ptr_equal(registry_find(registry, "a", &user), mine);
+    assert_ptr_equal(registry_find(registry, "a", &other), theirs);
+    assert_ptr_equal(registry_find(registry, "a", &third), theirs);
+    assert_ptr_equal(registry_find(registry, "a", &root), theirs); /* may be read, not only be seen */
+    assert_ptr_equal(registry_holder(registry, "a", &root), theirs);
+
+    char full[MODEL_NAME_SIZE];
+    snprintf(full, sizeof(full), "a#%llu", (unsigned long long)mine->id);
+    assert_ptr_equal(registry_find(registry, full, &root), mine);
+    assert_ptr_equal(registry_find(registry, full, &user), mine);
+    assert_null(registry_find(registry, full, &other));
+    full[0] = 'b';
+    assert_null(registry_find(registry, full, &user));
+
+    struct model *older = add_of(fixture, "b", other.uid, ACCESS_PUBLIC),
+                 *newer = add_of(fixture, "b", third.uid, ACCESS_PUBLIC);
+    assert_ptr_equal(registry_find(registry, "b", &user), older);
+    struct model *trusted = add_of(fixture, "b", 0, ACCESS_PUBLIC);
+    assert_ptr_equal(registry_find(registry, "b", &user), trusted);
+    assert_ptr_equal(registry_find(registry, "b", &third), newer);
+}
+
+static void further_names(void **state)
+{
+    struct fixture *fixture = *state;
+    struct registry *registry = &fixture->registry;
+    struct model *model = add(fixture, "a", 1);
+    assert_false(registry_unname(model, "a"));
+    assert_int_equal(registry_name(registry, model, "b", 0), 0);
+    assert_ptr_equal(registry_find(registry, "b", &root), model);
+    assert_true(registry_unname(model, "a"));
+    assert_string_equal(model->name, "b");
+    assert_null(registry_find(registry, "a", &root));
+    assert_false(registry_unname(model, "b"));
+    assert_ptr_equal(registry_find(registry, "b", &root), model);
+    for (unsigned i = 1; i < MODEL_NAMES_MAX; i++) {
+        char name[8];
+        snprintf(name, sizeof(name), "n%u", i);
+        assert_int_equal(registry_name(registry, model, name, 0), 0);
+    }
+    assert_int_equal(registry_name(registry, model, "x", 0), -EMLINK);
+    model_lose_name(model);
+    assert_true(model_nameless(model));
+    assert_null(registry_find(registry, "n1", &root));
+    assert_ptr_equal(registry_find(registry, model->name, &root), model);
+    assert_string_equal(model->name, "b#1");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(ids_are_never_used_twice, fixture_make, fixture_free),
         cmocka_unit_test_setup_teardown(which_source, fixture_make, fixture_free),
         cmocka_unit_test_setup_teardown(which_outcome, fixture_make, fixture_free),
+        cmocka_unit_test_setup_teardown(names_are_looked_up_for_somebody, fixture_make, fixture_free),
+        cmocka_unit_test_setup_teardown(further_names, fixture_make, fixture_free),
         cmocka_unit_test_setup_teardown(ledger, fixture_make, fixture_free),
         cmocka_unit_test_setup_teardown(what_others_have, fixture_make, fixture_free),
         cmocka_unit_test_setup_teardown(charges, fixture_make, fixture_free),

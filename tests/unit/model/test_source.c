@@ -169,40 +169,6 @@ static void descriptors(void **state)
     source_free(NULL);
 }
 
-static void who_may_read(void **state)
-{
-    (void)state;
-    const char *path = write_file("mode", "x");
-    const struct {
-        mode_t mode;
-        bool all;
-    } cases[] = {{0644, true}, {0640, false}, {0600, false}, {0604, true}};
-    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-        assert_int_equal(chmod(path, cases[i].mode), 0);
-        struct source *source = open_path(path);
-        assert_int_equal(source->readable_by_all, cases[i].all);
-        source_free(source);
-    }
-    /* Nor is a file in a folder that others may not pass through, whatever they may do with the file. */
-    assert_int_equal(mkdir(in_folder("inner"), 0755), 0);
-    assert_int_equal(chmod(write_file("inner/mode", "x"), 0644), 0);
-    assert_int_equal(symlink("inner/mode", in_folder("link")), 0);
-    for (int all = 1; all >= 0; all--) {
-        assert_int_equal(chmod(in_folder("inner"), all ? 0711 : 0766), 0);
-        static const char *const ways[] = {"inner/mode", "link"};
-        for (size_t i = 0; i < 2; i++) {
-            struct source *source = open_path(in_folder(ways[i]));
-            assert_int_equal(source->readable_by_all, all);
-            source_free(source);
-        }
-    }
-    write_file("two-00001-of-00002.gguf", "x");
-    assert_int_equal(chmod(write_file("two-00002-of-00002.gguf", "x"), 0600), 0);
-    struct source *source = open_path(in_folder("two-00001-of-00002.gguf"));
-    assert_false(source->readable_by_all); /* one that is not, is enough */
-    source_free(source);
-}
-
 static void split_names(void **state)
 {
     (void)state;
@@ -249,7 +215,6 @@ int main(void)
         cmocka_unit_test(read_whole_or_not_at_all),
         cmocka_unit_test(not_a_regular_file),
         cmocka_unit_test(descriptors),
-        cmocka_unit_test(who_may_read),
         cmocka_unit_test(split_names),
     };
     return cmocka_run_group_tests(tests, folder_make, folder_remove);

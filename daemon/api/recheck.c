@@ -1,0 +1,157 @@
+#include "daemon/api/recheck.h"
+
+#include "daemon/base/worker.h"
+#include "daemon/model/access_read.h"
+#include "daemon/wire/errors.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+/* A call that waits. */
+struct asking {
+    TAILQ_ENTRY(asking) link;
+    struct recheck *recheck;
+    bool in_time; /* it came before the worker began, so that what that finds is new enough for it */
+    struct call *call;
+    void (*then)(void *context, struct model *model, struct call *call);
+    void *context;
+};
+
+/* A model that is looked at. */
+struct recheck {
+    TAILQ_ENTRY(recheck) link;
+    struct rechecks *rechecks;
+    uint64_t model;
+    TAILQ_HEAD(, asking) askings; /* those in time come first */
+
+    /* The worker's meanwhile. */
+    uv_work_t work;
+    struct source *source;
+    struct access_facts *before;
+    struct access_facts *facts; /* NULL: they cannot be had */
+};
+
+void rechecks_init(struct rechecks *rechecks)
+{
+    TAILQ_INIT(&rechecks->list);
+}
+
+static void asking_free(struct asking *asking)
+{
+    TAILQ_REMOVE(&asking->recheck->askings, asking, link);
+    free(asking);
+}
+
+static void asking_abandoned(struct call *call)
+{
+    asking_free(call->context);
+}
+
+static void recheck_work(uv_work_t *work)
+{
+    struct recheck *recheck = work->data;
+    struct device_fault unused;
+    worker_step_back();
+    if (access_read(recheck->source, recheck->before, &recheck->facts, &unused) < 0)
+        recheck->facts = NULL;
+}
+
+static void recheck_worked(uv_work_t *work, int status);
+
+static void recheck_queue(struct recheck *recheck, struct model *model)
+{
+    struct asking *asking;
+    TAILQ_FOREACH(asking, &recheck->askings, link)
+    {
+        asking->in_time = true;
+    }
+    recheck->source = source_ref(model->source);
+    recheck->before = access_facts_ref(model->facts);
+    recheck->facts = NULL;
+    worker_queue(recheck->rechecks->core->loop, &recheck->work, recheck, recheck_work, recheck_worked);
+}
+
+/* Answers those who were in time. */
+static void recheck_tell(struct recheck *recheck, struct model *model)
+{
+    struct asking *asking;
+    while ((asking = TAILQ_FIRST(&recheck->askings)) && asking->in_time) {
+        const struct asking told = *asking;
+        told.call->abandoned = NULL;
+        asking_free(asking);
+        told.then(told.context, model, told.call);
+    }
+}
+
+static void recheck_worked(uv_work_t *work, int status)
+{
+    (void)status;
+    struct recheck *recheck = work->data;
+    struct rechecks *rechecks = recheck->rechecks;
+    struct model *model = registry_find_id(rechecks->registry, recheck->model);
+    if (model && model->source == recheck->source)
+        model_set_facts(model, recheck->facts);
+    else
+        access_facts_unref(recheck->facts);
+    source_free(recheck->source);
+    access_facts_unref(recheck->before);
+    recheck_tell(recheck, model);
+    model = registry_find_id(rechecks->registry, recheck->model); /* whoever was told may have ended it */
+    if (!model) {
+        struct asking *asking;
+        TAILQ_FOREACH(asking, &recheck->askings, link)
+        {
+            asking->in_time = true;
+        }
+        recheck_tell(recheck, NULL);
+    }
+    if (!TAILQ_EMPTY(&recheck->askings)) {
+        recheck_queue(recheck, model);
+        return;
+    }
+    TAILQ_REMOVE(&rechecks->list, recheck, link);
+    free(recheck);
+    core_job_end(rechecks->core);
+}
+
+/* The one that looks at the model, or is about to. NULL: no memory. */
+static struct recheck *recheck_of(struct rechecks *rechecks, const struct model *model, bool *ret_is_new)
+{
+    struct recheck *recheck;
+    TAILQ_FOREACH(recheck, &rechecks->list, link)
+    {
+        if (recheck->model == model->id) {
+            *ret_is_new = false;
+            return recheck;
+        }
+    }
+    recheck = calloc(1, sizeof(*recheck));
+    if (!recheck)
+        return NULL;
+    recheck->rechecks = rechecks;
+    recheck->model = model->id;
+    TAILQ_INIT(&recheck->askings);
+    TAILQ_INSERT_TAIL(&rechecks->list, recheck, link);
+    core_job_begin(rechecks->core);
+    *ret_is_new = true;
+    return recheck;
+}
+
+void recheck_begin(struct rechecks *rechecks, struct model *model, struct call *call,
+                   void (*then)(void *context, struct model *model, struct call *call), void *context)
+{
+    bool is_new;
+    struct asking *asking = malloc(sizeof(*asking));
+    struct recheck *recheck = asking ? recheck_of(rechecks, model, &is_new) : NULL;
+    if (!recheck) {
+        free(asking);
+        call_fail(call, WIRE_LimitExceeded, error_no_memory());
+        return;
+    }
+    *asking = (struct asking){.recheck = recheck, .call = call, .then = then, .context = context};
+    TAILQ_INSERT_TAIL(&recheck->askings, asking, link);
+    call->context = asking;
+    call->abandoned = asking_abandoned;
+    if (is_new)
+        recheck_queue(recheck, model);
+}

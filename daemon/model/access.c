@@ -1,0 +1,96 @@
+#include "daemon/model/access.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+
+const char *access_name(enum access access)
+{
+    static const char *const names[] = {
+        [ACCESS_READERS] = "readers",
+        [ACCESS_PRIVATE] = "private",
+        [ACCESS_PUBLIC] = "public",
+    };
+    return names[access];
+}
+
+int access_facts_new(size_t n_files, size_t n_folders, struct access_facts **ret, struct access_entry **ret_entries)
+{
+    struct access_facts *facts = calloc(1, sizeof(*facts) + (n_files + n_folders) * sizeof(struct access_entry));
+    if (!facts)
+        return -ENOMEM;
+    struct access_entry *entries = (struct access_entry *)(facts + 1);
+    *facts = (struct access_facts){.references = 1, .n_files = n_files, .n_folders = n_folders, .entries = entries};
+    *ret = facts;
+    *ret_entries = entries;
+    return 0;
+}
+
+struct access_facts *access_facts_ref(struct access_facts *facts)
+{
+    if (facts && facts->references > 0)
+        facts->references++;
+    return facts;
+}
+
+void access_facts_unref(struct access_facts *facts)
+{
+    if (facts && facts->references > 0 && --facts->references == 0)
+        free(facts);
+}
+
+/* The kernel's rule: the owner's bits are for the owner, the group's for its members, the rest for the rest, and
+ * nobody gets to choose. bit: as of "others". */
+static bool grants(const struct access_entry *entry, const struct peer *peer, mode_t bit)
+{
+    if (peer->uid == entry->owner)
+        return entry->mode & (bit << 6);
+    if (entry->acl)
+        return false;
+    return entry->mode & (peer_in_group(peer, entry->group) ? bit << 3 : bit);
+}
+
+bool access_may_read(const struct access_entry *file, const struct peer *peer)
+{
+    return grants(file, peer, S_IROTH);
+}
+
+bool access_may_search(const struct access_entry *folder, const struct peer *peer)
+{
+    return grants(folder, peer, S_IXOTH);
+}
+
+bool access_permits(const struct access_facts *facts, const struct peer *peer)
+{
+    if (!facts || (!facts->placed && !access_owns(facts, peer->uid)))
+        return false;
+    for (size_t i = 0; i < facts->n_files; i++)
+        if (!access_may_read(&facts->entries[i], peer))
+            return false;
+    for (size_t i = 0; i < facts->n_folders && facts->placed; i++)
+        if (!access_may_search(&facts->entries[facts->n_files + i], peer))
+            return false;
+    return true;
+}
+
+bool access_permits_all(const struct access_facts *facts)
+{
+    if (!facts || !facts->placed)
+        return false;
+    for (size_t i = 0; i < facts->n_files + facts->n_folders; i++) {
+        const struct access_entry *entry = &facts->entries[i];
+        const mode_t bit = i < facts->n_files ? S_IROTH : S_IXOTH;
+        /* An owner, or a group, that may not where the rest may, is not everybody. */
+        if (entry->acl || !(entry->mode & bit) || !(entry->mode & (bit << 3)) || !(entry->mode & (bit << 6)))
+            return false;
+    }
+    return true;
+}
+
+bool access_owns(const struct access_facts *facts, uid_t uid)
+{
+    bool owns = facts != NULL;
+    for (size_t i = 0; owns && i < facts->n_files; i++)
+        owns = facts->entries[i].owner == uid;
+    return owns;
+}

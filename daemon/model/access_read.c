@@ -1,0 +1,141 @@
+#include "daemon/model/access_read.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/xattr.h>
+
+static const char acl_name[] = "system.posix_acl_access";
+
+/* Whether there is a list, by what getxattr() returned. What cannot be found out counts as one. */
+static bool is_acl(ssize_t size)
+{
+    return size >= 0 || (errno != ENODATA && errno != EOPNOTSUPP && errno != ENOSYS);
+}
+
+static struct access_entry entry_of(const struct stat *st, bool acl)
+{
+    return (struct access_entry){.owner = st->st_uid, .group = st->st_gid, .mode = st->st_mode, .acl = acl};
+}
+
+struct folders {
+    struct access_entry *entries;
+    size_t n, capacity;
+};
+
+static int folders_add(struct folders *folders, const struct stat *st, bool acl)
+{
+    if (folders->n == folders->capacity) {
+        const size_t capacity = folders->capacity ? 2 * folders->capacity : 16;
+        struct access_entry *entries = realloc(folders->entries, capacity * sizeof(*entries));
+        if (!entries)
+            return -ENOMEM;
+        folders->entries = entries;
+        folders->capacity = capacity;
+    }
+    folders->entries[folders->n++] = entry_of(st, acl);
+    return 0;
+}
+
+/* The folder at `path` and all above it; the text is cut on the way. Returns 0; -ENOMEM; or -ENOENT: one of them is not
+ * known. */
+static int folders_above(struct folders *folders, char *path)
+{
+    for (;;) {
+        struct stat st;
+        const char *folder = path[0] ? path : "/";
+        if (lstat(folder, &st) < 0 || !S_ISDIR(st.st_mode))
+            return -ENOENT;
+        int r = folders_add(folders, &st, is_acl(lgetxattr(folder, acl_name, NULL, 0)));
+        char *slash = strrchr(path, '/');
+        if (r < 0 || !slash)
+            return r;
+        *slash = '\0';
+    }
+}
+
+/* The folders of all files. The path is what the kernel knows the file by, without links, and counts only if it leads
+ * there at the end. Returns as folders_above(). */
+static int folders_of(const struct source *source, struct folders *ret)
+{
+    char *last = NULL; /* the folder of the file before: most often the same */
+    int r = 0;
+    for (size_t i = 0; i < source->n_files && r == 0; i++) {
+        char *path = source_fd_path(source->files[i].fd);
+        char *whole = path ? strdup(path) : NULL;
+        char *slash = path ? strrchr(path, '/') : NULL;
+        if (!whole || !slash)
+            r = path ? -ENOMEM : -ENOENT;
+        else {
+            *slash = '\0';
+            char *folder = strdup(path);
+            if (!folder)
+                r = -ENOMEM;
+            else if (!last || strcmp(folder, last) != 0)
+                r = folders_above(ret, path);
+            free(last);
+            last = folder;
+        }
+        if (r == 0 && !source_leads_to(whole, source->files[i].fd))
+            r = -ENOENT;
+        free(whole);
+        free(path);
+    }
+    free(last);
+    return r;
+}
+
+/* Some of the files have no name any more. */
+static bool lost_name(const struct source *source)
+{
+    for (size_t i = 0; i < source->n_files; i++) {
+        struct stat st;
+        if (fstat(source->files[i].fd, &st) == 0 && st.st_nlink == 0)
+            return true;
+    }
+    return false;
+}
+
+static int files_of(const struct source *source, struct access_entry *ret, struct device_fault *ret_fault)
+{
+    for (size_t i = 0; i < source->n_files; i++) {
+        struct stat st;
+        const int fd = source->files[i].fd;
+        if (fstat(fd, &st) < 0)
+            return device_fault_set(ret_fault, -errno, "fstat", errno, strerror(errno));
+        ret[i] = entry_of(&st, is_acl(fgetxattr(fd, acl_name, NULL, 0)));
+    }
+    return 0;
+}
+
+int access_read(const struct source *source, const struct access_facts *before, struct access_facts **ret,
+                struct device_fault *ret_fault)
+{
+    struct folders folders = {0};
+    struct access_facts *facts = NULL;
+    struct access_entry *entries = NULL;
+    int r = folders_of(source, &folders);
+    const bool placed = r == 0;
+    const bool keeps =
+        r == -ENOENT && before && before->placed && before->n_files == source->n_files && lost_name(source);
+    const struct access_entry *above = keeps ? before->entries + before->n_files : folders.entries;
+    const size_t n_above = keeps ? before->n_folders : placed ? folders.n : 0;
+    if (r != -ENOMEM)
+        r = access_facts_new(source->n_files, n_above, &facts, &entries);
+    if (r == -ENOMEM)
+        device_fault_set(ret_fault, r, "malloc", ENOMEM, strerror(ENOMEM));
+    else {
+        facts->placed = placed || keeps;
+        if (n_above > 0)
+            memcpy(entries + source->n_files, above, n_above * sizeof(*entries));
+        r = files_of(source, entries, ret_fault);
+    }
+    free(folders.entries);
+    if (r < 0) {
+        access_facts_unref(facts);
+        return r;
+    }
+    *ret = facts;
+    return 0;
+}
