@@ -20,6 +20,7 @@
 #define PADDING_MAX     4096u
 
 struct model {
+    const char *path; /* of its file, for messages */
     rf_model *model;
     char name[RF_NAME_SIZE];
     uint64_t id;                  /* that the load told */
@@ -136,6 +137,17 @@ static int load_reply(void *context, const char *parameters, int continues, int 
     return 0;
 }
 
+/* It is not there yet: the user learns why this start takes longer. */
+static int load_progress(void *context, const rf_progress *progress)
+{
+    struct model *model = context;
+    if (model->path && progress->total > 0) {
+        say("the daemon loads %s, %.1f MB", model->path, (double)progress->total / 1e6);
+        model->path = NULL; /* once */
+    }
+    return 0;
+}
+
 /* "x", then "x-native", "x-native-2" and so on: another form of the same file may have the first. */
 static void name_try(const char *path, unsigned attempt, char name[static RF_NAME_SIZE])
 {
@@ -160,6 +172,7 @@ static int model_load(struct weights *weights, struct model *model, size_t first
             .name = name,
             .form = "native",
             .device = device,
+            .progress = load_progress,
             .reply = load_reply,
             .context = model,
         };
@@ -198,7 +211,7 @@ static int model_open(struct weights *weights, size_t first, const char *device)
     const struct open_file *file = &weights->files.files[first];
     char path[PATH_MAX];
     struct model *model = &weights->models[weights->n_models];
-    *model = (struct model){0};
+    *model = (struct model){.path = file->path};
     int r = model_take_files(weights, model, first, path);
     if (r < 0)
         return r;
