@@ -14,17 +14,19 @@ from harness import TIMEOUT, wait_until
 NAME = "blk.0.attn_v.weight"
 
 
-def all_mappings():
+def mapped(name):
     with open("/proc/self/maps", encoding="ascii", errors="replace") as maps:
-        return sum("memfd:" in line for line in maps)
+        return sum(name in line for line in maps)
 
 
 @pytest.fixture(autouse=True)
 def mappings():
-    """How many models are mapped, more than before the test: each with its table."""
+    """How many models are mapped, more than before the test. At its end nothing of the daemon's is, that was not."""
     gc.collect()
-    before = all_mappings()
-    return lambda: (all_mappings() - before) / 2
+    all_before, before = mapped("/memfd:"), mapped("/memfd:rocmforge-model")
+    yield lambda: mapped("/memfd:rocmforge-model") - before
+    gc.collect()
+    assert mapped("/memfd:") == all_before
 
 
 def rss():
