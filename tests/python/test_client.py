@@ -153,6 +153,16 @@ def test_ctrl_c_ends_a_wait_to_attach(start, large, slow_read):
         wait_until(lambda: daemon.models() == [])
 
 
+def test_an_answer_that_nobody_waited_for_is_not_taken_for_the_next(daemon):
+    with rocmforge.connect(daemon.socket) as rf:
+        os.kill(daemon.pid, signal.SIGSTOP)
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            rf.status()
+        threading.Timer(0.2, os.kill, (daemon.pid, signal.SIGCONT)).start()
+        assert rf.list() == [] and rf.status()["models"] == 0
+
+
 def test_attach_waits_for_a_load_so_long(start, large, slow_read):
     daemon = start(env={**slow_read, "SLOW_READ_MS": "20"})
     with rocmforge.connect(daemon.socket) as rf:
