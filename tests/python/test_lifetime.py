@@ -122,7 +122,8 @@ def test_a_thousand_cycles_leave_nothing(daemon, rf, small, mappings):
     cycles(1000)
     assert len(os.listdir("/proc/self/fd")) == fds
     assert mappings() == maps == 0
-    assert rss() - memory < 1 << 20
+    if "libasan" not in os.environ.get("LD_PRELOAD", ""):  # which keeps for long what was freed
+        assert rss() - memory < 1 << 20
     assert rf.list()[0]["leases"] == 0
     wait_until(lambda: daemon.status()["connections"] == 2)  # the client's, and the one that asks
 

@@ -324,6 +324,10 @@ class Client:
         self._watcher = _Watcher(self.socket, function) if function else None
 
 
+# A function of the user's that does not return is not waited for, at the interpreter's end above all.
+_JOIN_SECONDS = 2
+
+
 class _Watcher:
     """A thread that hears of every change of state, and tells of those of attached models that are to be let go."""
 
@@ -348,7 +352,7 @@ class _Watcher:
         with contextlib.suppress(OSError):
             self._connection.shutdown()
         if threading.current_thread() is not self._thread:
-            self._thread.join()
+            self._thread.join(_JOIN_SECONDS)
 
     def _run(self) -> None:
         with contextlib.suppress(ConnectionLost, NoDaemon, OSError, ValueError):
