@@ -49,7 +49,8 @@ def permute(weights, heads):
     return weights.reshape(heads, 2, weights.shape[0] // heads // 2, *weights.shape[1:]).swapaxes(1, 2).reshape(weights.shape)
 
 
-def write(path, model, architecture, name="tiny"):
+def write(path, model, architecture, name="tiny", more=None):
+    """more: further tensors by name."""
     config = model.config
     heads, kv_heads = config.num_attention_heads, getattr(config, "num_key_value_heads", config.num_attention_heads)
     writer = gguf.GGUFWriter(path, architecture)
@@ -95,6 +96,8 @@ def write(path, model, architecture, name="tiny"):
         if architecture.startswith("gemma") and theirs.endswith("norm.weight"):
             weights = weights + 1
         writer.add_tensor(ours, np.ascontiguousarray(weights))
+    for name, weights in (more or {}).items():
+        writer.add_tensor(name, weights)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

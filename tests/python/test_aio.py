@@ -1,6 +1,8 @@
 """The client of asyncio."""
 import asyncio
+import os
 import pickle
+import signal
 
 import pytest
 import rocmforge
@@ -79,6 +81,18 @@ def test_cancelling_ends_a_load(start, large, slow_read):
 
     run(main())
     wait_until(lambda: daemon.models() == [])
+
+
+def test_an_answer_that_nobody_waited_for_is_not_taken_for_the_next(daemon):
+    async def main():
+        async with rocmforge.aio.connect(daemon.socket) as rf:
+            os.kill(daemon.pid, signal.SIGSTOP)
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(rf.status(), 0.2)
+            asyncio.get_running_loop().call_later(0.2, os.kill, daemon.pid, signal.SIGCONT)
+            assert await rf.list() == [] and (await rf.status())["models"] == 0
+
+    run(main())
 
 
 def test_a_wait_leaves_the_loop_to_others(start, large, slow_read):

@@ -39,10 +39,31 @@ def test_both_clients_take_the_same():
         assert parameters(getattr(rocmforge.Client, name)) == parameters(getattr(rocmforge.aio.Client, name)), name
 
 
-def test_load_takes_what_the_wire_takes():
-    text = re.search(r"^method Load\((.*?)\)", INTERFACE, re.M | re.S)[1]
-    wire = set(re.findall(r"^\s*(\w+):", text, re.M)) - {"fds"}
-    assert wire <= set(inspect.signature(rocmforge.Client.load).parameters)
+@pytest.mark.parametrize("method", ["Load", "Plan"])
+def test_load_and_plan_take_what_the_wire_takes(method):
+    text = re.search(rf"^method {method}\((.*?)\)", INTERFACE, re.M | re.S)[1]
+    wire = {re.sub(r"([A-Z])", r"_\1", name).lower() for name in re.findall(r"(\w+): \S", text)}
+    own = {"fds", "lease", "table", "header"}  # what load_attach() does with them
+    assert wire - own <= set(inspect.signature(getattr(rocmforge.Client, method.lower())).parameters)
+
+
+def test_forms_by_name(rf, small):
+    rules = {"*": "f16", "blk.0.*": "f32", "*attn_k*": "native"}
+    with rf.load_attach(small, forms=rules) as model:
+        forms = {name: tensor.form for name, tensor in model.items()}
+        assert forms["blk.0.attn_v.weight"] == "f32" and "f16" in forms.values()
+        assert forms["blk.0.attn_k.weight"] in ("native", "f32", "f16", "bf16")
+    assert rf.plan(small, forms=[{"match": "*", "form": "f16"}])["bytes"] > 0
+
+
+def test_a_queued_load(start, small):
+    daemon = start("--budget", "4M")
+    with rocmforge.connect(daemon.socket) as rf:
+        model = rf.load_attach(small, name="one", form="native")
+        with pytest.raises(rocmforge.OutOfDeviceMemory) as caught:
+            rf.load(small, name="two", form="f16", wait_for_memory=0.2)
+        assert caught.value.needed > caught.value.available
+        model.close()
 
 
 def test_a_model_comes_and_goes(rf, small):
@@ -130,6 +151,16 @@ def test_ctrl_c_ends_a_wait_to_attach(start, large, slow_read):
         assert time.monotonic() - began < 3
         rf.cancel("large")
         wait_until(lambda: daemon.models() == [])
+
+
+def test_an_answer_that_nobody_waited_for_is_not_taken_for_the_next(daemon):
+    with rocmforge.connect(daemon.socket) as rf:
+        os.kill(daemon.pid, signal.SIGSTOP)
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            rf.status()
+        threading.Timer(0.2, os.kill, (daemon.pid, signal.SIGCONT)).start()
+        assert rf.list() == [] and rf.status()["models"] == 0
 
 
 def test_attach_waits_for_a_load_so_long(start, large, slow_read):

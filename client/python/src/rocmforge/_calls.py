@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
 from ._files import Path, link_name
+from .replies import FormRule
+
+# Forms by patterns of names; of those that match, the last holds.
+Forms = Union[None, Mapping[str, str], Sequence[FormRule]]
 
 
 def seconds(value: Optional[float]) -> Optional[float]:
@@ -21,9 +25,11 @@ def load(
     fds: Optional[List[int]],
     name: Optional[str],
     form: Optional[str],
+    forms: Forms,
     device: Optional[str],
     dequant: Optional[str],
     wait: bool,
+    wait_for_memory: Optional[float],
     pin: bool,
     private: bool,
     ttl: Optional[int],
@@ -35,9 +41,11 @@ def load(
         **_file(path, fds),
         "name": name or (link_name(path) if fds is not None else None),
         "form": form,
+        "forms": rules(forms),
         "device": device,
         "dequant": dequant,
         "wait": None if wait else False,
+        "waitForMemory": wait_for_memory,
         "pin": pin or None,
         "private": private or None,
         "ttl": ttl,
@@ -46,9 +54,35 @@ def load(
     }
 
 
-def plan(path: Path, fds: Optional[List[int]], form: Optional[str], device: Optional[str]) -> Dict[str, Any]:
+def plan(
+    path: Path,
+    fds: Optional[List[int]],
+    name: Optional[str],
+    form: Optional[str],
+    forms: Forms,
+    device: Optional[str],
+    dequant: Optional[str],
+    private: bool,
+) -> Dict[str, Any]:
     """The parameters of Plan."""
-    return {**_file(path, fds), "form": form, "device": device}
+    return {
+        **_file(path, fds),
+        "name": name or (link_name(path) if fds is not None else None),
+        "form": form,
+        "forms": rules(forms),
+        "device": device,
+        "dequant": dequant,
+        "private": private or None,
+    }
+
+
+def rules(forms: Forms) -> Optional[List[FormRule]]:
+    """The wire's list of rules."""
+    if not forms:
+        return None
+    if isinstance(forms, Mapping):
+        return [{"match": match, "form": form} for match, form in forms.items()]
+    return list(forms)
 
 
 def _file(path: Path, fds: Optional[List[int]]) -> Dict[str, Any]:

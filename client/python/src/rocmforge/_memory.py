@@ -26,7 +26,7 @@ _exiting = False
 def exiting() -> bool:
     """The interpreter is at its end: the process gives all back as it goes, and nothing is to be unmapped before that,
     since some other destructor may still read it."""
-    return _exiting
+    return _exiting is not False  # None: this module is gone already
 
 
 def _exit() -> None:
@@ -137,8 +137,9 @@ class Attachment:
             )
 
     def view(self) -> View:
-        self.usable()
-        return View(self)
+        with self._lock_of_this_process():  # not between close()'s look at the views and the end of the memory
+            self.usable()
+            return View(self)
 
     def read(self, offset: int, address: int, nbytes: int) -> None:
         """Copies bytes of the memory, wherever it is, to an address in this process."""
@@ -179,11 +180,16 @@ class Attachment:
     def _turn(self) -> _Turn:
         return _Turn(self)
 
-    def close(self) -> None:
-        """No new views; gives the lease back now if there are none, else with the last of them."""
-        self.closing = True
-        if not self.views:
-            self.release()
+    def close(self, force: bool) -> bool:
+        """No new views; gives the lease back now if there are none, else, with `force`, with the last of them. False:
+        there are some, and nothing was done."""
+        with self._lock_of_this_process():
+            if self.views and not force:
+                return False
+            self.closing = True
+            if not self.views:
+                self.release()
+            return True
 
     def release(self, exiting: Any = exiting) -> None:
         """Detaches and closes the connection, once. Never raises: it may be a destructor's. A daemon that is gone has

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, AsyncGenerator, Dict, Generator, List, No
 from typing import cast
 
 from . import _calls, _progress
+from ._calls import Forms
 from ._files import Path, opened_or_not
 from ._memory import Attachment
 from ._progress import ProgressOption
@@ -256,9 +257,11 @@ class Client:
         *,
         name: Optional[str] = None,
         form: Optional[str] = None,
+        forms: Forms = None,
         device: Optional[str] = None,
         dequant: Optional[str] = None,
         wait: bool = True,
+        wait_for_memory: Optional[float] = None,
         pin: bool = False,
         private: bool = False,
         ttl: Optional[int] = None,
@@ -267,17 +270,26 @@ class Client:
         trace: bool = False,
         by_path: bool = False,
     ) -> LoadReply:
-        options = (name, form, device, dequant, wait, pin, private, ttl, deadline, trace)
+        options = (name, form, forms, device, dequant, wait, wait_for_memory, pin, private, ttl, deadline, trace)
         with opened_or_not(path, by_path) as fds:
             parameters = _calls.load(path, fds, *options)
             reply = await self._waited("Load", parameters, fds or (), progress, f"loading {os.path.basename(path)}")
         return cast(LoadReply, reply)
 
     async def plan(
-        self, path: Path, *, form: Optional[str] = None, device: Optional[str] = None, by_path: bool = False
+        self,
+        path: Path,
+        *,
+        name: Optional[str] = None,
+        form: Optional[str] = None,
+        forms: Forms = None,
+        device: Optional[str] = None,
+        dequant: Optional[str] = None,
+        private: bool = False,
+        by_path: bool = False,
     ) -> PlanReply:
         with opened_or_not(path, by_path) as fds:
-            parameters = _calls.plan(path, fds, form, device)
+            parameters = _calls.plan(path, fds, name, form, forms, device, dequant, private)
             return cast(PlanReply, await self._waited("Plan", parameters, fds or (), None, ""))
 
     async def unload(self, name: str, *, force: bool = False, deadline: Optional[float] = None) -> str:
@@ -331,32 +343,57 @@ class Client:
     # --- attaching ---
 
     async def attach(self, name: str, *, deadline: Optional[float] = None, progress: ProgressOption = None) -> Model:
-        return await self._attach(name, deadline, progress, None)
-
-    async def load_attach(self, path: Path, **options: Any) -> Model:
-        if not options.get("wait", True):
-            raise ValueError("load_attach() waits for the load")
-        info = (await self.load(path, **options))["model"]
-        return await self._attach(info["name"], None, None, os.path.abspath(path))
-
-    async def _attach(
-        self, name: str, deadline: Optional[float], progress: ProgressOption, path: Optional[str]
-    ) -> Model:
-        take = _progress.taker(progress, f"waiting for {name}")
         parameters = {"name": name, "table": True, "deadline": _calls.seconds(deadline)}
+        return await self._leased("Attach", parameters, (), progress, f"waiting for {name}", None)
+
+    async def load_attach(
+        self,
+        path: Path,
+        *,
+        name: Optional[str] = None,
+        form: Optional[str] = None,
+        forms: Forms = None,
+        device: Optional[str] = None,
+        dequant: Optional[str] = None,
+        wait_for_memory: Optional[float] = None,
+        pin: bool = False,
+        private: bool = False,
+        ttl: Optional[int] = None,
+        deadline: Optional[float] = None,
+        progress: ProgressOption = None,
+        by_path: bool = False,
+    ) -> Model:
+        options = (name, form, forms, device, dequant, True, wait_for_memory, pin, private, ttl, deadline, False)
+        with opened_or_not(path, by_path) as fds:
+            parameters = {**_calls.load(path, fds, *options), "lease": True, "table": True}
+            what = f"loading {os.path.basename(path)}"
+            return await self._leased("Load", parameters, fds or (), progress, what, os.path.abspath(path))
+
+    async def _leased(
+        self,
+        method: str,
+        parameters: Dict[str, Any],
+        fds: Sequence[int],
+        progress: ProgressOption,
+        what: str,
+        path: Optional[str],
+    ) -> Model:
+        take = _progress.taker(progress, what)
         self._check()
         connection = await _Connection.open(self.socket)
         reply: Dict[str, Any] = {}
         try:
-            async for reply, _ in connection.replies("Attach", parameters):
+            async for reply, _ in connection.replies(method, parameters, fds):
                 if take and reply.get("progress"):
                     take(reply["progress"])
-            attachment = await asyncio.get_running_loop().run_in_executor(None, Attachment, self.socket, name)
+            info = cast(ModelInfo, reply["model"])
+            loop = asyncio.get_running_loop()
+            attachment = await loop.run_in_executor(None, Attachment, self.socket, info["name"])
             await connection.call("Detach", {"lease": reply["lease"]})
         finally:
             _progress.finish(take, "lease" in reply)
             connection.close()
-        return Model(attachment, cast(ModelInfo, reply["model"]), path)
+        return Model(attachment, info, path)
 
 
 class _Connecting:

@@ -12,18 +12,17 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NoReturn,
 from typing import Tuple, Type, cast
 
 from . import _calls, _progress
+from ._calls import Forms
 from ._files import Path, opened_or_not
 from ._memory import Attachment
 from ._progress import ProgressOption
 from ._varlink import Connection, default_socket
-from .errors import Closed, ConnectionLost, ModelNotFound, NoDaemon
+from .errors import Closed, ConnectionLost, NoDaemon
 from .model import Model
 from .replies import Device, Event, LoadReply, ModelInfo, PlanReply, ShowReply, StatusReply, VerifyReply
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-_RETRIES = 3
 
 
 class Client:
@@ -142,9 +141,11 @@ class Client:
         *,
         name: Optional[str] = None,
         form: Optional[str] = None,
+        forms: Forms = None,
         device: Optional[str] = None,
         dequant: Optional[str] = None,
         wait: bool = True,
+        wait_for_memory: Optional[float] = None,
         pin: bool = False,
         private: bool = False,
         ttl: Optional[int] = None,
@@ -158,9 +159,11 @@ class Client:
         Args:
             name: default: from the file's name. The reply's model has the one that it got.
             form: "auto" (default: quantised tensors become f16), "native", "f32", "f16", "bf16".
+            forms: others for tensors whose names match: {"*norm*": "f32"}; of those that match, the last.
             device: "auto", "host", "cuda", "hip:0", ...
             dequant: where blocks are decoded: "auto", "cpu", "gpu".
             wait: until it is resident. If that is interrupted, and nobody else waits, the load is cancelled.
+            wait_for_memory: seconds that it may be queued if there is not enough memory.
             pin: never evict it. private: only this user sees it.
             ttl: seconds of idleness after which it is unloaded.
             deadline: seconds after which it is given up, DeadlineExceeded.
@@ -170,18 +173,27 @@ class Client:
 
         Returns the model, and of a load that this call began its phases. OSError: the file cannot be opened.
         """
-        options = (name, form, device, dequant, wait, pin, private, ttl, deadline, trace)
+        options = (name, form, forms, device, dequant, wait, wait_for_memory, pin, private, ttl, deadline, trace)
         with opened_or_not(path, by_path) as fds:
             parameters = _calls.load(path, fds, *options)
             reply = self._waited("Load", parameters, fds or (), progress, f"loading {os.path.basename(path)}")
         return cast(LoadReply, reply)
 
     def plan(
-        self, path: Path, *, form: Optional[str] = None, device: Optional[str] = None, by_path: bool = False
+        self,
+        path: Path,
+        *,
+        name: Optional[str] = None,
+        form: Optional[str] = None,
+        forms: Forms = None,
+        device: Optional[str] = None,
+        dequant: Optional[str] = None,
+        private: bool = False,
+        by_path: bool = False,
     ) -> PlanReply:
         """What load() would do, without doing it."""
         with opened_or_not(path, by_path) as fds:
-            parameters = _calls.plan(path, fds, form, device)
+            parameters = _calls.plan(path, fds, name, form, forms, device, dequant, private)
             return cast(PlanReply, self._waited("Plan", parameters, fds or (), None, ""))
 
     def unload(self, name: str, *, force: bool = False, deadline: Optional[float] = None) -> str:
@@ -246,36 +258,57 @@ class Client:
 
         ModelNotFound; ModelBusy: it is on its way out; LibraryError: this process cannot map memory of its device.
         """
-        return self._attach(name, deadline, progress, None)
+        parameters = {"name": name, "table": True, "deadline": _calls.seconds(deadline)}
+        return self._leased("Attach", parameters, (), progress, f"waiting for {name}", None)
 
-    def load_attach(self, path: Path, **options: Any) -> Model:
-        """load() and attach(), with load()'s options: the model is attached to, whatever name it has."""
-        if not options.get("wait", True):
-            raise ValueError("load_attach() waits for the load")
-        for _ in range(_RETRIES):
-            info = self.load(path, **options)["model"]
-            with contextlib.suppress(ModelNotFound):  # evicted in between
-                return self._attach(info["name"], None, None, os.path.abspath(path))
-        return self._attach(info["name"], None, None, os.path.abspath(path))
+    def load_attach(
+        self,
+        path: Path,
+        *,
+        name: Optional[str] = None,
+        form: Optional[str] = None,
+        forms: Forms = None,
+        device: Optional[str] = None,
+        dequant: Optional[str] = None,
+        wait_for_memory: Optional[float] = None,
+        pin: bool = False,
+        private: bool = False,
+        ttl: Optional[int] = None,
+        deadline: Optional[float] = None,
+        progress: ProgressOption = None,
+        by_path: bool = False,
+    ) -> Model:
+        """load() and attach(), with load()'s options: the model is attached to, whatever name it has, and cannot be
+        evicted in between."""
+        options = (name, form, forms, device, dequant, True, wait_for_memory, pin, private, ttl, deadline, False)
+        with opened_or_not(path, by_path) as fds:
+            parameters = {**_calls.load(path, fds, *options), "lease": True, "table": True}
+            what = f"loading {os.path.basename(path)}"
+            return self._leased("Load", parameters, fds or (), progress, what, os.path.abspath(path))
 
-    def _attach(
-        self, name: str, deadline: Optional[float], progress: ProgressOption, path: Optional[str]
+    def _leased(
+        self,
+        method: str,
+        parameters: Dict[str, Any],
+        fds: Sequence[int],
+        progress: ProgressOption,
+        what: str,
+        path: Optional[str],
     ) -> Model:
         # The wait is done here, where a signal ends it. The lease that it brings keeps the model until the library,
         # which is not to be interrupted, has one.
-        take = _progress.taker(progress, f"waiting for {name}")
-        parameters = {"name": name, "table": True, "deadline": _calls.seconds(deadline)}
+        take = _progress.taker(progress, what)
         self._check()
         with contextlib.closing(Connection(self.socket)) as connection:
             reply: Dict[str, Any] = {}
             try:
-                for reply, _ in connection.replies("Attach", parameters):
+                for reply, _ in connection.replies(method, parameters, fds):
                     if take and reply.get("progress"):
                         take(reply["progress"])
             finally:
                 _progress.finish(take, "lease" in reply)
-            attachment = Attachment(self.socket, name)
             info = cast(ModelInfo, reply["model"])
+            attachment = Attachment(self.socket, info["name"])
             connection.call("Detach", {"lease": reply["lease"]})
         if self._watcher:
             self._watcher.add(attachment)
@@ -289,6 +322,10 @@ class Client:
         if self._watcher:
             self._watcher.stop()
         self._watcher = _Watcher(self.socket, function) if function else None
+
+
+# A function of the user's that does not return is not waited for, at the interpreter's end above all.
+_JOIN_SECONDS = 2
 
 
 class _Watcher:
@@ -315,7 +352,7 @@ class _Watcher:
         with contextlib.suppress(OSError):
             self._connection.shutdown()
         if threading.current_thread() is not self._thread:
-            self._thread.join()
+            self._thread.join(_JOIN_SECONDS)
 
     def _run(self) -> None:
         with contextlib.suppress(ConnectionLost, NoDaemon, OSError, ValueError):

@@ -68,9 +68,8 @@ class Model(Mapping[str, Tensor]):
         """
         if self.closed:
             return
-        if self._attachment.views and not force:
+        if not self._attachment.close(force):
             raise InUse(self.name, len(self._attachment.views))
-        self._attachment.close()
         self._tensors.clear()
 
     @property

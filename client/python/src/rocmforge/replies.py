@@ -9,7 +9,19 @@ from __future__ import annotations
 from typing import List, Optional, TypedDict
 
 
-class ModelInfo(TypedDict):
+class FormRule(TypedDict):
+    """A form for tensors whose names match a pattern."""
+
+    match: str
+    form: str
+
+
+class _ModelInfo(TypedDict, total=False):
+    forms: Optional[List[FormRule]]
+    queued: Optional[int]
+
+
+class ModelInfo(_ModelInfo):
     """A model that is resident, or on its way."""
 
     name: str
@@ -41,6 +53,8 @@ class Device(TypedDict, total=False):
     total: int
     budget: int
     used: int
+    others: int
+    queued: int
     available: int
     export: str
     state: str
@@ -126,10 +140,12 @@ class LoadReply(TypedDict, total=False):
 class PlanReply(TypedDict, total=False):
     device: str
     form: str
+    forms: Optional[List[FormRule]]
     bytes: int
     size: int
     tensors: int
     fits: bool
+    error: Optional[str]
     available: int
     evicts: List[str]
     seconds: Optional[float]
