@@ -64,10 +64,10 @@ static cJSON *plan_parameters(const rf_load_options *options, const struct files
     bool ok = fds;
     for (size_t i = 0; i < files->n; i++)
         ok = ok && cJSON_AddItemToArray(fds, cJSON_CreateNumber((double)i));
-    ok = ok && add_text(object, "name", options->name) && add_text(object, "form", options->form) &&
-         add_text(object, "device", options->device) && add_text(object, "dequant", options->dequant) &&
-         (!options->private_ || cJSON_AddTrueToObject(object, "private")) &&
-         (!options->public_ || cJSON_AddTrueToObject(object, "public")) && add_forms(object, options);
+    ok = ok && add_text(object, "form", options->form) && add_text(object, "device", options->device) &&
+         add_text(object, "name", options->name) && add_text(object, "dequant", options->dequant) &&
+         add_forms(object, options) && (!options->private_ || cJSON_AddTrueToObject(object, "private")) &&
+         (!options->public_ || cJSON_AddTrueToObject(object, "public"));
     if (ok)
         return object;
     cJSON_Delete(object);
@@ -176,7 +176,8 @@ int rf_load_attach(rf_client *client, const char *path, const rf_load_options *o
     if (r == 0 && all.no_wait)
         r = client_fail(client, -EINVAL, "what is not waited for cannot be attached to");
     cJSON *parameters = r == 0 ? load_parameters(&all, &files) : NULL;
-    if (parameters && (!cJSON_AddTrueToObject(parameters, "lease") || !cJSON_AddTrueToObject(parameters, "table"))) {
+    if (parameters && (!cJSON_AddTrueToObject(parameters, "lease") || !cJSON_AddTrueToObject(parameters, "table") ||
+                       !cJSON_AddTrueToObject(parameters, "header"))) {
         cJSON_Delete(parameters);
         parameters = NULL;
     }

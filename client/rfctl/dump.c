@@ -46,7 +46,7 @@ static int dump(struct rfctl *ctl, const rf_model *model, const rf_tensor *tenso
     return status;
 }
 
-/* No name of a model has a slash. */
+/* The name of a model never contains a slash, so a word with a slash is a path. */
 static bool is_file(const char *name)
 {
     return strchr(name, '/');

@@ -6,10 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* What --as calls a pattern that any name matches. */
+/* The word of --as for the pattern "*", which every name matches. */
 #define ALL "all"
 
-/* Columns that ps has for it. */
+/* The longest text for the column of ps. */
 #define SHORT_MAX 24u
 
 void form_words_read(const struct option_list *as, struct form_words *ret)
@@ -41,7 +41,7 @@ char *form_text(const cJSON *object)
     cJSON_ArrayForEach (rule, rules) {
         const char *match = reply_text(rule, "match");
         const bool all = strcmp(match, "*") == 0;
-        /* Nothing that stands before it is of any account. */
+        /* The rule for all tensors replaces everything before it. */
         char *longer =
             need_text("%s%s%s=%s", all ? "" : text, all ? "" : " ", all ? ALL : match, reply_text(rule, "form"));
         free(text);

@@ -1,4 +1,4 @@
-/* --as: what a model is asked for as, from the command line to the library, and back for people. */
+/* The forms that --as asks for: reads them from the command line, and prints the forms of a model. */
 #pragma once
 
 #include "client/rfctl/options.h"
@@ -7,18 +7,18 @@
 #include <cjson/cJSON.h>
 
 struct form_words {
-    const char *form; /* NULL: none for all tensors */
+    const char *form; /* the form of all tensors; NULL: not given */
     rf_form_rule rules[OPTION_LIST_MAX];
     size_t n_rules;
-    char *memory[OPTION_LIST_MAX]; /* of the rules' patterns */
+    char *memory[OPTION_LIST_MAX]; /* the patterns that `rules` point to */
 };
 
-/* Reads the options, which are well formed. The caller ends it with form_words_clear(). */
+/* Reads the words of --as, which options_parse() has checked. The caller calls form_words_clear() afterwards. */
 void form_words_read(const struct option_list *as, struct form_words *ret);
 void form_words_clear(struct form_words *words);
 
-/* "bf16", "bf16 *norm*=f32": of a model, or of what Plan replies. The caller frees it. */
+/* The forms in a Model, or in a reply to Plan: "bf16", "bf16 *norm*=f32". The caller frees the text. */
 char *form_text(const cJSON *object);
 
-/* The same for a narrow column: "bf16+3" if it is long. */
+/* The same for a narrow column of a table: "bf16+3" if the text would be long. The caller frees it. */
 char *form_short_text(const cJSON *object);

@@ -43,7 +43,7 @@ static const struct command {
     {"ping", "", 0, OPTION_COUNT | OPTION_DEADLINE, "test whether the daemon answers, and how fast", command_ping, 0},
     {"version", "", 0, 0, "print the versions of rfctl and of the daemon", command_version, 0},
     {"run", "ENGINE [ARGUMENT]...", ANY_NUMBER, OPTION_NAME | OPTION_DEVICE | OPTION_PIN | OPTION_TTL | OPTION_PRIVATE,
-     "run llama.cpp on a model in memory; options stand before ENGINE", command_run, OPTION_JSON},
+     "run llama.cpp on a model in memory", command_run, OPTION_JSON},
 };
 
 #define N_COMMANDS (sizeof(commands) / sizeof(commands[0]))

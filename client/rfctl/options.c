@@ -35,7 +35,7 @@ static const struct {
     {"no-wait", 0, FLAG, OPTION_NO_WAIT, offsetof(struct options, no_wait), NULL, "",
      "do not wait until the model is resident"},
     {"wait-for-memory", 0, DURATION, OPTION_WAIT_FOR_MEMORY, offsetof(struct options, wait_for_memory), NULL,
-     " DURATION", "if there is not enough memory, wait for it so long in a\nqueue; default: do not wait"},
+     " DURATION", "if memory is short, wait so long in a queue;\ndefault: do not wait"},
     {"pin", 0, FLAG, OPTION_PIN, offsetof(struct options, pin), NULL, "",
      "never evict it, nor unload it when it is idle"},
     {"ttl", 0, DURATION, OPTION_TTL, offsetof(struct options, ttl), NULL, " DURATION",
@@ -210,6 +210,8 @@ void options_help(FILE *stream, unsigned bits)
         short_form[1] = table[i].letter;
         snprintf(line, sizeof(line), "  %s--%s%s", table[i].letter ? short_form : "", table[i].name, table[i].value);
         fprintf(stream, "%-*s ", INDENT, line);
+        if (strlen(line) > INDENT) /* the help begins in the next line, in its column */
+            fprintf(stream, "\n%*s", INDENT + 1, "");
         for (const char *at = table[i].help; *at; at++)
             if (*at == '\n')
                 fprintf(stream, "\n%*s", INDENT + 1, "");

@@ -46,7 +46,7 @@ static const char *state_text(const char *state)
 
 static int is_loading(const char *state)
 {
-    static const char *const states[] = {"opening", "allocating", "filling", "sealing"};
+    static const char *const states[] = {"opening", "queued", "allocating", "filling", "sealing"};
     for (size_t i = 0; i < sizeof(states) / sizeof(states[0]); i++)
         if (strcmp(states[i], state) == 0)
             return 1;

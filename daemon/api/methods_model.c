@@ -59,7 +59,7 @@ static bool refuse_stopping(const struct api *api, struct call *call)
 struct load_parameters {
     const cJSON *fds, *forms;
     const char *path, *name, *form, *device, *dequant;
-    bool wait, lease, table, pin, private, public, trace;
+    bool wait, lease, table, header, pin, private, public, trace;
     int64_t ttl;
     double wait_for_memory, deadline;
 };
@@ -75,7 +75,8 @@ static const struct param load_table[] = {
     {"wait", PARAM_BOOL, false, offsetof(struct load_parameters, wait)},
     {"waitForMemory", PARAM_SECONDS, false, offsetof(struct load_parameters, wait_for_memory)},
     {"lease", PARAM_BOOL, false, offsetof(struct load_parameters, lease)},
-    {"table", PARAM_BOOL, false, offsetof(struct load_parameters, table)}, /* attach_grant() reads it */
+    {"table", PARAM_BOOL, false, offsetof(struct load_parameters, table)}, /* attach_grant() reads these two */
+    {"header", PARAM_BOOL, false, offsetof(struct load_parameters, header)},
     {"pin", PARAM_BOOL, false, offsetof(struct load_parameters, pin)},
     {"ttl", PARAM_INT, false, offsetof(struct load_parameters, ttl)},
     {"private", PARAM_BOOL, false, offsetof(struct load_parameters, private)},
@@ -102,6 +103,8 @@ static const char *load_wrong_parameter(struct load_parameters *p, enum form *re
         return "lease"; /* on what is not there yet */
     if (p->table && !p->lease)
         return "table";
+    if (p->header && !p->lease)
+        return "header";
     if (p->private && p->public)
         return "public";
     return ttl_read(&p->ttl) ? NULL : "ttl";

@@ -64,6 +64,7 @@ struct outlook {
     const struct device *device;
     enum wire_error error; /* that Load would answer with; WIRE_OK: none */
     bool fits;             /* there is memory for it, whatever else is in its way */
+    bool no_memory;        /* for the daemon itself, to find out */
     struct model **victims;
     size_t n_victims;
     struct room_shortage shortage;
@@ -100,7 +101,7 @@ static void foresee_memory(struct planning *planning, struct outlook *ret)
     const struct residency_want want = {
         .device = device,
         .bytes = job->plan->arena_bytes,
-        .due = restores ? 0 : registry_due(NULL, gguf_memory(job->header) + plan_memory(job->plan)),
+        .due = restores ? 0 : registry_due(NULL, load_keeps(job->header, job->plan)),
         .ahead = device->queued,
     };
     ret->device = device;
@@ -109,7 +110,9 @@ static void foresee_memory(struct planning *planning, struct outlook *ret)
         ret->shortage.available = device_available(device);
         return;
     }
-    ret->error = error_of(residency_choose(api->residency, &want, &ret->victims, &ret->n_victims, &ret->shortage));
+    int r = residency_choose(api->residency, &want, &ret->victims, &ret->n_victims, &ret->shortage);
+    ret->no_memory = r == -ENOMEM;
+    ret->error = error_of(r);
 }
 
 static void foresee(struct planning *planning, struct outlook *ret)
@@ -203,7 +206,10 @@ static void planning_worked(uv_work_t *work, int status)
         else {
             struct outlook outlook;
             foresee(planning, &outlook);
-            call_reply(call, describe_plan(planning, &outlook), NULL, 0);
+            if (outlook.no_memory)
+                call_fail(call, WIRE_LimitExceeded, error_no_memory());
+            else
+                call_reply(call, describe_plan(planning, &outlook), NULL, 0);
             free(outlook.victims);
         }
     }

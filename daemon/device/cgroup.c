@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* What is asked of each group. */
+/* What is read from each group. */
 struct visit {
     void (*group)(struct visit *visit, const char *folder, bool unified);
     struct cgroup_limit limit; /* the smallest so far */
@@ -68,8 +68,8 @@ static void visit_limit(struct visit *visit, const char *folder, bool unified)
     consider_limits(folder, unified, &visit->limit);
 }
 
-/* What the kernel keeps of files for the group and those below it, and gives back when memory is wanted. Version 1
- * tells the sums as total_*. */
+/* Page cache of files, in the group and the groups below it, which the kernel frees when memory is needed. Version 1
+ * has the sums as total_*. */
 static uint64_t reclaimable(const char *folder, bool unified)
 {
     static const char *const keys[2][2] = {{"total_active_file ", "total_inactive_file "},
@@ -105,8 +105,8 @@ static void visit_free(struct visit *visit, const char *folder, bool unified)
         visit->free = left;
 }
 
-/* The group and all above it, up to where its file system is mounted. In a container that may be the group itself, and
- * the path that the kernel tells, which nothing is at then, is the host's. */
+/* Reads the group and all groups above it, up to the mount point. In a container the mount point may be the group
+ * itself; then the path from /proc/self/cgroup is one of the host, and nothing is there. */
 static void visit_all(const char *mount, const char *group, bool unified, struct visit *visit)
 {
     char folder[PATH_MAX];

@@ -1,4 +1,4 @@
-/* The devices that the daemon has, and sets of them that a request leaves the choice among.
+/* The devices that the daemon has, and sets of devices among which a request lets the daemon choose.
  *
  * Loop thread only. */
 #pragma once
@@ -15,17 +15,17 @@ struct devices {
     size_t n;
 };
 
-/* Adds a device, which is closed with the others: makes its staging. 0, or a negative errno and a fault; the device
- * stays the caller's then. */
+/* Adds a device and makes its staging slots. devices_close() closes it. Returns 0; or a negative errno and a fault, and
+ * the device stays the caller's. */
 int devices_add(struct devices *devices, struct device *device, struct device_fault *ret_fault);
 
-/* Closes all. Every slot was given back, every arena freed. */
+/* Closes all devices. All slots were given back, and all arenas freed. */
 void devices_close(struct devices *devices);
 
-/* This machine's memory, which there always is. */
+/* The memory of this machine. It is always there. */
 struct device *devices_host(const struct devices *devices);
 
-/* Which loads get the slots of a device of this set. */
+/* The scheduler of a device's slots. */
 struct scheduler *devices_scheduler(const struct devices *devices, const struct device *device);
 
 /* Some of the devices. */
@@ -40,6 +40,6 @@ size_t devices_named(const struct devices *devices, const char *name, struct dev
 
 bool device_set_has(const struct device_set *set, const struct device *device);
 
-/* Both have the same devices; or at least one in common. */
+/* Whether both have the same devices; whether they have at least one in common. */
 bool device_set_equal(const struct device_set *a, const struct device_set *b);
 bool device_set_overlap(const struct device_set *a, const struct device_set *b);

@@ -1,7 +1,7 @@
-/* The host as a device: an arena is a memfd, filled with pwrite() and sealed before it is shown to anyone.
+/* The host as a device: an arena is a memfd, which is filled with pwrite() and sealed before any client gets it.
  *
- * pwrite() and not a mapping: the kernel then neither clears the pages first nor takes a fault for each, and there is
- * no writable mapping that F_SEAL_WRITE would have to wait for. */
+ * It is not filled through a mapping, because then the kernel would clear each page first and take a page fault for it,
+ * and F_SEAL_WRITE fails while a writable mapping exists. */
 #include "daemon/device/cgroup.h"
 #include "daemon/device/device.h"
 
@@ -14,23 +14,23 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* A slot stays in a core's share of the cache between read and write; larger ones were no faster. One worker fills it
- * and writes it to the arena, while its next one is on its way through the loop. */
+/* A slot is small enough to stay in a core's cache between reading and writing; larger ones were not faster. One worker
+ * fills it and writes it to the arena. There are twice as many as workers, so that the next one is ready. */
 #define HOST_SLOT_BYTES       ((size_t)1 << 20)
 #define HOST_SLOTS_PER_WORKER 2u
 
-/* Written at once: the kernel takes a page for every 4 KiB of it, and many kernels let no other thread have the
- * processor until all of it is done. */
+/* Bytes of one pwrite(). The kernel allocates a page for each 4 KiB of it, and many kernels do not preempt the thread
+ * until the call is done. */
 #define HOST_WRITE_BYTES ((size_t)64 << 10)
 
-/* Slots are aligned to pages: what pread() likes. */
+/* Slots are aligned to pages, which is fastest for pread(). */
 #define HOST_SLOT_ALIGNMENT 4096u
 
-/* Memory is taken in whole pages; 2 MiB lets a client map it with large ones where the kernel gives them. */
+/* Arenas are multiples of 2 MiB, so that clients can map them with huge pages if the kernel has them. */
 #define HOST_GRANULE (2u << 20)
 
-/* One worker writes to it at a time. The kernel lets no two into a file either, but has the others spin until the next
- * tick of its clock, where they keep the loop from the processor; here they sleep. */
+/* Only one worker writes to an arena at a time. The kernel allows only one writer in a file anyway, but the others
+ * would spin in the kernel and keep the loop from running. On this mutex they sleep. */
 struct arena {
     struct device *device;
     uint64_t written; /* bytes, of which the kernel then had to take as many */
@@ -79,7 +79,7 @@ static void host_slot_fini(struct device *device, struct slot *slot)
 static int host_arena_new(struct device *device, uint64_t bytes, const struct extent *gaps, size_t n_gaps,
                           struct arena **ret, struct device_fault *ret_fault)
 {
-    (void)gaps; /* memory from the kernel is clear */
+    (void)gaps; /* the kernel clears new pages */
     (void)n_gaps;
     struct arena *arena = malloc(sizeof(*arena));
     if (!arena)
@@ -92,7 +92,7 @@ static int host_arena_new(struct device *device, uint64_t bytes, const struct ex
         free(arena);
         return device_fault_set(ret_fault, -error, "memfd_create", error, strerror(error));
     }
-    /* The pages come with the first write; holes read as zero. */
+    /* Pages are allocated by the first write to them; gaps read as zeros. */
     if (ftruncate(arena->fd, (off_t)bytes) < 0) {
         int error = errno;
         close(arena->fd);
@@ -195,7 +195,7 @@ static bool host_decodes(struct device *device, const struct tensor_type *type, 
     (void)device;
     (void)type;
     (void)form;
-    return false; /* the work queue does */
+    return false; /* the worker that calls it does the copying */
 }
 
 static const struct device_ops host_ops = {

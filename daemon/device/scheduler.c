@@ -6,7 +6,7 @@
 struct scheduler {
     struct device *device;
     TAILQ_HEAD(, consumer) consumers;
-    uint64_t served; /* of the consumer served last: where a new one begins */
+    uint64_t served; /* bytes of the consumer that was served last; a new one starts there if there is no other */
     bool running;
 };
 
@@ -40,7 +40,7 @@ static struct consumer *scheduler_next(struct scheduler *scheduler)
 static void scheduler_run(struct scheduler *scheduler)
 {
     if (scheduler->running)
-        return; /* a consumer gave a slot back while it was being asked */
+        return; /* called by a consumer's use(), which gave a slot back */
     scheduler->running = true;
     struct consumer *consumer;
     while ((consumer = scheduler_next(scheduler))) {

@@ -1,8 +1,7 @@
-/* Shares a device's staging slots between the loads that are under way: whoever got the fewest bytes gets the next
- * slot.
+/* Shares the staging slots of a device among the loads: the load that got the fewest bytes so far gets the next slot.
  *
- * Workers never wait for a slot and slots never wait for a load, so nothing can deadlock; a load that is cancelled is
- * simply not given another.
+ * A worker never waits for a slot, and a slot never waits for a load, so there is no deadlock. A load that is cancelled
+ * gets no further slot.
  *
  * Loop thread only. */
 #pragma once
@@ -14,12 +13,12 @@
 #include <stdint.h>
 #include <sys/queue.h>
 
-/* What takes slots: a load. */
+/* Something that uses slots: a load. */
 struct consumer {
-    /* Uses a slot that is now its own, to be given back with scheduler_give(). Returns the bytes of the bus that this
-     * takes; or 0 if it wants no more slots: it is out of the schedule then and did not take this one. */
+    /* Takes over a slot, which it gives back later with scheduler_give(). Returns how many bytes this will move over
+     * the bus. 0: it did not take the slot, wants no more slots, and is removed from the schedule. */
     uint64_t (*use)(struct consumer *consumer, struct slot *slot);
-    uint64_t served; /* the scheduler's */
+    uint64_t served; /* bytes so far; the scheduler's */
     bool scheduled;
     TAILQ_ENTRY(consumer) link;
 };
@@ -32,11 +31,11 @@ int scheduler_new(struct device *device, struct scheduler **ret);
 /* NULL is fine. No consumer is in the schedule. */
 void scheduler_free(struct scheduler *scheduler);
 
-/* Puts a consumer into the schedule, not ahead of those who are in it. It may be used at once. */
+/* Adds a consumer. It starts with as many bytes as the one that has the fewest. `use` may be called at once. */
 void scheduler_add(struct scheduler *scheduler, struct consumer *consumer);
 
-/* Takes it out. Fine if it is not in. */
+/* Removes a consumer. Does nothing if it was not added. */
 void scheduler_remove(struct scheduler *scheduler, struct consumer *consumer);
 
-/* Gives a slot back, for the next one. */
+/* Gives a slot back. The next consumer gets it at once. */
 void scheduler_give(struct scheduler *scheduler, struct slot *slot);

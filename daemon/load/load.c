@@ -141,7 +141,7 @@ static void load_opened(struct load *load)
     model->plan = job->plan;
     job->header = NULL;
     job->plan = NULL;
-    load->kept = gguf_memory(model->header) + plan_memory(model->plan);
+    load->kept = load_keeps(model->header, model->plan);
     loads_retry(load->loads); /* who waited to see what it comes to */
     load_move(load, LOAD_RESERVING);
     load_reserve(load);
@@ -214,7 +214,7 @@ static void load_published(struct load *load)
         return;
     model->published = job->published;
     job->published = PUBLICATION_NONE;
-    registry_charge(model, devices_host(load->loads->devices), model->published.bytes);
+    registry_charge(model, devices_host(load->loads->devices), model->published.bytes - model->header->header_bytes);
 }
 
 static void load_sealed(struct load *load)

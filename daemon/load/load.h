@@ -115,5 +115,9 @@ enum load_verdict load_foresee(struct loads *loads, const struct load_request *r
 /* How many are under way that the peer began, or whose model it sees. */
 size_t loads_seen(const struct loads *loads, const struct peer *peer);
 
+/* Bytes of the host's memory that the daemon itself keeps of a model, as far as they are known before it is filled: the
+ * header as it was parsed, its copy for those who attach, and the plan. */
+uint64_t load_keeps(const struct gguf *header, const struct plan *plan);
+
 /* load_end() for all. */
 void loads_end(struct loads *loads, enum wire_error error);

@@ -66,6 +66,11 @@ static void queue_changed(struct loads *loads)
     }
 }
 
+uint64_t load_keeps(const struct gguf *header, const struct plan *plan)
+{
+    return gguf_memory(header) + header->header_bytes + plan_memory(plan);
+}
+
 /* The header is in the ledger while it waits: a small file may have a large one. */
 static void charge_kept(struct load *load)
 {
@@ -124,14 +129,13 @@ static uint64_t place(struct load *load)
     return 0;
 }
 
-static void fail_shortage(struct load *load, int error, const struct room_shortage *shortage)
+static void fail_shortage(struct load *load, int error, uint64_t needed, const struct room_shortage *shortage)
 {
     if (error == -EDQUOT)
         failure_set(&load->failure, WIRE_LimitExceeded, error_limit("host-memory", shortage->available));
     else if (error == -ENOSPC)
         failure_set(&load->failure, WIRE_OutOfDeviceMemory,
-                    describe_out_of_memory(load->device, load->model->plan->arena_bytes, shortage->available,
-                                           shortage->evictable));
+                    describe_out_of_memory(load->device, needed, shortage->available, shortage->evictable));
     else
         load_fail_memory(load);
 }
@@ -166,7 +170,7 @@ static void take(struct load *load)
         return;
     }
     if (r < 0) {
-        fail_shortage(load, r, &shortage);
+        fail_shortage(load, r, want.bytes + (device_is_host(want.device) && !want.charged ? want.due : 0), &shortage);
         return;
     }
     charge_kept(load);

@@ -2,7 +2,7 @@
 
 #include "daemon/base/log.h"
 #include "daemon/base/worker.h"
-#include "daemon/memory/eviction.h"
+#include "daemon/memory/victims.h"
 #include "daemon/session/describe.h"
 #include "daemon/session/events.h"
 #include "daemon/wire/call.h"
@@ -22,132 +22,6 @@ static void reap(uv_timer_t *timer);
 
 /* Of a device's memory that is read at once when a model is saved to host memory. */
 #define SAVE_BYTES ((uint64_t)16 << 20)
-
-/* Nobody uses it, or wants it kept. */
-static bool model_idle(const struct model *model)
-{
-    return !model->pinned && !model_in_use(model);
-}
-
-/* What would be free of the device's memory if the model were evicted; 0 if it may not be. */
-static uint64_t evictable_bytes(const struct model *model, const struct device *device)
-{
-    if (!model_idle(model))
-        return 0;
-    if (model->state == MODEL_FAILED)
-        return model->charged_to == device ? model->charged : 0;
-    return model->state == MODEL_RESIDENT && model->device == device ? model->reserved : 0;
-}
-
-uint64_t residency_evictable(const struct residency *residency, const struct device *device)
-{
-    uint64_t bytes = 0;
-    const struct model *model;
-    TAILQ_FOREACH(model, &residency->registry->models, link)
-    {
-        bytes += evictable_bytes(model, device);
-    }
-    return bytes;
-}
-
-/* What will be free of it in a moment, but the ledger still has. Of a model that goes back to host memory the host
- * keeps the header. */
-static uint64_t departing_bytes(const struct model *model, const struct device *device)
-{
-    if (!model_departs(model))
-        return 0;
-    return (model->device == device ? model->reserved : 0) +
-           (model->charged_to == device && !model->cache ? model->charged : 0);
-}
-
-uint64_t residency_departing(const struct residency *residency, const struct device *device)
-{
-    uint64_t bytes = 0;
-    const struct model *model;
-    TAILQ_FOREACH(model, &residency->registry->models, link)
-    {
-        bytes += departing_bytes(model, device);
-    }
-    return bytes;
-}
-
-/* Chooses models for `bytes` of the device's memory. `charged`: of these, what the ledger has already. On success adds
- * the models to the array, which has room for all that there are. Returns what room_choose() does. */
-static int choose_victims(const struct residency *residency, const struct device *device, uint64_t bytes,
-                          uint64_t charged, uint64_t ahead, struct model **models, size_t *n,
-                          struct room_shortage *ret_shortage)
-{
-    const size_t capacity = residency->registry->n_models;
-    struct candidate *candidates = calloc(capacity ? capacity : 1, sizeof(*candidates));
-    struct model **evictable = calloc(capacity ? capacity : 1, sizeof(struct model *));
-    const struct room room = {
-        .limit = device_limit(device),
-        .used = device->used - charged,
-        .departing = residency_departing(residency, device),
-        .ahead = ahead,
-    };
-    size_t n_candidates = 0;
-    struct model *model;
-    int r = candidates && evictable ? 0 : -ENOMEM;
-    TAILQ_FOREACH(model, &residency->registry->models, link)
-    {
-        const uint64_t of_model = evictable_bytes(model, device);
-        if (r < 0 || of_model == 0)
-            continue;
-        candidates[n_candidates] = (struct candidate){.bytes = of_model, .last_used = model->idle_since};
-        evictable[n_candidates++] = model;
-    }
-    if (r == 0)
-        r = room_choose(&room, bytes, candidates, n_candidates, ret_shortage);
-    else
-        *ret_shortage = (struct room_shortage){0};
-    for (size_t i = 0; i < n_candidates && r == 0; i++)
-        if (candidates[i].chosen)
-            models[(*n)++] = evictable[i];
-    free(candidates);
-    free(evictable);
-    return r;
-}
-
-/* What the daemon keeps of a model is taken already, and not waited for: what departs is good for it as it is. Models
- * that go for it are chosen only where the model itself goes elsewhere: else they are for both. */
-static int choose_for_due(const struct residency *residency, const struct residency_want *want, struct model **models,
-                          size_t *n, struct room_shortage *ret_shortage)
-{
-    const struct device *host = devices_host(residency->devices);
-    size_t n_host = 0;
-    if (want->due == 0)
-        return 0;
-    int r = choose_victims(residency, host, want->due, want->charged ? want->due : 0, 0, models, &n_host, ret_shortage);
-    if (r == -ENOSPC)
-        return -EDQUOT;
-    if (r == 0 && want->device != host)
-        *n += n_host;
-    return r == -EAGAIN ? 0 : r;
-}
-
-int residency_choose(const struct residency *residency, const struct residency_want *want, struct model ***ret,
-                     size_t *ret_n, struct room_shortage *ret_shortage)
-{
-    const size_t capacity = residency->registry->n_models;
-    const bool of_host = want->device == devices_host(residency->devices);
-    const uint64_t due = of_host ? want->due : 0;
-    struct model **models = calloc(2 * capacity + 1, sizeof(struct model *));
-    size_t n = 0;
-    *ret_shortage = (struct room_shortage){0};
-    int r = models ? choose_for_due(residency, want, models, &n, ret_shortage) : -ENOMEM;
-    if (r == 0)
-        r = want->device->failed ? -ENOSPC
-                                 : choose_victims(residency, want->device, want->bytes + due, want->charged ? due : 0,
-                                                  want->ahead, models, &n, ret_shortage);
-    if (r < 0) {
-        free(models);
-        return r;
-    }
-    *ret = models;
-    *ret_n = n;
-    return 0;
-}
 
 /* --- letting go --- */
 
@@ -431,7 +305,7 @@ unsigned residency_make_room(struct residency *residency, struct claim *claim, s
     /* As if the ledger were full: so many bytes have to come from those who may go. */
     const uint64_t limit = device_limit(device);
     const uint64_t full = limit > device->used ? limit - device->used : 0;
-    if (choose_victims(residency, device, full + needed, 0, 0, victims, &n, &unused) == 0)
+    if (victims_choose(residency, device, full + needed, 0, 0, victims, &n, &unused) == 0)
         for (size_t i = 0; i < n; i++)
             gone += evict(residency, victims[i], claim);
     free(victims);
@@ -448,7 +322,7 @@ static uint64_t time_to_live_ends(const struct model *model)
 
 static bool time_to_live_runs(const struct model *model)
 {
-    return model->ttl >= 0 && model_idle(model) &&
+    return model->ttl >= 0 && victims_may_go(model) &&
            (model->state == MODEL_RESIDENT || model->state == MODEL_FAILED || model->state == MODEL_CACHED);
 }
 
@@ -521,7 +395,7 @@ void residency_idle(struct residency *residency, struct model *model)
         residency_unload(residency, model, NULL);
         return;
     }
-    if (model_idle(model) && !residency->core->stopping)
+    if (victims_may_go(model) && !residency->core->stopping)
         residency->freed(residency->context); /* it may be evicted for whoever waits */
     /* Not now: whoever calls may be walking over the models. */
     if (time_to_live_runs(model) && !residency->core->stopping)

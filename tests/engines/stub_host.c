@@ -2,11 +2,13 @@
  * ggml that the plug-in looks for, a CPU device, and GPUs if a stand-in for their backend is named; it opens and maps a
  * model's file, allocates all tensors in a buffer type that it finds by name, and sets each to the file's bytes.
  *
- *   stub_host PLUGIN MODEL [--gpu FILE] [--type NAME] [--version V] [--api N] [--how HOW] [--wait]
+ *   stub_host PLUGIN MODEL [--gpu FILE] [--type NAME] [--version V] [--api N] [--how HOW] [--also FILE]
+ *             [--wait]
  *
  * --how: "map" (default); "read": the file is not mapped; "copy": bytes come from elsewhere; "parts": each tensor is
  * set in two parts; "write": after all, the first tensor is written to, and again "twice": all are set a second time;
  * "none": no file is open.
+ * --also FILE: another model is open and mapped meanwhile.
  * --wait: says "ready", waits for a line, and compares again.
  *
  * Prints one JSON object: how many tensors are resident and how many have memory of their own, whether every byte is
@@ -395,7 +397,7 @@ static void tell(const struct file *file, const struct ggml_tensor *tensors, con
 
 int main(int argc, char **argv)
 {
-    const char *type = "ROCmForge";
+    const char *type = "ROCmForge", *also = NULL;
     bool waits = false;
     if (argc < 3)
         fail(2, "usage: stub_host PLUGIN MODEL [OPTION]...");
@@ -416,13 +418,17 @@ int main(int argc, char **argv)
             cpu_reg.api_version = atoi(argv[++i]);
         else if (strcmp(argv[i], "--how") == 0)
             how = argv[++i];
+        else if (strcmp(argv[i], "--also") == 0)
+            also = argv[++i];
         else
             fail(2, "there is no such option");
     }
     load_backend(argv[1]);
     struct ggml_backend_buffer_type *buft = find_type(type);
-    struct file file;
+    struct file file, other;
     bool numa = asks_numa();
+    if (also)
+        open_file(also, &other); /* and it stays */
     open_file(argv[2], &file);
     struct ggml_tensor *tensors = make_tensors(file.header);
     struct ggml_backend_buffer *buffer = allocate(buft, tensors, file.header->n_tensors);

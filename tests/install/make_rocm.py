@@ -54,8 +54,10 @@ def versions(include):
 def make_runtime(root, major):
     """Every function that the headers declare. They say that there is no device, as the real ones do."""
     header = (root / "include" / "hip" / "hip_runtime_api.h").read_text(encoding="utf-8")
-    names = sorted(set(re.findall(r"^hipError_t (hip\w+)\(", header, re.M)))
-    lines = [f"int {name}(void) {{ return {NO_DEVICE}; }}" for name in names]
+    names = set(re.findall(r"^hipError_t (hip\w+)\(", header, re.M))
+    # Some have another name in the library since their structures changed: hipGetDevicePropertiesR0600.
+    names |= set(re.findall(r"^#define hip\w+ (hip\w+R\d+)$", header, re.M))
+    lines = [f"int {name}(void) {{ return {NO_DEVICE}; }}" for name in sorted(names)]
     lines.append('const char *hipGetErrorString(int e) { (void)e; return "no ROCm-capable device is detected"; }')
     lines.append('const char *hipGetErrorName(int e) { (void)e; return "hipErrorNoDevice"; }')
     source, library = root / "runtime.c", root / "lib" / f"libamdhip64.so.{major}"

@@ -73,7 +73,7 @@ def copy_source(source, model, person):
     """As a clone has it, with what is not committed yet."""
     with tempfile.TemporaryFile() as archive:
         names = subprocess.run(
-            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
             cwd=source, capture_output=True, check=True,
         ).stdout
         names = b"\0".join(name for name in names.split(b"\0") if name and (source / name.decode()).exists())

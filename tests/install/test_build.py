@@ -49,6 +49,25 @@ class Built(unittest.TestCase):
                 name = re.sub(r"\$kind|\{[\w.]*kind\}", kind, name)
                 self.assertTrue(built.get(name), f"{name} is not built by default")
 
+    def test_places_of_modules(self):
+        """Scripts that name the folder of the GPU modules name the one that they are built in."""
+        places = {
+            str(Path(path).parent.relative_to(BUILD))
+            for target in introspection("targets")
+            for path in target["filename"]
+            if Path(path).name.startswith("device-")
+        }
+        if not places:
+            self.skipTest("this build has no GPU module")
+        named = re.findall(r"TEST_\w+=\$build/([\w/]+)/\w+-\$kind\.so", text("tests", "gpu", "run.sh"))
+        named += re.findall(r"ROCMFORGE_MODULE_DIR=\$build/\w+/([\w/]+)", text("setup"))
+        for folder in "bench", "engines", "gpu", "integration", "lib":
+            for script in sorted((ROOT / "tests" / folder).glob("*.py")):
+                for parts in re.findall(r"MODULE_DIR\W+.*?build\w*(?:\(\))?((?: / \"\w+\")+)", text(script)):
+                    named.append("/".join(re.findall(r"\w+", parts)))
+        self.assertGreater(len(named), 2)
+        self.assertEqual(set(named), places)
+
     def test_users_find_the_daemon(self):
         """Users run it too, by its name: the folders for administrators' programs are not in their PATH."""
         folders = {Path(path).name: Path(path).parent.name for path in introspection("installed").values()}

@@ -137,6 +137,15 @@ def test_a_file_that_was_replaced_is_another(stub, llama, folder):
     assert_shared(stub.run(path)[0])
 
 
+def test_two_models_at_the_same_time(stub, llama, folder):
+    """Their tensors have the same names, types and shapes: each gets its own file's bytes."""
+    make_llama.make(folder / "a.gguf", seed=5)
+    make_llama.make(folder / "b.gguf", seed=6)
+    assert_shared(stub.run(folder / "a.gguf", "--also", folder / "b.gguf")[0])
+    assert_shared(stub.run(folder / "b.gguf", "--also", folder / "a.gguf")[0])
+    assert sorted(model["name"] for model in stub.daemon.models()) == ["a", "b"]
+
+
 def test_a_symbolic_link_is_the_file(stub, llama, folder):
     (folder / "link.gguf").symlink_to(llama())
     assert_shared(stub.run(folder / "link.gguf")[0])
@@ -176,7 +185,7 @@ def test_strict_is_silent_where_all_is_shared(stub, llama):
 
 
 def test_a_model_that_does_not_fit(api, start, llama):
-    stub = Stub(api, start("--budget", "4M"), 0)
+    stub = Stub(api, start("--budget", "4Mi"), 0)
     told, err = stub.run(llama("padded"))
     assert told["same"] and told["resident"] == 0
     assert "cannot be had" in err and "ordinary way" in err

@@ -38,6 +38,7 @@ PATTERNS = [
     ("daemon/**/*.[ch]", r"(daemon|proto|kernels)/.*"),
     ("client/*.[ch]", r"client/(?!rfctl/).*|proto/.*|kernels/(types|hip)\.h"),
     ("client/rfctl/*.[ch]", r"client/rfctl/.*|client/rocmforge\.h|proto/(bytes|utf8|streams)\.h|daemon/gguf/gguf\.h"),
+    ("client/engines/llama/*.[ch]", r"client/engines/llama/.*|client/rocmforge\.h|proto/model_file\.h"),
     ("client/rocmforge.h", r""),
 ]
 

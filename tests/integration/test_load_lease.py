@@ -1,9 +1,20 @@
 """Loading with a lease: what was loaded cannot be evicted before it is used."""
-import threading
+import subprocess
+import sys
+import textwrap
 
-import librocmforge
 import pytest
-from harness import GRANULE, MIB, build_folder, states, wait_until, wire_error
+from harness import (
+    GRANULE,
+    MIB,
+    ROOT,
+    TIMEOUT,
+    build_folder,
+    library_environment,
+    states,
+    wait_until,
+    wire_error,
+)
 
 N = 20
 
@@ -40,10 +51,10 @@ def test_descriptors_come_with_it(daemon, client, small_model):
 def test_joins_with_a_lease(held_daemon, gate, gated_model):
     """Whoever joins a load gets a lease of its own, and so does who began it."""
     with held_daemon.client() as first, held_daemon.client() as second, held_daemon.client() as third:
-        for client in (first, second):
-            client.send("Load", {"path": str(gated_model), "name": "m", "lease": True})
-        third.send("Load", {"path": str(gated_model), "name": "m"})
+        first.send("Load", {"path": str(gated_model), "name": "m", "lease": True})
         wait_until(lambda: states(held_daemon) == {"m": "filling"})
+        second.send("Load", {"path": str(gated_model), "name": "m", "lease": True})
+        third.send("Load", {"path": str(gated_model), "name": "m"})
         held_daemon.sync()
         gate.open()
         replies = [client.reply()[0] for client in (first, second, third)]
@@ -62,27 +73,34 @@ def test_wrong_parameters(client, small_model, wrong, parameters):
     assert error == {"parameter": wrong}
 
 
-def use(daemon, path, failures):
-    """Loads and uses a model N times, while others want the same memory for theirs."""
-    with librocmforge.Client(build_folder(), daemon.socket) as client:
-        for _ in range(N):
-            try:
-                with client.load_attach(path, wait_for_memory=60) as model:
-                    assert len(model) == 1
-            except (librocmforge.Failure, AssertionError) as failure:
-                failures.append(failure)
+def run_library(code, daemon, *arguments):
+    """In a process of its own, which has the library's sanitizer, if it has one."""
+    lines = ["import sys", f"sys.path.insert(0, {str(ROOT / 'tests' / 'lib')!r})", "import librocmforge",
+             f"client = librocmforge.Client({str(build_folder())!r}, sys.argv[1])", textwrap.dedent(code)]
+    command = [sys.executable, "-c", "\n".join(lines), daemon.socket, *arguments]
+    return subprocess.Popen(
+        command, env=library_environment(), stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def test_two_clients_and_room_for_one(start, models):
     """None of their attempts fails: what was loaded stays until it is let go, and the other waits for that."""
     daemon = start("--budget", str(GRANULE))
-    failures = []
-    threads = [threading.Thread(target=use, args=(daemon, path, failures)) for path in models(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    code = f"""
+        input()
+        for _ in range({N}):
+            with client.load_attach(sys.argv[2], wait_for_memory=60) as model:
+                assert len(model) == 1
+    """
+    processes = [run_library(code, daemon, path) for path in models(2)]
+    with daemon.client() as client:
+        wait_until(lambda: client.call("Status")["connections"] == 3)
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        assert process.communicate(timeout=TIMEOUT)[1] == "" and process.returncode == 0
+    assert daemon.log.count("evicted") >= N, "they were in each other's way"
 
 
 def test_attach_alone_may_come_too_late(start, models):
@@ -100,15 +118,20 @@ def test_attach_alone_may_come_too_late(start, models):
 
 
 def test_library_refuses_what_is_not_waited_for(daemon, small_model):
-    with librocmforge.Client(build_folder(), daemon.socket) as client:
-        with pytest.raises(librocmforge.Failure) as failure:
-            client.load_attach(small_model, no_wait=True)
-        assert failure.value.error == -22
-        with pytest.raises(librocmforge.Failure) as failure:
-            client.load_attach("/nowhere/m.gguf")
-        assert failure.value.error == -2
-        with client.load_attach(small_model) as model:
+    code = """
+        def error_of(*arguments, **options):
+            try:
+                client.load_attach(*arguments, **options)
+            except librocmforge.Failure as failure:
+                return failure.error
+
+        assert error_of(sys.argv[2], no_wait=True) == -22
+        assert error_of("/nowhere/m.gguf") == -2
+        with client.load_attach(sys.argv[2]) as model:
             assert model.name == "small" and model.device == "host"
+    """
+    process = run_library(code, daemon, small_model)
+    assert process.communicate(timeout=TIMEOUT)[1] == "" and process.returncode == 0
     wait_until(lambda: [model["leases"] for model in daemon.models()] == [0])
 
 

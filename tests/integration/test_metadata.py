@@ -9,7 +9,17 @@ import sys
 import gguf
 import make_model
 import pytest
-from harness import MIB, ROOT, TIMEOUT, build_folder, fake_gpu_folder, library_environment, states, wait_until
+from harness import (
+    MIB,
+    ROOT,
+    TIMEOUT,
+    build_folder,
+    fake_gpu_folder,
+    library_environment,
+    module_folder,
+    states,
+    wait_until,
+)
 
 SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 U8, STRING, ARRAY = 0, 8, 9
@@ -191,9 +201,9 @@ def test_it_is_charged(start, folder):
 @pytest.mark.skipif(not fake_gpu_folder(), reason="this build has no module for AMD GPUs (hipcc is not installed)")
 def test_it_is_kept_while_host_memory_has_the_model(start, wordy, small_model):
     daemon = start(
-        *("--device", "hip", "--budget", "2M", "--host-cache", "64M"),
+        *("--device", "hip", "--budget", str(2 * MIB), "--host-cache", "64M"),
         env={
-            "ROCMFORGE_MODULE_DIR": str(build_folder() / "daemon" / "gpu"),
+            "ROCMFORGE_MODULE_DIR": str(module_folder()),
             "LD_LIBRARY_PATH": str(fake_gpu_folder()),
         },
     )

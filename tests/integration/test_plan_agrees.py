@@ -25,7 +25,7 @@ def on_gpu(start, monkeypatch):
         monkeypatch.setenv("ROCMFORGE_MODULE_DIR", str(module_folder()))
         for name, value in {"DEVICES": "2", "MEMORY": "100000000", "TAKEN": "20000000"}.items():
             monkeypatch.setenv(f"FAKE_HIP_{name}", value)
-        return start("--device", "hip", "--budget", str(BUDGET), "--host-cache", "6M")
+        return start("--device", "hip", "--budget", str(BUDGET), "--host-cache", "6Mi")
 
     return start_fake
 
@@ -98,7 +98,7 @@ def agree(draw, client, path, evicted):
         assert plan["error"] == said, (parameters, plan, before, str(error))
         assert plan["evicts"] == [] and gone(before, there(client)) == []
         if error.name == "OutOfDeviceMemory":
-            assert not plan["fits"] and error.parameters["needed"] == plan["bytes"]
+            assert not plan["fits"] and error.parameters["needed"] >= plan["bytes"]
             assert (error.parameters["device"], error.parameters["available"]) == (plan["device"], plan["available"])
             assert error.parameters["available"] + error.parameters["evictable"] < error.parameters["needed"]
         return error.name
@@ -120,6 +120,8 @@ def state_and_ask(draw, daemon, files):
             for _ in range(draw.randrange(3)):
                 change(draw, client, leases)
             seen.append(agree(draw, client, draw.choice(files), evicted))
+        for lease in leases:  # not left to the end of the connection, which the daemon may see later
+            client.call("Detach", lease=lease)
     return {*seen, *(["evicted"] if evicted else [])}
 
 

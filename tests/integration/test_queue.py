@@ -157,14 +157,14 @@ def test_unpinned_is_memory_too(start, models):
 def test_large_ones_are_not_starved(full, more):
     """Small ones that come later do not take what a large one waits for, piece by piece."""
     (large,) = more(1, 3 * MIB)
-    (small,) = more(1)
+    small, other = more(2)
     with queue(full, large, "large") as waiting:
         wait_until(lambda: places(full) == {"large": 1})
         with queue(full, small, "small") as behind, full.client() as client:
             wait_until(lambda: places(full) == {"large": 1, "small": 2})
             full.holders[0].close()  # there is room for the small one
             wait_until(lambda: client.call("Devices")["devices"][0]["available"] == 0)
-            plan = client.call("Plan", path=str(small), name="other", form="native")
+            plan = client.call("Plan", path=str(other), name="other")
             assert (plan["fits"], plan["available"]) == (False, 0)
             time.sleep(0.3)
             assert places(full) == {"large": 1, "small": 2}
@@ -208,6 +208,16 @@ def test_rfctl_waits(full, more):
     assert full.rfctl("load", path, "--name", "c", "--wait-for-memory", "30s").returncode == 0
 
 
+def settled(daemon):
+    """The places in the queue, first to last, when nothing moves any more."""
+    before, since = None, time.monotonic()
+    while time.monotonic() - since < 0.1:
+        now = states(daemon)
+        if now != before or set(now.values()) - {"queued", "resident"}:
+            before, since = now, time.monotonic()
+    return dict(sorted(places(daemon).items(), key=lambda item: item[1]))
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_order(start, models, seed):
     """Of loads of random sizes, whoever came first has its memory first: none overtakes one that it could delay."""
@@ -221,28 +231,17 @@ def test_order(start, models, seed):
         holders.append(holder)
     sizes = [draw.choice([1, 3, 5, 7, 9]) * MIB for _ in range(10)]
     waiting = {}
-    with daemon.client() as watcher:
-        watcher.send("Watch", more=True)
-        watcher.reply()
-        for i, size in enumerate(sizes):
-            (path,) = models(1, size + 4096 * (i + 1))
-            waiting[f"w{i}"] = queue(daemon, path, f"w{i}", lease=True)
-            wait_until(lambda: places(daemon).get(f"w{i}") == i + 1)
-        draw.shuffle(holders)
-        while places(daemon):
-            for name in [name for name, state in states(daemon).items() if state == "resident" and name in waiting]:
-                holders.append(waiting.pop(name))
-            if holders:
-                holders.pop(draw.randrange(len(holders))).close()
-            daemon.sync()
-        wait_until(lambda: all(state != "filling" for state in states(daemon).values()))
-        place, resident = {}, 0
-        while resident < len(sizes):
-            event = watcher.reply()[0]
-            if event["event"] == "queued":
-                place[event["model"]["name"]] = event["model"]["position"]
-            elif event["event"] == "resident" and event["model"]["name"] in place:
-                assert place[event["model"]["name"]] == 1, "it was the first of the queue when it left it"
-                resident += 1
+    for i, size in enumerate(sizes):
+        (path,) = models(1, size + 4096 * (i + 1))
+        waiting[f"w{i}"] = queue(daemon, path, f"w{i}", lease=True)
+        wait_until(lambda: places(daemon).get(f"w{i}") == i + 1)
+    draw.shuffle(holders)
+    while places(daemon):
+        for name in [name for name, state in states(daemon).items() if state == "resident" and name in waiting]:
+            holders.append(waiting.pop(name))
+        holders.pop(draw.randrange(len(holders))).close()
+        queued = settled(daemon)
+        assert list(queued.values()) == list(range(1, len(queued) + 1))
+        assert list(queued) == [f"w{i}" for i in range(len(sizes) - len(queued), len(sizes))], "the first ones left"
     for client in [*holders, *waiting.values()]:
         client.close()

@@ -262,7 +262,7 @@ def test_plan(daemon, small_model):
     assert daemon.models()[0]["bytes"] == planned["bytes"]
     assert "there already: small is resident\n" in daemon.rfctl("plan", small_model, "--as", "native").stdout
     # Now that there is a rate, a time is told too.
-    assert "takes about " in daemon.rfctl("plan", small_model, "--as", "f32").stdout
+    assert "takes about " in daemon.rfctl("plan", small_model, "--as", "f32", "--name", "other").stdout
 
 
 def test_plan_tells_what_would_go(start, large_model, small_model, folder):

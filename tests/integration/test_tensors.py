@@ -62,7 +62,7 @@ def test_many_dimensions(daemon, folder, types, shape):
     """Every reader is told the whole shape: by JSON, and by the table that the library reads."""
     path = write(folder / "deep.gguf", Tensor("patch_embedding.weight", types["f32"], shape))
     with daemon.client() as client:
-        for form in ("native", "f32", "bf16"):
+        for form in ("native", "bf16"):  # f32 would be the same bytes as native: one model
             client.call("Load", path=str(path), name=form, form=form)
             (tensor,) = client.call("Show", name=form)["tensors"]
             assert tensor["shape"] == list(reversed(shape))

@@ -47,6 +47,21 @@ def alike(expected, seen):
     return isinstance(seen, number) if isinstance(expected, number) else isinstance(seen, type(expected))
 
 
+def fields_that_differ(expected, seen, where=""):
+    """For the message of a failure: those that only one of them has."""
+    if isinstance(expected, dict) and isinstance(seen, dict):
+        for key in sorted(set(expected) | set(seen)):
+            if key not in seen:
+                yield f"only the page has {where}{key}"
+            elif key not in expected:
+                yield f"the page has no {where}{key}"
+            else:
+                yield from fields_that_differ(expected[key], seen[key], f"{where}{key}.")
+    elif isinstance(expected, list) and isinstance(seen, list):
+        for a, b in zip(expected, seen):
+            yield from fields_that_differ(a, b, where)
+
+
 def fits(expected, seen):
     """A reply is like the one shown; what an event is called does not vary."""
     return (
@@ -84,7 +99,7 @@ def test_examples(slow_daemon, files):
                 seen = [client.receive()]
                 while seen[-1].get("continues"):
                     seen.append(client.receive())
-            assert fits(replies[-1], seen[-1]), (call, seen[-1])
+            assert fits(replies[-1], seen[-1]), (method, *fields_that_differ(replies[-1], seen[-1]), call, seen[-1])
             assert len(client.fds) == n_fds_back, call
             for reply in replies[:-1]:
                 assert call["more"] and reply["continues"] is True

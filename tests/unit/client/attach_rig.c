@@ -45,7 +45,7 @@ void serve_attach(struct fake *fake, int socket)
     struct attach *attach = fake_context(fake);
     const char *text;
     while ((text = fake_request(fake, socket, NULL, NULL))) {
-        if (strstr(text, "io.rocmforge.Attach")) {
+        if (strstr(text, "io.rocmforge.Attach") || strstr(text, "io.rocmforge.Load")) {
             attach_send(attach, socket);
             continue;
         }

@@ -76,6 +76,54 @@ static void test_attach(void **state)
     free(table);
 }
 
+struct seen {
+    unsigned n;
+    size_t n_fds;
+    int result;
+};
+
+static int see(void *context, const char *parameters, int continues, int *fds, size_t n_fds)
+{
+    struct seen *seen = context;
+    (void)fds;
+    assert_non_null(strstr(parameters, "lease"));
+    assert_false(continues);
+    seen->n++;
+    seen->n_fds += n_fds;
+    return seen->result;
+}
+
+/* The file's name is what the caller has; what is mapped is as after rf_attach(). */
+static void test_load_attach(void **state)
+{
+    (void)state;
+    struct attach attach = {GOOD_ATTACH};
+    struct fake *fake;
+    void *table;
+    rf_client *client = attach_start(&fake, &attach, &table);
+    struct seen seen = {0};
+    rf_load_options options = {.size = sizeof(options), .reply = see, .context = &seen};
+    rf_model *model;
+    assert_int_equal(rf_load_attach(client, "/proc/self/exe", &options, &model), 0);
+    assert_int_equal(rf_model_tensors(model), N_GOOD);
+    assert_int_equal(((const char *)rf_model_data(model))[77], 77);
+    assert_int_equal(seen.n, 1);
+    assert_int_equal(seen.n_fds, 0); /* they are the library's */
+    assert_int_equal(rf_detach(model), 0);
+
+    seen.result = 7; /* the lease is given back */
+    assert_int_equal(rf_load_attach(client, "/proc/self/exe", &options, &model), 7);
+    assert_int_equal(rf_load_attach(client, "/proc/self/exe", NULL, &model), 0);
+    options.no_wait = 1;
+    assert_int_equal(rf_load_attach(client, "/proc/self/exe", &options, &model), -EINVAL);
+    assert_int_equal(rf_load_attach(client, "/nowhere", NULL, &model), -ENOENT);
+    options.size = 0;
+    assert_int_equal(rf_load_attach(client, "/proc/self/exe", &options, &model), -EINVAL);
+    rig_stop(fake, client);
+    assert_int_equal(attach.n_detached, 2);
+    free(table);
+}
+
 /* The flags that /proc/self/smaps has for what is mapped at `data`, " rd mr dd". */
 static void mapping_flags(const void *data, char *flags, int size)
 {
@@ -416,9 +464,16 @@ static void test_close_of_nothing(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        RIG_TEST(test_attach),           RIG_TEST(test_attach_fork),         RIG_TEST(test_attach_malformed),
-        RIG_TEST(test_attach_memory),    RIG_TEST(test_attach_table),        RIG_TEST(test_attach_death),
-        RIG_TEST(test_attach_waits),     RIG_TEST(test_attach_own_failures), RIG_TEST(test_attach_is_not_dumped),
+        RIG_TEST(test_attach),
+        RIG_TEST(test_load_attach),
+        RIG_TEST(test_attach_fork),
+        RIG_TEST(test_attach_malformed),
+        RIG_TEST(test_attach_memory),
+        RIG_TEST(test_attach_table),
+        RIG_TEST(test_attach_death),
+        RIG_TEST(test_attach_waits),
+        RIG_TEST(test_attach_own_failures),
+        RIG_TEST(test_attach_is_not_dumped),
         RIG_TEST(test_close_of_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -169,9 +169,9 @@ static void test_load_request(void **state)
     rf_client *client = rig_start(&fake, serve_asked, &asked);
     assert_int_equal(rf_load(client, path, &options, NULL), 0); /* the third: not the name of a whole model */
     rig_stop(fake, client);
-    assert_string_equal(asked.text,
-                        "{\"method\":\"io.rocmforge.Load\",\"parameters\":{\"fds\":[0],\"form\":\"f32\","
-                        "\"device\":\"host\",\"name\":\"n\\\"\",\"dequant\":\"cpu\",\"wait\":false},\"more\":true}");
+    assert_string_equal(
+        asked.text, "{\"method\":\"io.rocmforge.Load\",\"parameters\":{\"fds\":[0],\"name\":\"n\\\"\",\"form\":\"f32\","
+                    "\"device\":\"host\",\"dequant\":\"cpu\",\"wait\":false},\"more\":true}");
     assert_int_equal(asked.n_fds, 1);
     assert_int_equal(asked.inodes[0], inodes[2]);
 
@@ -186,13 +186,13 @@ static void test_load_request(void **state)
     assert_int_equal(rf_load(client, path, &more, NULL), 0);
     rig_stop(fake, client);
     assert_string_equal(asked.text, "{\"method\":\"io.rocmforge.Load\",\"parameters\":{\"fds\":[0],\"form\":\"f16\","
-                                    "\"device\":\"host\",\"wait\":true,\"pin\":true,\"private\":true,\"ttl\":600,"
+                                    "\"device\":\"host\",\"private\":true,\"wait\":true,\"pin\":true,\"ttl\":600,"
                                     "\"deadline\":1.5},\"more\":true}");
     client = rig_start(&fake, serve_asked, &asked);
     assert_int_equal(rf_load_plan(client, path, &more, NULL), -EPROTO); /* the answer is one to Load */
     rig_stop(fake, client);
     assert_string_equal(asked.text, "{\"method\":\"io.rocmforge.Plan\",\"parameters\":{\"fds\":[0],\"form\":\"f16\","
-                                    "\"device\":\"host\"}}");
+                                    "\"device\":\"host\",\"private\":true}}");
     /* Of an older caller's options only what it knew is looked at. */
     rf_load_options old = more;
     old.size = offsetof(rf_load_options, pin);
@@ -263,6 +263,9 @@ static void test_plan(void **state)
         {PLAN(",\"fits\":true,\"evicts\":[\"a\",\"b\"],\"seconds\":1.5"), {.fits = 1, .evicts = 2, .seconds = 1.5}},
         {PLAN(",\"fits\":true,\"evicts\":[],\"model\":{\"name\":\"m\"}"), {.fits = 1, .there = 1, .seconds = -1}},
         {PLAN(",\"fits\":false,\"evicts\":[],\"seconds\":null,\"model\":null"), {.seconds = -1}},
+        {PLAN(",\"fits\":true,\"evicts\":[],\"error\":\"io.rocmforge.NameInUse\""),
+         {.fits = 1, .seconds = -1, .error = -EEXIST}},
+        {PLAN(",\"fits\":false,\"evicts\":[],\"error\":\"io.rocmforge.Unheard\""), {.seconds = -1, .error = -EPROTO}},
     };
     struct fake *fake;
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
@@ -276,6 +279,7 @@ static void test_plan(void **state)
         assert_int_equal(plan.fits, cases[i].plan.fits);
         assert_int_equal(plan.there, cases[i].plan.there);
         assert_int_equal(plan.evicts, cases[i].plan.evicts);
+        assert_int_equal(plan.error, cases[i].plan.error);
         assert_true(plan.seconds >= cases[i].plan.seconds && plan.seconds <= cases[i].plan.seconds);
         rig_stop(fake, client);
     }
