@@ -21,6 +21,7 @@ KINDS = {
     "gemma3_text": "gemma3",
     "phi3": "phi3",
     "bert": "bert",
+    "qwen3_moe": "qwen3moe",
     "starcoder2": "starcoder2",  # by what transformers has
 }
 
@@ -104,6 +105,20 @@ def test_what_is_made_is_reported(made):
     report = again.report
     assert set(report.made.values()) == {"rows of q", "rows of k"} and len(report.made) == 2 * hf_models.LAYERS
     assert 0.5 < report.share < 1 and "parameters" in str(report)
+
+
+def test_merged_experts(made):
+    _, again = made("qwen3_moe")
+    assert set(again.report.made.values()) == {"merged experts"} and len(again.report.made) == hf_models.LAYERS
+
+
+def test_experts_one_by_one():
+    """As other versions of transformers name them: each is a part of the file's tensor."""
+    from rocmforge.transformers import _names
+
+    find = _names.recipes("qwen3moe")
+    recipe = find("model.layers.11.mlp.experts.3.up_proj.weight")
+    assert recipe == _names.Recipe("blk.11.ffn_up_exps.weight", _names.VIEW, "", 3)
 
 
 def test_bf16(made):
