@@ -156,7 +156,9 @@ static enum name_verdict judge_name(const struct load *load, const struct model 
         return NAME_FREE;
     if (model_departs(model) || model->state == MODEL_SAVING)
         return NAME_SOON_FREE;
-    if ((model->state == MODEL_DRAINING || model->state == MODEL_FAILED) && load_wants_same(load, model))
+    /* In whichever form: that it is the same in two forms is known only where both were planned. */
+    if ((model->state == MODEL_DRAINING || model->state == MODEL_FAILED) &&
+        source_equal(model->source, load->job.source))
         return NAME_BUSY;
     return NAME_TAKEN;
 }
