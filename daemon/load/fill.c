@@ -1,9 +1,9 @@
 #include "daemon/load/fill.h"
 
 #include "daemon/base/cpu_cache.h"
-#include "daemon/base/min.h"
 #include "daemon/base/worker.h"
 #include "kernels/dequant.h"
+#include "proto/min.h"
 
 #include <assert.h>
 #include <string.h>

@@ -156,9 +156,7 @@ static enum name_verdict judge_name(const struct load *load, const struct model 
         return NAME_FREE;
     if (model_departs(model) || model->state == MODEL_SAVING)
         return NAME_SOON_FREE;
-    /* In whichever form: that it is the same in two forms is known only where both were planned. */
-    if ((model->state == MODEL_DRAINING || model->state == MODEL_FAILED) &&
-        source_equal(model->source, load->job.source))
+    if ((model->state == MODEL_DRAINING || model->state == MODEL_FAILED) && load_wants_same(load, model))
         return NAME_BUSY;
     return NAME_TAKEN;
 }
@@ -283,7 +281,7 @@ static enum load_verdict foresee_joined(const struct load *load, struct model *m
 enum load_verdict load_foresee(struct loads *loads, const struct load_request *request, struct source *source,
                                const struct access_facts *facts, struct plan *plan, struct model **ret_model)
 {
-    const struct load load = {.loads = loads, .request = *request, .job = {.source = source, .plan = plan}};
+    struct load load = {.loads = loads, .request = *request, .job = {.source = source}};
     *ret_model = NULL;
     if (!may_publish(request, facts))
         return LOAD_DENIED;
@@ -296,6 +294,9 @@ enum load_verdict load_foresee(struct loads *loads, const struct load_request *r
                                          .among = &request->among,
                                          .owner = request->access == ACCESS_PRIVATE ? &request->uid : NULL};
     struct model *model = registry_find_source(loads->registry, &query);
+    /* Else a load has no plan yet when it looks at names. */
+    if (registry_find_other(loads->registry, &query, false))
+        load.job.plan = plan;
     *ret_model = model;
     if (model && (model->state == MODEL_CACHED || model->state == MODEL_SAVING))
         return foresee_joined(&load, model, LOAD_RESTORE, ret_model);

@@ -1,7 +1,7 @@
 #include "daemon/model/plan.h"
 
-#include "daemon/base/min.h"
 #include "kernels/dequant.h"
+#include "proto/min.h"
 
 #include <assert.h>
 #include <errno.h>
