@@ -44,7 +44,7 @@ def test_split_by_descriptors(daemon, split):
             client.call("Load", fds=fds[:2], name="n")
         assert "3 files" in error["reason"]
         for order in ((0, 2, 1), (2, 1, 0)):
-            again = client.call("Load", fds=[fds[i] for i in order], name="n")["model"]
+            again = client.call("Load", fds=[fds[i] for i in order], name="m")["model"]
             assert again["name"] == "m", "the same files in another order"
         with wire_error("InvalidModel") as error:
             client.call("Load", fds=[fds[0], fds[1], fds[1]], name="wrong")
@@ -211,7 +211,7 @@ def test_more_files_than_a_message_carries(daemon, folder, n):
         assert "not split" not in daemon.rfctl("plan", paths[0]).stdout
         daemon.rfctl("load", paths[0], "--name", "m", "--as", "native")
         check_many(daemon, client, "m", paths)
-        assert client.call("Load", path=str(paths[0]), name="n", form="native")["model"]["name"] == "m"
+        assert client.call("Load", path=str(paths[0]), name="m", form="native")["model"]["name"] == "m"
         assert client.call("Verify", name="m")["mismatches"] == []
         for name in "mn":
             client.call("Unload", name=name)
