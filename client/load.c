@@ -67,6 +67,7 @@ static cJSON *plan_parameters(const rf_load_options *options, const struct files
     ok = ok && add_text(object, "form", options->form) && add_text(object, "device", options->device) &&
          add_text(object, "name", options->name) && add_text(object, "dequant", options->dequant) &&
          add_forms(object, options) && (!options->private_ || cJSON_AddTrueToObject(object, "private")) &&
+         (!options->replace || cJSON_AddTrueToObject(object, "replace")) &&
          (!options->public_ || cJSON_AddTrueToObject(object, "public"));
     if (ok)
         return object;
