@@ -350,15 +350,21 @@ static enum load_verdict foresee_joined(const struct load *load, struct model *m
 enum load_verdict load_foresee(struct loads *loads, const struct load_request *request, struct source *source,
                                const struct access_facts *facts, struct plan *plan, struct model **ret_model)
 {
-    const struct load load = {.loads = loads, .request = *request, .job = {.source = source, .plan = plan}};
+    struct load load = {.loads = loads, .request = *request, .job = {.source = source}};
     *ret_model = NULL;
     if (!may_publish(request, facts))
         return LOAD_DENIED;
     char derived[MODEL_NAME_MAX + 1];
     if (!request->name)
         model_name_derive(source->path, derived);
-    const struct registry_query query = load_query(request, source, plan);
+    /* Load makes a plan at this point only if no model was asked for in the same words. */
+    struct registry_query query = load_query(request, source, NULL);
     struct model *model = registry_find_source(loads->registry, &query);
+    if (!model) {
+        load.job.plan = plan;
+        query.plan = plan;
+        model = registry_find_source(loads->registry, &query);
+    }
     *ret_model = model;
     if (model && (model->state == MODEL_CACHED || model->state == MODEL_SAVING))
         return foresee_joined(&load, model, LOAD_RESTORE, ret_model);

@@ -143,8 +143,8 @@ def test_same_outcome_is_the_same_model(daemon, plain):
             joined = client.call("Load", path=str(plain), name="other", form=form, forms=rules)["model"]
             assert (joined["id"], joined["name"], joined["form"]) == (first["id"], "first", "auto")
         assert names(daemon) == ["first"] and daemon.used() == used
-        other = client.call("Load", path=str(plain), name="other", form="bf16")["model"]
-        assert other["id"] != first["id"]
+        third = client.call("Load", path=str(plain), name="third", form="bf16")["model"]
+        assert third["id"] != first["id"]
 
 
 def test_same_outcome_by_the_file_s_own_name(daemon, plain):
