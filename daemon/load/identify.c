@@ -357,10 +357,10 @@ enum load_verdict load_foresee(struct loads *loads, const struct load_request *r
     char derived[MODEL_NAME_MAX + 1];
     if (!request->name)
         model_name_derive(source->path, derived);
-    /* Load makes a plan at this point only if no model was asked for in the same words. */
+    /* Load has a plan at this point only if there are models that were asked for in other words: see load_compares(). */
     struct registry_query query = load_query(request, source, NULL);
     struct model *model = registry_find_source(loads->registry, &query);
-    if (!model) {
+    if (!model && registry_find_other(loads->registry, &query, false)) {
         load.job.plan = plan;
         query.plan = plan;
         model = registry_find_source(loads->registry, &query);
