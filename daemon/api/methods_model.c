@@ -60,7 +60,7 @@ static bool refuse_stopping(const struct api *api, struct call *call)
 struct load_parameters {
     const cJSON *fds, *forms;
     const char *path, *name, *form, *device, *dequant;
-    bool wait, lease, table, header, pin, private, public, trace;
+    bool wait, lease, table, header, pin, private, public, replace, trace;
     int64_t ttl, added;
     double wait_for_memory, deadline;
 };
@@ -83,6 +83,7 @@ static const struct param load_table[] = {
     {"ttl", PARAM_INT, false, offsetof(struct load_parameters, ttl)},
     {"private", PARAM_BOOL, false, offsetof(struct load_parameters, private)},
     {"public", PARAM_BOOL, false, offsetof(struct load_parameters, public)},
+    {"replace", PARAM_BOOL, false, offsetof(struct load_parameters, replace)},
     {"deadline", PARAM_SECONDS, false, offsetof(struct load_parameters, deadline)},
     {"trace", PARAM_BOOL, false, offsetof(struct load_parameters, trace)},
     {0},
@@ -168,6 +169,7 @@ void method_load(struct api *api, struct call *call)
                    .access = p.private  ? ACCESS_PRIVATE
                              : p.public ? ACCESS_PUBLIC
                                         : ACCESS_READERS,
+                   .replace = p.replace ? REPLACE_NAME : REPLACE_STALE,
                    .trace = p.trace,
                },
                call);

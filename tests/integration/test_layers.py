@@ -26,7 +26,7 @@ NARROW = {
 # Files of a folder that call each other, and why.
 CYCLES = {
     frozenset({"daemon/wire/call.c", "daemon/wire/conn.c"}): "a connection has one call, and the call is answered on it",
-    frozenset({"daemon/load/answer.c", "daemon/load/feed.c", "daemon/load/identify.c", "daemon/load/load.c",
+    frozenset({"daemon/load/answer.c", "daemon/load/doubt.c", "daemon/load/feed.c", "daemon/load/identify.c", "daemon/load/load.c",
                "daemon/load/reserve.c"}):
         "one state machine: its states stand in files of their own",
 }
