@@ -5,7 +5,6 @@
 #include "daemon/load/failure.h"
 #include "daemon/load/fill.h"
 #include "daemon/memory/residency.h"
-#include "daemon/gguf/split.h"
 #include "daemon/session/describe.h"
 #include "daemon/wire/conn.h"
 #include "daemon/wire/errors.h"
@@ -179,7 +178,7 @@ static int compare_headers(struct verify *verify, struct verify_job *job)
     struct gguf *header;
     struct gguf_fault unused;
     size_t file;
-    int r = split_read(verify->source, &header, &unused, &file);
+    int r = source_read_headers(verify->source, &header, &unused, &file);
     if (r < 0 && r != -EBADMSG)
         return device_fault_set(&job->fault, r, "pread", -r, strerror(-r));
     verify->stale = r == -EBADMSG || !headers_same(verify->model->header, header);

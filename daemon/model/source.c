@@ -1,5 +1,6 @@
 #include "daemon/model/source.h"
 
+#include "daemon/gguf/split.h"
 #include "proto/shards.h"
 
 #include <assert.h>
@@ -321,4 +322,16 @@ int source_check(const struct source *source, struct device_fault *ret_fault)
 int source_check_untouched(const struct source *source, struct device_fault *ret_fault)
 {
     return check_files(source, true, ret_fault);
+}
+
+int source_read_headers(const struct source *source, struct gguf **ret, struct gguf_fault *ret_fault, size_t *ret_file)
+{
+    struct split_file *files = calloc(source->n_files, sizeof(*files));
+    if (!files)
+        return -ENOMEM;
+    for (size_t i = 0; i < source->n_files; i++)
+        files[i] = (struct split_file){source->files[i].fd, source->files[i].identity.size};
+    int r = split_read(files, source->n_files, ret, ret_fault, ret_file);
+    free(files);
+    return r;
 }

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "daemon/device/device.h"
+#include "daemon/gguf/gguf.h"
 #include "proto/shards.h"
 
 #include <stdbool.h>
@@ -94,3 +95,6 @@ char *source_fd_path(int fd);
 /* The path still leads to the open file. It does not to one that has no name any more, or never had: such a file is
  * open here because somebody passed its descriptor, and is nobody else's to be found through /proc. */
 bool source_leads_to(const char *path, int fd);
+
+/* worker. Reads the headers of all files, and joins them: split_read() says what it returns. */
+int source_read_headers(const struct source *source, struct gguf **ret, struct gguf_fault *ret_fault, size_t *ret_file);
