@@ -3,6 +3,7 @@
 #include "daemon/base/log.h"
 #include "daemon/device/cgroup.h"
 #include "proto/bytes.h"
+#include "proto/min.h"
 #include "proto/module_path.h"
 
 #include <dlfcn.h>
@@ -34,7 +35,7 @@ static const struct device_module *module_load(const char *kind, struct device_f
 static uint64_t budget_of(const struct device *device, const struct budget *budget)
 {
     if (budget->set && budget->bytes)
-        return budget->bytes < device->total ? budget->bytes : device->total;
+        return min_u64(budget->bytes, device->total);
     unsigned percent = budget->set              ? budget->percent
                        : device_is_host(device) ? HOST_PERCENT_DEFAULT
                                                 : GPU_PERCENT_DEFAULT;

@@ -1,6 +1,6 @@
 #include "daemon/gguf/header_reader.h"
 
-#include "daemon/base/min.h"
+#include "proto/min.h"
 
 #include <errno.h>
 #include <inttypes.h>

@@ -17,7 +17,7 @@ LAYERS = ["base", "gguf", "device", "device/hip", "model", "wire", "session", "m
 
 # Folders that know less than their place would allow.
 NARROW = {
-    "gguf": {"base", "gguf"},
+    "gguf": {"gguf"},
     "device": {"base", "device"},
     "device/hip": {"base", "device", "device/hip"},
     "wire": {"base", "wire"},
@@ -37,7 +37,7 @@ PATTERNS = [
     ("kernels/*.[ch]", r"kernels/.*|.*\.inc"),
     ("daemon/**/*.[ch]", r"(daemon|proto|kernels)/.*"),
     ("client/*.[ch]", r"client/(?!rfctl/).*|proto/.*|kernels/(types|hip)\.h"),
-    ("client/rfctl/*.[ch]", r"client/rfctl/.*|client/rocmforge\.h|proto/(bytes|utf8|streams|shards)\.h|daemon/gguf/(gguf|split)\.h"),
+    ("client/rfctl/*.[ch]", r"client/rfctl/.*|client/rocmforge\.h|proto/(bytes|utf8|streams|shards|module_path)\.h|daemon/gguf/(gguf|split)\.h"),
     ("client/engines/llama/*.[ch]", r"client/engines/llama/.*|client/rocmforge\.h|proto/model_file\.h"),
     ("client/rocmforge.h", r""),
 ]
