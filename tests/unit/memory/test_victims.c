@@ -1,4 +1,4 @@
-/* daemon/memory/residency.c: what would have to go for a model, and when that is no use. Nothing is freed here; that is
+/* daemon/memory/victims.c: what would have to go for a model, and when that is no use. Nothing is freed here; that is
  * tests/integration/test_residency*.py. */
 #include "daemon/memory/residency.h"
 
