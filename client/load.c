@@ -69,7 +69,8 @@ static cJSON *plan_parameters(const rf_load_options *options, const struct files
          add_text(object, "form", options->form) && add_text(object, "device", options->device) &&
          add_text(object, "dequant", options->dequant) &&
          (!options->private_ || cJSON_AddTrueToObject(object, "private")) &&
-         (!options->public_ || cJSON_AddTrueToObject(object, "public")) && add_forms(object, options);
+         (!options->public_ || cJSON_AddTrueToObject(object, "public")) &&
+         (!options->replace || cJSON_AddTrueToObject(object, "replace")) && add_forms(object, options);
     if (ok)
         return object;
     cJSON_Delete(object);

@@ -134,6 +134,7 @@ typedef struct rf_load_options {
     double wait_for_memory_seconds;
     const rf_form_rule *forms; /* other forms for some tensors: the last rule that matches a name holds */
     size_t n_forms;            /* at most 64 */
+    int replace; /* a model of this user that has the name loses it to the new one, when that is resident, and drains */
     int public_; /* every user sees the model and can attach to it; only for who owns the files, and for root */
 } rf_load_options;
 

@@ -1,4 +1,5 @@
 /* rocmforged: puts the parts together, runs the loop, and takes everything down again. */
+#include "daemon/api/changes.h"
 #include "daemon/api/preload.h"
 #include "daemon/base/log.h"
 #include "daemon/gguf/gguf.h"
@@ -29,6 +30,7 @@ struct daemon {
     uv_signal_t terminate;
     uv_signal_t interrupt;
     uv_signal_t hangup;
+    struct changes *changes;
     struct preload *preload; /* NULL: nothing is preloaded */
     uv_work_t first_work;
     bool ready;
@@ -47,6 +49,7 @@ static void daemon_stopped(struct server *server)
     uv_close((uv_handle_t *)&daemon->interrupt, NULL);
     uv_close((uv_handle_t *)&daemon->hangup, NULL);
     preload_free(daemon->preload);
+    changes_free(daemon->changes);
     service_close(daemon->service);
 }
 
@@ -69,12 +72,15 @@ static void signalled(uv_signal_t *handle, int number)
     daemon_stop(daemon);
 }
 
-/* SIGHUP: look again at what is to be preloaded. */
+/* SIGHUP: look whether files have changed, and again at what is to be preloaded. */
 static void hung_up(uv_signal_t *handle, int number)
 {
     (void)number;
     struct daemon *daemon = handle->data;
-    if (daemon->preload && !daemon->server.core.stopping)
+    if (daemon->server.core.stopping)
+        return;
+    changes_look(daemon->changes);
+    if (daemon->preload)
         preload_look(daemon->preload);
 }
 
@@ -242,6 +248,8 @@ static int daemon_begin(struct daemon *daemon, const struct options *options)
         r = modules_open(&daemon->server.devices, options, workers);
     if (r == 0)
         r = listen_begin(daemon, options);
+    if (r == 0)
+        r = changes_new(&daemon->server.loads, &daemon->server.verifies, &daemon->changes);
     if (r == 0 && options->preload)
         r = preload_new(&daemon->server.loads, options->preload, &daemon->preload);
     if (r == 0 && daemon->preload)

@@ -1,8 +1,8 @@
 /* The texts of the daemon's Varlink interfaces. GetInterfaceDescription returns them. */
 #pragma once
 
-/* The version of io.rocmforge, as its text, GetInfo and Status tell it. It changes when a field, a parameter or an error
- * changes its meaning or goes; not when one is added. */
+/* The version of io.rocmforge, as its text, GetInfo and Status tell it. It changes when a field, a parameter or an
+ * error changes its meaning or goes; not when one is added. */
 #define INTERFACE_VERSION 1
 
 /* io.rocmforge: the content of proto/io.rocmforge.varlink. */

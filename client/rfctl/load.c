@@ -171,6 +171,7 @@ int command_load(struct rfctl *ctl)
         .pin = ctl->options.pin,
         .private_ = ctl->options.private,
         .public_ = ctl->options.public,
+        .replace = ctl->options.replace,
         .ttl_seconds = ctl->options.ttl,
         .deadline_seconds = (double)ctl->options.deadline,
         .wait_for_memory_seconds = (double)ctl->options.wait_for_memory,

@@ -93,6 +93,7 @@ int command_plan(struct rfctl *ctl)
         .dequant = ctl->options.dequant,
         .private_ = ctl->options.private,
         .public_ = ctl->options.public,
+        .replace = ctl->options.replace,
         .reply = ctl_receive,
         .context = &receiver,
     };

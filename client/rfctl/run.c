@@ -26,10 +26,10 @@ enum { STATUS_NOT_FOUND = 127, STATUS_NOT_RUN = 126 }; /* as shells have them */
 
 /* Where the engine's weights are to be. */
 struct place {
-    const char *device; /* the daemon's name; NULL: the plug-in finds out, as it sees the engine's GPUs */
-    char *pattern;      /* of -ot; freed by nobody: the program becomes another */
-    const char *also;   /* what else there is to say; NULL: nothing */
-    bool one_gpu;       /* the engine is told to use one */
+    char *device;     /* the daemon's name; NULL: the plug-in finds out, as it sees the engine's GPUs; owned */
+    char *pattern;    /* of -ot; owned */
+    const char *also; /* what else there is to say; NULL: nothing */
+    bool one_gpu;     /* the engine is told to use one */
 };
 
 /* --- the engine --- */
@@ -164,18 +164,19 @@ static unsigned count_gpus(const cJSON *devices, char **ret_first)
 
 static void place_on_host(struct place *place, char *pattern)
 {
-    place->device = "host";
+    place->device = need_text("host");
     place->pattern = pattern;
 }
 
 /* Which of several GPUs the engine takes first, only the engine knows: then the plug-in has the model loaded. */
-static void place_on_gpu(struct place *place, const struct run_words *words, unsigned n, char *first, bool has_backend)
+static void place_on_gpu(struct place *place, const struct run_words *words, unsigned n, const char *first,
+                         bool has_backend)
 {
     place->pattern = need_text(".*=ROCmForge");
     if (n == 0)
-        place->device = "host";
+        place->device = need_text("host");
     else if (n == 1 && has_backend)
-        place->device = first;
+        place->device = need_text("%s", first);
     place->one_gpu = n > 1 && has_backend && !words->split && !words->device;
 }
 
@@ -196,16 +197,18 @@ static int choose_place(struct rfctl *ctl, const struct run_words *words, struct
         ret->also = "; layers on the GPU are its own";
     } else
         place_on_gpu(ret, words, n, first, has_gpu_backend(ctl->arguments[0]));
-    if (ctl->options.device)
-        ret->device = ctl->options.device;
+    free(first);
+    if (ctl->options.device) {
+        free(ret->device);
+        ret->device = need_text("%s", ctl->options.device);
+    }
     return STATUS_DONE;
 }
 
 /* --- the model --- */
 
 struct loaded {
-    const struct rfctl *ctl;
-    char *text; /* "x (253 MB on host)" */
+    char *text; /* "x (253 MB on host)"; owned */
 };
 
 static int told(void *context, const cJSON *reply, bool last)
@@ -321,14 +324,21 @@ int command_run(struct rfctl *ctl)
     if (status != STATUS_DONE)
         return status;
     struct place place = {0};
-    struct loaded loaded = {.ctl = ctl};
+    struct loaded loaded = {0};
     status = ctl_connect(ctl);
     if (status == STATUS_DONE)
         status = choose_place(ctl, &words, &place);
     if (status == STATUS_DONE && place.device)
         status = load_first(ctl, &words, place.device, &loaded);
-    if (status != STATUS_DONE)
-        return become_ordinary(ctl, status);
-    tell(ctl, &words, &place, &loaded);
-    return become(ctl, words_with(ctl->arguments, &place));
+    if (status == STATUS_DONE) {
+        tell(ctl, &words, &place, &loaded);
+        char **all = words_with(ctl->arguments, &place);
+        status = become(ctl, all);
+        free(all);
+    } else
+        status = become_ordinary(ctl, status);
+    free(loaded.text);
+    free(place.pattern);
+    free(place.device);
+    return status;
 }

@@ -49,6 +49,7 @@ bool load_param_request(struct api *api, struct call *call, const struct load_pa
         .access = param->private  ? ACCESS_PRIVATE
                   : param->public ? ACCESS_PUBLIC
                                   : ACCESS_READERS,
+        .replace = param->replace ? REPLACE_NAME : REPLACE_STALE,
     };
     enum form form = FORM_AUTO;
     const char *wrong = wrong_parameter(param, &form);

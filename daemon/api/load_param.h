@@ -12,7 +12,7 @@
 struct load_param {
     const cJSON *fds, *forms;
     const char *path, *name, *form, *device, *dequant;
-    bool private, public;
+    bool private, public, replace;
     int64_t added;
 };
 
@@ -23,17 +23,16 @@ struct load_param {
 
 /* Entries for params_read(). `at`: where the struct load_param is in what it fills. */
 #define LOAD_PARAM_TABLE(at)                                                                                           \
-    {"fds", PARAM_INTS, false, (at) + offsetof(struct load_param, fds)},                                               \
-        {"added", PARAM_INT, false, (at) + offsetof(struct load_param, added)},                                        \
-        {"path", PARAM_STRING, false, (at) + offsetof(struct load_param, path)},                                       \
-        {"name", PARAM_STRING, false, (at) + offsetof(struct load_param, name)},                                       \
-        {"form", PARAM_STRING, false, (at) + offsetof(struct load_param, form)},                                       \
-        {"forms", PARAM_ARRAY, false, (at) + offsetof(struct load_param, forms)},                                      \
-        {"device", PARAM_STRING, false, (at) + offsetof(struct load_param, device)},                                   \
-        {"dequant", PARAM_STRING, false, (at) + offsetof(struct load_param, dequant)},                                 \
-        {"private", PARAM_BOOL, false, (at) + offsetof(struct load_param, private)},                                   \
+    LOAD_PARAM_ENTRY(at, fds, PARAM_INTS), LOAD_PARAM_ENTRY(at, added, PARAM_INT),                                     \
+        LOAD_PARAM_ENTRY(at, path, PARAM_STRING), LOAD_PARAM_ENTRY(at, name, PARAM_STRING),                            \
+        LOAD_PARAM_ENTRY(at, form, PARAM_STRING), LOAD_PARAM_ENTRY(at, forms, PARAM_ARRAY),                            \
+        LOAD_PARAM_ENTRY(at, device, PARAM_STRING), LOAD_PARAM_ENTRY(at, dequant, PARAM_STRING),                       \
+        LOAD_PARAM_ENTRY(at, private, PARAM_BOOL), LOAD_PARAM_ENTRY(at, public, PARAM_BOOL),                           \
+        LOAD_PARAM_ENTRY(at, replace, PARAM_BOOL)
+
+#define LOAD_PARAM_ENTRY(at, name, kind)                                                                               \
     {                                                                                                                  \
-        "public", PARAM_BOOL, false, (at) + offsetof(struct load_param, public)                                        \
+#name, kind, false, (at) + offsetof(struct load_param, name)                                                   \
     }
 
 /* Checks them, and makes a request of them. The descriptors are not looked at: see files_param.h. Strings of the

@@ -24,6 +24,7 @@ struct planning {
     struct call *call; /* NULL once abandoned */
     struct load_job job;
     struct load_request request; /* what Load would be asked; its strings are our own */
+    uint64_t compared;           /* id of the last model whose bytes were compared with the file's */
 };
 
 static void planning_free(struct planning *planning)
@@ -191,29 +192,60 @@ static void planning_fail(struct planning *planning)
     failure_clear(&failure);
 }
 
-static void planning_worked(uv_work_t *work, int status)
+static void planning_ends(struct planning *planning)
 {
-    (void)status;
-    struct planning *planning = work->data;
     struct call *call = planning->call;
-    const struct device_set *among = &planning->request.among;
-    for (size_t i = 0; i < among->n && planning->job.status == 0; i++)
-        survey_note(among->devices[i], planning->job.reach[i]);
     if (call) {
         call->abandoned = NULL;
         if (planning->job.status < 0)
             planning_fail(planning);
         else {
             struct outlook outlook;
+            load_note_changes(planning->api->loads, &planning->request, planning->job.source, planning->job.facts);
             foresee(planning, &outlook);
-            if (outlook.no_memory)
-                call_fail(call, WIRE_LimitExceeded, error_no_memory());
-            else
-                call_reply(call, describe_plan(planning, &outlook), NULL, 0);
+            call_reply(call, describe_plan(planning, &outlook), NULL, 0);
             free(outlook.victims);
         }
     }
     planning_free(planning);
+}
+
+static void planning_compared(void *context, bool same);
+
+/* What Load would have compared first is compared, for the answer depends on it. */
+static void planning_settle(struct planning *planning)
+{
+    const struct loads *loads = planning->api->loads;
+    const struct load_job *job = &planning->job;
+    struct model *model = NULL;
+    while (planning->call && job->status == 0 &&
+           (model = load_doubt(loads, &planning->request, job->source, job->plan, planning->compared))) {
+        planning->compared = model->id;
+        if (model->load || model->state == MODEL_SAVING || model_departs(model))
+            continue; /* Load would wait for what becomes of it */
+        if (model->state == MODEL_RESIDENT &&
+            verify_compare(planning->api->verifies, model, job->source, planning_compared, planning) == 0)
+            return;
+        load_doubt_ends(loads, model->id, false);
+    }
+    planning_ends(planning);
+}
+
+static void planning_compared(void *context, bool same)
+{
+    struct planning *planning = context;
+    load_doubt_ends(planning->api->loads, planning->compared, same);
+    planning_settle(planning);
+}
+
+static void planning_worked(uv_work_t *work, int status)
+{
+    (void)status;
+    struct planning *planning = work->data;
+    const struct device_set *among = &planning->request.among;
+    for (size_t i = 0; i < among->n && planning->job.status == 0; i++)
+        survey_note(among->devices[i], planning->job.reach[i]);
+    planning_settle(planning);
 }
 
 /* Where it begins: a plan with nothing but its request. -EDQUOT, and the limit, if its user has too many; -ENOMEM. */

@@ -190,6 +190,7 @@ static void preload_next(struct preload *preload)
                    .peer = preload->self,
                    .uid = preload->self->uid,
                    .trusted = true,
+                   .replace = REPLACE_FILE,
                    .pin = true,
                    .ttl = -1,
                    .done = preloaded,

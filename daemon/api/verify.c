@@ -13,6 +13,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 /* Of what is decoded at once by each job. */
 #define VERIFY_BYTES (1u << 20)
@@ -45,8 +46,15 @@ struct verify {
     struct verifies *verifies;
     struct quota_charge charge;
     struct model *model;
-    struct call *call; /* NULL once abandoned */
-    struct plan *plan; /* made by the first job */
+    struct call *call; /* NULL: there is none, or it was abandoned */
+    void (*done)(void *context, bool same);
+    void *context;
+    struct source *loaded; /* the files that the model was made of */
+    struct source *source; /* those that are read: opened by the first job, unless others were given */
+    struct plan *plan;     /* made by the first job */
+    bool touched;          /* they are not what was loaded, as far as sizes and times tell */
+    bool stale;            /* nor is what is in them */
+    bool replaced;         /* the path leads to another file */
     bool planned;
     bool checked; /* by the last job: the file is still what it was */
     struct verify_job jobs[VERIFY_JOBS];
@@ -71,6 +79,8 @@ static void verify_free(struct verify *verify)
         free(verify->jobs[i].actual);
     }
     plan_free(verify->plan);
+    source_free(verify->source);
+    source_free(verify->loaded);
     cJSON_Delete(verify->mismatches);
     failure_clear(&verify->failure);
     quota_return(&verify->charge);
@@ -113,7 +123,7 @@ static void verify_chunk(struct verify_job *job)
     const struct plan *plan = verify->plan;
     const struct part whole = {.first_piece = job->chunk->first_piece, .n_pieces = job->chunk->n_pieces};
     struct fill_count count = {0};
-    job->status = fill_read(verify->model->source, plan, job->chunk, &whole, job->expected, &count, &job->fault);
+    job->status = fill_read(verify->source, plan, job->chunk, &whole, job->expected, &count, &job->fault);
     if (job->status < 0) {
         job->of_file = true;
         return;
@@ -133,15 +143,66 @@ static void verify_chunk(struct verify_job *job)
     }
 }
 
-/* The first job, and the last: the file is still what it was. A file that changes while it is read would be told as
+/* The last job: the file is still what it was when it was opened. A file that changes while it is read would be told as
  * memory that does not agree with it. */
 static void verify_check(struct verify_job *job)
 {
-    job->status = source_check(job->verify->model->source, &job->fault);
+    struct verify *verify = job->verify;
+    job->status = source_check(verify->source, &job->fault);
+    job->of_file = job->status < 0;
+    const char *path = verify->loaded->path;
+    struct stat st;
+    const struct identity *loaded = &verify->loaded->files[0].identity;
+    verify->replaced = path && stat(path, &st) == 0 && (st.st_dev != loaded->dev || st.st_ino != loaded->ino);
+}
+
+/* What headers say, of all files of a split model. What was read of a name's last byte stands in the tensor. */
+static bool headers_same(const struct gguf *a, const struct gguf *b)
+{
+    if (a->n_tensors != b->n_tensors)
+        return false;
+    for (size_t i = 0; i < a->n_tensors; i++) {
+        const struct gguf_tensor *x = &a->tensors[i], *y = &b->tensors[i];
+        if (strcmp(x->name, y->name) != 0 || x->n_dims != y->n_dims || x->bytes != y->bytes || x->offset != y->offset ||
+            x->shard != y->shard)
+            return false;
+    }
+    for (; a && b; a = a->next, b = b->next)
+        if (a->header_bytes != b->header_bytes || memcmp(a->memory, b->memory, a->header_bytes) != 0)
+            return false;
+    return !a && !b;
+}
+
+static int compare_headers(struct verify *verify, struct verify_job *job)
+{
+    struct gguf *header;
+    struct gguf_fault unused;
+    size_t file;
+    int r = source_read_headers(verify->source, &header, &unused, &file);
+    if (r < 0 && r != -EBADMSG)
+        return device_fault_set(&job->fault, r, "pread", -r, strerror(-r));
+    verify->stale = r == -EBADMSG || !headers_same(verify->model->header, header);
+    if (r == 0)
+        gguf_free(header);
+    return 0;
+}
+
+/* The first job: opens the files as they are now, and looks whether they can be what was loaded. */
+static void verify_open(struct verify_job *job)
+{
+    struct verify *verify = job->verify;
+    if (!verify->source)
+        job->status = source_reopen(verify->loaded, &verify->source, &job->fault);
+    if (job->status == 0) {
+        verify->touched = !source_same(verify->loaded, verify->source);
+        verify->stale = !source_same_sizes(verify->loaded, verify->source);
+    }
+    if (job->status == 0 && verify->touched && !verify->stale)
+        job->status = compare_headers(verify, job);
     job->of_file = job->status < 0;
 }
 
-/* And the first: it is cut for the buffers that we have. */
+/* And the plan is cut for the buffers that we have. */
 static void verify_plan(struct verify_job *job)
 {
     struct verify *verify = job->verify;
@@ -162,9 +223,13 @@ static void verify_work(uv_work_t *work)
         verify_chunk(job);
         return;
     }
-    verify_check(job);
-    if (job->status == 0 && !job->verify->planned)
-        verify_plan(job);
+    if (job->verify->planned)
+        verify_check(job);
+    else {
+        verify_open(job);
+        if (job->status == 0 && !job->verify->stale)
+            verify_plan(job);
+    }
 }
 
 /* A tensor is told once, with the first difference that was found. */
@@ -191,7 +256,7 @@ static void verify_fail(const struct verify_job *job)
 {
     struct verify *verify = job->verify;
     if (job->of_file)
-        failure_set_file(&verify->failure, job->status, &job->fault, verify->model->source->path);
+        failure_set_changed(&verify->failure, job->status, &job->fault, verify->loaded->path, "while-read");
     else if (!job->chunk && job->status == -ENOMEM) /* for the plan: the daemon's own memory */
         failure_set(&verify->failure, WIRE_LimitExceeded, error_no_memory());
     else
@@ -212,6 +277,8 @@ static void verify_worked(uv_work_t *work, int status)
         verify->done_bytes += job->chunk->model_bytes;
     else if (verify->planned)
         verify->checked = true;
+    else if (verify->stale)
+        verify->ending = true;
     else {
         verify->planned = true;
         verify_report(verify); /* also where all is compared before the first tick */
@@ -220,6 +287,8 @@ static void verify_worked(uv_work_t *work, int status)
         residency_lose_device(verifies->residency, verify->model->device);
     for (size_t i = 0; i < job->n_differences; i++)
         verify_tell(verify, job->differences[i].piece, job->differences[i].byte);
+    if (verify->done && job->n_differences > 0)
+        verify->ending = true;
     job->chunk = NULL;
     verify_step(verify);
     verify_turn(verifies);
@@ -247,8 +316,18 @@ static void verify_queue(struct verify *verify, struct verify_job *job, const st
 static void verify_finish(struct verify *verify)
 {
     struct call *call = verify->call;
-    model_unhold(verify->model);
-    residency_idle(verify->verifies->residency, verify->model);
+    struct model *model = verify->model;
+    const bool same =
+        verify->checked && verify->failure.error == WIRE_OK && cJSON_GetArraySize(verify->mismatches) == 0;
+    if (same && verify->touched)
+        model_set_source(model, source_ref(verify->source));
+    /* What differs from a file that somebody wrote to is the file. */
+    if (verify->stale || (verify->touched && cJSON_GetArraySize(verify->mismatches) > 0))
+        failure_set_changed(&verify->failure, -ESTALE, NULL, verify->loaded->path, "since-loaded");
+    model_unhold(model);
+    if (verify->done)
+        verify->done(verify->context, same);
+    residency_idle(verify->verifies->residency, model);
     if (call) {
         call->abandoned = NULL;
         if (verify->failure.error != WIRE_OK)
@@ -263,6 +342,7 @@ static void verify_finish(struct verify *verify)
             cJSON_AddNumberToObject(reply, "bytes", (double)verify->plan->model_bytes);
             cJSON_AddItemToObject(reply, "mismatches", verify->mismatches);
             verify->mismatches = NULL;
+            cJSON_AddBoolToObject(reply, "replaced", verify->replaced);
             call_reply(call, reply, NULL, 0);
         }
     }
@@ -309,18 +389,23 @@ static void verify_abandoned(struct call *call)
     verify_step(verify);
 }
 
-/* A verification with nothing under way. -EDQUOT, and the limit, if its user has too many; -ENOMEM. */
-static int verify_new(struct verifies *verifies, struct call *call, struct verify **ret, uint64_t *ret_limit)
+/* A verification with nothing under way. call: whose user is charged, or NULL. -EDQUOT, and the limit, if that has too
+ * many; -ENOMEM. */
+static int verify_new(struct verifies *verifies, struct model *model, struct call *call, struct verify **ret,
+                      uint64_t *ret_limit)
 {
     struct verify *verify = calloc(1, sizeof(*verify));
     if (!verify)
         return -ENOMEM;
-    int r = quota_take(verifies->quota, conn_uid(call->conn), QUOTA_VERIFIES, 1, &verify->charge, ret_limit);
+    int r = call ? quota_take(verifies->quota, conn_uid(call->conn), QUOTA_VERIFIES, 1, &verify->charge, ret_limit) : 0;
     if (r < 0) {
         free(verify);
         return r;
     }
     verify->verifies = verifies;
+    verify->model = model;
+    verify->loaded = source_ref(model->source);
+    verify->began = uv_hrtime();
     TAILQ_INSERT_TAIL(&verifies->list, verify, link);
     core_job_begin(verifies->core);
     verify->mismatches = cJSON_CreateArray();
@@ -343,19 +428,33 @@ void verify_begin(struct verifies *verifies, struct model *model, struct call *c
 {
     struct verify *verify;
     uint64_t limit;
-    int r = verify_new(verifies, call, &verify, &limit);
+    int r = verify_new(verifies, model, call, &verify, &limit);
     if (r < 0) {
         call_fail(call, WIRE_LimitExceeded,
                   r == -EDQUOT ? error_limit(quota_name(QUOTA_VERIFIES), limit) : error_no_memory());
         return;
     }
-    verify->model = model;
     verify->call = call;
-    verify->began = uv_hrtime();
     model_hold(model);
     call->context = verify;
     call->abandoned = verify_abandoned;
     verify_step(verify);
+}
+
+int verify_compare(struct verifies *verifies, struct model *model, struct source *source,
+                   void (*done)(void *context, bool same), void *context)
+{
+    struct verify *verify;
+    uint64_t unused;
+    int r = verify_new(verifies, model, NULL, &verify, &unused);
+    if (r < 0)
+        return r;
+    verify->source = source_ref(source);
+    verify->done = done;
+    verify->context = context;
+    model_hold(model);
+    verify_step(verify);
+    return 0;
 }
 
 static void verify_report(struct verify *verify)

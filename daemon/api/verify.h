@@ -1,4 +1,5 @@
-/* Reads a resident model's file again, decodes it on the CPU, and compares with what the device holds.
+/* Reads a resident model's file again, or another that may be the same, decodes it on the CPU, and compares with what
+ * the device holds. The header is compared too, unless nobody touched the file.
  *
  * The model is held meanwhile: it is not unloaded. Loop thread only. */
 #pragma once
@@ -24,6 +25,12 @@ void verifies_init(struct verifies *verifies);
 
 /* Begins one; the call is answered when it is over. Its user is charged for it meanwhile. */
 void verify_begin(struct verifies *verifies, struct model *model, struct call *call);
+
+/* Begins one without a call: whether these files have all the bytes that the model was made of. The source is kept.
+ * `done` is called later: with true if all were compared and are the same; else, also if something kept them from being
+ * compared, with false. -ENOMEM. */
+int verify_compare(struct verifies *verifies, struct model *model, struct source *source,
+                   void (*done)(void *context, bool same), void *context);
 
 /* Tells those who wait how far it is. Called several times a second. */
 void verifies_report(struct verifies *verifies);

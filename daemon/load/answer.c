@@ -119,10 +119,12 @@ void load_succeed(struct load *load)
                model->name, model->id, (unsigned)load->request.uid, model->device->id, model->plan->arena_bytes,
                (double)load->phases.total_ns / 1e9, model->source->size, path_of(model));
     events_emit(load->loads->events, "resident", model, NULL);
+    load_switch(load);
     if (load->request.done)
         load->request.done(load->request.context, model, NULL);
     waiters_reply(load);
     residency_idle(load->loads->residency, model);
+    loads_retry(load->loads); /* who waits to compare it with the file */
 }
 
 void load_give_up(struct load *load)

@@ -29,12 +29,19 @@ static cJSON *fault_parameters(int error, const struct device_fault *fault)
 
 void failure_set_file(struct failure *failure, int error, const struct device_fault *fault, const char *path)
 {
+    failure_set_changed(failure, error, fault, path, "while-read");
+}
+
+void failure_set_changed(struct failure *failure, int error, const struct device_fault *fault, const char *path,
+                         const char *when)
+{
     if (error != -ESTALE) {
         failure_set(failure, WIRE_FileError, fault_parameters(error, fault));
         return;
     }
     cJSON *parameters = cJSON_CreateObject();
     json_add_text(parameters, "path", path);
+    cJSON_AddStringToObject(parameters, "when", when);
     failure_set(failure, WIRE_FileChanged, parameters);
 }
 

@@ -15,8 +15,12 @@ struct failure {
 /* Takes over `parameters`. The first failure stays: a later one is most often its consequence. */
 void failure_set(struct failure *failure, enum wire_error error, cJSON *parameters);
 
-/* For an errno of reading the file, or of its identity: FileChanged for -ESTALE, else FileError. */
+/* For an errno of reading the file, or of its identity: FileChanged for -ESTALE, while it was read; else FileError. */
 void failure_set_file(struct failure *failure, int error, const struct device_fault *fault, const char *path);
+
+/* The same, and with -ESTALE when it changed: "since-loaded" or "while-read". */
+void failure_set_changed(struct failure *failure, int error, const struct device_fault *fault, const char *path,
+                         const char *when);
 
 /* For an errno of the device: OutOfDeviceMemory is not made here, for it needs the ledger. */
 void failure_set_device(struct failure *failure, int error, const struct device_fault *fault);

@@ -1,3 +1,4 @@
+#include "daemon/base/log.h"
 #include "daemon/load/states.h"
 #include "daemon/memory/placement.h"
 #include "daemon/memory/residency.h"
@@ -7,6 +8,7 @@
 #include "daemon/wire/errors.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -14,6 +16,7 @@
 enum name_verdict {
     NAME_FREE,
     NAME_SOON_FREE, /* whoever has it is on the way out */
+    NAME_REPLACED,  /* whoever has it loses it when the new one is resident */
     NAME_BUSY,      /* by the same file's model, which drains */
     NAME_TAKEN,
 };
@@ -92,6 +95,9 @@ static struct model *load_new_model(struct load *load, const char *name)
     if (!model)
         return NULL;
     strcpy(model->name, name);
+    if (load->replaces)
+        strcpy(model->takes, name);
+    model->origin = load->request.path ? strdup(load->request.path) : NULL;
     model->forms = forms_ref(load->request.forms);
     model->device = load->device;
     model->uid = load->request.uid;
@@ -110,6 +116,7 @@ static struct model *load_new_model(struct load *load, const char *name)
         source_free(model->source);
         forms_unref(model->forms);
         access_facts_unref(model->facts);
+        free(model->origin);
         free(model);
         return NULL;
     }
@@ -149,6 +156,28 @@ static bool load_may_forget(const struct load *load, const struct model *model)
     return model->device->failed || (!model->pinned && (load->request.trusted || load->request.uid == model->uid));
 }
 
+/* The path that was loaded then is the one that is loaded now. */
+static bool is_same_path(const struct load *load, const struct model *model)
+{
+    const char *now = load->job.source->path;
+    if (load->request.path && model->origin && strcmp(model->origin, load->request.path) == 0)
+        return true;
+    return now && model->source->path && strcmp(model->source->path, now) == 0;
+}
+
+/* The model may lose its name to this load's, and drain, as soon as that is resident. */
+static bool load_may_replace(const struct load *load, const struct model *model)
+{
+    const struct load_request *request = &load->request;
+    if (model->load || model->takes[0] || (!request->trusted && request->uid != model->uid))
+        return false;
+    if (request->replace == REPLACE_NAME)
+        return true;
+    if (request->replace == REPLACE_FILE)
+        return request->uid == model->uid && is_same_path(load, model);
+    return model->changed && is_same_path(load, model) && !model_in_use(model) && !model->pinned;
+}
+
 /* Whether a new model may have the name that this one has; NULL: nobody has it. */
 static enum name_verdict judge_name(const struct load *load, const struct model *model)
 {
@@ -158,17 +187,21 @@ static enum name_verdict judge_name(const struct load *load, const struct model 
         return NAME_SOON_FREE;
     if ((model->state == MODEL_DRAINING || model->state == MODEL_FAILED) && load_wants_same(load, model))
         return NAME_BUSY;
-    return NAME_TAKEN;
+    return load_may_replace(load, model) ? NAME_REPLACED : NAME_TAKEN;
 }
 
 /* Frees the name for a model of this load. Returns false if that has to be waited for, or cannot be. */
 static bool load_free_name(struct load *load, const char *name)
 {
     struct model *model = registry_holder(load->loads->registry, name, load->request.peer);
+    load->replaces = 0;
     switch (judge_name(load, model)) {
     case NAME_FREE:
         if (model)
             residency_forget(load->loads->residency, model);
+        return true;
+    case NAME_REPLACED:
+        load->replaces = model->id;
         return true;
     case NAME_SOON_FREE:
         load->blocked = true;
@@ -183,12 +216,44 @@ static bool load_free_name(struct load *load, const char *name)
     return false;
 }
 
+/* Gives the model the name that it takes. The model that had it loses all of its names, if the same path was loaded
+ * then, and drains when it has none left. */
+static void load_take_names(struct load *load, struct model *model)
+{
+    struct loads *loads = load->loads;
+    struct model *other = load->replaces ? registry_find_id(loads->registry, load->replaces) : NULL;
+    const bool all =
+        other && (other->changed || (other->origin && model->origin && strcmp(other->origin, model->origin) == 0));
+    const int r = registry_take_names(loads->registry, other, model, all);
+    if (r < 0)
+        log_warning("model=%s id=%" PRIu64 " has no name: %s", model->name, model->id, strerror(-r));
+    events_emit(loads->events, "renamed", model, NULL);
+    if (!other)
+        return;
+    events_emit(loads->events, "renamed", other, NULL);
+    if (!model_nameless(other))
+        return;
+    log_client(LOG_LEVEL_INFO, "model=%s id=%" PRIu64 " is replaced by id=%" PRIu64, other->name, other->id, model->id);
+    if (other->state == MODEL_CACHED)
+        residency_forget(loads->residency, other);
+    else if (other->state == MODEL_RESIDENT && model_in_use(other))
+        residency_drain(loads->residency, other, 0);
+    else if (other->state == MODEL_RESIDENT)
+        residency_unload(loads->residency, other, NULL);
+}
+
+void load_switch(struct load *load)
+{
+    if (load->model->takes[0])
+        load_take_names(load, load->model);
+}
+
 /* A model that is there already gets the name that was asked for, beside those that it has, and is seen from now on by
  * whoever asked. Returns false if the name has to be waited for, or something cannot be. */
 static bool load_enter(struct load *load, struct model *model)
 {
     const char *name = load->request.name;
-    const bool is_new = name && !model_has_name(model, name);
+    const bool is_new = name && !model_has_name(model, name) && strcmp(model->takes, name) != 0;
     if (is_new && !load_free_name(load, name))
         return false;
     int r = model_admit(model, load->request.peer);
@@ -196,7 +261,10 @@ static bool load_enter(struct load *load, struct model *model)
         failure_set(&load->failure, WIRE_LimitExceeded, error_limit("guests", MODEL_GUESTS_MAX));
         return false;
     }
-    if (r == 0 && is_new)
+    if (r == 0 && is_new && load->replaces) {
+        strcpy(model->takes, name);
+        load_take_names(load, model);
+    } else if (r == 0 && is_new)
         r = registry_name(load->loads->registry, model, name, load->request.uid);
     if (r == -EMLINK)
         failure_set(&load->failure, WIRE_LimitExceeded, error_limit("names", MODEL_NAMES_MAX));
@@ -271,6 +339,7 @@ static enum load_verdict foresee_joined(const struct load *load, struct model *m
     case NAME_TAKEN:
         return LOAD_TAKEN;
     case NAME_FREE:
+    case NAME_REPLACED:
     case NAME_SOON_FREE:
         break;
     }
@@ -281,19 +350,22 @@ static enum load_verdict foresee_joined(const struct load *load, struct model *m
 enum load_verdict load_foresee(struct loads *loads, const struct load_request *request, struct source *source,
                                const struct access_facts *facts, struct plan *plan, struct model **ret_model)
 {
-    const struct load load = {.loads = loads, .request = *request, .job = {.source = source, .plan = plan}};
+    struct load load = {.loads = loads, .request = *request, .job = {.source = source}};
     *ret_model = NULL;
     if (!may_publish(request, facts))
         return LOAD_DENIED;
     char derived[MODEL_NAME_MAX + 1];
     if (!request->name)
         model_name_derive(source->path, derived);
-    const struct registry_query query = {.source = source,
-                                         .forms = request->forms,
-                                         .plan = plan,
-                                         .among = &request->among,
-                                         .owner = request->access == ACCESS_PRIVATE ? &request->uid : NULL};
+    /* Load has a plan at this point only if there are models that were asked for in other words: see load_compares().
+     */
+    struct registry_query query = load_query(request, source, NULL);
     struct model *model = registry_find_source(loads->registry, &query);
+    if (!model && registry_find_other(loads->registry, &query, false)) {
+        load.job.plan = plan;
+        query.plan = plan;
+        model = registry_find_source(loads->registry, &query);
+    }
     *ret_model = model;
     if (model && (model->state == MODEL_CACHED || model->state == MODEL_SAVING))
         return foresee_joined(&load, model, LOAD_RESTORE, ret_model);
@@ -310,6 +382,7 @@ enum load_verdict load_foresee(struct loads *loads, const struct load_request *r
     case NAME_TAKEN:
         return LOAD_TAKEN;
     case NAME_FREE:
+    case NAME_REPLACED:
     case NAME_SOON_FREE:
         break;
     }
@@ -380,11 +453,10 @@ static bool identified(struct load *load)
         load->blocked = true;
         return false;
     }
-    const struct registry_query query = {.source = job->source,
-                                         .forms = load->request.forms,
-                                         .plan = job->plan,
-                                         .among = among,
-                                         .owner = load->request.access == ACCESS_PRIVATE ? &load->request.uid : NULL};
+    if (load_settle(load))
+        return false;
+    load_note_changes(load->loads, &load->request, job->source, job->facts);
+    const struct registry_query query = load_query(&load->request, job->source, job->plan);
     struct model *same = registry_find_source(load->loads->registry, &query);
     if (same)
         return load_take_same(load, same);

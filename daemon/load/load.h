@@ -43,6 +43,18 @@ struct loads {
     struct quota *quota;
     TAILQ_HEAD(, load) list; /* oldest first */
     size_t n;
+
+    /* The owner's: verify_compare() with its context. */
+    int (*compare)(void *context, struct model *model, struct source *source, void (*done)(void *load, bool same),
+                   void *load);
+    void *compare_context;
+};
+
+/* Whether the model that has a name loses it to another one, when that is resident. The caller may end the model. */
+enum replace {
+    REPLACE_STALE, /* if its file has changed, and nobody uses it */
+    REPLACE_FILE,  /* if it was loaded by the same path, whatever that leads to now */
+    REPLACE_NAME,  /* always */
 };
 
 /* `loads` has its first part set. */
@@ -65,6 +77,7 @@ struct load_request {
     bool pin;
     int64_t ttl; /* seconds; -1: for ever */
     enum access access;
+    enum replace replace;
     bool trace; /* tell what happened when */
 
     /* For loads without a call: told the outcome, NULL or the model, with a sentence if it failed. */
@@ -111,6 +124,19 @@ enum load_verdict {
  * that it is about; NULL: none. */
 enum load_verdict load_foresee(struct loads *loads, const struct load_request *request, struct source *source,
                                const struct access_facts *facts, struct plan *plan, struct model **ret_model);
+
+/* A model that was made of the same path or file, but whether it still has the same bytes only comparing them tells:
+ * what Load would do depends on it. NULL: there is none with an id greater than `after`. */
+struct model *load_doubt(const struct loads *loads, const struct load_request *request, const struct source *source,
+                         const struct plan *plan, uint64_t after);
+
+/* What comparing with it came to. One that is the same has the new source by now (verify.h). */
+void load_doubt_ends(const struct loads *loads, uint64_t model, bool same);
+
+/* Of the models that were loaded from the source's path, those that were made of other files have changed: their path
+ * has other bytes. facts: the source's. */
+void load_note_changes(const struct loads *loads, const struct load_request *request, const struct source *source,
+                       const struct access_facts *facts);
 
 /* How many are under way that the peer began, or whose model it sees. */
 size_t loads_seen(const struct loads *loads, const struct peer *peer);

@@ -3,6 +3,7 @@
  *   load.c      the state machine, and what others may ask of a load
  *   reserve.c   the state in which it gets its memory: who has to go for it, and who came earlier
  *   identify.c  the first state: which model it is, and whether somebody has it already
+ *   doubt.c     whether a model that is there still has the bytes of its file
  *   feed.c      chunks on their way, while memory is taken and after
  *   answer.c    what those who wait are told, on the way and at the end
  *   steps.c     the steps that block, on workers; it knows nothing of this header
@@ -58,6 +59,8 @@ struct load {
     bool restores;    /* a cached model, from host memory */
     uint64_t awaited; /* id of a model on its way to host memory, to be brought back from there; 0: none */
     char awaited_name[MODEL_NAME_SIZE];
+    uint64_t compared;       /* id of the last model whose bytes were compared with the file's */
+    uint64_t replaces;       /* id of the model whose name this one's gets; 0: none */
     const struct plan *plan; /* what is filled: the model's, or the job's linear one */
     struct consumer consumer;
     size_t next_chunk;
@@ -92,6 +95,17 @@ void load_fail_device(struct load *load, int error, const struct device_fault *f
 /* identify.c: goes on from IDENTIFYING, once that job is done. Returns true if the load is over and gone: joined
  * to another. */
 bool load_identified(struct load *load);
+
+/* What a request asks for, for the registry. It borrows from all of these. */
+struct registry_query load_query(const struct load_request *request, const struct source *source,
+                                 const struct plan *plan);
+
+/* doubt.c: if there is a model that may have the same bytes, has them compared, or waits until they can be; the load
+ * comes back to IDENTIFYING then. Returns false if there is none. */
+bool load_settle(struct load *load);
+
+/* The model is resident: gets the name that it takes from another, which drains. */
+void load_switch(struct load *load);
 
 /* The same of a load that brings a cached model back. */
 void load_begin_restore(struct load *load, struct model *model);

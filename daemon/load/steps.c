@@ -1,6 +1,5 @@
 #include "daemon/load/steps.h"
 
-#include "daemon/gguf/split.h"
 #include "daemon/model/access_read.h"
 
 #include <assert.h>
@@ -53,22 +52,9 @@ static int cut(struct load_job *job)
     return plan_cut(job->plan, job->device->slot_bytes, job->device->part_bytes, verbatim);
 }
 
-static int read_header(struct load_job *job)
-{
-    const struct source *source = job->opened;
-    struct split_file *files = calloc(source->n_files, sizeof(*files));
-    if (!files)
-        return -ENOMEM;
-    for (size_t i = 0; i < source->n_files; i++)
-        files[i] = (struct split_file){source->files[i].fd, source->files[i].identity.size};
-    int r = split_read(files, source->n_files, &job->header, &job->gguf_fault, &job->file);
-    free(files);
-    return r;
-}
-
 void load_job_lay_out(struct load_job *job)
 {
-    job->status = read_header(job);
+    job->status = source_read_headers(job->opened, &job->header, &job->gguf_fault, &job->file);
     if (job->status == 0)
         job->status = plan_new(job->header, job->forms, job->device->granule, &job->plan, &job->tensor);
     else

@@ -141,6 +141,13 @@ int model_admit(struct model *model, const struct peer *peer)
     return 0;
 }
 
+void model_set_source(struct model *model, struct source *source)
+{
+    source_free(model->source);
+    model->source = source;
+    model->changed = false;
+}
+
 void model_set_facts(struct model *model, struct access_facts *facts)
 {
     access_facts_unref(model->facts);

@@ -70,6 +70,8 @@ struct model {
     char name[MODEL_NAME_SIZE]; /* the first of its names; or NAME#ID: it has none */
     struct model_names names;   /* oldest first; the registry's to change */
     size_t n_names;
+    char takes[MODEL_NAME_MAX + 1]; /* the name that it gets from another when it is resident; "": it has its own */
+    char *origin;                   /* the path that was asked for, which may be a link; NULL: none was */
     enum model_state state;
     unsigned position;         /* its place among those who wait for the same memory, from 1; 0: it is not queued */
     const struct forms *forms; /* as asked for; the model's reference */
@@ -84,6 +86,7 @@ struct model {
     size_t n_guests;
 
     struct source *source;
+    bool changed;        /* its path has other bytes by now; it is joined by nobody any more */
     struct gguf *header; /* NULL before it was read */
     struct plan *plan;   /* NULL before it was made */
 
@@ -159,6 +162,9 @@ bool model_attachable(const struct model *model, const struct peer *peer);
 /* The peer has shown that it can read the files: it passed them open. From now on it sees the model, if that is not
  * private. -ENOMEM; -EMLINK: there are too many. */
 int model_admit(struct model *model, const struct peer *peer);
+
+/* The same bytes stand in other files by now, or in the same after they were touched: takes the source over. */
+void model_set_source(struct model *model, struct source *source);
 
 /* Takes new facts over, and with them one reference. NULL is fine: nobody but its user is known to read it. */
 void model_set_facts(struct model *model, struct access_facts *facts);

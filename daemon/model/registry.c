@@ -88,7 +88,14 @@ struct model *registry_find_id(const struct registry *registry, uint64_t id)
 struct model *registry_holder(const struct registry *registry, const char *name, const struct peer *peer)
 {
     struct model *model = registry_find(registry, name, peer);
-    return model && model_sight(model, peer) >= SIGHT_READER ? model : NULL;
+    if (model && model_sight(model, peer) >= SIGHT_READER)
+        return model;
+    TAILQ_FOREACH(model, &registry->models, link)
+    {
+        if (strcmp(model->takes, name) == 0 && model_sight(model, peer) >= SIGHT_READER)
+            return model;
+    }
+    return NULL;
 }
 
 int registry_name(struct registry *registry, struct model *model, const char *name, uid_t uid)
@@ -104,6 +111,35 @@ int registry_name(struct registry *registry, struct model *model, const char *na
     TAILQ_INSERT_TAIL(&model->names, own, link);
     model->n_names++;
     return 0;
+}
+
+int registry_take_names(struct registry *registry, struct model *from, struct model *to, bool all)
+{
+    int r = 0;
+    struct model_name *name, *next;
+    for (name = from ? TAILQ_FIRST(&from->names) : NULL; name; name = next) {
+        next = TAILQ_NEXT(name, link);
+        if (!all && strcmp(name->text, to->takes) != 0)
+            continue;
+        TAILQ_REMOVE(&from->names, name, link);
+        from->n_names--;
+        if (to->n_names == MODEL_NAMES_MAX || model_has_name(to, name->text)) {
+            free(name);
+            continue;
+        }
+        TAILQ_INSERT_TAIL(&to->names, name, link);
+        to->n_names++;
+    }
+    if (to->takes[0] && !model_has_name(to, to->takes))
+        r = registry_name(registry, to, to->takes, to->uid);
+    to->takes[0] = '\0';
+    if (r == 0)
+        strcpy(to->name, TAILQ_FIRST(&to->names)->text);
+    if (from && from->n_names == 0)
+        model_lose_name(from);
+    else if (from)
+        strcpy(from->name, TAILQ_FIRST(&from->names)->text);
+    return r;
 }
 
 bool registry_unname(struct model *model, const char *name)
@@ -128,7 +164,7 @@ static bool is_of_source(const struct model *model, const struct registry_query 
 {
     const bool private = model->access == ACCESS_PRIVATE;
     const bool shown = query->owner ? private && model->uid == *query->owner : !private;
-    return shown && model->state != MODEL_DRAINING && model->state != MODEL_FAILED &&
+    return shown && !model->changed && model->state != MODEL_DRAINING && model->state != MODEL_FAILED &&
            device_set_has(query->among, model->device) && source_equal(model->source, query->source);
 }
 
@@ -138,6 +174,30 @@ struct model *registry_find_source(const struct registry *registry, const struct
     TAILQ_FOREACH(model, &registry->models, link)
     {
         if (is_of_source(model, query) && model_same_forms(model, query->forms, query->plan))
+            return model;
+    }
+    return NULL;
+}
+
+/* The same path, or the same file by another. */
+static bool is_of_place(const struct source *a, const struct source *b)
+{
+    const struct identity *x = &a->files[0].identity, *y = &b->files[0].identity;
+    return (a->path && b->path && strcmp(a->path, b->path) == 0) || (x->dev == y->dev && x->ino == y->ino);
+}
+
+struct model *registry_find_doubtful(const struct registry *registry, const struct registry_query *query,
+                                     uint64_t after)
+{
+    struct model *model;
+    TAILQ_FOREACH(model, &registry->models, link)
+    {
+        const bool private = model->access == ACCESS_PRIVATE;
+        const bool shown = query->owner ? private && model->uid == *query->owner : !private;
+        if (shown && model->id > after && model->state != MODEL_DRAINING && model->state != MODEL_FAILED &&
+            device_set_has(query->among, model->device) && is_of_place(model->source, query->source) &&
+            source_same_sizes(model->source, query->source) && model_same_forms(model, query->forms, query->plan) &&
+            (model->changed || !source_same(model->source, query->source)))
             return model;
     }
     return NULL;
@@ -157,7 +217,7 @@ struct model *registry_find_other(const struct registry *registry, const struct 
 int registry_add(struct registry *registry, struct model *model)
 {
     TAILQ_INIT(&model->names);
-    if (registry_name(registry, model, model->name, model->uid) < 0)
+    if (!model->takes[0] && registry_name(registry, model, model->name, model->uid) < 0)
         return -ENOMEM;
     uint64_t unused;
     if (registry->quota && quota_take(registry->quota, model->uid, QUOTA_BYTES, 0, &model->quota, &unused) < 0) {
@@ -165,6 +225,8 @@ int registry_add(struct registry *registry, struct model *model)
         return -ENOMEM;
     }
     model->id = registry->next_model++;
+    if (model->takes[0])
+        model_lose_name(model);
     TAILQ_INSERT_TAIL(&registry->models, model, link);
     registry->n_models++;
     return 0;
@@ -184,6 +246,7 @@ void registry_remove(struct registry *registry, struct model *model)
     model_lose_name(model);
     model_set_facts(model, NULL);
     free(model->guests);
+    free(model->origin);
     forms_unref(model->forms);
     free(model);
 }

@@ -46,6 +46,11 @@ struct model *registry_holder(const struct registry *registry, const char *name,
 /* Gives a model a further name, which it does not have. -EMLINK: it has MODEL_NAMES_MAX; -ENOMEM. */
 int registry_name(struct registry *registry, struct model *model, const char *name, uid_t uid);
 
+/* Gives a model the name that it takes: from the model that has it, of which it takes all names if it is to; `from`
+ * NULL: that is gone. Who gave a name, and when, stays. -EMLINK or -ENOMEM: it has no name, and keeps the one that says
+ * so. */
+int registry_take_names(struct registry *registry, struct model *from, struct model *to, bool all);
+
 /* Takes a name that the model has away from it. Returns whether it has others. If not, it keeps this one. */
 bool registry_unname(struct model *model, const char *name);
 
@@ -58,15 +63,21 @@ struct registry_query {
     const uid_t *owner; /* NULL, or the user whose private models alone count */
 };
 
-/* The model that is looked for; NULL if there is none. One that drains, or whose device is lost, does not count. */
+/* The model that is looked for; NULL if there is none. One that drains, whose device is lost, or whose
+ * file has changed, does not count. */
 struct model *registry_find_source(const struct registry *registry, const struct registry_query *query);
+
+/* A model of the same kind, made of the same path or the same file when that had the same size: whether its bytes are
+ * still the same, only comparing them tells. The first with an id greater than `after`; NULL if there is none. */
+struct model *registry_find_doubtful(const struct registry *registry, const struct registry_query *query,
+                                     uint64_t after);
 
 /* A model of the same kind that was asked for in other words: whether it comes to the same, the plans tell. unplanned:
  * one that has no plan yet. */
 struct model *registry_find_other(const struct registry *registry, const struct registry_query *query, bool unplanned);
 
 /* Adds a model, which the registry then owns, with an id of its own, and with the name that stands in model->name; who
- * loaded it gave it that. -ENOMEM: it was not added. */
+ * loaded it gave it that. One that takes a name later is called NAME#ID until then. -ENOMEM: it was not added. */
 int registry_add(struct registry *registry, struct model *model);
 
 /* Takes a model out and frees what it holds in this process: file, header, plan, table. It has no arena, no lease and

@@ -1,5 +1,6 @@
 #include "daemon/model/source.h"
 
+#include "daemon/gguf/split.h"
 #include "proto/shards.h"
 
 #include <assert.h>
@@ -62,6 +63,22 @@ bool source_equal(const struct source *a, const struct source *b)
     if (a->n_files == 1)
         return identity_equal(&a->files[0].identity, &b->files[0].identity);
     return same_files(a, b);
+}
+
+bool source_same(const struct source *a, const struct source *b)
+{
+    bool same = source_equal(a, b);
+    for (size_t i = 0; i < a->n_files && same; i++)
+        same = a->files[i].identity.ctime_ns == b->files[i].identity.ctime_ns;
+    return same;
+}
+
+bool source_same_sizes(const struct source *a, const struct source *b)
+{
+    bool same = a->n_files == b->n_files;
+    for (size_t i = 0; i < a->n_files && same; i++)
+        same = a->files[i].identity.size == b->files[i].identity.size;
+    return same;
 }
 
 static int identity_read(int fd, struct identity *ret, mode_t *ret_mode, struct device_fault *ret_fault)
@@ -206,6 +223,47 @@ int source_open_path(const char *path, struct source **ret, struct device_fault 
     return r;
 }
 
+int source_reopen(const struct source *source, struct source **ret, struct device_fault *ret_fault)
+{
+    int fds[SOURCE_FILES_MAX];
+    for (size_t i = 0; i < source->n_files; i++) {
+        fds[i] = fcntl(source->files[i].fd, F_DUPFD_CLOEXEC, 0);
+        if (fds[i] < 0) {
+            const int error = errno;
+            while (i > 0)
+                close(fds[--i]);
+            return device_fault_set(ret_fault, -error, "fcntl", error, strerror(error));
+        }
+    }
+    return source_open_fds(fds, source->n_files, ret, ret_fault);
+}
+
+/* path: by which the file was known when it was opened; NULL: by which it is known now. */
+static enum source_look file_look(const struct source_file *file, const char *path)
+{
+    const struct identity *then = &file->identity;
+    char *known = path ? NULL : source_fd_path(file->fd);
+    struct stat st;
+    const bool there = (path || known) && stat(path ? path : known, &st) == 0 && S_ISREG(st.st_mode);
+    free(known);
+    if (!there)
+        return path ? file_look(file, NULL) : SOURCE_THERE;
+    if ((uint64_t)st.st_size != then->size || st.st_dev != then->dev || st.st_ino != then->ino)
+        return SOURCE_OTHER;
+    const bool untouched = nanoseconds(st.st_mtim) == then->mtime_ns && nanoseconds(st.st_ctim) == then->ctime_ns;
+    return untouched ? SOURCE_THERE : SOURCE_TOUCHED;
+}
+
+enum source_look source_look(const struct source *source)
+{
+    enum source_look worst = SOURCE_THERE;
+    for (size_t i = 0; i < source->n_files; i++) {
+        const enum source_look look = file_look(&source->files[i], i == 0 ? source->path : NULL);
+        worst = look > worst ? look : worst;
+    }
+    return worst;
+}
+
 struct source *source_ref(struct source *source)
 {
     source->references++;
@@ -264,4 +322,16 @@ int source_check(const struct source *source, struct device_fault *ret_fault)
 int source_check_untouched(const struct source *source, struct device_fault *ret_fault)
 {
     return check_files(source, true, ret_fault);
+}
+
+int source_read_headers(const struct source *source, struct gguf **ret, struct gguf_fault *ret_fault, size_t *ret_file)
+{
+    struct split_file *files = calloc(source->n_files, sizeof(*files));
+    if (!files)
+        return -ENOMEM;
+    for (size_t i = 0; i < source->n_files; i++)
+        files[i] = (struct split_file){source->files[i].fd, source->files[i].identity.size};
+    int r = split_read(files, source->n_files, ret, ret_fault, ret_file);
+    free(files);
+    return r;
 }

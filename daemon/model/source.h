@@ -7,6 +7,7 @@
 #pragma once
 
 #include "daemon/device/device.h"
+#include "daemon/gguf/gguf.h"
 #include "proto/shards.h"
 
 #include <stdbool.h>
@@ -42,6 +43,13 @@ struct source {
 /* The same files in whatever order, with the same contents as far as sizes and times of modification tell. */
 bool source_equal(const struct source *a, const struct source *b);
 
+/* And nothing was done to them in between that moves the time of the inode's last change, as changing a mode or making
+ * a link does as well. */
+bool source_same(const struct source *a, const struct source *b);
+
+/* As many files, each of the same size. */
+bool source_same_sizes(const struct source *a, const struct source *b);
+
 /* Takes over the descriptors, also when it fails. n is 1 to SOURCE_FILES_MAX. -EINVAL: not a regular file; -EBADF: not
  * open for reading; or an errno of the call that the fault names. */
 int source_open_fds(const int *fds, size_t n, struct source **ret, struct device_fault *ret_fault);
@@ -49,6 +57,18 @@ int source_open_fds(const int *fds, size_t n, struct source **ret, struct device
 /* Opens an absolute path; if that is the first file of a split model, the others as well, as shards_find() finds them.
  * As above, and the errors of that and of open(). */
 int source_open_path(const char *path, struct source **ret, struct device_fault *ret_fault);
+
+/* The files that are open already, as they are now. Errors are those of source_open_fds(). */
+int source_reopen(const struct source *source, struct source **ret, struct device_fault *ret_fault);
+
+/* What the paths of files lead to that were opened earlier. */
+enum source_look {
+    SOURCE_THERE,   /* to these files, untouched; or to nothing, or nobody knows */
+    SOURCE_TOUCHED, /* to these files, of the same sizes, but they were touched: what is in them may have changed */
+    SOURCE_OTHER,   /* to other files, or to files of other sizes */
+};
+
+enum source_look source_look(const struct source *source);
 
 /* Loop. Keeps it for one more; returns it. */
 struct source *source_ref(struct source *source);
@@ -75,3 +95,6 @@ char *source_fd_path(int fd);
 /* The path still leads to the open file. It does not to one that has no name any more, or never had: such a file is
  * open here because somebody passed its descriptor, and is nobody else's to be found through /proc. */
 bool source_leads_to(const char *path, int fd);
+
+/* worker. Reads the headers of all files, and joins them: split_read() says what it returns. */
+int source_read_headers(const struct source *source, struct gguf **ret, struct gguf_fault *ret_fault, size_t *ret_file);

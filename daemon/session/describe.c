@@ -55,6 +55,7 @@ cJSON *describe_model(const struct model *model)
         if (strcmp(name->text, model->name) != 0)
             cJSON_AddItemToArray(aliases, cJSON_CreateString(name->text));
     }
+    cJSON_AddBoolToObject(object, "changed", model->changed);
     add_integer(object, "overflows", model->overflows);
     return object;
 }

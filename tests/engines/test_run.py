@@ -67,7 +67,7 @@ def test_no_daemon(host_engine, llama):
 
 def test_a_signal_ends_the_engine(host_engine, llama):
     rfctl = build_folder() / "client" / "rfctl" / "rfctl"
-    command = [rfctl, "run", host_engine.bin / "llama-completion", *host_engine.words(llama(), tokens=100000)]
+    command = [rfctl, "run", host_engine.bin / "llama-completion", *host_engine.words(llama(), tokens=200)]
     process = subprocess.Popen(
         list(map(str, command)), env=host_engine.environment(False), cwd=host_engine.cwd, stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,

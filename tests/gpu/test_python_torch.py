@@ -9,11 +9,12 @@ import sys
 
 import make_model
 import pytest
-from conftest import FAKE
+from conftest import FAKE, write_model
 from harness import ROOT, build_folder, library_environment
 
 CHILD = ROOT / "tests" / "gpu" / "python_child.py"
 TIMEOUT = 400
+needs_gpu = pytest.mark.skipif(FAKE, reason="needs a GPU")
 
 
 def environment(daemon=None):
@@ -28,8 +29,6 @@ def environment(daemon=None):
 @functools.lru_cache(maxsize=None)
 def why_no_torch(module="torch"):
     """Empty: there is a torch that sees a GPU, and the module."""
-    if FAKE:
-        return "needs a GPU"
     code = f"import torch, {module}\nprint(torch.cuda.is_available())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=TIMEOUT)
     if done.returncode:
@@ -46,18 +45,21 @@ def run(daemon, what, *arguments):
         timeout=TIMEOUT,
     )
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
-    print(what, done.stdout.splitlines()[-1])
-    return result, done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
 
 @pytest.fixture
-def torch_child(start):
+def torch_child(start, capsys):
+    """torch_child(what, ...): what the child found, which is told, too: the figures are of use."""
+
     def child(what, *arguments, module="torch", options=()):
         reason = why_no_torch(module)
         if reason:
             pytest.skip(reason)
-        return run(start(*options), what, *arguments)
+        result, stderr = run(start(*options), what, *arguments)
+        with capsys.disabled():
+            print(f"\npython, {what}: {result}")
+        return result, stderr
 
     return child
 
@@ -73,9 +75,15 @@ def llama(model_folder):
     return path
 
 
-def test_without_torch(start, every_type, kind):
+@pytest.fixture(scope="session")
+def little_of_each(model_folder):
+    """Two tensors of each type, 3 MB."""
+    return write_model(model_folder / "little.gguf", 66, 3 << 20, "all")
+
+
+def test_without_torch(start, little_of_each, kind):
     pytest.importorskip("numpy")
-    result, stderr = run(start(), "plain", every_type, kind, f"{kind}:0")
+    result, _ = run(start(), "plain", little_of_each, kind, f"{kind}:0")
     assert result["tensors"] == 4 * 66
 
 
@@ -93,26 +101,31 @@ def test_the_second_gpu_is_told_by_its_identity(start, small_model):
     assert (done.stdout, done.returncode) == ("(10, 1)\n", 0), done.stderr
 
 
+@needs_gpu
 def test_every_tensor_is_right_to_the_bit(torch_child, every_type, kind):
     result, _ = torch_child("bits", every_type, f"{kind}:0")
     assert result["tensors"] == 4 * 66
 
 
+@needs_gpu
 def test_wrapping_takes_no_memory(torch_child, llama, kind):
     result, _ = torch_child("wrap", llama, f"{kind}:0")
     assert result["tensors"] == 291 and result["taken"] == 0
     assert result["best_ms"] < 50
 
 
+@needs_gpu
 def test_nothing_is_freed_under_a_live_tensor(torch_child, every_type, kind):
     torch_child("lifetime", every_type, f"{kind}:0")
 
 
+@needs_gpu
 def test_the_end_with_live_tensors_is_quiet(torch_child, every_type, kind):
     _, stderr = torch_child("leave", every_type, f"{kind}:0")
     assert stderr == ""
 
 
+@needs_gpu
 def test_transformers(torch_child, llama, kind):
     result, _ = torch_child("transformers", llama, f"{kind}:0", module="transformers")
     assert result["share"] > 0.8

@@ -109,8 +109,8 @@ def test_reading_as_another_user(monkeypatch, start_for_all, folder, small_model
     for name in "LD_LIBRARY_PATH", "ROCMFORGE_MODULE_DIR":
         monkeypatch.setenv(name, str(folder))
     daemon = start_for_all("--device", "hip")
-    daemon.rfctl("load", small_model, "--name", "m", "--device", "hip")
-    daemon.rfctl("load", small_model, "--name", "host", "--device", "host")
+    for name, device in {"m": "hip", "host": "host"}.items():
+        daemon.rfctl("load", small_model, "--name", name, "--device", device, "--public")
     with daemon.client() as client:
         tensor = client.call("Show", name="m")["tensors"][0]["name"]
     rfctl = [program, "--socket", daemon.socket]

@@ -299,7 +299,7 @@ def test_limit_of_verifications(start_for_all, gate, gated_model):
     daemon = start_for_all("--workers", "4", env=gate.env)
     with client_of(daemon, daemon.uid) as own, contextlib.ExitStack() as stack:
         with open(gated_model, "rb") as file:
-            own.call("Load", fds=[file.fileno()], name="gated")
+            own.call("Load", fds=[file.fileno()], name="gated", public=True)
         gate.close()
         mine = [stack.enter_context(client_of(daemon, USER)) for _ in range(USER_VERIFIES)]
         for client in mine:

@@ -143,7 +143,7 @@ def test_same_outcome_is_the_same_model(daemon, plain):
             joined = client.call("Load", path=str(plain), name="other", form=form, forms=rules)["model"]
             assert (joined["id"], joined["name"], joined["form"]) == (first["id"], "first", "auto")
         assert names(daemon) == ["first"] and daemon.used() == used
-        other = client.call("Load", path=str(plain), name="other", form="bf16")["model"]
+        other = client.call("Load", path=str(plain), name="bf16", form="bf16")["model"]
         assert other["id"] != first["id"]
 
 

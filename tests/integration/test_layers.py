@@ -10,7 +10,7 @@ from harness import ROOT
 
 pytestmark = pytest.mark.sources
 
-INCLUDE = re.compile(r'^#include "([^"]+)"', re.MULTILINE)
+INCLUDE = re.compile(r'^\s*#\s*include\s*(["<])([^">]+)[">]', re.MULTILINE)
 
 # The daemon's folders, lowest first: each knows itself and those above it in this list. What is in none is the top.
 LAYERS = ["base", "gguf", "device", "device/hip", "model", "wire", "session", "memory", "load", "api", ""]
@@ -26,7 +26,7 @@ NARROW = {
 # Files of a folder that call each other, and why.
 CYCLES = {
     frozenset({"daemon/wire/call.c", "daemon/wire/conn.c"}): "a connection has one call, and the call is answered on it",
-    frozenset({"daemon/load/answer.c", "daemon/load/feed.c", "daemon/load/identify.c", "daemon/load/load.c",
+    frozenset({"daemon/load/answer.c", "daemon/load/doubt.c", "daemon/load/feed.c", "daemon/load/identify.c", "daemon/load/load.c",
                "daemon/load/reserve.c"}):
         "one state machine: its states stand in files of their own",
 }
@@ -44,7 +44,9 @@ PATTERNS = [
 
 
 def includes(path):
-    return INCLUDE.findall(path.read_text(encoding="utf-8"))
+    """What a file includes of this project, in whichever way it is written."""
+    found = INCLUDE.findall(path.read_text(encoding="utf-8"))
+    return [name for mark, name in found if mark == '"' or (ROOT / name).is_file()]
 
 
 def folder_of(file):
@@ -95,7 +97,7 @@ def symbols(path):
     defined, needed = set(), set()
     for line in subprocess.run(["nm", path], capture_output=True, text=True, check=True).stdout.splitlines():
         kind, name = line.split()[-2:]
-        if kind == "U":
+        if kind in "Uwv":
             needed.add(name)
         elif kind.isupper():
             defined.add(name)

@@ -255,7 +255,7 @@ def test_notify_of_preloads(start, notify, folder, small_model):
     preload = folder / "preload"
     preload.mkdir()
     (preload / "a.gguf").symlink_to(small_model)
-    (preload / "b.gguf").write_text("this is no model, but long enough to be one")
+    (preload / "b.gguf").write_text("GGUF, it says, but this is no model, only long enough to be one")
     daemon = start("--preload", str(preload), ready=False, env={"NOTIFY_SOCKET": str(folder / "notify")})
     while next_said(notify) != "STATUS=1 model resident (2.1 MB), 0 loading, 1 preload failed":
         pass

@@ -190,7 +190,7 @@ def test_watch_and_ps_show_it(full, more):
                 full.holders[0].close()
                 last(waiting)
                 wait_until(lambda: places(full) in ({"d": 1}, {}))
-        wait_until(lambda: "d" not in names(full) or states(full)["d"] != "queued")
+        wait_until(lambda: states(full).get("d") != "queued")
         full.rfctl("unload", "c", check=False)
         seen = []
         while ("unloaded", "c") not in seen and ("evicted", "c") not in seen:

@@ -1,5 +1,6 @@
 """The first screen of the README shows what `./setup demo` prints."""
 import os
+import pwd
 import re
 import subprocess
 
@@ -39,4 +40,5 @@ def test_demo(daemon, real_model):
             text=True,
             timeout=TIMEOUT,
         ).stdout
+        shown = shown.replace("alice", pwd.getpwuid(os.geteuid()).pw_name)
         assert without_measures(printed) == without_measures(shown)

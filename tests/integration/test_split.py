@@ -44,13 +44,13 @@ def test_split_by_descriptors(daemon, split):
             client.call("Load", fds=fds[:2], name="n")
         assert "3 files" in error["reason"]
         for order in ((0, 2, 1), (2, 1, 0)):
-            again = client.call("Load", fds=[fds[i] for i in order], name="n")["model"]
+            again = client.call("Load", fds=[fds[i] for i in order], name="m")["model"]
             assert again["name"] == "m", "the same files in another order"
         with wire_error("InvalidModel") as error:
-            client.call("Load", fds=[fds[0], fds[1], fds[1]], name="n")
+            client.call("Load", fds=[fds[0], fds[1], fds[1]], name="wrong")
         assert "as file 2 does" in error["reason"]
         with wire_error("InvalidModel") as error:
-            client.call("Load", fds=fds[:1], name="n")
+            client.call("Load", fds=fds[:1], name="wrong")
         assert "all are needed" in error["reason"]
         assert names(daemon) == ["m"]
 
@@ -211,9 +211,10 @@ def test_more_files_than_a_message_carries(daemon, folder, n):
         assert "not split" not in daemon.rfctl("plan", paths[0]).stdout
         daemon.rfctl("load", paths[0], "--name", "m", "--as", "native")
         check_many(daemon, client, "m", paths)
-        assert client.call("Load", path=str(paths[0]), name="n", form="native")["model"]["name"] == "m"
+        assert client.call("Load", path=str(paths[0]), name="m", form="native")["model"]["name"] == "m"
         assert client.call("Verify", name="m")["mismatches"] == []
-        client.call("Unload", name="m")
+        for name in "mn":
+            client.call("Unload", name=name)
     wait_until(lambda: daemon.fds() == before)
     told = json.loads(daemon.rfctl("--json", "inspect", paths[0]).stdout)
     assert (len(told["tensors"]), told["files"], told["whole"]) == (n, n, True)

@@ -24,6 +24,8 @@ def tiny(kind, **more):
         "phi3": dict(tie_word_embeddings=False, rms_norm_eps=1e-5, num_key_value_heads=4, pad_token_id=0,
                      sliding_window=None, eos_token_id=2),
         "bert": dict(type_vocab_size=2),
+        "qwen3_moe": dict(tie_word_embeddings=False, rms_norm_eps=1e-6, head_dim=32, num_experts=4, num_experts_per_tok=2,
+                          moe_intermediate_size=48, norm_topk_prob=True),
         "starcoder2": dict(norm_epsilon=1e-5, use_bias=True, sliding_window=None),
     }[kind]
     return transformers.AutoConfig.for_model(kind, **{**common, **own, **more})
@@ -74,6 +76,10 @@ def write(path, model, architecture, name="tiny", more=None):
             writer.add_value_length(config.head_dim)
     if getattr(config, "sliding_window", None):
         writer.add_sliding_window(config.sliding_window)
+    if architecture == "qwen3moe":
+        writer.add_expert_count(config.num_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     if architecture == "gemma2":
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
@@ -84,6 +90,14 @@ def write(path, model, architecture, name="tiny", more=None):
     written = set()
     for theirs, parameter in model.state_dict().items():
         if theirs == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        if theirs.endswith("mlp.experts.gate_up_proj"):  # the file has its halves
+            block = theirs.split(".")[2]
+            for name, half in zip(("gate", "up"), np.split(parameter.float().numpy(), 2, axis=1)):
+                writer.add_tensor(f"blk.{block}.ffn_{name}_exps.weight", np.ascontiguousarray(half))
+            continue
+        if theirs.endswith("mlp.experts.down_proj"):
+            writer.add_tensor(f"blk.{theirs.split('.')[2]}.ffn_down_exps.weight", parameter.float().numpy())
             continue
         ours = names.get_name(theirs, try_suffixes=(".weight", ".bias"))
         assert ours, theirs

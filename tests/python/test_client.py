@@ -19,6 +19,10 @@ from split_model import write_split
 INTERFACE = (ROOT / "proto" / "io.rocmforge.varlink").read_text()
 
 
+# What closing a model, and loading one of many files, does.
+INSIDE = {"detach", "add_files"}
+
+
 def methods():
     for name in re.findall(r"^method (\w+)", INTERFACE, re.M):
         yield re.sub(r"(?<!^)([A-Z])", r"_\1", name).lower()
@@ -26,15 +30,14 @@ def methods():
 
 @pytest.mark.parametrize("client", [rocmforge.Client, rocmforge.aio.Client])
 def test_every_method_is_there(client):
-    # Detach is what closing a model does.
-    assert [name for name in methods() if name != "detach" and not callable(getattr(client, name, None))] == []
+    assert [name for name in methods() if name not in INSIDE and not callable(getattr(client, name, None))] == []
 
 
 def test_both_clients_take_the_same():
     def parameters(function):
         return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
 
-    ours = [name for name in methods() if name != "detach"] + ["call", "call_more", "load_attach"]
+    ours = [name for name in methods() if name not in INSIDE] + ["call", "call_more", "load_attach"]
     for name in ours:
         assert parameters(getattr(rocmforge.Client, name)) == parameters(getattr(rocmforge.aio.Client, name)), name
 
@@ -43,7 +46,7 @@ def test_both_clients_take_the_same():
 def test_load_and_plan_take_what_the_wire_takes(method):
     text = re.search(rf"^method {method}\((.*?)\)", INTERFACE, re.M | re.S)[1]
     wire = {re.sub(r"([A-Z])", r"_\1", name).lower() for name in re.findall(r"(\w+): \S", text)}
-    own = {"fds", "lease", "table", "header"}  # what load_attach() does with them
+    own = {"fds", "added", "lease", "table", "header"}  # what load_attach() does with them
     assert wire - own <= set(inspect.signature(getattr(rocmforge.Client, method.lower())).parameters)
 
 
@@ -100,6 +103,17 @@ def test_split_model(rf, folder):
         assert list(model) == [tensor.name for tensor in expected]
         assert all(model[tensor.name].read() == tensor.data.tobytes() for tensor in expected)
         assert model.metadata()["split.count"] == 3
+
+
+def test_split_model_of_many_files(rf, folder, daemon):
+    """More than a message carries. That they are not of one model is found when all have come."""
+    first = write_split(folder)
+    assert set(rf.load_attach(list(reversed(first)), form="native", name="listed")) == set(rf.load_attach(first[0], form="native"))
+    with pytest.raises(rocmforge.WireError):
+        rf.load([first[0]] * 600)
+    assert rf.status()["connections"] <= 4
+    with pytest.raises(ValueError, match="at least one file"):
+        rf.load([])
 
 
 def test_progress(rf, large, start, capsys, monkeypatch):

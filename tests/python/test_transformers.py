@@ -21,6 +21,7 @@ KINDS = {
     "gemma3_text": "gemma3",
     "phi3": "phi3",
     "bert": "bert",
+    "qwen3_moe": "qwen3moe",
     "starcoder2": "starcoder2",  # by what transformers has
 }
 
@@ -70,17 +71,18 @@ def test_a_given_configuration(made):
 def test_frequencies_of_llama_3(rf, folder, daemon):
     """Of the scaling of Llama 3.1 a file has the factors, as a tensor."""
     scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-               "original_max_position_embeddings": 32, "rope_theta": 500000.0}
+               "original_max_position_embeddings": 32, "rope_theta": 100.0}
     original = hf_models.make("llama", rope_parameters=scaling)
-    unscaled = 500000.0 ** -(torch.arange(0, 16, 2).float() / 16)
+    unscaled = 100.0 ** -(torch.arange(0, 16, 2).float() / 16)
     factors = unscaled / original.model.rotary_emb.inv_freq
     assert factors.min() == 1 and factors.max() > 7.9
     path = hf_models.write(folder / "l.gguf", original, "llama", more={"rope_freqs.weight": factors.numpy()})
     rf.load(path, name="l", form="f32")
     again = resident.from_resident("l", socket=daemon.socket)
+    assert torch.allclose(again.model.model.rotary_emb.inv_freq, original.model.rotary_emb.inv_freq, rtol=1e-6)
     assert torch.allclose(logits(again.model), logits(original), atol=1e-6)
-    plain = hf_models.make("llama", rope_parameters={"rope_type": "default", "rope_theta": 500000.0})
-    assert not torch.allclose(logits(plain), logits(original), atol=1e-3)
+    plain = hf_models.make("llama", rope_parameters={"rope_type": "default", "rope_theta": 100.0})
+    assert not torch.allclose(logits(plain), logits(original), atol=1e-5)
 
 
 def test_views_are_the_memory_itself(rf, made, daemon):
@@ -103,6 +105,20 @@ def test_what_is_made_is_reported(made):
     report = again.report
     assert set(report.made.values()) == {"rows of q", "rows of k"} and len(report.made) == 2 * hf_models.LAYERS
     assert 0.5 < report.share < 1 and "parameters" in str(report)
+
+
+def test_merged_experts(made):
+    _, again = made("qwen3_moe")
+    assert set(again.report.made.values()) == {"merged experts"} and len(again.report.made) == hf_models.LAYERS
+
+
+def test_experts_one_by_one():
+    """As other versions of transformers name them: each is a part of the file's tensor."""
+    from rocmforge.transformers import _names
+
+    find = _names.recipes("qwen3moe")
+    recipe = find("model.layers.11.mlp.experts.3.up_proj.weight")
+    assert recipe == _names.Recipe("blk.11.ffn_up_exps.weight", _names.VIEW, "", 3)
 
 
 def test_bf16(made):

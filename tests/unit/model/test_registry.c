@@ -44,7 +44,7 @@ static int fixture_free(void **state)
     return left;
 }
 
-static struct model *add_by(struct fixture *fixture, const char *name, uint64_t inode, uid_t uid)
+static struct model *add_named(struct fixture *fixture, const char *name, const char *takes, uint64_t inode, uid_t uid)
 {
     struct model *model = calloc(1, sizeof(*model));
     struct source *source = calloc(1, sizeof(*source) + sizeof(source->files[0]));
@@ -53,6 +53,7 @@ static struct model *add_by(struct fixture *fixture, const char *name, uint64_t 
     source->references = source->n_files = 1;
     source->files[0] = (struct source_file){.fd = -1, .identity = {.ino = inode}};
     strcpy(model->name, name);
+    strcpy(model->takes, takes);
     model->uid = uid;
     model->state = MODEL_RESIDENT;
     model->device = &fixture->gpu;
@@ -62,6 +63,16 @@ static struct model *add_by(struct fixture *fixture, const char *name, uint64_t 
     LIST_INIT(&model->leases);
     assert_int_equal(registry_add(&fixture->registry, model), 0);
     return model;
+}
+
+static struct model *add_by(struct fixture *fixture, const char *name, uint64_t inode, uid_t uid)
+{
+    return add_named(fixture, name, "", inode, uid);
+}
+
+static struct model *add_taking(struct fixture *fixture, const char *name)
+{
+    return add_named(fixture, name, name, 1, 0);
 }
 
 static struct model *add(struct fixture *fixture, const char *name, uint64_t inode)
@@ -256,6 +267,33 @@ static void names_are_looked_up_for_somebody(void **state)
     assert_ptr_equal(registry_find(registry, "b", &third), newer);
 }
 
+/* One that takes a name keeps others from it before it has it; then it gets it from whoever had it. */
+static void a_name_that_is_taken(void **state)
+{
+    struct fixture *fixture = *state;
+    struct registry *registry = &fixture->registry;
+    for (int all = 0; all <= 1; all++) {
+        struct model *old = add(fixture, "a", 1);
+        assert_int_equal(registry_name(registry, old, "b", 7), 0);
+        struct model *new = add_taking(fixture, "a");
+        assert_true(model_nameless(new));
+        assert_ptr_equal(registry_find(registry, "a", &root), old);
+        assert_ptr_equal(registry_holder(registry, "a", &root), old);
+        assert_int_equal(registry_take_names(registry, old, new, all), 0);
+        assert_ptr_equal(registry_find(registry, "a", &root), new);
+        assert_ptr_equal(registry_find(registry, "b", &root), all ? new : old);
+        assert_string_equal(new->name, "a");
+        assert_int_equal(model_nameless(old), all);
+        registry_remove(registry, new);
+        registry_remove(registry, old);
+    }
+    struct model *new = add_taking(fixture, "c");
+    assert_null(registry_find(registry, "c", &root));
+    assert_ptr_equal(registry_holder(registry, "c", &root), new);
+    assert_int_equal(registry_take_names(registry, NULL, new, true), 0); /* whoever had it is gone */
+    assert_ptr_equal(registry_find(registry, "c", &root), new);
+}
+
 static void further_names(void **state)
 {
     struct fixture *fixture = *state;
@@ -290,6 +328,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(which_outcome, fixture_make, fixture_free),
         cmocka_unit_test_setup_teardown(names_are_looked_up_for_somebody, fixture_make, fixture_free),
         cmocka_unit_test_setup_teardown(further_names, fixture_make, fixture_free),
+        cmocka_unit_test_setup_teardown(a_name_that_is_taken, fixture_make, fixture_free),
         cmocka_unit_test_setup_teardown(ledger, fixture_make, fixture_free),
         cmocka_unit_test_setup_teardown(what_others_have, fixture_make, fixture_free),
         cmocka_unit_test_setup_teardown(charges, fixture_make, fixture_free),

@@ -6,7 +6,7 @@ import math
 import os
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
-from ._files import Path, link_name
+from ._files import Paths, first, link_name
 from .replies import FormRule
 
 # Forms by patterns of names; of those that match, the last holds.
@@ -21,7 +21,7 @@ def seconds(value: Optional[float]) -> Optional[float]:
 
 
 def load(
-    path: Path,
+    path: Paths,
     fds: Optional[List[int]],
     name: Optional[str],
     form: Optional[str],
@@ -32,6 +32,7 @@ def load(
     wait_for_memory: Optional[float],
     pin: bool,
     private: bool,
+    public: bool,
     ttl: Optional[int],
     deadline: Optional[float],
     trace: bool,
@@ -48,6 +49,7 @@ def load(
         "waitForMemory": wait_for_memory,
         "pin": pin or None,
         "private": private or None,
+        "public": public or None,
         "ttl": ttl,
         "deadline": seconds(deadline),
         "trace": trace or None,
@@ -55,7 +57,7 @@ def load(
 
 
 def plan(
-    path: Path,
+    path: Paths,
     fds: Optional[List[int]],
     name: Optional[str],
     form: Optional[str],
@@ -63,6 +65,7 @@ def plan(
     device: Optional[str],
     dequant: Optional[str],
     private: bool,
+    public: bool,
 ) -> Dict[str, Any]:
     """The parameters of Plan."""
     return {
@@ -73,6 +76,7 @@ def plan(
         "device": device,
         "dequant": dequant,
         "private": private or None,
+        "public": public or None,
     }
 
 
@@ -85,10 +89,21 @@ def rules(forms: Forms) -> Optional[List[FormRule]]:
     return list(forms)
 
 
-def _file(path: Path, fds: Optional[List[int]]) -> Dict[str, Any]:
-    if fds is not None:
-        return {"fds": list(range(len(fds)))}
-    return {"path": os.path.abspath(os.fspath(path))}
+# As many descriptors as a message can carry.
+FDS_MAX = 253
+
+
+def _file(path: Paths, fds: Optional[List[int]]) -> Dict[str, Any]:
+    if fds is None:
+        return {"path": os.path.abspath(os.fspath(first(path)))}
+    # Those before the last so many are brought by AddFiles.
+    return {"fds": list(range(min(len(fds), FDS_MAX))), "added": max(len(fds) - FDS_MAX, 0) or None}
+
+
+def added(fds: Sequence[int]) -> List[Sequence[int]]:
+    """What calls of AddFiles bring, before a call that brings the last FDS_MAX."""
+    before = len(fds) - FDS_MAX
+    return [fds[begin : min(begin + FDS_MAX, before)] for begin in range(0, before, FDS_MAX)]
 
 
 def without_draining(reply: Mapping[str, Any]) -> Dict[str, Any]:

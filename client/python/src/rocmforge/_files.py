@@ -6,17 +6,30 @@ import os
 import re
 import stat
 from contextlib import contextmanager, nullcontext
-from typing import ContextManager, Iterator, List, Optional, Union
+from typing import ContextManager, Iterator, List, Optional, Sequence, Union
 
 Path = Union[str, "os.PathLike[str]"]
+# Of a model: its file, the first of a split one's, or all of them.
+Paths = Union[Path, Sequence[Path]]
 
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf\Z", re.ASCII)
-_SHARDS_MAX = 253  # as many descriptors as a message can carry
+_SHARDS_MAX = 4096
 _NAME_MAX = 127
 
 
-def shard_paths(path: Path) -> List[str]:
-    """The files of a split model whose first one this is, in order; else the path itself."""
+def first(path: Paths) -> Path:
+    """The path that a model is named by. ValueError: there is none."""
+    if isinstance(path, (str, os.PathLike)):
+        return path
+    if not path:
+        raise ValueError("a model has at least one file")
+    return path[0]
+
+
+def shard_paths(path: Paths) -> List[str]:
+    """The files of a split model whose first one this is, in order; else the path itself, or those that are given."""
+    if not isinstance(path, (str, os.PathLike)):
+        return [os.fspath(one) for one in path]
     text = os.fspath(path)
     match = _SHARD.search(text)
     if not match or int(match[1]) != 1 or not 1 <= int(match[2]) <= _SHARDS_MAX:
@@ -25,10 +38,10 @@ def shard_paths(path: Path) -> List[str]:
     return [f"{stem}-{i:05}-of-{match[2]}.gguf" for i in range(1, int(match[2]) + 1)]
 
 
-def link_name(path: Path) -> Optional[str]:
+def link_name(paths: Paths) -> Optional[str]:
     """What a model is called whose path is a symbolic link: as the link, which the daemon, that gets a descriptor,
     cannot see. None: the path is none."""
-    text = os.fspath(path)
+    text = os.fspath(first(paths))
     if not os.path.islink(text):
         return None
     name = os.path.basename(text)
@@ -42,7 +55,7 @@ def link_name(path: Path) -> Optional[str]:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[List[int]]:
+def opened(path: Paths) -> Iterator[List[int]]:
     """Descriptors of the files, open until the end of the `with`. OSError; ValueError: one is no regular file."""
     fds: List[int] = []
     try:
@@ -58,6 +71,6 @@ def opened(path: Path) -> Iterator[List[int]]:
             os.close(fd)
 
 
-def opened_or_not(path: Path, by_path: bool) -> ContextManager[Optional[List[int]]]:
+def opened_or_not(path: Paths, by_path: bool) -> ContextManager[Optional[List[int]]]:
     """opened(); or None, where the daemon is to open the path itself."""
     return nullcontext(None) if by_path else opened(path)

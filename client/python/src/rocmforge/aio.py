@@ -20,7 +20,7 @@ from typing import cast
 
 from . import _calls, _progress
 from ._calls import Forms
-from ._files import Path, opened_or_not
+from ._files import Path, Paths, first, opened_or_not
 from ._memory import Attachment
 from ._progress import ProgressOption
 from ._varlink import CONNECT_RETRY, CONNECT_TIMEOUT, Reader, close_all, connect_failure, decode, default_socket, encode
@@ -109,6 +109,11 @@ class _Connection:
         finally:
             await replies.aclose()
         raise ProtocolError("the daemon sent no reply")
+
+    async def add_files(self, fds: Sequence[int]) -> None:
+        """Brings those of a call that one message cannot carry."""
+        for part in _calls.added(fds):
+            await self.call("AddFiles", {"fds": list(range(len(part)))}, part)
 
     async def replies(
         self, method: str, parameters: Optional[Dict[str, Any]] = None, fds: Sequence[int] = (), more: bool = True
@@ -227,7 +232,8 @@ class Client:
         self._check()
         connection = await _Connection.open(self.socket)
         try:
-            async for reply, _ in connection.replies(method, parameters, fds):
+            await connection.add_files(fds)
+            async for reply, _ in connection.replies(method, parameters, fds[-_calls.FDS_MAX :]):
                 yield reply
         finally:
             connection.close()
@@ -253,7 +259,7 @@ class Client:
 
     async def load(
         self,
-        path: Path,
+        path: Paths,
         *,
         name: Optional[str] = None,
         form: Optional[str] = None,
@@ -264,21 +270,22 @@ class Client:
         wait_for_memory: Optional[float] = None,
         pin: bool = False,
         private: bool = False,
+        public: bool = False,
         ttl: Optional[int] = None,
         deadline: Optional[float] = None,
         progress: ProgressOption = None,
         trace: bool = False,
         by_path: bool = False,
     ) -> LoadReply:
-        options = (name, form, forms, device, dequant, wait, wait_for_memory, pin, private, ttl, deadline, trace)
+        options = (name, form, forms, device, dequant, wait, wait_for_memory, pin, private, public, ttl, deadline, trace)
         with opened_or_not(path, by_path) as fds:
             parameters = _calls.load(path, fds, *options)
-            reply = await self._waited("Load", parameters, fds or (), progress, f"loading {os.path.basename(path)}")
+            reply = await self._waited("Load", parameters, fds or (), progress, f"loading {os.path.basename(first(path))}")
         return cast(LoadReply, reply)
 
     async def plan(
         self,
-        path: Path,
+        path: Paths,
         *,
         name: Optional[str] = None,
         form: Optional[str] = None,
@@ -286,10 +293,11 @@ class Client:
         device: Optional[str] = None,
         dequant: Optional[str] = None,
         private: bool = False,
+        public: bool = False,
         by_path: bool = False,
     ) -> PlanReply:
         with opened_or_not(path, by_path) as fds:
-            parameters = _calls.plan(path, fds, name, form, forms, device, dequant, private)
+            parameters = _calls.plan(path, fds, name, form, forms, device, dequant, private, public)
             return cast(PlanReply, await self._waited("Plan", parameters, fds or (), None, ""))
 
     async def unload(self, name: str, *, force: bool = False, deadline: Optional[float] = None) -> str:
@@ -348,7 +356,7 @@ class Client:
 
     async def load_attach(
         self,
-        path: Path,
+        path: Paths,
         *,
         name: Optional[str] = None,
         form: Optional[str] = None,
@@ -358,16 +366,17 @@ class Client:
         wait_for_memory: Optional[float] = None,
         pin: bool = False,
         private: bool = False,
+        public: bool = False,
         ttl: Optional[int] = None,
         deadline: Optional[float] = None,
         progress: ProgressOption = None,
         by_path: bool = False,
     ) -> Model:
-        options = (name, form, forms, device, dequant, True, wait_for_memory, pin, private, ttl, deadline, False)
+        options = (name, form, forms, device, dequant, True, wait_for_memory, pin, private, public, ttl, deadline, False)
         with opened_or_not(path, by_path) as fds:
             parameters = {**_calls.load(path, fds, *options), "lease": True, "table": True}
-            what = f"loading {os.path.basename(path)}"
-            return await self._leased("Load", parameters, fds or (), progress, what, os.path.abspath(path))
+            what = f"loading {os.path.basename(first(path))}"
+            return await self._leased("Load", parameters, fds or (), progress, what, os.path.abspath(first(path)))
 
     async def _leased(
         self,
@@ -383,7 +392,8 @@ class Client:
         connection = await _Connection.open(self.socket)
         reply: Dict[str, Any] = {}
         try:
-            async for reply, _ in connection.replies(method, parameters, fds):
+            await connection.add_files(fds)
+            async for reply, _ in connection.replies(method, parameters, fds[-_calls.FDS_MAX :]):
                 if take and reply.get("progress"):
                     take(reply["progress"])
             info = cast(ModelInfo, reply["model"])

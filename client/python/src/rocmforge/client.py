@@ -13,7 +13,7 @@ from typing import Tuple, Type, cast
 
 from . import _calls, _progress
 from ._calls import Forms
-from ._files import Path, opened_or_not
+from ._files import Path, Paths, first, opened_or_not
 from ._memory import Attachment
 from ._progress import ProgressOption
 from ._varlink import Connection, default_socket
@@ -112,7 +112,7 @@ class Client:
         self._check()
         connection = Connection(self.socket)
         try:
-            for reply, _ in connection.replies(method, parameters, fds):
+            for reply, _ in _with_files(connection, method, parameters, fds):
                 yield reply
         finally:
             connection.close()
@@ -137,7 +137,7 @@ class Client:
 
     def load(
         self,
-        path: Path,
+        path: Paths,
         *,
         name: Optional[str] = None,
         form: Optional[str] = None,
@@ -148,13 +148,15 @@ class Client:
         wait_for_memory: Optional[float] = None,
         pin: bool = False,
         private: bool = False,
+        public: bool = False,
         ttl: Optional[int] = None,
         deadline: Optional[float] = None,
         progress: ProgressOption = None,
         trace: bool = False,
         by_path: bool = False,
     ) -> LoadReply:
-        """Loads a GGUF file, or joins what is there already or on its way. Of a split model: its first file.
+        """Loads a GGUF file, or joins what is there already or on its way. Of a split model: its first file
+        ("-00001-of-00003.gguf"), or a list of all.
 
         Args:
             name: default: from the file's name. The reply's model has the one that it got.
@@ -164,7 +166,7 @@ class Client:
             dequant: where blocks are decoded: "auto", "cpu", "gpu".
             wait: until it is resident. If that is interrupted, and nobody else waits, the load is cancelled.
             wait_for_memory: seconds that it may be queued if there is not enough memory.
-            pin: never evict it. private: only this user sees it.
+            pin: never evict it. private: only this user sees it; public: everybody does. Default: who may read the file.
             ttl: seconds of idleness after which it is unloaded.
             deadline: seconds after which it is given up, DeadlineExceeded.
             progress: True: shown, with tqdm's bar if tqdm is there; or a function that gets each Progress.
@@ -173,15 +175,15 @@ class Client:
 
         Returns the model, and of a load that this call began its phases. OSError: the file cannot be opened.
         """
-        options = (name, form, forms, device, dequant, wait, wait_for_memory, pin, private, ttl, deadline, trace)
+        options = (name, form, forms, device, dequant, wait, wait_for_memory, pin, private, public, ttl, deadline, trace)
         with opened_or_not(path, by_path) as fds:
             parameters = _calls.load(path, fds, *options)
-            reply = self._waited("Load", parameters, fds or (), progress, f"loading {os.path.basename(path)}")
+            reply = self._waited("Load", parameters, fds or (), progress, f"loading {os.path.basename(first(path))}")
         return cast(LoadReply, reply)
 
     def plan(
         self,
-        path: Path,
+        path: Paths,
         *,
         name: Optional[str] = None,
         form: Optional[str] = None,
@@ -189,11 +191,12 @@ class Client:
         device: Optional[str] = None,
         dequant: Optional[str] = None,
         private: bool = False,
+        public: bool = False,
         by_path: bool = False,
     ) -> PlanReply:
         """What load() would do, without doing it."""
         with opened_or_not(path, by_path) as fds:
-            parameters = _calls.plan(path, fds, name, form, forms, device, dequant, private)
+            parameters = _calls.plan(path, fds, name, form, forms, device, dequant, private, public)
             return cast(PlanReply, self._waited("Plan", parameters, fds or (), None, ""))
 
     def unload(self, name: str, *, force: bool = False, deadline: Optional[float] = None) -> str:
@@ -263,7 +266,7 @@ class Client:
 
     def load_attach(
         self,
-        path: Path,
+        path: Paths,
         *,
         name: Optional[str] = None,
         form: Optional[str] = None,
@@ -273,6 +276,7 @@ class Client:
         wait_for_memory: Optional[float] = None,
         pin: bool = False,
         private: bool = False,
+        public: bool = False,
         ttl: Optional[int] = None,
         deadline: Optional[float] = None,
         progress: ProgressOption = None,
@@ -280,11 +284,11 @@ class Client:
     ) -> Model:
         """load() and attach(), with load()'s options: the model is attached to, whatever name it has, and cannot be
         evicted in between."""
-        options = (name, form, forms, device, dequant, True, wait_for_memory, pin, private, ttl, deadline, False)
+        options = (name, form, forms, device, dequant, True, wait_for_memory, pin, private, public, ttl, deadline, False)
         with opened_or_not(path, by_path) as fds:
             parameters = {**_calls.load(path, fds, *options), "lease": True, "table": True}
-            what = f"loading {os.path.basename(path)}"
-            return self._leased("Load", parameters, fds or (), progress, what, os.path.abspath(path))
+            what = f"loading {os.path.basename(first(path))}"
+            return self._leased("Load", parameters, fds or (), progress, what, os.path.abspath(first(path)))
 
     def _leased(
         self,
@@ -302,7 +306,7 @@ class Client:
         with contextlib.closing(Connection(self.socket)) as connection:
             reply: Dict[str, Any] = {}
             try:
-                for reply, _ in connection.replies(method, parameters, fds):
+                for reply, _ in _with_files(connection, method, parameters, fds):
                     if take and reply.get("progress"):
                         take(reply["progress"])
             finally:
@@ -322,6 +326,15 @@ class Client:
         if self._watcher:
             self._watcher.stop()
         self._watcher = _Watcher(self.socket, function) if function else None
+
+
+def _with_files(
+    connection: Connection, method: str, parameters: Optional[Dict[str, Any]], fds: Sequence[int]
+) -> Iterator[Tuple[Dict[str, Any], bool]]:
+    """The replies to a call with any number of files."""
+    for part in _calls.added(fds):
+        connection.call("AddFiles", {"fds": list(range(len(part)))}, part)
+    return connection.replies(method, parameters, fds[-_calls.FDS_MAX :])
 
 
 # A function of the user's that does not return is not waited for, at the interpreter's end above all.
@@ -387,7 +400,7 @@ def connect(socket: Optional[Path] = None) -> Client:
     return Client(socket)
 
 
-def load(path: Path, *, socket: Optional[Path] = None, **options: Any) -> LoadReply:
+def load(path: Paths, *, socket: Optional[Path] = None, **options: Any) -> LoadReply:
     """Client.load() on a connection of its own."""
     with connect(socket) as client:
         return client.load(path, **options)
@@ -405,7 +418,7 @@ def attach(
         return client.attach(name, deadline=deadline, progress=progress)
 
 
-def load_attach(path: Path, *, socket: Optional[Path] = None, **options: Any) -> Model:
+def load_attach(path: Paths, *, socket: Optional[Path] = None, **options: Any) -> Model:
     """Client.load_attach() on a connection of its own; the model outlives it."""
     with connect(socket) as client:
         return client.load_attach(path, **options)

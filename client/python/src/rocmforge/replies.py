@@ -18,7 +18,9 @@ class FormRule(TypedDict):
 
 class _ModelInfo(TypedDict, total=False):
     forms: Optional[List[FormRule]]
-    queued: Optional[int]
+    position: Optional[int]
+    access: str
+    aliases: List[str]
 
 
 class ModelInfo(_ModelInfo):
@@ -167,6 +169,7 @@ class VerifyReply(TypedDict):
 
 class StatusReply(TypedDict):
     version: str
+    interface: int
     pid: int
     uptime: float
     connections: int

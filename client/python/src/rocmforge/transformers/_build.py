@@ -91,23 +91,33 @@ class Builder:
         missing = []
         for name, parameter in list(self._model.named_parameters()):
             recipe = find(name)
-            if recipe is None or recipe.tensor not in self._resident:
+            sources = {recipe.tensor, recipe.other or recipe.tensor} if recipe else set()
+            if recipe is None or not all(source in self._resident for source in sources):
                 missing.append(name)
                 continue
             self._set(name, parameter, *self._made(recipe))
-            self._used.add(recipe.tensor)
+            self._used |= sources
         self._finish(missing)
 
     def _made(self, recipe: _names.Recipe) -> Tuple[Any, str]:
-        source = self._resident[recipe.tensor]
-        if source.is_blocks:
-            raise CannotBuild(
-                f"'{recipe.tensor}' is resident as {source.type} blocks: load the model with form='f32', 'f16' or 'bf16'"
-            )
-        tensor = source.torch()
+        tensor = self._tensor(recipe.tensor)
+        if recipe.expert is not None:
+            tensor = tensor[recipe.expert]
+        if recipe.operation == _names.MERGED:
+            import torch
+
+            return torch.cat([tensor, self._tensor(recipe.other)], dim=1), recipe.operation
         if recipe.operation != _names.VIEW:
             return _operate(tensor, recipe.operation, self._config), recipe.operation
         return tensor, ""
+
+    def _tensor(self, name: str) -> Any:
+        source = self._resident[name]
+        if source.is_blocks:
+            raise CannotBuild(
+                f"'{name}' is resident as {source.type} blocks: load the model with form='f32', 'f16' or 'bf16'"
+            )
+        return source.torch()
 
     def _set(self, name: str, parameter: Any, tensor: Any, why: str) -> None:
         from torch import nn

@@ -74,6 +74,16 @@ def _qwen3(said: _Said) -> _Values:
     return {"model_type": "qwen3", **_rope(said, 1000000.0), **_head_dim(said)}
 
 
+def _qwen3_moe(said: _Said) -> _Values:
+    table = {
+        "expert_count": "num_experts",
+        "expert_used_count": "num_experts_per_tok",
+        "expert_feed_forward_length": "moe_intermediate_size",
+    }
+    # The probabilities of the chosen experts add up to one: llama.cpp computes so.
+    return {**_qwen3(said), "model_type": "qwen3_moe", "norm_topk_prob": True, **said.rename(table)}
+
+
 def _scalar(said: _Said, layers: int) -> int:
     """What queries are scaled by: the heads' size, but in the 27B model, which has so many layers."""
     heads: int = said.get("attention.head_count")
@@ -133,6 +143,7 @@ _MAKERS: Dict[str, Callable[[_Said], _Values]] = {
     "mistral": _mistral,
     "qwen2": _qwen2,
     "qwen3": _qwen3,
+    "qwen3moe": _qwen3_moe,
     "gemma2": _gemma2,
     "gemma3": _gemma3,
     "phi3": _phi3,

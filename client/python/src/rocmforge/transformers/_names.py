@@ -12,11 +12,14 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 VIEW = "view"
 MINUS_ONE = "minus one"  # the file has the norm's weight plus one
 ROWS_Q, ROWS_K = "rows of q", "rows of k"  # the file has them in the order of another rotation
+MERGED = "merged experts"  # gate and up of each expert behind one another, which the file has apart
 
 
 class Recipe(NamedTuple):
     tensor: str  # in the GGUF file
     operation: str = VIEW
+    other: str = ""  # what it is merged with
+    expert: Optional[int] = None  # it is this one's part of the tensor
 
 
 _Table = Dict[str, Recipe]
@@ -96,11 +99,25 @@ _BERT = {
     ),
 }
 
+# {} after "experts" is an expert's number, in versions of transformers that have them one by one.
+_QWEN3_MOE = {
+    **_QWEN,
+    **_both({**_QK_NORMS, "model.layers.{}.mlp.gate": "blk.{}.ffn_gate_inp"}),
+    "model.layers.{}.mlp.experts.gate_up_proj": Recipe(
+        "blk.{}.ffn_gate_exps.weight", MERGED, "blk.{}.ffn_up_exps.weight"
+    ),
+    "model.layers.{}.mlp.experts.down_proj": Recipe("blk.{}.ffn_down_exps.weight"),
+    "model.layers.{}.mlp.experts.{}.gate_proj.weight": Recipe("blk.{}.ffn_gate_exps.weight"),
+    "model.layers.{}.mlp.experts.{}.up_proj.weight": Recipe("blk.{}.ffn_up_exps.weight"),
+    "model.layers.{}.mlp.experts.{}.down_proj.weight": Recipe("blk.{}.ffn_down_exps.weight"),
+}
+
 _TABLES: Dict[str, _Table] = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _QWEN,
     "qwen3": {**_QWEN, **_both(_QK_NORMS)},
+    "qwen3moe": _QWEN3_MOE,
     "gemma2": _GEMMA,
     "gemma3": _GEMMA,
     "phi3": _PHI3,
@@ -109,7 +126,7 @@ _TABLES: Dict[str, _Table] = {
 
 ARCHITECTURES: Tuple[str, ...] = tuple(_TABLES)
 
-_LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def recipes(architecture: str) -> Optional[Callable[[str], Optional[Recipe]]]:
@@ -119,11 +136,12 @@ def recipes(architecture: str) -> Optional[Callable[[str], Optional[Recipe]]]:
         return None
 
     def find(name: str) -> Optional[Recipe]:
-        layer = _LAYER.search(name)
-        recipe = table.get(_LAYER.sub("{}", name, count=1))
-        if recipe is None or layer is None:
+        numbers = _NUMBER.findall(name)
+        recipe = table.get(_NUMBER.sub("{}", name))
+        if recipe is None or not numbers:
             return recipe
-        return Recipe(recipe.tensor.format(layer[0]), recipe.operation)
+        expert = int(numbers[1]) if len(numbers) > 1 else None
+        return Recipe(recipe.tensor.format(numbers[0]), recipe.operation, recipe.other.format(numbers[0]), expert)
 
     return find
 

@@ -1,0 +1,108 @@
+#include "daemon/api/changes.h"
+
+#include "daemon/base/worker.h"
+#include "daemon/memory/residency.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+struct changes {
+    struct loads *loads;
+    struct verifies *verifies;
+    uint64_t model; /* id of the one that is looked at, or was last */
+    bool looking;
+    bool again; /* asked for while it was looking */
+
+    /* The worker's meanwhile. */
+    uv_work_t work;
+    struct source *source; /* the model's */
+    struct source *now;    /* the same files after they were touched; NULL: they were not, or cannot be had */
+    enum source_look look;
+};
+
+int changes_new(struct loads *loads, struct verifies *verifies, struct changes **ret)
+{
+    struct changes *changes = calloc(1, sizeof(*changes));
+    if (!changes)
+        return -ENOMEM;
+    changes->loads = loads;
+    changes->verifies = verifies;
+    *ret = changes;
+    return 0;
+}
+
+void changes_free(struct changes *changes)
+{
+    free(changes);
+}
+
+static void changes_next(struct changes *changes);
+
+static void changes_work(uv_work_t *work)
+{
+    struct changes *changes = work->data;
+    worker_step_back();
+    changes->look = source_look(changes->source);
+    struct device_fault unused;
+    if (changes->look == SOURCE_TOUCHED && source_reopen(changes->source, &changes->now, &unused) < 0)
+        changes->now = NULL;
+}
+
+static void changes_compared(void *context, bool same)
+{
+    struct changes *changes = context;
+    load_doubt_ends(changes->loads, changes->model, same);
+    changes_next(changes);
+}
+
+static void changes_worked(uv_work_t *work, int status)
+{
+    (void)status;
+    struct changes *changes = work->data;
+    struct source *now = changes->now;
+    struct model *model = registry_find_id(changes->loads->registry, changes->model);
+    const bool stays = model && model->source == changes->source && !changes->loads->core->stopping;
+    source_free(changes->source);
+    changes->now = NULL;
+    bool compares = false;
+    if (stays && changes->look == SOURCE_TOUCHED && now && model->state == MODEL_RESIDENT)
+        compares = verify_compare(changes->verifies, model, now, changes_compared, changes) == 0;
+    /* What cannot be read is not known to have changed. */
+    if (stays && changes->look == SOURCE_OTHER)
+        load_doubt_ends(changes->loads, changes->model, false);
+    source_free(now);
+    if (!compares)
+        changes_next(changes);
+}
+
+/* The first model behind the last one that is resident, and may have changed. */
+static void changes_next(struct changes *changes)
+{
+    struct model *model;
+    TAILQ_FOREACH(model, &changes->loads->registry->models, link)
+    {
+        if (model->id > changes->model && model->state == MODEL_RESIDENT && !model->changed && model->source->path)
+            break;
+    }
+    if (model && !changes->loads->core->stopping) {
+        changes->model = model->id;
+        changes->source = source_ref(model->source);
+        worker_queue(changes->loads->core->loop, &changes->work, changes, changes_work, changes_worked);
+        return;
+    }
+    changes->looking = false;
+    if (changes->again && !changes->loads->core->stopping)
+        changes_look(changes);
+    core_job_end(changes->loads->core);
+}
+
+void changes_look(struct changes *changes)
+{
+    changes->again = changes->looking;
+    if (changes->looking)
+        return;
+    changes->looking = true;
+    changes->model = 0;
+    core_job_begin(changes->loads->core);
+    changes_next(changes);
+}

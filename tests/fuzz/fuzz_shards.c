@@ -1,0 +1,24 @@
+/* Fuzzes what a file says of its place among the files of a split model: nothing in it is trusted. */
+#include "proto/shards.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    static int fd = -1;
+    struct shard_place place;
+
+    if (fd < 0)
+        fd = memfd_create("fuzz.gguf", MFD_CLOEXEC);
+    if (ftruncate(fd, 0) != 0 || pwrite(fd, data, size, 0) != (ssize_t)size)
+        abort();
+    assert(shard_peek(fd, &place) == 0);
+    assert(place.gguf || (!place.split && place.count == 0 && place.tensors == UINT64_MAX));
+    assert(!place.split || place.count != 1);
+    return 0;
+}

@@ -1,0 +1,223 @@
+"""Files that change while their models are in memory."""
+import os
+import shutil
+import signal
+import time
+
+import pytest
+from harness import USER, MIB, client_of, load, load_fd, sparse_model, states, tensor_model, wait_until, wire_error
+
+
+@pytest.fixture
+def path(folder):
+    return tensor_model(folder / "m.gguf", seed=1)
+
+
+def put(path, seed, size=MIB):
+    """Other bytes of the same size, or of another, in a new file of this name."""
+    new = tensor_model(path.with_suffix(".new"), size, seed)
+    os.rename(new, path)
+
+
+def write(path, seed, size=MIB):
+    """The same in the same file."""
+    new = tensor_model(path.with_suffix(".new"), size, seed)
+    path.write_bytes(new.read_bytes())
+    new.unlink()
+
+
+def touch(path):
+    os.utime(path, (1, 1))
+
+
+def by_id(daemon, id_):
+    return next((model for model in daemon.models() if model["id"] == id_), None)
+
+
+@pytest.mark.parametrize("way", [touch, lambda path: put(path, 1), lambda path: write(path, 1), lambda path: path.chmod(0o640)])
+def test_what_has_the_same_bytes_stays(daemon, client, path, way):
+    first = load(client, path, "m")
+    way(path)
+    assert client.call("Plan", path=str(path), name="m")["model"]["id"] == first["id"]
+    again = load(client, path, "m")
+    assert (again["id"], again["changed"]) == (first["id"], False)
+    reads = daemon.reads()
+    assert load(client, path, "m")["id"] == first["id"]
+    assert daemon.reads() - reads < 10, "it was compared once"
+    assert client.call("Verify", name="m")["mismatches"] == []
+
+
+@pytest.mark.parametrize("way", [put, write])
+@pytest.mark.parametrize("size", [MIB, 3 * MIB])
+def test_changed_and_idle_is_replaced(daemon, client, path, way, size):
+    first = load(client, path, "m")
+    way(path, 2, size)
+    plan = client.call("Plan", path=str(path), name="m")
+    assert (plan["error"], "model" in plan) == (None, False)
+    assert by_id(daemon, first["id"])["changed"]
+    second = load(client, path, "m")
+    assert second["id"] != first["id"]
+    wait_until(lambda: [(m["id"], m["name"], m["changed"]) for m in daemon.models()] == [(second["id"], "m", False)])
+    assert client.call("Verify", name="m")["mismatches"] == []
+
+
+def test_one_byte_of_the_metadata(daemon, client, path):
+    first = load(client, path, "m")
+    data = bytearray(path.read_bytes())
+    at = data.index(b"llama")
+    data[at : at + 5] = b"lluma"
+    path.write_bytes(data)
+    assert load(client, path, "m")["id"] != first["id"]
+
+
+def test_changed_and_in_use(daemon, client, path):
+    first = load(client, path, "m")
+    load(client, path, "also")
+    with daemon.client() as user, daemon.client() as watcher:
+        events = watcher.more("Watch")
+        next(events)
+        lease = user.call("Attach", name="also")["lease"]
+        put(path, 2)
+        with wire_error("NameInUse"):
+            load(client, path, "m")
+        assert client.call("Plan", path=str(path), name="m")["error"] == "io.rocmforge.NameInUse"
+        assert by_id(daemon, first["id"])["changed"]
+        assert "file changed" in daemon.rfctl("ps").stdout
+        assert "file changed" in daemon.rfctl("show", "m").stdout
+        assert client.call("Verify", name="m")["replaced"], "the file that was loaded is still there, without its name"
+        assert client.call("Plan", path=str(path), name="m", replace=True)["error"] is None
+        second = load(client, path, "m", replace=True)
+        assert (second["name"], second["aliases"]) == ("m", ["also"])
+        old = by_id(daemon, first["id"])
+        assert (old["name"], old["aliases"], old["state"]) == (f"m#{first['id']}", [], "draining")
+        assert user.call("Status")["draining"] == ["also"]
+        assert client.call("Show", name=old["name"])["leases"][0]["lease"] == lease
+        assert client.call("Attach", name="also")["model"]["id"] == second["id"]
+        user.call("Detach", lease=lease)
+        wait_until(lambda: by_id(daemon, first["id"]) is None)
+        seen = [event["event"] for event in (next(events) for _ in range(8))]
+        assert seen[:2] == ["attached", "changed"] and seen.count("renamed") == 2
+
+
+def test_the_name_stays_until_the_new_one_is_there(held_daemon, folder, gate):
+    old, new = tensor_model(folder / "old.gguf", seed=1), sparse_model(folder / "new.gguf", 96 * MIB)
+    gate.open()
+    with held_daemon.client() as client, held_daemon.client() as loader:
+        first = load(client, old, "m")
+        gate.close()
+        with open(new, "rb") as file:
+            loader.send("Load", {"fds": [0], "name": "m", "replace": True}, [file.fileno()])
+        wait_until(lambda: "filling" in states(held_daemon).values())
+        assert client.call("Show", name="m")["model"]["id"] == first["id"]
+        names = sorted(states(held_daemon))
+        assert names[0] == "m" and names[1].startswith("m#")
+        gate.open()
+        second = loader.reply()[0]["model"]
+        assert (second["name"], client.call("Show", name="m")["model"]["id"]) == ("m", second["id"])
+        wait_until(lambda: len(held_daemon.models()) == 1)
+
+
+def test_a_load_that_fails_replaces_nothing(daemon, client, path, folder):
+    first = load(client, path, "m")
+    broken = folder / "broken.gguf"
+    broken.write_bytes(path.read_bytes()[:1000])
+    with wire_error("InvalidModel"):
+        load(client, broken, "m", replace=True)
+    assert client.call("Show", name="m")["model"]["id"] == first["id"]
+    assert len(daemon.models()) == 1
+
+
+def test_half_a_download(daemon, client, path, folder):
+    """As large as it will be, but with holes: the finished file is loaded, also if the times say nothing."""
+    whole = path.read_bytes()
+    half = folder / "half.gguf"
+    half.write_bytes(whole[: len(whole) // 2])
+    os.truncate(half, len(whole))
+    os.utime(half, (1, 1))
+    first = load(client, half, "m")
+    with open(half, "r+b") as file:
+        file.seek(len(whole) // 2)
+        file.write(whole[len(whole) // 2 :])
+    os.utime(half, (1, 1))
+    second = load(client, half, "m")
+    assert second["id"] != first["id"]
+    assert client.call("Verify", name="m")["mismatches"] == []
+
+
+def test_hangup_notices(daemon, client, path, folder):
+    other = tensor_model(folder / "o.gguf", seed=3)
+    gone = tensor_model(folder / "g.gguf", seed=4)
+    for file, name in ((path, "m"), (other, "o"), (gone, "g")):
+        load(client, file, name)
+    put(path, 2)
+    touch(other)
+    gone.unlink()
+    daemon.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: {m["name"]: m["changed"] for m in daemon.models()} == {"m": True, "o": False, "g": False})
+    write(other, 5)
+    daemon.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: {m["name"]: m["changed"] for m in daemon.models()} == {"m": True, "o": True, "g": False})
+    shutil.copy(tensor_model(folder / "same.gguf", seed=1), path.with_suffix(".new"))
+    os.rename(path.with_suffix(".new"), path)
+    assert load(client, path, "m")["changed"] is False, "what has the old bytes again is the old model"
+
+
+def test_preload_replaces(start, folder):
+    preload = folder / "preload"
+    preload.mkdir()
+    v1, v2 = tensor_model(folder / "v1.gguf", seed=1), tensor_model(folder / "v2.gguf", seed=2)
+    link = preload / "llama.gguf"
+    link.symlink_to(v1)
+    plain = tensor_model(preload / "plain.gguf", seed=3)
+    daemon = start("--preload", str(preload))
+    wait_until(lambda: states(daemon) == {"llama": "resident", "plain": "resident"})
+    ids = {m["name"]: m["id"] for m in daemon.models()}
+    with daemon.client() as user:
+        lease = user.call("Attach", name="llama")["lease"]
+        link.unlink()
+        link.symlink_to(v2)
+        put(plain, 4)
+        daemon.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: states(daemon) == {f"llama#{ids['llama']}": "draining", "llama": "resident", "plain": "resident"})
+        now = {m["name"]: m for m in daemon.models()}
+        assert now["llama"]["path"] == str(v2) and now["llama"]["pinned"]
+        assert now["plain"]["id"] != ids["plain"]
+        user.call("Detach", lease=lease)
+    wait_until(lambda: states(daemon) == {"llama": "resident", "plain": "resident"})
+    ids = {m["name"]: m["id"] for m in daemon.models()}
+    daemon.process.send_signal(signal.SIGHUP)
+    time.sleep(0.3)
+    assert {m["name"]: m["id"] for m in daemon.models()} == ids, "what has not changed stays"
+
+
+def test_verify_says_when(daemon, client, path):
+    load(client, path, "m")
+    touch(path)
+    reply = client.call("Verify", name="m")
+    assert (reply["mismatches"], reply["replaced"]) == ([], False)
+    write(path, 2)
+    with wire_error("FileChanged") as error:
+        client.call("Verify", name="m")
+    assert error["when"] == "since-loaded"
+    write(path, 2, 2 * MIB)
+    with wire_error("FileChanged") as error:
+        client.call("Verify", name="m")
+    assert error["when"] == "since-loaded"
+
+
+def test_only_who_may_unload_replaces(start_for_all, folder):
+    daemon = start_for_all()
+    paths = [tensor_model(folder / f"{i}.gguf", seed=i) for i in range(2)]
+    with client_of(daemon, USER) as user, client_of(daemon, USER + 1) as other:
+        first = load_fd(user, paths[0], name="m")
+        with wire_error("NameInUse"):
+            load_fd(other, paths[1], name="m", replace=True)
+        assert load_fd(user, paths[1], name="m", replace=True)["name"] == "m"
+        wait_until(lambda: first["id"] not in [m["id"] for m in daemon.models()])
+
+
+def test_rfctl_replaces(daemon, small_model, path):
+    daemon.rfctl("load", path, "--name", "m")
+    refused = daemon.rfctl("load", small_model, "--name", "m", check=False)
+    assert refused.returncode == 1 and "--replace" in refused.stderr
+    assert "loaded m:" in daemon.rfctl("load", small_model, "--name", "m", "--replace").stdout
