@@ -1,5 +1,5 @@
 /* Plan: what Load would do. Reads the header on a worker, and decides then by the functions by which Load does:
- * load_foresee() and residency_choose(). */
+ * load_foresee() and admission_choose(). */
 #include "daemon/api/files_param.h"
 #include "daemon/api/load_param.h"
 #include "daemon/api/methods_list.h"
@@ -99,7 +99,8 @@ static void foresee_memory(struct planning *planning, struct outlook *ret)
         ahead[i] = among->devices[i]->queued;
     struct device *device =
         restores ? ret->there->device : placement_choose(api->residency, among, job->device, job->plan, ahead);
-    const struct residency_want want = {
+    const struct admission_want want = {
+        .host = devices_host(api->devices),
         .device = device,
         .bytes = job->plan->arena_bytes,
         .due = restores ? 0 : registry_due(NULL, load_keeps(job->header, job->plan)),
@@ -111,7 +112,7 @@ static void foresee_memory(struct planning *planning, struct outlook *ret)
         ret->shortage.available = device_available(device);
         return;
     }
-    int r = residency_choose(api->residency, &want, &ret->victims, &ret->n_victims, &ret->shortage);
+    int r = admission_choose(api->residency->registry, &want, &ret->victims, &ret->n_victims, &ret->shortage);
     ret->no_memory = r == -ENOMEM;
     ret->error = error_of(r);
 }

@@ -182,7 +182,7 @@ static void load_allocated(struct load *load)
     else if (job->status == -ENOMEM)
         failure_set(&load->failure, WIRE_OutOfDeviceMemory,
                     describe_out_of_memory(load->device, load->model->plan->arena_bytes, job->memory_free,
-                                           residency_evictable(load->loads->residency, load->device)));
+                                           admission_evictable(load->loads->residency->registry, load->device)));
     else if (job->status < 0)
         load_fail_device(load, job->status, &job->fault);
     else if (load->restores && load_fill_begin(load, job->plan) < 0)

@@ -3,7 +3,7 @@
 #include "daemon/base/log.h"
 #include "daemon/base/seconds.h"
 #include "daemon/base/worker.h"
-#include "daemon/memory/victims.h"
+#include "daemon/memory/admission.h"
 #include "daemon/session/describe.h"
 #include "daemon/session/events.h"
 #include "daemon/wire/call.h"
@@ -276,11 +276,11 @@ static bool evict(struct residency *residency, struct model *model, struct claim
 }
 
 int residency_reserve(struct residency *residency, struct claim *claim, struct model *model,
-                      const struct residency_want *want, struct room_shortage *ret_shortage)
+                      const struct admission_want *want, struct room_shortage *ret_shortage)
 {
     struct model **victims;
     size_t n;
-    int r = residency_choose(residency, want, &victims, &n, ret_shortage);
+    int r = admission_choose(residency->registry, want, &victims, &n, ret_shortage);
     if (r < 0)
         return r;
     for (size_t i = 0; i < n && r == 0; i++)
@@ -303,7 +303,7 @@ unsigned residency_make_room(struct residency *residency, struct claim *claim, s
     /* As if the ledger were full: so many bytes have to come from those who may go. */
     const uint64_t limit = device_limit(device);
     const uint64_t full = limit > device->used ? limit - device->used : 0;
-    if (victims_choose(residency, device, full + needed, 0, 0, victims, &n, &unused) == 0)
+    if (admission_victims(residency->registry, device, full + needed, 0, 0, victims, &n, &unused) == 0)
         for (size_t i = 0; i < n; i++)
             gone += evict(residency, victims[i], claim);
     free(victims);
@@ -320,7 +320,7 @@ static uint64_t time_to_live_ends(const struct model *model)
 
 static bool time_to_live_runs(const struct model *model)
 {
-    return model->ttl >= 0 && victims_may_go(model) &&
+    return model->ttl >= 0 && admission_may_go(model) &&
            (model->state == MODEL_RESIDENT || model->state == MODEL_FAILED || model->state == MODEL_CACHED);
 }
 
@@ -391,7 +391,7 @@ void residency_idle(struct residency *residency, struct model *model)
         residency_unload(residency, model, NULL);
         return;
     }
-    if (victims_may_go(model) && !residency->core->stopping)
+    if (admission_may_go(model) && !residency->core->stopping)
         residency->freed(residency->context); /* it may be evicted for whoever waits */
     /* Not now: whoever calls may be walking over the models. */
     if (time_to_live_runs(model) && !residency->core->stopping)
