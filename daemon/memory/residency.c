@@ -1,6 +1,7 @@
 #include "daemon/memory/residency.h"
 
 #include "daemon/base/log.h"
+#include "daemon/base/seconds.h"
 #include "daemon/base/worker.h"
 #include "daemon/memory/admission.h"
 #include "daemon/session/describe.h"
@@ -8,6 +9,7 @@
 #include "daemon/wire/call.h"
 #include "daemon/wire/errors.h"
 #include "proto/bytes.h"
+#include "proto/min.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -169,17 +171,13 @@ void residency_unload(struct residency *residency, struct model *model, struct c
         call_fail(call, WIRE_LimitExceeded, error_no_memory());
 }
 
-/* Longer than any daemon runs. */
-#define DRAIN_MAX_S 1e9
-
 void residency_drain(struct residency *residency, struct model *model, double seconds)
 {
     const uint64_t now = uv_hrtime();
     model_move(model, MODEL_DRAINING);
     if (model->drains == 0)
         model->drains = now;
-    model->drain_ends =
-        seconds > 0 ? now + (uint64_t)((seconds < DRAIN_MAX_S ? seconds : DRAIN_MAX_S) * 1e9) : UINT64_MAX;
+    model->drain_ends = seconds > 0 ? now + seconds_to_ns(seconds) : UINT64_MAX;
     events_emit(residency->events, "draining", model, NULL);
     uv_timer_start(&residency->reaper, reap, 0, 0);
     residency_idle(residency, model);
@@ -357,7 +355,7 @@ static uint64_t drain_on(struct residency *residency, struct model *model, uint6
         residency->freed(residency->context);
     }
     const uint64_t ends = model_nameless(model) ? UINT64_MAX : model->drain_ends;
-    return !model->holders_told && notice < ends ? notice : ends;
+    return model->holders_told ? ends : min_u64(notice, ends);
 }
 
 /* Unloads what has been idle for long enough, and sets the timer for what will have been next. */
@@ -370,15 +368,13 @@ static void reap(uv_timer_t *timer)
     struct model *next_model;
     for (struct model *model = TAILQ_FIRST(&residency->registry->models); model; model = next_model) {
         next_model = TAILQ_NEXT(model, link);
-        if (model->state == MODEL_DRAINING) {
-            const uint64_t again = drain_on(residency, model, now);
-            next = again < next ? again : next;
-        }
+        if (model->state == MODEL_DRAINING)
+            next = min_u64(next, drain_on(residency, model, now));
         if (!time_to_live_runs(model))
             continue;
         uint64_t ends = time_to_live_ends(model);
         if (ends > now)
-            next = ends < next ? ends : next;
+            next = min_u64(next, ends);
         else if (model->state == MODEL_CACHED)
             residency_forget(residency, model);
         else if (unload_begin(residency, model, NULL, NULL, false))
