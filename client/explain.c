@@ -165,6 +165,7 @@ void explain(char *dst, size_t size, enum wire_error error, const cJSON *paramet
         break;
     case WIRE_DeviceNotFound:
         add_text(&text, parameters, "device", "'%s'");
+        add_text(&text, parameters, "reason", "%s");
         break;
     case WIRE_OutOfDeviceMemory:
         add_bytes(&text, parameters, "needed");

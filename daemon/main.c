@@ -22,10 +22,6 @@
 #include <unistd.h>
 #include <uv.h>
 
-/* The default number of workers is at most this: twelve that read, and one for a load's other steps. More were no
- * faster on a machine of 16 processors, see docs/performance.md. */
-#define WORKERS_DEFAULT_MAX 13u
-
 struct daemon {
     uv_loop_t loop;
     struct server server;

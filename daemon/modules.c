@@ -3,6 +3,7 @@
 #include "daemon/base/log.h"
 #include "daemon/device/cgroup.h"
 #include "proto/bytes.h"
+#include "proto/min.h"
 #include "proto/module_path.h"
 
 #include <dlfcn.h>
@@ -11,14 +12,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* In the order in which "auto" tries them. */
-static const char *const gpu_kinds[] = {"hip", "cuda"};
-
-/* The default budget, in percent of a device's memory. The rest is for other programs, and for what the driver takes
- * beside the arenas. */
-#define HOST_PERCENT 80u
-#define GPU_PERCENT  95u
 
 /* Loads the module of a kind. It is never closed: GPU runtimes crash after dlclose(). NULL and a fault on failure. */
 static const struct device_module *module_load(const char *kind, struct device_fault *ret_fault)
@@ -42,8 +35,10 @@ static const struct device_module *module_load(const char *kind, struct device_f
 static uint64_t budget_of(const struct device *device, const struct budget *budget)
 {
     if (budget->set && budget->bytes)
-        return budget->bytes < device->total ? budget->bytes : device->total;
-    unsigned percent = budget->set ? budget->percent : device_is_host(device) ? HOST_PERCENT : GPU_PERCENT;
+        return min_u64(budget->bytes, device->total);
+    unsigned percent = budget->set              ? budget->percent
+                       : device_is_host(device) ? HOST_PERCENT_DEFAULT
+                                                : GPU_PERCENT_DEFAULT;
     return device->total / 100 * percent;
 }
 
@@ -107,9 +102,9 @@ static int module_open(struct devices *set, const struct device_module *module, 
 int modules_open(struct devices *devices, const struct options *options, unsigned workers)
 {
     bool automatic = strcmp(options->device, "auto") == 0;
-    for (size_t i = 0; i < sizeof(gpu_kinds) / sizeof(gpu_kinds[0]); i++) {
-        const char *kind = gpu_kinds[i];
-        if (!automatic && strcmp(options->device, kind) != 0)
+    for (size_t i = 0; device_kinds[i]; i++) {
+        const char *kind = device_kinds[i];
+        if (strcmp(kind, DEVICE_HOST) == 0 || (!automatic && strcmp(options->device, kind) != 0))
             continue;
         struct device_fault fault = {0};
         const struct device_module *module = module_load(kind, &fault);

@@ -1,6 +1,6 @@
 #include "daemon/options.h"
 
-#include "daemon/device/device.h"
+#include "daemon/device/devices.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -12,30 +12,41 @@
 
 #define WORKERS_MAX 1024
 
-static const char usage[] = "Usage: rocmforged [OPTION]...\n"
-                            "Keeps the weights of language models in memory and shares them with other processes.\n"
-                            "\n"
-                            "  --socket PATH       listen here; default: the socket that systemd hands over,\n"
-                            "                      else /run/rocmforge/io.rocmforge for root, else\n"
-                            "                      $XDG_RUNTIME_DIR/rocmforge/io.rocmforge\n"
-                            "  --device KIND       auto (a GPU if one answers, else the host), host, hip, cuda\n"
-                            "  --budget SIZE|PCT%  memory of each device that models may take; default 80%\n"
-                            "                      of the host's, 95% of a GPU's\n"
-                            "  --workers N         threads that read and decode; default one for each processor,\n"
-                            "                      at most 13\n"
-                            "  --staging SIZE      pinned memory for uploads, for each GPU\n"
-                            "  --streams N         streams for each GPU, the first for copies; default 2\n"
-                            "  --preload DIR       load and pin every model linked there; again on SIGHUP\n"
-                            "  --host-cache SIZE   host memory that keeps models which a GPU has no room for\n"
-                            "  --user-connections N, --user-loads N, --user-leases N, --user-bytes SIZE\n"
-                            "                      what one user may have at a time; default 256, 16, 4096,\n"
-                            "                      and as much as the budget; root and the daemon's own user\n"
-                            "                      are not bounded\n"
-                            "  --log-level LEVEL   error, warning, notice, info (default), debug\n"
-                            "  --help, --version\n"
-                            "\n"
-                            "SIZE is a number of bytes, or takes a unit: k, M, G, T are powers of 1000,\n"
-                            "Ki, Mi, Gi, Ti powers of 1024.\n";
+/* Prints the help: the defaults are those that hold. */
+static void usage(void)
+{
+    printf("Usage: rocmforged [OPTION]...\n"
+           "Keeps the weights of language models in memory and shares them with other processes.\n"
+           "\n"
+           "  --socket PATH       listen here; default: the socket that systemd hands over,\n"
+           "                      else /run/rocmforge/io.rocmforge for root, else\n"
+           "                      $XDG_RUNTIME_DIR/rocmforge/io.rocmforge\n"
+           "  --device KIND       auto (a GPU if one answers, else the host)");
+    for (size_t i = 0; device_kinds[i]; i++)
+        printf(", %s", device_kinds[i]);
+    printf("\n"
+           "  --budget SIZE|PCT%%  memory of each device that models may take; default %d%%\n"
+           "                      of the host's, %d%% of a GPU's\n",
+           HOST_PERCENT_DEFAULT, GPU_PERCENT_DEFAULT);
+    printf("  --workers N         threads that read and decode; default one for each processor,\n"
+           "                      at most %d\n",
+           WORKERS_DEFAULT_MAX);
+    printf("  --staging SIZE      pinned memory for uploads, for each GPU; default %dMi\n"
+           "  --streams N         streams for each GPU, the first for copies; default %d\n",
+           DEVICE_STAGING_DEFAULT_MIB, DEVICE_STREAMS_DEFAULT);
+    printf("  --preload DIR       load and pin every model linked there; again on SIGHUP\n"
+           "  --host-cache SIZE   host memory that keeps models which a GPU has no room for\n"
+           "  --user-connections N, --user-loads N, --user-leases N, --user-bytes SIZE\n"
+           "                      what one user may have at a time; default %d, %d, %d,\n"
+           "                      and as much as the budget; root and the daemon's own user\n"
+           "                      are not bounded\n",
+           QUOTA_CONNECTIONS_DEFAULT, QUOTA_LOADS_DEFAULT, QUOTA_LEASES_DEFAULT);
+    printf("  --log-level LEVEL   error, warning, notice, info (default), debug\n"
+           "  --help, --version\n"
+           "\n"
+           "SIZE is a number of bytes, or takes a unit: k, M, G, T are powers of 1000,\n"
+           "Ki, Mi, Gi, Ti powers of 1024.\n");
+}
 
 /* The factor that a unit stands for, 1 for none; 0: it is no unit. */
 static uint64_t unit_factor(const char *unit)
@@ -153,14 +164,13 @@ static const struct option known[] = {
 /* Applies an option that takes a value. -EINVAL. */
 static int apply(int option, const char *value, struct options *options)
 {
-    static const char *const devices[] = {"auto", "host", "hip", "cuda", NULL};
     switch (option) {
     case SOCKET:
         options->socket = value;
         return value[0] ? 0 : -EINVAL;
     case DEVICE:
         options->device = value;
-        return one_of(value, devices);
+        return strcmp(value, "auto") == 0 ? 0 : one_of(value, device_kinds);
     case BUDGET:
         return options_budget_parse(value, &options->budget);
     case WORKERS:
@@ -195,7 +205,7 @@ int options_parse(int argc, char **argv, struct options *ret)
     int option, index = 0;
     while ((option = getopt_long(argc, argv, "h", known, &index)) >= 0) {
         if (option == 'h' || option == HELP) {
-            fputs(usage, stdout);
+            usage();
             return 0;
         }
         if (option == VERSION) {

@@ -7,6 +7,15 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* The default number of workers is at most this: twelve that read, and one for a load's other steps. More were no
+ * faster on a machine of 16 processors, see docs/performance.md. */
+#define WORKERS_DEFAULT_MAX 13
+
+/* The default budget, in percent of a device's memory. The rest is for other programs, and for what the driver takes
+ * beside the arenas. */
+#define HOST_PERCENT_DEFAULT 80
+#define GPU_PERCENT_DEFAULT  95
+
 /* Bytes, or a percentage of a device's memory. */
 struct budget {
     bool set;
@@ -16,11 +25,11 @@ struct budget {
 
 struct options {
     const char *socket; /* NULL: systemd's, or the default */
-    const char *device; /* "auto", "host", "hip", "cuda" */
+    const char *device; /* "auto", or one of device_kinds */
     struct budget budget;
-    unsigned workers; /* 0: one for each processor, at most 13 */
+    unsigned workers; /* 0: one for each processor, at most WORKERS_DEFAULT_MAX */
     uint64_t staging; /* bytes; 0: the device's choice */
-    unsigned streams;
+    unsigned streams; /* 0: the device's choice */
     const char *preload; /* a folder, or NULL */
     uint64_t host_cache; /* bytes; 0: none */
     struct quota_limits limits;

@@ -68,8 +68,7 @@ static void tell_phases(const cJSON *phases, double bytes)
 static void tell_dequant(const struct load *load, const cJSON *phases, const char *device)
 {
     const char *asked = load->options->dequant;
-    if (strcmp(device, "host") != 0 && (!asked || strcmp(asked, "cpu") != 0) &&
-        reply_number(phases, "dequantise", 0) > 0)
+    if (!reply_is_host(device) && (!asked || strcmp(asked, "cpu") != 0) && reply_number(phases, "dequantise", 0) > 0)
         out_line("  dequantised by the CPU: %s has no kernels for it, see rfctl --json devices", device);
 }
 

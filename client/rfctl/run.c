@@ -9,6 +9,7 @@
 #include "client/rfctl/rfctl.h"
 #include "client/rfctl/run_words.h"
 #include "daemon/gguf/gguf.h"
+#include "proto/module_path.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -64,21 +65,6 @@ static int become_ordinary(struct rfctl *ctl, int status)
     return become(ctl, ctl->arguments);
 }
 
-/* The plug-in beside the modules for devices; a build tree has it elsewhere, and ROCMFORGE_MODULE_DIR lists both. */
-static bool find_plugin(char path[static PATH_MAX])
-{
-    const char *folders = getenv("ROCMFORGE_MODULE_DIR");
-    folders = folders && folders[0] ? folders : ROCMFORGE_MODULE_DIR;
-    while (*folders) {
-        size_t length = strcspn(folders, ":");
-        int n = snprintf(path, PATH_MAX, "%.*s/" PLUGIN, (int)length, folders);
-        if (n > 0 && n < PATH_MAX && access(path, R_OK) == 0)
-            return true;
-        folders += length + (folders[length] == ':');
-    }
-    return false;
-}
-
 static int set_plugin(void)
 {
     char path[PATH_MAX];
@@ -89,7 +75,8 @@ static int set_plugin(void)
     }
     if (set && set[0])
         return STATUS_DONE;
-    if (!find_plugin(path)) {
+    /* Beside the modules for devices; a build tree has it elsewhere, and ROCMFORGE_MODULE_DIR lists both. */
+    if (module_file_find(ROCMFORGE_MODULE_DIR, PLUGIN, path) < 0) {
         err_line("there is no " PLUGIN " among the modules: it was not installed");
         return STATUS_REFUSED;
     }
@@ -104,14 +91,7 @@ static bool find_program(const char *name, char path[static PATH_MAX])
     if (!folders)
         return realpath(name, path) != NULL;
     char candidate[PATH_MAX];
-    while (*folders) {
-        size_t length = strcspn(folders, ":");
-        int n = snprintf(candidate, sizeof(candidate), "%.*s/%s", (int)length, folders, name);
-        if (n > 0 && n < PATH_MAX && access(candidate, X_OK) == 0)
-            return realpath(candidate, path) != NULL;
-        folders += length + (folders[length] == ':');
-    }
-    return false;
+    return path_list_find(folders, name, X_OK, candidate) == 0 && realpath(candidate, path) != NULL;
 }
 
 /* A backend for GPUs stands beside the program. Where it stands elsewhere, the plug-in has the model loaded instead:
@@ -177,7 +157,7 @@ static unsigned count_gpus(const cJSON *devices, char **ret_first)
     unsigned n = 0;
     const cJSON *device;
     cJSON_ArrayForEach (device, devices)
-        if (strcmp(reply_text(device, "kind"), "host") != 0 && n++ == 0)
+        if (!reply_is_host(reply_text(device, "kind")) && n++ == 0)
             *ret_first = need_text("%s", reply_text(device, "id"));
     return n;
 }

@@ -1,4 +1,7 @@
-/* Prints a table of text. Each column is as wide as its widest cell. */
+/* Prints a table of text. Each column is as wide as its widest cell.
+ *
+ * This is not libsmartcols (2.38), which cuts without an ellipsis, keeps columns that are empty or for which a terminal
+ * is too narrow, pads the last column, and prints U+202E, which turns the direction of the text that follows. */
 #pragma once
 
 #include <stddef.h>

@@ -1,6 +1,6 @@
 /* The methods about one model: Load, Unload, Cancel, Attach, Detach, Verify, Pin, Unpin, SetTtl. */
 #include "daemon/api/files_param.h"
-#include "daemon/api/forms_param.h"
+#include "daemon/api/load_param.h"
 #include "daemon/api/methods_list.h"
 #include "daemon/api/verify.h"
 #include "daemon/base/log.h"
@@ -58,22 +58,14 @@ static bool refuse_stopping(const struct api *api, struct call *call)
 }
 
 struct load_parameters {
-    const cJSON *fds, *forms;
-    const char *path, *name, *form, *device, *dequant;
-    bool wait, lease, table, header, pin, private, public, replace, trace;
-    int64_t ttl, added;
+    struct load_param file; /* what Plan takes as well */
+    bool wait, lease, table, header, pin, trace;
+    int64_t ttl;
     double wait_for_memory, deadline;
 };
 
 static const struct param load_table[] = {
-    {"fds", PARAM_INTS, false, offsetof(struct load_parameters, fds)},
-    {"added", PARAM_INT, false, offsetof(struct load_parameters, added)},
-    {"path", PARAM_STRING, false, offsetof(struct load_parameters, path)},
-    {"name", PARAM_STRING, false, offsetof(struct load_parameters, name)},
-    {"form", PARAM_STRING, false, offsetof(struct load_parameters, form)},
-    {"forms", PARAM_ARRAY, false, offsetof(struct load_parameters, forms)},
-    {"device", PARAM_STRING, false, offsetof(struct load_parameters, device)},
-    {"dequant", PARAM_STRING, false, offsetof(struct load_parameters, dequant)},
+    LOAD_PARAM_TABLE(offsetof(struct load_parameters, file)),
     {"wait", PARAM_BOOL, false, offsetof(struct load_parameters, wait)},
     {"waitForMemory", PARAM_SECONDS, false, offsetof(struct load_parameters, wait_for_memory)},
     {"lease", PARAM_BOOL, false, offsetof(struct load_parameters, lease)},
@@ -81,99 +73,51 @@ static const struct param load_table[] = {
     {"header", PARAM_BOOL, false, offsetof(struct load_parameters, header)},
     {"pin", PARAM_BOOL, false, offsetof(struct load_parameters, pin)},
     {"ttl", PARAM_INT, false, offsetof(struct load_parameters, ttl)},
-    {"private", PARAM_BOOL, false, offsetof(struct load_parameters, private)},
-    {"public", PARAM_BOOL, false, offsetof(struct load_parameters, public)},
-    {"replace", PARAM_BOOL, false, offsetof(struct load_parameters, replace)},
     {"deadline", PARAM_SECONDS, false, offsetof(struct load_parameters, deadline)},
     {"trace", PARAM_BOOL, false, offsetof(struct load_parameters, trace)},
     {0},
 };
 
-/* The first that has a value which it cannot have; NULL: all is well. */
-static const char *load_wrong_parameter(struct load_parameters *p, enum form *ret_form)
+/* The first of those that only Load takes that has a value which it cannot have; NULL: all is well. */
+static const char *load_wrong_parameter(struct load_parameters *p)
 {
-    if (!!p->fds == !!p->path)
-        return "fds";
-    if (p->path && p->path[0] != '/')
-        return "path";
-    if (p->name && model_name_check(p->name) < 0)
-        return "name";
-    if (forms_word_parse(p->form, ret_form) < 0)
-        return "form";
-    if (strcmp(p->dequant, "auto") != 0 && strcmp(p->dequant, "cpu") != 0 && strcmp(p->dequant, "gpu") != 0)
-        return "dequant";
     if (p->lease && !p->wait)
         return "lease"; /* on what is not there yet */
     if (p->table && !p->lease)
         return "table";
     if (p->header && !p->lease)
         return "header";
-    if (p->private && p->public)
-        return "public";
     return ttl_read(&p->ttl) ? NULL : "ttl";
-}
-
-/* Which devices the model may go to. Returns false after the call was failed. */
-static bool load_choose(struct api *api, struct call *call, const struct load_parameters *p, struct device_set *ret)
-{
-    const char *wanted = p->device;
-    if (devices_named(api->devices, p->device, ret) > 0) {
-        if (strcmp(p->dequant, "gpu") != 0 || !device_is_host(ret->devices[0]))
-            return true;
-        wanted = "gpu";
-    }
-    call_fail(call, WIRE_DeviceNotFound, error_device(wanted));
-    return false;
 }
 
 void method_load(struct api *api, struct call *call)
 {
-    struct load_parameters p = {.form = "auto", .device = "auto", .dequant = "auto", .wait = true, .ttl = TTL_NOT_SAID};
+    struct load_parameters p = {.file = LOAD_PARAM_DEFAULTS, .wait = true, .ttl = TTL_NOT_SAID};
     if (!params_read(call, load_table, &p) || refuse_stopping(api, call))
         return;
-    enum form form = FORM_AUTO;
-    const char *wrong = load_wrong_parameter(&p, &form);
+    const char *wrong = load_wrong_parameter(&p);
     if (wrong) {
         call_fail_parameter(call, wrong);
         return;
     }
-    struct device_set among;
-    const struct forms *forms = NULL;
-    if (!load_choose(api, call, &p, &among) || !forms_param_read(call, form, p.forms, &forms))
+    struct load_request request;
+    if (!load_param_request(api, call, &p.file, &request))
         return;
-    const uid_t uid = conn_uid(call->conn);
     int fds[SOURCE_FILES_MAX];
-    size_t n_fds = 0;
-    if (p.fds && !files_param_take(call, p.fds, p.added, fds, &n_fds)) {
-        forms_unref(forms);
+    if (p.file.fds && !files_param_take(call, p.file.fds, p.file.added, fds, &request.n_fds)) {
+        forms_unref(request.forms);
         return;
     }
+    request.fds = p.file.fds ? fds : NULL;
+    request.wait = p.wait;
+    request.lease = p.lease;
+    request.wait_for_memory = p.wait_for_memory;
+    request.pin = p.pin;
+    request.ttl = p.ttl;
+    request.trace = p.trace;
     call_set_deadline(call, p.deadline);
-    load_begin(api->loads,
-               &(struct load_request){
-                   .fds = p.fds ? fds : NULL,
-                   .n_fds = n_fds,
-                   .path = p.path,
-                   .name = p.name,
-                   .forms = forms,
-                   .among = among,
-                   .decode_on_cpu = strcmp(p.dequant, "cpu") == 0,
-                   .wait = p.wait,
-                   .lease = p.lease,
-                   .wait_for_memory = p.wait_for_memory,
-                   .peer = conn_peer(call->conn),
-                   .uid = uid,
-                   .trusted = trusted_user(uid),
-                   .pin = p.pin,
-                   .ttl = p.ttl,
-                   .access = p.private  ? ACCESS_PRIVATE
-                             : p.public ? ACCESS_PUBLIC
-                                        : ACCESS_READERS,
-                   .replace = p.replace ? REPLACE_NAME : REPLACE_STALE,
-                   .trace = p.trace,
-               },
-               call);
-    forms_unref(forms);
+    load_begin(api->loads, &request, call);
+    forms_unref(request.forms);
 }
 
 static const struct param name_only[] = {{"name", PARAM_STRING, true, 0}, {0}};

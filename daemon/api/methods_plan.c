@@ -1,9 +1,8 @@
 /* Plan: what Load would do. Reads the header on a worker, and decides then by the functions by which Load does:
- * load_foresee() and residency_choose(). */
+ * load_foresee() and admission_choose(). */
 #include "daemon/api/files_param.h"
-#include "daemon/api/forms_param.h"
+#include "daemon/api/load_param.h"
 #include "daemon/api/methods_list.h"
-#include "daemon/base/trust.h"
 #include "daemon/base/worker.h"
 #include "daemon/load/failure.h"
 #include "daemon/load/load.h"
@@ -100,7 +99,8 @@ static void foresee_memory(struct planning *planning, struct outlook *ret)
         ahead[i] = among->devices[i]->queued;
     struct device *device =
         restores ? ret->there->device : placement_choose(api->residency, among, job->device, job->plan, ahead);
-    const struct residency_want want = {
+    const struct admission_want want = {
+        .host = devices_host(api->devices),
         .device = device,
         .bytes = job->plan->arena_bytes,
         .due = restores ? 0 : registry_due(NULL, load_keeps(job->header, job->plan)),
@@ -112,7 +112,7 @@ static void foresee_memory(struct planning *planning, struct outlook *ret)
         ret->shortage.available = device_available(device);
         return;
     }
-    int r = residency_choose(api->residency, &want, &ret->victims, &ret->n_victims, &ret->shortage);
+    int r = admission_choose(api->residency->registry, &want, &ret->victims, &ret->n_victims, &ret->shortage);
     ret->no_memory = r == -ENOMEM;
     ret->error = error_of(r);
 }
@@ -289,81 +289,27 @@ static int planning_new(struct api *api, struct call *call, const struct load_re
     return 0;
 }
 
-/* Which devices the model may go to. Returns false after the call was failed. */
-static bool plan_choose(struct api *api, struct call *call, const char *device, struct device_set *ret_among)
+/* Plan looks at a device that answers. Returns false after the call was failed. */
+static bool some_device_works(struct call *call, const struct device_set *among)
 {
-    if (devices_named(api->devices, device, ret_among) == 0)
-        call_fail(call, WIRE_DeviceNotFound, error_device(device));
-    else if (!placement_roomiest(ret_among))
-        call_fail(call, WIRE_DeviceError, describe_device_lost(ret_among->devices[0], "plan"));
-    else
+    if (placement_roomiest(among))
         return true;
+    call_fail(call, WIRE_DeviceError, describe_device_lost(among->devices[0], "plan"));
     return false;
 }
 
-struct plan_parameters {
-    const cJSON *fds, *forms;
-    const char *path, *name, *form, *device, *dequant;
-    bool private, public, replace;
-    int64_t added;
-};
-
-static const struct param plan_table[] = {
-    {"fds", PARAM_INTS, false, offsetof(struct plan_parameters, fds)},
-    {"added", PARAM_INT, false, offsetof(struct plan_parameters, added)},
-    {"path", PARAM_STRING, false, offsetof(struct plan_parameters, path)},
-    {"name", PARAM_STRING, false, offsetof(struct plan_parameters, name)},
-    {"form", PARAM_STRING, false, offsetof(struct plan_parameters, form)},
-    {"forms", PARAM_ARRAY, false, offsetof(struct plan_parameters, forms)},
-    {"device", PARAM_STRING, false, offsetof(struct plan_parameters, device)},
-    {"dequant", PARAM_STRING, false, offsetof(struct plan_parameters, dequant)},
-    {"private", PARAM_BOOL, false, offsetof(struct plan_parameters, private)},
-    {"public", PARAM_BOOL, false, offsetof(struct plan_parameters, public)},
-    {"replace", PARAM_BOOL, false, offsetof(struct plan_parameters, replace)},
-    {0},
-};
-
-/* The first that has a value which it cannot have; NULL: all is well. */
-static const char *plan_wrong_parameter(const struct plan_parameters *p, enum form *ret_form)
-{
-    if (!!p->fds == !!p->path)
-        return "fds";
-    if (p->path && p->path[0] != '/')
-        return "path";
-    if (p->name && model_name_check(p->name) < 0)
-        return "name";
-    if (forms_word_parse(p->form, ret_form) < 0)
-        return "form";
-    if (strcmp(p->dequant, "auto") != 0 && strcmp(p->dequant, "cpu") != 0 && strcmp(p->dequant, "gpu") != 0)
-        return "dequant";
-    if (p->private && p->public)
-        return "public";
-    return NULL;
-}
+static const struct param plan_table[] = {LOAD_PARAM_TABLE(0), {0}};
 
 void method_plan(struct api *api, struct call *call)
 {
-    struct plan_parameters p = {.form = "auto", .device = "auto", .dequant = "auto"};
-    if (!params_read(call, plan_table, &p))
+    struct load_param p = LOAD_PARAM_DEFAULTS;
+    struct load_request request;
+    if (!params_read(call, plan_table, &p) || !load_param_request(api, call, &p, &request))
         return;
-    struct load_request request = {.path = p.path,
-                                   .name = p.name,
-                                   .peer = conn_peer(call->conn),
-                                   .uid = conn_uid(call->conn),
-                                   .trusted = trusted_user(conn_uid(call->conn)),
-                                   .decode_on_cpu = strcmp(p.dequant, "cpu") == 0,
-                                   .access = p.private  ? ACCESS_PRIVATE
-                                             : p.public ? ACCESS_PUBLIC
-                                                        : ACCESS_READERS,
-                                   .replace = p.replace ? REPLACE_NAME : REPLACE_STALE};
-    enum form form = FORM_AUTO;
-    const char *wrong = plan_wrong_parameter(&p, &form);
-    if (wrong) {
-        call_fail_parameter(call, wrong);
+    if (!some_device_works(call, &request.among)) {
+        forms_unref(request.forms);
         return;
     }
-    if (!plan_choose(api, call, p.device, &request.among) || !forms_param_read(call, form, p.forms, &request.forms))
-        return;
     struct planning *planning;
     uint64_t limit;
     int r = planning_new(api, call, &request, &planning, &limit);

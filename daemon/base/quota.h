@@ -25,16 +25,25 @@ struct quota_limits {
     uint64_t most[QUOTA_KINDS];
 };
 
-/* The defaults. Verifications, plans and replies have no option: nobody needs more. */
+/* The defaults. --help prints the first three, and the manual pages have them; a test compares. */
+#define QUOTA_CONNECTIONS_DEFAULT 256
+#define QUOTA_LOADS_DEFAULT       16
+#define QUOTA_LEASES_DEFAULT      4096
+/* These have no option: nobody needs more. */
+#define QUOTA_VERIFIES_DEFAULT    4
+#define QUOTA_PLANS_DEFAULT       4
+#define QUOTA_FILES_DEFAULT       8192
+#define QUOTA_REPLIES_DEFAULT_MIB 64
+
 #define QUOTA_DEFAULTS                                                                                                 \
     ((struct quota_limits){{                                                                                           \
-        [QUOTA_CONNECTIONS] = 256,                                                                                     \
-        [QUOTA_LOADS] = 16,                                                                                            \
-        [QUOTA_LEASES] = 4096,                                                                                         \
-        [QUOTA_VERIFIES] = 4,                                                                                          \
-        [QUOTA_PLANS] = 4,                                                                                             \
-        [QUOTA_FILES] = 8192,                                                                                          \
-        [QUOTA_REPLIES] = (uint64_t)64 << 20,                                                                          \
+        [QUOTA_CONNECTIONS] = QUOTA_CONNECTIONS_DEFAULT,                                                               \
+        [QUOTA_LOADS] = QUOTA_LOADS_DEFAULT,                                                                           \
+        [QUOTA_LEASES] = QUOTA_LEASES_DEFAULT,                                                                         \
+        [QUOTA_VERIFIES] = QUOTA_VERIFIES_DEFAULT,                                                                     \
+        [QUOTA_PLANS] = QUOTA_PLANS_DEFAULT,                                                                           \
+        [QUOTA_FILES] = QUOTA_FILES_DEFAULT,                                                                           \
+        [QUOTA_REPLIES] = (uint64_t)QUOTA_REPLIES_DEFAULT_MIB << 20,                                                   \
         [QUOTA_BYTES] = UINT64_MAX,                                                                                    \
     }})
 

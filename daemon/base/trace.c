@@ -1,5 +1,7 @@
 #include "daemon/base/trace.h"
 
+#include "proto/array.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -39,14 +41,8 @@ void trace_add(struct trace *trace, enum trace_row row, unsigned number, const c
 {
     if (!trace || trace->n_spans == TRACE_SPANS_MAX || end_ns < begin_ns || begin_ns < trace->began)
         return;
-    if (trace->n_spans == trace->capacity) {
-        size_t capacity = trace->capacity ? trace->capacity * 2 : 256;
-        struct span *spans = reallocarray(trace->spans, capacity, sizeof(*spans));
-        if (!spans)
-            return;
-        trace->spans = spans;
-        trace->capacity = capacity;
-    }
+    if (array_reserve(&trace->spans, &trace->capacity, trace->n_spans, sizeof(*trace->spans), 256) < 0)
+        return;
     trace->spans[trace->n_spans++] = (struct span){row, number, name, begin_ns, end_ns};
 }
 

@@ -1,5 +1,7 @@
 #include "daemon/device/device.h"
 
+#include "proto/min.h"
+
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -44,7 +46,7 @@ uint64_t device_limit(const struct device *device)
 {
     if (device->failed)
         return 0;
-    return device->reach > 0 && device->reach < device->budget ? device->reach : device->budget;
+    return device->reach > 0 ? min_u64(device->reach, device->budget) : device->budget;
 }
 
 uint64_t device_available(const struct device *device)
@@ -76,7 +78,7 @@ int device_survey(struct device *device, uint64_t *ret, struct device_fault *ret
         if (r < 0)
             return r;
         taken = atomic_load(&device->taken);
-        taken = before < taken ? before : taken;
+        taken = min_u64(before, taken);
         if (still && atomic_load(&device->moving) == 0 && atomic_load(&device->moves) == moves)
             break;
         nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);

@@ -173,14 +173,20 @@ struct device {
     struct staging *staging; /* loop */
 };
 
-/* How many streams one device can use. */
-#define DEVICE_STREAMS_MAX 16u
+/* How many streams one device can use, and how many it uses by default. */
+#define DEVICE_STREAMS_MAX     16u
+#define DEVICE_STREAMS_DEFAULT 2
+
+/* Default size of all slots of a GPU together. It is small, so that what was read into a slot is still in the CPU's
+ * cache when the GPU copies it. All workers fill the same slot together. bench_put shows what more memory would cost.
+ */
+#define DEVICE_STAGING_DEFAULT_MIB 48
 
 /* Settings for a module, given when it opens its devices. */
 struct device_config {
     unsigned workers; /* number of threads that fill slots */
-    uint64_t staging; /* bytes for all slots of one device; 0: the module chooses */
-    unsigned streams; /* number of streams, at most DEVICE_STREAMS_MAX; 0: the module chooses */
+    uint64_t staging; /* bytes for all slots of one device; 0: the default */
+    unsigned streams; /* number of streams, at most DEVICE_STREAMS_MAX; 0: the default */
     /* How many copies are timed to measure the link; this is done twice. 0: the module chooses, and repeats for a
      * certain time. */
     unsigned link_copies;

@@ -6,6 +6,8 @@
 #include <errno.h>
 #include <string.h>
 
+const char *const device_kinds[] = {"hip", "cuda", DEVICE_HOST, NULL};
+
 int devices_add(struct devices *devices, struct device *device, struct device_fault *ret_fault)
 {
     if (devices->n == DEVICES_MAX)

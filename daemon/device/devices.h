@@ -22,6 +22,10 @@ int devices_add(struct devices *devices, struct device *device, struct device_fa
 /* Closes all devices. All slots were given back, and all arenas freed. */
 void devices_close(struct devices *devices);
 
+/* Every kind of device, ended by NULL: of GPUs first, in the order in which "auto" tries them, then the host's memory.
+ * A kind of GPUs has a module for the daemon, device-KIND.so, and one for clients, import-KIND.so. */
+extern const char *const device_kinds[];
+
 /* The memory of this machine. It is always there. */
 struct device *devices_host(const struct devices *devices);
 

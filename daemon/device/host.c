@@ -4,6 +4,7 @@
  * and F_SEAL_WRITE fails while a writable mapping exists. */
 #include "daemon/device/cgroup.h"
 #include "daemon/device/device.h"
+#include "proto/min.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -186,7 +187,7 @@ static int host_memory_free(struct device *device, uint64_t *ret, struct device_
     if (available == 0)
         return device_fault_set(ret_fault, -EIO, "/proc/meminfo", 0, "it does not tell MemAvailable");
     const uint64_t of_groups = cgroup_memory_free("/proc/self/cgroup", "/sys/fs/cgroup");
-    *ret = available < of_groups ? available : of_groups;
+    *ret = min_u64(available, of_groups);
     return 0;
 }
 

@@ -6,6 +6,7 @@
 
 #include "daemon/gguf/header_reader.h"
 #include "daemon/gguf/name_set.h"
+#include "proto/array.h"
 #include "proto/utf8.h"
 
 #include <errno.h>
@@ -26,29 +27,9 @@
 /* As much of a name as a fault has room for. */
 #define NAME_TOLD 64
 
-/* Doubles an array as it fills: its memory follows what was read, not what the file claims. */
-static int array_reserve(void **array, size_t *capacity, size_t used, size_t element_size)
-{
-    if (used < *capacity)
-        return 0;
-    size_t grown = *capacity ? *capacity * 2 : 64;
-    void *moved = reallocarray(*array, grown, element_size);
-    if (!moved)
-        return -ENOMEM;
-    *array = moved;
-    *capacity = grown;
-    return 0;
-}
-
-/* Gives back what an array has no entries in. */
-static void array_trim(void **array, size_t *capacity, size_t used, size_t element_size)
-{
-    void *moved = used < *capacity && used > 0 ? reallocarray(*array, used, element_size) : NULL;
-    if (!moved)
-        return;
-    *array = moved;
-    *capacity = used;
-}
+/* Entries that an array has room for at first. It doubles as it fills, so that its memory follows what was read, and
+ * not what the file claims. */
+#define ENTRIES_FIRST 64
 
 /* --- First pass --- */
 
@@ -218,7 +199,7 @@ static int read_kv(struct header_reader *r, struct gguf_kv *kv, struct gguf *mod
 static int read_metadata(struct header_reader *r, struct gguf *model)
 {
     for (size_t i = 0; i < model->n_kv; i++) {
-        int error = array_reserve((void **)&model->kv, &model->kv_capacity, i, sizeof *model->kv);
+        int error = array_reserve(&model->kv, &model->kv_capacity, i, sizeof *model->kv, ENTRIES_FIRST);
 
         if (error)
             return error;
@@ -227,7 +208,7 @@ static int read_metadata(struct header_reader *r, struct gguf *model)
         if (error)
             return error;
     }
-    array_trim((void **)&model->kv, &model->kv_capacity, model->n_kv, sizeof *model->kv);
+    array_trim(&model->kv, &model->kv_capacity, model->n_kv, sizeof *model->kv);
     return 0;
 }
 
@@ -362,7 +343,7 @@ static int read_tensor(struct header_reader *r, struct gguf *model, struct gguf_
 static int read_tensors(struct header_reader *r, struct gguf *model)
 {
     for (size_t i = 0; i < model->n_tensors; i++) {
-        int error = array_reserve((void **)&model->tensors, &model->tensors_capacity, i, sizeof *model->tensors);
+        int error = array_reserve(&model->tensors, &model->tensors_capacity, i, sizeof *model->tensors, ENTRIES_FIRST);
 
         if (error)
             return error;
@@ -371,7 +352,7 @@ static int read_tensors(struct header_reader *r, struct gguf *model)
         if (error)
             return error;
     }
-    array_trim((void **)&model->tensors, &model->tensors_capacity, model->n_tensors, sizeof *model->tensors);
+    array_trim(&model->tensors, &model->tensors_capacity, model->n_tensors, sizeof *model->tensors);
     return 0;
 }
 

@@ -13,6 +13,7 @@
  * of its own (gguf_dep), and includes nothing of the rest of the daemon. */
 #pragma once
 
+#include "daemon/gguf/fault.h"
 #include "kernels/types.h"
 
 #include <stdbool.h>
@@ -20,7 +21,6 @@
 #include <stdint.h>
 
 /* Bounds that no real model comes near. */
-#define GGUF_HEADER_MAX  (128ull << 20) /* bytes before the tensor data, in all files of a model */
 #define GGUF_TENSORS_MAX (1u << 16)
 #define GGUF_KV_MAX      (1u << 16)
 #define GGUF_NAME_MAX    4095u  /* bytes of a tensor's name */
@@ -103,12 +103,6 @@ struct gguf {
     struct gguf_foreign *foreign; /* types that are not in the table; NULL: none */
     size_t n_foreign;
     struct gguf *next; /* of a joined model: the next file's header, which tensors point into; owned */
-};
-
-/* Why a file is refused, in a sentence, and the offset of the faulty field. */
-struct gguf_fault {
-    char reason[160];
-    uint64_t offset;
 };
 
 /* Parses the header of the file open at `fd`, which stays the caller's; its position is neither used nor moved.

@@ -1,5 +1,5 @@
 /* The bytes of a GGUF file's header, read as they are asked for, and the fields in them, one after the other. What the
- * fields mean is gguf.c's business; of gguf.h this takes the fault and the bound.
+ * fields mean is gguf.c's business.
  *
  * The file is untrusted: a length is held against what is left of the file, and memory is taken in step with what was
  * read, so that a length alone costs nothing.
@@ -11,7 +11,7 @@
  * Blocking; meant for a worker thread. One owner at a time. */
 #pragma once
 
-#include "daemon/gguf/gguf.h"
+#include "daemon/gguf/fault.h"
 
 #include <endian.h>
 #include <stddef.h>

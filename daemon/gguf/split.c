@@ -1,6 +1,7 @@
 #include "daemon/gguf/split.h"
 
 #include "daemon/gguf/name_set.h"
+#include "proto/min.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -141,7 +142,7 @@ static int read_parts(const struct split_file *files, size_t n, struct part *par
             return r;
         }
         const uint64_t taken = gguf_memory(model);
-        left -= taken < left ? taken : left;
+        left -= min_u64(taken, left);
     }
     *ret_file = 0;
     return join(parts, n, fault);

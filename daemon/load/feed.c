@@ -47,7 +47,7 @@ static void load_account(struct load *load, const struct fill *fill)
     else if (fill->status == -ENOMEM)
         failure_set(&load->failure, WIRE_OutOfDeviceMemory,
                     describe_out_of_memory(load->device, load->model->plan->arena_bytes, device_available(load->device),
-                                           residency_evictable(load->loads->residency, load->device)));
+                                           admission_evictable(load->loads->residency->registry, load->device)));
     else
         load_fail_device(load, fill->status, &fill->fault);
 }

@@ -35,7 +35,7 @@ static int piece_decode(const struct source *source, const struct plan *plan, si
     assert(decode); /* the plan asked */
 
     while (blocks > 0) {
-        uint64_t n = blocks < blocks_at_once ? blocks : blocks_at_once;
+        uint64_t n = min_u64(blocks, blocks_at_once);
         int r = read_timed(source, shard, offset, scratch, n * piece->type->block_bytes, count, ret_fault);
         if (r < 0)
             return r;

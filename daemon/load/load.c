@@ -1,3 +1,4 @@
+#include "daemon/base/seconds.h"
 #include "daemon/base/state.h"
 #include "daemon/base/trust.h"
 #include "daemon/base/worker.h"
@@ -181,7 +182,7 @@ static void load_allocated(struct load *load)
     else if (job->status == -ENOMEM)
         failure_set(&load->failure, WIRE_OutOfDeviceMemory,
                     describe_out_of_memory(load->device, load->model->plan->arena_bytes, job->memory_free,
-                                           residency_evictable(load->loads->residency, load->device)));
+                                           admission_evictable(load->loads->residency->registry, load->device)));
     else if (job->status < 0)
         load_fail_device(load, job->status, &job->fault);
     else if (load->restores && load_fill_begin(load, job->plan) < 0)
@@ -325,13 +326,10 @@ static void load_granted(struct claim *claim)
         load_queue(load, load_job_nothing);
 }
 
-/* Longer than any daemon runs. */
-#define PATIENCE_MAX_S 1e9
-
 /* Has it queue for memory for so long, if it does not already for longer. */
 static void load_be_patient(struct load *load, double seconds)
 {
-    const uint64_t ends = uv_hrtime() + (uint64_t)((seconds < PATIENCE_MAX_S ? seconds : PATIENCE_MAX_S) * 1e9);
+    const uint64_t ends = uv_hrtime() + seconds_to_ns(seconds);
     if (seconds > 0 && load->patience_ends < ends)
         load->patience_ends = ends;
 }

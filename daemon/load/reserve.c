@@ -142,11 +142,12 @@ static void fail_shortage(struct load *load, int error, uint64_t needed, const s
 }
 
 /* What the load asks for, now that it is known where it goes. */
-static struct residency_want want_of(struct load *load)
+static struct admission_want want_of(struct load *load)
 {
     const struct model *model = load->model;
     const uint64_t ahead = place(load);
-    return (struct residency_want){
+    return (struct admission_want){
+        .host = devices_host(load->loads->devices),
         .device = load->device,
         .bytes = model->plan->arena_bytes,
         .due = load->restores       ? 0
@@ -161,7 +162,7 @@ static struct residency_want want_of(struct load *load)
 static void take(struct load *load)
 {
     struct model *model = load->model;
-    const struct residency_want want = want_of(load);
+    const struct admission_want want = want_of(load);
     const uint64_t more = want.bytes + (want.charged ? 0 : want.due);
     uint64_t limit;
     if (load->device->failed) {
@@ -206,11 +207,11 @@ bool load_reserve_now(struct load *load)
 {
     if (!load->waits || load->in_job || load_ends(load))
         return false;
-    const struct residency_want want = want_of(load);
+    const struct admission_want want = want_of(load);
     struct room_shortage unused;
     struct model **victims;
     size_t n;
-    if (load->device->failed || residency_choose(load->loads->residency, &want, &victims, &n, &unused) < 0)
+    if (load->device->failed || admission_choose(load->loads->residency->registry, &want, &victims, &n, &unused) < 0)
         return false;
     free(victims);
     load->blocked = false;

@@ -33,11 +33,12 @@ static uint64_t room(const struct device *device, uint64_t ahead)
 /* 2: it fits, 1: it would if others were evicted, or will when they are gone, 0: it does not. */
 static int fits(const struct residency *residency, struct device *device, uint64_t bytes, uint64_t ahead)
 {
-    const struct residency_want want = {.device = device, .bytes = bytes, .ahead = ahead};
+    const struct admission_want want = {
+        .device = device, .host = devices_host(residency->devices), .bytes = bytes, .ahead = ahead};
     struct room_shortage unused;
     struct model **victims;
     size_t n;
-    int r = residency_choose(residency, &want, &victims, &n, &unused);
+    int r = admission_choose(residency->registry, &want, &victims, &n, &unused);
     if (r < 0)
         return r == -EAGAIN;
     free(victims);

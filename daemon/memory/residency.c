@@ -1,13 +1,15 @@
 #include "daemon/memory/residency.h"
 
 #include "daemon/base/log.h"
+#include "daemon/base/seconds.h"
 #include "daemon/base/worker.h"
-#include "daemon/memory/victims.h"
+#include "daemon/memory/admission.h"
 #include "daemon/session/describe.h"
 #include "daemon/session/events.h"
 #include "daemon/wire/call.h"
 #include "daemon/wire/errors.h"
 #include "proto/bytes.h"
+#include "proto/min.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -169,17 +171,13 @@ void residency_unload(struct residency *residency, struct model *model, struct c
         call_fail(call, WIRE_LimitExceeded, error_no_memory());
 }
 
-/* Longer than any daemon runs. */
-#define DRAIN_MAX_S 1e9
-
 void residency_drain(struct residency *residency, struct model *model, double seconds)
 {
     const uint64_t now = uv_hrtime();
     model_move(model, MODEL_DRAINING);
     if (model->drains == 0)
         model->drains = now;
-    model->drain_ends =
-        seconds > 0 ? now + (uint64_t)((seconds < DRAIN_MAX_S ? seconds : DRAIN_MAX_S) * 1e9) : UINT64_MAX;
+    model->drain_ends = seconds > 0 ? now + seconds_to_ns(seconds) : UINT64_MAX;
     events_emit(residency->events, "draining", model, NULL);
     uv_timer_start(&residency->reaper, reap, 0, 0);
     residency_idle(residency, model);
@@ -278,11 +276,11 @@ static bool evict(struct residency *residency, struct model *model, struct claim
 }
 
 int residency_reserve(struct residency *residency, struct claim *claim, struct model *model,
-                      const struct residency_want *want, struct room_shortage *ret_shortage)
+                      const struct admission_want *want, struct room_shortage *ret_shortage)
 {
     struct model **victims;
     size_t n;
-    int r = residency_choose(residency, want, &victims, &n, ret_shortage);
+    int r = admission_choose(residency->registry, want, &victims, &n, ret_shortage);
     if (r < 0)
         return r;
     for (size_t i = 0; i < n && r == 0; i++)
@@ -305,7 +303,7 @@ unsigned residency_make_room(struct residency *residency, struct claim *claim, s
     /* As if the ledger were full: so many bytes have to come from those who may go. */
     const uint64_t limit = device_limit(device);
     const uint64_t full = limit > device->used ? limit - device->used : 0;
-    if (victims_choose(residency, device, full + needed, 0, 0, victims, &n, &unused) == 0)
+    if (admission_victims(residency->registry, device, full + needed, 0, 0, victims, &n, &unused) == 0)
         for (size_t i = 0; i < n; i++)
             gone += evict(residency, victims[i], claim);
     free(victims);
@@ -322,7 +320,7 @@ static uint64_t time_to_live_ends(const struct model *model)
 
 static bool time_to_live_runs(const struct model *model)
 {
-    return model->ttl >= 0 && victims_may_go(model) &&
+    return model->ttl >= 0 && admission_may_go(model) &&
            (model->state == MODEL_RESIDENT || model->state == MODEL_FAILED || model->state == MODEL_CACHED);
 }
 
@@ -357,7 +355,7 @@ static uint64_t drain_on(struct residency *residency, struct model *model, uint6
         residency->freed(residency->context);
     }
     const uint64_t ends = model_nameless(model) ? UINT64_MAX : model->drain_ends;
-    return !model->holders_told && notice < ends ? notice : ends;
+    return model->holders_told ? ends : min_u64(notice, ends);
 }
 
 /* Unloads what has been idle for long enough, and sets the timer for what will have been next. */
@@ -370,15 +368,13 @@ static void reap(uv_timer_t *timer)
     struct model *next_model;
     for (struct model *model = TAILQ_FIRST(&residency->registry->models); model; model = next_model) {
         next_model = TAILQ_NEXT(model, link);
-        if (model->state == MODEL_DRAINING) {
-            const uint64_t again = drain_on(residency, model, now);
-            next = again < next ? again : next;
-        }
+        if (model->state == MODEL_DRAINING)
+            next = min_u64(next, drain_on(residency, model, now));
         if (!time_to_live_runs(model))
             continue;
         uint64_t ends = time_to_live_ends(model);
         if (ends > now)
-            next = ends < next ? ends : next;
+            next = min_u64(next, ends);
         else if (model->state == MODEL_CACHED)
             residency_forget(residency, model);
         else if (unload_begin(residency, model, NULL, NULL, false))
@@ -395,7 +391,7 @@ void residency_idle(struct residency *residency, struct model *model)
         residency_unload(residency, model, NULL);
         return;
     }
-    if (victims_may_go(model) && !residency->core->stopping)
+    if (admission_may_go(model) && !residency->core->stopping)
         residency->freed(residency->context); /* it may be evicted for whoever waits */
     /* Not now: whoever calls may be walking over the models. */
     if (time_to_live_runs(model) && !residency->core->stopping)

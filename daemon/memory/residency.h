@@ -9,7 +9,7 @@
 
 #include "daemon/base/core.h"
 #include "daemon/device/devices.h"
-#include "daemon/memory/room.h"
+#include "daemon/memory/admission.h"
 #include "daemon/model/registry.h"
 
 #include <stdbool.h>
@@ -45,33 +45,11 @@ int residency_init(struct residency *residency);
 /* No unload is under way. The loop lets go of the timer later. */
 void residency_close(struct residency *residency);
 
-/* What a load wants, or would want. */
-struct residency_want {
-    struct device *device;
-    uint64_t bytes; /* of its memory */
-    uint64_t due;   /* of the host's, for what the daemon itself keeps of the model: registry_due() */
-    bool charged;   /* the ledger has these */
-    uint64_t ahead; /* of the device's: what those wait for who came earlier */
-};
-
-/* Which models would have to go so that it fits. The one decision for Load and for Plan. Returns 0 and an array of
- * *ret_n models, which the caller frees; -EAGAIN if memory is on its way back already and that, with all that may go,
- * suffices; -ENOSPC if not even that does; -EDQUOT if already what is due does not fit into the host's memory; -ENOMEM.
- * *ret_shortage is set in any case: of the device, or with -EDQUOT of the host. */
-int residency_choose(const struct residency *residency, const struct residency_want *want, struct model ***ret,
-                     size_t *ret_n, struct room_shortage *ret_shortage);
-
-/* Bytes of the device's memory that models have which may be evicted. */
-uint64_t residency_evictable(const struct residency *residency, const struct device *device);
-
-/* And of those that are on their way out already. */
-uint64_t residency_departing(const struct residency *residency, const struct device *device);
-
 /* Enters what is wanted for the model into the ledgers, evicting others if need be; nothing is evicted unless that
  * suffices. Those who go are counted in the claim, which is granted when their memory is free, also where this fails in
- * the end. Returns what residency_choose() does. */
+ * the end. Returns what admission_choose() does. */
 int residency_reserve(struct residency *residency, struct claim *claim, struct model *model,
-                      const struct residency_want *want, struct room_shortage *ret_shortage);
+                      const struct admission_want *want, struct room_shortage *ret_shortage);
 
 /* A model that the ledger had room for was not given its memory: evicts others that together have at least `needed`
  * bytes of the device's, if that can be. Returns how many go, which the claim counts; 0: none may. */

@@ -1,5 +1,7 @@
 #include "daemon/model/access_read.h"
 
+#include "proto/array.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,14 +28,8 @@ struct folders {
 
 static int folders_add(struct folders *folders, const struct stat *st, bool acl)
 {
-    if (folders->n == folders->capacity) {
-        const size_t capacity = folders->capacity ? 2 * folders->capacity : 16;
-        struct access_entry *entries = realloc(folders->entries, capacity * sizeof(*entries));
-        if (!entries)
-            return -ENOMEM;
-        folders->entries = entries;
-        folders->capacity = capacity;
-    }
+    if (array_reserve(&folders->entries, &folders->capacity, folders->n, sizeof(*folders->entries), 16) < 0)
+        return -ENOMEM;
     folders->entries[folders->n++] = entry_of(st, acl);
     return 0;
 }

@@ -39,8 +39,8 @@ bool model_may_move(enum model_state from, enum model_state to)
 
 void model_move(struct model *model, enum model_state state)
 {
-    assert(model_may_move(model->state, state));
-    model->state = state;
+    if (state != model->state)
+        state_move(&machine, &model->state, state);
 }
 
 bool model_departs(const struct model *model)

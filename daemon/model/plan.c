@@ -1,6 +1,7 @@
 #include "daemon/model/plan.h"
 
 #include "kernels/dequant.h"
+#include "proto/array.h"
 #include "proto/min.h"
 
 #include <assert.h>
@@ -213,29 +214,11 @@ struct cutter {
 /* Makes room for so many pieces, or gives room back. */
 static int pieces_resize(struct plan *plan, size_t capacity)
 {
-    struct piece *pieces = reallocarray(plan->pieces, capacity, sizeof(*pieces));
-    if (!pieces)
+    if (array_resize(&plan->pieces, capacity, sizeof(*plan->pieces)) < 0 ||
+        array_resize(&plan->piece_file_offsets, capacity, sizeof(*plan->piece_file_offsets)) < 0 ||
+        array_resize(&plan->piece_tensors, capacity, sizeof(*plan->piece_tensors)) < 0)
         return -ENOMEM;
-    plan->pieces = pieces;
-    uint64_t *offsets = reallocarray(plan->piece_file_offsets, capacity, sizeof(*offsets));
-    if (!offsets)
-        return -ENOMEM;
-    plan->piece_file_offsets = offsets;
-    uint32_t *tensors = reallocarray(plan->piece_tensors, capacity, sizeof(*tensors));
-    if (!tensors)
-        return -ENOMEM;
-    plan->piece_tensors = tensors;
     plan->pieces_capacity = capacity;
-    return 0;
-}
-
-static int chunks_resize(struct plan *plan, size_t capacity)
-{
-    struct chunk *chunks = reallocarray(plan->chunks, capacity, sizeof(*chunks));
-    if (!chunks)
-        return -ENOMEM;
-    plan->chunks = chunks;
-    plan->chunks_capacity = capacity;
     return 0;
 }
 
@@ -250,11 +233,9 @@ static int cutter_grow_pieces(struct cutter *cutter)
 static int cutter_begin_chunk(struct cutter *cutter, uint32_t shard, uint64_t file_offset)
 {
     struct plan *plan = cutter->plan;
-    if (plan->n_chunks == plan->chunks_capacity) {
-        int r = chunks_resize(plan, plan->chunks_capacity ? plan->chunks_capacity * 2 : 64);
-        if (r < 0)
-            return r;
-    }
+    int r = array_reserve(&plan->chunks, &plan->chunks_capacity, plan->n_chunks, sizeof(*plan->chunks), 64);
+    if (r < 0)
+        return r;
     cutter->open = &plan->chunks[plan->n_chunks++];
     cutter->slot_used = 0;
     cutter->file_at = 0;
@@ -371,7 +352,7 @@ int plan_cut(struct plan *plan, size_t slot_bytes, size_t part_bytes, bool verba
     free(spans);
     if (r == 0) { /* they are kept as long as the model: without the room that they grew into */
         (void)pieces_resize(plan, plan->n_pieces ? plan->n_pieces : 1);
-        (void)chunks_resize(plan, plan->n_chunks ? plan->n_chunks : 1);
+        array_trim(&plan->chunks, &plan->chunks_capacity, plan->n_chunks, sizeof(*plan->chunks));
     }
     return r;
 }

@@ -1,6 +1,7 @@
 #include "daemon/wire/call.h"
 
 #include "daemon/base/log.h"
+#include "daemon/base/seconds.h"
 #include "daemon/wire/conn_state.h"
 #include "daemon/wire/errors.h"
 #include "proto/frame.h"
@@ -204,9 +205,7 @@ void call_set_deadline(struct call *call, double seconds)
 {
     if (seconds <= 0)
         return;
-    double milliseconds = seconds * 1e3;
-    /* At most a century, which fits into a timer. */
-    uint64_t timeout = milliseconds < 3e12 ? (uint64_t)milliseconds + 1 : 3000000000000u;
+    const uint64_t timeout = seconds_to_ns(seconds) / 1000000 + 1; /* milliseconds */
     uv_timer_t *timer = &call->conn->deadline;
     uv_update_time(timer->loop);
     uv_timer_start(timer, deadline_passed, timeout, 0);

@@ -40,7 +40,10 @@ cJSON *error_reason(const char *reason)
     return object_with("reason", reason);
 }
 
-cJSON *error_device(const char *device)
+cJSON *error_device(const char *device, const char *reason)
 {
-    return object_with("device", device);
+    cJSON *object = object_with("device", device);
+    if (reason)
+        json_add_text(object, "reason", reason);
+    return object;
 }

@@ -21,5 +21,5 @@ cJSON *error_name(const char *name);
 /* Of InvalidMessage and PermissionDenied: a sentence. */
 cJSON *error_reason(const char *reason);
 
-/* Of DeviceNotFound. */
-cJSON *error_device(const char *device);
+/* Of DeviceNotFound. reason: why it is not there; NULL: the name says it. */
+cJSON *error_device(const char *device, const char *reason);

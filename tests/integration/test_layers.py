@@ -23,12 +23,21 @@ NARROW = {
     "wire": {"base", "wire"},
 }
 
-# Files of a folder that call each other, and why.
+# Files that know each other, and why.
 CYCLES = {
-    frozenset({"daemon/wire/call.c", "daemon/wire/conn.c"}): "a connection has one call, and the call is answered on it",
-    frozenset({"daemon/load/answer.c", "daemon/load/doubt.c", "daemon/load/feed.c", "daemon/load/identify.c", "daemon/load/load.c",
-               "daemon/load/reserve.c"}):
+    frozenset({"daemon/wire/call", "daemon/wire/conn", "daemon/wire/conn_state"}):
+        "a connection has one call, and the call is answered on it",
+    frozenset({"daemon/gguf/gguf", "daemon/gguf/gguf_model"}): "gguf.h is the header of both",
+    frozenset({"daemon/load/answer", "daemon/load/doubt", "daemon/load/feed", "daemon/load/identify", "daemon/load/load",
+               "daemon/load/reserve", "daemon/load/states"}):
         "one state machine: its states stand in files of their own",
+    frozenset({"daemon/model/lease", "daemon/model/model", "daemon/model/registry"}):
+        "a model has leases and a lease has its model; the registry has both, and a lease ends in it",
+}
+
+CYCLES_OF_CLIENTS = {
+    frozenset({"client/engines/llama/backend", "client/engines/llama/buffer", "client/engines/llama/gpu"}):
+        "backend.h is the header of all three",
 }
 
 # Outside the daemon: a pattern of files, and one of what they may include of this project.
@@ -37,7 +46,7 @@ PATTERNS = [
     ("kernels/*.[ch]", r"kernels/.*|.*\.inc"),
     ("daemon/**/*.[ch]", r"(daemon|proto|kernels)/.*"),
     ("client/*.[ch]", r"client/(?!rfctl/).*|proto/.*|kernels/(types|hip)\.h"),
-    ("client/rfctl/*.[ch]", r"client/rfctl/.*|client/rocmforge\.h|proto/(bytes|utf8|streams|shards)\.h|daemon/gguf/(gguf|split)\.h"),
+    ("client/rfctl/*.[ch]", r"client/rfctl/.*|client/rocmforge\.h|proto/(bytes|utf8|streams|shards|module_path)\.h|daemon/gguf/(gguf|split)\.h"),
     ("client/engines/llama/*.[ch]", r"client/engines/llama/.*|client/rocmforge\.h|proto/model_file\.h"),
     ("client/rocmforge.h", r""),
 ]
@@ -150,24 +159,27 @@ def cycles(graph):
     return found
 
 
-def test_no_cycle_between_files(calls):
-    assert set(cycles(calls)) == set(CYCLES)
-
-
-@pytest.mark.parametrize("folder", ["client", "client/rfctl"])
-def test_no_cycle_between_files_of_clients(folder):
-    """By symbols and by includes together; a header and its source count as one file."""
-    names = lambda path: os.path.splitext(path)[0]
-    sources = [str(path.relative_to(ROOT)) for path in sorted((ROOT / folder).glob("*.[ch]"))]
+def file_graph(folder):
+    """Which files of a folder know which, by symbols and by includes; a header and its source count as one."""
+    name_of = lambda path: os.path.splitext(path)[0]
+    sources = [str(path.relative_to(ROOT)) for path in sorted((ROOT / folder).rglob("*.[ch]"))]
     graph = defaultdict(set)
     for file in sources:
-        graph[names(file)] |= {names(other) for other in includes(ROOT / file) if other in sources} - {names(file)}
+        graph[name_of(file)] |= {name_of(other) for other in includes(ROOT / file) if other in sources} - {name_of(file)}
     table = {file: symbols(path) for file, path in objects(folder).items() if file in sources}
     assert len(table) >= 9
-    owner = {name: names(file) for file, (defined, _) in table.items() for name in defined}
+    owner = {name: name_of(file) for file, (defined, _) in table.items() for name in defined}
     for file, (_, needed) in table.items():
-        graph[names(file)] |= {owner[name] for name in needed if name in owner} - {names(file)}
-    assert cycles(graph) == []
+        graph[name_of(file)] |= {owner[name] for name in needed if name in owner} - {name_of(file)}
+    return graph
+
+
+def test_no_cycle_between_files():
+    assert set(cycles(file_graph("daemon"))) == set(CYCLES)
+
+
+def test_no_cycle_between_files_of_clients():
+    assert set(cycles(file_graph("client"))) == set(CYCLES_OF_CLIENTS)
 
 
 def test_no_cycle_between_folders(calls):

@@ -173,3 +173,38 @@ def test_a_users_bytes(start_for_all, models):
         assert client.call("Plan", fds=[first.fileno()])["error"] is None
         client.call("Load", fds=[first.fileno()])
         assert client.call("Plan", fds=[second.fileno()])["error"] == "io.rocmforge.LimitExceeded"
+
+
+@pytest.mark.parametrize("device", [{}, {"device": "host"}])
+def test_there_is_no_gpu_to_decode_with(client, small_model, device):
+    """Host memory has none. Load refuses it, so Plan does not say that it fits."""
+    said = []
+    for method in ("Plan", "Load"):
+        with pytest.raises(WireError) as caught:
+            client.call(method, path=str(small_model), dequant="gpu", **device)
+        said.append((caught.value.name, caught.value.parameters))
+    reason = {"device": "gpu", "reason": "host memory has no GPU to decode with"}
+    assert said == [("DeviceNotFound", reason)] * 2
+
+
+# A value that a parameter cannot have, and the parameter.
+WRONG = [
+    ({"fds": [0]}, "fds"),
+    ({"path": None}, "fds"),
+    ({"path": "tiny.gguf"}, "path"),
+    ({"name": "-m"}, "name"),
+    ({"form": "f8"}, "form"),
+    ({"forms": [{}]}, "forms"),
+    ({"dequant": "npu"}, "dequant"),
+    ({"private": True, "public": True}, "public"),
+]
+
+
+@pytest.mark.parametrize("method", ["Plan", "Load"])
+@pytest.mark.parametrize("wrong, parameter", WRONG)
+def test_wrong_parameters(client, small_model, method, wrong, parameter):
+    with pytest.raises(WireError) as caught:
+        client.call(method, **{"path": str(small_model), **wrong})
+    assert (caught.value.name, caught.value.parameters) == (
+        "org.varlink.service.InvalidParameter", {"parameter": parameter}
+    )

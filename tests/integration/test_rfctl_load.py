@@ -177,6 +177,15 @@ def test_a_device_that_is_not_there(daemon, small_model, command):
     assert result.stderr.endswith(": no such device: 'host:7'; 'rfctl devices' lists them\n")
 
 
+@pytest.mark.parametrize("command", ["load", "plan"])
+def test_no_gpu_to_decode_with(daemon, small_model, command):
+    result = daemon.rfctl(command, small_model, "--dequant", "gpu", check=False)
+    assert (result.returncode, result.stdout) == (REFUSED, "")
+    assert result.stderr.endswith(
+        ": no such device: 'gpu', host memory has no GPU to decode with; 'rfctl devices' lists them\n"
+    )
+
+
 def test_daemon_dies_under_way(held_daemon, gated_model):
     daemon = held_daemon
     process = subprocess.Popen(

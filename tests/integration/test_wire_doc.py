@@ -137,6 +137,37 @@ def test_each_field_is_shown(name, field):
     assert f'"{field}":' in PAGE or f"`{field}`" in PAGE, f"docs/wire.md does not have {name}.{field}"
 
 
+def section_of(method):
+    """What stands under the heading of a method, which it may share with others."""
+    return re.search(rf"^### (?:\w+, )*{method}(?:, \w+)*$(.*?)^##", PAGE, re.DOTALL | re.MULTILINE)[1]
+
+
+def fields_of(kind):
+    """Each method's parameters, or each error's."""
+    text = re.sub(r"#.*", "", INTERFACE)
+    for name, fields in re.findall(rf"^{kind} (\w+) ?\((.*?)\)", text, re.DOTALL | re.MULTILINE):
+        yield from ((name, field) for field in re.findall(r"(\w+):", fields))
+
+
+def is_told(field, text):
+    """`dequant`, or `dequant: "gpu"`, or in an example."""
+    return f'"{field}":' in text or f"`{field}`" in text or f"`{field}: " in text
+
+
+@pytest.mark.parametrize("method, parameter", list(fields_of("method")))
+def test_each_parameter_is_told(method, parameter):
+    """In the section of its method."""
+    assert is_told(parameter, section_of(method)), f"docs/wire.md does not tell of {method}'s {parameter}"
+
+
+@pytest.mark.parametrize("error, field", list(fields_of("error")))
+def test_each_field_of_an_error_is_told(error, field):
+    """Beside the error in the table, or in an example that fails with it."""
+    rows = [line for line in PAGE.splitlines() if line.startswith("|") and f"`{error}`" in line]
+    examples = re.findall(rf'"error": "io.rocmforge.{error}".*?^```', PAGE, re.DOTALL | re.MULTILINE)
+    assert is_told(field, "\n".join(rows + examples)), f"docs/wire.md does not tell of {error}'s {field}"
+
+
 def test_links_of_the_installed_page():
     """The page is installed beside the interface, far from the rest of the source."""
     built = (ROOT / "docs" / "meson.build").read_text(encoding="utf-8")

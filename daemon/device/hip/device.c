@@ -12,10 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Default size of all slots of a device together. It is small, so that what was read into a slot is still in the
- * CPU's cache when the GPU copies it. All workers fill the same slot together. bench_put shows what more memory
- * would cost. */
-#define STAGING_BYTES ((uint64_t)48 << 20)
+#define STAGING_BYTES ((uint64_t)DEVICE_STAGING_DEFAULT_MIB << 20)
 /* Between two copies the bus is idle for 2.5 us, so smaller slots cost more. */
 #define SLOT_BYTES     ((size_t)16 << 20)
 #define SLOT_BYTES_MIN ((size_t)64 << 10)
@@ -25,11 +22,9 @@
 #define SLOTS_MAX     64u
 /* How much of a slot a worker reads or decodes at a time. Small parts, so that workers finish a slot at about the
  * same time. */
-#define PART_BYTES      ((size_t)256 << 10)
+#define PART_BYTES ((size_t)256 << 10)
 
-#define GRANULE         ((uint64_t)2 << 20)
-
-#define STREAMS_DEFAULT 2u
+#define GRANULE    ((uint64_t)2 << 20)
 
 /* How the link is measured: LINK_COPIES copies in a row, at least twice and for at least LINK_NS. A link that was
  * idle may need some time to reach its full rate. */
@@ -308,7 +303,7 @@ static int device_open(int index, const struct device_config *config, struct hip
     if (r == 0)
         r = identify(hip, ret_fault);
     if (r == 0)
-        r = streams_make(hip, config->streams ? config->streams : STREAMS_DEFAULT, ret_fault);
+        r = streams_make(hip, config->streams ? config->streams : DEVICE_STREAMS_DEFAULT, ret_fault);
     if (r == 0)
         r = link_measure(hip, config, ret_fault);
     if (r == 0)

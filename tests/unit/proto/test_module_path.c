@@ -30,6 +30,10 @@ static void first_folder_that_has_it(void **state)
     assert_int_equal(module_path_find(folders, "device", "cuda", path), -ENOENT);
     assert_string_equal(path, file); /* written only on success */
     assert_int_equal(module_path_find("", "device", "hip", path), -ENOENT);
+    assert_int_equal(module_file_find(folders, "device-hip.so", path), 0);
+    assert_int_equal(module_file_find(folders, "libother.so", path), -ENOENT);
+    assert_int_equal(path_list_find(folders, "device-hip.so", R_OK, path), 0);
+    assert_int_equal(path_list_find(folders, "device-hip.so", X_OK, path), -ENOENT); /* it is no program */
 
     setenv("ROCMFORGE_MODULE_DIR", folder, 1);
     assert_int_equal(module_path_find("/nonexistent", "device", "hip", path), 0);

@@ -174,13 +174,14 @@ class UnsupportedType(WireError):
 
 
 class DeviceNotFound(WireError):
-    """There is no such `device`."""
+    """There is no such `device`. `reason`: why, where the name does not say it; else None."""
 
     sentence = "no such device"
     device: str
+    reason: Optional[str] = None
 
     def _detail(self) -> str:
-        return f"'{self.device}'"
+        return f"'{self.device}', {self.reason}" if self.reason else f"'{self.device}'"
 
 
 class OutOfDeviceMemory(WireError):

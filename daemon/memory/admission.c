@@ -1,11 +1,11 @@
-#include "daemon/memory/victims.h"
+#include "daemon/memory/admission.h"
 
 #include "daemon/memory/eviction.h"
 
 #include <errno.h>
 #include <stdlib.h>
 
-bool victims_may_go(const struct model *model)
+bool admission_may_go(const struct model *model)
 {
     return !model->pinned && !model_in_use(model);
 }
@@ -13,26 +13,26 @@ bool victims_may_go(const struct model *model)
 /* What would be free of the device's memory if the model were evicted; 0 if it may not be. */
 static uint64_t evictable_bytes(const struct model *model, const struct device *device)
 {
-    if (!victims_may_go(model))
+    if (!admission_may_go(model))
         return 0;
     if (model->state == MODEL_FAILED)
         return model->charged_to == device ? model->charged : 0;
     return model->state == MODEL_RESIDENT && model->device == device ? model->reserved : 0;
 }
 
-uint64_t residency_evictable(const struct residency *residency, const struct device *device)
+uint64_t admission_evictable(const struct registry *registry, const struct device *device)
 {
     uint64_t bytes = 0;
     const struct model *model;
-    TAILQ_FOREACH(model, &residency->registry->models, link)
+    TAILQ_FOREACH(model, &registry->models, link)
     {
         bytes += evictable_bytes(model, device);
     }
     return bytes;
 }
 
-/* What will be free of it in a moment, but the ledger still has. Of a model that goes back to host memory the host
- * keeps the header. */
+/* Bytes that the ledger still has, but that will be free in a moment. If the model goes back to host memory, the host
+ * keeps its header. */
 static uint64_t departing_bytes(const struct model *model, const struct device *device)
 {
     if (!model_departs(model))
@@ -41,33 +41,33 @@ static uint64_t departing_bytes(const struct model *model, const struct device *
            (model->charged_to == device && !model->cache ? model->charged : 0);
 }
 
-uint64_t residency_departing(const struct residency *residency, const struct device *device)
+static uint64_t departing(const struct registry *registry, const struct device *device)
 {
     uint64_t bytes = 0;
     const struct model *model;
-    TAILQ_FOREACH(model, &residency->registry->models, link)
+    TAILQ_FOREACH(model, &registry->models, link)
     {
         bytes += departing_bytes(model, device);
     }
     return bytes;
 }
 
-int victims_choose(const struct residency *residency, const struct device *device, uint64_t bytes, uint64_t charged,
-                   uint64_t ahead, struct model **models, size_t *n, struct room_shortage *ret_shortage)
+int admission_victims(const struct registry *registry, const struct device *device, uint64_t bytes, uint64_t charged,
+                      uint64_t ahead, struct model **models, size_t *n, struct room_shortage *ret_shortage)
 {
-    const size_t capacity = residency->registry->n_models;
+    const size_t capacity = registry->n_models;
     struct candidate *candidates = calloc(capacity ? capacity : 1, sizeof(*candidates));
     struct model **evictable = calloc(capacity ? capacity : 1, sizeof(struct model *));
     const struct room room = {
         .limit = device_limit(device),
         .used = device->used - charged,
-        .departing = residency_departing(residency, device),
+        .departing = departing(registry, device),
         .ahead = ahead,
     };
     size_t n_candidates = 0;
     struct model *model;
     int r = candidates && evictable ? 0 : -ENOMEM;
-    TAILQ_FOREACH(model, &residency->registry->models, link)
+    TAILQ_FOREACH(model, &registry->models, link)
     {
         const uint64_t of_model = evictable_bytes(model, device);
         if (r < 0 || of_model == 0)
@@ -87,16 +87,18 @@ int victims_choose(const struct residency *residency, const struct device *devic
     return r;
 }
 
-/* What the daemon keeps of a model is taken already, and not waited for: what departs is good for it as it is. Models
- * that go for it are chosen only where the model itself goes elsewhere: else they are for both. */
-static int choose_for_due(const struct residency *residency, const struct residency_want *want, struct model **models,
+/* The daemon has allocated `due` already, so memory that is on its way back counts for it, and is not waited for. If
+ * the model itself goes to another device, models of the host are chosen for `due`; else the choice for the model
+ * includes it. */
+static int choose_for_due(const struct registry *registry, const struct admission_want *want, struct model **models,
                           size_t *n, struct room_shortage *ret_shortage)
 {
-    const struct device *host = devices_host(residency->devices);
+    const struct device *host = want->host;
     size_t n_host = 0;
     if (want->due == 0)
         return 0;
-    int r = victims_choose(residency, host, want->due, want->charged ? want->due : 0, 0, models, &n_host, ret_shortage);
+    int r =
+        admission_victims(registry, host, want->due, want->charged ? want->due : 0, 0, models, &n_host, ret_shortage);
     if (r == -ENOSPC)
         return -EDQUOT;
     if (r == 0 && want->device != host)
@@ -104,20 +106,20 @@ static int choose_for_due(const struct residency *residency, const struct reside
     return r == -EAGAIN ? 0 : r;
 }
 
-int residency_choose(const struct residency *residency, const struct residency_want *want, struct model ***ret,
+int admission_choose(const struct registry *registry, const struct admission_want *want, struct model ***ret,
                      size_t *ret_n, struct room_shortage *ret_shortage)
 {
-    const size_t capacity = residency->registry->n_models;
-    const bool of_host = want->device == devices_host(residency->devices);
+    const size_t capacity = registry->n_models;
+    const bool of_host = want->device == want->host;
     const uint64_t due = of_host ? want->due : 0;
     struct model **models = calloc(2 * capacity + 1, sizeof(struct model *));
     size_t n = 0;
     *ret_shortage = (struct room_shortage){0};
-    int r = models ? choose_for_due(residency, want, models, &n, ret_shortage) : -ENOMEM;
+    int r = models ? choose_for_due(registry, want, models, &n, ret_shortage) : -ENOMEM;
     if (r == 0)
         r = want->device->failed ? -ENOSPC
-                                 : victims_choose(residency, want->device, want->bytes + due, want->charged ? due : 0,
-                                                  want->ahead, models, &n, ret_shortage);
+                                 : admission_victims(registry, want->device, want->bytes + due, want->charged ? due : 0,
+                                                     want->ahead, models, &n, ret_shortage);
     if (r < 0) {
         free(models);
         return r;

@@ -1,4 +1,4 @@
-/* daemon/memory/residency.c: what would have to go for a model, and when that is no use. Nothing is freed here; that is
+/* daemon/memory/admission.c: what would have to go for a model, and when that is no use. Nothing is freed here; that is
  * tests/integration/test_residency*.py. */
 #include "daemon/memory/residency.h"
 
@@ -68,15 +68,15 @@ static struct model *add(struct fixture *fixture, struct device *device, const c
     return model;
 }
 
-/* What residency_choose() says of so much on the device, and so much that is due: *ret_n is how many have to go. On
+/* What admission_choose() says of so much on the device, and so much that is due: *ret_n is how many have to go. On
  * failure nothing is told but what there was. */
 static int choose_due(const struct fixture *fixture, struct device *device, uint64_t bytes, uint64_t due, size_t *ret_n)
 {
     struct model *const nobody[1] = {NULL}, **victims = (struct model **)nobody;
     struct room_shortage shortage = {UINT64_MAX, UINT64_MAX};
-    const struct residency_want want = {.device = device, .bytes = bytes, .due = due};
+    const struct admission_want want = {.device = device, .host = &fixture->host, .bytes = bytes, .due = due};
     size_t n = 77;
-    int r = residency_choose(&fixture->residency, &want, &victims, &n, &shortage);
+    int r = admission_choose(&fixture->registry, &want, &victims, &n, &shortage);
     if (r != -EDQUOT)
         assert_int_equal(shortage.available, device_available(device));
     if (r < 0) {
@@ -164,16 +164,16 @@ static void charged_already(void **state)
 {
     struct fixture *fixture = *state;
     struct model *model = add(fixture, &fixture->host, "m", MODEL_OPENING, 0);
-    struct residency_want want = {.device = &fixture->host, .bytes = 90 * MIB, .due = 10 * MIB};
+    struct admission_want want = {.device = &fixture->host, .host = &fixture->host, .bytes = 90 * MIB, .due = 10 * MIB};
     struct room_shortage shortage;
     for (int i = 0; i < 2; i++) {
         struct model **victims;
         size_t n;
         want.bytes = 90 * MIB;
-        assert_int_equal(residency_choose(&fixture->residency, &want, &victims, &n, &shortage), 0);
+        assert_int_equal(admission_choose(&fixture->registry, &want, &victims, &n, &shortage), 0);
         free(victims);
         want.bytes++;
-        assert_int_equal(residency_choose(&fixture->residency, &want, &victims, &n, &shortage), -ENOSPC);
+        assert_int_equal(admission_choose(&fixture->registry, &want, &victims, &n, &shortage), -ENOSPC);
         if (!want.charged)
             registry_charge(model, &fixture->host, REGISTRY_KEPT_FREE + 10 * MIB);
         want.charged = true;
@@ -202,12 +202,12 @@ static void of_a_lost_device(void **state)
     size_t n = 0;
     struct model *lost = add(fixture, &fixture->gpu, "lost", MODEL_RESIDENT, 50 * MIB);
     registry_charge(lost, &fixture->host, REGISTRY_KEPT_FREE + 60 * MIB);
-    assert_int_equal(residency_evictable(&fixture->residency, &fixture->host), 0);
+    assert_int_equal(admission_evictable(&fixture->registry, &fixture->host), 0);
     assert_int_equal(choose(fixture, &fixture->host, 50 * MIB, &n), -ENOSPC);
     fixture->gpu.failed = true;
     model_move(lost, MODEL_FAILED);
-    assert_int_equal(residency_evictable(&fixture->residency, &fixture->host), 60 * MIB);
-    assert_int_equal(residency_evictable(&fixture->residency, &fixture->gpu), 0);
+    assert_int_equal(admission_evictable(&fixture->registry, &fixture->host), 60 * MIB);
+    assert_int_equal(admission_evictable(&fixture->registry, &fixture->gpu), 0);
     assert_int_equal(choose(fixture, &fixture->host, 50 * MIB, &n), 0);
     assert_int_equal(n, 1);
     lost->pinned = true;

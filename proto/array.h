@@ -1,0 +1,39 @@
+/* Arrays that grow as they fill. `pointer` is the address of the pointer to the first element, of whatever type. */
+#pragma once
+
+#include <errno.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Gives an array room for n elements, at least one. -ENOMEM, and the array is as it was. */
+static inline int array_resize(void *pointer, size_t n, size_t element_size)
+{
+    void *array;
+    memcpy(&array, pointer, sizeof(array));
+    array = reallocarray(array, n, element_size);
+    if (!array)
+        return -ENOMEM;
+    memcpy(pointer, &array, sizeof(array));
+    return 0;
+}
+
+/* Makes room for one element behind those that are used: doubles the array if it is full. first: how many there is room
+ * for at first. -ENOMEM, and the array is as it was. */
+static inline int array_reserve(void *pointer, size_t *capacity, size_t used, size_t element_size, size_t first)
+{
+    if (used < *capacity)
+        return 0;
+    const size_t grown = *capacity ? *capacity * 2 : first;
+    const int r = array_resize(pointer, grown, element_size);
+    if (r == 0)
+        *capacity = grown;
+    return r;
+}
+
+/* Gives back what an array has no elements in, if it can be. */
+static inline void array_trim(void *pointer, size_t *capacity, size_t used, size_t element_size)
+{
+    if (used > 0 && used < *capacity && array_resize(pointer, used, element_size) == 0)
+        *capacity = used;
+}
