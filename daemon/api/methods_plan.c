@@ -204,7 +204,10 @@ static void planning_ends(struct planning *planning)
             struct outlook outlook;
             load_note_changes(planning->api->loads, &planning->request, planning->job.source, planning->job.facts);
             foresee(planning, &outlook);
-            call_reply(call, describe_plan(planning, &outlook), NULL, 0);
+            if (outlook.no_memory)
+                call_fail(call, WIRE_LimitExceeded, error_no_memory());
+            else
+                call_reply(call, describe_plan(planning, &outlook), NULL, 0);
             free(outlook.victims);
         }
     }

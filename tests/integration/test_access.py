@@ -1,7 +1,6 @@
 """A file's readers are its model's readers; and names are looked up for who asks."""
 import contextlib
 import os
-import subprocess
 
 import pytest
 from harness import USER, as_user, client_of, load_fd, names, tensor_model, wait_until, wire_error

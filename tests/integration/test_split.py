@@ -213,8 +213,7 @@ def test_more_files_than_a_message_carries(daemon, folder, n):
         check_many(daemon, client, "m", paths)
         assert client.call("Load", path=str(paths[0]), name="m", form="native")["model"]["name"] == "m"
         assert client.call("Verify", name="m")["mismatches"] == []
-        for name in "mn":
-            client.call("Unload", name=name)
+        client.call("Unload", name="m")
     wait_until(lambda: daemon.fds() == before)
     told = json.loads(daemon.rfctl("--json", "inspect", paths[0]).stdout)
     assert (len(told["tensors"]), told["files"], told["whole"]) == (n, n, True)
