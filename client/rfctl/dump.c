@@ -1,4 +1,5 @@
 /* dump: writes the bytes of a tensor, as they are in memory, to standard output. */
+#include "client/rfctl/headers.h"
 #include "client/rfctl/memory.h"
 #include "client/rfctl/output.h"
 #include "client/rfctl/rfctl.h"
@@ -52,6 +53,21 @@ static bool is_file(const char *name)
     return strchr(name, '/');
 }
 
+/* A file without the tensor is not worth loading. True also if its header cannot be read: the load says why. */
+static bool may_have(char *path, const char *tensor_name)
+{
+    struct headers headers;
+    struct gguf_fault unused;
+    char *unread;
+    if (headers_read(&path, 1, &headers, &unused, &unread) < 0) {
+        free(unread);
+        return true;
+    }
+    bool has = !headers.whole || gguf_tensor_find(headers.file, tensor_name);
+    gguf_free(headers.file);
+    return has;
+}
+
 int command_dump(struct rfctl *ctl)
 {
     const char *name = ctl->arguments[0], *tensor_name = ctl->arguments[1];
@@ -60,6 +76,11 @@ int command_dump(struct rfctl *ctl)
         return STATUS_USAGE;
     }
     ctl->options.json = false; /* standard output gets the bytes and nothing else */
+    if (is_file(name) && !may_have(ctl->arguments[0], tensor_name)) {
+        err_line("cannot dump %s of %s: there is no such tensor; 'rfctl inspect %s' lists them", tensor_name, name,
+                 name);
+        return STATUS_REFUSED;
+    }
     int status = ctl_connect(ctl);
     if (status != STATUS_DONE)
         return status;

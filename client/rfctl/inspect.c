@@ -1,6 +1,7 @@
 /* inspect: reads the header of a GGUF file, without a daemon. The header is made into JSON of the same form as the
  * reply to Show, and that JSON is printed. */
 #include "client/rfctl/format.h"
+#include "client/rfctl/headers.h"
 #include "client/rfctl/memory.h"
 #include "client/rfctl/output.h"
 #include "client/rfctl/reply.h"
@@ -8,16 +9,11 @@
 #include "client/rfctl/table.h"
 #include "client/rfctl/terminal.h"
 #include "daemon/gguf/gguf.h"
-#include "daemon/gguf/split.h"
-#include "proto/shards.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 static cJSON *metadata_of(const struct gguf *file)
@@ -104,15 +100,7 @@ static cJSON *types_of(const struct gguf *file, struct sums *all)
     return array;
 }
 
-/* What was read: a file, or all files of a split model. */
-struct inspected {
-    struct gguf *file;
-    uint64_t size;
-    struct shard_place place; /* of the file that was named first */
-    bool whole;               /* all files of the model were there */
-};
-
-static cJSON *describe(const struct inspected *inspected)
+static cJSON *describe(const struct headers *inspected)
 {
     const struct gguf *file = inspected->file;
     cJSON *object = cJSON_CreateObject();
@@ -208,99 +196,29 @@ static void print_invalid(const struct rfctl *ctl, const struct gguf_fault *faul
     cJSON_Delete(parameters);
 }
 
-/* A shard_open_fn. */
-static int open_file(const char *path)
-{
-    struct stat status;
-    /* O_NONBLOCK: opening a named pipe would wait until another process writes to it. */
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-    if (fd < 0)
-        return -errno;
-    if (fstat(fd, &status) == 0 && S_ISREG(status.st_mode))
-        return fd;
-    close(fd);
-    return -EINVAL;
-}
-
-/* A model may have more files than programs may have open by default. */
-static void raise_descriptor_limit(void)
-{
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
-        return;
-    limit.rlim_cur = limit.rlim_max;
-    (void)setrlimit(RLIMIT_NOFILE, &limit);
-}
-
-static int open_all(char *const *paths, size_t n, struct split_file *files, size_t *ret_n, uint64_t *ret_size)
-{
-    uint64_t size = 0;
-    for (*ret_n = 0; *ret_n < n; (*ret_n)++) {
-        struct stat status;
-        int fd = open_file(paths[*ret_n]);
-        if (fd < 0 || fstat(fd, &status) < 0)
-            return fd < 0 ? fd : -errno;
-        files[*ret_n] = (struct split_file){fd, (uint64_t)status.st_size};
-        size += (uint64_t)status.st_size;
-    }
-    *ret_size = size;
-    return 0;
-}
-
-/* *ret_file tells which of the paths could not be read. One file of several, without the others, is looked at alone. */
-static int read_paths(char *const *paths, size_t n, struct inspected *ret, struct gguf_fault *fault, size_t *ret_file)
-{
-    struct split_file *files = need_memory(n * sizeof(*files));
-    size_t n_open = 0;
-    int r = open_all(paths, n, files, &n_open, &ret->size);
-    *ret_file = r < 0 ? n_open : 0;
-    if (r == 0)
-        r = shard_peek(files[0].fd, &ret->place);
-    if (r == 0)
-        r = n > 1 ? split_read(files, n, &ret->file, fault, ret_file)
-                  : gguf_read(files[0].fd, files[0].size, &ret->file, fault);
-    ret->whole = n > 1 || !ret->place.split;
-    while (n_open > 0)
-        close(files[--n_open].fd);
-    free(files);
-    return r;
-}
-
 /* Reads the headers of the files. Returns false after it said why it cannot. */
-static bool read_files(const struct rfctl *ctl, struct inspected *ret)
+static bool read_files(const struct rfctl *ctl, struct headers *ret)
 {
     struct gguf_fault fault = {0};
-    struct shard_paths found = {0};
-    char *const *paths = ctl->arguments;
-    size_t n = ctl->n_arguments, file = 0;
-    raise_descriptor_limit();
-    if (n == 1 && shards_find(paths[0], true, open_file, &found) == 0 && found.n > 1) {
-        paths = found.paths;
-        n = found.n;
-    }
-    int r = read_paths(paths, n, ret, &fault, &file);
-    const char *path = file < n ? paths[file] : paths[0];
+    char *path;
+    int r = headers_read(ctl->arguments, ctl->n_arguments, ret, &fault, &path);
+    if (r == 0)
+        return true;
     if (r == -EBADMSG) {
         err_line("cannot inspect %s: %s, at byte %" PRIu64, path, fault.reason, fault.offset);
         print_invalid(ctl, &fault);
-    } else if (r < 0)
+    } else
         ctl_refuse(ctl, "cannot inspect %s: %s", path,
                    r == -EINVAL    ? "it is no regular file"
                    : r == -ENODATA ? "it was cut short"
                                    : strerror(-r));
-    /* Which of them was named, not which comes first. */
-    int fd = r == 0 && n > 1 ? open_file(ctl->arguments[0]) : -1;
-    if (fd >= 0) {
-        (void)shard_peek(fd, &ret->place);
-        close(fd);
-    }
-    shard_paths_free(&found);
-    return r == 0;
+    free(path);
+    return false;
 }
 
 int command_inspect(struct rfctl *ctl)
 {
-    struct inspected inspected = {0};
+    struct headers inspected = {0};
     if (!read_files(ctl, &inspected))
         return STATUS_REFUSED;
     cJSON *description = describe(&inspected);

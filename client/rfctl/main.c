@@ -60,10 +60,12 @@ static const struct command *find(const char *name)
 
 static void help(const struct command *command)
 {
-    if (command)
+    if (command) {
         printf("Usage: rfctl %s%s%s [OPTION]...\n\n%c%s.\n\n", command->name, command->usage[0] ? " " : "",
                command->usage, command->help[0] - 'a' + 'A', command->help + 1);
-    else {
+        if (strstr(command->usage, "DURATION"))
+            printf("DURATION is 90 or 90s, 10m, 2h, 1d, or never; 0: as soon as nobody uses it.\n\n");
+    } else {
         printf("Usage: rfctl [OPTION]... COMMAND\nLoads models into memory with rocmforged, and manages them.\n\n");
         for (size_t i = 0; i < N_COMMANDS; i++) {
             int n = printf("  %s %s", commands[i].name, commands[i].usage);

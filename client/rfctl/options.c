@@ -33,7 +33,7 @@ static const struct {
     {"dequant", 0, TEXT, OPTION_DEQUANT, offsetof(struct options, dequant), "auto, cpu, gpu", " WHERE",
      "auto, cpu, gpu: where blocks are decoded"},
     {"no-wait", 0, FLAG, OPTION_NO_WAIT, offsetof(struct options, no_wait), NULL, "",
-     "do not wait until the model is resident"},
+     "return as soon as there is memory for it, and do not\nwait until the model is resident"},
     {"wait-for-memory", 0, DURATION, OPTION_WAIT_FOR_MEMORY, offsetof(struct options, wait_for_memory), NULL,
      " DURATION", "if memory is short, wait so long in a queue;\ndefault: do not wait"},
     {"pin", 0, FLAG, OPTION_PIN, offsetof(struct options, pin), NULL, "",
@@ -211,9 +211,10 @@ void options_help(FILE *stream, unsigned bits)
         char short_form[] = "-c, ", line[64];
         short_form[1] = table[i].letter;
         snprintf(line, sizeof(line), "  %s--%s%s", table[i].letter ? short_form : "", table[i].name, table[i].value);
-        fprintf(stream, "%-*s ", INDENT, line);
         if (strlen(line) > INDENT) /* the help begins in the next line, in its column */
-            fprintf(stream, "\n%*s", INDENT + 1, "");
+            fprintf(stream, "%s\n%*s", line, INDENT + 1, "");
+        else
+            fprintf(stream, "%-*s ", INDENT, line);
         for (const char *at = table[i].help; *at; at++)
             if (*at == '\n')
                 fprintf(stream, "\n%*s", INDENT + 1, "");

@@ -84,6 +84,7 @@ static bool can_redraw(void)
 void progress_show(const cJSON *progress)
 {
     static double next;
+    static char shown[LINE_SIZE]; /* the last line, where there is no terminal */
     char *state = text_escape(reply_text(progress, "state"), strlen(reply_text(progress, "state")));
     struct progress_values values = {
         .state = state,
@@ -105,7 +106,8 @@ void progress_show(const cJSON *progress)
     else if (now() >= next) {
         next = now() + PLAIN_EVERY;
         progress_line(text, sizeof(text), LINE_SIZE - 1, false, &values);
-        fprintf(stderr, "%s\n", text);
+        if (strcmp(text, shown) != 0) /* of a load that is queued nothing changes for long */
+            fprintf(stderr, "%s\n", strcpy(shown, text));
     }
     free(state);
 }

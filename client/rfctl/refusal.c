@@ -14,7 +14,8 @@ static const struct {
 } general[] = {
     {"io.rocmforge.ModelNotFound", "'rfctl ps' lists the models"},
     {"io.rocmforge.DeviceNotFound", "'rfctl devices' lists them"},
-    {"io.rocmforge.NameInUse", "take another one with --name, or replace that model with load --replace"},
+    {"io.rocmforge.NameInUse",
+     "take another one with --name; who loaded that model can replace it with load --replace"},
     {"io.rocmforge.OutOfDeviceMemory", "'rfctl ps' lists the models that take it"},
 };
 

@@ -56,6 +56,11 @@ def test_limits_of_the_wire():
         assert row in WIRE
 
 
+def test_default_of_the_figures():
+    page = " ".join((ROOT / "docs" / "performance.md").read_text(encoding="utf-8").split())
+    assert f"default of {number('device/device.h', 'DEVICE_STAGING_DEFAULT_MIB')} MiB is three slots" in page
+
+
 @pytest.mark.parametrize("kind", device_kinds())
 def test_kinds_of_devices(kind):
     """Each stands in the manual pages."""

@@ -135,6 +135,15 @@ def test_library_refuses_what_is_not_waited_for(daemon, small_model):
     wait_until(lambda: [model["leases"] for model in daemon.models()] == [0])
 
 
+def test_dump_of_what_a_file_does_not_have(daemon, models):
+    """A file is not loaded for a tensor that is not in it."""
+    (path,) = models(1, 3 * MIB)
+    result = daemon.rfctl("dump", path, "no-such-tensor", check=False)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.endswith(f": there is no such tensor; 'rfctl inspect {path}' lists them\n")
+    assert daemon.models() == []
+
+
 def test_dump_of_a_file(daemon, models):
     """rfctl and the example load a file that they are to read, where it is not there yet."""
     (path,) = models(1, 3 * MIB)

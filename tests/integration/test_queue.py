@@ -209,6 +209,14 @@ def test_rfctl_waits(full, more):
     assert full.rfctl("load", path, "--name", "c", "--wait-for-memory", "30s").returncode == 0
 
 
+def test_rfctl_prints_a_queued_load_once(full, more):
+    """Also with --no-wait, which waits for the memory."""
+    (path,) = more(1)
+    refused = full.rfctl("load", path, "--no-wait", "--wait-for-memory", "4s", check=False)
+    lines = refused.stderr.splitlines()
+    assert refused.returncode == 1 and [line.startswith("queued") for line in lines] == [True, False], lines
+
+
 def settled(daemon):
     """The places in the queue, first to last, when nothing moves any more."""
     before, since = None, time.monotonic()

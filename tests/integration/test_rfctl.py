@@ -24,6 +24,20 @@ def test_help(arguments):
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 
+def commands():
+    return re.findall(r"^  (\w+) ", rfctl("--help").stdout, re.MULTILINE)
+
+
+def test_help_has_no_space_at_the_end_of_a_line():
+    for arguments in ([], *([name] for name in commands())):
+        text = rfctl(*arguments, "--help").stdout
+        assert text and not re.search(r" $", text, re.MULTILINE), arguments
+
+
+def test_help_of_ttl_says_what_a_duration_is():
+    assert "DURATION is 90 or 90s, 10m, 2h, 1d, or never; 0: as soon as" in rfctl("ttl", "--help").stdout
+
+
 def test_help_names_every_command():
     text = rfctl("--help").stdout
     for name in "load plan ps show inspect unload pin unpin ttl cancel verify dump watch run devices ping version".split():

@@ -177,6 +177,17 @@ def test_a_device_that_is_not_there(daemon, small_model, command):
     assert result.stderr.endswith(": no such device: 'host:7'; 'rfctl devices' lists them\n")
 
 
+def test_a_name_of_another_s_model(daemon, models):
+    """The advice holds for whoever gets it: only who loaded a model may replace it."""
+    a, b = models(2)
+    daemon.rfctl("load", a, "--name", "m")
+    result = daemon.rfctl("load", b, "--name", "m", check=False)
+    assert result.returncode == REFUSED
+    assert result.stderr.endswith(
+        "take another one with --name; who loaded that model can replace it with load --replace\n"
+    )
+
+
 @pytest.mark.parametrize("command", ["load", "plan"])
 def test_no_gpu_to_decode_with(daemon, small_model, command):
     result = daemon.rfctl(command, small_model, "--dequant", "gpu", check=False)

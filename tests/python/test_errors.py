@@ -38,8 +38,11 @@ def test_what_the_daemon_says(rf, small, folder):
     with pytest.raises(rocmforge.InvalidModel) as caught:
         rf.load(broken)
     assert caught.value.offset >= 0 and caught.value.reason in str(caught.value)
-    with pytest.raises(rocmforge.DeviceNotFound, match="'hip:7'"):
+    with pytest.raises(rocmforge.DeviceNotFound, match="'hip:7'") as caught:
         rf.load(small, device="hip:7", name="n")
+    assert caught.value.reason is None
+    with pytest.raises(rocmforge.DeviceNotFound, match="'gpu', host memory has no GPU") as caught:
+        rf.load(small, device="host", dequant="gpu", name="n")
     with pytest.raises(rocmforge.InvalidParameter, match="letters, digits") as caught:
         rf.load(small, name="a/b")
     assert isinstance(caught.value, ValueError)

@@ -36,6 +36,8 @@ static void test_errors(void **state)
          "the file is not a valid model: it ends too soon, at byte 77", -EBADMSG},
         {"io.rocmforge.InvalidModel", "{\"reason\":\"\\u001b[31m\\u0007\",\"offset\":-1}",
          "the file is not a valid model: ?[31m?", -EBADMSG},
+        {"io.rocmforge.DeviceNotFound", "{\"device\":\"gpu\",\"reason\":\"host memory has no GPU to decode with\"}",
+         "no such device: 'gpu', host memory has no GPU to decode with", -ENODEV},
         {"io.rocmforge.OutOfDeviceMemory",
          "{\"device\":\"hip:0\",\"needed\":14200000000,\"available\":3140000000,\"evictable\":1000000}",
          "not enough device memory: 14.2 GB needed, 3.1 GB available, 1.0 MB evictable, on 'hip:0'", -ENOMEM},

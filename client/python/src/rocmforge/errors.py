@@ -152,11 +152,12 @@ class InvalidModel(WireError):
 
 
 class FileChanged(WireError):
-    """The file changed while it was read."""
+    """The file at `path` changed: `when` is "while-read", or "since-loaded", as Verify tells."""
 
     sentence = "the file changed while it was read"
-    defaults = {"path": None}
+    defaults = {"path": None, "when": None}
     path: Optional[str]
+    when: Optional[str]
 
     def _detail(self) -> str:
         return self.path or ""
@@ -177,8 +178,9 @@ class DeviceNotFound(WireError):
     """There is no such `device`. `reason`: why, where the name does not say it; else None."""
 
     sentence = "no such device"
+    defaults = {"reason": None}
     device: str
-    reason: Optional[str] = None
+    reason: Optional[str]
 
     def _detail(self) -> str:
         return f"'{self.device}', {self.reason}" if self.reason else f"'{self.device}'"

@@ -1,0 +1,95 @@
+#include "client/rfctl/headers.h"
+
+#include "client/rfctl/memory.h"
+#include "daemon/gguf/split.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* A shard_open_fn. */
+static int open_file(const char *path)
+{
+    struct stat status;
+    /* O_NONBLOCK: opening a named pipe would wait until another process writes to it. */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+    if (fd < 0)
+        return -errno;
+    if (fstat(fd, &status) == 0 && S_ISREG(status.st_mode))
+        return fd;
+    close(fd);
+    return -EINVAL;
+}
+
+/* A model may have more files than programs may have open by default. */
+static void raise_descriptor_limit(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+        return;
+    limit.rlim_cur = limit.rlim_max;
+    (void)setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+static int open_all(char *const *paths, size_t n, struct split_file *files, size_t *ret_n, uint64_t *ret_size)
+{
+    uint64_t size = 0;
+    for (*ret_n = 0; *ret_n < n; (*ret_n)++) {
+        struct stat status;
+        int fd = open_file(paths[*ret_n]);
+        if (fd < 0 || fstat(fd, &status) < 0)
+            return fd < 0 ? fd : -errno;
+        files[*ret_n] = (struct split_file){fd, (uint64_t)status.st_size};
+        size += (uint64_t)status.st_size;
+    }
+    *ret_size = size;
+    return 0;
+}
+
+/* *ret_file tells which of the paths could not be read. One file of several, without the others, is looked at alone. */
+static int read_paths(char *const *paths, size_t n, struct headers *ret, struct gguf_fault *fault, size_t *ret_file)
+{
+    struct split_file *files = need_memory(n * sizeof(*files));
+    size_t n_open = 0;
+    int r = open_all(paths, n, files, &n_open, &ret->size);
+    *ret_file = r < 0 ? n_open : 0;
+    if (r == 0)
+        r = shard_peek(files[0].fd, &ret->place);
+    if (r == 0)
+        r = n > 1 ? split_read(files, n, &ret->file, fault, ret_file)
+                  : gguf_read(files[0].fd, files[0].size, &ret->file, fault);
+    ret->whole = n > 1 || !ret->place.split;
+    while (n_open > 0)
+        close(files[--n_open].fd);
+    free(files);
+    return r;
+}
+
+int headers_read(char *const *paths, size_t n, struct headers *ret, struct gguf_fault *ret_fault, char **ret_path)
+{
+    struct headers headers = {0};
+    struct shard_paths found = {0};
+    const char *first = paths[0];
+    size_t file = 0;
+    raise_descriptor_limit();
+    if (n == 1 && shards_find(first, true, open_file, &found) == 0 && found.n > 1) {
+        paths = found.paths;
+        n = found.n;
+    }
+    int r = read_paths(paths, n, &headers, ret_fault, &file);
+    /* Which of them was named, not which comes first. */
+    int fd = r == 0 && n > 1 ? open_file(first) : -1;
+    if (fd >= 0) {
+        (void)shard_peek(fd, &headers.place);
+        close(fd);
+    }
+    if (r == 0)
+        *ret = headers;
+    else
+        *ret_path = need_text("%s", paths[file < n ? file : 0]);
+    shard_paths_free(&found);
+    return r;
+}

@@ -1,0 +1,21 @@
+/* Reads the headers of a model's files, without a daemon. */
+#pragma once
+
+#include "daemon/gguf/gguf.h"
+#include "proto/shards.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct headers {
+    struct gguf *file;
+    uint64_t size;
+    struct shard_place place; /* of the file that was named first */
+    bool whole;               /* all files of the model were there */
+};
+
+/* Reads them; of one file of a split model the others are found. Returns 0, and the caller ends ret->file with
+ * gguf_free(). -EBADMSG and the fault: a file is refused; -EINVAL: it is no regular file; -ENODATA: it was cut short;
+ * or another negative errno. Then *ret_path is the path of that file, which the caller frees. */
+int headers_read(char *const *paths, size_t n, struct headers *ret, struct gguf_fault *ret_fault, char **ret_path);
