@@ -33,6 +33,7 @@ def load(
     pin: bool,
     private: bool,
     public: bool,
+    replace: bool,
     ttl: Optional[int],
     deadline: Optional[float],
     trace: bool,
@@ -50,6 +51,7 @@ def load(
         "pin": pin or None,
         "private": private or None,
         "public": public or None,
+        "replace": replace or None,
         "ttl": ttl,
         "deadline": seconds(deadline),
         "trace": trace or None,
@@ -66,6 +68,7 @@ def plan(
     dequant: Optional[str],
     private: bool,
     public: bool,
+    replace: bool,
 ) -> Dict[str, Any]:
     """The parameters of Plan."""
     return {
@@ -77,6 +80,7 @@ def plan(
         "dequant": dequant,
         "private": private or None,
         "public": public or None,
+        "replace": replace or None,
     }
 
 

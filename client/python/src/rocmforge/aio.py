@@ -271,13 +271,14 @@ class Client:
         pin: bool = False,
         private: bool = False,
         public: bool = False,
+        replace: bool = False,
         ttl: Optional[int] = None,
         deadline: Optional[float] = None,
         progress: ProgressOption = None,
         trace: bool = False,
         by_path: bool = False,
     ) -> LoadReply:
-        options = (name, form, forms, device, dequant, wait, wait_for_memory, pin, private, public, ttl, deadline, trace)
+        options = (name, form, forms, device, dequant, wait, wait_for_memory, pin, private, public, replace, ttl, deadline, trace)
         with opened_or_not(path, by_path) as fds:
             parameters = _calls.load(path, fds, *options)
             reply = await self._waited("Load", parameters, fds or (), progress, f"loading {os.path.basename(first(path))}")
@@ -294,10 +295,11 @@ class Client:
         dequant: Optional[str] = None,
         private: bool = False,
         public: bool = False,
+        replace: bool = False,
         by_path: bool = False,
     ) -> PlanReply:
         with opened_or_not(path, by_path) as fds:
-            parameters = _calls.plan(path, fds, name, form, forms, device, dequant, private, public)
+            parameters = _calls.plan(path, fds, name, form, forms, device, dequant, private, public, replace)
             return cast(PlanReply, await self._waited("Plan", parameters, fds or (), None, ""))
 
     async def unload(self, name: str, *, force: bool = False, deadline: Optional[float] = None) -> str:
@@ -367,12 +369,13 @@ class Client:
         pin: bool = False,
         private: bool = False,
         public: bool = False,
+        replace: bool = False,
         ttl: Optional[int] = None,
         deadline: Optional[float] = None,
         progress: ProgressOption = None,
         by_path: bool = False,
     ) -> Model:
-        options = (name, form, forms, device, dequant, True, wait_for_memory, pin, private, public, ttl, deadline, False)
+        options = (name, form, forms, device, dequant, True, wait_for_memory, pin, private, public, replace, ttl, deadline, False)
         with opened_or_not(path, by_path) as fds:
             parameters = {**_calls.load(path, fds, *options), "lease": True, "table": True}
             what = f"loading {os.path.basename(first(path))}"

@@ -149,6 +149,7 @@ class Client:
         pin: bool = False,
         private: bool = False,
         public: bool = False,
+        replace: bool = False,
         ttl: Optional[int] = None,
         deadline: Optional[float] = None,
         progress: ProgressOption = None,
@@ -167,6 +168,7 @@ class Client:
             wait: until it is resident. If that is interrupted, and nobody else waits, the load is cancelled.
             wait_for_memory: seconds that it may be queued if there is not enough memory.
             pin: never evict it. private: only this user sees it; public: everybody does. Default: who may read the file.
+            replace: take the name over from a model that has it; that one goes when nobody is attached to it.
             ttl: seconds of idleness after which it is unloaded.
             deadline: seconds after which it is given up, DeadlineExceeded.
             progress: True: shown, with tqdm's bar if tqdm is there; or a function that gets each Progress.
@@ -175,7 +177,7 @@ class Client:
 
         Returns the model, and of a load that this call began its phases. OSError: the file cannot be opened.
         """
-        options = (name, form, forms, device, dequant, wait, wait_for_memory, pin, private, public, ttl, deadline, trace)
+        options = (name, form, forms, device, dequant, wait, wait_for_memory, pin, private, public, replace, ttl, deadline, trace)
         with opened_or_not(path, by_path) as fds:
             parameters = _calls.load(path, fds, *options)
             reply = self._waited("Load", parameters, fds or (), progress, f"loading {os.path.basename(first(path))}")
@@ -192,11 +194,12 @@ class Client:
         dequant: Optional[str] = None,
         private: bool = False,
         public: bool = False,
+        replace: bool = False,
         by_path: bool = False,
     ) -> PlanReply:
         """What load() would do, without doing it."""
         with opened_or_not(path, by_path) as fds:
-            parameters = _calls.plan(path, fds, name, form, forms, device, dequant, private, public)
+            parameters = _calls.plan(path, fds, name, form, forms, device, dequant, private, public, replace)
             return cast(PlanReply, self._waited("Plan", parameters, fds or (), None, ""))
 
     def unload(self, name: str, *, force: bool = False, deadline: Optional[float] = None) -> str:
@@ -277,6 +280,7 @@ class Client:
         pin: bool = False,
         private: bool = False,
         public: bool = False,
+        replace: bool = False,
         ttl: Optional[int] = None,
         deadline: Optional[float] = None,
         progress: ProgressOption = None,
@@ -284,7 +288,7 @@ class Client:
     ) -> Model:
         """load() and attach(), with load()'s options: the model is attached to, whatever name it has, and cannot be
         evicted in between."""
-        options = (name, form, forms, device, dequant, True, wait_for_memory, pin, private, public, ttl, deadline, False)
+        options = (name, form, forms, device, dequant, True, wait_for_memory, pin, private, public, replace, ttl, deadline, False)
         with opened_or_not(path, by_path) as fds:
             parameters = {**_calls.load(path, fds, *options), "lease": True, "table": True}
             what = f"loading {os.path.basename(first(path))}"

@@ -19,8 +19,6 @@ class FormRule(TypedDict):
 class _ModelInfo(TypedDict, total=False):
     forms: Optional[List[FormRule]]
     position: Optional[int]
-    access: str
-    aliases: List[str]
 
 
 class ModelInfo(_ModelInfo):
@@ -41,6 +39,9 @@ class ModelInfo(_ModelInfo):
     idle: Optional[float]
     uid: int
     private: bool
+    access: str
+    aliases: List[str]
+    changed: bool
     overflows: int
 
 
