@@ -27,9 +27,10 @@ void verifies_init(struct verifies *verifies);
 void verify_begin(struct verifies *verifies, struct model *model, struct call *call);
 
 /* Begins one without a call: whether these files have all the bytes that the model was made of. The source is kept.
+ * moves: if they have, and are other files, they are the model's from then on.
  * `done` is called later: with true if all were compared and are the same; else, also if something kept them from being
  * compared, with false. -ENOMEM. */
-int verify_compare(struct verifies *verifies, struct model *model, struct source *source,
+int verify_compare(struct verifies *verifies, struct model *model, struct source *source, bool moves,
                    void (*done)(void *context, bool same), void *context);
 
 /* Tells those who wait how far it is. Called several times a second. */

@@ -25,11 +25,14 @@ enum name_verdict {
  */
 static void load_adjust(struct load *load, struct model *model)
 {
-    if (load->job.facts)
+    /* Whoever has the file by a path of another mount namespace does not know the folders above it. */
+    const bool less = load->job.facts && !load->job.facts->placed && model->facts && model->facts->placed;
+    if (load->job.facts && !less) {
         model_set_facts(model, load->job.facts);
-    load->job.facts = NULL;
+        load->job.facts = NULL;
+    }
     if (load->request.access == ACCESS_PUBLIC)
-        model->access = ACCESS_PUBLIC; /* may_publish() */
+        model->access = ACCESS_PUBLIC; /* may_publish_joined() */
     if (!load->request.trusted && load->request.uid != model->uid)
         return;
     model->pinned |= load->request.pin;
@@ -248,6 +251,24 @@ void load_switch(struct load *load)
         load_take_names(load, load->model);
 }
 
+/* Only who owns the files, or rules the machine or the daemon, may have everybody see what is in them. */
+static bool may_publish(const struct load_request *request, const struct access_facts *facts)
+{
+    return request->access != ACCESS_PUBLIC || request->trusted || access_owns(facts, request->uid);
+}
+
+static void load_fail_publish(struct load *load)
+{
+    failure_set(&load->failure, WIRE_PermissionDenied, error_reason("only who owns the file makes its model public"));
+}
+
+/* The same of a model that is there: by its own files. Its user may not have been the one who owns them. */
+static bool may_publish_joined(const struct load_request *request, const struct model *model)
+{
+    return request->access != ACCESS_PUBLIC || model->access == ACCESS_PUBLIC || load_may_end(request, model) ||
+           access_owns(model->facts, request->uid);
+}
+
 /* A model that is there already gets the name that was asked for, beside those that it has, and is seen from now on by
  * whoever asked. Returns false if the name has to be waited for, or something cannot be. */
 static bool load_enter(struct load *load, struct model *model)
@@ -280,6 +301,10 @@ static bool load_take_same(struct load *load, struct model *model)
 {
     if (model_departs(model) || model->state == MODEL_SAVING) {
         load->blocked = true;
+        return false;
+    }
+    if (!may_publish_joined(&load->request, model)) {
+        load_fail_publish(load);
         return false;
     }
     if (!load_enter(load, model))
@@ -319,16 +344,12 @@ static struct model *load_take_name(struct load *load)
     return model;
 }
 
-/* Only who owns the files, or rules the machine or the daemon, may have everybody see what is in them. */
-static bool may_publish(const struct load_request *request, const struct access_facts *facts)
-{
-    return request->access != ACCESS_PUBLIC || request->trusted || access_owns(facts, request->uid);
-}
-
 /* Whether a model that is there may have the name that was asked for as well. */
 static enum load_verdict foresee_joined(const struct load *load, struct model *model, enum load_verdict verdict,
                                         struct model **ret_model)
 {
+    if (!may_publish_joined(&load->request, model))
+        return LOAD_DENIED;
     const char *name = load->request.name;
     struct model *holder =
         !name || model_has_name(model, name) ? NULL : registry_holder(load->loads->registry, name, load->request.peer);
@@ -359,7 +380,7 @@ enum load_verdict load_foresee(struct loads *loads, const struct load_request *r
         model_name_derive(source->path, derived);
     /* Load has a plan at this point only if there are models that were asked for in other words: see load_compares().
      */
-    struct registry_query query = load_query(request, source, NULL);
+    struct registry_query query = load_query(request, source, facts, NULL);
     struct model *model = registry_find_source(loads->registry, &query);
     if (!model && registry_find_other(loads->registry, &query, false)) {
         load.job.plan = plan;
@@ -439,8 +460,7 @@ static bool identified(struct load *load)
         return false;
     }
     if (!may_publish(&load->request, job->facts)) {
-        failure_set(&load->failure, WIRE_PermissionDenied,
-                    error_reason("only who owns the file makes its model public"));
+        load_fail_publish(load);
         return false;
     }
     const struct device_set *among = &load->request.among;
@@ -456,7 +476,7 @@ static bool identified(struct load *load)
     if (load_settle(load))
         return false;
     load_note_changes(load->loads, &load->request, job->source, job->facts);
-    const struct registry_query query = load_query(&load->request, job->source, job->plan);
+    const struct registry_query query = load_query(&load->request, job->source, job->facts, job->plan);
     struct model *same = registry_find_source(load->loads->registry, &query);
     if (same)
         return load_take_same(load, same);

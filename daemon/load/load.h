@@ -45,8 +45,8 @@ struct loads {
     size_t n;
 
     /* The owner's: verify_compare() with its context. */
-    int (*compare)(void *context, struct model *model, struct source *source, void (*done)(void *load, bool same),
-                   void *load);
+    int (*compare)(void *context, struct model *model, struct source *source, bool moves,
+                   void (*done)(void *load, bool same), void *load);
     void *compare_context;
 };
 
@@ -125,10 +125,13 @@ enum load_verdict {
 enum load_verdict load_foresee(struct loads *loads, const struct load_request *request, struct source *source,
                                const struct access_facts *facts, struct plan *plan, struct model **ret_model);
 
+/* Whoever asks may end the model, and so have it be of other files with the same bytes. */
+bool load_may_end(const struct load_request *request, const struct model *model);
+
 /* A model that was made of the same path or file, but whether it still has the same bytes only comparing them tells:
- * what Load would do depends on it. NULL: there is none with an id greater than `after`. */
+ * what Load would do depends on it. facts: the source's. NULL: there is none with an id greater than `after`. */
 struct model *load_doubt(const struct loads *loads, const struct load_request *request, const struct source *source,
-                         const struct plan *plan, uint64_t after);
+                         const struct access_facts *facts, const struct plan *plan, uint64_t after);
 
 /* What comparing with it came to. One that is the same has the new source by now (verify.h). */
 void load_doubt_ends(const struct loads *loads, uint64_t model, bool same);

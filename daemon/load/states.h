@@ -98,7 +98,7 @@ bool load_identified(struct load *load);
 
 /* What a request asks for, for the registry. It borrows from all of these. */
 struct registry_query load_query(const struct load_request *request, const struct source *source,
-                                 const struct plan *plan);
+                                 const struct access_facts *facts, const struct plan *plan);
 
 /* doubt.c: if there is a model that may have the same bytes, has them compared, or waits until they can be; the load
  * comes back to IDENTIFYING then. Returns false if there is none. */

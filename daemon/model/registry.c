@@ -179,11 +179,20 @@ struct model *registry_find_source(const struct registry *registry, const struct
     return NULL;
 }
 
-/* The same path, or the same file by another. */
-static bool is_of_place(const struct source *a, const struct source *b)
+bool registry_same_path(const struct model *model, const struct registry_query *query)
 {
-    const struct identity *x = &a->files[0].identity, *y = &b->files[0].identity;
-    return (a->path && b->path && strcmp(a->path, b->path) == 0) || (x->dev == y->dev && x->ino == y->ino);
+    const char *a = model->source->path, *b = query->source->path;
+    const bool placed = query->placed && model->facts && model->facts->placed;
+    return a && b && strcmp(a, b) == 0 && (placed || model->uid == query->peer->uid);
+}
+
+/* The same file by whatever path; or the same path. A model that the peer does not see must not be found by that: the
+ * answer would tell of it. */
+static bool is_of_place(const struct model *model, const struct registry_query *query)
+{
+    const struct identity *x = &model->source->files[0].identity, *y = &query->source->files[0].identity;
+    return (x->dev == y->dev && x->ino == y->ino) ||
+           (registry_same_path(model, query) && model_sight(model, query->peer) >= SIGHT_READER);
 }
 
 struct model *registry_find_doubtful(const struct registry *registry, const struct registry_query *query,
@@ -195,7 +204,7 @@ struct model *registry_find_doubtful(const struct registry *registry, const stru
         const bool private = model->access == ACCESS_PRIVATE;
         const bool shown = query->owner ? private && model->uid == *query->owner : !private;
         if (shown && model->id > after && model->state != MODEL_DRAINING && model->state != MODEL_FAILED &&
-            device_set_has(query->among, model->device) && is_of_place(model->source, query->source) &&
+            device_set_has(query->among, model->device) && is_of_place(model, query) &&
             source_same_sizes(model->source, query->source) && model_same_forms(model, query->forms, query->plan) &&
             (model->changed || !source_same(model->source, query->source)))
             return model;

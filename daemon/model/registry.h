@@ -60,15 +60,22 @@ struct registry_query {
     const struct forms *forms; /* asked for in these words */
     const struct plan *plan;   /* or, unless NULL, with this outcome */
     const struct device_set *among;
-    const uid_t *owner; /* NULL, or the user whose private models alone count */
+    const uid_t *owner;      /* NULL, or the user whose private models alone count */
+    const struct peer *peer; /* who asks */
+    bool placed;             /* the path of the files was found to lead to them */
 };
 
 /* The model that is looked for; NULL if there is none. One that drains, whose device is lost, or whose
  * file has changed, does not count. */
 struct model *registry_find_source(const struct registry *registry, const struct registry_query *query);
 
-/* A model of the same kind, made of the same path or the same file when that had the same size: whether its bytes are
- * still the same, only comparing them tells. The first with an id greater than `after`; NULL if there is none. */
+/* What the path of the files leads to is what the model's path leads to. Two users' mount namespaces may have different
+ * files at the same path, so it is so only where both were found there, or the user is the same. */
+bool registry_same_path(const struct model *model, const struct registry_query *query);
+
+/* A model of the same kind, made of the same file, or of the same path if the peer reads the model, when that had the
+ * same size: whether its bytes are still the same, only comparing them tells. The first with an id greater than
+ * `after`; NULL if there is none. */
 struct model *registry_find_doubtful(const struct registry *registry, const struct registry_query *query,
                                      uint64_t after);
 

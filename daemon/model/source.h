@@ -47,6 +47,9 @@ bool source_equal(const struct source *a, const struct source *b);
  * a link does as well. */
 bool source_same(const struct source *a, const struct source *b);
 
+/* The same files in whatever order, whatever was done to them since. Without memory to tell: false. */
+bool source_same_files(const struct source *a, const struct source *b);
+
 /* As many files, each of the same size. */
 bool source_same_sizes(const struct source *a, const struct source *b);
 

@@ -164,6 +164,24 @@ def test_hangup_notices(daemon, client, path, folder):
     assert load(client, path, "m")["changed"] is False, "what has the old bytes again is the old model"
 
 
+def test_what_verify_finds_the_same_has_not_changed(daemon, client, folder):
+    """Nothing of the file itself was touched: other bytes stood at its path for a while."""
+    (folder / "a").mkdir()
+    path = tensor_model(folder / "a" / "m.gguf", seed=1)
+    first = load(client, path, "m")
+    os.rename(folder / "a", folder / "b")
+    (folder / "a").mkdir()
+    tensor_model(path, seed=2)
+    daemon.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: by_id(daemon, first["id"])["changed"])
+    client.call("Verify", name="m")
+    assert by_id(daemon, first["id"])["changed"], "the path still has other bytes"
+    shutil.rmtree(folder / "a")
+    os.rename(folder / "b", folder / "a")
+    client.call("Verify", name="m")
+    assert not by_id(daemon, first["id"])["changed"]
+
+
 def test_preload_replaces(start, folder):
     preload = folder / "preload"
     preload.mkdir()
