@@ -61,7 +61,9 @@ static void waiters_grant(struct load *load, struct model *model)
     enum waiter_kind kind;
     struct call *call;
     while ((call = waiters_take_any(&load->waiters, &kind))) {
-        if (kind == WAIT_ATTACH || kind == WAIT_LEASE)
+        if (kind == WAIT_ATTACH)
+            load_attach(load->loads, model, call);
+        else if (kind == WAIT_LEASE)
             attach_grant(load->loads->registry, load->loads->events, model, call, NULL);
         else
             call_reply(call, describe_loaded(model, NULL), NULL, 0);
@@ -204,6 +206,10 @@ static bool load_free_name(struct load *load, const char *name)
             residency_forget(load->loads->residency, model);
         return true;
     case NAME_REPLACED:
+        if (registry_taker(load->loads->registry, name, load->request.peer)) {
+            load->blocked = true; /* and then that is the one to replace, unless its load fails */
+            return false;
+        }
         load->replaces = model->id;
         return true;
     case NAME_SOON_FREE:
@@ -289,6 +295,8 @@ static bool load_enter(struct load *load, struct model *model)
         r = registry_name(load->loads->registry, model, name, load->request.uid);
     if (r == -EMLINK)
         failure_set(&load->failure, WIRE_LimitExceeded, error_limit("names", MODEL_NAMES_MAX));
+    else if (r == -EDQUOT)
+        failure_set(&load->failure, WIRE_LimitExceeded, error_limit("names", MODEL_GIVEN_MAX));
     else if (r < 0)
         load_fail_memory(load);
     else if (is_new)

@@ -104,6 +104,9 @@ struct registry_query load_query(const struct load_request *request, const struc
  * comes back to IDENTIFYING then. Returns false if there is none. */
 bool load_settle(struct load *load);
 
+/* Answers an Attach that has waited for the model: with a lease, if the caller still may have one. */
+void load_attach(const struct loads *loads, struct model *model, struct call *call);
+
 /* The model is resident: gets the name that it takes from another, which drains. */
 void load_switch(struct load *load);
 

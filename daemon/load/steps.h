@@ -29,6 +29,8 @@ struct load_job {
     const struct plan *planned;
     bool decode_on_cpu;
     struct arena *filled;
+    struct access_facts *before; /* of the files of `judged`, as they were; the job's reference */
+    const struct source *judged; /* NULL: load_job_seal() does not look who may read the files */
 
     /* Out. Owned by the job until they are taken, which leaves NULL, or nothing published. */
     int status;
@@ -74,7 +76,8 @@ void load_job_reallocate(struct load_job *job);
  * -ENOMEM sets of_host, and of the device. */
 void load_job_publish(struct load_job *job);
 
-/* opened, filled → nothing. -ESTALE if the file changed meanwhile; opened NULL: there is none. */
+/* opened, filled, judged, before → facts, which are NULL if they cannot be had. -ESTALE if the file changed meanwhile;
+ * opened NULL: there is none. */
 void load_job_seal(struct load_job *job);
 
 /* among → reach: asks the drivers, for others than this daemon use their devices too. */

@@ -54,6 +54,9 @@ enum model_state {
 /* Names that one model has. */
 #define MODEL_NAMES_MAX 16u
 
+/* And those of them that one user gave who did not load it. */
+#define MODEL_GIVEN_MAX 4u
+
 /* One of a model's names. Several models may have it: whoever gave it did not see the others. */
 struct model_name {
     TAILQ_ENTRY(model_name) link;

@@ -88,8 +88,12 @@ struct model *registry_find_id(const struct registry *registry, uint64_t id)
 struct model *registry_holder(const struct registry *registry, const char *name, const struct peer *peer)
 {
     struct model *model = registry_find(registry, name, peer);
-    if (model && model_sight(model, peer) >= SIGHT_READER)
-        return model;
+    return model && model_sight(model, peer) >= SIGHT_READER ? model : registry_taker(registry, name, peer);
+}
+
+struct model *registry_taker(const struct registry *registry, const char *name, const struct peer *peer)
+{
+    struct model *model;
     TAILQ_FOREACH(model, &registry->models, link)
     {
         if (strcmp(model->takes, name) == 0 && model_sight(model, peer) >= SIGHT_READER)
@@ -98,10 +102,23 @@ struct model *registry_holder(const struct registry *registry, const char *name,
     return NULL;
 }
 
+static size_t names_of(const struct model *model, uid_t uid)
+{
+    size_t n = 0;
+    const struct model_name *name;
+    TAILQ_FOREACH(name, &model->names, link)
+    {
+        n += name->uid == uid;
+    }
+    return n;
+}
+
 int registry_name(struct registry *registry, struct model *model, const char *name, uid_t uid)
 {
     if (model->n_names == MODEL_NAMES_MAX)
         return -EMLINK;
+    if (uid != model->uid && !trusted_user(uid) && names_of(model, uid) >= MODEL_GIVEN_MAX)
+        return -EDQUOT;
     struct model_name *own = calloc(1, sizeof(*own));
     if (!own)
         return -ENOMEM;

@@ -43,7 +43,11 @@ struct model *registry_find_id(const struct registry *registry, uint64_t id);
  * not see, or sees by trust alone, keeps nobody from anything. NULL: there is none. */
 struct model *registry_holder(const struct registry *registry, const char *name, const struct peer *peer);
 
-/* Gives a model a further name, which it does not have. -EMLINK: it has MODEL_NAMES_MAX; -ENOMEM. */
+/* The model that will get the name when it is resident, and that this peer loads, or may read. NULL: there is none. */
+struct model *registry_taker(const struct registry *registry, const char *name, const struct peer *peer);
+
+/* Gives a model a further name, which it does not have. -EMLINK: it has MODEL_NAMES_MAX; -EDQUOT: it
+ * has MODEL_GIVEN_MAX of this user, who did not load it and is not trusted; -ENOMEM. */
 int registry_name(struct registry *registry, struct model *model, const char *name, uid_t uid);
 
 /* Gives a model the name that it takes: from the model that has it, of which it takes all names if it is to; `from`

@@ -301,7 +301,44 @@ def test_joined_by_a_path_of_another_mount_namespace(start_for_all, clients, own
         third.call("Detach", lease=third.call("Attach", name="bind")["lease"])
 
 
+def test_who_waits_to_attach_is_looked_at_in_the_end(start_for_all, clients, own_file, folder):
+    daemon = start_for_all("--budget", "10M")
+    user, holder, other = clients(daemon, USER), clients(daemon, USER), clients(daemon, OTHER)
+    (folder / "in").mkdir(mode=0o755)
+    os.chown(folder / "in", USER, USER)
+    sizes = {}
+    for name in ("a.gguf", "in/b.gguf"):
+        sizes[name] = tensor_model(folder / name, 6 << 20, len(sizes))
+        os.chmod(sizes[name], 0o644)
+        os.chown(sizes[name], USER, USER)
+    load_fd(holder, sizes["a.gguf"], name="a", lease=True)
+    with open(sizes["in/b.gguf"], "rb") as file:
+        user.send("Load", {"fds": [0], "name": "b", "waitForMemory": 30}, [file.fileno()])
+    wait_until(lambda: "b" in names(daemon))
+    other.send("Attach", {"name": "b"})
+    time.sleep(0.3)
+    os.chmod(folder / "in", 0o700)
+    holder.close()
+    assert user.reply()[0]["model"]["name"] == "b"
+    with wire_error("ModelNotFound"):
+        other.reply()
+    os.chmod(folder / "in", 0o755)
+
+
 # --- Several names ---
+
+
+def test_nobody_uses_up_the_names_of_another(start_for_all, clients, own_file):
+    daemon = start_for_all()
+    path = own_file(mode=0o644)
+    user, other = clients(daemon, USER), clients(daemon, OTHER)
+    load_as(user, USER, path, name="a")
+    for i in range(4):
+        load_as(other, OTHER, path, name=f"o{i}")
+    with wire_error("LimitExceeded") as error:
+        load_as(other, OTHER, path, name="o4")
+    assert error == {"limit": "names", "value": 4}
+    assert load_as(user, USER, path, name="b")["aliases"][-1] == "b"
 
 
 def test_further_names(start_for_all, clients, own_file):

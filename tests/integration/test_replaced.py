@@ -119,6 +119,24 @@ def test_the_name_stays_until_the_new_one_is_there(held_daemon, folder, gate):
         wait_until(lambda: len(held_daemon.models()) == 1)
 
 
+def test_two_replace_at_once(held_daemon, folder, gate):
+    old = tensor_model(folder / "old.gguf", seed=1)
+    new = [sparse_model(folder / f"{i}.gguf", (96 + i) * MIB) for i in range(2)]
+    gate.open()
+    with held_daemon.client() as client, held_daemon.client() as first, held_daemon.client() as second:
+        load(client, old, "m")
+        gate.close()
+        for loader, path in zip((first, second), new):
+            with open(path, "rb") as file:
+                loader.send("Load", {"fds": [0], "name": "m", "replace": True}, [file.fileno()])
+            wait_until(lambda: "filling" in states(held_daemon).values())
+        time.sleep(0.3)
+        gate.open()
+        ids = [loader.reply()[0]["model"]["id"] for loader in (first, second)]
+        wait_until(lambda: len(held_daemon.models()) == 1)
+        assert [(m["id"], m["name"]) for m in held_daemon.models()] == [(ids[1], "m")]
+
+
 def test_a_load_that_fails_replaces_nothing(daemon, client, path, folder):
     first = load(client, path, "m")
     broken = folder / "broken.gguf"
