@@ -73,6 +73,21 @@ bool access_permits(const struct access_facts *facts, const struct peer *peer)
     return true;
 }
 
+bool access_may_permit(const struct access_facts *facts, uid_t uid)
+{
+    if (!facts || (!facts->placed && !access_owns(facts, uid)))
+        return false;
+    const size_t n = facts->n_files + (facts->placed ? facts->n_folders : 0);
+    for (size_t i = 0; i < n; i++) {
+        const struct access_entry *entry = &facts->entries[i];
+        const mode_t bit = i < facts->n_files ? S_IROTH : S_IXOTH;
+        const mode_t some = entry->owner == uid ? bit << 6 : entry->acl ? 0 : bit << 3 | bit;
+        if (!(entry->mode & some))
+            return false;
+    }
+    return true;
+}
+
 bool access_permits_all(const struct access_facts *facts)
 {
     if (!facts || !facts->placed)

@@ -55,6 +55,9 @@ bool access_may_search(const struct access_entry *folder, const struct peer *pee
  * is special here either: trust is for the caller to add. facts NULL: nobody may. */
 bool access_permits(const struct access_facts *facts, const struct peer *peer);
 
+/* access_permits() of some process of this user, whose groups are not known. */
+bool access_may_permit(const struct access_facts *facts, uid_t uid);
+
 /* Everybody may. */
 bool access_permits_all(const struct access_facts *facts);
 

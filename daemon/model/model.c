@@ -148,10 +148,39 @@ void model_set_source(struct model *model, struct source *source)
     model->changed = false;
 }
 
+/* By now; whoever is in the right group may. */
+static bool may_see(const struct model *model, uid_t uid)
+{
+    return uid == model->uid || trusted_user(uid) || model->access == ACCESS_PUBLIC || is_guest(model, uid) ||
+           (model->access == ACCESS_READERS && access_may_permit(model->facts, uid));
+}
+
+/* A name that its giver could not take back would only be in the way of the others. */
+static void drop_names(struct model *model)
+{
+    struct model_name *name = TAILQ_FIRST(&model->names), *next;
+    for (; name; name = next) {
+        next = TAILQ_NEXT(name, link);
+        if (may_see(model, name->uid))
+            continue;
+        if (model->n_names == 1) {
+            name->uid = model->uid;
+            break;
+        }
+        TAILQ_REMOVE(&model->names, name, link);
+        free(name);
+        model->n_names--;
+    }
+    if (model->n_names > 0)
+        strcpy(model->name, TAILQ_FIRST(&model->names)->text);
+}
+
 void model_set_facts(struct model *model, struct access_facts *facts)
 {
     access_facts_unref(model->facts);
     model->facts = facts;
+    if (facts)
+        drop_names(model);
 }
 
 bool model_in_use(const struct model *model)

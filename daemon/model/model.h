@@ -169,7 +169,9 @@ int model_admit(struct model *model, const struct peer *peer);
 /* The same bytes stand in other files by now, or in the same after they were touched: takes the source over. */
 void model_set_source(struct model *model, struct source *source);
 
-/* Takes new facts over, and with them one reference. NULL is fine: nobody but its user is known to read it. */
+/* Takes new facts over, and with them one reference. Users who cannot see it any more lose the names that they gave,
+ * but for the last one, which is its user's from then on; unless the facts are NULL. NULL is fine: nobody but its user
+ * is known to read it. */
 void model_set_facts(struct model *model, struct access_facts *facts);
 
 /* What it is made of its file as: asked for in the same words, or with the same outcome for each tensor. The plan is

@@ -389,6 +389,27 @@ def test_the_last_name_is_whoever_gave_it(start_for_all, clients, own_file):
     assert user.call("Unload", name=f"a#{model['id']}")["state"] == "unloaded"  # with all of its names
 
 
+def test_whose_access_ends_has_no_names(start_for_all, clients, own_file):
+    daemon = start_for_all()
+    path = own_file(mode=0o644)
+    user, other, member = clients(daemon, USER), clients(daemon, OTHER), clients(daemon, MEMBER, [GROUP])
+    model = load_as(user, USER, path, name="a")
+    load_as(other, OTHER, path, name="b")
+    load_as(member, MEMBER, path, name="c")
+    os.chmod(path, 0o640)
+    member.call("Detach", lease=member.call("Attach", name="c")["lease"])
+    assert "c" in only(user)["aliases"], "whoever is in the group keeps it"
+    assert user.call("Unload", name="a")["state"] == "named"
+    os.chmod(path, 0o600)
+    with wire_error("ModelNotFound"):
+        member.call("Attach", name="c")  # which has the daemon look
+    now = only(user)
+    assert (now["id"], now["name"], now["aliases"]) == (model["id"], "c", []), "the last one stays"
+    second = load_as(user, USER, own_file("o.gguf", 0o600, 2), name="b")
+    assert second["id"] != model["id"], "the name is free"
+    assert user.call("Unload", name="c")["state"] == "unloaded"
+
+
 def test_a_name_of_another_model(start_for_all, clients, own_file):
     daemon = start_for_all()
     a, b = own_file("a.gguf", 0o644, 1), own_file("b.gguf", 0o644, 2)
