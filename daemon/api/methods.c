@@ -22,7 +22,7 @@ static const struct {
     METHODS_THAT_ACT(X)
 #undef X
 #define X(name, function) {#name, function, true},
-        METHODS_THAT_ONLY_ANSWER(X)
+        METHODS_FOR_A_REPLY(X)
 #undef X
 };
 

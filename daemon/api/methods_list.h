@@ -14,7 +14,7 @@
     X(Attach, method_attach)                                                                                           \
     X(Detach, method_detach)
 
-#define METHODS_THAT_ONLY_ANSWER(X)                                                                                    \
+#define METHODS_FOR_A_REPLY(X)                                                                                         \
     X(Plan, method_plan)                                                                                               \
     X(List, method_list)                                                                                               \
     X(Show, method_show)                                                                                               \
@@ -23,7 +23,7 @@
     X(Status, method_status)                                                                                           \
     X(Watch, method_watch)
 
-#define METHODS(X)        METHODS_THAT_ACT(X) METHODS_THAT_ONLY_ANSWER(X)
+#define METHODS(X)        METHODS_THAT_ACT(X) METHODS_FOR_A_REPLY(X)
 
 #define X(name, function) void function(struct api *api, struct call *call);
 METHODS(X)

@@ -137,7 +137,7 @@ static void load_opened(struct load *load)
         failure_set_opening(&load->failure, job);
         return;
     }
-    load_note(load);
+    load_note_free_memory(load);
     model->header = job->header;
     model->plan = job->plan;
     job->header = NULL;
@@ -266,7 +266,7 @@ static bool load_advance(struct load *load)
         load_opened(load);
         break;
     case LOAD_RESERVING:
-        load_note(load);
+        load_note_free_memory(load);
         load_reserve(load);
         break;
     case LOAD_ALLOCATING:

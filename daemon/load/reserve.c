@@ -7,7 +7,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
-void load_note(struct load *load)
+void load_note_free_memory(struct load *load)
 {
     const struct device_set *among = &load->request.among;
     for (size_t i = 0; i < among->n; i++) {

@@ -112,7 +112,7 @@ void load_begin_restore(struct load *load, struct model *model);
 
 /* reserve.c: takes memory for the model, or waits for it. What the drivers said is noted before. */
 void load_reserve(struct load *load);
-void load_note(struct load *load);
+void load_note_free_memory(struct load *load);
 
 /* The same at once, of a load that waits for memory, if by what the drivers said last there is enough. Returns false if
  * there is not, and then nothing happened. */
