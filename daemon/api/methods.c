@@ -79,7 +79,7 @@ void methods_dispatch(struct call *call, void *context)
         for (size_t i = 0; i < N_METHODS; i++)
             if (strcmp(dot + 1, methods[i].name) == 0) {
                 if (call->oneway && methods[i].only_answers)
-                    call_reply(call, NULL, NULL, 0); /* to nobody: nothing needs to be found out */
+                    call_reply(call, NULL, NULL, 0); /* the client wants no reply, so the method need not run */
                 else
                     methods[i].handle(api, call);
                 return;

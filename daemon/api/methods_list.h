@@ -1,8 +1,9 @@
-/* Every method of io.rocmforge has a handler here: X(name, function). */
+/* Every method of io.rocmforge, with its handler: X(name, function). */
 #pragma once
 
 #include "daemon/api/api.h"
 
+/* Methods that change something. A call that wants no reply (oneway) runs them too. */
 #define METHODS_THAT_ACT(X)                                                                                            \
     X(AddFiles, method_add_files)                                                                                      \
     X(Load, method_load)                                                                                               \
@@ -14,6 +15,7 @@
     X(Attach, method_attach)                                                                                           \
     X(Detach, method_detach)
 
+/* Methods that are called for their reply. A call that wants no reply (oneway) does not run them. */
 #define METHODS_FOR_A_REPLY(X)                                                                                         \
     X(Plan, method_plan)                                                                                               \
     X(List, method_list)                                                                                               \
