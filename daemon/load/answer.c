@@ -147,12 +147,12 @@ void load_give_up(struct load *load)
         model->load = NULL;
         model->departs = false;
         events_emit(loads->events, load->failure.error == WIRE_Cancelled ? "cancelled" : "failed", model, text);
+        load->model = NULL; /* what follows may serve other loads, which may drop the cached model */
         if (load->restores) {
             model_move(model, MODEL_CACHED);
             residency_idle(loads->residency, model);
         } else
             registry_remove(loads->registry, model);
-        load->model = NULL;
         loads_retry(loads);
     }
     if (load->request.done)
