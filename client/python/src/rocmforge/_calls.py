@@ -1,4 +1,4 @@
-"""What the methods of the wire are called with: the same for the client that blocks and for that of asyncio."""
+"""The parameters of the wire's methods, for the blocking client and for the asyncio client."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Forms = Union[None, Mapping[str, str], Sequence[FormRule]]
 
 
 def seconds(value: Optional[float]) -> Optional[float]:
-    """A deadline. ValueError: it is none."""
+    """Checks a deadline. ValueError: it is not valid."""
     if value is not None and not (value > 0 and math.isfinite(value)):
         raise ValueError(f"a deadline is so many seconds from now, and not {value}")
     return value
@@ -38,7 +38,7 @@ def load(
     deadline: Optional[float],
     trace: bool,
 ) -> Dict[str, Any]:
-    """The parameters of Load. Without descriptors the daemon opens the path."""
+    """The parameters of Load. Without descriptors, the daemon opens the path itself."""
     return {
         **_file(path, fds),
         "name": name or (link_name(path) if fds is not None else None),
@@ -105,11 +105,11 @@ def _file(path: Paths, fds: Optional[List[int]]) -> Dict[str, Any]:
 
 
 def added(fds: Sequence[int]) -> List[Sequence[int]]:
-    """What calls of AddFiles bring, before a call that brings the last FDS_MAX."""
+    """The descriptors for each call of AddFiles. The call itself then brings the last FDS_MAX descriptors."""
     before = len(fds) - FDS_MAX
     return [fds[begin : min(begin + FDS_MAX, before)] for begin in range(0, before, FDS_MAX)]
 
 
 def without_draining(reply: Mapping[str, Any]) -> Dict[str, Any]:
-    """A reply less what every reply may have: on_draining() tells that."""
+    """A reply without the field that every reply may have about draining models. on_draining() reports it."""
     return {key: value for key, value in reply.items() if key != "draining"}

@@ -1,8 +1,9 @@
-"""DLPack capsules, made with ctypes: a tensor's memory for whoever takes part in that protocol, without a copy.
+"""Makes DLPack capsules with ctypes: they give a tensor's memory to another library without a copy.
 
-The structs are those of dlpack.h, version 1. Each lives in `_exports` until its consumer calls the deleter, which it may
-do from any thread, with the interpreter's lock or without: ctypes takes the lock. After the interpreter's end nobody can
-take it, so at exit every struct that is still out gets no deleter, which consumers must expect, and none is freed.
+The structs are those of dlpack.h, version 1. `_exports` keeps each struct until its consumer calls the deleter. The
+consumer may call it from any thread, with or without the interpreter's lock, because ctypes takes the lock. After the
+interpreter's end the lock cannot be taken. So at exit the deleter of every struct that is still in use is set to NULL,
+which the protocol allows, and these structs are never freed.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class _Tensor(Structure):
 
 
 class _Managed(Structure):
-    """DLManagedTensor; the dimensions behind it are ours."""
+    """DLManagedTensor. The dimensions after it are our addition."""
 
     _fields_ = [
         ("tensor", _Tensor),
@@ -55,7 +56,7 @@ class _Managed(Structure):
 
 
 class _ManagedVersioned(Structure):
-    """DLManagedTensorVersioned; the dimensions behind it are ours."""
+    """DLManagedTensorVersioned. The dimensions after it are our addition."""
 
     _fields_ = [
         ("major", c_uint32),
@@ -100,7 +101,7 @@ def _destroy(
     pointer: Any = _pointer,
     names: Tuple[bytes, bytes] = (_NAME, _NAME_VERSIONED),
 ) -> None:
-    """Of a capsule that nobody took the tensor out of; who does so renames it."""
+    """Called for a capsule whose tensor was never taken. A consumer that takes the tensor renames the capsule."""
     for name in names:
         if is_valid(capsule, name):
             exports.pop(pointer(capsule, name), None)
@@ -134,8 +135,8 @@ def capsule(
     versioned: bool,
     flags: int,
 ) -> Any:
-    """A PyCapsule "dltensor", or "dltensor_versioned" with flags, of contiguous elements at an address. `keeps` lives
-    until the consumer is done."""
+    """A PyCapsule "dltensor", or "dltensor_versioned" with flags, of contiguous elements at an address. `keeps` is kept
+    alive until the consumer has finished."""
     managed: Any = _ManagedVersioned() if versioned else _Managed()
     stride = 1
     for i in range(len(shape) - 1, -1, -1):
