@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 from ._files import Paths, first, link_name
 from .replies import FormRule
 
-# Forms by patterns of names; of those that match, the last holds.
+# Forms by patterns of names. If several patterns match, the last one is used.
 Forms = Union[None, Mapping[str, str], Sequence[FormRule]]
 
 
@@ -93,14 +93,14 @@ def rules(forms: Forms) -> Optional[List[FormRule]]:
     return list(forms)
 
 
-# As many descriptors as a message can carry.
+# The most descriptors in one message.
 FDS_MAX = 253
 
 
 def _file(path: Paths, fds: Optional[List[int]]) -> Dict[str, Any]:
     if fds is None:
         return {"path": os.path.abspath(os.fspath(first(path)))}
-    # Those before the last so many are brought by AddFiles.
+    # AddFiles brings the descriptors before the last FDS_MAX.
     return {"fds": list(range(min(len(fds), FDS_MAX))), "added": max(len(fds) - FDS_MAX, 0) or None}
 
 

@@ -73,7 +73,7 @@ class _ManagedVersioned(Structure):
 _python = ctypes.PyDLL(None)
 _new = _python.PyCapsule_New
 _new.restype, _new.argtypes = py_object, [c_void_p, c_void_p, c_void_p]
-# By its address: the capsule that a destructor gets must not be counted again.
+# Takes the capsule's address: a destructor's capsule must not get a new reference.
 _is_valid = _python.PyCapsule_IsValid
 _is_valid.restype, _is_valid.argtypes = c_int, [c_void_p, c_char_p]
 _pointer = _python.PyCapsule_GetPointer
@@ -81,10 +81,10 @@ _pointer.restype, _pointer.argtypes = c_void_p, [c_void_p, c_char_p]
 _keep = _python.Py_IncRef
 _keep.restype, _keep.argtypes = None, [py_object]
 
-# Each struct that is out, by its address, and what keeps the memory that it tells of.
+# Each struct that is in use, by its address, and the object that keeps its memory.
 _exports: Dict[int, Tuple[Any, Any]] = {}
 
-# A capsule keeps the pointer to its name.
+# A capsule keeps only a pointer to its name, so the names must live here.
 _NAME, _NAME_VERSIONED = b"dltensor", b"dltensor_versioned"
 _name = ctypes.create_string_buffer(_NAME)
 _name_versioned = ctypes.create_string_buffer(_NAME_VERSIONED)
@@ -112,7 +112,7 @@ _delete_callback, _destroy_callback = _callback(_delete), _callback(_destroy)
 _delete_pointer = ctypes.cast(_delete_callback, c_void_p).value
 _destroy_pointer = ctypes.cast(_destroy_callback, c_void_p).value
 
-# Called as long as anything is out, perhaps when this module is gone already.
+# May be called as long as a struct is in use, even when this module is gone already.
 for _immortal in (_delete_callback, _destroy_callback, _exports, _name, _name_versioned, _Managed, _ManagedVersioned):
     _keep(_immortal)
 

@@ -17,7 +17,7 @@ class Dtype(NamedTuple):
     typestr: Optional[str]  # of the array interface; None: it has none
 
 
-# By the form that the daemon names, or the type of what it keeps as the file has it.
+# By the daemon's name of the form, or for native tensors by the type in the file.
 _DTYPES: Dict[str, Dtype] = {
     "f64": Dtype("float64", 8, _FLOAT, "<f8"),
     "f32": Dtype("float32", 4, _FLOAT, "<f4"),

@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from typing import ContextManager, Iterator, List, Optional, Sequence, Union
 
 Path = Union[str, "os.PathLike[str]"]
-# Of a model: its file, the first of a split one's, or all of them.
+# A model's file, the first file of a split model, or all its files.
 Paths = Union[Path, Sequence[Path]]
 
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf\Z", re.ASCII)
@@ -64,7 +64,7 @@ def opened(path: Paths) -> Iterator[List[int]]:
     fds: List[int] = []
     try:
         for name in shard_paths(path):
-            # Whoever opens a pipe that nobody writes to waits for ever, but for O_NONBLOCK.
+            # Without O_NONBLOCK, opening a pipe that has no writer would wait for ever.
             fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
             fds.append(fd)
             if not stat.S_ISREG(os.fstat(fd).st_mode):

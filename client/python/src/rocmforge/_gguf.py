@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Callable, Dict, List, Union
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _STRING, _ARRAY = 8, 9
-# By the number that the file has: struct's letter, which is array.array's, too.
+# By the type's number in the file: its letter in struct, which array.array uses, too.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _CHUNK = 8 << 20
 _DEPTH_MAX = 4

@@ -62,7 +62,7 @@ _FUNCTIONS: Dict[str, Any] = {
     "rf_model_find": (c_int, c_void_p, c_char_p, POINTER(CTensor)),
 }
 
-# What an older library lacks, and the package can do without.
+# Functions that an older library lacks. The package works without them.
 _OPTIONAL: Dict[str, Any] = {
     "rf_model_header": (c_void_p, c_void_p, POINTER(c_size_t)),
 }

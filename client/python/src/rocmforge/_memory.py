@@ -17,7 +17,7 @@ from typing import Any, ContextManager, Dict, List, NamedTuple, Optional, Tuple
 
 from . import _library, errors
 
-# How long the daemon may take to answer what it answers at once. Without a limit a destructor could wait for ever.
+# The limit for calls that the daemon answers at once. Without a limit a destructor could wait for ever.
 _ANSWER_SECONDS = 60
 
 _exiting = False
@@ -94,7 +94,7 @@ class Attachment:
         result = lib.rf_connect(os.fsencode(path), byref(self._client))
         if result < 0:
             raise _library.failure(None, result)
-        # The descriptor stays the library's: detach() takes it back from the object.
+        # The library still owns the descriptor: detach() takes it from the object without closing it.
         sock = socket.socket(fileno=lib.rf_client_fd(self._client))
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", _ANSWER_SECONDS, 0))
@@ -137,7 +137,8 @@ class Attachment:
             )
 
     def view(self) -> View:
-        with self._lock_of_this_process():  # not between close()'s look at the views and the end of the memory
+        # No view may be made after close() looked at the views and before it frees the memory.
+        with self._lock_of_this_process():
             self.usable()
             return View(self)
 
@@ -210,7 +211,7 @@ class Attachment:
             return
 
     def _lock_of_this_process(self) -> ContextManager[object]:
-        # A thread that had it when this process was forked is not there to give it back.
+        # If another thread held the lock at the fork, that thread does not exist here and cannot release it.
         if os.getpid() != self.pid:
             return threading.RLock()
         return self._lock

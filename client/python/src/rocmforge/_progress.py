@@ -9,7 +9,7 @@ from typing import Any, Callable, Optional, Union
 
 from .replies import Progress
 
-# True: show it; or what is called with each report of the daemon.
+# True: show the progress; or a function that gets each report of the daemon.
 ProgressOption = Union[bool, None, Callable[[Progress], object]]
 
 

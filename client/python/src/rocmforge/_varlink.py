@@ -145,7 +145,7 @@ class Connection:
             raise
 
     def _connect(self) -> None:
-        # A Unix socket that does not block says EAGAIN while the daemon has too many connections to accept.
+        # A non-blocking Unix socket returns EAGAIN while too many connections wait for the daemon to accept them.
         end = time.monotonic() + CONNECT_TIMEOUT
         self._socket.setblocking(False)
         while True:
@@ -161,7 +161,7 @@ class Connection:
         self._socket.setblocking(True)
 
     def __del__(self) -> None:
-        # A client that is not closed loses nothing; a warning of an unclosed socket would help nobody.
+        # If a client is not closed nothing is lost, so a warning about an unclosed socket would not help.
         try:
             self.close()
         except AttributeError:  # it was not made to its end
@@ -233,7 +233,7 @@ class Connection:
             if sent < len(data):
                 self._socket.sendall(data[sent:], socket.MSG_NOSIGNAL)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # it may have said why, before it closed the connection
+            pass  # the daemon may have sent the reason before it closed the connection
         except OSError as error:
             raise ConnectionLost(f"sending to the daemon failed: {error.strerror or error}") from None
 

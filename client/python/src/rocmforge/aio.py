@@ -151,7 +151,7 @@ class _Connection:
             except BlockingIOError:
                 await self._ready(write=True)
             except (BrokenPipeError, ConnectionResetError):
-                return  # it may have said why, before it closed the connection
+                return  # the daemon may have sent the reason before it closed the connection
             except OSError as error:
                 raise ConnectionLost(f"sending to the daemon failed: {error.strerror or error}") from None
 

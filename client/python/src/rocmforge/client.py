@@ -43,7 +43,7 @@ class Client:
         self._pid = os.getpid()
         self._closed = False
         self._watcher: Optional[_Watcher] = None
-        with self._shared():  # to fail here if there is no daemon
+        with self._shared():  # connect now, so that this fails if there is no daemon
             pass
 
     # --- its end ---
@@ -88,7 +88,7 @@ class Client:
         """
         self._check()
         if os.getpid() != self._pid:
-            # The parent goes on using its copy, and a thread that held the lock is not here.
+            # The parent still uses the connection, and a thread that held the lock does not exist in this process.
             self._pid, self._lock, self._connection = os.getpid(), threading.Lock(), None
             self._watcher = None
         with self._lock:
@@ -351,7 +351,7 @@ def _with_files(
     return connection.replies(method, parameters, fds[-_calls.FDS_MAX :])
 
 
-# A function of the user's that does not return is not waited for, at the interpreter's end above all.
+# Does not wait for a user's function that does not return, especially not at the interpreter's end.
 _JOIN_SECONDS = 2
 
 

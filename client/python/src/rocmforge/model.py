@@ -130,7 +130,7 @@ class Model(Mapping[str, Tensor]):
             return False
         return True
 
-    # Two models are equal if they are the same, as with other resources; a mapping would compare all tensors.
+    # Two models are equal only if they are the same object. The default of a mapping would compare all tensors.
     __eq__ = object.__eq__
     __ne__ = object.__ne__
     __hash__ = object.__hash__

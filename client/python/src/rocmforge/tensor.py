@@ -160,7 +160,7 @@ class Tensor:
     def __array_interface__(self) -> Dict[str, Any]:
         if not self._attachment.on_host or self._dtype.typestr is None:
             raise AttributeError("__array_interface__")
-        # The data is a buffer and not an address: what is made of it keeps that, and so the memory.
+        # The data is a buffer and not an address: an array keeps the buffer, and so the memory.
         return {"version": 3, "shape": self.shape, "typestr": self._dtype.typestr, "data": self.buffer()}
 
     def __array__(self, dtype: Any = None, copy: Optional[bool] = None) -> _np.ndarray[Any, Any]:
@@ -169,7 +169,7 @@ class Tensor:
 
     @property
     def __cuda_array_interface__(self) -> Dict[str, Any]:
-        # It says that it can be written to, and must not be: PyTorch refuses what says that it cannot.
+        # It claims to be writable, because PyTorch refuses read-only memory. It must not be written to.
         if self._attachment.on_host or self._dtype.typestr is None:
             raise AttributeError("__cuda_array_interface__")
         self._attachment.usable()
