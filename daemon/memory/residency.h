@@ -64,7 +64,7 @@ void residency_unload(struct residency *residency, struct model *model, struct c
 
 /* Grants no more leases; the memory goes when the last one does. Those who hold one are told; those who do not let go
  * are named in the journal. seconds: after which the model loses its name (model_lose_name()), so that another may have
- * it; 0: never. */
+ * it; 0: never. If it drains already, the earlier end holds. */
 void residency_drain(struct residency *residency, struct model *model, double seconds);
 
 /* The device is lost: its models fail, and those who watch are told. */
