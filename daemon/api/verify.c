@@ -6,6 +6,7 @@
 #include "daemon/load/fill.h"
 #include "daemon/memory/residency.h"
 #include "daemon/session/describe.h"
+#include "daemon/session/events.h"
 #include "daemon/wire/conn.h"
 #include "daemon/wire/errors.h"
 
@@ -312,6 +313,17 @@ static void verify_queue(struct verify *verify, struct verify_job *job, const st
     worker_queue(verify->verifies->core->loop, &job->work, job, verify_work, verify_worked);
 }
 
+/* The file has other bytes than the model. Whoever had it compared with a file of theirs draws their own conclusions. */
+static void verify_tell_changed(struct verify *verify)
+{
+    struct model *model = verify->model;
+    failure_set_changed(&verify->failure, -ESTALE, NULL, verify->loaded->path, "since-loaded");
+    if (verify->done || model->changed)
+        return;
+    model->changed = true;
+    events_emit(verify->verifies->residency->events, "changed", model, NULL);
+}
+
 /* All is compared, or something ended it. */
 static void verify_finish(struct verify *verify)
 {
@@ -323,7 +335,7 @@ static void verify_finish(struct verify *verify)
         model_set_source(model, source_ref(verify->source));
     /* What differs from a file that somebody wrote to is the file. */
     if (verify->stale || (verify->touched && cJSON_GetArraySize(verify->mismatches) > 0))
-        failure_set_changed(&verify->failure, -ESTALE, NULL, verify->loaded->path, "since-loaded");
+        verify_tell_changed(verify);
     model_unhold(model);
     if (verify->done)
         verify->done(verify->context, same);
