@@ -313,7 +313,7 @@ static void verify_queue(struct verify *verify, struct verify_job *job, const st
     worker_queue(verify->verifies->core->loop, &job->work, job, verify_work, verify_worked);
 }
 
-/* The file has other bytes than the model. Whoever had it compared with a file of theirs draws their own conclusions. */
+/* The file has other bytes than the model. verify_compare() leaves it to its caller to say so. */
 static void verify_tell_changed(struct verify *verify)
 {
     struct model *model = verify->model;

@@ -408,6 +408,7 @@ void load_begin(struct loads *loads, const struct load_request *request, struct 
         load_free(load);
         return;
     }
+    waiters_set_patience(&load->waiters, load->patience_ends);
     load_queue(load, load_job_identify);
 }
 
@@ -486,7 +487,10 @@ void loads_report(struct loads *loads)
     TAILQ_FOREACH(load, &loads->list, link)
     {
         load_report(load);
-        if (load->waits && (now - load->asked > ASK_AGAIN_NS || (load->patience_ends > 0 && now > load->patience_ends)))
+        const bool over = load->patience_ends > 0 && now > load->patience_ends;
+        if (load->waits && (over || now - load->asked > ASK_AGAIN_NS || waiters_impatient(&load->waiters, now)))
+            load_retry(load);
+        else if (load->behind && over)
             load_retry(load);
     }
 }

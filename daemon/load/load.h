@@ -115,6 +115,7 @@ enum load_verdict {
     LOAD_NEW,     /* it is loaded, if it fits */
     LOAD_JOIN,    /* it is there, or on its way */
     LOAD_RESTORE, /* it is brought back from host memory, if it fits */
+    LOAD_QUEUED,  /* OutOfDeviceMemory, unless it may wait: it is in the queue for memory */
     LOAD_BUSY,    /* ModelBusy: it is on its way out, and somebody holds it */
     LOAD_TAKEN,   /* NameInUse */
     LOAD_DENIED,  /* PermissionDenied: it may not be public */

@@ -141,6 +141,17 @@ static void fail_shortage(struct load *load, int error, uint64_t needed, const s
         load_fail_memory(load);
 }
 
+/* Answers those who joined and may not wait any longer. Returns false if nobody is left for whom it would go on. */
+static bool dismiss_impatient(struct load *load, uint64_t needed, const struct room_shortage *shortage)
+{
+    const uint64_t now = uv_hrtime();
+    struct call *call;
+    while ((call = waiters_take_impatient(&load->waiters, now)))
+        call_fail(call, WIRE_OutOfDeviceMemory,
+                  describe_out_of_memory(load->device, needed, shortage->available, shortage->evictable));
+    return load->detached || !waiters_empty(&load->waiters);
+}
+
 /* What the load asks for, now that it is known where it goes. */
 static struct admission_want want_of(struct load *load)
 {
@@ -175,12 +186,13 @@ static void take(struct load *load)
     }
     struct room_shortage shortage;
     int r = residency_reserve(load->loads->residency, &load->claim, model, &want, &shortage);
-    if (r == -EAGAIN || (r == -ENOSPC && may_queue(load))) {
+    const uint64_t needed = device_is_host(want.device) ? more : want.bytes;
+    if (r == -EAGAIN || (r == -ENOSPC && may_queue(load) && dismiss_impatient(load, needed, &shortage))) {
         enter_queue(load, r == -ENOSPC);
         return;
     }
     if (r < 0) {
-        fail_shortage(load, r, device_is_host(want.device) ? more : want.bytes, &shortage);
+        fail_shortage(load, r, needed, &shortage);
         return;
     }
     charge_kept(load);

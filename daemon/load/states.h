@@ -46,6 +46,7 @@ struct load {
     struct load_job job; /* the worker's while in_job */
     bool in_job;
     bool blocked;           /* until a model that has its name, its file or its memory is gone */
+    bool behind;            /* blocked by a queued model that may be of the same file */
     bool reserved;          /* the ledger has its bytes */
     bool waits;             /* for memory, so that nobody who came later gets what it waits for */
     bool kept_charged;      /* the ledger has `kept` */
@@ -103,6 +104,10 @@ struct registry_query load_query(const struct load_request *request, const struc
 /* doubt.c: if there is a model that may have the same bytes, has them compared, or waits until they can be; the load
  * comes back to IDENTIFYING then. Returns false if there is none. */
 bool load_settle(struct load *load);
+
+/* The model of these files, or one that may be of them, that waits in the queue for memory: who may not wait for memory
+ * cannot wait for that. NULL: there is none. */
+struct model *load_queued_before(const struct loads *loads, const struct registry_query *query);
 
 /* The model is resident: gets the name that it takes from another, which drains. */
 void load_switch(struct load *load);
