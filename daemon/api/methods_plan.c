@@ -125,9 +125,10 @@ static void foresee(struct planning *planning, struct outlook *ret)
                                 planning->job.plan, &model);
     if (ret->verdict == LOAD_JOIN || ret->verdict == LOAD_RESTORE)
         ret->there = model;
-    if (ret->verdict == LOAD_JOIN) {
+    if (ret->verdict == LOAD_JOIN || ret->verdict == LOAD_QUEUED) {
         ret->device = model->device;
         ret->shortage.available = device_available(model->device);
+        ret->error = ret->verdict == LOAD_QUEUED ? WIRE_OutOfDeviceMemory : WIRE_OK;
     } else
         foresee_memory(planning, ret);
     ret->fits = ret->error == WIRE_OK;

@@ -6,6 +6,7 @@
 #include "daemon/load/fill.h"
 #include "daemon/memory/residency.h"
 #include "daemon/session/describe.h"
+#include "daemon/session/events.h"
 #include "daemon/wire/conn.h"
 #include "daemon/wire/errors.h"
 
@@ -156,24 +157,6 @@ static void verify_check(struct verify_job *job)
     verify->replaced = path && stat(path, &st) == 0 && (st.st_dev != loaded->dev || st.st_ino != loaded->ino);
 }
 
-/* True if the headers of all files of a split model are the same. Tensors are compared as parsed too: the parser writes
- * to the header's bytes, at the end of each name. */
-static bool headers_same(const struct gguf *a, const struct gguf *b)
-{
-    if (a->n_tensors != b->n_tensors)
-        return false;
-    for (size_t i = 0; i < a->n_tensors; i++) {
-        const struct gguf_tensor *x = &a->tensors[i], *y = &b->tensors[i];
-        if (strcmp(x->name, y->name) != 0 || x->n_dims != y->n_dims || x->bytes != y->bytes || x->offset != y->offset ||
-            x->shard != y->shard)
-            return false;
-    }
-    for (; a && b; a = a->next, b = b->next)
-        if (a->header_bytes != b->header_bytes || memcmp(a->memory, b->memory, a->header_bytes) != 0)
-            return false;
-    return !a && !b;
-}
-
 static int compare_headers(struct verify *verify, struct verify_job *job)
 {
     struct gguf *header;
@@ -182,7 +165,7 @@ static int compare_headers(struct verify *verify, struct verify_job *job)
     int r = source_read_headers(verify->source, &header, &unused, &file);
     if (r < 0 && r != -EBADMSG)
         return device_fault_set(&job->fault, r, "pread", -r, strerror(-r));
-    verify->stale = r == -EBADMSG || !headers_same(verify->model->header, header);
+    verify->stale = r == -EBADMSG || !gguf_same(verify->model->header, header);
     if (r == 0)
         gguf_free(header);
     return 0;
@@ -313,7 +296,18 @@ static void verify_queue(struct verify *verify, struct verify_job *job, const st
     worker_queue(verify->verifies->core->loop, &job->work, job, verify_work, verify_worked);
 }
 
-/* All bytes were compared, or the verification ended early. */
+/* The file has other bytes than the model. verify_compare() leaves it to its caller to say so. */
+static void verify_tell_changed(struct verify *verify)
+{
+    struct model *model = verify->model;
+    failure_set_changed(&verify->failure, -ESTALE, NULL, verify->loaded->path, "since-loaded");
+    if (verify->done || model->changed)
+        return;
+    model->changed = true;
+    events_emit(verify->verifies->residency->events, "changed", model, NULL);
+}
+
+/* All is compared, or something ended it. */
 static void verify_finish(struct verify *verify)
 {
     struct call *call = verify->call;
@@ -324,7 +318,7 @@ static void verify_finish(struct verify *verify)
         model_set_source(model, source_ref(verify->source));
     /* The file was touched, and its bytes differ: the file has changed, the device's memory is not wrong. */
     if (verify->stale || (verify->touched && cJSON_GetArraySize(verify->mismatches) > 0))
-        failure_set_changed(&verify->failure, -ESTALE, NULL, verify->loaded->path, "since-loaded");
+        verify_tell_changed(verify);
     model_unhold(model);
     if (verify->done)
         verify->done(verify->context, same);

@@ -367,6 +367,9 @@ enum load_verdict load_foresee(struct loads *loads, const struct load_request *r
         query.plan = plan;
         model = registry_find_source(loads->registry, &query);
     }
+    *ret_model = load_queued_before(loads, &query);
+    if (*ret_model)
+        return LOAD_QUEUED;
     *ret_model = model;
     if (model && (model->state == MODEL_CACHED || model->state == MODEL_SAVING))
         return foresee_joined(&load, model, LOAD_RESTORE, ret_model);
@@ -431,6 +434,20 @@ static bool load_compares(struct load *load, const struct registry_query *query)
     return true;
 }
 
+/* Its file's model is queued for memory, and the load may not be, or no longer. A preload has nobody who waits. */
+static bool load_comes_too_early(struct load *load, const struct registry_query *query)
+{
+    const struct model *model = load_queued_before(load->loads, query);
+    load->behind = model != NULL;
+    if (!model || load->request.done || uv_hrtime() < load->patience_ends)
+        return false;
+    struct device *device = model->device;
+    failure_set(&load->failure, WIRE_OutOfDeviceMemory,
+                describe_out_of_memory(device, model->plan->arena_bytes, device_available(device),
+                                       admission_evictable(load->loads->registry, device)));
+    return true;
+}
+
 static bool identified(struct load *load)
 {
     if (load->awaited)
@@ -451,6 +468,9 @@ static bool identified(struct load *load)
         failure_set(&load->failure, WIRE_DeviceError, describe_device_lost(among->devices[0], "load"));
         return false;
     }
+    const struct registry_query query = load_query(&load->request, job->source, job->plan);
+    if (load_comes_too_early(load, &query))
+        return false;
     if (load_has_to_wait(load)) {
         load->blocked = true;
         return false;
@@ -458,7 +478,6 @@ static bool identified(struct load *load)
     if (load_settle(load))
         return false;
     load_note_changes(load->loads, &load->request, job->source, job->facts);
-    const struct registry_query query = load_query(&load->request, job->source, job->plan);
     struct model *same = registry_find_source(load->loads->registry, &query);
     if (same)
         return load_take_same(load, same);

@@ -266,6 +266,8 @@ static bool load_advance(struct load *load)
         load_opened(load);
         break;
     case LOAD_RESERVING:
+        if (load->job.run == load_job_look_again && !load_looked_again(load))
+            break;
         load_note_free_memory(load);
         load_reserve(load);
         break;
@@ -408,6 +410,7 @@ void load_begin(struct loads *loads, const struct load_request *request, struct 
         load_free(load);
         return;
     }
+    waiters_set_patience(&load->waiters, load->patience_ends);
     load_queue(load, load_job_identify);
 }
 
@@ -486,7 +489,10 @@ void loads_report(struct loads *loads)
     TAILQ_FOREACH(load, &loads->list, link)
     {
         load_report(load);
-        if (load->waits && (now - load->asked > ASK_AGAIN_NS || (load->patience_ends > 0 && now > load->patience_ends)))
+        const bool over = load->patience_ends > 0 && now > load->patience_ends;
+        if (load->waits && (over || now - load->asked > ASK_AGAIN_NS || waiters_impatient(&load->waiters, now)))
+            load_retry(load);
+        else if (load->behind && over)
             load_retry(load);
     }
 }

@@ -10,13 +10,13 @@
  *        DONE                                       RELEASING ─▶ DONE
  *
  * IDENTIFYING, OPENING, ALLOCATING, SEALING and RELEASING each run one job on a worker. RESERVING waits until other
- * models are evicted, or waits in a queue until there is enough memory. If the driver does not give memory that the
- * ledger had reserved, ALLOCATING goes back to RESERVING, and more models are evicted. FILLING has one fill for each
- * slot that the scheduler gave it, and one job that publishes the model (publication.h). ALLOCATING has some fills too:
- * their slots are filled, and wait for the arena. STOPPING waits for jobs and fills under way, and begins no new ones.
- * The model enters the registry between IDENTIFYING and OPENING. If the registry has a model of the same file already,
- * the load ends there, and its calls join that model. A load of a cached model goes on with RESERVING; if it fails, the
- * model stays cached.
+ * models are evicted, or waits in a queue until there is enough memory, after which it looks at the files again. If the
+ * driver does not give memory that the ledger had reserved, ALLOCATING goes back to RESERVING, and more models are
+ * evicted. FILLING has one fill for each slot that the scheduler gave it, and one job that publishes the model
+ * (publication.h). ALLOCATING has some fills too: their slots are filled, and wait for the arena. STOPPING waits for
+ * jobs and fills under way, and begins no new ones. The model enters the registry between IDENTIFYING and OPENING. If
+ * the registry has a model of the same file already, the load ends there, and its calls join that model. A load of a
+ * cached model goes on with RESERVING; if it fails, the model stays cached.
  *
  * Loop thread only. */
 #pragma once
@@ -118,6 +118,7 @@ enum load_verdict {
     LOAD_NEW,     /* a new model is loaded, if it fits */
     LOAD_JOIN,    /* the model is resident, or is being loaded */
     LOAD_RESTORE, /* the model is loaded from its copy in host memory, if it fits */
+    LOAD_QUEUED,  /* OutOfDeviceMemory, unless the request may wait: the model is in the queue for memory */
     LOAD_BUSY,    /* ModelBusy: a model of the same file has the name, and is draining or lost */
     LOAD_TAKEN,   /* NameInUse: another model has the name */
     LOAD_DENIED,  /* PermissionDenied: the caller may not make the model public */

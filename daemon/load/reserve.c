@@ -86,8 +86,10 @@ static void enter_queue(struct load *load, bool shown)
     charge_kept(load);
     load->blocked = true;
     load->waits = true;
-    if (shown)
+    if (shown) {
+        load->was_queued = true;
         model_move(load->model, MODEL_QUEUED);
+    }
     queue_changed(load->loads);
     load_report(load);
 }
@@ -141,6 +143,17 @@ static void fail_shortage(struct load *load, int error, uint64_t needed, const s
         load_fail_memory(load);
 }
 
+/* Answers those who joined and may not wait any longer. Returns false if nobody is left for whom it would go on. */
+static bool dismiss_impatient(struct load *load, uint64_t needed, const struct room_shortage *shortage)
+{
+    const uint64_t now = uv_hrtime();
+    struct call *call;
+    while ((call = waiters_take_impatient(&load->waiters, now)))
+        call_fail(call, WIRE_OutOfDeviceMemory,
+                  describe_out_of_memory(load->device, needed, shortage->available, shortage->evictable));
+    return load->detached || !waiters_empty(&load->waiters);
+}
+
 /* Chooses the device, and says how much memory the load wants there. */
 static struct admission_want want_of(struct load *load)
 {
@@ -175,12 +188,13 @@ static void take(struct load *load)
     }
     struct room_shortage shortage;
     int r = residency_reserve(load->loads->residency, &load->claim, model, &want, &shortage);
-    if (r == -EAGAIN || (r == -ENOSPC && may_queue(load))) {
+    const uint64_t needed = device_is_host(want.device) ? more : want.bytes;
+    if (r == -EAGAIN || (r == -ENOSPC && may_queue(load) && dismiss_impatient(load, needed, &shortage))) {
         enter_queue(load, r == -ENOSPC);
         return;
     }
     if (r < 0) {
-        fail_shortage(load, r, device_is_host(want.device) ? more : want.bytes, &shortage);
+        fail_shortage(load, r, needed, &shortage);
         return;
     }
     charge_kept(load);
@@ -189,12 +203,37 @@ static void take(struct load *load)
     loads_retry(load->loads); /* loads that wait for this one's choice of device, or behind it in the queue */
 }
 
+bool load_looked_again(struct load *load)
+{
+    struct load_job *job = &load->job;
+    struct model *model = load->model;
+    if (job->status == -ENOMEM)
+        load_fail_memory(load);
+    else if (job->status < 0)
+        failure_set_file(&load->failure, job->status, &job->fault, model->source->path);
+    else if (job->source) {
+        const bool changed = model->changed; /* that its path leads to other files remains */
+        model_set_source(model, job->source);
+        model->changed = changed;
+        job->source = NULL;
+        job->opened = model->source;
+    }
+    return job->status == 0;
+}
+
 void load_reserve(struct load *load)
 {
     if (!load->reserved)
         take(load);
     if (!load->reserved || load_ends(load) || load->claim.n_victims > 0)
         return;
+    if (load->was_queued && !load->restores) {
+        load->was_queued = false;
+        load->job.opened = load->model->source;
+        load->job.known = load->model->header;
+        load_queue(load, load_job_look_again); /* nothing was read of them yet but the header */
+        return;
+    }
     load_show(load, LOAD_ALLOCATING, MODEL_ALLOCATING);
     load->job.planned = load->model->plan;
     load_queue(load, load->restores ? load_job_reallocate : load_job_allocate);

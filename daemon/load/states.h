@@ -46,6 +46,8 @@ struct load {
     struct load_job job; /* while in_job, only the worker may use it */
     bool in_job;
     bool blocked;           /* waits for another load or model; loads_retry() and loads_report() let it check again */
+    bool behind;            /* blocked by a queued model that may be of the same file */
+    bool was_queued;        /* since its files were looked at */
     bool reserved;          /* the model's bytes are in the ledger */
     bool waits;             /* it is in the queue for memory: later loads do not get the memory that it waits for */
     bool kept_charged;      /* `kept` is in the ledger */
@@ -104,6 +106,10 @@ struct registry_query load_query(const struct load_request *request, const struc
  * until they can be compared, and returns true: load_identified() runs again later. Returns false if there is none. */
 bool load_settle(struct load *load);
 
+/* The model of these files, or one that may be of them, that waits in the queue for memory: who may not wait for memory
+ * cannot wait for that. NULL: there is none. */
+struct model *load_queued_before(const struct loads *loads, const struct registry_query *query);
+
 /* Call when the model is resident: it takes its name from the model that it replaces, and that model drains. */
 void load_switch(struct load *load);
 
@@ -114,6 +120,10 @@ void load_begin_restore(struct load *load, struct model *model);
  * notes what the drivers said is free. */
 void load_reserve(struct load *load);
 void load_note_free_memory(struct load *load);
+
+/* The files as they are after it was queued: those that were touched, and have the same header, are read from now on as
+ * they are now. Returns false if they are other files by now. */
+bool load_looked_again(struct load *load);
 
 /* Calls load_reserve() for a load in the queue, without asking the drivers again, if there is enough memory by their
  * last answer. Returns false, and changes nothing, if there is not. */

@@ -174,10 +174,12 @@ void residency_unload(struct residency *residency, struct model *model, struct c
 void residency_drain(struct residency *residency, struct model *model, double seconds)
 {
     const uint64_t now = uv_hrtime();
+    const uint64_t ends = seconds > 0 ? now + seconds_to_ns(seconds) : UINT64_MAX;
     model_move(model, MODEL_DRAINING);
+    /* Who asks again does not take back what was promised before. */
+    model->drain_ends = model->drains > 0 ? min_u64(model->drain_ends, ends) : ends;
     if (model->drains == 0)
         model->drains = now;
-    model->drain_ends = seconds > 0 ? now + seconds_to_ns(seconds) : UINT64_MAX;
     events_emit(residency->events, "draining", model, NULL);
     uv_timer_start(&residency->reaper, reap, 0, 0);
     residency_idle(residency, model);

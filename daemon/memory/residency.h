@@ -68,9 +68,9 @@ void residency_idle(struct residency *residency, struct model *model);
  * answered when this is done. */
 void residency_unload(struct residency *residency, struct model *model, struct call *call);
 
-/* Drains a model: it gets no new leases, and is unloaded when its last lease ends. Lease holders are told. Holders that
- * do not end their leases in time are named in the journal. seconds: after this time the model loses its name
- * (model_lose_name()), so that another model can have it; 0: never. */
+/* Grants no more leases; the memory goes when the last one does. Those who hold one are told; those who do not let go
+ * are named in the journal. seconds: after which the model loses its name (model_lose_name()), so that another may have
+ * it; 0: never. If it drains already, the earlier end holds. */
 void residency_drain(struct residency *residency, struct model *model, double seconds);
 
 /* The device is lost: its models become FAILED, and clients that watch are told. */

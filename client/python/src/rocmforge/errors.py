@@ -154,13 +154,15 @@ class InvalidModel(WireError):
 class FileChanged(WireError):
     """The file at `path` changed. `when` is "while-read"; or "since-loaded", from Verify."""
 
-    sentence = "the file changed while it was read"
+    sentence = "the file changed"
     defaults = {"path": None, "when": None}
     path: Optional[str]
     when: Optional[str]
 
-    def _detail(self) -> str:
-        return self.path or ""
+    def _message(self) -> str:
+        times = {"while-read": " while it was read", "since-loaded": " since the model was loaded"}
+        when = times.get(self.when, "") if isinstance(self.when, str) else ""
+        return f"{self.sentence}{when}" + (f": {self.path}" if self.path else "")
 
 
 class UnsupportedType(WireError):
