@@ -50,10 +50,10 @@ static void freed(void *context)
 }
 
 /* For struct loads. */
-static int compare(void *context, struct model *model, struct source *source, void (*done)(void *load, bool same),
-                   void *load)
+static int compare(void *context, struct model *model, struct source *source, bool moves,
+                   void (*done)(void *load, bool same), void *load)
 {
-    return verify_compare(context, model, source, done, load);
+    return verify_compare(context, model, source, moves, done, load);
 }
 
 /* Gives each part pointers to the others that it works on. */

@@ -66,9 +66,10 @@ static void changes_worked(uv_work_t *work, int status)
     changes->now = NULL;
     bool compares = false;
     if (stays && changes->look == SOURCE_TOUCHED && now && model->state == MODEL_RESIDENT)
-        compares = verify_compare(changes->verifies, model, now, changes_compared, changes) == 0;
-    /* A file that cannot be read does not count as changed. */
-    if (stays && changes->look == SOURCE_OTHER)
+        compares = verify_compare(changes->verifies, model, now, true, changes_compared, changes) == 0;
+    /* What cannot be read is not known to have changed. */
+    const bool placed = stays && model->facts && model->facts->placed; /* else the path may be of another namespace */
+    if (placed && changes->look == SOURCE_OTHER)
         load_doubt_ends(changes->loads, changes->model, false);
     source_free(now);
     if (!compares)

@@ -225,12 +225,13 @@ static void planning_settle(struct planning *planning)
     const struct load_job *job = &planning->job;
     struct model *model = NULL;
     while (planning->call && job->status == 0 &&
-           (model = load_doubt(loads, &planning->request, job->source, job->plan, planning->compared))) {
+           (model = load_doubt(loads, &planning->request, job->source, job->facts, job->plan, planning->compared))) {
         planning->compared = model->id;
         if (model->load || model->state == MODEL_SAVING || model_departs(model))
             continue; /* Load would wait until the model is resident, cached or gone */
         if (model->state == MODEL_RESIDENT &&
-            verify_compare(planning->api->verifies, model, job->source, planning_compared, planning) == 0)
+            verify_compare(planning->api->verifies, model, job->source, load_may_end(&planning->request, model),
+                           planning_compared, planning) == 0)
             return;
         load_doubt_ends(loads, model->id, false);
     }

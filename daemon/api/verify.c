@@ -50,12 +50,14 @@ struct verify {
     struct call *call; /* NULL: there is none, or it was abandoned */
     void (*done)(void *context, bool same);
     void *context;
-    struct source *loaded; /* the files that the model was made of */
-    struct source *source; /* the files that are read: opened by the first job, if verify_compare() gave none */
-    struct plan *plan;     /* made by the first job */
-    bool touched;          /* `source` is not the same as `loaded`: other files, or touched since */
-    bool stale;            /* and it has another size or header: the file has changed */
-    bool replaced;         /* the path leads to another file than the one that was loaded */
+    struct source *loaded;  /* the files that the model was made of */
+    struct source *source;  /* those that are read: opened by the first job, unless others were given */
+    struct plan *plan;      /* made by the first job */
+    struct source *renewed; /* the files that were loaded, as they are now; NULL unless those are what was read */
+    bool moves;             /* the model may be of other files from now on */
+    bool touched;           /* they are not what was loaded, as far as sizes and times tell */
+    bool stale;             /* nor is what is in them */
+    bool replaced;          /* the path leads to another file */
     bool planned;
     bool checked; /* the last job found that the files did not change while they were read */
     struct verify_job jobs[VERIFY_JOBS];
@@ -81,6 +83,7 @@ static void verify_free(struct verify *verify)
     }
     plan_free(verify->plan);
     source_free(verify->source);
+    source_free(verify->renewed);
     source_free(verify->loaded);
     cJSON_Delete(verify->mismatches);
     failure_clear(&verify->failure);
@@ -154,6 +157,13 @@ static void verify_check(struct verify_job *job)
     const char *path = verify->loaded->path;
     struct stat st;
     const struct identity *loaded = &verify->loaded->files[0].identity;
+    struct device_fault unused;
+    if (job->status == 0 && verify->touched && !verify->moves && source_same_files(verify->loaded, verify->source) &&
+        source_reopen(verify->loaded, &verify->renewed, &unused) == 0 &&
+        !source_equal(verify->renewed, verify->source)) {
+        source_free(verify->renewed);
+        verify->renewed = NULL;
+    }
     verify->replaced = path && stat(path, &st) == 0 && (st.st_dev != loaded->dev || st.st_ino != loaded->ino);
 }
 
@@ -314,9 +324,13 @@ static void verify_finish(struct verify *verify)
     struct model *model = verify->model;
     const bool same =
         verify->checked && verify->failure.error == WIRE_OK && cJSON_GetArraySize(verify->mismatches) == 0;
-    if (same && verify->touched)
+    if (same && verify->touched && verify->moves)
         model_set_source(model, source_ref(verify->source));
-    /* The file was touched, and its bytes differ: the file has changed, the device's memory is not wrong. */
+    else if (same && verify->renewed)
+        model_set_source(model, source_ref(verify->renewed));
+    else if (same && !verify->replaced)
+        model->changed = false;
+    /* What differs from a file that somebody wrote to is the file. */
     if (verify->stale || (verify->touched && cJSON_GetArraySize(verify->mismatches) > 0))
         verify_tell_changed(verify);
     model_unhold(model);
@@ -430,13 +444,14 @@ void verify_begin(struct verifies *verifies, struct model *model, struct call *c
         return;
     }
     verify->call = call;
+    verify->moves = true; /* they are the same files */
     model_hold(model);
     call->context = verify;
     call->abandoned = verify_abandoned;
     verify_step(verify);
 }
 
-int verify_compare(struct verifies *verifies, struct model *model, struct source *source,
+int verify_compare(struct verifies *verifies, struct model *model, struct source *source, bool moves,
                    void (*done)(void *context, bool same), void *context)
 {
     struct verify *verify;
@@ -445,6 +460,7 @@ int verify_compare(struct verifies *verifies, struct model *model, struct source
     if (r < 0)
         return r;
     verify->source = source_ref(source);
+    verify->moves = moves;
     verify->done = done;
     verify->context = context;
     model_hold(model);

@@ -26,11 +26,11 @@ void verifies_init(struct verifies *verifies);
 /* Begins a verification. The call is answered when it is over. Until then it counts in the user's quota. */
 void verify_begin(struct verifies *verifies, struct model *model, struct call *call);
 
-/* Begins a verification without a call: do these files have the same bytes that the model was made of? It takes a
- * reference to the source. `done` is called later: with true if all bytes were compared and are the same, and then the
- * model has taken this source over, unless it equals its own; with false if bytes differ, or could not be compared.
- * Returns 0 or -ENOMEM. */
-int verify_compare(struct verifies *verifies, struct model *model, struct source *source,
+/* Begins one without a call: whether these files have all the bytes that the model was made of. The source is kept.
+ * moves: if they have, and are other files, they are the model's from then on.
+ * `done` is called later: with true if all were compared and are the same; else, also if something kept them from being
+ * compared, with false. -ENOMEM. */
+int verify_compare(struct verifies *verifies, struct model *model, struct source *source, bool moves,
                    void (*done)(void *context, bool same), void *context);
 
 /* Reports progress to the calls that wait. Called several times a second. */

@@ -27,14 +27,24 @@ static cJSON *describe_how(const struct load *load)
     return reply;
 }
 
-/* The model is resident: answers all calls that wait. Cancel fails, for it comes too late. */
+void load_attach(const struct loads *loads, struct model *model, struct call *call)
+{
+    if (model_attachable(model, conn_peer(call->conn))) {
+        attach_grant(loads->registry, loads->events, model, call, NULL);
+        return;
+    }
+    const cJSON *name = cJSON_GetObjectItemCaseSensitive(call->parameters, "name");
+    call_fail(call, WIRE_ModelNotFound, error_name(cJSON_IsString(name) ? name->valuestring : model->name));
+}
+
+/* Answers those who want to know that the model is resident; others have nothing to wait for any more. */
 static void waiters_reply(struct load *load)
 {
     enum waiter_kind kind;
     struct call *call;
     while ((call = waiters_take_any(&load->waiters, &kind))) {
         if (kind == WAIT_ATTACH)
-            attach_grant(load->loads->registry, load->loads->events, load->model, call, NULL);
+            load_attach(load->loads, load->model, call);
         else if (kind == WAIT_LEASE)
             attach_grant(load->loads->registry, load->loads->events, load->model, call, describe_how(load));
         else if (kind == WAIT_END)

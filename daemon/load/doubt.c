@@ -1,10 +1,8 @@
 #include "daemon/load/states.h"
 #include "daemon/session/events.h"
 
-#include <string.h>
-
 struct registry_query load_query(const struct load_request *request, const struct source *source,
-                                 const struct plan *plan)
+                                 const struct access_facts *facts, const struct plan *plan)
 {
     return (struct registry_query){
         .source = source,
@@ -12,13 +10,20 @@ struct registry_query load_query(const struct load_request *request, const struc
         .plan = plan,
         .among = &request->among,
         .owner = request->access == ACCESS_PRIVATE ? &request->uid : NULL,
+        .peer = request->peer,
+        .placed = facts && facts->placed,
     };
 }
 
-struct model *load_doubt(const struct loads *loads, const struct load_request *request, const struct source *source,
-                         const struct plan *plan, uint64_t after)
+bool load_may_end(const struct load_request *request, const struct model *model)
 {
-    const struct registry_query query = load_query(request, source, plan);
+    return request->trusted || request->uid == model->uid;
+}
+
+struct model *load_doubt(const struct loads *loads, const struct load_request *request, const struct source *source,
+                         const struct access_facts *facts, const struct plan *plan, uint64_t after)
+{
+    const struct registry_query query = load_query(request, source, facts, plan);
     return registry_find_doubtful(loads->registry, &query, after);
 }
 
@@ -44,13 +49,11 @@ void load_doubt_ends(const struct loads *loads, uint64_t id, bool same)
 void load_note_changes(const struct loads *loads, const struct load_request *request, const struct source *source,
                        const struct access_facts *facts)
 {
+    const struct registry_query query = load_query(request, source, facts, NULL);
     struct model *model;
     TAILQ_FOREACH(model, &loads->registry->models, link)
     {
-        /* If the daemon did not find the file at this path, the path may belong to another mount namespace. */
-        const bool believed = (facts && facts->placed) || model->uid == request->uid;
-        if (believed && !model->changed && source->path && model->source->path &&
-            strcmp(source->path, model->source->path) == 0 && !source_same_sizes(source, model->source)) {
+        if (!model->changed && registry_same_path(model, &query) && !source_same_sizes(source, model->source)) {
             model->changed = true;
             events_emit(loads->events, "changed", model, NULL);
         }
@@ -69,7 +72,7 @@ bool load_settle(struct load *load)
 {
     struct loads *loads = load->loads;
     const struct load_job *job = &load->job;
-    struct model *model = load_doubt(loads, &load->request, job->source, job->plan, load->compared);
+    struct model *model = load_doubt(loads, &load->request, job->source, job->facts, job->plan, load->compared);
     if (!model)
         return false;
     if (model_departs(model) || model->state == MODEL_SAVING || model->load) {
@@ -78,7 +81,8 @@ bool load_settle(struct load *load)
     }
     load->compared = model->id;
     if (model->state != MODEL_RESIDENT || !loads->compare ||
-        loads->compare(loads->compare_context, model, job->source, load_compared, load) < 0) {
+        loads->compare(loads->compare_context, model, job->source, load_may_end(&load->request, model), load_compared,
+                       load) < 0) {
         load_doubt_ends(loads, model->id, false);
         return load_settle(load);
     }

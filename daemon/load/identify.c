@@ -25,11 +25,14 @@ enum name_verdict {
  * its time to live. */
 static void load_adjust(struct load *load, struct model *model)
 {
-    if (load->job.facts)
+    /* Whoever has the file by a path of another mount namespace does not know the folders above it. */
+    const bool less = load->job.facts && !load->job.facts->placed && model->facts && model->facts->placed;
+    if (load->job.facts && !less) {
         model_set_facts(model, load->job.facts);
-    load->job.facts = NULL;
+        load->job.facts = NULL;
+    }
     if (load->request.access == ACCESS_PUBLIC)
-        model->access = ACCESS_PUBLIC; /* may_publish() allowed it */
+        model->access = ACCESS_PUBLIC; /* may_publish_joined() */
     if (!load->request.trusted && load->request.uid != model->uid)
         return;
     model->pinned |= load->request.pin;
@@ -57,7 +60,9 @@ static void waiters_grant(struct load *load, struct model *model)
     enum waiter_kind kind;
     struct call *call;
     while ((call = waiters_take_any(&load->waiters, &kind))) {
-        if (kind == WAIT_ATTACH || kind == WAIT_LEASE)
+        if (kind == WAIT_ATTACH)
+            load_attach(load->loads, model, call);
+        else if (kind == WAIT_LEASE)
             attach_grant(load->loads->registry, load->loads->events, model, call, NULL);
         else
             call_reply(call, describe_loaded(model, NULL), NULL, 0);
@@ -200,6 +205,10 @@ static bool load_free_name(struct load *load, const char *name)
             residency_forget(load->loads->residency, model);
         return true;
     case NAME_REPLACED:
+        if (registry_taker(load->loads->registry, name, load->request.peer)) {
+            load->blocked = true; /* and then that is the one to replace, unless its load fails */
+            return false;
+        }
         load->replaces = model->id;
         return true;
     case NAME_SOON_FREE:
@@ -247,8 +256,26 @@ void load_switch(struct load *load)
         load_take_names(load, load->model);
 }
 
-/* Adds the name in the request to a model that is there already, and lets the caller see the model from now on. Returns
- * false if the load must wait for the name (blocked), or failed. */
+/* Only who owns the files, or rules the machine or the daemon, may have everybody see what is in them. */
+static bool may_publish(const struct load_request *request, const struct access_facts *facts)
+{
+    return request->access != ACCESS_PUBLIC || request->trusted || access_owns(facts, request->uid);
+}
+
+static void load_fail_publish(struct load *load)
+{
+    failure_set(&load->failure, WIRE_PermissionDenied, error_reason("only who owns the file makes its model public"));
+}
+
+/* The same of a model that is there: by its own files. Its user may not have been the one who owns them. */
+static bool may_publish_joined(const struct load_request *request, const struct model *model)
+{
+    return request->access != ACCESS_PUBLIC || model->access == ACCESS_PUBLIC || load_may_end(request, model) ||
+           access_owns(model->facts, request->uid);
+}
+
+/* A model that is there already gets the name that was asked for, beside those that it has, and is seen from now on by
+ * whoever asked. Returns false if the name has to be waited for, or something cannot be. */
 static bool load_enter(struct load *load, struct model *model)
 {
     const char *name = load->request.name;
@@ -267,6 +294,8 @@ static bool load_enter(struct load *load, struct model *model)
         r = registry_name(load->loads->registry, model, name, load->request.uid);
     if (r == -EMLINK)
         failure_set(&load->failure, WIRE_LimitExceeded, error_limit("names", MODEL_NAMES_MAX));
+    else if (r == -EDQUOT)
+        failure_set(&load->failure, WIRE_LimitExceeded, error_limit("names", MODEL_GIVEN_MAX));
     else if (r < 0)
         load_fail_memory(load);
     else if (is_new)
@@ -279,6 +308,10 @@ static bool load_take_same(struct load *load, struct model *model)
 {
     if (model_departs(model) || model->state == MODEL_SAVING) {
         load->blocked = true;
+        return false;
+    }
+    if (!may_publish_joined(&load->request, model)) {
+        load_fail_publish(load);
         return false;
     }
     if (!load_enter(load, model))
@@ -320,16 +353,12 @@ static struct model *load_take_name(struct load *load)
     return model;
 }
 
-/* Only the owner of the files, or a trusted user, may make their model public. */
-static bool may_publish(const struct load_request *request, const struct access_facts *facts)
-{
-    return request->access != ACCESS_PUBLIC || request->trusted || access_owns(facts, request->uid);
-}
-
-/* The load would use `model`. Returns `verdict`, or another one if the model cannot get the name in the request. */
+/* Whether a model that is there may have the name that was asked for as well. */
 static enum load_verdict foresee_joined(const struct load *load, struct model *model, enum load_verdict verdict,
                                         struct model **ret_model)
 {
+    if (!may_publish_joined(&load->request, model))
+        return LOAD_DENIED;
     const char *name = load->request.name;
     struct model *holder =
         !name || model_has_name(model, name) ? NULL : registry_holder(load->loads->registry, name, load->request.peer);
@@ -358,9 +387,9 @@ enum load_verdict load_foresee(struct loads *loads, const struct load_request *r
     char derived[MODEL_NAME_MAX + 1];
     if (!request->name)
         model_name_derive(source->path, derived);
-    /* As Load does, use the plan only if there are models of the file whose forms are written differently: see
-     * load_compares(). */
-    struct registry_query query = load_query(request, source, NULL);
+    /* Load has a plan at this point only if there are models that were asked for in other words: see load_compares().
+     */
+    struct registry_query query = load_query(request, source, facts, NULL);
     struct model *model = registry_find_source(loads->registry, &query);
     if (!model && registry_find_other(loads->registry, &query, false)) {
         load.job.plan = plan;
@@ -458,8 +487,7 @@ static bool identified(struct load *load)
         return false;
     }
     if (!may_publish(&load->request, job->facts)) {
-        failure_set(&load->failure, WIRE_PermissionDenied,
-                    error_reason("only who owns the file makes its model public"));
+        load_fail_publish(load);
         return false;
     }
     const struct device_set *among = &load->request.among;
@@ -468,7 +496,7 @@ static bool identified(struct load *load)
         failure_set(&load->failure, WIRE_DeviceError, describe_device_lost(among->devices[0], "load"));
         return false;
     }
-    const struct registry_query query = load_query(&load->request, job->source, job->plan);
+    const struct registry_query query = load_query(&load->request, job->source, job->facts, job->plan);
     if (load_comes_too_early(load, &query))
         return false;
     if (load_has_to_wait(load)) {

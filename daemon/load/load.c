@@ -152,6 +152,11 @@ static void load_filled_all(struct load *load)
 {
     load_fill_end(load);
     load_show(load, LOAD_SEALING, MODEL_SEALING);
+    /* Who waits for a lease gets one if the files may be read by the end, not as it was when they were opened. */
+    access_facts_unref(load->job.facts);
+    load->job.facts = NULL;
+    load->job.before = access_facts_ref(load->model->facts);
+    load->job.judged = load->model->source;
     load_queue(load, load_job_seal);
 }
 
@@ -230,6 +235,10 @@ static void load_sealed(struct load *load)
         failure_set_file(&load->failure, job->status, &job->fault, model->source->path);
     else if (job->status < 0)
         load_fail_device(load, job->status, &job->fault);
+    else {
+        model_set_facts(model, job->facts);
+        job->facts = NULL;
+    }
 }
 
 /* Begins nothing more. When no fill and no eviction is under way, frees the memory. */

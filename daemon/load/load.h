@@ -45,9 +45,9 @@ struct loads {
     TAILQ_HEAD(, load) list; /* oldest first */
     size_t n;
 
-    /* Compares a model's bytes with a file: verify_compare(). NULL: nothing can be compared. */
-    int (*compare)(void *context, struct model *model, struct source *source, void (*done)(void *load, bool same),
-                   void *load);
+    /* The owner's: verify_compare() with its context. */
+    int (*compare)(void *context, struct model *model, struct source *source, bool moves,
+                   void (*done)(void *load, bool same), void *load);
     void *compare_context;
 };
 
@@ -129,10 +129,13 @@ enum load_verdict {
 enum load_verdict load_foresee(struct loads *loads, const struct load_request *request, struct source *source,
                                const struct access_facts *facts, struct plan *plan, struct model **ret_model);
 
-/* Finds a model that was made from the same path or file, but may have other bytes. Only a comparison of the bytes can
- * tell, and what Load would do depends on the result. Returns the first with an id greater than `after`, or NULL. */
+/* Whoever asks may end the model, and so have it be of other files with the same bytes. */
+bool load_may_end(const struct load_request *request, const struct model *model);
+
+/* A model that was made of the same path or file, but whether it still has the same bytes only comparing them tells:
+ * what Load would do depends on it. facts: the source's. NULL: there is none with an id greater than `after`. */
 struct model *load_doubt(const struct loads *loads, const struct load_request *request, const struct source *source,
-                         const struct plan *plan, uint64_t after);
+                         const struct access_facts *facts, const struct plan *plan, uint64_t after);
 
 /* Notes the result of a comparison with the model of this id. If the bytes differ, the model counts as changed. If they
  * are the same, the model has the new source already: see verify_compare(). */

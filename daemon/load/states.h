@@ -100,11 +100,14 @@ bool load_identified(struct load *load);
 
 /* The request as a query for the registry. The query borrows from all arguments. */
 struct registry_query load_query(const struct load_request *request, const struct source *source,
-                                 const struct plan *plan);
+                                 const struct access_facts *facts, const struct plan *plan);
 
 /* doubt.c: looks for a model that may have the same bytes as the file. If there is one, compares the bytes, or waits
  * until they can be compared, and returns true: load_identified() runs again later. Returns false if there is none. */
 bool load_settle(struct load *load);
+
+/* Answers an Attach that has waited for the model: with a lease, if the caller still may have one. */
+void load_attach(const struct loads *loads, struct model *model, struct call *call);
 
 /* The model of these files, or one that may be of them, that waits in the queue for memory: who may not wait for memory
  * cannot wait for that. NULL: there is none. */

@@ -174,6 +174,9 @@ void load_job_seal(struct load_job *job)
     job->of_file = job->status < 0;
     if (job->status == 0)
         job->status = job->device->ops->arena_seal(job->filled, &job->fault);
+    struct device_fault unused;
+    if (job->status == 0 && job->judged && access_read(job->judged, job->before, &job->facts, &unused) < 0)
+        job->facts = NULL;
 }
 
 void load_job_nothing(struct load_job *job)
@@ -221,6 +224,8 @@ void load_job_clear(struct load_job *job)
     load_job_forget(job);
     source_free(job->source);
     access_facts_unref(job->facts);
+    access_facts_unref(job->before);
+    job->before = NULL;
     job->source = NULL;
     job->facts = NULL;
 }

@@ -30,6 +30,8 @@ struct load_job {
     const struct gguf *known; /* the header as it was read before */
     bool decode_on_cpu;
     struct arena *filled;
+    struct access_facts *before; /* of the files of `judged`, as they were; the job's reference */
+    const struct source *judged; /* NULL: load_job_seal() does not look who may read the files */
 
     /* Out. The job owns these. Who takes one over sets it to NULL, or `published` to PUBLICATION_NONE. */
     int status;
@@ -81,7 +83,8 @@ void load_job_reallocate(struct load_job *job);
  * -ENOMEM sets of_host; and the device's. */
 void load_job_publish(struct load_job *job);
 
-/* opened, filled → nothing. Seals the arena. -ESTALE if a file changed since it was opened; opened NULL: no file. */
+/* opened, filled, judged, before → facts, which are NULL if they cannot be had. -ESTALE if the file changed meanwhile;
+ * opened NULL: there is none. */
 void load_job_seal(struct load_job *job);
 
 /* among → reach. Asks the drivers how much memory models could use: other processes use the devices too. */

@@ -53,8 +53,10 @@ enum model_state {
 /* The most names that one model has. */
 #define MODEL_NAMES_MAX 16u
 
-/* One of a model's names. Several models may have the same name, if the users who gave it do not see each other's
- * models. */
+/* And those of them that one user gave who did not load it. */
+#define MODEL_GIVEN_MAX 4u
+
+/* One of a model's names. Several models may have it: whoever gave it did not see the others. */
 struct model_name {
     TAILQ_ENTRY(model_name) link;
     uint64_t since; /* a number from the registry: the older of two equal names has the smaller one */

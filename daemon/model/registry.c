@@ -89,8 +89,12 @@ struct model *registry_find_id(const struct registry *registry, uint64_t id)
 struct model *registry_holder(const struct registry *registry, const char *name, const struct peer *peer)
 {
     struct model *model = registry_find(registry, name, peer);
-    if (model && model_sight(model, peer) >= SIGHT_READER)
-        return model;
+    return model && model_sight(model, peer) >= SIGHT_READER ? model : registry_taker(registry, name, peer);
+}
+
+struct model *registry_taker(const struct registry *registry, const char *name, const struct peer *peer)
+{
+    struct model *model;
     TAILQ_FOREACH(model, &registry->models, link)
     {
         if (strcmp(model->takes, name) == 0 && model_sight(model, peer) >= SIGHT_READER)
@@ -99,10 +103,23 @@ struct model *registry_holder(const struct registry *registry, const char *name,
     return NULL;
 }
 
+static size_t names_of(const struct model *model, uid_t uid)
+{
+    size_t n = 0;
+    const struct model_name *name;
+    TAILQ_FOREACH(name, &model->names, link)
+    {
+        n += name->uid == uid;
+    }
+    return n;
+}
+
 int registry_name(struct registry *registry, struct model *model, const char *name, uid_t uid)
 {
     if (model->n_names == MODEL_NAMES_MAX)
         return -EMLINK;
+    if (uid != model->uid && !trusted_user(uid) && names_of(model, uid) >= MODEL_GIVEN_MAX)
+        return -EDQUOT;
     struct model_name *own = calloc(1, sizeof(*own));
     if (!own)
         return -ENOMEM;
@@ -180,11 +197,20 @@ struct model *registry_find_source(const struct registry *registry, const struct
     return NULL;
 }
 
-/* Whether both have the same path, or the same file under different paths. */
-static bool is_of_place(const struct source *a, const struct source *b)
+bool registry_same_path(const struct model *model, const struct registry_query *query)
 {
-    const struct identity *x = &a->files[0].identity, *y = &b->files[0].identity;
-    return (a->path && b->path && strcmp(a->path, b->path) == 0) || (x->dev == y->dev && x->ino == y->ino);
+    const char *a = model->source->path, *b = query->source->path;
+    const bool placed = query->placed && model->facts && model->facts->placed;
+    return a && b && strcmp(a, b) == 0 && (placed || model->uid == query->peer->uid);
+}
+
+/* The same file by whatever path; or the same path. A model that the peer does not see must not be found by that: the
+ * answer would tell of it. */
+static bool is_of_place(const struct model *model, const struct registry_query *query)
+{
+    const struct identity *x = &model->source->files[0].identity, *y = &query->source->files[0].identity;
+    return (x->dev == y->dev && x->ino == y->ino) ||
+           (registry_same_path(model, query) && model_sight(model, query->peer) >= SIGHT_READER);
 }
 
 struct model *registry_find_doubtful(const struct registry *registry, const struct registry_query *query,
@@ -196,7 +222,7 @@ struct model *registry_find_doubtful(const struct registry *registry, const stru
         const bool private = model->access == ACCESS_PRIVATE;
         const bool shown = query->owner ? private && model->uid == *query->owner : !private;
         if (shown && model->id > after && model->state != MODEL_DRAINING && model->state != MODEL_FAILED &&
-            device_set_has(query->among, model->device) && is_of_place(model->source, query->source) &&
+            device_set_has(query->among, model->device) && is_of_place(model, query) &&
             source_same_sizes(model->source, query->source) && model_same_forms(model, query->forms, query->plan) &&
             (model->changed || !source_same(model->source, query->source)))
             return model;

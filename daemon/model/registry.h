@@ -64,7 +64,11 @@ struct model *registry_find_id(const struct registry *registry, uint64_t id);
  * the peer does not see, or sees only as a trusted user, does not count. */
 struct model *registry_holder(const struct registry *registry, const char *name, const struct peer *peer);
 
-/* Gives a model one more name, which it must not have yet. -EMLINK: it has MODEL_NAMES_MAX names; -ENOMEM. */
+/* The model that will get the name when it is resident, and that this peer loads, or may read. NULL: there is none. */
+struct model *registry_taker(const struct registry *registry, const char *name, const struct peer *peer);
+
+/* Gives a model a further name, which it does not have. -EMLINK: it has MODEL_NAMES_MAX; -EDQUOT: it
+ * has MODEL_GIVEN_MAX of this user, who did not load it and is not trusted; -ENOMEM. */
 int registry_name(struct registry *registry, struct model *model, const char *name, uid_t uid);
 
 /* Moves the name to->takes from the model `from` to the model `to`. all: moves all names of `from`. `from` is NULL if
@@ -81,16 +85,22 @@ struct registry_query {
     const struct forms *forms; /* the request's forms */
     const struct plan *plan;   /* unless NULL: a model with the same result matches as well */
     const struct device_set *among;
-    const uid_t *owner; /* NULL: models that are not private; else only private models of this user */
+    const uid_t *owner;      /* NULL, or the user whose private models alone count */
+    const struct peer *peer; /* who asks */
+    bool placed;             /* the path of the files was found to lead to them */
 };
 
 /* The model that the query describes; NULL if there is none. A model does not count if it drains, if its device is
  * lost, or if its file has changed. */
 struct model *registry_find_source(const struct registry *registry, const struct registry_query *query);
 
-/* A model that was made of the same path or the same file, with the same size, but the file was touched since. Only a
- * comparison of the bytes can show whether they are still the same. Forms, devices and owner must match the query.
- * Returns the first such model with an id greater than `after`; NULL if there is none. */
+/* What the path of the files leads to is what the model's path leads to. Two users' mount namespaces may have different
+ * files at the same path, so it is so only where both were found there, or the user is the same. */
+bool registry_same_path(const struct model *model, const struct registry_query *query);
+
+/* A model of the same kind, made of the same file, or of the same path if the peer reads the model, when that had the
+ * same size: whether its bytes are still the same, only comparing them tells. The first with an id greater than
+ * `after`; NULL if there is none. */
 struct model *registry_find_doubtful(const struct registry *registry, const struct registry_query *query,
                                      uint64_t after);
 

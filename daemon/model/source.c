@@ -41,8 +41,14 @@ static void sort_files(const struct source *source, const struct identity **ret)
     qsort(ret, source->n_files, sizeof(*ret), file_compare);
 }
 
-/* Compares two sets of files: the files of a split model may be given in any order. */
-static bool same_files(const struct source *a, const struct source *b)
+static bool file_same(const struct identity *a, const struct identity *b)
+{
+    return file_compare(&a, &b) == 0;
+}
+
+/* The files of a split model may be given in any order. */
+static bool same_files(const struct source *a, const struct source *b,
+                       bool (*equal)(const struct identity *, const struct identity *))
 {
     const struct identity **files = calloc(2 * a->n_files, sizeof(*files));
     if (!files)
@@ -51,7 +57,7 @@ static bool same_files(const struct source *a, const struct source *b)
     sort_files(b, files + a->n_files);
     bool same = true;
     for (size_t i = 0; i < a->n_files && same; i++)
-        same = identity_equal(files[i], files[a->n_files + i]);
+        same = equal(files[i], files[a->n_files + i]);
     free(files);
     return same;
 }
@@ -62,7 +68,12 @@ bool source_equal(const struct source *a, const struct source *b)
         return false;
     if (a->n_files == 1)
         return identity_equal(&a->files[0].identity, &b->files[0].identity);
-    return same_files(a, b);
+    return same_files(a, b, identity_equal);
+}
+
+bool source_same_files(const struct source *a, const struct source *b)
+{
+    return a->n_files == b->n_files && same_files(a, b, file_same);
 }
 
 bool source_same(const struct source *a, const struct source *b)

@@ -49,7 +49,10 @@ bool source_equal(const struct source *a, const struct source *b);
  * ctime too. */
 bool source_same(const struct source *a, const struct source *b);
 
-/* Whether both have the same number of files with the same sizes. */
+/* The same files in whatever order, whatever was done to them since. Without memory to tell: false. */
+bool source_same_files(const struct source *a, const struct source *b);
+
+/* As many files, each of the same size. */
 bool source_same_sizes(const struct source *a, const struct source *b);
 
 /* Makes a source of open files. Takes over the descriptors, also when it fails. n: 1 to SOURCE_FILES_MAX. -EINVAL: not

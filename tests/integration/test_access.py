@@ -1,9 +1,12 @@
 """A file's readers are its model's readers; and names are looked up for who asks."""
 import contextlib
 import os
+import signal
+import subprocess
+import time
 
 import pytest
-from harness import USER, as_user, client_of, load_fd, names, tensor_model, wait_until, wire_error
+from harness import USER, as_user, build_folder, client_of, load_fd, names, tensor_model, wait_until, wire_error
 
 OTHER, MEMBER, GROUP = USER + 1, USER + 2, USER + 10
 BY_NAME = ("Attach", "Show", "Verify", "Unload", "Pin", "Unpin", "Cancel")
@@ -186,7 +189,156 @@ def test_nobody_sits_on_a_name_of_preload(start_for_all, clients, own_file, fold
     assert user.call("Show", name="llama")["model"]["uid"] == USER
 
 
+# --- Paths that others can write to, or see otherwise ---
+
+
+def in_namespace(daemon, uid, mounts, *arguments):
+    """rfctl with these arguments, as this user, where these mounts were made."""
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode != 0:
+        pytest.skip("no mount namespaces here")
+    rfctl = str(build_folder() / "client" / "rfctl" / "rfctl")
+    user = ["setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups"]
+    command = [*user, rfctl, "--socket", str(daemon.socket), *map(str, arguments)]
+    return subprocess.run(
+        ["unshare", "--mount", "sh", "-e", "-c", mounts + '\nexec "$@"', "sh", *command],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+
+def only(client):
+    (model,) = client.call("List")["models"]
+    return model
+
+
+def test_the_same_bytes_at_the_same_path(start_for_all, clients, own_file):
+    """They are another user's now, who learns nothing of the model that was made of the old ones."""
+    daemon = start_for_all()
+    user, other, third = (clients(daemon, uid) for uid in (USER, OTHER, OTHER + 1))
+    first = load_as(user, USER, own_file("m.gguf", 0o600, 1), name="secret")
+    os.unlink(own_file("m.gguf", 0o600, 1))
+    path = own_file("m.gguf", 0o600, 1, OTHER)
+    plan = load_fd_plan(other, path)
+    assert (plan["error"], "model" in plan) == (None, False)
+    mine = load_as(other, OTHER, path, name="mine")
+    assert mine["id"] != first["id"]
+    assert seen(other) == ["mine"]
+    load_as(other, OTHER, path, public=True)
+    assert seen(third) == ["mine"]
+    secret = user.call("Show", name="secret")["model"]
+    assert (secret["id"], secret["access"], secret["aliases"]) == (first["id"], "readers", [])
+
+
+def test_a_reader_puts_a_file_in_the_place_of_another(start_for_all, clients, own_file):
+    """With the same bytes: a model that everybody reads stays one of the file that its user loaded."""
+    daemon = start_for_all()
+    user, other = clients(daemon, USER), clients(daemon, OTHER)
+    path = own_file("m.gguf", 0o644, 1)
+    first = load_as(user, USER, path, name="m")
+    os.unlink(path)
+    path = own_file("m.gguf", 0o644, 1, OTHER)
+    load_as(other, OTHER, path, name="mine", public=True)
+    now = user.call("Show", name="m")["model"]
+    assert (now["id"], now["access"], now["changed"], now["aliases"]) == (first["id"], "readers", False, [])
+    again = own_file("m.gguf", 0o644, 1)  # the same inode, of the user's
+    assert load_as(user, USER, again, name="m")["id"] == first["id"], "its user may"
+
+
+def test_only_the_owner_publishes_what_is_there(start_for_all, clients, own_file):
+    daemon = start_for_all()
+    user, other, third = (clients(daemon, uid) for uid in (USER, OTHER, OTHER + 1))
+    path = own_file("m.gguf", 0o644, 1)
+    first = load_as(other, OTHER, path, name="m")
+    with wire_error("PermissionDenied"):
+        load_as(third, OTHER + 1, path, public=True)
+    assert load_as(user, USER, path, public=True)["id"] == first["id"]
+    assert only(third)["access"] == "public"
+
+
+def test_a_path_in_another_mount_namespace_changes_nothing(start_for_all, clients, own_file, folder):
+    daemon = start_for_all()
+    user, third = clients(daemon, USER), clients(daemon, OTHER + 1)
+    path = own_file("m.gguf", 0o644, 1)
+    evil = own_file("evil.gguf", 0o644, 8, OTHER)
+    first = load_as(user, USER, path, name="m")
+    mounts = f"mount --bind {evil} {path}"
+    assert in_namespace(daemon, OTHER, mounts, "plan", path, "--name", "evil").returncode == 0
+    loaded = in_namespace(daemon, OTHER, mounts, "load", path, "--name", "evil")
+    assert loaded.returncode == 0, loaded.stderr
+    assert only(third)["changed"] is False
+    assert load_as(user, USER, path, name="m")["id"] == first["id"]
+
+
+def test_a_model_of_another_mount_namespace_is_not_changed(start_for_all, clients, own_file, folder):
+    daemon = start_for_all()
+    root = clients(daemon, 0)
+    (folder / "in").mkdir(mode=0o755)
+    path = own_file("in/m.gguf", 0o644, 1)
+    mounts = f"cp {path} {folder}/copy\nmount -t tmpfs none {folder}/in\ncp {folder}/copy {path}\nchown {OTHER} {path}"
+    loaded = in_namespace(daemon, OTHER, mounts, "load", path, "--name", "m")
+    assert loaded.returncode == 0, loaded.stderr
+    load_as(root, 0, own_file("o.gguf", 0o644, 2), name="o")
+    own_file("o.gguf", 0o644, 3)  # written over
+    os.kill(daemon.pid, signal.SIGHUP)
+    wait_until(lambda: root.call("Show", name="o")["model"]["changed"])
+    time.sleep(0.2)
+    assert root.call("Show", name="m")["model"]["changed"] is False
+
+
+def test_joined_by_a_path_of_another_mount_namespace(start_for_all, clients, own_file, folder):
+    daemon = start_for_all()
+    user, third = clients(daemon, USER), clients(daemon, OTHER + 1)
+    path = own_file("m.gguf", 0o644, 1)
+    (folder / "q").mkdir()
+    load_as(user, USER, path, name="m")
+    for touch in (False, True):
+        if touch:
+            os.utime(path, (1, 1))
+        mounts = f"mount --bind {folder} /mnt"
+        joined = in_namespace(daemon, OTHER, mounts, "load", "/mnt/m.gguf", "--name", "bind")
+        assert joined.returncode == 0, joined.stderr
+        model = only(third)
+        assert (model["name"], model["aliases"], model["path"]) == ("m", ["bind"], str(path))
+        third.call("Detach", lease=third.call("Attach", name="bind")["lease"])
+
+
+def test_who_waits_to_attach_is_looked_at_in_the_end(start_for_all, clients, own_file, folder):
+    daemon = start_for_all("--budget", "10M")
+    user, holder, other = clients(daemon, USER), clients(daemon, USER), clients(daemon, OTHER)
+    (folder / "in").mkdir(mode=0o755)
+    os.chown(folder / "in", USER, USER)
+    sizes = {}
+    for name in ("a.gguf", "in/b.gguf"):
+        sizes[name] = tensor_model(folder / name, 6 << 20, len(sizes))
+        os.chmod(sizes[name], 0o644)
+        os.chown(sizes[name], USER, USER)
+    load_fd(holder, sizes["a.gguf"], name="a", lease=True)
+    with open(sizes["in/b.gguf"], "rb") as file:
+        user.send("Load", {"fds": [0], "name": "b", "waitForMemory": 30}, [file.fileno()])
+    wait_until(lambda: "b" in names(daemon))
+    other.send("Attach", {"name": "b"})
+    time.sleep(0.3)
+    os.chmod(folder / "in", 0o700)
+    holder.close()
+    assert user.reply()[0]["model"]["name"] == "b"
+    with wire_error("ModelNotFound"):
+        other.reply()
+    os.chmod(folder / "in", 0o755)
+
+
 # --- Several names ---
+
+
+def test_nobody_uses_up_the_names_of_another(start_for_all, clients, own_file):
+    daemon = start_for_all()
+    path = own_file(mode=0o644)
+    user, other = clients(daemon, USER), clients(daemon, OTHER)
+    load_as(user, USER, path, name="a")
+    for i in range(4):
+        load_as(other, OTHER, path, name=f"o{i}")
+    with wire_error("LimitExceeded") as error:
+        load_as(other, OTHER, path, name="o4")
+    assert error == {"limit": "names", "value": 4}
+    assert load_as(user, USER, path, name="b")["aliases"][-1] == "b"
 
 
 def test_further_names(start_for_all, clients, own_file):

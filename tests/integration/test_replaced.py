@@ -119,6 +119,24 @@ def test_the_name_stays_until_the_new_one_is_there(held_daemon, folder, gate):
         wait_until(lambda: len(held_daemon.models()) == 1)
 
 
+def test_two_replace_at_once(held_daemon, folder, gate):
+    old = tensor_model(folder / "old.gguf", seed=1)
+    new = [sparse_model(folder / f"{i}.gguf", (96 + i) * MIB) for i in range(2)]
+    gate.open()
+    with held_daemon.client() as client, held_daemon.client() as first, held_daemon.client() as second:
+        load(client, old, "m")
+        gate.close()
+        for loader, path in zip((first, second), new):
+            with open(path, "rb") as file:
+                loader.send("Load", {"fds": [0], "name": "m", "replace": True}, [file.fileno()])
+            wait_until(lambda: "filling" in states(held_daemon).values())
+        time.sleep(0.3)
+        gate.open()
+        ids = [loader.reply()[0]["model"]["id"] for loader in (first, second)]
+        wait_until(lambda: len(held_daemon.models()) == 1)
+        assert [(m["id"], m["name"]) for m in held_daemon.models()] == [(ids[1], "m")]
+
+
 def test_a_load_that_fails_replaces_nothing(daemon, client, path, folder):
     first = load(client, path, "m")
     broken = folder / "broken.gguf"
@@ -162,6 +180,24 @@ def test_hangup_notices(daemon, client, path, folder):
     shutil.copy(tensor_model(folder / "same.gguf", seed=1), path.with_suffix(".new"))
     os.rename(path.with_suffix(".new"), path)
     assert load(client, path, "m")["changed"] is False, "what has the old bytes again is the old model"
+
+
+def test_what_verify_finds_the_same_has_not_changed(daemon, client, folder):
+    """Nothing of the file itself was touched: other bytes stood at its path for a while."""
+    (folder / "a").mkdir()
+    path = tensor_model(folder / "a" / "m.gguf", seed=1)
+    first = load(client, path, "m")
+    os.rename(folder / "a", folder / "b")
+    (folder / "a").mkdir()
+    tensor_model(path, seed=2)
+    daemon.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: by_id(daemon, first["id"])["changed"])
+    client.call("Verify", name="m")
+    assert by_id(daemon, first["id"])["changed"], "the path still has other bytes"
+    shutil.rmtree(folder / "a")
+    os.rename(folder / "b", folder / "a")
+    client.call("Verify", name="m")
+    assert not by_id(daemon, first["id"])["changed"]
 
 
 def test_preload_replaces(start, folder):
