@@ -109,6 +109,18 @@ static void add_failed_call(struct text *text, const cJSON *parameters)
     }
 }
 
+/* When the file changed, if the daemon says it in words that are known here. */
+static void add_when(struct text *text, const cJSON *parameters)
+{
+    const char *when = field_text(parameters, "when");
+    text->between = " ";
+    if (when && strcmp(when, "while-read") == 0)
+        add(text, "while it was read");
+    else if (when && strcmp(when, "since-loaded") == 0)
+        add(text, "since the model was loaded");
+    text->between = ": ";
+}
+
 /* True if the limit is a number of bytes. */
 static bool limit_is_bytes(const char *limit)
 {
@@ -156,6 +168,7 @@ void explain(char *dst, size_t size, enum wire_error error, const cJSON *paramet
             add(&text, "at byte %" PRIu64, number);
         break;
     case WIRE_FileChanged:
+        add_when(&text, parameters);
         add_text(&text, parameters, "path", "%s");
         break;
     case WIRE_UnsupportedType:

@@ -10,7 +10,7 @@
     X(NameInUse, EEXIST, "another model has this name")                                                                \
     X(ModelBusy, EBUSY, "the model is in use")                                                                         \
     X(InvalidModel, EBADMSG, "the file is not a valid model")                                                          \
-    X(FileChanged, ESTALE, "the file changed while it was read")                                                       \
+    X(FileChanged, ESTALE, "the file changed")                                                                         \
     X(UnsupportedType, ENOTSUP, "the tensor's type cannot be decoded; load it as native")                              \
     X(DeviceNotFound, ENODEV, "no such device")                                                                        \
     X(OutOfDeviceMemory, ENOMEM, "not enough device memory")                                                           \

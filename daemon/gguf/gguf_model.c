@@ -1,4 +1,4 @@
-/* What can be done with a header that was read. */
+/* Functions on a parsed header: find, write, measure, free. */
 #include "daemon/gguf/gguf.h"
 
 #include <errno.h>
@@ -42,7 +42,8 @@ int gguf_header_write(const struct gguf *model, int fd)
     for (size_t at = 0, size; at < model->header_bytes; at += size) {
         size = model->header_bytes - at < sizeof piece ? model->header_bytes - at : sizeof piece;
         memcpy(piece, begin + at, size);
-        /* Behind each name stands the number of dimensions, whose first byte was made the name's end. */
+        /* The parser overwrote the first byte after each name, which is the lowest byte of n_dims, with a NUL. Put it
+         * back. */
         for (; tensor < model->n_infos; tensor++) {
             size_t end = (size_t)(model->tensors[tensor].name - begin) + strlen(model->tensors[tensor].name);
             if (end >= at + size)
@@ -89,4 +90,20 @@ const struct gguf_tensor *gguf_tensor_find(const struct gguf *model, const char 
             return &model->tensors[i];
     }
     return NULL;
+}
+
+bool gguf_same(const struct gguf *a, const struct gguf *b)
+{
+    if (a->n_tensors != b->n_tensors)
+        return false;
+    for (size_t i = 0; i < a->n_tensors; i++) {
+        const struct gguf_tensor *x = &a->tensors[i], *y = &b->tensors[i];
+        if (strcmp(x->name, y->name) != 0 || x->n_dims != y->n_dims || x->bytes != y->bytes || x->offset != y->offset ||
+            x->shard != y->shard)
+            return false;
+    }
+    for (; a && b; a = a->next, b = b->next)
+        if (a->header_bytes != b->header_bytes || memcmp(a->memory, b->memory, a->header_bytes) != 0)
+            return false;
+    return !a && !b;
 }

@@ -27,6 +27,16 @@ struct model *load_doubt(const struct loads *loads, const struct load_request *r
     return registry_find_doubtful(loads->registry, &query, after);
 }
 
+struct model *load_queued_before(const struct loads *loads, const struct registry_query *query)
+{
+    struct model *model = registry_find_source(loads->registry, query);
+    if (!model)
+        model = registry_find_doubtful(loads->registry, query, 0);
+    while (model && (model->state != MODEL_QUEUED || model_departs(model)))
+        model = registry_find_doubtful(loads->registry, query, model->id);
+    return model;
+}
+
 void load_doubt_ends(const struct loads *loads, uint64_t id, bool same)
 {
     struct model *model = registry_find_id(loads->registry, id);

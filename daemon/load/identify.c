@@ -15,14 +15,14 @@
 
 enum name_verdict {
     NAME_FREE,
-    NAME_SOON_FREE, /* whoever has it is on the way out */
-    NAME_REPLACED,  /* whoever has it loses it when the new one is resident */
-    NAME_BUSY,      /* by the same file's model, which drains */
-    NAME_TAKEN,
+    NAME_SOON_FREE, /* its model will be gone or cached soon */
+    NAME_REPLACED,  /* its model loses it when the new model is resident */
+    NAME_BUSY,      /* a model of the same file has it, and is draining or lost */
+    NAME_TAKEN,     /* another model has it, and keeps it */
 };
 
-/* What the request wants of a model that is there already: its owner's to say, and that of those who rule the machine.
- */
+/* Applies the request to a model that is there already. Only the model's user and trusted users may change its pin and
+ * its time to live. */
 static void load_adjust(struct load *load, struct model *model)
 {
     /* Whoever has the file by a path of another mount namespace does not know the folders above it. */
@@ -40,22 +40,21 @@ static void load_adjust(struct load *load, struct model *model)
         model->ttl = load->request.ttl;
 }
 
-/* Goes on with a model that host memory has. */
 void load_begin_restore(struct load *load, struct model *model)
 {
     load_adjust(load, model);
     load->restores = true;
     load->model = model;
     load->device = load->job.device = model->device;
-    load->job.among = &load->request.among; /* that device alone */
+    load->job.among = &load->request.among; /* only that device */
     load->request.among = (struct device_set){.devices = {model->device}, .n = 1};
     model->load = load;
     load_show(load, LOAD_RESERVING, MODEL_ALLOCATING);
     events_emit(load->loads->events, "loading", model, NULL);
-    load_queue(load, load_job_ask); /* RESERVING begins when that comes back */
+    load_queue(load, load_job_ask); /* load_reserve() follows when the drivers have answered */
 }
 
-/* Answers those who wait for a model that is resident. */
+/* The model is resident: answers all calls that wait for this load. */
 static void waiters_grant(struct load *load, struct model *model)
 {
     enum waiter_kind kind;
@@ -70,7 +69,8 @@ static void waiters_grant(struct load *load, struct model *model)
     }
 }
 
-/* Somebody else loads this file, or has: those who wait for this load wait for that, and this one is over. */
+/* The model is resident, or another load of it is under way. All calls of this load join that model, and this load
+ * ends. */
 static void load_join(struct load *load, struct model *model)
 {
     struct load *other = model->load;
@@ -93,7 +93,7 @@ static void load_join(struct load *load, struct model *model)
     load_free(load);
 }
 
-/* A new model of this name, in the registry. NULL if memory is short. */
+/* Adds a new model of this name to the registry. NULL if memory is short. */
 static struct model *load_new_model(struct load *load, const char *name)
 {
     struct model *model = calloc(1, sizeof(*model));
@@ -128,7 +128,7 @@ static struct model *load_new_model(struct load *load, const char *name)
     return model;
 }
 
-/* The model is made of what this load wants to make one of. */
+/* True if this load would make the same model: of the same files, in the same forms, for the same users. */
 static bool load_wants_same(const struct load *load, const struct model *model)
 {
     const struct load_request *request = &load->request;
@@ -137,8 +137,8 @@ static bool load_wants_same(const struct load *load, const struct model *model)
            (!private || model->uid == request->uid) && source_equal(model->source, load->job.source);
 }
 
-/* Of a model that is lost with its device nothing is left to be kept: once nobody uses it, it makes way for one of its
- * name, or of its file. It is gone in a moment. */
+/* Unloads models whose device was lost, if nobody uses them, and they have this name or are of this load's file. They
+ * have nothing left to keep. They are gone soon, not at once. */
 static void load_clear_lost(const struct load *load, const char *name)
 {
     struct model *model;
@@ -151,9 +151,8 @@ static void load_clear_lost(const struct load *load, const char *name)
     }
 }
 
-/* Nobody uses a model that is cached; its name, and with it the copy, is its owner's to take, and that of those who
- * rule the machine, but for one that is to be kept. One whose device is lost is anybody's: it cannot be brought back.
- */
+/* True if a cached model may be dropped to reuse its name: by its user or a trusted user, unless it is pinned; by
+ * anybody if its device is lost, for then it cannot be loaded again. Nobody uses a cached model. */
 static bool load_may_forget(const struct load *load, const struct model *model)
 {
     if (model->state != MODEL_CACHED)
@@ -161,7 +160,7 @@ static bool load_may_forget(const struct load *load, const struct model *model)
     return model->device->failed || (!model->pinned && (load->request.trusted || load->request.uid == model->uid));
 }
 
-/* The path that was loaded then is the one that is loaded now. */
+/* True if the model was loaded from the path that this load reads. */
 static bool is_same_path(const struct load *load, const struct model *model)
 {
     const char *now = load->job.source->path;
@@ -170,7 +169,7 @@ static bool is_same_path(const struct load *load, const struct model *model)
     return now && model->source->path && strcmp(model->source->path, now) == 0;
 }
 
-/* The model may lose its name to this load's, and drain, as soon as that is resident. */
+/* True if the model may lose its name to this load's model, and drain, when this load's model is resident. */
 static bool load_may_replace(const struct load *load, const struct model *model)
 {
     const struct load_request *request = &load->request;
@@ -183,7 +182,7 @@ static bool load_may_replace(const struct load *load, const struct model *model)
     return model->changed && is_same_path(load, model) && !model_in_use(model) && !model->pinned;
 }
 
-/* Whether a new model may have the name that this one has; NULL: nobody has it. */
+/* Decides whether this load may have the name that `model` has. NULL: no model has the name. */
 static enum name_verdict judge_name(const struct load *load, const struct model *model)
 {
     if (!model || load_may_forget(load, model))
@@ -195,7 +194,7 @@ static enum name_verdict judge_name(const struct load *load, const struct model 
     return load_may_replace(load, model) ? NAME_REPLACED : NAME_TAKEN;
 }
 
-/* Frees the name for a model of this load. Returns false if that has to be waited for, or cannot be. */
+/* Frees the name for this load's model. Returns false if the load must wait for the name (blocked), or failed. */
 static bool load_free_name(struct load *load, const char *name)
 {
     struct model *model = registry_holder(load->loads->registry, name, load->request.peer);
@@ -225,8 +224,8 @@ static bool load_free_name(struct load *load, const char *name)
     return false;
 }
 
-/* Gives the model the name that it takes. The model that had it loses all of its names, if the same path was loaded
- * then, and drains when it has none left. */
+/* Gives the model the name that it takes from another. The other model loses this name; it loses all its names if its
+ * file has changed or it was loaded from the same path. If it has no name left, it is drained, unloaded or dropped. */
 static void load_take_names(struct load *load, struct model *model)
 {
     struct loads *loads = load->loads;
@@ -304,7 +303,7 @@ static bool load_enter(struct load *load, struct model *model)
     return r == 0;
 }
 
-/* Goes on, or waits, with a model that is made of the same file, if there is one. Returns true if the load is over. */
+/* Goes on with a model that is there already, or waits for it. Returns true if the load joined it, and was freed. */
 static bool load_take_same(struct load *load, struct model *model)
 {
     if (model_departs(model) || model->state == MODEL_SAVING) {
@@ -325,7 +324,8 @@ static bool load_take_same(struct load *load, struct model *model)
     return false;
 }
 
-/* The model that was being saved to host memory is there by now, or gone. Returns true if the load is over. */
+/* Goes on when the model that this load waited for was saved to host memory, or is gone. Returns true if the load
+ * joined it, and was freed. */
 static bool load_saved(struct load *load)
 {
     struct model *model = registry_find_id(load->loads->registry, load->awaited);
@@ -336,7 +336,8 @@ static bool load_saved(struct load *load)
     return load_take_same(load, model);
 }
 
-/* Makes a model of the name that was asked for, or of the file's. NULL if that has to be waited for, or cannot be. */
+/* Makes the load's model, with the name in the request or one derived from the file's. NULL if the load must wait for
+ * the name (blocked), or failed. */
 static struct model *load_take_name(struct load *load)
 {
     char derived[MODEL_NAME_MAX + 1];
@@ -395,6 +396,9 @@ enum load_verdict load_foresee(struct loads *loads, const struct load_request *r
         query.plan = plan;
         model = registry_find_source(loads->registry, &query);
     }
+    *ret_model = load_queued_before(loads, &query);
+    if (*ret_model)
+        return LOAD_QUEUED;
     *ret_model = model;
     if (model && (model->state == MODEL_CACHED || model->state == MODEL_SAVING))
         return foresee_joined(&load, model, LOAD_RESTORE, ret_model);
@@ -403,7 +407,7 @@ enum load_verdict load_foresee(struct loads *loads, const struct load_request *r
     model = registry_holder(loads->registry, request->name ? request->name : derived, request->peer);
     *ret_model = NULL;
     if (model && model->state == MODEL_FAILED && !model_in_use(model))
-        return LOAD_NEW; /* load_clear_lost() sees to it */
+        return LOAD_NEW; /* load_clear_lost() would unload it */
     *ret_model = model;
     switch (judge_name(&load, model)) {
     case NAME_BUSY:
@@ -419,15 +423,15 @@ enum load_verdict load_foresee(struct loads *loads, const struct load_request *r
     return LOAD_NEW;
 }
 
-/* Another load of the file, which has not chosen among its devices yet. */
+/* True if `other` is another load of the same model, and has not chosen its device yet. */
 static bool load_undecided(const struct load *load, const struct load *other)
 {
     return other != load && other->model && !load_ends(other) && !other->reserved && !other->restores &&
            load_wants_same(load, other->model);
 }
 
-/* Whether that of another load decides whether this one joins it: one of them leaves a choice that the other does not.
- */
+/* True if another load of the same model has not chosen its device yet, and has a different list of devices that
+ * overlaps with ours. Then we wait: its choice decides whether we join it. */
 static bool load_has_to_wait(const struct load *load)
 {
     const struct device_set *among = &load->request.among;
@@ -441,8 +445,9 @@ static bool load_has_to_wait(const struct load *load)
     return false;
 }
 
-/* There are models of the file that were asked for in other words: which of them come to the same, if any, only the
- * plans tell. Makes this load's, or waits for theirs. Returns false if there is nothing to compare with any more. */
+/* There may be models of the same file whose forms are written differently, but give the same type for each tensor.
+ * Only the plans show that. Makes this load's plan, or waits until the other models have theirs. Returns false if there
+ * is no such model, or all plans were compared. */
 static bool load_compares(struct load *load, const struct registry_query *query)
 {
     struct load_job *job = &load->job;
@@ -455,6 +460,20 @@ static bool load_compares(struct load *load, const struct registry_query *query)
     job->opened = job->source;
     job->device = load->device;
     load_queue(load, load_job_lay_out);
+    return true;
+}
+
+/* Its file's model is queued for memory, and the load may not be, or no longer. A preload has nobody who waits. */
+static bool load_comes_too_early(struct load *load, const struct registry_query *query)
+{
+    const struct model *model = load_queued_before(load->loads, query);
+    load->behind = model != NULL;
+    if (!model || load->request.done || uv_hrtime() < load->patience_ends)
+        return false;
+    struct device *device = model->device;
+    failure_set(&load->failure, WIRE_OutOfDeviceMemory,
+                describe_out_of_memory(device, model->plan->arena_bytes, device_available(device),
+                                       admission_evictable(load->loads->registry, device)));
     return true;
 }
 
@@ -477,6 +496,9 @@ static bool identified(struct load *load)
         failure_set(&load->failure, WIRE_DeviceError, describe_device_lost(among->devices[0], "load"));
         return false;
     }
+    const struct registry_query query = load_query(&load->request, job->source, job->facts, job->plan);
+    if (load_comes_too_early(load, &query))
+        return false;
     if (load_has_to_wait(load)) {
         load->blocked = true;
         return false;
@@ -484,7 +506,6 @@ static bool identified(struct load *load)
     if (load_settle(load))
         return false;
     load_note_changes(load->loads, &load->request, job->source, job->facts);
-    const struct registry_query query = load_query(&load->request, job->source, job->facts, job->plan);
     struct model *same = registry_find_source(load->loads->registry, &query);
     if (same)
         return load_take_same(load, same);
@@ -504,8 +525,7 @@ static bool identified(struct load *load)
     return false;
 }
 
-/* Returns true if the load is over: joined to another. What was read to compare with others is not kept while it waits:
- * nobody is charged for it. */
+/* Frees header and plan while the load waits: their bytes are in no ledger yet. */
 bool load_identified(struct load *load)
 {
     bool over = identified(load);

@@ -8,6 +8,7 @@ struct waiter {
     struct call *call;
     struct waiters *waiters;
     enum waiter_kind kind;
+    uint64_t patience_ends; /* UINT64_MAX: with the load */
     TAILQ_ENTRY(waiter) link;
 };
 
@@ -50,10 +51,42 @@ bool waiters_add(struct waiters *waiters, struct call *call, enum waiter_kind ki
     waiter->call = call;
     waiter->waiters = waiters;
     waiter->kind = kind;
+    waiter->patience_ends = UINT64_MAX;
     call->context = waiter;
     call->abandoned = waiter_abandoned;
     TAILQ_INSERT_TAIL(&waiters->list, waiter, link);
     return true;
+}
+
+void waiters_set_patience(struct waiters *waiters, uint64_t ends)
+{
+    struct waiter *waiter;
+    TAILQ_FOREACH(waiter, &waiters->list, link)
+    {
+        waiter->patience_ends = ends;
+    }
+}
+
+static struct waiter *first_impatient(const struct waiters *waiters, uint64_t now)
+{
+    struct waiter *waiter;
+    TAILQ_FOREACH(waiter, &waiters->list, link)
+    {
+        if (waiter->patience_ends <= now)
+            return waiter;
+    }
+    return NULL;
+}
+
+bool waiters_impatient(const struct waiters *waiters, uint64_t now)
+{
+    return first_impatient(waiters, now) != NULL;
+}
+
+struct call *waiters_take_impatient(struct waiters *waiters, uint64_t now)
+{
+    struct waiter *waiter = first_impatient(waiters, now);
+    return waiter ? waiter_free(waiter) : NULL;
 }
 
 struct call *waiters_take(struct waiters *waiters, enum waiter_kind kind)

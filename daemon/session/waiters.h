@@ -6,6 +6,7 @@
 #include "daemon/wire/conn.h"
 
 #include <stdbool.h>
+#include <stdint.h>
 #include <sys/queue.h>
 
 enum waiter_kind {
@@ -32,6 +33,16 @@ bool waiters_empty(const struct waiters *waiters);
 /* Returns false, after the call was failed, if memory is short. */
 bool waiters_add(struct waiters *waiters, struct call *call, enum waiter_kind kind);
 
+/* Calls may wait for memory, in the queue, for a shorter time than the load does: sets until when, by uv_hrtime(), for
+ * all that are there. A call for which this was never set waits as long as the load. */
+void waiters_set_patience(struct waiters *waiters, uint64_t ends);
+
+/* There is a call whose patience is over. */
+bool waiters_impatient(const struct waiters *waiters, uint64_t now);
+
+/* Takes the first such call out, for the caller to answer. NULL if there is none. */
+struct call *waiters_take_impatient(struct waiters *waiters, uint64_t now);
+
 /* Takes the first call of a kind out, for the caller to answer. NULL if there is none. */
 struct call *waiters_take(struct waiters *waiters, enum waiter_kind kind);
 
@@ -41,5 +52,5 @@ struct call *waiters_take_any(struct waiters *waiters, enum waiter_kind *ret_kin
 /* Appends all calls to those of another load, which they join. */
 void waiters_move(struct waiters *from, struct waiters *to);
 
-/* Sends a reply to each call that takes several. `describe` is called for each, and makes the parameters. */
+/* Sends a reply to each call that accepts several replies (`more`). `describe` makes the reply for each of them. */
 void waiters_tell(struct waiters *waiters, cJSON *(*describe)(void *context), void *context);

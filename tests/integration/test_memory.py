@@ -233,6 +233,15 @@ def test_deadline_of_a_drain_may_be_set_later(hung):
         assert names(hung) == ["m#1"]
 
 
+@pytest.mark.parametrize("later", [{}, {"deadline": 3600}])
+def test_the_earlier_end_of_a_drain_holds(hung, later):
+    """Who asks again, without a deadline or with a later one, does not take it back."""
+    with hung.client() as client:
+        client.call("Unload", name="m", force=True, deadline=0.5)
+        client.call("Unload", name="m", force=True, **later)
+        wait_until(lambda: names(hung) == ["m#1"], 10)
+
+
 def test_waits_for_a_name_that_drains(hung):
     """A load in the queue for memory gets it when the hung client dies."""
     with hung.client() as client, hung.client() as loader:

@@ -1,4 +1,5 @@
 """Loads that wait for memory: who gets it first, and how the wait ends."""
+import os
 import random
 import re
 import time
@@ -91,6 +92,107 @@ def test_without_it_the_answer_comes_at_once(full, more):
             client.call("Load", path=str(other), name="d")
         with wire_error("org.varlink.service.InvalidParameter"):
             client.call("Load", path=str(other), name="d", waitForMemory=-1)
+
+
+def test_who_joins_may_wait_for_as_long_as_it_said(full, more):
+    """Not at all, for a shorter and for a longer time: the load goes on until nobody waits."""
+    (path,) = more(1)
+    began = time.monotonic()
+    with queue(full, path, "c", 3) as first, full.client() as none, full.client() as short:
+        wait_until(lambda: places(full) == {"c": 1})
+        with queue(full, path, "c", 6) as longer:
+            short.send("Load", {"path": str(path), "name": "c", "waitForMemory": 1})
+            with wire_error("OutOfDeviceMemory") as parameters:
+                none.call("Load", path=str(path), name="other", deadline=2)
+            assert parameters == {"device": "host", "needed": GRANULE, "available": 0, "evictable": 0}
+            assert [model["aliases"] for model in full.models() if model["name"] == "c"] == [[]]
+            for client, seconds in ((short, 1), (first, 3), (longer, 6)):
+                with wire_error("OutOfDeviceMemory"):
+                    last(client)
+                assert seconds <= time.monotonic() - began < seconds + 1.5
+    wait_until(lambda: names(full) == ["a", "b"])
+
+
+def test_the_last_one_whose_time_is_over_ends_it(full, more):
+    """Whoever would have waited longer has gone."""
+    (path,) = more(1)
+    began = time.monotonic()
+    with queue(full, path, "c", 2) as first:
+        wait_until(lambda: places(full) == {"c": 1})
+        longer = queue(full, path, "c", 60)
+        longer.reply()
+        longer.close()
+        with wire_error("OutOfDeviceMemory"):
+            last(first)
+        assert time.monotonic() - began < 20
+        wait_until(lambda: names(full) == ["a", "b"], 5)
+
+
+def test_who_joins_gets_it_too(full, more):
+    (path,) = more(1)
+    with queue(full, path, "c", 1) as first, queue(full, path, "c", 60) as second:
+        with wire_error("OutOfDeviceMemory"):
+            last(first)
+        full.holders[0].close()
+        assert last(second)["model"]["state"] == "resident"
+
+
+def touch(path):
+    os.utime(path, (1, 1))
+
+
+@pytest.mark.parametrize("way", [None, touch, lambda path: path.chmod(0o640)])
+def test_plan_of_what_is_queued(full, more, way):
+    """It says what Load answers, at once."""
+    (path,) = more(1)
+    with queue(full, path, "c"), full.client() as client:
+        wait_until(lambda: places(full) == {"c": 1})
+        if way:
+            way(path)
+        for name in "c", "d":
+            plan = client.call("Plan", path=str(path), name=name)
+            assert (plan["fits"], plan["error"], plan["available"]) == (False, "io.rocmforge.OutOfDeviceMemory", 0)
+            assert "model" not in plan
+            with wire_error("OutOfDeviceMemory"):
+                client.call("Load", path=str(path), name=name, deadline=5)
+        with wire_error("OutOfDeviceMemory"):
+            client.call("Load", path=str(path), name="c", waitForMemory=0.5, deadline=5)
+        assert places(full) == {"c": 1}
+
+
+@pytest.mark.parametrize(
+    "way", [touch, lambda path: path.chmod(0o640), lambda path: path.rename(path.with_name("moved.gguf"))]
+)
+def test_file_that_is_touched_while_it_is_queued(full, more, way):
+    """Nothing was read of it but its header, which is the same."""
+    (path,) = more(1)
+    with queue(full, path, "c") as waiting, full.client() as client:
+        wait_until(lambda: places(full) == {"c": 1})
+        way(path)
+        full.holders[0].close()
+        model = last(waiting)["model"]
+        assert (model["state"], model["changed"]) == ("resident", False)
+        there = path if path.exists() else path.with_name("moved.gguf")
+        assert model["path"] == str(there)
+        assert client.call("Verify", name="c")["mismatches"] == []
+        reads = full.reads()
+        assert client.call("Load", path=str(there))["model"]["id"] == model["id"]
+        assert full.reads() - reads < 10, "it has not been touched since"
+
+
+def test_file_that_has_another_header_by_then(full, more):
+    (path,) = more(1)
+    data = bytearray(path.read_bytes())
+    with queue(full, path, "c") as waiting:
+        wait_until(lambda: places(full) == {"c": 1})
+        at = data.index(b"llama")
+        data[at : at + 5] = b"lluma"
+        path.write_bytes(data)
+        full.holders[0].close()
+        with wire_error("FileChanged") as error:
+            last(waiting)
+    assert error == {"path": str(path), "when": "while-read"}
+    wait_until(lambda: names(full) in ([], ["a", "b"], ["b"]))
 
 
 def test_what_can_never_fit_is_refused_at_once(full, more):

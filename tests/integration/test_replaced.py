@@ -243,6 +243,23 @@ def test_verify_says_when(daemon, client, path):
     assert error["when"] == "since-loaded"
 
 
+@pytest.mark.parametrize("size", [MIB, 2 * MIB])
+def test_verify_marks_a_model_whose_file_changed(daemon, client, path, size):
+    load(client, path, "m")
+    with daemon.client() as watcher:
+        events = watcher.more("Watch")
+        next(events)
+        write(path, 2, size)
+        refused = daemon.rfctl("verify", "m", check=False)
+        assert refused.returncode == 1
+        assert "the file changed since the model was loaded: " in refused.stderr
+        assert daemon.models()[0]["changed"]
+        assert next(events)["event"] == "changed"
+        daemon.rfctl("verify", "m", check=False)  # it is told once
+        daemon.rfctl("unload", "m")
+        assert next(events)["event"] == "unloaded"
+
+
 def test_only_who_may_unload_replaces(start_for_all, folder):
     daemon = start_for_all()
     paths = [tensor_model(folder / f"{i}.gguf", seed=i) for i in range(2)]

@@ -70,6 +70,15 @@ def test_unknown_errors_and_missing_parameters():
         assert str(errors.from_wire(name, {})).startswith(kind.sentence)  # a daemon that says less
 
 
+@pytest.mark.parametrize(
+    "when, words",
+    [("while-read", " while it was read"), ("since-loaded", " since the model was loaded"), ("later", ""), (None, "")],
+)
+def test_when_a_file_changed(when, words):
+    error = errors.from_wire("io.rocmforge.FileChanged", {"path": "/m.gguf", "when": when})
+    assert str(error) == f"the file changed{words}: /m.gguf"
+
+
 def test_errors_are_of_the_families_that_one_expects():
     assert issubclass(rocmforge.DeadlineExceeded, TimeoutError)
     assert issubclass(rocmforge.PermissionDenied, PermissionError)
