@@ -157,23 +157,6 @@ static void verify_check(struct verify_job *job)
     verify->replaced = path && stat(path, &st) == 0 && (st.st_dev != loaded->dev || st.st_ino != loaded->ino);
 }
 
-/* What headers say, of all files of a split model. What was read of a name's last byte stands in the tensor. */
-static bool headers_same(const struct gguf *a, const struct gguf *b)
-{
-    if (a->n_tensors != b->n_tensors)
-        return false;
-    for (size_t i = 0; i < a->n_tensors; i++) {
-        const struct gguf_tensor *x = &a->tensors[i], *y = &b->tensors[i];
-        if (strcmp(x->name, y->name) != 0 || x->n_dims != y->n_dims || x->bytes != y->bytes || x->offset != y->offset ||
-            x->shard != y->shard)
-            return false;
-    }
-    for (; a && b; a = a->next, b = b->next)
-        if (a->header_bytes != b->header_bytes || memcmp(a->memory, b->memory, a->header_bytes) != 0)
-            return false;
-    return !a && !b;
-}
-
 static int compare_headers(struct verify *verify, struct verify_job *job)
 {
     struct gguf *header;
@@ -182,7 +165,7 @@ static int compare_headers(struct verify *verify, struct verify_job *job)
     int r = source_read_headers(verify->source, &header, &unused, &file);
     if (r < 0 && r != -EBADMSG)
         return device_fault_set(&job->fault, r, "pread", -r, strerror(-r));
-    verify->stale = r == -EBADMSG || !headers_same(verify->model->header, header);
+    verify->stale = r == -EBADMSG || !gguf_same(verify->model->header, header);
     if (r == 0)
         gguf_free(header);
     return 0;

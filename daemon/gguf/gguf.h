@@ -128,6 +128,10 @@ int gguf_header_write(const struct gguf *model, int fd);
 /* NULL is fine. */
 void gguf_free(struct gguf *model);
 
+/* Whether the headers say the same, of all files of a split model. What was read of a name's last byte stands in the
+ * tensor. */
+bool gguf_same(const struct gguf *a, const struct gguf *b);
+
 /* The entry for a key, or NULL. */
 const struct gguf_kv *gguf_find(const struct gguf *model, const char *key);
 

@@ -90,3 +90,19 @@ const struct gguf_tensor *gguf_tensor_find(const struct gguf *model, const char 
     }
     return NULL;
 }
+
+bool gguf_same(const struct gguf *a, const struct gguf *b)
+{
+    if (a->n_tensors != b->n_tensors)
+        return false;
+    for (size_t i = 0; i < a->n_tensors; i++) {
+        const struct gguf_tensor *x = &a->tensors[i], *y = &b->tensors[i];
+        if (strcmp(x->name, y->name) != 0 || x->n_dims != y->n_dims || x->bytes != y->bytes || x->offset != y->offset ||
+            x->shard != y->shard)
+            return false;
+    }
+    for (; a && b; a = a->next, b = b->next)
+        if (a->header_bytes != b->header_bytes || memcmp(a->memory, b->memory, a->header_bytes) != 0)
+            return false;
+    return !a && !b;
+}

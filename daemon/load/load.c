@@ -266,6 +266,8 @@ static bool load_advance(struct load *load)
         load_opened(load);
         break;
     case LOAD_RESERVING:
+        if (load->job.run == load_job_look_again && !load_looked_again(load))
+            break;
         load_note(load);
         load_reserve(load);
         break;

@@ -10,12 +10,12 @@
  *        DONE                                       RELEASING ─▶ DONE
  *
  * IDENTIFYING, OPENING, ALLOCATING, SEALING and RELEASING each have one job on a worker. RESERVING waits for models
- * that have to go first, or in a queue until there is memory; and if memory that was promised cannot be had, ALLOCATING
- * goes back to it, and other models go. FILLING has as many fills as it was given slots, and a job beside them that
- * makes what clients will be given; ALLOCATING has some fills too, which wait for the memory when they are full.
- * STOPPING waits for what is under way and gets nothing new. The model enters the registry between IDENTIFYING and
- * OPENING; a load of a file that the registry has already ends there, and its callers join. A load of a cached model
- * goes on with RESERVING, and if it fails the model stays cached.
+ * that have to go first, or in a queue until there is memory, after which it looks at the files again; and if memory
+ * that was promised cannot be had, ALLOCATING goes back to it, and other models go. FILLING has as many fills as it was
+ * given slots, and a job beside them that makes what clients will be given; ALLOCATING has some fills too, which wait
+ * for the memory when they are full. STOPPING waits for what is under way and gets nothing new. The model enters the
+ * registry between IDENTIFYING and OPENING; a load of a file that the registry has already ends there, and its callers
+ * join. A load of a cached model goes on with RESERVING, and if it fails the model stays cached.
  *
  * Loop thread only. */
 #pragma once

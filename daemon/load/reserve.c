@@ -86,8 +86,10 @@ static void enter_queue(struct load *load, bool shown)
     charge_kept(load);
     load->blocked = true;
     load->waits = true;
-    if (shown)
+    if (shown) {
+        load->was_queued = true;
         model_move(load->model, MODEL_QUEUED);
+    }
     queue_changed(load->loads);
     load_report(load);
 }
@@ -201,12 +203,37 @@ static void take(struct load *load)
     loads_retry(load->loads); /* who waited to see where this one goes, or came later */
 }
 
+bool load_looked_again(struct load *load)
+{
+    struct load_job *job = &load->job;
+    struct model *model = load->model;
+    if (job->status == -ENOMEM)
+        load_fail_memory(load);
+    else if (job->status < 0)
+        failure_set_file(&load->failure, job->status, &job->fault, model->source->path);
+    else if (job->source) {
+        const bool changed = model->changed; /* that its path leads to other files remains */
+        model_set_source(model, job->source);
+        model->changed = changed;
+        job->source = NULL;
+        job->opened = model->source;
+    }
+    return job->status == 0;
+}
+
 void load_reserve(struct load *load)
 {
     if (!load->reserved)
         take(load);
     if (!load->reserved || load_ends(load) || load->claim.n_victims > 0)
         return;
+    if (load->was_queued && !load->restores) {
+        load->was_queued = false;
+        load->job.opened = load->model->source;
+        load->job.known = load->model->header;
+        load_queue(load, load_job_look_again); /* nothing was read of them yet but the header */
+        return;
+    }
     load_show(load, LOAD_ALLOCATING, MODEL_ALLOCATING);
     load->job.planned = load->model->plan;
     load_queue(load, load->restores ? load_job_reallocate : load_job_allocate);

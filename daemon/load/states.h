@@ -47,6 +47,7 @@ struct load {
     bool in_job;
     bool blocked;           /* until a model that has its name, its file or its memory is gone */
     bool behind;            /* blocked by a queued model that may be of the same file */
+    bool was_queued;        /* since its files were looked at */
     bool reserved;          /* the ledger has its bytes */
     bool waits;             /* for memory, so that nobody who came later gets what it waits for */
     bool kept_charged;      /* the ledger has `kept` */
@@ -119,8 +120,12 @@ void load_begin_restore(struct load *load, struct model *model);
 void load_reserve(struct load *load);
 void load_note(struct load *load);
 
-/* The same at once, of a load that waits for memory, if by what the drivers said last there is enough. Returns false if
- * there is not, and then nothing happened. */
+/* The files as they are after it was queued: those that were touched, and have the same header, are read from now on as
+ * they are now. Returns false if they are other files by now. */
+bool load_looked_again(struct load *load);
+
+/* As load_reserve(), at once, of a load that waits for memory, if by what the drivers said last there is enough.
+ * Returns false if there is not, and then nothing happened. */
 bool load_reserve_now(struct load *load);
 
 /* Memory that the ledger has for it cannot be had: other models go, and it is reserved anew. False if none may. */

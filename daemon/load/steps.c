@@ -89,6 +89,35 @@ void load_job_open(struct load_job *job)
     job->elapsed_ns = uv_hrtime() - begin;
 }
 
+static int read_again(struct load_job *job)
+{
+    struct gguf *header;
+    if (!source_same_sizes(job->opened, job->source))
+        return -ESTALE;
+    int r = source_read_headers(job->source, &header, &job->gguf_fault, &job->file);
+    if (r < 0)
+        return r == -EBADMSG || r == -ENODATA ? -ESTALE : r;
+    const bool same = gguf_same(job->known, header);
+    gguf_free(header);
+    return same ? 0 : -ESTALE;
+}
+
+void load_job_look_again(struct load_job *job)
+{
+    job->status = source_check_untouched(job->opened, &job->fault);
+    if (job->status != -ESTALE)
+        return;
+    job->status = source_reopen(job->opened, &job->source, &job->fault);
+    if (job->status < 0)
+        return;
+    job->status = read_again(job);
+    if (job->status == 0)
+        return;
+    device_fault_set(&job->fault, 0, "pread", -job->status, strerror(-job->status));
+    source_free(job->source);
+    job->source = NULL;
+}
+
 static void take_arena(struct load_job *job, const struct extent *gaps, size_t n_gaps)
 {
     struct device *device = job->device;
@@ -167,6 +196,8 @@ const char *load_job_name(const struct load_job *job)
         return "allocate";
     if (job->run == load_job_publish)
         return "publish";
+    if (job->run == load_job_look_again)
+        return "look-again";
     if (job->run == load_job_ask)
         return "ask";
     return job->run == load_job_seal ? "seal" : job->run == load_job_release ? "release" : "wait";

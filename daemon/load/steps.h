@@ -27,6 +27,7 @@ struct load_job {
     const struct device_set *among; /* other devices that it may come to */
     const struct forms *forms;
     const struct plan *planned;
+    const struct gguf *known; /* the header as it was read before */
     bool decode_on_cpu;
     struct arena *filled;
 
@@ -63,6 +64,10 @@ void load_job_lay_out(struct load_job *job);
 /* As load_job_lay_out(), and with decode_on_cpu and `among` the plan is cut for the device's slots; one that is larger
  * than any device's budget, and will never be filled, is not. Sets `reach`. */
 void load_job_open(struct load_job *job);
+
+/* opened, known → source: the files as they are now, if they were touched since they were opened; else NULL.
+ * -ESTALE: what their headers say is not what it was; or an errno of reading them. */
+void load_job_look_again(struct load_job *job);
 
 /* planned, device → arena. -ENOMEM sets of_host, or memory_free. */
 void load_job_allocate(struct load_job *job);

@@ -160,6 +160,41 @@ def test_plan_of_what_is_queued(full, more, way):
         assert places(full) == {"c": 1}
 
 
+@pytest.mark.parametrize(
+    "way", [touch, lambda path: path.chmod(0o640), lambda path: path.rename(path.with_name("moved.gguf"))]
+)
+def test_file_that_is_touched_while_it_is_queued(full, more, way):
+    """Nothing was read of it but its header, which is the same."""
+    (path,) = more(1)
+    with queue(full, path, "c") as waiting, full.client() as client:
+        wait_until(lambda: places(full) == {"c": 1})
+        way(path)
+        full.holders[0].close()
+        model = last(waiting)["model"]
+        assert (model["state"], model["changed"]) == ("resident", False)
+        there = path if path.exists() else path.with_name("moved.gguf")
+        assert model["path"] == str(there)
+        assert client.call("Verify", name="c")["mismatches"] == []
+        reads = full.reads()
+        assert client.call("Load", path=str(there))["model"]["id"] == model["id"]
+        assert full.reads() - reads < 10, "it has not been touched since"
+
+
+def test_file_that_has_another_header_by_then(full, more):
+    (path,) = more(1)
+    data = bytearray(path.read_bytes())
+    with queue(full, path, "c") as waiting:
+        wait_until(lambda: places(full) == {"c": 1})
+        at = data.index(b"llama")
+        data[at : at + 5] = b"lluma"
+        path.write_bytes(data)
+        full.holders[0].close()
+        with wire_error("FileChanged") as error:
+            last(waiting)
+    assert error == {"path": str(path), "when": "while-read"}
+    wait_until(lambda: names(full) in ([], ["a", "b"], ["b"]))
+
+
 def test_what_can_never_fit_is_refused_at_once(full, more):
     (huge,) = more(1, 6 * MIB)
     with full.client() as client, wire_error("OutOfDeviceMemory"):
