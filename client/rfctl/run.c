@@ -1,5 +1,6 @@
-/* run: starts one of llama.cpp's programs on weights in memory. It loads the model first, with progress, then becomes
- * the program, whose exit status is the command's. The plug-in does the rest, and checks everything again. */
+/* run: starts a program of llama.cpp that uses resident weights. rfctl loads the model first and shows the progress.
+ * Then it replaces itself with the program (exec), so the program's exit status is the status of the command. The
+ * plug-in in the program attaches to the weights, and checks everything again. */
 #include "client/rfctl/format.h"
 #include "client/rfctl/interrupt.h"
 #include "client/rfctl/memory.h"
@@ -22,14 +23,14 @@
 
 #define PLUGIN "libggml-rocmforge.so"
 
-enum { STATUS_NOT_FOUND = 127, STATUS_NOT_RUN = 126 }; /* as shells have them */
+enum { STATUS_NOT_FOUND = 127, STATUS_NOT_RUN = 126 }; /* the same values as in shells */
 
-/* Where the engine's weights are to be. */
+/* Where the engine's weights should be. */
 struct place {
-    char *device;     /* the daemon's name; NULL: the plug-in finds out, as it sees the engine's GPUs; owned */
+    char *device;     /* the daemon's name of it; NULL: the plug-in chooses, because it sees the engine's GPUs; owned */
     char *pattern;    /* of -ot; owned */
-    const char *also; /* what else there is to say; NULL: nothing */
-    bool one_gpu;     /* the engine is told to use one */
+    const char *also; /* a further text for the message to the user; NULL: none */
+    bool one_gpu;     /* the engine gets an option to use only one GPU */
 };
 
 /* --- the engine --- */
@@ -40,20 +41,20 @@ static bool strict(void)
     return value && value[0] && strcmp(value, "0") != 0;
 }
 
-/* Ends as the engine does; or says why it cannot be started. */
+/* Replaces this process with the engine. Returns only if the engine cannot be started, and says why. */
 static int become(struct rfctl *ctl, char **words)
 {
     if (ctl->options.socket)
         setenv("ROCMFORGE_SOCKET", ctl->options.socket, 1);
     progress_erase();
-    signal(SIGPIPE, SIG_DFL); /* ignored signals stay ignored in what comes after */
+    signal(SIGPIPE, SIG_DFL); /* a signal that is ignored stays ignored after exec */
     execvp(words[0], words);
     int error = errno;
     err_line("cannot run %s: %s", words[0], strerror(error));
     return error == ENOENT ? STATUS_NOT_FOUND : STATUS_NOT_RUN;
 }
 
-/* The same without shared weights, which the user is told, or is refused if that is what they asked for. */
+/* Like become(), but without shared weights, and tells the user so. With ROCMFORGE_STRICT the engine is not started. */
 static int become_ordinary(struct rfctl *ctl, int status)
 {
     if (strict()) {
@@ -75,7 +76,8 @@ static int set_plugin(void)
     }
     if (set && set[0])
         return STATUS_DONE;
-    /* Beside the modules for devices; a build tree has it elsewhere, and ROCMFORGE_MODULE_DIR lists both. */
+    /* The plug-in is installed in the folder of the modules for devices. In a build tree it is in another folder, and
+     * ROCMFORGE_MODULE_DIR lists both. */
     if (module_file_find(ROCMFORGE_MODULE_DIR, PLUGIN, path) < 0) {
         err_line("there is no " PLUGIN " among the modules: it was not installed");
         return STATUS_REFUSED;
@@ -94,8 +96,8 @@ static bool find_program(const char *name, char path[static PATH_MAX])
     return path_list_find(folders, name, X_OK, candidate) == 0 && realpath(candidate, path) != NULL;
 }
 
-/* A backend for GPUs stands beside the program. Where it stands elsewhere, the plug-in has the model loaded instead:
- * it sees what the engine has. */
+/* Whether a backend for GPUs is in the program's folder. If it is in another folder, this is false. Then the plug-in
+ * loads the model, because it sees which GPUs the engine has. */
 static bool has_gpu_backend(const char *name)
 {
     static const char *const backends[] = {"libggml-cuda.so", "libggml-hip.so"};
@@ -111,9 +113,9 @@ static bool has_gpu_backend(const char *name)
     return false;
 }
 
-/* --- where the weights are to be --- */
+/* --- where the weights should be --- */
 
-/* How many layers the model has; 0: it does not say. */
+/* The number of layers of the model; 0: the file does not say it. */
 static uint64_t layers_of(const char *path)
 {
     struct gguf *file = NULL;
@@ -137,7 +139,7 @@ static uint64_t layers_of(const char *path)
     return layers;
 }
 
-/* Layers 0 to n - 1, and the embeddings, which llama.cpp leaves to the CPU. */
+/* A pattern for layers 0 to n - 1, and for the embeddings, which llama.cpp always keeps on the CPU. */
 static char *pattern_of_first(uint64_t n)
 {
     char *numbers = need_text("%s", "");
@@ -151,7 +153,8 @@ static char *pattern_of_first(uint64_t n)
     return pattern;
 }
 
-/* The daemon's GPUs: how many, and the first one's name, which the caller frees. */
+/* Returns the number of the daemon's GPUs. *ret_first: the name of the first one, which the caller frees; not written
+ * if there is none. */
 static unsigned count_gpus(const cJSON *devices, char **ret_first)
 {
     unsigned n = 0;
@@ -168,7 +171,8 @@ static void place_on_host(struct place *place, char *pattern)
     place->pattern = pattern;
 }
 
-/* Which of several GPUs the engine takes first, only the engine knows: then the plug-in has the model loaded. */
+/* If there are several GPUs, only the engine knows which one it uses first. Then no device is chosen here, and the
+ * plug-in loads the model. */
 static void place_on_gpu(struct place *place, const struct run_words *words, unsigned n, const char *first,
                          bool has_backend)
 {
@@ -224,7 +228,8 @@ static int told(void *context, const cJSON *reply, bool last)
     return 0;
 }
 
-/* Another form of the file may have its name: then the plug-in finds another. */
+/* If the name is taken, for example by the same file in another form, this is no error: the plug-in finds another
+ * name. */
 static int load_first(struct rfctl *ctl, const struct run_words *words, const char *device, struct loaded *loaded)
 {
     char *what = need_text("load %s", words->model);
@@ -276,7 +281,8 @@ static int check_words(const struct rfctl *ctl, const struct run_words *words)
     return STATUS_DONE;
 }
 
-/* The user's own words come first: llama.cpp takes the first pattern that fits a tensor. */
+/* Adds our options after the user's own. llama.cpp uses the first pattern that matches a tensor, so the user's patterns
+ * win. */
 static char **words_with(char **words, const struct place *place)
 {
     size_t n = 0;
@@ -311,7 +317,7 @@ static void tell(const struct rfctl *ctl, const struct run_words *words, const s
 int command_run(struct rfctl *ctl)
 {
     struct run_words words;
-    ctl->replies = false; /* standard output is the engine's */
+    ctl->replies = false; /* standard output belongs to the engine */
     run_words_read(ctl->arguments + 1, &words);
     if (words.informs)
         return become(ctl, ctl->arguments);

@@ -1,4 +1,4 @@
-/* What the methods of the interface work on. The owner puts it together.
+/* The parts of the daemon that the methods of the interface use. The owner fills it in.
  *
  * Loop thread only. */
 #pragma once
@@ -28,5 +28,5 @@ struct api {
     struct events *events;
     struct quota *quota;
     struct conns *conns;
-    uint64_t started; /* uv_hrtime() */
+    uint64_t started; /* uv_hrtime() when the daemon started */
 };

@@ -9,14 +9,14 @@
 struct changes {
     struct loads *loads;
     struct verifies *verifies;
-    uint64_t model; /* id of the one that is looked at, or was last */
+    uint64_t model; /* id of the model that is checked, or was checked last; 0: none */
     bool looking;
-    bool again; /* asked for while it was looking */
+    bool again; /* another check was asked for during this one */
 
-    /* The worker's meanwhile. */
+    /* While work is queued, only the worker uses these. */
     uv_work_t work;
     struct source *source; /* the model's */
-    struct source *now;    /* the same files after they were touched; NULL: they were not, or cannot be had */
+    struct source *now;    /* the same files, after they were touched; NULL: not touched, or the call failed */
     enum source_look look;
 };
 
@@ -67,7 +67,7 @@ static void changes_worked(uv_work_t *work, int status)
     bool compares = false;
     if (stays && changes->look == SOURCE_TOUCHED && now && model->state == MODEL_RESIDENT)
         compares = verify_compare(changes->verifies, model, now, changes_compared, changes) == 0;
-    /* What cannot be read is not known to have changed. */
+    /* A file that cannot be read does not count as changed. */
     if (stays && changes->look == SOURCE_OTHER)
         load_doubt_ends(changes->loads, changes->model, false);
     source_free(now);
@@ -75,7 +75,7 @@ static void changes_worked(uv_work_t *work, int status)
         changes_next(changes);
 }
 
-/* The first model behind the last one that is resident, and may have changed. */
+/* Checks the next model that is resident and does not count as changed. Ends the check if there is none. */
 static void changes_next(struct changes *changes)
 {
     struct model *model;

@@ -1,8 +1,9 @@
-/* Looks, when asked, whether the paths of all models still lead to the bytes that these were made of.
+/* Checks, when asked, whether the path of each resident model still leads to the bytes that the model was made of.
  *
- * One model after the other. A path that leads to another file, or to one of another size, counts as changed; a file
- * that was touched is compared as Verify does. The other file is not opened: that is for who may read it, in a call of
- * Load, which finds out if it has the same bytes all the same. Loop thread only. */
+ * One model after the other. If the path leads to another file, or the size is another, the model counts as changed. If
+ * the file is the same but was touched, its bytes are compared with the model, as Verify does. Another file at the path
+ * is not opened here. When a user who may read it calls Load, Load compares its bytes: they may be the same. Loop
+ * thread only. */
 #pragma once
 
 #include "daemon/api/verify.h"
@@ -10,11 +11,11 @@
 
 struct changes;
 
-/* -ENOMEM. */
+/* 0 or -ENOMEM. Both are borrowed. */
 int changes_new(struct loads *loads, struct verifies *verifies, struct changes **ret);
 
-/* Looks now, or again as soon as the last look is over. */
+/* Begins a check of all models. If one is under way, another follows when it is over. */
 void changes_look(struct changes *changes);
 
-/* NULL is fine. No look is under way. */
+/* No check is under way. NULL is fine. */
 void changes_free(struct changes *changes);

@@ -1,4 +1,4 @@
-/* Files as descriptors: AddFiles, and the parameter of Load and Plan. */
+/* Files as descriptors: AddFiles, and the parameter "fds" of Load and Plan. */
 #include "daemon/api/files_param.h"
 
 #include "daemon/api/methods_list.h"

@@ -6,7 +6,7 @@
 
 #include <string.h>
 
-/* The first that has a value which it cannot have; NULL: all is well. */
+/* The name of the first parameter with an invalid value; NULL: all are valid. */
 static const char *wrong_parameter(const struct load_param *p, enum form *ret_form)
 {
     if (!!p->fds == !!p->path)

@@ -21,7 +21,7 @@ struct load_param {
         .form = "auto", .device = "auto", .dequant = "auto"                                                            \
     }
 
-/* Entries for params_read(). `at`: where the struct load_param is in what it fills. */
+/* Entries for params_read(). at: offset of the struct load_param in the struct that params_read() fills. */
 #define LOAD_PARAM_TABLE(at)                                                                                           \
     LOAD_PARAM_ENTRY(at, fds, PARAM_INTS), LOAD_PARAM_ENTRY(at, added, PARAM_INT),                                     \
         LOAD_PARAM_ENTRY(at, path, PARAM_STRING), LOAD_PARAM_ENTRY(at, name, PARAM_STRING),                            \
@@ -35,7 +35,7 @@ struct load_param {
 #name, kind, false, (at) + offsetof(struct load_param, name)                                                   \
     }
 
-/* Checks them, and makes a request of them. The descriptors are not looked at: see files_param.h. Strings of the
- * request are the call's, and its peer the connection's; all that the parameters do not tell is zero. Returns true, and
- * the caller ends request->forms with forms_unref(); or false after the call was failed. */
+/* Checks the parameters, and makes a request from them. It does not read the descriptors: see files_param.h. The
+ * request borrows its strings from the call, and its peer from the connection. Members that have no parameter here are
+ * zero. Returns true, and the caller releases ret->forms with forms_unref(); or false after the call was failed. */
 bool load_param_request(struct api *api, struct call *call, const struct load_param *param, struct load_request *ret);

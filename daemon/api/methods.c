@@ -22,7 +22,7 @@ static const struct {
     METHODS_THAT_ACT(X)
 #undef X
 #define X(name, function) {#name, function, true},
-        METHODS_THAT_ONLY_ANSWER(X)
+        METHODS_FOR_A_REPLY(X)
 #undef X
 };
 
@@ -79,7 +79,7 @@ void methods_dispatch(struct call *call, void *context)
         for (size_t i = 0; i < N_METHODS; i++)
             if (strcmp(dot + 1, methods[i].name) == 0) {
                 if (call->oneway && methods[i].only_answers)
-                    call_reply(call, NULL, NULL, 0); /* to nobody: nothing needs to be found out */
+                    call_reply(call, NULL, NULL, 0); /* the client wants no reply, so the method need not run */
                 else
                     methods[i].handle(api, call);
                 return;

@@ -1,8 +1,9 @@
-/* Every method of io.rocmforge has a handler here: X(name, function). */
+/* Every method of io.rocmforge, with its handler: X(name, function). */
 #pragma once
 
 #include "daemon/api/api.h"
 
+/* Methods that change something. A call that wants no reply (oneway) runs them too. */
 #define METHODS_THAT_ACT(X)                                                                                            \
     X(AddFiles, method_add_files)                                                                                      \
     X(Load, method_load)                                                                                               \
@@ -14,7 +15,8 @@
     X(Attach, method_attach)                                                                                           \
     X(Detach, method_detach)
 
-#define METHODS_THAT_ONLY_ANSWER(X)                                                                                    \
+/* Methods that are called for their reply. A call that wants no reply (oneway) does not run them. */
+#define METHODS_FOR_A_REPLY(X)                                                                                         \
     X(Plan, method_plan)                                                                                               \
     X(List, method_list)                                                                                               \
     X(Show, method_show)                                                                                               \
@@ -23,7 +25,7 @@
     X(Status, method_status)                                                                                           \
     X(Watch, method_watch)
 
-#define METHODS(X)        METHODS_THAT_ACT(X) METHODS_THAT_ONLY_ANSWER(X)
+#define METHODS(X)        METHODS_THAT_ACT(X) METHODS_FOR_A_REPLY(X)
 
 #define X(name, function) void function(struct api *api, struct call *call);
 METHODS(X)

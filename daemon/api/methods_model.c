@@ -17,8 +17,8 @@
 #include <inttypes.h>
 #include <string.h>
 
-/* Reads the parameters that the table names, and finds the model of the one that *name is. NULL after the call was
- * failed. */
+/* Reads the parameters into `parameters`, and finds the model called *name, which is one of them. NULL after the call
+ * was failed. */
 static struct model *find_model(struct api *api, struct call *call, const struct param *table, void *parameters,
                                 const char **name)
 {
@@ -30,17 +30,17 @@ static struct model *find_model(struct api *api, struct call *call, const struct
     return model;
 }
 
-/* Whoever loaded a model may end it, and those who rule the machine or the daemon. */
+/* The user who loaded a model may end it, and so may trusted users. */
 static bool may_end(const struct call *call, const struct model *model)
 {
     uid_t uid = conn_uid(call->conn);
     return uid == model->uid || trusted_user(uid);
 }
 
-/* What a time to live is before the parameters are read. */
+/* Initial value of the parameter "ttl": the client sent none. */
 #define TTL_NOT_SAID INT64_MIN
 
-/* Makes what was not said -1: for ever. False if a negative one was said. */
+/* If the client sent no time to live, sets it to -1: for ever. Returns false if the client sent a negative one. */
 static bool ttl_read(int64_t *ttl)
 {
     if (*ttl == TTL_NOT_SAID)
@@ -58,7 +58,7 @@ static bool refuse_stopping(const struct api *api, struct call *call)
 }
 
 struct load_parameters {
-    struct load_param file; /* what Plan takes as well */
+    struct load_param file; /* the parameters that Plan has too */
     bool wait, lease, table, header, pin, trace;
     int64_t ttl;
     double wait_for_memory, deadline;
@@ -69,7 +69,8 @@ static const struct param load_table[] = {
     {"wait", PARAM_BOOL, false, offsetof(struct load_parameters, wait)},
     {"waitForMemory", PARAM_SECONDS, false, offsetof(struct load_parameters, wait_for_memory)},
     {"lease", PARAM_BOOL, false, offsetof(struct load_parameters, lease)},
-    {"table", PARAM_BOOL, false, offsetof(struct load_parameters, table)}, /* attach_grant() reads these two */
+    /* attach_grant() reads "table" and "header" again, from the call. */
+    {"table", PARAM_BOOL, false, offsetof(struct load_parameters, table)},
     {"header", PARAM_BOOL, false, offsetof(struct load_parameters, header)},
     {"pin", PARAM_BOOL, false, offsetof(struct load_parameters, pin)},
     {"ttl", PARAM_INT, false, offsetof(struct load_parameters, ttl)},
@@ -78,11 +79,11 @@ static const struct param load_table[] = {
     {0},
 };
 
-/* The first of those that only Load takes that has a value which it cannot have; NULL: all is well. */
+/* The name of the first parameter with an invalid value, of those that Plan does not have; NULL: all are valid. */
 static const char *load_wrong_parameter(struct load_parameters *p)
 {
     if (p->lease && !p->wait)
-        return "lease"; /* on what is not there yet */
+        return "lease"; /* no lease before the model is resident */
     if (p->table && !p->lease)
         return "table";
     if (p->header && !p->lease)
@@ -122,7 +123,7 @@ void method_load(struct api *api, struct call *call)
 
 static const struct param name_only[] = {{"name", PARAM_STRING, true, 0}, {0}};
 
-/* Whoever gave a name may take it away, and who may end the model. */
+/* The user who gave the model this name may remove it, and so may users who may end the model. */
 static bool may_unname(const struct call *call, const struct model *model, const char *name)
 {
     const struct model_name *own;
@@ -134,7 +135,8 @@ static bool may_unname(const struct call *call, const struct model *model, const
     return may_end(call, model);
 }
 
-/* A model that has other names loses this one, and that is all. False: it has none, or was called by its id. */
+/* Removes this name, and answers, if the model has other names too. Returns false, and does nothing, if this is its
+ * only name, if `name` is its id, or if the caller may not remove it. */
 static bool unload_name(struct api *api, struct call *call, struct model *model, const char *name)
 {
     if (!model_has_name(model, name) || model->n_names == 1 || !may_unname(call, model, name))
@@ -199,7 +201,7 @@ void method_cancel(struct api *api, struct call *call)
         load_end(model->load, WIRE_Cancelled, call);
 }
 
-/* The caller may. */
+/* Attaches. It was checked that the caller may. */
 static void attach(struct api *api, struct model *model, struct call *call)
 {
     if (model->state == MODEL_CACHED || model->state == MODEL_SAVING)
@@ -210,7 +212,7 @@ static void attach(struct api *api, struct model *model, struct call *call)
         attach_grant(api->registry, api->events, model, call, NULL);
 }
 
-/* It was looked at who may read the model's files now. */
+/* The facts about the model's files are new: checks again whether the caller may attach. */
 static void attach_rechecked(void *context, struct model *model, struct call *call)
 {
     struct api *api = context;

@@ -1,4 +1,4 @@
-/* Plan: what Load would do. Reads the header on a worker, and decides then by the functions by which Load does:
+/* Plan: tells what Load would do. Reads the header on a worker, then decides with the same functions as Load:
  * load_foresee() and admission_choose(). */
 #include "daemon/api/files_param.h"
 #include "daemon/api/load_param.h"
@@ -23,7 +23,7 @@ struct planning {
     struct quota_charge charge;
     struct call *call; /* NULL once abandoned */
     struct load_job job;
-    struct load_request request; /* what Load would be asked; its strings are our own */
+    struct load_request request; /* the request that Load would get; with copies of its strings */
     uint64_t compared;           /* id of the last model whose bytes were compared with the file's */
 };
 
@@ -58,20 +58,20 @@ static void planning_work(uv_work_t *work)
     load_job_open(job);
 }
 
-/* What Load would do now. */
+/* The outcome that Load would have now. */
 struct outlook {
     enum load_verdict verdict;
-    const struct model *there; /* NULL unless it is there, or is brought back */
+    const struct model *there; /* with LOAD_JOIN and LOAD_RESTORE: the model; else NULL */
     const struct device *device;
-    enum wire_error error; /* that Load would answer with; WIRE_OK: none */
-    bool fits;             /* there is memory for it, whatever else is in its way */
-    bool no_memory;        /* for the daemon itself, to find out */
+    enum wire_error error; /* the error that Load would answer with; WIRE_OK: none */
+    bool fits;             /* there is memory for it, even if `error` is another reason to fail */
+    bool no_memory;        /* the daemon had no memory to decide this */
     struct model **victims;
     size_t n_victims;
     struct room_shortage shortage;
 };
 
-/* What the loading user would have beside all that is theirs. */
+/* True if the user's quota has room for so many bytes more. */
 static bool within_quota(const struct planning *planning, uint64_t bytes)
 {
     struct quota_charge charge;
@@ -87,7 +87,7 @@ static enum wire_error error_of(int error)
     return error == 0 || error == -EAGAIN ? WIRE_OK : error == -ENOSPC ? WIRE_OutOfDeviceMemory : WIRE_LimitExceeded;
 }
 
-/* Whether there is memory for it: what Load asks, asked as Load does. */
+/* Decides whether there is memory for the model, with the same checks as Load. */
 static void foresee_memory(struct planning *planning, struct outlook *ret)
 {
     const struct api *api = planning->api;
@@ -139,10 +139,10 @@ static void foresee(struct planning *planning, struct outlook *ret)
     else if (ret->verdict == LOAD_DENIED)
         ret->error = WIRE_PermissionDenied;
     if (ret->error != WIRE_OK)
-        ret->n_victims = 0; /* nobody goes for nothing */
+        ret->n_victims = 0; /* a load that fails evicts no model */
 }
 
-/* How long it would take; negative: nobody knows. */
+/* Seconds that Load would take; negative: unknown. */
 static double seconds_of(const struct planning *planning, const struct outlook *outlook)
 {
     const struct plan *plan = planning->job.plan;
@@ -185,7 +185,7 @@ static cJSON *describe_plan(const struct planning *planning, const struct outloo
     return reply;
 }
 
-/* Fails the call for what the job found. */
+/* Fails the call with the job's error. */
 static void planning_fail(struct planning *planning)
 {
     struct failure failure = {0};
@@ -217,7 +217,8 @@ static void planning_ends(struct planning *planning)
 
 static void planning_compared(void *context, bool same);
 
-/* What Load would have compared first is compared, for the answer depends on it. */
+/* Compares the file with each model that may have the same bytes, as Load would. Then answers: the answer depends on
+ * the results. */
 static void planning_settle(struct planning *planning)
 {
     const struct loads *loads = planning->api->loads;
@@ -227,7 +228,7 @@ static void planning_settle(struct planning *planning)
            (model = load_doubt(loads, &planning->request, job->source, job->plan, planning->compared))) {
         planning->compared = model->id;
         if (model->load || model->state == MODEL_SAVING || model_departs(model))
-            continue; /* Load would wait for what becomes of it */
+            continue; /* Load would wait until the model is resident, cached or gone */
         if (model->state == MODEL_RESIDENT &&
             verify_compare(planning->api->verifies, model, job->source, planning_compared, planning) == 0)
             return;
@@ -253,7 +254,7 @@ static void planning_worked(uv_work_t *work, int status)
     planning_settle(planning);
 }
 
-/* Where it begins: a plan with nothing but its request. -EDQUOT, and the limit, if its user has too many; -ENOMEM. */
+/* Makes a planning that has only its request. -EDQUOT, and the limit, if its user has too many of them; -ENOMEM. */
 static int planning_new(struct api *api, struct call *call, const struct load_request *request, struct planning **ret,
                         uint64_t *ret_limit)
 {
@@ -290,7 +291,7 @@ static int planning_new(struct api *api, struct call *call, const struct load_re
     return 0;
 }
 
-/* Plan looks at a device that answers. Returns false after the call was failed. */
+/* Plan needs one device that is not lost. Returns false after the call was failed. */
 static bool some_device_works(struct call *call, const struct device_set *among)
 {
     if (placement_roomiest(among))

@@ -1,4 +1,4 @@
-/* The methods that only tell: List, Show, Devices, Status, Watch. */
+/* The methods that report the daemon's state: List, Show, Devices, Status, Watch. */
 #include "daemon/api/methods_list.h"
 #include "daemon/session/describe.h"
 #include "daemon/wire/errors.h"
@@ -12,7 +12,7 @@
 
 static const struct param nothing[] = {{0}};
 
-/* What the caller sees of the daemon's work. */
+/* Counts the models that the peer may see, and their leases. */
 static void count_seen(const struct api *api, const struct peer *peer, size_t *ret_models, size_t *ret_leases)
 {
     *ret_models = *ret_leases = 0;
@@ -75,7 +75,7 @@ void method_show(struct api *api, struct call *call)
     call_reply(call, reply, NULL, 0);
 }
 
-/* A call of Devices, while drivers are asked. */
+/* A call of Devices that waits until the drivers have answered. */
 struct looking {
     struct survey_request request;
     struct api *api;

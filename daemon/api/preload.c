@@ -24,14 +24,14 @@ struct preload {
     const char *folder;
     uv_work_t work;
     struct dirent **entries;
-    enum verdict *verdicts; /* one for each entry; NULL: all may be models */
+    enum verdict *verdicts; /* one for each entry; NULL: there was no memory, so all are tried */
     int n_entries;          /* or a negative errno */
     int next;
     char *path;      /* of the model that is being loaded */
-    unsigned failed; /* of this look */
+    unsigned failed; /* models that could not be loaded since the last preload_look() began */
     struct peer *self;
     bool looking;
-    bool again; /* asked for while it was looking */
+    bool again; /* preload_look() was called while this was under way */
 };
 
 static void preload_next(struct preload *preload);
@@ -84,7 +84,7 @@ static int by_name(const struct dirent **a, const struct dirent **b)
     return strcmp((*a)->d_name, (*b)->d_name);
 }
 
-/* What an entry of the folder is. What cannot be opened is for the load to say why. */
+/* Decides what an entry of the folder is. If it cannot be opened, it counts as a model: the load tells the error. */
 static enum verdict look_at(const char *folder, const char *name)
 {
     char *path;
@@ -115,7 +115,7 @@ static void preload_scan(uv_work_t *work)
         preload->verdicts[i] = look_at(preload->folder, preload->entries[i]->d_name);
 }
 
-/* Says what is no model, or not the first file of one. */
+/* True if the entry is to be loaded. If not, logs why: it is no model, or not the first file of a split model. */
 static bool is_model(const struct preload *preload, int entry)
 {
     const enum verdict verdict = preload->verdicts ? preload->verdicts[entry] : MODEL;
@@ -178,9 +178,9 @@ static void preload_next(struct preload *preload)
         return;
     }
     char model_name[MODEL_NAME_MAX + 1];
-    model_name_derive(preload->path, model_name); /* of the link, not of what it points to */
+    model_name_derive(preload->path, model_name); /* from the link's own name, not its target's */
     struct device_set among;
-    (void)devices_named(preload->loads->devices, "auto", &among); /* there is always the host */
+    (void)devices_named(preload->loads->devices, "auto", &among); /* never empty: the host is always there */
     load_begin(preload->loads,
                &(struct load_request){
                    .path = preload->path,

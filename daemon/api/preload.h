@@ -1,6 +1,6 @@
-/* Loads and pins every model that is linked in a folder, in order of name, one after the other: at start, and again
- * when asked. A model is what has a name that ends in .gguf, and does not begin with a dot. One that cannot be loaded
- * is logged and skipped.
+/* Loads and pins every model in a folder, one after the other, in order of their names: at start, and again when asked.
+ * The entries may be files or symbolic links. Hidden entries are ignored. Entries that are no models, and models that
+ * cannot be loaded, are logged and skipped.
  *
  * Loop thread only; the folder is read on a worker. */
 #pragma once
@@ -12,11 +12,11 @@ struct preload;
 /* `folder` is borrowed. 0 or a negative errno. */
 int preload_new(struct loads *loads, const char *folder, struct preload **ret);
 
-/* Looks at the folder, now or as soon as the last look is over. */
+/* Begins to load the models in the folder. If this is under way already, it begins again when it is over. */
 void preload_look(struct preload *preload);
 
-/* How many of the folder's models could not be loaded, when it was looked at last. NULL: 0. */
+/* The number of models that could not be loaded, since the last preload_look() began. NULL: 0. */
 unsigned preload_failed(const struct preload *preload);
 
-/* NULL is fine. No load is under way any more. */
+/* No load is under way any more. NULL is fine. */
 void preload_free(struct preload *preload);

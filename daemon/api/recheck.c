@@ -11,24 +11,24 @@
 struct asking {
     TAILQ_ENTRY(asking) link;
     struct recheck *recheck;
-    bool in_time; /* it came before the worker began, so that what that finds is new enough for it */
+    bool in_time; /* the call came before the worker was queued: the facts that it reads are new enough */
     struct call *call;
     void (*then)(void *context, struct model *model, struct call *call);
     void *context;
 };
 
-/* A model that is looked at. */
+/* A model whose facts are being read. */
 struct recheck {
     TAILQ_ENTRY(recheck) link;
     struct rechecks *rechecks;
     uint64_t model;
-    TAILQ_HEAD(, asking) askings; /* those in time come first */
+    TAILQ_HEAD(, asking) askings; /* those that are in_time come first */
 
-    /* The worker's meanwhile. */
+    /* While work is queued, only the worker uses these. */
     uv_work_t work;
     struct source *source;
     struct access_facts *before;
-    struct access_facts *facts; /* NULL: they cannot be had */
+    struct access_facts *facts; /* NULL: they could not be read */
 };
 
 void rechecks_init(struct rechecks *rechecks)
@@ -71,7 +71,7 @@ static void recheck_queue(struct recheck *recheck, struct model *model)
     worker_queue(recheck->rechecks->core->loop, &recheck->work, recheck, recheck_work, recheck_worked);
 }
 
-/* Answers those who were in time. */
+/* Calls `then` for all calls that are in_time. */
 static void recheck_tell(struct recheck *recheck, struct model *model)
 {
     struct asking *asking;
@@ -96,7 +96,7 @@ static void recheck_worked(uv_work_t *work, int status)
     source_free(recheck->source);
     access_facts_unref(recheck->before);
     recheck_tell(recheck, model);
-    model = registry_find_id(rechecks->registry, recheck->model); /* whoever was told may have ended it */
+    model = registry_find_id(rechecks->registry, recheck->model); /* a call that was answered may have unloaded it */
     if (!model) {
         struct asking *asking;
         TAILQ_FOREACH(asking, &recheck->askings, link)
@@ -114,7 +114,7 @@ static void recheck_worked(uv_work_t *work, int status)
     core_job_end(rechecks->core);
 }
 
-/* The one that looks at the model, or is about to. NULL: no memory. */
+/* The recheck of this model; makes one if there is none. NULL: no memory. */
 static struct recheck *recheck_of(struct rechecks *rechecks, const struct model *model, bool *ret_is_new)
 {
     struct recheck *recheck;

@@ -1,8 +1,8 @@
-/* Looks at a model's files again, on a worker, for whoever wants to attach and is neither its user nor root nor the
- * daemon's own user: modes and owners may have changed since.
+/* Reads the access facts of a model's files again, on a worker, before a user attaches who is neither the model's user
+ * nor trusted: modes and owners may have changed since the facts were read.
  *
- * One worker at a time looks at a model: a file system that does not answer costs no more than that. Loop thread only.
- */
+ * At most one worker at a time does this for a model. So a file system that does not answer blocks only one worker.
+ * Loop thread only. */
 #pragma once
 
 #include "daemon/base/core.h"
@@ -19,10 +19,10 @@ struct rechecks {
     TAILQ_HEAD(, recheck) list;
 };
 
-/* `rechecks` has its first part set. */
+/* The owner has set the members before `list`. */
 void rechecks_init(struct rechecks *rechecks);
 
-/* Calls `then` when the facts are newer than this call: with the model, or with NULL if that is gone. The call waits
- * meanwhile: if it is abandoned, or was failed because memory is short, nothing more is heard of it. */
+/* Reads the facts again, then calls `then` with the model, or with NULL if the model is gone. `call` waits until then.
+ * If the call is abandoned, or was failed here because memory is short, `then` is not called. */
 void recheck_begin(struct rechecks *rechecks, struct model *model, struct call *call,
                    void (*then)(void *context, struct model *model, struct call *call), void *context);

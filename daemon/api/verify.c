@@ -16,13 +16,13 @@
 #include <string.h>
 #include <sys/stat.h>
 
-/* Of what is decoded at once by each job. */
+/* Bytes that each job decodes and compares at once. */
 #define VERIFY_BYTES (1u << 20)
 
 /* Jobs of one verification at a time. All verifications together get half of the workers, so that loads go on. */
 #define VERIFY_JOBS 2u
 
-/* Mismatches that are told. */
+/* Most mismatches that the reply has. */
 #define VERIFY_TOLD_MAX 64u
 
 struct verify_job {
@@ -35,7 +35,7 @@ struct verify_job {
     int status;
     bool of_file;
     struct device_fault fault;
-    size_t n_differences; /* pieces that differ, and the first byte of each that does */
+    size_t n_differences; /* pieces that differ; `byte` is the first byte that does */
     struct {
         size_t piece;
         uint64_t byte;
@@ -51,13 +51,13 @@ struct verify {
     void (*done)(void *context, bool same);
     void *context;
     struct source *loaded; /* the files that the model was made of */
-    struct source *source; /* those that are read: opened by the first job, unless others were given */
+    struct source *source; /* the files that are read: opened by the first job, if verify_compare() gave none */
     struct plan *plan;     /* made by the first job */
-    bool touched;          /* they are not what was loaded, as far as sizes and times tell */
-    bool stale;            /* nor is what is in them */
-    bool replaced;         /* the path leads to another file */
+    bool touched;          /* `source` is not the same as `loaded`: other files, or touched since */
+    bool stale;            /* and it has another size or header: the file has changed */
+    bool replaced;         /* the path leads to another file than the one that was loaded */
     bool planned;
-    bool checked; /* by the last job: the file is still what it was */
+    bool checked; /* the last job found that the files did not change while they were read */
     struct verify_job jobs[VERIFY_JOBS];
     size_t n_under_way;
     size_t next_chunk;
@@ -65,7 +65,7 @@ struct verify {
     uint64_t began;
     cJSON *mismatches;
     struct failure failure;
-    bool ending; /* nothing more is begun */
+    bool ending; /* no more jobs are queued */
 };
 
 static void verify_step(struct verify *verify);
@@ -90,7 +90,7 @@ static void verify_free(struct verify *verify)
     core_job_end(verifies->core);
 }
 
-/* Values are equal if their bits are, or if both are NaN: processors differ in the NaN that arithmetic makes. */
+/* Two values are equal if their bits are equal, or if both are NaN: processors make NaNs with different bits. */
 static bool values_equal(enum form form, const uint8_t *a, const uint8_t *b)
 {
     if (form == FORM_F32) {
@@ -144,8 +144,8 @@ static void verify_chunk(struct verify_job *job)
     }
 }
 
-/* The last job: the file is still what it was when it was opened. A file that changes while it is read would be told as
- * memory that does not agree with it. */
+/* The last job: checks that the files did not change since they were opened. Else a file that changes while it is read
+ * would be reported as an error in the device's memory. */
 static void verify_check(struct verify_job *job)
 {
     struct verify *verify = job->verify;
@@ -171,7 +171,7 @@ static int compare_headers(struct verify *verify, struct verify_job *job)
     return 0;
 }
 
-/* The first job: opens the files as they are now, and looks whether they can be what was loaded. */
+/* The first job: opens the files as they are now, and compares their sizes, times and headers with the loaded ones. */
 static void verify_open(struct verify_job *job)
 {
     struct verify *verify = job->verify;
@@ -186,7 +186,7 @@ static void verify_open(struct verify_job *job)
     job->of_file = job->status < 0;
 }
 
-/* And the plan is cut for the buffers that we have. */
+/* Still the first job: makes a plan, cut for buffers of VERIFY_BYTES. */
 static void verify_plan(struct verify_job *job)
 {
     struct verify *verify = job->verify;
@@ -216,7 +216,7 @@ static void verify_work(uv_work_t *work)
     }
 }
 
-/* A tensor is told once, with the first difference that was found. */
+/* Adds a mismatch to the reply. Each tensor is reported once, with the first difference that was found. */
 static void verify_tell(struct verify *verify, size_t piece_index, uint64_t byte)
 {
     uint32_t tensor = verify->plan->piece_tensors[piece_index];
@@ -235,13 +235,13 @@ static void verify_tell(struct verify *verify, size_t piece_index, uint64_t byte
     cJSON_AddItemToArray(verify->mismatches, mismatch);
 }
 
-/* What the job failed with is what the verification does. */
+/* The verification fails with the job's error. */
 static void verify_fail(const struct verify_job *job)
 {
     struct verify *verify = job->verify;
     if (job->of_file)
         failure_set_changed(&verify->failure, job->status, &job->fault, verify->loaded->path, "while-read");
-    else if (!job->chunk && job->status == -ENOMEM) /* for the plan: the daemon's own memory */
+    else if (!job->chunk && job->status == -ENOMEM) /* the daemon had no memory for the plan */
         failure_set(&verify->failure, WIRE_LimitExceeded, error_no_memory());
     else
         failure_set_device(&verify->failure, job->status, &job->fault);
@@ -265,7 +265,7 @@ static void verify_worked(uv_work_t *work, int status)
         verify->ending = true;
     else {
         verify->planned = true;
-        verify_report(verify); /* also where all is compared before the first tick */
+        verify_report(verify); /* at least one report, even if all is compared before the first tick */
     }
     if (job->status == -ENODEV && !job->of_file)
         residency_lose_device(verifies->residency, verify->model->device);
@@ -278,7 +278,7 @@ static void verify_worked(uv_work_t *work, int status)
     verify_turn(verifies);
 }
 
-/* Another job may be queued without taking the workers from loads. */
+/* True if another job may be queued: verifications leave half of the workers to loads. */
 static bool verify_may(const struct verifies *verifies)
 {
     const unsigned workers = verifies->core->workers;
@@ -307,7 +307,7 @@ static void verify_tell_changed(struct verify *verify)
     events_emit(verify->verifies->residency->events, "changed", model, NULL);
 }
 
-/* All is compared, or something ended it. */
+/* All bytes were compared, or the verification ended early. */
 static void verify_finish(struct verify *verify)
 {
     struct call *call = verify->call;
@@ -316,7 +316,7 @@ static void verify_finish(struct verify *verify)
         verify->checked && verify->failure.error == WIRE_OK && cJSON_GetArraySize(verify->mismatches) == 0;
     if (same && verify->touched)
         model_set_source(model, source_ref(verify->source));
-    /* What differs from a file that somebody wrote to is the file. */
+    /* The file was touched, and its bytes differ: the file has changed, the device's memory is not wrong. */
     if (verify->stale || (verify->touched && cJSON_GetArraySize(verify->mismatches) > 0))
         verify_tell_changed(verify);
     model_unhold(model);
@@ -360,7 +360,7 @@ static void verify_step(struct verify *verify)
         verify_finish(verify);
 }
 
-/* A job is over: whoever waits the longest gets the next one, and then goes to the end. */
+/* A job is over: the verification that has waited longest gets the next job, and goes to the end of the list. */
 static void verify_turn(struct verifies *verifies)
 {
     struct verify *verify = TAILQ_FIRST(&verifies->list), *last = TAILQ_LAST(&verifies->list, verify_list);
@@ -384,8 +384,8 @@ static void verify_abandoned(struct call *call)
     verify_step(verify);
 }
 
-/* A verification with nothing under way. call: whose user is charged, or NULL. -EDQUOT, and the limit, if that has too
- * many; -ENOMEM. */
+/* Makes a verification, and begins nothing. It counts in the quota of the call's user; call NULL: in none. -EDQUOT, and
+ * the limit, if the user has too many; -ENOMEM. */
 static int verify_new(struct verifies *verifies, struct model *model, struct call *call, struct verify **ret,
                       uint64_t *ret_limit)
 {

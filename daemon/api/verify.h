@@ -1,7 +1,7 @@
-/* Reads a resident model's file again, or another that may be the same, decodes it on the CPU, and compares with what
- * the device holds. The header is compared too, unless nobody touched the file.
+/* Verifies a resident model: reads its files again, or other files that may have the same bytes, decodes them on the
+ * CPU, and compares the result with the device's memory. The header is compared too, unless the files were not touched.
  *
- * The model is held meanwhile: it is not unloaded. Loop thread only. */
+ * The model is held until this is over, so it is not unloaded. Loop thread only. */
 #pragma once
 
 #include "daemon/base/quota.h"
@@ -16,24 +16,25 @@ struct verifies {
     struct core *core;
     struct residency *residency;
     struct quota *quota;
-    TAILQ_HEAD(verify_list, verify) list; /* who waits the longest for a worker comes first */
-    size_t n_jobs;                        /* on workers */
+    TAILQ_HEAD(verify_list, verify) list; /* the one that has waited longest for a worker comes first */
+    size_t n_jobs;                        /* jobs on workers, of all verifications */
 };
 
-/* `verifies` has its first part set. */
+/* The owner has set the members before `list`. */
 void verifies_init(struct verifies *verifies);
 
-/* Begins one; the call is answered when it is over. Its user is charged for it meanwhile. */
+/* Begins a verification. The call is answered when it is over. Until then it counts in the user's quota. */
 void verify_begin(struct verifies *verifies, struct model *model, struct call *call);
 
-/* Begins one without a call: whether these files have all the bytes that the model was made of. The source is kept.
- * `done` is called later: with true if all were compared and are the same; else, also if something kept them from being
- * compared, with false. -ENOMEM. */
+/* Begins a verification without a call: do these files have the same bytes that the model was made of? It takes a
+ * reference to the source. `done` is called later: with true if all bytes were compared and are the same, and then the
+ * model has taken this source over, unless it equals its own; with false if bytes differ, or could not be compared.
+ * Returns 0 or -ENOMEM. */
 int verify_compare(struct verifies *verifies, struct model *model, struct source *source,
                    void (*done)(void *context, bool same), void *context);
 
-/* Tells those who wait how far it is. Called several times a second. */
+/* Reports progress to the calls that wait. Called several times a second. */
 void verifies_report(struct verifies *verifies);
 
-/* Ends all early; the calls are failed with `error`. */
+/* Ends all verifications early. Their calls fail with `error`. */
 void verifies_end(struct verifies *verifies, enum wire_error error);

@@ -70,7 +70,8 @@ uint64_t device_others(const struct device *device)
 int device_survey(struct device *device, uint64_t *ret, struct device_fault *ret_fault)
 {
     uint64_t available = 0, taken = 0;
-    for (unsigned tries = 0; tries < ASK_TRIES; tries++) {
+    bool settled = false;
+    for (unsigned tries = 0; tries < ASK_TRIES && !settled; tries++) {
         const unsigned moves = atomic_load(&device->moves);
         const bool still = atomic_load(&device->moving) == 0;
         const uint64_t before = atomic_load(&device->taken);
@@ -79,10 +80,14 @@ int device_survey(struct device *device, uint64_t *ret, struct device_fault *ret
             return r;
         taken = atomic_load(&device->taken);
         taken = min_u64(before, taken);
-        if (still && atomic_load(&device->moving) == 0 && atomic_load(&device->moves) == moves)
-            break;
-        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+        settled = still && atomic_load(&device->moving) == 0 && atomic_load(&device->moves) == moves;
+        if (!settled)
+            nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
     }
+    /* An allocation takes long. The driver may count its bytes as taken already, so they are added here: too much is
+     * better than too little, because an allocation that fails is tried again after an eviction. */
+    if (!settled)
+        available += min_u64(atomic_load(&device->making), device->total - min_u64(available, device->total));
     if (__builtin_add_overflow(available, taken, ret))
         *ret = UINT64_MAX;
     if (*ret == 0)
@@ -111,9 +116,11 @@ int device_arena_new(struct device *device, uint64_t bytes, const struct extent 
                      struct arena **ret, struct device_fault *ret_fault)
 {
     move_begin(device);
+    atomic_fetch_add(&device->making, comes_at_once(device) ? bytes : 0);
     int r = device->ops->arena_new(device, bytes, gaps, n_gaps, ret, ret_fault);
     if (r == 0 && comes_at_once(device))
         atomic_fetch_add(&device->taken, bytes);
+    atomic_fetch_sub(&device->making, comes_at_once(device) ? bytes : 0);
     move_end(device);
     return r;
 }

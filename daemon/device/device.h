@@ -166,9 +166,10 @@ struct device {
     bool failed;
 
     /* Any thread. */
-    atomic_uint_least64_t taken; /* bytes that models have of what the driver had: not more than `used`, in the end */
-    atomic_uint moving;          /* arenas that are being made, or freed, now */
-    atomic_uint moves;           /* and how many were */
+    atomic_uint_least64_t taken;  /* bytes that models have of what the driver had: not more than `used`, in the end */
+    atomic_uint moving;           /* arenas that are being made, or freed, now */
+    atomic_uint_least64_t making; /* bytes of the arenas that are being made now */
+    atomic_uint moves;            /* and how many were */
 
     struct staging *staging; /* loop */
 };
@@ -206,7 +207,7 @@ struct device_module {
     int (*open)(const struct device_config *config, struct device ***ret, struct device_fault *ret_fault);
 };
 
-#define DEVICE_ABI           8u
+#define DEVICE_ABI           9u
 #define DEVICE_MODULE_SYMBOL "rocmforge_device_module"
 
 extern const struct device_module device_host_module;

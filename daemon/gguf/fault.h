@@ -3,10 +3,11 @@
 
 #include <stdint.h>
 
-/* Bytes before the tensor data, in all files of a model together. No real model comes near. */
+/* The most bytes that a model's headers may have: everything before the tensor data, in all its files together. Headers
+ * of real models are much smaller. */
 #define GGUF_HEADER_MAX (128ull << 20)
 
-/* A sentence, and the offset of the faulty field in the file. */
+/* reason: one sentence. offset: of the faulty field, from the start of the file. */
 struct gguf_fault {
     char reason[160];
     uint64_t offset;

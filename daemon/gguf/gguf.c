@@ -1,7 +1,7 @@
-/* Two passes. The first walks the header field by field while it is read, checks each field, and keeps sizes. The
- * buffer moves as it grows, so the second pass, over bytes that are known to be sound and stand still, sets the
- * pointers; it also checks what only the whole header can tell: names that come twice, and where the tensor data
- * begins. */
+/* Parsing takes two passes. The first pass reads the header field by field, checks each field, and stores sizes. It
+ * stores no pointers, because the buffer moves when it grows. The second pass runs when the whole header is read and
+ * valid, and the buffer no longer moves. It sets the pointers, and checks what needs the whole header: names that occur
+ * twice, and tensors outside the file. */
 #include "daemon/gguf/gguf.h"
 
 #include "daemon/gguf/header_reader.h"
@@ -16,19 +16,19 @@
 #include <string.h>
 
 #define HEADER_FIXED 24                  /* magic, version, two counts */
-#define ALIGNMENT    32                  /* where general.alignment is absent */
-#define SIZE_BOUND   (UINT64_C(1) << 53) /* of a file and of a dimension: what JSON carries exactly */
+#define ALIGNMENT    32                  /* if general.alignment is absent */
+#define SIZE_BOUND   (UINT64_C(1) << 53) /* of a file's size and of a dimension: JSON numbers are exact up to here */
 
-/* The least that one takes in the file. */
+/* The fewest bytes that one of these can have in the file. */
 #define KV_BYTES_MIN     14 /* a key of one byte, and a value of one */
 #define TENSOR_BYTES_MIN 25 /* a name of one byte, and no dimensions */
 #define ARRAY_BYTES_MIN  12 /* the type of its elements, and their number */
 
-/* As much of a name as a fault has room for. */
+/* A fault shows at most so many bytes of a name. */
 #define NAME_TOLD 64
 
-/* Entries that an array has room for at first. It doubles as it fills, so that its memory follows what was read, and
- * not what the file claims. */
+/* Entries that are allocated for an array at first. The array doubles when it is full. So its memory depends on the
+ * entries that were read, and not on the count in the file, which may be false. */
 #define ENTRIES_FIRST 64
 
 /* --- First pass --- */
@@ -110,7 +110,7 @@ static int take_scalar(struct header_reader *r, enum gguf_value_type type)
 
 static int take_array(struct header_reader *r, unsigned depth, struct gguf_kv *kv, size_t *ret_start);
 
-/* Steps over the elements of an array; `field` is where their number stands. */
+/* Skips the elements of an array. `field` is the position of their count. */
 static int take_elements(struct header_reader *r, unsigned depth, enum gguf_value_type type, uint64_t count,
                          uint64_t field)
 {
@@ -133,8 +133,8 @@ static int take_elements(struct header_reader *r, unsigned depth, enum gguf_valu
     return 0;
 }
 
-/* Of the value, sets the type and the number of its elements. *ret_start: where the first one stands. depth: of arrays
- * that it stands in. */
+/* Reads an array's element type and length into `kv`, and skips its elements. *ret_start: the position of the first
+ * element. depth: how many arrays enclose it. */
 static int take_array(struct header_reader *r, unsigned depth, struct gguf_kv *kv, size_t *ret_start)
 {
     uint64_t field = r->pos;
@@ -152,7 +152,8 @@ static int take_array(struct header_reader *r, unsigned depth, struct gguf_kv *k
     return take_elements(r, depth, kv->element_type, kv->count, field);
 }
 
-/* A power of two, so that padding is a mask. `type_field` is where the value's type stands, the value follows it. */
+/* Only a power of two is accepted: then padding can be computed with a mask. `type_field` is the position of the
+ * value's type; the value follows the type. */
 static int read_alignment(struct header_reader *r, const struct gguf_kv *kv, uint64_t type_field, struct gguf *model)
 {
     if (kv->type != GGUF_U32)
@@ -212,7 +213,7 @@ static int read_metadata(struct header_reader *r, struct gguf *model)
     return 0;
 }
 
-/* A name fit to be printed, compared as a C string, and sent as JSON. */
+/* Refuses a name that cannot be printed, compared as a C string, or sent as JSON. */
 static int check_name(struct header_reader *r, uint64_t field, const char *name, size_t size)
 {
     if (size == 0)
@@ -252,7 +253,7 @@ static int read_dimensions(struct header_reader *r, struct gguf_tensor *tensor)
             return header_refuse(r, field + 8 * i, "a tensor's dimension is larger than 2^53");
         empty = empty || tensor->ne[i] == 0;
     }
-    /* One zero makes the tensor empty, whatever the product of the other dimensions would come to. */
+    /* If one dimension is 0 the tensor is empty, even if the product of the others would overflow. */
     tensor->elements = empty ? 0 : 1;
     for (unsigned i = 0; i < tensor->n_dims && !empty; i++) {
         if (__builtin_mul_overflow(tensor->elements, tensor->ne[i], &tensor->elements) || tensor->elements > INT64_MAX)
@@ -261,7 +262,8 @@ static int read_dimensions(struct header_reader *r, struct gguf_tensor *tensor)
     return 0;
 }
 
-/* The type of a number that has no block size here. NULL: there are too many; or memory is short, with *ret_error. */
+/* The entry for a type number whose block size is not known; adds one if there is none yet. NULL if the model has too
+ * many such types, or, with *ret_error set, if there is no memory. */
 static const struct tensor_type *foreign_type(struct gguf *model, uint32_t id, int *ret_error)
 {
     *ret_error = 0;
@@ -284,7 +286,8 @@ static const struct tensor_type *foreign_type(struct gguf *model, uint32_t id, i
     return &foreign->type;
 }
 
-/* `dimensions` is where the first dimension stands. */
+/* Reads the type, and sets tensor->bytes if the type has a known block size. `dimensions` is the position of the first
+ * dimension, for a fault. */
 static int read_type(struct header_reader *r, struct gguf *model, struct gguf_tensor *tensor, uint64_t dimensions)
 {
     uint64_t field = r->pos;
@@ -311,7 +314,7 @@ static int read_type(struct header_reader *r, struct gguf *model, struct gguf_te
     return 0;
 }
 
-/* Leaves tensor->offset relative to the tensor data, whose position is not known yet. */
+/* Sets tensor->offset relative to the start of the tensor data. The position of the tensor data is not known yet. */
 static int read_tensor(struct header_reader *r, struct gguf *model, struct gguf_tensor *tensor)
 {
     uint64_t field = r->pos;
@@ -358,7 +361,7 @@ static int read_tensors(struct header_reader *r, struct gguf *model)
 
 /* --- Second pass --- */
 
-/* Sets the pointers of the key-values, which begin at *pos, and moves it past them. */
+/* Sets the pointers of the key-values, which begin at *pos, and moves *pos to their end. */
 static int locate_metadata(struct header_reader *r, struct gguf *model, size_t *pos)
 {
     __attribute__((cleanup(name_set_free))) struct name_set seen = {0};
@@ -397,7 +400,8 @@ static int locate_tensor(struct header_reader *r, const struct gguf *model, stru
         return header_refuse(r, offset_field, "tensor %.*s reaches past the end of the file", told, name.bytes);
     tensor->offset += model->data_start;
     tensor->name = name.bytes;
-    /* The name is terminated where its number of dimensions begins, which is in n_dims by now. */
+    /* The NUL after the name overwrites the first byte of the number of dimensions. The number itself was read into
+     * n_dims. */
     r->bytes[after_name] = 0;
     *pos = offset_field + 8;
     return 0;
@@ -425,7 +429,7 @@ static int offset_compare(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-/* The first of the offsets, which ascend, that is greater; or `end`. */
+/* The smallest of the offsets, which are sorted, that is greater than `offset`; `end` if there is none. */
 static uint64_t offset_behind(const uint64_t *offsets, size_t n, uint64_t offset, uint64_t end)
 {
     size_t low = 0, high = n;
@@ -440,7 +444,7 @@ static uint64_t offset_behind(const uint64_t *offsets, size_t n, uint64_t offset
     return low < n ? offsets[low] : end;
 }
 
-/* A tensor whose type has no known size has all bytes up to the next one, or to the end of the file. */
+/* A tensor whose type has no known block size gets all bytes up to the next tensor, or to the end of the file. */
 static int measure_foreign(struct gguf *model)
 {
     if (model->n_foreign == 0)

@@ -1,4 +1,4 @@
-/* Values of the metadata: scalars for the daemon, JSON text for people and programs. */
+/* Decodes values of the metadata: scalars for the daemon, and JSON text for people and programs. */
 #include "daemon/gguf/gguf.h"
 #include "proto/utf8.h"
 
@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define FLOAT_DIGITS  9 /* as many always read back the same f32 */
+#define FLOAT_DIGITS  9 /* so many digits always give the same f32 when read again */
 #define DOUBLE_DIGITS 17
 
 static const char *const type_names[GGUF_VALUE_TYPE_COUNT] = {
@@ -26,7 +26,7 @@ const char *gguf_value_type_name(enum gguf_value_type type)
     return type_names[type];
 }
 
-/* --- Elements: one scalar or string as it stands in the file --- */
+/* --- Elements: one scalar or string in the file's encoding --- */
 
 /* Little-endian bytes as an unsigned number. */
 static uint64_t load(const uint8_t *data, size_t size)
@@ -55,8 +55,8 @@ static double load_double(const uint8_t *data)
     return value;
 }
 
-/* An integer of any type. Returns 1 if it is negative, *ret being its two's complement, else 0; -EINVAL for other
- * types. */
+/* Reads an integer of any type. Returns 0; 1 if it is negative, and then *ret is its two's complement; -EINVAL for
+ * other types. */
 static int load_integer(enum gguf_value_type type, const uint8_t *data, uint64_t *ret)
 {
     int64_t value;
@@ -143,7 +143,8 @@ int gguf_kv_string(const struct gguf_kv *kv, struct gguf_string *ret)
 
 /* --- JSON --- */
 
-/* The fewest digits that read back as the same number. JSON has no NaN and no infinities: they become strings. */
+/* Writes the fewest digits that give the same number when read again. JSON has no NaN and no infinities, so these
+ * become strings. */
 static void write_float(FILE *out, double value, bool is_double)
 {
     char text[40];
@@ -161,10 +162,10 @@ static void write_float(FILE *out, double value, bool is_double)
     fputs(text, out);
 }
 
-/* A value on its way into text, and how much of it is still to be told. */
+/* The state of writing one value as text. */
 struct json_writer {
     FILE *out;
-    size_t elements; /* left, of all arrays together */
+    size_t elements; /* that may still be written, of all arrays together */
     size_t max_string;
     bool cut; /* something was left out */
 };
@@ -213,7 +214,7 @@ static size_t scalar_bytes(enum gguf_value_type type)
     }
 }
 
-/* Where `count` elements that begin at `data` end. */
+/* The end of `count` elements that begin at `data`. */
 static const uint8_t *elements_end(enum gguf_value_type type, uint64_t count, const uint8_t *data)
 {
     if (type != GGUF_STRING && type != GGUF_ARRAY)
@@ -227,7 +228,7 @@ static const uint8_t *elements_end(enum gguf_value_type type, uint64_t count, co
 static const uint8_t *write_array(struct json_writer *w, enum gguf_value_type type, uint64_t count,
                                   const uint8_t *data);
 
-/* Writes one element. Returns where the next one stands. */
+/* Writes one element. Returns the position of the next one. */
 static const uint8_t *write_element(struct json_writer *w, enum gguf_value_type type, const uint8_t *data)
 {
     uint64_t value = 0;

@@ -1,4 +1,4 @@
-/* What can be done with a header that was read. */
+/* Functions on a parsed header: find, write, measure, free. */
 #include "daemon/gguf/gguf.h"
 
 #include <errno.h>
@@ -42,7 +42,8 @@ int gguf_header_write(const struct gguf *model, int fd)
     for (size_t at = 0, size; at < model->header_bytes; at += size) {
         size = model->header_bytes - at < sizeof piece ? model->header_bytes - at : sizeof piece;
         memcpy(piece, begin + at, size);
-        /* Behind each name stands the number of dimensions, whose first byte was made the name's end. */
+        /* The parser overwrote the first byte after each name, which is the lowest byte of n_dims, with a NUL. Put it
+         * back. */
         for (; tensor < model->n_infos; tensor++) {
             size_t end = (size_t)(model->tensors[tensor].name - begin) + strlen(model->tensors[tensor].name);
             if (end >= at + size)

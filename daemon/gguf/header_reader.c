@@ -10,14 +10,14 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-/* Bytes of the first buffer, where most headers fit; each further one is twice as large. What is not read into takes no
- * memory, but what is moved is paid for twice. */
+/* Bytes of the first buffer. Most headers fit into it; each time it is too small it doubles. The unused part of a
+ * buffer takes no memory, but growing may copy all bytes. So the first buffer is rather too large than too small. */
 #define BUFFER_FIRST ((size_t)1 << 20)
 
-/* Read at once. A page that is read for nothing costs more than a call. */
+/* Bytes of one pread(). Larger reads would save calls, but reading pages that are not needed costs more than a call. */
 #define READ_BYTES ((size_t)64 << 10)
 
-/* Of BUFFER_FIRST bytes, whose pages are there; or NULL. */
+/* A buffer of BUFFER_FIRST bytes whose pages the kernel has provided already; or NULL. */
 static _Atomic(uint8_t *) prepared;
 
 void header_prepare(void)
@@ -27,11 +27,12 @@ void header_prepare(void)
     uint8_t *bytes = malloc(BUFFER_FIRST);
     if (!bytes)
         return;
-    explicit_bzero(bytes, BUFFER_FIRST); /* it is read into before it is read, which a compiler might know */
+    explicit_bzero(bytes, BUFFER_FIRST); /* touches the pages; a compiler might remove a memset(), because the header
+                                            overwrites the bytes */
     free(atomic_exchange(&prepared, bytes));
 }
 
-/* Makes room for more of the file, of which `limit` bytes are the most. */
+/* Makes the buffer larger, up to `limit` bytes. */
 static int buffer_grow(struct header_reader *r, size_t limit)
 {
     size_t capacity = min_u64(r->capacity ? r->capacity * 2 : BUFFER_FIRST, limit);
@@ -127,7 +128,7 @@ int header_take_string(struct header_reader *r, const char *what, uint64_t most,
     return 0;
 }
 
-/* Steps over those strings that are in the buffer to their ends; returns how many. */
+/* Skips the strings that are completely in the buffer; returns how many. */
 static uint64_t skip_buffered(struct header_reader *r, uint64_t count)
 {
     size_t pos = r->pos;
@@ -144,7 +145,7 @@ static uint64_t skip_buffered(struct header_reader *r, uint64_t count)
     return n;
 }
 
-/* A vocabulary has 32,000 strings and more. */
+/* A vocabulary has 32,000 strings or more, so strings in the buffer are skipped without a call for each. */
 int header_skip_strings(struct header_reader *r, const char *what, uint64_t count)
 {
     while (count > 0) {

@@ -7,7 +7,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
-/* Open addressing, at most half full. */
+/* The table uses open addressing, and at most half of the slots. */
 struct name_set_slot {
     const char *bytes; /* NULL: empty */
     size_t size;
@@ -23,7 +23,7 @@ int name_set_init(struct name_set *set, size_t n)
     if (!set->slots)
         return -ENOMEM;
     set->mask = size - 1;
-    /* Without entropy, so early in a boot that no model is worth attacking, 0 will do. */
+    /* Early in a boot there may be no random bytes yet. Then the seed is 0: so early an attack is not a concern. */
     if (getrandom(&set->seed, sizeof set->seed, GRND_NONBLOCK) != sizeof set->seed)
         set->seed = 0;
     return 0;

@@ -1,7 +1,7 @@
-/* A set of names, to tell whether one comes twice.
+/* A set of names, which finds names that occur twice.
  *
- * Names come from strangers: the hash has a random seed, so that they cannot be made to fall on one slot. One thread at
- * a time. */
+ * Names come from untrusted files. The hash has a random seed, so that nobody can choose names that all get the same
+ * slot. One thread at a time. */
 #pragma once
 
 #include <stdbool.h>
@@ -14,12 +14,12 @@ struct name_set {
     uint64_t seed;
 };
 
-/* Makes an empty set with room for `n` names, of which there may be none; the caller frees it. -ENOMEM. */
+/* Makes an empty set with room for `n` names; n may be 0. The caller frees the set. -ENOMEM. */
 int name_set_init(struct name_set *set, size_t n);
 
-/* A set of zeros is fine. */
+/* A set whose bytes are all 0 is allowed. */
 void name_set_free(struct name_set *set);
 
-/* Adds a name of any bytes, which are borrowed as long as the set lives. Returns false if it is there already. No more
- * than `n` different names may be added. */
+/* Adds a name, which may have any bytes. The set keeps a pointer to them, so they must live as long as the set. Returns
+ * false if the name is in the set already. No more than `n` different names may be added. */
 bool name_set_add(struct name_set *set, const char *bytes, size_t size);

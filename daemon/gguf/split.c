@@ -10,7 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* A header in the place that its file says, and which of the files given it is of. */
+/* One file of a split model: its header, and its index among the given files. Parts are in the order of the numbers
+ * that the files say. */
 struct part {
     struct gguf *model;
     size_t file;
@@ -28,7 +29,8 @@ static int refuse(struct gguf_fault *fault, const char *format, ...)
     return -EBADMSG;
 }
 
-/* What a file says of its place: 0 and 1 if it says nothing, which a file of several must not do. */
+/* Reads a file's number and its count of files. A file without them gives 0 and 1. split: it is one of several files,
+ * so it must have a number. */
 static int place_of(const struct gguf *model, bool split, uint64_t *ret_number, uint64_t *ret_count,
                     struct gguf_fault *fault)
 {
@@ -44,7 +46,7 @@ static int place_of(const struct gguf *model, bool split, uint64_t *ret_number, 
     return 0;
 }
 
-/* A file that is the only one: it is not one of several. */
+/* Refuses a file that was given alone but belongs to a split model. */
 static int check_only(const struct gguf *model, struct gguf_fault *fault)
 {
     uint64_t number = 0, count = 1;
@@ -57,14 +59,15 @@ static int check_only(const struct gguf *model, struct gguf_fault *fault)
                   count);
 }
 
-/* One of several, in whatever order they were given: takes its place among `parts`. `file` is where it was given. */
+/* Puts the header into `parts` at the number that it says. `file` is its index among the given files. */
 static int take_place(struct gguf *model, size_t file, struct part *parts, size_t n, struct gguf_fault *fault)
 {
     uint64_t number = 0, count = 1;
     int r = place_of(model, true, &number, &count, fault);
     if (r < 0)
         return r;
-    /* Loaders go by the first file's count; writers are not of one mind about the others'. */
+    /* Only the first file's count is checked. Loaders use that one, and writers differ in what they put into the other
+     * files. */
     if (number == 0 && count != n)
         return refuse(fault, "file %zu says that the model has %" PRIu64 " files, not %zu", file + 1, count, n);
     if (number >= n)
@@ -76,7 +79,7 @@ static int take_place(struct gguf *model, size_t file, struct part *parts, size_
     return 0;
 }
 
-/* Refuses a name that stands in two files. */
+/* Refuses a name that occurs in two files. */
 static int check_names(const struct gguf_tensor *tensors, size_t n, struct gguf_fault *fault)
 {
     __attribute__((cleanup(name_set_free))) struct name_set seen = {0};
@@ -87,8 +90,8 @@ static int check_names(const struct gguf_tensor *tensors, size_t n, struct gguf_
     return r;
 }
 
-/* Makes the first part the whole: its tensors become all tensors, and the other parts hang on it. On failure the parts
- * are as they were. */
+/* Makes the first part the whole model: it gets the tensors of all parts, and owns the other parts. On failure the
+ * parts are unchanged. */
 static int join(struct part *parts, size_t n, struct gguf_fault *fault)
 {
     struct gguf *first = parts[0].model;
@@ -125,7 +128,7 @@ static int join(struct part *parts, size_t n, struct gguf_fault *fault)
     return 0;
 }
 
-/* Reads the headers of several files, and puts each in its place. */
+/* Reads the headers of several files, puts them in order, and joins them. */
 static int read_parts(const struct split_file *files, size_t n, struct part *parts, struct gguf_fault *fault,
                       size_t *ret_file)
 {

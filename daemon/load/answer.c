@@ -17,7 +17,7 @@ void load_deserted(struct waiters *waiters)
     load_step(load);
 }
 
-/* What only the one learns who began the load. */
+/* The part of the reply that only the call gets that began the load: phases, and the trace if there is one. */
 static cJSON *describe_how(const struct load *load)
 {
     cJSON *reply = cJSON_CreateObject();
@@ -27,7 +27,7 @@ static cJSON *describe_how(const struct load *load)
     return reply;
 }
 
-/* Answers those who want to know that the model is resident; others have nothing to wait for any more. */
+/* The model is resident: answers all calls that wait. Cancel fails, for it comes too late. */
 static void waiters_reply(struct load *load)
 {
     enum waiter_kind kind;
@@ -38,7 +38,7 @@ static void waiters_reply(struct load *load)
         else if (kind == WAIT_LEASE)
             attach_grant(load->loads->registry, load->loads->events, load->model, call, describe_how(load));
         else if (kind == WAIT_END)
-            call_fail(call, WIRE_ModelBusy, describe_busy(load->model)); /* too late to be cancelled */
+            call_fail(call, WIRE_ModelBusy, describe_busy(load->model)); /* too late to cancel the load */
         else if (kind == WAIT_JOINED)
             call_reply(call, describe_loaded(load->model, NULL), NULL, 0);
         else {
@@ -86,13 +86,14 @@ void load_report(struct load *load)
 
 /* --- the end --- */
 
-/* For the journal. */
+/* For the log. */
 static const char *path_of(const struct model *model)
 {
     return model->source->path ? model->source->path : "a file without a path";
 }
 
-/* How fast the load was. A link that was slower than that was measured while something else used it. */
+/* Notes the rate of this load. If the link was measured as slower than this rate, something else used the link during
+ * the measurement: it is at least as fast as the load. */
 static void load_rate(const struct load *load)
 {
     struct device *device = load->model->device;
@@ -124,7 +125,7 @@ void load_succeed(struct load *load)
         load->request.done(load->request.context, model, NULL);
     waiters_reply(load);
     residency_idle(load->loads->residency, model);
-    loads_retry(load->loads); /* who waits to compare it with the file */
+    loads_retry(load->loads); /* another load may wait to compare this model with its file */
 }
 
 void load_give_up(struct load *load)
@@ -133,7 +134,7 @@ void load_give_up(struct load *load)
     struct loads *loads = load->loads;
     char text[512];
     failure_text(&load->failure, text, sizeof(text));
-    const bool told = load->request.done; /* who began it says so */
+    const bool told = load->request.done; /* then the owner of `done` logs it */
     if (!model && !told)
         log_client(LOG_LEVEL_NOTICE, "uid=%u load refused: %s", (unsigned)load->request.uid, text);
     else if (model) {
@@ -146,12 +147,12 @@ void load_give_up(struct load *load)
         model->load = NULL;
         model->departs = false;
         events_emit(loads->events, load->failure.error == WIRE_Cancelled ? "cancelled" : "failed", model, text);
+        load->model = NULL; /* what follows may serve other loads, which may drop the cached model */
         if (load->restores) {
             model_move(model, MODEL_CACHED);
             residency_idle(loads->residency, model);
         } else
             registry_remove(loads->registry, model);
-        load->model = NULL;
         loads_retry(loads);
     }
     if (load->request.done)

@@ -47,7 +47,7 @@ void load_note_changes(const struct loads *loads, const struct load_request *req
     struct model *model;
     TAILQ_FOREACH(model, &loads->registry->models, link)
     {
-        /* A path that was not found to lead to the file may be one of another mount namespace. */
+        /* If the daemon did not find the file at this path, the path may belong to another mount namespace. */
         const bool believed = (facts && facts->placed) || model->uid == request->uid;
         if (believed && !model->changed && source->path && model->source->path &&
             strcmp(source->path, model->source->path) == 0 && !source_same_sizes(source, model->source)) {

@@ -58,7 +58,7 @@ static void set_invalid(struct failure *failure, const char *reason, uint64_t of
     failure_set(failure, WIRE_InvalidModel, parameters);
 }
 
-/* Which file of a split model, where there are several. */
+/* InvalidModel. If the model is split into several files, the reason says which file is invalid. */
 static void set_invalid_file(struct failure *failure, const struct load_job *job)
 {
     const struct gguf_fault *fault = &job->gguf_fault;

@@ -7,14 +7,14 @@
 #include <errno.h>
 #include <stdlib.h>
 
-/* Chunks at the end of a plan that nothing pushes out of the caches: three, since the last may be of a few bytes, and
- * the processors' own caches hold more than one. */
+/* The last chunks of a plan, whose bytes stay in the processors' caches because few bytes follow. Three: the last one
+ * may have only a few bytes, and the caches of all cores together hold more than one. */
 #define CHUNKS_LAST 3u
 
 static void load_count_share(struct load *load, const struct fill_share *share)
 {
     if (share->end_ns == share->begin_ns)
-        return; /* others had taken all parts */
+        return; /* other workers had taken all parts */
     load->phases.read_ns += share->count.read_ns;
     load->phases.decode_ns += share->count.decode_ns;
     const uint64_t read_end_ns = share->begin_ns + share->count.read_ns;
@@ -31,7 +31,7 @@ static void load_trace_transfer(struct load *load, const struct transfer *transf
                   transfer->end_ns);
 }
 
-/* What came of a fill that is over. */
+/* Adds a fill that is over to the load's counts, or notes its error. */
 static void load_account(struct load *load, const struct fill *fill)
 {
     if (fill->status == 0) {
@@ -59,18 +59,18 @@ static void load_filled(struct fill *fill)
     if (fill->held && !load_ends(load)) {
         if (load->model->arena)
             fill_continue(load->loads->core->loop, fill, load->model->arena);
-        return; /* else load_fill_continue() does, or load_fill_end() gives its slot back */
+        return; /* without an arena it stays held: for load_fill_continue() or load_fill_end() */
     }
     load->n_fills--;
     if (fill->held)
-        fill->held = false; /* for nothing: the load ends */
+        fill->held = false; /* it was filled in vain: the load ends */
     else
         load_account(load, fill);
-    scheduler_give(devices_scheduler(load->loads->devices, slot->device), slot); /* perhaps to this load again */
-    load_step(load); /* may free the load, and with the last one end the daemon: nothing is ours any more */
+    scheduler_give(devices_scheduler(load->loads->devices, slot->device), slot); /* may call load_use() of this load */
+    load_step(load); /* may free the load, and the last load may end the daemon: use nothing after this */
 }
 
-/* Fills that wait for memory may have all slots but one, which is for loads that have theirs. */
+/* A load without an arena holds its slots. It may have all slots except one, which is left for loads with an arena. */
 static bool load_may_use(const struct load *load)
 {
     const size_t n_slots = staging_slots(load->device->staging);
@@ -78,7 +78,7 @@ static bool load_may_use(const struct load *load)
            (load->model->arena || load->n_fills + 1 < n_slots);
 }
 
-/* The scheduler has a slot for us. */
+/* The scheduler offers a slot. Returns the bytes that the slot's fill moves; 0: the load does not take the slot. */
 static uint64_t load_use(struct consumer *consumer, struct slot *slot)
 {
     struct load *load = (struct load *)((char *)consumer - offsetof(struct load, consumer));

@@ -8,10 +8,10 @@
 #include <assert.h>
 #include <string.h>
 
-/* A part comes from the page cache in less. */
+/* A part that took longer was not read from the page cache. */
 #define SLOW_NS 1000000u
 
-/* Reads and says how long it took. */
+/* Reads, and adds the time that it took to the count. */
 static int read_timed(const struct source *source, size_t shard, uint64_t offset, void *dst, uint64_t bytes,
                       struct fill_count *count, struct device_fault *ret_fault)
 {
@@ -21,7 +21,7 @@ static int read_timed(const struct source *source, size_t shard, uint64_t offset
     return r;
 }
 
-/* Reads one piece and decodes it, a bit at a time that the cache holds. */
+/* Reads and decodes one piece, in steps of at most WORKER_SCRATCH bytes, which fit in a core's cache. */
 static int piece_decode(const struct source *source, const struct plan *plan, size_t shard, size_t index, uint8_t *dst,
                         struct fill_count *count, struct device_fault *ret_fault)
 {
@@ -32,7 +32,7 @@ static int piece_decode(const struct source *source, const struct plan *plan, si
     uint64_t blocks_at_once = WORKER_SCRATCH / piece->type->block_bytes;
     size_t block_out = piece->type->block_elements * form_element_bytes(piece->form);
     dequant_fn *decode = dequant_find(piece->type->id, piece->form);
-    assert(decode); /* the plan asked */
+    assert(decode); /* plan_new() checked that there is one */
 
     while (blocks > 0) {
         uint64_t n = min_u64(blocks, blocks_at_once);
@@ -68,7 +68,7 @@ int fill_read(const struct source *source, const struct plan *plan, const struct
     return 0;
 }
 
-/* The first share that failed speaks for all; else the device does. */
+/* Sets the outcome of the fill: the error of the first share that failed, or else the outcome of the transfer. */
 static void fill_conclude(struct fill *fill)
 {
     fill->overflows = 0;
@@ -108,7 +108,7 @@ static void fill_transferred(struct transfer *transfer)
     mailbox_post(fill->mailbox, &fill->letter);
 }
 
-/* Where a part is in the chunk's slot, filled. */
+/* Starts to write a filled part from the caches back to memory: the device reads it faster from there. */
 static void part_write_back(const struct fill *fill, const struct part *part)
 {
     const uint8_t *slot = fill->slot->data;
@@ -138,7 +138,8 @@ static int part_fill(const struct fill *fill, const struct part *part, struct fi
     return r;
 }
 
-/* Every part is filled, or one failed. */
+/* All parts are done: hands the slot to the device. If a part failed, nothing is copied, and the fill goes back to the
+ * loop. */
 static void fill_hand_over(struct fill *fill)
 {
     if (atomic_load(&fill->failed)) {
@@ -149,7 +150,7 @@ static void fill_hand_over(struct fill *fill)
     device->ops->put(device, &fill->transfer);
 }
 
-/* `n` parts that stand behind each other, as one. */
+/* Joins `n` consecutive parts into one. */
 static struct part parts_join(const struct part *parts, size_t n)
 {
     struct part joined = parts[0];
@@ -160,9 +161,9 @@ static struct part parts_join(const struct part *parts, size_t n)
     return joined;
 }
 
-/* Takes parts until none is left: one after the other, so that no worker has long to wait for the rest; but where
- * reading is slow, all of a worker's at once, since it may be each call that takes the time. Those of a fill that
- * failed are taken, and not filled. */
+/* Takes parts until none is left. Usually one at a time, so that all workers finish at about the same time. If reading
+ * is slow, a worker takes its whole share at once: perhaps each read call takes long, whatever its size. After a
+ * failure, parts are still taken, but not filled. */
 static void share_work(uv_work_t *work)
 {
     struct fill_share *share = work->data;
@@ -189,7 +190,7 @@ static void share_work(uv_work_t *work)
 
 static void share_worked(uv_work_t *work, int status)
 {
-    (void)status; /* never cancelled once queued: a load that ends waits for what it began */
+    (void)status; /* work is never cancelled once queued: a load that ends waits for its fills */
     struct fill_share *share = work->data;
     fill_returned(share->fill);
 }
@@ -233,7 +234,7 @@ void fill_continue(uv_loop_t *loop, struct fill *fill, struct arena *arena)
     assert(fill->held && arena);
     fill->held = false;
     fill->arena = fill->transfer.arena = arena;
-    if (fill->slot->device->copies_async) { /* a worker would come to it only when what is queued has been read */
+    if (fill->slot->device->copies_async) { /* not on a worker: it would first do the reads that are queued */
         fill->under_way = 1;
         fill_hand_over(fill);
         return;

@@ -1,9 +1,10 @@
-/* One chunk on its way: read from the file into a slot, decoded where the CPU does that, handed to the device.
+/* A fill moves one chunk: reads it from the file into a slot, decodes it if the CPU does that, and hands it to the
+ * device.
  *
- * A fill is queued from the loop. As many workers as are free take its parts, one after another; the one that finishes
- * the last of them hands the slot over. It goes on on the device's threads, and comes back to the loop. Few slots that
- * all workers fill together stay in the processor's cache from the read to the copy, which many that each fill alone do
- * not. */
+ * A fill is queued from the loop. All workers that are free take its parts, one after another. The worker that finishes
+ * the last part hands the slot to the device. The device's threads copy it, and the fill comes back to the loop. All
+ * workers fill the same few slots, because these stay in the processor's cache from the read to the copy. If each
+ * worker filled a slot of its own, there would be too many slots for the cache. */
 #pragma once
 
 #include "daemon/base/mailbox.h"
@@ -15,14 +16,14 @@
 #include <stdint.h>
 #include <uv.h>
 
-/* What was done, and how long it took. */
+/* How many values overflowed, and how long reading and decoding took. */
 struct fill_count {
     uint64_t overflows;
     uint64_t read_ns;
     uint64_t decode_ns;
 };
 
-/* What one worker did of a fill: all parts that it came to take, which may be none. */
+/* The work of one worker on a fill: all parts that it took, which may be none. */
 struct fill_share {
     struct fill *fill;
     uv_work_t work;
@@ -35,50 +36,50 @@ struct fill_share {
     uint64_t end_ns;
 };
 
-#define FILL_SHARES_MAX 16u /* more workers would be in each other's way: they wait for the same memory */
+#define FILL_SHARES_MAX 16u /* more workers do not help: they wait for the same memory */
 
 struct fill {
-    /* What to do; all borrowed until `done`. */
+    /* In. All borrowed until `done`. */
     const struct source *source;
-    const void *memory; /* NULL, or where the bytes are instead of in the source */
+    const void *memory; /* if not NULL, the bytes are copied from here, not read from the source */
     const struct plan *plan;
     const struct chunk *chunk;
     struct slot *slot;
-    struct arena *arena; /* NULL: it is not there yet, and the fill comes back `held` */
+    struct arena *arena; /* NULL: there is none yet; the fill comes back as `held` */
     struct mailbox *mailbox;
-    unsigned workers; /* how many there are */
-    bool last;        /* nothing is filled behind it that would push its bytes out of the workers' caches */
+    unsigned workers;                /* number of worker threads */
+    bool last;                       /* too few chunks follow to push its bytes out of the workers' caches */
     void (*done)(struct fill *fill); /* called on the loop, exactly once; it may free the fill */
     void *context;
 
-    /* What came of it. */
+    /* Out. */
     int status;
-    bool held;    /* the slot is filled, and waits for fill_continue() */
-    bool of_file; /* it was the file that failed, not the device */
+    bool held;    /* the slot is full, and the fill waits for fill_continue() */
+    bool of_file; /* the error is the file's, not the device's */
     struct device_fault fault;
     uint64_t overflows;
     size_t n_shares;
     struct fill_share shares[FILL_SHARES_MAX];
     struct transfer transfer;
 
-    uv_work_t work; /* fill_continue()'s */
+    uv_work_t work; /* for fill_continue() */
     struct letter letter;
     size_t n_parts;
     struct part parts[PLAN_PARTS_MAX];
-    atomic_uint taken;    /* parts that workers took */
-    atomic_uint unfilled; /* parts that they have not done */
-    atomic_bool failed;   /* one of them could not be done: the others need not be */
-    size_t under_way;     /* of what comes back to the loop: the shares, or the job, and the transfer */
+    atomic_uint taken;    /* number of parts that workers took */
+    atomic_uint unfilled; /* number of parts that are not finished */
+    atomic_bool failed;   /* a part failed: workers skip the others */
+    size_t under_way;     /* how many will come back to the loop: the shares or `work`, and the transfer */
 };
 
-/* loop. `done` will be called. */
+/* Loop thread. Begins a fill. `done` will be called. */
 void fill_queue(uv_loop_t *loop, struct fill *fill);
 
-/* loop. Hands the slot of a fill over that was held, now that there is an arena. `done` will be called again. One that
- * is not continued is the caller's as it is. */
+/* Loop thread. Goes on with a held fill, now that there is an arena: hands its slot to the device. `done` will be
+ * called again. A held fill has nothing under way: the caller may also drop it, and reuse its slot. */
 void fill_continue(uv_loop_t *loop, struct fill *fill, struct arena *arena);
 
-/* worker. Reads a part of a chunk to where it belongs in `dst`, the chunk's slot, and decodes as the plan says. Also
- * what Verify compares with. Adds to *count. Errors are those of source_read(). */
+/* Worker thread. Reads a part of a chunk, and decodes it as the plan says, to its place in `dst`, which is laid out as
+ * the chunk's slot. Verify uses it too. Adds to *count. Errors are those of source_read(). */
 int fill_read(const struct source *source, const struct plan *plan, const struct chunk *chunk, const struct part *part,
               void *dst, struct fill_count *count, struct device_fault *ret_fault);

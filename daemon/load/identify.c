@@ -15,21 +15,21 @@
 
 enum name_verdict {
     NAME_FREE,
-    NAME_SOON_FREE, /* whoever has it is on the way out */
-    NAME_REPLACED,  /* whoever has it loses it when the new one is resident */
-    NAME_BUSY,      /* by the same file's model, which drains */
-    NAME_TAKEN,
+    NAME_SOON_FREE, /* its model will be gone or cached soon */
+    NAME_REPLACED,  /* its model loses it when the new model is resident */
+    NAME_BUSY,      /* a model of the same file has it, and is draining or lost */
+    NAME_TAKEN,     /* another model has it, and keeps it */
 };
 
-/* What the request wants of a model that is there already: its owner's to say, and that of those who rule the machine.
- */
+/* Applies the request to a model that is there already. Only the model's user and trusted users may change its pin and
+ * its time to live. */
 static void load_adjust(struct load *load, struct model *model)
 {
     if (load->job.facts)
         model_set_facts(model, load->job.facts);
     load->job.facts = NULL;
     if (load->request.access == ACCESS_PUBLIC)
-        model->access = ACCESS_PUBLIC; /* may_publish() */
+        model->access = ACCESS_PUBLIC; /* may_publish() allowed it */
     if (!load->request.trusted && load->request.uid != model->uid)
         return;
     model->pinned |= load->request.pin;
@@ -37,22 +37,21 @@ static void load_adjust(struct load *load, struct model *model)
         model->ttl = load->request.ttl;
 }
 
-/* Goes on with a model that host memory has. */
 void load_begin_restore(struct load *load, struct model *model)
 {
     load_adjust(load, model);
     load->restores = true;
     load->model = model;
     load->device = load->job.device = model->device;
-    load->job.among = &load->request.among; /* that device alone */
+    load->job.among = &load->request.among; /* only that device */
     load->request.among = (struct device_set){.devices = {model->device}, .n = 1};
     model->load = load;
     load_show(load, LOAD_RESERVING, MODEL_ALLOCATING);
     events_emit(load->loads->events, "loading", model, NULL);
-    load_queue(load, load_job_ask); /* RESERVING begins when that comes back */
+    load_queue(load, load_job_ask); /* load_reserve() follows when the drivers have answered */
 }
 
-/* Answers those who wait for a model that is resident. */
+/* The model is resident: answers all calls that wait for this load. */
 static void waiters_grant(struct load *load, struct model *model)
 {
     enum waiter_kind kind;
@@ -65,7 +64,8 @@ static void waiters_grant(struct load *load, struct model *model)
     }
 }
 
-/* Somebody else loads this file, or has: those who wait for this load wait for that, and this one is over. */
+/* The model is resident, or another load of it is under way. All calls of this load join that model, and this load
+ * ends. */
 static void load_join(struct load *load, struct model *model)
 {
     struct load *other = model->load;
@@ -88,7 +88,7 @@ static void load_join(struct load *load, struct model *model)
     load_free(load);
 }
 
-/* A new model of this name, in the registry. NULL if memory is short. */
+/* Adds a new model of this name to the registry. NULL if memory is short. */
 static struct model *load_new_model(struct load *load, const char *name)
 {
     struct model *model = calloc(1, sizeof(*model));
@@ -123,7 +123,7 @@ static struct model *load_new_model(struct load *load, const char *name)
     return model;
 }
 
-/* The model is made of what this load wants to make one of. */
+/* True if this load would make the same model: of the same files, in the same forms, for the same users. */
 static bool load_wants_same(const struct load *load, const struct model *model)
 {
     const struct load_request *request = &load->request;
@@ -132,8 +132,8 @@ static bool load_wants_same(const struct load *load, const struct model *model)
            (!private || model->uid == request->uid) && source_equal(model->source, load->job.source);
 }
 
-/* Of a model that is lost with its device nothing is left to be kept: once nobody uses it, it makes way for one of its
- * name, or of its file. It is gone in a moment. */
+/* Unloads models whose device was lost, if nobody uses them, and they have this name or are of this load's file. They
+ * have nothing left to keep. They are gone soon, not at once. */
 static void load_clear_lost(const struct load *load, const char *name)
 {
     struct model *model;
@@ -146,9 +146,8 @@ static void load_clear_lost(const struct load *load, const char *name)
     }
 }
 
-/* Nobody uses a model that is cached; its name, and with it the copy, is its owner's to take, and that of those who
- * rule the machine, but for one that is to be kept. One whose device is lost is anybody's: it cannot be brought back.
- */
+/* True if a cached model may be dropped to reuse its name: by its user or a trusted user, unless it is pinned; by
+ * anybody if its device is lost, for then it cannot be loaded again. Nobody uses a cached model. */
 static bool load_may_forget(const struct load *load, const struct model *model)
 {
     if (model->state != MODEL_CACHED)
@@ -156,7 +155,7 @@ static bool load_may_forget(const struct load *load, const struct model *model)
     return model->device->failed || (!model->pinned && (load->request.trusted || load->request.uid == model->uid));
 }
 
-/* The path that was loaded then is the one that is loaded now. */
+/* True if the model was loaded from the path that this load reads. */
 static bool is_same_path(const struct load *load, const struct model *model)
 {
     const char *now = load->job.source->path;
@@ -165,7 +164,7 @@ static bool is_same_path(const struct load *load, const struct model *model)
     return now && model->source->path && strcmp(model->source->path, now) == 0;
 }
 
-/* The model may lose its name to this load's, and drain, as soon as that is resident. */
+/* True if the model may lose its name to this load's model, and drain, when this load's model is resident. */
 static bool load_may_replace(const struct load *load, const struct model *model)
 {
     const struct load_request *request = &load->request;
@@ -178,7 +177,7 @@ static bool load_may_replace(const struct load *load, const struct model *model)
     return model->changed && is_same_path(load, model) && !model_in_use(model) && !model->pinned;
 }
 
-/* Whether a new model may have the name that this one has; NULL: nobody has it. */
+/* Decides whether this load may have the name that `model` has. NULL: no model has the name. */
 static enum name_verdict judge_name(const struct load *load, const struct model *model)
 {
     if (!model || load_may_forget(load, model))
@@ -190,7 +189,7 @@ static enum name_verdict judge_name(const struct load *load, const struct model 
     return load_may_replace(load, model) ? NAME_REPLACED : NAME_TAKEN;
 }
 
-/* Frees the name for a model of this load. Returns false if that has to be waited for, or cannot be. */
+/* Frees the name for this load's model. Returns false if the load must wait for the name (blocked), or failed. */
 static bool load_free_name(struct load *load, const char *name)
 {
     struct model *model = registry_holder(load->loads->registry, name, load->request.peer);
@@ -216,8 +215,8 @@ static bool load_free_name(struct load *load, const char *name)
     return false;
 }
 
-/* Gives the model the name that it takes. The model that had it loses all of its names, if the same path was loaded
- * then, and drains when it has none left. */
+/* Gives the model the name that it takes from another. The other model loses this name; it loses all its names if its
+ * file has changed or it was loaded from the same path. If it has no name left, it is drained, unloaded or dropped. */
 static void load_take_names(struct load *load, struct model *model)
 {
     struct loads *loads = load->loads;
@@ -248,8 +247,8 @@ void load_switch(struct load *load)
         load_take_names(load, load->model);
 }
 
-/* A model that is there already gets the name that was asked for, beside those that it has, and is seen from now on by
- * whoever asked. Returns false if the name has to be waited for, or something cannot be. */
+/* Adds the name in the request to a model that is there already, and lets the caller see the model from now on. Returns
+ * false if the load must wait for the name (blocked), or failed. */
 static bool load_enter(struct load *load, struct model *model)
 {
     const char *name = load->request.name;
@@ -275,7 +274,7 @@ static bool load_enter(struct load *load, struct model *model)
     return r == 0;
 }
 
-/* Goes on, or waits, with a model that is made of the same file, if there is one. Returns true if the load is over. */
+/* Goes on with a model that is there already, or waits for it. Returns true if the load joined it, and was freed. */
 static bool load_take_same(struct load *load, struct model *model)
 {
     if (model_departs(model) || model->state == MODEL_SAVING) {
@@ -292,7 +291,8 @@ static bool load_take_same(struct load *load, struct model *model)
     return false;
 }
 
-/* The model that was being saved to host memory is there by now, or gone. Returns true if the load is over. */
+/* Goes on when the model that this load waited for was saved to host memory, or is gone. Returns true if the load
+ * joined it, and was freed. */
 static bool load_saved(struct load *load)
 {
     struct model *model = registry_find_id(load->loads->registry, load->awaited);
@@ -303,7 +303,8 @@ static bool load_saved(struct load *load)
     return load_take_same(load, model);
 }
 
-/* Makes a model of the name that was asked for, or of the file's. NULL if that has to be waited for, or cannot be. */
+/* Makes the load's model, with the name in the request or one derived from the file's. NULL if the load must wait for
+ * the name (blocked), or failed. */
 static struct model *load_take_name(struct load *load)
 {
     char derived[MODEL_NAME_MAX + 1];
@@ -319,13 +320,13 @@ static struct model *load_take_name(struct load *load)
     return model;
 }
 
-/* Only who owns the files, or rules the machine or the daemon, may have everybody see what is in them. */
+/* Only the owner of the files, or a trusted user, may make their model public. */
 static bool may_publish(const struct load_request *request, const struct access_facts *facts)
 {
     return request->access != ACCESS_PUBLIC || request->trusted || access_owns(facts, request->uid);
 }
 
-/* Whether a model that is there may have the name that was asked for as well. */
+/* The load would use `model`. Returns `verdict`, or another one if the model cannot get the name in the request. */
 static enum load_verdict foresee_joined(const struct load *load, struct model *model, enum load_verdict verdict,
                                         struct model **ret_model)
 {
@@ -357,8 +358,8 @@ enum load_verdict load_foresee(struct loads *loads, const struct load_request *r
     char derived[MODEL_NAME_MAX + 1];
     if (!request->name)
         model_name_derive(source->path, derived);
-    /* Load has a plan at this point only if there are models that were asked for in other words: see load_compares().
-     */
+    /* As Load does, use the plan only if there are models of the file whose forms are written differently: see
+     * load_compares(). */
     struct registry_query query = load_query(request, source, NULL);
     struct model *model = registry_find_source(loads->registry, &query);
     if (!model && registry_find_other(loads->registry, &query, false)) {
@@ -377,7 +378,7 @@ enum load_verdict load_foresee(struct loads *loads, const struct load_request *r
     model = registry_holder(loads->registry, request->name ? request->name : derived, request->peer);
     *ret_model = NULL;
     if (model && model->state == MODEL_FAILED && !model_in_use(model))
-        return LOAD_NEW; /* load_clear_lost() sees to it */
+        return LOAD_NEW; /* load_clear_lost() would unload it */
     *ret_model = model;
     switch (judge_name(&load, model)) {
     case NAME_BUSY:
@@ -393,15 +394,15 @@ enum load_verdict load_foresee(struct loads *loads, const struct load_request *r
     return LOAD_NEW;
 }
 
-/* Another load of the file, which has not chosen among its devices yet. */
+/* True if `other` is another load of the same model, and has not chosen its device yet. */
 static bool load_undecided(const struct load *load, const struct load *other)
 {
     return other != load && other->model && !load_ends(other) && !other->reserved && !other->restores &&
            load_wants_same(load, other->model);
 }
 
-/* Whether that of another load decides whether this one joins it: one of them leaves a choice that the other does not.
- */
+/* True if another load of the same model has not chosen its device yet, and has a different list of devices that
+ * overlaps with ours. Then we wait: its choice decides whether we join it. */
 static bool load_has_to_wait(const struct load *load)
 {
     const struct device_set *among = &load->request.among;
@@ -415,8 +416,9 @@ static bool load_has_to_wait(const struct load *load)
     return false;
 }
 
-/* There are models of the file that were asked for in other words: which of them come to the same, if any, only the
- * plans tell. Makes this load's, or waits for theirs. Returns false if there is nothing to compare with any more. */
+/* There may be models of the same file whose forms are written differently, but give the same type for each tensor.
+ * Only the plans show that. Makes this load's plan, or waits until the other models have theirs. Returns false if there
+ * is no such model, or all plans were compared. */
 static bool load_compares(struct load *load, const struct registry_query *query)
 {
     struct load_job *job = &load->job;
@@ -495,8 +497,7 @@ static bool identified(struct load *load)
     return false;
 }
 
-/* Returns true if the load is over: joined to another. What was read to compare with others is not kept while it waits:
- * nobody is charged for it. */
+/* Frees header and plan while the load waits: their bytes are in no ledger yet. */
 bool load_identified(struct load *load)
 {
     bool over = identified(load);

@@ -14,10 +14,11 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Within this time, processors that had nothing to do come to read as fast as they can: see docs/performance.md. */
+/* Processors that were idle need this time until they read at full speed: see docs/performance.md. */
 #define WARM_NS 10000000u
 
-/* How long after a load in the queue looked it looks again, though no model has let go of memory: others may have. */
+/* A queued load asks the drivers again after this time, even if no model was unloaded: other processes may have freed
+ * memory. */
 #define ASK_AGAIN_NS 1000000000u
 
 static const struct state states[] = {
@@ -39,7 +40,6 @@ void load_move(struct load *load, enum load_state state)
     state_move(&machine, &load->state, state);
 }
 
-/* What clients see of a load's state is the model's. */
 void load_show(struct load *load, enum load_state state, enum model_state shown)
 {
     load_move(load, state);
@@ -137,13 +137,13 @@ static void load_opened(struct load *load)
         failure_set_opening(&load->failure, job);
         return;
     }
-    load_note(load);
+    load_note_free_memory(load);
     model->header = job->header;
     model->plan = job->plan;
     job->header = NULL;
     job->plan = NULL;
     load->kept = load_keeps(model->header, model->plan);
-    loads_retry(load->loads); /* who waited to see what it comes to */
+    loads_retry(load->loads); /* another load may wait to compare its plan with this one */
     load_move(load, LOAD_RESERVING);
     load_reserve(load);
 }
@@ -155,8 +155,8 @@ static void load_filled_all(struct load *load)
     load_queue(load, load_job_seal);
 }
 
-/* Has what clients will be given of the model made while it is filled, once that has got going: at first workers that
- * read are what the bus waits for. */
+/* Queues the job that publishes the model, beside the fills. Not at the very beginning of filling: there all workers
+ * are needed to read, because the copies to the device wait for them. */
 static void load_publish(struct load *load)
 {
     if (load->next_chunk < load->plan->n_chunks / 4 && uv_hrtime() - load->filling < WARM_NS)
@@ -222,7 +222,7 @@ static void load_sealed(struct load *load)
 {
     struct model *model = load->model;
     struct load_job *job = &load->job;
-    if (load->device->failed) { /* after the last that this load asked of it */
+    if (load->device->failed) { /* it failed after this load's last operation on it */
         failure_set(&load->failure, WIRE_DeviceError, describe_device_lost(load->device, "load"));
         return;
     }
@@ -232,7 +232,7 @@ static void load_sealed(struct load *load)
         load_fail_device(load, job->status, &job->fault);
 }
 
-/* Nothing more is begun; when nothing is under way, the memory is released. */
+/* Begins nothing more. When no fill and no eviction is under way, frees the memory. */
 static void load_stop(struct load *load)
 {
     if (load->state != LOAD_STOPPING) {
@@ -242,7 +242,7 @@ static void load_stop(struct load *load)
     }
     if (load->n_fills > 0 || load->claim.n_victims > 0)
         return;
-    if (load->job.arena) { /* cancelled while it was taken */
+    if (load->job.arena) { /* the load was cancelled while the arena was allocated */
         load->model->arena = load->job.arena;
         load->job.arena = NULL;
     }
@@ -256,7 +256,7 @@ static void load_stop(struct load *load)
     load_queue(load, load_job_release);
 }
 
-/* Does what the state asks for now that something it waited for is over. Returns true if the load is over and gone. */
+/* A job or a fill is over: does the next thing in this state. Returns true if the load is over and was freed. */
 static bool load_advance(struct load *load)
 {
     switch (load->state) {
@@ -268,7 +268,7 @@ static bool load_advance(struct load *load)
     case LOAD_RESERVING:
         if (load->job.run == load_job_look_again && !load_looked_again(load))
             break;
-        load_note(load);
+        load_note_free_memory(load);
         load_reserve(load);
         break;
     case LOAD_ALLOCATING:
@@ -300,7 +300,6 @@ static bool load_advance(struct load *load)
     return false;
 }
 
-/* Moves a load on: called whenever something that it may wait for is over. May free it. */
 void load_step(struct load *load)
 {
     if (!load->in_job && !load_ends(load) && load_advance(load))
@@ -310,7 +309,7 @@ void load_step(struct load *load)
     if (load->model)
         load->model->departs = true;
     if (load->in_job)
-        return; /* it comes back here */
+        return; /* load_job_done() calls this again */
     if (load->state == LOAD_RELEASING) {
         load->model->arena = NULL;
         load->model->export = (struct device_export){.fd = -1};
@@ -328,7 +327,7 @@ static void load_granted(struct claim *claim)
         load_queue(load, load_job_nothing);
 }
 
-/* Has it queue for memory for so long, if it does not already for longer. */
+/* Lets the load wait in the queue for this time from now, unless it may already wait longer. */
 static void load_be_patient(struct load *load, double seconds)
 {
     const uint64_t ends = uv_hrtime() + seconds_to_ns(seconds);
@@ -336,7 +335,8 @@ static void load_be_patient(struct load *load, double seconds)
         load->patience_ends = ends;
 }
 
-/* Copies of the request's strings. */
+/* Copies the request, with copies of its strings and references of its own. After -ENOMEM too the caller ends the copy
+ * with request_clear(). */
 static int request_copy(struct load_request *copy, const struct load_request *request)
 {
     *copy = *request;
@@ -348,7 +348,7 @@ static int request_copy(struct load_request *copy, const struct load_request *re
     return (request->name && !copy->name) || (request->path && !copy->path) ? -ENOMEM : 0;
 }
 
-/* A load with nothing but its request. -EDQUOT, and the limit, if its user has too many; -ENOMEM. */
+/* Makes a load that has only its request. -EDQUOT, and the limit, if its user has too many loads; -ENOMEM. */
 static int load_new(struct loads *loads, const struct load_request *request, struct load **ret, uint64_t *ret_limit)
 {
     struct load *load = calloc(1, sizeof(*load));
@@ -382,7 +382,7 @@ static int load_new(struct loads *loads, const struct load_request *request, str
     return 0;
 }
 
-/* Why there is no load. */
+/* Error parameters for load_new(). */
 static cJSON *refusal(int error, uint64_t limit)
 {
     return error == -EDQUOT ? error_limit(quota_name(QUOTA_LOADS), limit) : error_no_memory();
@@ -457,7 +457,7 @@ void load_end(struct load *load, enum wire_error error, struct call *call)
     load_step(load);
 }
 
-/* Has a load look again, from the loop and not from within whoever is going. */
+/* Lets a blocked load check again. It does so later, from the loop, not in the middle of the caller's work. */
 static void load_retry(struct load *load)
 {
     if (!load->blocked || load->in_job || load_ends(load))
@@ -476,7 +476,7 @@ void loads_retry(struct loads *loads)
     struct load *load;
     TAILQ_FOREACH(load, &loads->list, link)
     {
-        /* A client that lets a model go may want it again in the next moment: it comes too late. */
+        /* Take the memory at once. A client that releases a model and attaches again at once must not come first. */
         if (!load_reserve_now(load))
             load_retry(load);
     }

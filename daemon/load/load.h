@@ -1,4 +1,4 @@
-/* A load, from the request to the resident model or to nothing at all.
+/* A load: from the request to a resident model, or to an error.
  *
  *          ┌─────────────── cached ──┐
  *          │                         ▼
@@ -9,13 +9,14 @@
  *          ▼                                            ├─ nothing was taken yet ─▶ DONE
  *        DONE                                       RELEASING ─▶ DONE
  *
- * IDENTIFYING, OPENING, ALLOCATING, SEALING and RELEASING each have one job on a worker. RESERVING waits for models
- * that have to go first, or in a queue until there is memory, after which it looks at the files again; and if memory
- * that was promised cannot be had, ALLOCATING goes back to it, and other models go. FILLING has as many fills as it was
- * given slots, and a job beside them that makes what clients will be given; ALLOCATING has some fills too, which wait
- * for the memory when they are full. STOPPING waits for what is under way and gets nothing new. The model enters the
- * registry between IDENTIFYING and OPENING; a load of a file that the registry has already ends there, and its callers
- * join. A load of a cached model goes on with RESERVING, and if it fails the model stays cached.
+ * IDENTIFYING, OPENING, ALLOCATING, SEALING and RELEASING each run one job on a worker. RESERVING waits until other
+ * models are evicted, or waits in a queue until there is enough memory, and then checks the files again. If the driver
+ * does not give memory that the ledger had reserved, ALLOCATING goes back to RESERVING, and more models are evicted.
+ * FILLING has one fill for each slot that the scheduler gave it, and one job that publishes the model (publication.h).
+ * ALLOCATING has some fills too: their slots are filled, and wait for the arena. STOPPING waits for jobs and fills
+ * under way, and begins no new ones. The model enters the registry between IDENTIFYING and OPENING. If the registry has
+ * a model of the same file already, the load ends there, and its calls join that model. A load of a cached model goes
+ * on with RESERVING; if it fails, the model stays cached.
  *
  * Loop thread only. */
 #pragma once
@@ -33,7 +34,7 @@
 struct events;
 struct load;
 
-/* All loads under way. */
+/* All loads under way. The owner sets the members before `list`, and `compare` with its context. */
 struct loads {
     struct core *core;
     struct devices *devices;
@@ -44,107 +45,110 @@ struct loads {
     TAILQ_HEAD(, load) list; /* oldest first */
     size_t n;
 
-    /* The owner's: verify_compare() with its context. */
+    /* Compares a model's bytes with a file: verify_compare(). NULL: nothing can be compared. */
     int (*compare)(void *context, struct model *model, struct source *source, void (*done)(void *load, bool same),
                    void *load);
     void *compare_context;
 };
 
-/* Whether the model that has a name loses it to another one, when that is resident. The caller may end the model. */
+/* Says under which condition another model loses the name that this request asks for. It loses the name when the new
+ * model is resident, and only if the caller may end the other model. */
 enum replace {
-    REPLACE_STALE, /* if its file has changed, and nobody uses it */
-    REPLACE_FILE,  /* if it was loaded by the same path, whatever that leads to now */
+    REPLACE_STALE, /* if it is of the same path, which has other bytes now; and it is neither in use nor pinned */
+    REPLACE_FILE,  /* if it was loaded from the same path, by the same user */
     REPLACE_NAME,  /* always */
 };
 
-/* `loads` has its first part set. */
+/* The owner has set the members before `list`. */
 void loads_init(struct loads *loads);
 
 struct load_request {
-    const int *fds; /* the files, which the load takes over; NULL: by path */
+    const int *fds; /* open files, which the load takes over; NULL: it opens `path` */
     size_t n_fds;
     const char *path;          /* borrowed */
-    const char *name;          /* NULL: from the file's; borrowed */
-    const struct forms *forms; /* which the load keeps */
-    struct device_set among;   /* at least one device */
-    bool decode_on_cpu;        /* also where the device could */
-    bool wait;                 /* answer when resident; the load ends when nobody waits any more */
-    bool lease;                /* with a lease; only with `wait` */
-    double wait_for_memory;    /* seconds that it may be queued; 0: not */
-    struct peer *peer;         /* who asks; the load keeps it */
+    const char *name;          /* NULL: the name is derived from the file's; borrowed */
+    const struct forms *forms; /* the load takes a reference */
+    struct device_set among;   /* devices that the model may go to; at least one */
+    bool decode_on_cpu;        /* even if the device has kernels for it */
+    bool wait;                 /* answer when the model is resident; cancel the load when no call waits for it */
+    bool lease;                /* answer with a lease; only with `wait` */
+    double wait_for_memory;    /* seconds for which it may wait in the queue; 0: it may not */
+    struct peer *peer;         /* who asks; the load takes a reference */
     uid_t uid;                 /* the peer's */
-    bool trusted;              /* may have the daemon read what not everyone may read */
+    bool trusted;              /* root or the daemon's own user: may load, by path, files that are not world-readable */
     bool pin;
     int64_t ttl; /* seconds; -1: for ever */
     enum access access;
     enum replace replace;
-    bool trace; /* tell what happened when */
+    bool trace; /* record the times of each step, for the answer */
 
-    /* For loads without a call: told the outcome, NULL or the model, with a sentence if it failed. */
+    /* For loads without a call. Called once, when the load ends, which may be within load_begin(): with the model; or
+     * with NULL and a sentence why it failed. */
     void (*done)(void *context, struct model *model, const char *why);
     void *context;
 };
 
-/* Begins a load, or joins one, or finds its model resident; in any case the call, if there is one, is answered, now or
- * later. The user is charged for the load while it is under way. */
+/* Begins a load. If the same model is on its way or resident, the load joins it. The call, unless NULL, is answered in
+ * any case, now or later. The load counts in the user's quota while it is under way. */
 void load_begin(struct loads *loads, const struct load_request *request, struct call *call);
 
-/* Brings a model back that is cached, or will be in a moment. The call, which waits for it in this way, is answered.
- * The caller is charged for the load, whoever loaded the model. */
+/* Loads a model from its copy in host memory. The model is cached, or is being saved now. The call waits for the load,
+ * and is answered as `kind` says. The load counts in the quota of the caller, not of the user who loaded the model. */
 void load_restore(struct loads *loads, struct model *model, struct call *call, enum waiter_kind kind);
 
-/* Has a call wait for a load under way. */
+/* Lets a call wait for a load under way. */
 void load_wait(struct load *load, struct call *call, enum waiter_kind kind);
 
-/* Ends a load under way, with an error for all who wait for it; the memory goes when it is no longer written to.
- * `call`, unless NULL, is answered then: with success if that error is Cancelled. */
+/* Ends a load under way. All calls that wait for it fail with `error`. Its memory is freed when no fill writes to it
+ * any more. `call`, unless NULL, is answered when the load has ended: with success if `error` is Cancelled. */
 void load_end(struct load *load, enum wire_error error, struct call *call);
 
-/* The load has failed or was cancelled, and is cleaning up. */
+/* True if the load has failed or was cancelled, and is cleaning up. */
 bool load_ends(const struct load *load);
 
-/* A model is gone, or may be evicted now: loads that wait for its name, or its memory, look again. */
+/* Call when a model is gone or may be evicted now. Loads that wait for its name or its memory check again. */
 void loads_retry(struct loads *loads);
 
-/* Tells those who wait how far their load is, and has those in the queue look whether others than models gave memory
- * back, or their time is over. Called several times a second. */
+/* Reports progress to the calls that wait. Queued loads check again: another process may have freed memory, or their
+ * time limit has passed. Called several times a second. */
 void loads_report(struct loads *loads);
 
-/* What a request to load these files would come to, as far as the models that are there decide it. */
+/* The outcome that Load would have for these files, as far as it depends on the models that are there. */
 enum load_verdict {
-    LOAD_NEW,     /* it is loaded, if it fits */
-    LOAD_JOIN,    /* it is there, or on its way */
-    LOAD_RESTORE, /* it is brought back from host memory, if it fits */
-    LOAD_QUEUED,  /* OutOfDeviceMemory, unless it may wait: it is in the queue for memory */
-    LOAD_BUSY,    /* ModelBusy: it is on its way out, and somebody holds it */
-    LOAD_TAKEN,   /* NameInUse */
-    LOAD_DENIED,  /* PermissionDenied: it may not be public */
+    LOAD_NEW,     /* a new model is loaded, if it fits */
+    LOAD_JOIN,    /* the model is resident, or is being loaded */
+    LOAD_RESTORE, /* the model is loaded from its copy in host memory, if it fits */
+    LOAD_QUEUED,  /* OutOfDeviceMemory, unless the load may wait: the model is in the queue for memory */
+    LOAD_BUSY,    /* ModelBusy: a model of the same file has the name, and is draining or lost */
+    LOAD_TAKEN,   /* NameInUse: another model has the name */
+    LOAD_DENIED,  /* PermissionDenied: the caller may not make the model public */
 };
 
-/* request: form, among, name, access, peer, uid and trusted count. facts: of the source's files. *ret_model: the model
- * that it is about; NULL: none. */
+/* request: only forms, among, name, access, peer, uid, trusted and replace are read. facts: of the source's files.
+ * *ret_model: the model that the verdict is about; NULL: none. */
 enum load_verdict load_foresee(struct loads *loads, const struct load_request *request, struct source *source,
                                const struct access_facts *facts, struct plan *plan, struct model **ret_model);
 
-/* A model that was made of the same path or file, but whether it still has the same bytes only comparing them tells:
- * what Load would do depends on it. NULL: there is none with an id greater than `after`. */
+/* Finds a model that was made from the same path or file, but may have other bytes. Only a comparison of the bytes can
+ * tell, and what Load would do depends on the result. Returns the first with an id greater than `after`, or NULL. */
 struct model *load_doubt(const struct loads *loads, const struct load_request *request, const struct source *source,
                          const struct plan *plan, uint64_t after);
 
-/* What comparing with it came to. One that is the same has the new source by now (verify.h). */
+/* Notes the result of a comparison with the model of this id. If the bytes differ, the model counts as changed. If they
+ * are the same, the model has the new source already: see verify_compare(). */
 void load_doubt_ends(const struct loads *loads, uint64_t model, bool same);
 
-/* Of the models that were loaded from the source's path, those that were made of other files have changed: their path
- * has other bytes. facts: the source's. */
+/* Marks models as changed: those that were loaded from the source's path, if the files there have other sizes now.
+ * facts: the source's. */
 void load_note_changes(const struct loads *loads, const struct load_request *request, const struct source *source,
                        const struct access_facts *facts);
 
-/* How many are under way that the peer began, or whose model it sees. */
+/* The number of loads under way that the peer sees: its own, and those whose model it sees. Trusted users see all. */
 size_t loads_seen(const struct loads *loads, const struct peer *peer);
 
-/* Bytes of the host's memory that the daemon itself keeps of a model, as far as they are known before it is filled: the
- * header as it was parsed, its copy for those who attach, and the plan. */
+/* Bytes of host memory that the daemon itself uses for a model, as far as they are known before the model is filled:
+ * the parsed header, the header's copy for clients, and the plan. */
 uint64_t load_keeps(const struct gguf *header, const struct plan *plan);
 
-/* load_end() for all. */
+/* Calls load_end() for all loads. */
 void loads_end(struct loads *loads, enum wire_error error);

@@ -7,20 +7,20 @@
 #include <errno.h>
 #include <stdlib.h>
 
-void load_note(struct load *load)
+void load_note_free_memory(struct load *load)
 {
     const struct device_set *among = &load->request.among;
     for (size_t i = 0; i < among->n; i++) {
         survey_note(among->devices[i], load->job.reach[i]);
-        load->job.reach[i] = 0; /* it is old news soon */
+        load->job.reach[i] = 0; /* note each answer only once: it is soon out of date */
     }
     load->asked = uv_hrtime();
 }
 
 /* --- the queue: loads that wait for memory, in the order in which they came --- */
 
-/* Bytes that those wait for on the device who came before this load; NULL: all. One that may come to several devices
- * counts on each of them. */
+/* Bytes on the device that queued loads before this one wait for; load NULL: all queued loads count. A load that may
+ * go to several devices counts on each of them. */
 static uint64_t bytes_ahead(const struct loads *loads, const struct load *load, const struct device *device)
 {
     uint64_t bytes = 0;
@@ -35,7 +35,7 @@ static uint64_t bytes_ahead(const struct loads *loads, const struct load *load, 
     return bytes;
 }
 
-/* Its place, from 1, among those who may take what it waits for. */
+/* The load's place in the queue, from 1. Only loads count that wait for one of the same devices. */
 static unsigned place_of(const struct load *load)
 {
     unsigned place = 1;
@@ -49,7 +49,7 @@ static unsigned place_of(const struct load *load)
     return place;
 }
 
-/* Somebody joined the queue or left it: tells the others their places, and new ones what there is left for them. */
+/* A load joined the queue or left it. Updates `queued` of each device, and tells clients the new places. */
 static void queue_changed(struct loads *loads)
 {
     for (size_t i = 0; i < loads->devices->n; i++)
@@ -72,7 +72,7 @@ uint64_t load_keeps(const struct gguf *header, const struct plan *plan)
     return gguf_memory(header) + header->header_bytes + plan_memory(plan);
 }
 
-/* The header is in the ledger while it waits: a small file may have a large one. */
+/* Adds `kept` to the ledger, also for a load that only waits in the queue: a small file may have a large header. */
 static void charge_kept(struct load *load)
 {
     if (load->kept_charged || load->restores)
@@ -102,7 +102,7 @@ void load_leave_queue(struct load *load)
     queue_changed(load->loads);
 }
 
-/* It may be queued, and could have its memory then: there are devices that are large enough. */
+/* True if the load may wait in the queue, and waiting can help: one of its devices is large enough. */
 static bool may_queue(const struct load *load)
 {
     const struct device_set *among = &load->request.among;
@@ -114,8 +114,8 @@ static bool may_queue(const struct load *load)
 
 /* --- taking memory --- */
 
-/* On which device: known now that its size is, and what others have taken meanwhile. Returns what those wait for there
- * who came earlier. */
+/* Chooses the device, now that the size of the model is known. A cached model stays on its device. Returns
+ * bytes_ahead() on this device. */
 static uint64_t place(struct load *load)
 {
     const struct device_set *among = &load->request.among;
@@ -154,7 +154,7 @@ static bool dismiss_impatient(struct load *load, uint64_t needed, const struct r
     return load->detached || !waiters_empty(&load->waiters);
 }
 
-/* What the load asks for, now that it is known where it goes. */
+/* Chooses the device, and says how much memory the load wants there. */
 static struct admission_want want_of(struct load *load)
 {
     const struct model *model = load->model;
@@ -171,7 +171,7 @@ static struct admission_want want_of(struct load *load)
     };
 }
 
-/* Enters the model's bytes into the ledger, or waits until that can be, or fails. */
+/* Enters the model's bytes into the ledger, or joins the queue, or fails. */
 static void take(struct load *load)
 {
     struct model *model = load->model;
@@ -200,7 +200,7 @@ static void take(struct load *load)
     charge_kept(load);
     load->reserved = true;
     load_leave_queue(load);
-    loads_retry(load->loads); /* who waited to see where this one goes, or came later */
+    loads_retry(load->loads); /* loads that wait for this one's choice of device, or behind it in the queue */
 }
 
 bool load_looked_again(struct load *load)
@@ -237,7 +237,7 @@ void load_reserve(struct load *load)
     load_show(load, LOAD_ALLOCATING, MODEL_ALLOCATING);
     load->job.planned = load->model->plan;
     load_queue(load, load->restores ? load_job_reallocate : load_job_allocate);
-    /* Meanwhile slots are filled, so that the first copies need not wait for that as well. */
+    /* Slots are filled while memory is allocated: then the first copies need not wait for reading. */
     if (!load->restores && !load->fills && load_fill_begin(load, load->model->plan) < 0)
         load_fail_memory(load);
 }
@@ -264,6 +264,6 @@ bool load_reserve_again(struct load *load)
     const uint64_t needed = bytes > available ? bytes - available : 1;
     if (residency_make_room(load->loads->residency, &load->claim, load->device, needed) == 0)
         return false;
-    load_move(load, LOAD_RESERVING); /* until they are gone */
+    load_move(load, LOAD_RESERVING); /* until the evicted models are gone */
     return true;
 }

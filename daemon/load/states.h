@@ -1,12 +1,12 @@
-/* What the files of a load share: the load itself, and how it moves. Nothing outside this folder includes this.
+/* The load itself, and the functions that its files share. Only files of this folder include this header.
  *
- *   load.c      the state machine, and what others may ask of a load
- *   reserve.c   the state in which it gets its memory: who has to go for it, and who came earlier
- *   identify.c  the first state: which model it is, and whether somebody has it already
- *   doubt.c     whether a model that is there still has the bytes of its file
- *   feed.c      chunks on their way, while memory is taken and after
- *   answer.c    what those who wait are told, on the way and at the end
- *   steps.c     the steps that block, on workers; it knows nothing of this header
+ *   load.c      the state machine, and the functions of load.h
+ *   reserve.c   RESERVING: which models are evicted for the load, and the queue of loads that wait for memory
+ *   identify.c  IDENTIFYING: whether the model is there already, and which name it gets
+ *   doubt.c     whether a model that is there still has the same bytes as its file
+ *   feed.c      fills chunks, while memory is allocated and after
+ *   answer.c    answers the calls that wait: with progress, and at the end
+ *   steps.c     the steps that block, on workers; it does not include this header
  *
  * Loop thread only. */
 #pragma once
@@ -34,121 +34,123 @@ enum load_state {
 struct load {
     TAILQ_ENTRY(load) link;
     struct loads *loads;
-    struct quota_charge charge; /* of the user who began it */
+    struct quota_charge charge; /* in the quota of the user who began the load */
     enum load_state state;
-    struct load_request request; /* its strings are the load's own, its descriptors are gone */
-    struct device *device;       /* where it goes, as far as is known; NULL before it was identified */
-    struct model *model;         /* NULL before it was identified */
+    struct load_request request; /* with copies of its strings; without descriptors, which the job has */
+    struct device *device;       /* where the model goes, as far as known; NULL: not known yet */
+    struct model *model;         /* NULL while IDENTIFYING */
     struct waiters waiters;
-    bool detached; /* goes on when nobody waits */
+    bool detached; /* goes on when no call waits for it */
     struct failure failure;
 
-    struct load_job job; /* the worker's while in_job */
+    struct load_job job; /* while in_job, only the worker may use it */
     bool in_job;
-    bool blocked;           /* until a model that has its name, its file or its memory is gone */
-    bool behind;            /* blocked by a queued model that may be of the same file */
-    bool was_queued;        /* since its files were looked at */
-    bool reserved;          /* the ledger has its bytes */
-    bool waits;             /* for memory, so that nobody who came later gets what it waits for */
-    bool kept_charged;      /* the ledger has `kept` */
-    uint64_t kept;          /* bytes that the daemon itself keeps of the model, as far as known before it is filled */
-    uint64_t asked;         /* uv_hrtime() when it last looked whether there is memory */
-    uint64_t patience_ends; /* uv_hrtime() until when it may be queued; 0: not at all */
-    bool publish_begun;     /* making what clients will be given of the model */
+    bool blocked;           /* waits for another load or model; loads_retry() and loads_report() let it check again */
+    bool behind;            /* waits for a queued model that may be of the same file */
+    bool was_queued;        /* it was in the queue, and its files were not checked since */
+    bool reserved;          /* the model's bytes are in the ledger */
+    bool waits;             /* it is in the queue for memory: later loads do not get the memory that it waits for */
+    bool kept_charged;      /* `kept` is in the ledger */
+    uint64_t kept;          /* bytes of host memory for the daemon itself: load_keeps() */
+    uint64_t asked;         /* uv_hrtime() when the drivers were last asked for free memory */
+    uint64_t patience_ends; /* uv_hrtime() until which it may wait in the queue; 0: it may not */
+    bool publish_begun;     /* load_job_publish() was queued */
     bool publish_done;
-    struct claim claim; /* on memory that others have to let go of first */
+    struct claim claim; /* on the memory of models that are being evicted for this load */
 
-    bool restores;    /* a cached model, from host memory */
-    uint64_t awaited; /* id of a model on its way to host memory, to be brought back from there; 0: none */
+    bool restores;    /* it loads a cached model from host memory */
+    uint64_t awaited; /* id of a model that is being saved to host memory, and is loaded from there next; 0: none */
     char awaited_name[MODEL_NAME_SIZE];
     uint64_t compared;       /* id of the last model whose bytes were compared with the file's */
-    uint64_t replaces;       /* id of the model whose name this one's gets; 0: none */
-    const struct plan *plan; /* what is filled: the model's, or the job's linear one */
+    uint64_t replaces;       /* id of the model that loses its name to this load's model; 0: none */
+    const struct plan *plan; /* the plan that is filled: the model's, or, for a cached model, the job's linear one */
     struct consumer consumer;
     size_t next_chunk;
     struct fill *fills; /* one for each slot of the device */
     size_t n_fills;     /* under way */
     uint64_t filled_bytes;
-    uint64_t began;   /* uv_hrtime() of the request */
-    uint64_t filling; /* and of the first fill */
+    uint64_t began;   /* uv_hrtime() when the request came */
+    uint64_t filling; /* uv_hrtime() when filling began; 0: not yet */
     struct phases phases;
-    struct trace *trace; /* NULL: nobody wants it */
+    struct trace *trace; /* NULL: the request asked for none */
 };
 
-/* Moves a load on: called whenever something that it may wait for is over. May free it. */
+/* Moves a load on. Called when a job, a fill or an eviction that it may wait for is over. May free the load. */
 void load_step(struct load *load);
 
-/* To the next state, which has to be one that may follow. */
+/* Moves the load to a state that may follow its state now. */
 void load_move(struct load *load, enum load_state state);
 
-/* The same, and shows those who ask that the model is in a new state as well. */
+/* Calls load_move(), moves the model to the state that clients see, and reports it to the calls that wait. */
 void load_show(struct load *load, enum load_state state, enum model_state shown);
 
-/* Has a worker do a step; load_step() follows. Nothing else is under way on a worker. */
+/* Lets a worker run a step, then calls load_step(). No other step of the load may be under way. */
 void load_queue(struct load *load, void (*run)(struct load_job *job));
 
-/* It is over: nobody waits for it, nothing of it is under way. */
+/* Frees a load that is over: no call waits for it, and no job, fill or eviction is under way. */
 void load_free(struct load *load);
 
-/* What is to be told in the end; the first such word stands. */
+/* The load fails with this error, unless it has failed before: the first error stays. */
 void load_fail_memory(struct load *load);
 void load_fail_device(struct load *load, int error, const struct device_fault *fault);
 
-/* identify.c: goes on from IDENTIFYING, once that job is done. Returns true if the load is over and gone: joined
- * to another. */
+/* identify.c: goes on from IDENTIFYING when its job is done. Returns true if the load joined a model that is there:
+ * then it is over and was freed. */
 bool load_identified(struct load *load);
 
-/* What a request asks for, for the registry. It borrows from all of these. */
+/* The request as a query for the registry. The query borrows from all arguments. */
 struct registry_query load_query(const struct load_request *request, const struct source *source,
                                  const struct plan *plan);
 
-/* doubt.c: if there is a model that may have the same bytes, has them compared, or waits until they can be; the load
- * comes back to IDENTIFYING then. Returns false if there is none. */
+/* doubt.c: looks for a model that may have the same bytes as the file. If there is one, compares the bytes, or waits
+ * until they can be compared, and returns true: load_identified() runs again later. Returns false if there is none. */
 bool load_settle(struct load *load);
 
 /* The model of these files, or one that may be of them, that waits in the queue for memory: who may not wait for memory
  * cannot wait for that. NULL: there is none. */
 struct model *load_queued_before(const struct loads *loads, const struct registry_query *query);
 
-/* The model is resident: gets the name that it takes from another, which drains. */
+/* Call when the model is resident: it takes its name from the model that it replaces, and that model drains. */
 void load_switch(struct load *load);
 
-/* The same of a load that brings a cached model back. */
+/* Goes on from IDENTIFYING with a model that is cached: loads it from host memory. */
 void load_begin_restore(struct load *load, struct model *model);
 
-/* reserve.c: takes memory for the model, or waits for it. What the drivers said is noted before. */
+/* reserve.c: reserves memory for the model, or waits in the queue, or fails. load_note_free_memory() comes first: it
+ * notes what the drivers said is free. */
 void load_reserve(struct load *load);
-void load_note(struct load *load);
+void load_note_free_memory(struct load *load);
 
 /* The files as they are after it was queued: those that were touched, and have the same header, are read from now on as
  * they are now. Returns false if they are other files by now. */
 bool load_looked_again(struct load *load);
 
-/* As load_reserve(), at once, of a load that waits for memory, if by what the drivers said last there is enough.
- * Returns false if there is not, and then nothing happened. */
+/* Calls load_reserve() for a load in the queue, without asking the drivers again, if there is enough memory by their
+ * last answer. Returns false, and changes nothing, if there is not. */
 bool load_reserve_now(struct load *load);
 
-/* Memory that the ledger has for it cannot be had: other models go, and it is reserved anew. False if none may. */
+/* The driver did not give memory that the ledger had reserved. Evicts other models, and goes back to RESERVING. Returns
+ * false if no model may be evicted. */
 bool load_reserve_again(struct load *load);
 
-/* It waits for memory no more. Fine if it did not. */
+/* Takes the load out of the queue. Fine if it is not in it. */
 void load_leave_queue(struct load *load);
 
-/* feed.c: takes slots from here on, and fills them with what is planned; those that are full before there is
- * memory wait. -ENOMEM. */
+/* feed.c: from now on takes slots from the scheduler, and fills them by the plan. Fills that are done before there is
+ * an arena are held. -ENOMEM. */
 int load_fill_begin(struct load *load, const struct plan *plan);
 
-/* There is memory: what waits for it goes on. */
+/* There is an arena: held fills go on. */
 void load_fill_continue(struct load *load);
 
-/* Takes no more slots, and gives those back that wait. What else is under way comes to its end. */
+/* Takes no more slots, and gives back the slots of held fills. Other fills under way end as usual. */
 void load_fill_end(struct load *load);
 
-/* answer.c: tells everybody how it ended. The load has no model any more where it failed. */
+/* answer.c: ends the load with success or with failure, and answers all calls. After load_give_up() it has no model. */
 void load_succeed(struct load *load);
 void load_give_up(struct load *load);
-/* Tells those who wait how far it is. */
+/* Reports progress to the calls that wait. */
 void load_report(struct load *load);
 
-/* For waiters_init(): nobody waits any more. */
+/* For waiters_init(): no call waits any more. Cancels the load, unless it is detached. */
 void load_deserted(struct waiters *waiters);

@@ -8,8 +8,9 @@
 #include <string.h>
 #include <unistd.h>
 
-/* What a path leads to is read with the daemon's rights. Others than those who rule it may have it read what everybody
- * may, of which root's daemon is no judge; and are not told whether there is anything else. */
+/* Paths are opened with the daemon's rights. A trusted user may load any file that the daemon can open. For other users
+ * the daemon opens only files that everybody may read; a daemon that runs as root opens no path for them. The error is
+ * the same in all these cases, so that they do not learn which files exist. */
 static void open_path(struct load_job *job)
 {
     const bool judges = geteuid() != 0;
@@ -45,7 +46,7 @@ static bool converts_nothing(const struct plan *plan)
     return true;
 }
 
-/* Cuts the plan for the device's slots: the file's bytes as they stand where nothing is decoded on the CPU. */
+/* Cuts the plan for the device's slots. If nothing is decoded on the CPU, slots hold the file's bytes unchanged. */
 static int cut(struct load_job *job)
 {
     bool verbatim = converts_nothing(job->plan) || (!job->decode_on_cpu && plan_decoded_by(job->plan, job->device));
@@ -144,7 +145,7 @@ void load_job_allocate(struct load_job *job)
 void load_job_reallocate(struct load_job *job)
 {
     uint64_t begin = uv_hrtime();
-    plan_free(job->plan); /* of a try before this */
+    plan_free(job->plan); /* from an earlier attempt */
     job->plan = NULL;
     job->status = plan_linear(job->planned->arena_bytes, job->device->slot_bytes, &job->plan);
     job->of_host = job->status == -ENOMEM;

@@ -10,7 +10,7 @@ bool admission_may_go(const struct model *model)
     return !model->pinned && !model_in_use(model);
 }
 
-/* What would be free of the device's memory if the model were evicted; 0 if it may not be. */
+/* Bytes of the device's memory that evicting the model would free; 0 if it may not be evicted. */
 static uint64_t evictable_bytes(const struct model *model, const struct device *device)
 {
     if (!admission_may_go(model))
@@ -31,8 +31,8 @@ uint64_t admission_evictable(const struct registry *registry, const struct devic
     return bytes;
 }
 
-/* Bytes that the ledger still has, but that will be free in a moment. If the model goes back to host memory, the host
- * keeps its header. */
+/* Bytes that are still in the ledger, but will soon be free. If the model becomes cached again, its header stays in
+ * host memory. */
 static uint64_t departing_bytes(const struct model *model, const struct device *device)
 {
     if (!model_departs(model))
@@ -87,9 +87,9 @@ int admission_victims(const struct registry *registry, const struct device *devi
     return r;
 }
 
-/* The daemon has allocated `due` already, so memory that is on its way back counts for it, and is not waited for. If
- * the model itself goes to another device, models of the host are chosen for `due`; else the choice for the model
- * includes it. */
+/* Checks `due` against the host's memory. The daemon has allocated these bytes already, so it does not wait for memory
+ * that is being freed: that memory counts as free. If the model is for another device, chooses models of the host to
+ * evict for `due`. If the model is for the host, the later choice for the model includes `due`. */
 static int choose_for_due(const struct registry *registry, const struct admission_want *want, struct model **models,
                           size_t *n, struct room_shortage *ret_shortage)
 {

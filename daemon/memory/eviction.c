@@ -8,7 +8,7 @@ struct ranked {
     size_t index;
 };
 
-/* Most recent first. */
+/* Sorts the most recently used first. */
 static int ranked_compare(const void *a, const void *b)
 {
     const struct ranked *x = a, *y = b;
@@ -35,7 +35,7 @@ int eviction_choose(struct candidate *candidates, size_t n, uint64_t needed, uin
         ranked[i] = (struct ranked){candidates[i].last_used, i};
     qsort(ranked, n, sizeof(*ranked), ranked_compare);
 
-    /* All of them suffice. Whoever can be spared is, and the most recent is asked first. */
+    /* All candidates together free enough. Keep each one that is not needed, beginning with the most recently used. */
     for (size_t i = 0; i < n; i++) {
         struct candidate *candidate = &candidates[ranked[i].index];
         candidate->chosen = freed - candidate->bytes < needed;

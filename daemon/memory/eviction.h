@@ -1,4 +1,4 @@
-/* Which models have to go so that another one fits: a pure decision, made before anything is freed. */
+/* Decides which models are evicted so that another one fits. It only decides; nothing is freed here. */
 #pragma once
 
 #include <stdbool.h>
@@ -8,14 +8,15 @@
 /* A model that may be evicted: idle, not pinned, not leased. */
 struct candidate {
     uint64_t bytes;
-    uint64_t last_used; /* the greater, the more recent */
-    bool chosen;        /* the answer */
+    uint64_t last_used; /* time of the last use; greater is more recent */
+    bool chosen;        /* set by eviction_choose(): evict this model */
 };
 
-/* Chooses candidates that together free at least `needed` bytes: the least recently used, and none that the others can
- * do without. Put exactly: of all sets that suffice, the one whose most recently used member is the oldest; of those,
- * the one whose second is; and so on. Of two used at the same time, the first in the array counts as the older.
+/* Chooses candidates that together free at least `needed` bytes. Evicts the least recently used, and never a model that
+ * is not needed to reach `needed`. The exact rule compares all sets that free enough. It takes the set whose most
+ * recently used member is the oldest. If several sets have this member, their second most recent members are compared
+ * in the same way, and so on. If two candidates were used at the same time, the first in the array counts as older.
  *
- * Returns 0; or -ENOSPC if all of them together do not suffice, and then none is chosen. *ret_evictable, unless NULL,
- * is what all of them would free. Reorders nothing. -ENOMEM. */
+ * Returns 0; -ENOSPC if all candidates together do not free enough, and then none is chosen; -ENOMEM. *ret_evictable,
+ * unless NULL, is set to the bytes of all candidates. The order of the array stays the same. */
 int eviction_choose(struct candidate *candidates, size_t n, uint64_t needed, uint64_t *ret_evictable);

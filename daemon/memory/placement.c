@@ -14,7 +14,7 @@ struct device *placement_roomiest(const struct device_set *set)
     return best;
 }
 
-/* A plan that was cut for one, or would be, can be filled on the other. */
+/* Whether a plan that is made for `first` can be used for `device` as well. */
 static bool alike(struct device *device, struct device *first, const struct plan *plan)
 {
     const bool by_cpu = plan->chunks ? !plan->verbatim : !plan_decoded_by(plan, first);
@@ -22,7 +22,7 @@ static bool alike(struct device *device, struct device *first, const struct plan
                                device->granule == first->granule && (by_cpu || plan_decoded_by(plan, device)));
 }
 
-/* What there is of the device for somebody who has so many bytes promised to others before. */
+/* Bytes of the device that are free for a load. ahead: bytes that earlier loads wait for. */
 static uint64_t room(const struct device *device, uint64_t ahead)
 {
     const uint64_t limit = device_limit(device);
@@ -30,7 +30,8 @@ static uint64_t room(const struct device *device, uint64_t ahead)
     return limit > promised ? limit - promised : 0;
 }
 
-/* 2: it fits, 1: it would if others were evicted, or will when they are gone, 0: it does not. */
+/* Returns 2: it fits now; 1: it fits after evictions, or when memory that is being freed is back; 0: it does not
+ * fit. */
 static int fits(const struct residency *residency, struct device *device, uint64_t bytes, uint64_t ahead)
 {
     const struct admission_want want = {

@@ -1,4 +1,4 @@
-/* Which of several devices a model goes to.
+/* Chooses a device for a model, from several.
  *
  * Loop thread only. */
 #pragma once
@@ -7,14 +7,14 @@
 #include "daemon/memory/residency.h"
 #include "daemon/model/plan.h"
 
-/* The device with the most available memory, by the ledger and by the driver as it was asked last. NULL if all are
- * lost.
- */
+/* The device with the most available memory, by the ledger and by the driver's last answer. NULL if all devices are
+ * lost. */
 struct device *placement_roomiest(const struct device_set *set);
 
-/* Where a planned model goes: to the device where the most is free, by the ledger and by the driver. If it fits
- * nowhere, to one where it would fit if others were evicted, or will fit when they are gone. first: the device that the
- * plan was cut for; only devices that the same plan can fill count. ahead: for each device of
- * the set, what those wait for who came earlier. */
+/* Chooses the device for a planned model. Prefers devices where the model fits now; then devices where it fits after
+ * evictions, or when memory that is being freed is back. Of these, takes the one with the most free memory, by the
+ * ledger and by the driver. If there is none, returns `first`. first: the device that the plan was made for; only
+ * devices that can use the same plan count. ahead: for each device of the set, the bytes that earlier loads wait
+ * for. */
 struct device *placement_choose(const struct residency *residency, const struct device_set *set, struct device *first,
                                 const struct plan *plan, const uint64_t *ahead);

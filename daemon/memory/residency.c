@@ -17,26 +17,26 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-/* How long a client may take to let go of a model that drains before the journal names it. */
+/* If a client does not end its lease on a draining model within this time, the journal names the client. */
 #define DRAIN_NOTICE_NS ((uint64_t)30 * 1000000000u)
 
 static void reap(uv_timer_t *timer);
 
-/* Of a device's memory that is read at once when a model is saved to host memory. */
+/* Bytes of one read from a device when a model is saved to host memory. */
 #define SAVE_BYTES ((uint64_t)16 << 20)
 
-/* --- letting go --- */
+/* --- unloading --- */
 
 /* A model whose memory is being freed, or saved first. */
 struct unload {
     struct residency *residency;
     struct model *model;
-    struct call *call;   /* NULL: nobody asks, or no more */
-    struct claim *claim; /* NULL, or what it goes for */
+    struct call *call;   /* NULL: no client waits for this */
+    struct claim *claim; /* the claim that the memory is for; NULL: none */
     bool save;
-    void *saved; /* the copy; NULL: it could not be made */
-    bool lost;   /* the device, in the attempt */
-    bool told;   /* by the driver, how much was free before and after: */
+    void *saved; /* the copy; NULL: not requested, or it could not be made */
+    bool lost;   /* the device was lost while the copy was made */
+    bool told;   /* the driver said how much was free before and after: */
     uint64_t free_before, free_after;
     uv_work_t work;
 };
@@ -47,17 +47,17 @@ static void unload_abandoned(struct call *call)
     unload->call = NULL;
 }
 
-/* Copies an arena to memory of this process. NULL if that cannot be. */
+/* Copies an arena to memory of this process. NULL if this is not possible. */
 static void *save_arena(struct model *model, struct device *host, bool *ret_lost)
 {
     uint64_t bytes = model->plan->arena_bytes, available;
     struct device_fault unused;
     if (host->ops->memory_free(host, &available, &unused) == 0 && available < bytes)
-        return NULL; /* the kernel would end somebody for it */
+        return NULL; /* a copy that is too large could make the kernel kill a process */
     uint8_t *copy = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (copy == MAP_FAILED)
         return NULL;
-    (void)madvise(copy, bytes, MADV_HUGEPAGE); /* or most of the time goes into taking pages, one by one */
+    (void)madvise(copy, bytes, MADV_HUGEPAGE); /* small pages would take most of the time, one fault for each */
     for (uint64_t at = 0; at < bytes; at += SAVE_BYTES) {
         size_t n = bytes - at < SAVE_BYTES ? bytes - at : SAVE_BYTES;
         struct device_fault fault;
@@ -71,7 +71,7 @@ static void *save_arena(struct model *model, struct device *host, bool *ret_lost
     return copy;
 }
 
-/* Frees the arena, and asks the driver on either side of that. */
+/* Frees the arena, and asks the driver before and after how much memory is free. */
 static void free_arena(struct unload *unload)
 {
     struct device *device = unload->model->device;
@@ -81,8 +81,8 @@ static void free_arena(struct unload *unload)
     unload->told = unload->told && device->ops->memory_free(device, &unload->free_after, &unused) == 0;
 }
 
-/* A client that lets its lease go and the handle not can keep the memory in use, which no ledger shows. In a memory
- * file it may. */
+/* Warns if the driver did not get the memory back. A client may end its lease and keep the IPC handle open. Then the
+ * driver does not free the memory, and our ledger cannot see that. With a memfd this is harmless. */
 static void check_freed(const struct unload *unload)
 {
     const struct model *model = unload->model;
@@ -187,7 +187,7 @@ void residency_drain(struct residency *residency, struct model *model, double se
 
 /* --- the copies in host memory --- */
 
-/* A copy whose pages are given back: too many for the loop to wait for. */
+/* A copy that a worker unmaps. Freeing so many pages would block the loop for too long. */
 struct drop {
     struct residency *residency;
     void *memory;
@@ -236,8 +236,8 @@ void residency_forget(struct residency *residency, struct model *model)
     core_changed(residency->core);
 }
 
-/* Makes room in host memory for a model that a GPU has none for, dropping what was cached the longest ago, but nothing
- * that is pinned. */
+/* Makes room in host memory for the copy of a model that is evicted from a GPU. Drops the cached models that were used
+ * the longest ago, but never a pinned one. */
 static bool cache_make_room(struct residency *residency, uint64_t bytes)
 {
     if (bytes > residency->cache_size)
@@ -250,7 +250,7 @@ static bool cache_make_room(struct residency *residency, uint64_t bytes)
                 oldest = model;
         }
         if (!oldest)
-            return false; /* the rest is to be kept, or on its way there, or back */
+            return false; /* the others are pinned, or are just being saved or loaded back */
         residency_forget(residency, oldest);
     }
     return true;
@@ -270,9 +270,9 @@ static bool evict(struct residency *residency, struct model *model, struct claim
     log_client(LOG_LEVEL_INFO, "model=%s id=%" PRIu64 " evicted", model->name, model->id);
     if (claim)
         claim->n_victims++;
-    registry_unreserve(model); /* its bytes are promised to the claim */
+    registry_unreserve(model); /* its bytes now belong to the claim */
     if (lost)
-        registry_discharge(model); /* so are these */
+        registry_discharge(model); /* so do these */
     events_emit(residency->events, "evicted", model, NULL);
     return true;
 }
@@ -302,7 +302,7 @@ unsigned residency_make_room(struct residency *residency, struct claim *claim, s
     unsigned gone = 0;
     if (!victims)
         return 0;
-    /* As if the ledger were full: so many bytes have to come from those who may go. */
+    /* Ask for `needed` more than what the ledger has free, so that evictions must provide all of `needed`. */
     const uint64_t limit = device_limit(device);
     const uint64_t full = limit > device->used ? limit - device->used : 0;
     if (admission_victims(residency->registry, device, full + needed, 0, 0, victims, &n, &unused) == 0)
@@ -339,8 +339,8 @@ static void name_holders(const struct model *model)
     }
 }
 
-/* Of a model that drains: names who does not let go, and frees its name when that took too long. Returns when it has to
- * be looked at again. */
+/* Checks a draining model: names lease holders that do not end their leases, and takes the model's name when the drain
+ * took too long. Returns the time of the next check. */
 static uint64_t drain_on(struct residency *residency, struct model *model, uint64_t now)
 {
     const uint64_t notice = model->drains + DRAIN_NOTICE_NS;
@@ -360,7 +360,7 @@ static uint64_t drain_on(struct residency *residency, struct model *model, uint6
     return model->holders_told ? ends : min_u64(notice, ends);
 }
 
-/* Unloads what has been idle for long enough, and sets the timer for what will have been next. */
+/* Unloads the models whose time to live is over, and sets the timer for the next one. */
 static void reap(uv_timer_t *timer)
 {
     struct residency *residency = timer->data;
@@ -394,8 +394,8 @@ void residency_idle(struct residency *residency, struct model *model)
         return;
     }
     if (admission_may_go(model) && !residency->core->stopping)
-        residency->freed(residency->context); /* it may be evicted for whoever waits */
-    /* Not now: whoever calls may be walking over the models. */
+        residency->freed(residency->context); /* it can now be evicted for a load that waits */
+    /* The timer unloads it later, because the caller may be iterating over the list of models. */
     if (time_to_live_runs(model) && !residency->core->stopping)
         uv_timer_start(&residency->reaper, reap, 0, 0);
 }
@@ -411,7 +411,7 @@ void residency_close(struct residency *residency)
     uv_close((uv_handle_t *)&residency->reaper, NULL);
 }
 
-/* --- what the registry tells --- */
+/* --- callbacks of the registry --- */
 
 void residency_lease_ended(void *context, struct model *model)
 {

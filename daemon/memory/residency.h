@@ -1,10 +1,12 @@
-/* Which models stay in memory: makes room for those that come, lets go of those that nobody wants any more, and keeps a
- * copy in host memory of what a GPU has no room for.
+/* Decides which models stay in memory: evicts models to make room for new ones, unloads models that were idle for too
+ * long, and keeps copies in host memory of models that a GPU has no room for.
  *
- * Memory with a live lease is never freed, nor is a model that the daemon itself reads.
+ * The memory of a model is never freed while a lease on it lives, or while the daemon itself reads it.
  *
- * Of a model whose device is lost there is left what the host keeps, its header and the like. It stays to be seen for
- * as long as an idle one would, or until its name is wanted. Loop thread only. */
+ * If a device is lost, its models keep only what is in host memory: header, plan and publication. Clients still see
+ * such a model for as long as they would see an idle one, or until its name is needed.
+ *
+ * Loop thread only. */
 #pragma once
 
 #include "daemon/base/core.h"
@@ -24,58 +26,64 @@ struct residency {
     struct devices *devices;
     struct registry *registry;
     struct events *events;
-    uint64_t cache_size; /* of host memory for models that a GPU has no room for */
-    uint64_t cache_used; /* its ledger */
-    uv_timer_t reaper;   /* unloads what has been idle for too long, and ends drains that took too long */
+    uint64_t cache_size; /* the most bytes of host memory for models that a GPU has no room for */
+    uint64_t cache_used; /* its ledger: bytes that are in use */
+    /* Unloads models that were idle for too long, and takes the names of models that drain too long. */
+    uv_timer_t reaper;
 
-    /* The owner's: memory, or a name, was given back, or may be now. Whoever waits for some looks again. */
+    /* Set by the owner. Called when memory or a name became free, or may be freed now. Then those who wait for one try
+     * again. */
     void (*freed)(void *context);
     void *context;
 };
 
-/* What somebody waits for whose memory others have to go for. Stays where it is until no victim is left. */
+/* A load that waits until other models are unloaded for it. The claim must not move in memory until n_victims is 0. */
 struct claim {
-    unsigned n_victims;                   /* models that go for it, and are not gone yet */
-    void (*granted)(struct claim *claim); /* called when the last of them is gone */
+    unsigned n_victims;                   /* models that are being unloaded for it */
+    void (*granted)(struct claim *claim); /* called when the last of these models is gone */
 };
 
-/* `residency` has its first part set. 0 or a negative errno. */
+/* The caller has set core, devices, registry and events. 0 or a negative errno. */
 int residency_init(struct residency *residency);
 
-/* No unload is under way. The loop lets go of the timer later. */
+/* No unload may be running. The loop closes the timer later, so the struct must live until then. */
 void residency_close(struct residency *residency);
 
-/* Enters what is wanted for the model into the ledgers, evicting others if need be; nothing is evicted unless that
- * suffices. Those who go are counted in the claim, which is granted when their memory is free, also where this fails in
- * the end. Returns what admission_choose() does. */
+/* Reserves want->bytes for the model in the device's ledger, and evicts other models if needed. Nothing is evicted if
+ * the evictions would not free enough. The claim counts the evicted models, and `granted` is called when their memory
+ * is free, even if this function fails after it began an eviction. Returns what admission_choose() returns. */
 int residency_reserve(struct residency *residency, struct claim *claim, struct model *model,
                       const struct admission_want *want, struct room_shortage *ret_shortage);
 
-/* A model that the ledger had room for was not given its memory: evicts others that together have at least `needed`
- * bytes of the device's, if that can be. Returns how many go, which the claim counts; 0: none may. */
+/* For a model that fits by the ledger, but whose memory the driver could not allocate. Evicts other models that
+ * together have at least `needed` bytes of the device, if possible. Returns how many models are evicted, which the
+ * claim counts; 0: no eviction is possible. */
 unsigned residency_make_room(struct residency *residency, struct claim *claim, struct device *device, uint64_t needed);
 
-/* Something that kept the model in use has ended, or its pin or time to live changed: it is unloaded if it drains, or
- * if its time is over. */
+/* A use of the model has ended, or its pin or its time to live has changed. Unloads the model if it drains and is not
+ * in use any more, or, a moment later, if its time to live is over. */
 void residency_idle(struct residency *residency, struct model *model);
 
-/* Frees a model's memory and takes it out of the registry; nobody uses it. `call`, unless NULL, is answered then. */
+/* Frees a model's memory and removes the model from the registry. The model must not be in use. `call`, unless NULL, is
+ * answered when this is done. */
 void residency_unload(struct residency *residency, struct model *model, struct call *call);
 
-/* Grants no more leases; the memory goes when the last one does. Those who hold one are told; those who do not let go
- * are named in the journal. seconds: after which the model loses its name (model_lose_name()), so that another may have
- * it; 0: never. If it drains already, the earlier end holds. */
+/* Drains a model: it gets no new leases, and is unloaded when its last lease ends. Lease holders are told. Holders that
+ * do not end their leases in time are named in the journal. seconds: after this time the model loses its name
+ * (model_lose_name()), so that another model can have it; 0: never. If it drains already,
+ * the earlier end holds. */
 void residency_drain(struct residency *residency, struct model *model, double seconds);
 
-/* The device is lost: its models fail, and those who watch are told. */
+/* The device is lost: its models become FAILED, and clients that watch are told. */
 void residency_lose_device(struct residency *residency, struct device *device);
 
-/* For struct registry: a lease on the model has ended; its device was lost. The context is the residency. */
+/* Callbacks for struct registry: a lease on the model has ended; the model's device was lost. The context is the
+ * residency. */
 void residency_lease_ended(void *residency, struct model *model);
 void residency_model_failed(void *residency, struct model *model);
 
-/* Frees the copy in host memory. Fine if there is none. */
+/* Frees the model's copy in host memory, if there is one. */
 void residency_cache_drop(struct residency *residency, struct model *model);
 
-/* Takes a cached model out of the registry. */
+/* Frees a cached model's copy and removes the model from the registry. */
 void residency_forget(struct residency *residency, struct model *model);

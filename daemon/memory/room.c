@@ -26,7 +26,8 @@ int room_choose(const struct room *room, uint64_t bytes, struct candidate *candi
     uint64_t evictable = 0;
     for (size_t i = 0; i < n; i++)
         evictable = sum(evictable, candidates[i].bytes);
-    /* What others took, or wait for, has to be evicted before anything is won by it. */
+    /* If `promised` exceeds the limit, evictions first have to make up for that; only what they free beyond it can be
+     * used. */
     *ret_shortage = (struct room_shortage){
         .available = beyond(room->limit, promised),
         .evictable = beyond(evictable, beyond(promised, room->limit)),
@@ -38,7 +39,7 @@ int room_choose(const struct room *room, uint64_t bytes, struct candidate *candi
         return -EAGAIN;
     int r = eviction_choose(candidates, n, lacking - room->departing, NULL);
     if (r == 0 && room->departing > 0) {
-        choose_none(candidates, n); /* who has to go is seen when that is back: others may have gone by then */
+        choose_none(candidates, n); /* choose again when that memory is back: other models may be gone by then */
         return -EAGAIN;
     }
     return r;

@@ -11,18 +11,18 @@ TAILQ_HEAD(request_list, survey_request);
 struct survey {
     struct core *core;
     struct devices *devices;
-    struct request_list waiting; /* for drivers to be asked */
-    struct request_list asking;  /* for the answer of those who are asked */
+    struct request_list waiting; /* requests for the next survey */
+    struct request_list asking;  /* requests for the survey that is running */
     bool under_way;
     struct letter letter;
 
     pthread_t thread;
     pthread_mutex_t lock;
     pthread_cond_t wake;
-    bool wanted; /* under the lock; so is the next */
+    bool wanted; /* `wanted` and `ends` are protected by the lock */
     bool ends;
 
-    /* The thread's while it is under way. */
+    /* While a survey is running, these belong to the thread. */
     size_t n;
     struct device *asked[DEVICES_MAX];
     uint64_t reach[DEVICES_MAX];
@@ -90,7 +90,7 @@ static void answered(struct letter *letter)
     }
     if (!TAILQ_EMPTY(&survey->waiting))
         begin(survey);
-    core_job_end(survey->core); /* the last one ends the daemon: nothing is ours any more */
+    core_job_end(survey->core); /* if this was the last job the daemon ends: `survey` may be freed now */
 }
 
 int survey_new(struct core *core, struct devices *devices, struct survey **ret)
@@ -114,7 +114,7 @@ int survey_new(struct core *core, struct devices *devices, struct survey **ret)
     return 0;
 }
 
-/* A survey that is under way may have asked before; the next one has not. */
+/* A running survey may have asked the drivers before this call, so the request waits for the next survey. */
 void survey_ask(struct survey *survey, struct survey_request *request)
 {
     TAILQ_INSERT_TAIL(&survey->waiting, request, link);

@@ -1,7 +1,8 @@
-/* Asks all drivers what they have free, without blocking the loop.
+/* Asks all drivers how much memory is free, without blocking the loop.
  *
- * A thread of its own asks, and no worker: these may all be reading files that are slow to come, and whoever wants to
- * know why is not to wait for them. However many ask at once, drivers are asked once for all of them.
+ * A thread of its own asks the drivers. The workers may all be busy reading slow files, and a client that wants to know
+ * the state must not wait for them. If there are several requests at the same time, each driver is asked once for all
+ * of them.
  *
  * Loop thread only. */
 #pragma once
@@ -13,23 +14,24 @@
 
 struct survey;
 
-/* Somebody who wants to know. Stays where it is until `done`, or until it is forgotten. */
+/* A request. It must not move in memory until `done` is called, or until survey_forget(). */
 struct survey_request {
-    void (*done)(struct survey_request *request); /* the devices' `reach` is new */
+    void (*done)(struct survey_request *request); /* called when the devices' `reach` is up to date */
     TAILQ_ENTRY(survey_request) link;
 };
 
 /* Starts the thread. The devices may be added later. 0 or a negative errno. */
 int survey_new(struct core *core, struct devices *devices, struct survey **ret);
 
-/* Calls `done`, once, for drivers that were asked after this. */
+/* Calls `done` once, when the drivers have answered a question that was asked after this call. */
 void survey_ask(struct survey *survey, struct survey_request *request);
 
-/* The request, which is not done, is not wanted any more. */
+/* Cancels a request whose `done` was not called yet. */
 void survey_forget(struct survey *survey, struct survey_request *request);
 
-/* Ends the thread. No job is under way. NULL is fine. */
+/* Ends the thread. No survey may be running. NULL is allowed. */
 void survey_free(struct survey *survey);
 
-/* Takes what a driver said into the device: what device_survey() gave, 0: it failed. */
+/* Stores the driver's answer in the device. reach: the result of device_survey(); 0: it failed, and the old value
+ * stays. */
 void survey_note(struct device *device, uint64_t reach);

@@ -39,8 +39,8 @@ void access_facts_unref(struct access_facts *facts)
         free(facts);
 }
 
-/* The kernel's rule: the owner's bits are for the owner, the group's for its members, the rest for the rest, and
- * nobody gets to choose. bit: as of "others". */
+/* The kernel's rule: only the owner's bits count for the owner, only the group's bits for a member of the group, and
+ * only the bits of "others" for everybody else. bit: the permission, as the bit of "others". */
 static bool grants(const struct access_entry *entry, const struct peer *peer, mode_t bit)
 {
     if (peer->uid == entry->owner)
@@ -80,7 +80,7 @@ bool access_permits_all(const struct access_facts *facts)
     for (size_t i = 0; i < facts->n_files + facts->n_folders; i++) {
         const struct access_entry *entry = &facts->entries[i];
         const mode_t bit = i < facts->n_files ? S_IROTH : S_IXOTH;
-        /* An owner, or a group, that may not where the rest may, is not everybody. */
+        /* The bits of "others" are not enough: the owner or the group may have fewer rights than others. */
         if (entry->acl || !(entry->mode & bit) || !(entry->mode & (bit << 3)) || !(entry->mode & (bit << 6)))
             return false;
     }

@@ -1,9 +1,10 @@
-/* Who may read a model's files: a decision from facts, without a call to the system.
+/* Decides who may read a model's files, from facts that were gathered before. Makes no system call.
  *
- * The facts are what the kernel's own decision rests on: owner, group and mode of each file, and of each folder above
- * it. A file or folder with an access control list counts as its owner's alone, for the list is not read.
+ * The kernel decides from the same facts: owner, group and mode of each file, and of each folder above it. Access
+ * control lists are not read. So a file or folder that has one counts as readable by its owner only.
  *
- * Facts are immutable, and counted by whoever keeps them. Counting is for the loop thread; any thread may read. */
+ * Facts are immutable and have a reference count. Only the loop thread changes the count; any thread may read the
+ * facts. */
 #pragma once
 
 #include "daemon/base/peer.h"
@@ -12,9 +13,9 @@
 #include <stddef.h>
 #include <sys/types.h>
 
-/* Who sees a model, and may attach to it, besides root and the daemon's own user. */
+/* Who sees a model and may attach to it. Root and the daemon's own user are not restricted by this. */
 enum access {
-    ACCESS_READERS, /* who may read its files */
+    ACCESS_READERS, /* users who may read its files */
     ACCESS_PRIVATE, /* the user who loaded it */
     ACCESS_PUBLIC,  /* everybody */
 };
@@ -34,29 +35,30 @@ struct access_facts {
     unsigned references; /* 0: static */
     bool placed;         /* the folders above all of the files are known */
     size_t n_files;
-    size_t n_folders;                   /* each one once where the files share it */
+    size_t n_folders;                   /* a folder that several files share is counted once */
     const struct access_entry *entries; /* the files, then the folders */
 };
 
-/* Facts with room for so many entries, which the caller fills before anybody else sees them. One reference. -ENOMEM. */
+/* Makes facts with room for so many entries, and one reference. The caller fills the entries before it shares the
+ * facts. -ENOMEM. */
 int access_facts_new(size_t n_files, size_t n_folders, struct access_facts **ret, struct access_entry **ret_entries);
 
-/* Keeps them for one more; returns them. NULL is fine. */
+/* Adds a reference and returns the facts. NULL is allowed. */
 struct access_facts *access_facts_ref(struct access_facts *facts);
 
 /* NULL is fine. */
 void access_facts_unref(struct access_facts *facts);
 
-/* The peer may read the file, or search the folder. No uid is special here. */
+/* Whether the peer may read the file, or search the folder. Root has no special rights here. */
 bool access_may_read(const struct access_entry *file, const struct peer *peer);
 bool access_may_search(const struct access_entry *folder, const struct peer *peer);
 
-/* The peer may read all of the files, and get to them. If the folders are not known, only the files' owner may. No uid
- * is special here either: trust is for the caller to add. facts NULL: nobody may. */
+/* Whether the peer may read all files, and search all folders above them. If the folders are not known, only the owner
+ * of the files may. Root has no special rights here: the caller checks for trusted users. facts NULL: nobody may. */
 bool access_permits(const struct access_facts *facts, const struct peer *peer);
 
-/* Everybody may. */
+/* Whether every user may read all files. */
 bool access_permits_all(const struct access_facts *facts);
 
-/* The user owns all of the files. */
+/* Whether the user owns all files. */
 bool access_owns(const struct access_facts *facts, uid_t uid);

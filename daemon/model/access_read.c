@@ -10,7 +10,8 @@
 
 static const char acl_name[] = "system.posix_acl_access";
 
-/* Whether there is a list, by what getxattr() returned. What cannot be found out counts as one. */
+/* Whether there is an access control list. size: what getxattr() returned. If getxattr() failed for an unknown reason,
+ * a list is assumed. */
 static bool is_acl(ssize_t size)
 {
     return size >= 0 || (errno != ENODATA && errno != EOPNOTSUPP && errno != ENOSYS);
@@ -34,8 +35,8 @@ static int folders_add(struct folders *folders, const struct stat *st, bool acl)
     return 0;
 }
 
-/* The folder at `path` and all above it; the text is cut on the way. Returns 0; -ENOMEM; or -ENOENT: one of them is not
- * known. */
+/* Adds the folder at `path` and all folders above it. Overwrites the text of `path`. Returns 0; -ENOMEM; or -ENOENT:
+ * one of the folders is not known. */
 static int folders_above(struct folders *folders, char *path)
 {
     for (;;) {
@@ -51,11 +52,11 @@ static int folders_above(struct folders *folders, char *path)
     }
 }
 
-/* The folders of all files. The path is what the kernel knows the file by, without links, and counts only if it leads
- * there at the end. Returns as folders_above(). */
+/* Adds the folders above all files. The kernel's own path of an open file is used, which has no symbolic links. At the
+ * end the path must still lead to the file, else -ENOENT. Other errors are those of folders_above(). */
 static int folders_of(const struct source *source, struct folders *ret)
 {
-    char *last = NULL; /* the folder of the file before: most often the same */
+    char *last = NULL; /* the folder of the file before; most often all files are in one folder */
     int r = 0;
     for (size_t i = 0; i < source->n_files && r == 0; i++) {
         char *path = source_fd_path(source->files[i].fd);
@@ -82,7 +83,7 @@ static int folders_of(const struct source *source, struct folders *ret)
     return r;
 }
 
-/* Some of the files have no name any more. */
+/* Whether one of the files has no name any more. */
 static bool lost_name(const struct source *source)
 {
     for (size_t i = 0; i < source->n_files; i++) {

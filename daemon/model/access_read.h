@@ -1,14 +1,15 @@
-/* Gathers the facts on which access.h decides.
+/* Gathers the facts that access.h decides from.
  *
- * Blocking, as a file system that does not answer blocks; meant for a worker thread. */
+ * Blocks for as long as a file system does not answer; meant for a worker thread. */
 #pragma once
 
 #include "daemon/model/access.h"
 #include "daemon/model/source.h"
 
-/* The facts of a source's files and of all folders above them, as they are now. A folder that this process cannot look
- * at is one that is not known. before: facts of the same files from earlier, or NULL: a file that has lost its name
- * since, because another took its place, keeps the folders that it had.
+/* Reads the current facts of a source's files and of all folders above them. If this process cannot look at one of the
+ * folders, the folders count as not known. before: earlier facts of the same files, or NULL. If a file has no name any
+ * more, for example because another file replaced it, its folders cannot be found. Then the folders of `before` are
+ * used.
  *
  * Returns 0 and facts with one reference; -ENOMEM; or the errno of fstat(). */
 int access_read(const struct source *source, const struct access_facts *before, struct access_facts **ret,

@@ -8,7 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Pairs of bytes of a pattern and a name that one request may have compared: some seconds of one worker. */
+/* The most work for one request: the bytes of all patterns times the bytes of all names. It is some seconds of one
+ * worker. */
 #define COMPARED_MAX (UINT64_C(1) << 32)
 
 int forms_word_parse(const char *name, enum form *ret)
@@ -36,7 +37,7 @@ const struct forms *forms_plain(enum form form)
 
 /* --- patterns --- */
 
-/* One character that stands for itself; `size` is of the text that it begins. Returns its bytes. */
+/* Decodes the first character of a text of `size` bytes. Returns how many bytes the character has. */
 static size_t character(const char *text, size_t size, uint32_t *ret)
 {
     size_t length = utf8_decode(text, size, ret);
@@ -46,7 +47,8 @@ static size_t character(const char *text, size_t size, uint32_t *ret)
     return 1;
 }
 
-/* A set, behind its bracket, and whether it has the character. Returns what follows it; NULL if it is never closed. */
+/* Reads a set, which begins after its bracket at `at`. *ret: whether the set matches `c`. Returns the text after the
+ * set; NULL if the set has no closing bracket. */
 static const char *set_match(const char *at, uint32_t c, bool *ret)
 {
     bool negated = *at == '!' || *at == '^', found = false;
@@ -67,7 +69,8 @@ static const char *set_match(const char *at, uint32_t c, bool *ret)
     return *at ? at + 1 : NULL;
 }
 
-/* The pattern's next part, which is no star, matches the character. Returns what follows it in the pattern, or NULL. */
+/* Compares one character with the first part of the pattern, which is not a star. Returns the rest of the pattern after
+ * this part, or NULL if the part does not match. */
 static const char *part_match(const char *pattern, uint32_t c)
 {
     if (*pattern == '?')
@@ -86,7 +89,8 @@ static const char *part_match(const char *pattern, uint32_t c)
 
 bool forms_match(const char *pattern, const char *name)
 {
-    /* If what follows the last star does not match here, it may further on. What an earlier star took can stay. */
+    /* If the pattern after the last star does not match at this place of the name, it is tried one character later.
+     * Earlier stars need not be tried again. */
     const char *star = NULL, *retry = NULL, *end = name + strlen(name);
     while (name < end) {
         if (*pattern == '*') {
@@ -130,7 +134,7 @@ static enum form form_asked(const struct forms *forms, const struct gguf_tensor 
     for (size_t i = forms->n_rules; i-- > 0;)
         if (forms_match(forms->rules[i].match, tensor->name))
             return forms->rules[i].form;
-    /* Norms and biases: small, and rounding them costs more than it saves. */
+    /* These are norms and biases. They are small: rounding them saves little memory and costs accuracy. */
     const bool narrows = forms->form == FORM_F16 || forms->form == FORM_BF16;
     if (narrows && tensor->n_dims <= 1 && strcmp(tensor->type->name, form_name(FORM_F32)) == 0)
         return FORM_NATIVE;
@@ -147,7 +151,7 @@ enum form forms_of(const struct forms *forms, const struct gguf_tensor *tensor)
 
 /* --- requests --- */
 
-/* Where a rule's pattern and form stand; NULL, NULL if it is none. */
+/* Finds the pattern and the form of a rule. Sets both to NULL if the rule is not valid. */
 static void rule_read(const cJSON *rule, const char **ret_match, const char **ret_form)
 {
     const cJSON *match = cJSON_GetObjectItemCaseSensitive(rule, "match");

@@ -1,6 +1,6 @@
-/* What a model is asked for as: one form for all tensors, and forms for those whose names match a pattern.
+/* The forms that a request asks for: one form for all tensors, and other forms for tensors whose names match a pattern.
  *
- * Immutable, counted by whoever keeps it. Counting is for the loop thread; any thread may read. */
+ * Immutable, with a reference count. Only the loop thread changes the count; any thread may read. */
 #pragma once
 
 #include "daemon/gguf/gguf.h"
@@ -11,11 +11,10 @@
 
 struct cJSON;
 
-/* A form of the words below: f32, f16 and bf16 stay as they are, quantised tensors become f16, everything else stays
- * native. */
+/* The form "auto": quantised tensors become f16, all others stay as they are in the file. */
 #define FORM_AUTO FORM_COUNT
 
-/* Patterns in one request, and bytes of one. */
+/* Most patterns in one request, and most bytes of one pattern. */
 #define FORMS_RULES_MAX 64u
 #define FORMS_MATCH_MAX 255u
 
@@ -31,37 +30,40 @@ struct forms {
     const struct forms_rule *rules;
 };
 
-/* What was asked for by name: "auto" or a form. Returns 0 or -EINVAL. */
+/* Convert between a form and its name in a request: "auto", or the name of a form. 0, or -EINVAL for an unknown
+ * name. */
 int forms_word_parse(const char *name, enum form *ret);
 const char *forms_word(enum form form);
 
-/* One form for all tensors. Static. */
+/* Static forms without rules: one form for all tensors. */
 const struct forms *forms_plain(enum form form);
 
-/* A form, and rules as they come in a request: an array of {"match": ..., "form": ...}, or NULL. The caller ends it
- * with forms_unref(). -EINVAL: they are none; -ENOMEM. */
+/* Makes forms of one form and the rules of a request: an array of {"match": ..., "form": ...}, or NULL. The caller
+ * gives the forms up with forms_unref(). -EINVAL: the rules are not valid; -ENOMEM. */
 int forms_new(enum form form, const struct cJSON *rules, const struct forms **ret);
 
-/* The same rules as such an array, which the caller deletes; NULL if there are none, or memory is short. */
+/* The rules as a JSON array like that of forms_new(), which the caller deletes. NULL if there are no rules, or no
+ * memory. */
 struct cJSON *forms_rules(const struct forms *forms);
 
-/* Keeps it for one more; returns it. */
+/* Adds a reference and returns the forms. */
 const struct forms *forms_ref(const struct forms *forms);
 
 /* NULL is fine. */
 void forms_unref(const struct forms *forms);
 
-/* They were asked for in the same words. */
+/* Whether the two have the same form and the same rules, word for word. */
 bool forms_equal(const struct forms *a, const struct forms *b);
 
-/* The form that a tensor gets, FORM_AUTO resolved: FORM_NATIVE is the file's own bytes. The last rule whose pattern
- * matches the name says; if none does, the form for all, but of f16 and bf16 a tensor of one dimension that is f32 in
- * the file stays so. */
+/* The form that a tensor gets; never FORM_AUTO. FORM_NATIVE: the bytes of the file. The last rule whose pattern matches
+ * the tensor's name decides. If no pattern matches, the form for all tensors is used, with one exception: if that form
+ * is f16 or bf16, a tensor of one dimension that is f32 in the file stays f32. */
 enum form forms_of(const struct forms *forms, const struct gguf_tensor *tensor);
 
-/* A pattern matches a whole name: * is any text, ? one character, [a-z] and [!a-z] one of a set, \ takes the meaning of
- * the next character. Both in UTF-8. Takes at most time for each pair of their characters. */
+/* Whether the pattern matches the whole name. * matches any text, ? one character, [a-z] one character of the set,
+ * [!a-z] one character that is not in the set. After \ the next character has no special meaning. Both are UTF-8. The
+ * time is at most proportional to the product of their lengths. */
 bool forms_match(const char *pattern, const char *name);
 
-/* Comparing the patterns with all names of the model takes time that a request may ask for. */
+/* Whether the patterns can be compared with all tensor names of the model in the time that one request may take. */
 bool forms_affordable(const struct forms *forms, const struct gguf *model);

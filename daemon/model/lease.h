@@ -24,25 +24,25 @@ struct lease_holder {
 
 struct lease {
     uint64_t id; /* never used twice */
-    char *name;  /* by which the client knows the model: the one that it asked for; NULL: the model's own */
+    char *name;  /* the name that the client asked for; NULL: the model's own name */
     struct registry *registry;
     struct model *model;
     struct lease_holder *holder;
     uint64_t since; /* uv_hrtime() */
-    bool telling;   /* a reply that says that the model drains is being queued */
+    bool telling;   /* a reply is being queued which says that the model drains */
     bool told;      /* that reply was queued */
     struct quota_charge charge;
     LIST_ENTRY(lease) of_model;
     LIST_ENTRY(lease) of_holder;
 };
 
-/* Grants a lease on a resident model. The lease ends with lease_end(), at the latest when its holder goes. -EDQUOT and
- * the limit, if the holder's user has too many; -ENOMEM. */
+/* Grants a lease on a resident model. lease_end() must end it, at the latest when its holder ends. -EDQUOT and
+ * *ret_limit, if the holder's user has too many leases; -ENOMEM. */
 int lease_grant(struct registry *registry, struct model *model, struct lease_holder *holder, struct lease **ret,
                 uint64_t *ret_limit);
 
 /* Ends a lease and frees it, and tells the registry's owner. */
 void lease_end(struct lease *lease);
 
-/* The holder should let the memory go: somebody wants it, or its device is lost. */
+/* Whether the holder should release the memory: the model drains, or its device is lost. */
 bool lease_void(const struct lease *lease);

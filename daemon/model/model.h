@@ -1,21 +1,20 @@
-/* A model that the daemon knows: resident, on its way in, or on its way out.
+/* A model that the daemon knows: resident, being loaded, or being unloaded.
  *
- * The registry owns it. All fields are the loop's; a worker reads the source, the header and the plan of a model whose
- * load or verification it works for, which are immutable by then.
+ * The registry owns the model. Only the loop thread uses its fields, with one exception: a worker that loads or
+ * verifies the model reads its source, header and plan, which do not change any more at that time.
  *
  *     OPENING ─▶ QUEUED ─▶ ALLOCATING ─▶ FILLING ─▶ SEALING ─▶ RESIDENT ─▶ UNLOADING ─▶ (gone)
  *        └──────────┴───────────┴───────────┴───────────┴─ failed or cancelled ─▶┘
  *
  *     OPENING ─▶ ALLOCATING                        without waiting for memory
- *     ALLOCATING ─▶ QUEUED                         of a cached model
- *     RESIDENT ─▶ DRAINING ─▶ UNLOADING            no new leases; gone when the last one is
+ *     ALLOCATING ─▶ QUEUED                         a cached model waits for memory
+ *     RESIDENT ─▶ DRAINING ─▶ UNLOADING            no new leases; unloaded when the last lease ends
  *     RESIDENT ─▶ SAVING ─▶ CACHED ─▶ ALLOCATING   evicted from a GPU to host memory, and back
- *     UNLOADING ─▶ CACHED                          it did not come back: that load failed, or was cancelled
+ *     UNLOADING ─▶ CACHED                          its load from host memory failed or was cancelled
  *     RESIDENT ─▶ FAILED ─▶ UNLOADING              its device is lost
- *     FAILED ─▶ DRAINING                           and it is to go, but is leased
+ *     FAILED ─▶ DRAINING                           to be unloaded, but still leased
  *
- * From SAVING, if no copy could be made, and from CACHED it is gone without more. model_move() has this as a table.
- */
+ * A model is also gone after SAVING, if no copy could be made, and after CACHED. model_move() has this as a table. */
 #pragma once
 
 #include "daemon/base/quota.h"
@@ -35,29 +34,30 @@
 
 enum model_state {
     MODEL_OPENING,
-    MODEL_QUEUED, /* until there is memory: only where its load was told to wait for some */
+    MODEL_QUEUED, /* waits for memory; only if the load's request said to wait */
     MODEL_ALLOCATING,
     MODEL_FILLING,
     MODEL_SEALING,
     MODEL_RESIDENT,
-    MODEL_DRAINING, /* to be unloaded when the last lease ends; no new ones */
+    MODEL_DRAINING, /* unloaded when the last lease ends; gets no new leases */
     MODEL_UNLOADING,
     MODEL_FAILED, /* its device is lost */
-    MODEL_SAVING, /* on its way to host memory */
-    MODEL_CACHED, /* there */
+    MODEL_SAVING, /* being copied to host memory */
+    MODEL_CACHED, /* in host memory */
     MODEL_STATE_COUNT,
 };
 
-/* Room for "NAME#ID", which a model is called that has lost its name. No name has a '#'. */
+/* Room for "NAME#ID". A model that has lost its name is called so. No name that a client gives has a '#'. */
 #define MODEL_NAME_SIZE (MODEL_NAME_MAX + 24u)
 
-/* Names that one model has. */
+/* The most names that one model has. */
 #define MODEL_NAMES_MAX 16u
 
-/* One of a model's names. Several models may have it: whoever gave it did not see the others. */
+/* One of a model's names. Several models may have the same name, if the users who gave it do not see each other's
+ * models. */
 struct model_name {
     TAILQ_ENTRY(model_name) link;
-    uint64_t since; /* the registry's count: of two that are the same, which one came first */
+    uint64_t since; /* a number from the registry: the older of two equal names has the smaller one */
     uid_t uid;      /* who gave it */
     char text[MODEL_NAME_MAX + 1];
 };
@@ -67,49 +67,49 @@ TAILQ_HEAD(model_names, model_name);
 struct model {
     TAILQ_ENTRY(model) link;
     uint64_t id;
-    char name[MODEL_NAME_SIZE]; /* the first of its names; or NAME#ID: it has none */
-    struct model_names names;   /* oldest first; the registry's to change */
+    char name[MODEL_NAME_SIZE]; /* the first of its names; NAME#ID if it has none */
+    struct model_names names;   /* oldest first; only the registry changes them */
     size_t n_names;
-    char takes[MODEL_NAME_MAX + 1]; /* the name that it gets from another when it is resident; "": it has its own */
-    char *origin;                   /* the path that was asked for, which may be a link; NULL: none was */
+    char takes[MODEL_NAME_MAX + 1]; /* the name that it will get from another model; "": it has its own name */
+    char *origin;                   /* the path in the request, which may be a symbolic link; NULL: no path */
     enum model_state state;
-    unsigned position;         /* its place among those who wait for the same memory, from 1; 0: it is not queued */
-    const struct forms *forms; /* as asked for; the model's reference */
+    unsigned position;         /* its place in the queue for the same memory, from 1; 0: not queued */
+    const struct forms *forms; /* that the request asked for; one reference */
     struct device *device;
     uid_t uid; /* who loaded it */
     bool pinned;
     int64_t ttl; /* seconds of idleness after which it is unloaded; -1: never */
 
     enum access access;
-    struct access_facts *facts; /* of its files, as they were when somebody looked last; NULL: not known */
-    uid_t *guests;              /* users who are no readers by the facts, but showed that they have the files open */
+    struct access_facts *facts; /* of its files, when they were last read; NULL: not known */
+    uid_t *guests;              /* users who may not read the files by `facts`, but passed the open files */
     size_t n_guests;
 
     struct source *source;
-    bool changed;        /* its path has other bytes by now; it is joined by nobody any more */
-    struct gguf *header; /* NULL before it was read */
-    struct plan *plan;   /* NULL before it was made */
+    bool changed;        /* its path now leads to other bytes; loads of the path no longer join this model */
+    struct gguf *header; /* NULL until it is read */
+    struct plan *plan;   /* NULL until it is made */
 
-    uint64_t reserved;   /* bytes of the device's ledger that are this model's */
-    struct arena *arena; /* NULL before it was taken */
+    uint64_t reserved;   /* bytes of the arena in the device's ledger. registry.h explains the words for bytes */
+    struct arena *arena; /* NULL until it is allocated */
     struct device_export export;
-    struct publication published; /* made while it is filled */
-    uint64_t charged;             /* bytes of the host's ledger that are this model's, besides those of its memory */
-    struct device *charged_to;    /* NULL: none */
-    uint64_t kept;                /* bytes that its header and the like take */
-    struct quota_charge quota;    /* of the user who loaded it: reserved and charged */
+    struct publication published; /* made while the arena is filled */
+    uint64_t charged;             /* bytes in the host's ledger for what the daemon keeps of the model */
+    struct device *charged_to;    /* whose ledger has `charged`: the host; NULL: nothing was charged */
+    uint64_t kept;                /* bytes of the daemon's own memory: header, plan, publication */
+    struct quota_charge quota;    /* of the user who loaded it: `reserved` and `charged` */
 
     struct lease_list leases;
     size_t n_leases;
-    unsigned n_holds;    /* the daemon's own work that reads its memory: verifications */
-    uint64_t drains;     /* uv_hrtime() since when it drains; 0: it does not */
-    uint64_t drain_ends; /* and when its name is free for others, whoever holds it; UINT64_MAX: not before it is gone */
-    bool holders_told;   /* the journal names those who keep it from going */
-    uint64_t idle_since; /* uv_hrtime() when the last lease ended, or it became resident */
+    unsigned n_holds;    /* jobs of the daemon that read its memory: verifications */
+    uint64_t drains;     /* uv_hrtime() when it began to drain; 0: it does not drain */
+    uint64_t drain_ends; /* uv_hrtime() when it loses its name, even if it is leased; UINT64_MAX: never */
+    bool holders_told;   /* the journal has named the holders that keep it from being unloaded */
+    uint64_t idle_since; /* uv_hrtime() when the last lease ended, or when it became resident */
     uint64_t overflows;
-    struct load *load; /* the upper layer's; NULL: none is under way */
-    bool departs;      /* that load has failed or was cancelled: the model will soon be gone, or cached again */
-    void *cache;       /* the arena's bytes, mapped from anonymous memory; NULL unless they are kept */
+    struct load *load; /* belongs to the upper layer; NULL: no load is running */
+    bool departs;      /* its load failed or was cancelled and is being cleaned up: soon gone, or cached again */
+    void *cache;       /* copy of the arena in anonymous memory; NULL: no copy */
 };
 
 /* "opening", "allocating", ... Static. */
@@ -118,60 +118,65 @@ const char *model_state_name(enum model_state state);
 /* Whether the second state may follow the first, or is the same. */
 bool model_may_move(enum model_state from, enum model_state to);
 
-/* To the next state, which has to be one that may follow, or the same again. The only one that sets it. */
+/* Sets the state, which must be the same as before or one that may follow it. No other function sets the state. */
 void model_move(struct model *model, enum model_state state);
 
-/* The model will soon be gone, or cached again: its memory and its name come back by themselves. */
+/* Whether the model will soon be gone, or cached again. Then its memory and its name become free without an
+ * eviction. */
 bool model_departs(const struct model *model);
 
-/* Its device is lost, and with it what it held: FAILED, or on its way out since. */
+/* Whether its device is lost, and so the model's memory: it is FAILED, or was and is now being unloaded. */
 bool model_lost(const struct model *model);
 
-/* One of its names is this one. */
+/* Whether this is one of its names. */
 bool model_has_name(const struct model *model, const char *name);
 
-/* Frees its names for others: it is called "NAME#ID" from here on, after the first of them. */
+/* Frees its names, so that other models can get them. From now on it is called "NAME#ID", NAME being the first of
+ * them. */
 void model_lose_name(struct model *model);
 
-/* It has none. */
+/* Whether it has no name. */
 bool model_nameless(const struct model *model);
 
-/* Keeps the model from being unloaded while the daemon itself reads it, until it is unheld as often as it was held. */
+/* Keep the model from being unloaded while the daemon itself reads it. Each hold needs one unhold. */
 void model_hold(struct model *model);
 void model_unhold(struct model *model);
 
-/* What the model is to somebody. */
+/* How a user sees a model. */
 enum sight {
-    SIGHT_NONE,    /* it does not exist */
-    SIGHT_TRUSTED, /* seen because root and the daemon's own user see all (trust.h), and for no other reason */
-    SIGHT_READER,  /* it is for everybody, or for those who may read its files */
-    SIGHT_OWN,     /* it was loaded by this user */
+    SIGHT_NONE,    /* not at all: for this user the model does not exist */
+    SIGHT_TRUSTED, /* only because root and the daemon's own user see all models (trust.h) */
+    SIGHT_READER,  /* the model is public, or the user may read its files */
+    SIGHT_OWN,     /* the user loaded it */
 };
 
 enum sight model_sight(const struct model *model, const struct peer *peer);
 
-/* It is anything but SIGHT_NONE. */
+/* Whether the sight is not SIGHT_NONE. */
 bool model_visible(const struct model *model, const struct peer *peer);
 
-/* The peer may take leases. A private model is its user's alone, whoever else sees it. */
+/* Whether the peer may take leases. Of a private model only the user who loaded it may, even if others see the
+ * model. */
 bool model_attachable(const struct model *model, const struct peer *peer);
 
-/* Guests that one model has. */
+/* The most guests that one model has. */
 #define MODEL_GUESTS_MAX 256u
 
-/* The peer has shown that it can read the files: it passed them open. From now on it sees the model, if that is not
- * private. -ENOMEM; -EMLINK: there are too many. */
+/* Adds the peer's user to the guests: it passed the open files, so it can read them. From now on the user sees the
+ * model, unless the model is private. -ENOMEM; -EMLINK: the model has too many guests. */
 int model_admit(struct model *model, const struct peer *peer);
 
-/* The same bytes stand in other files by now, or in the same after they were touched: takes the source over. */
+/* Replaces the source, and takes the new one over. The new source has the same bytes: in other files, or in the same
+ * files after these were touched. */
 void model_set_source(struct model *model, struct source *source);
 
-/* Takes new facts over, and with them one reference. NULL is fine: nobody but its user is known to read it. */
+/* Replaces the facts, and takes over one reference. NULL is allowed: then only the user who loaded the model is known
+ * to be able to read its files. */
 void model_set_facts(struct model *model, struct access_facts *facts);
 
-/* What it is made of its file as: asked for in the same words, or with the same outcome for each tensor. The plan is
- * one of the same file, or NULL. */
+/* Whether the model has these forms: they were requested with the same words, or they give each tensor the same form.
+ * plan: a plan of the same file with `forms`, or NULL; without it only the words are compared. */
 bool model_same_forms(const struct model *model, const struct forms *forms, const struct plan *plan);
 
-/* Somebody, or the daemon, uses the memory. */
+/* Whether a client or the daemon itself uses the memory. */
 bool model_in_use(const struct model *model);

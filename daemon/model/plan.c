@@ -9,10 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Chunks begin at pages of the file, so that blocks keep the alignment that they have there. */
+/* Chunks begin at a page boundary of the file, so that blocks have the same alignment in a slot as in the file. */
 #define CHUNK_ALIGNMENT 4096u
 
-/* The form that a type's own elements are in, FORM_NATIVE if it is none of ours. */
+/* The form that has the same elements as the type; FORM_NATIVE if there is no such form. */
 static enum form type_form(const struct tensor_type *type)
 {
     for (enum form form = FORM_F32; form < FORM_COUNT; form++)
@@ -37,7 +37,7 @@ static int align_up(uint64_t value, uint64_t alignment, uint64_t *ret)
     return 0;
 }
 
-/* See PLAN_ROW_ELEMENTS. All sizes of blocks divide that. */
+/* Bytes of padding after a tensor, see PLAN_ROW_ELEMENTS, which is a multiple of the block size of every type. */
 static uint64_t row_padding(const struct gguf_tensor *tensor)
 {
     const struct tensor_type *type = tensor->type;
@@ -184,7 +184,7 @@ int plan_linear(uint64_t bytes, size_t slot_bytes, struct plan **ret)
     return 0;
 }
 
-/* Sorting tensors by where they are. */
+/* For sorting tensors by their position in the files. */
 struct span {
     uint64_t offset;
     uint32_t shard;
@@ -201,17 +201,17 @@ static int span_compare(const void *a, const void *b)
     return x->tensor < y->tensor ? -1 : x->tensor > y->tensor;
 }
 
-/* A plan being cut: the growing arrays, and the chunk that takes pieces now. */
+/* The state of plan_cut(): the plan, whose arrays grow, and the chunk that pieces are added to. */
 struct cutter {
     struct plan *plan;
     size_t slot_bytes;
     size_t part_bytes;
-    struct chunk *open; /* NULL: none yet */
-    uint64_t slot_used; /* of the open chunk's slot, when it holds what the arena gets */
-    uint64_t file_at;   /* where its last piece begins: tensors that share bytes could go back */
+    struct chunk *open; /* NULL: no chunk yet */
+    uint64_t slot_used; /* bytes of the open chunk's slot in use, if the plan is not verbatim */
+    uint64_t file_at;   /* where its last piece begins. Tensors that share bytes may begin before it */
 };
 
-/* Makes room for so many pieces, or gives room back. */
+/* Changes the allocated number of pieces. */
 static int pieces_resize(struct plan *plan, size_t capacity)
 {
     if (array_resize(&plan->pieces, capacity, sizeof(*plan->pieces)) < 0 ||
@@ -247,19 +247,21 @@ static int cutter_begin_chunk(struct cutter *cutter, uint32_t shard, uint64_t fi
     return 0;
 }
 
-/* Tensors are cut behind multiples of so many blocks, which are multiples of 32 bytes whatever the type. So all pieces
- * stand in slots at the alignment that their tensor has in the file, 32 bytes most often. */
+/* Tensors are cut only after a multiple of so many blocks. For every type this is a multiple of 32 bytes. So each piece
+ * has the same alignment in its slot as the tensor has in the file, which is 32 bytes in most files. */
 #define CUT_BLOCKS 32u
 
-/* How many of `blocks` blocks at `file_offset` the open chunk can take as one piece. Where workers make what the arena
- * gets, a piece is no larger than a part: of whole alignments, so that the slot has no gaps. */
+/* How many of `blocks` blocks at `file_offset` the open chunk can take as one piece. If the plan is not verbatim,
+ * workers decode into the slot: then a piece is not larger than a part, and its blocks are a multiple of PLAN_ALIGNMENT
+ * if possible, so that the slot has no gaps. */
 static uint64_t cutter_room(const struct cutter *cutter, uint32_t shard, uint64_t file_offset, uint64_t blocks,
                             uint64_t block_file_bytes, uint64_t block_arena_bytes)
 {
     const struct chunk *chunk = cutter->open;
     if (!chunk || chunk->shard != shard || file_offset < chunk->file_offset || file_offset < cutter->file_at)
         return 0;
-    /* Bytes that tensors share are in the slot, and in the device's copy of it, once only. */
+    /* The slot, and the device's copy of the slot, have each byte of the file only once. Bytes that a second tensor
+     * shares go into another chunk. */
     if (cutter->plan->verbatim && file_offset < chunk->file_offset + chunk->file_bytes)
         return 0;
     uint64_t used = cutter->plan->verbatim ? file_offset - chunk->file_offset : cutter->slot_used;
@@ -321,7 +323,7 @@ static int cutter_add_tensor(struct cutter *cutter, size_t index)
             if (r < 0)
                 return r;
             n = cutter_room(cutter, tensor->shard, file_offset, blocks - done, block_file, block_arena);
-            assert(n > 0); /* a slot holds a page and CUT_BLOCKS of the largest blocks at least */
+            assert(n > 0); /* a slot has room for at least a page and CUT_BLOCKS of the largest blocks */
         }
         int r = cutter_add_piece(cutter, index, file_offset, n * block_file, placement->offset + done * block_arena,
                                  n * block_arena);
@@ -350,7 +352,7 @@ int plan_cut(struct plan *plan, size_t slot_bytes, size_t part_bytes, bool verba
     for (size_t i = 0; i < model->n_tensors && r == 0; i++)
         r = cutter_add_tensor(&cutter, spans[i].tensor);
     free(spans);
-    if (r == 0) { /* they are kept as long as the model: without the room that they grew into */
+    if (r == 0) { /* the arrays live as long as the model, so free their unused entries */
         (void)pieces_resize(plan, plan->n_pieces ? plan->n_pieces : 1);
         array_trim(&plan->chunks, &plan->chunks_capacity, plan->n_chunks, sizeof(*plan->chunks));
     }
@@ -362,7 +364,7 @@ static uint64_t max(uint64_t a, uint64_t b)
     return a > b ? a : b;
 }
 
-/* Equal ranges of whole pages, the last one shorter. */
+/* Divides bytes into equal ranges of whole pages; the last range may be shorter. */
 static size_t divide_bytes(uint64_t bytes, size_t part_bytes, struct part *ret)
 {
     uint64_t each = max(part_bytes, (bytes + PLAN_PARTS_MAX - 1) / PLAN_PARTS_MAX);
@@ -373,13 +375,13 @@ static size_t divide_bytes(uint64_t bytes, size_t part_bytes, struct part *ret)
     return n;
 }
 
-/* A piece costs what it reads or what it makes, whichever is more. */
+/* The work for a piece: the bytes that it reads or the bytes that it writes, whichever are more. */
 static uint64_t piece_work(const struct plan *plan, size_t index)
 {
     return max(plan_piece_file_bytes(plan, index), plan->pieces[index].slot_bytes);
 }
 
-/* Each piece is in the part that its beginning would be in, were the work cut into equal lengths. */
+/* Divides the work into equal lengths. Each piece belongs to the part in which its work begins. */
 static size_t divide_pieces(const struct plan *plan, const struct chunk *chunk, size_t part_bytes, struct part *ret)
 {
     const size_t end = chunk->first_piece + chunk->n_pieces;
@@ -409,7 +411,7 @@ size_t plan_divide(const struct plan *plan, const struct chunk *chunk, size_t pa
                           : divide_pieces(plan, chunk, part_bytes, ret);
 }
 
-/* Gaps with less than this between them are cleared in one go: a call costs as much as clearing so many bytes. */
+/* Gaps with fewer bytes than this between them are joined: clearing so many bytes takes as long as one call. */
 #define GAPS_TOGETHER ((uint64_t)1 << 20)
 
 int plan_gaps(const struct plan *plan, struct extent **ret, size_t *ret_n)

@@ -30,7 +30,7 @@ static struct table_tensor table_tensor(const struct gguf_tensor *tensor, const 
     return entry;
 }
 
-/* For the caller to return. */
+/* Sets the fault from errno. Returns the error, which the caller returns. */
 static int call_failed(struct device_fault *fault, const char *call)
 {
     const int error = errno;
@@ -105,7 +105,7 @@ static int make_header(const struct plan *plan, struct publication *publication,
 
 /* --- JSON --- */
 
-/* An array that grows by one element after the other, so that there is never a tree of all of them. */
+/* The text of a JSON array. Elements are written one after another, so there is never a cJSON tree of all elements. */
 struct array {
     FILE *out;
     char *text;
@@ -123,8 +123,8 @@ static int array_begin(struct array *array)
     return 0;
 }
 
-/* Takes over the element, or NULL for one that memory was short for. Returns 0; -ENOSPC if with it there would be more
- * than `most` bytes; -ENOMEM. */
+/* Writes one element and deletes it. element: NULL if it could not be allocated. Returns 0; -ENOSPC if the array would
+ * then have more than `most` bytes; -ENOMEM. */
 static int array_add(struct array *array, cJSON *element, size_t most)
 {
     char *text = element ? cJSON_PrintUnformatted(element) : NULL;
@@ -143,7 +143,7 @@ static int array_add(struct array *array, cJSON *element, size_t most)
     return fits ? 0 : -ENOSPC;
 }
 
-/* Gives the text to the caller, who frees it. NULL if memory was short. */
+/* Ends the array and returns its text, which the caller frees. NULL if there was no memory. */
 static char *array_end(struct array *array)
 {
     fputc(']', array->out);

@@ -1,32 +1,31 @@
-/* What clients are given of a model besides its memory: the table of its tensors, as a sealed file in binary and as
- * JSON; the metadata as JSON, as much of it as people are told; and the file's header whole, as a sealed file.
+/* What clients get of a model besides its memory: the table of its tensors, as a sealed binary file and as JSON; the
+ * metadata as JSON, with long values cut; and the complete header of the file, as a sealed file.
  *
- * Made once, while the file is being read: a header may be large, and the loop has others to answer. Immutable then. */
+ * A worker makes the publication once, while the file is read. A header may be large, and the loop thread must not wait
+ * for it. Later it is immutable. */
 #pragma once
 
 #include "daemon/model/plan.h"
 
 #include <stddef.h>
 
-/* Of all metadata as JSON; entries beyond it are left out. */
+/* The most bytes of all metadata as JSON. Further entries are left out. */
 #define PUBLICATION_METADATA_MAX ((size_t)4 << 20)
 
 struct publication {
-    int table_fd;  /* sealed memfd, in the format of proto/table.h; -1: not made yet */
-    int header_fd; /* sealed memfd: the header as it stands in the file, of a split model in the first one; -1: as above
-                    */
-    char *tensors; /* an array of `Tensor` */
+    int table_fd;   /* sealed memfd, in the format of proto/table.h; -1: not made yet */
+    int header_fd;  /* sealed memfd: the header as in the file; of a split model, in the first one; -1: not made yet */
+    char *tensors;  /* an array of `Tensor` */
     char *metadata; /* an array of `Metadata` */
-    size_t n_left;  /* entries of metadata that are left out of it */
-    size_t bytes;   /* of memory that these take */
+    size_t n_left;  /* entries that `metadata` leaves out */
+    size_t bytes;   /* of memory that all of the above take */
 };
 
 #define PUBLICATION_NONE ((struct publication){.table_fd = -1, .header_fd = -1})
 
-/* worker. Makes all of it, which the caller gives back with publication_clear(). -ENOMEM; or, with the fault,
- * -EOVERFLOW for a table that is larger than any memory, or the errno of the call that made, filled or sealed its file.
- */
+/* worker. Makes the whole publication; the caller frees it with publication_clear(). -ENOMEM; or, with the fault,
+ * -EOVERFLOW if the size of the table overflows, or the errno of the call that made, filled or sealed a file. */
 int publication_make(const struct plan *plan, struct publication *ret, struct device_fault *ret_fault);
 
-/* Any thread. One that was cleared, or not made, is fine. */
+/* Frees a publication. Any thread. It may be cleared already, or PUBLICATION_NONE. */
 void publication_clear(struct publication *publication);

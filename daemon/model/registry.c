@@ -15,7 +15,7 @@ void registry_init(struct registry *registry, struct quota *quota)
     TAILQ_INIT(&registry->models);
 }
 
-/* The name of the model that the text means; NULL: it means none. */
+/* The model's name that equals the text; NULL if there is none. */
 static const struct model_name *name_meant(const struct model *model, const char *text)
 {
     const struct model_name *name;
@@ -27,7 +27,7 @@ static const struct model_name *name_meant(const struct model *model, const char
     return NULL;
 }
 
-/* "NAME#ID" with the model's id, and a name that it has, or has lost. */
+/* Whether the text is "NAME#ID" with the model's id, and NAME a name that it has, or had before it lost it. */
 static bool is_full_name(const struct model *model, const char *text)
 {
     char number[24];
@@ -41,7 +41,7 @@ static bool is_full_name(const struct model *model, const char *text)
     return model_has_name(model, name) || (strncmp(model->name, name, n) == 0 && model->name[n] == '#');
 }
 
-/* The better of two answers to what a name means. */
+/* Whether a found model is better than the best one so far; registry_find() says which is better. */
 static bool is_better(enum sight sight, const struct model_name *name, enum sight best_sight,
                       const struct model_name *best)
 {
@@ -58,7 +58,8 @@ struct model *registry_find(const struct registry *registry, const char *name, c
     enum sight best_sight = SIGHT_NONE;
     TAILQ_FOREACH(model, &registry->models, link)
     {
-        /* All that takes time comes before the names are compared. */
+        /* This is the slow part. It is done for every model, before names are compared, so that the time shows nothing
+         * about names. */
         const enum sight sight = model_sight(model, peer);
         if (sight == SIGHT_NONE)
             continue;
@@ -159,7 +160,7 @@ bool registry_unname(struct model *model, const char *name)
     return true;
 }
 
-/* All of a query but the forms. */
+/* Whether the model matches the query; its forms are not compared. */
 static bool is_of_source(const struct model *model, const struct registry_query *query)
 {
     const bool private = model->access == ACCESS_PRIVATE;
@@ -179,7 +180,7 @@ struct model *registry_find_source(const struct registry *registry, const struct
     return NULL;
 }
 
-/* The same path, or the same file by another. */
+/* Whether both have the same path, or the same file under different paths. */
 static bool is_of_place(const struct source *a, const struct source *b)
 {
     const struct identity *x = &a->files[0].identity, *y = &b->files[0].identity;
@@ -276,7 +277,7 @@ void registry_charge(struct model *model, struct device *host, uint64_t bytes)
 {
     const uint64_t due = registry_due(model, bytes);
     host->used += due;
-    atomic_fetch_add(&host->taken, due); /* it is: the caller has it */
+    atomic_fetch_add(&host->taken, due); /* the caller has allocated this memory already */
     model->kept += bytes;
     model->charged += due;
     quota_set(&model->quota, model->reserved + model->charged);

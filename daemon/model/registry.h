@@ -1,4 +1,22 @@
-/* The models that the daemon knows, by name and by identity; and the ledger of each device's memory.
+/* The models that the daemon knows, by name and by identity; and the changes of each device's ledger.
+ *
+ * These words for bytes are easy to confuse.
+ *
+ * Of a model (struct model):
+ *   reserved   its arena. In the ledger of its device, from before the arena is allocated until it is freed; of an
+ *              evicted model, until the eviction begins, because its bytes then belong to the load that needs them.
+ *   kept       the daemon's own memory for it: header, plan, publication. Always host memory.
+ *   charged    the part of `kept` beyond REGISTRY_KEPT_FREE. In the ledger of the host.
+ *   due        what the next registry_charge() would add to `charged`.
+ * `reserved` and `charged` together count for the quota of the user who loaded the model.
+ *
+ * Of a device (struct device):
+ *   used       its ledger: the sum of all that is reserved and charged there.
+ *   taken      the part of `used` that is allocated by now.
+ *   queued     what queued loads wait for. Not in `used`.
+ *
+ * Of host memory for copies of models that a GPU has no room for (struct residency):
+ *   cache_used its own ledger, limited by cache_size. Not in `used`.
  *
  * Loop thread only. */
 #pragma once
@@ -20,9 +38,10 @@ struct registry {
     uint64_t next_model;
     uint64_t next_name;
     uint64_t next_lease;
-    struct quota *quota; /* borrowed; NULL: nobody is counted */
+    struct quota *quota; /* borrowed; NULL: users have no quotas */
 
-    /* The owner's; may be NULL. Called after a lease ended, and after a model lost its memory with its device. */
+    /* The owner sets these; each may be NULL. lease_ended is called after a lease ended. model_failed is called after a
+     * model lost its memory because its device is lost. */
     void (*lease_ended)(void *context, struct model *model);
     void (*model_failed)(void *context, struct model *model);
     void *context;
@@ -30,79 +49,84 @@ struct registry {
 
 void registry_init(struct registry *registry, struct quota *quota);
 
-/* The model that a name means to this peer; NULL: it sees none. Of several that it sees it is the one that it loaded
- * itself; else one that it may read rather than one that it sees by trust; then one whose name a trusted user gave;
- * then the one that had the name first. "NAME#ID" means the model of that id, if NAME is, or was, a name of it. How
- * long this takes does not tell whether there is a model of that name which the peer does not see. */
+/* The model that a name means for this peer; NULL if it sees no such model. If the peer sees several models with this
+ * name, these rules choose, in this order: the model that the peer's user loaded; a model that the peer may read,
+ * before one that it sees only as a trusted user (trust.h); a model whose name a trusted user gave; the model that got
+ * the name first. "NAME#ID" means the model with this id, if NAME is or was one of its names. The time of this call
+ * does not show whether there is a model of this name that the peer does not see. */
 struct model *registry_find(const struct registry *registry, const char *name, const struct peer *peer);
 
-/* NULL if there is none. */
+/* The model with this id; NULL if there is none. */
 struct model *registry_find_id(const struct registry *registry, uint64_t id);
 
-/* The model that keeps this peer from giving the name to another one: one that it loaded, or may read. One that it does
- * not see, or sees by trust alone, keeps nobody from anything. NULL: there is none. */
+/* The model because of which this peer cannot give the name to another model; NULL if there is none. Only a model
+ * counts that the peer's user loaded, or that the peer may read, and that has the name or will take it. A model that
+ * the peer does not see, or sees only as a trusted user, does not count. */
 struct model *registry_holder(const struct registry *registry, const char *name, const struct peer *peer);
 
-/* Gives a model a further name, which it does not have. -EMLINK: it has MODEL_NAMES_MAX; -ENOMEM. */
+/* Gives a model one more name, which it must not have yet. -EMLINK: it has MODEL_NAMES_MAX names; -ENOMEM. */
 int registry_name(struct registry *registry, struct model *model, const char *name, uid_t uid);
 
-/* Gives a model the name that it takes: from the model that has it, of which it takes all names if it is to; `from`
- * NULL: that is gone. Who gave a name, and when, stays. -EMLINK or -ENOMEM: it has no name, and keeps the one that says
- * so. */
+/* Moves the name to->takes from the model `from` to the model `to`. all: moves all names of `from`. `from` is NULL if
+ * the old model is gone. A moved name keeps the user who gave it, and its age. -EMLINK or -ENOMEM: `to` has no name,
+ * and stays NAME#ID. */
 int registry_take_names(struct registry *registry, struct model *from, struct model *to, bool all);
 
-/* Takes a name that the model has away from it. Returns whether it has others. If not, it keeps this one. */
+/* Removes one of the model's names, if the model has others. Returns whether it has others. */
 bool registry_unname(struct model *model, const char *name);
 
-/* Which model is looked for: one made of these files, on one of these devices. */
+/* A query for a model that was made of these files and is on one of these devices. */
 struct registry_query {
     const struct source *source;
-    const struct forms *forms; /* asked for in these words */
-    const struct plan *plan;   /* or, unless NULL, with this outcome */
+    const struct forms *forms; /* the request's forms */
+    const struct plan *plan;   /* unless NULL: a model with the same result matches as well */
     const struct device_set *among;
-    const uid_t *owner; /* NULL, or the user whose private models alone count */
+    const uid_t *owner; /* NULL: models that are not private; else only private models of this user */
 };
 
-/* The model that is looked for; NULL if there is none. One that drains, whose device is lost, or whose
- * file has changed, does not count. */
+/* The model that the query describes; NULL if there is none. A model does not count if it drains, if its device is
+ * lost, or if its file has changed. */
 struct model *registry_find_source(const struct registry *registry, const struct registry_query *query);
 
-/* A model of the same kind, made of the same path or the same file when that had the same size: whether its bytes are
- * still the same, only comparing them tells. The first with an id greater than `after`; NULL if there is none. */
+/* A model that was made of the same path or the same file, with the same size, but the file was touched since. Only a
+ * comparison of the bytes can show whether they are still the same. Forms, devices and owner must match the query.
+ * Returns the first such model with an id greater than `after`; NULL if there is none. */
 struct model *registry_find_doubtful(const struct registry *registry, const struct registry_query *query,
                                      uint64_t after);
 
-/* A model of the same kind that was asked for in other words: whether it comes to the same, the plans tell. unplanned:
- * one that has no plan yet. */
+/* A model that matches the query but for its forms, which were requested with other words. Its plan shows whether the
+ * result is the same. unplanned: only a model that has no plan yet. */
 struct model *registry_find_other(const struct registry *registry, const struct registry_query *query, bool unplanned);
 
-/* Adds a model, which the registry then owns, with an id of its own, and with the name that stands in model->name; who
- * loaded it gave it that. One that takes a name later is called NAME#ID until then. -ENOMEM: it was not added. */
+/* Adds a model, which the registry then owns, and gives it an id. Its first name is model->name, given by the user who
+ * loaded it. If model->takes is set, the model has no name yet: it is called NAME#ID until it takes one. -ENOMEM: it
+ * was not added. */
 int registry_add(struct registry *registry, struct model *model);
 
-/* Takes a model out and frees what it holds in this process: file, header, plan, table. It has no arena, no lease and
- * no load any more, and its reservation was given back. */
+/* Removes a model and frees it with its file, header, plan and publication. Before, its arena must be freed, its
+ * reservation returned, and all its leases and its load must have ended. */
 void registry_remove(struct registry *registry, struct model *model);
 
-/* Enters `bytes` into the device's ledger for this model. Whether it has room is the caller's to know. */
+/* Adds `bytes` to the device's ledger for this model. The caller has checked that the ledger has room. */
 void registry_reserve(struct model *model, uint64_t bytes);
 
-/* Takes the model's bytes out of the device's ledger. */
+/* Removes all reserved bytes of the model from the device's ledger. */
 void registry_unreserve(struct model *model);
 
-/* What a model may take of the daemon's own memory for its header and the like before it is charged for it. */
+/* So many bytes of the daemon's own memory are free of charge for each model: for its header, plan and publication. */
 #define REGISTRY_KEPT_FREE ((uint64_t)1 << 20)
 
-/* Adds to what the daemon itself keeps of a model, and enters what goes beyond REGISTRY_KEPT_FREE into the ledger of
- * the host's memory, until the model is removed: a small file may have a large header. Whether the ledger has room is
- * the caller's to know. */
+/* Adds `bytes` to what the daemon itself keeps of a model. What exceeds REGISTRY_KEPT_FREE goes into the ledger of the
+ * host's memory until the model is removed, because a small file may have a large header. The caller has checked that
+ * the ledger has room. */
 void registry_charge(struct model *model, struct device *host, uint64_t bytes);
 
-/* How much that would enter. model: NULL for one that nothing is kept of yet. */
+/* How many bytes registry_charge() would add to the ledger. model: NULL for a model of which nothing is kept yet. */
 uint64_t registry_due(const struct model *model, uint64_t bytes);
 
-/* Takes what it was charged out of the ledger: the model goes, and nothing is charged to it any more. */
+/* Removes the charged bytes of the model from the ledger. For a model that is being removed: nothing may be charged to
+ * it later. */
 void registry_discharge(struct model *model);
 
-/* The device is lost: its resident models fail, and the owner is told of each. */
+/* The device is lost: its resident models become FAILED, and model_failed is called for each. */
 void registry_lose_device(struct registry *registry, struct device *device);

@@ -13,7 +13,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* What one pread() asks for at most; the kernel's own bound is 2 GiB less a page. */
+/* The most bytes of one pread(). The kernel's own limit is 2 GiB less a page. */
 #define READ_MAX (64u << 20)
 
 static int64_t nanoseconds(struct timespec time)
@@ -41,12 +41,12 @@ static void sort_files(const struct source *source, const struct identity **ret)
     qsort(ret, source->n_files, sizeof(*ret), file_compare);
 }
 
-/* The files of a split model may be given in any order. */
+/* Compares two sets of files: the files of a split model may be given in any order. */
 static bool same_files(const struct source *a, const struct source *b)
 {
     const struct identity **files = calloc(2 * a->n_files, sizeof(*files));
     if (!files)
-        return false; /* then it is loaded again, or not, for want of memory */
+        return false; /* no memory. The caller then loads the model again, or fails for lack of memory */
     sort_files(a, files);
     sort_files(b, files + a->n_files);
     bool same = true;
@@ -104,10 +104,10 @@ bool source_leads_to(const char *path, int fd)
            named.st_ino == opened.st_ino;
 }
 
-/* What the kernel says behind the path of a file whose name is gone, or never was. */
+/* The kernel adds this text to the path of a file that has no name any more, or never had one. */
 static const char deleted[] = " (deleted)";
 
-/* Takes that off, unless the file is really called so. */
+/* Removes the text " (deleted)" from the path, unless it is really part of the file's name. */
 static void strip_deleted(char *path, int fd)
 {
     const size_t n = strlen(path), length = sizeof(deleted) - 1;
@@ -167,7 +167,7 @@ int source_open_fds(const int *fds, size_t n, struct source **ret, struct device
     return 0;
 }
 
-/* Opens a file once it is known to be a regular one: opening a device can do things. A shard_open_fn. */
+/* Opens a file only if it is a regular one, because opening a device can have effects. A shard_open_fn. */
 static int open_regular(const char *path)
 {
     int place = open(path, O_PATH | O_CLOEXEC);
@@ -182,7 +182,7 @@ static int open_regular(const char *path)
     else if (!S_ISREG(st.st_mode))
         r = -EINVAL;
     else if ((r = open(link, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK)) < 0)
-        r = -errno; /* EWOULDBLOCK: somebody holds a lease, for which open() would wait the better part of a minute */
+        r = -errno; /* EWOULDBLOCK: a process has a lease (fcntl) on the file; a blocking open() could wait 45 s */
     close(place);
     return r;
 }
@@ -238,7 +238,7 @@ int source_reopen(const struct source *source, struct source **ret, struct devic
     return source_open_fds(fds, source->n_files, ret, ret_fault);
 }
 
-/* path: by which the file was known when it was opened; NULL: by which it is known now. */
+/* path: the path when the file was opened; NULL: the kernel's present path of the file is used. */
 static enum source_look file_look(const struct source_file *file, const char *path)
 {
     const struct identity *then = &file->identity;

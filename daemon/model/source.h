@@ -1,7 +1,7 @@
-/* The open file of a model, or files of a split one: what it is called, which files they are, and their bytes.
+/* The open file of a model, or the open files of a split model: path, identity and contents.
  *
- * The daemon keeps them open while the model is resident, so that Verify can read them again. Never mapped: a file that
- * is cut short meanwhile would be a SIGBUS.
+ * The daemon keeps the files open while the model is resident, so that Verify can read them again. It never maps them:
+ * if somebody made a mapped file shorter, reading it would raise SIGBUS.
  *
  * Blocking; meant for a worker thread. Reading is safe from several threads at once. */
 #pragma once
@@ -15,10 +15,11 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-/* Files that one model may be split into. */
+/* The most files of one split model. */
 #define SOURCE_FILES_MAX SHARDS_MAX
 
-/* Which file this is, and in which state: two opens of the same unchanged file give the same identity, by any path. */
+/* Says which file this is, and in which state. If the same unchanged file is opened twice, by any paths, both
+ * identities are equal. */
 struct identity {
     uint64_t dev;
     uint64_t ino;
@@ -33,68 +34,71 @@ struct source_file {
 };
 
 struct source {
-    unsigned references; /* the loop's, and those of workers who have the only one */
-    char *path;          /* of the first file, for people; NULL where it has none */
+    unsigned references; /* counted by the loop, or by a worker that has the only reference */
+    char *path;          /* of the first file, to show to people; NULL: it has none */
     uint64_t size;       /* of all files */
-    size_t n_files;      /* 1 but for split models */
+    size_t n_files;      /* 1, or more for a split model */
     struct source_file files[];
 };
 
-/* The same files in whatever order, with the same contents as far as sizes and times of modification tell. */
+/* Whether both have the same files, in any order, with equal sizes and modification times. Then the contents are taken
+ * to be equal. */
 bool source_equal(const struct source *a, const struct source *b);
 
-/* And nothing was done to them in between that moves the time of the inode's last change, as changing a mode or making
- * a link does as well. */
+/* Like source_equal(), and the inodes' change times (ctime) are equal as well. A new mode or a new link changes the
+ * ctime too. */
 bool source_same(const struct source *a, const struct source *b);
 
-/* As many files, each of the same size. */
+/* Whether both have the same number of files with the same sizes. */
 bool source_same_sizes(const struct source *a, const struct source *b);
 
-/* Takes over the descriptors, also when it fails. n is 1 to SOURCE_FILES_MAX. -EINVAL: not a regular file; -EBADF: not
- * open for reading; or an errno of the call that the fault names. */
+/* Makes a source of open files. Takes over the descriptors, also when it fails. n: 1 to SOURCE_FILES_MAX. -EINVAL: not
+ * a regular file; -EBADF: not open for reading; or the errno of the call that the fault names. */
 int source_open_fds(const int *fds, size_t n, struct source **ret, struct device_fault *ret_fault);
 
-/* Opens an absolute path; if that is the first file of a split model, the others as well, as shards_find() finds them.
- * As above, and the errors of that and of open(). */
+/* Opens an absolute path. If it is the first file of a split model, opens the other files as well; shards_find() finds
+ * them. Errors are those of source_open_fds(), shards_find() and open(). */
 int source_open_path(const char *path, struct source **ret, struct device_fault *ret_fault);
 
-/* The files that are open already, as they are now. Errors are those of source_open_fds(). */
+/* Makes a new source of the same open files, with their present sizes and times. Errors are those of
+ * source_open_fds(). */
 int source_reopen(const struct source *source, struct source **ret, struct device_fault *ret_fault);
 
-/* What the paths of files lead to that were opened earlier. */
+/* What the paths of a source's files lead to now. */
 enum source_look {
-    SOURCE_THERE,   /* to these files, untouched; or to nothing, or nobody knows */
-    SOURCE_TOUCHED, /* to these files, of the same sizes, but they were touched: what is in them may have changed */
-    SOURCE_OTHER,   /* to other files, or to files of other sizes */
+    SOURCE_THERE,   /* to these files, not touched; or to nothing, or this is not known */
+    SOURCE_TOUCHED, /* to these files, with the same sizes, but they were touched: their contents may have changed */
+    SOURCE_OTHER,   /* to other files, or the sizes have changed */
 };
 
 enum source_look source_look(const struct source *source);
 
-/* Loop. Keeps it for one more; returns it. */
+/* Loop. Adds a reference and returns the source. */
 struct source *source_ref(struct source *source);
 
-/* Gives one reference up, and with the last one the source. NULL is fine. */
+/* Gives up one reference; the last one frees the source. NULL is allowed. */
 void source_free(struct source *source);
 
-/* Reads exactly `size` bytes of a file. -ESTALE if it has fewer by now; or the errno of pread(). */
+/* Reads exactly `size` bytes of a file. -ESTALE if the file is now too short; or the errno of pread(). */
 int source_read(const struct source *source, size_t file, uint64_t offset, void *dst, size_t size,
                 struct device_fault *ret_fault);
 
-/* 0 if all files still have the size and the time of modification that they had when they were opened, -ESTALE if not,
- * or an errno of fstat(). */
+/* 0 if all files have the same size and modification time as when they were opened; -ESTALE if not; or the errno of
+ * fstat(). */
 int source_check(const struct source *source, struct device_fault *ret_fault);
 
-/* As source_check(), and nothing touched them meanwhile: the time of modification can be set back, that of the inode's
- * last change cannot. Moving or linking a file touches it as well. A change through a mapping of a file in a tmpfs
- * moves no time at all; only Verify finds it. */
+/* Like source_check(), and compares the inodes' change times (ctime) as well: a program can set a modification time
+ * back, but not a ctime. Moving or linking a file changes its ctime too. A write through a mapping of a file in a tmpfs
+ * changes no time; only Verify finds such a change. */
 int source_check_untouched(const struct source *source, struct device_fault *ret_fault);
 
-/* The path that the kernel knows an open file by, without links, or knew it by; NULL if there is none. For free(). */
+/* The kernel's path of an open file, without symbolic links; if the file has no name any more, its last path. NULL if
+ * there is none. The caller frees it. */
 char *source_fd_path(int fd);
 
-/* The path still leads to the open file. It does not to one that has no name any more, or never had: such a file is
- * open here because somebody passed its descriptor, and is nobody else's to be found through /proc. */
+/* Whether the path leads to the open file. False if the file has no name any more, or never had one. Such a file is
+ * open here because a client passed its descriptor; other clients must not reach it through a path in /proc. */
 bool source_leads_to(const char *path, int fd);
 
-/* worker. Reads the headers of all files, and joins them: split_read() says what it returns. */
+/* worker. Reads the headers of all files and joins them. Returns what split_read() returns. */
 int source_read_headers(const struct source *source, struct gguf **ret, struct gguf_fault *ret_fault, size_t *ret_file);

@@ -12,9 +12,8 @@
 #include <inttypes.h>
 #include <string.h>
 
-/* Adds how the client gets at the memory: a descriptor beside the reply, or a handle. Returns the number of
- * descriptors.
- */
+/* Adds to the reply how the client can map the memory: with a descriptor that is sent beside the reply, or a handle.
+ * Returns the number of descriptors. */
 static size_t add_export(cJSON *reply, const struct device_export *export, int *fds)
 {
     size_t n = 0;
@@ -32,7 +31,7 @@ static size_t add_export(cJSON *reply, const struct device_export *export, int *
     return n;
 }
 
-/* NULL after the call was answered without one. */
+/* Returns a lease for the call; or NULL after the call was answered without a lease. */
 static struct lease *grant(struct registry *registry, struct model *model, struct call *call, bool binary)
 {
     struct lease *lease = NULL;
@@ -59,7 +58,7 @@ static struct lease *grant(struct registry *registry, struct model *model, struc
     }
     const cJSON *name = cJSON_GetObjectItemCaseSensitive(call->parameters, "name");
     if (cJSON_IsString(name) && model_has_name(model, name->valuestring))
-        lease->name = strdup(name->valuestring); /* without memory for it: the model's own */
+        lease->name = strdup(name->valuestring); /* if memory is short, NULL: the model's own name is used */
     return lease;
 }
 
@@ -94,5 +93,5 @@ void attach_grant(struct registry *registry, struct events *events, struct model
     log_debug("conn=%" PRIu64 " model=%s lease=%" PRIu64 " granted", conn_id(call->conn), model->name, lease->id);
     events_emit(events, "attached", model, NULL);
     if (!call_reply(call, reply, fds, n_fds))
-        lease_end(lease); /* the client does not know its number */
+        lease_end(lease); /* the reply was not queued: the client will not learn the lease's id */
 }

@@ -10,7 +10,7 @@ struct registry;
 
 #include <cjson/cJSON.h>
 
-/* Answers a call that wants a lease: with one, if the model is resident, or with the reason why not. `reply` is
- * consumed: what the answer has beside a lease's; NULL: nothing. */
+/* Answers a call that wants a lease: with a lease if the model is resident, else with an error. reply: further members
+ * of the answer, or NULL; it is consumed. */
 void attach_grant(struct registry *registry, struct events *events, struct model *model, struct call *call,
                   cJSON *reply);

@@ -1,6 +1,6 @@
-/* Writes what the daemon knows as the JSON types of the interface.
+/* Makes the JSON types of the interface from the daemon's own structs.
  *
- * Loop thread only. Results are the caller's. */
+ * Loop thread only. The caller owns the results. */
 #pragma once
 
 #include "daemon/device/device.h"
@@ -16,7 +16,7 @@ struct progress {
     uint64_t elapsed_ns;
 };
 
-/* Where the time of a load went; `Phases` in the interface. total_ns is 0 until the load is over. */
+/* The time that each phase of a load took; `Phases` in the interface. total_ns is 0 until the load is over. */
 struct phases {
     uint64_t total_ns;
     uint64_t parse_ns;
@@ -39,7 +39,7 @@ void describe_phases(cJSON *reply, const struct model *model, const struct phase
 cJSON *describe_loading(const struct model *model, const struct progress *progress);
 cJSON *describe_progress(const char *state, const struct progress *progress);
 
-/* Parameters of errors; others are in wire/errors.h. call: what cannot be done. */
+/* Parameters of errors; others are in wire/errors.h. call: the operation that fails. */
 cJSON *describe_device_lost(const struct device *device, const char *call);
 cJSON *describe_busy(const struct model *model);
 cJSON *describe_unsupported(const struct gguf_tensor *tensor);

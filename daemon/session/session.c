@@ -11,7 +11,7 @@ struct session {
     struct lease_holder holder;
     int *files; /* open, for the next Load or Plan */
     size_t n_files;
-    struct quota_charge charge; /* for them */
+    struct quota_charge charge; /* for `files` */
 };
 
 int session_opened(struct conn *conn, void *context)
@@ -87,7 +87,7 @@ struct lease_holder *session_holder(const struct conn *conn)
     return &session->holder;
 }
 
-/* What the client knows the model by, whatever has become of its name. */
+/* The name by which the client knows the model, also if the model has lost this name. */
 static const char *known_name(const struct lease *lease, char name[MODEL_NAME_SIZE])
 {
     strcpy(name, lease->name ? lease->name : lease->model->name);

@@ -1,4 +1,5 @@
-/* A client's leases, and what it was told about them. Each connection has one session, which ends with it.
+/* A client's leases, and which draining models the client was told about. Each connection has one session, which ends
+ * with the connection.
  *
  * Loop thread only. */
 #pragma once
@@ -11,19 +12,19 @@
 int session_opened(struct conn *conn, void *context);
 void session_closed(struct conn *conn, void *context);
 
-/* Adds "draining" to a reply: the names of models that this client holds leases on, is asked to let go, and was not
- * told of yet. A name counts as told once a reply with it was queued. */
+/* Adds "draining" to a reply: the names of draining models on which this client holds leases, and which it was not told
+ * about yet. They tell the client to detach. A name counts as told when a reply with the name was queued. */
 void session_replying(struct conn *conn, cJSON *parameters);
 void session_replied(struct conn *conn, bool queued);
 
-/* Keeps descriptors for the client's next Load or Plan: a model may have more files than a message carries. They are
- * taken over, also when it fails. Returns how many there are by now; -E2BIG: more than `most`, -EDQUOT and the limit:
- * more than the user may have; -ENOMEM. */
+/* Keeps descriptors for the client's next Load or Plan: a model may have more files than one message can carry. Takes
+ * the descriptors over, also when it fails. Returns how many the session has now; -E2BIG: more than `most`; -EDQUOT and
+ * the limit: more than the user may have; -ENOMEM. */
 int session_add_files(struct conn *conn, struct quota *quota, const int *fds, size_t n, size_t most,
                       uint64_t *ret_limit);
 
-/* Gives them to the caller: as many as it returns. `fds` has room for all. */
+/* Gives the kept descriptors to the caller, and returns their number. `fds` has room for all. */
 size_t session_take_files(struct conn *conn, int *fds);
 
-/* Holds the leases of the client at this connection. */
+/* The holder of the leases of this connection's client. It lives as long as the connection. */
 struct lease_holder *session_holder(const struct conn *conn);

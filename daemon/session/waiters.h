@@ -52,5 +52,5 @@ struct call *waiters_take_any(struct waiters *waiters, enum waiter_kind *ret_kin
 /* Appends all calls to those of another load, which they join. */
 void waiters_move(struct waiters *from, struct waiters *to);
 
-/* Sends a reply to each call that takes several. `describe` is called for each, and makes the parameters. */
+/* Sends a reply to each call that accepts several replies (`more`). `describe` makes the reply for each of them. */
 void waiters_tell(struct waiters *waiters, cJSON *(*describe)(void *context), void *context);

@@ -29,8 +29,9 @@ def commands(title, number=0):
 
 
 def commands_of_first_screen():
-    """Those before the first section."""
-    return lines_of(fenced(README.split("\n## ")[0], "sh")[0])
+    """The lines with `./setup` before the first section."""
+    blocks = fenced(README.split("\n## ")[0], "sh")
+    return [line for block in blocks for line in lines_of(block) if line.startswith("./setup")]
 
 
 def c_program():

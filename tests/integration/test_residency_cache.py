@@ -1,6 +1,7 @@
 """Host memory as the second tier: what a GPU has no room for, on tests/fake_hip and the module as it is built."""
 import os
 import time
+from pathlib import Path
 
 import make_model
 import pytest
@@ -9,6 +10,7 @@ from harness import (
     USER,
     Gate,
     client_of,
+    daemon_program,
     fake_gpu_folder,
     load,
     load_fd,
@@ -243,7 +245,9 @@ def test_cache_gives_its_memory_back(start_gpu, models):
         assert anonymous_bytes(daemon) > before + 4 * SIZE
         for name in "abcde":
             client.call("Unload", name=name)
-        wait_until(lambda: anonymous_bytes(daemon) < before + SIZE)
+        # A sanitizer keeps some of what was freed: ASAN_OPTIONS in the harness says how much.
+        kept = 16 * MIB if b"__asan_init" in Path(daemon_program()).read_bytes() else 0
+        wait_until(lambda: anonymous_bytes(daemon) < before + SIZE + kept)
 
 
 def test_no_cache_unless_asked_for(start_gpu, models):

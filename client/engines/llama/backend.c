@@ -1,5 +1,6 @@
-/* The registry that ggml gets: a device for each memory that weights can be in. ROCmForge is the first GPU, or the host
- * if there is none; ROCmForge1 and on are further GPUs; ROCmForge_Host is the host beside a GPU. */
+/* The registry that ggml gets from us. It has one device for each memory that weights can be in. ROCmForge is the first
+ * GPU, or the host if there is no GPU. ROCmForge1, ROCmForge2 and so on are further GPUs. ROCmForge_Host is the
+ * host. */
 #include "client/engines/llama/backend.h"
 
 #include "client/engines/llama/say.h"
@@ -156,15 +157,16 @@ static void *registry_get_proc_address(struct ggml_backend_reg *reg, const char 
 
 /* --- reading ahead --- */
 
-/* llama.cpp has the kernel read all of a file that it maps, and waits for that, although no byte of it is used here. It
- * does not on a NUMA machine, and asks the CPU's registry whether this is one; that is the only question that this
- * answer is for. So it says yes while a model is loaded for us, and buffer.c takes the advice for random access, which
- * goes with it, back from whatever is read after all. ROCMFORGE_PREFETCH=1 leaves the question alone. */
+/* llama.cpp makes the kernel read a whole file that it maps, and waits for that. With resident weights this is a waste,
+ * because these bytes are not used. On a NUMA machine llama.cpp does not do it. It asks the CPU's registry whether the
+ * machine is NUMA, and uses the answer only for this. So we answer yes while a model is loaded for us. On NUMA
+ * llama.cpp also advises the kernel that access is random; buffer.c takes that advice back if bytes of the file are
+ * read after all. With ROCMFORGE_PREFETCH=1 we do not change the answer. */
 static void *(*cpu_get_proc_address)(struct ggml_backend_reg *reg, const char *name);
 static bool (*cpu_is_numa)(void);
 
-/* Whether a file, of text parts that end with NUL bytes, names a buffer type of ours: "-ot .*=ROCmForge", where
- * llama-bench takes the "=" out. */
+/* Whether a file of /proc with NUL-terminated strings has a name of our buffer types, as in "-ot .*=ROCmForge". Does
+ * not look for the "=", because llama-bench overwrites it. */
 static bool names_us(const char *path)
 {
     static char text[COMMAND_LINE_MAX];

@@ -1,4 +1,5 @@
-/* What the files of the plug-in for one version of ggml's interface share. They are compiled once for each version. */
+/* Declarations for the files of the plug-in that depend on the version of ggml's interface. These files are compiled
+ * once for each version. */
 #pragma once
 
 #if RF_GGML_API == 2
@@ -8,7 +9,7 @@
 #endif
 #include "client/engines/llama/engine.h"
 
-/* Names of what is not static, so that both versions fit in one library. */
+/* Functions that are not static get the version in their name, so that both versions can be in one library. */
 #define VERSIONED_(name, version)  name##_api##version
 #define VERSIONED__(name, version) VERSIONED_(name, version)
 #define VERSIONED(name)            VERSIONED__(name, RF_GGML_API)
@@ -16,17 +17,17 @@
 #define gpu_wrap                   VERSIONED(gpu_wrap)
 #define buffer_alloc               VERSIONED(buffer_alloc)
 
-/* A buffer type of ours, and the device of type CPU that makes it known: one supports no operation, so that nothing is
- * computed on it. */
+/* One of our buffer types, and the device that offers it to the engine. The device has the type CPU and supports no
+ * operation, so the engine computes nothing on it. */
 struct place {
     struct ggml_backend_device device;
     struct ggml_backend_buffer_type buft;
-    struct ggml_backend_buffer_type *real; /* what it stands for: the CPU's, or a GPU's */
+    struct ggml_backend_buffer_type *real; /* the buffer type that it replaces: of the CPU or of a GPU */
     const struct engine *engine;
     char name[32];
     char pci[32]; /* of the GPU; empty: host memory */
-    /* What a GPU's backend takes for its own: the device's index and a std::string, as it was checked to have them. The
-     * room behind is zeros. */
+    /* A copy of the start of a GPU buffer type's context, so that the GPU's backend takes ours for its own: the
+     * device's index and a std::string. gpu_wrap() checks this layout. The bytes after it are 0. */
     struct {
         int index;
         const char *text;
@@ -35,9 +36,9 @@ struct place {
     } likeness;
 };
 
-/* Makes place->buft what the GPU's backend computes on, by the name in place->name. False after it said why that cannot
- * be. */
+/* Makes place->buft a buffer type that the GPU's backend can compute on, with the name place->name. If this is not
+ * possible, tells the user why and returns false. */
 bool gpu_wrap(struct place *place, struct ggml_backend_device *gpu);
 
-/* An alloc_buffer() of ggml's interface; the buffer type is one of a place's. */
+/* alloc_buffer() of ggml's interface. The buffer type must belong to a struct place. */
 struct ggml_backend_buffer *buffer_alloc(struct ggml_backend_buffer_type *buft, size_t size);

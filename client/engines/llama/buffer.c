@@ -1,12 +1,14 @@
-/* Buffers whose tensors are resident bytes.
+/* Buffers whose tensors point to resident bytes.
  *
- * An engine allocates a buffer for all tensors of a type, gives each an address in it, and then sets each to bytes of
- * the file that it has mapped. Here the addresses are placeholders that nobody can read, and setting a tensor decides:
- * bytes of a resident model's file make `data` point to the resident ones, after name, type, shape and size were
- * compared, and nothing is copied. Any other bytes get real memory: of the host within the placeholder, of a GPU a
- * buffer of its own. So no tensor ever has other bytes than the engine set.
+ * An engine allocates one buffer for all tensors of a buffer type, and gives each tensor an address in it. Then it sets
+ * each tensor to bytes of the file, which it has mapped. Here these addresses are placeholders that cannot be read.
+ * What a tensor gets is decided when the engine sets it. If the bytes come from a resident model's file, and name,
+ * type, shape and size are equal, tensor->data is changed to point to the resident bytes, and nothing is copied.
+ * Otherwise the tensor gets memory of its own: on the host the placeholder becomes real memory, on a GPU a new buffer
+ * is allocated. So a tensor never has other bytes than the engine set.
  *
- * An engine allocates and sets on one thread at a time for each model, but may load several: one lock for all. */
+ * For each model an engine allocates and sets tensors in one thread at a time. It may load several models at once, so
+ * one lock protects everything here. */
 #include "client/engines/llama/backend.h"
 #include "client/engines/llama/say.h"
 #include "client/engines/llama/weights.h"
@@ -18,13 +20,13 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define ALIKE_MAX 3u /* tensors whose own memory is told of one by one */
+#define ALIKE_MAX 3u /* so many tensors that are not shared are named one by one */
 
-/* A tensor of a GPU that has memory of its own. */
+/* A tensor on a GPU that is not shared and has its own memory. */
 struct own {
     struct own *next;
     const struct ggml_tensor *tensor;
-    struct ggml_backend_buffer *buffer; /* the real device's */
+    struct ggml_backend_buffer *buffer; /* of the real device */
 };
 
 struct buffer {
@@ -33,10 +35,10 @@ struct buffer {
     unsigned char *base; /* the placeholder: address space without memory */
     size_t size;
     struct own *own;
-    struct ggml_backend_buffer *shell; /* a small real one, whose functions read a GPU's memory; NULL: not needed yet */
+    struct ggml_backend_buffer *shell; /* a small real buffer, see shell_of(); NULL: not made yet */
     size_t n_own;
     size_t own_bytes;
-    bool advised; /* the engine's mapping is read in the ordinary way from now on */
+    bool advised; /* the kernel was told that the engine's mapping is not read at random */
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -83,7 +85,7 @@ static void own_tell(struct buffer *buffer, const struct ggml_tensor *tensor, co
         say("others are not shared either");
 }
 
-/* The pages that the tensor lies on become readable; they hold zeros. */
+/* Makes the tensor's pages readable and writable. They hold zeros at first. */
 static bool own_make_host(struct buffer *buffer, struct ggml_tensor *tensor)
 {
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), start = (uintptr_t)tensor->data & ~(page - 1);
@@ -104,12 +106,12 @@ static bool own_make_gpu(struct buffer *buffer, struct ggml_tensor *tensor)
     buffer->own = own;
     tensor->data = memory->iface.get_base(memory);
     if (memory->iface.init_tensor)
-        memory->iface.init_tensor(memory, tensor); /* zeros behind the rows */
+        memory->iface.init_tensor(memory, tensor); /* writes zeros after the rows */
     return true;
 }
 
-/* Has a placeholder become memory. There is no way to tell the engine that it cannot be had: what it would compute
- * then is wrong, so the process ends, as ggml itself has it end. */
+/* Gives the tensor its own memory. If there is no memory the process ends, as in ggml itself: this interface cannot
+ * report an error to the engine, and the engine would compute wrong results. */
 static void own_make(struct buffer *buffer, struct ggml_tensor *tensor, const char *reason)
 {
     own_tell(buffer, tensor, reason);
@@ -131,7 +133,8 @@ static void own_write(struct buffer *buffer, struct ggml_tensor *tensor, const v
 
 /* --- reading --- */
 
-/* The real backend's functions read any memory of the device: they go by the address. */
+/* A real buffer of the device. Its functions can read any memory of the device, because they use only the tensor's
+ * address. */
 static struct ggml_backend_buffer *shell_of(struct buffer *buffer)
 {
     struct ggml_backend_buffer_type *real = buffer->place->real;
@@ -156,7 +159,7 @@ static void buffer_get_tensor(struct ggml_backend_buffer *ggml, const struct ggm
 {
     struct buffer *buffer = ggml->context;
     pthread_mutex_lock(&lock);
-    /* What was never set has no bytes. */
+    /* A tensor that was never set has no memory yet. */
     if (on_host(buffer) && is_placeholder(buffer, tensor->data))
         own_make(buffer, root_of(tensor), "it was read before it was set");
     read_tensor(buffer, tensor, data, offset, size);
@@ -165,7 +168,8 @@ static void buffer_get_tensor(struct ggml_backend_buffer *ggml, const struct ggm
 
 /* --- setting --- */
 
-/* Resident bytes that are written to become the tensor's own first: they are other processes' too. */
+/* For a shared tensor that the engine writes to: copies the resident bytes into the tensor's own memory first, because
+ * other processes use the resident bytes too. */
 static void own_take_over(struct buffer *buffer, struct ggml_tensor *tensor)
 {
     size_t size = buffer->place->engine->nbytes(tensor);
@@ -182,7 +186,7 @@ static void own_take_over(struct buffer *buffer, struct ggml_tensor *tensor)
             abort();
         }
         own_tell(buffer, tensor, "the engine changes it");
-        tensor->data = memory; /* it stays until the process ends: engines do not do this to weights */
+        tensor->data = memory; /* never freed: engines do not write to weights, so this is rare */
     } else
         own_make(buffer, tensor, "the engine changes it");
     own_write(buffer, tensor, copy, 0, size);
@@ -203,7 +207,8 @@ static struct weights_tensor description(const struct buffer *buffer, const stru
     };
 }
 
-/* The engine's mapping may have been made for random access, see backend.c: from here on it is read. */
+/* The engine may have advised the kernel that its mapping is read at random, see backend.c. Now its bytes are needed,
+ * so take this advice back. */
 static void advise(struct buffer *buffer)
 {
     const struct open_files *files = weights_files(buffer->weights);
@@ -212,7 +217,7 @@ static void advise(struct buffer *buffer)
     buffer->advised = true;
 }
 
-/* Has a tensor that is to be set whole point to resident bytes, if those are what it is to be set to. */
+/* Makes a tensor point to resident bytes, if these are the bytes that the engine sets the whole tensor to. */
 static bool share(struct buffer *buffer, struct ggml_tensor *tensor, const void *data, const char **reason)
 {
     const struct weights_tensor want = description(buffer, tensor, data);
@@ -232,7 +237,7 @@ static void set_tensor(struct buffer *buffer, struct ggml_tensor *tensor, const 
         const struct weights_tensor want = description(buffer, tensor, data);
         const void *resident;
         if (whole && weights_find(buffer->weights, &want, &resident, &reason) == 0 && resident == tensor->data)
-            return; /* set to the same again */
+            return; /* set to the same bytes again */
         ptrdiff_t inside = (unsigned char *)tensor->data - (unsigned char *)root->data;
         own_take_over(buffer, root);
         tensor->data = (unsigned char *)root->data + inside;
@@ -275,7 +280,7 @@ static void *buffer_get_base(struct ggml_backend_buffer *ggml)
     return ((struct buffer *)ggml->context)->base;
 }
 
-/* With ROCMFORGE_STRICT=1 a tensor that is not resident is refused while the engine can still be told. */
+/* With ROCMFORGE_STRICT=1 a tensor that is not resident is refused here, because later calls cannot report an error. */
 static int buffer_init_tensor(struct ggml_backend_buffer *ggml, struct ggml_tensor *tensor)
 {
     struct buffer *buffer = ggml->context;
@@ -295,12 +300,12 @@ static int buffer_init_tensor(struct ggml_backend_buffer *ggml, struct ggml_tens
 static bool buffer_cpy_tensor(struct ggml_backend_buffer *ggml, const struct ggml_tensor *src, struct ggml_tensor *dst)
 {
     (void)ggml, (void)src, (void)dst;
-    return false; /* ggml copies by get and set then */
+    return false; /* then ggml copies with get_tensor and set_tensor */
 }
 
 static void buffer_clear(struct ggml_backend_buffer *ggml, uint8_t value)
 {
-    (void)ggml, (void)value; /* what is not set has no bytes */
+    (void)ggml, (void)value; /* a tensor that was not set has no memory */
 }
 
 static void buffer_free(struct ggml_backend_buffer *ggml)
@@ -332,7 +337,7 @@ static const struct ggml_backend_buffer_i buffer_interface = {
     .clear = buffer_clear,
 };
 
-/* What the engine gets where weights cannot be shared: the real device's memory. */
+/* The buffer if weights cannot be shared: memory of the real device. */
 static struct ggml_backend_buffer *alloc_ordinary(const struct place *place, size_t size, enum weights_state state)
 {
     if (state == WEIGHTS_OTHER && say_strict()) {

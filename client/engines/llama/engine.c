@@ -25,7 +25,7 @@ int engine_find(const void *caller, struct engine *ret)
     void *object = NULL;
     if (dladdr(caller, &info) != 0 && info.dli_fname)
         object = dlopen(info.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
-    if (!object) /* the program itself: the name that it was started by leads nowhere */
+    if (!object) /* ggml is in the program itself, whose name may not be a path */
         object = dlopen(NULL, RTLD_LAZY);
     struct engine engine;
     if (!find(object, "ggml_version", &engine.version) ||
@@ -35,7 +35,7 @@ int engine_find(const void *caller, struct engine *ret)
         !find(object, "ggml_backend_buffer_init", &engine.buffer_init) ||
         !find(object, "ggml_backend_buffer_free", &engine.buffer_free))
         return -ENOENT;
-    *ret = engine; /* the object stays referenced, as its functions are kept */
+    *ret = engine; /* the object is never closed, because its functions stay in use */
     return 0;
 }
 

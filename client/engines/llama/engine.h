@@ -1,4 +1,4 @@
-/* The functions of ggml that the plug-in calls, found in the process that loaded it. */
+/* The functions of ggml that the plug-in calls. They are looked up in the process that loaded the plug-in. */
 #pragma once
 
 #include "client/engines/llama/ggml_api.h"
@@ -14,14 +14,15 @@ struct engine {
     void (*buffer_free)(struct ggml_backend_buffer *buffer);
 };
 
-/* Finds the functions in the object that contains `caller`, an address of ggml's code, and in what that object needs:
- * a process may have several ggml, and its symbols need not be global. 0; or -ENOENT after it said what is missing. */
+/* Looks up the functions in the library that contains `caller`, an address in ggml's code, and in the libraries that it
+ * needs. A process may have several copies of ggml, and their symbols may not be global. 0; or -ENOENT, and the user is
+ * told which function is missing. */
 int engine_find(const void *caller, struct engine *ret);
 
-/* The engine is of this version of the interface, "0.26.", 3, and lays out tensors as declared here. False after it
- * said why not, or without a word if it is only of another release. */
+/* Whether the engine has this release and version of the interface, for example "0.26." and 3, and the tensor layout
+ * that is declared here. If only the release differs, returns false without a message; else the user is told why. */
 bool engine_check(const struct engine *engine, const char *release, int api_version);
 
-/* A plug-in for one version. Both return NULL after they said why. Called once. */
+/* Start the plug-in for one version of the interface. Return NULL on failure, and the user is told why. Called once. */
 struct ggml_backend_reg *backend_start_api2(const struct engine *engine);
 struct ggml_backend_reg *backend_start_api3(const struct engine *engine);

@@ -1,4 +1,5 @@
-/* What ggml loads: looks which version of its interface the engine has, and hands over to the plug-in for that one. */
+/* The entry point that ggml calls. Finds out which version of the interface the engine has, and starts the plug-in for
+ * this version. */
 #include "client/engines/llama/engine.h"
 #include "client/engines/llama/say.h"
 
@@ -8,7 +9,7 @@ struct ggml_backend_reg *ggml_backend_init(void)
 {
     static struct engine engine;
     static struct ggml_backend_reg *reg;
-    if (reg) /* the library stays loaded, and may be asked again */
+    if (reg) /* ggml may call this more than once */
         return reg;
     if (engine_find(__builtin_return_address(0), &engine) < 0)
         return NULL;

@@ -1,9 +1,9 @@
-/* What the plug-in uses of ggml's backend interface, the same in every version that it knows: declarations of an
- * interface, so that no header of ggml is needed to build.
+/* The parts of ggml's backend interface that the plug-in uses and that are the same in all supported versions. They are
+ * declared here so that the build needs no header of ggml.
  *
  * Source: ggml 0.25.3 and 0.26.0, ggml/include/ggml.h, ggml/include/ggml-backend.h and ggml/src/ggml-backend-impl.h.
- * The layouts are checked against the running engine in engine.c before anything else is done. Members that are not
- * used here are declared as `ggml_unused`. */
+ * engine.c first compares the layouts with the running engine. Members that the plug-in does not use are declared as
+ * `ggml_unused`. */
 #pragma once
 
 #include <stdbool.h>
@@ -37,7 +37,7 @@ struct ggml_tensor {
     char padding[8];
 };
 
-/* What ggml_tensor_overhead() adds to a tensor. */
+/* Bytes that ggml_tensor_overhead() adds to the size of a tensor. */
 #define GGML_OBJECT_BYTES 32
 
 struct ggml_backend_buffer_i {
@@ -57,7 +57,8 @@ struct ggml_backend_buffer_i {
     ggml_unused reset;
 };
 
-/* Made by ggml_backend_buffer_init() and freed by ggml_backend_buffer_free() only: they are C++ objects. */
+/* These are C++ objects: only ggml_backend_buffer_init() may make one, and only ggml_backend_buffer_free() may free
+ * one. */
 struct ggml_backend_buffer {
     struct ggml_backend_buffer_i iface;
     struct ggml_backend_buffer_type *buft;

@@ -1,5 +1,6 @@
-/* A GPU's buffer type in our likeness. ggml-cuda and ggml-hip, which are one source, know their buffer types by the
- * function that names them and by the device; and they read the context: the device's index, then a std::string. */
+/* Makes a buffer type that a GPU's backend accepts as its own. ggml-cuda and ggml-hip are built from the same source.
+ * They recognise their buffer types by the get_name function and by the device. They also read the context, which
+ * begins with the device's index and a std::string. */
 #include "client/engines/llama/backend.h"
 #include "client/engines/llama/say.h"
 
@@ -8,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* "CUDA0", "ROCm1": the index, or -1. */
+/* The index in a name like "CUDA0" or "ROCm1"; -1 if there is none. */
 static int index_of(const char *name)
 {
     size_t letters = 0;
@@ -17,7 +18,7 @@ static int index_of(const char *name)
     return letters > 0 && isdigit((unsigned char)name[letters]) ? atoi(name + letters) : -1;
 }
 
-/* The context is as this file says. */
+/* Whether the context has the layout that is described above. */
 static bool context_is_known(struct ggml_backend_buffer_type *real, int index)
 {
     const char *name = real->iface.get_name(real);
@@ -50,7 +51,7 @@ bool gpu_wrap(struct place *place, struct ggml_backend_device *gpu)
     place->likeness.text = place->name;
     place->likeness.length = strlen(place->name);
     place->real = real;
-    place->buft = *real; /* sizes and alignment are asked of the real one's functions */
+    place->buft = *real; /* the real buffer type's functions answer for sizes and alignment */
     place->buft.context = &place->likeness;
     place->buft.iface.alloc_buffer = buffer_alloc;
 #if GGML_API_VERSION >= 3

@@ -11,7 +11,7 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
-#define START_BYTES 65536 /* of a file: what kind it is stands there */
+#define START_BYTES 65536 /* of a file's start, which are searched for the kind of the file */
 
 /* A line of /proc/self/maps. */
 struct map_line {
@@ -39,7 +39,7 @@ static bool path_leads_to(const char *path, dev_t dev, ino_t ino)
     return path[0] == '/' && stat(path, &status) == 0 && status.st_dev == dev && status.st_ino == ino;
 }
 
-/* File systems with subvolumes number their devices otherwise in maps than in stat(): there the path decides. */
+/* On file systems with subvolumes, /proc/self/maps and stat() have different device numbers. Then the path decides. */
 static bool map_is_of(const struct map_line *line, const struct open_file *file)
 {
     if (line->inode != file->ino)
@@ -78,8 +78,9 @@ static void each_range(void *context, const struct map_line *line)
     add_range(context, line);
 }
 
-/* A model: an adapter has other things to say of itself, and is no model. The engine's own reads do not notice: pread()
- * leaves the position alone. A file that is open for direct reading takes whole aligned blocks only. */
+/* Whether the file is a model: a GGUF file without the key "adapter.type", which adapters have. pread() does not move
+ * the file position, so the engine's own reads are not disturbed. The buffer is aligned because a file that is open
+ * with O_DIRECT can only be read in whole aligned blocks. */
 static bool is_model(int fd, struct stat *ret)
 {
     static _Alignas(4096) char start[START_BYTES]; /* one thread at a time */
@@ -133,7 +134,8 @@ static int file_at(const struct open_files *files, uintptr_t at)
     return -1;
 }
 
-/* A mapping that was locked or advised upon in part has several ranges: the bytes between lie in them too. */
+/* If a part of a mapping was locked or advised, the kernel lists it as several ranges that follow each other. So it is
+ * enough to look up the first and the last byte. */
 int open_files_at(const struct open_files *files, const void *data, size_t size)
 {
     int file = file_at(files, (uintptr_t)data);
@@ -156,7 +158,7 @@ void open_files_advise(const struct open_files *files, size_t file, bool soon)
         const struct open_range *range = &files->ranges[i];
         if (range->file != file)
             continue;
-        /* Advice only: nothing is lost where it is not taken. */
+        /* This is only advice. If the call fails, nothing is wrong. */
         (void)madvise((void *)range->start, range->end - range->start, MADV_NORMAL);
         if (soon)
             (void)madvise((void *)range->start, range->end - range->start, MADV_WILLNEED);

@@ -1,5 +1,5 @@
-/* Which models' GGUF files this process has open and mapped: what an engine that loads a model has at that moment.
- * Adapters (LoRA) are none. */
+/* Finds the GGUF files of models that this process has open and mapped. An engine has them open while it loads a model.
+ * Adapters (LoRA) do not count as models. */
 #pragma once
 
 #include <limits.h>
@@ -8,20 +8,20 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-#define OPEN_FILES_MAX  64u  /* more are not looked at */
-#define OPEN_RANGES_MAX 256u /* of memory, in all */
+#define OPEN_FILES_MAX  64u  /* more files are ignored */
+#define OPEN_RANGES_MAX 256u /* of memory, of all files together */
 
 /* A GGUF file that is open. */
 struct open_file {
-    int fd; /* the engine's: not ours to close */
+    int fd; /* belongs to the engine: we must not close it */
     dev_t dev;
     ino_t ino;
     off_t size;
     bool mapped;         /* whole or in part */
-    char path[PATH_MAX]; /* as the kernel names it; empty: that path leads elsewhere by now */
+    char path[PATH_MAX]; /* the kernel's path; empty: this path no longer leads to the file */
 };
 
-/* Memory that is mapped from one of them. */
+/* Memory that is mapped from one of the files. */
 struct open_range {
     uintptr_t start, end;
     size_t file; /* index into the files */
@@ -43,7 +43,8 @@ int open_files_at(const struct open_files *files, const void *data, size_t size)
 /* Index of the open file that `path` leads to; -1: none. */
 int open_files_find(const struct open_files *files, const char *path);
 
-/* Tells the kernel that the mappings of the file are read in the ordinary way, and soon if `soon`. */
+/* Tells the kernel that the mappings of the file are not read at random (MADV_NORMAL), and if `soon`, that they will be
+ * read soon. */
 void open_files_advise(const struct open_files *files, size_t file, bool soon);
 
 /* Whether the byte at `address` is memory that this process may write to. */

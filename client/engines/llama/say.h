@@ -1,11 +1,11 @@
-/* What the plug-in tells the engine's user: lines on standard error. */
+/* Messages of the plug-in to the engine's user: lines on standard error. */
 #pragma once
 
 #include <stdbool.h>
 
-/* Writes "rocmforge: ", the text and a newline. Control characters in it, which a file's name may have, become '?'.
+/* Writes "rocmforge: ", the text and a newline. Control characters in the text become '?'; file names may have them.
  * Any thread. */
 void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-/* ROCMFORGE_STRICT=1: what would be loaded in the ordinary way is refused. */
+/* Whether ROCMFORGE_STRICT is set, for example to 1: then a load that cannot share weights is refused. */
 bool say_strict(void);

@@ -13,19 +13,19 @@
 #include <sys/time.h>
 #include <unistd.h>
 
-#define MODELS_MAX      8u  /* that are open at the same moment */
-#define NAMES_MAX       16u /* that are tried for a model whose own name is taken */
-#define RACES_MAX       3u  /* how often a model may go between its load and its attach */
-#define SILENCE_SECONDS 120 /* after which a daemon that does not answer counts as lost */
+#define MODELS_MAX      8u  /* that one load of the engine can have */
+#define NAMES_MAX       16u /* names that are tried if a model's own name is taken */
+#define RACES_MAX       3u  /* attempts, if a model is unloaded between its load and its attach */
+#define SILENCE_SECONDS 120 /* if the daemon does not answer for so long, it counts as lost */
 #define PADDING_MAX     4096u
 
 struct model {
     const char *path; /* of its file, for messages */
     rf_model *model;
     char name[RF_NAME_SIZE];
-    uint64_t id;                  /* that the load told */
-    bool of_file[OPEN_FILES_MAX]; /* it is made of these */
-    bool compare;                 /* it was named: its bytes have to be compared with the file's */
+    uint64_t id;                  /* from the reply to the load */
+    bool of_file[OPEN_FILES_MAX]; /* true for the files that it is made of */
+    bool compare;                 /* ROCMFORGE_MODEL named it: its bytes must be compared with the file's */
 };
 
 struct weights {
@@ -80,7 +80,7 @@ static int device_reply(void *context, const char *parameters, int continues, in
     return 0;
 }
 
-/* Names the daemon's device that is this GPU: both count them in their own way. */
+/* Finds the daemon's name of the GPU by its PCI address, because ggml and the daemon number GPUs differently. */
 static int device_find(rf_client *client, struct device_search *search)
 {
     if (!search->pci) {
@@ -99,13 +99,14 @@ static int device_find(rf_client *client, struct device_search *search)
 
 /* --- one model --- */
 
-/* Marks the files that the model is made of; its first one is `first`. Writes where the library is to open it. */
+/* Marks the files that the model is made of. first: index of its first file. path: set to the path that the client
+ * library must open. */
 static int model_take_files(struct weights *weights, struct model *model, size_t first, char path[static PATH_MAX])
 {
     const struct open_file *file = &weights->files.files[first];
     unsigned n = shard_count(file->path);
     model->of_file[first] = true;
-    if (n == 1) { /* a descriptor leads to the very file, whatever its path leads to by now */
+    if (n == 1) { /* opens the same file even if its path now leads to another one */
         snprintf(path, PATH_MAX, "/proc/self/fd/%d", file->fd);
         return 0;
     }
@@ -137,18 +138,19 @@ static int load_reply(void *context, const char *parameters, int continues, int 
     return 0;
 }
 
-/* It is not there yet: the user learns why this start takes longer. */
+/* The model is not resident yet. Tells the user why this start takes longer. */
 static int load_progress(void *context, const rf_progress *progress)
 {
     struct model *model = context;
     if (model->path && progress->total > 0) {
         say("the daemon loads %s, %.1f MB", model->path, (double)progress->total / 1e6);
-        model->path = NULL; /* once */
+        model->path = NULL; /* so that this is told once */
     }
     return 0;
 }
 
-/* "x", then "x-native", "x-native-2" and so on: another form of the same file may have the first. */
+/* Makes the name for an attempt: "x", then "x-native", "x-native-2" and so on. A model of the same file in another form
+ * may have the first name. */
 static void name_try(const char *path, unsigned attempt, char name[static RF_NAME_SIZE])
 {
     char own[MODEL_NAME_MAX + 1], suffix[32] = "";
@@ -160,7 +162,7 @@ static void name_try(const char *path, unsigned attempt, char name[static RF_NAM
     snprintf(name, RF_NAME_SIZE, "%.*s%s", (int)(RF_NAME_SIZE - 1 - strlen(suffix)), own, suffix);
 }
 
-/* Has the file resident, and model->name and ->id say as what. */
+/* Loads the file if it is not resident. Sets model->name and model->id to the resident model's. */
 static int model_load(struct weights *weights, struct model *model, size_t first, const char *path, const char *device)
 {
     char name[RF_NAME_SIZE];
@@ -197,7 +199,7 @@ static int model_attach(struct weights *weights, struct model *model, size_t fir
         r = rf_attach(weights->client, model->name, &model->model);
         if (r == 0 && rf_model_id(model->model) == model->id)
             return 0;
-        /* It went in between, and another may have its name. */
+        /* The model was unloaded in between, and another model may have its name now. */
         rf_detach(r == 0 ? model->model : NULL);
         model->model = NULL;
         if (r < 0 && r != -ENOENT && r != -EBUSY)
@@ -288,7 +290,7 @@ void weights_close(struct weights *weights)
 
 /* --- tensors --- */
 
-/* ggml has four dimensions; those that a file has beyond them are 1. */
+/* ggml has four dimensions. If the file has more, all further ones must be 1. */
 static bool same_shape(const rf_tensor *have, const int64_t shape[static 4])
 {
     for (uint32_t i = 0; i < RF_DIMS_MAX; i++) {
@@ -304,7 +306,8 @@ static uint64_t elements(const int64_t shape[static 4])
     return (uint64_t)shape[0] * (uint64_t)shape[1] * (uint64_t)shape[2] * (uint64_t)shape[3];
 }
 
-/* An engine may see rows otherwise than the file has them, which moves no byte as long as rows stay whole. */
+/* Whether both have the same number of elements. An engine may give a tensor another shape than the file; its bytes
+ * stay in the same order. */
 static bool reshaped(const rf_tensor *have, const int64_t shape[static 4])
 {
     uint64_t n = 1;
@@ -313,10 +316,10 @@ static bool reshaped(const rf_tensor *have, const int64_t shape[static 4])
     return n == elements(shape);
 }
 
-/* Whether the resident bytes are the file's, all of them. */
+/* Whether all resident bytes are equal to the file's. */
 static bool same_bytes(const rf_model *model, const rf_tensor *tensor, const void *data)
 {
-    static unsigned char part[1 << 20]; /* the callers are one at a time */
+    static unsigned char part[1 << 20]; /* only one thread at a time calls this */
     for (uint64_t at = 0; at < tensor->bytes; at += sizeof(part)) {
         size_t n = tensor->bytes - at < sizeof(part) ? (size_t)(tensor->bytes - at) : sizeof(part);
         if (rf_model_read(model, tensor->offset + at, part, n) < 0 ||

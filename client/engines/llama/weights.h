@@ -1,9 +1,10 @@
-/* The weights of the models that an engine is loading, as a daemon keeps them resident.
+/* The resident weights of the models that an engine loads.
  *
- * A model is known by its file: the one that the engine has open goes to the daemon as a descriptor, and the daemon
- * joins what is resident of that very file (device, inode, size, times). No name can bring in other bytes.
+ * A model is identified by its file. The plug-in passes the engine's open file to the daemon, as a descriptor. The
+ * daemon finds the resident model of the same file: same device, inode, size and times. So a wrong name cannot lead to
+ * other bytes.
  *
- * One thread at a time calls these, for all of them. */
+ * Only one thread at a time may call these functions, even for different weights. */
 #pragma once
 
 #include "client/engines/llama/open_files.h"
@@ -17,40 +18,42 @@ struct weights;
 
 enum weights_state {
     WEIGHTS_READY,
-    WEIGHTS_NONE,  /* no model file is open: the engine allocates something else, an adapter say */
-    WEIGHTS_OTHER, /* they cannot be had, which was said with the reason */
+    WEIGHTS_NONE,  /* no model file is open: the engine allocates something else, for example an adapter */
+    WEIGHTS_OTHER, /* the weights cannot be shared; the user was told why */
 };
 
-/* Attaches to each model whose file the engine has open and mapped; loads it first if it is not resident. `pci`: the
- * GPU that is to have it, as ggml names it, "0000:c1:00.0"; NULL: host memory. Writes *ret if WEIGHTS_READY. */
+/* Attaches to each model whose file the engine has open and mapped. Loads a model first if it is not resident. pci: PCI
+ * address of the GPU for the weights, as ggml writes it: "0000:c1:00.0"; NULL: host memory. Writes *ret if
+ * WEIGHTS_READY. */
 enum weights_state weights_open(const char *pci, struct weights **ret);
 
-/* A daemon answers. For what is only to be quicker: says nothing if none does. */
+/* Whether a daemon answers. Gives no message if none does, because the caller only wants to save time. */
 bool weights_daemon_answers(void);
 
-/* What a tensor of the engine's has to be to be found. */
+/* What weights_find() looks for: a tensor as the engine describes it. */
 struct weights_tensor {
     const char *name;
     uint32_t type;    /* ggml's */
     int64_t shape[4]; /* fastest dimension first */
     size_t bytes;
-    size_t padding;   /* zero bytes that have to stand behind it */
-    const void *data; /* the file's bytes, as the engine has them mapped; NULL: not known yet */
+    size_t padding;   /* zero bytes that must follow the tensor */
+    const void *data; /* the file's bytes in the engine's mapping; NULL: not known yet */
 };
 
-/* Finds the resident bytes of a tensor: 0, and *ret lives until weights_close(). -ENOENT: the file at `data` is no
- * model's here, or has no such tensor; -EINVAL: another type, shape, size or form, or `reason` says what else. */
+/* Finds the resident bytes of a tensor. Returns 0, and *ret is valid until weights_close(); -ENOENT: `data` is not in
+ * the file of one of these models, or the model has no such tensor; -EINVAL: the tensor has another type, shape, size,
+ * form, padding or other bytes. On an error *reason is a static text. */
 int weights_find(const struct weights *weights, const struct weights_tensor *tensor, const void **ret,
                  const char **reason);
 
-/* Whether the pointer is into resident bytes. */
+/* Whether the pointer points into resident bytes. */
 bool weights_has(const struct weights *weights, const void *data);
 
-/* What the engine has of the weights' files: to know which bytes come from them. */
+/* The open files and mappings of the engine, when the weights were opened. */
 const struct open_files *weights_files(const struct weights *weights);
 
-/* "a of x.gguf on host": what is shared, for a line to the user. Static, until the next call. */
+/* "x (253.0 MB on host)": the models that are shared, for a message to the user. Static; valid until the next call. */
 const char *weights_text(const struct weights *weights);
 
-/* Detaches. NULL is fine. */
+/* Detaches from all models and frees the weights. NULL is allowed. */
 void weights_close(struct weights *weights);

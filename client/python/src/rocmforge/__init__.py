@@ -1,4 +1,4 @@
-"""The weights of resident models, in place: a client of rocmforged.
+"""A client of rocmforged: gives access to the weights of resident models without copying them.
 
     import rocmforge
 
@@ -8,7 +8,7 @@
             m.numpy("output_norm.weight")          # read-only, nothing is copied
             m.get_tensor("output.weight", "pt")    # torch, on the device where the model is
 
-`rocmforge.aio` is the same for asyncio, `rocmforge.transformers` makes ready models.
+`rocmforge.aio` is the same client for asyncio. `rocmforge.transformers` makes models of transformers.
 """
 
 from ._metadata import MetadataUnavailable

@@ -1,4 +1,4 @@
-"""What the methods of the wire are called with: the same for the client that blocks and for that of asyncio."""
+"""The parameters of the wire's methods, for the blocking client and for the asyncio client."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 from ._files import Paths, first, link_name
 from .replies import FormRule
 
-# Forms by patterns of names; of those that match, the last holds.
+# Forms by patterns of names. If several patterns match, the last one is used.
 Forms = Union[None, Mapping[str, str], Sequence[FormRule]]
 
 
 def seconds(value: Optional[float]) -> Optional[float]:
-    """A deadline. ValueError: it is none."""
+    """Checks a deadline. ValueError: it is not valid."""
     if value is not None and not (value > 0 and math.isfinite(value)):
         raise ValueError(f"a deadline is so many seconds from now, and not {value}")
     return value
@@ -38,7 +38,7 @@ def load(
     deadline: Optional[float],
     trace: bool,
 ) -> Dict[str, Any]:
-    """The parameters of Load. Without descriptors the daemon opens the path."""
+    """The parameters of Load. Without descriptors, the daemon opens the path itself."""
     return {
         **_file(path, fds),
         "name": name or (link_name(path) if fds is not None else None),
@@ -93,23 +93,23 @@ def rules(forms: Forms) -> Optional[List[FormRule]]:
     return list(forms)
 
 
-# As many descriptors as a message can carry.
+# The most descriptors in one message.
 FDS_MAX = 253
 
 
 def _file(path: Paths, fds: Optional[List[int]]) -> Dict[str, Any]:
     if fds is None:
         return {"path": os.path.abspath(os.fspath(first(path)))}
-    # Those before the last so many are brought by AddFiles.
+    # AddFiles brings the descriptors before the last FDS_MAX.
     return {"fds": list(range(min(len(fds), FDS_MAX))), "added": max(len(fds) - FDS_MAX, 0) or None}
 
 
 def added(fds: Sequence[int]) -> List[Sequence[int]]:
-    """What calls of AddFiles bring, before a call that brings the last FDS_MAX."""
+    """The descriptors for each call of AddFiles. The call itself then brings the last FDS_MAX descriptors."""
     before = len(fds) - FDS_MAX
     return [fds[begin : min(begin + FDS_MAX, before)] for begin in range(0, before, FDS_MAX)]
 
 
 def without_draining(reply: Mapping[str, Any]) -> Dict[str, Any]:
-    """A reply less what every reply may have: on_draining() tells that."""
+    """A reply without the field that every reply may have about draining models. on_draining() reports it."""
     return {key: value for key, value in reply.items() if key != "draining"}

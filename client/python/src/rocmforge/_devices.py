@@ -1,4 +1,4 @@
-"""Which of the GPUs that this process sees a model is on, as this process counts them."""
+"""Finds the number of a model's GPU, as this process counts its GPUs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _found: Dict[Tuple[str, Optional[str]], int] = {}
 
 
 def ordinal(kind: str, pci: Optional[str], address: int) -> int:
-    """The number of the device that has this memory. Error: it cannot be told."""
+    """The number of the device that has this memory. Error: the number cannot be found."""
     key = (kind, pci)
     if key not in _found or pci is None:
         number = _cuda(address) if kind == "cuda" else _hip(pci)
@@ -49,7 +49,9 @@ def _hip(pci: Optional[str]) -> Optional[int]:
 
 
 def _mapped(name: str) -> Optional[str]:
-    """The path of a library that this process has loaded: its number differs between versions of ROCm."""
+    """The path of a library that this process has loaded. The number in its file name differs between versions of
+    ROCm.
+    """
     with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
         for line in maps:
             path = line.rstrip("\n").split(None, 5)[5:]

@@ -1,8 +1,9 @@
-"""DLPack capsules, made with ctypes: a tensor's memory for whoever takes part in that protocol, without a copy.
+"""Makes DLPack capsules with ctypes: they give a tensor's memory to another library without a copy.
 
-The structs are those of dlpack.h, version 1. Each lives in `_exports` until its consumer calls the deleter, which it may
-do from any thread, with the interpreter's lock or without: ctypes takes the lock. After the interpreter's end nobody can
-take it, so at exit every struct that is still out gets no deleter, which consumers must expect, and none is freed.
+The structs are those of dlpack.h, version 1. `_exports` keeps each struct until its consumer calls the deleter. The
+consumer may call it from any thread, with or without the interpreter's lock, because ctypes takes the lock. After the
+interpreter's end the lock cannot be taken. So at exit the deleter of every struct that is still in use is set to NULL,
+which the protocol allows, and these structs are never freed.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class _Tensor(Structure):
 
 
 class _Managed(Structure):
-    """DLManagedTensor; the dimensions behind it are ours."""
+    """DLManagedTensor. The dimensions after it are our addition."""
 
     _fields_ = [
         ("tensor", _Tensor),
@@ -55,7 +56,7 @@ class _Managed(Structure):
 
 
 class _ManagedVersioned(Structure):
-    """DLManagedTensorVersioned; the dimensions behind it are ours."""
+    """DLManagedTensorVersioned. The dimensions after it are our addition."""
 
     _fields_ = [
         ("major", c_uint32),
@@ -72,7 +73,7 @@ class _ManagedVersioned(Structure):
 _python = ctypes.PyDLL(None)
 _new = _python.PyCapsule_New
 _new.restype, _new.argtypes = py_object, [c_void_p, c_void_p, c_void_p]
-# By its address: the capsule that a destructor gets must not be counted again.
+# Takes the capsule's address: a destructor's capsule must not get a new reference.
 _is_valid = _python.PyCapsule_IsValid
 _is_valid.restype, _is_valid.argtypes = c_int, [c_void_p, c_char_p]
 _pointer = _python.PyCapsule_GetPointer
@@ -80,10 +81,10 @@ _pointer.restype, _pointer.argtypes = c_void_p, [c_void_p, c_char_p]
 _keep = _python.Py_IncRef
 _keep.restype, _keep.argtypes = None, [py_object]
 
-# Each struct that is out, by its address, and what keeps the memory that it tells of.
+# Each struct that is in use, by its address, and the object that keeps its memory.
 _exports: Dict[int, Tuple[Any, Any]] = {}
 
-# A capsule keeps the pointer to its name.
+# A capsule keeps only a pointer to its name, so the names must live here.
 _NAME, _NAME_VERSIONED = b"dltensor", b"dltensor_versioned"
 _name = ctypes.create_string_buffer(_NAME)
 _name_versioned = ctypes.create_string_buffer(_NAME_VERSIONED)
@@ -100,7 +101,7 @@ def _destroy(
     pointer: Any = _pointer,
     names: Tuple[bytes, bytes] = (_NAME, _NAME_VERSIONED),
 ) -> None:
-    """Of a capsule that nobody took the tensor out of; who does so renames it."""
+    """Called for a capsule whose tensor was never taken. A consumer that takes the tensor renames the capsule."""
     for name in names:
         if is_valid(capsule, name):
             exports.pop(pointer(capsule, name), None)
@@ -111,7 +112,7 @@ _delete_callback, _destroy_callback = _callback(_delete), _callback(_destroy)
 _delete_pointer = ctypes.cast(_delete_callback, c_void_p).value
 _destroy_pointer = ctypes.cast(_destroy_callback, c_void_p).value
 
-# Called as long as anything is out, perhaps when this module is gone already.
+# May be called as long as a struct is in use, even when this module is gone already.
 for _immortal in (_delete_callback, _destroy_callback, _exports, _name, _name_versioned, _Managed, _ManagedVersioned):
     _keep(_immortal)
 
@@ -134,8 +135,8 @@ def capsule(
     versioned: bool,
     flags: int,
 ) -> Any:
-    """A PyCapsule "dltensor", or "dltensor_versioned" with flags, of contiguous elements at an address. `keeps` lives
-    until the consumer is done."""
+    """A PyCapsule "dltensor", or "dltensor_versioned" with flags, of contiguous elements at an address. `keeps` is kept
+    alive until the consumer has finished."""
     managed: Any = _ManagedVersioned() if versioned else _Managed()
     stride = 1
     for i in range(len(shape) - 1, -1, -1):

@@ -1,4 +1,4 @@
-"""Element types: what a tensor's form and type are called by NumPy, PyTorch and DLPack."""
+"""Element types: the names of a tensor's form and type in NumPy, PyTorch and DLPack."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Dtype(NamedTuple):
     typestr: Optional[str]  # of the array interface; None: it has none
 
 
-# By the form that the daemon names, or the type of what it keeps as the file has it.
+# By the daemon's name of the form, or for native tensors by the type in the file.
 _DTYPES: Dict[str, Dtype] = {
     "f64": Dtype("float64", 8, _FLOAT, "<f8"),
     "f32": Dtype("float32", 4, _FLOAT, "<f4"),
@@ -35,8 +35,8 @@ BLOCKS = Dtype("uint8", 1, _UINT, "|u1")
 
 
 def array_type(form: str, type_: str, shape: Tuple[int, ...], nbytes: int) -> Tuple[Dtype, Tuple[int, ...]]:
-    """The element type and the shape that an array of a tensor's bytes has. Of blocks: uint8, and a row's bytes in
-    place of its elements; of a type that cannot be told apart into rows, all bytes in one dimension."""
+    """The element type and the shape of an array of a tensor's bytes. For blocks: uint8, and the last dimension is the
+    bytes of a row. If the type has no known rows, all bytes are in one dimension."""
     dtype = _DTYPES.get(type_ if form == "native" else form)
     if dtype is not None:
         return dtype, shape
@@ -49,7 +49,7 @@ def array_type(form: str, type_: str, shape: Tuple[int, ...], nbytes: int) -> Tu
 
 
 def numpy_dtype(dtype: Dtype) -> Any:
-    """NumPy's dtype. UnsupportedDtype: it needs ml_dtypes, which is not installed."""
+    """NumPy's dtype. UnsupportedDtype: the type needs ml_dtypes, which is not installed."""
     import numpy
 
     if dtype.typestr is not None:
@@ -64,7 +64,7 @@ def numpy_dtype(dtype: Dtype) -> Any:
 
 
 def torch_dtype(dtype: Dtype) -> Any:
-    """PyTorch's dtype. UnsupportedDtype: this PyTorch has none."""
+    """PyTorch's dtype. UnsupportedDtype: this PyTorch has no such type."""
     import torch
 
     try:

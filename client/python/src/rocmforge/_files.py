@@ -1,4 +1,4 @@
-"""Opens what a model's path stands for: one file, or all of a split model."""
+"""Opens the files of a model's path: one file, or all files of a split model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from typing import ContextManager, Iterator, List, Optional, Sequence, Union
 
 Path = Union[str, "os.PathLike[str]"]
-# Of a model: its file, the first of a split one's, or all of them.
+# A model's file, the first file of a split model, or all its files.
 Paths = Union[Path, Sequence[Path]]
 
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf\Z", re.ASCII)
@@ -18,7 +18,7 @@ _NAME_MAX = 127
 
 
 def first(path: Paths) -> Path:
-    """The path that a model is named by. ValueError: there is none."""
+    """The path that a model gets its name from. ValueError: there is no path."""
     if isinstance(path, (str, os.PathLike)):
         return path
     if not path:
@@ -27,7 +27,9 @@ def first(path: Paths) -> Path:
 
 
 def shard_paths(path: Paths) -> List[str]:
-    """The files of a split model whose first one this is, in order; else the path itself, or those that are given."""
+    """The files of a model, in order. If the path is the first file of a split model: all its files. Else the path
+    itself, or the given paths.
+    """
     if not isinstance(path, (str, os.PathLike)):
         return [os.fspath(one) for one in path]
     text = os.fspath(path)
@@ -39,8 +41,8 @@ def shard_paths(path: Paths) -> List[str]:
 
 
 def link_name(paths: Paths) -> Optional[str]:
-    """What a model is called whose path is a symbolic link: as the link, which the daemon, that gets a descriptor,
-    cannot see. None: the path is none."""
+    """The name for a model whose path is a symbolic link: the name of the link. The daemon gets a descriptor, so it
+    cannot see the link. None: the path is not a link."""
     text = os.fspath(first(paths))
     if not os.path.islink(text):
         return None
@@ -56,11 +58,13 @@ def link_name(paths: Paths) -> Optional[str]:
 
 @contextmanager
 def opened(path: Paths) -> Iterator[List[int]]:
-    """Descriptors of the files, open until the end of the `with`. OSError; ValueError: one is no regular file."""
+    """Descriptors of the files, open until the end of the `with`. OSError; ValueError: one of them is not a regular
+    file.
+    """
     fds: List[int] = []
     try:
         for name in shard_paths(path):
-            # Whoever opens a pipe that nobody writes to waits for ever, but for O_NONBLOCK.
+            # Without O_NONBLOCK, opening a pipe that has no writer would wait for ever.
             fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
             fds.append(fd)
             if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -72,5 +76,5 @@ def opened(path: Paths) -> Iterator[List[int]]:
 
 
 def opened_or_not(path: Paths, by_path: bool) -> ContextManager[Optional[List[int]]]:
-    """opened(); or None, where the daemon is to open the path itself."""
+    """Like opened(). Gives None if the daemon should open the path itself."""
     return nullcontext(None) if by_path else opened(path)

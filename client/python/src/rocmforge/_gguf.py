@@ -1,6 +1,6 @@
-"""Reads the metadata of a GGUF file: every key and value, uncut.
+"""Reads the complete metadata of a GGUF file: every key and value.
 
-The daemon's Show cuts long arrays and strings, so that a tokenizer cannot be made of what it tells.
+The daemon's Show cuts long arrays and strings, so its reply is not enough to make a tokenizer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Callable, Dict, List, Union
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _STRING, _ARRAY = 8, 9
-# By the number that the file has: struct's letter, which is array.array's, too.
+# By the type's number in the file: its letter in struct, which array.array uses, too.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _CHUNK = 8 << 20
 _DEPTH_MAX = 4
@@ -23,11 +23,11 @@ Value = Union[int, float, bool, str, List[Any]]
 
 
 class InvalidGguf(ValueError):
-    """This is no header of a GGUF file."""
+    """The file does not begin with a valid GGUF header."""
 
 
 class _Source:
-    """The beginning of a file, read as it is needed: `data` grows, and offsets stay. Or all of a header."""
+    """The bytes of a header. From a file they are read as needed: `data` grows, and offsets stay valid."""
 
     def __init__(self, file: Union[BinaryIO, bytes]) -> None:
         self.data = bytearray(file) if isinstance(file, bytes) else bytearray()
@@ -36,7 +36,7 @@ class _Source:
         self._left = os.fstat(self._file.fileno()).st_size if self._file else 0
 
     def need(self, size: int) -> int:
-        """Sees to it that so many bytes are there, moves behind them, and returns where they begin."""
+        """Makes sure that so many bytes were read, moves past them, and returns the offset of their start."""
         begin, end = self.at, self.at + size
         while len(self.data) < end:
             want = min(max(_CHUNK, end - len(self.data)), self._left)
@@ -60,7 +60,9 @@ class _Source:
 
 
 def _strings(source: _Source, count: int) -> List[str]:
-    """As text() for each of a quarter of a million, with less between."""
+    """Reads an array of strings. The same as text() for each, but faster: a vocabulary has up to a quarter of a
+    million.
+    """
     result: List[str] = []
     unpack = struct.Struct("<Q").unpack_from
     append = result.append
@@ -118,8 +120,8 @@ def _value(source: _Source) -> Value:
 def read_metadata(
     file: Union[BinaryIO, bytes], check: Callable[[int], bool] = lambda tensors: True
 ) -> Dict[str, Value]:
-    """Key and value of all that a file's header, or the bytes of one, says; arrays become lists. `check` is given the
-    number of tensors first. InvalidGguf, OSError."""
+    """All keys and values of a header, which is given as a file or as bytes. Arrays become lists. `check` is called
+    first, with the number of tensors. InvalidGguf, OSError."""
     source = _Source(file)
     begin = source.need(4)
     if source.data[begin : begin + 4] != _MAGIC:

@@ -1,7 +1,8 @@
-"""librocmforge through ctypes: what client/rocmforge.h declares, as far as this package needs it.
+"""librocmforge through ctypes: the functions of client/rocmforge.h that this package needs.
 
-The library does what Python should not: it checks what the daemon hands out, maps the memory of a host or a GPU, and
-unmaps it when the device is done with it. All else goes over the wire from Python, where a signal can interrupt it.
+The library checks the files that the daemon passes, maps the memory of the host or a GPU, and unmaps it when the device
+has finished with it. Python is not suited for this. All other calls go over the wire from Python, where a signal can
+interrupt them.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ _FUNCTIONS: Dict[str, Any] = {
     "rf_model_find": (c_int, c_void_p, c_char_p, POINTER(CTensor)),
 }
 
-# What an older library lacks, and the package can do without.
+# Functions that an older library lacks. The package works without them.
 _OPTIONAL: Dict[str, Any] = {
     "rf_model_header": (c_void_p, c_void_p, POINTER(c_size_t)),
 }
@@ -91,7 +92,7 @@ def _open() -> ctypes.CDLL:
 
 
 def library() -> ctypes.CDLL:
-    """The library, loaded once. LibraryNotFound."""
+    """The library, which is loaded once. LibraryNotFound."""
     global _library
     if _library is None:
         with _lock:
@@ -101,12 +102,14 @@ def library() -> ctypes.CDLL:
 
 
 def text(value: Optional[bytes]) -> str:
-    """What the library gives as a string; a name in a file need not be UTF-8, and comes back as it was."""
+    """Decodes a string of the library. A name in a file may not be UTF-8; encoding the result gives the same bytes
+    again.
+    """
     return (value or b"").decode("utf-8", "surrogateescape")
 
 
 def failure(client: Optional[c_void_p], result: int) -> errors.Error:
-    """The exception for a negative result of a function on this client, or of rf_connect() if it is None."""
+    """The exception for a negative result of a function of this client. If the client is None: of rf_connect()."""
     lib = library()
     name = lib.rf_error_name(client) if client else None
     message = text(lib.rf_error_message(client))

@@ -1,7 +1,7 @@
-"""A model's memory in this process, and what refers to it.
+"""A model's memory in this process, and the objects that refer to it.
 
-An Attachment is one connection of librocmforge with one lease. It is given back when the model is closed and no View is
-left, or when nothing refers to it any more. Views are what arrays, tensors and buffers of others hold on to.
+An Attachment is one connection of librocmforge with one lease. The lease ends when the model is closed and no View is
+left, or when no object refers to the Attachment any more. Arrays, tensors and buffers of other libraries hold a View.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any, ContextManager, Dict, List, NamedTuple, Optional, Tuple
 
 from . import _library, errors
 
-# How long the daemon may take to answer what it answers at once. Without a limit a destructor could wait for ever.
+# The limit for calls that the daemon answers at once. Without a limit a destructor could wait for ever.
 _ANSWER_SECONDS = 60
 
 _exiting = False
 
 
 def exiting() -> bool:
-    """The interpreter is at its end: the process gives all back as it goes, and nothing is to be unmapped before that,
-    since some other destructor may still read it."""
+    """Whether the interpreter is ending. Then nothing is unmapped any more, because another destructor may still read
+    the memory. The kernel frees everything when the process ends."""
     return _exiting is not False  # None: this module is gone already
 
 
@@ -38,7 +38,7 @@ atexit.register(_exit)
 
 
 class Entry(NamedTuple):
-    """A tensor as the library tells it."""
+    """A tensor as the library describes it."""
 
     name: str
     type: str
@@ -62,7 +62,7 @@ def _entry(tensor: _library.CTensor) -> Entry:
 
 
 class View:
-    """Somebody refers to the memory, as long as this object lives."""
+    """As long as this object lives, the memory is in use."""
 
     __slots__ = ("attachment", "__weakref__")
 
@@ -81,7 +81,7 @@ class View:
 
 
 class Attachment:
-    """Attaches to a resident model. An Error if that fails."""
+    """Attaches to a resident model. Raises an Error if this fails."""
 
     def __init__(self, path: str, name: str) -> None:
         self.pid = os.getpid()
@@ -94,7 +94,7 @@ class Attachment:
         result = lib.rf_connect(os.fsencode(path), byref(self._client))
         if result < 0:
             raise _library.failure(None, result)
-        # The descriptor stays the library's: detach() takes it back from the object.
+        # The library still owns the descriptor: detach() takes it from the object without closing it.
         sock = socket.socket(fileno=lib.rf_client_fd(self._client))
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", _ANSWER_SECONDS, 0))
@@ -127,7 +127,7 @@ class Attachment:
         return not self._model
 
     def usable(self) -> None:
-        """Raises if the memory is gone, or is a GPU's in a process that was forked."""
+        """Raises an error if the memory is gone, or if it is a GPU's memory and this process was forked."""
         if self.closing or not self._model:
             raise errors.Closed(f"the model '{getattr(self, 'name', '')}' was closed")
         if not self.on_host and os.getpid() != self.pid:
@@ -137,7 +137,8 @@ class Attachment:
             )
 
     def view(self) -> View:
-        with self._lock_of_this_process():  # not between close()'s look at the views and the end of the memory
+        # No view may be made after close() looked at the views and before it frees the memory.
+        with self._lock_of_this_process():
             self.usable()
             return View(self)
 
@@ -164,7 +165,9 @@ class Attachment:
             return _entry(tensor)
 
     def header(self) -> Optional[bytes]:
-        """The file's header, metadata and tensor infos, copied. None: the daemon, or the library, hands out none."""
+        """A copy of the file's header: metadata and tensor infos. None: the daemon or the library is too old to provide
+        it.
+        """
         function = getattr(self._lib, "rf_model_header", None)
         if function is None:
             return None
@@ -181,8 +184,8 @@ class Attachment:
         return _Turn(self)
 
     def close(self, force: bool) -> bool:
-        """No new views; gives the lease back now if there are none, else, with `force`, with the last of them. False:
-        there are some, and nothing was done."""
+        """Closes the model: no new views can be made. If there are no views the lease ends now; with `force`, it ends
+        with the last view. Without `force`, if there are views, does nothing and returns False."""
         with self._lock_of_this_process():
             if self.views and not force:
                 return False
@@ -192,8 +195,8 @@ class Attachment:
             return True
 
     def release(self, exiting: Any = exiting) -> None:
-        """Detaches and closes the connection, once. Never raises: it may be a destructor's. A daemon that is gone has
-        ended the lease by itself."""
+        """Detaches and closes the connection, once. Never raises, because a destructor may call it. If the daemon is
+        gone, the lease has ended already."""
         try:
             if exiting() or not self._client:
                 return
@@ -208,14 +211,16 @@ class Attachment:
             return
 
     def _lock_of_this_process(self) -> ContextManager[object]:
-        # A thread that had it when this process was forked is not there to give it back.
+        # If another thread held the lock at the fork, that thread does not exist here and cannot release it.
         if os.getpid() != self.pid:
             return threading.RLock()
         return self._lock
 
 
 class _Turn:
-    """The model is one thread's, and is not released meanwhile, not even by a destructor that runs in between."""
+    """Gives the model to one thread. Until the end of the `with` it is not released, not even by a destructor that runs
+    meanwhile.
+    """
 
     __slots__ = ("_view", "_lock")
 
@@ -232,7 +237,7 @@ class _Turn:
 
 
 def host_buffer(view: Optional[View], address: int, nbytes: int) -> memoryview:
-    """Bytes at an address of this process, read-only. The buffer keeps the view."""
+    """A read-only buffer of the bytes at an address of this process. The buffer keeps the view alive."""
     if nbytes == 0:
         return memoryview(b"")
     array = (ctypes.c_ubyte * nbytes).from_address(address)

@@ -1,5 +1,5 @@
-"""Where the whole metadata of an attached model comes from: the header that the daemon read. Of a daemon or a library that
-does not hand it out, from the file, whose path the daemon tells."""
+"""Reads the complete metadata of an attached model from the header, which the daemon provides. If the daemon or the
+library is too old for this, reads the file, whose path the daemon tells."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from .replies import ModelInfo
 
 
 class MetadataUnavailable(Error):
-    """The model's file, where the metadata stands in full, cannot be read by this process, or is another one now."""
+    """The complete metadata is only in the model's file, and this process cannot read the file, or it is another file
+    now.
+    """
 
 
 def read(attachment: Attachment, info: ModelInfo, path: Optional[str]) -> Dict[str, Any]:
-    """All of it. `path`: of the file, where the caller knows better than the daemon. MetadataUnavailable."""
+    """The complete metadata. `path`: the file's path, if the caller knows it better than the daemon.
+    MetadataUnavailable.
+    """
     header = attachment.header()
     if header is None:
         return _from_file(info, path or info["path"])

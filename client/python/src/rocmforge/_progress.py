@@ -1,4 +1,6 @@
-"""Shows how far a load is: tqdm's bar where tqdm is, else a line on stderr where that is a terminal."""
+"""Shows the progress of a load: with tqdm's bar if tqdm is installed, else with a line on stderr if it is a
+terminal.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,12 @@ from typing import Any, Callable, Optional, Union
 
 from .replies import Progress
 
-# True: show it; or what is called with each report of the daemon.
+# True: show the progress; or a function that gets each report of the daemon.
 ProgressOption = Union[bool, None, Callable[[Progress], object]]
 
 
 class Shown:
-    """Takes reports of progress, as progress=True does."""
+    """Shows reports of progress; used for progress=True."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -50,7 +52,7 @@ class Shown:
 
 
 def taker(option: ProgressOption, what: str) -> Optional[Callable[[Progress], object]]:
-    """What is to be called with reports; None: nothing."""
+    """The function that gets the reports; None: no function."""
     if option is True:
         return Shown(what)
     return option if callable(option) else None

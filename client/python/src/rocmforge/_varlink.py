@@ -1,6 +1,6 @@
-"""Varlink over a Unix stream socket, with descriptors beside the messages: what docs/wire.md says.
+"""Varlink over a Unix stream socket, with descriptors beside the messages, as docs/wire.md describes it.
 
-Framing and its checks are here for both clients; `Connection` is the one that blocks.
+Both clients use the framing and the checks in this file. `Connection` is for the blocking client.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SYSTEM = "/run/rocmforge/io.rocmforge"
 
 
 def default_socket() -> str:
-    """Where the daemon listens: as ROCMFORGE_SOCKET says, or where those of the system and of users do."""
+    """The daemon's socket: ROCMFORGE_SOCKET if it is set, else the system's socket or the user's."""
     path = os.environ.get("ROCMFORGE_SOCKET")
     if path:
         return path
@@ -46,7 +46,7 @@ def connect_failure(path: str, error: OSError) -> NoDaemon:
 
 
 def encode(method: str, parameters: Optional[Mapping[str, Any]], more: bool) -> bytes:
-    """A call as it goes over the wire. What is None is left out, which is the same."""
+    """Encodes a call for the wire. Parameters that are None are left out, which means the same."""
     call: Parameters = {"method": method if "." in method else f"{INTERFACE}.{method}"}
     if parameters:
         call["parameters"] = {key: value for key, value in parameters.items() if value is not None}
@@ -59,7 +59,9 @@ def encode(method: str, parameters: Optional[Mapping[str, Any]], more: bool) -> 
 
 
 def decode(text: bytes) -> Tuple[Parameters, bool]:
-    """A reply's parameters, and whether others follow. An error of the daemon is raised."""
+    """Decodes a reply: its parameters, and whether more replies follow. Raises the error that the daemon answered
+    with.
+    """
     try:
         reply = json.loads(text)
     except (ValueError, RecursionError):
@@ -77,7 +79,9 @@ def decode(text: bytes) -> Tuple[Parameters, bool]:
 
 
 class Reader:
-    """Takes bytes and descriptors as they come, and gives messages. It owns the descriptors until they are taken."""
+    """Collects bytes and descriptors, and returns complete messages. Owns the descriptors until the caller takes
+    them.
+    """
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -101,7 +105,9 @@ class Reader:
         return bool(data)
 
     def next(self) -> Optional[Tuple[bytes, List[int]]]:
-        """A whole message and its descriptors, which are the caller's from now on; None: not all of it is there."""
+        """The next complete message and its descriptors, which the caller then owns; None: the message is not complete
+        yet.
+        """
         end = self._buffer.find(0, self._searched)
         if end < 0:
             self._searched = len(self._buffer)
@@ -125,8 +131,8 @@ def close_all(fds: Iterable[int]) -> None:
 
 
 class Connection:
-    """One connection, for one thread at a time. Whatever interrupts a call, a signal's exception too, ends it: the
-    daemon takes that for a client that is gone, and cancels what only it waited for."""
+    """One connection, for one thread at a time. If an exception interrupts a call, also one from a signal, the
+    connection is closed. Then the daemon cancels the work that only this client waited for."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -139,7 +145,7 @@ class Connection:
             raise
 
     def _connect(self) -> None:
-        # A Unix socket that does not block says EAGAIN while the daemon has too many connections to accept.
+        # A non-blocking Unix socket returns EAGAIN while too many connections wait for the daemon to accept them.
         end = time.monotonic() + CONNECT_TIMEOUT
         self._socket.setblocking(False)
         while True:
@@ -155,7 +161,7 @@ class Connection:
         self._socket.setblocking(True)
 
     def __del__(self) -> None:
-        # A client that is not closed loses nothing; a warning of an unclosed socket would help nobody.
+        # If a client is not closed nothing is lost, so a warning about an unclosed socket would not help.
         try:
             self.close()
         except AttributeError:  # it was not made to its end
@@ -166,7 +172,9 @@ class Connection:
         return self._socket.fileno() < 0
 
     def is_dead(self) -> bool:
-        """Between calls the daemon says nothing, but that it is gone."""
+        """Whether the daemon closed the connection. Between calls the daemon sends nothing, so any input means that it
+        is gone.
+        """
         try:
             self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -176,7 +184,7 @@ class Connection:
         return True
 
     def shutdown(self) -> None:
-        """From another thread: the call under way ends with ConnectionLost."""
+        """May be called from another thread. The running call then ends with ConnectionLost."""
         self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
@@ -184,7 +192,7 @@ class Connection:
         self._reader.close()
 
     def call(self, method: str, parameters: Optional[Mapping[str, Any]] = None, fds: Sequence[int] = ()) -> Parameters:
-        """One call with one reply. Descriptors that come beside it are closed."""
+        """One call with one reply. Descriptors that come with the reply are closed."""
         for reply, _ in self.replies(method, parameters, fds, more=False):
             return reply
         raise ProtocolError("the daemon sent no reply")
@@ -192,7 +200,9 @@ class Connection:
     def replies(
         self, method: str, parameters: Optional[Mapping[str, Any]] = None, fds: Sequence[int] = (), more: bool = True
     ) -> Iterator[Tuple[Parameters, bool]]:
-        """Yields each reply, and whether others follow. To stop before the last one ends the connection."""
+        """Yields each reply, and whether more follow. If the caller stops before the last reply, the connection is
+        closed.
+        """
         data = encode(method, parameters, more)
         done = False
         try:
@@ -223,7 +233,7 @@ class Connection:
             if sent < len(data):
                 self._socket.sendall(data[sent:], socket.MSG_NOSIGNAL)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # it may have said why, before it closed the connection
+            pass  # the daemon may have sent the reason before it closed the connection
         except OSError as error:
             raise ConnectionLost(f"sending to the daemon failed: {error.strerror or error}") from None
 

@@ -5,8 +5,9 @@
         with await rf.attach("m") as m:
             m.numpy("output_norm.weight")
 
-To cancel a task that waits for a load ends that load, unless others wait for it, too. Models and tensors are those of
-the package; to attach, and to close a model, takes well under a millisecond on the host.
+If a task that waits for a load is cancelled, the load is cancelled too, unless others wait for it. Models and tensors
+are the same classes as in the blocking client. Their calls block; attaching and closing take well under a millisecond
+on the host.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class _Connection:
-    """One connection, for one task at a time. A call that does not come to its end ends it."""
+    """One connection, for one task at a time. If a call is interrupted, the connection is closed."""
 
     def __init__(self) -> None:
         self._reader = Reader()
@@ -71,7 +72,9 @@ class _Connection:
         return self._socket.fileno() < 0
 
     def is_dead(self) -> bool:
-        """Between calls the daemon says nothing, but that it is gone."""
+        """Whether the daemon closed the connection. Between calls the daemon sends nothing, so any input means that it
+        is gone.
+        """
         try:
             self._socket.recv(1, sockets.MSG_PEEK)
         except BlockingIOError:
@@ -111,7 +114,7 @@ class _Connection:
         raise ProtocolError("the daemon sent no reply")
 
     async def add_files(self, fds: Sequence[int]) -> None:
-        """Brings those of a call that one message cannot carry."""
+        """Sends the descriptors that do not fit into the message of the call."""
         for part in _calls.added(fds):
             await self.call("AddFiles", {"fds": list(range(len(part)))}, part)
 
@@ -148,7 +151,7 @@ class _Connection:
             except BlockingIOError:
                 await self._ready(write=True)
             except (BrokenPipeError, ConnectionResetError):
-                return  # it may have said why, before it closed the connection
+                return  # the daemon may have sent the reason before it closed the connection
             except OSError as error:
                 raise ConnectionLost(f"sending to the daemon failed: {error.strerror or error}") from None
 
@@ -172,8 +175,9 @@ class _Connection:
 
 
 class Client:
-    """A client of the daemon at a socket, for the tasks of one event loop. Methods are those of rocmforge.Client, which
-    say what they take, return and raise; what can take long has a connection of its own."""
+    """A client of the daemon at a socket, for the tasks of one event loop. It has the methods of rocmforge.Client;
+    their docstrings describe parameters, results and errors. Each call that can take long has a connection of its
+    own."""
 
     def __init__(self, socket: Optional[Path] = None) -> None:
         self.socket = os.fspath(socket) if socket is not None else default_socket()
@@ -195,7 +199,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Closes the connection. Models that were attached stay so until they are closed."""
+        """Closes the connection. Attached models stay attached until they are closed."""
         self._closed = True
         if self._connection:
             self._connection.close()
@@ -228,7 +232,7 @@ class Client:
     async def call_more(
         self, method: str, parameters: Optional[Dict[str, Any]] = None, fds: Sequence[int] = ()
     ) -> AsyncGenerator[Dict[str, Any], None]:
-        """Yields each reply. Who stops before the last one closes the generator, with aclose(), which ends the call."""
+        """Yields each reply. To stop before the last reply, close the generator with aclose(); this ends the call."""
         self._check()
         connection = await _Connection.open(self.socket)
         try:
@@ -341,8 +345,8 @@ class Client:
         return cast(VerifyReply, await self._waited("Verify", parameters, (), progress, f"verifying {name}"))
 
     async def watch(self) -> AsyncGenerator[Event, None]:
-        """Every change of state as it happens, for ever; first the models as they are, without an event. Who stops
-        listening closes the generator, with aclose()."""
+        """Yields first each model in its present state, without an event, and then every change of state, without end.
+        To stop, close the generator with aclose()."""
         replies = self.call_more("Watch")
         try:
             async for reply in replies:
@@ -410,7 +414,7 @@ class Client:
 
 
 class _Connecting:
-    """What connect() gives: to be awaited, or for an `async with`."""
+    """The result of connect(), for `await` or `async with`."""
 
     def __init__(self, socket: Optional[Path]) -> None:
         self._socket = socket

@@ -1,4 +1,4 @@
-"""The client that blocks: every method of the daemon, and attaching."""
+"""The blocking client: every method of the daemon, and attaching."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ if TYPE_CHECKING:
 
 
 class Client:
-    """A client of the daemon at a socket; by default that of $ROCMFORGE_SOCKET, of the system, or of the user.
+    """A client of the daemon at a socket. Default: $ROCMFORGE_SOCKET, the system's socket, or the user's.
 
-    Threads may share it. What can take long, and each attached model, has a connection of its own: nobody waits for
-    another's load, and what interrupts a call, as Ctrl-C does, ends only that. A process that is forked connects anew
-    with its first call.
+    Threads may share a client. Each call that can take long, and each attached model, has a connection of its own. So
+    no thread waits for another thread's load, and Ctrl-C ends only the call that it interrupts. A forked process makes
+    a new connection with its first call.
 
-    Every method may raise what the daemon answers (`rocmforge.ModelNotFound`, ...), NoDaemon and ConnectionLost.
+    Every method may raise the errors that the daemon answers with (`rocmforge.ModelNotFound`, ...), NoDaemon and
+    ConnectionLost.
     """
 
     def __init__(self, socket: Optional[Path] = None) -> None:
@@ -42,7 +43,7 @@ class Client:
         self._pid = os.getpid()
         self._closed = False
         self._watcher: Optional[_Watcher] = None
-        with self._shared():  # to fail here if there is no daemon
+        with self._shared():  # connect now, so that this fails if there is no daemon
             pass
 
     # --- its end ---
@@ -59,7 +60,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Closes the connection. Models that were attached stay so until they are closed."""
+        """Closes the connection. Attached models stay attached until they are closed."""
         self._closed = True
         if self._watcher:
             self._watcher.stop()
@@ -82,10 +83,12 @@ class Client:
 
     @contextlib.contextmanager
     def _shared(self) -> Iterator[Connection]:
-        """The connection for what is answered at once; a new one where that broke, or is a parent's."""
+        """The connection for calls that are answered at once. Makes a new one if it broke, or if it belongs to the
+        parent process.
+        """
         self._check()
         if os.getpid() != self._pid:
-            # The parent goes on using its copy, and a thread that held the lock is not here.
+            # The parent still uses the connection, and a thread that held the lock does not exist in this process.
             self._pid, self._lock, self._connection = os.getpid(), threading.Lock(), None
             self._watcher = None
         with self._lock:
@@ -99,16 +102,16 @@ class Client:
     def call(
         self, method: str, parameters: Optional[Dict[str, Any]] = None, fds: Sequence[int] = ()
     ) -> Dict[str, Any]:
-        """Any method of io.rocmforge, or of another interface by its full name, that is answered once; the reply's
-        parameters as they are. Descriptors beside the reply are closed."""
+        """Calls a method with one reply, by its name in io.rocmforge or by its full name in another interface. Returns
+        the reply's parameters without change. Descriptors that come with the reply are closed."""
         with self._shared() as connection:
             return connection.call(method, parameters, fds)
 
     def call_more(
         self, method: str, parameters: Optional[Dict[str, Any]] = None, fds: Sequence[int] = ()
     ) -> Iterator[Dict[str, Any]]:
-        """The same for a method with several replies, on a connection of its own. Who stops before the last one ends the
-        call."""
+        """Calls a method with several replies, on a connection of its own, and yields them. If the caller stops before
+        the last reply, the call ends."""
         self._check()
         connection = Connection(self.socket)
         try:
@@ -120,7 +123,7 @@ class Client:
     def _waited(
         self, method: str, parameters: Dict[str, Any], fds: Sequence[int], progress: ProgressOption, what: str
     ) -> Dict[str, Any]:
-        """A call that may take long: its last reply."""
+        """Makes a call that may take long, and returns its last reply."""
         take = _progress.taker(progress, what)
         last: Dict[str, Any] = {}
         complete = False
@@ -156,26 +159,30 @@ class Client:
         trace: bool = False,
         by_path: bool = False,
     ) -> LoadReply:
-        """Loads a GGUF file, or joins what is there already or on its way. Of a split model: its first file
-        ("-00001-of-00003.gguf"), or a list of all.
+        """Loads a GGUF file. If it is resident already, or is being loaded, uses that model. For a split model give its
+        first file ("-00001-of-00003.gguf"), or a list of all its files.
 
         Args:
-            name: default: from the file's name. The reply's model has the one that it got.
+            name: default: from the file's name. The returned model has the name that it got.
             form: "auto" (default: quantised tensors become f16), "native", "f32", "f16", "bf16".
-            forms: others for tensors whose names match: {"*norm*": "f32"}; of those that match, the last.
+            forms: other forms for tensors whose names match a pattern: {"*norm*": "f32"}. If several patterns match,
+                the last one is used.
             device: "auto", "host", "cuda", "hip:0", ...
             dequant: where blocks are decoded: "auto", "cpu", "gpu".
-            wait: until it is resident. If that is interrupted, and nobody else waits, the load is cancelled.
-            wait_for_memory: seconds that it may be queued if there is not enough memory.
-            pin: never evict it. private: only this user sees it; public: everybody does. Default: who may read the file.
-            replace: take the name over from a model that has it; that one goes when nobody is attached to it.
-            ttl: seconds of idleness after which it is unloaded.
-            deadline: seconds after which it is given up, DeadlineExceeded.
-            progress: True: shown, with tqdm's bar if tqdm is there; or a function that gets each Progress.
-            trace: the reply's trace tells what every worker did when.
-            by_path: the daemon opens the path by its own rights, and not this process.
+            wait: return only when the model is resident. If this is interrupted and no other client waits, the load is
+                cancelled.
+            wait_for_memory: seconds that the load may wait if there is not enough memory.
+            pin: never evict the model. private: only this user sees it; public: every user sees it. Default: users who
+                may read the file see it.
+            replace: take the name over from the model that has it. The old model is unloaded when no client is attached
+                to it.
+            ttl: seconds of idleness after which the model is unloaded.
+            deadline: seconds after which the load is given up with DeadlineExceeded.
+            progress: True: show it, with tqdm's bar if tqdm is installed; or a function that gets each Progress.
+            trace: the reply has a trace, which shows when each worker did what.
+            by_path: the daemon opens the path, with its own rights, instead of this process.
 
-        Returns the model, and of a load that this call began its phases. OSError: the file cannot be opened.
+        Returns the model, and if this call began the load, its phases. OSError: the file cannot be opened.
         """
         options = (name, form, forms, device, dequant, wait, wait_for_memory, pin, private, public, replace, ttl, deadline, trace)
         with opened_or_not(path, by_path) as fds:
@@ -197,25 +204,25 @@ class Client:
         replace: bool = False,
         by_path: bool = False,
     ) -> PlanReply:
-        """What load() would do, without doing it."""
+        """Returns what load() would do, but loads nothing."""
         with opened_or_not(path, by_path) as fds:
             parameters = _calls.plan(path, fds, name, form, forms, device, dequant, private, public, replace)
             return cast(PlanReply, self._waited("Plan", parameters, fds or (), None, ""))
 
     def unload(self, name: str, *, force: bool = False, deadline: Optional[float] = None) -> str:
-        """Frees a model's memory. ModelBusy: somebody is attached; with `force` it then drains: nobody new can attach,
-        and the memory goes with the last lease. Returns "unloaded" or "draining"."""
+        """Frees a model's memory. ModelBusy: a client is attached. With `force` the model then drains: no further
+        client can attach, and the memory is freed when the last lease ends. Returns "unloaded" or "draining"."""
         parameters = {"name": name, "force": force or None, "deadline": _calls.seconds(deadline)}
         return str(self._waited("Unload", parameters, (), None, "")["state"])
 
     def cancel(self, name: str, *, deadline: Optional[float] = None) -> None:
-        """Stops a load under way. Those who wait for it get Cancelled."""
+        """Cancels a load that is running. Clients that wait for it get Cancelled."""
         self._waited("Cancel", {"name": name, "deadline": _calls.seconds(deadline)}, (), None, "")
 
     # --- keeping ---
 
     def pin(self, name: str) -> None:
-        """A pinned model is not evicted, nor unloaded for idleness."""
+        """Pins a model: it is not evicted, and not unloaded when it is idle."""
         self.call("Pin", {"name": name})
 
     def unpin(self, name: str) -> None:
@@ -223,7 +230,7 @@ class Client:
         self.call("Unpin", {"name": name})
 
     def set_ttl(self, name: str, ttl: Optional[int]) -> None:
-        """Seconds of idleness after which a model is unloaded; None: never."""
+        """Sets the seconds of idleness after which a model is unloaded; None: never."""
         self.call("SetTtl", {"name": name, "ttl": ttl})
 
     # --- looking ---
@@ -233,7 +240,7 @@ class Client:
         return cast("List[ModelInfo]", self.call("List")["models"])
 
     def show(self, name: str) -> ShowReply:
-        """A model with metadata, of which long values are cut, tensors and leases."""
+        """One model with its metadata, tensors and leases. Long values of the metadata are cut."""
         return cast(ShowReply, _calls.without_draining(self.call("Show", {"name": name})))
 
     def devices(self) -> List[Device]:
@@ -247,22 +254,24 @@ class Client:
     def verify(
         self, name: str, *, deadline: Optional[float] = None, progress: ProgressOption = None
     ) -> VerifyReply:
-        """Has the daemon read the file again and compare what it holds, bit for bit."""
+        """Makes the daemon read the file again and compare it with the memory, bit for bit."""
         parameters = {"name": name, "deadline": _calls.seconds(deadline)}
         return cast(VerifyReply, self._waited("Verify", parameters, (), progress, f"verifying {name}"))
 
     def watch(self) -> Iterator[Event]:
-        """Every change of state as it happens, for ever; first the models as they are, without an event."""
+        """Yields first each model in its present state, without an event, and then every change of state, without
+        end.
+        """
         for reply in self.call_more("Watch"):
             yield cast(Event, _calls.without_draining(reply))
 
     # --- attaching ---
 
     def attach(self, name: str, *, deadline: Optional[float] = None, progress: ProgressOption = None) -> Model:
-        """Attaches to a model: its memory is mapped into this process, and nothing is copied. One that is being loaded
-        is waited for, `deadline` seconds at most.
+        """Attaches to a model: its memory is mapped into this process, and nothing is copied. If the model is being
+        loaded, waits for it, at most `deadline` seconds.
 
-        ModelNotFound; ModelBusy: it is on its way out; LibraryError: this process cannot map memory of its device.
+        ModelNotFound; ModelBusy: it is being unloaded; LibraryError: this process cannot map memory of its device.
         """
         parameters = {"name": name, "table": True, "deadline": _calls.seconds(deadline)}
         return self._leased("Attach", parameters, (), progress, f"waiting for {name}", None)
@@ -286,8 +295,8 @@ class Client:
         progress: ProgressOption = None,
         by_path: bool = False,
     ) -> Model:
-        """load() and attach(), with load()'s options: the model is attached to, whatever name it has, and cannot be
-        evicted in between."""
+        """load() and attach() in one call, with the options of load(). Attaches to the loaded model, whatever its name
+        is. The model cannot be evicted between the two."""
         options = (name, form, forms, device, dequant, True, wait_for_memory, pin, private, public, replace, ttl, deadline, False)
         with opened_or_not(path, by_path) as fds:
             parameters = {**_calls.load(path, fds, *options), "lease": True, "table": True}
@@ -323,9 +332,10 @@ class Client:
         return Model(attachment, info, path)
 
     def on_draining(self, function: Optional[Callable[[str], object]]) -> None:
-        """Has a function called, on a thread of its own, with the name of a model that this client has attached to and
-        that is to be let go: somebody unloads it by force, or its device was lost. It, and what was made of it, are to
-        be closed. Of models that are attached to from now on. None: no more."""
+        """Sets a function that is called when an attached model should be closed, because it is unloaded by force or
+        its device was lost. The function gets the model's name, and runs on a thread of its own. The user should then
+        close the model and delete its arrays and tensors. This works for models that are attached from now on. None:
+        the function is no longer called."""
         self._check()
         if self._watcher:
             self._watcher.stop()
@@ -335,18 +345,20 @@ class Client:
 def _with_files(
     connection: Connection, method: str, parameters: Optional[Dict[str, Any]], fds: Sequence[int]
 ) -> Iterator[Tuple[Dict[str, Any], bool]]:
-    """The replies to a call with any number of files."""
+    """Makes a call with any number of files, and yields the replies."""
     for part in _calls.added(fds):
         connection.call("AddFiles", {"fds": list(range(len(part)))}, part)
     return connection.replies(method, parameters, fds[-_calls.FDS_MAX :])
 
 
-# A function of the user's that does not return is not waited for, at the interpreter's end above all.
+# Does not wait for a user's function that does not return, especially not at the interpreter's end.
 _JOIN_SECONDS = 2
 
 
 class _Watcher:
-    """A thread that hears of every change of state, and tells of those of attached models that are to be let go."""
+    """A thread that watches all changes of state, and calls the user's function for attached models that should be
+    closed.
+    """
 
     def __init__(self, path: str, function: Callable[[str], object]) -> None:
         self._function = function
@@ -400,12 +412,12 @@ def _exit() -> None:
 
 
 def connect(socket: Optional[Path] = None) -> Client:
-    """A Client of the daemon at a socket, by default the one that librocmforge would take. NoDaemon."""
+    """A Client of the daemon at a socket. Default: the socket that librocmforge would use. NoDaemon."""
     return Client(socket)
 
 
 def load(path: Paths, *, socket: Optional[Path] = None, **options: Any) -> LoadReply:
-    """Client.load() on a connection of its own."""
+    """Client.load() with a new connection."""
     with connect(socket) as client:
         return client.load(path, **options)
 
@@ -417,12 +429,12 @@ def attach(
     progress: ProgressOption = None,
     socket: Optional[Path] = None,
 ) -> Model:
-    """Client.attach() on a connection of its own; the model outlives it."""
+    """Client.attach() with a new connection. The model stays attached when that connection is closed."""
     with connect(socket) as client:
         return client.attach(name, deadline=deadline, progress=progress)
 
 
 def load_attach(path: Paths, *, socket: Optional[Path] = None, **options: Any) -> Model:
-    """Client.load_attach() on a connection of its own; the model outlives it."""
+    """Client.load_attach() with a new connection. The model stays attached when that connection is closed."""
     with connect(socket) as client:
         return client.load_attach(path, **options)

@@ -1,7 +1,7 @@
-"""What can go wrong: everything that this package raises on its own account is an Error.
+"""The errors of this package: all errors that it raises itself are subclasses of Error.
 
-An error that the daemon answers with has a class of its own, named as on the wire (`ModelBusy`). It has the daemon's
-parameters in `parameters`, and each of them as an attribute (`error.leases`).
+Each error of the daemon has a class with the same name as on the wire (`ModelBusy`). `parameters` has the daemon's
+parameters, and each parameter is also an attribute (`error.leases`).
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ VARLINK = "org.varlink.service"
 
 
 class Error(Exception):
-    """All errors of this package."""
+    """The base class of all errors of this package."""
 
 
 class NoDaemon(Error, ConnectionError):
-    """Nobody listens at the socket, or it cannot be reached."""
+    """No daemon listens at the socket, or the socket cannot be reached."""
 
 
 class ConnectionLost(Error, ConnectionError):
-    """The daemon is gone, or closed the connection. A client connects anew with its next call."""
+    """The daemon has ended, or closed the connection. The client makes a new connection with its next call."""
 
 
 class ProtocolError(Error):
-    """The daemon sent what it should not have."""
+    """The daemon sent a message that is not valid."""
 
 
 class LibraryError(Error):
-    """A function of librocmforge failed. `errno` says how: EBUSY, ENOTSUP, ENODEV, EIO, ..."""
+    """A function of librocmforge failed. `errno` is the reason: EBUSY, ENOTSUP, ENODEV, EIO, ..."""
 
     def __init__(self, errno: int, message: str) -> None:
         super().__init__(message or os.strerror(errno))
@@ -126,7 +126,7 @@ class NameInUse(WireError):
 
 
 class ModelBusy(WireError):
-    """Model `name` is leased, see `leases`, or in a `state` that does not allow this."""
+    """Model `name` is leased (`leases` lists the leases), or its `state` does not allow the call."""
 
     sentence = "the model is in use"
     defaults = {"leases": []}
@@ -141,7 +141,7 @@ class ModelBusy(WireError):
 
 
 class InvalidModel(WireError):
-    """The file is no model that can be loaded: `reason`, at byte `offset`."""
+    """The file is not a model that can be loaded: `reason`, at byte `offset`."""
 
     sentence = "the file is not a valid model"
     reason: str
@@ -152,7 +152,7 @@ class InvalidModel(WireError):
 
 
 class FileChanged(WireError):
-    """The file at `path` changed: `when` is "while-read", or "since-loaded" (by Verify)."""
+    """The file at `path` changed. `when` is "while-read"; or "since-loaded", from Verify."""
 
     sentence = "the file changed"
     defaults = {"path": None, "when": None}
@@ -177,7 +177,7 @@ class UnsupportedType(WireError):
 
 
 class DeviceNotFound(WireError):
-    """There is no such `device`. `reason`: why, where the name does not say it; else None."""
+    """There is no such `device`. `reason`: why, if the name alone does not explain it; else None."""
 
     sentence = "no such device"
     defaults = {"reason": None}
@@ -189,7 +189,9 @@ class DeviceNotFound(WireError):
 
 
 class OutOfDeviceMemory(WireError):
-    """`device` has `available` bytes, and `evictable` more that idle models hold; `needed` are needed."""
+    """The load needs `needed` bytes. `device` has `available` bytes, and idle models that can be evicted have
+    `evictable` bytes.
+    """
 
     sentence = "not enough device memory"
     device: str
@@ -229,7 +231,7 @@ class FileError(WireError):
 
 
 class LimitExceeded(WireError):
-    """A `limit` was reached, at `value`."""
+    """The `limit` was reached; its value is `value`."""
 
     sentence = "a limit was reached"
     limit: str
@@ -250,13 +252,13 @@ class PermissionDenied(WireError, PermissionError):
 
 
 class Cancelled(WireError):
-    """Somebody cancelled the load."""
+    """A client cancelled the load."""
 
     sentence = "cancelled"
 
 
 class DeadlineExceeded(WireError, TimeoutError):
-    """The deadline that the call set has passed."""
+    """The deadline of the call has passed."""
 
     sentence = "the deadline has passed"
 
@@ -272,7 +274,7 @@ class LeaseNotFound(WireError):
 
 
 class InvalidMessage(WireError):
-    """The daemon did not understand: `reason`. It closed the connection."""
+    """The daemon could not read a message (`reason`), and closed the connection."""
 
     sentence = "not a valid message"
     reason: str
@@ -282,7 +284,7 @@ class InvalidMessage(WireError):
 
 
 class ShuttingDown(WireError):
-    """The daemon is going away."""
+    """The daemon is shutting down."""
 
     sentence = "the daemon is going away"
 
@@ -329,7 +331,7 @@ class InvalidParameter(WireError, ValueError):
 
 
 class ExpectedMore(WireError):
-    """The method is to be called for several replies."""
+    """The method must be called with call_more(), because it has several replies."""
 
     sentence = "the method is to be called with `more`"
 

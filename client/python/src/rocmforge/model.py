@@ -23,15 +23,15 @@ class Model(Mapping[str, Tensor]):
         with rocmforge.attach("llama") as model:
             model["output.weight"].numpy()
 
-    The daemon keeps the memory at least until the model was closed and nothing refers to it any more: each array,
-    tensor or buffer that was made of it keeps it. The end of the `with` closes the model and leaves them what they
-    have; close() raises instead. A model may be used by several threads.
+    The daemon keeps the memory at least until the model is closed and no object refers to the memory any more. Each
+    array, tensor or buffer of the model refers to it. At the end of the `with` the model is closed, and such objects
+    remain valid; close() raises InUse if there are any. Several threads may use a model.
 
     Attributes:
-        name, id: id is never used twice by one daemon.
-        device: where the daemon has it: "host", "cuda:0" as the daemon counts.
-        nbytes: of all its memory.
-        model_info: what the daemon said of it when it was attached to.
+        name, id: one daemon never uses an id twice.
+        device: where the model is, "host" or "cuda:0", by the daemon's numbers.
+        nbytes: bytes of all its memory.
+        model_info: the daemon's description of the model when it was attached.
     """
 
     def __init__(self, attachment: Attachment, info: ModelInfo, path: Optional[str] = None) -> None:
@@ -61,10 +61,10 @@ class Model(Mapping[str, Tensor]):
         self.close(force=True)
 
     def close(self, force: bool = False) -> None:
-        """Gives the model back to the daemon; a second time does nothing.
+        """Gives the model back to the daemon. A second call does nothing.
 
-        InUse: something still refers to its memory. With `force` that keeps the memory, and the lease, until the last
-        of it goes; nothing new can be made of the model.
+        InUse: an object still refers to the model's memory. With `force` the model is closed anyway: no new arrays can
+        be made, and the memory and the lease stay until the last such object is deleted.
         """
         if self.closed:
             return
@@ -78,7 +78,9 @@ class Model(Mapping[str, Tensor]):
 
     @property
     def views(self) -> int:
-        """How many arrays, tensors and buffers refer to the memory, as far as they were made one by one."""
+        """How many arrays, tensors and buffers of this package refer to the memory. Slices of an array do not count
+        separately.
+        """
         return len(self._attachment.views)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
@@ -128,7 +130,7 @@ class Model(Mapping[str, Tensor]):
             return False
         return True
 
-    # Two models are equal if they are the same, as with other resources; a mapping would compare all tensors.
+    # Two models are equal only if they are the same object. The default of a mapping would compare all tensors.
     __eq__ = object.__eq__
     __ne__ = object.__ne__
     __hash__ = object.__hash__
@@ -136,7 +138,7 @@ class Model(Mapping[str, Tensor]):
     # --- what it says ---
 
     def info(self, name: str) -> TensorInfo:
-        """What the daemon tells of a tensor: type, form, shape of its elements, offset, size. KeyError."""
+        """The daemon's description of a tensor: type, form, shape of its elements, offset, size. KeyError."""
         tensor = self[name]
         return {
             "name": tensor.name,
@@ -149,12 +151,13 @@ class Model(Mapping[str, Tensor]):
 
     @property
     def path(self) -> Optional[str]:
-        """Of the file that it was loaded from, as far as it is known; it may be another one now."""
+        """The path of the file that the model was loaded from, if it is known. Another file may be there now."""
         return self._path or self.model_info["path"]
 
     def metadata(self) -> Dict[str, Any]:
-        """The file's metadata, whole: key to number, bool, str, or list of such. It is read once, and is to be left as it
-        is. MetadataUnavailable: the daemon does not hand it out, and the file cannot be read any more."""
+        """The complete metadata of the file: a dictionary of keys to a number, bool, str, or a list of these. It is
+        read once; do not change it. MetadataUnavailable: the daemon does not provide it, and the file cannot be read
+        any more."""
         if self._metadata is None:
             if self.closed:
                 raise Closed(f"the model '{self.name}' was closed")
@@ -164,7 +167,9 @@ class Model(Mapping[str, Tensor]):
     # --- arrays ---
 
     def get_tensor(self, name: str, framework: str = "pt", copy: bool = False) -> Any:
-        """A tensor as "pt" (torch.Tensor) or "np" (numpy.ndarray), as safetensors calls them. KeyError."""
+        """A tensor for the framework "pt" (torch.Tensor) or "np" (numpy.ndarray); the names are those of safetensors.
+        KeyError.
+        """
         if framework in ("pt", "torch"):
             return self.torch(name, copy)
         if framework in ("np", "numpy"):
@@ -172,13 +177,13 @@ class Model(Mapping[str, Tensor]):
         raise ValueError(f"framework is 'pt' or 'np', and not {framework!r}")
 
     def numpy(self, name: str, copy: bool = False) -> _np.ndarray[Any, Any]:
-        """Tensor.numpy() of the one of this name. KeyError."""
+        """Tensor.numpy() of the tensor with this name. KeyError."""
         return self[name].numpy(copy)
 
     def torch(self, name: str, copy: bool = False) -> _torch.Tensor:
-        """Tensor.torch() of the one of this name. KeyError."""
+        """Tensor.torch() of the tensor with this name. KeyError."""
         return self[name].torch(copy)
 
     def state_dict(self, framework: str = "pt", copy: bool = False) -> Dict[str, Any]:
-        """All tensors by name, as get_tensor() gives them."""
+        """A dictionary of all tensors by name; each is the result of get_tensor()."""
         return {name: self.get_tensor(name, framework, copy) for name in self}

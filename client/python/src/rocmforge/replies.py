@@ -1,7 +1,7 @@
-"""What the daemon's answers are made of, as dictionaries with types.
+"""The parts of the daemon's replies, as typed dictionaries.
 
-They are those of the interface io.rocmforge, which says what each field means. Sizes are bytes, times are seconds. An
-answer may have further fields when the daemon is newer than this package.
+The interface io.rocmforge describes what each field means. Sizes are in bytes, times in seconds. A reply may have
+further fields if the daemon is newer than this package.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class _ModelInfo(TypedDict, total=False):
 
 
 class ModelInfo(_ModelInfo):
-    """A model that is resident, or on its way."""
+    """A model that is resident, being loaded or being unloaded."""
 
     name: str
     id: int
@@ -66,7 +66,7 @@ class Device(TypedDict, total=False):
 
 
 class Progress(TypedDict):
-    """How far a load or a verification is: bytes, bytes per second, seconds."""
+    """The progress of a load or a verification: bytes, bytes per second, seconds."""
 
     state: str
     done: int
@@ -76,7 +76,7 @@ class Progress(TypedDict):
 
 
 class Phases(TypedDict, total=False):
-    """Where the time of a load went, in microseconds; link in bytes per second."""
+    """The times of a load's phases, in microseconds; link in bytes per second."""
 
     total: int
     parse: int
@@ -89,7 +89,7 @@ class Phases(TypedDict, total=False):
 
 
 class Span(TypedDict):
-    """A stretch of time of a load, in microseconds since the request."""
+    """One period of a load, in microseconds since the request."""
 
     row: str
     name: str
@@ -98,7 +98,7 @@ class Span(TypedDict):
 
 
 class TensorInfo(TypedDict):
-    """A tensor, and where it stands in the model's memory."""
+    """A tensor, and its place in the model's memory."""
 
     name: str
     type: str
@@ -109,7 +109,7 @@ class TensorInfo(TypedDict):
 
 
 class MetadataEntry(TypedDict):
-    """One entry of a file's metadata, as Show tells it: long values are cut."""
+    """One entry of a file's metadata in the reply of Show: long values are cut."""
 
     key: str
     type: str
@@ -118,7 +118,7 @@ class MetadataEntry(TypedDict):
 
 
 class Lease(TypedDict):
-    """Who holds a lease."""
+    """A lease and its holder."""
 
     lease: int
     model: str
@@ -128,7 +128,7 @@ class Lease(TypedDict):
 
 
 class Mismatch(TypedDict):
-    """A tensor whose memory is not what the file decodes to, and the first byte that differs."""
+    """A tensor whose memory differs from the decoded file, and the first byte that differs."""
 
     tensor: str
     offset: int
@@ -182,7 +182,7 @@ class StatusReply(TypedDict):
 
 
 class Event(TypedDict, total=False):
-    """What Watch tells: first the models as they are, then each change of state."""
+    """A reply of Watch: first each model in its present state, then each change of state."""
 
     event: str
     model: ModelInfo

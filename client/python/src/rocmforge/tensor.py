@@ -1,4 +1,4 @@
-"""A tensor of an attached model: a name for bytes that stay where they are."""
+"""A tensor of an attached model: describes its bytes in the model's memory, and makes arrays of them."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _PYBUF_WRITABLE, _PYBUF_FORMAT = 1, 4
 
 
 class Tensor:
-    """A tensor in a model's memory. It holds no memory of its own, and is of no use once its model was closed.
+    """A tensor in a model's memory. It has no memory of its own, and cannot be used after its model is closed.
 
     Attributes:
         name: as in the file.
-        shape: of the array that it is, slowest dimension first. Of blocks: rows, and the bytes of a row.
-        logical_shape: of the elements that it has, also where they are in blocks.
+        shape: of its array, slowest dimension first. For blocks: rows, and the bytes of a row.
+        logical_shape: shape in elements, also if the elements are in blocks.
         dtype: the array's element type: "float32", "float16", "bfloat16", "int8", ..., and "uint8" for blocks.
         type: in the file, as ggml names it: "q4_K".
-        form: what the bytes are: "f32", "f16", "bf16", or "native": as the file has them.
+        form: form of the bytes: "f32", "f16", "bf16", or "native": as in the file.
         nbytes, offset: in the model's memory.
         device: "cpu"; or "cuda:0", "rocm:0", as this process counts.
 
-    NumPy, PyTorch and others take it as it is: it has the array interface and, from Python 3.12 on, the buffer protocol
-    on the host; the CUDA array interface on GPUs; and DLPack everywhere. What they make of it is a view: nothing is
-    copied, and the memory stays for as long as the view is there.
+    You can pass it to NumPy, PyTorch and other libraries directly. On the host it has the array interface and, from
+    Python 3.12 on, the buffer protocol; on GPUs it has the CUDA array interface; DLPack works everywhere. Their result
+    is a view: nothing is copied, and the memory stays as long as the view exists.
     """
 
     __slots__ = ("_attachment", "_entry", "_dtype", "shape")
@@ -72,7 +72,7 @@ class Tensor:
 
     @property
     def is_blocks(self) -> bool:
-        """The bytes are blocks of `type`, which want decoding."""
+        """Whether the bytes are blocks of `type`, which must be decoded before use."""
         return self._dtype is _dtypes.BLOCKS
 
     @property
@@ -86,7 +86,9 @@ class Tensor:
 
     @property
     def data_ptr(self) -> int:
-        """The address, on a GPU the device pointer; good while the model is attached. It keeps nothing alive."""
+        """The address of the bytes; on a GPU, the device pointer. Valid while the model is attached; it does not keep
+        the memory.
+        """
         self._attachment.usable()
         return self._entry.address
 
@@ -108,7 +110,7 @@ class Tensor:
     # --- copies ---
 
     def read(self) -> bytes:
-        """The bytes, copied, from wherever they are."""
+        """A copy of the bytes, from the host or a GPU."""
         if self.nbytes == 0:
             self._attachment.usable()
             return b""
@@ -117,7 +119,7 @@ class Tensor:
         return bytes(self._copy())
 
     def _copy(self) -> Any:
-        """A ctypes array of the bytes, copied; of one byte if there are none."""
+        """A ctypes array with a copy of the bytes. It has one byte if the tensor has none."""
         copy = (ctypes.c_ubyte * max(self.nbytes, 1))()
         if self.nbytes:
             self._attachment.read(self.offset, ctypes.addressof(copy), self.nbytes)
@@ -126,7 +128,7 @@ class Tensor:
     # --- views ---
 
     def buffer(self) -> memoryview:
-        """The bytes where they are, on the host: a read-only memoryview. Error: they are on a GPU."""
+        """A read-only memoryview of the bytes on the host, without a copy. Error: the tensor is on a GPU."""
         self._host_only("a buffer")
         return host_buffer(self._attachment.view(), self._entry.address, self.nbytes)
 
@@ -158,7 +160,7 @@ class Tensor:
     def __array_interface__(self) -> Dict[str, Any]:
         if not self._attachment.on_host or self._dtype.typestr is None:
             raise AttributeError("__array_interface__")
-        # The data is a buffer and not an address: what is made of it keeps that, and so the memory.
+        # The data is a buffer and not an address: an array keeps the buffer, and so the memory.
         return {"version": 3, "shape": self.shape, "typestr": self._dtype.typestr, "data": self.buffer()}
 
     def __array__(self, dtype: Any = None, copy: Optional[bool] = None) -> _np.ndarray[Any, Any]:
@@ -167,7 +169,7 @@ class Tensor:
 
     @property
     def __cuda_array_interface__(self) -> Dict[str, Any]:
-        # It says that it can be written to, and must not be: PyTorch refuses what says that it cannot.
+        # It claims to be writable, because PyTorch refuses read-only memory. It must not be written to.
         if self._attachment.on_host or self._dtype.typestr is None:
             raise AttributeError("__cuda_array_interface__")
         self._attachment.usable()
@@ -181,9 +183,10 @@ class Tensor:
         }
 
     def numpy(self, copy: bool = False) -> _np.ndarray[Any, Any]:
-        """An array of the memory itself, read-only; with `copy`, or of a GPU's memory, an array of its own.
+        """A read-only array that is a view of the memory. With `copy`: an array with a copy, also of a GPU's memory.
 
-        UnsupportedDtype: NumPy has no bfloat16 without ml_dtypes. Error: it is on a GPU, and `copy` is not asked for.
+        UnsupportedDtype: for example, NumPy has no bfloat16 without ml_dtypes. Error: the tensor is on a GPU, and
+        `copy` is false.
         """
         import numpy
 
@@ -200,10 +203,10 @@ class Tensor:
         return numpy.frombuffer(self.buffer(), dtype).reshape(self.shape)
 
     def torch(self, copy: bool = False) -> _torch.Tensor:
-        """A torch.Tensor of the memory itself, on its device; with `copy`, one of its own there.
+        """A torch.Tensor that is a view of the memory, on the same device. With `copy`: a copy on that device.
 
-        PyTorch has no read-only tensors: a write to this one ends the process on the host, where the memory is sealed,
-        and changes the model for everybody on a GPU.
+        Do not write to the view: PyTorch has no read-only tensors. On the host the memory is sealed, so a write ends
+        the process. On a GPU a write changes the model for all processes.
         """
         import torch.utils.dlpack
 
@@ -212,7 +215,7 @@ class Tensor:
         return tensor.clone() if copy else tensor
 
     def __dlpack_device__(self) -> Tuple[int, int]:
-        """DLPack's type and number of the device: (1, 0) for the host."""
+        """The device's type and number in DLPack: (1, 0) for the host."""
         attachment = self._attachment
         if attachment.on_host:
             return _dlpack.CPU, 0
@@ -227,11 +230,12 @@ class Tensor:
         dl_device: Optional[Tuple[int, int]] = None,
         copy: Optional[bool] = None,
     ) -> Any:
-        """A capsule of the memory itself; with `copy`, or for the host where it is a GPU's, of a copy there.
+        """A capsule that is a view of the memory. With `copy`, or if the host is requested for a tensor on a GPU: a
+        capsule of a copy on the host.
 
-        With a max_version of (1, 0) or more it is a versioned one, which says that the memory is read-only. There is
-        nothing on a stream to wait for: the memory was complete before the model could be attached to. BufferError:
-        a copy on a GPU, or on another device, is not made here.
+        With a max_version of (1, 0) or more the capsule is versioned, and says that the memory is read-only. No stream
+        needs to be waited for, because the memory was complete before the model could be attached. BufferError: this
+        function makes no copy on a GPU or on another device.
         """
         versioned = max_version is not None and max_version[0] >= 1
         device = self.__dlpack_device__()
