@@ -209,7 +209,7 @@ static bool kernel_permits(const struct peer *peer, const char *path)
         int fd = open(path, O_RDONLY);
         _exit(fd >= 0 ? 0 : errno == EACCES && faccessat(AT_FDCWD, path, R_OK, AT_EACCESS) < 0 ? 1 : 3);
     }
-    int status;
+    int status = 0;
     assert_true(child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) < 2);
     return WEXITSTATUS(status) == 0;
 }
