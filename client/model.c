@@ -115,13 +115,11 @@ static int model_map_table(rf_model *model, int fd)
 {
     if (fd < 0)
         return table_fail(model, "there is none");
-    int r = sealed_size(fd, &model->table_bytes);
-    if (r == 0 && model->table_bytes < sizeof(struct table_header))
-        return table_fail(model, "it is too short");
-    if (r == 0)
-        r = sealed_map(fd, model->table_bytes, &model->table);
+    int r = sealed_map_whole(fd, &model->table, &model->table_bytes);
     if (r == -EPERM)
         return table_fail(model, "it is not sealed");
+    if (r == -EMSGSIZE)
+        return table_fail(model, "it is empty");
     if (r < 0)
         return client_fail(model->client, r, "mapping the table of tensors failed: %s", strerror(-r));
     r = table_check(model->table, model->table_bytes);
@@ -135,11 +133,11 @@ static int model_map_header(rf_model *model, int fd)
 {
     if (fd < 0)
         return 0;
-    int r = sealed_size(fd, &model->header_bytes);
-    if (r == 0 && model->header_bytes > 0)
-        r = sealed_map(fd, model->header_bytes, &model->header);
+    int r = sealed_map_whole(fd, &model->header, &model->header_bytes);
     if (r == -EPERM)
         return fail_reply(model->client, "the header is not sealed");
+    if (r == -EMSGSIZE)
+        return fail_reply(model->client, "the header is empty");
     return r < 0 ? client_fail(model->client, r, "mapping the header failed: %s", strerror(-r)) : 0;
 }
 

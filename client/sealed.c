@@ -8,8 +8,13 @@
 /* With these seals the mapped bytes never change, and reading them never raises SIGBUS. */
 #define SEALS (F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK)
 
-int sealed_size(int fd, uint64_t *ret)
+/* Writes the size in bytes. Checks the seals first: without them, another process could still change the size after the
+ * check. */
+static int sealed_size(int fd, uint64_t *ret)
 {
+    int seals = fcntl(fd, F_GET_SEALS);
+    if (seals < 0 || (seals & SEALS) != SEALS)
+        return -EPERM;
     struct stat status;
     if (fstat(fd, &status) < 0)
         return -errno;
@@ -17,19 +22,8 @@ int sealed_size(int fd, uint64_t *ret)
     return 0;
 }
 
-int sealed_map(int fd, uint64_t size, const void **ret)
+static int map(int fd, uint64_t size, const void **ret)
 {
-    /* Check the seals before the size: without them, another process could still change the size after the check. */
-    int seals = fcntl(fd, F_GET_SEALS);
-    if (seals < 0 || (seals & SEALS) != SEALS)
-        return -EPERM;
-    uint64_t has;
-    int r = sealed_size(fd, &has);
-    if (r < 0)
-        return r;
-    if (has < size || size > SIZE_MAX)
-        return -EMSGSIZE;
-
     /* Linux before 6.7 refuses every shared mapping of a write-sealed memfd whose descriptor is open for writing, even
      * a read-only mapping. A private mapping that is only read shares the same pages. */
     void *data = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0);
@@ -42,4 +36,21 @@ int sealed_map(int fd, uint64_t size, const void **ret)
     (void)madvise(data, size, MADV_DONTDUMP);
     *ret = data;
     return 0;
+}
+
+int sealed_map(int fd, uint64_t size, const void **ret)
+{
+    uint64_t has;
+    int r = sealed_size(fd, &has);
+    if (r < 0)
+        return r;
+    return has < size || size > SIZE_MAX ? -EMSGSIZE : map(fd, size, ret);
+}
+
+int sealed_map_whole(int fd, const void **ret, uint64_t *ret_size)
+{
+    int r = sealed_size(fd, ret_size);
+    if (r < 0)
+        return r;
+    return *ret_size == 0 || *ret_size > SIZE_MAX ? -EMSGSIZE : map(fd, *ret_size, ret);
 }

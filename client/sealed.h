@@ -8,8 +8,8 @@
  * not contain the mapping. The caller keeps the descriptor and may close it; it ends the mapping with munmap().
  *
  * -EPERM: the descriptor is not sealed against writing, growing and shrinking. -EMSGSIZE: it has fewer bytes. Or a
- * negative errno of mmap(). */
+ * negative errno of fstat() or mmap(). */
 int sealed_map(int fd, uint64_t size, const void **ret);
 
-/* Writes the size of the file behind `fd`, in bytes. Returns 0 or a negative errno. */
-int sealed_size(int fd, uint64_t *ret);
+/* Maps the whole memfd, in the same way, and writes its size in bytes to *ret_size. An empty one is -EMSGSIZE. */
+int sealed_map_whole(int fd, const void **ret, uint64_t *ret_size);

@@ -84,10 +84,9 @@ static int entry_check(const struct table_entry *entry, uint64_t arena_bytes)
     for (uint32_t i = entry->n_dims; i < TABLE_DIMS_MAX; i++)
         if (entry->shape[i] != 0)
             return -EBADMSG;
-    for (size_t i = strnlen(entry->type_name, TABLE_TYPE_SIZE - 1); i < TABLE_TYPE_SIZE; i++)
-        if (entry->type_name[i] != '\0')
-            return -EBADMSG;
-    return 0;
+    static const char zeros[TABLE_TYPE_SIZE];
+    const size_t length = strnlen(entry->type_name, TABLE_TYPE_SIZE - 1);
+    return memcmp(entry->type_name + length, zeros, TABLE_TYPE_SIZE - length) == 0 ? 0 : -EBADMSG;
 }
 
 int table_check(const void *table, size_t size)

@@ -320,6 +320,9 @@ static void conn_poll(struct conn *conn)
         events |= UV_WRITABLE;
     if (conn->state != CONN_BROKEN && (conn->peer_done || conn->hung_up))
         events &= ~UV_DISCONNECT; /* it stays true, and would be reported without end */
+    if (events == conn->events)   /* each start costs system calls */
+        return;
+    conn->events = events;
     int r = uv_poll_start(&conn->poll, events, conn_ready);
     if (r < 0) {
         log_error("conn=%" PRIu64 " cannot be polled: %s", conn->id, uv_strerror(r));

@@ -36,6 +36,7 @@ struct conn {
     LIST_ENTRY(conn) link;
     struct conns *conns;
     uv_poll_t poll;
+    int events;       /* what `poll` waits for now */
     unsigned handles; /* libuv handles (poll, deadline) that are not closed yet */
     int socket;
     uint64_t id;
