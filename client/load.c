@@ -29,7 +29,7 @@ static int options_read(rf_client *client, const rf_load_options *options, rf_lo
     if (ret->ttl_seconds > FIELD_INTEGER_MAX)
         return client_fail(client, -EINVAL, "the time to live is too long");
     if (!(ret->wait_for_memory_seconds >= 0) || isinf(ret->wait_for_memory_seconds))
-        return client_fail(client, -EINVAL, "memory is waited for so many seconds, and not %g",
+        return client_fail(client, -EINVAL, "the time to wait for memory is not a valid number of seconds: %g",
                            ret->wait_for_memory_seconds);
     return 0;
 }
@@ -205,7 +205,7 @@ int rf_load_attach(rf_client *client, const char *path, const rf_load_options *o
     struct files files;
     int r = load_begin(client, &path, 1, options, link, &all, &files);
     if (r == 0 && all.no_wait)
-        r = client_fail(client, -EINVAL, "what is not waited for cannot be attached to");
+        r = client_fail(client, -EINVAL, "the option no_wait cannot be used when attaching");
     cJSON *parameters = r == 0 ? load_parameters(&all, &files) : NULL;
     if (parameters && (!cJSON_AddTrueToObject(parameters, "lease") || !cJSON_AddTrueToObject(parameters, "table") ||
                        !cJSON_AddTrueToObject(parameters, "header"))) {

@@ -17,7 +17,7 @@ static int model_read_metadata(const rf_model *model, const struct metadata **re
     if (r == -ENOMEM)
         return client_fail(model->client, r, "no memory for the metadata");
     if (r < 0)
-        return client_fail(model->client, -EPROTO, "the header that the daemon gave is none");
+        return client_fail(model->client, -EPROTO, "the daemon gave a header that is not valid");
     ((rf_model *)model)->metadata = metadata;
     *ret = metadata;
     return 0;

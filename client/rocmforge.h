@@ -134,7 +134,7 @@ typedef struct rf_load_options {
     double wait_for_memory_seconds;
     const rf_form_rule *forms; /* other forms for some tensors: the last rule that matches a name holds */
     size_t n_forms;            /* at most 64 */
-    int replace; /* a model of this user that has the name loses it to the new one, when that is resident, and drains */
+    int replace; /* if a model of this user has the name, the new model takes it when resident; the old one drains */
     int public_; /* every user sees the model and can attach to it; only for who owns the files, and for root */
 } rf_load_options;
 
@@ -294,7 +294,7 @@ typedef struct rf_value {
 } rf_value;
 
 /* The functions that take a model read the whole metadata when the first of them is called. They return 0, or -ENODATA:
- * the daemon gave no header; -EPROTO: what it gave is none; -ENOMEM; and what is said at each. */
+ * the daemon gave no header; -EPROTO: the header is not valid; -ENOMEM; and what is said at each. */
 
 /* How many keys there are. */
 int rf_model_metadata_count(const rf_model *model, size_t *ret);
@@ -306,8 +306,8 @@ int rf_model_metadata_find(const rf_model *model, const char *key, rf_value *ret
  * and the element, or 0 when there is none left; -EINVAL: that is no array of this model's. */
 int rf_model_metadata_next(const rf_model *model, const rf_value *array, uint64_t *position, rf_value *ret);
 
-/* A number as one of C: 0, or -EINVAL if the value is of another kind or does not fit. Integers and RF_BOOL; RF_F32 and
- * RF_F64. */
+/* Give a value as a number of C. Return 0, or -EINVAL if the value has another type or does not fit. The first two take
+ * integers of any type and RF_BOOL, the third RF_F32 and RF_F64. */
 int rf_value_u64(const rf_value *value, uint64_t *ret);
 int rf_value_i64(const rf_value *value, int64_t *ret);
 int rf_value_f64(const rf_value *value, double *ret);

@@ -159,10 +159,10 @@ static void print_place(const cJSON *file)
     const bool whole = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(file, "whole"));
     if (number > 0 && files > 0)
         out_line("file %.0f of %.0f: %s", number, files,
-                 whole ? "all are here, and this is of the whole model"
-                       : "the others are not here, and this is of it alone");
+                 whole ? "all are here; the numbers are those of the whole model"
+                       : "the others are not here; the numbers are those of this file");
     else if (number > 0)
-        out_line("file %.0f of several: this is of it alone", number);
+        out_line("file %.0f of several; the numbers are those of this file", number);
 }
 
 static void print(const char *path, const cJSON *file)

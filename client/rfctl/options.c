@@ -45,7 +45,7 @@ static const struct {
     {"public", 0, FLAG, OPTION_PUBLIC, offsetof(struct options, public), NULL, "",
      "everybody sees it and can attach to it; default: who\nmay read the file. The file has to be yours"},
     {"replace", 0, FLAG, OPTION_REPLACE, offsetof(struct options, replace), NULL, "",
-     "give it the name of a model that is there: when it is\nresident, that one drains and is called NAME#ID"},
+     "take the name from the model that has it: when the new\none is resident, the old one drains, as NAME#ID"},
     {"force", 0, FLAG, OPTION_FORCE, offsetof(struct options, force), NULL, "",
      "if it is in use: ask its users to detach, let nobody\nelse attach, and free it when all have detached"},
     {"deadline", 0, DURATION, OPTION_DEADLINE, offsetof(struct options, deadline), NULL, " DURATION",

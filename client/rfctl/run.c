@@ -266,7 +266,7 @@ static int check_words(const struct rfctl *ctl, const struct run_words *words)
         return STATUS_USAGE;
     }
     if (words->elsewhere && !words->model) {
-        err_line("%s names no file that is here: give -m with the file that it is stored as", words->elsewhere);
+        err_line("%s names no file that is here: use -m with the file that was downloaded", words->elsewhere);
         return STATUS_USAGE;
     }
     if (!words->model) {
@@ -275,7 +275,7 @@ static int check_words(const struct rfctl *ctl, const struct run_words *words)
     }
     if (words->split && strcmp(words->split, "layer") == 0) {
         err_line("-sm layer cannot be had with shared weights: a resident model is whole on one GPU; "
-                 "leave it away, or say -sm none");
+                 "leave it out, or use -sm none");
         return STATUS_USAGE;
     }
     return STATUS_DONE;
@@ -323,7 +323,7 @@ int command_run(struct rfctl *ctl)
         return become(ctl, ctl->arguments);
     int status = check_words(ctl, &words);
     if (status == STATUS_DONE && is_bench(ctl->arguments[0]) && words.overrides) {
-        err_line("llama-bench would take another -ot for another test: leave yours away");
+        err_line("llama-bench would take another -ot for another test: leave yours out");
         status = STATUS_USAGE;
     }
     status = status == STATUS_DONE ? set_plugin() : status;

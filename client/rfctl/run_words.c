@@ -75,7 +75,7 @@ static void take_split(struct run_words *ret, const char *name, const char *valu
 static void take_load_mode(struct run_words *ret, const char *name, const char *value)
 {
     if (strcmp(value, "none") == 0 || strcmp(value, "mlock") == 0 || strcmp(value, "dio") == 0)
-        refuse(ret, name, "the engine would read the whole file itself: leave it away");
+        refuse(ret, name, "the engine would read the whole file itself: leave it out");
     ret->lock = strstr(value, "mlock") != NULL;
 }
 
@@ -110,10 +110,10 @@ static void take(struct run_words *ret, enum meaning meaning, const char *name, 
         break;
     case MMAP:
         if (strcmp(value, "0") == 0)
-            refuse(ret, name, "the engine would read the whole file itself: leave it away");
+            refuse(ret, name, "the engine would read the whole file itself: leave it out");
         break;
     case DIRECT:
-        refuse(ret, name, "the engine would read the whole file itself: leave it away");
+        refuse(ret, name, "the engine would read the whole file itself: leave it out");
         break;
     case LOCK:
         ret->lock = true;

@@ -53,10 +53,10 @@ struct verify {
     struct source *loaded;  /* the files that the model was made of */
     struct source *source;  /* those that are read: opened by the first job, unless others were given */
     struct plan *plan;      /* made by the first job */
-    struct source *renewed; /* the files that were loaded, as they are now; NULL unless those are what was read */
-    bool moves;             /* the model may be of other files from now on */
-    bool touched;           /* they are not what was loaded, as far as sizes and times tell */
-    bool stale;             /* nor is what is in them */
+    struct source *renewed; /* `loaded`, opened again by the last job; NULL unless `source` is the same files */
+    bool moves;             /* if the bytes are the same, `source` becomes the model's source */
+    bool touched;           /* `source` differs from `loaded` in files, sizes or times */
+    bool stale;             /* sizes or headers differ, so the bytes are not the same */
     bool replaced;          /* the path leads to another file */
     bool planned;
     bool checked; /* the last job found that the files did not change while they were read */
@@ -330,7 +330,7 @@ static void verify_finish(struct verify *verify)
         model_set_source(model, source_ref(verify->renewed));
     else if (same && !verify->replaced)
         model->changed = false;
-    /* What differs from a file that somebody wrote to is the file. */
+    /* If somebody wrote to the file, it is the file that differs, and not the memory that is damaged. */
     if (verify->stale || (verify->touched && cJSON_GetArraySize(verify->mismatches) > 0))
         verify_tell_changed(verify);
     model_unhold(model);

@@ -63,8 +63,8 @@ uint64_t device_others(const struct device *device)
     return device->reach > 0 && device->reach < device->total ? device->total - device->reach : 0;
 }
 
-/* How often a device is asked anew, a millisecond apart, while arenas come and go: what is free and what models have
- * would not be of the same moment. */
+/* How often a device is asked, a millisecond apart, until no arena is made or freed meanwhile. Else the free memory and
+ * the memory of models would not be of the same moment. */
 #define ASK_TRIES 100u
 
 int device_survey(struct device *device, uint64_t *ret, struct device_fault *ret_fault)
@@ -106,7 +106,7 @@ static void move_end(struct device *device)
     atomic_fetch_sub(&device->moving, 1);
 }
 
-/* The host's memory comes as it is written to, which host.c counts. */
+/* Whether an arena has all its memory at once. On the host it gets memory as it is written to: host.c counts that. */
 static bool comes_at_once(const struct device *device)
 {
     return !device_is_host(device);

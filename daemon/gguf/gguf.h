@@ -130,8 +130,8 @@ int gguf_header_write(const struct gguf *model, int fd);
 /* Frees a model. NULL is allowed. */
 void gguf_free(struct gguf *model);
 
-/* Whether the headers say the same, of all files of a split model. What was read of a name's last byte stands in the
- * tensor. */
+/* Whether the headers are the same; of a split model, those of all files. The parser overwrote the byte after each
+ * tensor's name (gguf.c): the tensors' n_dims are compared instead. */
 bool gguf_same(const struct gguf *a, const struct gguf *b);
 
 /* The entry for a key, or NULL. */

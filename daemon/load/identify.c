@@ -25,14 +25,14 @@ enum name_verdict {
  * its time to live. */
 static void load_adjust(struct load *load, struct model *model)
 {
-    /* Whoever has the file by a path of another mount namespace does not know the folders above it. */
+    /* A client may pass a file whose folders the daemon cannot find. Such facts do not replace facts with folders. */
     const bool less = load->job.facts && !load->job.facts->placed && model->facts && model->facts->placed;
     if (load->job.facts && !less) {
         model_set_facts(model, load->job.facts);
         load->job.facts = NULL;
     }
     if (load->request.access == ACCESS_PUBLIC)
-        model->access = ACCESS_PUBLIC; /* may_publish_joined() */
+        model->access = ACCESS_PUBLIC; /* allowed: see may_publish_joined() */
     if (!load->request.trusted && load->request.uid != model->uid)
         return;
     model->pinned |= load->request.pin;
@@ -225,7 +225,8 @@ static bool load_free_name(struct load *load, const char *name)
 }
 
 /* Gives the model the name that it takes from another. The other model loses this name; it loses all its names if its
- * file has changed or it was loaded from the same path. If it has no name left, it is drained, unloaded or dropped. */
+ * file has changed, or if both requests had the same path. If it has no name left, it is drained, unloaded or
+ * dropped. */
 static void load_take_names(struct load *load, struct model *model)
 {
     struct loads *loads = load->loads;
@@ -463,7 +464,8 @@ static bool load_compares(struct load *load, const struct registry_query *query)
     return true;
 }
 
-/* Its file's model is queued for memory, and the load may not be, or no longer. A preload has nobody who waits. */
+/* True, and the load fails, if the model of its file is queued for memory and the load may not wait, or not any longer.
+ * A preload always waits. */
 static bool load_comes_too_early(struct load *load, const struct registry_query *query)
 {
     const struct model *model = load_queued_before(load->loads, query);

@@ -152,7 +152,7 @@ static void load_filled_all(struct load *load)
 {
     load_fill_end(load);
     load_show(load, LOAD_SEALING, MODEL_SEALING);
-    /* Who waits for a lease gets one if the files may be read by the end, not as it was when they were opened. */
+    /* A lease is granted only to users who may read the files now. Their rights may have changed since the opening. */
     access_facts_unref(load->job.facts);
     load->job.facts = NULL;
     load->job.before = access_facts_ref(load->model->facts);
@@ -485,7 +485,7 @@ void loads_retry(struct loads *loads)
     struct load *load;
     TAILQ_FOREACH(load, &loads->list, link)
     {
-        /* Take the memory at once. A client that releases a model and attaches again at once must not come first. */
+        /* The queued load takes the memory now. Else a client that detaches and attaches again would keep it. */
         if (!load_reserve_now(load))
             load_retry(load);
     }

@@ -129,10 +129,10 @@ enum load_verdict {
 enum load_verdict load_foresee(struct loads *loads, const struct load_request *request, struct source *source,
                                const struct access_facts *facts, struct plan *plan, struct model **ret_model);
 
-/* Whoever asks may end the model, and so have it be of other files with the same bytes. */
+/* Whether the user who asks may end the model. Only then may other files with the same bytes become the model's. */
 bool load_may_end(const struct load_request *request, const struct model *model);
 
-/* A model that was made of the same path or file, but whether it still has the same bytes only comparing them tells:
+/* A model that was made of the same path or file, and may still have the same bytes. Only comparing them tells, and
  * what Load would do depends on it. facts: the source's. NULL: there is none with an id greater than `after`. */
 struct model *load_doubt(const struct loads *loads, const struct load_request *request, const struct source *source,
                          const struct access_facts *facts, const struct plan *plan, uint64_t after);

@@ -109,8 +109,8 @@ bool load_settle(struct load *load);
 /* Answers an Attach that has waited for the model: with a lease, if the caller still may have one. */
 void load_attach(const struct loads *loads, struct model *model, struct call *call);
 
-/* The model of these files, or one that may be of them, that waits in the queue for memory: who may not wait for memory
- * cannot wait for that. NULL: there is none. */
+/* The model of these files, or one that may have the same bytes, if it is in the queue for memory. A load that may not
+ * wait for memory cannot join it. NULL: there is none. */
 struct model *load_queued_before(const struct loads *loads, const struct registry_query *query);
 
 /* Call when the model is resident: it takes its name from the model that it replaces, and that model drains. */

@@ -148,7 +148,7 @@ void model_set_source(struct model *model, struct source *source)
     model->changed = false;
 }
 
-/* By now; whoever is in the right group may. */
+/* Whether the user may see the model, by its present facts. The user's groups are not known: any group may be one. */
 static bool may_see(const struct model *model, uid_t uid)
 {
     return uid == model->uid || trusted_user(uid) || model->access == ACCESS_PUBLIC || is_guest(model, uid) ||

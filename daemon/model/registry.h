@@ -94,13 +94,14 @@ struct registry_query {
  * lost, or if its file has changed. */
 struct model *registry_find_source(const struct registry *registry, const struct registry_query *query);
 
-/* What the path of the files leads to is what the model's path leads to. Two users' mount namespaces may have different
- * files at the same path, so it is so only where both were found there, or the user is the same. */
+/* Whether the files and the model have the same path, and it means the same place for both. In two users' mount
+ * namespaces one path may lead to different files. So the daemon must have found both at their paths, or the peer is
+ * the user who loaded the model. */
 bool registry_same_path(const struct model *model, const struct registry_query *query);
 
-/* A model of the same kind, made of the same file, or of the same path if the peer reads the model, when that had the
- * same size: whether its bytes are still the same, only comparing them tells. The first with an id greater than
- * `after`; NULL if there is none. */
+/* A model with the same forms that may still have the same bytes as the query's files: only comparing them tells. It
+ * was made of the same file, or of the same path if the peer may read the model; and all sizes are equal. Returns the
+ * first one with an id greater than `after`; NULL if there is none. */
 struct model *registry_find_doubtful(const struct registry *registry, const struct registry_query *query,
                                      uint64_t after);
 

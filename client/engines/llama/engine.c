@@ -12,7 +12,7 @@ static bool find(void *object, const char *name, void *ret)
     if (!function)
         function = dlsym(RTLD_DEFAULT, name);
     if (!function) {
-        say("the engine has no function %s: it is none that this plug-in knows", name);
+        say("the engine has no function %s: this plug-in does not know this version of it", name);
         return false;
     }
     memcpy(ret, &function, sizeof(function));

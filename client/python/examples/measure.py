@@ -16,8 +16,8 @@ def timed(times, what):
 
 
 def memory():
-    """Bytes: all that is resident in this process, what of it are models of the daemon, and the share of both that falls
-    to this process if shared pages are divided between those who have them (PSS)."""
+    """Bytes in this process: all that is resident, and how much of it are models of the daemon; both also with each
+    shared page divided by the number of processes that have it (PSS)."""
     found = {"rss": 0, "pss": 0, "models_rss": 0, "models_pss": 0}
     is_model = False
     with open("/proc/self/smaps", encoding="utf-8", errors="replace") as smaps:
@@ -44,8 +44,8 @@ def told(title, times, used=None):
 
 
 def in_processes_of_their_own(count, *arguments):
-    """Runs this example again with other arguments, so often at a time, and returns the JSON that each prints last: time
-    and memory of one way are not to be mixed with those of another."""
+    """Runs this example in `count` new processes at the same time, with other arguments. Returns the JSON that each
+    prints last. So the time and memory of one way are not mixed with those of another."""
     command = [sys.executable, os.path.abspath(sys.argv[0]), *map(str, arguments)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen(command, **pipes) for _ in range(count)]

@@ -16,7 +16,7 @@ Forms = Union[None, Mapping[str, str], Sequence[FormRule]]
 def seconds(value: Optional[float]) -> Optional[float]:
     """Checks a deadline. ValueError: it is not valid."""
     if value is not None and not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"a deadline is so many seconds from now, and not {value}")
+        raise ValueError(f"the deadline is not a valid number of seconds: {value}")
     return value
 
 

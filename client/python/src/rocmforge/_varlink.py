@@ -67,12 +67,12 @@ def decode(text: bytes) -> Tuple[Parameters, bool]:
     except (ValueError, RecursionError):
         raise ProtocolError("the daemon sent a reply that is not JSON") from None
     if not isinstance(reply, dict):
-        raise ProtocolError("the daemon sent a reply that is none")
+        raise ProtocolError("the daemon sent a reply that is not a JSON object")
     parameters, error = reply.get("parameters"), reply.get("error")
     if parameters is None:
         parameters = {}
     if not isinstance(parameters, dict) or not (error is None or isinstance(error, str)):
-        raise ProtocolError("the daemon sent a reply that is none")
+        raise ProtocolError("the daemon sent a reply with a field of the wrong type")
     if error is not None:
         raise from_wire(error, parameters)
     return parameters, bool(reply.get("continues"))

@@ -130,7 +130,8 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def recipes(architecture: str) -> Optional[Callable[[str], Optional[Recipe]]]:
-    """What tells the recipe of a parameter by its name, or None; None: the architecture has no table here."""
+    """A function that finds the recipe for a parameter's name; None: the architecture has no table here. The function
+    returns None if it knows no recipe."""
     table = _TABLES.get(architecture)
     if table is None:
         return None
