@@ -4,8 +4,9 @@
     measure.py --engine BIN --build BUILD --model LABEL=FILE... [--small FILE] [--kind cuda|hip|host] [--out FILE]
 
 BIN: the folder with llama-completion and llama-bench, built with GGML_BACKEND_DL. BUILD: this project's build folder.
-Each figure is the best and the median of the rounds, with the two ways taken in turn. Every run says the same tokens, or
-this fails. Files are in the page cache. --small: a model of some 50 MB, with which a start takes as long as one can take.
+Times are the best and the median of the rounds, with the two ways taken in turn; rates of llama-bench are the mean of
+three runs, with a prompt of 512 tokens and 128 generated; memory is measured once, in MB of 10^6 bytes. Every run says
+the same tokens, or this fails. Files are in the page cache. --small: a model of some 50 MB, with which a start takes as long as one can take.
 """
 import argparse
 import json
@@ -23,6 +24,7 @@ from pathlib import Path
 
 TOKENS = 32
 SECONDS = 120  # that one run may take
+MIB, MB = 1 << 20, 10**6
 
 
 class Failed(Exception):
@@ -142,13 +144,13 @@ class Bench:
     # --- memory ---
 
     def used(self):
-        """MB of the GPU, or of all processes on the host."""
+        """MB of an NVIDIA GPU's memory that is in use; None for other devices."""
         if self.args.kind == "cuda":
             text = subprocess.run(
                 ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"],
                 capture_output=True, text=True, check=True,
             ).stdout
-            return float(text.split()[0])
+            return float(text.split()[0]) * MIB / MB
         return None
 
     def pss(self, processes):
@@ -156,7 +158,7 @@ class Bench:
         for process in processes:
             text = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="ascii")
             total += int(re.search(r"^Pss:\s+(\d+)", text, re.M)[1])
-        return total / 1024
+        return total * 1024 / MB
 
     def three(self, model, shared):
         before = self.used()
@@ -207,7 +209,12 @@ class Bench:
         """Tokens per second; on the host processor seconds, which other programs do not change."""
         if self.args.kind == "host":
             parts = {"prompt of 512": ["-p", "512", "-n", "0", "-r", "1"], "64 tokens": ["-p", "0", "-n", "64", "-r", "1"]}
-            return {f"{name}, s of user time": self.bench(model, shared, *words)[1] for name, words in parts.items()}
+            result = {}
+            for name, words in parts.items():
+                times = [self.bench(model, shared, *words)[1] for _ in range(self.args.rounds)]
+                result[f"{name}, s of user time, best"] = min(times)
+                result[f"{name}, median"] = statistics.median(times)
+            return result
         tests = self.bench(model, shared, "-p", "512", "-n", "128", "-r", "3")[0]
         return {("prompt" if test["n_prompt"] else "generating") + ", tokens/s": test["avg_ts"] for test in tests}
 
