@@ -174,7 +174,7 @@ bool conn_send(struct conn *conn, cJSON *message, const int *fds, size_t n_fds)
     }
     char *text = message ? cJSON_PrintUnformatted(message) : NULL;
     cJSON_Delete(message);
-    int r = text ? frame_writer_put(conn->writer, text, strlen(text), fds, n_fds) : -ENOMEM;
+    int r = text ? frame_writer_send(conn->writer, conn->socket, text, fds, n_fds) : -ENOMEM;
     cJSON_free(text);
     bool queued = r == 0;
     if (r == -ENOBUFS)
