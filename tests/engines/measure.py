@@ -4,9 +4,8 @@
     measure.py --engine BIN --build BUILD --model LABEL=FILE... [--small FILE] [--kind cuda|hip|host] [--out FILE]
 
 BIN: the folder with llama-completion and llama-bench, built with GGML_BACKEND_DL. BUILD: this project's build folder.
-Times are the best and the median of the rounds, with the two ways taken in turn; rates of llama-bench are the mean of
-three runs, with a prompt of 512 tokens and 128 generated; memory is measured once, in MB of 10^6 bytes. Every run says
-the same tokens, or this fails. Files are in the page cache. --small: a model of some 50 MB, with which a start takes as long as one can take.
+Each figure is the best and the median of the rounds, with the two ways taken in turn. Every run says the same tokens, or
+this fails. Files are in the page cache. --small: a model of some 50 MB, with which a start takes as long as one can take.
 """
 import argparse
 import json
@@ -24,7 +23,6 @@ from pathlib import Path
 
 TOKENS = 32
 SECONDS = 120  # that one run may take
-MIB, MB = 1 << 20, 10**6
 
 
 class Failed(Exception):
@@ -144,13 +142,13 @@ class Bench:
     # --- memory ---
 
     def used(self):
-        """MB of an NVIDIA GPU's memory that is in use; None for other devices."""
+        """MB of the GPU, or of all processes on the host."""
         if self.args.kind == "cuda":
             text = subprocess.run(
                 ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"],
                 capture_output=True, text=True, check=True,
             ).stdout
-            return float(text.split()[0]) * MIB / MB
+            return float(text.split()[0])
         return None
 
     def pss(self, processes):
@@ -158,7 +156,7 @@ class Bench:
         for process in processes:
             text = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="ascii")
             total += int(re.search(r"^Pss:\s+(\d+)", text, re.M)[1])
-        return total * 1024 / MB
+        return total / 1024
 
     def three(self, model, shared):
         before = self.used()
@@ -209,12 +207,7 @@ class Bench:
         """Tokens per second; on the host processor seconds, which other programs do not change."""
         if self.args.kind == "host":
             parts = {"prompt of 512": ["-p", "512", "-n", "0", "-r", "1"], "64 tokens": ["-p", "0", "-n", "64", "-r", "1"]}
-            result = {}
-            for name, words in parts.items():
-                times = [self.bench(model, shared, *words)[1] for _ in range(self.args.rounds)]
-                result[f"{name}, s of user time, best"] = min(times)
-                result[f"{name}, median"] = statistics.median(times)
-            return result
+            return {f"{name}, s of user time": self.bench(model, shared, *words)[1] for name, words in parts.items()}
         tests = self.bench(model, shared, "-p", "512", "-n", "128", "-r", "3")[0]
         return {("prompt" if test["n_prompt"] else "generating") + ", tokens/s": test["avg_ts"] for test in tests}
 
