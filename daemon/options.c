@@ -32,7 +32,9 @@ static void usage(void)
            "                      at most %d\n",
            WORKERS_DEFAULT_MAX);
     printf("  --staging SIZE      pinned memory for uploads, for each GPU; default %dMi\n"
-           "  --streams N         streams for each GPU, the first for copies; default %d\n",
+           "  --streams N         streams for each GPU, the first for copies; default %d\n"
+           "  --export KIND       how clients get a GPU's memory: fd, ipc, or auto (fd where\n"
+           "                      the GPU can, else ipc)\n",
            DEVICE_STAGING_DEFAULT_MIB, DEVICE_STREAMS_DEFAULT);
     printf("  --preload DIR       load and pin every model linked there; again on SIGHUP\n"
            "  --host-cache SIZE   host memory that keeps models which a GPU has no room for\n"
@@ -118,6 +120,19 @@ static int limit_parse(const char *text, uint64_t *ret)
     return 0;
 }
 
+static int export_parse(const char *text, enum export_wish *ret)
+{
+    if (strcmp(text, "auto") == 0)
+        *ret = EXPORT_WISH_AUTO;
+    else if (strcmp(text, "fd") == 0)
+        *ret = EXPORT_WISH_FD;
+    else if (strcmp(text, "ipc") == 0)
+        *ret = EXPORT_WISH_IPC;
+    else
+        return -EINVAL;
+    return 0;
+}
+
 static int one_of(const char *text, const char *const *choices)
 {
     for (; *choices; choices++)
@@ -133,6 +148,7 @@ enum {
     WORKERS,
     STAGING,
     STREAMS,
+    EXPORT,
     PRELOAD,
     HOST_CACHE,
     USER_CONNECTIONS,
@@ -152,6 +168,7 @@ static const struct option known[] = {
     {"workers", required_argument, NULL, WORKERS},
     {"staging", required_argument, NULL, STAGING},
     {"streams", required_argument, NULL, STREAMS},
+    {"export", required_argument, NULL, EXPORT},
     {"preload", required_argument, NULL, PRELOAD},
     {"host-cache", required_argument, NULL, HOST_CACHE},
     {"user-connections", required_argument, NULL, USER_CONNECTIONS},
@@ -183,6 +200,8 @@ static int apply(int option, const char *value, struct options *options)
         return options_size_parse(value, &options->staging);
     case STREAMS:
         return number_parse(value, DEVICE_STREAMS_MAX, &options->streams);
+    case EXPORT:
+        return export_parse(value, &options->export_wish);
     case PRELOAD:
         options->preload = value;
         return 0;
