@@ -41,8 +41,10 @@ static void usage(void)
            "  --user-connections N, --user-loads N, --user-leases N, --user-bytes SIZE\n"
            "                      what one user may have at a time; default %d, %d, %d,\n"
            "                      and as much as the budget; root and the daemon's own user\n"
-           "                      are not bounded\n",
-           QUOTA_CONNECTIONS_DEFAULT, QUOTA_LOADS_DEFAULT, QUOTA_LEASES_DEFAULT);
+           "                      are not bounded\n"
+           "  --user-memory SIZE  what one user may have the daemon keep of requests, calls\n"
+           "                      and replies; default %dMi\n",
+           QUOTA_CONNECTIONS_DEFAULT, QUOTA_LOADS_DEFAULT, QUOTA_LEASES_DEFAULT, QUOTA_MEMORY_DEFAULT_MIB);
     printf("  --log-level LEVEL   error, warning, notice, info (default), debug\n"
            "  --help, --version\n"
            "\n"
@@ -153,6 +155,7 @@ enum {
     USER_LOADS,
     USER_LEASES,
     USER_BYTES,
+    USER_MEMORY,
     LOG_LEVEL,
     HELP,
     VERSION
@@ -172,6 +175,7 @@ static const struct option known[] = {
     {"user-loads", required_argument, NULL, USER_LOADS},
     {"user-leases", required_argument, NULL, USER_LEASES},
     {"user-bytes", required_argument, NULL, USER_BYTES},
+    {"user-memory", required_argument, NULL, USER_MEMORY},
     {"log-level", required_argument, NULL, LOG_LEVEL},
     {"help", no_argument, NULL, HELP},
     {"version", no_argument, NULL, VERSION},
@@ -211,6 +215,8 @@ static int apply(int option, const char *value, struct options *options)
         return limit_parse(value, &options->limits.most[QUOTA_LEASES]);
     case USER_BYTES:
         return options_size_parse(value, &options->limits.most[QUOTA_BYTES]);
+    case USER_MEMORY:
+        return options_size_parse(value, &options->limits.most[QUOTA_MEMORY]);
     case LOG_LEVEL:
         return log_level_parse(value, &options->log_level);
     default:
