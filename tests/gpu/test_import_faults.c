@@ -30,8 +30,10 @@ static void skip_below_two_devices(void)
     struct notice notice;
     server_start(&server, "0", &notice);
     process_end(&server, 0);
-    if (notice.devices < 2)
+    if (notice.devices < 2) {
+        print_message("one device\n");
         skip();
+    }
 }
 
 /* The caller's current device and last error do not change, and no memory is taken on a device that is not used.

@@ -168,18 +168,6 @@ def test_each_field_of_an_error_is_told(error, field):
     assert is_told(field, "\n".join(rows + examples)), f"docs/wire.md does not tell of {error}'s {field}"
 
 
-def test_links_of_the_installed_page():
-    """The page is installed beside the interface, far from the rest of the source."""
-    built = (ROOT / "docs" / "meson.build").read_text(encoding="utf-8")
-    installed = re.search(r"install_data\((.*?)install_dir", built, re.DOTALL)[1]
-    names = {name.rpartition("/")[2] for name in re.findall(r"'([^']+)'", installed)}
-    assert "wire.md" in names
-    links = re.findall(r"\]\(([^)]+)\)", PAGE)
-    assert links
-    for link in links:
-        assert link.startswith(("https://", "#")) or link in names, f"{link} is not installed"
-
-
 def constant(header, name):
     """What a header defines: 16, 1024u, (256u << 10)."""
     text = (ROOT / header).read_text(encoding="utf-8")

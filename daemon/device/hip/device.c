@@ -14,7 +14,7 @@
 #include <string.h>
 
 #define STAGING_BYTES ((uint64_t)DEVICE_STAGING_DEFAULT_MIB << 20)
-/* Between two copies the bus is idle for 2.5 us, so smaller slots cost more. */
+/* Between two copies the bus is idle for a moment, so smaller slots cost more. */
 #define SLOT_BYTES     ((size_t)16 << 20)
 #define SLOT_BYTES_MIN ((size_t)64 << 10)
 /* Default: one slot that is being filled, one that is being copied, and one that waits. And the largest number that

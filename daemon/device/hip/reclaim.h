@@ -1,8 +1,8 @@
 /* Takes memory of the device for arenas and frees it; and has the driver reclaim freed memory before the next load.
  *
- * A driver clears freed memory in the background, at about 4 ns a KiB, and finishes that work in the next allocation,
- * which then takes 0.2 ms longer for each gigabyte. So that no load pays for this, a small allocation is made when
- * much was freed and the device has had nothing to do for a while. The submitter (queue.h) does that, because it knows
+ * A driver clears freed memory in the background, and finishes that work in the next allocation, which then takes
+ * longer. So that no load pays for this, a small allocation is made when much was freed and the device has had nothing
+ * to do for a while. The submitter (queue.h) does that, because it knows
  * when there is nothing to do. */
 #pragma once
 

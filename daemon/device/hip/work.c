@@ -2,8 +2,8 @@
  * end no sooner, but both would end late, and both slots would come back at the same time. Kernels use the other
  * streams in turn; each waits for the copies of its slot.
  *
- * An event with a time, or one that a thread can sleep on, delays the next copy on its stream by 2 us. So the
- * copies' stream gets only events without either, unless it is the only stream. */
+ * An event with a time, or one that a thread can sleep on, delays the next copy on its stream. So the copies' stream
+ * gets only events without either, unless it is the only stream. */
 #include "daemon/device/hip/work.h"
 
 #include "daemon/device/hip/error.h"
@@ -14,7 +14,7 @@
 
 /* Pieces to decode share one copy if at most SCRATCH_GAP bytes are between them, and if the later piece has the same
  * alignment to SCRATCH_ALIGNED as the first, or both are small (less than SCRATCH_RUN). Kernels are much faster on
- * aligned pieces. A separate copy costs 3 us. */
+ * aligned pieces, and each separate copy takes some time to start. */
 #define SCRATCH_RUN     (64u << 10)
 #define SCRATCH_GAP     (64u << 10)
 #define SCRATCH_ALIGNED 16u
