@@ -130,6 +130,15 @@ struct device_ops {
      * device has finished all work on the arena. */
     int (*arena_seal)(struct arena *arena, struct device_fault *ret_fault);
 
+    /* worker. Makes an arena of the descriptor that a sealed arena was exported as, by a process that may have ended.
+     * `bytes`: what arena_new() was asked for then. What is put into such an arena fails; all else is as with others,
+     * but that it is exported and sealed already: *ret_export is its export. Takes the descriptor; after an error it
+     * stays the caller's. -ENOTSUP: the device exports no descriptors. -EPERM: the memory is not sealed, where that is
+     * possible. -EMSGSIZE: it is not so large, where the device can tell. Other errors: it is no such memory, or
+     * what arena_new() returns. */
+    int (*arena_adopt)(struct device *device, int fd, uint64_t bytes, struct arena **ret,
+                       struct device_export *ret_export, struct device_fault *ret_fault);
+
     /* worker. Copies bytes of the arena to `dst`. */
     int (*arena_read)(struct arena *arena, uint64_t offset, void *dst, size_t size, struct device_fault *ret_fault);
 
@@ -216,7 +225,7 @@ struct device_module {
     int (*open)(const struct device_config *config, struct device ***ret, struct device_fault *ret_fault);
 };
 
-#define DEVICE_ABI           10u
+#define DEVICE_ABI           11u
 #define DEVICE_MODULE_SYMBOL "rocmforge_device_module"
 
 extern const struct device_module device_host_module;
@@ -240,9 +249,12 @@ uint64_t device_others(const struct device *device);
  * worker, or another thread that may. Fails as memory_free() does. */
 int device_survey(struct device *device, uint64_t *ret, struct device_fault *ret_fault);
 
-/* arena_new() and arena_free(), for device_survey() to know of. bytes: as arena_new() was asked for. worker. */
+/* arena_new(), arena_adopt() and arena_free(), for device_survey() to know of. bytes: as arena_new() was asked for.
+ * worker. */
 int device_arena_new(struct device *device, uint64_t bytes, const struct extent *gaps, size_t n_gaps,
                      struct arena **ret, struct device_fault *ret_fault);
+int device_arena_adopt(struct device *device, int fd, uint64_t bytes, struct arena **ret,
+                       struct device_export *ret_export, struct device_fault *ret_fault);
 void device_arena_free(struct device *device, struct arena *arena, uint64_t bytes);
 
 /* "memfd", "ipc", "fd". Static. */

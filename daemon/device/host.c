@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* A slot is small enough to stay in a core's cache between reading and writing; larger ones were not faster. One worker
@@ -103,6 +104,41 @@ static int host_arena_new(struct device *device, uint64_t bytes, const struct ex
     }
     pthread_mutex_init(&arena->writing, NULL);
     *ret = arena;
+    return 0;
+}
+
+static int adopt_check(int fd, uint64_t bytes, struct stat *ret, struct device_fault *ret_fault)
+{
+    const int seals = F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+    const int has = fcntl(fd, F_GET_SEALS);
+    if (has < 0) /* no memory file, or no file at all */
+        return device_fault_set(ret_fault, -errno, "fcntl(F_GET_SEALS)", errno, strerror(errno));
+    if ((has & seals) != seals)
+        return device_fault_set(ret_fault, -EPERM, "fcntl(F_GET_SEALS)", 0, "the memory is not sealed");
+    if (fstat(fd, ret) < 0)
+        return device_fault_set(ret_fault, -errno, "fstat", errno, strerror(errno));
+    if ((uint64_t)ret->st_size != bytes)
+        return device_fault_set(ret_fault, -EMSGSIZE, "fstat", 0, "the memory has another size");
+    return 0;
+}
+
+static int host_arena_adopt(struct device *device, int fd, uint64_t bytes, struct arena **ret,
+                            struct device_export *ret_export, struct device_fault *ret_fault)
+{
+    struct stat status;
+    int r = adopt_check(fd, bytes, &status, ret_fault);
+    if (r < 0)
+        return r;
+    struct arena *arena = malloc(sizeof(*arena));
+    if (!arena)
+        return device_fault_set(ret_fault, -ENOMEM, "malloc", ENOMEM, strerror(ENOMEM));
+    arena->device = device;
+    arena->fd = fd;
+    arena->written = (uint64_t)status.st_blocks * 512;
+    atomic_fetch_add(&device->taken, arena->written);
+    pthread_mutex_init(&arena->writing, NULL);
+    *ret = arena;
+    *ret_export = (struct device_export){.fd = fd};
     return 0;
 }
 
@@ -204,6 +240,7 @@ static const struct device_ops host_ops = {
     .slot_init = host_slot_init,
     .slot_fini = host_slot_fini,
     .arena_new = host_arena_new,
+    .arena_adopt = host_arena_adopt,
     .arena_free = host_arena_free,
     .put = host_put,
     .arena_export = host_arena_export,

@@ -9,6 +9,7 @@ clears memory that was freed, with the engine that copies: a load is begun when 
 otherwise. Prints tables; with --out writes bench_gpu.json there.
 """
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -174,6 +175,27 @@ def bench_host_cache(build, kind, models, report):
         report.add("f16", models["f16"], "native", "gpu", 0, 0, back, "that one, back")
 
 
+def bench_exports(build, kind, models, report):
+    """Memory that clients get by IPC handle, and by descriptor: two daemons, whose loads take turns."""
+    report.head("By IPC handle and by descriptor (--export), in turns")
+    exports = ("ipc", "fd")
+    with contextlib.ExitStack() as stack:
+        daemons = {export: stack.enter_context(Daemon(build, kind, "--export", export)) for export in exports}
+        for type_, form in (("f16", "native"), ("q4_0", "native"), ("q4_0", "auto")):
+            taken = {export: [] for export in exports}
+            at_once = {export: [] for export in exports}
+            for _ in range(REPEAT):
+                for export in exports:
+                    taken[export] += daemons[export].loads(models[type_], times=1, form=form)
+            for export in exports:
+                at_once[export] = daemons[export].loads(models[type_], rest=0, form=form)[1:]
+            for export in exports:
+                report.add(type_, models[type_], form, "gpu", 0, 0, taken[export], export)
+            for export in exports:
+                note = f"{export}, each right after an unload of as much"
+                report.add(type_, models[type_], form, "gpu", 0, 0, at_once[export], note)
+
+
 def bench_reading(build, path):
     """GB/s at which the processors read a file: no load is faster than either this or the link."""
     command = [next(build.rglob("bench_pread")), path, str(READERS), "3"]
@@ -187,12 +209,13 @@ LOADS = {
     "streams": bench_streams,
     "staging": bench_staging,
     "host-cache": bench_host_cache,
+    "exports": bench_exports,
 }
 
 
-def bench_attach(build, kind, folder):
+def bench_attach(build, kind, folder, export):
     names = []
-    with Daemon(build, kind) as daemon:
+    with Daemon(build, kind, "--export", export) as daemon:
         for i in range(12):
             path = folder / f"attach{i}.gguf"
             make_model(path, "--tensors", "100", "--bytes", "16M", "--types", "q4_0", "--seed", str(i))
@@ -202,9 +225,9 @@ def bench_attach(build, kind, folder):
         out = subprocess.run([program, daemon.socket, *names], check=True, capture_output=True, text=True,
                              env={**os.environ, "ROCMFORGE_MODULE_DIR": str(build / "daemon" / "device" / "hip")}).stdout
     result = json.loads(out)
-    print("\nAttaching, through the client library, in microseconds")
+    print(f"\nAttaching, through the client library, in microseconds (--export {export})")
     print(f"  the first in a process, which starts the GPU's runtime  {result['first']:.0f}")
-    for key, what in (("handle_opened", "a handle not opened before"), ("handle_open_already", "one that is open")):
+    for key, what in (("handle_opened", "a model not attached before"), ("handle_open_already", "one that is attached")):
         r = result[key]
         print(f"  {what:<55} {r['median']:.0f} (from {r['least']:.0f} to {r['most']:.0f})")
     return result
@@ -293,7 +316,9 @@ def main():
             bench(build, arguments.kind, models, report)
     result = {"link": link, "processors": os.cpu_count(), "reading": reading * 1e9, "loads": report.rows}
     if "attach" in wanted:
-        result["attach"] = bench_attach(build, arguments.kind, arguments.models)
+        # "auto" fails nowhere: where there are no descriptors it is the same as "ipc".
+        for export in ("ipc", "auto"):
+            result[f"attach_{export}"] = bench_attach(build, arguments.kind, arguments.models, export)
     if "others" in wanted:
         result["others"] = bench_others(arguments.models, models["q4_0"].stat().st_size)
     if arguments.out:

@@ -51,9 +51,9 @@ def start(folder):
     """start(*options, FAKE_HIP_DEVICES=2, ...): a daemon. Each has to end well, unless the test ended it already."""
     daemons = []
 
-    def start_one(*options, **env):
+    def start_one(*options, program=None, **env):
         options = ["--device", "auto", "--budget", "95%", *options]
-        daemon = Daemon(folder, *options, env={name: str(value) for name, value in env.items()})
+        daemon = Daemon(folder, *options, program=program, env={name: str(value) for name, value in env.items()})
         daemons.append(daemon)
         return daemon.wait_ready()
 

@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* clang-format off */
 #include <cmocka.h> /* wants the standard headers before it */
@@ -465,6 +466,57 @@ static void test_either_a_descriptor_or_a_handle(void **state)
     assert_nothing_left();
 }
 
+/* What was exported is taken back, though the arena is gone: the bytes are there without having been put. */
+static void test_taken_back(void **state)
+{
+    (void)state;
+    struct bench bench;
+    struct device_fault fault;
+    struct device_export export;
+    struct outcome outcome;
+    struct arena *arena, *again = NULL;
+    assert_fine(bench_open(&bench, &config, 2, &fault), &fault);
+    struct device *device = bench.devices[0];
+    if (device->export_kind != EXPORT_FD) {
+        assert_int_equal(device->ops->arena_adopt(device, 0, 1, &again, &export, &fault), -ENOTSUP);
+        bench_close(&bench);
+        print_message("exports handles\n");
+        skip();
+    }
+    struct part parts[6];
+    struct model model;
+    model_make(&model, parts, mixture(parts, 6, 13), 0, 13);
+    uint64_t before, after;
+    load_and_check(&bench.slots, &model, 1u << 20, true);
+    assert_fine(device->ops->memory_free(device, &before, &fault), &fault);
+    assert_fine(arena_make(device, model.arena_bytes, &arena, &fault), &fault);
+    model_put(&model, &bench.slots, arena, 1u << 20, true, &outcome);
+    assert_fine(outcome.status, &outcome.fault);
+    assert_fine(device->ops->arena_export(arena, &export, &fault), &fault);
+    assert_fine(device->ops->arena_seal(arena, &fault), &fault);
+    for (int i = 0; i < 3; i++) {
+        const int kept = fcntl(export.fd, F_DUPFD_CLOEXEC, 0);
+        device->ops->arena_free(arena);
+        assert_true(device->ops->arena_adopt(device, kept, model.arena_bytes + (64u << 20), &again, &export, &fault) <
+                    0);
+        assert_true(*fault.call && *fault.text);
+        assert_fine(device->ops->arena_adopt(device, kept, model.arena_bytes, &arena, &export, &fault), &fault);
+        assert_int_equal(export.fd, kept);
+        assert_fine(model_check(&model, device, arena, &fault), &fault);
+    }
+    device->ops->arena_free(arena);
+    assert_int_equal(fcntl(export.fd, F_GETFD), -1);
+    const int wrong = open("/dev/zero", O_RDWR | O_CLOEXEC);
+    assert_true(device->ops->arena_adopt(device, wrong, model.arena_bytes, &again, &export, &fault) < 0);
+    assert_int_equal(close(wrong), 0);
+    assert_null(again);
+    assert_fine(device->ops->memory_free(device, &after, &fault), &fault);
+    assert_int_equal(before, after);
+    model_drop(&model);
+    bench_close(&bench);
+    assert_nothing_left();
+}
+
 static void test_staging_setting(void **state)
 {
     (void)state;
@@ -533,6 +585,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_exports_are_tried),
         cmocka_unit_test(test_descriptors_are_tried),
         cmocka_unit_test(test_either_a_descriptor_or_a_handle),
+        cmocka_unit_test(test_taken_back),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -33,10 +33,9 @@ static int clear(struct arena *arena, uint64_t used, const struct extent *gaps, 
     return r;
 }
 
-int hip_arena_new(struct device *device, uint64_t bytes, const struct extent *gaps, size_t n_gaps, struct arena **ret,
-                  struct device_fault *ret_fault)
+/* An arena without memory. After an error arena_drop() is not called. */
+static int arena_begin(struct hip_device *hip, struct arena **ret, struct device_fault *ret_fault)
 {
-    struct hip_device *hip = hip_device(device);
     int r = hip_enter(hip, ret_fault);
     if (r < 0)
         return r;
@@ -45,19 +44,46 @@ int hip_arena_new(struct device *device, uint64_t bytes, const struct extent *ga
         return device_fault_set(ret_fault, -ENOMEM, "calloc", ENOMEM, strerror(ENOMEM));
     arena->hip = hip;
     arena->fd = -1;
-    /* A whole number of granules: then no other allocation shares the memory that the exported handle opens. */
-    uint64_t rounded;
-    if (__builtin_add_overflow(bytes, device->granule - 1, &rounded)) {
-        r = device_fault_set(ret_fault, -ENOMEM, "hip_arena_new", 0, "too large");
-        goto fail;
-    }
-    rounded -= rounded % device->granule;
     r = HIP_CALL(hip, ret_fault, EventCreateWithFlags, (&arena->cleared, hipEventBlockingSync | hipEventDisableTiming));
+    if (r < 0) {
+        free(arena);
+        return r;
+    }
+    *ret = arena;
+    return 0;
+}
+
+static void arena_drop(struct arena *arena)
+{
+    (void)!hipEventDestroy(arena->cleared);
+    free(arena);
+}
+
+/* A whole number of granules: then no other allocation shares the memory that an exported handle opens, and a
+ * descriptor is mapped as a whole. */
+static int round_up(const struct device *device, uint64_t bytes, uint64_t *ret, struct device_fault *ret_fault)
+{
+    uint64_t rounded;
+    if (__builtin_add_overflow(bytes, device->granule - 1, &rounded))
+        return device_fault_set(ret_fault, -ENOMEM, "hip_arena_new", 0, "too large");
+    *ret = rounded - rounded % device->granule;
+    return 0;
+}
+
+int hip_arena_new(struct device *device, uint64_t bytes, const struct extent *gaps, size_t n_gaps, struct arena **ret,
+                  struct device_fault *ret_fault)
+{
+    struct hip_device *hip = hip_device(device);
+    struct arena *arena = NULL;
+    uint64_t rounded = 0;
+    int r = round_up(device, bytes, &rounded, ret_fault);
+    if (r == 0)
+        r = arena_begin(hip, &arena, ret_fault);
     if (r < 0)
-        goto fail;
+        return r;
     r = hip_memory_take(hip, rounded, &arena->memory, ret_fault);
     if (r < 0)
-        goto fail_event;
+        goto fail;
     r = clear(arena, bytes, gaps, n_gaps, ret_fault);
     if (r < 0)
         goto fail_memory;
@@ -66,11 +92,35 @@ int hip_arena_new(struct device *device, uint64_t bytes, const struct extent *ga
 
 fail_memory:
     hip_memory_release(hip, &arena->memory);
-fail_event:
-    (void)!hipEventDestroy(arena->cleared);
 fail:
-    free(arena);
+    arena_drop(arena);
     return r;
+}
+
+/* The memory is complete, so `cleared` is never recorded: who waits for it does not wait. */
+int hip_arena_adopt(struct device *device, int fd, uint64_t bytes, struct arena **ret, struct device_export *ret_export,
+                    struct device_fault *ret_fault)
+{
+    struct hip_device *hip = hip_device(device);
+    struct arena *arena = NULL;
+    uint64_t rounded = 0;
+    if (device->export_kind != EXPORT_FD)
+        return device_fault_set(ret_fault, -ENOTSUP, "hip_arena_adopt", 0, "the device exports no descriptors");
+    int r = round_up(device, bytes, &rounded, ret_fault);
+    if (r == 0)
+        r = arena_begin(hip, &arena, ret_fault);
+    if (r < 0)
+        return r;
+    r = hip_share_adopt(hip, fd, rounded, &arena->memory, ret_fault);
+    if (r < 0) {
+        arena_drop(arena);
+        return r;
+    }
+    arena->fd = fd;
+    arena->exported = true;
+    *ret = arena;
+    *ret_export = (struct device_export){.fd = fd};
+    return 0;
 }
 
 /* On a lost device every call fails. The driver frees its memory when the process ends. */
@@ -81,10 +131,9 @@ void hip_arena_free(struct arena *arena)
     (void)!hipSetDevice(arena->hip->index);
     (void)!hipEventSynchronize(arena->cleared);
     hip_memory_release(arena->hip, &arena->memory);
-    (void)!hipEventDestroy(arena->cleared);
     if (arena->fd >= 0)
         close(arena->fd);
-    free(arena);
+    arena_drop(arena);
 }
 
 static int export_descriptor(struct arena *arena, struct device_export *ret, struct device_fault *ret_fault)

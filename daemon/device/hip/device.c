@@ -150,6 +150,7 @@ static const struct device_ops hip_ops = {
     .slot_init = slot_init,
     .slot_fini = slot_fini,
     .arena_new = hip_arena_new,
+    .arena_adopt = hip_arena_adopt,
     .arena_free = hip_arena_free,
     .put = hip_put,
     .arena_export = hip_arena_export,

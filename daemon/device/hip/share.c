@@ -36,6 +36,14 @@ int hip_share_export(struct hip_device *hip, const struct hip_share *share, int 
     return 0;
 }
 
+int hip_share_adopt(struct hip_device *hip, int fd, uint64_t bytes, struct hip_share *ret,
+                    struct device_fault *ret_fault)
+{
+    const char *call;
+    hipError_t result = hip_share_import(hip->index, fd, bytes, ret, &call);
+    return hip_result(hip, result, call, ret_fault);
+}
+
 void hip_share_touch(struct hip_device *hip, uint64_t bytes)
 {
     hipMemGenericAllocationHandle_t handle;

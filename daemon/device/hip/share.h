@@ -13,5 +13,9 @@ int hip_share_make(struct hip_device *hip, uint64_t bytes, struct hip_share *ret
 /* Makes a descriptor of the memory; programs that this process executes do not inherit it. The caller closes it. */
 int hip_share_export(struct hip_device *hip, const struct hip_share *share, int *ret, struct device_fault *ret_fault);
 
+/* Maps memory that another process exported, read-only: hip_share_import(). */
+int hip_share_adopt(struct hip_device *hip, int fd, uint64_t bytes, struct hip_share *ret,
+                    struct device_fault *ret_fault);
+
 /* Allocates memory and frees it at once, without mapping it. An error is ignored. */
 void hip_share_touch(struct hip_device *hip, uint64_t bytes);

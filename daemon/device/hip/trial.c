@@ -25,15 +25,13 @@ static int import_and_read(struct hip_device *hip, const struct hip_share *share
                            struct device_fault *ret_fault)
 {
     struct hip_share imported;
-    const char *call;
     const uint64_t at = share->bytes - sizeof(uint64_t), pattern = PATTERN;
     uint64_t found = 0;
     int r = HIP_CALL(hip, ret_fault, Memcpy,
                      ((uint8_t *)share->base + at, &pattern, sizeof(pattern), hipMemcpyHostToDevice));
     if (r < 0)
         return r;
-    hipError_t result = hip_share_import(hip->index, fd, share->bytes, &imported, &call);
-    r = hip_result(hip, result, call, ret_fault);
+    r = hip_share_adopt(hip, fd, share->bytes, &imported, ret_fault);
     if (r < 0)
         return r;
     r = HIP_CALL(hip, ret_fault, Memcpy,
