@@ -42,6 +42,10 @@ static const char *why(const char *error)
         return "another model has this name; choose another with --name";
     if (strcmp(error, "io.rocmforge.ModelBusy") == 0)
         return "it is being unloaded, and somebody still has it mapped";
+    if (strcmp(error, "io.rocmforge.PermissionDenied") == 0)
+        return "only who owns the file makes its model public";
+    if (strcmp(error, "io.rocmforge.LimitExceeded") == 0)
+        return "a limit is reached: of its names, of its users, or of what you may load; 'rfctl load' says which";
     return error;
 }
 

@@ -1,0 +1,42 @@
+#include "daemon/load/foresee.h"
+
+#include "daemon/load/naming.h"
+#include "daemon/load/states.h"
+
+/* The model that the load would join. `load` gets the plan if Load would have made one at this point: only if there are
+ * models that were asked for in other words. */
+static struct model *find_same(struct load *load, struct registry_query *query, struct plan *plan)
+{
+    const struct registry *registry = load->loads->registry;
+    struct model *model = registry_find_source(registry, query);
+    if (model || !registry_find_other(registry, query, false))
+        return model;
+    load->job.plan = plan;
+    query->plan = plan;
+    return registry_find_source(registry, query);
+}
+
+enum load_verdict load_foresee(struct loads *loads, const struct load_request *request, struct source *source,
+                               struct access_facts *facts, struct plan *plan, struct model **ret_model)
+{
+    struct load load = {.loads = loads, .request = *request, .job = {.source = source, .facts = facts}};
+    struct naming naming;
+    *ret_model = NULL;
+    if (!load_may_publish(request, facts))
+        return LOAD_DENIED;
+    struct registry_query query = load_query(request, source, facts, NULL);
+    struct model *model = find_same(&load, &query, plan);
+    *ret_model = load_queued_before(loads, &query);
+    if (*ret_model)
+        return LOAD_QUEUED;
+    if (model && !model_departs(model)) {
+        *ret_model = model;
+        const enum load_verdict verdict = load_judge_join(&load, model, &naming);
+        const bool restores = model->state == MODEL_CACHED || model->state == MODEL_SAVING;
+        return verdict == LOAD_JOIN && restores ? LOAD_RESTORE : verdict;
+    }
+    char name[MODEL_NAME_MAX + 1];
+    load_name(&load, name);
+    naming_judge(&load, name, NULL, &naming);
+    return load_verdict_of(&naming, LOAD_NEW);
+}
