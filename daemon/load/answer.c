@@ -135,7 +135,8 @@ void load_succeed(struct load *load)
     if (load->request.done)
         load->request.done(load->request.context, model, NULL);
     waiters_reply(load);
-    residency_idle(load->loads->residency, model);
+    if (!load->restores || !naming_retire(load->loads, model))
+        residency_idle(load->loads->residency, model);
     loads_retry(load->loads); /* another load may wait to compare this model with its file */
 }
 
@@ -162,7 +163,8 @@ void load_give_up(struct load *load)
         if (load->restores) {
             model->takes[0] = '\0';
             model_move(model, MODEL_CACHED);
-            residency_idle(loads->residency, model);
+            if (!naming_retire(loads, model))
+                residency_idle(loads->residency, model);
         } else
             registry_remove(loads->registry, model);
         loads_retry(loads);

@@ -14,7 +14,7 @@
 
 /* --- deciding --- */
 
-/* True if a cached model may be dropped to reuse its name: by its user or a trusted user, unless it is pinned; by
+/* True if a cached model may lose its name without being asked: to its user or a trusted user, unless it is pinned; to
  * anybody if its device is lost, for then it cannot be loaded again. Nobody uses a cached model. */
 static bool load_may_forget(const struct load *load, const struct model *model)
 {
@@ -57,14 +57,14 @@ static bool load_may_replace(const struct load *load, const struct model *model)
 /* Whether a model that has the name keeps it from this load's model. */
 static enum name_verdict judge_holder(const struct load *load, const struct model *holder)
 {
-    if (!holder || load_may_forget(load, holder))
+    if (!holder)
         return NAME_FREE;
     const bool lost = holder->state == MODEL_FAILED;
     if (model_departs(holder) || holder->state == MODEL_SAVING || (lost && !model_in_use(holder)))
         return NAME_SOON_FREE; /* a lost one, because of naming_clear_lost() */
     if ((holder->state == MODEL_DRAINING || lost) && load_wants_same(load, holder))
         return NAME_BUSY;
-    return load_may_replace(load, holder) ? NAME_REPLACED : NAME_TAKEN;
+    return load_may_forget(load, holder) || load_may_replace(load, holder) ? NAME_REPLACED : NAME_TAKEN;
 }
 
 void naming_judge(const struct load *load, const char *name, const struct model *model, struct naming *ret)
@@ -101,18 +101,11 @@ void naming_clear_lost(const struct load *load, const char *name)
     }
 }
 
-/* Frees the name: the load's model will take it from this one, or a cached one loses it. Returns false if the load must
- * wait for the name. */
+/* Notes from which model the load's model will take the name. Returns false if the load must wait for the name. */
 static bool free_name(struct load *load, const char *name, const struct naming *naming)
 {
-    if (naming->verdict == NAME_FREE) {
-        struct model *cached = naming->holder;
-        if (cached && (cached->device->failed || !registry_unname(cached, name)))
-            residency_forget(load->loads->residency, cached);
-        else if (cached)
-            events_emit(load->loads->events, "renamed", cached, NULL);
+    if (naming->verdict == NAME_FREE)
         return true;
-    }
     /* If another model will take the name first, that one is to be replaced, unless its load fails. */
     if (naming->verdict == NAME_SOON_FREE || registry_taker(load->loads->registry, name, load->request.peer)) {
         load->blocked = true;
@@ -179,13 +172,21 @@ void naming_switch(struct load *load, struct model *model)
     if (!other)
         return;
     events_emit(loads->events, "renamed", other, NULL);
-    if (!model_nameless(other))
-        return;
-    log_client(LOG_LEVEL_INFO, "model=%s id=%" PRIu64 " is replaced by id=%" PRIu64, other->name, other->id, model->id);
-    if (other->state == MODEL_CACHED)
-        residency_forget(loads->residency, other);
-    else if (other->state == MODEL_RESIDENT && model_in_use(other))
-        residency_drain(loads->residency, other, 0);
-    else if (other->state == MODEL_RESIDENT)
-        residency_unload(loads->residency, other, NULL);
+    if (model_nameless(other))
+        log_client(LOG_LEVEL_INFO, "model=%s id=%" PRIu64 " is replaced by id=%" PRIu64, other->name, other->id,
+                   model->id);
+    (void)naming_retire(loads, other);
+}
+
+bool naming_retire(struct loads *loads, struct model *model)
+{
+    if (!model_nameless(model) || model->load)
+        return false;
+    if (model->state == MODEL_CACHED)
+        residency_forget(loads->residency, model);
+    else if (model->state == MODEL_RESIDENT && model_in_use(model))
+        residency_drain(loads->residency, model, 0);
+    else if (model->state == MODEL_RESIDENT)
+        residency_unload(loads->residency, model, NULL);
+    return true;
 }

@@ -9,9 +9,10 @@
 #include <stdbool.h>
 
 struct load;
+struct loads;
 
 enum name_verdict {
-    NAME_FREE,      /* no model has it, or only a cached one, which gives it up at once */
+    NAME_FREE,      /* no model has it */
     NAME_SOON_FREE, /* its model will be gone or cached soon */
     NAME_REPLACED,  /* its model loses it when the load's model is resident */
     NAME_BUSY,      /* a model of the same file has it, and is draining or lost */
@@ -43,6 +44,11 @@ bool naming_prepare(struct load *load, const char *name, const struct model *mod
 int naming_give(struct load *load, const char *name, struct model *model);
 
 /* The load's model is resident: if it takes a name from another model, it gets this name now. The other model loses
- * it; if the load's model is the newer version of the other one, it loses all its names. A model without a name is
- * drained, unloaded or dropped. */
+ * it; if the load's model is the newer version of the other one, it loses all its names. Then naming_retire() ends
+ * it. */
 void naming_switch(struct load *load, struct model *model);
+
+/* A model that has lost all its names to another is drained, unloaded or dropped: at once; or, if it is being loaded
+ * from host memory now, by another call of this when that load has ended. Returns false, and does nothing, if the
+ * model has a name or is being loaded; after true it may be gone. */
+bool naming_retire(struct loads *loads, struct model *model);

@@ -335,3 +335,53 @@ def test_a_name_that_root_gave_is_not_passed_on(start_for_all, clients, own, fol
         load_as(user, USER, own("o.gguf", USER, 3), name="llama", replace=True)
     assert model_of(user, "llama")["id"] != chosen["id"]
     assert model_of(third, "llama")["id"] == first["id"]
+
+
+def test_a_cached_model_keeps_its_name_from_a_load_that_fails(on_gpu, models, folder):
+    """It gives it up to a model that is loaded, without being asked."""
+    a, b, c = models(3)
+    broken = folder / "broken.gguf"
+    broken.write_bytes(b.read_bytes()[:1000])
+    with on_gpu.client() as client:
+        gpu = next(d["id"] for d in client.call("Devices")["devices"] if d["kind"] != "host")
+        cached = load(client, a, "m", device=gpu)
+        load(client, a, "also", device=gpu)
+        lease = load_lease(client, c, "c", device=gpu)
+        wait_until(lambda: states(on_gpu)["m"] == "cached")
+        for path in (broken, b):
+            with wire_error("InvalidModel" if path == broken else "OutOfDeviceMemory"):
+                load(client, path, "m", device=gpu)
+        assert model_of(client, "m")["id"] == cached["id"]
+        client.call("Detach", lease=lease)
+        new = load(client, b, "m", device=gpu)
+        assert (new["name"], model_of(client, "also")["id"]) == ("m", cached["id"])
+        load(client, b, "also", device=gpu)
+        wait_until(lambda: [m["id"] for m in on_gpu.models()] == [new["id"]] or "c" in states(on_gpu))
+        assert cached["id"] not in [m["id"] for m in on_gpu.models()]
+
+
+def test_a_cached_model_that_comes_back_while_it_is_replaced(start, monkeypatch, part_gate, models, folder):
+    """Somebody attaches to it meanwhile. It has no name then, and goes when nobody uses it any more."""
+    if not fake_gpu_folder():
+        pytest.skip("this build has no module for AMD GPUs (hipcc is not installed)")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(fake_gpu_folder()))
+    monkeypatch.setenv("ROCMFORGE_MODULE_DIR", str(module_folder()))
+    daemon = start("--device", "hip", "--budget", str(GRANULE), "--host-cache", "64Mi", "--workers", "4", env=part_gate.env)
+    a, b = models(2)
+    new = sparse_model(folder / "new.gguf", MIB)
+    with daemon.client() as client, daemon.client() as loader, daemon.client() as user:
+        gpu = next(d["id"] for d in client.call("Devices")["devices"] if d["kind"] != "host")
+        cached = load(client, a, "m", device=gpu)
+        load(client, b, "b", device=gpu)
+        wait_until(lambda: states(daemon)["m"] == "cached")
+        client.call("Unload", name="b")
+        part_gate.close()
+        send_load(loader, new, name="m", device="host")
+        wait_until(lambda: "filling" in states(daemon).values())
+        lease = user.call("Attach", name="m")
+        assert lease["model"]["id"] == cached["id"]
+        part_gate.open()
+        assert loader.reply()[0]["model"]["name"] == "m"
+        wait_until(lambda: states(daemon) == {"m": "resident", f"m#{cached['id']}": "draining"})
+        user.call("Detach", lease=lease["lease"])
+        wait_until(lambda: states(daemon) == {"m": "resident"})

@@ -1,4 +1,6 @@
 """Plan and Load agree: what Plan says of a load is what comes of it, in whatever state the daemon is."""
+import itertools
+import os
 import random
 
 import make_model
@@ -9,7 +11,9 @@ from rocmforge_wire import WireError
 BUDGET = 8 * GRANULE
 ROUNDS = 60
 NAMES = ["a", "b", "c", "d", "e"]
+NUMBERS = itertools.count()
 FORMS = ["auto", "native", "f32"]
+RULES = [[{"match": "*", "form": "native"}], [{"match": "t", "form": "f32"}], [{"match": "nothing", "form": "f32"}]]
 
 FAKE = fake_gpu_folder()
 
@@ -33,19 +37,27 @@ def on_gpu(start, monkeypatch):
 @pytest.fixture
 def files(folder):
     """Of one to nine granules as they are; some have a header that goes into the ledger."""
-    types = make_model.load_types()
-    paths = []
-    for i, size in enumerate([1, 1, 2, 3, 5, 7, 17]):
-        path = folder / f"{'abcdefg'[i]}.gguf"
-        tensors = [make_model.Tensor("t", types["q8_0" if i % 2 else "i8"], (MIB * size // 32 * 32,))]
-        n, metadata = make_model.metadata(1, 256, 256, 4, 100)
-        if i in (1, 3):
-            text = "x" * (3 * MIB)
-            metadata += make_model.string("text") + make_model.STRING.to_bytes(4, "little") + make_model.string(text)
-            n += 1
-        make_model.write_model(path, tensors, (n, metadata), i)
-        paths.append(path)
+    paths = [folder / f"{'abcdefg'[i]}.gguf" for i in range(len(SIZES))]
+    for i, path in enumerate(paths):
+        write_file(path, i, SIZES[i])
     return paths
+
+
+SIZES = [1, 1, 2, 3, 5, 7, 17]
+
+
+def write_file(path, i, size, seed=None):
+    """Other bytes for another seed."""
+    types = make_model.load_types()
+    tensors = [make_model.Tensor("t", types["q8_0" if i % 2 else "i8"], (MIB * size // 32 * 32,))]
+    n, metadata = make_model.metadata(1, 256, 256, 4, 100)
+    if i in (1, 3):
+        text = "x" * (3 * MIB)
+        metadata += make_model.string("text") + make_model.STRING.to_bytes(4, "little") + make_model.string(text)
+        n += 1
+    new = path.with_suffix(".new")
+    make_model.write_model(new, tensors, (n, metadata), i if seed is None else seed)
+    os.rename(new, path)
 
 
 def there(client):
@@ -57,12 +69,38 @@ def there(client):
     return {model["name"]: model for model in client.call("List")["models"]}
 
 
-def change(draw, client, leases):
+def change_file(draw, path):
+    """Its times, its bytes, or its size."""
+    i = "abcdefg".index(path.stem)
+    what = draw.choice(["touch", "bytes", "size"])
+    if what == "touch":
+        os.utime(path, (draw.randrange(1 << 30), 1))
+    else:
+        write_file(path, i, SIZES[i] if what == "bytes" else draw.choice(SIZES), draw.random())
+
+
+def name_fully(client, model):
+    """Gives a model as many names as it may have."""
+    parameters = {key: model[key] for key in ("path", "form", "forms", "private") if key in model}
+    for _ in range(15 - len(model["aliases"])):
+        try:
+            client.call("Load", name=f"x{next(NUMBERS)}", device=model["device"], **parameters)
+        except WireError as error:
+            assert error.name in ("LimitExceeded", "OutOfDeviceMemory"), error
+            return
+
+
+def change(draw, client, leases, files):
     """Something that happens to the models."""
+    if draw.random() < 0.1:
+        change_file(draw, draw.choice(files[:5]))
+        return
     models = there(client)
     name = draw.choice(sorted(models)) if models else None
-    what = draw.choice(["attach", "detach", "detach", "pin", "unpin", "unpin", "unload", "drain"])
-    if what == "detach" and leases:
+    what = draw.choice(["attach", "detach", "detach", "pin", "unpin", "unpin", "unload", "drain", "name"])
+    if what == "name" and name and models[name]["state"] == "resident" and not models[name]["changed"]:
+        name_fully(client, models[name])
+    elif what == "detach" and leases:
         client.call("Detach", lease=leases.pop(draw.randrange(len(leases))))
     elif name and what in ("pin", "unpin"):
         client.call(what.capitalize(), name=name)
@@ -83,12 +121,29 @@ def gone(before, after):
     )
 
 
+def draw_parameters(draw, path, models):
+    """Names are mostly those of a few models, or an alias."""
+    parameters = {"path": str(path), "form": draw.choice(FORMS)}
+    for key in ("replace", "private"):
+        if draw.random() < 0.2:
+            parameters[key] = True
+    if draw.random() < 0.2:
+        parameters["forms"] = draw.choice(RULES)
+    if draw.random() < 0.7:
+        aliases = [alias for model in models.values() for alias in model["aliases"]]
+        parameters["name"] = draw.choice(aliases) if aliases and draw.random() < 0.2 else draw.choice(NAMES)
+    return parameters
+
+
+def replaced(before, name):
+    """Names of the models that may have gone because another has this name now."""
+    return {key for key, model in before.items() if name in (key, *model["aliases"])}
+
+
 def agree(draw, client, path, evicted):
     """Asks what a load would do, and does it. Returns the error, or None."""
-    parameters = {"path": str(path), "form": draw.choice(FORMS)}
-    if draw.random() < 0.7:
-        parameters["name"] = draw.choice(NAMES)
     before = there(client)
+    parameters = draw_parameters(draw, path, before)
     plan = client.call("Plan", **parameters)
     assert there(client).keys() == before.keys(), "asking does nothing"
     try:
@@ -108,7 +163,11 @@ def agree(draw, client, path, evicted):
     joined = plan.get("model")
     if joined:
         assert joined["id"] == loaded["model"]["id"] and joined["name"] in before
-    assert sorted(plan["evicts"]) == gone(before, after), (parameters, plan, before, after)
+    left = set(gone(before, after)) - set(plan["evicts"])
+    name = parameters.get("name", path.stem)
+    assert set(plan["evicts"]) <= set(gone(before, after)), (parameters, plan, before, after)
+    assert left <= replaced(before, name), (parameters, plan, before, after)
+    assert name in (loaded["model"]["name"], *loaded["model"]["aliases"]) or "name" not in parameters
     evicted.extend(plan["evicts"])
     return None
 
@@ -118,7 +177,7 @@ def state_and_ask(draw, daemon, files):
     with daemon.client() as client:
         for _ in range(ROUNDS):
             for _ in range(draw.randrange(3)):
-                change(draw, client, leases)
+                change(draw, client, leases, files)
             seen.append(agree(draw, client, draw.choice(files), evicted))
         for lease in leases:  # not left to the end of the connection, which the daemon may see later
             client.call("Detach", lease=lease)
@@ -128,13 +187,13 @@ def state_and_ask(draw, daemon, files):
 def test_on_the_host(start, files):
     daemon = start("--budget", str(BUDGET))
     seen = set().union(*(state_and_ask(random.Random(seed), daemon, files) for seed in range(5)))
-    assert seen >= {None, "evicted", "OutOfDeviceMemory", "NameInUse"}
+    assert seen >= {None, "evicted", "OutOfDeviceMemory", "NameInUse", "LimitExceeded"}
 
 
 def test_on_gpus(on_gpu, files):
     daemon = on_gpu()
     seen = set().union(*(state_and_ask(random.Random(seed), daemon, files) for seed in range(5)))
-    assert seen >= {None, "evicted", "OutOfDeviceMemory", "NameInUse"}
+    assert seen >= {None, "evicted", "OutOfDeviceMemory", "NameInUse", "LimitExceeded"}
 
 
 def test_name_that_is_taken(client, models):
