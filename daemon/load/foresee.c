@@ -21,16 +21,18 @@ enum load_verdict load_foresee(struct loads *loads, const struct load_request *r
 {
     struct load load = {.loads = loads, .request = *request, .job = {.source = source, .facts = facts}};
     struct naming naming;
-    *ret_model = NULL;
-    if (!load_may_publish(request, facts))
-        return LOAD_DENIED;
     struct registry_query query = load_query(request, source, facts, NULL);
     struct model *model = find_same(&load, &query, plan);
-    *ret_model = load_queued_before(loads, &query);
-    if (*ret_model)
+    const bool joins = model && !model_departs(model);
+    *ret_model = joins ? model : NULL;
+    if (!load_may_publish(request, facts))
+        return LOAD_DENIED;
+    struct model *queued = load_queued_before(loads, &query);
+    if (queued) {
+        *ret_model = queued;
         return LOAD_QUEUED;
-    if (model && !model_departs(model)) {
-        *ret_model = model;
+    }
+    if (joins) {
         const enum load_verdict verdict = load_judge_join(&load, model, &naming);
         const bool restores = model->state == MODEL_CACHED || model->state == MODEL_SAVING;
         return verdict == LOAD_JOIN && restores ? LOAD_RESTORE : verdict;

@@ -2,10 +2,13 @@
 import itertools
 import os
 import random
+import subprocess
 
 import make_model
 import pytest
-from harness import GRANULE, MIB, USER, client_of, fake_gpu_folder, module_folder, wait_until
+from harness import (
+    GRANULE, MIB, USER, build_folder, client_of, fake_gpu_folder, load_fd, module_folder, wait_until, wire_error,
+)  # fmt: skip
 from rocmforge_wire import WireError
 
 BUDGET = 8 * GRANULE
@@ -224,14 +227,44 @@ def test_rfctl_plan_tells_why(daemon, models):
     assert daemon.rfctl("plan", b, "--name", "n").returncode == 0
 
 
+def rfctl_of(daemon, uid, *arguments):
+    """What rfctl says on standard output for this user, and its exit status."""
+    rfctl = str(build_folder() / "client" / "rfctl" / "rfctl")
+    user = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
+    command = [*user, rfctl, "--socket", str(daemon.socket), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return done.stdout.splitlines(), done.returncode
+
+
 def test_a_users_bytes(start_for_all, models):
-    """The limit of a user is asked for as well."""
+    """The limit of a user is asked for as well. There is memory all the same."""
     daemon = start_for_all("--user-bytes", str(GRANULE))
     a, b = models(2)
     with client_of(daemon, USER) as client, open(a, "rb") as first, open(b, "rb") as second:
         assert client.call("Plan", fds=[first.fileno()])["error"] is None
         client.call("Load", fds=[first.fileno()])
-        assert client.call("Plan", fds=[second.fileno()])["error"] == "io.rocmforge.LimitExceeded"
+        plan = client.call("Plan", fds=[second.fileno()])
+        assert (plan["error"], plan["fits"], plan["evicts"]) == ("io.rocmforge.LimitExceeded", True, [])
+        with wire_error("LimitExceeded") as error:
+            client.call("Load", fds=[second.fileno()])
+        assert error["limit"] == "user-bytes"
+        for path in (a, b):
+            os.chmod(path, 0o644)
+        lines, status = rfctl_of(daemon, USER, "plan", b)
+        assert status == 1 and lines[-2].startswith("fits: ")
+        assert lines[-1].startswith("cannot be loaded: a limit is reached: ")
+
+
+def test_a_model_that_is_there_needs_no_memory(start_for_all, models):
+    """Also if the load is refused for another reason."""
+    daemon = start_for_all("--budget", str(GRANULE))
+    (path,) = models(1)
+    os.chmod(path, 0o644)
+    with client_of(daemon, USER) as user:
+        load_fd(user, path, name="m", lease=True)
+        lines, status = rfctl_of(daemon, USER + 1, "plan", path, "--public")
+        assert status == 1 and lines[-2].startswith("fits: ")
+        assert lines[-1] == "cannot be loaded: only who owns the file makes its model public"
 
 
 @pytest.mark.parametrize("device", [{}, {"device": "host"}])
