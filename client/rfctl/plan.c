@@ -39,7 +39,7 @@ static void tell_room(const cJSON *reply, bool fits)
 static const char *why(const char *error)
 {
     if (strcmp(error, "io.rocmforge.NameInUse") == 0)
-        return "another model has this name; choose another with --name";
+        return "another model has this name; take another one with --name, or, if that model is yours, --replace";
     if (strcmp(error, "io.rocmforge.ModelBusy") == 0)
         return "it is being unloaded, and somebody still has it mapped";
     if (strcmp(error, "io.rocmforge.PermissionDenied") == 0)

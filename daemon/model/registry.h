@@ -52,8 +52,8 @@ void registry_init(struct registry *registry, struct quota *quota);
 /* The model that a name means for this peer; NULL if it sees no such model. If the peer sees several models with this
  * name, these rules choose, in this order: the model that the peer's user loaded; a model that the peer may read,
  * before one that it sees only as a trusted user (trust.h); a model whose name a trusted user gave; the model that got
- * the name first. "NAME#ID" means the model with this id, if NAME is or was one of its names. The time of this call
- * does not show whether there is a model of this name that the peer does not see. */
+ * the name first. "NAME#ID" means the model with this id, if NAME is one of its names; if it has none, the last that it
+ * had. The time of this call does not show whether there is a model of this name that the peer does not see. */
 struct model *registry_find(const struct registry *registry, const char *name, const struct peer *peer);
 
 /* The model with this id; NULL if there is none. */

@@ -1,10 +1,11 @@
 """Names: how many a model has, who gives them, and how a load with `replace` moves them."""
 import contextlib
 import os
+import subprocess
 
 import pytest
 from harness import (
-    GRANULE, MIB, USER, as_user, client_of, fake_gpu_folder, load, load_fd, module_folder, sparse_model, states,
+    GRANULE, MIB, USER, as_user, build_folder, client_of, fake_gpu_folder, load, load_fd, module_folder, sparse_model, states,
     tensor_model, wait_until, wire_error,
 )  # fmt: skip
 
@@ -385,3 +386,31 @@ def test_a_cached_model_that_comes_back_while_it_is_replaced(start, monkeypatch,
         wait_until(lambda: states(daemon) == {"m": "resident", f"m#{cached['id']}": "draining"})
         user.call("Detach", lease=lease["lease"])
         wait_until(lambda: states(daemon) == {"m": "resident"})
+
+
+def test_rfctl_tells_of_the_model_that_is_meant(daemon, models):
+    """By NAME#ID too."""
+    (path,) = models(1)
+    with daemon.client() as client:
+        full = f"m#{load(client, path, 'm')['id']}"
+        client.call("Pin", name="m")
+        for name in ("m", full):
+            assert daemon.rfctl("ttl", name, "1h").stdout.startswith(f"{name} is pinned, so it stays")
+        lease = client.call("Attach", name="m")["lease"]
+        assert daemon.rfctl("unload", full, "--force").stdout == f"draining {full}: 1 lease\n"
+        client.call("Detach", lease=lease)
+
+
+def test_rfctl_tells_of_ones_own_model(start_for_all, clients, own, folder):
+    """Another user's has the name too, and is the older one."""
+    daemon = start_for_all()
+    user, other = clients(daemon, USER), clients(daemon, OTHER)
+    theirs, mine = own("t.gguf", OTHER, 1, 0o600), own("m.gguf", USER, 2)
+    load_as(other, OTHER, theirs, name="m")
+    load_as(user, USER, mine, name="m", pin=True)
+    os.chmod(theirs, 0o644)
+    load_as(other, OTHER, theirs)  # has the daemon look
+    rfctl = str(build_folder() / "client" / "rfctl" / "rfctl")
+    command = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", rfctl, "--socket", str(daemon.socket)]
+    told = subprocess.run([*command, "ttl", "m", "1h"], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert told.startswith("m is pinned, so it stays")

@@ -223,7 +223,9 @@ def test_rfctl_plan_tells_why(daemon, models):
     daemon.rfctl("load", a, "--name", "m")
     plan = daemon.rfctl("plan", b, "--name", "m", check=False)
     assert plan.returncode == 1
-    assert plan.stdout.splitlines()[-1] == "cannot be loaded: another model has this name; choose another with --name"
+    why = "another model has this name; take another one with --name, or, if that model is yours, --replace"
+    assert plan.stdout.splitlines()[-1] == f"cannot be loaded: {why}"
+    assert daemon.rfctl("plan", b, "--name", "m", "--replace").returncode == 0
     assert daemon.rfctl("plan", b, "--name", "n").returncode == 0
 
 
