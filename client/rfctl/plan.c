@@ -35,7 +35,7 @@ static void tell_room(const cJSON *reply, bool fits)
     free(names);
 }
 
-/* A sentence for an error that load would be answered with, though there is memory. */
+/* A sentence for an error that load would be answered with, other than that there is not enough memory. */
 static const char *why(const char *error)
 {
     if (strcmp(error, "io.rocmforge.NameInUse") == 0)
@@ -70,7 +70,7 @@ static int told(void *context, const cJSON *reply, bool last)
     }
     const char *error = reply_text(reply, "error");
     tell_room(reply, fits);
-    if (fits && error[0])
+    if (error[0] && strcmp(error, "io.rocmforge.OutOfDeviceMemory") != 0)
         out_line("cannot be loaded: %s", why(error));
     else if (fits && seconds >= 0)
         out_line("takes about %s, at the rate of the loads so far", format_seconds(took, seconds));

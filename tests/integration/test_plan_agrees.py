@@ -229,6 +229,20 @@ def test_rfctl_plan_tells_why(daemon, models):
     assert daemon.rfctl("plan", b, "--name", "n").returncode == 0
 
 
+def test_rfctl_plan_tells_why_also_if_it_does_not_fit(start, models):
+    """Memory is not all that keeps it from being loaded, and load names the other reason."""
+    daemon = start("--budget", str(GRANULE))
+    (path,) = models(1)
+    with daemon.client() as client:
+        client.call("Load", path=str(path), name="m", lease=True)
+        client.call("Unload", name="m", force=True)
+        lines = daemon.rfctl("plan", path, "--name", "m", check=False).stdout.splitlines()
+        assert lines[-2].startswith("does not fit: ")
+        assert lines[-1] == "cannot be loaded: it is being unloaded, and somebody still has it mapped"
+        with wire_error("ModelBusy"):
+            client.call("Load", path=str(path), name="m")
+
+
 def rfctl_of(daemon, uid, *arguments):
     """What rfctl says on standard output for this user, and its exit status."""
     rfctl = str(build_folder() / "client" / "rfctl" / "rfctl")
