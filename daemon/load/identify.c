@@ -12,16 +12,19 @@
 #include <string.h>
 #include <unistd.h>
 
+/* The model gets the facts about its files that this load has read. A client may pass a file whose folders the daemon
+ * cannot find: such facts do not replace facts with folders. */
+static void load_tell_facts(const struct load *load, struct model *model)
+{
+    struct access_facts *facts = load->job.facts;
+    if (facts && (facts->placed || !model->facts || !model->facts->placed))
+        model_set_facts(model, access_facts_ref(facts));
+}
+
 /* Applies the request to a model that is there already. Only the model's user and trusted users may change its pin and
  * its time to live. */
 static void load_adjust(struct load *load, struct model *model)
 {
-    /* A client may pass a file whose folders the daemon cannot find. Such facts do not replace facts with folders. */
-    const bool less = load->job.facts && !load->job.facts->placed && model->facts && model->facts->placed;
-    if (load->job.facts && !less) {
-        model_set_facts(model, load->job.facts);
-        load->job.facts = NULL;
-    }
     if (load->request.access == ACCESS_PUBLIC)
         model->access = ACCESS_PUBLIC; /* allowed: see may_publish_joined() */
     if (!load->request.trusted && load->request.uid != model->uid)
@@ -203,6 +206,7 @@ static bool load_take_same(struct load *load, struct model *model)
         load->blocked = true;
         return false;
     }
+    load_tell_facts(load, model); /* before it is decided whether who asks is a guest */
     if (!load_enter(load, model))
         return false;
     if (model->state != MODEL_CACHED) {

@@ -67,16 +67,29 @@ static enum name_verdict judge_holder(const struct load *load, const struct mode
     return load_may_forget(load, holder) || load_may_replace(load, holder) ? NAME_REPLACED : NAME_TAKEN;
 }
 
+/* Whether the model has the name, or takes it now from the holder. */
+static bool has_or_takes(const struct model *model, const char *name, const struct model *holder)
+{
+    if (model_has_name(model, name))
+        return true;
+    return strcmp(model->takes, name) == 0 && (!holder || !model->load || model->load->replaces == holder->id);
+}
+
 void naming_judge(const struct load *load, const char *name, const struct model *model, struct naming *ret)
 {
     const struct load_request *request = &load->request;
     *ret = (struct naming){.verdict = NAME_FREE};
-    ret->is_new = name && (!model || (!model_has_name(model, name) && strcmp(model->takes, name) != 0));
-    if (!ret->is_new)
+    if (!name)
         return;
-    ret->holder = registry_holder(load->loads->registry, name, request->peer);
-    ret->verdict = judge_holder(load, ret->holder);
-    if (!model || ret->verdict == NAME_BUSY || ret->verdict == NAME_TAKEN)
+    struct model *holder = registry_holder(load->loads->registry, name, request->peer);
+    const bool has = model && has_or_takes(model, name, holder);
+    /* Another user may have given the model this name, while for who asks it means another model. */
+    if (has && (!holder || holder == model || !model_has_name(model, name)))
+        return;
+    ret->is_new = true;
+    ret->holder = holder;
+    ret->verdict = judge_holder(load, holder);
+    if (!model || has || ret->verdict == NAME_BUSY || ret->verdict == NAME_TAKEN)
         return;
     const int r = registry_may_name(model, request->uid);
     if (r == 0)

@@ -23,7 +23,7 @@ enum name_verdict {
 struct naming {
     enum name_verdict verdict;
     struct model *holder; /* the model that has the name, or will get it, and is not the load's; NULL: none */
-    bool is_new;          /* the load's model does not have the name */
+    bool is_new;          /* for who asks, the name does not mean the load's model yet */
     unsigned limit;       /* with NAME_TOO_MANY: how many names it may have */
 };
 

@@ -252,6 +252,24 @@ def load_lease(client, path, name, **parameters):
     return client.call("Load", path=str(path), name=name, lease=True, **parameters)["lease"]
 
 
+def test_a_name_that_means_another_model_for_who_asks(start_for_all, clients, own):
+    """The model that is joined has the name already, from somebody else."""
+    daemon = start_for_all()
+    user, other = clients(daemon, USER), clients(daemon, OTHER)
+    path, mine = own("m.gguf", OTHER, 1), own("mine.gguf", USER, 2, 0o600)
+    joined = load_as(other, OTHER, path, name="m")
+    second = load_as(user, USER, mine, name="m2")
+    load_as(other, OTHER, path, name="m2")
+    assert model_of(user, "m2")["id"] == second["id"]
+    assert plan_error(user, path, name="m2") == "NameInUse"
+    with wire_error("NameInUse"):
+        load_as(user, USER, path, name="m2")
+    assert plan_error(user, path, name="m2", replace=True) is None
+    assert load_as(user, USER, path, name="m2", replace=True)["id"] == joined["id"]
+    assert model_of(user, "m2")["id"] == model_of(other, "m2")["id"] == joined["id"]
+    wait_until(lambda: [model["id"] for model in daemon.models()] == [joined["id"]])
+
+
 # --- Which names move, and whose they are then ---
 
 

@@ -1,4 +1,5 @@
 """Plan and Load agree: what Plan says of a load is what comes of it, in whatever state the daemon is."""
+import contextlib
 import itertools
 import os
 import random
@@ -197,6 +198,74 @@ def test_on_gpus(on_gpu, files):
     daemon = on_gpu()
     seen = set().union(*(state_and_ask(random.Random(seed), daemon, files) for seed in range(5)))
     assert seen >= {None, "evicted", "OutOfDeviceMemory", "NameInUse", "LimitExceeded"}
+
+
+def change_of_users(draw, clients, files, leases):
+    """Something that happens to a file, or that a user does to a model which it sees."""
+    path, uid = draw.choice(files), draw.choice(sorted(clients))
+    seen = there(clients[uid])
+    name = draw.choice(sorted(seen)) if seen else None
+    what = draw.choice(["chmod", "chown", "bytes", "attach", "detach", "drain", "unload", "pin", "unpin"])
+    if what == "chmod":
+        path.chmod(draw.choice([0o600, 0o640, 0o644]))
+    elif what == "chown":
+        os.chown(path, draw.choice(sorted(clients)), 0)
+    elif what == "bytes" and draw.random() < 0.3:
+        owner, mode = path.stat().st_uid, path.stat().st_mode
+        change_file(draw, path)
+        os.chown(path, owner, 0)
+        path.chmod(mode)
+    elif what == "detach" and leases:
+        client, lease = leases.pop(draw.randrange(len(leases)))
+        client.call("Detach", lease=lease)
+    elif name:
+        try:
+            if what == "attach":
+                leases.append((clients[uid], clients[uid].call("Attach", name=name)["lease"]))
+            elif what in ("unload", "drain"):
+                clients[uid].call("Unload", name=name, force=what == "drain")
+            elif what in ("pin", "unpin"):
+                clients[uid].call(what.capitalize(), name=name)
+        except WireError as error:
+            assert error.name in ("ModelBusy", "PermissionDenied", "ModelNotFound", "OutOfDeviceMemory"), error
+
+
+def agree_of_users(draw, uid, client, root, path):
+    """The same as agree(), of a user who may not see all models. Returns the error, or None."""
+    there(root)
+    parameters = {"name": draw.choice(NAMES[:4]), "form": draw.choice(FORMS)}
+    for key in draw.choice([[], [], ["replace"], ["private"], ["public"], ["replace", "private"]]):
+        parameters[key] = True
+    with open(path, "rb") as file:
+        plan = client.call("Plan", fds=[file.fileno()], **parameters)
+        there(root)
+        try:
+            loaded = client.call("Load", fds=[file.fileno()], **parameters)["model"]
+        except WireError as error:
+            assert plan["error"] == f"io.rocmforge.{error.name}", (uid, parameters, plan, str(error))
+            return error.name
+    assert plan["error"] is None, (uid, parameters, plan, loaded)
+    assert plan.get("model", loaded)["id"] == loaded["id"], (uid, parameters, plan, loaded)
+    assert parameters["name"] in (loaded["name"], *loaded["aliases"])
+    assert client.call("Show", name=parameters["name"])["model"]["id"] == loaded["id"], (uid, parameters, loaded)
+    return None
+
+
+def test_of_several_users(start_for_all, files):
+    daemon = start_for_all("--budget", str(BUDGET), "--user-bytes", str(BUDGET // 2))
+    users, seen = (0, USER, USER + 1, USER + 2), set()
+    for seed in range(4):
+        draw, leases = random.Random(seed), []
+        with contextlib.ExitStack() as stack:
+            clients = {uid: stack.enter_context(client_of(daemon, uid)) for uid in users}
+            for _ in range(ROUNDS):
+                for _ in range(draw.randrange(4)):
+                    change_of_users(draw, clients, files[:5], leases)
+                uid = draw.choice(users)
+                seen.add(agree_of_users(draw, uid, clients[uid], clients[0], draw.choice(files)))
+            for client, lease in leases:
+                client.call("Detach", lease=lease)
+    assert seen >= {None, "OutOfDeviceMemory", "NameInUse", "LimitExceeded", "PermissionDenied"}
 
 
 def test_name_that_is_taken(client, models):
