@@ -126,13 +126,8 @@ static const struct param name_only[] = {{"name", PARAM_STRING, true, 0}, {0}};
 /* The user who gave the model this name may remove it, and so may users who may end the model. */
 static bool may_unname(const struct call *call, const struct model *model, const char *name)
 {
-    const struct model_name *own;
-    TAILQ_FOREACH(own, &model->names, link)
-    {
-        if (strcmp(own->text, name) == 0 && own->uid == conn_uid(call->conn))
-            return true;
-    }
-    return may_end(call, model);
+    const struct model_name *own = model_find_name(model, name);
+    return (own && own->uid == conn_uid(call->conn)) || may_end(call, model);
 }
 
 /* Removes this name, and answers, if the model has other names too. Returns false, and does nothing, if this is its

@@ -5,7 +5,7 @@
 #include "daemon/api/methods_list.h"
 #include "daemon/base/worker.h"
 #include "daemon/load/failure.h"
-#include "daemon/load/load.h"
+#include "daemon/load/foresee.h"
 #include "daemon/load/steps.h"
 #include "daemon/memory/placement.h"
 #include "daemon/memory/residency.h"
@@ -61,7 +61,7 @@ static void planning_work(uv_work_t *work)
 /* The outcome that Load would have now. */
 struct outlook {
     enum load_verdict verdict;
-    const struct model *there; /* with LOAD_JOIN and LOAD_RESTORE: the model; else NULL */
+    const struct model *there; /* the model that the load would join, even if it is refused; NULL: none */
     const struct device *device;
     enum wire_error error; /* the error that Load would answer with; WIRE_OK: none */
     bool fits;             /* there is memory for it, even if `error` is another reason to fail */
@@ -92,7 +92,7 @@ static void foresee_memory(struct planning *planning, struct outlook *ret)
 {
     const struct api *api = planning->api;
     const struct load_job *job = &planning->job;
-    const bool restores = ret->verdict == LOAD_RESTORE;
+    const bool restores = ret->there;
     const struct device_set *among = &planning->request.among;
     uint64_t ahead[DEVICES_MAX];
     for (size_t i = 0; i < among->n; i++)
@@ -107,14 +107,18 @@ static void foresee_memory(struct planning *planning, struct outlook *ret)
         .ahead = device->queued,
     };
     ret->device = device;
-    if (!restores && !within_quota(planning, want.bytes + want.due)) {
-        ret->error = WIRE_LimitExceeded;
-        ret->shortage.available = device_available(device);
-        return;
-    }
     int r = admission_choose(api->residency->registry, &want, &ret->victims, &ret->n_victims, &ret->shortage);
     ret->no_memory = r == -ENOMEM;
     ret->error = error_of(r);
+    ret->fits = ret->error == WIRE_OK;
+    if (!restores && !within_quota(planning, want.bytes + want.due))
+        ret->error = WIRE_LimitExceeded; /* Load looks at this first */
+}
+
+/* True if the model is on its device, or on its way there: then no memory is needed. */
+static bool is_loaded(const struct model *model)
+{
+    return model && model->state != MODEL_CACHED && model->state != MODEL_SAVING;
 }
 
 static void foresee(struct planning *planning, struct outlook *ret)
@@ -123,21 +127,23 @@ static void foresee(struct planning *planning, struct outlook *ret)
     *ret = (struct outlook){0};
     ret->verdict = load_foresee(planning->api->loads, &planning->request, planning->job.source, planning->job.facts,
                                 planning->job.plan, &model);
-    if (ret->verdict == LOAD_JOIN || ret->verdict == LOAD_RESTORE)
+    if (ret->verdict != LOAD_QUEUED)
         ret->there = model;
-    if (ret->verdict == LOAD_JOIN || ret->verdict == LOAD_QUEUED) {
+    if (ret->verdict == LOAD_QUEUED || is_loaded(model)) {
         ret->device = model->device;
         ret->shortage.available = device_available(model->device);
         ret->error = ret->verdict == LOAD_QUEUED ? WIRE_OutOfDeviceMemory : WIRE_OK;
+        ret->fits = ret->error == WIRE_OK;
     } else
         foresee_memory(planning, ret);
-    ret->fits = ret->error == WIRE_OK;
     if (ret->verdict == LOAD_BUSY)
         ret->error = WIRE_ModelBusy;
     else if (ret->verdict == LOAD_TAKEN)
         ret->error = WIRE_NameInUse;
     else if (ret->verdict == LOAD_DENIED)
         ret->error = WIRE_PermissionDenied;
+    else if (ret->verdict == LOAD_LIMITED)
+        ret->error = WIRE_LimitExceeded;
     if (ret->error != WIRE_OK)
         ret->n_victims = 0; /* a load that fails evicts no model */
 }

@@ -323,6 +323,21 @@ def test_lost_and_its_file_wanted(fake_gpu, small_model, gated_model):
         wait_until(lambda: states(daemon) == {"form": "resident", "again": "resident"})
 
 
+def test_lost_and_its_name_wanted_for_another(fake_gpu, small_model, gated_model, models):
+    """For a model that is there, as a further name."""
+    daemon = fake_gpu(FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL=LOST)
+    (there,) = models(1)
+    with daemon.client() as client:
+        first = client.call("Load", path=str(there), name="there", device="host")["model"]
+        client.call("Load", path=str(small_model), name="small")
+        lose_device(client, gated_model)
+        assert states(daemon) == {"there": "resident", "small": "failed"}
+        assert client.call("Plan", path=str(there), name="small")["error"] is None
+        again = client.call("Load", path=str(there), name="small")["model"]
+        assert (again["id"], again["aliases"]) == (first["id"], ["small"])
+        wait_until(lambda: states(daemon) == {"there": "resident"})
+
+
 def test_lost_and_idle(fake_gpu, small_model, gated_model):
     daemon = fake_gpu(FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL=LOST)
     with daemon.client() as client, daemon.client() as holder:

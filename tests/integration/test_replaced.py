@@ -87,6 +87,7 @@ def test_changed_and_in_use(daemon, client, path):
         assert "file changed" in daemon.rfctl("ps").stdout
         assert "file changed" in daemon.rfctl("show", "m").stdout
         assert client.call("Verify", name="m")["replaced"], "the file that was loaded is still there, without its name"
+        assert "every bit as in the file that was loaded; its path leads to another file" in daemon.rfctl("verify", "m").stdout
         assert client.call("Plan", path=str(path), name="m", replace=True)["error"] is None
         second = load(client, path, "m", replace=True)
         assert (second["name"], second["aliases"]) == ("m", ["also"])
