@@ -129,7 +129,8 @@ void load_note_free_memory(struct load *load);
 bool load_looked_again(struct load *load);
 
 /* Calls load_reserve() for a load in the queue, without asking the drivers again, if there is enough memory by their
- * last answer. Returns false, and changes nothing, if there is not. */
+ * last answer. Returns false, and changes nothing, if there is not. A load that fails here, because of its user's quota
+ * or for want of host memory, ends later, from the loop. */
 bool load_reserve_now(struct load *load);
 
 /* The driver did not give memory that the ledger had reserved. Evicts other models, and goes back to RESERVING. Returns
