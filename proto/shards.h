@@ -22,8 +22,8 @@ struct shard_place {
 };
 
 /* Reads that from the metadata of an open file; its position is neither used nor moved. Trusts nothing in the file, and
- * takes no memory for it. A file that is damaged says nothing. Returns 0 or the negative errno of pread() or fstat().
- */
+ * takes no memory for it. A file that is damaged says nothing; nor does what stands behind GGUF_HEADER_MAX bytes, so
+ * that no file takes long. Returns 0 or the negative errno of pread() or fstat(). */
 int shard_peek(int fd, struct shard_place *ret);
 
 /* Opens a regular file for reading: the descriptor, or a negative errno. */
