@@ -317,6 +317,7 @@ void load_step(struct load *load)
         return;
     if (load->model)
         load->model->departs = true;
+    load_drop_comparison(load);
     if (load->in_job)
         return; /* load_job_done() calls this again */
     if (load->state == LOAD_RELEASING) {
@@ -391,12 +392,6 @@ static int load_new(struct loads *loads, const struct load_request *request, str
     return 0;
 }
 
-/* Error parameters for load_new(). */
-static cJSON *refusal(int error, uint64_t limit)
-{
-    return error == -EDQUOT ? error_limit(quota_name(QUOTA_LOADS), limit) : error_no_memory();
-}
-
 void load_begin(struct loads *loads, const struct load_request *request, struct call *call)
 {
     struct load *load;
@@ -406,7 +401,7 @@ void load_begin(struct loads *loads, const struct load_request *request, struct 
         for (size_t i = 0; i < request->n_fds; i++)
             close(request->fds[i]);
         if (call)
-            call_fail(call, WIRE_LimitExceeded, refusal(r, limit));
+            call_fail(call, WIRE_LimitExceeded, error_quota(r, QUOTA_LOADS, limit));
         else
             request->done(request->context, NULL, "out of memory");
         return;
@@ -437,7 +432,7 @@ void load_restore(struct loads *loads, struct model *model, struct call *call, e
     uint64_t limit = 0;
     int r = load_new(loads, &request, &load, &limit);
     if (r < 0) {
-        call_fail(call, WIRE_LimitExceeded, refusal(r, limit));
+        call_fail(call, WIRE_LimitExceeded, error_quota(r, QUOTA_LOADS, limit));
         return;
     }
     if (!waiters_add(&load->waiters, call, kind)) {

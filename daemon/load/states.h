@@ -6,7 +6,8 @@
  *   doubt.c     whether a model that is there still has the same bytes as its file
  *   feed.c      fills chunks, while memory is allocated and after
  *   answer.c    answers the calls that wait: with progress, and at the end
- *   steps.c     the steps that block, on workers; it does not include this header
+ *   verify.c    compares a model with files: for Verify, and for doubt.c; its steps that block are in verify_steps.c
+ *   steps.c     the steps that block, on workers; neither includes this header
  *
  * Loop thread only. */
 #pragma once
@@ -105,6 +106,9 @@ struct registry_query load_query(const struct load_request *request, const struc
 /* doubt.c: looks for a model that may have the same bytes as the file. If there is one, compares the bytes, or waits
  * until they can be compared, and returns true: load_identified() runs again later. Returns false if there is none. */
 bool load_settle(struct load *load);
+
+/* Gives up the comparison that the load waits for, if it waits for one. */
+void load_drop_comparison(struct load *load);
 
 /* Answers an Attach that has waited for the model: with a lease, if the caller still may have one. */
 void load_attach(const struct loads *loads, struct model *model, struct call *call);

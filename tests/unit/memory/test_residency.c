@@ -1,6 +1,5 @@
 /* daemon/memory/residency.c: what the timer does, where others change the list of models meanwhile. */
 #include "daemon/memory/residency.h"
-
 #include "daemon/session/events.h"
 
 #include <setjmp.h>
