@@ -1,5 +1,4 @@
 #include "daemon/base/seconds.h"
-#include "daemon/base/state.h"
 #include "daemon/base/trust.h"
 #include "daemon/base/worker.h"
 #include "daemon/load/states.h"
@@ -33,11 +32,11 @@ static const struct state states[] = {
     [LOAD_DONE] = {"done", 0},
 };
 
-static const struct state_machine machine = STATE_MACHINE(states);
+const struct state_machine load_states = STATE_MACHINE(states);
 
 void load_move(struct load *load, enum load_state state)
 {
-    state_move(&machine, &load->state, state);
+    state_move(&load_states, &load->state, state);
 }
 
 void load_show(struct load *load, enum load_state state, enum model_state shown)

@@ -12,6 +12,7 @@
  * Loop thread only. */
 #pragma once
 
+#include "daemon/base/state.h"
 #include "daemon/base/trace.h"
 #include "daemon/device/scheduler.h"
 #include "daemon/load/failure.h"
@@ -31,6 +32,9 @@ enum load_state {
     LOAD_RELEASING,
     LOAD_DONE,
 };
+
+/* Their names, and which may follow which. */
+extern const struct state_machine load_states;
 
 struct load {
     TAILQ_ENTRY(load) link;

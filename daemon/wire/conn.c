@@ -1,7 +1,6 @@
 #include "daemon/wire/conn.h"
 
 #include "daemon/base/log.h"
-#include "daemon/base/state.h"
 #include "daemon/wire/conn_state.h"
 #include "daemon/wire/errors.h"
 #include "proto/frame.h"
@@ -22,13 +21,13 @@ static const struct state states[] = {
     [CONN_CLOSED] = {"closed", 0},
 };
 
-static const struct state_machine machine = STATE_MACHINE(states);
+const struct state_machine conn_states = STATE_MACHINE(states);
 
 static void conn_poll(struct conn *conn);
 
 static void conn_move(struct conn *conn, enum conn_state state)
 {
-    state_move(&machine, &conn->state, state);
+    state_move(&conn_states, &conn->state, state);
 }
 
 int conns_new(uv_loop_t *loop, const struct conn_hooks *hooks, void *context, struct quota *quota, struct conns **ret)

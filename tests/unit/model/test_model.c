@@ -20,6 +20,21 @@ static void every_state_has_its_own_name(void **state)
             assert_true((a == b) == (strcmp(model_state_name(a), model_state_name(b)) == 0));
 }
 
+/* Clients see them. */
+static void names_of_states(void **state)
+{
+    (void)state;
+    static const char *const names[] = {
+        [MODEL_OPENING] = "opening",   [MODEL_QUEUED] = "queued",       [MODEL_ALLOCATING] = "allocating",
+        [MODEL_FILLING] = "filling",   [MODEL_SEALING] = "sealing",     [MODEL_RESIDENT] = "resident",
+        [MODEL_DRAINING] = "draining", [MODEL_UNLOADING] = "unloading", [MODEL_FAILED] = "failed",
+        [MODEL_SAVING] = "saving",     [MODEL_CACHED] = "cached",
+    };
+    assert_int_equal(sizeof(names) / sizeof(names[0]), MODEL_STATE_COUNT);
+    for (enum model_state a = 0; a < MODEL_STATE_COUNT; a++)
+        assert_string_equal(model_state_name(a), names[a]);
+}
+
 /* The drawing in model.h, a letter for each state that may follow. */
 static void what_may_follow(void **state)
 {
@@ -120,6 +135,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_state_has_its_own_name),
+        cmocka_unit_test(names_of_states),
         cmocka_unit_test(what_may_follow),
         cmocka_unit_test(what_is_lost),
         cmocka_unit_test(losing_its_name),
