@@ -121,6 +121,17 @@ void method_load(struct api *api, struct call *call)
     forms_unref(request.forms);
 }
 
+struct name_and_deadline {
+    const char *name;
+    double deadline;
+};
+
+static const struct param name_and_deadline[] = {
+    {"name", PARAM_STRING, true, offsetof(struct name_and_deadline, name)},
+    {"deadline", PARAM_SECONDS, false, offsetof(struct name_and_deadline, deadline)},
+    {0},
+};
+
 static const struct param name_only[] = {{"name", PARAM_STRING, true, 0}, {0}};
 
 /* The user who gave the model this name may remove it, and so may users who may end the model. */
@@ -180,16 +191,8 @@ void method_unload(struct api *api, struct call *call)
 
 void method_cancel(struct api *api, struct call *call)
 {
-    struct parameters {
-        const char *name;
-        double deadline;
-    } p = {0};
-    static const struct param table[] = {
-        {"name", PARAM_STRING, true, offsetof(struct parameters, name)},
-        {"deadline", PARAM_SECONDS, false, offsetof(struct parameters, deadline)},
-        {0},
-    };
-    struct model *model = find_model(api, call, table, &p, &p.name);
+    struct name_and_deadline p = {0};
+    struct model *model = find_model(api, call, name_and_deadline, &p, &p.name);
     if (!model)
         return;
     call_set_deadline(call, p.deadline);
@@ -274,16 +277,8 @@ void method_detach(struct api *api, struct call *call)
 
 void method_verify(struct api *api, struct call *call)
 {
-    struct parameters {
-        const char *name;
-        double deadline;
-    } p = {0};
-    static const struct param table[] = {
-        {"name", PARAM_STRING, true, offsetof(struct parameters, name)},
-        {"deadline", PARAM_SECONDS, false, offsetof(struct parameters, deadline)},
-        {0},
-    };
-    struct model *model = find_model(api, call, table, &p, &p.name);
+    struct name_and_deadline p = {0};
+    struct model *model = find_model(api, call, name_and_deadline, &p, &p.name);
     if (!model || refuse_stopping(api, call))
         return;
     if (model_lost(model)) {

@@ -17,6 +17,7 @@
 #include "kernels/types.h"
 #include "proto/gguf_value.h"
 
+#include <cjson/cJSON.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -142,3 +143,7 @@ int gguf_kv_json(const struct gguf_kv *kv, size_t max_elements, size_t max_strin
 /* The limits for gguf_kv_json() where a value is shown to people. */
 #define GGUF_TOLD_ELEMENTS 16u
 #define GGUF_TOLD_STRING   4096u
+
+/* Adds to an entry of Show, or of rfctl inspect, what the value is: "type", "count", "value", and whether it was cut to
+ * these limits. -ENOMEM. */
+int gguf_kv_describe(const struct gguf_kv *kv, cJSON *entry);

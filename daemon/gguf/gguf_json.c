@@ -277,3 +277,24 @@ int gguf_kv_json(const struct gguf_kv *kv, size_t max_elements, size_t max_strin
         *ret_cut = writer.cut;
     return 0;
 }
+
+int gguf_kv_describe(const struct gguf_kv *kv, cJSON *entry)
+{
+    char *value;
+    bool cut;
+    cJSON_AddStringToObject(entry, "type", gguf_value_type_name(kv->element_type));
+    if (kv->type == GGUF_ARRAY)
+        cJSON_AddNumberToObject(entry, "count", (double)kv->count);
+    else
+        cJSON_AddNullToObject(entry, "count");
+    int r = gguf_kv_json(kv, GGUF_TOLD_ELEMENTS, GGUF_TOLD_STRING, &value, &cut);
+    if (r < 0)
+        return r;
+    cJSON_AddStringToObject(entry, "value", value);
+    free(value);
+    if (cut)
+        cJSON_AddTrueToObject(entry, "cut");
+    if (cut && kv->type == GGUF_STRING)
+        cJSON_AddNumberToObject(entry, "size", (double)(kv->data_size - GGUF_STRING_LENGTH));
+    return 0;
+}

@@ -77,6 +77,13 @@ void load_fail_memory(struct load *load)
     failure_set(&load->failure, WIRE_LimitExceeded, error_no_memory());
 }
 
+void load_fail_out_of_memory(struct load *load, const struct model *model, uint64_t available)
+{
+    const uint64_t evictable = admission_evictable(load->loads->registry, model->device);
+    failure_set(&load->failure, WIRE_OutOfDeviceMemory,
+                describe_out_of_memory(model->device, model->plan->arena_bytes, available, evictable));
+}
+
 void load_fail_device(struct load *load, int error, const struct device_fault *fault)
 {
     failure_set_device(&load->failure, error, fault);
@@ -184,9 +191,7 @@ static void load_allocated(struct load *load)
     else if (job->status == -ENOMEM && load_reserve_again(load))
         return;
     else if (job->status == -ENOMEM)
-        failure_set(&load->failure, WIRE_OutOfDeviceMemory,
-                    describe_out_of_memory(load->device, load->model->plan->arena_bytes, job->memory_free,
-                                           admission_evictable(load->loads->residency->registry, load->device)));
+        load_fail_out_of_memory(load, load->model, job->memory_free);
     else if (job->status < 0)
         load_fail_device(load, job->status, &job->fault);
     else if (load->restores && load_fill_begin(load, job->plan) < 0)

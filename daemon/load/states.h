@@ -97,6 +97,9 @@ void load_free(struct load *load);
 
 /* The load fails with this error, unless it has failed before: the first error stays. */
 void load_fail_memory(struct load *load);
+
+/* The model's device has no room for it; `available` bytes of it are free. */
+void load_fail_out_of_memory(struct load *load, const struct model *model, uint64_t available);
 void load_fail_device(struct load *load, int error, const struct device_fault *fault);
 
 /* identify.c: goes on from IDENTIFYING when its job is done. Returns true if the load joined a model that is there:

@@ -59,7 +59,7 @@ static void *save_arena(struct model *model, struct device *host, bool *ret_lost
         return NULL;
     (void)madvise(copy, bytes, MADV_HUGEPAGE); /* small pages would take most of the time, one fault for each */
     for (uint64_t at = 0; at < bytes; at += SAVE_BYTES) {
-        size_t n = bytes - at < SAVE_BYTES ? bytes - at : SAVE_BYTES;
+        size_t n = min_u64(bytes - at, SAVE_BYTES);
         struct device_fault fault;
         int r = model->device->ops->arena_read(model->arena, at, copy + at, n, &fault);
         if (r < 0) {
