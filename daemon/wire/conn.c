@@ -8,6 +8,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,6 +42,11 @@ int conns_new(uv_loop_t *loop, const struct conn_hooks *hooks, void *context, st
     conns->quota = quota;
     conns->next_id = 1;
     LIST_INIT(&conns->list);
+    int r = turns_new(loop, &conns->turns);
+    if (r < 0) {
+        free(conns);
+        return r;
+    }
     *ret = conns;
     return 0;
 }
@@ -51,6 +57,7 @@ static void conns_check_closed(struct conns *conns)
         return;
     void (*closed)(void *) = conns->closed;
     void *context = conns->closed_context;
+    turns_close(conns->turns);
     free(conns);
     closed(context);
 }
@@ -64,6 +71,7 @@ static void conn_free(struct conn *conn)
 {
     quota_return(&conn->connection);
     quota_return(&conn->replies);
+    turn_end(&conn->turn);
     peer_unref(conn->peer);
     cJSON_Delete(conn->message);
     cJSON_Delete(conn->no_parameters);
@@ -95,6 +103,7 @@ static void conn_close(struct conn *conn)
         return;
     conn_move(conn, CONN_CLOSED);
     log_debug("conn=%" PRIu64 " closed", conn->id);
+    turn_end(&conn->turn);
     call_abandon(conn);
     if (conn->opened && conn->conns->hooks->closed)
         conn->conns->hooks->closed(conn, conn->conns->context);
@@ -173,7 +182,7 @@ bool conn_send(struct conn *conn, cJSON *message, const int *fds, size_t n_fds)
     }
     char *text = message ? cJSON_PrintUnformatted(message) : NULL;
     cJSON_Delete(message);
-    int r = text ? frame_writer_put(conn->writer, text, strlen(text), fds, n_fds) : -ENOMEM;
+    int r = text ? frame_writer_send(conn->writer, conn->socket, text, fds, n_fds) : -ENOMEM;
     cJSON_free(text);
     bool queued = r == 0;
     if (r == -ENOBUFS)
@@ -219,7 +228,7 @@ void conn_next(struct conn *conn)
     if (conn->state == CONN_OPEN && !conn->in_dispatch) {
         /* Later: the function that answered is still at work, and must not find the state changed by another request.
          */
-        conn->again = true;
+        turn_wait(&conn->turn);
         conn_poll(conn);
     }
 }
@@ -232,7 +241,7 @@ static void conn_process(struct conn *conn)
     int calls = 0;
     while (conn->state == CONN_OPEN && !conn->in_call && frame_writer_pending(conn->writer) <= CONN_QUEUE_HIGH) {
         if (calls++ == CONN_TURN_CALLS || uv_hrtime() - began > CONN_TURN_NS) {
-            conn->again = true;
+            turn_wait(&conn->turn);
             break;
         }
         int r = frame_reader_next(conn->reader, &conn->frame);
@@ -250,7 +259,7 @@ static void conn_process(struct conn *conn)
                                                   but may last longer */
     }
     conn->in_dispatch = false;
-    if (conn->state == CONN_OPEN && conn->peer_done && !conn->again) {
+    if (conn->state == CONN_OPEN && conn->peer_done && !conn->turn.waiting) {
         /* The client closed its sending side: it still gets the answers that are ready. */
         conn_move(conn, CONN_ENDING);
         if (conn->in_call || frame_writer_pending(conn->writer) == 0)
@@ -259,48 +268,66 @@ static void conn_process(struct conn *conn)
     conn_poll(conn);
 }
 
-static void conn_ready(uv_poll_t *poll, int status, int events)
+/* The socket may be read, or is at its end. */
+static void conn_receive(struct conn *conn, int events)
 {
-    struct conn *conn = poll->data;
-    if (status < 0 || conn->state == CONN_BROKEN) {
+    if (conn->state != CONN_OPEN) {
+        if (events & UV_DISCONNECT)
+            conn_break(conn);
+        return;
+    }
+    int r = frame_reader_fill(conn->reader, conn->socket);
+    if (r == 0)
+        conn->peer_done = true;
+    else if (r == -EMSGSIZE) {
+        conn_end(conn, "the message is too long");
+        return;
+    } else if (r == -E2BIG) {
+        conn_end(conn, "too many descriptors");
+        return;
+    } else if (r == -EMFILE) {
+        conn_end_with(conn, WIRE_LimitExceeded, error_no_descriptors(), "no descriptor is left for its own");
+        return;
+    } else if (r == -ENOBUFS && (events & UV_DISCONNECT) && conn->in_call) {
+        conn_close(conn); /* the client has gone, and the buffer is full of requests that nobody waits for */
+        return;
+    } else if (r == -ENOBUFS && (events & UV_DISCONNECT)) {
+        conn->hung_up = true;
+    } else if (r < 0 && r != -EAGAIN && r != -EINTR && r != -ENOBUFS) {
         conn_close(conn);
         return;
     }
-    if (events & UV_WRITABLE) {
-        conn->again = false;
-        conn_flush(conn);
-        if (conn->state == CONN_OPEN && !conn->in_call)
-            conn_process(conn); /* requests that waited for the queue to empty */
-    }
-    if (events & (UV_READABLE | UV_DISCONNECT)) {
-        if (conn->state != CONN_OPEN) {
-            if (events & UV_DISCONNECT)
-                conn_break(conn);
-            return;
-        }
-        int r = frame_reader_fill(conn->reader, conn->socket);
-        if (r == 0)
-            conn->peer_done = true;
-        else if (r == -EMSGSIZE) {
-            conn_end(conn, "the message is too long");
-            return;
-        } else if (r == -E2BIG) {
-            conn_end(conn, "too many descriptors");
-            return;
-        } else if (r == -EMFILE) {
-            conn_end_with(conn, WIRE_LimitExceeded, error_no_descriptors(), "no descriptor is left for its own");
-            return;
-        } else if (r == -ENOBUFS && (events & UV_DISCONNECT) && conn->in_call) {
-            conn_close(conn); /* the client has gone, and the buffer is full of requests that nobody waits for */
-            return;
-        } else if (r == -ENOBUFS && (events & UV_DISCONNECT)) {
-            conn->hung_up = true;
-        } else if (r < 0 && r != -EAGAIN && r != -EINTR && r != -ENOBUFS) {
+    conn_process(conn);
+}
+
+/* All that is done for a client when its socket is ready, or a call is over. */
+static void conn_run(struct turn *turn)
+{
+    struct conn *conn = (struct conn *)((char *)turn - offsetof(struct conn, turn));
+    const int events = conn->ready;
+    conn->ready = 0;
+    if (conn->state == CONN_BROKEN) {
+        if (events)
             conn_close(conn);
-            return;
-        }
-        conn_process(conn);
+        return;
     }
+    if (events & UV_WRITABLE)
+        conn_flush(conn);
+    if (events & (UV_READABLE | UV_DISCONNECT))
+        conn_receive(conn, events);
+    else if (conn->state == CONN_OPEN && !conn->in_call)
+        conn_process(conn);
+}
+
+static void conn_ready(uv_poll_t *poll, int status, int events)
+{
+    struct conn *conn = poll->data;
+    if (status < 0) {
+        conn_close(conn);
+        return;
+    }
+    conn->ready |= events;
+    turn_wait(&conn->turn);
 }
 
 /* Polls the socket for the events that the state asks for. */
@@ -315,7 +342,7 @@ static void conn_poll(struct conn *conn)
     bool full = !frame_reader_has_room(conn->reader) || (conn->in_call && frame_reader_fds(conn->reader) > 0);
     if (conn->state == CONN_OPEN && !conn->peer_done && !full)
         events |= UV_READABLE;
-    if (conn->state != CONN_BROKEN && (conn->again || frame_writer_pending(conn->writer) > 0))
+    if (conn->state != CONN_BROKEN && frame_writer_pending(conn->writer) > 0)
         events |= UV_WRITABLE;
     if (conn->state != CONN_BROKEN && (conn->peer_done || conn->hung_up))
         events &= ~UV_DISCONNECT; /* it stays true, and would be reported without end */
@@ -364,6 +391,8 @@ int conn_open(struct conns *conns, int socket)
     int r = peer_read(socket, &conn->peer);
     if (r == 0)
         r = conn_charge(conn, conn->peer->uid);
+    if (r == 0)
+        r = turn_begin(conns->turns, &conn->turn, conn->peer->uid, conn_run);
     if (r == 0)
         r = frame_reader_new(CONN_REQUEST_MAX, &conn->reader);
     if (r == 0)

@@ -9,6 +9,7 @@
 #include "daemon/base/state.h"
 #include "daemon/wire/call.h"
 #include "daemon/wire/conn.h"
+#include "daemon/wire/turns.h"
 #include "proto/frame.h"
 
 #include <sys/queue.h>
@@ -31,6 +32,7 @@ struct conns {
     const struct conn_hooks *hooks;
     void *context;
     struct quota *quota;
+    struct turns *turns;
     void (*closed)(void *context);
     void *closed_context;
     bool closing;
@@ -41,6 +43,8 @@ struct conn {
     struct conns *conns;
     uv_poll_t poll;
     int events;       /* what `poll` waits for now */
+    int ready;        /* what `poll` has reported since the last turn */
+    struct turn turn; /* waits when the client has something to be done */
     unsigned handles; /* libuv handles (poll, deadline) that are not closed yet */
     int socket;
     uint64_t id;
@@ -49,7 +53,6 @@ struct conn {
     bool peer_done;   /* the client has closed its sending side, and all that it sent was read */
     bool hung_up;     /* the client has closed its sending side, but the buffer is full of unread requests */
     bool in_dispatch; /* messages are being taken from the buffer */
-    bool again;       /* look at the buffer in the loop's next turn */
     struct frame_reader *reader;
     struct frame_writer *writer;
     struct frame_message frame;     /* the message of the call */
