@@ -3,7 +3,6 @@
 #include "daemon/api/load_param.h"
 #include "daemon/api/methods_list.h"
 #include "daemon/base/log.h"
-#include "daemon/base/trust.h"
 #include "daemon/load/load.h"
 #include "daemon/load/verify.h"
 #include "daemon/memory/residency.h"
@@ -30,11 +29,9 @@ static struct model *find_model(struct api *api, struct call *call, const struct
     return model;
 }
 
-/* The user who loaded a model may end it, and so may trusted users. */
 static bool may_end(const struct call *call, const struct model *model)
 {
-    uid_t uid = conn_uid(call->conn);
-    return uid == model->uid || trusted_user(uid);
+    return model_may_end(model, conn_uid(call->conn));
 }
 
 /* Initial value of the parameter "ttl": the client sent none. */

@@ -18,7 +18,7 @@ struct registry_query load_query(const struct load_request *request, const struc
 
 bool load_may_end(const struct load_request *request, const struct model *model)
 {
-    return request->trusted || request->uid == model->uid;
+    return model_may_end(model, request->uid);
 }
 
 struct model *load_doubt(const struct loads *loads, const struct load_request *request, const struct source *source,

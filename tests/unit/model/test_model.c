@@ -50,6 +50,16 @@ static void what_may_follow(void **state)
             assert_int_equal(model_may_move(from, to), from == to || strchr(follow[from], letters[to]));
 }
 
+static void who_may_end_it(void **state)
+{
+    (void)state;
+    const struct model model = {.uid = 12345};
+    assert_true(model_may_end(&model, 12345));
+    assert_false(model_may_end(&model, 12346));
+    assert_true(model_may_end(&model, 0));
+    assert_true(model_may_end(&model, geteuid()));
+}
+
 static void what_is_lost(void **state)
 {
     (void)state;
@@ -137,6 +147,7 @@ int main(void)
         cmocka_unit_test(every_state_has_its_own_name),
         cmocka_unit_test(names_of_states),
         cmocka_unit_test(what_may_follow),
+        cmocka_unit_test(who_may_end_it),
         cmocka_unit_test(what_is_lost),
         cmocka_unit_test(losing_its_name),
         cmocka_unit_test(who_sees_it),
