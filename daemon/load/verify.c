@@ -205,8 +205,10 @@ static void verify_finish(struct verify *verify)
     if (verify->comparison.stale || (verify->comparison.touched && differ))
         verify_tell_changed(verify);
     model_unhold(model);
-    if (verify->done)
-        verify->done(verify->context, same);
+    void (*done)(void *context, bool same) = verify->done;
+    verify->done = NULL; /* it is over: verify_drop() does not find it any more */
+    if (done)
+        done(verify->context, same);
     if (call) {
         call->abandoned = NULL;
         if (verify->failure.error != WIRE_OK)
