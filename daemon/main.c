@@ -195,14 +195,16 @@ static unsigned default_workers(void)
     return n < WORKERS_DEFAULT_MAX ? n : WORKERS_DEFAULT_MAX;
 }
 
-/* Models and clients take descriptors. The soft limit is low only for programs that use select(). */
-static void raise_descriptor_limit(void)
+/* Models and clients take descriptors. The soft limit is low only for programs that use select(). Half of them are for
+ * what clients send, the others for connections and models. */
+static void raise_descriptor_limit(struct quota_limits *limits)
 {
     struct rlimit limit;
     if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
         return;
     limit.rlim_cur = limit.rlim_max;
     (void)setrlimit(RLIMIT_NOFILE, &limit);
+    limits->all[QUOTA_DESCRIPTORS] = limit.rlim_cur / 2;
 }
 
 static void first_work(uv_work_t *work)
@@ -306,7 +308,7 @@ int main(int argc, char **argv)
     if (r <= 0)
         return r < 0 ? 2 : EXIT_SUCCESS;
     log_set_level(options.log_level);
-    raise_descriptor_limit();
+    raise_descriptor_limit(&options.limits);
 
     static struct daemon daemon;
     r = uv_loop_init(&daemon.loop);

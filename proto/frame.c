@@ -41,6 +41,7 @@ struct frame_reader {
 
     /* The message that frame_reader_next() returned last. */
     char *text;
+    size_t text_size;
     int fds[FRAME_FDS_MAX];
     size_t n_fds;
 };
@@ -80,13 +81,24 @@ void frame_message_close_fds(struct frame_message *message)
     close_untaken(message->fds, message->n_fds);
 }
 
+void frame_reader_free_text(struct frame_reader *reader)
+{
+    free(reader->text);
+    reader->text = NULL;
+    reader->text_size = 0;
+}
+
+size_t frame_reader_memory(const struct frame_reader *reader)
+{
+    return reader->capacity + reader->text_size;
+}
+
 /* Frees the message that frame_reader_next() returned last. */
 static void frame_reader_release(struct frame_reader *reader)
 {
     close_untaken(reader->fds, reader->n_fds);
     reader->n_fds = 0;
-    free(reader->text);
-    reader->text = NULL;
+    frame_reader_free_text(reader);
 }
 
 void frame_reader_free(struct frame_reader *reader)
@@ -249,6 +261,7 @@ int frame_reader_next(struct frame_reader *reader, struct frame_message *ret)
     reader->text = malloc(size + 1);
     if (!reader->text)
         return -ENOMEM;
+    reader->text_size = size + 1;
     memcpy(reader->text, begin, size + 1);
     frame_reader_take_fds(reader, reader->position + (size_t)(end - reader->buffer));
     reader->start = reader->scanned = (size_t)(end - reader->buffer) + 1;

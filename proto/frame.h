@@ -59,6 +59,12 @@ bool frame_reader_has_room(const struct frame_reader *reader);
 /* Bytes that were received and not taken yet. */
 size_t frame_reader_pending(const struct frame_reader *reader);
 
+/* Bytes of memory that the buffer and the message taken last have. */
+size_t frame_reader_memory(const struct frame_reader *reader);
+
+/* Frees the text of the message taken last, earlier than the next frame_reader_next() would. Its descriptors stay. */
+void frame_reader_free_text(struct frame_reader *reader);
+
 /* Descriptors that were received and belong to a message that was not taken yet. */
 size_t frame_reader_fds(const struct frame_reader *reader);
 

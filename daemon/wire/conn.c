@@ -8,6 +8,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
+#include <malloc.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,6 +24,10 @@ static const struct state states[] = {
 };
 
 const struct state_machine conn_states = STATE_MACHINE(states);
+
+/* Bytes that connections may have freed before the C library is told to give them back. Telling it costs some hundred
+ * microseconds. */
+#define CONNS_KEPT (8u << 20)
 
 static void conn_poll(struct conn *conn);
 
@@ -70,7 +75,8 @@ size_t conns_count(const struct conns *conns)
 static void conn_free(struct conn *conn)
 {
     quota_return(&conn->connection);
-    quota_return(&conn->replies);
+    quota_return(&conn->memory);
+    quota_return(&conn->descriptors);
     turn_end(&conn->turn);
     peer_unref(conn->peer);
     cJSON_Delete(conn->message);
@@ -82,6 +88,15 @@ static void conn_free(struct conn *conn)
     free(conn);
 }
 
+/* What a storm of clients took goes back to the system: the C library would keep it. */
+static void conns_give_back(struct conns *conns)
+{
+    if (conns->freed < CONNS_KEPT)
+        return;
+    conns->freed = 0;
+    (void)malloc_trim(0);
+}
+
 static void conn_handle_closed(uv_handle_t *handle)
 {
     struct conn *conn = handle->data;
@@ -90,7 +105,9 @@ static void conn_handle_closed(uv_handle_t *handle)
         return;
     LIST_REMOVE(conn, link);
     conns->count--;
+    conns->freed += conn->memory.amount;
     conn_free(conn);
+    conns_give_back(conns);
     conns_check_closed(conns);
 }
 
@@ -139,10 +156,19 @@ void conn_break(struct conn *conn)
     conn_poll(conn);
 }
 
-/* Charges the user for the replies that wait for this client. */
-static void conn_charge_replies(struct conn *conn)
+void conn_charge_memory(struct conn *conn)
 {
-    quota_set(&conn->replies, frame_writer_pending(conn->writer));
+    const uint64_t before = conn->memory.amount;
+    quota_set(&conn->memory,
+              frame_reader_memory(conn->reader) + conn->message_bytes + frame_writer_pending(conn->writer));
+    if (conn->memory.amount < before)
+        conn->conns->freed += before - conn->memory.amount;
+    quota_set(&conn->descriptors, frame_reader_fds(conn->reader));
+}
+
+bool conn_has_too_much(struct conn *conn, uint64_t *ret_limit)
+{
+    return conn->memory.amount > CONN_MEMORY_FREE && !quota_within(&conn->memory, ret_limit);
 }
 
 /* Sends what can be sent now. */
@@ -151,7 +177,7 @@ static void conn_flush(struct conn *conn)
     if (conn->state != CONN_OPEN && conn->state != CONN_ENDING)
         return;
     int r = frame_writer_flush(conn->writer, conn->socket);
-    conn_charge_replies(conn);
+    conn_charge_memory(conn);
     if (r < 0 && r != -EAGAIN) {
         log_debug("conn=%" PRIu64 " cannot be written to: %s", conn->id, strerror(-r));
         conn_break(conn);
@@ -170,7 +196,7 @@ static int conn_put_error(struct conn *conn, enum wire_error error, cJSON *param
     char *text = call_error_text(error, parameters);
     int r = text ? frame_writer_put(conn->writer, text, strlen(text), NULL, 0) : -ENOMEM;
     cJSON_free(text);
-    conn_charge_replies(conn);
+    conn_charge_memory(conn);
     return r;
 }
 
@@ -255,6 +281,10 @@ static void conn_process(struct conn *conn)
             break;
         }
         conn->conns->hooks->dispatch(&conn->call, conn->conns->context);
+        uint64_t limit;
+        if (conn->in_call && conn_has_too_much(conn, &limit))
+            conn_end_with(conn, WIRE_LimitExceeded, error_limit(quota_name(QUOTA_MEMORY), limit),
+                          "its user has too much memory");
         frame_message_close_fds(&conn->frame); /* a call takes the descriptors that it wants before dispatch() returns,
                                                   but may last longer */
     }
@@ -297,6 +327,14 @@ static void conn_receive(struct conn *conn, int events)
         conn_close(conn);
         return;
     }
+    uint64_t limit;
+    conn_charge_memory(conn);
+    if (conn_has_too_much(conn, &limit))
+        conn_end_with(conn, WIRE_LimitExceeded, error_limit(quota_name(QUOTA_MEMORY), limit),
+                      "its user has too much memory");
+    else if (conn->descriptors.amount > 0 && !quota_within(&conn->descriptors, &limit))
+        conn_end_with(conn, WIRE_LimitExceeded, error_limit(quota_name(QUOTA_DESCRIPTORS), limit),
+                      "its user has too many descriptors");
     conn_process(conn);
 }
 
@@ -317,6 +355,7 @@ static void conn_run(struct turn *turn)
         conn_receive(conn, events);
     else if (conn->state == CONN_OPEN && !conn->in_call)
         conn_process(conn);
+    conns_give_back(conn->conns);
 }
 
 static void conn_ready(uv_poll_t *poll, int status, int events)
@@ -370,11 +409,12 @@ static int conn_charge(struct conn *conn, uid_t uid)
     struct quota *quota = conn->conns->quota;
     uint64_t limit;
     int r = quota_take(quota, uid, QUOTA_CONNECTIONS, 1, &conn->connection, &limit);
-    if (r == 0)
-        r = quota_take(quota, uid, QUOTA_REPLIES, 0, &conn->replies, &limit);
     if (r == -EDQUOT)
-        conn_refuse(conn->socket,
-                    error_limit(quota_name(conn->connection.user ? QUOTA_REPLIES : QUOTA_CONNECTIONS), limit));
+        conn_refuse(conn->socket, error_limit(quota_name(QUOTA_CONNECTIONS), limit));
+    if (r == 0)
+        r = quota_take_none(quota, uid, QUOTA_MEMORY, &conn->memory);
+    if (r == 0)
+        r = quota_take_none(quota, uid, QUOTA_DESCRIPTORS, &conn->descriptors);
     return r;
 }
 

@@ -37,6 +37,11 @@
 /* The most bytes that wait for a client that watches. */
 #define CONN_WATCH_MAX (1u << 20)
 
+/* A connection that has less memory than this is served also when its user is beyond the limit: to detach, for
+ * instance.
+ */
+#define CONN_MEMORY_FREE (64u << 10)
+
 struct conn;
 
 /* All connections of a daemon. */

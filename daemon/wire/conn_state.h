@@ -33,6 +33,7 @@ struct conns {
     void *context;
     struct quota *quota;
     struct turns *turns;
+    uint64_t freed; /* bytes of memory that connections had, and that the C library may still keep */
     void (*closed)(void *context);
     void *closed_context;
     bool closing;
@@ -55,16 +56,18 @@ struct conn {
     bool in_dispatch; /* messages are being taken from the buffer */
     struct frame_reader *reader;
     struct frame_writer *writer;
-    struct frame_message frame;     /* the message of the call */
-    bool opened;                    /* the owner's hook `opened` succeeded */
-    void *data;                     /* the owner's */
-    struct quota_charge connection; /* counts this connection */
-    struct quota_charge replies;    /* bytes that wait in the writer */
+    struct frame_message frame;      /* the message of the call */
+    bool opened;                     /* the owner's hook `opened` succeeded */
+    void *data;                      /* the owner's */
+    struct quota_charge connection;  /* counts this connection */
+    struct quota_charge memory;      /* bytes of requests, of the call, and of replies that wait */
+    struct quota_charge descriptors; /* received, of messages that were not taken yet */
 
     /* Written by call.c, made and freed with the rest. */
     bool in_call;
     struct call call;
     cJSON *message;       /* what the call's strings and parameters are part of */
+    size_t message_bytes; /* of memory that it takes; 0: little */
     cJSON *no_parameters; /* an empty object, for calls without */
     uv_timer_t deadline;  /* of the call */
 };
@@ -77,6 +80,12 @@ bool conn_send(struct conn *conn, cJSON *message, const int *fds, size_t n_fds);
 /* Gives the connection up, but does not close it at once: closing ends leases and calls, which the caller may be
  * working on. The loop closes it when it sees the end of the socket. */
 void conn_break(struct conn *conn);
+
+/* Charges the user with the memory that the connection has now. */
+void conn_charge_memory(struct conn *conn);
+
+/* The connection has so much memory that its user's limit matters, and the user is beyond it. */
+bool conn_has_too_much(struct conn *conn, uint64_t *ret_limit);
 
 /* The call is over: the next message may be taken. */
 void conn_next(struct conn *conn);

@@ -2,13 +2,16 @@
 threads, a loop whose system calls fail. The daemon serves on, or says in one line why it cannot."""
 import contextlib
 import errno
+import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 
 import pytest
-from harness import Daemon, as_user, daemon_program, wait_until
+from harness import MIB, USER, Daemon, as_user, client_of, daemon_program, load_fd, wait_until
+from rocmforge_wire import Closed, WireError
 
 
 @pytest.fixture
@@ -117,3 +120,100 @@ def test_loop_that_cannot_go_on(start):
     finally:
         strace.kill()
         strace.wait()
+
+
+# --- What users take together ---
+
+
+@pytest.fixture
+def many_files():
+    """This process may open as many files as it needs here."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    if before[1] < 4096:
+        pytest.skip("needs more descriptors than `ulimit -Hn` allows")
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def served(client):
+    with contextlib.suppress(WireError, Closed, ConnectionError):
+        return client.call("Status")["connections"] > 0
+    return False
+
+
+def test_connections_of_many_users(start_for_all, many_files):
+    """However many come: each finds some, and those who administer always do."""
+    daemon = start_for_all()
+    with contextlib.ExitStack() as stack:
+        counts = []
+        for i in range(9):
+            counts.append(0)
+            while True:
+                client = stack.enter_context(client_of(daemon, USER + i))
+                if not served(client):
+                    break
+                counts[-1] += 1
+        assert counts[:3] == [256, 256, 224] and min(counts) >= 1, counts
+        assert sum(counts) <= 960
+        for _ in range(40):
+            assert served(stack.enter_context(daemon.client()))
+
+
+def test_memory_of_a_user(start_for_all, small_model):
+    """What a user has the daemon keep is bounded, the useless part of it is not kept, and all of it goes back."""
+    daemon = start_for_all()
+    junk = {"method": "io.rocmforge.Watch", "more": True, "junk": ["y" * 20] * 8000}
+    junk = json.dumps(junk).encode() + b"\0"
+    with daemon.client() as client:
+        load_fd(client, small_model, name="m", public=True)
+    daemon.settled_fds()
+    before = daemon.rss()
+    for _ in range(3):
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(client_of(daemon, USER)) for _ in range(250)]
+            for client in clients:
+                client.send_raw(junk)
+            for client in clients:  # beside it: a request without an end
+                client.socket.settimeout(0.5)
+                with contextlib.suppress(OSError):
+                    client.send_raw(b'{"method":"io.rocmforge.List","x":"' + b"z" * 250000)
+            daemon.sync()
+            assert daemon.rss() - before < 112 * MIB
+            with client_of(daemon, USER) as client:  # little is served also then
+                for _ in range(500):
+                    client.call("Detach", lease=client.call("Attach", name="m", table=True)["lease"])
+            daemon.sync()
+            assert daemon.rss() - before < 112 * MIB
+        with daemon.client() as client:
+            wait_until(lambda: client.call("Status")["connections"] == 1)
+            wait_until(lambda: daemon.rss() - before < 16 * MIB, seconds=10)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user")
+def test_descriptors_of_a_user(start, folder, small_model, many_files):
+    """Requests whose turn does not come may not take all."""
+    limit = 1200
+    daemon = start(program=["sh", "-c", f'ulimit -n {limit}; exec "$0" "$@"', daemon_program()])
+    os.chmod(folder, 0o755)
+    os.chmod(daemon.socket, 0o666)
+    with contextlib.ExitStack() as stack, open(small_model, "rb") as file:
+        told = 0
+        for _ in range(10):
+            client = stack.enter_context(client_of(daemon, USER))
+            client.send("Watch", more=True)
+            client.reply()
+            client.send("List", fds=[file.fileno()] * 200)
+            daemon.sync()
+            client.socket.settimeout(0.2)
+            try:
+                while True:
+                    client.reply()
+            except WireError as error:
+                assert error.name == "LimitExceeded" and error.parameters["limit"] == "user-descriptors"
+                told += 1
+            except (TimeoutError, Closed):
+                pass
+        assert told >= 7
+        assert len(daemon.fds()) < limit // 2
+        assert served(stack.enter_context(client_of(daemon, USER + 1)))

@@ -188,6 +188,7 @@ def constant(header, name):
 
 
 def test_limits():
+    connections = constant("daemon/wire/listener.h", "LISTENER_CONNECTIONS_MAX")
     """What the page and the interface tell is what the daemon keeps to."""
     request = constant("daemon/wire/conn.h", "CONN_REQUEST_MAX") >> 10
     queue = constant("daemon/wire/conn.h", "CONN_QUEUE_MAX") >> 20
@@ -202,7 +203,7 @@ def test_limits():
         f"| a reply, with those before it that the client has not read yet | {queue} MiB | `LimitExceeded` in its place |",
         f"| the tensors in a reply to `Attach` | {queue // 2} MiB | the same;",
         f"| events that wait for a client that watches | {watch} MiB |",
-        f"| connections | {constant('daemon/wire/listener.h', 'LISTENER_CONNECTIONS_MAX')} |",
+        f"| connections | {connections}, of which {connections - constant('daemon/base/quota.h', 'QUOTA_ALL_CONNECTIONS')} are for",
     ):
         assert row in PAGE
     told = " ".join(re.search(r"^# Limits: .*?(?=^(?!#))", INTERFACE, re.DOTALL | re.MULTILINE)[0].split("\n# "))

@@ -4,6 +4,7 @@
 #include "daemon/device/hip/kernels.h"
 #include "daemon/device/hip/queue.h"
 #include "daemon/device/hip/reader.h"
+#include "daemon/device/hip/trial.h"
 #include "daemon/device/hip/work.h"
 
 #include <assert.h>
@@ -313,7 +314,7 @@ static int device_open(int index, const struct device_config *config, struct hip
     if (r == 0)
         r = hip_kernels_load(hip, ret_fault);
     if (r == 0)
-        r = hip_export_try(hip, config->trial_bytes, ret_fault);
+        r = hip_export_try(hip, config->export_wish, config->trial_bytes, ret_fault);
     if (r == 0)
         r = hip_queue_start(hip, ret_fault);
     if (r < 0) {

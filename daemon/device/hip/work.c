@@ -32,7 +32,7 @@ size_t hip_scratch_bytes(size_t slot_bytes)
 
 static uint8_t *arena_at(const struct arena *arena, uint64_t offset)
 {
-    return (uint8_t *)arena->base + offset;
+    return (uint8_t *)arena->memory.base + offset;
 }
 
 static bool decoded(const struct transfer *transfer, const struct piece *piece)
@@ -58,7 +58,7 @@ static int copy_verbatim(struct hip_device *hip, struct transfer *transfer, hipS
             bytes += next->slot_bytes;
         }
         assert(first->slot_offset + bytes <= transfer->slot->size &&
-               first->arena_offset + bytes <= transfer->arena->bytes);
+               first->arena_offset + bytes <= transfer->arena->memory.bytes);
         int r = HIP_CALL(hip, &transfer->fault, MemcpyAsync,
                          (arena_at(transfer->arena, first->arena_offset), data + first->slot_offset, bytes,
                           hipMemcpyHostToDevice, stream));
@@ -118,7 +118,7 @@ static int launch(struct hip_device *hip, struct transfer *transfer, const struc
     uint64_t blocks = piece->slot_bytes / piece->type->block_bytes;
     const uint64_t elements = blocks * piece->type->block_elements;
     assert(blocks * piece->type->block_bytes == piece->slot_bytes);
-    assert(piece->arena_offset + piece->arena_bytes <= transfer->arena->bytes);
+    assert(piece->arena_offset + piece->arena_bytes <= transfer->arena->memory.bytes);
     void *dst = arena_at(transfer->arena, piece->arena_offset);
     void *params[] = {&src, &dst, &blocks, &slot->overflows, &slot->seen, &slot->overflowed_device};
     const unsigned grid = (unsigned)((elements + DEQUANT_TILE - 1) / DEQUANT_TILE);
