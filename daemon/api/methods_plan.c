@@ -44,6 +44,8 @@ static void planning_abandoned(struct call *call)
 {
     struct planning *planning = call->context;
     planning->call = NULL;
+    if (verify_drop(planning->api->verifies, planning))
+        planning_free(planning);
 }
 
 static void planning_work(uv_work_t *work)
@@ -205,7 +207,9 @@ static void planning_ends(struct planning *planning)
     struct call *call = planning->call;
     if (call) {
         call->abandoned = NULL;
-        if (planning->job.status < 0)
+        if (planning->api->core->stopping)
+            call_fail(call, WIRE_ShuttingDown, NULL);
+        else if (planning->job.status < 0)
             planning_fail(planning);
         else {
             struct outlook outlook;
@@ -230,7 +234,7 @@ static void planning_settle(struct planning *planning)
     const struct loads *loads = planning->api->loads;
     const struct load_job *job = &planning->job;
     struct model *model = NULL;
-    while (planning->call && job->status == 0 &&
+    while (planning->call && job->status == 0 && !planning->api->core->stopping &&
            (model = load_doubt(loads, &planning->request, job->source, job->facts, job->plan, planning->compared))) {
         planning->compared = model->id;
         if (model->load || model->state == MODEL_SAVING || model_departs(model))
@@ -324,8 +328,7 @@ void method_plan(struct api *api, struct call *call)
     int r = planning_new(api, call, &request, &planning, &limit);
     forms_unref(request.forms);
     if (r < 0) {
-        call_fail(call, WIRE_LimitExceeded,
-                  r == -EDQUOT ? error_limit(quota_name(QUOTA_PLANS), limit) : error_no_memory());
+        call_fail(call, WIRE_LimitExceeded, error_quota(r, QUOTA_PLANS, limit));
         return;
     }
     if (p.fds && !files_param_take(call, p.fds, p.added, planning->job.fds, &planning->job.n_fds)) {

@@ -37,6 +37,7 @@ static void load_adjust(struct load *load, struct model *model)
 void load_begin_restore(struct load *load, struct model *model)
 {
     load_adjust(load, model);
+    load_job_forget(&load->job); /* the model has its own; these would be in no ledger */
     load->restores = true;
     load->model = model;
     load->device = load->job.device = model->device;

@@ -33,22 +33,19 @@
 
 struct events;
 struct load;
+struct verifies;
 
-/* All loads under way. The owner sets the members before `list`, and `compare` with its context. */
+/* All loads under way. The owner sets the members before `list`. */
 struct loads {
     struct core *core;
     struct devices *devices;
     struct registry *registry;
     struct residency *residency;
+    struct verifies *verifies;
     struct events *events;
     struct quota *quota;
     TAILQ_HEAD(, load) list; /* oldest first */
     size_t n;
-
-    /* The owner's: verify_compare() with its context. */
-    int (*compare)(void *context, struct model *model, struct source *source, bool moves,
-                   void (*done)(void *load, bool same), void *load);
-    void *compare_context;
 };
 
 /* Says under which condition another model loses the name that this request asks for. It loses the name when the new

@@ -8,11 +8,13 @@
  *   doubt.c     whether a model that is there still has the same bytes as its file
  *   feed.c      fills chunks, while memory is allocated and after
  *   answer.c    answers the calls that wait: with progress, and at the end
- *   steps.c     the steps that block, on workers; it does not include this header
+ *   verify.c    compares a model with files: for Verify, and for doubt.c; its steps that block are in verify_steps.c
+ *   steps.c     the steps that block, on workers; neither includes this header
  *
  * Loop thread only. */
 #pragma once
 
+#include "daemon/base/state.h"
 #include "daemon/base/trace.h"
 #include "daemon/device/scheduler.h"
 #include "daemon/load/failure.h"
@@ -34,6 +36,9 @@ enum load_state {
     LOAD_RELEASING,
     LOAD_DONE,
 };
+
+/* Their names, and which may follow which. */
+extern const struct state_machine load_states;
 
 struct load {
     TAILQ_ENTRY(load) link;
@@ -97,6 +102,9 @@ void load_free(struct load *load);
 
 /* The load fails with this error, unless it has failed before: the first error stays. */
 void load_fail_memory(struct load *load);
+
+/* The model's device has no room for it; `available` bytes of it are free. */
+void load_fail_out_of_memory(struct load *load, const struct model *model, uint64_t available);
 void load_fail_device(struct load *load, int error, const struct device_fault *fault);
 
 /* identify.c: goes on from IDENTIFYING when its job is done. Returns true if the load joined a model that is there:
@@ -127,6 +135,9 @@ struct registry_query load_query(const struct load_request *request, const struc
  * until they can be compared, and returns true: load_identified() runs again later. Returns false if there is none. */
 bool load_settle(struct load *load);
 
+/* Gives up the comparison that the load waits for, if it waits for one. */
+void load_drop_comparison(struct load *load);
+
 /* Answers an Attach that has waited for the model: with a lease, if the caller still may have one. */
 void load_attach(const struct loads *loads, struct model *model, struct call *call);
 
@@ -147,7 +158,8 @@ void load_note_free_memory(struct load *load);
 bool load_looked_again(struct load *load);
 
 /* Calls load_reserve() for a load in the queue, without asking the drivers again, if there is enough memory by their
- * last answer. Returns false, and changes nothing, if there is not. */
+ * last answer. Returns false, and changes nothing, if there is not. A load that fails here, because of its user's quota
+ * or for want of host memory, ends later, from the loop. */
 bool load_reserve_now(struct load *load);
 
 /* The driver did not give memory that the ledger had reserved. Evicts other models, and goes back to RESERVING. Returns

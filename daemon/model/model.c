@@ -43,6 +43,11 @@ void model_move(struct model *model, enum model_state state)
         state_move(&machine, &model->state, state);
 }
 
+bool model_may_end(const struct model *model, uid_t uid)
+{
+    return uid == model->uid || trusted_user(uid);
+}
+
 bool model_departs(const struct model *model)
 {
     return model->state == MODEL_UNLOADING || model->departs;

@@ -148,6 +148,9 @@ bool model_nameless(const struct model *model);
 void model_hold(struct model *model);
 void model_unhold(struct model *model);
 
+/* Whether the user may end the model: who loaded it may, and trusted users (trust.h). */
+bool model_may_end(const struct model *model, uid_t uid);
+
 /* How a user sees a model. */
 enum sight {
     SIGHT_NONE,    /* not at all: for this user the model does not exist */

@@ -4,6 +4,7 @@ import os
 import shutil
 import struct
 import subprocess
+import time
 
 import make_model
 import pytest
@@ -181,6 +182,23 @@ def test_slow_files_are_read_with_fewer_calls(fake_gpu, slow_read, gated_model, 
         client.call("Load", path=str(gated_model), form=form)
         assert daemon.reads() < before + 100  # of 256 parts
         assert client.call("Verify", name="gated")["mismatches"] == []
+
+
+def test_a_slow_driver_holds_up_nobody_else(fake_gpu, small_model):
+    """Devices and Plan ask the driver, and wait. Other clients are answered meanwhile."""
+    daemon = fake_gpu(FAKE_HIP_DEVICES="1", FAKE_HIP_SLOW="info=1500000")
+    with daemon.client() as client, daemon.client() as other:
+        for method, parameters in (("Devices", {}), ("Plan", {"path": str(small_model)})):
+            began = time.monotonic()
+            client.send(method, parameters)
+            slowest = 0
+            while time.monotonic() - began < 1:
+                asked = time.monotonic()
+                other.call("Status")
+                slowest = max(slowest, time.monotonic() - asked)
+            client.reply()
+            assert time.monotonic() - began >= 1.5, "the driver was not asked"
+            assert slowest < 0.5
 
 
 @both_exports
