@@ -257,6 +257,19 @@ static int find_by_names(const char *path, uint64_t own, size_t n, struct shard_
     return r;
 }
 
+int shard_open_regular(const char *path)
+{
+    /* O_NONBLOCK: opening a named pipe would wait until another process opens its other end. */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    struct stat status;
+    if (fd < 0)
+        return -errno;
+    if (fstat(fd, &status) == 0 && S_ISREG(status.st_mode))
+        return fd;
+    close(fd);
+    return -EINVAL;
+}
+
 /* Takes a file of the folder if it says that it is one of the model. */
 static int consider(const char *path, const struct shard_place *of, shard_open_fn *open, struct shard_paths *ret)
 {
