@@ -101,7 +101,9 @@ def test_weights_are_shared(stub, llama, shape, type_):
     n = told["tensors"]
     [report] = [line for line in err.splitlines() if "shared" in line] # after all were compared, and nothing else
     where = f"{model['name']} on {model['device']}"
-    assert report == f"rocmforge: shared with other processes: {n} of {n} tensors, {size / 1e6:.1f} MB of {where}"
+    shared, _, attached = report.rpartition(", attached in ")
+    assert shared == f"rocmforge: shared with other processes: {n} of {n} tensors, {size / 1e6:.1f} MB of {where}"
+    assert 0 < float(attached.removesuffix(" ms")) < 1000 * TIMEOUT
 
 
 def test_it_is_given_back_with_the_model(stub, llama):

@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #define ALIKE_MAX   3u  /* so many tensors that are not shared are named one by one */
@@ -42,6 +43,7 @@ struct buffer {
     size_t n_tensors;                  /* that the engine has placed here, without views */
     size_t n_shared, n_own;            /* those of them that it has set */
     uint64_t shared_bytes;
+    double attach_ms; /* what finding, loading and attaching took */
     bool reported;
     bool advised; /* the kernel was told that the engine's mapping is not read at random */
 };
@@ -290,8 +292,8 @@ static void report(struct buffer *buffer)
         say("not shared: none of the engine's %zu tensors is equal to one of %s", buffer->n_tensors,
             weights_text(buffer->weights));
     else
-        say("shared with other processes: %zu of %zu tensors, %.1f MB of %s", buffer->n_shared, buffer->n_tensors,
-            (double)buffer->shared_bytes / 1e6, weights_text(buffer->weights));
+        say("shared with other processes: %zu of %zu tensors, %.1f MB of %s, attached in %.1f ms", buffer->n_shared,
+            buffer->n_tensors, (double)buffer->shared_bytes / 1e6, weights_text(buffer->weights), buffer->attach_ms);
 }
 
 static void set_tensor(struct buffer *buffer, struct ggml_tensor *tensor, const void *data, size_t offset, size_t size)
@@ -418,13 +420,15 @@ static struct ggml_backend_buffer *alloc_ordinary(const struct place *place, siz
 }
 
 /* NULL: no memory. Then the weights are closed. */
-static struct ggml_backend_buffer *alloc_shared(struct place *place, size_t size, struct weights *weights)
+static struct ggml_backend_buffer *alloc_shared(struct place *place, size_t size, struct weights *weights,
+                                                double attach_ms)
 {
     struct buffer *buffer = calloc(1, sizeof(*buffer));
     void *base = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     struct ggml_backend_buffer *made = NULL;
     if (buffer && base != MAP_FAILED) {
-        *buffer = (struct buffer){.place = place, .weights = weights, .base = base, .size = size};
+        *buffer =
+            (struct buffer){.place = place, .weights = weights, .base = base, .size = size, .attach_ms = attach_ms};
         made = place->engine->buffer_init(&place->buft, buffer_interface, buffer, size);
     }
     if (made)
@@ -437,14 +441,22 @@ static struct ggml_backend_buffer *alloc_shared(struct place *place, size_t size
     return NULL;
 }
 
+static double now_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec * 1e3 + (double)now.tv_nsec / 1e6;
+}
+
 struct ggml_backend_buffer *buffer_alloc(struct ggml_backend_buffer_type *buft, size_t size)
 {
     struct place *place = (struct place *)((char *)buft - offsetof(struct place, buft));
     struct weights *weights = NULL;
     pthread_mutex_lock(&lock);
+    const double began = now_ms();
     enum weights_state state = weights_open(place->pci[0] ? place->pci : NULL, &weights);
-    struct ggml_backend_buffer *buffer =
-        state == WEIGHTS_READY ? alloc_shared(place, size, weights) : alloc_ordinary(place, size, state);
+    struct ggml_backend_buffer *buffer = state == WEIGHTS_READY ? alloc_shared(place, size, weights, now_ms() - began)
+                                                                : alloc_ordinary(place, size, state);
     pthread_mutex_unlock(&lock);
     return buffer;
 }
