@@ -9,7 +9,7 @@
  * set in two parts; "write": after all, the first tensor is written to; "twice": all are set a second time; "views":
  * tensors have views from before they are set, half of one is written to through its view, and all are compared through
  * their views; "early": a tensor is read before it is set; "none": no file is open.
- * --also FILE, any number of times: another file is open and mapped meanwhile.
+ * --also FILE, any number of times: another file is open and mapped meanwhile. --beside FILE: one is open, not mapped.
  * --wait: says "ready", waits for a line, compares again, frees the model, says "freed" and waits for another line.
  *
  * Prints one JSON object: how many tensors are resident and how many have memory of their own, whether every byte is
@@ -458,7 +458,7 @@ static void wait_after(const char *word)
 
 int main(int argc, char **argv)
 {
-    const char *type = "ROCmForge", *also[ALSO_MAX];
+    const char *type = "ROCmForge", *also[ALSO_MAX], *beside = NULL;
     size_t n_also = 0;
     bool waits = false;
     if (argc < 3)
@@ -482,6 +482,8 @@ int main(int argc, char **argv)
             how = argv[++i];
         else if (strcmp(argv[i], "--also") == 0 && n_also < ALSO_MAX)
             also[n_also++] = argv[++i];
+        else if (strcmp(argv[i], "--beside") == 0)
+            beside = argv[++i];
         else
             fail(2, "there is no such option");
     }
@@ -489,6 +491,8 @@ int main(int argc, char **argv)
     struct ggml_backend_buffer_type *buft = find_type(type);
     struct file file, other;
     bool numa = asks_numa();
+    if (beside && open(beside, O_RDONLY | O_CLOEXEC) < 0)
+        fail(2, "the file beside cannot be opened");
     for (size_t i = 0; i < n_also; i++)
         open_file(also[i], &other); /* and it stays */
     open_file(argv[2], &file);

@@ -169,6 +169,16 @@ def test_two_models_at_the_same_time(stub, llama, folder):
     assert sorted(model["name"] for model in stub.daemon.models()) == ["a", "b"]
 
 
+def test_what_is_open_beside_is_no_model(stub, llama, folder):
+    """An adapter (LoRA), which is mapped too in some versions; and a projector, which engines read and do not map."""
+    make_llama.make_lora(folder / "lora.gguf")
+    make_llama.make(folder / "mmproj.gguf", seed=8)
+    told, err = stub.run(llama(), "--also", folder / "lora.gguf", "--beside", folder / "mmproj.gguf")
+    assert_shared(told)
+    assert len(err.splitlines()) == 2 # the model is loaded, and shared
+    assert [model["name"] for model in stub.daemon.models()] == ["tiny-q4_0"]
+
+
 def test_a_symbolic_link_is_the_file(stub, llama, folder):
     (folder / "link.gguf").symlink_to(llama())
     assert_shared(stub.run(folder / "link.gguf")[0])

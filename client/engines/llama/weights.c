@@ -102,21 +102,20 @@ static int device_find(rf_client *client, struct device_search *search)
 
 /* --- one model --- */
 
-/* Marks the files that the model is made of. first: index of its first file. path: set to the path that the client
- * library must open. What stands in the files decides, as in the engine and in the daemon, and not their names. */
-static int model_take_files(struct weights *weights, struct model *model, size_t first, char path[static PATH_MAX])
+/* Marks the files that the model is made of. first: index of its first file; place: what stands in it. path: set to the
+ * path that the client library must open. What stands in the files decides, as in the engine and in the daemon, and not
+ * their names. */
+static int model_take_files(struct weights *weights, struct model *model, size_t first, const struct shard_place *place,
+                            char path[static PATH_MAX])
 {
     const struct open_file *file = &weights->files.files[first];
-    struct shard_place place = {0};
     struct shard_paths shards = {0};
     model->of_file[first] = true;
-    int r = shard_peek(file->fd, &place);
-    if (r == 0 && (!place.split || place.count < 2)) { /* the same file, even if its path now leads to another one */
+    if (!place->split || place->count < 2) { /* the same file, even if its path now leads to another one */
         snprintf(path, PATH_MAX, "/proc/self/fd/%d", file->fd);
         return 0;
     }
-    if (r == 0)
-        r = file->path[0] ? shards_find(file->path, false, shard_open_regular, &shards) : -ENOENT;
+    int r = file->path[0] ? shards_find(file->path, false, shard_open_regular, &shards) : -ENOENT;
     for (size_t i = 0; r == 0 && i < shards.n; i++) {
         int found = open_files_find(&weights->files, shards.paths[i]);
         if (found < 0)
@@ -127,7 +126,7 @@ static int model_take_files(struct weights *weights, struct model *model, size_t
     shard_paths_free(&shards);
     if (r == -ENOENT)
         say("%s is one of %llu files of a model, and the engine does not have all of them open", path_text(file),
-            (unsigned long long)place.count);
+            (unsigned long long)place->count);
     else if (r < 0)
         say("the files of the model %s cannot be found: %s", path_text(file), strerror(-r));
     snprintf(path, PATH_MAX, "%s", file->path);
@@ -184,13 +183,13 @@ static int model_attach(struct weights *weights, struct model *model, size_t fir
     return r;
 }
 
-static int model_open(struct weights *weights, size_t first, const char *device)
+static int model_open(struct weights *weights, size_t first, const struct shard_place *place, const char *device)
 {
     const struct open_file *file = &weights->files.files[first];
     char path[PATH_MAX];
     struct model *model = &weights->models[weights->n_models];
     *model = (struct model){.path = path_text(file)};
-    int r = model_take_files(weights, model, first, path);
+    int r = model_take_files(weights, model, first, place, path);
     if (r < 0)
         return r;
     r = model_attach(weights, model, first, path, device);
@@ -211,24 +210,21 @@ static int model_open(struct weights *weights, size_t first, const char *device)
 
 /* --- all of them --- */
 
-/* Of the files of a split model the first one stands for all. A file that cannot be read counts as one, and opening the
- * model tells why it cannot be read. */
-static bool is_first(const struct open_file *file)
-{
-    struct shard_place place;
-    return file->mapped && (shard_peek(file->fd, &place) < 0 || !place.split || place.number == 0);
-}
-
+/* Of the files of a split model the first one stands for all. A file that cannot be read counts as a whole model, and
+ * opening it tells why it cannot be read. */
 static enum weights_state open_each(struct weights *weights, const char *device)
 {
     for (size_t i = 0; i < weights->files.n_files; i++) {
-        if (!is_first(&weights->files.files[i]))
+        /* Looking takes milliseconds, because the engine's vocabulary stands before the keys that tell. */
+        struct shard_place place = {0};
+        if (!weights->files.files[i].mapped ||
+            (shard_peek(weights->files.files[i].fd, &place) == 0 && place.split && place.number > 0))
             continue;
         if (weights->n_models == MODELS_MAX) {
             say("the engine has more than %u models open at once: not all are shared", MODELS_MAX);
             break;
         }
-        model_open(weights, i, device);
+        model_open(weights, i, &place, device);
     }
     return weights->n_models > 0 ? WEIGHTS_READY : WEIGHTS_OTHER;
 }
