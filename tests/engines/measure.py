@@ -11,8 +11,9 @@ with a large one that is resident.
 The start is split by the lines that the engine writes to standard error, each with the time at which it came:
 
     process    from exec to the first line: the loader, and what the program does before it says anything
-    backends   until the file is opened: the engine loads its backends, and each looks for its devices
-    header     until the weights are placed: the engine reads the file's header, and from it the vocabulary
+    backends   until the file's header is read: the engine loads its backends, and each looks for its devices
+    fit        until the header is read again: a rehearsal without memory, which "--fit off" leaves out
+    header     until tensors are made: the vocabulary is built
     weights    until the context is made: buffers, the plug-in's attach, and setting every tensor
     context    until it is ready: the cache, compute buffers, the graph
     first      until the first byte on standard output: the prompt, and the first token
@@ -41,10 +42,11 @@ PASSES = 4  # of a test of llama-bench, beyond the first
 # Where a part of the start ends: at the first line that matches, or the last one.
 MARKS = [
     ("process", "first", re.compile(r".")),
-    ("backends", "first", re.compile(r"llama_model_loader: loaded meta data|llama_model_load_from_file|loading model")),
-    ("header", "first", re.compile(r"load_tensors: |^.{0,40}rocmforge: ")),
-    ("weights", "first", re.compile(r"llama_context: |llama_init_from_model")),
-    ("context", "last", re.compile(r"sched_reserve|graph nodes|graph splits|llama_context: +\w+ compute buffer size")),
+    ("backends", "first", re.compile(r"llama_model_loader: loaded meta data")),
+    ("fit", "last", re.compile(r"llama_model_loader: loaded meta data")),
+    ("header", "last", re.compile(r"load_tensors: loading model tensors")),
+    ("weights", "last", re.compile(r"constructing llama_context")),
+    ("context", "last", re.compile(r"sched_reserve|graph nodes|graph splits|compute buffer size")),
 ]
 
 
