@@ -168,6 +168,19 @@ int shard_peek(int fd, struct shard_place *ret)
     return error;
 }
 
+int shard_open_regular(const char *path)
+{
+    struct stat status;
+    /* O_NONBLOCK: opening a named pipe would wait until another process opens its other end. */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    if (fd < 0)
+        return -errno;
+    if (fstat(fd, &status) == 0 && S_ISREG(status.st_mode))
+        return fd;
+    close(fd);
+    return -EINVAL;
+}
+
 /* --- where the others are --- */
 
 /* The numbers of a path's last part, "...-00001-of-00003...". */
@@ -255,19 +268,6 @@ static int find_by_names(const char *path, uint64_t own, size_t n, struct shard_
     if (r < 0)
         shard_paths_free(ret);
     return r;
-}
-
-int shard_open_regular(const char *path)
-{
-    /* O_NONBLOCK: opening a named pipe would wait until another process opens its other end. */
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-    struct stat status;
-    if (fd < 0)
-        return -errno;
-    if (fstat(fd, &status) == 0 && S_ISREG(status.st_mode))
-        return fd;
-    close(fd);
-    return -EINVAL;
 }
 
 /* Takes a file of the folder if it says that it is one of the model. */

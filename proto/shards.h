@@ -29,7 +29,7 @@ int shard_peek(int fd, struct shard_place *ret);
 /* Opens a regular file for reading: the descriptor, or a negative errno. */
 typedef int shard_open_fn(const char *path);
 
-/* A shard_open_fn that opens the file with open(). -EINVAL: it is no regular file. */
+/* A shard_open_fn for programs that open files for their own user. -EINVAL: there is something else than a file. */
 int shard_open_regular(const char *path);
 
 struct shard_paths {
