@@ -128,19 +128,6 @@ static int model_map_table(rf_model *model, int fd)
     return model_check_tensors(model);
 }
 
-/* What is in it is read when it is asked for. */
-static int model_map_header(rf_model *model, int fd)
-{
-    if (fd < 0)
-        return 0;
-    int r = sealed_map_whole(fd, &model->header, &model->header_bytes);
-    if (r == -EPERM)
-        return fail_reply(model->client, "the header is not sealed");
-    if (r == -EMSGSIZE)
-        return fail_reply(model->client, "the header is empty");
-    return r < 0 ? client_fail(model->client, r, "mapping the header failed: %s", strerror(-r)) : 0;
-}
-
 static int model_map_memory(rf_model *model, int fd)
 {
     struct import_fault fault = {{0}};
@@ -189,27 +176,25 @@ static int attach_reply(void *context, cJSON **parameters, bool continues, struc
     model->leased = field_integer(model->reply, "lease", &model->lease);
     if (!model->leased) /* without its id the lease cannot be ended by Detach, only by closing the connection */
         return client_break(model->client, -EPROTO, "the daemon's answer to Attach is wrong: the lease");
-    int fd, table_fd, header_fd = -1;
+    int fd, table_fd;
     if (take_fd(model->reply, "fd", message, &fd) < 0)
         return fail_reply(model->client, "the descriptor of the memory");
 
     r = take_fd(model->reply, "table", message, &table_fd);
     if (r < 0)
         r = fail_reply(model->client, "the descriptor of the table");
-    if (r == 0 && take_fd(model->reply, "header", message, &header_fd) < 0)
+    if (r == 0 && take_fd(model->reply, "header", message, &model->header_fd) < 0)
         r = fail_reply(model->client, "the descriptor of the header");
     if (r == 0)
         r = model_read_reply(model);
     if (r == 0)
         r = model_map_table(model, table_fd);
     if (r == 0)
-        r = model_map_header(model, header_fd);
-    if (r == 0)
         r = model_map_memory(model, fd);
-    const int fds[] = {fd, table_fd, header_fd};
-    for (size_t i = 0; i < sizeof(fds) / sizeof(fds[0]); i++)
-        if (fds[i] >= 0)
-            close(fds[i]);
+    if (fd >= 0)
+        close(fd);
+    if (table_fd >= 0)
+        close(table_fd);
     return r;
 }
 
@@ -226,6 +211,9 @@ static void model_unmap(rf_model *model)
     if (model->header)
         munmap((void *)model->header, model->header_bytes);
     model->header = NULL;
+    if (model->header_fd >= 0)
+        close(model->header_fd);
+    model->header_fd = -1;
 }
 
 void model_free(rf_model *model)
@@ -276,6 +264,7 @@ int model_attach(rf_client *client, struct call call, rf_reply_fn *reply, rf_pro
     if (!model)
         return client_fail(client, -ENOMEM, "no memory to attach");
     model->client = client;
+    model->header_fd = -1;
     LIST_INSERT_HEAD(&client->models, model, link);
     struct attaching attaching = {
         .model = model, .method = call.method, .reply = reply, .progress = progress, .context = context};

@@ -54,7 +54,7 @@ void method_add_files(struct api *api, struct call *call)
     if (r < 0) {
         call_fail(call, WIRE_LimitExceeded,
                   r == -E2BIG    ? error_limit("files", SOURCE_FILES_MAX)
-                  : r == -EDQUOT ? error_limit(quota_name(QUOTA_FILES), limit)
+                  : r == -EDQUOT ? error_limit(quota_name(QUOTA_DESCRIPTORS), limit)
                                  : error_no_memory());
         return;
     }

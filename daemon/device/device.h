@@ -31,7 +31,14 @@ struct device_fault {
 enum export_kind {
     EXPORT_MEMFD, /* a sealed memfd */
     EXPORT_IPC,   /* a HIP or CUDA IPC memory handle: 64 bytes, which any process can open */
-    EXPORT_FD,    /* the descriptor of a shareable allocation */
+    EXPORT_FD,    /* the descriptor of a GPU's allocation, which clients map read-only */
+};
+
+/* Which of them the administrator asks for, where a device has a choice. */
+enum export_wish {
+    EXPORT_WISH_AUTO, /* EXPORT_FD if it works, else EXPORT_IPC */
+    EXPORT_WISH_FD,   /* a device on which EXPORT_FD does not work cannot be opened */
+    EXPORT_WISH_IPC,
 };
 
 /* Made once for each arena. The arena owns the descriptor and closes it when the arena is freed. */
@@ -155,7 +162,8 @@ struct device {
     bool copies_async; /* put() returns at once, and the device copies from the slot asynchronously */
     uint64_t link;     /* measured rate of copies to the device, in bytes per second; 0: unknown */
     bool exports_leak; /* exported memory is not released when it is freed, only when the process ends */
-    char no_kernels[160]; /* why it has no kernels although it could; empty: it has, or it never has any */
+    char no_descriptors[160]; /* why it exports IPC handles although EXPORT_FD was tried; empty: it was not, or works */
+    char no_kernels[160];     /* why it has no kernels although it could; empty: it has, or it never has any */
 
     /* The daemon's part. Loop only, but for `budget`. */
     uint64_t budget; /* bytes that models may use; after the start any thread may read it */
@@ -193,6 +201,7 @@ struct device_config {
     unsigned link_copies;
     uint64_t link_bytes;  /* bytes of each of these copies; 0: the module chooses */
     uint64_t trial_bytes; /* bytes of the trial allocation for exports, at least two granules; 0: the module chooses */
+    enum export_wish export_wish;
 };
 
 /* A shared object exports one of these, with the name `rocmforge_device_module`. */
@@ -207,7 +216,7 @@ struct device_module {
     int (*open)(const struct device_config *config, struct device ***ret, struct device_fault *ret_fault);
 };
 
-#define DEVICE_ABI           9u
+#define DEVICE_ABI           10u
 #define DEVICE_MODULE_SYMBOL "rocmforge_device_module"
 
 extern const struct device_module device_host_module;

@@ -2,6 +2,7 @@
  *
  * It is not filled through a mapping, because then the kernel would clear each page first and take a page fault for it,
  * and F_SEAL_WRITE fails while a writable mapping exists. */
+#include "daemon/base/memory_file.h"
 #include "daemon/device/cgroup.h"
 #include "daemon/device/device.h"
 #include "proto/min.h"
@@ -87,9 +88,9 @@ static int host_arena_new(struct device *device, uint64_t bytes, const struct ex
         return device_fault_set(ret_fault, -ENOMEM, "malloc", ENOMEM, strerror(ENOMEM));
     arena->device = device;
     arena->written = 0;
-    arena->fd = memfd_create("rocmforge-model", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    arena->fd = memory_file_new("rocmforge-model");
     if (arena->fd < 0) {
-        int error = errno;
+        const int error = -arena->fd;
         free(arena);
         return device_fault_set(ret_fault, -error, "memfd_create", error, strerror(error));
     }
@@ -158,9 +159,8 @@ static int host_arena_export(struct arena *arena, struct device_export *ret, str
 
 static int host_arena_seal(struct arena *arena, struct device_fault *ret_fault)
 {
-    if (fcntl(arena->fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
-        return device_fault_set(ret_fault, -errno, "fcntl(F_ADD_SEALS)", errno, strerror(errno));
-    return 0;
+    int r = memory_file_seal(arena->fd);
+    return r < 0 ? device_fault_set(ret_fault, r, "fcntl(F_ADD_SEALS)", -r, strerror(-r)) : 0;
 }
 
 static int host_arena_read(struct arena *arena, uint64_t offset, void *dst, size_t size, struct device_fault *ret_fault)

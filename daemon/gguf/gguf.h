@@ -116,7 +116,7 @@ int gguf_read(int fd, uint64_t file_size, struct gguf **ret, struct gguf_fault *
  * bytes. The headers of all files together may have GGUF_HEADER_MAX. */
 int gguf_read_within(int fd, uint64_t file_size, uint64_t most, struct gguf **ret, struct gguf_fault *ret_fault);
 
-/* Allocates memory for the next header in advance. Then the header is read in half the time. Any thread; best called
+/* Allocates memory for the next header in advance, so that reading the header takes less time. Any thread; best called
  * when no client waits. */
 void gguf_prepare(void);
 

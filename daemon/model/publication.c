@@ -1,6 +1,7 @@
 #include "daemon/model/publication.h"
 
 #include "daemon/base/json_text.h"
+#include "daemon/base/memory_file.h"
 #include "proto/table.h"
 
 #include <errno.h>
@@ -30,11 +31,10 @@ static struct table_tensor table_tensor(const struct gguf_tensor *tensor, const 
     return entry;
 }
 
-/* Sets the fault from errno. Returns the error, which the caller returns. */
-static int call_failed(struct device_fault *fault, const char *call)
+/* Sets the fault from a negative errno. Returns the error, which the caller returns. */
+static int call_failed(struct device_fault *fault, int error, const char *call)
 {
-    const int error = errno;
-    return device_fault_set(fault, -error, call, error, strerror(error));
+    return device_fault_set(fault, error, call, -error, strerror(-error));
 }
 
 static int write_all(int fd, const uint8_t *data, size_t size, struct device_fault *ret_fault)
@@ -44,7 +44,7 @@ static int write_all(int fd, const uint8_t *data, size_t size, struct device_fau
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)
-            return call_failed(ret_fault, "write");
+            return call_failed(ret_fault, -errno, "write");
         data += n;
         size -= (size_t)n;
     }
@@ -53,18 +53,17 @@ static int write_all(int fd, const uint8_t *data, size_t size, struct device_fau
 
 static int memfd_new(const char *name, int *ret, struct device_fault *ret_fault)
 {
-    int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    int fd = memory_file_new(name);
     if (fd < 0)
-        return call_failed(ret_fault, "memfd_create");
+        return call_failed(ret_fault, fd, "memfd_create");
     *ret = fd;
     return 0;
 }
 
 static int memfd_seal(int fd, struct device_fault *ret_fault)
 {
-    if (fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
-        return call_failed(ret_fault, "fcntl");
-    return 0;
+    int r = memory_file_seal(fd);
+    return r < 0 ? call_failed(ret_fault, r, "fcntl(F_ADD_SEALS)") : 0;
 }
 
 static int make_table(const struct plan *plan, struct publication *publication, struct device_fault *ret_fault)

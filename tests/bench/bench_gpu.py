@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Measures loads to a GPU, beside what the bus gives, and beside what PyTorch's users have.
+"""Measures loads to a GPU, beside what the bus gives, and beside other ways to load with PyTorch.
 
     bench_gpu.py BUILD [--kind cuda] [--out FOLDER] [--models FOLDER] [--only TABLE]... [--quick]
 
 Files are in the page cache, read from the disk. A load's time is from the request to the answer, in the bytes of its
 file; the best of nine and their median. The ceiling is that of plain pinned copies, measured in the same run. A driver
-clears memory that was freed, with the engine that copies, for some 4 ms a gigabyte: a load is begun when that is over,
-but for the rows that say otherwise. Prints tables; with --out writes bench_gpu.json there.
+clears memory that was freed, with the engine that copies: a load is begun when that is over, but for the rows that say
+otherwise. Prints tables; with --out writes bench_gpu.json there.
 """
 import argparse
 import json
@@ -210,9 +210,9 @@ def bench_attach(build, kind, folder):
     return result
 
 
-# What users of PyTorch have: as many bytes of f16, in as many tensors, to the same device.
+# What users of PyTorch can do: as many bytes of f16, in as many tensors, to the same device.
 OTHERS = """
-import json, sys, time, torch, safetensors.torch
+import json, sys, time, torch, safetensors, safetensors.torch
 folder, size = sys.argv[1], int(sys.argv[2])
 n = 291
 tensors = {f"t{i}": torch.full((size // n // 2,), i / 7, dtype=torch.float16) for i in range(n)}
@@ -229,10 +229,10 @@ ways = {
     "torch.load": lambda: torch.load(folder + "/other.pt", map_location="cuda"),
     "torch.load, mmap": lambda: torch.load(folder + "/other.pt", map_location="cuda", mmap=True),
 }
-result = {}
+seconds = {}
 for name, load in ways.items():
     times = []
-    for _ in range(4):
+    for _ in range(5):
         torch.cuda.empty_cache()
         torch.cuda.synchronize()
         began = time.monotonic()
@@ -240,8 +240,9 @@ for name, load in ways.items():
         torch.cuda.synchronize()
         times.append(time.monotonic() - began)
         del loaded
-    result[name] = times
-print(json.dumps(result))
+    seconds[name] = times
+versions = {"torch": torch.__version__, "safetensors": safetensors.__version__}
+print(json.dumps({"seconds": seconds, "versions": versions}))
 """
 
 
@@ -250,13 +251,17 @@ def bench_others(folder, size):
     for name in ("other.safetensors", "other.pt"):
         (folder / name).unlink(missing_ok=True)
     if done.returncode != 0:
-        print(f"\nWhat users have today: cannot be measured here: {done.stderr.strip().splitlines()[-1:]}")
+        print(f"\nOther ways to load, with PyTorch: cannot be measured here: {done.stderr.strip().splitlines()[-1:]}")
         return None
     result = json.loads(done.stdout.strip().splitlines()[-1])
-    print(f"\nWhat users have today: {size / 1e9:.2f} GB of f16 from the page cache to the same GPU")
-    for name, times in result.items():
-        print(f"  {name:<18} best {min(times):.3f} s, {size / min(times) / 1e9:.1f} GB/s; first {times[0]:.3f} s")
-    return {"bytes": size, "seconds": result}
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    print(f"\nOther ways to load, on {time.strftime('%Y-%m-%d')} ({versions}): {size / 1e9:.2f} GB of f16 from the page "
+          "cache to the same GPU")
+    for name, times in result["seconds"].items():
+        median = statistics.median(times)
+        print(f"  {name:<18} best {min(times):.3f} s, {size / min(times) / 1e9:.1f} GB/s; median {median:.3f} s, "
+              f"{size / median / 1e9:.1f} GB/s; first {times[0]:.3f} s")
+    return {"bytes": size, **result}
 
 
 def main():

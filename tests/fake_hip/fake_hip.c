@@ -1,6 +1,7 @@
 /* Settings, devices and faults. */
 #include "tests/fake_hip/internal.h"
 
+#include <hip/hip_version.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,6 +20,9 @@ uint64_t fake_used[FAKE_DEVICES_MAX];
 bool fake_no_binary;
 bool fake_leak;
 bool fake_own_only;
+bool fake_no_share, fake_no_read_only;
+size_t fake_granularity;
+int fake_version = HIP_VERSION;
 
 static int devices = 1;
 static bool no_device_is_no_error, nameless, texts_are_names;
@@ -125,6 +129,12 @@ static void settings_read(void)
     fake_no_binary = getenv("FAKE_HIP_NO_BINARY") != NULL;
     fake_leak = getenv("FAKE_HIP_LEAK") != NULL;
     fake_own_only = getenv("FAKE_HIP_OWN_ONLY") != NULL;
+    fake_no_share = getenv("FAKE_HIP_NO_VMM") != NULL;
+    fake_no_read_only = getenv("FAKE_HIP_NO_READ_ONLY") != NULL;
+    if ((text = getenv("FAKE_HIP_GRANULARITY")))
+        fake_granularity = strtoull(text, NULL, 10);
+    if ((text = getenv("FAKE_HIP_VERSION")))
+        fake_version = atoi(text);
     nameless = getenv("FAKE_HIP_NAMELESS") != NULL;
     text = getenv("FAKE_HIP_TEXTS");
     texts_are_names = text && strcmp(text, "names") == 0;
@@ -430,6 +440,7 @@ static const struct {
     {400, "hipErrorInvalidHandle", "invalid handle"},
     {700, "hipErrorIllegalAddress", "illegal address"},
     {719, "hipErrorLaunchFailure", "launch failure"},
+    {801, "hipErrorNotSupported", "not supported"},
     {900, "hipErrorStreamCaptureUnsupported", "not permitted while capturing"},
 };
 
