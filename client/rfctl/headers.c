@@ -1,7 +1,7 @@
 #include "client/rfctl/headers.h"
 
 #include "client/rfctl/memory.h"
-#include "daemon/gguf/split.h"
+#include "daemon/format/format.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -44,8 +44,8 @@ static int read_paths(char *const *paths, size_t n, struct headers *ret, struct 
     if (r == 0)
         r = shard_peek(files[0].fd, &ret->place);
     if (r == 0)
-        r = n > 1 ? split_read(files, n, &ret->file, fault, ret_file)
-                  : gguf_read(files[0].fd, files[0].size, &ret->file, fault);
+        r = n > 1 || !ret->place.gguf ? format_read(files, n, &ret->file, fault, ret_file)
+                                      : gguf_read(files[0].fd, files[0].size, &ret->file, fault);
     ret->whole = n > 1 || !ret->place.split;
     while (n_open > 0)
         close(files[--n_open].fd);

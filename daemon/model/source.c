@@ -1,6 +1,6 @@
 #include "daemon/model/source.h"
 
-#include "daemon/gguf/split.h"
+#include "daemon/format/format.h"
 #include "proto/shards.h"
 
 #include <assert.h>
@@ -342,7 +342,7 @@ int source_read_headers(const struct source *source, struct gguf **ret, struct g
         return -ENOMEM;
     for (size_t i = 0; i < source->n_files; i++)
         files[i] = (struct split_file){source->files[i].fd, source->files[i].identity.size};
-    int r = split_read(files, source->n_files, ret, ret_fault, ret_file);
+    int r = format_read(files, source->n_files, ret, ret_fault, ret_file);
     free(files);
     return r;
 }
