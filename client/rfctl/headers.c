@@ -4,6 +4,7 @@
 #include "daemon/format/format.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -60,11 +61,17 @@ int headers_read(char *const *paths, size_t n, struct headers *ret, struct gguf_
     const char *first = paths[0];
     size_t file = 0;
     raise_descriptor_limit();
-    if (n == 1 && shards_find(first, true, shard_open_regular, &found) == 0 && found.n > 1) {
+    int r = n == 1 ? shards_find(first, true, shard_open_regular, &found) : -ENOENT;
+    if (r == -EBADMSG) {
+        snprintf(ret_fault->reason, sizeof(ret_fault->reason), "its index of files is not valid");
+        *ret_path = need_text("%s", first);
+        return r;
+    }
+    if (r == 0) {
         paths = found.paths;
         n = found.n;
     }
-    int r = read_paths(paths, n, &headers, ret_fault, &file);
+    r = read_paths(paths, n, &headers, ret_fault, &file);
     /* Which of them was named, not which comes first. */
     int fd = r == 0 && n > 1 ? shard_open_regular(first) : -1;
     if (fd >= 0) {

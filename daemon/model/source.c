@@ -202,6 +202,7 @@ static int open_failed(int error, struct device_fault *ret_fault)
 {
     const char *text = error == -EINVAL     ? "not a regular file"
                        : error == -ENOTUNIQ ? "several files say that they are the same one of a split model"
+                       : error == -EBADMSG  ? "the folder's index is not valid"
                        : error == -E2BIG    ? "the model is split into too many files"
                                             : strerror(-error);
     return device_fault_set(ret_fault, error, "open", -error, text);
