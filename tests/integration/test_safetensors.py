@@ -273,6 +273,7 @@ from librocmforge import Client
 with Client(sys.argv[1], sys.argv[2]) as client, client.attach("m") as model:
     for tensor in model:
         print(tensor.name, tensor.type, tensor.shape, bytes(model.view(tensor)).hex(), sep="|")
+    print("metadata", model.metadata(), sep="|")
 """
     done = subprocess.run(
         [sys.executable, "-c", program, str(build_folder()), str(daemon.socket)],
@@ -282,6 +283,7 @@ with Client(sys.argv[1], sys.argv[2]) as client, client.attach("m") as model:
     )
     assert done.returncode == 0, done.stderr
     lines = dict((line.split("|")[0], line.split("|")[1:]) for line in done.stdout.splitlines())
+    assert lines["metadata"] == [str({b"format": b"pt", "é".encode(): b"a\nb"})]
     for name, data in told.items():
         assert lines[name] == [ALL[name][0].lower(), str(ALL[name][1]), data.hex()]
 
@@ -299,3 +301,126 @@ def test_inspect_plan_show_dump(daemon, folder):
     assert {tensor["name"] for tensor in shown["tensors"]} == set(told)
     assert "0 mismatch" in daemon.rfctl("verify", "m").stdout or daemon.rfctl("verify", "m").returncode == 0
     assert daemon.rfctl("dump", "m", "odd.f4", text=False).stdout == told["odd.f4"]
+
+
+# --- folders ---
+
+SHARDS = [{"a.weight": ("BF16", [64, 3])}, {"b.weight": ("F16", [5]), "c": ("I64", [2])}, {"d": ("F8_E4M3", [7])}]
+
+
+def cached(folder, name="models--org--tiny-8B"):
+    """A folder as Hugging Face's cache has it: links to blobs whose names are hashes."""
+    snapshot = folder / name / "snapshots" / "0a1b"
+    (folder / name / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    told = make_safetensors.write_folder(snapshot, SHARDS)
+    for i, path in enumerate(sorted(snapshot.iterdir())):
+        blob = folder / name / "blobs" / f"{i:064}"
+        path.rename(blob)
+        path.symlink_to(f"../../blobs/{blob.name}")
+    return snapshot, told
+
+
+def check_folder(daemon, name, told):
+    with daemon.client() as client:
+        tensors, _ = attached(client, name)
+        assert {name: data for name, (_, data) in tensors.items()} == told
+        assert client.call("Verify", name=name)["mismatches"] == []
+
+
+@pytest.mark.parametrize("by", ["path", "rfctl"])
+def test_a_folder(daemon, folder, by):
+    place = folder / "tiny"
+    place.mkdir()
+    told = make_safetensors.write_folder(place, SHARDS)
+    make_safetensors.write(place / "model-00009-of-00003.safetensors", {"x": ("F32", [1])})  # not of the index
+    make_safetensors.write(place / "other.safetensors", {"a.weight": ("F32", [1])})
+    if by == "path":
+        with daemon.client() as client:
+            assert client.call("Load", path=str(place))["model"]["name"] == "tiny"
+    else:
+        assert "tiny" in daemon.rfctl("load", place).stdout
+    check_folder(daemon, "tiny", told)
+    assert "4" in daemon.rfctl("inspect", place).stdout
+    inspected = json.loads(daemon.rfctl("inspect", "--json", place).stdout)
+    assert {tensor["name"] for tensor in inspected["tensors"]} == set(told)
+    assert "tiny" in daemon.rfctl("plan", place).stdout
+
+
+def test_links_into_a_cache(daemon, folder):
+    snapshot, told = cached(folder)
+    daemon.rfctl("load", snapshot)
+    check_folder(daemon, "tiny-8B", told)
+    done = subprocess.run(
+        [build_folder().joinpath(*RFCTL), "--socket", daemon.socket, "load", "."], cwd=snapshot, capture_output=True
+    )
+    assert done.returncode == 0 and b"already" in done.stdout, "the same files, the same model"
+
+
+def test_a_folder_with_one_file(daemon, folder):
+    place = folder / "one"
+    place.mkdir()
+    told = make_safetensors.write(place / "model.safetensors", SHARDS[1])
+    daemon.rfctl("load", place)
+    check_folder(daemon, "one", told)
+
+
+def test_the_first_file_finds_the_others(daemon, folder):
+    place = folder / "tiny"
+    place.mkdir()
+    told = make_safetensors.write_folder(place, SHARDS, index=False)
+    daemon.rfctl("load", place / "model-00001-of-00003.safetensors")
+    check_folder(daemon, "tiny", told)
+
+
+INDEXES = [
+    b"",
+    b"{",
+    b"[]",
+    b"{}",
+    b'{"weight_map": {}}',
+    b'{"weight_map": []}',
+    b'{"weight_map": {"a": 1}}',
+    b'{"weight_map": {"a": "../secret.safetensors"}}',
+    b'{"weight_map": {"a": "/etc/passwd"}}',
+    b'{"weight_map": {"a": ".."}}',
+    b'{"weight_map": {"a": ""}}',
+    b'{"weight_map": {"a": "x\\u0000y"}}',
+    b'{"weight_map": {"a": "m"}, "weight_map": {"a": "m"}}',
+    b'{"weight_map": {"a": "m"}} x',
+    b'{"weight_map": {"a": "' + b"m" * 256 + b'"}}',
+]
+
+
+@pytest.mark.parametrize("index", INDEXES, ids=range(len(INDEXES)))
+def test_an_index_that_is_wrong(daemon, folder, index):
+    place = folder / "tiny"
+    place.mkdir()
+    (place / "model.safetensors.index.json").write_bytes(index)
+    done = daemon.rfctl("load", place, check=False)
+    assert done.returncode != 0 and "index.json is not valid" in done.stderr
+    with daemon.client() as client, wire_error("FileError") as error:
+        client.call("Load", path=str(place))
+    assert error["text"] == "the folder's index is not valid"
+
+
+def test_a_folder_that_lacks_a_file(daemon, folder):
+    place = folder / "tiny"
+    place.mkdir()
+    done = daemon.rfctl("load", place, check=False)
+    assert done.returncode != 0 and "model.safetensors" in done.stderr
+    make_safetensors.write_folder(place, SHARDS)
+    (place / "model-00002-of-00003.safetensors").unlink()
+    done = daemon.rfctl("load", place, check=False)
+    assert done.returncode != 0 and "model-00002-of-00003.safetensors" in done.stderr
+
+
+def test_a_name_in_two_files(daemon, folder):
+    place = folder / "tiny"
+    place.mkdir()
+    make_safetensors.write_folder(place, [SHARDS[0], SHARDS[1], {"a.weight": ("F32", [1])}])
+    index = place / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {f"{i}": f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)}}))
+    with daemon.client() as client, wire_error("InvalidModel") as error:
+        client.call("Load", path=str(place))
+    assert "tensor 'a.weight' stands in two files" in error["reason"]
