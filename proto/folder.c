@@ -144,6 +144,15 @@ static char *entry_path(const char *folder, const char *name)
     return asprintf(&path, "%s%s%s", folder, n > 0 && folder[n - 1] == '/' ? "" : "/", name) < 0 ? NULL : path;
 }
 
+/* -ENOTDIR: there is no such file either. */
+static int only_name(const char *folder, struct names *ret)
+{
+    char *path = entry_path(folder, FOLDER_FILE);
+    const int r = !path ? -ENOMEM : access(path, F_OK) == 0 ? 0 : -ENOTDIR;
+    free(path);
+    return r < 0 ? r : names_add(ret, FOLDER_FILE);
+}
+
 static int index_names(const char *folder, int (*open)(const char *path), struct names *ret)
 {
     char *path = entry_path(folder, FOLDER_INDEX), *bytes = NULL;
@@ -151,7 +160,7 @@ static int index_names(const char *folder, int (*open)(const char *path), struct
     int fd = path ? open(path) : -ENOMEM;
     free(path);
     if (fd == -ENOENT)
-        return names_add(ret, FOLDER_FILE);
+        return only_name(folder, ret);
     if (fd < 0)
         return fd;
     int r = read_file(fd, &bytes, &json.size);

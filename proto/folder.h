@@ -13,6 +13,7 @@
 
 /* Finds the files of the folder, in the order of their names. open: opens a regular file for reading, or returns a
  * negative errno. most: files of a model. Returns 0, and paths that the caller frees one by one and together; -ENOTDIR:
- * `path` is no folder; -EBADMSG: the index is not valid; -E2BIG: more than `most` files, or too large an index;
- * -ENOMEM; or the error of opening or reading the index. Whether the files are there is not looked at. */
+ * `path` is no folder, or has neither an index nor that one file; -EBADMSG: the index is not valid; -E2BIG: more than
+ * `most` files, or too large an index; -ENOMEM; or the error of opening or reading the index. Whether the files of an
+ * index are there is not looked at. */
 int folder_files(const char *path, int (*open)(const char *path), size_t most, char ***ret, size_t *ret_n);

@@ -73,8 +73,13 @@ static void each_file_comes_once(void **state)
 static void without_an_index_there_is_one_file(void **state)
 {
     struct shard_paths found;
+    char path[128];
     (void)state;
+    assert_int_equal(files(1, &found), -ENOTDIR);
+    snprintf(path, sizeof(path), "%s/" FOLDER_FILE, folder);
+    assert_int_equal(symlink("/dev/null", path), 0);
     assert_int_equal(files(1, &found), 0);
+    unlink(path);
     assert_int_equal(found.n, 1);
     assert_string_equal(strrchr(found.paths[0], '/'), "/" FOLDER_FILE);
     shard_paths_free(&found);
