@@ -185,26 +185,14 @@ static int make_tensors(const struct plan *plan, struct publication *publication
 
 static cJSON *describe_entry(const struct gguf_kv *kv)
 {
-    char *key = strndup(kv->key.bytes, kv->key.size), *value = NULL;
-    cJSON *entry = NULL;
-    bool cut;
-    if (key && gguf_kv_json(kv, GGUF_TOLD_ELEMENTS, GGUF_TOLD_STRING, &value, &cut) == 0) {
-        entry = cJSON_CreateObject();
-        json_add_text(entry, "key", key);
-        cJSON_AddStringToObject(entry, "type", gguf_value_type_name(kv->element_type));
-        if (kv->type == GGUF_ARRAY)
-            cJSON_AddNumberToObject(entry, "count", (double)kv->count);
-        else
-            cJSON_AddNullToObject(entry, "count");
-        cJSON_AddStringToObject(entry, "value", value);
-        if (cut)
-            cJSON_AddTrueToObject(entry, "cut");
-        if (cut && kv->type == GGUF_STRING)
-            cJSON_AddNumberToObject(entry, "size", (double)(kv->data_size - GGUF_STRING_LENGTH));
-    }
+    char *key = strndup(kv->key.bytes, kv->key.size);
+    cJSON *entry = key ? cJSON_CreateObject() : NULL;
+    json_add_text(entry, "key", key);
     free(key);
-    free(value);
-    return entry;
+    if (entry && gguf_kv_describe(kv, entry) == 0)
+        return entry;
+    cJSON_Delete(entry);
+    return NULL;
 }
 
 static int make_metadata(const struct plan *plan, struct publication *publication)

@@ -1,7 +1,6 @@
 #include "daemon/wire/conn.h"
 
 #include "daemon/base/log.h"
-#include "daemon/base/state.h"
 #include "daemon/wire/conn_state.h"
 #include "daemon/wire/errors.h"
 #include "proto/frame.h"
@@ -24,7 +23,7 @@ static const struct state states[] = {
     [CONN_CLOSED] = {"closed", 0},
 };
 
-static const struct state_machine machine = STATE_MACHINE(states);
+const struct state_machine conn_states = STATE_MACHINE(states);
 
 /* Bytes that connections may have freed before the C library is told to give them back. Telling it costs some hundred
  * microseconds. */
@@ -34,7 +33,7 @@ static void conn_poll(struct conn *conn);
 
 static void conn_move(struct conn *conn, enum conn_state state)
 {
-    state_move(&machine, &conn->state, state);
+    state_move(&conn_states, &conn->state, state);
 }
 
 int conns_new(uv_loop_t *loop, const struct conn_hooks *hooks, void *context, struct quota *quota, struct conns **ret)

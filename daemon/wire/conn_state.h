@@ -6,6 +6,7 @@
  * Loop thread only. */
 #pragma once
 
+#include "daemon/base/state.h"
 #include "daemon/wire/call.h"
 #include "daemon/wire/conn.h"
 #include "daemon/wire/turns.h"
@@ -19,6 +20,9 @@ enum conn_state {
     CONN_BROKEN,
     CONN_CLOSED,
 };
+
+/* Their names, and which may follow which. */
+extern const struct state_machine conn_states;
 
 struct conns {
     LIST_HEAD(, conn) list;

@@ -27,7 +27,7 @@ int fake_version = HIP_VERSION;
 static int devices = 1;
 static bool no_device_is_no_error, nameless, texts_are_names;
 static hipError_t lost[FAKE_DEVICES_MAX];
-static uint64_t delay_copy, delay_kernel, delay_clear, seed = 1;
+static uint64_t delay_copy, delay_kernel, delay_clear, delay_info, seed = 1;
 static const char *gate; /* NULL: no gate */
 
 static struct {
@@ -120,6 +120,7 @@ static void settings_read(void)
         delay_copy = slow(text, "copy");
         delay_kernel = slow(text, "kernel");
         delay_clear = slow(text, "clear");
+        delay_info = slow(text, "info");
     }
     if ((text = getenv("FAKE_HIP_SEED")))
         seed = strtoull(text, NULL, 10) | 1;
@@ -257,6 +258,18 @@ hipError_t fake_lost(int device)
     return error;
 }
 
+static void sleep_us(uint64_t us)
+{
+    const struct timespec time = {(time_t)(us / 1000000), (long)(us % 1000000) * 1000};
+    nanosleep(&time, NULL);
+}
+
+void fake_delay_info(void)
+{
+    if (delay_info > 0)
+        sleep_us(delay_info);
+}
+
 void fake_delay(const char *what)
 {
     const uint64_t most = *what == 'k' ? delay_kernel : what[1] == 'o' ? delay_copy : delay_clear;
@@ -268,8 +281,7 @@ void fake_delay(const char *what)
     seed ^= seed << 17;
     const uint64_t us = seed % (most + 1);
     pthread_mutex_unlock(&fake_lock);
-    const struct timespec time = {(time_t)(us / 1000000), (long)(us % 1000000) * 1000};
-    nanosleep(&time, NULL);
+    sleep_us(us);
 }
 
 void fake_gate(void)

@@ -50,6 +50,9 @@ hipError_t fake_capture(int device, bool whole);
 /* Sleeps for a random time, up to the one set for "copy", "kernel" or "clear". */
 void fake_delay(const char *what);
 
+/* Waits as long as hipMemGetInfo() takes. */
+void fake_delay_info(void);
+
 /* Waits while the file of FAKE_HIP_GATE exists. */
 void fake_gate(void);
 

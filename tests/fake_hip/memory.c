@@ -219,6 +219,7 @@ FAKE_EXPORT hipError_t hipHostGetDevicePointer(void **device, void *host, unsign
 FAKE_EXPORT hipError_t hipMemGetInfo(size_t *available, size_t *total)
 {
     FAKE_ENTER(fake_current);
+    fake_delay_info();
     pthread_mutex_lock(&fake_lock);
     *available = fake_memory - fake_used[fake_current];
     *total = fake_memory;

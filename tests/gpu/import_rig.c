@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -278,14 +279,18 @@ static int user_become(uid_t uid)
     return setgroups(0, NULL) < 0 || setresgid(uid, uid, uid) < 0 || setresuid(uid, uid, uid) < 0 ? -errno : 0;
 }
 
-/* Goes on in a child, in PID and IPC namespaces of its own. The parent ends as the child does. */
+/* Goes on in a child, in PID and IPC namespaces of its own, with the /proc that belongs to them: the driver looks
+ * there. The parent ends as the child does. */
 static int apart_go(void)
 {
-    if (unshare(CLONE_NEWPID | CLONE_NEWIPC) < 0)
+    if (unshare(CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWNS) < 0 ||
+        mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
         return -errno;
     pid_t child = fork();
-    if (child <= 0)
-        return child < 0 ? -errno : 0;
+    if (child < 0)
+        return -errno;
+    if (child == 0)
+        return mount("proc", "/proc", "proc", 0, NULL) < 0 ? -errno : 0;
     int status = 0;
     close(STDOUT_FILENO);
     waitpid(child, &status, 0);

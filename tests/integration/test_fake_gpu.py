@@ -4,6 +4,7 @@ import os
 import shutil
 import struct
 import subprocess
+import time
 
 import make_model
 import pytest
@@ -196,6 +197,23 @@ def test_slow_files_are_read_with_fewer_calls(fake_gpu, slow_read, gated_model, 
         assert client.call("Verify", name="gated")["mismatches"] == []
 
 
+def test_a_slow_driver_holds_up_nobody_else(fake_gpu, small_model):
+    """Devices and Plan ask the driver, and wait. Other clients are answered meanwhile."""
+    daemon = fake_gpu(FAKE_HIP_DEVICES="1", FAKE_HIP_SLOW="info=1500000")
+    with daemon.client() as client, daemon.client() as other:
+        for method, parameters in (("Devices", {}), ("Plan", {"path": str(small_model)})):
+            began = time.monotonic()
+            client.send(method, parameters)
+            slowest = 0
+            while time.monotonic() - began < 1:
+                asked = time.monotonic()
+                other.call("Status")
+                slowest = max(slowest, time.monotonic() - asked)
+            client.reply()
+            assert time.monotonic() - began >= 1.5, "the driver was not asked"
+            assert slowest < 0.5
+
+
 @both_exports
 def test_end_while_slots_are_filled_for_nothing(fake_gpu, part_gate, gated_model, export):
     """The driver refuses the memory when slots are on their way already; and before they are back, the daemon ends."""
@@ -334,6 +352,21 @@ def test_lost_and_its_file_wanted(fake_gpu, small_model, gated_model):
         assert states(daemon) == {"small": "failed", "form": "resident"}, "that is another model"
         client.call("Load", path=str(small_model), name="again")
         wait_until(lambda: states(daemon) == {"form": "resident", "again": "resident"})
+
+
+def test_lost_and_its_name_wanted_for_another(fake_gpu, small_model, gated_model, models):
+    """For a model that is there, as a further name."""
+    daemon = fake_gpu(FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL=LOST)
+    (there,) = models(1)
+    with daemon.client() as client:
+        first = client.call("Load", path=str(there), name="there", device="host")["model"]
+        client.call("Load", path=str(small_model), name="small")
+        lose_device(client, gated_model)
+        assert states(daemon) == {"there": "resident", "small": "failed"}
+        assert client.call("Plan", path=str(there), name="small")["error"] is None
+        again = client.call("Load", path=str(there), name="small")["model"]
+        assert (again["id"], again["aliases"]) == (first["id"], ["small"])
+        wait_until(lambda: states(daemon) == {"there": "resident"})
 
 
 def test_lost_and_idle(fake_gpu, small_model, gated_model):

@@ -272,6 +272,23 @@ def test_draining_waits_for_ever(daemon, models):
         assert os.pread(holder.fds[fd], 16, 0) == path.read_bytes()[-MIB:][:16]
 
 
+def test_the_same_file_after_a_drain_that_took_too_long(daemon, models):
+    """A holder that hangs keeps its memory, and nobody from the file or the name."""
+    (path,) = models(1)
+    with daemon.client() as client, daemon.client() as hung:
+        first = load(client, path, "m")["id"]
+        lease = hung.call("Attach", name="m")["lease"]
+        client.call("Unload", name="m", force=True, deadline=0.2)
+        with wire_error("ModelBusy"):
+            load(client, path, "m")
+        wait_until(lambda: names(daemon) == [f"m#{first}"])
+        second = load(client, path, "m")["id"]
+        assert states(daemon) == {f"m#{first}": "draining", "m": "resident"}
+        assert client.call("Attach", name="m")["model"]["id"] == second != first
+        hung.call("Detach", lease=lease)
+        wait_until(lambda: states(daemon) == {"m": "resident"})
+
+
 def test_force_without_leases(daemon, models):
     (path,) = models(1)
     with daemon.client() as client:
