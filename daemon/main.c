@@ -320,7 +320,7 @@ int main(int argc, char **argv)
         return EXIT_FAILURE;
     }
     if (daemon_begin(&daemon, &options) < 0)
-        return EXIT_FAILURE; /* no client was accepted yet; the kernel frees everything */
+        _exit(EXIT_FAILURE); /* no client was accepted yet; the kernel ends the workers and frees everything */
     log_notice("rocmforged " ROCMFORGE_VERSION " ready, %u workers", daemon.server.core.workers);
     daemon.ready = true;
     (void)status_new(&daemon);
