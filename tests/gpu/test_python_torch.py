@@ -87,6 +87,10 @@ def test_without_torch(start, little_of_each, kind):
     assert result["tensors"] == 4 * 66
 
 
+def test_the_cuda_array_interface_keeps_the_memory(start, small_model, kind):
+    run(start(), "interface_keeps", small_model, f"{kind}:0")
+
+
 @pytest.mark.fake
 def test_the_second_gpu_is_told_by_its_identity(start, small_model):
     """Devices are counted anew in each process."""
@@ -117,6 +121,11 @@ def test_wrapping_takes_no_memory(torch_child, llama, kind):
 @needs_gpu
 def test_nothing_is_freed_under_a_live_tensor(torch_child, every_type, kind):
     torch_child("lifetime", every_type, f"{kind}:0")
+
+
+@needs_gpu
+def test_a_tensor_made_of_the_interface_keeps_the_memory(torch_child, small_model, kind):
+    torch_child("as_tensor_keeps", small_model, f"{kind}:0")
 
 
 @needs_gpu
