@@ -19,35 +19,56 @@ from split_model import write_split
 INTERFACE = (ROOT / "proto" / "io.rocmforge.varlink").read_text()
 
 
-# What closing a model, and loading one of many files, does.
-INSIDE = {"detach", "add_files"}
-
-
 def methods():
+    """The wire's methods as Python calls them."""
     for name in re.findall(r"^method (\w+)", INTERFACE, re.M):
         yield re.sub(r"(?<!^)([A-Z])", r"_\1", name).lower()
 
 
 @pytest.mark.parametrize("client", [rocmforge.Client, rocmforge.aio.Client])
 def test_every_method_is_there(client):
-    assert [name for name in methods() if name not in INSIDE and not callable(getattr(client, name, None))] == []
+    assert [name for name in methods() if not callable(getattr(client, name, None))] == []
 
 
 def test_both_clients_take_the_same():
     def parameters(function):
-        return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
+        return [(p.name, p.kind, p.default, p.annotation) for p in inspect.signature(function).parameters.values()]
 
-    ours = [name for name in methods() if name not in INSIDE] + ["call", "call_more", "load_attach"]
+    def public(client):
+        return {name for name, value in vars(client).items() if callable(value) and not name.startswith("_")}
+
+    ours = {*methods(), "call", "call_more", "load_attach", "on_draining", "close"}
+    assert public(rocmforge.aio.Client) == ours and public(rocmforge.Client) == ours | {"after_fork"}
     for name in ours:
         assert parameters(getattr(rocmforge.Client, name)) == parameters(getattr(rocmforge.aio.Client, name)), name
 
 
-@pytest.mark.parametrize("method", ["Load", "Plan"])
-def test_load_and_plan_take_what_the_wire_takes(method):
+@pytest.mark.parametrize("method, options", [("Load", rocmforge.LoadOptions), ("Plan", rocmforge.PlanOptions)])
+def test_load_and_plan_take_what_the_wire_takes(method, options):
     text = re.search(rf"^method {method}\((.*?)\)", INTERFACE, re.M | re.S)[1]
     wire = {re.sub(r"([A-Z])", r"_\1", name).lower() for name in re.findall(r"(\w+): \S", text)}
-    own = {"fds", "added", "lease", "table", "header"}  # what load_attach() does with them
-    assert wire - own <= set(inspect.signature(getattr(rocmforge.Client, method.lower())).parameters)
+    own = {"fds", "added", "path", "lease", "table", "header"}  # what load() and load_attach() do with them
+    assert wire - own == options.__annotations__.keys()
+
+
+def test_what_every_method_takes():
+    """All parameters of the wire's methods, by the same name: none is left out, and none is made up."""
+    for method, text in re.findall(r"^method (\w+)\((.*?)\)", INTERFACE, re.M | re.S):
+        if method in ("Load", "Plan"):
+            continue
+        wire = {re.sub(r"([A-Z])", r"_\1", name).lower() for name in re.findall(r"(\w+): \S", text)}
+        name = re.sub(r"(?<!^)([A-Z])", r"_\1", method).lower()
+        ours = inspect.signature(getattr(rocmforge.Client, name)).parameters.keys() - {"self", "progress"}
+        assert wire - {"table", "header"} == ours, method  # which attach() asks for, or the library
+
+
+def test_a_wrong_option_is_refused(rf, small):
+    with pytest.raises(TypeError, match="nmae"):
+        rf.load(small, nmae="m")
+    with pytest.raises(TypeError, match="trace"):
+        rf.load_attach(small, trace=True)
+    with pytest.raises(TypeError, match="ttl"):
+        rf.plan(small, ttl=3)
 
 
 def test_forms_by_name(rf, small):
