@@ -13,7 +13,7 @@ from typing import Any, Callable, Iterator, Mapping, Optional, Set, Tuple
 from . import _fork
 from ._memory import Attachment
 from ._varlink import Connection
-from .errors import ConnectionLost
+from .errors import Error
 
 # Does not wait for a user's function that does not return, especially not at the interpreter's end.
 _JOIN_SECONDS = 2
@@ -98,7 +98,7 @@ class Watcher:
             self._thread.join(_JOIN_SECONDS)
 
     def _run(self) -> None:
-        with contextlib.suppress(ConnectionLost, OSError, ValueError):
+        with contextlib.suppress(Error, OSError, ValueError):  # the daemon ends, or stop() was called
             for reply, _ in self._replies:
                 if self._stopped:
                     break

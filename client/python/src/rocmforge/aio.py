@@ -26,7 +26,7 @@ from ._files import Path, Paths, first, opened_or_not
 from ._memory import Attachment
 from ._progress import ProgressOption
 from ._varlink import CONNECT_RETRY, FDS_MAX, Exchange, Link, check_fds, default_socket, encode
-from .errors import Closed, ConnectionLost, ProtocolError
+from .errors import Closed, ConnectionLost, Error, ProtocolError
 from .model import Model
 from .replies import Device, Event, LoadReply, ModelInfo, PlanReply, ShowReply, StatusReply, VerifyReply
 
@@ -178,7 +178,7 @@ class _Watcher:
         self._connection.close()
 
     async def _run(self, events: AsyncGenerator[Tuple[Dict[str, Any], bool], None]) -> None:
-        with contextlib.suppress(ConnectionLost, ProtocolError):
+        with contextlib.suppress(Error):  # the daemon ends
             async with _closing(events):
                 async for event, _ in events:
                     name = self._drains.take(event)
