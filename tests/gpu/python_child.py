@@ -234,5 +234,29 @@ def transformers(path, device):
     return {"views": report.view_bytes, "made": report.made_bytes, "share": report.share, "taken": taken, "cpu_s": seconds}
 
 
+def others(device):
+    """A model whose names and conversions are those of transformers: on the GPU as in host memory."""
+    import tempfile
+
+    import torch
+
+    import hf_models
+    import rocmforge.transformers as resident
+
+    original = hf_models.make("starcoder2")
+    with tempfile.TemporaryDirectory() as folder:
+        path = hf_models.write(f"{folder}/model.gguf", original, "starcoder2")
+        for where in ("host", device):
+            rocmforge.load(path, name=where.replace(":", "-"), form="f32", device=where)
+        made = resident.from_resident(device.replace(":", "-"))
+    ours = dict(made.model.named_parameters())
+    for name, parameter in original.named_parameters():
+        assert ours[name].is_cuda and torch.equal(ours[name].cpu(), parameter), name
+    ids = torch.randint(3, 90, (1, 16), device="cuda")
+    with torch.no_grad():
+        assert torch.isfinite(made.model(input_ids=ids).logits).all()
+    return {"views": made.report.view_bytes, "made": made.report.made_bytes}
+
+
 if __name__ == "__main__":
     print(json.dumps(globals()[sys.argv[1]](*sys.argv[2:])))

@@ -1,5 +1,8 @@
 """Models of transformers on resident memory: the same bits as those that the file was made of."""
 import gc
+import os
+import signal
+import threading
 
 import pytest
 import rocmforge
@@ -198,3 +201,56 @@ def test_generate(made):
     again.model.generation_config.eos_token_id = None
     out = again.model.generate(input_ids=IDS, max_new_tokens=4, do_sample=False)
     assert out.shape == (1, IDS.shape[1] + 4)
+
+
+def test_two_threads(rf, folder, daemon):
+    """What from_resident() changes for all of torch is as before, whichever thread comes last."""
+    forms = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+    path = hf_models.write(folder / "m.gguf", hf_models.make("qwen2"), "qwen2")
+    for form in forms:
+        rf.load(path, name=form, form=form)
+    before, register = torch.get_default_dtype(), torch.nn.Module.register_parameter
+    failures = []
+
+    def work(form):
+        try:
+            for _ in range(5):
+                made = resident.from_resident(form, socket=daemon.socket)
+                assert {p.dtype for p in made.model.parameters() if p.ndim > 1} == {forms[form]}
+                assert not any(p.is_meta for p in made.model.parameters())
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(form,)) for form in 2 * list(forms)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert torch.get_default_dtype() == before and torch.nn.Module.register_parameter is register
+    assert not torch.nn.Linear(2, 2).weight.is_meta
+
+
+def test_a_fork_while_a_model_is_made(rf, folder, daemon):
+    """A child has torch as it was, and can make models itself."""
+    path = hf_models.write(folder / "m.gguf", hf_models.make("qwen2"), "qwen2")
+    rf.load(path, name="m", form="bf16")
+    stop = threading.Event()
+
+    def work():
+        while not stop.is_set():
+            resident.from_resident("m", socket=daemon.socket)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    statuses = []
+    for _ in range(5):
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(20)
+            os._exit(not (torch.get_default_dtype() == torch.float32 and not torch.nn.Parameter(torch.ones(1)).is_meta
+                          and not torch.nn.Linear(2, 2).weight.is_meta))
+        statuses.append(os.waitpid(pid, 0)[1])
+    stop.set()
+    thread.join()
+    assert statuses == [0] * 5

@@ -111,6 +111,9 @@ class Tensor:
 
     # --- copies ---
 
+    def __bytes__(self) -> bytes:
+        return self.read()
+
     def read(self) -> bytes:
         """A copy of the bytes, from the host or a GPU."""
         if self.nbytes == 0:
@@ -166,8 +169,12 @@ class Tensor:
         return {"version": 3, "shape": self.shape, "typestr": self._dtype.typestr, "data": self.buffer()}
 
     def __array__(self, dtype: Any = None, copy: Optional[bool] = None) -> _np.ndarray[Any, Any]:
-        array = self.numpy(copy=bool(copy))
-        return array if dtype is None or dtype == array.dtype else array.astype(dtype)
+        """What NumPy asks for. With `copy` False: ValueError if another dtype would take a copy."""
+        if dtype is None or dtype == _dtypes.numpy_dtype(self._dtype):
+            return self.numpy(copy=bool(copy))
+        if copy is False:
+            raise ValueError(f"'{self.name}' is {self.dtype}: no array of {dtype} without a copy")
+        return self.numpy().astype(dtype)
 
     @property
     def __cuda_array_interface__(self) -> Dict[str, Any]:

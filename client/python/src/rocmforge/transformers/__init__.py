@@ -134,16 +134,11 @@ def _construct(config: Any, model_class: Any, dtype: Any, architecture: str) -> 
         model_class, options = transformers.AutoModel, {"add_pooling_layer": False}
     elif model_class is None:
         model_class = transformers.AutoModelForCausalLM
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with parameters_without_memory(), torch.no_grad():
-            make = getattr(model_class, "from_config", None)
-            if make is None:  # a class of its own, and no AutoModel...
-                return model_class(config, **options)
-            return make(config, **options)
-    finally:
-        torch.set_default_dtype(before)
+    with parameters_without_memory(dtype), torch.no_grad():
+        make = getattr(model_class, "from_config", None)
+        if make is None:  # a class of its own, and no AutoModel...
+            return model_class(config, **options)
+        return make(config, **options)
 
 
 def _scale_frequencies(resident: Model, model: Any) -> None:
