@@ -150,6 +150,24 @@ def test_progress(rf, large, start, capsys, monkeypatch):
     assert capsys.readouterr() == ("", "")  # no terminal
 
 
+def test_progress_with_tqdm(rf, large, capsys, monkeypatch):
+    """Its bar, at 100 % in the end, and closed also when the load fails."""
+    tqdm = pytest.importorskip("tqdm.auto")
+    bars = []
+
+    class Bar(tqdm.tqdm):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            bars.append(self)
+
+    monkeypatch.setattr(tqdm, "tqdm", Bar)
+    reply = rf.load(large, name="m", progress=True)
+    (bar,) = bars
+    assert bar.n == bar.total == reply["model"]["bytes"] and bar.desc == "loading large.gguf" and bar.disable
+    shown = capsys.readouterr()
+    assert "loading large.gguf: 100%" in shown.err and shown.out == ""
+
+
 def test_progress_that_raises_ends_the_load(start, large, slow_read):
     daemon = start(env=slow_read)
     with rocmforge.connect(daemon.socket) as rf:

@@ -56,7 +56,14 @@ def test_every_block_is_tested():
 
 def test_embeddings(daemon, real_model):
     out = run(daemon, EXAMPLES / "embeddings.py", real_model)
-    assert "The same numbers: True" in out and "are the model's" in out
+    assert "The same numbers: True" in out
+    with_daemon, _, without = out.partition("Without it:")
+    for line in ("loading it, if it is not there", "attaching", "metadata", "embedding"):
+        assert re.search(rf"{line} +\d+\.\d+ s, +\d+\.\d+ s of CPU", with_daemon), out
+    for line in ("reading and decoding the file", "embedding"):
+        assert re.search(rf"{line} +\d+\.\d+ s, +\d+\.\d+ s of CPU", without), out
+    own, others = (re.search(r"PSS\): (\d+) MB, of which (\d+) MB are the model's", part).groups() for part in (with_daemon, without))
+    assert int(own[1]) > 20 and others[1] == "0"  # MiniLM has 90 MB in f32, of which half, shared with the daemon, was read
     similar, other = re.search(r"^ +1\.000 +(\S+) +(\S+)  A dog", out, re.M).groups()
     assert float(similar) > 0.5 > 0.2 > float(other)
 
@@ -73,8 +80,15 @@ def test_text_from_gemma(start, gemma, folder):
 
 def test_generate(start, gemma):
     pytest.importorskip("transformers")
-    out = run(start("--budget", "4G"), EXAMPLES / "generate.py", gemma, "--only", seconds=300)
+    out = run(start("--budget", "4G"), EXAMPLES / "generate.py", gemma, seconds=600)
     assert "The same text: True" in out and "99.98 % views" in out
+    with_daemon, _, without = out.partition("Without the daemon:")
+    times = r" +\d+\.\d+ s, +\d+\.\d+ s of CPU"
+    for line in ("the model, and importing its class", "the tokenizer", "the first token"):
+        assert len(re.findall(line + times, with_daemon)) == 2, out
+    for line in ("the model", "the tokenizer", "the first token"):
+        assert len(re.findall(line + times, without)) == 1, out
+    out = with_daemon
     shares = [int(n) for n in re.findall(r"of which (\d+) MB are the model's$", out, re.M)]
     assert len(shares) == 2 and all(share < 1072 for share in shares), out
 
