@@ -103,10 +103,15 @@ import sys, os, torch, rocmforge, rocmforge.transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 folder, file = os.path.split(sys.argv[1])
 rocmforge.load(sys.argv[1], name="gemma", form="f32")
-model, tokenizer, report = rocmforge.transformers.from_resident("gemma")
+made = rocmforge.transformers.from_resident("gemma")
+texts = ("The capital of France is", " two  spaces\\n\\tand a tab", "Größe, 数字, 🙂", "<start_of_turn>user\\nhi<end_of_turn>")
+encoded = [made.encode(text) for text in texts]
+decoded = [made.decode(ids) for ids in encoded]
+model, tokenizer, report = made
 theirs = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-for text in ("The capital of France is", " two  spaces\\n\\tand a tab", "Größe, 数字, 🙂", "<start_of_turn>user\\nhi<end_of_turn>"):
-    assert tokenizer(text).input_ids == theirs(text).input_ids, text
+for text, ids, again in zip(texts, encoded, decoded):
+    assert tokenizer(text).input_ids == theirs(text).input_ids == ids, text
+    assert theirs.decode(ids, skip_special_tokens=True) == again, text
 ids = tokenizer("The capital of France is", return_tensors="pt")
 with torch.no_grad():
     ours = model(**ids).logits

@@ -170,6 +170,51 @@ def test_the_tokenizer(made):
     assert tokenizer.decode(ids, skip_special_tokens=True).strip() == "ab a"
 
 
+TEXTS = ("ab a", "", " ", "a  ab\n\tb", "xyz abab ba", "Gr\u00f6\u00dfe \u6570\u5b57 \U0001f642", "</s>a<s> ab", "aab" * 50)
+
+
+def test_encode_and_decode_without_the_tokenizer(made):
+    """The same as with it, for texts that need bytes, specials and merges."""
+    _, again = made("llama")
+    encoded = {text: again.encode(text) for text in TEXTS}
+    decoded = {text: (again.decode(ids), again.decode(ids, skip_special_tokens=False)) for text, ids in encoded.items()}
+    assert again._tokenizer is None
+    for text in TEXTS:
+        ids = again.tokenizer(text).input_ids
+        assert encoded[text] == ids == again.encode(text), text
+        whole = tuple(again.tokenizer.decode(ids, skip_special_tokens=skip) for skip in (True, False))
+        assert decoded[text] == whole == (again.decode(ids), again.decode(ids, skip_special_tokens=False)), text
+    assert len(set(map(tuple, encoded.values()))) > 5
+
+
+def test_encode_with_bytes_as_letters(made):
+    """A vocabulary as GPT-2 has it, with merges in the file."""
+    from rocmforge.transformers import _subset, _tokenizer
+
+    letters = _subset._bytes_as_letters()
+    assert len(set(letters)) == 256 and letters[ord(" ")] == "\u0120" and letters[ord("a")] == "a"
+    tokens = [*letters, "ab", "abc", "\u0120a", "\u0120ab", "bc", "<|end|>"]
+    merges = ["a b", "ab c", "\u0120 a", "\u0120a b", "b c"]
+    metadata = {
+        "general.architecture": "qwen2", "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "qwen2",
+        "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": [1] * (len(tokens) - 1) + [3],
+        "tokenizer.ggml.merges": merges, "tokenizer.ggml.eos_token_id": len(tokens) - 1,
+    }
+    whole, vocabulary = _tokenizer.make(metadata), _subset.Vocabulary(metadata)
+    for text in ("abc ab bc", " ab", "", "a<|end|>b", "Gr\u00f6\u00dfe\n", "e\u0301 \ufb01"):
+        ids = whole(text).input_ids
+        assert vocabulary.encode(text) == ids, text
+        assert vocabulary.decode(ids, False) == whole.decode(ids), text
+
+
+def test_encode_with_a_vocabulary_of_another_kind(rf, daemon, real_model):
+    """BERT's is made as a whole."""
+    rf.load(real_model, name="minilm", form="f32")
+    made = resident.from_resident("minilm", socket=daemon.socket)
+    ids = made.encode("A dog barks.")
+    assert ids == made.tokenizer("A dog barks.").input_ids and "dog" in made.decode(ids)
+
+
 def test_merges_are_those_of_transformers(real_model):
     from rocmforge.transformers import _tokenizer
 
