@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import rocmforge
 from harness import ROOT, TIMEOUT
 
 EXAMPLES = ROOT / "client" / "python" / "examples"
@@ -47,11 +48,21 @@ def test_asyncio(daemon, real_model, folder):
 
 def test_an_error(daemon, real_model, folder):
     before = f"import rocmforge\nrf = rocmforge.connect()\nm = rf.load_attach({str(real_model)!r}, name='m')\n"
-    assert re.fullmatch(r"held by \[\d+\]\n", run(daemon, "-c", before + BLOCKS[3]))
+    assert re.fullmatch(r"held by \[\d+\]\n", run(daemon, "-c", before + BLOCKS[4]))
 
 
 def test_every_block_is_tested():
-    assert len(BLOCKS) == 4 and "from_resident" in BLOCKS[2]
+    assert len(BLOCKS) == 5 and "from_resident" in BLOCKS[2] and "encode" in BLOCKS[3]
+
+
+def test_the_table_of_errors_is_whole():
+    """Each error of this package stands in it; those of the daemon are WireErrors, of which a few stand for all."""
+    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    table = text[text.index("## Errors") : text.index("## How fast")]
+    errors = {name for name in rocmforge.__all__ if isinstance(getattr(rocmforge, name), type) and issubclass(getattr(rocmforge, name), rocmforge.Error)}
+    ours = {name for name in errors if not issubclass(getattr(rocmforge, name), rocmforge.WireError)} | {"WireError"}
+    assert {name for name in ours if f"`{name}" not in table} == set()
+    assert set(re.findall(r"`([A-Z]\w+Error|[A-Z]\w+)`", table)) - errors <= {"OSError", "KeyError", "ValueError", "TypeError", "BufferError", "ImportError", "Tensor"}
 
 
 def test_embeddings(daemon, real_model):
@@ -74,8 +85,10 @@ def test_embeddings(daemon, real_model):
 def test_text_from_gemma(start, gemma, folder):
     pytest.importorskip("transformers")
     os.symlink(gemma, folder / "model.gguf")
-    out = run(start("--budget", "4G"), "-c", BLOCKS[2], cwd=folder, seconds=300)
+    daemon = start("--budget", "4G")
+    out = run(daemon, "-c", BLOCKS[2], cwd=folder, seconds=300)
     assert "99.98 % views" in out and "The capital of France is" in out
+    assert out.splitlines()[-1] in run(daemon, "-c", BLOCKS[3], cwd=folder, seconds=300)
 
 
 def test_generate(start, gemma):
