@@ -26,7 +26,8 @@ struct rf_model {
     uint64_t table_bytes;
     uint64_t bytes; /* of the model's memory */
 
-    const void *header; /* mapped; NULL: the daemon gave none */
+    int header_fd;      /* -1: the daemon gave none, or `header` is set */
+    const void *header; /* mapped when it is first asked for; NULL: not yet */
     uint64_t header_bytes;
     struct metadata *metadata; /* NULL: not read yet */
 

@@ -265,7 +265,7 @@ int client_progress(rf_client *client, const char *method, const cJSON *progress
     struct rf_progress p = {.state = field_text(progress, "state"), .seconds_left = -1};
     if (!p.state || !field_integer(progress, "done", &p.done) || !field_integer(progress, "total", &p.total) ||
         !field_integer(progress, "rate", &p.rate) || (left && !cJSON_IsNumber(left)))
-        return client_break(client, -EPROTO, "the daemon's answer to %s is wrong: progress", method);
+        return client_break_answer(client, method, "progress");
     if (left)
         p.seconds_left = left->valuedouble;
     int r = function ? function(context, &p) : 0;

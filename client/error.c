@@ -3,6 +3,7 @@
 #include "client/connection.h"
 
 #include <cjson/cJSON.h>
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -63,6 +64,18 @@ int client_break(rf_client *client, int error, const char *format, ...)
     va_end(arguments);
     client_disconnect(client);
     return error;
+}
+
+int client_fail_answer(rf_client *client, const char *method, const char *what)
+{
+    return client_fail(client, -EPROTO, "the daemon's answer to %s is wrong: %s", method, what);
+}
+
+int client_break_answer(rf_client *client, const char *method, const char *what)
+{
+    client_fail_answer(client, method, what);
+    client_disconnect(client);
+    return -EPROTO;
 }
 
 const char *rf_error_message(const rf_client *client)

@@ -16,5 +16,12 @@ int client_fail(rf_client *client, int error, const char *format, ...) __attribu
 /* The same, and the connection cannot be used any more. client is not NULL. Frees nothing. */
 int client_break(rf_client *client, int error, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
+/* Records that a reply of the daemon to this method is wrong, and returns -EPROTO. what: the part of it that is. The
+ * connection can still be used, for instance to give back a lease. */
+int client_fail_answer(rf_client *client, const char *method, const char *what);
+
+/* The same, and the connection cannot be used any more. */
+int client_break_answer(rf_client *client, const char *method, const char *what);
+
 /* Ends the connection without a message: the failure is recorded already, or is the caller's own. */
 void client_disconnect(rf_client *client);

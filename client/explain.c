@@ -124,7 +124,7 @@ static void add_when(struct text *text, const cJSON *parameters)
 /* True if the limit is a number of bytes. */
 static bool limit_is_bytes(const char *limit)
 {
-    static const char *const names[] = {"reply", "user-replies", "user-bytes"};
+    static const char *const names[] = {"reply", "user-memory", "user-bytes"};
     for (size_t i = 0; limit && i < sizeof(names) / sizeof(names[0]); i++)
         if (strcmp(limit, names[i]) == 0)
             return true;

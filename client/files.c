@@ -4,25 +4,10 @@
 #include "proto/model_file.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-/* A shard_open_fn. */
-static int open_file(const char *path)
-{
-    /* O_NONBLOCK: opening a named pipe would wait until another process opens its other end. */
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-    struct stat status;
-    if (fd < 0)
-        return -errno;
-    if (fstat(fd, &status) == 0 && S_ISREG(status.st_mode))
-        return fd;
-    close(fd);
-    return -EINVAL;
-}
 
 static int open_failed(rf_client *client, int error, const char *path)
 {
@@ -44,7 +29,7 @@ int files_find(struct files *files, rf_client *client, const char *const *paths,
     if (n == 0 || n > SHARDS_MAX)
         return client_fail(client, -EINVAL, "a model has 1 to %u files, and not %zu", SHARDS_MAX, n);
     struct shard_paths *shards = &files->shards;
-    int r = n == 1 ? shards_find(paths[0], false, open_file, shards) : copy_paths(shards, paths, n);
+    int r = n == 1 ? shards_find(paths[0], false, shard_open_regular, shards) : copy_paths(shards, paths, n);
     if (r == -ENOTUNIQ)
         return client_fail(
             client, r, "cannot open %s: several files beside it say that they are the same one of its model", paths[0]);
@@ -68,7 +53,7 @@ int files_open(struct files *files, rf_client *client)
     const struct shard_paths *shards = &files->shards;
     close_open(files);
     for (; files->n < FRAME_FDS_MAX && files->next < shards->n; files->next++) {
-        int fd = open_file(shards->paths[files->next]);
+        int fd = shard_open_regular(shards->paths[files->next]);
         if (fd < 0)
             return open_failed(client, fd, shards->paths[files->next]);
         files->fds[files->n++] = fd;

@@ -1,5 +1,7 @@
-/* Opens memory of a GPU through the handle that the daemon made. This source becomes import-hip.so and, compiled
- * against CUDA's runtime, import-cuda.so.
+/* Opens memory of a GPU through the descriptor or the IPC handle that the daemon made. This source becomes
+ * import-hip.so and, compiled against CUDA's runtime, import-cuda.so.
+ *
+ * Memory that comes by descriptor is mapped read-only. It stays until it is unmapped, even if the daemon ends.
  *
  * The runtime belongs to the whole process, and the program may use it too. It keeps the current device and the last
  * error for each thread. So each function here makes its calls on a new thread, and the caller's thread is not changed.
@@ -14,7 +16,7 @@
  *
  * A runtime does not work in a child after fork(). There, the mappings of the parent are only forgotten. */
 #include "client/import.h"
-#include "kernels/hip.h"
+#include "kernels/hip_share.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -26,11 +28,18 @@
 #include <strings.h>
 #include <unistd.h>
 
-/* A handle that is open in this process. If it were opened twice, the runtime might return the same pointer twice,
- * and the first close would unmap it for both. So each handle is opened once and its uses are counted. */
+/* No device has so much memory, and a granule more can be counted in 64 bits. */
+#define BYTES_MAX (UINT64_MAX / 2)
+
+/* Memory that is open in this process. If an IPC handle were opened twice, the runtime might return the same pointer
+ * twice, and the first close would unmap it for both. So each handle is opened once and its uses are counted. Each
+ * descriptor is mapped for itself: nothing tells whether two of them are of the same memory. */
 struct opened {
     struct opened *next;
-    hipIpcMemHandle_t handle;
+    bool by_descriptor;
+    int fd;                   /* only while it is being opened; borrowed */
+    hipIpcMemHandle_t handle; /* unless by_descriptor */
+    struct hip_share share;   /* if by_descriptor: what is mapped. Its size is set before that */
     int device;
     void *data;
     size_t references; /* 0: to be closed */
@@ -158,7 +167,7 @@ static bool of_capture(hipError_t result)
 
 /* Waits until the device has finished all work that may read the memory, and unmaps it. The memory stays mapped if
  * the wait is refused. */
-static hipError_t memory_unmap(const struct opened *opened, const char **ret_call)
+static hipError_t memory_unmap(struct opened *opened, const char **ret_call)
 {
     hipError_t result = device_use(opened->device, ret_call);
     if (result != hipSuccess)
@@ -168,8 +177,25 @@ static hipError_t memory_unmap(const struct opened *opened, const char **ret_cal
     if (of_capture(result))
         return result;
     /* Any other error means that the work failed, and so has ended, or that the device runs nothing any more. */
-    (void)!hipIpcCloseMemHandle(opened->data);
+    if (opened->by_descriptor)
+        hip_share_drop(&opened->share);
+    else
+        (void)!hipIpcCloseMemHandle(opened->data);
     return hipSuccess;
+}
+
+/* The daemon made the memory as a whole number of granules. */
+static hipError_t descriptor_map(struct opened *opened, const char **ret_call)
+{
+    uint64_t granule;
+    hipError_t result = hip_share_granule(opened->device, &granule, ret_call);
+    if (result != hipSuccess)
+        return result;
+    const uint64_t bytes = (opened->share.bytes + granule - 1) / granule * granule;
+    result = hip_share_import(opened->device, opened->fd, bytes, &opened->share, ret_call);
+    if (result == hipSuccess)
+        opened->data = opened->share.base;
+    return result;
 }
 
 static hipError_t memory_map(struct opened *opened, const char **ret_call)
@@ -177,6 +203,8 @@ static hipError_t memory_map(struct opened *opened, const char **ret_call)
     hipError_t result = device_use(opened->device, ret_call);
     if (result != hipSuccess)
         return result;
+    if (opened->by_descriptor)
+        return descriptor_map(opened, ret_call);
     *ret_call = HIP_NAME(IpcOpenMemHandle);
     return hipIpcOpenMemHandle(&opened->data, opened->handle, hipIpcMemLazyEnablePeerAccess);
 }
@@ -186,7 +214,8 @@ static hipError_t memory_map(struct opened *opened, const char **ret_call)
 static struct opened *handle_find(int device, const hipIpcMemHandle_t *handle)
 {
     struct opened *opened = list;
-    while (opened && (opened->device != device || memcmp(&opened->handle, handle, sizeof(*handle)) != 0))
+    while (opened &&
+           (opened->by_descriptor || opened->device != device || memcmp(&opened->handle, handle, sizeof(*handle)) != 0))
         opened = opened->next;
     return opened;
 }
@@ -199,7 +228,7 @@ static struct opened *unused_find(int device)
     return opened;
 }
 
-static hipError_t handle_ask(struct opened *opened, bool unmap, const char **ret_call)
+static hipError_t opened_ask(struct opened *opened, bool unmap, const char **ret_call)
 {
     opened->busy = true;
     pthread_mutex_unlock(&lock);
@@ -210,7 +239,7 @@ static hipError_t handle_ask(struct opened *opened, bool unmap, const char **ret
     return result;
 }
 
-static void handle_forget(struct opened *opened)
+static void opened_forget(struct opened *opened)
 {
     for (struct opened **at = &list; *at; at = &(*at)->next)
         if (*at == opened) {
@@ -220,29 +249,32 @@ static void handle_forget(struct opened *opened)
     free(opened);
 }
 
-/* Closes all handles of the device that are no longer used. These include handles that could not be closed before. */
+/* Closes all memory of the device that is no longer used. This includes memory that could not be unmapped before. */
 static hipError_t unused_close(int device, const char **ret_call)
 {
     for (struct opened *opened; (opened = unused_find(device));) {
-        hipError_t result = handle_ask(opened, true, ret_call);
+        hipError_t result = opened_ask(opened, true, ret_call);
         if (result != hipSuccess)
             return result;
-        handle_forget(opened);
+        opened_forget(opened);
     }
     return hipSuccess;
 }
 
-static int handle_new(int device, const hipIpcMemHandle_t *handle, struct opened **ret, struct import_fault *fault)
+/* Opens what `what` describes. */
+static int opened_new(const struct opened *what, struct opened **ret, struct import_fault *fault)
 {
-    struct opened *opened = calloc(1, sizeof(*opened));
+    struct opened *opened = malloc(sizeof(*opened));
     if (!opened)
         return import_fail(fault, -ENOMEM, "out of memory");
-    *opened = (struct opened){.next = list, .handle = *handle, .device = device, .references = 1};
+    *opened = *what;
+    opened->next = list;
+    opened->references = 1;
     list = opened;
     const char *call;
-    hipError_t result = handle_ask(opened, false, &call);
+    hipError_t result = opened_ask(opened, false, &call);
     if (result != hipSuccess) {
-        handle_forget(opened);
+        opened_forget(opened);
         return failed(fault, result == hipErrorOutOfMemory ? -ENOMEM : -EIO, call, result);
     }
     *ret = opened;
@@ -268,10 +300,16 @@ static int handle_open(int device, const hipIpcMemHandle_t *handle, struct opene
         if (result != hipSuccess)
             return failed(fault, of_capture(result) ? -EBUSY : -EIO, call, result);
     }
-    return handle_new(device, handle, ret, fault);
+    return opened_new(&(struct opened){.device = device, .handle = *handle}, ret, fault);
 }
 
-static void handle_close(struct opened *opened)
+static int descriptor_open(int device, int fd, uint64_t bytes, struct opened **ret, struct import_fault *fault)
+{
+    const struct opened what = {.device = device, .by_descriptor = true, .fd = fd, .share = {.bytes = bytes}};
+    return opened_new(&what, ret, fault);
+}
+
+static void opened_close(struct opened *opened)
 {
     const char *unused;
     if (--opened->references == 0)
@@ -280,23 +318,28 @@ static void handle_close(struct opened *opened)
 
 static int run_open(struct task *task)
 {
+    const struct import_source *source = task->source;
     hipIpcMemHandle_t handle;
-    memcpy(&handle, task->source->handle, sizeof(handle));
+    if (source->fd < 0)
+        memcpy(&handle, source->handle, sizeof(handle));
     int device = -1;
-    int r = device_find(task->source, &device, task->fault);
+    int r = device_find(source, &device, task->fault);
     if (r < 0)
         return r;
     pthread_mutex_lock(&lock);
-    r = handle_open(device, &handle, &task->mapping->opened, task->fault);
+    r = source->fd < 0 ? handle_open(device, &handle, &task->mapping->opened, task->fault)
+                       : descriptor_open(device, source->fd, source->bytes, &task->mapping->opened, task->fault);
     pthread_mutex_unlock(&lock);
     return r;
 }
 
 static int import_open(const struct import_source *source, struct import_mapping **ret, struct import_fault *ret_fault)
 {
-    if (!source->handle || source->handle_size != sizeof(hipIpcMemHandle_t))
+    if (source->fd < 0 && (!source->handle || source->handle_size != sizeof(hipIpcMemHandle_t)))
         return import_fail(ret_fault, -EPROTO, "a handle of %zu bytes, not %zu",
                            source->handle ? source->handle_size : 0, sizeof(hipIpcMemHandle_t));
+    if (source->bytes > BYTES_MAX)
+        return import_fail(ret_fault, -EPROTO, "memory of %llu bytes", (unsigned long long)source->bytes);
     if (!runtime_is_ours())
         return import_fail(ret_fault, -ENOTSUP, "this process was forked from one that uses the GPU, and cannot");
     struct mapping *mapping = calloc(1, sizeof(*mapping));
@@ -319,7 +362,7 @@ static int run_close(struct task *task)
     if (mapping->stream && device_use(mapping->opened->device, &unused) == hipSuccess)
         (void)!hipStreamDestroy(mapping->stream);
     pthread_mutex_lock(&lock);
-    handle_close(mapping->opened);
+    opened_close(mapping->opened);
     pthread_mutex_unlock(&lock);
     return 0;
 }

@@ -140,11 +140,6 @@ struct loading {
     char name[RF_NAME_SIZE];
 };
 
-static int fail_reply(rf_client *client, const char *method, const char *what)
-{
-    return client_break(client, -EPROTO, "the daemon's answer to %s is wrong: %s", method, what);
-}
-
 static int load_reply(void *context, cJSON **parameters, bool continues, struct frame_message *message)
 {
     struct loading *loading = context;
@@ -152,7 +147,7 @@ static int load_reply(void *context, cJSON **parameters, bool continues, struct 
     const cJSON *progress = field(*parameters, "progress");
     const char *name = field_text(field(*parameters, "model"), "name");
     if (!continues && (!name || strlen(name) >= sizeof(loading->name)))
-        return fail_reply(loading->client, "Load", "the model's name");
+        return client_break_answer(loading->client, "Load", "the model's name");
     int r = client_give(loading->client, options->reply, options->context, *parameters, continues, message);
     if (r == 0 && progress)
         r = client_progress(loading->client, "Load", progress, options->progress, options->context);
@@ -241,7 +236,7 @@ static int plan_reply(void *context, cJSON **parameters, bool continues, struct 
     if (!field_integer(*parameters, "bytes", &plan->bytes) || !field_integer(*parameters, "size", &plan->file_bytes) ||
         !field_integer(*parameters, "available", &plan->available) || !cJSON_IsBool(fits) || !cJSON_IsArray(evicts) ||
         (seconds && !cJSON_IsNumber(seconds)) || (error && !cJSON_IsString(error)))
-        return fail_reply(planning->client, "Plan", "a field of it");
+        return client_break_answer(planning->client, "Plan", "a field of it");
     plan->fits = cJSON_IsTrue(fits);
     plan->there = field(*parameters, "model") ? 1 : 0;
     plan->evicts = (size_t)cJSON_GetArraySize(evicts);

@@ -1,14 +1,13 @@
 #include "client/metadata.h"
 
+#include "proto/gguf_value.h"
+
+#include <assert.h>
 #include <endian.h>
 #include <errno.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* Bounds of what the daemon takes. */
-#define KEYS_MAX    (1u << 16)
-#define NESTING_MAX 8u
 
 /* The least that an entry takes: a key of one byte, and a value of one. */
 #define ENTRY_BYTES_MIN 14u
@@ -55,36 +54,15 @@ static int take(struct reader *reader, size_t size, uint64_t *ret)
     return 0;
 }
 
-/* Bytes of a value of fixed size; 0 for others. */
-static size_t scalar_bytes(uint32_t type)
-{
-    switch (type) {
-    case RF_U8:
-    case RF_I8:
-    case RF_BOOL:
-        return 1;
-    case RF_U16:
-    case RF_I16:
-        return 2;
-    case RF_U32:
-    case RF_I32:
-    case RF_F32:
-        return 4;
-    case RF_U64:
-    case RF_I64:
-    case RF_F64:
-        return 8;
-    default:
-        return 0;
-    }
-}
+static_assert(RF_U8 == (int)GGUF_U8 && RF_STRING == (int)GGUF_STRING && RF_F64 == (int)GGUF_F64,
+              "rocmforge.h numbers types as the file does");
 
 static int take_value(struct reader *reader, uint32_t type, unsigned depth, rf_value *ret);
 
 /* Steps over an array's elements. */
 static int skip_elements(struct reader *reader, uint32_t type, uint64_t count, unsigned depth)
 {
-    const size_t each = scalar_bytes(type);
+    const size_t each = gguf_scalar_bytes(type);
     if (each > 0)
         return count > reader->left / each ? -EBADMSG : skip(reader, count * each);
     if (type != RF_STRING && type != RF_ARRAY)
@@ -93,7 +71,7 @@ static int skip_elements(struct reader *reader, uint32_t type, uint64_t count, u
     if (type == RF_STRING) { /* a vocabulary has hundreds of thousands */
         uint64_t size;
         for (uint64_t i = 0; i < count && r == 0; i++)
-            r = take(reader, 8, &size) < 0 ? -EBADMSG : skip(reader, size);
+            r = take(reader, GGUF_STRING_LENGTH, &size) < 0 ? -EBADMSG : skip(reader, size);
         return r;
     }
     for (uint64_t i = 0; i < count && r == 0; i++)
@@ -104,12 +82,12 @@ static int skip_elements(struct reader *reader, uint32_t type, uint64_t count, u
 /* depth: of arrays that the value stands in. */
 static int take_value(struct reader *reader, uint32_t type, unsigned depth, rf_value *ret)
 {
-    uint64_t size = scalar_bytes(type), element = 0;
+    uint64_t size = gguf_scalar_bytes(type), element = 0;
     *ret = (rf_value){.type = type, .element_type = type, .count = 1};
-    if (type == RF_STRING && take(reader, 8, &size) < 0)
+    if (type == RF_STRING && take(reader, GGUF_STRING_LENGTH, &size) < 0)
         return -EBADMSG;
     if (type == RF_ARRAY) {
-        if (depth == NESTING_MAX || take(reader, 4, &element) < 0 || take(reader, 8, &ret->count) < 0)
+        if (depth == GGUF_NESTING_MAX || take(reader, 4, &element) < 0 || take(reader, 8, &ret->count) < 0)
             return -EBADMSG;
         ret->element_type = (uint32_t)element;
     }
@@ -141,7 +119,7 @@ int metadata_read(const void *bytes, size_t size, struct metadata **ret)
     uint64_t version, n_tensors, n;
     if (size < 4 || memcmp(bytes, "GGUF", 4) != 0 || skip(&reader, 4) < 0 || take(&reader, 4, &version) < 0 ||
         (version != 2 && version != 3) || take(&reader, 8, &n_tensors) < 0 || take(&reader, 8, &n) < 0 ||
-        n > KEYS_MAX || n > reader.left / ENTRY_BYTES_MIN)
+        n > GGUF_KV_MAX || n > reader.left / ENTRY_BYTES_MIN)
         return -EBADMSG;
     struct metadata *metadata = calloc(1, sizeof(*metadata));
     rf_value *entries = calloc(n ? n : 1, sizeof(*entries));

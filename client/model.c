@@ -30,9 +30,18 @@
 
 /* --- attaching --- */
 
-static int fail_reply(rf_client *client, const char *why)
+/* A call of Attach or Load that is running. */
+struct attaching {
+    rf_model *model;
+    const char *method;
+    rf_reply_fn *reply;       /* or NULL */
+    rf_progress_fn *progress; /* or NULL */
+    void *context;            /* of both */
+};
+
+static int fail_reply(const struct attaching *attaching, const char *what)
 {
-    return client_fail(client, -EPROTO, "the daemon's answer to Attach is wrong: %s", why);
+    return client_fail_answer(attaching->model->client, attaching->method, what);
 }
 
 /* Takes the descriptor whose index is in a field. *ret becomes -1 if the field is null or missing. Returns 0, or
@@ -52,8 +61,9 @@ static int take_fd(const cJSON *reply, const char *key, struct frame_message *me
     return 0;
 }
 
-static int model_read_reply(rf_model *model)
+static int model_read_reply(const struct attaching *attaching)
 {
+    rf_model *model = attaching->model;
     const cJSON *of_model = field(model->reply, "model");
     const cJSON *device = field(model->reply, "device");
     model->name = field_text(of_model, "name");
@@ -62,9 +72,9 @@ static int model_read_reply(rf_model *model)
     model->uuid = field_text(device, "uuid");
     model->pci = field_text(device, "pci");
     if (!model->name || !field_integer(of_model, "id", &model->id))
-        return fail_reply(model->client, "the model");
+        return fail_reply(attaching, "the model");
     if (!model->device || !model->kind)
-        return fail_reply(model->client, "the device");
+        return fail_reply(attaching, "the device");
     return 0;
 }
 
@@ -128,21 +138,9 @@ static int model_map_table(rf_model *model, int fd)
     return model_check_tensors(model);
 }
 
-/* What is in it is read when it is asked for. */
-static int model_map_header(rf_model *model, int fd)
+static int model_map_memory(const struct attaching *attaching, int fd)
 {
-    if (fd < 0)
-        return 0;
-    int r = sealed_map_whole(fd, &model->header, &model->header_bytes);
-    if (r == -EPERM)
-        return fail_reply(model->client, "the header is not sealed");
-    if (r == -EMSGSIZE)
-        return fail_reply(model->client, "the header is empty");
-    return r < 0 ? client_fail(model->client, r, "mapping the header failed: %s", strerror(-r)) : 0;
-}
-
-static int model_map_memory(rf_model *model, int fd)
-{
+    rf_model *model = attaching->model;
     struct import_fault fault = {{0}};
     struct import_source source = {
         .device = model->device, .uuid = model->uuid, .pci = model->pci, .fd = fd, .bytes = model->bytes};
@@ -151,7 +149,7 @@ static int model_map_memory(rf_model *model, int fd)
     if (text) {
         int64_t size = cJSON_IsString(text) ? base64_decode(handle, sizeof(handle), text->valuestring) : -EINVAL;
         if (size < 0)
-            return fail_reply(model->client, "the handle");
+            return fail_reply(attaching, "the handle");
         source.handle = handle;
         source.handle_size = (size_t)size;
     }
@@ -160,15 +158,6 @@ static int model_map_memory(rf_model *model, int fd)
         r = model->module->open(&source, &model->mapping, &fault);
     return r < 0 ? client_fail(model->client, r, "%s", fault.text) : 0;
 }
-
-/* A call of Attach that is running. */
-struct attaching {
-    rf_model *model;
-    const char *method;
-    rf_reply_fn *reply;       /* or NULL */
-    rf_progress_fn *progress; /* or NULL */
-    void *context;            /* of both */
-};
 
 /* Reads the last reply, and maps the table and the memory. */
 static int attach_reply(void *context, cJSON **parameters, bool continues, struct frame_message *message)
@@ -188,28 +177,26 @@ static int attach_reply(void *context, cJSON **parameters, bool continues, struc
     *parameters = NULL;
     model->leased = field_integer(model->reply, "lease", &model->lease);
     if (!model->leased) /* without its id the lease cannot be ended by Detach, only by closing the connection */
-        return client_break(model->client, -EPROTO, "the daemon's answer to Attach is wrong: the lease");
-    int fd, table_fd, header_fd = -1;
+        return client_break_answer(model->client, attaching->method, "the lease");
+    int fd, table_fd;
     if (take_fd(model->reply, "fd", message, &fd) < 0)
-        return fail_reply(model->client, "the descriptor of the memory");
+        return fail_reply(attaching, "the descriptor of the memory");
 
     r = take_fd(model->reply, "table", message, &table_fd);
     if (r < 0)
-        r = fail_reply(model->client, "the descriptor of the table");
-    if (r == 0 && take_fd(model->reply, "header", message, &header_fd) < 0)
-        r = fail_reply(model->client, "the descriptor of the header");
+        r = fail_reply(attaching, "the descriptor of the table");
+    if (r == 0 && take_fd(model->reply, "header", message, &model->header_fd) < 0)
+        r = fail_reply(attaching, "the descriptor of the header");
     if (r == 0)
-        r = model_read_reply(model);
+        r = model_read_reply(attaching);
     if (r == 0)
         r = model_map_table(model, table_fd);
     if (r == 0)
-        r = model_map_header(model, header_fd);
-    if (r == 0)
-        r = model_map_memory(model, fd);
-    const int fds[] = {fd, table_fd, header_fd};
-    for (size_t i = 0; i < sizeof(fds) / sizeof(fds[0]); i++)
-        if (fds[i] >= 0)
-            close(fds[i]);
+        r = model_map_memory(attaching, fd);
+    if (fd >= 0)
+        close(fd);
+    if (table_fd >= 0)
+        close(table_fd);
     return r;
 }
 
@@ -226,6 +213,9 @@ static void model_unmap(rf_model *model)
     if (model->header)
         munmap((void *)model->header, model->header_bytes);
     model->header = NULL;
+    if (model->header_fd >= 0)
+        close(model->header_fd);
+    model->header_fd = -1;
 }
 
 void model_free(rf_model *model)
@@ -276,6 +266,7 @@ int model_attach(rf_client *client, struct call call, rf_reply_fn *reply, rf_pro
     if (!model)
         return client_fail(client, -ENOMEM, "no memory to attach");
     model->client = client;
+    model->header_fd = -1;
     LIST_INSERT_HEAD(&client->models, model, link);
     struct attaching attaching = {
         .model = model, .method = call.method, .reply = reply, .progress = progress, .context = context};

@@ -2,24 +2,45 @@
 #include "client/attached.h"
 #include "client/error.h"
 #include "client/metadata.h"
+#include "client/sealed.h"
 
 #include <endian.h>
 #include <errno.h>
 #include <string.h>
+#include <unistd.h>
+
+/* Maps the header, unless that was done: most who attach never ask for it. */
+static int model_map_header(rf_model *model)
+{
+    if (model->header)
+        return 0;
+    if (model->header_fd < 0)
+        return client_fail(model->client, -ENODATA, "the daemon gave no header of the file");
+    int r = sealed_map_whole(model->header_fd, &model->header, &model->header_bytes);
+    if (r == -EPERM || r == -EMSGSIZE)
+        return client_fail(model->client, -EPROTO, "the daemon gave a header that is %s",
+                           r == -EPERM ? "not sealed" : "empty");
+    if (r < 0)
+        return client_fail(model->client, r, "mapping the header failed: %s", strerror(-r));
+    close(model->header_fd);
+    model->header_fd = -1;
+    return 0;
+}
 
 /* Reads it, unless that was done. */
-static int model_read_metadata(const rf_model *model, const struct metadata **ret)
+static int model_read_metadata(const rf_model *const_model, const struct metadata **ret)
 {
-    if (!model->header)
-        return client_fail(model->client, -ENODATA, "the daemon gave no header of the file");
-    struct metadata *metadata = model->metadata;
-    int r = metadata ? 0 : metadata_read(model->header, model->header_bytes, &metadata);
+    rf_model *model = (rf_model *)const_model; /* what it caches changes nothing that the caller sees */
+    int r = model_map_header(model);
+    if (r < 0)
+        return r;
+    if (!model->metadata)
+        r = metadata_read(model->header, model->header_bytes, &model->metadata);
     if (r == -ENOMEM)
         return client_fail(model->client, r, "no memory for the metadata");
     if (r < 0)
         return client_fail(model->client, -EPROTO, "the daemon gave a header that is not valid");
-    ((rf_model *)model)->metadata = metadata;
-    *ret = metadata;
+    *ret = model->metadata;
     return 0;
 }
 
@@ -70,6 +91,7 @@ int rf_model_metadata_next(const rf_model *model, const rf_value *array, uint64_
 
 const void *rf_model_header(const rf_model *model, size_t *ret_size)
 {
+    model_map_header((rf_model *)model);
     *ret_size = model->header ? (size_t)model->header_bytes : 0;
     return model->header;
 }

@@ -293,8 +293,9 @@ typedef struct rf_value {
     size_t key_size;       /* its bytes */
 } rf_value;
 
-/* The functions that take a model read the whole metadata when the first of them is called. They return 0, or -ENODATA:
- * the daemon gave no header; -EPROTO: the header is not valid; -ENOMEM; and what is said at each. */
+/* The functions that take a model map the header and read the whole metadata when the first of them is called; until
+ * then an attached model holds one descriptor open. They return 0, or -ENODATA: the daemon gave no header; -EPROTO: the
+ * header is not valid; -ENOMEM; and what is said at each. */
 
 /* How many keys there are. */
 int rf_model_metadata_count(const rf_model *model, size_t *ret);
@@ -313,7 +314,7 @@ int rf_value_i64(const rf_value *value, int64_t *ret);
 int rf_value_f64(const rf_value *value, double *ret);
 
 /* The file's header as it stands there: the magic, metadata and tensor infos, of a split model those of its first file.
- * Lives until the model is detached. NULL, and *ret_size 0: the daemon gave none. */
+ * Lives until the model is detached. NULL, and *ret_size 0: the daemon gave none, or as rf_error_message() says. */
 const void *rf_model_header(const rf_model *model, size_t *ret_size);
 
 #ifdef __cplusplus

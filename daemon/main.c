@@ -1,6 +1,7 @@
 /* rocmforged: puts the parts together, runs the loop, and takes everything down again. */
 #include "daemon/api/changes.h"
 #include "daemon/api/preload.h"
+#include "daemon/base/last_words.h"
 #include "daemon/base/log.h"
 #include "daemon/gguf/gguf.h"
 #include "daemon/modules.h"
@@ -14,6 +15,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -193,14 +195,16 @@ static unsigned default_workers(void)
     return n < WORKERS_DEFAULT_MAX ? n : WORKERS_DEFAULT_MAX;
 }
 
-/* Models and clients take descriptors. The soft limit is low only for programs that use select(). */
-static void raise_descriptor_limit(void)
+/* Models and clients take descriptors. The soft limit is low only for programs that use select(). Half of them are for
+ * what clients send, the others for connections and models. */
+static void raise_descriptor_limit(struct quota_limits *limits)
 {
     struct rlimit limit;
     if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
         return;
     limit.rlim_cur = limit.rlim_max;
     (void)setrlimit(RLIMIT_NOFILE, &limit);
+    limits->all[QUOTA_DESCRIPTORS] = limit.rlim_cur / 2;
 }
 
 static void first_work(uv_work_t *work)
@@ -215,12 +219,48 @@ static void first_worked(uv_work_t *work, int status)
     (void)status;
 }
 
+/* A thread that waits until all are there. */
+static void *waits(void *gate)
+{
+    pthread_mutex_lock(gate);
+    pthread_mutex_unlock(gate);
+    return NULL;
+}
+
+/* libuv aborts if it cannot start its threads. So as many are tried here first: what is missing (processes, address
+ * space) is found out before, and said. The default size of a stack is the same there. Returns 0 or a negative errno.
+ */
+static int workers_try(unsigned n)
+{
+    pthread_t *threads = calloc(n, sizeof(*threads));
+    if (!threads)
+        return -ENOMEM;
+    pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+    unsigned begun = 0;
+    int error = 0;
+    pthread_mutex_lock(&gate);
+    while (begun < n && (error = pthread_create(&threads[begun], NULL, waits, &gate)) == 0)
+        begun++;
+    pthread_mutex_unlock(&gate);
+    for (unsigned i = 0; i < begun; i++)
+        pthread_join(threads[i], NULL);
+    free(threads);
+    if (error)
+        log_error(
+            "cannot start: only %u of %u workers could be started: %s; see --workers, ulimit -u and -v, TasksMax=",
+            begun, n, strerror(error));
+    return -error;
+}
+
 /* Starts the threads of the work queue, and allocates the buffer for headers, so that the first load need not wait. */
 static int workers_begin(struct daemon *daemon)
 {
     char threads[16];
     snprintf(threads, sizeof(threads), "%u", daemon->server.core.workers);
     setenv("UV_THREADPOOL_SIZE", threads, 1);
+    int r = workers_try(daemon->server.core.workers);
+    if (r < 0)
+        return r;
     return uv_queue_work(&daemon->loop, &daemon->first_work, first_work, first_worked);
 }
 
@@ -262,12 +302,13 @@ int main(int argc, char **argv)
     if (streams_open() < 0)
         return EXIT_FAILURE; /* there is no standard error to write to */
     log_open();
+    last_words_begin();
     struct options options;
     int r = options_parse(argc, argv, &options);
     if (r <= 0)
         return r < 0 ? 2 : EXIT_SUCCESS;
     log_set_level(options.log_level);
-    raise_descriptor_limit();
+    raise_descriptor_limit(&options.limits);
 
     static struct daemon daemon;
     r = uv_loop_init(&daemon.loop);

@@ -63,6 +63,7 @@ static int module_open(struct devices *set, const struct device_module *module, 
         .workers = workers,
         .staging = options->staging,
         .streams = options->streams,
+        .export_wish = options->export_wish,
     };
     struct device **devices = NULL;
     int n = module->open(&config, &devices, ret_fault);
@@ -89,6 +90,9 @@ static int module_open(struct devices *set, const struct device_module *module, 
                  bytes_text(total, (double)device->total, ""), bytes_text(budget, (double)device->budget, ""));
         if (device->no_kernels[0])
             log_warning("device=%s has no kernels, so the CPU dequantises for it: %s", device->id, device->no_kernels);
+        if (device->no_descriptors[0])
+            log_info("device=%s exports memory by IPC handle, because descriptors do not work: %s", device->id,
+                     device->no_descriptors);
         if (device->exports_leak)
             log_warning("device=%s: memory that was exported does not come back when it is freed: each load takes its "
                         "memory for good, until the daemon is started again",

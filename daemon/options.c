@@ -32,15 +32,19 @@ static void usage(void)
            "                      at most %d\n",
            WORKERS_DEFAULT_MAX);
     printf("  --staging SIZE      pinned memory for uploads, for each GPU; default %dMi\n"
-           "  --streams N         streams for each GPU, the first for copies; default %d\n",
+           "  --streams N         streams for each GPU, the first for copies; default %d\n"
+           "  --export KIND       how clients get a GPU's memory: fd, ipc, or auto (fd where\n"
+           "                      the GPU can, else ipc)\n",
            DEVICE_STAGING_DEFAULT_MIB, DEVICE_STREAMS_DEFAULT);
     printf("  --preload DIR       load and pin every model linked there; again on SIGHUP\n"
            "  --host-cache SIZE   host memory that keeps models which a GPU has no room for\n"
            "  --user-connections N, --user-loads N, --user-leases N, --user-bytes SIZE\n"
            "                      what one user may have at a time; default %d, %d, %d,\n"
            "                      and as much as the budget; root and the daemon's own user\n"
-           "                      are not bounded\n",
-           QUOTA_CONNECTIONS_DEFAULT, QUOTA_LOADS_DEFAULT, QUOTA_LEASES_DEFAULT);
+           "                      are not bounded\n"
+           "  --user-memory SIZE  what one user may have the daemon keep of requests, calls\n"
+           "                      and replies; default %dMi\n",
+           QUOTA_CONNECTIONS_DEFAULT, QUOTA_LOADS_DEFAULT, QUOTA_LEASES_DEFAULT, QUOTA_MEMORY_DEFAULT_MIB);
     printf("  --log-level LEVEL   error, warning, notice, info (default), debug\n"
            "  --help, --version\n"
            "\n"
@@ -116,6 +120,19 @@ static int limit_parse(const char *text, uint64_t *ret)
     return 0;
 }
 
+static int export_parse(const char *text, enum export_wish *ret)
+{
+    if (strcmp(text, "auto") == 0)
+        *ret = EXPORT_WISH_AUTO;
+    else if (strcmp(text, "fd") == 0)
+        *ret = EXPORT_WISH_FD;
+    else if (strcmp(text, "ipc") == 0)
+        *ret = EXPORT_WISH_IPC;
+    else
+        return -EINVAL;
+    return 0;
+}
+
 static int one_of(const char *text, const char *const *choices)
 {
     for (; *choices; choices++)
@@ -131,12 +148,14 @@ enum {
     WORKERS,
     STAGING,
     STREAMS,
+    EXPORT,
     PRELOAD,
     HOST_CACHE,
     USER_CONNECTIONS,
     USER_LOADS,
     USER_LEASES,
     USER_BYTES,
+    USER_MEMORY,
     LOG_LEVEL,
     HELP,
     VERSION
@@ -149,12 +168,14 @@ static const struct option known[] = {
     {"workers", required_argument, NULL, WORKERS},
     {"staging", required_argument, NULL, STAGING},
     {"streams", required_argument, NULL, STREAMS},
+    {"export", required_argument, NULL, EXPORT},
     {"preload", required_argument, NULL, PRELOAD},
     {"host-cache", required_argument, NULL, HOST_CACHE},
     {"user-connections", required_argument, NULL, USER_CONNECTIONS},
     {"user-loads", required_argument, NULL, USER_LOADS},
     {"user-leases", required_argument, NULL, USER_LEASES},
     {"user-bytes", required_argument, NULL, USER_BYTES},
+    {"user-memory", required_argument, NULL, USER_MEMORY},
     {"log-level", required_argument, NULL, LOG_LEVEL},
     {"help", no_argument, NULL, HELP},
     {"version", no_argument, NULL, VERSION},
@@ -179,6 +200,8 @@ static int apply(int option, const char *value, struct options *options)
         return options_size_parse(value, &options->staging);
     case STREAMS:
         return number_parse(value, DEVICE_STREAMS_MAX, &options->streams);
+    case EXPORT:
+        return export_parse(value, &options->export_wish);
     case PRELOAD:
         options->preload = value;
         return 0;
@@ -192,6 +215,8 @@ static int apply(int option, const char *value, struct options *options)
         return limit_parse(value, &options->limits.most[QUOTA_LEASES]);
     case USER_BYTES:
         return options_size_parse(value, &options->limits.most[QUOTA_BYTES]);
+    case USER_MEMORY:
+        return options_size_parse(value, &options->limits.most[QUOTA_MEMORY]);
     case LOG_LEVEL:
         return log_level_parse(value, &options->log_level);
     default:

@@ -3,6 +3,7 @@
 
 #include "daemon/base/log.h"
 #include "daemon/base/quota.h"
+#include "daemon/device/device.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -27,9 +28,10 @@ struct options {
     const char *socket; /* NULL: systemd's, or the default */
     const char *device; /* "auto", or one of device_kinds */
     struct budget budget;
-    unsigned workers;    /* 0: one for each processor, at most WORKERS_DEFAULT_MAX */
-    uint64_t staging;    /* bytes; 0: the device's choice */
-    unsigned streams;    /* 0: the device's choice */
+    unsigned workers; /* 0: one for each processor, at most WORKERS_DEFAULT_MAX */
+    uint64_t staging; /* bytes; 0: the device's choice */
+    unsigned streams; /* 0: the device's choice */
+    enum export_wish export_wish;
     const char *preload; /* a folder, or NULL */
     uint64_t host_cache; /* bytes; 0: none */
     struct quota_limits limits;

@@ -49,13 +49,6 @@ static void freed(void *context)
     loads_retry(context);
 }
 
-/* For struct loads. */
-static int compare(void *context, struct model *model, struct source *source, bool moves,
-                   void (*done)(void *load, bool same), void *load)
-{
-    return verify_compare(context, model, source, moves, done, load);
-}
-
 /* Gives each part pointers to the others that it works on. */
 static void server_wire(struct server *server, const struct server_config *config)
 {
@@ -75,8 +68,7 @@ static void server_wire(struct server *server, const struct server_config *confi
         .residency = &server->residency,
         .events = server->events,
         .quota = server->quota,
-        .compare = compare,
-        .compare_context = &server->verifies,
+        .verifies = &server->verifies,
     };
     server->rechecks = (struct rechecks){.core = &server->core, .registry = &server->registry};
     server->verifies = (struct verifies){

@@ -51,8 +51,8 @@ X86_FN void out32_count(struct out *out, const __m256 x[4], __m256 bound)
     }
 }
 
-/* Codes are shuffled only within 128 bits: shuffles across are half as fast or slower. Each shuffle moves four bytes
- * of each half to the tops of eight 32-bit lanes, which multiplies the codes by 2^24. */
+/* Codes are shuffled only within 128 bits, because shuffles across them are slower. Each shuffle moves four bytes of
+ * each half to the tops of eight 32-bit lanes, which multiplies the codes by 2^24. */
 
 #define OUT32_SHUFFLE(e0, e1, e2, e3)                                                                                  \
     _mm256_setr_epi8(-1, -1, -1, e0, -1, -1, -1, e1, -1, -1, -1, e2, -1, -1, -1, e3, -1, -1, -1, e0, -1, -1, -1, e1,   \

@@ -6,12 +6,14 @@
 #include "kernels/hip_cuda.h"
 #else
 #include <hip/hip_runtime_api.h>
-#define HIP_KIND       "hip"
-#define HIP_VENDOR     "AMD"
-#define HIP_NAME(call) "hip" #call
+#define HIP_KIND              "hip"
+#define HIP_VENDOR            "AMD"
+#define HIP_NAME(call)        "hip" #call
+#define HIP_NAME_DRIVER(call) "hip" #call
 #endif
 
 #include <stddef.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -39,6 +41,25 @@ static inline void hip_uuid_text(const hipUUID *uuid, char ret[HIP_UUID_SIZE])
             snprintf(ret + at, 3, "%02x", (unsigned char)uuid->bytes[byte]);
     }
 }
+
+#if !defined(ROCMFORGE_CUDA)
+/* Until ROCm 7.0 the runtime takes the address of the descriptor, and from then on the descriptor itself. */
+#define HIP_VERSION_DESCRIPTOR 70100000
+
+/* Makes an allocation's handle of a descriptor that another process got from hipMemExportToShareableHandle(). The
+ * descriptor stays the caller's. `ret_call`: the name of the call that failed. */
+static inline hipError_t hip_import_descriptor(hipMemGenericAllocationHandle_t *ret, int fd, const char **ret_call)
+{
+    int version = 0;
+    *ret_call = HIP_NAME(RuntimeGetVersion);
+    hipError_t result = hipRuntimeGetVersion(&version);
+    if (result != hipSuccess)
+        return result;
+    *ret_call = HIP_NAME(MemImportFromShareableHandle);
+    void *argument = version < HIP_VERSION_DESCRIPTOR ? (void *)&fd : (void *)(intptr_t)fd;
+    return hipMemImportFromShareableHandle(ret, argument, hipMemHandleTypePosixFileDescriptor);
+}
+#endif
 
 /* Writes the architecture that the code for this device is compiled for: "gfx90a", "sm_90". Empty if the runtime
  * does not tell. */

@@ -1,17 +1,20 @@
-/* HIP's names for CUDA's runtime: those that daemon/device/hip and client/import_hip.c use, and no others.
+/* HIP's names for CUDA's runtime: those that daemon/device/hip, client/import_hip.c and kernels/hip_share.c use, and no
+ * others.
  *
  * CUDA 12.8 or later is needed, whose runtime can load kernels from memory by itself (cudaLibraryLoadData). libcuda
- * is needed only where this runs, not where it is built. */
+ * is needed only where this runs, not where it is built: its functions are looked up through the runtime. */
 #pragma once
 
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define HIP_KIND       "cuda"
-#define HIP_VENDOR     "NVIDIA"
-#define HIP_NAME(call) "cuda" #call
+#define HIP_KIND              "cuda"
+#define HIP_VENDOR            "NVIDIA"
+#define HIP_NAME(call)        "cuda" #call
+#define HIP_NAME_DRIVER(call) "cu" #call
 
 /* clang-format off */
 #define hipError_t                      cudaError_t
@@ -21,6 +24,7 @@
 #define hipErrorOutOfMemory             cudaErrorMemoryAllocation
 #define hipErrorNoBinaryForGpu          cudaErrorNoKernelImageForDevice
 #define hipErrorNotFound                cudaErrorSymbolNotFound
+#define hipErrorNotSupported            cudaErrorNotSupported
 #define hipGetErrorString               cudaGetErrorString
 
 #define hipGetDeviceCount               cudaGetDeviceCount
@@ -68,6 +72,18 @@
 #define hipIpcOpenMemHandle             cudaIpcOpenMemHandle
 #define hipIpcCloseMemHandle            cudaIpcCloseMemHandle
 #define hipIpcMemLazyEnablePeerAccess   cudaIpcMemLazyEnablePeerAccess
+
+#define hipMemGenericAllocationHandle_t CUmemGenericAllocationHandle
+#define hipMemAllocationProp            CUmemAllocationProp
+#define requestedHandleType             requestedHandleTypes
+#define hipMemAllocationTypePinned      CU_MEM_ALLOCATION_TYPE_PINNED
+#define hipMemHandleTypePosixFileDescriptor CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
+#define hipMemLocationTypeDevice        CU_MEM_LOCATION_TYPE_DEVICE
+#define hipMemAllocationGranularityMinimum CU_MEM_ALLOC_GRANULARITY_MINIMUM
+#define hipMemAccessDesc                CUmemAccessDesc
+#define hipMemAccessFlags               CUmemAccess_flags
+#define hipMemAccessFlagsProtRead       CU_MEM_ACCESS_FLAGS_PROT_READ
+#define hipMemAccessFlagsProtReadWrite  CU_MEM_ACCESS_FLAGS_PROT_READWRITE
 
 #define hipModule_t                     cudaLibrary_t
 #define hipFunction_t                   cudaKernel_t
@@ -120,4 +136,97 @@ static inline hipError_t hipDeviceGetUuid(hipUUID *uuid, int device)
     if (e == cudaSuccess)
         memcpy(uuid->bytes, properties.uuid.bytes, sizeof(uuid->bytes));
     return e;
+}
+
+/* Memory that is shared by descriptors has functions in the driver only. The driver's error codes are the runtime's. */
+
+/* The version of the driver's interface whose functions are meant. Their types are those of cuda.h. */
+#define HIP_CUDA_INTERFACE 12000
+
+/* Declares `function`, a pointer to the driver's function of this name, and returns an error if the driver has none. */
+#define HIP_CUDA_DRIVER(name)                                                                                          \
+    __typeof__(&(name)) function = NULL;                                                                               \
+    do {                                                                                                               \
+        hipError_t error_ = hip_cuda_find(#name, (void **)&function);                                                  \
+        if (error_ != cudaSuccess)                                                                                     \
+            return error_;                                                                                             \
+    } while (0)
+
+static inline hipError_t hip_cuda_find(const char *name, void **ret)
+{
+    enum cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
+    hipError_t e = cudaGetDriverEntryPointByVersion(name, ret, HIP_CUDA_INTERFACE, cudaEnableDefault, &found);
+    return e == cudaSuccess && (found != cudaDriverEntryPointSuccess || !*ret) ? cudaErrorNotSupported : e;
+}
+
+static inline hipError_t hipMemGetAllocationGranularity(size_t *granule, const CUmemAllocationProp *properties,
+                                                        CUmemAllocationGranularity_flags which)
+{
+    HIP_CUDA_DRIVER(cuMemGetAllocationGranularity);
+    return (hipError_t)function(granule, properties, which);
+}
+
+static inline hipError_t hipMemCreate(CUmemGenericAllocationHandle *handle, size_t bytes,
+                                      const CUmemAllocationProp *properties, unsigned long long flags)
+{
+    HIP_CUDA_DRIVER(cuMemCreate);
+    return (hipError_t)function(handle, bytes, properties, flags);
+}
+
+static inline hipError_t hipMemRelease(CUmemGenericAllocationHandle handle)
+{
+    HIP_CUDA_DRIVER(cuMemRelease);
+    return (hipError_t)function(handle);
+}
+
+static inline hipError_t hipMemAddressReserve(void **pointer, size_t bytes, size_t alignment, void *where,
+                                              unsigned long long flags)
+{
+    CUdeviceptr address = 0;
+    HIP_CUDA_DRIVER(cuMemAddressReserve);
+    const hipError_t e = (hipError_t)function(&address, bytes, alignment, (CUdeviceptr)(uintptr_t)where, flags);
+    if (e == cudaSuccess)
+        *pointer = (void *)(uintptr_t)address;
+    return e;
+}
+
+static inline hipError_t hipMemAddressFree(void *pointer, size_t bytes)
+{
+    HIP_CUDA_DRIVER(cuMemAddressFree);
+    return (hipError_t)function((CUdeviceptr)(uintptr_t)pointer, bytes);
+}
+
+static inline hipError_t hipMemMap(void *pointer, size_t bytes, size_t offset, CUmemGenericAllocationHandle handle,
+                                   unsigned long long flags)
+{
+    HIP_CUDA_DRIVER(cuMemMap);
+    return (hipError_t)function((CUdeviceptr)(uintptr_t)pointer, bytes, offset, handle, flags);
+}
+
+static inline hipError_t hipMemUnmap(void *pointer, size_t bytes)
+{
+    HIP_CUDA_DRIVER(cuMemUnmap);
+    return (hipError_t)function((CUdeviceptr)(uintptr_t)pointer, bytes);
+}
+
+static inline hipError_t hipMemSetAccess(void *pointer, size_t bytes, const CUmemAccessDesc *access, size_t n)
+{
+    HIP_CUDA_DRIVER(cuMemSetAccess);
+    return (hipError_t)function((CUdeviceptr)(uintptr_t)pointer, bytes, access, n);
+}
+
+static inline hipError_t hipMemExportToShareableHandle(void *ret, CUmemGenericAllocationHandle handle,
+                                                       CUmemAllocationHandleType type, unsigned long long flags)
+{
+    HIP_CUDA_DRIVER(cuMemExportToShareableHandle);
+    return (hipError_t)function(ret, handle, type, flags);
+}
+
+/* Makes an allocation's handle of a descriptor that another process got from hipMemExportToShareableHandle(). The
+ * descriptor stays the caller's. `ret_call`: the name of the call that failed. */
+static inline hipError_t hip_import_descriptor(CUmemGenericAllocationHandle *ret, int fd, const char **ret_call)
+{
+    *ret_call = "cuMemImportFromShareableHandle";
+    HIP_CUDA_DRIVER(cuMemImportFromShareableHandle);
+    return (hipError_t)function(ret, (void *)(intptr_t)fd, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
 }

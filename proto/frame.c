@@ -41,6 +41,7 @@ struct frame_reader {
 
     /* The message that frame_reader_next() returned last. */
     char *text;
+    size_t text_size;
     int fds[FRAME_FDS_MAX];
     size_t n_fds;
 };
@@ -80,13 +81,24 @@ void frame_message_close_fds(struct frame_message *message)
     close_untaken(message->fds, message->n_fds);
 }
 
+void frame_reader_free_text(struct frame_reader *reader)
+{
+    free(reader->text);
+    reader->text = NULL;
+    reader->text_size = 0;
+}
+
+size_t frame_reader_memory(const struct frame_reader *reader)
+{
+    return reader->capacity + reader->text_size;
+}
+
 /* Frees the message that frame_reader_next() returned last. */
 static void frame_reader_release(struct frame_reader *reader)
 {
     close_untaken(reader->fds, reader->n_fds);
     reader->n_fds = 0;
-    free(reader->text);
-    reader->text = NULL;
+    frame_reader_free_text(reader);
 }
 
 void frame_reader_free(struct frame_reader *reader)
@@ -249,6 +261,7 @@ int frame_reader_next(struct frame_reader *reader, struct frame_message *ret)
     reader->text = malloc(size + 1);
     if (!reader->text)
         return -ENOMEM;
+    reader->text_size = size + 1;
     memcpy(reader->text, begin, size + 1);
     frame_reader_take_fds(reader, reader->position + (size_t)(end - reader->buffer));
     reader->start = reader->scanned = (size_t)(end - reader->buffer) + 1;
@@ -403,31 +416,56 @@ static void frame_writer_sent(struct frame_writer *writer, size_t n)
     }
 }
 
+/* One sendmsg(), which sends the descriptors with its first byte. Returns the bytes that were sent, or a negative
+ * errno. */
+static ssize_t send_some(int socket, struct iovec *iov, size_t n_iov, const int *fds, size_t n_fds)
+{
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(FRAME_FDS_MAX * sizeof(int))];
+    } control;
+    struct msghdr header = {.msg_iov = iov, .msg_iovlen = n_iov};
+    if (n_fds > 0) {
+        header.msg_control = &control;
+        header.msg_controllen = CMSG_SPACE(n_fds * sizeof(int));
+        memset(&control, 0, header.msg_controllen);
+        struct cmsghdr *c = CMSG_FIRSTHDR(&header);
+        c->cmsg_level = SOL_SOCKET;
+        c->cmsg_type = SCM_RIGHTS;
+        c->cmsg_len = CMSG_LEN(n_fds * sizeof(int));
+        memcpy(CMSG_DATA(c), fds, n_fds * sizeof(int));
+    }
+    ssize_t n;
+    do
+        n = sendmsg(socket, &header, MSG_NOSIGNAL);
+    while (n < 0 && errno == EINTR);
+    return n < 0 ? -errno : n;
+}
+
+int frame_writer_send(struct frame_writer *writer, int socket, const char *text, const int *fds, size_t n_fds)
+{
+    size_t size = strlen(text);
+    if (!STAILQ_EMPTY(&writer->queue) || size >= writer->max_queued || n_fds > FRAME_FDS_MAX)
+        return frame_writer_put(writer, text, size, fds, n_fds);
+    struct iovec iov = {.iov_base = (char *)text, .iov_len = size + 1};
+    ssize_t n = send_some(socket, &iov, 1, fds, n_fds);
+    if (n < 0)
+        return frame_writer_put(writer, text, size, fds, n_fds);
+    size_t sent = (size_t)n;
+    if (sent > size)
+        return 0;
+    return frame_writer_put(writer, text + sent, size - sent, NULL, 0); /* the descriptors went with the first byte */
+}
+
 int frame_writer_flush(struct frame_writer *writer, int socket)
 {
     const struct outgoing *first;
     while ((first = STAILQ_FIRST(&writer->queue))) {
         struct iovec iov[IOVS_MAX];
-        union {
-            struct cmsghdr align;
-            char bytes[CMSG_SPACE(FRAME_FDS_MAX * sizeof(int))];
-        } control;
-        struct msghdr header = {.msg_iov = iov, .msg_iovlen = frame_writer_collect(writer, iov)};
-        if (first->n_fds > 0) {
-            header.msg_control = &control;
-            header.msg_controllen = CMSG_SPACE(first->n_fds * sizeof(int));
-            memset(&control, 0, header.msg_controllen);
-            struct cmsghdr *c = CMSG_FIRSTHDR(&header);
-            c->cmsg_level = SOL_SOCKET;
-            c->cmsg_type = SCM_RIGHTS;
-            c->cmsg_len = CMSG_LEN(first->n_fds * sizeof(int));
-            memcpy(CMSG_DATA(c), first->fds, first->n_fds * sizeof(int));
-        }
-        ssize_t n = sendmsg(socket, &header, MSG_NOSIGNAL);
-        if (n < 0 && errno == EINTR)
-            continue;
+        size_t n_iov = frame_writer_collect(writer, iov);
+        ssize_t n = send_some(socket, iov, n_iov, first->fds, first->n_fds);
         if (n < 0)
-            return -errno;
+            return (int)n;
         frame_writer_sent(writer, (size_t)n);
     }
     return 0;

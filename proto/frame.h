@@ -59,6 +59,12 @@ bool frame_reader_has_room(const struct frame_reader *reader);
 /* Bytes that were received and not taken yet. */
 size_t frame_reader_pending(const struct frame_reader *reader);
 
+/* Bytes of memory that the buffer and the message taken last have. */
+size_t frame_reader_memory(const struct frame_reader *reader);
+
+/* Frees the text of the message taken last, earlier than the next frame_reader_next() would. Its descriptors stay. */
+void frame_reader_free_text(struct frame_reader *reader);
+
 /* Descriptors that were received and belong to a message that was not taken yet. */
 size_t frame_reader_fds(const struct frame_reader *reader);
 
@@ -82,6 +88,12 @@ struct frame_part {
 };
 int frame_writer_put_parts(struct frame_writer *writer, const struct frame_part *parts, size_t n_parts, const int *fds,
                            size_t n_fds);
+
+/* Sends a message at once if nothing is queued and the socket, which is non-blocking, accepts it. This needs no copy of
+ * the text and no duplicates of the descriptors. What was not sent, also because of an error of the socket, is queued:
+ * frame_writer_flush() sends it, or meets the error. `text` ends with a NUL. Errors are those of frame_writer_put();
+ * after one, nothing of the message is queued, and nothing was sent unless it is -ENOMEM. */
+int frame_writer_send(struct frame_writer *writer, int socket, const char *text, const int *fds, size_t n_fds);
 
 /* Sends what is queued. Returns 0 when all was sent; -EAGAIN if the socket is non-blocking and accepts no more now; or
  * a negative errno of sendmsg(). -EPIPE raises no signal. */

@@ -1,5 +1,8 @@
 #include "proto/shards.h"
 
+#include "proto/gguf_value.h"
+#include "proto/min.h"
+
 #include <ctype.h>
 #include <dirent.h>
 #include <endian.h>
@@ -15,13 +18,8 @@
 /* --- what a file says --- */
 
 /* Read at once. */
-#define WINDOW      (64u << 10)
-
-#define KEYS_MAX    (1u << 16)
-#define NESTING_MAX 8u
-#define KEY_MAX     32u /* of those that are looked for */
-
-enum { U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64, TYPES };
+#define WINDOW  (64u << 10)
+#define KEY_MAX 32u /* of those that are looked for */
 
 struct peek {
     int fd;
@@ -72,29 +70,20 @@ static bool skip(struct peek *peek, uint64_t n)
     return true;
 }
 
-/* Bytes of a value of fixed size; 0 for others. */
-static size_t scalar_bytes(uint64_t type)
-{
-    static const uint8_t bytes[TYPES] = {
-        [U8] = 1,  [I8] = 1,  [U16] = 2,  [I16] = 2, [U32] = 4, [I32] = 4,
-        [F32] = 4, [U64] = 8, [BOOL] = 1, [I64] = 8, [F64] = 8,
-    };
-    return type < TYPES ? bytes[type] : 0;
-}
-
 static bool skip_value(struct peek *peek, uint64_t type, unsigned depth)
 {
-    uint64_t size = scalar_bytes(type), element, count;
+    uint64_t size = gguf_scalar_bytes(type), element, count;
     if (size > 0)
         return skip(peek, size);
-    if (type == STRING)
+    if (type == GGUF_STRING)
         return take_number(peek, 8, &size) && skip(peek, size);
-    if (type != ARRAY || depth == NESTING_MAX || !take_number(peek, 4, &element) || !take_number(peek, 8, &count))
+    if (type != GGUF_ARRAY || depth == GGUF_NESTING_MAX || !take_number(peek, 4, &element) ||
+        !take_number(peek, 8, &count))
         return false;
-    const size_t each = scalar_bytes(element);
+    const size_t each = gguf_scalar_bytes(element);
     if (each > 0)
         return count <= (peek->size - peek->pos) / each && skip(peek, count * each);
-    bool good = element == STRING || element == ARRAY;
+    bool good = element == GGUF_STRING || element == GGUF_ARRAY;
     for (uint64_t i = 0; i < count && good; i++)
         good = skip_value(peek, element, depth + 1);
     return good;
@@ -103,11 +92,11 @@ static bool skip_value(struct peek *peek, uint64_t type, unsigned depth)
 /* A number that is not negative, of any integer type. */
 static bool take_integer(struct peek *peek, uint64_t type, uint64_t *ret)
 {
-    const size_t size = scalar_bytes(type);
+    const size_t size = gguf_scalar_bytes(type);
     uint64_t value;
-    if (size == 0 || type == F32 || type == F64 || !take_number(peek, size, &value))
+    if (size == 0 || type == GGUF_F32 || type == GGUF_F64 || !take_number(peek, size, &value))
         return false;
-    const bool is_signed = type == I8 || type == I16 || type == I32 || type == I64;
+    const bool is_signed = type == GGUF_I8 || type == GGUF_I16 || type == GGUF_I32 || type == GGUF_I64;
     if (is_signed && value >> (8 * size - 1) != 0)
         return false;
     *ret = value;
@@ -150,13 +139,13 @@ int shard_peek(int fd, struct shard_place *ret)
         return error;
     }
     peek->fd = fd;
-    peek->size = status.st_size > 0 ? (uint64_t)status.st_size : 0;
+    peek->size = status.st_size > 0 ? min_u64((uint64_t)status.st_size, GGUF_HEADER_MAX) : 0;
     uint64_t version, n_tensors, n;
     bool number = false;
     const uint8_t *magic = take(peek, 4);
     place.gguf = magic && memcmp(magic, "GGUF", 4) == 0;
     if (place.gguf && take_number(peek, 4, &version) && (version == 2 || version == 3) &&
-        take_number(peek, 8, &n_tensors) && take_number(peek, 8, &n) && n <= KEYS_MAX)
+        take_number(peek, 8, &n_tensors) && take_number(peek, 8, &n) && n <= GGUF_KV_MAX)
         for (uint64_t i = 0; i < n && !(number && place.count > 0 && place.tensors != UINT64_MAX); i++)
             if (!read_entry(peek, &place, &number))
                 break;
@@ -166,6 +155,19 @@ int shard_peek(int fd, struct shard_place *ret)
     if (error == 0)
         *ret = place;
     return error;
+}
+
+int shard_open_regular(const char *path)
+{
+    struct stat status;
+    /* O_NONBLOCK: opening a named pipe would wait until another process opens its other end. */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    if (fd < 0)
+        return -errno;
+    if (fstat(fd, &status) == 0 && S_ISREG(status.st_mode))
+        return fd;
+    close(fd);
+    return -EINVAL;
 }
 
 /* --- where the others are --- */

@@ -22,12 +22,15 @@ struct shard_place {
 };
 
 /* Reads that from the metadata of an open file; its position is neither used nor moved. Trusts nothing in the file, and
- * takes no memory for it. A file that is damaged says nothing. Returns 0 or the negative errno of pread() or fstat().
- */
+ * takes no memory for it. A file that is damaged says nothing; nor does what stands behind GGUF_HEADER_MAX bytes, so
+ * that no file takes long. Returns 0 or the negative errno of pread() or fstat(). */
 int shard_peek(int fd, struct shard_place *ret);
 
 /* Opens a regular file for reading: the descriptor, or a negative errno. */
 typedef int shard_open_fn(const char *path);
+
+/* A shard_open_fn for programs that open files for their own user. -EINVAL: there is something else than a file. */
+int shard_open_regular(const char *path);
 
 struct shard_paths {
     char **paths; /* in the order of their numbers */

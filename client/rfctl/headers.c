@@ -4,25 +4,10 @@
 #include "daemon/gguf/split.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-/* A shard_open_fn. */
-static int open_file(const char *path)
-{
-    struct stat status;
-    /* O_NONBLOCK: opening a named pipe would wait until another process writes to it. */
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-    if (fd < 0)
-        return -errno;
-    if (fstat(fd, &status) == 0 && S_ISREG(status.st_mode))
-        return fd;
-    close(fd);
-    return -EINVAL;
-}
 
 /* A model may have more files than programs may have open by default. */
 static void raise_descriptor_limit(void)
@@ -39,7 +24,7 @@ static int open_all(char *const *paths, size_t n, struct split_file *files, size
     uint64_t size = 0;
     for (*ret_n = 0; *ret_n < n; (*ret_n)++) {
         struct stat status;
-        int fd = open_file(paths[*ret_n]);
+        int fd = shard_open_regular(paths[*ret_n]);
         if (fd < 0 || fstat(fd, &status) < 0)
             return fd < 0 ? fd : -errno;
         files[*ret_n] = (struct split_file){fd, (uint64_t)status.st_size};
@@ -75,13 +60,13 @@ int headers_read(char *const *paths, size_t n, struct headers *ret, struct gguf_
     const char *first = paths[0];
     size_t file = 0;
     raise_descriptor_limit();
-    if (n == 1 && shards_find(first, true, open_file, &found) == 0 && found.n > 1) {
+    if (n == 1 && shards_find(first, true, shard_open_regular, &found) == 0 && found.n > 1) {
         paths = found.paths;
         n = found.n;
     }
     int r = read_paths(paths, n, &headers, ret_fault, &file);
     /* Which of them was named, not which comes first. */
-    int fd = r == 0 && n > 1 ? open_file(first) : -1;
+    int fd = r == 0 && n > 1 ? shard_open_regular(first) : -1;
     if (fd >= 0) {
         (void)shard_peek(fd, &headers.place);
         close(fd);

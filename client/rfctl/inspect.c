@@ -27,20 +27,7 @@ static cJSON *metadata_of(const struct gguf *file)
         cJSON_AddStringToObject(entry, "key", clean ? clean : "");
         free(clean);
         free(key);
-        cJSON_AddStringToObject(entry, "type", gguf_value_type_name(kv->element_type));
-        if (kv->type == GGUF_ARRAY)
-            cJSON_AddNumberToObject(entry, "count", (double)kv->count);
-        else
-            cJSON_AddNullToObject(entry, "count");
-        char *value = NULL;
-        bool cut = false;
-        if (gguf_kv_json(kv, GGUF_TOLD_ELEMENTS, GGUF_TOLD_STRING, &value, &cut) == 0)
-            cJSON_AddStringToObject(entry, "value", value);
-        free(value);
-        if (cut)
-            cJSON_AddTrueToObject(entry, "cut");
-        if (cut && kv->type == GGUF_STRING)
-            cJSON_AddNumberToObject(entry, "size", (double)(kv->data_size - GGUF_STRING_LENGTH));
+        (void)gguf_kv_describe(kv, entry);
         cJSON_AddItemToArray(array, entry);
     }
     return array;

@@ -1,5 +1,7 @@
 #include "client/rfctl/memory.h"
 
+#include "proto/array.h"
+
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,9 +20,10 @@ void *need_memory(size_t size)
     return needed(calloc(1, size > 0 ? size : 1));
 }
 
-void *need_more(void *memory, size_t n, size_t size)
+void need_room(void *pointer, size_t *capacity, size_t used, size_t element_size, size_t first)
 {
-    return needed(reallocarray(memory, n, size));
+    if (array_reserve(pointer, capacity, used, element_size, first) < 0)
+        (void)needed(NULL);
 }
 
 char *need_text(const char *format, ...)

@@ -6,8 +6,8 @@
 /* Allocates `size` bytes, all zero; the caller frees them. */
 void *need_memory(size_t size);
 
-/* As realloc(), to `n` elements of `size` bytes each. */
-void *need_more(void *memory, size_t n, size_t size);
+/* As array_reserve() of proto/array.h. */
+void need_room(void *pointer, size_t *capacity, size_t used, size_t element_size, size_t first);
 
 /* The text that snprintf() would write, in new memory; the caller frees it. */
 char *need_text(const char *format, ...) __attribute__((format(printf, 1, 2)));

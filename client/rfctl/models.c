@@ -8,6 +8,7 @@
 #include "client/rfctl/reply.h"
 #include "client/rfctl/rfctl.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -26,13 +27,31 @@ static int by_name(struct rfctl *ctl, const char *method, const char *verb, cons
     return status;
 }
 
-/* The model as it is in the reply to List; the caller deletes it. NULL: there is none, or List failed, which was
- * printed.
- */
+static int keep_model(void *context, const char *parameters, int continues, int *fds, size_t n_fds)
+{
+    (void)continues;
+    (void)fds;
+    (void)n_fds;
+    cJSON *reply = cJSON_Parse(parameters);
+    *(cJSON **)context = cJSON_DetachItemFromObjectCaseSensitive(reply, "model");
+    cJSON_Delete(reply);
+    return 0;
+}
+
+/* The model that the daemon means by this name; the caller deletes it. Several models may have the name, and it may be
+ * NAME#ID, so the daemon decides; but it shows no model that is still being loaded: such a model is looked for in its
+ * list. NULL: there is none, or List failed, which was printed. */
 static cJSON *look_up(struct rfctl *ctl, const char *name)
 {
     cJSON *reply = NULL, *found = NULL;
     const cJSON *model;
+    cJSON *parameters = ctl_name("name", name);
+    char *text = cJSON_PrintUnformatted(parameters);
+    cJSON_Delete(parameters);
+    const int r = text ? rf_call(ctl->client, "Show", text, 0, NULL, 0, keep_model, &found) : -ENOMEM;
+    cJSON_free(text);
+    if (r == 0 && found)
+        return found;
     if (ctl_ask(ctl, "List", NULL, "list models", &reply) != STATUS_DONE)
         return NULL;
     cJSON_ArrayForEach (model, reply_items(reply, "models")) {
@@ -159,8 +178,11 @@ static int told(void *context, const cJSON *reply, bool last)
         return 0;
     char bytes[FORMAT_SIZE];
     if (verification->mismatches == 0)
-        out_line("verified %s: %.0f tensors, %s, every bit as in the file", verification->name,
-                 reply_number(reply, "tensors", 0), format_bytes(bytes, reply_number(reply, "bytes", 0)));
+        out_line("verified %s: %.0f tensors, %s, every bit as in the file%s", verification->name,
+                 reply_number(reply, "tensors", 0), format_bytes(bytes, reply_number(reply, "bytes", 0)),
+                 cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(reply, "replaced"))
+                     ? " that was loaded; its path leads to another file now"
+                     : "");
     cJSON_ArrayForEach (mismatch, mismatches) {
         out_line("%s differs from byte %.0f on", reply_text(mismatch, "tensor"), reply_number(mismatch, "offset", 0));
     }

@@ -35,13 +35,17 @@ static void tell_room(const cJSON *reply, bool fits)
     free(names);
 }
 
-/* A sentence for an error that load would be answered with, though there is memory. */
+/* A sentence for an error that load would be answered with, other than that there is not enough memory. */
 static const char *why(const char *error)
 {
     if (strcmp(error, "io.rocmforge.NameInUse") == 0)
-        return "another model has this name; choose another with --name";
+        return "another model has this name; take another one with --name, or, if that model is yours, --replace";
     if (strcmp(error, "io.rocmforge.ModelBusy") == 0)
         return "it is being unloaded, and somebody still has it mapped";
+    if (strcmp(error, "io.rocmforge.PermissionDenied") == 0)
+        return "only who owns the file makes its model public";
+    if (strcmp(error, "io.rocmforge.LimitExceeded") == 0)
+        return "a limit is reached: of its names, of its users, or of what you may load; 'rfctl load' says which";
     return error;
 }
 
@@ -66,7 +70,7 @@ static int told(void *context, const cJSON *reply, bool last)
     }
     const char *error = reply_text(reply, "error");
     tell_room(reply, fits);
-    if (fits && error[0])
+    if (error[0] && strcmp(error, "io.rocmforge.OutOfDeviceMemory") != 0)
         out_line("cannot be loaded: %s", why(error));
     else if (fits && seconds >= 0)
         out_line("takes about %s, at the rate of the loads so far", format_seconds(took, seconds));

@@ -39,10 +39,7 @@ void table_free(struct table *table)
 
 void table_add(struct table *table, const char *format, ...)
 {
-    if (table->n_cells == table->capacity) {
-        table->capacity = table->capacity > 0 ? table->capacity * 2 : 64;
-        table->cells = need_more(table->cells, table->capacity, sizeof(*table->cells));
-    }
+    need_room(&table->cells, &table->capacity, table->n_cells, sizeof(*table->cells), 64);
     char *text = NULL;
     if (format) {
         va_list arguments;

@@ -112,6 +112,7 @@ static void print_devices(const cJSON *devices)
         {"OTHERS", TABLE_RIGHT},
         {"AVAILABLE", TABLE_RIGHT},
         {"LINK", TABLE_RIGHT},
+        {"EXPORT", 0},
         {"STATE", 0},
         {0},
     };
@@ -129,6 +130,7 @@ static void print_devices(const cJSON *devices)
         add_bytes(table, device, "others");
         add_bytes(table, device, "available");
         table_add(table, "%s", link < 0 ? "" : format_rate(rate, link));
+        table_add(table, "%s", reply_text(device, "export"));
         const char *note = cJSON_IsString(cJSON_GetObjectItemCaseSensitive(device, "noKernels")) ? "no kernels" : "";
         table_add(table, "%s", strcmp(state, "ready") == 0 ? note : state);
     }

@@ -4,10 +4,10 @@
 #pragma once
 
 #include "daemon/api/recheck.h"
-#include "daemon/api/verify.h"
 #include "daemon/base/core.h"
 #include "daemon/device/devices.h"
 #include "daemon/load/load.h"
+#include "daemon/load/verify.h"
 #include "daemon/memory/residency.h"
 #include "daemon/memory/survey.h"
 #include "daemon/model/registry.h"

@@ -6,8 +6,8 @@
  * thread only. */
 #pragma once
 
-#include "daemon/api/verify.h"
 #include "daemon/load/load.h"
+#include "daemon/load/verify.h"
 
 struct changes;
 

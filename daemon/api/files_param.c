@@ -53,9 +53,7 @@ void method_add_files(struct api *api, struct call *call)
     int r = session_add_files(call->conn, api->quota, fds, n, SOURCE_FILES_MAX - 1, &limit);
     if (r < 0) {
         call_fail(call, WIRE_LimitExceeded,
-                  r == -E2BIG    ? error_limit("files", SOURCE_FILES_MAX)
-                  : r == -EDQUOT ? error_limit(quota_name(QUOTA_FILES), limit)
-                                 : error_no_memory());
+                  r == -E2BIG ? error_limit("files", SOURCE_FILES_MAX) : error_quota(r, QUOTA_DESCRIPTORS, limit));
         return;
     }
     cJSON *reply = cJSON_CreateObject();

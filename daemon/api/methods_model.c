@@ -2,10 +2,9 @@
 #include "daemon/api/files_param.h"
 #include "daemon/api/load_param.h"
 #include "daemon/api/methods_list.h"
-#include "daemon/api/verify.h"
 #include "daemon/base/log.h"
-#include "daemon/base/trust.h"
 #include "daemon/load/load.h"
+#include "daemon/load/verify.h"
 #include "daemon/memory/residency.h"
 #include "daemon/session/attach.h"
 #include "daemon/session/describe.h"
@@ -30,11 +29,9 @@ static struct model *find_model(struct api *api, struct call *call, const struct
     return model;
 }
 
-/* The user who loaded a model may end it, and so may trusted users. */
 static bool may_end(const struct call *call, const struct model *model)
 {
-    uid_t uid = conn_uid(call->conn);
-    return uid == model->uid || trusted_user(uid);
+    return model_may_end(model, conn_uid(call->conn));
 }
 
 /* Initial value of the parameter "ttl": the client sent none. */
@@ -121,18 +118,24 @@ void method_load(struct api *api, struct call *call)
     forms_unref(request.forms);
 }
 
+struct name_and_deadline {
+    const char *name;
+    double deadline;
+};
+
+static const struct param name_and_deadline[] = {
+    {"name", PARAM_STRING, true, offsetof(struct name_and_deadline, name)},
+    {"deadline", PARAM_SECONDS, false, offsetof(struct name_and_deadline, deadline)},
+    {0},
+};
+
 static const struct param name_only[] = {{"name", PARAM_STRING, true, 0}, {0}};
 
 /* The user who gave the model this name may remove it, and so may users who may end the model. */
 static bool may_unname(const struct call *call, const struct model *model, const char *name)
 {
-    const struct model_name *own;
-    TAILQ_FOREACH(own, &model->names, link)
-    {
-        if (strcmp(own->text, name) == 0 && own->uid == conn_uid(call->conn))
-            return true;
-    }
-    return may_end(call, model);
+    const struct model_name *own = model_find_name(model, name);
+    return (own && own->uid == conn_uid(call->conn)) || may_end(call, model);
 }
 
 /* Removes this name, and answers, if the model has other names too. Returns false, and does nothing, if this is its
@@ -180,16 +183,8 @@ void method_unload(struct api *api, struct call *call)
 
 void method_cancel(struct api *api, struct call *call)
 {
-    struct parameters {
-        const char *name;
-        double deadline;
-    } p = {0};
-    static const struct param table[] = {
-        {"name", PARAM_STRING, true, offsetof(struct parameters, name)},
-        {"deadline", PARAM_SECONDS, false, offsetof(struct parameters, deadline)},
-        {0},
-    };
-    struct model *model = find_model(api, call, table, &p, &p.name);
+    struct name_and_deadline p = {0};
+    struct model *model = find_model(api, call, name_and_deadline, &p, &p.name);
     if (!model)
         return;
     call_set_deadline(call, p.deadline);
@@ -274,16 +269,8 @@ void method_detach(struct api *api, struct call *call)
 
 void method_verify(struct api *api, struct call *call)
 {
-    struct parameters {
-        const char *name;
-        double deadline;
-    } p = {0};
-    static const struct param table[] = {
-        {"name", PARAM_STRING, true, offsetof(struct parameters, name)},
-        {"deadline", PARAM_SECONDS, false, offsetof(struct parameters, deadline)},
-        {0},
-    };
-    struct model *model = find_model(api, call, table, &p, &p.name);
+    struct name_and_deadline p = {0};
+    struct model *model = find_model(api, call, name_and_deadline, &p, &p.name);
     if (!model || refuse_stopping(api, call))
         return;
     if (model_lost(model)) {

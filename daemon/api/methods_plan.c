@@ -5,7 +5,7 @@
 #include "daemon/api/methods_list.h"
 #include "daemon/base/worker.h"
 #include "daemon/load/failure.h"
-#include "daemon/load/load.h"
+#include "daemon/load/foresee.h"
 #include "daemon/load/steps.h"
 #include "daemon/memory/placement.h"
 #include "daemon/memory/residency.h"
@@ -44,6 +44,8 @@ static void planning_abandoned(struct call *call)
 {
     struct planning *planning = call->context;
     planning->call = NULL;
+    if (verify_drop(planning->api->verifies, planning))
+        planning_free(planning);
 }
 
 static void planning_work(uv_work_t *work)
@@ -61,7 +63,7 @@ static void planning_work(uv_work_t *work)
 /* The outcome that Load would have now. */
 struct outlook {
     enum load_verdict verdict;
-    const struct model *there; /* with LOAD_JOIN and LOAD_RESTORE: the model; else NULL */
+    const struct model *there; /* the model that the load would join, even if it is refused; NULL: none */
     const struct device *device;
     enum wire_error error; /* the error that Load would answer with; WIRE_OK: none */
     bool fits;             /* there is memory for it, even if `error` is another reason to fail */
@@ -92,7 +94,7 @@ static void foresee_memory(struct planning *planning, struct outlook *ret)
 {
     const struct api *api = planning->api;
     const struct load_job *job = &planning->job;
-    const bool restores = ret->verdict == LOAD_RESTORE;
+    const bool restores = ret->there;
     const struct device_set *among = &planning->request.among;
     uint64_t ahead[DEVICES_MAX];
     for (size_t i = 0; i < among->n; i++)
@@ -107,14 +109,18 @@ static void foresee_memory(struct planning *planning, struct outlook *ret)
         .ahead = device->queued,
     };
     ret->device = device;
-    if (!restores && !within_quota(planning, want.bytes + want.due)) {
-        ret->error = WIRE_LimitExceeded;
-        ret->shortage.available = device_available(device);
-        return;
-    }
     int r = admission_choose(api->residency->registry, &want, &ret->victims, &ret->n_victims, &ret->shortage);
     ret->no_memory = r == -ENOMEM;
     ret->error = error_of(r);
+    ret->fits = ret->error == WIRE_OK;
+    if (!restores && !within_quota(planning, want.bytes + want.due))
+        ret->error = WIRE_LimitExceeded; /* Load looks at this first */
+}
+
+/* True if the model is on its device, or on its way there: then no memory is needed. */
+static bool is_loaded(const struct model *model)
+{
+    return model && model->state != MODEL_CACHED && model->state != MODEL_SAVING;
 }
 
 static void foresee(struct planning *planning, struct outlook *ret)
@@ -123,21 +129,23 @@ static void foresee(struct planning *planning, struct outlook *ret)
     *ret = (struct outlook){0};
     ret->verdict = load_foresee(planning->api->loads, &planning->request, planning->job.source, planning->job.facts,
                                 planning->job.plan, &model);
-    if (ret->verdict == LOAD_JOIN || ret->verdict == LOAD_RESTORE)
+    if (ret->verdict != LOAD_QUEUED)
         ret->there = model;
-    if (ret->verdict == LOAD_JOIN || ret->verdict == LOAD_QUEUED) {
+    if (ret->verdict == LOAD_QUEUED || is_loaded(model)) {
         ret->device = model->device;
         ret->shortage.available = device_available(model->device);
         ret->error = ret->verdict == LOAD_QUEUED ? WIRE_OutOfDeviceMemory : WIRE_OK;
+        ret->fits = ret->error == WIRE_OK;
     } else
         foresee_memory(planning, ret);
-    ret->fits = ret->error == WIRE_OK;
     if (ret->verdict == LOAD_BUSY)
         ret->error = WIRE_ModelBusy;
     else if (ret->verdict == LOAD_TAKEN)
         ret->error = WIRE_NameInUse;
     else if (ret->verdict == LOAD_DENIED)
         ret->error = WIRE_PermissionDenied;
+    else if (ret->verdict == LOAD_LIMITED)
+        ret->error = WIRE_LimitExceeded;
     if (ret->error != WIRE_OK)
         ret->n_victims = 0; /* a load that fails evicts no model */
 }
@@ -199,7 +207,9 @@ static void planning_ends(struct planning *planning)
     struct call *call = planning->call;
     if (call) {
         call->abandoned = NULL;
-        if (planning->job.status < 0)
+        if (planning->api->core->stopping)
+            call_fail(call, WIRE_ShuttingDown, NULL);
+        else if (planning->job.status < 0)
             planning_fail(planning);
         else {
             struct outlook outlook;
@@ -224,7 +234,7 @@ static void planning_settle(struct planning *planning)
     const struct loads *loads = planning->api->loads;
     const struct load_job *job = &planning->job;
     struct model *model = NULL;
-    while (planning->call && job->status == 0 &&
+    while (planning->call && job->status == 0 && !planning->api->core->stopping &&
            (model = load_doubt(loads, &planning->request, job->source, job->facts, job->plan, planning->compared))) {
         planning->compared = model->id;
         if (model->load || model->state == MODEL_SAVING || model_departs(model))
@@ -318,8 +328,7 @@ void method_plan(struct api *api, struct call *call)
     int r = planning_new(api, call, &request, &planning, &limit);
     forms_unref(request.forms);
     if (r < 0) {
-        call_fail(call, WIRE_LimitExceeded,
-                  r == -EDQUOT ? error_limit(quota_name(QUOTA_PLANS), limit) : error_no_memory());
+        call_fail(call, WIRE_LimitExceeded, error_quota(r, QUOTA_PLANS, limit));
         return;
     }
     if (p.fds && !files_param_take(call, p.fds, p.added, planning->job.fds, &planning->job.n_fds)) {

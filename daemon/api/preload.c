@@ -121,7 +121,8 @@ static bool is_model(const struct preload *preload, int entry)
     const enum verdict verdict = preload->verdicts ? preload->verdicts[entry] : MODEL;
     const char *name = preload->entries[entry]->d_name;
     if (verdict == LATER_FILE)
-        log_info("preload: %s/%s comes with the first file of its model", preload->folder, name);
+        log_info("preload: %s/%s is a later file of a split model: it is loaded together with the first file",
+                 preload->folder, name);
     else if (verdict != MODEL)
         log_info("preload: %s/%s skipped: it is no %s", preload->folder, name,
                  verdict == NO_FILE ? "regular file" : "GGUF file");

@@ -2,8 +2,8 @@
 
 #include <assert.h>
 
-/* How long the loop polls without sleeping. Waking a thread on an idle processor takes 50 us and more, and a load has
- * three such steps one after the other before its first copy. They take less than this. */
+/* How long the loop polls without sleeping. It takes time to wake a thread on an idle processor, and a load has three
+ * such steps one after the other before its first copy (`rfctl load --trace` shows them). They take less than this. */
 #define VIGIL_NS 2000000u
 
 int core_init(struct core *core, uv_loop_t *loop)

@@ -3,7 +3,7 @@
 
 #include <stddef.h>
 
-/* Starts writing these bytes from the calling processor's caches back to memory, and does not wait. A GPU was measured
- * to read bytes that are only in a processor's own caches at a third of the rate. Uses CLWB on x86; does nothing on
+/* Starts writing these bytes from the calling processor's caches back to memory, and does not wait. A GPU reads
+ * bytes that are only in a processor's own caches more slowly than those in memory. Uses CLWB on x86; does nothing on
  * processors without it, and on other architectures. */
 void cpu_cache_write_back(const void *bytes, size_t n);

@@ -1,11 +1,14 @@
 #include "daemon/base/log.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -29,6 +32,38 @@ void log_set_level(enum log_level level)
     __atomic_store_n(&max_level, level, __ATOMIC_RELAXED);
 }
 
+static int output = STDERR_FILENO;
+static bool output_is_socket;
+static bool output_may_wait; /* look before each line */
+static unsigned dropped;     /* lines since the last one that was written */
+
+/* A file does not make its writer wait; others do. O_NONBLOCK would belong to every process that shares standard error,
+ * so a pipe or a terminal is opened once more, for this process alone. */
+static void output_open(const struct stat *st)
+{
+    output_is_socket = S_ISSOCK(st->st_mode);
+    if (!S_ISFIFO(st->st_mode) && !S_ISCHR(st->st_mode))
+        return;
+    int fd = open("/proc/self/fd/2", O_WRONLY | O_APPEND | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    if (fd >= 0)
+        output = fd;
+    else
+        output_may_wait = true;
+}
+
+/* One call for the line, so that lines of several threads do not mix. False: it was not accepted. */
+static bool output_write(const char *line, size_t size)
+{
+    if (output_is_socket)
+        return send(output, line, size, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0;
+    if (output_may_wait) {
+        struct pollfd pollfd = {.fd = output, .events = POLLOUT};
+        if (poll(&pollfd, 1, 0) != 1)
+            return false;
+    }
+    return write(output, line, size) >= 0;
+}
+
 /* JOURNAL_STREAM is DEVICE:INODE of the journal's stream. Programs inherit the variable, so it is compared with what
  * standard error really is. */
 void log_open(void)
@@ -36,8 +71,10 @@ void log_open(void)
     const char *text = getenv("JOURNAL_STREAM");
     unsigned long long device, inode;
     struct stat st;
-    journal = text && sscanf(text, "%llu:%llu", &device, &inode) == 2 && fstat(STDERR_FILENO, &st) == 0 &&
-              st.st_dev == device && st.st_ino == inode;
+    if (fstat(STDERR_FILENO, &st) < 0)
+        return;
+    journal = text && sscanf(text, "%llu:%llu", &device, &inode) == 2 && st.st_dev == device && st.st_ino == inode;
+    output_open(&st);
 }
 
 int log_level_parse(const char *name, enum log_level *ret)
@@ -55,17 +92,38 @@ static bool log_wanted(enum log_level level)
     return level <= __atomic_load_n(&max_level, __ATOMIC_RELAXED);
 }
 
+/* The beginning of a line, of `size` bytes. Returns its length. */
+static size_t log_prefix(enum log_level level, char *line, size_t size)
+{
+    if (journal)
+        return (size_t)snprintf(line, size, "<%d>", levels[level].priority);
+    return (size_t)snprintf(line, size, "rocmforged: %s: ", levels[level].name);
+}
+
+/* Writes a line, behind one about those that were dropped before. */
+static void log_put(const char *line, size_t size)
+{
+    const unsigned n = __atomic_exchange_n(&dropped, 0, __ATOMIC_RELAXED);
+    bool accepted = true;
+    if (n > 0) {
+        char text[LOG_LINE_MAX];
+        size_t length = log_prefix(LOG_LEVEL_WARNING, text, sizeof(text));
+        length += (size_t)snprintf(text + length, sizeof(text) - length,
+                                   "%u lines were dropped: standard error did not accept them\n", n);
+        accepted = output_write(text, length);
+        if (!accepted)
+            __atomic_fetch_add(&dropped, n, __ATOMIC_RELAXED);
+    }
+    if (!accepted || !output_write(line, size))
+        __atomic_fetch_add(&dropped, 1, __ATOMIC_RELAXED);
+}
+
 __attribute__((format(printf, 2, 0))) static void log_write_list(enum log_level level, const char *format,
                                                                  va_list arguments)
 {
     int saved_errno = errno;
     char line[LOG_LINE_MAX];
-    size_t prefix;
-    if (journal)
-        prefix = (size_t)snprintf(line, sizeof(line), "<%d>", levels[level].priority);
-    else
-        prefix = (size_t)snprintf(line, sizeof(line), "rocmforged: %s: ", levels[level].name);
-
+    const size_t prefix = log_prefix(level, line, sizeof(line));
     int n = vsnprintf(line + prefix, sizeof(line) - prefix - 1, format, arguments);
     size_t size = prefix;
     if (n > 0)
@@ -74,8 +132,7 @@ __attribute__((format(printf, 2, 0))) static void log_write_list(enum log_level 
         if ((unsigned char)line[i] < 0x20 || line[i] == 0x7f)
             line[i] = '?';
     line[size++] = '\n';
-    /* One write() for the line, so that lines of several threads do not mix. */
-    (void)!write(STDERR_FILENO, line, size);
+    log_put(line, size);
     errno = saved_errno;
 }
 

@@ -15,7 +15,10 @@ enum log_level {
     LOG_LEVEL_DEBUG,
 };
 
-/* Finds out whether the journal reads standard error. Before the first line. */
+/* Finds out what standard error is, and whether the journal reads it. Before the first line.
+ *
+ * Writing never waits: a line that a full pipe, a stopped terminal or a busy journal does not accept at once is
+ * dropped. The next line that is accepted comes behind one that says how many were dropped. */
 void log_open(void);
 
 /* Lines of higher levels are not written. The default is LOG_LEVEL_INFO. */

@@ -12,17 +12,19 @@ enum quota_kind {
     QUOTA_CONNECTIONS,
     QUOTA_LOADS, /* under way */
     QUOTA_LEASES,
-    QUOTA_VERIFIES, /* under way */
-    QUOTA_PLANS,    /* under way; each has a worker read a header */
-    QUOTA_REPLIES,  /* bytes of replies that wait for the user's clients */
-    QUOTA_FILES,    /* open for loads that were not asked for yet */
-    QUOTA_BYTES,    /* of the models that the user loaded, on all devices */
+    QUOTA_VERIFIES,    /* under way */
+    QUOTA_PLANS,       /* under way; each has a worker read a header */
+    QUOTA_MEMORY,      /* bytes of the daemon's heap: requests, calls under way, replies that wait */
+    QUOTA_DESCRIPTORS, /* received, and kept for a call or for a load that was not asked for yet */
+    QUOTA_BYTES,       /* of the models that the user loaded, on all devices */
     QUOTA_KINDS,
 };
 
-/* The most that one user may have of each. */
+/* The most that one user may have of each; and what all users together may have, of which one may take no more than
+ * stays free for the others. So users who come later find something, however many there are. */
 struct quota_limits {
     uint64_t most[QUOTA_KINDS];
+    uint64_t all[QUOTA_KINDS]; /* 0: as much as the users may have */
 };
 
 /* The defaults. --help prints the first three, and the manual pages have them; a test compares. */
@@ -32,20 +34,27 @@ struct quota_limits {
 /* These have no option: nobody needs more. */
 #define QUOTA_VERIFIES_DEFAULT    4
 #define QUOTA_PLANS_DEFAULT       4
-#define QUOTA_FILES_DEFAULT       8192
-#define QUOTA_REPLIES_DEFAULT_MIB 64
+#define QUOTA_DESCRIPTORS_DEFAULT 8192
+#define QUOTA_MEMORY_DEFAULT_MIB  64
+/* Of all users who are limited. The listener takes 1024 connections: the rest is for those who administer. */
+#define QUOTA_ALL_CONNECTIONS 960
+#define QUOTA_ALL_MEMORY_MIB  256
 
 #define QUOTA_DEFAULTS                                                                                                 \
-    ((struct quota_limits){{                                                                                           \
-        [QUOTA_CONNECTIONS] = QUOTA_CONNECTIONS_DEFAULT,                                                               \
-        [QUOTA_LOADS] = QUOTA_LOADS_DEFAULT,                                                                           \
-        [QUOTA_LEASES] = QUOTA_LEASES_DEFAULT,                                                                         \
-        [QUOTA_VERIFIES] = QUOTA_VERIFIES_DEFAULT,                                                                     \
-        [QUOTA_PLANS] = QUOTA_PLANS_DEFAULT,                                                                           \
-        [QUOTA_FILES] = QUOTA_FILES_DEFAULT,                                                                           \
-        [QUOTA_REPLIES] = (uint64_t)QUOTA_REPLIES_DEFAULT_MIB << 20,                                                   \
-        [QUOTA_BYTES] = UINT64_MAX,                                                                                    \
-    }})
+    ((struct quota_limits){                                                                                            \
+        .most =                                                                                                        \
+            {                                                                                                          \
+                [QUOTA_CONNECTIONS] = QUOTA_CONNECTIONS_DEFAULT,                                                       \
+                [QUOTA_LOADS] = QUOTA_LOADS_DEFAULT,                                                                   \
+                [QUOTA_LEASES] = QUOTA_LEASES_DEFAULT,                                                                 \
+                [QUOTA_VERIFIES] = QUOTA_VERIFIES_DEFAULT,                                                             \
+                [QUOTA_PLANS] = QUOTA_PLANS_DEFAULT,                                                                   \
+                [QUOTA_MEMORY] = (uint64_t)QUOTA_MEMORY_DEFAULT_MIB << 20,                                             \
+                [QUOTA_DESCRIPTORS] = QUOTA_DESCRIPTORS_DEFAULT,                                                       \
+                [QUOTA_BYTES] = UINT64_MAX,                                                                            \
+            },                                                                                                         \
+        .all = {[QUOTA_CONNECTIONS] = QUOTA_ALL_CONNECTIONS, [QUOTA_MEMORY] = (uint64_t)QUOTA_ALL_MEMORY_MIB << 20},   \
+    })
 
 struct quota;
 struct quota_user;
@@ -63,10 +72,16 @@ int quota_new(const struct quota_limits *limits, struct quota **ret);
 /* Every charge was returned. NULL is fine. */
 void quota_free(struct quota *quota);
 
-/* Charges a user. `amount` may be 0: for what grows later. Returns 0; -EDQUOT and the limit, if the user would have
+/* Charges a user. Returns 0; -EDQUOT and the limit, if the user would have
  * more than that; -ENOMEM. */
 int quota_take(struct quota *quota, uid_t uid, enum quota_kind kind, uint64_t amount, struct quota_charge *ret,
                uint64_t *ret_limit);
+
+/* The same for what grows later: there is no limit yet. -ENOMEM. */
+int quota_take_none(struct quota *quota, uid_t uid, enum quota_kind kind, struct quota_charge *ret);
+
+/* Whether all that the user has of this kind is within the limits. If not, *ret_limit is the limit. */
+bool quota_within(const struct quota_charge *charge, uint64_t *ret_limit);
 
 /* Whether the user may have `more` beside what all charges of this kind amount to. If not, *ret_limit is the limit. A
  * charge to nobody may always grow. */

@@ -125,6 +125,17 @@ int device_arena_new(struct device *device, uint64_t bytes, const struct extent 
     return r;
 }
 
+int device_arena_adopt(struct device *device, int fd, uint64_t bytes, struct arena **ret,
+                       struct device_export *ret_export, struct device_fault *ret_fault)
+{
+    move_begin(device);
+    int r = device->ops->arena_adopt(device, fd, bytes, ret, ret_export, ret_fault);
+    if (r == 0 && comes_at_once(device))
+        atomic_fetch_add(&device->taken, bytes);
+    move_end(device);
+    return r;
+}
+
 void device_arena_free(struct device *device, struct arena *arena, uint64_t bytes)
 {
     move_begin(device);

@@ -31,7 +31,14 @@ struct device_fault {
 enum export_kind {
     EXPORT_MEMFD, /* a sealed memfd */
     EXPORT_IPC,   /* a HIP or CUDA IPC memory handle: 64 bytes, which any process can open */
-    EXPORT_FD,    /* the descriptor of a shareable allocation */
+    EXPORT_FD,    /* the descriptor of a GPU's allocation, which clients map read-only */
+};
+
+/* Which of them the administrator asks for, where a device has a choice. */
+enum export_wish {
+    EXPORT_WISH_AUTO, /* EXPORT_FD if it works, else EXPORT_IPC */
+    EXPORT_WISH_FD,   /* a device on which EXPORT_FD does not work cannot be opened */
+    EXPORT_WISH_IPC,
 };
 
 /* Made once for each arena. The arena owns the descriptor and closes it when the arena is freed. */
@@ -123,6 +130,15 @@ struct device_ops {
      * device has finished all work on the arena. */
     int (*arena_seal)(struct arena *arena, struct device_fault *ret_fault);
 
+    /* worker. Makes an arena of the descriptor that a sealed arena was exported as, by a process that may have ended.
+     * `bytes`: what arena_new() was asked for then. What is put into such an arena fails; all else is as with others,
+     * but that it is exported and sealed already: *ret_export is its export. Takes the descriptor; after an error it
+     * stays the caller's. -ENOTSUP: the device exports no descriptors. -EPERM: the memory is not sealed, where that is
+     * possible. -EMSGSIZE: it is not so large, where the device can tell. Other errors: it is no such memory, or
+     * what arena_new() returns. */
+    int (*arena_adopt)(struct device *device, int fd, uint64_t bytes, struct arena **ret,
+                       struct device_export *ret_export, struct device_fault *ret_fault);
+
     /* worker. Copies bytes of the arena to `dst`. */
     int (*arena_read)(struct arena *arena, uint64_t offset, void *dst, size_t size, struct device_fault *ret_fault);
 
@@ -155,7 +171,8 @@ struct device {
     bool copies_async; /* put() returns at once, and the device copies from the slot asynchronously */
     uint64_t link;     /* measured rate of copies to the device, in bytes per second; 0: unknown */
     bool exports_leak; /* exported memory is not released when it is freed, only when the process ends */
-    char no_kernels[160]; /* why it has no kernels although it could; empty: it has, or it never has any */
+    char no_descriptors[160]; /* why it exports IPC handles although EXPORT_FD was tried; empty: it was not, or works */
+    char no_kernels[160];     /* why it has no kernels although it could; empty: it has, or it never has any */
 
     /* The daemon's part. Loop only, but for `budget`. */
     uint64_t budget; /* bytes that models may use; after the start any thread may read it */
@@ -193,6 +210,7 @@ struct device_config {
     unsigned link_copies;
     uint64_t link_bytes;  /* bytes of each of these copies; 0: the module chooses */
     uint64_t trial_bytes; /* bytes of the trial allocation for exports, at least two granules; 0: the module chooses */
+    enum export_wish export_wish;
 };
 
 /* A shared object exports one of these, with the name `rocmforge_device_module`. */
@@ -207,7 +225,7 @@ struct device_module {
     int (*open)(const struct device_config *config, struct device ***ret, struct device_fault *ret_fault);
 };
 
-#define DEVICE_ABI           9u
+#define DEVICE_ABI           11u
 #define DEVICE_MODULE_SYMBOL "rocmforge_device_module"
 
 extern const struct device_module device_host_module;
@@ -231,9 +249,12 @@ uint64_t device_others(const struct device *device);
  * worker, or another thread that may. Fails as memory_free() does. */
 int device_survey(struct device *device, uint64_t *ret, struct device_fault *ret_fault);
 
-/* arena_new() and arena_free(), for device_survey() to know of. bytes: as arena_new() was asked for. worker. */
+/* arena_new(), arena_adopt() and arena_free(), for device_survey() to know of. bytes: as arena_new() was asked for.
+ * worker. */
 int device_arena_new(struct device *device, uint64_t bytes, const struct extent *gaps, size_t n_gaps,
                      struct arena **ret, struct device_fault *ret_fault);
+int device_arena_adopt(struct device *device, int fd, uint64_t bytes, struct arena **ret,
+                       struct device_export *ret_export, struct device_fault *ret_fault);
 void device_arena_free(struct device *device, struct arena *arena, uint64_t bytes);
 
 /* "memfd", "ipc", "fd". Static. */

@@ -2,6 +2,7 @@
  *
  * It is not filled through a mapping, because then the kernel would clear each page first and take a page fault for it,
  * and F_SEAL_WRITE fails while a writable mapping exists. */
+#include "daemon/base/memory_file.h"
 #include "daemon/device/cgroup.h"
 #include "daemon/device/device.h"
 #include "proto/min.h"
@@ -13,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* A slot is small enough to stay in a core's cache between reading and writing; larger ones were not faster. One worker
@@ -87,9 +89,9 @@ static int host_arena_new(struct device *device, uint64_t bytes, const struct ex
         return device_fault_set(ret_fault, -ENOMEM, "malloc", ENOMEM, strerror(ENOMEM));
     arena->device = device;
     arena->written = 0;
-    arena->fd = memfd_create("rocmforge-model", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    arena->fd = memory_file_new("rocmforge-model");
     if (arena->fd < 0) {
-        int error = errno;
+        const int error = -arena->fd;
         free(arena);
         return device_fault_set(ret_fault, -error, "memfd_create", error, strerror(error));
     }
@@ -102,6 +104,41 @@ static int host_arena_new(struct device *device, uint64_t bytes, const struct ex
     }
     pthread_mutex_init(&arena->writing, NULL);
     *ret = arena;
+    return 0;
+}
+
+static int adopt_check(int fd, uint64_t bytes, struct stat *ret, struct device_fault *ret_fault)
+{
+    const int seals = F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+    const int has = fcntl(fd, F_GET_SEALS);
+    if (has < 0) /* no memory file, or no file at all */
+        return device_fault_set(ret_fault, -errno, "fcntl(F_GET_SEALS)", errno, strerror(errno));
+    if ((has & seals) != seals)
+        return device_fault_set(ret_fault, -EPERM, "fcntl(F_GET_SEALS)", 0, "the memory is not sealed");
+    if (fstat(fd, ret) < 0)
+        return device_fault_set(ret_fault, -errno, "fstat", errno, strerror(errno));
+    if ((uint64_t)ret->st_size != bytes)
+        return device_fault_set(ret_fault, -EMSGSIZE, "fstat", 0, "the memory has another size");
+    return 0;
+}
+
+static int host_arena_adopt(struct device *device, int fd, uint64_t bytes, struct arena **ret,
+                            struct device_export *ret_export, struct device_fault *ret_fault)
+{
+    struct stat status;
+    int r = adopt_check(fd, bytes, &status, ret_fault);
+    if (r < 0)
+        return r;
+    struct arena *arena = malloc(sizeof(*arena));
+    if (!arena)
+        return device_fault_set(ret_fault, -ENOMEM, "malloc", ENOMEM, strerror(ENOMEM));
+    arena->device = device;
+    arena->fd = fd;
+    arena->written = (uint64_t)status.st_blocks * 512;
+    atomic_fetch_add(&device->taken, arena->written);
+    pthread_mutex_init(&arena->writing, NULL);
+    *ret = arena;
+    *ret_export = (struct device_export){.fd = fd};
     return 0;
 }
 
@@ -158,9 +195,8 @@ static int host_arena_export(struct arena *arena, struct device_export *ret, str
 
 static int host_arena_seal(struct arena *arena, struct device_fault *ret_fault)
 {
-    if (fcntl(arena->fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
-        return device_fault_set(ret_fault, -errno, "fcntl(F_ADD_SEALS)", errno, strerror(errno));
-    return 0;
+    int r = memory_file_seal(arena->fd);
+    return r < 0 ? device_fault_set(ret_fault, r, "fcntl(F_ADD_SEALS)", -r, strerror(-r)) : 0;
 }
 
 static int host_arena_read(struct arena *arena, uint64_t offset, void *dst, size_t size, struct device_fault *ret_fault)
@@ -204,6 +240,7 @@ static const struct device_ops host_ops = {
     .slot_init = host_slot_init,
     .slot_fini = host_slot_fini,
     .arena_new = host_arena_new,
+    .arena_adopt = host_arena_adopt,
     .arena_free = host_arena_free,
     .put = host_put,
     .arena_export = host_arena_export,

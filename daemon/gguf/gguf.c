@@ -72,17 +72,6 @@ static int read_preamble(struct header_reader *r, struct gguf *model)
     return read_count(r, "keys", GGUF_KV_MAX, KV_BYTES_MIN, &model->n_kv);
 }
 
-/* Bytes of a value of fixed size; 0 for strings and arrays. */
-static size_t value_bytes(uint32_t type)
-{
-    static const uint8_t bytes[GGUF_VALUE_TYPE_COUNT] = {
-        [GGUF_U8] = 1,  [GGUF_I8] = 1,  [GGUF_U16] = 2,  [GGUF_I16] = 2, [GGUF_U32] = 4, [GGUF_I32] = 4,
-        [GGUF_F32] = 4, [GGUF_U64] = 8, [GGUF_BOOL] = 1, [GGUF_I64] = 8, [GGUF_F64] = 8,
-    };
-
-    return bytes[type];
-}
-
 static int take_value_type(struct header_reader *r, enum gguf_value_type *ret)
 {
     uint64_t field = r->pos;
@@ -99,7 +88,7 @@ static int take_value_type(struct header_reader *r, enum gguf_value_type *ret)
 
 static int take_scalar(struct header_reader *r, enum gguf_value_type type)
 {
-    size_t size = value_bytes(type);
+    size_t size = gguf_scalar_bytes(type);
     int error = header_ensure(r, size, r->pos);
 
     if (error)
@@ -114,7 +103,9 @@ static int take_array(struct header_reader *r, unsigned depth, struct gguf_kv *k
 static int take_elements(struct header_reader *r, unsigned depth, enum gguf_value_type type, uint64_t count,
                          uint64_t field)
 {
-    size_t each = type == GGUF_STRING ? 8 : type == GGUF_ARRAY ? ARRAY_BYTES_MIN : value_bytes(type);
+    size_t each = type == GGUF_STRING  ? GGUF_STRING_LENGTH
+                  : type == GGUF_ARRAY ? ARRAY_BYTES_MIN
+                                       : gguf_scalar_bytes(type);
 
     if (count > (r->file_size - r->pos) / each)
         return header_refuse(r, field, "an array of %" PRIu64 " elements reaches past the end of the file", count);

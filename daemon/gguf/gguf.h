@@ -15,41 +15,20 @@
 
 #include "daemon/gguf/fault.h"
 #include "kernels/types.h"
+#include "proto/gguf_value.h"
 
+#include <cjson/cJSON.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-/* Bounds. Real models stay far below them. */
+/* Bounds, and those of proto/gguf_value.h. Real models stay far below them. */
 #define GGUF_TENSORS_MAX (1u << 16)
-#define GGUF_KV_MAX      (1u << 16)
 #define GGUF_NAME_MAX    4095u  /* bytes of a tensor's name */
 #define GGUF_KEY_MAX     65535u /* bytes of a key */
 #define GGUF_DIMS_MAX    8u     /* of a tensor */
 #define GGUF_TYPE_MAX    65535u /* a larger type number in a tensor info is refused */
 #define GGUF_FOREIGN_MAX 64u    /* different types without a known block size, in one model */
-#define GGUF_NESTING_MAX 8u     /* arrays in arrays */
-
-/* The numbers are those that the file uses. */
-enum gguf_value_type {
-    GGUF_U8,
-    GGUF_I8,
-    GGUF_U16,
-    GGUF_I16,
-    GGUF_U32,
-    GGUF_I32,
-    GGUF_F32,
-    GGUF_BOOL,
-    GGUF_STRING,
-    GGUF_ARRAY,
-    GGUF_U64,
-    GGUF_I64,
-    GGUF_F64,
-    GGUF_VALUE_TYPE_COUNT,
-};
-
-/* Bytes of a string's length, which precedes the string in the file. */
-#define GGUF_STRING_LENGTH 8u
 
 /* Bytes as they are in the file: without a NUL at the end, and not always valid UTF-8. */
 struct gguf_string {
@@ -116,7 +95,7 @@ int gguf_read(int fd, uint64_t file_size, struct gguf **ret, struct gguf_fault *
  * bytes. The headers of all files together may have GGUF_HEADER_MAX. */
 int gguf_read_within(int fd, uint64_t file_size, uint64_t most, struct gguf **ret, struct gguf_fault *ret_fault);
 
-/* Allocates memory for the next header in advance. Then the header is read in half the time. Any thread; best called
+/* Allocates memory for the next header in advance, so that reading the header takes less time. Any thread; best called
  * when no client waits. */
 void gguf_prepare(void);
 
@@ -164,3 +143,7 @@ int gguf_kv_json(const struct gguf_kv *kv, size_t max_elements, size_t max_strin
 /* The limits for gguf_kv_json() where a value is shown to people. */
 #define GGUF_TOLD_ELEMENTS 16u
 #define GGUF_TOLD_STRING   4096u
+
+/* Adds to an entry of Show, or of rfctl inspect, what the value is: "type", "count", "value", and whether it was cut to
+ * these limits. -ENOMEM. */
+int gguf_kv_describe(const struct gguf_kv *kv, cJSON *entry);

@@ -195,30 +195,11 @@ static void write_string(struct json_writer *w, const char *bytes, size_t size)
     fputc('"', w->out);
 }
 
-static size_t scalar_bytes(enum gguf_value_type type)
-{
-    switch (type) {
-    case GGUF_U8:
-    case GGUF_I8:
-    case GGUF_BOOL:
-        return 1;
-    case GGUF_U16:
-    case GGUF_I16:
-        return 2;
-    case GGUF_U32:
-    case GGUF_I32:
-    case GGUF_F32:
-        return 4;
-    default:
-        return 8;
-    }
-}
-
 /* The end of `count` elements that begin at `data`. */
 static const uint8_t *elements_end(enum gguf_value_type type, uint64_t count, const uint8_t *data)
 {
     if (type != GGUF_STRING && type != GGUF_ARRAY)
-        return data + count * scalar_bytes(type);
+        return data + count * gguf_scalar_bytes(type);
     for (uint64_t i = 0; i < count; i++)
         data = type == GGUF_STRING ? data + 8 + load(data, 8)
                                    : elements_end((enum gguf_value_type)load(data, 4), load(data + 4, 8), data + 12);
@@ -255,7 +236,7 @@ static const uint8_t *write_element(struct json_writer *w, enum gguf_value_type 
         else
             fprintf(w->out, "%" PRIu64, value);
     }
-    return data + scalar_bytes(type);
+    return data + gguf_scalar_bytes(type);
 }
 
 static const uint8_t *write_array(struct json_writer *w, enum gguf_value_type type, uint64_t count, const uint8_t *data)
@@ -294,5 +275,26 @@ int gguf_kv_json(const struct gguf_kv *kv, size_t max_elements, size_t max_strin
     *ret = text;
     if (ret_cut)
         *ret_cut = writer.cut;
+    return 0;
+}
+
+int gguf_kv_describe(const struct gguf_kv *kv, cJSON *entry)
+{
+    char *value;
+    bool cut;
+    cJSON_AddStringToObject(entry, "type", gguf_value_type_name(kv->element_type));
+    if (kv->type == GGUF_ARRAY)
+        cJSON_AddNumberToObject(entry, "count", (double)kv->count);
+    else
+        cJSON_AddNullToObject(entry, "count");
+    int r = gguf_kv_json(kv, GGUF_TOLD_ELEMENTS, GGUF_TOLD_STRING, &value, &cut);
+    if (r < 0)
+        return r;
+    cJSON_AddStringToObject(entry, "value", value);
+    free(value);
+    if (cut)
+        cJSON_AddTrueToObject(entry, "cut");
+    if (cut && kv->type == GGUF_STRING)
+        cJSON_AddNumberToObject(entry, "size", (double)(kv->data_size - GGUF_STRING_LENGTH));
     return 0;
 }

@@ -1,5 +1,6 @@
 #include "daemon/gguf/header_reader.h"
 
+#include "proto/gguf_value.h"
 #include "proto/min.h"
 
 #include <errno.h>

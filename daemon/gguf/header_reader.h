@@ -35,7 +35,7 @@ int header_refuse(struct header_reader *r, uint64_t offset, const char *format, 
     __attribute__((format(printf, 3, 4)));
 
 /* Allocates a first buffer for the next reader in advance, unless there is one. Else the kernel would have to find its
- * pages while the header is read, which takes half of the reading time. Any thread. */
+ * pages while the header is read, which takes much of the reading time. Any thread. */
 void header_prepare(void);
 
 /* Reads until the buffer has `size` bytes after the position. `field` is the offset for the fault if the file has fewer

@@ -1,4 +1,5 @@
 #include "daemon/base/log.h"
+#include "daemon/load/naming.h"
 #include "daemon/load/states.h"
 #include "daemon/memory/residency.h"
 #include "daemon/session/attach.h"
@@ -130,11 +131,12 @@ void load_succeed(struct load *load)
                model->name, model->id, (unsigned)load->request.uid, model->device->id, model->plan->arena_bytes,
                (double)load->phases.total_ns / 1e9, model->source->size, path_of(model));
     events_emit(load->loads->events, "resident", model, NULL);
-    load_switch(load);
+    naming_switch(load, model);
     if (load->request.done)
         load->request.done(load->request.context, model, NULL);
     waiters_reply(load);
-    residency_idle(load->loads->residency, model);
+    if (!load->restores || !naming_retire(load->loads, model))
+        residency_idle(load->loads->residency, model);
     loads_retry(load->loads); /* another load may wait to compare this model with its file */
 }
 
@@ -159,8 +161,10 @@ void load_give_up(struct load *load)
         events_emit(loads->events, load->failure.error == WIRE_Cancelled ? "cancelled" : "failed", model, text);
         load->model = NULL; /* what follows may serve other loads, which may drop the cached model */
         if (load->restores) {
+            model->takes[0] = '\0';
             model_move(model, MODEL_CACHED);
-            residency_idle(loads->residency, model);
+            if (!naming_retire(loads, model))
+                residency_idle(loads->residency, model);
         } else
             registry_remove(loads->registry, model);
         loads_retry(loads);

@@ -1,4 +1,5 @@
 #include "daemon/load/states.h"
+#include "daemon/load/verify.h"
 #include "daemon/session/events.h"
 
 struct registry_query load_query(const struct load_request *request, const struct source *source,
@@ -17,7 +18,7 @@ struct registry_query load_query(const struct load_request *request, const struc
 
 bool load_may_end(const struct load_request *request, const struct model *model)
 {
-    return request->trusted || request->uid == model->uid;
+    return model_may_end(model, request->uid);
 }
 
 struct model *load_doubt(const struct loads *loads, const struct load_request *request, const struct source *source,
@@ -40,10 +41,9 @@ struct model *load_queued_before(const struct loads *loads, const struct registr
 void load_doubt_ends(const struct loads *loads, uint64_t id, bool same)
 {
     struct model *model = registry_find_id(loads->registry, id);
-    if (!model || same || model->changed)
-        return;
-    model->changed = true;
-    events_emit(loads->events, "changed", model, NULL);
+    /* Stopping ends comparisons that have found nothing yet. */
+    if (model && !same && !loads->core->stopping)
+        events_changed(loads->events, model);
 }
 
 void load_note_changes(const struct loads *loads, const struct load_request *request, const struct source *source,
@@ -53,10 +53,8 @@ void load_note_changes(const struct loads *loads, const struct load_request *req
     struct model *model;
     TAILQ_FOREACH(model, &loads->registry->models, link)
     {
-        if (!model->changed && registry_same_path(model, &query) && !source_same_sizes(source, model->source)) {
-            model->changed = true;
-            events_emit(loads->events, "changed", model, NULL);
-        }
+        if (registry_same_path(model, &query) && !source_same_sizes(source, model->source))
+            events_changed(loads->events, model);
     }
 }
 
@@ -80,12 +78,18 @@ bool load_settle(struct load *load)
         return true;
     }
     load->compared = model->id;
-    if (model->state != MODEL_RESIDENT || !loads->compare ||
-        loads->compare(loads->compare_context, model, job->source, load_may_end(&load->request, model), load_compared,
-                       load) < 0) {
+    if (model->state != MODEL_RESIDENT ||
+        verify_compare(loads->verifies, model, job->source, load_may_end(&load->request, model), load_compared, load) <
+            0) {
         load_doubt_ends(loads, model->id, false);
         return load_settle(load);
     }
     load->in_job = true;
     return true;
+}
+
+void load_drop_comparison(struct load *load)
+{
+    if (load->in_job && verify_drop(load->loads->verifies, load))
+        load->in_job = false;
 }

@@ -45,9 +45,7 @@ static void load_account(struct load *load, const struct fill *fill)
     } else if (fill->of_file)
         failure_set_file(&load->failure, fill->status, &fill->fault, load->model->source->path);
     else if (fill->status == -ENOMEM)
-        failure_set(&load->failure, WIRE_OutOfDeviceMemory,
-                    describe_out_of_memory(load->device, load->model->plan->arena_bytes, device_available(load->device),
-                                           admission_evictable(load->loads->residency->registry, load->device)));
+        load_fail_out_of_memory(load, load->model, device_available(load->device));
     else
         load_fail_device(load, fill->status, &fill->fault);
 }

@@ -1,4 +1,4 @@
-#include "daemon/base/log.h"
+#include "daemon/load/naming.h"
 #include "daemon/load/states.h"
 #include "daemon/memory/placement.h"
 #include "daemon/memory/residency.h"
@@ -8,29 +8,23 @@
 #include "daemon/wire/errors.h"
 
 #include <errno.h>
-#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-enum name_verdict {
-    NAME_FREE,
-    NAME_SOON_FREE, /* its model will be gone or cached soon */
-    NAME_REPLACED,  /* its model loses it when the new model is resident */
-    NAME_BUSY,      /* a model of the same file has it, and is draining or lost */
-    NAME_TAKEN,     /* another model has it, and keeps it */
-};
+/* The model gets the facts about its files that this load has read. A client may pass a file whose folders the daemon
+ * cannot find: such facts do not replace facts with folders. */
+static void load_tell_facts(const struct load *load, struct model *model)
+{
+    struct access_facts *facts = load->job.facts;
+    if (facts && (facts->placed || !model->facts || !model->facts->placed))
+        model_set_facts(model, access_facts_ref(facts));
+}
 
 /* Applies the request to a model that is there already. Only the model's user and trusted users may change its pin and
  * its time to live. */
 static void load_adjust(struct load *load, struct model *model)
 {
-    /* A client may pass a file whose folders the daemon cannot find. Such facts do not replace facts with folders. */
-    const bool less = load->job.facts && !load->job.facts->placed && model->facts && model->facts->placed;
-    if (load->job.facts && !less) {
-        model_set_facts(model, load->job.facts);
-        load->job.facts = NULL;
-    }
     if (load->request.access == ACCESS_PUBLIC)
         model->access = ACCESS_PUBLIC; /* allowed: see may_publish_joined() */
     if (!load->request.trusted && load->request.uid != model->uid)
@@ -43,6 +37,7 @@ static void load_adjust(struct load *load, struct model *model)
 void load_begin_restore(struct load *load, struct model *model)
 {
     load_adjust(load, model);
+    load_job_forget(&load->job); /* the model has its own; these would be in no ledger */
     load->restores = true;
     load->model = model;
     load->device = load->job.device = model->device;
@@ -128,137 +123,15 @@ static struct model *load_new_model(struct load *load, const char *name)
     return model;
 }
 
-/* True if this load would make the same model: of the same files, in the same forms, for the same users. */
-static bool load_wants_same(const struct load *load, const struct model *model)
+bool load_wants_same(const struct load *load, const struct model *model)
 {
     const struct load_request *request = &load->request;
-    const bool private = request->access == ACCESS_PRIVATE;
-    return model_same_forms(model, request->forms, load->job.plan) && private == (model->access == ACCESS_PRIVATE) &&
-           (!private || model->uid == request->uid) && source_equal(model->source, load->job.source);
+    const uid_t *owner = request->access == ACCESS_PRIVATE ? &request->uid : NULL;
+    return model_joinable(model, owner) && model_same_forms(model, request->forms, load->job.plan) &&
+           source_equal(model->source, load->job.source);
 }
 
-/* Unloads models whose device was lost, if nobody uses them, and they have this name or are of this load's file. They
- * have nothing left to keep. They are gone soon, not at once. */
-static void load_clear_lost(const struct load *load, const char *name)
-{
-    struct model *model;
-    TAILQ_FOREACH(model, &load->loads->registry->models, link)
-    {
-        if (model->state == MODEL_FAILED && !model_in_use(model) &&
-            ((model_has_name(model, name) && model_sight(model, load->request.peer) >= SIGHT_READER) ||
-             load_wants_same(load, model)))
-            residency_unload(load->loads->residency, model, NULL);
-    }
-}
-
-/* True if a cached model may be dropped to reuse its name: by its user or a trusted user, unless it is pinned; by
- * anybody if its device is lost, for then it cannot be loaded again. Nobody uses a cached model. */
-static bool load_may_forget(const struct load *load, const struct model *model)
-{
-    if (model->state != MODEL_CACHED)
-        return false;
-    return model->device->failed || (!model->pinned && (load->request.trusted || load->request.uid == model->uid));
-}
-
-/* True if the model was loaded from the path that this load reads. */
-static bool is_same_path(const struct load *load, const struct model *model)
-{
-    const char *now = load->job.source->path;
-    if (load->request.path && model->origin && strcmp(model->origin, load->request.path) == 0)
-        return true;
-    return now && model->source->path && strcmp(model->source->path, now) == 0;
-}
-
-/* True if the model may lose its name to this load's model, and drain, when this load's model is resident. */
-static bool load_may_replace(const struct load *load, const struct model *model)
-{
-    const struct load_request *request = &load->request;
-    if (model->load || model->takes[0] || (!request->trusted && request->uid != model->uid))
-        return false;
-    if (request->replace == REPLACE_NAME)
-        return true;
-    if (request->replace == REPLACE_FILE)
-        return request->uid == model->uid && is_same_path(load, model);
-    return model->changed && is_same_path(load, model) && !model_in_use(model) && !model->pinned;
-}
-
-/* Decides whether this load may have the name that `model` has. NULL: no model has the name. */
-static enum name_verdict judge_name(const struct load *load, const struct model *model)
-{
-    if (!model || load_may_forget(load, model))
-        return NAME_FREE;
-    if (model_departs(model) || model->state == MODEL_SAVING)
-        return NAME_SOON_FREE;
-    if ((model->state == MODEL_DRAINING || model->state == MODEL_FAILED) && load_wants_same(load, model))
-        return NAME_BUSY;
-    return load_may_replace(load, model) ? NAME_REPLACED : NAME_TAKEN;
-}
-
-/* Frees the name for this load's model. Returns false if the load must wait for the name (blocked), or failed. */
-static bool load_free_name(struct load *load, const char *name)
-{
-    struct model *model = registry_holder(load->loads->registry, name, load->request.peer);
-    load->replaces = 0;
-    switch (judge_name(load, model)) {
-    case NAME_FREE:
-        if (model)
-            residency_forget(load->loads->residency, model);
-        return true;
-    case NAME_REPLACED:
-        if (registry_taker(load->loads->registry, name, load->request.peer)) {
-            load->blocked = true; /* and then that is the one to replace, unless its load fails */
-            return false;
-        }
-        load->replaces = model->id;
-        return true;
-    case NAME_SOON_FREE:
-        load->blocked = true;
-        break;
-    case NAME_BUSY:
-        failure_set(&load->failure, WIRE_ModelBusy, describe_busy(model));
-        break;
-    case NAME_TAKEN:
-        failure_set(&load->failure, WIRE_NameInUse, error_name(name));
-        break;
-    }
-    return false;
-}
-
-/* Gives the model the name that it takes from another. The other model loses this name; it loses all its names if its
- * file has changed, or if both requests had the same path. If it has no name left, it is drained, unloaded or
- * dropped. */
-static void load_take_names(struct load *load, struct model *model)
-{
-    struct loads *loads = load->loads;
-    struct model *other = load->replaces ? registry_find_id(loads->registry, load->replaces) : NULL;
-    const bool all =
-        other && (other->changed || (other->origin && model->origin && strcmp(other->origin, model->origin) == 0));
-    const int r = registry_take_names(loads->registry, other, model, all);
-    if (r < 0)
-        log_warning("model=%s id=%" PRIu64 " has no name: %s", model->name, model->id, strerror(-r));
-    events_emit(loads->events, "renamed", model, NULL);
-    if (!other)
-        return;
-    events_emit(loads->events, "renamed", other, NULL);
-    if (!model_nameless(other))
-        return;
-    log_client(LOG_LEVEL_INFO, "model=%s id=%" PRIu64 " is replaced by id=%" PRIu64, other->name, other->id, model->id);
-    if (other->state == MODEL_CACHED)
-        residency_forget(loads->residency, other);
-    else if (other->state == MODEL_RESIDENT && model_in_use(other))
-        residency_drain(loads->residency, other, 0);
-    else if (other->state == MODEL_RESIDENT)
-        residency_unload(loads->residency, other, NULL);
-}
-
-void load_switch(struct load *load)
-{
-    if (load->model->takes[0])
-        load_take_names(load, load->model);
-}
-
-/* Only who owns the files, or rules the machine or the daemon, may have everybody see what is in them. */
-static bool may_publish(const struct load_request *request, const struct access_facts *facts)
+bool load_may_publish(const struct load_request *request, const struct access_facts *facts)
 {
     return request->access != ACCESS_PUBLIC || request->trusted || access_owns(facts, request->uid);
 }
@@ -275,33 +148,56 @@ static bool may_publish_joined(const struct load_request *request, const struct 
            access_owns(model->facts, request->uid);
 }
 
+enum load_verdict load_verdict_of(const struct naming *naming, enum load_verdict verdict)
+{
+    switch (naming->verdict) {
+    case NAME_BUSY:
+        return LOAD_BUSY;
+    case NAME_TAKEN:
+        return LOAD_TAKEN;
+    case NAME_TOO_MANY:
+        return LOAD_LIMITED;
+    case NAME_FREE:
+    case NAME_SOON_FREE:
+    case NAME_REPLACED:
+        break;
+    }
+    return verdict;
+}
+
+enum load_verdict load_judge_join(const struct load *load, const struct model *model, struct naming *ret)
+{
+    const struct load_request *request = &load->request;
+    naming_judge(load, request->name, model, ret);
+    if (!may_publish_joined(request, model))
+        return LOAD_DENIED;
+    return load_verdict_of(ret, model_may_admit(model, request->peer) < 0 ? LOAD_LIMITED : LOAD_JOIN);
+}
+
 /* A model that is there already gets the name that was asked for, beside those that it has, and is seen from now on by
- * whoever asked. Returns false if the name has to be waited for, or something cannot be. */
+ * whoever asked. Returns false if the load has to wait, or something cannot be. */
 static bool load_enter(struct load *load, struct model *model)
 {
     const char *name = load->request.name;
-    const bool is_new = name && !model_has_name(model, name) && strcmp(model->takes, name) != 0;
-    if (is_new && !load_free_name(load, name))
+    struct naming naming;
+    if (name)
+        naming_clear_lost(load, name);
+    const enum load_verdict verdict = load_judge_join(load, model, &naming);
+    if (verdict == LOAD_DENIED) {
+        load_fail_publish(load);
         return false;
-    int r = model_admit(model, load->request.peer);
-    if (r == -EMLINK) {
+    }
+    if (verdict == LOAD_LIMITED && naming.verdict != NAME_TOO_MANY) {
         failure_set(&load->failure, WIRE_LimitExceeded, error_limit("guests", MODEL_GUESTS_MAX));
         return false;
     }
-    if (r == 0 && is_new && load->replaces) {
-        strcpy(model->takes, name);
-        load_take_names(load, model);
-    } else if (r == 0 && is_new)
-        r = registry_name(load->loads->registry, model, name, load->request.uid);
-    if (r == -EMLINK)
-        failure_set(&load->failure, WIRE_LimitExceeded, error_limit("names", MODEL_NAMES_MAX));
-    else if (r == -EDQUOT)
-        failure_set(&load->failure, WIRE_LimitExceeded, error_limit("names", MODEL_GIVEN_MAX));
-    else if (r < 0)
+    if (!naming_prepare(load, name, model, &naming))
+        return false;
+    if (model_admit(model, load->request.peer) < 0 || (naming.is_new && naming_give(load, name, model) < 0)) {
         load_fail_memory(load);
-    else if (is_new)
-        events_emit(load->loads->events, "renamed", model, NULL);
-    return r == 0;
+        return false;
+    }
+    return true;
 }
 
 /* Goes on with a model that is there already, or waits for it. Returns true if the load joined it, and was freed. */
@@ -311,10 +207,7 @@ static bool load_take_same(struct load *load, struct model *model)
         load->blocked = true;
         return false;
     }
-    if (!may_publish_joined(&load->request, model)) {
-        load_fail_publish(load);
-        return false;
-    }
+    load_tell_facts(load, model); /* before it is decided whether who asks is a guest */
     if (!load_enter(load, model))
         return false;
     if (model->state != MODEL_CACHED) {
@@ -337,91 +230,28 @@ static bool load_saved(struct load *load)
     return load_take_same(load, model);
 }
 
-/* Makes the load's model, with the name in the request or one derived from the file's. NULL if the load must wait for
- * the name (blocked), or failed. */
+void load_name(const struct load *load, char ret[MODEL_NAME_MAX + 1])
+{
+    if (load->request.name)
+        strcpy(ret, load->request.name);
+    else
+        model_name_derive(load->job.source->path, ret);
+}
+
+/* Makes the load's model, and chooses its name. NULL if the load must wait for the name (blocked), or failed. */
 static struct model *load_take_name(struct load *load)
 {
-    char derived[MODEL_NAME_MAX + 1];
-    if (!load->request.name)
-        model_name_derive(load->job.source->path, derived);
-    const char *name = load->request.name ? load->request.name : derived;
-    load_clear_lost(load, name);
-    if (!load_free_name(load, name))
+    char name[MODEL_NAME_MAX + 1];
+    struct naming naming;
+    load_name(load, name);
+    naming_clear_lost(load, name);
+    naming_judge(load, name, NULL, &naming);
+    if (!naming_prepare(load, name, NULL, &naming))
         return NULL;
     struct model *model = load_new_model(load, name);
     if (!model)
         load_fail_memory(load);
     return model;
-}
-
-/* Whether a model that is there may have the name that was asked for as well. */
-static enum load_verdict foresee_joined(const struct load *load, struct model *model, enum load_verdict verdict,
-                                        struct model **ret_model)
-{
-    if (!may_publish_joined(&load->request, model))
-        return LOAD_DENIED;
-    const char *name = load->request.name;
-    struct model *holder =
-        !name || model_has_name(model, name) ? NULL : registry_holder(load->loads->registry, name, load->request.peer);
-    *ret_model = holder;
-    switch (judge_name(load, holder)) {
-    case NAME_BUSY:
-        return LOAD_BUSY;
-    case NAME_TAKEN:
-        return LOAD_TAKEN;
-    case NAME_FREE:
-    case NAME_REPLACED:
-    case NAME_SOON_FREE:
-        break;
-    }
-    *ret_model = model;
-    return verdict;
-}
-
-enum load_verdict load_foresee(struct loads *loads, const struct load_request *request, struct source *source,
-                               const struct access_facts *facts, struct plan *plan, struct model **ret_model)
-{
-    struct load load = {.loads = loads, .request = *request, .job = {.source = source}};
-    *ret_model = NULL;
-    if (!may_publish(request, facts))
-        return LOAD_DENIED;
-    char derived[MODEL_NAME_MAX + 1];
-    if (!request->name)
-        model_name_derive(source->path, derived);
-    /* Load has a plan at this point only if there are models that were asked for in other words: see load_compares().
-     */
-    struct registry_query query = load_query(request, source, facts, NULL);
-    struct model *model = registry_find_source(loads->registry, &query);
-    if (!model && registry_find_other(loads->registry, &query, false)) {
-        load.job.plan = plan;
-        query.plan = plan;
-        model = registry_find_source(loads->registry, &query);
-    }
-    *ret_model = load_queued_before(loads, &query);
-    if (*ret_model)
-        return LOAD_QUEUED;
-    *ret_model = model;
-    if (model && (model->state == MODEL_CACHED || model->state == MODEL_SAVING))
-        return foresee_joined(&load, model, LOAD_RESTORE, ret_model);
-    if (model && !model_departs(model))
-        return foresee_joined(&load, model, LOAD_JOIN, ret_model);
-    model = registry_holder(loads->registry, request->name ? request->name : derived, request->peer);
-    *ret_model = NULL;
-    if (model && model->state == MODEL_FAILED && !model_in_use(model))
-        return LOAD_NEW; /* load_clear_lost() would unload it */
-    *ret_model = model;
-    switch (judge_name(&load, model)) {
-    case NAME_BUSY:
-        return LOAD_BUSY;
-    case NAME_TAKEN:
-        return LOAD_TAKEN;
-    case NAME_FREE:
-    case NAME_REPLACED:
-    case NAME_SOON_FREE:
-        break;
-    }
-    *ret_model = NULL;
-    return LOAD_NEW;
 }
 
 /* True if `other` is another load of the same model, and has not chosen its device yet. */
@@ -488,7 +318,7 @@ static bool identified(struct load *load)
         failure_set_opening(&load->failure, job);
         return false;
     }
-    if (!may_publish(&load->request, job->facts)) {
+    if (!load_may_publish(&load->request, job->facts)) {
         load_fail_publish(load);
         return false;
     }

@@ -1,5 +1,4 @@
 #include "daemon/base/seconds.h"
-#include "daemon/base/state.h"
 #include "daemon/base/trust.h"
 #include "daemon/base/worker.h"
 #include "daemon/load/states.h"
@@ -33,11 +32,11 @@ static const struct state states[] = {
     [LOAD_DONE] = {"done", 0},
 };
 
-static const struct state_machine machine = STATE_MACHINE(states);
+const struct state_machine load_states = STATE_MACHINE(states);
 
 void load_move(struct load *load, enum load_state state)
 {
-    state_move(&machine, &load->state, state);
+    state_move(&load_states, &load->state, state);
 }
 
 void load_show(struct load *load, enum load_state state, enum model_state shown)
@@ -76,6 +75,13 @@ void load_free(struct load *load)
 void load_fail_memory(struct load *load)
 {
     failure_set(&load->failure, WIRE_LimitExceeded, error_no_memory());
+}
+
+void load_fail_out_of_memory(struct load *load, const struct model *model, uint64_t available)
+{
+    const uint64_t evictable = admission_evictable(load->loads->registry, model->device);
+    failure_set(&load->failure, WIRE_OutOfDeviceMemory,
+                describe_out_of_memory(model->device, model->plan->arena_bytes, available, evictable));
 }
 
 void load_fail_device(struct load *load, int error, const struct device_fault *fault)
@@ -185,9 +191,7 @@ static void load_allocated(struct load *load)
     else if (job->status == -ENOMEM && load_reserve_again(load))
         return;
     else if (job->status == -ENOMEM)
-        failure_set(&load->failure, WIRE_OutOfDeviceMemory,
-                    describe_out_of_memory(load->device, load->model->plan->arena_bytes, job->memory_free,
-                                           admission_evictable(load->loads->residency->registry, load->device)));
+        load_fail_out_of_memory(load, load->model, job->memory_free);
     else if (job->status < 0)
         load_fail_device(load, job->status, &job->fault);
     else if (load->restores && load_fill_begin(load, job->plan) < 0)
@@ -317,6 +321,7 @@ void load_step(struct load *load)
         return;
     if (load->model)
         load->model->departs = true;
+    load_drop_comparison(load);
     if (load->in_job)
         return; /* load_job_done() calls this again */
     if (load->state == LOAD_RELEASING) {
@@ -391,12 +396,6 @@ static int load_new(struct loads *loads, const struct load_request *request, str
     return 0;
 }
 
-/* Error parameters for load_new(). */
-static cJSON *refusal(int error, uint64_t limit)
-{
-    return error == -EDQUOT ? error_limit(quota_name(QUOTA_LOADS), limit) : error_no_memory();
-}
-
 void load_begin(struct loads *loads, const struct load_request *request, struct call *call)
 {
     struct load *load;
@@ -406,7 +405,7 @@ void load_begin(struct loads *loads, const struct load_request *request, struct 
         for (size_t i = 0; i < request->n_fds; i++)
             close(request->fds[i]);
         if (call)
-            call_fail(call, WIRE_LimitExceeded, refusal(r, limit));
+            call_fail(call, WIRE_LimitExceeded, error_quota(r, QUOTA_LOADS, limit));
         else
             request->done(request->context, NULL, "out of memory");
         return;
@@ -437,7 +436,7 @@ void load_restore(struct loads *loads, struct model *model, struct call *call, e
     uint64_t limit = 0;
     int r = load_new(loads, &request, &load, &limit);
     if (r < 0) {
-        call_fail(call, WIRE_LimitExceeded, refusal(r, limit));
+        call_fail(call, WIRE_LimitExceeded, error_quota(r, QUOTA_LOADS, limit));
         return;
     }
     if (!waiters_add(&load->waiters, call, kind)) {

@@ -33,22 +33,19 @@
 
 struct events;
 struct load;
+struct verifies;
 
-/* All loads under way. The owner sets the members before `list`, and `compare` with its context. */
+/* All loads under way. The owner sets the members before `list`. */
 struct loads {
     struct core *core;
     struct devices *devices;
     struct registry *registry;
     struct residency *residency;
+    struct verifies *verifies;
     struct events *events;
     struct quota *quota;
     TAILQ_HEAD(, load) list; /* oldest first */
     size_t n;
-
-    /* The owner's: verify_compare() with its context. */
-    int (*compare)(void *context, struct model *model, struct source *source, bool moves,
-                   void (*done)(void *load, bool same), void *load);
-    void *compare_context;
 };
 
 /* Says under which condition another model loses the name that this request asks for. It loses the name when the new
@@ -113,7 +110,7 @@ void loads_retry(struct loads *loads);
  * time limit has passed. Called several times a second. */
 void loads_report(struct loads *loads);
 
-/* The outcome that Load would have for these files, as far as it depends on the models that are there. */
+/* The outcome of a load, as far as it depends on the models that are there. foresee.h tells it beforehand. */
 enum load_verdict {
     LOAD_NEW,     /* a new model is loaded, if it fits */
     LOAD_JOIN,    /* the model is resident, or is being loaded */
@@ -122,12 +119,8 @@ enum load_verdict {
     LOAD_BUSY,    /* ModelBusy: a model of the same file has the name, and is draining or lost */
     LOAD_TAKEN,   /* NameInUse: another model has the name */
     LOAD_DENIED,  /* PermissionDenied: the caller may not make the model public */
+    LOAD_LIMITED, /* LimitExceeded: the model would have too many names or guests */
 };
-
-/* request: only forms, among, name, access, peer, uid, trusted and replace are read. facts: of the source's files.
- * *ret_model: the model that the verdict is about; NULL: none. */
-enum load_verdict load_foresee(struct loads *loads, const struct load_request *request, struct source *source,
-                               const struct access_facts *facts, struct plan *plan, struct model **ret_model);
 
 /* Whether the user who asks may end the model. Only then may other files with the same bytes become the model's. */
 bool load_may_end(const struct load_request *request, const struct model *model);

@@ -255,7 +255,9 @@ bool load_reserve_now(struct load *load)
     free(victims);
     load->blocked = false;
     load_reserve(load);
-    return !load_ends(load);
+    if (load_ends(load) && !load->in_job)
+        load_queue(load, load_job_nothing); /* it ends from the loop, not in the middle of the caller's work */
+    return true;
 }
 
 bool load_reserve_again(struct load *load)

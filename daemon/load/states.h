@@ -2,15 +2,19 @@
  *
  *   load.c      the state machine, and the functions of load.h
  *   reserve.c   RESERVING: which models are evicted for the load, and the queue of loads that wait for memory
- *   identify.c  IDENTIFYING: whether the model is there already, and which name it gets
+ *   identify.c  IDENTIFYING: whether the model is there already
+ *   naming.c    which name the model gets, and from which model it takes it
+ *   foresee.c   what IDENTIFYING would decide: for Plan
  *   doubt.c     whether a model that is there still has the same bytes as its file
  *   feed.c      fills chunks, while memory is allocated and after
  *   answer.c    answers the calls that wait: with progress, and at the end
- *   steps.c     the steps that block, on workers; it does not include this header
+ *   verify.c    compares a model with files: for Verify, and for doubt.c; its steps that block are in verify_steps.c
+ *   steps.c     the steps that block, on workers; neither includes this header
  *
  * Loop thread only. */
 #pragma once
 
+#include "daemon/base/state.h"
 #include "daemon/base/trace.h"
 #include "daemon/device/scheduler.h"
 #include "daemon/load/failure.h"
@@ -18,6 +22,8 @@
 #include "daemon/load/load.h"
 #include "daemon/load/steps.h"
 #include "daemon/session/describe.h"
+
+struct naming;
 
 enum load_state {
     LOAD_IDENTIFYING,
@@ -30,6 +36,9 @@ enum load_state {
     LOAD_RELEASING,
     LOAD_DONE,
 };
+
+/* Their names, and which may follow which. */
+extern const struct state_machine load_states;
 
 struct load {
     TAILQ_ENTRY(load) link;
@@ -63,6 +72,7 @@ struct load {
     char awaited_name[MODEL_NAME_SIZE];
     uint64_t compared;       /* id of the last model whose bytes were compared with the file's */
     uint64_t replaces;       /* id of the model that loses its name to this load's model; 0: none */
+    bool replaces_all;       /* and all its other names: this load's model is its newer version */
     const struct plan *plan; /* the plan that is filled: the model's, or, for a cached model, the job's linear one */
     struct consumer consumer;
     size_t next_chunk;
@@ -92,11 +102,30 @@ void load_free(struct load *load);
 
 /* The load fails with this error, unless it has failed before: the first error stays. */
 void load_fail_memory(struct load *load);
+
+/* The model's device has no room for it; `available` bytes of it are free. */
+void load_fail_out_of_memory(struct load *load, const struct model *model, uint64_t available);
 void load_fail_device(struct load *load, int error, const struct device_fault *fault);
 
 /* identify.c: goes on from IDENTIFYING when its job is done. Returns true if the load joined a model that is there:
  * then it is over and was freed. */
 bool load_identified(struct load *load);
+
+/* Whether this load would make the same model: of the same files, in the same forms, for the same users. */
+bool load_wants_same(const struct load *load, const struct model *model);
+
+/* The name in the request, or the one that is derived from the file's. */
+void load_name(const struct load *load, char ret[MODEL_NAME_MAX + 1]);
+
+/* Whether the request may make a new model public: only who owns the files may, and trusted users. */
+bool load_may_publish(const struct load_request *request, const struct access_facts *facts);
+
+/* Whether the load may join this model as it asks to: LOAD_JOIN, LOAD_DENIED, LOAD_BUSY, LOAD_TAKEN or LOAD_LIMITED.
+ * Changes nothing. Load and Plan both decide with this. */
+enum load_verdict load_judge_join(const struct load *load, const struct model *model, struct naming *ret);
+
+/* `verdict`, unless the model cannot get its name. */
+enum load_verdict load_verdict_of(const struct naming *naming, enum load_verdict verdict);
 
 /* The request as a query for the registry. The query borrows from all arguments. */
 struct registry_query load_query(const struct load_request *request, const struct source *source,
@@ -106,15 +135,15 @@ struct registry_query load_query(const struct load_request *request, const struc
  * until they can be compared, and returns true: load_identified() runs again later. Returns false if there is none. */
 bool load_settle(struct load *load);
 
+/* Gives up the comparison that the load waits for, if it waits for one. */
+void load_drop_comparison(struct load *load);
+
 /* Answers an Attach that has waited for the model: with a lease, if the caller still may have one. */
 void load_attach(const struct loads *loads, struct model *model, struct call *call);
 
 /* The model of these files, or one that may have the same bytes, if it is in the queue for memory. A load that may not
  * wait for memory cannot join it. NULL: there is none. */
 struct model *load_queued_before(const struct loads *loads, const struct registry_query *query);
-
-/* Call when the model is resident: it takes its name from the model that it replaces, and that model drains. */
-void load_switch(struct load *load);
 
 /* Goes on from IDENTIFYING with a model that is cached: loads it from host memory. */
 void load_begin_restore(struct load *load, struct model *model);
@@ -129,7 +158,8 @@ void load_note_free_memory(struct load *load);
 bool load_looked_again(struct load *load);
 
 /* Calls load_reserve() for a load in the queue, without asking the drivers again, if there is enough memory by their
- * last answer. Returns false, and changes nothing, if there is not. */
+ * last answer. Returns false, and changes nothing, if there is not. A load that fails here, because of its user's quota
+ * or for want of host memory, ends later, from the loop. */
 bool load_reserve_now(struct load *load);
 
 /* The driver did not give memory that the ledger had reserved. Evicts other models, and goes back to RESERVING. Returns

@@ -59,7 +59,7 @@ static void *save_arena(struct model *model, struct device *host, bool *ret_lost
         return NULL;
     (void)madvise(copy, bytes, MADV_HUGEPAGE); /* small pages would take most of the time, one fault for each */
     for (uint64_t at = 0; at < bytes; at += SAVE_BYTES) {
-        size_t n = bytes - at < SAVE_BYTES ? bytes - at : SAVE_BYTES;
+        size_t n = min_u64(bytes - at, SAVE_BYTES);
         struct device_fault fault;
         int r = model->device->ops->arena_read(model->arena, at, copy + at, n, &fault);
         if (r < 0) {
@@ -369,9 +369,9 @@ static void reap(uv_timer_t *timer)
     uint64_t now = uv_hrtime(), next = UINT64_MAX;
     struct model *next_model;
     for (struct model *model = TAILQ_FIRST(&residency->registry->models); model; model = next_model) {
-        next_model = TAILQ_NEXT(model, link);
         if (model->state == MODEL_DRAINING)
             next = min_u64(next, drain_on(residency, model, now));
+        next_model = TAILQ_NEXT(model, link); /* only now: a load that drain_on() woke may have dropped cached models */
         if (!time_to_live_runs(model))
             continue;
         uint64_t ends = time_to_live_ends(model);
@@ -393,11 +393,14 @@ void residency_idle(struct residency *residency, struct model *model)
         residency_unload(residency, model, NULL);
         return;
     }
-    if (admission_may_go(model) && !residency->core->stopping)
-        residency->freed(residency->context); /* it can now be evicted for a load that waits */
+    if (residency->core->stopping)
+        return;
     /* The timer unloads it later, because the caller may be iterating over the list of models. */
-    if (time_to_live_runs(model) && !residency->core->stopping)
+    if (time_to_live_runs(model))
         uv_timer_start(&residency->reaper, reap, 0, 0);
+    /* It can now be evicted for a load that waits. If it is cached, it may be gone after this. */
+    if (admission_may_go(model))
+        residency->freed(residency->context);
 }
 
 int residency_init(struct residency *residency)

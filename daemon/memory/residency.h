@@ -61,7 +61,8 @@ int residency_reserve(struct residency *residency, struct claim *claim, struct m
 unsigned residency_make_room(struct residency *residency, struct claim *claim, struct device *device, uint64_t needed);
 
 /* A use of the model has ended, or its pin or its time to live has changed. Unloads the model if it drains and is not
- * in use any more, or, a moment later, if its time to live is over. */
+ * in use any more, or, a moment later, if its time to live is over. A cached model may be gone after this: a load that
+ * waits may need the memory of its copy. */
 void residency_idle(struct residency *residency, struct model *model);
 
 /* Frees a model's memory and removes the model from the registry. The model must not be in use. `call`, unless NULL, is

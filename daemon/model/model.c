@@ -43,6 +43,11 @@ void model_move(struct model *model, enum model_state state)
         state_move(&machine, &model->state, state);
 }
 
+bool model_may_end(const struct model *model, uid_t uid)
+{
+    return uid == model->uid || trusted_user(uid);
+}
+
 bool model_departs(const struct model *model)
 {
     return model->state == MODEL_UNLOADING || model->departs;
@@ -53,15 +58,20 @@ bool model_lost(const struct model *model)
     return model->state == MODEL_FAILED || (model->state == MODEL_DRAINING && model->device->failed);
 }
 
+struct model_name *model_find_name(const struct model *model, const char *text)
+{
+    struct model_name *name;
+    TAILQ_FOREACH(name, &model->names, link)
+    {
+        if (strcmp(name->text, text) == 0)
+            return name;
+    }
+    return NULL;
+}
+
 bool model_has_name(const struct model *model, const char *name)
 {
-    const struct model_name *own;
-    TAILQ_FOREACH(own, &model->names, link)
-    {
-        if (strcmp(own->text, name) == 0)
-            return true;
-    }
-    return false;
+    return model_find_name(model, name);
 }
 
 void model_lose_name(struct model *model)
@@ -127,9 +137,26 @@ bool model_attachable(const struct model *model, const struct peer *peer)
     return peer->uid == model->uid || (model->access != ACCESS_PRIVATE && model_visible(model, peer));
 }
 
+bool model_joinable(const struct model *model, const uid_t *owner)
+{
+    const bool private = model->access == ACCESS_PRIVATE;
+    return owner ? private && model->uid == *owner : !private;
+}
+
+/* Whether the peer's user would become a guest. */
+static bool is_new_guest(const struct model *model, const struct peer *peer)
+{
+    return model->access != ACCESS_PRIVATE && model_sight(model, peer) < SIGHT_READER;
+}
+
+int model_may_admit(const struct model *model, const struct peer *peer)
+{
+    return is_new_guest(model, peer) && model->n_guests == MODEL_GUESTS_MAX ? -EMLINK : 0;
+}
+
 int model_admit(struct model *model, const struct peer *peer)
 {
-    if (model->access == ACCESS_PRIVATE || model_sight(model, peer) >= SIGHT_READER)
+    if (!is_new_guest(model, peer))
         return 0;
     if (model->n_guests == MODEL_GUESTS_MAX)
         return -EMLINK;

@@ -53,7 +53,8 @@ enum model_state {
 /* The most names that one model has. */
 #define MODEL_NAMES_MAX 16u
 
-/* And those of them that one user gave who did not load it. */
+/* The most of them that one user gave who neither loaded the model nor is trusted. As many names are kept free for the
+ * user who loaded it: other users give no name to a model that has MODEL_NAMES_MAX - MODEL_GIVEN_MAX names. */
 #define MODEL_GIVEN_MAX 4u
 
 /* One of a model's names. Several models may have it: whoever gave it did not see the others. */
@@ -130,6 +131,9 @@ bool model_departs(const struct model *model);
 /* Whether its device is lost, and so the model's memory: it is FAILED, or was and is now being unloaded. */
 bool model_lost(const struct model *model);
 
+/* The model's name that equals the text; NULL: it has no such name. */
+struct model_name *model_find_name(const struct model *model, const char *text);
+
 /* Whether this is one of its names. */
 bool model_has_name(const struct model *model, const char *name);
 
@@ -143,6 +147,9 @@ bool model_nameless(const struct model *model);
 /* Keep the model from being unloaded while the daemon itself reads it. Each hold needs one unhold. */
 void model_hold(struct model *model);
 void model_unhold(struct model *model);
+
+/* Whether the user may end the model: who loaded it may, and trusted users (trust.h). */
+bool model_may_end(const struct model *model, uid_t uid);
 
 /* How a user sees a model. */
 enum sight {
@@ -161,8 +168,15 @@ bool model_visible(const struct model *model, const struct peer *peer);
  * model. */
 bool model_attachable(const struct model *model, const struct peer *peer);
 
+/* Whether loads may join the model, as far as its access decides. owner: the user who asks for a private model; NULL:
+ * the load asks for one that is not private. */
+bool model_joinable(const struct model *model, const uid_t *owner);
+
 /* The most guests that one model has. */
 #define MODEL_GUESTS_MAX 256u
+
+/* Whether model_admit() has room for the peer's user. 0, or -EMLINK: the model has too many guests. */
+int model_may_admit(const struct model *model, const struct peer *peer);
 
 /* Adds the peer's user to the guests: it passed the open files, so it can read them. From now on the user sees the
  * model, unless the model is private. -ENOMEM; -EMLINK: the model has too many guests. */

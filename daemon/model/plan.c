@@ -170,7 +170,7 @@ int plan_linear(uint64_t bytes, size_t slot_bytes, struct plan **ret)
         return -ENOMEM;
     }
     for (uint64_t at = 0; at < bytes; at += slot_bytes) {
-        uint64_t size = bytes - at < slot_bytes ? bytes - at : slot_bytes;
+        uint64_t size = min_u64(bytes - at, slot_bytes);
         plan->pieces[plan->n_pieces] = (struct piece){.slot_bytes = size, .arena_offset = at, .arena_bytes = size};
         plan->chunks[plan->n_chunks++] = (struct chunk){
             .file_offset = at,

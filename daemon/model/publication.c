@@ -1,6 +1,7 @@
 #include "daemon/model/publication.h"
 
 #include "daemon/base/json_text.h"
+#include "daemon/base/memory_file.h"
 #include "proto/table.h"
 
 #include <errno.h>
@@ -30,11 +31,10 @@ static struct table_tensor table_tensor(const struct gguf_tensor *tensor, const 
     return entry;
 }
 
-/* Sets the fault from errno. Returns the error, which the caller returns. */
-static int call_failed(struct device_fault *fault, const char *call)
+/* Sets the fault from a negative errno. Returns the error, which the caller returns. */
+static int call_failed(struct device_fault *fault, int error, const char *call)
 {
-    const int error = errno;
-    return device_fault_set(fault, -error, call, error, strerror(error));
+    return device_fault_set(fault, error, call, -error, strerror(-error));
 }
 
 static int write_all(int fd, const uint8_t *data, size_t size, struct device_fault *ret_fault)
@@ -44,7 +44,7 @@ static int write_all(int fd, const uint8_t *data, size_t size, struct device_fau
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)
-            return call_failed(ret_fault, "write");
+            return call_failed(ret_fault, -errno, "write");
         data += n;
         size -= (size_t)n;
     }
@@ -53,18 +53,17 @@ static int write_all(int fd, const uint8_t *data, size_t size, struct device_fau
 
 static int memfd_new(const char *name, int *ret, struct device_fault *ret_fault)
 {
-    int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    int fd = memory_file_new(name);
     if (fd < 0)
-        return call_failed(ret_fault, "memfd_create");
+        return call_failed(ret_fault, fd, "memfd_create");
     *ret = fd;
     return 0;
 }
 
 static int memfd_seal(int fd, struct device_fault *ret_fault)
 {
-    if (fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0)
-        return call_failed(ret_fault, "fcntl");
-    return 0;
+    int r = memory_file_seal(fd);
+    return r < 0 ? call_failed(ret_fault, r, "fcntl(F_ADD_SEALS)") : 0;
 }
 
 static int make_table(const struct plan *plan, struct publication *publication, struct device_fault *ret_fault)
@@ -186,26 +185,14 @@ static int make_tensors(const struct plan *plan, struct publication *publication
 
 static cJSON *describe_entry(const struct gguf_kv *kv)
 {
-    char *key = strndup(kv->key.bytes, kv->key.size), *value = NULL;
-    cJSON *entry = NULL;
-    bool cut;
-    if (key && gguf_kv_json(kv, GGUF_TOLD_ELEMENTS, GGUF_TOLD_STRING, &value, &cut) == 0) {
-        entry = cJSON_CreateObject();
-        json_add_text(entry, "key", key);
-        cJSON_AddStringToObject(entry, "type", gguf_value_type_name(kv->element_type));
-        if (kv->type == GGUF_ARRAY)
-            cJSON_AddNumberToObject(entry, "count", (double)kv->count);
-        else
-            cJSON_AddNullToObject(entry, "count");
-        cJSON_AddStringToObject(entry, "value", value);
-        if (cut)
-            cJSON_AddTrueToObject(entry, "cut");
-        if (cut && kv->type == GGUF_STRING)
-            cJSON_AddNumberToObject(entry, "size", (double)(kv->data_size - GGUF_STRING_LENGTH));
-    }
+    char *key = strndup(kv->key.bytes, kv->key.size);
+    cJSON *entry = key ? cJSON_CreateObject() : NULL;
+    json_add_text(entry, "key", key);
     free(key);
-    free(value);
-    return entry;
+    if (entry && gguf_kv_describe(kv, entry) == 0)
+        return entry;
+    cJSON_Delete(entry);
+    return NULL;
 }
 
 static int make_metadata(const struct plan *plan, struct publication *publication)

@@ -15,18 +15,6 @@ void registry_init(struct registry *registry, struct quota *quota)
     TAILQ_INIT(&registry->models);
 }
 
-/* The model's name that equals the text; NULL if there is none. */
-static const struct model_name *name_meant(const struct model *model, const char *text)
-{
-    const struct model_name *name;
-    TAILQ_FOREACH(name, &model->names, link)
-    {
-        if (strcmp(name->text, text) == 0)
-            return name;
-    }
-    return NULL;
-}
-
 /* Whether the text is "NAME#ID" with the model's id, and NAME a name that it has, or had before it lost it. */
 static bool is_full_name(const struct model *model, const char *text)
 {
@@ -65,7 +53,7 @@ struct model *registry_find(const struct registry *registry, const char *name, c
             continue;
         if (is_full_name(model, name))
             return model;
-        const struct model_name *meant = name_meant(model, name);
+        const struct model_name *meant = model_find_name(model, name);
         if (!meant || (found && !is_better(sight, meant, best_sight, best)))
             continue;
         found = model;
@@ -114,44 +102,74 @@ static size_t names_of(const struct model *model, uid_t uid)
     return n;
 }
 
-int registry_name(struct registry *registry, struct model *model, const char *name, uid_t uid)
+int registry_may_name(const struct model *model, uid_t uid)
 {
-    if (model->n_names == MODEL_NAMES_MAX)
+    const bool own = uid == model->uid || trusted_user(uid);
+    const size_t n = model->n_names + (model->takes[0] ? 1 : 0);
+    if (n >= (own ? MODEL_NAMES_MAX : MODEL_NAMES_MAX - MODEL_GIVEN_MAX))
         return -EMLINK;
-    if (uid != model->uid && !trusted_user(uid) && names_of(model, uid) >= MODEL_GIVEN_MAX)
-        return -EDQUOT;
-    struct model_name *own = calloc(1, sizeof(*own));
-    if (!own)
+    return own || names_of(model, uid) < MODEL_GIVEN_MAX ? 0 : -EDQUOT;
+}
+
+/* Adds a name without a look at the limits. -ENOMEM. */
+static int name_add(struct registry *registry, struct model *model, const char *text, uid_t uid)
+{
+    struct model_name *name = calloc(1, sizeof(*name));
+    if (!name)
         return -ENOMEM;
-    own->since = registry->next_name++;
-    own->uid = uid;
-    memcpy(own->text, name, strnlen(name, MODEL_NAME_MAX));
-    TAILQ_INSERT_TAIL(&model->names, own, link);
+    name->since = registry->next_name++;
+    name->uid = uid;
+    memcpy(name->text, text, strnlen(text, MODEL_NAME_MAX));
+    TAILQ_INSERT_TAIL(&model->names, name, link);
     model->n_names++;
     return 0;
 }
 
-int registry_take_names(struct registry *registry, struct model *from, struct model *to, bool all)
+int registry_name(struct registry *registry, struct model *model, const char *name, uid_t uid)
 {
-    int r = 0;
-    struct model_name *name, *next;
-    for (name = from ? TAILQ_FIRST(&from->names) : NULL; name; name = next) {
-        next = TAILQ_NEXT(name, link);
-        if (!all && strcmp(name->text, to->takes) != 0)
-            continue;
-        TAILQ_REMOVE(&from->names, name, link);
-        from->n_names--;
-        if (to->n_names == MODEL_NAMES_MAX || model_has_name(to, name->text)) {
-            free(name);
-            continue;
-        }
-        TAILQ_INSERT_TAIL(&to->names, name, link);
-        to->n_names++;
+    const int r = registry_may_name(model, uid);
+    return r < 0 ? r : name_add(registry, model, name, uid);
+}
+
+/* Moves a name, or drops it if the other model has it too. */
+static void name_move(struct model_name *name, struct model *from, struct model *to)
+{
+    TAILQ_REMOVE(&from->names, name, link);
+    from->n_names--;
+    if (model_has_name(to, name->text)) {
+        free(name);
+        return;
     }
-    if (to->takes[0] && !model_has_name(to, to->takes))
-        r = registry_name(registry, to, to->takes, to->uid);
+    TAILQ_INSERT_TAIL(&to->names, name, link);
+    to->n_names++;
+}
+
+/* Moves the name that `to` takes, or makes it. -ENOMEM. */
+static int take_name(struct registry *registry, struct model *from, struct model *to, uid_t uid)
+{
+    char text[sizeof(to->takes)];
+    strcpy(text, to->takes);
     to->takes[0] = '\0';
-    if (r == 0)
+    struct model_name *name = from ? model_find_name(from, text) : NULL;
+    if (name) {
+        name->uid = uid;
+        name_move(name, from, to);
+        return 0;
+    }
+    return model_has_name(to, text) ? 0 : name_add(registry, to, text, uid);
+}
+
+int registry_take_names(struct registry *registry, struct model *from, struct model *to, bool all, uid_t uid)
+{
+    const int r = take_name(registry, from, to, uid);
+    struct model_name *name = from && all ? TAILQ_FIRST(&from->names) : NULL, *next;
+    for (; name && to->n_names < MODEL_NAMES_MAX; name = next) {
+        next = TAILQ_NEXT(name, link);
+        if (trusted_user(name->uid) && !trusted_user(uid))
+            name->uid = uid;
+        name_move(name, from, to);
+    }
+    if (to->n_names > 0)
         strcpy(to->name, TAILQ_FIRST(&to->names)->text);
     if (from && from->n_names == 0)
         model_lose_name(from);
@@ -162,12 +180,7 @@ int registry_take_names(struct registry *registry, struct model *from, struct mo
 
 bool registry_unname(struct model *model, const char *name)
 {
-    struct model_name *own;
-    TAILQ_FOREACH(own, &model->names, link)
-    {
-        if (strcmp(own->text, name) == 0)
-            break;
-    }
+    struct model_name *own = model_find_name(model, name);
     if (!own || model->n_names == 1)
         return model->n_names > 1;
     TAILQ_REMOVE(&model->names, own, link);
@@ -180,10 +193,9 @@ bool registry_unname(struct model *model, const char *name)
 /* Whether the model matches the query; its forms are not compared. */
 static bool is_of_source(const struct model *model, const struct registry_query *query)
 {
-    const bool private = model->access == ACCESS_PRIVATE;
-    const bool shown = query->owner ? private && model->uid == *query->owner : !private;
-    return shown && !model->changed && model->state != MODEL_DRAINING && model->state != MODEL_FAILED &&
-           device_set_has(query->among, model->device) && source_equal(model->source, query->source);
+    return model_joinable(model, query->owner) && !model->changed && model->state != MODEL_DRAINING &&
+           model->state != MODEL_FAILED && device_set_has(query->among, model->device) &&
+           source_equal(model->source, query->source);
 }
 
 struct model *registry_find_source(const struct registry *registry, const struct registry_query *query)
@@ -219,10 +231,8 @@ struct model *registry_find_doubtful(const struct registry *registry, const stru
     struct model *model;
     TAILQ_FOREACH(model, &registry->models, link)
     {
-        const bool private = model->access == ACCESS_PRIVATE;
-        const bool shown = query->owner ? private && model->uid == *query->owner : !private;
-        if (shown && model->id > after && model->state != MODEL_DRAINING && model->state != MODEL_FAILED &&
-            device_set_has(query->among, model->device) && is_of_place(model, query) &&
+        if (model_joinable(model, query->owner) && model->id > after && model->state != MODEL_DRAINING &&
+            model->state != MODEL_FAILED && device_set_has(query->among, model->device) && is_of_place(model, query) &&
             source_same_sizes(model->source, query->source) && model_same_forms(model, query->forms, query->plan) &&
             (model->changed || !source_same(model->source, query->source)))
             return model;

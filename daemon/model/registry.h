@@ -52,8 +52,8 @@ void registry_init(struct registry *registry, struct quota *quota);
 /* The model that a name means for this peer; NULL if it sees no such model. If the peer sees several models with this
  * name, these rules choose, in this order: the model that the peer's user loaded; a model that the peer may read,
  * before one that it sees only as a trusted user (trust.h); a model whose name a trusted user gave; the model that got
- * the name first. "NAME#ID" means the model with this id, if NAME is or was one of its names. The time of this call
- * does not show whether there is a model of this name that the peer does not see. */
+ * the name first. "NAME#ID" means the model with this id, if NAME is one of its names; if it has none, the last that it
+ * had. The time of this call does not show whether there is a model of this name that the peer does not see. */
 struct model *registry_find(const struct registry *registry, const char *name, const struct peer *peer);
 
 /* The model with this id; NULL if there is none. */
@@ -67,14 +67,20 @@ struct model *registry_holder(const struct registry *registry, const char *name,
 /* The model that will get the name when it is resident, and that this peer loads, or may read. NULL: there is none. */
 struct model *registry_taker(const struct registry *registry, const char *name, const struct peer *peer);
 
-/* Gives a model a further name, which it does not have. -EMLINK: it has MODEL_NAMES_MAX; -EDQUOT: it
- * has MODEL_GIVEN_MAX of this user, who did not load it and is not trusted; -ENOMEM. */
+/* Whether this user may give the model one name more. 0; -EMLINK: it has as many as it may, the one that it will take
+ * included: MODEL_NAMES_MAX; or, if the user neither loaded it nor is trusted, MODEL_NAMES_MAX - MODEL_GIVEN_MAX.
+ * -EDQUOT: it has MODEL_GIVEN_MAX of this user, who neither loaded it nor is trusted. */
+int registry_may_name(const struct model *model, uid_t uid);
+
+/* Gives a model a further name, which it does not have. Errors are those of registry_may_name(); or -ENOMEM. */
 int registry_name(struct registry *registry, struct model *model, const char *name, uid_t uid);
 
-/* Moves the name to->takes from the model `from` to the model `to`. all: moves all names of `from`. `from` is NULL if
- * the old model is gone. A moved name keeps the user who gave it, and its age. -EMLINK or -ENOMEM: `to` has no name,
- * and stays NAME#ID. */
-int registry_take_names(struct registry *registry, struct model *from, struct model *to, bool all);
+/* Moves the name to->takes from the model `from` to the model `to`. registry_may_name() has allowed it. all: moves the
+ * other names of `from` too, as long as `to` has less than MODEL_NAMES_MAX; `from` keeps the rest. `from` is NULL if
+ * the old model is gone. uid: who asked for this. That user has given the name to->takes from now on. The others keep
+ * the user who gave them, unless that one is trusted and `uid` is not: whom trusted users name, others do not decide.
+ * All keep their age. -ENOMEM: the old model is gone, and `to` does not have the name. */
+int registry_take_names(struct registry *registry, struct model *from, struct model *to, bool all, uid_t uid);
 
 /* Removes one of the model's names, if the model has others. Returns whether it has others. */
 bool registry_unname(struct model *model, const char *name);

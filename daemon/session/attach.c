@@ -52,8 +52,7 @@ static struct lease *grant(struct registry *registry, struct model *model, struc
         return NULL;
     int r = lease_grant(registry, model, session_holder(call->conn), &lease, &limit);
     if (r < 0) {
-        call_fail(call, WIRE_LimitExceeded,
-                  r == -EDQUOT ? error_limit(quota_name(QUOTA_LEASES), limit) : error_no_memory());
+        call_fail(call, WIRE_LimitExceeded, error_quota(r, QUOTA_LEASES, limit));
         return NULL;
     }
     const cJSON *name = cJSON_GetObjectItemCaseSensitive(call->parameters, "name");

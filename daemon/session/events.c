@@ -85,3 +85,11 @@ void events_emit(struct events *events, const char *event, const struct model *m
         (void)call_continue_all(watcher->call, reply);
     }
 }
+
+void events_changed(struct events *events, struct model *model)
+{
+    if (model->changed)
+        return;
+    model->changed = true;
+    events_emit(events, "changed", model, NULL);
+}

@@ -21,5 +21,8 @@ void events_free(struct events *events);
  * and is consumed. */
 void events_watch(struct events *events, struct call *call, cJSON *first);
 
+/* The model's file has other bytes by now: the model counts as changed. It is told once. */
+void events_changed(struct events *events, struct model *model);
+
 /* event: "loading", "resident", "failed", ... error: a sentence, or NULL. */
 void events_emit(struct events *events, const char *event, const struct model *model, const char *error);

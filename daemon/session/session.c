@@ -52,7 +52,7 @@ int session_add_files(struct conn *conn, struct quota *quota, const int *fds, si
     struct session *session = conn_data(conn);
     int r = session->n_files + n > most ? -E2BIG : 0;
     if (r == 0 && !session->charge.user)
-        r = quota_take(quota, conn_uid(conn), QUOTA_FILES, 0, &session->charge, ret_limit);
+        r = quota_take_none(quota, conn_uid(conn), QUOTA_DESCRIPTORS, &session->charge);
     if (r == 0 && !quota_may_grow(&session->charge, n, ret_limit))
         r = -EDQUOT;
     int *files = r == 0 ? reallocarray(session->files, session->n_files + n, sizeof(*files)) : NULL;

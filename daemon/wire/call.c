@@ -13,6 +13,32 @@
 #include <string.h>
 #include <unistd.h>
 
+/* Bytes of a message whose memory is not counted. */
+#define MESSAGE_SMALL 4096
+
+/* Bytes of memory that a value takes, with all that is in it. */
+static size_t value_memory(const cJSON *value)
+{
+    size_t bytes = sizeof(*value) + (value->string ? strlen(value->string) : 0) +
+                   (value->valuestring ? strlen(value->valuestring) : 0);
+    const cJSON *element;
+    cJSON_ArrayForEach (element, value)
+        bytes += value_memory(element); /* at most JSON_DEPTH_MAX deep */
+    return bytes;
+}
+
+/* Keeps what the call is made of, and drops what a client put beside it: the call may last long. */
+static void call_keep(struct conn *conn, const cJSON *method, const cJSON *parameters)
+{
+    cJSON *next;
+    for (cJSON *field = conn->message->child; field; field = next) {
+        next = field->next;
+        if (field != method && field != parameters)
+            cJSON_Delete(cJSON_DetachItemViaPointer(conn->message, field));
+    }
+    conn->message_bytes = conn->frame.size > MESSAGE_SMALL ? value_memory(conn->message) : 0;
+}
+
 bool call_begin(struct conn *conn, const char **ret_reason)
 {
     size_t offset;
@@ -58,7 +84,11 @@ bool call_begin(struct conn *conn, const char **ret_reason)
         *ret_reason = "a call cannot be both more and oneway";
         return false;
     }
+    call_keep(conn, method, parameters);
+    frame_reader_free_text(conn->reader);
     conn->in_call = true;
+    if (conn->message_bytes > 0)
+        conn_charge_memory(conn);
     return true;
 }
 
@@ -113,6 +143,8 @@ static void call_end(struct call *call)
     uv_timer_stop(&conn->deadline);
     cJSON_Delete(conn->message);
     conn->message = NULL;
+    conn->message_bytes = 0;
+    conn_charge_memory(conn);
     conn_next(conn);
 }
 
@@ -145,7 +177,8 @@ bool call_continue_all(struct call *call, cJSON *parameters)
 {
     struct conn *conn = call->conn;
     assert(conn->in_call && call->more);
-    if (frame_writer_pending(conn->writer) > CONN_WATCH_MAX) {
+    uint64_t limit;
+    if (frame_writer_pending(conn->writer) > CONN_WATCH_MAX || conn_has_too_much(conn, &limit)) {
         cJSON_Delete(parameters);
         if (conn->state == CONN_OPEN)
             log_client(LOG_LEVEL_INFO, "conn=%" PRIu64 " pid=%d does not read what it watches; closing", conn->id,
@@ -180,8 +213,8 @@ bool call_may_queue(struct call *call, uint64_t bytes)
     uint64_t limit = CONN_QUEUE_MAX;
     if (bytes > CONN_QUEUE_MAX / 2)
         call_fail(call, WIRE_LimitExceeded, error_limit("reply", limit));
-    else if (!quota_may_grow(&call->conn->replies, bytes, &limit))
-        call_fail(call, WIRE_LimitExceeded, error_limit(quota_name(QUOTA_REPLIES), limit));
+    else if (!quota_may_grow(&call->conn->memory, bytes, &limit))
+        call_fail(call, WIRE_LimitExceeded, error_limit(quota_name(QUOTA_MEMORY), limit));
     else
         return true;
     return false;

@@ -1,7 +1,6 @@
 #include "daemon/wire/conn.h"
 
 #include "daemon/base/log.h"
-#include "daemon/base/state.h"
 #include "daemon/wire/conn_state.h"
 #include "daemon/wire/errors.h"
 #include "proto/frame.h"
@@ -9,6 +8,8 @@
 #include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
+#include <malloc.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,13 +23,17 @@ static const struct state states[] = {
     [CONN_CLOSED] = {"closed", 0},
 };
 
-static const struct state_machine machine = STATE_MACHINE(states);
+const struct state_machine conn_states = STATE_MACHINE(states);
+
+/* Bytes that connections may have freed before the C library is told to give them back. Telling it costs some hundred
+ * microseconds. */
+#define CONNS_KEPT (8u << 20)
 
 static void conn_poll(struct conn *conn);
 
 static void conn_move(struct conn *conn, enum conn_state state)
 {
-    state_move(&machine, &conn->state, state);
+    state_move(&conn_states, &conn->state, state);
 }
 
 int conns_new(uv_loop_t *loop, const struct conn_hooks *hooks, void *context, struct quota *quota, struct conns **ret)
@@ -42,6 +47,11 @@ int conns_new(uv_loop_t *loop, const struct conn_hooks *hooks, void *context, st
     conns->quota = quota;
     conns->next_id = 1;
     LIST_INIT(&conns->list);
+    int r = turns_new(loop, &conns->turns);
+    if (r < 0) {
+        free(conns);
+        return r;
+    }
     *ret = conns;
     return 0;
 }
@@ -52,6 +62,7 @@ static void conns_check_closed(struct conns *conns)
         return;
     void (*closed)(void *) = conns->closed;
     void *context = conns->closed_context;
+    turns_close(conns->turns);
     free(conns);
     closed(context);
 }
@@ -64,7 +75,9 @@ size_t conns_count(const struct conns *conns)
 static void conn_free(struct conn *conn)
 {
     quota_return(&conn->connection);
-    quota_return(&conn->replies);
+    quota_return(&conn->memory);
+    quota_return(&conn->descriptors);
+    turn_end(&conn->turn);
     peer_unref(conn->peer);
     cJSON_Delete(conn->message);
     cJSON_Delete(conn->no_parameters);
@@ -75,6 +88,15 @@ static void conn_free(struct conn *conn)
     free(conn);
 }
 
+/* What a storm of clients took goes back to the system: the C library would keep it. */
+static void conns_give_back(struct conns *conns)
+{
+    if (conns->freed < CONNS_KEPT)
+        return;
+    conns->freed = 0;
+    (void)malloc_trim(0);
+}
+
 static void conn_handle_closed(uv_handle_t *handle)
 {
     struct conn *conn = handle->data;
@@ -83,7 +105,9 @@ static void conn_handle_closed(uv_handle_t *handle)
         return;
     LIST_REMOVE(conn, link);
     conns->count--;
+    conns->freed += conn->memory.amount;
     conn_free(conn);
+    conns_give_back(conns);
     conns_check_closed(conns);
 }
 
@@ -96,6 +120,7 @@ static void conn_close(struct conn *conn)
         return;
     conn_move(conn, CONN_CLOSED);
     log_debug("conn=%" PRIu64 " closed", conn->id);
+    turn_end(&conn->turn);
     call_abandon(conn);
     if (conn->opened && conn->conns->hooks->closed)
         conn->conns->hooks->closed(conn, conn->conns->context);
@@ -131,10 +156,19 @@ void conn_break(struct conn *conn)
     conn_poll(conn);
 }
 
-/* Charges the user for the replies that wait for this client. */
-static void conn_charge_replies(struct conn *conn)
+void conn_charge_memory(struct conn *conn)
 {
-    quota_set(&conn->replies, frame_writer_pending(conn->writer));
+    const uint64_t before = conn->memory.amount;
+    quota_set(&conn->memory,
+              frame_reader_memory(conn->reader) + conn->message_bytes + frame_writer_pending(conn->writer));
+    if (conn->memory.amount < before)
+        conn->conns->freed += before - conn->memory.amount;
+    quota_set(&conn->descriptors, frame_reader_fds(conn->reader));
+}
+
+bool conn_has_too_much(struct conn *conn, uint64_t *ret_limit)
+{
+    return conn->memory.amount > CONN_MEMORY_FREE && !quota_within(&conn->memory, ret_limit);
 }
 
 /* Sends what can be sent now. */
@@ -143,7 +177,7 @@ static void conn_flush(struct conn *conn)
     if (conn->state != CONN_OPEN && conn->state != CONN_ENDING)
         return;
     int r = frame_writer_flush(conn->writer, conn->socket);
-    conn_charge_replies(conn);
+    conn_charge_memory(conn);
     if (r < 0 && r != -EAGAIN) {
         log_debug("conn=%" PRIu64 " cannot be written to: %s", conn->id, strerror(-r));
         conn_break(conn);
@@ -162,7 +196,7 @@ static int conn_put_error(struct conn *conn, enum wire_error error, cJSON *param
     char *text = call_error_text(error, parameters);
     int r = text ? frame_writer_put(conn->writer, text, strlen(text), NULL, 0) : -ENOMEM;
     cJSON_free(text);
-    conn_charge_replies(conn);
+    conn_charge_memory(conn);
     return r;
 }
 
@@ -174,7 +208,7 @@ bool conn_send(struct conn *conn, cJSON *message, const int *fds, size_t n_fds)
     }
     char *text = message ? cJSON_PrintUnformatted(message) : NULL;
     cJSON_Delete(message);
-    int r = text ? frame_writer_put(conn->writer, text, strlen(text), fds, n_fds) : -ENOMEM;
+    int r = text ? frame_writer_send(conn->writer, conn->socket, text, fds, n_fds) : -ENOMEM;
     cJSON_free(text);
     bool queued = r == 0;
     if (r == -ENOBUFS)
@@ -220,7 +254,7 @@ void conn_next(struct conn *conn)
     if (conn->state == CONN_OPEN && !conn->in_dispatch) {
         /* Later: the function that answered is still at work, and must not find the state changed by another request.
          */
-        conn->again = true;
+        turn_wait(&conn->turn);
         conn_poll(conn);
     }
 }
@@ -233,7 +267,7 @@ static void conn_process(struct conn *conn)
     int calls = 0;
     while (conn->state == CONN_OPEN && !conn->in_call && frame_writer_pending(conn->writer) <= CONN_QUEUE_HIGH) {
         if (calls++ == CONN_TURN_CALLS || uv_hrtime() - began > CONN_TURN_NS) {
-            conn->again = true;
+            turn_wait(&conn->turn);
             break;
         }
         int r = frame_reader_next(conn->reader, &conn->frame);
@@ -247,11 +281,15 @@ static void conn_process(struct conn *conn)
             break;
         }
         conn->conns->hooks->dispatch(&conn->call, conn->conns->context);
+        uint64_t limit;
+        if (conn->in_call && conn_has_too_much(conn, &limit))
+            conn_end_with(conn, WIRE_LimitExceeded, error_limit(quota_name(QUOTA_MEMORY), limit),
+                          "its user has too much memory");
         frame_message_close_fds(&conn->frame); /* a call takes the descriptors that it wants before dispatch() returns,
                                                   but may last longer */
     }
     conn->in_dispatch = false;
-    if (conn->state == CONN_OPEN && conn->peer_done && !conn->again) {
+    if (conn->state == CONN_OPEN && conn->peer_done && !conn->turn.waiting) {
         /* The client closed its sending side: it still gets the answers that are ready. */
         conn_move(conn, CONN_ENDING);
         if (conn->in_call || frame_writer_pending(conn->writer) == 0)
@@ -260,48 +298,75 @@ static void conn_process(struct conn *conn)
     conn_poll(conn);
 }
 
-static void conn_ready(uv_poll_t *poll, int status, int events)
+/* The socket may be read, or is at its end. */
+static void conn_receive(struct conn *conn, int events)
 {
-    struct conn *conn = poll->data;
-    if (status < 0 || conn->state == CONN_BROKEN) {
+    if (conn->state != CONN_OPEN) {
+        if (events & UV_DISCONNECT)
+            conn_break(conn);
+        return;
+    }
+    int r = frame_reader_fill(conn->reader, conn->socket);
+    if (r == 0)
+        conn->peer_done = true;
+    else if (r == -EMSGSIZE) {
+        conn_end(conn, "the message is too long");
+        return;
+    } else if (r == -E2BIG) {
+        conn_end(conn, "too many descriptors");
+        return;
+    } else if (r == -EMFILE) {
+        conn_end_with(conn, WIRE_LimitExceeded, error_no_descriptors(), "no descriptor is left for its own");
+        return;
+    } else if (r == -ENOBUFS && (events & UV_DISCONNECT) && conn->in_call) {
+        conn_close(conn); /* the client has gone, and the buffer is full of requests that nobody waits for */
+        return;
+    } else if (r == -ENOBUFS && (events & UV_DISCONNECT)) {
+        conn->hung_up = true;
+    } else if (r < 0 && r != -EAGAIN && r != -EINTR && r != -ENOBUFS) {
         conn_close(conn);
         return;
     }
-    if (events & UV_WRITABLE) {
-        conn->again = false;
-        conn_flush(conn);
-        if (conn->state == CONN_OPEN && !conn->in_call)
-            conn_process(conn); /* requests that waited for the queue to empty */
-    }
-    if (events & (UV_READABLE | UV_DISCONNECT)) {
-        if (conn->state != CONN_OPEN) {
-            if (events & UV_DISCONNECT)
-                conn_break(conn);
-            return;
-        }
-        int r = frame_reader_fill(conn->reader, conn->socket);
-        if (r == 0)
-            conn->peer_done = true;
-        else if (r == -EMSGSIZE) {
-            conn_end(conn, "the message is too long");
-            return;
-        } else if (r == -E2BIG) {
-            conn_end(conn, "too many descriptors");
-            return;
-        } else if (r == -EMFILE) {
-            conn_end_with(conn, WIRE_LimitExceeded, error_no_descriptors(), "no descriptor is left for its own");
-            return;
-        } else if (r == -ENOBUFS && (events & UV_DISCONNECT) && conn->in_call) {
-            conn_close(conn); /* the client has gone, and the buffer is full of requests that nobody waits for */
-            return;
-        } else if (r == -ENOBUFS && (events & UV_DISCONNECT)) {
-            conn->hung_up = true;
-        } else if (r < 0 && r != -EAGAIN && r != -EINTR && r != -ENOBUFS) {
+    uint64_t limit;
+    conn_charge_memory(conn);
+    if (conn_has_too_much(conn, &limit))
+        conn_end_with(conn, WIRE_LimitExceeded, error_limit(quota_name(QUOTA_MEMORY), limit),
+                      "its user has too much memory");
+    else if (conn->descriptors.amount > 0 && !quota_within(&conn->descriptors, &limit))
+        conn_end_with(conn, WIRE_LimitExceeded, error_limit(quota_name(QUOTA_DESCRIPTORS), limit),
+                      "its user has too many descriptors");
+    conn_process(conn);
+}
+
+/* All that is done for a client when its socket is ready, or a call is over. */
+static void conn_run(struct turn *turn)
+{
+    struct conn *conn = (struct conn *)((char *)turn - offsetof(struct conn, turn));
+    const int events = conn->ready;
+    conn->ready = 0;
+    if (conn->state == CONN_BROKEN) {
+        if (events)
             conn_close(conn);
-            return;
-        }
-        conn_process(conn);
+        return;
     }
+    if (events & UV_WRITABLE)
+        conn_flush(conn);
+    if (events & (UV_READABLE | UV_DISCONNECT))
+        conn_receive(conn, events);
+    else if (conn->state == CONN_OPEN && !conn->in_call)
+        conn_process(conn);
+    conns_give_back(conn->conns);
+}
+
+static void conn_ready(uv_poll_t *poll, int status, int events)
+{
+    struct conn *conn = poll->data;
+    if (status < 0) {
+        conn_close(conn);
+        return;
+    }
+    conn->ready |= events;
+    turn_wait(&conn->turn);
 }
 
 /* Polls the socket for the events that the state asks for. */
@@ -316,7 +381,7 @@ static void conn_poll(struct conn *conn)
     bool full = !frame_reader_has_room(conn->reader) || (conn->in_call && frame_reader_fds(conn->reader) > 0);
     if (conn->state == CONN_OPEN && !conn->peer_done && !full)
         events |= UV_READABLE;
-    if (conn->state != CONN_BROKEN && (conn->again || frame_writer_pending(conn->writer) > 0))
+    if (conn->state != CONN_BROKEN && frame_writer_pending(conn->writer) > 0)
         events |= UV_WRITABLE;
     if (conn->state != CONN_BROKEN && (conn->peer_done || conn->hung_up))
         events &= ~UV_DISCONNECT; /* it stays true, and would be reported without end */
@@ -344,11 +409,12 @@ static int conn_charge(struct conn *conn, uid_t uid)
     struct quota *quota = conn->conns->quota;
     uint64_t limit;
     int r = quota_take(quota, uid, QUOTA_CONNECTIONS, 1, &conn->connection, &limit);
-    if (r == 0)
-        r = quota_take(quota, uid, QUOTA_REPLIES, 0, &conn->replies, &limit);
     if (r == -EDQUOT)
-        conn_refuse(conn->socket,
-                    error_limit(quota_name(conn->connection.user ? QUOTA_REPLIES : QUOTA_CONNECTIONS), limit));
+        conn_refuse(conn->socket, error_limit(quota_name(QUOTA_CONNECTIONS), limit));
+    if (r == 0)
+        r = quota_take_none(quota, uid, QUOTA_MEMORY, &conn->memory);
+    if (r == 0)
+        r = quota_take_none(quota, uid, QUOTA_DESCRIPTORS, &conn->descriptors);
     return r;
 }
 
@@ -365,6 +431,8 @@ int conn_open(struct conns *conns, int socket)
     int r = peer_read(socket, &conn->peer);
     if (r == 0)
         r = conn_charge(conn, conn->peer->uid);
+    if (r == 0)
+        r = turn_begin(conns->turns, &conn->turn, conn->peer->uid, conn_run);
     if (r == 0)
         r = frame_reader_new(CONN_REQUEST_MAX, &conn->reader);
     if (r == 0)

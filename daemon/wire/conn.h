@@ -30,12 +30,17 @@
 /* While more bytes than this wait, no further request is begun and no progress is sent. */
 #define CONN_QUEUE_HIGH (64u << 10)
 
-/* A connection's turn ends after so many calls, or so many nanoseconds. */
+/* A connection's turn (turns.h) ends after so many calls, or so many nanoseconds. */
 #define CONN_TURN_CALLS 16
-#define CONN_TURN_NS    5000000u
+#define CONN_TURN_NS    500000u
 
 /* The most bytes that wait for a client that watches. */
 #define CONN_WATCH_MAX (1u << 20)
+
+/* A connection that has less memory than this is served also when its user is beyond the limit: to detach, for
+ * instance.
+ */
+#define CONN_MEMORY_FREE (64u << 10)
 
 struct conn;
 

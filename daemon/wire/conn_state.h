@@ -6,8 +6,10 @@
  * Loop thread only. */
 #pragma once
 
+#include "daemon/base/state.h"
 #include "daemon/wire/call.h"
 #include "daemon/wire/conn.h"
+#include "daemon/wire/turns.h"
 #include "proto/frame.h"
 
 #include <sys/queue.h>
@@ -19,6 +21,9 @@ enum conn_state {
     CONN_CLOSED,
 };
 
+/* Their names, and which may follow which. */
+extern const struct state_machine conn_states;
+
 struct conns {
     LIST_HEAD(, conn) list;
     size_t count;
@@ -27,6 +32,8 @@ struct conns {
     const struct conn_hooks *hooks;
     void *context;
     struct quota *quota;
+    struct turns *turns;
+    uint64_t freed; /* bytes of memory that connections had, and that the C library may still keep */
     void (*closed)(void *context);
     void *closed_context;
     bool closing;
@@ -37,6 +44,8 @@ struct conn {
     struct conns *conns;
     uv_poll_t poll;
     int events;       /* what `poll` waits for now */
+    int ready;        /* what `poll` has reported since the last turn */
+    struct turn turn; /* waits when the client has something to be done */
     unsigned handles; /* libuv handles (poll, deadline) that are not closed yet */
     int socket;
     uint64_t id;
@@ -45,19 +54,20 @@ struct conn {
     bool peer_done;   /* the client has closed its sending side, and all that it sent was read */
     bool hung_up;     /* the client has closed its sending side, but the buffer is full of unread requests */
     bool in_dispatch; /* messages are being taken from the buffer */
-    bool again;       /* look at the buffer in the loop's next turn */
     struct frame_reader *reader;
     struct frame_writer *writer;
-    struct frame_message frame;     /* the message of the call */
-    bool opened;                    /* the owner's hook `opened` succeeded */
-    void *data;                     /* the owner's */
-    struct quota_charge connection; /* counts this connection */
-    struct quota_charge replies;    /* bytes that wait in the writer */
+    struct frame_message frame;      /* the message of the call */
+    bool opened;                     /* the owner's hook `opened` succeeded */
+    void *data;                      /* the owner's */
+    struct quota_charge connection;  /* counts this connection */
+    struct quota_charge memory;      /* bytes of requests, of the call, and of replies that wait */
+    struct quota_charge descriptors; /* received, of messages that were not taken yet */
 
     /* Written by call.c, made and freed with the rest. */
     bool in_call;
     struct call call;
     cJSON *message;       /* what the call's strings and parameters are part of */
+    size_t message_bytes; /* of memory that it takes; 0: little */
     cJSON *no_parameters; /* an empty object, for calls without */
     uv_timer_t deadline;  /* of the call */
 };
@@ -70,6 +80,12 @@ bool conn_send(struct conn *conn, cJSON *message, const int *fds, size_t n_fds);
 /* Gives the connection up, but does not close it at once: closing ends leases and calls, which the caller may be
  * working on. The loop closes it when it sees the end of the socket. */
 void conn_break(struct conn *conn);
+
+/* Charges the user with the memory that the connection has now. */
+void conn_charge_memory(struct conn *conn);
+
+/* The connection has so much memory that its user's limit matters, and the user is beyond it. */
+bool conn_has_too_much(struct conn *conn, uint64_t *ret_limit);
 
 /* The call is over: the next message may be taken. */
 void conn_next(struct conn *conn);

@@ -2,6 +2,7 @@
 
 #include "daemon/base/json_text.h"
 
+#include <errno.h>
 #include <sys/resource.h>
 
 static cJSON *object_with(const char *key, const char *text)
@@ -16,6 +17,11 @@ cJSON *error_limit(const char *limit, uint64_t value)
     cJSON *object = object_with("limit", limit);
     cJSON_AddNumberToObject(object, "value", (double)value);
     return object;
+}
+
+cJSON *error_quota(int error, enum quota_kind kind, uint64_t limit)
+{
+    return error == -EDQUOT ? error_limit(quota_name(kind), limit) : error_no_memory();
 }
 
 cJSON *error_no_memory(void)

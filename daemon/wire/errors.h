@@ -3,11 +3,16 @@
  * Any thread. Results are the caller's. */
 #pragma once
 
+#include "daemon/base/quota.h"
+
 #include <cjson/cJSON.h>
 #include <stdint.h>
 
 /* Of LimitExceeded. */
 cJSON *error_limit(const char *limit, uint64_t value);
+
+/* Of LimitExceeded, for an error of quota_take(): -EDQUOT and the limit, or -ENOMEM. */
+cJSON *error_quota(int error, enum quota_kind kind, uint64_t limit);
 
 /* Of LimitExceeded where memory for the daemon itself is short. */
 cJSON *error_no_memory(void);

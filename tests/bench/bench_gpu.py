@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""Measures loads to a GPU, beside what the bus gives, and beside what PyTorch's users have.
+"""Measures loads to a GPU, beside what the bus gives, and beside other ways to load with PyTorch.
 
     bench_gpu.py BUILD [--kind cuda] [--out FOLDER] [--models FOLDER] [--only TABLE]... [--quick]
 
 Files are in the page cache, read from the disk. A load's time is from the request to the answer, in the bytes of its
 file; the best of nine and their median. The ceiling is that of plain pinned copies, measured in the same run. A driver
-clears memory that was freed, with the engine that copies, for some 4 ms a gigabyte: a load is begun when that is over,
-but for the rows that say otherwise. Prints tables; with --out writes bench_gpu.json there.
+clears memory that was freed, with the engine that copies: a load is begun when that is over, but for the rows that say
+otherwise. Prints tables; with --out writes bench_gpu.json there.
 """
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -174,6 +175,27 @@ def bench_host_cache(build, kind, models, report):
         report.add("f16", models["f16"], "native", "gpu", 0, 0, back, "that one, back")
 
 
+def bench_exports(build, kind, models, report):
+    """Memory that clients get by IPC handle, and by descriptor: two daemons, whose loads take turns."""
+    report.head("By IPC handle and by descriptor (--export), in turns")
+    exports = ("ipc", "fd")
+    with contextlib.ExitStack() as stack:
+        daemons = {export: stack.enter_context(Daemon(build, kind, "--export", export)) for export in exports}
+        for type_, form in (("f16", "native"), ("q4_0", "native"), ("q4_0", "auto")):
+            taken = {export: [] for export in exports}
+            at_once = {export: [] for export in exports}
+            for _ in range(REPEAT):
+                for export in exports:
+                    taken[export] += daemons[export].loads(models[type_], times=1, form=form)
+            for export in exports:
+                at_once[export] = daemons[export].loads(models[type_], rest=0, form=form)[1:]
+            for export in exports:
+                report.add(type_, models[type_], form, "gpu", 0, 0, taken[export], export)
+            for export in exports:
+                note = f"{export}, each right after an unload of as much"
+                report.add(type_, models[type_], form, "gpu", 0, 0, at_once[export], note)
+
+
 def bench_reading(build, path):
     """GB/s at which the processors read a file: no load is faster than either this or the link."""
     command = [next(build.rglob("bench_pread")), path, str(READERS), "3"]
@@ -187,12 +209,13 @@ LOADS = {
     "streams": bench_streams,
     "staging": bench_staging,
     "host-cache": bench_host_cache,
+    "exports": bench_exports,
 }
 
 
-def bench_attach(build, kind, folder):
+def bench_attach(build, kind, folder, export):
     names = []
-    with Daemon(build, kind) as daemon:
+    with Daemon(build, kind, "--export", export) as daemon:
         for i in range(12):
             path = folder / f"attach{i}.gguf"
             make_model(path, "--tensors", "100", "--bytes", "16M", "--types", "q4_0", "--seed", str(i))
@@ -202,17 +225,17 @@ def bench_attach(build, kind, folder):
         out = subprocess.run([program, daemon.socket, *names], check=True, capture_output=True, text=True,
                              env={**os.environ, "ROCMFORGE_MODULE_DIR": str(build / "daemon" / "device" / "hip")}).stdout
     result = json.loads(out)
-    print("\nAttaching, through the client library, in microseconds")
+    print(f"\nAttaching, through the client library, in microseconds (--export {export})")
     print(f"  the first in a process, which starts the GPU's runtime  {result['first']:.0f}")
-    for key, what in (("handle_opened", "a handle not opened before"), ("handle_open_already", "one that is open")):
+    for key, what in (("handle_opened", "a model not attached before"), ("handle_open_already", "one that is attached")):
         r = result[key]
         print(f"  {what:<55} {r['median']:.0f} (from {r['least']:.0f} to {r['most']:.0f})")
     return result
 
 
-# What users of PyTorch have: as many bytes of f16, in as many tensors, to the same device.
+# What users of PyTorch can do: as many bytes of f16, in as many tensors, to the same device.
 OTHERS = """
-import json, sys, time, torch, safetensors.torch
+import json, sys, time, torch, safetensors, safetensors.torch
 folder, size = sys.argv[1], int(sys.argv[2])
 n = 291
 tensors = {f"t{i}": torch.full((size // n // 2,), i / 7, dtype=torch.float16) for i in range(n)}
@@ -229,10 +252,10 @@ ways = {
     "torch.load": lambda: torch.load(folder + "/other.pt", map_location="cuda"),
     "torch.load, mmap": lambda: torch.load(folder + "/other.pt", map_location="cuda", mmap=True),
 }
-result = {}
+seconds = {}
 for name, load in ways.items():
     times = []
-    for _ in range(4):
+    for _ in range(5):
         torch.cuda.empty_cache()
         torch.cuda.synchronize()
         began = time.monotonic()
@@ -240,8 +263,9 @@ for name, load in ways.items():
         torch.cuda.synchronize()
         times.append(time.monotonic() - began)
         del loaded
-    result[name] = times
-print(json.dumps(result))
+    seconds[name] = times
+versions = {"torch": torch.__version__, "safetensors": safetensors.__version__}
+print(json.dumps({"seconds": seconds, "versions": versions}))
 """
 
 
@@ -250,13 +274,17 @@ def bench_others(folder, size):
     for name in ("other.safetensors", "other.pt"):
         (folder / name).unlink(missing_ok=True)
     if done.returncode != 0:
-        print(f"\nWhat users have today: cannot be measured here: {done.stderr.strip().splitlines()[-1:]}")
+        print(f"\nOther ways to load, with PyTorch: cannot be measured here: {done.stderr.strip().splitlines()[-1:]}")
         return None
     result = json.loads(done.stdout.strip().splitlines()[-1])
-    print(f"\nWhat users have today: {size / 1e9:.2f} GB of f16 from the page cache to the same GPU")
-    for name, times in result.items():
-        print(f"  {name:<18} best {min(times):.3f} s, {size / min(times) / 1e9:.1f} GB/s; first {times[0]:.3f} s")
-    return {"bytes": size, "seconds": result}
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    print(f"\nOther ways to load, on {time.strftime('%Y-%m-%d')} ({versions}): {size / 1e9:.2f} GB of f16 from the page "
+          "cache to the same GPU")
+    for name, times in result["seconds"].items():
+        median = statistics.median(times)
+        print(f"  {name:<18} best {min(times):.3f} s, {size / min(times) / 1e9:.1f} GB/s; median {median:.3f} s, "
+              f"{size / median / 1e9:.1f} GB/s; first {times[0]:.3f} s")
+    return {"bytes": size, **result}
 
 
 def main():
@@ -288,7 +316,9 @@ def main():
             bench(build, arguments.kind, models, report)
     result = {"link": link, "processors": os.cpu_count(), "reading": reading * 1e9, "loads": report.rows}
     if "attach" in wanted:
-        result["attach"] = bench_attach(build, arguments.kind, arguments.models)
+        # "auto" fails nowhere: where there are no descriptors it is the same as "ipc".
+        for export in ("ipc", "auto"):
+            result[f"attach_{export}"] = bench_attach(build, arguments.kind, arguments.models, export)
     if "others" in wanted:
         result["others"] = bench_others(arguments.models, models["q4_0"].stat().st_size)
     if arguments.out:

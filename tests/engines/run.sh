@@ -6,8 +6,8 @@
 # PYTHON: a Python with pytest. ROCMFORGE_BUILD: a build folder of this project, with tests.
 # ROCMFORGE_ENGINES: where engines are kept, by version; default build/engines. What is there is not built again.
 #
-# Each version takes about eight minutes to build on two processors. Both are built as distributions build them: with
-# backends that are loaded while they run, and for any processor.
+# Building takes several minutes for each version. Both are built as distributions build them: with backends that are
+# loaded while they run, and for any processor.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.."
 

@@ -1,6 +1,7 @@
 /* Settings, devices and faults. */
 #include "tests/fake_hip/internal.h"
 
+#include <hip/hip_version.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,11 +20,14 @@ uint64_t fake_used[FAKE_DEVICES_MAX];
 bool fake_no_binary;
 bool fake_leak;
 bool fake_own_only;
+bool fake_no_share, fake_no_read_only;
+size_t fake_granularity;
+int fake_version = HIP_VERSION;
 
 static int devices = 1;
 static bool no_device_is_no_error, nameless, texts_are_names;
 static hipError_t lost[FAKE_DEVICES_MAX];
-static uint64_t delay_copy, delay_kernel, delay_clear, seed = 1;
+static uint64_t delay_copy, delay_kernel, delay_clear, delay_info, seed = 1;
 static const char *gate; /* NULL: no gate */
 
 static struct {
@@ -116,6 +120,7 @@ static void settings_read(void)
         delay_copy = slow(text, "copy");
         delay_kernel = slow(text, "kernel");
         delay_clear = slow(text, "clear");
+        delay_info = slow(text, "info");
     }
     if ((text = getenv("FAKE_HIP_SEED")))
         seed = strtoull(text, NULL, 10) | 1;
@@ -125,6 +130,12 @@ static void settings_read(void)
     fake_no_binary = getenv("FAKE_HIP_NO_BINARY") != NULL;
     fake_leak = getenv("FAKE_HIP_LEAK") != NULL;
     fake_own_only = getenv("FAKE_HIP_OWN_ONLY") != NULL;
+    fake_no_share = getenv("FAKE_HIP_NO_VMM") != NULL;
+    fake_no_read_only = getenv("FAKE_HIP_NO_READ_ONLY") != NULL;
+    if ((text = getenv("FAKE_HIP_GRANULARITY")))
+        fake_granularity = strtoull(text, NULL, 10);
+    if ((text = getenv("FAKE_HIP_VERSION")))
+        fake_version = atoi(text);
     nameless = getenv("FAKE_HIP_NAMELESS") != NULL;
     text = getenv("FAKE_HIP_TEXTS");
     texts_are_names = text && strcmp(text, "names") == 0;
@@ -247,6 +258,18 @@ hipError_t fake_lost(int device)
     return error;
 }
 
+static void sleep_us(uint64_t us)
+{
+    const struct timespec time = {(time_t)(us / 1000000), (long)(us % 1000000) * 1000};
+    nanosleep(&time, NULL);
+}
+
+void fake_delay_info(void)
+{
+    if (delay_info > 0)
+        sleep_us(delay_info);
+}
+
 void fake_delay(const char *what)
 {
     const uint64_t most = *what == 'k' ? delay_kernel : what[1] == 'o' ? delay_copy : delay_clear;
@@ -258,8 +281,7 @@ void fake_delay(const char *what)
     seed ^= seed << 17;
     const uint64_t us = seed % (most + 1);
     pthread_mutex_unlock(&fake_lock);
-    const struct timespec time = {(time_t)(us / 1000000), (long)(us % 1000000) * 1000};
-    nanosleep(&time, NULL);
+    sleep_us(us);
 }
 
 void fake_gate(void)
@@ -430,6 +452,7 @@ static const struct {
     {400, "hipErrorInvalidHandle", "invalid handle"},
     {700, "hipErrorIllegalAddress", "illegal address"},
     {719, "hipErrorLaunchFailure", "launch failure"},
+    {801, "hipErrorNotSupported", "not supported"},
     {900, "hipErrorStreamCaptureUnsupported", "not permitted while capturing"},
 };
 

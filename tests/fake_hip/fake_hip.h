@@ -10,6 +10,8 @@
  *     call returns.
  *   - A handle cannot be opened by the process that made it. If a process opens it twice it gets one mapping, which the
  *     first close removes. A close has to come directly after a wait for the device.
+ *   - Memory that is shared by descriptors is mapped as a whole or not at all. A device that writes to a mapping which
+ *     may only be read is lost. What is released twice, or freed while it is mapped, ends the process.
  *   - A child process cannot make calls after fork() if its parent made some.
  *
  * Environment variables, read at the first call:
@@ -20,14 +22,22 @@
  *   FAKE_HIP_TEXTS=names   hipGetErrorString() returns the name of an error, as in ROCm 5; default: a sentence, as in
  *                          ROCm 6
  *   FAKE_HIP_MEMORY=BYTES  memory of each device; default 1 GiB
- *   FAKE_HIP_SLOW=copy=US,kernel=US,clear=US
- *                          the longest time that each of these takes, in microseconds; the time is random below that
+ *   FAKE_HIP_SLOW=copy=US,kernel=US,clear=US,info=US
+ *                          the longest time that each of these takes, in microseconds; the time is random below that,
+ *                          but `info`, hipMemGetInfo(), takes exactly as long
  *   FAKE_HIP_SEED=N        seed of these random times
  *   FAKE_HIP_TAKEN=BYTES   memory of the first device that other programs use
  *   FAKE_HIP_LEAK=1        freed memory stays in use
  *   FAKE_HIP_GATE=PATH     copies wait while this file exists
  *   FAKE_HIP_NO_BINARY=1   the embedded kernels are for another device
  *   FAKE_HIP_OWN_ONLY=1    only the user of the process that made a handle can open it
+ *   FAKE_HIP_NO_VMM=1      memory cannot be shared by descriptors
+ *   FAKE_HIP_NO_READ_ONLY=1
+ *                          such memory cannot be mapped read-only
+ *   FAKE_HIP_GRANULARITY=BYTES
+ *                          granularity of such memory, a multiple of 2 MiB; default 2 MiB
+ *   FAKE_HIP_VERSION=N     what hipRuntimeGetVersion() returns; from 70100000 (ROCm 7.1) on a descriptor is imported by
+ *                          its number, before that by its address; default: that of the headers
  *   FAKE_HIP_FAIL=SPEC     as in fake_hip_fail()
  *   FAKE_HIP_FAIL=@PATH    SPEC is the text of the file PATH, and is read again when there is a new file. After
  *                          the fault the file is deleted. If the file is deleted before that, there is no fault
@@ -37,7 +47,7 @@
 
 #include <stdbool.h>
 
-#define FAKE_CALLS_MAX 64
+#define FAKE_CALLS_MAX 96
 
 /* Objects that were created and not released. */
 struct fake_hip_live {
@@ -46,7 +56,8 @@ struct fake_hip_live {
     int streams;
     int events;
     int modules;
-    int opened; /* mapped handles */
+    int opened;    /* handles of other processes that are open, and imported allocations */
+    int addresses; /* ranges of addresses that were reserved */
 
     unsigned contexts; /* one bit for each device that was used at least once: on a real device, use takes memory until
                           the process ends */

@@ -24,6 +24,9 @@ extern uint64_t fake_used[FAKE_DEVICES_MAX];
 extern bool fake_no_binary;
 extern bool fake_leak;
 extern bool fake_own_only;
+extern bool fake_no_share, fake_no_read_only;
+extern size_t fake_granularity; /* 0: the default */
+extern int fake_version;
 
 /* Each call begins with this. Counts the call and returns the error that it is to fail with. `device`: the device
  * whose lost state applies; -1: only injected errors apply. */
@@ -47,6 +50,9 @@ hipError_t fake_capture(int device, bool whole);
 /* Sleeps for a random time, up to the one set for "copy", "kernel" or "clear". */
 void fake_delay(const char *what);
 
+/* Waits as long as hipMemGetInfo() takes. */
+void fake_delay_info(void);
+
 /* Waits while the file of FAKE_HIP_GATE exists. */
 void fake_gate(void);
 
@@ -67,13 +73,28 @@ void fake_gate(void);
 
 /* memory.c */
 
-enum block_kind { BLOCK_DEVICE, BLOCK_PINNED, BLOCK_OPENED };
+/* BLOCK_OPENED: memory that another process exported by handle. BLOCK_SHARED, BLOCK_READ_ONLY: mappings of memory that
+ * is shared by descriptors (share.c). */
+enum block_kind { BLOCK_DEVICE, BLOCK_PINNED, BLOCK_OPENED, BLOCK_SHARED, BLOCK_READ_ONLY };
+
+/* Records a mapping that share.c made, and forgets it. Returns false if there is none. */
+void fake_block_add(enum block_kind kind, int device, void *base, size_t bytes);
+bool fake_block_remove(const void *base, enum block_kind kind);
+
+/* Takes so much of a device's memory; false: there is not so much. */
+bool fake_reserve(int device, size_t bytes);
+
+/* Fills new memory as if another program had used it. */
+void fake_leave_over(void *base, size_t bytes);
 
 /* Sets the kind and the device of the allocation that contains all these bytes. Returns false if there is none. */
 bool fake_find(const void *pointer, size_t bytes, enum block_kind *ret_kind, int *ret_device);
 
 /* Whether all of it is memory that this device may access. */
 bool fake_on_device(const void *pointer, size_t bytes, int device);
+
+/* Whether it may write to all of it, too. */
+bool fake_writable(const void *pointer, size_t bytes, int device);
 
 /* stream.c */
 

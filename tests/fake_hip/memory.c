@@ -61,6 +61,14 @@ bool fake_on_device(const void *pointer, size_t bytes, int device)
     return fake_find(pointer, bytes, &kind, &where) && kind != BLOCK_PINNED && where == device;
 }
 
+bool fake_writable(const void *pointer, size_t bytes, int device)
+{
+    enum block_kind kind;
+    int where;
+    return fake_find(pointer, bytes, &kind, &where) && kind != BLOCK_PINNED && kind != BLOCK_READ_ONLY &&
+           where == device;
+}
+
 static void block_add(struct block *block)
 {
     pthread_mutex_lock(&fake_lock);
@@ -70,9 +78,16 @@ static void block_add(struct block *block)
         fake_live.allocations++;
     else if (block->kind == BLOCK_PINNED)
         fake_live.pinned++;
-    else
+    else if (block->kind == BLOCK_OPENED)
         fake_live.opened++;
     pthread_mutex_unlock(&fake_lock);
+}
+
+void fake_block_add(enum block_kind kind, int device, void *base, size_t bytes)
+{
+    struct block *block = calloc(1, sizeof(*block));
+    *block = (struct block){.kind = kind, .device = device, .base = base, .bytes = bytes, .segment = -1};
+    block_add(block);
 }
 
 /* Removes the block that begins here from the list. NULL if there is none of that kind. */
@@ -90,12 +105,19 @@ static struct block *block_remove(const void *base, enum block_kind kind)
             fake_used[block->device] -= fake_leak ? 0 : block->bytes;
         } else if (kind == BLOCK_PINNED) {
             fake_live.pinned--;
-        } else {
+        } else if (kind == BLOCK_OPENED) {
             fake_live.opened--;
         }
     }
     pthread_mutex_unlock(&fake_lock);
     return block;
+}
+
+bool fake_block_remove(const void *base, enum block_kind kind)
+{
+    struct block *block = block_remove(base, kind);
+    free(block);
+    return block != NULL;
 }
 
 /* Takes all pages of fresh memory at once: cheaper than one by one, as memset() comes to them. Kernels before 5.14 do
@@ -105,7 +127,13 @@ static void populate(void *base, size_t bytes)
     (void)madvise(base, bytes, MADV_POPULATE_WRITE);
 }
 
-static bool reserve(int device, size_t bytes)
+void fake_leave_over(void *base, size_t bytes)
+{
+    populate(base, bytes);
+    memset(base, LEFT_OVER, bytes);
+}
+
+bool fake_reserve(int device, size_t bytes)
 {
     pthread_mutex_lock(&fake_lock);
     bool fits = bytes <= fake_memory - fake_used[device];
@@ -119,7 +147,7 @@ FAKE_EXPORT hipError_t hipMalloc(void **pointer, size_t bytes)
 {
     FAKE_ENTER(fake_current);
     fake_touch(fake_current);
-    if (bytes == 0 || !reserve(fake_current, bytes))
+    if (bytes == 0 || !fake_reserve(fake_current, bytes))
         return bytes == 0 ? hipErrorInvalidValue : hipErrorOutOfMemory;
     struct block *block = calloc(1, sizeof(*block));
     block->kind = BLOCK_DEVICE;
@@ -130,8 +158,7 @@ FAKE_EXPORT hipError_t hipMalloc(void **pointer, size_t bytes)
     /* The segment is deleted when the last process unmaps it. Until then it can still be mapped, on Linux. */
     if (block->base == (void *)-1 || shmctl(block->segment, IPC_RMID, NULL) < 0)
         abort();
-    populate(block->base, bytes);
-    memset(block->base, LEFT_OVER, bytes);
+    fake_leave_over(block->base, bytes);
     block_add(block);
     *pointer = block->base;
     return hipSuccess;
@@ -160,8 +187,7 @@ FAKE_EXPORT hipError_t hipHostMalloc(void **pointer, size_t bytes, unsigned flag
     block->bytes = bytes;
     block->segment = -1;
     block->base = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
-    populate(block->base, bytes);
-    memset(block->base, LEFT_OVER, bytes);
+    fake_leave_over(block->base, bytes);
     block_add(block);
     *pointer = block->base;
     return hipSuccess;
@@ -193,6 +219,7 @@ FAKE_EXPORT hipError_t hipHostGetDevicePointer(void **device, void *host, unsign
 FAKE_EXPORT hipError_t hipMemGetInfo(size_t *available, size_t *total)
 {
     FAKE_ENTER(fake_current);
+    fake_delay_info();
     pthread_mutex_lock(&fake_lock);
     *available = fake_memory - fake_used[fake_current];
     *total = fake_memory;
@@ -208,6 +235,10 @@ FAKE_EXPORT hipError_t hipMemcpy(void *dst, const void *src, size_t bytes, hipMe
     if ((kind == hipMemcpyHostToDevice && !fake_on_device(dst, bytes, fake_current)) ||
         (kind == hipMemcpyDeviceToHost && !fake_on_device(src, bytes, fake_current)))
         return hipErrorInvalidValue;
+    if (kind == hipMemcpyHostToDevice && !fake_writable(dst, bytes, fake_current)) {
+        fake_lose(fake_current, hipErrorIllegalAddress);
+        return hipErrorIllegalAddress;
+    }
     fake_gate();
     memcpy(dst, src, bytes);
     return hipSuccess;

@@ -297,7 +297,10 @@ FAKE_EXPORT hipError_t hipStreamWaitEvent(hipStream_t stream, hipEvent_t event, 
 
 static void run_copy(struct op *op, int device)
 {
-    (void)device;
+    if (op->value && !fake_writable(op->dst, op->bytes, device)) {
+        fake_lose(device, hipErrorIllegalAddress);
+        return;
+    }
     memset(op->dst, UNDER_WAY, op->bytes);
     fake_gate();
     fake_delay("copy");
@@ -319,6 +322,7 @@ FAKE_EXPORT hipError_t hipMemcpyAsync(void *dst, const void *src, size_t bytes, 
     op->dst = dst;
     op->src = src;
     op->bytes = bytes;
+    op->value = in; /* it is device memory that is written to */
     pthread_mutex_lock(&fake_lock);
     stream->copies |= in;
     pthread_mutex_unlock(&fake_lock);
@@ -330,7 +334,10 @@ FAKE_EXPORT hipError_t hipMemcpyAsync(void *dst, const void *src, size_t bytes, 
 
 static void run_clear(struct op *op, int device)
 {
-    (void)device;
+    if (!fake_writable(op->dst, op->bytes, device)) {
+        fake_lose(device, hipErrorIllegalAddress);
+        return;
+    }
     fake_delay("clear");
     memset(op->dst, op->value, op->bytes);
 }
@@ -421,8 +428,8 @@ FAKE_EXPORT hipError_t hipModuleGetFunction(hipFunction_t *ret, hipModule_t modu
 
 static void run_kernel(struct op *op, int device)
 {
-    if (!fake_on_device(op->src, op->src_bytes, device) || !fake_on_device(op->dst, op->bytes, device) ||
-        !fake_on_device(op->overflows, sizeof(*op->overflows), device)) {
+    if (!fake_on_device(op->src, op->src_bytes, device) || !fake_writable(op->dst, op->bytes, device) ||
+        !fake_writable(op->overflows, sizeof(*op->overflows), device)) {
         fake_lose(device, hipErrorIllegalAddress);
         return;
     }

@@ -51,9 +51,9 @@ def start(folder):
     """start(*options, FAKE_HIP_DEVICES=2, ...): a daemon. Each has to end well, unless the test ended it already."""
     daemons = []
 
-    def start_one(*options, **env):
+    def start_one(*options, program=None, **env):
         options = ["--device", "auto", "--budget", "95%", *options]
-        daemon = Daemon(folder, *options, env={name: str(value) for name, value in env.items()})
+        daemon = Daemon(folder, *options, program=program, env={name: str(value) for name, value in env.items()})
         daemons.append(daemon)
         return daemon.wait_ready()
 
@@ -82,8 +82,8 @@ def write_model(path, count, size, names):
 
 @pytest.fixture(scope="session")
 def every_type(model_folder):
-    """Two tensors of each type, 60 MB."""
-    return write_model(model_folder / "every.gguf", 66, 60 << 20, "all")
+    """Two tensors of each type: more than a slot of the staging memory has, so that tensors lie across two slots."""
+    return write_model(model_folder / "every.gguf", 66, 24 << 20 if FAKE else 60 << 20, "all")
 
 
 @pytest.fixture(scope="session")

@@ -12,15 +12,21 @@
 
 struct rig rig;
 
-const struct device_config config = {.workers = 2};
-const struct device_config quick_config = {.workers = 2, OPENED_QUICKLY};
-const struct device_config small_config = {.workers = 2, .staging = 1u << 20, OPENED_QUICKLY};
+struct device_config config, quick_config, small_config;
+
+static void configs_set(void)
+{
+    config = (struct device_config){.workers = 2, .export_wish = rig_export_wish()};
+    quick_config = (struct device_config){.workers = 2, OPENED_QUICKLY};
+    small_config = (struct device_config){.workers = 2, .staging = 1u << 20, OPENED_QUICKLY};
+}
 
 int bench_begin(struct device_fault *ret_fault)
 {
     int r = rig_load(&rig);
     if (r < 0)
         return r;
+    configs_set();
     struct device **devices;
     int n = rig.module->open(&config, &devices, ret_fault);
     if (n < 0) {
@@ -70,6 +76,8 @@ void assert_nothing_left(void)
     struct fake_hip_live live;
     rig.count(&live);
     assert_int_equal(live.allocations, 0);
+    assert_int_equal(live.addresses, 0);
+    assert_int_equal(live.opened, 0);
     assert_int_equal(live.pinned, 0);
     assert_int_equal(live.streams, 0);
     assert_int_equal(live.events, 0);

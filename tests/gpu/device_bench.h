@@ -1,6 +1,6 @@
 /* What all tests of the GPU module through daemon/device/device.h begin with: its devices, and slots on the first one.
  *
- * Environment: ROCMFORGE_TEST_MODULE, the path of the module. */
+ * Environment: ROCMFORGE_TEST_MODULE, the path of the module; ROCMFORGE_TEST_EXPORT, "fd" or "ipc". */
 #pragma once
 
 #include "tests/gpu/rig.h"
@@ -14,12 +14,14 @@ struct bench {
 /* The module, and its fake runtime if it runs on that. */
 extern struct rig rig;
 
-extern const struct device_config config;
+/* They export memory as the environment says. Set by bench_begin(). */
+extern struct device_config config;
 /* What opening a device tries is tried with little: the fake takes less of the time. */
-#define OPENED_QUICKLY .link_copies = 1, .link_bytes = 64u << 10, .trial_bytes = 4u << 20
-extern const struct device_config quick_config;
+#define OPENED_QUICKLY                                                                                                 \
+    .link_copies = 1, .link_bytes = 64u << 10, .trial_bytes = 4u << 20, .export_wish = config.export_wish
+extern struct device_config quick_config;
 /* Small sizes, and the same calls each time. */
-extern const struct device_config small_config;
+extern struct device_config small_config;
 
 /* Called first in main(). Loads the module and checks that there are devices. Returns 0; -ENODEV with the fault; or
  * another negative errno after printing why. */

@@ -11,10 +11,10 @@
 # ROCMFORGE_GPU_BUILD, ROCMFORGE_ENGINE_BIN: a build folder of this project, and one with llama.cpp's programs, that are
 # ready: not built then. ROCMFORGE_ENGINE_KIND: cuda, hip or host; default: what there is.
 #
-# With CUDA 13 on 16 processors llama.cpp takes two minutes to build: for one architecture, without flash attention.
+# llama.cpp is built for one architecture, without flash attention, so that building it takes minutes, not hours.
 set -uo pipefail
 sdist=${1:+$(readlink -f "$1")}
-cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.."
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.." || exit
 [[ -n $sdist || -n ${ROCMFORGE_ENGINE_BIN:-} ]] || { sed -n '/^#   /s/^#   //p' "$0" >&2; exit 2; }
 
 out=$(realpath -m "${2:-build/gpu-results}")
@@ -67,20 +67,23 @@ build_rocmforge() {
 build_engine() {
     mkdir -p "$work/src"
     tar -xzf "$sdist" -C "$work/src" || return
-    local source options=(-DGGML_BACKEND_DL=ON -DBUILD_SHARED_LIBS=ON -DGGML_NATIVE=OFF -DLLAMA_CURL=OFF
+    local source targets=(llama-completion llama-bench ggml-cpu) options=(-DGGML_BACKEND_DL=ON -DBUILD_SHARED_LIBS=ON -DGGML_NATIVE=OFF -DLLAMA_CURL=OFF
         -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DGGML_CCACHE=OFF)
     source=$(dirname "$(find "$work/src" -path '*llama.cpp/ggml/CMakeLists.txt' -print -quit)")/..
     case $kind in
         cuda)
             local architecture
             architecture=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .)
+            targets+=(ggml-cuda)
             options+=(-DGGML_CUDA=ON "-DCMAKE_CUDA_ARCHITECTURES=$architecture" -DGGML_CUDA_FA=OFF -DGGML_CUDA_NCCL=OFF)
             ;;
-        hip) options+=(-DGGML_HIP=ON) ;;
+        hip)
+            targets+=(ggml-hip)
+            options+=(-DGGML_HIP=ON)
+            ;;
     esac
     cmake -G Ninja -S "$source" -B "$work/engine" -DCMAKE_BUILD_TYPE=Release "${options[@]}" &&
-        ninja -C "$work/engine" llama-completion llama-bench ggml-cpu $([[ $kind == cuda ]] && echo ggml-cuda) \
-            $([[ $kind == hip ]] && echo ggml-hip)
+        ninja -C "$work/engine" "${targets[@]}"
 }
 
 step "Building for $kind, and making models"

@@ -4,12 +4,15 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -37,6 +40,45 @@ static void model_build(void)
     model_make(&model, parts, sizeof(parts) / sizeof(parts[0]), 0, 99);
 }
 
+/* --- notices --- */
+
+/* Sends a notice through a socket, with its descriptor. */
+static int notice_send(int socket, const struct notice *notice)
+{
+    union {
+        struct cmsghdr header;
+        char room[CMSG_SPACE(sizeof(int))];
+    } control = {0};
+    struct iovec data = {.iov_base = (void *)(uintptr_t)notice, .iov_len = sizeof(*notice)};
+    struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1};
+    if (notice->fd >= 0) {
+        control.header =
+            (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
+        memcpy(CMSG_DATA(&control.header), &notice->fd, sizeof(int));
+        message.msg_control = &control;
+        message.msg_controllen = sizeof(control);
+    }
+    return sendmsg(socket, &message, MSG_NOSIGNAL) == sizeof(*notice) ? 0 : -EIO;
+}
+
+/* Reads a notice; its `fd` becomes this process' descriptor. */
+static int notice_receive(int socket, struct notice *ret)
+{
+    union {
+        struct cmsghdr header;
+        char room[CMSG_SPACE(sizeof(int))];
+    } control = {0};
+    struct iovec data = {.iov_base = ret, .iov_len = sizeof(*ret)};
+    struct msghdr message = {
+        .msg_iov = &data, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
+    if (recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_WAITALL) != sizeof(*ret))
+        return -EIO;
+    ret->fd = -1;
+    if (CMSG_FIRSTHDR(&message))
+        memcpy(&ret->fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(int));
+    return 0;
+}
+
 /* --- the server --- */
 
 static int server_load(struct device *device, struct slots *slots, struct arena **arena, struct notice *notice,
@@ -59,6 +101,7 @@ static int server_load(struct device *device, struct slots *slots, struct arena 
         return r;
     notice->bytes = model.arena_bytes;
     notice->handle_size = export.handle_size;
+    notice->fd = export.fd;
     memcpy(notice->handle, export.handle, sizeof(notice->handle));
     memcpy(notice->id, device->id, sizeof(notice->id));
     memcpy(notice->uuid, device->uuid, sizeof(notice->uuid));
@@ -75,16 +118,21 @@ static int server_main(const char *which)
         return 1;
     /* How fast the link is, and whether exported memory comes back, is nothing to those who import. */
     const struct device_config config = {
-        .workers = 2, .link_copies = 1, .link_bytes = 64u << 10, .trial_bytes = 4u << 20};
+        .workers = 2,
+        .link_copies = 1,
+        .link_bytes = 64u << 10,
+        .trial_bytes = 4u << 20,
+        .export_wish = rig_export_wish(),
+    };
     struct device **devices;
     struct device_fault fault = {0};
-    struct notice notice = {0};
+    struct notice notice = {.fd = -1};
     int n = rig.module->open(&config, &devices, &fault);
     const unsigned index = (unsigned)atoi(which);
     if (n <= (int)index) {
         notice.status = n < 0 ? n : -ENODEV;
         fprintf(stderr, "no device: %s: %s (%d)\n", fault.call, fault.text, fault.code);
-        return write(STDOUT_FILENO, &notice, sizeof(notice)) < 0;
+        return notice_send(STDOUT_FILENO, &notice) < 0;
     }
     struct device *device = devices[index];
     struct slots slots;
@@ -99,11 +147,12 @@ static int server_main(const char *which)
         if (command == 'f') {
             device->ops->arena_free(arena);
             arena = NULL;
+            notice.fd = -1;
             notice.status = device->ops->memory_free(device, &notice.free_after, &fault);
         }
         if (notice.status < 0)
             fprintf(stderr, "server: %s: %s (%d)\n", fault.call, fault.text, fault.code);
-        if (write(STDOUT_FILENO, &notice, sizeof(notice)) != sizeof(notice))
+        if (notice_send(STDOUT_FILENO, &notice) < 0)
             return 1;
     } while (read(STDIN_FILENO, &command, 1) == 1);
     device->ops->arena_free(arena);
@@ -119,8 +168,8 @@ static int server_main(const char *which)
 static void process_start(struct process *ret, const char *role, const char *argument)
 {
     int in[2], out[2];
-    assert_int_equal(pipe2(in, O_CLOEXEC), 0);
-    assert_int_equal(pipe2(out, O_CLOEXEC), 0);
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, in), 0);
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, out), 0);
     ret->pid = fork();
     assert_true(ret->pid >= 0);
     if (ret->pid == 0) {
@@ -133,6 +182,14 @@ static void process_start(struct process *ret, const char *role, const char *arg
     close(out[1]);
     ret->in = in[1];
     ret->out = out[0];
+    ret->fd = -1;
+}
+
+static void descriptor_keep(struct process *process, int fd)
+{
+    if (process->fd >= 0)
+        close(process->fd);
+    process->fd = fd;
 }
 
 int process_end(struct process *process, int signal)
@@ -142,18 +199,16 @@ int process_end(struct process *process, int signal)
         kill(process->pid, signal);
     close(process->in);
     close(process->out);
+    descriptor_keep(process, -1);
     waitpid(process->pid, &status, 0);
     return status;
 }
 
 static void notice_read(struct process *process, struct notice *ret)
 {
-    for (size_t done = 0; done < sizeof(*ret);) {
-        ssize_t n = read(process->out, (char *)ret + done, sizeof(*ret) - done);
-        if (n <= 0)
-            fail_msg("the server ended");
-        done += (size_t)n;
-    }
+    if (notice_receive(process->out, ret) < 0)
+        fail_msg("the server ended");
+    descriptor_keep(process, ret->fd);
 }
 
 void server_start(struct process *ret, const char *index, struct notice *ret_notice)
@@ -165,9 +220,15 @@ void server_start(struct process *ret, const char *index, struct notice *ret_not
 
 void server_do(struct process *server, char command, struct notice *ret)
 {
+    descriptor_keep(server, -1);
     assert_int_equal(write(server->in, &command, 1), 1);
     notice_read(server, ret);
     assert_int_equal(ret->status, 0);
+}
+
+bool exports_descriptors(const struct notice *notice)
+{
+    return notice->fd >= 0;
 }
 
 struct import_source source_of(const struct notice *notice)
@@ -176,8 +237,8 @@ struct import_source source_of(const struct notice *notice)
         .device = notice->id,
         .uuid = notice->uuid,
         .pci = notice->pci,
-        .fd = -1,
-        .handle = notice->handle,
+        .fd = notice->fd,
+        .handle = notice->handle_size > 0 ? notice->handle : NULL,
         .handle_size = notice->handle_size,
         .bytes = notice->bytes,
     };
@@ -218,19 +279,50 @@ static int user_become(uid_t uid)
     return setgroups(0, NULL) < 0 || setresgid(uid, uid, uid) < 0 || setresuid(uid, uid, uid) < 0 ? -errno : 0;
 }
 
-/* argv: "client" and the user that it becomes before it calls the runtime; "": it stays the same user. Its input is
- * a notice. It opens the memory, compares, writes the answer, and waits until its input ends. */
-static int client_main(const char *user)
+/* Goes on in a child, in PID and IPC namespaces of its own, with the /proc that belongs to them: the driver looks
+ * there. The parent ends as the child does. */
+static int apart_go(void)
+{
+    if (unshare(CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWNS) < 0 ||
+        mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
+        return -errno;
+    pid_t child = fork();
+    if (child < 0)
+        return -errno;
+    if (child == 0)
+        return mount("proc", "/proc", "proc", 0, NULL) < 0 ? -errno : 0;
+    int status = 0;
+    close(STDOUT_FILENO);
+    waitpid(child, &status, 0);
+    _exit(WIFEXITED(status) ? WEXITSTATUS(status) : 1);
+}
+
+/* What a client is to be before it calls the runtime. */
+static int client_become(const char *how)
+{
+    if (strcmp(how, "apart") == 0)
+        return apart_go();
+    return *how ? user_become((uid_t)atoi(how)) : 0;
+}
+
+/* argv: "client" and how. Its input is a notice. It opens the memory, compares, writes the answer, and waits until its
+ * input ends. */
+static int client_main(const char *how)
 {
     struct notice notice;
     struct import_mapping *mapping = NULL;
     struct answer answer = {0};
-    if (*user && user_become((uid_t)atoi(user)) < 0)
-        return 1;
-    if (read(STDIN_FILENO, &notice, sizeof(notice)) != sizeof(notice))
+    int r = client_become(how);
+    if (notice_receive(STDIN_FILENO, &notice) < 0)
         return 1;
     const struct import_source source = source_of(&notice);
-    answer.fine = module->open(&source, &mapping, &answer.fault) == 0 && compare(mapping) == 0;
+    if (r < 0)
+        import_fail(&answer.fault, r, "cannot become %s: %s", how, strerror(-r));
+    else
+        answer.fine = module->open(&source, &mapping, &answer.fault) == 0;
+    if (notice.fd >= 0)
+        close(notice.fd);
+    answer.fine = answer.fine && compare(mapping) == 0;
     char end;
     if (write(STDOUT_FILENO, &answer, sizeof(answer)) != sizeof(answer) || read(STDIN_FILENO, &end, 1) != 0)
         return 1;
@@ -239,10 +331,10 @@ static int client_main(const char *user)
     return !answer.fine;
 }
 
-void client_start(struct process *ret, const struct notice *notice, const char *user)
+void client_start(struct process *ret, const struct notice *notice, const char *how)
 {
-    process_start(ret, "client", user);
-    assert_int_equal(write(ret->in, notice, sizeof(*notice)), sizeof(*notice));
+    process_start(ret, "client", how);
+    assert_int_equal(notice_send(ret->in, notice), 0);
 }
 
 void client_ask(struct process *client, struct answer *ret)
@@ -303,10 +395,11 @@ static int device_ask(void)
     struct process server;
     struct notice notice;
     process_start(&server, "server", "0");
-    if (read(server.out, &notice, sizeof(notice)) != sizeof(notice)) {
+    if (notice_receive(server.out, &notice) < 0) {
         fprintf(stderr, "the server ended\n");
         return -EIO;
     }
+    descriptor_keep(&server, notice.fd);
     process_end(&server, 0);
     return notice.status == -ENODEV ? -ENODEV : 0;
 }

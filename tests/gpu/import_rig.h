@@ -2,7 +2,8 @@
  * it. So a test program starts itself again, as a server or as a client. A server plays the daemon and exports a model
  * with a device module. A client opens it and can be killed.
  *
- * Environment: ROCMFORGE_TEST_MODULE, the device module; ROCMFORGE_TEST_IMPORT, the import module. */
+ * Environment: ROCMFORGE_TEST_MODULE, the device module; ROCMFORGE_TEST_IMPORT, the import module;
+ * ROCMFORGE_TEST_EXPORT, "fd" or "ipc": how servers export. */
 #pragma once
 
 #include "client/import.h"
@@ -33,7 +34,8 @@ void *runtime_find(const char *name);
 /* A process that this one started. process_end() ends it. */
 struct process {
     pid_t pid;
-    int in, out; /* our ends of its standard input and output */
+    int in, out; /* our ends of its standard input and output, which are sockets */
+    int fd;      /* a server's: the descriptor of the last notice, which is closed when the next one comes; -1: none */
 };
 
 /* What a server writes when it is ready, and after each command. */
@@ -44,7 +46,8 @@ struct notice {
     uint64_t free_before, free_after; /* free bytes of the device: before the model was loaded, and now */
     char id[32], uuid[64], pci[24];
     uint8_t handle[64];
-    size_t handle_size;
+    size_t handle_size; /* 0: none */
+    int fd;             /* in the process that has the notice; -1: none */
 };
 
 /* What a client writes. */
@@ -62,13 +65,17 @@ int process_end(struct process *process, int signal);
 /* Starts a server. It loads the model into the device with this index ("0") and exports it. */
 void server_start(struct process *ret, const char *index, struct notice *ret_notice);
 
-/* 'f': frees the arena and reports free_after; 'l': loads and exports again. */
+/* 'f': frees the arena and reports free_after; 'l': loads and exports again. The descriptor of the notice before is
+ * closed first. */
 void server_do(struct process *server, char command, struct notice *ret);
 
-/* Starts a client. It opens the memory of the notice, compares it, and keeps it open until its input ends. user: the
- * number of a user that it becomes before it calls the runtime; "": it stays the same user. This does not wait for
- * the answer. */
-void client_start(struct process *ret, const struct notice *notice, const char *user);
+/* Whether servers export by descriptor. */
+bool exports_descriptors(const struct notice *notice);
+
+/* Starts a client. It opens the memory of the notice, compares it, and keeps it open until its input ends. how: the
+ * number of a user that it becomes before it calls the runtime; "": it stays the same user; "apart": it leaves the PID
+ * and IPC namespaces that it is in. This does not wait for the answer. */
+void client_start(struct process *ret, const struct notice *notice, const char *how);
 
 /* Waits for the client's answer. It answers once. */
 void client_ask(struct process *client, struct answer *ret);

@@ -38,6 +38,12 @@ int rig_load(struct rig *ret)
     return -ENOENT;
 }
 
+enum export_wish rig_export_wish(void)
+{
+    const char *wish = getenv("ROCMFORGE_TEST_EXPORT");
+    return !wish || !*wish ? EXPORT_WISH_AUTO : strcmp(wish, "fd") == 0 ? EXPORT_WISH_FD : EXPORT_WISH_IPC;
+}
+
 void rig_find_fake(struct rig *rig, void *object)
 {
     *(void **)&rig->inject = dlsym(object, "fake_hip_fail");

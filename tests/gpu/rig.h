@@ -23,6 +23,9 @@ struct rig {
 /* Loads the module that ROCMFORGE_TEST_MODULE names. Returns 0, or -ENOENT after printing why. */
 int rig_load(struct rig *ret);
 
+/* How devices are to export memory: what ROCMFORGE_TEST_EXPORT says, "fd" or "ipc"; else the device's choice. */
+enum export_wish rig_export_wish(void);
+
 /* Looks up the functions of the fake runtime, if the object is linked with it. */
 void rig_find_fake(struct rig *rig, void *object);
 

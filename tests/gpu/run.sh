@@ -4,15 +4,15 @@
 #   tests/gpu/run.sh [OUT]
 #
 # OUT: a folder for the tables and JSON; default build/gpu-results.
-# ROCMFORGE_GPU_STEPS: which of "tests daemon kernels put bench" to run; default all.
+# ROCMFORGE_GPU_STEPS: which of "tests share daemon kernels put bench" to run; default all.
 # ROCMFORGE_BENCH_OPTIONS: of tests/bench/bench_gpu.py; "--only defaults", say.
 # ROCMFORGE_GPU_BUILD: a build folder that is ready, made elsewhere perhaps: nothing is built.
 set -uo pipefail
-cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.."
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.." || exit
 
 out=${1:-build/gpu-results}
 build=${ROCMFORGE_GPU_BUILD:-build/gpu}
-steps=" ${ROCMFORGE_GPU_STEPS:-tests daemon kernels put bench} "
+steps=" ${ROCMFORGE_GPU_STEPS:-tests share daemon kernels put bench} "
 python=${PYTHON:-python3}
 PATH=$PATH:/usr/local/cuda/bin:/opt/rocm/bin
 failures=()
@@ -57,28 +57,41 @@ limited() { # NAME SECONDS COMMAND...
     fi
 }
 
-# A test program: 77 is a device that is not there, which there is.
-run_test() { # PROGRAM
-    step "$1"
+# A test program: 77 is a device that is not there, which there is. EXPORT: how memory is exported, fd or ipc; the
+# default is what the device can.
+run_test() { # PROGRAM [EXPORT]
+    local name=$1${2:+_$2}
+    step "$name"
     ROCMFORGE_TEST_MODULE=$build/daemon/device/hip/device-$kind.so ROCMFORGE_TEST_IMPORT=$build/daemon/device/hip/import-$kind.so \
-        limited "$1" 300 "$build/tests/gpu/$1"
+        ROCMFORGE_TEST_EXPORT=${2:-} limited "$name" 300 "$build/tests/gpu/$1"
+}
+
+# Tests of Python, for so many seconds at most.
+run_pytest() { # NAME SECONDS ARGUMENT...
+    if ! "$python" -c 'import pytest' 2>/dev/null; then
+        echo "no pytest for $python: not run"
+        failures+=("$1")
+        return
+    fi
+    ROCMFORGE_BUILD=$build ROCMFORGE_GPU=$kind limited "$1" "$2" "$python" -m pytest -p no:cacheprovider \
+        --junitxml="$out/$1.xml" "${@:3}"
 }
 
 if wanted tests; then
     run_test test_device_hip
     run_test test_device_read
     run_test test_import_hip
+    run_test test_import_hip ipc
     run_test test_import_processes
+    run_test test_import_processes ipc
+fi
+if wanted share; then
+    step "Memory that is shared by descriptors"
+    run_pytest share 300 tests/gpu/test_gpu_share.py -v -rPs
 fi
 if wanted daemon; then
     step "The daemon and its clients"
-    if "$python" -c 'import pytest' 2>/dev/null; then
-        ROCMFORGE_BUILD=$build ROCMFORGE_GPU=$kind limited daemon 600 "$python" -m pytest tests/gpu -q -rs \
-            -p no:cacheprovider --junitxml="$out/daemon.xml"
-    else
-        echo "no pytest for $python: not run"
-        failures+=(daemon)
-    fi
+    run_pytest daemon 600 tests/gpu --ignore tests/gpu/test_gpu_share.py -q -rs
 fi
 if wanted kernels; then
     step "Speed of the kernels"

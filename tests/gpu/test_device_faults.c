@@ -19,10 +19,12 @@ static sem_t put_over;
 static bool session_open; /* the last session opened a device */
 
 /* All that a daemon does with a module, for a small model. Stops at the first error, as the daemon does. */
-static int session_run(const struct model *model, struct device_fault *fault)
+static int session_run(const struct model *model, enum export_wish wish, struct device_fault *fault)
 {
     struct bench bench;
-    int r = bench_open(&bench, &small_config, 3, fault);
+    struct device_config how = small_config;
+    how.export_wish = wish;
+    int r = bench_open(&bench, &how, 3, fault);
     session_open = r == 0;
     if (r < 0)
         return r;
@@ -64,7 +66,9 @@ static unsigned session_errors;
 static bool session(const char *spec)
 {
     struct device_fault fault = {0};
-    int r = session_run(&session_model, &fault);
+    int r = session_run(&session_model, EXPORT_WISH_FD, &fault);
+    if (r == 0)
+        r = session_run(&session_model, EXPORT_WISH_IPC, &fault);
     const bool fired = rig.fired();
     assert_nothing_left();
     if (r == 0)
@@ -144,8 +148,10 @@ static void test_each_allocation_fails(void **state)
 {
     (void)state;
     skip_on_hardware();
-    fail_each("hipMalloc", ":2", -ENOMEM);
-    fail_each("hipHostMalloc", ":2", -ENOMEM);
+    static const char *const calls[] = {"hipMalloc", "hipHostMalloc", "hipMemCreate", "hipMemAddressReserve",
+                                        "hipMemMap"};
+    for (size_t i = 0; i < sizeof(calls) / sizeof(calls[0]); i++)
+        fail_each(calls[i], ":2", -ENOMEM);
 }
 
 static void test_each_work_fails(void **state)
@@ -285,19 +291,23 @@ static void test_reclaiming_fails(void **state)
 {
     (void)state;
     skip_on_hardware();
-    static const char *const calls[] = {"hipSetDevice:2", "hipMalloc:1",
-                                        "hipFree:2"}; /* the arena's own calls come first */
+    /* The arena's own calls come first. */
+    static const char *const calls[][3] = {{"hipSetDevice:2", "hipMalloc:1", "hipFree:2"},
+                                           {"hipSetDevice:2", "hipMemCreate:1", "hipMemRelease:2"}};
     static const int codes[] = {2, 999, 719};
-    for (size_t i = 0; i < 9; i++) {
+    for (size_t i = 0; i < 18; i++) {
         const int code = codes[i % 3];
+        const bool by_descriptor = i >= 9;
+        struct device_config how = quick_config;
+        how.export_wish = by_descriptor ? EXPORT_WISH_FD : EXPORT_WISH_IPC;
         struct bench bench;
         struct device_fault fault;
         struct arena *arena;
         char spec[64];
-        assert_fine(bench_open(&bench, &quick_config, 1, &fault), &fault);
+        assert_fine(bench_open(&bench, &how, 1, &fault), &fault);
         struct device *device = bench.devices[0];
         assert_fine(arena_make(device, (uint64_t)300 << 20, &arena, &fault), &fault);
-        snprintf(spec, sizeof(spec), "%s:%d", calls[i / 3], code);
+        snprintf(spec, sizeof(spec), "%s:%d", calls[by_descriptor][i % 9 / 3], code);
         rig.inject(spec);
         device->ops->arena_free(arena);
         for (int k = 0; k < 1000 && !rig.fired(); k++)

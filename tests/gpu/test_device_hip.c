@@ -6,11 +6,13 @@
 #include "tests/gpu/device_bench.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* clang-format off */
 #include <cmocka.h> /* wants the standard headers before it */
@@ -311,6 +313,7 @@ static void test_again_and_again(void **state)
         assert_fine(outcome.status, &outcome.fault);
         assert_fine(device->ops->arena_export(arena, &export, &fault), &fault);
         assert_int_equal(export.handle_size, device->export_kind == EXPORT_IPC ? 64 : 0);
+        assert_int_equal(export.fd >= 0, device->export_kind == EXPORT_FD);
         assert_fine(device->ops->arena_seal(arena, &fault), &fault);
         device->ops->arena_free(arena);
     }
@@ -369,8 +372,10 @@ static void test_exports_are_tried(void **state)
     skip_on_hardware();
     struct bench bench;
     struct device_fault fault = {0};
+    struct device_config how = quick_config;
+    how.export_wish = EXPORT_WISH_IPC;
     rig.inject("hipIpcGetMemHandle:1+:1");
-    assert_int_equal(bench_open(&bench, &config, 1, &fault), -EIO);
+    assert_int_equal(bench_open(&bench, &how, 1, &fault), -EIO);
     assert_string_equal(fault.call, "hipIpcGetMemHandle");
     assert_string_equal(fault.text, "invalid argument");
     assert_int_equal(fault.code, 1);
@@ -378,18 +383,136 @@ static void test_exports_are_tried(void **state)
 
     rig.inject(NULL);
     fault = (struct device_fault){0};
-    assert_fine(bench_open(&bench, &config, 1, &fault), &fault);
+    assert_fine(bench_open(&bench, &how, 1, &fault), &fault);
     assert_string_equal(fault.call, "");
+    assert_int_equal(bench.devices[0]->export_kind, EXPORT_IPC);
+    assert_string_equal(bench.devices[0]->no_descriptors, "");
     const int n = bench.n;
     bench_close(&bench);
     if (n < 2)
         return;
     rig.inject("hipIpcGetMemHandle:1:1");
-    assert_fine(bench_open(&bench, &config, 1, &fault), &fault);
+    assert_fine(bench_open(&bench, &how, 1, &fault), &fault);
     rig.inject(NULL);
     assert_int_equal(bench.n, n - 1);
     assert_string_equal(bench.devices[0]->id, "hip:1");
     assert_string_equal(fault.call, "hipIpcGetMemHandle");
+    bench_close(&bench);
+    assert_nothing_left();
+}
+
+/* Whatever of it does not work: the device exports handles instead and says why; or it cannot be opened, if nothing but
+ * descriptors will do. */
+static void test_descriptors_are_tried(void **state)
+{
+    (void)state;
+    skip_on_hardware();
+    static const char *const calls[] = {"hipMemGetAllocationGranularity",
+                                        "hipMemCreate",
+                                        "hipMemAddressReserve",
+                                        "hipMemMap",
+                                        "hipMemSetAccess",
+                                        "hipMemExportToShareableHandle",
+                                        "hipRuntimeGetVersion",
+                                        "hipMemImportFromShareableHandle"};
+    for (size_t i = 0; i < sizeof(calls) / sizeof(calls[0]); i++) {
+        struct device_config how = quick_config;
+        struct bench bench;
+        struct device_fault fault = {0};
+        char spec[64], why[96];
+        snprintf(spec, sizeof(spec), "%s:1+:801", calls[i]);
+        snprintf(why, sizeof(why), "%s: not supported (801)", calls[i]);
+        rig.inject(spec);
+        how.export_wish = EXPORT_WISH_FD;
+        assert_int_equal(bench_open(&bench, &how, 1, &fault), -EIO);
+        assert_string_equal(fault.call, calls[i]);
+        assert_nothing_left();
+        fault = (struct device_fault){0};
+        how.export_wish = EXPORT_WISH_AUTO;
+        assert_fine(bench_open(&bench, &how, 1, &fault), &fault);
+        assert_string_equal(fault.call, "");
+        assert_int_equal(bench.devices[0]->export_kind, EXPORT_IPC);
+        assert_string_equal(bench.devices[0]->no_descriptors, why);
+        assert_int_equal(bench.devices[0]->granule, 2u << 20);
+        rig.inject(NULL);
+        bench_close(&bench);
+        assert_nothing_left();
+    }
+}
+
+/* Memory that descriptors are made of gets no handle, which anybody could open. */
+static void test_either_a_descriptor_or_a_handle(void **state)
+{
+    (void)state;
+    struct bench bench;
+    struct device_fault fault;
+    struct device_export export;
+    struct arena *arena;
+    assert_fine(bench_open(&bench, &config, 1, &fault), &fault);
+    struct device *device = bench.devices[0];
+    assert_fine(arena_make(device, 1, &arena, &fault), &fault);
+    assert_fine(device->ops->arena_export(arena, &export, &fault), &fault);
+    print_message("exports %s\n", device->export_kind == EXPORT_FD ? "descriptors" : "handles");
+    if (device->export_kind == EXPORT_FD) {
+        assert_true(export.fd >= 0 && export.handle_size == 0);
+        assert_true(fcntl(export.fd, F_GETFD) & FD_CLOEXEC);
+    } else {
+        assert_true(export.fd == -1 && export.handle_size == 64);
+    }
+    device->ops->arena_free(arena);
+    if (device->export_kind == EXPORT_FD)
+        assert_int_equal(fcntl(export.fd, F_GETFD), -1);
+    bench_close(&bench);
+    assert_nothing_left();
+}
+
+/* What was exported is taken back, though the arena is gone: the bytes are there without having been put. */
+static void test_taken_back(void **state)
+{
+    (void)state;
+    struct bench bench;
+    struct device_fault fault;
+    struct device_export export;
+    struct outcome outcome;
+    struct arena *arena, *again = NULL;
+    assert_fine(bench_open(&bench, &config, 2, &fault), &fault);
+    struct device *device = bench.devices[0];
+    if (device->export_kind != EXPORT_FD) {
+        assert_int_equal(device->ops->arena_adopt(device, 0, 1, &again, &export, &fault), -ENOTSUP);
+        bench_close(&bench);
+        print_message("exports handles\n");
+        skip();
+    }
+    struct part parts[6];
+    struct model model;
+    model_make(&model, parts, mixture(parts, 6, 13), 0, 13);
+    uint64_t before, after;
+    load_and_check(&bench.slots, &model, 1u << 20, true);
+    assert_fine(device->ops->memory_free(device, &before, &fault), &fault);
+    assert_fine(arena_make(device, model.arena_bytes, &arena, &fault), &fault);
+    model_put(&model, &bench.slots, arena, 1u << 20, true, &outcome);
+    assert_fine(outcome.status, &outcome.fault);
+    assert_fine(device->ops->arena_export(arena, &export, &fault), &fault);
+    assert_fine(device->ops->arena_seal(arena, &fault), &fault);
+    for (int i = 0; i < 3; i++) {
+        const int kept = fcntl(export.fd, F_DUPFD_CLOEXEC, 0);
+        device->ops->arena_free(arena);
+        assert_true(device->ops->arena_adopt(device, kept, model.arena_bytes + (64u << 20), &again, &export, &fault) <
+                    0);
+        assert_true(*fault.call && *fault.text);
+        assert_fine(device->ops->arena_adopt(device, kept, model.arena_bytes, &arena, &export, &fault), &fault);
+        assert_int_equal(export.fd, kept);
+        assert_fine(model_check(&model, device, arena, &fault), &fault);
+    }
+    device->ops->arena_free(arena);
+    assert_int_equal(fcntl(export.fd, F_GETFD), -1);
+    const int wrong = open("/dev/zero", O_RDWR | O_CLOEXEC);
+    assert_true(device->ops->arena_adopt(device, wrong, model.arena_bytes, &again, &export, &fault) < 0);
+    assert_int_equal(close(wrong), 0);
+    assert_null(again);
+    assert_fine(device->ops->memory_free(device, &after, &fault), &fault);
+    assert_int_equal(before, after);
+    model_drop(&model);
     bench_close(&bench);
     assert_nothing_left();
 }
@@ -460,6 +583,9 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_two_devices),
         cmocka_unit_test(test_staging_setting),
         cmocka_unit_test(test_exports_are_tried),
+        cmocka_unit_test(test_descriptors_are_tried),
+        cmocka_unit_test(test_either_a_descriptor_or_a_handle),
+        cmocka_unit_test(test_taken_back),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

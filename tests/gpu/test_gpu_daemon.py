@@ -306,11 +306,12 @@ NO_EXPORT = "hipIpcGetMemHandle: invalid argument (1)"
 @pytest.mark.fake
 def test_a_device_whose_memory_cannot_be_exported(start, small_model, folder):
     """No client could open what is in it, and each load would fail at its end."""
-    daemon = start(FAKE_HIP_FAIL="hipIpcGetMemHandle:1+:1")
+    daemon = start("--export", "ipc", FAKE_HIP_FAIL="hipIpcGetMemHandle:1+:1")
     assert set(devices(daemon)) == {"host"}
     assert f"warning: no hip device: {NO_EXPORT}" in daemon.log, "for there is one"
     assert load(daemon, small_model, "m")["device"] == "host"
-    refused = Daemon(folder, "--device", "hip", socket=folder / "other", env={"FAKE_HIP_FAIL": "hipIpcGetMemHandle:1+:1"})
+    options = ["--device", "hip", "--export", "ipc"]
+    refused = Daemon(folder, *options, socket=folder / "other", env={"FAKE_HIP_FAIL": "hipIpcGetMemHandle:1+:1"})
     assert refused.process.wait(30) != 0
     assert f"no hip device: {NO_EXPORT}" in refused.log
 
@@ -318,7 +319,7 @@ def test_a_device_whose_memory_cannot_be_exported(start, small_model, folder):
 @pytest.mark.fake
 def test_the_other_device_whose_memory_can(start, small_model, monkeypatch):
     monkeypatch.setenv("FAKE_HIP_DEVICES", "2")
-    daemon = start(FAKE_HIP_FAIL="hipIpcGetMemHandle:1:1")
+    daemon = start("--export", "ipc", FAKE_HIP_FAIL="hipIpcGetMemHandle:1:1")
     assert set(devices(daemon)) == {"hip:1", "host"}
     assert f"a hip device cannot be used: {NO_EXPORT}" in daemon.log
     assert load(daemon, small_model, "m")["device"] == "hip:1"
@@ -414,7 +415,7 @@ def test_phases(start, large_model):
 if FAKE:
     # Whichever of a load's calls fails, the daemon lives and nothing leaks.
     @pytest.mark.fake
-    @pytest.mark.parametrize("call", ["hipModuleLaunchKernel", "hipEventRecord", "hipMemsetAsync", "hipStreamWaitEvent", "hipIpcGetMemHandle"])
+    @pytest.mark.parametrize("call", ["hipModuleLaunchKernel", "hipEventRecord", "hipMemsetAsync", "hipStreamWaitEvent", "hipMemExportToShareableHandle"])
     def test_any_call_fails_later(start, large_model, small_model, call):
         daemon = start(FAKE_HIP_FAIL=f"{call}:40:999" if "Async" in call or "Event" in call else f"{call}:2:999")
         with contextlib.suppress(WireError):

@@ -5,17 +5,26 @@ import subprocess
 
 import pytest
 from conftest import FAKE, MODULES
-from harness import wait_until, wire_error
+from harness import EXPORTS, wait_until, wire_error
 from rocmforge_wire import WireError
 from test_gpu_daemon import devices, load, unload
 
 pytestmark = pytest.mark.fake
 
 # Of a load, its verification and its unloading. What else the module calls it calls when it starts, or ends.
+CALLS_OF_ANY_LOAD = {
+    *("hipSetDevice", "hipMemsetAsync", "hipMemcpyAsync", "hipStreamWaitEvent", "hipEventCreateWithFlags"),
+    *("hipEventDestroy", "hipEventRecord", "hipEventQuery", "hipEventSynchronize", "hipEventElapsedTime"),
+    "hipModuleLaunchKernel",
+}
+# And those that depend on how memory is exported.
 CALLS_OF_A_LOAD = {
-    *("hipSetDevice", "hipMalloc", "hipFree", "hipMemsetAsync", "hipMemcpyAsync", "hipStreamWaitEvent"),
-    *("hipEventCreateWithFlags", "hipEventDestroy", "hipEventRecord", "hipEventQuery", "hipEventSynchronize"),
-    *("hipEventElapsedTime", "hipModuleLaunchKernel", "hipIpcGetMemHandle"),
+    "ipc": {*CALLS_OF_ANY_LOAD, "hipMalloc", "hipFree", "hipIpcGetMemHandle"},
+    "fd": {
+        *CALLS_OF_ANY_LOAD,
+        *("hipMemCreate", "hipMemAddressReserve", "hipMemMap", "hipMemSetAccess", "hipMemExportToShareableHandle"),
+        *("hipMemUnmap", "hipMemAddressFree", "hipMemRelease"),
+    },
 }
 
 
@@ -70,9 +79,10 @@ def cycle(daemon, path):
     return found
 
 
-def test_each_call_of_a_load_fails(start, small_model, fault):
+@pytest.mark.parametrize("export", EXPORTS)
+def test_each_call_of_a_load_fails(start, small_model, fault, export):
     """An error that names the call, or none; nothing is left, and the device is well."""
-    daemon = start("--workers", "2", "--staging", "1Mi", FAKE_HIP_FAIL=fault.setting)
+    daemon = start("--workers", "2", "--staging", "1Mi", "--export", export, FAKE_HIP_FAIL=fault.setting)
     made = {}
     for call in calls_of("device-hip.so"):
         for n in range(1, 1000):
@@ -85,7 +95,7 @@ def test_each_call_of_a_load_fails(start, small_model, fault):
             assert error is None or (error.name, error.parameters["call"]) == ("DeviceError", call), error
             assert devices(daemon)["hip:0"]["state"] == "ready"
             made[call] = n
-    assert set(made) >= CALLS_OF_A_LOAD, made
+    assert set(made) >= CALLS_OF_A_LOAD[export], made
     assert cycle(daemon, small_model) is None
 
 
@@ -97,9 +107,9 @@ def assert_failed(daemon, path):
     unload(daemon, "host")
 
 
-@pytest.mark.parametrize("call", sorted(CALLS_OF_A_LOAD))
-def test_call_of_a_load_loses_the_device(start, small_model, fault, call):
-    daemon = start("--workers", "2", "--staging", "1Mi", FAKE_HIP_FAIL=fault.setting)
+@pytest.mark.parametrize("export, call", [(export, call) for export in EXPORTS for call in sorted(CALLS_OF_A_LOAD[export])])
+def test_call_of_a_load_loses_the_device(start, small_model, fault, export, call):
+    daemon = start("--workers", "2", "--staging", "1Mi", "--export", export, FAKE_HIP_FAIL=fault.setting)
     fault.set(f"{call}:1:719")
     cycle(daemon, small_model)
     assert fault.fired()
@@ -136,13 +146,9 @@ def test_device_without_a_name_or_an_architecture(start):
     assert devices(daemon)["hip:0"]["name"] == "AMD GPU at 0000:01:00.0"
 
 
-@pytest.mark.parametrize("code", [999, 719, 2])
-def test_each_call_of_a_client_fails(start, small_model, monkeypatch, fault, code):
-    """What it reads is right, or the call is named; and its lease is given back."""
-    daemon = start(FAKE_HIP_DEVICES=2)
-    load(daemon, small_model, "m", device="hip:1")
-    monkeypatch.setenv("FAKE_HIP_DEVICES", "2")
-    monkeypatch.setenv("FAKE_HIP_FAIL", fault.setting)
+def client_calls_that_fail(daemon, fault, code):
+    """Makes each call of a client fail, once at each time that it is made. Returns those that are made."""
+    made = set()
     with daemon.client() as client:
         tensor = client.call("Show", name="m")["tensors"][0]["name"]
     expected = daemon.rfctl("dump", "m", tensor, text=False).stdout
@@ -153,15 +159,31 @@ def test_each_call_of_a_client_fails(start, small_model, monkeypatch, fault, cod
             if not fault.fired():
                 fault.off()
                 break
+            made.add(call)
             assert done.returncode in (0, 1), done.stderr
             if done.returncode == 0:
                 assert done.stdout == expected
             else:
                 assert f"{call}: ".encode() in done.stderr and f"({code})".encode() in done.stderr
-        assert n > 1, f"{call} was not called"
-    with daemon.client() as client:
-        wait_until(lambda: client.call("List")["models"][0]["leases"] == 0)
-        client.call("Unload", name="m")
+    return made
+
+
+@pytest.mark.parametrize("code", [999, 719, 2])
+def test_each_call_of_a_client_fails(start, small_model, monkeypatch, fault, code):
+    """What it reads is right, or the call is named; and its lease is given back."""
+    made = set()
+    for export in EXPORTS:
+        daemon = start("--export", export, FAKE_HIP_DEVICES=2)
+        load(daemon, small_model, "m", device="hip:1")
+        with monkeypatch.context() as patch:
+            patch.setenv("FAKE_HIP_DEVICES", "2")
+            patch.setenv("FAKE_HIP_FAIL", fault.setting)
+            made |= client_calls_that_fail(daemon, fault, code)
+        with daemon.client() as client:
+            wait_until(lambda: client.call("List")["models"][0]["leases"] == 0)
+            client.call("Unload", name="m")
+        daemon.stop()
+    assert made == set(calls_of("import-hip.so"))
 
 
 def test_kernels_that_are_not_there_one_by_one(start, small_model):

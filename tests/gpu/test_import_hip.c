@@ -5,10 +5,13 @@
 #include "tests/gpu/import_rig.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 /* clang-format off */
 #include <cmocka.h> /* wants the standard headers before it */
@@ -72,9 +75,11 @@ static void test_refused(void **state)
     struct import_fault fault = {""};
     server_start(&server, "0", &notice);
     struct import_source source = source_of(&notice);
+    source.fd = -1;
     source.handle_size = 63;
     assert_int_equal(module->open(&source, &mapping, &fault), -EPROTO);
     source = source_of(&notice);
+    source.fd = -1;
     source.handle = NULL;
     assert_int_equal(module->open(&source, &mapping, &fault), -EPROTO);
     source = source_of(&notice);
@@ -88,11 +93,68 @@ static void test_refused(void **state)
     assert_int_equal(module->open(&source, &mapping, &fault), -ENODEV);
     uint8_t nonsense[64] = {1, 2, 3};
     source = source_of(&notice);
+    source.fd = -1;
     source.handle = nonsense;
+    source.handle_size = sizeof(nonsense);
     *fault.text = '\0';
     assert_true(module->open(&source, &mapping, &fault) < 0);
     assert_true(*fault.text);
     assert_null(mapping);
+    process_end(&server, 0);
+}
+
+/* Descriptors that are no memory of a GPU, and memory that is smaller or larger than the daemon says. What is wrong is
+ * told, nothing stays open, and the descriptor stays the caller's. */
+static void test_wrong_descriptors(void **state)
+{
+    (void)state;
+    struct process server;
+    struct notice notice;
+    struct import_mapping *mapping = NULL;
+    server_start(&server, "0", &notice);
+    if (!exports_descriptors(&notice)) {
+        process_end(&server, 0);
+        print_message("exports handles\n");
+        skip();
+    }
+    struct import_source source = source_of(&notice);
+    /* The fake runtime maps nothing but all of an allocation. Others may map a part of it, which does no harm. */
+    const uint64_t bytes[] = {
+        1,         notice.bytes / 2, notice.bytes * 2, notice.bytes + (64ull << 20), UINT64_MAX / 2, UINT64_MAX / 2 + 1,
+        UINT64_MAX};
+    for (size_t i = fake.inject ? 0 : 2; i < sizeof(bytes) / sizeof(bytes[0]); i++) {
+        struct import_fault fault = {""};
+        source.bytes = bytes[i];
+        if (module->open(&source, &mapping, &fault) >= 0)
+            fail_msg("opened with %llu bytes instead of %llu", (unsigned long long)bytes[i],
+                     (unsigned long long)notice.bytes);
+        assert_true(*fault.text);
+    }
+    int pipes[2], memfd = memfd_create("wrong", MFD_CLOEXEC), zero = open("/dev/zero", O_RDWR | O_CLOEXEC);
+    assert_int_equal(pipe2(pipes, O_CLOEXEC), 0);
+    assert_int_equal(ftruncate(memfd, (off_t)notice.bytes + (4 << 20)), 0);
+    const int fds[] = {memfd, zero, pipes[0], 9999};
+    source = source_of(&notice);
+    for (size_t i = 0; i < sizeof(fds) / sizeof(fds[0]); i++) {
+        struct import_fault fault = {""};
+        source.fd = fds[i];
+        assert_true(module->open(&source, &mapping, &fault) < 0);
+        print_message("%s\n", fault.text);
+        assert_true(*fault.text);
+    }
+    assert_null(mapping);
+    assert_nothing_open();
+    for (size_t i = 0; i < 3; i++)
+        assert_true(fcntl(fds[i], F_GETFD) >= 0);
+    /* The right one still works. */
+    source = source_of(&notice);
+    mapping = open_fine(&source);
+    assert_int_equal(compare(mapping), 0);
+    module->close(mapping);
+    close(memfd);
+    close(zero);
+    close(pipes[0]);
+    close(pipes[1]);
     process_end(&server, 0);
 }
 
@@ -135,10 +197,8 @@ int main(int argc, char **argv)
     if (r < 0)
         return r == -ENODEV ? 77 : 1;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_same_bytes),
-        cmocka_unit_test(test_second_device),
-        cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_same_bytes),        cmocka_unit_test(test_second_device), cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_wrong_descriptors), cmocka_unit_test(test_threads),
     };
     int failures = cmocka_run_group_tests(tests, NULL, NULL);
     import_rig_end();

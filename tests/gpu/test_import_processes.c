@@ -78,6 +78,11 @@ static void test_another_user_is_refused(void **state)
     char user[16];
     snprintf(user, sizeof(user), "%d", NOBODY);
     server_start(&server, "0", &notice);
+    if (exports_descriptors(&notice)) {
+        process_end(&server, 0);
+        print_message("exports descriptors\n");
+        skip();
+    }
     setenv("FAKE_HIP_OWN_ONLY", "1", 1);
     client_start(&client, &notice, user);
     unsetenv("FAKE_HIP_OWN_ONLY");
@@ -88,26 +93,92 @@ static void test_another_user_is_refused(void **state)
     assert_int_equal(process_end(&server, 0), 0);
 }
 
+/* In other PID and IPC namespaces a descriptor is as good as in the same; a handle cannot be opened there. */
+static void test_client_apart(void **state)
+{
+    (void)state;
+    struct process server, client;
+    struct notice notice;
+    struct answer answer;
+    server_start(&server, "0", &notice);
+    client_start(&client, &notice, "apart");
+    client_ask(&client, &answer);
+    process_end(&client, 0);
+    process_end(&server, 0);
+    print_message("%s\n", answer.fine ? "opened" : answer.fault.text);
+    if (strstr(answer.fault.text, "cannot become apart"))
+        skip();
+    assert_int_equal(answer.fine, exports_descriptors(&notice));
+}
+
+static void test_server_killed_that_exports_handles(const struct notice *notice, struct process *server)
+{
+    const struct import_source source = source_of(notice);
+    struct import_mapping *mapping = open_fine(&source);
+    assert_int_equal(compare(mapping), 0);
+    process_end(server, SIGKILL);
+    /* What a read returns now is undefined, but closing has to return. */
+    module->close(mapping);
+    assert_nothing_open();
+    struct import_fault fault = {""};
+    assert_true(module->open(&source, &mapping, &fault) < 0);
+}
+
+/* What is mapped stays, and what somebody holds a descriptor of can still be mapped. */
+static void test_server_killed_that_exports_descriptors(const struct notice *notice, struct process *server)
+{
+    struct import_source source = source_of(notice);
+    struct import_mapping *mapping = open_fine(&source);
+    source.fd = dup(notice->fd);
+    process_end(server, SIGKILL);
+    assert_int_equal(compare(mapping), 0);
+    struct import_mapping *second = open_fine(&source);
+    close(source.fd);
+    assert_int_equal(compare(second), 0);
+    module->close(mapping);
+    assert_int_equal(compare(second), 0);
+    module->close(second);
+    assert_nothing_open();
+}
+
 static void test_server_killed(void **state)
 {
     (void)state;
     struct process server;
     struct notice notice;
     server_start(&server, "0", &notice);
-    const struct import_source source = source_of(&notice);
-    struct import_mapping *mapping = open_fine(&source);
-    assert_int_equal(compare(mapping), 0);
-    process_end(&server, SIGKILL);
-    /* What a read returns now is undefined, but closing has to return. */
-    module->close(mapping);
-    assert_nothing_open();
-    struct import_fault fault = {""};
-    assert_true(module->open(&source, &mapping, &fault) < 0);
+    if (exports_descriptors(&notice))
+        test_server_killed_that_exports_descriptors(&notice, &server);
+    else
+        test_server_killed_that_exports_handles(&notice, &server);
     server_start(&server, "0", &notice);
     const struct import_source next = source_of(&notice);
-    mapping = open_fine(&next);
+    struct import_mapping *mapping = open_fine(&next);
     assert_int_equal(compare(mapping), 0);
     module->close(mapping);
+    process_end(&server, 0);
+}
+
+/* To free memory that a client still has mapped takes nothing from the client. */
+static void test_freed_while_a_client_reads(void **state)
+{
+    (void)state;
+    struct process server;
+    struct notice notice;
+    server_start(&server, "0", &notice);
+    if (!exports_descriptors(&notice)) {
+        process_end(&server, 0);
+        print_message("exports handles\n");
+        skip();
+    }
+    const struct import_source source = source_of(&notice);
+    struct import_mapping *mapping = open_fine(&source);
+    server_do(&server, 'f', &notice);
+    assert_int_equal(compare(mapping), 0);
+    server_do(&server, 'l', &notice);
+    assert_int_equal(compare(mapping), 0);
+    module->close(mapping);
+    assert_nothing_open();
     process_end(&server, 0);
 }
 
@@ -180,7 +251,9 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_client_killed),
         cmocka_unit_test(test_another_user),
         cmocka_unit_test(test_another_user_is_refused),
+        cmocka_unit_test(test_client_apart),
         cmocka_unit_test(test_server_killed),
+        cmocka_unit_test(test_freed_while_a_client_reads),
         cmocka_unit_test(test_many_clients),
         cmocka_unit_test(test_fork),
     };

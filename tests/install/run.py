@@ -193,7 +193,7 @@ def main():
                 TESTS[name](person, arguments)
         except machines.CannotRun as error:
             print(f"skipped: {error}")
-            return 77
+            return 1 if failed else 77
         except Failed as error:
             failed += 1
             print(f"{name} failed: {error}", flush=True)

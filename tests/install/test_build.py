@@ -14,6 +14,9 @@ import unittest
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "lib"))
+import exit_status
+
 BUILD = Path(sys.argv.pop(1)).resolve()
 
 
@@ -179,4 +182,4 @@ class Configured(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    unittest.main()
+    exit_status.main()

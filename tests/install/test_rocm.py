@@ -12,6 +12,8 @@ import unittest
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "lib"))
+import exit_status
 
 
 def run(*command):
@@ -106,4 +108,4 @@ class Rocm(unittest.TestCase):
 
 if __name__ == "__main__":
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    unittest.main()
+    exit_status.main()

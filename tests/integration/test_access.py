@@ -124,6 +124,18 @@ def test_who_passes_the_file_may_read_it(start_for_all, clients, own_file):
         guest.call("Unload", name="m")
 
 
+def test_who_passes_a_file_that_it_may_not_read_any_more(start_for_all, clients, own_file):
+    """The daemon looks at the file then: who is a guest is decided by what it finds."""
+    daemon = start_for_all()
+    path = own_file(mode=0o644)
+    user, guest = clients(daemon, USER), clients(daemon, OTHER)
+    model = load_as(user, USER, path, name="m")
+    os.chmod(path, 0o600)
+    assert load_fd(guest, path, name="g")["aliases"] == ["g"]
+    assert guest.call("Show", name="g")["model"]["id"] == model["id"]
+    guest.call("Attach", name="g")
+
+
 def test_public_and_private(start_for_all, clients, own_file):
     daemon = start_for_all()
     path = own_file(mode=0o640)

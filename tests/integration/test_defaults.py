@@ -38,6 +38,8 @@ def sentences():
         f"Default: {quota('CONNECTIONS_DEFAULT')} connections, {quota('LOADS_DEFAULT')} loads, "
         f"{quota('LEASES_DEFAULT')} leases,"
     )
+    yield f"no more than stay free for the others, of {quota('ALL_CONNECTIONS')}."
+    yield f"Default: {quota('MEMORY_DEFAULT_MIB')} MiB. Of all users together it is at most {quota('ALL_MEMORY_MIB')} MiB."
     yield f"at most {quota('VERIFIES_DEFAULT')} verifications and {quota('PLANS_DEFAULT')} plans at a time."
 
 
@@ -50,8 +52,9 @@ def test_limits_of_the_wire():
     assert quota("VERIFIES_DEFAULT") == quota("PLANS_DEFAULT")
     for row in (
         f"| calls of `Verify`, and of `Plan`, that one user has running | {quota('VERIFIES_DEFAULT')} each |",
-        f"| the same, of all clients of one user | {quota('FILES_DEFAULT')} |",
-        f"when `Show` or `Attach` would add another one | {quota('REPLIES_DEFAULT_MIB')} MiB |",
+        f"requests whose turn has not come | {quota('DESCRIPTORS_DEFAULT')} |",
+        f"calls under way, replies that wait | {quota('MEMORY_DEFAULT_MIB')} MiB |",
+        f"| connections of one user | {quota('CONNECTIONS_DEFAULT')} |",
     ):
         assert row in WIRE
 

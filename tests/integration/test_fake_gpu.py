@@ -1,13 +1,15 @@
 """The GPU module end to end, on the fake HIP runtime: the real daemon, the real client library in another process, and
-memory that goes between them by IPC handle. It proves the logic, not the hardware."""
+memory that goes between them by descriptor or by IPC handle. It proves the logic, not the hardware."""
 import os
 import shutil
 import struct
 import subprocess
+import time
 
 import make_model
 import pytest
 from harness import (
+    EXPORTS,
     MIB,
     TIMEOUT,
     USER,
@@ -26,24 +28,66 @@ MODULES = module_folder()
 pytestmark = pytest.mark.skipif(not FAKE, reason="this build has no module for AMD GPUs (hipcc is not installed)")
 
 
+both_exports = pytest.mark.parametrize("export", EXPORTS, indirect=True)
+
+
 @pytest.fixture
-def fake_gpu(start, monkeypatch):
+def export(request):
+    """How the daemon exports memory of GPUs."""
+    return EXPORTS[getattr(request, "param", "fd")]
+
+
+@pytest.fixture
+def fake_gpu(start, monkeypatch, export):
     """Starts a daemon with two fake GPUs; environment variables set the fake up."""
 
     def start_fake(*options, env=None, **settings):
         environment = {"LD_LIBRARY_PATH": str(FAKE), "ROCMFORGE_MODULE_DIR": str(MODULES), "FAKE_HIP_DEVICES": "2"}
         for name, value in {**environment, **settings}.items():
             monkeypatch.setenv(name, value)
-        return start("--device", "hip", *options, env=env)
+        return start("--device", "hip", "--export", export.kind, *options, env=env)
 
     return start_fake
 
 
-def test_devices(fake_gpu):
-    with fake_gpu().client() as client:
+@both_exports
+def test_devices(fake_gpu, export):
+    daemon = fake_gpu()
+    with daemon.client() as client:
         devices = client.call("Devices")["devices"]
     assert [device["id"] for device in devices] == ["hip:0", "hip:1", "host"]
-    assert devices[0]["export"] == "ipc"
+    assert [device["export"] for device in devices] == [export.kind, export.kind, "memfd"]
+    header, *rows = daemon.rfctl("devices").stdout.splitlines()
+    column = header.index("EXPORT")
+    assert [row[column:].split()[0] for row in rows] == [export.kind, export.kind, "memfd"]
+
+
+@pytest.mark.parametrize("without", ["NO_VMM", "NO_READ_ONLY"])
+def test_descriptors_that_do_not_work(start, monkeypatch, small_model, folder, without):
+    """Handles are exported instead, and why is told; unless nothing but descriptors will do."""
+    for name, value in {"LD_LIBRARY_PATH": FAKE, "ROCMFORGE_MODULE_DIR": MODULES, f"FAKE_HIP_{without}": "1"}.items():
+        monkeypatch.setenv(name, str(value))
+    daemon = start("--device", "hip")
+    call = {"NO_VMM": "hipMemGetAllocationGranularity", "NO_READ_ONLY": "hipMemSetAccess"}[without]
+    why = f"{call}: not supported (801)"
+    assert f"device=hip:0 exports memory by IPC handle, because descriptors do not work: {why}" in daemon.log
+    with daemon.client() as client:
+        assert client.call("Load", path=str(small_model), name="m")["model"]["device"] == "hip:0"
+        assert client.call("Attach", name="m")["device"]["export"] == "ipc"
+        tensor = client.call("Show", name="m")["tensors"][0]
+    assert len(daemon.rfctl("dump", "m", tensor["name"], text=False).stdout) == tensor["size"]
+    refused = start("--device", "hip", "--export", "fd", socket=folder / "other", ready=False)
+    assert refused.process.wait(TIMEOUT) == 1
+    assert f"no hip device: {why}" in refused.log
+
+
+def test_descriptors_are_what_is_taken(start, monkeypatch):
+    for name, value in {"LD_LIBRARY_PATH": FAKE, "ROCMFORGE_MODULE_DIR": MODULES}.items():
+        monkeypatch.setenv(name, str(value))
+    daemon = start("--device", "hip")
+    with daemon.client() as client:
+        assert client.call("Devices")["devices"][0]["export"] == "fd"
+    assert "by IPC handle" not in daemon.log
 
 
 def test_module_folder_that_is_not_there(fake_gpu, tmp_path):
@@ -57,8 +101,9 @@ def test_module_folder_that_is_not_there(fake_gpu, tmp_path):
 
 @pytest.mark.parametrize("form", ["native", "f32", "f16", "bf16", "auto"])
 @pytest.mark.parametrize("dequant", ["cpu", "gpu"])
+@both_exports
 def test_load_and_read_elsewhere(fake_gpu, small_model, form, dequant):
-    """What another process reads through the handle is what the host device has for the same file."""
+    """What another process reads in place is what the host device has for the same file."""
     daemon = fake_gpu()
     with daemon.client() as client:
         on_gpu = client.call("Load", path=str(small_model), name="gpu", form=form, device="hip:0", dequant=dequant)
@@ -72,12 +117,16 @@ def test_load_and_read_elsewhere(fake_gpu, small_model, form, dequant):
         assert len(dumped[0]) == tensor["size"]
 
 
-def test_attach_gives_a_handle(fake_gpu, small_model):
+@both_exports
+def test_attach_gives_a_descriptor_or_a_handle(fake_gpu, small_model, export):
     with fake_gpu().client() as client:
         client.call("Load", path=str(small_model), name="small", device="hip:1")
         reply = client.call("Attach", name="small")
         assert reply["device"]["id"] == "hip:1"
-        assert reply["handle"] and reply.get("fd") is None
+        if export.kind == "fd":
+            assert reply["fd"] == 0 and reply.get("handle") is None
+        else:
+            assert reply["handle"] and reply.get("fd") is None
         with wire_error("ModelBusy"):
             client.call("Unload", name="small")
         client.call("Detach", lease=reply["lease"])
@@ -103,12 +152,13 @@ def copy_for_all(folder):
     return shutil.copy(build_folder() / "client" / "rfctl" / "rfctl", folder)
 
 
-def test_reading_as_another_user(monkeypatch, start_for_all, folder, small_model):
-    """The handle of a daemon that is one user's is opened by a process of another's."""
+@both_exports
+def test_reading_as_another_user(monkeypatch, start_for_all, folder, small_model, export):
+    """Memory of a daemon that is one user's is opened by a process of another's."""
     program = copy_for_all(folder)
     for name in "LD_LIBRARY_PATH", "ROCMFORGE_MODULE_DIR":
         monkeypatch.setenv(name, str(folder))
-    daemon = start_for_all("--device", "hip")
+    daemon = start_for_all("--device", "hip", "--export", export.kind)
     for name, device in {"m": "hip", "host": "host"}.items():
         daemon.rfctl("load", small_model, "--name", name, "--device", device, "--public")
     with daemon.client() as client:
@@ -134,9 +184,27 @@ def test_slow_files_are_read_with_fewer_calls(fake_gpu, slow_read, gated_model, 
         assert client.call("Verify", name="gated")["mismatches"] == []
 
 
-def test_end_while_slots_are_filled_for_nothing(fake_gpu, part_gate, gated_model):
+def test_a_slow_driver_holds_up_nobody_else(fake_gpu, small_model):
+    """Devices and Plan ask the driver, and wait. Other clients are answered meanwhile."""
+    daemon = fake_gpu(FAKE_HIP_DEVICES="1", FAKE_HIP_SLOW="info=1500000")
+    with daemon.client() as client, daemon.client() as other:
+        for method, parameters in (("Devices", {}), ("Plan", {"path": str(small_model)})):
+            began = time.monotonic()
+            client.send(method, parameters)
+            slowest = 0
+            while time.monotonic() - began < 1:
+                asked = time.monotonic()
+                other.call("Status")
+                slowest = max(slowest, time.monotonic() - asked)
+            client.reply()
+            assert time.monotonic() - began >= 1.5, "the driver was not asked"
+            assert slowest < 0.5
+
+
+@both_exports
+def test_end_while_slots_are_filled_for_nothing(fake_gpu, part_gate, gated_model, export):
     """The driver refuses the memory when slots are on their way already; and before they are back, the daemon ends."""
-    daemon = fake_gpu(env=part_gate.env, FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL="hipMalloc:7:2")  # the first of a model
+    daemon = fake_gpu(env=part_gate.env, FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL=export.refuses(1))
     part_gate.close()
     with daemon.client() as client:
         client.send("Load", {"path": str(gated_model), "name": "m"})
@@ -147,9 +215,10 @@ def test_end_while_slots_are_filled_for_nothing(fake_gpu, part_gate, gated_model
     assert daemon.process.wait(TIMEOUT) == 0
 
 
-def test_idle_models_go_when_the_driver_refuses(fake_gpu, small_model):
+@both_exports
+def test_idle_models_go_when_the_driver_refuses(fake_gpu, small_model, export):
     """Though it said that it has the memory: it is in pieces, perhaps."""
-    daemon = fake_gpu(FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL="hipMalloc:8:2")  # the second of a model
+    daemon = fake_gpu(FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL=export.refuses(2))
     with daemon.client() as client:
         client.call("Load", path=str(small_model), name="small")
         client.call("Load", path=str(small_model), name="again", form="f32")
@@ -160,9 +229,10 @@ def test_idle_models_go_when_the_driver_refuses(fake_gpu, small_model):
 
 
 @pytest.mark.parametrize("pinned", [True, False])
-def test_driver_refuses_whoever_goes(fake_gpu, small_model, pinned):
+@both_exports
+def test_driver_refuses_whoever_goes(fake_gpu, small_model, pinned, export):
     """It is tried again only after something was freed."""
-    daemon = fake_gpu(FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL="hipMalloc:8+:2")  # from the second of a model on
+    daemon = fake_gpu(FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL=export.refuses(2, "+"))
     with daemon.client() as client:
         client.call("Load", path=str(small_model), name="small", pin=pinned)
         with wire_error("OutOfDeviceMemory") as parameters:
@@ -172,6 +242,7 @@ def test_driver_refuses_whoever_goes(fake_gpu, small_model, pinned):
         assert states(daemon) == ({"small": "resident"} if pinned else {})
 
 
+@both_exports
 def test_others_take_of_the_device(fake_gpu, models):
     """What other processes have of a device is told, and an idle model goes where the budget would do."""
     a, b, c = models(3, 44 * MIB)
@@ -197,8 +268,9 @@ def test_others_take_of_the_device(fake_gpu, models):
         }
 
 
-def test_lost_device_is_told_to_those_attached(fake_gpu, small_model, gated_model):
-    daemon = fake_gpu(FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL="hipIpcGetMemHandle:3:719")
+@both_exports
+def test_lost_device_is_told_to_those_attached(fake_gpu, small_model, gated_model, export):
+    daemon = fake_gpu(FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL=export.fails(3))
     with daemon.client() as client, daemon.client() as loader:
         client.call("Load", path=str(small_model), name="small")
         lease = client.call("Attach", name="small")["lease"]
@@ -218,7 +290,7 @@ def lose_device(loader, path):
         loader.call("Load", path=str(path), name="loses", device="hip:0", form="native")
 
 
-LOST = "hipIpcGetMemHandle:3:719"  # the first is made at the start
+LOST = EXPORTS["fd"].fails(3)  # the first is made at the start
 
 
 def test_lost_and_told_to_go(fake_gpu, small_model, gated_model):
@@ -267,6 +339,21 @@ def test_lost_and_its_file_wanted(fake_gpu, small_model, gated_model):
         assert states(daemon) == {"small": "failed", "form": "resident"}, "that is another model"
         client.call("Load", path=str(small_model), name="again")
         wait_until(lambda: states(daemon) == {"form": "resident", "again": "resident"})
+
+
+def test_lost_and_its_name_wanted_for_another(fake_gpu, small_model, gated_model, models):
+    """For a model that is there, as a further name."""
+    daemon = fake_gpu(FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL=LOST)
+    (there,) = models(1)
+    with daemon.client() as client:
+        first = client.call("Load", path=str(there), name="there", device="host")["model"]
+        client.call("Load", path=str(small_model), name="small")
+        lose_device(client, gated_model)
+        assert states(daemon) == {"there": "resident", "small": "failed"}
+        assert client.call("Plan", path=str(there), name="small")["error"] is None
+        again = client.call("Load", path=str(there), name="small")["model"]
+        assert (again["id"], again["aliases"]) == (first["id"], ["small"])
+        wait_until(lambda: states(daemon) == {"there": "resident"})
 
 
 def test_lost_and_idle(fake_gpu, small_model, gated_model):
@@ -329,7 +416,8 @@ def test_slow_copies_can_be_cancelled(fake_gpu, model_folder):
         assert all(device["used"] == 0 for device in client.call("Devices")["devices"])
 
 
-def test_example_reads_through_a_handle(fake_gpu, small_model):
+@both_exports
+def test_example_reads_in_place(fake_gpu, small_model):
     daemon = fake_gpu()
     with daemon.client() as client:
         client.call("Load", path=str(small_model), name="small", form="f32", device="hip:0")

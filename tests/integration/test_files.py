@@ -239,7 +239,8 @@ def test_file_that_changes_while_it_is_verified(held_daemon, gate, model_folder)
         with wire_error("FileChanged") as parameters:
             while True:
                 assert client.reply()[1], "it was verified all the same"
-        assert parameters["path"] == str(path)
+        assert (parameters["path"], parameters["when"]) == (str(path), "while-read")
+        assert client.call("List")["models"][0]["changed"] is False, "nobody has compared it to its end"
     assert "differ" not in held_daemon.log
 
 

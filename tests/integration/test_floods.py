@@ -375,7 +375,7 @@ def test_flood_of_long_replies(start_for_all, folder):
             for method in "Show", "Attach":
                 with wire_error("LimitExceeded") as error:
                     client.call(method, name="long")
-                assert error == {"limit": "user-replies", "value": 64 * MIB}
+                assert error == {"limit": "user-memory", "value": 64 * MIB}
             assert client.call("Attach", name="long", table=True)["lease"] > 0
             promptly(client, "List")
         with client_of(daemon, USER + 1) as other:

@@ -1,4 +1,5 @@
 """Which part of the source knows which: by its includes, and by its symbols."""
+import functools
 import os
 import re
 import subprocess
@@ -29,7 +30,7 @@ CYCLES = {
         "a connection has one call, and the call is answered on it",
     frozenset({"daemon/gguf/gguf", "daemon/gguf/gguf_model"}): "gguf.h is the header of both",
     frozenset({"daemon/load/answer", "daemon/load/doubt", "daemon/load/feed", "daemon/load/identify", "daemon/load/load",
-               "daemon/load/reserve", "daemon/load/states"}):
+               "daemon/load/naming", "daemon/load/reserve", "daemon/load/states"}):
         "one state machine: its states stand in files of their own",
     frozenset({"daemon/model/lease", "daemon/model/model", "daemon/model/registry"}):
         "a model has leases and a lease has its model; the registry has both, and a lease ends in it",
@@ -45,8 +46,8 @@ PATTERNS = [
     ("proto/*.[ch]", r"proto/.*|io\.rocmforge\.varlink\.inc"),
     ("kernels/*.[ch]", r"kernels/.*|.*\.inc"),
     ("daemon/**/*.[ch]", r"(daemon|proto|kernels)/.*"),
-    ("client/*.[ch]", r"client/(?!rfctl/).*|proto/.*|kernels/(types|hip)\.h"),
-    ("client/rfctl/*.[ch]", r"client/rfctl/.*|client/rocmforge\.h|proto/(bytes|utf8|streams|shards|module_path)\.h|daemon/gguf/(gguf|split)\.h"),
+    ("client/*.[ch]", r"client/(?!rfctl/).*|proto/.*|kernels/(types|hip|hip_share)\.h"),
+    ("client/rfctl/*.[ch]", r"client/rfctl/.*|client/rocmforge\.h|proto/(array|bytes|utf8|streams|shards|module_path)\.h|daemon/gguf/(gguf|split)\.h"),
     ("client/engines/llama/*.[ch]", r"client/engines/llama/.*|client/rocmforge\.h|proto/model_file\.h"),
     ("client/rocmforge.h", r""),
 ]
@@ -101,16 +102,22 @@ def objects(folder="daemon"):
     return found
 
 
-def symbols(path):
-    """What an object defines for others, and what it needs."""
-    defined, needed = set(), set()
-    for line in subprocess.run(["nm", path], capture_output=True, text=True, check=True).stdout.splitlines():
-        kind, name = line.split()[-2:]
+@functools.cache
+def symbols(folder):
+    """source file → what its object defines for others, and what it needs. One call of nm for all of a folder."""
+    found = objects(folder)
+    table = {file: (set(), set()) for file in found}
+    file_of = {str(path): file for file, path in found.items()}
+    command = ["nm", "--print-file-name", *file_of]
+    for line in subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines():
+        path, _, rest = line.partition(":")
+        kind, name = rest.split()[-2:]
+        defined, needed = table[file_of[path]]
         if kind in "Uwv":
             needed.add(name)
         elif kind.isupper():
             defined.add(name)
-    return defined, needed
+    return table
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +127,7 @@ def calls():
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "daemon").rglob("*.c")}
     missing = {file for file in sources - set(found) if folder_of(file) != "device/hip"}  # which needs a compiler for GPUs
     assert not missing, f"not compiled, or not found: {missing}"
-    table = {file: symbols(path) for file, path in found.items() if file in sources}
+    table = {file: both for file, both in symbols("daemon").items() if file in sources}
     owner = {name: file for file, (defined, _) in table.items() for name in defined}
     return {file: {owner[name] for name in needed if name in owner} - {file} for file, (_, needed) in table.items()}
 
@@ -166,7 +173,7 @@ def file_graph(folder):
     graph = defaultdict(set)
     for file in sources:
         graph[name_of(file)] |= {name_of(other) for other in includes(ROOT / file) if other in sources} - {name_of(file)}
-    table = {file: symbols(path) for file, path in objects(folder).items() if file in sources}
+    table = {file: both for file, both in symbols(folder).items() if file in sources}
     assert len(table) >= 9
     owner = {name: name_of(file) for file, (defined, _) in table.items() for name in defined}
     for file, (_, needed) in table.items():

@@ -151,3 +151,11 @@ def test_dump_of_a_file(daemon, models):
     assert len(dumped) == 3 * MIB and dumped in path.read_bytes()
     assert states(daemon) == {"m0-3145728": "resident"}
     assert daemon.rfctl("dump", "m0-3145728", "blk.0.ffn_up.weight", text=False).stdout == dumped
+    daemon.rfctl("unload", "m0-3145728")
+    command = [build_folder() / "docs" / "read_tensor", path, "blk.0.ffn_up.weight"]
+    environment = {"ROCMFORGE_SOCKET": str(daemon.socket)}
+    for _ in range(2):
+        example = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
+        assert example.returncode == 0, example.stderr
+        assert "blk.0.ffn_up.weight" in example.stdout
+        assert states(daemon) == {"m0-3145728": "resident"}

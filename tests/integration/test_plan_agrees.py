@@ -1,15 +1,23 @@
 """Plan and Load agree: what Plan says of a load is what comes of it, in whatever state the daemon is."""
+import contextlib
+import itertools
+import os
 import random
+import subprocess
 
 import make_model
 import pytest
-from harness import GRANULE, MIB, USER, client_of, fake_gpu_folder, module_folder, wait_until
+from harness import (
+    GRANULE, MIB, USER, build_folder, client_of, fake_gpu_folder, load_fd, module_folder, wait_until, wire_error,
+)  # fmt: skip
 from rocmforge_wire import WireError
 
 BUDGET = 8 * GRANULE
 ROUNDS = 60
 NAMES = ["a", "b", "c", "d", "e"]
+NUMBERS = itertools.count()
 FORMS = ["auto", "native", "f32"]
+RULES = [[{"match": "*", "form": "native"}], [{"match": "t", "form": "f32"}], [{"match": "nothing", "form": "f32"}]]
 
 FAKE = fake_gpu_folder()
 
@@ -33,19 +41,27 @@ def on_gpu(start, monkeypatch):
 @pytest.fixture
 def files(folder):
     """Of one to nine granules as they are; some have a header that goes into the ledger."""
-    types = make_model.load_types()
-    paths = []
-    for i, size in enumerate([1, 1, 2, 3, 5, 7, 17]):
-        path = folder / f"{'abcdefg'[i]}.gguf"
-        tensors = [make_model.Tensor("t", types["q8_0" if i % 2 else "i8"], (MIB * size // 32 * 32,))]
-        n, metadata = make_model.metadata(1, 256, 256, 4, 100)
-        if i in (1, 3):
-            text = "x" * (3 * MIB)
-            metadata += make_model.string("text") + make_model.STRING.to_bytes(4, "little") + make_model.string(text)
-            n += 1
-        make_model.write_model(path, tensors, (n, metadata), i)
-        paths.append(path)
+    paths = [folder / f"{'abcdefg'[i]}.gguf" for i in range(len(SIZES))]
+    for i, path in enumerate(paths):
+        write_file(path, i, SIZES[i])
     return paths
+
+
+SIZES = [1, 1, 2, 3, 5, 7, 17]
+
+
+def write_file(path, i, size, seed=None):
+    """Other bytes for another seed."""
+    types = make_model.load_types()
+    tensors = [make_model.Tensor("t", types["q8_0" if i % 2 else "i8"], (MIB * size // 32 * 32,))]
+    n, metadata = make_model.metadata(1, 256, 256, 4, 100)
+    if i in (1, 3):
+        text = "x" * (3 * MIB)
+        metadata += make_model.string("text") + make_model.STRING.to_bytes(4, "little") + make_model.string(text)
+        n += 1
+    new = path.with_suffix(".new")
+    make_model.write_model(new, tensors, (n, metadata), i if seed is None else seed)
+    os.rename(new, path)
 
 
 def there(client):
@@ -57,12 +73,38 @@ def there(client):
     return {model["name"]: model for model in client.call("List")["models"]}
 
 
-def change(draw, client, leases):
+def change_file(draw, path):
+    """Its times, its bytes, or its size."""
+    i = "abcdefg".index(path.stem)
+    what = draw.choice(["touch", "bytes", "size"])
+    if what == "touch":
+        os.utime(path, (draw.randrange(1 << 30), 1))
+    else:
+        write_file(path, i, SIZES[i] if what == "bytes" else draw.choice(SIZES), draw.random())
+
+
+def name_fully(client, model):
+    """Gives a model as many names as it may have."""
+    parameters = {key: model[key] for key in ("path", "form", "forms", "private") if key in model}
+    for _ in range(15 - len(model["aliases"])):
+        try:
+            client.call("Load", name=f"x{next(NUMBERS)}", device=model["device"], **parameters)
+        except WireError as error:
+            assert error.name in ("LimitExceeded", "OutOfDeviceMemory"), error
+            return
+
+
+def change(draw, client, leases, files):
     """Something that happens to the models."""
+    if draw.random() < 0.1:
+        change_file(draw, draw.choice(files[:5]))
+        return
     models = there(client)
     name = draw.choice(sorted(models)) if models else None
-    what = draw.choice(["attach", "detach", "detach", "pin", "unpin", "unpin", "unload", "drain"])
-    if what == "detach" and leases:
+    what = draw.choice(["attach", "detach", "detach", "pin", "unpin", "unpin", "unload", "drain", "name"])
+    if what == "name" and name and models[name]["state"] == "resident" and not models[name]["changed"]:
+        name_fully(client, models[name])
+    elif what == "detach" and leases:
         client.call("Detach", lease=leases.pop(draw.randrange(len(leases))))
     elif name and what in ("pin", "unpin"):
         client.call(what.capitalize(), name=name)
@@ -83,12 +125,29 @@ def gone(before, after):
     )
 
 
+def draw_parameters(draw, path, models):
+    """Names are mostly those of a few models, or an alias."""
+    parameters = {"path": str(path), "form": draw.choice(FORMS)}
+    for key in ("replace", "private"):
+        if draw.random() < 0.2:
+            parameters[key] = True
+    if draw.random() < 0.2:
+        parameters["forms"] = draw.choice(RULES)
+    if draw.random() < 0.7:
+        aliases = [alias for model in models.values() for alias in model["aliases"]]
+        parameters["name"] = draw.choice(aliases) if aliases and draw.random() < 0.2 else draw.choice(NAMES)
+    return parameters
+
+
+def replaced(before, name):
+    """Names of the models that may have gone because another has this name now."""
+    return {key for key, model in before.items() if name in (key, *model["aliases"])}
+
+
 def agree(draw, client, path, evicted):
     """Asks what a load would do, and does it. Returns the error, or None."""
-    parameters = {"path": str(path), "form": draw.choice(FORMS)}
-    if draw.random() < 0.7:
-        parameters["name"] = draw.choice(NAMES)
     before = there(client)
+    parameters = draw_parameters(draw, path, before)
     plan = client.call("Plan", **parameters)
     assert there(client).keys() == before.keys(), "asking does nothing"
     try:
@@ -108,7 +167,11 @@ def agree(draw, client, path, evicted):
     joined = plan.get("model")
     if joined:
         assert joined["id"] == loaded["model"]["id"] and joined["name"] in before
-    assert sorted(plan["evicts"]) == gone(before, after), (parameters, plan, before, after)
+    left = set(gone(before, after)) - set(plan["evicts"])
+    name = parameters.get("name", path.stem)
+    assert set(plan["evicts"]) <= set(gone(before, after)), (parameters, plan, before, after)
+    assert left <= replaced(before, name), (parameters, plan, before, after)
+    assert name in (loaded["model"]["name"], *loaded["model"]["aliases"]) or "name" not in parameters
     evicted.extend(plan["evicts"])
     return None
 
@@ -118,7 +181,7 @@ def state_and_ask(draw, daemon, files):
     with daemon.client() as client:
         for _ in range(ROUNDS):
             for _ in range(draw.randrange(3)):
-                change(draw, client, leases)
+                change(draw, client, leases, files)
             seen.append(agree(draw, client, draw.choice(files), evicted))
         for lease in leases:  # not left to the end of the connection, which the daemon may see later
             client.call("Detach", lease=lease)
@@ -128,13 +191,81 @@ def state_and_ask(draw, daemon, files):
 def test_on_the_host(start, files):
     daemon = start("--budget", str(BUDGET))
     seen = set().union(*(state_and_ask(random.Random(seed), daemon, files) for seed in range(5)))
-    assert seen >= {None, "evicted", "OutOfDeviceMemory", "NameInUse"}
+    assert seen >= {None, "evicted", "OutOfDeviceMemory", "NameInUse", "LimitExceeded"}
 
 
 def test_on_gpus(on_gpu, files):
     daemon = on_gpu()
     seen = set().union(*(state_and_ask(random.Random(seed), daemon, files) for seed in range(5)))
-    assert seen >= {None, "evicted", "OutOfDeviceMemory", "NameInUse"}
+    assert seen >= {None, "evicted", "OutOfDeviceMemory", "NameInUse", "LimitExceeded"}
+
+
+def change_of_users(draw, clients, files, leases):
+    """Something that happens to a file, or that a user does to a model which it sees."""
+    path, uid = draw.choice(files), draw.choice(sorted(clients))
+    seen = there(clients[uid])
+    name = draw.choice(sorted(seen)) if seen else None
+    what = draw.choice(["chmod", "chown", "bytes", "attach", "detach", "drain", "unload", "pin", "unpin"])
+    if what == "chmod":
+        path.chmod(draw.choice([0o600, 0o640, 0o644]))
+    elif what == "chown":
+        os.chown(path, draw.choice(sorted(clients)), 0)
+    elif what == "bytes" and draw.random() < 0.3:
+        owner, mode = path.stat().st_uid, path.stat().st_mode
+        change_file(draw, path)
+        os.chown(path, owner, 0)
+        path.chmod(mode)
+    elif what == "detach" and leases:
+        client, lease = leases.pop(draw.randrange(len(leases)))
+        client.call("Detach", lease=lease)
+    elif name:
+        try:
+            if what == "attach":
+                leases.append((clients[uid], clients[uid].call("Attach", name=name)["lease"]))
+            elif what in ("unload", "drain"):
+                clients[uid].call("Unload", name=name, force=what == "drain")
+            elif what in ("pin", "unpin"):
+                clients[uid].call(what.capitalize(), name=name)
+        except WireError as error:
+            assert error.name in ("ModelBusy", "PermissionDenied", "ModelNotFound", "OutOfDeviceMemory"), error
+
+
+def agree_of_users(draw, uid, client, root, path):
+    """The same as agree(), of a user who may not see all models. Returns the error, or None."""
+    there(root)
+    parameters = {"name": draw.choice(NAMES[:4]), "form": draw.choice(FORMS)}
+    for key in draw.choice([[], [], ["replace"], ["private"], ["public"], ["replace", "private"]]):
+        parameters[key] = True
+    with open(path, "rb") as file:
+        plan = client.call("Plan", fds=[file.fileno()], **parameters)
+        there(root)
+        try:
+            loaded = client.call("Load", fds=[file.fileno()], **parameters)["model"]
+        except WireError as error:
+            assert plan["error"] == f"io.rocmforge.{error.name}", (uid, parameters, plan, str(error))
+            return error.name
+    assert plan["error"] is None, (uid, parameters, plan, loaded)
+    assert plan.get("model", loaded)["id"] == loaded["id"], (uid, parameters, plan, loaded)
+    assert parameters["name"] in (loaded["name"], *loaded["aliases"])
+    assert client.call("Show", name=parameters["name"])["model"]["id"] == loaded["id"], (uid, parameters, loaded)
+    return None
+
+
+def test_of_several_users(start_for_all, files):
+    daemon = start_for_all("--budget", str(BUDGET), "--user-bytes", str(BUDGET // 2))
+    users, seen = (0, USER, USER + 1, USER + 2), set()
+    for seed in range(4):
+        draw, leases = random.Random(seed), []
+        with contextlib.ExitStack() as stack:
+            clients = {uid: stack.enter_context(client_of(daemon, uid)) for uid in users}
+            for _ in range(ROUNDS):
+                for _ in range(draw.randrange(4)):
+                    change_of_users(draw, clients, files[:5], leases)
+                uid = draw.choice(users)
+                seen.add(agree_of_users(draw, uid, clients[uid], clients[0], draw.choice(files)))
+            for client, lease in leases:
+                client.call("Detach", lease=lease)
+    assert seen >= {None, "OutOfDeviceMemory", "NameInUse", "LimitExceeded", "PermissionDenied"}
 
 
 def test_name_that_is_taken(client, models):
@@ -161,18 +292,64 @@ def test_rfctl_plan_tells_why(daemon, models):
     daemon.rfctl("load", a, "--name", "m")
     plan = daemon.rfctl("plan", b, "--name", "m", check=False)
     assert plan.returncode == 1
-    assert plan.stdout.splitlines()[-1] == "cannot be loaded: another model has this name; choose another with --name"
+    why = "another model has this name; take another one with --name, or, if that model is yours, --replace"
+    assert plan.stdout.splitlines()[-1] == f"cannot be loaded: {why}"
+    assert daemon.rfctl("plan", b, "--name", "m", "--replace").returncode == 0
     assert daemon.rfctl("plan", b, "--name", "n").returncode == 0
 
 
+def test_rfctl_plan_tells_why_also_if_it_does_not_fit(start, models):
+    """Memory is not all that keeps it from being loaded, and load names the other reason."""
+    daemon = start("--budget", str(GRANULE))
+    (path,) = models(1)
+    with daemon.client() as client:
+        client.call("Load", path=str(path), name="m", lease=True)
+        client.call("Unload", name="m", force=True)
+        lines = daemon.rfctl("plan", path, "--name", "m", check=False).stdout.splitlines()
+        assert lines[-2].startswith("does not fit: ")
+        assert lines[-1] == "cannot be loaded: it is being unloaded, and somebody still has it mapped"
+        with wire_error("ModelBusy"):
+            client.call("Load", path=str(path), name="m")
+
+
+def rfctl_of(daemon, uid, *arguments):
+    """What rfctl says on standard output for this user, and its exit status."""
+    rfctl = str(build_folder() / "client" / "rfctl" / "rfctl")
+    user = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
+    command = [*user, rfctl, "--socket", str(daemon.socket), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return done.stdout.splitlines(), done.returncode
+
+
 def test_a_users_bytes(start_for_all, models):
-    """The limit of a user is asked for as well."""
+    """The limit of a user is asked for as well. There is memory all the same."""
     daemon = start_for_all("--user-bytes", str(GRANULE))
     a, b = models(2)
     with client_of(daemon, USER) as client, open(a, "rb") as first, open(b, "rb") as second:
         assert client.call("Plan", fds=[first.fileno()])["error"] is None
         client.call("Load", fds=[first.fileno()])
-        assert client.call("Plan", fds=[second.fileno()])["error"] == "io.rocmforge.LimitExceeded"
+        plan = client.call("Plan", fds=[second.fileno()])
+        assert (plan["error"], plan["fits"], plan["evicts"]) == ("io.rocmforge.LimitExceeded", True, [])
+        with wire_error("LimitExceeded") as error:
+            client.call("Load", fds=[second.fileno()])
+        assert error["limit"] == "user-bytes"
+        for path in (a, b):
+            os.chmod(path, 0o644)
+        lines, status = rfctl_of(daemon, USER, "plan", b)
+        assert status == 1 and lines[-2].startswith("fits: ")
+        assert lines[-1].startswith("cannot be loaded: a limit is reached: ")
+
+
+def test_a_model_that_is_there_needs_no_memory(start_for_all, models):
+    """Also if the load is refused for another reason."""
+    daemon = start_for_all("--budget", str(GRANULE))
+    (path,) = models(1)
+    os.chmod(path, 0o644)
+    with client_of(daemon, USER) as user:
+        load_fd(user, path, name="m", lease=True)
+        lines, status = rfctl_of(daemon, USER + 1, "plan", path, "--public")
+        assert status == 1 and lines[-2].startswith("fits: ")
+        assert lines[-1] == "cannot be loaded: only who owns the file makes its model public"
 
 
 @pytest.mark.parametrize("device", [{}, {"device": "host"}])

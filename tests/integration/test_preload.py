@@ -82,7 +82,7 @@ def test_preload_of_a_store_of_digests(start, split, models, preload_folder):
     assert {model["name"]: model["tensors"] for model in daemon.models()} == {"sha256-00": 1, "sha256-71": 7}
     assert "sha256-99 skipped: it is no GGUF file" in daemon.log
     assert "folder skipped: it is no regular file" in daemon.log
-    assert daemon.log.count("comes with the first file of its model") == 2
+    assert daemon.log.count("is a later file of a split model: it is loaded together with the first file") == 2
 
 
 def test_preload_of_nothing(start, folder):

@@ -1,11 +1,12 @@
 """Loads that wait for memory: who gets it first, and how the wait ends."""
+import contextlib
 import os
 import random
 import re
 import time
 
 import pytest
-from harness import GRANULE, MIB, names, states, wait_until, wire_error
+from harness import GRANULE, MIB, USER, client_of, load, names, states, wait_until, wire_error
 from rocmforge_wire import WireError
 
 SIZE = MIB  # of a file whose model takes one granule
@@ -63,6 +64,27 @@ def test_waits_for_a_lease_to_end(full, more):
         assert reply["model"]["state"] == "resident" and reply["model"]["position"] is None
         assert names(full) == ["b", "c"]
         assert client.call("Devices")["devices"][0]["queued"] == 0
+
+
+def test_a_quota_that_only_one_fits_in(start_for_all, models):
+    """Two loads of a user wait, and the same end of a lease gives both the memory. The second one has to end, too."""
+    daemon = start_for_all("--budget", "16Mi", "--user-bytes", "12Mi")
+    (large,), (first, second) = models(1, 16 * MIB), models(2, 8 * MIB)
+    with contextlib.ExitStack() as stack:
+        holder = stack.enter_context(daemon.client())
+        load(holder, large, "a", lease=True)
+        waiting = [stack.enter_context(client_of(daemon, USER)) for _ in range(2)]
+        for client, path, name in zip(waiting, (first, second), "bc"):
+            with open(path, "rb") as file:
+                client.send("Load", {"fds": [0], "name": name, "waitForMemory": 60}, [file.fileno()])
+            wait_until(lambda: name in places(daemon))
+        wait_until(daemon.is_idle)
+        holder.close()
+        assert waiting[0].reply()[0]["model"]["state"] == "resident"
+        with wire_error("LimitExceeded") as error:
+            waiting[1].reply()
+        assert error == {"limit": "user-bytes", "value": 12 * MIB}
+    assert states(daemon) == {"b": "resident"}
 
 
 def test_progress_tells_that_it_is_queued(full, more):
@@ -323,10 +345,13 @@ def settled(daemon):
     """The places in the queue, first to last, when nothing moves any more."""
     before, since = None, time.monotonic()
     while time.monotonic() - since < 0.1:
-        now = states(daemon)
-        if now != before or set(now.values()) - {"queued", "resident"}:
+        now = {model["name"]: (model["state"], model["position"]) for model in daemon.models()}
+        # Without a place it has its memory already, and its file is looked at again.
+        rest = all(state == "resident" or (state == "queued" and place) for state, place in now.values())
+        if now != before or not rest:
             before, since = now, time.monotonic()
-    return dict(sorted(places(daemon).items(), key=lambda item: item[1]))
+    queued = {name: place for name, (state, place) in before.items() if state == "queued"}
+    return dict(sorted(queued.items(), key=lambda item: item[1]))
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -10,6 +10,19 @@ from harness import ROOT, TIMEOUT, build_folder
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.sources
+def test_setup_tells_what_it_can_do():
+    """./setup without a command lists every command; what documents tell people to type is among them."""
+    text = (ROOT / "setup").read_text(encoding="utf-8")
+    there = set(re.findall(r"^    ([a-z-]+)\) cmd_", text, re.MULTILINE))
+    done = subprocess.run([ROOT / "setup"], capture_output=True, text=True, check=False, timeout=TIMEOUT)
+    assert done.returncode == 2
+    assert set(re.findall(r"^\./setup ([a-z-]+)", done.stderr, re.MULTILINE)) == there and len(there) > 5
+    for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        named = set(re.findall(r"\./setup ([a-z][a-z-]*)", document.read_text(encoding="utf-8")))
+        assert named <= there, f"{document.name} names {named - there}"
+
+
 def commands():
     """Each command of the README's first block of output, and what stands below it."""
     block = re.search(r"^The first prints.*?^```\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)[1]

@@ -1,9 +1,11 @@
 """Files that change while their models are in memory."""
+import io
 import os
 import shutil
 import signal
 import time
 
+import make_model
 import pytest
 from harness import USER, MIB, client_of, load, load_fd, sparse_model, states, tensor_model, wait_until, wire_error
 
@@ -49,6 +51,103 @@ def test_what_has_the_same_bytes_stays(daemon, client, path, way):
     assert client.call("Verify", name="m")["mismatches"] == []
 
 
+# Tensors whose sizes are no multiples of the alignment, one of them larger than what is compared at once.
+TENSORS = {"i8": (2 * MIB + 1,), "q4_0": (96,), "f16": (33,), "f32": (7,)}
+PLACES = [f"{where} of {type_}" for type_ in TENSORS for where in ("first", "middle", "last")]
+NOTHING = ["padding of the header", "padding of i8", "padding of f16"]
+
+
+def write_places(path):
+    """Writes a file of TENSORS. Returns where in it the bytes are that a test changes."""
+    types = make_model.load_types()
+    tensors = [make_model.Tensor(f"blk.0.{type_}", types[type_], shape) for type_, shape in TENSORS.items()]
+    meta = make_model.metadata(1, 256, 256, 4, 100)
+    make_model.write_model(path, tensors, meta, 1)
+    data = path.read_bytes()
+    at = make_model.write_header(io.BytesIO(), tensors, *meta)
+    found = {
+        "metadata": data.index(b"random blocks"),
+        "vocabulary": data.index(b"token99") + len("token99") - 1,
+        "name of a tensor": data.index(b"blk.0.f32"),
+        "padding of the header": at - 1,
+    }
+    for type_, tensor in zip(TENSORS, tensors):
+        for where, offset in (("first", 0), ("middle", tensor.size // 2), ("last", tensor.size - 1)):
+            found[f"{where} of {type_}"] = at + offset
+        found[f"padding of {type_}"] = at + tensor.size
+        at += tensor.size + -tensor.size % make_model.ALIGNMENT
+    assert all(data[found[place]] == 0 for place in NOTHING) and at == len(data)
+    return found
+
+
+@pytest.mark.parametrize("place", ["metadata", "vocabulary", "name of a tensor", *PLACES, *NOTHING])
+def test_one_byte(client, folder, place):
+    """In a file that was written to, every byte is compared that the model has. What pads is nothing of the model."""
+    path = folder / "m.gguf"
+    at = write_places(path)[place]
+    first = load(client, path, "m", form="native")
+    with open(path, "r+b") as file:
+        byte = os.pread(file.fileno(), 1, at)[0]
+        os.pwrite(file.fileno(), bytes([byte ^ 1]), at)
+    again = load(client, path, "m", form="native")
+    assert (again["id"] == first["id"]) == (place in NOTHING)
+    assert client.call("Verify", name="m")["mismatches"] == []
+
+
+@pytest.mark.parametrize("method, deadline", [("Plan", None), ("Load", None), ("Load", 0.3)])
+def test_a_comparison_that_nobody_waits_for(start, folder, gate, method, deadline):
+    """It ends: the rest of the file is not read."""
+    daemon = start(env=gate.env)
+    path = sparse_model(folder / "m.gguf", 64 * MIB)
+    with daemon.client() as client, daemon.client() as leaver:
+        first = load(client, path, "m")
+        touch(path)
+        gate.close()
+        before = daemon.reads()
+        leaver.send(method, {"path": str(path), "name": "m", **({"deadline": deadline} if deadline else {})})
+        if deadline:
+            with wire_error("DeadlineExceeded"):
+                leaver.reply()
+        else:
+            time.sleep(0.3)
+            leaver.close()
+            daemon.sync()
+        gate.open()
+        wait_until(daemon.is_idle)
+        time.sleep(0.1)
+        wait_until(daemon.is_idle)
+        assert daemon.reads() - before < 30
+        assert (by_id(daemon, first["id"])["changed"], daemon.status()["loads"]) == (False, 0)
+        assert load(client, path, "m")["id"] == first["id"]
+        assert daemon.reads() - before >= 64
+
+
+def test_end_while_comparing(start, folder, gate):
+    """What was not compared to its end has not changed, and no other comparison begins: it would hold up the end."""
+    slow = {**gate.env, "SLOW_READ_MS": "200"}
+    daemon = start("--workers", "2", env=slow)
+    path = tensor_model(folder / "m.gguf", 16 * MIB, seed=1)
+    with daemon.client() as client, daemon.client() as verifier, daemon.client() as planner, daemon.client() as watcher:
+        load(client, path, "a")
+        put(path, 2, 16 * MIB)
+        load(client, path, "b")
+        put(path, 2, 16 * MIB)
+        events = watcher.more("Watch")
+        next(events)
+        gate.close()
+        verifier.send("Verify", {"name": "a"})
+        daemon.sync()
+        planner.send("Plan", {"path": str(path)})
+        time.sleep(0.5)
+        began = time.monotonic()
+        assert daemon.stop(gate) == 0, daemon.log
+        assert time.monotonic() - began < 3, "16 reads of 0.2 s, one at a time, take 3.2 s"
+        with wire_error("ShuttingDown"):
+            list(events)
+        with wire_error("ShuttingDown"):
+            planner.reply()
+
+
 @pytest.mark.parametrize("way", [put, write])
 @pytest.mark.parametrize("size", [MIB, 3 * MIB])
 def test_changed_and_idle_is_replaced(daemon, client, path, way, size):
@@ -87,6 +186,8 @@ def test_changed_and_in_use(daemon, client, path):
         assert "file changed" in daemon.rfctl("ps").stdout
         assert "file changed" in daemon.rfctl("show", "m").stdout
         assert client.call("Verify", name="m")["replaced"], "the file that was loaded is still there, without its name"
+        assert "every bit as in the file that was loaded; its path leads to another file" in daemon.rfctl("verify", "m").stdout
+        assert by_id(daemon, first["id"])["changed"], "the path still has other bytes"
         assert client.call("Plan", path=str(path), name="m", replace=True)["error"] is None
         second = load(client, path, "m", replace=True)
         assert (second["name"], second["aliases"]) == ("m", ["also"])

@@ -93,12 +93,12 @@ def test_larger_than_the_budget(start, models):
     assert daemon.used() == 0
 
 
-def test_memory_on_its_way_back_is_waited_for(start, model_folder, large_model):
+def test_memory_on_its_way_back_is_waited_for(start, model_folder):
     """A load that needs what is just being unloaded evicts nobody for it, and does not fail."""
-    daemon = start("--budget", "900Mi")
-    other = sparse_model(model_folder / "other-large.gguf", 768 * MIB)
+    daemon = start("--budget", "450Mi")
+    one, other = (sparse_model(model_folder / f"way-back{i}.gguf", 384 * MIB) for i in range(2))
     with daemon.client() as first, daemon.client() as second:
-        load(first, large_model, "a")
+        load(first, one, "a")
         first.send("Unload", {"name": "a"})
         load(second, other, "b")
         assert first.reply()[0]["state"] == "unloaded"
@@ -107,8 +107,8 @@ def test_memory_on_its_way_back_is_waited_for(start, model_folder, large_model):
 
 def test_leaving_while_memory_is_on_its_way_back(start, gate, model_folder):
     """Whoever waits for memory may go, or run out of time, at any moment of that; what comes of it is never loaded."""
-    daemon = start("--budget", "450Mi", env=gate.env)
-    one, other = (sparse_model(model_folder / f"leaving{i}.gguf", 384 * MIB) for i in range(2))
+    daemon = start("--budget", "225Mi", env=gate.env)
+    one, other = (sparse_model(model_folder / f"leaving{i}.gguf", 192 * MIB) for i in range(2))
     for step in range(12):
         with daemon.client() as first:
             gate.open()
@@ -117,12 +117,12 @@ def test_leaving_while_memory_is_on_its_way_back(start, gate, model_folder):
             second = daemon.client()
             first.send("Unload", {"name": "a"})
             if step % 3 == 0:
-                second.send("Load", {"path": str(other), "name": "b", "deadline": 0.004 + 0.002 * step})
+                second.send("Load", {"path": str(other), "name": "b", "deadline": 0.002 + 0.001 * step})
                 with wire_error("DeadlineExceeded"):
                     second.reply()
             elif step % 3 == 1:
                 second.send("Load", {"path": str(other), "name": "b"})
-                time.sleep(0.004 + 0.002 * step)
+                time.sleep(0.002 + 0.001 * step)
             else:
                 second.send("Load", {"path": str(other), "name": "b"})
                 wait_until(lambda: "b" in names(daemon), every=0)
@@ -270,6 +270,23 @@ def test_draining_waits_for_ever(daemon, models):
         time.sleep(0.5)
         assert states(daemon) == {"m": "draining"}
         assert os.pread(holder.fds[fd], 16, 0) == path.read_bytes()[-MIB:][:16]
+
+
+def test_the_same_file_after_a_drain_that_took_too_long(daemon, models):
+    """A holder that hangs keeps its memory, and nobody from the file or the name."""
+    (path,) = models(1)
+    with daemon.client() as client, daemon.client() as hung:
+        first = load(client, path, "m")["id"]
+        lease = hung.call("Attach", name="m")["lease"]
+        client.call("Unload", name="m", force=True, deadline=0.2)
+        with wire_error("ModelBusy"):
+            load(client, path, "m")
+        wait_until(lambda: names(daemon) == [f"m#{first}"])
+        second = load(client, path, "m")["id"]
+        assert states(daemon) == {f"m#{first}": "draining", "m": "resident"}
+        assert client.call("Attach", name="m")["model"]["id"] == second != first
+        hung.call("Detach", lease=lease)
+        wait_until(lambda: states(daemon) == {"m": "resident"})
 
 
 def test_force_without_leases(daemon, models):

@@ -197,7 +197,7 @@ def test_pinned_in_the_cache(start_gpu, models):
 
 def test_no_device_to_come_back_to(start_gpu, models):
     """A copy for a device that is lost is of no use to anybody, pinned or not: its name is free."""
-    daemon = start_gpu("--host-cache", str(2 * SIZE), FAKE_HIP_FAIL="hipIpcGetMemHandle:6:719")
+    daemon = start_gpu("--host-cache", str(2 * SIZE), FAKE_HIP_FAIL="hipMemExportToShareableHandle:6:719")
     paths = models(5)
     with daemon.client() as client:
         fill(client, paths[:4])

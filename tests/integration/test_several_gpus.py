@@ -120,7 +120,7 @@ def test_what_others_have_taken_counts(start_gpus, small_model):
 
 def test_a_lost_one_is_passed_over(start_gpus, small_model, model_folder):
     other = sparse_model(model_folder / "other.gguf", 4 * MIB)
-    with start_gpus(FAKE_HIP_FAIL="hipIpcGetMemHandle:3:719").client() as client:
+    with start_gpus(FAKE_HIP_FAIL="hipMemExportToShareableHandle:3:719").client() as client:
         with wire_error("DeviceError"):
             load(client, small_model)
         assert [devices(client)[f"hip:{i}"]["state"] for i in range(2)] == ["failed", "ready"]
@@ -133,7 +133,7 @@ def test_a_lost_one_is_passed_over(start_gpus, small_model, model_folder):
 
 def test_verify_on_a_lost_one(start_gpus, small_model, model_folder):
     other = sparse_model(model_folder / "lose-it.gguf", 4 * MIB)
-    with start_gpus(FAKE_HIP_FAIL="hipIpcGetMemHandle:4:719").client() as client:
+    with start_gpus(FAKE_HIP_FAIL="hipMemExportToShareableHandle:4:719").client() as client:
         load(client, small_model, name="early", device="hip:0")
         with wire_error("DeviceError"):
             load(client, other, device="hip:0")
@@ -164,7 +164,7 @@ def test_loads_of_one_file_that_leave_other_choices(start_gpus, part_gate, gated
 def test_a_cached_model_of_a_lost_one(start_gpus, small_model, model_folder):
     """It says so, and not that memory is short."""
     paths = [sparse_model(model_folder / f"cached{i}.gguf", 8 * MIB) for i in range(3)]
-    daemon = start_gpus("--budget", "12Mi", "--host-cache", "64Mi", FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL="hipIpcGetMemHandle:4:719")
+    daemon = start_gpus("--budget", "12Mi", "--host-cache", "64Mi", FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL="hipMemExportToShareableHandle:4:719")
     with daemon.client() as client:
         load(client, paths[0], name="a", device="hip")
         load(client, paths[1], name="b", device="hip")

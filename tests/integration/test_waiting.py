@@ -158,12 +158,12 @@ def test_deadline_of_verify_and_unload(start, gate, large_model):
 # --- The end, in every state ---
 
 
-def test_end_while_memory_is_on_its_way_back(start, model_folder, large_model):
-    other = sparse_model(model_folder / "other-large.gguf", 768 * MIB)
+def test_end_while_memory_is_on_its_way_back(start, model_folder):
+    one, other = (sparse_model(model_folder / f"way-back{i}.gguf", 384 * MIB) for i in range(2))
     for _ in range(3):
-        daemon = start("--budget", "900Mi")
+        daemon = start("--budget", "450Mi")
         with daemon.client() as first, daemon.client() as second:
-            load(first, large_model, "a")
+            load(first, one, "a")
             first.send("Unload", {"name": "a"})
             second.send("Load", {"path": str(other), "name": "b"})
             wait_until(lambda: "b" in names(daemon) or "a" not in names(daemon), every=0.001)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import make_model
 import pytest
@@ -36,6 +37,32 @@ def fake_gpu_folder():
     """Where a HIP runtime of the tests' own is, whatever version's name it has; None: built without the hip module."""
     folder = build_folder() / "tests" / "fake_hip"
     return folder if any(folder.glob("libamdhip64.so*")) else None
+
+
+class Export(NamedTuple):
+    """A way in which a GPU's memory gets to clients, and the calls of the runtime that belong to it."""
+
+    kind: str  # of --export
+    exporting: str  # is called once for the trial on each device, then once for each model
+    allocating: str
+    allocated: int  # how often that was called on one device before the first model
+
+    def fails(self, n, code=719):
+        """FAKE_HIP_FAIL: the Nth export fails; by itself with a code that loses the device."""
+        return f"{self.exporting}:{n}:{code}"
+
+    def refuses(self, model, onwards=""):
+        """FAKE_HIP_FAIL: there is no memory for the Nth model, or with "+" from there on."""
+        return f"{self.allocating}:{self.allocated + model}{onwards}:2"
+
+
+EXPORTS = {
+    export.kind: export
+    for export in (
+        Export("fd", "hipMemExportToShareableHandle", "hipMemCreate", 1),
+        Export("ipc", "hipIpcGetMemHandle", "hipMalloc", 6),
+    )
+}
 
 
 def daemon_program():

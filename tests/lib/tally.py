@@ -4,9 +4,10 @@
     tally.py FOLDER
 
 FOLDER holds *.meson (meson's testlog.json), *.xml (JUnit, as pytest writes it) and *.step (the word "passed" or
-"failed").
+"failed"). A program of cmocka counts as one test, and each test in it that was skipped as one more.
 """
 import json
+import re
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
@@ -19,6 +20,10 @@ def meson(path):
     for line in path.read_text(encoding="utf-8").splitlines():
         test = json.loads(line)
         yield MESON.get(test["result"], "failed"), test["name"]
+        # cmocka exits with 0 whatever was skipped. It names each such test twice: where it is, and at the end.
+        said = test.get("stdout", "") + test.get("stderr", "")
+        for name in sorted(set(re.findall(r"^\[  SKIPPED \] (?!\d+ test\(s\))(\S+)", said, re.M))):
+            yield "skipped", f"{test['name']}: {name}"
 
 
 def junit(path):

@@ -8,11 +8,8 @@
 
 int hip_arena_new(struct device *device, uint64_t bytes, const struct extent *gaps, size_t n_gaps, struct arena **ret,
                   struct device_fault *ret_fault);
+int hip_arena_adopt(struct device *device, int fd, uint64_t bytes, struct arena **ret, struct device_export *ret_export,
+                    struct device_fault *ret_fault);
 void hip_arena_free(struct arena *arena);
 int hip_arena_export(struct arena *arena, struct device_export *ret, struct device_fault *ret_fault);
 int hip_arena_seal(struct arena *arena, struct device_fault *ret_fault);
-
-/* Loop, once, when the device is opened; blocks. Exports a trial allocation of `wanted` bytes (0: as many as are needed
- * to be certain) and frees it. Returns an error if memory of this device cannot be exported. Sets device.exports_leak
- * if exported memory does not come back when it is freed. */
-int hip_export_try(struct hip_device *hip, uint64_t wanted, struct device_fault *ret_fault);

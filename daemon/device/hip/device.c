@@ -4,6 +4,7 @@
 #include "daemon/device/hip/kernels.h"
 #include "daemon/device/hip/queue.h"
 #include "daemon/device/hip/reader.h"
+#include "daemon/device/hip/trial.h"
 #include "daemon/device/hip/work.h"
 
 #include <assert.h>
@@ -13,7 +14,7 @@
 #include <string.h>
 
 #define STAGING_BYTES ((uint64_t)DEVICE_STAGING_DEFAULT_MIB << 20)
-/* Between two copies the bus is idle for 2.5 us, so smaller slots cost more. */
+/* Between two copies the bus is idle for a moment, so smaller slots cost more. */
 #define SLOT_BYTES     ((size_t)16 << 20)
 #define SLOT_BYTES_MIN ((size_t)64 << 10)
 /* Default: one slot that is being filled, one that is being copied, and one that waits. And the largest number that
@@ -149,6 +150,7 @@ static const struct device_ops hip_ops = {
     .slot_init = slot_init,
     .slot_fini = slot_fini,
     .arena_new = hip_arena_new,
+    .arena_adopt = hip_arena_adopt,
     .arena_free = hip_arena_free,
     .put = hip_put,
     .arena_export = hip_arena_export,
@@ -313,7 +315,7 @@ static int device_open(int index, const struct device_config *config, struct hip
     if (r == 0)
         r = hip_kernels_load(hip, ret_fault);
     if (r == 0)
-        r = hip_export_try(hip, config->trial_bytes, ret_fault);
+        r = hip_export_try(hip, config->export_wish, config->trial_bytes, ret_fault);
     if (r == 0)
         r = hip_queue_start(hip, ret_fault);
     if (r < 0) {

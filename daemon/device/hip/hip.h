@@ -2,14 +2,14 @@
  *
  * The same source is compiled into two modules: `hip` against ROCm's headers, `cuda` against CUDA's, through
  * kernels/hip_cuda.h. Only calls that ROCm 5, 6 and 7 share, with the same arguments and structs, are used;
- * hip_architecture() says what is done about the one whose struct differs. Nothing outside this folder includes this
- * header.
+ * hip_architecture() says what is done about the one whose struct differs, and trial.h about memory that is shared by
+ * descriptors. Nothing outside this folder includes this header.
  *
- * Who uses whom, lowest first: hip.h; error; kernels, reader, reclaim, work; arena, queue; device. */
+ * Who uses whom, lowest first: hip.h; error; kernels, reader, share, work; reclaim, trial; arena, queue; device. */
 #pragma once
 
 #include "daemon/device/device.h"
-#include "kernels/hip.h"
+#include "kernels/hip_share.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -97,11 +97,11 @@ struct hip_device {
 
 struct arena {
     struct hip_device *hip;
-    void *base;
-    uint64_t bytes;
-    hipEvent_t cleared; /* recorded after its gaps were cleared */
-    bool ordered;       /* submitter only: the copies' stream waits for `cleared` already */
+    struct hip_share memory; /* its handle is set only if the device exports descriptors */
+    hipEvent_t cleared;      /* recorded after its gaps were cleared */
+    bool ordered;            /* submitter only: the copies' stream waits for `cleared` already */
     bool exported;
+    int fd; /* the descriptor that was exported; -1: none */
 };
 
 static inline struct hip_device *hip_device(struct device *device)

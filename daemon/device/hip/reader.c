@@ -73,13 +73,13 @@ static int read_through(struct hip_device *hip, const uint8_t *src, uint8_t *dst
 
 int hip_arena_read(struct arena *arena, uint64_t offset, void *dst, size_t size, struct device_fault *ret_fault)
 {
-    assert(offset <= arena->bytes && size <= arena->bytes - offset);
+    assert(offset <= arena->memory.bytes && size <= arena->memory.bytes - offset);
     struct hip_device *hip = arena->hip;
     int r = hip_enter(hip, ret_fault);
     if (r < 0 || size == 0)
         return r;
     pthread_mutex_lock(&hip->reader.lock);
-    r = read_through(hip, (const uint8_t *)arena->base + offset, dst, size, ret_fault);
+    r = read_through(hip, (const uint8_t *)arena->memory.base + offset, dst, size, ret_fault);
     /* The next reader must not get bytes of this read, and the arena may be freed next: so wait for the copies. */
     if (r < 0 && hipStreamSynchronize(hip->reader.stream) != hipSuccess) {
         hip_lose(hip, ret_fault);

@@ -2,8 +2,8 @@
  * end no sooner, but both would end late, and both slots would come back at the same time. Kernels use the other
  * streams in turn; each waits for the copies of its slot.
  *
- * An event with a time, or one that a thread can sleep on, delays the next copy on its stream by 2 us. So the
- * copies' stream gets only events without either, unless it is the only stream. */
+ * An event with a time, or one that a thread can sleep on, delays the next copy on its stream. So the copies' stream
+ * gets only events without either, unless it is the only stream. */
 #include "daemon/device/hip/work.h"
 
 #include "daemon/device/hip/error.h"
@@ -14,7 +14,7 @@
 
 /* Pieces to decode share one copy if at most SCRATCH_GAP bytes are between them, and if the later piece has the same
  * alignment to SCRATCH_ALIGNED as the first, or both are small (less than SCRATCH_RUN). Kernels are much faster on
- * aligned pieces. A separate copy costs 3 us. */
+ * aligned pieces, and each separate copy takes some time to start. */
 #define SCRATCH_RUN     (64u << 10)
 #define SCRATCH_GAP     (64u << 10)
 #define SCRATCH_ALIGNED 16u
@@ -32,7 +32,7 @@ size_t hip_scratch_bytes(size_t slot_bytes)
 
 static uint8_t *arena_at(const struct arena *arena, uint64_t offset)
 {
-    return (uint8_t *)arena->base + offset;
+    return (uint8_t *)arena->memory.base + offset;
 }
 
 static bool decoded(const struct transfer *transfer, const struct piece *piece)
@@ -58,7 +58,7 @@ static int copy_verbatim(struct hip_device *hip, struct transfer *transfer, hipS
             bytes += next->slot_bytes;
         }
         assert(first->slot_offset + bytes <= transfer->slot->size &&
-               first->arena_offset + bytes <= transfer->arena->bytes);
+               first->arena_offset + bytes <= transfer->arena->memory.bytes);
         int r = HIP_CALL(hip, &transfer->fault, MemcpyAsync,
                          (arena_at(transfer->arena, first->arena_offset), data + first->slot_offset, bytes,
                           hipMemcpyHostToDevice, stream));
@@ -118,7 +118,7 @@ static int launch(struct hip_device *hip, struct transfer *transfer, const struc
     uint64_t blocks = piece->slot_bytes / piece->type->block_bytes;
     const uint64_t elements = blocks * piece->type->block_elements;
     assert(blocks * piece->type->block_bytes == piece->slot_bytes);
-    assert(piece->arena_offset + piece->arena_bytes <= transfer->arena->bytes);
+    assert(piece->arena_offset + piece->arena_bytes <= transfer->arena->memory.bytes);
     void *dst = arena_at(transfer->arena, piece->arena_offset);
     void *params[] = {&src, &dst, &blocks, &slot->overflows, &slot->seen, &slot->overflowed_device};
     const unsigned grid = (unsigned)((elements + DEQUANT_TILE - 1) / DEQUANT_TILE);

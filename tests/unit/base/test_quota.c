@@ -14,6 +14,7 @@
 
 #define A ((uid_t)4000000001u)
 #define B ((uid_t)4000000002u)
+#define C ((uid_t)4000000003u)
 
 static struct quota *make(void)
 {
@@ -44,6 +45,41 @@ static void each_user_has_its_own(void **state)
     quota_return(&a3);
     quota_return(&b);
     quota_free(quota); /* asserts that nobody has anything */
+}
+
+/* One user has no more than stays free for the others, and a trusted one is not counted among them. */
+static void all_users_together(void **state)
+{
+    (void)state;
+    struct quota_limits limits = QUOTA_DEFAULTS;
+    limits.most[QUOTA_LOADS] = 60;
+    limits.all[QUOTA_LOADS] = 100;
+    struct quota *quota;
+    assert_int_equal(quota_new(&limits, &quota), 0);
+    struct quota_charge a, b, c, own, none = {0};
+    uint64_t limit = 0;
+    assert_int_equal(quota_take(quota, A, QUOTA_LOADS, 51, &none, &limit), -EDQUOT);
+    assert_int_equal(limit, 50);
+    assert_int_equal(quota_take(quota, A, QUOTA_LOADS, 50, &a, &limit), 0);
+    assert_int_equal(quota_take(quota, getuid(), QUOTA_LOADS, 500, &own, &limit), 0);
+    assert_int_equal(quota_take(quota, B, QUOTA_LOADS, 26, &none, &limit), -EDQUOT);
+    assert_int_equal(limit, 25);
+    assert_int_equal(quota_take(quota, B, QUOTA_LOADS, 25, &b, &limit), 0);
+    assert_false(quota_within(&a, &limit)); /* it was within, before the other came */
+    assert_int_equal(limit, 37);
+    assert_int_equal(quota_take(quota, C, QUOTA_LOADS, 12, &c, &limit), 0);
+    quota_set(&a, 10);
+    assert_true(quota_within(&a, &limit));
+    assert_true(quota_may_grow(&b, 6, &limit));
+    assert_false(quota_may_grow(&b, 15, &limit));
+    quota_return(&a);
+    quota_return(&b);
+    quota_return(&c);
+    quota_return(&own);
+    assert_int_equal(quota_take_none(quota, A, QUOTA_LOADS, &a), 0);
+    assert_true(quota_may_grow(&a, 50, &limit));
+    quota_return(&a);
+    quota_free(quota);
 }
 
 static void charges_grow(void **state)
@@ -98,6 +134,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(each_user_has_its_own),
+        cmocka_unit_test(all_users_together),
         cmocka_unit_test(charges_grow),
         cmocka_unit_test(trusted_users_are_not_limited),
         cmocka_unit_test(every_kind_has_its_own_name),

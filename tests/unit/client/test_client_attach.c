@@ -124,6 +124,40 @@ static void test_load_attach(void **state)
     free(table);
 }
 
+/* What is wrong is the answer to the call that was made. */
+static void test_load_attach_malformed(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *reply, *what;
+    } cases[] = {
+        {"{}", "the lease"},
+        {"{\"parameters\":{\"lease\":5}}", "the model"},
+        {ATTACH_REPLY(MODEL, "\"device\":{}", REST), "the device"},
+        {ATTACH_REPLY(MODEL, ATTACH_DEVICE("host"), "\"fd\":2,\"table\":1"), "the descriptor of the memory"},
+        {ATTACH_REPLY(MODEL, ATTACH_DEVICE("host"), "\"fd\":0,\"table\":0"), "the descriptor of the table"},
+        {ATTACH_REPLY(MODEL, ATTACH_DEVICE("host"), "\"fd\":0,\"table\":1,\"header\":9"),
+         "the descriptor of the header"},
+        {ATTACH_REPLY(MODEL, ATTACH_DEVICE("host"), "\"fd\":0,\"table\":1,\"handle\":1"), "the handle"},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct attach attach = {GOOD_ATTACH, .reply = cases[i].reply};
+        struct fake *fake;
+        void *table;
+        rf_client *client = attach_start(&fake, &attach, &table);
+        rf_model *model;
+        char says[128];
+        snprintf(says, sizeof(says), "the daemon's answer to Load is wrong: %s", cases[i].what);
+        assert_int_equal(rf_load_attach(client, "/proc/self/exe", NULL, &model), -EPROTO);
+        assert_string_equal(rf_error_message(client), says);
+        rig_stop(fake, client);
+        free(table);
+        snprintf(says, sizeof(says), "the daemon's answer to Attach is wrong: %s", cases[i].what);
+        struct attach again = {GOOD_ATTACH, .reply = cases[i].reply};
+        attach_fails(&again, -EPROTO, says, i == 0 ? 0 : 1);
+    }
+}
+
 /* The flags that /proc/self/smaps has for what is mapped at `data`, " rd mr dd". */
 static void mapping_flags(const void *data, char *flags, int size)
 {
@@ -466,6 +500,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         RIG_TEST(test_attach),
         RIG_TEST(test_load_attach),
+        RIG_TEST(test_load_attach_malformed),
         RIG_TEST(test_attach_fork),
         RIG_TEST(test_attach_malformed),
         RIG_TEST(test_attach_memory),

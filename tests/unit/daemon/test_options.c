@@ -38,6 +38,7 @@ static void defaults(void **state)
     assert_false(options.budget.set);
     assert_int_equal(options.workers, 0);
     assert_int_equal(options.staging, 0);
+    assert_int_equal(options.export_wish, EXPORT_WISH_AUTO);
     assert_null(options.preload);
     assert_int_equal(options.host_cache, 0);
     assert_int_equal(options.limits.most[QUOTA_CONNECTIONS], QUOTA_DEFAULTS.most[QUOTA_CONNECTIONS]);
@@ -51,7 +52,7 @@ static void all_of_them(void **state)
 {
     (void)state;
     struct options options;
-    assert_int_equal(parse("--socket /s --device hip --budget 40% --workers 3 --staging 1G --streams 4 "
+    assert_int_equal(parse("--socket /s --device hip --budget 40% --workers 3 --staging 1G --streams 4 --export fd "
                            "--preload /p --host-cache 2Gi --user-connections 1 --user-loads 2 --user-leases 3 "
                            "--user-bytes 4K --log-level debug",
                            &options),
@@ -64,6 +65,7 @@ static void all_of_them(void **state)
     assert_int_equal(options.workers, 3);
     assert_int_equal(options.staging, 1000000000);
     assert_int_equal(options.streams, 4);
+    assert_int_equal(options.export_wish, EXPORT_WISH_FD);
     assert_string_equal(options.preload, "/p");
     assert_true(options.host_cache == 2ull << 30); /* 2Gi */
     assert_int_equal(options.limits.most[QUOTA_CONNECTIONS], 1);
@@ -77,7 +79,8 @@ static void the_last_one_counts(void **state)
 {
     (void)state;
     struct options options;
-    assert_int_equal(parse("--budget 40% --budget 7  --device host --device auto", &options), 1);
+    assert_int_equal(parse("--budget 40% --budget 7  --device host --device auto --export ipc", &options), 1);
+    assert_int_equal(options.export_wish, EXPORT_WISH_IPC);
     assert_int_equal(options.budget.bytes, 7);
     assert_int_equal(options.budget.percent, 0);
     assert_string_equal(options.device, "auto");
@@ -174,7 +177,8 @@ static void refused(void **state)
         "--streams 2x",
         "--streams -1",
         "--streams 99999999999999999999",
-        "--export fd",
+        "--export memfd",
+        "--export ",
         "--host-cache lots",
         "--staging 5X",
         "--user-connections 0",

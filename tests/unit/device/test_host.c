@@ -111,6 +111,46 @@ static void sealed(void **state)
     device->ops->slot_fini(device, &slot);
 }
 
+/* What a process left, another takes back. */
+static void adopted(void **state)
+{
+    (void)state;
+    struct arena *arena = arena_make(), *again = NULL;
+    struct slot slot = slot_make('x');
+    struct device_fault fault;
+    struct device_export export;
+    char read_back[3];
+    const uint64_t before = atomic_load(&device->taken);
+    assert_int_equal(put(arena, &slot, 0, 300000, 1000).status, 0);
+    assert_int_equal(device->ops->arena_export(arena, &export, &fault), 0);
+    const int kept = dup(export.fd);
+    assert_int_equal(device->ops->arena_adopt(device, kept, ARENA, &again, &export, &fault), -EPERM);
+    assert_int_equal(device->ops->arena_seal(arena, &fault), 0);
+    device->ops->arena_free(arena);
+    assert_int_equal(atomic_load(&device->taken), before);
+
+    static const uint64_t sizes[] = {0, 1, ARENA - 1, ARENA + 1, 2 * ARENA, UINT64_MAX};
+    for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++)
+        assert_int_equal(device->ops->arena_adopt(device, kept, sizes[i], &again, &export, &fault), -EMSGSIZE);
+    const int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    assert_int_equal(device->ops->arena_adopt(device, null, ARENA, &again, &export, &fault), -EINVAL);
+    assert_int_equal(close(null), 0);
+    assert_int_equal(device->ops->arena_adopt(device, -1, ARENA, &again, &export, &fault), -EBADF);
+    assert_string_equal(fault.call, "fcntl(F_GET_SEALS)");
+    assert_int_equal(atomic_load(&device->taken), before);
+
+    assert_int_equal(device->ops->arena_adopt(device, kept, ARENA, &again, &export, &fault), 0);
+    assert_int_equal(export.fd, kept);
+    assert_true(atomic_load(&device->taken) >= before + 300000);
+    assert_int_equal(device->ops->arena_read(again, 999, read_back, 3, &fault), 0);
+    assert_memory_equal(read_back, "\0xx", 3);
+    assert_int_equal(put(again, &slot, 0, 10, 0).status, -EPERM);
+    device->ops->arena_free(again);
+    assert_int_equal(fcntl(kept, F_GETFD), -1);
+    assert_int_equal(atomic_load(&device->taken), before);
+    device->ops->slot_fini(device, &slot);
+}
+
 #define WORKERS 4
 #define SPAN    (ARENA / WORKERS)
 
@@ -163,6 +203,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sealed),
+        cmocka_unit_test(adopted),
         cmocka_unit_test(several_workers),
     };
     return cmocka_run_group_tests(tests, device_open, device_close);

@@ -20,6 +20,21 @@ static void every_state_has_its_own_name(void **state)
             assert_true((a == b) == (strcmp(model_state_name(a), model_state_name(b)) == 0));
 }
 
+/* Clients see them. */
+static void names_of_states(void **state)
+{
+    (void)state;
+    static const char *const names[] = {
+        [MODEL_OPENING] = "opening",   [MODEL_QUEUED] = "queued",       [MODEL_ALLOCATING] = "allocating",
+        [MODEL_FILLING] = "filling",   [MODEL_SEALING] = "sealing",     [MODEL_RESIDENT] = "resident",
+        [MODEL_DRAINING] = "draining", [MODEL_UNLOADING] = "unloading", [MODEL_FAILED] = "failed",
+        [MODEL_SAVING] = "saving",     [MODEL_CACHED] = "cached",
+    };
+    assert_int_equal(sizeof(names) / sizeof(names[0]), MODEL_STATE_COUNT);
+    for (enum model_state a = 0; a < MODEL_STATE_COUNT; a++)
+        assert_string_equal(model_state_name(a), names[a]);
+}
+
 /* The drawing in model.h, a letter for each state that may follow. */
 static void what_may_follow(void **state)
 {
@@ -33,6 +48,16 @@ static void what_may_follow(void **state)
     for (enum model_state from = 0; from < MODEL_STATE_COUNT; from++)
         for (enum model_state to = 0; to < MODEL_STATE_COUNT; to++)
             assert_int_equal(model_may_move(from, to), from == to || strchr(follow[from], letters[to]));
+}
+
+static void who_may_end_it(void **state)
+{
+    (void)state;
+    const struct model model = {.uid = 12345};
+    assert_true(model_may_end(&model, 12345));
+    assert_false(model_may_end(&model, 12346));
+    assert_true(model_may_end(&model, 0));
+    assert_true(model_may_end(&model, geteuid()));
 }
 
 static void what_is_lost(void **state)
@@ -120,7 +145,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_state_has_its_own_name),
+        cmocka_unit_test(names_of_states),
         cmocka_unit_test(what_may_follow),
+        cmocka_unit_test(who_may_end_it),
         cmocka_unit_test(what_is_lost),
         cmocka_unit_test(losing_its_name),
         cmocka_unit_test(who_sees_it),

@@ -279,7 +279,7 @@ static void a_name_that_is_taken(void **state)
         assert_true(model_nameless(new));
         assert_ptr_equal(registry_find(registry, "a", &root), old);
         assert_ptr_equal(registry_holder(registry, "a", &root), old);
-        assert_int_equal(registry_take_names(registry, old, new, all), 0);
+        assert_int_equal(registry_take_names(registry, old, new, all, 0), 0);
         assert_ptr_equal(registry_find(registry, "a", &root), new);
         assert_ptr_equal(registry_find(registry, "b", &root), all ? new : old);
         assert_string_equal(new->name, "a");
@@ -290,7 +290,7 @@ static void a_name_that_is_taken(void **state)
     struct model *new = add_taking(fixture, "c");
     assert_null(registry_find(registry, "c", &root));
     assert_ptr_equal(registry_holder(registry, "c", &root), new);
-    assert_int_equal(registry_take_names(registry, NULL, new, true), 0); /* whoever had it is gone */
+    assert_int_equal(registry_take_names(registry, NULL, new, true, 0), 0); /* whoever had it is gone */
     assert_ptr_equal(registry_find(registry, "c", &root), new);
 }
 
@@ -313,11 +313,76 @@ static void further_names(void **state)
         assert_int_equal(registry_name(registry, model, name, 0), 0);
     }
     assert_int_equal(registry_name(registry, model, "x", 0), -EMLINK);
+    assert_int_equal(registry_may_name(model, 0), -EMLINK);
+    assert_true(registry_unname(model, "n1"));
+    assert_int_equal(registry_may_name(model, 0), 0);
+    strcpy(model->takes, "y"); /* counts as one that it has */
+    assert_int_equal(registry_may_name(model, 0), -EMLINK);
+    model->takes[0] = '\0';
+    assert_int_equal(registry_name(registry, model, "n1", 0), 0);
     model_lose_name(model);
     assert_true(model_nameless(model));
     assert_null(registry_find(registry, "n1", &root));
     assert_ptr_equal(registry_find(registry, model->name, &root), model);
     assert_string_equal(model->name, "b#1");
+}
+
+/* What one user may give the model of another, and what all others together may. */
+static void names_of_others(void **state)
+{
+    struct fixture *fixture = *state;
+    struct registry *registry = &fixture->registry;
+    struct model *model = add_by(fixture, "a", 1, 1000);
+    char name[8];
+    for (uid_t uid = 1001; model->n_names < MODEL_NAMES_MAX - MODEL_GIVEN_MAX; uid++) {
+        for (unsigned i = 0; i < MODEL_GIVEN_MAX && model->n_names < MODEL_NAMES_MAX - MODEL_GIVEN_MAX; i++) {
+            snprintf(name, sizeof(name), "%u-%u", (unsigned)uid, i);
+            assert_int_equal(registry_name(registry, model, name, uid), 0);
+        }
+        if (uid == 1001)
+            assert_int_equal(registry_name(registry, model, "x", uid), -EDQUOT);
+    }
+    assert_int_equal(registry_name(registry, model, "x", 1100), -EMLINK);
+    for (unsigned i = 0; i < MODEL_GIVEN_MAX; i++) {
+        snprintf(name, sizeof(name), "b%u", i);
+        assert_int_equal(registry_name(registry, model, name, i % 2 ? 0 : 1000), 0);
+    }
+    assert_int_equal(registry_name(registry, model, "x", 1000), -EMLINK);
+    assert_int_equal(registry_name(registry, model, "x", 0), -EMLINK);
+}
+
+/* A model that has names already gets no more than it may have. What does not fit stays where it was. */
+static void no_room_for_all_names(void **state)
+{
+    struct fixture *fixture = *state;
+    struct registry *registry = &fixture->registry;
+    struct model *old = add(fixture, "a", 1), *new = add(fixture, "z", 2);
+    char name[8];
+    for (unsigned i = 0; i < MODEL_NAMES_MAX - 2; i++) {
+        snprintf(name, sizeof(name), "z%u", i);
+        assert_int_equal(registry_name(registry, new, name, 0), 0);
+    }
+    assert_int_equal(registry_name(registry, old, "b", 7), 0);
+    strcpy(new->takes, "b");
+    assert_int_equal(registry_take_names(registry, old, new, true, 8), 0);
+    assert_ptr_equal(registry_find(registry, "a", &root), old);
+    assert_int_equal(model_find_name(new, "b")->uid, 8); /* who took it has given it */
+    assert_int_equal(new->n_names, MODEL_NAMES_MAX);
+    assert_string_equal(old->name, "a");
+}
+
+/* The names that follow keep their users; but nobody passes on a name that a trusted user gave. */
+static void whose_names_follow(void **state)
+{
+    struct fixture *fixture = *state;
+    struct registry *registry = &fixture->registry;
+    struct model *old = add_by(fixture, "a", 1, 7), *new = add_named(fixture, "a", "a", 1, 7);
+    assert_int_equal(registry_name(registry, old, "b", 8), 0);
+    assert_int_equal(registry_name(registry, old, "c", 0), 0);
+    assert_int_equal(registry_take_names(registry, old, new, true, 7), 0);
+    assert_int_equal(model_find_name(new, "b")->uid, 8);
+    assert_int_equal(model_find_name(new, "c")->uid, 7);
+    assert_true(model_nameless(old));
 }
 
 int main(void)
@@ -329,6 +394,9 @@ int main(void)
         cmocka_unit_test_setup_teardown(names_are_looked_up_for_somebody, fixture_make, fixture_free),
         cmocka_unit_test_setup_teardown(further_names, fixture_make, fixture_free),
         cmocka_unit_test_setup_teardown(a_name_that_is_taken, fixture_make, fixture_free),
+        cmocka_unit_test_setup_teardown(names_of_others, fixture_make, fixture_free),
+        cmocka_unit_test_setup_teardown(no_room_for_all_names, fixture_make, fixture_free),
+        cmocka_unit_test_setup_teardown(whose_names_follow, fixture_make, fixture_free),
         cmocka_unit_test_setup_teardown(ledger, fixture_make, fixture_free),
         cmocka_unit_test_setup_teardown(what_others_have, fixture_make, fixture_free),
         cmocka_unit_test_setup_teardown(charges, fixture_make, fixture_free),

@@ -371,6 +371,82 @@ static void test_fds_no_room(void **state)
     assert_int_equal(r, -EMFILE);
 }
 
+/* Sent at once, with the descriptors themselves. */
+static void test_send_at_once(void **state)
+{
+    struct fixture *f = *state;
+    assert_int_equal(frame_writer_send(f->writer, f->out, "ab", &f->in, 1), 0);
+    assert_int_equal(frame_writer_pending(f->writer), 0);
+    expect(f, "ab", 1);
+    assert_true(same_file(f->message.fds[0], f->in));
+    assert_int_equal(frame_writer_send(f->writer, f->out, "", NULL, 0), 0);
+    expect(f, "", 0);
+}
+
+/* What is queued goes first. */
+static void test_send_behind_others(void **state)
+{
+    struct fixture *f = *state;
+    put(f, "first", NULL, 0);
+    assert_int_equal(frame_writer_send(f->writer, f->out, "second", &f->in, 1), 0);
+    assert_int_equal(frame_writer_pending(f->writer), sizeof("first") + sizeof("second"));
+    assert_int_equal(frame_writer_flush(f->writer, f->out), 0);
+    expect(f, "first", 0);
+    expect(f, "second", 1);
+}
+
+/* More than the socket takes at once: the rest is queued, and the descriptors come once. Then the socket is full, and
+ * the next message is queued whole. */
+static void test_send_in_pieces(void **state)
+{
+    struct fixture *f = *state;
+    struct frame_reader *reader;
+    const size_t size = 900000;
+    char *text = malloc(size + 1);
+    assert_non_null(text);
+    memset(text, 'a', size);
+    text[size] = '\0';
+    assert_int_equal(frame_reader_new(1u << 20, &reader), 0);
+    assert_int_equal(frame_writer_send(f->writer, f->out, text, &f->in, 1), 0);
+    assert_in_range(frame_writer_pending(f->writer), 1, size);
+    assert_int_equal(frame_writer_send(f->writer, f->out, "next", &f->out, 1), 0);
+    int r;
+    while ((r = frame_reader_next(reader, &f->message)) == 0) {
+        frame_writer_flush(f->writer, f->out);
+        assert_int_equal(frame_reader_fill(reader, f->in), 1);
+    }
+    assert_int_equal(r, 1);
+    assert_int_equal(f->message.size, size);
+    assert_int_equal(f->message.n_fds, 1);
+    assert_true(same_file(f->message.fds[0], f->in));
+    frame_message_close_fds(&f->message);
+    assert_int_equal(frame_writer_flush(f->writer, f->out), 0);
+    while ((r = frame_reader_next(reader, &f->message)) == 0)
+        assert_int_equal(frame_reader_fill(reader, f->in), 1);
+    assert_string_equal(f->message.text, "next");
+    assert_int_equal(f->message.n_fds, 1);
+    assert_true(same_file(f->message.fds[0], f->out));
+    frame_message_close_fds(&f->message);
+    frame_reader_free(reader);
+    free(text);
+}
+
+/* Refused as by frame_writer_put(), with nothing sent; an error of the socket is met when the queue is sent. */
+static void test_send_refused(void **state)
+{
+    struct fixture *f = *state;
+    struct frame_writer *writer;
+    const int bad = 1 << 20;
+    assert_int_equal(frame_writer_new(10, &writer), 0);
+    assert_int_equal(frame_writer_send(writer, f->out, "1234567890", NULL, 0), -ENOBUFS);
+    assert_int_equal(frame_writer_send(writer, f->out, "x", &bad, 1), -EBADF);
+    assert_int_equal(frame_reader_fill(f->reader, f->in), -EAGAIN);
+    shutdown(f->in, SHUT_RDWR);
+    assert_int_equal(frame_writer_send(writer, f->out, "x", NULL, 0), 0);
+    assert_int_equal(frame_writer_flush(writer, f->out), -EPIPE);
+    frame_writer_free(writer);
+}
+
 static void test_put_refused(void **state)
 {
     struct fixture *f = *state;
@@ -482,6 +558,10 @@ int main(void)
         TEST(test_fds_flood),
         TEST(test_fds_backpressure),
         TEST(test_fds_no_room),
+        TEST(test_send_at_once),
+        TEST(test_send_behind_others),
+        TEST(test_send_in_pieces),
+        TEST(test_send_refused),
         TEST(test_put_refused),
         TEST(test_partial_writes),
         TEST(test_large_message),

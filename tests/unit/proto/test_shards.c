@@ -1,4 +1,5 @@
 /* proto/shards.c: what a file says of its place, and where the other files of its model are. */
+#include "proto/gguf_value.h"
 #include "proto/shards.h"
 
 #include <errno.h>
@@ -17,7 +18,7 @@
 #include <cmocka.h> /* wants the standard headers before it */
 /* clang-format on */
 
-enum { U16 = 2, U32 = 4, I32 = 5, F32 = 6, STRING = 8, ARRAY = 9, U64 = 10, I64 = 11 };
+enum { U8 = 0, U16 = 2, U32 = 4, I32 = 5, F32 = 6, STRING = 8, ARRAY = 9, U64 = 10, I64 = 11 };
 
 struct writer {
     uint8_t bytes[300000];
@@ -105,6 +106,45 @@ static void what_it_says(void **state)
         assert_int_equal(place.gguf, n >= 4);
         assert_true(place.count == 0);
     }
+    free(w);
+}
+
+/* What stands behind the longest header is not looked at, and does not hold up whoever reads a folder. */
+static void no_further_than_a_header(void **state)
+{
+    (void)state;
+    struct writer *w = calloc(1, sizeof(*w));
+    struct shard_place place;
+    int fd = memfd_create("long", MFD_CLOEXEC);
+    put_header(w, 3);
+    put_key(w, "tokens", ARRAY);
+    put_number(w, STRING, 4);
+    put_number(w, (uint64_t)1 << 40, 8);
+    assert_int_equal(write(fd, w->bytes, w->n), (ssize_t)w->n);
+    assert_int_equal(ftruncate(fd, (off_t)1 << 43), 0); /* as many empty strings: reading them all takes hours */
+    alarm(60);
+    assert_int_equal(shard_peek(fd, &place), 0);
+    alarm(0);
+    assert_true(place.gguf && !place.split);
+    close(fd);
+
+    w->n = 0;
+    fd = memfd_create("long", MFD_CLOEXEC);
+    put_header(w, 3);
+    put_key(w, "bytes", ARRAY);
+    put_number(w, U8, 4);
+    put_number(w, GGUF_HEADER_MAX, 8);
+    assert_int_equal(write(fd, w->bytes, w->n), (ssize_t)w->n);
+    assert_int_equal(lseek(fd, GGUF_HEADER_MAX, SEEK_CUR), (off_t)(GGUF_HEADER_MAX + w->n));
+    w->n = 0;
+    put_key(w, "split.no", U16);
+    put_number(w, 0, 2);
+    put_key(w, "split.count", U16);
+    put_number(w, 2, 2);
+    assert_int_equal(write(fd, w->bytes, w->n), (ssize_t)w->n);
+    assert_int_equal(shard_peek(fd, &place), 0);
+    assert_true(place.gguf && !place.split && place.count == 0);
+    close(fd);
     free(w);
 }
 
@@ -313,6 +353,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_it_says),
+        cmocka_unit_test(no_further_than_a_header),
         cmocka_unit_test(what_it_does_not_say),
         cmocka_unit_test_setup_teardown(by_names, folder_make, folder_remove),
         cmocka_unit_test_setup_teardown(by_content, folder_make, folder_remove),

@@ -33,6 +33,10 @@ void verify_begin(struct verifies *verifies, struct model *model, struct call *c
 int verify_compare(struct verifies *verifies, struct model *model, struct source *source, bool moves,
                    void (*done)(void *context, bool same), void *context);
 
+/* Ends the comparison with this context: nobody waits for it any more, and `done` is not called. Its last read of a
+ * file may go on for a while. Returns false if there is no such comparison, or it is over. */
+bool verify_drop(struct verifies *verifies, const void *context);
+
 /* Reports progress to the calls that wait. Called several times a second. */
 void verifies_report(struct verifies *verifies);
 

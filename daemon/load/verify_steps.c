@@ -1,0 +1,120 @@
+#include "daemon/load/verify_steps.h"
+
+#include "daemon/load/fill.h"
+
+#include <errno.h>
+#include <math.h>
+#include <string.h>
+#include <sys/stat.h>
+
+/* Two values are equal if their bits are equal, or if both are NaN: processors make NaNs with different bits. */
+static bool values_equal(enum form form, const uint8_t *a, const uint8_t *b)
+{
+    if (form == FORM_F32) {
+        float x, y;
+        memcpy(&x, a, sizeof(x));
+        memcpy(&y, b, sizeof(y));
+        return memcmp(a, b, sizeof(x)) == 0 || (isnan(x) && isnan(y));
+    }
+    uint16_t x, y;
+    memcpy(&x, a, sizeof(x));
+    memcpy(&y, b, sizeof(y));
+    uint16_t infinity = form == FORM_F16 ? 0x7c00 : 0x7f80;
+    return x == y || ((x & 0x7fff) > infinity && (y & 0x7fff) > infinity);
+}
+
+/* The first byte at which a piece differs, or -1. */
+static int64_t piece_compare(const struct piece *piece, const uint8_t *expected, const uint8_t *actual)
+{
+    if (memcmp(expected, actual, piece->arena_bytes) == 0)
+        return -1;
+    size_t step = piece->form == FORM_NATIVE ? 1 : form_element_bytes(piece->form);
+    for (uint64_t at = 0; at < piece->arena_bytes; at += step)
+        if (step == 1 ? expected[at] != actual[at] : !values_equal(piece->form, expected + at, actual + at))
+            return (int64_t)at;
+    return -1;
+}
+
+void verify_job_chunk(struct verify_job *job)
+{
+    const struct comparison *c = job->comparison;
+    const struct part whole = {.first_piece = job->chunk->first_piece, .n_pieces = job->chunk->n_pieces};
+    struct fill_count count = {0};
+    job->status = fill_read(c->source, c->plan, job->chunk, &whole, job->expected, &count, &job->fault);
+    if (job->status < 0) {
+        job->of_file = true;
+        return;
+    }
+    struct device *device = c->model->device;
+    for (size_t i = job->chunk->first_piece; i < job->chunk->first_piece + job->chunk->n_pieces; i++) {
+        const struct piece *piece = &c->plan->pieces[i];
+        job->status =
+            device->ops->arena_read(c->model->arena, piece->arena_offset, job->actual, piece->arena_bytes, &job->fault);
+        if (job->status < 0)
+            return;
+        int64_t at = piece_compare(piece, job->expected + piece->slot_offset, job->actual);
+        if (at >= 0 && job->n_differences < VERIFY_TOLD_MAX) {
+            job->differences[job->n_differences].piece = i;
+            job->differences[job->n_differences++].byte = (uint64_t)at;
+        }
+    }
+}
+
+void verify_job_check(struct verify_job *job)
+{
+    struct comparison *c = job->comparison;
+    job->status = source_check(c->source, &job->fault);
+    job->of_file = job->status < 0;
+    const char *path = c->loaded->path;
+    struct stat st;
+    const struct identity *loaded = &c->loaded->files[0].identity;
+    struct device_fault unused;
+    if (job->status == 0 && c->touched && !c->moves && source_same_files(c->loaded, c->source) &&
+        source_reopen(c->loaded, &c->renewed, &unused) == 0 && !source_equal(c->renewed, c->source)) {
+        source_free(c->renewed);
+        c->renewed = NULL;
+    }
+    c->replaced = path && stat(path, &st) == 0 && (st.st_dev != loaded->dev || st.st_ino != loaded->ino);
+}
+
+static int compare_headers(struct verify_job *job)
+{
+    struct comparison *c = job->comparison;
+    struct gguf *header;
+    struct gguf_fault unused;
+    size_t file;
+    int r = source_read_headers(c->source, &header, &unused, &file);
+    if (r < 0 && r != -EBADMSG)
+        return device_fault_set(&job->fault, r, "pread", -r, strerror(-r));
+    c->stale = r == -EBADMSG || !gguf_same(c->model->header, header);
+    if (r == 0)
+        gguf_free(header);
+    return 0;
+}
+
+static void make_plan(struct verify_job *job)
+{
+    struct comparison *c = job->comparison;
+    size_t tensor;
+    job->status = plan_new(c->model->header, c->model->forms, c->model->device->granule, &c->plan, &tensor);
+    if (job->status == 0)
+        job->status = plan_cut(c->plan, VERIFY_BYTES, VERIFY_BYTES, false);
+    if (job->status < 0)
+        device_fault_set(&job->fault, 0, "plan", -job->status, strerror(-job->status));
+}
+
+void verify_job_open(struct verify_job *job)
+{
+    struct comparison *c = job->comparison;
+    if (!c->source)
+        job->status = source_reopen(c->loaded, &c->source, &job->fault);
+    if (job->status == 0) {
+        c->touched = !source_same(c->loaded, c->source);
+        c->stale = !source_same_sizes(c->loaded, c->source);
+    }
+    if (job->status == 0 && c->touched && !c->stale)
+        job->status = compare_headers(job);
+    job->of_file = job->status < 0;
+    if (job->status == 0 && !c->stale)
+        make_plan(job);
+}
