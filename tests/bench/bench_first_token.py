@@ -43,7 +43,7 @@ def child(name, modules):
     ids = torch.tensor([resident.encode(PROMPT)])
     step("the prompt's tokens")
     with torch.no_grad():
-        token = int(resident.model(input_ids=ids).logits[0, -1].argmax())
+        token = int(resident.model(input_ids=ids, logits_to_keep=1).logits[0, -1].argmax())  # as generate() does
     step("the first token")
     text = resident.decode([token])
     step("its text")

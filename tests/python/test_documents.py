@@ -132,4 +132,4 @@ with torch.no_grad():
     assert torch.equal(ours, other(**ids).logits)
 print("equal", report.share > 0.99)
 """
-    assert run(daemon, "-c", code, gemma, seconds=600) == "equal True\n"
+    assert run(daemon, "-c", code, gemma, seconds=1800) == "equal True\n"  # on busy processors

@@ -54,9 +54,9 @@ class Vocabulary:
 
     @staticmethod
     def usable(metadata: Mapping[str, Any]) -> bool:
-        tokens = metadata.get("tokenizer.ggml.tokens")
-        types = metadata.get("tokenizer.ggml.token_type")
-        return bool(tokens and types) and len(types) == len(tokens) and metadata.get("tokenizer.ggml.model") in _KINDS
+        tokens: Sequence[str] = metadata.get("tokenizer.ggml.tokens") or ()
+        types: Sequence[int] = metadata.get("tokenizer.ggml.token_type") or ()
+        return 0 < len(types) == len(tokens) and metadata.get("tokenizer.ggml.model") in _KINDS
 
     def encode(self, text: str) -> List[int]:
         """The numbers of the text's tokens, as the whole tokenizer gives them."""
