@@ -8,30 +8,20 @@
 #include "client/rfctl/progress.h"
 #include "client/rfctl/reply.h"
 #include "client/rfctl/rfctl.h"
+#include "client/rfctl/run_place.h"
 #include "client/rfctl/run_words.h"
-#include "daemon/gguf/gguf.h"
 #include "proto/module_path.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #define PLUGIN "libggml-rocmforge.so"
 
 enum { STATUS_NOT_FOUND = 127, STATUS_NOT_RUN = 126 }; /* the same values as in shells */
-
-/* Where the engine's weights should be. */
-struct place {
-    char *device;     /* the daemon's name of it; NULL: the plug-in chooses, because it sees the engine's GPUs; owned */
-    char *pattern;    /* of -ot; owned */
-    const char *also; /* a further text for the message to the user; NULL: none */
-    bool one_gpu;     /* the engine gets an option to use only one GPU */
-};
 
 /* --- the engine --- */
 
@@ -86,129 +76,6 @@ static int set_plugin(void)
     return STATUS_DONE;
 }
 
-/* Finds a program as execvp() does. */
-static bool find_program(const char *name, char path[static PATH_MAX])
-{
-    const char *folders = strchr(name, '/') ? NULL : getenv("PATH");
-    if (!folders)
-        return realpath(name, path) != NULL;
-    char candidate[PATH_MAX];
-    return path_list_find(folders, name, X_OK, candidate) == 0 && realpath(candidate, path) != NULL;
-}
-
-/* Whether a backend for GPUs is in the program's folder. If it is in another folder, this is false. Then the plug-in
- * loads the model, because it sees which GPUs the engine has. */
-static bool has_gpu_backend(const char *name)
-{
-    static const char *const backends[] = {"libggml-cuda.so", "libggml-hip.so"};
-    char path[PATH_MAX], backend[PATH_MAX];
-    if (!find_program(name, path))
-        return false;
-    *strrchr(path, '/') = '\0';
-    for (size_t i = 0; i < sizeof(backends) / sizeof(backends[0]); i++) {
-        int n = snprintf(backend, sizeof(backend), "%s/%s", path, backends[i]);
-        if (n > 0 && n < PATH_MAX && access(backend, R_OK) == 0)
-            return true;
-    }
-    return false;
-}
-
-/* --- where the weights should be --- */
-
-/* The number of layers of the model; 0: the file does not say it. */
-static uint64_t layers_of(const char *path)
-{
-    struct gguf *file = NULL;
-    struct gguf_fault fault = {0};
-    struct stat status;
-    struct gguf_string architecture;
-    uint64_t layers = 0;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-    if (fd >= 0 && fstat(fd, &status) == 0 && S_ISREG(status.st_mode) &&
-        gguf_read(fd, (uint64_t)status.st_size, &file, &fault) == 0 &&
-        gguf_kv_string(gguf_find(file, "general.architecture"), &architecture) == 0) {
-        char *key = need_text("%.*s.block_count", (int)architecture.size, architecture.bytes);
-        const struct gguf_kv *count = gguf_find(file, key);
-        if (!count || gguf_kv_u64(count, &layers) < 0)
-            layers = 0;
-        free(key);
-    }
-    if (fd >= 0)
-        close(fd);
-    gguf_free(file);
-    return layers;
-}
-
-/* A pattern for layers 0 to n - 1, and for the embeddings, which llama.cpp always keeps on the CPU. */
-static char *pattern_of_first(uint64_t n)
-{
-    char *numbers = need_text("%s", "");
-    for (uint64_t i = 0; i < n; i++) {
-        char *longer = need_text("%s%s%llu", numbers, i > 0 ? "|" : "", (unsigned long long)i);
-        free(numbers);
-        numbers = longer;
-    }
-    char *pattern = need_text("^(token_embd|blk\\.(%s))\\.=ROCmForge_Host", numbers);
-    free(numbers);
-    return pattern;
-}
-
-/* Returns the number of the daemon's GPUs. *ret_first: the name of the first one, which the caller frees; not written
- * if there is none. */
-static unsigned count_gpus(const cJSON *devices, char **ret_first)
-{
-    unsigned n = 0;
-    const cJSON *device;
-    cJSON_ArrayForEach (device, devices)
-        if (!reply_is_host(reply_text(device, "kind")) && n++ == 0)
-            *ret_first = need_text("%s", reply_text(device, "id"));
-    return n;
-}
-
-static void place_on_host(struct place *place, char *pattern)
-{
-    place->device = need_text("host");
-    place->pattern = pattern;
-}
-
-/* If there are several GPUs, only the engine knows which one it uses first. Then no device is chosen here, and the
- * plug-in loads the model. */
-static void place_on_gpu(struct place *place, const struct run_words *words, unsigned n, const char *first,
-                         bool has_backend)
-{
-    place->pattern = need_text(".*=ROCmForge");
-    if (n == 0)
-        place->device = need_text("host");
-    else if (n == 1 && has_backend)
-        place->device = need_text("%s", first);
-    place->one_gpu = n > 1 && has_backend && !words->split && !words->device;
-}
-
-static int choose_place(struct rfctl *ctl, const struct run_words *words, struct place *ret)
-{
-    cJSON *reply = NULL;
-    int status = ctl_ask(ctl, "Devices", NULL, "list devices", &reply);
-    if (status != STATUS_DONE)
-        return status;
-    char *first = NULL;
-    unsigned n = count_gpus(reply_items(reply, "devices"), &first);
-    cJSON_Delete(reply);
-    uint64_t layers = words->gpu_layers > 0 ? layers_of(words->model) : 0;
-    if (words->gpu_layers == 0 || (words->device && strcmp(words->device, "none") == 0))
-        place_on_host(ret, need_text(".*=ROCmForge_Host"));
-    else if (words->gpu_layers > 0 && (uint64_t)words->gpu_layers < layers + 1) {
-        place_on_host(ret, pattern_of_first(layers + 1 - (uint64_t)words->gpu_layers));
-        ret->also = "; layers on the GPU are its own";
-    } else
-        place_on_gpu(ret, words, n, first, has_gpu_backend(ctl->arguments[0]));
-    free(first);
-    if (ctl->options.device) {
-        free(ret->device);
-        ret->device = need_text("%s", ctl->options.device);
-    }
-    return STATUS_DONE;
-}
-
 /* --- the model --- */
 
 struct loaded {
@@ -259,31 +126,22 @@ static int load_first(struct rfctl *ctl, const struct run_words *words, const ch
 
 /* --- the command --- */
 
-static int check_words(const struct rfctl *ctl, const struct run_words *words)
+static int check_words(const struct rfctl *ctl, const struct run_words *words, bool bench)
 {
-    if (words->refused) {
-        err_line("%s cannot be had with shared weights: %s", words->refused, words->reason);
-        return STATUS_USAGE;
-    }
-    if (words->elsewhere && !words->model) {
-        err_line("%s names no file that is here: use -m with the file that was downloaded", words->elsewhere);
-        return STATUS_USAGE;
-    }
-    if (!words->model) {
+    if (words->refused)
+        err_line("%s does not work with shared weights: %s", words->refused, words->reason);
+    else if (!words->model)
         err_line("%s is given no model: -m FILE is missing", ctl->arguments[0]);
-        return STATUS_USAGE;
-    }
-    if (words->split && strcmp(words->split, "layer") == 0) {
-        err_line("-sm layer cannot be had with shared weights: a resident model is whole on one GPU; "
-                 "leave it out, or use -sm none");
-        return STATUS_USAGE;
-    }
-    return STATUS_DONE;
+    else if (bench && words->overrides)
+        err_line("llama-bench would take another -ot for another test: leave yours out");
+    else
+        return STATUS_DONE;
+    return STATUS_USAGE;
 }
 
 /* Adds our options after the user's own. llama.cpp uses the first pattern that matches a tensor, so the user's patterns
  * win. */
-static char **words_with(char **words, const struct place *place)
+static char **words_with(char **words, const struct run_place *place)
 {
     size_t n = 0;
     while (words[n])
@@ -306,34 +164,38 @@ static bool is_bench(const char *engine)
     return strcmp(slash ? slash + 1 : engine, "llama-bench") == 0;
 }
 
-static void tell(const struct rfctl *ctl, const struct run_words *words, const struct place *place,
+/* What is really shared is known to the plug-in alone, which compares, and says so later. */
+static void tell(const struct rfctl *ctl, const struct run_words *words, const struct run_place *place,
                  const struct loaded *loaded)
 {
-    err_line("%s shares %s%s%s%s%s", ctl->arguments[0], loaded->text ? loaded->text : words->model,
-             place->also ? place->also : "", words->overrides ? "; your own -ot comes first" : "",
-             words->draft ? "; the draft model is its own" : "", words->lock ? "; they are not locked" : "");
+    char *experts = words->experts ? need_text("; what %s keeps on the CPU is its own", words->experts) : NULL;
+    char *start = loaded->text ? need_text("%s is to share %s", ctl->arguments[0], loaded->text)
+                               : need_text("the plug-in of %s loads %s", ctl->arguments[0], words->model);
+    err_line("%s%s%s%s%s%s", start, place->also ? place->also : "", experts ? experts : "",
+             words->overrides ? "; your own -ot comes first" : "", words->draft ? "; the draft model is its own" : "",
+             words->lock ? "; shared weights are not locked" : "");
+    free(start);
+    free(experts);
 }
 
 int command_run(struct rfctl *ctl)
 {
     struct run_words words;
+    const bool bench = is_bench(ctl->arguments[0]);
     ctl->replies = false; /* standard output belongs to the engine */
-    run_words_read(ctl->arguments + 1, &words);
+    run_words_read(ctl->arguments + 1, bench, &words);
     if (words.informs)
         return become(ctl, ctl->arguments);
-    int status = check_words(ctl, &words);
-    if (status == STATUS_DONE && is_bench(ctl->arguments[0]) && words.overrides) {
-        err_line("llama-bench would take another -ot for another test: leave yours out");
-        status = STATUS_USAGE;
-    }
-    status = status == STATUS_DONE ? set_plugin() : status;
+    int status = check_words(ctl, &words, bench);
+    if (status == STATUS_DONE)
+        status = set_plugin();
     if (status != STATUS_DONE)
         return status;
-    struct place place = {0};
+    struct run_place place = {0};
     struct loaded loaded = {0};
     status = ctl_connect(ctl);
     if (status == STATUS_DONE)
-        status = choose_place(ctl, &words, &place);
+        status = run_place_find(ctl, &words, &place);
     if (status == STATUS_DONE && place.device)
         status = load_first(ctl, &words, place.device, &loaded);
     if (status == STATUS_DONE) {
@@ -341,10 +203,9 @@ int command_run(struct rfctl *ctl)
         char **all = words_with(ctl->arguments, &place);
         status = become(ctl, all);
         free(all);
-    } else
+    } else if (status != STATUS_USAGE)
         status = become_ordinary(ctl, status);
     free(loaded.text);
-    free(place.pattern);
-    free(place.device);
+    run_place_free(&place);
     return status;
 }

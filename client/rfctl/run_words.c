@@ -2,149 +2,245 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
-enum meaning { MODEL, ELSEWHERE, LAYERS, DEVICE, SPLIT, LOAD_MODE, MMAP, DIRECT, LOCK, DRAFT, OVERRIDE, INFORMS };
+#define OPTION_MAX 64u /* a longer word is no option of the table */
 
-static const struct {
-    const char *name;
-    enum meaning meaning;
-    bool value; /* a word follows */
-} table[] = {
-    {"-m", MODEL, true},
-    {"--model", MODEL, true},
-    {"-hf", ELSEWHERE, true},
-    {"-hfr", ELSEWHERE, true},
-    {"--hf-repo", ELSEWHERE, true},
-    {"-mu", ELSEWHERE, true},
-    {"--model-url", ELSEWHERE, true},
-    {"-dr", ELSEWHERE, true},
-    {"--docker-repo", ELSEWHERE, true},
-    {"--models-dir", ELSEWHERE, true},
-    {"--models-preset", ELSEWHERE, true},
-    {"-ngl", LAYERS, true},
-    {"--gpu-layers", LAYERS, true},
-    {"--n-gpu-layers", LAYERS, true},
-    {"-dev", DEVICE, true},
-    {"--device", DEVICE, true},
-    {"-sm", SPLIT, true},
-    {"--split-mode", SPLIT, true},
-    {"-lm", LOAD_MODE, true},
-    {"--load-mode", LOAD_MODE, true},
-    {"-mmp", MMAP, true},
-    {"--no-mmap", DIRECT, false},
-    {"-dio", DIRECT, false},
-    {"--direct-io", DIRECT, false},
-    {"--mlock", LOCK, false},
-    {"-md", DRAFT, true},
-    {"--model-draft", DRAFT, true},
-    {"--spec-draft-model", DRAFT, true},
-    {"-ot", OVERRIDE, true},
-    {"--override-tensor", OVERRIDE, true},
-    {"-h", INFORMS, false},
-    {"--help", INFORMS, false},
-    {"--usage", INFORMS, false},
-    {"--version", INFORMS, false},
-    {"--list-devices", INFORMS, false},
-    {"--completion-bash", INFORMS, false},
+/* READ: how the file is read, whichever option says it. Values of it are those of -lm. */
+enum meaning {
+    MODEL,
+    DOWNLOAD,
+    ROUTER,
+    LAYERS,
+    DEVICE,
+    SPLIT,
+    MAIN_GPU,
+    READ,
+    MMAP,
+    LOCK,
+    DRAFT,
+    DRAFT_OVERRIDE,
+    OVERRIDE,
+    EXPERTS,
+    INFORMS,
+    MEANINGS
 };
 
-static const struct {
+struct option {
     const char *name;
     enum meaning meaning;
-} variables[] = {
-    {"LLAMA_ARG_MODEL", MODEL},         {"LLAMA_ARG_HF_REPO", ELSEWHERE},
-    {"LLAMA_ARG_MODEL_URL", ELSEWHERE}, {"LLAMA_ARG_N_GPU_LAYERS", LAYERS},
-    {"LLAMA_ARG_DEVICE", DEVICE},       {"LLAMA_ARG_SPLIT_MODE", SPLIT},
-    {"LLAMA_ARG_LOAD_MODE", LOAD_MODE}, {"LLAMA_ARG_OVERRIDE_TENSOR", OVERRIDE},
-    {"LLAMA_ARG_MODEL_DRAFT", DRAFT},
+    const char *value; /* of a flag; NULL: it stands in the next word, or in the variable */
 };
+
+static const struct option table[] = {
+    {"-m", MODEL, NULL},
+    {"--model", MODEL, NULL},
+    {"-hf", DOWNLOAD, NULL},
+    {"-hfr", DOWNLOAD, NULL},
+    {"--hf-repo", DOWNLOAD, NULL},
+    {"-mu", DOWNLOAD, NULL},
+    {"--model-url", DOWNLOAD, NULL},
+    {"-dr", DOWNLOAD, NULL},
+    {"--docker-repo", DOWNLOAD, NULL},
+    {"--models-dir", ROUTER, NULL},
+    {"--models-preset", ROUTER, NULL},
+    {"-ngl", LAYERS, NULL},
+    {"--gpu-layers", LAYERS, NULL},
+    {"--n-gpu-layers", LAYERS, NULL},
+    {"-dev", DEVICE, NULL},
+    {"--device", DEVICE, NULL},
+    {"-sm", SPLIT, NULL},
+    {"--split-mode", SPLIT, NULL},
+    {"-mg", MAIN_GPU, NULL},
+    {"--main-gpu", MAIN_GPU, NULL},
+    {"-lm", READ, NULL},
+    {"--load-mode", READ, NULL},
+    {"-mmp", MMAP, NULL},
+    {"--mmap", READ, "mmap"},
+    {"--no-mmap", READ, "none"},
+    {"-dio", READ, "dio"},
+    {"--direct-io", READ, "dio"},
+    {"-ndio", READ, "mmap"},
+    {"--no-direct-io", READ, "mmap"},
+    {"--mlock", LOCK, "1"},
+    {"-md", DRAFT, NULL},
+    {"--model-draft", DRAFT, NULL},
+    {"--spec-draft-model", DRAFT, NULL},
+    {"-hfd", DRAFT, NULL},
+    {"-hfrd", DRAFT, NULL},
+    {"--hf-repo-draft", DRAFT, NULL},
+    {"--spec-draft-hf", DRAFT, NULL},
+    {"-otd", DRAFT_OVERRIDE, NULL},
+    {"--override-tensor-draft", DRAFT_OVERRIDE, NULL},
+    {"--spec-draft-override-tensor", DRAFT_OVERRIDE, NULL},
+    {"-ot", OVERRIDE, NULL},
+    {"--override-tensor", OVERRIDE, NULL},
+    {"-cmoe", EXPERTS, "1"},
+    {"--cpu-moe", EXPERTS, "1"},
+    {"-ncmoe", EXPERTS, NULL},
+    {"--n-cpu-moe", EXPERTS, NULL},
+    {"-ncffn", EXPERTS, NULL},
+    {"--n-cpu-ffn", EXPERTS, NULL},
+    {"-h", INFORMS, ""},
+    {"--help", INFORMS, ""},
+    {"--usage", INFORMS, ""},
+    {"--version", INFORMS, ""},
+    {"--list-devices", INFORMS, ""},
+    {"--completion-bash", INFORMS, ""},
+};
+
+/* LLAMA_ARG_NO_MMAP means no whatever its value is; flags of the others may be "0", "off", "false", "disabled". */
+static const struct option variables[] = {
+    {"LLAMA_ARG_MODEL", MODEL, NULL},
+    {"LLAMA_ARG_HF_REPO", DOWNLOAD, NULL},
+    {"LLAMA_ARG_MODEL_URL", DOWNLOAD, NULL},
+    {"LLAMA_ARG_DOCKER_REPO", DOWNLOAD, NULL},
+    {"LLAMA_ARG_MODELS_DIR", ROUTER, NULL},
+    {"LLAMA_ARG_MODELS_PRESET", ROUTER, NULL},
+    {"LLAMA_ARG_N_GPU_LAYERS", LAYERS, NULL},
+    {"LLAMA_ARG_DEVICE", DEVICE, NULL},
+    {"LLAMA_ARG_SPLIT_MODE", SPLIT, NULL},
+    {"LLAMA_ARG_MAIN_GPU", MAIN_GPU, NULL},
+    {"LLAMA_ARG_MMAP", MMAP, NULL},
+    {"LLAMA_ARG_NO_MMAP", READ, "none"},
+    {"LLAMA_ARG_DIO", READ, "dio"},
+    {"LLAMA_ARG_LOAD_MODE", READ, NULL},
+    {"LLAMA_ARG_MLOCK", LOCK, "1"},
+    {"LLAMA_ARG_MODEL_DRAFT", DRAFT, NULL},
+    {"LLAMA_ARG_SPEC_DRAFT_MODEL", DRAFT, NULL},
+    {"LLAMA_ARG_HFD_REPO", DRAFT, NULL},
+    {"LLAMA_ARG_SPEC_DRAFT_HF_REPO", DRAFT, NULL},
+    {"LLAMA_ARG_OVERRIDE_TENSOR", OVERRIDE, NULL},
+    {"LLAMA_ARG_CPU_MOE", EXPERTS, "1"},
+    {"LLAMA_ARG_N_CPU_MOE", EXPERTS, NULL},
+    {"LLAMA_ARG_N_CPU_FFN", EXPERTS, NULL},
+};
+
+/* The last word of each meaning. */
+struct said {
+    const char *name; /* of the option; NULL: it was not said */
+    const char *value;
+    const char *list; /* the option that has several values, which makes several tests of llama-bench; NULL: none */
+};
+
+static bool is_no(const char *value)
+{
+    return strcmp(value, "0") == 0 || strcasecmp(value, "off") == 0 || strcasecmp(value, "false") == 0 ||
+           strcasecmp(value, "disabled") == 0;
+}
+
+static void take(struct said said[static MEANINGS], const struct option *option, const char *value)
+{
+    const enum meaning meaning = option->meaning == MMAP ? READ : option->meaning;
+    /* llama-bench also has ranges of numbers, "0-99+33". */
+    const bool several =
+        said[meaning].name || strchr(value, ',') || (meaning == LAYERS && value[0] && strchr(value + 1, '-'));
+    if (option->meaning == MMAP)
+        value = is_no(value) ? "none" : "mmap";
+    said[meaning].name = option->name;
+    said[meaning].value = value;
+    if (several)
+        said[meaning].list = option->name;
+}
+
+static void take_variables(struct said said[static MEANINGS])
+{
+    for (size_t i = 0; i < sizeof(variables) / sizeof(variables[0]); i++) {
+        const struct option *option = &variables[i];
+        const char *value = getenv(option->name);
+        if (!value || !value[0] || (option->value && is_no(value) && strcmp(option->name, "LLAMA_ARG_NO_MMAP") != 0))
+            continue;
+        take(said, option, option->value ? option->value : value);
+    }
+}
+
+/* llama.cpp takes "--load_mode" for "--load-mode". */
+static const struct option *find(const char *word)
+{
+    char name[OPTION_MAX];
+    if (strlen(word) >= sizeof(name))
+        return NULL;
+    strcpy(name, word);
+    for (char *at = name; strncmp(name, "--", 2) == 0 && *at; at++)
+        if (*at == '_')
+            *at = '-';
+    for (size_t i = 0; i < sizeof(table) / sizeof(table[0]); i++)
+        if (strcmp(name, table[i].name) == 0)
+            return &table[i];
+    return NULL;
+}
+
+static void take_words(struct said said[static MEANINGS], char **words)
+{
+    for (; *words; words++) {
+        const struct option *option = find(*words);
+        if (!option || (!option->value && !words[1]))
+            continue;
+        take(said, option, option->value ? option->value : words[1]);
+        words += !option->value;
+    }
+}
+
+static long number(const struct said *said, long otherwise)
+{
+    char *end;
+    long n = said->name ? strtol(said->value, &end, 10) : -1;
+    return said->name && said->value[0] && !*end && n >= 0 ? n : otherwise;
+}
 
 static void refuse(struct run_words *ret, const char *name, const char *reason)
 {
+    if (!name || ret->refused)
+        return;
     ret->refused = name;
     ret->reason = reason;
 }
 
-static void take_split(struct run_words *ret, const char *name, const char *value)
+static bool is_one_of(const struct said *said, const char *const *values)
 {
-    ret->split = value;
-    if (strcmp(value, "row") == 0 || strcmp(value, "tensor") == 0)
-        refuse(ret, name, "it cuts tensors in parts, and resident ones are whole");
+    for (; said->name && *values; values++)
+        if (strcmp(said->value, *values) == 0)
+            return true;
+    return false;
 }
 
-static void take_load_mode(struct run_words *ret, const char *name, const char *value)
+static void judge(const struct said said[static MEANINGS], bool bench, struct run_words *ret)
 {
-    if (strcmp(value, "none") == 0 || strcmp(value, "mlock") == 0 || strcmp(value, "dio") == 0)
-        refuse(ret, name, "the engine would read the whole file itself: leave it out");
-    ret->lock = strstr(value, "mlock") != NULL;
+    static const char *const cuts[] = {"row", "tensor", NULL}, *const reads[] = {"none", "mlock", "dio", NULL};
+    static const enum meaning places[] = {MODEL, LAYERS, DEVICE, SPLIT, MAIN_GPU, READ};
+    for (size_t i = 0; bench && i < sizeof(places) / sizeof(places[0]); i++)
+        refuse(ret, said[places[i]].list, "llama-bench makes a test for each value: run it once for each");
+    refuse(ret, said[DOWNLOAD].name,
+           "it names no file that is here: leave it out, and use -m with the file that was downloaded");
+    if (!said[MODEL].name)
+        refuse(ret, said[ROUTER].name, "the engine would choose a model later, by itself: use -m, once for each model");
+    if (is_one_of(&said[SPLIT], cuts))
+        refuse(ret, said[SPLIT].name, "it cuts tensors in parts, and resident ones are whole: use -sm none");
+    if (said[SPLIT].name && strcmp(said[SPLIT].value, "layer") == 0)
+        refuse(ret, said[SPLIT].name, "a resident model is whole on one GPU: leave it out, or use -sm none");
+    if (said[DEVICE].name && strchr(said[DEVICE].value, ','))
+        refuse(ret, said[DEVICE].name, "a resident model is whole on one GPU: name one device");
+    if (is_one_of(&said[READ], reads))
+        refuse(ret, said[READ].name, "the engine would read the whole file itself: leave it out");
 }
 
-static void take_layers(struct run_words *ret, const char *value)
+void run_words_read(char **words, bool bench, struct run_words *ret)
 {
-    char *end;
-    long n = strtol(value, &end, 10);
-    ret->gpu_layers = value[0] && !*end && n >= 0 ? n : RUN_ALL_LAYERS;
-}
-
-/* `name`: the option or the variable. */
-static void take(struct run_words *ret, enum meaning meaning, const char *name, const char *value)
-{
-    switch (meaning) {
-    case MODEL:
-        ret->model = value;
-        break;
-    case ELSEWHERE:
-        ret->elsewhere = name;
-        break;
-    case LAYERS:
-        take_layers(ret, value);
-        break;
-    case DEVICE:
-        ret->device = value;
-        break;
-    case SPLIT:
-        take_split(ret, name, value);
-        break;
-    case LOAD_MODE:
-        take_load_mode(ret, name, value);
-        break;
-    case MMAP:
-        if (strcmp(value, "0") == 0)
-            refuse(ret, name, "the engine would read the whole file itself: leave it out");
-        break;
-    case DIRECT:
-        refuse(ret, name, "the engine would read the whole file itself: leave it out");
-        break;
-    case LOCK:
-        ret->lock = true;
-        break;
-    case DRAFT:
-        ret->draft = true;
-        break;
-    case OVERRIDE:
-        ret->overrides = true;
-        break;
-    case INFORMS:
-        ret->informs = true;
-        break;
-    }
-}
-
-void run_words_read(char **words, struct run_words *ret)
-{
-    *ret = (struct run_words){.gpu_layers = RUN_ALL_LAYERS};
-    for (size_t i = 0; i < sizeof(variables) / sizeof(variables[0]); i++) {
-        const char *value = getenv(variables[i].name);
-        if (value && value[0])
-            take(ret, variables[i].meaning, variables[i].name, value);
-    }
-    for (; *words; words++) {
-        size_t i = 0;
-        while (i < sizeof(table) / sizeof(table[0]) && strcmp(*words, table[i].name) != 0)
-            i++;
-        if (i == sizeof(table) / sizeof(table[0]) || (table[i].value && !words[1]))
-            continue;
-        take(ret, table[i].meaning, table[i].name, table[i].value ? words[1] : "");
-        words += table[i].value;
-    }
+    struct said said[MEANINGS] = {0};
+    if (!bench)
+        take_variables(said);
+    take_words(said, words);
+    *ret = (struct run_words){
+        .model = said[MODEL].value,
+        .device = said[DEVICE].value,
+        .split = said[SPLIT].value,
+        .gpu_layers = number(&said[LAYERS], RUN_ALL_LAYERS),
+        .main_gpu = number(&said[MAIN_GPU], 0),
+        .draft = said[DRAFT].name && !said[DRAFT_OVERRIDE].name,
+        .lock = said[LOCK].name || (said[READ].name && strstr(said[READ].value, "mlock")),
+        .overrides = said[OVERRIDE].name,
+        .informs = said[INFORMS].name,
+        .experts = said[EXPERTS].name && !is_no(said[EXPERTS].value) ? said[EXPERTS].name : NULL,
+    };
+    judge(said, bench, ret);
 }

@@ -6,19 +6,25 @@
 #define RUN_ALL_LAYERS (-1L)
 
 struct run_words {
-    const char *model;     /* the file; NULL: none is named */
-    const char *elsewhere; /* the option that names a model somewhere else: "-hf"; NULL: none */
-    const char *refused;   /* the option that cannot be had with shared weights, NULL: none; and why */
-    const char *reason;
-    const char *device; /* of -dev, "CUDA1"; NULL: not said */
-    const char *split;  /* of -sm; NULL: not said */
-    long gpu_layers;    /* of -ngl; RUN_ALL_LAYERS: not said, or all */
-    bool draft;         /* there is a draft model */
-    bool lock;          /* --mlock */
-    bool overrides;     /* -ot, or the variable for it */
-    bool informs;       /* --help and the like: it runs no model */
+    const char *model;   /* the file; NULL: none is named */
+    const char *refused; /* the option or variable that does not work with shared weights; NULL: none */
+    const char *reason;  /* why, and what to do instead; set with `refused` */
+    const char *device;  /* of -dev, "CUDA1"; NULL: not said */
+    const char *split;   /* of -sm; NULL: not said */
+    const char *experts; /* "-cmoe" or the like, which keeps some tensors on the CPU; NULL: none */
+    long gpu_layers;     /* of -ngl; RUN_ALL_LAYERS: not said, or all */
+    long main_gpu;       /* of -mg; 0: not said */
+    bool draft;          /* there is a draft model, and no -otd for it */
+    bool lock;           /* --mlock */
+    bool overrides;      /* -ot, or the variable for it */
+    bool informs;        /* --help and the like: it runs no model */
 };
 
-/* Reads the words behind the program's name, up to a NULL, and the environment variables that mean the same. What it
- * gives points into them. */
-void run_words_read(char **words, struct run_words *ret);
+/* Reads the words behind the program's name, up to a NULL, and the environment variables that mean the same. As in
+ * llama.cpp, the last of several words with the same meaning counts, and words count more than variables.
+ *
+ * bench: the program is llama-bench. It reads no variables, and makes one test for each of several values: then
+ * `refused` is set, because the tests would need weights at different places.
+ *
+ * What it returns points into the words and the environment. */
+void run_words_read(char **words, bool bench, struct run_words *ret);

@@ -166,9 +166,9 @@ class Engine:
             log.seek(0)
             return Result(0 if whole else status, said, log.read())
 
-    def run(self, model, *options, tokens=64, shared=True, program="llama-completion", **env):
+    def run(self, model, *options, tokens=64, shared=True, pattern=".*=ROCmForge", program="llama-completion", **env):
         """As a user types it: with -ot."""
-        override = ["-ot", ".*=ROCmForge"] if shared else []
+        override = ["-ot", pattern] if shared else []
         words = self.words(model, *options, *override, tokens=tokens)
         return self.listen(self.bin / program, *words, tokens=tokens, shared=shared, **env)
 
@@ -186,12 +186,16 @@ def api(request):
 
 
 def make_engine(api, kind, start, folder, monkeypatch):
+    """kind: "host", "gpu", or "gpus", which is two."""
     if kind == "host":
         return Engine(api, False, start(), folder)
     if not fake_gpu_folder():
         pytest.skip("this build has no module for AMD GPUs (hipcc is not installed)")
     monkeypatch.setenv("LD_LIBRARY_PATH", str(fake_gpu_folder()))
     monkeypatch.setenv("ROCMFORGE_MODULE_DIR", str(module_folder()))
+    if kind == "gpus":
+        monkeypatch.setenv("FAKE_HIP_DEVICES", "2") # the daemon's
+        monkeypatch.setenv("FAKE_GPUS", "2") # the engine's
     return Engine(api, True, start("--device", "hip"), folder)
 
 
@@ -203,6 +207,11 @@ def engine(request, api, start, folder, monkeypatch):
 @pytest.fixture
 def host_engine(api, start, folder, monkeypatch):
     return make_engine(api, "host", start, folder, monkeypatch)
+
+
+@pytest.fixture
+def gpus_engine(api, start, folder, monkeypatch):
+    return make_engine(api, "gpus", start, folder, monkeypatch)
 
 
 @pytest.fixture

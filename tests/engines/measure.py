@@ -5,7 +5,20 @@
 
 BIN: the folder with llama-completion and llama-bench, built with GGML_BACKEND_DL. BUILD: this project's build folder.
 Each figure is the best and the median of the rounds, with the two ways taken in turn. Every run says the same tokens, or
-this fails. Files are in the page cache. --small: a model of some 50 MB, with which a start takes as long as one can take.
+this fails. Files are in the page cache. --small: a model of some 50 MB, which a start should take no longer with than
+with a large one that is resident.
+
+The start is split by the lines that the engine writes to standard error, each with the time at which it came:
+
+    process    from exec to the first line: the loader, and what the program does before it says anything
+    backends   until the file's header is read: the engine loads its backends, and each looks for its devices
+    fit        until the header is read again: a rehearsal without memory, which "--fit off" leaves out
+    header     until tensors are made: the vocabulary is built
+    weights    until the context is made: buffers, the plug-in's attach, and setting every tensor
+    context    until it is ready: the cache, compute buffers, the graph
+    first      until the first byte on standard output: the prompt, and the first token
+
+MB and GB are 10^6 and 10^9 bytes.
 """
 import argparse
 import json
@@ -18,11 +31,23 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
 TOKENS = 32
 SECONDS = 120  # that one run may take
+PASSES = 4  # of a test of llama-bench, beyond the first
+
+# Where a part of the start ends: at the first line that matches, or the last one.
+MARKS = [
+    ("process", "first", re.compile(r".")),
+    ("backends", "first", re.compile(r"llama_model_loader: loaded meta data")),
+    ("fit", "last", re.compile(r"llama_model_loader: loaded meta data")),
+    ("header", "last", re.compile(r"load_tensors: loading model tensors")),
+    ("weights", "last", re.compile(r"constructing llama_context")),
+    ("context", "last", re.compile(r"sched_reserve|graph nodes|graph splits|compute buffer size")),
+]
 
 
 class Failed(Exception):
@@ -30,9 +55,40 @@ class Failed(Exception):
 
 
 def agree(one, other):
-    """llama.cpp writes from a thread that it does not wait for when it ends: the last few tokens may be lost."""
+    """Whether both say the same, as far as both go. llama.cpp writes from a thread that it does not wait for when it ends:
+    the last few tokens may be lost. But each must have said most: a token is at least one byte."""
     n = min(len(one), len(other))
-    return n >= 2 and one[:n] == other[:n]
+    return n >= TOKENS // 2 and n >= max(len(one), len(other)) // 2 and one[:n] == other[:n]
+
+
+class Lines(threading.Thread):
+    """What a process writes to standard error, and when."""
+
+    def __init__(self, pipe):
+        super().__init__(daemon=True)
+        self.pipe = pipe
+        self.lines = []
+        self.start()
+
+    def run(self):
+        for line in self.pipe:
+            self.lines.append((time.monotonic(), line.decode(errors="replace").rstrip()))
+
+    def text(self):
+        self.join(SECONDS)
+        return "\n".join(line for _, line in self.lines)
+
+
+def split(lines, began, first):
+    """The parts of a start, in seconds. A part whose end is not said is None, and belongs to the next."""
+    parts, last = {}, began
+    for name, which, pattern in MARKS:
+        times = [at for at, line in lines if last <= at <= first and pattern.search(line)]
+        end = (times[0] if which == "first" else times[-1]) if times else None
+        parts[name] = end - last if times else None
+        last = end or last
+    parts["first"] = first - last
+    return parts
 
 
 class Bench:
@@ -79,6 +135,7 @@ class Bench:
     def command(self, model, shared, *more):
         words = [self.engine / "llama-completion", "-m", model, "-p", "one two three", "-n", str(TOKENS), "--temp", "0"]
         words += ["-no-cnv", "--no-display-prompt", "--no-warmup", "--perf", "-ngl", str(self.args.ngl), "-c", "512"]
+        words += ["--ignore-eos", "-lv", "4"]
         words += ["--fit", "off"] if self.args.fit_off else []
         words += ["-ot", ".*=ROCmForge"] if shared else []
         return [str(word) for word in [*words, *self.args.option, *more]]
@@ -89,29 +146,26 @@ class Bench:
         return {**self.env, "GGML_BACKEND_PATH": str(self.build / "client/engines/llama/libggml-rocmforge.so")}
 
     def begin(self, model, shared, *more):
-        log = open(self.folder / "engine.log", "w+b")
         process = subprocess.Popen(
             self.command(model, shared, *more),
             env=self.environment(shared),
             stdout=subprocess.PIPE,
-            stderr=log,
+            stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
             cwd=self.args.cwd,
         )
-        process.log = log
+        process.lines = Lines(process.stderr)
         return process
 
     def run(self, model, shared, *more):
-        """Seconds to the first token, the engine's own load time, and what it said."""
+        """Seconds to the first token, the parts of them, the engine's own load time, and what it said."""
         began = time.monotonic()
         process = self.begin(model, shared, *more)
         first = process.stdout.read(1)
-        to_first = time.monotonic() - began
+        end = time.monotonic()
         said = first + process.stdout.read()
         status = process.wait(SECONDS)
-        process.log.seek(0)
-        log = process.log.read().decode(errors="replace")
-        process.log.close()
+        log = process.lines.text()
         if status != 0:
             raise Failed(f"the engine ended with {status}:\n{log[-3000:]}")
         said_not = [line for line in log.splitlines() if line.startswith("rocmforge:") and "not shared" in line]
@@ -121,7 +175,14 @@ class Bench:
             print(f"  note: {line}")
             self.told_own = True
         load = re.search(r"load time\s*=\s*([\d.]+) ms", log)
-        return {"first": to_first, "load": float(load[1]) / 1000 if load else None, "said": said.hex()}
+        attach = re.search(r"attached in ([\d.]+) ms", log)
+        return {
+            "first": end - began,
+            "parts": split(process.lines.lines, began, end),
+            "attach": float(attach[1]) / 1000 if attach else None,
+            "load": float(load[1]) / 1000 if load else None,
+            "said": said.hex(),
+        }
 
     def rounds(self, model, small):
         runs = {"as people run it": [], "resident": [], "small": []}
@@ -135,28 +196,28 @@ class Bench:
             said.append(self.run(model, False, "--no-repack")["said"])
         else:
             said += [run["said"] for run in runs["as people run it"]]
-        if not all(agree(said[0], other) for other in said):
+        if not all(agree(bytes.fromhex(said[0]), bytes.fromhex(other)) for other in said):
             raise Failed(f"{model}: not always the same tokens: {said}")
         return runs
 
     # --- memory ---
 
     def used(self):
-        """MB of the GPU, or of all processes on the host."""
+        """Bytes of the GPU's memory that are in use; None on the host."""
         if self.args.kind == "cuda":
             text = subprocess.run(
                 ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"],
                 capture_output=True, text=True, check=True,
             ).stdout
-            return float(text.split()[0])
+            return int(text.split()[0]) << 20 # nvidia-smi counts in MiB
         return None
 
     def pss(self, processes):
         total = 0
         for process in processes:
             text = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="ascii")
-            total += int(re.search(r"^Pss:\s+(\d+)", text, re.M)[1])
-        return total / 1024
+            total += int(re.search(r"^Pss:\s+(\d+)", text, re.M)[1]) << 10
+        return total
 
     def three(self, model, shared):
         before = self.used()
@@ -166,13 +227,12 @@ class Bench:
                 process.stdout.read(1)
             time.sleep(1)
             after = self.used()
-            return {"gpu_mb": after - before if after is not None else None, "pss_mb": self.pss(processes)}
+            return {"gpu_bytes": after - before if after is not None else None, "pss_bytes": self.pss(processes)}
         finally:
             for process in processes:
                 process.kill()
                 process.wait()
                 process.stdout.close()
-                process.log.close()
             time.sleep(1)
 
     # --- the daemon dies ---
@@ -185,8 +245,7 @@ class Bench:
         self.stop(signal.SIGKILL)
         said += process.stdout.read()
         status = process.wait(SECONDS)
-        process.log.close()
-        if status != 0 or not agree(said.hex(), whole):
+        if status != 0 or not agree(said, bytes.fromhex(whole)):
             raise Failed(f"{model}: after the daemon was killed: status {status}, other tokens")
         self.start()
         return {"bytes": len(said)}
@@ -203,11 +262,19 @@ class Bench:
             raise Failed(f"llama-bench: {run.stderr.decode(errors='replace')[-3000:]}")
         return json.loads(run.stdout), resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
 
+    def user_time(self, model, shared, *words):
+        """User time of one pass: what PASSES more of them take. So the start, the warm-up and repacking do not count."""
+        few, many = (self.bench(model, shared, *words, "-r", str(n))[1] for n in (1, 1 + PASSES))
+        return (many - few) / PASSES
+
     def speed(self, model, shared):
-        """Tokens per second; on the host processor seconds, which other programs do not change."""
+        """Tokens per second; on the host processor seconds, which other programs do not change much. The whole run of
+        llama-bench has a start, a warm-up and one pass in it."""
         if self.args.kind == "host":
-            parts = {"prompt of 512": ["-p", "512", "-n", "0", "-r", "1"], "64 tokens": ["-p", "0", "-n", "64", "-r", "1"]}
-            return {f"{name}, s of user time": self.bench(model, shared, *words)[1] for name, words in parts.items()}
+            parts = {"prompt of 512": ["-p", "512", "-n", "0"], "64 tokens": ["-p", "0", "-n", "64"]}
+            times = {f"{name}, s of user time": self.user_time(model, shared, *words) for name, words in parts.items()}
+            whole = self.bench(model, shared, *parts["prompt of 512"], "-r", "1")[1]
+            return {**times, "a whole run of llama-bench with that prompt, s of user time": whole}
         tests = self.bench(model, shared, "-p", "512", "-n", "128", "-r", "3")[0]
         return {("prompt" if test["n_prompt"] else "generating") + ", tokens/s": test["avg_ts"] for test in tests}
 
@@ -258,21 +325,34 @@ def tell_runs(runs, size):
                 f" {min(loads):8.3f}, {statistics.median(loads):.3f} {size / min(loads) / 1e9:6.1f}",
                 flush=True,
             )
+    tell_parts(runs)
     if runs.get("small") and runs.get("resident"):
         ratio = statistics.median(r["first"] for r in runs["resident"]) / statistics.median(r["first"] for r in runs["small"])
         print(f"  resident to small: {ratio:.3f}")
 
 
+def tell_parts(runs):
+    """The parts of the start, medians in milliseconds; and of the part `weights` what the plug-in's attach took."""
+    names = [*(name for name, _, _ in MARKS), "first"]
+    print("  parts of the start, ms" + "".join(f"{name:>10}" for name in [*names, "(attach)"]))
+    for way, all_runs in runs.items():
+        columns = [[run["parts"][name] for run in all_runs] for name in names] + [[run["attach"] for run in all_runs]]
+        cells = [[value for value in column if value is not None] for column in columns]
+        if all_runs:
+            print(f"  {way:22}" + "".join(f"{1000 * statistics.median(c):10.1f}" if c else f"{'-':>10}" for c in cells), flush=True)
+
+
 def tell_memory(result):
     for name in ("three", "three shared"):
         if name in result:
-            print(f"  three processes{' on resident weights' if 'shared' in name else ''}: {result[name]}", flush=True)
+            memory = [f"{kind[:3].upper()} {size / 1e6:.0f} MB" for kind, size in result[name].items() if size is not None]
+            print(f"  three processes{' on resident weights' if 'shared' in name else ''}: {', '.join(memory)}", flush=True)
 
 
 def tell_speed(result):
     for name in ("speed", "speed shared"):
         if name in result:
-            rates = ", ".join(f"{key}: {rate:.1f}" for key, rate in result[name].items())
+            rates = ", ".join(f"{key}: {rate:.2f}" for key, rate in result[name].items())
             print(f"  llama-bench{' on resident weights' if 'shared' in name else ''}: {rates}", flush=True)
 
 

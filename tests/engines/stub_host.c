@@ -6,14 +6,16 @@
  *             [--wait]
  *
  * --how: "map" (default); "read": the file is not mapped; "copy": bytes come from elsewhere; "parts": each tensor is
- * set in two parts; "write": after all, the first tensor is written to, and again "twice": all are set a second time;
- * "none": no file is open.
- * --also FILE: another model is open and mapped meanwhile.
- * --wait: says "ready", waits for a line, and compares again.
+ * set in two parts; "write": after all, the first tensor is written to; "twice": all are set a second time; "views":
+ * tensors have views from before they are set, half of one is written to through its view, and all are compared through
+ * their views; "early": a tensor is read before it is set; "none": no file is open.
+ * --also FILE, any number of times: another file is open and mapped meanwhile. --beside FILE: one is open, not mapped.
+ * --wait: says "ready", waits for a line, compares again, frees the model, says "freed" and waits for another line.
  *
  * Prints one JSON object: how many tensors are resident and how many have memory of their own, whether every byte is
  * the file's, whether what stands behind rows on a GPU is zeros. Exits with 3 if the plug-in refused the engine, with 4
- * if it gave no memory, with 5 if it refused a tensor. */
+ * if it gave no memory, with 5 if it refused a tensor, with
+ * 6 if a view is wrong. */
 #if RF_GGML_API == 2
 #include "client/engines/llama/ggml_api2.h"
 #else
@@ -32,6 +34,7 @@
 #include <unistd.h>
 
 #define DEVICES_MAX 16
+#define ALSO_MAX    8
 #define EXPORT      __attribute__((visibility("default")))
 
 static struct ggml_backend_device *devices[DEVICES_MAX];
@@ -345,6 +348,55 @@ static void set(struct ggml_tensor *tensor, const unsigned char *bytes)
         buffer->iface.set_tensor(buffer, tensor, bytes, 0, size);
 }
 
+/* A view of the later half of a tensor's rows. It has the address that the tensor has now, as ggml makes views. */
+static bool make_view(struct ggml_tensor *tensor, struct ggml_tensor *ret)
+{
+    if (tensor->ne[1] < 2)
+        return false;
+    int64_t rows = tensor->ne[1] / 2;
+    *ret = *tensor;
+    ret->ne[1] = rows;
+    ret->ne[2] = ret->ne[3] = 1;
+    ret->view_src = tensor;
+    ret->view_offs = (size_t)rows * ggml_row_size(tensor->type, tensor->ne[0]);
+    ret->data = (char *)tensor->data + ret->view_offs;
+    snprintf(ret->name, sizeof(ret->name), "a view");
+    return ret->buffer->iface.init_tensor(ret->buffer, ret) == GGML_STATUS_SUCCESS;
+}
+
+static struct ggml_tensor *make_views(struct ggml_tensor *tensors, size_t n)
+{
+    struct ggml_tensor *views = calloc(n, sizeof(*views));
+    for (size_t i = 0; i < n; i++)
+        (void)make_view(&tensors[i], &views[i]);
+    return views;
+}
+
+/* Writes to the first view, and compares all of them. */
+static void use_views(const struct file *file, const struct ggml_tensor *tensors, struct ggml_tensor *views)
+{
+    bool written = false;
+    for (size_t i = 0; i < file->header->n_tensors; i++) {
+        struct ggml_tensor *view = &views[i];
+        if (!view->view_src)
+            continue;
+        size_t size = ggml_nbytes(view);
+        unsigned char *want = file->copy + file->header->tensors[i].offset + view->view_offs, *have = malloc(size);
+        if (!written) {
+            memset(want, 0x3c, size);
+            view->buffer->iface.set_tensor(view->buffer, view, want, 0, size);
+            written = true;
+            if (view->data != (char *)tensors[i].data + view->view_offs)
+                fail(6, "the view that was set does not point into its tensor");
+        }
+        view->buffer->iface.get_tensor(view->buffer, view, have, 0, size);
+        if (memcmp(have, want, size) != 0)
+            fail(6, "a view has other bytes than its tensor");
+        free(have);
+    }
+    free(views);
+}
+
 static bool same(const struct file *file, const struct ggml_tensor *tensors)
 {
     for (size_t i = 0; i < file->header->n_tensors; i++) {
@@ -395,9 +447,19 @@ static void tell(const struct file *file, const struct ggml_tensor *tensors, con
     fflush(stdout);
 }
 
+static void wait_after(const char *word)
+{
+    char line[16];
+    puts(word);
+    fflush(stdout);
+    if (!fgets(line, sizeof(line), stdin))
+        fail(2, "nobody says when to go on");
+}
+
 int main(int argc, char **argv)
 {
-    const char *type = "ROCmForge", *also = NULL;
+    const char *type = "ROCmForge", *also[ALSO_MAX], *beside = NULL;
+    size_t n_also = 0;
     bool waits = false;
     if (argc < 3)
         fail(2, "usage: stub_host PLUGIN MODEL [OPTION]...");
@@ -418,8 +480,10 @@ int main(int argc, char **argv)
             cpu_reg.api_version = atoi(argv[++i]);
         else if (strcmp(argv[i], "--how") == 0)
             how = argv[++i];
-        else if (strcmp(argv[i], "--also") == 0)
-            also = argv[++i];
+        else if (strcmp(argv[i], "--also") == 0 && n_also < ALSO_MAX)
+            also[n_also++] = argv[++i];
+        else if (strcmp(argv[i], "--beside") == 0)
+            beside = argv[++i];
         else
             fail(2, "there is no such option");
     }
@@ -427,11 +491,18 @@ int main(int argc, char **argv)
     struct ggml_backend_buffer_type *buft = find_type(type);
     struct file file, other;
     bool numa = asks_numa();
-    if (also)
-        open_file(also, &other); /* and it stays */
+    if (beside && open(beside, O_RDONLY | O_CLOEXEC) < 0)
+        fail(2, "the file beside cannot be opened");
+    for (size_t i = 0; i < n_also; i++)
+        open_file(also[i], &other); /* and it stays */
     open_file(argv[2], &file);
     struct ggml_tensor *tensors = make_tensors(file.header);
     struct ggml_backend_buffer *buffer = allocate(buft, tensors, file.header->n_tensors);
+    struct ggml_tensor *views = strcmp(how, "views") == 0 ? make_views(tensors, file.header->n_tensors) : NULL;
+    if (strcmp(how, "early") == 0) {
+        unsigned char part[16];
+        buffer->iface.get_tensor(buffer, &tensors[0], part, 0, sizeof(part));
+    }
     const unsigned char *from = strcmp(how, "copy") == 0 ? file.copy : file.bytes;
     for (int round = 0; round < (strcmp(how, "twice") == 0 ? 2 : 1); round++)
         for (size_t i = 0; i < file.header->n_tensors; i++)
@@ -441,20 +512,20 @@ int main(int argc, char **argv)
         memset(first, 0x3c, 64);
         buffer->iface.set_tensor(buffer, &tensors[0], first, 0, 64);
     }
+    if (views)
+        use_views(&file, tensors, views);
     if (file.bytes != file.copy) { /* llama.cpp lets go of the file now */
         munmap(file.bytes, file.size);
         close(file.fd);
     }
     tell(&file, tensors, buffer->buft->iface.get_name(buffer->buft), numa);
     if (waits) {
-        char line[16];
-        puts("ready");
-        fflush(stdout);
-        if (!fgets(line, sizeof(line), stdin))
-            fail(2, "nobody says when to go on");
+        wait_after("ready");
         tell(&file, tensors, buffer->buft->iface.get_name(buffer->buft), numa);
     }
     ggml_backend_buffer_free(buffer);
+    if (waits)
+        wait_after("freed");
     gguf_free(file.header);
     free(tensors);
     free(file.copy);

@@ -126,7 +126,8 @@ def test_no_daemon(engine, llama):
 
 
 def pss(pid):
-    return int(re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii"), re.M)[1]) / 1024
+    """In bytes."""
+    return int(re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii"), re.M)[1]) << 10
 
 
 def test_memory_of_three(host_engine, gemma):
@@ -146,8 +147,8 @@ def test_memory_of_three(host_engine, gemma):
                 process.communicate()
 
     own, shared = three(False, "-lm", "none"), three(True)
-    print(f"PSS of three: {own:.0f} MB with weights of their own, {shared:.0f} MB shared")
-    assert shared < own - 400 # two copies of 241 MB
+    print(f"PSS of three: {own / 1e6:.0f} MB with weights of their own, {shared / 1e6:.0f} MB shared")
+    assert shared < own - 400e6 # two copies of 247 MB
     [model] = host_engine.daemon.models()
     assert model["bytes"] < 300e6
 
@@ -172,6 +173,10 @@ ODD = {
     "small batches": ["-b", "16", "-ub", "8"],
     "lazy": ["-lzm", "on"],
     "not fitted": ["--fit", "off"],
+    "experts on the CPU": ["-cmoe"],
+    "the first layer's experts on the CPU": ["-ncmoe", "1"],
+    "rows split": ["-sm", "row"],
+    "read whole, as older versions say it": ["--no-mmap"],
 }
 
 
@@ -180,16 +185,70 @@ def test_odd_options(engine, llama, name):
     options = ODD[name]
     # The pattern goes before -ngl: all weights are on the GPU, and numbers are those that come of computing there.
     placed = ["-ot", ".*=ROCm0"] if engine.gpu and "-ngl" in options else []
-    own = engine.run(llama(), *options, *placed, shared=False)
+    model = llama("moe", "q8_0") if "cmoe" in options[0] else llama()
+    own = engine.run(model, *options, *placed, shared=False)
     if own.status != 0 and "-mg" in options:
         pytest.skip("this engine has no GPU to choose")
+    if own.status != 0 and "invalid argument" in own.err:
+        pytest.skip(f"this version has no {options[0]}")
     assert own.status == 0, own.err[-2000:]
-    shared = engine.run(llama(), *options)
+    shared = engine.run(model, *options)
     assert shared.status == 0, shared.err[-2000:]
     assert agree(shared.said, own.said)
     if not shared.shared: # then it was said why
         assert any("not shared" in line for line in shared.told), shared.told
     assert_verified(engine)
+
+
+# Of two GPUs: options, the pattern, and whether tokens are the same; or the sentence with which the engine ends.
+IMPOSSIBLE = "cannot run the operation"
+PLACES = {
+    "layers split": (["-sm", "layer"], ".*=ROCmForge", None),
+    "the first GPU": (["-sm", "none"], ".*=ROCmForge", None),
+    "the second GPU": (["-sm", "none", "-mg", "1"], ".*=ROCmForge1", None),
+    "the second device": (["-dev", "ROCm1"], ".*=ROCmForge1", None),
+    "one half on each": (["-sm", "layer"], "blk\\.[01]\\..*=ROCmForge,.*=ROCmForge1", None),
+    "no device": (["-dev", "none"], ".*=ROCmForge_Host", None),
+    "another device": (["-dev", "ROCm1"], ".*=ROCmForge", IMPOSSIBLE),
+    "no device, and a GPU's memory": (["-dev", "none"], ".*=ROCmForge", IMPOSSIBLE),
+    "tensors split": (["-sm", "tensor"], ".*=ROCmForge", IMPOSSIBLE),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_places(gpus_engine, llama, name):
+    options, pattern, sentence = PLACES[name]
+    options = [*options, "-ngl", "99"]
+    own = gpus_engine.run(llama(), *options, shared=False)
+    if own.status != 0 and "tensor" in options:
+        pytest.skip("the stand-in for a GPU cannot be used so, without the plug-in either")
+    assert own.status == 0, own.err[-2000:]
+    shared = gpus_engine.run(llama(), *options, pattern=pattern)
+    if sentence:
+        assert shared.status != 0 and sentence in shared.err, shared.err[-2000:]
+        return
+    assert shared.status == 0 and shared.shared, shared.err[-2000:]
+    assert agree(shared.said, own.said)
+    assert_verified(gpus_engine)
+
+
+@pytest.mark.parametrize("shared_draft", [False, True])
+def test_a_draft_model(engine, llama, folder, shared_draft):
+    """With greedy sampling the text does not depend on the draft, and is that of the model alone."""
+    program = engine.bin / "llama-speculative-simple"
+    if not program.exists():
+        pytest.skip("this llama.cpp has no llama-speculative-simple")
+    draft = folder / "draft.gguf"
+    make_llama.make(draft, seed=9)
+    words = ["-m", llama(), "-md", draft, "-p", "one two three", "-n", "64", "--temp", "0", "-t", "1", "-c", "512", "--no-repack"]
+    override = ["-ot", ".*=ROCmForge", *(["-otd", ".*=ROCmForge"] if shared_draft else [])]
+    own = engine.call(program, *words, shared=False)
+    if own.status != 0:
+        pytest.skip("this llama-speculative-simple cannot be used so: " + own.err[-200:])
+    shared = engine.call(program, *words, *override)
+    assert shared.status == 0 and shared.shared, shared.err[-2000:]
+    assert agree(shared.said, own.said), (shared.said, own.said)
+    assert len(engine.daemon.models()) == 1 + shared_draft
 
 
 def assert_verified(engine):

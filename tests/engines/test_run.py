@@ -12,7 +12,7 @@ def test_it_shares(engine, llama):
     first, second = engine.rfctl_run(llama()), engine.rfctl_run(llama())
     for done in (first, second):
         assert done.status == 0 and agree(done.said, own.said), done.err[-2000:]
-        assert done.shared and any(line.startswith("rfctl: ") and " shares " in line for line in done.told)
+        assert done.shared and any(line.startswith("rfctl: ") and " is to share " in line for line in done.told)
     [model] = engine.daemon.models()
     assert model["form"] == "native"
 
@@ -42,18 +42,40 @@ def test_options_of_rfctl_stand_before(host_engine, llama):
     assert model["name"] == "mine" and model["pinned"]
 
 
-@pytest.mark.parametrize(
-    "options, sentence",
-    [
-        (["-lm", "none"], "read the whole file itself"),
-        (["--no-mmap"], "read the whole file itself"),
-        (["-sm", "row"], "cuts tensors in parts"),
-        (["-sm", "layer"], "whole on one GPU"),
-    ],
-)
-def test_what_cannot_be_had_is_refused(host_engine, llama, options, sentence):
-    done = host_engine.rfctl_run(llama(), *options)
-    assert done.status == 2 and sentence in done.err
+# What says the same as without rfctl, or is refused with this sentence.
+ODD = {
+    "read whole": (["-lm", "none"], "read the whole file itself"),
+    "read whole, as older versions say it": (["--no-mmap"], "read the whole file itself"),
+    "mapped after all": (["-lm", "none", "-lm", "mmap"], None),
+    "rows split": (["-sm", "row"], "cuts tensors in parts"),
+    "tensors split": (["-sm", "tensor"], "cuts tensors in parts"),
+    "layers split": (["-sm", "layer"], "whole on one GPU"),
+    "the first GPU": (["-sm", "none"], None),
+    "the second GPU": (["-sm", "none", "-mg", "1"], None),
+    "the second device": (["-dev", "ROCm1"], None),
+    "two devices": (["-dev", "ROCm0,ROCm1"], "whole on one GPU"),
+    "no device": (["-dev", "none"], None),
+    "no layer": (["-ngl", "0"], None),
+    "some layers": (["-ngl", "2"], None),
+    "all layers": (["-ngl", "99"], None),
+    "experts on the CPU": (["-cmoe"], None),
+    "the first layer's experts on the CPU": (["-ncmoe", "1"], None),
+    "a pattern of one's own": (["-ot", "blk\\.1\\.=CPU"], None),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_options(gpus_engine, llama, name):
+    options, sentence = ODD[name]
+    model = llama("moe", "q8_0") if "cmoe" in options[0] else llama()
+    done = gpus_engine.rfctl_run(model, *options)
+    if sentence:
+        assert done.status == 2 and sentence in done.err
+        return
+    own = gpus_engine.run(model, *options, shared=False)
+    assert own.status == 0, own.err[-2000:]
+    assert done.status == 0 and agree(done.said, own.said), done.err[-2000:]
+    assert done.shared or any("not shared" in line for line in done.told), done.told
 
 
 def test_no_daemon(host_engine, llama):

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 from pathlib import Path
 
@@ -179,6 +180,67 @@ class Configured(unittest.TestCase):
         done = subprocess.run([program, "m"], env=environment, capture_output=True, text=True, check=False)
         self.assertEqual(done.returncode, 1)
         self.assertIn(socket, done.stderr)
+
+    def command(self, *command, **environment):
+        """What a command printed that ended well."""
+        words = [str(word) for word in command]
+        env = {**os.environ, **environment}
+        done = subprocess.run(words, capture_output=True, text=True, check=False, env=env)
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        return done.stdout
+
+    def test_plugin_for_llama_cpp(self):
+        """It is installed where docs/llama.cpp.md says, loads there, and the installed rfctl gives it to an engine."""
+        prefix = self.folder / "prefix"
+        self.command("meson", "setup", self.build, ROOT, "-Dhip=disabled", "-Dcuda=disabled", "-Dman=disabled",
+                     "-Dtests=disabled", "-Dggml=enabled", f"--prefix={prefix}")
+        self.command("ninja", "-C", self.build, "-j2")
+        self.command("meson", "install", "-C", self.build, "--no-rebuild")
+        (config,) = prefix.rglob("rocmforge.pc")
+        library_folder = self.command("pkg-config", "--variable=libdir", "rocmforge", PKG_CONFIG_PATH=str(config.parent)).strip()
+        plugin = Path(library_folder) / "rocmforge" / "libggml-rocmforge.so"
+        documented = re.search(r"GGML_BACKEND_PATH=/usr/lib/x86_64-linux-gnu(/\S+)", text("docs", "llama.cpp.md"))[1]
+        self.assertEqual(library_folder + documented, str(plugin))
+        self.command(sys.executable, "-c", "import ctypes, sys; ctypes.CDLL(sys.argv[1]).ggml_backend_init", plugin)
+
+        engine, model = self.folder / "llama-server", self.folder / "model.gguf"
+        engine.write_text("#!/bin/sh\necho \"$GGML_BACKEND_PATH\"\n")
+        engine.chmod(0o755)
+        sys.path.insert(0, str(ROOT / "tests" / "lib"))
+        import make_llama
+
+        make_llama.make(model)
+        environment = {"ROCMFORGE_SOCKET": str(self.folder / "socket"), "LD_LIBRARY_PATH": library_folder}
+        self.assertNotIn("ROCMFORGE_MODULE_DIR", os.environ)
+        daemon = subprocess.Popen(
+            [prefix / "bin" / "rocmforged", "--device", "host", "--socket", environment["ROCMFORGE_SOCKET"]],
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            end = time.monotonic() + 60
+            while not os.path.exists(environment["ROCMFORGE_SOCKET"]) and time.monotonic() < end:
+                time.sleep(0.05)
+            rfctl = prefix / "bin" / "rfctl"
+            self.assertEqual(self.command(rfctl, "run", engine, "-m", model, **environment), f"{plugin}\n")
+            plugin.unlink()
+            done = subprocess.run(
+                [rfctl, "run", engine, "-m", model], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+            )
+            self.assertEqual(done.returncode, 1)
+            self.assertIn("there is no libggml-rocmforge.so among the modules: it was not installed", done.stderr)
+        finally:
+            daemon.terminate()
+            daemon.wait()
+
+    def test_without_the_plugin(self):
+        """-Dggml=disabled: nothing of it is built, and everything else is."""
+        done = self.configure("-Dggml=disabled")
+        self.assertEqual(done.returncode, 0, done.stdout)
+        self.assertRegex(done.stdout, r"plug-in for llama.cpp *: no")
+        targets = json.loads((self.build / "meson-info" / "intro-targets.json").read_text(encoding="utf-8"))
+        names = [target["name"] for target in targets]
+        self.assertFalse([name for name in names if "ggml" in name or "stub_host" in name or "fake_gpu_api" in name])
+        self.command("ninja", "-C", self.build, "-j2", "daemon/rocmforged", "client/rfctl/rfctl")
 
 
 if __name__ == "__main__":

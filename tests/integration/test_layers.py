@@ -48,7 +48,7 @@ PATTERNS = [
     ("daemon/**/*.[ch]", r"(daemon|proto|kernels)/.*"),
     ("client/*.[ch]", r"client/(?!rfctl/).*|proto/.*|kernels/(types|hip|hip_share)\.h"),
     ("client/rfctl/*.[ch]", r"client/rfctl/.*|client/rocmforge\.h|proto/(array|bytes|utf8|streams|shards|module_path)\.h|daemon/gguf/(gguf|split)\.h"),
-    ("client/engines/llama/*.[ch]", r"client/engines/llama/.*|client/rocmforge\.h|proto/model_file\.h"),
+    ("client/engines/llama/*.[ch]", r"client/engines/llama/.*|client/rocmforge\.h|proto/(model_file|shards)\.h"),
     ("client/rocmforge.h", r""),
 ]
 

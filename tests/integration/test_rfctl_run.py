@@ -1,13 +1,16 @@
 """rfctl run, with a script in an engine's place that tells how it was started."""
 import json
 import os
+import re
 import signal
 import subprocess
+import time
 
 import harness
 import make_llama
 import pytest
 from harness import TIMEOUT, build_folder, fake_gpu_folder
+from rfctl_rig import INTERRUPTED, Terminal
 
 PLUGIN = build_folder() / "client" / "engines" / "llama" / "libggml-rocmforge.so"
 
@@ -22,15 +25,15 @@ sys.exit(7)
 
 
 class Run:
-    def __init__(self, folder, daemon, name="llama-server", gpu=False):
+    def __init__(self, folder, daemon, name="llama-server", backends=()):
         self.folder = folder / "bin"
         self.folder.mkdir()
         self.daemon = daemon
         self.engine = self.folder / name
         self.engine.write_text(SCRIPT)
         self.engine.chmod(0o755)
-        if gpu:
-            (self.folder / "libggml-hip.so").touch() # rfctl looks whether it is there
+        for backend in backends: # rfctl looks which there are
+            (self.folder / f"libggml-{backend}.so").touch()
         self.model = folder / "model.gguf"
         make_llama.make(self.model)
 
@@ -58,10 +61,10 @@ def test_the_engine_is_started(run):
     assert told["words"] == ["-m", str(run.model), "-ngl", "99", "--port", "1234", "-ot", ".*=ROCmForge"]
     assert told["GGML_BACKEND_PATH"] == str(PLUGIN)
     assert told["ROCMFORGE_SOCKET"] == str(run.daemon.socket)
-    assert err.splitlines()[-1].startswith("rfctl: ") and " shares model (" in err
+    assert err.splitlines()[-1].startswith("rfctl: ") and " is to share model (" in err
     [model] = run.daemon.models()
     assert (model["name"], model["form"], model["device"]) == ("model", "native", "host")
-    assert "shares model (" in run()[1] # it is there already
+    assert "is to share model (" in run()[1] # it is there already
 
 
 def test_signals_are_as_they_were(run):
@@ -98,32 +101,110 @@ def test_what_tells_of_the_engine_needs_no_model(run):
     assert not run.daemon.models()
 
 
+READS = "the engine would read the whole file itself"
+WHOLE = "a resident model is whole on one GPU"
+DOWNLOADED = "it names no file that is here"
+CHOOSES = "the engine would choose a model later"
+
+
+def refusal(name, reason):
+    return f"rfctl: {name} does not work with shared weights: {reason}"
+
+
 @pytest.mark.parametrize(
-    "words, sentence",
+    "words, name, reason",
     [
-        (["-lm", "none"], "-lm cannot be had with shared weights: the engine would read the whole file itself"),
-        (["--load-mode", "dio"], "the engine would read the whole file itself"),
-        (["--no-mmap"], "the engine would read the whole file itself"),
-        (["-mmp", "0"], "the engine would read the whole file itself"),
-        (["-sm", "row"], "it cuts tensors in parts"),
-        (["--split-mode", "tensor"], "it cuts tensors in parts"),
-        (["-sm", "layer"], "a resident model is whole on one GPU"),
+        (["-lm", "none"], "-lm", READS),
+        (["--load-mode", "dio"], "--load-mode", READS),
+        (["--load_mode", "mlock"], "--load-mode", READS),
+        (["--no-mmap"], "--no-mmap", READS),
+        (["-mmp", "0"], "-mmp", READS),
+        (["-dio"], "-dio", READS),
+        (["-lm", "mmap", "--no-mmap"], "--no-mmap", READS),
+        (["-sm", "row"], "-sm", "it cuts tensors in parts"),
+        (["-sm", "none", "--split-mode", "tensor"], "--split-mode", "it cuts tensors in parts"),
+        (["-sm", "layer"], "-sm", WHOLE),
+        (["-dev", "ROCm0,ROCm1"], "-dev", WHOLE),
+        (["-hf", "some/model"], "-hf", DOWNLOADED),
+        (["-dr", "some/model"], "-dr", DOWNLOADED),
     ],
 )
-def test_refused(run, words, sentence):
-    assert sentence in run(*words, status=2)[1]
+def test_refused(run, words, name, reason):
+    assert refusal(name, reason) in run(*words, status=2)[1]
     assert not run.daemon.models()
 
 
-def test_no_model_that_is_here(run):
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-lm", "none", "-lm", "mmap"],
+        ["--no-mmap", "--mmap"],
+        ["-mmp", "0", "-mmp", "1"],
+        ["-dio", "-ndio"],
+        ["-sm", "row", "-sm", "none"],
+        ["--split_mode", "layer", "-sm", "none"],
+        ["-dev", "ROCm0,ROCm1", "--device", "ROCm0"],
+    ],
+)
+def test_the_last_word_counts(run, words):
+    """As in llama.cpp."""
+    assert run(*words)[0]["words"][2:] == [*words, "-ot", ".*=ROCmForge"]
+
+
+def test_the_last_model_counts(run):
+    told, err = run("-m", run.model, "--model", "/nothing/here.gguf")
+    assert "-ot" not in told["words"] and "/nothing/here.gguf" in err
+    told, _ = run("-m", "/nothing/here.gguf", "-m", run.model)
+    assert told["words"][-2:] == ["-ot", ".*=ROCmForge"]
+    assert [model["name"] for model in run.daemon.models()] == ["model"]
+
+
+def test_no_model(run):
     assert "-m FILE is missing" in run(model=False, status=2)[1]
-    assert "-hf names no file that is here" in run("-hf", "some/model", model=False, status=2)[1]
-    assert "-mu names no file" in run("-mu", "some/where", model=False, status=2)[1]
+    for words in (["-hf", "some/model"], ["-mu", "some/where"], ["--docker-repo", "some/model"]):
+        assert refusal(words[0], "it names no file that is here") in run(*words, model=False, status=2)[1]
+    for words in (["--models-dir", "/models"], ["--models-preset", "models.ini"]):
+        assert refusal(words[0], CHOOSES) in run(*words, model=False, status=2)[1]
+        assert run(*words)[0]["words"][-2:] == ["-ot", ".*=ROCmForge"] # llama-server takes -m, if there is one
+
+
+@pytest.mark.parametrize(
+    "name, value, reason",
+    [
+        ("LLAMA_ARG_LOAD_MODE", "none", READS),
+        ("LLAMA_ARG_NO_MMAP", "0", READS),
+        ("LLAMA_ARG_MMAP", "off", READS),
+        ("LLAMA_ARG_SPLIT_MODE", "row", "it cuts tensors in parts"),
+        ("LLAMA_ARG_DEVICE", "ROCm0,ROCm1", WHOLE),
+        ("LLAMA_ARG_HF_REPO", "some/model", DOWNLOADED),
+        ("LLAMA_ARG_MODEL_URL", "some/where", DOWNLOADED),
+        ("LLAMA_ARG_DOCKER_REPO", "some/model", DOWNLOADED),
+        ("LLAMA_ARG_MODELS_DIR", "/models", CHOOSES),
+        ("LLAMA_ARG_MODELS_PRESET", "models.ini", CHOOSES),
+    ],
+)
+def test_a_variable_is_an_option(run, name, value, reason):
+    assert refusal(name, reason) in run(model=reason != CHOOSES, status=2, **{name: value})[1]
+
+
+def test_words_count_more_than_variables(run):
+    assert run("-lm", "mmap", LLAMA_ARG_LOAD_MODE="none")[0]
+    assert run("-sm", "none", LLAMA_ARG_SPLIT_MODE="row")[0]
+    assert run(LLAMA_ARG_MODEL="/nothing/here.gguf")[0]["words"][-2:] == ["-ot", ".*=ROCmForge"]
     assert run("x", model=False, LLAMA_ARG_MODEL=str(run.model))[0]["words"] == ["x", "-ot", ".*=ROCmForge"]
+    assert run(LLAMA_ARG_MODELS_DIR="/models")[0] # of no account where a model is named
+    assert "not locked" in run(LLAMA_ARG_MLOCK="1")[1]
+    assert "not locked" not in run(LLAMA_ARG_MLOCK="0")[1]
 
 
-def test_a_variable_is_an_option(run):
-    assert "LLAMA_ARG_LOAD_MODE cannot be had" in run(status=2, LLAMA_ARG_LOAD_MODE="none")[1]
+def test_what_is_not_shared_is_told(run):
+    assert "the draft model is its own" in run("-md", "draft.gguf")[1]
+    assert "the draft model is its own" in run(LLAMA_ARG_SPEC_DRAFT_MODEL="draft.gguf")[1]
+    assert "draft" not in run("-md", "draft.gguf", "-otd", ".*=ROCmForge")[1]
+    assert "what -cmoe keeps on the CPU is its own" in run("-cmoe")[1]
+    assert "what -ncmoe keeps on the CPU is its own" in run("-ncmoe", "1")[1]
+    assert "keeps on the CPU" not in run("-ncmoe", "0")[1]
+    assert "not locked" in run("--mlock")[1]
 
 
 def test_another_plugin_is_there(run):
@@ -135,6 +216,11 @@ def test_one_benchmark_is_not_made_two(folder, start):
     run = Run(folder, start(), name="llama-bench")
     assert "another -ot for another test" in run("-ot", "x=CPU", status=2)[1]
     assert run()[0]["words"][2:] == ["-ot", ".*=ROCmForge"]
+    more = "llama-bench makes a test for each value: run it once for each"
+    for words in (["-m", "other.gguf"], ["-ngl", "0,99"], ["-ngl", "0-99+33"], ["-ngl", "1", "-ngl", "2"], ["-mmp", "0,1"]):
+        name = words[0]
+        assert refusal(name, more) in run(*words, status=2)[1]
+    assert run("-ngl", "99", "-p", "16,32", LLAMA_ARG_LOAD_MODE="none")[0] # it reads no variables
 
 
 def test_no_daemon(run):
@@ -165,9 +251,9 @@ def gpu_run(folder, start, monkeypatch):
     monkeypatch.setenv("LD_LIBRARY_PATH", str(fake_gpu_folder()))
     monkeypatch.setenv("ROCMFORGE_MODULE_DIR", str(harness.module_folder()))
 
-    def make(gpus, backend=True):
+    def make(gpus, backends=("hip", "cpu")):
         monkeypatch.setenv("FAKE_HIP_DEVICES", str(gpus))
-        return Run(folder, start("--device", "hip"), gpu=backend)
+        return Run(folder, start("--device", "hip"), backends=backends)
 
     return make
 
@@ -190,20 +276,97 @@ def test_some_layers(gpu_run):
     assert "layers on the GPU are its own" in err and devices(run) == ["host"]
     assert run("-ngl", "0")[0]["words"][4:] == ["-ot", ".*=ROCmForge_Host"]
     assert run("-dev", "none")[0]["words"][4:] == ["-ot", ".*=ROCmForge_Host"]
-    assert run("-ngl", "5")[0]["words"][4:] == ["-ot", ".*=ROCmForge"]
+    assert run("-ngl", "0", "-ngl", "5")[0]["words"][6:] == ["-ot", ".*=ROCmForge"]
     assert devices(run) == ["host"] # whose name is taken: the plug-in finds another for the GPU's
+
+
+def test_some_layers_and_no_gpu(run):
+    """The daemon has none, and the engine has none that is known: nothing is left out."""
+    told, err = run("-ngl", "2")
+    assert told["words"][4:] == ["-ot", ".*=ROCmForge_Host"]
+    assert "all layers are in host memory" in err and "its own" not in err
+    (run.folder / "libggml-cpu-haswell.so").touch()
+    told, err = run("-ngl", "2")
+    assert told["words"][4:] == ["-ot", ".*=ROCmForge_Host"] and "its own" not in err
+    (run.folder / "libggml-vulkan.so").touch() # whose layers cannot be shared
+    told, err = run("-ngl", "2")
+    assert told["words"][4:] == ["-ot", "^(token_embd|blk\\.(0|1|2))\\.=ROCmForge_Host"] and "its own" in err
+
+
+def test_an_engine_without_gpus(gpu_run):
+    run = gpu_run(1, backends=("cpu", "base"))
+    assert run("-ngl", "2")[0]["words"][4:] == ["-ot", ".*=ROCmForge_Host"]
+    assert run("-ngl", "99")[0]["words"][4:] == ["-ot", ".*=ROCmForge"]
+    assert devices(run) == ["host"]
+
+
+def test_a_daemon_without_gpus(folder, start):
+    """Whether there is a GPU for the engine's backend, the plug-in knows."""
+    run = Run(folder, start(), backends=("hip", "cpu"))
+    told, err = run("-ngl", "99")
+    assert told["words"][4:] == ["-ot", ".*=ROCmForge"] and devices(run) == []
+    assert "the plug-in of" in err and f"loads {run.model}" in err
+
+
+@pytest.mark.parametrize("layers", [1 << 62, (1 << 64) - 1])
+def test_more_layers_than_can_be(run, folder, layers):
+    """What stands in a file is not believed: each layer has a tensor."""
+    make_llama.make(folder / "layers.gguf", layers=layers)
+    (run.folder / "libggml-vulkan.so").touch()
+    began = time.monotonic()
+    told, _ = run("-m", folder / "layers.gguf", "-ngl", "2")
+    assert told["words"][-2:] == ["-ot", ".*=ROCmForge"] and time.monotonic() - began < 20
 
 
 def test_several_gpus(gpu_run):
     """Which of them is the engine's first, the plug-in knows, which has the model loaded."""
     run = gpu_run(2)
     assert run()[0]["words"][2:] == ["-ot", ".*=ROCmForge", "-sm", "none"]
+    assert run("-dev", "ROCm1")[0]["words"][4:] == ["-ot", ".*=ROCmForge1"]
+    assert run("-dev", "ROCm0")[0]["words"][4:] == ["-ot", ".*=ROCmForge"]
+    assert run("-mg", "1")[0]["words"][4:] == ["-ot", ".*=ROCmForge1", "-sm", "none"]
+    assert run("-sm", "none", "-mg", "1")[0]["words"][6:] == ["-ot", ".*=ROCmForge1"]
     assert devices(run) == []
-    run(before=["--device", "hip:1"])
-    assert devices(run) == ["hip:1"]
+    _, err = run(before=["--device", "hip:1"])
+    assert devices(run) == ["hip:1"] and "if it is the engine's GPU" in err
+
+
+def test_the_daemons_device_decides(gpu_run):
+    run = gpu_run(2)
+    assert run(before=["--device", "host"])[0]["words"][2:] == ["-ot", ".*=ROCmForge_Host"]
+    assert devices(run) == ["host"]
+    assert run("-ngl", "2", before=["--device", "host"])[0]["words"][4:] == ["-ot", ".*=ROCmForge_Host"]
+    assert "--device hip:0 contradicts -ngl" in run("-ngl", "2", before=["--device", "hip:0"], status=2)[1]
+    assert "--device hip:0 contradicts -dev none" in run("-dev", "none", before=["--device", "hip:0"], status=2)[1]
 
 
 def test_an_engine_that_may_have_no_gpu(gpu_run):
-    run = gpu_run(1, backend=False)
+    run = gpu_run(1, backends=())
     assert run()[0]["words"][2:] == ["-ot", ".*=ROCmForge"]
     assert devices(run) == []
+
+
+def test_the_progress_on_a_terminal(folder, held_daemon, gate, gated_model):
+    """A bar while the model is loaded, which is gone when the engine starts: the terminal is the engine's then."""
+    run = Run(folder, held_daemon)
+    modules = {"ROCMFORGE_MODULE_DIR": f"{harness.module_folder()}:{PLUGIN.parent}"}
+    terminal = Terminal(held_daemon, "run", run.engine, "-m", gated_model, columns=100, env=modules)
+    bar = re.compile(r"filling +\[#*\.*\] +\d+%")
+    harness.wait_until(lambda: terminal.read(0.02) and any(map(bar.match, terminal.bars())))
+    gate.open()
+    assert terminal.wait() == 7
+    told, words = "".join(terminal.screen()).split('{"words": ')
+    assert told.startswith("rfctl: ") and "is to share gated" in told and "[" not in told
+    assert words.startswith('["-m"')
+
+
+def test_an_interrupt_while_the_model_is_loaded(folder, held_daemon, gate, gated_model):
+    """Then there is no engine."""
+    run = Run(folder, held_daemon)
+    modules = {"ROCMFORGE_MODULE_DIR": f"{harness.module_folder()}:{PLUGIN.parent}"}
+    terminal = Terminal(held_daemon, "run", run.engine, "-m", gated_model, env=modules)
+    harness.wait_until(lambda: terminal.read(0.02) and len(terminal.bars()) > 1)
+    terminal.press(b"\x03")
+    assert terminal.wait() == INTERRUPTED
+    assert "words" not in "".join(terminal.screen())
+    gate.open()

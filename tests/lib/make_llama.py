@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from make_model import ARRAY, F32, STRING, U32, Tensor, load_types, string, write_model
 
-I32 = 5
+I32, U64 = 5, 10
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # kinds of tokens
 
 
@@ -50,11 +50,10 @@ def words(vocabulary):
         yield f"\u2581w{i}", NORMAL
 
 
-def metadata(shape):
-    """How many entries there are, and their bytes."""
+def metadata(shape, layers=None):
+    """How many entries there are, and their bytes. layers: the number that stands in the file, if another."""
     tokens = list(words(shape.vocabulary))
     numbers = {
-        "llama.block_count": shape.layers,
         "llama.context_length": 4096,
         "llama.embedding_length": shape.embedding,
         "llama.feed_forward_length": shape.feed_forward,
@@ -70,6 +69,8 @@ def metadata(shape):
         numbers["llama.expert_count"] = shape.experts
         numbers["llama.expert_used_count"] = 2
     entries = [string(key) + struct.pack("<II", U32, value) for key, value in numbers.items()]
+    kind, layers = ("<II", shape.layers) if layers is None else ("<IQ", layers)
+    entries.append(string("llama.block_count") + struct.pack(kind, U32 if kind == "<II" else U64, layers))
     texts = {"general.architecture": "llama", "general.name": "random blocks", "tokenizer.ggml.model": "llama"}
     entries += [string(key) + struct.pack("<I", STRING) + string(value) for key, value in texts.items()]
     entries.append(string("llama.attention.layer_norm_rms_epsilon") + struct.pack("<If", F32, 1e-5))
@@ -138,10 +139,10 @@ def make_lora(path, shape="tiny", rank=8, seed=1):
     write_model(path, both, (len(entries), b"".join(entries)), seed)
 
 
-def make(path, shape="tiny", type_="q4_0", tied=False, seed=1):
+def make(path, shape="tiny", type_="q4_0", tied=False, seed=1, layers=None):
     types = load_types()
     all_tensors = list(tensors(SHAPES[shape], types[type_], types["f32"], tied))
-    write_model(path, all_tensors, metadata(SHAPES[shape]), seed)
+    write_model(path, all_tensors, metadata(SHAPES[shape], layers), seed)
     return all_tensors
 
 

@@ -233,8 +233,10 @@ static bool is_cuda_or_hip(struct ggml_backend_device *device)
 static void gpu_add(const struct engine *engine, struct ggml_backend_device *gpu)
 {
     char name[sizeof(places[0].name)] = "ROCmForge";
-    if (n_places == PLACES_MAX - 1)
+    if (n_places == PLACES_MAX - 1) {
+        say("the engine has more than %u GPUs: weights on %s are not shared", PLACES_MAX - 1, gpu->iface.get_name(gpu));
         return;
+    }
     if (n_places > 0)
         snprintf(name, sizeof(name), "ROCmForge%zu", n_places);
     if (!gpu_wrap(place_add(engine, name), gpu))
@@ -252,7 +254,7 @@ struct ggml_backend_reg *backend_start(const struct engine *engine)
             cpu = device;
     }
     if (!cpu) {
-        say("the engine has no CPU backend");
+        say("the engine has no CPU backend, so it cannot use shared weights: is libggml-cpu*.so beside it?");
         return NULL;
     }
     if (n_places == 0)

@@ -4,15 +4,14 @@
 
 #include <dlfcn.h>
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 static bool find(void *object, const char *name, void *ret)
 {
     void *function = dlsym(object, name);
-    if (!function)
-        function = dlsym(RTLD_DEFAULT, name);
     if (!function) {
-        say("the engine has no function %s: this plug-in does not know this version of it", name);
+        say("the engine has no function %s, so its version of ggml is not known: its weights are not shared", name);
         return false;
     }
     memcpy(ret, &function, sizeof(function));
@@ -39,20 +38,31 @@ int engine_find(const void *caller, struct engine *ret)
     return 0;
 }
 
-bool engine_check(const struct engine *engine, const char *release, int api_version)
+/* Whether the engine has this version of the interface, and tensors as they are declared here. */
+static bool is_of(const struct engine *engine, const struct engine_version *version)
 {
-    if (strncmp(engine->version(), release, strlen(release)) != 0)
-        return false;
-    if (engine->tensor_overhead() != GGML_OBJECT_BYTES + sizeof(struct ggml_tensor)) {
-        say("tensors of this ggml %s are not laid out as those of %sx", engine->version(), release);
-        return false;
-    }
-    for (size_t i = 0; i < engine->dev_count(); i++) {
+    bool same = strncmp(engine->version(), version->release, strlen(version->release)) == 0 &&
+                engine->tensor_overhead() == GGML_OBJECT_BYTES + sizeof(struct ggml_tensor);
+    for (size_t i = 0; same && i < engine->dev_count(); i++) {
         const struct ggml_backend_device *device = engine->dev_get(i);
-        if (!device->reg || device->reg->api_version != api_version) {
-            say("this ggml %s has another interface than version %d", engine->version(), api_version);
-            return false;
-        }
+        same = device->reg && device->reg->api_version == version->api;
     }
-    return true;
+    return same;
+}
+
+const struct engine_version *engine_version_find(const struct engine *engine, const struct engine_version *versions,
+                                                 size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (is_of(engine, &versions[i]))
+            return &versions[i];
+    char text[256] = "";
+    size_t used = 0;
+    for (size_t i = 0; i < n && used < sizeof(text); i++)
+        used += (size_t)snprintf(text + used, sizeof(text) - used, "%sggml %sx with interface %d",
+                                 i == 0 ? "" : " and ", versions[i].release, versions[i].api);
+    const struct ggml_backend_device *device = engine->dev_count() > 0 ? engine->dev_get(0) : NULL;
+    say("this engine has ggml %s with interface %d; weights can be shared with %s. Its weights are not shared",
+        engine->version(), device && device->reg ? device->reg->api_version : 0, text);
+    return NULL;
 }

@@ -19,10 +19,19 @@ struct engine {
  * told which function is missing. */
 int engine_find(const void *caller, struct engine *ret);
 
-/* Whether the engine has this release and version of the interface, for example "0.26." and 3, and the tensor layout
- * that is declared here. If only the release differs, returns false without a message; else the user is told why. */
-bool engine_check(const struct engine *engine, const char *release, int api_version);
+/* A version of ggml's interface. */
+struct engine_version {
+    const char *release; /* the start of ggml's version, "0.26." */
+    int api;             /* of the interface, as a registry tells it */
+    /* Starts the plug-in for this version. Returns NULL on failure, and the user is told why. Called once. */
+    struct ggml_backend_reg *(*start)(const struct engine *engine);
+};
 
-/* Start the plug-in for one version of the interface. Return NULL on failure, and the user is told why. Called once. */
+/* Finds the version that the engine has. All must be equal: release, interface, and the layout of tensors. NULL: it has
+ * none of them, and the user is told so. */
+const struct engine_version *engine_version_find(const struct engine *engine, const struct engine_version *versions,
+                                                 size_t n);
+
+/* See engine_version.start. */
 struct ggml_backend_reg *backend_start_api2(const struct engine *engine);
 struct ggml_backend_reg *backend_start_api3(const struct engine *engine);

@@ -4,7 +4,6 @@
 #include "client/engines/llama/ggml_api.h"
 
 #define GGML_API_VERSION 3
-#define GGML_API_RELEASE "0.26."
 
 struct ggml_backend_buffer_type_i {
     const char *(*get_name)(struct ggml_backend_buffer_type *buft);

@@ -2,6 +2,7 @@
 
 #include "client/engines/llama/say.h"
 #include "proto/model_file.h"
+#include "proto/shards.h"
 
 #include <cjson/cJSON.h>
 #include <errno.h>
@@ -15,15 +16,11 @@
 
 #define MODELS_MAX      8u  /* that one load of the engine can have */
 #define NAMES_MAX       16u /* names that are tried if a model's own name is taken */
-#define RACES_MAX       3u  /* attempts, if a model is unloaded between its load and its attach */
 #define SILENCE_SECONDS 120 /* if the daemon does not answer for so long, it counts as lost */
-#define PADDING_MAX     4096u
 
 struct model {
     const char *path; /* of its file, for messages */
     rf_model *model;
-    char name[RF_NAME_SIZE];
-    uint64_t id;                  /* from the reply to the load */
     bool of_file[OPEN_FILES_MAX]; /* true for the files that it is made of */
     bool compare;                 /* ROCMFORGE_MODEL named it: its bytes must be compared with the file's */
 };
@@ -34,6 +31,12 @@ struct weights {
     struct model models[MODELS_MAX];
     size_t n_models;
 };
+
+/* The file's path, for messages. */
+static const char *path_text(const struct open_file *file)
+{
+    return file->path[0] ? file->path : "a file that was deleted";
+}
 
 /* --- the daemon --- */
 
@@ -99,43 +102,35 @@ static int device_find(rf_client *client, struct device_search *search)
 
 /* --- one model --- */
 
-/* Marks the files that the model is made of. first: index of its first file. path: set to the path that the client
- * library must open. */
-static int model_take_files(struct weights *weights, struct model *model, size_t first, char path[static PATH_MAX])
+/* Marks the files that the model is made of. first: index of its first file; place: what stands in it. path: set to the
+ * path that the client library must open. What stands in the files decides, as in the engine and in the daemon, and not
+ * their names. */
+static int model_take_files(struct weights *weights, struct model *model, size_t first, const struct shard_place *place,
+                            char path[static PATH_MAX])
 {
     const struct open_file *file = &weights->files.files[first];
-    unsigned n = shard_count(file->path);
+    struct shard_paths shards = {0};
     model->of_file[first] = true;
-    if (n == 1) { /* opens the same file even if its path now leads to another one */
+    if (!place->split || place->count < 2) { /* the same file, even if its path now leads to another one */
         snprintf(path, PATH_MAX, "/proc/self/fd/%d", file->fd);
         return 0;
     }
-    for (unsigned i = 1; i < n; i++) {
-        char shard[PATH_MAX];
-        int found =
-            shard_path(file->path, i, n, shard, sizeof(shard)) < 0 ? -1 : open_files_find(&weights->files, shard);
-        if (found < 0) {
-            say("%s: the engine does not have all of its %u files open", file->path, n);
-            return -ENOENT;
-        }
-        model->of_file[found] = true;
+    int r = file->path[0] ? shards_find(file->path, false, shard_open_regular, &shards) : -ENOENT;
+    for (size_t i = 0; r == 0 && i < shards.n; i++) {
+        int found = open_files_find(&weights->files, shards.paths[i]);
+        if (found < 0)
+            r = -ENOENT;
+        else
+            model->of_file[found] = true;
     }
+    shard_paths_free(&shards);
+    if (r == -ENOENT)
+        say("%s is one of %llu files of a model, and the engine does not have all of them open", path_text(file),
+            (unsigned long long)place->count);
+    else if (r < 0)
+        say("the files of the model %s cannot be found: %s", path_text(file), strerror(-r));
     snprintf(path, PATH_MAX, "%s", file->path);
-    return 0;
-}
-
-static int load_reply(void *context, const char *parameters, int continues, int *fds, size_t n_fds)
-{
-    struct model *model = context;
-    (void)fds, (void)n_fds;
-    if (continues)
-        return 0;
-    cJSON *reply = cJSON_Parse(parameters);
-    const cJSON *told = cJSON_GetObjectItemCaseSensitive(reply, "model");
-    const cJSON *id = cJSON_GetObjectItemCaseSensitive(told, "id");
-    model->id = cJSON_IsNumber(id) ? (uint64_t)id->valuedouble : 0;
-    cJSON_Delete(reply);
-    return 0;
+    return r;
 }
 
 /* The model is not resident yet. Tells the user why this start takes longer. */
@@ -162,9 +157,15 @@ static void name_try(const char *path, unsigned attempt, char name[static RF_NAM
     snprintf(name, RF_NAME_SIZE, "%.*s%s", (int)(RF_NAME_SIZE - 1 - strlen(suffix)), own, suffix);
 }
 
-/* Loads the file if it is not resident. Sets model->name and model->id to the resident model's. */
-static int model_load(struct weights *weights, struct model *model, size_t first, const char *path, const char *device)
+/* Attaches to the resident model of the file. Loads the file first if there is none. */
+static int model_attach(struct weights *weights, struct model *model, size_t first, const char *path,
+                        const char *device)
 {
+    const char *named = getenv("ROCMFORGE_MODEL");
+    if (named && named[0]) {
+        model->compare = true;
+        return rf_attach(weights->client, named, &model->model);
+    }
     char name[RF_NAME_SIZE];
     int r = -EEXIST;
     for (unsigned attempt = 0; r == -EEXIST && attempt < NAMES_MAX; attempt++) {
@@ -175,57 +176,32 @@ static int model_load(struct weights *weights, struct model *model, size_t first
             .form = "native",
             .device = device,
             .progress = load_progress,
-            .reply = load_reply,
             .context = model,
         };
-        r = rf_load(weights->client, path, &options, model->name);
+        r = rf_load_attach(weights->client, path, &options, &model->model);
     }
     return r;
 }
 
-static int model_attach(struct weights *weights, struct model *model, size_t first, const char *path,
-                        const char *device)
-{
-    const char *named = getenv("ROCMFORGE_MODEL");
-    if (named && named[0]) {
-        snprintf(model->name, sizeof(model->name), "%s", named);
-        model->compare = true;
-        return rf_attach(weights->client, named, &model->model);
-    }
-    for (unsigned race = 0; race < RACES_MAX; race++) {
-        int r = model_load(weights, model, first, path, device);
-        if (r < 0)
-            return r;
-        r = rf_attach(weights->client, model->name, &model->model);
-        if (r == 0 && rf_model_id(model->model) == model->id)
-            return 0;
-        /* The model was unloaded in between, and another model may have its name now. */
-        rf_detach(r == 0 ? model->model : NULL);
-        model->model = NULL;
-        if (r < 0 && r != -ENOENT && r != -EBUSY)
-            return r;
-    }
-    return -EBUSY;
-}
-
-static int model_open(struct weights *weights, size_t first, const char *device)
+static int model_open(struct weights *weights, size_t first, const struct shard_place *place, const char *device)
 {
     const struct open_file *file = &weights->files.files[first];
     char path[PATH_MAX];
     struct model *model = &weights->models[weights->n_models];
-    *model = (struct model){.path = file->path};
-    int r = model_take_files(weights, model, first, path);
+    *model = (struct model){.path = path_text(file)};
+    int r = model_take_files(weights, model, first, place, path);
     if (r < 0)
         return r;
     r = model_attach(weights, model, first, path, device);
     if (r == 0 && model->compare && strcmp(rf_model_device(model->model), device) != 0) {
-        say("%s is on %s, and %s was to be on %s", model->name, rf_model_device(model->model), file->path, device);
+        say("%s is on %s, and %s should be on %s", rf_model_name(model->model), rf_model_device(model->model),
+            path_text(file), device);
         rf_detach(model->model);
         return -ENODEV;
     }
     if (r < 0) {
         const char *why = rf_error_message(weights->client);
-        say("%s cannot be had: %s", file->path[0] ? file->path : "the model", why[0] ? why : strerror(-r));
+        say("the daemon does not give %s: %s", path_text(file), why[0] ? why : strerror(-r));
         return r;
     }
     weights->n_models++;
@@ -234,36 +210,50 @@ static int model_open(struct weights *weights, size_t first, const char *device)
 
 /* --- all of them --- */
 
-static bool is_first(const struct open_file *file)
-{
-    return file->mapped && shard_index(file->path) == 0;
-}
-
+/* Of the files of a split model the first one stands for all. A file that cannot be read counts as a whole model, and
+ * opening it tells why it cannot be read. */
 static enum weights_state open_each(struct weights *weights, const char *device)
 {
-    for (size_t i = 0; i < weights->files.n_files && weights->n_models < MODELS_MAX; i++)
-        if (is_first(&weights->files.files[i]))
-            model_open(weights, i, device);
+    for (size_t i = 0; i < weights->files.n_files; i++) {
+        /* Looking takes milliseconds, because the engine's vocabulary stands before the keys that tell. */
+        struct shard_place place = {0};
+        if (!weights->files.files[i].mapped ||
+            (shard_peek(weights->files.files[i].fd, &place) == 0 && place.split && place.number > 0))
+            continue;
+        if (weights->n_models == MODELS_MAX) {
+            say("the engine has more than %u models open at once: not all are shared", MODELS_MAX);
+            break;
+        }
+        model_open(weights, i, &place, device);
+    }
     return weights->n_models > 0 ? WEIGHTS_READY : WEIGHTS_OTHER;
 }
 
 static enum weights_state look_at_files(struct weights *weights)
 {
-    if (open_files_read(&weights->files) < 0 || weights->files.n_files == 0)
+    int r = open_files_read(&weights->files);
+    if (r < 0) {
+        say("/proc/self cannot be read, so it is not known which files the engine has open: %s", strerror(-r));
+        return WEIGHTS_OTHER;
+    }
+    if (weights->files.n_files == 0)
         return WEIGHTS_NONE;
     for (size_t i = 0; i < weights->files.n_files; i++)
         if (weights->files.files[i].mapped)
             return WEIGHTS_READY;
-    say("the engine reads %s itself (--no-mmap, or a load mode without mmap): its weights are not shared",
-        weights->files.files[0].path);
+    say("the engine reads %s itself and does not map it, so its weights are not shared: leave out --no-mmap, or use "
+        "-lm mmap",
+        path_text(&weights->files.files[0]));
     return WEIGHTS_OTHER;
 }
 
 enum weights_state weights_open(const char *pci, struct weights **ret)
 {
     struct weights *weights = calloc(1, sizeof(*weights));
-    if (!weights)
+    if (!weights) {
+        say("no memory for a list of the open files");
         return WEIGHTS_OTHER;
+    }
     struct device_search search = {.pci = pci};
     enum weights_state state = look_at_files(weights);
     if (state == WEIGHTS_READY) {
@@ -388,8 +378,8 @@ const char *weights_text(const struct weights *weights)
     size_t used = 0;
     for (size_t i = 0; i < weights->n_models && used < sizeof(text); i++) {
         const rf_model *model = weights->models[i].model;
-        used += (size_t)snprintf(text + used, sizeof(text) - used, "%s%s (%.1f MB on %s)", i > 0 ? ", " : "",
-                                 rf_model_name(model), (double)rf_model_bytes(model) / 1e6, rf_model_device(model));
+        used += (size_t)snprintf(text + used, sizeof(text) - used, "%s%s on %s", i > 0 ? ", " : "",
+                                 rf_model_name(model), rf_model_device(model));
     }
     return text;
 }

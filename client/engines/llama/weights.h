@@ -52,7 +52,7 @@ bool weights_has(const struct weights *weights, const void *data);
 /* The open files and mappings of the engine, when the weights were opened. */
 const struct open_files *weights_files(const struct weights *weights);
 
-/* "x (253.0 MB on host)": the models that are shared, for a message to the user. Static; valid until the next call. */
+/* "x on host": the models that the weights are of, for a message to the user. Static; valid until the next call. */
 const char *weights_text(const struct weights *weights);
 
 /* Detaches from all models and frees the weights. NULL is allowed. */

@@ -1,0 +1,212 @@
+#include "client/rfctl/run_place.h"
+
+#include "client/rfctl/headers.h"
+#include "client/rfctl/memory.h"
+#include "client/rfctl/output.h"
+#include "client/rfctl/reply.h"
+#include "proto/module_path.h"
+
+#include <dirent.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* --- the engine's GPUs --- */
+
+/* What the backends in the engine's folder say of GPUs. */
+enum backends {
+    BACKENDS_UNKNOWN, /* there are none: they are in another folder, or in the program itself */
+    BACKENDS_CPU,     /* there are some, and none for GPUs */
+    BACKENDS_SHARED,  /* one for GPUs on which weights can be shared */
+    BACKENDS_OTHER,   /* one for other GPUs */
+};
+
+/* Finds a program as execvp() does. */
+static bool find_program(const char *name, char path[static PATH_MAX])
+{
+    const char *folders = strchr(name, '/') ? NULL : getenv("PATH");
+    if (!folders)
+        return realpath(name, path) != NULL;
+    char candidate[PATH_MAX];
+    return path_list_find(folders, name, X_OK, candidate) == 0 && realpath(candidate, path) != NULL;
+}
+
+static bool begins(const char *text, const char *start)
+{
+    return strncmp(text, start, strlen(start)) == 0;
+}
+
+static enum backends backend_kind(const char *file)
+{
+    if (!begins(file, "libggml-") || !strstr(file, ".so"))
+        return BACKENDS_UNKNOWN;
+    file += strlen("libggml-");
+    if (begins(file, "cuda.") || begins(file, "hip."))
+        return BACKENDS_SHARED;
+    if (begins(file, "cpu"))
+        return BACKENDS_CPU;
+    return begins(file, "base.") || begins(file, "blas.") || begins(file, "rocmforge.") ? BACKENDS_UNKNOWN
+                                                                                        : BACKENDS_OTHER;
+}
+
+static enum backends backends_of(const char *name)
+{
+    char path[PATH_MAX];
+    if (!find_program(name, path))
+        return BACKENDS_UNKNOWN;
+    *strrchr(path, '/') = '\0';
+    DIR *folder = opendir(path[0] ? path : "/");
+    bool has[BACKENDS_OTHER + 1] = {false};
+    for (const struct dirent *entry; folder && (entry = readdir(folder));)
+        has[backend_kind(entry->d_name)] = true;
+    if (folder)
+        closedir(folder);
+    return has[BACKENDS_SHARED]  ? BACKENDS_SHARED
+           : has[BACKENDS_OTHER] ? BACKENDS_OTHER
+           : has[BACKENDS_CPU]   ? BACKENDS_CPU
+                                 : BACKENDS_UNKNOWN;
+}
+
+/* --- layers --- */
+
+/* The number of layers of the model; 0: the file does not say it, or it cannot be true: each layer has a tensor. */
+static uint64_t layers_of(const char *path)
+{
+    struct headers headers = {0};
+    struct gguf_fault fault = {0};
+    struct gguf_string architecture;
+    char *refused = NULL, *paths[] = {(char *)path};
+    uint64_t layers = 0;
+    if (headers_read(paths, 1, &headers, &fault, &refused) < 0) {
+        free(refused);
+        return 0;
+    }
+    if (gguf_kv_string(gguf_find(headers.file, "general.architecture"), &architecture) == 0) {
+        char *key = need_text("%.*s.block_count", (int)architecture.size, architecture.bytes);
+        const struct gguf_kv *count = gguf_find(headers.file, key);
+        if (!count || gguf_kv_u64(count, &layers) < 0 || layers > headers.file->n_tensors)
+            layers = 0;
+        free(key);
+    }
+    gguf_free(headers.file);
+    return layers;
+}
+
+/* A pattern for layers 0 to n - 1, and for the embeddings, which llama.cpp always keeps on the CPU. */
+static char *pattern_of_first(uint64_t n)
+{
+    enum { NUMBER_MAX = 21 }; /* of a number and the mark after it */
+    static const char start[] = "^(token_embd|blk\\.(", end[] = "))\\.=ROCmForge_Host";
+    char *pattern = need_memory(sizeof(start) + n * NUMBER_MAX + sizeof(end)), *at = stpcpy(pattern, start);
+    for (uint64_t i = 0; i < n; i++)
+        at += sprintf(at, "%s%llu", i > 0 ? "|" : "", (unsigned long long)i);
+    strcpy(at, end);
+    return pattern;
+}
+
+/* --- the place --- */
+
+/* Returns the number of the daemon's GPUs. *ret_first: the name of the first one, which the caller frees; not written
+ * if there is none. */
+static unsigned count_gpus(const cJSON *devices, char **ret_first)
+{
+    unsigned n = 0;
+    const cJSON *device;
+    cJSON_ArrayForEach (device, devices)
+        if (!reply_is_host(reply_text(device, "kind")) && n++ == 0)
+            *ret_first = need_text("%s", reply_text(device, "id"));
+    return n;
+}
+
+static void place_on_host(struct run_place *place, char *pattern)
+{
+    place->device = need_text("host");
+    place->pattern = pattern;
+}
+
+/* The number of the engine's GPU that has all layers: of -dev "CUDA1", or of -mg. */
+static unsigned gpu_of(const struct run_words *words, bool one_gpu)
+{
+    const char *digits = words->device ? words->device + strcspn(words->device, "0123456789") : "";
+    if (words->device)
+        return digits[0] ? (unsigned)strtoul(digits, NULL, 10) : 0;
+    return one_gpu || (words->split && strcmp(words->split, "none") == 0) ? (unsigned)words->main_gpu : 0;
+}
+
+/* If there are several GPUs, only the engine knows which one it uses first. Then no device is chosen here, and the
+ * plug-in loads the model. */
+static void place_on_gpu(struct run_place *place, const struct run_words *words, unsigned n, const char *first,
+                         enum backends backends)
+{
+    place->one_gpu = n > 1 && backends == BACKENDS_SHARED && !words->split && !words->device;
+    const unsigned gpu = gpu_of(words, place->one_gpu);
+    place->pattern = gpu > 0 ? need_text(".*=ROCmForge%u", gpu) : need_text(".*=ROCmForge");
+    if (gpu == 0 && n == 1 && backends == BACKENDS_SHARED)
+        place->device = need_text("%s", first);
+    else if (backends == BACKENDS_CPU || (n == 0 && backends == BACKENDS_UNKNOWN))
+        place->device = need_text("host");
+}
+
+/* Some layers on the GPU: the CPU's are shared in host memory. */
+static void place_some(struct run_place *place, uint64_t layers, uint64_t gpu_layers, unsigned n,
+                       enum backends backends)
+{
+    if (backends == BACKENDS_CPU)
+        place_on_host(place, need_text(".*=ROCmForge_Host"));
+    else if (n == 0 && backends == BACKENDS_UNKNOWN) {
+        place_on_host(place, need_text(".*=ROCmForge_Host"));
+        place->also = "; the daemon has no GPU, so all layers are in host memory";
+    } else {
+        place_on_host(place, pattern_of_first(layers + 1 - gpu_layers));
+        place->also = "; layers on the GPU are its own";
+    }
+}
+
+static int take_device(const struct rfctl *ctl, const struct run_words *words, unsigned n, struct run_place *place)
+{
+    const char *device = ctl->options.device;
+    const bool host = place->device && strcmp(place->device, "host") == 0;
+    if (strcmp(device, "host") == 0) {
+        free(place->pattern);
+        place->pattern = need_text(".*=ROCmForge_Host");
+        place->also = NULL;
+        place->one_gpu = false;
+    } else if (host && (words->gpu_layers != RUN_ALL_LAYERS || (words->device && strcmp(words->device, "none") == 0))) {
+        err_line("--device %s contradicts %s: these options keep layers on the CPU, whose weights are in host memory",
+                 device, words->device ? "-dev none" : "-ngl");
+        return STATUS_USAGE;
+    } else if (n > 1)
+        place->also = "; this is of use if it is the engine's GPU, else its plug-in loads the model there";
+    free(place->device);
+    place->device = need_text("%s", device);
+    return STATUS_DONE;
+}
+
+int run_place_find(struct rfctl *ctl, const struct run_words *words, struct run_place *ret)
+{
+    cJSON *reply = NULL;
+    int status = ctl_ask(ctl, "Devices", NULL, "list devices", &reply);
+    if (status != STATUS_DONE)
+        return status;
+    char *first = NULL;
+    const unsigned n = count_gpus(reply_items(reply, "devices"), &first);
+    cJSON_Delete(reply);
+    const enum backends backends = backends_of(ctl->arguments[0]);
+    const uint64_t layers = words->gpu_layers > 0 ? layers_of(words->model) : 0;
+    if (words->gpu_layers == 0 || (words->device && strcmp(words->device, "none") == 0))
+        place_on_host(ret, need_text(".*=ROCmForge_Host"));
+    else if (words->gpu_layers > 0 && (uint64_t)words->gpu_layers < layers + 1)
+        place_some(ret, layers, (uint64_t)words->gpu_layers, n, backends);
+    else
+        place_on_gpu(ret, words, n, first, backends);
+    free(first);
+    return ctl->options.device ? take_device(ctl, words, n, ret) : STATUS_DONE;
+}
+
+void run_place_free(struct run_place *place)
+{
+    free(place->device);
+    free(place->pattern);
+}
