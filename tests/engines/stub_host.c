@@ -519,6 +519,9 @@ int main(int argc, char **argv)
         close(file.fd);
     }
     tell(&file, tensors, buffer->buft->iface.get_name(buffer->buft), numa);
+    struct ggml_backend_buffer *adapter = buft->iface.alloc_buffer(buft, 4096); /* when the file is closed */
+    if (adapter)
+        ggml_backend_buffer_free(adapter);
     if (waits) {
         wait_after("ready");
         tell(&file, tensors, buffer->buft->iface.get_name(buffer->buft), numa);
