@@ -102,6 +102,7 @@ class Bench:
             "ROCMFORGE_SOCKET": str(self.folder / "socket"),
             "ROCMFORGE_MODULE_DIR": str(self.build / "daemon" / "device" / "hip"),
         }
+        self.env.pop("ROCMFORGE_MODEL", None) # which names a file to the tests, and a model to the plug-in
         self.daemon = None
         self.result = {}
         self.told_own = False
@@ -170,7 +171,8 @@ class Bench:
             raise Failed(f"the engine ended with {status}:\n{log[-3000:]}")
         said_not = [line for line in log.splitlines() if line.startswith("rocmforge:") and "not shared" in line]
         if shared and ("shared with other processes" not in log or (said_not and not self.args.allow_own)):
-            raise Failed(f"the weights were not shared:\n{log[-3000:]}")
+            told = [line for line in log.splitlines() if line.startswith("rocmforge:")]
+            raise Failed(f"the weights were not shared: {told}\n{log[-1000:]}")
         for line in said_not[: shared and not self.told_own]:
             print(f"  note: {line}")
             self.told_own = True
