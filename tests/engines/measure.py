@@ -11,8 +11,8 @@ with a large one that is resident.
 The start is split by the lines that the engine writes to standard error, each with the time at which it came:
 
     process    from exec to the first line: the loader, and what the program does before it says anything
-    backends   until the file's header is read: the engine loads its backends, and each looks for its devices
-    fit        until the header is read again: a rehearsal without memory, which "--fit off" leaves out
+    backends   until the file is opened: the engine loads its backends, and each looks for its devices
+    fit        until the header is read: a rehearsal without memory, which "--fit off" leaves out
     header     until tensors are made: the vocabulary is built
     weights    until the context is made: buffers, the plug-in's attach, and setting every tensor
     context    until it is ready: the cache, compute buffers, the graph
@@ -42,7 +42,7 @@ PASSES = 4  # of a test of llama-bench, beyond the first
 # Where a part of the start ends: at the first line that matches, or the last one.
 MARKS = [
     ("process", "first", re.compile(r".")),
-    ("backends", "first", re.compile(r"llama_model_loader: loaded meta data")),
+    ("backends", "first", re.compile(r"fitting params to device memory|llama_model_loader: loaded meta data")),
     ("fit", "last", re.compile(r"llama_model_loader: loaded meta data")),
     ("header", "last", re.compile(r"load_tensors: loading model tensors")),
     ("weights", "last", re.compile(r"constructing llama_context")),
