@@ -32,6 +32,7 @@ from soak_client import DIED_BY_ITSELF, Person, Shared, digest  # noqa: E402
 FILES, VERSIONS = 5, 3
 TYPES = (("q4_0", "f16"), ("q8_0", "f32"), ("q6_K", "bf16"))
 LEG = 6.0  # seconds from one rest, or one end of the daemon, to the next
+RESTS = (1, 1, 2, 10)  # in a daemon's life
 RSS_MORE = 16 * MIB
 REST = 90  # seconds that it may take until all clients rest: a call may last 60
 
@@ -130,8 +131,9 @@ class Soak:
             os._exit(1)
 
     def kill_one(self):
-        if self.people:
-            pid = self.rng.choice(list(self.people))
+        living = [pid for pid, index in self.people.items() if index >= 0]
+        if living:
+            pid = self.rng.choice(living)
             self.people[pid] = -self.people[pid] - 1  # we meant it
             os.kill(pid, signal.SIGKILL)
             self.counts["clients killed"] += 1
@@ -257,8 +259,10 @@ class Soak:
         signals = [signal.SIGKILL, signal.SIGTERM]
         while time.monotonic() < end:
             for number in signals:
-                self.leg(min(time.monotonic() + LEG, end))
-                self.rest()
+                for _ in range(self.rng.choice(RESTS)):
+                    if time.monotonic() < end:
+                        self.leg(min(time.monotonic() + LEG, end))
+                        self.rest()
                 if time.monotonic() >= end:
                     break
                 self.leg(min(time.monotonic() + LEG, end))

@@ -51,7 +51,7 @@ class Flood:
             raise ConnectionResetError
         n = data.count(b"\0")
         self.answers += n
-        self.refused += data.count(b'"error"')
+        self.refused += data.count(b'"error":"')
         with contextlib.suppress(BlockingIOError):
             self.send(one, n)
 
@@ -88,7 +88,7 @@ def connect_storm(path, request, seconds):
                 one.settimeout(5)
                 one.connect(str(path))
                 one.sendall(request)
-                refused += b'"error"' in one.recv(1 << 16)
+                refused += b'"error":"' in one.recv(1 << 16)
                 n += 1
         except OSError:
             refused += 1
