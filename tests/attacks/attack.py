@@ -167,14 +167,16 @@ def storms(users, processes):
     return attackers
 
 
-def unread_log(daemon_of, _place):
-    read, write = os.pipe()
-    program = ["sh", "-c", f'exec 2>&{write}; exec "$0" "$@"', daemon_program()]
-    os.set_inheritable(write, True)
-    return daemon_of("--log-level", "debug", program=program), read
+def start_with_unread_log(place):
+    path = place.folder / "stderr"
+    if not path.exists():
+        os.mkfifo(path)
+    pipe = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+    program = ["sh", "-c", f'exec 2>"{path}"; exec "$0" "$@"', daemon_program()]
+    return place.start("--log-level", "debug", program=program), pipe
 
 
-DEEP = b'{"method":"io.rocmforge.List","parameters":' + b'{"a":' * 10 + b"[" + b"{}," * 60000 + b"{}]" + b"}" * 10 + b"}\0"
+DEEP = b'{"method":"io.rocmforge.List","parameters":' + b'{"a":' * 10 + b"[" + b"123456789012345678901234567," * 7900 + b"{}]" + b"}" * 10 + b"}\0"
 LONG = b'{"method":"io.rocmforge.List","junk":"' + b"z" * 250000
 MANY = json.dumps({"method": "io.rocmforge.Watch", "more": True, "junk": ["y" * 20] * 8000}).encode() + b"\0"
 RULES = [{"match": f"*{'a*' * 20}{i}", "form": "f32"} for i in range(64)]
@@ -200,7 +202,7 @@ ATTACKS = {
     "busy": (floods(4, 60, asks("Attach", name="dear", table=True), asks("Unload", name="dear")),
              "four users: ModelBusy, which lists leases"),
     "descriptors": (floods(4, 60, asks("List", file="small", times=200)), "four users: 200 descriptors with each call"),
-    "json": (floods(4, 60, (DEEP, None, 1), at_once=4), "four users: requests of 240 KB with 60,000 values"),
+    "json": (floods(4, 60, (DEEP, None, 1), at_once=4), "four users: requests of 220 KB with 7,900 values"),
     "watch": (watched(240), "one user: 240 connections watch, and others cause events"),
     "watch-4": (floods(4, 200, asks("Watch", more=True), asks("Attach", name="usual", table=True), at_once=1),
                 "four users: 800 connections begin to watch"),
@@ -237,13 +239,13 @@ class Measurement:
         return figures(), [result() for result in began], peak
 
     def attack(self, name):
-        unread = []
+        pipes = []
 
         def start():
             if name != "log":
                 return self.place.start()
-            daemon, pipe = unread_log(self.place.start, self.place)
-            unread.append(pipe)
+            daemon, pipe = start_with_unread_log(self.place)
+            pipes.append(pipe)
             return daemon
 
         daemon, other = start(), start()
@@ -270,7 +272,7 @@ class Measurement:
             if status != 0 or "Sanitizer" in one.log:
                 print(f"  the daemon ended with {status}: {one.log[-2000:]}")
                 return None
-        for pipe in unread:
+        for pipe in pipes:
             os.close(pipe)
         return beside[1], attacked[1]
 

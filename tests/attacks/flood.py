@@ -17,6 +17,7 @@ class Flood:
         self.files = {}
         self.answers = self.refused = 0
         self.sockets = []
+        self.rests = {}
 
     def connect(self):
         one = socket.socket(socket.AF_UNIX)
@@ -25,22 +26,31 @@ class Flood:
         return one
 
     def send(self, one, n):
-        for i in range(n):
-            data, file, times = self.requests[i % len(self.requests)]
-            if file:
+        """Sends what the socket takes; the rest of a request waits until it takes more."""
+        rest = self.rests.pop(one, b"")
+        try:
+            for i in range(n + bool(rest)):
+                if rest:
+                    data, file = rest, None
+                else:
+                    data, file, times = self.requests[i % len(self.requests)]
+                if not file:
+                    rest = data[one.send(data) :]
+                    continue
                 if file not in self.files:
                     self.files[file] = os.open(file, os.O_RDONLY)
                 socket.send_fds(one, [data], [self.files[file]] * times)
-            else:
-                one.sendall(data)
+        except BlockingIOError:
+            pass
+        if rest:
+            self.rests[one] = rest
 
     def open_all(self):
         for _ in range(self.connections):
             with contextlib.suppress(OSError):
                 one = self.connect()
                 one.setblocking(False)
-                with contextlib.suppress(BlockingIOError):
-                    self.send(one, self.at_once)
+                self.send(one, self.at_once)
                 self.sockets.append(one)
 
     def answered(self, one):
@@ -52,8 +62,7 @@ class Flood:
         n = data.count(b"\0")
         self.answers += n
         self.refused += data.count(b'"error":"')
-        with contextlib.suppress(BlockingIOError):
-            self.send(one, n)
+        self.send(one, n)
 
     def run(self, seconds):
         """Returns how many answers came, how many of them were errors, and how many connections there were."""
@@ -68,11 +77,15 @@ class Flood:
             if not self.reads or not by_fd:
                 time.sleep(0.05)
                 continue
-            for fd, _ in poll.poll(100):
+            for one in list(self.rests):
+                with contextlib.suppress(OSError):
+                    self.send(one, 0)
+            for fd, _ in poll.poll(1 if self.rests else 100):
                 try:
                     self.answered(by_fd[fd])
                 except OSError:
                     poll.unregister(fd)
+                    self.rests.pop(by_fd[fd], None)
                     by_fd.pop(fd).close()
         for one in by_fd.values():
             one.close()
