@@ -78,13 +78,17 @@ def generated(seed):
     rng = random.Random(seed)
     header, size = right_header(rng)
     infos = [value for key, value in header.items() if key != "__metadata__"]
-    wrong = rng.randrange(6)
+    wrong = rng.randrange(7)
     if wrong == 1 and infos:
         spoil_info(rng, rng.choice(infos))
     if wrong == 2:
         size = max(0, size + rng.choice([-4, -1, 1, 8]))
     if wrong == 3:
         header["__metadata__"] = rng.choice([None, [], {"a": 1}, {"a": None}, "x", {"a": "b"}])
+    if wrong == 6 and infos:  # a hole, or shared bytes
+        info, by = rng.choice(infos), rng.choice([-4, -1, 1, 4])
+        info["data_offsets"] = [max(0, n + by) for n in info["data_offsets"]]
+        size += max(0, rng.choice([0, by]))
     text = json.dumps(header, ensure_ascii=rng.random() < 0.5).encode()
     if wrong == 4:
         text = spoil_text(rng, text)
