@@ -1,9 +1,10 @@
 /* What every part of the daemon that works asynchronously needs: the loop, the way back to it from other threads, how
- * many workers there are, and the count of jobs under way.
+ * many workers there are, the count of jobs under way, and the counters of what happened.
  *
  * Loop thread only, but for `workers`, which is set once. */
 #pragma once
 
+#include "daemon/base/counters.h"
 #include "daemon/base/mailbox.h"
 
 #include <stdbool.h>
@@ -17,6 +18,7 @@ struct core {
     unsigned workers;   /* threads of the work queue */
     bool has_processor; /* the loop has one to itself: there are fewer workers than processors */
     bool stopping;      /* nothing new is begun */
+    struct counters counters;
     size_t n_jobs;      /* loads, unloads, verifications, plans: the daemon does not end before them */
 
     /* The owner's. Both are called on the loop, and may be NULL. */

@@ -122,6 +122,8 @@ void load_succeed(struct load *load)
     model_move(model, MODEL_RESIDENT);
     model->idle_since = uv_hrtime();
     load->phases.total_ns = uv_hrtime() - load->began;
+    counters_load(&load->loads->core->counters, load->restores ? OUTCOME_RESTORED : OUTCOME_LOADED, load->filled_bytes,
+                  load->phases.total_ns);
     residency_cache_drop(load->loads->residency, model);
     if (!load->restores && load->filling)
         load_rate(load);
@@ -146,6 +148,8 @@ void load_give_up(struct load *load)
     struct loads *loads = load->loads;
     char text[512];
     failure_text(&load->failure, text, sizeof(text));
+    counters_load(&loads->core->counters, load->failure.error == WIRE_Cancelled ? OUTCOME_CANCELLED : OUTCOME_FAILED,
+                  load->filled_bytes, uv_hrtime() - load->began);
     const bool told = load->request.done; /* then the owner of `done` logs it */
     if (!model && !told)
         log_client(LOG_LEVEL_NOTICE, "uid=%u load refused: %s", (unsigned)load->request.uid, text);

@@ -367,6 +367,17 @@ void verifies_init(struct verifies *verifies)
     TAILQ_INIT(&verifies->list);
 }
 
+size_t verifies_count(const struct verifies *verifies)
+{
+    size_t n = 0;
+    const struct verify *verify;
+    TAILQ_FOREACH(verify, &verifies->list, link)
+    {
+        n++;
+    }
+    return n;
+}
+
 void verifies_report(struct verifies *verifies)
 {
     struct verify *verify;

@@ -267,6 +267,7 @@ static bool evict(struct residency *residency, struct model *model, struct claim
         return false;
     if (save)
         residency->cache_used += bytes;
+    counters_eviction(&residency->core->counters, bytes);
     log_client(LOG_LEVEL_INFO, "model=%s id=%" PRIu64 " evicted", model->name, model->id);
     if (claim)
         claim->n_victims++;
