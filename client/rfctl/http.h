@@ -1,5 +1,5 @@
-/* One request of HTTP on standard input, and its answer on standard output: what a systemd socket with Accept=yes needs.
- * Only GET and HEAD of one path are served, and the connection ends after the answer. */
+/* One request of HTTP on standard input, and its answer on standard output: what a systemd socket with Accept=yes
+ * needs. Only GET and HEAD of one path are served, and the connection ends after the answer. */
 #pragma once
 
 #include <stddef.h>

@@ -19,7 +19,8 @@ struct core {
     bool has_processor; /* the loop has one to itself: there are fewer workers than processors */
     bool stopping;      /* nothing new is begun */
     struct counters counters;
-    size_t n_jobs;      /* loads, unloads, verifications, plans: the daemon does not end before them */
+    uint64_t steps; /* that are over: jobs, and chunks of loads; it grows while there is progress */
+    size_t n_jobs;  /* loads, unloads, verifications, plans: the daemon does not end before them */
 
     /* The owner's. Both are called on the loop, and may be NULL. */
     void (*changed)(struct core *core);         /* models came or went, or a job began or ended */

@@ -127,11 +127,20 @@ void load_succeed(struct load *load)
     residency_cache_drop(load->loads->residency, model);
     if (!load->restores && load->filling)
         load_rate(load);
-    log_client(LOG_LEVEL_INFO,
-               "model=%s id=%" PRIu64 " uid=%u resident on %s: %" PRIu64 " bytes in %.3f s, from %" PRIu64
-               " bytes of %s",
-               model->name, model->id, (unsigned)load->request.uid, model->device->id, model->plan->arena_bytes,
-               (double)load->phases.total_ns / 1e9, model->source->size, path_of(model));
+    log_client_fields(LOG_LEVEL_INFO,
+                      (&(const struct log_fields){.id = MESSAGE_MODEL_RESIDENT,
+                                                  .model = model->name,
+                                                  .device = model->device->id,
+                                                  .has_bytes = true,
+                                                  .bytes = model->plan->arena_bytes,
+                                                  .has_duration = true,
+                                                  .duration_ns = load->phases.total_ns,
+                                                  .has_uid = true,
+                                                  .uid = load->request.uid}),
+                      "model=%s id=%" PRIu64 " uid=%u resident on %s: %" PRIu64 " bytes in %.3f s, from %" PRIu64
+                      " bytes of %s",
+                      model->name, model->id, (unsigned)load->request.uid, model->device->id, model->plan->arena_bytes,
+                      (double)load->phases.total_ns / 1e9, model->source->size, path_of(model));
     events_emit(load->loads->events, "resident", model, NULL);
     naming_switch(load, model);
     if (load->request.done)
@@ -152,13 +161,24 @@ void load_give_up(struct load *load)
                   load->filled_bytes, uv_hrtime() - load->began);
     const bool told = load->request.done; /* then the owner of `done` logs it */
     if (!model && !told)
-        log_client(LOG_LEVEL_NOTICE, "uid=%u load refused: %s", (unsigned)load->request.uid, text);
+        log_client_fields(
+            LOG_LEVEL_NOTICE,
+            (&(const struct log_fields){.id = MESSAGE_LOAD_REFUSED, .has_uid = true, .uid = load->request.uid}),
+            "uid=%u load refused: %s", (unsigned)load->request.uid, text);
     else if (model) {
         if (!told)
-            log_client(LOG_LEVEL_NOTICE,
-                       "model=%s id=%" PRIu64 " uid=%u not loaded: %s (after %.3f s, from %" PRIu64 " bytes of %s)",
-                       model->name, model->id, (unsigned)load->request.uid, text,
-                       (double)(uv_hrtime() - load->began) / 1e9, model->source->size, path_of(model));
+            log_client_fields(LOG_LEVEL_NOTICE,
+                              (&(const struct log_fields){.id = MESSAGE_LOAD_FAILED,
+                                                          .model = model->name,
+                                                          .device = model->device->id,
+                                                          .has_duration = true,
+                                                          .duration_ns = uv_hrtime() - load->began,
+                                                          .has_uid = true,
+                                                          .uid = load->request.uid}),
+                              "model=%s id=%" PRIu64 " uid=%u not loaded: %s (after %.3f s, from %" PRIu64
+                              " bytes of %s)",
+                              model->name, model->id, (unsigned)load->request.uid, text,
+                              (double)(uv_hrtime() - load->began) / 1e9, model->source->size, path_of(model));
         registry_unreserve(model);
         model->load = NULL;
         model->departs = false;

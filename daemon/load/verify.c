@@ -181,8 +181,11 @@ static cJSON *verify_describe(struct verify *verify)
     const struct model *model = verify->model;
     const int mismatches = cJSON_GetArraySize(verify->mismatches);
     if (mismatches > 0)
-        log_client(LOG_LEVEL_ERROR, "model=%s id=%" PRIu64 " verify: %d tensors differ from the file", model->name,
-                   model->id, mismatches);
+        log_client_fields(LOG_LEVEL_ERROR,
+                          (&(const struct log_fields){
+                              .id = MESSAGE_MODEL_DAMAGED, .model = model->name, .device = model->device->id}),
+                          "model=%s id=%" PRIu64 " verify: %d tensors differ from the file", model->name, model->id,
+                          mismatches);
     cJSON *reply = cJSON_CreateObject();
     cJSON_AddNumberToObject(reply, "tensors", (double)model->header->n_tensors);
     cJSON_AddNumberToObject(reply, "bytes", (double)verify->comparison.plan->model_bytes);

@@ -235,8 +235,11 @@ static void conn_end_with(struct conn *conn, enum wire_error error, cJSON *param
         cJSON_Delete(parameters);
         return;
     }
-    log_client(LOG_LEVEL_INFO, "conn=%" PRIu64 " pid=%d uid=%u ends: %s", conn->id, (int)conn->peer->pid,
-               (unsigned)conn->peer->uid, reason);
+    log_client_fields(LOG_LEVEL_INFO,
+                      (&(const struct log_fields){
+                          .id = MESSAGE_CLIENT_ENDED, .has_uid = true, .uid = conn->peer->uid, .pid = conn->peer->pid}),
+                      "conn=%" PRIu64 " pid=%d uid=%u ends: %s", conn->id, (int)conn->peer->pid,
+                      (unsigned)conn->peer->uid, reason);
     int r = conn_put_error(conn, error, parameters);
     conn_move(conn, CONN_ENDING);
     if (r < 0)

@@ -101,8 +101,8 @@ void call_abandon(struct conn *conn);
 /* Ends the call under way, if there is one, with an error: tells its handler, and answers the client. */
 void call_cut(struct conn *conn, enum wire_error error);
 
-/* {"error": ..., "parameters": {...}}, which the caller deletes. The error is counted. `parameters` is consumed; NULL stands
- * for an empty object. */
+/* {"error": ..., "parameters": {...}}, which the caller deletes. The error is counted. `parameters` is consumed; NULL
+ * stands for an empty object. */
 cJSON *call_error_message(struct conns *conns, enum wire_error error, cJSON *parameters);
 
 /* The same as text, for cJSON_free(). NULL: no memory. */
