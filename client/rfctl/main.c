@@ -42,6 +42,7 @@ static const struct command {
     {"dump", "NAME|FILE TENSOR", 2, 0, "write a tensor's bytes to standard output", command_dump, OPTION_JSON},
     {"watch", "", 0, 0, "print every change as it happens", command_watch, 0},
     {"devices", "", 0, 0, "list the devices that models can be on", command_devices, 0},
+    {"metrics", "", 0, OPTION_HTTP, "print what Prometheus wants to know", command_metrics, 0},
     {"ping", "", 0, OPTION_COUNT | OPTION_DEADLINE, "test whether the daemon answers, and how fast", command_ping, 0},
     {"version", "", 0, 0, "print the versions of rfctl and of the daemon", command_version, 0},
     {"run", "ENGINE [ARGUMENT]...", ANY_NUMBER, OPTION_NAME | OPTION_DEVICE | OPTION_PIN | OPTION_TTL | OPTION_PRIVATE,

@@ -54,6 +54,8 @@ static const struct {
      "write what every worker and stream did, and when: a\nChrome trace, which ui.perfetto.dev opens"},
     {"metadata", 0, TEXT, OPTION_METADATA, offsetof(struct options, metadata), NULL, " KEY",
      "print the whole value of this key, and nothing else"},
+    {"http", 0, FLAG, OPTION_HTTP, offsetof(struct options, http), NULL, "",
+     "answer one request of HTTP on standard input, for\nrocmforge-metrics.socket"},
     {"count", 'c', NUMBER, OPTION_COUNT, offsetof(struct options, count), NULL, " COUNT", "how many times; default 1"},
     {"socket", 0, TEXT, OPTION_SOCKET, offsetof(struct options, socket), NULL, " PATH",
      "where the daemon listens; default: $ROCMFORGE_SOCKET,\nelse /run/rocmforge/io.rocmforge, else\n"
