@@ -262,7 +262,11 @@ def test_wrong_files_are_refused_and_the_daemon_goes_on(daemon, folder):
         path.write_bytes((100_000_000).to_bytes(8, "little") + b"{")
         with wire_error("InvalidModel") as error:
             client.call("Load", path=str(path))
-        assert error["offset"] == 0
+        assert error["offset"] == 0 and "past the end" in error["reason"]
+        path.write_bytes((100_000_001).to_bytes(8, "little") + b"{")
+        with wire_error("InvalidModel") as error:
+            client.call("Load", path=str(path))
+        assert error == {"reason": "the header is larger than 100000000 bytes", "offset": 0}
         path.write_bytes(file_bytes({"a": info | {"shape": [1]}}, bytes(4)))
         assert client.call("Load", path=str(path))["model"]["tensors"] == 1
 
