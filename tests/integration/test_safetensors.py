@@ -8,7 +8,7 @@ import sys
 
 import make_safetensors
 import pytest
-from harness import ROOT, build_folder, library_environment, wire_error
+from harness import ROOT, build_folder, fake_gpu_folder, library_environment, module_folder, wire_error
 from make_safetensors import BITS, file_bytes
 
 RFCTL = ["client", "rfctl", "rfctl"]
@@ -432,3 +432,18 @@ def test_a_name_in_two_files(daemon, folder):
     with daemon.client() as client, wire_error("InvalidModel") as error:
         client.call("Load", path=str(place))
     assert "tensor 'a.weight' stands in two files" in error["reason"]
+
+
+@pytest.mark.parametrize("form", ["native", "f16", "f32"])
+def test_on_a_gpu(start, folder, form):
+    """On the fake HIP runtime: what is in the device's memory is what the CPU makes of the file."""
+    if not fake_gpu_folder():
+        pytest.skip("this build has no module for AMD GPUs (hipcc is not installed)")
+    fake = {"LD_LIBRARY_PATH": str(fake_gpu_folder()), "ROCMFORGE_MODULE_DIR": str(module_folder())}
+    daemon = start("--device", "hip", env=fake)
+    path = folder / "m.safetensors"
+    make_safetensors.write(path, {**ALL, "large": ("BF16", [1024, 1025]), "w.scale": ("F32", [3])})
+    with daemon.client() as client:
+        model = client.call("Load", path=str(path), name="m", form=form, dequant="gpu")["model"]
+        assert model["device"] == "hip:0"
+        assert client.call("Verify", name="m")["mismatches"] == []
