@@ -40,7 +40,8 @@ static void conn_move(struct conn *conn, enum conn_state state)
     state_move(&conn_states, &conn->state, state);
 }
 
-int conns_new(uv_loop_t *loop, const struct conn_hooks *hooks, void *context, struct quota *quota, struct conns **ret)
+int conns_new(uv_loop_t *loop, const struct conn_hooks *hooks, void *context, struct quota *quota,
+              struct counters *counters, struct conns **ret)
 {
     struct conns *conns = calloc(1, sizeof(*conns));
     if (!conns)
@@ -49,6 +50,7 @@ int conns_new(uv_loop_t *loop, const struct conn_hooks *hooks, void *context, st
     conns->hooks = hooks;
     conns->context = context;
     conns->quota = quota;
+    conns->counters = counters;
     conns->next_id = 1;
     LIST_INIT(&conns->list);
     int r = turns_new(loop, &conns->turns);
@@ -198,7 +200,7 @@ static void conn_flush(struct conn *conn)
 /* Queues an error: a message without descriptors, which needs little room. */
 static int conn_put_error(struct conn *conn, enum wire_error error, cJSON *parameters)
 {
-    char *text = call_error_text(error, parameters);
+    char *text = call_error_text(conn->conns, error, parameters);
     int r = text ? frame_writer_put(conn->writer, text, strlen(text), NULL, 0) : -ENOMEM;
     cJSON_free(text);
     conn_charge_memory(conn);
@@ -241,8 +243,11 @@ static void conn_end_with(struct conn *conn, enum wire_error error, cJSON *param
         cJSON_Delete(parameters);
         return;
     }
-    log_client(LOG_LEVEL_INFO, "conn=%" PRIu64 " pid=%d uid=%u ends: %s", conn->id, (int)conn->peer->pid,
-               (unsigned)conn->peer->uid, reason);
+    log_client_fields(LOG_LEVEL_INFO,
+                      (&(const struct log_fields){
+                          .id = MESSAGE_CLIENT_ENDED, .has_uid = true, .uid = conn->peer->uid, .pid = conn->peer->pid}),
+                      "conn=%" PRIu64 " pid=%d uid=%u ends: %s", conn->id, (int)conn->peer->pid,
+                      (unsigned)conn->peer->uid, reason);
     int r = conn_put_error(conn, error, parameters);
     conn_move(conn, CONN_ENDING);
     if (r < 0)
@@ -404,9 +409,9 @@ static void conn_poll(struct conn *conn)
     }
 }
 
-void conn_refuse(int socket, cJSON *parameters)
+void conn_refuse(struct conns *conns, int socket, cJSON *parameters)
 {
-    char *text = call_error_text(WIRE_LimitExceeded, parameters);
+    char *text = call_error_text(conns, WIRE_LimitExceeded, parameters);
     if (text)
         (void)!send(socket, text, strlen(text) + 1, MSG_NOSIGNAL | MSG_DONTWAIT);
     cJSON_free(text);
@@ -419,7 +424,7 @@ static int conn_charge(struct conn *conn, uid_t uid)
     uint64_t limit;
     int r = quota_take(quota, uid, QUOTA_CONNECTIONS, 1, &conn->connection, &limit);
     if (r == -EDQUOT)
-        conn_refuse(conn->socket, error_limit(quota_name(QUOTA_CONNECTIONS), limit));
+        conn_refuse(conn->conns, conn->socket, error_limit(quota_name(QUOTA_CONNECTIONS), limit));
     if (r == 0)
         r = quota_take_none(quota, uid, QUOTA_MEMORY, &conn->memory);
     if (r == 0)
