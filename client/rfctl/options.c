@@ -24,7 +24,7 @@ static const struct {
     const char *help;
 } table[] = {
     {"name", 0, TEXT, OPTION_NAME, offsetof(struct options, name), NULL, " NAME",
-     "default: the file's name without .gguf"},
+     "default: the file's or folder's name"},
     {"as", 0, FORMS, OPTION_AS, offsetof(struct options, as), "auto, native, f32, f16, bf16", " FORM",
      "auto, native, f32, f16, bf16; default auto: quantised\ntensors become f16, the others stay as they are. Or\n"
      "PATTERN=FORM, for tensors with such names: *norm*=f32;\ncan be repeated, and the last match holds"},

@@ -6,6 +6,7 @@
 
 #include "daemon/base/counters.h"
 #include "daemon/base/mailbox.h"
+#include "daemon/base/worker.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -15,7 +16,8 @@
 struct core {
     uv_loop_t *loop;
     struct mailbox *mailbox;
-    unsigned workers;   /* threads of the work queue */
+    struct workers *queue;
+    unsigned workers;   /* threads that take jobs from it */
     bool has_processor; /* the loop has one to itself: there are fewer workers than processors */
     bool stopping;      /* nothing new is begun */
     struct counters counters;
@@ -33,7 +35,7 @@ struct core {
 /* 0 or a negative errno. */
 int core_init(struct core *core, uv_loop_t *loop);
 
-/* No job is under way. The loop lets go of the handles later. */
+/* No job is under way. The loop lets go of the threads and handles later. */
 void core_close(struct core *core);
 
 /* Calls `changed`. */

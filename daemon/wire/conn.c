@@ -3,6 +3,7 @@
 #include "daemon/base/log.h"
 #include "daemon/wire/conn_state.h"
 #include "daemon/wire/errors.h"
+#include "daemon/wire/json_memory.h"
 #include "proto/frame.h"
 
 #include <assert.h>
@@ -29,6 +30,9 @@ const struct state_machine conn_states = STATE_MACHINE(states);
  * microseconds. */
 #define CONNS_KEPT (8u << 20)
 
+/* Bytes that the text of a message has room for at first. */
+#define CONN_TEXT_FIRST 1024
+
 static void conn_poll(struct conn *conn);
 
 static void conn_move(struct conn *conn, enum conn_state state)
@@ -54,6 +58,7 @@ int conns_new(uv_loop_t *loop, const struct conn_hooks *hooks, void *context, st
         free(conns);
         return r;
     }
+    json_memory_watch();
     *ret = conns;
     return 0;
 }
@@ -208,12 +213,15 @@ bool conn_send(struct conn *conn, cJSON *message, const int *fds, size_t n_fds)
         cJSON_Delete(message);
         return false;
     }
-    char *text = message ? cJSON_PrintUnformatted(message) : NULL;
+    char *text = message ? cJSON_PrintBuffered(message, CONN_TEXT_FIRST, false) : NULL;
     cJSON_Delete(message);
-    int r = text ? frame_writer_send(conn->writer, conn->socket, text, fds, n_fds) : -ENOMEM;
+    const bool whole = !json_memory_failed() && text;
+    int r = whole ? frame_writer_send(conn->writer, conn->socket, text, fds, n_fds) : 0;
     cJSON_free(text);
-    bool queued = r == 0;
-    if (r == -ENOBUFS)
+    bool queued = whole && r == 0;
+    if (!whole)
+        r = conn_put_error(conn, WIRE_LimitExceeded, error_no_memory());
+    else if (r == -ENOBUFS)
         r = conn_put_error(conn, WIRE_LimitExceeded, error_limit("reply", CONN_QUEUE_MAX));
     else if (r == -EMFILE)
         r = conn_put_error(conn, WIRE_LimitExceeded, error_no_descriptors());
@@ -285,6 +293,7 @@ static void conn_process(struct conn *conn)
             conn_end(conn, reason);
             break;
         }
+        (void)json_memory_failed(); /* what a reply before this one had no memory for is told already */
         conn->conns->hooks->dispatch(&conn->call, conn->conns->context);
         uint64_t limit;
         if (conn->in_call && conn_has_too_much(conn, &limit))

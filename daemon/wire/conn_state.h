@@ -75,7 +75,7 @@ struct conn {
 
 /* conn.c: queues a message, which is consumed, and sends what can be sent now. Returns false if the message was not
  * queued: the connection is ending, or an error was queued in its place because the queue, or the count of descriptors
- * in it, is full. Descriptors stay the caller's. */
+ * in it, is full, or there is no memory for it. Descriptors stay the caller's. */
 bool conn_send(struct conn *conn, cJSON *message, const int *fds, size_t n_fds);
 
 /* Gives the connection up, but does not close it at once: closing ends leases and calls, which the caller may be
