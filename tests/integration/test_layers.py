@@ -14,7 +14,7 @@ pytestmark = pytest.mark.sources
 INCLUDE = re.compile(r'^\s*#\s*include\s*(["<])([^">]+)[">]', re.MULTILINE)
 
 # The daemon's folders, lowest first: each knows itself and those above it in this list. What is in none is the top.
-LAYERS = ["base", "gguf", "device", "device/hip", "model", "wire", "session", "memory", "load", "api", ""]
+LAYERS = ["base", "gguf", "device", "device/hip", "model", "wire", "session", "memory", "keep", "load", "api", ""]
 
 # Folders that know less than their place would allow.
 NARROW = {
@@ -45,6 +45,7 @@ CYCLES_OF_CLIENTS = {
 PATTERNS = [
     ("proto/*.[ch]", r"proto/.*|io\.rocmforge\.varlink\.inc"),
     ("kernels/*.[ch]", r"kernels/.*|.*\.inc"),
+    ("hold/*.[ch]", r""),
     ("daemon/**/*.[ch]", r"(daemon|proto|kernels)/.*"),
     ("client/*.[ch]", r"client/(?!rfctl/).*|proto/.*|kernels/(types|hip|hip_share)\.h"),
     ("client/rfctl/*.[ch]", r"client/rfctl/.*|client/rocmforge\.h|proto/(array|bytes|utf8|streams|shards|module_path)\.h|daemon/gguf/(gguf|split)\.h"),
