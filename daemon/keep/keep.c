@@ -24,7 +24,6 @@ struct kept {
     size_t n_parts;
     size_t n_files;
     struct description_file *files;
-    bool held; /* for the time of grace */
 };
 
 struct keep {
@@ -33,6 +32,8 @@ struct keep {
     uv_prepare_t prepare;
     uv_timer_t timer;
     uint64_t grace_ms;
+    uint64_t *held; /* ids of models that are held for the time of grace */
+    size_t n_held;
     unsigned closing; /* handles */
     bool stopped;
 };
@@ -239,7 +240,7 @@ static void keep_sync(struct keep *keep)
         if (own)
             kept = TAILQ_NEXT(own, link);
         if (!to_keep(model)) {
-            if (own && !own->held)
+            if (own)
                 kept_drop(keep, own);
             continue;
         }
@@ -273,11 +274,8 @@ static void prepared(uv_prepare_t *prepare)
 /* Held models cannot be gone: the registry has them all. idle: what nobody claimed is idle from now on. */
 static void let_go(struct keep *keep, bool idle)
 {
-    struct kept *kept;
-    TAILQ_FOREACH(kept, &keep->list, link)
-    {
-        struct model *model = kept->held ? registry_find_id(keep->residency->registry, kept->model) : NULL;
-        kept->held = false;
+    while (keep->n_held > 0) {
+        struct model *model = registry_find_id(keep->residency->registry, keep->held[--keep->n_held]);
         if (!model)
             continue;
         model_unhold(model);
@@ -396,7 +394,6 @@ static int group_note(struct keep *keep, struct group *group, struct model *mode
         .n_parts = description->n_parts,
         .n_files = description->n_files,
         .files = files,
-        .held = true,
     };
     for (size_t i = 0; i < group->n; i++) {
         const struct store_name *name = &group->entries[i].name;
@@ -410,6 +407,7 @@ static int group_note(struct keep *keep, struct group *group, struct model *mode
         if (!used)
             store_remove(name);
     }
+    keep->held[keep->n_held++] = model->id;
     model_hold(model);
     TAILQ_INSERT_TAIL(&keep->list, kept, link);
     return 0;
@@ -455,6 +453,13 @@ void keep_resume(struct keep *keep, struct store_entry *entries, size_t n)
         if (group_read(&groups[n_groups]))
             n_groups++;
     }
+    keep->held = calloc(n_groups ? n_groups : 1, sizeof(*keep->held));
+    for (size_t i = 0; i < n_groups && !keep->held; i++) {
+        group_drop(&groups[i], groups[i].description.names[0].text, "out of memory");
+        description_clear(&groups[i].description);
+    }
+    if (!keep->held)
+        n_groups = 0;
     if (n_groups > 0)
         qsort(groups, n_groups, sizeof(*groups), group_compare);
     for (size_t i = 0; i < n_groups; i++) {
@@ -495,6 +500,7 @@ static void closed(uv_handle_t *handle)
         free(kept->files);
         free(kept);
     }
+    free(keep->held);
     free(keep);
 }
 

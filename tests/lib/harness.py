@@ -65,6 +65,10 @@ EXPORTS = {
 }
 
 
+def hold_program():
+    return str(build_folder() / "hold" / "rocmforge-hold")
+
+
 def daemon_program():
     return str(build_folder() / "daemon" / "rocmforged")
 
@@ -91,7 +95,7 @@ def wait_until(condition, seconds=TIMEOUT, every=0.01):
 
 
 class Daemon:
-    def __init__(self, folder, *options, env=None, socket=None, program=None):
+    def __init__(self, folder, *options, env=None, socket=None, program=None, pass_fds=()):
         self.folder = Path(folder)
         self.socket = Path(socket or self.folder / "io.rocmforge")
         self.log_path = self.folder / f"log{len(list(self.folder.glob('log*')))}"
@@ -103,6 +107,7 @@ class Daemon:
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **SANITIZERS, **(env or {})},
+                pass_fds=pass_fds,
             )
         self.pid = self.process.pid
 
