@@ -37,7 +37,7 @@ struct daemon {
     uv_signal_t hangup;
     struct changes *changes;
     struct preload *preload; /* NULL: nothing is preloaded */
-    uv_work_t first_work;
+    struct work first_work;
     bool ready;
     char status[64]; /* what systemd was told last */
 };
@@ -212,16 +212,15 @@ static void raise_descriptor_limit(struct quota_limits *limits)
     limits->all[QUOTA_DESCRIPTORS] = limit.rlim_cur / 2;
 }
 
-static void first_work(uv_work_t *work)
+static void first_work(struct work *work)
 {
     (void)work;
     gguf_prepare();
 }
 
-static void first_worked(uv_work_t *work, int status)
+static void first_worked(struct work *work)
 {
     (void)work;
-    (void)status;
 }
 
 /* A thread that waits until all are there. */
@@ -258,7 +257,7 @@ static int workers_try(unsigned n)
 }
 
 /* Starts the threads of the work queue, and allocates the buffer for headers, so that the first load need not wait. */
-static int workers_begin(struct daemon *daemon)
+static int daemon_workers(struct daemon *daemon)
 {
     char threads[16];
     snprintf(threads, sizeof(threads), "%u", daemon->server.core.workers);
@@ -266,7 +265,11 @@ static int workers_begin(struct daemon *daemon)
     int r = workers_try(daemon->server.core.workers);
     if (r < 0)
         return r;
-    return uv_queue_work(&daemon->loop, &daemon->first_work, first_work, first_worked);
+    struct core *core = &daemon->server.core;
+    r = workers_begin(core->queue, &daemon->loop, core->workers);
+    if (r == 0)
+        worker_queue(core->queue, &daemon->first_work, NULL, first_work, first_worked);
+    return r;
 }
 
 static int daemon_begin(struct daemon *daemon, const struct options *options)
@@ -288,7 +291,7 @@ static int daemon_begin(struct daemon *daemon, const struct options *options)
         return r;
     }
     daemon->server.core.changed = tell_status;
-    r = workers_begin(daemon);
+    r = daemon_workers(daemon);
     if (r == 0)
         r = modules_open(&daemon->server.devices, options, workers);
     if (r == 0)
@@ -332,7 +335,7 @@ int main(int argc, char **argv)
         return EXIT_FAILURE;
     }
     if (daemon_begin(&daemon, &options) < 0)
-        return EXIT_FAILURE; /* no client was accepted yet; the kernel frees everything */
+        _exit(EXIT_FAILURE); /* no client was accepted yet; the kernel ends the workers and frees everything */
     log_notice("rocmforged " ROCMFORGE_VERSION " ready, %u workers", daemon.server.core.workers);
     daemon.ready = true;
     (void)status_new(&daemon);

@@ -15,7 +15,7 @@
 
 /* --- the engine's GPUs --- */
 
-/* What the backends in the engine's folder say of GPUs. */
+/* What the backends that are beside the engine say of GPUs. */
 enum backends {
     BACKENDS_UNKNOWN, /* there are none: they are in another folder, or in the program itself */
     BACKENDS_CPU,     /* there are some, and none for GPUs */
@@ -51,18 +51,25 @@ static enum backends backend_kind(const char *file)
                                                                                         : BACKENDS_OTHER;
 }
 
-static enum backends backends_of(const char *name)
+static void look_into(const char *path, bool has[static BACKENDS_OTHER + 1])
 {
-    char path[PATH_MAX];
-    if (!find_program(name, path))
-        return BACKENDS_UNKNOWN;
-    *strrchr(path, '/') = '\0';
-    DIR *folder = opendir(path[0] ? path : "/");
-    bool has[BACKENDS_OTHER + 1] = {false};
+    DIR *folder = opendir(path);
     for (const struct dirent *entry; folder && (entry = readdir(folder));)
         has[backend_kind(entry->d_name)] = true;
     if (folder)
         closedir(folder);
+}
+
+/* ggml looks for backends in the program's folder and in the current one. */
+static enum backends backends_of(const char *name)
+{
+    char path[PATH_MAX];
+    bool has[BACKENDS_OTHER + 1] = {false};
+    if (!find_program(name, path))
+        return BACKENDS_UNKNOWN;
+    *strrchr(path, '/') = '\0';
+    look_into(path[0] ? path : "/", has);
+    look_into(".", has);
     return has[BACKENDS_SHARED]  ? BACKENDS_SHARED
            : has[BACKENDS_OTHER] ? BACKENDS_OTHER
            : has[BACKENDS_CPU]   ? BACKENDS_CPU

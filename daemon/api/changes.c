@@ -14,7 +14,7 @@ struct changes {
     bool again; /* another check was asked for during this one */
 
     /* While work is queued, only the worker uses these. */
-    uv_work_t work;
+    struct work work;
     struct source *source; /* the model's */
     struct source *now;    /* the same files, after they were touched; NULL: not touched, or the call failed */
     enum source_look look;
@@ -38,7 +38,7 @@ void changes_free(struct changes *changes)
 
 static void changes_next(struct changes *changes);
 
-static void changes_work(uv_work_t *work)
+static void changes_work(struct work *work)
 {
     struct changes *changes = work->data;
     worker_step_back();
@@ -55,9 +55,8 @@ static void changes_compared(void *context, bool same)
     changes_next(changes);
 }
 
-static void changes_worked(uv_work_t *work, int status)
+static void changes_worked(struct work *work)
 {
-    (void)status;
     struct changes *changes = work->data;
     struct source *now = changes->now;
     struct model *model = registry_find_id(changes->loads->registry, changes->model);
@@ -88,7 +87,7 @@ static void changes_next(struct changes *changes)
     if (model && !changes->loads->core->stopping) {
         changes->model = model->id;
         changes->source = source_ref(model->source);
-        worker_queue(changes->loads->core->loop, &changes->work, changes, changes_work, changes_worked);
+        worker_queue(changes->loads->core->queue, &changes->work, changes, changes_work, changes_worked);
         return;
     }
     changes->looking = false;

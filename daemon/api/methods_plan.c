@@ -48,7 +48,7 @@ static void planning_abandoned(struct call *call)
         planning_free(planning);
 }
 
-static void planning_work(uv_work_t *work)
+static void planning_work(struct work *work)
 {
     struct planning *planning = work->data;
     struct load_job *job = &planning->job;
@@ -255,9 +255,8 @@ static void planning_compared(void *context, bool same)
     planning_settle(planning);
 }
 
-static void planning_worked(uv_work_t *work, int status)
+static void planning_worked(struct work *work)
 {
-    (void)status;
     struct planning *planning = work->data;
     const struct device_set *among = &planning->request.among;
     for (size_t i = 0; i < among->n && planning->job.status == 0; i++)
@@ -337,5 +336,5 @@ void method_plan(struct api *api, struct call *call)
     }
     call->context = planning;
     call->abandoned = planning_abandoned;
-    worker_queue(api->core->loop, &planning->job.work, planning, planning_work, planning_worked);
+    worker_queue(api->core->queue, &planning->job.work, planning, planning_work, planning_worked);
 }

@@ -22,7 +22,7 @@ enum verdict { MODEL, LATER_FILE, NO_MODEL, NO_FILE };
 struct preload {
     struct loads *loads;
     const char *folder;
-    uv_work_t work;
+    struct work work;
     struct dirent **entries;
     enum verdict *verdicts; /* one for each entry; NULL: there was no memory, so all are tried */
     int n_entries;          /* or a negative errno */
@@ -104,7 +104,7 @@ static enum verdict look_at(const char *folder, const char *name)
     return !place.gguf ? NO_MODEL : place.split && place.number > 0 ? LATER_FILE : MODEL;
 }
 
-static void preload_scan(uv_work_t *work)
+static void preload_scan(struct work *work)
 {
     struct preload *preload = work->data;
     worker_step_back();
@@ -129,9 +129,8 @@ static bool is_model(const struct preload *preload, int entry)
     return verdict == MODEL;
 }
 
-static void preload_scanned(uv_work_t *work, int status)
+static void preload_scanned(struct work *work)
 {
-    (void)status;
     struct preload *preload = work->data;
     if (preload->n_entries < 0) {
         log_error("preload: %s: %s", preload->folder, strerror(-preload->n_entries));
@@ -208,5 +207,5 @@ void preload_look(struct preload *preload)
     preload->looking = true;
     preload->failed = 0;
     core_job_begin(preload->loads->core);
-    worker_queue(preload->loads->core->loop, &preload->work, preload, preload_scan, preload_scanned);
+    worker_queue(preload->loads->core->queue, &preload->work, preload, preload_scan, preload_scanned);
 }

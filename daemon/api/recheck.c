@@ -25,7 +25,7 @@ struct recheck {
     TAILQ_HEAD(, asking) askings; /* those that are in_time come first */
 
     /* While work is queued, only the worker uses these. */
-    uv_work_t work;
+    struct work work;
     struct source *source;
     struct access_facts *before;
     struct access_facts *facts; /* NULL: they could not be read */
@@ -47,7 +47,7 @@ static void asking_abandoned(struct call *call)
     asking_free(call->context);
 }
 
-static void recheck_work(uv_work_t *work)
+static void recheck_work(struct work *work)
 {
     struct recheck *recheck = work->data;
     struct device_fault unused;
@@ -56,7 +56,7 @@ static void recheck_work(uv_work_t *work)
         recheck->facts = NULL;
 }
 
-static void recheck_worked(uv_work_t *work, int status);
+static void recheck_worked(struct work *work);
 
 static void recheck_queue(struct recheck *recheck, struct model *model)
 {
@@ -68,7 +68,7 @@ static void recheck_queue(struct recheck *recheck, struct model *model)
     recheck->source = source_ref(model->source);
     recheck->before = access_facts_ref(model->facts);
     recheck->facts = NULL;
-    worker_queue(recheck->rechecks->core->loop, &recheck->work, recheck, recheck_work, recheck_worked);
+    worker_queue(recheck->rechecks->core->queue, &recheck->work, recheck, recheck_work, recheck_worked);
 }
 
 /* Calls `then` for all calls that are in_time. */
@@ -83,9 +83,8 @@ static void recheck_tell(struct recheck *recheck, struct model *model)
     }
 }
 
-static void recheck_worked(uv_work_t *work, int status)
+static void recheck_worked(struct work *work)
 {
-    (void)status;
     struct recheck *recheck = work->data;
     struct rechecks *rechecks = recheck->rechecks;
     struct model *model = registry_find_id(rechecks->registry, recheck->model);

@@ -11,14 +11,22 @@ int core_init(struct core *core, uv_loop_t *loop)
     *core = (struct core){.loop = loop};
     int r = uv_idle_init(loop, &core->vigil);
     core->vigil.data = core;
-    return r < 0 ? r : mailbox_new(loop, &core->mailbox);
+    if (r == 0)
+        r = mailbox_new(loop, &core->mailbox);
+    return r < 0 ? r : workers_new(core->mailbox, &core->queue);
+}
+
+static void workers_ended(void *context)
+{
+    struct core *core = context;
+    mailbox_close(core->mailbox);
 }
 
 void core_close(struct core *core)
 {
     assert(core->n_jobs == 0);
     uv_close((uv_handle_t *)&core->vigil, NULL);
-    mailbox_close(core->mailbox);
+    workers_end(core->queue, workers_ended, core);
 }
 
 void core_changed(struct core *core)

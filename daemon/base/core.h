@@ -5,6 +5,7 @@
 #pragma once
 
 #include "daemon/base/mailbox.h"
+#include "daemon/base/worker.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -14,7 +15,8 @@
 struct core {
     uv_loop_t *loop;
     struct mailbox *mailbox;
-    unsigned workers;   /* threads of the work queue */
+    struct workers *queue;
+    unsigned workers;   /* threads that take jobs from it */
     bool has_processor; /* the loop has one to itself: there are fewer workers than processors */
     bool stopping;      /* nothing new is begun */
     size_t n_jobs;      /* loads, unloads, verifications, plans: the daemon does not end before them */
@@ -30,7 +32,7 @@ struct core {
 /* 0 or a negative errno. */
 int core_init(struct core *core, uv_loop_t *loop);
 
-/* No job is under way. The loop lets go of the handles later. */
+/* No job is under way. The loop lets go of the threads and handles later. */
 void core_close(struct core *core);
 
 /* Calls `changed`. */

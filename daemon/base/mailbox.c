@@ -1,29 +1,37 @@
 #include "daemon/base/mailbox.h"
 
-#include <assert.h>
 #include <errno.h>
+#include <stdbool.h>
+#include <stdint.h>
 #include <stdlib.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
 struct mailbox {
-    uv_async_t async;
-    uv_mutex_t mutex; /* guards the list */
-    struct letter *first;
-    struct letter **end;
+    uv_poll_t poll;
+    int event;           /* is written when the first letter of several is posted */
+    struct letter *last; /* atomic: the letter posted last; `next` leads to the one before it */
 };
 
-static void mailbox_deliver(uv_async_t *async)
+static void mailbox_deliver(uv_poll_t *poll, int status, int events)
 {
-    struct mailbox *mailbox = async->data;
-    uv_mutex_lock(&mailbox->mutex);
-    struct letter *letter = mailbox->first;
-    mailbox->first = NULL;
-    mailbox->end = &mailbox->first;
-    uv_mutex_unlock(&mailbox->mutex);
+    struct mailbox *mailbox = poll->data;
+    (void)status;
+    (void)events;
+    uint64_t count;
+    (void)!read(mailbox->event, &count, sizeof(count)); /* before the letters are taken: none is overlooked */
 
+    struct letter *first = NULL, *letter = __atomic_exchange_n(&mailbox->last, NULL, __ATOMIC_ACQUIRE);
     while (letter) {
-        struct letter *next = letter->next; /* delivery may free the letter */
-        letter->deliver(letter);
-        letter = next;
+        struct letter *before = letter->next;
+        letter->next = first;
+        first = letter;
+        letter = before;
+    }
+    while (first) {
+        struct letter *next = first->next; /* delivery may free the letter */
+        first->deliver(first);
+        first = next;
     }
 }
 
@@ -32,38 +40,36 @@ int mailbox_new(uv_loop_t *loop, struct mailbox **ret)
     struct mailbox *mailbox = calloc(1, sizeof(*mailbox));
     if (!mailbox)
         return -ENOMEM;
-    int r = uv_mutex_init(&mailbox->mutex);
-    if (r < 0)
-        goto fail_mailbox;
-    r = uv_async_init(loop, &mailbox->async, mailbox_deliver);
-    if (r < 0)
-        goto fail_mutex;
-    mailbox->async.data = mailbox;
-    mailbox->end = &mailbox->first;
+    mailbox->event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    int r = mailbox->event < 0 ? -errno : uv_poll_init(loop, &mailbox->poll, mailbox->event);
+    if (r < 0) {
+        if (mailbox->event >= 0)
+            close(mailbox->event);
+        free(mailbox);
+        return r;
+    }
+    mailbox->poll.data = mailbox;
+    uv_poll_start(&mailbox->poll, UV_READABLE, mailbox_deliver); /* fails only for a handle that is being closed */
     *ret = mailbox;
     return 0;
-
-fail_mutex:
-    uv_mutex_destroy(&mailbox->mutex);
-fail_mailbox:
-    free(mailbox);
-    return r;
 }
 
 void mailbox_post(struct mailbox *mailbox, struct letter *letter)
 {
-    letter->next = NULL;
-    uv_mutex_lock(&mailbox->mutex);
-    *mailbox->end = letter;
-    mailbox->end = &letter->next;
-    uv_mutex_unlock(&mailbox->mutex);
-    uv_async_send(&mailbox->async);
+    struct letter *before = __atomic_load_n(&mailbox->last, __ATOMIC_RELAXED);
+    do
+        letter->next = before;
+    while (!__atomic_compare_exchange_n(&mailbox->last, &before, letter, true, __ATOMIC_RELEASE, __ATOMIC_RELAXED));
+    /* Whoever posted `before` has written, or is about to: but it may have lost its processor in between. So each
+     * writes. */
+    const uint64_t one = 1;
+    (void)!write(mailbox->event, &one, sizeof(one));
 }
 
 static void mailbox_closed(uv_handle_t *handle)
 {
     struct mailbox *mailbox = handle->data;
-    uv_mutex_destroy(&mailbox->mutex);
+    close(mailbox->event);
     free(mailbox);
 }
 
@@ -71,6 +77,7 @@ void mailbox_close(struct mailbox *mailbox)
 {
     if (!mailbox)
         return;
-    assert(!mailbox->first);
-    uv_close((uv_handle_t *)&mailbox->async, mailbox_closed);
+    mailbox_deliver(&mailbox->poll, 0, 0);
+    uv_poll_stop(&mailbox->poll);
+    uv_close((uv_handle_t *)&mailbox->poll, mailbox_closed);
 }

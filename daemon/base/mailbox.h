@@ -1,4 +1,7 @@
-/* Brings finished work from any thread to the loop, in the order in which it finished. */
+/* Brings finished work from any thread to the loop, in the order in which it was posted.
+ *
+ * The loop takes no lock: a worker has a lower priority and may lose its processor at any point, and the loop would
+ * wait for it. (uv_async_send() and its handler share a flag that the loop spins on.) */
 #pragma once
 
 #include <uv.h>
@@ -15,9 +18,9 @@ struct letter {
 /* loop. Returns 0 or a negative errno. */
 int mailbox_new(uv_loop_t *loop, struct mailbox **ret);
 
-/* Any thread. */
+/* Any thread. Never waits. */
 void mailbox_post(struct mailbox *mailbox, struct letter *letter);
 
-/* loop. All letters were delivered, and none is posted any more. The memory is freed when libuv has closed the handle.
+/* loop. None is posted any more; those that were are delivered. The memory is freed when libuv has closed the handle.
  * NULL is fine. */
 void mailbox_close(struct mailbox *mailbox);

@@ -56,7 +56,7 @@ static void load_filled(struct fill *fill)
     struct slot *slot = fill->slot;
     if (fill->held && !load_ends(load)) {
         if (load->model->arena)
-            fill_continue(load->loads->core->loop, fill, load->model->arena);
+            fill_continue(load->loads->core->queue, fill, load->model->arena);
         return; /* without an arena it stays held: for load_fill_continue() or load_fill_end() */
     }
     load->n_fills--;
@@ -98,7 +98,7 @@ static uint64_t load_use(struct consumer *consumer, struct slot *slot)
         .last = load->next_chunk + CHUNKS_LAST > load->plan->n_chunks,
     };
     load->n_fills++;
-    fill_queue(load->loads->core->loop, fill);
+    fill_queue(load->loads->core->queue, fill);
     return chunk->file_bytes > chunk->model_bytes ? chunk->file_bytes : chunk->model_bytes;
 }
 
@@ -118,7 +118,7 @@ void load_fill_continue(struct load *load)
 {
     for (size_t i = 0; i < staging_slots(load->device->staging); i++)
         if (load->fills[i].held)
-            fill_continue(load->loads->core->loop, &load->fills[i], load->model->arena);
+            fill_continue(load->loads->core->queue, &load->fills[i], load->model->arena);
     if (!load->consumer.scheduled)
         scheduler_add(devices_scheduler(load->loads->devices, load->device), &load->consumer);
 }

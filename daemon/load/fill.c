@@ -164,7 +164,7 @@ static struct part parts_join(const struct part *parts, size_t n)
 /* Takes parts until none is left. Usually one at a time, so that all workers finish at about the same time. If reading
  * is slow, a worker takes its whole share at once: perhaps each read call takes long, whatever its size. After a
  * failure, parts are still taken, but not filled. */
-static void share_work(uv_work_t *work)
+static void share_work(struct work *work)
 {
     struct fill_share *share = work->data;
     struct fill *fill = share->fill;
@@ -188,14 +188,13 @@ static void share_work(uv_work_t *work)
     }
 }
 
-static void share_worked(uv_work_t *work, int status)
+static void share_worked(struct work *work)
 {
-    (void)status; /* work is never cancelled once queued: a load that ends waits for its fills */
     struct fill_share *share = work->data;
     fill_returned(share->fill);
 }
 
-void fill_queue(uv_loop_t *loop, struct fill *fill)
+void fill_queue(struct workers *workers, struct fill *fill)
 {
     fill->transfer = (struct transfer){
         .arena = fill->arena,
@@ -213,23 +212,22 @@ void fill_queue(uv_loop_t *loop, struct fill *fill)
     for (size_t i = 0; i < fill->n_shares; i++) {
         struct fill_share *share = &fill->shares[i];
         share->fill = fill;
-        worker_queue(loop, &share->work, share, share_work, share_worked);
+        worker_queue(workers, &share->work, share, share_work, share_worked);
     }
 }
 
-static void held_work(uv_work_t *work)
+static void held_work(struct work *work)
 {
     worker_step_back();
     fill_hand_over(work->data);
 }
 
-static void held_worked(uv_work_t *work, int status)
+static void held_worked(struct work *work)
 {
-    (void)status;
     fill_returned(work->data);
 }
 
-void fill_continue(uv_loop_t *loop, struct fill *fill, struct arena *arena)
+void fill_continue(struct workers *workers, struct fill *fill, struct arena *arena)
 {
     assert(fill->held && arena);
     fill->held = false;
@@ -240,5 +238,5 @@ void fill_continue(uv_loop_t *loop, struct fill *fill, struct arena *arena)
         return;
     }
     fill->under_way = 2;
-    worker_queue(loop, &fill->work, fill, held_work, held_worked);
+    worker_queue(workers, &fill->work, fill, held_work, held_worked);
 }

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "daemon/base/mailbox.h"
+#include "daemon/base/worker.h"
 #include "daemon/device/device.h"
 #include "daemon/model/plan.h"
 #include "daemon/model/source.h"
@@ -26,7 +27,7 @@ struct fill_count {
 /* The work of one worker on a fill: all parts that it took, which may be none. */
 struct fill_share {
     struct fill *fill;
-    uv_work_t work;
+    struct work work;
 
     int status;
     struct device_fault fault;
@@ -62,7 +63,7 @@ struct fill {
     struct fill_share shares[FILL_SHARES_MAX];
     struct transfer transfer;
 
-    uv_work_t work; /* for fill_continue() */
+    struct work work; /* for fill_continue() */
     struct letter letter;
     size_t n_parts;
     struct part parts[PLAN_PARTS_MAX];
@@ -73,11 +74,11 @@ struct fill {
 };
 
 /* Loop thread. Begins a fill. `done` will be called. */
-void fill_queue(uv_loop_t *loop, struct fill *fill);
+void fill_queue(struct workers *workers, struct fill *fill);
 
 /* Loop thread. Goes on with a held fill, now that there is an arena: hands its slot to the device. `done` will be
  * called again. A held fill has nothing under way: the caller may also drop it, and reuse its slot. */
-void fill_continue(uv_loop_t *loop, struct fill *fill, struct arena *arena);
+void fill_continue(struct workers *workers, struct fill *fill, struct arena *arena);
 
 /* Worker thread. Reads a part of a chunk, and decodes it as the plan says, to its place in `dst`, which is laid out as
  * the chunk's slot. Verify uses it too. Adds to *count. Errors are those of source_read(). */

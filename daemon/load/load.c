@@ -103,7 +103,7 @@ static void load_finish(struct load *load)
 
 /* --- jobs on a worker --- */
 
-static void load_job_work(uv_work_t *work)
+static void load_job_work(struct work *work)
 {
     struct load *load = work->data;
     struct load_job *job = &load->job;
@@ -113,9 +113,8 @@ static void load_job_work(uv_work_t *work)
     job->end_ns = uv_hrtime();
 }
 
-static void load_job_done(uv_work_t *work, int status)
+static void load_job_done(struct work *work)
 {
-    (void)status;
     struct load *load = work->data;
     load->in_job = false;
     trace_add(load->trace, TRACE_LOAD, 0, load_job_name(&load->job), load->job.begin_ns, load->job.end_ns);
@@ -129,7 +128,7 @@ void load_queue(struct load *load, void (*run)(struct load_job *job))
     load->job.status = 0;
     load->in_job = true;
     core_keep_awake(load->loads->core);
-    worker_queue(load->loads->core->loop, &load->job.work, load, load_job_work, load_job_done);
+    worker_queue(load->loads->core->queue, &load->job.work, load, load_job_work, load_job_done);
 }
 
 /* --- the states --- */

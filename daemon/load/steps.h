@@ -1,6 +1,7 @@
 /* The steps of a load that block. A worker runs them. A load runs one step at a time, and a step uses only its job. */
 #pragma once
 
+#include "daemon/base/worker.h"
 #include "daemon/device/device.h"
 #include "daemon/device/devices.h"
 #include "daemon/gguf/gguf.h"
@@ -14,7 +15,7 @@
 #include <uv.h>
 
 struct load_job {
-    uv_work_t work;
+    struct work work;
     void (*run)(struct load_job *job);
 
     /* In. All borrowed, except the descriptors: load_job_identify() takes them over. */

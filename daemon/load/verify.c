@@ -63,7 +63,7 @@ static void verify_free(struct verify *verify)
     core_job_end(verifies->core);
 }
 
-static void verify_work(uv_work_t *work)
+static void verify_work(struct work *work)
 {
     struct verify_job *job = work->data;
     worker_step_back();
@@ -102,9 +102,8 @@ static void verify_fail(const struct verify_job *job)
         failure_set_device(&verify->failure, job->status, &job->fault);
 }
 
-static void verify_worked(uv_work_t *work, int status)
+static void verify_worked(struct work *work)
 {
-    (void)status;
     struct verify_job *job = work->data;
     struct verify *verify = job->verify;
     struct verifies *verifies = verify->verifies;
@@ -150,7 +149,7 @@ static void verify_queue(struct verify *verify, struct verify_job *job, void (*r
     job->of_file = false;
     verify->n_under_way++;
     verify->verifies->n_jobs++;
-    worker_queue(verify->verifies->core->loop, &job->work, job, verify_work, verify_worked);
+    worker_queue(verify->verifies->core->queue, &job->work, job, verify_work, verify_worked);
 }
 
 /* All bytes are the same. The model gets its files as they are now, or those that were given. If its path leads to

@@ -1,6 +1,7 @@
 /* The steps of a verification that block. A worker runs them. A step uses only its job, and what the job compares. */
 #pragma once
 
+#include "daemon/base/worker.h"
 #include "daemon/device/device.h"
 #include "daemon/model/model.h"
 #include "daemon/model/plan.h"
@@ -31,7 +32,7 @@ struct comparison {
 };
 
 struct verify_job {
-    uv_work_t work;
+    struct work work;
     void (*run)(struct verify_job *job);
     struct verify *verify; /* the caller's; no step uses it */
 

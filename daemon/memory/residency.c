@@ -38,7 +38,7 @@ struct unload {
     bool lost;   /* the device was lost while the copy was made */
     bool told;   /* the driver said how much was free before and after: */
     uint64_t free_before, free_after;
-    uv_work_t work;
+    struct work work;
 };
 
 static void unload_abandoned(struct call *call)
@@ -98,7 +98,7 @@ static void check_freed(const struct unload *unload)
                    bytes_text(back, (double)freed, ""));
 }
 
-static void unload_work(uv_work_t *work)
+static void unload_work(struct work *work)
 {
     struct unload *unload = work->data;
     worker_step_back();
@@ -107,9 +107,8 @@ static void unload_work(uv_work_t *work)
     free_arena(unload);
 }
 
-static void unload_worked(uv_work_t *work, int status)
+static void unload_worked(struct work *work)
 {
-    (void)status;
     struct unload *unload = work->data;
     struct residency *residency = unload->residency;
     struct model *model = unload->model;
@@ -157,7 +156,7 @@ static bool unload_begin(struct residency *residency, struct model *model, struc
     }
     model_move(model, save ? MODEL_SAVING : MODEL_UNLOADING);
     core_job_begin(residency->core);
-    worker_queue(residency->core->loop, &unload->work, unload, unload_work, unload_worked);
+    worker_queue(residency->core->queue, &unload->work, unload, unload_work, unload_worked);
     return true;
 }
 
@@ -192,19 +191,18 @@ struct drop {
     struct residency *residency;
     void *memory;
     uint64_t bytes;
-    uv_work_t work;
+    struct work work;
 };
 
-static void drop_work(uv_work_t *work)
+static void drop_work(struct work *work)
 {
     struct drop *drop = work->data;
     worker_step_back();
     munmap(drop->memory, drop->bytes);
 }
 
-static void drop_worked(uv_work_t *work, int status)
+static void drop_worked(struct work *work)
 {
-    (void)status;
     struct drop *drop = work->data;
     struct residency *residency = drop->residency;
     free(drop);
@@ -219,7 +217,7 @@ void residency_cache_drop(struct residency *residency, struct model *model)
     if (drop) {
         *drop = (struct drop){.residency = residency, .memory = model->cache, .bytes = model->plan->arena_bytes};
         core_job_begin(residency->core);
-        worker_queue(residency->core->loop, &drop->work, drop, drop_work, drop_worked);
+        worker_queue(residency->core->queue, &drop->work, drop, drop_work, drop_worked);
     } else
         munmap(model->cache, model->plan->arena_bytes);
     model->cache = NULL;

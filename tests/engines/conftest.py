@@ -132,6 +132,7 @@ class Engine:
         environment = {**os.environ, "ROCMFORGE_SOCKET": str(self.daemon.socket) if self.daemon else "/nowhere"}
         environment["ROCMFORGE_MODULE_DIR"] = f"{module_folder()}:{PLUGIN.parent}"
         environment.pop("ROCMFORGE_MODEL", None)
+        environment["GGML_NO_BACKTRACE"] = "1" # which stands on standard output
         if shared:
             environment["GGML_BACKEND_PATH"] = str(PLUGIN)
         return {**environment, **env}

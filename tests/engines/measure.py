@@ -11,8 +11,8 @@ with a large one that is resident.
 The start is split by the lines that the engine writes to standard error, each with the time at which it came:
 
     process    from exec to the first line: the loader, and what the program does before it says anything
-    backends   until the file's header is read: the engine loads its backends, and each looks for its devices
-    fit        until the header is read again: a rehearsal without memory, which "--fit off" leaves out
+    backends   until the file is opened: the engine loads its backends, and each looks for its devices
+    fit        until the header is read: a rehearsal without memory, which "--fit off" leaves out
     header     until tensors are made: the vocabulary is built
     weights    until the context is made: buffers, the plug-in's attach, and setting every tensor
     context    until it is ready: the cache, compute buffers, the graph
@@ -42,7 +42,7 @@ PASSES = 4  # of a test of llama-bench, beyond the first
 # Where a part of the start ends: at the first line that matches, or the last one.
 MARKS = [
     ("process", "first", re.compile(r".")),
-    ("backends", "first", re.compile(r"llama_model_loader: loaded meta data")),
+    ("backends", "first", re.compile(r"fitting params to device memory|llama_model_loader: loaded meta data")),
     ("fit", "last", re.compile(r"llama_model_loader: loaded meta data")),
     ("header", "last", re.compile(r"load_tensors: loading model tensors")),
     ("weights", "last", re.compile(r"constructing llama_context")),
@@ -102,6 +102,7 @@ class Bench:
             "ROCMFORGE_SOCKET": str(self.folder / "socket"),
             "ROCMFORGE_MODULE_DIR": str(self.build / "daemon" / "device" / "hip"),
         }
+        self.env.pop("ROCMFORGE_MODEL", None) # which names a file to the tests, and a model to the plug-in
         self.daemon = None
         self.result = {}
         self.told_own = False
@@ -170,7 +171,8 @@ class Bench:
             raise Failed(f"the engine ended with {status}:\n{log[-3000:]}")
         said_not = [line for line in log.splitlines() if line.startswith("rocmforge:") and "not shared" in line]
         if shared and ("shared with other processes" not in log or (said_not and not self.args.allow_own)):
-            raise Failed(f"the weights were not shared:\n{log[-3000:]}")
+            told = [line for line in log.splitlines() if line.startswith("rocmforge:")]
+            raise Failed(f"the weights were not shared: {told}\n{log[-1000:]}")
         for line in said_not[: shared and not self.told_own]:
             print(f"  note: {line}")
             self.told_own = True

@@ -519,6 +519,10 @@ int main(int argc, char **argv)
         close(file.fd);
     }
     tell(&file, tensors, buffer->buft->iface.get_name(buffer->buft), numa);
+    /* An adapter, when the file is closed. */
+    struct ggml_backend_buffer *adapter = beside ? NULL : buft->iface.alloc_buffer(buft, 4096);
+    if (adapter)
+        ggml_backend_buffer_free(adapter);
     if (waits) {
         wait_after("ready");
         tell(&file, tensors, buffer->buft->iface.get_name(buffer->buft), numa);

@@ -191,6 +191,9 @@ def test_odd_options(engine, llama, name):
         pytest.skip("this engine has no GPU to choose")
     if own.status != 0 and "invalid argument" in own.err:
         pytest.skip(f"this version has no {options[0]}")
+    if own.status != 0 and "row" in options: # newer versions: the stand-in has no buffers that are split
+        assert engine.run(model, *options).status != 0
+        return
     assert own.status == 0, own.err[-2000:]
     shared = engine.run(model, *options)
     assert shared.status == 0, shared.err[-2000:]
@@ -211,7 +214,7 @@ PLACES = {
     "no device": (["-dev", "none"], ".*=ROCmForge_Host", None),
     "another device": (["-dev", "ROCm1"], ".*=ROCmForge", IMPOSSIBLE),
     "no device, and a GPU's memory": (["-dev", "none"], ".*=ROCmForge", IMPOSSIBLE),
-    "tensors split": (["-sm", "tensor"], ".*=ROCmForge", IMPOSSIBLE),
+    "tensors split": (["-sm", "tensor"], ".*=ROCmForge", "nothing is computed on it"),
 }
 
 

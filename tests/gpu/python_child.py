@@ -40,6 +40,7 @@ def plain(path, kind, device):
                         else:
                             raise AssertionError("a view in host memory of what is on a GPU")
                     seen += 1
+                del tensor, wrong  # they are views once the interface was asked for
                 assert model.views == 0
                 here = model[next(iter(model))]
                 if os.fork() == 0:
@@ -51,6 +52,58 @@ def plain(path, kind, device):
                 assert os.wait()[1] == 0
             on_host.close()
     return {"tensors": seen}
+
+
+def interface_keeps(path, device):
+    """Without torch: the memory stays for whoever has the CUDA array interface. The protocol passes an address, and the
+    one who takes it keeps the object."""
+    with rocmforge.connect() as rf:
+        model = rf.load_attach(path, form="f32", device=device, name="model")
+        taken = model[next(name for name in model if model[name].dtype == "float32")]
+        assert model.views == 0
+        address = taken.__cuda_array_interface__["data"][0]
+        still_there(rf, model, taken)
+        assert address
+        del taken
+        assert model.views == 0 and rf.unload("model") == "unloaded"
+    return {"ok": True}
+
+
+def still_there(rf, model, kept):
+    """Nothing gives the model's memory back while `kept` lives, as its only view."""
+    assert model.views == 1, kept
+    try:
+        model.close()
+        raise AssertionError("a model was closed under a live array")
+    except rocmforge.InUse:
+        pass
+    model.close(force=True)
+    try:
+        rf.unload("model")
+        raise AssertionError("a model was unloaded under a live array")
+    except rocmforge.ModelBusy:
+        pass
+
+
+def as_tensor_keeps(path, device):
+    """The same of a tensor that torch made of the interface, once the object that it was made of is gone."""
+    import torch
+
+    with rocmforge.connect() as rf:
+        model = rf.load_attach(path, form="f32", device=device, name="model")
+        source = model[next(name for name in model if model[name].dtype == "float32")]
+        expected = torch.frombuffer(bytearray(source.read()), dtype=torch.float32).reshape(source.shape)
+        made = torch.as_tensor(source, device="cuda")
+        assert made.data_ptr() == source.data_ptr
+        del source
+        gc.collect()
+        still_there(rf, model, made)
+        waste = torch.full((model.nbytes // 4,), -1.0, device="cuda")
+        assert torch.equal(made.cpu(), expected)
+        del made, waste
+        gc.collect()
+        assert model.views == 0 and rf.unload("model") == "unloaded"
+    return {"ok": True}
 
 
 def bits(path, device):
@@ -71,7 +124,7 @@ def bits(path, device):
                         assert str(made.dtype) == f"torch.{tensor.dtype}"
                         assert torch.equal(made.contiguous().flatten().view(torch.uint8).cpu(), expected), tensor
                     seen += 1
-                del made
+                del made, tensor
                 assert model.views == 0
     return {"tensors": seen, "gpu": torch.cuda.get_device_name()}
 
@@ -179,6 +232,30 @@ def transformers(path, device):
         logits = made.model(input_ids=ids).logits
         assert torch.isfinite(logits).all() and torch.equal(logits, own(input_ids=ids).logits)
     return {"views": report.view_bytes, "made": report.made_bytes, "share": report.share, "taken": taken, "cpu_s": seconds}
+
+
+def others(device):
+    """A model whose names and conversions are those of transformers: on the GPU as in host memory."""
+    import tempfile
+
+    import torch
+
+    import hf_models
+    import rocmforge.transformers as resident
+
+    original = hf_models.make("starcoder2")
+    with tempfile.TemporaryDirectory() as folder:
+        path = hf_models.write(f"{folder}/model.gguf", original, "starcoder2")
+        for where in ("host", device):
+            rocmforge.load(path, name=where.replace(":", "-"), form="f32", device=where)
+        made = resident.from_resident(device.replace(":", "-"))
+    ours = dict(made.model.named_parameters())
+    for name, parameter in original.named_parameters():
+        assert ours[name].is_cuda and torch.equal(ours[name].cpu(), parameter), name
+    ids = torch.randint(3, 90, (1, 16), device="cuda")
+    with torch.no_grad():
+        assert torch.isfinite(made.model(input_ids=ids).logits).all()
+    return {"views": made.report.view_bytes, "made": made.report.made_bytes}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ On tests/fake_hip there is no torch; what needs none runs there, too.
 """
 import functools
 import json
+import os
+import re
 import subprocess
 import sys
 
@@ -20,7 +22,7 @@ needs_gpu = pytest.mark.skipif(FAKE, reason="needs a GPU")
 def environment(daemon=None):
     more = {
         "ROCMFORGE_LIBRARY": str(build_folder() / "client"),
-        "PYTHONPATH": str(ROOT / "client" / "python" / "src"),
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "client/python/src", ROOT / "tests/python", *filter(None, [os.environ.get("PYTHONPATH")])))),
         "ROCMFORGE_SOCKET": str(daemon.socket) if daemon else "",
     }
     return {**library_environment(), **more}
@@ -87,6 +89,10 @@ def test_without_torch(start, little_of_each, kind):
     assert result["tensors"] == 4 * 66
 
 
+def test_the_cuda_array_interface_keeps_the_memory(start, small_model, kind):
+    run(start(), "interface_keeps", small_model, f"{kind}:0")
+
+
 @pytest.mark.fake
 def test_the_second_gpu_is_told_by_its_identity(start, small_model):
     """Devices are counted anew in each process."""
@@ -120,6 +126,11 @@ def test_nothing_is_freed_under_a_live_tensor(torch_child, every_type, kind):
 
 
 @needs_gpu
+def test_a_tensor_made_of_the_interface_keeps_the_memory(torch_child, small_model, kind):
+    torch_child("as_tensor_keeps", small_model, f"{kind}:0")
+
+
+@needs_gpu
 def test_the_end_with_live_tensors_is_quiet(torch_child, every_type, kind):
     _, stderr = torch_child("leave", every_type, f"{kind}:0")
     assert stderr == ""
@@ -129,3 +140,25 @@ def test_the_end_with_live_tensors_is_quiet(torch_child, every_type, kind):
 def test_transformers(torch_child, llama, kind):
     result, _ = torch_child("transformers", llama, f"{kind}:0", module="transformers")
     assert result["share"] > 0.8
+
+
+@needs_gpu
+def test_transformers_by_its_own_names(torch_child, kind):
+    torch_child("others", f"{kind}:0", module="transformers, gguf")
+
+
+@needs_gpu
+def test_the_example(start, small_model, capsys):
+    """Times and memory with and without the daemon, and the same numbers."""
+    reason = why_no_torch("gguf")
+    if reason:
+        pytest.skip(reason)
+    example = ROOT / "client" / "python" / "examples" / "gpu.py"
+    done = subprocess.run([sys.executable, str(example), str(small_model)], env=environment(start()), capture_output=True, text=True, timeout=TIMEOUT)
+    assert done.returncode == 0, done.stderr
+    with capsys.disabled():
+        print(f"\n{done.stdout}")
+    for line in ("With the daemon:", "Without it:", "loading it, if it is not there", "reading, decoding and copying the file"):
+        assert line in done.stdout
+    taken = re.findall(r"this process took: (\d+) MB; checksum (\S+)$", done.stdout, re.M)
+    assert len(taken) == 2 and taken[0][0] == "0" and taken[0][1] == taken[1][1], done.stdout

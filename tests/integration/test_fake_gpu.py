@@ -81,6 +81,19 @@ def test_descriptors_that_do_not_work(start, monkeypatch, small_model, folder, w
     assert f"no hip device: {why}" in refused.log
 
 
+def test_a_device_that_wants_larger_granules(fake_gpu, small_model):
+    """The model takes a multiple of them, and is read by a process that computes the same."""
+    daemon = fake_gpu(FAKE_HIP_GRANULARITY=str(16 * MIB))
+    with daemon.client() as client:
+        model = client.call("Load", path=str(small_model), name="m", device="hip:0")["model"]
+        assert model["bytes"] > 0 and model["bytes"] % (16 * MIB) == 0
+        assert client.call("Devices")["devices"][0]["used"] == model["bytes"]
+        client.call("Load", path=str(small_model), name="host", device="host")
+        tensor = client.call("Show", name="m")["tensors"][-1]["name"]
+    dumped = [daemon.rfctl("dump", name, tensor, text=False).stdout for name in ("m", "host")]
+    assert dumped[0] == dumped[1]
+
+
 def test_descriptors_are_what_is_taken(start, monkeypatch):
     for name, value in {"LD_LIBRARY_PATH": FAKE, "ROCMFORGE_MODULE_DIR": MODULES}.items():
         monkeypatch.setenv(name, str(value))

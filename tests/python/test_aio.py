@@ -8,6 +8,7 @@ import pytest
 import rocmforge
 import rocmforge.aio
 from harness import states, wait_until
+from split_model import write_split
 
 
 def run(coroutine):
@@ -135,5 +136,81 @@ def test_errors(daemon, small, folder):
             daemon.stop()
             with pytest.raises(rocmforge.NoDaemon):
                 await rf.list()
+
+    run(main())
+
+
+def test_close_ends_a_call(daemon):
+    """A call that waits for an answer, and one that waits for its turn."""
+
+    async def main():
+        rf = await rocmforge.aio.connect(daemon.socket)
+        os.kill(daemon.pid, signal.SIGSTOP)
+        try:
+            calls = [asyncio.create_task(rf.status()) for _ in range(2)]
+            await asyncio.sleep(0.1)
+            rf.close()
+            for call in calls:
+                with pytest.raises(rocmforge.Closed):
+                    await asyncio.wait_for(call, 5)
+        finally:
+            os.kill(daemon.pid, signal.SIGCONT)
+
+    run(main())
+
+
+def test_a_closed_connection_takes_no_other_ones_place(daemon, small):
+    """The loop knows descriptors by their number, and numbers are used again."""
+
+    async def main():
+        rf = await rocmforge.aio.connect(daemon.socket)
+        os.kill(daemon.pid, signal.SIGSTOP)
+        call = asyncio.create_task(rf.status())
+        await asyncio.sleep(0.1)
+        rf.close()
+        again = asyncio.create_task(rocmforge.aio.Client(daemon.socket).status())
+        await asyncio.sleep(0.1)
+        os.kill(daemon.pid, signal.SIGCONT)
+        assert (await asyncio.wait_for(again, 10))["models"] == 0
+        with pytest.raises(rocmforge.Closed):
+            await call
+
+    run(main())
+
+
+def test_parts_of_other_calls(daemon, folder):
+    first, *others = [os.open(path, os.O_RDONLY) for path in write_split(folder)]
+
+    async def main():
+        async with rocmforge.aio.connect(daemon.socket) as rf:
+            assert await rf.add_files([first]) == 1
+            await rf.call("Load", {"fds": list(range(len(others))), "added": 1, "name": "m"}, others)
+            lease = (await rf.call("Attach", {"name": "m"}))["lease"]
+            await rf.detach(lease)
+            with pytest.raises(rocmforge.LeaseNotFound):
+                await rf.detach(lease)
+            with pytest.raises(ValueError, match="999"):
+                await rf.add_files([999])
+
+    run(main())
+    for fd in (first, *others):
+        os.close(fd)
+
+
+def test_cycles_leave_nothing(daemon, small):
+    async def main():
+        async with rocmforge.aio.connect(daemon.socket) as rf:
+            await rf.load(small, name="m", form="f32")
+
+            async def cycles(n):
+                for _ in range(n):
+                    with await rf.attach("m") as model:
+                        assert model.numpy("blk.0.attn_v.weight")[0, 0] is not None
+
+            await cycles(50)
+            before = sorted(os.listdir("/proc/self/fd"))
+            await cycles(200)
+            assert sorted(os.listdir("/proc/self/fd")) == before
+            assert (await rf.list())[0]["leases"] == 0
 
     run(main())

@@ -19,35 +19,56 @@ from split_model import write_split
 INTERFACE = (ROOT / "proto" / "io.rocmforge.varlink").read_text()
 
 
-# What closing a model, and loading one of many files, does.
-INSIDE = {"detach", "add_files"}
-
-
 def methods():
+    """The wire's methods as Python calls them."""
     for name in re.findall(r"^method (\w+)", INTERFACE, re.M):
         yield re.sub(r"(?<!^)([A-Z])", r"_\1", name).lower()
 
 
 @pytest.mark.parametrize("client", [rocmforge.Client, rocmforge.aio.Client])
 def test_every_method_is_there(client):
-    assert [name for name in methods() if name not in INSIDE and not callable(getattr(client, name, None))] == []
+    assert [name for name in methods() if not callable(getattr(client, name, None))] == []
 
 
 def test_both_clients_take_the_same():
     def parameters(function):
-        return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
+        return [(p.name, p.kind, p.default, p.annotation) for p in inspect.signature(function).parameters.values()]
 
-    ours = [name for name in methods() if name not in INSIDE] + ["call", "call_more", "load_attach"]
+    def public(client):
+        return {name for name, value in vars(client).items() if callable(value) and not name.startswith("_")}
+
+    ours = {*methods(), "call", "call_more", "load_attach", "on_draining", "close"}
+    assert public(rocmforge.aio.Client) == ours and public(rocmforge.Client) == ours | {"after_fork"}
     for name in ours:
         assert parameters(getattr(rocmforge.Client, name)) == parameters(getattr(rocmforge.aio.Client, name)), name
 
 
-@pytest.mark.parametrize("method", ["Load", "Plan"])
-def test_load_and_plan_take_what_the_wire_takes(method):
+@pytest.mark.parametrize("method, options", [("Load", rocmforge.LoadOptions), ("Plan", rocmforge.PlanOptions)])
+def test_load_and_plan_take_what_the_wire_takes(method, options):
     text = re.search(rf"^method {method}\((.*?)\)", INTERFACE, re.M | re.S)[1]
     wire = {re.sub(r"([A-Z])", r"_\1", name).lower() for name in re.findall(r"(\w+): \S", text)}
-    own = {"fds", "added", "lease", "table", "header"}  # what load_attach() does with them
-    assert wire - own <= set(inspect.signature(getattr(rocmforge.Client, method.lower())).parameters)
+    own = {"fds", "added", "path", "lease", "table", "header"}  # what load() and load_attach() do with them
+    assert wire - own == options.__annotations__.keys()
+
+
+def test_what_every_method_takes():
+    """All parameters of the wire's methods, by the same name: none is left out, and none is made up."""
+    for method, text in re.findall(r"^method (\w+)\((.*?)\)", INTERFACE, re.M | re.S):
+        if method in ("Load", "Plan"):
+            continue
+        wire = {re.sub(r"([A-Z])", r"_\1", name).lower() for name in re.findall(r"(\w+): \S", text)}
+        name = re.sub(r"(?<!^)([A-Z])", r"_\1", method).lower()
+        ours = inspect.signature(getattr(rocmforge.Client, name)).parameters.keys() - {"self", "progress"}
+        assert wire - {"table", "header"} == ours, method  # which attach() asks for, or the library
+
+
+def test_a_wrong_option_is_refused(rf, small):
+    with pytest.raises(TypeError, match="nmae"):
+        rf.load(small, nmae="m")
+    with pytest.raises(TypeError, match="trace"):
+        rf.load_attach(small, trace=True)
+    with pytest.raises(TypeError, match="ttl"):
+        rf.plan(small, ttl=3)
 
 
 def test_forms_by_name(rf, small):
@@ -127,6 +148,24 @@ def test_progress(rf, large, start, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
     rf.load(large, progress=True)
     assert capsys.readouterr() == ("", "")  # no terminal
+
+
+def test_progress_with_tqdm(rf, large, capsys, monkeypatch):
+    """Its bar, at 100 % in the end, and closed also when the load fails."""
+    tqdm = pytest.importorskip("tqdm.auto")
+    bars = []
+
+    class Bar(tqdm.tqdm):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            bars.append(self)
+
+    monkeypatch.setattr(tqdm, "tqdm", Bar)
+    reply = rf.load(large, name="m", progress=True)
+    (bar,) = bars
+    assert bar.n == bar.total == reply["model"]["bytes"] and bar.desc == "loading large.gguf" and bar.disable
+    shown = capsys.readouterr()
+    assert "loading large.gguf: 100%" in shown.err and shown.out == ""
 
 
 def test_progress_that_raises_ends_the_load(start, large, slow_read):
@@ -284,3 +323,149 @@ def test_library_not_found(run_python, folder):
     code = "import rocmforge, sys\ntry: rocmforge._library.library()\nexcept rocmforge.LibraryNotFound as e: print(e)"
     assert "there is no librocmforge.so.0" in run_python(code, ROCMFORGE_LIBRARY=str(folder))
     assert "install rocmforge, or set" in run_python(code, ROCMFORGE_LIBRARY="/nowhere/x.so")
+
+
+def test_close_ends_a_call_of_another_thread(daemon):
+    rf = rocmforge.connect(daemon.socket)
+    ended = []
+
+    def call():
+        try:
+            rf.status()
+        except BaseException as error:
+            ended.append(type(error))
+
+    os.kill(daemon.pid, signal.SIGSTOP)
+    try:
+        threads = [threading.Thread(target=call, daemon=True) for _ in range(2)]  # the second waits for its turn
+        for thread in threads:
+            thread.start()
+        time.sleep(0.1)
+        rf.close()
+        for thread in threads:
+            thread.join(5)
+        assert ended == [rocmforge.Closed] * 2
+    finally:
+        os.kill(daemon.pid, signal.SIGCONT)
+
+
+def test_a_name_that_another_model_takes_meanwhile(daemon, rf, small, large, monkeypatch):
+    """The model is attached to that was waited for, and not the one that has the name by then."""
+    from rocmforge import client as client_module
+
+    attach = client_module.Attachment
+
+    def late(socket, name):
+        with rocmforge.connect(daemon.socket) as other:
+            other.load(large, name="m", replace=True)
+        return attach(socket, name)
+
+    first = rf.load(small, name="m")["model"]
+    monkeypatch.setattr(client_module, "Attachment", late)
+    try:
+        model = rf.attach("m")
+    except rocmforge.ModelBusy as busy:  # it drains by now
+        assert busy.name == f"m#{first['id']}"
+    else:
+        assert model.id == first["id"] and len(model) == 8
+        model.close()
+
+
+def test_attaching_by_name_and_id(rf, small):
+    info = rf.load(small, name="m")["model"]
+    with rf.attach(f"m#{info['id']}") as model:
+        assert (model.name, model.id) == ("m", info["id"])
+
+
+def test_parts_of_other_calls(rf, folder):
+    first, *others = fds = [os.open(path, os.O_RDONLY) for path in write_split(folder)]
+    assert rf.add_files([first]) == 1
+    rf.call("Load", {"fds": list(range(len(others))), "added": 1, "name": "m"}, others)
+    for fd in fds:
+        os.close(fd)
+    lease = rf.call("Attach", {"name": "m"})["lease"]
+    assert rf.show("m")["leases"][0]["lease"] == lease
+    rf.detach(lease)
+    assert rf.show("m")["leases"] == []
+    with pytest.raises(rocmforge.LeaseNotFound):
+        rf.detach(lease)
+
+
+@pytest.mark.parametrize("fds", [[999], [-1], [0] * 254], ids=["closed", "negative", "too many"])
+def test_descriptors_that_cannot_be_sent(rf, fds):
+    with pytest.raises(ValueError):
+        rf.call("Load", {"fds": [0]}, fds)
+    assert rf.list() == []
+
+
+def test_what_is_no_missing_daemon(folder):
+    """A path that no socket can have, and one through a file."""
+    (folder / "file").touch()
+    for path in ("/" + "x" * 200, folder / "file" / "socket"):
+        with pytest.raises(OSError) as caught:
+            rocmforge.connect(path)
+        assert not isinstance(caught.value, rocmforge.NoDaemon)
+    with pytest.raises(rocmforge.NoDaemon):
+        rocmforge.connect(folder / "file")  # nobody listens
+
+
+def test_a_failed_attach_leaves_no_connection(daemon):
+    """Not even while the exception is kept, which refers to all that was there when it was raised."""
+    from rocmforge._memory import Attachment
+
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(rocmforge.ModelNotFound) as caught:
+        Attachment(str(daemon.socket), "nothing")
+    assert os.listdir("/proc/self/fd") == before and caught.value.name == "nothing"
+
+
+def test_locks_that_others_held_when_a_child_was_forked(daemon, small):
+    """Such a thread does not exist in the child, and would never release them."""
+    from rocmforge import _library
+
+    rf = rocmforge.connect(daemon.socket)
+    model = rf.load_attach(small, name="m", form="f32")
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with rf._lock, model._attachment._lock, _library._lock:
+            held.set()
+            done.wait(TIMEOUT)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(10)  # which ends it
+        status = 1
+        try:
+            model.numpy("blk.0.attn_v.weight")
+            model.close(force=True)
+            _library._library = None
+            rf.list()
+            with rf.attach("m"):
+                status = 0
+        finally:
+            os._exit(status)
+    status = os.waitpid(pid, 0)[1]
+    done.set()
+    thread.join()
+    assert status == 0
+    model.close()
+    rf.close()
+
+
+def test_a_connection_of_the_parent_is_not_used(rf):
+    events = rf.watch()
+    next(events)
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            next(events)
+        except rocmforge.ConnectionLost as error:
+            status = 0 if "forked" in str(error) else 2
+        finally:
+            os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0

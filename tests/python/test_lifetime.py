@@ -242,37 +242,3 @@ def test_threads_share_a_model(rf, small, mappings):
     assert failures == [] and model.views == 0
     model.close()
     assert mappings() == 0
-
-
-def test_on_draining(rf, small):
-    told, heard = [], threading.Event()
-
-    def draining(name):
-        told.append(name)
-        heard.set()
-
-    rf.on_draining(draining)
-    first, second = rf.load_attach(small, name="m"), rf.attach("m")
-    assert rf.unload("m", force=True) == "draining"
-    assert heard.wait(TIMEOUT)
-    assert told == ["m"]
-    first.close()
-    second.close()
-    wait_until(lambda: rf.list() == [])
-    rf.load(small, name="other")
-    rf.on_draining(None)
-    with rf.attach("other") as other:
-        rf.unload("other", force=True)
-        assert other.name == "other"
-    assert told == ["m"]
-
-
-def test_draining_of_others_is_not_told(daemon, rf, small):
-    told = []
-    rf.on_draining(told.append)
-    with rocmforge.connect(daemon.socket) as other:
-        model = other.load_attach(small, name="m")
-        rf.unload("m", force=True)
-        model.close()
-    wait_until(lambda: rf.list() == [])
-    assert told == []

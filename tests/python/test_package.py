@@ -1,13 +1,18 @@
 """The package as it is installed: all of it, by Meson and by pip, and checked by mypy."""
 import ctypes
+import email
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import pytest
-from harness import ROOT, TIMEOUT
+import rocmforge
+from harness import ROOT, TIMEOUT, build_folder
 
 PACKAGE = ROOT / "client" / "python"
 
@@ -36,15 +41,8 @@ def test_the_struct_is_that_of_the_header(folder):
 
 
 def test_every_part_is_in_the_wheel(folder):
-    pytest.importorskip("setuptools", minversion="61")
-    pytest.importorskip("wheel")
-    shutil.copytree(PACKAGE, folder / "source")  # setuptools writes beside what it builds
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, folder / "source"]
-    subprocess.run(command, check=True, timeout=TIMEOUT)
-    (wheel,) = folder.glob("*.whl")
+    wheel, _ = wheel_metadata(folder)
     assert wheel.name.endswith("-py3-none-any.whl")
-    import zipfile
-
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {path[len("src/"):] for path in sources()} <= names
     target = folder / "target"
@@ -53,6 +51,99 @@ def test_every_part_is_in_the_wheel(folder):
     env = {**os.environ, "PYTHONPATH": str(target)}
     out = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True).stdout
     assert out.startswith(str(target)) and out.split()[1] == "0.1.0"
+
+
+# Where the package that is tested is.
+INSTALLED = Path(rocmforge.__file__).parents[1]
+
+
+def run_bare(code, *arguments, folder=INSTALLED, **env):
+    """With nothing but Python and the package: -S leaves out what was installed."""
+    before = f"import sys\nsys.path.insert(0, {str(folder)!r})\n"
+    unset = ("ROCMFORGE_LIBRARY", "PYTHONPATH", "LD_LIBRARY_PATH")
+    done = subprocess.run([sys.executable, "-S", "-E", "-c", before + code, *map(str, arguments)], capture_output=True, text=True,
+                          env={**{k: v for k, v in os.environ.items() if k not in unset}, **env}, timeout=TIMEOUT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_nothing_but_python_is_needed(daemon, small):
+    if INSTALLED.name == "site-packages":
+        pytest.skip("beside the package is what it does not need")
+    code = """
+import asyncio, rocmforge, rocmforge.aio
+model = rocmforge.load_attach(sys.argv[1], form="f32", socket=sys.argv[2])
+tensor = model["blk.0.attn_v.weight"]
+assert len(bytes(tensor)) == len(tensor.buffer()) == tensor.nbytes and tensor.__dlpack__() and model.metadata()
+try: tensor.numpy()
+except ImportError: pass
+async def main():
+    async with rocmforge.aio.connect(sys.argv[2]) as rf:
+        return len(await rf.list())
+assert asyncio.run(main()) == 1
+print(sorted({"numpy", "torch", "tqdm", "ml_dtypes", "transformers", "typing_extensions"} & set(sys.modules)))
+"""
+    assert run_bare(code, small, daemon.socket, ROCMFORGE_LIBRARY=os.environ["ROCMFORGE_LIBRARY"]) == "[]\n"
+
+
+@pytest.fixture(scope="module")
+def prefix(tmp_path_factory):
+    """What Meson installs of this build, below a folder."""
+    meson = shutil.which("meson")
+    if not meson:
+        pytest.skip("no meson")
+    folder = tmp_path_factory.mktemp("prefix")
+    subprocess.run([meson, "install", "-C", build_folder(), "--no-rebuild", "--quiet", "--destdir", folder], check=True, timeout=TIMEOUT)
+    return folder
+
+
+def test_meson_installs_it(prefix):
+    """All files, where a Python finds them, and what importlib.metadata reads."""
+    found = list(prefix.rglob("rocmforge/__init__.py"))
+    if not found:
+        pytest.skip("this build was configured with -Dpython=disabled")
+    (package,) = (path.parent for path in found)
+    installed = {str(path.relative_to(package.parent)) for path in package.rglob("*") if path.suffix == ".py" or path.name == "py.typed"}
+    assert {f"src/{path}" for path in installed} == sources()
+    code = "import importlib.metadata, rocmforge.aio\nprint(rocmforge.__file__, importlib.metadata.version('rocmforge'), rocmforge.__version__)"
+    path, *versions = run_bare(code, folder=package.parent).split()
+    assert Path(path).parent == package and versions == ["0.1.0", "0.1.0"]
+
+
+def test_the_installed_library_is_found(prefix):
+    """By its name, where the system looks for libraries."""
+    (library,) = prefix.rglob("librocmforge.so.0")
+    code = "from rocmforge import _library\n_library.library()\nprint(next(line.split()[-1] for line in open('/proc/self/maps') if 'librocmforge' in line))"
+    path = run_bare(code, LD_LIBRARY_PATH=str(library.parent))
+    assert path.strip() == str(library.resolve())
+
+
+def wheel_metadata(folder):
+    pytest.importorskip("setuptools", minversion="61")
+    pytest.importorskip("wheel")
+    shutil.copytree(PACKAGE, folder / "source")
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, folder / "source"]
+    subprocess.run(command, check=True, timeout=TIMEOUT)
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as parts:
+        (name,) = (name for name in parts.namelist() if name.endswith("/METADATA"))
+        return wheel, email.message_from_bytes(parts.read(name))
+
+
+def test_the_extras(folder):
+    """What each brings, and that pip takes what is here for enough."""
+    wheel, metadata = wheel_metadata(folder)
+    assert metadata.get_all("Provides-Extra") == ["numpy", "torch", "transformers"]
+    needs = {}
+    for line in metadata.get_all("Requires-Dist"):
+        name, extra = re.fullmatch(r"([\w-]+)[^;]*; extra == ['\"](\w+)['\"]", line).groups()
+        needs.setdefault(extra, set()).add(name)
+    assert needs["numpy"] == {"numpy"} and needs["torch"] == {"torch"} and {"torch", "transformers", "numpy"} <= needs["transformers"]
+    for extra, names in needs.items():
+        if all(importlib.util.find_spec(name if name != "protobuf" else "google.protobuf") for name in names if name != "protobuf"):
+            command = [sys.executable, "-m", "pip", "install", "--no-index", "--dry-run", "--ignore-installed", "--no-deps", f"{wheel}[{extra}]"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+            assert done.returncode == 0 and "Would install rocmforge" in done.stdout, done.stderr
 
 
 def test_types():

@@ -3,6 +3,7 @@ import ctypes
 import sys
 
 import gguf
+import make_model
 import numpy as np
 import pytest
 import rocmforge
@@ -115,13 +116,27 @@ def test_bf16(rf, small, monkeypatch):
         assert tensor.numpy().tobytes() == tensor.numpy(copy=True).tobytes() == tensor.read()
 
 
-def test_the_float8s_have_names_everywhere():
-    ml_dtypes = pytest.importorskip("ml_dtypes")
+def test_every_type_that_is_no_block_has_a_name_everywhere():
+    """Of the types that a file can have: numpy and torch know each that is not made of blocks."""
     from rocmforge import _dtypes
 
-    for form in ("f8_e4m3", "f8_e5m2", "f8_e8m0"):
-        dtype, shape = _dtypes.array_type(form, form, (2, 3), 6)
-        assert shape == (2, 3) and _dtypes.numpy_dtype(dtype) == getattr(ml_dtypes, dtype.name)
+    elements = {name for name, type_ in make_model.load_types().items() if type_.elements == 1}
+    assert elements == set(_dtypes._DTYPES)
+
+
+def test_array_with_a_type_and_without_a_copy(rf, small):
+    with rf.load_attach(small, form="f32") as model:
+        tensor = model["blk.0.attn_v.weight"]
+        for same in (np.float32, "float32", np.dtype("<f4")):
+            assert tensor.__array__(same, copy=False).ctypes.data == tensor.data_ptr
+        assert tensor.__array__(np.float32, copy=True).ctypes.data != tensor.data_ptr
+        assert tensor.__array__(np.float64).dtype == np.float64
+        with pytest.raises(ValueError, match="without a copy"):
+            tensor.__array__(np.float16, copy=False)
+        if np.lib.NumpyVersion(np.__version__) >= "2.0.0":
+            with pytest.raises(ValueError):
+                np.array(tensor, np.float16, copy=False)
+        assert bytes(tensor) == tensor.read() and model.views == 0
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="classes in Python export buffers from 3.12 on")

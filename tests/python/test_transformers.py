@@ -1,5 +1,8 @@
 """Models of transformers on resident memory: the same bits as those that the file was made of."""
 import gc
+import os
+import signal
+import threading
 
 import pytest
 import rocmforge
@@ -167,6 +170,51 @@ def test_the_tokenizer(made):
     assert tokenizer.decode(ids, skip_special_tokens=True).strip() == "ab a"
 
 
+TEXTS = ("ab a", "", " ", "a  ab\n\tb", "xyz abab ba", "Gr\u00f6\u00dfe \u6570\u5b57 \U0001f642", "</s>a<s> ab", "aab" * 50)
+
+
+def test_encode_and_decode_without_the_tokenizer(made):
+    """The same as with it, for texts that need bytes, specials and merges."""
+    _, again = made("llama")
+    encoded = {text: again.encode(text) for text in TEXTS}
+    decoded = {text: (again.decode(ids), again.decode(ids, skip_special_tokens=False)) for text, ids in encoded.items()}
+    assert again._tokenizer is None
+    for text in TEXTS:
+        ids = again.tokenizer(text).input_ids
+        assert encoded[text] == ids == again.encode(text), text
+        whole = tuple(again.tokenizer.decode(ids, skip_special_tokens=skip) for skip in (True, False))
+        assert decoded[text] == whole == (again.decode(ids), again.decode(ids, skip_special_tokens=False)), text
+    assert len(set(map(tuple, encoded.values()))) > 5
+
+
+def test_encode_with_bytes_as_letters(made):
+    """A vocabulary as GPT-2 has it, with merges in the file."""
+    from rocmforge.transformers import _subset, _tokenizer
+
+    letters = _subset._bytes_as_letters()
+    assert len(set(letters)) == 256 and letters[ord(" ")] == "\u0120" and letters[ord("a")] == "a"
+    tokens = [*letters, "ab", "abc", "\u0120a", "\u0120ab", "bc", "<|end|>"]
+    merges = ["a b", "ab c", "\u0120 a", "\u0120a b", "b c"]
+    metadata = {
+        "general.architecture": "qwen2", "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "qwen2",
+        "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": [1] * (len(tokens) - 1) + [3],
+        "tokenizer.ggml.merges": merges, "tokenizer.ggml.eos_token_id": len(tokens) - 1,
+    }
+    whole, vocabulary = _tokenizer.make(metadata), _subset.Vocabulary(metadata)
+    for text in ("abc ab bc", " ab", "", "a<|end|>b", "Gr\u00f6\u00dfe\n", "e\u0301 \ufb01"):
+        ids = whole(text).input_ids
+        assert vocabulary.encode(text) == ids, text
+        assert vocabulary.decode(ids, False) == whole.decode(ids), text
+
+
+def test_encode_with_a_vocabulary_of_another_kind(rf, daemon, real_model):
+    """BERT's is made as a whole."""
+    rf.load(real_model, name="minilm", form="f32")
+    made = resident.from_resident("minilm", socket=daemon.socket)
+    ids = made.encode("A dog barks.")
+    assert ids == made.tokenizer("A dog barks.").input_ids and "dog" in made.decode(ids)
+
+
 def test_merges_are_those_of_transformers(real_model):
     from rocmforge.transformers import _tokenizer
 
@@ -198,3 +246,56 @@ def test_generate(made):
     again.model.generation_config.eos_token_id = None
     out = again.model.generate(input_ids=IDS, max_new_tokens=4, do_sample=False)
     assert out.shape == (1, IDS.shape[1] + 4)
+
+
+def test_two_threads(rf, folder, daemon):
+    """What from_resident() changes for all of torch is as before, whichever thread comes last."""
+    forms = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+    path = hf_models.write(folder / "m.gguf", hf_models.make("qwen2"), "qwen2")
+    for form in forms:
+        rf.load(path, name=form, form=form)
+    before, register = torch.get_default_dtype(), torch.nn.Module.register_parameter
+    failures = []
+
+    def work(form):
+        try:
+            for _ in range(5):
+                made = resident.from_resident(form, socket=daemon.socket)
+                assert {p.dtype for p in made.model.parameters() if p.ndim > 1} == {forms[form]}
+                assert not any(p.is_meta for p in made.model.parameters())
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(form,)) for form in 2 * list(forms)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert torch.get_default_dtype() == before and torch.nn.Module.register_parameter is register
+    assert not torch.nn.Linear(2, 2).weight.is_meta
+
+
+def test_a_fork_while_a_model_is_made(rf, folder, daemon):
+    """A child has torch as it was, and can make models itself."""
+    path = hf_models.write(folder / "m.gguf", hf_models.make("qwen2"), "qwen2")
+    rf.load(path, name="m", form="bf16")
+    stop = threading.Event()
+
+    def work():
+        while not stop.is_set():
+            resident.from_resident("m", socket=daemon.socket)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    statuses = []
+    for _ in range(5):
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(20)
+            os._exit(not (torch.get_default_dtype() == torch.float32 and not torch.nn.Parameter(torch.ones(1)).is_meta
+                          and not torch.nn.Linear(2, 2).weight.is_meta))
+        statuses.append(os.waitpid(pid, 0)[1])
+    stop.set()
+    thread.join()
+    assert statuses == [0] * 5

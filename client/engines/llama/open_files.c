@@ -109,6 +109,10 @@ static void add_file(struct open_files *files, int fd)
     snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
     ssize_t length = readlink(link, file->path, sizeof(file->path) - 1);
     file->path[length > 0 ? length : 0] = '\0';
+    if (strncmp(file->path, "/memfd:", strlen("/memfd:")) == 0) { /* a header from the daemon, which begins with GGUF */
+        files->n_files--;
+        return;
+    }
     if (!path_leads_to(file->path, file->dev, file->ino))
         file->path[0] = '\0';
 }

@@ -60,7 +60,7 @@ static int fixture_make(void **state)
 {
     struct fixture *fixture = calloc(1, sizeof(*fixture));
     if (!fixture || uv_loop_init(&fixture->loop) < 0 || core_init(&fixture->core, &fixture->loop) < 0 ||
-        events_new(&fixture->events) < 0)
+        workers_begin(fixture->core.queue, &fixture->loop, 2) < 0 || events_new(&fixture->events) < 0)
         return -1;
     registry_init(&fixture->registry, NULL);
     fixture->residency = (struct residency){

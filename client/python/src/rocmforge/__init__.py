@@ -11,6 +11,7 @@
 `rocmforge.aio` is the same client for asyncio. `rocmforge.transformers` makes models of transformers.
 """
 
+from ._calls import LoadAttachOptions, LoadOptions, PlanOptions
 from ._metadata import MetadataUnavailable
 from .client import Client, attach, connect, load, load_attach
 from .errors import (
@@ -27,8 +28,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Cancelled", "Client", "Closed", "ConnectionLost", "DeadlineExceeded", "DeviceError", "DeviceNotFound", "Error",
     "ExpectedMore", "FileChanged", "FileError", "InUse", "InterfaceNotFound", "InvalidMessage", "InvalidModel",
-    "InvalidParameter", "LeaseNotFound", "LibraryError", "LibraryNotFound", "LimitExceeded", "MetadataUnavailable",
-    "MethodNotFound", "MethodNotImplemented", "Model", "ModelBusy", "ModelNotFound", "NameInUse", "NoDaemon",
-    "OutOfDeviceMemory", "PermissionDenied", "ProtocolError", "ShuttingDown", "Tensor", "UnsupportedDtype",
-    "UnsupportedType", "WireError", "attach", "connect", "load", "load_attach",
+    "InvalidParameter", "LeaseNotFound", "LibraryError", "LibraryNotFound", "LimitExceeded", "LoadAttachOptions",
+    "LoadOptions", "MetadataUnavailable", "MethodNotFound", "MethodNotImplemented", "Model", "ModelBusy",
+    "ModelNotFound", "NameInUse", "NoDaemon", "OutOfDeviceMemory", "PermissionDenied", "PlanOptions", "ProtocolError",
+    "ShuttingDown", "Tensor", "UnsupportedDtype", "UnsupportedType", "WireError", "attach", "connect", "load", "load_attach",
 ]  # fmt: skip

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, TypedDict, Union
 
 from ._files import Paths, first, link_name
-from .replies import FormRule
+from ._varlink import FDS_MAX
+from .replies import FormRule, ModelInfo
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in typing from Python 3.11 on
 
 # Forms by patterns of names. If several patterns match, the last one is used.
 Forms = Union[None, Mapping[str, str], Sequence[FormRule]]
@@ -20,57 +24,49 @@ def seconds(value: Optional[float]) -> Optional[float]:
     return value
 
 
-def load(
-    path: Paths,
-    fds: Optional[List[int]],
-    name: Optional[str],
-    form: Optional[str],
-    forms: Forms,
-    device: Optional[str],
-    dequant: Optional[str],
-    wait: bool,
-    wait_for_memory: Optional[float],
-    pin: bool,
-    private: bool,
-    public: bool,
-    replace: bool,
-    ttl: Optional[int],
-    deadline: Optional[float],
-    trace: bool,
-) -> Dict[str, Any]:
-    """The parameters of Load. Without descriptors, the daemon opens the path itself."""
-    return {
-        **_file(path, fds),
-        "name": name or (link_name(path) if fds is not None else None),
-        "form": form,
-        "forms": rules(forms),
-        "device": device,
-        "dequant": dequant,
-        "wait": None if wait else False,
-        "waitForMemory": wait_for_memory,
-        "pin": pin or None,
-        "private": private or None,
-        "public": public or None,
-        "replace": replace or None,
-        "ttl": ttl,
-        "deadline": seconds(deadline),
-        "trace": trace or None,
-    }
+class PlanOptions(TypedDict, total=False):
+    """The options of plan(), which load() takes, too. load() says what each means."""
+
+    name: Optional[str]
+    form: Optional[str]
+    forms: Forms
+    device: Optional[str]
+    dequant: Optional[str]
+    private: bool
+    public: bool
+    replace: bool
+
+
+class LoadAttachOptions(PlanOptions, total=False):
+    """The options of load_attach(), which load() takes, too."""
+
+    wait_for_memory: Optional[float]
+    pin: bool
+    ttl: Optional[int]
+    deadline: Optional[float]
+
+
+class LoadOptions(LoadAttachOptions, total=False):
+    """The options of load()."""
+
+    wait: bool
+    trace: bool
 
 
 def plan(
     path: Paths,
     fds: Optional[List[int]],
-    name: Optional[str],
-    form: Optional[str],
-    forms: Forms,
-    device: Optional[str],
-    dequant: Optional[str],
-    private: bool,
-    public: bool,
-    replace: bool,
+    *,
+    name: Optional[str] = None,
+    form: Optional[str] = None,
+    forms: Forms = None,
+    device: Optional[str] = None,
+    dequant: Optional[str] = None,
+    private: bool = False,
+    public: bool = False,
+    replace: bool = False,
 ) -> Dict[str, Any]:
-    """The parameters of Plan."""
+    """The parameters of Plan. Without descriptors, the daemon opens the path itself."""
     return {
         **_file(path, fds),
         "name": name or (link_name(path) if fds is not None else None),
@@ -82,6 +78,57 @@ def plan(
         "public": public or None,
         "replace": replace or None,
     }
+
+
+def _load(
+    path: Paths,
+    fds: Optional[List[int]],
+    *,
+    wait_for_memory: Optional[float] = None,
+    pin: bool = False,
+    ttl: Optional[int] = None,
+    deadline: Optional[float] = None,
+    **options: Unpack[PlanOptions],
+) -> Dict[str, Any]:
+    return {
+        **plan(path, fds, **options),
+        "waitForMemory": wait_for_memory,
+        "pin": pin or None,
+        "ttl": ttl,
+        "deadline": seconds(deadline),
+    }
+
+
+def load(
+    path: Paths,
+    fds: Optional[List[int]],
+    *,
+    wait: bool = True,
+    trace: bool = False,
+    **options: Unpack[LoadAttachOptions],
+) -> Dict[str, Any]:
+    """The parameters of Load."""
+    return {**_load(path, fds, **options), "wait": None if wait else False, "trace": trace or None}
+
+
+def load_attach(path: Paths, fds: Optional[List[int]], **options: Unpack[LoadAttachOptions]) -> Dict[str, Any]:
+    """The parameters of a Load that grants a lease."""
+    return {**_load(path, fds, **options), "lease": True, "table": True}
+
+
+def attach(name: str, deadline: Optional[float]) -> Dict[str, Any]:
+    """The parameters of Attach."""
+    return {"name": name, "table": True, "deadline": seconds(deadline)}
+
+
+def loading(path: Paths) -> str:
+    """What a bar of progress is called."""
+    return f"loading {os.path.basename(os.fspath(first(path)))}"
+
+
+def certain(model: ModelInfo) -> str:
+    """What names this model and no other, also if another one has taken its name by now."""
+    return f"{model['name'].partition('#')[0]}#{model['id']}"
 
 
 def rules(forms: Forms) -> Optional[List[FormRule]]:
@@ -91,10 +138,6 @@ def rules(forms: Forms) -> Optional[List[FormRule]]:
     if isinstance(forms, Mapping):
         return [{"match": match, "form": form} for match, form in forms.items()]
     return list(forms)
-
-
-# The most descriptors in one message.
-FDS_MAX = 253
 
 
 def _file(path: Paths, fds: Optional[List[int]]) -> Dict[str, Any]:

@@ -27,9 +27,6 @@ _DTYPES: Dict[str, Dtype] = {
     "i32": Dtype("int32", 4, _INT, "<i4"),
     "i16": Dtype("int16", 2, _INT, "<i2"),
     "i8": Dtype("int8", 1, _INT, "|i1"),
-    "f8_e4m3": Dtype("float8_e4m3fn", 1, 10, None),
-    "f8_e5m2": Dtype("float8_e5m2", 1, 12, None),
-    "f8_e8m0": Dtype("float8_e8m0fnu", 1, 14, None),
 }
 BLOCKS = Dtype("uint8", 1, _UINT, "|u1")
 

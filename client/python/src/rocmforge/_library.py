@@ -71,6 +71,14 @@ _lock = threading.Lock()
 _library: Optional[ctypes.CDLL] = None
 
 
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 def _open() -> ctypes.CDLL:
     path = os.environ.get("ROCMFORGE_LIBRARY") or SONAME
     if os.path.isdir(path):  # a build folder, or the one in it that has the library
@@ -119,7 +127,7 @@ def failure(client: Optional[c_void_p], result: int) -> errors.Error:
         parameters = lib.rf_error_parameters(client)
         return errors.from_wire(text(name), json.loads(parameters) if parameters else None)
     if not client:
-        return errors.NoDaemon(message)
+        return errors.NoDaemon(message) if -result in errors.NO_DAEMON else errors.LibraryError(-result, message)
     if result in (-errnos.ECONNRESET, -errnos.ETIMEDOUT):
         return errors.ConnectionLost(message)
     if result == -errnos.EPROTO:

@@ -13,9 +13,9 @@ import socket
 import struct
 import threading
 from ctypes import byref, c_void_p
-from typing import Any, ContextManager, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-from . import _library, errors
+from . import _fork, _library, errors
 
 # The limit for calls that the daemon answers at once. Without a limit a destructor could wait for ever.
 _ANSWER_SECONDS = 60
@@ -81,7 +81,7 @@ class View:
 
 
 class Attachment:
-    """Attaches to a resident model. Raises an Error if this fails."""
+    """Attaches to a resident model. If this raises an Error, nothing is left of it."""
 
     def __init__(self, path: str, name: str) -> None:
         self.pid = os.getpid()
@@ -90,7 +90,16 @@ class Attachment:
         self._lock = threading.RLock()
         self._client = c_void_p()
         self._model = c_void_p()
-        lib = self._lib = _library.library()
+        _fork.renew_in_child(self)
+        self._lib = _library.library()
+        try:
+            self._attach(path, name)
+        except BaseException:
+            self.release()  # not only when the exception, which refers to this, is gone
+            raise
+
+    def _attach(self, path: str, name: str) -> None:
+        lib = self._lib
         result = lib.rf_connect(os.fsencode(path), byref(self._client))
         if result < 0:
             raise _library.failure(None, result)
@@ -110,6 +119,9 @@ class Attachment:
         self.pci = _library.text(lib.rf_model_device_pci(model)) or None
         self.address = int(lib.rf_model_data(model) or 0)
         self.nbytes = int(lib.rf_model_bytes(model))
+
+    def after_fork(self) -> None:
+        self._lock = threading.RLock()
 
     def __del__(self) -> None:
         self.release()
@@ -138,7 +150,7 @@ class Attachment:
 
     def view(self) -> View:
         # No view may be made after close() looked at the views and before it frees the memory.
-        with self._lock_of_this_process():
+        with self._lock:
             self.usable()
             return View(self)
 
@@ -186,7 +198,7 @@ class Attachment:
     def close(self, force: bool) -> bool:
         """Closes the model: no new views can be made. If there are no views the lease ends now; with `force`, it ends
         with the last view. Without `force`, if there are views, does nothing and returns False."""
-        with self._lock_of_this_process():
+        with self._lock:
             if self.views and not force:
                 return False
             self.closing = True
@@ -200,7 +212,7 @@ class Attachment:
         try:
             if exiting() or not self._client:
                 return
-            with self._lock_of_this_process():
+            with self._lock:
                 client, model = self._client, self._model
                 self._client, self._model = c_void_p(), c_void_p()
             if model:
@@ -209,12 +221,6 @@ class Attachment:
                 self._lib.rf_close(client)
         except AttributeError:  # it was not made to its end
             return
-
-    def _lock_of_this_process(self) -> ContextManager[object]:
-        # If another thread held the lock at the fork, that thread does not exist here and cannot release it.
-        if os.getpid() != self.pid:
-            return threading.RLock()
-        return self._lock
 
 
 class _Turn:
@@ -226,7 +232,7 @@ class _Turn:
 
     def __init__(self, attachment: Attachment) -> None:
         self._view: Optional[View] = attachment.view()
-        self._lock = attachment._lock_of_this_process()
+        self._lock = attachment._lock
 
     def __enter__(self) -> None:
         self._lock.__enter__()

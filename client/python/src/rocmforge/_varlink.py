@@ -1,25 +1,28 @@
 """Varlink over a Unix stream socket, with descriptors beside the messages, as docs/wire.md describes it.
 
-Both clients use the framing and the checks in this file. `Connection` is for the blocking client.
+Both clients use the framing and the checks in this file. `Connection` is for the blocking client; that of asyncio is in
+`aio`.
 """
 
 from __future__ import annotations
 
 import array
+import errno
+import fcntl
 import json
 import os
 import socket
 import time
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
-from .errors import INTERFACE, ConnectionLost, NoDaemon, ProtocolError, from_wire
+from .errors import INTERFACE, NO_DAEMON, ConnectionLost, NoDaemon, ProtocolError, WireError, from_wire
 
 Parameters = Dict[str, Any]
 
 _CHUNK = 1 << 17
 _REPLY_MAX = 64 << 20
-_FDS_MAX = 253
-_ANCILLARY = socket.CMSG_SPACE(_FDS_MAX * array.array("i").itemsize)
+FDS_MAX = 253  # in one message
+_ANCILLARY = socket.CMSG_SPACE(FDS_MAX * array.array("i").itemsize)
 CONNECT_TIMEOUT = 5.0
 CONNECT_RETRY = 0.01
 _SYSTEM = "/run/rocmforge/io.rocmforge"
@@ -36,13 +39,28 @@ def default_socket() -> str:
     return _SYSTEM
 
 
-def connect_failure(path: str, error: OSError) -> NoDaemon:
+def connect_failure(path: str, error: OSError) -> OSError:
+    """The exception for a connect() that failed: NoDaemon, or the error itself if it does not say that no daemon can be
+    reached."""
+    if error.errno not in NO_DAEMON:
+        return error
     hint = ""
     if isinstance(error, (FileNotFoundError, ConnectionRefusedError)):
         hint = "; is rocmforged running?"
     elif isinstance(error, PermissionError):
         hint = "; its owner decides who may use it"
     return NoDaemon(f"cannot connect to {path}: {error.strerror or error}{hint}")
+
+
+def check_fds(fds: Sequence[int]) -> None:
+    """ValueError: one of them is not open, or they are more than a message carries."""
+    if len(fds) > FDS_MAX:
+        raise ValueError(f"{len(fds)} descriptors, and a message carries at most {FDS_MAX}")
+    for fd in fds:
+        try:
+            fcntl.fcntl(fd, fcntl.F_GETFD)
+        except OSError as error:
+            raise ValueError(f"the descriptor {fd} cannot be sent: {error.strerror}") from None
 
 
 def encode(method: str, parameters: Optional[Mapping[str, Any]], more: bool) -> bytes:
@@ -130,35 +148,37 @@ def close_all(fds: Iterable[int]) -> None:
         os.close(fd)
 
 
-class Connection:
-    """One connection, for one thread at a time. If an exception interrupts a call, also one from a signal, the
-    connection is closed. Then the daemon cancels the work that only this client waited for."""
+class Exchange:
+    """One call on a connection: what its replies so far say of its end."""
+
+    def __init__(self, more: bool) -> None:
+        self._more = more
+        self.done = False
+
+    def take(self, text: bytes) -> Tuple[Parameters, bool]:
+        """Decodes a reply: its parameters, and whether more follow. Raises the error that the daemon answered with."""
+        try:
+            reply, continues = decode(text)
+        except WireError:
+            self.done = True  # an error is the last reply
+            raise
+        if continues and not self._more:
+            raise ProtocolError("the daemon sent several replies, and one was asked for")
+        self.done = not continues
+        return reply, continues
+
+
+class Link:
+    """A connection's socket, and the steps that the blocking client and the asyncio client do with it. For one thread
+    or task at a time; shutdown() may be called from another thread. A forked process cannot use its parent's."""
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._pid = os.getpid()
+        self._end = time.monotonic() + CONNECT_TIMEOUT
         self._reader = Reader()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        try:
-            self._connect()
-        except BaseException:
-            self.close()
-            raise
-
-    def _connect(self) -> None:
-        # A non-blocking Unix socket returns EAGAIN while too many connections wait for the daemon to accept them.
-        end = time.monotonic() + CONNECT_TIMEOUT
         self._socket.setblocking(False)
-        while True:
-            try:
-                self._socket.connect(self.path)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() >= end:
-                    raise connect_failure(self.path, TimeoutError(error.errno, "it does not take connections")) from None
-                time.sleep(CONNECT_RETRY)
-            except OSError as error:
-                raise connect_failure(self.path, error) from None
-        self._socket.setblocking(True)
 
     def __del__(self) -> None:
         # If a client is not closed nothing is lost, so a warning about an unclosed socket would not help.
@@ -166,6 +186,19 @@ class Connection:
             self.close()
         except AttributeError:  # it was not made to its end
             pass
+
+    def _connect(self) -> bool:
+        """Tries to connect. False: too many connections wait for the daemon to accept them; the next try is due after
+        CONNECT_RETRY. NoDaemon, OSError."""
+        try:
+            self._socket.connect(self.path)
+            return True
+        except BlockingIOError as error:
+            if time.monotonic() < self._end:
+                return False
+            raise connect_failure(self.path, TimeoutError(errno.ETIMEDOUT, "it does not take connections")) from error
+        except OSError as error:
+            raise connect_failure(self.path, error) from None
 
     @property
     def closed(self) -> bool:
@@ -175,21 +208,92 @@ class Connection:
         """Whether the daemon closed the connection. Between calls the daemon sends nothing, so any input means that it
         is gone.
         """
+        return self._peek() is not None
+
+    def is_at_end(self) -> bool:
+        """Whether the daemon closed the connection, and everything that it sent before was read."""
+        return self._peek() == b""
+
+    def _peek(self) -> Optional[bytes]:
+        """What comes next; b"": the end; None: nothing yet."""
         try:
-            self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            return self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
-            return False
+            return None
         except OSError:
-            pass
-        return True
+            return b""
 
     def shutdown(self) -> None:
-        """May be called from another thread. The running call then ends with ConnectionLost."""
-        self._socket.shutdown(socket.SHUT_RDWR)
+        """A call that another thread has running ends with ConnectionLost. Does nothing to the connection of a parent
+        process."""
+        if os.getpid() == self._pid:
+            try:
+                self._socket.shutdown(socket.SHUT_RDWR)
+            except OSError:  # it has ended already
+                pass
 
     def close(self) -> None:
         self._socket.close()
         self._reader.close()
+
+    def _push(self, data: bytes, fds: Sequence[int]) -> bytes:
+        """Sends descriptors and as much of the data as the socket takes at once. Returns the rest. ConnectionLost; and
+        BlockingIOError, if the socket does not block."""
+        self._is_ours()
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        try:
+            return data[self._socket.sendmsg([data], rights, socket.MSG_NOSIGNAL) :]
+        except BlockingIOError:
+            raise
+        except (BrokenPipeError, ConnectionResetError):
+            return b""  # the daemon may have sent the reason before it closed the connection
+        except OSError as error:
+            raise ConnectionLost(f"sending to the daemon failed: {error.strerror or error}") from None
+
+    def _fetch(self) -> Optional[bytes]:
+        """The next message, whose descriptors are closed. Receives once if it is not there yet. None: it is not complete
+        even then. ConnectionLost; and BlockingIOError, if the socket does not block."""
+        message = self._reader.next()
+        if message is None:
+            self._receive()
+            message = self._reader.next()
+        if message is None:
+            return None
+        close_all(message[1])
+        return message[0]
+
+    def _receive(self) -> None:
+        self._is_ours()
+        try:
+            alive = self._reader.receive(self._socket)
+        except BlockingIOError:
+            raise
+        except ConnectionResetError:
+            alive = False
+        except OSError as error:
+            raise ConnectionLost(f"receiving from the daemon failed: {error.strerror or error}") from None
+        if not alive:
+            raise ConnectionLost("the daemon closed the connection")
+
+    def _is_ours(self) -> None:
+        if os.getpid() != self._pid:
+            raise ConnectionLost("this process was forked, and the connection is its parent's")
+
+
+class Connection(Link):
+    """A connection whose calls block. If an exception interrupts a call, also one from a signal, the connection is
+    closed. Then the daemon cancels the work that only this client waited for."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        try:
+            # A blocking connect() would wait without an end while the daemon accepts nobody.
+            while not self._connect():
+                time.sleep(CONNECT_RETRY)
+            self._socket.setblocking(True)
+        except BaseException:
+            self.close()
+            raise
 
     def call(self, method: str, parameters: Optional[Mapping[str, Any]] = None, fds: Sequence[int] = ()) -> Parameters:
         """One call with one reply. Descriptors that come with the reply are closed."""
@@ -204,50 +308,15 @@ class Connection:
         closed.
         """
         data = encode(method, parameters, more)
-        done = False
+        check_fds(fds)
+        exchange = Exchange(more)
         try:
-            self._send(data, fds)
-            while not done:
-                text = self._message()
-                try:
-                    reply, continues = decode(text)
-                except ProtocolError:
-                    raise
-                except Exception:
-                    done = True  # an error of the daemon, which is the last reply
-                    raise
-                if continues and not more:
-                    raise ProtocolError("the daemon sent several replies, and one was asked for")
-                done = not continues
-                yield reply, continues
+            while data:
+                data, fds = self._push(data, fds), ()
+            while not exchange.done:
+                text = self._fetch()
+                if text is not None:
+                    yield exchange.take(text)
         finally:
-            if not done:
+            if not exchange.done:
                 self.close()
-
-    def _send(self, data: bytes, fds: Sequence[int]) -> None:
-        try:
-            sent = 0
-            if fds:
-                rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
-                sent = self._socket.sendmsg([data], [rights], socket.MSG_NOSIGNAL)
-            if sent < len(data):
-                self._socket.sendall(data[sent:], socket.MSG_NOSIGNAL)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # the daemon may have sent the reason before it closed the connection
-        except OSError as error:
-            raise ConnectionLost(f"sending to the daemon failed: {error.strerror or error}") from None
-
-    def _message(self) -> bytes:
-        while True:
-            message = self._reader.next()
-            if message:
-                close_all(message[1])
-                return message[0]
-            try:
-                alive = self._reader.receive(self._socket)
-            except ConnectionResetError:
-                alive = False
-            except OSError as error:
-                raise ConnectionLost(f"receiving from the daemon failed: {error.strerror or error}") from None
-            if not alive:
-                raise ConnectionLost("the daemon closed the connection")

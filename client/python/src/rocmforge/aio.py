@@ -12,82 +12,68 @@ on the host.
 
 from __future__ import annotations
 
-import array
 import asyncio
+import contextlib
+import inspect
 import os
-import socket as sockets
-from typing import TYPE_CHECKING, Any, AsyncGenerator, Dict, Generator, List, NoReturn, Optional, Sequence, Tuple, Type
-from typing import cast
+from typing import TYPE_CHECKING, Any, AsyncGenerator, AsyncIterator, Callable, Dict, Generator, List, NoReturn
+from typing import Optional, Sequence, Tuple, Type, TypeVar, cast
 
 from . import _calls, _progress
-from ._calls import Forms
+from ._calls import LoadAttachOptions, LoadOptions, PlanOptions
+from ._draining import Drains
 from ._files import Path, Paths, first, opened_or_not
 from ._memory import Attachment
 from ._progress import ProgressOption
-from ._varlink import CONNECT_RETRY, CONNECT_TIMEOUT, Reader, close_all, connect_failure, decode, default_socket, encode
-from .errors import Closed, ConnectionLost, ProtocolError
+from ._varlink import CONNECT_RETRY, FDS_MAX, Exchange, Link, check_fds, default_socket, encode
+from .errors import Closed, ConnectionLost, Error, ProtocolError
 from .model import Model
 from .replies import Device, Event, LoadReply, ModelInfo, PlanReply, ShowReply, StatusReply, VerifyReply
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from typing_extensions import Unpack  # in typing from Python 3.11 on
 
-class _Connection:
-    """One connection, for one task at a time. If a call is interrupted, the connection is closed."""
 
-    def __init__(self) -> None:
-        self._reader = Reader()
-        self._socket = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM | sockets.SOCK_CLOEXEC)
-        self._socket.setblocking(False)
+_T = TypeVar("_T")
+
+
+@contextlib.asynccontextmanager
+async def _closing(generator: AsyncGenerator[_T, None]) -> AsyncIterator[AsyncGenerator[_T, None]]:
+    """contextlib.aclosing(), which Python 3.9 lacks: the generator ends here, and not whenever it is collected."""
+    try:
+        yield generator
+    finally:
+        await generator.aclose()
+
+
+class _Connection(Link):
+    """A connection for one task at a time. If a call is interrupted, the connection is closed."""
+
+    def __init__(self, path: str) -> None:
+        self._end_wait: Optional[Callable[[], None]] = None  # while a task waits for the socket
+        super().__init__(path)
 
     @classmethod
     async def open(cls, path: str) -> _Connection:
-        self = cls()
+        self = cls(path)
         try:
-            end = asyncio.get_running_loop().time() + CONNECT_TIMEOUT
-            while True:
-                try:
-                    self._socket.connect(path)
-                    return self
-                except BlockingIOError as error:
-                    if asyncio.get_running_loop().time() >= end:
-                        late = TimeoutError(error.errno, "it does not take connections")
-                        raise connect_failure(path, late) from None
-                    await asyncio.sleep(CONNECT_RETRY)
-                except OSError as error:
-                    raise connect_failure(path, error) from None
+            while not self._connect():
+                await asyncio.sleep(CONNECT_RETRY)
         except BaseException:
             self.close()
             raise
-
-    def __del__(self) -> None:
-        try:
-            self.close()
-        except AttributeError:  # it was not made to its end
-            pass
-
-    @property
-    def closed(self) -> bool:
-        return self._socket.fileno() < 0
-
-    def is_dead(self) -> bool:
-        """Whether the daemon closed the connection. Between calls the daemon sends nothing, so any input means that it
-        is gone.
-        """
-        try:
-            self._socket.recv(1, sockets.MSG_PEEK)
-        except BlockingIOError:
-            return False
-        except OSError:
-            pass
-        return True
+        return self
 
     def close(self) -> None:
-        self._socket.close()
-        self._reader.close()
+        # The loop must not keep a descriptor that is closed: the task would wait for ever.
+        if self._end_wait:
+            self._end_wait()
+        super().close()
 
     async def _ready(self, write: bool) -> None:
+        """Waits until the socket can be read from, or written to. ConnectionLost: it was closed meanwhile."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         fd = self._socket.fileno()
@@ -96,82 +82,121 @@ class _Connection:
             if not future.done():
                 future.set_result(None)
 
+        def end() -> None:
+            self._end_wait = None
+            if not loop.is_closed():
+                (loop.remove_writer if write else loop.remove_reader)(fd)
+                wake()
+
         (loop.add_writer if write else loop.add_reader)(fd, wake)
+        self._end_wait = end
         try:
             await future
         finally:
-            (loop.remove_writer if write else loop.remove_reader)(fd)
+            if self._end_wait is end:
+                end()
+        if self.closed:
+            raise ConnectionLost("the connection was closed")
 
     async def call(
         self, method: str, parameters: Optional[Dict[str, Any]] = None, fds: Sequence[int] = ()
     ) -> Dict[str, Any]:
-        replies = self.replies(method, parameters, fds, more=False)
-        try:
+        async with _closing(self.replies(method, parameters, fds, more=False)) as replies:
             async for reply, _ in replies:
                 return reply
-        finally:
-            await replies.aclose()
         raise ProtocolError("the daemon sent no reply")
 
-    async def add_files(self, fds: Sequence[int]) -> None:
-        """Sends the descriptors that do not fit into the message of the call."""
+    async def with_files(
+        self, method: str, parameters: Optional[Dict[str, Any]], fds: Sequence[int]
+    ) -> AsyncGenerator[Dict[str, Any], None]:
+        """Makes a call with any number of files, and yields the replies."""
         for part in _calls.added(fds):
             await self.call("AddFiles", {"fds": list(range(len(part)))}, part)
+        async with _closing(self.replies(method, parameters, fds[-FDS_MAX:])) as replies:
+            async for reply, _ in replies:
+                yield reply
 
     async def replies(
         self, method: str, parameters: Optional[Dict[str, Any]] = None, fds: Sequence[int] = (), more: bool = True
     ) -> AsyncGenerator[Tuple[Dict[str, Any], bool], None]:
         data = encode(method, parameters, more)
-        done = False
+        check_fds(fds)
+        exchange = Exchange(more)
         try:
-            await self._send(data, fds)
-            while not done:
-                text = await self._message()
+            while data:
                 try:
-                    reply, continues = decode(text)
-                except ProtocolError:
-                    raise
-                except Exception:
-                    done = True  # an error of the daemon, which is the last reply
-                    raise
-                if continues and not more:
-                    raise ProtocolError("the daemon sent several replies, and one was asked for")
-                done = not continues
-                yield reply, continues
+                    data, fds = self._push(data, fds), ()
+                except BlockingIOError:
+                    await self._ready(write=True)
+            while not exchange.done:
+                try:
+                    text = self._fetch()
+                except BlockingIOError:
+                    await self._ready(write=False)
+                else:
+                    if text is not None:
+                        yield exchange.take(text)
         finally:
-            if not done:
+            if not exchange.done:
                 self.close()
 
-    async def _send(self, data: bytes, fds: Sequence[int]) -> None:
-        rights = [(sockets.SOL_SOCKET, sockets.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        while data:
-            try:
-                data = data[self._socket.sendmsg([data], rights, sockets.MSG_NOSIGNAL) :]
-                rights = []
-            except BlockingIOError:
-                await self._ready(write=True)
-            except (BrokenPipeError, ConnectionResetError):
-                return  # the daemon may have sent the reason before it closed the connection
-            except OSError as error:
-                raise ConnectionLost(f"sending to the daemon failed: {error.strerror or error}") from None
 
-    async def _message(self) -> bytes:
-        while True:
-            message = self._reader.next()
-            if message:
-                close_all(message[1])
-                return message[0]
-            try:
-                alive = self._reader.receive(self._socket)
-            except BlockingIOError:
-                await self._ready(write=False)
-                continue
-            except ConnectionResetError:
-                alive = False
-            except OSError as error:
-                raise ConnectionLost(f"receiving from the daemon failed: {error.strerror or error}") from None
-            if not alive:
-                raise ConnectionLost("the daemon closed the connection")
+class _Watcher:
+    """A task that watches all changes of state, and calls the user's function for attached models that should be
+    closed."""
+
+    def __init__(self, function: Callable[[str], object], connection: _Connection) -> None:
+        self._function = function
+        self._drains = Drains()
+        self._connection = connection
+        self._task: Optional[asyncio.Task[None]] = None
+        self._told: List[asyncio.Task[None]] = []
+
+    @classmethod
+    async def open(cls, path: str, function: Callable[[str], object]) -> _Watcher:
+        self = cls(function, await _Connection.open(path))
+        events = self._connection.replies("Watch")
+        try:
+            await events.__anext__()  # from here on nothing is missed
+        except BaseException:
+            self._connection.close()
+            raise
+        self._task = asyncio.create_task(self._run(events))
+        return self
+
+    def works(self) -> bool:
+        """False: its daemon is gone. Then a new one is needed."""
+        return self._task is not None and not self._task.done() and not self._connection.is_at_end()
+
+    def add(self, attachment: Attachment) -> None:
+        if self._drains.add(attachment):
+            self._tell(attachment.name)
+
+    def stop(self) -> None:
+        if self._task:
+            self._task.cancel()
+        self._connection.close()
+
+    async def _run(self, events: AsyncGenerator[Tuple[Dict[str, Any], bool], None]) -> None:
+        with contextlib.suppress(Error):  # the daemon ends
+            async with _closing(events):
+                async for event, _ in events:
+                    name = self._drains.take(event)
+                    if name is not None:
+                        self._tell(name)
+
+    def _tell(self, name: str) -> None:
+        self._told = [task for task in self._told if not task.done()]
+        self._told.append(asyncio.create_task(self._call(name)))  # the loop keeps no task itself
+
+    async def _call(self, name: str) -> None:
+        try:
+            result = self._function(name)
+            if inspect.isawaitable(result):
+                await result
+        except Exception as error:
+            loop = asyncio.get_running_loop()
+            loop.call_exception_handler({"message": "the function of on_draining() failed", "exception": error})
 
 
 class Client:
@@ -184,6 +209,9 @@ class Client:
         self._lock = asyncio.Lock()
         self._connection: Optional[_Connection] = None
         self._closed = False
+        self._watch_lock = asyncio.Lock()  # of the two below
+        self._on_draining: Optional[Callable[[str], object]] = None
+        self._watcher: Optional[_Watcher] = None
 
     # --- its end ---
 
@@ -199,8 +227,12 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Closes the connection. Attached models stay attached until they are closed."""
+        """Closes the connection. A task that waits in a call on this connection gets Closed; a load() or another call
+        with a connection of its own goes on. Attached models stay attached until they are closed."""
         self._closed = True
+        if self._watcher:
+            self._watcher.stop()
+            self._watcher = None
         if self._connection:
             self._connection.close()
             self._connection = None
@@ -220,14 +252,21 @@ class Client:
             if connection is not None:
                 connection.close()
             connection = self._connection = await _Connection.open(self.socket)
+            if self._closed:
+                connection.close()
+                self._check()
         return connection
 
     async def call(
         self, method: str, parameters: Optional[Dict[str, Any]] = None, fds: Sequence[int] = ()
     ) -> Dict[str, Any]:
-        self._check()
         async with self._lock:
-            return await (await self._shared()).call(method, parameters, fds)
+            self._check()
+            try:
+                return await (await self._shared()).call(method, parameters, fds)
+            except ConnectionLost:
+                self._check()  # if another task closed the client, that is the reason
+                raise
 
     async def call_more(
         self, method: str, parameters: Optional[Dict[str, Any]] = None, fds: Sequence[int] = ()
@@ -236,9 +275,9 @@ class Client:
         self._check()
         connection = await _Connection.open(self.socket)
         try:
-            await connection.add_files(fds)
-            async for reply, _ in connection.replies(method, parameters, fds[-_calls.FDS_MAX :]):
-                yield reply
+            async with _closing(connection.with_files(method, parameters, fds)) as replies:
+                async for reply in replies:
+                    yield reply
         finally:
             connection.close()
 
@@ -248,63 +287,29 @@ class Client:
         take = _progress.taker(progress, what)
         last: Dict[str, Any] = {}
         complete = False
-        replies = self.call_more(method, parameters, fds)
         try:
-            async for last in replies:
-                if take and last.get("progress"):
-                    take(last["progress"])
+            async with _closing(self.call_more(method, parameters, fds)) as replies:
+                async for last in replies:
+                    if take and last.get("progress"):
+                        take(last["progress"])
             complete = True
         finally:
-            await replies.aclose()
             _progress.finish(take, complete)
         return _calls.without_draining(last)
 
     # --- loading ---
 
     async def load(
-        self,
-        path: Paths,
-        *,
-        name: Optional[str] = None,
-        form: Optional[str] = None,
-        forms: Forms = None,
-        device: Optional[str] = None,
-        dequant: Optional[str] = None,
-        wait: bool = True,
-        wait_for_memory: Optional[float] = None,
-        pin: bool = False,
-        private: bool = False,
-        public: bool = False,
-        replace: bool = False,
-        ttl: Optional[int] = None,
-        deadline: Optional[float] = None,
-        progress: ProgressOption = None,
-        trace: bool = False,
-        by_path: bool = False,
+        self, path: Paths, *, progress: ProgressOption = None, by_path: bool = False, **options: Unpack[LoadOptions]
     ) -> LoadReply:
-        options = (name, form, forms, device, dequant, wait, wait_for_memory, pin, private, public, replace, ttl, deadline, trace)
         with opened_or_not(path, by_path) as fds:
-            parameters = _calls.load(path, fds, *options)
-            reply = await self._waited("Load", parameters, fds or (), progress, f"loading {os.path.basename(first(path))}")
+            parameters = _calls.load(path, fds, **options)
+            reply = await self._waited("Load", parameters, fds or (), progress, _calls.loading(path))
         return cast(LoadReply, reply)
 
-    async def plan(
-        self,
-        path: Paths,
-        *,
-        name: Optional[str] = None,
-        form: Optional[str] = None,
-        forms: Forms = None,
-        device: Optional[str] = None,
-        dequant: Optional[str] = None,
-        private: bool = False,
-        public: bool = False,
-        replace: bool = False,
-        by_path: bool = False,
-    ) -> PlanReply:
+    async def plan(self, path: Paths, *, by_path: bool = False, **options: Unpack[PlanOptions]) -> PlanReply:
         with opened_or_not(path, by_path) as fds:
-            parameters = _calls.plan(path, fds, name, form, forms, device, dequant, private, public, replace)
-            return cast(PlanReply, await self._waited("Plan", parameters, fds or (), None, ""))
+            return cast(PlanReply, await self._waited("Plan", _calls.plan(path, fds, **options), fds or (), None, ""))
 
     async def unload(self, name: str, *, force: bool = False, deadline: Optional[float] = None) -> str:
         parameters = {"name": name, "force": force or None, "deadline": _calls.seconds(deadline)}
@@ -345,45 +350,28 @@ class Client:
         return cast(VerifyReply, await self._waited("Verify", parameters, (), progress, f"verifying {name}"))
 
     async def watch(self) -> AsyncGenerator[Event, None]:
-        """Yields first each model in its present state, without an event, and then every change of state, without end.
-        To stop, close the generator with aclose()."""
-        replies = self.call_more("Watch")
-        try:
+        """To stop, close the generator with aclose()."""
+        async with _closing(self.call_more("Watch")) as replies:
             async for reply in replies:
                 yield cast(Event, _calls.without_draining(reply))
-        finally:
-            await replies.aclose()
 
     # --- attaching ---
 
     async def attach(self, name: str, *, deadline: Optional[float] = None, progress: ProgressOption = None) -> Model:
-        parameters = {"name": name, "table": True, "deadline": _calls.seconds(deadline)}
-        return await self._leased("Attach", parameters, (), progress, f"waiting for {name}", None)
+        return await self._leased("Attach", _calls.attach(name, deadline), (), progress, f"waiting for {name}", None)
 
     async def load_attach(
         self,
         path: Paths,
         *,
-        name: Optional[str] = None,
-        form: Optional[str] = None,
-        forms: Forms = None,
-        device: Optional[str] = None,
-        dequant: Optional[str] = None,
-        wait_for_memory: Optional[float] = None,
-        pin: bool = False,
-        private: bool = False,
-        public: bool = False,
-        replace: bool = False,
-        ttl: Optional[int] = None,
-        deadline: Optional[float] = None,
         progress: ProgressOption = None,
         by_path: bool = False,
+        **options: Unpack[LoadAttachOptions],
     ) -> Model:
-        options = (name, form, forms, device, dequant, True, wait_for_memory, pin, private, public, replace, ttl, deadline, False)
         with opened_or_not(path, by_path) as fds:
-            parameters = {**_calls.load(path, fds, *options), "lease": True, "table": True}
-            what = f"loading {os.path.basename(first(path))}"
-            return await self._leased("Load", parameters, fds or (), progress, what, os.path.abspath(first(path)))
+            parameters = _calls.load_attach(path, fds, **options)
+            where = os.path.abspath(first(path))
+            return await self._leased("Load", parameters, fds or (), progress, _calls.loading(path), where)
 
     async def _leased(
         self,
@@ -396,21 +384,59 @@ class Client:
     ) -> Model:
         take = _progress.taker(progress, what)
         self._check()
+        watcher = await self._watching()
         connection = await _Connection.open(self.socket)
         reply: Dict[str, Any] = {}
         try:
-            await connection.add_files(fds)
-            async for reply, _ in connection.replies(method, parameters, fds[-_calls.FDS_MAX :]):
-                if take and reply.get("progress"):
-                    take(reply["progress"])
+            try:
+                async with _closing(connection.with_files(method, parameters, fds)) as replies:
+                    async for reply in replies:
+                        if take and reply.get("progress"):
+                            take(reply["progress"])
+            finally:
+                _progress.finish(take, "lease" in reply)
             info = cast(ModelInfo, reply["model"])
             loop = asyncio.get_running_loop()
-            attachment = await loop.run_in_executor(None, Attachment, self.socket, info["name"])
-            await connection.call("Detach", {"lease": reply["lease"]})
+            attachment = await loop.run_in_executor(None, Attachment, self.socket, _calls.certain(info))
+            try:
+                await connection.call("Detach", {"lease": reply["lease"]})
+            except BaseException:
+                attachment.release()
+                raise
         finally:
-            _progress.finish(take, "lease" in reply)
             connection.close()
+        if watcher:
+            watcher.add(attachment)
         return Model(attachment, info, path)
+
+    async def on_draining(self, function: Optional[Callable[[str], object]]) -> None:
+        """As in the blocking client, but the function is called by the event loop. It may be a coroutine function."""
+        self._check()
+        async with self._watch_lock:
+            if self._watcher:
+                self._watcher.stop()
+            self._watcher, self._on_draining = None, function
+        await self._watching()
+
+    async def _watching(self) -> Optional[_Watcher]:
+        """What watches for models that are attached from now on. A new one if the old one's daemon is gone."""
+        async with self._watch_lock:
+            function = self._on_draining
+            if function and not (self._watcher and self._watcher.works()):
+                watcher = await _Watcher.open(self.socket, function)
+                if self._closed:
+                    watcher.stop()
+                    self._check()
+                self._watcher = watcher
+            return self._watcher
+
+    # --- parts of other calls ---
+
+    async def add_files(self, fds: Sequence[int]) -> int:
+        return int((await self.call("AddFiles", {"fds": list(range(len(fds)))}, fds))["files"])
+
+    async def detach(self, lease: int) -> None:
+        await self.call("Detach", {"lease": lease})
 
 
 class _Connecting:

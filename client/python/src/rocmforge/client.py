@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
-import sys
 import threading
-import weakref
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NoReturn, Optional, Sequence
 from typing import Tuple, Type, cast
 
-from . import _calls, _progress
-from ._calls import Forms
+from . import _calls, _fork, _progress
+from ._calls import LoadAttachOptions, LoadOptions, PlanOptions
+from ._draining import Watcher
 from ._files import Path, Paths, first, opened_or_not
 from ._memory import Attachment
 from ._progress import ProgressOption
-from ._varlink import Connection, default_socket
-from .errors import Closed, ConnectionLost, NoDaemon
+from ._varlink import FDS_MAX, Connection, default_socket
+from .errors import Closed, ConnectionLost
 from .model import Model
 from .replies import Device, Event, LoadReply, ModelInfo, PlanReply, ShowReply, StatusReply, VerifyReply
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from typing_extensions import Unpack  # in typing from Python 3.11 on
+
+
+# How long close() waits for a call of another thread, which ends at once but while it connects.
+_CLOSE_SECONDS = 1
 
 
 class Client:
@@ -38,11 +42,13 @@ class Client:
 
     def __init__(self, socket: Optional[Path] = None) -> None:
         self.socket = os.fspath(socket) if socket is not None else default_socket()
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the connection; held during a call
         self._connection: Optional[Connection] = None
-        self._pid = os.getpid()
         self._closed = False
-        self._watcher: Optional[_Watcher] = None
+        self._watch_lock = threading.Lock()  # of the two below
+        self._on_draining: Optional[Callable[[str], object]] = None
+        self._watcher: Optional[Watcher] = None
+        _fork.renew_in_child(self)
         with self._shared():  # connect now, so that this fails if there is no daemon
             pass
 
@@ -60,14 +66,32 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Closes the connection. Attached models stay attached until they are closed."""
+        """Closes the connection. A call that another thread waits in on this connection raises Closed; a load() or
+        another call with a connection of its own goes on. Attached models stay attached until they are closed."""
         self._closed = True
-        if self._watcher:
-            self._watcher.stop()
-            self._watcher = None
-        if self._connection:
-            self._connection.close()
-            self._connection = None
+        with self._watch_lock:
+            watcher, self._watcher, self._on_draining = self._watcher, None, None
+        if watcher:
+            watcher.stop()
+        connection = self._connection
+        if connection:
+            connection.shutdown()
+        # Who has the lock for longer closes the connection afterwards, see _shared().
+        if self._lock.acquire(timeout=_CLOSE_SECONDS):
+            try:
+                self._drop()
+            finally:
+                self._lock.release()
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection:
+            connection.close()
+
+    def after_fork(self) -> None:
+        """In a forked process: the connection and the watcher are the parent's."""
+        self._lock, self._watch_lock = threading.Lock(), threading.Lock()
+        self._connection = self._watcher = None
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError("a client cannot be pickled: call rocmforge.connect() in the other process")
@@ -83,21 +107,20 @@ class Client:
 
     @contextlib.contextmanager
     def _shared(self) -> Iterator[Connection]:
-        """The connection for calls that are answered at once. Makes a new one if it broke, or if it belongs to the
-        parent process.
-        """
-        self._check()
-        if os.getpid() != self._pid:
-            # The parent still uses the connection, and a thread that held the lock does not exist in this process.
-            self._pid, self._lock, self._connection = os.getpid(), threading.Lock(), None
-            self._watcher = None
+        """The connection for calls that are answered at once. Makes a new one if it broke."""
         with self._lock:
-            connection = self._connection
-            if connection is None or connection.closed or connection.is_dead():
-                if connection is not None:
-                    connection.close()
-                connection = self._connection = Connection(self.socket)
-            yield connection
+            self._check()
+            try:
+                if self._connection is None or self._connection.closed or self._connection.is_dead():
+                    self._drop()
+                    self._connection = Connection(self.socket)
+                yield self._connection
+            except ConnectionLost:
+                self._check()  # if another thread closed the client, that is the reason
+                raise
+            finally:
+                if self._closed:
+                    self._drop()
 
     def call(
         self, method: str, parameters: Optional[Dict[str, Any]] = None, fds: Sequence[int] = ()
@@ -139,25 +162,7 @@ class Client:
     # --- loading ---
 
     def load(
-        self,
-        path: Paths,
-        *,
-        name: Optional[str] = None,
-        form: Optional[str] = None,
-        forms: Forms = None,
-        device: Optional[str] = None,
-        dequant: Optional[str] = None,
-        wait: bool = True,
-        wait_for_memory: Optional[float] = None,
-        pin: bool = False,
-        private: bool = False,
-        public: bool = False,
-        replace: bool = False,
-        ttl: Optional[int] = None,
-        deadline: Optional[float] = None,
-        progress: ProgressOption = None,
-        trace: bool = False,
-        by_path: bool = False,
+        self, path: Paths, *, progress: ProgressOption = None, by_path: bool = False, **options: Unpack[LoadOptions]
     ) -> LoadReply:
         """Loads a GGUF file. If it is resident already, or is being loaded, uses that model. For a split model give its
         first file ("-00001-of-00003.gguf"), or a list of all its files.
@@ -184,30 +189,15 @@ class Client:
 
         Returns the model, and if this call began the load, its phases. OSError: the file cannot be opened.
         """
-        options = (name, form, forms, device, dequant, wait, wait_for_memory, pin, private, public, replace, ttl, deadline, trace)
         with opened_or_not(path, by_path) as fds:
-            parameters = _calls.load(path, fds, *options)
-            reply = self._waited("Load", parameters, fds or (), progress, f"loading {os.path.basename(first(path))}")
+            parameters = _calls.load(path, fds, **options)
+            reply = self._waited("Load", parameters, fds or (), progress, _calls.loading(path))
         return cast(LoadReply, reply)
 
-    def plan(
-        self,
-        path: Paths,
-        *,
-        name: Optional[str] = None,
-        form: Optional[str] = None,
-        forms: Forms = None,
-        device: Optional[str] = None,
-        dequant: Optional[str] = None,
-        private: bool = False,
-        public: bool = False,
-        replace: bool = False,
-        by_path: bool = False,
-    ) -> PlanReply:
-        """Returns what load() would do, but loads nothing."""
+    def plan(self, path: Paths, *, by_path: bool = False, **options: Unpack[PlanOptions]) -> PlanReply:
+        """Returns what load() would do with these options, but loads nothing."""
         with opened_or_not(path, by_path) as fds:
-            parameters = _calls.plan(path, fds, name, form, forms, device, dequant, private, public, replace)
-            return cast(PlanReply, self._waited("Plan", parameters, fds or (), None, ""))
+            return cast(PlanReply, self._waited("Plan", _calls.plan(path, fds, **options), fds or (), None, ""))
 
     def unload(self, name: str, *, force: bool = False, deadline: Optional[float] = None) -> str:
         """Frees a model's memory. ModelBusy: a client is attached. With `force` the model then drains: no further
@@ -259,9 +249,8 @@ class Client:
         return cast(VerifyReply, self._waited("Verify", parameters, (), progress, f"verifying {name}"))
 
     def watch(self) -> Iterator[Event]:
-        """Yields first each model in its present state, without an event, and then every change of state, without
-        end.
-        """
+        """Yields first one reply with `models`: all models in their present state. Then yields every change of state as
+        it happens, with `event` and `model`, without end."""
         for reply in self.call_more("Watch"):
             yield cast(Event, _calls.without_draining(reply))
 
@@ -273,35 +262,22 @@ class Client:
 
         ModelNotFound; ModelBusy: it is being unloaded; LibraryError: this process cannot map memory of its device.
         """
-        parameters = {"name": name, "table": True, "deadline": _calls.seconds(deadline)}
-        return self._leased("Attach", parameters, (), progress, f"waiting for {name}", None)
+        return self._leased("Attach", _calls.attach(name, deadline), (), progress, f"waiting for {name}", None)
 
     def load_attach(
         self,
         path: Paths,
         *,
-        name: Optional[str] = None,
-        form: Optional[str] = None,
-        forms: Forms = None,
-        device: Optional[str] = None,
-        dequant: Optional[str] = None,
-        wait_for_memory: Optional[float] = None,
-        pin: bool = False,
-        private: bool = False,
-        public: bool = False,
-        replace: bool = False,
-        ttl: Optional[int] = None,
-        deadline: Optional[float] = None,
         progress: ProgressOption = None,
         by_path: bool = False,
+        **options: Unpack[LoadAttachOptions],
     ) -> Model:
-        """load() and attach() in one call, with the options of load(). Attaches to the loaded model, whatever its name
-        is. The model cannot be evicted between the two."""
-        options = (name, form, forms, device, dequant, True, wait_for_memory, pin, private, public, replace, ttl, deadline, False)
+        """load() and attach() in one call, with the options of load() but `wait` and `trace`. Attaches to the loaded
+        model, whatever its name is. The model cannot be evicted between the two."""
         with opened_or_not(path, by_path) as fds:
-            parameters = {**_calls.load(path, fds, *options), "lease": True, "table": True}
-            what = f"loading {os.path.basename(first(path))}"
-            return self._leased("Load", parameters, fds or (), progress, what, os.path.abspath(first(path)))
+            parameters = _calls.load_attach(path, fds, **options)
+            where = os.path.abspath(first(path))
+            return self._leased("Load", parameters, fds or (), progress, _calls.loading(path), where)
 
     def _leased(
         self,
@@ -316,6 +292,7 @@ class Client:
         # which is not to be interrupted, has one.
         take = _progress.taker(progress, what)
         self._check()
+        watcher = self._watching()
         with contextlib.closing(Connection(self.socket)) as connection:
             reply: Dict[str, Any] = {}
             try:
@@ -325,21 +302,47 @@ class Client:
             finally:
                 _progress.finish(take, "lease" in reply)
             info = cast(ModelInfo, reply["model"])
-            attachment = Attachment(self.socket, info["name"])
-            connection.call("Detach", {"lease": reply["lease"]})
-        if self._watcher:
-            self._watcher.add(attachment)
+            attachment = Attachment(self.socket, _calls.certain(info))
+            try:
+                connection.call("Detach", {"lease": reply["lease"]})
+            except BaseException:
+                attachment.release()
+                raise
+        if watcher:
+            watcher.add(attachment)
         return Model(attachment, info, path)
 
     def on_draining(self, function: Optional[Callable[[str], object]]) -> None:
         """Sets a function that is called when an attached model should be closed, because it is unloaded by force or
         its device was lost. The function gets the model's name, and runs on a thread of its own. The user should then
-        close the model and delete its arrays and tensors. This works for models that are attached from now on. None:
-        the function is no longer called."""
+        close the model and delete its arrays and tensors. This works for models that are attached from now on, also
+        after the daemon was started anew. None: the function is no longer called."""
         self._check()
-        if self._watcher:
-            self._watcher.stop()
-        self._watcher = _Watcher(self.socket, function) if function else None
+        with self._watch_lock:
+            old, self._watcher, self._on_draining = self._watcher, None, function
+        if old:
+            old.stop()
+        self._watching()
+
+    def _watching(self) -> Optional[Watcher]:
+        """What watches for models that are attached from now on. A new one if the old one's daemon is gone, or if it is
+        the parent process's."""
+        with self._watch_lock:
+            function = self._on_draining
+            if function and not (self._watcher and self._watcher.works()):
+                self._watcher = Watcher(self.socket, function)
+            return self._watcher
+
+    # --- parts of other calls ---
+
+    def add_files(self, fds: Sequence[int]) -> int:
+        """Brings descriptors of files for the next call("Load") or call("Plan") of this client that has fds. Returns how
+        many there are by now. load() and plan() do this themselves."""
+        return int(self.call("AddFiles", {"fds": list(range(len(fds)))}, fds)["files"])
+
+    def detach(self, lease: int) -> None:
+        """Ends a lease that call("Attach") or call("Load") of this client took. LeaseNotFound. A Model ends its own."""
+        self.call("Detach", {"lease": lease})
 
 
 def _with_files(
@@ -348,67 +351,7 @@ def _with_files(
     """Makes a call with any number of files, and yields the replies."""
     for part in _calls.added(fds):
         connection.call("AddFiles", {"fds": list(range(len(part)))}, part)
-    return connection.replies(method, parameters, fds[-_calls.FDS_MAX :])
-
-
-# Does not wait for a user's function that does not return, especially not at the interpreter's end.
-_JOIN_SECONDS = 2
-
-
-class _Watcher:
-    """A thread that watches all changes of state, and calls the user's function for attached models that should be
-    closed.
-    """
-
-    def __init__(self, path: str, function: Callable[[str], object]) -> None:
-        self._function = function
-        self._attachments: weakref.WeakSet[Attachment] = weakref.WeakSet()
-        self._lock = threading.Lock()
-        self._stopped = False
-        self._connection = Connection(path)
-        self._replies: Iterator[Tuple[Dict[str, Any], bool]] = self._connection.replies("Watch")
-        next(self._replies)  # from here on nothing is missed
-        self._thread = threading.Thread(target=self._run, name="rocmforge-watch", daemon=True)
-        self._thread.start()
-        _watchers.add(self)
-
-    def add(self, attachment: Attachment) -> None:
-        with self._lock:
-            self._attachments.add(attachment)
-
-    def stop(self) -> None:
-        self._stopped = True
-        with contextlib.suppress(OSError):
-            self._connection.shutdown()
-        if threading.current_thread() is not self._thread:
-            self._thread.join(_JOIN_SECONDS)
-
-    def _run(self) -> None:
-        with contextlib.suppress(ConnectionLost, NoDaemon, OSError, ValueError):
-            for reply, _ in self._replies:
-                if self._stopped:
-                    break
-                if reply.get("event") == "draining":
-                    self._tell(reply["model"]["name"], reply["model"]["id"])
-        self._connection.close()
-
-    def _tell(self, name: str, id_: int) -> None:
-        with self._lock:
-            ours = [a for a in self._attachments if a.id == id_ and not a.released]
-        if ours and not self._stopped:
-            try:
-                self._function(name)
-            except Exception:
-                threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
-
-
-_watchers: weakref.WeakSet[_Watcher] = weakref.WeakSet()
-
-
-@atexit.register
-def _exit() -> None:
-    for watcher in list(_watchers):
-        watcher.stop()
+    return connection.replies(method, parameters, fds[-FDS_MAX:])
 
 
 def connect(socket: Optional[Path] = None) -> Client:
@@ -416,10 +359,17 @@ def connect(socket: Optional[Path] = None) -> Client:
     return Client(socket)
 
 
-def load(path: Paths, *, socket: Optional[Path] = None, **options: Any) -> LoadReply:
+def load(
+    path: Paths,
+    *,
+    progress: ProgressOption = None,
+    by_path: bool = False,
+    socket: Optional[Path] = None,
+    **options: Unpack[LoadOptions],
+) -> LoadReply:
     """Client.load() with a new connection."""
     with connect(socket) as client:
-        return client.load(path, **options)
+        return client.load(path, progress=progress, by_path=by_path, **options)
 
 
 def attach(
@@ -434,7 +384,14 @@ def attach(
         return client.attach(name, deadline=deadline, progress=progress)
 
 
-def load_attach(path: Paths, *, socket: Optional[Path] = None, **options: Any) -> Model:
+def load_attach(
+    path: Paths,
+    *,
+    progress: ProgressOption = None,
+    by_path: bool = False,
+    socket: Optional[Path] = None,
+    **options: Unpack[LoadAttachOptions],
+) -> Model:
     """Client.load_attach() with a new connection. The model stays attached when that connection is closed."""
     with connect(socket) as client:
-        return client.load_attach(path, **options)
+        return client.load_attach(path, progress=progress, by_path=by_path, **options)

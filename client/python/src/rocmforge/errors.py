@@ -1,4 +1,7 @@
-"""The errors of this package: all errors that it raises itself are subclasses of Error.
+"""The errors of this package: subclasses of Error.
+
+Arguments that are wrong before the daemon is asked raise what Python has for them: TypeError, ValueError, KeyError. A
+file that cannot be opened raises OSError.
 
 Each error of the daemon has a class with the same name as on the wire (`ModelBusy`). `parameters` has the daemon's
 parameters, and each parameter is also an attribute (`error.leases`).
@@ -6,6 +9,7 @@ parameters, and each parameter is also an attribute (`error.leases`).
 
 from __future__ import annotations
 
+import errno as errnos
 import os
 from typing import Any, Dict, List, Mapping, Optional, Type
 
@@ -13,6 +17,9 @@ from .replies import Lease
 
 INTERFACE = "io.rocmforge"
 VARLINK = "org.varlink.service"
+
+# What a failing connect() says if no daemon can be reached.
+NO_DAEMON = (errnos.ENOENT, errnos.ECONNREFUSED, errnos.EACCES, errnos.ETIMEDOUT)
 
 
 class Error(Exception):
@@ -73,13 +80,14 @@ class WireError(Error):
     """An error that the daemon answered with. `error` is its full name, "io.rocmforge.ModelBusy"."""
 
     sentence = "the daemon answered with an error that is not known here"
+    detail = ""  # goes behind the sentence, with the parameters in place of {name}
     defaults: Dict[str, Any] = {}
 
     def __init__(self, error: str, parameters: Optional[Mapping[str, Any]] = None) -> None:
         self.error = error
         self.parameters: Dict[str, Any] = dict(parameters or {})
         for key, value in {**self.defaults, **self.parameters}.items():
-            if key not in ("args", "error", "parameters"):
+            if not key.startswith("_") and not hasattr(self, key):  # what exceptions have of their own stays
                 setattr(self, key, value)
         super().__init__(self._message())
 
@@ -87,14 +95,14 @@ class WireError(Error):
         return type(self), (self.error, self.parameters)
 
     def _detail(self) -> str:
-        return ""
+        return type(self).detail.format_map(vars(self))
 
     def _message(self) -> str:
         try:
             detail = self._detail()
         except (AttributeError, KeyError, TypeError, ValueError):  # a daemon that says less
             detail = ""
-        sentence = self.sentence if type(self) is not WireError else f"{self.sentence}: {self.error}"
+        sentence = type(self).sentence if type(self) is not WireError else f"{WireError.sentence}: {self.error}"
         return f"{sentence}: {detail}" if detail else sentence
 
 
@@ -109,20 +117,16 @@ class ModelNotFound(WireError):
     """There is no model called `name`."""
 
     sentence = "no model of this name"
+    detail = "'{name}'"
     name: str
-
-    def _detail(self) -> str:
-        return f"'{self.name}'"
 
 
 class NameInUse(WireError):
     """Another model is called `name`."""
 
     sentence = "another model has this name"
+    detail = "'{name}'"
     name: str
-
-    def _detail(self) -> str:
-        return f"'{self.name}'"
 
 
 class ModelBusy(WireError):
@@ -144,11 +148,9 @@ class InvalidModel(WireError):
     """The file is not a model that can be loaded: `reason`, at byte `offset`."""
 
     sentence = "the file is not a valid model"
+    detail = "{reason}, at byte {offset}"
     reason: str
     offset: int
-
-    def _detail(self) -> str:
-        return f"{self.reason}, at byte {self.offset}"
 
 
 class FileChanged(WireError):
@@ -169,11 +171,9 @@ class UnsupportedType(WireError):
     """The `type` of `tensor` cannot be decoded. It can be loaded with form="native"."""
 
     sentence = "the tensor's type cannot be decoded; load it as native"
+    detail = "'{tensor}' is {type}"
     tensor: str
     type: str
-
-    def _detail(self) -> str:
-        return f"'{self.tensor}' is {self.type}"
 
 
 class DeviceNotFound(WireError):
@@ -210,45 +210,37 @@ class DeviceError(WireError):
     """A `call` to the device, or to the system, failed with `code`: `text`."""
 
     sentence = "a call to the device failed"
+    detail = "{call}: {text} ({code})"
     call: str
     code: int
     text: str
-
-    def _detail(self) -> str:
-        return f"{self.call}: {self.text} ({self.code})"
 
 
 class FileError(WireError):
     """Reading the file failed: `call` with `code`: `text`."""
 
     sentence = "reading the file failed"
+    detail = "{call}: {text} ({code})"
     call: str
     code: int
     text: str
-
-    def _detail(self) -> str:
-        return f"{self.call}: {self.text} ({self.code})"
 
 
 class LimitExceeded(WireError):
     """The `limit` was reached; its value is `value`."""
 
     sentence = "a limit was reached"
+    detail = "{limit}: {value}"
     limit: str
     value: int
-
-    def _detail(self) -> str:
-        return f"{self.limit}: {self.value}"
 
 
 class PermissionDenied(WireError, PermissionError):
     """Not allowed: `reason`."""
 
     sentence = "not allowed"
+    detail = "{reason}"
     reason: str
-
-    def _detail(self) -> str:
-        return self.reason
 
 
 class Cancelled(WireError):
@@ -267,20 +259,16 @@ class LeaseNotFound(WireError):
     """This connection has no such `lease`."""
 
     sentence = "no such lease on this connection"
+    detail = "{lease}"
     lease: int
-
-    def _detail(self) -> str:
-        return str(self.lease)
 
 
 class InvalidMessage(WireError):
     """The daemon could not read a message (`reason`), and closed the connection."""
 
     sentence = "not a valid message"
+    detail = "{reason}"
     reason: str
-
-    def _detail(self) -> str:
-        return self.reason
 
 
 class ShuttingDown(WireError):
@@ -293,30 +281,24 @@ class InterfaceNotFound(WireError):
     """The daemon has no such `interface`."""
 
     sentence = "no such interface"
+    detail = "'{interface}'"
     interface: str
-
-    def _detail(self) -> str:
-        return f"'{self.interface}'"
 
 
 class MethodNotFound(WireError):
     """The daemon has no such `method`; it may be older than this package."""
 
     sentence = "no such method"
+    detail = "'{method}'"
     method: str
-
-    def _detail(self) -> str:
-        return f"'{self.method}'"
 
 
 class MethodNotImplemented(WireError):
     """The daemon does not implement the `method`."""
 
     sentence = "the method is not implemented"
+    detail = "'{method}'"
     method: str
-
-    def _detail(self) -> str:
-        return f"'{self.method}'"
 
 
 class InvalidParameter(WireError, ValueError):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, NoReturn, Optional, Type
+from typing import TYPE_CHECKING, Any, Dict, Iterator, Mapping, NoReturn, Optional, Type
 
 from . import _metadata
-from ._memory import Attachment
+from ._memory import Attachment, Entry
 from .errors import Closed, InUse
 from .replies import ModelInfo, TensorInfo
 from .tensor import Tensor
@@ -38,8 +38,8 @@ class Model(Mapping[str, Tensor]):
         self._attachment = attachment
         self._path = path
         self._metadata: Optional[Dict[str, Any]] = None
-        self._names: Optional[List[str]] = None
-        self._tensors: Dict[str, Tensor] = {}
+        # Of all tensors, once they were listed. No Tensors: one that counts as a view must go with its last user.
+        self._entries: Optional[Dict[str, Entry]] = None
         self.name = attachment.name
         self.id = attachment.id
         self.device = attachment.device
@@ -70,7 +70,6 @@ class Model(Mapping[str, Tensor]):
             return
         if not self._attachment.close(force):
             raise InUse(self.name, len(self._attachment.views))
-        self._tensors.clear()
 
     @property
     def closed(self) -> bool:
@@ -95,27 +94,23 @@ class Model(Mapping[str, Tensor]):
 
     # --- a mapping ---
 
-    def _fill(self) -> List[str]:
-        if self._names is None:
-            entries = self._attachment.entries()
-            for entry in entries:
-                self._tensors.setdefault(entry.name, Tensor(self._attachment, entry))
-            self._names = [entry.name for entry in entries]
-        return self._names
+    def _all(self) -> Dict[str, Entry]:
+        if self._entries is None:
+            self._entries = {entry.name: entry for entry in self._attachment.entries()}
+        return self._entries
 
     def __getitem__(self, name: str) -> Tensor:
         self._attachment.usable()
-        tensor = self._tensors.get(name)
-        if tensor is None:
-            entry = self._attachment.find(name) if isinstance(name, str) else None
-            if entry is None:
-                raise KeyError(name)
-            tensor = self._tensors.setdefault(name, Tensor(self._attachment, entry))
-        return tensor
+        if self._entries is not None:
+            return Tensor(self._attachment, self._entries[name])
+        entry = self._attachment.find(name) if isinstance(name, str) else None
+        if entry is None:
+            raise KeyError(name)
+        return Tensor(self._attachment, entry)
 
     def __iter__(self) -> Iterator[str]:
         self._attachment.usable()
-        return iter(self._fill())
+        return iter(self._all())
 
     def __len__(self) -> int:
         return self._attachment.count()

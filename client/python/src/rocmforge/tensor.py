@@ -6,7 +6,7 @@ import ctypes
 from typing import TYPE_CHECKING, Any, Dict, NoReturn, Optional, Tuple
 
 from . import _devices, _dlpack, _dtypes
-from ._memory import Attachment, Entry, host_buffer
+from ._memory import Attachment, Entry, View, host_buffer
 from .errors import Error
 
 if TYPE_CHECKING:
@@ -32,14 +32,16 @@ class Tensor:
 
     You can pass it to NumPy, PyTorch and other libraries directly. On the host it has the array interface and, from
     Python 3.12 on, the buffer protocol; on GPUs it has the CUDA array interface; DLPack works everywhere. Their result
-    is a view: nothing is copied, and the memory stays as long as the view exists.
+    is a view: nothing is copied, and the memory stays as long as the view exists. If the CUDA array interface was asked
+    for once, the Tensor itself counts as a view from then on.
     """
 
-    __slots__ = ("_attachment", "_entry", "_dtype", "shape")
+    __slots__ = ("_attachment", "_entry", "_dtype", "_view", "shape")
 
     def __init__(self, attachment: Attachment, entry: Entry) -> None:
         self._attachment = attachment
         self._entry = entry
+        self._view: Optional[View] = None  # what keeps the memory for those who have the CUDA array interface
         self._dtype, self.shape = _dtypes.array_type(entry.form, entry.type, entry.shape, entry.nbytes)
 
     @property
@@ -109,6 +111,9 @@ class Tensor:
 
     # --- copies ---
 
+    def __bytes__(self) -> bytes:
+        return self.read()
+
     def read(self) -> bytes:
         """A copy of the bytes, from the host or a GPU."""
         if self.nbytes == 0:
@@ -164,14 +169,21 @@ class Tensor:
         return {"version": 3, "shape": self.shape, "typestr": self._dtype.typestr, "data": self.buffer()}
 
     def __array__(self, dtype: Any = None, copy: Optional[bool] = None) -> _np.ndarray[Any, Any]:
-        array = self.numpy(copy=bool(copy))
-        return array if dtype is None or dtype == array.dtype else array.astype(dtype)
+        """What NumPy asks for. With `copy` False: ValueError if another dtype would take a copy."""
+        if dtype is None or dtype == _dtypes.numpy_dtype(self._dtype):
+            return self.numpy(copy=bool(copy))
+        if copy is False:
+            raise ValueError(f"'{self.name}' is {self.dtype}: no array of {dtype} without a copy")
+        return self.numpy().astype(dtype)
 
     @property
     def __cuda_array_interface__(self) -> Dict[str, Any]:
         # It claims to be writable, because PyTorch refuses read-only memory. It must not be written to.
         if self._attachment.on_host or self._dtype.typestr is None:
             raise AttributeError("__cuda_array_interface__")
+        # The protocol passes an address. Who takes it keeps the object that it came from, which is this one.
+        if self._view is None:
+            self._view = self._attachment.view()
         self._attachment.usable()
         return {
             "version": 3,

@@ -10,11 +10,12 @@ Needs torch and transformers (pip install rocmforge[transformers]).
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, Optional, Union
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Union
 
 from .._files import Path
 from ..client import attach
 from ..model import Model
+from . import _subset
 from ._build import Builder, CannotBuild, Report, parameters_without_memory
 from ._names import ARCHITECTURES, recipes
 
@@ -27,7 +28,8 @@ class Resident:
     Attributes:
         model: a model of transformers, ready to be called, with no gradients. What it has of resident memory is shared,
             and must not be written to. It keeps the lease for as long as it lives.
-        tokenizer: made when it is first asked for; None: the file has no vocabulary.
+        tokenizer: made when it is first asked for, which takes seconds for a large vocabulary; encode() and decode() do
+            without it. None: the file has no vocabulary.
         report: which parameters are views, and which were made.
     """
 
@@ -36,15 +38,47 @@ class Resident:
         self.report = report
         self._metadata: Optional[Dict[str, Any]] = metadata
         self._tokenizer: Any = None
+        self._vocabulary: Optional[_subset.Vocabulary] = None
 
     @property
     def tokenizer(self) -> Any:
-        if self._metadata is not None:
+        metadata = self._metadata
+        if metadata is not None:
             from . import _tokenizer
 
-            self._tokenizer = _tokenizer.make(self._metadata)
-            self._metadata = None
+            self._tokenizer = _tokenizer.make(metadata)
+            self._metadata = self._vocabulary = None
         return self._tokenizer
+
+    def encode(self, text: str) -> List[int]:
+        """The numbers of a text's tokens: tokenizer(text).input_ids. If the tokenizer was not made yet, and the text is
+        short, this does not make it: only the part that the text needs. CannotBuild: the file has no vocabulary."""
+        vocabulary = self._short(len(text))
+        if vocabulary is not None:
+            return vocabulary.encode(text)
+        return list(self._whole()(text).input_ids)
+
+    def decode(self, numbers: Iterable[int], skip_special_tokens: bool = True) -> str:
+        """The text of tokens: tokenizer.decode(). Like encode(), without the whole tokenizer. CannotBuild."""
+        numbers = [int(number) for number in numbers]
+        vocabulary = self._short(len(numbers))
+        if vocabulary is not None:
+            return vocabulary.decode(numbers, skip_special_tokens)
+        return str(self._whole().decode(numbers, skip_special_tokens=skip_special_tokens))
+
+    def _short(self, size: int) -> Optional[_subset.Vocabulary]:
+        """What makes the part of the tokenizer that a short text needs. None: the whole one is to be taken."""
+        metadata = self._metadata
+        if metadata is None or size > _subset.TEXT_MAX or not _subset.Vocabulary.usable(metadata):
+            return None
+        if self._vocabulary is None:
+            self._vocabulary = _subset.Vocabulary(metadata)
+        return self._vocabulary
+
+    def _whole(self) -> Any:
+        if self.tokenizer is None:
+            raise CannotBuild("the file has no vocabulary")
+        return self.tokenizer
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.model, self.tokenizer, self.report))
@@ -134,16 +168,11 @@ def _construct(config: Any, model_class: Any, dtype: Any, architecture: str) -> 
         model_class, options = transformers.AutoModel, {"add_pooling_layer": False}
     elif model_class is None:
         model_class = transformers.AutoModelForCausalLM
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with parameters_without_memory(), torch.no_grad():
-            make = getattr(model_class, "from_config", None)
-            if make is None:  # a class of its own, and no AutoModel...
-                return model_class(config, **options)
-            return make(config, **options)
-    finally:
-        torch.set_default_dtype(before)
+    with parameters_without_memory(dtype), torch.no_grad():
+        make = getattr(model_class, "from_config", None)
+        if make is None:  # a class of its own, and no AutoModel...
+            return model_class(config, **options)
+        return make(config, **options)
 
 
 def _scale_frequencies(resident: Model, model: Any) -> None:

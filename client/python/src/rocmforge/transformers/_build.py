@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
@@ -38,27 +39,33 @@ class Report:
         )
 
 
-_lock = threading.Lock()
+# What is changed for all of the process while a model is constructed belongs to one thread at a time, from before it is
+# looked at until it is as it was. A fork waits for this, so that no child is left with what was changed.
+_lock = threading.RLock()
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 @contextlib.contextmanager
-def parameters_without_memory() -> Iterator[None]:
-    """Modules that this thread makes meanwhile have parameters on "meta", and buffers as usual."""
+def parameters_without_memory(dtype: Any) -> Iterator[None]:
+    """Modules that this thread makes meanwhile have parameters of this type on "meta", and buffers as usual."""
+    import torch
     from torch import nn
 
-    register = nn.Module.register_parameter
     thread = threading.get_ident()
-
-    def register_parameter(module: Any, name: str, parameter: Any) -> None:
-        if parameter is not None and threading.get_ident() == thread:
-            parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
-        register(module, name, parameter)
-
     with _lock:
+        register, default = nn.Module.register_parameter, torch.get_default_dtype()
+
+        def register_parameter(module: Any, name: str, parameter: Any) -> None:
+            if parameter is not None and threading.get_ident() == thread:
+                parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
+            register(module, name, parameter)
+
         nn.Module.register_parameter = register_parameter
+        torch.set_default_dtype(dtype)
         try:
             yield
         finally:
+            torch.set_default_dtype(default)
             nn.Module.register_parameter = register
 
 
@@ -87,17 +94,16 @@ class Builder:
         self.device: Any = None
 
     def fill(self, find: Callable[[str], Optional[_names.Recipe]]) -> None:
-        """Sets each parameter. CannotBuild: the file has none for it."""
-        missing = []
+        """Sets each parameter that the file has something for. CannotBuild."""
         for name, parameter in list(self._model.named_parameters()):
             recipe = find(name)
-            sources = {recipe.tensor, recipe.other or recipe.tensor} if recipe else set()
-            if recipe is None or not all(source in self._resident for source in sources):
-                missing.append(name)
+            if recipe is None:
                 continue
-            self._set(name, parameter, *self._made(recipe))
-            self._used |= sources
-        self._finish(missing)
+            sources = {recipe.tensor, recipe.other or recipe.tensor}
+            if all(source in self._resident for source in sources):
+                self._set(name, parameter, *self._made(recipe))
+                self._used |= sources
+        self._finish()
 
     def _made(self, recipe: _names.Recipe) -> Tuple[Any, str]:
         tensor = self._tensor(recipe.tensor)
@@ -140,17 +146,15 @@ class Builder:
 
     def fill_from(self, tensors: Dict[str, Tuple[Any, bool, str]]) -> None:
         """The same from tensors by transformers' names, of which each is a view or not, and where it is from."""
-        missing = []
         for name, parameter in list(self._model.named_parameters()):
-            if name not in tensors:
-                missing.append(name)
-                continue
-            tensor, is_view, source = tensors[name]
-            self._set(name, parameter, tensor, "" if is_view else "made by transformers")
-            self._used.add(source)
-        self._finish(missing)
+            if name in tensors:
+                tensor, is_view, source = tensors[name]
+                self._set(name, parameter, tensor, "" if is_view else "made by transformers")
+                self._used.add(source)
+        self._finish()
 
-    def _finish(self, missing: List[str]) -> None:
+    def _finish(self) -> None:
+        """CannotBuild: a parameter was not set, nor is it one of those that are the same as another."""
         self._model.tie_weights()
         left = [name for name, parameter in self._model.named_parameters() if parameter.is_meta]
         if left:

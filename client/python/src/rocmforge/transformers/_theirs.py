@@ -44,18 +44,20 @@ def tensors(resident: Model, model: Any, config: Any, architecture: str) -> Dict
     except NotImplementedError as error:
         raise CannotBuild(f"transformers has no names for '{architecture}' models") from error
     parsed: Dict[str, Any] = {"tensors": {}}
+    device = None  # where the model is
     result: Dict[str, Tuple[Any, bool, str]] = {}
     for name, tensor in resident.items():
         if tensor.is_blocks:
             raise CannotBuild(f"'{name}' is resident as {tensor.type} blocks: load the model with form='f32'")
         view = tensor.torch()
-        # NumPy has no bfloat16, and the conversions are written for float32.
-        weights = view.numpy() if view.dtype == torch.float32 else view.float().numpy()
+        device = view.device
+        # The conversions are written for float32 in NumPy, which has no bfloat16 and no GPUs.
+        weights = view.cpu().float().numpy()
         done = processor.process(weights=weights, name=name, tensor_key_mapping=names, parsed_parameters=parsed)
         if done.name not in names:
             continue
         same = done.weights is weights
-        made = view if same else torch.from_numpy(done.weights.copy())
+        made = view if same else torch.from_numpy(done.weights.copy()).to(view.device)
         result[names[done.name]] = (made, same, name)
-    result.update({name: (made, False, name) for name, made in parsed["tensors"].items()})
+    result.update({name: (made.to(device), False, name) for name, made in parsed["tensors"].items()})
     return result

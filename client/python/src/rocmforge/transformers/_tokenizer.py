@@ -82,7 +82,7 @@ class _Given:
 
 def _merges(values: Mapping[str, Any], architecture: str) -> List[_Merge]:
     """The pairs that a sentencepiece vocabulary implies, best first, as transformers makes them: for each token, all
-    ways to cut it into two others. The function of transformers takes one and a half times as long."""
+    ways to cut it into two others."""
     tokens: List[str] = values["tokens"]
     if architecture.startswith("gemma"):
         # There, tokens of several spaces stand as such, and the order of the file is that of the merges.
