@@ -3,9 +3,11 @@
 ROCMFORGE_KILLS says how often test_killed_under_load kills the daemon.
 """
 import contextlib
+import errno
 import mmap
 import os
 import signal
+import socket
 import struct
 import threading
 import time
@@ -16,6 +18,7 @@ from harness import (
     MIB,
     TIMEOUT,
     USER,
+    build_folder,
     client_of,
     daemon_program,
     fake_gpu_folder,
@@ -27,6 +30,8 @@ from harness import (
     wait_until,
     wire_error,
 )
+from librocmforge import Client as Library
+from librocmforge import Failure
 from rocmforge_wire import Closed, WireError
 
 KILLS = int(os.environ.get("ROCMFORGE_KILLS", "8"))
@@ -254,6 +259,100 @@ def test_split_model(held, split):
         assert client.call("Verify", name="m")["mismatches"] == []
 
 
+# --- Clients come back ---
+
+
+def test_lease_is_taken_again(held, folder):
+    daemon, path = held("--grace", "1"), tensor_model(folder / "m.gguf")
+    with daemon.client() as client:
+        load(client, path, "m")
+        load(client, path, "n")
+        token = client.call("Attach", name="m")["token"]
+        assert client.call("Attach", name="n")["token"] == token and len(token) == 32
+        assert client.call("Attach", name=load(client, tensor_model(folder / "o", seed=2), "o")["name"])["token"] != token
+    kill(daemon)
+    with daemon.client() as client:
+        reply = client.call("Reattach", name="m", token=token)
+        assert reply["model"]["name"] == "m" and reply["model"]["leases"] == 1 and not client.fds
+        time.sleep(1.5)  # the time of grace is over: only the lease keeps it
+        client.call("Unload", name="n")  # the name
+        with wire_error("ModelBusy") as parameters:
+            client.call("Unload", name="m")
+        assert [lease["lease"] for lease in parameters["leases"]] == [reply["lease"]]
+        for wrong in ("0" * 32, token[::-1]):
+            with wire_error("ModelNotFound") as parameters:
+                client.call("Reattach", name="m", token=wrong)
+            assert parameters == {"name": "m"}
+        for wrong in ("", token[1:], token + "0", token.upper() + "G", "g" + token[1:]):
+            with wire_error("org.varlink.service.InvalidParameter") as parameters:
+                client.call("Reattach", name="m", token=wrong)
+            assert parameters == {"parameter": "token"}
+        client.call("Detach", lease=reply["lease"])
+        client.call("Unload", name="m")
+        with wire_error("ModelNotFound"):
+            client.call("Reattach", name="m", token=token)
+
+
+def test_token_gives_no_right(start_for_all, folder):
+    """It tells which model, not who may have it."""
+    daemon = start_for_all()
+    path = tensor_model(folder / "m.gguf")
+    os.chmod(path, 0o644)
+    with client_of(daemon, USER) as client:
+        with open(path, "rb") as file:
+            client.call("Load", fds=[file.fileno()], name="m", private=True)
+        token = client.call("Attach", name="m")["token"]
+        client.call("Reattach", name="m", token=token)
+    with client_of(daemon, USER + 1) as client, wire_error("ModelNotFound"):
+        client.call("Reattach", name="m", token=token)
+
+
+def test_library_reconnects(held, folder):
+    daemon = held()
+    paths = [tensor_model(folder / f"{i}.gguf", seed=i) for i in range(2)]
+    with daemon.client() as client:
+        for i, path in enumerate(paths):
+            load(client, path, f"m{i}")
+    with Library(build_folder(), daemon.socket) as client:
+        with client.attach("m0") as first, client.attach("m1") as second:
+            views = [model.view(next(iter(model))) for model in (first, second)]
+            for _ in range(3):
+                kill(daemon)
+                with pytest.raises(Failure) as failure:
+                    client.attach("m0")
+                assert failure.value.error == -errno.ECONNRESET
+                client.reconnect(TIMEOUT)
+                assert first.leased and second.leased
+                assert [model["leases"] for model in daemon.models()] == [1, 1]
+                assert [bytes(view) for view in views] == [file_bytes(path) for path in paths]
+            client.reconnect(0)  # to the same daemon, too
+            wait_until(lambda: [model["leases"] for model in daemon.models()] == [1, 1])
+            with client.attach("m0"):
+                assert daemon.models()[0]["leases"] == 2
+            del views
+    wait_until(lambda: [model["leases"] for model in daemon.models()] == [0, 0])
+
+
+def test_library_without_the_model(start, folder):
+    """The next daemon knows nothing of it: what was attached can be read, and is told to be without a lease."""
+    daemon, path = start(), tensor_model(folder / "m.gguf")
+    with daemon.client() as client:
+        load(client, path, "m")
+    with Library(build_folder(), daemon.socket) as client, client.attach("m") as model:
+        daemon.process.kill()
+        daemon.process.wait()
+        with pytest.raises(Failure) as failure:
+            client.reconnect(0.1)
+        assert failure.value.error == -errno.ECONNREFUSED and not model.leased
+        start()
+        with pytest.raises(Failure) as failure:
+            client.reconnect(TIMEOUT)
+        assert failure.value.error == -errno.ESTALE and "'m'" in str(failure.value) and not model.leased
+        assert bytes(model.view(next(iter(model)))) == file_bytes(path)
+        with client.load_attach(path) as again:
+            assert again.leased
+
+
 # --- Under load ---
 
 
@@ -369,6 +468,23 @@ def test_as_it_was(stored, start, folder):
     with daemon.client() as client:
         assert bytes_of(*memory(client, "m")) == file_bytes(folder / "m.gguf")
     assert not stored.removed
+
+
+@pytest.mark.parametrize("place", [0, 2, 4])
+def test_with_the_socket(stored, start, folder, place):
+    """systemd hands over its socket in the same way, before or after."""
+    path = folder / "io.rocmforge"
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        entries = list(stored.entries.items())
+        entries.insert(place, ("rocmforged.socket", os.dup(listening.fileno())))
+        stored.entries = dict(entries)
+        daemon = stored.start(start, socket_too=True)
+        assert names(daemon) == ["m"]
+        with daemon.client() as client:
+            assert bytes_of(*memory(client, "m")) == file_bytes(folder / "m.gguf")
 
 
 def refused(stored, start, why, role="d"):

@@ -72,8 +72,9 @@ class Store:
         os.close(self.entries[name])
         self.entries[name] = fd
 
-    def start(self, start, *options, **keywords):
-        """Starts a daemon that gets all entries."""
+    def start(self, start, *options, socket_too=False, **keywords):
+        """Starts a daemon that gets all entries. socket_too: one of them is the socket to listen at, and --socket is not
+        said."""
         self.removed.clear()
         names = list(self.entries)
         # Copies with numbers that no other descriptor has, to be moved to 3, 4, ... by the shell.
@@ -82,7 +83,7 @@ class Store:
         script += [f"exec {3 + i}<&{fd} {fd}<&-" for i, fd in enumerate(copies)]
         if names:
             script += [f"export LISTEN_FDS={len(names)} LISTEN_FDNAMES={':'.join(names)} LISTEN_PID=$$"]
-        script += ['exec "$@"', ""]
+        script += ['exec "$1" "${@:4}"' if socket_too else 'exec "$@"', ""]
         path = self.path + ".sh"
         with open(path, "w", encoding="ascii") as out:
             out.write("\n".join(script))
