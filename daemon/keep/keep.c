@@ -262,6 +262,28 @@ static void keep_sync(struct keep *keep)
     }
 }
 
+/* A model is about to be unloaded. */
+static bool leaves(void *keeper, const struct model *model)
+{
+    struct keep *keep = keeper;
+    struct kept *kept;
+    TAILQ_FOREACH(kept, &keep->list, link)
+    {
+        if (kept->model != model->id || keep->stopped)
+            continue;
+        kept_drop(keep, kept);
+        return true;
+    }
+    return false;
+}
+
+/* worker. Only then the memory is free for others. */
+static void left(void *keeper)
+{
+    (void)keeper;
+    store_wait();
+}
+
 static void prepared(uv_prepare_t *prepare)
 {
     struct keep *keep = prepare->data;
@@ -304,6 +326,9 @@ int keep_new(struct residency *residency, unsigned grace, struct keep **ret)
     /* These two cannot fail. */
     (void)uv_prepare_init(residency->core->loop, &keep->prepare);
     (void)uv_timer_init(residency->core->loop, &keep->timer);
+    residency->leaves = leaves;
+    residency->left = left;
+    residency->keeper = keep;
     if (store_there())
         (void)uv_prepare_start(&keep->prepare, prepared);
     *ret = keep;

@@ -19,7 +19,7 @@
 struct keep;
 
 /* grace: in seconds. 0 and a struct that the caller ends with keep_close(); or a negative errno. Without a store
- * nothing is kept. */
+ * nothing is kept. The residency tells it which models are unloaded. */
 int keep_new(struct residency *residency, unsigned grace, struct keep **ret);
 
 /* Takes models back from what the store had; once, at the start, before clients are served. What does not check out is

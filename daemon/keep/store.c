@@ -38,6 +38,11 @@ void store_remove(const struct store_name *name)
     (void)sd_notifyf(0, "FDSTOREREMOVE=1\nFDNAME=%s", text);
 }
 
+void store_wait(void)
+{
+    (void)sd_notify_barrier(0, 2000000);
+}
+
 bool store_name_parse(const char *text, struct store_name *ret)
 {
     struct store_name name = {0};

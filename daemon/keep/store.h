@@ -43,5 +43,8 @@ int store_add(const struct store_name *name, int fd);
 /* Removes what has this name. */
 void store_remove(const struct store_name *name);
 
+/* Returns when the store has done all that it was sent, or after a second or two. May block: any thread. */
+void store_wait(void);
+
 /* Whether this is the name of something that this file stored. */
 bool store_name_parse(const char *text, struct store_name *ret);

@@ -222,7 +222,7 @@ def said(listener, seconds=0.2):
 def next_said(listener):
     """The next message, but for those about descriptors to be kept: test_restart.py."""
     listener.settimeout(TIMEOUT)
-    while (said := listener.recv(4096).decode()).startswith("FDSTORE"):
+    while (said := listener.recv(4096).decode()).startswith(("FDSTORE", "BARRIER")):
         pass
     return said
 

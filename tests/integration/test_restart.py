@@ -587,6 +587,20 @@ def test_stores_what_is_new_once(stored, start):
     assert before - set(stored.entries) == stored.removed and len(stored.removed) == 1
 
 
+def test_memory_is_free_when_the_store_has_let_go(store, start, folder):
+    """Else the next load would find less than the daemon reckons with."""
+    daemon = store.start(start)
+    with daemon.client() as client:
+        load(client, tensor_model(folder / "m.gguf"), "m")
+        store.wait("d", 1)
+        client.send("Unload", {"name": "m"})
+        time.sleep(0.3)
+        assert daemon.used() > 0 and store.entries
+        store.receive()
+        assert client.reply()[0]["state"] == "unloaded"
+    assert not store.entries and daemon.used() == 0
+
+
 def test_foreign_descriptors(store, start):
     """Names that are not the daemon's are no models."""
     for name in ("rocmforge-", "rocmforge-0-d1", "rocmforge-00000000000000zz-d1", "rocmforge-0000000000000001-x1"):

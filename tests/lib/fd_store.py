@@ -48,6 +48,9 @@ class Store:
                 fds.frombytes(data)
             lines = message.decode().split("\n")
             name = next((line[7:] for line in lines if line.startswith("FDNAME=")), "stored")
+            if "FDSTORE=1" not in lines:
+                for fd in fds:  # of sd_notify_barrier(3), which waits for this
+                    os.close(fd)
             if "FDSTORE=1" in lines:
                 assert len(fds) == 1 and name not in self.entries
                 self.entries[name] = fds[0]
