@@ -1,9 +1,11 @@
 #include "client/files.h"
 
 #include "client/error.h"
+#include "proto/folder.h"
 #include "proto/model_file.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -12,7 +14,9 @@
 static int open_failed(rf_client *client, int error, const char *path)
 {
     return client_fail(client, error, "cannot open %s: %s", path,
-                       error == -EINVAL ? "it is no regular file" : strerror(-error));
+                       error == -EINVAL    ? "it is no regular file"
+                       : error == -EBADMSG ? "its " FOLDER_INDEX " is not valid"
+                                           : strerror(-error));
 }
 
 static int copy_paths(struct shard_paths *shards, const char *const *paths, size_t n)
@@ -67,11 +71,24 @@ void files_close(struct files *files)
     shard_paths_free(&files->shards);
 }
 
+/* After the folder's own name, which "." and "..", for instance, do not tell. */
+static void folder_name(const char *path, char name[static RF_NAME_SIZE])
+{
+    char *real = realpath(path, NULL), *file = NULL;
+    if (real && asprintf(&file, "%s/" FOLDER_FILE, real) >= 0) {
+        model_name_derive(file, name);
+        free(file);
+    }
+    free(real);
+}
+
 void files_link_name(const char *path, char name[static RF_NAME_SIZE])
 {
     _Static_assert(RF_NAME_SIZE == MODEL_NAME_MAX + 1, "room for any name");
     struct stat status;
     name[0] = '\0';
-    if (lstat(path, &status) == 0 && S_ISLNK(status.st_mode))
+    if (stat(path, &status) == 0 && S_ISDIR(status.st_mode))
+        folder_name(path, name);
+    else if (lstat(path, &status) == 0 && S_ISLNK(status.st_mode))
         model_name_derive(path, name);
 }

@@ -1,5 +1,6 @@
 #include "client/metadata.h"
 
+#include "client/metadata_json.h"
 #include "proto/gguf_value.h"
 
 #include <assert.h>
@@ -20,6 +21,7 @@ struct metadata {
     size_t size;
     size_t n;
     rf_value *entries;
+    char *text; /* NULL, or what the entries point into: the header is JSON */
 };
 
 /* What is left to be read. */
@@ -113,8 +115,23 @@ static int take_entry(struct reader *reader, rf_value *ret)
     return 0;
 }
 
+static int read_json(const void *bytes, size_t size, struct metadata **ret)
+{
+    struct metadata *metadata = calloc(1, sizeof(*metadata));
+    if (!metadata)
+        return -ENOMEM;
+    int r = metadata_json_read(bytes, size, &metadata->entries, &metadata->n, &metadata->text);
+    if (r < 0)
+        free(metadata);
+    else
+        *ret = metadata;
+    return r;
+}
+
 int metadata_read(const void *bytes, size_t size, struct metadata **ret)
 {
+    if (metadata_is_json(bytes, size))
+        return read_json(bytes, size, ret);
     struct reader reader = {bytes, size};
     uint64_t version, n_tensors, n;
     if (size < 4 || memcmp(bytes, "GGUF", 4) != 0 || skip(&reader, 4) < 0 || take(&reader, 4, &version) < 0 ||
@@ -141,6 +158,7 @@ void metadata_free(struct metadata *metadata)
     if (!metadata)
         return;
     free(metadata->entries);
+    free(metadata->text);
     free(metadata);
 }
 

@@ -1,5 +1,5 @@
-/* Reads the metadata in the header of a GGUF file that stands in memory. Trusts nothing in it: every length and count
- * is held against the bytes that are left, and no memory is taken but for the entries that were found.
+/* Reads the metadata in the header of a GGUF or safetensors file that stands in memory. Trusts nothing in it: every
+ * length and count is held against the bytes that are left, and no memory is taken but for the entries that were found.
  *
  * The memory does not change and outlives the reader. One thread at a time. */
 #pragma once

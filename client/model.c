@@ -78,6 +78,17 @@ static int model_read_reply(const struct attaching *attaching)
     return 0;
 }
 
+/* Of a type whose blocks the rows need not have whole. */
+static bool whole_bytes_fit(const struct table_entry *entry, const struct tensor_type *type)
+{
+    uint64_t elements = 1, bytes;
+    for (uint32_t i = 0; i < entry->n_dims; i++)
+        if (__builtin_mul_overflow(elements, entry->shape[i], &elements))
+            return false;
+    return elements % type->block_elements == 0 &&
+           !__builtin_mul_overflow(elements / type->block_elements, type->block_bytes, &bytes) && bytes == entry->bytes;
+}
+
 /* True if the entry's size in bytes is the size that follows from its shape, and its form or type. */
 static bool bytes_fit(const struct table_entry *entry, const struct tensor_type *type)
 {
@@ -87,6 +98,8 @@ static bool bytes_fit(const struct table_entry *entry, const struct tensor_type 
             return false;
     } else if (!type || type->block_elements == 0) {
         return true; /* the daemon may be newer and know a type that this library does not */
+    } else if (type->kind == TYPE_KEPT) {
+        return whole_bytes_fit(entry, type);
     } else if (row % type->block_elements != 0 ||
                __builtin_mul_overflow(row / type->block_elements, type->block_bytes, &bytes)) {
         return false;

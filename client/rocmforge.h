@@ -150,7 +150,9 @@ typedef struct rf_load_options {
     int public_; /* every user sees the model and can attach to it; only for who owns the files, and for root */
 } rf_load_options;
 
-/* Loads the GGUF file at `path`. The caller must be able to read the file; the daemon need not. For a split model,
+/* Loads the GGUF or safetensors file at `path`, or the folder of safetensors files: those that its index names
+ * (model.safetensors.index.json), or model.safetensors. The caller must be able to read the files; the daemon need not.
+ * For a split model,
  * `path` is its first file, and the others are found: by their names ("-00002-of-00003.gguf") beside it or beside the
  * file that a link leads to, or there by what they say. If the file is resident or being loaded already, the call joins
  * that model, and a `name` in the options becomes a further name of it. Waits until the model is resident, unless
@@ -328,8 +330,9 @@ int rf_value_u64(const rf_value *value, uint64_t *ret);
 int rf_value_i64(const rf_value *value, int64_t *ret);
 int rf_value_f64(const rf_value *value, double *ret);
 
-/* The file's header as it stands there: the magic, metadata and tensor infos, of a split model those of its first file.
- * Lives until the model is detached. NULL, and *ret_size 0: the daemon gave none, or as rf_error_message() says. */
+/* The file's header as it stands there: the magic, metadata and tensor infos, or a length of 8 bytes and JSON, of a
+ * split model those of its first file. Lives until the model is detached. NULL, and *ret_size 0: the daemon gave none,
+ * or as rf_error_message() says. */
 const void *rf_model_header(const rf_model *model, size_t *ret_size);
 
 #ifdef __cplusplus

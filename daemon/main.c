@@ -61,7 +61,7 @@ static void daemon_stopped(struct server *server)
 
 static void daemon_stop(struct daemon *daemon)
 {
-    service_stopping();
+    service_stopping(daemon->service);
     keep_stop(daemon->keep);
     listener_close(daemon->listener);
     daemon->listener = NULL;
@@ -75,7 +75,8 @@ static void signalled(uv_signal_t *handle, int number)
         log_notice("%s again: not waiting for what is under way", strsignal(number));
         _exit(EXIT_FAILURE);
     }
-    log_notice("%s: stopping", strsignal(number));
+    log_write_fields(LOG_LEVEL_NOTICE, &(const struct log_fields){.id = MESSAGE_DAEMON_STOPPING}, "%s: stopping",
+                     strsignal(number));
     daemon_stop(daemon);
 }
 
@@ -272,6 +273,18 @@ static int daemon_workers(struct daemon *daemon)
     return r;
 }
 
+static bool daemon_hangs(void *context, uint64_t since_before)
+{
+    const struct daemon *daemon = context;
+    return loads_hang(&daemon->server.loads, since_before) || survey_hangs(daemon->server.survey, since_before);
+}
+
+static uint64_t daemon_steps(void *context)
+{
+    const struct daemon *daemon = context;
+    return daemon->server.core.steps;
+}
+
 static int daemon_begin(struct daemon *daemon, const struct options *options)
 {
     const unsigned workers = options->workers ? options->workers : default_workers();
@@ -281,11 +294,12 @@ static int daemon_begin(struct daemon *daemon, const struct options *options)
         .workers = workers,
         .has_processor = workers < uv_available_parallelism(),
     };
+    const struct service_owner owner = {.hangs = daemon_hangs, .steps = daemon_steps, .context = daemon};
     int r = server_init(&daemon->server, &daemon->loop, &config);
     if (r == 0)
         r = signals_begin(daemon);
     if (r == 0)
-        r = service_new(&daemon->loop, &daemon->service);
+        r = service_new(&daemon->loop, &owner, &daemon->service);
     if (r < 0) {
         log_error("cannot start: %s", uv_strerror(r));
         return r;
@@ -336,7 +350,8 @@ int main(int argc, char **argv)
     }
     if (daemon_begin(&daemon, &options) < 0)
         _exit(EXIT_FAILURE); /* no client was accepted yet; the kernel ends the workers and frees everything */
-    log_notice("rocmforged " ROCMFORGE_VERSION " ready, %u workers", daemon.server.core.workers);
+    log_write_fields(LOG_LEVEL_NOTICE, &(const struct log_fields){.id = MESSAGE_DAEMON_READY},
+                     "rocmforged " ROCMFORGE_VERSION " ready, %u workers", daemon.server.core.workers);
     daemon.ready = true;
     (void)status_new(&daemon);
     service_ready(daemon.status);

@@ -112,7 +112,7 @@ int server_init(struct server *server, uv_loop_t *loop, const struct server_conf
     if (r == 0)
         r = survey_new(&server->core, &server->devices, &server->survey);
     if (r == 0)
-        r = conns_new(loop, &conn_hooks, &server->api, server->quota, &server->conns);
+        r = conns_new(loop, &conn_hooks, &server->api, server->quota, &server->core.counters, &server->conns);
     if (r < 0)
         return r;
     registry_init(&server->registry, server->quota);

@@ -1,33 +1,67 @@
 #include "daemon/service.h"
 
+#include "daemon/base/log.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/socket.h>
 #include <systemd/sd-daemon.h>
 
+/* How often systemd is asked to wait longer, and how much longer that is: as long as TimeoutStopSec= of the unit. */
+#define EXTEND_EVERY_MS 1000u
+#define EXTEND_USEC     "30000000"
+
 struct service {
     uv_timer_t watchdog;
+    uv_timer_t extend; /* while the daemon ends */
+    unsigned open;     /* timers that are not closed yet */
+    struct service_owner owner;
+    uint64_t patience; /* nanoseconds for which something may hang */
+    bool hangs;        /* the watchdog was not fed the last time */
+    uint64_t steps;    /* when systemd was last asked to wait longer */
 };
 
 static void watchdog_feed(uv_timer_t *timer)
 {
-    (void)timer;
-    sd_notify(0, "WATCHDOG=1");
+    struct service *service = timer->data;
+    const uint64_t now = uv_hrtime();
+    const bool hung = service->hangs;
+    service->hangs = now > service->patience && service->owner.hangs(service->owner.context, now - service->patience);
+    if (!service->hangs)
+        sd_notify(0, "WATCHDOG=1");
+    else if (!hung)
+        log_write_fields(LOG_LEVEL_ERROR, &(const struct log_fields){.id = MESSAGE_DRIVER_HANGS},
+                         "a device's driver has not answered for %.0f s: the watchdog is not fed any more",
+                         (double)service->patience / 1e9);
 }
 
-int service_new(uv_loop_t *loop, struct service **ret)
+static void extend(uv_timer_t *timer)
+{
+    struct service *service = timer->data;
+    const uint64_t steps = service->owner.steps(service->owner.context);
+    if (steps != service->steps)
+        sd_notify(0, "EXTEND_TIMEOUT_USEC=" EXTEND_USEC);
+    service->steps = steps;
+}
+
+int service_new(uv_loop_t *loop, const struct service_owner *owner, struct service **ret)
 {
     struct service *service = calloc(1, sizeof(*service));
     if (!service)
         return -ENOMEM;
     int r = uv_timer_init(loop, &service->watchdog);
+    if (r == 0)
+        r = uv_timer_init(loop, &service->extend);
     if (r < 0) {
         free(service);
         return r;
     }
-    service->watchdog.data = service;
+    service->open = 2;
+    service->owner = *owner;
+    service->watchdog.data = service->extend.data = service;
     uint64_t microseconds;
     if (sd_watchdog_enabled(0, &microseconds) > 0) {
+        service->patience = microseconds * 1000;
         uint64_t interval = microseconds / 2000; /* half the time, in milliseconds */
         uv_timer_start(&service->watchdog, watchdog_feed, 0, interval ? interval : 1);
     }
@@ -37,13 +71,17 @@ int service_new(uv_loop_t *loop, struct service **ret)
 
 static void service_closed(uv_handle_t *handle)
 {
-    free(handle->data);
+    struct service *service = handle->data;
+    if (--service->open == 0)
+        free(service);
 }
 
 void service_close(struct service *service)
 {
-    if (service)
-        uv_close((uv_handle_t *)&service->watchdog, service_closed);
+    if (!service)
+        return;
+    uv_close((uv_handle_t *)&service->watchdog, service_closed);
+    uv_close((uv_handle_t *)&service->extend, service_closed);
 }
 
 static void free_names(char **names)
@@ -86,8 +124,10 @@ void service_ready(const char *status)
     sd_notifyf(0, "READY=1\nSTATUS=%s", status);
 }
 
-void service_stopping(void)
+void service_stopping(struct service *service)
 {
+    service->steps = service->owner.steps(service->owner.context);
+    uv_timer_start(&service->extend, extend, EXTEND_EVERY_MS, EXTEND_EVERY_MS);
     sd_notify(0, "STOPPING=1\nSTATUS=Stopping");
 }
 

@@ -5,12 +5,25 @@
 
 #include "daemon/keep/store.h"
 
+#include <stdbool.h>
+#include <stdint.h>
 #include <uv.h>
 
 struct service;
 
-/* Notifies systemd's watchdog from the loop, if one is configured: if the loop hangs, systemd restarts the daemon. */
-int service_new(uv_loop_t *loop, struct service **ret);
+/* What the owner tells of itself. `context` is the owner's. */
+struct service_owner {
+    /* Whether something has hung since before that time, by uv_hrtime(). */
+    bool (*hangs)(void *context, uint64_t since_before);
+
+    /* Grows while there is progress. */
+    uint64_t (*steps)(void *context);
+    void *context;
+};
+
+/* Notifies systemd's watchdog from the loop, if one is configured, unless something has hung for as long as the
+ * watchdog waits: if that, or the loop itself, hangs, systemd restarts the daemon. */
+int service_new(uv_loop_t *loop, const struct service_owner *owner, struct service **ret);
 
 /* NULL is fine. */
 void service_close(struct service *service);
@@ -27,5 +40,7 @@ int service_take(struct service_handed *ret);
 
 /* Requests are answered from now on. */
 void service_ready(const char *status);
-void service_stopping(void);
+
+/* The daemon ends. While it does, and there is progress, systemd is asked to wait longer. */
+void service_stopping(struct service *service);
 void service_status(const char *status);

@@ -13,6 +13,12 @@ static const struct tensor_type types[] = {
 #include "kernels/types.def"
 };
 
+/* Indexed by id, less TYPE_KEPT_FIRST. */
+static const struct tensor_type kept[] = {
+#define TYPE_KEPT_DEF(id, name, elements, bytes) [id - TYPE_KEPT_FIRST] = {id, name, elements, bytes, TYPE_KEPT},
+#include "kernels/types.def"
+};
+
 static const char *const form_names[FORM_COUNT] = {
     [FORM_NATIVE] = "native",
     [FORM_F32] = "f32",
@@ -22,6 +28,8 @@ static const char *const form_names[FORM_COUNT] = {
 
 const struct tensor_type *tensor_type_find(uint32_t id)
 {
+    if (id >= TYPE_KEPT_FIRST)
+        return id - TYPE_KEPT_FIRST < sizeof kept / sizeof kept[0] ? &kept[id - TYPE_KEPT_FIRST] : NULL;
     if (id >= sizeof types / sizeof types[0] || !types[id].name)
         return NULL;
     return &types[id];

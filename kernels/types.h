@@ -1,4 +1,5 @@
-/* The tensor types of GGUF (one table of ids, names and block sizes), and the forms that a tensor can have in memory.
+/* The tensor types of GGUF and safetensors (one table of ids, names and block sizes), and the forms that a tensor can
+ * have in memory.
  *
  * A type is decoded block by block: `block_elements` consecutive elements of a row are in `block_bytes` bytes. There is
  * no padding between blocks. To add a type, add one line to kernels/types.def and one function to kernels/blocks.h.
@@ -26,17 +27,22 @@ enum type_kind {
     TYPE_INTERNAL,  /* Q8_1, Q8_K: engines use them for activations; no decoder */
     TYPE_REMOVED,   /* an id that the format no longer uses; it has no block size */
     TYPE_FOREIGN,   /* not in the table: only the file tells how many bytes such a tensor has; counted in bytes */
+    TYPE_KEPT,      /* of safetensors, and not of GGUF: always FORM_NATIVE; no decoder. Whole tensors have whole blocks,
+                       rows need not */
 };
 
+/* The first id of a TYPE_KEPT. GGUF files have smaller ids. */
+#define TYPE_KEPT_FIRST 65536u
+
 struct tensor_type {
-    uint32_t id;             /* as in the file */
+    uint32_t id;             /* as in a GGUF file; of a TYPE_KEPT, this project's own */
     const char *name;        /* as ggml prints it: "q4_K" */
     uint32_t block_elements; /* 0 for TYPE_REMOVED */
     uint32_t block_bytes;    /* 0 for TYPE_REMOVED */
     enum type_kind kind;
 };
 
-/* The type with this id, which may be removed or internal. NULL if the format never had this id. The result is
+/* The type with this id, which may be removed or internal. NULL if no type has this id. The result is
  * static. */
 const struct tensor_type *tensor_type_find(uint32_t id);
 

@@ -8,7 +8,7 @@
 #include <string.h>
 #include <strings.h>
 
-static const char extension[] = ".gguf";
+static const char extension[] = ".gguf", other_extension[] = ".safetensors";
 static const char first[] = "-00001-of-", any[] = "-00001-of-00003.gguf";
 
 static bool name_character(char c)
@@ -27,13 +27,70 @@ int model_name_check(const char *name)
     return 0;
 }
 
+/* The length of a text without this ending, whatever its case; 0: it does not end so, or is nothing else. */
+static size_t without(const char *text, size_t n, const char *ending)
+{
+    const size_t length = strlen(ending);
+    return n > length && strncasecmp(text + n - length, ending, length) == 0 ? n - length : 0;
+}
+
+/* "model", or "model-00001-of-00003": every folder of Hugging Face's has such a file, and the folder has the name. */
+static bool names_nothing(const char *base, size_t n)
+{
+    return n >= 5 && strncmp(base, "model", 5) == 0 && (n == 5 || (n == 20 && strncmp(base + 11, "-of-", 4) == 0));
+}
+
+/* One part of a path, up to `end`: *ret_size is its length. */
+static const char *part_before(const char *path, const char *end, size_t *ret_size)
+{
+    const char *begin = end;
+    while (begin > path && begin[-1] != '/')
+        begin--;
+    *ret_size = (size_t)(end - begin);
+    return begin;
+}
+
+/* The name of the folder of `base`, a part of `path`. In Hugging Face's cache, that of the model:
+ * ".../models--ORG--NAME/snapshots/REVISION/model.safetensors". NULL: the path has no folder. */
+static const char *folder_of(const char *path, const char *base, size_t *ret_size)
+{
+    static const char prefix[] = "models--", middle[] = "snapshots";
+    size_t size, above_size, cache_size;
+    if (base - path < 2)
+        return NULL;
+    const char *folder = part_before(path, base - 1, &size);
+    if (size == 0)
+        return NULL;
+    *ret_size = size;
+    if (folder - path < 2)
+        return folder;
+    const char *above = part_before(path, folder - 1, &above_size);
+    if (above_size != strlen(middle) || strncmp(above, middle, above_size) != 0 || above - path < 2)
+        return folder;
+    const char *cache = part_before(path, above - 1, &cache_size);
+    if (cache_size <= strlen(prefix) || strncmp(cache, prefix, strlen(prefix)) != 0)
+        return folder;
+    const char *name = cache + strlen(prefix), *end = cache + cache_size;
+    for (const char *at = name; at + 2 < end; at++)
+        if (at[0] == '-' && at[1] == '-')
+            name = at + 2;
+    *ret_size = (size_t)(end - name);
+    return name;
+}
+
 void model_name_derive(const char *path, char name[MODEL_NAME_MAX + 1])
 {
     const char *slash = path ? strrchr(path, '/') : NULL;
     const char *base = slash ? slash + 1 : path ? path : "";
     size_t n = strlen(base);
-    if (n > strlen(extension) && strcasecmp(base + n - strlen(extension), extension) == 0)
-        n -= strlen(extension);
+    const size_t gguf = without(base, n, extension), other = without(base, n, other_extension);
+    n = gguf ? gguf : other ? other : n;
+    if (other && names_nothing(base, n)) {
+        size_t size;
+        const char *folder = folder_of(path, base, &size);
+        n = folder ? size : n;
+        base = folder ? folder : base;
+    }
     if (n > MODEL_NAME_MAX)
         n = MODEL_NAME_MAX;
     for (size_t i = 0; i < n; i++)

@@ -11,8 +11,9 @@
  * because a command line would take the name for an option. Else -EINVAL. */
 int model_name_check(const char *name);
 
-/* Derives a valid name from a path: its last part, without ".gguf", with '_' for each character that a name cannot have
- * there. The path may be NULL. */
+/* Derives a valid name from a path: its last part, without ".gguf" or ".safetensors", with '_' for each character that
+ * a name cannot have there. Of "model.safetensors" and "model-00001-of-00003.safetensors", the folder's name; in
+ * Hugging Face's cache, the model's. The path may be NULL. */
 void model_name_derive(const char *path, char name[MODEL_NAME_MAX + 1]);
 
 /* The number of files of a split model whose first file has this path, "...-00001-of-00003.gguf"; 1 for any other path.

@@ -1,5 +1,6 @@
 #include "proto/shards.h"
 
+#include "proto/folder.h"
 #include "proto/gguf_value.h"
 #include "proto/min.h"
 
@@ -347,6 +348,10 @@ int shards_find(const char *path, bool any, shard_open_fn *open, struct shard_pa
     struct shard_place place = {0};
     struct numbered numbered;
     int fd = open(path);
+    if (fd == -EINVAL) { /* no regular file */
+        int r = folder_files(path, open, SHARDS_MAX, &ret->paths, &ret->n);
+        return r == -ENOTDIR ? fd : r;
+    }
     if (fd < 0)
         return fd;
     int r = shard_peek(fd, &place);

@@ -37,12 +37,13 @@ struct shard_paths {
     size_t n;
 };
 
-/* Finds the files of the model that `path` is one of: the first, or, with `any`, whichever. They are looked for by the
- * names "...-00001-of-00003..." beside the path, then beside the file that a link leads to, and then among all files of
- * that folder by what they say. A file that is not one of several is the only one; so is a later one without `any`.
- * Returns 0 and what the caller ends with shard_paths_free(); the error of opening `path`; -ENOENT: others are not
- * there, and ret->paths[0], if there is one, is the first of those missing that a name is known of; -ENOTUNIQ: several
- * files say that they are the same one; -E2BIG: more than SHARDS_MAX; -ENOMEM. */
+/* Finds the files of the model that `path` is a folder of (proto/folder.h), or that it is one of: the first, or, with
+ * `any`, whichever. They are looked for by the names "...-00001-of-00003..." beside the path, then beside the file that
+ * a link leads to, and then among all files of that folder by what they say. A file that is not one of several is the
+ * only one; so is a later one without `any`. Returns 0 and what the caller ends with shard_paths_free(); the error of
+ * opening `path`; -ENOENT: others are not there, and ret->paths[0], if there is one, is the first of those missing that
+ * a name is known of; -ENOTUNIQ: several files say that they are the same one; -E2BIG: more than SHARDS_MAX; -EBADMSG:
+ * the folder's index is not valid; -ENOMEM. */
 int shards_find(const char *path, bool any, shard_open_fn *open, struct shard_paths *ret);
 
 /* None is fine. */

@@ -1,9 +1,10 @@
 #include "client/rfctl/headers.h"
 
 #include "client/rfctl/memory.h"
-#include "daemon/gguf/split.h"
+#include "daemon/format/format.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -44,8 +45,8 @@ static int read_paths(char *const *paths, size_t n, struct headers *ret, struct 
     if (r == 0)
         r = shard_peek(files[0].fd, &ret->place);
     if (r == 0)
-        r = n > 1 ? split_read(files, n, &ret->file, fault, ret_file)
-                  : gguf_read(files[0].fd, files[0].size, &ret->file, fault);
+        r = n > 1 || !ret->place.gguf ? format_read(files, n, &ret->file, fault, ret_file)
+                                      : gguf_read(files[0].fd, files[0].size, &ret->file, fault);
     ret->whole = n > 1 || !ret->place.split;
     while (n_open > 0)
         close(files[--n_open].fd);
@@ -60,11 +61,17 @@ int headers_read(char *const *paths, size_t n, struct headers *ret, struct gguf_
     const char *first = paths[0];
     size_t file = 0;
     raise_descriptor_limit();
-    if (n == 1 && shards_find(first, true, shard_open_regular, &found) == 0 && found.n > 1) {
+    int r = n == 1 ? shards_find(first, true, shard_open_regular, &found) : -ENOENT;
+    if (r == -EBADMSG) {
+        snprintf(ret_fault->reason, sizeof(ret_fault->reason), "its index of files is not valid");
+        *ret_path = need_text("%s", first);
+        return r;
+    }
+    if (r == 0) {
         paths = found.paths;
         n = found.n;
     }
-    int r = read_paths(paths, n, &headers, ret_fault, &file);
+    r = read_paths(paths, n, &headers, ret_fault, &file);
     /* Which of them was named, not which comes first. */
     int fd = r == 0 && n > 1 ? shard_open_regular(first) : -1;
     if (fd >= 0) {

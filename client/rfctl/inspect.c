@@ -1,4 +1,4 @@
-/* inspect: reads the header of a GGUF file, without a daemon. The header is made into JSON of the same form as the
+/* inspect: reads the header of a model's file, without a daemon. The header is made into JSON of the same form as the
  * reply to Show, and that JSON is printed. */
 #include "client/rfctl/format.h"
 #include "client/rfctl/headers.h"
@@ -57,10 +57,13 @@ struct sums {
     double tensors, elements, bytes; /* tensors may share bytes, so a sum may be too large for an integer */
 };
 
+/* Any type's id is less: those that GGUF files can name, and then the TYPE_KEPT. */
+#define TYPES_MAX (TYPE_KEPT_FIRST + 256)
+
 static cJSON *types_of(const struct gguf *file, struct sums *all)
 {
-    struct sums *sums = calloc(GGUF_TYPE_MAX + 1, sizeof(*sums));
-    const char **names = calloc(GGUF_TYPE_MAX + 1, sizeof(*names));
+    struct sums *sums = calloc(TYPES_MAX, sizeof(*sums));
+    const char **names = calloc(TYPES_MAX, sizeof(*names));
     cJSON *array = cJSON_CreateArray();
     for (size_t i = 0; i < file->n_tensors && sums && names; i++) {
         const struct gguf_tensor *tensor = &file->tensors[i];
@@ -72,7 +75,7 @@ static cJSON *types_of(const struct gguf *file, struct sums *all)
             both[k]->bytes += (double)tensor->bytes;
         }
     }
-    for (uint32_t id = 0; id <= GGUF_TYPE_MAX && sums && names; id++) {
+    for (uint32_t id = 0; id < TYPES_MAX && sums && names; id++) {
         if (!names[id])
             continue;
         cJSON *object = cJSON_CreateObject();
@@ -94,7 +97,9 @@ static cJSON *describe(const struct headers *inspected)
     struct gguf_string architecture;
     struct sums all = {0};
     cJSON *types = types_of(file, &all);
-    cJSON_AddNumberToObject(object, "version", file->version);
+    cJSON_AddStringToObject(object, "format", file->format);
+    if (file->version > 0)
+        cJSON_AddNumberToObject(object, "version", file->version);
     if (gguf_kv_string(gguf_find(file, "general.architecture"), &architecture) == 0) {
         char *text = text_escape(architecture.bytes, architecture.size);
         cJSON_AddStringToObject(object, "architecture", text);
@@ -157,8 +162,12 @@ static void print(const char *path, const cJSON *file)
     char text[FORMAT_SIZE];
     double parameters = reply_number(file, "parameters", 0);
     const char *architecture = reply_text(file, "architecture");
-    out_line("%s: GGUF version %.0f, %s", path, reply_number(file, "version", 0),
-             format_bytes(text, reply_number(file, "size", 0)));
+    const double version = reply_number(file, "version", 0);
+    format_bytes(text, reply_number(file, "size", 0));
+    if (version > 0)
+        out_line("%s: GGUF version %.0f, %s", path, version, text);
+    else
+        out_line("%s: %s, %s", path, reply_text(file, "format"), text);
     print_place(file);
     out_line("architecture:    %s", architecture[0] ? architecture : "not told");
     out_line(parameters < 1000 ? "parameters:      %s" : "parameters:      %s (%.0f)", format_count(text, parameters),

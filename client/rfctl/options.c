@@ -24,7 +24,7 @@ static const struct {
     const char *help;
 } table[] = {
     {"name", 0, TEXT, OPTION_NAME, offsetof(struct options, name), NULL, " NAME",
-     "default: the file's name without .gguf"},
+     "default: the file's or folder's name"},
     {"as", 0, FORMS, OPTION_AS, offsetof(struct options, as), "auto, native, f32, f16, bf16", " FORM",
      "auto, native, f32, f16, bf16; default auto: quantised\ntensors become f16, the others stay as they are. Or\n"
      "PATTERN=FORM, for tensors with such names: *norm*=f32;\ncan be repeated, and the last match holds"},
@@ -54,6 +54,8 @@ static const struct {
      "write what every worker and stream did, and when: a\nChrome trace, which ui.perfetto.dev opens"},
     {"metadata", 0, TEXT, OPTION_METADATA, offsetof(struct options, metadata), NULL, " KEY",
      "print the whole value of this key, and nothing else"},
+    {"http", 0, FLAG, OPTION_HTTP, offsetof(struct options, http), NULL, "",
+     "answer one request of HTTP on standard input, for\nrocmforge-metrics.socket"},
     {"count", 'c', NUMBER, OPTION_COUNT, offsetof(struct options, count), NULL, " COUNT", "how many times; default 1"},
     {"socket", 0, TEXT, OPTION_SOCKET, offsetof(struct options, socket), NULL, " PATH",
      "where the daemon listens; default: $ROCMFORGE_SOCKET,\nelse /run/rocmforge/io.rocmforge, else\n"

@@ -25,6 +25,7 @@ enum option_bits {
     OPTION_METADATA = 1 << 13,
     OPTION_PUBLIC = 1 << 14,
     OPTION_REPLACE = 1 << 15,
+    OPTION_HTTP = 1 << 18,
     /* Every command takes these two. */
     OPTION_SOCKET = 1 << 16,
     OPTION_JSON = 1 << 17,
@@ -59,6 +60,7 @@ struct options {
     bool public;
     bool replace;
     bool force;
+    bool http;
     uint64_t ttl;             /* seconds; 0: not given */
     uint64_t deadline;        /* seconds; 0: not given */
     uint64_t wait_for_memory; /* seconds; 0: not given */

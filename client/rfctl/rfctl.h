@@ -31,6 +31,7 @@ int command_devices(struct rfctl *ctl);
 int command_dump(struct rfctl *ctl);
 int command_inspect(struct rfctl *ctl);
 int command_load(struct rfctl *ctl);
+int command_metrics(struct rfctl *ctl);
 int command_pin(struct rfctl *ctl);
 int command_ping(struct rfctl *ctl);
 int command_plan(struct rfctl *ctl);

@@ -23,6 +23,7 @@
     X(Show, method_show)                                                                                               \
     X(Verify, method_verify)                                                                                           \
     X(Devices, method_devices)                                                                                         \
+    X(Metrics, method_metrics)                                                                                         \
     X(Status, method_status)                                                                                           \
     X(Watch, method_watch)
 

@@ -1,5 +1,6 @@
-/* The methods that report the daemon's state: List, Show, Devices, Status, Watch. */
+/* The methods that report the daemon's state: List, Show, Devices, Metrics, Status, Watch. */
 #include "daemon/api/methods_list.h"
+#include "daemon/api/metrics.h"
 #include "daemon/session/describe.h"
 #include "daemon/wire/errors.h"
 #include "daemon/wire/params.h"
@@ -75,24 +76,38 @@ void method_show(struct api *api, struct call *call)
     call_reply(call, reply, NULL, 0);
 }
 
-/* A call of Devices that waits until the drivers have answered. */
+/* A call of Devices or Metrics that waits until the drivers have answered. */
 struct looking {
     struct survey_request request;
     struct api *api;
     struct call *call;
+    cJSON *(*describe)(const struct looking *looking); /* makes the reply */
 };
+
+static cJSON *describe_devices(const struct looking *looking)
+{
+    const struct devices *all = looking->api->devices;
+    cJSON *reply = cJSON_CreateObject();
+    cJSON *devices = cJSON_AddArrayToObject(reply, "devices");
+    for (size_t i = 0; i < all->n; i++)
+        cJSON_AddItemToArray(devices, describe_device(all->devices[i]));
+    return reply;
+}
+
+static cJSON *describe_metrics(const struct looking *looking)
+{
+    cJSON *reply = cJSON_CreateObject();
+    cJSON_AddItemToObject(reply, "metrics", metrics_describe(looking->api, conn_peer(looking->call->conn)));
+    return reply;
+}
 
 static void looked(struct survey_request *request)
 {
     struct looking *looking = (struct looking *)((char *)request - offsetof(struct looking, request));
-    struct api *api = looking->api;
     struct call *call = looking->call;
+    cJSON *reply = looking->describe(looking);
     free(looking);
     call->abandoned = NULL;
-    cJSON *reply = cJSON_CreateObject();
-    cJSON *devices = cJSON_AddArrayToObject(reply, "devices");
-    for (size_t i = 0; i < api->devices->n; i++)
-        cJSON_AddItemToArray(devices, describe_device(api->devices->devices[i]));
     call_reply(call, reply, NULL, 0);
 }
 
@@ -103,7 +118,8 @@ static void looking_abandoned(struct call *call)
     free(looking);
 }
 
-void method_devices(struct api *api, struct call *call)
+/* Answers the call, which takes no parameters, when the drivers have answered. */
+static void look(struct api *api, struct call *call, cJSON *(*describe)(const struct looking *looking))
 {
     if (!params_read(call, nothing, NULL))
         return;
@@ -112,10 +128,20 @@ void method_devices(struct api *api, struct call *call)
         call_fail(call, WIRE_LimitExceeded, error_no_memory());
         return;
     }
-    *looking = (struct looking){.request = {.done = looked}, .api = api, .call = call};
+    *looking = (struct looking){.request = {.done = looked}, .api = api, .call = call, .describe = describe};
     call->context = looking;
     call->abandoned = looking_abandoned;
     survey_ask(api->survey, &looking->request);
+}
+
+void method_devices(struct api *api, struct call *call)
+{
+    look(api, call, describe_devices);
+}
+
+void method_metrics(struct api *api, struct call *call)
+{
+    look(api, call, describe_metrics);
 }
 
 void method_status(struct api *api, struct call *call)

@@ -45,6 +45,7 @@ void core_job_begin(struct core *core)
 void core_job_end(struct core *core)
 {
     assert(core->n_jobs > 0);
+    core->steps++;
     if (--core->n_jobs == 0 && core->busy)
         core->busy(core, false);
 }

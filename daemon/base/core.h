@@ -1,9 +1,10 @@
 /* What every part of the daemon that works asynchronously needs: the loop, the way back to it from other threads, how
- * many workers there are, and the count of jobs under way.
+ * many workers there are, the count of jobs under way, and the counters of what happened.
  *
  * Loop thread only, but for `workers`, which is set once. */
 #pragma once
 
+#include "daemon/base/counters.h"
 #include "daemon/base/mailbox.h"
 #include "daemon/base/worker.h"
 
@@ -19,7 +20,9 @@ struct core {
     unsigned workers;   /* threads that take jobs from it */
     bool has_processor; /* the loop has one to itself: there are fewer workers than processors */
     bool stopping;      /* nothing new is begun */
-    size_t n_jobs;      /* loads, unloads, verifications, plans: the daemon does not end before them */
+    struct counters counters;
+    uint64_t steps; /* that are over: jobs, and chunks of loads; it grows while there is progress */
+    size_t n_jobs;  /* loads, unloads, verifications, plans: the daemon does not end before them */
 
     /* The owner's. Both are called on the loop, and may be NULL. */
     void (*changed)(struct core *core);         /* models came or went, or a job began or ended */

@@ -75,6 +75,9 @@ void log_open(void)
         return;
     journal = text && sscanf(text, "%llu:%llu", &device, &inode) == 2 && st.st_dev == device && st.st_ino == inode;
     output_open(&st);
+    /* Where the journal's stream is a file, as in a test, there is no journal. */
+    if (journal && output_is_socket)
+        (void)journal_open();
 }
 
 int log_level_parse(const char *name, enum log_level *ret)
@@ -100,26 +103,35 @@ static size_t log_prefix(enum log_level level, char *line, size_t size)
     return (size_t)snprintf(line, size, "rocmforged: %s: ", levels[level].name);
 }
 
+/* Sends a line to the journal, or else writes it. It has a prefix of `prefix` bytes, and a newline at its end, which
+ * are not part of what the journal gets. */
+static bool line_write(enum log_level level, const struct log_fields *fields, const char *line, size_t prefix,
+                       size_t size)
+{
+    return journal_send(levels[level].priority, line + prefix, size - prefix - 1, fields) || output_write(line, size);
+}
+
 /* Writes a line, behind one about those that were dropped before. */
-static void log_put(const char *line, size_t size)
+static void log_put(enum log_level level, const struct log_fields *fields, const char *line, size_t prefix, size_t size)
 {
     const unsigned n = __atomic_exchange_n(&dropped, 0, __ATOMIC_RELAXED);
     bool accepted = true;
     if (n > 0) {
         char text[LOG_LINE_MAX];
-        size_t length = log_prefix(LOG_LEVEL_WARNING, text, sizeof(text));
+        const size_t begin = log_prefix(LOG_LEVEL_WARNING, text, sizeof(text));
+        size_t length = begin;
         length += (size_t)snprintf(text + length, sizeof(text) - length,
                                    "%u lines were dropped: standard error did not accept them\n", n);
-        accepted = output_write(text, length);
+        accepted = line_write(LOG_LEVEL_WARNING, NULL, text, begin, length);
         if (!accepted)
             __atomic_fetch_add(&dropped, n, __ATOMIC_RELAXED);
     }
-    if (!accepted || !output_write(line, size))
+    if (!accepted || !line_write(level, fields, line, prefix, size))
         __atomic_fetch_add(&dropped, 1, __ATOMIC_RELAXED);
 }
 
-__attribute__((format(printf, 2, 0))) static void log_write_list(enum log_level level, const char *format,
-                                                                 va_list arguments)
+__attribute__((format(printf, 3, 0))) static void log_write_list(enum log_level level, const struct log_fields *fields,
+                                                                 const char *format, va_list arguments)
 {
     int saved_errno = errno;
     char line[LOG_LINE_MAX];
@@ -132,7 +144,7 @@ __attribute__((format(printf, 2, 0))) static void log_write_list(enum log_level 
         if ((unsigned char)line[i] < 0x20 || line[i] == 0x7f)
             line[i] = '?';
     line[size++] = '\n';
-    log_put(line, size);
+    log_put(level, fields, line, prefix, size);
     errno = saved_errno;
 }
 
@@ -142,7 +154,17 @@ void log_write(enum log_level level, const char *format, ...)
         return;
     va_list arguments;
     va_start(arguments, format);
-    log_write_list(level, format, arguments);
+    log_write_list(level, NULL, format, arguments);
+    va_end(arguments);
+}
+
+void log_write_fields(enum log_level level, const struct log_fields *fields, const char *format, ...)
+{
+    if (!log_wanted(level))
+        return;
+    va_list arguments;
+    va_start(arguments, format);
+    log_write_list(level, fields, format, arguments);
     va_end(arguments);
 }
 
@@ -161,7 +183,8 @@ bool log_share_take(struct log_share *share, uint64_t now, unsigned *ret_held)
     return true;
 }
 
-void log_write_client(struct log_share *share, enum log_level level, const char *format, ...)
+void log_write_client(struct log_share *share, enum log_level level, const struct log_fields *fields,
+                      const char *format, ...)
 {
     unsigned held;
     struct timespec now;
@@ -174,6 +197,6 @@ void log_write_client(struct log_share *share, enum log_level level, const char 
         log_write(level, "%u lines like the next were left out", held);
     va_list arguments;
     va_start(arguments, format);
-    log_write_list(level, format, arguments);
+    log_write_list(level, fields, format, arguments);
     va_end(arguments);
 }

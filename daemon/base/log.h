@@ -1,8 +1,12 @@
 /* Writes what an administrator needs to know to standard error. Lines begin with the journal's priority if the journal
- * reads them, else with the level's name.
+ * reads them, else with the level's name. If the journal reads standard error, they are sent to it with their fields
+ * instead, where it takes that.
  *
  * Only the caller that gives up logs, once, with ids ("conn=12 model=llama"). errno is kept. Any thread. */
 #pragma once
+
+#include "daemon/base/journal.h"
+#include "daemon/base/messages.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -30,6 +34,10 @@ int log_level_parse(const char *name, enum log_level *ret);
 /* Control characters in the result become '?', so that no message can forge another line. */
 void log_write(enum log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+/* The same, with fields for the journal; NULL: none. */
+void log_write_fields(enum log_level level, const struct log_fields *fields, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
 /* How many lines of one kind all clients together may cause in this time. A client could cause thousands in a second,
  * by mistake or not. */
 #define LOG_CLIENT_LINES 100u
@@ -47,13 +55,16 @@ struct log_share {
 bool log_share_take(struct log_share *share, uint64_t now, unsigned *ret_held);
 
 /* As log_write(), for lines that a client causes. Loop thread only. */
-void log_write_client(struct log_share *share, enum log_level level, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
+void log_write_client(struct log_share *share, enum log_level level, const struct log_fields *fields,
+                      const char *format, ...) __attribute__((format(printf, 4, 5)));
 
-#define log_client(level, ...)                                                                                         \
+#define log_client(level, ...) log_client_fields(level, NULL, __VA_ARGS__)
+
+/* fields: &(const struct log_fields){...}, in parentheses; NULL: none. */
+#define log_client_fields(level, fields, ...)                                                                          \
     do {                                                                                                               \
         static struct log_share share;                                                                                 \
-        log_write_client(&share, level, __VA_ARGS__);                                                                  \
+        log_write_client(&share, level, fields, __VA_ARGS__);                                                          \
     } while (0)
 
 #define log_error(...)   log_write(LOG_LEVEL_ERROR, __VA_ARGS__)

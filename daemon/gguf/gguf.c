@@ -502,6 +502,7 @@ int gguf_read_within(int fd, uint64_t file_size, uint64_t most, struct gguf **re
 
     if (!model)
         return -ENOMEM;
+    model->format = "gguf";
     model->file_size = file_size;
     model->alignment = ALIGNMENT;
     int error = read_header(&reader, model);

@@ -51,11 +51,12 @@ struct gguf_kv {
 struct gguf_tensor {
     const char *name; /* NUL-terminated, valid UTF-8 */
     const struct tensor_type *type;
-    uint32_t n_dims;            /* 0 to GGUF_DIMS_MAX */
-    uint64_t elements;          /* product of ne; 0 if any is 0 */
-    uint64_t bytes;             /* elements / block_elements * block_bytes; of a TYPE_FOREIGN, up to the next tensor */
-    uint64_t offset;            /* of the first byte, from the start of the FILE */
-    uint32_t shard;             /* index of the file, of a split model; else 0 */
+    uint32_t n_dims;   /* 0 to GGUF_DIMS_MAX */
+    uint64_t elements; /* product of ne; 0 if any is 0 */
+    uint64_t bytes;    /* elements / block_elements * block_bytes; of a TYPE_FOREIGN, up to the next tensor */
+    uint64_t offset;   /* of the first byte, from the start of the FILE */
+    bool keeps;     /* a form that is asked for all tensors does not concern this one; only a rule that names it does */
+    uint32_t shard; /* index of the file, of a split model; else 0 */
     uint64_t ne[GGUF_DIMS_MAX]; /* dimensions in the file's order: ne[0] changes fastest; unused ones are 1 */
 };
 
@@ -65,8 +66,11 @@ struct gguf_foreign {
     char name[16]; /* "type65535" */
 };
 
+/* The header of a model's file. Readers of other formats fill it too (daemon/format/format.h): `format` says which one
+ * did, and `text` owns the strings that do not stand in `memory` as they are needed. */
 struct gguf {
-    uint32_t version;
+    const char *format; /* "gguf", "safetensors"; static */
+    uint32_t version;   /* of GGUF; else 0 */
     uint64_t alignment;
     uint64_t data_start; /* from the start of the file */
     uint64_t file_size;
@@ -76,8 +80,10 @@ struct gguf {
     struct gguf_tensor *tensors; /* in the order of the file */
     void *memory; /* the header's bytes, which the pointers above point into; each tensor name has a NUL at its end */
     size_t memory_bytes; /* of `memory` */
+    char *text;          /* NULL: there is none */
+    size_t text_bytes;   /* of `text`, those in use */
     size_t header_bytes; /* from the file's first byte to the end of the tensor infos */
-    size_t n_infos;      /* tensors whose infos are in this header; they come first in `tensors` */
+    size_t n_infos;      /* tensors whose names the parser ended in `memory`; they come first in `tensors` */
     size_t kv_capacity;  /* number of entries that are allocated */
     size_t tensors_capacity;
     struct gguf_foreign *foreign; /* types without a known block size; NULL: none */
@@ -102,8 +108,9 @@ void gguf_prepare(void);
 /* Bytes of memory that are allocated for the model. */
 uint64_t gguf_memory(const struct gguf *model);
 
-/* Writes the header to `fd` at its position, with the same bytes as in the model's file: from the magic to the last
- * tensor info. Of a joined model, writes the header of the first file. Returns 0, or the negative errno of write(). */
+/* Writes the header to `fd` at its position, with the same bytes as in the model's file: everything before the tensor
+ * data, without padding. Of a joined model, writes the header of the first file. Returns 0, or the negative errno of
+ * write(). */
 int gguf_header_write(const struct gguf *model, int fd);
 
 /* Frees a model. NULL is allowed. */

@@ -11,7 +11,7 @@ uint64_t gguf_memory(const struct gguf *model)
     uint64_t bytes = 0;
 
     for (; model; model = model->next) {
-        bytes += sizeof *model + model->memory_bytes;
+        bytes += sizeof *model + model->memory_bytes + model->text_bytes;
         bytes += model->kv_capacity * sizeof *model->kv + model->tensors_capacity * sizeof *model->tensors;
         bytes += model->foreign ? GGUF_FOREIGN_MAX * sizeof *model->foreign : 0;
     }
@@ -65,6 +65,7 @@ void gguf_free(struct gguf *model)
         free(model->tensors);
         free(model->foreign);
         free(model->memory);
+        free(model->text);
         free(model);
         model = next;
     }

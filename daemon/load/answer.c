@@ -122,14 +122,25 @@ void load_succeed(struct load *load)
     model_move(model, MODEL_RESIDENT);
     model->idle_since = uv_hrtime();
     load->phases.total_ns = uv_hrtime() - load->began;
+    counters_load(&load->loads->core->counters, load->restores ? OUTCOME_RESTORED : OUTCOME_LOADED, load->filled_bytes,
+                  load->phases.total_ns);
     residency_cache_drop(load->loads->residency, model);
     if (!load->restores && load->filling)
         load_rate(load);
-    log_client(LOG_LEVEL_INFO,
-               "model=%s id=%" PRIu64 " uid=%u resident on %s: %" PRIu64 " bytes in %.3f s, from %" PRIu64
-               " bytes of %s",
-               model->name, model->id, (unsigned)load->request.uid, model->device->id, model->plan->arena_bytes,
-               (double)load->phases.total_ns / 1e9, model->source->size, path_of(model));
+    log_client_fields(LOG_LEVEL_INFO,
+                      (&(const struct log_fields){.id = MESSAGE_MODEL_RESIDENT,
+                                                  .model = model->name,
+                                                  .device = model->device->id,
+                                                  .has_bytes = true,
+                                                  .bytes = model->plan->arena_bytes,
+                                                  .has_duration = true,
+                                                  .duration_ns = load->phases.total_ns,
+                                                  .has_uid = true,
+                                                  .uid = load->request.uid}),
+                      "model=%s id=%" PRIu64 " uid=%u resident on %s: %" PRIu64 " bytes in %.3f s, from %" PRIu64
+                      " bytes of %s",
+                      model->name, model->id, (unsigned)load->request.uid, model->device->id, model->plan->arena_bytes,
+                      (double)load->phases.total_ns / 1e9, model->source->size, path_of(model));
     events_emit(load->loads->events, "resident", model, NULL);
     naming_switch(load, model);
     if (load->request.done)
@@ -146,15 +157,28 @@ void load_give_up(struct load *load)
     struct loads *loads = load->loads;
     char text[512];
     failure_text(&load->failure, text, sizeof(text));
+    counters_load(&loads->core->counters, load->failure.error == WIRE_Cancelled ? OUTCOME_CANCELLED : OUTCOME_FAILED,
+                  load->filled_bytes, uv_hrtime() - load->began);
     const bool told = load->request.done; /* then the owner of `done` logs it */
     if (!model && !told)
-        log_client(LOG_LEVEL_NOTICE, "uid=%u load refused: %s", (unsigned)load->request.uid, text);
+        log_client_fields(
+            LOG_LEVEL_NOTICE,
+            (&(const struct log_fields){.id = MESSAGE_LOAD_REFUSED, .has_uid = true, .uid = load->request.uid}),
+            "uid=%u load refused: %s", (unsigned)load->request.uid, text);
     else if (model) {
         if (!told)
-            log_client(LOG_LEVEL_NOTICE,
-                       "model=%s id=%" PRIu64 " uid=%u not loaded: %s (after %.3f s, from %" PRIu64 " bytes of %s)",
-                       model->name, model->id, (unsigned)load->request.uid, text,
-                       (double)(uv_hrtime() - load->began) / 1e9, model->source->size, path_of(model));
+            log_client_fields(LOG_LEVEL_NOTICE,
+                              (&(const struct log_fields){.id = MESSAGE_LOAD_FAILED,
+                                                          .model = model->name,
+                                                          .device = model->device->id,
+                                                          .has_duration = true,
+                                                          .duration_ns = uv_hrtime() - load->began,
+                                                          .has_uid = true,
+                                                          .uid = load->request.uid}),
+                              "model=%s id=%" PRIu64 " uid=%u not loaded: %s (after %.3f s, from %" PRIu64
+                              " bytes of %s)",
+                              model->name, model->id, (unsigned)load->request.uid, text,
+                              (double)(uv_hrtime() - load->began) / 1e9, model->source->size, path_of(model));
         registry_unreserve(model);
         model->load = NULL;
         model->departs = false;

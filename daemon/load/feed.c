@@ -60,6 +60,7 @@ static void load_filled(struct fill *fill)
         return; /* without an arena it stays held: for load_fill_continue() or load_fill_end() */
     }
     load->n_fills--;
+    load->loads->core->steps++;
     if (fill->held)
         fill->held = false; /* it was filled in vain: the load ends */
     else
@@ -100,6 +101,16 @@ static uint64_t load_use(struct consumer *consumer, struct slot *slot)
     load->n_fills++;
     fill_queue(load->loads->core->queue, fill);
     return chunk->file_bytes > chunk->model_bytes ? chunk->file_bytes : chunk->model_bytes;
+}
+
+bool load_hangs(const struct load *load, uint64_t begun_before)
+{
+    for (size_t i = 0; load->fills && i < staging_slots(load->device->staging); i++) {
+        const uint64_t since = atomic_load(&load->fills[i].handed_over);
+        if (since > 0 && since < begun_before)
+            return true;
+    }
+    return false;
 }
 
 int load_fill_begin(struct load *load, const struct plan *plan)

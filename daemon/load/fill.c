@@ -105,6 +105,7 @@ static void fill_deliver(struct letter *letter)
 static void fill_transferred(struct transfer *transfer)
 {
     struct fill *fill = (struct fill *)((char *)transfer - offsetof(struct fill, transfer));
+    atomic_store(&fill->handed_over, 0);
     mailbox_post(fill->mailbox, &fill->letter);
 }
 
@@ -147,6 +148,7 @@ static void fill_hand_over(struct fill *fill)
         return;
     }
     struct device *device = fill->slot->device;
+    atomic_store(&fill->handed_over, uv_hrtime());
     device->ops->put(device, &fill->transfer);
 }
 

@@ -67,10 +67,11 @@ struct fill {
     struct letter letter;
     size_t n_parts;
     struct part parts[PLAN_PARTS_MAX];
-    atomic_uint taken;    /* number of parts that workers took */
-    atomic_uint unfilled; /* number of parts that are not finished */
-    atomic_bool failed;   /* a part failed: workers skip the others */
-    size_t under_way;     /* how many will come back to the loop: the shares or `work`, and the transfer */
+    atomic_uint taken;                 /* number of parts that workers took */
+    atomic_uint unfilled;              /* number of parts that are not finished */
+    atomic_uint_least64_t handed_over; /* uv_hrtime() when the device got the slot; 0: it has not got it, or is done */
+    atomic_bool failed;                /* a part failed: workers skip the others */
+    size_t under_way;                  /* how many will come back to the loop: the shares or `work`, and the transfer */
 };
 
 /* Loop thread. Begins a fill. `done` will be called. */

@@ -82,6 +82,7 @@ static void load_join(struct load *load, struct model *model)
         waiters_grant(load, model);
     if (load->request.done)
         load->request.done(load->request.context, model, NULL);
+    counters_load(&load->loads->core->counters, OUTCOME_JOINED, 0, uv_hrtime() - load->began);
     model->idle_since = uv_hrtime();
     residency_idle(load->loads->residency, model);
     load_move(load, LOAD_DONE);

@@ -504,6 +504,17 @@ void loads_report(struct loads *loads)
     }
 }
 
+bool loads_hang(const struct loads *loads, uint64_t begun_before)
+{
+    const struct load *load;
+    TAILQ_FOREACH(load, &loads->list, link)
+    {
+        if (load_hangs(load, begun_before))
+            return true;
+    }
+    return false;
+}
+
 void loads_end(struct loads *loads, enum wire_error error)
 {
     struct load *next;

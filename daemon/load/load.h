@@ -146,5 +146,9 @@ size_t loads_seen(const struct loads *loads, const struct peer *peer);
  * the parsed header, the header's copy for clients, and the plan. */
 uint64_t load_keeps(const struct gguf *header, const struct plan *plan);
 
+/* Whether a device has not come back with what a load gave it before that time, by uv_hrtime(). Files that are slow do
+ * not count: whoever may load may have such a file. */
+bool loads_hang(const struct loads *loads, uint64_t begun_before);
+
 /* Calls load_end() for all loads. */
 void loads_end(struct loads *loads, enum wire_error error);

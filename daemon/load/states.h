@@ -153,6 +153,9 @@ void load_begin_restore(struct load *load, struct model *model);
 void load_reserve(struct load *load);
 void load_note_free_memory(struct load *load);
 
+/* Whether a device has had a chunk of this load since before that time, by uv_hrtime(). */
+bool load_hangs(const struct load *load, uint64_t begun_before);
+
 /* The files as they are after it was queued: those that were touched, and have the same header, are read from now on as
  * they are now. Returns false if they are other files by now. */
 bool load_looked_again(struct load *load);

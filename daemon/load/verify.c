@@ -180,8 +180,11 @@ static cJSON *verify_describe(struct verify *verify)
     const struct model *model = verify->model;
     const int mismatches = cJSON_GetArraySize(verify->mismatches);
     if (mismatches > 0)
-        log_client(LOG_LEVEL_ERROR, "model=%s id=%" PRIu64 " verify: %d tensors differ from the file", model->name,
-                   model->id, mismatches);
+        log_client_fields(LOG_LEVEL_ERROR,
+                          (&(const struct log_fields){
+                              .id = MESSAGE_MODEL_DAMAGED, .model = model->name, .device = model->device->id}),
+                          "model=%s id=%" PRIu64 " verify: %d tensors differ from the file", model->name, model->id,
+                          mismatches);
     cJSON *reply = cJSON_CreateObject();
     cJSON_AddNumberToObject(reply, "tensors", (double)model->header->n_tensors);
     cJSON_AddNumberToObject(reply, "bytes", (double)verify->comparison.plan->model_bytes);
@@ -364,6 +367,17 @@ static void verify_report(struct verify *verify)
 void verifies_init(struct verifies *verifies)
 {
     TAILQ_INIT(&verifies->list);
+}
+
+size_t verifies_count(const struct verifies *verifies)
+{
+    size_t n = 0;
+    const struct verify *verify;
+    TAILQ_FOREACH(verify, &verifies->list, link)
+    {
+        n++;
+    }
+    return n;
 }
 
 void verifies_report(struct verifies *verifies)

@@ -37,6 +37,9 @@ int verify_compare(struct verifies *verifies, struct model *model, struct source
  * file may go on for a while. Returns false if there is no such comparison, or it is over. */
 bool verify_drop(struct verifies *verifies, const void *context);
 
+/* How many verifications and comparisons are under way. */
+size_t verifies_count(const struct verifies *verifies);
+
 /* Reports progress to the calls that wait. Called several times a second. */
 void verifies_report(struct verifies *verifies);
 

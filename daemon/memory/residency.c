@@ -125,11 +125,23 @@ static void unload_worked(struct work *work)
     if (unload->saved) {
         model->cache = unload->saved;
         model_move(model, MODEL_CACHED);
-        log_client(LOG_LEVEL_INFO, "model=%s id=%" PRIu64 " saved to host memory", model->name, model->id);
+        log_client_fields(LOG_LEVEL_INFO,
+                          (&(const struct log_fields){.id = MESSAGE_MODEL_CACHED,
+                                                      .model = model->name,
+                                                      .device = model->device->id,
+                                                      .has_bytes = true,
+                                                      .bytes = model->plan->arena_bytes}),
+                          "model=%s id=%" PRIu64 " saved to host memory", model->name, model->id);
         events_emit(residency->events, "cached", model, NULL);
         residency_idle(residency, model);
     } else {
-        log_client(LOG_LEVEL_INFO, "model=%s id=%" PRIu64 " unloaded", model->name, model->id);
+        log_client_fields(LOG_LEVEL_INFO,
+                          (&(const struct log_fields){.id = MESSAGE_MODEL_UNLOADED,
+                                                      .model = model->name,
+                                                      .device = model->device->id,
+                                                      .has_bytes = true,
+                                                      .bytes = model->plan->arena_bytes}),
+                          "model=%s id=%" PRIu64 " unloaded", model->name, model->id);
         if (unload->save)
             residency->cache_used -= model->plan->arena_bytes;
         events_emit(residency->events, "unloaded", model, NULL);
@@ -233,7 +245,13 @@ void residency_forget(struct residency *residency, struct model *model)
 {
     assert(model->state == MODEL_CACHED);
     residency_cache_drop(residency, model);
-    log_client(LOG_LEVEL_INFO, "model=%s id=%" PRIu64 " dropped from host memory", model->name, model->id);
+    log_client_fields(LOG_LEVEL_INFO,
+                      (&(const struct log_fields){.id = MESSAGE_MODEL_UNLOADED,
+                                                  .model = model->name,
+                                                  .device = model->device->id,
+                                                  .has_bytes = true,
+                                                  .bytes = model->plan->arena_bytes}),
+                      "model=%s id=%" PRIu64 " dropped from host memory", model->name, model->id);
     events_emit(residency->events, "unloaded", model, NULL);
     registry_remove(residency->registry, model);
     core_changed(residency->core);
@@ -270,7 +288,14 @@ static bool evict(struct residency *residency, struct model *model, struct claim
         return false;
     if (save)
         residency->cache_used += bytes;
-    log_client(LOG_LEVEL_INFO, "model=%s id=%" PRIu64 " evicted", model->name, model->id);
+    counters_eviction(&residency->core->counters, bytes);
+    log_client_fields(LOG_LEVEL_INFO,
+                      (&(const struct log_fields){.id = MESSAGE_MODEL_EVICTED,
+                                                  .model = model->name,
+                                                  .device = model->device->id,
+                                                  .has_bytes = true,
+                                                  .bytes = bytes}),
+                      "model=%s id=%" PRIu64 " evicted", model->name, model->id);
     if (claim)
         claim->n_victims++;
     registry_unreserve(model); /* its bytes now belong to the claim */
@@ -334,11 +359,18 @@ static void name_holders(const struct model *model)
     const struct lease *lease;
     LIST_FOREACH(lease, &model->leases, of_model)
     {
-        log_client(LOG_LEVEL_WARNING,
-                   "model=%s id=%" PRIu64 " drains since %.0f s, and lease=%" PRIu64 " of pid=%d uid=%u %s",
-                   model->name, model->id, (double)(uv_hrtime() - model->drains) / 1e9, lease->id,
-                   (int)lease->holder->pid, (unsigned)lease->holder->uid,
-                   lease->told ? "was told and does not let go" : "was not told: it has not asked anything since");
+        log_client_fields(LOG_LEVEL_WARNING,
+                          (&(const struct log_fields){.id = MESSAGE_LEASE_HELD,
+                                                      .model = model->name,
+                                                      .device = model->device->id,
+                                                      .has_uid = true,
+                                                      .uid = lease->holder->uid,
+                                                      .pid = lease->holder->pid}),
+                          "model=%s id=%" PRIu64 " drains since %.0f s, and lease=%" PRIu64 " of pid=%d uid=%u %s",
+                          model->name, model->id, (double)(uv_hrtime() - model->drains) / 1e9, lease->id,
+                          (int)lease->holder->pid, (unsigned)lease->holder->uid,
+                          lease->told ? "was told and does not let go"
+                                      : "was not told: it has not asked anything since");
     }
 }
 
@@ -383,8 +415,10 @@ static void reap(uv_timer_t *timer)
         else if (model->state == MODEL_CACHED)
             residency_forget(residency, model);
         else if (unload_begin(residency, model, NULL, NULL, false))
-            log_client(LOG_LEVEL_INFO, "model=%s id=%" PRIu64 " was idle for %" PRId64 " s", model->name, model->id,
-                       model->ttl);
+            log_client_fields(LOG_LEVEL_INFO,
+                              (&(const struct log_fields){
+                                  .id = MESSAGE_MODEL_IDLE, .model = model->name, .device = model->device->id}),
+                              "model=%s id=%" PRIu64 " was idle for %" PRId64 " s", model->name, model->id, model->ttl);
     }
     if (next < UINT64_MAX)
         uv_timer_start(timer, reap, (next - now) / 1000000 + 1, 0);
@@ -438,6 +472,7 @@ void residency_lose_device(struct residency *residency, struct device *device)
     if (device->failed)
         return;
     device->failed = true;
-    log_error("device=%s is lost", device->id);
+    log_write_fields(LOG_LEVEL_ERROR, &(const struct log_fields){.id = MESSAGE_DEVICE_LOST, .device = device->id},
+                     "device=%s is lost", device->id);
     registry_lose_device(residency->registry, device);
 }

@@ -14,6 +14,7 @@ struct survey {
     struct request_list waiting; /* requests for the next survey */
     struct request_list asking;  /* requests for the survey that is running */
     bool under_way;
+    uint64_t asked_at; /* uv_hrtime() when the survey that is running began */
     struct letter letter;
 
     pthread_t thread;
@@ -65,6 +66,7 @@ static void *work(void *context)
 static void begin(struct survey *survey)
 {
     survey->under_way = true;
+    survey->asked_at = uv_hrtime();
     TAILQ_CONCAT(&survey->asking, &survey->waiting, link);
     survey->n = 0;
     for (size_t i = 0; i < survey->devices->n; i++)
@@ -120,6 +122,11 @@ void survey_ask(struct survey *survey, struct survey_request *request)
     TAILQ_INSERT_TAIL(&survey->waiting, request, link);
     if (!survey->under_way)
         begin(survey);
+}
+
+bool survey_hangs(const struct survey *survey, uint64_t asked_before)
+{
+    return survey->under_way && survey->asked_at < asked_before;
 }
 
 static bool take_out(struct request_list *list, struct survey_request *request)

@@ -29,6 +29,9 @@ void survey_ask(struct survey *survey, struct survey_request *request);
 /* Cancels a request whose `done` was not called yet. */
 void survey_forget(struct survey *survey, struct survey_request *request);
 
+/* Whether a driver has not answered a question that was asked before that time, by uv_hrtime(). */
+bool survey_hangs(const struct survey *survey, uint64_t asked_before);
+
 /* Ends the thread. No survey may be running. NULL is allowed. */
 void survey_free(struct survey *survey);
 

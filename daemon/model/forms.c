@@ -134,6 +134,8 @@ static enum form form_asked(const struct forms *forms, const struct gguf_tensor 
     for (size_t i = forms->n_rules; i-- > 0;)
         if (forms_match(forms->rules[i].match, tensor->name))
             return forms->rules[i].form;
+    if (tensor->keeps)
+        return FORM_NATIVE;
     /* These are norms and biases. They are small: rounding them saves little memory and costs accuracy. */
     const bool narrows = forms->form == FORM_F16 || forms->form == FORM_BF16;
     if (narrows && tensor->n_dims <= 1 && strcmp(tensor->type->name, form_name(FORM_F32)) == 0)

@@ -1,6 +1,6 @@
 #include "daemon/model/source.h"
 
-#include "daemon/gguf/split.h"
+#include "daemon/format/format.h"
 #include "proto/shards.h"
 
 #include <assert.h>
@@ -202,6 +202,7 @@ static int open_failed(int error, struct device_fault *ret_fault)
 {
     const char *text = error == -EINVAL     ? "not a regular file"
                        : error == -ENOTUNIQ ? "several files say that they are the same one of a split model"
+                       : error == -EBADMSG  ? "the folder's index is not valid"
                        : error == -E2BIG    ? "the model is split into too many files"
                                             : strerror(-error);
     return device_fault_set(ret_fault, error, "open", -error, text);
@@ -369,7 +370,7 @@ int source_read_headers(const struct source *source, struct gguf **ret, struct g
         return -ENOMEM;
     for (size_t i = 0; i < source->n_files; i++)
         files[i] = (struct split_file){source->files[i].fd, source->files[i].identity.size};
-    int r = split_read(files, source->n_files, ret, ret_fault, ret_file);
+    int r = format_read(files, source->n_files, ret, ret_fault, ret_file);
     free(files);
     return r;
 }

@@ -109,5 +109,5 @@ char *source_fd_path(int fd);
  * open here because a client passed its descriptor; other clients must not reach it through a path in /proc. */
 bool source_leads_to(const char *path, int fd);
 
-/* worker. Reads the headers of all files and joins them. Returns what split_read() returns. */
+/* worker. Reads the headers of all files and joins them. Returns what format_read() returns. */
 int source_read_headers(const struct source *source, struct gguf **ret, struct gguf_fault *ret_fault, size_t *ret_file);

@@ -101,17 +101,24 @@ void call_abandon(struct conn *conn)
         conn->call.abandoned(&conn->call);
 }
 
-cJSON *call_error_message(enum wire_error error, cJSON *parameters)
+static void error_count(struct conns *conns, enum wire_error error, const cJSON *parameters)
 {
+    const cJSON *limit = cJSON_GetObjectItemCaseSensitive(parameters, "limit");
+    counters_error(conns->counters, error, error == WIRE_LimitExceeded ? cJSON_GetStringValue(limit) : NULL);
+}
+
+cJSON *call_error_message(struct conns *conns, enum wire_error error, cJSON *parameters)
+{
+    error_count(conns, error, parameters);
     cJSON *message = cJSON_CreateObject();
     cJSON_AddStringToObject(message, "error", wire_error_name(error));
     cJSON_AddItemToObject(message, "parameters", parameters ? parameters : cJSON_CreateObject());
     return message;
 }
 
-char *call_error_text(enum wire_error error, cJSON *parameters)
+char *call_error_text(struct conns *conns, enum wire_error error, cJSON *parameters)
 {
-    cJSON *message = call_error_message(error, parameters);
+    cJSON *message = call_error_message(conns, error, parameters);
     char *text = cJSON_PrintUnformatted(message);
     cJSON_Delete(message);
     return text;
@@ -194,10 +201,11 @@ void call_fail(struct call *call, enum wire_error error, cJSON *parameters)
 {
     struct conn *conn = call->conn;
     assert(conn->in_call);
-    if (call->oneway)
+    if (call->oneway) {
+        error_count(conn->conns, error, parameters);
         cJSON_Delete(parameters);
-    else
-        (void)conn_send(conn, call_error_message(error, parameters), NULL, 0);
+    } else
+        (void)conn_send(conn, call_error_message(conn->conns, error, parameters), NULL, 0);
     call_end(call);
 }
 

@@ -3,6 +3,7 @@
 #include "daemon/base/log.h"
 #include "daemon/wire/conn_state.h"
 #include "daemon/wire/errors.h"
+#include "daemon/wire/json_memory.h"
 #include "proto/frame.h"
 
 #include <assert.h>
@@ -29,6 +30,9 @@ const struct state_machine conn_states = STATE_MACHINE(states);
  * microseconds. */
 #define CONNS_KEPT (8u << 20)
 
+/* Bytes that the text of a message has room for at first. */
+#define CONN_TEXT_FIRST 1024
+
 static void conn_poll(struct conn *conn);
 
 static void conn_move(struct conn *conn, enum conn_state state)
@@ -36,7 +40,8 @@ static void conn_move(struct conn *conn, enum conn_state state)
     state_move(&conn_states, &conn->state, state);
 }
 
-int conns_new(uv_loop_t *loop, const struct conn_hooks *hooks, void *context, struct quota *quota, struct conns **ret)
+int conns_new(uv_loop_t *loop, const struct conn_hooks *hooks, void *context, struct quota *quota,
+              struct counters *counters, struct conns **ret)
 {
     struct conns *conns = calloc(1, sizeof(*conns));
     if (!conns)
@@ -45,6 +50,7 @@ int conns_new(uv_loop_t *loop, const struct conn_hooks *hooks, void *context, st
     conns->hooks = hooks;
     conns->context = context;
     conns->quota = quota;
+    conns->counters = counters;
     conns->next_id = 1;
     LIST_INIT(&conns->list);
     int r = turns_new(loop, &conns->turns);
@@ -52,6 +58,7 @@ int conns_new(uv_loop_t *loop, const struct conn_hooks *hooks, void *context, st
         free(conns);
         return r;
     }
+    json_memory_watch();
     *ret = conns;
     return 0;
 }
@@ -193,7 +200,7 @@ static void conn_flush(struct conn *conn)
 /* Queues an error: a message without descriptors, which needs little room. */
 static int conn_put_error(struct conn *conn, enum wire_error error, cJSON *parameters)
 {
-    char *text = call_error_text(error, parameters);
+    char *text = call_error_text(conn->conns, error, parameters);
     int r = text ? frame_writer_put(conn->writer, text, strlen(text), NULL, 0) : -ENOMEM;
     cJSON_free(text);
     conn_charge_memory(conn);
@@ -206,12 +213,15 @@ bool conn_send(struct conn *conn, cJSON *message, const int *fds, size_t n_fds)
         cJSON_Delete(message);
         return false;
     }
-    char *text = message ? cJSON_PrintUnformatted(message) : NULL;
+    char *text = message ? cJSON_PrintBuffered(message, CONN_TEXT_FIRST, false) : NULL;
     cJSON_Delete(message);
-    int r = text ? frame_writer_send(conn->writer, conn->socket, text, fds, n_fds) : -ENOMEM;
+    const bool whole = !json_memory_failed() && text;
+    int r = whole ? frame_writer_send(conn->writer, conn->socket, text, fds, n_fds) : 0;
     cJSON_free(text);
-    bool queued = r == 0;
-    if (r == -ENOBUFS)
+    bool queued = whole && r == 0;
+    if (!whole)
+        r = conn_put_error(conn, WIRE_LimitExceeded, error_no_memory());
+    else if (r == -ENOBUFS)
         r = conn_put_error(conn, WIRE_LimitExceeded, error_limit("reply", CONN_QUEUE_MAX));
     else if (r == -EMFILE)
         r = conn_put_error(conn, WIRE_LimitExceeded, error_no_descriptors());
@@ -233,8 +243,11 @@ static void conn_end_with(struct conn *conn, enum wire_error error, cJSON *param
         cJSON_Delete(parameters);
         return;
     }
-    log_client(LOG_LEVEL_INFO, "conn=%" PRIu64 " pid=%d uid=%u ends: %s", conn->id, (int)conn->peer->pid,
-               (unsigned)conn->peer->uid, reason);
+    log_client_fields(LOG_LEVEL_INFO,
+                      (&(const struct log_fields){
+                          .id = MESSAGE_CLIENT_ENDED, .has_uid = true, .uid = conn->peer->uid, .pid = conn->peer->pid}),
+                      "conn=%" PRIu64 " pid=%d uid=%u ends: %s", conn->id, (int)conn->peer->pid,
+                      (unsigned)conn->peer->uid, reason);
     int r = conn_put_error(conn, error, parameters);
     conn_move(conn, CONN_ENDING);
     if (r < 0)
@@ -280,6 +293,7 @@ static void conn_process(struct conn *conn)
             conn_end(conn, reason);
             break;
         }
+        (void)json_memory_failed(); /* what a reply before this one had no memory for is told already */
         conn->conns->hooks->dispatch(&conn->call, conn->conns->context);
         uint64_t limit;
         if (conn->in_call && conn_has_too_much(conn, &limit))
@@ -395,9 +409,9 @@ static void conn_poll(struct conn *conn)
     }
 }
 
-void conn_refuse(int socket, cJSON *parameters)
+void conn_refuse(struct conns *conns, int socket, cJSON *parameters)
 {
-    char *text = call_error_text(WIRE_LimitExceeded, parameters);
+    char *text = call_error_text(conns, WIRE_LimitExceeded, parameters);
     if (text)
         (void)!send(socket, text, strlen(text) + 1, MSG_NOSIGNAL | MSG_DONTWAIT);
     cJSON_free(text);
@@ -410,7 +424,7 @@ static int conn_charge(struct conn *conn, uid_t uid)
     uint64_t limit;
     int r = quota_take(quota, uid, QUOTA_CONNECTIONS, 1, &conn->connection, &limit);
     if (r == -EDQUOT)
-        conn_refuse(conn->socket, error_limit(quota_name(QUOTA_CONNECTIONS), limit));
+        conn_refuse(conn->conns, conn->socket, error_limit(quota_name(QUOTA_CONNECTIONS), limit));
     if (r == 0)
         r = quota_take_none(quota, uid, QUOTA_MEMORY, &conn->memory);
     if (r == 0)

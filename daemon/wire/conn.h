@@ -12,6 +12,7 @@
  * Loop thread only. */
 #pragma once
 
+#include "daemon/base/counters.h"
 #include "daemon/base/peer.h"
 #include "daemon/base/quota.h"
 #include "daemon/wire/call.h"
@@ -64,9 +65,10 @@ struct conn_hooks {
     void (*replied)(struct conn *conn, bool queued);
 };
 
-/* `hooks`, `context` and `quota`, which each connection and what it has queued are charged to, outlive the connections.
- * -ENOMEM. */
-int conns_new(uv_loop_t *loop, const struct conn_hooks *hooks, void *context, struct quota *quota, struct conns **ret);
+/* `hooks`, `context`, `quota`, which each connection and what it has queued are charged to, and `counters`, which count
+ * the errors that clients get, outlive the connections. -ENOMEM. */
+int conns_new(uv_loop_t *loop, const struct conn_hooks *hooks, void *context, struct quota *quota,
+              struct counters *counters, struct conns **ret);
 
 /* Closes every connection; calls that wait are answered with ShuttingDown. `closed` is called once all are gone and
  * conns is freed. */
@@ -80,7 +82,7 @@ int conn_open(struct conns *conns, int socket);
 
 /* Tries to tell the client at a socket that it cannot be served. The socket stays the caller's. `parameters` are those
  * of LimitExceeded, and consumed. */
-void conn_refuse(int socket, cJSON *parameters);
+void conn_refuse(struct conns *conns, int socket, cJSON *parameters);
 
 /* The client's process and user when it connected, as the kernel tells; and with these its groups, which last as long
  * as the connection, or as long as somebody keeps them. */

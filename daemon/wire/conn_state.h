@@ -32,6 +32,7 @@ struct conns {
     const struct conn_hooks *hooks;
     void *context;
     struct quota *quota;
+    struct counters *counters;
     struct turns *turns;
     uint64_t freed; /* bytes of memory that connections had, and that the C library may still keep */
     void (*closed)(void *context);
@@ -74,7 +75,7 @@ struct conn {
 
 /* conn.c: queues a message, which is consumed, and sends what can be sent now. Returns false if the message was not
  * queued: the connection is ending, or an error was queued in its place because the queue, or the count of descriptors
- * in it, is full. Descriptors stay the caller's. */
+ * in it, is full, or there is no memory for it. Descriptors stay the caller's. */
 bool conn_send(struct conn *conn, cJSON *message, const int *fds, size_t n_fds);
 
 /* Gives the connection up, but does not close it at once: closing ends leases and calls, which the caller may be
@@ -100,9 +101,9 @@ void call_abandon(struct conn *conn);
 /* Ends the call under way, if there is one, with an error: tells its handler, and answers the client. */
 void call_cut(struct conn *conn, enum wire_error error);
 
-/* {"error": ..., "parameters": {...}}, which the caller deletes. `parameters` is consumed; NULL stands for an empty
- * object. */
-cJSON *call_error_message(enum wire_error error, cJSON *parameters);
+/* {"error": ..., "parameters": {...}}, which the caller deletes. The error is counted. `parameters` is consumed; NULL
+ * stands for an empty object. */
+cJSON *call_error_message(struct conns *conns, enum wire_error error, cJSON *parameters);
 
 /* The same as text, for cJSON_free(). NULL: no memory. */
-char *call_error_text(enum wire_error error, cJSON *parameters);
+char *call_error_text(struct conns *conns, enum wire_error error, cJSON *parameters);

@@ -50,7 +50,7 @@ static bool refuse_with_spare(struct listener *listener)
     listener->spare = -1;
     int socket = accept4(listener->socket, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (socket >= 0) {
-        conn_refuse(socket, error_no_descriptors());
+        conn_refuse(listener->conns, socket, error_no_descriptors());
         close(socket);
     }
     spare_open(listener);
@@ -98,7 +98,7 @@ static void listener_ready(uv_poll_t *poll, int status, int events)
         }
         listener->starved = false;
         if (conns_count(listener->conns) >= LISTENER_CONNECTIONS_MAX) {
-            conn_refuse(socket, error_limit("connections", LISTENER_CONNECTIONS_MAX));
+            conn_refuse(listener->conns, socket, error_limit("connections", LISTENER_CONNECTIONS_MAX));
             close(socket);
             continue;
         }

@@ -39,6 +39,23 @@ def model_file(build):
     return path
 
 
+def safetensors_file(build, size):
+    """About as large a model in the other format."""
+    path = build / "bench-1g.safetensors"
+    each = size // 1000 // 2048 * 2048  # of 1,000 tensors
+    if not path.exists() or abs(path.stat().st_size - 1000 * each) > 1 << 20:
+        header = {
+            f"blk.{i}.weight": {"dtype": "BF16", "shape": [each // 2048, 1024], "data_offsets": [i * each, (i + 1) * each]}
+            for i in range(1000)
+        }
+        text = json.dumps(header).encode()
+        with open(path, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for _ in range(1000):
+                file.write(os.urandom(each))
+    return path
+
+
 def timed(function):
     began = time.monotonic()
     function()
@@ -105,11 +122,16 @@ def main():
 
 def run(build, path, size, socket, environment):
     bench_client = build / "tests" / "bench_client"
-    rows = {"cp into a tmpfs": [], "load as native": [], "read and decode to f32, one thread": [], "load as f32": []}
+    other = safetensors_file(build, size)
+    read_from_disk(other)
+    names = ("cp into a tmpfs", "load as native", "load safetensors as native", "read and decode to f32, one thread",
+             "load as f32")
+    rows = {name: [] for name in names}
     with Client(socket) as client:
         for _ in range(ROUNDS + 1):
             rows["cp into a tmpfs"].append(copy(path))
             rows["load as native"].append(load(client, path, "native"))
+            rows["load safetensors as native"].append(load(client, other, "native"))
             rows["read and decode to f32, one thread"].append(
                 float(subprocess.check_output([build / "tests" / "bench_decode", path])))
             rows["load as f32"].append(load(client, path, "f32"))
@@ -127,7 +149,11 @@ def run(build, path, size, socket, environment):
     print(f"{machine()}; {path.name}, {size / 1e9:.2f} GB, in the page cache; median of {ROUNDS} rounds\n")
     print(f"| {'what':36} | {'seconds':>8} | {'GB/s of the file':>16} | {'beside':>28} |")
     print(f"| {'-' * 36} | {'-' * 7}: | {'-' * 15}: | {'-' * 27}: |")
-    beside = {"load as native": "cp into a tmpfs", "load as f32": "read and decode to f32, one thread"}
+    beside = {
+        "load as native": "cp into a tmpfs",
+        "load safetensors as native": "load as native",
+        "load as f32": "read and decode to f32, one thread",
+    }
     for name, times in rows.items():
         ratio = ""
         if name in beside:

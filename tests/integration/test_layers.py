@@ -14,11 +14,13 @@ pytestmark = pytest.mark.sources
 INCLUDE = re.compile(r'^\s*#\s*include\s*(["<])([^">]+)[">]', re.MULTILINE)
 
 # The daemon's folders, lowest first: each knows itself and those above it in this list. What is in none is the top.
-LAYERS = ["base", "gguf", "device", "device/hip", "model", "wire", "session", "memory", "keep", "load", "api", ""]
+LAYERS = ["base", "gguf", "safetensors", "format", "device", "device/hip", "model", "wire", "session", "memory", "keep", "load", "api", ""]
 
 # Folders that know less than their place would allow.
 NARROW = {
     "gguf": {"gguf"},
+    "safetensors": {"gguf", "safetensors"},
+    "format": {"gguf", "safetensors", "format"},
     "device": {"base", "device"},
     "device/hip": {"base", "device", "device/hip"},
     "wire": {"base", "wire"},
@@ -48,7 +50,7 @@ PATTERNS = [
     ("hold/*.[ch]", r""),
     ("daemon/**/*.[ch]", r"(daemon|proto|kernels)/.*"),
     ("client/*.[ch]", r"client/(?!rfctl/).*|proto/.*|kernels/(types|hip|hip_share)\.h"),
-    ("client/rfctl/*.[ch]", r"client/rfctl/.*|client/rocmforge\.h|proto/(array|bytes|utf8|streams|shards|module_path)\.h|daemon/gguf/(gguf|split)\.h"),
+    ("client/rfctl/*.[ch]", r"client/rfctl/.*|client/rocmforge\.h|proto/(array|bytes|utf8|streams|shards|module_path)\.h|daemon/(gguf/gguf|format/format)\.h"),
     ("client/engines/llama/*.[ch]", r"client/engines/llama/.*|client/rocmforge\.h|proto/(model_file|shards)\.h"),
     ("client/rocmforge.h", r""),
 ]

@@ -40,7 +40,7 @@ def test_help_of_ttl_says_what_a_duration_is():
 
 def test_help_names_every_command():
     text = rfctl("--help").stdout
-    for name in "load plan ps show inspect unload pin unpin ttl cancel verify dump watch run devices ping version".split():
+    for name in "load plan ps show inspect unload pin unpin ttl cancel verify dump watch run devices metrics ping version".split():
         assert re.search(rf"^  {name} ", text, re.MULTILINE)
         assert rfctl(name, "--help").stdout.startswith(f"Usage: rfctl {name}")
 

@@ -26,6 +26,15 @@ static const struct row rows[] = {
 #include "kernels/types.def"
 };
 
+static const struct {
+    uint32_t id;
+    const char *name;
+    uint32_t elements, bytes;
+} kept[] = {
+#define TYPE_KEPT_DEF(id, name, elements, bytes) {id, name, elements, bytes},
+#include "kernels/types.def"
+};
+
 #define ROWS (sizeof rows / sizeof rows[0])
 
 static void ids_are_complete_and_ascend(void **state)
@@ -37,6 +46,30 @@ static void ids_are_complete_and_ascend(void **state)
         for (size_t j = 0; j < i; j++)
             assert_string_not_equal(rows[i].name, rows[j].name);
     }
+}
+
+/* Their ids are above all of GGUF, follow each other, and no decoder is looked for behind its table's end. */
+static void types_that_gguf_has_not(void **state)
+{
+    (void)state;
+    const size_t n = sizeof kept / sizeof kept[0];
+    assert_int_equal(n, 14);
+    for (size_t i = 0; i < n; i++) {
+        const struct tensor_type *type = tensor_type_find(kept[i].id);
+        assert_int_equal(kept[i].id, TYPE_KEPT_FIRST + i);
+        assert_non_null(type);
+        assert_int_equal(type->id, kept[i].id);
+        assert_int_equal(type->kind, TYPE_KEPT);
+        assert_string_equal(type->name, kept[i].name);
+        assert_int_equal(type->block_elements, kept[i].elements);
+        assert_int_equal(type->block_bytes, kept[i].bytes);
+        for (size_t j = 0; j < ROWS; j++)
+            assert_string_not_equal(rows[j].name, kept[i].name);
+        for (enum form form = FORM_NATIVE; form < FORM_COUNT; form++)
+            assert_null(dequant_find(type->id, form));
+    }
+    assert_null(tensor_type_find(TYPE_KEPT_FIRST + (uint32_t)n));
+    assert_null(tensor_type_find(TYPE_KEPT_FIRST - 1));
 }
 
 static void find_gives_each_row(void **state)
@@ -124,11 +157,9 @@ static void forms_round_trip(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(ids_are_complete_and_ascend),
-        cmocka_unit_test(find_gives_each_row),
-        cmocka_unit_test(sizes_are_the_formats),
-        cmocka_unit_test(refused_types_have_their_kind),
-        cmocka_unit_test(forms_round_trip),
+        cmocka_unit_test(ids_are_complete_and_ascend),   cmocka_unit_test(types_that_gguf_has_not),
+        cmocka_unit_test(find_gives_each_row),           cmocka_unit_test(sizes_are_the_formats),
+        cmocka_unit_test(refused_types_have_their_kind), cmocka_unit_test(forms_round_trip),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -19,6 +19,7 @@
 struct fixture {
     uv_loop_t loop;
     struct quota *quota;
+    struct counters counters;
     struct registry registry;
     struct conns *conns;
     struct model model;
@@ -83,7 +84,7 @@ static int fixture_make(void **state)
     int sockets[2];
     const struct quota_limits limits = QUOTA_DEFAULTS;
     if (!fixture || uv_loop_init(&fixture->loop) < 0 || quota_new(&limits, &fixture->quota) < 0 ||
-        conns_new(&fixture->loop, &hooks, fixture, fixture->quota, &fixture->conns) < 0 ||
+        conns_new(&fixture->loop, &hooks, fixture, fixture->quota, &fixture->counters, &fixture->conns) < 0 ||
         socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, sockets) < 0 ||
         conn_open(fixture->conns, sockets[0]) < 0)
         return -1;

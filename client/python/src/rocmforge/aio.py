@@ -28,7 +28,7 @@ from ._progress import ProgressOption
 from ._varlink import CONNECT_RETRY, FDS_MAX, Exchange, Link, check_fds, default_socket, encode
 from .errors import Closed, ConnectionLost, Error, ProtocolError
 from .model import Model
-from .replies import Device, Event, LoadReply, ModelInfo, PlanReply, ShowReply, StatusReply, VerifyReply
+from .replies import Device, Event, LoadReply, Metric, ModelInfo, PlanReply, ShowReply, StatusReply, VerifyReply
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -339,6 +339,9 @@ class Client:
 
     async def devices(self) -> List[Device]:
         return cast("List[Device]", (await self.call("Devices"))["devices"])
+
+    async def metrics(self) -> List[Metric]:
+        return cast("List[Metric]", (await self.call("Metrics"))["metrics"])
 
     async def status(self) -> StatusReply:
         return cast(StatusReply, _calls.without_draining(await self.call("Status")))

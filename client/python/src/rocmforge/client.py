@@ -17,7 +17,7 @@ from ._progress import ProgressOption
 from ._varlink import FDS_MAX, Connection, default_socket
 from .errors import Closed, ConnectionLost
 from .model import Model
-from .replies import Device, Event, LoadReply, ModelInfo, PlanReply, ShowReply, StatusReply, VerifyReply
+from .replies import Device, Event, LoadReply, Metric, ModelInfo, PlanReply, ShowReply, StatusReply, VerifyReply
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -236,6 +236,10 @@ class Client:
     def devices(self) -> List[Device]:
         """The memories that models can be resident in."""
         return cast("List[Device]", self.call("Devices")["devices"])
+
+    def metrics(self) -> List[Metric]:
+        """What the daemon has and what happened since it started, as Prometheus has it."""
+        return cast("List[Metric]", self.call("Metrics")["metrics"])
 
     def status(self) -> StatusReply:
         """The daemon itself."""

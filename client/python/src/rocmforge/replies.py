@@ -168,6 +168,27 @@ class VerifyReply(TypedDict):
     mismatches: List[Mismatch]
 
 
+class MetricLabel(TypedDict):
+    name: str
+    value: str
+
+
+class _MetricSample(TypedDict):
+    labels: List[MetricLabel]
+    value: float
+
+
+class MetricSample(_MetricSample, total=False):
+    suffix: str
+
+
+class Metric(TypedDict):
+    name: str
+    type: str
+    help: str
+    samples: List[MetricSample]
+
+
 class StatusReply(TypedDict):
     version: str
     interface: int

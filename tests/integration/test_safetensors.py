@@ -1,0 +1,426 @@
+"""Models in safetensors files."""
+import json
+import os
+import random
+import struct
+import subprocess
+import sys
+
+import make_safetensors
+import pytest
+from harness import ROOT, build_folder, library_environment, wire_error
+from make_safetensors import BITS, file_bytes
+
+RFCTL = ["client", "rfctl", "rfctl"]
+
+
+def inspect(path):
+    """What rfctl makes of a file: the description, or None and why it was refused."""
+    program = build_folder().joinpath(*RFCTL)
+    done = subprocess.run([program, "inspect", "--json", path], capture_output=True, text=True)
+    return (json.loads(done.stdout), "") if done.returncode == 0 else (None, done.stderr + done.stdout)
+
+
+# --- against the package ---
+
+
+def right_header(rng):
+    """A header, and how many bytes of tensors it needs."""
+    header, at = {}, 0
+    if rng.random() < 0.5:
+        header["__metadata__"] = {rng.choice(["format", "a", "é\n"]): "pt" for _ in range(rng.randrange(3))}
+    for i in range(rng.randrange(6)):
+        dtype = rng.choice(list(BITS))
+        shape = [rng.choice([0, 1, 2, 3, 4, 8]) for _ in range(rng.randrange(4))]
+        elements = 1
+        for n in shape:
+            elements *= n
+        if elements * BITS[dtype] % 8:
+            shape.append(8)
+            elements *= 8
+        size = elements * BITS[dtype] // 8
+        header[f"t{i}.weight"] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    return header, at
+
+
+def spoil_info(rng, info):
+    key = rng.choice(["dtype", "shape", "data_offsets"])
+    kind = rng.randrange(5)
+    if kind == 0:
+        del info[key]
+    elif kind == 1:
+        info[key] = rng.choice([None, True, 1, "F32", "f32", "F128", "", [], [1], [0, 4, 8], [-1, 2], [1.5], ["1"], {}])
+    elif kind == 2:
+        info["shape"] = [*info["shape"], rng.choice([2, 1 << 31, 1 << 62, (1 << 64) - 1, 1 << 64])]
+    elif kind == 3:
+        at = rng.randrange(2)
+        info["data_offsets"][at] += rng.choice([-1, 1, 4, 1 << 40])
+    else:
+        info["more"] = rng.choice([None, [], {"a": [1, {"b": "c"}]}, 1e300, "x"])
+
+
+def spoil_text(rng, text):
+    if not text:
+        return text
+    at, kind = rng.randrange(len(text)), rng.randrange(4)
+    if kind == 0:
+        return text[:at] + text[at + 1 :]
+    if kind == 1:
+        return text[:at] + bytes([rng.choice(b'{}[]",:\\ 019aeE.-+\xff\x00\n')]) + text[at + 1 :]
+    if kind == 2:
+        return text[:at] + rng.choice([b" ", b"\\u0041", b"\\u00", b"\xc3\xa9", b"\xc3", b",", b'"', b"0"]) + text[at:]
+    return text[:at]
+
+
+def generated(seed):
+    """A file, right or wrong."""
+    rng = random.Random(seed)
+    header, size = right_header(rng)
+    infos = [value for key, value in header.items() if key != "__metadata__"]
+    wrong = rng.randrange(6)
+    if wrong == 1 and infos:
+        spoil_info(rng, rng.choice(infos))
+    if wrong == 2:
+        size = max(0, size + rng.choice([-4, -1, 1, 8]))
+    if wrong == 3:
+        header["__metadata__"] = rng.choice([None, [], {"a": 1}, {"a": None}, "x", {"a": "b"}])
+    text = json.dumps(header, ensure_ascii=rng.random() < 0.5).encode()
+    if wrong == 4:
+        text = spoil_text(rng, text)
+    whole = file_bytes(text + b" " * rng.randrange(3), bytes(size))
+    if wrong == 5:
+        length = rng.choice([0, 1, len(text) - 1, len(text) + 1, 100_000_000, 100_000_001, (1 << 63), (1 << 64) - 1])
+        whole = length.to_bytes(8, "little") + whole[8:] if rng.random() < 0.7 else whole[: rng.randrange(len(whole) + 1)]
+    return whole
+
+
+# What the package takes and we do not: see daemon/safetensors/safetensors.h.
+STRICTER = ("2^53", "2^63", "stands twice", "two tensors are called", "holds NUL", "name is empty", "does not begin with",
+            "not a GGUF file", "not an object", "more than 8 dimensions")  # fmt: skip
+
+
+def test_against_the_package(folder):
+    """Both take a file or both refuse it, and both find the same in it."""
+    safetensors = pytest.importorskip("safetensors", reason="the package safetensors is not installed")
+    path, taken, refused, strict = folder / "m.safetensors", 0, 0, []
+    for seed in range(int(os.environ.get("ROCMFORGE_SAFETENSORS_FILES", "600"))):
+        whole = generated(seed)
+        path.write_bytes(whole)
+        try:
+            theirs = dict(safetensors.deserialize(whole))
+        except (safetensors.SafetensorError, ValueError, OverflowError):
+            theirs = None
+        ours, why = inspect(path)
+        if theirs is not None and ours is None:
+            assert any(word in why for word in STRICTER), (seed, whole[:400], why)
+            strict.append(why)
+            continue
+        assert (ours is None) == (theirs is None), (seed, whole[:400], why)
+        if ours is None:
+            assert "at byte" in why, why
+            refused += 1
+            continue
+        taken += 1
+        found = {tensor["name"]: tensor for tensor in ours["tensors"]}
+        assert set(found) == set(theirs), seed
+        for name, tensor in theirs.items():
+            mine = found[name]
+            assert mine["shape"] == tensor["shape"] and mine["type"] == tensor["dtype"].lower(), (seed, name)
+            assert whole[mine["offset"] : mine["offset"] + mine["size"]] == bytes(tensor["data"]), (seed, name)
+    assert taken > 100 and refused > 100 and len(strict) < taken // 10, (taken, refused, strict)
+
+
+# --- loaded ---
+
+ALL = {f"t.{dtype.lower()}": (dtype, [3, 8]) for dtype in BITS} | {
+    "scalar": ("F32", []),
+    "empty": ("F16", [0, 4]),
+    "odd.f4": ("F4", [2, 3]),  # rows that do not end on a byte
+    "odd.f6": ("F6_E2M3", [2, 2]),
+    "one.u8": ("U8", [1]),
+    "behind": ("F32", [5, 7]),  # at an odd offset of the file
+    "cube": ("BF16", [2, 3, 4]),
+}
+
+
+def attached(client, name):
+    """name → description and bytes of each tensor."""
+    reply = client.call("Attach", name=name, header=True)
+    fd = client.fds[reply["fd"]]
+    return {
+        tensor["name"]: (tensor, os.pread(fd, tensor["size"], tensor["offset"])) for tensor in reply["tensors"]
+    }, reply
+
+
+@pytest.mark.parametrize("form", ["auto", "native"])
+@pytest.mark.parametrize("by", ["path", "rfctl"])
+def test_bytes_are_the_files(daemon, folder, form, by):
+    path = folder / "all.safetensors"
+    told = make_safetensors.write(path, ALL, {"format": "pt"})
+    with daemon.client() as client:
+        if by == "path":
+            client.call("Load", path=str(path), name="m", form=form)
+        else:
+            daemon.rfctl("load", path, "--name", "m", "--as", form)
+        tensors, reply = attached(client, "m")
+        assert {name: data for name, (_, data) in tensors.items()} == told
+        for name, (dtype, shape) in ALL.items():
+            assert tensors[name][0]["shape"] == shape and tensors[name][0]["type"] == dtype.lower()
+        # What clients get as the header is what the file begins with.
+        header = client.fds[reply["header"]]
+        whole = path.read_bytes()
+        size = os.fstat(header).st_size
+        assert os.pread(header, size, 0) == whole[:size] and size == 8 + int.from_bytes(whole[:8], "little")
+        assert client.call("Verify", name="m")["mismatches"] == []
+        assert client.call("Plan", path=str(path), form=form)["model"]["name"] == "m"
+
+
+def test_the_package_reads_the_same(daemon, folder):
+    """Every byte against the package's own reading of a file that the package wrote."""
+    numpy = pytest.importorskip("safetensors.numpy", reason="the package safetensors is not installed")
+    np = pytest.importorskip("numpy")
+    rng = np.random.default_rng(3)
+    path = folder / "m.safetensors"
+    numpy.save_file(
+        {
+            "a": rng.standard_normal((129, 67), np.float32),
+            "b": rng.integers(0, 255, (1000, 333), np.uint8),
+            "c": rng.standard_normal((512, 300)).astype(np.float16),
+            "d": rng.standard_normal(()),
+        },
+        path,
+        metadata={"format": "np"},
+    )
+    daemon.rfctl("load", path, "--name", "m")
+    theirs = numpy.load_file(path)
+    with daemon.client() as client:
+        tensors, _ = attached(client, "m")
+    assert set(tensors) == set(theirs)
+    for name, array in theirs.items():
+        assert tensors[name][0]["shape"] == list(array.shape) and tensors[name][1] == array.tobytes()
+
+
+def widened(dtype, data):
+    """The numbers of a plain tensor."""
+    kinds = {"F32": "f", "F64": "d", "F16": "e"}
+    if dtype == "BF16":
+        return [struct.unpack("<f", b"\0\0" + data[i : i + 2])[0] for i in range(0, len(data), 2)]
+    return list(struct.unpack(f"<{len(data) // struct.calcsize(kinds[dtype])}{kinds[dtype]}", data))
+
+
+@pytest.mark.parametrize("form", ["f32", "f16", "bf16"])
+def test_forms(daemon, folder, form):
+    """Floats are converted; integers, small floats and their scales are not."""
+    path = folder / "m.safetensors"
+    told = make_safetensors.write(path, {**ALL, "w.weight_scale_inv": ("F32", [2, 3]), "w.weight_scale": ("BF16", [4])})
+    with daemon.client() as client:
+        client.call("Load", path=str(path), name="m", form=form)
+        tensors, _ = attached(client, "m")
+        assert client.call("Verify", name="m")["mismatches"] == []
+    tolerance = {"f32": 0, "f16": 1 / 1024, "bf16": 1 / 128}[form]
+    converted = 0
+    for name, data in told.items():
+        tensor, loaded = tensors[name]
+        dtype, shape = ALL.get(name, ("F32", []))
+        assert tensor["shape"] == ALL.get(name, (0, tensor["shape"]))[1]
+        if "scale" in name or dtype not in ("F32", "F64", "F16", "BF16") or not shape:
+            assert loaded == data, name
+            continue
+        assert tensor["form"] == form, name
+        for mine, theirs in zip(widened(form.upper(), loaded), widened(dtype, data), strict=True):
+            assert abs(mine - theirs) <= max(tolerance, 1e-7) * abs(theirs) + 1e-6, name
+        converted += 1
+    assert converted >= 6
+    assert tensors["t.f8_e4m3"][0]["form"] == "native"
+
+
+def test_a_rule_converts_integers_and_no_small_floats(daemon, folder):
+    path = folder / "m.safetensors"
+    told = make_safetensors.write(path, {"i": ("I8", [4]), "s": ("F8_E4M3", [4])})
+    with daemon.client() as client:
+        client.call("Load", path=str(path), name="m", forms=[{"match": "i", "form": "f32"}])
+        tensors, _ = attached(client, "m")
+        assert widened("F32", tensors["i"][1]) == list(struct.unpack("4b", told["i"]))
+        with wire_error("UnsupportedType") as error:
+            client.call("Load", path=str(path), name="n", forms=[{"match": "s", "form": "f32"}])
+        assert error["type"] == "f8_e4m3"
+
+
+def test_wrong_files_are_refused_and_the_daemon_goes_on(daemon, folder):
+    path = folder / "wrong.safetensors"
+    info = {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}
+    path.write_bytes(file_bytes({"a": info}, bytes(4)))
+    with daemon.client() as client:
+        with wire_error("InvalidModel") as error:
+            client.call("Load", path=str(path))
+        assert error == {"reason": "a tensor has 4 bytes, and by its shape and dtype 8", "offset": 9}
+        path.write_bytes((100_000_000).to_bytes(8, "little") + b"{")
+        with wire_error("InvalidModel") as error:
+            client.call("Load", path=str(path))
+        assert error["offset"] == 0
+        path.write_bytes(file_bytes({"a": info | {"shape": [1]}}, bytes(4)))
+        assert client.call("Load", path=str(path))["model"]["tensors"] == 1
+
+
+def test_the_library(daemon, folder):
+    path = folder / "m.safetensors"
+    told = make_safetensors.write(path, ALL, {"format": "pt", "é": "a\nb"})
+    daemon.rfctl("load", path, "--name", "m")
+    program = """
+import sys
+from librocmforge import Client
+with Client(sys.argv[1], sys.argv[2]) as client, client.attach("m") as model:
+    for tensor in model:
+        print(tensor.name, tensor.type, tensor.shape, bytes(model.view(tensor)).hex(), sep="|")
+    print("metadata", model.metadata(), sep="|")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(build_folder()), str(daemon.socket)],
+        env={**library_environment(), "PYTHONPATH": str(ROOT / "tests" / "lib")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = dict((line.split("|")[0], line.split("|")[1:]) for line in done.stdout.splitlines())
+    assert lines["metadata"] == [str({b"format": b"pt", "é".encode(): b"a\nb"})]
+    for name, data in told.items():
+        assert lines[name] == [ALL[name][0].lower(), str(ALL[name][1]), data.hex()]
+
+
+def test_inspect_plan_show_dump(daemon, folder):
+    path = folder / "m.safetensors"
+    told = make_safetensors.write(path, ALL, {"format": "pt", "note": "a\nb"})
+    text = daemon.rfctl("inspect", path).stdout
+    assert text.splitlines()[0].startswith(f"{path}: safetensors, ") and "f8_e4m3fnuz" in text and "note" in text
+    assert "f4" in daemon.rfctl("plan", path).stdout + daemon.rfctl("show", path, check=False).stdout + text
+    daemon.rfctl("load", path, "--name", "m")
+    shown = json.loads(daemon.rfctl("--json", "show", "m").stdout)
+    entries = {entry["key"]: json.loads(entry["value"]) for entry in shown["metadata"]}
+    assert entries == {"format": "pt", "note": "a\nb"}
+    assert {tensor["name"] for tensor in shown["tensors"]} == set(told)
+    assert "0 mismatch" in daemon.rfctl("verify", "m").stdout or daemon.rfctl("verify", "m").returncode == 0
+    assert daemon.rfctl("dump", "m", "odd.f4", text=False).stdout == told["odd.f4"]
+
+
+# --- folders ---
+
+SHARDS = [{"a.weight": ("BF16", [64, 3])}, {"b.weight": ("F16", [5]), "c": ("I64", [2])}, {"d": ("F8_E4M3", [7])}]
+
+
+def cached(folder, name="models--org--tiny-8B"):
+    """A folder as Hugging Face's cache has it: links to blobs whose names are hashes."""
+    snapshot = folder / name / "snapshots" / "0a1b"
+    (folder / name / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    told = make_safetensors.write_folder(snapshot, SHARDS)
+    for i, path in enumerate(sorted(snapshot.iterdir())):
+        blob = folder / name / "blobs" / f"{i:064}"
+        path.rename(blob)
+        path.symlink_to(f"../../blobs/{blob.name}")
+    return snapshot, told
+
+
+def check_folder(daemon, name, told):
+    with daemon.client() as client:
+        tensors, _ = attached(client, name)
+        assert {name: data for name, (_, data) in tensors.items()} == told
+        assert client.call("Verify", name=name)["mismatches"] == []
+
+
+@pytest.mark.parametrize("by", ["path", "rfctl"])
+def test_a_folder(daemon, folder, by):
+    place = folder / "tiny"
+    place.mkdir()
+    told = make_safetensors.write_folder(place, SHARDS)
+    make_safetensors.write(place / "model-00009-of-00003.safetensors", {"x": ("F32", [1])})  # not of the index
+    make_safetensors.write(place / "other.safetensors", {"a.weight": ("F32", [1])})
+    if by == "path":
+        with daemon.client() as client:
+            assert client.call("Load", path=str(place))["model"]["name"] == "tiny"
+    else:
+        assert "tiny" in daemon.rfctl("load", place).stdout
+    check_folder(daemon, "tiny", told)
+    assert "4" in daemon.rfctl("inspect", place).stdout
+    inspected = json.loads(daemon.rfctl("inspect", "--json", place).stdout)
+    assert {tensor["name"] for tensor in inspected["tensors"]} == set(told)
+    assert "tiny" in daemon.rfctl("plan", place).stdout
+
+
+def test_links_into_a_cache(daemon, folder):
+    snapshot, told = cached(folder)
+    daemon.rfctl("load", snapshot)
+    check_folder(daemon, "tiny-8B", told)
+    done = subprocess.run(
+        [build_folder().joinpath(*RFCTL), "--socket", daemon.socket, "load", "."], cwd=snapshot, capture_output=True
+    )
+    assert done.returncode == 0 and b"already" in done.stdout, "the same files, the same model"
+
+
+def test_a_folder_with_one_file(daemon, folder):
+    place = folder / "one"
+    place.mkdir()
+    told = make_safetensors.write(place / "model.safetensors", SHARDS[1])
+    daemon.rfctl("load", place)
+    check_folder(daemon, "one", told)
+
+
+def test_the_first_file_finds_the_others(daemon, folder):
+    place = folder / "tiny"
+    place.mkdir()
+    told = make_safetensors.write_folder(place, SHARDS, index=False)
+    daemon.rfctl("load", place / "model-00001-of-00003.safetensors")
+    check_folder(daemon, "tiny", told)
+
+
+INDEXES = [
+    b"",
+    b"{",
+    b"[]",
+    b"{}",
+    b'{"weight_map": {}}',
+    b'{"weight_map": []}',
+    b'{"weight_map": {"a": 1}}',
+    b'{"weight_map": {"a": "../secret.safetensors"}}',
+    b'{"weight_map": {"a": "/etc/passwd"}}',
+    b'{"weight_map": {"a": ".."}}',
+    b'{"weight_map": {"a": ""}}',
+    b'{"weight_map": {"a": "x\\u0000y"}}',
+    b'{"weight_map": {"a": "m"}, "weight_map": {"a": "m"}}',
+    b'{"weight_map": {"a": "m"}} x',
+    b'{"weight_map": {"a": "' + b"m" * 256 + b'"}}',
+]
+
+
+@pytest.mark.parametrize("index", INDEXES, ids=range(len(INDEXES)))
+def test_an_index_that_is_wrong(daemon, folder, index):
+    place = folder / "tiny"
+    place.mkdir()
+    (place / "model.safetensors.index.json").write_bytes(index)
+    done = daemon.rfctl("load", place, check=False)
+    assert done.returncode != 0 and "index.json is not valid" in done.stderr
+    with daemon.client() as client, wire_error("FileError") as error:
+        client.call("Load", path=str(place))
+    assert error["text"] == "the folder's index is not valid"
+
+
+def test_a_folder_that_lacks_a_file(daemon, folder):
+    place = folder / "tiny"
+    place.mkdir()
+    done = daemon.rfctl("load", place, check=False)
+    assert done.returncode != 0 and "no regular file" in done.stderr
+    make_safetensors.write_folder(place, SHARDS)
+    (place / "model-00002-of-00003.safetensors").unlink()
+    done = daemon.rfctl("load", place, check=False)
+    assert done.returncode != 0 and "model-00002-of-00003.safetensors" in done.stderr
+
+
+def test_a_name_in_two_files(daemon, folder):
+    place = folder / "tiny"
+    place.mkdir()
+    make_safetensors.write_folder(place, [SHARDS[0], SHARDS[1], {"a.weight": ("F32", [1])}])
+    index = place / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {f"{i}": f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)}}))
+    with daemon.client() as client, wire_error("InvalidModel") as error:
+        client.call("Load", path=str(place))
+    assert "tensor 'a.weight' stands in two files" in error["reason"]
