@@ -90,14 +90,17 @@ static void put_forms(struct bytes_writer *out, const struct forms *forms)
 static void find_shards(const struct model *model, size_t n_parts, uint32_t shards[SOURCE_FILES_MAX])
 {
     bool used[SOURCE_FILES_MAX] = {false};
-    size_t i = 0, tensor = 0;
+    size_t i = 0, tensor = 0, of_part = model->header->n_tensors; /* the first part has the tensors of all */
+    for (const struct gguf *part = model->header->next; part; part = part->next)
+        of_part -= part->n_tensors;
     for (const struct gguf *part = model->header; part; part = part->next, i++) {
+        of_part = i == 0 ? of_part : part->n_tensors;
         shards[i] = UINT32_MAX;
-        if (part->n_infos == 0)
+        if (of_part == 0)
             continue;
         shards[i] = model->header->tensors[tensor].shard;
         used[shards[i]] = true;
-        tensor += part->n_infos;
+        tensor += of_part;
     }
     uint32_t next = 0;
     for (i = 0; i < n_parts; i++) {

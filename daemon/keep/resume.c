@@ -1,6 +1,6 @@
 #include "daemon/keep/resume.h"
 
-#include "daemon/gguf/split.h"
+#include "daemon/format/format.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -105,8 +105,6 @@ static int read_headers(const struct resume *resume, struct gguf **ret)
     struct gguf_fault unused;
     struct split_file files[SOURCE_FILES_MAX];
     size_t unused_file;
-    if (description->n_parts == 1)
-        return gguf_read(resume->header_fds[0], description->parts[0].file_size, ret, &unused);
     if (description->n_parts != description->n_files)
         return -EBADMSG;
     for (size_t i = 0; i < description->n_files; i++)
@@ -117,7 +115,7 @@ static int read_headers(const struct resume *resume, struct gguf **ret)
     for (size_t i = 0; i < description->n_files; i++)
         if (files[i].fd < 0)
             return -EBADMSG;
-    return split_read(files, description->n_files, ret, &unused, &unused_file);
+    return format_read(files, description->n_files, ret, &unused, &unused_file);
 }
 
 static int check_tensors(const struct description *description, struct gguf *header)

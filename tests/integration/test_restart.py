@@ -12,6 +12,7 @@ import struct
 import threading
 import time
 
+import make_safetensors
 import pytest
 from fd_store import Store, content, sealed
 from harness import (
@@ -89,7 +90,7 @@ def restarted(daemon, before):
 
 def kept(holder):
     """What the holder has: name in /proc of each."""
-    return [fd for fd in holder.fds() if fd.startswith("/memfd:rocmforge") or fd.endswith(".gguf")]
+    return [fd for fd in holder.fds() if fd.startswith("/memfd:rocmforge") or fd.endswith((".gguf", ".safetensors"))]
 
 
 def described(daemon):
@@ -252,6 +253,22 @@ def test_split_model(held, split):
     daemon = held()
     with daemon.client() as client:
         load(client, split()[0], "m")
+        before = client.call("Show", name="m")["tensors"]
+    kill(daemon)
+    with daemon.client() as client:
+        assert client.call("Show", name="m")["tensors"] == before
+        assert client.call("Verify", name="m")["mismatches"] == []
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_safetensors(held, folder, n):
+    tensors = [(f"t{i}", ("F16", (64, 64))) for i in range(6)]
+    place = folder / "model"
+    place.mkdir()
+    make_safetensors.write_folder(place, [dict(tensors[i::n]) for i in range(n)])
+    daemon = held()
+    with daemon.client() as client:
+        load(client, place, "m")
         before = client.call("Show", name="m")["tensors"]
     kill(daemon)
     with daemon.client() as client:
