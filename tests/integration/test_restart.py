@@ -4,13 +4,18 @@ ROCMFORGE_KILLS says how often test_killed_under_load kills the daemon.
 """
 import contextlib
 import errno
+import hashlib
+import json
 import mmap
 import os
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import make_safetensors
 import pytest
@@ -24,6 +29,7 @@ from harness import (
     daemon_program,
     fake_gpu_folder,
     hold_program,
+    library_environment,
     load,
     module_folder,
     names,
@@ -31,8 +37,6 @@ from harness import (
     wait_until,
     wire_error,
 )
-from librocmforge import Client as Library
-from librocmforge import Failure
 from rocmforge_wire import Closed, WireError
 
 KILLS = int(os.environ.get("ROCMFORGE_KILLS", "8"))
@@ -118,7 +122,7 @@ def test_killed(held, folder):
     assert "model=m id=1 resident again on host" in daemon.log
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGSEGV])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT])
 def test_ends_otherwise(held, folder, number):
     """SIGTERM: the holder starts a daemon that ended well again only if it was asked to."""
     daemon, path = held(), tensor_model(folder / "m.gguf")
@@ -324,30 +328,64 @@ def test_token_gives_no_right(start_for_all, folder):
         client.call("Reattach", name="m", token=token)
 
 
+class Attacher:
+    """attacher.py, in a process of its own."""
+
+    def __init__(self, daemon):
+        self.process = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("attacher.py"), build_folder(), daemon.socket],
+            env=library_environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, *command):
+        print(*command, file=self.process.stdin, flush=True)
+        return json.loads(self.process.stdout.readline())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.stdin.close()
+        try:
+            assert self.process.wait(TIMEOUT) == 0
+        finally:
+            self.process.kill()
+            self.process.stdout.close()
+
+
+def digest(path):
+    return hashlib.sha256(file_bytes(path)).hexdigest()
+
+
 def test_library_reconnects(held, folder):
     daemon = held()
     paths = [tensor_model(folder / f"{i}.gguf", seed=i) for i in range(2)]
     with daemon.client() as client:
         for i, path in enumerate(paths):
             load(client, path, f"m{i}")
-    with Library(build_folder(), daemon.socket) as client:
-        with client.attach("m0") as first, client.attach("m1") as second:
-            views = [model.view(next(iter(model))) for model in (first, second)]
-            for _ in range(3):
-                kill(daemon)
-                with pytest.raises(Failure) as failure:
-                    client.attach("m0")
-                assert failure.value.error == -errno.ECONNRESET
-                client.reconnect(TIMEOUT)
-                assert first.leased and second.leased
-                assert [model["leases"] for model in daemon.models()] == [1, 1]
-                assert [bytes(view) for view in views] == [file_bytes(path) for path in paths]
-            client.reconnect(0)  # to the same daemon, too
-            wait_until(lambda: [model["leases"] for model in daemon.models()] == [1, 1])
-            with client.attach("m0"):
-                assert daemon.models()[0]["leases"] == 2
-            del views
-    wait_until(lambda: [model["leases"] for model in daemon.models()] == [0, 0])
+
+    def leases():
+        return [model["leases"] for model in daemon.models()]
+
+    with Attacher(daemon) as attacher:
+        assert [attacher.ask("attach", f"m{i}") for i in range(2)] == [None, None]
+        for _ in range(3):
+            kill(daemon)
+            assert attacher.ask("attach", "m0")["error"] == -errno.ECONNRESET
+            assert attacher.ask("reconnect", TIMEOUT) is None
+            assert attacher.ask("leased") == [True, True]
+            assert leases() == [1, 1]
+            assert attacher.ask("digests") == [digest(path) for path in paths]
+        assert attacher.ask("reconnect", 0) is None  # to the same daemon, too
+        wait_until(lambda: leases() == [1, 1])
+        assert attacher.ask("attach", "m0") is None
+        assert leases() == [2, 1]
+        assert [attacher.ask("detach") for _ in range(2)] == [None, None]
+        assert leases() == [1, 0]
+    wait_until(lambda: leases() == [0, 0])
 
 
 def test_library_without_the_model(start, folder):
@@ -355,19 +393,19 @@ def test_library_without_the_model(start, folder):
     daemon, path = start(), tensor_model(folder / "m.gguf")
     with daemon.client() as client:
         load(client, path, "m")
-    with Library(build_folder(), daemon.socket) as client, client.attach("m") as model:
+    with Attacher(daemon) as attacher:
+        attacher.ask("attach", "m")
         daemon.process.kill()
         daemon.process.wait()
-        with pytest.raises(Failure) as failure:
-            client.reconnect(0.1)
-        assert failure.value.error == -errno.ECONNREFUSED and not model.leased
+        assert attacher.ask("reconnect", 0.1)["error"] == -errno.ECONNREFUSED
         start()
-        with pytest.raises(Failure) as failure:
-            client.reconnect(TIMEOUT)
-        assert failure.value.error == -errno.ESTALE and "'m'" in str(failure.value) and not model.leased
-        assert bytes(model.view(next(iter(model)))) == file_bytes(path)
-        with client.load_attach(path) as again:
-            assert again.leased
+        failure = attacher.ask("reconnect", TIMEOUT)
+        assert failure["error"] == -errno.ESTALE and "'m'" in failure["message"]
+        assert attacher.ask("leased") == [False]
+        assert attacher.ask("digests") == [digest(path)]
+        assert attacher.ask("load", path) is None
+        assert attacher.ask("leased") == [False, True]
+        assert [attacher.ask("detach") for _ in range(2)] == [None, None]
 
 
 # --- Under load ---
@@ -459,7 +497,8 @@ def test_soon_there(held, folder, small_model):
             time.sleep(0.0005)
         times.append(time.monotonic() - began)
     print("ms:", *(f"{seconds * 1000:.1f}" for seconds in times))
-    assert min(times) < 0.1, times
+    sanitized = library_environment()["LD_PRELOAD"]
+    assert min(times) < (2 if sanitized else 0.1), times
 
 
 # --- What the store gives back is not trusted ---
