@@ -12,6 +12,7 @@
 #include "client/sealed.h"
 #include "kernels/types.h"
 #include "proto/base64.h"
+#include "proto/min.h"
 #include "proto/table.h"
 
 #include <errno.h>
@@ -314,7 +315,7 @@ int rf_attach_with(rf_client *client, const char *name, const rf_attach_options 
     if (options) {
         if (options->size == 0)
             return client_fail(client, -EINVAL, "the size of the options is not set");
-        memcpy(&all, options, options->size < sizeof(all) ? options->size : sizeof(all));
+        memcpy(&all, options, min_u64(options->size, sizeof(all)));
     }
     if (!(all.deadline_seconds >= 0) || isinf(all.deadline_seconds))
         return client_fail(client, -EINVAL, "the deadline is not a valid number of seconds: %g", all.deadline_seconds);

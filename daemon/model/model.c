@@ -2,6 +2,7 @@
 
 #include "daemon/base/state.h"
 #include "daemon/base/trust.h"
+#include "proto/array.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -161,11 +162,10 @@ int model_admit(struct model *model, const struct peer *peer)
         return 0;
     if (model->n_guests == MODEL_GUESTS_MAX)
         return -EMLINK;
-    uid_t *guests = realloc(model->guests, (model->n_guests + 1) * sizeof(*guests));
-    if (!guests)
-        return -ENOMEM;
-    model->guests = guests;
-    guests[model->n_guests++] = peer->uid;
+    int r = array_resize(&model->guests, model->n_guests + 1, sizeof(*model->guests));
+    if (r < 0)
+        return r;
+    model->guests[model->n_guests++] = peer->uid;
     return 0;
 }
 
