@@ -333,8 +333,8 @@ int rf_detach(rf_model *model)
     if (model->client->calling)
         return client_fail(model->client, -EDEADLK, "another call is under way on this connection");
     model_unmap(model);
-    /* In a forked process the lease belongs to the parent. */
-    int r = client_is_forked(model->client) ? 0 : model_end_lease(model);
+    /* In a forked process the lease belongs to the parent; and rf_reconnect() may not have got one. */
+    int r = client_is_forked(model->client) || !model->leased ? 0 : model_end_lease(model);
     model_free(model);
     return r;
 }

@@ -214,20 +214,39 @@ static int make_metadata(const struct plan *plan, struct publication *publicatio
     return r != -ENOMEM && publication->metadata ? 0 : -ENOMEM;
 }
 
+/* All but the header. */
+static int make_most(const struct plan *plan, struct publication *publication, struct device_fault *ret_fault)
+{
+    int r = make_table(plan, publication, ret_fault);
+    if (r == 0)
+        r = make_tensors(plan, publication);
+    return r == 0 ? make_metadata(plan, publication) : r;
+}
+
 int publication_make(const struct plan *plan, struct publication *ret, struct device_fault *ret_fault)
 {
     struct publication publication = PUBLICATION_NONE;
-    int r = make_table(plan, &publication, ret_fault);
+    int r = make_header(plan, &publication, ret_fault);
     if (r == 0)
-        r = make_header(plan, &publication, ret_fault);
-    if (r == 0)
-        r = make_tensors(plan, &publication);
-    if (r == 0)
-        r = make_metadata(plan, &publication);
+        r = make_most(plan, &publication, ret_fault);
     if (r < 0) {
         publication_clear(&publication);
         return r;
     }
+    *ret = publication;
+    return 0;
+}
+
+int publication_resume(const struct plan *plan, int header_fd, struct publication *ret, struct device_fault *ret_fault)
+{
+    struct publication publication = PUBLICATION_NONE;
+    const int r = make_most(plan, &publication, ret_fault);
+    if (r < 0) {
+        publication_clear(&publication);
+        return r;
+    }
+    publication.header_fd = header_fd;
+    publication.bytes += plan->model->header_bytes;
     *ret = publication;
     return 0;
 }
