@@ -249,7 +249,8 @@ class Soak:
 
     def has_sanitizer(self):
         """It keeps freed memory, so its memory says nothing."""
-        return "libasan" in Path(f"/proc/{self.daemon.pid}/maps").read_text(encoding="ascii")
+        maps = Path(f"/proc/{self.daemon.pid}/maps").read_text(encoding="ascii")
+        return "libasan" in maps or "libtsan" in maps
 
     def run(self):
         end = time.monotonic() + self.args.minutes * 60
