@@ -1,5 +1,6 @@
 #include "daemon/model/publication.h"
 
+#include "daemon/base/json_memory.h"
 #include "daemon/base/json_text.h"
 #include "daemon/base/memory_file.h"
 #include "proto/table.h"
@@ -115,6 +116,7 @@ struct array {
 static int array_begin(struct array *array)
 {
     *array = (struct array){.used = 1};
+    (void)json_memory_failed();
     array->out = open_memstream(&array->text, &array->size);
     if (!array->out)
         return -ENOMEM;
@@ -128,8 +130,10 @@ static int array_add(struct array *array, cJSON *element, size_t most)
 {
     char *text = element ? cJSON_PrintUnformatted(element) : NULL;
     cJSON_Delete(element);
-    if (!text)
+    if (!text || json_memory_failed()) {
+        cJSON_free(text);
         return -ENOMEM;
+    }
     const size_t size = strlen(text) + 1;
     const bool fits = size <= most - array->used;
     if (fits) {
