@@ -65,7 +65,7 @@ EXPORTS = {
 
 
 def hold_program():
-    return str(build_folder() / "hold" / "rocmforge-hold")
+    return str(build_folder() / "daemon" / "hold" / "rocmforge-hold")
 
 
 def daemon_program():
