@@ -191,9 +191,11 @@ def test_no_cycle_between_files():
     assert set(cycles(file_graph("daemon"))) == set(CYCLES)
 
 
-@pytest.mark.parametrize("folder", ["proto", "kernels"])
-def test_no_cycle_between_files_below(folder):
-    assert cycles(file_graph(folder)) == []
+def test_no_cycle_between_files_below():
+    assert cycles(file_graph("proto")) == []
+    (known,) = cycles(file_graph("kernels"))
+    # dequant.c chooses among the instruction sets, and each of them falls back on the reference.
+    assert all(file.startswith("kernels/dequant") for file in known)
 
 
 def test_includes_are_written_out():
