@@ -91,7 +91,7 @@ if wanted share; then
 fi
 if wanted daemon; then
     step "The daemon and its clients"
-    run_pytest daemon 600 tests/gpu --ignore tests/gpu/test_gpu_share.py -q -rs
+    run_pytest daemon 600 tests/gpu --ignore tests/gpu/test_gpu_share.py -q -rsP
 fi
 if wanted kernels; then
     step "Speed of the kernels"
