@@ -1,8 +1,9 @@
 /* Checks, when asked, whether the path of each resident model still leads to the bytes that the model was made of.
  *
  * One model after the other. If the path leads to another file, or the size is another, the model counts as changed. If
- * the file is the same but was touched, its bytes are compared with the model, as Verify does. Another file at the path
- * is not opened here. When a user who may read it calls Load, Load compares its bytes: they may be the same. Loop
+ * the file is the same but was touched, its bytes are compared with the model, as Verify does. So are those of a model
+ * that counts as changed, if its paths lead to its files again: it may not be changed any more. Another file at the
+ * path is not opened here. When a user who may read it calls Load, Load compares its bytes: they may be the same. Loop
  * thread only. */
 #pragma once
 

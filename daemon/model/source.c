@@ -152,7 +152,8 @@ static int file_check(struct source_file *file, struct device_fault *ret_fault)
     return 0;
 }
 
-int source_open_fds(const int *fds, size_t n, struct source **ret, struct device_fault *ret_fault)
+/* source_open_fds(), without the paths. */
+static int open_files(const int *fds, size_t n, struct source **ret, struct device_fault *ret_fault)
 {
     struct source *source = calloc(1, sizeof(*source) + n * sizeof(source->files[0]));
     if (!source) {
@@ -173,8 +174,19 @@ int source_open_fds(const int *fds, size_t n, struct source **ret, struct device
             return r;
         }
     }
-    source->path = source_fd_path(source->files[0].fd);
     *ret = source;
+    return 0;
+}
+
+int source_open_fds(const int *fds, size_t n, struct source **ret, struct device_fault *ret_fault)
+{
+    int r = open_files(fds, n, ret, ret_fault);
+    if (r < 0)
+        return r;
+    struct source *source = *ret;
+    for (size_t i = 0; i < n; i++)
+        source->files[i].path = source_fd_path(source->files[i].fd);
+    source->path = source->files[0].path;
     return 0;
 }
 
@@ -247,7 +259,15 @@ int source_reopen(const struct source *source, struct source **ret, struct devic
             return device_fault_set(ret_fault, -error, "fcntl", error, strerror(error));
         }
     }
-    return source_open_fds(fds, source->n_files, ret, ret_fault);
+    int r = open_files(fds, source->n_files, ret, ret_fault);
+    if (r < 0)
+        return r;
+    for (size_t i = 0; i < source->n_files; i++) {
+        const char *path = source->files[i].path;
+        (*ret)->files[i].path = path ? strdup(path) : source_fd_path(fds[i]);
+    }
+    (*ret)->path = (*ret)->files[0].path;
+    return 0;
 }
 
 /* path: the path when the file was opened; NULL: the kernel's present path of the file is used. */
@@ -270,10 +290,22 @@ enum source_look source_look(const struct source *source)
 {
     enum source_look worst = SOURCE_THERE;
     for (size_t i = 0; i < source->n_files; i++) {
-        const enum source_look look = file_look(&source->files[i], i == 0 ? source->path : NULL);
+        const enum source_look look = file_look(&source->files[i], source->files[i].path);
         worst = look > worst ? look : worst;
     }
     return worst;
+}
+
+bool source_replaced(const struct source *source)
+{
+    for (size_t i = 0; i < source->n_files; i++) {
+        const struct source_file *file = &source->files[i];
+        struct stat st;
+        if (file->path && stat(file->path, &st) == 0 &&
+            (st.st_dev != file->identity.dev || st.st_ino != file->identity.ino))
+            return true;
+    }
+    return false;
 }
 
 struct source *source_ref(struct source *source)
@@ -286,9 +318,10 @@ void source_free(struct source *source)
 {
     if (!source || --source->references > 0)
         return;
-    for (size_t i = 0; i < source->n_files; i++)
+    for (size_t i = 0; i < source->n_files; i++) {
         close(source->files[i].fd);
-    free(source->path);
+        free(source->files[i].path);
+    }
     free(source);
 }
 

@@ -30,12 +30,13 @@ struct identity {
 
 struct source_file {
     int fd;
+    char *path; /* that it was opened by, as the kernel told it; NULL: it has none */
     struct identity identity;
 };
 
 struct source {
     unsigned references; /* counted by the loop, or by a worker that has the only reference */
-    char *path;          /* of the first file, to show to people; NULL: it has none */
+    const char *path;    /* of the first file, to show to people; NULL: it has none */
     uint64_t size;       /* of all files */
     size_t n_files;      /* 1, or more for a split model */
     struct source_file files[];
@@ -63,8 +64,8 @@ int source_open_fds(const int *fds, size_t n, struct source **ret, struct device
  * them. Errors are those of source_open_fds(), shards_find() and open(). */
 int source_open_path(const char *path, struct source **ret, struct device_fault *ret_fault);
 
-/* Makes a new source of the same open files, with their present sizes and times. Errors are those of
- * source_open_fds(). */
+/* Makes a new source of the same open files, with their present sizes and times. The paths stay those that the files
+ * were opened by, also if the files were renamed since. Errors are those of source_open_fds(). */
 int source_reopen(const struct source *source, struct source **ret, struct device_fault *ret_fault);
 
 /* What the paths of a source's files lead to now. */
@@ -75,6 +76,9 @@ enum source_look {
 };
 
 enum source_look source_look(const struct source *source);
+
+/* Whether the path of one of the files leads to another file now. */
+bool source_replaced(const struct source *source);
 
 /* Loop. Adds a reference and returns the source. */
 struct source *source_ref(struct source *source);
