@@ -66,24 +66,31 @@ static void changes_worked(struct work *work)
     source_free(changes->source);
     changes->now = NULL;
     const bool placed = stays && model->facts && model->facts->placed; /* else the path may be of another namespace */
+    const bool cached = stays && model->state == MODEL_CACHED;
     bool compares = false;
     if (stays && now && model->state == MODEL_RESIDENT && (placed || !model->changed))
         compares = verify_compare(changes->verifies, model, now, true, changes_compared, changes) == 0;
     /* What cannot be read is not known to have changed. */
-    if (placed && changes->look == SOURCE_OTHER)
+    const bool other = changes->look == SOURCE_OTHER || (changes->look == SOURCE_TOUCHED && cached);
+    if (placed && other)
         load_doubt_ends(changes->loads, changes->model, false);
     source_free(now);
     if (!compares)
         changes_next(changes);
 }
 
-/* Checks the next resident model. Ends the check if there is none. */
+static bool is_checked(const struct model *model)
+{
+    return (model->state == MODEL_RESIDENT || model->state == MODEL_CACHED) && model->source->path;
+}
+
+/* Checks the next resident or cached model. Ends the check if there is none. */
 static void changes_next(struct changes *changes)
 {
     struct model *model;
     TAILQ_FOREACH(model, &changes->loads->registry->models, link)
     {
-        if (model->id > changes->model && model->state == MODEL_RESIDENT && model->source->path)
+        if (model->id > changes->model && is_checked(model))
             break;
     }
     if (model && !changes->loads->core->stopping) {

@@ -220,6 +220,17 @@ static int open_failed(int error, struct device_fault *ret_fault)
     return device_fault_set(ret_fault, error, "open", -error, text);
 }
 
+/* Whether the file is one of the source's. */
+static bool has_file(const struct source *source, const struct stat *st)
+{
+    for (size_t i = 0; i < source->n_files; i++) {
+        const struct identity *file = &source->files[i].identity;
+        if (file->dev == st->st_dev && file->ino == st->st_ino)
+            return true;
+    }
+    return false;
+}
+
 int source_open_path(const char *path, struct source **ret, struct device_fault *ret_fault)
 {
     struct shard_paths shards;
@@ -244,6 +255,9 @@ int source_open_path(const char *path, struct source **ret, struct device_fault 
     }
     r = source_open_fds(fds, n, ret, ret_fault);
     free(fds);
+    struct stat st;
+    if (r == 0 && stat(path, &st) == 0 && has_file(*ret, &st)) /* it may also be a folder, or an index of files */
+        (*ret)->link = strdup(path);
     return r;
 }
 
@@ -267,6 +281,7 @@ int source_reopen(const struct source *source, struct source **ret, struct devic
         (*ret)->files[i].path = path ? strdup(path) : source_fd_path(fds[i]);
     }
     (*ret)->path = (*ret)->files[0].path;
+    (*ret)->link = source->link ? strdup(source->link) : NULL;
     return 0;
 }
 
@@ -286,9 +301,16 @@ static enum source_look file_look(const struct source_file *file, const char *pa
     return untouched ? SOURCE_THERE : SOURCE_TOUCHED;
 }
 
+/* Whether the path that the files were opened by leads to another file now. */
+static bool link_switched(const struct source *source)
+{
+    struct stat st;
+    return source->link && stat(source->link, &st) == 0 && S_ISREG(st.st_mode) && !has_file(source, &st);
+}
+
 enum source_look source_look(const struct source *source)
 {
-    enum source_look worst = SOURCE_THERE;
+    enum source_look worst = link_switched(source) ? SOURCE_OTHER : SOURCE_THERE;
     for (size_t i = 0; i < source->n_files; i++) {
         const enum source_look look = file_look(&source->files[i], source->files[i].path);
         worst = look > worst ? look : worst;
@@ -305,7 +327,7 @@ bool source_replaced(const struct source *source)
             (st.st_dev != file->identity.dev || st.st_ino != file->identity.ino))
             return true;
     }
-    return false;
+    return link_switched(source);
 }
 
 struct source *source_ref(struct source *source)
@@ -322,6 +344,7 @@ void source_free(struct source *source)
         close(source->files[i].fd);
         free(source->files[i].path);
     }
+    free(source->link);
     free(source);
 }
 

@@ -37,6 +37,7 @@ struct source_file {
 struct source {
     unsigned references; /* counted by the loop, or by a worker that has the only reference */
     const char *path;    /* of the first file, to show to people; NULL: it has none */
+    char *link;          /* the path that source_open_path() got, if it led to one of the files; NULL: none is known */
     uint64_t size;       /* of all files */
     size_t n_files;      /* 1, or more for a split model */
     struct source_file files[];
@@ -68,7 +69,7 @@ int source_open_path(const char *path, struct source **ret, struct device_fault 
  * were opened by, also if the files were renamed since. Errors are those of source_open_fds(). */
 int source_reopen(const struct source *source, struct source **ret, struct device_fault *ret_fault);
 
-/* What the paths of a source's files lead to now. */
+/* What the paths of a source's files, and the link, lead to now. */
 enum source_look {
     SOURCE_THERE,   /* to these files, not touched; or to nothing, or this is not known */
     SOURCE_TOUCHED, /* to these files, with the same sizes, but they were touched: their contents may have changed */
@@ -77,7 +78,7 @@ enum source_look {
 
 enum source_look source_look(const struct source *source);
 
-/* Whether the path of one of the files leads to another file now. */
+/* Whether the path of one of the files, or the link, leads to another file now. */
 bool source_replaced(const struct source *source);
 
 /* Loop. Adds a reference and returns the source. */

@@ -447,3 +447,38 @@ def test_changed_ends_when_the_file_is_back(daemon, client, path):
     look_again(daemon)
     assert not by_id(daemon, first["id"])["changed"]
     assert load(client, path, "m")["id"] == first["id"]
+
+
+@pytest.mark.parametrize("size", [MIB, 2 * MIB])
+@pytest.mark.parametrize("look", ["SIGHUP", "Plan", "Load"])
+def test_a_link_that_leads_elsewhere(daemon, client, folder, look, size):
+    v1, v2 = tensor_model(folder / "v1.gguf", seed=1), tensor_model(folder / "v2.gguf", size, 2)
+    link = folder / "m.gguf"
+    link.symlink_to(v1)
+    first = load(client, link, "m")
+    link.unlink()
+    link.symlink_to(v2)
+    if look == "SIGHUP":
+        look_again(daemon)
+        assert by_id(daemon, first["id"])["changed"]
+        assert client.call("Verify", name="m")["replaced"]
+        assert by_id(daemon, first["id"])["changed"]
+    if look != "Load":
+        assert client.call("Plan", path=str(link), name="m")["error"] is None
+        assert by_id(daemon, first["id"])["changed"]
+    second = load(client, link, "m")
+    assert (second["path"], second["changed"]) == (str(v2), False)
+    assert second["id"] != first["id"]
+
+
+def test_a_link_that_leads_to_the_same_bytes(daemon, client, folder):
+    v1, v2 = (tensor_model(folder / f"v{i}.gguf", seed=1) for i in (1, 2))
+    link = folder / "m.gguf"
+    link.symlink_to(v1)
+    first = load(client, link, "m")
+    link.unlink()
+    link.symlink_to(v2)
+    again = load(client, link, "m")
+    assert (again["id"], again["path"], again["changed"]) == (first["id"], str(v2), False)
+    look_again(daemon)
+    assert not by_id(daemon, first["id"])["changed"]
