@@ -16,7 +16,8 @@ struct changes {
     /* While work is queued, only the worker uses these. */
     struct work work;
     struct source *source; /* the model's */
-    struct source *now;    /* the same files, after they were touched; NULL: not touched, or the call failed */
+    struct source *now;    /* the same files as they are now; NULL: nothing is to be compared, or the call failed */
+    bool changed;          /* the model counts as changed: this may be over */
     enum source_look look;
 };
 
@@ -44,7 +45,8 @@ static void changes_work(struct work *work)
     worker_step_back();
     changes->look = source_look(changes->source);
     struct device_fault unused;
-    if (changes->look == SOURCE_TOUCHED && source_reopen(changes->source, &changes->now, &unused) < 0)
+    const bool compares = changes->look == SOURCE_TOUCHED || (changes->look == SOURCE_THERE && changes->changed);
+    if (compares && source_reopen(changes->source, &changes->now, &unused) < 0)
         changes->now = NULL;
 }
 
@@ -63,30 +65,38 @@ static void changes_worked(struct work *work)
     const bool stays = model && model->source == changes->source && !changes->loads->core->stopping;
     source_free(changes->source);
     changes->now = NULL;
+    const bool placed = stays && model->facts && model->facts->placed; /* else the path may be of another namespace */
+    const bool cached = stays && model->state == MODEL_CACHED;
     bool compares = false;
-    if (stays && changes->look == SOURCE_TOUCHED && now && model->state == MODEL_RESIDENT)
+    if (stays && now && model->state == MODEL_RESIDENT && (placed || !model->changed))
         compares = verify_compare(changes->verifies, model, now, true, changes_compared, changes) == 0;
     /* What cannot be read is not known to have changed. */
-    const bool placed = stays && model->facts && model->facts->placed; /* else the path may be of another namespace */
-    if (placed && changes->look == SOURCE_OTHER)
+    const bool other = changes->look == SOURCE_OTHER || (changes->look == SOURCE_TOUCHED && cached);
+    if (placed && other)
         load_doubt_ends(changes->loads, changes->model, false);
     source_free(now);
     if (!compares)
         changes_next(changes);
 }
 
-/* Checks the next model that is resident and does not count as changed. Ends the check if there is none. */
+static bool is_checked(const struct model *model)
+{
+    return (model->state == MODEL_RESIDENT || model->state == MODEL_CACHED) && model->source->path;
+}
+
+/* Checks the next resident or cached model. Ends the check if there is none. */
 static void changes_next(struct changes *changes)
 {
     struct model *model;
     TAILQ_FOREACH(model, &changes->loads->registry->models, link)
     {
-        if (model->id > changes->model && model->state == MODEL_RESIDENT && !model->changed && model->source->path)
+        if (model->id > changes->model && is_checked(model))
             break;
     }
     if (model && !changes->loads->core->stopping) {
         changes->model = model->id;
         changes->source = source_ref(model->source);
+        changes->changed = model->changed;
         worker_queue(changes->loads->core->queue, &changes->work, changes, changes_work, changes_worked);
         return;
     }

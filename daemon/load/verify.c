@@ -152,17 +152,16 @@ static void verify_queue(struct verify *verify, struct verify_job *job, void (*r
     worker_queue(verify->verifies->core->queue, &job->work, job, verify_work, verify_worked);
 }
 
-/* All bytes are the same. The model gets its files as they are now, or those that were given. If its path leads to
- * another file than the model's by now, it still counts as changed. */
+/* All bytes are the same. The model gets its files as they are now, or those that were given. If a path of these files
+ * leads to another file by now, the model still counts as changed. */
 static void verify_renew(struct verify *verify)
 {
     const struct comparison *c = &verify->comparison;
     struct model *model = verify->model;
-    bool elsewhere = model->changed && c->replaced;
-    if (c->touched && c->moves) {
+    const bool elsewhere = model->changed && c->replaced;
+    if (c->touched && c->moves)
         model_set_source(model, source_ref(c->source));
-        elsewhere = elsewhere && !verify->given; /* else its path is that of the given files */
-    } else if (c->renewed)
+    else if (c->renewed)
         model_set_source(model, source_ref(c->renewed));
     model->changed = elsewhere;
 }

@@ -5,7 +5,6 @@
 #include <errno.h>
 #include <math.h>
 #include <string.h>
-#include <sys/stat.h>
 
 /* Two values are equal if their bits are equal, or if both are NaN: processors make NaNs with different bits. */
 static bool values_equal(enum form form, const uint8_t *a, const uint8_t *b)
@@ -65,16 +64,13 @@ void verify_job_check(struct verify_job *job)
     struct comparison *c = job->comparison;
     job->status = source_check(c->source, &job->fault);
     job->of_file = job->status < 0;
-    const char *path = c->loaded->path;
-    struct stat st;
-    const struct identity *loaded = &c->loaded->files[0].identity;
     struct device_fault unused;
     if (job->status == 0 && c->touched && !c->moves && source_same_files(c->loaded, c->source) &&
         source_reopen(c->loaded, &c->renewed, &unused) == 0 && !source_equal(c->renewed, c->source)) {
         source_free(c->renewed);
         c->renewed = NULL;
     }
-    c->replaced = path && stat(path, &st) == 0 && (st.st_dev != loaded->dev || st.st_ino != loaded->ino);
+    c->replaced = source_replaced(c->touched && c->moves ? c->source : c->loaded);
 }
 
 static int compare_headers(struct verify_job *job)

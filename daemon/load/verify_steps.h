@@ -28,7 +28,7 @@ struct comparison {
     bool moves;             /* if the bytes are the same, `source` becomes the model's source */
     bool touched;           /* `source` differs from `loaded` in files, sizes or times */
     bool stale;             /* sizes or headers differ, so the bytes are not the same */
-    bool replaced;          /* the path of `loaded` leads to another file */
+    bool replaced; /* a path of the files that the model has when the bytes are the same leads to another file */
 };
 
 struct verify_job {

@@ -212,9 +212,11 @@ struct model *registry_find_source(const struct registry *registry, const struct
 
 bool registry_same_path(const struct model *model, const struct registry_query *query)
 {
-    const char *a = model->source->path, *b = query->source->path;
+    const struct source *a = model->source, *b = query->source;
+    if (a->link && b->link && strcmp(a->link, b->link) == 0)
+        return true; /* the daemon has opened both by this path */
     const bool placed = query->placed && model->facts && model->facts->placed;
-    return a && b && strcmp(a, b) == 0 && (placed || model->uid == query->peer->uid);
+    return a->path && b->path && strcmp(a->path, b->path) == 0 && (placed || model->uid == query->peer->uid);
 }
 
 /* The same file by whatever path; or the same path. A model that the peer does not see must not be found by that: the

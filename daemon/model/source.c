@@ -152,7 +152,8 @@ static int file_check(struct source_file *file, struct device_fault *ret_fault)
     return 0;
 }
 
-int source_open_fds(const int *fds, size_t n, struct source **ret, struct device_fault *ret_fault)
+/* source_open_fds(), without the paths. */
+static int open_files(const int *fds, size_t n, struct source **ret, struct device_fault *ret_fault)
 {
     struct source *source = calloc(1, sizeof(*source) + n * sizeof(source->files[0]));
     if (!source) {
@@ -173,8 +174,19 @@ int source_open_fds(const int *fds, size_t n, struct source **ret, struct device
             return r;
         }
     }
-    source->path = source_fd_path(source->files[0].fd);
     *ret = source;
+    return 0;
+}
+
+int source_open_fds(const int *fds, size_t n, struct source **ret, struct device_fault *ret_fault)
+{
+    int r = open_files(fds, n, ret, ret_fault);
+    if (r < 0)
+        return r;
+    struct source *source = *ret;
+    for (size_t i = 0; i < n; i++)
+        source->files[i].path = source_fd_path(source->files[i].fd);
+    source->path = source->files[0].path;
     return 0;
 }
 
@@ -208,6 +220,17 @@ static int open_failed(int error, struct device_fault *ret_fault)
     return device_fault_set(ret_fault, error, "open", -error, text);
 }
 
+/* Whether the file is one of the source's. */
+static bool has_file(const struct source *source, const struct stat *st)
+{
+    for (size_t i = 0; i < source->n_files; i++) {
+        const struct identity *file = &source->files[i].identity;
+        if (file->dev == st->st_dev && file->ino == st->st_ino)
+            return true;
+    }
+    return false;
+}
+
 int source_open_path(const char *path, struct source **ret, struct device_fault *ret_fault)
 {
     struct shard_paths shards;
@@ -232,6 +255,9 @@ int source_open_path(const char *path, struct source **ret, struct device_fault 
     }
     r = source_open_fds(fds, n, ret, ret_fault);
     free(fds);
+    struct stat st;
+    if (r == 0 && stat(path, &st) == 0 && has_file(*ret, &st)) /* it may also be a folder, or an index of files */
+        (*ret)->link = strdup(path);
     return r;
 }
 
@@ -247,7 +273,16 @@ int source_reopen(const struct source *source, struct source **ret, struct devic
             return device_fault_set(ret_fault, -error, "fcntl", error, strerror(error));
         }
     }
-    return source_open_fds(fds, source->n_files, ret, ret_fault);
+    int r = open_files(fds, source->n_files, ret, ret_fault);
+    if (r < 0)
+        return r;
+    for (size_t i = 0; i < source->n_files; i++) {
+        const char *path = source->files[i].path;
+        (*ret)->files[i].path = path ? strdup(path) : source_fd_path(fds[i]);
+    }
+    (*ret)->path = (*ret)->files[0].path;
+    (*ret)->link = source->link ? strdup(source->link) : NULL;
+    return 0;
 }
 
 int source_resume(const int *fds, const struct identity *identities, size_t n, const char *path, struct source **ret,
@@ -265,8 +300,8 @@ int source_resume(const int *fds, const struct identity *identities, size_t n, c
         if (__builtin_add_overflow(source->size, identities[i].size, &source->size))
             r = device_fault_set(ret_fault, -EOVERFLOW, "fstat", EOVERFLOW, "the files are too large");
     }
-    free(source->path);
-    source->path = path ? strdup(path) : NULL;
+    free(source->files[0].path);
+    source->path = source->files[0].path = path ? strdup(path) : NULL;
     if (r == 0 && path && !source->path)
         r = device_fault_set(ret_fault, -ENOMEM, "strdup", ENOMEM, strerror(ENOMEM));
     if (r < 0) {
@@ -293,14 +328,33 @@ static enum source_look file_look(const struct source_file *file, const char *pa
     return untouched ? SOURCE_THERE : SOURCE_TOUCHED;
 }
 
+/* Whether the path that the files were opened by leads to another file now. */
+static bool link_switched(const struct source *source)
+{
+    struct stat st;
+    return source->link && stat(source->link, &st) == 0 && S_ISREG(st.st_mode) && !has_file(source, &st);
+}
+
 enum source_look source_look(const struct source *source)
 {
-    enum source_look worst = SOURCE_THERE;
+    enum source_look worst = link_switched(source) ? SOURCE_OTHER : SOURCE_THERE;
     for (size_t i = 0; i < source->n_files; i++) {
-        const enum source_look look = file_look(&source->files[i], i == 0 ? source->path : NULL);
+        const enum source_look look = file_look(&source->files[i], source->files[i].path);
         worst = look > worst ? look : worst;
     }
     return worst;
+}
+
+bool source_replaced(const struct source *source)
+{
+    for (size_t i = 0; i < source->n_files; i++) {
+        const struct source_file *file = &source->files[i];
+        struct stat st;
+        if (file->path && stat(file->path, &st) == 0 &&
+            (st.st_dev != file->identity.dev || st.st_ino != file->identity.ino))
+            return true;
+    }
+    return link_switched(source);
 }
 
 struct source *source_ref(struct source *source)
@@ -313,9 +367,11 @@ void source_free(struct source *source)
 {
     if (!source || --source->references > 0)
         return;
-    for (size_t i = 0; i < source->n_files; i++)
+    for (size_t i = 0; i < source->n_files; i++) {
         close(source->files[i].fd);
-    free(source->path);
+        free(source->files[i].path);
+    }
+    free(source->link);
     free(source);
 }
 

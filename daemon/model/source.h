@@ -30,12 +30,14 @@ struct identity {
 
 struct source_file {
     int fd;
+    char *path; /* that it was opened by, as the kernel told it; NULL: it has none */
     struct identity identity;
 };
 
 struct source {
     unsigned references; /* counted by the loop, or by a worker that has the only reference */
-    char *path;          /* of the first file, to show to people; NULL: it has none */
+    const char *path;    /* of the first file, to show to people; NULL: it has none */
+    char *link;          /* the path that source_open_path() got, if it led to one of the files; NULL: none is known */
     uint64_t size;       /* of all files */
     size_t n_files;      /* 1, or more for a split model */
     struct source_file files[];
@@ -63,17 +65,18 @@ int source_open_fds(const int *fds, size_t n, struct source **ret, struct device
  * them. Errors are those of source_open_fds(), shards_find() and open(). */
 int source_open_path(const char *path, struct source **ret, struct device_fault *ret_fault);
 
-/* Makes a new source of the same open files, with their present sizes and times. Errors are those of
- * source_open_fds(). */
+/* Makes a new source of the same open files, with their present sizes and times. The paths stay those that the files
+ * were opened by, also if the files were renamed since. Errors are those of source_open_fds(). */
 int source_reopen(const struct source *source, struct source **ret, struct device_fault *ret_fault);
 
 /* Makes a source of open files as it was before the daemon was restarted: with the identities and the path of then, so
  * that what was done to the files since is found as usual. Takes over the descriptors, also when it fails. -ESTALE: a
- * descriptor leads to another file. Other errors are those of source_open_fds(). */
+ * descriptor leads to another file. Other errors are those of source_open_fds(). path: of the first file; the others'
+ * are the kernel's present ones, and no link is known. */
 int source_resume(const int *fds, const struct identity *identities, size_t n, const char *path, struct source **ret,
                   struct device_fault *ret_fault);
 
-/* What the paths of a source's files lead to now. */
+/* What the paths of a source's files, and the link, lead to now. */
 enum source_look {
     SOURCE_THERE,   /* to these files, not touched; or to nothing, or this is not known */
     SOURCE_TOUCHED, /* to these files, with the same sizes, but they were touched: their contents may have changed */
@@ -81,6 +84,9 @@ enum source_look {
 };
 
 enum source_look source_look(const struct source *source);
+
+/* Whether the path of one of the files, or the link, leads to another file now. */
+bool source_replaced(const struct source *source);
 
 /* Loop. Adds a reference and returns the source. */
 struct source *source_ref(struct source *source);

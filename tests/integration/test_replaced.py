@@ -8,6 +8,7 @@ import time
 import make_model
 import pytest
 from harness import USER, MIB, client_of, load, load_fd, sparse_model, states, tensor_model, wait_until, wire_error
+from split_model import write_split
 
 
 @pytest.fixture
@@ -377,3 +378,107 @@ def test_rfctl_replaces(daemon, small_model, path):
     refused = daemon.rfctl("load", small_model, "--name", "m", check=False)
     assert refused.returncode == 1 and "--replace" in refused.stderr
     assert "loaded m:" in daemon.rfctl("load", small_model, "--name", "m", "--replace").stdout
+
+
+def look_again(daemon):
+    """The daemon has looked at the files of all models when this returns."""
+    daemon.process.send_signal(signal.SIGHUP)
+    time.sleep(0.2)
+    wait_until(daemon.is_idle)
+
+
+def other_last_bytes(path, to):
+    """The same file with other bytes at the end, more than pads a tensor."""
+    data = path.read_bytes()
+    to.write_bytes(data[:-64] + bytes(byte ^ 1 for byte in data[-64:]))
+
+
+def test_verify_keeps_the_path(daemon, client, path):
+    """The model's path is the one that it was loaded by, wherever its file was moved."""
+    first = load(client, path, "m")
+    old = path.with_name("old.gguf")
+    os.rename(path, old)
+    put(path, 2)
+    assert client.call("Verify", name="m")["replaced"]
+    assert by_id(daemon, first["id"])["path"] == str(path)
+    look_again(daemon)
+    assert by_id(daemon, first["id"])["changed"]
+    assert client.call("Verify", name="m")["replaced"]
+    assert by_id(daemon, first["id"])["changed"]
+    assert load(client, path, "m")["id"] != first["id"]
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+@pytest.mark.parametrize("i", [1, 2])
+def test_each_file_of_a_split_model_counts(daemon, client, folder, keeps, i):
+    """Not only the first one, which has metadata alone."""
+    shards = write_split(folder)
+    first = load(client, shards[0], "m")
+    assert not client.call("Verify", name="m")["replaced"]
+    other_last_bytes(shards[i], folder / "new")
+    if keeps:
+        os.rename(shards[i], folder / "old")
+    os.rename(folder / "new", shards[i])
+    assert client.call("Verify", name="m")["replaced"]
+    look_again(daemon)
+    assert by_id(daemon, first["id"])["changed"]
+    assert "its path leads to another file" in daemon.rfctl("verify", "m").stdout
+    assert by_id(daemon, first["id"])["changed"]
+    assert load(client, shards[0], "m")["id"] != first["id"]
+
+
+def test_changed_ends_when_the_file_is_back(daemon, client, path):
+    first = load(client, path, "m")
+    old = path.with_name("old.gguf")
+    os.rename(path, old)
+    put(path, 2)
+    look_again(daemon)
+    assert by_id(daemon, first["id"])["changed"]
+    look_again(daemon)
+    assert by_id(daemon, first["id"])["changed"], "nothing has changed since"
+    os.rename(old, path)
+    look_again(daemon)
+    assert not by_id(daemon, first["id"])["changed"]
+    write(path, 2)
+    look_again(daemon)
+    look_again(daemon)
+    assert by_id(daemon, first["id"])["changed"]
+    write(path, 1)
+    look_again(daemon)
+    assert not by_id(daemon, first["id"])["changed"]
+    assert load(client, path, "m")["id"] == first["id"]
+
+
+@pytest.mark.parametrize("size", [MIB, 2 * MIB])
+@pytest.mark.parametrize("look", ["SIGHUP", "Plan", "Load"])
+def test_a_link_that_leads_elsewhere(daemon, client, folder, look, size):
+    v1, v2 = tensor_model(folder / "v1.gguf", seed=1), tensor_model(folder / "v2.gguf", size, 2)
+    link = folder / "m.gguf"
+    link.symlink_to(v1)
+    first = load(client, link, "m")
+    link.unlink()
+    link.symlink_to(v2)
+    if look == "SIGHUP":
+        look_again(daemon)
+        assert by_id(daemon, first["id"])["changed"]
+        assert client.call("Verify", name="m")["replaced"]
+        assert by_id(daemon, first["id"])["changed"]
+    if look != "Load":
+        assert client.call("Plan", path=str(link), name="m")["error"] is None
+        assert by_id(daemon, first["id"])["changed"]
+    second = load(client, link, "m")
+    assert (second["path"], second["changed"]) == (str(v2), False)
+    assert second["id"] != first["id"]
+
+
+def test_a_link_that_leads_to_the_same_bytes(daemon, client, folder):
+    v1, v2 = (tensor_model(folder / f"v{i}.gguf", seed=1) for i in (1, 2))
+    link = folder / "m.gguf"
+    link.symlink_to(v1)
+    first = load(client, link, "m")
+    link.unlink()
+    link.symlink_to(v2)
+    again = load(client, link, "m")
+    assert (again["id"], again["path"], again["changed"]) == (first["id"], str(v2), False)
+    look_again(daemon)
+    assert not by_id(daemon, first["id"])["changed"]

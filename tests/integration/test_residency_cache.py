@@ -1,5 +1,6 @@
 """Host memory as the second tier: what a GPU has no room for, on tests/fake_hip and the module as it is built."""
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -460,3 +461,31 @@ def test_no_descriptor_is_left(start_gpu, models):
             client.call("Unload", name=name)
     wait_until(lambda: daemon.fds() == before)
     assert gpu_used(daemon) == 0
+
+
+@pytest.mark.parametrize("look", ["SIGHUP", "Plan"])
+@pytest.mark.parametrize("other", [False, True])
+def test_the_file_of_a_cached_model_changes(start_gpu, models, look, other):
+    """What is cached is not compared: a file that was touched counts as changed, until the model is resident again."""
+    daemon = start_gpu("--host-cache", "64Mi")
+    paths = models(4)
+    with daemon.client() as client:
+        fill(client, paths)
+        settled(daemon, {"a": "cached", "b": "resident", "c": "resident", "d": "resident"})
+        first = client.call("Show", name="a")["model"]["id"]
+        if other:
+            paths[0].rename(paths[0].with_suffix(".old"))
+            paths[0].write_bytes(paths[1].read_bytes())
+        else:
+            os.utime(paths[0])
+        if look == "SIGHUP":
+            daemon.process.send_signal(signal.SIGHUP)
+        else:
+            client.call("Plan", path=str(paths[0]), name="a")
+        wait_until(lambda: {m["name"]: m["changed"] for m in daemon.models()} == {"a": True, "b": False, "c": False, "d": False})
+        assert attach_detach(client, "a")["id"] == first
+        daemon.process.send_signal(signal.SIGHUP)
+        time.sleep(0.2)
+        wait_until(daemon.is_idle)
+        assert client.call("Show", name="a")["model"]["changed"] == other
+        assert client.call("Verify", name="a")["replaced"] == other
