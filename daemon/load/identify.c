@@ -18,7 +18,7 @@ static void load_tell_facts(const struct load *load, struct model *model)
 {
     struct access_facts *facts = load->job.facts;
     if (facts && (facts->placed || !model->facts || !model->facts->placed))
-        model_set_facts(model, access_facts_ref(facts));
+        events_set_facts(load->loads->events, model, access_facts_ref(facts));
 }
 
 /* Applies the request to a model that is there already. Only the model's user and trusted users may change its pin and

@@ -63,6 +63,19 @@ struct model *registry_find(const struct registry *registry, const char *name, c
     return found;
 }
 
+struct model *registry_find_hidden(const struct registry *registry, const char *name, const struct peer *peer,
+                                   uint64_t after)
+{
+    struct model *model;
+    TAILQ_FOREACH(model, &registry->models, link)
+    {
+        if (model->id > after && model->access == ACCESS_READERS && !model_visible(model, peer) &&
+            (model_has_name(model, name) || is_full_name(model, name)))
+            return model;
+    }
+    return NULL;
+}
+
 struct model *registry_find_id(const struct registry *registry, uint64_t id)
 {
     struct model *model;

@@ -56,6 +56,11 @@ void registry_init(struct registry *registry, struct quota *quota);
  * had. The time of this call does not show whether there is a model of this name that the peer does not see. */
 struct model *registry_find(const struct registry *registry, const char *name, const struct peer *peer);
 
+/* The first model with an id greater than `after` that has this name, or that "NAME#ID" means, and that the peer does
+ * not see by facts that may be too old: a model of ACCESS_READERS. NULL if there is none. */
+struct model *registry_find_hidden(const struct registry *registry, const char *name, const struct peer *peer,
+                                   uint64_t after);
+
 /* The model with this id; NULL if there is none. */
 struct model *registry_find_id(const struct registry *registry, uint64_t id);
 
