@@ -328,13 +328,18 @@ void method_verify(struct api *api, struct call *call)
     verify_begin(api->verifies, model, call);
 }
 
-/* Finds a model that the caller may change. NULL after the call was failed. */
+/* Finds a model that the caller may change. One that drains, or is being unloaded, goes whatever is set. NULL after
+ * the call was failed. */
 static struct model *find_own(struct api *api, struct call *call, const struct param *table, void *parameters,
                               const char **name)
 {
     struct model *model = find_model(api, call, table, parameters, name);
     if (model && !may_end(call, model)) {
         call_fail(call, WIRE_PermissionDenied, error_reason("another user loaded this model"));
+        return NULL;
+    }
+    if (model && (model->state == MODEL_DRAINING || model->state == MODEL_UNLOADING)) {
+        call_fail(call, WIRE_ModelBusy, describe_busy(model));
         return NULL;
     }
     return model;

@@ -259,6 +259,23 @@ def test_holder_that_watches_is_told(daemon, models):
         assert (event["event"], event["draining"]) == ("draining", ["m"])
 
 
+def test_draining_is_not_pinned(daemon, models):
+    (path,) = models(1)
+    with daemon.client() as client, daemon.client() as holder:
+        load(client, path, "m", pin=True)
+        lease = holder.call("Attach", name="m")["lease"]
+        client.call("Unload", name="m", force=True)
+        assert client.call("Show", name="m")["model"]["pinned"] is False
+        for method in ("Pin", "Unpin", "SetTtl"):
+            with wire_error("ModelBusy") as error:
+                client.call(method, name="m")
+            assert error["state"] == "draining"
+        pinned = daemon.rfctl("pin", "m", check=False)
+        assert pinned.returncode != 0 and "drain" in pinned.stderr
+        holder.call("Detach", lease=lease)
+        wait_until(lambda: names(daemon) == [])
+
+
 def test_draining_waits_for_ever(daemon, models):
     """Neither time nor want of memory takes what has a lease."""
     (path,) = models(1)
