@@ -96,13 +96,15 @@ struct registry_query {
     const struct forms *forms; /* the request's forms */
     const struct plan *plan;   /* unless NULL: a model with the same result matches as well */
     const struct device_set *among;
-    const uid_t *owner;      /* NULL, or the user whose private models alone count */
+    uid_t uid;               /* the user who asks */
+    bool private;            /* the request is for a private model */
     const struct peer *peer; /* who asks */
     bool placed;             /* the path of the files was found to lead to them */
 };
 
-/* The model that the query describes; NULL if there is none. A model does not count if it drains, if its device is
- * lost, or if its file has changed. */
+/* The model that the query describes; NULL if there is none. If there are several, it is one that is private to the
+ * user who asks; else the oldest. A model does not count if it drains, if its device is lost, or if its file has
+ * changed. */
 struct model *registry_find_source(const struct registry *registry, const struct registry_query *query);
 
 /* Whether the files and the model have the same path, and it means the same place for both. In two users' mount

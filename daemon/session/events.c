@@ -165,7 +165,8 @@ void events_emit(struct events *events, const char *event, const struct model *m
     }
 }
 
-void events_sight(struct events *events, const struct model *model)
+/* Fewer users may see the model than before, and it had so many names. */
+static void tell_sight(struct events *events, const struct model *model, size_t n_names)
 {
     struct watcher *watcher;
     TAILQ_FOREACH(watcher, &events->watchers, link)
@@ -173,15 +174,22 @@ void events_sight(struct events *events, const struct model *model)
         if (!sees(watcher, model) && forget_told(watcher, model->id))
             tell(watcher, "unloaded", model, NULL);
     }
+    if (model->n_names != n_names)
+        events_emit(events, "renamed", model, NULL);
 }
 
 void events_set_facts(struct events *events, struct model *model, struct access_facts *facts)
 {
     const size_t n_names = model->n_names;
     model_set_facts(model, facts);
-    events_sight(events, model);
-    if (model->n_names != n_names)
-        events_emit(events, "renamed", model, NULL);
+    tell_sight(events, model, n_names);
+}
+
+void events_narrow(struct events *events, struct model *model)
+{
+    const size_t n_names = model->n_names;
+    model_narrow(model);
+    tell_sight(events, model, n_names);
 }
 
 void events_changed(struct events *events, struct model *model)

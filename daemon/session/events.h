@@ -30,8 +30,8 @@ void events_changed(struct events *events, struct model *model);
  * event: "loading", "resident", "failed", ... error: a sentence, or NULL. */
 void events_emit(struct events *events, const char *event, const struct model *model, const char *error);
 
-/* Fewer users may see the model than before: tells those who do not see it any more that it is "unloaded". */
-void events_sight(struct events *events, const struct model *model);
+/* Makes the model private, and tells of it as events_set_facts() does. */
+void events_narrow(struct events *events, struct model *model);
 
 /* The model gets new facts, or NULL: see model_set_facts(). Tells who does not see it any more, and the event "renamed"
  * if it lost names by this. */

@@ -226,7 +226,48 @@ def test_public_and_private(start_for_all, clients, own_file):
     assert seen(stranger) == ["m", "r"]
     mine = load_as(user, USER, path, name="mine", private=True)
     assert (mine["access"], mine["private"]) == ("private", True)
-    assert seen(member) == ["m", "r"]
+    assert seen(member) == ["r"]
+
+
+def test_ones_own_private_model(start_for_all, clients, own_file):
+    """The user's own loads join it, whatever access they ask for."""
+    daemon = start_for_all()
+    user, other = clients(daemon, USER), clients(daemon, OTHER)
+    path = own_file(mode=0o644)
+
+    def load_as_planned(**parameters):
+        with as_user(USER):
+            planned = load_fd_plan(user, path, **parameters)
+        assert planned["error"] is None
+        model = load_as(user, USER, path, **parameters)
+        assert planned["model"]["id"] == model["id"]
+        return model
+
+    first = load_as(user, USER, path, private=True)
+    for parameters in ({}, {"name": "m"}, {"name": "b"}, {"name": "c", "private": True}):
+        model = load_as_planned(**parameters)
+        assert (model["id"], model["access"]) == (first["id"], "private")
+    assert seen(other) == []
+    model = load_as_planned(name="b", public=True)
+    assert (model["id"], model["access"]) == (first["id"], "public")
+    assert seen(other) == ["m"]
+
+
+def test_one_narrows_ones_own_model(start_for_all, clients, own_file):
+    daemon = start_for_all()
+    user, other = clients(daemon, USER), clients(daemon, OTHER)
+    path = own_file(mode=0o644)
+    first = load_as(user, USER, path, name="m")
+    load_as(other, OTHER, path, name="theirs")
+    events = clients(daemon, OTHER).more("Watch")
+    assert len(next(events)["models"]) == 1
+    theirs = load_as(other, OTHER, path, private=True, name="o")
+    assert theirs["id"] != first["id"], "who did not load it does not narrow it"
+    model = load_as(user, USER, path, name="m", private=True)
+    assert (model["id"], model["access"], model["aliases"]) == (first["id"], "private", [])
+    assert seen(other) == ["o"]
+    told = [next(events) for _ in range(3)]
+    assert [(event["event"], event["model"]["id"]) for event in told[-1:]] == [("unloaded", first["id"])]
 
 
 def load_fd_plan(client, path, **parameters):

@@ -229,7 +229,7 @@ def test_draining(daemon, models):
         with wire_error("ModelBusy") as error:
             load(client, a, "m")
         assert (error["name"], error["state"], len(error["leases"])) == ("m", "draining", 3)
-        for path, parameters in ((a, {"form": "f32"}), (b, {"form": "f32"}), (a, {"private": True})):
+        for path, parameters in ((a, {"form": "f32"}), (b, {"form": "f32"})):
             with wire_error("NameInUse"):  # of what it has another of
                 load(client, path, "m", **parameters)
         assert holder.call("Status")["draining"] == ["m"]
