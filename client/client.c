@@ -86,6 +86,34 @@ static int connect_fail(int error, const char *path)
     return client_fail(NULL, error, "cannot connect to %s: %s%s", path, strerror(-error), hint);
 }
 
+int client_open(rf_client *client)
+{
+    if (client->socket >= 0)
+        close(client->socket);
+    frame_reader_free(client->reader);
+    frame_writer_free(client->writer);
+    client->reader = NULL;
+    client->writer = NULL;
+    client->socket = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    int r = client->socket < 0 ? -errno : connect_timed(client->socket, &client->address);
+    if (r == 0 && fcntl(client->socket, F_SETFL, 0) < 0)
+        r = -errno;
+    if (r == 0)
+        r = frame_reader_new(CLIENT_REPLY_MAX, &client->reader);
+    if (r == 0)
+        r = frame_writer_new(CLIENT_REQUEST_MAX + 1, &client->writer);
+    client->used = false;
+    client->broken = r < 0;
+    if (r == 0)
+        return 0;
+    frame_reader_free(client->reader);
+    client->reader = NULL;
+    if (client->socket >= 0)
+        close(client->socket);
+    client->socket = -1;
+    return r;
+}
+
 int rf_connect(const char *path, rf_client **ret)
 {
     *ret = NULL;
@@ -99,14 +127,9 @@ int rf_connect(const char *path, rf_client **ret)
         return connect_fail(-ENOMEM, address.sun_path);
     LIST_INIT(&client->models);
     client->process = getpid();
-    client->socket = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    r = client->socket < 0 ? -errno : connect_timed(client->socket, &address);
-    if (r == 0 && fcntl(client->socket, F_SETFL, 0) < 0)
-        r = -errno;
-    if (r == 0)
-        r = frame_reader_new(CLIENT_REPLY_MAX, &client->reader);
-    if (r == 0)
-        r = frame_writer_new(CLIENT_REQUEST_MAX + 1, &client->writer);
+    client->address = address;
+    client->socket = -1;
+    r = client_open(client);
     if (r < 0) {
         rf_close(client);
         return connect_fail(r, address.sun_path);

@@ -8,6 +8,7 @@
 #include <stdbool.h>
 #include <sys/queue.h>
 #include <sys/types.h>
+#include <sys/un.h>
 
 /* The longest reply that is accepted, in bytes. Show of a model with a few hundred thousand tensors fits. */
 #define CLIENT_REPLY_MAX (64u << 20)
@@ -20,10 +21,11 @@
 
 struct rf_client {
     int socket;
-    pid_t process; /* the process that connected; a process forked from it must not use the socket */
-    bool broken;   /* the connection failed: every further call fails too */
-    bool calling;  /* a call is running, so no other call may begin */
-    bool used;     /* at least one request was sent */
+    struct sockaddr_un address; /* of the daemon */
+    pid_t process;              /* the process that connected; a process forked from it must not use the socket */
+    bool broken;                /* the connection failed: every further call fails too */
+    bool calling;               /* a call is running, so no other call may begin */
+    bool used;                  /* at least one request was sent */
     struct frame_reader *reader;
     struct frame_writer *writer;
     LIST_HEAD(, rf_model) models; /* attached through this connection */
@@ -35,3 +37,7 @@ struct rf_client {
     char *error_name;       /* NULL: the failure did not come from the daemon */
     char *error_parameters; /* or NULL */
 };
+
+/* Connects a socket to the daemon, and makes the buffers for what is read and written. Gives up what the client had of
+ * these. Returns 0, or a negative errno; then the client has none. The client's `address` is set. */
+int client_open(rf_client *client);

@@ -5,6 +5,7 @@
 #include "client/files.h"
 #include "client/model.h"
 #include "proto/errors.h"
+#include "proto/min.h"
 
 #include <errno.h>
 #include <math.h>
@@ -23,7 +24,7 @@ static int options_read(rf_client *client, const rf_load_options *options, rf_lo
         return 0;
     if (options->size == 0)
         return client_fail(client, -EINVAL, "the size of the options is not set");
-    memcpy(ret, options, options->size < sizeof(*ret) ? options->size : sizeof(*ret));
+    memcpy(ret, options, min_u64(options->size, sizeof(*ret)));
     if (!(ret->deadline_seconds >= 0) || isinf(ret->deadline_seconds))
         return client_fail(client, -EINVAL, "the deadline is not a valid number of seconds: %g", ret->deadline_seconds);
     if (ret->ttl_seconds > FIELD_INTEGER_MAX)
@@ -261,7 +262,7 @@ int rf_load_plan_files(rf_client *client, const char *const *paths, size_t n, co
     files_close(&files);
     if (r == 0 && ret) {
         size_t size = ret->size;
-        memcpy(ret, &planning.plan, size < sizeof(*ret) ? size : sizeof(*ret));
+        memcpy(ret, &planning.plan, min_u64(size, sizeof(*ret)));
         ret->size = size;
     }
     return r;

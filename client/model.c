@@ -12,6 +12,7 @@
 #include "client/sealed.h"
 #include "kernels/types.h"
 #include "proto/base64.h"
+#include "proto/min.h"
 #include "proto/table.h"
 
 #include <errno.h>
@@ -314,7 +315,7 @@ int rf_attach_with(rf_client *client, const char *name, const rf_attach_options 
     if (options) {
         if (options->size == 0)
             return client_fail(client, -EINVAL, "the size of the options is not set");
-        memcpy(&all, options, options->size < sizeof(all) ? options->size : sizeof(all));
+        memcpy(&all, options, min_u64(options->size, sizeof(all)));
     }
     if (!(all.deadline_seconds >= 0) || isinf(all.deadline_seconds))
         return client_fail(client, -EINVAL, "the deadline is not a valid number of seconds: %g", all.deadline_seconds);
@@ -333,8 +334,8 @@ int rf_detach(rf_model *model)
     if (model->client->calling)
         return client_fail(model->client, -EDEADLK, "another call is under way on this connection");
     model_unmap(model);
-    /* In a forked process the lease belongs to the parent. */
-    int r = client_is_forked(model->client) ? 0 : model_end_lease(model);
+    /* In a forked process the lease belongs to the parent; and rf_reconnect() may not have got one. */
+    int r = client_is_forked(model->client) || !model->leased ? 0 : model_end_lease(model);
     model_free(model);
     return r;
 }

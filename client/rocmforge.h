@@ -55,6 +55,18 @@ const char *rf_error_name(const rf_client *client);
 /* The parameters of the daemon's error as JSON text; else NULL. */
 const char *rf_error_parameters(const rf_client *client);
 
+/* Connects again to the same daemon, or to the next one at the same path, after a call returned -ECONNRESET; and takes
+ * the leases of all models of the client again. The models stay as they are, and so does their memory: pointers into it
+ * stay valid all the time. A daemon that was restarted holds models that it took back for half a minute (`--grace` in
+ * rocmforged(8)), so that this can be called in time. Tries for so many seconds; 0: once.
+ *
+ * -ESTALE: the client is connected again, but the daemon does not have one or several of the models, which then have no
+ * lease. Their memory on the host can still be read, but the daemon does not count it any more; detach such a model,
+ * and load it again. rf_model_leased() tells which they are. -EINVAL: `seconds` is negative or no number. Other errors
+ * are those of rf_connect() and rf_call(): no model has a lease then, and it can be tried again. The socket may get
+ * another number: see rf_client_fd(). */
+int rf_reconnect(rf_client *client, double seconds);
+
 /* --- any method --- */
 
 #define RF_CALL_MORE 1u /* accept several replies */
@@ -236,6 +248,9 @@ int rf_load_attach(rf_client *client, const char *path, const rf_load_options *o
  * captured into a graph, the waiting may break the capture. Then the memory stays mapped until another model on that
  * device is detached, this model is attached again, or the process ends. So detach before or after a capture. */
 int rf_detach(rf_model *model);
+
+/* Whether the daemon keeps the memory for this model: 0 if rf_reconnect() got no lease for it again, else 1. */
+int rf_model_leased(const rf_model *model);
 
 const char *rf_model_name(const rf_model *model);
 /* A daemon never uses an id twice, while a name may later stand for another model. */

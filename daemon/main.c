@@ -4,6 +4,7 @@
 #include "daemon/base/last_words.h"
 #include "daemon/base/log.h"
 #include "daemon/gguf/gguf.h"
+#include "daemon/keep/keep.h"
 #include "daemon/modules.h"
 #include "daemon/options.h"
 #include "daemon/server.h"
@@ -29,6 +30,8 @@ struct daemon {
     struct server server;
     struct listener *listener;
     struct service *service;
+    struct service_handed handed;
+    struct keep *keep;
     uv_signal_t terminate;
     uv_signal_t interrupt;
     uv_signal_t hangup;
@@ -53,11 +56,13 @@ static void daemon_stopped(struct server *server)
     preload_free(daemon->preload);
     changes_free(daemon->changes);
     service_close(daemon->service);
+    keep_close(daemon->keep);
 }
 
 static void daemon_stop(struct daemon *daemon)
 {
     service_stopping(daemon->service);
+    keep_stop(daemon->keep);
     listener_close(daemon->listener);
     daemon->listener = NULL;
     server_stop(&daemon->server, daemon_stopped);
@@ -160,7 +165,7 @@ static int default_socket(char **ret)
 
 static int listen_begin(struct daemon *daemon, const struct options *options)
 {
-    int fd = options->socket ? -ENOENT : service_socket();
+    const int fd = options->socket ? -ENOENT : daemon->handed.socket;
     if (fd >= 0) {
         int r = listener_new_fd(&daemon->loop, daemon->server.conns, fd, &daemon->listener);
         if (r < 0)
@@ -305,7 +310,12 @@ static int daemon_begin(struct daemon *daemon, const struct options *options)
     if (r == 0)
         r = modules_open(&daemon->server.devices, options, workers);
     if (r == 0)
+        r = keep_new(&daemon->server.residency, options->grace, &daemon->keep);
+    if (r == 0) {
+        keep_resume(daemon->keep, daemon->handed.kept, daemon->handed.n_kept);
+        free(daemon->handed.kept);
         r = listen_begin(daemon, options);
+    }
     if (r == 0)
         r = changes_new(&daemon->server.loads, &daemon->server.verifies, &daemon->changes);
     if (r == 0 && options->preload)
@@ -329,6 +339,11 @@ int main(int argc, char **argv)
     raise_descriptor_limit(&options.limits);
 
     static struct daemon daemon;
+    r = service_take(&daemon.handed);
+    if (r < 0) {
+        log_error("cannot start: what the service manager handed over: %s", strerror(-r));
+        return EXIT_FAILURE;
+    }
     r = uv_loop_init(&daemon.loop);
     if (r < 0) {
         log_error("cannot start: %s", uv_strerror(r));

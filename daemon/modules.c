@@ -108,7 +108,7 @@ int modules_open(struct devices *devices, const struct options *options, unsigne
     bool automatic = strcmp(options->device, "auto") == 0;
     for (size_t i = 0; device_kinds[i]; i++) {
         const char *kind = device_kinds[i];
-        if (strcmp(kind, DEVICE_HOST) == 0 || (!automatic && strcmp(options->device, kind) != 0))
+        if (device_kind_is_host(kind) || (!automatic && strcmp(options->device, kind) != 0))
             continue;
         struct device_fault fault = {0};
         const struct device_module *module = module_load(kind, &fault);

@@ -1,6 +1,7 @@
 #include "daemon/options.h"
 
 #include "daemon/device/devices.h"
+#include "daemon/keep/keep.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -11,6 +12,7 @@
 #include <string.h>
 
 #define WORKERS_MAX 1024
+#define GRACE_MAX   3600
 
 /* Prints the help: the defaults are those that hold. */
 static void usage(void)
@@ -37,6 +39,8 @@ static void usage(void)
            "                      the GPU can, else ipc)\n",
            DEVICE_STAGING_DEFAULT_MIB, DEVICE_STREAMS_DEFAULT);
     printf("  --preload DIR       load and pin every model linked there; again on SIGHUP\n"
+           "  --grace SECONDS     how long models that outlived a restart are held for clients\n"
+           "                      to come back; default %d\n"
            "  --host-cache SIZE   host memory that keeps models which a GPU has no room for\n"
            "  --user-connections N, --user-loads N, --user-leases N, --user-bytes SIZE\n"
            "                      what one user may have at a time; default %d, %d, %d,\n"
@@ -44,7 +48,8 @@ static void usage(void)
            "                      are not bounded\n"
            "  --user-memory SIZE  what one user may have the daemon keep of requests, calls\n"
            "                      and replies; default %dMi\n",
-           QUOTA_CONNECTIONS_DEFAULT, QUOTA_LOADS_DEFAULT, QUOTA_LEASES_DEFAULT, QUOTA_MEMORY_DEFAULT_MIB);
+           KEEP_GRACE_DEFAULT, QUOTA_CONNECTIONS_DEFAULT, QUOTA_LOADS_DEFAULT, QUOTA_LEASES_DEFAULT,
+           QUOTA_MEMORY_DEFAULT_MIB);
     printf("  --log-level LEVEL   error, warning, notice, info (default), debug\n"
            "  --help, --version\n"
            "\n"
@@ -150,6 +155,7 @@ enum {
     STREAMS,
     EXPORT,
     PRELOAD,
+    GRACE,
     HOST_CACHE,
     USER_CONNECTIONS,
     USER_LOADS,
@@ -170,6 +176,7 @@ static const struct option known[] = {
     {"streams", required_argument, NULL, STREAMS},
     {"export", required_argument, NULL, EXPORT},
     {"preload", required_argument, NULL, PRELOAD},
+    {"grace", required_argument, NULL, GRACE},
     {"host-cache", required_argument, NULL, HOST_CACHE},
     {"user-connections", required_argument, NULL, USER_CONNECTIONS},
     {"user-loads", required_argument, NULL, USER_LOADS},
@@ -205,6 +212,8 @@ static int apply(int option, const char *value, struct options *options)
     case PRELOAD:
         options->preload = value;
         return 0;
+    case GRACE:
+        return number_parse(value, GRACE_MAX, &options->grace);
     case HOST_CACHE:
         return options_size_parse(value, &options->host_cache);
     case USER_CONNECTIONS:
@@ -226,7 +235,8 @@ static int apply(int option, const char *value, struct options *options)
 
 int options_parse(int argc, char **argv, struct options *ret)
 {
-    struct options result = {.device = "auto", .log_level = LOG_LEVEL_INFO, .limits = QUOTA_DEFAULTS};
+    struct options result = {
+        .device = "auto", .grace = KEEP_GRACE_DEFAULT, .log_level = LOG_LEVEL_INFO, .limits = QUOTA_DEFAULTS};
     int option, index = 0;
     while ((option = getopt_long(argc, argv, "h", known, &index)) >= 0) {
         if (option == 'h' || option == HELP) {

@@ -33,6 +33,7 @@ struct options {
     unsigned streams; /* 0: the device's choice */
     enum export_wish export_wish;
     const char *preload; /* a folder, or NULL */
+    unsigned grace;      /* seconds; see keep.h */
     uint64_t host_cache; /* bytes; 0: none */
     struct quota_limits limits;
     enum log_level log_level;

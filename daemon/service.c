@@ -84,16 +84,39 @@ void service_close(struct service *service)
     uv_close((uv_handle_t *)&service->extend, service_closed);
 }
 
-int service_socket(void)
+static void free_names(char **names)
 {
-    int n = sd_listen_fds(1);
-    if (n == 0)
-        return -ENOENT;
+    for (size_t i = 0; names && names[i]; i++)
+        free(names[i]);
+    free(names);
+}
+
+/* Takes one more socket that was handed over. Only one is wanted. */
+static void take_socket(struct service_handed *handed, int fd)
+{
+    const bool good = handed->socket == -ENOENT && sd_is_socket_unix(fd, SOCK_STREAM, 1, NULL, 0) > 0;
+    handed->socket = good ? fd : -EINVAL;
+}
+
+int service_take(struct service_handed *ret)
+{
+    char **names = NULL;
+    const int n = sd_listen_fds_with_names(1, &names);
+    *ret = (struct service_handed){.socket = -ENOENT};
     if (n < 0)
         return n;
-    if (n > 1 || sd_is_socket_unix(SD_LISTEN_FDS_START, SOCK_STREAM, 1, NULL, 0) <= 0)
-        return -EINVAL;
-    return SD_LISTEN_FDS_START;
+    ret->kept = calloc(n ? (size_t)n : 1, sizeof(*ret->kept));
+    for (int i = 0; i < n && ret->kept; i++) {
+        const int fd = SD_LISTEN_FDS_START + i;
+        struct store_entry *entry = &ret->kept[ret->n_kept];
+        if (names && store_name_parse(names[i], &entry->name)) {
+            entry->fd = fd;
+            ret->n_kept++;
+        } else
+            take_socket(ret, fd);
+    }
+    free_names(names);
+    return ret->kept ? 0 : -ENOMEM;
 }
 
 void service_ready(const char *status)

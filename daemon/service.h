@@ -3,6 +3,8 @@
  * Without systemd all functions succeed and do nothing. Loop thread only. */
 #pragma once
 
+#include "daemon/keep/store.h"
+
 #include <stdbool.h>
 #include <stdint.h>
 #include <uv.h>
@@ -26,8 +28,15 @@ int service_new(uv_loop_t *loop, const struct service_owner *owner, struct servi
 /* NULL is fine. */
 void service_close(struct service *service);
 
-/* The one listening Unix stream socket that systemd passed. -ENOENT: none; -EINVAL: several, or something else. */
-int service_socket(void);
+/* What the service manager handed over at the start. */
+struct service_handed {
+    int socket; /* the one listening Unix stream socket. -ENOENT: none; -EINVAL: several, or something else */
+    struct store_entry *kept; /* from the file descriptor store; the caller frees it */
+    size_t n_kept;
+};
+
+/* Once, before descriptors are opened. 0; -ENOMEM; or the errno of sd_listen_fds_with_names(). */
+int service_take(struct service_handed *ret);
 
 /* Requests are answered from now on. */
 void service_ready(const char *status);

@@ -174,8 +174,8 @@ static void place_some(struct run_place *place, uint64_t layers, uint64_t gpu_la
 static int take_device(const struct rfctl *ctl, const struct run_words *words, unsigned n, struct run_place *place)
 {
     const char *device = ctl->options.device;
-    const bool host = place->device && strcmp(place->device, "host") == 0;
-    if (strcmp(device, "host") == 0) {
+    const bool host = place->device && reply_is_host(place->device);
+    if (reply_is_host(device)) {
         free(place->pattern);
         place->pattern = need_text(".*=ROCmForge_Host");
         place->also = NULL;

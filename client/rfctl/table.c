@@ -2,6 +2,7 @@
 
 #include "client/rfctl/format.h"
 #include "client/rfctl/memory.h"
+#include "proto/min.h"
 
 #include <stdarg.h>
 #include <stdlib.h>
@@ -80,7 +81,7 @@ static void measure(const struct table *table, size_t width, size_t *widths)
         if (!(table->columns[i].flags & TABLE_CUT) || widths[i] <= CUT_MIN)
             continue;
         size_t spare = widths[i] - CUT_MIN, too_much = sum - width;
-        widths[i] -= too_much < spare ? too_much : spare;
+        widths[i] -= min_u64(too_much, spare);
         break;
     }
 }

@@ -13,6 +13,7 @@
     X(Unpin, method_unpin)                                                                                             \
     X(SetTtl, method_set_ttl)                                                                                          \
     X(Attach, method_attach)                                                                                           \
+    X(Reattach, method_reattach)                                                                                       \
     X(Detach, method_detach)
 
 /* Methods that are called for their reply. A call that wants no reply (oneway) does not run them. */

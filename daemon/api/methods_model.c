@@ -289,6 +289,44 @@ void method_attach(struct api *api, struct call *call)
         attach_hidden(api, call, 0);
 }
 
+static bool token_parse(const char *text, uint8_t ret[MODEL_TOKEN_SIZE])
+{
+    static const char digits[] = "0123456789abcdef";
+    if (strlen(text) != 2 * (size_t)MODEL_TOKEN_SIZE)
+        return false;
+    for (size_t i = 0; i < MODEL_TOKEN_SIZE; i++) {
+        const char *high = strchr(digits, text[2 * i]), *low = strchr(digits, text[2 * i + 1]);
+        if (!high || !low)
+            return false;
+        ret[i] = (uint8_t)((high - digits) << 4 | (low - digits));
+    }
+    return true;
+}
+
+void method_reattach(struct api *api, struct call *call)
+{
+    struct parameters {
+        const char *name, *token;
+    } p = {0};
+    static const struct param table[] = {
+        {"name", PARAM_STRING, true, offsetof(struct parameters, name)},
+        {"token", PARAM_STRING, true, offsetof(struct parameters, token)},
+        {0},
+    };
+    if (!params_read(call, table, &p) || refuse_stopping(api, call))
+        return;
+    uint8_t token[MODEL_TOKEN_SIZE];
+    if (!token_parse(p.token, token)) {
+        call_fail_parameter(call, "token");
+        return;
+    }
+    struct model *model = registry_find_token(api->registry, token, conn_peer(call->conn));
+    if (model)
+        attach_again(api->registry, api->events, model, call);
+    else
+        call_fail(call, WIRE_ModelNotFound, error_name(p.name));
+}
+
 void method_detach(struct api *api, struct call *call)
 {
     (void)api;

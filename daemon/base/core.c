@@ -4,13 +4,13 @@
 
 /* How long the loop polls without sleeping. It takes time to wake a thread on an idle processor, and a load has three
  * such steps one after the other before its first copy (`rfctl load --trace` shows them). They take less than this. */
-#define VIGIL_NS 2000000u
+#define BUSY_POLL_NS 2000000u
 
 int core_init(struct core *core, uv_loop_t *loop)
 {
     *core = (struct core){.loop = loop};
-    int r = uv_idle_init(loop, &core->vigil);
-    core->vigil.data = core;
+    int r = uv_idle_init(loop, &core->busy_poller);
+    core->busy_poller.data = core;
     if (r == 0)
         r = mailbox_new(loop, &core->mailbox);
     return r < 0 ? r : workers_new(core->mailbox, &core->queue);
@@ -25,7 +25,7 @@ static void workers_ended(void *context)
 void core_close(struct core *core)
 {
     assert(core->n_jobs == 0);
-    uv_close((uv_handle_t *)&core->vigil, NULL);
+    uv_close((uv_handle_t *)&core->busy_poller, NULL);
     workers_end(core->queue, workers_ended, core);
 }
 
@@ -51,17 +51,17 @@ void core_job_end(struct core *core)
 }
 
 /* Called each time that the loop has polled. */
-static void vigil_kept(uv_idle_t *vigil)
+static void busy_poll(uv_idle_t *idle)
 {
-    const struct core *core = vigil->data;
-    if (uv_hrtime() >= core->vigil_ends)
-        uv_idle_stop(vigil);
+    const struct core *core = idle->data;
+    if (uv_hrtime() >= core->busy_poll_ends)
+        uv_idle_stop(idle);
 }
 
 void core_keep_awake(struct core *core)
 {
     if (!core->has_processor)
         return;
-    core->vigil_ends = uv_hrtime() + VIGIL_NS;
-    uv_idle_start(&core->vigil, vigil_kept);
+    core->busy_poll_ends = uv_hrtime() + BUSY_POLL_NS;
+    uv_idle_start(&core->busy_poller, busy_poll);
 }

@@ -28,8 +28,8 @@ struct core {
     void (*changed)(struct core *core);         /* models came or went, or a job began or ended */
     void (*busy)(struct core *core, bool busy); /* the first job began, or the last one ended */
 
-    uv_idle_t vigil;
-    uint64_t vigil_ends; /* uv_hrtime() */
+    uv_idle_t busy_poller;
+    uint64_t busy_poll_ends; /* uv_hrtime() */
 };
 
 /* 0 or a negative errno. */

@@ -2,7 +2,6 @@
 
 #include "proto/utf8.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 void json_add_text(cJSON *object, const char *key, const char *text)
@@ -11,7 +10,7 @@ void json_add_text(cJSON *object, const char *key, const char *text)
         cJSON_AddNullToObject(object, key);
         return;
     }
-    char *clean = malloc(strlen(text) * 3 + 1);
+    char *clean = cJSON_malloc(strlen(text) * 3 + 1); /* which json_memory.h watches */
     if (!clean)
         return;
     size_t used = 0;
@@ -23,5 +22,5 @@ void json_add_text(cJSON *object, const char *key, const char *text)
     }
     clean[used] = '\0';
     cJSON_AddStringToObject(object, key, clean);
-    free(clean);
+    cJSON_free(clean);
 }

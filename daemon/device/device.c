@@ -37,9 +37,14 @@ int device_fault_set(struct device_fault *fault, int error, const char *call, in
     return error;
 }
 
+bool device_kind_is_host(const char *kind)
+{
+    return strcmp(kind, DEVICE_HOST) == 0;
+}
+
 bool device_is_host(const struct device *device)
 {
-    return strcmp(device->kind, DEVICE_HOST) == 0;
+    return device_kind_is_host(device->kind);
 }
 
 uint64_t device_limit(const struct device *device)

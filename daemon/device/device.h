@@ -234,6 +234,7 @@ extern const struct device_module device_host_module;
 #define DEVICE_HOST "host"
 
 bool device_is_host(const struct device *device);
+bool device_kind_is_host(const char *kind);
 
 /* Bytes that models may take in all: of the budget, and of what the driver had for them when it was asked last. The
  * driver's answer may lag behind, so the ledger holds beside it. 0 if the device is lost. loop. */

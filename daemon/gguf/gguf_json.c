@@ -268,7 +268,7 @@ int gguf_kv_json(const struct gguf_kv *kv, size_t max_elements, size_t max_strin
     else
         write_element(&writer, kv->type, kv->data);
     bool failed = ferror(writer.out);
-    if (fclose(writer.out) != 0 || failed) {
+    if (fclose(writer.out) != 0 || failed || !text) { /* glibc reports no error if it cannot shrink the text */
         free(text);
         return -ENOMEM;
     }

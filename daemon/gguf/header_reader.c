@@ -61,7 +61,7 @@ int header_refuse(struct header_reader *r, uint64_t offset, const char *format, 
 
 int header_ensure(struct header_reader *r, uint64_t size, uint64_t field)
 {
-    size_t limit = (size_t)(r->file_size < r->most ? r->file_size : r->most);
+    size_t limit = min_u64(r->file_size, r->most);
 
     if (size > r->file_size - r->pos)
         return header_refuse(r, field, "the file ends inside its header");

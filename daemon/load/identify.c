@@ -143,7 +143,7 @@ static void load_fail_publish(struct load *load)
     failure_set(&load->failure, WIRE_PermissionDenied, error_reason("only who owns the file makes its model public"));
 }
 
-/* The same of a model that is there: by its own files. Its user may not have been the one who owns them. */
+/* The same for a load that joins a model: the model's own files count. Its user need not own them. */
 static bool may_publish_joined(const struct load_request *request, const struct model *model)
 {
     return request->access != ACCESS_PUBLIC || model->access == ACCESS_PUBLIC || load_may_end(request, model) ||

@@ -14,8 +14,8 @@
 
 /* --- deciding --- */
 
-/* True if a cached model may lose its name without being asked: to its user or a trusted user, unless it is pinned; to
- * anybody if its device is lost, for then it cannot be loaded again. Nobody uses a cached model. */
+/* True if a load may take a cached model's name without `replace`. The model's user and trusted users may, unless it is
+ * pinned. Anybody may if the device is lost: the model cannot come back then. Nobody is attached to a cached model. */
 static bool load_may_forget(const struct load *load, const struct model *model)
 {
     if (model->state != MODEL_CACHED)
@@ -83,7 +83,8 @@ void naming_judge(const struct load *load, const char *name, const struct model 
         return;
     struct model *holder = registry_holder(load->loads->registry, name, request->peer);
     const bool has = model && has_or_takes(model, name, holder);
-    /* Another user may have given the model this name, while for who asks it means another model. */
+    /* Two models may have the same name if different users see them. Then the name that the model has counts only if it
+     * is also what the caller finds under it. */
     if (has && (!holder || holder == model || !model_has_name(model, name)))
         return;
     ret->is_new = true;
@@ -149,8 +150,8 @@ bool naming_prepare(struct load *load, const char *name, const struct model *mod
     }
     if (!naming->is_new)
         return true;
-    /* A model that is still being loaded takes no name: its load may fail. And while it waits for one, it gets no
-     * other: nobody knows yet how many it will have. */
+    /* A model that is still being loaded takes no name from another one: its load may fail. While it waits to take one,
+     * it gets no further name: how many it will have is not known yet. */
     if (model && model->load && (naming->verdict == NAME_REPLACED || model->takes[0])) {
         load->blocked = true;
         return false;

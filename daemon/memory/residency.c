@@ -33,6 +33,7 @@ struct unload {
     struct model *model;
     struct call *call;   /* NULL: no client waits for this */
     struct claim *claim; /* the claim that the memory is for; NULL: none */
+    bool kept;           /* beyond this process: see struct residency */
     bool save;
     void *saved; /* the copy; NULL: not requested, or it could not be made */
     bool lost;   /* the device was lost while the copy was made */
@@ -104,6 +105,8 @@ static void unload_work(struct work *work)
     worker_step_back();
     if (unload->save)
         unload->saved = save_arena(unload->model, devices_host(unload->residency->devices), &unload->lost);
+    if (unload->kept)
+        unload->residency->left(unload->residency->keeper);
     free_arena(unload);
 }
 
@@ -115,7 +118,8 @@ static void unload_worked(struct work *work)
     model->arena = NULL;
     model->export = (struct device_export){.fd = -1};
     registry_unreserve(model);
-    check_freed(unload);
+    if (!residency->core->stopping) /* what is kept beyond this process is not freed */
+        check_freed(unload);
     if (unload->lost)
         residency_lose_device(residency, model->device);
     if (unload->saved) {
@@ -167,6 +171,7 @@ static bool unload_begin(struct residency *residency, struct model *model, struc
         call->abandoned = unload_abandoned;
     }
     model_move(model, save ? MODEL_SAVING : MODEL_UNLOADING);
+    unload->kept = residency->leaves && residency->leaves(residency->keeper, model);
     core_job_begin(residency->core);
     worker_queue(residency->core->queue, &unload->work, unload, unload_work, unload_worked);
     return true;

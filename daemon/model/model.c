@@ -2,6 +2,7 @@
 
 #include "daemon/base/state.h"
 #include "daemon/base/trust.h"
+#include "proto/array.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -11,7 +12,8 @@
 #include <string.h>
 
 static const struct state states[] = {
-    [MODEL_OPENING] = {"opening", STATE(MODEL_QUEUED) | STATE(MODEL_ALLOCATING) | STATE(MODEL_UNLOADING)},
+    [MODEL_OPENING] = {"opening",
+                       STATE(MODEL_QUEUED) | STATE(MODEL_ALLOCATING) | STATE(MODEL_UNLOADING) | STATE(MODEL_RESIDENT)},
     [MODEL_QUEUED] = {"queued", STATE(MODEL_ALLOCATING) | STATE(MODEL_UNLOADING)},
     [MODEL_ALLOCATING] = {"allocating", STATE(MODEL_QUEUED) | STATE(MODEL_FILLING) | STATE(MODEL_UNLOADING)},
     [MODEL_FILLING] = {"filling", STATE(MODEL_SEALING) | STATE(MODEL_UNLOADING)},
@@ -159,11 +161,10 @@ int model_admit(struct model *model, const struct peer *peer)
         return 0;
     if (model->n_guests == MODEL_GUESTS_MAX)
         return -EMLINK;
-    uid_t *guests = realloc(model->guests, (model->n_guests + 1) * sizeof(*guests));
-    if (!guests)
-        return -ENOMEM;
-    model->guests = guests;
-    guests[model->n_guests++] = peer->uid;
+    int r = array_resize(&model->guests, model->n_guests + 1, sizeof(*model->guests));
+    if (r < 0)
+        return r;
+    model->guests[model->n_guests++] = peer->uid;
     return 0;
 }
 

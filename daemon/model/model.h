@@ -13,6 +13,7 @@
  *     UNLOADING ─▶ CACHED                          its load from host memory failed or was cancelled
  *     RESIDENT ─▶ FAILED ─▶ UNLOADING              its device is lost
  *     FAILED ─▶ DRAINING                           to be unloaded, but still leased
+ *     OPENING ─▶ RESIDENT                          it was resident before the daemon was restarted
  *
  * A model is also gone after SAVING, if no copy could be made, and after CACHED. model_move() has this as a table. */
 #pragma once
@@ -50,6 +51,9 @@ enum model_state {
 /* Room for "NAME#ID". A model that has lost its name is called so. No name that a client gives has a '#'. */
 #define MODEL_NAME_SIZE (MODEL_NAME_MAX + 24u)
 
+/* Bytes of a model's token. */
+#define MODEL_TOKEN_SIZE 16u
+
 /* The most names that one model has. */
 #define MODEL_NAMES_MAX 16u
 
@@ -70,8 +74,10 @@ TAILQ_HEAD(model_names, model_name);
 struct model {
     TAILQ_ENTRY(model) link;
     uint64_t id;
-    char name[MODEL_NAME_SIZE]; /* the first of its names; NAME#ID if it has none */
-    struct model_names names;   /* oldest first; only the registry changes them */
+    uint8_t token[MODEL_TOKEN_SIZE]; /* random: whoever has a lease is told it, and finds the model by it after the
+                                        daemon was restarted */
+    char name[MODEL_NAME_SIZE];      /* the first of its names; NAME#ID if it has none */
+    struct model_names names;        /* oldest first; only the registry changes them */
     size_t n_names;
     char takes[MODEL_NAME_MAX + 1]; /* the name that it will get from another model; "": it has its own name */
     char *origin;                   /* the path in the request, which may be a symbolic link; NULL: no path */

@@ -117,6 +117,47 @@ int plan_new(const struct gguf *model, const struct forms *forms, uint64_t granu
     return 0;
 }
 
+/* Whether this is where the tensor can be; *end is where the one before ends. */
+static int placement_check(const struct placement *placement, const struct gguf_tensor *tensor, uint64_t arena_bytes,
+                           uint64_t *end)
+{
+    struct placement expected = {.convert = placement->convert};
+    if (placement->convert != FORM_NATIVE && !dequant_find(tensor->type->id, placement->convert))
+        return -ENOTSUP;
+    if (placement_measure(&expected, tensor) < 0 || placement->bytes != expected.bytes ||
+        placement->offset % PLAN_ALIGNMENT != 0 || placement->offset < *end || placement->offset > arena_bytes ||
+        placement->bytes > arena_bytes - placement->offset ||
+        placement->padding > arena_bytes - placement->offset - placement->bytes)
+        return -EBADMSG;
+    *end = placement->offset + placement->bytes + placement->padding;
+    return 0;
+}
+
+int plan_resume(const struct gguf *model, const struct placement *placements, uint64_t arena_bytes, struct plan **ret)
+{
+    struct plan *plan = calloc(1, sizeof(*plan));
+    const size_t n = model->n_tensors;
+    int r = arena_bytes == 0 || arena_bytes >= PLAN_ARENA_MAX ? -EBADMSG : 0;
+    if (plan)
+        plan->placements = calloc(n ? n : 1, sizeof(*plan->placements));
+    if (!plan || !plan->placements)
+        r = -ENOMEM;
+    uint64_t end = 0;
+    for (size_t i = 0; i < n && r == 0; i++) {
+        plan->placements[i] = placements[i];
+        plan->model_bytes += model->tensors[i].bytes;
+        r = placement_check(&placements[i], &model->tensors[i], arena_bytes, &end);
+    }
+    if (r < 0) {
+        plan_free(plan);
+        return r;
+    }
+    plan->model = model;
+    plan->arena_bytes = arena_bytes;
+    *ret = plan;
+    return 0;
+}
+
 void plan_free(struct plan *plan)
 {
     if (!plan)

@@ -70,6 +70,11 @@ struct plan {
 int plan_new(const struct gguf *model, const struct forms *forms, uint64_t granule, struct plan **ret,
              size_t *ret_tensor);
 
+/* Makes the plan of a model that is laid out already, from where its tensors are: as many as the model has. The plan
+ * is not cut yet. -EBADMSG if a tensor would have other bytes than its type and form say, is not aligned, overlaps the
+ * one before, or is not within the arena; -ENOTSUP if it was decoded and its type has no decoder; -ENOMEM. */
+int plan_resume(const struct gguf *model, const struct placement *placements, uint64_t arena_bytes, struct plan **ret);
+
 /* Whether two plans of the same files give each tensor the same bytes. Different requests may lead to the same
  * bytes. */
 bool plan_same(const struct plan *a, const struct plan *b);

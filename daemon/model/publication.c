@@ -1,5 +1,6 @@
 #include "daemon/model/publication.h"
 
+#include "daemon/base/json_memory.h"
 #include "daemon/base/json_text.h"
 #include "daemon/base/memory_file.h"
 #include "proto/table.h"
@@ -115,6 +116,7 @@ struct array {
 static int array_begin(struct array *array)
 {
     *array = (struct array){.used = 1};
+    (void)json_memory_failed();
     array->out = open_memstream(&array->text, &array->size);
     if (!array->out)
         return -ENOMEM;
@@ -128,8 +130,10 @@ static int array_add(struct array *array, cJSON *element, size_t most)
 {
     char *text = element ? cJSON_PrintUnformatted(element) : NULL;
     cJSON_Delete(element);
-    if (!text)
+    if (!text || json_memory_failed()) {
+        cJSON_free(text);
         return -ENOMEM;
+    }
     const size_t size = strlen(text) + 1;
     const bool fits = size <= most - array->used;
     if (fits) {
@@ -210,20 +214,39 @@ static int make_metadata(const struct plan *plan, struct publication *publicatio
     return r != -ENOMEM && publication->metadata ? 0 : -ENOMEM;
 }
 
+/* All but the header. */
+static int make_most(const struct plan *plan, struct publication *publication, struct device_fault *ret_fault)
+{
+    int r = make_table(plan, publication, ret_fault);
+    if (r == 0)
+        r = make_tensors(plan, publication);
+    return r == 0 ? make_metadata(plan, publication) : r;
+}
+
 int publication_make(const struct plan *plan, struct publication *ret, struct device_fault *ret_fault)
 {
     struct publication publication = PUBLICATION_NONE;
-    int r = make_table(plan, &publication, ret_fault);
+    int r = make_header(plan, &publication, ret_fault);
     if (r == 0)
-        r = make_header(plan, &publication, ret_fault);
-    if (r == 0)
-        r = make_tensors(plan, &publication);
-    if (r == 0)
-        r = make_metadata(plan, &publication);
+        r = make_most(plan, &publication, ret_fault);
     if (r < 0) {
         publication_clear(&publication);
         return r;
     }
+    *ret = publication;
+    return 0;
+}
+
+int publication_resume(const struct plan *plan, int header_fd, struct publication *ret, struct device_fault *ret_fault)
+{
+    struct publication publication = PUBLICATION_NONE;
+    const int r = make_most(plan, &publication, ret_fault);
+    if (r < 0) {
+        publication_clear(&publication);
+        return r;
+    }
+    publication.header_fd = header_fd;
+    publication.bytes += plan->model->header_bytes;
     *ret = publication;
     return 0;
 }

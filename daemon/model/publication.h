@@ -27,5 +27,9 @@ struct publication {
  * -EOVERFLOW if the size of the table overflows, or the errno of the call that made, filled or sealed a file. */
 int publication_make(const struct plan *plan, struct publication *ret, struct device_fault *ret_fault);
 
+/* Makes the publication again, but for the header: a sealed file in memory, which is there and is the publication's
+ * from now on. After an error it is still the caller's. Errors are those of publication_make(). */
+int publication_resume(const struct plan *plan, int header_fd, struct publication *ret, struct device_fault *ret_fault);
+
 /* Frees a publication. Any thread. It may be cleared already, or PUBLICATION_NONE. */
 void publication_clear(struct publication *publication);

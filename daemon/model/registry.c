@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 
 void registry_init(struct registry *registry, struct quota *quota)
 {
@@ -278,12 +279,70 @@ int registry_add(struct registry *registry, struct model *model)
         model_lose_name(model);
         return -ENOMEM;
     }
+    /* Without random numbers it has no token: then it is not found by one. */
+    if (getrandom(model->token, sizeof(model->token), GRND_NONBLOCK) != (ssize_t)sizeof(model->token))
+        memset(model->token, 0, sizeof(model->token));
     model->id = registry->next_model++;
     if (model->takes[0])
         model_lose_name(model);
     TAILQ_INSERT_TAIL(&registry->models, model, link);
     registry->n_models++;
     return 0;
+}
+
+/* The names, oldest first, with the users who gave them. -ENOMEM; -EINVAL. */
+static int resume_names(struct registry *registry, struct model *model, const struct model_name *names, size_t n)
+{
+    if (n == 0 || n > MODEL_NAMES_MAX)
+        return -EINVAL;
+    for (size_t i = 0; i < n; i++) {
+        if (name_add(registry, model, names[i].text, names[i].uid) < 0)
+            return -ENOMEM;
+        TAILQ_LAST(&model->names, model_names)->since = names[i].since;
+        if (registry->next_name <= names[i].since)
+            registry->next_name = names[i].since + 1;
+    }
+    strcpy(model->name, names[0].text);
+    return 0;
+}
+
+int registry_resume(struct registry *registry, struct model *model, uint64_t id, const struct model_name *names,
+                    size_t n_names)
+{
+    TAILQ_INIT(&model->names);
+    if (id < registry->next_model)
+        return -EEXIST;
+    int r = resume_names(registry, model, names, n_names);
+    uint64_t unused;
+    if (r == 0 && registry->quota)
+        r = quota_take(registry->quota, model->uid, QUOTA_BYTES, 0, &model->quota, &unused) < 0 ? -ENOMEM : 0;
+    if (r < 0) {
+        model_lose_name(model);
+        return r;
+    }
+    model->id = id;
+    registry->next_model = id + 1;
+    TAILQ_INSERT_TAIL(&registry->models, model, link);
+    registry->n_models++;
+    return 0;
+}
+
+struct model *registry_find_token(const struct registry *registry, const uint8_t token[MODEL_TOKEN_SIZE],
+                                  const struct peer *peer)
+{
+    struct model *model, *found = NULL;
+    TAILQ_FOREACH(model, &registry->models, link)
+    {
+        /* All bytes are compared, so that the time does not tell how many are right. */
+        uint8_t differs = 0, any = 0;
+        for (size_t i = 0; i < MODEL_TOKEN_SIZE; i++) {
+            differs |= model->token[i] ^ token[i];
+            any |= token[i];
+        }
+        if (any && differs == 0 && model_attachable(model, peer))
+            found = model;
+    }
+    return found;
 }
 
 void registry_remove(struct registry *registry, struct model *model)

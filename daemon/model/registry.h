@@ -127,6 +127,16 @@ struct model *registry_find_other(const struct registry *registry, const struct 
  * was not added. */
 int registry_add(struct registry *registry, struct model *model);
 
+/* Adds a model that was resident before the daemon was restarted, with the id, the token and the names that it had. Ids
+ * are given in ascending order: -EEXIST if there is a model with this one or a greater one. -EINVAL: no name, or too
+ * many. -ENOMEM. After an error it was not added. */
+int registry_resume(struct registry *registry, struct model *model, uint64_t id, const struct model_name *names,
+                    size_t n_names);
+
+/* The model with this token, if the peer may attach to it; NULL if there is none. */
+struct model *registry_find_token(const struct registry *registry, const uint8_t token[MODEL_TOKEN_SIZE],
+                                  const struct peer *peer);
+
 /* Removes a model and frees it with its file, header, plan and publication. Before, its arena must be freed, its
  * reservation returned, and all its leases and its load must have ended. */
 void registry_remove(struct registry *registry, struct model *model);

@@ -250,6 +250,33 @@ int source_reopen(const struct source *source, struct source **ret, struct devic
     return source_open_fds(fds, source->n_files, ret, ret_fault);
 }
 
+int source_resume(const int *fds, const struct identity *identities, size_t n, const char *path, struct source **ret,
+                  struct device_fault *ret_fault)
+{
+    struct source *source = NULL;
+    int r = source_open_fds(fds, n, &source, ret_fault);
+    if (r < 0)
+        return r;
+    source->size = 0;
+    for (size_t i = 0; i < n && r == 0; i++) {
+        if (!file_same(&source->files[i].identity, &identities[i]))
+            r = device_fault_set(ret_fault, -ESTALE, "fstat", 0, "it is another file");
+        source->files[i].identity = identities[i];
+        if (__builtin_add_overflow(source->size, identities[i].size, &source->size))
+            r = device_fault_set(ret_fault, -EOVERFLOW, "fstat", EOVERFLOW, "the files are too large");
+    }
+    free(source->path);
+    source->path = path ? strdup(path) : NULL;
+    if (r == 0 && path && !source->path)
+        r = device_fault_set(ret_fault, -ENOMEM, "strdup", ENOMEM, strerror(ENOMEM));
+    if (r < 0) {
+        source_free(source);
+        return r;
+    }
+    *ret = source;
+    return 0;
+}
+
 /* path: the path when the file was opened; NULL: the kernel's present path of the file is used. */
 static enum source_look file_look(const struct source_file *file, const char *path)
 {

@@ -67,6 +67,12 @@ int source_open_path(const char *path, struct source **ret, struct device_fault 
  * source_open_fds(). */
 int source_reopen(const struct source *source, struct source **ret, struct device_fault *ret_fault);
 
+/* Makes a source of open files as it was before the daemon was restarted: with the identities and the path of then, so
+ * that what was done to the files since is found as usual. Takes over the descriptors, also when it fails. -ESTALE: a
+ * descriptor leads to another file. Other errors are those of source_open_fds(). */
+int source_resume(const int *fds, const struct identity *identities, size_t n, const char *path, struct source **ret,
+                  struct device_fault *ret_fault);
+
 /* What the paths of a source's files lead to now. */
 enum source_look {
     SOURCE_THERE,   /* to these files, not touched; or to nothing, or this is not known */

@@ -61,6 +61,31 @@ static struct lease *grant(struct registry *registry, struct model *model, struc
     return lease;
 }
 
+static void add_token(cJSON *reply, const struct model *model)
+{
+    static const char digits[] = "0123456789abcdef";
+    char text[2 * MODEL_TOKEN_SIZE + 1] = "";
+    for (size_t i = 0; i < MODEL_TOKEN_SIZE; i++) {
+        text[2 * i] = digits[model->token[i] >> 4];
+        text[2 * i + 1] = digits[model->token[i] & 15];
+    }
+    cJSON_AddStringToObject(reply, "token", text);
+}
+
+void attach_again(struct registry *registry, struct events *events, struct model *model, struct call *call)
+{
+    struct lease *lease = grant(registry, model, call, true);
+    if (!lease)
+        return;
+    cJSON *reply = cJSON_CreateObject();
+    cJSON_AddNumberToObject(reply, "lease", (double)lease->id);
+    cJSON_AddItemToObject(reply, "model", describe_model(model));
+    log_debug("conn=%" PRIu64 " model=%s lease=%" PRIu64 " granted again", conn_id(call->conn), model->name, lease->id);
+    events_emit(events, "attached", model, NULL);
+    if (!call_reply(call, reply, NULL, 0))
+        lease_end(lease);
+}
+
 void attach_grant(struct registry *registry, struct events *events, struct model *model, struct call *call,
                   cJSON *reply)
 {
@@ -73,6 +98,7 @@ void attach_grant(struct registry *registry, struct events *events, struct model
     if (!reply)
         reply = cJSON_CreateObject();
     cJSON_AddNumberToObject(reply, "lease", (double)lease->id);
+    add_token(reply, model);
     cJSON_AddItemToObject(reply, "model", describe_model(model));
     cJSON_AddItemToObject(reply, "device", describe_device(model->device));
     int fds[3];

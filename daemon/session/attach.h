@@ -14,3 +14,6 @@ struct registry;
  * of the answer, or NULL; it is consumed. */
 void attach_grant(struct registry *registry, struct events *events, struct model *model, struct call *call,
                   cJSON *reply);
+
+/* The same for a client that has the memory mapped already: the answer has the lease and the model. */
+void attach_again(struct registry *registry, struct events *events, struct model *model, struct call *call);

@@ -1,6 +1,7 @@
 #include "daemon/session/session.h"
 
 #include "daemon/model/model.h"
+#include "proto/array.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -55,16 +56,14 @@ int session_add_files(struct conn *conn, struct quota *quota, const int *fds, si
         r = quota_take_none(quota, conn_uid(conn), QUOTA_DESCRIPTORS, &session->charge);
     if (r == 0 && !quota_may_grow(&session->charge, n, ret_limit))
         r = -EDQUOT;
-    int *files = r == 0 ? reallocarray(session->files, session->n_files + n, sizeof(*files)) : NULL;
-    if (r == 0 && !files)
-        r = -ENOMEM;
+    if (r == 0)
+        r = array_resize(&session->files, session->n_files + n, sizeof(*session->files));
     if (r < 0) {
         for (size_t i = 0; i < n; i++)
             close(fds[i]);
         return r;
     }
-    memcpy(files + session->n_files, fds, n * sizeof(*files));
-    session->files = files;
+    memcpy(session->files + session->n_files, fds, n * sizeof(*fds));
     session->n_files += n;
     quota_set(&session->charge, session->n_files);
     return (int)session->n_files;

@@ -1,9 +1,9 @@
 #include "daemon/wire/conn.h"
 
+#include "daemon/base/json_memory.h"
 #include "daemon/base/log.h"
 #include "daemon/wire/conn_state.h"
 #include "daemon/wire/errors.h"
-#include "daemon/wire/json_memory.h"
 #include "proto/frame.h"
 
 #include <assert.h>

@@ -69,12 +69,21 @@ def check_same(before, after, what):
     check(before - after == set(), f"{what}: there is less: {sorted(before - after)[:20]}")
 
 
+# With git what it knows and does not ignore; else, as in an unpacked archive, all but what was built.
+LIST_SOURCE = r"""
+if git -c 'safe.directory=*' rev-parse >/dev/null 2>&1; then
+    git -c 'safe.directory=*' ls-files -z --cached --others --exclude-standard
+else
+    find . \( -path './build*' -o -name __pycache__ \) -prune -o -type f -printf '%P\0'
+fi
+"""
+
+
 def copy_source(source, model, person):
     """As a clone has it, with what is not committed yet."""
     with tempfile.TemporaryFile() as archive:
         names = subprocess.run(
-            ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-            cwd=source, capture_output=True, check=True,
+            ["sh", "-c", LIST_SOURCE], cwd=source, capture_output=True, check=True,
         ).stdout
         names = b"\0".join(name for name in names.split(b"\0") if name and (source / name.decode()).exists())
         subprocess.run(["tar", "-c", "--null", "-T", "-"], cwd=source, input=names, stdout=archive, check=True)

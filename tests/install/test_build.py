@@ -74,9 +74,8 @@ class Built(unittest.TestCase):
 
     def test_users_find_the_daemon(self):
         """Users run it too, by its name: the folders for administrators' programs are not in their PATH."""
-        folders = {Path(path).name: Path(path).parent.name for path in introspection("installed").values()}
-        self.assertEqual(folders["rocmforged"], "bin")
-        self.assertEqual(folders["rfctl"], "bin")
+        programs = {Path(path).name for path in introspection("installed").values() if Path(path).parent.name == "bin"}
+        self.assertLessEqual({"rocmforged", "rfctl"}, programs)
 
     def test_unit_needs_no_other_program(self):
         """What a unit runs is there: ours, or the shell, which every system has."""

@@ -3,7 +3,7 @@
 A transcript is a list of steps on one connection: "call" is a request and "reply" what comes back, in order; "replies"
 with `more`. In a reply "$int", "$number", "$string" and "$any" stand for any value of that kind; a list has to have the
 same length; an object may have fields that the transcript does not know, for that is how the interface grows, but must
-have all that it knows. $MODEL is the path of the model that make_model.py makes of seed 1. $lease is the last lease.
+have all that it knows. $MODEL is the path of the model that make_model.py makes of seed 1. $lease is the last lease, $token the last token.
 
 Transcripts are kept as they are, and only added to: clients that were built against them are out there.
 """
@@ -49,9 +49,10 @@ def test_transcript(client, small_model, path):
         for expected in replies:
             seen = client.receive()
             match(fill_in(expected, variables), seen)
-            lease = seen.get("parameters", {}).get("lease")
-            if lease is not None:
-                variables["$lease"] = lease
+            for name in ("lease", "token"):
+                value = seen.get("parameters", {}).get(name)
+                if value is not None:
+                    variables["$" + name] = value
 
 
 def test_there_are_some():

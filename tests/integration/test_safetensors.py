@@ -8,7 +8,7 @@ import sys
 
 import make_safetensors
 import pytest
-from harness import ROOT, build_folder, library_environment, wire_error
+from harness import ROOT, build_folder, fake_gpu_folder, library_environment, module_folder, wire_error
 from make_safetensors import BITS, file_bytes
 
 RFCTL = ["client", "rfctl", "rfctl"]
@@ -78,13 +78,17 @@ def generated(seed):
     rng = random.Random(seed)
     header, size = right_header(rng)
     infos = [value for key, value in header.items() if key != "__metadata__"]
-    wrong = rng.randrange(6)
+    wrong = rng.randrange(7)
     if wrong == 1 and infos:
         spoil_info(rng, rng.choice(infos))
     if wrong == 2:
         size = max(0, size + rng.choice([-4, -1, 1, 8]))
     if wrong == 3:
         header["__metadata__"] = rng.choice([None, [], {"a": 1}, {"a": None}, "x", {"a": "b"}])
+    if wrong == 6 and infos:  # a hole, or shared bytes
+        info, by = rng.choice(infos), rng.choice([-4, -1, 1, 4])
+        info["data_offsets"] = [max(0, n + by) for n in info["data_offsets"]]
+        size += max(0, rng.choice([0, by]))
     text = json.dumps(header, ensure_ascii=rng.random() < 0.5).encode()
     if wrong == 4:
         text = spoil_text(rng, text)
@@ -258,7 +262,11 @@ def test_wrong_files_are_refused_and_the_daemon_goes_on(daemon, folder):
         path.write_bytes((100_000_000).to_bytes(8, "little") + b"{")
         with wire_error("InvalidModel") as error:
             client.call("Load", path=str(path))
-        assert error["offset"] == 0
+        assert error["offset"] == 0 and "past the end" in error["reason"]
+        path.write_bytes((100_000_001).to_bytes(8, "little") + b"{")
+        with wire_error("InvalidModel") as error:
+            client.call("Load", path=str(path))
+        assert error == {"reason": "the header is larger than 100000000 bytes", "offset": 0}
         path.write_bytes(file_bytes({"a": info | {"shape": [1]}}, bytes(4)))
         assert client.call("Load", path=str(path))["model"]["tensors"] == 1
 
@@ -424,3 +432,18 @@ def test_a_name_in_two_files(daemon, folder):
     with daemon.client() as client, wire_error("InvalidModel") as error:
         client.call("Load", path=str(place))
     assert "tensor 'a.weight' stands in two files" in error["reason"]
+
+
+@pytest.mark.parametrize("form", ["native", "f16", "f32"])
+def test_on_a_gpu(start, folder, form):
+    """On the fake HIP runtime: what is in the device's memory is what the CPU makes of the file."""
+    if not fake_gpu_folder():
+        pytest.skip("this build has no module for AMD GPUs (hipcc is not installed)")
+    fake = {"LD_LIBRARY_PATH": str(fake_gpu_folder()), "ROCMFORGE_MODULE_DIR": str(module_folder())}
+    daemon = start("--device", "hip", env=fake)
+    path = folder / "m.safetensors"
+    make_safetensors.write(path, {**ALL, "large": ("BF16", [1024, 1025]), "w.scale": ("F32", [3])})
+    with daemon.client() as client:
+        model = client.call("Load", path=str(path), name="m", form=form, dequant="gpu")["model"]
+        assert model["device"] == "hip:0"
+        assert client.call("Verify", name="m")["mismatches"] == []

@@ -64,6 +64,10 @@ EXPORTS = {
 }
 
 
+def hold_program():
+    return str(build_folder() / "daemon" / "hold" / "rocmforge-hold")
+
+
 def daemon_program():
     return str(build_folder() / "daemon" / "rocmforged")
 
@@ -90,7 +94,7 @@ def wait_until(condition, seconds=TIMEOUT, every=0.01):
 
 
 class Daemon:
-    def __init__(self, folder, *options, env=None, socket=None, program=None):
+    def __init__(self, folder, *options, env=None, socket=None, program=None, pass_fds=()):
         self.folder = Path(folder)
         self.socket = Path(socket or self.folder / "io.rocmforge")
         self.log_path = self.folder / f"log{len(list(self.folder.glob('log*')))}"
@@ -102,6 +106,7 @@ class Daemon:
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **SANITIZERS, **(env or {})},
+                pass_fds=pass_fds,
             )
         self.pid = self.process.pid
 

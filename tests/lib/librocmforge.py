@@ -94,9 +94,11 @@ FUNCTIONS = {
     "rf_close": (None, c_void_p),
     "rf_error_message": (c_char_p, c_void_p),
     "rf_error_name": (c_char_p, c_void_p),
+    "rf_reconnect": (c_int, c_void_p, c_double),
     "rf_attach": (c_int, c_void_p, c_char_p, POINTER(c_void_p)),
     "rf_load_attach": (c_int, c_void_p, c_char_p, POINTER(LoadOptions), POINTER(c_void_p)),
     "rf_detach": (c_int, c_void_p),
+    "rf_model_leased": (c_int, c_void_p),
     "rf_model_name": (c_char_p, c_void_p),
     "rf_model_device": (c_char_p, c_void_p),
     "rf_model_data": (c_void_p, c_void_p),
@@ -141,6 +143,9 @@ class Client:
         self.library.rf_close(self.handle)
         self.handle = c_void_p()
 
+    def reconnect(self, seconds):
+        self.check(self.library.rf_reconnect(self.handle, seconds))
+
     def attach(self, name):
         handle = c_void_p()
         self.check(self.library.rf_attach(self.handle, name.encode(), byref(handle)))
@@ -182,6 +187,7 @@ class Model:
         self.client.check(self.library.rf_model_find(self.handle, name.encode(), byref(tensor)))
         return tensor
 
+    leased = property(lambda self: bool(self.library.rf_model_leased(self.handle)))
     name = property(lambda self: self.library.rf_model_name(self.handle).decode())
     device = property(lambda self: self.library.rf_model_device(self.handle).decode())
     data = property(lambda self: self.library.rf_model_data(self.handle))

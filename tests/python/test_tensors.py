@@ -4,6 +4,7 @@ import sys
 
 import gguf
 import make_model
+import make_safetensors
 import numpy as np
 import pytest
 import rocmforge
@@ -121,6 +122,7 @@ def test_every_type_that_is_no_block_has_a_name_everywhere():
     from rocmforge import _dtypes
 
     elements = {name for name, type_ in make_model.load_types().items() if type_.elements == 1}
+    elements |= {dtype.lower() for dtype, bits in make_safetensors.BITS.items() if bits >= 8}
     assert elements == set(_dtypes._DTYPES)
 
 

@@ -118,6 +118,7 @@ int hip_arena_adopt(struct device *device, int fd, uint64_t bytes, struct arena 
     }
     arena->fd = fd;
     arena->exported = true;
+    arena->adopted = true;
     *ret = arena;
     *ret_export = (struct device_export){.fd = fd};
     return 0;
@@ -130,6 +131,9 @@ void hip_arena_free(struct arena *arena)
         return;
     (void)!hipSetDevice(arena->hip->index);
     (void)!hipEventSynchronize(arena->cleared);
+    /* Runtimes do not wait for what uses memory of another process before they unmap it. */
+    if (arena->adopted)
+        (void)!hipDeviceSynchronize();
     hip_memory_release(arena->hip, &arena->memory);
     if (arena->fd >= 0)
         close(arena->fd);

@@ -101,7 +101,8 @@ struct arena {
     hipEvent_t cleared;      /* recorded after its gaps were cleared */
     bool ordered;            /* submitter only: the copies' stream waits for `cleared` already */
     bool exported;
-    int fd; /* the descriptor that was exported; -1: none */
+    bool adopted; /* another process allocated it */
+    int fd;       /* the descriptor that was exported; -1: none */
 };
 
 static inline struct hip_device *hip_device(struct device *device)

@@ -1,6 +1,7 @@
 #include "daemon/device/hip/reader.h"
 
 #include "daemon/device/hip/error.h"
+#include "proto/min.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -53,10 +54,10 @@ static int fill_half(struct hip_device *hip, unsigned half, const uint8_t *src, 
 static int read_through(struct hip_device *hip, const uint8_t *src, uint8_t *dst, size_t size,
                         struct device_fault *ret_fault)
 {
-    size_t n = size < HALF ? size : HALF;
+    size_t n = min_u64(size, HALF);
     int r = fill_half(hip, 0, src, n, ret_fault);
     for (unsigned half = 0; r == 0 && n > 0; half ^= 1) {
-        const size_t left = size - n, next = left < HALF ? left : HALF;
+        const size_t left = size - n, next = min_u64(left, HALF);
         if (next > 0)
             r = fill_half(hip, half ^ 1, src + n, next, ret_fault);
         if (r == 0)

@@ -41,9 +41,9 @@ static void what_may_follow(void **state)
     (void)state;
     static const char letters[] = "oqafsRDUFSC";
     static const char *const follow[MODEL_STATE_COUNT] = {
-        [MODEL_OPENING] = "qaU", [MODEL_QUEUED] = "aU",     [MODEL_ALLOCATING] = "qfU", [MODEL_FILLING] = "sU",
-        [MODEL_SEALING] = "RU",  [MODEL_RESIDENT] = "DUFS", [MODEL_DRAINING] = "U",     [MODEL_UNLOADING] = "C",
-        [MODEL_FAILED] = "DU",   [MODEL_SAVING] = "C",      [MODEL_CACHED] = "a",
+        [MODEL_OPENING] = "qaUR", [MODEL_QUEUED] = "aU",     [MODEL_ALLOCATING] = "qfU", [MODEL_FILLING] = "sU",
+        [MODEL_SEALING] = "RU",   [MODEL_RESIDENT] = "DUFS", [MODEL_DRAINING] = "U",     [MODEL_UNLOADING] = "C",
+        [MODEL_FAILED] = "DU",    [MODEL_SAVING] = "C",      [MODEL_CACHED] = "a",
     };
     for (enum model_state from = 0; from < MODEL_STATE_COUNT; from++)
         for (enum model_state to = 0; to < MODEL_STATE_COUNT; to++)

@@ -290,6 +290,19 @@ static void a_long_header_is_read(void **state)
     free(json);
 }
 
+static void the_start_tells_the_format(void **state)
+{
+    uint8_t start[16] = {2, 0, 0, 0, 0, 0, 0, 0, '{', '}'};
+    (void)state;
+    assert_true(safetensors_starts(start, sizeof(start)));
+    assert_true(safetensors_starts(start, SAFETENSORS_START));
+    assert_false(safetensors_starts(start, SAFETENSORS_START - 1));
+    start[8] = ' ';
+    assert_false(safetensors_starts(start, sizeof(start)));
+    memcpy(start, "GGUF\3\0\0\0{", 9); /* 123 tensors */
+    assert_false(safetensors_starts(start, sizeof(start)));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -298,6 +311,7 @@ int main(void)
         cmocka_unit_test(every_dtype_has_its_size),
         cmocka_unit_test(wrong_files_are_refused_at_their_place),
         cmocka_unit_test(the_length_is_held_against_the_file),
+        cmocka_unit_test(the_start_tells_the_format),
         cmocka_unit_test(files_are_joined),
         cmocka_unit_test(scales_stay_beside_small_numbers),
         cmocka_unit_test(a_long_header_is_read),

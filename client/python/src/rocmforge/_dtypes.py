@@ -7,7 +7,7 @@ from typing import Any, Dict, NamedTuple, Optional, Tuple
 from .errors import UnsupportedDtype
 
 # Of DLPack.
-_INT, _UINT, _FLOAT, _BFLOAT = 0, 1, 2, 4
+_INT, _UINT, _FLOAT, _BFLOAT, _COMPLEX, _BOOL = 0, 1, 2, 4, 5, 6
 
 
 class Dtype(NamedTuple):
@@ -27,6 +27,18 @@ _DTYPES: Dict[str, Dtype] = {
     "i32": Dtype("int32", 4, _INT, "<i4"),
     "i16": Dtype("int16", 2, _INT, "<i2"),
     "i8": Dtype("int8", 1, _INT, "|i1"),
+    # Of safetensors files only.
+    "u64": Dtype("uint64", 8, _UINT, "<u8"),
+    "u32": Dtype("uint32", 4, _UINT, "<u4"),
+    "u16": Dtype("uint16", 2, _UINT, "<u2"),
+    "u8": Dtype("uint8", 1, _UINT, "|u1"),
+    "bool": Dtype("bool", 1, _BOOL, "|b1"),
+    "c64": Dtype("complex64", 8, _COMPLEX, "<c8"),
+    "f8_e4m3": Dtype("float8_e4m3fn", 1, 10, None),
+    "f8_e4m3fnuz": Dtype("float8_e4m3fnuz", 1, 11, None),
+    "f8_e5m2": Dtype("float8_e5m2", 1, 12, None),
+    "f8_e5m2fnuz": Dtype("float8_e5m2fnuz", 1, 13, None),
+    "f8_e8m0": Dtype("float8_e8m0fnu", 1, 14, None),
 }
 BLOCKS = Dtype("uint8", 1, _UINT, "|u1")
 

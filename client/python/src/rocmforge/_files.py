@@ -1,7 +1,8 @@
-"""Opens the files of a model's path: one file, or all files of a split model."""
+"""Opens the files of a model's path: one file, all files of a split model, or those of a folder of safetensors files."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -12,7 +13,8 @@ Path = Union[str, "os.PathLike[str]"]
 # A model's file, the first file of a split model, or all its files.
 Paths = Union[Path, Sequence[Path]]
 
-_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf\Z", re.ASCII)
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.(gguf|safetensors)\Z", re.ASCII)
+_INDEX, _FILE = "model.safetensors.index.json", "model.safetensors"
 _SHARDS_MAX = 4096
 _NAME_MAX = 127
 
@@ -27,28 +29,60 @@ def first(path: Paths) -> Path:
 
 
 def shard_paths(path: Paths) -> List[str]:
-    """The files of a model, in order. If the path is the first file of a split model: all its files. Else the path
-    itself, or the given paths.
+    """The files of a model, in order. If the path is the first file of a split model: all its files. If it is a folder:
+    those that its index names. Else the path itself, or the given paths. OSError: the index cannot be read; ValueError:
+    it is wrong.
     """
     if not isinstance(path, (str, os.PathLike)):
         return [os.fspath(one) for one in path]
     text = os.fspath(path)
+    if os.path.isdir(text):
+        return _folder_files(text)
     match = _SHARD.search(text)
     if not match or int(match[1]) != 1 or not 1 <= int(match[2]) <= _SHARDS_MAX:
         return [text]
     stem = text[: match.start()]
-    return [f"{stem}-{i:05}-of-{match[2]}.gguf" for i in range(1, int(match[2]) + 1)]
+    return [f"{stem}-{i:05}-of-{match[2]}.{match[3]}" for i in range(1, int(match[2]) + 1)]
+
+
+def _folder_name(folder: str) -> str:
+    """In Hugging Face's cache the model's: ".../models--ORG--NAME/snapshots/REVISION"."""
+    above, middle, revision = ("", "", *folder.split("/"))[-3:]
+    if middle == "snapshots" and above.startswith("models--") and above != "models--":
+        return above[len("models--") :].split("--")[-1] or revision
+    return revision
+
+
+def _folder_files(folder: str) -> List[str]:
+    """The files that the index of a folder names; without an index, the one file."""
+    index = os.path.join(folder, _INDEX)
+    if not os.path.exists(index):
+        file = os.path.join(folder, _FILE)
+        return [file if os.path.exists(file) else folder]
+    with open(index, encoding="utf-8") as text:
+        try:
+            names = sorted(set(json.load(text)["weight_map"].values()))
+            plain = all(name not in ("", ".", "..") and "/" not in name and "\0" not in name for name in names)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            plain, names = False, []
+    if not plain or not 1 <= len(names) <= _SHARDS_MAX:
+        raise ValueError(f"cannot open {folder}: its {_INDEX} is not valid")
+    return [os.path.join(folder, name) for name in names]
 
 
 def link_name(paths: Paths) -> Optional[str]:
-    """The name for a model whose path is a symbolic link: the name of the link. The daemon gets a descriptor, so it
-    cannot see the link. None: the path is not a link."""
+    """The name for a model whose path is a symbolic link, or a folder: the name of the link, or of the folder. The daemon
+    gets descriptors, so it cannot see these. None: the path is neither."""
     text = os.fspath(first(paths))
-    if not os.path.islink(text):
+    if os.path.isdir(text):
+        name = _folder_name(os.path.realpath(text))
+    elif not os.path.islink(text):
         return None
-    name = os.path.basename(text)
-    if name.lower().endswith(".gguf"):
-        name = name[:-5]
+    else:
+        name = os.path.basename(text)
+        if re.fullmatch(r"(?s)model(-.....-of-.....)?\.safetensors", name, re.IGNORECASE) and os.path.dirname(text):
+            name = _folder_name(os.path.dirname(text))
+        name = re.sub(r"(?s)(.)\.(gguf|safetensors)\Z", r"\1", name, flags=re.IGNORECASE)
     if name.startswith("-"):
         name = "_" + name[1:]  # no model's name looks like an option
     raw = os.fsencode(name)[:_NAME_MAX]

@@ -3,6 +3,7 @@ library is too old for this, reads the file, whose path the daemon tells."""
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any, Dict, Optional
 
@@ -25,10 +26,20 @@ def read(attachment: Attachment, info: ModelInfo, path: Optional[str]) -> Dict[s
     header = attachment.header()
     if header is None:
         return _from_file(info, path or info["path"])
+    if header[8:9] == b"{":  # safetensors: a length of 8 bytes, and JSON
+        return _of_json(header, info)
     try:
         return _gguf.read_metadata(header)
     except _gguf.InvalidGguf as error:
         raise MetadataUnavailable(f"the header of '{info['name']}' is wrong: {error}") from None
+
+
+def _of_json(header: bytes, info: ModelInfo) -> Dict[str, Any]:
+    """The strings of __metadata__."""
+    try:
+        return dict(json.loads(header[8:]).get("__metadata__") or {})
+    except (ValueError, AttributeError, TypeError):
+        raise MetadataUnavailable(f"the header of '{info['name']}' is wrong") from None
 
 
 def _from_file(info: ModelInfo, path: Optional[str]) -> Dict[str, Any]:

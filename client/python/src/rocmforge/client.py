@@ -164,8 +164,9 @@ class Client:
     def load(
         self, path: Paths, *, progress: ProgressOption = None, by_path: bool = False, **options: Unpack[LoadOptions]
     ) -> LoadReply:
-        """Loads a GGUF file. If it is resident already, or is being loaded, uses that model. For a split model give its
-        first file ("-00001-of-00003.gguf"), or a list of all its files.
+        """Loads a GGUF or safetensors file. If it is resident already, or is being loaded, uses that model. For a split
+        model give its first file ("-00001-of-00003.gguf"), or a list of all its files. A folder of safetensors files:
+        those that its index names.
 
         Args:
             name: default: from the file's name. The returned model has the name that it got.

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     import numpy as _np
     import torch as _torch
 
-_FORMATS = {"float64": "d", "float32": "f", "int64": "q", "int32": "i", "int16": "h", "int8": "b", "uint8": "B"}
+_FORMATS = {"float64": "d", "float32": "f", "int64": "q", "int32": "i", "int16": "h", "int8": "b", "uint8": "B",
+            "uint64": "Q", "uint32": "I", "uint16": "H", "bool": "?"}  # fmt: skip
 _PYBUF_WRITABLE, _PYBUF_FORMAT = 1, 4
 
 

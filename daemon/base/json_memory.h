@@ -4,8 +4,8 @@
 
 #include <stdbool.h>
 
-/* From now on, what cJSON allocates in this process is watched. */
+/* From now on, what cJSON allocates in this process is watched. Before there are other threads. */
 void json_memory_watch(void);
 
-/* Whether an allocation of cJSON has failed in this thread since the last call. */
+/* Whether an allocation of cJSON has failed in this thread since the last call. Any thread. */
 bool json_memory_failed(void);

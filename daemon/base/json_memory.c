@@ -1,4 +1,4 @@
-#include "daemon/wire/json_memory.h"
+#include "daemon/base/json_memory.h"
 
 #include <cjson/cJSON.h>
 #include <stdlib.h>

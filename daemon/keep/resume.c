@@ -1,0 +1,291 @@
+#include "daemon/keep/resume.h"
+
+#include "daemon/format/format.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <uv.h>
+
+/* What is made on the way, and freed if a later step fails. */
+struct parts {
+    struct device *device;
+    struct source *source;
+    struct gguf *header;
+    struct plan *plan;
+    struct publication published;
+    struct arena *arena;
+    struct device_export export;
+};
+
+static int refuse(char why[RESUME_WHY_SIZE], int error, const char *text)
+{
+    snprintf(why, RESUME_WHY_SIZE, "%s", text);
+    return error;
+}
+
+static int refuse_fault(char why[RESUME_WHY_SIZE], int error, const char *what, const struct device_fault *fault)
+{
+    snprintf(why, RESUME_WHY_SIZE, "%s: %s: %s", what, fault->call, fault->text);
+    return error;
+}
+
+static void close_all(int *fds, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (fds[i] >= 0)
+            close(fds[i]);
+        fds[i] = -1;
+    }
+}
+
+/* A GPU may have another number now: its UUID tells that it is the same one. */
+static bool is_device(const struct device *device, const struct description *description)
+{
+    if (strcmp(device->kind, description->device_kind) != 0 || strcmp(device->uuid, description->device_uuid) != 0 ||
+        strcmp(device->pci, description->device_pci) != 0)
+        return false;
+    return device->uuid[0] || strcmp(device->id, description->device_id) == 0;
+}
+
+static int find_device(const struct resume *resume, struct parts *parts, char why[RESUME_WHY_SIZE])
+{
+    for (size_t i = 0; i < resume->devices->n && !parts->device; i++)
+        if (is_device(resume->devices->devices[i], resume->description))
+            parts->device = resume->devices->devices[i];
+    if (!parts->device)
+        return refuse(why, -ENODEV, "its device is not there any more, or is another one");
+    if (parts->device->failed || parts->device->export_kind == EXPORT_IPC)
+        return refuse(why, -ENODEV, "its device exports no descriptors now");
+    return 0;
+}
+
+static int check_descriptors(const struct resume *resume, char why[RESUME_WHY_SIZE])
+{
+    const struct description *description = resume->description;
+    bool all = resume->arena_fd >= 0;
+    for (size_t i = 0; i < description->n_parts; i++)
+        all = all && resume->header_fds[i] >= 0;
+    for (size_t i = 0; i < description->n_files; i++)
+        all = all && resume->file_fds[i] >= 0;
+    if (!all)
+        return refuse(why, -ENOENT, "not all of its descriptors were kept");
+    for (size_t i = 0; i < description->n_parts; i++) {
+        struct stat status;
+        if (!description_sealed(resume->header_fds[i]) || fstat(resume->header_fds[i], &status) < 0)
+            return refuse(why, -EPERM, "its header is not sealed");
+        if ((uint64_t)status.st_size != description->parts[i].bytes)
+            return refuse(why, -EMSGSIZE, "its header has another length");
+    }
+    return 0;
+}
+
+static int take_source(struct resume *resume, struct parts *parts, char why[RESUME_WHY_SIZE])
+{
+    const struct description *description = resume->description;
+    struct identity identities[SOURCE_FILES_MAX];
+    int fds[SOURCE_FILES_MAX];
+    for (size_t i = 0; i < description->n_files; i++) {
+        identities[i] = description->files[i].identity;
+        fds[i] = resume->file_fds[i];
+        resume->file_fds[i] = -1;
+    }
+    struct device_fault fault;
+    const int r = source_resume(fds, identities, description->n_files, description->path, &parts->source, &fault);
+    return r < 0 ? refuse_fault(why, r, "its files", &fault) : 0;
+}
+
+/* The headers are read in the order of the files, because that is what the tensors' `shard` counts. */
+static int read_headers(const struct resume *resume, struct gguf **ret)
+{
+    const struct description *description = resume->description;
+    struct gguf_fault unused;
+    struct split_file files[SOURCE_FILES_MAX];
+    size_t unused_file;
+    if (description->n_parts != description->n_files)
+        return -EBADMSG;
+    for (size_t i = 0; i < description->n_files; i++)
+        files[i].fd = -1;
+    for (size_t i = 0; i < description->n_parts; i++)
+        files[description->parts[i].shard] =
+            (struct split_file){resume->header_fds[i], description->parts[i].file_size};
+    for (size_t i = 0; i < description->n_files; i++)
+        if (files[i].fd < 0)
+            return -EBADMSG;
+    return format_read(files, description->n_files, ret, &unused, &unused_file);
+}
+
+static int check_tensors(const struct description *description, struct gguf *header)
+{
+    if (header->n_tensors != description->n_tensors)
+        return -EBADMSG;
+    for (size_t i = 0; i < header->n_tensors; i++) {
+        struct gguf_tensor *tensor = &header->tensors[i];
+        const struct description_tensor *told = &description->tensors[i];
+        const uint64_t size = description->files[told->shard].identity.size;
+        if (tensor->bytes != told->file_bytes || told->file_offset > size ||
+            told->file_bytes > size - told->file_offset)
+            return -EBADMSG;
+        tensor->offset = told->file_offset;
+        tensor->shard = told->shard;
+    }
+    return 0;
+}
+
+static bool decodes_nothing(const struct plan *plan)
+{
+    for (size_t i = 0; i < plan->model->n_tensors; i++)
+        if (plan->placements[i].convert != FORM_NATIVE)
+            return false;
+    return true;
+}
+
+static int lay_out(const struct resume *resume, struct parts *parts, char why[RESUME_WHY_SIZE])
+{
+    const struct description *description = resume->description;
+    struct placement *placements = calloc(description->n_tensors ? description->n_tensors : 1, sizeof(*placements));
+    if (!placements)
+        return refuse(why, -ENOMEM, "out of memory");
+    for (size_t i = 0; i < description->n_tensors; i++)
+        placements[i] = description->tensors[i].placement;
+    int r = plan_resume(parts->header, placements, description->arena_bytes, &parts->plan);
+    free(placements);
+    if (r < 0)
+        return refuse(why, r, "its tensors cannot be where its description says");
+    const struct device *device = parts->device;
+    const bool verbatim = decodes_nothing(parts->plan) || plan_decoded_by(parts->plan, parts->device);
+    r = plan_cut(parts->plan, device->slot_bytes, device->part_bytes, verbatim);
+    return r < 0 ? refuse(why, r, "out of memory") : 0;
+}
+
+static int take_header(struct resume *resume, struct parts *parts, char why[RESUME_WHY_SIZE])
+{
+    int r = read_headers(resume, &parts->header);
+    if (r == 0)
+        r = check_tensors(resume->description, parts->header);
+    if (r < 0)
+        return refuse(why, r, "its header is not the one that was kept");
+    r = lay_out(resume, parts, why);
+    struct device_fault fault = {.text = "out of memory"};
+    if (r == 0) {
+        r = publication_resume(parts->plan, resume->header_fds[0], &parts->published, &fault);
+        if (r < 0)
+            return refuse_fault(why, r, "its table", &fault);
+        resume->header_fds[0] = -1;
+    }
+    return r;
+}
+
+static int take_arena(struct resume *resume, struct parts *parts, char why[RESUME_WHY_SIZE])
+{
+    struct device_fault fault;
+    const int r = device_arena_adopt(parts->device, resume->arena_fd, resume->description->arena_bytes, &parts->arena,
+                                     &parts->export, &fault);
+    if (r < 0)
+        return refuse_fault(why, r, "its memory", &fault);
+    resume->arena_fd = -1;
+    return 0;
+}
+
+static void parts_free(struct parts *parts)
+{
+    if (parts->arena)
+        device_arena_free(parts->device, parts->arena, parts->plan->arena_bytes);
+    publication_clear(&parts->published);
+    plan_free(parts->plan);
+    gguf_free(parts->header);
+    source_free(parts->source);
+}
+
+static struct model *model_new(const struct description *description, const struct parts *parts)
+{
+    struct model *model = calloc(1, sizeof(*model));
+    char *origin = description->origin ? strdup(description->origin) : NULL;
+    uid_t *guests = calloc(description->n_guests ? description->n_guests : 1, sizeof(*guests));
+    if (!model || !guests || (description->origin && !origin)) {
+        free(model);
+        free(origin);
+        free(guests);
+        return NULL;
+    }
+    memcpy(guests, description->guests, description->n_guests * sizeof(*guests));
+    *model = (struct model){
+        .origin = origin,
+        .state = MODEL_OPENING,
+        .forms = forms_ref(description->forms),
+        .device = parts->device,
+        .uid = description->uid,
+        .pinned = description->pinned,
+        .ttl = description->ttl,
+        .access = description->access,
+        .facts = access_facts_ref(description->facts),
+        .guests = guests,
+        .n_guests = description->n_guests,
+        .source = parts->source,
+        .changed = description->changed,
+        .header = parts->header,
+        .plan = parts->plan,
+        .arena = parts->arena,
+        .export = parts->export,
+        .published = parts->published,
+        .overflows = description->overflows,
+        .idle_since = uv_hrtime(),
+    };
+    memcpy(model->token, description->token, sizeof(model->token));
+    LIST_INIT(&model->leases);
+    return model;
+}
+
+/* Frees a model that the registry did not take, but not the parts. */
+static void model_drop(struct model *model)
+{
+    free(model->origin);
+    free(model->guests);
+    forms_unref(model->forms);
+    access_facts_unref(model->facts);
+    free(model);
+}
+
+static int enter(struct resume *resume, struct parts *parts, struct model **ret, char why[RESUME_WHY_SIZE])
+{
+    const struct description *description = resume->description;
+    struct model *model = model_new(description, parts);
+    if (!model)
+        return refuse(why, -ENOMEM, "out of memory");
+    const int r = registry_resume(resume->registry, model, description->id, description->names, description->n_names);
+    if (r < 0) {
+        model_drop(model);
+        return refuse(why, r, r == -EEXIST ? "there is another model with its number" : "out of memory");
+    }
+    registry_reserve(model, parts->plan->arena_bytes);
+    registry_charge(model, devices_host(resume->devices),
+                    gguf_memory(model->header) + plan_memory(model->plan) + model->published.bytes);
+    model_move(model, MODEL_RESIDENT);
+    *ret = model;
+    return 0;
+}
+
+int resume_model(struct resume *resume, struct model **ret, char why[RESUME_WHY_SIZE])
+{
+    struct parts parts = {.published = PUBLICATION_NONE, .export = {.fd = -1}};
+    int r = find_device(resume, &parts, why);
+    if (r == 0)
+        r = check_descriptors(resume, why);
+    if (r == 0)
+        r = take_source(resume, &parts, why);
+    if (r == 0)
+        r = take_header(resume, &parts, why);
+    if (r == 0)
+        r = take_arena(resume, &parts, why);
+    if (r == 0)
+        r = enter(resume, &parts, ret, why);
+    if (r < 0)
+        parts_free(&parts);
+    close_all(&resume->arena_fd, 1);
+    close_all(resume->header_fds, resume->description->n_parts);
+    close_all(resume->file_fds, resume->description->n_files);
+    return r;
+}

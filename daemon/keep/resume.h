@@ -1,0 +1,26 @@
+/* Makes a model resident again from its description and its descriptors, without a look into its files. All is held
+ * against the description first: what does not fit is an error, and nothing of it is used.
+ *
+ * Loop thread, at the start; may block for as long as it takes to parse the header. */
+#pragma once
+
+#include "daemon/device/devices.h"
+#include "daemon/keep/description.h"
+#include "daemon/model/registry.h"
+
+#define RESUME_WHY_SIZE 256u
+
+struct resume {
+    struct registry *registry;
+    struct devices *devices;
+    const struct description *description;
+
+    /* resume_model() takes over all descriptors, also when it fails, and sets them to -1. -1: the store had none. */
+    int arena_fd;
+    int header_fds[SOURCE_FILES_MAX]; /* description->n_parts */
+    int file_fds[SOURCE_FILES_MAX];   /* description->n_files */
+};
+
+/* Adds the model to the registry, resident, with its names, and with its bytes in the ledgers. 0 and the model; or a
+ * negative errno and a sentence that says why. */
+int resume_model(struct resume *resume, struct model **ret, char why[RESUME_WHY_SIZE]);

@@ -1,0 +1,48 @@
+"""Models in safetensors files."""
+import make_safetensors
+import pytest
+
+TENSORS = {"w": ("BF16", [4, 3]), "i": ("I64", [5]), "h": ("F16", [2, 2]), "q": ("F8_E4M3", [6]), "m": ("U8", [3])}
+
+
+def test_a_file(rf, folder):
+    told = make_safetensors.write(folder / "m.safetensors", TENSORS, {"format": "pt", "é": "ö"})
+    pytest.importorskip("ml_dtypes")
+    with rf.load_attach(folder / "m.safetensors") as model:
+        assert {tensor.name: tensor.read() for tensor in model.values()} == told
+        assert model["w"].shape == (4, 3) and model["w"].dtype == "bfloat16" and model["i"].dtype == "int64"
+        assert model["q"].dtype == "float8_e4m3fn" and model["q"].shape == (6,)
+        assert model.metadata() == {"format": "pt", "é": "ö"}
+        assert not model["m"].is_blocks and model["m"].dtype == "uint8" and model["m"].shape == (3,)
+        assert model["q"].numpy().dtype.name == "float8_e4m3fn" and model["q"].numpy().tobytes() == told["q"]
+        assert model["h"].numpy().tobytes() == told["h"]
+
+
+@pytest.mark.parametrize("by_path", [False, True])
+def test_a_folder(rf, folder, by_path):
+    place = folder / "tiny"
+    place.mkdir()
+    told = make_safetensors.write_folder(place, [{"a": TENSORS["w"]}, {"b": TENSORS["i"]}])
+    make_safetensors.write(place / "other.safetensors", {"a": ("F32", [1])})
+    name = rf.load(place, by_path=by_path)["model"]["name"]
+    assert name == "tiny"
+    with rf.attach(name) as model:
+        assert {tensor.name: tensor.read() for tensor in model.values()} == told
+    assert rf.load(place / "model-00001-of-00002.safetensors")["model"]["name"] == "tiny"
+
+
+def test_names(rf, folder):
+    place = folder / "models--org--Tiny-1B" / "snapshots" / "0a"
+    place.mkdir(parents=True)
+    make_safetensors.write(folder / "blob", {"a": ("F32", [1])})
+    (place / "model.safetensors").symlink_to(folder / "blob")
+    assert rf.load(place)["model"]["name"] == "Tiny-1B"
+    rf.unload("Tiny-1B")
+    assert rf.load(place / "model.safetensors")["model"]["name"] == "Tiny-1B"
+
+
+@pytest.mark.parametrize("index", ["", "[]", '{"weight_map": {}}', '{"weight_map": {"a": "../x"}}', '{"weight_map": {"a": 1}}'])
+def test_an_index_that_is_wrong(rf, folder, index):
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ValueError, match="is not valid"):
+        rf.load(folder)
