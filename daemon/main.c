@@ -80,13 +80,14 @@ static void signalled(uv_signal_t *handle, int number)
     daemon_stop(daemon);
 }
 
-/* SIGHUP: look whether files have changed, and again at what is to be preloaded. */
+/* SIGHUP: look whether files or their modes have changed, and again at what is to be preloaded. */
 static void hung_up(uv_signal_t *handle, int number)
 {
     (void)number;
     struct daemon *daemon = handle->data;
     if (daemon->server.core.stopping)
         return;
+    rechecks_look(&daemon->server.rechecks);
     changes_look(daemon->changes);
     if (daemon->preload)
         preload_look(daemon->preload);

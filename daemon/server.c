@@ -70,7 +70,11 @@ static void server_wire(struct server *server, const struct server_config *confi
         .quota = server->quota,
         .verifies = &server->verifies,
     };
-    server->rechecks = (struct rechecks){.core = &server->core, .registry = &server->registry};
+    server->rechecks = (struct rechecks){
+        .core = &server->core,
+        .registry = &server->registry,
+        .events = server->events,
+    };
     server->verifies = (struct verifies){
         .core = &server->core,
         .residency = &server->residency,

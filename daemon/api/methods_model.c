@@ -207,15 +207,62 @@ static void attach(struct api *api, struct model *model, struct call *call)
         attach_grant(api->registry, api->events, model, call, NULL);
 }
 
-/* The facts about the model's files are new: checks again whether the caller may attach. */
-static void attach_rechecked(void *context, struct model *model, struct call *call)
+static const char *name_of(const struct call *call)
 {
+    return cJSON_GetObjectItemCaseSensitive(call->parameters, "name")->valuestring;
+}
+
+/* The facts about the model's files are new: checks again whether the caller may attach. */
+static void attach_rechecked(void *context, uint64_t id, struct model *model, struct call *call)
+{
+    (void)id;
     struct api *api = context;
-    const char *name = cJSON_GetObjectItemCaseSensitive(call->parameters, "name")->valuestring;
     if (!model || !model_attachable(model, conn_peer(call->conn)))
-        call_fail(call, WIRE_ModelNotFound, error_name(name));
+        call_fail(call, WIRE_ModelNotFound, error_name(name_of(call)));
     else if (!refuse_stopping(api, call))
         attach(api, model, call);
+}
+
+/* The caller sees the model. */
+static void attach_seen(struct api *api, struct model *model, struct call *call)
+{
+    if (refuse_stopping(api, call))
+        return;
+    if (!model_attachable(model, conn_peer(call->conn)))
+        call_fail(call, WIRE_PermissionDenied, error_reason("another user's private model"));
+    else if (model->access == ACCESS_PUBLIC || may_end(call, model))
+        attach(api, model, call);
+    else
+        recheck_begin(api->rechecks, model, call, attach_rechecked, api);
+}
+
+static void attach_hidden(struct api *api, struct call *call, uint64_t after);
+
+/* The facts of the model with this id are new, if it is there. Perhaps the caller sees it now. */
+static void hidden_rechecked(void *context, uint64_t id, struct model *model, struct call *call)
+{
+    struct api *api = context;
+    struct model *found = registry_find(api->registry, name_of(call), conn_peer(call->conn));
+    if (found && found == model)
+        attach_rechecked(api, id, model, call);
+    else if (found)
+        attach_seen(api, found, call);
+    else if (id > 0)
+        attach_hidden(api, call, id);
+    else
+        call_fail(call, WIRE_ModelNotFound, error_name(name_of(call)));
+}
+
+/* The caller sees no model of this name. There may be one that the caller may see by now: looks at all that have the
+ * name, one after the other. If there is none, a worker is asked to do nothing, because the time that the answer takes
+ * must not tell of a model. */
+static void attach_hidden(struct api *api, struct call *call, uint64_t after)
+{
+    struct model *model = registry_find_hidden(api->registry, name_of(call), conn_peer(call->conn), after);
+    if ((!model && after > 0) || api->core->stopping)
+        call_fail(call, WIRE_ModelNotFound, error_name(name_of(call)));
+    else
+        recheck_begin(api->rechecks, model, call, hidden_rechecked, api);
 }
 
 void method_attach(struct api *api, struct call *call)
@@ -232,18 +279,14 @@ void method_attach(struct api *api, struct call *call)
         {"deadline", PARAM_SECONDS, false, offsetof(struct parameters, deadline)},
         {0},
     };
-    struct model *model = find_model(api, call, table, &p, &p.name);
-    if (!model || refuse_stopping(api, call))
+    if (!params_read(call, table, &p))
         return;
-    if (!model_attachable(model, conn_peer(call->conn))) {
-        call_fail(call, WIRE_PermissionDenied, error_reason("another user's private model"));
-        return;
-    }
     call_set_deadline(call, p.deadline);
-    if (model->access == ACCESS_PUBLIC || may_end(call, model))
-        attach(api, model, call);
+    struct model *model = registry_find(api->registry, p.name, conn_peer(call->conn));
+    if (model)
+        attach_seen(api, model, call);
     else
-        recheck_begin(api->rechecks, model, call, attach_rechecked, api);
+        attach_hidden(api, call, 0);
 }
 
 static bool token_parse(const char *text, uint8_t ret[MODEL_TOKEN_SIZE])
@@ -323,13 +366,18 @@ void method_verify(struct api *api, struct call *call)
     verify_begin(api->verifies, model, call);
 }
 
-/* Finds a model that the caller may change. NULL after the call was failed. */
+/* Finds a model that the caller may change. One that drains, or is being unloaded, goes whatever is set. NULL after
+ * the call was failed. */
 static struct model *find_own(struct api *api, struct call *call, const struct param *table, void *parameters,
                               const char **name)
 {
     struct model *model = find_model(api, call, table, parameters, name);
     if (model && !may_end(call, model)) {
         call_fail(call, WIRE_PermissionDenied, error_reason("another user loaded this model"));
+        return NULL;
+    }
+    if (model && (model->state == MODEL_DRAINING || model->state == MODEL_UNLOADING)) {
+        call_fail(call, WIRE_ModelBusy, describe_busy(model));
         return NULL;
     }
     return model;

@@ -28,7 +28,8 @@ struct preload {
     int n_entries;          /* or a negative errno */
     int next;
     char *path;      /* of the model that is being loaded */
-    unsigned failed; /* models that could not be loaded since the last preload_look() began */
+    unsigned failed; /* models that could not be loaded since the last preload_look() began. A folder that cannot be
+                        read counts as one */
     struct peer *self;
     bool looking;
     bool again; /* preload_look() was called while this was under way */
@@ -134,7 +135,9 @@ static void preload_scanned(struct work *work)
     struct preload *preload = work->data;
     if (preload->n_entries < 0) {
         log_error("preload: %s: %s", preload->folder, strerror(-preload->n_entries));
+        preload->failed++;
         preload->n_entries = 0;
+        core_changed(preload->loads->core);
     }
     preload_next(preload);
     core_job_end(preload->loads->core);

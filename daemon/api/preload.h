@@ -15,7 +15,8 @@ int preload_new(struct loads *loads, const char *folder, struct preload **ret);
 /* Begins to load the models in the folder. If this is under way already, it begins again when it is over. */
 void preload_look(struct preload *preload);
 
-/* The number of models that could not be loaded, since the last preload_look() began. NULL: 0. */
+/* The number of models that could not be loaded, since the last preload_look() began. A folder that cannot be read
+ * counts as one. NULL: 0. */
 unsigned preload_failed(const struct preload *preload);
 
 /* No load is under way any more. NULL is fine. */

@@ -13,7 +13,7 @@ struct asking {
     struct recheck *recheck;
     bool in_time; /* the call came before the worker was queued: the facts that it reads are new enough */
     struct call *call;
-    void (*then)(void *context, struct model *model, struct call *call);
+    recheck_then then;
     void *context;
 };
 
@@ -21,7 +21,8 @@ struct asking {
 struct recheck {
     TAILQ_ENTRY(recheck) link;
     struct rechecks *rechecks;
-    uint64_t model;
+    uint64_t model;               /* its id; 0: of no model */
+    bool again;                   /* to be read again, for rechecks_look() */
     TAILQ_HEAD(, asking) askings; /* those that are in_time come first */
 
     /* While work is queued, only the worker uses these. */
@@ -52,7 +53,7 @@ static void recheck_work(struct work *work)
     struct recheck *recheck = work->data;
     struct device_fault unused;
     worker_step_back();
-    if (access_read(recheck->source, recheck->before, &recheck->facts, &unused) < 0)
+    if (recheck->source && access_read(recheck->source, recheck->before, &recheck->facts, &unused) < 0)
         recheck->facts = NULL;
 }
 
@@ -65,9 +66,10 @@ static void recheck_queue(struct recheck *recheck, struct model *model)
     {
         asking->in_time = true;
     }
-    recheck->source = source_ref(model->source);
-    recheck->before = access_facts_ref(model->facts);
+    recheck->source = model ? source_ref(model->source) : NULL;
+    recheck->before = model ? access_facts_ref(model->facts) : NULL;
     recheck->facts = NULL;
+    recheck->again = false;
     worker_queue(recheck->rechecks->core->queue, &recheck->work, recheck, recheck_work, recheck_worked);
 }
 
@@ -79,9 +81,11 @@ static void recheck_tell(struct recheck *recheck, struct model *model)
         const struct asking told = *asking;
         told.call->abandoned = NULL;
         asking_free(asking);
-        told.then(told.context, model, told.call);
+        told.then(told.context, recheck->model, model, told.call);
     }
 }
+
+static void look_next(struct rechecks *rechecks);
 
 static void recheck_worked(struct work *work)
 {
@@ -89,7 +93,7 @@ static void recheck_worked(struct work *work)
     struct rechecks *rechecks = recheck->rechecks;
     struct model *model = registry_find_id(rechecks->registry, recheck->model);
     if (model && model->source == recheck->source)
-        model_set_facts(model, recheck->facts);
+        events_set_facts(rechecks->events, model, recheck->facts);
     else
         access_facts_unref(recheck->facts);
     source_free(recheck->source);
@@ -104,22 +108,25 @@ static void recheck_worked(struct work *work)
         }
         recheck_tell(recheck, NULL);
     }
-    if (!TAILQ_EMPTY(&recheck->askings)) {
+    if (!TAILQ_EMPTY(&recheck->askings) || (recheck->again && model)) {
         recheck_queue(recheck, model);
         return;
     }
+    const bool goes_on = rechecks->looking && rechecks->looked == recheck->model;
     TAILQ_REMOVE(&rechecks->list, recheck, link);
     free(recheck);
+    if (goes_on)
+        look_next(rechecks);
     core_job_end(rechecks->core);
 }
 
 /* The recheck of this model; makes one if there is none. NULL: no memory. */
-static struct recheck *recheck_of(struct rechecks *rechecks, const struct model *model, bool *ret_is_new)
+static struct recheck *recheck_of(struct rechecks *rechecks, uint64_t model, bool *ret_is_new)
 {
     struct recheck *recheck;
     TAILQ_FOREACH(recheck, &rechecks->list, link)
     {
-        if (recheck->model == model->id) {
+        if (recheck->model == model) {
             *ret_is_new = false;
             return recheck;
         }
@@ -128,7 +135,7 @@ static struct recheck *recheck_of(struct rechecks *rechecks, const struct model 
     if (!recheck)
         return NULL;
     recheck->rechecks = rechecks;
-    recheck->model = model->id;
+    recheck->model = model;
     TAILQ_INIT(&recheck->askings);
     TAILQ_INSERT_TAIL(&rechecks->list, recheck, link);
     core_job_begin(rechecks->core);
@@ -136,12 +143,11 @@ static struct recheck *recheck_of(struct rechecks *rechecks, const struct model 
     return recheck;
 }
 
-void recheck_begin(struct rechecks *rechecks, struct model *model, struct call *call,
-                   void (*then)(void *context, struct model *model, struct call *call), void *context)
+void recheck_begin(struct rechecks *rechecks, struct model *model, struct call *call, recheck_then then, void *context)
 {
     bool is_new;
     struct asking *asking = malloc(sizeof(*asking));
-    struct recheck *recheck = asking ? recheck_of(rechecks, model, &is_new) : NULL;
+    struct recheck *recheck = asking ? recheck_of(rechecks, model ? model->id : 0, &is_new) : NULL;
     if (!recheck) {
         free(asking);
         call_fail(call, WIRE_LimitExceeded, error_no_memory());
@@ -153,4 +159,38 @@ void recheck_begin(struct rechecks *rechecks, struct model *model, struct call *
     call->abandoned = asking_abandoned;
     if (is_new)
         recheck_queue(recheck, model);
+}
+
+/* Reads the facts of the next model, if there is one. */
+static void look_next(struct rechecks *rechecks)
+{
+    struct model *model;
+    TAILQ_FOREACH(model, &rechecks->registry->models, link)
+    {
+        if (model->id > rechecks->looked)
+            break;
+    }
+    const bool stopping = rechecks->core->stopping;
+    bool is_new = false;
+    struct recheck *recheck = model && !stopping ? recheck_of(rechecks, model->id, &is_new) : NULL;
+    if (recheck) {
+        rechecks->looked = model->id;
+        recheck->again = true; /* what is under way may have read the facts already */
+        if (is_new)
+            recheck_queue(recheck, model);
+        return;
+    }
+    rechecks->looking = false;
+    if (rechecks->again && !stopping)
+        rechecks_look(rechecks);
+}
+
+void rechecks_look(struct rechecks *rechecks)
+{
+    rechecks->again = rechecks->looking;
+    if (rechecks->looking)
+        return;
+    rechecks->looking = true;
+    rechecks->looked = 0;
+    look_next(rechecks);
 }

@@ -10,7 +10,8 @@ struct registry_query load_query(const struct load_request *request, const struc
         .forms = request->forms,
         .plan = plan,
         .among = &request->among,
-        .owner = request->access == ACCESS_PRIVATE ? &request->uid : NULL,
+        .uid = request->uid,
+        .private = request->access == ACCESS_PRIVATE,
         .peer = request->peer,
         .placed = facts && facts->placed,
     };

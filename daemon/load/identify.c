@@ -18,7 +18,7 @@ static void load_tell_facts(const struct load *load, struct model *model)
 {
     struct access_facts *facts = load->job.facts;
     if (facts && (facts->placed || !model->facts || !model->facts->placed))
-        model_set_facts(model, access_facts_ref(facts));
+        events_set_facts(load->loads->events, model, access_facts_ref(facts));
 }
 
 /* Applies the request to a model that is there already. Only the model's user and trusted users may change its pin and
@@ -27,6 +27,8 @@ static void load_adjust(struct load *load, struct model *model)
 {
     if (load->request.access == ACCESS_PUBLIC)
         model->access = ACCESS_PUBLIC; /* allowed: see may_publish_joined() */
+    else if (load->request.access == ACCESS_PRIVATE && model->access != ACCESS_PRIVATE) /* see model_joinable() */
+        events_narrow(load->loads->events, model);
     if (!load->request.trusted && load->request.uid != model->uid)
         return;
     model->pinned |= load->request.pin;
@@ -127,9 +129,8 @@ static struct model *load_new_model(struct load *load, const char *name)
 bool load_wants_same(const struct load *load, const struct model *model)
 {
     const struct load_request *request = &load->request;
-    const uid_t *owner = request->access == ACCESS_PRIVATE ? &request->uid : NULL;
-    return model_joinable(model, owner) && model_same_forms(model, request->forms, load->job.plan) &&
-           source_equal(model->source, load->job.source);
+    return model_joinable(model, request->uid, request->access == ACCESS_PRIVATE) &&
+           model_same_forms(model, request->forms, load->job.plan) && source_equal(model->source, load->job.source);
 }
 
 bool load_may_publish(const struct load_request *request, const struct access_facts *facts)

@@ -3,6 +3,7 @@
 #include "daemon/base/worker.h"
 #include "daemon/load/states.h"
 #include "daemon/session/describe.h"
+#include "daemon/session/events.h"
 #include "daemon/wire/conn.h"
 #include "daemon/wire/errors.h"
 
@@ -239,7 +240,7 @@ static void load_sealed(struct load *load)
     else if (job->status < 0)
         load_fail_device(load, job->status, &job->fault);
     else {
-        model_set_facts(model, job->facts);
+        events_set_facts(load->loads->events, model, job->facts);
         job->facts = NULL;
     }
 }

@@ -52,7 +52,7 @@ struct loads {
  * model is resident, and only if the caller may end the other model. */
 enum replace {
     REPLACE_STALE, /* if it is of the same path, which has other bytes now; and it is neither in use nor pinned */
-    REPLACE_FILE,  /* if it was loaded from the same path, by the same user */
+    REPLACE_FILE,  /* if it was loaded from the same path: for preloads */
     REPLACE_NAME,  /* always */
 };
 

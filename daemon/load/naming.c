@@ -50,7 +50,7 @@ static bool load_may_replace(const struct load *load, const struct model *model)
     if (request->replace == REPLACE_NAME)
         return true;
     if (request->replace == REPLACE_FILE)
-        return request->uid == model->uid && is_same_path(load, model);
+        return is_same_path(load, model);
     return model->changed && is_same_path(load, model) && !model_in_use(model) && !model->pinned;
 }
 

@@ -139,10 +139,9 @@ bool model_attachable(const struct model *model, const struct peer *peer)
     return peer->uid == model->uid || (model->access != ACCESS_PRIVATE && model_visible(model, peer));
 }
 
-bool model_joinable(const struct model *model, const uid_t *owner)
+bool model_joinable(const struct model *model, uid_t uid, bool private)
 {
-    const bool private = model->access == ACCESS_PRIVATE;
-    return owner ? private && model->uid == *owner : !private;
+    return model->uid == uid || (!private && model->access != ACCESS_PRIVATE);
 }
 
 /* Whether the peer's user would become a guest. */
@@ -209,6 +208,12 @@ void model_set_facts(struct model *model, struct access_facts *facts)
     model->facts = facts;
     if (facts)
         drop_names(model);
+}
+
+void model_narrow(struct model *model)
+{
+    model->access = ACCESS_PRIVATE;
+    drop_names(model);
 }
 
 bool model_in_use(const struct model *model)

@@ -174,9 +174,12 @@ bool model_visible(const struct model *model, const struct peer *peer);
  * model. */
 bool model_attachable(const struct model *model, const struct peer *peer);
 
-/* Whether loads may join the model, as far as its access decides. owner: the user who asks for a private model; NULL:
- * the load asks for one that is not private. */
-bool model_joinable(const struct model *model, const uid_t *owner);
+/* Whether this user's loads may join the model, as far as its access decides. Only the user who loaded a private model
+ * may. private: the load asks for a private model: then it joins only one that the user loaded. */
+bool model_joinable(const struct model *model, uid_t uid, bool private);
+
+/* Makes the model private. Users who cannot see it any more lose the names that they gave, as in model_set_facts(). */
+void model_narrow(struct model *model);
 
 /* The most guests that one model has. */
 #define MODEL_GUESTS_MAX 256u

@@ -64,6 +64,19 @@ struct model *registry_find(const struct registry *registry, const char *name, c
     return found;
 }
 
+struct model *registry_find_hidden(const struct registry *registry, const char *name, const struct peer *peer,
+                                   uint64_t after)
+{
+    struct model *model;
+    TAILQ_FOREACH(model, &registry->models, link)
+    {
+        if (model->id > after && model->access == ACCESS_READERS && !model_visible(model, peer) &&
+            (model_has_name(model, name) || is_full_name(model, name)))
+            return model;
+    }
+    return NULL;
+}
+
 struct model *registry_find_id(const struct registry *registry, uint64_t id)
 {
     struct model *model;
@@ -194,20 +207,24 @@ bool registry_unname(struct model *model, const char *name)
 /* Whether the model matches the query; its forms are not compared. */
 static bool is_of_source(const struct model *model, const struct registry_query *query)
 {
-    return model_joinable(model, query->owner) && !model->changed && model->state != MODEL_DRAINING &&
+    return model_joinable(model, query->uid, query->private) && !model->changed && model->state != MODEL_DRAINING &&
            model->state != MODEL_FAILED && device_set_has(query->among, model->device) &&
            source_equal(model->source, query->source);
 }
 
 struct model *registry_find_source(const struct registry *registry, const struct registry_query *query)
 {
-    struct model *model;
+    struct model *model, *found = NULL;
     TAILQ_FOREACH(model, &registry->models, link)
     {
-        if (is_of_source(model, query) && model_same_forms(model, query->forms, query->plan))
+        if (!is_of_source(model, query) || !model_same_forms(model, query->forms, query->plan))
+            continue;
+        if (model->access == ACCESS_PRIVATE)
             return model;
+        if (!found)
+            found = model;
     }
-    return NULL;
+    return found;
 }
 
 bool registry_same_path(const struct model *model, const struct registry_query *query)
@@ -234,7 +251,7 @@ struct model *registry_find_doubtful(const struct registry *registry, const stru
     struct model *model;
     TAILQ_FOREACH(model, &registry->models, link)
     {
-        if (model_joinable(model, query->owner) && model->id > after && model->state != MODEL_DRAINING &&
+        if (model_joinable(model, query->uid, query->private) && model->id > after && model->state != MODEL_DRAINING &&
             model->state != MODEL_FAILED && device_set_has(query->among, model->device) && is_of_place(model, query) &&
             source_same_sizes(model->source, query->source) && model_same_forms(model, query->forms, query->plan) &&
             (model->changed || !source_same(model->source, query->source)))

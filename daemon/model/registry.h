@@ -56,6 +56,11 @@ void registry_init(struct registry *registry, struct quota *quota);
  * had. The time of this call does not show whether there is a model of this name that the peer does not see. */
 struct model *registry_find(const struct registry *registry, const char *name, const struct peer *peer);
 
+/* The first model with an id greater than `after` that has this name, or that "NAME#ID" means, and that the peer does
+ * not see by facts that may be too old: a model of ACCESS_READERS. NULL if there is none. */
+struct model *registry_find_hidden(const struct registry *registry, const char *name, const struct peer *peer,
+                                   uint64_t after);
+
 /* The model with this id; NULL if there is none. */
 struct model *registry_find_id(const struct registry *registry, uint64_t id);
 
@@ -91,13 +96,15 @@ struct registry_query {
     const struct forms *forms; /* the request's forms */
     const struct plan *plan;   /* unless NULL: a model with the same result matches as well */
     const struct device_set *among;
-    const uid_t *owner;      /* NULL, or the user whose private models alone count */
+    uid_t uid;               /* the user who asks */
+    bool private;            /* the request is for a private model */
     const struct peer *peer; /* who asks */
     bool placed;             /* the path of the files was found to lead to them */
 };
 
-/* The model that the query describes; NULL if there is none. A model does not count if it drains, if its device is
- * lost, or if its file has changed. */
+/* The model that the query describes; NULL if there is none. If there are several, it is one that is private to the
+ * user who asks; else the oldest. A model does not count if it drains, if its device is lost, or if its file has
+ * changed. */
 struct model *registry_find_source(const struct registry *registry, const struct registry_query *query);
 
 /* Whether the files and the model have the same path, or were opened by the same link, and it means the same place for

@@ -6,11 +6,14 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 struct watcher {
     struct call *call;
     struct events *events;
     TAILQ_ENTRY(watcher) link;
+    uint64_t *told; /* ids of models that the client was told of, and not yet of their end */
+    size_t n_told, n_room;
 };
 
 struct events {
@@ -30,6 +33,7 @@ int events_new(struct events **ret)
 static void watcher_free(struct watcher *watcher)
 {
     TAILQ_REMOVE(&watcher->events->watchers, watcher, link);
+    free(watcher->told);
     free(watcher);
 }
 
@@ -54,9 +58,53 @@ void events_free(struct events *events)
     free(events);
 }
 
+static size_t find_told(const struct watcher *watcher, uint64_t id)
+{
+    size_t i = 0;
+    while (i < watcher->n_told && watcher->told[i] != id)
+        i++;
+    return i;
+}
+
+/* If memory is short, the client is not told later that it does not see the model any more. */
+static void note_told(struct watcher *watcher, uint64_t id)
+{
+    if (find_told(watcher, id) < watcher->n_told)
+        return;
+    if (watcher->n_told == watcher->n_room) {
+        const size_t n_room = watcher->n_room * 2 + 8;
+        uint64_t *told = realloc(watcher->told, n_room * sizeof(*told));
+        if (!told)
+            return;
+        watcher->told = told;
+        watcher->n_room = n_room;
+    }
+    watcher->told[watcher->n_told++] = id;
+}
+
+/* Returns whether the client was told of the model. */
+static bool forget_told(struct watcher *watcher, uint64_t id)
+{
+    const size_t i = find_told(watcher, id);
+    if (i == watcher->n_told)
+        return false;
+    watcher->told[i] = watcher->told[--watcher->n_told];
+    return true;
+}
+
+static void note_first(struct watcher *watcher, const cJSON *first)
+{
+    const cJSON *model;
+    cJSON_ArrayForEach (model, cJSON_GetObjectItemCaseSensitive(first, "models")) {
+        const cJSON *id = cJSON_GetObjectItemCaseSensitive(model, "id");
+        if (cJSON_IsNumber(id))
+            note_told(watcher, (uint64_t)id->valuedouble);
+    }
+}
+
 void events_watch(struct events *events, struct call *call, cJSON *first)
 {
-    struct watcher *watcher = malloc(sizeof(*watcher));
+    struct watcher *watcher = calloc(1, sizeof(*watcher));
     if (!watcher) {
         cJSON_Delete(first);
         call_fail(call, WIRE_LimitExceeded, error_no_memory());
@@ -67,23 +115,81 @@ void events_watch(struct events *events, struct call *call, cJSON *first)
     TAILQ_INSERT_TAIL(&events->watchers, watcher, link);
     call->context = watcher;
     call->abandoned = watcher_abandoned;
+    note_first(watcher, first);
     (void)call_continue_all(call, first);
+}
+
+/* Who holds a lease is told of the model even if it may not be seen any more: that it drains, for example. */
+static bool sees(const struct watcher *watcher, const struct model *model)
+{
+    const struct peer *peer = conn_peer(watcher->call->conn);
+    if (model_visible(model, peer))
+        return true;
+    const struct lease *lease;
+    LIST_FOREACH(lease, &model->leases, of_model)
+    {
+        if (lease->holder->uid == peer->uid)
+            return true;
+    }
+    return false;
+}
+
+static void tell(struct watcher *watcher, const char *event, const struct model *model, const char *error)
+{
+    cJSON *reply = cJSON_CreateObject();
+    cJSON_AddStringToObject(reply, "event", event);
+    cJSON_AddItemToObject(reply, "model", describe_model(model));
+    if (error)
+        json_add_text(reply, "error", error);
+    (void)call_continue_all(watcher->call, reply);
+}
+
+/* After such an event the model is gone, or the next event that is told notes it again. */
+static bool is_end(const char *event)
+{
+    return strcmp(event, "unloaded") == 0 || strcmp(event, "cancelled") == 0 || strcmp(event, "failed") == 0;
 }
 
 void events_emit(struct events *events, const char *event, const struct model *model, const char *error)
 {
+    const bool ends = is_end(event);
     struct watcher *watcher;
     TAILQ_FOREACH(watcher, &events->watchers, link)
     {
-        if (!model_visible(model, conn_peer(watcher->call->conn)))
+        const bool seen = sees(watcher, model);
+        if (seen && !ends)
+            note_told(watcher, model->id);
+        else if (!forget_told(watcher, model->id) && !seen)
             continue;
-        cJSON *reply = cJSON_CreateObject();
-        cJSON_AddStringToObject(reply, "event", event);
-        cJSON_AddItemToObject(reply, "model", describe_model(model));
-        if (error)
-            json_add_text(reply, "error", error);
-        (void)call_continue_all(watcher->call, reply);
+        tell(watcher, seen ? event : "unloaded", model, seen ? error : NULL);
     }
+}
+
+/* Fewer users may see the model than before, and it had so many names. */
+static void tell_sight(struct events *events, const struct model *model, size_t n_names)
+{
+    struct watcher *watcher;
+    TAILQ_FOREACH(watcher, &events->watchers, link)
+    {
+        if (!sees(watcher, model) && forget_told(watcher, model->id))
+            tell(watcher, "unloaded", model, NULL);
+    }
+    if (model->n_names != n_names)
+        events_emit(events, "renamed", model, NULL);
+}
+
+void events_set_facts(struct events *events, struct model *model, struct access_facts *facts)
+{
+    const size_t n_names = model->n_names;
+    model_set_facts(model, facts);
+    tell_sight(events, model, n_names);
+}
+
+void events_narrow(struct events *events, struct model *model)
+{
+    const size_t n_names = model->n_names;
+    model_narrow(model);
+    tell_sight(events, model, n_names);
 }
 
 void events_changed(struct events *events, struct model *model)

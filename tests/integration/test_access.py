@@ -83,7 +83,8 @@ def test_modes_are_looked_at_again(start_for_all, clients, own_file, folder):
         stranger.call("Attach", name="m")
     assert_not_there(stranger, "m")
     os.chmod(path, 0o644)
-    load_as(user, USER, path, name="m")  # which has the daemon look
+    assert seen(stranger) == []
+    stranger.call("Detach", lease=stranger.call("Attach", name="m")["lease"])  # which has the daemon look
     assert seen(stranger) == ["m"]
     os.chmod(folder, 0o711)
     stranger.call("Attach", name="m")
@@ -93,6 +94,74 @@ def test_modes_are_looked_at_again(start_for_all, clients, own_file, folder):
         stranger.call("Attach", name="m")
     assert seen(root) == ["m"]
     os.chmod(folder, 0o755)
+
+
+def test_rights_that_widen(start_for_all, clients, own_file):
+    daemon = start_for_all()
+    user, other, stranger = clients(daemon, USER), clients(daemon, OTHER), clients(daemon, OTHER + 1)
+    path = own_file(mode=0o600)
+    model = load_as(user, USER, path, name="m")
+    load_as(other, OTHER, own_file("o.gguf", 0o600, 2, OTHER), name="m")
+    for name in ("m", f"m#{model['id']}", "nobody"):
+        with wire_error("ModelNotFound") as error:
+            stranger.call("Attach", name=name)
+        assert error == {"name": name}
+    os.chmod(path, 0o644)
+    assert stranger.call("Attach", name=f"m#{model['id']}")["model"]["id"] == model["id"]
+    os.chmod(path, 0o600)
+    with wire_error("ModelNotFound"):
+        stranger.call("Attach", name="m")
+    os.chmod(path, 0o644)
+    assert stranger.call("Attach", name="m")["model"]["id"] == model["id"]
+
+
+def test_a_signal_has_modes_looked_at(start_for_all, clients, own_file):
+    daemon = start_for_all()
+    user, stranger = clients(daemon, USER), clients(daemon, OTHER)
+    paths = [own_file(f"{i}.gguf", 0o600, i) for i in range(3)]
+    for path in paths:
+        load_as(user, USER, path)
+        os.chmod(path, 0o644)
+    assert seen(stranger) == []
+    os.kill(daemon.pid, signal.SIGHUP)
+    wait_until(lambda: seen(stranger) == ["0", "1", "2"])
+    os.chmod(paths[1], 0o600)
+    os.kill(daemon.pid, signal.SIGHUP)
+    os.kill(daemon.pid, signal.SIGHUP)
+    wait_until(lambda: seen(stranger) == ["0", "2"])
+
+
+def test_watch_tells_whose_access_ends(start_for_all, clients, own_file):
+    daemon = start_for_all()
+    user, other, holder = clients(daemon, USER), clients(daemon, OTHER), clients(daemon, OTHER + 1)
+    events, all_events = clients(daemon, OTHER).more("Watch"), clients(daemon, daemon.uid).more("Watch")
+    path = own_file(mode=0o644)
+    next(events), next(all_events)
+    load_as(user, USER, path, name="m")
+    load_as(other, OTHER, path, name="theirs")
+    lease = holder.call("Attach", name="m")["lease"]
+    held = clients(daemon, OTHER + 1).more("Watch")
+    assert [model["name"] for model in next(held)["models"]] == ["m"]
+    os.chmod(path, 0o600)
+    load_as(user, USER, path)  # which has the daemon look
+
+    def until(told, end):
+        kinds = []
+        while end not in kinds:
+            kinds.append(next(told)["event"])
+        return kinds
+
+    assert until(events, "unloaded") == ["loading", "resident", "renamed", "attached", "unloaded"]
+    assert until(all_events, "attached") == ["loading", "resident", "renamed", "attached"]
+    event = next(all_events)
+    assert (event["event"], event["model"]["aliases"]) == ("renamed", []), "a name whose giver sees nothing is gone"
+    assert next(held)["event"] == "renamed", "who holds a lease is told"
+    assert user.call("Unload", name="m", force=True)["state"] == "draining"
+    assert next(held)["event"] == "draining"
+    load_as(other, OTHER, own_file("o.gguf", 0o600, 2, OTHER), name="o")
+    assert next(events)["model"]["name"] == "o", "nothing more is told to who neither sees it nor holds a lease"
+    holder.call("Detach", lease=lease)
+    assert next(held)["event"] == "unloaded"
 
 
 def test_access_control_lists(start_for_all, clients, own_file):
@@ -157,7 +226,48 @@ def test_public_and_private(start_for_all, clients, own_file):
     assert seen(stranger) == ["m", "r"]
     mine = load_as(user, USER, path, name="mine", private=True)
     assert (mine["access"], mine["private"]) == ("private", True)
-    assert seen(member) == ["m", "r"]
+    assert seen(member) == ["r"]
+
+
+def test_ones_own_private_model(start_for_all, clients, own_file):
+    """The user's own loads join it, whatever access they ask for."""
+    daemon = start_for_all()
+    user, other = clients(daemon, USER), clients(daemon, OTHER)
+    path = own_file(mode=0o644)
+
+    def load_as_planned(**parameters):
+        with as_user(USER):
+            planned = load_fd_plan(user, path, **parameters)
+        assert planned["error"] is None
+        model = load_as(user, USER, path, **parameters)
+        assert planned["model"]["id"] == model["id"]
+        return model
+
+    first = load_as(user, USER, path, private=True)
+    for parameters in ({}, {"name": "m"}, {"name": "b"}, {"name": "c", "private": True}):
+        model = load_as_planned(**parameters)
+        assert (model["id"], model["access"]) == (first["id"], "private")
+    assert seen(other) == []
+    model = load_as_planned(name="b", public=True)
+    assert (model["id"], model["access"]) == (first["id"], "public")
+    assert seen(other) == ["m"]
+
+
+def test_one_narrows_ones_own_model(start_for_all, clients, own_file):
+    daemon = start_for_all()
+    user, other = clients(daemon, USER), clients(daemon, OTHER)
+    path = own_file(mode=0o644)
+    first = load_as(user, USER, path, name="m")
+    load_as(other, OTHER, path, name="theirs")
+    events = clients(daemon, OTHER).more("Watch")
+    assert len(next(events)["models"]) == 1
+    theirs = load_as(other, OTHER, path, private=True, name="o")
+    assert theirs["id"] != first["id"], "who did not load it does not narrow it"
+    model = load_as(user, USER, path, name="m", private=True)
+    assert (model["id"], model["access"], model["aliases"]) == (first["id"], "private", [])
+    assert seen(other) == ["o"]
+    told = [next(events) for _ in range(3)]
+    assert [(event["event"], event["model"]["id"]) for event in told[-1:]] == [("unloaded", first["id"])]
 
 
 def load_fd_plan(client, path, **parameters):

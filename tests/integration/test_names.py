@@ -288,7 +288,7 @@ def test_all_names_move_to_the_newer_version_of_a_file(client, folder, passed, c
     load_it("also")
     if changed:
         os.rename(tensor_model(folder / "new", seed=2), path)
-    new = load_it("m", replace=True, private=not changed)
+    new = load_it("m", replace=True, form="auto" if changed else "f32")
     assert new["id"] != old["id"]
     assert model_of(client, "m")["id"] == new["id"]
     assert model_of(client, "also")["id"] == (new if changed else old)["id"]

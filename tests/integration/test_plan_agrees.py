@@ -107,7 +107,8 @@ def change(draw, client, leases, files):
     elif what == "detach" and leases:
         client.call("Detach", lease=leases.pop(draw.randrange(len(leases))))
     elif name and what in ("pin", "unpin"):
-        client.call(what.capitalize(), name=name)
+        if models[name]["state"] != "draining":
+            client.call(what.capitalize(), name=name)
     elif name and what == "attach" and models[name]["state"] == "resident":
         leases.append(client.call("Attach", name=name)["lease"])
     elif name and what in ("unload", "drain"):

@@ -4,7 +4,7 @@ import signal
 import time
 
 import pytest
-from harness import is_filling, names, states, wait_until
+from harness import USER, client_of, is_filling, load_fd, names, states, tensor_model, wait_until
 
 
 @pytest.fixture
@@ -50,6 +50,24 @@ def test_preload_again(start, models, preload_folder):
         client.call("Unload", name="a")
         daemon.process.send_signal(signal.SIGHUP)
         wait_until(lambda: states(daemon) == {"b": "resident", "a": "resident"})
+
+
+def test_preload_replaces_what_a_user_loaded_first(start_for_all, folder, preload_folder):
+    preload_folder.chmod(0o755)
+    daemon = start_for_all("--preload", str(preload_folder))
+    path = tensor_model(preload_folder / "m.gguf", seed=1)
+    path.chmod(0o644)
+    os.chown(path, USER, USER)
+    with client_of(daemon, USER) as user:
+        first = load_fd(user, path)
+        assert first["name"] == "m"
+    daemon.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: daemon.models()[0]["pinned"])
+    new = tensor_model(folder / "new.gguf", seed=2)
+    new.chmod(0o644)
+    new.rename(path)
+    daemon.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: [(m["name"], m["id"] > first["id"], m["pinned"]) for m in daemon.models()] == [("m", True, True)])
 
 
 def test_preload_of_names_much_like_a_part(start, models, preload_folder):

@@ -253,6 +253,14 @@ def test_notify(start, gate, notify, folder, gated_model, small_model):
     assert said(notify) == []
 
 
+def test_notify_of_a_preload_folder_that_is_missing(start, notify, folder):
+    missing = str(folder / "missing")
+    daemon = start("--preload", missing, ready=False, env={"NOTIFY_SOCKET": str(folder / "notify")})
+    while not next_said(notify).endswith("STATUS=0 models resident, 0 loading, 1 preload failed"):
+        pass
+    assert missing in daemon.log
+
+
 def test_notify_of_preloads(start, notify, folder, small_model):
     """Those that failed are told until the folder is looked at again."""
     preload = folder / "preload"

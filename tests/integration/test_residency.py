@@ -229,7 +229,7 @@ def test_draining(daemon, models):
         with wire_error("ModelBusy") as error:
             load(client, a, "m")
         assert (error["name"], error["state"], len(error["leases"])) == ("m", "draining", 3)
-        for path, parameters in ((a, {"form": "f32"}), (b, {"form": "f32"}), (a, {"private": True})):
+        for path, parameters in ((a, {"form": "f32"}), (b, {"form": "f32"})):
             with wire_error("NameInUse"):  # of what it has another of
                 load(client, path, "m", **parameters)
         assert holder.call("Status")["draining"] == ["m"]
@@ -257,6 +257,23 @@ def test_holder_that_watches_is_told(daemon, models):
         client.call("Unload", name="m", force=True)
         event = next(events)
         assert (event["event"], event["draining"]) == ("draining", ["m"])
+
+
+def test_draining_is_not_pinned(daemon, models):
+    (path,) = models(1)
+    with daemon.client() as client, daemon.client() as holder:
+        load(client, path, "m", pin=True)
+        lease = holder.call("Attach", name="m")["lease"]
+        client.call("Unload", name="m", force=True)
+        assert client.call("Show", name="m")["model"]["pinned"] is False
+        for method in ("Pin", "Unpin", "SetTtl"):
+            with wire_error("ModelBusy") as error:
+                client.call(method, name="m")
+            assert error["state"] == "draining"
+        pinned = daemon.rfctl("pin", "m", check=False)
+        assert pinned.returncode != 0 and "drain" in pinned.stderr
+        holder.call("Detach", lease=lease)
+        wait_until(lambda: names(daemon) == [])
 
 
 def test_draining_waits_for_ever(daemon, models):

@@ -143,4 +143,4 @@ def test_private(start_for_all, models):
         assert theirs["id"] != model["id"], "a private model is not joined"
         seen = [next(events)["model"]["name"] for _ in range(2)]
         assert seen == ["theirs", "theirs"]
-        assert load_fd(user, a)["name"] == "theirs"
+        assert load_fd(user, a)["name"] == "mine", "rather than what is another user's"

@@ -92,11 +92,11 @@ static void ids_are_never_used_twice(void **state)
 }
 
 static struct model *find(const struct registry *registry, const struct source *source, enum form form,
-                          const struct device_set *among, const uid_t *owner)
+                          const struct device_set *among, uid_t uid, bool private)
 {
     return registry_find_source(
-        registry,
-        &(struct registry_query){.source = source, .forms = forms_plain(form), .among = among, .owner = owner});
+        registry, &(struct registry_query){
+                      .source = source, .forms = forms_plain(form), .among = among, .uid = uid, .private = private});
 }
 
 /* Whatever words were asked for: what comes to the same for each tensor is the same. */
@@ -144,20 +144,30 @@ static void which_source(void **state)
     const struct device_set both = {.devices = {&fixture->host, &fixture->gpu}, .n = 2};
     const struct device_set other = {.devices = {&fixture->host}, .n = 1};
     const uid_t owner = 7, stranger = 8;
-    assert_ptr_equal(find(registry, model->source, FORM_F16, &both, NULL), model);
-    assert_null(find(registry, model->source, FORM_F16, &other, NULL));
-    assert_null(find(registry, model->source, FORM_F32, &both, NULL));
-    assert_null(find(registry, model->source, FORM_F16, &both, &owner)); /* it is not private */
-    assert_null(find(registry, add(fixture, "b", 2)->source, FORM_F16, &both, NULL));
+    struct model *own;
+    assert_ptr_equal(find(registry, model->source, FORM_F16, &both, stranger, false), model);
+    assert_null(find(registry, model->source, FORM_F16, &other, stranger, false));
+    assert_null(find(registry, model->source, FORM_F32, &both, stranger, false));
+    assert_ptr_equal(find(registry, model->source, FORM_F16, &both, owner, true), model); /* becomes private */
+    assert_null(find(registry, model->source, FORM_F16, &both, stranger, true));
+    assert_null(find(registry, add(fixture, "b", 2)->source, FORM_F16, &both, stranger, false));
     model->access = ACCESS_PRIVATE;
-    assert_null(find(registry, model->source, FORM_F16, &both, NULL));
-    assert_ptr_equal(find(registry, model->source, FORM_F16, &both, &owner), model);
-    assert_null(find(registry, model->source, FORM_F16, &both, &stranger));
+    assert_null(find(registry, model->source, FORM_F16, &both, stranger, false));
+    assert_ptr_equal(find(registry, model->source, FORM_F16, &both, owner, false), model);
+    assert_ptr_equal(find(registry, model->source, FORM_F16, &both, owner, true), model);
+    assert_null(find(registry, model->source, FORM_F16, &both, stranger, true));
     model->access = ACCESS_READERS;
+    own = add(fixture, "c", 1);
+    own->forms = forms_plain(FORM_F16);
+    own->uid = stranger;
+    own->access = ACCESS_PRIVATE;
+    assert_ptr_equal(find(registry, model->source, FORM_F16, &both, stranger, false), own); /* rather than the older */
+    assert_ptr_equal(find(registry, model->source, FORM_F16, &both, owner, false), model);
+    registry_remove(registry, own);
     for (enum model_state s = 0; s < MODEL_STATE_COUNT; s++) {
         model->state = s;
         bool counts = s != MODEL_DRAINING && s != MODEL_FAILED;
-        assert_ptr_equal(find(registry, model->source, FORM_F16, &both, NULL), counts ? model : NULL);
+        assert_ptr_equal(find(registry, model->source, FORM_F16, &both, stranger, false), counts ? model : NULL);
     }
 }
 
