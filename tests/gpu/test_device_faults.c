@@ -3,6 +3,7 @@
 #include "tests/gpu/device_bench.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <semaphore.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -17,6 +18,23 @@
 
 static sem_t put_over;
 static bool session_open; /* the last session opened a device */
+
+/* The daemon is another one now, and has the descriptor alone. */
+static int take_back(struct device *device, const struct model *model, struct arena **arena,
+                     struct device_export *export, struct device_fault *fault)
+{
+    const int kept = fcntl(export->fd, F_DUPFD_CLOEXEC, 0);
+    assert_true(kept >= 0);
+    device->ops->arena_free(*arena);
+    *arena = NULL;
+    int r = device->ops->arena_adopt(device, kept, model->arena_bytes, arena, export, fault);
+    if (r < 0) {
+        close(kept);
+        *arena = NULL;
+        return r;
+    }
+    return model_check(model, device, *arena, fault);
+}
 
 /* All that a daemon does with a module, for a small model. Stops at the first error, as the daemon does. */
 static int session_run(const struct model *model, enum export_wish wish, struct device_fault *fault)
@@ -52,6 +70,8 @@ static int session_run(const struct model *model, enum export_wish wish, struct 
         r = device->ops->arena_seal(arena, fault);
     if (r == 0)
         r = model_check(model, device, arena, fault);
+    if (r == 0 && device->export_kind == EXPORT_FD)
+        r = take_back(device, model, &arena, &export, fault);
     if (arena)
         device->ops->arena_free(arena);
     bench_close(&bench);
