@@ -469,3 +469,15 @@ def test_a_connection_of_the_parent_is_not_used(rf):
         finally:
             os._exit(status)
     assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_reattach(rf, daemon, small):
+    """A lease ends with its connection; who has the memory still can take another one."""
+    rf.load(small, name="again")
+    with rocmforge.connect(str(daemon.socket)) as other:
+        token = other.call("Attach", {"name": "again"})["token"]
+    reply = rf.reattach("again", token)
+    assert reply["model"]["name"] == "again" and reply["lease"] > 0
+    rf.detach(reply["lease"])
+    with pytest.raises(rocmforge.ModelNotFound):
+        rf.reattach("again", "0" * 32)

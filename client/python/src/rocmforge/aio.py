@@ -438,6 +438,9 @@ class Client:
     async def add_files(self, fds: Sequence[int]) -> int:
         return int((await self.call("AddFiles", {"fds": list(range(len(fds)))}, fds))["files"])
 
+    async def reattach(self, name: str, token: str) -> Dict[str, Any]:
+        return await self.call("Reattach", {"name": name, "token": token})
+
     async def detach(self, lease: int) -> None:
         await self.call("Detach", {"lease": lease})
 

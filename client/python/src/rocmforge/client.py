@@ -345,6 +345,12 @@ class Client:
         many there are by now. load() and plan() do this themselves."""
         return int(self.call("AddFiles", {"fds": list(range(len(fds)))}, fds)["files"])
 
+    def reattach(self, name: str, token: str) -> Dict[str, Any]:
+        """Takes a lease again on a model whose memory is still mapped, after the connection or the daemon has ended:
+        for who called Attach by call(), whose reply has the token. A Model does not do this by itself. The reply has
+        "lease" and "model". ModelNotFound, if there is no such model any more."""
+        return self.call("Reattach", {"name": name, "token": token})
+
     def detach(self, lease: int) -> None:
         """Ends a lease that call("Attach") or call("Load") of this client took. LeaseNotFound. A Model ends its own."""
         self.call("Detach", {"lease": lease})
