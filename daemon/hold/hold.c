@@ -140,7 +140,7 @@ static void listen_to(int notify, pid_t daemon)
 static void become(char **command, const sigset_t *mask)
 {
     static char names[KEPT_MAX * NAME_MAX_];
-    char *end = names, number[16];
+    char *end = names, number[24];
     /* First above the numbers that they get, so that none is closed before it was moved. */
     for (size_t i = 0; i < n_kept; i++)
         if ((kept[i].fd = fcntl(kept[i].fd, F_DUPFD_CLOEXEC, 3 + (int)n_kept)) < 0)
