@@ -103,16 +103,15 @@ static void add_file(struct open_files *files, int fd)
     struct stat status;
     if (files->n_files == OPEN_FILES_MAX || !is_model(fd, &status) || is_known(files, &status))
         return;
+    char link[64], path[PATH_MAX];
+    snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+    const ssize_t length = readlink(link, path, sizeof(path) - 1);
+    path[length > 0 ? length : 0] = '\0';
+    if (strncmp(path, "/memfd:", strlen("/memfd:")) == 0) /* a header from the daemon, which begins with GGUF */
+        return;
     struct open_file *file = &files->files[files->n_files++];
     *file = (struct open_file){.fd = fd, .dev = status.st_dev, .ino = status.st_ino, .size = status.st_size};
-    char link[64];
-    snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
-    ssize_t length = readlink(link, file->path, sizeof(file->path) - 1);
-    file->path[length > 0 ? length : 0] = '\0';
-    if (strncmp(file->path, "/memfd:", strlen("/memfd:")) == 0) { /* a header from the daemon, which begins with GGUF */
-        files->n_files--;
-        return;
-    }
+    strcpy(file->path, path);
     if (!path_leads_to(file->path, file->dev, file->ino))
         file->path[0] = '\0';
 }
