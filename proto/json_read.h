@@ -7,18 +7,9 @@
  * with `reason` set and `at` where the text is wrong; after that the reader may not be used again. */
 #pragma once
 
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
+#include "proto/json_lex.h"
 
 #define JSON_SKIP_DEPTH 128u /* levels in a value that is skipped */
-
-struct json_reader {
-    const char *bytes; /* borrowed; not NUL-terminated */
-    size_t size;
-    size_t at;
-    const char *reason; /* static */
-};
 
 /* A string as it stands in the text, without its quotes, and how many bytes it has when decoded. */
 struct json_span {

@@ -11,6 +11,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -524,4 +525,14 @@ int gguf_read(int fd, uint64_t file_size, struct gguf **ret, struct gguf_fault *
 void gguf_prepare(void)
 {
     header_prepare();
+}
+
+int gguf_refuse(struct gguf_fault *fault, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(fault->reason, sizeof(fault->reason), format, arguments);
+    va_end(arguments);
+    fault->offset = 0;
+    return -EBADMSG;
 }

@@ -154,3 +154,6 @@ int gguf_kv_json(const struct gguf_kv *kv, size_t max_elements, size_t max_strin
 /* Adds to an entry of Show, or of rfctl inspect, what the value is: "type", "count", "value", and whether it was cut to
  * these limits. -ENOMEM. */
 int gguf_kv_describe(const struct gguf_kv *kv, cJSON *entry);
+
+/* Says what is wrong with the files of a model together: at no offset of one of them. Returns -EBADMSG. */
+int gguf_refuse(struct gguf_fault *fault, const char *format, ...) __attribute__((format(printf, 2, 3)));

@@ -5,7 +5,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,18 +16,6 @@ struct part {
     size_t file;
 };
 
-static int refuse(struct gguf_fault *fault, const char *format, ...) __attribute__((format(printf, 2, 3)));
-
-static int refuse(struct gguf_fault *fault, const char *format, ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(fault->reason, sizeof(fault->reason), format, arguments);
-    va_end(arguments);
-    fault->offset = 0;
-    return -EBADMSG;
-}
-
 /* Reads a file's number and its count of files. A file without them gives 0 and 1. split: it is one of several files,
  * so it must have a number. */
 static int place_of(const struct gguf *model, bool split, uint64_t *ret_number, uint64_t *ret_count,
@@ -37,10 +24,10 @@ static int place_of(const struct gguf *model, bool split, uint64_t *ret_number, 
     uint64_t number = 0, count = 1;
     int r = gguf_kv_u64(gguf_find(model, "split.count"), &count);
     if (r == -EINVAL)
-        return refuse(fault, "split.count is no number of files");
+        return gguf_refuse(fault, "split.count is no number of files");
     r = gguf_kv_u64(gguf_find(model, "split.no"), &number);
     if (r == -EINVAL || (split && r < 0))
-        return refuse(fault, "split.no is no number of a file");
+        return gguf_refuse(fault, "split.no is no number of a file");
     *ret_number = number;
     *ret_count = count > 0 ? count : 1;
     return 0;
@@ -53,10 +40,10 @@ static int check_only(const struct gguf *model, struct gguf_fault *fault)
     int r = place_of(model, false, &number, &count, fault);
     if (r < 0 || count == 1)
         return r;
-    return refuse(fault,
-                  number == 0 ? "the first of %" PRIu64 " files of a split model: all are needed"
-                              : "a later one of %" PRIu64 " files of a split model: give the first one, or all",
-                  count);
+    return gguf_refuse(fault,
+                       number == 0 ? "the first of %" PRIu64 " files of a split model: all are needed"
+                                   : "a later one of %" PRIu64 " files of a split model: give the first one, or all",
+                       count);
 }
 
 /* Puts the header into `parts` at the number that it says. `file` is its index among the given files. */
@@ -69,12 +56,12 @@ static int take_place(struct gguf *model, size_t file, struct part *parts, size_
     /* Only the first file's count is checked. Loaders use that one, and writers differ in what they put into the other
      * files. */
     if (number == 0 && count != n)
-        return refuse(fault, "file %zu says that the model has %" PRIu64 " files, not %zu", file + 1, count, n);
+        return gguf_refuse(fault, "file %zu says that the model has %" PRIu64 " files, not %zu", file + 1, count, n);
     if (number >= n)
-        return refuse(fault, "file %zu says that it is number %" PRIu64 " of %zu", file + 1, number + 1, n);
+        return gguf_refuse(fault, "file %zu says that it is number %" PRIu64 " of %zu", file + 1, number + 1, n);
     if (parts[number].model)
-        return refuse(fault, "file %zu says that it is number %" PRIu64 ", as file %zu does", file + 1, number + 1,
-                      parts[number].file + 1);
+        return gguf_refuse(fault, "file %zu says that it is number %" PRIu64 ", as file %zu does", file + 1, number + 1,
+                           parts[number].file + 1);
     parts[number] = (struct part){model, file};
     return 0;
 }
@@ -86,7 +73,7 @@ static int check_names(const struct gguf_tensor *tensors, size_t n, struct gguf_
     int r = name_set_init(&seen, n);
     for (size_t i = 0; i < n && r == 0; i++)
         if (!name_set_add(&seen, tensors[i].name, strlen(tensors[i].name)))
-            r = refuse(fault, "tensor '%s' stands in two files", tensors[i].name);
+            r = gguf_refuse(fault, "tensor '%s' stands in two files", tensors[i].name);
     return r;
 }
 
@@ -99,11 +86,11 @@ static int join(struct part *parts, size_t n, struct gguf_fault *fault)
     for (size_t i = 0; i < n; i++)
         n_tensors += parts[i].model->n_tensors;
     if (n_tensors > GGUF_TENSORS_MAX)
-        return refuse(fault, "more than %u tensors", GGUF_TENSORS_MAX);
+        return gguf_refuse(fault, "more than %u tensors", GGUF_TENSORS_MAX);
     uint64_t told;
     int r = gguf_kv_u64(gguf_find(first, "split.tensors.count"), &told);
     if (r < 0 || told != n_tensors)
-        return refuse(fault, "split.tensors.count does not agree with the %zu tensors in the files", n_tensors);
+        return gguf_refuse(fault, "split.tensors.count does not agree with the %zu tensors in the files", n_tensors);
 
     struct gguf_tensor *tensors = calloc(n_tensors ? n_tensors : 1, sizeof(*tensors));
     if (!tensors)

@@ -82,6 +82,16 @@ static void free_arena(struct unload *unload)
     unload->told = unload->told && device->ops->memory_free(device, &unload->free_after, &unused) == 0;
 }
 
+/* What the journal gets of a model beside a line. Valid as long as the model. */
+static struct log_fields fields_of(const struct model *model, const char *id)
+{
+    return (struct log_fields){.id = id,
+                               .model = model->name,
+                               .device = model->device->id,
+                               .has_bytes = true,
+                               .bytes = model->plan->arena_bytes};
+}
+
 /* Warns if the driver did not get the memory back. A client may end its lease and keep the IPC handle open. Then the
  * driver does not free the memory, and our ledger cannot see that. With a memfd this is harmless. */
 static void check_freed(const struct unload *unload)
@@ -125,23 +135,14 @@ static void unload_worked(struct work *work)
     if (unload->saved) {
         model->cache = unload->saved;
         model_move(model, MODEL_CACHED);
-        log_client_fields(LOG_LEVEL_INFO,
-                          (&(const struct log_fields){.id = MESSAGE_MODEL_CACHED,
-                                                      .model = model->name,
-                                                      .device = model->device->id,
-                                                      .has_bytes = true,
-                                                      .bytes = model->plan->arena_bytes}),
-                          "model=%s id=%" PRIu64 " saved to host memory", model->name, model->id);
+        const struct log_fields fields = fields_of(model, MESSAGE_MODEL_CACHED);
+        log_client_fields(LOG_LEVEL_INFO, &fields, "model=%s id=%" PRIu64 " saved to host memory", model->name,
+                          model->id);
         events_emit(residency->events, "cached", model, NULL);
         residency_idle(residency, model);
     } else {
-        log_client_fields(LOG_LEVEL_INFO,
-                          (&(const struct log_fields){.id = MESSAGE_MODEL_UNLOADED,
-                                                      .model = model->name,
-                                                      .device = model->device->id,
-                                                      .has_bytes = true,
-                                                      .bytes = model->plan->arena_bytes}),
-                          "model=%s id=%" PRIu64 " unloaded", model->name, model->id);
+        const struct log_fields fields = fields_of(model, MESSAGE_MODEL_UNLOADED);
+        log_client_fields(LOG_LEVEL_INFO, &fields, "model=%s id=%" PRIu64 " unloaded", model->name, model->id);
         if (unload->save)
             residency->cache_used -= model->plan->arena_bytes;
         events_emit(residency->events, "unloaded", model, NULL);
@@ -246,13 +247,9 @@ void residency_forget(struct residency *residency, struct model *model)
 {
     assert(model->state == MODEL_CACHED);
     residency_cache_drop(residency, model);
-    log_client_fields(LOG_LEVEL_INFO,
-                      (&(const struct log_fields){.id = MESSAGE_MODEL_UNLOADED,
-                                                  .model = model->name,
-                                                  .device = model->device->id,
-                                                  .has_bytes = true,
-                                                  .bytes = model->plan->arena_bytes}),
-                      "model=%s id=%" PRIu64 " dropped from host memory", model->name, model->id);
+    const struct log_fields fields = fields_of(model, MESSAGE_MODEL_UNLOADED);
+    log_client_fields(LOG_LEVEL_INFO, &fields, "model=%s id=%" PRIu64 " dropped from host memory", model->name,
+                      model->id);
     events_emit(residency->events, "unloaded", model, NULL);
     registry_remove(residency->registry, model);
     core_changed(residency->core);

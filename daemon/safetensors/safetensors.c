@@ -8,7 +8,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -430,18 +429,6 @@ static int read_one(int fd, uint64_t file_size, uint64_t most, struct gguf **ret
 
 /* --- all files --- */
 
-static int refuse_all(struct gguf_fault *fault, const char *format, ...) __attribute__((format(printf, 2, 3)));
-
-static int refuse_all(struct gguf_fault *fault, const char *format, ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(fault->reason, sizeof(fault->reason), format, arguments);
-    va_end(arguments);
-    fault->offset = 0;
-    return -EBADMSG;
-}
-
 /* Gives the first file's header the tensors of all, in the order of the files, and the other headers. models: NULL
  * where one was taken over. */
 static int join(struct gguf **models, size_t n, struct gguf_fault *fault)
@@ -452,7 +439,7 @@ static int join(struct gguf **models, size_t n, struct gguf_fault *fault)
     for (size_t i = 0; i < n; i++)
         n_tensors += models[i]->n_tensors;
     if (n_tensors > GGUF_TENSORS_MAX)
-        return refuse_all(fault, "more than %u tensors", GGUF_TENSORS_MAX);
+        return gguf_refuse(fault, "more than %u tensors", GGUF_TENSORS_MAX);
     struct gguf_tensor *tensors = calloc(n_tensors ? n_tensors : 1, sizeof(*tensors));
     int r = tensors ? name_set_init(&seen, n_tensors) : -ENOMEM;
     for (size_t i = 0; i < n && r == 0; i++)
@@ -460,7 +447,7 @@ static int join(struct gguf **models, size_t n, struct gguf_fault *fault)
             tensors[used] = models[i]->tensors[j];
             tensors[used].shard = (uint32_t)i;
             if (!name_set_add(&seen, tensors[used].name, strlen(tensors[used].name)))
-                r = refuse_all(fault, "tensor '%s' stands in two files", tensors[used].name);
+                r = gguf_refuse(fault, "tensor '%s' stands in two files", tensors[used].name);
             used++;
         }
     if (r < 0) {
