@@ -8,7 +8,7 @@ stand for something else; then its numbers are translated. The result is the sam
 from __future__ import annotations
 
 import unicodedata
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, Iterable, List, Literal, Mapping, Optional, Sequence, Set, Tuple
 
 from . import _tokenizer
 
@@ -18,6 +18,8 @@ TEXT_MAX = 20_000
 # The types of tokens that come without being parts of the text: for what is unknown, and for single bytes.
 _UNKNOWN, _BYTE = 2, 6
 _LISTS = ("tokens", "scores", "token_type")
+# Unicode's normal forms: a tokenizer may bring a text to any of them first.
+_FORMS: Tuple[Literal["NFC", "NFKC", "NFD", "NFKD"], ...] = ("NFC", "NFKC", "NFD", "NFKD")
 _KINDS = ("llama", "gpt2")  # whose tokens are merged: sentencepiece, and bytes written as letters
 
 
@@ -31,7 +33,7 @@ def _bytes_as_letters() -> List[str]:
 
 def _spellings(text: str, kind: str) -> Set[str]:
     """What the text may become before it is cut into tokens. More than it becomes does no harm."""
-    forms = {text} | {unicodedata.normalize(form, text) for form in ("NFC", "NFKC", "NFD", "NFKD")}
+    forms = {text} | {unicodedata.normalize(form, text) for form in _FORMS}
     forms |= {" " + form for form in forms}
     if kind == "gpt2":
         letters = _bytes_as_letters()
