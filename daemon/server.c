@@ -1,6 +1,7 @@
 #include "daemon/server.h"
 
 #include "daemon/api/methods.h"
+#include "daemon/base/closer.h"
 #include "daemon/base/log.h"
 #include "daemon/session/session.h"
 
@@ -9,6 +10,9 @@
 
 /* How often progress is reported: often enough for a progress bar. */
 #define TICK_MS 200u
+
+/* The daemon that ends waits so long for files that do not answer. */
+#define STOP_PATIENCE_NS 5000000000u
 
 static const struct conn_hooks conn_hooks = {
     .dispatch = methods_dispatch,
@@ -47,6 +51,14 @@ static void busy(struct core *core, bool busy)
 static void freed(void *context)
 {
     loads_retry(context);
+}
+
+/* Jobs begin to wait for files that do not answer, or go on. */
+static void held_up(void *context)
+{
+    struct server *server = context;
+    loads_held_up(&server->loads);
+    verifies_held_up(&server->verifies);
 }
 
 /* Gives each part pointers to the others that it works on. */
@@ -94,6 +106,7 @@ static void server_wire(struct server *server, const struct server_config *confi
         .conns = server->conns,
         .started = uv_hrtime(),
     };
+    workers_watch(server->core.queue, held_up, server);
     server->registry.lease_ended = residency_lease_ended;
     server->registry.model_failed = residency_model_failed;
     server->registry.context = &server->residency;
@@ -117,8 +130,11 @@ int server_init(struct server *server, uv_loop_t *loop, const struct server_conf
         r = survey_new(&server->core, &server->devices, &server->survey);
     if (r == 0)
         r = conns_new(loop, &conn_hooks, &server->api, server->quota, &server->core.counters, &server->conns);
+    if (r == 0)
+        r = closer_new(&server->core, server->quota, &server->core.closer);
     if (r < 0)
         return r;
+    conns_set_closer(server->conns, server->core.closer);
     registry_init(&server->registry, server->quota);
     server_wire(server, config);
     loads_init(&server->loads);
@@ -149,9 +165,25 @@ static void server_stop_more(struct server *server)
     uv_close((uv_handle_t *)&server->ticker, NULL);
     residency_close(&server->residency);
     events_free(server->events);
+    closer_free(server->core.closer);
     quota_free(server->quota);
     core_close(&server->core);
     server->stopped(server);
+}
+
+/* Threads wait in system calls that cannot be ended, and keep all that this process has until these return. So the
+ * models are given up first. */
+static void give_up(void *context)
+{
+    struct server *server = context;
+    log_error("%u files do not answer: the daemon ends without waiting for them", workers_hanging(server->core.queue));
+    struct model *model;
+    TAILQ_FOREACH(model, &server->registry.models, link)
+    {
+        if (model->arena && !model->load && !model_in_use(model) && device_is_host(model->device))
+            device_arena_free(model->device, model->arena, model->plan->arena_bytes);
+    }
+    _exit(EXIT_FAILURE);
 }
 
 static void server_conns_closed(void *context)
@@ -170,6 +202,7 @@ void server_stop(struct server *server, void (*done)(struct server *server))
     server->stopped = done;
     uv_timer_stop(&server->ticker);
     uv_timer_stop(&server->residency.reaper);
+    workers_end_soon(server->core.queue, STOP_PATIENCE_NS, give_up, server);
     loads_end(&server->loads, WIRE_ShuttingDown);
     verifies_end(&server->verifies, WIRE_ShuttingDown);
     events_end(server->events);

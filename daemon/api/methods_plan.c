@@ -288,6 +288,8 @@ static int planning_new(struct api *api, struct call *call, const struct load_re
     forms_ref(request->forms);
     peer_ref(request->peer);
     planning->job = (struct load_job){
+        .closer = api->core->closer,
+        .uid = request->uid,
         .path = path,
         .trusted = request->trusted,
         .device = placement_roomiest(&request->among),
@@ -336,5 +338,6 @@ void method_plan(struct api *api, struct call *call)
     }
     call->context = planning;
     call->abandoned = planning_abandoned;
-    worker_queue(api->core->queue, &planning->job.work, planning, planning_work, planning_worked);
+    const struct work_reads reads = {.uid = request.uid};
+    worker_queue_reading(api->core->queue, &planning->job.work, &reads, planning, planning_work, planning_worked);
 }

@@ -160,6 +160,7 @@ void method_status(struct api *api, struct call *call)
     cJSON_AddNumberToObject(reply, "leases", (double)n_leases);
     cJSON_AddNumberToObject(reply, "loads", (double)loads_seen(api->loads, conn_peer(call->conn)));
     cJSON_AddNumberToObject(reply, "workers", api->core->workers);
+    cJSON_AddNumberToObject(reply, "heldUp", workers_hanging(api->core->queue));
     cJSON_AddStringToObject(reply, "isa", dequant_isa());
     call_reply(call, reply, NULL, 0);
 }

@@ -105,7 +105,8 @@ struct device_ops {
     /* loop, once, at the end. All slots and arenas are freed already. */
     void (*close)(struct device *device);
 
-    /* loop, at the start. slot->size is set. Allocates slot->data, and sets slot->module if the module needs it. */
+    /* loop, at the start; later a worker, one at a time. slot->size is set. Allocates slot->data, and sets slot->module
+     * if the module needs it. */
     int (*slot_init)(struct device *device, struct slot *slot, struct device_fault *ret_fault);
     void (*slot_fini)(struct device *device, struct slot *slot);
 
@@ -181,6 +182,7 @@ struct device {
     uint64_t queued; /* bytes that queued loads wait for; loads that come later do not get these */
     uint64_t reach;  /* bytes that models could use in all, as device_survey() found last; 0: it never ran */
     bool failed;
+    bool grows; /* a staging slot is being made */
 
     /* Any thread. */
     atomic_uint_least64_t taken;  /* bytes that models have of what the driver had: not more than `used`, in the end */

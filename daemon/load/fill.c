@@ -211,10 +211,14 @@ void fill_queue(struct workers *workers, struct fill *fill)
     atomic_store(&fill->unfilled, (unsigned)fill->n_parts);
     fill->n_shares = min_u64(fill->n_parts, min_u64(fill->workers, FILL_SHARES_MAX));
     fill->under_way = fill->n_shares + (fill->arena ? 1 : 0);
+    const struct work_reads reads = fill->memory ? (struct work_reads){0} : source_reads(fill->source, fill->uid);
     for (size_t i = 0; i < fill->n_shares; i++) {
         struct fill_share *share = &fill->shares[i];
         share->fill = fill;
-        worker_queue(workers, &share->work, share, share_work, share_worked);
+        if (fill->memory)
+            worker_queue(workers, &share->work, share, share_work, share_worked);
+        else
+            worker_queue_reading(workers, &share->work, &reads, share, share_work, share_worked);
     }
 }
 

@@ -42,6 +42,7 @@ struct fill_share {
 struct fill {
     /* In. All borrowed until `done`. */
     const struct source *source;
+    uid_t uid;          /* who loads */
     const void *memory; /* if not NULL, the bytes are copied from here, not read from the source */
     const struct plan *plan;
     const struct chunk *chunk;

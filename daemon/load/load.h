@@ -150,5 +150,8 @@ uint64_t load_keeps(const struct gguf *header, const struct plan *plan);
  * not count: whoever may load may have such a file. */
 bool loads_hang(const struct loads *loads, uint64_t begun_before);
 
+/* Jobs that read files begin to hang, or go on: makes slots in place of those that they have, and lets loads go on. */
+void loads_held_up(struct loads *loads);
+
 /* Calls load_end() for all loads. */
 void loads_end(struct loads *loads, enum wire_error error);

@@ -1,5 +1,6 @@
 #include "daemon/load/steps.h"
 
+#include "daemon/base/closer.h"
 #include "daemon/model/access_read.h"
 
 #include <assert.h>
@@ -20,7 +21,7 @@ static void open_path(struct load_job *job)
         job->status = access_read(job->source, NULL, &job->facts, &job->fault);
     if (job->trusted || (judges && job->status == 0 && access_permits_all(job->facts)))
         return;
-    source_free(job->source);
+    source_discard(job->source);
     job->source = NULL;
     job->status = -EACCES;
     job->refused = true;
@@ -30,12 +31,16 @@ void load_job_identify(struct load_job *job)
 {
     size_t n = job->n_fds;
     job->n_fds = 0;
+    worker_file_begin();
     if (n > 0)
         job->status = source_open_fds(job->fds, n, &job->source, &job->fault);
     else
         open_path(job);
     if (n > 0 && job->status == 0)
         job->status = access_read(job->source, NULL, &job->facts, &job->fault);
+    if (job->source)
+        source_set_owner(job->source, job->closer, job->uid);
+    worker_file_end();
 }
 
 static bool converts_nothing(const struct plan *plan)
@@ -115,7 +120,7 @@ void load_job_look_again(struct load_job *job)
     if (job->status == 0)
         return;
     device_fault_set(&job->fault, 0, "pread", -job->status, strerror(-job->status));
-    source_free(job->source);
+    source_discard(job->source);
     job->source = NULL;
 }
 
@@ -190,6 +195,12 @@ void load_job_release(struct load_job *job)
     job->filled = NULL;
 }
 
+bool load_job_uses_files(const struct load_job *job)
+{
+    return job->run == load_job_identify || job->run == load_job_lay_out || job->run == load_job_open ||
+           job->run == load_job_look_again || job->run == load_job_seal;
+}
+
 const char *load_job_name(const struct load_job *job)
 {
     if (job->run == load_job_identify)
@@ -219,7 +230,7 @@ void load_job_clear(struct load_job *job)
 {
     assert(!job->arena);
     while (job->n_fds > 0)
-        close(job->fds[--job->n_fds]);
+        closer_close(job->closer, job->uid, job->fds[--job->n_fds]);
     publication_clear(&job->published);
     load_job_forget(job);
     source_free(job->source);

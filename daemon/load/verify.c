@@ -31,6 +31,7 @@ struct verify {
     bool opened;  /* the files are open, and there is a plan */
     bool checked; /* the last job found that the files did not change while they were read */
     struct verify_job jobs[VERIFY_JOBS];
+    uid_t uid; /* who asked, or whose model it is */
     size_t n_under_way;
     size_t next_chunk;
     uint64_t done_bytes;
@@ -132,11 +133,24 @@ static void verify_worked(struct work *work)
     verify_turn(verifies);
 }
 
+/* Jobs that wait for a file that does not answer: other verifications do not wait for them. */
+static size_t jobs_held_up(const struct verifies *verifies)
+{
+    size_t n = 0;
+    const struct verify *verify;
+    TAILQ_FOREACH(verify, &verifies->list, link)
+    {
+        for (size_t i = 0; i < VERIFY_JOBS; i++)
+            n += verify->jobs[i].work.uses_files && (verify->jobs[i].work.hangs || verify->jobs[i].work.waits);
+    }
+    return n;
+}
+
 /* True if another job may be queued: verifications leave half of the workers to loads. */
 static bool verify_may(const struct verifies *verifies)
 {
     const unsigned workers = verifies->core->workers;
-    return verifies->n_jobs < (workers > 2 ? workers / 2 : 1);
+    return verifies->n_jobs - jobs_held_up(verifies) < (workers > 2 ? workers / 2 : 1);
 }
 
 static void verify_queue(struct verify *verify, struct verify_job *job, void (*run)(struct verify_job *job),
@@ -149,7 +163,9 @@ static void verify_queue(struct verify *verify, struct verify_job *job, void (*r
     job->of_file = false;
     verify->n_under_way++;
     verify->verifies->n_jobs++;
-    worker_queue(verify->verifies->core->queue, &job->work, job, verify_work, verify_worked);
+    const struct source *source = verify->comparison.source ? verify->comparison.source : verify->comparison.loaded;
+    const struct work_reads reads = source_reads(source, verify->uid);
+    worker_queue_reading(verify->verifies->core->queue, &job->work, &reads, job, verify_work, verify_worked);
 }
 
 /* All bytes are the same. The model gets its files as they are now, or those that were given. If a path of these files
@@ -277,6 +293,7 @@ static int verify_new(struct verifies *verifies, struct model *model, struct cal
     }
     verify->verifies = verifies;
     verify->model = model;
+    verify->uid = call ? conn_uid(call->conn) : model->uid;
     verify->comparison = (struct comparison){.model = model, .loaded = source_ref(model->source)};
     verify->began = uv_hrtime();
     TAILQ_INSERT_TAIL(&verifies->list, verify, link);
@@ -386,6 +403,11 @@ void verifies_report(struct verifies *verifies)
     {
         verify_report(verify);
     }
+}
+
+void verifies_held_up(struct verifies *verifies)
+{
+    verify_turn(verifies);
 }
 
 void verifies_end(struct verifies *verifies, enum wire_error error)

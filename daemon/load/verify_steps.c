@@ -67,7 +67,7 @@ void verify_job_check(struct verify_job *job)
     struct device_fault unused;
     if (job->status == 0 && c->touched && !c->moves && source_same_files(c->loaded, c->source) &&
         source_reopen(c->loaded, &c->renewed, &unused) == 0 && !source_equal(c->renewed, c->source)) {
-        source_free(c->renewed);
+        source_discard(c->renewed);
         c->renewed = NULL;
     }
     c->replaced = source_replaced(c->touched && c->moves ? c->source : c->loaded);

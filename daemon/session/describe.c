@@ -56,6 +56,7 @@ cJSON *describe_model(const struct model *model)
             cJSON_AddItemToArray(aliases, cJSON_CreateString(name->text));
     }
     cJSON_AddBoolToObject(object, "changed", model->changed);
+    cJSON_AddBoolToObject(object, "heldUp", model->held_up);
     add_integer(object, "overflows", model->overflows);
     return object;
 }

@@ -6,7 +6,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 struct session {
     struct lease_holder holder;
@@ -28,10 +27,10 @@ int session_opened(struct conn *conn, void *context)
     return 0;
 }
 
-static void drop_files(struct session *session)
+static void drop_files(const struct conn *conn, struct session *session)
 {
     while (session->n_files > 0)
-        close(session->files[--session->n_files]);
+        conn_close_fd(conn, session->files[--session->n_files]);
     free(session->files);
     session->files = NULL;
     quota_return(&session->charge);
@@ -43,7 +42,7 @@ void session_closed(struct conn *conn, void *context)
     struct session *session = conn_data(conn);
     while (!LIST_EMPTY(&session->holder.leases))
         lease_end(LIST_FIRST(&session->holder.leases));
-    drop_files(session);
+    drop_files(conn, session);
     free(session);
 }
 
@@ -60,7 +59,7 @@ int session_add_files(struct conn *conn, struct quota *quota, const int *fds, si
         r = array_resize(&session->files, session->n_files + n, sizeof(*session->files));
     if (r < 0) {
         for (size_t i = 0; i < n; i++)
-            close(fds[i]);
+            conn_close_fd(conn, fds[i]);
         return r;
     }
     memcpy(session->files + session->n_files, fds, n * sizeof(*fds));
@@ -76,7 +75,7 @@ size_t session_take_files(struct conn *conn, int *fds)
     if (n > 0)
         memcpy(fds, session->files, n * sizeof(*fds));
     session->n_files = 0;
-    drop_files(session);
+    drop_files(conn, session);
     return n;
 }
 

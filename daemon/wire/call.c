@@ -260,7 +260,7 @@ bool call_take_fds(struct call *call, const cJSON *indexes, int *fds, size_t *re
         int fd = n < FRAME_FDS_MAX ? frame_message_take_fd(&call->conn->frame, (int64_t)index->valuedouble) : -EBADF;
         if (fd < 0) {
             while (n > 0)
-                close(fds[--n]);
+                conn_close_fd(call->conn, fds[--n]);
             call_fail_parameter(call, "fds");
             return false;
         }

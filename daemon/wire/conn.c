@@ -63,6 +63,21 @@ int conns_new(uv_loop_t *loop, const struct conn_hooks *hooks, void *context, st
     return 0;
 }
 
+void conns_set_closer(struct conns *conns, struct closer *closer)
+{
+    conns->closer = closer;
+}
+
+void conn_close_fd(const struct conn *conn, int fd)
+{
+    closer_close(conn->conns->closer, conn->peer->uid, fd);
+}
+
+static void conn_drop_fd(void *context, int fd)
+{
+    conn_close_fd(context, fd);
+}
+
 static void conns_check_closed(struct conns *conns)
 {
     if (!conns->closing || conns->count > 0)
@@ -85,10 +100,10 @@ static void conn_free(struct conn *conn)
     quota_return(&conn->memory);
     quota_return(&conn->descriptors);
     turn_end(&conn->turn);
-    peer_unref(conn->peer);
     cJSON_Delete(conn->message);
     cJSON_Delete(conn->no_parameters);
     frame_reader_free(conn->reader);
+    peer_unref(conn->peer);
     frame_writer_free(conn->writer);
     if (conn->socket >= 0)
         close(conn->socket);
@@ -451,6 +466,8 @@ int conn_open(struct conns *conns, int socket)
         r = frame_reader_new(CONN_REQUEST_MAX, &conn->reader);
     if (r == 0)
         r = frame_writer_new(CONN_QUEUE_MAX, &conn->writer);
+    if (r == 0)
+        frame_reader_set_drop(conn->reader, conn_drop_fd, conn);
     if (r == 0 && !(conn->no_parameters = cJSON_CreateObject()))
         r = -ENOMEM;
     conn->id = conns->next_id++;

@@ -33,6 +33,7 @@ struct conns {
     void *context;
     struct quota *quota;
     struct counters *counters;
+    struct closer *closer; /* NULL: descriptors are closed at once */
     struct turns *turns;
     uint64_t freed; /* bytes of memory that connections had, and that the C library may still keep */
     void (*closed)(void *context);

@@ -42,6 +42,7 @@ class ModelInfo(_ModelInfo):
     access: str
     aliases: List[str]
     changed: bool
+    heldUp: bool
     overflows: int
 
 
@@ -199,6 +200,7 @@ class StatusReply(TypedDict):
     leases: int
     loads: int
     workers: int
+    heldUp: int
     isa: str
 
 

@@ -1,0 +1,21 @@
+/* Closes files of clients, on a worker: close() of a file in a file system of some user (FUSE) waits until that
+ * answers, which may be never. The loop closes no descriptor that a client has sent. One worker at a time closes those
+ * of a user, so what one user's files wait for delays nobody else; they count as the user's descriptors until they are
+ * closed.
+ *
+ * Loop thread only. */
+#pragma once
+
+#include "daemon/base/core.h"
+#include "daemon/base/quota.h"
+
+struct closer;
+
+/* Both outlive it. -ENOMEM. */
+int closer_new(struct core *core, struct quota *quota, struct closer **ret);
+
+/* Nothing is to be closed any more: no job of the core is under way. NULL is fine. */
+void closer_free(struct closer *closer);
+
+/* Closes a descriptor, soon. closer NULL, or no memory: at once. */
+void closer_close(struct closer *closer, uid_t uid, int fd);
