@@ -59,6 +59,13 @@ static void held_up(void *context)
     struct server *server = context;
     loads_held_up(&server->loads);
     verifies_held_up(&server->verifies);
+    conns_go_on(server->conns);
+}
+
+static void some_closed(void *context)
+{
+    struct server *server = context;
+    conns_go_on(server->conns);
 }
 
 /* Gives each part pointers to the others that it works on. */
@@ -134,6 +141,7 @@ int server_init(struct server *server, uv_loop_t *loop, const struct server_conf
         r = closer_new(&server->core, server->quota, &server->core.closer);
     if (r < 0)
         return r;
+    closer_watch(server->core.closer, some_closed, server);
     conns_set_closer(server->conns, server->core.closer);
     registry_init(&server->registry, server->quota);
     server_wire(server, config);

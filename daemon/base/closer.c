@@ -25,6 +25,8 @@ struct closer {
     struct core *core;
     struct quota *quota;
     LIST_HEAD(, closer_user) users; /* who have something to be closed */
+    void (*changed)(void *context);
+    void *context;
 };
 
 int closer_new(struct core *core, struct quota *quota, struct closer **ret)
@@ -42,6 +44,25 @@ int closer_new(struct core *core, struct quota *quota, struct closer **ret)
 void closer_free(struct closer *closer)
 {
     free(closer);
+}
+
+void closer_watch(struct closer *closer, void (*changed)(void *context), void *context)
+{
+    closer->changed = changed;
+    closer->context = context;
+}
+
+bool closer_is_busy(const struct closer *closer, uid_t uid)
+{
+    if (!closer)
+        return false;
+    const struct closer_user *user;
+    LIST_FOREACH(user, &closer->users, link)
+    {
+        if (user->uid == uid)
+            return user->n + user->n_closing >= CLOSER_MANY && !user->work.hangs;
+    }
+    return false;
 }
 
 static void close_all(struct work *work)
@@ -69,18 +90,22 @@ static void begin(struct closer_user *user)
 static void closed(struct work *work)
 {
     struct closer_user *user = work->data;
-    struct core *core = user->closer->core;
+    struct closer *closer = user->closer;
     free(user->closing);
     user->n_closing = 0;
     quota_set(&user->charge, user->n);
-    if (user->n > 0) {
+    if (user->n > 0)
         begin(user);
-        return;
+    else {
+        LIST_REMOVE(user, link);
+        quota_return(&user->charge);
+        free(user);
+        user = NULL;
     }
-    LIST_REMOVE(user, link);
-    quota_return(&user->charge);
-    free(user);
-    core_job_end(core);
+    if (closer->changed)
+        closer->changed(closer->context);
+    if (!user)
+        core_job_end(closer->core);
 }
 
 static struct closer_user *user_of(struct closer *closer, uid_t uid)

@@ -17,5 +17,12 @@ int closer_new(struct core *core, struct quota *quota, struct closer **ret);
 /* Nothing is to be closed any more: no job of the core is under way. NULL is fine. */
 void closer_free(struct closer *closer);
 
+/* A user for whom this is true shall not send more descriptors now: CLOSER_MANY are to be closed first, and they will
+ * be. It becomes false when they are, and also when their file system does not answer: then the user's quota is the
+ * limit. `changed` is called when it may have become false. */
+#define CLOSER_MANY 16u
+bool closer_is_busy(const struct closer *closer, uid_t uid);
+void closer_watch(struct closer *closer, void (*changed)(void *context), void *context);
+
 /* Closes a descriptor, soon. closer NULL, or no memory: at once. */
 void closer_close(struct closer *closer, uid_t uid, int fd);

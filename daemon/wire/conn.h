@@ -78,6 +78,9 @@ void conns_close(struct conns *conns, void (*closed)(void *context), void *conte
 /* Descriptors that clients have sent, and nobody takes, are given to it. It outlives the connections. */
 void conns_set_closer(struct conns *conns, struct closer *closer);
 
+/* Clients whose user has sent more descriptors than could be closed yet are read from again: see closer_is_busy(). */
+void conns_go_on(struct conns *conns);
+
 /* Closes a descriptor that this client has sent, soon: see closer.h. */
 void conn_close_fd(const struct conn *conn, int fd);
 

@@ -39,6 +39,7 @@ struct conns {
     void (*closed)(void *context);
     void *closed_context;
     bool closing;
+    bool some_wait; /* a connection is not read from because of closer_is_busy() */
 };
 
 struct conn {

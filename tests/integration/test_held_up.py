@@ -6,7 +6,7 @@ import time
 
 import fuse_files
 import pytest
-from harness import MIB, USER, as_user, client_of, load_fd, names, states, tensor_model, wait_until
+from harness import MIB, USER, client_of, load_fd, names, states, tensor_model, wait_until
 from rocmforge_wire import WireError
 
 HANG = 1  # seconds, after which a file counts as one that does not answer
