@@ -242,7 +242,12 @@ static int daemon_workers(struct daemon *daemon)
 static bool daemon_hangs(void *context, uint64_t since_before)
 {
     const struct daemon *daemon = context;
-    return loads_hang(&daemon->server.loads, since_before) || survey_hangs(daemon->server.survey, since_before);
+    const struct devices *devices = &daemon->server.devices;
+    for (size_t i = 0; i < devices->n; i++)
+        if (!atomic_load(&devices->devices[i]->hung) &&
+            loads_hang(&daemon->server.loads, devices->devices[i], since_before))
+            return true;
+    return survey_hangs(daemon->server.survey, since_before);
 }
 
 static uint64_t daemon_steps(void *context)
@@ -258,6 +263,7 @@ static int daemon_begin(struct daemon *daemon, const struct options *options)
         .limits = options->limits,
         .host_cache = options->host_cache,
         .workers = workers,
+        .device_timeout = options->device_timeout,
         .has_processor = workers < uv_available_parallelism(),
     };
     const struct service_owner owner = {.hangs = daemon_hangs, .steps = daemon_steps, .context = daemon};

@@ -11,8 +11,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define WORKERS_MAX 1024
-#define GRACE_MAX   3600
+#define WORKERS_MAX        1024
+#define GRACE_MAX          3600
+
+#define DEVICE_TIMEOUT_MAX 3600
 
 /* Prints the help: the defaults are those that hold. */
 static void usage(void)
@@ -41,6 +43,9 @@ static void usage(void)
     printf("  --preload DIR       load and pin every model linked there; again on SIGHUP\n"
            "  --grace SECONDS     how long models that outlived a restart are held for clients\n"
            "                      to come back; default %d\n"
+           "  --device-timeout SECONDS\n"
+           "                      how long a call of a GPU's driver may take before the GPU\n"
+           "                      counts as failed; default %d\n"
            "  --host-cache SIZE   host memory that keeps models which a GPU has no room for\n"
            "  --user-connections N, --user-loads N, --user-leases N, --user-bytes SIZE\n"
            "                      what one user may have at a time; default %d, %d, %d,\n"
@@ -48,8 +53,8 @@ static void usage(void)
            "                      are not bounded\n"
            "  --user-memory SIZE  what one user may have the daemon keep of requests, calls\n"
            "                      and replies; default %dMi\n",
-           KEEP_GRACE_DEFAULT, QUOTA_CONNECTIONS_DEFAULT, QUOTA_LOADS_DEFAULT, QUOTA_LEASES_DEFAULT,
-           QUOTA_MEMORY_DEFAULT_MIB);
+           KEEP_GRACE_DEFAULT, DEVICE_TIMEOUT_DEFAULT, QUOTA_CONNECTIONS_DEFAULT, QUOTA_LOADS_DEFAULT,
+           QUOTA_LEASES_DEFAULT, QUOTA_MEMORY_DEFAULT_MIB);
     printf("  --log-level LEVEL   error, warning, notice, info (default), debug\n"
            "  --help, --version\n"
            "\n"
@@ -156,6 +161,7 @@ enum {
     EXPORT,
     PRELOAD,
     GRACE,
+    DEVICE_TIMEOUT,
     HOST_CACHE,
     USER_CONNECTIONS,
     USER_LOADS,
@@ -177,6 +183,7 @@ static const struct option known[] = {
     {"export", required_argument, NULL, EXPORT},
     {"preload", required_argument, NULL, PRELOAD},
     {"grace", required_argument, NULL, GRACE},
+    {"device-timeout", required_argument, NULL, DEVICE_TIMEOUT},
     {"host-cache", required_argument, NULL, HOST_CACHE},
     {"user-connections", required_argument, NULL, USER_CONNECTIONS},
     {"user-loads", required_argument, NULL, USER_LOADS},
@@ -214,6 +221,8 @@ static int apply(int option, const char *value, struct options *options)
         return 0;
     case GRACE:
         return number_parse(value, GRACE_MAX, &options->grace);
+    case DEVICE_TIMEOUT:
+        return number_parse(value, DEVICE_TIMEOUT_MAX, &options->device_timeout);
     case HOST_CACHE:
         return options_size_parse(value, &options->host_cache);
     case USER_CONNECTIONS:

@@ -24,6 +24,9 @@ struct budget {
     unsigned percent; /* 1 to 100 */
 };
 
+/* Seconds. Less than the unit's WatchdogSec=: a GPU that hangs is lost before systemd restarts the daemon. */
+#define DEVICE_TIMEOUT_DEFAULT 20u
+
 struct options {
     const char *socket; /* NULL: systemd's, or the default */
     const char *device; /* "auto", or one of device_kinds */
@@ -32,9 +35,10 @@ struct options {
     uint64_t staging; /* bytes; 0: the device's choice */
     unsigned streams; /* 0: the device's choice */
     enum export_wish export_wish;
-    const char *preload; /* a folder, or NULL */
-    unsigned grace;      /* seconds; see keep.h */
-    uint64_t host_cache; /* bytes; 0: none */
+    const char *preload;     /* a folder, or NULL */
+    unsigned grace;          /* seconds; see keep.h */
+    unsigned device_timeout; /* seconds; 0: DEVICE_TIMEOUT_DEFAULT */
+    uint64_t host_cache;     /* bytes; 0: none */
     struct quota_limits limits;
     enum log_level log_level;
 };

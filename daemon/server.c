@@ -3,6 +3,7 @@
 #include "daemon/api/methods.h"
 #include "daemon/base/closer.h"
 #include "daemon/base/log.h"
+#include "daemon/options.h"
 #include "daemon/session/session.h"
 
 #include <stdlib.h>
@@ -27,9 +28,29 @@ static struct server *server_of(struct core *core)
     return (struct server *)((char *)core - offsetof(struct server, core));
 }
 
+/* Devices whose drivers do not return from a call are lost; others go on. */
+static void look_at_devices(struct server *server)
+{
+    const uint64_t now = uv_hrtime(), patience = server->device_patience;
+    for (size_t i = 0; i < server->devices.n && now > patience; i++) {
+        struct device *device = server->devices.devices[i];
+        if (device_is_host(device) || atomic_load(&device->hung) ||
+            (!device_hangs(device, now - patience) && !loads_hang(&server->loads, device, now - patience)))
+            continue;
+        atomic_store(&device->hung, true);
+        log_error("device=%s its driver has not answered for %.0f s", device->id, (double)patience / 1e9);
+        residency_lose_device(&server->residency, device);
+        loads_lose_device(&server->loads, device);
+        verifies_lose_device(&server->verifies, device);
+        if (survey_hangs(server->survey, now - patience))
+            survey_give_up(server->survey);
+    }
+}
+
 static void ticked(uv_timer_t *timer)
 {
     struct server *server = timer->data;
+    look_at_devices(server);
     loads_report(&server->loads);
     verifies_report(&server->verifies);
 }
@@ -117,6 +138,9 @@ static void server_wire(struct server *server, const struct server_config *confi
     server->registry.lease_ended = residency_lease_ended;
     server->registry.model_failed = residency_model_failed;
     server->registry.context = &server->residency;
+    server->device_patience =
+        (config->device_timeout ? config->device_timeout : DEVICE_TIMEOUT_DEFAULT) * 1000000000ull;
+    workers_set_device_patience(server->core.queue, server->device_patience);
     server->core.workers = config->workers;
     server->core.has_processor = config->has_processor;
     server->core.busy = busy;
@@ -179,12 +203,20 @@ static void server_stop_more(struct server *server)
     server->stopped(server);
 }
 
+static bool some_device_hangs(const struct server *server)
+{
+    for (size_t i = 0; i < server->devices.n; i++)
+        if (atomic_load(&server->devices.devices[i]->hung))
+            return true;
+    return false;
+}
+
 /* Threads wait in system calls that cannot be ended, and keep all that this process has until these return. So the
  * models are given up first. */
-static void give_up(void *context)
+static void give_up(struct server *server)
 {
-    struct server *server = context;
-    log_error("%u files do not answer: the daemon ends without waiting for them", workers_hanging(server->core.queue));
+    log_error("%u files, or a device, do not answer: the daemon ends without waiting for them",
+              workers_hanging(server->core.queue));
     struct model *model;
     TAILQ_FOREACH(model, &server->registry.models, link)
     {
@@ -192,6 +224,20 @@ static void give_up(void *context)
             device_arena_free(model->device, model->arena, model->plan->arena_bytes);
     }
     _exit(EXIT_FAILURE);
+}
+
+/* Called while the daemon ends: whether it has waited long enough for what hangs. */
+static void stop_look(uv_timer_t *timer)
+{
+    struct server *server = timer->data;
+    const uint64_t now = uv_hrtime();
+    look_at_devices(server);
+    if (server->core.steps != server->stop_steps ||
+        !(workers_are_stuck(server->core.queue) || some_device_hangs(server))) {
+        server->stop_steps = server->core.steps;
+        server->stuck_since = now;
+    } else if (now - server->stuck_since > STOP_PATIENCE_NS)
+        give_up(server);
 }
 
 static void server_conns_closed(void *context)
@@ -208,9 +254,10 @@ void server_stop(struct server *server, void (*done)(struct server *server))
         return;
     server->core.stopping = true;
     server->stopped = done;
-    uv_timer_stop(&server->ticker);
     uv_timer_stop(&server->residency.reaper);
-    workers_end_soon(server->core.queue, STOP_PATIENCE_NS, give_up, server);
+    server->stuck_since = uv_hrtime();
+    server->stop_steps = server->core.steps;
+    uv_timer_start(&server->ticker, stop_look, TICK_MS, TICK_MS);
     loads_end(&server->loads, WIRE_ShuttingDown);
     verifies_end(&server->verifies, WIRE_ShuttingDown);
     events_end(server->events);

@@ -46,20 +46,18 @@ struct workers {
     unsigned n;             /* how many shall work */
     struct thread *threads; /* places for `n_most` */
     unsigned n_most, n_threads;
-    struct work_list reading; /* jobs that use files, queued or running */
+    struct work_list running; /* jobs, queued or running */
     struct work_list waiting; /* jobs that wait because others hang */
     unsigned n_jobs;          /* all that are not over */
     unsigned n_hanging, n_waiting;
+    uint64_t device_patience; /* 0: for ever */
     void (*changed)(void *context);
     void *changed_context;
-    uint64_t patience, stuck_since; /* see workers_end_soon(); patience 0: it was not called */
-    void (*give_up)(void *context);
-    void *give_up_context;
     void (*ended)(void *context);
     void *ended_context;
 };
 
-/* The job of this thread, if it uses files; and how many worker_file_begin() it is in. */
+/* The job of this thread, and how many worker_file_begin() it is in. */
 static __thread struct work *current;
 static __thread unsigned depth;
 
@@ -70,7 +68,7 @@ int workers_new(uv_loop_t *loop, struct mailbox *mailbox, struct workers **ret)
         return -ENOMEM;
     sem_init(&workers->jobs, 0, 0); /* fails only for a value that is too large */
     pthread_mutex_init(&workers->lock, NULL);
-    TAILQ_INIT(&workers->reading);
+    TAILQ_INIT(&workers->running);
     TAILQ_INIT(&workers->waiting);
     uv_timer_init(loop, &workers->look); /* never fails */
     workers->look.data = workers;
@@ -117,7 +115,7 @@ static void thread_work(struct workers *workers, struct work *work)
     if (work->uses_files && atomic_load(&work->stay))
         atomic_store(&work->stayed, true);
     else {
-        current = work->uses_files ? work : NULL;
+        current = work;
         work->run(work);
         current = NULL;
     }
@@ -241,9 +239,9 @@ unsigned workers_hanging_of(const struct workers *workers, uid_t uid)
 {
     unsigned n = 0;
     const struct work *work;
-    TAILQ_FOREACH(work, &workers->reading, link)
+    TAILQ_FOREACH(work, &workers->running, link)
     {
-        n += work->hangs && work->reads.uid == uid;
+        n += work->hangs && work->uses_files && work->reads.uid == uid;
     }
     return n;
 }
@@ -253,9 +251,9 @@ bool workers_keep_waiting(const struct workers *workers, const struct work_reads
     if (workers->n_hanging == 0)
         return false;
     const struct work *work;
-    TAILQ_FOREACH(work, &workers->reading, link)
+    TAILQ_FOREACH(work, &workers->running, link)
     {
-        if (work->hangs && (reads->dev | reads->ino) != 0 && work->reads.dev == reads->dev &&
+        if (work->hangs && work->uses_files && (reads->dev | reads->ino) != 0 && work->reads.dev == reads->dev &&
             work->reads.ino == reads->ino)
             return true;
     }
@@ -264,7 +262,7 @@ bool workers_keep_waiting(const struct workers *workers, const struct work_reads
 
 static bool work_must_wait(const struct workers *workers, const struct work *work)
 {
-    return !work->always && workers_keep_waiting(workers, &work->reads);
+    return work->uses_files && !work->always && workers_keep_waiting(workers, &work->reads);
 }
 
 /* Those that may go on do. */
@@ -278,7 +276,7 @@ static void waiting_release(struct workers *workers)
         TAILQ_REMOVE(&workers->waiting, work, link);
         workers->n_waiting--;
         work->waits = false;
-        TAILQ_INSERT_TAIL(&workers->reading, work, link);
+        TAILQ_INSERT_TAIL(&workers->running, work, link);
         work_push(workers, work);
     }
 }
@@ -301,10 +299,10 @@ static void work_wait(struct workers *workers, struct work *work)
     workers->n_waiting++;
 }
 
-/* A job that uses files has come back. Returns false if it was not begun, and waits. */
+/* A job has come back. Returns false if it was not begun, and waits. */
 static bool work_returned(struct workers *workers, struct work *work)
 {
-    TAILQ_REMOVE(&workers->reading, work, link);
+    TAILQ_REMOVE(&workers->running, work, link);
     if (atomic_load(&work->stayed)) {
         work_wait(workers, work);
         waiting_release(workers); /* what it stays for may be over by now */
@@ -332,32 +330,25 @@ static bool sleeps(int thread)
     return !name_ends || strlen(name_ends) < 3 || name_ends[2] != 'R';
 }
 
+static bool is_over(uint64_t since, uint64_t now, uint64_t patience)
+{
+    return since > 0 && patience > 0 && now > since && now - since > patience;
+}
+
 static bool look_at(struct workers *workers, struct work *work, uint64_t now)
 {
-    const uint64_t since = atomic_load(&work->in_file);
-    const bool hangs = since > 0 && now > since && now - since > WORKER_HANG_NS && sleeps(atomic_load(&work->thread));
+    const uint64_t since = atomic_load(&work->in_file), device = atomic_load(&work->in_device);
+    const bool file_hangs =
+        since > 0 && now > since && now - since > WORKER_HANG_NS && sleeps(atomic_load(&work->thread));
+    const bool hangs = file_hangs || is_over(device, now, workers->device_patience);
     if (hangs == work->hangs)
         return false;
     work->hangs = hangs;
     workers->n_hanging += hangs ? 1 : -1u;
-    if (hangs)
+    if (file_hangs)
         log_client(LOG_LEVEL_WARNING, "uid=%u a file does not answer: inode %" PRIu64 " of device %#" PRIx64,
                    (unsigned)work->reads.uid, work->reads.ino, work->reads.dev);
     return true;
-}
-
-/* While the daemon ends: whether it has waited long enough for what hangs. */
-static void look_if_stuck(struct workers *workers, uint64_t now)
-{
-    if (!workers->give_up || workers->n_jobs == 0 || workers->n_jobs > workers->n_hanging + workers->n_waiting)
-        workers->stuck_since = 0;
-    else if (workers->stuck_since == 0)
-        workers->stuck_since = now;
-    else if (now - workers->stuck_since > workers->patience) {
-        void (*give_up)(void *) = workers->give_up;
-        workers->give_up = NULL;
-        give_up(workers->give_up_context);
-    }
 }
 
 static void look(uv_timer_t *timer)
@@ -366,12 +357,12 @@ static void look(uv_timer_t *timer)
     const uint64_t now = uv_hrtime();
     bool changed = false;
     struct work *work;
-    TAILQ_FOREACH(work, &workers->reading, link)
+    TAILQ_FOREACH(work, &workers->running, link)
     {
         changed |= look_at(workers, work, now);
     }
     if (changed) {
-        TAILQ_FOREACH(work, &workers->reading, link)
+        TAILQ_FOREACH(work, &workers->running, link)
         {
             if (atomic_load(&work->in_file) == 0 && work_must_wait(workers, work))
                 atomic_store(&work->stay, true); /* if it has begun already, this does nothing */
@@ -379,8 +370,7 @@ static void look(uv_timer_t *timer)
         hanging_changed(workers);
     } else
         threads_adjust(workers);
-    look_if_stuck(workers, now);
-    if (TAILQ_EMPTY(&workers->reading) && TAILQ_EMPTY(&workers->waiting))
+    if (TAILQ_EMPTY(&workers->running) && TAILQ_EMPTY(&workers->waiting))
         uv_timer_stop(timer);
 }
 
@@ -398,53 +388,54 @@ static void work_deliver(struct letter *letter)
 {
     struct work *work = (struct work *)((char *)letter - offsetof(struct work, letter));
     struct workers *workers = work->workers;
-    if (work->uses_files && !work_returned(workers, work))
+    if (!work_returned(workers, work))
         return;
     workers->n_jobs--;
     work->done(work);
 }
 
-void worker_queue(struct workers *workers, struct work *work, void *data, void (*run)(struct work *work),
-                  void (*done)(struct work *work))
+static void queue(struct workers *workers, struct work *work)
 {
-    work->uses_files = false;
-    work_begin(workers, work, data, run, done);
-    work_push(workers, work);
-}
-
-static void queue_reading(struct workers *workers, struct work *work)
-{
-    work->uses_files = true;
     work->hangs = work->waits = false;
     atomic_init(&work->stay, false);
     atomic_init(&work->stayed, false);
     atomic_init(&work->in_file, 0);
+    atomic_init(&work->in_device, 0);
     if (!uv_is_active((uv_handle_t *)&workers->look))
         uv_timer_start(&workers->look, look, LOOK_MS, LOOK_MS);
     if (work_must_wait(workers, work)) {
         work_wait(workers, work);
         return;
     }
-    TAILQ_INSERT_TAIL(&workers->reading, work, link);
+    TAILQ_INSERT_TAIL(&workers->running, work, link);
     work_push(workers, work);
+}
+
+void worker_queue(struct workers *workers, struct work *work, void *data, void (*run)(struct work *work),
+                  void (*done)(struct work *work))
+{
+    work->uses_files = work->always = false;
+    work_begin(workers, work, data, run, done);
+    queue(workers, work);
 }
 
 void worker_queue_reading(struct workers *workers, struct work *work, const struct work_reads *reads, void *data,
                           void (*run)(struct work *work), void (*done)(struct work *work))
 {
     work->reads = *reads;
+    work->uses_files = true;
     work->always = false;
     work_begin(workers, work, data, run, done);
-    queue_reading(workers, work);
+    queue(workers, work);
 }
 
 void worker_queue_always(struct workers *workers, struct work *work, uid_t uid, void *data,
                          void (*run)(struct work *work), void (*done)(struct work *work))
 {
     work->reads = (struct work_reads){.uid = uid};
-    work->always = true;
+    work->uses_files = work->always = true;
     work_begin(workers, work, data, run, done);
-    queue_reading(workers, work);
+    queue(workers, work);
 }
 
 /* --- the end --- */
@@ -455,11 +446,14 @@ void workers_watch(struct workers *workers, void (*changed)(void *context), void
     workers->changed_context = context;
 }
 
-void workers_end_soon(struct workers *workers, uint64_t patience, void (*give_up)(void *context), void *context)
+void workers_set_device_patience(struct workers *workers, uint64_t patience)
 {
-    workers->patience = patience;
-    workers->give_up = give_up;
-    workers->give_up_context = context;
+    workers->device_patience = patience;
+}
+
+bool workers_are_stuck(const struct workers *workers)
+{
+    return workers->n_jobs > 0 && workers->n_jobs <= workers->n_hanging + workers->n_waiting;
 }
 
 void workers_end(struct workers *workers, void (*ended)(void *context), void *context)
@@ -476,7 +470,7 @@ void workers_end(struct workers *workers, void (*ended)(void *context), void *co
 
 void worker_file_begin(void)
 {
-    if (!current || depth++ > 0)
+    if (!current || !current->uses_files || depth++ > 0)
         return;
     atomic_store(&current->thread, gettid());
     atomic_store(&current->in_file, uv_hrtime());
@@ -484,8 +478,20 @@ void worker_file_begin(void)
 
 void worker_file_end(void)
 {
-    if (current && --depth == 0)
+    if (current && current->uses_files && --depth == 0)
         atomic_store(&current->in_file, 0);
+}
+
+void worker_device_begin(void)
+{
+    if (current)
+        atomic_store(&current->in_device, uv_hrtime());
+}
+
+void worker_device_end(void)
+{
+    if (current)
+        atomic_store(&current->in_device, 0);
 }
 
 unsigned worker_number(void)

@@ -45,15 +45,16 @@ struct work {
     struct letter letter;    /* for the way back */
     struct workers *workers; /* the queue's */
 
-    /* Of a job that uses files. Loop: */
+    /* Loop: */
     bool uses_files, hangs, waits, always;
     struct work_reads reads;
     TAILQ_ENTRY(work) link;
     /* Worker and loop: */
-    atomic_bool stay;              /* it is not to be begun: it comes back to the loop, and waits there */
-    atomic_bool stayed;            /* it did */
-    atomic_uint_least64_t in_file; /* uv_hrtime() of worker_file_begin(); 0: it is not there */
-    atomic_int thread;             /* gettid(); valid if in_file is not 0 */
+    atomic_bool stay;                /* it is not to be begun: it comes back to the loop, and waits there */
+    atomic_bool stayed;              /* it did */
+    atomic_uint_least64_t in_file;   /* uv_hrtime() of worker_file_begin(); 0: it is not there */
+    atomic_uint_least64_t in_device; /* the same of worker_device_begin() */
+    atomic_int thread;               /* gettid(); valid if in_file is not 0 */
 };
 
 /* loop. No thread yet: jobs wait. The mailbox outlives it. -ENOMEM. */
@@ -62,12 +63,14 @@ int workers_new(uv_loop_t *loop, struct mailbox *mailbox, struct workers **ret);
 /* loop. Starts `n` workers. If not all can be started, the errno, and how many were. */
 int workers_begin(struct workers *workers, unsigned n, unsigned *ret_begun);
 
+/* loop. How many nanoseconds a driver's call may take: without it, for ever. */
+void workers_set_device_patience(struct workers *workers, uint64_t patience);
+
 /* loop. `changed` is called when jobs begin to hang, or go on again. */
 void workers_watch(struct workers *workers, void (*changed)(void *context), void *context);
 
-/* loop. The daemon ends: from now on, once all jobs that are left have waited for files that do not answer for so many
- * nanoseconds, calls `give_up`, once. */
-void workers_end_soon(struct workers *workers, uint64_t patience, void (*give_up)(void *context), void *context);
+/* loop. Whether there are jobs, and all of them hang, or wait for some that do. */
+bool workers_are_stuck(const struct workers *workers);
 
 /* loop. The threads end when no job is left. Then `ended` is called on the loop, and the memory is freed. */
 void workers_end(struct workers *workers, void (*ended)(void *context), void *context);
@@ -96,6 +99,11 @@ unsigned workers_hanging_of(const struct workers *workers, uid_t uid);
  * and in other jobs, they do nothing. Where they are nested the outer ones count. */
 void worker_file_begin(void);
 void worker_file_end(void);
+
+/* Any worker, before and after calls of a device's driver. Another thread takes the worker's place if they do not
+ * return for as long as workers_set_device_patience() says. */
+void worker_device_begin(void);
+void worker_device_end(void);
 
 /* Any worker, at the beginning of each long job: lowers the thread's priority below the loop's. Costs nothing after the
  * first call. */

@@ -182,7 +182,12 @@ struct device {
     uint64_t queued; /* bytes that queued loads wait for; loads that come later do not get these */
     uint64_t reach;  /* bytes that models could use in all, as device_survey() found last; 0: it never ran */
     bool failed;
-    bool grows; /* a staging slot is being made */
+    atomic_bool hung; /* a call of its driver does not return: no further one is made. Set by the loop */
+    bool grows;       /* a staging slot is being made */
+
+    /* Any thread: calls of its driver, for device_hangs(). */
+    atomic_flag calls_lock;
+    struct device_call *calls;
 
     /* Any thread. */
     atomic_uint_least64_t taken;  /* bytes that models have of what the driver had: not more than `used`, in the end */
@@ -252,13 +257,24 @@ uint64_t device_others(const struct device *device);
  * worker, or another thread that may. Fails as memory_free() does. */
 int device_survey(struct device *device, uint64_t *ret, struct device_fault *ret_fault);
 
-/* arena_new(), arena_adopt() and arena_free(), for device_survey() to know of. bytes: as arena_new() was asked for.
- * worker. */
+/* Functions of device_ops that call its driver, and may not return. While they are under way device_hangs() knows of
+ * them; once the device counts as hung they return -ENODEV, and nothing is freed: the driver would be called for it.
+ *
+ * bytes: as arena_new() was asked for. device_survey() is told of what is made and freed. worker. */
 int device_arena_new(struct device *device, uint64_t bytes, const struct extent *gaps, size_t n_gaps,
                      struct arena **ret, struct device_fault *ret_fault);
 int device_arena_adopt(struct device *device, int fd, uint64_t bytes, struct arena **ret,
                        struct device_export *ret_export, struct device_fault *ret_fault);
 void device_arena_free(struct device *device, struct arena *arena, uint64_t bytes);
+int device_arena_export(struct device *device, struct arena *arena, struct device_export *ret,
+                        struct device_fault *ret_fault);
+int device_arena_seal(struct device *device, struct arena *arena, struct device_fault *ret_fault);
+int device_arena_read(struct device *device, struct arena *arena, uint64_t offset, void *dst, size_t size,
+                      struct device_fault *ret_fault);
+int device_memory_free(struct device *device, uint64_t *ret, struct device_fault *ret_fault);
+
+/* Any thread. Whether one of these has not returned since before that time, by uv_hrtime(). */
+bool device_hangs(struct device *device, uint64_t begun_before);
 
 /* "memfd", "ipc", "fd". Static. */
 const char *export_kind_name(enum export_kind kind);

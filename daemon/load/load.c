@@ -330,7 +330,7 @@ void load_step(struct load *load)
     if (load->model)
         load->model->departs = true;
     load_drop_comparison(load);
-    if (load_held_up(load))
+    if (load_held_up(load) || (load->device && atomic_load(&load->device->hung)))
         load_answer(load);
     if (load->in_job)
         return; /* load_job_done() calls this again */
@@ -517,15 +517,32 @@ void loads_report(struct loads *loads)
     }
 }
 
-bool loads_hang(const struct loads *loads, uint64_t begun_before)
+bool loads_hang(const struct loads *loads, const struct device *device, uint64_t begun_before)
 {
     const struct load *load;
     TAILQ_FOREACH(load, &loads->list, link)
     {
-        if (load_hangs(load, begun_before))
+        if (load->device == device && load_hangs(load, begun_before))
             return true;
     }
     return false;
+}
+
+static bool asks(const struct load *load, const struct device *device)
+{
+    return load->in_job && load->job.run == load_job_ask && device_set_has(&load->request.among, device);
+}
+
+void loads_lose_device(struct loads *loads, struct device *device)
+{
+    struct load *next;
+    for (struct load *load = TAILQ_FIRST(&loads->list); load; load = next) {
+        next = TAILQ_NEXT(load, link);
+        if (load->device != device && !asks(load, device))
+            continue;
+        failure_set(&load->failure, WIRE_DeviceError, describe_device_lost(device, "load"));
+        load_step(load);
+    }
 }
 
 void loads_end(struct loads *loads, enum wire_error error)

@@ -129,7 +129,7 @@ static void take_arena(struct load_job *job, const struct extent *gaps, size_t n
     struct device *device = job->device;
     job->status = device_arena_new(device, job->planned->arena_bytes, gaps, n_gaps, &job->arena, &job->fault);
     struct device_fault unused;
-    if (job->status == -ENOMEM && device->ops->memory_free(device, &job->memory_free, &unused) < 0)
+    if (job->status == -ENOMEM && device_memory_free(device, &job->memory_free, &unused) < 0)
         job->memory_free = 0;
 }
 
@@ -169,7 +169,7 @@ void load_job_publish(struct load_job *job)
             return;
         gguf_prepare();
     }
-    job->status = job->device->ops->arena_export(job->filled, &job->export, &job->fault);
+    job->status = device_arena_export(job->device, job->filled, &job->export, &job->fault);
 }
 
 void load_job_seal(struct load_job *job)
@@ -178,7 +178,7 @@ void load_job_seal(struct load_job *job)
         job->status = source_check_untouched(job->opened, &job->fault);
     job->of_file = job->status < 0;
     if (job->status == 0)
-        job->status = job->device->ops->arena_seal(job->filled, &job->fault);
+        job->status = device_arena_seal(job->device, job->filled, &job->fault);
     struct device_fault unused;
     if (job->status == 0 && job->judged && access_read(job->judged, job->before, &job->facts, &unused) < 0)
         job->facts = NULL;

@@ -405,6 +405,24 @@ void verifies_report(struct verifies *verifies)
     }
 }
 
+void verifies_lose_device(struct verifies *verifies, const struct device *device)
+{
+    struct verify *next;
+    for (struct verify *verify = TAILQ_FIRST(&verifies->list); verify; verify = next) {
+        next = TAILQ_NEXT(verify, link);
+        if (verify->model->device != device)
+            continue;
+        struct call *call = verify->call;
+        verify->call = NULL;
+        verify->ending = true;
+        if (call) {
+            call->abandoned = NULL;
+            call_fail(call, WIRE_DeviceError, describe_device_lost(device, "verify"));
+        }
+        verify_step(verify);
+    }
+}
+
 void verifies_held_up(struct verifies *verifies)
 {
     verify_turn(verifies);

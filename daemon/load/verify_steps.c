@@ -47,8 +47,8 @@ void verify_job_chunk(struct verify_job *job)
     struct device *device = c->model->device;
     for (size_t i = job->chunk->first_piece; i < job->chunk->first_piece + job->chunk->n_pieces; i++) {
         const struct piece *piece = &c->plan->pieces[i];
-        job->status =
-            device->ops->arena_read(c->model->arena, piece->arena_offset, job->actual, piece->arena_bytes, &job->fault);
+        job->status = device_arena_read(device, c->model->arena, piece->arena_offset, job->actual, piece->arena_bytes,
+                                        &job->fault);
         if (job->status < 0)
             return;
         int64_t at = piece_compare(piece, job->expected + piece->slot_offset, job->actual);

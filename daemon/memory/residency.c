@@ -53,7 +53,7 @@ static void *save_arena(struct model *model, struct device *host, bool *ret_lost
 {
     uint64_t bytes = model->plan->arena_bytes, available;
     struct device_fault unused;
-    if (host->ops->memory_free(host, &available, &unused) == 0 && available < bytes)
+    if (device_memory_free(host, &available, &unused) == 0 && available < bytes)
         return NULL; /* a copy that is too large could make the kernel kill a process */
     uint8_t *copy = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (copy == MAP_FAILED)
@@ -62,7 +62,7 @@ static void *save_arena(struct model *model, struct device *host, bool *ret_lost
     for (uint64_t at = 0; at < bytes; at += SAVE_BYTES) {
         size_t n = min_u64(bytes - at, SAVE_BYTES);
         struct device_fault fault;
-        int r = model->device->ops->arena_read(model->arena, at, copy + at, n, &fault);
+        int r = device_arena_read(model->device, model->arena, at, copy + at, n, &fault);
         if (r < 0) {
             *ret_lost = r == -ENODEV;
             munmap(copy, bytes);
@@ -77,9 +77,9 @@ static void free_arena(struct unload *unload)
 {
     struct device *device = unload->model->device;
     struct device_fault unused;
-    unload->told = device->ops->memory_free(device, &unload->free_before, &unused) == 0;
+    unload->told = device_memory_free(device, &unload->free_before, &unused) == 0;
     device_arena_free(device, unload->model->arena, unload->model->plan->arena_bytes);
-    unload->told = unload->told && device->ops->memory_free(device, &unload->free_after, &unused) == 0;
+    unload->told = unload->told && device_memory_free(device, &unload->free_after, &unused) == 0;
 }
 
 /* What the journal gets of a model beside a line. Valid as long as the model. */

@@ -191,7 +191,7 @@ def test_cancelled(shared, mount):
         other.call("Cancel", name="m")
         with pytest.raises(WireError, match="Cancelled"):
             client.reply()
-        assert states(daemon) == {"m": "unloading"}
+        wait_until(lambda: states(daemon) == {"m": "unloading"})
         files.go_on()
         wait_until(lambda: not states(daemon))
 

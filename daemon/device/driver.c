@@ -1,0 +1,204 @@
+/* The functions of device.h that call a device's driver and may not return. The daemon's alone: modules have no
+ * workers. */
+#include "daemon/base/worker.h"
+#include "daemon/device/device.h"
+#include "proto/min.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <time.h>
+#include <uv.h>
+
+/* On the stack of the thread that makes it. */
+struct device_call {
+    struct device_call *next, **link;
+    uint64_t since; /* uv_hrtime() */
+};
+
+/* Held for some instructions. */
+static void calls_lock(struct device *device)
+{
+    while (atomic_flag_test_and_set_explicit(&device->calls_lock, memory_order_acquire))
+        sched_yield();
+}
+
+static void calls_unlock(struct device *device)
+{
+    atomic_flag_clear_explicit(&device->calls_lock, memory_order_release);
+}
+
+/* -ENODEV: the driver is not to be called any more. */
+static int call_begin(struct device *device, struct device_call *call, struct device_fault *ret_fault)
+{
+    if (atomic_load(&device->hung))
+        return device_fault_set(ret_fault, -ENODEV, "driver", 0, "it does not answer");
+    call->since = uv_hrtime();
+    calls_lock(device);
+    call->next = device->calls;
+    call->link = &device->calls;
+    if (call->next)
+        call->next->link = &call->next;
+    device->calls = call;
+    calls_unlock(device);
+    worker_device_begin();
+    return 0;
+}
+
+static void call_end(struct device *device, struct device_call *call)
+{
+    worker_device_end();
+    calls_lock(device);
+    *call->link = call->next;
+    if (call->next)
+        call->next->link = call->link;
+    calls_unlock(device);
+}
+
+bool device_hangs(struct device *device, uint64_t begun_before)
+{
+    bool hangs = false;
+    if (atomic_flag_test_and_set_explicit(&device->calls_lock, memory_order_acquire))
+        return false; /* the loop does not wait: it asks again soon */
+    for (const struct device_call *call = device->calls; call && !hangs; call = call->next)
+        hangs = call->since < begun_before;
+    calls_unlock(device);
+    return hangs;
+}
+
+int device_memory_free(struct device *device, uint64_t *ret, struct device_fault *ret_fault)
+{
+    struct device_call call;
+    int r = call_begin(device, &call, ret_fault);
+    if (r < 0)
+        return r;
+    r = device->ops->memory_free(device, ret, ret_fault);
+    call_end(device, &call);
+    return r;
+}
+
+int device_arena_export(struct device *device, struct arena *arena, struct device_export *ret,
+                        struct device_fault *ret_fault)
+{
+    struct device_call call;
+    int r = call_begin(device, &call, ret_fault);
+    if (r < 0)
+        return r;
+    r = device->ops->arena_export(arena, ret, ret_fault);
+    call_end(device, &call);
+    return r;
+}
+
+int device_arena_seal(struct device *device, struct arena *arena, struct device_fault *ret_fault)
+{
+    struct device_call call;
+    int r = call_begin(device, &call, ret_fault);
+    if (r < 0)
+        return r;
+    r = device->ops->arena_seal(arena, ret_fault);
+    call_end(device, &call);
+    return r;
+}
+
+int device_arena_read(struct device *device, struct arena *arena, uint64_t offset, void *dst, size_t size,
+                      struct device_fault *ret_fault)
+{
+    struct device_call call;
+    int r = call_begin(device, &call, ret_fault);
+    if (r < 0)
+        return r;
+    r = device->ops->arena_read(arena, offset, dst, size, ret_fault);
+    call_end(device, &call);
+    return r;
+}
+
+/* How often a device is asked, a millisecond apart, until no arena is made or freed meanwhile. Else the free memory and
+ * the memory of models would not be of the same moment. */
+#define ASK_TRIES 100u
+
+int device_survey(struct device *device, uint64_t *ret, struct device_fault *ret_fault)
+{
+    uint64_t available = 0, taken = 0;
+    bool settled = false;
+    for (unsigned tries = 0; tries < ASK_TRIES && !settled; tries++) {
+        const unsigned moves = atomic_load(&device->moves);
+        const bool still = atomic_load(&device->moving) == 0;
+        const uint64_t before = atomic_load(&device->taken);
+        int r = device_memory_free(device, &available, ret_fault);
+        if (r < 0)
+            return r;
+        taken = atomic_load(&device->taken);
+        taken = min_u64(before, taken);
+        settled = still && atomic_load(&device->moving) == 0 && atomic_load(&device->moves) == moves;
+        if (!settled)
+            nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    }
+    /* An allocation takes long. The driver may count its bytes as taken already, so they are added here: too much is
+     * better than too little, because an allocation that fails is tried again after an eviction. */
+    if (!settled)
+        available += min_u64(atomic_load(&device->making), device->total - min_u64(available, device->total));
+    if (__builtin_add_overflow(available, taken, ret))
+        *ret = UINT64_MAX;
+    if (*ret == 0)
+        *ret = 1; /* 0 is for one that never was asked */
+    return 0;
+}
+
+static void move_begin(struct device *device)
+{
+    atomic_fetch_add(&device->moving, 1);
+}
+
+static void move_end(struct device *device)
+{
+    atomic_fetch_add(&device->moves, 1);
+    atomic_fetch_sub(&device->moving, 1);
+}
+
+/* Whether an arena has all its memory at once. On the host it gets memory as it is written to: host.c counts that. */
+static bool comes_at_once(const struct device *device)
+{
+    return !device_is_host(device);
+}
+
+int device_arena_new(struct device *device, uint64_t bytes, const struct extent *gaps, size_t n_gaps,
+                     struct arena **ret, struct device_fault *ret_fault)
+{
+    struct device_call call;
+    int r = call_begin(device, &call, ret_fault);
+    if (r < 0)
+        return r;
+    move_begin(device);
+    atomic_fetch_add(&device->making, comes_at_once(device) ? bytes : 0);
+    r = device->ops->arena_new(device, bytes, gaps, n_gaps, ret, ret_fault);
+    if (r == 0 && comes_at_once(device))
+        atomic_fetch_add(&device->taken, bytes);
+    atomic_fetch_sub(&device->making, comes_at_once(device) ? bytes : 0);
+    move_end(device);
+    call_end(device, &call);
+    return r;
+}
+
+int device_arena_adopt(struct device *device, int fd, uint64_t bytes, struct arena **ret,
+                       struct device_export *ret_export, struct device_fault *ret_fault)
+{
+    move_begin(device);
+    int r = device->ops->arena_adopt(device, fd, bytes, ret, ret_export, ret_fault);
+    if (r == 0 && comes_at_once(device))
+        atomic_fetch_add(&device->taken, bytes);
+    move_end(device);
+    return r;
+}
+
+void device_arena_free(struct device *device, struct arena *arena, uint64_t bytes)
+{
+    struct device_call call;
+    struct device_fault unused;
+    if (call_begin(device, &call, &unused) < 0)
+        return;
+    move_begin(device);
+    device->ops->arena_free(arena);
+    if (comes_at_once(device))
+        atomic_fetch_sub(&device->taken, bytes);
+    move_end(device);
+    call_end(device, &call);
+}
