@@ -47,14 +47,14 @@ static void usage(void)
            "                      how long a call of a GPU's driver may take before the GPU\n"
            "                      counts as failed; default %d\n"
            "  --host-cache SIZE   host memory that keeps models which a GPU has no room for\n"
-           "  --user-connections N, --user-loads N, --user-leases N, --user-bytes SIZE\n"
-           "                      what one user may have at a time; default %d, %d, %d,\n"
+           "  --user-connections N, --user-loads N, --user-leases N, --user-models N,\n"
+           "  --user-bytes SIZE   what one user may have at a time; default %d, %d, %d, %d,\n"
            "                      and as much as the budget; root and the daemon's own user\n"
            "                      are not bounded\n"
            "  --user-memory SIZE  what one user may have the daemon keep of requests, calls\n"
            "                      and replies; default %dMi\n",
            KEEP_GRACE_DEFAULT, DEVICE_TIMEOUT_DEFAULT, QUOTA_CONNECTIONS_DEFAULT, QUOTA_LOADS_DEFAULT,
-           QUOTA_LEASES_DEFAULT, QUOTA_MEMORY_DEFAULT_MIB);
+           QUOTA_LEASES_DEFAULT, QUOTA_MODELS_DEFAULT, QUOTA_MEMORY_DEFAULT_MIB);
     printf("  --log-level LEVEL   error, warning, notice, info (default), debug\n"
            "  --help, --version\n"
            "\n"
@@ -166,6 +166,7 @@ enum {
     USER_CONNECTIONS,
     USER_LOADS,
     USER_LEASES,
+    USER_MODELS,
     USER_BYTES,
     USER_MEMORY,
     LOG_LEVEL,
@@ -188,6 +189,7 @@ static const struct option known[] = {
     {"user-connections", required_argument, NULL, USER_CONNECTIONS},
     {"user-loads", required_argument, NULL, USER_LOADS},
     {"user-leases", required_argument, NULL, USER_LEASES},
+    {"user-models", required_argument, NULL, USER_MODELS},
     {"user-bytes", required_argument, NULL, USER_BYTES},
     {"user-memory", required_argument, NULL, USER_MEMORY},
     {"log-level", required_argument, NULL, LOG_LEVEL},
@@ -231,6 +233,8 @@ static int apply(int option, const char *value, struct options *options)
         return limit_parse(value, &options->limits.most[QUOTA_LOADS]);
     case USER_LEASES:
         return limit_parse(value, &options->limits.most[QUOTA_LEASES]);
+    case USER_MODELS:
+        return limit_parse(value, &options->limits.most[QUOTA_MODELS]);
     case USER_BYTES:
         return options_size_parse(value, &options->limits.most[QUOTA_BYTES]);
     case USER_MEMORY:

@@ -24,3 +24,15 @@ void json_add_text(cJSON *object, const char *key, const char *text)
     cJSON_AddStringToObject(object, key, clean);
     cJSON_free(clean);
 }
+
+void json_add_item(cJSON *object, const char *key, cJSON *item)
+{
+    if (!cJSON_AddItemToObject(object, key, item))
+        cJSON_Delete(item);
+}
+
+void json_append(cJSON *array, cJSON *item)
+{
+    if (!cJSON_AddItemToArray(array, item))
+        cJSON_Delete(item);
+}

@@ -1,5 +1,6 @@
 #include "daemon/load/verify.h"
 
+#include "daemon/base/json_text.h"
 #include "daemon/base/log.h"
 #include "daemon/base/worker.h"
 #include "daemon/load/failure.h"
@@ -88,7 +89,7 @@ static void verify_tell(struct verify *verify, size_t piece_index, uint64_t byte
     cJSON_AddStringToObject(mismatch, "tensor", name);
     uint64_t piece_offset = plan->pieces[piece_index].arena_offset - plan->placements[tensor].offset;
     cJSON_AddNumberToObject(mismatch, "offset", (double)(piece_offset + byte));
-    cJSON_AddItemToArray(verify->mismatches, mismatch);
+    json_append(verify->mismatches, mismatch);
 }
 
 /* The verification fails with the job's error. */
@@ -203,7 +204,7 @@ static cJSON *verify_describe(struct verify *verify)
     cJSON *reply = cJSON_CreateObject();
     cJSON_AddNumberToObject(reply, "tensors", (double)model->header->n_tensors);
     cJSON_AddNumberToObject(reply, "bytes", (double)verify->comparison.plan->model_bytes);
-    cJSON_AddItemToObject(reply, "mismatches", verify->mismatches);
+    json_add_item(reply, "mismatches", verify->mismatches);
     verify->mismatches = NULL;
     cJSON_AddBoolToObject(reply, "replaced", verify->comparison.replaced);
     return reply;
@@ -376,7 +377,7 @@ static void verify_report(struct verify *verify)
         .elapsed_ns = uv_hrtime() - verify->began,
     };
     cJSON *reply = cJSON_CreateObject();
-    cJSON_AddItemToObject(reply, "progress", describe_progress("verifying", &progress));
+    json_add_item(reply, "progress", describe_progress("verifying", &progress));
     (void)call_continue(verify->call, reply);
 }
 

@@ -106,6 +106,7 @@ struct model {
     uint64_t charged;             /* bytes in the host's ledger for what the daemon keeps of the model */
     struct device *charged_to;    /* whose ledger has `charged`: the host; NULL: nothing was charged */
     uint64_t kept;                /* bytes of the daemon's own memory: header, plan, publication */
+    struct quota_charge counted;  /* as one of its user's models */
     struct quota_charge quota;    /* of the user who loaded it: `reserved` and `charged` */
 
     struct lease_list leases;

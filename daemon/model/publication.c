@@ -166,7 +166,7 @@ static cJSON *describe_tensor(const struct gguf_tensor *tensor, const struct pla
     cJSON_AddStringToObject(object, "form", form_name(placement->form));
     cJSON *shape = cJSON_AddArrayToObject(object, "shape");
     for (uint32_t i = tensor->n_dims; i-- > 0;)
-        cJSON_AddItemToArray(shape, cJSON_CreateNumber((double)tensor->ne[i]));
+        json_append(shape, cJSON_CreateNumber((double)tensor->ne[i]));
     cJSON_AddNumberToObject(object, "offset", (double)placement->offset);
     cJSON_AddNumberToObject(object, "size", (double)placement->bytes);
     if (placement->padding > 0)

@@ -1,5 +1,6 @@
 #include "daemon/session/session.h"
 
+#include "daemon/base/json_text.h"
 #include "daemon/model/model.h"
 #include "proto/array.h"
 
@@ -117,7 +118,7 @@ void session_replying(struct conn *conn, cJSON *parameters)
             names = cJSON_AddArrayToObject(parameters, "draining");
         char name[MODEL_NAME_SIZE];
         if (!names_have(names, known_name(lease, name)))
-            cJSON_AddItemToArray(names, cJSON_CreateString(name));
+            json_append(names, cJSON_CreateString(name));
     }
 }
 
