@@ -46,6 +46,7 @@ struct workers {
     unsigned n;             /* how many shall work */
     struct thread *threads; /* places for `n_most` */
     unsigned n_most, n_threads;
+    unsigned n_leaving;       /* of n_threads: were told to end, for `excess` */
     struct work_list running; /* jobs, queued or running */
     struct work_list waiting; /* jobs that wait because others hang */
     unsigned n_jobs;          /* all that are not over */
@@ -168,6 +169,8 @@ static void thread_ended(struct letter *letter)
     struct thread *thread = (struct thread *)((char *)letter - offsetof(struct thread, letter));
     thread->state = THREAD_ENDED;
     thread->workers->n_threads--;
+    if (thread->workers->n_leaving > 0)
+        thread->workers->n_leaving--;
     workers_end_if_done(thread->workers);
 }
 
@@ -203,18 +206,25 @@ int workers_begin(struct workers *workers, unsigned n, unsigned *ret_begun)
     return r;
 }
 
+/* Takes back that a thread is to end, if none has taken it up. */
+static bool excess_take_back(struct workers *workers)
+{
+    const bool taken_back = is_excess(workers);
+    workers->n_leaving -= taken_back;
+    return taken_back;
+}
+
 /* Has as many threads as shall work, and one for each job that hangs. */
 static void threads_adjust(struct workers *workers)
 {
-    const unsigned wanted =
-        workers->n + workers->n_hanging < workers->n_most ? workers->n + workers->n_hanging : workers->n_most;
-    unsigned excess = atomic_load(&workers->excess);
-    while (workers->n_threads - excess < wanted && excess > 0)
-        if (atomic_compare_exchange_weak(&workers->excess, &excess, excess - 1))
-            excess--;
-    while (workers->n_threads - excess < wanted && thread_begin(workers) == 0)
+    const unsigned most = workers->n_most, hoped = workers->n + workers->n_hanging;
+    const unsigned wanted = hoped < most ? hoped : most;
+    while (workers->n_threads - workers->n_leaving < wanted && excess_take_back(workers))
+        ;
+    while (workers->n_threads - workers->n_leaving < wanted && workers->n_threads < most && thread_begin(workers) == 0)
         ; /* if one cannot be started, the next look tries again */
-    for (; workers->n_threads > wanted + excess; excess++) {
+    while (workers->n_threads - workers->n_leaving > wanted) {
+        workers->n_leaving++;
         atomic_fetch_add(&workers->excess, 1);
         sem_post(&workers->jobs); /* it may sleep */
     }
