@@ -1,12 +1,15 @@
 /* Jobs that wait for files which do not answer. */
 #include "daemon/base/core.h"
 
-#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <unistd.h>
+
+/* clang-format off */
+#include <cmocka.h> /* wants the standard headers before it */
+/* clang-format on */
 
 #define WORKERS 2u
 #define JOBS    12u
