@@ -186,8 +186,8 @@ struct device {
     bool grows;       /* a staging slot is being made */
 
     /* Any thread: calls of its driver, for device_hangs(). */
-    atomic_flag calls_lock;
     struct device_call *calls;
+    atomic_flag calls_lock;
 
     /* Any thread. */
     atomic_uint_least64_t taken;  /* bytes that models have of what the driver had: not more than `used`, in the end */
