@@ -101,7 +101,7 @@ def hoard(path, model, n):
     for i in range(n):
         fd = os.memfd_create("model")
         os.write(fd, model)
-        load = {"method": "io.rocmforge.Load", "parameters": {"fds": [0], "name": f"u{os.getuid()}-{i}", "public": True}}
+        load = {"method": "io.rocmforge.Load", "parameters": {"fds": [0], "name": f"u{os.getuid()}-{i}"}}
         socket.send_fds(one, [json.dumps(load).encode() + b"\0"], [fd])
         os.close(fd)
         answer = b""
