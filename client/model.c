@@ -409,6 +409,7 @@ static void tensor_fill(const rf_model *model, const struct table_entry *entry, 
         .offset = entry->offset,
         .bytes = entry->bytes,
         .padding = entry->padding,
+        .flags = entry->flags & TABLE_VIEW ? RF_TENSOR_VIEW : 0,
         .data = model->mapping ? (const char *)model->mapping->data + entry->offset : NULL,
     };
     _Static_assert(RF_DIMS_MAX == TABLE_DIMS_MAX, "a shape of the table is one of the library");
