@@ -118,13 +118,28 @@ static int table_fail(rf_model *model, const char *why)
     return client_fail(model->client, -EPROTO, "the daemon's table of tensors is wrong: %s", why);
 }
 
+/* Members of groups stand one behind the other, so that only their elements are aligned. grouped: the model has
+ * groups. */
+static bool place_fits(const struct table_entry *entry, const struct tensor_type *type, bool grouped)
+{
+    uint64_t alignment = TENSOR_ALIGNMENT;
+    if (grouped && !(entry->flags & TABLE_VIEW))
+        alignment = entry->form != FORM_NATIVE         ? form_element_bytes((enum form)entry->form)
+                    : type && type->kind == TYPE_PLAIN ? type->block_bytes
+                                                       : 1;
+    return entry->offset % alignment == 0;
+}
+
 static int model_check_tensors(rf_model *model)
 {
     const struct table_header *header = model->table;
     const struct table_entry *entries = table_entries(model->table);
+    bool grouped = false;
+    for (uint64_t i = 0; i < header->n_tensors; i++)
+        grouped |= entries[i].flags & TABLE_VIEW;
     for (uint64_t i = 0; i < header->n_tensors; i++) {
         const struct table_entry *entry = &entries[i];
-        if (entry->offset % TENSOR_ALIGNMENT != 0)
+        if (entry->form < FORM_COUNT && !place_fits(entry, tensor_type_find(entry->type), grouped))
             return table_fail(model, "a tensor's place");
         if (entry->form >= FORM_COUNT)
             return table_fail(model, "a tensor's form");

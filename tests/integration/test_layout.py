@@ -55,7 +55,9 @@ class Loaded:
     def bytes(self, name):
         tensor = self.tensors[name]
         if self.memory is None:
-            return self.daemon.rfctl("dump", self.name, name, text=False).stdout
+            done = self.daemon.rfctl("dump", self.name, name, text=False, check=False)
+            assert done.returncode == 0, done.stderr
+            return done.stdout
         return self.memory[tensor["offset"] : tensor["offset"] + tensor["size"]]
 
     def rows(self, name):
