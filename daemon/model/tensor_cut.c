@@ -35,11 +35,13 @@ static int matrix_of(const struct cutting *c, const struct gguf_tensor *tensor, 
         return layout_refuse(c->fault, tensor->name, NULL, "the size of the tensor's type is not known");
     if (tensor->n_dims == 0)
         return layout_refuse(c->fault, tensor->name, NULL, "the tensor has no rows");
-    const uint64_t rows = tensor->ne[tensor->n_dims - 1];
-    const uint64_t elements = rows > 0 ? tensor->elements / rows : 0;
+    uint64_t elements = 1;
+    for (uint32_t i = 0; i + 1 < tensor->n_dims; i++)
+        if (__builtin_mul_overflow(elements, tensor->ne[i], &elements))
+            return layout_refuse(c->fault, tensor->name, NULL, "the tensor is too large");
     if (elements % type->block_elements != 0)
         return layout_refuse(c->fault, tensor->name, NULL, "a row of the tensor is not whole blocks of %s", type->name);
-    *ret = (struct matrix){rows, elements / type->block_elements};
+    *ret = (struct matrix){tensor->ne[tensor->n_dims - 1], elements / type->block_elements};
     return 0;
 }
 
