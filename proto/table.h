@@ -22,9 +22,11 @@
 #define TABLE_DIMS_MAX  8u
 #define TABLE_TYPE_SIZE 16u /* of a type's name, its NUL included */
 
-/* Flags of an entry; readers ignore those that they do not know. TABLE_VIEW: its bytes are those of other entries,
- * which stand one behind the other there: a group of a layout. */
-#define TABLE_VIEW (1u << 0)
+/* Flags of an entry; readers ignore those that they do not know. TABLE_VIEW: it is a group of a layout: its bytes are
+ * those of other entries, which stand one behind the other. TABLE_MEMBER: it is one of these, and begins where the one
+ * before it ends. */
+#define TABLE_VIEW   (1u << 0)
+#define TABLE_MEMBER (1u << 2)
 
 struct table_header {
     char magic[8];
