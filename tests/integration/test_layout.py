@@ -506,7 +506,7 @@ def test_rfctl(daemon, folder):
     name = "model.layers.1.mlp.down_proj.weight"
     dumped = daemon.rfctl("dump", "m", name, text=False).stdout
     assert dumped == part_of(plain, name, 1, 2).tobytes()
-    one = daemon.rfctl("plan", folder / "m" / "model-00001-of-00002.safetensors", "--layout", "vllm", "--tp", "3/4")
+    one = daemon.rfctl("plan", path, "--layout", "vllm", "--tp", "3/4", "--name", "other")
     assert "layout=vllm tp=3/4" in one.stdout
     for wrong in ("2/2", "1", "1/0", "a/2", "-1/2", "0/2000", "0/2x", ""):
         refused_one = daemon.rfctl("plan", path, "--layout", "vllm", "--tp", wrong, check=False)
