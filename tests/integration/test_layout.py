@@ -260,6 +260,22 @@ def gguf_shapes(width=WIDTH):
     }
 
 
+@pytest.mark.parametrize("type_, form", [("q4_0", "native"), ("q8_0", "auto"), ("bf16", "auto")])
+def test_vllm_of_a_gguf_file(there, folder, type_, form):
+    """One with the names of Hugging Face. The heads stand in its metadata."""
+    q, kv = HEADS * HEAD, KV_HEADS * HEAD
+    shapes = {"q_proj": (WIDTH, q), "k_proj": (WIDTH, kv), "v_proj": (WIDTH, kv), "o_proj": (q, WIDTH)}
+    path = folder / "m.gguf"
+    base = "model.layers.0.self_attn."
+    write_gguf(path, type_, {f"{base}{name}.weight": (None, shape) for name, shape in shapes.items()})
+    plain = Loaded(there, path, "plain", form=form)
+    check_group(Loaded(there, path, "m", form=form, layout="vllm"), *list(layer_names(0).items())[0], plain)
+    part = Loaded(there, path, "part", form=form, layout="vllm", tp={"rank": 1, "size": 2})
+    check_group(part, *list(layer_names(0).items())[0])
+    for name in plain.tensors:
+        assert numpy.array_equal(part.rows(name), part_of(plain, name, 1, 2)), name
+
+
 def unpaired(rows, heads):
     """As transformers has the rows of q and k."""
     return rows.reshape(heads, -1, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
