@@ -1,12 +1,14 @@
 #include "proto/model_file.h"
 
+#include "proto/folder.h"
 #include "proto/frame.h"
 
 #include <errno.h>
-#include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/stat.h>
 
 static const char extension[] = ".gguf", other_extension[] = ".safetensors";
 static const char first[] = "-00001-of-", any[] = "-00001-of-00003.gguf";
@@ -56,9 +58,11 @@ static const char *folder_of(const char *path, const char *base, size_t *ret_siz
 {
     static const char prefix[] = "models--", middle[] = "snapshots";
     size_t size, above_size, cache_size;
-    if (base - path < 2)
+    while (base > path && base[-1] == '/')
+        base--;
+    if (base == path)
         return NULL;
-    const char *folder = part_before(path, base - 1, &size);
+    const char *folder = part_before(path, base, &size);
     if (size == 0)
         return NULL;
     *ret_size = size;
@@ -98,6 +102,39 @@ void model_name_derive(const char *path, char name[MODEL_NAME_MAX + 1])
     name[n] = '\0';
     if (n == 0)
         strcpy(name, "model");
+}
+
+/* After the folder's own name, which "." and "..", for instance, do not tell. */
+static bool folder_name(const char *path, char name[MODEL_NAME_MAX + 1])
+{
+    char *real = realpath(path, NULL), *file = NULL;
+    const bool known = real && asprintf(&file, "%s/" FOLDER_FILE, real) >= 0;
+    if (known) {
+        model_name_derive(file, name);
+        free(file);
+    }
+    free(real);
+    return known;
+}
+
+/* A path that begins at no folder has the present one's name before it. */
+static bool link_name(const char *path, char name[MODEL_NAME_MAX + 1])
+{
+    char *here = strchr(path, '/') ? NULL : realpath(".", NULL), *whole = NULL;
+    if (here && asprintf(&whole, "%s/%s", here, path) < 0)
+        whole = NULL;
+    model_name_derive(whole ? whole : path, name);
+    free(whole);
+    free(here);
+    return true;
+}
+
+bool model_name_of_link(const char *path, char name[MODEL_NAME_MAX + 1])
+{
+    struct stat status;
+    if (stat(path, &status) == 0 && S_ISDIR(status.st_mode))
+        return folder_name(path, name);
+    return lstat(path, &status) == 0 && S_ISLNK(status.st_mode) && link_name(path, name);
 }
 
 static bool digits_parse(const char *text, unsigned *ret)

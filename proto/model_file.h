@@ -2,6 +2,7 @@
  * daemon and the client library both use it. */
 #pragma once
 
+#include <stdbool.h>
 #include <stddef.h>
 
 /* The most bytes that a model's name has, without a NUL. */
@@ -15,6 +16,11 @@ int model_name_check(const char *name);
  * a name cannot have there. Of "model.safetensors" and "model-00001-of-00003.safetensors", the folder's name; in
  * Hugging Face's cache, the model's. The path may be NULL. */
 void model_name_derive(const char *path, char name[MODEL_NAME_MAX + 1]);
+
+/* If `path` is a folder, derives a name from the folder's; of "..", for instance, it is looked up. If it is a symbolic
+ * link, derives a name from the link's: what it leads to may be called by a digest. Returns whether it is one of both;
+ * `name` is only set then. Blocking. */
+bool model_name_of_link(const char *path, char name[MODEL_NAME_MAX + 1]);
 
 /* The number of files of a split model whose first file has this path, "...-00001-of-00003.gguf"; 1 for any other path.
  * At most FRAME_FDS_MAX, because one message carries all of them. */

@@ -8,6 +8,9 @@
 #include <stdio.h>
 #include <string.h>
 
+/* Files that AmbiguousFiles names. */
+#define AMBIGUOUS_MAX 16u
+
 void failure_set(struct failure *failure, enum wire_error error, cJSON *parameters)
 {
     if (failure->error != WIRE_OK) {
@@ -70,6 +73,17 @@ static void set_invalid_file(struct failure *failure, const struct load_job *job
     set_invalid(failure, reason, fault->offset);
 }
 
+/* AmbiguousFiles. Of many files only the first are told. */
+static void set_ambiguous(struct failure *failure, const struct load_job *job)
+{
+    cJSON *parameters = cJSON_CreateObject();
+    json_add_text(parameters, "path", job->path);
+    cJSON *files = cJSON_AddArrayToObject(parameters, "files");
+    for (size_t i = 0; i < job->ambiguous.n && i < AMBIGUOUS_MAX; i++)
+        json_append_text(files, job->ambiguous.paths[i]);
+    failure_set(failure, WIRE_AmbiguousFiles, parameters);
+}
+
 void failure_set_opening(struct failure *failure, const struct load_job *job)
 {
     const char *path = job->opened ? job->opened->path : job->path;
@@ -78,6 +92,8 @@ void failure_set_opening(struct failure *failure, const struct load_job *job)
                     error_reason("not there, or not for everybody to read: pass it as a descriptor"));
     else if (job->status == -ENOMEM)
         failure_set(failure, WIRE_LimitExceeded, error_no_memory());
+    else if (job->status == -ENOTUNIQ && job->ambiguous.n > 0)
+        set_ambiguous(failure, job);
     else if (!job->opened)
         failure_set_file(failure, job->status, &job->fault, path);
     else if (job->status == -EBADMSG)
