@@ -329,6 +329,28 @@ def test_attach_while_it_is_saved(start_gpu, models, copy_gate):
             wait_until(lambda: sorted(states(daemon).values()) == ["cached"] + ["resident"] * 3)
 
 
+@pytest.mark.parametrize("round_", range(3))
+def test_no_copy_of_what_was_replaced_stays(start_gpu, models, copy_gate, round_):
+    """A model that loses its name on its way to host memory is not kept there: nobody could ask for it again."""
+    daemon = start_gpu("--host-cache", "64Mi", **copy_gate.env)
+    paths = models(5)
+    with daemon.client() as client, daemon.client() as loader, daemon.client() as other:
+        fill(client, paths[:4])
+        settled(daemon, {"a": "cached", "b": "resident", "c": "resident", "d": "resident"})
+        client.call("Unload", name="d")
+        copy_gate.close()
+        with open(paths[4], "rb") as file:
+            loader.send("Load", {"fds": [0], "name": "b", "replace": True}, [file.fileno()])
+        wait_until(lambda: "filling" in states(daemon).values())
+        other.send("Attach", {"name": "a"})
+        assert wait_until(lambda: saving(daemon)) == "b"
+        copy_gate.open()
+        new = loader.reply()[0]["model"]
+        other.call("Detach", lease=other.reply()[0]["lease"])
+        assert new["name"] == "b"
+        settled(daemon, {"a": "resident", "b": "resident", "c": "resident"})
+
+
 def test_whose_load_a_restore_is(start_gpu, models, folder, copy_gate):
     """It counts against the loads of whoever asks for the model, not of whoever loaded it."""
     if os.geteuid() != 0:
