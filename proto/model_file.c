@@ -9,6 +9,7 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 static const char extension[] = ".gguf", other_extension[] = ".safetensors";
 static const char first[] = "-00001-of-", any[] = "-00001-of-00003.gguf";
@@ -129,12 +130,22 @@ static bool link_name(const char *path, char name[MODEL_NAME_MAX + 1])
     return true;
 }
 
+/* A link to an open file of a process, "/proc/self/fd/3", or one that leads to such a link, as "/dev/stdin" does: its
+ * name says nothing. */
+static bool is_descriptor(const char *path)
+{
+    static const char proc[] = "/proc/";
+    char target[sizeof(proc)] = "";
+    return strncmp(path, proc, strlen(proc)) == 0 || strncmp(path, "/dev/fd/", 8) == 0 ||
+           (readlink(path, target, sizeof(target) - 1) > 0 && strcmp(target, proc) == 0);
+}
+
 bool model_name_of_link(const char *path, char name[MODEL_NAME_MAX + 1])
 {
     struct stat status;
     if (stat(path, &status) == 0 && S_ISDIR(status.st_mode))
         return folder_name(path, name);
-    return lstat(path, &status) == 0 && S_ISLNK(status.st_mode) && link_name(path, name);
+    return lstat(path, &status) == 0 && S_ISLNK(status.st_mode) && !is_descriptor(path) && link_name(path, name);
 }
 
 static bool digits_parse(const char *text, unsigned *ret)

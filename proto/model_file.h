@@ -18,8 +18,8 @@ int model_name_check(const char *name);
 void model_name_derive(const char *path, char name[MODEL_NAME_MAX + 1]);
 
 /* If `path` is a folder, derives a name from the folder's; of "..", for instance, it is looked up. If it is a symbolic
- * link, derives a name from the link's: what it leads to may be called by a digest. Returns whether it is one of both;
- * `name` is only set then. Blocking. */
+ * link, derives a name from the link's: what it leads to may be called by a digest. Not so for links to descriptors,
+ * "/proc/self/fd/3". Returns whether it is one of both; `name` is only set then. Blocking. */
 bool model_name_of_link(const char *path, char name[MODEL_NAME_MAX + 1]);
 
 /* The number of files of a split model whose first file has this path, "...-00001-of-00003.gguf"; 1 for any other path.

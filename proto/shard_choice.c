@@ -7,7 +7,7 @@
  * takes no longer. */
 #define STEPS_MAX ((uint64_t)1 << 24)
 
-#define NOBODY SIZE_MAX
+#define NOBODY    SIZE_MAX
 
 struct slot {
     uint64_t hash, value;
@@ -93,7 +93,8 @@ static bool enter(struct search *search, size_t candidate)
         /* No file has the same key twice. If it had, it could not be taken out again in the right order. */
         fits = is_new || (slot->owner != candidate && slot->value == header->keys[keys].value);
         if (is_new)
-            *slot = (struct slot){.hash = header->keys[keys].key, .value = header->keys[keys].value, .owner = candidate};
+            *slot =
+                (struct slot){.hash = header->keys[keys].key, .value = header->keys[keys].value, .owner = candidate};
     }
     search->steps += names + keys + 1;
     if (!fits)
@@ -151,7 +152,8 @@ static size_t candidates_of(const struct search *search, size_t number)
     return search->begins[number + 1] - search->begins[number];
 }
 
-/* Sorts the candidates by number; of those with the same number the order stays. Returns -ENOENT if a number has none. */
+/* Sorts the candidates by number; of those with the same number the order stays. Returns -ENOENT if a number has none.
+ */
 static int sort_candidates(struct search *search, size_t n, bool by_name)
 {
     const struct shard_candidate *all = search->all;
@@ -237,7 +239,8 @@ int shard_choose(const struct shard_candidate *candidates, size_t n, size_t n_fi
         .differs = NOBODY,
         .told = UINT64_MAX,
     };
-    int r = search.begins && search.sorted && search.order && search.most && search.chosen && search.found ? 0 : -ENOMEM;
+    int r =
+        search.begins && search.sorted && search.order && search.most && search.chosen && search.found ? 0 : -ENOMEM;
     if (r == 0)
         r = sort_candidates(&search, n, by_name);
     if (r == 0) {

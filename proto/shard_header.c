@@ -15,8 +15,8 @@
 #define WINDOW       (64u << 10)
 #define WINDOW_FIRST (4u << 10)
 
-#define KEY_MAX  64u /* of those that are looked for */
-#define DIMS_MAX 64u /* more than any file has */
+#define KEY_MAX      64u /* of those that are looked for */
+#define DIMS_MAX     64u /* more than any file has */
 
 struct peek {
     int fd;
@@ -175,7 +175,8 @@ static bool read_key(struct peek *peek, char key[KEY_MAX + 1], uint64_t *hash)
 
 enum told { TOLD_GOOD, TOLD_WRONG, TOLD_OTHER };
 
-/* Reads the value if the key is one of those that tell the file's place. TOLD_OTHER: it is not, and nothing was read. */
+/* Reads the value if the key is one of those that tell the file's place. TOLD_OTHER: it is not, and nothing was read.
+ */
 static enum told read_place(struct peek *peek, const char *key, uint64_t type, struct shard_place *place,
                             bool *ret_number)
 {

@@ -18,8 +18,8 @@ struct shard_place {
 };
 
 /* Reads that from the metadata of an open file; its position is neither used nor moved. Takes little memory. A file
- * that is damaged says nothing; nor does what stands behind GGUF_HEADER_MAX bytes, so that no file takes long. Returns 0
- * or the negative errno of pread() or fstat(). */
+ * that is damaged says nothing; nor does what stands behind GGUF_HEADER_MAX bytes, so that no file takes long. Returns
+ * 0 or the negative errno of pread() or fstat(). */
 int shard_peek(int fd, struct shard_place *ret);
 
 /* An entry of the metadata. Hashes of equal texts are equal; those of others most probably differ. */

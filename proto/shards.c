@@ -110,8 +110,8 @@ static char *path_numbered(const char *path, const struct numbered *numbered, si
 {
     char *other;
     const int digits = (int)numbered->digits;
-    return asprintf(&other, "%.*s%0*zu%s", digits, path, numbered->width, number + 1,
-                    path + digits + numbered->width) < 0
+    return asprintf(&other, "%.*s%0*zu%s", digits, path, numbered->width, number + 1, path + digits + numbered->width) <
+                   0
                ? NULL
                : other;
 }
@@ -372,7 +372,8 @@ static int find_by_content(const struct shard_paths *chain, const struct shard_p
 }
 
 /* In the folders of all links that the path leads through: by names, if the files say the same; else by what the files
- * say. If that finds none, files that have the names are taken all the same: it will be told what is wrong with them. */
+ * say. If that finds none, files that have the names are taken all the same: it will be told what is wrong with them.
+ */
 static int find_others(const char *path, const struct shard_place *place, shard_open_fn *open, struct shard_paths *ret)
 {
     struct shard_paths chain, named = {0}, absent = {0};

@@ -30,15 +30,15 @@ struct shard_paths {
 };
 
 /* Finds the files of the model that `path` is a folder of (proto/folder.h), or that it is one of: the first, or, with
- * `any`, whichever. They are looked for by the names "...-00001-of-00003..." beside the path, then beside what each link
- * on the way leads to. If files of these names are not there, or are not those of one model, all files of these folders
- * are looked at: shard_choose() decides which of them belong together. A file that is not one of several is the only
- * one; so is a later one without `any`.
+ * `any`, whichever. They are looked for by the names "...-00001-of-00003..." beside the path, then beside what each
+ * link on the way leads to. If files of these names are not there, or are not those of one model, all files of these
+ * folders are looked at: shard_choose() decides which of them belong together. A file that is not one of several is the
+ * only one; so is a later one without `any`.
  *
  * Returns 0 and what the caller ends with shard_paths_free(); the error of opening `path`; -ENOENT: others are not
- * there, and ret->paths[0], if there is one, is the first of those missing that a name is known of; -ENOTUNIQ: it cannot
- * be told which files belong together, and ret->paths are those that say that they are the same one; -E2BIG: more than
- * SHARDS_MAX; -EBADMSG: the folder's index is not valid; -ENOMEM. */
+ * there, and ret->paths[0], if there is one, is the first of those missing that a name is known of; -ENOTUNIQ: it
+ * cannot be told which files belong together, and ret->paths are those that say that they are the same one; -E2BIG:
+ * more than SHARDS_MAX; -EBADMSG: the folder's index is not valid; -ENOMEM. */
 int shards_find(const char *path, bool any, shard_open_fn *open, struct shard_paths *ret);
 
 /* None is fine. */

@@ -158,10 +158,11 @@ static void print_place(const cJSON *file)
     const cJSON *same = reply_items(file, "same"), *path;
     if (number > 0 && files > 0)
         out_line("file %.0f of %.0f: %s", number, files,
-                 whole                            ? "all are here; the numbers are those of the whole model"
-                 : files > SHARDS_MAX             ? "too many; the numbers are those of this file"
-                 : cJSON_GetArraySize(same) > 0   ? "several files may be the same other one; the numbers are those of this file"
-                                                  : "the others are not here; the numbers are those of this file");
+                 whole                ? "all are here; the numbers are those of the whole model"
+                 : files > SHARDS_MAX ? "too many; the numbers are those of this file"
+                 : cJSON_GetArraySize(same) > 0
+                     ? "several files may be the same other one; the numbers are those of this file"
+                     : "the others are not here; the numbers are those of this file");
     else if (number > 0)
         out_line("file %.0f of several; the numbers are those of this file", number);
     cJSON_ArrayForEach (path, same) {

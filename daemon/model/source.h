@@ -64,8 +64,8 @@ bool source_same_sizes(const struct source *a, const struct source *b);
 int source_open_fds(const int *fds, size_t n, struct source **ret, struct device_fault *ret_fault);
 
 /* Opens an absolute path. If it is the first file of a split model, opens the other files as well; shards_find() finds
- * them. Errors are those of source_open_fds(), shards_find() and open(). -ENOTUNIQ: *ret_files has the files that may be
- * the same one, for the caller to end with shard_paths_free(). */
+ * them. Errors are those of source_open_fds(), shards_find() and open(). -ENOTUNIQ: *ret_files has the files that may
+ * be the same one, for the caller to end with shard_paths_free(). */
 int source_open_path(const char *path, struct source **ret, struct shard_paths *ret_files,
                      struct device_fault *ret_fault);
 
@@ -115,8 +115,8 @@ int source_check(const struct source *source, struct device_fault *ret_fault);
 /* Like source_check(), and compares the inodes' change times (ctime) as well: a program can set a modification time
  * back, but not a ctime. A file that got or lost a name gets another ctime although no byte of it was written: whoever
  * replaces a file by renaming another one takes its name. So the ctime does not count if the number of names is another
- * one. Moving a file, or changing its mode, changes its ctime too. A write through a mapping of a file in a tmpfs changes
- * no time; only Verify finds such a change. */
+ * one. Moving a file, or changing its mode, changes its ctime too. A write through a mapping of a file in a tmpfs
+ * changes no time; only Verify finds such a change. */
 int source_check_untouched(const struct source *source, struct device_fault *ret_fault);
 
 /* The kernel's path of an open file, without symbolic links; if the file has no name any more, its last path. NULL if

@@ -534,6 +534,7 @@ def test_what_is_compared_in_the_cache_stays_there(start_gpu, models, part_gate)
         os.utime(paths[0])
         gate.close()
         planner.send("Plan", {"path": str(paths[0]), "name": "a"})
+        time.sleep(0.3)
         user.send("Attach", {"name": "a"})
         time.sleep(0.3)
         assert states(daemon)["a"] == "cached"

@@ -218,12 +218,13 @@ def test_split_of_two_models_whose_metadata_tells_them_apart(daemon, split, fold
 
 def test_split_of_two_models_that_cannot_be_told_apart(daemon, split, folder, start):
     """Files that say the same of themselves: it is not guessed which belong together, and the error names them."""
-    paths = split()
-    copies = []
+    paths, copies = split(), []
+    store = folder / "store"
+    store.mkdir()
     for i, path in enumerate(paths):
-        copies.append(folder / f"copy{i}")
+        copies.append(store / f"copy{i}")
         copies[i].write_bytes(path.read_bytes())
-        paths[i] = path.rename(folder / f"blob{i}")
+        paths[i] = path.rename(store / f"blob{i}")
     for command in ("load", "plan"):
         failed = daemon.rfctl(command, paths[0], check=False)
         assert failed.returncode == 1 and "say that they are the same one" in failed.stderr
@@ -242,7 +243,7 @@ def test_split_of_two_models_that_cannot_be_told_apart(daemon, split, folder, st
     daemon.rfctl("load", *paths, "--name", "m")
     with daemon.client() as client:
         check_split(client, "m", paths)
-    preloading = start("--preload", str(folder))
+    preloading = start("--preload", str(store))
     wait_until(lambda: preloading.log.count("skipped: several files may be the same one of this split model") == 2)
 
 

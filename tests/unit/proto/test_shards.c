@@ -385,7 +385,8 @@ static void two_models(void **state)
         for (unsigned i = 0; i < 3; i++)
             check_found(files[model][i], true, files[model]);
     struct shard_paths found;
-    write_content("11", &(struct content){.number = 2, .count = 3, .total = 7, .first = 3, .end = 7}); /* says nothing */
+    write_content("11",
+                  &(struct content){.number = 2, .count = 3, .total = 7, .first = 3, .end = 7}); /* says nothing */
     check_found("5a", false, files[0]);
     assert_int_equal(shards_find(path_of("22"), false, open_file, &found), -ENOTUNIQ);
     shard_paths_free(&found);
@@ -400,7 +401,8 @@ static void many_models(void **state)
         for (unsigned i = 0; i < FILES; i++) {
             char name[16];
             snprintf(name, sizeof(name), "%u-%u", model, i);
-            write_content(name, &(struct content){.number = i, .count = FILES, .total = FILES, .first = i, .end = i + 1});
+            write_content(name,
+                          &(struct content){.number = i, .count = FILES, .total = FILES, .first = i, .end = i + 1});
         }
     struct shard_paths found;
     alarm(60);
@@ -460,11 +462,11 @@ static void link_to_the_first(void **state)
 
     /* A link to a link whose name tells, to files of which each is in another folder. */
     for (unsigned i = 0; i < 2; i++) {
-        char name[64], to[64];
+        char name[64], to[80];
         snprintf(name, sizeof(name), "store%u", i);
         assert_int_equal(mkdir(path_of(name), 0700), 0);
         snprintf(name, sizeof(name), "store%u/%04u", i, i);
-        make_file(name, i, 2, 1);
+        make_file(name, i, 2, 5);
         snprintf(to, sizeof(to), "../%s", name);
         snprintf(name, sizeof(name), "elsewhere/s-%05u-of-00002.gguf", i + 1);
         assert_int_equal(symlink(to, path_of(name)), 0);
