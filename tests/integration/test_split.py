@@ -197,6 +197,7 @@ def test_split_of_two_quantisations_in_one_folder(daemon, start, folder):
             assert client.call("Load", path=str(paths[0]), name="again", form="native")["model"]["name"] == f"q{quant}"
             assert {t["type"] for t in client.call("Show", name=f"q{quant}")["tensors"]} == {f"q{quant}_0"}
             client.call("Unload", name="again")
+    daemon.stop()
     preloading = start("--preload", str(place))
     wait_until(lambda: [m["tensors"] for m in preloading.models() if m["state"] == "resident"] == [7, 7])
 
@@ -243,6 +244,7 @@ def test_split_of_two_models_that_cannot_be_told_apart(daemon, split, folder, st
     daemon.rfctl("load", *paths, "--name", "m")
     with daemon.client() as client:
         check_split(client, "m", paths)
+    daemon.stop()
     preloading = start("--preload", str(store))
     wait_until(lambda: preloading.log.count("skipped: several files may be the same one of this split model") == 2)
 
