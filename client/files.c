@@ -57,6 +57,17 @@ int files_find(struct files *files, rf_client *client, const char *const *paths,
     return r < 0 ? open_failed(client, r, paths[0]) : 0;
 }
 
+int rf_model_files(const char *path, rf_file_fn *file, void *context)
+{
+    struct shard_paths found;
+    const int r = shards_find(path, false, shard_open_regular, &found);
+    for (size_t i = 0; i < found.n; i++)
+        if (found.paths[i])
+            file(context, found.paths[i]);
+    shard_paths_free(&found);
+    return r;
+}
+
 static void close_open(struct files *files)
 {
     while (files->n > 0)

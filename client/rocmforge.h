@@ -163,7 +163,16 @@ typedef struct rf_load_options {
  * error as of rf_call(). */
 int rf_load(rf_client *client, const char *path, const rf_load_options *options, char *name);
 
-/* The same with all files of a split model, in any order; with one path as rf_load(). */
+/* Gets the path of a file. */
+typedef void rf_file_fn(void *context, const char *path);
+
+/* Finds the files that rf_load() would load for this path, in the order of their numbers; needs no daemon. `file` is
+ * called for each. Returns 0, or a negative errno; then `file` was called for the paths that it is about: -ENOENT: for a
+ * file that is missing, if a name of it is known; -ENOTUNIQ: for those that may be the same one; other errors, of opening
+ * `path`: for none. */
+int rf_model_files(const char *path, rf_file_fn *file, void *context);
+
+/* The same as rf_load() with all files of a split model, in any order; with one path as rf_load(). */
 int rf_load_files(rf_client *client, const char *const *paths, size_t n, const rf_load_options *options, char *name);
 
 #define RF_NAME_SIZE 128

@@ -63,7 +63,9 @@ _FUNCTIONS: Dict[str, Any] = {
 }
 
 # Functions that an older library lacks. The package works without them.
+FileFunction = ctypes.CFUNCTYPE(None, c_void_p, c_char_p)  # rf_file_fn
 _OPTIONAL: Dict[str, Any] = {
+    "rf_model_files": (c_int, c_char_p, FileFunction, c_void_p),
     "rf_model_header": (c_void_p, c_void_p, POINTER(c_size_t)),
 }
 
