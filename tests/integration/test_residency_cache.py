@@ -17,6 +17,7 @@ from harness import (
     load_fd,
     module_folder,
     states,
+    tensor_model,
     wait_until,
     wire_error,
 )
@@ -522,13 +523,13 @@ def test_the_file_of_a_cached_model_is_compared(start_gpu, models, look, way):
         assert client.call("Verify", name="a")["mismatches"] == []
 
 
-def test_what_is_compared_in_the_cache_stays_there(start_gpu, models, part_gate):
+def test_what_is_compared_in_the_cache_stays_there(start_gpu, folder, part_gate):
     """Nobody loads it back or drops it meanwhile: both happen when the comparison is over."""
     gate = part_gate
     daemon = start_gpu("--host-cache", "8Mi", **gate.env)
-    paths = models(5)
+    paths = [tensor_model(folder / f"m{i}.gguf", SIZE, i) for i in range(4)]
     with daemon.client() as client, daemon.client() as planner, daemon.client() as user, daemon.client() as other:
-        fill(client, paths[:4])
+        fill(client, paths)
         settled(daemon, {"a": "cached", "b": "resident", "c": "resident", "d": "resident"})
         first = client.call("Show", name="a")["model"]["id"]
         os.utime(paths[0])
