@@ -573,6 +573,21 @@ def test_half_a_download_of_another_user(start_for_all, folder, way):
             early.call("Unload", name="m")
 
 
+def test_what_others_see_is_not_taken_from_them(start_for_all, folder):
+    """Who owned the file made its model public: a reader's load of the new bytes would hide it."""
+    daemon = start_for_all()
+    folder.chmod(0o755)
+    path = folder / "m.gguf"
+    whole = half_download(path)
+    os.chown(path, USER, USER)
+    with client_of(daemon, USER) as owner, client_of(daemon, USER + 1) as reader:
+        load_fd(owner, path, public=True)
+        path.write_bytes(whole)
+        with wire_error("NameInUse"):
+            load_fd(reader, path)
+        assert load_fd(owner, path, public=True)["name"] == "m"
+
+
 def test_what_another_user_has_pinned_keeps_its_name(start_for_all, folder):
     daemon = start_for_all()
     folder.chmod(0o755)
