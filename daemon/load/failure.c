@@ -61,12 +61,13 @@ static void set_invalid(struct failure *failure, const char *reason, uint64_t of
     failure_set(failure, WIRE_InvalidModel, parameters);
 }
 
-/* InvalidModel. If the model is split into several files, the reason says which file is invalid. */
+/* InvalidModel. If the model is split into several files, the reason says which file is invalid, unless it does so
+ * itself. */
 static void set_invalid_file(struct failure *failure, const struct load_job *job)
 {
     const struct gguf_fault *fault = &job->gguf_fault;
     char reason[sizeof(fault->reason) + 32];
-    if (job->opened->n_files > 1)
+    if (job->opened->n_files > 1 && strncmp(fault->reason, "file ", 5) != 0)
         snprintf(reason, sizeof(reason), "file %zu: %s", job->file + 1, fault->reason);
     else
         snprintf(reason, sizeof(reason), "%s", fault->reason);
