@@ -42,8 +42,8 @@ static bool is_older(const struct load *load, const struct model *model)
 }
 
 /* True if nobody uses the model, and its path, which this load reads, has other bytes by now. Then any user's load of
- * the path may take its name: who has loaded half of a download must not keep others from the whole. But not for a model
- * that would be hidden from those who know the old one. */
+ * the path may take its name: who has loaded half of a download must not keep others from the whole. But not for a
+ * model that would be hidden from those who know the old one. */
 static bool is_stale(const struct load *load, const struct model *model)
 {
     if (!model->changed || model_in_use(model) || model->pinned)
