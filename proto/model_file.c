@@ -1,7 +1,6 @@
 #include "proto/model_file.h"
 
 #include "proto/folder.h"
-#include "proto/frame.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -12,7 +11,6 @@
 #include <unistd.h>
 
 static const char extension[] = ".gguf", other_extension[] = ".safetensors";
-static const char first[] = "-00001-of-", any[] = "-00001-of-00003.gguf";
 
 static bool name_character(char c)
 {
@@ -146,53 +144,4 @@ bool model_name_of_link(const char *path, char name[MODEL_NAME_MAX + 1])
     if (stat(path, &status) == 0 && S_ISDIR(status.st_mode))
         return folder_name(path, name);
     return lstat(path, &status) == 0 && S_ISLNK(status.st_mode) && !is_descriptor(path) && link_name(path, name);
-}
-
-static bool digits_parse(const char *text, unsigned *ret)
-{
-    unsigned n = 0;
-    for (int i = 0; i < 5; i++) {
-        if (text[i] < '0' || text[i] > '9')
-            return false;
-        n = 10 * n + (unsigned)(text[i] - '0');
-    }
-    *ret = n;
-    return true;
-}
-
-/* The two numbers at the end of the path. False if there are none, or the first one is not between 1 and the second. */
-static bool shard_numbers(const char *path, unsigned *ret_number, unsigned *ret_n)
-{
-    size_t length = strlen(path);
-    if (length < strlen(any))
-        return false;
-    const char *tail = path + length - strlen(any);
-    const char *digits = tail + strlen(first);
-    unsigned number, n;
-    if (tail[0] != '-' || strncmp(tail + 6, first + 6, strlen(first) - 6) != 0 || strcmp(digits + 5, extension) != 0 ||
-        !digits_parse(tail + 1, &number) || !digits_parse(digits, &n) || number < 1 || number > n)
-        return false;
-    *ret_number = number;
-    *ret_n = n;
-    return true;
-}
-
-unsigned shard_count(const char *path)
-{
-    unsigned number, n;
-    return shard_numbers(path, &number, &n) && number == 1 && n <= FRAME_FDS_MAX ? n : 1;
-}
-
-unsigned shard_index(const char *path)
-{
-    unsigned number, n;
-    return shard_numbers(path, &number, &n) ? number - 1 : 0;
-}
-
-int shard_path(const char *path, unsigned index, unsigned n, char *dst, size_t size)
-{
-    int length = n == 1 ? snprintf(dst, size, "%s", path)
-                        : snprintf(dst, size, "%.*s-%05u-of-%05u%s", (int)(strlen(path) - strlen(any)), path, index + 1,
-                                   n, extension);
-    return length >= 0 && (size_t)length < size ? 0 : -ENAMETOOLONG;
 }
