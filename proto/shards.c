@@ -96,6 +96,18 @@ static int paths_new(size_t n, struct shard_paths *ret)
     return ret->paths ? 0 : -ENOMEM;
 }
 
+static int only(const char *path, struct shard_paths *ret)
+{
+    int r = paths_new(1, ret);
+    if (r < 0)
+        return r;
+    ret->paths[0] = strdup(path);
+    if (ret->paths[0])
+        return 0;
+    shard_paths_free(ret);
+    return -ENOMEM;
+}
+
 /* -ENOENT, and that path alone; *ret is empty if there is no memory for it. */
 static int missing(struct shard_paths *ret, const char *path)
 {
@@ -343,28 +355,30 @@ static int check_names(const struct shard_paths *paths, const struct shard_place
     return r;
 }
 
-/* Among all files of the chain's folders, by what they say. The file that was asked for is one of the model's. */
+/* Among all files of the chain's folders, by what they say. The file that was asked for is one of the model's.
+ * -ENODATA: it has no valid header. */
 static int find_by_content(const struct shard_paths *chain, const struct shard_place *of, shard_open_fn *open,
                            struct shard_paths *ret)
 {
     struct pool pool = {.of = of, .left = CONTENT_HEADERS_MAX};
     int r = pool_add(&pool, chain->paths[0], of->number + 1, open);
-    const bool there = r == 0 && pool.n == 1;
+    if (r == 0 && pool.n == 0)
+        r = -ENODATA;
     for (size_t i = 0; i < chain->n && r == 0; i++)
         r = pool_add_folder(&pool, chain->paths[i], open);
-    size_t kept = there ? 1 : 0;
+    size_t kept = 1;
     for (size_t i = kept; i < pool.n && r == 0; i++) { /* no other file counts for its number */
-        if (there && pool.all[i].header.place.number == of->number) {
+        if (pool.all[i].header.place.number == of->number) {
             free(pool.all[i].path);
             shard_header_free(&pool.all[i].header);
         } else
             pool.all[kept++] = pool.all[i];
     }
     pool.n = r == 0 ? kept : pool.n;
-    if (r == 0 && pool.n > 0)
+    if (r == 0) {
         qsort(pool.all, pool.n, sizeof(*pool.all), by_number);
-    if (r == 0)
         r = pool_choose(&pool, true, ret);
+    }
     if (r == -ENOENT)
         r = pool_choose(&pool, false, ret);
     pool_clear(&pool);
@@ -401,11 +415,13 @@ static int find_others(const char *path, const struct shard_place *place, shard_
         content = named;
         named = (struct shard_paths){0};
     }
-    if (r == -ENOENT && named.n > 0) {
+    if ((r == -ENOENT || r == -ENODATA) && named.n > 0) {
         content = named;
         named = (struct shard_paths){0};
         r = 0;
-    } else if (r == -ENOENT) { /* the name that was looked for first is told, if there is one */
+    } else if (r == -ENODATA)
+        r = only(path, &content);
+    else if (r == -ENOENT) { /* the name that was looked for first is told, if there is one */
         content = absent;
         absent = (struct shard_paths){0};
     }
@@ -438,18 +454,6 @@ static int find_promised(const char *path, struct shard_paths *ret)
     }
     shard_paths_free(&chain);
     return r < 0 ? r : best;
-}
-
-static int only(const char *path, struct shard_paths *ret)
-{
-    int r = paths_new(1, ret);
-    if (r < 0)
-        return r;
-    ret->paths[0] = strdup(path);
-    if (ret->paths[0])
-        return 0;
-    shard_paths_free(ret);
-    return -ENOMEM;
 }
 
 int shards_find(const char *path, bool any, shard_open_fn *open, struct shard_paths *ret)

@@ -392,6 +392,21 @@ static void two_models(void **state)
     shard_paths_free(&found);
 }
 
+/* A header that ends in its tensors belongs to no other files, whatever it says before: whoever reads it tells that. */
+static void a_header_that_is_cut_short(void **state)
+{
+    (void)state;
+    make_file("00", 0, 2, 5);
+    make_file("11", 0, 2, 5);
+    make_file("22", 1, 2, 5);
+    const char *const pair[] = {"11", "22", NULL}, *const alone[] = {"00", NULL};
+    struct stat status;
+    assert_int_equal(stat(path_of("00"), &status), 0);
+    assert_int_equal(truncate(path_of("00"), status.st_size - 1), 0);
+    check_found("11", false, pair);
+    check_found("00", false, alone);
+}
+
 /* As many models as make the search long: it ends, and does not guess. */
 static void many_models(void **state)
 {
@@ -518,6 +533,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(by_names, folder_make, folder_remove),
         cmocka_unit_test_setup_teardown(by_content, folder_make, folder_remove),
         cmocka_unit_test_setup_teardown(two_models, folder_make, folder_remove),
+        cmocka_unit_test_setup_teardown(a_header_that_is_cut_short, folder_make, folder_remove),
         cmocka_unit_test_setup_teardown(many_models, folder_make, folder_remove),
         cmocka_unit_test_setup_teardown(name_of_another, folder_make, folder_remove),
         cmocka_unit_test_setup_teardown(link_to_the_first, folder_make, folder_remove),
