@@ -120,8 +120,11 @@ void verify_job_padding(struct verify_job *job)
         endings[i] = (struct ending){i, placement->offset, placement->offset + placement->bytes};
     }
     qsort(endings, n, sizeof(*endings), by_offset);
-    for (size_t i = 0; i < n && job->status == 0; i++)
-        job->status = compare_padding(job, &endings[i], i + 1 < n ? endings[i + 1].offset : plan->arena_bytes);
+    const struct ending *last = endings; /* of those before, the one that ends last */
+    for (size_t i = 0; i < n && job->status == 0; i++) {
+        last = endings[i].end > last->end ? &endings[i] : last;
+        job->status = compare_padding(job, last, i + 1 < n ? endings[i + 1].offset : plan->arena_bytes);
+    }
     free(endings);
 }
 
