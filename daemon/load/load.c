@@ -443,7 +443,7 @@ void load_restore(struct loads *loads, struct model *model, struct call *call, e
         load_free(load);
         return;
     }
-    if (model->state == MODEL_CACHED) {
+    if (model->state == MODEL_CACHED && !model_in_use(model)) {
         load_begin_restore(load, model);
         return;
     }

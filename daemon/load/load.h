@@ -49,10 +49,11 @@ struct loads {
 };
 
 /* Says under which condition another model loses the name that this request asks for. It loses the name when the new
- * model is resident, and only if the caller may end the other model. */
+ * model is resident; but for REPLACE_STALE, only if the caller may end the other model. */
 enum replace {
-    REPLACE_STALE, /* if it is of the same path, which has other bytes now; and it is neither in use nor pinned */
-    REPLACE_FILE,  /* if it was loaded from the same path: for preloads */
+    REPLACE_STALE, /* if it is of the same path, which has other bytes now; and it is neither in use nor pinned. If the
+                      caller may not end it, the new model must not be private */
+    REPLACE_FILE,  /* the same; and if it was loaded from the same path: for preloads */
     REPLACE_NAME,  /* always */
 };
 

@@ -68,7 +68,8 @@ struct load {
     struct claim claim; /* on the memory of models that are being evicted for this load */
 
     bool restores;    /* it loads a cached model from host memory */
-    uint64_t awaited; /* id of a model that is being saved to host memory, and is loaded from there next; 0: none */
+    uint64_t awaited; /* id of a model that is being saved to host memory, or compared there, and is loaded from there
+                         next; 0: none */
     char awaited_name[MODEL_NAME_SIZE];
     uint64_t compared;       /* id of the last model whose bytes were compared with the file's */
     uint64_t replaces;       /* id of the model that loses its name to this load's model; 0: none */

@@ -15,13 +15,14 @@ static void open_path(struct load_job *job)
 {
     const bool judges = geteuid() != 0;
     if (job->trusted || judges)
-        job->status = source_open_path(job->path, &job->source, &job->fault);
+        job->status = source_open_path(job->path, &job->source, &job->ambiguous, &job->fault);
     if ((job->trusted || judges) && job->status == 0)
         job->status = access_read(job->source, NULL, &job->facts, &job->fault);
     if (job->trusted || (judges && job->status == 0 && access_permits_all(job->facts)))
         return;
     source_free(job->source);
     job->source = NULL;
+    shard_paths_free(&job->ambiguous);
     job->status = -EACCES;
     job->refused = true;
 }
@@ -223,6 +224,7 @@ void load_job_clear(struct load_job *job)
     publication_clear(&job->published);
     load_job_forget(job);
     source_free(job->source);
+    shard_paths_free(&job->ambiguous);
     access_facts_unref(job->facts);
     access_facts_unref(job->before);
     job->before = NULL;

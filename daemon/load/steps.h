@@ -44,7 +44,8 @@ struct load_job {
     size_t tensor; /* with -ENOTSUP: index of the tensor */
     size_t file;   /* with -EBADMSG: index of the file in a split model */
     struct source *source;
-    struct access_facts *facts; /* of the source's files */
+    struct shard_paths ambiguous; /* with -ENOTUNIQ of load_job_identify(): files that may be the same one of a model */
+    struct access_facts *facts;   /* of the source's files */
     struct gguf *header;
     struct plan *plan;
     struct arena *arena;

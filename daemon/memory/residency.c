@@ -265,11 +265,12 @@ static bool cache_make_room(struct residency *residency, uint64_t bytes)
         struct model *model, *oldest = NULL;
         TAILQ_FOREACH(model, &residency->registry->models, link)
         {
-            if (model->state == MODEL_CACHED && !model->pinned && (!oldest || model->idle_since < oldest->idle_since))
+            if (model->state == MODEL_CACHED && admission_may_go(model) &&
+                (!oldest || model->idle_since < oldest->idle_since))
                 oldest = model;
         }
         if (!oldest)
-            return false; /* the others are pinned, or are just being saved or loaded back */
+            return false; /* the others are pinned, or are just being saved, compared or loaded back */
         residency_forget(residency, oldest);
     }
     return true;
@@ -430,11 +431,18 @@ void residency_idle(struct residency *residency, struct model *model)
     }
     if (residency->core->stopping)
         return;
+    const bool cached = model->state == MODEL_CACHED;
+    if (cached && model_nameless(model) && !model_in_use(model) && !model->load) {
+        residency_forget(residency, model); /* it lost its names while it was saved, or compared with its file */
+        residency->freed(residency->context);
+        return;
+    }
     /* The timer unloads it later, because the caller may be iterating over the list of models. */
     if (time_to_live_runs(model))
         uv_timer_start(&residency->reaper, reap, 0, 0);
-    /* It can now be evicted for a load that waits. If it is cached, it may be gone after this. */
-    if (admission_may_go(model))
+    /* It can now be evicted for a load that waits; or, if it is cached, be loaded back. Then it may be gone after
+     * this. */
+    if (admission_may_go(model) || (cached && !model_in_use(model)))
         residency->freed(residency->context);
 }
 

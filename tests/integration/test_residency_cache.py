@@ -17,6 +17,7 @@ from harness import (
     load_fd,
     module_folder,
     states,
+    tensor_model,
     wait_until,
     wire_error,
 )
@@ -329,6 +330,28 @@ def test_attach_while_it_is_saved(start_gpu, models, copy_gate):
             wait_until(lambda: sorted(states(daemon).values()) == ["cached"] + ["resident"] * 3)
 
 
+@pytest.mark.parametrize("round_", range(3))
+def test_no_copy_of_what_was_replaced_stays(start_gpu, models, copy_gate, round_):
+    """A model that loses its name on its way to host memory is not kept there: nobody could ask for it again."""
+    daemon = start_gpu("--host-cache", "64Mi", **copy_gate.env)
+    paths = models(5)
+    with daemon.client() as client, daemon.client() as loader, daemon.client() as other:
+        fill(client, paths[:4])
+        settled(daemon, {"a": "cached", "b": "resident", "c": "resident", "d": "resident"})
+        client.call("Unload", name="d")
+        copy_gate.close()
+        with open(paths[4], "rb") as file:
+            loader.send("Load", {"fds": [0], "name": "b", "replace": True}, [file.fileno()])
+        wait_until(lambda: "filling" in states(daemon).values())
+        other.send("Attach", {"name": "a"})
+        assert wait_until(lambda: saving(daemon)) == "b"
+        copy_gate.open()
+        new = loader.reply()[0]["model"]
+        other.call("Detach", lease=other.reply()[0]["lease"])
+        assert new["name"] == "b"
+        settled(daemon, {"a": "resident", "b": "resident", "c": "resident"})
+
+
 def test_whose_load_a_restore_is(start_gpu, models, folder, copy_gate):
     """It counts against the loads of whoever asks for the model, not of whoever loaded it."""
     if os.geteuid() != 0:
@@ -463,10 +486,87 @@ def test_no_descriptor_is_left(start_gpu, models):
     assert gpu_used(daemon) == 0
 
 
+@pytest.mark.parametrize("look", ["SIGHUP", "Plan", "Load"])
+@pytest.mark.parametrize("way", ["touched", "the same", "other"])
+def test_the_file_of_a_cached_model_is_compared(start_gpu, models, look, way):
+    """With the copy in host memory: what has the same bytes stays, and comes back from there."""
+    daemon = start_gpu("--host-cache", "64Mi")
+    paths = models(4)
+    with daemon.client() as client:
+        fill(client, paths)
+        settled(daemon, {"a": "cached", "b": "resident", "c": "resident", "d": "resident"})
+        first = client.call("Show", name="a")["model"]["id"]
+        data = bytearray(paths[0].read_bytes())
+        if way == "touched":
+            os.utime(paths[0])
+        elif way == "the same":
+            paths[0].with_suffix(".new").write_bytes(data)
+            paths[0].with_suffix(".new").rename(paths[0])
+        else:
+            data[-1] ^= 1
+            paths[0].write_bytes(data)
+        same = way != "other"
+        reads = daemon.reads()
+        if look == "SIGHUP":
+            daemon.process.send_signal(signal.SIGHUP)
+            time.sleep(0.2)
+            wait_until(daemon.is_idle)
+            assert client.call("Show", name="a")["model"]["changed"] == (way != "touched")  # Load alone reads another file
+        elif look == "Plan":
+            assert client.call("Plan", path=str(paths[0]), name="a")["error"] is None
+            assert client.call("Show", name="a")["model"]["changed"] != same
+            assert states(daemon)["a"] == "cached"
+        assert (load(client, paths[0], "a")["id"] == first) == same
+        assert daemon.reads() > reads
+        wait_until(lambda: states(daemon)["a"] == "resident")
+        assert not client.call("Show", name="a")["model"]["changed"]
+        assert client.call("Verify", name="a")["mismatches"] == []
+
+
+def test_what_is_compared_in_the_cache_stays_there(start_gpu, folder, part_gate):
+    """Nobody loads it back or drops it meanwhile: both happen when the comparison is over."""
+    gate = part_gate
+    daemon = start_gpu("--host-cache", "8Mi", **gate.env)
+    paths = [tensor_model(folder / f"m{i}.gguf", SIZE, i) for i in range(4)]
+    with daemon.client() as client, daemon.client() as planner, daemon.client() as user, daemon.client() as other:
+        fill(client, paths)
+        settled(daemon, {"a": "cached", "b": "resident", "c": "resident", "d": "resident"})
+        first = client.call("Show", name="a")["model"]["id"]
+        os.utime(paths[0])
+        gate.close()
+        planner.send("Plan", {"path": str(paths[0]), "name": "a"})
+        time.sleep(0.3)
+        user.send("Attach", {"name": "a"})
+        time.sleep(0.3)
+        assert states(daemon)["a"] == "cached"
+        client.call("Unload", name="b")  # there is room on the GPU
+        with wire_error("ModelBusy"):
+            client.call("Unload", name="a")
+        gate.open()
+        assert planner.reply()[0]["error"] is None
+        reply = user.reply()[0]
+        assert (reply["model"]["id"], reply["model"]["state"]) == (first, "resident")
+        user.call("Detach", lease=reply["lease"])
+        client.call("Unload", name="a")
+        # What is unloaded by force while it is compared goes when that is over.
+        load(client, paths[0], "a")
+        load(client, paths[1], "b")
+        wait_until(lambda: "cached" in states(daemon).values())
+        name = next(name for name, state in states(daemon).items() if state == "cached")
+        path = paths["abcd".index(name)]
+        os.utime(path)
+        gate.close()
+        other.send("Plan", {"path": str(path), "name": name})
+        time.sleep(0.3)
+        assert client.call("Unload", name=name, force=True)["state"] == "draining"
+        gate.open()
+        other.reply()
+        wait_until(lambda: len(daemon.models()) == 3)
+
+
 @pytest.mark.parametrize("look", ["SIGHUP", "Plan"])
 @pytest.mark.parametrize("other", [False, True])
 def test_the_file_of_a_cached_model_changes(start_gpu, models, look, other):
-    """What is cached is not compared: a file that was touched counts as changed, until the model is resident again."""
     daemon = start_gpu("--host-cache", "64Mi")
     paths = models(4)
     with daemon.client() as client:
@@ -482,7 +582,9 @@ def test_the_file_of_a_cached_model_changes(start_gpu, models, look, other):
             daemon.process.send_signal(signal.SIGHUP)
         else:
             client.call("Plan", path=str(paths[0]), name="a")
-        wait_until(lambda: {m["name"]: m["changed"] for m in daemon.models()} == {"a": True, "b": False, "c": False, "d": False})
+        time.sleep(0.2)
+        wait_until(daemon.is_idle)
+        assert {m["name"]: m["changed"] for m in daemon.models()} == {"a": other, "b": False, "c": False, "d": False}
         assert attach_detach(client, "a")["id"] == first
         daemon.process.send_signal(signal.SIGHUP)
         time.sleep(0.2)

@@ -15,8 +15,8 @@ from ._calls import LoadAttachOptions, LoadOptions, PlanOptions
 from ._metadata import MetadataUnavailable
 from .client import Client, attach, connect, load, load_attach
 from .errors import (
-    Cancelled, Closed, ConnectionLost, DeadlineExceeded, DeviceError, DeviceNotFound, Error, ExpectedMore, FileChanged,
-    FileError, InterfaceNotFound, InUse, InvalidMessage, InvalidModel, InvalidParameter, LeaseNotFound, LibraryError,
+    AmbiguousFiles, Cancelled, Closed, ConnectionLost, DeadlineExceeded, DeviceError, DeviceNotFound, Error,
+    ExpectedMore, FileChanged, FileError, InterfaceNotFound, InUse, InvalidMessage, InvalidModel, InvalidParameter, LeaseNotFound, LibraryError,
     LibraryNotFound, LimitExceeded, MethodNotFound, MethodNotImplemented, ModelBusy, ModelNotFound, NameInUse, NoDaemon,
     OutOfDeviceMemory, PermissionDenied, ProtocolError, ShuttingDown, UnsupportedDtype, UnsupportedType, WireError,
 )  # fmt: skip
@@ -26,8 +26,8 @@ from .tensor import Tensor
 __version__ = "0.1.0"
 
 __all__ = [
-    "Cancelled", "Client", "Closed", "ConnectionLost", "DeadlineExceeded", "DeviceError", "DeviceNotFound", "Error",
-    "ExpectedMore", "FileChanged", "FileError", "InUse", "InterfaceNotFound", "InvalidMessage", "InvalidModel",
+    "AmbiguousFiles", "Cancelled", "Client", "Closed", "ConnectionLost", "DeadlineExceeded", "DeviceError",
+    "DeviceNotFound", "Error", "ExpectedMore", "FileChanged", "FileError", "InUse", "InterfaceNotFound", "InvalidMessage", "InvalidModel",
     "InvalidParameter", "LeaseNotFound", "LibraryError", "LibraryNotFound", "LimitExceeded", "LoadAttachOptions",
     "LoadOptions", "MetadataUnavailable", "MethodNotFound", "MethodNotImplemented", "Model", "ModelBusy",
     "ModelNotFound", "NameInUse", "NoDaemon", "OutOfDeviceMemory", "PermissionDenied", "PlanOptions", "ProtocolError",
