@@ -39,9 +39,13 @@ static void usage(void)
            "                      the GPU can, else ipc)\n",
            DEVICE_STAGING_DEFAULT_MIB, DEVICE_STREAMS_DEFAULT);
     printf("  --preload DIR       load and pin every model linked there; again on SIGHUP\n"
+           "  --page-cache WAY    auto: what is not in the page cache is read past it (default);\n"
+           "                      keep: it goes into the page cache; drop: as auto, and files of\n"
+           "                      models that are resident are dropped from it\n"
            "  --grace SECONDS     how long models that outlived a restart are held for clients\n"
            "                      to come back; default %d\n"
            "  --host-cache SIZE   host memory that keeps models which a GPU has no room for\n"
+           "  --lock-memory       host memory of models is never swapped out\n"
            "  --user-connections N, --user-loads N, --user-leases N, --user-bytes SIZE\n"
            "                      what one user may have at a time; default %d, %d, %d,\n"
            "                      and as much as the budget; root and the daemon's own user\n"
@@ -138,6 +142,19 @@ static int export_parse(const char *text, enum export_wish *ret)
     return 0;
 }
 
+static int page_cache_parse(const char *text, enum page_cache *ret)
+{
+    if (strcmp(text, "auto") == 0)
+        *ret = PAGE_CACHE_AUTO;
+    else if (strcmp(text, "keep") == 0)
+        *ret = PAGE_CACHE_KEEP;
+    else if (strcmp(text, "drop") == 0)
+        *ret = PAGE_CACHE_DROP;
+    else
+        return -EINVAL;
+    return 0;
+}
+
 static int one_of(const char *text, const char *const *choices)
 {
     for (; *choices; choices++)
@@ -155,8 +172,10 @@ enum {
     STREAMS,
     EXPORT,
     PRELOAD,
+    PAGE_CACHE,
     GRACE,
     HOST_CACHE,
+    LOCK_MEMORY,
     USER_CONNECTIONS,
     USER_LOADS,
     USER_LEASES,
@@ -176,8 +195,10 @@ static const struct option known[] = {
     {"streams", required_argument, NULL, STREAMS},
     {"export", required_argument, NULL, EXPORT},
     {"preload", required_argument, NULL, PRELOAD},
+    {"page-cache", required_argument, NULL, PAGE_CACHE},
     {"grace", required_argument, NULL, GRACE},
     {"host-cache", required_argument, NULL, HOST_CACHE},
+    {"lock-memory", no_argument, NULL, LOCK_MEMORY},
     {"user-connections", required_argument, NULL, USER_CONNECTIONS},
     {"user-loads", required_argument, NULL, USER_LOADS},
     {"user-leases", required_argument, NULL, USER_LEASES},
@@ -189,7 +210,7 @@ static const struct option known[] = {
     {0},
 };
 
-/* Applies an option that takes a value. -EINVAL. */
+/* Applies an option. value: NULL if it takes none. -EINVAL. */
 static int apply(int option, const char *value, struct options *options)
 {
     switch (option) {
@@ -212,10 +233,15 @@ static int apply(int option, const char *value, struct options *options)
     case PRELOAD:
         options->preload = value;
         return 0;
+    case PAGE_CACHE:
+        return page_cache_parse(value, &options->page_cache);
     case GRACE:
         return number_parse(value, GRACE_MAX, &options->grace);
     case HOST_CACHE:
         return options_size_parse(value, &options->host_cache);
+    case LOCK_MEMORY:
+        options->lock_memory = true;
+        return 0;
     case USER_CONNECTIONS:
         return limit_parse(value, &options->limits.most[QUOTA_CONNECTIONS]);
     case USER_LOADS:

@@ -28,6 +28,7 @@ struct residency {
     struct events *events;
     uint64_t cache_size; /* the most bytes of host memory for models that a GPU has no room for */
     uint64_t cache_used; /* its ledger: bytes that are in use */
+    bool lock_memory;    /* it is locked */
     /* Unloads models that were idle for too long, and takes the names of models that drain too long. */
     uv_timer_t reaper;
 
