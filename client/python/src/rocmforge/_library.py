@@ -65,6 +65,8 @@ _FUNCTIONS: Dict[str, Any] = {
 # Functions that an older library lacks. The package works without them.
 _OPTIONAL: Dict[str, Any] = {
     "rf_model_header": (c_void_p, c_void_p, POINTER(c_size_t)),
+    "rf_reconnect": (c_int, c_void_p, ctypes.c_double),
+    "rf_model_leased": (c_int, c_void_p),
 }
 
 _lock = threading.Lock()
