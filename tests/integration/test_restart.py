@@ -500,10 +500,10 @@ def pid_of(daemon):
 
 @pytest.mark.alone
 def test_soon_there(held, small_model):
-    soon_there(held(), small_model, 4)
+    soon_there(held(), small_model, 4, 0.1)
 
 
-def soon_there(daemon, model, n_kept):
+def soon_there(daemon, model, n_kept, at_most):
     """From the daemon's end, so with its next start, to the first Attach that is answered."""
     times = []
     with daemon.client() as client:
@@ -522,7 +522,7 @@ def soon_there(daemon, model, n_kept):
         times.append(time.monotonic() - began)
     print("ms:", *(f"{seconds * 1000:.1f}" for seconds in sorted(times)))
     sanitized = library_environment()["LD_PRELOAD"]
-    assert min(times) < (2 if sanitized else 0.1), times
+    assert min(times) < (2 if sanitized else at_most), times
 
 
 # --- What the store gives back is not trusted ---
@@ -739,7 +739,8 @@ def test_gpu_killed_under_load(held, fake, folder):
 @pytest.mark.alone
 @needs_fake
 def test_gpu_soon_there(held, fake, folder, small_model):
-    soon_there(held(*fake(), "--export", "fd"), small_model, 3)
+    """Each GPU is tried at the start, and its link is measured."""
+    soon_there(held(*fake(FAKE_HIP_DEVICES="1"), "--export", "fd"), small_model, 3, 0.5)
 
 
 @needs_fake

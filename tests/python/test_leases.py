@@ -54,7 +54,8 @@ def test_reconnect(held, small):
             rf.unload("m")
         assert (model.numpy(NAME) == expected).all()
         del array
-    wait_until(lambda: leases(rf) == [0])
+        model.close()
+        assert leases(rf) == [0]
 
 
 def test_a_model_that_is_used_has_its_lease_again(held, small):

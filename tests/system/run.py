@@ -368,7 +368,7 @@ def main():
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--slow-read", type=Path)
     parser.add_argument("tests", nargs="*", default=list(TESTS), metavar="TEST", help=", ".join(TESTS))
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     failed, began = [], time.monotonic()
     try:
         with Booted(arguments.folder, arguments.packages) as booted:

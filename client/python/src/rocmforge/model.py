@@ -95,6 +95,8 @@ class Model(Mapping[str, Tensor]):
         """
         if not seconds >= 0:
             raise ValueError(f"not a valid number of seconds: {seconds}")
+        if self.closed:
+            raise Closed(f"the model '{self.name}' was closed")
         end = time.monotonic() + seconds
         while not self._attachment.try_again():
             if time.monotonic() >= end:
