@@ -95,6 +95,7 @@ class Admin:
 # Reads every byte of the model again and again, until there is a file /tmp/NAME.over; then says how often.
 READER = """
 import os, sys, time, rocmforge
+rocmforge.keep_leases()
 with rocmforge.attach(sys.argv[1]) as model:
     memories = [memoryview(model[name].buffer()) for name in sorted(model)]
     first, n = [bytes(memory) for memory in memories], 0
