@@ -408,6 +408,33 @@ def test_library_without_the_model(start, folder):
         assert [attacher.ask("detach") for _ in range(2)] == [None, None]
 
 
+# --- The holder ---
+
+# Is started again and again: notes that, says that it is ready if it is to, and is killed.
+SHORT_LIVED = """
+import os, signal, socket, sys
+with open(sys.argv[1], "a") as file:
+    file.write("started\\n")
+if sys.argv[2] == "ready":
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.sendto(b"READY=1\\nSTATUS=x", "\\0" + os.environ["NOTIFY_SOCKET"][1:])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_started_again_at_once_if_it_was_ready(folder, ready):
+    noted = folder / "noted"
+    noted.touch()
+    command = [hold_program(), "--", sys.executable, "-c", SHORT_LIVED, noted, "ready" if ready else "not"]
+    began = time.monotonic()
+    with subprocess.Popen(command) as holder:
+        wait_until(lambda: noted.read_text().count("started") >= (4 if ready else 2))
+        took = time.monotonic() - began
+        holder.kill()
+    assert took < 6 if ready else took >= 2
+
+
 # --- Under load ---
 
 
