@@ -3,6 +3,8 @@ import contextlib
 import gc
 import os
 import signal
+import socket
+import struct
 import threading
 import time
 
@@ -36,6 +38,12 @@ def leases(rf):
     return [model["leases"] for model in rf.list()]
 
 
+def patience(model):
+    """How many seconds the library waits for an answer."""
+    with socket.socket(fileno=os.dup(model._attachment.fd())) as sock:
+        return struct.unpack("ll", sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16))[0]
+
+
 def test_reconnect(held, small):
     daemon = held("--grace", "1")
     with rocmforge.connect(daemon.socket) as rf, rf.load_attach(small, name="m", form="f32") as model:
@@ -49,6 +57,7 @@ def test_reconnect(held, small):
             assert (array == expected).all()
             model.reconnect()
             assert leases(rf) == [1] and model.leased
+            assert patience(model) == 60  # a destructor does not wait for ever
         time.sleep(1.2)  # the time of grace is over: only the lease keeps it
         with pytest.raises(rocmforge.ModelBusy):
             rf.unload("m")
