@@ -64,7 +64,7 @@ const char *rf_error_parameters(const rf_client *client);
  * lease. Their memory on the host can still be read, but the daemon does not count it any more; detach such a model,
  * and load it again. rf_model_leased() tells which they are. -EINVAL: `seconds` is negative or no number. Other errors
  * are those of rf_connect() and rf_call(): no model has a lease then, and it can be tried again. The socket may get
- * another number: see rf_client_fd(). */
+ * another number, see rf_client_fd(); SO_RCVTIMEO stays. */
 int rf_reconnect(rf_client *client, double seconds);
 
 /* --- any method --- */

@@ -118,7 +118,8 @@ static void unload_worked(struct work *work)
         residency_idle(residency, model);
     } else {
         const struct log_fields fields = fields_of(model, MESSAGE_MODEL_UNLOADED);
-        log_client_fields(LOG_LEVEL_INFO, &fields, "model=%s id=%" PRIu64 " unloaded", model->name, model->id);
+        if (!residency->core->stopping) /* else the service manager may keep it for the next daemon */
+            log_client_fields(LOG_LEVEL_INFO, &fields, "model=%s id=%" PRIu64 " unloaded", model->name, model->id);
         if (unload->save)
             residency->cache_used -= model->plan->arena_bytes;
         events_emit(residency->events, "unloaded", model, NULL);

@@ -12,6 +12,7 @@
 """
 
 from ._calls import LoadAttachOptions, LoadOptions, PlanOptions
+from ._leases import keep_leases
 from ._metadata import MetadataUnavailable
 from .client import Client, attach, connect, load, load_attach
 from .errors import (
@@ -31,5 +32,6 @@ __all__ = [
     "InvalidParameter", "LeaseNotFound", "LibraryError", "LibraryNotFound", "LimitExceeded", "LoadAttachOptions",
     "LoadOptions", "MetadataUnavailable", "MethodNotFound", "MethodNotImplemented", "Model", "ModelBusy",
     "ModelNotFound", "NameInUse", "NoDaemon", "OutOfDeviceMemory", "PermissionDenied", "PlanOptions", "ProtocolError",
-    "ShuttingDown", "Tensor", "UnsupportedDtype", "UnsupportedType", "WireError", "attach", "connect", "load", "load_attach",
+    "ShuttingDown", "Tensor", "UnsupportedDtype", "UnsupportedType", "WireError", "attach", "connect", "keep_leases", "load",
+    "load_attach",
 ]  # fmt: skip
