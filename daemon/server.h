@@ -27,6 +27,7 @@ struct server {
 struct server_config {
     struct quota_limits limits;
     uint64_t host_cache; /* bytes */
+    unsigned keep_freed; /* seconds; see spared.h */
     unsigned workers;    /* threads of the work queue */
     bool has_processor;  /* see struct core */
 };

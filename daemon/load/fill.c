@@ -207,6 +207,14 @@ void fill_queue(struct workers *workers, struct fill *fill)
         .done = fill_transferred,
     };
     fill->letter.deliver = fill_deliver;
+    if (fill->pinned) {
+        assert(fill->arena && fill->slot->device->copies_async);
+        fill->transfer.source = (const uint8_t *)fill->memory + fill->chunk->file_offset;
+        fill->n_shares = 0;
+        fill->under_way = 1;
+        fill_hand_over(fill);
+        return;
+    }
     fill->n_parts = plan_divide(fill->plan, fill->chunk, fill->slot->device->part_bytes, fill->parts);
     atomic_store(&fill->unfilled, (unsigned)fill->n_parts);
     fill->n_shares = min_u64(fill->n_parts, min_u64(fill->workers, FILL_SHARES_MAX));

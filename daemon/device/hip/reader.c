@@ -9,6 +9,8 @@
 
 /* Bytes of one half. */
 #define HALF ((size_t)4 << 20)
+/* Bytes that are saved at once. Other readers come in between. */
+#define SAVE_STEP ((size_t)256 << 20)
 
 int hip_reader_make(struct hip_device *hip, struct device_fault *ret_fault)
 {
@@ -72,6 +74,42 @@ static int read_through(struct hip_device *hip, const uint8_t *src, uint8_t *dst
     return r;
 }
 
+/* After a copy failed with `error`. The next reader must not get bytes of this read, and the arena may be freed next:
+ * so waits for the copies. */
+static int settle(struct hip_device *hip, int error, struct device_fault *ret_fault)
+{
+    if (hipStreamSynchronize(hip->reader.stream) == hipSuccess)
+        return error;
+    hip_lose(hip, ret_fault);
+    return -ENODEV;
+}
+
+/* With reader.lock held. After an error, the copy may still be running. */
+static int save_step(struct hip_device *hip, const uint8_t *src, uint8_t *dst, size_t n, struct device_fault *ret_fault)
+{
+    int r = HIP_CALL(hip, ret_fault, MemcpyAsync, (dst, src, n, hipMemcpyDeviceToHost, hip->reader.stream));
+    if (r == 0)
+        r = HIP_CALL(hip, ret_fault, EventRecord, (hip->reader.filled[0], hip->reader.stream));
+    return r < 0 ? r : HIP_CALL(hip, ret_fault, EventSynchronize, (hip->reader.filled[0]));
+}
+
+int hip_arena_save(struct arena *arena, uint64_t offset, void *dst, size_t size, struct device_fault *ret_fault)
+{
+    assert(offset <= arena->memory.bytes && size <= arena->memory.bytes - offset);
+    struct hip_device *hip = arena->hip;
+    const uint8_t *src = (const uint8_t *)arena->memory.base + offset;
+    int r = hip_enter(hip, ret_fault);
+    for (size_t at = 0, n; r == 0 && at < size; at += n) {
+        n = min_u64(size - at, SAVE_STEP);
+        pthread_mutex_lock(&hip->reader.lock);
+        r = save_step(hip, src + at, (uint8_t *)dst + at, n, ret_fault);
+        if (r < 0)
+            r = settle(hip, r, ret_fault);
+        pthread_mutex_unlock(&hip->reader.lock);
+    }
+    return r;
+}
+
 int hip_arena_read(struct arena *arena, uint64_t offset, void *dst, size_t size, struct device_fault *ret_fault)
 {
     assert(offset <= arena->memory.bytes && size <= arena->memory.bytes - offset);
@@ -81,11 +119,8 @@ int hip_arena_read(struct arena *arena, uint64_t offset, void *dst, size_t size,
         return r;
     pthread_mutex_lock(&hip->reader.lock);
     r = read_through(hip, (const uint8_t *)arena->memory.base + offset, dst, size, ret_fault);
-    /* The next reader must not get bytes of this read, and the arena may be freed next: so wait for the copies. */
-    if (r < 0 && hipStreamSynchronize(hip->reader.stream) != hipSuccess) {
-        hip_lose(hip, ret_fault);
-        r = -ENODEV;
-    }
+    if (r < 0)
+        r = settle(hip, r, ret_fault);
     pthread_mutex_unlock(&hip->reader.lock);
     return r;
 }
