@@ -78,6 +78,7 @@ static int module_open(struct devices *set, const struct device_module *module, 
         .staging = options->staging ? options->staging : staging_default(),
         .streams = options->streams,
         .export_wish = options->export_wish,
+        .lock_memory = options->lock_memory,
     };
     struct device **devices = NULL;
     int n = module->open(&config, &devices, ret_fault);

@@ -41,6 +41,9 @@ static void usage(void)
            "                      the GPU can, else ipc)\n",
            DEVICE_STAGING_DEFAULT_MIB, DEVICE_STREAMS_DEFAULT);
     printf("  --preload DIR       load and pin every model linked there; again on SIGHUP\n"
+           "  --page-cache WAY    auto: what is not in the page cache is read past it (default);\n"
+           "                      keep: it goes into the page cache; drop: as auto, and files of\n"
+           "                      models that are resident are dropped from it\n"
            "  --grace SECONDS     how long models that outlived a restart are held for clients\n"
            "                      to come back; default %d\n"
            "  --host-cache SIZE   host memory that keeps models which a GPU has no room for\n"
@@ -49,6 +52,7 @@ static void usage(void)
            "  --keep-freed SECONDS\n"
            "                      how long a GPU's memory of unloaded models is kept for the\n"
            "                      next load before the driver gets it back; default %d\n"
+           "  --lock-memory       host memory of models is never swapped out\n"
            "  --user-connections N, --user-loads N, --user-leases N, --user-bytes SIZE\n"
            "                      what one user may have at a time; default %d, %d, %d,\n"
            "                      and as much as the budget; root and the daemon's own user\n"
@@ -154,6 +158,19 @@ static int export_parse(const char *text, enum export_wish *ret)
     return 0;
 }
 
+static int page_cache_parse(const char *text, enum page_cache *ret)
+{
+    if (strcmp(text, "auto") == 0)
+        *ret = PAGE_CACHE_AUTO;
+    else if (strcmp(text, "keep") == 0)
+        *ret = PAGE_CACHE_KEEP;
+    else if (strcmp(text, "drop") == 0)
+        *ret = PAGE_CACHE_DROP;
+    else
+        return -EINVAL;
+    return 0;
+}
+
 static int one_of(const char *text, const char *const *choices)
 {
     for (; *choices; choices++)
@@ -171,10 +188,12 @@ enum {
     STREAMS,
     EXPORT,
     PRELOAD,
+    PAGE_CACHE,
     GRACE,
     HOST_CACHE,
     HOST_CACHE_PINNED,
     KEEP_FREED,
+    LOCK_MEMORY,
     USER_CONNECTIONS,
     USER_LOADS,
     USER_LEASES,
@@ -194,10 +213,12 @@ static const struct option known[] = {
     {"streams", required_argument, NULL, STREAMS},
     {"export", required_argument, NULL, EXPORT},
     {"preload", required_argument, NULL, PRELOAD},
+    {"page-cache", required_argument, NULL, PAGE_CACHE},
     {"grace", required_argument, NULL, GRACE},
     {"host-cache", required_argument, NULL, HOST_CACHE},
     {"host-cache-pinned", no_argument, NULL, HOST_CACHE_PINNED},
     {"keep-freed", required_argument, NULL, KEEP_FREED},
+    {"lock-memory", no_argument, NULL, LOCK_MEMORY},
     {"user-connections", required_argument, NULL, USER_CONNECTIONS},
     {"user-loads", required_argument, NULL, USER_LOADS},
     {"user-leases", required_argument, NULL, USER_LEASES},
@@ -209,7 +230,7 @@ static const struct option known[] = {
     {0},
 };
 
-/* Applies an option that takes a value. -EINVAL. */
+/* Applies an option. value: NULL if it takes none. -EINVAL. */
 static int apply(int option, const char *value, struct options *options)
 {
     switch (option) {
@@ -232,6 +253,8 @@ static int apply(int option, const char *value, struct options *options)
     case PRELOAD:
         options->preload = value;
         return 0;
+    case PAGE_CACHE:
+        return page_cache_parse(value, &options->page_cache);
     case GRACE:
         return number_parse(value, GRACE_MAX, &options->grace);
     case HOST_CACHE:
@@ -241,6 +264,9 @@ static int apply(int option, const char *value, struct options *options)
         return 0;
     case KEEP_FREED:
         return seconds_parse(value, SPARED_SECONDS_MAX, &options->keep_freed);
+    case LOCK_MEMORY:
+        options->lock_memory = true;
+        return 0;
     case USER_CONNECTIONS:
         return limit_parse(value, &options->limits.most[QUOTA_CONNECTIONS]);
     case USER_LOADS:

@@ -197,6 +197,8 @@ struct device {
     uint64_t total;    /* size of the memory in bytes */
     uint64_t granule;  /* sizes of arenas are rounded up to a multiple of this */
     unsigned n_slots;  /* how many staging slots it needs */
+    unsigned n_cached; /* how many of them a load uses that reads cached files: more would only leave the processors'
+                          caches; 0: all */
     size_t slot_bytes; /* size of each slot */
     size_t part_bytes; /* how much of a slot one worker fills at a time; if less than slot_bytes, several workers fill
                           one slot */
@@ -233,6 +235,13 @@ struct device {
  */
 #define DEVICE_STAGING_DEFAULT_MIB 48
 
+/* How the host's arenas are filled. */
+enum host_fill {
+    HOST_FILL_AUTO, /* in the way that a trial at the start found quicker */
+    HOST_FILL_WRITE,
+    HOST_FILL_MAP,
+};
+
 /* Settings for a module, given when it opens its devices. */
 struct device_config {
     unsigned workers; /* number of threads that fill slots */
@@ -244,6 +253,8 @@ struct device_config {
     uint64_t link_bytes;  /* bytes of each of these copies; 0: the module chooses */
     uint64_t trial_bytes; /* bytes of the trial allocation for exports, at least two granules; 0: the module chooses */
     enum export_wish export_wish;
+    enum host_fill host_fill;
+    bool lock_memory; /* of the host: arenas are locked into memory when they are sealed */
 };
 
 /* A shared object exports one of these, with the name `rocmforge_device_module`. */

@@ -66,6 +66,7 @@ void load_free(struct load *load)
     failure_clear(&load->failure);
     load_job_clear(&load->job);
     free(load->fills);
+    cold_free(load->cold);
     trace_free(load->trace);
     request_clear(&load->request);
     free(load);
@@ -95,9 +96,10 @@ void load_fail_device(struct load *load, int error, const struct device_fault *f
 static void load_finish(struct load *load)
 {
     load_move(load, LOAD_DONE);
-    if (load->failure.error == WIRE_OK)
+    if (load->failure.error == WIRE_OK) {
+        load_drop_cached(load);
         load_succeed(load);
-    else
+    } else
         load_give_up(load);
     load_free(load);
 }

@@ -22,6 +22,7 @@
 #pragma once
 
 #include "daemon/device/devices.h"
+#include "daemon/load/cold.h"
 #include "daemon/memory/residency.h"
 #include "daemon/model/model.h"
 #include "daemon/session/waiters.h"
@@ -31,6 +32,7 @@
 #include <stdint.h>
 #include <sys/queue.h>
 
+struct direct;
 struct events;
 struct load;
 struct verifies;
@@ -44,6 +46,8 @@ struct loads {
     struct verifies *verifies;
     struct events *events;
     struct quota *quota;
+    struct direct *direct; /* NULL: files are read through the page cache */
+    enum page_cache page_cache;
     TAILQ_HEAD(, load) list; /* oldest first */
     size_t n;
 };

@@ -4,6 +4,7 @@
 #include "daemon/base/seconds.h"
 #include "daemon/base/worker.h"
 #include "daemon/memory/admission.h"
+#include "daemon/memory/save.h"
 #include "daemon/session/describe.h"
 #include "daemon/session/events.h"
 #include "daemon/wire/call.h"
@@ -21,9 +22,6 @@
 
 static void reap(uv_timer_t *timer);
 
-/* Bytes of one read from a device when a model is saved to host memory. */
-#define SAVE_BYTES ((uint64_t)16 << 20)
-
 /* --- unloading --- */
 
 /* A model whose memory is being freed, or saved first. */
@@ -34,12 +32,13 @@ struct unload {
     struct claim *claim; /* the claim that the memory is for; NULL: none */
     bool kept;           /* beyond this process: see struct residency */
     bool save;
-    void *room;  /* pinned memory for the copy; NULL: the worker takes other memory */
-    void *saved; /* the copy; NULL: not requested, or it could not be made */
-    bool lost;   /* the device was lost while the copy was made */
-    bool spare;  /* the device may keep the arena for a moment */
-    bool spared; /* and does */
-    bool told;   /* the driver said how much was free before and after: */
+    struct save *saving; /* NULL: not requested, or no memory */
+    void *room;          /* pinned memory for the copy; NULL: `saving` takes other memory */
+    void *saved;         /* the copy; NULL: not requested, or it could not be made */
+    bool lost;           /* the device was lost while the copy was made */
+    bool spare;          /* the device may keep the arena for a moment */
+    bool spared;         /* and does */
+    bool told;           /* the driver said how much was free before and after: */
     uint64_t free_before, free_after;
     struct work work;
 };
@@ -48,30 +47,6 @@ static void unload_abandoned(struct call *call)
 {
     struct unload *unload = call->context;
     unload->call = NULL;
-}
-
-/* Copies an arena to memory of this process. NULL if this is not possible. */
-static void *save_arena(struct model *model, struct device *host, bool *ret_lost)
-{
-    uint64_t bytes = model->plan->arena_bytes, available;
-    struct device_fault unused;
-    if (host->ops->memory_free(host, &available, &unused) == 0 && available < bytes)
-        return NULL; /* a copy that is too large could make the kernel kill a process */
-    uint8_t *copy = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (copy == MAP_FAILED)
-        return NULL;
-    (void)madvise(copy, bytes, MADV_HUGEPAGE); /* small pages would take most of the time, one fault for each */
-    for (uint64_t at = 0; at < bytes; at += SAVE_BYTES) {
-        size_t n = min_u64(bytes - at, SAVE_BYTES);
-        struct device_fault fault;
-        int r = model->device->ops->arena_read(model->arena, at, copy + at, n, &fault);
-        if (r < 0) {
-            *ret_lost = r == -ENODEV;
-            munmap(copy, bytes);
-            return NULL;
-        }
-    }
-    return copy;
 }
 
 /* Copies an arena to pinned memory. NULL if this is not possible. */
@@ -112,8 +87,8 @@ static void unload_work(struct work *work)
     worker_step_back();
     if (unload->room)
         unload->saved = save_pinned(unload->model, unload->room, &unload->lost);
-    else if (unload->save)
-        unload->saved = save_arena(unload->model, devices_host(unload->residency->devices), &unload->lost);
+    else if (unload->saving)
+        unload->saved = save_run(unload->saving, &unload->lost);
     if (unload->kept)
         unload->residency->left(unload->residency->keeper);
     free_arena(unload);
@@ -124,6 +99,7 @@ static void unload_worked(struct work *work)
     struct unload *unload = work->data;
     struct residency *residency = unload->residency;
     struct model *model = unload->model;
+    save_free(unload->saving);
     model->arena = NULL;
     model->export = (struct device_export){.fd = -1};
     registry_unreserve(model);
@@ -182,6 +158,8 @@ static bool unload_begin(struct residency *residency, struct model *model, struc
     unload->spare = !residency->core->stopping && (!claim || model->arena_own);
     model_move(model, save ? MODEL_SAVING : MODEL_UNLOADING);
     unload->kept = residency->leaves && residency->leaves(residency->keeper, model);
+    if (save && !room)
+        unload->saving = save_new(residency->core, model, devices_host(residency->devices), residency->lock_memory);
     core_job_begin(residency->core);
     worker_queue(residency->core->queue, &unload->work, unload, unload_work, unload_worked);
     return true;

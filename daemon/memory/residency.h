@@ -30,6 +30,7 @@ struct residency {
     struct events *events;
     uint64_t cache_size;    /* the most bytes of host memory for models that a GPU has no room for */
     uint64_t cache_used;    /* its ledger: bytes that are in use */
+    bool lock_memory;       /* it is locked */
     struct host_pool *pool; /* pinned memory for all of them; NULL: none */
     struct spared spared;   /* arenas of unloaded models; its keep_ns is the caller's to set */
     /* Unloads models that were idle for too long, and takes the names of models that drain too long. */

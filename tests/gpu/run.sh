@@ -4,7 +4,8 @@
 #   tests/gpu/run.sh [OUT]
 #
 # OUT: a folder for the tables and JSON; default build/gpu-results.
-# ROCMFORGE_GPU_STEPS: which of "tests share daemon kernels put loads100 attach reading peers bench" to run; default all.
+# ROCMFORGE_GPU_STEPS: which of "tests share daemon kernels put loads100 attach reading peers bench save host" to run;
+# default all.
 # ROCMFORGE_BENCH_OPTIONS: of tests/bench/bench_gpu.py; "--only defaults", say.
 # ROCMFORGE_LOADS_OPTIONS: of tests/bench/bench_loads.py; "--seconds 100", say.
 # ROCMFORGE_WHEELS: a folder with the wheels of tests/bench/peers.py.
@@ -14,7 +15,7 @@ cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.." || exit
 
 out=${1:-build/gpu-results}
 build=${ROCMFORGE_GPU_BUILD:-build/gpu}
-steps=" ${ROCMFORGE_GPU_STEPS:-tests share daemon kernels put loads100 attach reading peers bench} "
+steps=" ${ROCMFORGE_GPU_STEPS:-tests share daemon kernels put loads100 attach reading peers bench save host} "
 python=${PYTHON:-python3}
 PATH=$PATH:/usr/local/cuda/bin:/opt/rocm/bin
 failures=()
@@ -145,6 +146,14 @@ if wanted bench; then
     read -ra bench_options <<<"${ROCMFORGE_BENCH_OPTIONS:-}"
     limited bench_gpu 900 "$python" tests/bench/bench_gpu.py "$build" --kind "$kind" --out "$out" \
         "${bench_options[@]}" --models "${ROCMFORGE_BENCH_MODELS:-/tmp/rocmforge-bench}"
+fi
+if wanted save; then
+    step "Saving in host memory"
+    limited bench_save 120 "$python" tests/bench/bench_save.py "$build" --kind "$kind" --size 4G
+fi
+if wanted host; then
+    step "Host memory: how loads scale with cores"
+    limited bench_cores 60 "$python" tests/bench/bench_cores.py "$build"
 fi
 
 step "Done; results in $out"

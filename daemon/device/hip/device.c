@@ -152,7 +152,6 @@ static void device_close(struct device *device)
     pthread_cond_destroy(&hip->submitter_wake);
     pthread_cond_destroy(&hip->finisher_wake);
     pthread_mutex_destroy(&hip->lock);
-    pthread_mutex_destroy(&hip->reader.lock);
     pthread_mutex_destroy(&hip->reclaim.taking);
     pthread_mutex_destroy(&hip->lost_lock);
     free(hip);
@@ -308,7 +307,7 @@ static int device_open(int index, const struct device_config *config, struct hip
     snprintf(hip->device.id, sizeof(hip->device.id), HIP_KIND ":%d", index);
     size_slots(&hip->device, config);
     pthread_mutex_init(&hip->lock, NULL);
-    pthread_mutex_init(&hip->reader.lock, NULL);
+    hip_reader_init(hip);
     pthread_mutex_init(&hip->reclaim.taking, NULL);
     pthread_mutex_init(&hip->lost_lock, NULL);
     pthread_condattr_t monotonic;
