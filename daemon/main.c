@@ -4,6 +4,7 @@
 #include "daemon/base/last_words.h"
 #include "daemon/base/lock_limit.h"
 #include "daemon/base/log.h"
+#include "daemon/base/processors.h"
 #include "daemon/gguf/gguf.h"
 #include "daemon/keep/keep.h"
 #include "daemon/modules.h"
@@ -199,7 +200,7 @@ static int listen_begin(struct daemon *daemon, const struct options *options)
 
 static unsigned default_workers(void)
 {
-    unsigned n = uv_available_parallelism();
+    unsigned n = processors_usable("/proc/self/cgroup", "/sys/fs/cgroup");
     return n < WORKERS_DEFAULT_MAX ? n : WORKERS_DEFAULT_MAX;
 }
 
@@ -307,6 +308,7 @@ static int daemon_begin(struct daemon *daemon, const struct options *options)
     const struct server_config config = {
         .limits = options->limits,
         .host_cache = options->host_cache,
+        .keep_freed = options->keep_freed,
         .page_cache = options->page_cache,
         .lock_memory = options->lock_memory,
         .workers = workers,
@@ -326,6 +328,8 @@ static int daemon_begin(struct daemon *daemon, const struct options *options)
     r = daemon_workers(daemon);
     if (r == 0)
         r = modules_open(&daemon->server.devices, options, workers);
+    if (r == 0 && options->host_cache_pinned && options->host_cache > 0)
+        residency_pin_cache(&daemon->server.residency);
     if (r == 0 && options->lock_memory)
         r = lock_check(daemon, options);
     if (r == 0)

@@ -59,6 +59,7 @@ static void server_wire(struct server *server, const struct server_config *confi
         .registry = &server->registry,
         .events = server->events,
         .cache_size = config->host_cache,
+        .spared = {.keep_ns = config->keep_freed * (uint64_t)1000000000},
         .lock_memory = config->lock_memory,
         .freed = freed,
         .context = &server->loads,
@@ -160,6 +161,7 @@ static void server_stop_more(struct server *server)
         }
     }
     survey_free(server->survey);
+    residency_unpin_cache(&server->residency);
     devices_close(&server->devices);
     uv_close((uv_handle_t *)&server->ticker, NULL);
     residency_close(&server->residency);

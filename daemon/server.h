@@ -28,6 +28,7 @@ struct server {
 struct server_config {
     struct quota_limits limits;
     uint64_t host_cache; /* bytes */
+    unsigned keep_freed; /* seconds; see spared.h */
     bool lock_memory;    /* of the copies in host memory */
     enum page_cache page_cache;
     unsigned workers;   /* threads of the work queue */

@@ -104,6 +104,7 @@ static uint64_t load_use(struct consumer *consumer, struct slot *slot)
     *fill = (struct fill){
         .source = load->model->source,
         .memory = load->restores ? load->model->cache : NULL,
+        .pinned = load->restores && load->model->cache_pinned,
         .cold = load->cold,
         .plan = load->plan,
         .chunk = chunk,

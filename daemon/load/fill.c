@@ -414,6 +414,14 @@ void fill_queue(struct workers *workers, struct fill *fill)
         .done = fill_transferred,
     };
     fill->letter.deliver = fill_deliver;
+    if (fill->pinned) {
+        assert(fill->arena && fill->slot->device->copies_async);
+        fill->transfer.source = (const uint8_t *)fill->memory + fill->chunk->file_offset;
+        fill->n_shares = 0;
+        fill->under_way = 1;
+        fill_hand_over(fill);
+        return;
+    }
     fill->n_parts = plan_divide(fill->plan, fill->chunk, fill->slot->device->part_bytes, fill->parts);
     fill->direct_begin_ns = fill->cold ? uv_hrtime() : 0;
     atomic_store(&fill->unfilled, (unsigned)fill->n_parts);

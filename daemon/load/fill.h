@@ -59,6 +59,7 @@ struct fill {
     /* In. All borrowed until `done`. */
     const struct source *source;
     const void *memory; /* if not NULL, the bytes are copied from here, not read from the source */
+    bool pinned;        /* the device copies from `memory` by itself; then there is an arena */
     struct cold *cold;  /* NULL: everything is read through the page cache */
     const struct plan *plan;
     const struct chunk *chunk;

@@ -186,6 +186,7 @@ static void load_allocated(struct load *load)
 {
     struct load_job *job = &load->job;
     load->model->arena = job->arena;
+    load->model->arena_own = true;
     job->arena = NULL;
     load->phases.allocate_ns = job->elapsed_ns;
     if (job->status < 0 && job->of_host)

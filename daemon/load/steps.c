@@ -143,12 +143,16 @@ void load_job_allocate(struct load_job *job)
     job->elapsed_ns = uv_hrtime() - begin;
 }
 
+/* How much of a copy in pinned memory is put at once: it needs no slot, and the bus rests between two copies. */
+#define PINNED_CHUNK ((size_t)64 << 20)
+
 void load_job_reallocate(struct load_job *job)
 {
     uint64_t begin = uv_hrtime();
     plan_free(job->plan); /* from an earlier attempt */
     job->plan = NULL;
-    job->status = plan_linear(job->planned->arena_bytes, job->device->slot_bytes, &job->plan);
+    const size_t chunk = job->pinned ? PINNED_CHUNK : job->device->slot_bytes;
+    job->status = plan_linear(job->planned->arena_bytes, chunk, &job->plan);
     job->of_host = job->status == -ENOMEM;
     if (job->status < 0)
         return;

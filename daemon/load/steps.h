@@ -51,6 +51,7 @@ struct load_job {
     struct arena *arena;
     struct device_export export; /* the arena's */
     struct publication published;
+    bool pinned;                 /* of load_job_reallocate(): the device copies from host memory by itself */
     uint64_t reach[DEVICES_MAX]; /* of each device in `among`, for survey_note() */
     uint64_t memory_free;        /* with -ENOMEM of load_job_allocate(): bytes that the driver has free */
     uint64_t elapsed_ns;

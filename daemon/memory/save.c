@@ -117,7 +117,8 @@ static void helper_worked(struct work *work)
 static void call_helpers(struct letter *letter)
 {
     struct save *save = (struct save *)((char *)letter - offsetof(struct save, letter));
-    const unsigned n = save->core->workers > 1 ? (unsigned)min_u64(save->core->workers - 1, HELPERS_MAX) : 0;
+    /* Together with the saver itself, all workers but one: loads go on meanwhile. */
+    const unsigned n = save->core->workers > 2 ? (unsigned)min_u64(save->core->workers - 2, HELPERS_MAX) : 0;
     save->left += n;
     for (unsigned i = 0; i < n; i++) {
         struct helper *helper = &save->helpers[i];

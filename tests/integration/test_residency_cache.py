@@ -27,16 +27,19 @@ SIZE = 8 * MIB  # of a model on the device
 DEVICE = 512 * MIB
 
 
-@pytest.fixture
-def start_gpu(start):
-    """start_gpu(*options, FAKE_HIP_...=...): a daemon with a GPU of which three models fill the budget."""
+@pytest.fixture(params=["", "pinned"])
+def start_gpu(start, request):
+    """start_gpu(*options, FAKE_HIP_...=...): a daemon with a GPU of which three models fill the budget; and once more
+    with --host-cache-pinned."""
     fake = fake_gpu_folder()
     if not fake:
         pytest.skip("this build has no module for AMD GPUs (hipcc is not installed)")
 
     def start_one(*options, **env):
-        return start(
+        pinned = request.param == "pinned" and "--host-cache" in options
+        daemon = start(
             *("--device", "hip", "--budget", str(3 * SIZE), "--workers", "2", *options),
+            *(("--host-cache-pinned",) if pinned else ()),
             env={
                 "ROCMFORGE_MODULE_DIR": str(module_folder()),
                 "LD_LIBRARY_PATH": str(fake),
@@ -44,6 +47,10 @@ def start_gpu(start):
                 **env,
             },
         )
+        if pinned:
+            wait_until(lambda: "host cache: " in daemon.log)
+            assert "are pinned for hip" in daemon.log
+        return daemon
 
     return start_one
 
@@ -135,6 +142,22 @@ def test_every_bit_comes_back(start_gpu, models):
     assert daemon.models() == [] and gpu_used(daemon) == 0
 
 
+@pytest.mark.parametrize("start_gpu", ["pinned"], indirect=True)
+def test_a_copy_of_several_chunks(start_gpu, folder):
+    """What is pinned comes back in pieces of 64 MiB."""
+    types = make_model.load_types()
+    tensors = [make_model.Tensor(f"blk.{j}.ffn_up.weight", types["i8"], (4096, 4096)) for j in range(5)]
+    daemon = start_gpu("--host-cache", "192Mi", "--budget", "120Mi")
+    with daemon.client() as client:
+        for seed, name in enumerate("ab"):
+            make_model.write_model(folder / name, tensors, make_model.metadata(1, 256, 256, 4, 100), seed)
+            load(client, folder / name, name, form="native")
+        settled(daemon, {"a": "cached", "b": "resident"})
+        load(client, folder / "a", "a", form="native")
+        settled(daemon, {"a": "resident", "b": "cached"})
+        assert client.call("Verify", name="a")["mismatches"] == []
+
+
 def test_load_brings_it_back(start_gpu, models):
     """Under the name that it has, and with what else was asked for."""
     daemon = start_gpu("--host-cache", "64Mi")
@@ -199,7 +222,9 @@ def test_pinned_in_the_cache(start_gpu, models):
 
 def test_no_device_to_come_back_to(start_gpu, models):
     """A copy for a device that is lost is of no use to anybody, pinned or not: its name is free."""
-    daemon = start_gpu("--host-cache", str(2 * SIZE), FAKE_HIP_FAIL="hipMemExportToShareableHandle:6:719")
+    # Memory that is used again would not be exported again.
+    options = ("--host-cache", str(2 * SIZE), "--keep-freed", "0")
+    daemon = start_gpu(*options, FAKE_HIP_FAIL="hipMemExportToShareableHandle:6:719")
     paths = models(5)
     with daemon.client() as client:
         fill(client, paths[:4])
@@ -235,6 +260,7 @@ def test_whose_name_it_is_in_the_cache(start_gpu, models):
         assert load(root, paths[6], "b")["uid"] == 0
 
 
+@pytest.mark.parametrize("start_gpu", [""], indirect=True)  # pinned memory is kept
 def test_cache_gives_its_memory_back(start_gpu, models):
     daemon = start_gpu("--host-cache", "64Mi")
     with daemon.client() as client:

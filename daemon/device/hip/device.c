@@ -115,6 +115,19 @@ static int memory_free(struct device *device, uint64_t *ret, struct device_fault
     return r;
 }
 
+static int host_register(struct device *device, void *memory, size_t bytes, struct device_fault *ret_fault)
+{
+    struct hip_device *hip = hip_device(device);
+    int r = hip_enter(hip, ret_fault);
+    return r < 0 ? r : HIP_CALL(hip, ret_fault, HostRegister, (memory, bytes, hipHostRegisterPortable));
+}
+
+static void host_unregister(struct device *device, void *memory)
+{
+    (void)!hipSetDevice(hip_device(device)->index);
+    (void)!hipHostUnregister(memory);
+}
+
 static bool decodes(struct device *device, const struct tensor_type *type, enum form form)
 {
     const struct hip_device *hip = hip_device(device);
@@ -149,12 +162,16 @@ static const struct device_ops hip_ops = {
     .slot_init = slot_init,
     .slot_fini = slot_fini,
     .arena_new = hip_arena_new,
+    .arena_reuse = hip_arena_reuse,
     .arena_adopt = hip_arena_adopt,
     .arena_free = hip_arena_free,
     .put = hip_put,
     .arena_export = hip_arena_export,
     .arena_seal = hip_arena_seal,
     .arena_read = hip_arena_read,
+    .host_register = host_register,
+    .host_unregister = host_unregister,
+    .arena_save = hip_arena_save,
     .memory_free = memory_free,
     .decodes = decodes,
 };

@@ -104,9 +104,8 @@ struct arena {
     struct hip_share memory; /* its handle is set only if the device exports descriptors */
     hipEvent_t cleared;      /* recorded after its gaps were cleared */
     bool ordered;            /* submitter only: the copies' stream waits for `cleared` already */
-    bool exported;
-    bool adopted; /* another process allocated it */
-    int fd;       /* the descriptor that was exported; -1: none */
+    bool adopted;            /* another process allocated it */
+    int fd;                  /* the descriptor that was exported; -1: none */
 };
 
 static inline struct hip_device *hip_device(struct device *device)

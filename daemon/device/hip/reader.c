@@ -9,6 +9,8 @@
 
 /* Bytes of one half. */
 #define HALF ((size_t)4 << 20)
+/* Bytes that are saved at once. Other readers come in between. */
+#define SAVE_STEP ((size_t)256 << 20)
 
 void hip_reader_init(struct hip_device *hip)
 {
@@ -105,6 +107,43 @@ static int read_through(struct hip_device *hip, struct hip_reader *reader, const
     return r;
 }
 
+/* After a copy failed with `error`. The next reader must not get bytes of this read, and the arena may be freed next:
+ * so waits for the copies. */
+static int settle(struct hip_device *hip, struct hip_reader *reader, int error, struct device_fault *ret_fault)
+{
+    if (hipStreamSynchronize(reader->stream) == hipSuccess)
+        return error;
+    hip_lose(hip, ret_fault);
+    return -ENODEV;
+}
+
+/* With the reader's lock held. After an error, the copy may still be running. */
+static int save_step(struct hip_device *hip, struct hip_reader *reader, const uint8_t *src, uint8_t *dst, size_t n,
+                     struct device_fault *ret_fault)
+{
+    int r = HIP_CALL(hip, ret_fault, MemcpyAsync, (dst, src, n, hipMemcpyDeviceToHost, reader->stream));
+    if (r == 0)
+        r = HIP_CALL(hip, ret_fault, EventRecord, (reader->filled[0], reader->stream));
+    return r < 0 ? r : HIP_CALL(hip, ret_fault, EventSynchronize, (reader->filled[0]));
+}
+
+int hip_arena_save(struct arena *arena, uint64_t offset, void *dst, size_t size, struct device_fault *ret_fault)
+{
+    assert(offset <= arena->memory.bytes && size <= arena->memory.bytes - offset);
+    struct hip_device *hip = arena->hip;
+    const uint8_t *src = (const uint8_t *)arena->memory.base + offset;
+    int r = hip_enter(hip, ret_fault);
+    for (size_t at = 0, n; r == 0 && at < size; at += n) {
+        n = min_u64(size - at, SAVE_STEP);
+        struct hip_reader *reader = take(hip);
+        r = save_step(hip, reader, src + at, (uint8_t *)dst + at, n, ret_fault);
+        if (r < 0)
+            r = settle(hip, reader, r, ret_fault);
+        pthread_mutex_unlock(&reader->lock);
+    }
+    return r;
+}
+
 int hip_arena_read(struct arena *arena, uint64_t offset, void *dst, size_t size, struct device_fault *ret_fault)
 {
     assert(offset <= arena->memory.bytes && size <= arena->memory.bytes - offset);
@@ -114,11 +153,8 @@ int hip_arena_read(struct arena *arena, uint64_t offset, void *dst, size_t size,
         return r;
     struct hip_reader *reader = take(hip);
     r = read_through(hip, reader, (const uint8_t *)arena->memory.base + offset, dst, size, ret_fault);
-    /* The next reader must not get bytes of this read, and the arena may be freed next: so wait for the copies. */
-    if (r < 0 && hipStreamSynchronize(reader->stream) != hipSuccess) {
-        hip_lose(hip, ret_fault);
-        r = -ENODEV;
-    }
+    if (r < 0)
+        r = settle(hip, reader, r, ret_fault);
     pthread_mutex_unlock(&reader->lock);
     return r;
 }

@@ -16,4 +16,7 @@ int hip_reader_make(struct hip_device *hip, struct device_fault *ret_fault);
 void hip_reader_drop(struct hip_device *hip);
 
 /* Worker: device_ops.arena_read. Blocks. When it returns, with an error too, nothing uses `dst` or the arena. */
+/* As hip_arena_read(), to memory that the device can copy to. */
+int hip_arena_save(struct arena *arena, uint64_t offset, void *dst, size_t size, struct device_fault *ret_fault);
+
 int hip_arena_read(struct arena *arena, uint64_t offset, void *dst, size_t size, struct device_fault *ret_fault);
