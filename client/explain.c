@@ -109,6 +109,16 @@ static void add_failed_call(struct text *text, const cJSON *parameters)
     }
 }
 
+static void add_files(struct text *text, const cJSON *parameters)
+{
+    const cJSON *files = field(parameters, "files"), *file;
+    cJSON_ArrayForEach (file, files) {
+        if (cJSON_IsString(file))
+            add(text, "%s", file->valuestring);
+        text->between = ", ";
+    }
+}
+
 /* When the file changed, if the daemon says it in words that are known here. */
 static void add_when(struct text *text, const cJSON *parameters)
 {
@@ -194,6 +204,9 @@ void explain(char *dst, size_t size, enum wire_error error, const cJSON *paramet
     case WIRE_DeviceError:
     case WIRE_FileError:
         add_failed_call(&text, parameters);
+        break;
+    case WIRE_AmbiguousFiles:
+        add_files(&text, parameters);
         break;
     case WIRE_LimitExceeded:
         add_limit(&text, parameters);

@@ -193,7 +193,7 @@ static int load_begin(rf_client *client, const char *const *paths, size_t n, con
     if (r < 0)
         return r;
     link[0] = '\0';
-    if (n == 1)
+    if (n > 0)
         files_link_name(paths[0], link);
     if (!ret->name && link[0])
         ret->name = link;

@@ -17,6 +17,7 @@
     X(OutOfDeviceMemory, ENOMEM, "not enough device memory")                                                           \
     X(DeviceError, EIO, "a call to the device failed")                                                                 \
     X(FileError, EIO, "reading the file failed")                                                                       \
+    X(AmbiguousFiles, ENOTUNIQ, "several files may be the same one of this split model; name all its files")           \
     X(LimitExceeded, EDQUOT, "a limit was reached")                                                                    \
     X(PermissionDenied, EACCES, "not allowed")                                                                         \
     X(Cancelled, ECANCELED, "cancelled")                                                                               \

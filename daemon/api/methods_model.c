@@ -177,6 +177,10 @@ void method_unload(struct api *api, struct call *call)
     else if (!model_in_use(model)) {
         call_set_deadline(call, p.deadline);
         residency_unload(api->residency, model, call);
+    } else if (model->state == MODEL_CACHED) { /* it is being compared with its file, and goes when that is over */
+        model_lose_name(model);
+        events_emit(api->events, "renamed", model, NULL);
+        call_reply(call, describe_state("draining"), NULL, 0);
     } else {
         residency_drain(api->residency, model, p.deadline);
         call_reply(call, describe_state("draining"), NULL, 0);

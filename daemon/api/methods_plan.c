@@ -241,7 +241,7 @@ static void planning_settle(struct planning *planning)
         planning->compared = model->id;
         if (model->load || model->state == MODEL_SAVING || model_departs(model))
             continue; /* Load would wait until the model is resident, cached or gone */
-        if (model->state == MODEL_RESIDENT &&
+        if (verify_may_compare(model) &&
             verify_compare(planning->api->verifies, model, job->source, load_may_end(&planning->request, model),
                            planning_compared, planning) == 0)
             return;

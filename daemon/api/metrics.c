@@ -148,6 +148,8 @@ static void describe_queues(cJSON *metrics, const struct api *api)
     gauge(metrics, "rocmforge_loads_queued", "Loads that wait for memory.", (double)queued);
     gauge(metrics, "rocmforge_verifications_running", "Verifications and comparisons under way.",
           (double)verifies_count(api->verifies));
+    gauge(metrics, "rocmforge_jobs_queued", "Jobs that wait for a worker: parts of files to read, and others.",
+          workers_waiting(api->core->queue));
     gauge(metrics, "rocmforge_workers", "Threads that read files and decode blocks.", api->core->workers);
 }
 

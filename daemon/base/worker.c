@@ -139,6 +139,13 @@ void worker_queue(struct workers *workers, struct work *work, void *data, void (
     sem_post(&workers->jobs);
 }
 
+unsigned workers_waiting(struct workers *workers)
+{
+    int value = 0;
+    (void)sem_getvalue(&workers->jobs, &value); /* on Linux it is never negative */
+    return (unsigned)value;
+}
+
 unsigned worker_number(void)
 {
     static unsigned count;

@@ -38,6 +38,9 @@ void workers_end(struct workers *workers, void (*ended)(void *context), void *co
 void worker_queue(struct workers *workers, struct work *work, void *data, void (*run)(struct work *work),
                   void (*done)(struct work *work));
 
+/* loop. Jobs that no worker has taken yet. */
+unsigned workers_waiting(struct workers *workers);
+
 /* Any worker, at the beginning of each long job: lowers the thread's priority below the loop's. Costs nothing after the
  * first call. */
 void worker_step_back(void);

@@ -178,7 +178,7 @@ static void put_model(struct bytes_writer *out, const struct model *model, const
     bytes_put_number(out, (uint64_t)model->ttl);
     bytes_put_number(out, model->overflows);
     bytes_put_text(out, model->origin);
-    bytes_put_text(out, model->source->path);
+    bytes_put_text(out, model->source->link);
     put_users(out, model);
     put_facts(out, model->facts);
     put_forms(out, model->forms);
@@ -192,6 +192,7 @@ static void put_model(struct bytes_writer *out, const struct model *model, const
     bytes_put_number(out, model->source->n_files);
     for (size_t i = 0; i < model->source->n_files; i++) {
         bytes_put_number(out, numbers[i]);
+        bytes_put_text(out, model->source->files[i].path);
         put_identity(out, &model->source->files[i].identity);
     }
     put_parts(out, model);
@@ -339,12 +340,13 @@ static void take_layout(struct bytes_reader *in, struct description *ret)
 
 static void take_files(struct bytes_reader *in, struct description *ret)
 {
-    ret->n_files = bytes_take_count(in, SOURCE_FILES_MAX, 48);
+    ret->n_files = bytes_take_count(in, SOURCE_FILES_MAX, 56);
     ret->files = array_new(in, ret->n_files, sizeof(*ret->files));
     if (ret->n_files == 0)
         in->failed = true;
     for (size_t i = 0; i < ret->n_files && !in->failed; i++) {
         ret->files[i].number = (uint32_t)bytes_take_number(in, UINT32_MAX);
+        (void)bytes_take_text(in, TEXT_MAX, &ret->files[i].path);
         take_identity(in, &ret->files[i].identity);
     }
 }
@@ -390,7 +392,7 @@ static void take_model(struct bytes_reader *in, struct description *ret)
     ret->ttl = (int64_t)bytes_take_number(in, UINT64_MAX);
     ret->overflows = bytes_take_number(in, UINT64_MAX);
     (void)bytes_take_text(in, TEXT_MAX, &ret->origin);
-    (void)bytes_take_text(in, TEXT_MAX, &ret->path);
+    (void)bytes_take_text(in, TEXT_MAX, &ret->link);
     take_users(in, ret);
     take_facts(in, ret);
     take_forms(in, ret);
@@ -507,7 +509,7 @@ int description_read(int fd, struct description *ret, const char **ret_why)
 void description_clear(struct description *description)
 {
     free(description->origin);
-    free(description->path);
+    free(description->link);
     free(description->names);
     free(description->guests);
     access_facts_unref(description->facts);
@@ -517,6 +519,8 @@ void description_clear(struct description *description)
     free(description->device_kind);
     free(description->device_uuid);
     free(description->device_pci);
+    for (size_t i = 0; i < description->n_files && description->files; i++)
+        free(description->files[i].path);
     free(description->files);
     free(description->parts);
     free(description->tensors);

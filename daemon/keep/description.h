@@ -12,7 +12,7 @@
 #include <stdint.h>
 
 /* Another version is not read: the model is loaded again then. */
-#define DESCRIPTION_VERSION 2u
+#define DESCRIPTION_VERSION 3u
 
 /* The most bytes of one. The tensors take most of them. */
 #define DESCRIPTION_MAX ((size_t)64 << 20)
@@ -26,6 +26,7 @@ struct description_part {
 
 struct description_file {
     uint32_t number; /* of its descriptor in the store */
+    char *path;      /* that it was opened by, or NULL */
     struct identity identity;
 };
 
@@ -46,7 +47,7 @@ struct description {
     int64_t ttl;
     uint64_t overflows;
     char *origin; /* or NULL */
-    char *path;   /* or NULL */
+    char *link;   /* that leads to one of the files, or NULL */
     size_t n_names;
     struct model_name *names; /* as an array: the links mean nothing */
     size_t n_guests;

@@ -87,14 +87,17 @@ static int take_source(struct resume *resume, struct parts *parts, char why[RESU
 {
     const struct description *description = resume->description;
     struct identity identities[SOURCE_FILES_MAX];
+    const char *paths[SOURCE_FILES_MAX];
     int fds[SOURCE_FILES_MAX];
     for (size_t i = 0; i < description->n_files; i++) {
         identities[i] = description->files[i].identity;
+        paths[i] = description->files[i].path;
         fds[i] = resume->file_fds[i];
         resume->file_fds[i] = -1;
     }
     struct device_fault fault;
-    const int r = source_resume(fds, identities, description->n_files, description->path, &parts->source, &fault);
+    const struct source_past past = {.identities = identities, .paths = paths, .link = description->link};
+    const int r = source_resume(fds, description->n_files, &past, &parts->source, &fault);
     return r < 0 ? refuse_fault(why, r, "its files", &fault) : 0;
 }
 

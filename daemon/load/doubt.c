@@ -80,9 +80,8 @@ bool load_settle(struct load *load)
         return true;
     }
     load->compared = model->id;
-    if (model->state != MODEL_RESIDENT ||
-        verify_compare(loads->verifies, model, job->source, load_may_end(&load->request, model), load_compared, load) <
-            0) {
+    if (!verify_may_compare(model) || verify_compare(loads->verifies, model, job->source,
+                                                     load_may_end(&load->request, model), load_compared, load) < 0) {
         load_doubt_ends(loads, model->id, false);
         return load_settle(load);
     }

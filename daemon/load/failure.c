@@ -8,6 +8,9 @@
 #include <stdio.h>
 #include <string.h>
 
+/* Files that AmbiguousFiles names. */
+#define AMBIGUOUS_MAX 16u
+
 void failure_set(struct failure *failure, enum wire_error error, cJSON *parameters)
 {
     if (failure->error != WIRE_OK) {
@@ -58,12 +61,13 @@ static void set_invalid(struct failure *failure, const char *reason, uint64_t of
     failure_set(failure, WIRE_InvalidModel, parameters);
 }
 
-/* InvalidModel. If the model is split into several files, the reason says which file is invalid. */
+/* InvalidModel. If the model is split into several files, the reason says which file is invalid, unless it does so
+ * itself. */
 static void set_invalid_file(struct failure *failure, const struct load_job *job)
 {
     const struct gguf_fault *fault = &job->gguf_fault;
     char reason[sizeof(fault->reason) + 32];
-    if (job->opened->n_files > 1)
+    if (job->opened->n_files > 1 && strncmp(fault->reason, "file ", 5) != 0)
         snprintf(reason, sizeof(reason), "file %zu: %s", job->file + 1, fault->reason);
     else
         snprintf(reason, sizeof(reason), "%s", fault->reason);
@@ -80,6 +84,17 @@ static void set_layout(struct failure *failure, const struct layout_fault *fault
     failure_set(failure, WIRE_InvalidLayout, parameters);
 }
 
+/* AmbiguousFiles. Of many files only the first are told. */
+static void set_ambiguous(struct failure *failure, const struct load_job *job)
+{
+    cJSON *parameters = cJSON_CreateObject();
+    json_add_text(parameters, "path", job->path);
+    cJSON *files = cJSON_AddArrayToObject(parameters, "files");
+    for (size_t i = 0; i < job->ambiguous.n && i < AMBIGUOUS_MAX; i++)
+        json_append_text(files, job->ambiguous.paths[i]);
+    failure_set(failure, WIRE_AmbiguousFiles, parameters);
+}
+
 void failure_set_opening(struct failure *failure, const struct load_job *job)
 {
     const char *path = job->opened ? job->opened->path : job->path;
@@ -88,6 +103,8 @@ void failure_set_opening(struct failure *failure, const struct load_job *job)
                     error_reason("not there, or not for everybody to read: pass it as a descriptor"));
     else if (job->status == -ENOMEM)
         failure_set(failure, WIRE_LimitExceeded, error_no_memory());
+    else if (job->status == -ENOTUNIQ && job->ambiguous.n > 0)
+        set_ambiguous(failure, job);
     else if (!job->opened)
         failure_set_file(failure, job->status, &job->fault, path);
     else if (job->status == -EBADMSG)

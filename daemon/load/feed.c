@@ -23,6 +23,16 @@ static void load_count_share(struct load *load, const struct fill_share *share)
         trace_add(load->trace, TRACE_WORKER, share->worker, "dequantise", read_end_ns, share->end_ns);
 }
 
+/* Past the page cache no worker reads: such a time counts as if one had read then. */
+static void load_count_direct(struct load *load, const struct fill *fill)
+{
+    if (fill->direct_end_ns == 0)
+        return;
+    load->phases.read_ns += fill->direct_end_ns - fill->direct_begin_ns;
+    trace_add(load->trace, TRACE_WORKER, fill->workers + fill->slot->index, "read", fill->direct_begin_ns,
+              fill->direct_end_ns);
+}
+
 static void load_trace_transfer(struct load *load, const struct transfer *transfer)
 {
     trace_add(load->trace, TRACE_STREAM, 0, "copy", transfer->begin_ns, transfer->copied_ns);
@@ -39,6 +49,7 @@ static void load_account(struct load *load, const struct fill *fill)
         load->model->overflows += fill->overflows;
         for (size_t i = 0; i < fill->n_shares; i++)
             load_count_share(load, &fill->shares[i]);
+        load_count_direct(load, fill);
         load->phases.copy_ns += fill->transfer.copy_ns;
         load->phases.kernel_ns += fill->transfer.kernel_ns;
         load_trace_transfer(load, &fill->transfer);
@@ -48,6 +59,15 @@ static void load_account(struct load *load, const struct fill *fill)
         load_fail_out_of_memory(load, load->model, device_available(load->device));
     else
         load_fail_device(load, fill->status, &fill->fault);
+}
+
+/* A load without an arena holds its slots. It may have all slots except one, which is left for loads with an arena. */
+static bool load_may_use(const struct load *load)
+{
+    const bool few = load->device->n_cached > 0 && !load->reads_direct;
+    const size_t n_slots = few ? load->device->n_cached : staging_slots(load->device->staging);
+    return !load_ends(load) && load->next_chunk < load->plan->n_chunks &&
+           load->n_fills + (load->model->arena ? 0 : 1) < n_slots;
 }
 
 static void load_filled(struct fill *fill)
@@ -65,16 +85,12 @@ static void load_filled(struct fill *fill)
         fill->held = false; /* it was filled in vain: the load ends */
     else
         load_account(load, fill);
-    scheduler_give(devices_scheduler(load->loads->devices, slot->device), slot); /* may call load_use() of this load */
+    load->reads_direct = fill->direct_end_ns > 0;
+    struct scheduler *scheduler = devices_scheduler(load->loads->devices, slot->device);
+    if (!load->consumer.scheduled && load_may_use(load))
+        scheduler_add(scheduler, &load->consumer);
+    scheduler_give(scheduler, slot); /* may call load_use() of this load */
     load_step(load); /* may free the load, and the last load may end the daemon: use nothing after this */
-}
-
-/* A load without an arena holds its slots. It may have all slots except one, which is left for loads with an arena. */
-static bool load_may_use(const struct load *load)
-{
-    const size_t n_slots = staging_slots(load->device->staging);
-    return !load_ends(load) && load->next_chunk < load->plan->n_chunks &&
-           (load->model->arena || load->n_fills + 1 < n_slots);
 }
 
 /* The scheduler offers a slot. Returns the bytes that the slot's fill moves; 0: the load does not take the slot. */
@@ -88,6 +104,8 @@ static uint64_t load_use(struct consumer *consumer, struct slot *slot)
     *fill = (struct fill){
         .source = load->model->source,
         .memory = load->restores ? load->model->cache : NULL,
+        .pinned = load->restores && load->model->cache_pinned,
+        .cold = load->cold,
         .plan = load->plan,
         .chunk = chunk,
         .slot = slot,
@@ -118,6 +136,8 @@ int load_fill_begin(struct load *load, const struct plan *plan)
     load->fills = calloc(staging_slots(load->device->staging), sizeof(*load->fills));
     if (!load->fills)
         return -ENOMEM;
+    if (!load->restores && load->loads->direct && !load->cold)
+        (void)cold_new(load->loads->direct, load->model->source, &load->cold); /* without it, as it ever was */
     load->plan = plan;
     load->filling = uv_hrtime();
     load->consumer.use = load_use;
@@ -146,4 +166,39 @@ void load_fill_end(struct load *load)
         load->n_fills--;
         scheduler_give(scheduler, fill->slot);
     }
+}
+
+/* Files that a worker drops from the page cache: there may be millions of pages. */
+struct cache_drop {
+    struct core *core;
+    struct source *source;
+    struct work work;
+};
+
+static void cache_drop_work(struct work *work)
+{
+    const struct cache_drop *drop = work->data;
+    worker_step_back();
+    cold_drop(drop->source);
+}
+
+static void cache_drop_worked(struct work *work)
+{
+    struct cache_drop *drop = work->data;
+    struct core *core = drop->core;
+    source_free(drop->source);
+    free(drop);
+    core_job_end(core);
+}
+
+void load_drop_cached(struct load *load)
+{
+    if (load->loads->page_cache != PAGE_CACHE_DROP || load->restores)
+        return;
+    struct cache_drop *drop = malloc(sizeof(*drop));
+    if (!drop)
+        return;
+    *drop = (struct cache_drop){.core = load->loads->core, .source = source_ref(load->model->source)};
+    core_job_begin(drop->core);
+    worker_queue(drop->core->queue, &drop->work, drop, cache_drop_work, cache_drop_worked);
 }

@@ -208,7 +208,8 @@ static bool load_enter(struct load *load, struct model *model)
 /* Goes on with a model that is there already, or waits for it. Returns true if the load joined it, and was freed. */
 static bool load_take_same(struct load *load, struct model *model)
 {
-    if (model_departs(model) || model->state == MODEL_SAVING) {
+    const bool compared = model->state == MODEL_CACHED && model_in_use(model);
+    if (model_departs(model) || model->state == MODEL_SAVING || compared) {
         load->blocked = true;
         return false;
     }
@@ -239,6 +240,8 @@ void load_name(const struct load *load, char ret[MODEL_NAME_MAX + 1])
 {
     if (load->request.name)
         strcpy(ret, load->request.name);
+    else if (load->job.source->name)
+        strcpy(ret, load->job.source->name);
     else
         model_name_derive(load->job.source->path, ret);
 }

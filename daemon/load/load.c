@@ -67,6 +67,7 @@ void load_free(struct load *load)
     failure_clear(&load->failure);
     load_job_clear(&load->job);
     free(load->fills);
+    cold_free(load->cold);
     trace_free(load->trace);
     request_clear(&load->request);
     free(load);
@@ -96,9 +97,10 @@ void load_fail_device(struct load *load, int error, const struct device_fault *f
 static void load_finish(struct load *load)
 {
     load_move(load, LOAD_DONE);
-    if (load->failure.error == WIRE_OK)
+    if (load->failure.error == WIRE_OK) {
+        load_drop_cached(load);
         load_succeed(load);
-    else
+    } else
         load_give_up(load);
     load_free(load);
 }
@@ -185,6 +187,7 @@ static void load_allocated(struct load *load)
 {
     struct load_job *job = &load->job;
     load->model->arena = job->arena;
+    load->model->arena_own = true;
     job->arena = NULL;
     load->phases.allocate_ns = job->elapsed_ns;
     if (job->status < 0 && job->of_host)
@@ -447,7 +450,7 @@ void load_restore(struct loads *loads, struct model *model, struct call *call, e
         load_free(load);
         return;
     }
-    if (model->state == MODEL_CACHED) {
+    if (model->state == MODEL_CACHED && !model_in_use(model)) {
         load_begin_restore(load, model);
         return;
     }

@@ -22,6 +22,7 @@
 #pragma once
 
 #include "daemon/device/devices.h"
+#include "daemon/load/cold.h"
 #include "daemon/memory/residency.h"
 #include "daemon/model/model.h"
 #include "daemon/session/waiters.h"
@@ -31,6 +32,7 @@
 #include <stdint.h>
 #include <sys/queue.h>
 
+struct direct;
 struct events;
 struct load;
 struct verifies;
@@ -44,15 +46,18 @@ struct loads {
     struct verifies *verifies;
     struct events *events;
     struct quota *quota;
+    struct direct *direct; /* NULL: files are read through the page cache */
+    enum page_cache page_cache;
     TAILQ_HEAD(, load) list; /* oldest first */
     size_t n;
 };
 
 /* Says under which condition another model loses the name that this request asks for. It loses the name when the new
- * model is resident, and only if the caller may end the other model. */
+ * model is resident; but for REPLACE_STALE, only if the caller may end the other model. */
 enum replace {
-    REPLACE_STALE, /* if it is of the same path, which has other bytes now; and it is neither in use nor pinned */
-    REPLACE_FILE,  /* if it was loaded from the same path: for preloads */
+    REPLACE_STALE, /* if it is of the same path, which has other bytes now; and it is neither in use nor pinned. If the
+                      caller may not end it, the new model must not be private */
+    REPLACE_FILE,  /* the same; and if it was loaded from the same path: for preloads */
     REPLACE_NAME,  /* always */
 };
 

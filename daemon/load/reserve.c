@@ -236,6 +236,7 @@ void load_reserve(struct load *load)
     }
     load_show(load, LOAD_ALLOCATING, MODEL_ALLOCATING);
     load->job.planned = load->model->plan;
+    load->job.pinned = load->model->cache_pinned;
     load_queue(load, load->restores ? load_job_reallocate : load_job_allocate);
     /* Slots are filled while memory is allocated: then the first copies need not wait for reading. */
     if (!load->restores && !load->fills && load_fill_begin(load, load->model->plan) < 0)

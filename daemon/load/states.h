@@ -6,7 +6,7 @@
  *   naming.c    which name the model gets, and from which model it takes it
  *   foresee.c   what IDENTIFYING would decide: for Plan
  *   doubt.c     whether a model that is there still has the same bytes as its file
- *   feed.c      fills chunks, while memory is allocated and after
+ *   feed.c      fills chunks, while memory is allocated and after: each by fill.c, of files that cold.c knows
  *   answer.c    answers the calls that wait: with progress, and at the end
  *   verify.c    compares a model with files: for Verify, and for doubt.c; its steps that block are in verify_steps.c
  *   steps.c     the steps that block, on workers; neither includes this header
@@ -68,7 +68,8 @@ struct load {
     struct claim claim; /* on the memory of models that are being evicted for this load */
 
     bool restores;    /* it loads a cached model from host memory */
-    uint64_t awaited; /* id of a model that is being saved to host memory, and is loaded from there next; 0: none */
+    uint64_t awaited; /* id of a model that is being saved to host memory, or compared there, and is loaded from there
+                         next; 0: none */
     char awaited_name[MODEL_NAME_SIZE];
     uint64_t compared;       /* id of the last model whose bytes were compared with the file's */
     uint64_t replaces;       /* id of the model that loses its name to this load's model; 0: none */
@@ -76,8 +77,10 @@ struct load {
     const struct plan *plan; /* the plan that is filled: the model's, or, for a cached model, the job's linear one */
     struct consumer consumer;
     size_t next_chunk;
+    struct cold *cold;  /* NULL: the files are read through the page cache */
     struct fill *fills; /* one for each slot of the device */
     size_t n_fills;     /* under way */
+    bool reads_direct;  /* the last one that was over read past the page cache */
     uint64_t filled_bytes;
     uint64_t began;   /* uv_hrtime() when the request came */
     uint64_t filling; /* uv_hrtime() when filling began; 0: not yet */
@@ -175,6 +178,9 @@ void load_leave_queue(struct load *load);
 /* feed.c: from now on takes slots from the scheduler, and fills them by the plan. Fills that are done before there is
  * an arena are held. -ENOMEM. */
 int load_fill_begin(struct load *load, const struct plan *plan);
+
+/* The model is resident. Drops its files from the page cache, if that was asked for. */
+void load_drop_cached(struct load *load);
 
 /* There is an arena: held fills go on. */
 void load_fill_continue(struct load *load);

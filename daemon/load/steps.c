@@ -16,13 +16,14 @@ static void open_path(struct load_job *job)
 {
     const bool judges = geteuid() != 0;
     if (job->trusted || judges)
-        job->status = source_open_path(job->path, &job->source, &job->fault);
+        job->status = source_open_path(job->path, &job->source, &job->ambiguous, &job->fault);
     if ((job->trusted || judges) && job->status == 0)
         job->status = access_read(job->source, NULL, &job->facts, &job->fault);
     if (job->trusted || (judges && job->status == 0 && access_permits_all(job->facts)))
         return;
     source_free(job->source);
     job->source = NULL;
+    shard_paths_free(&job->ambiguous);
     job->status = -EACCES;
     job->refused = true;
 }
@@ -157,12 +158,16 @@ void load_job_allocate(struct load_job *job)
     job->elapsed_ns = uv_hrtime() - begin;
 }
 
+/* How much of a copy in pinned memory is put at once: it needs no slot, and the bus rests between two copies. */
+#define PINNED_CHUNK ((size_t)64 << 20)
+
 void load_job_reallocate(struct load_job *job)
 {
     uint64_t begin = uv_hrtime();
     plan_free(job->plan); /* from an earlier attempt */
     job->plan = NULL;
-    job->status = plan_linear(job->planned->arena_bytes, job->device->slot_bytes, &job->plan);
+    const size_t chunk = job->pinned ? PINNED_CHUNK : job->device->slot_bytes;
+    job->status = plan_linear(job->planned->arena_bytes, chunk, &job->plan);
     job->of_host = job->status == -ENOMEM;
     if (job->status < 0)
         return;
@@ -238,6 +243,7 @@ void load_job_clear(struct load_job *job)
     publication_clear(&job->published);
     load_job_forget(job);
     source_free(job->source);
+    shard_paths_free(&job->ambiguous);
     access_facts_unref(job->facts);
     access_facts_unref(job->before);
     job->before = NULL;

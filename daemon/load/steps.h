@@ -46,12 +46,14 @@ struct load_job {
     struct layout_fault layout_fault; /* with -EDOM: the layout does not fit the model */
     size_t file;                      /* with -EBADMSG: index of the file in a split model */
     struct source *source;
-    struct access_facts *facts; /* of the source's files */
+    struct shard_paths ambiguous; /* with -ENOTUNIQ of load_job_identify(): files that may be the same one of a model */
+    struct access_facts *facts;   /* of the source's files */
     struct gguf *header;
     struct plan *plan;
     struct arena *arena;
     struct device_export export; /* the arena's */
     struct publication published;
+    bool pinned;                 /* of load_job_reallocate(): the device copies from host memory by itself */
     uint64_t reach[DEVICES_MAX]; /* of each device in `among`, for survey_note() */
     uint64_t memory_free;        /* with -ENOMEM of load_job_allocate(): bytes that the driver has free */
     uint64_t elapsed_ns;

@@ -102,6 +102,7 @@ struct model {
 
     uint64_t reserved;   /* bytes of the arena in the device's ledger. registry.h explains the words for bytes */
     struct arena *arena; /* NULL until it is allocated */
+    bool arena_own;      /* a load of this process made it, and nobody was granted a lease: no client has a way to it */
     struct device_export export;
     struct publication published; /* made while the arena is filled */
     uint64_t charged;             /* bytes in the host's ledger for what the daemon keeps of the model */
@@ -120,6 +121,7 @@ struct model {
     struct load *load; /* belongs to the upper layer; NULL: no load is running */
     bool departs;      /* its load failed or was cancelled and is being cleaned up: soon gone, or cached again */
     void *cache;       /* copy of the arena in anonymous memory; NULL: no copy */
+    bool cache_pinned; /* that the device can copy from by itself */
 };
 
 /* "opening", "allocating", ... Static. */

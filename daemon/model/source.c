@@ -1,6 +1,7 @@
 #include "daemon/model/source.h"
 
 #include "daemon/format/format.h"
+#include "proto/model_file.h"
 #include "proto/shards.h"
 
 #include <assert.h>
@@ -92,11 +93,13 @@ bool source_same_sizes(const struct source *a, const struct source *b)
     return same;
 }
 
-static int identity_read(int fd, struct identity *ret, mode_t *ret_mode, struct device_fault *ret_fault)
+static int identity_read(int fd, struct identity *ret, uint64_t *ret_links, mode_t *ret_mode,
+                         struct device_fault *ret_fault)
 {
     struct stat st;
     if (fstat(fd, &st) < 0)
         return device_fault_set(ret_fault, -errno, "fstat", errno, strerror(errno));
+    *ret_links = st.st_nlink;
     *ret = (struct identity){
         .dev = st.st_dev,
         .ino = st.st_ino,
@@ -141,7 +144,7 @@ char *source_fd_path(int fd)
 static int file_check(struct source_file *file, struct device_fault *ret_fault)
 {
     mode_t mode = 0;
-    int r = identity_read(file->fd, &file->identity, &mode, ret_fault);
+    int r = identity_read(file->fd, &file->identity, &file->links, &mode, ret_fault);
     if (r < 0)
         return r;
     if (!S_ISREG(mode))
@@ -212,11 +215,10 @@ static int open_regular(const char *path)
 
 static int open_failed(int error, struct device_fault *ret_fault)
 {
-    const char *text = error == -EINVAL     ? "not a regular file"
-                       : error == -ENOTUNIQ ? "several files say that they are the same one of a split model"
-                       : error == -EBADMSG  ? "the folder's index is not valid"
-                       : error == -E2BIG    ? "the model is split into too many files"
-                                            : strerror(-error);
+    const char *text = error == -EINVAL    ? "not a regular file"
+                       : error == -EBADMSG ? "the folder's index is not valid"
+                       : error == -E2BIG   ? "the model is split into too many files"
+                                           : strerror(-error);
     return device_fault_set(ret_fault, error, "open", -error, text);
 }
 
@@ -231,7 +233,8 @@ static bool has_file(const struct source *source, const struct stat *st)
     return false;
 }
 
-int source_open_path(const char *path, struct source **ret, struct device_fault *ret_fault)
+int source_open_path(const char *path, struct source **ret, struct shard_paths *ret_files,
+                     struct device_fault *ret_fault)
 {
     struct shard_paths shards;
     int r = shards_find(path, false, open_regular, &shards);
@@ -246,7 +249,10 @@ int source_open_path(const char *path, struct source **ret, struct device_fault 
             break;
         }
     }
-    shard_paths_free(&shards);
+    if (r == -ENOTUNIQ)
+        *ret_files = shards;
+    else
+        shard_paths_free(&shards);
     if (r < 0) {
         while (n > 0)
             close(fds[--n]);
@@ -256,8 +262,11 @@ int source_open_path(const char *path, struct source **ret, struct device_fault 
     r = source_open_fds(fds, n, ret, ret_fault);
     free(fds);
     struct stat st;
+    char name[MODEL_NAME_MAX + 1];
     if (r == 0 && stat(path, &st) == 0 && has_file(*ret, &st)) /* it may also be a folder, or an index of files */
         (*ret)->link = strdup(path);
+    if (r == 0 && model_name_of_link(path, name))
+        (*ret)->name = strdup(name);
     return r;
 }
 
@@ -285,25 +294,34 @@ int source_reopen(const struct source *source, struct source **ret, struct devic
     return 0;
 }
 
-int source_resume(const int *fds, const struct identity *identities, size_t n, const char *path, struct source **ret,
+/* Sets *ret to a copy, or to NULL without a text. -ENOMEM. */
+static int copy_text(const char *text, char **ret, struct device_fault *ret_fault)
+{
+    *ret = text ? strdup(text) : NULL;
+    return text && !*ret ? device_fault_set(ret_fault, -ENOMEM, "strdup", ENOMEM, strerror(ENOMEM)) : 0;
+}
+
+int source_resume(const int *fds, size_t n, const struct source_past *past, struct source **ret,
                   struct device_fault *ret_fault)
 {
     struct source *source = NULL;
-    int r = source_open_fds(fds, n, &source, ret_fault);
+    int r = open_files(fds, n, &source, ret_fault);
     if (r < 0)
         return r;
     source->size = 0;
     for (size_t i = 0; i < n && r == 0; i++) {
-        if (!file_same(&source->files[i].identity, &identities[i]))
+        struct source_file *file = &source->files[i];
+        if (!file_same(&file->identity, &past->identities[i]))
             r = device_fault_set(ret_fault, -ESTALE, "fstat", 0, "it is another file");
-        source->files[i].identity = identities[i];
-        if (__builtin_add_overflow(source->size, identities[i].size, &source->size))
+        file->identity = past->identities[i];
+        if (__builtin_add_overflow(source->size, file->identity.size, &source->size))
             r = device_fault_set(ret_fault, -EOVERFLOW, "fstat", EOVERFLOW, "the files are too large");
+        if (r == 0)
+            r = copy_text(past->paths[i], &file->path, ret_fault);
     }
-    free(source->files[0].path);
-    source->path = source->files[0].path = path ? strdup(path) : NULL;
-    if (r == 0 && path && !source->path)
-        r = device_fault_set(ret_fault, -ENOMEM, "strdup", ENOMEM, strerror(ENOMEM));
+    source->path = source->files[0].path;
+    if (r == 0)
+        r = copy_text(past->link, &source->link, ret_fault);
     if (r < 0) {
         source_free(source);
         return r;
@@ -372,6 +390,7 @@ void source_free(struct source *source)
         free(source->files[i].path);
     }
     free(source->link);
+    free(source->name);
     free(source);
 }
 
@@ -426,11 +445,13 @@ static int check_files(const struct source *source, bool untouched, struct devic
     for (size_t i = 0; i < source->n_files; i++) {
         const struct identity *then = &source->files[i].identity;
         struct identity now = {0};
+        uint64_t links = 0;
         mode_t mode;
-        int r = identity_read(source->files[i].fd, &now, &mode, ret_fault);
+        int r = identity_read(source->files[i].fd, &now, &links, &mode, ret_fault);
         if (r < 0)
             return r;
-        if (!identity_equal(&now, then) || (untouched && now.ctime_ns != then->ctime_ns))
+        const bool same_names = links == source->files[i].links;
+        if (!identity_equal(&now, then) || (untouched && same_names && now.ctime_ns != then->ctime_ns))
             return device_fault_set(ret_fault, -ESTALE, "fstat", 0, "the file's size or times changed");
     }
     return 0;

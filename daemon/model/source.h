@@ -32,12 +32,14 @@ struct source_file {
     int fd;
     char *path; /* that it was opened by, as the kernel told it; NULL: it has none */
     struct identity identity;
+    uint64_t links; /* names that the file had in the file system when the identity was read */
 };
 
 struct source {
     unsigned references; /* counted by the loop, or by a worker that has the only reference */
     const char *path;    /* of the first file, to show to people; NULL: it has none */
     char *link;          /* the path that source_open_path() got, if it led to one of the files; NULL: none is known */
+    char *name;          /* for the model, if that path was a link or a folder; NULL: it is derived from `path` */
     uint64_t size;       /* of all files */
     size_t n_files;      /* 1, or more for a split model */
     struct source_file files[];
@@ -62,18 +64,26 @@ bool source_same_sizes(const struct source *a, const struct source *b);
 int source_open_fds(const int *fds, size_t n, struct source **ret, struct device_fault *ret_fault);
 
 /* Opens an absolute path. If it is the first file of a split model, opens the other files as well; shards_find() finds
- * them. Errors are those of source_open_fds(), shards_find() and open(). */
-int source_open_path(const char *path, struct source **ret, struct device_fault *ret_fault);
+ * them. Errors are those of source_open_fds(), shards_find() and open(). -ENOTUNIQ: *ret_files has the files that may
+ * be the same one, for the caller to end with shard_paths_free(). */
+int source_open_path(const char *path, struct source **ret, struct shard_paths *ret_files,
+                     struct device_fault *ret_fault);
 
 /* Makes a new source of the same open files, with their present sizes and times. The paths stay those that the files
  * were opened by, also if the files were renamed since. Errors are those of source_open_fds(). */
 int source_reopen(const struct source *source, struct source **ret, struct device_fault *ret_fault);
 
-/* Makes a source of open files as it was before the daemon was restarted: with the identities and the path of then, so
+/* A source as it was before the daemon was restarted. Borrowed. */
+struct source_past {
+    const struct identity *identities; /* one for each file */
+    const char *const *paths;          /* one for each file; each may be NULL */
+    const char *link;                  /* may be NULL */
+};
+
+/* Makes a source of open files as it was before the daemon was restarted: with the identities and the paths of then, so
  * that what was done to the files since is found as usual. Takes over the descriptors, also when it fails. -ESTALE: a
- * descriptor leads to another file. Other errors are those of source_open_fds(). path: of the first file; the others'
- * are the kernel's present ones, and no link is known. */
-int source_resume(const int *fds, const struct identity *identities, size_t n, const char *path, struct source **ret,
+ * descriptor leads to another file. Other errors are those of source_open_fds(). */
+int source_resume(const int *fds, size_t n, const struct source_past *past, struct source **ret,
                   struct device_fault *ret_fault);
 
 /* What the paths of a source's files, and the link, lead to now. */
@@ -108,7 +118,9 @@ int source_read_beside(const struct source *source, const char *name, size_t mos
 int source_check(const struct source *source, struct device_fault *ret_fault);
 
 /* Like source_check(), and compares the inodes' change times (ctime) as well: a program can set a modification time
- * back, but not a ctime. Moving or linking a file changes its ctime too. A write through a mapping of a file in a tmpfs
+ * back, but not a ctime. A file that got or lost a name gets another ctime although no byte of it was written: whoever
+ * replaces a file by renaming another one takes its name. So the ctime does not count if the number of names is another
+ * one. Moving a file, or changing its mode, changes its ctime too. A write through a mapping of a file in a tmpfs
  * changes no time; only Verify finds such a change. */
 int source_check_untouched(const struct source *source, struct device_fault *ret_fault);
 

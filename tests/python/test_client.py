@@ -126,6 +126,36 @@ def test_split_model(rf, folder):
         assert model.metadata()["split.count"] == 3
 
 
+@pytest.mark.parametrize("form", ["sha256-{}f{}a0", "m-{:05}-of-{:05}.GGUF", "m-{}-of-{}"])
+def test_split_model_by_what_its_files_say(rf, folder, form):
+    """As with rfctl: names only help."""
+    paths = [path.rename(path.with_name(form.format(i + 1, 3))) for i, path in enumerate(write_split(folder))]
+    assert rf.plan(paths[0])["tensors"] == 7
+    rf.load(paths[0], name="m")
+    with rf.attach("m") as model:
+        assert model.metadata()["split.count"] == 3
+    paths[1].rename(folder / "m-00002-of-00003.gguf.old")
+    assert rf.plan(paths[0])["model"]["name"] == "m"
+    os.remove(folder / "m-00002-of-00003.gguf.old")
+    with pytest.raises(FileNotFoundError):
+        rf.plan(paths[0])
+
+
+def test_split_model_that_cannot_be_told_from_another(rf, folder):
+    paths, copies = write_split(folder), []
+    for i, path in enumerate(paths):
+        copies.append(path.with_name(f"copy{i}"))
+        copies[-1].write_bytes(path.read_bytes())
+        paths[i] = path.rename(path.with_name(f"blob{i}"))
+    with pytest.raises(rocmforge.AmbiguousFiles) as error:
+        rf.load(paths[0])
+    assert error.value.files in [sorted([str(paths[i]), str(copies[i])]) for i in (1, 2)]
+    assert pickle.loads(pickle.dumps(error.value)).files == error.value.files
+    with pytest.raises(rocmforge.AmbiguousFiles):
+        rf.load(paths[0], by_path=True)
+    assert rf.load(paths, name="m")["model"]["tensors"] == 7
+
+
 def test_split_model_of_many_files(rf, folder, daemon):
     """More than a message carries. That they are not of one model is found when all have come."""
     first = write_split(folder)

@@ -1,5 +1,6 @@
 /* daemon/device/host.c: memory files, filled by several workers and closed for writing. */
 #include "daemon/device/device.h"
+#include "daemon/device/host_trial.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -19,10 +20,9 @@
 
 static struct device *device;
 
-static int device_open(void **state)
+static int open_filled(enum host_fill host_fill)
 {
-    (void)state;
-    const struct device_config config = {.workers = 2};
+    const struct device_config config = {.workers = 2, .host_fill = host_fill};
     struct device **devices;
     struct device_fault fault;
     if (device_host_module.open(&config, &devices, &fault) != 1)
@@ -30,6 +30,18 @@ static int device_open(void **state)
     device = devices[0];
     free(devices);
     return 0;
+}
+
+static int device_open(void **state)
+{
+    (void)state;
+    return open_filled(HOST_FILL_WRITE);
+}
+
+static int device_open_mapped(void **state)
+{
+    (void)state;
+    return open_filled(HOST_FILL_MAP);
 }
 
 static int device_close(void **state)
@@ -199,6 +211,23 @@ static void several_workers(void **state)
     device->ops->arena_free(arena);
 }
 
+/* Both ways can be tried, and few workers do not try. Which is quicker is the machine's affair. */
+static void trial(void **state)
+{
+    (void)state;
+    assert_false(host_map_is_quicker(1));
+    assert_false(host_map_is_quicker(3));
+    print_message("with four workers a mapping is %s\n", host_map_is_quicker(4) ? "quicker" : "not quicker");
+    for (unsigned i = 0; i < 2; i++) { /* nothing is left of it */
+        const int fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+        static int first;
+        first = i == 0 ? fd : first;
+        assert_int_equal(fd, first);
+        close(fd);
+        (void)host_map_is_quicker(4);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -206,5 +235,10 @@ int main(void)
         cmocka_unit_test(adopted),
         cmocka_unit_test(several_workers),
     };
-    return cmocka_run_group_tests(tests, device_open, device_close);
+    const int failed = cmocka_run_group_tests_name("pwrite()", tests, device_open, device_close);
+    const struct CMUnitTest tests_of_trial[] = {
+        cmocka_unit_test(trial),
+    };
+    return failed + cmocka_run_group_tests_name("mapped", tests, device_open_mapped, device_close) +
+           cmocka_run_group_tests(tests_of_trial, NULL, NULL);
 }

@@ -12,12 +12,13 @@
 """
 
 from ._calls import LoadAttachOptions, LoadOptions, PlanOptions
+from ._leases import keep_leases
 from ._metadata import MetadataUnavailable
 from .client import Client, attach, connect, load, load_attach
 from .errors import (
-    Cancelled, Closed, ConnectionLost, DeadlineExceeded, DeviceError, DeviceNotFound, Error, ExpectedMore, FileChanged,
-    FileError, InterfaceNotFound, InUse, InvalidLayout, InvalidMessage, InvalidModel, InvalidParameter, LeaseNotFound,
-    LibraryError, LibraryNotFound, LimitExceeded, MethodNotFound, MethodNotImplemented, ModelBusy, ModelNotFound, NameInUse, NoDaemon,
+    AmbiguousFiles, Cancelled, Closed, ConnectionLost, DeadlineExceeded, DeviceError, DeviceNotFound, Error,
+    ExpectedMore, FileChanged, FileError, InterfaceNotFound, InUse, InvalidLayout, InvalidMessage, InvalidModel, InvalidParameter, LeaseNotFound, LibraryError,
+    LibraryNotFound, LimitExceeded, MethodNotFound, MethodNotImplemented, ModelBusy, ModelNotFound, NameInUse, NoDaemon,
     OutOfDeviceMemory, PermissionDenied, ProtocolError, ShuttingDown, UnsupportedDtype, UnsupportedType, WireError,
 )  # fmt: skip
 from .model import Model
@@ -27,10 +28,11 @@ from .tensor import Tensor
 __version__ = "0.1.0"
 
 __all__ = [
-    "Cancelled", "Client", "Closed", "ConnectionLost", "DeadlineExceeded", "DeviceError", "DeviceNotFound", "Error",
-    "ExpectedMore", "FileChanged", "FileError", "Group", "InUse", "InterfaceNotFound", "InvalidLayout", "InvalidMessage",
-    "InvalidModel", "InvalidParameter", "LeaseNotFound", "LibraryError", "LibraryNotFound", "LimitExceeded", "LoadAttachOptions",
+    "AmbiguousFiles", "Cancelled", "Client", "Closed", "ConnectionLost", "DeadlineExceeded", "DeviceError",
+    "DeviceNotFound", "Error", "ExpectedMore", "FileChanged", "FileError", "Group", "InUse", "InterfaceNotFound", "InvalidLayout", "InvalidMessage", "InvalidModel",
+    "InvalidParameter", "LeaseNotFound", "LibraryError", "LibraryNotFound", "LimitExceeded", "LoadAttachOptions",
     "LoadOptions", "MetadataUnavailable", "MethodNotFound", "MethodNotImplemented", "Model", "ModelBusy",
     "ModelNotFound", "NameInUse", "NoDaemon", "OutOfDeviceMemory", "PermissionDenied", "PlanOptions", "ProtocolError",
-    "ShuttingDown", "Tensor", "Tp", "UnsupportedDtype", "UnsupportedType", "WireError", "attach", "connect", "load", "load_attach",
+    "ShuttingDown", "Tensor", "Tp", "UnsupportedDtype", "UnsupportedType", "WireError", "attach", "connect", "keep_leases", "load",
+    "load_attach",
 ]  # fmt: skip

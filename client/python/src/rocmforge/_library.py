@@ -64,9 +64,14 @@ _FUNCTIONS: Dict[str, Any] = {
     "rf_model_find": (c_int, c_void_p, c_char_p, POINTER(CTensor)),
 }
 
+FileFunction = ctypes.CFUNCTYPE(None, c_void_p, c_char_p)  # rf_file_fn
+
 # Functions that an older library lacks. The package works without them.
 _OPTIONAL: Dict[str, Any] = {
+    "rf_model_files": (c_int, c_char_p, FileFunction, c_void_p),
     "rf_model_header": (c_void_p, c_void_p, POINTER(c_size_t)),
+    "rf_reconnect": (c_int, c_void_p, ctypes.c_double),
+    "rf_model_leased": (c_int, c_void_p),
 }
 
 _lock = threading.Lock()

@@ -351,8 +351,8 @@ class Client:
 
     def reattach(self, name: str, token: str) -> Dict[str, Any]:
         """Takes a lease again on a model whose memory is still mapped, after the connection or the daemon has ended:
-        for who called Attach by call(), whose reply has the token. A Model does not do this by itself. The reply has
-        "lease" and "model". ModelNotFound, if there is no such model any more."""
+        for who called Attach by call(), whose reply has the token. A Model has reconnect(). The reply has "lease" and
+        "model". ModelNotFound, if there is no such model any more."""
         return self.call("Reattach", {"name": name, "token": token})
 
     def detach(self, lease: int) -> None:

@@ -241,6 +241,17 @@ class FileError(WireError):
     text: str
 
 
+class AmbiguousFiles(WireError):
+    """The file at `path` is one of several of a split model, and `files`, beside it, may be the same one of them."""
+
+    sentence = "several files may be the same one of this split model; name all its files"
+    path: str
+    files: List[str]
+
+    def _detail(self) -> str:
+        return ", ".join(self.files)
+
+
 class LimitExceeded(WireError):
     """The `limit` was reached; its value is `value`."""
 
@@ -334,8 +345,8 @@ class ExpectedMore(WireError):
 
 
 _OURS: List[Type[WireError]] = [
-    ModelNotFound, NameInUse, ModelBusy, InvalidModel, FileChanged, UnsupportedType, InvalidLayout,
-    DeviceNotFound, OutOfDeviceMemory, DeviceError, FileError, LimitExceeded, PermissionDenied, Cancelled, DeadlineExceeded,
+    ModelNotFound, NameInUse, ModelBusy, InvalidModel, FileChanged, UnsupportedType, InvalidLayout, DeviceNotFound,
+    OutOfDeviceMemory, DeviceError, FileError, AmbiguousFiles, LimitExceeded, PermissionDenied, Cancelled, DeadlineExceeded,
     LeaseNotFound, InvalidMessage, ShuttingDown,
 ]  # fmt: skip
 _VARLINKS: List[Type[WireError]] = [

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, Dict, Iterator, Mapping, NoReturn, Optional, Type
 
 from . import _metadata
 from ._memory import Attachment, Entry
-from .errors import Closed, InUse
+from .errors import Closed, InUse, NoDaemon
 from .replies import ModelInfo, TensorInfo
 from .tensor import Tensor
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
     import numpy as _np
     import torch as _torch
+
+# Between two tries to reach a daemon.
+_RETRY_SECONDS = 0.01
 
 
 class Model(Mapping[str, Tensor]):
@@ -74,6 +78,30 @@ class Model(Mapping[str, Tensor]):
     @property
     def closed(self) -> bool:
         return self._attachment.closing
+
+    @property
+    def leased(self) -> bool:
+        """Whether the daemon keeps the memory for this process. False after the daemon has ended, until the next one has
+        given the lease again; what is mapped can be read all the same."""
+        return self._attachment.leased()
+
+    def reconnect(self, seconds: float = 30) -> None:
+        """After the daemon has ended: waits at most so long for the next one, and takes the lease again. Arrays and
+        tensors stay as they are. Does nothing while the connection stands. A model does this by itself when it is used;
+        rocmforge.keep_leases() has it done at once.
+
+        ModelNotFound: the daemon does not have the model any more; what is mapped can still be read, but does not count
+        in the daemon's memory. NoDaemon: none was there in that time. Closed.
+        """
+        if not seconds >= 0:
+            raise ValueError(f"not a valid number of seconds: {seconds}")
+        if self.closed:
+            raise Closed(f"the model '{self.name}' was closed")
+        end = time.monotonic() + seconds
+        while not self._attachment.try_again():
+            if time.monotonic() >= end:
+                raise NoDaemon(f"no daemon could be reached for {seconds:g} s")
+            time.sleep(_RETRY_SECONDS)
 
     @property
     def views(self) -> int:
