@@ -617,3 +617,18 @@ def test_the_file_of_a_cached_model_changes(start_gpu, models, look, other):
         wait_until(daemon.is_idle)
         assert client.call("Show", name="a")["model"]["changed"] == other
         assert client.call("Verify", name="a")["replaced"] == other
+
+
+def test_a_large_model_is_saved_in_pieces(start_gpu, folder):
+    """By several workers, and each byte lands where it belongs: Verify compares with the file what came back."""
+    size = 90 * MIB + 12345
+    daemon = start_gpu("--budget", str(100 * MIB), "--host-cache", "1G", "--workers", "4")
+    large, other = tensor_model(folder / "l.gguf", size), tensor_model(folder / "o.gguf", 20 * MIB, 2)
+    with daemon.client() as client:
+        for _ in range(2):
+            load_fd(client, large, name="large", form="native")
+            load_fd(client, other, name="other", form="native")
+            assert states(daemon)["large"] == "cached"
+            attach_detach(client, "large")
+            assert client.call("Verify", name="large")["mismatches"] == []
+            client.call("Unload", name="large")
