@@ -1,6 +1,7 @@
 #include "proto/table.h"
 
 #include <errno.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -23,6 +24,25 @@ const char *table_name(const void *table, const struct table_entry *entry)
     return (const char *)table + entry->name;
 }
 
+/* Where the strides begin behind names that end there. */
+static size_t strides_begin(size_t names_end)
+{
+    return (names_end + sizeof(uint64_t) - 1) & ~(sizeof(uint64_t) - 1);
+}
+
+const uint64_t *table_strides(const void *table, const struct table_entry *entry)
+{
+    if (!(entry->flags & TABLE_STRIDED))
+        return NULL;
+    const struct table_header *header = table;
+    const struct table_entry *entries = table_entries(table);
+    /* They begin behind the last name. */
+    const struct table_entry *last = &entries[header->n_tensors - 1];
+    const size_t names_end = last->name + strlen(table_name(table, last)) + 1;
+    const struct table_strides *strides = (const void *)((const char *)table + strides_begin(names_end));
+    return strides[entry->flags >> TABLE_STRIDES_SHIFT].of;
+}
+
 static int index_compare(const void *a, const void *b, void *tensors)
 {
     const struct table_tensor *all = tensors;
@@ -36,9 +56,17 @@ int table_build(const struct table_tensor *tensors, size_t n, uint64_t arena_byt
         __builtin_add_overflow(names, sizeof(struct table_header), &names))
         return -EOVERFLOW;
     size = names;
-    for (size_t i = 0; i < n; i++)
+    size_t n_strided = 0;
+    for (size_t i = 0; i < n; i++) {
+        n_strided += tensors[i].strides != NULL;
         if (__builtin_add_overflow(size, strlen(tensors[i].name) + 1, &size))
             return -EOVERFLOW;
+    }
+    const size_t strides_at = strides_begin(size);
+    if (n_strided > TABLE_STRIDES_MAX || strides_at < size)
+        return -EOVERFLOW;
+    if (n_strided > 0 && __builtin_add_overflow(strides_at, n_strided * sizeof(struct table_strides), &size))
+        return -EOVERFLOW;
 
     char *table = calloc(1, size);
     if (!table)
@@ -49,7 +77,9 @@ int table_build(const struct table_tensor *tensors, size_t n, uint64_t arena_byt
 
     struct table_entry *entries = (struct table_entry *)(header + 1);
     uint32_t *index = (uint32_t *)(entries + n);
+    struct table_strides *strides = (struct table_strides *)(table + strides_at);
     size_t name = names;
+    uint32_t strided = 0;
     for (size_t i = 0; i < n; i++) {
         const struct table_tensor *tensor = &tensors[i];
         entries[i] = (struct table_entry){
@@ -60,7 +90,12 @@ int table_build(const struct table_tensor *tensors, size_t n, uint64_t arena_byt
             .n_dims = tensor->n_dims,
             .type = tensor->type,
             .form = tensor->form,
+            .flags = tensor->flags,
         };
+        if (tensor->strides) {
+            memcpy(strides[strided].of, tensor->strides, tensor->n_dims * sizeof(uint64_t));
+            entries[i].flags |= TABLE_STRIDED | strided++ << TABLE_STRIDES_SHIFT;
+        }
         for (uint32_t k = 0; k < tensor->n_dims && k < TABLE_DIMS_MAX; k++)
             entries[i].shape[k] = tensor->shape[k];
         if (tensor->type_name)
@@ -89,6 +124,37 @@ static int entry_check(const struct table_entry *entry, uint64_t arena_bytes)
     return memcmp(entry->type_name + length, zeros, TABLE_TYPE_SIZE - length) == 0 ? 0 : -EBADMSG;
 }
 
+/* The strides behind names that end at `name`, of so many entries. */
+static int strides_check(const void *table, size_t size, size_t name, uint64_t n_strided)
+{
+    const size_t at = strides_begin(name);
+    if (n_strided == 0)
+        return name == size ? 0 : -EBADMSG;
+    if (at < name || at > size || (size - at) / sizeof(struct table_strides) != n_strided ||
+        (size - at) % sizeof(struct table_strides) != 0)
+        return -EBADMSG;
+    for (; name < at; name++)
+        if (((const char *)table)[name] != '\0')
+            return -EBADMSG;
+    const struct table_entry *entries = table_entries(table);
+    const uint64_t n = ((const struct table_header *)table)->n_tensors;
+    for (uint64_t i = 0; i < n; i++) {
+        const uint64_t *strides = table_strides(table, &entries[i]);
+        for (uint32_t k = 0; strides && k < TABLE_DIMS_MAX; k++)
+            if (strides[k] > INT64_MAX || (k >= entries[i].n_dims && strides[k] != 0))
+                return -EBADMSG;
+    }
+    return 0;
+}
+
+/* Flags of an entry before which so many have strides. */
+static bool flags_right(uint32_t flags, uint64_t n_strided)
+{
+    const uint32_t low = flags & ((1u << TABLE_STRIDES_SHIFT) - 1);
+    return (low & ~(TABLE_VIEW | TABLE_STRIDED)) == 0 &&
+           flags >> TABLE_STRIDES_SHIFT == (flags & TABLE_STRIDED ? n_strided : 0);
+}
+
 int table_check(const void *table, size_t size)
 {
     const struct table_header *header = table;
@@ -107,15 +173,18 @@ int table_check(const void *table, size_t size)
      */
     const struct table_entry *entries = table_entries(table);
     size_t name = sizeof(*header) + (size_t)n * TENSOR_SIZE;
+    uint64_t n_strided = 0;
     for (uint64_t i = 0; i < n; i++) {
-        if (entry_check(&entries[i], header->arena_bytes) < 0 || entries[i].name != name)
+        if (entry_check(&entries[i], header->arena_bytes) < 0 || entries[i].name != name ||
+            !flags_right(entries[i].flags, n_strided))
             return -EBADMSG;
+        n_strided += (entries[i].flags & TABLE_STRIDED) != 0;
         const char *end = memchr((const char *)table + name, '\0', size - name);
         if (!end)
             return -EBADMSG;
         name = (size_t)(end - (const char *)table) + 1;
     }
-    if (name != size)
+    if (strides_check(table, size, name, n_strided) < 0)
         return -EBADMSG;
 
     /* If the names are in strictly ascending order, no entry is in the index twice. So every entry is in it. */

@@ -6,7 +6,9 @@
  *     struct table_header
  *     struct table_entry [n_tensors]          in the order of the file
  *     uint32_t           [n_tensors]          indexes of entries, in ascending order of name (strcmp)
- *     names, each NUL-terminated, in UTF-8    in the order of the entries, one right behind the other, to the end
+ *     names, each NUL-terminated, in UTF-8    in the order of the entries, one right behind the other
+ *     zero bytes                              up to a multiple of 8, if there are strides
+ *     struct table_strides [...]              of the entries that have TABLE_STRIDED, in their order, to the end
  *
  * A new version of the layout gets a new magic. Both programs run on the same machine, so no bytes are ever swapped. */
 #pragma once
@@ -36,10 +38,21 @@ struct table_entry {
     uint64_t padding;               /* zero bytes behind them */
     uint64_t shape[TABLE_DIMS_MAX]; /* slowest dimension first; n_dims of them, the rest are 0 */
     uint32_t n_dims;
-    uint32_t type; /* id in the file */
-    uint32_t form; /* enum form */
-    uint32_t reserved;
+    uint32_t type;  /* id in the file */
+    uint32_t form;  /* enum form */
+    uint32_t flags; /* TABLE_VIEW, TABLE_STRIDED; from TABLE_STRIDES_SHIFT on, which of the strides are this entry's */
     char type_name[TABLE_TYPE_SIZE]; /* as the daemon calls the type; the rest is NUL */
+};
+
+/* Flags. A view begins within the bytes of another tensor: whoever counts bytes counts those once. */
+#define TABLE_VIEW          1u
+#define TABLE_STRIDED       2u /* its elements do not lie one behind the other: it has strides */
+#define TABLE_STRIDES_SHIFT 8u
+#define TABLE_STRIDES_MAX   (1u << 24) /* entries with strides */
+
+/* In elements, slowest dimension first; the rest are 0. */
+struct table_strides {
+    uint64_t of[TABLE_DIMS_MAX];
 };
 
 _Static_assert(sizeof(struct table_header) == 32 && sizeof(struct table_entry) == 128, "the layout is the protocol");
@@ -56,15 +69,17 @@ struct table_tensor {
     uint32_t n_dims; /* at most TABLE_DIMS_MAX */
     uint32_t type;
     uint32_t form;
+    uint32_t flags;          /* TABLE_VIEW or 0 */
+    const uint64_t *strides; /* n_dims of them, borrowed during the call; NULL: none */
 };
 
 /* Builds a table in newly allocated memory; the caller frees *ret. No two names are the same. -ENOMEM, -EOVERFLOW. */
 int table_build(const struct table_tensor *tensors, size_t n, uint64_t arena_bytes, void **ret, size_t *ret_size);
 
 /* Checks a table that another process made: magic, sizes, all offsets inside the table, names terminated, tensors with
- * their padding within arena_bytes, index in ascending order. The table is aligned to 8 bytes, as memory of mmap() and
- * malloc() is. Returns 0, -EBADMSG, or -EPROTONOSUPPORT for a table of another version. Only after it returned 0,
- * table_entries() and table_find() are safe. */
+ * their padding within arena_bytes, index in ascending order, strides for each entry that says that it has them. The
+ * table is aligned to 8 bytes, as memory of mmap() and malloc() is. Returns 0, -EBADMSG, or -EPROTONOSUPPORT for a
+ * table of another version. Only after it returned 0, table_entries() and table_find() are safe. */
 int table_check(const void *table, size_t size);
 
 /* The entries, as many as n_tensors in the header says. Borrowed from the table. */
@@ -72,6 +87,9 @@ const struct table_entry *table_entries(const void *table);
 
 /* The entry's name. Borrowed from the table. */
 const char *table_name(const void *table, const struct table_entry *entry);
+
+/* The entry's strides, n_dims of them; NULL: it has none. Borrowed from the table. */
+const uint64_t *table_strides(const void *table, const struct table_entry *entry);
 
 /* The entry with this name, or NULL. A binary search. */
 const struct table_entry *table_find(const void *table, const char *name);

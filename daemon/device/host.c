@@ -36,6 +36,8 @@
  * would spin in the kernel and keep the loop from running. On this mutex they sleep. */
 struct arena {
     struct device *device;
+    uint64_t bytes;   /* of the whole arena */
+    bool lent;        /* a client writes to it */
     uint64_t written; /* bytes, of which the kernel then had to take as many */
     int fd;
     pthread_mutex_t writing;
@@ -88,6 +90,8 @@ static int host_arena_new(struct device *device, uint64_t bytes, const struct ex
     if (!arena)
         return device_fault_set(ret_fault, -ENOMEM, "malloc", ENOMEM, strerror(ENOMEM));
     arena->device = device;
+    arena->bytes = bytes;
+    arena->lent = false;
     arena->written = 0;
     arena->fd = memory_file_new("rocmforge-model");
     if (arena->fd < 0) {
@@ -133,6 +137,8 @@ static int host_arena_adopt(struct device *device, int fd, uint64_t bytes, struc
     if (!arena)
         return device_fault_set(ret_fault, -ENOMEM, "malloc", ENOMEM, strerror(ENOMEM));
     arena->device = device;
+    arena->bytes = bytes;
+    arena->lent = false;
     arena->fd = fd;
     arena->written = (uint64_t)status.st_blocks * 512;
     atomic_fetch_add(&device->taken, arena->written);
@@ -193,10 +199,38 @@ static int host_arena_export(struct arena *arena, struct device_export *ret, str
     return 0;
 }
 
+static int host_arena_lend(struct arena *arena, struct device_export *ret, struct device_fault *ret_fault)
+{
+    if (fcntl(arena->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) < 0)
+        return device_fault_set(ret_fault, -errno, "fcntl(F_ADD_SEALS)", errno, strerror(errno));
+    arena->lent = true;
+    *ret = (struct device_export){.fd = arena->fd};
+    return 0;
+}
+
+/* Counts what a client has written to the arena. */
+static void count_written(struct arena *arena)
+{
+    struct stat status;
+    if (fstat(arena->fd, &status) < 0)
+        return;
+    arena->written = (uint64_t)status.st_blocks * 512;
+    atomic_fetch_add(&arena->device->taken, arena->written);
+}
+
 static int host_arena_seal(struct arena *arena, struct device_fault *ret_fault)
 {
+    struct stat unused;
+    struct device_fault ignored;
     int r = memory_file_seal(arena->fd);
-    return r < 0 ? device_fault_set(ret_fault, r, "fcntl(F_ADD_SEALS)", -r, strerror(-r)) : 0;
+    /* A client that has the descriptor may have sealed it itself, also against further seals. */
+    if (r == -EPERM && arena->lent && adopt_check(arena->fd, arena->bytes, &unused, &ignored) == 0)
+        r = 0;
+    if (r < 0)
+        return device_fault_set(ret_fault, r, "fcntl(F_ADD_SEALS)", -r, strerror(-r));
+    if (arena->lent)
+        count_written(arena);
+    return 0;
 }
 
 static int host_arena_read(struct arena *arena, uint64_t offset, void *dst, size_t size, struct device_fault *ret_fault)
@@ -244,6 +278,7 @@ static const struct device_ops host_ops = {
     .arena_free = host_arena_free,
     .put = host_put,
     .arena_export = host_arena_export,
+    .arena_lend = host_arena_lend,
     .arena_seal = host_arena_seal,
     .arena_read = host_arena_read,
     .memory_free = host_memory_free,

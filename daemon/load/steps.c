@@ -133,6 +133,13 @@ void load_job_allocate(struct load_job *job)
     uint64_t begin = uv_hrtime();
     struct extent *gaps;
     size_t n_gaps;
+    if (job->planned->manifest) { /* the client gets all of it before anything is written */
+        const struct extent all = {.bytes = job->planned->arena_bytes};
+        take_arena(job, &all, 1);
+        job->of_host = false;
+        job->elapsed_ns = uv_hrtime() - begin;
+        return;
+    }
     job->status = plan_gaps(job->planned, &gaps, &n_gaps);
     job->of_host = job->status == -ENOMEM;
     if (job->status < 0)
@@ -204,6 +211,12 @@ const char *load_job_name(const struct load_job *job)
         return "look-again";
     if (job->run == load_job_ask)
         return "ask";
+    if (job->run == load_job_manifest)
+        return "manifest";
+    if (job->run == load_job_lend)
+        return "lend";
+    if (job->run == load_job_publish_creation)
+        return "publish-creation";
     return job->run == load_job_seal ? "seal" : job->run == load_job_release ? "release" : "wait";
 }
 
@@ -221,6 +234,9 @@ void load_job_clear(struct load_job *job)
     while (job->n_fds > 0)
         close(job->fds[--job->n_fds]);
     publication_clear(&job->published);
+    manifest_parts_free(&job->parts);
+    free(job->text);
+    job->text = NULL;
     load_job_forget(job);
     source_free(job->source);
     access_facts_unref(job->facts);

@@ -45,11 +45,14 @@ struct chunk {
     size_t n_pieces;
 };
 
+struct manifest;
+
 struct plan {
-    const struct gguf *model;     /* borrowed */
-    struct placement *placements; /* one for each tensor of the model */
-    uint64_t arena_bytes;         /* a multiple of the granule; never 0 */
-    uint64_t model_bytes;         /* of all tensors in the file */
+    const struct gguf *model;        /* borrowed */
+    const struct manifest *manifest; /* of a published model (manifest.h), borrowed; NULL: the model is of files */
+    struct placement *placements;    /* one for each tensor of the model */
+    uint64_t arena_bytes;            /* a multiple of the granule; never 0 */
+    uint64_t model_bytes;            /* of all tensors in the file */
 
     /* After plan_cut(). */
     bool verbatim;

@@ -3,6 +3,7 @@
 #include "daemon/base/json_memory.h"
 #include "daemon/base/json_text.h"
 #include "daemon/base/memory_file.h"
+#include "daemon/model/manifest.h"
 #include "proto/table.h"
 
 #include <errno.h>
@@ -15,8 +16,10 @@
 
 /* --- the binary table --- */
 
-static struct table_tensor table_tensor(const struct gguf_tensor *tensor, const struct placement *placement)
+static struct table_tensor table_tensor(const struct plan *plan, size_t index)
 {
+    const struct gguf_tensor *tensor = &plan->model->tensors[index];
+    const struct placement *placement = &plan->placements[index];
     struct table_tensor entry = {
         .name = tensor->name,
         .type_name = tensor->type->name,
@@ -26,6 +29,8 @@ static struct table_tensor table_tensor(const struct gguf_tensor *tensor, const 
         .n_dims = tensor->n_dims,
         .type = tensor->type->id,
         .form = (uint32_t)placement->form,
+        .flags = manifest_is_view(plan->manifest, index) ? TABLE_VIEW : 0,
+        .strides = manifest_strides(plan->manifest, index),
     };
     for (uint32_t i = 0; i < tensor->n_dims; i++)
         entry.shape[i] = tensor->ne[tensor->n_dims - 1 - i];
@@ -74,7 +79,7 @@ static int make_table(const struct plan *plan, struct publication *publication, 
     if (!tensors)
         return -ENOMEM;
     for (size_t i = 0; i < n; i++)
-        tensors[i] = table_tensor(&plan->model->tensors[i], &plan->placements[i]);
+        tensors[i] = table_tensor(plan, i);
     void *table;
     size_t size;
     int r = table_build(tensors, n, plan->arena_bytes, &table, &size);
@@ -91,11 +96,27 @@ static int make_table(const struct plan *plan, struct publication *publication, 
     return r;
 }
 
+/* Of a model that has no file. */
+static int write_manifest(const struct plan *plan, struct publication *publication, struct device_fault *ret_fault)
+{
+    char *text;
+    size_t size;
+    int r = manifest_header(plan, &text, &size);
+    if (r < 0)
+        return r;
+    r = write_all(publication->header_fd, (const uint8_t *)text, size, ret_fault);
+    free(text);
+    publication->bytes += size;
+    return r < 0 ? r : memfd_seal(publication->header_fd, ret_fault);
+}
+
 static int make_header(const struct plan *plan, struct publication *publication, struct device_fault *ret_fault)
 {
     int r = memfd_new("rocmforge-header", &publication->header_fd, ret_fault);
     if (r < 0)
         return r;
+    if (plan->manifest)
+        return write_manifest(plan, publication, ret_fault);
     r = gguf_header_write(plan->model, publication->header_fd);
     if (r < 0)
         return device_fault_set(ret_fault, r, "write", -r, strerror(-r));
@@ -158,8 +179,11 @@ static char *array_end(struct array *array)
     return array->text;
 }
 
-static cJSON *describe_tensor(const struct gguf_tensor *tensor, const struct placement *placement)
+static cJSON *describe_tensor(const struct plan *plan, size_t index)
 {
+    const struct gguf_tensor *tensor = &plan->model->tensors[index];
+    const struct placement *placement = &plan->placements[index];
+    const uint64_t *strides = manifest_strides(plan->manifest, index);
     cJSON *object = cJSON_CreateObject();
     cJSON_AddStringToObject(object, "name", tensor->name);
     cJSON_AddStringToObject(object, "type", tensor->type->name);
@@ -167,10 +191,17 @@ static cJSON *describe_tensor(const struct gguf_tensor *tensor, const struct pla
     cJSON *shape = cJSON_AddArrayToObject(object, "shape");
     for (uint32_t i = tensor->n_dims; i-- > 0;)
         cJSON_AddItemToArray(shape, cJSON_CreateNumber((double)tensor->ne[i]));
+    if (strides) {
+        cJSON *array = cJSON_AddArrayToObject(object, "strides");
+        for (uint32_t i = 0; i < tensor->n_dims; i++)
+            cJSON_AddItemToArray(array, cJSON_CreateNumber((double)strides[i]));
+    }
     cJSON_AddNumberToObject(object, "offset", (double)placement->offset);
     cJSON_AddNumberToObject(object, "size", (double)placement->bytes);
     if (placement->padding > 0)
         cJSON_AddNumberToObject(object, "padding", (double)placement->padding);
+    if (manifest_is_view(plan->manifest, index))
+        cJSON_AddTrueToObject(object, "view");
     return object;
 }
 
@@ -181,7 +212,7 @@ static int make_tensors(const struct plan *plan, struct publication *publication
         return -ENOMEM;
     int r = 0;
     for (size_t i = 0; i < plan->model->n_tensors && r == 0; i++)
-        r = array_add(&array, describe_tensor(&plan->model->tensors[i], &plan->placements[i]), SIZE_MAX);
+        r = array_add(&array, describe_tensor(plan, i), SIZE_MAX);
     publication->tensors = array_end(&array);
     publication->bytes += array.used;
     return r == 0 && publication->tensors ? 0 : -ENOMEM;
@@ -199,19 +230,34 @@ static cJSON *describe_entry(const struct gguf_kv *kv)
     return NULL;
 }
 
-static int make_metadata(const struct plan *plan, struct publication *publication)
+static int make_entries(const struct gguf_kv *entries, size_t n_entries, struct publication *publication)
 {
     struct array array;
     if (array_begin(&array) < 0)
         return -ENOMEM;
     int r = 0;
     size_t n = 0;
-    for (; n < plan->model->n_kv && r == 0; n++)
-        r = array_add(&array, describe_entry(&plan->model->kv[n]), PUBLICATION_METADATA_MAX);
-    publication->n_left = plan->model->n_kv - n + (r == -ENOSPC);
+    for (; n < n_entries && r == 0; n++)
+        r = array_add(&array, describe_entry(&entries[n]), PUBLICATION_METADATA_MAX);
+    publication->n_left = n_entries - n + (r == -ENOSPC);
     publication->metadata = array_end(&array);
     publication->bytes += array.used;
     return r != -ENOMEM && publication->metadata ? 0 : -ENOMEM;
+}
+
+static int make_metadata(const struct plan *plan, struct publication *publication)
+{
+    struct gguf_kv entries[2];
+    size_t n;
+    char *text;
+    if (!plan->manifest)
+        return make_entries(plan->model->kv, plan->model->n_kv, publication);
+    int r = manifest_entries(plan->manifest, entries, &n, &text);
+    if (r < 0)
+        return r;
+    r = make_entries(entries, n, publication);
+    free(text);
+    return r;
 }
 
 /* All but the header. */

@@ -12,4 +12,5 @@ int hip_arena_adopt(struct device *device, int fd, uint64_t bytes, struct arena 
                     struct device_fault *ret_fault);
 void hip_arena_free(struct arena *arena);
 int hip_arena_export(struct arena *arena, struct device_export *ret, struct device_fault *ret_fault);
+int hip_arena_lend(struct arena *arena, struct device_export *ret, struct device_fault *ret_fault);
 int hip_arena_seal(struct arena *arena, struct device_fault *ret_fault);

@@ -6,7 +6,7 @@ further fields if the daemon is newer than this package.
 
 from __future__ import annotations
 
-from typing import List, Optional, TypedDict
+from typing import Any, List, NamedTuple, Optional, TypedDict
 
 
 class FormRule(TypedDict):
@@ -19,6 +19,8 @@ class FormRule(TypedDict):
 class _ModelInfo(TypedDict, total=False):
     forms: Optional[List[FormRule]]
     position: Optional[int]
+    source: Optional[str]
+    key: Optional[str]
 
 
 class ModelInfo(_ModelInfo):
@@ -97,7 +99,32 @@ class Span(TypedDict):
     length: int
 
 
-class TensorInfo(TypedDict):
+class Published(NamedTuple):
+    """What the publisher of a model says of it."""
+
+    key: Optional[str]
+    metadata: Any  # what was given to publish(); text that is no JSON is a str; None: nothing
+
+
+class _NewTensor(TypedDict):
+    name: str
+    type: str
+    shape: List[int]
+
+
+class NewTensor(_NewTensor, total=False):
+    """A tensor of a model that is to be published. strides: in elements."""
+
+    strides: Optional[List[int]]
+    offset: Optional[int]
+
+
+class _TensorInfo(TypedDict, total=False):
+    strides: Optional[List[int]]
+    view: Optional[bool]
+
+
+class TensorInfo(_TensorInfo):
     """A tensor, and its place in the model's memory."""
 
     name: str
