@@ -359,13 +359,15 @@ class Creation:
         steps = [step * dtype.itemsize for step in strides] if strides is not None else None
         if 0 in tensor["shape"]:
             return numpy.empty(tensor["shape"], dtype)
-        return numpy.ndarray(tensor["shape"], dtype, self.buffer(), offset, steps)
+        # Of an array of bytes, and not of the buffer: NumPy would not keep that, and the memory could be unmapped.
+        return numpy.ndarray(tensor["shape"], dtype, numpy.frombuffer(self.buffer(), numpy.uint8), offset, steps)
 
     def _write(self, piece: _Piece) -> None:
         """Copies bytes into the memory."""
         if self._device["kind"] == "host" and piece.device == "cpu":
-            data = memoryview((ctypes.c_ubyte * piece.nbytes).from_address(piece.address)).cast("B")
-            self._write_bytes(data, piece.offset)
+            if piece.nbytes:
+                data = memoryview((ctypes.c_ubyte * piece.nbytes).from_address(piece.address)).cast("B")
+                self._write_bytes(data, piece.offset)
             return
         _publish_gpu.write(self, piece)
 

@@ -236,7 +236,7 @@ class Tensor:
             self._attachment.usable()
             return numpy.empty(self.shape, dtype)
         if self.strides is not None:
-            return numpy.ndarray(self.shape, dtype, self.buffer(), 0, self._byte_strides())
+            return numpy.ndarray(self.shape, dtype, numpy.frombuffer(self.buffer(), numpy.uint8), 0, self._byte_strides())
         return numpy.frombuffer(self.buffer(), dtype).reshape(self.shape)
 
     def torch(self, copy: bool = False) -> _torch.Tensor:
