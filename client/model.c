@@ -124,7 +124,7 @@ static uint64_t element_bytes(const struct table_entry *entry, const struct tens
     return type && type->block_elements == 1 ? type->block_bytes : 0;
 }
 
-/* Of a model that was published; those of files are at multiples of more. */
+/* Tensors of files are at multiples of 256; those of a model that was published need not be. */
 static bool place_fits(const struct table_entry *entry, const struct tensor_type *type)
 {
     const uint64_t bytes = element_bytes(entry, type);
@@ -136,41 +136,19 @@ static bool strides_fit(const struct table_entry *entry, const uint64_t *strides
 {
     const uint64_t each = element_bytes(entry, type);
     uint64_t last = 0, step, bytes;
-    if (each == 0 || entry->offset % each != 0)
-        return false;
     for (uint32_t i = 0; i < entry->n_dims; i++)
         if (entry->shape[i] == 0 || __builtin_mul_overflow(entry->shape[i] - 1, strides[i], &step) ||
             __builtin_add_overflow(last, step, &last))
             return false;
-    return !__builtin_add_overflow(last, 1, &last) && !__builtin_mul_overflow(last, each, &bytes) &&
+    return each > 0 && !__builtin_add_overflow(last, 1, &last) && !__builtin_mul_overflow(last, each, &bytes) &&
            bytes == entry->bytes;
 }
 
-static int table_fail(rf_model *model, const char *why)
+#define WRONG_CONTENT "its content"
+
+static int table_fail(const rf_model *model, const char *why)
 {
     return client_fail(model->client, -EPROTO, "the daemon's table of tensors is wrong: %s", why);
-}
-
-static int model_check_tensors(rf_model *model)
-{
-    const struct table_header *header = model->table;
-    const struct table_entry *entries = table_entries(model->table);
-    for (uint64_t i = 0; i < header->n_tensors; i++) {
-        const struct table_entry *entry = &entries[i];
-        if (entry->form >= FORM_COUNT)
-            return table_fail(model, "a tensor's form");
-        if (table_strides(model->table, entry)) {
-            if (!strides_fit(entry, table_strides(model->table, entry), tensor_type_find(entry->type)))
-                return table_fail(model, "a tensor's strides");
-            continue;
-        }
-        if (!place_fits(entry, tensor_type_find(entry->type)))
-            return table_fail(model, "a tensor's place");
-        if (!bytes_fit(entry, tensor_type_find(entry->type)))
-            return table_fail(model, "a tensor's size");
-    }
-    model->bytes = header->arena_bytes;
-    return 0;
 }
 
 static int model_map_table(rf_model *model, int fd)
@@ -186,8 +164,9 @@ static int model_map_table(rf_model *model, int fd)
         return client_fail(model->client, r, "mapping the table of tensors failed: %s", strerror(-r));
     r = table_check(model->table, model->table_bytes);
     if (r < 0)
-        return table_fail(model, r == -EPROTONOSUPPORT ? "its version is another" : "its content");
-    return model_check_tensors(model);
+        return table_fail(model, r == -EPROTONOSUPPORT ? "its version is another" : WRONG_CONTENT);
+    model->bytes = ((const struct table_header *)model->table)->arena_bytes;
+    return 0;
 }
 
 static int model_map_memory(const struct attaching *attaching, int fd)
@@ -471,9 +450,17 @@ int rf_model_read(const rf_model *model, uint64_t offset, void *dst, size_t size
 
 /* --- tensors --- */
 
-static void tensor_fill(const rf_model *model, const struct table_entry *entry, rf_tensor *ret)
+/* Describes a tensor after checking what the table says of it. -EPROTO. */
+static int tensor_fill(const rf_model *model, const struct table_entry *entry, rf_tensor *ret)
 {
     const struct tensor_type *type = tensor_type_find(entry->type);
+    const uint64_t *strides = table_strides(model->table, entry);
+    if (entry->form >= FORM_COUNT)
+        return table_fail(model, "a tensor's form");
+    if (!place_fits(entry, type))
+        return table_fail(model, "a tensor's place");
+    if (strides ? !strides_fit(entry, strides, type) : !bytes_fit(entry, type))
+        return table_fail(model, "a tensor's size");
     *ret = (rf_tensor){
         .name = table_name(model->table, entry),
         .type = entry->type_name[0] ? entry->type_name
@@ -486,11 +473,12 @@ static void tensor_fill(const rf_model *model, const struct table_entry *entry, 
         .bytes = entry->bytes,
         .padding = entry->padding,
         .flags = entry->flags & TABLE_VIEW ? RF_TENSOR_VIEW : 0,
-        .strides = table_strides(model->table, entry),
+        .strides = strides,
         .data = model->mapping ? (const char *)model->mapping->data + entry->offset : NULL,
     };
     _Static_assert(RF_DIMS_MAX == TABLE_DIMS_MAX, "a shape of the table is one of the library");
     memcpy(ret->shape, entry->shape, sizeof(ret->shape));
+    return 0;
 }
 
 size_t rf_model_tensors(const rf_model *model)
@@ -503,15 +491,15 @@ int rf_model_tensor(const rf_model *model, size_t index, rf_tensor *ret)
     size_t n = rf_model_tensors(model);
     if (index >= n)
         return client_fail(model->client, -ERANGE, "the model has %zu tensors", n);
-    tensor_fill(model, &table_entries(model->table)[index], ret);
-    return 0;
+    const struct table_entry *entry = table_entry(model->table, index);
+    return entry ? tensor_fill(model, entry, ret) : table_fail(model, WRONG_CONTENT);
 }
 
 int rf_model_find(const rf_model *model, const char *name, rf_tensor *ret)
 {
-    const struct table_entry *entry = table_find(model->table, name);
-    if (!entry)
-        return client_fail(model->client, -ENOENT, "the model has no tensor '%s'", name);
-    tensor_fill(model, entry, ret);
-    return 0;
+    const struct table_entry *entry;
+    int r = table_find(model->table, name, &entry);
+    if (r == -ENOENT)
+        return client_fail(model->client, r, "the model has no tensor '%s'", name);
+    return r == 0 ? tensor_fill(model, entry, ret) : table_fail(model, WRONG_CONTENT);
 }

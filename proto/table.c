@@ -8,15 +8,15 @@
 /* Bytes that a tensor takes in the table, without its name. */
 #define TENSOR_SIZE (sizeof(struct table_entry) + sizeof(uint32_t))
 
+static const struct table_entry *table_entries(const void *table)
+{
+    return (const struct table_entry *)((const char *)table + sizeof(struct table_header));
+}
+
 static const uint32_t *table_index(const void *table)
 {
     const struct table_header *header = table;
     return (const uint32_t *)(table_entries(table) + header->n_tensors);
-}
-
-const struct table_entry *table_entries(const void *table)
-{
-    return (const struct table_entry *)((const char *)table + sizeof(struct table_header));
 }
 
 const char *table_name(const void *table, const struct table_entry *entry)
@@ -24,23 +24,21 @@ const char *table_name(const void *table, const struct table_entry *entry)
     return (const char *)table + entry->name;
 }
 
-/* Where the strides begin behind names that end there. */
-static size_t strides_begin(size_t names_end)
+/* Where strides begin in a table of so many tensors. */
+static size_t strides_begin(uint64_t n_tensors)
 {
-    return (names_end + sizeof(uint64_t) - 1) & ~(sizeof(uint64_t) - 1);
+    const size_t end = sizeof(struct table_header) + (size_t)n_tensors * TENSOR_SIZE;
+    return (end + sizeof(uint64_t) - 1) & ~(sizeof(uint64_t) - 1);
+}
+
+static const struct table_strides *strides_of(const void *table)
+{
+    return (const void *)((const char *)table + strides_begin(((const struct table_header *)table)->n_tensors));
 }
 
 const uint64_t *table_strides(const void *table, const struct table_entry *entry)
 {
-    if (!(entry->flags & TABLE_STRIDED))
-        return NULL;
-    const struct table_header *header = table;
-    const struct table_entry *entries = table_entries(table);
-    /* They begin behind the last name. */
-    const struct table_entry *last = &entries[header->n_tensors - 1];
-    const size_t names_end = last->name + strlen(table_name(table, last)) + 1;
-    const struct table_strides *strides = (const void *)((const char *)table + strides_begin(names_end));
-    return strides[entry->flags >> TABLE_STRIDES_SHIFT].of;
+    return entry->flags & TABLE_STRIDED ? strides_of(table)[entry->flags >> TABLE_STRIDES_SHIFT].of : NULL;
 }
 
 static int index_compare(const void *a, const void *b, void *tensors)
@@ -55,18 +53,17 @@ int table_build(const struct table_tensor *tensors, size_t n, uint64_t arena_byt
     if (n > UINT32_MAX || __builtin_mul_overflow(n, TENSOR_SIZE, &names) ||
         __builtin_add_overflow(names, sizeof(struct table_header), &names))
         return -EOVERFLOW;
-    size = names;
     size_t n_strided = 0;
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < n; i++)
         n_strided += tensors[i].strides != NULL;
+    if (n_strided > TABLE_STRIDES_MAX)
+        return -EOVERFLOW;
+    if (n_strided > 0 && __builtin_add_overflow(strides_begin(n), n_strided * sizeof(struct table_strides), &names))
+        return -EOVERFLOW;
+    size = names;
+    for (size_t i = 0; i < n; i++)
         if (__builtin_add_overflow(size, strlen(tensors[i].name) + 1, &size))
             return -EOVERFLOW;
-    }
-    const size_t strides_at = strides_begin(size);
-    if (n_strided > TABLE_STRIDES_MAX || strides_at < size)
-        return -EOVERFLOW;
-    if (n_strided > 0 && __builtin_add_overflow(strides_at, n_strided * sizeof(struct table_strides), &size))
-        return -EOVERFLOW;
 
     char *table = calloc(1, size);
     if (!table)
@@ -77,7 +74,7 @@ int table_build(const struct table_tensor *tensors, size_t n, uint64_t arena_byt
 
     struct table_entry *entries = (struct table_entry *)(header + 1);
     uint32_t *index = (uint32_t *)(entries + n);
-    struct table_strides *strides = (struct table_strides *)(table + strides_at);
+    struct table_strides *strides = (struct table_strides *)(table + strides_begin(n));
     size_t name = names;
     uint32_t strided = 0;
     for (size_t i = 0; i < n; i++) {
@@ -111,48 +108,14 @@ int table_build(const struct table_tensor *tensors, size_t n, uint64_t arena_byt
     return 0;
 }
 
-static int entry_check(const struct table_entry *entry, uint64_t arena_bytes)
+/* How many strides stand before the first name; 0: none, or it is not where it can be. */
+static uint64_t strided_before(uint64_t first_name, uint64_t n_tensors)
 {
-    if (entry->offset > arena_bytes || entry->bytes > arena_bytes - entry->offset ||
-        entry->padding > arena_bytes - entry->offset - entry->bytes || entry->n_dims > TABLE_DIMS_MAX)
-        return -EBADMSG;
-    for (uint32_t i = entry->n_dims; i < TABLE_DIMS_MAX; i++)
-        if (entry->shape[i] != 0)
-            return -EBADMSG;
-    static const char zeros[TABLE_TYPE_SIZE];
-    const size_t length = strnlen(entry->type_name, TABLE_TYPE_SIZE - 1);
-    return memcmp(entry->type_name + length, zeros, TABLE_TYPE_SIZE - length) == 0 ? 0 : -EBADMSG;
-}
-
-/* The strides behind names that end at `name`, of so many entries. */
-static int strides_check(const void *table, size_t size, size_t name, uint64_t n_strided)
-{
-    const size_t at = strides_begin(name);
-    if (n_strided == 0)
-        return name == size ? 0 : -EBADMSG;
-    if (at < name || at > size || (size - at) / sizeof(struct table_strides) != n_strided ||
-        (size - at) % sizeof(struct table_strides) != 0)
-        return -EBADMSG;
-    for (; name < at; name++)
-        if (((const char *)table)[name] != '\0')
-            return -EBADMSG;
-    const struct table_entry *entries = table_entries(table);
-    const uint64_t n = ((const struct table_header *)table)->n_tensors;
-    for (uint64_t i = 0; i < n; i++) {
-        const uint64_t *strides = table_strides(table, &entries[i]);
-        for (uint32_t k = 0; strides && k < TABLE_DIMS_MAX; k++)
-            if (strides[k] > INT64_MAX || (k >= entries[i].n_dims && strides[k] != 0))
-                return -EBADMSG;
-    }
-    return 0;
-}
-
-/* Flags of an entry before which so many have strides. */
-static bool flags_right(uint32_t flags, uint64_t n_strided)
-{
-    const uint32_t low = flags & ((1u << TABLE_STRIDES_SHIFT) - 1);
-    return (low & ~(TABLE_VIEW | TABLE_STRIDED)) == 0 &&
-           flags >> TABLE_STRIDES_SHIFT == (flags & TABLE_STRIDED ? n_strided : 0);
+    const size_t begin = strides_begin(n_tensors);
+    if (first_name <= begin || (first_name - begin) % sizeof(struct table_strides) != 0)
+        return 0;
+    const uint64_t n = (first_name - begin) / sizeof(struct table_strides);
+    return n <= TABLE_STRIDES_MAX ? n : 0;
 }
 
 int table_check(const void *table, size_t size)
@@ -165,55 +128,93 @@ int table_check(const void *table, size_t size)
         return -EPROTONOSUPPORT;
     if (header->size != size)
         return -EBADMSG;
-    uint64_t n = header->n_tensors;
+    const uint64_t n = header->n_tensors;
     if (n > UINT32_MAX || n > (size - sizeof(*header)) / TENSOR_SIZE)
         return -EBADMSG;
-
-    /* Each name must begin where the one before it ends. So this loop is linear in `size`, even for a malicious table.
-     */
-    const struct table_entry *entries = table_entries(table);
-    size_t name = sizeof(*header) + (size_t)n * TENSOR_SIZE;
-    uint64_t n_strided = 0;
-    for (uint64_t i = 0; i < n; i++) {
-        if (entry_check(&entries[i], header->arena_bytes) < 0 || entries[i].name != name ||
-            !flags_right(entries[i].flags, n_strided))
-            return -EBADMSG;
-        n_strided += (entries[i].flags & TABLE_STRIDED) != 0;
-        const char *end = memchr((const char *)table + name, '\0', size - name);
-        if (!end)
-            return -EBADMSG;
-        name = (size_t)(end - (const char *)table) + 1;
-    }
-    if (strides_check(table, size, name, n_strided) < 0)
+    const size_t names = sizeof(*header) + (size_t)n * TENSOR_SIZE;
+    if (n == 0)
+        return size == names ? 0 : -EBADMSG;
+    /* The first name begins where the names do: behind the index, or behind strides. If the last byte is NUL, every
+     * name that begins inside the table also ends there. */
+    if (size <= names || ((const char *)table)[size - 1] != '\0')
         return -EBADMSG;
-
-    /* If the names are in strictly ascending order, no entry is in the index twice. So every entry is in it. */
-    const uint32_t *index = table_index(table);
-    for (uint64_t i = 0; i < n; i++) {
-        if (index[i] >= n)
-            return -EBADMSG;
-        if (i > 0 && strcmp(table_name(table, &entries[index[i - 1]]), table_name(table, &entries[index[i]])) >= 0)
-            return -EBADMSG;
-    }
-    return 0;
+    const uint64_t first = table_entries(table)->name;
+    return first < size && (first == names || strided_before(first, n) > 0) ? 0 : -EBADMSG;
 }
 
-const struct table_entry *table_find(const void *table, const char *name)
+static bool name_is_inside(const struct table_header *header, const struct table_entry *entry)
+{
+    return entry->name >= table_entries(header)->name && entry->name < header->size;
+}
+
+static bool place_is_inside(const struct table_entry *entry, uint64_t arena_bytes)
+{
+    return entry->offset <= arena_bytes && entry->bytes <= arena_bytes - entry->offset &&
+           entry->padding <= arena_bytes - entry->offset - entry->bytes;
+}
+
+static bool rest_is_zero(const struct table_entry *entry)
+{
+    static const char zeros[TABLE_TYPE_SIZE];
+    for (uint32_t i = entry->n_dims; i < TABLE_DIMS_MAX; i++)
+        if (entry->shape[i] != 0)
+            return false;
+    const size_t length = strnlen(entry->type_name, TABLE_TYPE_SIZE - 1);
+    return memcmp(entry->type_name + length, zeros, TABLE_TYPE_SIZE - length) == 0;
+}
+
+static bool strides_are_right(const void *table, const struct table_entry *entry)
+{
+    const uint32_t low = entry->flags & ((1u << TABLE_STRIDES_SHIFT) - 1);
+    const uint32_t which = entry->flags >> TABLE_STRIDES_SHIFT;
+    if ((low & ~(TABLE_VIEW | TABLE_STRIDED)) != 0)
+        return false;
+    if (!(low & TABLE_STRIDED))
+        return which == 0;
+    const struct table_header *header = table;
+    if (which >= strided_before(table_entries(table)->name, header->n_tensors))
+        return false;
+    const uint64_t *strides = table_strides(table, entry);
+    for (uint32_t i = 0; i < TABLE_DIMS_MAX; i++)
+        if (strides[i] > INT64_MAX || (i >= entry->n_dims && strides[i] != 0))
+            return false;
+    return true;
+}
+
+const struct table_entry *table_entry(const void *table, size_t index)
 {
     const struct table_header *header = table;
-    const struct table_entry *entries = table_entries(table);
+    const struct table_entry *entry = &table_entries(table)[index];
+    if (!name_is_inside(header, entry) || !place_is_inside(entry, header->arena_bytes) ||
+        entry->n_dims > TABLE_DIMS_MAX || !rest_is_zero(entry) || !strides_are_right(table, entry))
+        return NULL;
+    return entry;
+}
+
+int table_find(const void *table, const char *name, const struct table_entry **ret)
+{
+    const struct table_header *header = table;
     const uint32_t *index = table_index(table);
     uint64_t low = 0, high = header->n_tensors;
     while (low < high) {
-        uint64_t middle = low + (high - low) / 2;
-        const struct table_entry *entry = &entries[index[middle]];
-        int order = strcmp(name, table_name(table, entry));
-        if (order == 0)
-            return entry;
+        const uint64_t middle = low + (high - low) / 2;
+        if (index[middle] >= header->n_tensors)
+            return -EBADMSG;
+        const struct table_entry *entry = &table_entries(table)[index[middle]];
+        if (!name_is_inside(header, entry))
+            return -EBADMSG;
+        const int order = strcmp(name, table_name(table, entry));
+        if (order == 0) {
+            entry = table_entry(table, index[middle]);
+            if (!entry)
+                return -EBADMSG;
+            *ret = entry;
+            return 0;
+        }
         if (order < 0)
             high = middle;
         else
             low = middle + 1;
     }
-    return NULL;
+    return -ENOENT;
 }

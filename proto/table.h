@@ -6,9 +6,9 @@
  *     struct table_header
  *     struct table_entry [n_tensors]          in the order of the file
  *     uint32_t           [n_tensors]          indexes of entries, in ascending order of name (strcmp)
- *     names, each NUL-terminated, in UTF-8    in the order of the entries, one right behind the other
- *     zero bytes                              up to a multiple of 8, if there are strides
- *     struct table_strides [...]              of the entries that have TABLE_STRIDED, in their order, to the end
+ *     struct table_strides [...]              of the entries that have TABLE_STRIDED, in their order; before them, if
+ *                                             there are any, zero bytes up to a multiple of 8
+ *     names, each NUL-terminated, in UTF-8    in the order of the entries, one right behind the other, to the end
  *
  * A new version of the layout gets a new magic. Both programs run on the same machine, so no bytes are ever swapped. */
 #pragma once
@@ -76,20 +76,23 @@ struct table_tensor {
 /* Builds a table in newly allocated memory; the caller frees *ret. No two names are the same. -ENOMEM, -EOVERFLOW. */
 int table_build(const struct table_tensor *tensors, size_t n, uint64_t arena_bytes, void **ret, size_t *ret_size);
 
-/* Checks a table that another process made: magic, sizes, all offsets inside the table, names terminated, tensors with
- * their padding within arena_bytes, index in ascending order, strides for each entry that says that it has them. The
- * table is aligned to 8 bytes, as memory of mmap() and malloc() is. Returns 0, -EBADMSG, or -EPROTONOSUPPORT for a
- * table of another version. Only after it returned 0, table_entries() and table_find() are safe. */
+/* Checks the header of a table that another process made: magic, sizes, and that the names end inside the table. The
+ * time does not depend on the number of tensors, so attaching to a model takes as long with 100,000 tensors as with
+ * one. The entries are checked when they are asked for, by the two functions below. The table is aligned to 8 bytes, as
+ * memory of mmap() and malloc() is. Returns 0, -EBADMSG, or -EPROTONOSUPPORT for a table of another version. */
 int table_check(const void *table, size_t size);
 
-/* The entries, as many as n_tensors in the header says. Borrowed from the table. */
-const struct table_entry *table_entries(const void *table);
+/* The entry with this index, which is less than n_tensors, of a table that table_check() returned 0 for. Checks it: the
+ * name is inside the table, the tensor with its padding within arena_bytes, its strides are there if it has some, and
+ * what is not used is zero. Borrowed from the table. NULL: it is wrong. */
+const struct table_entry *table_entry(const void *table, size_t index);
 
-/* The entry's name. Borrowed from the table. */
+/* Finds the entry with this name by a binary search, and checks it as table_entry() does. Returns 0 and *ret, borrowed
+ * from the table; -ENOENT if there is none; -EBADMSG if the table is wrong. A wrong table may also hide a tensor. */
+int table_find(const void *table, const char *name, const struct table_entry **ret);
+
+/* The name of an entry that one of these functions returned. Borrowed from the table. */
 const char *table_name(const void *table, const struct table_entry *entry);
 
-/* The entry's strides, n_dims of them; NULL: it has none. Borrowed from the table. */
+/* The strides of such an entry, n_dims of them; NULL: it has none. Borrowed from the table. */
 const uint64_t *table_strides(const void *table, const struct table_entry *entry);
-
-/* The entry with this name, or NULL. A binary search. */
-const struct table_entry *table_find(const void *table, const char *name);
