@@ -14,20 +14,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
-
-bool client_text_given(const struct client_text *text)
-{
-    return text->text || text->fd >= 0;
-}
-
-void client_text_clear(struct client_text *text)
-{
-    free(text->text);
-    if (text->fd >= 0)
-        close(text->fd);
-    *text = CLIENT_TEXT_NONE;
-}
 
 struct creation *creation_new(void)
 {

@@ -14,20 +14,9 @@
  * Loop thread only. */
 #pragma once
 
+#include "daemon/load/client_text.h"
 #include "daemon/load/load.h"
 #include "daemon/session/session.h"
-
-/* A text that a client passed: in the message, or in a file in memory. */
-struct client_text {
-    char *text; /* NULL: it is in the file, if there is one */
-    size_t size;
-    int fd; /* -1: none */
-};
-
-#define CLIENT_TEXT_NONE ((struct client_text){.fd = -1})
-
-bool client_text_given(const struct client_text *text);
-void client_text_clear(struct client_text *text);
 
 struct creation {
     /* The request. */

@@ -1,5 +1,5 @@
 /* The steps of a creation that block. */
-#include "daemon/load/creation.h"
+#include "daemon/load/client_text.h"
 #include "daemon/load/steps.h"
 #include "daemon/model/manifest.h"
 

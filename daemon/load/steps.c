@@ -211,12 +211,6 @@ const char *load_job_name(const struct load_job *job)
         return "look-again";
     if (job->run == load_job_ask)
         return "ask";
-    if (job->run == load_job_manifest)
-        return "manifest";
-    if (job->run == load_job_lend)
-        return "lend";
-    if (job->run == load_job_publish_creation)
-        return "publish-creation";
     return job->run == load_job_seal ? "seal" : job->run == load_job_release ? "release" : "wait";
 }
 

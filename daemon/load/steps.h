@@ -123,7 +123,8 @@ void load_job_nothing(struct load_job *job);
 /* filled, device → nothing. Frees the arena. */
 void load_job_release(struct load_job *job);
 
-/* The name of the step that `run` does: "parse", "allocate", ... Static. */
+/* The name of the step that `run` does: "parse", "allocate", ... Static. Those of a creation have none: nobody traces
+ * it. */
 const char *load_job_name(const struct load_job *job);
 
 /* Frees header and plan if they were not taken over. load_job_lay_out() can make them again. */

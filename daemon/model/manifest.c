@@ -451,6 +451,25 @@ static int parse(struct parser *p, uint64_t bytes, uint64_t granule)
     return r == 0 ? find_views(p->manifest, p->header, p->plan) : r;
 }
 
+void manifest_free(struct manifest *manifest)
+{
+    if (!manifest)
+        return;
+    free(manifest->key);
+    free(manifest->metadata);
+    free(manifest->strides);
+    free(manifest->flags);
+    free(manifest);
+}
+
+void manifest_parts_free(struct manifest_parts *parts)
+{
+    plan_free(parts->plan);
+    gguf_free(parts->header);
+    manifest_free(parts->manifest);
+    *parts = (struct manifest_parts){0};
+}
+
 int manifest_parse(const char *text, size_t size, uint64_t bytes, uint64_t granule, struct manifest_parts *ret,
                    struct manifest_fault *ret_fault)
 {

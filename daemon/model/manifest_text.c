@@ -257,22 +257,3 @@ uint64_t manifest_memory(const struct manifest *manifest)
            (manifest->metadata ? strlen(manifest->metadata) : 0) +
            manifest->n_tensors * (sizeof(*manifest->flags) + (manifest->strides ? sizeof(uint64_t[GGUF_DIMS_MAX]) : 0));
 }
-
-void manifest_free(struct manifest *manifest)
-{
-    if (!manifest)
-        return;
-    free(manifest->key);
-    free(manifest->metadata);
-    free(manifest->strides);
-    free(manifest->flags);
-    free(manifest);
-}
-
-void manifest_parts_free(struct manifest_parts *parts)
-{
-    plan_free(parts->plan);
-    gguf_free(parts->header);
-    manifest_free(parts->manifest);
-    *parts = (struct manifest_parts){0};
-}

@@ -55,7 +55,10 @@ def test_published_and_adopted(place):
     assert dumped == bytes(MIB - 128) + DATA
     shown = daemon.rfctl("show", "m", "--metadata").stdout
     assert "published, 1.0 MB, by " in shown and "metadata" in shown and "file" not in shown.splitlines()[1]
-    assert daemon.rfctl("verify", "m", check=False).returncode == 1
+    row = daemon.rfctl("ps").stdout.splitlines()[1].split()
+    assert row[:3] == ["m", "published", device]
+    refused = daemon.rfctl("verify", "m", check=False)
+    assert refused.returncode == 1 and "no file to compare it with: 'm'" in refused.stderr
     with daemon.client() as client:
         client.call("Unpin", name="m")
         client.call("Unload", name="m#1")
