@@ -431,7 +431,7 @@ def test_replaced(daemon):
 
 
 def test_users(start_for_all):
-    daemon = start_for_all("--user-loads", "2", "--user-bytes", "8Mi")
+    daemon = start_for_all("--user-loads", "2", "--user-bytes", "12Mi")
     with contextlib.ExitStack() as stack:
         user, other, own, root = (
             stack.enter_context(client_of(daemon, uid)) for uid in (USER, USER + 1, daemon.uid, 0)
@@ -461,8 +461,8 @@ def test_users(start_for_all):
         assert content(user, "hidden")[0] == b"\0" * 24
         # The creator's quota.
         with wire_error("LimitExceeded") as error:
-            create(user, "more", [{**ONE, "shape": [MIB]}])
-        assert error == {"limit": "user-bytes", "value": 8 * MIB}
+            create(user, "more", [{**ONE, "shape": [3 * MIB]}])
+        assert error == {"limit": "user-bytes", "value": 12 * MIB}
         user.call("Unload", name="shown", force=True)
         user.call("Unload", name="mine", force=True)
         creations = [create(user, f"c{i}") for i in range(2)]

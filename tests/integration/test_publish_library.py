@@ -53,8 +53,9 @@ def test_published_and_adopted(place):
         assert model["leases"] == 0 and model["aliases"] == ["other"]
     dumped = daemon.rfctl("dump", "m", "b", text=False).stdout
     assert dumped == bytes(MIB - 128) + DATA
-    shown = daemon.rfctl("show", "m", "--metadata").stdout
-    assert "published, 1.0 MB, by " in shown and "metadata" in shown and "file" not in shown.splitlines()[1]
+    shown = daemon.rfctl("show", "m").stdout
+    assert "published, 1.0 MB, by " in shown and "file" not in shown.splitlines()[1]
+    assert daemon.rfctl("show", "m", "--metadata", "metadata").stdout.strip() == '{"m": 1}'
     row = daemon.rfctl("ps").stdout.splitlines()[1].split()
     assert row[:3] == ["m", "published", device]
     refused = daemon.rfctl("verify", "m", check=False)
@@ -72,8 +73,8 @@ def test_evicted_to_host_memory_and_back(place):
     publisher(daemon, device)
     with daemon.client() as client:
         client.call("Unpin", name="m")
-        budget = next(d["budget"] for d in client.call("Devices")["devices"] if d["id"] == device)
-        client.call("Create", name="large", bytes=budget - MIB, device=device)
+        left = next(d["available"] for d in client.call("Devices")["devices"] if d["id"] == device)
+        client.call("Create", name="large", bytes=left // (2 * MIB) * (2 * MIB) + MIB, device=device)
         assert states(daemon)["m"] == "cached"
         client.call("Cancel", name="large")
     assert publisher(daemon, device) == expected("adopted")

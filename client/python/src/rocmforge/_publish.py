@@ -580,6 +580,8 @@ class Work:
         if isinstance(creation, Model):
             return creation
         with creation:
+            for device in {piece.device for piece in layout.pieces} - {"cpu"}:
+                _publish_gpu.wait(device)  # whatever stream the program makes its tensors on
             for piece in layout.pieces:
                 creation._write(piece)
             return creation.publish(text, pin=pin, ttl=ttl)

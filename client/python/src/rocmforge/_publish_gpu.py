@@ -82,11 +82,16 @@ def write(creation: Creation, piece: _Piece) -> None:
     target.copy_(source)
 
 
-def finish(mapping: Mapped) -> None:
-    """Waits until the GPU has written all."""
+def wait(device: str) -> None:
+    """Waits until the GPU has done all that it was told."""
     import torch
 
-    torch.cuda.synchronize(mapping.torch_device)
+    torch.cuda.synchronize(device)
+
+
+def finish(mapping: Mapped) -> None:
+    """Waits until the GPU has written all."""
+    wait(mapping.torch_device)
 
 
 def place(socket: str, device: str) -> str:
