@@ -69,7 +69,8 @@ int table_build(const struct table_tensor *tensors, size_t n, uint64_t arena_byt
     if (!table)
         return -ENOMEM;
     struct table_header *header = (struct table_header *)table;
-    *header = (struct table_header){.size = size, .n_tensors = n, .arena_bytes = arena_bytes};
+    *header = (struct table_header){
+        .size = size, .n_tensors = (uint32_t)n, .n_strided = (uint32_t)n_strided, .arena_bytes = arena_bytes};
     memcpy(header->magic, TABLE_MAGIC, sizeof(header->magic));
 
     struct table_entry *entries = (struct table_entry *)(header + 1);
@@ -108,16 +109,6 @@ int table_build(const struct table_tensor *tensors, size_t n, uint64_t arena_byt
     return 0;
 }
 
-/* How many strides stand before the first name; 0: none, or it is not where it can be. */
-static uint64_t strided_before(uint64_t first_name, uint64_t n_tensors)
-{
-    const size_t begin = strides_begin(n_tensors);
-    if (first_name <= begin || (first_name - begin) % sizeof(struct table_strides) != 0)
-        return 0;
-    const uint64_t n = (first_name - begin) / sizeof(struct table_strides);
-    return n <= TABLE_STRIDES_MAX ? n : 0;
-}
-
 int table_check(const void *table, size_t size)
 {
     const struct table_header *header = table;
@@ -128,18 +119,17 @@ int table_check(const void *table, size_t size)
         return -EPROTONOSUPPORT;
     if (header->size != size)
         return -EBADMSG;
-    const uint64_t n = header->n_tensors;
-    if (n > UINT32_MAX || n > (size - sizeof(*header)) / TENSOR_SIZE)
+    const uint64_t n = header->n_tensors, n_strided = header->n_strided;
+    if (n > (size - sizeof(*header)) / TENSOR_SIZE || n_strided > TABLE_STRIDES_MAX)
         return -EBADMSG;
-    const size_t names = sizeof(*header) + (size_t)n * TENSOR_SIZE;
+    const size_t names = n_strided > 0 ? strides_begin(n) + (size_t)n_strided * sizeof(struct table_strides)
+                                       : sizeof(*header) + (size_t)n * TENSOR_SIZE;
     if (n == 0)
         return size == names ? 0 : -EBADMSG;
-    /* The first name begins where the names do: behind the index, or behind strides. If the last byte is NUL, every
-     * name that begins inside the table also ends there. */
-    if (size <= names || ((const char *)table)[size - 1] != '\0')
-        return -EBADMSG;
-    const uint64_t first = table_entries(table)->name;
-    return first < size && (first == names || strided_before(first, n) > 0) ? 0 : -EBADMSG;
+    /* The first name begins where the names do. If the last byte is NUL, every name that begins inside the table also
+     * ends there. */
+    return size > names && table_entries(table)->name == names && ((const char *)table)[size - 1] == '\0' ? 0
+                                                                                                          : -EBADMSG;
 }
 
 static bool name_is_inside(const struct table_header *header, const struct table_entry *entry)
@@ -171,8 +161,7 @@ static bool strides_are_right(const void *table, const struct table_entry *entry
         return false;
     if (!(low & TABLE_STRIDED))
         return which == 0;
-    const struct table_header *header = table;
-    if (which >= strided_before(table_entries(table)->name, header->n_tensors))
+    if (which >= ((const struct table_header *)table)->n_strided)
         return false;
     const uint64_t *strides = table_strides(table, entry);
     for (uint32_t i = 0; i < TABLE_DIMS_MAX; i++)

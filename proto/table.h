@@ -6,7 +6,7 @@
  *     struct table_header
  *     struct table_entry [n_tensors]          in the order of the file
  *     uint32_t           [n_tensors]          indexes of entries, in ascending order of name (strcmp)
- *     struct table_strides [...]              of the entries that have TABLE_STRIDED, in their order; before them, if
+ *     struct table_strides [n_strided]        of the entries that have TABLE_STRIDED, in their order; before them, if
  *                                             there are any, zero bytes up to a multiple of 8
  *     names, each NUL-terminated, in UTF-8    in the order of the entries, one right behind the other, to the end
  *
@@ -27,7 +27,8 @@
 struct table_header {
     char magic[8];
     uint64_t size; /* of the whole table */
-    uint64_t n_tensors;
+    uint32_t n_tensors;
+    uint32_t n_strided;   /* entries that have TABLE_STRIDED; at most TABLE_STRIDES_MAX */
     uint64_t arena_bytes; /* of the model's memory; every tensor lies inside */
 };
 
