@@ -74,7 +74,7 @@ def test_metadata(rf):
         rf.publish("m", {"a": A}, metadata="x" * ((1 << 20) + 1))
     with pytest.raises((ValueError, TypeError)):
         rf.publish("m", {"a": A}, metadata=object())
-    assert "m" not in [model["name"] for model in rf.list()]
+    wait_until(lambda: "m" not in [model["name"] for model in rf.list()])
 
 
 def test_of_an_attached_model(rf, small):
