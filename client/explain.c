@@ -203,6 +203,7 @@ void explain(char *dst, size_t size, enum wire_error error, const cJSON *paramet
         break;
     case WIRE_DeviceError:
     case WIRE_FileError:
+    case WIRE_StillWritable:
         add_failed_call(&text, parameters);
         break;
     case WIRE_AmbiguousFiles:
@@ -213,6 +214,18 @@ void explain(char *dst, size_t size, enum wire_error error, const cJSON *paramet
         break;
     case WIRE_PermissionDenied:
     case WIRE_InvalidMessage:
+        add_text(&text, parameters, "reason", "%s");
+        break;
+    case WIRE_NoFile:
+        add_text(&text, parameters, "name", "'%s'");
+        break;
+    case WIRE_CreationNotFound:
+        if (field_integer(parameters, "creation", &number))
+            add(&text, "%" PRIu64, number);
+        break;
+    case WIRE_InvalidManifest:
+        if (field_integer(parameters, "tensor", &number))
+            add(&text, "tensor %" PRIu64, number);
         add_text(&text, parameters, "reason", "%s");
         break;
     case WIRE_LeaseNotFound:

@@ -22,6 +22,10 @@
     X(PermissionDenied, EACCES, "not allowed")                                                                         \
     X(Cancelled, ECANCELED, "cancelled")                                                                               \
     X(DeadlineExceeded, ETIMEDOUT, "the deadline has passed")                                                          \
+    X(NoFile, ENODATA, "the model was published: there is no file to compare it with")                                 \
+    X(CreationNotFound, ENOENT, "no such creation on this connection")                                                 \
+    X(InvalidManifest, EBADMSG, "the list of tensors, or the metadata, is not valid")                                  \
+    X(StillWritable, EBUSY, "the memory is still mapped for writing")                                                  \
     X(LeaseNotFound, ENOENT, "no such lease on this connection")                                                       \
     X(InvalidMessage, EPROTO, "not a valid message")                                                                   \
     X(ShuttingDown, ESHUTDOWN, "the daemon is going away")

@@ -54,6 +54,8 @@ static char *with_layout(char *text, const cJSON *object)
 static char *rules_text(const cJSON *object)
 {
     const cJSON *rules = reply_items(object, "forms"), *rule;
+    if (reply_text(object, "source")[0]) /* its publisher decided that, and not who asked for a form */
+        return need_text("%s", reply_text(object, "source"));
     char *text = need_text("%s", reply_text(object, "form"));
     cJSON_ArrayForEach (rule, rules) {
         const char *match = reply_text(rule, "match");

@@ -360,6 +360,10 @@ void method_verify(struct api *api, struct call *call)
     struct model *model = find_model(api, call, name_and_deadline, &p, &p.name);
     if (!model || refuse_stopping(api, call))
         return;
+    if (model_is_published(model)) {
+        call_fail(call, WIRE_NoFile, error_name(p.name));
+        return;
+    }
     if (model_lost(model)) {
         call_fail(call, WIRE_DeviceError, describe_device_lost(model->device, "verify"));
         return;

@@ -131,6 +131,8 @@ static void describe_models(cJSON *metrics, const struct registry *registry, con
         cJSON *labels = sample_of_model(bytes, model, model->plan ? (double)model->plan->arena_bytes : 0);
         label(labels, "form", forms_word(model->forms->form));
         label(labels, "state", model_state_name(model->state));
+        if (model_is_published(model))
+            label(labels, "source", "published");
         sample_of_model(leases, model, (double)model->n_leases);
     }
 }

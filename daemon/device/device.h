@@ -137,8 +137,13 @@ struct device_ops {
      * No client gets it before the arena is sealed. */
     int (*arena_export)(struct arena *arena, struct device_export *ret, struct device_fault *ret_fault);
 
+    /* worker, once, instead of arena_export() and transfers. A client will write to the arena: waits until it was
+     * cleared, and makes the export, by which the client can write to it, but not change its size. */
+    int (*arena_lend)(struct arena *arena, struct device_export *ret, struct device_fault *ret_fault);
+
     /* worker, once, after all transfers. Makes the arena read-only where the system can do that. Returns when the
-     * device has finished all work on the arena. */
+     * device has finished all work on the arena. -EBUSY, of an arena that was lent: a process still has it mapped for
+     * writing; nothing has changed, and it can be called again. */
     int (*arena_seal)(struct arena *arena, struct device_fault *ret_fault);
 
     /* worker. Makes an arena of the descriptor that a sealed arena was exported as, by a process that may have ended.

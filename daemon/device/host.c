@@ -48,9 +48,10 @@ struct host_device {
 struct arena {
     struct device *device;
     atomic_uint_least64_t written; /* bytes, of which the kernel then had to take as many */
-    uint64_t bytes;
-    uint8_t *mapping; /* that it is filled through; NULL: with pwrite() */
-    void *locked;     /* a mapping that keeps the pages in memory; NULL: none */
+    uint64_t bytes;                /* of the whole arena */
+    bool lent;                     /* a client writes to it */
+    uint8_t *mapping;              /* that it is filled through; NULL: with pwrite() */
+    void *locked;                  /* a mapping that keeps the pages in memory; NULL: none */
     int fd;
     pthread_mutex_t writing;
 };
@@ -266,12 +267,40 @@ static int host_arena_export(struct arena *arena, struct device_export *ret, str
     return 0;
 }
 
+static int host_arena_lend(struct arena *arena, struct device_export *ret, struct device_fault *ret_fault)
+{
+    if (fcntl(arena->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) < 0)
+        return device_fault_set(ret_fault, -errno, "fcntl(F_ADD_SEALS)", errno, strerror(errno));
+    arena_unmap(arena); /* or the memory could not be sealed later */
+    arena->lent = true;
+    *ret = (struct device_export){.fd = arena->fd};
+    return 0;
+}
+
+/* Counts what a client has written to the arena. */
+static void count_written(struct arena *arena)
+{
+    struct stat status;
+    if (fstat(arena->fd, &status) < 0)
+        return;
+    arena->written = (uint64_t)status.st_blocks * 512;
+    atomic_fetch_add(&arena->device->taken, arena->written);
+}
+
 static int host_arena_seal(struct arena *arena, struct device_fault *ret_fault)
 {
+    struct stat unused;
+    struct device_fault ignored;
     arena_unmap(arena);
     int r = memory_file_seal(arena->fd);
-    return r < 0 ? device_fault_set(ret_fault, r, "fcntl(F_ADD_SEALS)", -r, strerror(-r))
-                 : arena_lock(arena, ret_fault);
+    /* A client that has the descriptor may have sealed it itself, also against further seals. */
+    if (r == -EPERM && arena->lent && adopt_check(arena->fd, arena->bytes, &unused, &ignored) == 0)
+        r = 0;
+    if (r < 0)
+        return device_fault_set(ret_fault, r, "fcntl(F_ADD_SEALS)", -r, strerror(-r));
+    if (arena->lent)
+        count_written(arena);
+    return arena_lock(arena, ret_fault);
 }
 
 static int host_arena_read(struct arena *arena, uint64_t offset, void *dst, size_t size, struct device_fault *ret_fault)
@@ -319,6 +348,7 @@ static const struct device_ops host_ops = {
     .arena_free = host_arena_free,
     .put = host_put,
     .arena_export = host_arena_export,
+    .arena_lend = host_arena_lend,
     .arena_seal = host_arena_seal,
     .arena_read = host_arena_read,
     .memory_free = host_memory_free,

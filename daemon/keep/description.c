@@ -130,8 +130,24 @@ static void find_shards(const struct model *model, size_t n_parts, uint32_t shar
     }
 }
 
+/* Of a published model: its only header is the manifest that clients get. */
+static void put_manifest(struct bytes_writer *out, const struct model *model)
+{
+    struct stat status;
+    if (fstat(model->published.header_fd, &status) < 0)
+        out->failed = true;
+    bytes_put_number(out, 1);
+    bytes_put_number(out, out->failed ? 0 : (uint64_t)status.st_size);
+    bytes_put_number(out, 0);
+    bytes_put_number(out, 0);
+}
+
 static void put_parts(struct bytes_writer *out, const struct model *model)
 {
+    if (model_is_published(model)) {
+        put_manifest(out, model);
+        return;
+    }
     uint32_t shards[SOURCE_FILES_MAX];
     size_t n_parts = 0;
     for (const struct gguf *part = model->header; part; part = part->next)
@@ -152,6 +168,10 @@ static void put_parts(struct bytes_writer *out, const struct model *model)
 
 static void put_tensors(struct bytes_writer *out, const struct model *model)
 {
+    if (model_is_published(model)) {
+        bytes_put_number(out, 0);
+        return;
+    }
     bytes_put_number(out, model->header->n_tensors);
     for (size_t i = 0; i < model->header->n_tensors; i++) {
         const struct gguf_tensor *tensor = &model->header->tensors[i];
@@ -342,8 +362,6 @@ static void take_files(struct bytes_reader *in, struct description *ret)
 {
     ret->n_files = bytes_take_count(in, SOURCE_FILES_MAX, 56);
     ret->files = array_new(in, ret->n_files, sizeof(*ret->files));
-    if (ret->n_files == 0)
-        in->failed = true;
     for (size_t i = 0; i < ret->n_files && !in->failed; i++) {
         ret->files[i].number = (uint32_t)bytes_take_number(in, UINT32_MAX);
         (void)bytes_take_text(in, TEXT_MAX, &ret->files[i].path);
@@ -353,20 +371,20 @@ static void take_files(struct bytes_reader *in, struct description *ret)
 
 static void take_parts(struct bytes_reader *in, struct description *ret)
 {
-    ret->n_parts = bytes_take_count(in, ret->n_files, 24);
+    ret->n_parts = bytes_take_count(in, ret->n_files ? ret->n_files : 1, 24);
     ret->parts = array_new(in, ret->n_parts, sizeof(*ret->parts));
     if (ret->n_parts == 0)
         in->failed = true;
     for (size_t i = 0; i < ret->n_parts && !in->failed; i++) {
         ret->parts[i].bytes = bytes_take_number(in, INT64_MAX);
         ret->parts[i].file_size = bytes_take_number(in, INT64_MAX);
-        ret->parts[i].shard = (uint32_t)bytes_take_number(in, ret->n_files - 1);
+        ret->parts[i].shard = (uint32_t)bytes_take_number(in, ret->n_files ? ret->n_files - 1 : 0);
     }
 }
 
 static void take_tensors(struct bytes_reader *in, struct description *ret)
 {
-    ret->n_tensors = bytes_take_count(in, GGUF_TENSORS_MAX, 64);
+    ret->n_tensors = bytes_take_count(in, ret->n_files ? GGUF_TENSORS_MAX : 0, 64);
     ret->tensors = array_new(in, ret->n_tensors, sizeof(*ret->tensors));
     for (size_t i = 0; i < ret->n_tensors && !in->failed; i++) {
         struct description_tensor *tensor = &ret->tensors[i];

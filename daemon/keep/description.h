@@ -12,7 +12,7 @@
 #include <stdint.h>
 
 /* Another version is not read: the model is loaded again then. */
-#define DESCRIPTION_VERSION 3u
+#define DESCRIPTION_VERSION 4u
 
 /* The most bytes of one. The tensors take most of them. */
 #define DESCRIPTION_MAX ((size_t)64 << 20)
@@ -59,7 +59,7 @@ struct description {
     char *device_id, *device_kind, *device_uuid, *device_pci;
     uint64_t granule;
     uint64_t arena_bytes;
-    size_t n_files;
+    size_t n_files; /* 0: the model was published; its header says where its tensors are, and n_tensors is 0 */
     struct description_file *files;
     size_t n_parts;
     struct description_part *parts; /* as the headers are linked */

@@ -88,7 +88,7 @@ static bool same_file(const struct identity *a, const struct identity *b)
  * them. */
 static int store_files(struct kept *kept, const struct source *source, struct description_file **ret)
 {
-    struct description_file *files = calloc(source->n_files, sizeof(*files));
+    struct description_file *files = calloc(source->n_files ? source->n_files : 1, sizeof(*files));
     int r = files ? 0 : -ENOMEM;
     for (size_t i = 0; i < source->n_files && r == 0; i++) {
         const struct identity *identity = &source->files[i].identity;

@@ -21,7 +21,7 @@ void failure_set(struct failure *failure, enum wire_error error, cJSON *paramete
     failure->parameters = parameters;
 }
 
-static cJSON *fault_parameters(int error, const struct device_fault *fault)
+cJSON *failure_fault(int error, const struct device_fault *fault)
 {
     cJSON *parameters = cJSON_CreateObject();
     cJSON_AddStringToObject(parameters, "call", fault->call);
@@ -39,7 +39,7 @@ void failure_set_changed(struct failure *failure, int error, const struct device
                          const char *when)
 {
     if (error != -ESTALE) {
-        failure_set(failure, WIRE_FileError, fault_parameters(error, fault));
+        failure_set(failure, WIRE_FileError, failure_fault(error, fault));
         return;
     }
     cJSON *parameters = cJSON_CreateObject();
@@ -50,7 +50,7 @@ void failure_set_changed(struct failure *failure, int error, const struct device
 
 void failure_set_device(struct failure *failure, int error, const struct device_fault *fault)
 {
-    failure_set(failure, WIRE_DeviceError, fault_parameters(error, fault));
+    failure_set(failure, WIRE_DeviceError, failure_fault(error, fault));
 }
 
 static void set_invalid(struct failure *failure, const char *reason, uint64_t offset)

@@ -59,7 +59,7 @@ static void waiters_grant(struct load *load, struct model *model)
     while ((call = waiters_take_any(&load->waiters, &kind))) {
         if (kind == WAIT_ATTACH)
             load_attach(load->loads, model, call);
-        else if (kind == WAIT_LEASE)
+        else if (kind == WAIT_LEASE || kind == WAIT_CREATE)
             attach_grant(load->loads->registry, load->loads->events, model, call, NULL);
         else
             call_reply(call, describe_loaded(model, NULL), NULL, 0);
@@ -205,8 +205,7 @@ static bool load_enter(struct load *load, struct model *model)
     return true;
 }
 
-/* Goes on with a model that is there already, or waits for it. Returns true if the load joined it, and was freed. */
-static bool load_take_same(struct load *load, struct model *model)
+bool load_take_same(struct load *load, struct model *model)
 {
     const bool compared = model->state == MODEL_CACHED && model_in_use(model);
     if (model_departs(model) || model->state == MODEL_SAVING || compared) {
@@ -246,8 +245,7 @@ void load_name(const struct load *load, char ret[MODEL_NAME_MAX + 1])
         model_name_derive(load->job.source->path, ret);
 }
 
-/* Makes the load's model, and chooses its name. NULL if the load must wait for the name (blocked), or failed. */
-static struct model *load_take_name(struct load *load)
+struct model *load_take_name(struct load *load)
 {
     char name[MODEL_NAME_MAX + 1];
     struct naming naming;
@@ -368,7 +366,7 @@ static bool identified(struct load *load)
 /* Frees header and plan while the load waits: their bytes are in no ledger yet. */
 bool load_identified(struct load *load)
 {
-    bool over = identified(load);
+    bool over = load->request.creation ? creation_identified(load) : identified(load);
     if (!over && load->blocked)
         load_job_forget(&load->job);
     return over;

@@ -32,6 +32,7 @@
 #include <stdint.h>
 #include <sys/queue.h>
 
+struct creation;
 struct direct;
 struct events;
 struct load;
@@ -83,7 +84,8 @@ struct load_request {
     int64_t ttl; /* seconds; -1: for ever */
     enum access access;
     enum replace replace;
-    bool trace; /* record the times of each step, for the answer */
+    struct creation *creation; /* Create, and no load (creation.h); NULL: a load. load_begin() takes it over */
+    bool trace;                /* record the times of each step, for the answer */
 
     /* For loads without a call. Called once, when the load ends, which may be within load_begin(): with the model; or
      * with NULL and a sentence why it failed. */

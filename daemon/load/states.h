@@ -7,6 +7,7 @@
  *   foresee.c   what IDENTIFYING would decide: for Plan
  *   doubt.c     whether a model that is there still has the same bytes as its file
  *   feed.c      fills chunks, while memory is allocated and after: each by fill.c, of files that cold.c knows
+ *   creation.c  what is different if the model is made by a client; its steps that block are in creation_steps.c
  *   answer.c    answers the calls that wait: with progress, and at the end
  *   verify.c    compares a model with files: for Verify, and for doubt.c; its steps that block are in verify_steps.c
  *   steps.c     the steps that block, on workers; neither includes this header
@@ -100,6 +101,20 @@ void load_show(struct load *load, enum load_state state, enum model_state shown)
 /* Lets a worker run a step, then calls load_step(). No other step of the load may be under way. */
 void load_queue(struct load *load, void (*run)(struct load_job *job));
 
+/* Answers all who wait, and frees the load. */
+void load_finish(struct load *load);
+
+/* creation.c: whether a client makes the model, and this is no load of a file, nor of a copy in host memory. Then these
+ * take the place of what a load does: to identify, which returns as load_identified() does; when the list of tensors
+ * was parsed, which returns false if the load fails; when there is memory; when a job is over that the memory waits
+ * for, which returns true if the load is over and was freed; and when the load has failed. */
+bool load_creates(const struct load *load);
+bool creation_identified(struct load *load);
+bool creation_opened(struct load *load);
+void creation_allocated(struct load *load);
+bool creation_advance(struct load *load);
+void creation_give_up(struct load *load);
+
 /* Frees a load that is over: no call waits for it, and no job, fill or eviction is under way. */
 void load_free(struct load *load);
 
@@ -116,6 +131,12 @@ bool load_identified(struct load *load);
 
 /* Whether this load would make the same model: of the same files, in the same forms, for the same users. */
 bool load_wants_same(const struct load *load, const struct model *model);
+
+/* Goes on with a model that is there already, or waits for it. Returns true if the load joined it, and was freed. */
+bool load_take_same(struct load *load, struct model *model);
+
+/* Makes the load's model, and chooses its name. NULL if the load must wait for the name (blocked), or failed. */
+struct model *load_take_name(struct load *load);
 
 /* The name in the request, or the one that is derived from the file's. */
 void load_name(const struct load *load, char ret[MODEL_NAME_MAX + 1]);

@@ -149,6 +149,13 @@ void load_job_allocate(struct load_job *job)
     uint64_t begin = uv_hrtime();
     struct extent *gaps;
     size_t n_gaps;
+    if (job->planned->manifest) { /* the client gets all of it before anything is written */
+        const struct extent all = {.bytes = job->planned->arena_bytes};
+        take_arena(job, &all, 1);
+        job->of_host = false;
+        job->elapsed_ns = uv_hrtime() - begin;
+        return;
+    }
     job->status = plan_gaps(job->planned, &gaps, &n_gaps);
     job->of_host = job->status == -ENOMEM;
     if (job->status < 0)
@@ -241,6 +248,9 @@ void load_job_clear(struct load_job *job)
     while (job->n_fds > 0)
         close(job->fds[--job->n_fds]);
     publication_clear(&job->published);
+    manifest_parts_free(&job->parts);
+    free(job->text);
+    job->text = NULL;
     load_job_forget(job);
     source_free(job->source);
     shard_paths_free(&job->ambiguous);

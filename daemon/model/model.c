@@ -94,6 +94,11 @@ bool model_nameless(const struct model *model)
     return strchr(model->name, '#');
 }
 
+bool model_is_published(const struct model *model)
+{
+    return model->source->n_files == 0;
+}
+
 void model_hold(struct model *model)
 {
     model->n_holds++;

@@ -23,6 +23,7 @@
 #include "daemon/gguf/gguf.h"
 #include "daemon/model/access.h"
 #include "daemon/model/lease.h"
+#include "daemon/model/manifest.h"
 #include "daemon/model/plan.h"
 #include "daemon/model/publication.h"
 #include "daemon/model/source.h"
@@ -80,6 +81,7 @@ struct model {
     struct model_names names;        /* oldest first; only the registry changes them */
     size_t n_names;
     char takes[MODEL_NAME_MAX + 1]; /* the name that it will get from another model; "": it has its own name */
+    char *key;                      /* what its publisher says is in it; NULL: nothing, or it is of files */
     char *origin;                   /* the path in the request, which may be a symbolic link; NULL: no path */
     enum model_state state;
     unsigned position;           /* its place in the queue for the same memory, from 1; 0: not queued */
@@ -96,9 +98,10 @@ struct model {
     size_t n_guests;
 
     struct source *source;
-    bool changed;        /* its path now leads to other bytes; loads of the path no longer join this model */
-    struct gguf *header; /* NULL until it is read */
-    struct plan *plan;   /* NULL until it is made */
+    bool changed;              /* its path now leads to other bytes; loads of the path no longer join this model */
+    struct gguf *header;       /* NULL until it is read */
+    struct plan *plan;         /* NULL until it is made */
+    struct manifest *manifest; /* of a model that was published, or will be; NULL: the model is of files */
 
     uint64_t reserved;   /* bytes of the arena in the device's ledger. registry.h explains the words for bytes */
     struct arena *arena; /* NULL until it is allocated */
@@ -152,6 +155,9 @@ void model_lose_name(struct model *model);
 
 /* Whether it has no name. */
 bool model_nameless(const struct model *model);
+
+/* Whether the model is not of files, but published by a client, or will be. */
+bool model_is_published(const struct model *model);
 
 /* Keep the model from being unloaded while the daemon itself reads it. Each hold needs one unhold. */
 void model_hold(struct model *model);

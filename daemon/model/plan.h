@@ -47,8 +47,11 @@ struct chunk {
     size_t n_pieces;
 };
 
+struct manifest;
+
 struct plan {
     const struct gguf *model;          /* borrowed */
+    const struct manifest *manifest;   /* of a published model (manifest.h), borrowed; NULL: the model is of files */
     struct arrangement *arrangement;   /* NULL: the layout changes nothing */
     const struct gguf_tensor *tensors; /* as memory has them: the arrangement's, or else the model's */
     struct model_heads heads;          /* that the arrangement was made with */

@@ -3,6 +3,7 @@
 #include "daemon/base/json_memory.h"
 #include "daemon/base/json_text.h"
 #include "daemon/base/memory_file.h"
+#include "daemon/model/manifest.h"
 #include "proto/table.h"
 
 #include <errno.h>
@@ -60,6 +61,9 @@ static struct table_tensor *table_tensors(const struct plan *plan, size_t *ret_n
         tensors[i] = table_tensor(&plan->tensors[i], &plan->placements[i]);
         if (a && a->group_of[i] != ARRANGED_ALONE)
             tensors[i].flags = TABLE_MEMBER;
+        if (manifest_is_view(plan->manifest, i))
+            tensors[i].flags |= TABLE_VIEW;
+        tensors[i].strides = manifest_strides(plan->manifest, i);
     }
     for (size_t i = 0; a && i < a->n_groups; i++)
         if (a->groups[i].name)
@@ -125,11 +129,27 @@ static int make_table(const struct plan *plan, struct publication *publication, 
     return r;
 }
 
+/* Of a model that has no file. */
+static int write_manifest(const struct plan *plan, struct publication *publication, struct device_fault *ret_fault)
+{
+    char *text;
+    size_t size;
+    int r = manifest_header(plan, &text, &size);
+    if (r < 0)
+        return r;
+    r = write_all(publication->header_fd, (const uint8_t *)text, size, ret_fault);
+    free(text);
+    publication->bytes += size;
+    return r < 0 ? r : memfd_seal(publication->header_fd, ret_fault);
+}
+
 static int make_header(const struct plan *plan, struct publication *publication, struct device_fault *ret_fault)
 {
     int r = memfd_new("rocmforge-header", &publication->header_fd, ret_fault);
     if (r < 0)
         return r;
+    if (plan->manifest)
+        return write_manifest(plan, publication, ret_fault);
     r = gguf_header_write(plan->model, publication->header_fd);
     if (r < 0)
         return device_fault_set(ret_fault, r, "write", -r, strerror(-r));
@@ -201,6 +221,11 @@ static cJSON *describe_tensor(const struct table_tensor *tensor)
     cJSON *shape = cJSON_AddArrayToObject(object, "shape");
     for (uint32_t i = 0; i < tensor->n_dims; i++)
         cJSON_AddItemToArray(shape, cJSON_CreateNumber((double)tensor->shape[i]));
+    if (tensor->strides) {
+        cJSON *strides = cJSON_AddArrayToObject(object, "strides");
+        for (uint32_t i = 0; i < tensor->n_dims; i++)
+            cJSON_AddItemToArray(strides, cJSON_CreateNumber((double)tensor->strides[i]));
+    }
     cJSON_AddNumberToObject(object, "offset", (double)tensor->offset);
     cJSON_AddNumberToObject(object, "size", (double)tensor->bytes);
     if (tensor->padding > 0)
@@ -242,19 +267,34 @@ static cJSON *describe_entry(const struct gguf_kv *kv)
     return NULL;
 }
 
-static int make_metadata(const struct plan *plan, struct publication *publication)
+static int make_entries(const struct gguf_kv *entries, size_t n_entries, struct publication *publication)
 {
     struct array array;
     if (array_begin(&array) < 0)
         return -ENOMEM;
     int r = 0;
     size_t n = 0;
-    for (; n < plan->model->n_kv && r == 0; n++)
-        r = array_add(&array, describe_entry(&plan->model->kv[n]), PUBLICATION_METADATA_MAX);
-    publication->n_left = plan->model->n_kv - n + (r == -ENOSPC);
+    for (; n < n_entries && r == 0; n++)
+        r = array_add(&array, describe_entry(&entries[n]), PUBLICATION_METADATA_MAX);
+    publication->n_left = n_entries - n + (r == -ENOSPC);
     publication->metadata = array_end(&array);
     publication->bytes += array.used;
     return r != -ENOMEM && publication->metadata ? 0 : -ENOMEM;
+}
+
+static int make_metadata(const struct plan *plan, struct publication *publication)
+{
+    struct gguf_kv entries[2];
+    size_t n;
+    char *text;
+    if (!plan->manifest)
+        return make_entries(plan->model->kv, plan->model->n_kv, publication);
+    int r = manifest_entries(plan->manifest, entries, &n, &text);
+    if (r < 0)
+        return r;
+    r = make_entries(entries, n, publication);
+    free(text);
+    return r;
 }
 
 /* All but the header. */

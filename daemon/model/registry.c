@@ -240,6 +240,8 @@ bool registry_same_path(const struct model *model, const struct registry_query *
  * answer would tell of it. */
 static bool is_of_place(const struct model *model, const struct registry_query *query)
 {
+    if (model_is_published(model))
+        return false;
     const struct identity *x = &model->source->files[0].identity, *y = &query->source->files[0].identity;
     return (x->dev == y->dev && x->ino == y->ino) ||
            (registry_same_path(model, query) && model_sight(model, query->peer) >= SIGHT_READER);
@@ -359,11 +361,13 @@ void registry_remove(struct registry *registry, struct model *model)
     quota_return(&model->quota);
     plan_free(model->plan);
     gguf_free(model->header);
+    manifest_free(model->manifest);
     source_free(model->source);
     model_lose_name(model);
     model_set_facts(model, NULL);
     free(model->guests);
     free(model->origin);
+    free(model->key);
     forms_unref(model->forms);
     layout_unref(model->layout);
     free(model);

@@ -65,7 +65,7 @@ static bool same_files(const struct source *a, const struct source *b,
 
 bool source_equal(const struct source *a, const struct source *b)
 {
-    if (a->n_files != b->n_files || a->size != b->size)
+    if (a->n_files != b->n_files || a->size != b->size || a->n_files == 0)
         return false;
     if (a->n_files == 1)
         return identity_equal(&a->files[0].identity, &b->files[0].identity);
@@ -74,7 +74,7 @@ bool source_equal(const struct source *a, const struct source *b)
 
 bool source_same_files(const struct source *a, const struct source *b)
 {
-    return a->n_files == b->n_files && same_files(a, b, file_same);
+    return a->n_files == b->n_files && a->n_files > 0 && same_files(a, b, file_same);
 }
 
 bool source_same(const struct source *a, const struct source *b)
@@ -87,7 +87,7 @@ bool source_same(const struct source *a, const struct source *b)
 
 bool source_same_sizes(const struct source *a, const struct source *b)
 {
-    bool same = a->n_files == b->n_files;
+    bool same = a->n_files == b->n_files && a->n_files > 0;
     for (size_t i = 0; i < a->n_files && same; i++)
         same = a->files[i].identity.size == b->files[i].identity.size;
     return same;
@@ -231,6 +231,16 @@ static bool has_file(const struct source *source, const struct stat *st)
             return true;
     }
     return false;
+}
+
+int source_none(struct source **ret)
+{
+    struct source *source = calloc(1, sizeof(*source));
+    if (!source)
+        return -ENOMEM;
+    source->references = 1;
+    *ret = source;
+    return 0;
 }
 
 int source_open_path(const char *path, struct source **ret, struct shard_paths *ret_files,

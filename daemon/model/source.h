@@ -41,12 +41,12 @@ struct source {
     char *link;          /* the path that source_open_path() got, if it led to one of the files; NULL: none is known */
     char *name;          /* for the model, if that path was a link or a folder; NULL: it is derived from `path` */
     uint64_t size;       /* of all files */
-    size_t n_files;      /* 1, or more for a split model */
+    size_t n_files;      /* 1, or more for a split model; 0: no file, the model was published (manifest.h) */
     struct source_file files[];
 };
 
 /* Whether both have the same files, in any order, with equal sizes and modification times. Then the contents are taken
- * to be equal. */
+ * to be equal. A source without files is not equal to any, by this and the next three functions. */
 bool source_equal(const struct source *a, const struct source *b);
 
 /* Like source_equal(), and the inodes' change times (ctime) are equal as well. A new mode or a new link changes the
@@ -62,6 +62,9 @@ bool source_same_sizes(const struct source *a, const struct source *b);
 /* Makes a source of open files. Takes over the descriptors, also when it fails. n: 1 to SOURCE_FILES_MAX. -EINVAL: not
  * a regular file; -EBADF: not open for reading; or the errno of the call that the fault names. */
 int source_open_fds(const int *fds, size_t n, struct source **ret, struct device_fault *ret_fault);
+
+/* Makes a source without files. The owner sets its size. -ENOMEM. */
+int source_none(struct source **ret);
 
 /* Opens an absolute path. If it is the first file of a split model, opens the other files as well; shards_find() finds
  * them. Errors are those of source_open_fds(), shards_find() and open(). -ENOTUNIQ: *ret_files has the files that may

@@ -23,6 +23,10 @@ cJSON *describe_model(const struct model *model)
     cJSON_AddStringToObject(object, "name", model->name);
     add_integer(object, "id", model->id);
     json_add_text(object, "path", model->source->path);
+    if (model_is_published(model)) {
+        cJSON_AddStringToObject(object, "source", "published");
+        json_add_text(object, "key", model->key);
+    }
     cJSON_AddStringToObject(object, "form", forms_word(model->forms->form));
     if (model->forms->n_rules > 0)
         cJSON_AddItemToObject(object, "forms", forms_rules(model->forms));

@@ -51,10 +51,23 @@ def test_load_and_plan_take_what_the_wire_takes(method, options):
     assert wire - own == options.__annotations__.keys()
 
 
+def test_create_and_publish_take_what_the_wire_takes():
+    def wire(method):
+        text = re.search(rf"^method {method}\((.*?)\)", INTERFACE, re.M | re.S)[1]
+        return {re.sub(r"([A-Z])", r"_\1", name).lower() for name in re.findall(r"(\w+): \S", text)}
+
+    own = {"name", "tensors", "tensors_file", "bytes", "table", "header"}  # what create() does with them
+    assert wire("Create") - own == rocmforge.CreateOptions.__annotations__.keys()
+    own = {"creation", "tensors_file", "metadata_file", "lease", "table", "header"}
+    assert wire("Publish") - own == inspect.signature(rocmforge.Creation.publish).parameters.keys() - {"self"}
+    publish = inspect.signature(rocmforge.Client.publish).parameters.keys()
+    assert publish - {"self", "options", "progress"} == {"name", "tensors", "metadata", "pin", "ttl"}
+
+
 def test_what_every_method_takes():
     """All parameters of the wire's methods, by the same name: none is left out, and none is made up."""
     for method, text in re.findall(r"^method (\w+)\((.*?)\)", INTERFACE, re.M | re.S):
-        if method in ("Load", "Plan"):
+        if method in ("Load", "Plan", "Create", "Publish"):
             continue
         wire = {re.sub(r"([A-Z])", r"_\1", name).lower() for name in re.findall(r"(\w+): \S", text)}
         name = re.sub(r"(?<!^)([A-Z])", r"_\1", method).lower()

@@ -190,3 +190,10 @@ int hip_arena_seal(struct arena *arena, struct device_fault *ret_fault)
     int r = hip_enter(arena->hip, ret_fault);
     return r < 0 ? r : HIP_CALL(arena->hip, ret_fault, EventSynchronize, (arena->cleared));
 }
+
+/* What is cleared must be so before another process writes to it, or reads what another user left there. */
+int hip_arena_lend(struct arena *arena, struct device_export *ret, struct device_fault *ret_fault)
+{
+    int r = hip_arena_seal(arena, ret_fault);
+    return r < 0 ? r : hip_arena_export(arena, ret, ret_fault);
+}

@@ -14,4 +14,5 @@ int hip_arena_reuse(struct arena *arena, uint64_t bytes, const struct extent *ga
                     struct device_fault *ret_fault);
 void hip_arena_free(struct arena *arena);
 int hip_arena_export(struct arena *arena, struct device_export *ret, struct device_fault *ret_fault);
+int hip_arena_lend(struct arena *arena, struct device_export *ret, struct device_fault *ret_fault);
 int hip_arena_seal(struct arena *arena, struct device_fault *ret_fault);

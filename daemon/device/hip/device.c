@@ -167,6 +167,7 @@ static const struct device_ops hip_ops = {
     .arena_free = hip_arena_free,
     .put = hip_put,
     .arena_export = hip_arena_export,
+    .arena_lend = hip_arena_lend,
     .arena_seal = hip_arena_seal,
     .arena_read = hip_arena_read,
     .host_register = host_register,

@@ -123,6 +123,34 @@ static void sealed(void **state)
     device->ops->slot_fini(device, &slot);
 }
 
+/* A client writes to it, and cannot change its size. It is sealed when nobody has it mapped for writing any more. */
+static void lent(void **state)
+{
+    (void)state;
+    struct arena *arena = arena_make();
+    struct device_fault fault;
+    struct device_export export;
+    const uint64_t before = atomic_load(&device->taken);
+    assert_int_equal(device->ops->arena_lend(arena, &export, &fault), 0);
+    assert_int_equal(ftruncate(export.fd, ARENA + 1), -1);
+    assert_int_equal(ftruncate(export.fd, 0), -1);
+    char *memory = mmap(NULL, ARENA, PROT_READ | PROT_WRITE, MAP_SHARED, export.fd, 0);
+    assert_ptr_not_equal(memory, MAP_FAILED);
+    memory[5000] = 'x';
+    assert_int_equal(device->ops->arena_seal(arena, &fault), -EBUSY);
+    assert_string_equal(fault.call, "fcntl(F_ADD_SEALS)");
+    memory[5001] = 'y';
+    assert_int_equal(munmap(memory, ARENA), 0);
+    assert_int_equal(device->ops->arena_seal(arena, &fault), 0);
+    assert_int_equal(pwrite(export.fd, "z", 1, 0), -1);
+    char read_back[3];
+    assert_int_equal(device->ops->arena_read(arena, 5000, read_back, 3, &fault), 0);
+    assert_memory_equal(read_back, "xy", 3);
+    assert_true(atomic_load(&device->taken) >= before + 4096); /* what the client wrote is the model's now */
+    device->ops->arena_free(arena);
+    assert_int_equal(atomic_load(&device->taken), before);
+}
+
 /* What a process left, another takes back. */
 static void adopted(void **state)
 {
@@ -232,6 +260,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sealed),
+        cmocka_unit_test(lent),
         cmocka_unit_test(adopted),
         cmocka_unit_test(several_workers),
     };

@@ -36,7 +36,8 @@ class CTensor(Structure):
         ("data", c_void_p),
         ("padding", c_uint64),
         ("flags", c_uint64),
-        ("reserved", c_void_p * 2),
+        ("strides", POINTER(c_uint64)),
+        ("reserved", c_void_p * 1),
     ]
 
 
@@ -72,6 +73,9 @@ _OPTIONAL: Dict[str, Any] = {
     "rf_model_header": (c_void_p, c_void_p, POINTER(c_size_t)),
     "rf_reconnect": (c_int, c_void_p, ctypes.c_double),
     "rf_model_leased": (c_int, c_void_p),
+    "rf_creation_of": (c_int, c_void_p, c_char_p, c_int, POINTER(c_void_p)),
+    "rf_creation_data": (c_void_p, c_void_p),
+    "rf_creation_forget": (None, c_void_p),
 }
 
 _lock = threading.Lock()

@@ -65,7 +65,8 @@ class Entry(NamedTuple):
     offset: int
     nbytes: int
     address: int
-    is_view: bool  # of other tensors' bytes
+    is_view: bool = False  # of other tensors' bytes
+    strides: Optional[Tuple[int, ...]] = None  # in elements; None: they lie one behind the other
 
 
 def _entry(tensor: _library.CTensor) -> Entry:
@@ -78,6 +79,7 @@ def _entry(tensor: _library.CTensor) -> Entry:
         tensor.bytes,
         tensor.data or 0,
         bool(tensor.flags & _library.TENSOR_VIEW),
+        tuple(tensor.strides[: tensor.n_dims]) if tensor.strides else None,
     )
 
 

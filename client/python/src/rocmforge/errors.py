@@ -191,6 +191,44 @@ class InvalidLayout(WireError):
         return ": ".join([self.reason, *where])
 
 
+class NoFile(WireError):
+    """Model `name` was published: there is no file to compare it with."""
+
+    sentence = "the model was published: there is no file to compare it with"
+    detail = "'{name}'"
+    name: str
+
+
+class CreationNotFound(WireError):
+    """The connection has no `creation` with this number: it has ended, or Publish of it is under way."""
+
+    sentence = "no such creation on this connection"
+    detail = "{creation}"
+    creation: int
+
+
+class InvalidManifest(WireError):
+    """The list of tensors, or the metadata, is not valid. `tensor`: which one, by its place in the list; or None."""
+
+    sentence = "the list of tensors, or the metadata, is not valid"
+    defaults = {"tensor": None}
+    reason: str
+    tensor: Optional[int]
+
+    def _detail(self) -> str:
+        return self.reason if self.tensor is None else f"tensor {self.tensor}: {self.reason}"
+
+
+class StillWritable(WireError):
+    """A process has the memory of the creation still mapped for writing. The `call` failed with `code`, `text`."""
+
+    sentence = "the memory is still mapped for writing"
+    detail = "{call}: {text}"
+    call: str
+    code: int
+    text: str
+
+
 class DeviceNotFound(WireError):
     """There is no such `device`. `reason`: why, if the name alone does not explain it; else None."""
 
@@ -347,7 +385,7 @@ class ExpectedMore(WireError):
 _OURS: List[Type[WireError]] = [
     ModelNotFound, NameInUse, ModelBusy, InvalidModel, FileChanged, UnsupportedType, InvalidLayout, DeviceNotFound,
     OutOfDeviceMemory, DeviceError, FileError, AmbiguousFiles, LimitExceeded, PermissionDenied, Cancelled, DeadlineExceeded,
-    LeaseNotFound, InvalidMessage, ShuttingDown,
+    LeaseNotFound, InvalidMessage, ShuttingDown, NoFile, CreationNotFound, InvalidManifest, StillWritable,
 ]  # fmt: skip
 _VARLINKS: List[Type[WireError]] = [
     InterfaceNotFound, MethodNotFound, MethodNotImplemented, InvalidParameter, ExpectedMore,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Dict, Iterator, Mapping, NoReturn, Option
 from . import _metadata
 from ._memory import Attachment, Entry
 from .errors import Closed, InUse, NoDaemon
-from .replies import ModelInfo, TensorInfo
+from .replies import ModelInfo, Published, TensorInfo
 from .tensor import Tensor
 
 if TYPE_CHECKING:
@@ -174,7 +174,21 @@ class Model(Mapping[str, Tensor]):
         }
         if tensor.is_view:
             info["view"] = True
+        if tensor.strides is not None:
+            info["strides"] = list(tensor.strides)
         return info
+
+    @property
+    def published(self) -> Optional[Published]:
+        """Of a model that was published: its key, and what was given to publish() as metadata. None: it is of files."""
+        if self.model_info.get("source") != "published":
+            return None
+        return Published(self.model_info.get("key"), self._published_metadata())
+
+    def _published_metadata(self) -> Any:
+        if self.closed:
+            raise Closed(f"the model '{self.name}' was closed")
+        return _metadata.published(self._attachment, self.model_info)
 
     @property
     def path(self) -> Optional[str]:
@@ -183,8 +197,12 @@ class Model(Mapping[str, Tensor]):
 
     def metadata(self) -> Dict[str, Any]:
         """The complete metadata of the file: a dictionary of keys to a number, bool, str, or a list of these. It is
-        read once; do not change it. MetadataUnavailable: the daemon does not provide it, and the file cannot be read
+        read once; do not change it. Of a published model: what was given to publish(), if that was a dictionary; else
+        it is under the key "metadata". MetadataUnavailable: the daemon does not provide it, and the file cannot be read
         any more."""
+        if self._metadata is None and self.model_info.get("source") == "published":
+            value = self._published_metadata()
+            self._metadata = value if isinstance(value, dict) else {} if value is None else {"metadata": value}
         if self._metadata is None:
             if self.closed:
                 raise Closed(f"the model '{self.name}' was closed")

@@ -6,7 +6,7 @@ further fields if the daemon is newer than this package.
 
 from __future__ import annotations
 
-from typing import List, Optional, TypedDict
+from typing import Any, List, NamedTuple, Optional, TypedDict
 
 
 class FormRule(TypedDict):
@@ -52,6 +52,8 @@ class _ModelInfo(TypedDict, total=False):
     groups: Optional[List[Group]]
     tp: Optional[Tp]
     position: Optional[int]
+    source: Optional[str]
+    key: Optional[str]
 
 
 class ModelInfo(_ModelInfo):
@@ -130,12 +132,34 @@ class Span(TypedDict):
     length: int
 
 
+class Published(NamedTuple):
+    """What the publisher of a model says of it."""
+
+    key: Optional[str]
+    metadata: Any  # what was given to publish(); text that is no JSON is a str; None: nothing
+
+
+class _NewTensor(TypedDict):
+    name: str
+    type: str
+    shape: List[int]
+
+
+class NewTensor(_NewTensor, total=False):
+    """A tensor of a model that is to be published. strides: in elements."""
+
+    strides: Optional[List[int]]
+    offset: Optional[int]
+
+
 class _TensorInfo(TypedDict, total=False):
-    view: bool
+    strides: Optional[List[int]]
+    view: Optional[bool]
 
 
 class TensorInfo(_TensorInfo):
-    """A tensor, and its place in the model's memory. view: it is a group of the layout."""
+    """A tensor, and its place in the model's memory. view: its bytes are also those of other tensors: a group, or of a
+    published model."""
 
     name: str
     type: str
