@@ -1,0 +1,231 @@
+"""The loader that `vllm serve --load-format rocmforge` uses."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import time
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+
+import torch
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.model_executor.model_loader.utils import initialize_model, process_weights_after_loading
+from vllm.utils.torch_utils import set_default_torch_dtype
+
+from .. import errors
+from ..client import Client, connect
+from ..model import Model
+from . import _build, _engine, _fill, _memory, _options, _pieces, _record, _report, _sources
+from ._build import NotPossible
+from ._options import ADOPT, COPY
+from ._report import Report
+
+# Below vLLM's logger, so that it is seen where vLLM's own messages are.
+log = logging.getLogger("vllm.rocmforge")
+
+# If more of the weights than this would have memory of their own, adopting processed weights is tried first.
+_COPIED_SHARE_MAX = 0.1
+
+Feed = Callable[[], Iterable[Tuple[str, Any]]]
+
+
+class Refused(RuntimeError):
+    """The weights cannot be shared, and ROCMFORGE_STRICT is set."""
+
+
+class RocmforgeLoader(DefaultModelLoader):  # type: ignore[misc]
+    """Gives a model its weights from a daemon's memory, or else as vLLM does."""
+
+    def __init__(self, load_config: Any) -> None:
+        self.options = _options.read(load_config.model_loader_extra_config)
+        super().__init__(dataclasses.replace(load_config, load_format="auto", model_loader_extra_config={}))
+        self._feed: Optional[Feed] = None  # where the weights come from while they are loaded; None: from the files
+        self._primary: Optional[Any] = None  # the model's name, as the source of the weights that the feed has
+
+    # --- vLLM's interface ---
+
+    def load_model(self, vllm_config: Any, model_config: Any, prefix: str = "") -> Any:
+        reasons: List[str] = []
+        registered = _build.Registered(vllm_config)
+        try:
+            with connect(self.options.socket) as client:
+                load = _Load(self, client, vllm_config, model_config, prefix)
+                for way in (load.view, load.adopt, load.copy):
+                    if not self.options.may(way.__name__):
+                        continue
+                    try:
+                        model, report = way()
+                    except Exception as error:
+                        log.debug("rocmforge: %s failed", way.__name__, exc_info=True)
+                        reasons.append(f"{way.__name__}: {_why(error)}")
+                        registered.undo()
+                        continue
+                    report.reasons = reasons
+                    return self._done(model, report)
+        except errors.Error as error:  # of connecting
+            reasons.append(_why(error))
+        return self._by_engine(vllm_config, model_config, prefix, reasons)
+
+    def _done(self, model: Any, report: Report) -> Any:
+        for reason in report.reasons:
+            log.info("rocmforge: not by %s", reason)
+        log.info("rocmforge: by %s: %s", report.way, report)
+        for name, why in list(report.copied.items())[:3]:
+            log.info("rocmforge: %s has memory of its own: %s", name, why)
+        _report.add(report)
+        return model
+
+    def _by_engine(self, vllm_config: Any, model_config: Any, prefix: str, reasons: List[str]) -> Any:
+        why = "; ".join(reasons) or "no way may be taken"
+        if _options.strict():
+            raise Refused(f"rocmforge: the weights cannot be shared, and ROCMFORGE_STRICT is set: {why}")
+        log.warning("rocmforge: the weights are loaded from the files, and are not shared: %s", why)
+        self._feed = None
+        model = super().load_model(vllm_config=vllm_config, model_config=model_config, prefix=prefix)
+        report = Report("engine", reasons=reasons)
+        report.copied_bytes = sum(parameter.nbytes for parameter in model.parameters())
+        _report.add(report)
+        return model
+
+    def _get_weights_iterator(self, source: Any) -> Any:
+        primary = source.model_or_path == self._primary and not source.subfolder and not source.prefix
+        if self._feed is None or not primary:
+            return super()._get_weights_iterator(source)
+        if self.counter_before_loading_weights == 0.0:
+            self.counter_before_loading_weights = time.perf_counter()
+        return self._wanted(self._feed(), source)
+
+    def _wanted(self, tensors: Iterable[Tuple[str, Any]], source: Any) -> Iterator[Tuple[str, Any]]:
+        """Without those that vLLM's own iterators leave out."""
+        unused = getattr(source, "is_unused_weight", None)
+        local = getattr(self, "local_expert_ids", None)
+        if local is not None:
+            from vllm.model_executor.model_loader.ep_weight_filter import should_skip_weight
+        for name, tensor in tensors:
+            if (unused is not None and unused(name)) or (local is not None and should_skip_weight(name, local)):
+                continue
+            yield name, tensor
+
+    @contextlib.contextmanager
+    def fed(self, model_config: Any, feed: Feed) -> Iterator[None]:
+        """While this is in force, weights come from the feed and not from the files."""
+        self._feed, self._primary = feed, model_config.model
+        try:
+            yield
+        finally:
+            self._feed = None
+
+    def load_from(self, vllm_config: Any, model_config: Any, prefix: str) -> Any:
+        """vLLM's own loading, from the feed."""
+        return super().load_model(vllm_config=vllm_config, model_config=model_config, prefix=prefix)
+
+    def files(self, model: Any, model_config: Any) -> List[str]:
+        """The safetensors files of a model, fetched as vLLM does. NotPossible: they are others."""
+        multimodal = getattr(model_config, "multimodal_config", None)
+        if multimodal is not None and getattr(multimodal, "mm_encoder_only", False):
+            raise NotPossible("only the encoder is loaded")
+        _, files, are_safetensors, *_ = self._prepare_weights(
+            model_config.model, None, model_config.revision, True, getattr(model, "allow_patterns_overrides", None)
+        )
+        if not are_safetensors:
+            raise NotPossible("its files are no safetensors files")
+        return sorted(files)
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, (NotPossible, _pieces.Unknown, _memory.WouldWrite, errors.Error)):
+        return str(error)
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+
+
+class _Load:
+    """One load of a model."""
+
+    def __init__(self, loader: RocmforgeLoader, client: Client, config: Any, model_config: Any, prefix: str) -> None:
+        self.loader = loader
+        self.options = loader.options
+        self.client = client
+        self.config = config
+        self.model_config = model_config
+        self.prefix = prefix
+        self.device = _engine.target_device(config)
+
+    # --- the ways, by their names ---
+
+    def view(self) -> Tuple[Any, Report]:
+        """The parameters are views of the model that is resident in the layout of vLLM."""
+        bare = self._bare()
+        _build.check_views(bare.model)
+        if self.device.type == "cpu" and self.options.cpu_prepack:
+            raise NotPossible("cpu_prepack copies the weights")
+        self._check_rearranged()
+        files = self.loader.files(bare.model, self.model_config)
+        recorder = self._record(bare, files)
+        with self._resident(files, True) as resident:
+            share = _COPIED_SHARE_MAX if self.options.may(ADOPT) else 1.0
+            report = _fill.fill(bare, recorder, resident, self.device, copied_share_max=share)
+            if self.device.type == "cpu":
+                _build.compute_on_plain_weights(bare.model, self.config)
+            return self._processed(bare, [resident]), report
+
+    def adopt(self) -> Tuple[Any, Report]:
+        raise NotPossible("this version of the daemon cannot publish")
+
+    def copy(self) -> Tuple[Any, Report]:
+        """vLLM's own loading, from what is resident instead of the files."""
+        files = self.loader.files(None, self.model_config)
+        with self._resident(files, False) as resident:
+            guard = _memory.ReadOnly([resident])
+            feed = lambda: ((tensor.name, tensor.torch()) for tensor in resident.values())  # noqa: E731
+            with self.loader.fed(self.model_config, feed), guard:
+                model = self.loader.load_from(self.config, self.model_config, self.prefix)
+            report = Report(COPY, resident.name)
+            for parameter in model.parameters():
+                if guard.has(parameter):
+                    parameter.data = parameter.data.clone()
+                report.copied_bytes += parameter.nbytes
+            return model, report
+
+    # --- parts of them ---
+
+    @contextlib.contextmanager
+    def _making(self) -> Iterator[None]:
+        with set_default_torch_dtype(self.model_config.dtype), self.device:
+            yield
+
+    def _bare(self) -> _build.Bare:
+        with self._making():
+            return _build.Bare(
+                lambda: initialize_model(
+                    vllm_config=self.config, model_config=self.model_config, prefix=self.prefix
+                )
+            )
+
+    def _check_rearranged(self) -> None:
+        if getattr(self.config.parallel_config, "enable_eplb", False):
+            raise NotPossible("experts are moved while the engine runs (enable_eplb)")
+
+    def _record(self, bare: _build.Bare, files: Sequence[str]) -> _record.Recorder:
+        sources = _sources.of(files)
+        recorder = _record.Recorder(bare.parameters(), sources)
+        with self.loader.fed(self.model_config, lambda: list(sources.items())), recorder:
+            self.loader.load_weights(bare.model, self.model_config)
+        recorder.finish()
+        return recorder
+
+    def _resident(self, files: Sequence[str], laid_out: bool) -> Model:
+        """Attaches to the model of these files. It is loaded if that is allowed and it is not resident."""
+        device = _engine.daemon_device(self.client, self.device)
+        if device is None:
+            raise NotPossible(f"the daemon does not have {self.device}")
+        if not self.options.load and self.client.plan(files, device=device).get("model") is None:
+            raise NotPossible("the model is not resident")
+        return self.client.load_attach(files, device=device, deadline=self.options.deadline)
+
+    def _processed(self, bare: _build.Bare, models: Sequence[Model]) -> Any:
+        """Has vLLM do what it does after loading, without writing to the memory of these models."""
+        with self._making(), _memory.ReadOnly(models):
+            process_weights_after_loading(bare.model, self.model_config, self.device)
+        bare.refuse_loading()
+        return bare.model.eval()

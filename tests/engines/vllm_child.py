@@ -1,0 +1,65 @@
+"""One process of vLLM, for test_vllm.py. Reads a line of JSON from standard input and answers each with one:
+
+    {"model": FOLDER, "options": {...}}      starts the engine: {"report": ..., "seconds": ...}
+    {"generate": [PROMPT, ...]}              {"tokens": [[...], ...]}
+    {"memory": true}                         {"pss": BYTES, "rss": BYTES} of the mapping that is the daemon's memory
+"""
+import json
+import os
+import sys
+import time
+
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the model is in this process
+
+OUT = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # what else is written to standard output belongs to the log
+
+
+def start(model, options):
+    from vllm import LLM
+
+    began = time.perf_counter()
+    llm = LLM(model, **options)
+    seconds = time.perf_counter() - began
+    from rocmforge.vllm import reports
+
+    told = [vars(report) for report in reports()]
+    return llm, {"report": told[-1] if told else None, "seconds": seconds}
+
+
+def generate(llm, prompts, tokens=32):
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+    done = llm.generate(prompts, sampling, use_tqdm=False)
+    return {"tokens": [list(one.outputs[0].token_ids) for one in done]}
+
+
+def memory():
+    """Of the daemon's memory files that are mapped here."""
+    sums = {"Pss": 0, "Rss": 0}
+    ours = False
+    with open("/proc/self/smaps", encoding="utf-8", errors="replace") as smaps:
+        for line in smaps:
+            words = line.split()
+            if "-" in words[0] and not words[0].endswith(":"):
+                ours = "memfd:rocmforge" in line
+            elif ours and words[0].rstrip(":") in sums:
+                sums[words[0].rstrip(":")] += int(words[1]) * 1024
+    return {"pss": sums["Pss"], "rss": sums["Rss"]}
+
+
+def main():
+    llm = None
+    for line in sys.stdin:
+        asked = json.loads(line)
+        if "model" in asked:
+            llm, answer = start(asked["model"], asked["options"])
+        elif "generate" in asked:
+            answer = generate(llm, asked["generate"], asked.get("tokens", 32))
+        else:
+            answer = memory()
+        print(json.dumps(answer), file=OUT, flush=True)
+
+
+main()
