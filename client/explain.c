@@ -176,6 +176,11 @@ void explain(char *dst, size_t size, enum wire_error error, const cJSON *paramet
         text.between = " is ";
         add_text(&text, parameters, "type", "%s");
         break;
+    case WIRE_InvalidLayout:
+        add_text(&text, parameters, "reason", "%s");
+        add_text(&text, parameters, "tensor", "'%s'");
+        add_text(&text, parameters, "group", "group '%s'");
+        break;
     case WIRE_DeviceNotFound:
         add_text(&text, parameters, "device", "'%s'");
         add_text(&text, parameters, "reason", "%s");

@@ -118,13 +118,28 @@ static int table_fail(rf_model *model, const char *why)
     return client_fail(model->client, -EPROTO, "the daemon's table of tensors is wrong: %s", why);
 }
 
+/* Members of groups stand one behind the other, so that only their elements are aligned. grouped: the model has
+ * groups. */
+static bool place_fits(const struct table_entry *entry, const struct tensor_type *type, bool grouped)
+{
+    uint64_t alignment = TENSOR_ALIGNMENT;
+    if (grouped && !(entry->flags & TABLE_VIEW))
+        alignment = entry->form != FORM_NATIVE         ? form_element_bytes((enum form)entry->form)
+                    : type && type->kind == TYPE_PLAIN ? type->block_bytes
+                                                       : 1;
+    return entry->offset % alignment == 0;
+}
+
 static int model_check_tensors(rf_model *model)
 {
     const struct table_header *header = model->table;
     const struct table_entry *entries = table_entries(model->table);
+    bool grouped = false;
+    for (uint64_t i = 0; i < header->n_tensors; i++)
+        grouped |= entries[i].flags & TABLE_VIEW;
     for (uint64_t i = 0; i < header->n_tensors; i++) {
         const struct table_entry *entry = &entries[i];
-        if (entry->offset % TENSOR_ALIGNMENT != 0)
+        if (entry->form < FORM_COUNT && !place_fits(entry, tensor_type_find(entry->type), grouped))
             return table_fail(model, "a tensor's place");
         if (entry->form >= FORM_COUNT)
             return table_fail(model, "a tensor's form");
@@ -409,6 +424,7 @@ static void tensor_fill(const rf_model *model, const struct table_entry *entry, 
         .offset = entry->offset,
         .bytes = entry->bytes,
         .padding = entry->padding,
+        .flags = entry->flags & TABLE_VIEW ? RF_TENSOR_VIEW : 0,
         .data = model->mapping ? (const char *)model->mapping->data + entry->offset : NULL,
     };
     _Static_assert(RF_DIMS_MAX == TABLE_DIMS_MAX, "a shape of the table is one of the library");

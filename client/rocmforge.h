@@ -125,6 +125,17 @@ typedef struct rf_form_rule {
     const char *form; /* as in rf_load_options */
 } rf_form_rule;
 
+/* Tensors that stand in memory as neighbours, without padding, and are one tensor more: see Group in
+ * io.rocmforge.varlink. */
+typedef struct rf_group {
+    const char *name;
+    const char *const *members;
+    size_t n_members;
+    uint32_t stack;  /* 0: joined along the first dimension; n: each n of them are, and the results are stacked */
+    uint32_t heads;  /* 0: rows as in the file; n: rows in pairs become rows in halves, in each of n heads */
+    const char *cut; /* "rows", "columns"; NULL: each part of a model has the members whole */
+} rf_group;
+
 /* Options of a load. Set `size` to sizeof(rf_load_options), and the options that you do not use to 0. */
 typedef struct rf_load_options {
     size_t size;
@@ -148,6 +159,16 @@ typedef struct rf_load_options {
     size_t n_forms;            /* at most 64 */
     int replace; /* if a model of this user has the name, the new model takes it when resident; the old one drains */
     int public_; /* every user sees the model and can attach to it; only for who owns the files, and for root */
+    const char *layout;     /* "vllm", "hf"; NULL: as in the file */
+    const rf_group *groups; /* groups besides those of the layout */
+    size_t n_groups;
+    /* Only one part of a model that tp_size processes share is loaded, that of number tp_rank, from 0. 0: all of it.
+     * The model's attention heads, and those of k and v; 0: the library reads them from config.json beside the files,
+     * or else the daemon finds them out. */
+    uint32_t tp_rank;
+    uint32_t tp_size;
+    uint32_t tp_heads;
+    uint32_t tp_kv_heads;
 } rf_load_options;
 
 /* Loads the GGUF or safetensors file at `path`, or the folder of safetensors files: those that its index names
@@ -203,12 +224,16 @@ typedef struct rf_tensor {
     const char *form; /* what its bytes in memory are: "f32", "f16", "bf16", or "native": blocks of `type` */
     uint32_t n_dims;  /* 0 to RF_DIMS_MAX */
     uint64_t shape[RF_DIMS_MAX]; /* slowest dimension first, as NumPy has it; the rest are 0 */
-    uint64_t offset;             /* from the start of the model's memory, a multiple of 256 */
+    uint64_t offset;             /* from the start of the model's memory; a multiple of 256, but in a group */
     uint64_t bytes;              /* of a type that the daemon does not know: all up to the next tensor in the file */
     const void *data;            /* on the host: readable memory; on a GPU: a device pointer */
     uint64_t padding;            /* zero bytes behind `bytes`, see below */
-    const void *reserved[3];     /* NULL */
+    uint64_t flags;              /* RF_TENSOR_VIEW, and others in later versions */
+    const void *reserved[2];     /* NULL */
 } rf_tensor;
+
+/* The tensor is a group of the model's layout: its bytes are those of other tensors of the model. */
+#define RF_TENSOR_VIEW (1u << 0)
 
 /* A native tensor of a quantised type has zeros behind it if its rows are no multiple of 512 elements: as many bytes as
  * the blocks for the missing elements take, (512 - row % 512) / block_elements * block_bytes. So a kernel that reads

@@ -12,6 +12,7 @@
     X(InvalidModel, EBADMSG, "the file is not a valid model")                                                          \
     X(FileChanged, ESTALE, "the file changed")                                                                         \
     X(UnsupportedType, ENOTSUP, "the tensor's type cannot be decoded; load it as native")                              \
+    X(InvalidLayout, EDOM, "the layout does not fit the model")                                                        \
     X(DeviceNotFound, ENODEV, "no such device")                                                                        \
     X(OutOfDeviceMemory, ENOMEM, "not enough device memory")                                                           \
     X(DeviceError, EIO, "a call to the device failed")                                                                 \

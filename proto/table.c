@@ -60,6 +60,7 @@ int table_build(const struct table_tensor *tensors, size_t n, uint64_t arena_byt
             .n_dims = tensor->n_dims,
             .type = tensor->type,
             .form = tensor->form,
+            .flags = tensor->flags,
         };
         for (uint32_t k = 0; k < tensor->n_dims && k < TABLE_DIMS_MAX; k++)
             entries[i].shape[k] = tensor->shape[k];

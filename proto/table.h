@@ -22,6 +22,10 @@
 #define TABLE_DIMS_MAX  8u
 #define TABLE_TYPE_SIZE 16u /* of a type's name, its NUL included */
 
+/* Flags of an entry; readers ignore those that they do not know. TABLE_VIEW: its bytes are those of other entries,
+ * which stand one behind the other there: a group of a layout. */
+#define TABLE_VIEW (1u << 0)
+
 struct table_header {
     char magic[8];
     uint64_t size; /* of the whole table */
@@ -36,9 +40,9 @@ struct table_entry {
     uint64_t padding;               /* zero bytes behind them */
     uint64_t shape[TABLE_DIMS_MAX]; /* slowest dimension first; n_dims of them, the rest are 0 */
     uint32_t n_dims;
-    uint32_t type; /* id in the file */
-    uint32_t form; /* enum form */
-    uint32_t reserved;
+    uint32_t type;                   /* id in the file */
+    uint32_t form;                   /* enum form */
+    uint32_t flags;                  /* TABLE_VIEW */
     char type_name[TABLE_TYPE_SIZE]; /* as the daemon calls the type; the rest is NUL */
 };
 
@@ -56,6 +60,7 @@ struct table_tensor {
     uint32_t n_dims; /* at most TABLE_DIMS_MAX */
     uint32_t type;
     uint32_t form;
+    uint32_t flags;
 };
 
 /* Builds a table in newly allocated memory; the caller frees *ret. No two names are the same. -ENOMEM, -EOVERFLOW. */

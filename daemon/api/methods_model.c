@@ -104,6 +104,7 @@ void method_load(struct api *api, struct call *call)
     int fds[SOURCE_FILES_MAX];
     if (p.file.fds && !files_param_take(call, p.file.fds, p.file.added, fds, &request.n_fds)) {
         forms_unref(request.forms);
+        layout_unref(request.layout);
         return;
     }
     request.fds = p.file.fds ? fds : NULL;
@@ -116,6 +117,7 @@ void method_load(struct api *api, struct call *call)
     call_set_deadline(call, p.deadline);
     load_begin(api->loads, &request, call);
     forms_unref(request.forms);
+    layout_unref(request.layout);
 }
 
 struct name_and_deadline {

@@ -189,6 +189,7 @@ static void preload_next(struct preload *preload)
                    .path = preload->path,
                    .name = model_name,
                    .forms = forms_plain(FORM_AUTO),
+                   .layout = layout_none(),
                    .among = among,
                    .peer = preload->self,
                    .uid = preload->self->uid,

@@ -30,6 +30,9 @@ struct prologue {
 /* The most bytes of forms' rules as JSON: each character of a pattern may be escaped. */
 #define RULES_MAX (FORMS_RULES_MAX * (FORMS_MATCH_MAX * 6 + 64))
 
+/* The most bytes of a layout as JSON: that of a request, each character of a name escaped. */
+#define LAYOUT_TEXT_MAX ((size_t)2 << 20)
+
 /* --- writing --- */
 
 static void put_identity(struct bytes_writer *out, const struct identity *identity)
@@ -83,6 +86,20 @@ static void put_forms(struct bytes_writer *out, const struct forms *forms)
     bytes_put_text(out, text);
     cJSON_free(text);
     cJSON_Delete(rules);
+}
+
+static void put_layout(struct bytes_writer *out, const struct model *model)
+{
+    cJSON *object = cJSON_CreateObject();
+    layout_describe(model->layout, object);
+    char *text = object ? cJSON_PrintUnformatted(object) : NULL;
+    if (!text)
+        out->failed = true;
+    bytes_put_text(out, text);
+    cJSON_free(text);
+    cJSON_Delete(object);
+    bytes_put_number(out, model->plan->heads.heads);
+    bytes_put_number(out, model->plan->heads.kv_heads);
 }
 
 /* Sets which file each part is the header of. The tensors tell it, but for parts that have none: these get the files
@@ -163,6 +180,7 @@ static void put_model(struct bytes_writer *out, const struct model *model, const
     put_users(out, model);
     put_facts(out, model->facts);
     put_forms(out, model->forms);
+    put_layout(out, model);
     bytes_put_text(out, model->device->id);
     bytes_put_text(out, model->device->kind);
     bytes_put_text(out, model->device->uuid);
@@ -299,6 +317,24 @@ static void take_forms(struct bytes_reader *in, struct description *ret)
     free(text);
 }
 
+static void take_layout(struct bytes_reader *in, struct description *ret)
+{
+    char *text = NULL;
+    const char *unused;
+    if (!bytes_take_text(in, LAYOUT_TEXT_MAX, &text))
+        return;
+    cJSON *object = text ? cJSON_Parse(text) : NULL;
+    const cJSON *name = cJSON_GetObjectItemCaseSensitive(object, "layout");
+    if (!cJSON_IsObject(object) ||
+        layout_new(cJSON_GetStringValue(name), cJSON_GetObjectItemCaseSensitive(object, "groups"),
+                   cJSON_GetObjectItemCaseSensitive(object, "tp"), &ret->layout, &unused) < 0)
+        in->failed = true;
+    cJSON_Delete(object);
+    free(text);
+    ret->heads.heads = bytes_take_number(in, LAYOUT_HEADS_MAX);
+    ret->heads.kv_heads = bytes_take_number(in, LAYOUT_HEADS_MAX);
+}
+
 static void take_files(struct bytes_reader *in, struct description *ret)
 {
     ret->n_files = bytes_take_count(in, SOURCE_FILES_MAX, 48);
@@ -356,6 +392,7 @@ static void take_model(struct bytes_reader *in, struct description *ret)
     take_users(in, ret);
     take_facts(in, ret);
     take_forms(in, ret);
+    take_layout(in, ret);
     (void)bytes_take_text(in, TEXT_MAX, &ret->device_id);
     (void)bytes_take_text(in, TEXT_MAX, &ret->device_kind);
     (void)bytes_take_text(in, TEXT_MAX, &ret->device_uuid);
@@ -473,6 +510,7 @@ void description_clear(struct description *description)
     free(description->guests);
     access_facts_unref(description->facts);
     forms_unref(description->forms);
+    layout_unref(description->layout);
     free(description->device_id);
     free(description->device_kind);
     free(description->device_uuid);

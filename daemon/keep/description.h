@@ -12,7 +12,7 @@
 #include <stdint.h>
 
 /* Another version is not read: the model is loaded again then. */
-#define DESCRIPTION_VERSION 1u
+#define DESCRIPTION_VERSION 2u
 
 /* The most bytes of one. The tensors take most of them. */
 #define DESCRIPTION_MAX ((size_t)64 << 20)
@@ -53,6 +53,8 @@ struct description {
     uid_t *guests;
     struct access_facts *facts; /* or NULL */
     const struct forms *forms;
+    const struct layout *layout;
+    struct model_heads heads; /* that the layout was applied with */
     char *device_id, *device_kind, *device_uuid, *device_pci;
     uint64_t granule;
     uint64_t arena_bytes;

@@ -151,7 +151,8 @@ static int lay_out(const struct resume *resume, struct parts *parts, char why[RE
         return refuse(why, -ENOMEM, "out of memory");
     for (size_t i = 0; i < description->n_tensors; i++)
         placements[i] = description->tensors[i].placement;
-    int r = plan_resume(parts->header, placements, description->arena_bytes, &parts->plan);
+    int r = plan_resume(parts->header, description->layout, &description->heads, placements, description->arena_bytes,
+                        &parts->plan);
     free(placements);
     if (r < 0)
         return refuse(why, r, "its tensors cannot be where its description says");
@@ -216,6 +217,7 @@ static struct model *model_new(const struct description *description, const stru
         .origin = origin,
         .state = MODEL_OPENING,
         .forms = forms_ref(description->forms),
+        .layout = layout_ref(description->layout),
         .device = parts->device,
         .uid = description->uid,
         .pinned = description->pinned,
@@ -245,6 +247,7 @@ static void model_drop(struct model *model)
     free(model->origin);
     free(model->guests);
     forms_unref(model->forms);
+    layout_unref(model->layout);
     access_facts_unref(model->facts);
     free(model);
 }

@@ -8,6 +8,7 @@ struct registry_query load_query(const struct load_request *request, const struc
     return (struct registry_query){
         .source = source,
         .forms = request->forms,
+        .layout = request->layout,
         .plan = plan,
         .among = &request->among,
         .uid = request->uid,

@@ -70,6 +70,16 @@ static void set_invalid_file(struct failure *failure, const struct load_job *job
     set_invalid(failure, reason, fault->offset);
 }
 
+/* InvalidLayout. */
+static void set_layout(struct failure *failure, const struct layout_fault *fault)
+{
+    cJSON *parameters = cJSON_CreateObject();
+    json_add_text(parameters, "reason", fault->reason);
+    json_add_text(parameters, "tensor", fault->tensor);
+    json_add_text(parameters, "group", fault->group);
+    failure_set(failure, WIRE_InvalidLayout, parameters);
+}
+
 void failure_set_opening(struct failure *failure, const struct load_job *job)
 {
     const char *path = job->opened ? job->opened->path : job->path;
@@ -84,6 +94,8 @@ void failure_set_opening(struct failure *failure, const struct load_job *job)
         set_invalid_file(failure, job);
     else if (job->status == -ENOTSUP)
         failure_set(failure, WIRE_UnsupportedType, describe_unsupported(&job->header->tensors[job->tensor]));
+    else if (job->status == -EDOM)
+        set_layout(failure, &job->layout_fault);
     else if (job->status == -E2BIG)
         failure_set(failure, WIRE_LimitExceeded, error_limit("forms", FORMS_RULES_MAX));
     else if (job->status == -EOVERFLOW)

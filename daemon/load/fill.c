@@ -2,6 +2,7 @@
 
 #include "daemon/base/cpu_cache.h"
 #include "daemon/base/worker.h"
+#include "daemon/load/gather.h"
 #include "kernels/dequant.h"
 #include "proto/min.h"
 
@@ -53,15 +54,18 @@ int fill_read(const struct source *source, const struct plan *plan, const struct
               void *dst, struct fill_count *count, struct device_fault *ret_fault)
 {
     uint8_t *slot = dst;
-    if (plan->verbatim)
+    if (!plan->packed)
         return read_timed(source, chunk->shard, chunk->file_offset + part->offset, slot + part->offset, part->bytes,
                           count, ret_fault);
     for (size_t i = part->first_piece; i < part->first_piece + part->n_pieces; i++) {
         const struct piece *piece = &plan->pieces[i];
         uint8_t *at = slot + piece->slot_offset;
-        int r = piece->form == FORM_NATIVE ? read_timed(source, chunk->shard, plan->piece_file_offsets[i], at,
-                                                        piece->slot_bytes, count, ret_fault)
-                                           : piece_decode(source, plan, chunk->shard, i, at, count, ret_fault);
+        const bool as_it_is = plan->verbatim || piece->form == FORM_NATIVE;
+        int r =
+            plan_gather(plan, plan->piece_tensors[i]) ? gather_read(source, plan, chunk->shard, i, at, count, ret_fault)
+            : as_it_is
+                ? read_timed(source, chunk->shard, plan->piece_file_offsets[i], at, piece->slot_bytes, count, ret_fault)
+                : piece_decode(source, plan, chunk->shard, i, at, count, ret_fault);
         if (r < 0)
             return r;
     }
@@ -113,7 +117,7 @@ static void fill_transferred(struct transfer *transfer)
 static void part_write_back(const struct fill *fill, const struct part *part)
 {
     const uint8_t *slot = fill->slot->data;
-    if (fill->plan->verbatim)
+    if (!fill->plan->packed)
         cpu_cache_write_back(slot + part->offset, part->bytes);
     for (size_t i = part->first_piece; i < part->first_piece + part->n_pieces; i++)
         cpu_cache_write_back(slot + fill->plan->pieces[i].slot_offset, fill->plan->pieces[i].slot_bytes);

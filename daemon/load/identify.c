@@ -102,6 +102,7 @@ static struct model *load_new_model(struct load *load, const char *name)
         strcpy(model->takes, name);
     model->origin = load->request.path ? strdup(load->request.path) : NULL;
     model->forms = forms_ref(load->request.forms);
+    model->layout = layout_ref(load->request.layout);
     model->device = load->device;
     model->uid = load->request.uid;
     model->pinned = load->request.pin;
@@ -118,6 +119,7 @@ static struct model *load_new_model(struct load *load, const char *name)
     if (registry_add(load->loads->registry, model) < 0) {
         source_free(model->source);
         forms_unref(model->forms);
+        layout_unref(model->layout);
         access_facts_unref(model->facts);
         free(model->origin);
         free(model);
@@ -130,7 +132,8 @@ bool load_wants_same(const struct load *load, const struct model *model)
 {
     const struct load_request *request = &load->request;
     return model_joinable(model, request->uid, request->access == ACCESS_PRIVATE) &&
-           model_same_forms(model, request->forms, load->job.plan) && source_equal(model->source, load->job.source);
+           model_same_forms(model, request->forms, request->layout, load->job.plan) &&
+           source_equal(model->source, load->job.source);
 }
 
 bool load_may_publish(const struct load_request *request, const struct access_facts *facts)

@@ -51,6 +51,7 @@ void load_show(struct load *load, enum load_state state, enum model_state shown)
 static void request_clear(struct load_request *request)
 {
     forms_unref(request->forms);
+    layout_unref(request->layout);
     peer_unref(request->peer);
     free((char *)(uintptr_t)request->name);
     free((char *)(uintptr_t)request->path);
@@ -356,6 +357,7 @@ static int request_copy(struct load_request *copy, const struct load_request *re
     *copy = *request;
     copy->fds = NULL;
     copy->forms = forms_ref(request->forms);
+    copy->layout = layout_ref(request->layout);
     copy->peer = peer_ref(request->peer);
     copy->name = request->name ? strdup(request->name) : NULL;
     copy->path = request->path ? strdup(request->path) : NULL;
@@ -386,6 +388,7 @@ static int load_new(struct loads *loads, const struct load_request *request, str
         .path = load->request.path,
         .trusted = request->trusted,
         .forms = request->forms,
+        .layout = request->layout,
         .published = PUBLICATION_NONE,
     };
     waiters_init(&load->waiters, load_deserted);
@@ -426,6 +429,7 @@ void load_restore(struct loads *loads, struct model *model, struct call *call, e
 {
     assert(model->state == MODEL_CACHED || model->state == MODEL_SAVING);
     const struct load_request request = {.forms = model->forms,
+                                         .layout = model->layout,
                                          .among = {.devices = {model->device}, .n = 1},
                                          .peer = conn_peer(call->conn),
                                          .uid = conn_uid(call->conn),

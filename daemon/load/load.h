@@ -62,17 +62,18 @@ void loads_init(struct loads *loads);
 struct load_request {
     const int *fds; /* open files, which the load takes over; NULL: it opens `path` */
     size_t n_fds;
-    const char *path;          /* borrowed */
-    const char *name;          /* NULL: the name is derived from the file's; borrowed */
-    const struct forms *forms; /* the load takes a reference */
-    struct device_set among;   /* devices that the model may go to; at least one */
-    bool decode_on_cpu;        /* even if the device has kernels for it */
-    bool wait;                 /* answer when the model is resident; cancel the load when no call waits for it */
-    bool lease;                /* answer with a lease; only with `wait` */
-    double wait_for_memory;    /* seconds for which it may wait in the queue; 0: it may not */
-    struct peer *peer;         /* who asks; the load takes a reference */
-    uid_t uid;                 /* the peer's */
-    bool trusted;              /* root or the daemon's own user: may load, by path, files that are not world-readable */
+    const char *path;            /* borrowed */
+    const char *name;            /* NULL: the name is derived from the file's; borrowed */
+    const struct forms *forms;   /* the load takes a reference */
+    const struct layout *layout; /* the same */
+    struct device_set among;     /* devices that the model may go to; at least one */
+    bool decode_on_cpu;          /* even if the device has kernels for it */
+    bool wait;                   /* answer when the model is resident; cancel the load when no call waits for it */
+    bool lease;                  /* answer with a lease; only with `wait` */
+    double wait_for_memory;      /* seconds for which it may wait in the queue; 0: it may not */
+    struct peer *peer;           /* who asks; the load takes a reference */
+    uid_t uid;                   /* the peer's */
+    bool trusted; /* root or the daemon's own user: may load, by path, files that are not world-readable */
     bool pin;
     int64_t ttl; /* seconds; -1: for ever */
     enum access access;

@@ -53,11 +53,29 @@ static int cut(struct load_job *job)
     return plan_cut(job->plan, job->device->slot_bytes, job->device->part_bytes, verbatim);
 }
 
+/* The file that tells what safetensors files do not tell of a model, beside them. */
+#define CONFIG_NAME  "config.json"
+#define CONFIG_BYTES ((size_t)1 << 20)
+
+static int plan_model(struct load_job *job)
+{
+    struct model_heads heads = arrange_heads(job->header, job->layout);
+    char *text;
+    size_t size;
+    if (arrange_needs_heads(job->header, job->layout) &&
+        source_read_beside(job->opened, CONFIG_NAME, CONFIG_BYTES, &text, &size) == 0) {
+        arrange_config(text, size, &heads);
+        free(text);
+    }
+    return plan_new_arranged(job->header, job->forms, job->layout, &heads, job->device->granule, &job->plan,
+                             &job->tensor, &job->layout_fault);
+}
+
 void load_job_lay_out(struct load_job *job)
 {
     job->status = source_read_headers(job->opened, &job->header, &job->gguf_fault, &job->file);
     if (job->status == 0)
-        job->status = plan_new(job->header, job->forms, job->device->granule, &job->plan, &job->tensor);
+        job->status = plan_model(job);
     else
         device_fault_set(&job->fault, 0, "pread", -job->status, strerror(-job->status));
 }

@@ -27,6 +27,7 @@ struct load_job {
     struct device *device;
     const struct device_set *among; /* all devices that the model may go to */
     const struct forms *forms;
+    const struct layout *layout;
     const struct plan *planned;
     const struct gguf *known; /* the header as it was read before */
     bool decode_on_cpu;
@@ -39,10 +40,11 @@ struct load_job {
     bool refused; /* with -EACCES of load_job_identify(): the daemon refused, not open() */
     struct device_fault fault;
     struct gguf_fault gguf_fault;
-    bool of_file;  /* the error of load_job_seal() is the file's, not the device's */
-    bool of_host;  /* with -ENOMEM: the job itself had no memory; false: the device had none */
-    size_t tensor; /* with -ENOTSUP: index of the tensor */
-    size_t file;   /* with -EBADMSG: index of the file in a split model */
+    bool of_file;                     /* the error of load_job_seal() is the file's, not the device's */
+    bool of_host;                     /* with -ENOMEM: the job itself had no memory; false: the device had none */
+    size_t tensor;                    /* with -ENOTSUP: index of the tensor */
+    struct layout_fault layout_fault; /* with -EDOM: the layout does not fit the model */
+    size_t file;                      /* with -EBADMSG: index of the file in a split model */
     struct source *source;
     struct access_facts *facts; /* of the source's files */
     struct gguf *header;
@@ -63,7 +65,8 @@ struct load_job {
  * may not load files from this path. That is the error for this user whether or not the file exists. */
 void load_job_identify(struct load_job *job);
 
-/* opened, device, forms → header, plan. The plan is not cut. Errors: those of source_read_headers() and plan_new(). */
+/* opened, device, forms, layout → header, plan. The plan is not cut. Errors: those of source_read_headers() and
+ * plan_new_arranged(). */
 void load_job_lay_out(struct load_job *job);
 
 /* Does load_job_lay_out(), then cuts the plan for the device's slots, with decode_on_cpu and among, and sets `reach`. A

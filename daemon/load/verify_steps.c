@@ -92,7 +92,10 @@ static void make_plan(struct verify_job *job)
 {
     struct comparison *c = job->comparison;
     size_t tensor;
-    job->status = plan_new(c->model->header, c->model->forms, c->model->device->granule, &c->plan, &tensor);
+    struct layout_fault unused;
+    const struct model *model = c->model;
+    job->status = plan_new_arranged(model->header, model->forms, model->layout, &model->plan->heads,
+                                    model->device->granule, &c->plan, &tensor, &unused);
     if (job->status == 0)
         job->status = plan_cut(c->plan, VERIFY_BYTES, VERIFY_BYTES, false);
     if (job->status < 0)

@@ -82,8 +82,9 @@ struct model {
     char takes[MODEL_NAME_MAX + 1]; /* the name that it will get from another model; "": it has its own name */
     char *origin;                   /* the path in the request, which may be a symbolic link; NULL: no path */
     enum model_state state;
-    unsigned position;         /* its place in the queue for the same memory, from 1; 0: not queued */
-    const struct forms *forms; /* that the request asked for; one reference */
+    unsigned position;           /* its place in the queue for the same memory, from 1; 0: not queued */
+    const struct forms *forms;   /* that the request asked for; one reference */
+    const struct layout *layout; /* the same */
     struct device *device;
     uid_t uid; /* who loaded it */
     bool pinned;
@@ -200,9 +201,14 @@ void model_set_source(struct model *model, struct source *source);
  * gave; the last name stays, and is the user's who loaded the model. */
 void model_set_facts(struct model *model, struct access_facts *facts);
 
-/* Whether the model has these forms: they were requested with the same words, or they give each tensor the same form.
- * plan: a plan of the same file with `forms`, or NULL; without it only the words are compared. */
-bool model_same_forms(const struct model *model, const struct forms *forms, const struct plan *plan);
+/* Whether the model has these forms and this layout: they were requested with the same words, or they give each tensor
+ * the same bytes. plan: a plan of the same file with `forms` and `layout`, or NULL; without it only the words are
+ * compared. */
+bool model_same_forms(const struct model *model, const struct forms *forms, const struct layout *layout,
+                      const struct plan *plan);
+
+/* Whether they were requested with the same words. */
+bool model_same_words(const struct model *model, const struct forms *forms, const struct layout *layout);
 
 /* Whether a client or the daemon itself uses the memory. */
 bool model_in_use(const struct model *model);

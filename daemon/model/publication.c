@@ -32,6 +32,39 @@ static struct table_tensor table_tensor(const struct gguf_tensor *tensor, const 
     return entry;
 }
 
+/* A group as a tensor of its own: as `ret`, with names and numbers of its first member where they are the same. */
+static struct table_tensor table_group(const struct plan *plan, const struct arranged_group *group)
+{
+    const uint32_t first = group->members[0], last = group->members[group->n_members - 1];
+    struct gguf_tensor whole = plan->tensors[first];
+    struct placement placement = plan->placements[first];
+    whole.name = group->name;
+    whole.n_dims = group->n_dims;
+    memcpy(whole.ne, group->ne, sizeof(whole.ne));
+    placement.bytes = plan_group_bytes(plan, group);
+    placement.padding = plan->placements[last].padding;
+    struct table_tensor entry = table_tensor(&whole, &placement);
+    entry.flags = TABLE_VIEW;
+    return entry;
+}
+
+/* All tensors that clients see: those of the file, then the groups. The caller frees the array. NULL: no memory. */
+static struct table_tensor *table_tensors(const struct plan *plan, size_t *ret_n)
+{
+    const struct arrangement *a = plan->arrangement;
+    size_t n = plan->model->n_tensors;
+    struct table_tensor *tensors = calloc(n + (a ? a->n_groups : 0) + 1, sizeof(*tensors));
+    if (!tensors)
+        return NULL;
+    for (size_t i = 0; i < n; i++)
+        tensors[i] = table_tensor(&plan->tensors[i], &plan->placements[i]);
+    for (size_t i = 0; a && i < a->n_groups; i++)
+        if (a->groups[i].name)
+            tensors[n++] = table_group(plan, &a->groups[i]);
+    *ret_n = n;
+    return tensors;
+}
+
 /* Sets the fault from a negative errno. Returns the error, which the caller returns. */
 static int call_failed(struct device_fault *fault, int error, const char *call)
 {
@@ -69,12 +102,10 @@ static int memfd_seal(int fd, struct device_fault *ret_fault)
 
 static int make_table(const struct plan *plan, struct publication *publication, struct device_fault *ret_fault)
 {
-    size_t n = plan->model->n_tensors;
-    struct table_tensor *tensors = calloc(n ? n : 1, sizeof(*tensors));
+    size_t n;
+    struct table_tensor *tensors = table_tensors(plan, &n);
     if (!tensors)
         return -ENOMEM;
-    for (size_t i = 0; i < n; i++)
-        tensors[i] = table_tensor(&plan->model->tensors[i], &plan->placements[i]);
     void *table;
     size_t size;
     int r = table_build(tensors, n, plan->arena_bytes, &table, &size);
@@ -158,30 +189,39 @@ static char *array_end(struct array *array)
     return array->text;
 }
 
-static cJSON *describe_tensor(const struct gguf_tensor *tensor, const struct placement *placement)
+static cJSON *describe_tensor(const struct table_tensor *tensor)
 {
     cJSON *object = cJSON_CreateObject();
     cJSON_AddStringToObject(object, "name", tensor->name);
-    cJSON_AddStringToObject(object, "type", tensor->type->name);
-    cJSON_AddStringToObject(object, "form", form_name(placement->form));
+    cJSON_AddStringToObject(object, "type", tensor->type_name);
+    cJSON_AddStringToObject(object, "form", form_name((enum form)tensor->form));
     cJSON *shape = cJSON_AddArrayToObject(object, "shape");
-    for (uint32_t i = tensor->n_dims; i-- > 0;)
-        cJSON_AddItemToArray(shape, cJSON_CreateNumber((double)tensor->ne[i]));
-    cJSON_AddNumberToObject(object, "offset", (double)placement->offset);
-    cJSON_AddNumberToObject(object, "size", (double)placement->bytes);
-    if (placement->padding > 0)
-        cJSON_AddNumberToObject(object, "padding", (double)placement->padding);
+    for (uint32_t i = 0; i < tensor->n_dims; i++)
+        cJSON_AddItemToArray(shape, cJSON_CreateNumber((double)tensor->shape[i]));
+    cJSON_AddNumberToObject(object, "offset", (double)tensor->offset);
+    cJSON_AddNumberToObject(object, "size", (double)tensor->bytes);
+    if (tensor->padding > 0)
+        cJSON_AddNumberToObject(object, "padding", (double)tensor->padding);
+    if (tensor->flags & TABLE_VIEW)
+        cJSON_AddTrueToObject(object, "view");
     return object;
 }
 
 static int make_tensors(const struct plan *plan, struct publication *publication)
 {
     struct array array;
-    if (array_begin(&array) < 0)
+    size_t n;
+    struct table_tensor *tensors = table_tensors(plan, &n);
+    if (!tensors)
         return -ENOMEM;
+    if (array_begin(&array) < 0) {
+        free(tensors);
+        return -ENOMEM;
+    }
     int r = 0;
-    for (size_t i = 0; i < plan->model->n_tensors && r == 0; i++)
-        r = array_add(&array, describe_tensor(&plan->model->tensors[i], &plan->placements[i]), SIZE_MAX);
+    for (size_t i = 0; i < n && r == 0; i++)
+        r = array_add(&array, describe_tensor(&tensors[i]), SIZE_MAX);
+    free(tensors);
     publication->tensors = array_end(&array);
     publication->bytes += array.used;
     return r == 0 && publication->tensors ? 0 : -ENOMEM;

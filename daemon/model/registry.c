@@ -217,7 +217,7 @@ struct model *registry_find_source(const struct registry *registry, const struct
     struct model *model, *found = NULL;
     TAILQ_FOREACH(model, &registry->models, link)
     {
-        if (!is_of_source(model, query) || !model_same_forms(model, query->forms, query->plan))
+        if (!is_of_source(model, query) || !model_same_forms(model, query->forms, query->layout, query->plan))
             continue;
         if (model->access == ACCESS_PRIVATE)
             return model;
@@ -253,7 +253,8 @@ struct model *registry_find_doubtful(const struct registry *registry, const stru
     {
         if (model_joinable(model, query->uid, query->private) && model->id > after && model->state != MODEL_DRAINING &&
             model->state != MODEL_FAILED && device_set_has(query->among, model->device) && is_of_place(model, query) &&
-            source_same_sizes(model->source, query->source) && model_same_forms(model, query->forms, query->plan) &&
+            source_same_sizes(model->source, query->source) &&
+            model_same_forms(model, query->forms, query->layout, query->plan) &&
             (model->changed || !source_same(model->source, query->source)))
             return model;
     }
@@ -265,7 +266,8 @@ struct model *registry_find_other(const struct registry *registry, const struct 
     struct model *model;
     TAILQ_FOREACH(model, &registry->models, link)
     {
-        if (is_of_source(model, query) && !forms_equal(model->forms, query->forms) && (!unplanned || !model->plan))
+        if (is_of_source(model, query) && !model_same_words(model, query->forms, query->layout) &&
+            (!unplanned || !model->plan))
             return model;
     }
     return NULL;
@@ -363,6 +365,7 @@ void registry_remove(struct registry *registry, struct model *model)
     free(model->guests);
     free(model->origin);
     forms_unref(model->forms);
+    layout_unref(model->layout);
     free(model);
 }
 

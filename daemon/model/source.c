@@ -394,6 +394,33 @@ int source_read(const struct source *source, size_t file, uint64_t offset, void 
     return 0;
 }
 
+int source_read_beside(const struct source *source, const char *name, size_t most, char **ret, size_t *ret_size)
+{
+    const char *of = source->link ? source->link : source->path, *end = of ? strrchr(of, '/') : NULL;
+    char path[PATH_MAX];
+    struct stat st;
+    if (!end || !source_leads_to(of, source->files[0].fd) ||
+        snprintf(path, sizeof(path), "%.*s/%s", (int)(end - of), of, name) >= (int)sizeof(path))
+        return -ENOENT;
+    const int fd = open_regular(path);
+    int r = fd < 0 ? fd : fstat(fd, &st) < 0 ? -errno : (size_t)st.st_size > most ? -EFBIG : 0;
+    const size_t size = r == 0 ? (size_t)st.st_size : 0;
+    char *text = r == 0 ? malloc(size ? size : 1) : NULL;
+    if (r == 0 && !text)
+        r = -ENOMEM;
+    if (r == 0 && pread(fd, text, size, 0) != (ssize_t)size)
+        r = -EIO;
+    if (fd >= 0)
+        close(fd);
+    if (r < 0) {
+        free(text);
+        return r;
+    }
+    *ret = text;
+    *ret_size = size;
+    return 0;
+}
+
 static int check_files(const struct source *source, bool untouched, struct device_fault *ret_fault)
 {
     for (size_t i = 0; i < source->n_files; i++) {

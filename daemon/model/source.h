@@ -98,6 +98,11 @@ void source_free(struct source *source);
 int source_read(const struct source *source, size_t file, uint64_t offset, void *dst, size_t size,
                 struct device_fault *ret_fault);
 
+/* Reads a file in the folder of the first file, of at most `most` bytes, with the daemon's own rights. The caller frees
+ * *ret. -ENOENT: the first file's path is not known, or leads to another file by now; -EFBIG; -ENOMEM; or the errno of
+ * opening or reading. */
+int source_read_beside(const struct source *source, const char *name, size_t most, char **ret, size_t *ret_size);
+
 /* 0 if all files have the same size and modification time as when they were opened; -ESTALE if not; or the errno of
  * fstat(). */
 int source_check(const struct source *source, struct device_fault *ret_fault);

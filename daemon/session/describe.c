@@ -26,6 +26,7 @@ cJSON *describe_model(const struct model *model)
     cJSON_AddStringToObject(object, "form", forms_word(model->forms->form));
     if (model->forms->n_rules > 0)
         cJSON_AddItemToObject(object, "forms", forms_rules(model->forms));
+    layout_describe(model->layout, object);
     cJSON_AddStringToObject(object, "device", model->device->id);
     cJSON_AddStringToObject(object, "state", model_state_name(model->state));
     if (model->position > 0)

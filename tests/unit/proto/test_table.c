@@ -14,12 +14,12 @@
 #define NAME_80 "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_q.lora.a.wt"
 
 static const struct table_tensor tensors[] = {
-    {"output.weight", "q6_K", 1024, 500, 8, {16, 32}, 2, 14, 2},
-    {"blk.10.norm", "f32", 0, 128, 0, {32}, 1, 0, 1},
-    {"blk.1.norm", NULL, 256, 0, 0, {0, 4, 2, 8, 5, 6, 7, 9}, 8, 1, 2},
-    {"scalar", "type65535", 1532, 4, 0, {0}, 0, 65535, 0},
-    {"\xc3\xa9", "longer than there is room", 512, 2, 0, {1}, 1, 30, 3},
-    {NAME_80, "f32", 768, 2, 0, {1}, 1, 30, 3},
+    {"output.weight", "q6_K", 1024, 500, 8, {16, 32}, 2, 14, 2, TABLE_VIEW},
+    {"blk.10.norm", "f32", 0, 128, 0, {32}, 1, 0, 1, 0},
+    {"blk.1.norm", NULL, 256, 0, 0, {0, 4, 2, 8, 5, 6, 7, 9}, 8, 1, 2, 0},
+    {"scalar", "type65535", 1532, 4, 0, {0}, 0, 65535, 0, 0},
+    {"\xc3\xa9", "longer than there is room", 512, 2, 0, {1}, 1, 30, 3, 0},
+    {NAME_80, "f32", 768, 2, 0, {1}, 1, 30, 3, 0},
 };
 enum { n_tensors = sizeof(tensors) / sizeof(tensors[0]), ARENA = 1536 };
 
@@ -55,6 +55,7 @@ static void test_round_trip(void **state)
         assert_memory_equal(entry->shape, tensors[i].shape, sizeof(entry->shape));
         assert_int_equal(entry->type, tensors[i].type);
         assert_int_equal(entry->form, tensors[i].form);
+        assert_int_equal(entry->flags, tensors[i].flags);
         assert_ptr_equal(table_find(table, tensors[i].name), entry);
     }
     static const char *const absent[] = {"", "a", "blk.1.nor", "blk.1.normx", "zzz", "\xff"};

@@ -16,20 +16,21 @@ from ._metadata import MetadataUnavailable
 from .client import Client, attach, connect, load, load_attach
 from .errors import (
     Cancelled, Closed, ConnectionLost, DeadlineExceeded, DeviceError, DeviceNotFound, Error, ExpectedMore, FileChanged,
-    FileError, InterfaceNotFound, InUse, InvalidMessage, InvalidModel, InvalidParameter, LeaseNotFound, LibraryError,
-    LibraryNotFound, LimitExceeded, MethodNotFound, MethodNotImplemented, ModelBusy, ModelNotFound, NameInUse, NoDaemon,
+    FileError, InterfaceNotFound, InUse, InvalidLayout, InvalidMessage, InvalidModel, InvalidParameter, LeaseNotFound,
+    LibraryError, LibraryNotFound, LimitExceeded, MethodNotFound, MethodNotImplemented, ModelBusy, ModelNotFound, NameInUse, NoDaemon,
     OutOfDeviceMemory, PermissionDenied, ProtocolError, ShuttingDown, UnsupportedDtype, UnsupportedType, WireError,
 )  # fmt: skip
 from .model import Model
+from .replies import Group, Tp
 from .tensor import Tensor
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Cancelled", "Client", "Closed", "ConnectionLost", "DeadlineExceeded", "DeviceError", "DeviceNotFound", "Error",
-    "ExpectedMore", "FileChanged", "FileError", "InUse", "InterfaceNotFound", "InvalidMessage", "InvalidModel",
-    "InvalidParameter", "LeaseNotFound", "LibraryError", "LibraryNotFound", "LimitExceeded", "LoadAttachOptions",
+    "ExpectedMore", "FileChanged", "FileError", "Group", "InUse", "InterfaceNotFound", "InvalidLayout", "InvalidMessage",
+    "InvalidModel", "InvalidParameter", "LeaseNotFound", "LibraryError", "LibraryNotFound", "LimitExceeded", "LoadAttachOptions",
     "LoadOptions", "MetadataUnavailable", "MethodNotFound", "MethodNotImplemented", "Model", "ModelBusy",
     "ModelNotFound", "NameInUse", "NoDaemon", "OutOfDeviceMemory", "PermissionDenied", "PlanOptions", "ProtocolError",
-    "ShuttingDown", "Tensor", "UnsupportedDtype", "UnsupportedType", "WireError", "attach", "connect", "load", "load_attach",
+    "ShuttingDown", "Tensor", "Tp", "UnsupportedDtype", "UnsupportedType", "WireError", "attach", "connect", "load", "load_attach",
 ]  # fmt: skip

@@ -18,6 +18,7 @@ from . import errors
 
 SONAME = "librocmforge.so.0"
 DIMS_MAX = 8  # RF_DIMS_MAX
+TENSOR_VIEW = 1  # RF_TENSOR_VIEW
 
 
 class CTensor(Structure):
@@ -34,7 +35,8 @@ class CTensor(Structure):
         ("bytes", c_uint64),
         ("data", c_void_p),
         ("padding", c_uint64),
-        ("reserved", c_void_p * 3),
+        ("flags", c_uint64),
+        ("reserved", c_void_p * 2),
     ]
 
 

@@ -47,6 +47,7 @@ class Entry(NamedTuple):
     offset: int
     nbytes: int
     address: int
+    is_view: bool  # of other tensors' bytes
 
 
 def _entry(tensor: _library.CTensor) -> Entry:
@@ -58,6 +59,7 @@ def _entry(tensor: _library.CTensor) -> Entry:
         tensor.offset,
         tensor.bytes,
         tensor.data or 0,
+        bool(tensor.flags & _library.TENSOR_VIEW),
     )
 
 

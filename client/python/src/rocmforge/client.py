@@ -173,6 +173,10 @@ class Client:
             form: "auto" (default: quantised tensors become f16), "native", "f32", "f16", "bf16".
             forms: other forms for tensors whose names match a pattern: {"*norm*": "f32"}. If several patterns match,
                 the last one is used.
+            layout: "vllm": tensors that vLLM fuses stand as neighbours, and the model has the fused tensors, too; "hf": of
+                a GGUF file of Llama, the rows of q and k are in transformers' order. Default: as in the file.
+            groups: further groups of neighbours: a list of rocmforge.Group.
+            tp: (rank, size): loads only this part of a model that `size` processes share.
             device: "auto", "host", "cuda", "hip:0", ...
             dequant: where blocks are decoded: "auto", "cpu", "gpu".
             wait: return only when the model is resident. If this is interrupted and no other client waits, the load is

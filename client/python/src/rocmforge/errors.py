@@ -176,6 +176,21 @@ class UnsupportedType(WireError):
     type: str
 
 
+class InvalidLayout(WireError):
+    """The layout does not fit the model. `tensor` and `group`: which one, or None."""
+
+    sentence = "the layout does not fit the model"
+    defaults = {"tensor": None, "group": None}
+    reason: str
+    tensor: Optional[str]
+    group: Optional[str]
+
+    def _detail(self) -> str:
+        where = [f"'{self.tensor}'"] if self.tensor else []
+        where += [f"group '{self.group}'"] if self.group else []
+        return ": ".join([self.reason, *where])
+
+
 class DeviceNotFound(WireError):
     """There is no such `device`. `reason`: why, if the name alone does not explain it; else None."""
 
@@ -319,8 +334,8 @@ class ExpectedMore(WireError):
 
 
 _OURS: List[Type[WireError]] = [
-    ModelNotFound, NameInUse, ModelBusy, InvalidModel, FileChanged, UnsupportedType, DeviceNotFound,
-    OutOfDeviceMemory, DeviceError, FileError, LimitExceeded, PermissionDenied, Cancelled, DeadlineExceeded,
+    ModelNotFound, NameInUse, ModelBusy, InvalidModel, FileChanged, UnsupportedType, InvalidLayout,
+    DeviceNotFound, OutOfDeviceMemory, DeviceError, FileError, LimitExceeded, PermissionDenied, Cancelled, DeadlineExceeded,
     LeaseNotFound, InvalidMessage, ShuttingDown,
 ]  # fmt: skip
 _VARLINKS: List[Type[WireError]] = [

@@ -133,9 +133,10 @@ class Model(Mapping[str, Tensor]):
     # --- what it says ---
 
     def info(self, name: str) -> TensorInfo:
-        """The daemon's description of a tensor: type, form, shape of its elements, offset, size. KeyError."""
+        """The daemon's description of a tensor: type, form, shape of its elements, offset, size, view.
+        KeyError."""
         tensor = self[name]
-        return {
+        info: TensorInfo = {
             "name": tensor.name,
             "type": tensor.type,
             "form": tensor.form,
@@ -143,6 +144,9 @@ class Model(Mapping[str, Tensor]):
             "offset": tensor.offset,
             "size": tensor.nbytes,
         }
+        if tensor.is_view:
+            info["view"] = True
+        return info
 
     @property
     def path(self) -> Optional[str]:

@@ -16,8 +16,41 @@ class FormRule(TypedDict):
     form: str
 
 
+class _Group(TypedDict, total=False):
+    stack: Optional[int]
+    heads: Optional[int]
+    cut: Optional[str]
+
+
+class Group(_Group):
+    """Tensors that stand in memory as neighbours, without padding, and are one tensor more.
+
+    stack: None: they are joined along the first dimension. n: each n of them are, and the results are stacked.
+    heads: the rows of so many heads stand in pairs in the file, and in halves in memory.
+    cut: what one process of several gets of each member: "whole", "rows", "columns".
+    """
+
+    name: str
+    members: List[str]
+
+
+class _Tp(TypedDict, total=False):
+    heads: Optional[int]
+    kvHeads: Optional[int]
+
+
+class Tp(_Tp):
+    """Which part of a model that `size` processes share. heads, kvHeads: all attention heads of the model."""
+
+    rank: int
+    size: int
+
+
 class _ModelInfo(TypedDict, total=False):
     forms: Optional[List[FormRule]]
+    layout: Optional[str]
+    groups: Optional[List[Group]]
+    tp: Optional[Tp]
     position: Optional[int]
 
 
@@ -97,8 +130,12 @@ class Span(TypedDict):
     length: int
 
 
-class TensorInfo(TypedDict):
-    """A tensor, and its place in the model's memory."""
+class _TensorInfo(TypedDict, total=False):
+    view: bool
+
+
+class TensorInfo(_TensorInfo):
+    """A tensor, and its place in the model's memory. view: it is a group of the layout."""
 
     name: str
     type: str
@@ -144,6 +181,9 @@ class PlanReply(TypedDict, total=False):
     device: str
     form: str
     forms: Optional[List[FormRule]]
+    layout: Optional[str]
+    groups: Optional[List[Group]]
+    tp: Optional[Tp]
     bytes: int
     size: int
     tensors: int

@@ -29,6 +29,7 @@ class Tensor:
         type: in the file, as ggml names it: "q4_K".
         form: form of the bytes: "f32", "f16", "bf16", or "native": as in the file.
         nbytes, offset: in the model's memory.
+        is_view: it is a group of the model's layout: its bytes are those of other tensors of the model.
         device: "cpu"; or "cuda:0", "rocm:0", as this process counts.
 
     You can pass it to NumPy, PyTorch and other libraries directly. On the host it has the array interface and, from
@@ -64,6 +65,10 @@ class Tensor:
     @property
     def offset(self) -> int:
         return self._entry.offset
+
+    @property
+    def is_view(self) -> bool:
+        return self._entry.is_view
 
     @property
     def dtype(self) -> str:
