@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Mapping, Optional
+from typing import Any, Dict, Mapping
 
 import torch
 
@@ -19,15 +19,12 @@ def fill(
     bare: Bare,
     recorder: Recorder,
     resident: Model,
+    places: Mapping[str, Resident],
     device: Any,
-    places: Optional[Mapping[str, Resident]] = None,
     copied_share_max: float = 1.0,
 ) -> Report:
-    """`device`: where parameters with memory of their own are. `places`: where the files' tensors are, if not all of each
-    is resident. NotPossible: a parameter is made by something else than copies; nothing is shared; or more than
+    """`places`: where the files' tensors are resident. `device`: where parameters with memory of their own are. NotPossible: a parameter is made by something else than copies; nothing is shared; or more than
     this share of the bytes would be copied."""
-    if places is None:
-        places = _memory.whole_tensors(resident)
     report = Report(VIEW, resident.name)
     values: Dict[str, Any] = {}
     parameters = bare.parameters()
@@ -47,7 +44,7 @@ def fill(
         report.copied[name] = why
         report.copied_bytes += parameter.nbytes
     _check(report, copied_share_max)
-    tensors = {tensor.name: tensor.torch() for tensor in resident.values()} if report.copied else {}
+    tensors = {name: resident[name].torch() for name in places} if report.copied else {}
     for name, why in report.copied.items():
         if name in recorder.computed:
             raise NotPossible(f"{name}: {why}")

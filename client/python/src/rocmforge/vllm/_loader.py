@@ -139,6 +139,12 @@ def _why(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
 
 
+def _whole(resident: Model, name: str, source: Any) -> Any:
+    """A tensor of the files as it is resident, without zeros that the layout has put behind it."""
+    tensor = resident[name].torch()
+    return tensor if tensor.shape == source.shape else tensor[: source.shape[0]]
+
+
 class _Load:
     """One load of a model."""
 
@@ -161,10 +167,12 @@ class _Load:
             raise NotPossible("cpu_prepack copies the weights")
         self._check_rearranged()
         files = self.loader.files(bare.model, self.model_config)
-        recorder = self._record(bare, files)
-        with self._resident(files, True) as resident:
+        sources = _sources.of(files)
+        recorder = self._record(bare, sources)
+        with self._resident(files, self._layouts()) as resident:
+            places = _memory.places(resident, sources, *_engine.tensor_parallel())
             share = _COPIED_SHARE_MAX if self.options.may(ADOPT) else 1.0
-            report = _fill.fill(bare, recorder, resident, self.device, copied_share_max=share)
+            report = _fill.fill(bare, recorder, resident, places, self.device, share)
             if self.device.type == "cpu":
                 _build.compute_on_plain_weights(bare.model, self.config)
             return self._processed(bare, [resident]), report
@@ -175,9 +183,16 @@ class _Load:
     def copy(self) -> Tuple[Any, Report]:
         """vLLM's own loading, from what is resident instead of the files."""
         files = self.loader.files(None, self.model_config)
-        with self._resident(files, False) as resident:
+        sources = _sources.of(files)
+        # If one process has all, what is resident for views will do.
+        layouts = self._layouts() if _engine.tensor_parallel()[1] == 1 else [{}]
+        with self._resident(files, layouts) as resident:
             guard = _memory.ReadOnly([resident])
-            feed = lambda: ((tensor.name, tensor.torch()) for tensor in resident.values())  # noqa: E731
+
+            def feed() -> Iterator[Tuple[str, Any]]:
+                for name, source in sources.items():
+                    yield name, _whole(resident, name, source)
+
             with self.loader.fed(self.model_config, feed), guard:
                 model = self.loader.load_from(self.config, self.model_config, self.prefix)
             report = Report(COPY, resident.name)
@@ -206,22 +221,33 @@ class _Load:
         if getattr(self.config.parallel_config, "enable_eplb", False):
             raise NotPossible("experts are moved while the engine runs (enable_eplb)")
 
-    def _record(self, bare: _build.Bare, files: Sequence[str]) -> _record.Recorder:
-        sources = _sources.of(files)
+    def _record(self, bare: _build.Bare, sources: Dict[str, Any]) -> _record.Recorder:
         recorder = _record.Recorder(bare.parameters(), sources)
-        with self.loader.fed(self.model_config, lambda: list(sources.items())), recorder:
+        with self.loader.fed(self.model_config, sources.items), recorder:
             self.loader.load_weights(bare.model, self.model_config)
         recorder.finish()
         return recorder
 
-    def _resident(self, files: Sequence[str], laid_out: bool) -> Model:
+    def _layouts(self) -> List[Dict[str, Any]]:
+        """The layouts in which the model may be resident, the best one first. With `tp` the vocabulary is padded, too, but
+        some models are refused."""
+        rank, size = _engine.tensor_parallel()
+        whole: List[Dict[str, Any]] = [{"layout": "vllm"}, {}] if size == 1 else [{}]
+        return [{"layout": "vllm", "tp": (rank, size)}, *whole]
+
+    def _resident(self, files: Sequence[str], layouts: Sequence[Dict[str, Any]]) -> Model:
         """Attaches to the model of these files. It is loaded if that is allowed and it is not resident."""
         device = _engine.daemon_device(self.client, self.device)
         if device is None:
             raise NotPossible(f"the daemon does not have {self.device}")
-        if not self.options.load and self.client.plan(files, device=device).get("model") is None:
-            raise NotPossible("the model is not resident")
-        return self.client.load_attach(files, device=device, deadline=self.options.deadline)
+        why = "the model is not resident"
+        for layout in layouts:
+            try:
+                if self.options.load or self.client.plan(files, device=device, **layout).get("model") is not None:
+                    return self.client.load_attach(files, device=device, deadline=self.options.deadline, **layout)
+            except errors.InvalidLayout as error:
+                why = str(error)
+        raise NotPossible(why)
 
     def _processed(self, bare: _build.Bare, models: Sequence[Model]) -> Any:
         """Has vLLM do what it does after loading, without writing to the memory of these models."""

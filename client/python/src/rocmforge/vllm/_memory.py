@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import prod
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -12,6 +12,7 @@ from .. import _dtypes
 from .._memory import Entry
 from ..model import Model
 from ..tensor import Tensor
+from . import _pieces
 from ._pieces import Resident
 from ._record import written
 
@@ -29,19 +30,22 @@ def view(model: Model, name: str, offset: int, dtype: Any, shape: Sequence[int])
         raise ValueError(f"{name} is not inside the memory of {model.name}")
     attachment = model._attachment
     type_ = _TYPES[dtype]
-    entry = Entry(name, type_, "native", tuple(shape), offset, nbytes, attachment.address + offset)
+    entry = Entry(name, type_, "native", tuple(shape), offset, nbytes, attachment.address + offset, True)
     return Tensor(attachment, entry).torch()
 
 
-def whole_tensors(model: Model) -> Dict[str, Resident]:
-    """Where the tensors of a model are that are resident as they are in the files."""
-    return {
-        tensor.name: Resident(
-            tensor.offset, tensor.shape, (0,) * len(tensor.shape), getattr(torch, tensor.dtype)
-        )
-        for tensor in model.values()
-        if not tensor.is_blocks
-    }
+def places(model: Model, sources: Mapping[str, Any], rank: int = 0, size: int = 1) -> Dict[str, Resident]:
+    """Where the tensors of the files are, by name; `sources` have their whole shapes. `rank`, `size`: which part of a
+    model of several processes this is. Tensors of which that cannot be told are left out."""
+    found: Dict[str, Resident] = {}
+    for name, whole in sources.items():
+        tensor = model.get(name)
+        if tensor is None or tensor.is_blocks:
+            continue
+        begin = _pieces.part_of(tuple(whole.shape), tensor.shape, rank, size)
+        if begin is not None:
+            found[name] = Resident(tensor.offset, tensor.shape, begin, getattr(torch, tensor.dtype))
+    return found
 
 
 class WouldWrite(Exception):
