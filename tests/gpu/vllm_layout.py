@@ -157,7 +157,7 @@ def allocated(device):
 
 
 def build(client, folder, sizes, device, kind):
-    from rocmforge.vllm import _build, _fill, _record, _sources
+    from rocmforge.vllm import _build, _fill, _memory, _record, _sources
 
     began = time.perf_counter()
     client.load(folder, name="layout", layout="vllm", device=kind, form="native")
@@ -174,7 +174,7 @@ def build(client, folder, sizes, device, kind):
     recorder.finish()
     attaching = time.perf_counter()
     with client.attach("layout") as resident:
-        report = _fill.fill(bare, recorder, resident, device)
+        report = _fill.fill(bare, recorder, resident, _memory.places(resident, sources), device)
     done = time.perf_counter()
     grown = allocated(device) - before
     return bare.model, report, {

@@ -57,7 +57,7 @@ class Bare:
 
     def refuse_loading(self) -> None:
         """Makes the model refuse new weights, since its parameters cannot be written to."""
-        self.model.load_weights = _refuse
+        self.model.load_weights = refuse
 
 
 @contextlib.contextmanager
@@ -94,13 +94,14 @@ def _with_memory(parameter: Any, tensor: Any) -> Any:
     other = torch.Tensor._make_subclass(type(parameter), tensor, False)
     other.__dict__.update(parameter.__dict__)
     if hasattr(other, "_weight_loader"):  # vLLM's own classes of parameters
-        other._weight_loader = _refuse
+        other._weight_loader = refuse
     elif hasattr(other, "weight_loader"):
-        other.weight_loader = _refuse
+        other.weight_loader = refuse
     return other
 
 
-def _refuse(*_: Any, **__: Any) -> Any:
+def refuse(*_: Any, **__: Any) -> Any:
+    """Takes the place of what would load weights into shared memory."""
     raise RuntimeError(
         "the weights of this model are shared with other processes (--load-format rocmforge), so new ones cannot be "
         "loaded into it: start the engine without it"

@@ -61,7 +61,7 @@ def daemon_device(client: Client, device: Any) -> Optional[str]:
     return None
 
 
-def key(config: Any, model_config: Any, device: Any, files: Sequence[str], cpu_prepack: bool) -> str:
+def key(config: Any, model_config: Any, device: Any, files: Sequence[str], prefix: str) -> str:
     """What names this engine's processed weights: all that is known to make them differ."""
     hashes = {}
     for name in _CONFIGS:
@@ -81,8 +81,8 @@ def key(config: Any, model_config: Any, device: Any, files: Sequence[str], cpu_p
         "kv": config.cache_config.cache_dtype,
         "kinds": [getattr(model_config, name, None) for name in ("model_impl", "runner_type", "convert_type")],
         "ranks": _ranks(),
-        "device": [device.type, named, torch.cuda.get_device_capability(device) if named != "cpu" else _cpu(),
-                   cpu_prepack],
+        "device": [device.type, named, torch.cuda.get_device_capability(device) if named != "cpu" else _cpu()],
+        "prefix": prefix,
         "hashes": hashes,
         "environment": factors,
     }  # fmt: skip

@@ -16,7 +16,7 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 from .. import errors
 from ..client import Client, connect
 from ..model import Model
-from . import _build, _engine, _fill, _memory, _options, _pieces, _record, _report, _sources
+from . import _build, _engine, _fill, _keys, _memory, _options, _pieces, _processed, _record, _report, _sources
 from ._build import NotPossible
 from ._options import ADOPT, COPY
 from ._report import Report
@@ -42,6 +42,7 @@ class RocmforgeLoader(DefaultModelLoader):  # type: ignore[misc]
         super().__init__(dataclasses.replace(load_config, load_format="auto", model_loader_extra_config={}))
         self._feed: Optional[Feed] = None  # where the weights come from while they are loaded; None: from the files
         self._primary: Optional[Any] = None  # the model's name, as the source of the weights that the feed has
+        self.plain = False  # whether layers of models that are made compute on their weights as they are, on a CPU
 
     # --- vLLM's interface ---
 
@@ -88,6 +89,12 @@ class RocmforgeLoader(DefaultModelLoader):  # type: ignore[misc]
         _report.add(report)
         return model
 
+    def create_model(self, vllm_config: Any, model_config: Any, prefix: str = "") -> Any:
+        model = super().create_model(vllm_config=vllm_config, model_config=model_config, prefix=prefix)
+        if self.plain:
+            _build.compute_on_plain_weights(model, vllm_config)
+        return model
+
     def _get_weights_iterator(self, source: Any) -> Any:
         primary = source.model_or_path == self._primary and not source.subfolder and not source.prefix
         if self._feed is None or not primary:
@@ -122,15 +129,20 @@ class RocmforgeLoader(DefaultModelLoader):  # type: ignore[misc]
 
     def files(self, model: Any, model_config: Any) -> List[str]:
         """The safetensors files of a model, fetched as vLLM does. NotPossible: they are others."""
+        files, are_safetensors = self.all_files(model, model_config)
+        if not are_safetensors:
+            raise NotPossible("its files are no safetensors files")
+        return files
+
+    def all_files(self, model: Any, model_config: Any) -> Tuple[List[str], bool]:
+        """The model's files, whatever they are, and whether that is safetensors. `model`: None if it was not made yet."""
         multimodal = getattr(model_config, "multimodal_config", None)
         if multimodal is not None and getattr(multimodal, "mm_encoder_only", False):
             raise NotPossible("only the encoder is loaded")
         _, files, are_safetensors, *_ = self._prepare_weights(
             model_config.model, None, model_config.revision, True, getattr(model, "allow_patterns_overrides", None)
         )
-        if not are_safetensors:
-            raise NotPossible("its files are no safetensors files")
-        return sorted(files)
+        return sorted(files), bool(are_safetensors)
 
 
 def _why(error: BaseException) -> str:
@@ -156,6 +168,17 @@ class _Load:
         self.model_config = model_config
         self.prefix = prefix
         self.device = _engine.target_device(config)
+        self._key, self._no_key = "", "adopting was not allowed"
+        if self.options.may(ADOPT):
+            self._find_key()
+
+    def _find_key(self) -> None:
+        """Before a model is made, which may change the configuration."""
+        try:
+            files, _ = self.loader.all_files(None, self.model_config)
+            self._key = _engine.key(self.config, self.model_config, self.device, files, self.prefix)
+        except Exception as error:  # by whatever another version of vLLM has otherwise
+            self._no_key = f"what is published has no key: {_why(error)}"
 
     # --- the ways, by their names ---
 
@@ -178,7 +201,35 @@ class _Load:
             return self._processed(bare, [resident]), report
 
     def adopt(self) -> Tuple[Any, Report]:
-        raise NotPossible("this version of the daemon cannot publish")
+        """The parameters are views of what a first process has published after vLLM has processed it. If there is nothing,
+        this process does that."""
+        if not self._key:
+            raise NotPossible(self._no_key)
+        registered = _build.Registered(self.config)
+        bare = self._bare()
+        _build.check_processed(bare.model)
+        if self.device.type == "cpu" and self.options.cpu_prepack:
+            raise NotPossible("weights that were packed for the CPU are no parameters")
+        self._check_rearranged()
+        resident = self._published()
+        if resident is None:
+            if not self.options.publish:
+                raise NotPossible("nothing was published for this engine and this model")
+            registered.undo()
+            resident = self._publish_first()
+            registered.undo()
+            bare = self._bare()
+        with resident:
+            told = resident.metadata().get("vllm") or {}
+            report = _processed.adopt(bare, resident, told, self.device)
+            if self.device.type == "cpu":
+                _build.compute_on_plain_weights(bare.model, self.config)
+            from vllm.model_executor.utils import weights_already_processed
+
+            with weights_already_processed():
+                model = self._processed(bare, [resident])
+            _processed.drop_the_rest(model)
+            return model, report
 
     def copy(self) -> Tuple[Any, Report]:
         """vLLM's own loading, from what is resident instead of the files."""
@@ -235,11 +286,15 @@ class _Load:
         whole: List[Dict[str, Any]] = [{"layout": "vllm"}, {}] if size == 1 else [{}]
         return [{"layout": "vllm", "tp": (rank, size)}, *whole]
 
-    def _resident(self, files: Sequence[str], layouts: Sequence[Dict[str, Any]]) -> Model:
-        """Attaches to the model of these files. It is loaded if that is allowed and it is not resident."""
+    def _daemon_device(self) -> str:
         device = _engine.daemon_device(self.client, self.device)
         if device is None:
             raise NotPossible(f"the daemon does not have {self.device}")
+        return device
+
+    def _resident(self, files: Sequence[str], layouts: Sequence[Dict[str, Any]]) -> Model:
+        """Attaches to the model of these files. It is loaded if that is allowed and it is not resident."""
+        device = self._daemon_device()
         why = "the model is not resident"
         for layout in layouts:
             try:
@@ -248,6 +303,40 @@ class _Load:
             except errors.InvalidLayout as error:
                 why = str(error)
         raise NotPossible(why)
+
+    def _published(self) -> Optional[Model]:
+        """Attaches to what was published with this key. Waits for who is publishing it."""
+        made = self.client.create(
+            _keys.name(self.model_config.model, self._key), nbytes=1, key=self._key, device=self._daemon_device(),
+            deadline=self.options.deadline,
+        )  # fmt: skip
+        if isinstance(made, Model):
+            return made
+        made.close()
+        return None
+
+    def _publish_first(self) -> Model:
+        """Publishes what vLLM makes of the weights, unless another process does that meanwhile: the others wait until the
+        first one has ended."""
+        name = _keys.name(self.model_config.model, self._key)
+        turn = self.client.create(f"{name}.turn", nbytes=1, key=f"{self._key} turn", device="host")
+        with turn:
+            resident = self._published()
+            if resident is not None:
+                return resident
+            model = self._by_vllm()
+            tensors, told = _processed.export(model)
+            return self.client.publish(
+                name, tensors, metadata={"vllm": told}, key=self._key, device=self._daemon_device()
+            )
+
+    def _by_vllm(self) -> Any:
+        """A model that vLLM loads by itself, for publishing."""
+        self.loader.plain = self.device.type == "cpu"
+        try:
+            return self.loader.load_from(self.config, self.model_config, self.prefix)
+        finally:
+            self.loader.plain = False
 
     def _processed(self, bare: _build.Bare, models: Sequence[Model]) -> Any:
         """Has vLLM do what it does after loading, without writing to the memory of these models."""
