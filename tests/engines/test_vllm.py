@@ -135,6 +135,7 @@ def test_views(start, vllm, tiny, ordinary):
         memory = engine.ask(memory=True)
         print(f"views: of {weights(model)} bytes {memory['rss']} are in memory, {memory['pss']} are this process's part")
         assert memory["rss"] > 0.9 * weights(model) and memory["pss"] < 0.6 * memory["rss"]
+    assert one.ask(outside=True)["bytes"] >= weights(model)
     daemon.process.kill()
     daemon.process.wait()
     daemon.process.returncode = 0

@@ -3,6 +3,7 @@
     {"model": FOLDER, "options": {...}}      starts the engine: {"report": ..., "seconds": ...}
     {"generate": [PROMPT, ...]}              {"tokens": [[...], ...]}; a prompt is text, or a list of tokens
     {"memory": true}                         {"pss": BYTES, "rss": BYTES} of the mapping that is the daemon's memory
+    {"outside": true}                        {"bytes": ...} that the loader would count as the weights' on a GPU
 """
 import json
 import os
@@ -50,6 +51,17 @@ def memory():
     return {"pss": sums["Pss"], "rss": sums["Rss"]}
 
 
+def outside(llm):
+    import rocmforge
+    from rocmforge.vllm._loader import RocmforgeLoader, _Load
+
+    config = llm.llm_engine.vllm_config
+    loader = RocmforgeLoader(config.load_config)
+    assert loader.get_external_weight_memory(config) == 0  # this is a CPU
+    with rocmforge.connect() as client, _Load(loader, client, config, config.model_config, "").outside() as resident:
+        return {"bytes": resident.nbytes}
+
+
 def main():
     llm = None
     for line in sys.stdin:
@@ -58,6 +70,8 @@ def main():
             llm, answer = start(asked["model"], asked["options"])
         elif "generate" in asked:
             answer = generate(llm, asked["generate"], asked.get("tokens", 32))
+        elif "outside" in asked:
+            answer = outside(llm)
         else:
             answer = memory()
         print(json.dumps(answer), file=OUT, flush=True)

@@ -220,7 +220,9 @@ def test_a_view_and_what_keeps_it_from_being_written(daemon, folder):
 
     told = make_safetensors.write(folder / "m.safetensors", {"a": ("F16", (4, 8)), "b": ("F32", (8,))})
     with rocmforge.connect(daemon.socket) as client, client.load_attach(folder / "m.safetensors") as model:
-        places = _memory.whole_tensors(model)
+        sources = {"a": torch.empty(4, 8, device="meta"), "b": torch.empty(8, device="meta"), "c": torch.empty(1)}
+        places = _memory.places(model, sources)
+        assert list(places) == ["a", "b"]
         assert places["a"].shape == (4, 8) and places["b"].dtype == torch.float32
         half = _memory.view(model, "half", places["a"].offset + 2 * 8 * 2, torch.float16, (2, 8))
         assert half.numpy().tobytes() == told["a"][32:] and half.data_ptr() == model["a"].data_ptr + 32
@@ -235,6 +237,37 @@ def test_a_view_and_what_keeps_it_from_being_written(daemon, folder):
         del half
 
 
+def test_parts_of_a_model(daemon, folder):
+    """What two ranks get of tensors; and that a rank does not take the other one's."""
+    torch = pytest.importorskip("torch")
+    import make_safetensors
+    import rocmforge
+    from rocmforge.vllm import _build, _memory
+
+    up, down, embed = "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight", "model.embed_tokens.weight"
+    shapes = {up: (8, 16), down: (16, 8), embed: (100, 16)}
+    file = folder / "m.safetensors"
+    told = make_safetensors.write(file, {name: ("F16", shape) for name, shape in shapes.items()})
+    sources = {name: torch.empty(shape, dtype=torch.float16, device="meta") for name, shape in shapes.items()}
+    whole = {name: torch.frombuffer(bytearray(told[name]), dtype=torch.float16).reshape(shapes[name]) for name in shapes}
+    with rocmforge.connect(daemon.socket) as client:
+        for rank in (0, 1):
+            tp = {"rank": rank, "size": 2, "heads": 2, "kvHeads": 2}
+            with client.load_attach(file, name=f"m{rank}", layout="vllm", tp=tp) as model:
+                places = _memory.places(model, sources, rank, 2)
+                assert {name: place.begin for name, place in places.items()} == {
+                    up: (4 * rank, 0), down: (0, 4 * rank), embed: (64 * rank, 0)
+                }  # fmt: skip
+                assert places[embed].shape == (64, 16)
+                for name, place in places.items():
+                    index = tuple(slice(at, at + n) for at, n in zip(place.begin, place.shape))
+                    real = whole[name][index]
+                    assert torch.equal(model[name].torch()[: real.shape[0]], real), name
+                _memory.check_parts(model, places, sources, [file])
+                with pytest.raises(_build.NotPossible):
+                    _memory.check_parts(model, _memory.places(model, sources, 1 - rank, 2), sources, [file])
+
+
 # --- headers ---
 
 
@@ -243,6 +276,8 @@ def test_a_header(folder):
 
     make_safetensors.write(folder / "m.safetensors", {"a": ("F16", (4, 8)), "b": ("F8_E4M3", ())}, {"format": "pt"})
     assert _header.read(folder / "m.safetensors") == {"a": ("F16", (4, 8)), "b": ("F8_E4M3", ())}
+    file = folder / "m.safetensors"
+    assert _header.places([file], ["b"]) == {"b": (file, file.stat().st_size - 1)}
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff" * 64, b"\x02\0\0\0\0\0\0\0[]", b"\x08\0\0\0\0\0\0\0" + b'{"a":1} '])

@@ -18,7 +18,7 @@ from ..client import Client, connect
 from ..model import Model
 from . import _build, _engine, _fill, _keys, _memory, _options, _pieces, _processed, _record, _report, _sources
 from ._build import NotPossible
-from ._options import ADOPT, COPY
+from ._options import ADOPT, COPY, VIEW
 from ._report import Report
 
 # Below vLLM's logger, so that it is seen where vLLM's own messages are.
@@ -28,6 +28,10 @@ log = logging.getLogger("vllm.rocmforge")
 _COPIED_SHARE_MAX = 0.1
 
 Feed = Callable[[], Iterable[Tuple[str, Any]]]
+
+
+# Models that were loaded for get_external_weight_memory(), until load_model() has been called.
+_kept: List[Model] = []
 
 
 class Refused(RuntimeError):
@@ -46,7 +50,30 @@ class RocmforgeLoader(DefaultModelLoader):  # type: ignore[misc]
 
     # --- vLLM's interface ---
 
+    def get_external_weight_memory(self, vllm_config: Any) -> int:
+        """Bytes on the GPU that the weights take outside of this process. vLLM asks before it looks how much memory is
+        free, so a model that is to be views is loaded now, and kept until load_model() has attached to it."""
+        if _engine.target_device(vllm_config).type == "cpu":
+            return 0
+        try:
+            with connect(self.options.socket) as client:
+                resident = _Load(self, client, vllm_config, vllm_config.model_config, "").outside()
+        except Exception as error:  # load_model() will find the same, and say it
+            log.debug("rocmforge: no weights outside: %s", _why(error))
+            return 0
+        if resident is None:
+            return 0
+        _kept.append(resident)
+        return resident.nbytes
+
     def load_model(self, vllm_config: Any, model_config: Any, prefix: str = "") -> Any:
+        try:
+            return self._load_model(vllm_config, model_config, prefix)
+        finally:
+            while _kept:
+                _kept.pop().close(force=True)
+
+    def _load_model(self, vllm_config: Any, model_config: Any, prefix: str) -> Any:
         reasons: List[str] = []
         registered = _build.Registered(vllm_config)
         try:
@@ -180,6 +207,12 @@ class _Load:
         except Exception as error:  # by whatever another version of vLLM has otherwise
             self._no_key = f"what is published has no key: {_why(error)}"
 
+    def outside(self) -> Optional[Model]:
+        """Attaches to the model that the weights will probably be views of. None: none is known yet."""
+        if self.options.may(VIEW) and self.model_config.quantization is None:
+            return self._resident(self.loader.files(None, self.model_config), self._layouts())
+        return self._published() if self._key else None
+
     # --- the ways, by their names ---
 
     def view(self) -> Tuple[Any, Report]:
@@ -194,6 +227,7 @@ class _Load:
         recorder = self._record(bare, sources)
         with self._resident(files, self._layouts()) as resident:
             places = _memory.places(resident, sources, *_engine.tensor_parallel())
+            _memory.check_parts(resident, places, sources, files)
             share = _COPIED_SHARE_MAX if self.options.may(ADOPT) else 1.0
             report = _fill.fill(bare, recorder, resident, places, self.device, share)
             if self.device.type == "cpu":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from math import prod
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
@@ -12,7 +13,8 @@ from .. import _dtypes
 from .._memory import Entry
 from ..model import Model
 from ..tensor import Tensor
-from . import _pieces
+from . import _header, _pieces
+from ._build import NotPossible
 from ._pieces import Resident
 from ._record import written
 
@@ -46,6 +48,36 @@ def places(model: Model, sources: Mapping[str, Any], rank: int = 0, size: int = 
         if begin is not None:
             found[name] = Resident(tensor.offset, tensor.shape, begin, getattr(torch, tensor.dtype))
     return found
+
+
+def check_parts(model: Model, found: Mapping[str, Resident], sources: Mapping[str, Any], files: Sequence[str]) -> None:
+    """Compares the first bytes of each tensor that is a part of one with the file: which part it is was told by its shape
+    only. NotPossible: it is another part."""
+    parts = {name: place for name, place in found.items() if tuple(sources[name].shape) != place.shape}
+    if not parts:
+        return
+    for name, (file, offset) in _header.places(files, parts).items():
+        place = parts[name]
+        whole = tuple(sources[name].shape)
+        size = int(place.dtype.itemsize)
+        first = sum(at * stride for at, stride in zip(place.begin, _pieces.contiguous_strides(whole)))
+        n = min(place.shape[-1], whole[-1] - place.begin[-1]) * size
+        if prod(whole) == 0 or any(at >= of for at, of in zip(place.begin, whole)):
+            continue  # it is nothing but zeros
+        with open(file, "rb") as opened:
+            opened.seek(offset + first * size)
+            expected = opened.read(n)
+        if model[name].dtype != str(sources[name].dtype).rpartition(".")[2]:
+            continue  # the daemon has converted it, and vLLM will get a copy at most
+        if read(model, place.offset, n) != expected:
+            raise NotPossible(f"{name} is resident as another part than this rank's")
+
+
+def read(model: Model, offset: int, nbytes: int) -> bytes:
+    """Bytes of a model's memory, from the host or a GPU."""
+    into = (ctypes.c_ubyte * nbytes)()
+    model._attachment.read(offset, ctypes.addressof(into), nbytes)
+    return bytes(into)
 
 
 class WouldWrite(Exception):
