@@ -1,5 +1,6 @@
 /* Loading, planning and unloading. */
 #include "client/call.h"
+#include "client/config.h"
 #include "client/error.h"
 #include "client/fields.h"
 #include "client/files.h"
@@ -196,6 +197,8 @@ static int load_begin(rf_client *client, const char *const *paths, size_t n, con
         files_link_name(paths[0], link);
     if (!ret->name && link[0])
         ret->name = link;
+    if (ret->tp_size > 1 && ret->tp_heads == 0 && n > 0) /* else the daemon looks for them, if it may */
+        (void)config_heads(paths[0], &ret->tp_heads, &ret->tp_kv_heads);
     return bring_files(client, ret_files, paths, n);
 }
 

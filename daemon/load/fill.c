@@ -2,7 +2,6 @@
 
 #include "daemon/base/cpu_cache.h"
 #include "daemon/base/worker.h"
-#include "daemon/load/gather.h"
 #include "kernels/dequant.h"
 #include "proto/min.h"
 

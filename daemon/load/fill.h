@@ -10,19 +10,13 @@
 #include "daemon/base/mailbox.h"
 #include "daemon/base/worker.h"
 #include "daemon/device/device.h"
+#include "daemon/load/gather.h"
 #include "daemon/model/plan.h"
 #include "daemon/model/source.h"
 
 #include <stdatomic.h>
 #include <stdint.h>
 #include <uv.h>
-
-/* How many values overflowed, and how long reading and decoding took. */
-struct fill_count {
-    uint64_t overflows;
-    uint64_t read_ns;
-    uint64_t decode_ns;
-};
 
 /* The work of one worker on a fill: all parts that it took, which may be none. */
 struct fill_share {

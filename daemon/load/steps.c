@@ -1,6 +1,7 @@
 #include "daemon/load/steps.h"
 
 #include "daemon/model/access_read.h"
+#include "proto/model_config.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -53,18 +54,14 @@ static int cut(struct load_job *job)
     return plan_cut(job->plan, job->device->slot_bytes, job->device->part_bytes, verbatim);
 }
 
-/* The file that tells what safetensors files do not tell of a model, beside them. */
-#define CONFIG_NAME  "config.json"
-#define CONFIG_BYTES ((size_t)1 << 20)
-
 static int plan_model(struct load_job *job)
 {
-    struct model_heads heads = arrange_heads(job->header, job->layout);
+    struct model_heads heads = heads_told(job->header, job->layout);
     char *text;
     size_t size;
-    if (arrange_needs_heads(job->header, job->layout) &&
-        source_read_beside(job->opened, CONFIG_NAME, CONFIG_BYTES, &text, &size) == 0) {
-        arrange_config(text, size, &heads);
+    if (heads_needed(job->header, job->layout) &&
+        source_read_beside(job->opened, MODEL_CONFIG_NAME, MODEL_CONFIG_MAX, &text, &size) == 0) {
+        heads_read_config(text, size, &heads);
         free(text);
     }
     return plan_new_arranged(job->header, job->forms, job->layout, &heads, job->device->granule, &job->plan,

@@ -1,11 +1,9 @@
 #include "daemon/model/arrange.h"
 
-#include "daemon/model/arrange_cut.h"
 #include "daemon/model/layout_names.h"
 #include "proto/array.h"
 
 #include <errno.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,16 +21,6 @@ struct arranger {
     size_t groups_capacity;
     struct layout_fault *fault;
 };
-
-int layout_refuse(struct layout_fault *fault, const char *tensor, const char *group, const char *format, ...)
-{
-    *fault = (struct layout_fault){.tensor = tensor, .group = group};
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(fault->reason, sizeof(fault->reason), format, arguments);
-    va_end(arguments);
-    return -EDOM;
-}
 
 /* --- names --- */
 
@@ -337,10 +325,10 @@ static int arranger_begin(struct arranger *r)
 static int arrange_tensors(struct arranger *r, const struct model_heads *heads)
 {
     const struct cutting cutting = {
-        .layout = r->layout, .heads = heads, .permuted = arrange_permuted(r->model), .fault = r->fault};
+        .layout = r->layout, .heads = heads, .permuted = tensors_permuted(r->model), .fault = r->fault};
     int error = 0;
     for (size_t i = 0; i < r->a->n_tensors && error == 0; i++)
-        error = arrange_cut(&cutting, r->asked[i], &r->a->tensors[i], &r->a->gathers[i]);
+        error = tensor_cut(&cutting, r->asked[i], &r->a->tensors[i], &r->a->gathers[i]);
     return error;
 }
 

@@ -2,6 +2,8 @@
 
 #include <cjson/cJSON.h>
 #include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -252,4 +254,14 @@ bool layout_equal(const struct layout *a, const struct layout *b)
     for (size_t i = 0; i < a->n_groups && equal; i++)
         equal = group_equal(&a->groups[i], &b->groups[i]);
     return equal;
+}
+
+int layout_refuse(struct layout_fault *fault, const char *tensor, const char *group, const char *format, ...)
+{
+    *fault = (struct layout_fault){.tensor = tensor, .group = group};
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(fault->reason, sizeof(fault->reason), format, arguments);
+    va_end(arguments);
+    return -EDOM;
 }

@@ -78,3 +78,14 @@ void layout_unref(const struct layout *layout);
 
 /* Whether both were asked for with the same words. */
 bool layout_equal(const struct layout *a, const struct layout *b);
+
+/* Why a layout does not fit a model. The names are borrowed from the model or from the layout; NULL: none. */
+struct layout_fault {
+    char reason[160];
+    const char *tensor;
+    const char *group;
+};
+
+/* Says why a layout does not fit. Returns -EDOM. */
+int layout_refuse(struct layout_fault *fault, const char *tensor, const char *group, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));

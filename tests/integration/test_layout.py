@@ -6,16 +6,7 @@ import os
 import make_model
 import make_safetensors
 import pytest
-from harness import (
-    build_folder,
-    daemon_program,
-    fake_gpu_folder,
-    hold_program,
-    library_environment,
-    load,
-    module_folder,
-    wire_error,
-)
+from harness import daemon_program, fake_gpu_folder, hold_program, module_folder, wire_error
 from make_model import Tensor, load_types, write_model
 
 numpy = pytest.importorskip("numpy")

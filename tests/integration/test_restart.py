@@ -575,7 +575,7 @@ def prologue(data, **changes):
 @pytest.mark.parametrize(
     "change, why",
     [
-        (lambda data: prologue(data, version=2), "another version"),
+        (lambda data: prologue(data, version=3), "another version"),
         (lambda data: prologue(data, version=0), "another version"),
         (lambda data: prologue(data, magic=b"GGUF\0\0\0\0"), "it is no description"),
         (lambda data: prologue(data, size=1 << 60), "another length"),

@@ -1,90 +1,22 @@
-#include "daemon/model/arrange_cut.h"
+#include "daemon/model/tensor_cut.h"
 
 #include "daemon/model/layout_names.h"
-#include "proto/json_read.h"
 #include "proto/min.h"
 
 #include <errno.h>
-#include <stdio.h>
 #include <string.h>
-
-/* --- what the metadata says --- */
 
 static bool text_is(const struct gguf_string *string, const char *text)
 {
     return string->size == strlen(text) && memcmp(string->bytes, text, string->size) == 0;
 }
 
-bool arrange_permuted(const struct gguf *model)
+bool tensors_permuted(const struct gguf *model)
 {
     struct gguf_string architecture;
     return strcmp(model->format, "gguf") == 0 &&
            gguf_kv_string(gguf_find(model, "general.architecture"), &architecture) == 0 &&
            (text_is(&architecture, "llama") || text_is(&architecture, "mistral"));
-}
-
-/* A number that stands under the architecture's name in the metadata; 0: it is not there. */
-static uint64_t number_of(const struct gguf *model, const char *key)
-{
-    struct gguf_string architecture;
-    char full[128];
-    uint64_t value = 0;
-    if (gguf_kv_string(gguf_find(model, "general.architecture"), &architecture) < 0 || architecture.size > 64)
-        return 0;
-    snprintf(full, sizeof(full), "%.*s.%s", (int)architecture.size, architecture.bytes, key);
-    return gguf_kv_u64(gguf_find(model, full), &value) == 0 && value <= LAYOUT_HEADS_MAX ? value : 0;
-}
-
-struct model_heads arrange_heads(const struct gguf *model, const struct layout *layout)
-{
-    struct model_heads heads = {0};
-    if (!layout)
-        return heads;
-    heads = (struct model_heads){layout->heads, layout->kv_heads};
-    if (heads.heads == 0) {
-        heads.heads = number_of(model, "attention.head_count");
-        heads.kv_heads = number_of(model, "attention.head_count_kv");
-    }
-    if (heads.kv_heads == 0)
-        heads.kv_heads = heads.heads;
-    return heads;
-}
-
-bool arrange_needs_heads(const struct gguf *model, const struct layout *layout)
-{
-    return layout && layout->kind == LAYOUT_VLLM && layout->parts > 1 && arrange_heads(model, layout).heads == 0;
-}
-
-/* nested: the models of several kinds of input have the text's configuration in an object of its own. */
-static int take_config(struct json_reader *reader, bool nested, struct model_heads *heads)
-{
-    struct json_span key;
-    bool first = true;
-    int r = json_enter(reader, '{');
-    while (r == 0 && (r = json_next_key(reader, &first, &key)) > 0) {
-        uint64_t *number = json_equals(reader, &key, "num_attention_heads")   ? &heads->heads
-                           : json_equals(reader, &key, "num_key_value_heads") ? &heads->kv_heads
-                                                                              : NULL;
-        const int next = json_peek_value(reader);
-        if (number && json_is_digit(next))
-            r = json_read_u64(reader, number);
-        else if (!nested && next == '{' && json_equals(reader, &key, "text_config"))
-            r = take_config(reader, true, heads);
-        else
-            r = json_skip(reader);
-    }
-    return r;
-}
-
-void arrange_config(const char *text, size_t size, struct model_heads *heads)
-{
-    struct json_reader reader = {.bytes = text, .size = size};
-    struct model_heads found = {0};
-    if (take_config(&reader, false, &found) < 0 || found.heads == 0 || found.heads > LAYOUT_HEADS_MAX ||
-        found.kv_heads > LAYOUT_HEADS_MAX)
-        return;
-    heads->heads = found.heads;
-    heads->kv_heads = found.kv_heads > 0 ? found.kv_heads : found.heads;
 }
 
 /* --- one tensor --- */
@@ -103,11 +35,13 @@ static int matrix_of(const struct cutting *c, const struct gguf_tensor *tensor, 
         return layout_refuse(c->fault, tensor->name, NULL, "the size of the tensor's type is not known");
     if (tensor->n_dims == 0)
         return layout_refuse(c->fault, tensor->name, NULL, "the tensor has no rows");
-    const uint64_t rows = tensor->ne[tensor->n_dims - 1];
-    const uint64_t elements = rows > 0 ? tensor->elements / rows : 0;
+    uint64_t elements = 1;
+    for (uint32_t i = 0; i + 1 < tensor->n_dims; i++)
+        if (__builtin_mul_overflow(elements, tensor->ne[i], &elements))
+            return layout_refuse(c->fault, tensor->name, NULL, "the tensor is too large");
     if (elements % type->block_elements != 0)
         return layout_refuse(c->fault, tensor->name, NULL, "a row of the tensor is not whole blocks of %s", type->name);
-    *ret = (struct matrix){rows, elements / type->block_elements};
+    *ret = (struct matrix){tensor->ne[tensor->n_dims - 1], elements / type->block_elements};
     return 0;
 }
 
@@ -299,8 +233,8 @@ static int cut_hf(const struct cutting *c, struct gguf_tensor *tensor, struct ga
     return which ? take_rows(c, tensor, gather, 1, heads) : 0;
 }
 
-int arrange_cut(const struct cutting *cutting, const struct layout_group *asked, struct gguf_tensor *tensor,
-                struct gather *gather)
+int tensor_cut(const struct cutting *cutting, const struct layout_group *asked, struct gguf_tensor *tensor,
+               struct gather *gather)
 {
     int r = 0;
     if (asked)
