@@ -234,7 +234,6 @@ def test_a_view_and_what_keeps_it_from_being_written(daemon, folder):
                 with pytest.raises(_memory.WouldWrite):
                     write()
             torch.zeros(4).add_(1)
-        del half
 
 
 def test_parts_of_a_model(daemon, folder):
