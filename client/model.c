@@ -113,41 +113,22 @@ static bool bytes_fit(const struct table_entry *entry, const struct tensor_type 
     return foreign ? bytes <= entry->bytes : bytes == entry->bytes;
 }
 
-static int table_fail(rf_model *model, const char *why)
+#define WRONG_CONTENT "its content"
+
+static int table_fail(const rf_model *model, const char *why)
 {
     return client_fail(model->client, -EPROTO, "the daemon's table of tensors is wrong: %s", why);
 }
 
-/* Members of groups stand one behind the other, so that only their elements are aligned. grouped: the model has
- * groups. */
-static bool place_fits(const struct table_entry *entry, const struct tensor_type *type, bool grouped)
+/* Of a member of a group, which begins where the one before it ends, only the elements are aligned. */
+static bool place_fits(const struct table_entry *entry, const struct tensor_type *type)
 {
     uint64_t alignment = TENSOR_ALIGNMENT;
-    if (grouped && !(entry->flags & TABLE_VIEW))
+    if (entry->flags & TABLE_MEMBER)
         alignment = entry->form != FORM_NATIVE         ? form_element_bytes((enum form)entry->form)
                     : type && type->kind == TYPE_PLAIN ? type->block_bytes
                                                        : 1;
     return entry->offset % alignment == 0;
-}
-
-static int model_check_tensors(rf_model *model)
-{
-    const struct table_header *header = model->table;
-    const struct table_entry *entries = table_entries(model->table);
-    bool grouped = false;
-    for (uint64_t i = 0; i < header->n_tensors; i++)
-        grouped |= entries[i].flags & TABLE_VIEW;
-    for (uint64_t i = 0; i < header->n_tensors; i++) {
-        const struct table_entry *entry = &entries[i];
-        if (entry->form < FORM_COUNT && !place_fits(entry, tensor_type_find(entry->type), grouped))
-            return table_fail(model, "a tensor's place");
-        if (entry->form >= FORM_COUNT)
-            return table_fail(model, "a tensor's form");
-        if (!bytes_fit(entry, tensor_type_find(entry->type)))
-            return table_fail(model, "a tensor's size");
-    }
-    model->bytes = header->arena_bytes;
-    return 0;
 }
 
 static int model_map_table(rf_model *model, int fd)
@@ -163,8 +144,9 @@ static int model_map_table(rf_model *model, int fd)
         return client_fail(model->client, r, "mapping the table of tensors failed: %s", strerror(-r));
     r = table_check(model->table, model->table_bytes);
     if (r < 0)
-        return table_fail(model, r == -EPROTONOSUPPORT ? "its version is another" : "its content");
-    return model_check_tensors(model);
+        return table_fail(model, r == -EPROTONOSUPPORT ? "its version is another" : WRONG_CONTENT);
+    model->bytes = ((const struct table_header *)model->table)->arena_bytes;
+    return 0;
 }
 
 static int model_map_memory(const struct attaching *attaching, int fd)
@@ -410,9 +392,16 @@ int rf_model_read(const rf_model *model, uint64_t offset, void *dst, size_t size
 
 /* --- tensors --- */
 
-static void tensor_fill(const rf_model *model, const struct table_entry *entry, rf_tensor *ret)
+/* Describes a tensor after checking what the table says of it. -EPROTO. */
+static int tensor_fill(const rf_model *model, const struct table_entry *entry, rf_tensor *ret)
 {
     const struct tensor_type *type = tensor_type_find(entry->type);
+    if (entry->form >= FORM_COUNT)
+        return table_fail(model, "a tensor's form");
+    if (!place_fits(entry, type))
+        return table_fail(model, "a tensor's place");
+    if (!bytes_fit(entry, type))
+        return table_fail(model, "a tensor's size");
     *ret = (rf_tensor){
         .name = table_name(model->table, entry),
         .type = entry->type_name[0] ? entry->type_name
@@ -429,6 +418,7 @@ static void tensor_fill(const rf_model *model, const struct table_entry *entry, 
     };
     _Static_assert(RF_DIMS_MAX == TABLE_DIMS_MAX, "a shape of the table is one of the library");
     memcpy(ret->shape, entry->shape, sizeof(ret->shape));
+    return 0;
 }
 
 size_t rf_model_tensors(const rf_model *model)
@@ -441,15 +431,15 @@ int rf_model_tensor(const rf_model *model, size_t index, rf_tensor *ret)
     size_t n = rf_model_tensors(model);
     if (index >= n)
         return client_fail(model->client, -ERANGE, "the model has %zu tensors", n);
-    tensor_fill(model, &table_entries(model->table)[index], ret);
-    return 0;
+    const struct table_entry *entry = table_entry(model->table, index);
+    return entry ? tensor_fill(model, entry, ret) : table_fail(model, WRONG_CONTENT);
 }
 
 int rf_model_find(const rf_model *model, const char *name, rf_tensor *ret)
 {
-    const struct table_entry *entry = table_find(model->table, name);
-    if (!entry)
-        return client_fail(model->client, -ENOENT, "the model has no tensor '%s'", name);
-    tensor_fill(model, entry, ret);
-    return 0;
+    const struct table_entry *entry;
+    int r = table_find(model->table, name, &entry);
+    if (r == -ENOENT)
+        return client_fail(model->client, r, "the model has no tensor '%s'", name);
+    return r == 0 ? tensor_fill(model, entry, ret) : table_fail(model, WRONG_CONTENT);
 }

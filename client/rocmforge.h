@@ -299,9 +299,11 @@ int rf_model_read(const rf_model *model, uint64_t offset, void *dst, size_t size
 
 /* The number of tensors. */
 size_t rf_model_tensors(const rf_model *model);
-/* The tensor at this index, in the order of the file. -ERANGE: there are not so many. */
+/* The tensor at this index, in the order of the file. What the daemon says of a tensor is checked here, not in
+ * rf_attach(), so that attaching does not take longer with more tensors. -ERANGE: there are not so many. -EPROTO: what
+ * the daemon says is wrong. */
 int rf_model_tensor(const rf_model *model, size_t index, rf_tensor *ret);
-/* The tensor with this name. -ENOENT: there is none. */
+/* The tensor with this name. -ENOENT: there is none. -EPROTO: as above. */
 int rf_model_find(const rf_model *model, const char *name, rf_tensor *ret);
 
 /* --- metadata: the keys and values that the model's file begins with --- */

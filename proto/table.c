@@ -1,21 +1,22 @@
 #include "proto/table.h"
 
 #include <errno.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
 /* Bytes that a tensor takes in the table, without its name. */
 #define TENSOR_SIZE (sizeof(struct table_entry) + sizeof(uint32_t))
 
+static const struct table_entry *table_entries(const void *table)
+{
+    return (const struct table_entry *)((const char *)table + sizeof(struct table_header));
+}
+
 static const uint32_t *table_index(const void *table)
 {
     const struct table_header *header = table;
     return (const uint32_t *)(table_entries(table) + header->n_tensors);
-}
-
-const struct table_entry *table_entries(const void *table)
-{
-    return (const struct table_entry *)((const char *)table + sizeof(struct table_header));
 }
 
 const char *table_name(const void *table, const struct table_entry *entry)
@@ -77,19 +78,6 @@ int table_build(const struct table_tensor *tensors, size_t n, uint64_t arena_byt
     return 0;
 }
 
-static int entry_check(const struct table_entry *entry, uint64_t arena_bytes)
-{
-    if (entry->offset > arena_bytes || entry->bytes > arena_bytes - entry->offset ||
-        entry->padding > arena_bytes - entry->offset - entry->bytes || entry->n_dims > TABLE_DIMS_MAX)
-        return -EBADMSG;
-    for (uint32_t i = entry->n_dims; i < TABLE_DIMS_MAX; i++)
-        if (entry->shape[i] != 0)
-            return -EBADMSG;
-    static const char zeros[TABLE_TYPE_SIZE];
-    const size_t length = strnlen(entry->type_name, TABLE_TYPE_SIZE - 1);
-    return memcmp(entry->type_name + length, zeros, TABLE_TYPE_SIZE - length) == 0 ? 0 : -EBADMSG;
-}
-
 int table_check(const void *table, size_t size)
 {
     const struct table_header *header = table;
@@ -100,52 +88,73 @@ int table_check(const void *table, size_t size)
         return -EPROTONOSUPPORT;
     if (header->size != size)
         return -EBADMSG;
-    uint64_t n = header->n_tensors;
+    const uint64_t n = header->n_tensors;
     if (n > UINT32_MAX || n > (size - sizeof(*header)) / TENSOR_SIZE)
         return -EBADMSG;
-
-    /* Each name must begin where the one before it ends. So this loop is linear in `size`, even for a malicious table.
-     */
-    const struct table_entry *entries = table_entries(table);
-    size_t name = sizeof(*header) + (size_t)n * TENSOR_SIZE;
-    for (uint64_t i = 0; i < n; i++) {
-        if (entry_check(&entries[i], header->arena_bytes) < 0 || entries[i].name != name)
-            return -EBADMSG;
-        const char *end = memchr((const char *)table + name, '\0', size - name);
-        if (!end)
-            return -EBADMSG;
-        name = (size_t)(end - (const char *)table) + 1;
-    }
-    if (name != size)
-        return -EBADMSG;
-
-    /* If the names are in strictly ascending order, no entry is in the index twice. So every entry is in it. */
-    const uint32_t *index = table_index(table);
-    for (uint64_t i = 0; i < n; i++) {
-        if (index[i] >= n)
-            return -EBADMSG;
-        if (i > 0 && strcmp(table_name(table, &entries[index[i - 1]]), table_name(table, &entries[index[i]])) >= 0)
-            return -EBADMSG;
-    }
-    return 0;
+    const size_t names = sizeof(*header) + (size_t)n * TENSOR_SIZE;
+    if (n == 0)
+        return size == names ? 0 : -EBADMSG;
+    /* The first name begins where the names do. If the last byte is NUL, every name that begins inside the table also
+     * ends there. */
+    return size > names && table_entries(table)->name == names && ((const char *)table)[size - 1] == '\0' ? 0
+                                                                                                          : -EBADMSG;
 }
 
-const struct table_entry *table_find(const void *table, const char *name)
+static bool name_is_inside(const struct table_header *header, const struct table_entry *entry)
+{
+    return entry->name >= sizeof(*header) + header->n_tensors * TENSOR_SIZE && entry->name < header->size;
+}
+
+static bool place_is_inside(const struct table_entry *entry, uint64_t arena_bytes)
+{
+    return entry->offset <= arena_bytes && entry->bytes <= arena_bytes - entry->offset &&
+           entry->padding <= arena_bytes - entry->offset - entry->bytes;
+}
+
+static bool rest_is_zero(const struct table_entry *entry)
+{
+    static const char zeros[TABLE_TYPE_SIZE];
+    for (uint32_t i = entry->n_dims; i < TABLE_DIMS_MAX; i++)
+        if (entry->shape[i] != 0)
+            return false;
+    const size_t length = strnlen(entry->type_name, TABLE_TYPE_SIZE - 1);
+    return memcmp(entry->type_name + length, zeros, TABLE_TYPE_SIZE - length) == 0;
+}
+
+const struct table_entry *table_entry(const void *table, size_t index)
 {
     const struct table_header *header = table;
-    const struct table_entry *entries = table_entries(table);
+    const struct table_entry *entry = &table_entries(table)[index];
+    if (!name_is_inside(header, entry) || !place_is_inside(entry, header->arena_bytes) ||
+        entry->n_dims > TABLE_DIMS_MAX || !rest_is_zero(entry))
+        return NULL;
+    return entry;
+}
+
+int table_find(const void *table, const char *name, const struct table_entry **ret)
+{
+    const struct table_header *header = table;
     const uint32_t *index = table_index(table);
     uint64_t low = 0, high = header->n_tensors;
     while (low < high) {
-        uint64_t middle = low + (high - low) / 2;
-        const struct table_entry *entry = &entries[index[middle]];
-        int order = strcmp(name, table_name(table, entry));
-        if (order == 0)
-            return entry;
+        const uint64_t middle = low + (high - low) / 2;
+        if (index[middle] >= header->n_tensors)
+            return -EBADMSG;
+        const struct table_entry *entry = &table_entries(table)[index[middle]];
+        if (!name_is_inside(header, entry))
+            return -EBADMSG;
+        const int order = strcmp(name, table_name(table, entry));
+        if (order == 0) {
+            entry = table_entry(table, index[middle]);
+            if (!entry)
+                return -EBADMSG;
+            *ret = entry;
+            return 0;
+        }
         if (order < 0)
             high = middle;
         else
             low = middle + 1;
     }
-    return NULL;
+    return -ENOENT;
 }

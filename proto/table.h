@@ -22,9 +22,11 @@
 #define TABLE_DIMS_MAX  8u
 #define TABLE_TYPE_SIZE 16u /* of a type's name, its NUL included */
 
-/* Flags of an entry; readers ignore those that they do not know. TABLE_VIEW: its bytes are those of other entries,
- * which stand one behind the other there: a group of a layout. */
-#define TABLE_VIEW (1u << 0)
+/* Flags of an entry; readers ignore those that they do not know. TABLE_VIEW: it is a group of a layout: its bytes are
+ * those of other entries, which stand one behind the other. TABLE_MEMBER: it is one of these, and begins where the one
+ * before it ends. */
+#define TABLE_VIEW   (1u << 0)
+#define TABLE_MEMBER (1u << 2)
 
 struct table_header {
     char magic[8];
@@ -42,7 +44,7 @@ struct table_entry {
     uint32_t n_dims;
     uint32_t type;                   /* id in the file */
     uint32_t form;                   /* enum form */
-    uint32_t flags;                  /* TABLE_VIEW */
+    uint32_t flags;                  /* TABLE_VIEW, TABLE_MEMBER */
     char type_name[TABLE_TYPE_SIZE]; /* as the daemon calls the type; the rest is NUL */
 };
 
@@ -66,17 +68,20 @@ struct table_tensor {
 /* Builds a table in newly allocated memory; the caller frees *ret. No two names are the same. -ENOMEM, -EOVERFLOW. */
 int table_build(const struct table_tensor *tensors, size_t n, uint64_t arena_bytes, void **ret, size_t *ret_size);
 
-/* Checks a table that another process made: magic, sizes, all offsets inside the table, names terminated, tensors with
- * their padding within arena_bytes, index in ascending order. The table is aligned to 8 bytes, as memory of mmap() and
- * malloc() is. Returns 0, -EBADMSG, or -EPROTONOSUPPORT for a table of another version. Only after it returned 0,
- * table_entries() and table_find() are safe. */
+/* Checks the header of a table that another process made: magic, sizes, and that the names end inside the table. The
+ * time does not depend on the number of tensors, so attaching to a model takes as long with 100,000 tensors as with
+ * one. The entries are checked when they are asked for, by the two functions below. The table is aligned to 8 bytes, as
+ * memory of mmap() and malloc() is. Returns 0, -EBADMSG, or -EPROTONOSUPPORT for a table of another version. */
 int table_check(const void *table, size_t size);
 
-/* The entries, as many as n_tensors in the header says. Borrowed from the table. */
-const struct table_entry *table_entries(const void *table);
+/* The entry with this index, which is less than n_tensors, of a table that table_check() returned 0 for. Checks it: the
+ * name is inside the table, the tensor with its padding within arena_bytes, and what is not used is zero. Borrowed from
+ * the table. NULL: it is wrong. */
+const struct table_entry *table_entry(const void *table, size_t index);
 
-/* The entry's name. Borrowed from the table. */
+/* Finds the entry with this name by a binary search, and checks it as table_entry() does. Returns 0 and *ret, borrowed
+ * from the table; -ENOENT if there is none; -EBADMSG if the table is wrong. A wrong table may also hide a tensor. */
+int table_find(const void *table, const char *name, const struct table_entry **ret);
+
+/* The name of an entry that one of these functions returned. Borrowed from the table. */
 const char *table_name(const void *table, const struct table_entry *entry);
-
-/* The entry with this name, or NULL. A binary search. */
-const struct table_entry *table_find(const void *table, const char *name);

@@ -1,7 +1,8 @@
 /* Prints a table of text. Each column is as wide as its widest cell.
  *
  * This is not libsmartcols (2.38), which cuts without an ellipsis, keeps columns that are empty or for which a terminal
- * is too narrow, pads the last column, and prints U+202E, which turns the direction of the text that follows. */
+ * is too narrow, pads the last column, and prints U+202E, which turns the direction of the text that follows. It offers
+ * columns by choice; here scripts take what they need from --json. */
 #pragma once
 
 #include <stddef.h>

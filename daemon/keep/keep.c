@@ -507,7 +507,8 @@ void keep_stop(struct keep *keep)
 {
     if (keep->stopped)
         return;
-    keep_sync(keep);
+    if (store_there())
+        keep_sync(keep);
     keep->stopped = true;
     uv_prepare_stop(&keep->prepare);
     uv_timer_stop(&keep->timer);

@@ -56,8 +56,11 @@ static struct table_tensor *table_tensors(const struct plan *plan, size_t *ret_n
     struct table_tensor *tensors = calloc(n + (a ? a->n_groups : 0) + 1, sizeof(*tensors));
     if (!tensors)
         return NULL;
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n; i++) {
         tensors[i] = table_tensor(&plan->tensors[i], &plan->placements[i]);
+        if (a && a->group_of[i] != ARRANGED_ALONE)
+            tensors[i].flags = TABLE_MEMBER;
+    }
     for (size_t i = 0; a && i < a->n_groups; i++)
         if (a->groups[i].name)
             tensors[n++] = table_group(plan, &a->groups[i]);

@@ -3,6 +3,7 @@
 #include "daemon/base/json_text.h"
 #include "daemon/session/describe.h"
 #include "daemon/wire/errors.h"
+#include "proto/array.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -71,15 +72,8 @@ static void note_told(struct watcher *watcher, uint64_t id)
 {
     if (find_told(watcher, id) < watcher->n_told)
         return;
-    if (watcher->n_told == watcher->n_room) {
-        const size_t n_room = watcher->n_room * 2 + 8;
-        uint64_t *told = realloc(watcher->told, n_room * sizeof(*told));
-        if (!told)
-            return;
-        watcher->told = told;
-        watcher->n_room = n_room;
-    }
-    watcher->told[watcher->n_told++] = id;
+    if (array_reserve(&watcher->told, &watcher->n_room, watcher->n_told, sizeof(*watcher->told), 8) == 0)
+        watcher->told[watcher->n_told++] = id;
 }
 
 /* Returns whether the client was told of the model. */

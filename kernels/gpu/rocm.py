@@ -8,7 +8,7 @@ put it, else /usr, where Debian's do.
 
 Prints six lines: the root; hipcc; the folder of the headers, empty where the compiler looks by itself; the runtime's
 library; the major version of HIP; the architectures that the device libraries cover, of those that AMD ships GPUs for.
-Exits with 1 if there is no such ROCm, and with 2 if its headers and its runtime are of different versions.
+Exits with 1 if there is no such ROCm, and with 2 if its compiler, headers and runtime are not of one version.
 """
 import glob
 import os
@@ -71,6 +71,16 @@ def header_version(header):
     return [int(part[1]) for part in version]
 
 
+def compiler_version(hipcc):
+    """What hipcc says of itself; None: nothing. It may be a script that calls the compiler of a ROCm elsewhere."""
+    try:
+        shown = subprocess.run([hipcc, "--version"], capture_output=True, text=True, check=False, timeout=60).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    version = re.search(r"HIP version:\s*(\d+)", shown)
+    return int(version[1]) if version else None
+
+
 def library_version(library):
     """The number at the end of the soname: programs that are linked with the library want that one."""
     shown = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=False).stdout
@@ -100,6 +110,12 @@ def describe(root):
         raise Mismatch(
             f"{header} is of HIP {headers[0]}.{headers[1]}, but {library} is libamdhip64.so.{runtime}: "
             "headers and runtime have to come from one ROCm"
+        )
+    compiler = compiler_version(hipcc)
+    if compiler not in (None, headers[0]):
+        raise Mismatch(
+            f"{hipcc} compiles for HIP {compiler}, but {header} is of HIP {headers[0]}.{headers[1]}: "
+            "compiler, headers and runtime have to come from one ROCm"
         )
     include = "" if is_system(root) else os.path.join(root, "include")
     return [root, hipcc, include, library, str(headers[0]), " ".join(architectures(root))]

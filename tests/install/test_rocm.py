@@ -72,6 +72,14 @@ class Rocm(unittest.TestCase):
         self.assertEqual(found.returncode, 1)
         self.assertIn("belongs to another ROCm", found.stderr)
 
+    def test_compiler_that_is_a_script_for_another(self):
+        root = self.make("script", 7, 7)
+        for says, status in ((5, 2), (7, 0)):
+            (root / "bin" / "hipcc").write_text(f"#!/bin/sh\necho 'HIP version: {says}.2.21153-0'\n")
+            found = self.find(root)
+            self.assertEqual(found.returncode, status, found.stderr)
+            self.assertEqual("compiles for HIP 5" in found.stderr, says == 5)
+
     def test_root_that_is_a_link(self):
         link = self.folder / "rocm"
         link.symlink_to(self.make("rocm-7.1.0", 7, 7))

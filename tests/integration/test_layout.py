@@ -2,11 +2,21 @@
 against NumPy's own concatenation, permutation or slice of the same file, loaded as it is."""
 import json
 import os
+import subprocess
 
 import make_model
 import make_safetensors
 import pytest
-from harness import daemon_program, fake_gpu_folder, hold_program, module_folder, wire_error
+from harness import (
+    ROOT,
+    build_folder,
+    daemon_program,
+    fake_gpu_folder,
+    hold_program,
+    library_environment,
+    module_folder,
+    wire_error,
+)
 from make_model import Tensor, load_types, write_model
 
 numpy = pytest.importorskip("numpy")
@@ -478,3 +488,73 @@ def test_verify_finds_a_changed_byte(daemon, folder):
                     client.call("Verify", name="m")
             else:
                 assert client.call("Verify", name="m")["mismatches"] == []
+
+
+def test_rfctl(daemon, folder):
+    path = write_llama(folder / "m")
+    done = daemon.rfctl("load", path, "--layout", "vllm", "--tp", "1/2", "--name", "m")
+    assert "loaded m" in done.stdout
+    header, row = daemon.rfctl("ps").stdout.splitlines()
+    assert row[header.index("FORM") :].startswith("auto layout=vllm tp=1/2 ")
+    shown = daemon.rfctl("show", "m").stdout
+    assert "as auto layout=vllm tp=1/2," in shown and "model.layers.1.self_attn.qkv_proj.weight" in shown
+    assert "there already: m is resident" in daemon.rfctl("plan", path, "--layout", "vllm", "--tp", "1/2").stdout
+    # The program has read config.json: the daemon may have no right to.
+    with daemon.client() as client:
+        assert client.call("List")["models"][0]["tp"] == {"rank": 1, "size": 2, "heads": HEADS, "kvHeads": KV_HEADS}
+    plain = Loaded(daemon, path, "plain")
+    name = "model.layers.1.mlp.down_proj.weight"
+    dumped = daemon.rfctl("dump", "m", name, text=False).stdout
+    assert dumped == part_of(plain, name, 1, 2).tobytes()
+    one = daemon.rfctl("plan", folder / "m" / "model-00001-of-00002.safetensors", "--layout", "vllm", "--tp", "3/4")
+    assert "layout=vllm tp=3/4" in one.stdout
+    for wrong in ("2/2", "1", "1/0", "a/2", "-1/2", "0/2000", "0/2x", ""):
+        refused_one = daemon.rfctl("plan", path, "--layout", "vllm", "--tp", wrong, check=False)
+        assert refused_one.returncode == 2 and "one of several: 0/2, 1/2" in refused_one.stderr
+    assert daemon.rfctl("plan", path, "--layout", "sglang", check=False).returncode == 2
+    refused_one = daemon.rfctl("load", path, "--layout", "vllm", "--tp", "0/3", check=False)
+    assert refused_one.returncode == 1 and "the layout does not fit the model" in refused_one.stderr
+    assert "no multiple of 3" in refused_one.stderr
+
+
+def test_the_library_takes_groups(daemon, folder):
+    """By its header, from C: what is not in a smaller struct of an older program is zero."""
+    program = folder / "groups.c"
+    program.write_text(
+        """
+#include <rocmforge.h>
+#include <stdio.h>
+
+int main(int argc, char **argv)
+{
+    static const char *const members[] = {"b", "a"};
+    const rf_group group = {.name = "ba", .members = members, .n_members = 2, .cut = "rows"};
+    const rf_load_options options = {
+        .size = sizeof(options), .name = "m", .groups = &group, .n_groups = 1, .tp_rank = 1, .tp_size = 2};
+    rf_client *client;
+    rf_model *model;
+    rf_tensor tensor, first;
+    if (argc != 3 || rf_connect(argv[1], &client) < 0)
+        return 2;
+    if (rf_load_attach(client, argv[2], &options, &model) < 0 || rf_model_find(model, "ba", &tensor) < 0 ||
+        rf_model_find(model, "b", &first) < 0) {
+        fprintf(stderr, "%s\\n", rf_error_message(client));
+        return 1;
+    }
+    printf("%d %d %d %d\\n", (int)tensor.shape[0], (int)(tensor.flags & RF_TENSOR_VIEW),
+           (int)(first.flags & RF_TENSOR_VIEW), tensor.data == first.data);
+    rf_detach(model);
+    rf_close(client);
+    return 0;
+}
+"""
+    )
+    build = build_folder()
+    command = ["cc", program, "-I", ROOT / "client", "-o", folder / "groups", build / "client" / "librocmforge.so"]
+    subprocess.run([*command, f"-Wl,-rpath,{build / 'client'}"], check=True)
+    path = folder / "m.gguf"
+    write_gguf(path, "f16", {"a": (None, (64, 8)), "b": (None, (64, 4))})
+    done = subprocess.run(
+        [folder / "groups", daemon.socket, path], capture_output=True, text=True, env=library_environment()
+    )
+    assert (done.stdout, done.stderr) == ("6 1 0 1\n", "")

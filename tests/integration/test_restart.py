@@ -388,6 +388,16 @@ def test_library_reconnects(held, folder):
     wait_until(lambda: leases() == [0, 0])
 
 
+def test_nobody_keeps_descriptors(start, folder):
+    """Where there is no store, nothing is said of one when the daemon stops."""
+    daemon = start()
+    with daemon.client() as client:
+        load(client, tensor_model(folder / "m.gguf"), "m")
+    daemon.process.terminate()
+    assert daemon.process.wait(TIMEOUT) == 0
+    assert "outlive" not in daemon.log
+
+
 def test_library_without_the_model(start, folder):
     """The next daemon knows nothing of it: what was attached can be read, and is told to be without a lease."""
     daemon, path = start(), tensor_model(folder / "m.gguf")

@@ -341,15 +341,29 @@ static void test_attach_memory(void **state)
     attach_fails(&plain, -EPROTO, "not sealed", 1);
 }
 
-/* A table with one tensor, or a fault in its bytes. */
-static void attach_tensor_fails(struct table_tensor tensor, const char *message)
+/* A table with one tensor that is wrong: it is refused when it is asked for, and only then. */
+static void attach_tensor_fails(struct table_tensor bad, const char *message)
 {
     void *table;
     struct attach attach = {GOOD_ATTACH};
-    tensor.name = "t";
-    assert_int_equal(table_build(&tensor, 1, MEMORY, &table, &attach.table_size), 0);
+    bad.name = "bad";
+    const struct table_tensor tensors[] = {{.name = "good", .form = FORM_F32, .bytes = 4}, bad};
+    assert_int_equal(table_build(tensors, 2, MEMORY, &table, &attach.table_size), 0);
     attach.table = table;
-    attach_fails(&attach, -EPROTO, message, 1);
+    struct fake *fake;
+    rf_client *client = rig_start(&fake, serve_attach, &attach);
+    rf_model *model;
+    rf_tensor tensor = {.name = "as before"};
+    assert_int_equal(rf_attach(client, "m", &model), 0);
+    assert_int_equal(rf_model_tensor(model, 1, &tensor), -EPROTO);
+    assert_says(client, "the daemon's table of tensors is wrong");
+    assert_says(client, message);
+    assert_int_equal(rf_model_find(model, "bad", &tensor), -EPROTO);
+    assert_says(client, message);
+    assert_string_equal(tensor.name, "as before");
+    assert_int_equal(rf_model_find(model, "good", &tensor), 0);
+    assert_string_equal(tensor.name, "good");
+    rig_stop(fake, client);
     free(table);
 }
 
@@ -359,6 +373,11 @@ static void test_attach_table(void **state)
     const struct table_tensor good = {.bytes = 24, .shape = {2, 3}, .n_dims = 2, .type = 0, .form = FORM_F32};
     struct table_tensor bad = good;
     bad.offset = 128;
+    attach_tensor_fails(bad, "a tensor's place");
+    bad.flags = TABLE_VIEW;
+    attach_tensor_fails(bad, "a tensor's place");
+    bad.flags = TABLE_MEMBER;
+    bad.offset = 130; /* of the elements, too, it is no multiple */
     attach_tensor_fails(bad, "a tensor's place");
     bad = good;
     bad.form = FORM_COUNT;

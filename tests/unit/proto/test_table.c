@@ -30,6 +30,12 @@ static void *build(size_t *ret_size)
     return table;
 }
 
+static int find(const void *table, const char *name)
+{
+    const struct table_entry *entry;
+    return table_find(table, name, &entry);
+}
+
 static void test_round_trip(void **state)
 {
     (void)state;
@@ -43,7 +49,8 @@ static void test_round_trip(void **state)
     assert_int_equal(header->n_tensors, n_tensors);
     assert_int_equal(header->arena_bytes, ARENA);
     for (size_t i = 0; i < n_tensors; i++) {
-        const struct table_entry *entry = &table_entries(table)[i];
+        const struct table_entry *entry = table_entry(table, i), *found;
+        assert_non_null(entry);
         assert_string_equal(table_name(table, entry), tensors[i].name);
         assert_int_equal(entry->offset, tensors[i].offset);
         assert_int_equal(entry->bytes, tensors[i].bytes);
@@ -56,11 +63,12 @@ static void test_round_trip(void **state)
         assert_int_equal(entry->type, tensors[i].type);
         assert_int_equal(entry->form, tensors[i].form);
         assert_int_equal(entry->flags, tensors[i].flags);
-        assert_ptr_equal(table_find(table, tensors[i].name), entry);
+        assert_int_equal(table_find(table, tensors[i].name, &found), 0);
+        assert_ptr_equal(found, entry);
     }
     static const char *const absent[] = {"", "a", "blk.1.nor", "blk.1.normx", "zzz", "\xff"};
     for (size_t i = 0; i < sizeof(absent) / sizeof(absent[0]); i++)
-        assert_null(table_find(table, absent[i]));
+        assert_int_equal(find(table, absent[i]), -ENOENT);
     free(table);
 }
 
@@ -72,7 +80,7 @@ static void test_empty(void **state)
     assert_int_equal(table_build(NULL, 0, 0, &table, &size), 0);
     assert_int_equal(size, sizeof(struct table_header));
     assert_int_equal(table_check(table, size), 0);
-    assert_null(table_find(table, ""));
+    assert_int_equal(find(table, ""), -ENOENT);
     free(table);
 }
 
@@ -93,8 +101,8 @@ static void test_many(void **state)
     assert_int_equal(table_build(many, n, n, &table, &size), 0);
     assert_int_equal(table_check(table, size), 0);
     for (unsigned i = 0; i < n; i++) {
-        const struct table_entry *entry = table_find(table, names[i]);
-        assert_non_null(entry);
+        const struct table_entry *entry;
+        assert_int_equal(table_find(table, names[i], &entry), 0);
         assert_int_equal(entry->offset, i);
     }
     free(table);
@@ -102,23 +110,62 @@ static void test_many(void **state)
     free(many);
 }
 
-/* Whatever is changed in a table, it is refused. */
+#define ENTRY(i, field)                                                                                                \
+    (sizeof(struct table_header) + (i) * sizeof(struct table_entry) + offsetof(struct table_entry, field))
+#define INDEX(i) (sizeof(struct table_header) + n_tensors * sizeof(struct table_entry) + (i) * sizeof(uint32_t))
+#define NAMES    INDEX(n_tensors)
+
+static char *build_changed(size_t at, const void *bytes, size_t n, size_t *ret_size)
+{
+    char *table = build(ret_size);
+    assert_true(at + n <= *ret_size);
+    assert_memory_not_equal(table + at, bytes, n);
+    memcpy(table + at, bytes, n);
+    return table;
+}
+
+/* A table whose header does not fit the rest is refused as a whole. */
 static void check_refused(size_t at, const void *bytes, size_t n)
 {
     size_t size;
-    char *table = build(&size);
-    assert_true(at + n <= size);
-    assert_memory_not_equal(table + at, bytes, n);
-    memcpy(table + at, bytes, n);
+    char *table = build_changed(at, bytes, n, &size);
     if (table_check(table, size) != -EBADMSG)
         fail_msg("a table with other bytes at %zu was taken", at);
     free(table);
 }
 
-#define ENTRY(i, field)                                                                                                \
-    (sizeof(struct table_header) + (i) * sizeof(struct table_entry) + offsetof(struct table_entry, field))
-#define INDEX(i) (sizeof(struct table_header) + n_tensors * sizeof(struct table_entry) + (i) * sizeof(uint32_t))
-#define NAMES    INDEX(n_tensors)
+/* What is wrong with one entry is found when that one is asked for; the others can be used. */
+static void check_entry_refused(size_t i, size_t at, const void *bytes, size_t n)
+{
+    size_t size;
+    char *table = build_changed(at, bytes, n, &size);
+    assert_int_equal(table_check(table, size), 0);
+    if (table_entry(table, i) || find(table, tensors[i].name) != -EBADMSG)
+        fail_msg("an entry with other bytes at %zu was taken", at);
+    for (size_t k = 0; k < n_tensors; k++)
+        if (k != i)
+            assert_non_null(table_entry(table, k));
+    free(table);
+}
+
+/* A wrong index hides tensors, and never gives another one. */
+static void check_index_refused(uint32_t index, int expected)
+{
+    size_t size;
+    char *table = build_changed(INDEX(1), &index, sizeof(index), &size);
+    assert_int_equal(table_check(table, size), 0);
+    int worst = 0;
+    for (size_t i = 0; i < n_tensors; i++) {
+        const struct table_entry *entry;
+        int r = table_find(table, tensors[i].name, &entry);
+        if (r == 0)
+            assert_string_equal(table_name(table, entry), tensors[i].name);
+        else
+            worst = r;
+    }
+    assert_int_equal(worst, expected);
+    free(table);
+}
 
 static void test_refused(void **state)
 {
@@ -129,30 +176,40 @@ static void test_refused(void **state)
         check_refused(offsetof(struct table_header, size), &huge[i], 8);
         check_refused(offsetof(struct table_header, n_tensors), &huge[i], 8);
     }
-    uint64_t arena = ARENA - 1;
-    check_refused(offsetof(struct table_header, arena_bytes), &arena, 8);
+}
 
+static void test_refused_entries(void **state)
+{
+    (void)state;
+    uint64_t arena = ARENA - 1;
+    check_entry_refused(3, offsetof(struct table_header, arena_bytes), &arena, 8);
     static const uint64_t offsets[] = {UINT64_MAX, ARENA - 499, ARENA - 507, UINT64_MAX - 511};
     for (size_t i = 0; i < sizeof(offsets) / sizeof(offsets[0]); i++)
-        check_refused(ENTRY(0, offset), &offsets[i], 8);
+        check_entry_refused(0, ENTRY(0, offset), &offsets[i], 8);
     uint64_t bytes = UINT64_MAX - 1000;
-    check_refused(ENTRY(0, bytes), &bytes, 8);
-    check_refused(ENTRY(0, padding), &bytes, 8);
-    check_refused(ENTRY(0, type_name) + TABLE_TYPE_SIZE - 1, "x", 1);
-    check_refused(ENTRY(0, type_name) + TABLE_TYPE_SIZE - 3, "x", 1);
-    static const uint64_t names[] = {0, NAMES + 1, NAMES - 1, UINT64_MAX, 1ull << 40};
-    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+    check_entry_refused(0, ENTRY(0, bytes), &bytes, 8);
+    check_entry_refused(0, ENTRY(0, padding), &bytes, 8);
+    check_entry_refused(0, ENTRY(0, type_name) + TABLE_TYPE_SIZE - 1, "x", 1);
+    check_entry_refused(0, ENTRY(0, type_name) + TABLE_TYPE_SIZE - 3, "x", 1);
+    size_t size;
+    free(build(&size));
+    const uint64_t names[] = {0, NAMES - 1, size, UINT64_MAX, 1ull << 40};
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        check_entry_refused(1, ENTRY(1, name), &names[i], 8);
         check_refused(ENTRY(0, name), &names[i], 8);
+    }
     uint32_t dims = TABLE_DIMS_MAX + 1;
-    check_refused(ENTRY(0, n_dims), &dims, 4);
+    check_entry_refused(0, ENTRY(0, n_dims), &dims, 4);
     dims = 1; /* and a shape of two */
-    check_refused(ENTRY(0, n_dims), &dims, 4);
+    check_entry_refused(0, ENTRY(0, n_dims), &dims, 4);
+}
 
-    static const uint32_t indexes[] = {n_tensors, UINT32_MAX, 4};
-    for (size_t i = 0; i < sizeof(indexes) / sizeof(indexes[0]); i++)
-        check_refused(INDEX(1), &indexes[i], 4);
-    check_refused(NAMES, "z", 1);                           /* no longer in order */
-    check_refused(NAMES + strlen(tensors[0].name), "x", 1); /* no longer terminated there */
+static void test_refused_index(void **state)
+{
+    (void)state;
+    check_index_refused(n_tensors, -EBADMSG);
+    check_index_refused(UINT32_MAX, -EBADMSG);
+    check_index_refused(4, -ENOENT);
 }
 
 /* A client of another version is told that it is that. */
@@ -176,17 +233,6 @@ static void test_unterminated(void **state)
     free(table);
 }
 
-static void test_same_names(void **state)
-{
-    (void)state;
-    const struct table_tensor twins[] = {{.name = "twin"}, {.name = "twin"}};
-    void *table;
-    size_t size;
-    assert_int_equal(table_build(twins, 2, 0, &table, &size), 0);
-    assert_int_equal(table_check(table, size), -EBADMSG);
-    free(table);
-}
-
 /* No beginning of a table is one, even if it says that it is that short. */
 static void test_cut(void **state)
 {
@@ -200,7 +246,8 @@ static void test_cut(void **state)
         assert_int_equal(table_check(cut, n), -EBADMSG);
         if (n >= sizeof(struct table_header))
             ((struct table_header *)cut)->size = n;
-        if (table_check(cut, n) != -EBADMSG)
+        /* Only if it is cut between two names, this is seen no earlier than at the names that are left out. */
+        if (table_check(cut, n) == 0 && (n <= NAMES || table[n - 1] != '\0' || table_entry(cut, n_tensors - 1)))
             fail_msg("the first %zu bytes were taken", n);
         free(cut);
     }
@@ -223,9 +270,16 @@ static void test_misaligned(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_round_trip), cmocka_unit_test(test_empty),         cmocka_unit_test(test_many),
-        cmocka_unit_test(test_refused),    cmocka_unit_test(test_other_version), cmocka_unit_test(test_unterminated),
-        cmocka_unit_test(test_same_names), cmocka_unit_test(test_cut),           cmocka_unit_test(test_misaligned),
+        cmocka_unit_test(test_round_trip),
+        cmocka_unit_test(test_empty),
+        cmocka_unit_test(test_many),
+        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_refused_entries),
+        cmocka_unit_test(test_refused_index),
+        cmocka_unit_test(test_other_version),
+        cmocka_unit_test(test_unterminated),
+        cmocka_unit_test(test_cut),
+        cmocka_unit_test(test_misaligned),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -21,15 +21,13 @@ def groups(value: Optional[Sequence[Group]]) -> Optional[List[Group]]:
 
 def tp(path: Paths, value: TpOption) -> Optional[Tp]:
     """The numbers of heads come from config.json beside the files, if it is there and they are not given: the daemon
-    may not be able to read it. ValueError."""
+    may not be able to read it."""
     if value is None:
         return None
-    if not isinstance(value, dict):
-        rank, size = value
-        value = {"rank": rank, "size": size}
-    if value.get("heads") is None and value["size"] > 1:
-        return cast(Tp, {**value, **_heads(path)})
-    return value
+    part: Tp = {"rank": value[0], "size": value[1]} if isinstance(value, tuple) else value
+    if part.get("heads") is None and part["size"] > 1:
+        return cast(Tp, {**part, **_heads(path)})
+    return part
 
 
 def _heads(path: Paths) -> Dict[str, int]:
