@@ -40,19 +40,32 @@ class Engine:
     def log(self):
         return self.log_path.read_text(errors="replace")
 
-    def ask(self, **question):
+    def send(self, **question):
         self.process.stdin.write(json.dumps(question) + "\n")
         self.process.stdin.flush()
+
+    def answer(self):
         line = self.process.stdout.readline()
         assert line, f"vLLM ended:\n{self.log[-6000:]}"
         return json.loads(line)
 
+    def ask(self, **question):
+        self.send(**question)
+        return self.answer()
+
     def start(self, model, load_format="rocmforge", extra=None, **options):
+        return self.begin(model, load_format, extra, **options).started()
+
+    def begin(self, model, load_format="rocmforge", extra=None, **options):
         told = {"enforce_eager": True, "max_model_len": 128, "kv_cache_memory_bytes": 64 << 20, "max_num_seqs": 4,
                 "load_format": load_format, "dtype": "float32", "seed": 0, **options}  # fmt: skip
         if extra:
             told["model_loader_extra_config"] = extra
-        self.report = self.ask(model=str(model), options=told)["report"]
+        self.send(model=str(model), options=told)
+        return self
+
+    def started(self):
+        self.report = self.answer()["report"]
         return self
 
     def tokens(self, prompts=PROMPTS):
@@ -149,6 +162,36 @@ def test_tied_embeddings_and_biases(start, vllm, tiny, ordinary):
     assert engine.report["way"] == "view" and engine.report["copied_bytes"] == 0, engine.report
     assert engine.report["shared_bytes"] == weights(model)
     assert engine.tokens(prompts("qwen2")) == ordinary("qwen2")
+
+
+def test_adopt(start, vllm, tiny, ordinary):
+    """One of two processes that start together publishes what vLLM has processed, and all adopt it."""
+    daemon, model = start(), tiny()
+    adopting = {"ways": ["adopt"]}
+    engines = [vllm(daemon).begin(model, extra=adopting) for _ in range(2)]
+    expected = ordinary()
+    for engine in engines:
+        engine.started()
+        assert engine.report["way"] == "adopt", (engine.report, engine.log[-3000:])
+        assert engine.report["shared_bytes"] > 0.99 * weights(model)
+        assert engine.tokens() == expected
+    built = [engine for engine in engines if "Loading weights took" in engine.log]
+    assert len(built) == 1
+    with daemon.client() as client:
+        (published,) = client.call("List")["models"]
+    assert published["source"] == "published" and published["name"].startswith(f"{model.name}.vllm-")
+    memory = engines[0].ask(memory=True)
+    print(f"adopt: {memory['rss']} bytes are in memory, {memory['pss']} are this process's part")
+    assert memory["pss"] < 0.6 * memory["rss"]
+    for engine in engines:
+        assert engine.stop() == 0
+
+    third = vllm(daemon).start(model, extra={**adopting, "publish": False})
+    assert third.report["way"] == "adopt" and third.tokens() == expected
+    assert third.stop() == 0
+    # Another dtype is another key.
+    other = vllm(daemon).start(model, extra={**adopting, "publish": False}, dtype="bfloat16")
+    assert other.report["way"] == "engine" and "nothing was published" in other.log
 
 
 def test_copy(start, vllm, tiny, ordinary):
