@@ -209,7 +209,8 @@ class _Load:
     def outside(self) -> Optional[Model]:
         """Attaches to the model that the weights will probably be views of. None: none is known yet."""
         if self.options.may(VIEW) and self.model_config.quantization is None:
-            return self._resident(self.loader.files(None, self.model_config), self._layouts())
+            files = self.loader.files(None, self.model_config)
+            return self._resident(files, self._layouts(), self._daemon_device())
         return self._published() if self._key else None
 
     # --- the ways, by their names ---
@@ -224,7 +225,7 @@ class _Load:
         files = self.loader.files(bare.model, self.model_config)
         sources = _sources.of(files)
         recorder = self._record(bare, sources)
-        with self._resident(files, self._layouts()) as resident:
+        with self._resident(files, self._layouts(), self._daemon_device()) as resident:
             places = _memory.places(resident, sources, *_engine.tensor_parallel())
             _memory.check_parts(resident, places, sources, files)
             share = _COPIED_SHARE_MAX if self.options.may(ADOPT) else 1.0
@@ -268,9 +269,7 @@ class _Load:
         """vLLM's own loading, from what is resident instead of the files."""
         files = self.loader.files(None, self.model_config)
         sources = _sources.of(files)
-        # If one process has all, what is resident for views will do.
-        layouts = self._layouts() if _engine.tensor_parallel()[1] == 1 else [{}]
-        with self._resident(files, layouts) as resident:
+        with self._to_copy(files) as resident:
             guard = _memory.ReadOnly([resident])
 
             def feed() -> Iterator[Tuple[str, Any]]:
@@ -316,7 +315,7 @@ class _Load:
         """The layouts in which the model may be resident, the best one first. With `tp` the vocabulary is padded, too, but
         some models are refused."""
         rank, size = _engine.tensor_parallel()
-        whole: List[Dict[str, Any]] = [{"layout": "vllm"}, {}] if size == 1 else [{}]
+        whole: List[Dict[str, Any]] = [{"layout": "vllm"}, {}] if size == 1 else []
         return [{"layout": "vllm", "tp": (rank, size)}, *whole]
 
     def _daemon_device(self) -> str:
@@ -325,17 +324,29 @@ class _Load:
             raise NotPossible(f"the daemon does not have {self.device}")
         return device
 
-    def _resident(self, files: Sequence[str], layouts: Sequence[Dict[str, Any]]) -> Model:
+    def _resident(
+        self, files: Sequence[str], layouts: Sequence[Dict[str, Any]], device: str, load: Optional[bool] = None
+    ) -> Model:
         """Attaches to the model of these files. It is loaded if that is allowed and it is not resident."""
-        device = self._daemon_device()
+        load = self.options.load if load is None else load
         why = "the model is not resident"
         for layout in layouts:
             try:
-                if self.options.load or self.client.plan(files, device=device, **layout).get("model") is not None:
+                if load or self.client.plan(files, device=device, **layout).get("model") is not None:
                     return self.client.load_attach(files, device=device, deadline=self.options.deadline, **layout)
             except errors.InvalidLayout as error:
                 why = str(error)
         raise NotPossible(why)
+
+    def _to_copy(self, files: Sequence[str]) -> Model:
+        """A whole model to copy from. On a GPU that is not loaded for this, since it would be there twice."""
+        layouts = self._layouts() if _engine.tensor_parallel()[1] == 1 else [{}]
+        if self.device.type != "cpu":
+            try:
+                return self._resident(files, layouts, self._daemon_device(), load=False)
+            except NotPossible:
+                layouts = [{}]
+        return self._resident(files, layouts, "host")
 
     def _published(self) -> Optional[Model]:
         """Attaches to what was published with this key. Waits for who is publishing it."""
