@@ -50,7 +50,7 @@ def daemon_device(client: Client, device: Any) -> Optional[str]:
     properties = torch.cuda.get_device_properties(device)
     uuid = str(getattr(properties, "uuid", "")).lower().replace("gpu-", "")
     pci = tuple(getattr(properties, f"pci_{part}_id", None) for part in ("domain", "bus", "device"))
-    text = "{:04x}:{:02x}:{:02x}.0".format(*pci) if None not in pci else None
+    text = "{:04x}:{:02x}:{:02x}.0".format(*map(int, pci)) if None not in pci else None  # type: ignore[arg-type]
     for one in client.devices():
         if one["kind"] == "host":
             continue
@@ -69,7 +69,7 @@ def key(config: Any, model_config: Any, device: Any, files: Sequence[str], prefi
         hashes[name] = part.compute_hash() if part is not None else None
     hf = model_config.hf_config
     named = "cpu" if device.type == "cpu" else str(torch.cuda.get_device_properties(device).name)
-    factors = getattr(vllm.envs, "compile_factors", dict)()
+    factors: Dict[str, Any] = getattr(vllm.envs, "compile_factors", dict)()
     parts = {
         "engine": ["vllm", str(vllm.__version__), str(torch.__version__)],
         "files": _keys.files_identity(files),

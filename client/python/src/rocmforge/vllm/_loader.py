@@ -125,8 +125,7 @@ class RocmforgeLoader(DefaultModelLoader):  # type: ignore[misc]
         primary = source.model_or_path == self._primary and not source.subfolder and not source.prefix
         if self._feed is None or not primary:
             return super()._get_weights_iterator(source)
-        if self.counter_before_loading_weights == 0.0:
-            self.counter_before_loading_weights = time.perf_counter()
+        self.counter_before_loading_weights = time.perf_counter()  # for vLLM's message of how long it took
         return self._wanted(self._feed(), source)
 
     def _wanted(self, tensors: Iterable[Tuple[str, Any]], source: Any) -> Iterator[Tuple[str, Any]]:

@@ -154,7 +154,9 @@ def place(
 ) -> Tuple[Optional[int], str]:
     """The offset in bytes at which a parameter is resident as a whole, in one piece and as the engine has it. None: it
     is not, and why."""
-    runs, zeros, size = [], [], int(parameter.dtype.itemsize)
+    runs: List[Tuple[int, int, Optional[int]]] = []  # offset and number of elements, and where they are; None: zeros
+    zeros: List[Tuple[int, int]] = []
+    size = int(parameter.dtype.itemsize)
     for operation in operations:
         if isinstance(operation, Fill):
             if operation.value != 0 or not _is_contiguous(operation.shape, operation.stride):

@@ -50,7 +50,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             name = self._names.get(_storage(tensor))
             if name is None:
                 continue
-            operation = None
+            operation: Optional[Operation] = None
             if tensor.dtype == self._parameters[name].dtype:
                 if func is torch.ops.aten.copy_.default:
                     operation = self._copy(tensor, args[1])
