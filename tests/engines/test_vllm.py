@@ -194,6 +194,15 @@ def test_adopt(start, vllm, tiny, ordinary):
     assert other.report["way"] == "engine" and "nothing was published" in other.log
 
 
+def test_tensor_parallel(start, vllm, tiny, ordinary):
+    """Two workers, each with its own part of the model."""
+    engine = vllm(start()).start(tiny(), tensor_parallel_size=2)
+    assert engine.report is None  # the models are in the workers
+    told = [line for line in engine.log.splitlines() if "rocmforge: by view" in line]
+    assert len(told) == 2 and all(" 0 B copied" in line for line in told), engine.log[-6000:]
+    assert engine.tokens() == ordinary(tensor_parallel_size=2)
+
+
 def test_copy(start, vllm, tiny, ordinary):
     """By vLLM's own code, from the resident tensors."""
     model = tiny()
