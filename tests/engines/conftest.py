@@ -137,6 +137,13 @@ class Engine:
             environment["GGML_BACKEND_PATH"] = str(PLUGIN)
         return {**environment, **env}
 
+    def spawn(self, command, log, shared=True, **env):
+        """A program that writes what it says to a file."""
+        return subprocess.Popen(
+            [str(word) for word in command], env=self.environment(shared, **env), cwd=self.cwd, stdin=subprocess.DEVNULL,
+            stdout=log, stderr=subprocess.STDOUT,
+        )
+
     def start(self, program, *words, shared=True, **env):
         return subprocess.Popen(
             [str(word) for word in [self.bin / program, *words]], env=self.environment(shared, **env), cwd=self.cwd,

