@@ -1,5 +1,6 @@
 #include "daemon/keep/description.h"
 
+#include "daemon/base/json_memory.h"
 #include "daemon/base/memory_file.h"
 #include "daemon/keep/bytes.h"
 
@@ -90,10 +91,11 @@ static void put_forms(struct bytes_writer *out, const struct forms *forms)
 
 static void put_layout(struct bytes_writer *out, const struct model *model)
 {
+    (void)json_memory_failed();
     cJSON *object = cJSON_CreateObject();
     layout_describe(model->layout, object);
     char *text = object ? cJSON_PrintUnformatted(object) : NULL;
-    if (!text)
+    if (!text || json_memory_failed())
         out->failed = true;
     bytes_put_text(out, text);
     cJSON_free(text);

@@ -257,7 +257,7 @@ static uint64_t file_row(const struct gather_range *range, uint64_t row)
     if (range->heads == 0)
         return range->first + row;
     const uint64_t head = range->rows / range->heads, half = head / 2, in_head = row % head;
-    return range->first + row - in_head + in_head % half * 2 + in_head / half;
+    return range->first + row - in_head + in_head % half * 2 + 1 - in_head / half;
 }
 
 uint64_t gather_run(const struct gather *gather, uint64_t at, uint64_t most, uint64_t *ret_file)

@@ -260,6 +260,22 @@ def gguf_shapes(width=WIDTH):
     }
 
 
+@pytest.mark.parametrize("type_, form", [("q4_0", "native"), ("q8_0", "auto"), ("bf16", "auto")])
+def test_vllm_of_a_gguf_file(there, folder, type_, form):
+    """One with the names of Hugging Face. The heads stand in its metadata."""
+    q, kv = HEADS * HEAD, KV_HEADS * HEAD
+    shapes = {"q_proj": (WIDTH, q), "k_proj": (WIDTH, kv), "v_proj": (WIDTH, kv), "o_proj": (q, WIDTH)}
+    path = folder / "m.gguf"
+    base = "model.layers.0.self_attn."
+    write_gguf(path, type_, {f"{base}{name}.weight": (None, shape) for name, shape in shapes.items()})
+    plain = Loaded(there, path, "plain", form=form)
+    check_group(Loaded(there, path, "m", form=form, layout="vllm"), *list(layer_names(0).items())[0], plain)
+    part = Loaded(there, path, "part", form=form, layout="vllm", tp={"rank": 1, "size": 2})
+    check_group(part, *list(layer_names(0).items())[0])
+    for name in plain.tensors:
+        assert numpy.array_equal(part.rows(name), part_of(plain, name, 1, 2)), name
+
+
 def unpaired(rows, heads):
     """As transformers has the rows of q and k."""
     return rows.reshape(heads, -1, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
@@ -506,7 +522,7 @@ def test_rfctl(daemon, folder):
     name = "model.layers.1.mlp.down_proj.weight"
     dumped = daemon.rfctl("dump", "m", name, text=False).stdout
     assert dumped == part_of(plain, name, 1, 2).tobytes()
-    one = daemon.rfctl("plan", folder / "m" / "model-00001-of-00002.safetensors", "--layout", "vllm", "--tp", "3/4")
+    one = daemon.rfctl("plan", path, "--layout", "vllm", "--tp", "3/4", "--name", "other")
     assert "layout=vllm tp=3/4" in one.stdout
     for wrong in ("2/2", "1", "1/0", "a/2", "-1/2", "0/2000", "0/2x", ""):
         refused_one = daemon.rfctl("plan", path, "--layout", "vllm", "--tp", wrong, check=False)

@@ -50,7 +50,7 @@ def test_parts(rf, llama):
     for name, tp in (("a", (1, 2)), ("b", {"rank": 1, "size": 2})):
         model = rf.load(path, name=name, layout="vllm", tp=tp)["model"]
         assert model["tp"] == {"rank": 1, "size": 2, "heads": HEADS, "kvHeads": KV_HEADS}
-    assert rf.load(path, layout="vllm", tp=(0, 1))["model"].get("tp") is None
+    assert rf.load(path, name="whole", layout="vllm", tp=(0, 1))["model"].get("tp") is None
     with rf.load_attach(path, layout="vllm", tp=(1, 2)) as model:
         row = WIDTH * 2
         q, kv = HEADS * HEAD // 2 * row, KV_HEADS * HEAD // 2 * row
@@ -78,7 +78,7 @@ def test_asyncio(daemon, llama):
         async with rocmforge.aio.connect(daemon.socket) as rf:
             groups = [{"name": "kv", "members": MEMBERS[1:], "stack": 1}]
             await rf.load(path, name="m", groups=groups)
-            async with await rf.attach("m") as model:
+            with await rf.attach("m") as model:
                 assert model["kv"].shape == (2, KV_HEADS * HEAD, WIDTH)
                 assert model["kv"].read() == told[MEMBERS[1]] + told[MEMBERS[2]]
 

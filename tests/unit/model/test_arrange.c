@@ -327,6 +327,10 @@ static const struct layout *parse(const char *text, int expected, const char *pa
     return layout;
 }
 
+#define TWO_GROUPS                                                                                                     \
+    "{\"groups\":[{\"name\":\"g\",\"members\":[\"a\",\"b\"],\"stack\":2,\"heads\":4,\"cut\":\"rows\"},"                \
+    "{\"name\":\"h\",\"members\":[\"c\"],\"cut\":\"columns\"}],\"tp\":{\"rank\":0,\"size\":2}}"
+
 /* A layout that is described and read again is the same. */
 static void requests(void **state)
 {
@@ -335,8 +339,7 @@ static void requests(void **state)
         "{}",
         "{\"layout\":\"hf\"}",
         "{\"layout\":\"vllm\",\"tp\":{\"rank\":1,\"size\":4,\"heads\":8,\"kvHeads\":2}}",
-        "{\"groups\":[{\"name\":\"g\",\"members\":[\"a\",\"b\"],\"stack\":2,\"heads\":4,\"cut\":\"rows\"},"
-        "{\"name\":\"h\",\"members\":[\"c\"],\"cut\":\"columns\"}],\"tp\":{\"rank\":0,\"size\":2}}",
+        TWO_GROUPS,
     };
     const struct layout *layouts[4];
     for (size_t i = 0; i < 4; i++) {
