@@ -8,7 +8,7 @@
 # ROCMFORGE_ENGINES: where engines are kept, by version; default build/engines. What is there is not built again.
 #
 # Building llama.cpp takes several minutes for each version. Both are built as distributions build them: with backends that
-# are loaded while they run, and for any processor. vLLM is not built; it needs Python 3.11 or later, and takes 7 GB, most
+# are loaded while they run, and for any processor. vLLM is not built; it needs Python 3.11 or later, and takes 6 GB, most
 # of which are PyTorch's libraries for GPUs.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.."
