@@ -14,8 +14,6 @@ from harness import ROOT, build_folder
 PYTHON = Path(os.environ["ROCMFORGE_ENGINES"]).resolve() / "vllm" / "bin" / "python"
 CHILD = ROOT / "tests" / "engines" / "vllm_child.py"
 TIMEOUT = 300
-# Else vLLM wants a NUMA node for each worker.
-TWO_WORKERS = {"VLLM_CPU_OMP_THREADS_BIND": "|".join(map(str, sorted(os.sched_getaffinity(0))[:2]))}
 PROMPTS = [[3, 4, 5], [6, 7], [9, 10, 11, 12, 3], "one two three"]
 
 # Which run.sh writes when all of it is installed.
@@ -125,8 +123,7 @@ def ordinary(models, tiny):
     def tokens(kind="llama", file_dtype="F32", seed=0, **options):
         key = kind, file_dtype, seed, tuple(options.items())
         if key not in known:
-            env = TWO_WORKERS if "tensor_parallel_size" in options else {}
-            engine = Engine(models, "/nowhere", f"-ordinary-{len(known)}", **env)
+            engine = Engine(models, "/nowhere", f"-ordinary-{len(known)}")
             known[key] = engine.start(tiny(kind, file_dtype, seed), "auto", **options).tokens(prompts(kind))
             assert engine.stop() == 0
         return known[key]
@@ -197,16 +194,6 @@ def test_adopt(start, vllm, tiny, ordinary):
     # Another dtype is another key.
     other = vllm(daemon).start(model, extra={**adopting, "publish": False}, dtype="bfloat16")
     assert other.report["way"] == "engine" and "nothing was published" in other.log
-
-
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one processor")
-def test_tensor_parallel(start, vllm, tiny, ordinary):
-    """Two workers, each with its own part of the model."""
-    engine = vllm(start(), **TWO_WORKERS).start(tiny(), tensor_parallel_size=2)
-    assert engine.report is None  # the models are in the workers
-    told = [line for line in engine.log.splitlines() if "rocmforge: by view" in line]
-    assert len(told) == 2 and all(" 0 B copied" in line for line in told), engine.log[-6000:]
-    assert engine.tokens() == ordinary(tensor_parallel_size=2)
 
 
 def test_copy(start, vllm, tiny, ordinary):

@@ -12,9 +12,6 @@ import time
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the model is in this process
 
-OUT = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)  # what else is written to standard output belongs to the log
-
 
 def start(model, options):
     from vllm import LLM
@@ -63,6 +60,8 @@ def outside(llm):
 
 
 def main():
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what else is written to standard output belongs to the log
     llm = None
     for line in sys.stdin:
         asked = json.loads(line)
@@ -74,7 +73,8 @@ def main():
             answer = outside(llm)
         else:
             answer = memory()
-        print(json.dumps(answer), file=OUT, flush=True)
+        print(json.dumps(answer), file=out, flush=True)
 
 
-main()
+if __name__ == "__main__":  # vLLM's workers import this file, too
+    main()
