@@ -4,8 +4,8 @@
 #   tests/gpu/run.sh [OUT]
 #
 # OUT: a folder for the tables and JSON; default build/gpu-results.
-# ROCMFORGE_GPU_STEPS: which of "tests share daemon kernels put loads100 attach reading peers bench save host" to run;
-# default all.
+# ROCMFORGE_GPU_STEPS: which of "tests share daemon layout kernels put loads100 attach reading peers bench save host" to
+# run; default all.
 # ROCMFORGE_BENCH_OPTIONS: of tests/bench/bench_gpu.py; "--only defaults", say.
 # ROCMFORGE_LOADS_OPTIONS: of tests/bench/bench_loads.py; "--seconds 100", say.
 # ROCMFORGE_WHEELS: a folder with the wheels of tests/bench/peers.py.
@@ -15,7 +15,7 @@ cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.." || exit
 
 out=${1:-build/gpu-results}
 build=${ROCMFORGE_GPU_BUILD:-build/gpu}
-steps=" ${ROCMFORGE_GPU_STEPS:-tests share daemon kernels put loads100 attach reading peers bench save host} "
+steps=" ${ROCMFORGE_GPU_STEPS:-tests share daemon layout kernels put loads100 attach reading peers bench save host} "
 python=${PYTHON:-python3}
 PATH=$PATH:/usr/local/cuda/bin:/opt/rocm/bin
 failures=()
@@ -95,6 +95,16 @@ fi
 if wanted daemon; then
     step "The daemon and its clients"
     run_pytest daemon 600 tests/gpu --ignore tests/gpu/test_gpu_share.py -q -rsP
+fi
+if wanted layout; then
+    step "A torch model of 7B shape from views, in vLLM's layout"
+    if "$python" -c 'import torch' 2>/dev/null; then
+        mkdir -p "${ROCMFORGE_BENCH_MODELS:-/tmp/rocmforge-bench}"
+        limited vllm_layout 300 "$python" tests/gpu/vllm_layout.py "$build" --device "$kind" \
+            --models "${ROCMFORGE_BENCH_MODELS:-/tmp/rocmforge-bench}"
+    else
+        echo "no torch for $python: skipped"
+    fi
 fi
 if wanted kernels; then
     step "Speed of the kernels"
