@@ -88,8 +88,11 @@ static int connect_fail(int error, const char *path)
 
 int client_open(rf_client *client)
 {
-    if (client->socket >= 0)
+    if (client->socket >= 0) {
+        socklen_t size = sizeof(client->patience);
+        (void)getsockopt(client->socket, SOL_SOCKET, SO_RCVTIMEO, &client->patience, &size);
         close(client->socket);
+    }
     frame_reader_free(client->reader);
     frame_writer_free(client->writer);
     client->reader = NULL;
@@ -97,6 +100,8 @@ int client_open(rf_client *client)
     client->socket = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     int r = client->socket < 0 ? -errno : connect_timed(client->socket, &client->address);
     if (r == 0 && fcntl(client->socket, F_SETFL, 0) < 0)
+        r = -errno;
+    if (r == 0 && setsockopt(client->socket, SOL_SOCKET, SO_RCVTIMEO, &client->patience, sizeof(client->patience)) < 0)
         r = -errno;
     if (r == 0)
         r = frame_reader_new(CLIENT_REPLY_MAX, &client->reader);

@@ -7,6 +7,7 @@
 
 #include <stdbool.h>
 #include <sys/queue.h>
+#include <sys/time.h>
 #include <sys/types.h>
 #include <sys/un.h>
 
@@ -22,6 +23,7 @@
 struct rf_client {
     int socket;
     struct sockaddr_un address; /* of the daemon */
+    struct timeval patience;    /* SO_RCVTIMEO, which the program may have set, for the next socket; 0: for ever */
     pid_t process;              /* the process that connected; a process forked from it must not use the socket */
     bool broken;                /* the connection failed: every further call fails too */
     bool calling;               /* a call is running, so no other call may begin */
@@ -39,5 +41,6 @@ struct rf_client {
 };
 
 /* Connects a socket to the daemon, and makes the buffers for what is read and written. Gives up what the client had of
- * these. Returns 0, or a negative errno; then the client has none. The client's `address` is set. */
+ * these, but for the time that it waits for an answer. Returns 0, or a negative errno; then the client has none. The
+ * client's `address` is set. */
 int client_open(rf_client *client);

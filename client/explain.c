@@ -109,6 +109,16 @@ static void add_failed_call(struct text *text, const cJSON *parameters)
     }
 }
 
+static void add_files(struct text *text, const cJSON *parameters)
+{
+    const cJSON *files = field(parameters, "files"), *file;
+    cJSON_ArrayForEach (file, files) {
+        if (cJSON_IsString(file))
+            add(text, "%s", file->valuestring);
+        text->between = ", ";
+    }
+}
+
 /* When the file changed, if the daemon says it in words that are known here. */
 static void add_when(struct text *text, const cJSON *parameters)
 {
@@ -176,6 +186,11 @@ void explain(char *dst, size_t size, enum wire_error error, const cJSON *paramet
         text.between = " is ";
         add_text(&text, parameters, "type", "%s");
         break;
+    case WIRE_InvalidLayout:
+        add_text(&text, parameters, "reason", "%s");
+        add_text(&text, parameters, "tensor", "'%s'");
+        add_text(&text, parameters, "group", "group '%s'");
+        break;
     case WIRE_DeviceNotFound:
         add_text(&text, parameters, "device", "'%s'");
         add_text(&text, parameters, "reason", "%s");
@@ -188,13 +203,29 @@ void explain(char *dst, size_t size, enum wire_error error, const cJSON *paramet
         break;
     case WIRE_DeviceError:
     case WIRE_FileError:
+    case WIRE_StillWritable:
         add_failed_call(&text, parameters);
+        break;
+    case WIRE_AmbiguousFiles:
+        add_files(&text, parameters);
         break;
     case WIRE_LimitExceeded:
         add_limit(&text, parameters);
         break;
     case WIRE_PermissionDenied:
     case WIRE_InvalidMessage:
+        add_text(&text, parameters, "reason", "%s");
+        break;
+    case WIRE_NoFile:
+        add_text(&text, parameters, "name", "'%s'");
+        break;
+    case WIRE_CreationNotFound:
+        if (field_integer(parameters, "creation", &number))
+            add(&text, "%" PRIu64, number);
+        break;
+    case WIRE_InvalidManifest:
+        if (field_integer(parameters, "tensor", &number))
+            add(&text, "tensor %" PRIu64, number);
         add_text(&text, parameters, "reason", "%s");
         break;
     case WIRE_LeaseNotFound:

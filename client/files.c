@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 static int open_failed(rf_client *client, int error, const char *path)
@@ -28,6 +27,19 @@ static int copy_paths(struct shard_paths *shards, const char *const *paths, size
     return shards->paths ? 0 : -ENOMEM;
 }
 
+/* Names the files; of many only the first. */
+static int ambiguous(rf_client *client, const char *path, const struct shard_paths *same)
+{
+    char names[1024];
+    size_t n = 0;
+    for (size_t i = 0; i < same->n && i < 8 && n < sizeof(names); i++)
+        n += (size_t)snprintf(names + n, sizeof(names) - n, "%s%s", i == 0 ? "" : ", ", same->paths[i]);
+    return client_fail(client, -ENOTUNIQ,
+                       "cannot open %s: several files say that they are the same one of its model, and nothing tells "
+                       "which one is: name all its files, with one of these: %s%s",
+                       path, names, same->n > 8 ? ", ..." : "");
+}
+
 int files_find(struct files *files, rf_client *client, const char *const *paths, size_t n)
 {
     if (n == 0 || n > SHARDS_MAX)
@@ -35,8 +47,7 @@ int files_find(struct files *files, rf_client *client, const char *const *paths,
     struct shard_paths *shards = &files->shards;
     int r = n == 1 ? shards_find(paths[0], false, shard_open_regular, shards) : copy_paths(shards, paths, n);
     if (r == -ENOTUNIQ)
-        return client_fail(
-            client, r, "cannot open %s: several files beside it say that they are the same one of its model", paths[0]);
+        return ambiguous(client, paths[0], shards);
     if (r == -E2BIG)
         return client_fail(client, r, "cannot open %s: its model has more than %u files", paths[0], SHARDS_MAX);
     if (r == -ENOENT && shards->n > 0 && shards->paths[0])
@@ -44,6 +55,17 @@ int files_find(struct files *files, rf_client *client, const char *const *paths,
     if (r == -ENOENT && access(paths[0], F_OK) == 0)
         return client_fail(client, r, "cannot open %s: the other files of its model are not there", paths[0]);
     return r < 0 ? open_failed(client, r, paths[0]) : 0;
+}
+
+int rf_model_files(const char *path, rf_file_fn *file, void *context)
+{
+    struct shard_paths found;
+    const int r = shards_find(path, false, shard_open_regular, &found);
+    for (size_t i = 0; i < found.n; i++)
+        if (found.paths[i])
+            file(context, found.paths[i]);
+    shard_paths_free(&found);
+    return r;
 }
 
 static void close_open(struct files *files)
@@ -71,24 +93,9 @@ void files_close(struct files *files)
     shard_paths_free(&files->shards);
 }
 
-/* After the folder's own name, which "." and "..", for instance, do not tell. */
-static void folder_name(const char *path, char name[static RF_NAME_SIZE])
-{
-    char *real = realpath(path, NULL), *file = NULL;
-    if (real && asprintf(&file, "%s/" FOLDER_FILE, real) >= 0) {
-        model_name_derive(file, name);
-        free(file);
-    }
-    free(real);
-}
-
 void files_link_name(const char *path, char name[static RF_NAME_SIZE])
 {
     _Static_assert(RF_NAME_SIZE == MODEL_NAME_MAX + 1, "room for any name");
-    struct stat status;
-    name[0] = '\0';
-    if (stat(path, &status) == 0 && S_ISDIR(status.st_mode))
-        folder_name(path, name);
-    else if (lstat(path, &status) == 0 && S_ISLNK(status.st_mode))
-        model_name_derive(path, name);
+    if (!model_name_of_link(path, name))
+        name[0] = '\0';
 }

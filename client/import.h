@@ -30,6 +30,7 @@ struct import_source {
     int fd;                /* -1: none. To keep it, the module duplicates it. */
     const uint8_t *handle; /* NULL: none */
     size_t handle_size;
+    int writable;   /* not 0: to be written to, because this process makes the model; so it is not sealed yet */
     uint64_t bytes; /* how many bytes to map, from the start of the memory. Never 0. */
 };
 
@@ -43,9 +44,9 @@ struct import_module {
     unsigned abi; /* IMPORT_ABI */
     const char *kind;
 
-    /* Maps the memory, read-only if the device can do that. Reads none of it. The same handle may be opened several
-     * times, and each mapping is valid until it is closed. If the device's runtime opens a handle only once in a
-     * process, the module counts its mappings.
+    /* Maps the memory, read-only if the device can do that, unless `writable`. Reads none of it. The same handle may be
+     * opened several times, and each mapping is valid until it is closed. If the device's runtime opens a handle only
+     * once in a process, the module counts its mappings.
      *
      * -ENODEV: this process does not see the device. -EPROTO: the source has no descriptor or handle of this kind.
      * -EBUSY: the memory is still mapped from before, see close(), and still cannot be unmapped. */
@@ -66,7 +67,7 @@ struct import_module {
                 struct import_fault *ret_fault);
 };
 
-#define IMPORT_ABI           1u
+#define IMPORT_ABI           2u
 #define IMPORT_MODULE_SYMBOL "rocmforge_import_module"
 
 /* Writes the sentence of a fault, and returns `error`, a negative errno. */

@@ -37,6 +37,7 @@
 struct opened {
     struct opened *next;
     bool by_descriptor;
+    bool writable;            /* if by_descriptor; an IPC handle always gives memory that can be written to */
     int fd;                   /* only while it is being opened; borrowed */
     hipIpcMemHandle_t handle; /* unless by_descriptor */
     struct hip_share share;   /* if by_descriptor: what is mapped. Its size is set before that */
@@ -192,7 +193,8 @@ static hipError_t descriptor_map(struct opened *opened, const char **ret_call)
     if (result != hipSuccess)
         return result;
     const uint64_t bytes = (opened->share.bytes + granule - 1) / granule * granule;
-    result = hip_share_import(opened->device, opened->fd, bytes, &opened->share, ret_call);
+    const hipMemAccessFlags access = opened->writable ? hipMemAccessFlagsProtReadWrite : hipMemAccessFlagsProtRead;
+    result = hip_share_import(opened->device, opened->fd, bytes, access, &opened->share, ret_call);
     if (result == hipSuccess)
         opened->data = opened->share.base;
     return result;
@@ -303,9 +305,11 @@ static int handle_open(int device, const hipIpcMemHandle_t *handle, struct opene
     return opened_new(&(struct opened){.device = device, .handle = *handle}, ret, fault);
 }
 
-static int descriptor_open(int device, int fd, uint64_t bytes, struct opened **ret, struct import_fault *fault)
+static int descriptor_open(int device, int fd, uint64_t bytes, bool writable, struct opened **ret,
+                           struct import_fault *fault)
 {
-    const struct opened what = {.device = device, .by_descriptor = true, .fd = fd, .share = {.bytes = bytes}};
+    const struct opened what = {
+        .device = device, .by_descriptor = true, .writable = writable, .fd = fd, .share = {.bytes = bytes}};
     return opened_new(&what, ret, fault);
 }
 
@@ -328,7 +332,8 @@ static int run_open(struct task *task)
         return r;
     pthread_mutex_lock(&lock);
     r = source->fd < 0 ? handle_open(device, &handle, &task->mapping->opened, task->fault)
-                       : descriptor_open(device, source->fd, source->bytes, &task->mapping->opened, task->fault);
+                       : descriptor_open(device, source->fd, source->bytes, source->writable != 0,
+                                         &task->mapping->opened, task->fault);
     pthread_mutex_unlock(&lock);
     return r;
 }

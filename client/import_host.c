@@ -7,11 +7,28 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 
 struct host_mapping {
     struct import_mapping base;
     size_t bytes;
 };
+
+/* Its size cannot change: the daemon sealed that before it gave the memory away. */
+static int map_to_write(int fd, uint64_t size, const void **ret)
+{
+    struct stat status;
+    if (fstat(fd, &status) < 0)
+        return -errno;
+    if (status.st_size < 0 || (uint64_t)status.st_size < size || size > SIZE_MAX)
+        return -EMSGSIZE;
+    void *data = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (data == MAP_FAILED)
+        return -errno;
+    (void)madvise(data, size, MADV_DONTDUMP);
+    *ret = data;
+    return 0;
+}
 
 static int host_open(const struct import_source *source, struct import_mapping **ret, struct import_fault *ret_fault)
 {
@@ -20,7 +37,8 @@ static int host_open(const struct import_source *source, struct import_mapping *
     struct host_mapping *mapping = malloc(sizeof(*mapping));
     if (!mapping)
         return import_fail(ret_fault, -ENOMEM, "no memory for a mapping");
-    int r = sealed_map(source->fd, source->bytes, &mapping->base.data);
+    int r = source->writable ? map_to_write(source->fd, source->bytes, &mapping->base.data)
+                             : sealed_map(source->fd, source->bytes, &mapping->base.data);
     if (r < 0) {
         free(mapping);
         if (r == -EPERM)

@@ -1,5 +1,6 @@
 /* Loading, planning and unloading. */
 #include "client/call.h"
+#include "client/config.h"
 #include "client/error.h"
 #include "client/fields.h"
 #include "client/files.h"
@@ -58,6 +59,31 @@ static bool add_forms(cJSON *object, const rf_load_options *options)
     return ok;
 }
 
+static bool add_group(cJSON *array, const rf_group *group)
+{
+    cJSON *object = cJSON_CreateObject(), *members = cJSON_AddArrayToObject(object, "members");
+    bool ok = members && cJSON_AddStringToObject(object, "name", group->name) &&
+              add_number(object, "stack", group->stack) && add_number(object, "heads", group->heads) &&
+              add_text(object, "cut", group->cut);
+    for (size_t i = 0; i < group->n_members && ok; i++)
+        ok = cJSON_AddItemToArray(members, cJSON_CreateString(group->members[i]));
+    return cJSON_AddItemToArray(array, object) && ok;
+}
+
+static bool add_layout(cJSON *object, const rf_load_options *options)
+{
+    cJSON *groups = options->n_groups > 0 ? cJSON_AddArrayToObject(object, "groups") : NULL;
+    bool ok = add_text(object, "layout", options->layout) && (groups || options->n_groups == 0);
+    for (size_t i = 0; i < options->n_groups && ok; i++)
+        ok = add_group(groups, &options->groups[i]);
+    if (options->tp_size == 0)
+        return ok;
+    cJSON *tp = cJSON_AddObjectToObject(object, "tp");
+    return ok && tp && cJSON_AddNumberToObject(tp, "rank", options->tp_rank) &&
+           cJSON_AddNumberToObject(tp, "size", options->tp_size) && add_number(tp, "heads", options->tp_heads) &&
+           add_number(tp, "kvHeads", options->tp_kv_heads);
+}
+
 /* The parameters of Plan. NULL: no memory. */
 static cJSON *plan_parameters(const rf_load_options *options, const struct files *files)
 {
@@ -71,7 +97,8 @@ static cJSON *plan_parameters(const rf_load_options *options, const struct files
          add_text(object, "dequant", options->dequant) &&
          (!options->private_ || cJSON_AddTrueToObject(object, "private")) &&
          (!options->public_ || cJSON_AddTrueToObject(object, "public")) &&
-         (!options->replace || cJSON_AddTrueToObject(object, "replace")) && add_forms(object, options);
+         (!options->replace || cJSON_AddTrueToObject(object, "replace")) && add_forms(object, options) &&
+         add_layout(object, options);
     if (ok)
         return object;
     cJSON_Delete(object);
@@ -166,10 +193,12 @@ static int load_begin(rf_client *client, const char *const *paths, size_t n, con
     if (r < 0)
         return r;
     link[0] = '\0';
-    if (n == 1)
+    if (n > 0)
         files_link_name(paths[0], link);
     if (!ret->name && link[0])
         ret->name = link;
+    if (ret->tp_size > 1 && ret->tp_heads == 0 && n > 0) /* else the daemon looks for them, if it may */
+        (void)config_heads(paths[0], &ret->tp_heads, &ret->tp_kv_heads);
     return bring_files(client, ret_files, paths, n);
 }
 

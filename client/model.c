@@ -23,9 +23,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* Every tensor begins at a multiple of so many bytes in the model's memory. */
-#define TENSOR_ALIGNMENT 256u
-
 /* The most bytes of a handle. IPC handles have 64. */
 #define HANDLE_MAX 256u
 
@@ -38,6 +35,12 @@ struct attaching {
     rf_reply_fn *reply;       /* or NULL */
     rf_progress_fn *progress; /* or NULL */
     void *context;            /* of both */
+
+    /* Gets the last reply first; NULL: there is no such function. Returns 0: the reply grants a lease; 1: it was
+     * another one, and was taken; or a negative errno. */
+    int (*other)(void *context, cJSON **parameters, struct frame_message *message);
+    void *other_context;
+    bool other_taken;
 };
 
 static int fail_reply(const struct attaching *attaching, const char *what)
@@ -113,6 +116,35 @@ static bool bytes_fit(const struct table_entry *entry, const struct tensor_type 
     return foreign ? bytes <= entry->bytes : bytes == entry->bytes;
 }
 
+/* Bytes of an element; 0: they are in blocks, or the type is not known. */
+static uint64_t element_bytes(const struct table_entry *entry, const struct tensor_type *type)
+{
+    if (entry->form != FORM_NATIVE)
+        return form_element_bytes((enum form)entry->form);
+    return type && type->block_elements == 1 ? type->block_bytes : 0;
+}
+
+/* Tensors of files are at multiples of 256; members of a group behind its first, and tensors of a model that was
+ * published, need not be: only their elements are aligned. */
+static bool place_fits(const struct table_entry *entry, const struct tensor_type *type)
+{
+    const uint64_t bytes = element_bytes(entry, type);
+    return bytes == 0 || entry->offset % bytes == 0;
+}
+
+/* True if the entry's bytes are those from its first to its last element. */
+static bool strides_fit(const struct table_entry *entry, const uint64_t *strides, const struct tensor_type *type)
+{
+    const uint64_t each = element_bytes(entry, type);
+    uint64_t last = 0, step, bytes;
+    for (uint32_t i = 0; i < entry->n_dims; i++)
+        if (entry->shape[i] == 0 || __builtin_mul_overflow(entry->shape[i] - 1, strides[i], &step) ||
+            __builtin_add_overflow(last, step, &last))
+            return false;
+    return each > 0 && !__builtin_add_overflow(last, 1, &last) && !__builtin_mul_overflow(last, each, &bytes) &&
+           bytes == entry->bytes;
+}
+
 #define WRONG_CONTENT "its content"
 
 static int table_fail(const rf_model *model, const char *why)
@@ -162,10 +194,14 @@ static int model_map_memory(const struct attaching *attaching, int fd)
 /* Reads the last reply, and maps the table and the memory. */
 static int attach_reply(void *context, cJSON **parameters, bool continues, struct frame_message *message)
 {
-    const struct attaching *attaching = context;
+    struct attaching *attaching = context;
     rf_model *model = attaching->model;
     struct frame_message none = {0}; /* the descriptors are ours */
-    int r = client_give(model->client, attaching->reply, attaching->context, *parameters, continues, &none);
+    int r = !continues && attaching->other ? attaching->other(attaching->other_context, parameters, message) : 0;
+    attaching->other_taken = r == 1;
+    if (r != 0)
+        return r;
+    r = client_give(model->client, attaching->reply, attaching->context, *parameters, continues, &none);
     if (r != 0 && !continues) /* it is given back then */
         model->leased = field_integer(*parameters, "lease", &model->lease);
     if (r != 0)
@@ -259,6 +295,25 @@ static char *attach_parameters(const char *name, const rf_attach_options *option
     return text;
 }
 
+/* Makes the call. After a failure the model is freed; not after 1, which `other` has returned. */
+static int attach_call(struct attaching *attaching, struct call call, rf_model **ret)
+{
+    rf_model *model = attaching->model;
+    call.reply = attach_reply;
+    call.context = attaching;
+    int r = client_call(model->client, &call);
+    if (r == 1 && attaching->other_taken)
+        return 1;
+    if (r != 0) {
+        if (model->leased)
+            r = attach_undo(model, r);
+        model_free(model);
+        return r;
+    }
+    *ret = model;
+    return 0;
+}
+
 int model_attach(rf_client *client, struct call call, rf_reply_fn *reply, rf_progress_fn *progress, void *context,
                  rf_model **ret)
 {
@@ -270,17 +325,32 @@ int model_attach(rf_client *client, struct call call, rf_reply_fn *reply, rf_pro
     LIST_INSERT_HEAD(&client->models, model, link);
     struct attaching attaching = {
         .model = model, .method = call.method, .reply = reply, .progress = progress, .context = context};
-    call.reply = attach_reply;
-    call.context = &attaching;
-    int r = client_call(client, &call);
-    if (r != 0) {
-        if (model->leased)
-            r = attach_undo(model, r);
+    return attach_call(&attaching, call, ret);
+}
+
+int model_attach_or(rf_client *client, struct call call, rf_progress_fn *progress, void *context,
+                    int (*other)(void *other_context, cJSON **parameters, struct frame_message *message),
+                    void *other_context, rf_model **ret)
+{
+    rf_model *model = calloc(1, sizeof(*model));
+    if (!model)
+        return client_fail(client, -ENOMEM, "no memory to attach");
+    model->client = client;
+    model->header_fd = -1;
+    LIST_INSERT_HEAD(&client->models, model, link);
+    struct attaching attaching = {.model = model,
+                                  .method = call.method,
+                                  .progress = progress,
+                                  .context = context,
+                                  .other = other,
+                                  .other_context = other_context};
+    int r = attach_call(&attaching, call, ret);
+    if (r == 1) { /* it was another reply */
         model_free(model);
-        return r;
+        *ret = NULL;
+        return 0;
     }
-    *ret = model;
-    return 0;
+    return r;
 }
 
 static int attach(rf_client *client, const char *name, const rf_attach_options *options, rf_model **ret)
@@ -385,11 +455,12 @@ int rf_model_read(const rf_model *model, uint64_t offset, void *dst, size_t size
 static int tensor_fill(const rf_model *model, const struct table_entry *entry, rf_tensor *ret)
 {
     const struct tensor_type *type = tensor_type_find(entry->type);
-    if (entry->offset % TENSOR_ALIGNMENT != 0)
-        return table_fail(model, "a tensor's place");
+    const uint64_t *strides = table_strides(model->table, entry);
     if (entry->form >= FORM_COUNT)
         return table_fail(model, "a tensor's form");
-    if (!bytes_fit(entry, type))
+    if (!place_fits(entry, type))
+        return table_fail(model, "a tensor's place");
+    if (strides ? !strides_fit(entry, strides, type) : !bytes_fit(entry, type))
         return table_fail(model, "a tensor's size");
     *ret = (rf_tensor){
         .name = table_name(model->table, entry),
@@ -402,6 +473,8 @@ static int tensor_fill(const rf_model *model, const struct table_entry *entry, r
         .offset = entry->offset,
         .bytes = entry->bytes,
         .padding = entry->padding,
+        .flags = entry->flags & TABLE_VIEW ? RF_TENSOR_VIEW : 0,
+        .strides = strides,
         .data = model->mapping ? (const char *)model->mapping->data + entry->offset : NULL,
     };
     _Static_assert(RF_DIMS_MAX == TABLE_DIMS_MAX, "a shape of the table is one of the library");

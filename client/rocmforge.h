@@ -64,7 +64,7 @@ const char *rf_error_parameters(const rf_client *client);
  * lease. Their memory on the host can still be read, but the daemon does not count it any more; detach such a model,
  * and load it again. rf_model_leased() tells which they are. -EINVAL: `seconds` is negative or no number. Other errors
  * are those of rf_connect() and rf_call(): no model has a lease then, and it can be tried again. The socket may get
- * another number: see rf_client_fd(). */
+ * another number, see rf_client_fd(); SO_RCVTIMEO stays. */
 int rf_reconnect(rf_client *client, double seconds);
 
 /* --- any method --- */
@@ -125,6 +125,17 @@ typedef struct rf_form_rule {
     const char *form; /* as in rf_load_options */
 } rf_form_rule;
 
+/* Tensors that stand in memory as neighbours, without padding, and are one tensor more: see Group in
+ * io.rocmforge.varlink. */
+typedef struct rf_group {
+    const char *name;
+    const char *const *members;
+    size_t n_members;
+    uint32_t stack;  /* 0: joined along the first dimension; n: each n of them are, and the results are stacked */
+    uint32_t heads;  /* 0: rows as in the file; n: rows in pairs become rows in halves, in each of n heads */
+    const char *cut; /* "rows", "columns"; NULL: each part of a model has the members whole */
+} rf_group;
+
 /* Options of a load. Set `size` to sizeof(rf_load_options), and the options that you do not use to 0. */
 typedef struct rf_load_options {
     size_t size;
@@ -148,20 +159,41 @@ typedef struct rf_load_options {
     size_t n_forms;            /* at most 64 */
     int replace; /* if a model of this user has the name, the new model takes it when resident; the old one drains */
     int public_; /* every user sees the model and can attach to it; only for who owns the files, and for root */
+    const char *layout;     /* "vllm", "hf"; NULL: as in the file */
+    const rf_group *groups; /* groups besides those of the layout */
+    size_t n_groups;
+    /* Only one part of a model that tp_size processes share is loaded, that of number tp_rank, from 0. 0: all of it.
+     * The model's attention heads, and those of k and v; 0: the library reads them from config.json beside the files,
+     * or else the daemon finds them out. */
+    uint32_t tp_rank;
+    uint32_t tp_size;
+    uint32_t tp_heads;
+    uint32_t tp_kv_heads;
 } rf_load_options;
 
 /* Loads the GGUF or safetensors file at `path`, or the folder of safetensors files: those that its index names
  * (model.safetensors.index.json), or model.safetensors. The caller must be able to read the files; the daemon need not.
  * For a split model,
- * `path` is its first file, and the others are found: by their names ("-00002-of-00003.gguf") beside it or beside the
- * file that a link leads to, or there by what they say. If the file is resident or being loaded already, the call joins
- * that model, and a `name` in the options becomes a further name of it. Waits until the model is resident, unless
- * no_wait is set. `options` may be NULL. Until somebody attaches to the model it may be evicted: rf_load_attach() loads
- * it and attaches to it. Writes the name of the model to `name`, which has RF_NAME_SIZE bytes or is NULL. Returns 0; a
- * negative errno of open(); -EINVAL: `path` is no regular file, or an option is wrong; or an error as of rf_call(). */
+ * `path` is its first file, and the others are found: by their names ("-00002-of-00003.gguf") beside it or beside what
+ * each link leads to, or there by what they say. -ENOTUNIQ: that leaves a choice; give all files to rf_load_files().
+ * The default name is that of a link or of a folder, or else of the file. If the file is resident or being loaded
+ * already, the call joins that model, and a `name` in the options becomes a further name of it. Waits until the model
+ * is resident, unless no_wait is set. `options` may be NULL. Until somebody attaches to the model it may be evicted:
+ * rf_load_attach() loads it and attaches to it. Writes the name of the model to `name`, which has RF_NAME_SIZE bytes or
+ * is NULL. Returns 0; a negative errno of open(); -EINVAL: `path` is no regular file, or an option is wrong; or an
+ * error as of rf_call(). */
 int rf_load(rf_client *client, const char *path, const rf_load_options *options, char *name);
 
-/* The same with all files of a split model, in any order; with one path as rf_load(). */
+/* Gets the path of a file. */
+typedef void rf_file_fn(void *context, const char *path);
+
+/* Finds the files that rf_load() would load for this path, in the order of their numbers; needs no daemon. `file` is
+ * called for each. Returns 0, or a negative errno; then `file` was called for the paths that it is about: -ENOENT: for
+ * a file that is missing, if a name of it is known; -ENOTUNIQ: for those that may be the same one; other errors, of
+ * opening `path`: for none. */
+int rf_model_files(const char *path, rf_file_fn *file, void *context);
+
+/* The same as rf_load() with all files of a split model, in any order; with one path as rf_load(). */
 int rf_load_files(rf_client *client, const char *const *paths, size_t n, const rf_load_options *options, char *name);
 
 #define RF_NAME_SIZE 128
@@ -203,12 +235,21 @@ typedef struct rf_tensor {
     const char *form; /* what its bytes in memory are: "f32", "f16", "bf16", or "native": blocks of `type` */
     uint32_t n_dims;  /* 0 to RF_DIMS_MAX */
     uint64_t shape[RF_DIMS_MAX]; /* slowest dimension first, as NumPy has it; the rest are 0 */
-    uint64_t offset;             /* from the start of the model's memory, a multiple of 256 */
-    uint64_t bytes;              /* of a type that the daemon does not know: all up to the next tensor in the file */
-    const void *data;            /* on the host: readable memory; on a GPU: a device pointer */
-    uint64_t padding;            /* zero bytes behind `bytes`, see below */
-    const void *reserved[3];     /* NULL */
+    uint64_t offset;  /* from the start of the model's memory; a multiple of 256, but in groups and published models */
+    uint64_t bytes;   /* of a type that the daemon does not know: all up to the next tensor in the file */
+    const void *data; /* on the host: readable memory; on a GPU: a device pointer */
+    uint64_t padding; /* zero bytes behind `bytes`, see below */
+    uint64_t flags;   /* RF_TENSOR_VIEW, and others in later versions */
+    /* Elements from one element to the next in each dimension, as many as n_dims. NULL: the elements lie one behind the
+     * other, the last dimension fastest. Only of published models; `bytes` are then all from the first to the last
+     * element. Valid until the model is detached. */
+    const uint64_t *strides;
+    const void *reserved[1]; /* NULL */
 } rf_tensor;
+
+/* The bytes of the tensor are also those of other tensors of the model: it is a group of the layout; or, in a published
+ * model, it begins within the bytes of another. */
+#define RF_TENSOR_VIEW (1u << 0)
 
 /* A native tensor of a quantised type has zeros behind it if its rows are no multiple of 512 elements: as many bytes as
  * the blocks for the missing elements take, (512 - row % 512) / block_elements * block_bytes. So a kernel that reads
@@ -336,6 +377,91 @@ int rf_value_f64(const rf_value *value, double *ret);
  * split model those of its first file. Lives until the model is detached. NULL, and *ret_size 0: the daemon gave none,
  * or as rf_error_message() says. */
 const void *rf_model_header(const rf_model *model, size_t *ret_size);
+
+/* --- publishing --- */
+
+/* Memory that the daemon has given to this client, for a model that the client makes. */
+typedef struct rf_creation rf_creation;
+
+/* The offset of a tensor that the daemon places. */
+#define RF_ANYWHERE UINT64_MAX
+
+/* A tensor of a model that is to be published. */
+typedef struct rf_new_tensor {
+    const char *name;            /* in UTF-8; no two the same */
+    const char *type;            /* "f32", "bf16", "u8", "q4_K", ...: as in rf_tensor */
+    uint32_t n_dims;             /* 0 to RF_DIMS_MAX */
+    uint64_t shape[RF_DIMS_MAX]; /* slowest dimension first */
+    const uint64_t *strides;     /* in elements, n_dims of them; NULL: the elements lie one behind the other */
+    uint64_t offset;             /* in bytes from the start of the memory; RF_ANYWHERE. Tensors may share bytes */
+} rf_new_tensor;
+
+/* Set `size` to sizeof(rf_create_options), and the options that you do not use to 0. */
+typedef struct rf_create_options {
+    size_t size;
+    const char *key;    /* says what the memory will hold, in the publisher's own words; NULL: nothing */
+    const char *device; /* NULL: "auto" */
+    uint64_t bytes;     /* of the memory; 0: as many as the tensors need */
+    int no_wait;        /* -EBUSY if another client is making a model with this key */
+    int any_publisher;  /* a model with this key may also be that of another user, whom the daemon does not trust */
+    int private_;       /* only this user sees the model and can attach to it */
+    int public_;        /* every user sees it and can attach to it */
+    int replace;        /* as in rf_load_options */
+    double wait_for_memory_seconds;
+    double deadline_seconds;  /* give up after so many seconds, -ETIMEDOUT; 0: never */
+    rf_progress_fn *progress; /* or NULL */
+    void *context;            /* passed to progress */
+} rf_create_options;
+
+/* Takes memory for a model that this program fills, and maps it; or attaches, if there is a model with this key. If
+ * another client is making one, waits for it. One of *ret and *ret_model is set, and the other is NULL: *ret_model: the
+ * model that is there, as from rf_attach(); *ret: memory, all zeros, which the caller ends with rf_publish() or
+ * rf_creation_end(), before rf_close(). tensors NULL and n 0: rf_publish() is told them. options may be NULL.
+ *
+ * -EBADMSG: a tensor is wrong; rf_error_parameters() says which one, and why. Other errors are those of rf_load() and
+ * rf_attach(). */
+int rf_create(rf_client *client, const char *name, const rf_new_tensor *tensors, size_t n,
+              const rf_create_options *options, rf_creation **ret, rf_model **ret_model);
+
+/* The memory, to write to: on the host, or a device pointer. NULL: it was unmapped. Memory on a GPU is written to by
+ * the program's own calls of the GPU's runtime. */
+void *rf_creation_data(const rf_creation *creation);
+uint64_t rf_creation_bytes(const rf_creation *creation);
+
+/* The number that Publish of the wire takes. */
+uint64_t rf_creation_id(const rf_creation *creation);
+
+/* Where a tensor is in the memory, by its place in the list. -ERANGE. */
+int rf_creation_offset(const rf_creation *creation, size_t index, uint64_t *ret);
+
+/* Unmaps the memory; on a GPU, when its device has finished all work. rf_publish() does it too. */
+void rf_creation_unmap(rf_creation *creation);
+
+/* Set `size` to sizeof(rf_publish_options), and the options that you do not use to 0. */
+typedef struct rf_publish_options {
+    size_t size;
+    const char *metadata;         /* whatever else to say of the model, in UTF-8, at most 1 MiB; NULL: nothing */
+    const rf_new_tensor *tensors; /* if rf_create() was told none */
+    size_t n_tensors;
+    int pin;
+    uint64_t ttl_seconds; /* 0: never */
+} rf_publish_options;
+
+/* Unmaps the memory and has it sealed: from now on it is a model like any other. Attaches to that, and frees the
+ * creation. After an error the creation is still there, but unmapped: -EBUSY: another process has the memory mapped for
+ * writing; -EBADMSG: a tensor, or the metadata, is wrong. -ENOENT: it has ended. options may be NULL. */
+int rf_publish(rf_creation *creation, const rf_publish_options *options, rf_model **ret);
+
+/* Ends a creation without a model, and frees it. NULL is fine. */
+int rf_creation_end(rf_creation *creation);
+
+/* For who has called Create by other means: maps the memory that a reply tells of, which is JSON text, and `fd`, the
+ * descriptor that came with it; -1: none. The descriptor stays the caller's. The client need not be the one that
+ * called: then only rf_creation_unmap(), rf_creation_forget() and what tells of the creation may be called. */
+int rf_creation_of(rf_client *client, const char *reply, int fd, rf_creation **ret);
+
+/* Unmaps the memory and frees the creation, without a message to the daemon. NULL is fine. */
+void rf_creation_forget(rf_creation *creation);
 
 #ifdef __cplusplus
 }

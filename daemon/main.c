@@ -2,7 +2,9 @@
 #include "daemon/api/changes.h"
 #include "daemon/api/preload.h"
 #include "daemon/base/last_words.h"
+#include "daemon/base/lock_limit.h"
 #include "daemon/base/log.h"
+#include "daemon/base/processors.h"
 #include "daemon/gguf/gguf.h"
 #include "daemon/keep/keep.h"
 #include "daemon/modules.h"
@@ -197,7 +199,7 @@ static int listen_begin(struct daemon *daemon, const struct options *options)
 
 static unsigned default_workers(void)
 {
-    unsigned n = uv_available_parallelism();
+    unsigned n = processors_usable("/proc/self/cgroup", "/sys/fs/cgroup");
     return n < WORKERS_DEFAULT_MAX ? n : WORKERS_DEFAULT_MAX;
 }
 
@@ -256,12 +258,29 @@ static uint64_t daemon_steps(void *context)
     return daemon->server.core.steps;
 }
 
+/* Whether all host memory that models may take may be locked. 0 or -EPERM. */
+static int lock_check(const struct daemon *daemon, const struct options *options)
+{
+    const uint64_t budget = devices_host(&daemon->server.devices)->budget, limit = lock_limit_raise();
+    char needed[BYTES_TEXT_SIZE], most[BYTES_TEXT_SIZE];
+    if (limit >= budget && limit - budget >= options->host_cache)
+        return 0;
+    log_error("cannot start: --lock-memory: models may take %s of host memory, of which %s may be locked; "
+              "see LimitMEMLOCK=, ulimit -l, --budget and --host-cache",
+              bytes_text(needed, (double)budget + (double)options->host_cache, ""),
+              bytes_text(most, (double)limit, ""));
+    return -EPERM;
+}
+
 static int daemon_begin(struct daemon *daemon, const struct options *options)
 {
     const unsigned workers = options->workers ? options->workers : default_workers();
     const struct server_config config = {
         .limits = options->limits,
         .host_cache = options->host_cache,
+        .keep_freed = options->keep_freed,
+        .page_cache = options->page_cache,
+        .lock_memory = options->lock_memory,
         .workers = workers,
         .device_timeout = options->device_timeout,
         .has_processor = workers < uv_available_parallelism(),
@@ -280,6 +299,10 @@ static int daemon_begin(struct daemon *daemon, const struct options *options)
     r = daemon_workers(daemon);
     if (r == 0)
         r = modules_open(&daemon->server.devices, options, workers);
+    if (r == 0 && options->host_cache_pinned && options->host_cache > 0)
+        residency_pin_cache(&daemon->server.residency);
+    if (r == 0 && options->lock_memory)
+        r = lock_check(daemon, options);
     if (r == 0)
         r = keep_new(&daemon->server.residency, options->grace, &daemon->keep);
     if (r == 0) {

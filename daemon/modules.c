@@ -1,6 +1,7 @@
 #include "daemon/modules.h"
 
 #include "daemon/base/log.h"
+#include "daemon/base/processors.h"
 #include "daemon/device/cgroup.h"
 #include "proto/bytes.h"
 #include "proto/min.h"
@@ -55,15 +56,29 @@ static void bound_host(struct device *device)
     device->total = limit.bytes;
 }
 
+/* Bytes of staging memory for a GPU. What was read into it has to be in the caches still when the GPU copies it, beside
+ * what else is there: so half of the caches, if that is less than the usual size. Less than STAGING_LEAST_MIB would
+ * make the copies small. */
+#define STAGING_LEAST_MIB 36
+static uint64_t staging_default(void)
+{
+    const uint64_t most = (uint64_t)DEVICE_STAGING_DEFAULT_MIB << 20, least = (uint64_t)STAGING_LEAST_MIB << 20;
+    const uint64_t half = processors_cache("/sys/devices/system/cpu", NULL) / 2;
+    if (half == 0 || half > most)
+        return most;
+    return half > least ? half : least;
+}
+
 /* Opens a module's devices and adds them. Returns how many, or a negative errno. */
 static int module_open(struct devices *set, const struct device_module *module, const struct options *options,
                        unsigned workers, struct device_fault *ret_fault)
 {
     const struct device_config config = {
         .workers = workers,
-        .staging = options->staging,
+        .staging = options->staging ? options->staging : staging_default(),
         .streams = options->streams,
         .export_wish = options->export_wish,
+        .lock_memory = options->lock_memory,
     };
     struct device **devices = NULL;
     int n = module->open(&config, &devices, ret_fault);

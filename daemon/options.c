@@ -2,6 +2,7 @@
 
 #include "daemon/device/devices.h"
 #include "daemon/keep/keep.h"
+#include "daemon/memory/spared.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -35,26 +36,36 @@ static void usage(void)
     printf("  --workers N         threads that read and decode; default one for each processor,\n"
            "                      at most %d\n",
            WORKERS_DEFAULT_MAX);
-    printf("  --staging SIZE      pinned memory for uploads, for each GPU; default %dMi\n"
+    printf("  --staging SIZE      pinned memory for uploads, for each GPU; default at most\n"
+           "                      %dMi, less where the processors' caches are small\n"
            "  --streams N         streams for each GPU, the first for copies; default %d\n"
            "  --export KIND       how clients get a GPU's memory: fd, ipc, or auto (fd where\n"
            "                      the GPU can, else ipc)\n",
            DEVICE_STAGING_DEFAULT_MIB, DEVICE_STREAMS_DEFAULT);
     printf("  --preload DIR       load and pin every model linked there; again on SIGHUP\n"
+           "  --page-cache WAY    auto: what is not in the page cache is read past it (default);\n"
+           "                      keep: it goes into the page cache; drop: as auto, and files of\n"
+           "                      models that are resident are dropped from it\n"
            "  --grace SECONDS     how long models that outlived a restart are held for clients\n"
            "                      to come back; default %d\n"
            "  --device-timeout SECONDS\n"
            "                      how long a call of a GPU's driver may take before the GPU\n"
            "                      counts as failed; default %d\n"
            "  --host-cache SIZE   host memory that keeps models which a GPU has no room for\n"
+           "  --host-cache-pinned take all of that memory at the start, and let GPUs copy to and\n"
+           "                      from it by themselves\n"
+           "  --keep-freed SECONDS\n"
+           "                      how long a GPU's memory of unloaded models is kept for the\n"
+           "                      next load before the driver gets it back; default %d\n"
+           "  --lock-memory       host memory of models is never swapped out\n"
            "  --user-connections N, --user-loads N, --user-leases N, --user-models N,\n"
            "  --user-bytes SIZE   what one user may have at a time; default %d, %d, %d, %d,\n"
            "                      and as much as the budget; root and the daemon's own user\n"
            "                      are not bounded\n"
            "  --user-memory SIZE  what one user may have the daemon keep of requests, calls\n"
            "                      and replies; default %dMi\n",
-           KEEP_GRACE_DEFAULT, DEVICE_TIMEOUT_DEFAULT, QUOTA_CONNECTIONS_DEFAULT, QUOTA_LOADS_DEFAULT,
-           QUOTA_LEASES_DEFAULT, QUOTA_MODELS_DEFAULT, QUOTA_MEMORY_DEFAULT_MIB);
+           KEEP_GRACE_DEFAULT, DEVICE_TIMEOUT_DEFAULT, SPARED_SECONDS_DEFAULT, QUOTA_CONNECTIONS_DEFAULT,
+           QUOTA_LOADS_DEFAULT, QUOTA_LEASES_DEFAULT, QUOTA_MODELS_DEFAULT, QUOTA_MEMORY_DEFAULT_MIB);
     printf("  --log-level LEVEL   error, warning, notice, info (default), debug\n"
            "  --help, --version\n"
            "\n"
@@ -120,6 +131,15 @@ static int number_parse(const char *text, unsigned max, unsigned *ret)
     return 0;
 }
 
+/* A number from 0 on. */
+static int seconds_parse(const char *text, unsigned max, unsigned *ret)
+{
+    if (strcmp(text, "0") != 0)
+        return number_parse(text, max, ret);
+    *ret = 0;
+    return 0;
+}
+
 /* As number_parse(), for the limits of a user. */
 static int limit_parse(const char *text, uint64_t *ret)
 {
@@ -143,6 +163,19 @@ static int export_parse(const char *text, enum export_wish *ret)
     return 0;
 }
 
+static int page_cache_parse(const char *text, enum page_cache *ret)
+{
+    if (strcmp(text, "auto") == 0)
+        *ret = PAGE_CACHE_AUTO;
+    else if (strcmp(text, "keep") == 0)
+        *ret = PAGE_CACHE_KEEP;
+    else if (strcmp(text, "drop") == 0)
+        *ret = PAGE_CACHE_DROP;
+    else
+        return -EINVAL;
+    return 0;
+}
+
 static int one_of(const char *text, const char *const *choices)
 {
     for (; *choices; choices++)
@@ -160,9 +193,13 @@ enum {
     STREAMS,
     EXPORT,
     PRELOAD,
+    PAGE_CACHE,
     GRACE,
     DEVICE_TIMEOUT,
     HOST_CACHE,
+    HOST_CACHE_PINNED,
+    KEEP_FREED,
+    LOCK_MEMORY,
     USER_CONNECTIONS,
     USER_LOADS,
     USER_LEASES,
@@ -183,9 +220,13 @@ static const struct option known[] = {
     {"streams", required_argument, NULL, STREAMS},
     {"export", required_argument, NULL, EXPORT},
     {"preload", required_argument, NULL, PRELOAD},
+    {"page-cache", required_argument, NULL, PAGE_CACHE},
     {"grace", required_argument, NULL, GRACE},
     {"device-timeout", required_argument, NULL, DEVICE_TIMEOUT},
     {"host-cache", required_argument, NULL, HOST_CACHE},
+    {"host-cache-pinned", no_argument, NULL, HOST_CACHE_PINNED},
+    {"keep-freed", required_argument, NULL, KEEP_FREED},
+    {"lock-memory", no_argument, NULL, LOCK_MEMORY},
     {"user-connections", required_argument, NULL, USER_CONNECTIONS},
     {"user-loads", required_argument, NULL, USER_LOADS},
     {"user-leases", required_argument, NULL, USER_LEASES},
@@ -198,7 +239,7 @@ static const struct option known[] = {
     {0},
 };
 
-/* Applies an option that takes a value. -EINVAL. */
+/* Applies an option. value: NULL if it takes none. -EINVAL. */
 static int apply(int option, const char *value, struct options *options)
 {
     switch (option) {
@@ -221,12 +262,22 @@ static int apply(int option, const char *value, struct options *options)
     case PRELOAD:
         options->preload = value;
         return 0;
+    case PAGE_CACHE:
+        return page_cache_parse(value, &options->page_cache);
     case GRACE:
         return number_parse(value, GRACE_MAX, &options->grace);
     case DEVICE_TIMEOUT:
         return number_parse(value, DEVICE_TIMEOUT_MAX, &options->device_timeout);
     case HOST_CACHE:
         return options_size_parse(value, &options->host_cache);
+    case HOST_CACHE_PINNED:
+        options->host_cache_pinned = true;
+        return 0;
+    case KEEP_FREED:
+        return seconds_parse(value, SPARED_SECONDS_MAX, &options->keep_freed);
+    case LOCK_MEMORY:
+        options->lock_memory = true;
+        return 0;
     case USER_CONNECTIONS:
         return limit_parse(value, &options->limits.most[QUOTA_CONNECTIONS]);
     case USER_LOADS:
@@ -248,8 +299,11 @@ static int apply(int option, const char *value, struct options *options)
 
 int options_parse(int argc, char **argv, struct options *ret)
 {
-    struct options result = {
-        .device = "auto", .grace = KEEP_GRACE_DEFAULT, .log_level = LOG_LEVEL_INFO, .limits = QUOTA_DEFAULTS};
+    struct options result = {.device = "auto",
+                             .grace = KEEP_GRACE_DEFAULT,
+                             .keep_freed = SPARED_SECONDS_DEFAULT,
+                             .log_level = LOG_LEVEL_INFO,
+                             .limits = QUOTA_DEFAULTS};
     int option, index = 0;
     while ((option = getopt_long(argc, argv, "h", known, &index)) >= 0) {
         if (option == 'h' || option == HELP) {

@@ -4,6 +4,7 @@
 #include "daemon/base/log.h"
 #include "daemon/base/quota.h"
 #include "daemon/device/device.h"
+#include "daemon/load/cold.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -31,14 +32,18 @@ struct options {
     const char *socket; /* NULL: systemd's, or the default */
     const char *device; /* "auto", or one of device_kinds */
     struct budget budget;
-    unsigned workers; /* 0: one for each processor, at most WORKERS_DEFAULT_MAX */
-    uint64_t staging; /* bytes; 0: the device's choice */
+    unsigned workers; /* 0: one for each processor that it may use, at most WORKERS_DEFAULT_MAX */
+    uint64_t staging; /* bytes; 0: by the processors' caches */
     unsigned streams; /* 0: the device's choice */
     enum export_wish export_wish;
-    const char *preload;     /* a folder, or NULL */
+    const char *preload; /* a folder, or NULL */
+    enum page_cache page_cache;
     unsigned grace;          /* seconds; see keep.h */
     unsigned device_timeout; /* seconds; 0: DEVICE_TIMEOUT_DEFAULT */
     uint64_t host_cache;     /* bytes; 0: none */
+    bool host_cache_pinned;
+    unsigned keep_freed; /* seconds; see spared.h */
+    bool lock_memory;
     struct quota_limits limits;
     enum log_level log_level;
 };

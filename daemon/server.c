@@ -7,6 +7,7 @@
 #include "daemon/session/session.h"
 
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 /* How often progress is reported: often enough for a progress bar. */
@@ -98,6 +99,8 @@ static void server_wire(struct server *server, const struct server_config *confi
         .registry = &server->registry,
         .events = server->events,
         .cache_size = config->host_cache,
+        .spared = {.keep_ns = config->keep_freed * (uint64_t)1000000000},
+        .lock_memory = config->lock_memory,
         .freed = freed,
         .context = &server->loads,
     };
@@ -109,6 +112,8 @@ static void server_wire(struct server *server, const struct server_config *confi
         .events = server->events,
         .quota = server->quota,
         .verifies = &server->verifies,
+        .direct = server->direct,
+        .page_cache = config->page_cache,
     };
     server->rechecks = (struct rechecks){
         .core = &server->core,
@@ -147,6 +152,16 @@ static void server_wire(struct server *server, const struct server_config *confi
     server->ticker.data = server;
 }
 
+/* Daemons do without it. */
+static void direct_begin(struct server *server, const struct server_config *config)
+{
+    if (config->page_cache == PAGE_CACHE_KEEP)
+        return;
+    int r = direct_new(&server->direct);
+    if (r < 0)
+        log_info("files that are not in the page cache are read through it: no io_uring: %s", strerror(-r));
+}
+
 int server_init(struct server *server, uv_loop_t *loop, const struct server_config *config)
 {
     *server = (struct server){0};
@@ -167,6 +182,7 @@ int server_init(struct server *server, uv_loop_t *loop, const struct server_conf
         return r;
     closer_watch(server->core.closer, some_closed, server);
     conns_set_closer(server->conns, server->core.closer);
+    direct_begin(server, config);
     registry_init(&server->registry, server->quota);
     server_wire(server, config);
     loads_init(&server->loads);
@@ -193,12 +209,14 @@ static void server_stop_more(struct server *server)
         }
     }
     survey_free(server->survey);
+    residency_unpin_cache(&server->residency);
     devices_close(&server->devices);
     uv_close((uv_handle_t *)&server->ticker, NULL);
     residency_close(&server->residency);
     events_free(server->events);
     closer_free(server->core.closer);
     quota_free(server->quota);
+    direct_free(server->direct);
     core_close(&server->core);
     server->stopped(server);
 }

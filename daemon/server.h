@@ -13,6 +13,7 @@ struct server {
     struct events *events;
     struct residency residency;
     struct survey *survey;
+    struct direct *direct; /* NULL: files are read through the page cache */
     struct loads loads;
     struct verifies verifies;
     struct rechecks rechecks;
@@ -28,7 +29,10 @@ struct server {
 
 struct server_config {
     struct quota_limits limits;
-    uint64_t host_cache;     /* bytes */
+    uint64_t host_cache; /* bytes */
+    unsigned keep_freed; /* seconds; see spared.h */
+    bool lock_memory;    /* of the copies in host memory */
+    enum page_cache page_cache;
     unsigned workers;        /* threads of the work queue */
     unsigned device_timeout; /* seconds; 0: the default */
     bool has_processor;      /* see struct core */

@@ -38,6 +38,9 @@
 #define hipHostMalloc                   cudaHostAlloc
 #define hipHostMallocDefault            cudaHostAllocDefault
 #define hipHostFree                     cudaFreeHost
+#define hipHostRegister                 cudaHostRegister
+#define hipHostRegisterPortable         cudaHostRegisterPortable
+#define hipHostUnregister               cudaHostUnregister
 #define hipHostGetDevicePointer         cudaHostGetDevicePointer
 #define hipMemsetAsync                  cudaMemsetAsync
 #define hipMemcpy                       cudaMemcpy
@@ -129,16 +132,8 @@ static inline hipError_t hipDeviceGetName(char *name, int size, int device)
     return e;
 }
 
-static inline hipError_t hipDeviceGetUuid(hipUUID *uuid, int device)
-{
-    struct cudaDeviceProp properties;
-    hipError_t e = hip_cuda_properties(&properties, device);
-    if (e == cudaSuccess)
-        memcpy(uuid->bytes, properties.uuid.bytes, sizeof(uuid->bytes));
-    return e;
-}
-
-/* Memory that is shared by descriptors has functions in the driver only. The driver's error codes are the runtime's. */
+/* What only the driver has functions for: memory that is shared by descriptors. The driver's error codes are the
+ * runtime's. */
 
 /* The version of the driver's interface whose functions are meant. Their types are those of cuda.h. */
 #define HIP_CUDA_INTERFACE 12000
@@ -157,6 +152,28 @@ static inline hipError_t hip_cuda_find(const char *name, void **ret)
     enum cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
     hipError_t e = cudaGetDriverEntryPointByVersion(name, ret, HIP_CUDA_INTERFACE, cudaEnableDefault, &found);
     return e == cudaSuccess && (found != cudaDriverEntryPointSuccess || !*ret) ? cudaErrorNotSupported : e;
+}
+
+/* The driver's own function: cudaGetDeviceProperties() asks for much else, and clients need the UUID at each attach. */
+static inline hipError_t hip_cuda_uuid(hipUUID *ret, int device)
+{
+    CUuuid uuid;
+    HIP_CUDA_DRIVER(cuDeviceGetUuid);
+    const hipError_t e = (hipError_t)function(&uuid, device);
+    if (e == cudaSuccess)
+        memcpy(ret->bytes, uuid.bytes, sizeof(ret->bytes));
+    return e;
+}
+
+static inline hipError_t hipDeviceGetUuid(hipUUID *uuid, int device)
+{
+    struct cudaDeviceProp properties;
+    if (hip_cuda_uuid(uuid, device) == cudaSuccess)
+        return cudaSuccess;
+    hipError_t e = hip_cuda_properties(&properties, device);
+    if (e == cudaSuccess)
+        memcpy(uuid->bytes, properties.uuid.bytes, sizeof(uuid->bytes));
+    return e;
 }
 
 static inline hipError_t hipMemGetAllocationGranularity(size_t *granule, const CUmemAllocationProp *properties,

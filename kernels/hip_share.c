@@ -59,12 +59,12 @@ fail:
     return result;
 }
 
-hipError_t hip_share_import(int device, int fd, uint64_t bytes, struct hip_share *ret, const char **ret_call)
+hipError_t hip_share_import(int device, int fd, uint64_t bytes, hipMemAccessFlags access, struct hip_share *ret,
+                            const char **ret_call)
 {
     hipMemGenericAllocationHandle_t handle;
     hipError_t result = hip_import_descriptor(&handle, fd, ret_call);
-    return result != hipSuccess ? result
-                                : hip_share_map(device, handle, bytes, hipMemAccessFlagsProtRead, ret, ret_call);
+    return result != hipSuccess ? result : hip_share_map(device, handle, bytes, access, ret, ret_call);
 }
 
 void hip_share_drop(struct hip_share *share)

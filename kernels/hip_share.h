@@ -34,10 +34,11 @@ hipError_t hip_share_granule(int device, uint64_t *ret, const char **ret_call);
 hipError_t hip_share_map(int device, hipMemGenericAllocationHandle_t handle, uint64_t bytes, hipMemAccessFlags access,
                          struct hip_share *ret, const char **ret_call);
 
-/* Maps memory that another process has exported, read-only. The descriptor is not needed any more afterwards; it stays
- * the caller's. An error if it is none of such memory, or if there are not so many bytes of it. hip_share_drop() unmaps
- * it. */
-hipError_t hip_share_import(int device, int fd, uint64_t bytes, struct hip_share *ret, const char **ret_call);
+/* Maps memory that another process has exported: read-only, or to be written to by the client that makes a model of it.
+ * The descriptor is not needed any more afterwards; it stays the caller's. An error if it is none of such memory, or if
+ * there are not so many bytes of it. hip_share_drop() unmaps it. */
+hipError_t hip_share_import(int device, int fd, uint64_t bytes, hipMemAccessFlags access, struct hip_share *ret,
+                            const char **ret_call);
 
 /* Unmaps the memory and gives it up. The device does not use it any more. Errors are ignored: all that can be freed is.
  */

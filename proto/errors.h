@@ -12,14 +12,20 @@
     X(InvalidModel, EBADMSG, "the file is not a valid model")                                                          \
     X(FileChanged, ESTALE, "the file changed")                                                                         \
     X(UnsupportedType, ENOTSUP, "the tensor's type cannot be decoded; load it as native")                              \
+    X(InvalidLayout, EDOM, "the layout does not fit the model")                                                        \
     X(DeviceNotFound, ENODEV, "no such device")                                                                        \
     X(OutOfDeviceMemory, ENOMEM, "not enough device memory")                                                           \
     X(DeviceError, EIO, "a call to the device failed")                                                                 \
     X(FileError, EIO, "reading the file failed")                                                                       \
+    X(AmbiguousFiles, ENOTUNIQ, "several files may be the same one of this split model; name all its files")           \
     X(LimitExceeded, EDQUOT, "a limit was reached")                                                                    \
     X(PermissionDenied, EACCES, "not allowed")                                                                         \
     X(Cancelled, ECANCELED, "cancelled")                                                                               \
     X(DeadlineExceeded, ETIMEDOUT, "the deadline has passed")                                                          \
+    X(NoFile, ENODATA, "the model was published: there is no file to compare it with")                                 \
+    X(CreationNotFound, ENOENT, "no such creation on this connection")                                                 \
+    X(InvalidManifest, EBADMSG, "the list of tensors, or the metadata, is not valid")                                  \
+    X(StillWritable, EBUSY, "the memory is still mapped for writing")                                                  \
     X(LeaseNotFound, ENOENT, "no such lease on this connection")                                                       \
     X(InvalidMessage, EPROTO, "not a valid message")                                                                   \
     X(ShuttingDown, ESHUTDOWN, "the daemon is going away")

@@ -1,15 +1,16 @@
 #include "proto/model_file.h"
 
-#include "proto/frame.h"
+#include "proto/folder.h"
 
 #include <errno.h>
-#include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 static const char extension[] = ".gguf", other_extension[] = ".safetensors";
-static const char first[] = "-00001-of-", any[] = "-00001-of-00003.gguf";
 
 static bool name_character(char c)
 {
@@ -56,9 +57,11 @@ static const char *folder_of(const char *path, const char *base, size_t *ret_siz
 {
     static const char prefix[] = "models--", middle[] = "snapshots";
     size_t size, above_size, cache_size;
-    if (base - path < 2)
+    while (base > path && base[-1] == '/')
+        base--;
+    if (base == path)
         return NULL;
-    const char *folder = part_before(path, base - 1, &size);
+    const char *folder = part_before(path, base, &size);
     if (size == 0)
         return NULL;
     *ret_size = size;
@@ -100,51 +103,45 @@ void model_name_derive(const char *path, char name[MODEL_NAME_MAX + 1])
         strcpy(name, "model");
 }
 
-static bool digits_parse(const char *text, unsigned *ret)
+/* After the folder's own name, which "." and "..", for instance, do not tell. */
+static bool folder_name(const char *path, char name[MODEL_NAME_MAX + 1])
 {
-    unsigned n = 0;
-    for (int i = 0; i < 5; i++) {
-        if (text[i] < '0' || text[i] > '9')
-            return false;
-        n = 10 * n + (unsigned)(text[i] - '0');
+    char *real = realpath(path, NULL), *file = NULL;
+    const bool known = real && asprintf(&file, "%s/" FOLDER_FILE, real) >= 0;
+    if (known) {
+        model_name_derive(file, name);
+        free(file);
     }
-    *ret = n;
+    free(real);
+    return known;
+}
+
+/* A path that begins at no folder has the present one's name before it. */
+static bool link_name(const char *path, char name[MODEL_NAME_MAX + 1])
+{
+    char *here = strchr(path, '/') ? NULL : realpath(".", NULL), *whole = NULL;
+    if (here && asprintf(&whole, "%s/%s", here, path) < 0)
+        whole = NULL;
+    model_name_derive(whole ? whole : path, name);
+    free(whole);
+    free(here);
     return true;
 }
 
-/* The two numbers at the end of the path. False if there are none, or the first one is not between 1 and the second. */
-static bool shard_numbers(const char *path, unsigned *ret_number, unsigned *ret_n)
+/* A link to an open file of a process, "/proc/self/fd/3", or one that leads to such a link, as "/dev/stdin" does: its
+ * name says nothing. */
+static bool is_descriptor(const char *path)
 {
-    size_t length = strlen(path);
-    if (length < strlen(any))
-        return false;
-    const char *tail = path + length - strlen(any);
-    const char *digits = tail + strlen(first);
-    unsigned number, n;
-    if (tail[0] != '-' || strncmp(tail + 6, first + 6, strlen(first) - 6) != 0 || strcmp(digits + 5, extension) != 0 ||
-        !digits_parse(tail + 1, &number) || !digits_parse(digits, &n) || number < 1 || number > n)
-        return false;
-    *ret_number = number;
-    *ret_n = n;
-    return true;
+    static const char proc[] = "/proc/";
+    char target[sizeof(proc)] = "";
+    return strncmp(path, proc, strlen(proc)) == 0 || strncmp(path, "/dev/fd/", 8) == 0 ||
+           (readlink(path, target, sizeof(target) - 1) > 0 && strcmp(target, proc) == 0);
 }
 
-unsigned shard_count(const char *path)
+bool model_name_of_link(const char *path, char name[MODEL_NAME_MAX + 1])
 {
-    unsigned number, n;
-    return shard_numbers(path, &number, &n) && number == 1 && n <= FRAME_FDS_MAX ? n : 1;
-}
-
-unsigned shard_index(const char *path)
-{
-    unsigned number, n;
-    return shard_numbers(path, &number, &n) ? number - 1 : 0;
-}
-
-int shard_path(const char *path, unsigned index, unsigned n, char *dst, size_t size)
-{
-    int length = n == 1 ? snprintf(dst, size, "%s", path)
-                        : snprintf(dst, size, "%.*s-%05u-of-%05u%s", (int)(strlen(path) - strlen(any)), path, index + 1,
-                                   n, extension);
-    return length >= 0 && (size_t)length < size ? 0 : -ENAMETOOLONG;
+    struct stat status;
+    if (stat(path, &status) == 0 && S_ISDIR(status.st_mode))
+        return folder_name(path, name);
+    return lstat(path, &status) == 0 && S_ISLNK(status.st_mode) && !is_descriptor(path) && link_name(path, name);
 }

@@ -1,7 +1,7 @@
-/* What can be derived from the path of a model's file: the name of the model, and the other files of a split model. The
- * daemon and the client library both use it. */
+/* The name of a model, as it is derived from the path of its file. The daemon and the client library both use it. */
 #pragma once
 
+#include <stdbool.h>
 #include <stddef.h>
 
 /* The most bytes that a model's name has, without a NUL. */
@@ -16,13 +16,7 @@ int model_name_check(const char *name);
  * Hugging Face's cache, the model's. The path may be NULL. */
 void model_name_derive(const char *path, char name[MODEL_NAME_MAX + 1]);
 
-/* The number of files of a split model whose first file has this path, "...-00001-of-00003.gguf"; 1 for any other path.
- * At most FRAME_FDS_MAX, because one message carries all of them. */
-unsigned shard_count(const char *path);
-
-/* Which file of a split model this path is, counted from 0: 1 for "...-00002-of-00003.gguf"; 0 for any other path. */
-unsigned shard_index(const char *path);
-
-/* Writes the path of file `index` (from 0) of a split model to `dst`. `path` is the path of its first file, `n` is
- * shard_count(path). Returns 0, or -ENAMETOOLONG. */
-int shard_path(const char *path, unsigned index, unsigned n, char *dst, size_t size);
+/* If `path` is a folder, derives a name from the folder's; of "..", for instance, it is looked up. If it is a symbolic
+ * link, derives a name from the link's: what it leads to may be called by a digest. Not so for links to descriptors,
+ * "/proc/self/fd/3". Returns whether it is one of both; `name` is only set then. Blocking. */
+bool model_name_of_link(const char *path, char name[MODEL_NAME_MAX + 1]);

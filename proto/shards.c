@@ -1,12 +1,12 @@
 #include "proto/shards.h"
 
+#include "proto/array.h"
 #include "proto/folder.h"
 #include "proto/gguf_value.h"
-#include "proto/min.h"
+#include "proto/shard_choice.h"
 
 #include <ctype.h>
 #include <dirent.h>
-#include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -16,147 +16,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* --- what a file says --- */
+/* Files that may be one of a model's, and bytes of their headers: of several models. */
+#define CANDIDATES_MAX      (4 * SHARDS_MAX)
+#define CONTENT_HEADERS_MAX (4 * GGUF_HEADER_MAX)
 
-/* Read at once. */
-#define WINDOW  (64u << 10)
-#define KEY_MAX 32u /* of those that are looked for */
-
-struct peek {
-    int fd;
-    uint64_t size, pos;
-    uint64_t window; /* position of the bytes below */
-    size_t filled;
-    int error; /* of pread() */
-    uint8_t bytes[WINDOW];
-};
-
-/* The next bytes, at most a page, and steps over them. NULL: the file has no more, or reading failed. */
-static const uint8_t *take(struct peek *peek, size_t n)
-{
-    if (n > peek->size - peek->pos || peek->error)
-        return NULL;
-    if (peek->pos < peek->window || peek->pos + n > peek->window + peek->filled) {
-        ssize_t got;
-        do
-            got = pread(peek->fd, peek->bytes, sizeof(peek->bytes), (off_t)peek->pos);
-        while (got < 0 && errno == EINTR);
-        peek->error = got < 0 ? -errno : 0;
-        peek->window = peek->pos;
-        peek->filled = got < 0 ? 0 : (size_t)got;
-        if (n > peek->filled)
-            return NULL;
-    }
-    const uint8_t *at = peek->bytes + (peek->pos - peek->window);
-    peek->pos += n;
-    return at;
-}
-
-static bool take_number(struct peek *peek, size_t size, uint64_t *ret)
-{
-    const uint8_t *at = take(peek, size);
-    uint64_t value = 0;
-    if (!at)
-        return false;
-    memcpy(&value, at, size);
-    *ret = le64toh(value);
-    return true;
-}
-
-static bool skip(struct peek *peek, uint64_t n)
-{
-    if (n > peek->size - peek->pos)
-        return false;
-    peek->pos += n;
-    return true;
-}
-
-static bool skip_value(struct peek *peek, uint64_t type, unsigned depth)
-{
-    uint64_t size = gguf_scalar_bytes(type), element, count;
-    if (size > 0)
-        return skip(peek, size);
-    if (type == GGUF_STRING)
-        return take_number(peek, 8, &size) && skip(peek, size);
-    if (type != GGUF_ARRAY || depth == GGUF_NESTING_MAX || !take_number(peek, 4, &element) ||
-        !take_number(peek, 8, &count))
-        return false;
-    const size_t each = gguf_scalar_bytes(element);
-    if (each > 0)
-        return count <= (peek->size - peek->pos) / each && skip(peek, count * each);
-    bool good = element == GGUF_STRING || element == GGUF_ARRAY;
-    for (uint64_t i = 0; i < count && good; i++)
-        good = skip_value(peek, element, depth + 1);
-    return good;
-}
-
-/* A number that is not negative, of any integer type. */
-static bool take_integer(struct peek *peek, uint64_t type, uint64_t *ret)
-{
-    const size_t size = gguf_scalar_bytes(type);
-    uint64_t value;
-    if (size == 0 || type == GGUF_F32 || type == GGUF_F64 || !take_number(peek, size, &value))
-        return false;
-    const bool is_signed = type == GGUF_I8 || type == GGUF_I16 || type == GGUF_I32 || type == GGUF_I64;
-    if (is_signed && value >> (8 * size - 1) != 0)
-        return false;
-    *ret = value;
-    return true;
-}
-
-/* Reads an entry, and what it says if it is one of ours. False: no more can be read. */
-static bool read_entry(struct peek *peek, struct shard_place *place, bool *ret_number)
-{
-    uint64_t size, type;
-    char key[KEY_MAX + 1] = "";
-    if (!take_number(peek, 8, &size))
-        return false;
-    if (size <= KEY_MAX) {
-        const uint8_t *at = take(peek, (size_t)size);
-        if (!at)
-            return false;
-        memcpy(key, at, (size_t)size);
-    } else if (!skip(peek, size))
-        return false;
-    if (!take_number(peek, 4, &type))
-        return false;
-    if (strcmp(key, "split.no") == 0)
-        return *ret_number = take_integer(peek, type, &place->number);
-    if (strcmp(key, "split.count") == 0)
-        return take_integer(peek, type, &place->count);
-    if (strcmp(key, "split.tensors.count") == 0)
-        return take_integer(peek, type, &place->tensors);
-    return skip_value(peek, type, 0);
-}
-
-int shard_peek(int fd, struct shard_place *ret)
-{
-    struct peek *peek = calloc(1, sizeof(*peek));
-    struct stat status;
-    struct shard_place place = {.tensors = UINT64_MAX};
-    if (!peek || fstat(fd, &status) < 0) {
-        int error = peek ? -errno : -ENOMEM;
-        free(peek);
-        return error;
-    }
-    peek->fd = fd;
-    peek->size = status.st_size > 0 ? min_u64((uint64_t)status.st_size, GGUF_HEADER_MAX) : 0;
-    uint64_t version, n_tensors, n;
-    bool number = false;
-    const uint8_t *magic = take(peek, 4);
-    place.gguf = magic && memcmp(magic, "GGUF", 4) == 0;
-    if (place.gguf && take_number(peek, 4, &version) && (version == 2 || version == 3) &&
-        take_number(peek, 8, &n_tensors) && take_number(peek, 8, &n) && n <= GGUF_KV_MAX)
-        for (uint64_t i = 0; i < n && !(number && place.count > 0 && place.tensors != UINT64_MAX); i++)
-            if (!read_entry(peek, &place, &number))
-                break;
-    place.split = number && place.count != 1;
-    int error = peek->error;
-    free(peek);
-    if (error == 0)
-        *ret = place;
-    return error;
-}
+/* Links that a path leads through, and the file itself: more than the kernel follows. */
+#define LINKS_MAX 42u
 
 int shard_open_regular(const char *path)
 {
@@ -210,6 +75,12 @@ static bool path_numbers(const char *path, struct numbered *ret)
     return numbered.width > 0 && unused > 0 && numbered.number >= 1 && numbered.number <= numbered.total;
 }
 
+uint64_t shard_name_number(const char *path)
+{
+    struct numbered numbered;
+    return path_numbers(path, &numbered) ? numbered.number : 0;
+}
+
 void shard_paths_free(struct shard_paths *paths)
 {
     for (size_t i = 0; i < paths->n; i++)
@@ -225,111 +96,6 @@ static int paths_new(size_t n, struct shard_paths *ret)
     return ret->paths ? 0 : -ENOMEM;
 }
 
-/* -ENOENT, and that path alone; *ret is empty if there is no memory for it. */
-static int missing(struct shard_paths *ret, const char *path)
-{
-    shard_paths_free(ret);
-    if (paths_new(1, ret) == 0)
-        ret->paths[0] = strdup(path);
-    return -ENOENT;
-}
-
-/* By names: -ENOENT also if the path has no numbers, or others than `own`. */
-static int find_by_names(const char *path, uint64_t own, size_t n, struct shard_paths *ret)
-{
-    struct numbered numbered;
-    if (!path_numbers(path, &numbered) || numbered.number != own + 1)
-        return -ENOENT;
-    int r = paths_new(n, ret);
-    for (size_t i = 0; i < n && r == 0; i++) {
-        const int digits = (int)numbered.digits;
-        if (asprintf(&ret->paths[i], "%.*s%0*zu%s", digits, path, numbered.width, i + 1,
-                     path + digits + numbered.width) < 0) {
-            ret->paths[i] = NULL;
-            r = -ENOMEM;
-        } else if (access(ret->paths[i], F_OK) < 0) {
-            char *absent = ret->paths[i];
-            ret->paths[i] = NULL;
-            r = missing(ret, absent);
-            free(absent);
-            return r;
-        }
-    }
-    if (r < 0)
-        shard_paths_free(ret);
-    return r;
-}
-
-/* Takes a file of the folder if it says that it is one of the model. */
-static int consider(const char *path, const struct shard_place *of, shard_open_fn *open, struct shard_paths *ret)
-{
-    struct shard_place place;
-    int fd = open(path);
-    if (fd < 0)
-        return fd == -ENOMEM ? fd : 0; /* whatever it is, it is none that we could use */
-    int r = shard_peek(fd, &place);
-    close(fd);
-    if (r < 0)
-        return r == -ENOMEM ? r : 0;
-    if (!place.split || place.count != of->count || place.tensors != of->tensors || place.number >= of->count ||
-        place.number == of->number)
-        return 0;
-    if (ret->paths[place.number])
-        return -ENOTUNIQ;
-    ret->paths[place.number] = strdup(path);
-    return ret->paths[place.number] ? 0 : -ENOMEM;
-}
-
-/* Among all files of the folder, by what they say. */
-static int find_by_content(const char *path, const struct shard_place *of, shard_open_fn *open, struct shard_paths *ret)
-{
-    const char *slash = strrchr(path, '/');
-    char folder[PATH_MAX], other[PATH_MAX + 256];
-    snprintf(folder, sizeof(folder), "%.*s", slash ? (int)(slash - path + (slash == path)) : 1, slash ? path : ".");
-    DIR *stream = opendir(folder);
-    int r = stream ? paths_new((size_t)of->count, ret) : -ENOENT;
-    if (r == 0)
-        ret->paths[of->number] = strdup(path);
-    if (r == 0 && !ret->paths[of->number])
-        r = -ENOMEM;
-    for (struct dirent *entry; r == 0 && (entry = readdir(stream));) {
-        if (entry->d_type != DT_REG && entry->d_type != DT_UNKNOWN)
-            continue;
-        snprintf(other, sizeof(other), "%s/%s", folder, entry->d_name);
-        r = consider(other, of, open, ret);
-    }
-    for (size_t i = 0; i < ret->n && r == 0; i++)
-        if (!ret->paths[i])
-            r = -ENOENT;
-    if (stream)
-        closedir(stream);
-    if (r < 0)
-        shard_paths_free(ret);
-    return r;
-}
-
-static int find_others(const char *path, const struct shard_place *place, shard_open_fn *open, struct shard_paths *ret)
-{
-    const size_t n = (size_t)place->count;
-    int r = find_by_names(path, place->number, n, ret);
-    if (r != -ENOENT)
-        return r;
-    char *real = realpath(path, NULL);
-    struct shard_paths found = {0};
-    if (real && strcmp(real, path) != 0)
-        r = find_by_names(real, place->number, n, &found);
-    if (r == -ENOENT) {
-        shard_paths_free(&found);
-        r = find_by_content(real ? real : path, place, open, &found);
-    }
-    free(real);
-    if (r == -ENOENT) /* the name that was looked for first is told, if there is one */
-        return r;
-    shard_paths_free(ret);
-    *ret = found;
-    return r;
-}
-
 static int only(const char *path, struct shard_paths *ret)
 {
     int r = paths_new(1, ret);
@@ -342,11 +108,358 @@ static int only(const char *path, struct shard_paths *ret)
     return -ENOMEM;
 }
 
+/* -ENOENT, and that path alone; *ret is empty if there is no memory for it. */
+static int missing(struct shard_paths *ret, const char *path)
+{
+    shard_paths_free(ret);
+    if (paths_new(1, ret) == 0)
+        ret->paths[0] = strdup(path);
+    return -ENOENT;
+}
+
+/* The path of the file with this number (from 0 on). NULL: no memory. */
+static char *path_numbered(const char *path, const struct numbered *numbered, size_t number)
+{
+    char *other;
+    const int digits = (int)numbered->digits;
+    return asprintf(&other, "%.*s%0*zu%s", digits, path, numbered->width, number + 1, path + digits + numbered->width) <
+                   0
+               ? NULL
+               : other;
+}
+
+/* By names: -ENOENT also if the path has no numbers, or others than `own`. */
+static int find_by_names(const char *path, uint64_t own, size_t n, struct shard_paths *ret)
+{
+    struct numbered numbered;
+    if (!path_numbers(path, &numbered) || numbered.number != own + 1)
+        return -ENOENT;
+    int r = paths_new(n, ret);
+    for (size_t i = 0; i < n && r == 0; i++) {
+        ret->paths[i] = path_numbered(path, &numbered, i);
+        if (!ret->paths[i])
+            r = -ENOMEM;
+        else if (access(ret->paths[i], F_OK) < 0) {
+            char *absent = ret->paths[i];
+            ret->paths[i] = NULL;
+            r = missing(ret, absent);
+            free(absent);
+            return r;
+        }
+    }
+    if (r < 0)
+        shard_paths_free(ret);
+    return r;
+}
+
+/* --- the links that a path leads through --- */
+
+/* The path, then what each link leads to, the file itself being the last one: in each of these folders the other files
+ * may be. *ret is empty if there is no memory. */
+static int chain_of(const char *path, struct shard_paths *ret)
+{
+    char *next = strdup(path), target[PATH_MAX];
+    int r = next ? paths_new(LINKS_MAX, ret) : -ENOMEM;
+    ret->n = 0;
+    while (r == 0 && next) {
+        ret->paths[ret->n++] = next;
+        const char *at = next, *slash = strrchr(at, '/');
+        const ssize_t n = readlink(at, target, sizeof(target) - 1);
+        next = NULL;
+        if (n <= 0 || ret->n == LINKS_MAX)
+            break;
+        target[n] = '\0';
+        if (asprintf(&next, "%.*s%s", target[0] == '/' || !slash ? 0 : (int)(slash + 1 - at), at, target) < 0) {
+            next = NULL;
+            r = -ENOMEM;
+        }
+    }
+    if (r < 0) {
+        free(next);
+        shard_paths_free(ret);
+    }
+    return r;
+}
+
+/* --- by what the files say --- */
+
+/* Files that may be those of the model. */
+struct pool {
+    struct shard_candidate *all;
+    size_t n, capacity;
+    uint64_t left; /* bytes that their headers may still take: nobody's folder keeps the caller for long */
+    const struct shard_place *of; /* what the file says that was asked for */
+};
+
+static void pool_clear(struct pool *pool)
+{
+    for (size_t i = 0; i < pool->n; i++) {
+        free(pool->all[i].path);
+        shard_header_free(&pool->all[i].header);
+    }
+    free(pool->all);
+    *pool = (struct pool){.of = pool->of};
+}
+
+static bool pool_has(const struct pool *pool, const struct stat *status)
+{
+    for (size_t i = 0; i < pool->n; i++)
+        if (pool->all[i].dev == status->st_dev && pool->all[i].ino == status->st_ino)
+            return true;
+    return false;
+}
+
+/* Whether a file that says this may be one of the model. A writer need not put the counts into all files. */
+static bool may_be(const struct pool *pool, const struct shard_place *place)
+{
+    const struct shard_place *of = pool->of;
+    if (!place->split || place->number >= of->count)
+        return false;
+    return (place->count == of->count || place->count == 0) &&
+           (place->tensors == of->tensors || place->tensors == UINT64_MAX || of->tensors == UINT64_MAX);
+}
+
+/* Adds the open file, if it may be one of the model's and is not there already. named: its number by its name, from 1
+ * on; 0: its name tells none. -ENOMEM; 0 also if it was not added. */
+static int pool_add_open(struct pool *pool, const char *path, int fd, uint64_t named)
+{
+    struct shard_candidate candidate = {0};
+    struct shard_place place;
+    struct stat status;
+    int r = fstat(fd, &status) < 0 ? -errno : shard_peek(fd, &place);
+    if (r < 0 || pool->n == CANDIDATES_MAX || !may_be(pool, &place) || pool_has(pool, &status))
+        return r == -ENOMEM ? r : 0; /* whatever it is, it is none that we could use */
+    r = shard_header_read(fd, pool->left, &candidate.header);
+    if (r < 0)
+        return r == -ENOMEM ? r : 0;
+    candidate.named = named == candidate.header.place.number + 1;
+    pool->left -= candidate.header.bytes;
+    candidate.dev = status.st_dev;
+    candidate.ino = status.st_ino;
+    candidate.path = strdup(path);
+    r = candidate.path ? array_reserve(&pool->all, &pool->capacity, pool->n, sizeof(*pool->all), 16) : -ENOMEM;
+    /* Another process may have written to it between the two reads. */
+    if (r < 0 || !may_be(pool, &candidate.header.place)) {
+        free(candidate.path);
+        shard_header_free(&candidate.header);
+        return r;
+    }
+    pool->all[pool->n++] = candidate;
+    return 0;
+}
+
+static int pool_add(struct pool *pool, const char *path, uint64_t named, shard_open_fn *open)
+{
+    const int fd = open(path);
+    if (fd < 0)
+        return fd == -ENOMEM ? fd : 0;
+    const int r = pool_add_open(pool, path, fd, named);
+    close(fd);
+    return r;
+}
+
+/* The number, from 1 on, of a file beside the one of this name, if both names tell that they are of one model; else
+ * 0. */
+static uint64_t number_beside(const char *name, const char *other)
+{
+    struct numbered its, own;
+    if (!path_numbers(name, &own) || !path_numbers(other, &its) || its.total != own.total)
+        return 0;
+    char *expected = path_numbered(name, &own, (size_t)its.number - 1);
+    const bool same = expected && strcmp(expected, other) == 0;
+    free(expected);
+    return same ? its.number : 0;
+}
+
+/* Adds the files of the folder that `path` is in. */
+static int pool_add_folder(struct pool *pool, const char *path, shard_open_fn *open)
+{
+    const char *slash = strrchr(path, '/');
+    char folder[PATH_MAX], other[PATH_MAX + 256];
+    struct numbered numbered;
+    const bool has_numbers = path_numbers(path, &numbered);
+    const char *base = slash ? slash + 1 : path;
+    snprintf(folder, sizeof(folder), "%.*s", slash ? (int)(slash - path + (slash == path)) : 1, slash ? path : ".");
+    DIR *stream = opendir(folder);
+    int r = 0;
+    for (struct dirent *entry; stream && r == 0 && (entry = readdir(stream));) {
+        if (entry->d_type != DT_REG && entry->d_type != DT_LNK && entry->d_type != DT_UNKNOWN)
+            continue;
+        snprintf(other, sizeof(other), "%s%s%s", folder, folder[strlen(folder) - 1] == '/' ? "" : "/", entry->d_name);
+        r = pool_add(pool, other, has_numbers ? number_beside(base, entry->d_name) : 0, open);
+    }
+    if (stream)
+        closedir(stream);
+    return r;
+}
+
+static int by_number(const void *a, const void *b)
+{
+    const struct shard_candidate *x = a, *y = b;
+    if (x->header.place.number != y->header.place.number)
+        return x->header.place.number < y->header.place.number ? -1 : 1;
+    return strcmp(x->path, y->path);
+}
+
+/* The paths of those with this number. */
+static int list_candidates(const struct pool *pool, size_t number, struct shard_paths *ret)
+{
+    int r = paths_new(pool->n, ret);
+    ret->n = 0;
+    for (size_t i = 0; i < pool->n && r == 0; i++)
+        if (pool->all[i].header.place.number == number) {
+            ret->paths[ret->n] = strdup(pool->all[i].path);
+            r = ret->paths[ret->n++] ? 0 : -ENOMEM;
+        }
+    if (r < 0)
+        shard_paths_free(ret);
+    return r;
+}
+
+/* Chooses among the files of the pool. -ENOTUNIQ: *ret has the files that may be the same one. */
+static int pool_choose(const struct pool *pool, bool by_name, struct shard_paths *ret)
+{
+    const size_t n = (size_t)pool->of->count;
+    size_t *choice = calloc(n, sizeof(*choice)), number;
+    int r = choice ? shard_choose(pool->all, pool->n, n, by_name, choice, &number) : -ENOMEM;
+    if (r == 0)
+        r = paths_new(n, ret);
+    for (size_t i = 0; i < n && r == 0; i++) {
+        ret->paths[i] = strdup(pool->all[choice[i]].path);
+        r = ret->paths[i] ? 0 : -ENOMEM;
+    }
+    if (r == -ENOMEM)
+        shard_paths_free(ret);
+    if (r == -ENOTUNIQ && list_candidates(pool, number, ret) < 0)
+        r = -ENOMEM;
+    free(choice);
+    return r;
+}
+
+/* Whether the files that were found by name are those of one model. -ENOENT: they are not. */
+static int check_names(const struct shard_paths *paths, const struct shard_place *of, shard_open_fn *open)
+{
+    struct pool pool = {.of = of, .left = GGUF_HEADER_MAX};
+    struct shard_paths unused = {0};
+    int r = 0;
+    for (size_t i = 0; i < paths->n && r == 0; i++) {
+        const size_t before = pool.n;
+        r = pool_add(&pool, paths->paths[i], i + 1, open);
+        if (r == 0 && (pool.n == before || !pool.all[before].named))
+            r = -ENOENT;
+    }
+    if (r == 0)
+        r = pool_choose(&pool, true, &unused);
+    shard_paths_free(&unused);
+    pool_clear(&pool);
+    return r;
+}
+
+/* Among all files of the chain's folders, by what they say. The file that was asked for is one of the model's.
+ * -ENODATA: it has no valid header. */
+static int find_by_content(const struct shard_paths *chain, const struct shard_place *of, shard_open_fn *open,
+                           struct shard_paths *ret)
+{
+    struct pool pool = {.of = of, .left = CONTENT_HEADERS_MAX};
+    int r = pool_add(&pool, chain->paths[0], of->number + 1, open);
+    if (r == 0 && pool.n == 0)
+        r = -ENODATA;
+    for (size_t i = 0; i < chain->n && r == 0; i++)
+        r = pool_add_folder(&pool, chain->paths[i], open);
+    size_t kept = 1;
+    for (size_t i = kept; i < pool.n && r == 0; i++) { /* no other file counts for its number */
+        if (pool.all[i].header.place.number == of->number) {
+            free(pool.all[i].path);
+            shard_header_free(&pool.all[i].header);
+        } else
+            pool.all[kept++] = pool.all[i];
+    }
+    pool.n = r == 0 ? kept : pool.n;
+    if (r == 0) {
+        qsort(pool.all, pool.n, sizeof(*pool.all), by_number);
+        r = pool_choose(&pool, true, ret);
+    }
+    if (r == -ENOENT)
+        r = pool_choose(&pool, false, ret);
+    pool_clear(&pool);
+    return r;
+}
+
+/* In the folders of all links that the path leads through: by names, if the files say the same; else by what the files
+ * say. If that finds none, files that have the names are taken all the same: it will be told what is wrong with them.
+ */
+static int find_others(const char *path, const struct shard_place *place, shard_open_fn *open, struct shard_paths *ret)
+{
+    struct shard_paths chain, named = {0}, absent = {0};
+    int r = chain_of(path, &chain);
+    bool found = false;
+    for (size_t i = 0; i < chain.n && r == 0 && !found; i++) {
+        struct shard_paths paths = {0};
+        r = find_by_names(chain.paths[i], place->number, (size_t)place->count, &paths);
+        const bool all = r == 0;
+        if (all)
+            r = check_names(&paths, place, open);
+        found = r == 0;
+        r = r == -ENOENT || r == -ENOTUNIQ ? 0 : r;
+        struct shard_paths *keeper = all ? &named : &absent; /* the first of each counts */
+        if (r == 0 && (found || keeper->n == 0)) {
+            shard_paths_free(keeper);
+            *keeper = paths;
+        } else
+            shard_paths_free(&paths);
+    }
+    struct shard_paths content = {0};
+    if (r == 0 && !found)
+        r = find_by_content(&chain, place, open, &content);
+    else if (r == 0) {
+        content = named;
+        named = (struct shard_paths){0};
+    }
+    if ((r == -ENOENT || r == -ENODATA) && named.n > 0) {
+        content = named;
+        named = (struct shard_paths){0};
+        r = 0;
+    } else if (r == -ENODATA)
+        r = only(path, &content);
+    else if (r == -ENOENT) { /* the name that was looked for first is told, if there is one */
+        content = absent;
+        absent = (struct shard_paths){0};
+    }
+    shard_paths_free(&chain);
+    shard_paths_free(&named);
+    shard_paths_free(&absent);
+    *ret = content;
+    return r;
+}
+
+/* The files that the names of a file promise that itself says nothing: in the folders of all links. -ENOENT. */
+static int find_promised(const char *path, struct shard_paths *ret)
+{
+    struct shard_paths chain;
+    struct numbered numbered;
+    int r = chain_of(path, &chain), best = -ENOENT;
+    for (size_t i = 0; i < chain.n && r == 0 && best != 0; i++) {
+        if (!path_numbers(chain.paths[i], &numbered) || numbered.number != 1 || numbered.total < 2 ||
+            numbered.total > SHARDS_MAX)
+            continue;
+        struct shard_paths paths = {0};
+        r = find_by_names(chain.paths[i], 0, (size_t)numbered.total, &paths);
+        best = r == 0 ? 0 : best;
+        r = r == -ENOENT ? 0 : r;
+        if (best == 0 || ret->n == 0) {
+            shard_paths_free(ret);
+            *ret = paths;
+        } else
+            shard_paths_free(&paths);
+    }
+    shard_paths_free(&chain);
+    return r < 0 ? r : best;
+}
+
 int shards_find(const char *path, bool any, shard_open_fn *open, struct shard_paths *ret)
 {
     *ret = (struct shard_paths){0};
     struct shard_place place = {0};
-    struct numbered numbered;
     int fd = open(path);
     if (fd == -EINVAL) { /* no regular file */
         int r = folder_files(path, open, SHARDS_MAX, &ret->paths, &ret->n);
@@ -365,11 +478,9 @@ int shards_find(const char *path, bool any, shard_open_fn *open, struct shard_pa
     }
     /* It does not say what its name does. If the others are there, all of them are looked at, and refused if they do
      * not agree, before a part is taken for the whole. */
-    const bool named = place.count == 0 && path_numbers(path, &numbered) && numbered.number == 1 &&
-                       numbered.total > 1 && numbered.total <= SHARDS_MAX;
-    if (named) {
-        r = find_by_names(path, 0, (size_t)numbered.total, ret);
-        if (r == 0 || !place.gguf)
+    if (place.count == 0) {
+        r = find_promised(path, ret);
+        if (r == 0 || (r == -ENOENT && ret->n > 0 && !place.gguf) || (r < 0 && r != -ENOENT))
             return r;
         shard_paths_free(ret);
     }

@@ -24,6 +24,23 @@ const char *table_name(const void *table, const struct table_entry *entry)
     return (const char *)table + entry->name;
 }
 
+/* Where strides begin in a table of so many tensors. */
+static size_t strides_begin(uint64_t n_tensors)
+{
+    const size_t end = sizeof(struct table_header) + (size_t)n_tensors * TENSOR_SIZE;
+    return (end + sizeof(uint64_t) - 1) & ~(sizeof(uint64_t) - 1);
+}
+
+static const struct table_strides *strides_of(const void *table)
+{
+    return (const void *)((const char *)table + strides_begin(((const struct table_header *)table)->n_tensors));
+}
+
+const uint64_t *table_strides(const void *table, const struct table_entry *entry)
+{
+    return entry->flags & TABLE_STRIDED ? strides_of(table)[entry->flags >> TABLE_STRIDES_SHIFT].of : NULL;
+}
+
 static int index_compare(const void *a, const void *b, void *tensors)
 {
     const struct table_tensor *all = tensors;
@@ -36,6 +53,13 @@ int table_build(const struct table_tensor *tensors, size_t n, uint64_t arena_byt
     if (n > UINT32_MAX || __builtin_mul_overflow(n, TENSOR_SIZE, &names) ||
         __builtin_add_overflow(names, sizeof(struct table_header), &names))
         return -EOVERFLOW;
+    size_t n_strided = 0;
+    for (size_t i = 0; i < n; i++)
+        n_strided += tensors[i].strides != NULL;
+    if (n_strided > TABLE_STRIDES_MAX)
+        return -EOVERFLOW;
+    if (n_strided > 0 && __builtin_add_overflow(strides_begin(n), n_strided * sizeof(struct table_strides), &names))
+        return -EOVERFLOW;
     size = names;
     for (size_t i = 0; i < n; i++)
         if (__builtin_add_overflow(size, strlen(tensors[i].name) + 1, &size))
@@ -45,12 +69,15 @@ int table_build(const struct table_tensor *tensors, size_t n, uint64_t arena_byt
     if (!table)
         return -ENOMEM;
     struct table_header *header = (struct table_header *)table;
-    *header = (struct table_header){.size = size, .n_tensors = n, .arena_bytes = arena_bytes};
+    *header = (struct table_header){
+        .size = size, .n_tensors = (uint32_t)n, .n_strided = (uint32_t)n_strided, .arena_bytes = arena_bytes};
     memcpy(header->magic, TABLE_MAGIC, sizeof(header->magic));
 
     struct table_entry *entries = (struct table_entry *)(header + 1);
     uint32_t *index = (uint32_t *)(entries + n);
+    struct table_strides *strides = (struct table_strides *)(table + strides_begin(n));
     size_t name = names;
+    uint32_t strided = 0;
     for (size_t i = 0; i < n; i++) {
         const struct table_tensor *tensor = &tensors[i];
         entries[i] = (struct table_entry){
@@ -61,7 +88,12 @@ int table_build(const struct table_tensor *tensors, size_t n, uint64_t arena_byt
             .n_dims = tensor->n_dims,
             .type = tensor->type,
             .form = tensor->form,
+            .flags = tensor->flags,
         };
+        if (tensor->strides) {
+            memcpy(strides[strided].of, tensor->strides, tensor->n_dims * sizeof(uint64_t));
+            entries[i].flags |= TABLE_STRIDED | strided++ << TABLE_STRIDES_SHIFT;
+        }
         for (uint32_t k = 0; k < tensor->n_dims && k < TABLE_DIMS_MAX; k++)
             entries[i].shape[k] = tensor->shape[k];
         if (tensor->type_name)
@@ -87,10 +119,11 @@ int table_check(const void *table, size_t size)
         return -EPROTONOSUPPORT;
     if (header->size != size)
         return -EBADMSG;
-    const uint64_t n = header->n_tensors;
-    if (n > UINT32_MAX || n > (size - sizeof(*header)) / TENSOR_SIZE)
+    const uint64_t n = header->n_tensors, n_strided = header->n_strided;
+    if (n > (size - sizeof(*header)) / TENSOR_SIZE || n_strided > TABLE_STRIDES_MAX)
         return -EBADMSG;
-    const size_t names = sizeof(*header) + (size_t)n * TENSOR_SIZE;
+    const size_t names = n_strided > 0 ? strides_begin(n) + (size_t)n_strided * sizeof(struct table_strides)
+                                       : sizeof(*header) + (size_t)n * TENSOR_SIZE;
     if (n == 0)
         return size == names ? 0 : -EBADMSG;
     /* The first name begins where the names do. If the last byte is NUL, every name that begins inside the table also
@@ -101,7 +134,7 @@ int table_check(const void *table, size_t size)
 
 static bool name_is_inside(const struct table_header *header, const struct table_entry *entry)
 {
-    return entry->name >= sizeof(*header) + header->n_tensors * TENSOR_SIZE && entry->name < header->size;
+    return entry->name >= table_entries(header)->name && entry->name < header->size;
 }
 
 static bool place_is_inside(const struct table_entry *entry, uint64_t arena_bytes)
@@ -120,12 +153,29 @@ static bool rest_is_zero(const struct table_entry *entry)
     return memcmp(entry->type_name + length, zeros, TABLE_TYPE_SIZE - length) == 0;
 }
 
+static bool strides_are_right(const void *table, const struct table_entry *entry)
+{
+    const uint32_t low = entry->flags & ((1u << TABLE_STRIDES_SHIFT) - 1);
+    const uint32_t which = entry->flags >> TABLE_STRIDES_SHIFT;
+    if ((low & ~(TABLE_VIEW | TABLE_STRIDED | TABLE_MEMBER)) != 0)
+        return false;
+    if (!(low & TABLE_STRIDED))
+        return which == 0;
+    if (which >= ((const struct table_header *)table)->n_strided)
+        return false;
+    const uint64_t *strides = table_strides(table, entry);
+    for (uint32_t i = 0; i < TABLE_DIMS_MAX; i++)
+        if (strides[i] > INT64_MAX || (i >= entry->n_dims && strides[i] != 0))
+            return false;
+    return true;
+}
+
 const struct table_entry *table_entry(const void *table, size_t index)
 {
     const struct table_header *header = table;
     const struct table_entry *entry = &table_entries(table)[index];
     if (!name_is_inside(header, entry) || !place_is_inside(entry, header->arena_bytes) ||
-        entry->n_dims > TABLE_DIMS_MAX || !rest_is_zero(entry))
+        entry->n_dims > TABLE_DIMS_MAX || !rest_is_zero(entry) || !strides_are_right(table, entry))
         return NULL;
     return entry;
 }

@@ -64,7 +64,7 @@ static bool may_have(char *path, const char *tensor_name)
         return true;
     }
     bool has = !headers.whole || gguf_tensor_find(headers.file, tensor_name);
-    gguf_free(headers.file);
+    headers_clear(&headers);
     return has;
 }
 

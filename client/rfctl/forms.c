@@ -3,6 +3,7 @@
 #include "client/rfctl/memory.h"
 #include "client/rfctl/reply.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -34,9 +35,27 @@ void form_words_clear(struct form_words *words)
         free(words->memory[i]);
 }
 
-char *form_text(const cJSON *object)
+/* The text and what the object says of a layout: "bf16 layout=vllm tp=0/2". Takes the text over. */
+static char *with_layout(char *text, const cJSON *object)
+{
+    const char *layout = reply_text(object, "layout");
+    const cJSON *tp = reply_items(object, "tp");
+    const int groups = cJSON_GetArraySize(reply_items(object, "groups"));
+    char numbers[64] = "", parts[64] = "";
+    if (groups > 0)
+        snprintf(numbers, sizeof(numbers), " groups=%d", groups);
+    if (tp)
+        snprintf(parts, sizeof(parts), " tp=%.0f/%.0f", reply_number(tp, "rank", 0), reply_number(tp, "size", 0));
+    char *longer = need_text("%s%s%s%s%s", text, layout[0] ? " layout=" : "", layout, numbers, parts);
+    free(text);
+    return longer;
+}
+
+static char *rules_text(const cJSON *object)
 {
     const cJSON *rules = reply_items(object, "forms"), *rule;
+    if (reply_text(object, "source")[0]) /* its publisher decided that, and not who asked for a form */
+        return need_text("%s", reply_text(object, "source"));
     char *text = need_text("%s", reply_text(object, "form"));
     cJSON_ArrayForEach (rule, rules) {
         const char *match = reply_text(rule, "match");
@@ -50,11 +69,17 @@ char *form_text(const cJSON *object)
     return text;
 }
 
+char *form_text(const cJSON *object)
+{
+    return with_layout(rules_text(object), object);
+}
+
 char *form_short_text(const cJSON *object)
 {
-    char *text = form_text(object);
-    if (strlen(text) <= SHORT_MAX)
-        return text;
-    free(text);
-    return need_text("%s+%d", reply_text(object, "form"), cJSON_GetArraySize(reply_items(object, "forms")));
+    char *text = rules_text(object);
+    if (strlen(text) > SHORT_MAX) {
+        free(text);
+        text = need_text("%s+%d", reply_text(object, "form"), cJSON_GetArraySize(reply_items(object, "forms")));
+    }
+    return with_layout(text, object);
 }

@@ -17,7 +17,8 @@ struct form_words {
 void form_words_read(const struct option_list *as, struct form_words *ret);
 void form_words_clear(struct form_words *words);
 
-/* The forms in a Model, or in a reply to Plan: "bf16", "bf16 *norm*=f32". The caller frees the text. */
+/* The forms in a Model, or in a reply to Plan, and the layout: "bf16", "bf16 *norm*=f32 layout=vllm". The caller frees
+ * the text. */
 char *form_text(const cJSON *object);
 
 /* The same for a narrow column of a table: "bf16+3" if the text would be long. The caller frees it. */

@@ -67,6 +67,10 @@ int headers_read(char *const *paths, size_t n, struct headers *ret, struct gguf_
         *ret_path = need_text("%s", first);
         return r;
     }
+    if (r == -ENOTUNIQ) {
+        headers.same = found;
+        found = (struct shard_paths){0};
+    }
     if (r == 0) {
         paths = found.paths;
         n = found.n;
@@ -80,8 +84,17 @@ int headers_read(char *const *paths, size_t n, struct headers *ret, struct gguf_
     }
     if (r == 0)
         *ret = headers;
-    else
+    else {
         *ret_path = need_text("%s", paths[file < n ? file : 0]);
+        headers_clear(&headers);
+    }
     shard_paths_free(&found);
     return r;
+}
+
+void headers_clear(struct headers *headers)
+{
+    gguf_free(headers->file);
+    shard_paths_free(&headers->same);
+    *headers = (struct headers){0};
 }

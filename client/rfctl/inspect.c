@@ -114,6 +114,12 @@ static cJSON *describe(const struct headers *inspected)
         if (inspected->place.count > 0)
             cJSON_AddNumberToObject(object, "files", (double)inspected->place.count);
         cJSON_AddBoolToObject(object, "whole", inspected->whole);
+        cJSON *same = inspected->same.n > 0 ? cJSON_AddArrayToObject(object, "same") : NULL;
+        for (size_t i = 0; i < inspected->same.n; i++) {
+            char *path = text_escape(inspected->same.paths[i], strlen(inspected->same.paths[i]));
+            cJSON_AddItemToArray(same, cJSON_CreateString(path));
+            free(path);
+        }
     }
     cJSON_AddNumberToObject(object, "alignment", (double)file->alignment);
     cJSON_AddNumberToObject(object, "bits_per_weight", all.elements > 0 ? all.bytes * 8 / all.elements : 0);
@@ -149,12 +155,19 @@ static void print_place(const cJSON *file)
 {
     const double number = reply_number(file, "file", 0), files = reply_number(file, "files", 0);
     const bool whole = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(file, "whole"));
+    const cJSON *same = reply_items(file, "same"), *path;
     if (number > 0 && files > 0)
         out_line("file %.0f of %.0f: %s", number, files,
-                 whole ? "all are here; the numbers are those of the whole model"
-                       : "the others are not here; the numbers are those of this file");
+                 whole                ? "all are here; the numbers are those of the whole model"
+                 : files > SHARDS_MAX ? "too many; the numbers are those of this file"
+                 : cJSON_GetArraySize(same) > 0
+                     ? "several files may be the same other one; the numbers are those of this file"
+                     : "the others are not here; the numbers are those of this file");
     else if (number > 0)
         out_line("file %.0f of several; the numbers are those of this file", number);
+    cJSON_ArrayForEach (path, same) {
+        out_line("  %s", path->valuestring);
+    }
 }
 
 static void print(const char *path, const cJSON *file)
@@ -228,6 +241,6 @@ int command_inspect(struct rfctl *ctl)
     } else
         print(ctl->arguments[0], description);
     cJSON_Delete(description);
-    gguf_free(inspected.file);
+    headers_clear(&inspected);
     return STATUS_DONE;
 }

@@ -24,10 +24,12 @@ static const struct command {
 } commands[] = {
     {"load", "FILE...", ANY_NUMBER,
      OPTION_NAME | OPTION_AS | OPTION_DEVICE | OPTION_DEQUANT | OPTION_NO_WAIT | OPTION_PIN | OPTION_TTL |
-         OPTION_PRIVATE | OPTION_PUBLIC | OPTION_REPLACE | OPTION_DEADLINE | OPTION_TRACE | OPTION_WAIT_FOR_MEMORY,
+         OPTION_PRIVATE | OPTION_PUBLIC | OPTION_REPLACE | OPTION_DEADLINE | OPTION_TRACE | OPTION_WAIT_FOR_MEMORY |
+         OPTION_LAYOUT | OPTION_TP,
      "load a model, or join a load of it", command_load, 0},
     {"plan", "FILE...", ANY_NUMBER,
-     OPTION_NAME | OPTION_AS | OPTION_DEVICE | OPTION_DEQUANT | OPTION_PRIVATE | OPTION_PUBLIC | OPTION_REPLACE,
+     OPTION_NAME | OPTION_AS | OPTION_DEVICE | OPTION_DEQUANT | OPTION_PRIVATE | OPTION_PUBLIC | OPTION_REPLACE |
+         OPTION_LAYOUT | OPTION_TP,
      "tell what loading a file would do", command_plan, 0},
     {"ps", "", 0, 0, "list the models in memory", command_ps, 0},
     {"show", "NAME", 1, OPTION_METADATA, "print a model's metadata, tensors and users", command_show, 0},

@@ -11,7 +11,9 @@
 
 #define COUNT_MAX 1000000000ul
 
-enum kind { FLAG, TEXT, NUMBER, DURATION, FORMS };
+enum kind { FLAG, TEXT, NUMBER, DURATION, FORMS, PART };
+
+#define PARTS_MAX 1024ul
 
 static const struct {
     const char *name;
@@ -28,6 +30,10 @@ static const struct {
     {"as", 0, FORMS, OPTION_AS, offsetof(struct options, as), "auto, native, f32, f16, bf16", " FORM",
      "auto, native, f32, f16, bf16; default auto: quantised\ntensors become f16, the others stay as they are. Or\n"
      "PATTERN=FORM, for tensors with such names: *norm*=f32;\ncan be repeated, and the last match holds"},
+    {"layout", 0, TEXT, OPTION_LAYOUT, offsetof(struct options, layout), "vllm, hf", " LAYOUT",
+     "vllm: what vLLM fuses stands together; hf: the rows of q\nand k in transformers' order; default: as in the file"},
+    {"tp", 0, PART, OPTION_TP, offsetof(struct options, tp), NULL, " RANK/SIZE",
+     "only the part that one of SIZE processes needs; with\n--layout vllm"},
     {"device", 0, TEXT, OPTION_DEVICE, offsetof(struct options, device), NULL, " DEVICE",
      "host, hip:0, ...; default: a GPU if there is one"},
     {"dequant", 0, TEXT, OPTION_DEQUANT, offsetof(struct options, dequant), "auto, cpu, gpu", " WHERE",
@@ -90,6 +96,19 @@ static int add_form(size_t option, const char *argument, struct option_list *lis
     return 0;
 }
 
+static int set_part(const char *argument, struct option_part *part)
+{
+    char *slash, *end;
+    const unsigned long rank = strtoul(argument, &slash, 10);
+    if (argument[0] < '0' || argument[0] > '9' || slash[0] != '/' || slash[1] < '0' || slash[1] > '9')
+        return -EINVAL;
+    const unsigned long size = strtoul(slash + 1, &end, 10);
+    if (*end || size == 0 || size > PARTS_MAX || rank >= size)
+        return -EINVAL;
+    *part = (struct option_part){(uint32_t)rank, (uint32_t)size};
+    return 0;
+}
+
 static int set(size_t option, const char *argument, struct options *options)
 {
     void *field = (char *)options + table[option].offset;
@@ -102,6 +121,8 @@ static int set(size_t option, const char *argument, struct options *options)
         return table[option].choices && !is_choice(table[option].choices, argument) ? -EINVAL : 0;
     case FORMS:
         return add_form(option, argument, field);
+    case PART:
+        return set_part(argument, field);
     case DURATION:
         return duration_parse(argument, field) < 0 || *(uint64_t *)field == 0 ? -EINVAL : 0;
     case NUMBER:
@@ -119,8 +140,9 @@ static int set(size_t option, const char *argument, struct options *options)
 /* Prints which values the option takes, after set() refused one. */
 static void tell_values(size_t option, const char *argument)
 {
-    const char *values =
-        table[option].kind == DURATION ? "a time from 1s on: 90, 90s, 10m, 2h, 1d" : "a number from 1 on";
+    const char *values = table[option].kind == DURATION ? "a time from 1s on: 90, 90s, 10m, 2h, 1d"
+                         : table[option].kind == PART   ? "one of several: 0/2, 1/2"
+                                                        : "a number from 1 on";
     bool forms = table[option].kind == FORMS, choice = table[option].kind == TEXT || forms;
     err_line("--%s does not take '%s', but %s%s%s", table[option].name, argument, forms ? "PATTERN=FORM or " : "",
              choice ? "one of " : "", choice ? table[option].choices : values);

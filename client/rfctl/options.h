@@ -26,6 +26,8 @@ enum option_bits {
     OPTION_PUBLIC = 1 << 14,
     OPTION_REPLACE = 1 << 15,
     OPTION_HTTP = 1 << 18,
+    OPTION_LAYOUT = 1 << 19,
+    OPTION_TP = 1 << 20,
     /* Every command takes these two. */
     OPTION_SOCKET = 1 << 16,
     OPTION_JSON = 1 << 17,
@@ -41,6 +43,12 @@ struct option_list {
     size_t n;
 };
 
+/* The part RANK of SIZE; size 0: not given. */
+struct option_part {
+    uint32_t rank;
+    uint32_t size;
+};
+
 /* The options that were given. Texts are borrowed from argv; NULL: not given. */
 struct options {
     bool wrong; /* an option was wrong; that was printed to standard error */
@@ -50,6 +58,8 @@ struct options {
     bool version;
     const char *name;
     struct option_list as;
+    const char *layout;
+    struct option_part tp;
     const char *device;
     const char *dequant;
     const char *trace;

@@ -97,7 +97,7 @@ static uint64_t layers_of(const char *path)
             layers = 0;
         free(key);
     }
-    gguf_free(headers.file);
+    headers_clear(&headers);
     return layers;
 }
 

@@ -102,8 +102,12 @@ static void show_model(const cJSON *model)
              reply_text(model, "device"), form, reply_number(model, "tensors", 0));
     free(form);
     char *user = user_text(reply_number(model, "uid", 0));
-    out_line("from %s, %s, by %s", path[0] ? path : "a file without a name",
-             format_bytes(size, reply_number(model, "size", 0)), user);
+    const bool published = strcmp(reply_text(model, "source"), "published") == 0;
+    if (published)
+        out_line("published, %s, by %s", format_bytes(size, reply_number(model, "size", 0)), user);
+    else
+        out_line("from %s, %s, by %s", path[0] ? path : "a file without a name",
+                 format_bytes(size, reply_number(model, "size", 0)), user);
     free(user);
     if (idle >= 0)
         out_line("idle for %s", format_age(age, idle));
@@ -117,6 +121,7 @@ static void show_model(const cJSON *model)
     const char *access = reply_text(model, "access");
     out_line("%s", strcmp(access, "private") == 0  ? "private"
                    : strcmp(access, "public") == 0 ? "public"
+                   : published                     ? "for that user and the administrators"
                                                    : "for whoever may read the file");
     char *names = names_text(model);
     if (names[0])

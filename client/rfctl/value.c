@@ -1,13 +1,17 @@
 /* show --metadata: a value of a model's metadata, whole. */
+#include "client/metadata.h"
 #include "client/rfctl/format.h"
 #include "client/rfctl/memory.h"
 #include "client/rfctl/output.h"
 #include "client/rfctl/rfctl.h"
+#include "client/sealed.h"
 #include "daemon/gguf/gguf.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 /* As JSON text, which the caller frees. The parser's words for a value are the library's in another struct. */
@@ -57,13 +61,13 @@ static void print_element(const rf_value *value)
     free(text);
 }
 
-static int print(struct rfctl *ctl, const rf_model *model, const rf_value *value, const char *what)
+static void print(const struct rfctl *ctl, const struct metadata *metadata, const rf_value *value)
 {
     if (ctl->options.json) {
         char *text = value_json(value);
         out_json(text);
         free(text);
-        return STATUS_DONE;
+        return;
     }
     if (value->type == RF_STRING)
         print_text(value);
@@ -71,25 +75,60 @@ static int print(struct rfctl *ctl, const rf_model *model, const rf_value *value
         print_element(value);
     rf_value element;
     uint64_t position = 0;
-    int r = 0;
-    while (value->type == RF_ARRAY && (r = rf_model_metadata_next(model, value, &position, &element)) > 0)
+    while (value->type == RF_ARRAY && metadata_next(metadata, value, &position, &element) > 0)
         print_element(&element);
-    return r < 0 ? ctl_fail(ctl, r, what) : STATUS_DONE;
+}
+
+/* Keeps the descriptor of the header. */
+static int take_header(void *context, const char *parameters, int continues, int *fds, size_t n_fds)
+{
+    int *header = context;
+    (void)parameters;
+    (void)continues;
+    if (n_fds != 1)
+        return -EPROTO;
+    *header = fds[0];
+    fds[0] = -1;
+    return 0;
+}
+
+static int find_and_print(struct rfctl *ctl, int header, const char *key, const char *what)
+{
+    const void *bytes = NULL;
+    uint64_t size = 0;
+    struct metadata *metadata = NULL;
+    int r = sealed_map_whole(header, &bytes, &size);
+    if (r == 0)
+        r = metadata_read(bytes, (size_t)size, &metadata);
+    const rf_value *value = r == 0 ? metadata_find(metadata, key) : NULL;
+    int status = STATUS_DONE;
+    if (r < 0)
+        status = ctl_refuse(ctl, "cannot %s: the daemon gave a header that cannot be read: %s", what, strerror(-r));
+    else if (!value)
+        status = ctl_refuse(ctl, "cannot %s: the model has no key '%s'", what, key);
+    else
+        print(ctl, metadata, value);
+    metadata_free(metadata);
+    if (bytes)
+        munmap((void *)(uintptr_t)bytes, (size_t)size);
+    return status;
 }
 
 int show_value(struct rfctl *ctl, const char *name, const char *key)
 {
-    int status = ctl_connect(ctl);
+    int status = ctl_connect(ctl), header = -1;
     if (status != STATUS_DONE)
         return status;
-    rf_model *model = NULL;
-    rf_value value;
     char *what = need_text("show %s of %s", key, name);
-    int r = rf_attach(ctl->client, name, &model);
-    if (r == 0)
-        r = rf_model_metadata_find(model, key, &value);
-    status = r < 0 ? ctl_fail(ctl, r, what) : print(ctl, model, &value, what);
-    (void)rf_detach(model);
+    cJSON *parameters = ctl_name("name", name);
+    cJSON_AddTrueToObject(parameters, "header");
+    char *text = cJSON_PrintUnformatted(parameters);
+    const int r = rf_call(ctl->client, "Show", text, 0, NULL, 0, take_header, &header);
+    status = r < 0 ? ctl_fail(ctl, r, what) : find_and_print(ctl, header, key, what);
+    if (header >= 0)
+        close(header);
+    cJSON_free(text);
+    cJSON_Delete(parameters);
     free(what);
     return status;
 }

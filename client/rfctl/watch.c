@@ -27,7 +27,8 @@ static void tell(const char *event, const cJSON *model, const char *error)
              (int)(strlen(event) + strlen(place) < 9 ? 9 - strlen(event) - strlen(place) : 0), "",
              reply_text(model, "name"), reply_number(model, "id", 0),
              format_bytes(bytes, reply_number(model, "bytes", 0)), reply_text(model, "device"),
-             reply_text(model, "form"), leases, leases == 1 ? "" : "s", error[0] ? ": " : "", error);
+             reply_text(model, reply_text(model, "source")[0] ? "source" : "form"), leases, leases == 1 ? "" : "s",
+             error[0] ? ": " : "", error);
 }
 
 static int told(void *context, const cJSON *reply, bool last)

@@ -66,13 +66,11 @@ static void changes_worked(struct work *work)
     source_free(changes->source);
     changes->now = NULL;
     const bool placed = stays && model->facts && model->facts->placed; /* else the path may be of another namespace */
-    const bool cached = stays && model->state == MODEL_CACHED;
     bool compares = false;
-    if (stays && now && model->state == MODEL_RESIDENT && (placed || !model->changed))
+    if (stays && now && verify_may_compare(model) && (placed || !model->changed))
         compares = verify_compare(changes->verifies, model, now, true, changes_compared, changes) == 0;
     /* What cannot be read is not known to have changed. */
-    const bool other = changes->look == SOURCE_OTHER || (changes->look == SOURCE_TOUCHED && cached);
-    if (placed && other)
+    if (placed && changes->look == SOURCE_OTHER)
         load_doubt_ends(changes->loads, changes->model, false);
     source_free(now);
     if (!compares)

@@ -2,9 +2,9 @@
  * made of.
  *
  * One model after the other. If a path leads to another file, or the size is another, the model counts as changed. If
- * the files are the same but were touched, their bytes are compared with a resident model, as Verify does; a cached one
- * counts as changed. The bytes are compared as well if a resident model counts as changed, but its paths lead to its
- * files again: then it may not be changed any more. Another file at a path is not opened here. When a user who may read
+ * the files are the same but were touched, their bytes are compared with the model's, as Verify does. They are compared
+ * as well if a model counts as changed, but its paths lead to its files again: then it may not be changed any more.
+ * Another file at a path is not opened here. When a user who may read
  * it calls Load, Load compares its bytes: they may be the same. Loop thread only. */
 #pragma once
 

@@ -4,6 +4,7 @@
 #include "daemon/base/trust.h"
 #include "daemon/wire/errors.h"
 
+#include <errno.h>
 #include <string.h>
 
 /* The name of the first parameter with an invalid value; NULL: all are valid. */
@@ -36,6 +37,20 @@ static bool choose(struct api *api, struct call *call, const struct load_param *
     return false;
 }
 
+/* Returns false after the call was failed. */
+static bool layout_read(struct call *call, const struct load_param *p, const struct layout **ret)
+{
+    const char *parameter;
+    const int r = layout_new(p->layout, p->groups, p->tp, ret, &parameter);
+    if (r == -EINVAL)
+        call_fail_parameter(call, parameter);
+    else if (r == -E2BIG)
+        call_fail(call, WIRE_LimitExceeded, error_limit("groups", LAYOUT_GROUPS_MAX));
+    else if (r < 0)
+        call_fail(call, WIRE_LimitExceeded, error_no_memory());
+    return r == 0;
+}
+
 bool load_param_request(struct api *api, struct call *call, const struct load_param *param, struct load_request *ret)
 {
     const uid_t uid = conn_uid(call->conn);
@@ -59,6 +74,10 @@ bool load_param_request(struct api *api, struct call *call, const struct load_pa
     }
     if (!choose(api, call, param, &request.among) || !forms_param_read(call, form, param->forms, &request.forms))
         return false;
+    if (!layout_read(call, param, &request.layout)) {
+        forms_unref(request.forms);
+        return false;
+    }
     *ret = request;
     return true;
 }

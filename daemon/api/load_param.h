@@ -10,8 +10,8 @@
 #include <stddef.h>
 
 struct load_param {
-    const cJSON *fds, *forms;
-    const char *path, *name, *form, *device, *dequant;
+    const cJSON *fds, *forms, *groups, *tp;
+    const char *path, *name, *form, *layout, *device, *dequant;
     bool private, public, replace;
     int64_t added;
 };
@@ -26,9 +26,10 @@ struct load_param {
     LOAD_PARAM_ENTRY(at, fds, PARAM_INTS), LOAD_PARAM_ENTRY(at, added, PARAM_INT),                                     \
         LOAD_PARAM_ENTRY(at, path, PARAM_STRING), LOAD_PARAM_ENTRY(at, name, PARAM_STRING),                            \
         LOAD_PARAM_ENTRY(at, form, PARAM_STRING), LOAD_PARAM_ENTRY(at, forms, PARAM_ARRAY),                            \
-        LOAD_PARAM_ENTRY(at, device, PARAM_STRING), LOAD_PARAM_ENTRY(at, dequant, PARAM_STRING),                       \
-        LOAD_PARAM_ENTRY(at, private, PARAM_BOOL), LOAD_PARAM_ENTRY(at, public, PARAM_BOOL),                           \
-        LOAD_PARAM_ENTRY(at, replace, PARAM_BOOL)
+        LOAD_PARAM_ENTRY(at, layout, PARAM_STRING), LOAD_PARAM_ENTRY(at, groups, PARAM_ARRAY),                         \
+        LOAD_PARAM_ENTRY(at, tp, PARAM_OBJECT), LOAD_PARAM_ENTRY(at, device, PARAM_STRING),                            \
+        LOAD_PARAM_ENTRY(at, dequant, PARAM_STRING), LOAD_PARAM_ENTRY(at, private, PARAM_BOOL),                        \
+        LOAD_PARAM_ENTRY(at, public, PARAM_BOOL), LOAD_PARAM_ENTRY(at, replace, PARAM_BOOL)
 
 #define LOAD_PARAM_ENTRY(at, name, kind)                                                                               \
     {                                                                                                                  \
@@ -37,5 +38,6 @@ struct load_param {
 
 /* Checks the parameters, and makes a request from them. It does not read the descriptors: see files_param.h. The
  * request borrows its strings from the call, and its peer from the connection. Members that have no parameter here are
- * zero. Returns true, and the caller releases ret->forms with forms_unref(); or false after the call was failed. */
+ * zero. Returns true, and the caller releases ret->forms with forms_unref() and ret->layout with
+ * layout_unref(); or false after the call was failed. */
 bool load_param_request(struct api *api, struct call *call, const struct load_param *param, struct load_request *ret);

@@ -14,7 +14,9 @@
     X(SetTtl, method_set_ttl)                                                                                          \
     X(Attach, method_attach)                                                                                           \
     X(Reattach, method_reattach)                                                                                       \
-    X(Detach, method_detach)
+    X(Detach, method_detach)                                                                                           \
+    X(Create, method_create)                                                                                           \
+    X(Publish, method_publish)
 
 /* Methods that are called for their reply. A call that wants no reply (oneway) does not run them. */
 #define METHODS_FOR_A_REPLY(X)                                                                                         \

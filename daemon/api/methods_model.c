@@ -104,6 +104,7 @@ void method_load(struct api *api, struct call *call)
     int fds[SOURCE_FILES_MAX];
     if (p.file.fds && !files_param_take(call, p.file.fds, p.file.added, fds, &request.n_fds)) {
         forms_unref(request.forms);
+        layout_unref(request.layout);
         return;
     }
     request.fds = p.file.fds ? fds : NULL;
@@ -116,6 +117,7 @@ void method_load(struct api *api, struct call *call)
     call_set_deadline(call, p.deadline);
     load_begin(api->loads, &request, call);
     forms_unref(request.forms);
+    layout_unref(request.layout);
 }
 
 struct name_and_deadline {
@@ -175,6 +177,10 @@ void method_unload(struct api *api, struct call *call)
     else if (!model_in_use(model)) {
         call_set_deadline(call, p.deadline);
         residency_unload(api->residency, model, call);
+    } else if (model->state == MODEL_CACHED) { /* it is being compared with its file, and goes when that is over */
+        model_lose_name(model);
+        events_emit(api->events, "renamed", model, NULL);
+        call_reply(call, describe_state("draining"), NULL, 0);
     } else {
         residency_drain(api->residency, model, p.deadline);
         call_reply(call, describe_state("draining"), NULL, 0);
@@ -354,6 +360,10 @@ void method_verify(struct api *api, struct call *call)
     struct model *model = find_model(api, call, name_and_deadline, &p, &p.name);
     if (!model || refuse_stopping(api, call))
         return;
+    if (model_is_published(model)) {
+        call_fail(call, WIRE_NoFile, error_name(p.name));
+        return;
+    }
     if (model_lost(model)) {
         call_fail(call, WIRE_DeviceError, describe_device_lost(model->device, "verify"));
         return;

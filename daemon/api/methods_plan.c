@@ -34,6 +34,7 @@ static void planning_free(struct planning *planning)
     free((char *)(uintptr_t)planning->request.path);
     free((char *)(uintptr_t)planning->request.name);
     forms_unref(planning->request.forms);
+    layout_unref(planning->request.layout);
     peer_unref(planning->request.peer);
     struct api *api = planning->api;
     quota_return(&planning->charge);
@@ -172,6 +173,7 @@ static cJSON *describe_plan(const struct planning *planning, const struct outloo
     cJSON_AddStringToObject(reply, "form", forms_word(planning->request.forms->form));
     if (planning->request.forms->n_rules > 0)
         json_add_item(reply, "forms", forms_rules(planning->request.forms));
+    layout_describe(planning->request.layout, reply);
     cJSON_AddNumberToObject(reply, "bytes", (double)job->plan->arena_bytes);
     cJSON_AddNumberToObject(reply, "size", (double)job->source->size);
     cJSON_AddNumberToObject(reply, "tensors", (double)job->header->n_tensors);
@@ -241,7 +243,7 @@ static void planning_settle(struct planning *planning)
         planning->compared = model->id;
         if (model->load || model->state == MODEL_SAVING || model_departs(model))
             continue; /* Load would wait until the model is resident, cached or gone */
-        if (model->state == MODEL_RESIDENT &&
+        if (verify_may_compare(model) &&
             verify_compare(planning->api->verifies, model, job->source, load_may_end(&planning->request, model),
                            planning_compared, planning) == 0)
             return;
@@ -288,6 +290,7 @@ static int planning_new(struct api *api, struct call *call, const struct load_re
     planning->request.path = path;
     planning->request.name = name;
     forms_ref(request->forms);
+    layout_ref(request->layout);
     peer_ref(request->peer);
     planning->job = (struct load_job){
         .closer = api->core->closer,
@@ -297,6 +300,7 @@ static int planning_new(struct api *api, struct call *call, const struct load_re
         .device = placement_roomiest(&request->among),
         .among = &planning->request.among,
         .forms = request->forms,
+        .layout = request->layout,
         .decode_on_cpu = request->decode_on_cpu,
         .published = PUBLICATION_NONE,
     };
@@ -324,12 +328,14 @@ void method_plan(struct api *api, struct call *call)
         return;
     if (!some_device_works(call, &request.among)) {
         forms_unref(request.forms);
+        layout_unref(request.layout);
         return;
     }
     struct planning *planning;
     uint64_t limit;
     int r = planning_new(api, call, &request, &planning, &limit);
     forms_unref(request.forms);
+    layout_unref(request.layout);
     if (r < 0) {
         call_fail(call, WIRE_LimitExceeded, error_quota(r, QUOTA_PLANS, limit));
         return;

@@ -51,13 +51,20 @@ void method_list(struct api *api, struct call *call)
 
 void method_show(struct api *api, struct call *call)
 {
-    const char *name = NULL;
-    static const struct param table[] = {{"name", PARAM_STRING, true, 0}, {0}};
-    if (!params_read(call, table, &name))
+    struct parameters {
+        const char *name;
+        bool header;
+    } p = {0};
+    static const struct param table[] = {
+        {"name", PARAM_STRING, true, offsetof(struct parameters, name)},
+        {"header", PARAM_BOOL, false, offsetof(struct parameters, header)},
+        {0},
+    };
+    if (!params_read(call, table, &p))
         return;
-    struct model *model = registry_find(api->registry, name, conn_peer(call->conn));
+    struct model *model = registry_find(api->registry, p.name, conn_peer(call->conn));
     if (!model) {
-        call_fail(call, WIRE_ModelNotFound, error_name(name));
+        call_fail(call, WIRE_ModelNotFound, error_name(p.name));
         return;
     }
     const struct publication *published = &model->published;
@@ -74,7 +81,9 @@ void method_show(struct api *api, struct call *call)
         cJSON_AddNumberToObject(reply, "metadataLeft", (double)published->n_left);
     cJSON_AddRawToObject(reply, "tensors", published->tensors);
     json_add_item(reply, "leases", describe_leases(model));
-    call_reply(call, reply, NULL, 0);
+    if (p.header)
+        cJSON_AddNumberToObject(reply, "header", 0);
+    call_reply(call, reply, &published->header_fd, p.header ? 1 : 0);
 }
 
 /* A call of Devices or Metrics that waits until the drivers have answered. */

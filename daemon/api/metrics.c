@@ -133,6 +133,8 @@ static void describe_models(cJSON *metrics, const struct registry *registry, con
         cJSON *labels = sample_of_model(bytes, model, model->plan ? (double)model->plan->arena_bytes : 0);
         label(labels, "form", forms_word(model->forms->form));
         label(labels, "state", model_state_name(model->state));
+        if (model_is_published(model))
+            label(labels, "source", "published");
         sample_of_model(leases, model, (double)model->n_leases);
     }
 }
@@ -150,6 +152,8 @@ static void describe_queues(cJSON *metrics, const struct api *api)
     gauge(metrics, "rocmforge_loads_queued", "Loads that wait for memory.", (double)queued);
     gauge(metrics, "rocmforge_verifications_running", "Verifications and comparisons under way.",
           (double)verifies_count(api->verifies));
+    gauge(metrics, "rocmforge_jobs_queued", "Jobs that wait for a worker: parts of files to read, and others.",
+          workers_waiting(api->core->queue));
     gauge(metrics, "rocmforge_workers", "Threads that read files and decode blocks.", api->core->workers);
 }
 

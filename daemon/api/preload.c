@@ -4,6 +4,7 @@
 #include "daemon/base/worker.h"
 #include "daemon/load/load.h"
 #include "daemon/model/plan.h"
+#include "proto/folder.h"
 #include "proto/model_file.h"
 #include "proto/shards.h"
 
@@ -17,7 +18,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum verdict { MODEL, LATER_FILE, NO_MODEL, NO_FILE };
+enum verdict { MODEL, LATER_FILE, OF_INDEX, NO_MODEL, NO_FILE };
 
 struct preload {
     struct loads *loads;
@@ -27,6 +28,7 @@ struct preload {
     enum verdict *verdicts; /* one for each entry; NULL: there was no memory, so all are tried */
     int n_entries;          /* or a negative errno */
     int next;
+    char *whole;     /* the real path of the folder, if it is a model itself and was not loaded yet; else NULL */
     char *path;      /* of the model that is being loaded */
     unsigned failed; /* models that could not be loaded since the last preload_look() began. A folder that cannot be
                         read counts as one */
@@ -62,6 +64,8 @@ static void preload_clear(struct preload *preload)
     preload->entries = NULL;
     preload->verdicts = NULL;
     preload->n_entries = preload->next = 0;
+    free(preload->whole);
+    preload->whole = NULL;
     free(preload->path);
     preload->path = NULL;
 }
@@ -85,8 +89,49 @@ static int by_name(const struct dirent **a, const struct dirent **b)
     return strcmp((*a)->d_name, (*b)->d_name);
 }
 
+/* Whether the folder is a model: FOLDER_INDEX names its files. That file, and other files, may also be safetensors. */
+static bool has_index(const char *folder)
+{
+    char *path;
+    if (asprintf(&path, "%s/" FOLDER_INDEX, folder) < 0)
+        return false;
+    const bool has = access(path, F_OK) == 0;
+    free(path);
+    return has;
+}
+
+static bool has_file(const char *folder)
+{
+    char *path;
+    if (asprintf(&path, "%s/" FOLDER_FILE, folder) < 0)
+        return false;
+    const bool has = access(path, F_OK) == 0;
+    free(path);
+    return has;
+}
+
+static bool is_safetensors(const char *name)
+{
+    static const char ending[] = ".safetensors";
+    const size_t n = strlen(name), length = sizeof(ending) - 1;
+    return n > length && strcmp(name + n - length, ending) == 0;
+}
+
+/* Decides what an open file is. index: its folder has one. */
+static enum verdict judge(int fd, const char *name, bool index)
+{
+    struct shard_place place = {0};
+    if (shard_peek(fd, &place) < 0)
+        return MODEL;
+    if (place.gguf)
+        return place.split && place.number > 0 ? LATER_FILE : MODEL;
+    if (!is_safetensors(name))
+        return NO_MODEL;
+    return index ? OF_INDEX : shard_name_number(name) > 1 ? LATER_FILE : MODEL;
+}
+
 /* Decides what an entry of the folder is. If it cannot be opened, it counts as a model: the load tells the error. */
-static enum verdict look_at(const char *folder, const char *name)
+static enum verdict look_at(const char *folder, const char *name, bool index)
 {
     char *path;
     struct stat status;
@@ -94,15 +139,13 @@ static enum verdict look_at(const char *folder, const char *name)
         return MODEL;
     const bool known = stat(path, &status) == 0, regular = known && S_ISREG(status.st_mode);
     const int fd = regular ? open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK) : -1;
+    const bool model = known && S_ISDIR(status.st_mode) && (has_index(path) || has_file(path));
     free(path);
     if (fd < 0)
-        return known && !regular ? NO_FILE : MODEL;
-    struct shard_place place = {0};
-    const int r = shard_peek(fd, &place);
+        return known && !regular && !model ? NO_FILE : MODEL;
+    const enum verdict verdict = judge(fd, name, index);
     close(fd);
-    if (r < 0)
-        return MODEL;
-    return !place.gguf ? NO_MODEL : place.split && place.number > 0 ? LATER_FILE : MODEL;
+    return verdict;
 }
 
 static void preload_scan(struct work *work)
@@ -113,8 +156,10 @@ static void preload_scan(struct work *work)
     int n = scandir(preload->folder, &preload->entries, is_visible, by_name);
     preload->n_entries = n < 0 ? -errno : n;
     preload->verdicts = n > 0 ? calloc((size_t)n, sizeof(*preload->verdicts)) : NULL;
+    const bool index = n > 0 && has_index(preload->folder);
+    preload->whole = index ? realpath(preload->folder, NULL) : NULL;
     for (int i = 0; i < n && preload->verdicts; i++)
-        preload->verdicts[i] = look_at(preload->folder, preload->entries[i]->d_name);
+        preload->verdicts[i] = look_at(preload->folder, preload->entries[i]->d_name, index);
     worker_file_end();
 }
 
@@ -126,9 +171,12 @@ static bool is_model(const struct preload *preload, int entry)
     if (verdict == LATER_FILE)
         log_info("preload: %s/%s is a later file of a split model: it is loaded together with the first file",
                  preload->folder, name);
+    else if (verdict == OF_INDEX)
+        log_info("preload: %s/%s is loaded if the folder's index names it, with all that it names", preload->folder,
+                 name);
     else if (verdict != MODEL)
         log_info("preload: %s/%s skipped: it is no %s", preload->folder, name,
-                 verdict == NO_FILE ? "regular file" : "GGUF file");
+                 verdict == NO_FILE ? "regular file, and no folder of safetensors files" : "GGUF or safetensors file");
     return verdict == MODEL;
 }
 
@@ -160,30 +208,46 @@ unsigned preload_failed(const struct preload *preload)
     return preload ? preload->failed : 0;
 }
 
+/* Sets the path of what is to be loaded next, and the model's name: after the link's own name, not its target's; of the
+ * folder itself, after the folder, or, in Hugging Face's cache, after the model. -ENOMEM. */
+static int take_next(struct preload *preload, char name[MODEL_NAME_MAX + 1])
+{
+    char *whole = preload->whole, *path;
+    const char *entry = whole ? FOLDER_FILE : preload->entries[preload->next]->d_name;
+    preload->next += !whole;
+    preload->whole = NULL;
+    if (asprintf(&path, "%s/%s", whole ? whole : preload->folder, entry) < 0) {
+        free(whole);
+        return -ENOMEM;
+    }
+    model_name_derive(path, name);
+    preload->path = whole ? whole : path;
+    if (whole)
+        free(path);
+    return 0;
+}
+
 static void preload_next(struct preload *preload)
 {
     free(preload->path);
     preload->path = NULL;
     const bool stopping = preload->loads->core->stopping;
-    while (!stopping && preload->next < preload->n_entries && !is_model(preload, preload->next))
+    while (!stopping && !preload->whole && preload->next < preload->n_entries && !is_model(preload, preload->next))
         preload->next++;
-    if (stopping || preload->next == preload->n_entries) {
+    if (stopping || (!preload->whole && preload->next == preload->n_entries)) {
         preload_clear(preload);
         preload->looking = false;
         if (preload->again && !stopping)
             preload_look(preload);
         return;
     }
-    const char *name = preload->entries[preload->next++]->d_name;
-    if (asprintf(&preload->path, "%s/%s", preload->folder, name) < 0) {
-        preload->path = NULL;
+    char model_name[MODEL_NAME_MAX + 1];
+    if (take_next(preload, model_name) < 0) {
         log_error("preload: no memory");
         preload->next = preload->n_entries;
         preload_next(preload);
         return;
     }
-    char model_name[MODEL_NAME_MAX + 1];
-    model_name_derive(preload->path, model_name); /* from the link's own name, not its target's */
     struct device_set among;
     (void)devices_named(preload->loads->devices, "auto", &among); /* never empty: the host is always there */
     load_begin(preload->loads,
@@ -191,6 +255,7 @@ static void preload_next(struct preload *preload)
                    .path = preload->path,
                    .name = model_name,
                    .forms = forms_plain(FORM_AUTO),
+                   .layout = layout_none(),
                    .among = among,
                    .peer = preload->self,
                    .uid = preload->self->uid,

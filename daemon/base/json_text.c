@@ -4,15 +4,12 @@
 
 #include <string.h>
 
-void json_add_text(cJSON *object, const char *key, const char *text)
+/* A copy in UTF-8, for cJSON_free(). NULL: no memory. */
+static char *clean_text(const char *text)
 {
-    if (!text) {
-        cJSON_AddNullToObject(object, key);
-        return;
-    }
     char *clean = cJSON_malloc(strlen(text) * 3 + 1); /* which json_memory.h watches */
     if (!clean)
-        return;
+        return NULL;
     size_t used = 0;
     for (const char *at = text, *end = text + strlen(text); at < end;) {
         size_t n = utf8_character(at, (size_t)(end - at));
@@ -21,7 +18,26 @@ void json_add_text(cJSON *object, const char *key, const char *text)
         at += n > 0 ? n : 1;
     }
     clean[used] = '\0';
-    cJSON_AddStringToObject(object, key, clean);
+    return clean;
+}
+
+void json_add_text(cJSON *object, const char *key, const char *text)
+{
+    if (!text) {
+        cJSON_AddNullToObject(object, key);
+        return;
+    }
+    char *clean = clean_text(text);
+    if (clean)
+        cJSON_AddStringToObject(object, key, clean);
+    cJSON_free(clean);
+}
+
+void json_append_text(cJSON *array, const char *text)
+{
+    char *clean = clean_text(text);
+    if (clean)
+        json_append(array, cJSON_CreateString(clean));
     cJSON_free(clean);
 }
 

@@ -8,6 +8,9 @@
  * is added. */
 void json_add_text(cJSON *object, const char *key, const char *text);
 
+/* The same at the end of an array. The text is not NULL. */
+void json_append_text(cJSON *array, const char *text);
+
 /* cJSON_AddItemToObject() and cJSON_AddItemToArray(), but the item is deleted if it cannot be added: cJSON leaves it to
  * the caller then. What it is added to, or the item, may be NULL. */
 void json_add_item(cJSON *object, const char *key, cJSON *item);

@@ -1,5 +1,5 @@
 /* The messages that an administrator looks for: their MESSAGE_ID= in the journal. rocmforged(8) lists them, and the
- * fields of each. An id never gets another meaning. */
+ * fields of each; systemd/rocmforge.catalog explains them. An id never gets another meaning. */
 #pragma once
 
 /* a model is resident: MODEL, DEVICE, BYTES, DURATION_USEC, CLIENT_UID */
@@ -26,6 +26,10 @@
 #define MESSAGE_CLIENT_ENDED "3378981c5870448e9b96cffbea114473"
 /* a device's driver does not answer, and the watchdog is not fed any more */
 #define MESSAGE_DRIVER_HANGS "bb1a4b74466647a7b7bdfcada6d5ae02"
+/* a model is resident again, as it was before the daemon was started anew: MODEL, DEVICE, BYTES */
+#define MESSAGE_MODEL_AGAIN "a18bce2fe7434138b47a6101275d7105"
+/* what was kept of a model does not check out, and was given up: MODEL */
+#define MESSAGE_MODEL_DROPPED "7b363256da974bbdad7d3258f07822b6"
 /* the daemon answers clients */
 #define MESSAGE_DAEMON_READY "5df96590124a4208bd3625b910fb062d"
 /* the daemon ends */

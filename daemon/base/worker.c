@@ -58,9 +58,9 @@ struct workers {
     void *ended_context;
 };
 
-/* The job of this thread, and how many worker_file_begin() it is in. */
+/* The job of this thread, and how many worker_file_begin() and worker_device_begin() it is in. */
 static __thread struct work *current;
-static __thread unsigned depth;
+static __thread unsigned depth, device_depth;
 
 int workers_new(uv_loop_t *loop, struct mailbox *mailbox, struct workers **ret)
 {
@@ -291,6 +291,13 @@ static void waiting_release(struct workers *workers)
     }
 }
 
+unsigned workers_waiting(struct workers *workers)
+{
+    int value = 0;
+    (void)sem_getvalue(&workers->jobs, &value); /* on Linux it is never negative */
+    return (unsigned)value + workers->n_waiting;
+}
+
 /* The number of jobs that hang has changed. */
 static void hanging_changed(struct workers *workers)
 {
@@ -494,13 +501,13 @@ void worker_file_end(void)
 
 void worker_device_begin(void)
 {
-    if (current)
+    if (current && device_depth++ == 0)
         atomic_store(&current->in_device, uv_hrtime());
 }
 
 void worker_device_end(void)
 {
-    if (current)
+    if (current && --device_depth == 0)
         atomic_store(&current->in_device, 0);
 }
 

@@ -101,9 +101,12 @@ void worker_file_begin(void);
 void worker_file_end(void);
 
 /* Any worker, before and after calls of a device's driver. Another thread takes the worker's place if they do not
- * return for as long as workers_set_device_patience() says. */
+ * return for as long as workers_set_device_patience() says. Where they are nested the outer ones count. */
 void worker_device_begin(void);
 void worker_device_end(void);
+
+/* loop. Jobs that no worker has taken yet, those that wait because others hang among them. */
+unsigned workers_waiting(struct workers *workers);
 
 /* Any worker, at the beginning of each long job: lowers the thread's priority below the loop's. Costs nothing after the
  * first call. */

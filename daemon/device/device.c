@@ -2,7 +2,6 @@
 
 #include "proto/min.h"
 
-#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>

@@ -15,6 +15,7 @@
 
 #include "kernels/types.h"
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -80,6 +81,9 @@ struct extent {
 struct transfer {
     struct arena *arena;
     struct slot *slot;
+    /* Memory of host_register() whose bytes are put instead of the slot's, none of which is decoded; slot_offset counts
+     * from here. NULL: the slot's data. */
+    const void *source;
     const struct piece *pieces;
     size_t n_pieces;
     /* true: the slot holds blocks as they are in the file, and the device decodes the pieces whose form is not
@@ -116,6 +120,13 @@ struct device_ops {
     int (*arena_new)(struct device *device, uint64_t bytes, const struct extent *gaps, size_t n_gaps,
                      struct arena **ret, struct device_fault *ret_fault);
 
+    /* worker. As arena_new(), with the memory of an arena that nobody uses any more: of the same size when both are
+     * rounded up to granules, and exported to no other process. It may then be exported and sealed again. The old bytes
+     * are treated as arena_new() treats another user's. After an error it can only be freed. NULL: the device cannot do
+     * this. */
+    int (*arena_reuse)(struct arena *arena, uint64_t bytes, const struct extent *gaps, size_t n_gaps,
+                       struct device_fault *ret_fault);
+
     /* worker. No transfer into the arena is running. Waits until the device no longer uses it. */
     void (*arena_free)(struct arena *arena);
 
@@ -123,12 +134,17 @@ struct device_ops {
      * the copies run asynchronously; otherwise it copies before it returns. The result comes with transfer->done. */
     void (*put)(struct device *device, struct transfer *transfer);
 
-    /* worker, once; transfers may be running. Makes the export, which the arena owns. No client gets it before the
-     * arena is sealed. */
+    /* worker, once, or once more after arena_reuse(); transfers may be running. Makes the export, which the arena owns.
+     * No client gets it before the arena is sealed. */
     int (*arena_export)(struct arena *arena, struct device_export *ret, struct device_fault *ret_fault);
 
+    /* worker, once, instead of arena_export() and transfers. A client will write to the arena: waits until it was
+     * cleared, and makes the export, by which the client can write to it, but not change its size. */
+    int (*arena_lend)(struct arena *arena, struct device_export *ret, struct device_fault *ret_fault);
+
     /* worker, once, after all transfers. Makes the arena read-only where the system can do that. Returns when the
-     * device has finished all work on the arena. */
+     * device has finished all work on the arena. -EBUSY, of an arena that was lent: a process still has it mapped for
+     * writing; nothing has changed, and it can be called again. */
     int (*arena_seal)(struct arena *arena, struct device_fault *ret_fault);
 
     /* worker. Makes an arena of the descriptor that a sealed arena was exported as, by a process that may have ended.
@@ -143,11 +159,32 @@ struct device_ops {
     /* worker. Copies bytes of the arena to `dst`. */
     int (*arena_read)(struct arena *arena, uint64_t offset, void *dst, size_t size, struct device_fault *ret_fault);
 
+    /* worker. Registers this process's memory, so that all devices of the kind copy to and from it by themselves.
+     * `memory` and `bytes` are multiples of a page. NULL: the device has no such memory. */
+    int (*host_register)(struct device *device, void *memory, size_t bytes, struct device_fault *ret_fault);
+
+    /* loop, at the end. No transfer uses it. NULL: as above. */
+    void (*host_unregister)(struct device *device, void *memory);
+
+    /* worker. As arena_read(), to memory of host_register(): the device copies without a processor's help. NULL: as
+     * above. */
+    int (*arena_save)(struct arena *arena, uint64_t offset, void *dst, size_t size, struct device_fault *ret_fault);
+
     /* worker, and any other thread that may block. How many bytes are free, as the driver or the system reports it. */
     int (*memory_free)(struct device *device, uint64_t *ret, struct device_fault *ret_fault);
 
     /* Any thread. Whether the device has a kernel that decodes this type into this form. */
     bool (*decodes)(struct device *device, const struct tensor_type *type, enum form form);
+};
+
+struct spare;
+
+/* Arenas whose models are gone; see spare.h. All zero: there are none. */
+struct spares {
+    pthread_mutex_t
+        lock;            /* guards the list; held while arenas are freed, so who waits for it finds their memory free */
+    struct spare *first; /* the newest */
+    atomic_uint_least64_t bytes; /* of all; changes with the lock held */
 };
 
 /* How many devices a daemon can have. */
@@ -166,6 +203,8 @@ struct device {
     uint64_t total;    /* size of the memory in bytes */
     uint64_t granule;  /* sizes of arenas are rounded up to a multiple of this */
     unsigned n_slots;  /* how many staging slots it needs */
+    unsigned n_cached; /* how many of them a load uses that reads cached files: more would only leave the processors'
+                          caches; 0: all */
     size_t slot_bytes; /* size of each slot */
     size_t part_bytes; /* how much of a slot one worker fills at a time; if less than slot_bytes, several workers fill
                           one slot */
@@ -194,6 +233,7 @@ struct device {
     atomic_uint moving;           /* arenas that are being made, or freed, now */
     atomic_uint_least64_t making; /* bytes of the arenas that are being made now */
     atomic_uint moves;            /* and how many were */
+    struct spares spares;         /* arenas whose models are gone */
 
     struct staging *staging; /* loop */
 };
@@ -207,6 +247,13 @@ struct device {
  */
 #define DEVICE_STAGING_DEFAULT_MIB 48
 
+/* How the host's arenas are filled. */
+enum host_fill {
+    HOST_FILL_AUTO, /* in the way that a trial at the start found quicker */
+    HOST_FILL_WRITE,
+    HOST_FILL_MAP,
+};
+
 /* Settings for a module, given when it opens its devices. */
 struct device_config {
     unsigned workers; /* number of threads that fill slots */
@@ -218,6 +265,8 @@ struct device_config {
     uint64_t link_bytes;  /* bytes of each of these copies; 0: the module chooses */
     uint64_t trial_bytes; /* bytes of the trial allocation for exports, at least two granules; 0: the module chooses */
     enum export_wish export_wish;
+    enum host_fill host_fill;
+    bool lock_memory; /* of the host: arenas are locked into memory when they are sealed */
 };
 
 /* A shared object exports one of these, with the name `rocmforge_device_module`. */
@@ -232,7 +281,7 @@ struct device_module {
     int (*open)(const struct device_config *config, struct device ***ret, struct device_fault *ret_fault);
 };
 
-#define DEVICE_ABI           11u
+#define DEVICE_ABI           13u
 #define DEVICE_MODULE_SYMBOL "rocmforge_device_module"
 
 extern const struct device_module device_host_module;
@@ -257,10 +306,24 @@ uint64_t device_others(const struct device *device);
  * worker, or another thread that may. Fails as memory_free() does. */
 int device_survey(struct device *device, uint64_t *ret, struct device_fault *ret_fault);
 
+/* An arena begins to be made or freed, and is. Meanwhile the driver's answer and the ledger may not be of the same
+ * moment. Any thread. */
+static inline void device_move_begin(struct device *device)
+{
+    atomic_fetch_add(&device->moving, 1);
+}
+
+static inline void device_move_end(struct device *device)
+{
+    atomic_fetch_add(&device->moves, 1);
+    atomic_fetch_sub(&device->moving, 1);
+}
+
 /* Functions of device_ops that call its driver, and may not return. While they are under way device_hangs() knows of
  * them; once the device counts as hung they return -ENODEV, and nothing is freed: the driver would be called for it.
  *
- * bytes: as arena_new() was asked for. device_survey() is told of what is made and freed. worker. */
+ * bytes: as arena_new() was asked for. device_survey() is told of what is made and freed. device_arena_new() may return
+ * an arena that was kept (spare.h), and gives up what is kept if memory is short. worker. */
 int device_arena_new(struct device *device, uint64_t bytes, const struct extent *gaps, size_t n_gaps,
                      struct arena **ret, struct device_fault *ret_fault);
 int device_arena_adopt(struct device *device, int fd, uint64_t bytes, struct arena **ret,
@@ -270,6 +333,10 @@ int device_arena_export(struct device *device, struct arena *arena, struct devic
                         struct device_fault *ret_fault);
 int device_arena_seal(struct device *device, struct arena *arena, struct device_fault *ret_fault);
 int device_arena_read(struct device *device, struct arena *arena, uint64_t offset, void *dst, size_t size,
+                      struct device_fault *ret_fault);
+int device_arena_lend(struct device *device, struct arena *arena, struct device_export *ret,
+                      struct device_fault *ret_fault);
+int device_arena_save(struct device *device, struct arena *arena, uint64_t offset, void *dst, size_t size,
                       struct device_fault *ret_fault);
 int device_memory_free(struct device *device, uint64_t *ret, struct device_fault *ret_fault);
 

@@ -1,5 +1,6 @@
 #include "daemon/device/devices.h"
 
+#include "daemon/device/spare.h"
 #include "daemon/device/staging.h"
 
 #include <assert.h>
@@ -12,6 +13,7 @@ int devices_add(struct devices *devices, struct device *device, struct device_fa
 {
     if (devices->n == DEVICES_MAX)
         return device_fault_set(ret_fault, -ENOSPC, "devices_add", 0, "too many devices");
+    pthread_mutex_init(&device->spares.lock, NULL);
     int r = staging_new(device, &device->staging, ret_fault);
     if (r < 0)
         return r;
@@ -30,6 +32,7 @@ void devices_close(struct devices *devices)
     for (size_t i = 0; i < devices->n; i++) {
         if (atomic_load(&devices->devices[i]->hung))
             continue; /* its driver would be called */
+        device_spares_drop(devices->devices[i]);
         scheduler_free(devices->schedulers[i]);
         staging_free(devices->devices[i]->staging);
         devices->devices[i]->ops->close(devices->devices[i]);

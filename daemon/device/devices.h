@@ -19,7 +19,7 @@ struct devices {
  * the device stays the caller's. */
 int devices_add(struct devices *devices, struct device *device, struct device_fault *ret_fault);
 
-/* Closes all devices. All slots were given back, and all arenas freed. */
+/* Closes all devices. All slots were given back, and all arenas freed or left to device_spare(). */
 void devices_close(struct devices *devices);
 
 /* Every kind of device, ended by NULL: of GPUs first, in the order in which "auto" tries them, then the host's memory.

@@ -1,7 +1,9 @@
 /* The functions of device.h that call a device's driver and may not return. The daemon's alone: modules have no
- * workers. */
+ * workers. They count the arenas: what models have, and what is free, at the same moment. */
+#include "daemon/device/driver.h"
+
 #include "daemon/base/worker.h"
-#include "daemon/device/device.h"
+#include "daemon/device/spare.h"
 #include "proto/min.h"
 
 #include <errno.h>
@@ -111,13 +113,60 @@ int device_arena_read(struct device *device, struct arena *arena, uint64_t offse
     return r;
 }
 
+int device_arena_lend(struct device *device, struct arena *arena, struct device_export *ret,
+                      struct device_fault *ret_fault)
+{
+    struct device_call call;
+    int r = call_begin(device, &call, ret_fault);
+    if (r < 0)
+        return r;
+    r = device->ops->arena_lend(arena, ret, ret_fault);
+    call_end(device, &call);
+    return r;
+}
+
+int device_arena_save(struct device *device, struct arena *arena, uint64_t offset, void *dst, size_t size,
+                      struct device_fault *ret_fault)
+{
+    struct device_call call;
+    int r = call_begin(device, &call, ret_fault);
+    if (r < 0)
+        return r;
+    r = device->ops->arena_save(arena, offset, dst, size, ret_fault);
+    call_end(device, &call);
+    return r;
+}
+
+void driver_arena_free(struct device *device, struct arena *arena)
+{
+    struct device_call call;
+    struct device_fault unused;
+    if (call_begin(device, &call, &unused) < 0)
+        return;
+    device->ops->arena_free(arena);
+    call_end(device, &call);
+}
+
+int driver_arena_reuse(struct device *device, struct arena *arena, uint64_t bytes, const struct extent *gaps,
+                       size_t n_gaps)
+{
+    struct device_call call;
+    struct device_fault unused;
+    int r = call_begin(device, &call, &unused);
+    if (r < 0)
+        return r;
+    r = device->ops->arena_reuse(arena, bytes, gaps, n_gaps, &unused);
+    call_end(device, &call);
+    return r;
+}
+
 /* How often a device is asked, a millisecond apart, until no arena is made or freed meanwhile. Else the free memory and
  * the memory of models would not be of the same moment. */
 #define ASK_TRIES 100u
 
 int device_survey(struct device *device, uint64_t *ret, struct device_fault *ret_fault)
 {
-    uint64_t available = 0, taken = 0;
+    uint64_t available = 0, taken = 0, kept = 0;
     bool settled = false;
     for (unsigned tries = 0; tries < ASK_TRIES && !settled; tries++) {
         const unsigned moves = atomic_load(&device->moves);
@@ -128,6 +177,7 @@ int device_survey(struct device *device, uint64_t *ret, struct device_fault *ret
             return r;
         taken = atomic_load(&device->taken);
         taken = min_u64(before, taken);
+        kept = device_spare_bytes(device);
         settled = still && atomic_load(&device->moving) == 0 && atomic_load(&device->moves) == moves;
         if (!settled)
             nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
@@ -136,28 +186,30 @@ int device_survey(struct device *device, uint64_t *ret, struct device_fault *ret
      * better than too little, because an allocation that fails is tried again after an eviction. */
     if (!settled)
         available += min_u64(atomic_load(&device->making), device->total - min_u64(available, device->total));
-    if (__builtin_add_overflow(available, taken, ret))
+    if (__builtin_add_overflow(available, taken, ret) || __builtin_add_overflow(*ret, kept, ret))
         *ret = UINT64_MAX;
     if (*ret == 0)
         *ret = 1; /* 0 is for one that never was asked */
     return 0;
 }
 
-static void move_begin(struct device *device)
-{
-    atomic_fetch_add(&device->moving, 1);
-}
-
-static void move_end(struct device *device)
-{
-    atomic_fetch_add(&device->moves, 1);
-    atomic_fetch_sub(&device->moving, 1);
-}
-
 /* Whether an arena has all its memory at once. On the host it gets memory as it is written to: host.c counts that. */
 static bool comes_at_once(const struct device *device)
 {
     return !device_is_host(device);
+}
+
+/* An arena that is kept, or a new one. What is kept may be what a new one lacks. */
+static int arena_get(struct device *device, uint64_t bytes, const struct extent *gaps, size_t n_gaps,
+                     struct arena **ret, struct device_fault *ret_fault)
+{
+    if (device_spare_take(device, bytes, gaps, n_gaps, ret))
+        return 0;
+    int r = device->ops->arena_new(device, bytes, gaps, n_gaps, ret, ret_fault);
+    if (r != -ENOMEM || device_spare_bytes(device) == 0)
+        return r;
+    device_spares_release(device);
+    return device->ops->arena_new(device, bytes, gaps, n_gaps, ret, ret_fault);
 }
 
 int device_arena_new(struct device *device, uint64_t bytes, const struct extent *gaps, size_t n_gaps,
@@ -167,13 +219,13 @@ int device_arena_new(struct device *device, uint64_t bytes, const struct extent 
     int r = call_begin(device, &call, ret_fault);
     if (r < 0)
         return r;
-    move_begin(device);
+    device_move_begin(device);
     atomic_fetch_add(&device->making, comes_at_once(device) ? bytes : 0);
-    r = device->ops->arena_new(device, bytes, gaps, n_gaps, ret, ret_fault);
+    r = arena_get(device, bytes, gaps, n_gaps, ret, ret_fault);
     if (r == 0 && comes_at_once(device))
         atomic_fetch_add(&device->taken, bytes);
     atomic_fetch_sub(&device->making, comes_at_once(device) ? bytes : 0);
-    move_end(device);
+    device_move_end(device);
     call_end(device, &call);
     return r;
 }
@@ -181,11 +233,11 @@ int device_arena_new(struct device *device, uint64_t bytes, const struct extent 
 int device_arena_adopt(struct device *device, int fd, uint64_t bytes, struct arena **ret,
                        struct device_export *ret_export, struct device_fault *ret_fault)
 {
-    move_begin(device);
+    device_move_begin(device);
     int r = device->ops->arena_adopt(device, fd, bytes, ret, ret_export, ret_fault);
     if (r == 0 && comes_at_once(device))
         atomic_fetch_add(&device->taken, bytes);
-    move_end(device);
+    device_move_end(device);
     return r;
 }
 
@@ -195,10 +247,10 @@ void device_arena_free(struct device *device, struct arena *arena, uint64_t byte
     struct device_fault unused;
     if (call_begin(device, &call, &unused) < 0)
         return;
-    move_begin(device);
+    device_move_begin(device);
     device->ops->arena_free(arena);
     if (comes_at_once(device))
         atomic_fetch_sub(&device->taken, bytes);
-    move_end(device);
+    device_move_end(device);
     call_end(device, &call);
 }

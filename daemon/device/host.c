@@ -1,10 +1,12 @@
-/* The host as a device: an arena is a memfd, which is filled with pwrite() and sealed before any client gets it.
+/* The host as a device: an arena is a memfd, which is filled, and sealed before any client gets it.
  *
- * It is not filled through a mapping, because then the kernel would clear each page first and take a page fault for it,
- * and F_SEAL_WRITE fails while a writable mapping exists. */
+ * Few workers fill it with pwrite(). Through a mapping the kernel has to clear each page first, but several threads can
+ * fill one at the same time, while the kernel lets only one write to a file. So where there are enough cores that this
+ * is quicker, which is tried at the start, arenas are filled through a mapping. It is gone when the arena is sealed. */
 #include "daemon/base/memory_file.h"
 #include "daemon/device/cgroup.h"
 #include "daemon/device/device.h"
+#include "daemon/device/host_trial.h"
 #include "proto/min.h"
 
 #include <errno.h>
@@ -22,6 +24,9 @@
 #define HOST_SLOT_BYTES       ((size_t)1 << 20)
 #define HOST_SLOTS_PER_WORKER 2u
 
+/* So many are there at least for loads that read past the page cache: disks want many reads at a time. */
+#define HOST_SLOTS_DIRECT 16u
+
 /* Bytes of one pwrite(). The kernel allocates a page for each 4 KiB of it, and many kernels do not preempt the thread
  * until the call is done. */
 #define HOST_WRITE_BYTES ((size_t)64 << 10)
@@ -32,11 +37,21 @@
 /* Arenas are multiples of 2 MiB, so that clients can map them with huge pages if the kernel has them. */
 #define HOST_GRANULE (2u << 20)
 
-/* Only one worker writes to an arena at a time. The kernel allows only one writer in a file anyway, but the others
- * would spin in the kernel and keep the loop from running. On this mutex they sleep. */
+struct host_device {
+    struct device device;
+    bool lock_memory;
+    bool maps; /* arenas are filled through mappings */
+};
+
+/* Only one worker calls pwrite() for an arena at a time. The kernel allows only one writer in a file anyway, but the
+ * others would spin in the kernel and keep the loop from running. On this mutex they sleep. */
 struct arena {
     struct device *device;
-    uint64_t written; /* bytes, of which the kernel then had to take as many */
+    atomic_uint_least64_t written; /* bytes, of which the kernel then had to take as many */
+    uint64_t bytes;                /* of the whole arena */
+    bool lent;                     /* a client writes to it */
+    uint8_t *mapping;              /* that it is filled through; NULL: with pwrite() */
+    void *locked;                  /* a mapping that keeps the pages in memory; NULL: none */
     int fd;
     pthread_mutex_t writing;
 };
@@ -61,7 +76,7 @@ static uint64_t meminfo(const char *key)
 
 static void host_close(struct device *device)
 {
-    free(device);
+    free((struct host_device *)device);
 }
 
 static int host_slot_init(struct device *device, struct slot *slot, struct device_fault *ret_fault)
@@ -79,16 +94,36 @@ static void host_slot_fini(struct device *device, struct slot *slot)
     free(slot->data);
 }
 
+/* Without a mapping, pwrite() does. */
+static void arena_map(struct arena *arena)
+{
+    if (!((const struct host_device *)arena->device)->maps)
+        return;
+    void *mapping = mmap(NULL, arena->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, arena->fd, 0);
+    if (mapping == MAP_FAILED)
+        return;
+    (void)madvise(mapping, arena->bytes, MADV_HUGEPAGE);
+    (void)madvise(mapping, arena->bytes, MADV_DONTDUMP);
+    arena->mapping = mapping;
+}
+
+static void arena_unmap(struct arena *arena)
+{
+    if (arena->mapping)
+        munmap(arena->mapping, arena->bytes);
+    arena->mapping = NULL;
+}
+
 static int host_arena_new(struct device *device, uint64_t bytes, const struct extent *gaps, size_t n_gaps,
                           struct arena **ret, struct device_fault *ret_fault)
 {
     (void)gaps; /* the kernel clears new pages */
     (void)n_gaps;
-    struct arena *arena = malloc(sizeof(*arena));
+    struct arena *arena = calloc(1, sizeof(*arena));
     if (!arena)
-        return device_fault_set(ret_fault, -ENOMEM, "malloc", ENOMEM, strerror(ENOMEM));
+        return device_fault_set(ret_fault, -ENOMEM, "calloc", ENOMEM, strerror(ENOMEM));
     arena->device = device;
-    arena->written = 0;
+    arena->bytes = bytes;
     arena->fd = memory_file_new("rocmforge-model");
     if (arena->fd < 0) {
         const int error = -arena->fd;
@@ -102,8 +137,27 @@ static int host_arena_new(struct device *device, uint64_t bytes, const struct ex
         free(arena);
         return device_fault_set(ret_fault, -error, "ftruncate", error, strerror(error));
     }
+    arena_map(arena);
     pthread_mutex_init(&arena->writing, NULL);
     *ret = arena;
+    return 0;
+}
+
+/* Locks the pages of an arena that nobody can write to any more. Only pages of a mapping can be locked; it stays as
+ * long as the arena. */
+static int arena_lock(struct arena *arena, struct device_fault *ret_fault)
+{
+    if (!((const struct host_device *)arena->device)->lock_memory)
+        return 0;
+    void *mapping = mmap(NULL, arena->bytes, PROT_READ, MAP_SHARED, arena->fd, 0);
+    if (mapping == MAP_FAILED)
+        return device_fault_set(ret_fault, -errno, "mmap", errno, strerror(errno));
+    if (mlock(mapping, arena->bytes) < 0) {
+        const int error = errno;
+        munmap(mapping, arena->bytes);
+        return device_fault_set(ret_fault, -error, "mlock", error, strerror(error));
+    }
+    arena->locked = mapping;
     return 0;
 }
 
@@ -129,11 +183,17 @@ static int host_arena_adopt(struct device *device, int fd, uint64_t bytes, struc
     int r = adopt_check(fd, bytes, &status, ret_fault);
     if (r < 0)
         return r;
-    struct arena *arena = malloc(sizeof(*arena));
+    struct arena *arena = calloc(1, sizeof(*arena));
     if (!arena)
-        return device_fault_set(ret_fault, -ENOMEM, "malloc", ENOMEM, strerror(ENOMEM));
+        return device_fault_set(ret_fault, -ENOMEM, "calloc", ENOMEM, strerror(ENOMEM));
     arena->device = device;
+    arena->bytes = bytes;
     arena->fd = fd;
+    r = arena_lock(arena, ret_fault);
+    if (r < 0) {
+        free(arena);
+        return r;
+    }
     arena->written = (uint64_t)status.st_blocks * 512;
     atomic_fetch_add(&device->taken, arena->written);
     pthread_mutex_init(&arena->writing, NULL);
@@ -144,6 +204,9 @@ static int host_arena_adopt(struct device *device, int fd, uint64_t bytes, struc
 
 static void host_arena_free(struct arena *arena)
 {
+    arena_unmap(arena);
+    if (arena->locked)
+        munmap(arena->locked, arena->bytes);
     close(arena->fd);
     atomic_fetch_sub(&arena->device->taken, arena->written);
     pthread_mutex_destroy(&arena->writing);
@@ -165,22 +228,33 @@ static int write_all(int fd, const uint8_t *data, uint64_t size, uint64_t offset
     return 0;
 }
 
+static int fill_mapped(struct arena *arena, const uint8_t *data, const struct piece *piece,
+                       struct device_fault *ret_fault)
+{
+    int r = host_map_fill(arena->mapping, piece->arena_offset, data, piece->slot_bytes);
+    return r < 0 ? device_fault_set(ret_fault, r, "madvise", -r, strerror(-r)) : 0;
+}
+
 static void host_put(struct device *device, struct transfer *transfer)
 {
+    struct arena *arena = transfer->arena;
     transfer->begin_ns = device_clock_ns();
     transfer->status = 0;
-    pthread_mutex_lock(&transfer->arena->writing);
+    if (!arena->mapping)
+        pthread_mutex_lock(&arena->writing);
     for (size_t i = 0; i < transfer->n_pieces && transfer->status == 0; i++) {
         const struct piece *piece = &transfer->pieces[i];
         const uint8_t *data = (const uint8_t *)transfer->slot->data + piece->slot_offset;
-        transfer->status =
-            write_all(transfer->arena->fd, data, piece->slot_bytes, piece->arena_offset, &transfer->fault);
+        transfer->status = arena->mapping
+                               ? fill_mapped(arena, data, piece, &transfer->fault)
+                               : write_all(arena->fd, data, piece->slot_bytes, piece->arena_offset, &transfer->fault);
         if (transfer->status == 0) {
-            transfer->arena->written += piece->slot_bytes;
+            atomic_fetch_add(&arena->written, piece->slot_bytes);
             atomic_fetch_add(&device->taken, piece->slot_bytes);
         }
     }
-    pthread_mutex_unlock(&transfer->arena->writing);
+    if (!arena->mapping)
+        pthread_mutex_unlock(&arena->writing);
     transfer->copied_ns = transfer->end_ns = device_clock_ns();
     transfer->copy_ns = transfer->end_ns - transfer->begin_ns;
     transfer->done(transfer);
@@ -193,10 +267,40 @@ static int host_arena_export(struct arena *arena, struct device_export *ret, str
     return 0;
 }
 
+static int host_arena_lend(struct arena *arena, struct device_export *ret, struct device_fault *ret_fault)
+{
+    if (fcntl(arena->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) < 0)
+        return device_fault_set(ret_fault, -errno, "fcntl(F_ADD_SEALS)", errno, strerror(errno));
+    arena_unmap(arena); /* or the memory could not be sealed later */
+    arena->lent = true;
+    *ret = (struct device_export){.fd = arena->fd};
+    return 0;
+}
+
+/* Counts what a client has written to the arena. */
+static void count_written(struct arena *arena)
+{
+    struct stat status;
+    if (fstat(arena->fd, &status) < 0)
+        return;
+    arena->written = (uint64_t)status.st_blocks * 512;
+    atomic_fetch_add(&arena->device->taken, arena->written);
+}
+
 static int host_arena_seal(struct arena *arena, struct device_fault *ret_fault)
 {
+    struct stat unused;
+    struct device_fault ignored;
+    arena_unmap(arena);
     int r = memory_file_seal(arena->fd);
-    return r < 0 ? device_fault_set(ret_fault, r, "fcntl(F_ADD_SEALS)", -r, strerror(-r)) : 0;
+    /* A client that has the descriptor may have sealed it itself, also against further seals. */
+    if (r == -EPERM && arena->lent && adopt_check(arena->fd, arena->bytes, &unused, &ignored) == 0)
+        r = 0;
+    if (r < 0)
+        return device_fault_set(ret_fault, r, "fcntl(F_ADD_SEALS)", -r, strerror(-r));
+    if (arena->lent)
+        count_written(arena);
+    return arena_lock(arena, ret_fault);
 }
 
 static int host_arena_read(struct arena *arena, uint64_t offset, void *dst, size_t size, struct device_fault *ret_fault)
@@ -244,6 +348,7 @@ static const struct device_ops host_ops = {
     .arena_free = host_arena_free,
     .put = host_put,
     .arena_export = host_arena_export,
+    .arena_lend = host_arena_lend,
     .arena_seal = host_arena_seal,
     .arena_read = host_arena_read,
     .memory_free = host_memory_free,
@@ -252,14 +357,18 @@ static const struct device_ops host_ops = {
 
 static int host_open(const struct device_config *config, struct device ***ret, struct device_fault *ret_fault)
 {
-    struct device *device = calloc(1, sizeof(*device));
+    struct host_device *host = calloc(1, sizeof(*host));
     struct device **devices = malloc(sizeof(struct device *));
-    if (!device || !devices) {
-        free(device);
+    if (!host || !devices) {
+        free(host);
         free(devices);
         return device_fault_set(ret_fault, -ENOMEM, "malloc", ENOMEM, strerror(ENOMEM));
     }
-    *device = (struct device){
+    const unsigned n = HOST_SLOTS_PER_WORKER * (config->workers ? config->workers : 1);
+    host->lock_memory = config->lock_memory;
+    host->maps = config->host_fill == HOST_FILL_MAP ||
+                 (config->host_fill == HOST_FILL_AUTO && host_map_is_quicker(config->workers));
+    host->device = (struct device){
         .ops = &host_ops,
         .id = DEVICE_HOST,
         .kind = DEVICE_HOST,
@@ -267,11 +376,12 @@ static int host_open(const struct device_config *config, struct device ***ret, s
         .export_kind = EXPORT_MEMFD,
         .total = meminfo("MemTotal"),
         .granule = HOST_GRANULE,
-        .n_slots = HOST_SLOTS_PER_WORKER * (config->workers ? config->workers : 1),
+        .n_slots = n > HOST_SLOTS_DIRECT ? n : HOST_SLOTS_DIRECT,
+        .n_cached = n,
         .slot_bytes = HOST_SLOT_BYTES,
         .part_bytes = HOST_SLOT_BYTES,
     };
-    devices[0] = device;
+    devices[0] = &host->device;
     *ret = devices;
     return 1;
 }

@@ -18,13 +18,13 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #define KEPT_MAX  4096 /* descriptors; as FileDescriptorStoreMax= in the unit */
 #define NAME_MAX_ 256  /* of a descriptor's name, with its NUL */
 
-/* A daemon that ends this soon after its start is started again only after as long a pause. */
+/* A daemon that ended before it was ready is started again after this pause. One that was ready is started at once:
+ * its clients wait. */
 #define PAUSE_SECONDS 2
 
 static struct kept {
@@ -78,14 +78,15 @@ static void drop(const char *name)
     n_kept = left;
 }
 
-/* One message: lines of KEY=VALUE. fds: closed unless they are kept. */
-static void obey(char *message, const int *fds, size_t n)
+/* One message: lines of KEY=VALUE. fds: closed unless they are kept. *ready: set if the daemon says that it is. */
+static void obey(char *message, const int *fds, size_t n, bool *ready)
 {
     const char *name = "stored";
     bool store = false, remove = false;
     for (char *rest, *line = strtok_r(message, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
         store |= strcmp(line, "FDSTORE=1") == 0;
         remove |= strcmp(line, "FDSTOREREMOVE=1") == 0;
+        *ready |= strcmp(line, "READY=1") == 0;
         if (strncmp(line, "FDNAME=", 7) == 0)
             name = line + 7;
     }
@@ -100,7 +101,7 @@ static void obey(char *message, const int *fds, size_t n)
 }
 
 /* Reads the messages that are there. Only the daemon's own are obeyed. */
-static void listen_to(int notify, pid_t daemon)
+static void listen_to(int notify, pid_t daemon, bool *ready)
 {
     for (;;) {
         char message[4096];
@@ -129,7 +130,7 @@ static void listen_to(int notify, pid_t daemon)
             }
         }
         if (sender.pid == daemon)
-            obey(message, fds, n);
+            obey(message, fds, n, ready);
         else
             while (n > 0)
                 close(fds[--n]);
@@ -173,31 +174,32 @@ static pid_t start(char **command, const sigset_t *mask)
     return daemon;
 }
 
-/* What was asked for by signals. */
-struct wish {
+/* What was asked for by signals, and what the daemon said. */
+struct run {
     bool end;     /* with the daemon */
     bool restart; /* the daemon */
+    bool ready;   /* it was */
 };
 
 /* Waits until the daemon has ended. Returns its status. */
-static int serve(int notify, int signals, pid_t daemon, struct wish *wish)
+static int serve(int notify, int signals, pid_t daemon, struct run *run)
 {
     for (;;) {
         struct pollfd polled[] = {{.fd = notify, .events = POLLIN}, {.fd = signals, .events = POLLIN}};
         if (poll(polled, 2, -1) < 0 && errno != EINTR)
             die("poll");
-        listen_to(notify, daemon);
+        listen_to(notify, daemon, &run->ready);
         struct signalfd_siginfo info;
         while (read(signals, &info, sizeof(info)) == (ssize_t)sizeof(info)) {
             const int signal = (int)info.ssi_signo;
-            wish->end |= signal == SIGTERM || signal == SIGINT;
-            wish->restart |= signal == SIGUSR1;
+            run->end |= signal == SIGTERM || signal == SIGINT;
+            run->restart |= signal == SIGUSR1;
             if (signal != SIGCHLD)
                 kill(daemon, signal == SIGUSR1 ? SIGTERM : signal);
         }
         int status;
         if (waitpid(daemon, &status, WNOHANG) == daemon) {
-            listen_to(notify, daemon); /* what it had sent before */
+            listen_to(notify, daemon, &run->ready); /* what it had sent before */
             return status;
         }
     }
@@ -235,14 +237,13 @@ int main(int argc, char **argv)
     if (signals < 0 || setenv("NOTIFY_SOCKET", address, 1) < 0)
         die("cannot start");
     for (;;) {
-        struct wish wish = {false, false};
-        const time_t began = time(NULL);
-        const int status = serve(notify, signals, start(argv + 1, &before), &wish);
+        struct run run = {.ready = false};
+        const int status = serve(notify, signals, start(argv + 1, &before), &run);
         const bool failed = WIFSIGNALED(status) || WEXITSTATUS(status) != 0;
         /* Status 2: wrong usage, which stays wrong. */
-        if (wish.end || (!wish.restart && (!failed || (WIFEXITED(status) && WEXITSTATUS(status) == 2))))
+        if (run.end || (!run.restart && (!failed || (WIFEXITED(status) && WEXITSTATUS(status) == 2))))
             return WIFEXITED(status) ? WEXITSTATUS(status) : EXIT_FAILURE;
-        if (!wish.restart && WIFEXITED(status) && time(NULL) - began < PAUSE_SECONDS)
-            sleep(PAUSE_SECONDS); /* it does not come up: not again at once. What was killed is started at once */
+        if (!run.restart && !run.ready)
+            sleep(PAUSE_SECONDS);
     }
 }

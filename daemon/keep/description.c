@@ -1,5 +1,6 @@
 #include "daemon/keep/description.h"
 
+#include "daemon/base/json_memory.h"
 #include "daemon/base/memory_file.h"
 #include "daemon/keep/bytes.h"
 
@@ -29,6 +30,9 @@ struct prologue {
 
 /* The most bytes of forms' rules as JSON: each character of a pattern may be escaped. */
 #define RULES_MAX (FORMS_RULES_MAX * (FORMS_MATCH_MAX * 6 + 64))
+
+/* The most bytes of a layout as JSON: that of a request, each character of a name escaped. */
+#define LAYOUT_TEXT_MAX ((size_t)2 << 20)
 
 /* --- writing --- */
 
@@ -85,6 +89,21 @@ static void put_forms(struct bytes_writer *out, const struct forms *forms)
     cJSON_Delete(rules);
 }
 
+static void put_layout(struct bytes_writer *out, const struct model *model)
+{
+    (void)json_memory_failed();
+    cJSON *object = cJSON_CreateObject();
+    layout_describe(model->layout, object);
+    char *text = object ? cJSON_PrintUnformatted(object) : NULL;
+    if (!text || json_memory_failed())
+        out->failed = true;
+    bytes_put_text(out, text);
+    cJSON_free(text);
+    cJSON_Delete(object);
+    bytes_put_number(out, model->plan->heads.heads);
+    bytes_put_number(out, model->plan->heads.kv_heads);
+}
+
 /* Sets which file each part is the header of. The tensors tell it, but for parts that have none: these get the files
  * that are left. */
 static void find_shards(const struct model *model, size_t n_parts, uint32_t shards[SOURCE_FILES_MAX])
@@ -111,8 +130,24 @@ static void find_shards(const struct model *model, size_t n_parts, uint32_t shar
     }
 }
 
+/* Of a published model: its only header is the manifest that clients get. */
+static void put_manifest(struct bytes_writer *out, const struct model *model)
+{
+    struct stat status;
+    if (fstat(model->published.header_fd, &status) < 0)
+        out->failed = true;
+    bytes_put_number(out, 1);
+    bytes_put_number(out, out->failed ? 0 : (uint64_t)status.st_size);
+    bytes_put_number(out, 0);
+    bytes_put_number(out, 0);
+}
+
 static void put_parts(struct bytes_writer *out, const struct model *model)
 {
+    if (model_is_published(model)) {
+        put_manifest(out, model);
+        return;
+    }
     uint32_t shards[SOURCE_FILES_MAX];
     size_t n_parts = 0;
     for (const struct gguf *part = model->header; part; part = part->next)
@@ -133,6 +168,10 @@ static void put_parts(struct bytes_writer *out, const struct model *model)
 
 static void put_tensors(struct bytes_writer *out, const struct model *model)
 {
+    if (model_is_published(model)) {
+        bytes_put_number(out, 0);
+        return;
+    }
     bytes_put_number(out, model->header->n_tensors);
     for (size_t i = 0; i < model->header->n_tensors; i++) {
         const struct gguf_tensor *tensor = &model->header->tensors[i];
@@ -159,10 +198,11 @@ static void put_model(struct bytes_writer *out, const struct model *model, const
     bytes_put_number(out, (uint64_t)model->ttl);
     bytes_put_number(out, model->overflows);
     bytes_put_text(out, model->origin);
-    bytes_put_text(out, model->source->path);
+    bytes_put_text(out, model->source->link);
     put_users(out, model);
     put_facts(out, model->facts);
     put_forms(out, model->forms);
+    put_layout(out, model);
     bytes_put_text(out, model->device->id);
     bytes_put_text(out, model->device->kind);
     bytes_put_text(out, model->device->uuid);
@@ -172,6 +212,7 @@ static void put_model(struct bytes_writer *out, const struct model *model, const
     bytes_put_number(out, model->source->n_files);
     for (size_t i = 0; i < model->source->n_files; i++) {
         bytes_put_number(out, numbers[i]);
+        bytes_put_text(out, model->source->files[i].path);
         put_identity(out, &model->source->files[i].identity);
     }
     put_parts(out, model);
@@ -299,34 +340,51 @@ static void take_forms(struct bytes_reader *in, struct description *ret)
     free(text);
 }
 
+static void take_layout(struct bytes_reader *in, struct description *ret)
+{
+    char *text = NULL;
+    const char *unused;
+    if (!bytes_take_text(in, LAYOUT_TEXT_MAX, &text))
+        return;
+    cJSON *object = text ? cJSON_Parse(text) : NULL;
+    const cJSON *name = cJSON_GetObjectItemCaseSensitive(object, "layout");
+    if (!cJSON_IsObject(object) ||
+        layout_new(cJSON_GetStringValue(name), cJSON_GetObjectItemCaseSensitive(object, "groups"),
+                   cJSON_GetObjectItemCaseSensitive(object, "tp"), &ret->layout, &unused) < 0)
+        in->failed = true;
+    cJSON_Delete(object);
+    free(text);
+    ret->heads.heads = bytes_take_number(in, LAYOUT_HEADS_MAX);
+    ret->heads.kv_heads = bytes_take_number(in, LAYOUT_HEADS_MAX);
+}
+
 static void take_files(struct bytes_reader *in, struct description *ret)
 {
-    ret->n_files = bytes_take_count(in, SOURCE_FILES_MAX, 48);
+    ret->n_files = bytes_take_count(in, SOURCE_FILES_MAX, 56);
     ret->files = array_new(in, ret->n_files, sizeof(*ret->files));
-    if (ret->n_files == 0)
-        in->failed = true;
     for (size_t i = 0; i < ret->n_files && !in->failed; i++) {
         ret->files[i].number = (uint32_t)bytes_take_number(in, UINT32_MAX);
+        (void)bytes_take_text(in, TEXT_MAX, &ret->files[i].path);
         take_identity(in, &ret->files[i].identity);
     }
 }
 
 static void take_parts(struct bytes_reader *in, struct description *ret)
 {
-    ret->n_parts = bytes_take_count(in, ret->n_files, 24);
+    ret->n_parts = bytes_take_count(in, ret->n_files ? ret->n_files : 1, 24);
     ret->parts = array_new(in, ret->n_parts, sizeof(*ret->parts));
     if (ret->n_parts == 0)
         in->failed = true;
     for (size_t i = 0; i < ret->n_parts && !in->failed; i++) {
         ret->parts[i].bytes = bytes_take_number(in, INT64_MAX);
         ret->parts[i].file_size = bytes_take_number(in, INT64_MAX);
-        ret->parts[i].shard = (uint32_t)bytes_take_number(in, ret->n_files - 1);
+        ret->parts[i].shard = (uint32_t)bytes_take_number(in, ret->n_files ? ret->n_files - 1 : 0);
     }
 }
 
 static void take_tensors(struct bytes_reader *in, struct description *ret)
 {
-    ret->n_tensors = bytes_take_count(in, GGUF_TENSORS_MAX, 64);
+    ret->n_tensors = bytes_take_count(in, ret->n_files ? GGUF_TENSORS_MAX : 0, 64);
     ret->tensors = array_new(in, ret->n_tensors, sizeof(*ret->tensors));
     for (size_t i = 0; i < ret->n_tensors && !in->failed; i++) {
         struct description_tensor *tensor = &ret->tensors[i];
@@ -352,10 +410,11 @@ static void take_model(struct bytes_reader *in, struct description *ret)
     ret->ttl = (int64_t)bytes_take_number(in, UINT64_MAX);
     ret->overflows = bytes_take_number(in, UINT64_MAX);
     (void)bytes_take_text(in, TEXT_MAX, &ret->origin);
-    (void)bytes_take_text(in, TEXT_MAX, &ret->path);
+    (void)bytes_take_text(in, TEXT_MAX, &ret->link);
     take_users(in, ret);
     take_facts(in, ret);
     take_forms(in, ret);
+    take_layout(in, ret);
     (void)bytes_take_text(in, TEXT_MAX, &ret->device_id);
     (void)bytes_take_text(in, TEXT_MAX, &ret->device_kind);
     (void)bytes_take_text(in, TEXT_MAX, &ret->device_uuid);
@@ -468,15 +527,18 @@ int description_read(int fd, struct description *ret, const char **ret_why)
 void description_clear(struct description *description)
 {
     free(description->origin);
-    free(description->path);
+    free(description->link);
     free(description->names);
     free(description->guests);
     access_facts_unref(description->facts);
     forms_unref(description->forms);
+    layout_unref(description->layout);
     free(description->device_id);
     free(description->device_kind);
     free(description->device_uuid);
     free(description->device_pci);
+    for (size_t i = 0; i < description->n_files && description->files; i++)
+        free(description->files[i].path);
     free(description->files);
     free(description->parts);
     free(description->tensors);

@@ -12,7 +12,7 @@
 #include <stdint.h>
 
 /* Another version is not read: the model is loaded again then. */
-#define DESCRIPTION_VERSION 1u
+#define DESCRIPTION_VERSION 4u
 
 /* The most bytes of one. The tensors take most of them. */
 #define DESCRIPTION_MAX ((size_t)64 << 20)
@@ -26,6 +26,7 @@ struct description_part {
 
 struct description_file {
     uint32_t number; /* of its descriptor in the store */
+    char *path;      /* that it was opened by, or NULL */
     struct identity identity;
 };
 
@@ -46,17 +47,19 @@ struct description {
     int64_t ttl;
     uint64_t overflows;
     char *origin; /* or NULL */
-    char *path;   /* or NULL */
+    char *link;   /* that leads to one of the files, or NULL */
     size_t n_names;
     struct model_name *names; /* as an array: the links mean nothing */
     size_t n_guests;
     uid_t *guests;
     struct access_facts *facts; /* or NULL */
     const struct forms *forms;
+    const struct layout *layout;
+    struct model_heads heads; /* that the layout was applied with */
     char *device_id, *device_kind, *device_uuid, *device_pci;
     uint64_t granule;
     uint64_t arena_bytes;
-    size_t n_files;
+    size_t n_files; /* 0: the model was published; its header says where its tensors are, and n_tensors is 0 */
     struct description_file *files;
     size_t n_parts;
     struct description_part *parts; /* as the headers are linked */

@@ -88,7 +88,7 @@ static bool same_file(const struct identity *a, const struct identity *b)
  * them. */
 static int store_files(struct kept *kept, const struct source *source, struct description_file **ret)
 {
-    struct description_file *files = calloc(source->n_files, sizeof(*files));
+    struct description_file *files = calloc(source->n_files ? source->n_files : 1, sizeof(*files));
     int r = files ? 0 : -ENOMEM;
     for (size_t i = 0; i < source->n_files && r == 0; i++) {
         const struct identity *identity = &source->files[i].identity;
@@ -365,7 +365,8 @@ static int group_compare(const void *a, const void *b)
 /* Gives up what the store has of a model. */
 static void group_drop(struct group *group, const char *name, const char *why)
 {
-    log_warning("model=%s was kept, but is not resident again: %s", name, why);
+    log_write_fields(LOG_LEVEL_WARNING, &(const struct log_fields){.id = MESSAGE_MODEL_DROPPED, .model = name},
+                     "model=%s was kept, but is not resident again: %s", name, why);
     for (size_t i = 0; i < group->n; i++) {
         store_remove(&group->entries[i].name);
         if (group->entries[i].fd >= 0)
@@ -467,8 +468,16 @@ static void group_resume(struct keep *keep, struct group *group)
             group_drop(group, description->names[0].text, why);
         return;
     }
-    log_notice("model=%s id=%" PRIu64 " resident again on %s: %s, as it was before the restart", model->name, model->id,
-               model->device->id, bytes_text(size, (double)model->plan->arena_bytes, ""));
+    const struct log_fields fields = {
+        .id = MESSAGE_MODEL_AGAIN,
+        .model = model->name,
+        .device = model->device->id,
+        .has_bytes = true,
+        .bytes = model->plan->arena_bytes,
+    };
+    log_write_fields(LOG_LEVEL_NOTICE, &fields,
+                     "model=%s id=%" PRIu64 " resident again on %s: %s, as it was before the restart", model->name,
+                     model->id, model->device->id, bytes_text(size, (double)model->plan->arena_bytes, ""));
 }
 
 void keep_resume(struct keep *keep, struct store_entry *entries, size_t n)

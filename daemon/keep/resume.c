@@ -16,6 +16,7 @@ struct parts {
     struct source *source;
     struct gguf *header;
     struct plan *plan;
+    struct manifest *manifest; /* of a published model */
     struct publication published;
     struct arena *arena;
     struct device_export export;
@@ -87,14 +88,19 @@ static int take_source(struct resume *resume, struct parts *parts, char why[RESU
 {
     const struct description *description = resume->description;
     struct identity identities[SOURCE_FILES_MAX];
+    const char *paths[SOURCE_FILES_MAX];
     int fds[SOURCE_FILES_MAX];
+    if (description->n_files == 0)
+        return source_none(&parts->source) < 0 ? refuse(why, -ENOMEM, "out of memory") : 0;
     for (size_t i = 0; i < description->n_files; i++) {
         identities[i] = description->files[i].identity;
+        paths[i] = description->files[i].path;
         fds[i] = resume->file_fds[i];
         resume->file_fds[i] = -1;
     }
     struct device_fault fault;
-    const int r = source_resume(fds, identities, description->n_files, description->path, &parts->source, &fault);
+    const struct source_past past = {.identities = identities, .paths = paths, .link = description->link};
+    const int r = source_resume(fds, description->n_files, &past, &parts->source, &fault);
     return r < 0 ? refuse_fault(why, r, "its files", &fault) : 0;
 }
 
@@ -151,7 +157,8 @@ static int lay_out(const struct resume *resume, struct parts *parts, char why[RE
         return refuse(why, -ENOMEM, "out of memory");
     for (size_t i = 0; i < description->n_tensors; i++)
         placements[i] = description->tensors[i].placement;
-    int r = plan_resume(parts->header, placements, description->arena_bytes, &parts->plan);
+    int r = plan_resume(parts->header, description->layout, &description->heads, placements, description->arena_bytes,
+                        &parts->plan);
     free(placements);
     if (r < 0)
         return refuse(why, r, "its tensors cannot be where its description says");
@@ -161,14 +168,35 @@ static int lay_out(const struct resume *resume, struct parts *parts, char why[RE
     return r < 0 ? refuse(why, r, "out of memory") : 0;
 }
 
+/* Of a published model: all is in its manifest, which is read as if anybody had written it. */
+static int read_manifest(const struct resume *resume, struct parts *parts)
+{
+    char *text;
+    size_t size;
+    struct manifest_parts made;
+    int r = manifest_text_read(resume->header_fds[0], MANIFEST_HEADER_MAX, &text, &size);
+    if (r < 0)
+        return r;
+    r = manifest_read_header(text, size, resume->description->arena_bytes, &made);
+    free(text);
+    if (r < 0)
+        return r;
+    parts->header = made.header;
+    parts->plan = made.plan;
+    parts->manifest = made.manifest;
+    parts->source->size = made.plan->model_bytes;
+    return 0;
+}
+
 static int take_header(struct resume *resume, struct parts *parts, char why[RESUME_WHY_SIZE])
 {
-    int r = read_headers(resume, &parts->header);
-    if (r == 0)
+    const bool published = resume->description->n_files == 0;
+    int r = published ? read_manifest(resume, parts) : read_headers(resume, &parts->header);
+    if (r == 0 && !published)
         r = check_tensors(resume->description, parts->header);
     if (r < 0)
         return refuse(why, r, "its header is not the one that was kept");
-    r = lay_out(resume, parts, why);
+    r = published ? 0 : lay_out(resume, parts, why);
     struct device_fault fault = {.text = "out of memory"};
     if (r == 0) {
         r = publication_resume(parts->plan, resume->header_fds[0], &parts->published, &fault);
@@ -197,6 +225,7 @@ static void parts_free(struct parts *parts)
     publication_clear(&parts->published);
     plan_free(parts->plan);
     gguf_free(parts->header);
+    manifest_free(parts->manifest);
     source_free(parts->source);
 }
 
@@ -204,18 +233,23 @@ static struct model *model_new(const struct description *description, const stru
 {
     struct model *model = calloc(1, sizeof(*model));
     char *origin = description->origin ? strdup(description->origin) : NULL;
+    const char *told = parts->manifest ? parts->manifest->key : NULL;
+    char *key = told ? strdup(told) : NULL;
     uid_t *guests = calloc(description->n_guests ? description->n_guests : 1, sizeof(*guests));
-    if (!model || !guests || (description->origin && !origin)) {
+    if (!model || !guests || (description->origin && !origin) || (told && !key)) {
         free(model);
+        free(key);
         free(origin);
         free(guests);
         return NULL;
     }
     memcpy(guests, description->guests, description->n_guests * sizeof(*guests));
     *model = (struct model){
+        .key = key,
         .origin = origin,
         .state = MODEL_OPENING,
         .forms = forms_ref(description->forms),
+        .layout = layout_ref(description->layout),
         .device = parts->device,
         .uid = description->uid,
         .pinned = description->pinned,
@@ -227,6 +261,7 @@ static struct model *model_new(const struct description *description, const stru
         .source = parts->source,
         .changed = description->changed,
         .header = parts->header,
+        .manifest = parts->manifest,
         .plan = parts->plan,
         .arena = parts->arena,
         .export = parts->export,
@@ -243,8 +278,10 @@ static struct model *model_new(const struct description *description, const stru
 static void model_drop(struct model *model)
 {
     free(model->origin);
+    free(model->key);
     free(model->guests);
     forms_unref(model->forms);
+    layout_unref(model->layout);
     access_facts_unref(model->facts);
     free(model);
 }
@@ -262,7 +299,8 @@ static int enter(struct resume *resume, struct parts *parts, struct model **ret,
     }
     registry_reserve(model, parts->plan->arena_bytes);
     registry_charge(model, devices_host(resume->devices),
-                    gguf_memory(model->header) + plan_memory(model->plan) + model->published.bytes);
+                    gguf_memory(model->header) + plan_memory(model->plan) + manifest_memory(model->manifest) +
+                        model->published.bytes);
     model_move(model, MODEL_RESIDENT);
     *ret = model;
     return 0;

@@ -45,7 +45,7 @@ static void waiters_reply(struct load *load)
     enum waiter_kind kind;
     struct call *call;
     while ((call = waiters_take_any(&load->waiters, &kind))) {
-        if (kind == WAIT_ATTACH)
+        if (kind == WAIT_ATTACH || kind == WAIT_CREATE)
             load_attach(load->loads, load->model, call);
         else if (kind == WAIT_LEASE)
             attach_grant(load->loads->registry, load->loads->events, load->model, call, describe_how(load));
@@ -75,6 +75,7 @@ static void waiters_fail(struct load *load)
 
 void load_answer(struct load *load)
 {
+    creation_give_up(load);
     waiters_fail(load);
 }
 
@@ -106,6 +107,8 @@ void load_report(struct load *load)
 /* For the log. */
 static const char *path_of(const struct model *model)
 {
+    if (model_is_published(model))
+        return "what a client wrote";
     return model->source->path ? model->source->path : "a file without a path";
 }
 
@@ -128,8 +131,9 @@ void load_succeed(struct load *load)
     model_move(model, MODEL_RESIDENT);
     model->idle_since = uv_hrtime();
     load->phases.total_ns = uv_hrtime() - load->began;
-    counters_load(&load->loads->core->counters, load->restores ? OUTCOME_RESTORED : OUTCOME_LOADED, load->filled_bytes,
-                  load->phases.total_ns);
+    if (!load_creates(load)) /* how long a client takes to write is no time of a load */
+        counters_load(&load->loads->core->counters, load->restores ? OUTCOME_RESTORED : OUTCOME_LOADED,
+                      load->filled_bytes, load->phases.total_ns);
     residency_cache_drop(load->loads->residency, model);
     if (!load->restores && load->filling)
         load_rate(load);
@@ -163,8 +167,10 @@ void load_give_up(struct load *load)
     struct loads *loads = load->loads;
     char text[512];
     failure_text(&load->failure, text, sizeof(text));
-    counters_load(&loads->core->counters, load->failure.error == WIRE_Cancelled ? OUTCOME_CANCELLED : OUTCOME_FAILED,
-                  load->filled_bytes, uv_hrtime() - load->began);
+    if (!load_creates(load))
+        counters_load(&loads->core->counters,
+                      load->failure.error == WIRE_Cancelled ? OUTCOME_CANCELLED : OUTCOME_FAILED, load->filled_bytes,
+                      uv_hrtime() - load->began);
     const bool told = load->request.done; /* then the owner of `done` logs it */
     if (!model && !told)
         log_client_fields(
@@ -201,5 +207,6 @@ void load_give_up(struct load *load)
     }
     if (load->request.done)
         load->request.done(load->request.context, NULL, text);
+    creation_give_up(load);
     waiters_fail(load);
 }

@@ -8,6 +8,7 @@ struct registry_query load_query(const struct load_request *request, const struc
     return (struct registry_query){
         .source = source,
         .forms = request->forms,
+        .layout = request->layout,
         .plan = plan,
         .among = &request->among,
         .uid = request->uid,
@@ -79,9 +80,8 @@ bool load_settle(struct load *load)
         return true;
     }
     load->compared = model->id;
-    if (model->state != MODEL_RESIDENT ||
-        verify_compare(loads->verifies, model, job->source, load_may_end(&load->request, model), load_compared, load) <
-            0) {
+    if (!verify_may_compare(model) || verify_compare(loads->verifies, model, job->source,
+                                                     load_may_end(&load->request, model), load_compared, load) < 0) {
         load_doubt_ends(loads, model->id, false);
         return load_settle(load);
     }

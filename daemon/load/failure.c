@@ -8,6 +8,9 @@
 #include <stdio.h>
 #include <string.h>
 
+/* Files that AmbiguousFiles names. */
+#define AMBIGUOUS_MAX 16u
+
 void failure_set(struct failure *failure, enum wire_error error, cJSON *parameters)
 {
     if (failure->error != WIRE_OK) {
@@ -18,7 +21,7 @@ void failure_set(struct failure *failure, enum wire_error error, cJSON *paramete
     failure->parameters = parameters;
 }
 
-static cJSON *fault_parameters(int error, const struct device_fault *fault)
+cJSON *failure_fault(int error, const struct device_fault *fault)
 {
     cJSON *parameters = cJSON_CreateObject();
     cJSON_AddStringToObject(parameters, "call", fault->call);
@@ -36,7 +39,7 @@ void failure_set_changed(struct failure *failure, int error, const struct device
                          const char *when)
 {
     if (error != -ESTALE) {
-        failure_set(failure, WIRE_FileError, fault_parameters(error, fault));
+        failure_set(failure, WIRE_FileError, failure_fault(error, fault));
         return;
     }
     cJSON *parameters = cJSON_CreateObject();
@@ -47,7 +50,7 @@ void failure_set_changed(struct failure *failure, int error, const struct device
 
 void failure_set_device(struct failure *failure, int error, const struct device_fault *fault)
 {
-    failure_set(failure, WIRE_DeviceError, fault_parameters(error, fault));
+    failure_set(failure, WIRE_DeviceError, failure_fault(error, fault));
 }
 
 static void set_invalid(struct failure *failure, const char *reason, uint64_t offset)
@@ -58,16 +61,38 @@ static void set_invalid(struct failure *failure, const char *reason, uint64_t of
     failure_set(failure, WIRE_InvalidModel, parameters);
 }
 
-/* InvalidModel. If the model is split into several files, the reason says which file is invalid. */
+/* InvalidModel. If the model is split into several files, the reason says which file is invalid, unless it does so
+ * itself. */
 static void set_invalid_file(struct failure *failure, const struct load_job *job)
 {
     const struct gguf_fault *fault = &job->gguf_fault;
     char reason[sizeof(fault->reason) + 32];
-    if (job->opened->n_files > 1)
+    if (job->opened->n_files > 1 && strncmp(fault->reason, "file ", 5) != 0)
         snprintf(reason, sizeof(reason), "file %zu: %s", job->file + 1, fault->reason);
     else
         snprintf(reason, sizeof(reason), "%s", fault->reason);
     set_invalid(failure, reason, fault->offset);
+}
+
+/* InvalidLayout. */
+static void set_layout(struct failure *failure, const struct layout_fault *fault)
+{
+    cJSON *parameters = cJSON_CreateObject();
+    json_add_text(parameters, "reason", fault->reason);
+    json_add_text(parameters, "tensor", fault->tensor);
+    json_add_text(parameters, "group", fault->group);
+    failure_set(failure, WIRE_InvalidLayout, parameters);
+}
+
+/* AmbiguousFiles. Of many files only the first are told. */
+static void set_ambiguous(struct failure *failure, const struct load_job *job)
+{
+    cJSON *parameters = cJSON_CreateObject();
+    json_add_text(parameters, "path", job->path);
+    cJSON *files = cJSON_AddArrayToObject(parameters, "files");
+    for (size_t i = 0; i < job->ambiguous.n && i < AMBIGUOUS_MAX; i++)
+        json_append_text(files, job->ambiguous.paths[i]);
+    failure_set(failure, WIRE_AmbiguousFiles, parameters);
 }
 
 void failure_set_opening(struct failure *failure, const struct load_job *job)
@@ -78,12 +103,16 @@ void failure_set_opening(struct failure *failure, const struct load_job *job)
                     error_reason("not there, or not for everybody to read: pass it as a descriptor"));
     else if (job->status == -ENOMEM)
         failure_set(failure, WIRE_LimitExceeded, error_no_memory());
+    else if (job->status == -ENOTUNIQ && job->ambiguous.n > 0)
+        set_ambiguous(failure, job);
     else if (!job->opened)
         failure_set_file(failure, job->status, &job->fault, path);
     else if (job->status == -EBADMSG)
         set_invalid_file(failure, job);
     else if (job->status == -ENOTSUP)
         failure_set(failure, WIRE_UnsupportedType, describe_unsupported(&job->header->tensors[job->tensor]));
+    else if (job->status == -EDOM)
+        set_layout(failure, &job->layout_fault);
     else if (job->status == -E2BIG)
         failure_set(failure, WIRE_LimitExceeded, error_limit("forms", FORMS_RULES_MAX));
     else if (job->status == -EOVERFLOW)

@@ -28,6 +28,9 @@ void failure_set_device(struct failure *failure, int error, const struct device_
 /* For a job that failed in load_job_identify(), load_job_lay_out() or load_job_open(). */
 void failure_set_opening(struct failure *failure, const struct load_job *job);
 
+/* The parameters of an error that a call to the system or to a device made. */
+cJSON *failure_fault(int error, const struct device_fault *fault);
+
 /* Frees the parameters. */
 void failure_clear(struct failure *failure);
 

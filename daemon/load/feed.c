@@ -23,6 +23,16 @@ static void load_count_share(struct load *load, const struct fill_share *share)
         trace_add(load->trace, TRACE_WORKER, share->worker, "dequantise", read_end_ns, share->end_ns);
 }
 
+/* Past the page cache no worker reads: such a time counts as if one had read then. */
+static void load_count_direct(struct load *load, const struct fill *fill)
+{
+    if (fill->direct_end_ns == 0)
+        return;
+    load->phases.read_ns += fill->direct_end_ns - fill->direct_begin_ns;
+    trace_add(load->trace, TRACE_WORKER, fill->workers + fill->slot->index, "read", fill->direct_begin_ns,
+              fill->direct_end_ns);
+}
+
 static void load_trace_transfer(struct load *load, const struct transfer *transfer)
 {
     trace_add(load->trace, TRACE_STREAM, 0, "copy", transfer->begin_ns, transfer->copied_ns);
@@ -39,6 +49,7 @@ static void load_account(struct load *load, const struct fill *fill)
         load->model->overflows += fill->overflows;
         for (size_t i = 0; i < fill->n_shares; i++)
             load_count_share(load, &fill->shares[i]);
+        load_count_direct(load, fill);
         load->phases.copy_ns += fill->transfer.copy_ns;
         load->phases.kernel_ns += fill->transfer.kernel_ns;
         load_trace_transfer(load, &fill->transfer);
@@ -50,13 +61,15 @@ static void load_account(struct load *load, const struct fill *fill)
         load_fail_device(load, fill->status, &fill->fault);
 }
 
-/* A load may have as many slots as the device asks for: others were made because slots were missing to other loads. A
- * load without an arena holds its slots. It may have one less, which is left for loads with an arena. A load whose jobs
- * would wait anyway takes none. */
+/* Processors' caches hold few slots. A load may have those, or as many as the device asks for if it reads past the page
+ * cache; others were made because slots were missing to other loads. A load without an arena holds its slots. It may
+ * have one less, which is left for loads with an arena. A load whose jobs would wait anyway takes none. */
 static bool load_may_use(const struct load *load)
 {
+    const bool few = load->device->n_cached > 0 && !load->reads_direct;
+    const size_t n_slots = few ? load->device->n_cached : load->device->n_slots;
     if (load_ends(load) || load->next_chunk == load->plan->n_chunks ||
-        load->n_fills + (load->model->arena ? 0 : 1) >= load->device->n_slots)
+        load->n_fills + (load->model->arena ? 0 : 1) >= n_slots)
         return false;
     const struct work_reads reads = source_reads(load->model->source, load->request.uid);
     return load->restores || !workers_keep_waiting(load->loads->core->queue, &reads);
@@ -84,8 +97,9 @@ static void load_filled(struct fill *fill)
         fill->held = false; /* it was filled in vain: the load ends */
     else
         load_account(load, fill);
-    scheduler_give(devices_scheduler(load->loads->devices, slot->device), slot); /* may call load_use() of this load */
+    load->reads_direct = fill->direct_end_ns > 0;
     load_reschedule(load);
+    scheduler_give(devices_scheduler(load->loads->devices, slot->device), slot); /* may call load_use() of this load */
     load_step(load); /* may free the load, and the last load may end the daemon: use nothing after this */
 }
 
@@ -101,6 +115,8 @@ static uint64_t load_use(struct consumer *consumer, struct slot *slot)
         .source = load->model->source,
         .uid = load->request.uid,
         .memory = load->restores ? load->model->cache : NULL,
+        .pinned = load->restores && load->model->cache_pinned,
+        .cold = load->cold,
         .plan = load->plan,
         .chunk = chunk,
         .slot = slot,
@@ -224,6 +240,8 @@ int load_fill_begin(struct load *load, const struct plan *plan)
     load->fills = calloc(staging_slots_most(load->device->staging), sizeof(*load->fills));
     if (!load->fills)
         return -ENOMEM;
+    if (!load->restores && load->loads->direct && !load->cold)
+        (void)cold_new(load->loads->direct, load->model->source, &load->cold); /* without it, as it ever was */
     load->plan = plan;
     load->filling = uv_hrtime();
     load->consumer.use = load_use;
@@ -252,4 +270,40 @@ void load_fill_end(struct load *load)
         load->n_fills--;
         scheduler_give(scheduler, fill->slot);
     }
+}
+
+/* Files that a worker drops from the page cache: there may be millions of pages. */
+struct cache_drop {
+    struct core *core;
+    struct source *source;
+    struct work work;
+};
+
+static void cache_drop_work(struct work *work)
+{
+    const struct cache_drop *drop = work->data;
+    worker_step_back();
+    cold_drop(drop->source);
+}
+
+static void cache_drop_worked(struct work *work)
+{
+    struct cache_drop *drop = work->data;
+    struct core *core = drop->core;
+    source_free(drop->source);
+    free(drop);
+    core_job_end(core);
+}
+
+void load_drop_cached(struct load *load)
+{
+    if (load->loads->page_cache != PAGE_CACHE_DROP || load->restores)
+        return;
+    struct cache_drop *drop = malloc(sizeof(*drop));
+    if (!drop)
+        return;
+    *drop = (struct cache_drop){.core = load->loads->core, .source = source_ref(load->model->source)};
+    core_job_begin(drop->core);
+    const struct work_reads reads = source_reads(drop->source, load->request.uid);
+    worker_queue_reading(drop->core->queue, &drop->work, &reads, drop, cache_drop_work, cache_drop_worked);
 }

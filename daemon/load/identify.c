@@ -59,7 +59,7 @@ static void waiters_grant(struct load *load, struct model *model)
     while ((call = waiters_take_any(&load->waiters, &kind))) {
         if (kind == WAIT_ATTACH)
             load_attach(load->loads, model, call);
-        else if (kind == WAIT_LEASE)
+        else if (kind == WAIT_LEASE || kind == WAIT_CREATE)
             attach_grant(load->loads->registry, load->loads->events, model, call, NULL);
         else
             call_reply(call, describe_loaded(model, NULL), NULL, 0);
@@ -102,6 +102,7 @@ static struct model *load_new_model(struct load *load, const char *name)
         strcpy(model->takes, name);
     model->origin = load->request.path ? strdup(load->request.path) : NULL;
     model->forms = forms_ref(load->request.forms);
+    model->layout = layout_ref(load->request.layout);
     model->device = load->device;
     model->uid = load->request.uid;
     model->pinned = load->request.pin;
@@ -118,6 +119,7 @@ static struct model *load_new_model(struct load *load, const char *name)
     if (registry_add(load->loads->registry, model) < 0) {
         source_free(model->source);
         forms_unref(model->forms);
+        layout_unref(model->layout);
         access_facts_unref(model->facts);
         free(model->origin);
         free(model);
@@ -130,7 +132,8 @@ bool load_wants_same(const struct load *load, const struct model *model)
 {
     const struct load_request *request = &load->request;
     return model_joinable(model, request->uid, request->access == ACCESS_PRIVATE) &&
-           model_same_forms(model, request->forms, load->job.plan) && source_equal(model->source, load->job.source);
+           model_same_forms(model, request->forms, request->layout, load->job.plan) &&
+           source_equal(model->source, load->job.source);
 }
 
 bool load_may_publish(const struct load_request *request, const struct access_facts *facts)
@@ -202,10 +205,10 @@ static bool load_enter(struct load *load, struct model *model)
     return true;
 }
 
-/* Goes on with a model that is there already, or waits for it. Returns true if the load joined it, and was freed. */
-static bool load_take_same(struct load *load, struct model *model)
+bool load_take_same(struct load *load, struct model *model)
 {
-    if (model_departs(model) || model->state == MODEL_SAVING) {
+    const bool compared = model->state == MODEL_CACHED && model_in_use(model);
+    if (model_departs(model) || model->state == MODEL_SAVING || compared) {
         load->blocked = true;
         return false;
     }
@@ -236,6 +239,8 @@ void load_name(const struct load *load, char ret[MODEL_NAME_MAX + 1])
 {
     if (load->request.name)
         strcpy(ret, load->request.name);
+    else if (load->job.source->name)
+        strcpy(ret, load->job.source->name);
     else
         model_name_derive(load->job.source->path, ret);
 }
@@ -253,8 +258,7 @@ static bool load_may_add(struct load *load)
     return r == 0;
 }
 
-/* Makes the load's model, and chooses its name. NULL if the load must wait for the name (blocked), or failed. */
-static struct model *load_take_name(struct load *load)
+struct model *load_take_name(struct load *load)
 {
     char name[MODEL_NAME_MAX + 1];
     struct naming naming;
@@ -377,7 +381,7 @@ static bool identified(struct load *load)
 /* Frees header and plan while the load waits: their bytes are in no ledger yet. */
 bool load_identified(struct load *load)
 {
-    bool over = identified(load);
+    bool over = load->request.creation ? creation_identified(load) : identified(load);
     if (!over && load->blocked)
         load_job_forget(&load->job);
     return over;

@@ -1,6 +1,7 @@
 #include "daemon/base/seconds.h"
 #include "daemon/base/trust.h"
 #include "daemon/base/worker.h"
+#include "daemon/load/creation.h"
 #include "daemon/load/states.h"
 #include "daemon/session/describe.h"
 #include "daemon/session/events.h"
@@ -50,7 +51,9 @@ void load_show(struct load *load, enum load_state state, enum model_state shown)
 /* Frees what request_copy() made. */
 static void request_clear(struct load_request *request)
 {
+    creation_free(request->creation);
     forms_unref(request->forms);
+    layout_unref(request->layout);
     peer_unref(request->peer);
     free((char *)(uintptr_t)request->name);
     free((char *)(uintptr_t)request->path);
@@ -66,6 +69,7 @@ void load_free(struct load *load)
     failure_clear(&load->failure);
     load_job_clear(&load->job);
     free(load->fills);
+    cold_free(load->cold);
     trace_free(load->trace);
     request_clear(&load->request);
     free(load);
@@ -92,12 +96,13 @@ void load_fail_device(struct load *load, int error, const struct device_fault *f
         residency_lose_device(load->loads->residency, load->device);
 }
 
-static void load_finish(struct load *load)
+void load_finish(struct load *load)
 {
     load_move(load, LOAD_DONE);
-    if (load->failure.error == WIRE_OK)
+    if (load->failure.error == WIRE_OK) {
+        load_drop_cached(load);
         load_succeed(load);
-    else
+    } else
         load_give_up(load);
     load_free(load);
 }
@@ -147,15 +152,19 @@ static void load_opened(struct load *load)
     struct model *model = load->model;
     struct load_job *job = &load->job;
     load->phases.parse_ns = job->elapsed_ns;
+    if (load_creates(load) && !creation_opened(load))
+        return;
     if (job->status < 0) {
         failure_set_opening(&load->failure, job);
         return;
     }
     load_note_free_memory(load);
-    model->header = job->header;
-    model->plan = job->plan;
-    job->header = NULL;
-    job->plan = NULL;
+    if (!load_creates(load)) {
+        model->header = job->header;
+        model->plan = job->plan;
+        job->header = NULL;
+        job->plan = NULL;
+    }
     load->kept = load_keeps(model->header, model->plan);
     loads_retry(load->loads); /* another load may wait to compare its plan with this one */
     load_move(load, LOAD_RESERVING);
@@ -192,6 +201,7 @@ static void load_allocated(struct load *load)
 {
     struct load_job *job = &load->job;
     load->model->arena = job->arena;
+    load->model->arena_own = true;
     job->arena = NULL;
     load->phases.allocate_ns = job->elapsed_ns;
     if (job->status < 0 && job->of_host)
@@ -207,6 +217,10 @@ static void load_allocated(struct load *load)
     if (load->failure.error != WIRE_OK)
         return;
     load_show(load, LOAD_FILLING, MODEL_FILLING);
+    if (load_creates(load)) {
+        creation_allocated(load);
+        return;
+    }
     struct call *call;
     while ((call = waiters_take(&load->waiters, WAIT_ALLOCATED)))
         call_reply(call, describe_loaded(load->model, NULL), NULL, 0);
@@ -296,6 +310,8 @@ static bool load_advance(struct load *load)
         load_allocated(load);
         break;
     case LOAD_FILLING:
+        if (load_creates(load))
+            return creation_advance(load);
         if (!load->publish_begun) {
             load_publish(load);
             break;
@@ -365,7 +381,9 @@ static int request_copy(struct load_request *copy, const struct load_request *re
 {
     *copy = *request;
     copy->fds = NULL;
+    copy->creation = NULL; /* load_new() takes it over in the end */
     copy->forms = forms_ref(request->forms);
+    copy->layout = layout_ref(request->layout);
     copy->peer = peer_ref(request->peer);
     copy->name = request->name ? strdup(request->name) : NULL;
     copy->path = request->path ? strdup(request->path) : NULL;
@@ -387,6 +405,7 @@ static int load_new(struct loads *loads, const struct load_request *request, str
         return r;
     }
     load->loads = loads;
+    load->request.creation = request->creation;
     load->claim.granted = load_granted;
     load->began = uv_hrtime();
     load->detached = !request->wait;
@@ -398,6 +417,7 @@ static int load_new(struct loads *loads, const struct load_request *request, str
         .path = load->request.path,
         .trusted = request->trusted,
         .forms = request->forms,
+        .layout = request->layout,
         .published = PUBLICATION_NONE,
     };
     waiters_init(&load->waiters, load_deserted);
@@ -416,6 +436,7 @@ void load_begin(struct loads *loads, const struct load_request *request, struct 
     if (r < 0) {
         for (size_t i = 0; i < request->n_fds; i++)
             closer_close(loads->core->closer, request->uid, request->fds[i]);
+        creation_free(request->creation);
         if (call)
             call_fail(call, WIRE_LimitExceeded, error_quota(r, QUOTA_LOADS, limit));
         else
@@ -425,19 +446,23 @@ void load_begin(struct loads *loads, const struct load_request *request, struct 
     if (request->fds)
         memcpy(load->job.fds, request->fds, request->n_fds * sizeof(int));
     load->job.n_fds = request->n_fds;
-    const enum waiter_kind kind = request->lease ? WAIT_LEASE : request->wait ? WAIT_RESIDENT : WAIT_ALLOCATED;
+    const enum waiter_kind kind = request->creation ? WAIT_CREATE
+                                  : request->lease  ? WAIT_LEASE
+                                  : request->wait   ? WAIT_RESIDENT
+                                                    : WAIT_ALLOCATED;
     if (call && !waiters_add(&load->waiters, call, kind)) {
         load_free(load);
         return;
     }
     waiters_set_patience(&load->waiters, load->patience_ends);
-    load_queue(load, load_job_identify);
+    load_queue(load, request->creation ? load_job_no_source : load_job_identify);
 }
 
 void load_restore(struct loads *loads, struct model *model, struct call *call, enum waiter_kind kind)
 {
     assert(model->state == MODEL_CACHED || model->state == MODEL_SAVING);
     const struct load_request request = {.forms = model->forms,
+                                         .layout = model->layout,
                                          .among = {.devices = {model->device}, .n = 1},
                                          .peer = conn_peer(call->conn),
                                          .uid = conn_uid(call->conn),
@@ -455,7 +480,7 @@ void load_restore(struct loads *loads, struct model *model, struct call *call, e
         load_free(load);
         return;
     }
-    if (model->state == MODEL_CACHED) {
+    if (model->state == MODEL_CACHED && !model_in_use(model)) {
         load_begin_restore(load, model);
         return;
     }
@@ -530,7 +555,8 @@ bool loads_hang(const struct loads *loads, const struct device *device, uint64_t
 
 static bool asks(const struct load *load, const struct device *device)
 {
-    return load->in_job && load->job.run == load_job_ask && device_set_has(&load->request.among, device);
+    return load->in_job && (load->job.run == load_job_ask || load->job.run == load_job_manifest) &&
+           device_set_has(&load->request.among, device);
 }
 
 void loads_lose_device(struct loads *loads, struct device *device)

@@ -22,6 +22,7 @@
 #pragma once
 
 #include "daemon/device/devices.h"
+#include "daemon/load/cold.h"
 #include "daemon/memory/residency.h"
 #include "daemon/model/model.h"
 #include "daemon/session/waiters.h"
@@ -31,6 +32,8 @@
 #include <stdint.h>
 #include <sys/queue.h>
 
+struct creation;
+struct direct;
 struct events;
 struct load;
 struct verifies;
@@ -44,15 +47,18 @@ struct loads {
     struct verifies *verifies;
     struct events *events;
     struct quota *quota;
+    struct direct *direct; /* NULL: files are read through the page cache */
+    enum page_cache page_cache;
     TAILQ_HEAD(, load) list; /* oldest first */
     size_t n;
 };
 
 /* Says under which condition another model loses the name that this request asks for. It loses the name when the new
- * model is resident, and only if the caller may end the other model. */
+ * model is resident; but for REPLACE_STALE, only if the caller may end the other model. */
 enum replace {
-    REPLACE_STALE, /* if it is of the same path, which has other bytes now; and it is neither in use nor pinned */
-    REPLACE_FILE,  /* if it was loaded from the same path: for preloads */
+    REPLACE_STALE, /* if it is of the same path, which has other bytes now; and it is neither in use nor pinned. If the
+                      caller may not end it, the new model must not be private */
+    REPLACE_FILE,  /* the same; and if it was loaded from the same path: for preloads */
     REPLACE_NAME,  /* always */
 };
 
@@ -62,22 +68,24 @@ void loads_init(struct loads *loads);
 struct load_request {
     const int *fds; /* open files, which the load takes over; NULL: it opens `path` */
     size_t n_fds;
-    const char *path;          /* borrowed */
-    const char *name;          /* NULL: the name is derived from the file's; borrowed */
-    const struct forms *forms; /* the load takes a reference */
-    struct device_set among;   /* devices that the model may go to; at least one */
-    bool decode_on_cpu;        /* even if the device has kernels for it */
-    bool wait;                 /* answer when the model is resident; cancel the load when no call waits for it */
-    bool lease;                /* answer with a lease; only with `wait` */
-    double wait_for_memory;    /* seconds for which it may wait in the queue; 0: it may not */
-    struct peer *peer;         /* who asks; the load takes a reference */
-    uid_t uid;                 /* the peer's */
-    bool trusted;              /* root or the daemon's own user: may load, by path, files that are not world-readable */
+    const char *path;            /* borrowed */
+    const char *name;            /* NULL: the name is derived from the file's; borrowed */
+    const struct forms *forms;   /* the load takes a reference */
+    const struct layout *layout; /* the same */
+    struct device_set among;     /* devices that the model may go to; at least one */
+    bool decode_on_cpu;          /* even if the device has kernels for it */
+    bool wait;                   /* answer when the model is resident; cancel the load when no call waits for it */
+    bool lease;                  /* answer with a lease; only with `wait` */
+    double wait_for_memory;      /* seconds for which it may wait in the queue; 0: it may not */
+    struct peer *peer;           /* who asks; the load takes a reference */
+    uid_t uid;                   /* the peer's */
+    bool trusted; /* root or the daemon's own user: may load, by path, files that are not world-readable */
     bool pin;
     int64_t ttl; /* seconds; -1: for ever */
     enum access access;
     enum replace replace;
-    bool trace; /* record the times of each step, for the answer */
+    struct creation *creation; /* Create, and no load (creation.h); NULL: a load. load_begin() takes it over */
+    bool trace;                /* record the times of each step, for the answer */
 
     /* For loads without a call. Called once, when the load ends, which may be within load_begin(): with the model; or
      * with NULL and a sentence why it failed. */

@@ -41,17 +41,32 @@ static bool is_older(const struct load *load, const struct model *model)
     return is_same_path(load, model) && (model->changed || !then || !now || strcmp(then, now) != 0);
 }
 
+/* True if nobody uses the model, and its path, which this load reads, has other bytes by now. Then any user's load of
+ * the path may take its name: who has loaded half of a download must not keep others from the whole. But not for a
+ * model that would be hidden from those who know the old one. */
+static bool is_stale(const struct load *load, const struct model *model)
+{
+    if (!model->changed || model_in_use(model) || model->pinned)
+        return false;
+    if (load_may_end(&load->request, model))
+        return is_same_path(load, model);
+    const struct registry_query query = load_query(&load->request, load->job.source, load->job.facts, NULL);
+    const enum access access = load->request.access;
+    const bool hides = access == ACCESS_PRIVATE || (model->access == ACCESS_PUBLIC && access != ACCESS_PUBLIC);
+    return !hides && registry_same_path(model, &query);
+}
+
 /* True if the model may lose its name to this load's model, and drain, when this load's model is resident. */
 static bool load_may_replace(const struct load *load, const struct model *model)
 {
     const struct load_request *request = &load->request;
-    if (model->load || model->takes[0] || (!request->trusted && request->uid != model->uid))
+    if (model->load || model->takes[0])
         return false;
-    if (request->replace == REPLACE_NAME)
+    if (is_stale(load, model))
         return true;
-    if (request->replace == REPLACE_FILE)
-        return is_same_path(load, model);
-    return model->changed && is_same_path(load, model) && !model_in_use(model) && !model->pinned;
+    if (!load_may_end(request, model))
+        return false;
+    return request->replace == REPLACE_NAME || (request->replace == REPLACE_FILE && is_same_path(load, model));
 }
 
 /* Whether a model that has the name keeps it from this load's model. */
@@ -196,7 +211,7 @@ bool naming_retire(struct loads *loads, struct model *model)
 {
     if (!model_nameless(model) || model->load)
         return false;
-    if (model->state == MODEL_CACHED)
+    if (model->state == MODEL_CACHED && !model_in_use(model)) /* else residency_idle() forgets it */
         residency_forget(loads->residency, model);
     else if (model->state == MODEL_RESIDENT && model_in_use(model))
         residency_drain(loads->residency, model, 0);

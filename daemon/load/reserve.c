@@ -69,7 +69,7 @@ static void queue_changed(struct loads *loads)
 
 uint64_t load_keeps(const struct gguf *header, const struct plan *plan)
 {
-    return gguf_memory(header) + header->header_bytes + plan_memory(plan);
+    return gguf_memory(header) + header->header_bytes + plan_memory(plan) + manifest_memory(plan->manifest);
 }
 
 /* Adds `kept` to the ledger, also for a load that only waits in the queue: a small file may have a large header. */
@@ -236,9 +236,10 @@ void load_reserve(struct load *load)
     }
     load_show(load, LOAD_ALLOCATING, MODEL_ALLOCATING);
     load->job.planned = load->model->plan;
+    load->job.pinned = load->model->cache_pinned;
     load_queue(load, load->restores ? load_job_reallocate : load_job_allocate);
     /* Slots are filled while memory is allocated: then the first copies need not wait for reading. */
-    if (!load->restores && !load->fills && load_fill_begin(load, load->model->plan) < 0)
+    if (!load->restores && !load_creates(load) && !load->fills && load_fill_begin(load, load->model->plan) < 0)
         load_fail_memory(load);
 }
 

@@ -6,7 +6,8 @@
  *   naming.c    which name the model gets, and from which model it takes it
  *   foresee.c   what IDENTIFYING would decide: for Plan
  *   doubt.c     whether a model that is there still has the same bytes as its file
- *   feed.c      fills chunks, while memory is allocated and after
+ *   feed.c      fills chunks, while memory is allocated and after: each by fill.c, of files that cold.c knows
+ *   creation.c  what is different if the model is made by a client; its steps that block are in creation_steps.c
  *   answer.c    answers the calls that wait: with progress, and at the end
  *   verify.c    compares a model with files: for Verify, and for doubt.c; its steps that block are in verify_steps.c
  *   steps.c     the steps that block, on workers; neither includes this header
@@ -68,7 +69,8 @@ struct load {
     struct claim claim; /* on the memory of models that are being evicted for this load */
 
     bool restores;    /* it loads a cached model from host memory */
-    uint64_t awaited; /* id of a model that is being saved to host memory, and is loaded from there next; 0: none */
+    uint64_t awaited; /* id of a model that is being saved to host memory, or compared there, and is loaded from there
+                         next; 0: none */
     char awaited_name[MODEL_NAME_SIZE];
     uint64_t compared;       /* id of the last model whose bytes were compared with the file's */
     uint64_t replaces;       /* id of the model that loses its name to this load's model; 0: none */
@@ -76,8 +78,10 @@ struct load {
     const struct plan *plan; /* the plan that is filled: the model's, or, for a cached model, the job's linear one */
     struct consumer consumer;
     size_t next_chunk;
+    struct cold *cold;  /* NULL: the files are read through the page cache */
     struct fill *fills; /* one for each slot of the device */
     size_t n_fills;     /* under way */
+    bool reads_direct;  /* the last one that was over read past the page cache */
     uint64_t filled_bytes;
     uint64_t began;   /* uv_hrtime() when the request came */
     uint64_t filling; /* uv_hrtime() when filling began; 0: not yet */
@@ -97,6 +101,20 @@ void load_show(struct load *load, enum load_state state, enum model_state shown)
 /* Lets a worker run a step, then calls load_step(). No other step of the load may be under way. */
 void load_queue(struct load *load, void (*run)(struct load_job *job));
 
+/* Answers all who wait, and frees the load. */
+void load_finish(struct load *load);
+
+/* creation.c: whether a client makes the model, and this is no load of a file, nor of a copy in host memory. Then these
+ * take the place of what a load does: to identify, which returns as load_identified() does; when the list of tensors
+ * was parsed, which returns false if the load fails; when there is memory; when a job is over that the memory waits
+ * for, which returns true if the load is over and was freed; and when the load has failed. */
+bool load_creates(const struct load *load);
+bool creation_identified(struct load *load);
+bool creation_opened(struct load *load);
+void creation_allocated(struct load *load);
+bool creation_advance(struct load *load);
+void creation_give_up(struct load *load);
+
 /* Frees a load that is over: no call waits for it, and no job, fill or eviction is under way. */
 void load_free(struct load *load);
 
@@ -113,6 +131,12 @@ bool load_identified(struct load *load);
 
 /* Whether this load would make the same model: of the same files, in the same forms, for the same users. */
 bool load_wants_same(const struct load *load, const struct model *model);
+
+/* Goes on with a model that is there already, or waits for it. Returns true if the load joined it, and was freed. */
+bool load_take_same(struct load *load, struct model *model);
+
+/* Makes the load's model, and chooses its name. NULL if the load must wait for the name (blocked), or failed. */
+struct model *load_take_name(struct load *load);
 
 /* The name in the request, or the one that is derived from the file's. */
 void load_name(const struct load *load, char ret[MODEL_NAME_MAX + 1]);
@@ -175,6 +199,9 @@ void load_leave_queue(struct load *load);
 /* feed.c: from now on takes slots from the scheduler, and fills them by the plan. Fills that are done before there is
  * an arena are held. -ENOMEM. */
 int load_fill_begin(struct load *load, const struct plan *plan);
+
+/* The model is resident. Drops its files from the page cache, if that was asked for. */
+void load_drop_cached(struct load *load);
 
 /* There is an arena: held fills go on. */
 void load_fill_continue(struct load *load);

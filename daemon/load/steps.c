@@ -2,6 +2,7 @@
 
 #include "daemon/base/closer.h"
 #include "daemon/model/access_read.h"
+#include "proto/model_config.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -16,13 +17,14 @@ static void open_path(struct load_job *job)
 {
     const bool judges = geteuid() != 0;
     if (job->trusted || judges)
-        job->status = source_open_path(job->path, &job->source, &job->fault);
+        job->status = source_open_path(job->path, &job->source, &job->ambiguous, &job->fault);
     if ((job->trusted || judges) && job->status == 0)
         job->status = access_read(job->source, NULL, &job->facts, &job->fault);
     if (job->trusted || (judges && job->status == 0 && access_permits_all(job->facts)))
         return;
     source_discard(job->source);
     job->source = NULL;
+    shard_paths_free(&job->ambiguous);
     job->status = -EACCES;
     job->refused = true;
 }
@@ -58,11 +60,25 @@ static int cut(struct load_job *job)
     return plan_cut(job->plan, job->device->slot_bytes, job->device->part_bytes, verbatim);
 }
 
+static int plan_model(struct load_job *job)
+{
+    struct model_heads heads = heads_told(job->header, job->layout);
+    char *text;
+    size_t size;
+    if (heads_needed(job->header, job->layout) &&
+        source_read_beside(job->opened, MODEL_CONFIG_NAME, MODEL_CONFIG_MAX, &text, &size) == 0) {
+        heads_read_config(text, size, &heads);
+        free(text);
+    }
+    return plan_new_arranged(job->header, job->forms, job->layout, &heads, job->device->granule, &job->plan,
+                             &job->tensor, &job->layout_fault);
+}
+
 void load_job_lay_out(struct load_job *job)
 {
     job->status = source_read_headers(job->opened, &job->header, &job->gguf_fault, &job->file);
     if (job->status == 0)
-        job->status = plan_new(job->header, job->forms, job->device->granule, &job->plan, &job->tensor);
+        job->status = plan_model(job);
     else
         device_fault_set(&job->fault, 0, "pread", -job->status, strerror(-job->status));
 }
@@ -138,6 +154,13 @@ void load_job_allocate(struct load_job *job)
     uint64_t begin = uv_hrtime();
     struct extent *gaps;
     size_t n_gaps;
+    if (job->planned->manifest) { /* the client gets all of it before anything is written */
+        const struct extent all = {.bytes = job->planned->arena_bytes};
+        take_arena(job, &all, 1);
+        job->of_host = false;
+        job->elapsed_ns = uv_hrtime() - begin;
+        return;
+    }
     job->status = plan_gaps(job->planned, &gaps, &n_gaps);
     job->of_host = job->status == -ENOMEM;
     if (job->status < 0)
@@ -147,12 +170,16 @@ void load_job_allocate(struct load_job *job)
     job->elapsed_ns = uv_hrtime() - begin;
 }
 
+/* How much of a copy in pinned memory is put at once: it needs no slot, and the bus rests between two copies. */
+#define PINNED_CHUNK ((size_t)64 << 20)
+
 void load_job_reallocate(struct load_job *job)
 {
     uint64_t begin = uv_hrtime();
     plan_free(job->plan); /* from an earlier attempt */
     job->plan = NULL;
-    job->status = plan_linear(job->planned->arena_bytes, job->device->slot_bytes, &job->plan);
+    const size_t chunk = job->pinned ? PINNED_CHUNK : job->device->slot_bytes;
+    job->status = plan_linear(job->planned->arena_bytes, chunk, &job->plan);
     job->of_host = job->status == -ENOMEM;
     if (job->status < 0)
         return;
@@ -232,8 +259,12 @@ void load_job_clear(struct load_job *job)
     while (job->n_fds > 0)
         closer_close(job->closer, job->uid, job->fds[--job->n_fds]);
     publication_clear(&job->published);
+    manifest_parts_free(&job->parts);
+    free(job->text);
+    job->text = NULL;
     load_job_forget(job);
     source_free(job->source);
+    shard_paths_free(&job->ambiguous);
     access_facts_unref(job->facts);
     access_facts_unref(job->before);
     job->before = NULL;

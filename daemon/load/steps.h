@@ -6,6 +6,7 @@
 #include "daemon/device/devices.h"
 #include "daemon/gguf/gguf.h"
 #include "daemon/model/access.h"
+#include "daemon/model/manifest.h"
 #include "daemon/model/plan.h"
 #include "daemon/model/publication.h"
 #include "daemon/model/source.h"
@@ -13,6 +14,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <uv.h>
+
+struct client_text;
 
 struct load_job {
     struct work work;
@@ -29,31 +32,42 @@ struct load_job {
     struct device *device;
     const struct device_set *among; /* all devices that the model may go to */
     const struct forms *forms;
+    const struct layout *layout;
     const struct plan *planned;
     const struct gguf *known; /* the header as it was read before */
     bool decode_on_cpu;
     struct arena *filled;
-    struct access_facts *before; /* of the files of `judged`, as they were; the job's reference */
-    const struct source *judged; /* NULL: load_job_seal() does not look who may read the files */
+    struct access_facts *before;                  /* of the files of `judged`, as they were; the job's reference */
+    const struct client_text *tensors, *metadata; /* of a creation */
+    uint64_t bytes;                               /* of its memory; 0: as many as the tensors need */
+    const char *key;                              /* its key; NULL: none */
+    struct manifest *manifest;                    /* of its model; the job changes metadata and key */
+    const struct source *judged;                  /* NULL: load_job_seal() does not look who may read the files */
 
     /* Out. The job owns these. Who takes one over sets it to NULL, or `published` to PUBLICATION_NONE. */
     int status;
     bool refused; /* with -EACCES of load_job_identify(): the daemon refused, not open() */
     struct device_fault fault;
     struct gguf_fault gguf_fault;
-    bool of_file;  /* the error of load_job_seal() is the file's, not the device's */
-    bool of_host;  /* with -ENOMEM: the job itself had no memory; false: the device had none */
-    size_t tensor; /* with -ENOTSUP: index of the tensor */
-    size_t file;   /* with -EBADMSG: index of the file in a split model */
+    bool of_file;                     /* the error of load_job_seal() is the file's, not the device's */
+    bool of_host;                     /* with -ENOMEM: the job itself had no memory; false: the device had none */
+    size_t tensor;                    /* with -ENOTSUP: index of the tensor */
+    struct layout_fault layout_fault; /* with -EDOM: the layout does not fit the model */
+    size_t file;                      /* with -EBADMSG: index of the file in a split model */
     struct source *source;
-    struct access_facts *facts; /* of the source's files */
+    struct shard_paths ambiguous; /* with -ENOTUNIQ of load_job_identify(): files that may be the same one of a model */
+    struct access_facts *facts;   /* of the source's files */
     struct gguf *header;
     struct plan *plan;
     struct arena *arena;
     struct device_export export; /* the arena's */
     struct publication published;
-    uint64_t reach[DEVICES_MAX]; /* of each device in `among`, for survey_note() */
-    uint64_t memory_free;        /* with -ENOMEM of load_job_allocate(): bytes that the driver has free */
+    bool pinned;                          /* of load_job_reallocate(): the device copies from host memory by itself */
+    struct manifest_parts parts;          /* made of a creation's list of tensors */
+    struct manifest_fault manifest_fault; /* with -EBADMSG of a creation's steps */
+    char *text;                           /* of load_job_lend() */
+    uint64_t reach[DEVICES_MAX];          /* of each device in `among`, for survey_note() */
+    uint64_t memory_free;                 /* with -ENOMEM of load_job_allocate(): bytes that the driver has free */
     uint64_t elapsed_ns;
     uint64_t begin_ns; /* set by the caller of run() */
     uint64_t end_ns;
@@ -65,7 +79,8 @@ struct load_job {
  * may not load files from this path. That is the error for this user whether or not the file exists. */
 void load_job_identify(struct load_job *job);
 
-/* opened, device, forms → header, plan. The plan is not cut. Errors: those of source_read_headers() and plan_new(). */
+/* opened, device, forms, layout → header, plan. The plan is not cut. Errors: those of source_read_headers() and
+ * plan_new_arranged(). */
 void load_job_lay_out(struct load_job *job);
 
 /* Does load_job_lay_out(), then cuts the plan for the device's slots, with decode_on_cpu and among, and sets `reach`. A
@@ -93,6 +108,22 @@ void load_job_seal(struct load_job *job);
 /* among → reach. Asks the drivers how much memory models could use: other processes use the devices too. */
 void load_job_ask(struct load_job *job);
 
+/* → source: one without files, for a creation. */
+void load_job_no_source(struct load_job *job);
+
+/* tensors, bytes, device, among → parts; reach. Errors are those of manifest_parse(); a list that cannot be read is
+ * -EBADMSG too. */
+void load_job_manifest(struct load_job *job);
+
+/* planned, filled, device → export; text: the tensors' offsets, as JSON. The memory is the client's from now on.
+ * -ENOMEM sets of_host; or an error of the device. */
+void load_job_lend(struct load_job *job);
+
+/* tensors (which may not be given), metadata, key, bytes, device, planned, filled, manifest → published; parts, if
+ * there are tensors. Seals the memory. Errors: of_file: -EBADMSG or -ENOMEM, of the texts; of_host: -ENOMEM; else of
+ * the device: -EBUSY: the memory is still mapped for writing. After an error it can be tried again. */
+void load_job_publish_creation(struct load_job *job);
+
 /* Does nothing: load_step() runs again from the loop. */
 void load_job_nothing(struct load_job *job);
 
@@ -102,7 +133,8 @@ void load_job_release(struct load_job *job);
 /* Whether the step that `run` does reads files, or asks for their state. */
 bool load_job_uses_files(const struct load_job *job);
 
-/* The name of the step that `run` does: "parse", "allocate", ... Static. */
+/* The name of the step that `run` does: "parse", "allocate", ... Static. Those of a creation have none: nobody traces
+ * it. */
 const char *load_job_name(const struct load_job *job);
 
 /* Frees header and plan if they were not taken over. load_job_lay_out() can make them again. */

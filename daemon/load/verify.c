@@ -30,6 +30,8 @@ struct verify {
     struct comparison comparison;
     bool given;   /* the files were given, by verify_compare() */
     bool opened;  /* the files are open, and there is a plan */
+    bool padded;  /* what stands between the tensors was compared, or need not be */
+    bool damaged; /* and it is not zero */
     bool checked; /* the last job found that the files did not change while they were read */
     struct verify_job jobs[VERIFY_JOBS];
     uid_t uid; /* who asked, or whose model it is */
@@ -73,10 +75,8 @@ static void verify_work(struct work *work)
 }
 
 /* Adds a mismatch to the reply. Each tensor is reported once, with the first difference that was found. */
-static void verify_tell(struct verify *verify, size_t piece_index, uint64_t byte)
+static void verify_tell(struct verify *verify, size_t tensor, uint64_t byte)
 {
-    const struct plan *plan = verify->comparison.plan;
-    uint32_t tensor = plan->piece_tensors[piece_index];
     const char *name = verify->model->header->tensors[tensor].name;
     const cJSON *told;
     cJSON_ArrayForEach (told, verify->mismatches) {
@@ -87,8 +87,7 @@ static void verify_tell(struct verify *verify, size_t piece_index, uint64_t byte
         return;
     cJSON *mismatch = cJSON_CreateObject();
     cJSON_AddStringToObject(mismatch, "tensor", name);
-    uint64_t piece_offset = plan->pieces[piece_index].arena_offset - plan->placements[tensor].offset;
-    cJSON_AddNumberToObject(mismatch, "offset", (double)(piece_offset + byte));
+    cJSON_AddNumberToObject(mismatch, "offset", (double)byte);
     json_append(verify->mismatches, mismatch);
 }
 
@@ -115,7 +114,10 @@ static void verify_worked(struct work *work)
         verify_fail(job);
     else if (job->chunk)
         verify->done_bytes += job->chunk->model_bytes;
-    else if (verify->opened)
+    else if (job->run == verify_job_padding) {
+        verify->padded = true;
+        verify->damaged = job->n_differences > 0;
+    } else if (verify->opened)
         verify->checked = true;
     else if (verify->comparison.stale)
         verify->ending = true;
@@ -126,7 +128,7 @@ static void verify_worked(struct work *work)
     if (job->status == -ENODEV && !job->of_file)
         residency_lose_device(verifies->residency, verify->model->device);
     for (size_t i = 0; i < job->n_differences; i++)
-        verify_tell(verify, job->differences[i].piece, job->differences[i].byte);
+        verify_tell(verify, job->differences[i].tensor, job->differences[i].byte);
     if (verify->given && job->n_differences > 0)
         verify->ending = true;
     job->chunk = NULL;
@@ -220,7 +222,7 @@ static void verify_finish(struct verify *verify)
     if (same)
         verify_renew(verify);
     /* If somebody wrote to the file, it is the file that differs, and not the memory that is damaged. */
-    if (verify->comparison.stale || (verify->comparison.touched && differ))
+    if (verify->comparison.stale || (verify->comparison.touched && differ && !verify->damaged))
         verify_tell_changed(verify);
     model_unhold(model);
     void (*done)(void *context, bool same) = verify->done;
@@ -238,6 +240,14 @@ static void verify_finish(struct verify *verify)
     verify_free(verify);
 }
 
+/* The next of the jobs that run alone. */
+static void (*verify_next_alone(const struct verify *verify))(struct verify_job *)
+{
+    if (!verify->opened)
+        return verify_job_open;
+    return verify->padded ? verify_job_check : verify_job_padding;
+}
+
 static void verify_step(struct verify *verify)
 {
     bool over = verify->ending || verify->failure.error != WIRE_OK || verify->checked;
@@ -245,7 +255,7 @@ static void verify_step(struct verify *verify)
         const struct plan *plan = verify->opened ? verify->comparison.plan : NULL;
         if (!plan || verify->next_chunk == plan->n_chunks) {
             if (verify->n_under_way == 0)
-                verify_queue(verify, &verify->jobs[0], plan ? verify_job_check : verify_job_open, NULL);
+                verify_queue(verify, &verify->jobs[0], verify_next_alone(verify), NULL);
             break;
         }
         if (!verify->jobs[i].chunk)
@@ -333,6 +343,11 @@ void verify_begin(struct verifies *verifies, struct model *model, struct call *c
     verify_step(verify);
 }
 
+bool verify_may_compare(const struct model *model)
+{
+    return (model->state == MODEL_RESIDENT || model->state == MODEL_CACHED) && !model->load;
+}
+
 int verify_compare(struct verifies *verifies, struct model *model, struct source *source, bool moves,
                    void (*done)(void *context, bool same), void *context)
 {
@@ -341,7 +356,7 @@ int verify_compare(struct verifies *verifies, struct model *model, struct source
     int r = verify_new(verifies, model, NULL, &verify, &unused);
     if (r < 0)
         return r;
-    verify->given = true;
+    verify->given = verify->padded = true; /* the files alone are in question */
     verify->comparison.source = source_ref(source);
     verify->comparison.moves = moves;
     verify->done = done;

@@ -1,7 +1,9 @@
 /* Verifies a resident model: reads its files again, or other files that may have the same bytes, decodes them on the
  * CPU, and compares the result with the device's memory. The header is compared too, unless the files were not touched.
+ * What stands in memory between the tensors must be zero, unless other files are compared.
  *
- * The model is held until this is over, so it is not unloaded. Loop thread only. */
+ * The model is held until this is over, so it is not unloaded; a cached one is not loaded back meanwhile. Loop thread
+ * only. */
 #pragma once
 
 #include "daemon/base/quota.h"
@@ -25,6 +27,9 @@ void verifies_init(struct verifies *verifies);
 
 /* Begins a verification. The call is answered when it is over. Until then it counts in the user's quota. */
 void verify_begin(struct verifies *verifies, struct model *model, struct call *call);
+
+/* Whether verify_compare() can compare the model: it is resident, or its copy in host memory is there and stays. */
+bool verify_may_compare(const struct model *model);
 
 /* Begins one without a call: whether these files have all the bytes that the model was made of. The source is kept.
  * moves: if they have, and are other files, they are the model's from then on.

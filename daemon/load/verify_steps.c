@@ -1,9 +1,11 @@
 #include "daemon/load/verify_steps.h"
 
 #include "daemon/load/fill.h"
+#include "proto/min.h"
 
 #include <errno.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* Two values are equal if their bits are equal, or if both are NaN: processors make NaNs with different bits. */
@@ -34,6 +36,23 @@ static int64_t piece_compare(const struct piece *piece, const uint8_t *expected,
     return -1;
 }
 
+/* Of the device, or of the copy in host memory if the model is cached. */
+static int read_memory(const struct model *model, uint64_t offset, void *dst, size_t size, struct device_fault *fault)
+{
+    if (!model->cache)
+        return device_arena_read(model->device, model->arena, offset, dst, size, fault);
+    memcpy(dst, (const uint8_t *)model->cache + offset, size);
+    return 0;
+}
+
+static void note(struct verify_job *job, size_t tensor, uint64_t byte)
+{
+    if (job->n_differences == VERIFY_TOLD_MAX)
+        return;
+    job->differences[job->n_differences].tensor = tensor;
+    job->differences[job->n_differences++].byte = byte;
+}
+
 void verify_job_chunk(struct verify_job *job)
 {
     const struct comparison *c = job->comparison;
@@ -44,19 +63,69 @@ void verify_job_chunk(struct verify_job *job)
         job->of_file = true;
         return;
     }
-    struct device *device = c->model->device;
     for (size_t i = job->chunk->first_piece; i < job->chunk->first_piece + job->chunk->n_pieces; i++) {
         const struct piece *piece = &c->plan->pieces[i];
-        job->status = device_arena_read(device, c->model->arena, piece->arena_offset, job->actual, piece->arena_bytes,
-                                        &job->fault);
+        job->status = read_memory(c->model, piece->arena_offset, job->actual, piece->arena_bytes, &job->fault);
         if (job->status < 0)
             return;
         int64_t at = piece_compare(piece, job->expected + piece->slot_offset, job->actual);
-        if (at >= 0 && job->n_differences < VERIFY_TOLD_MAX) {
-            job->differences[job->n_differences].piece = i;
-            job->differences[job->n_differences++].byte = (uint64_t)at;
+        const uint32_t tensor = c->plan->piece_tensors[i];
+        if (at >= 0)
+            note(job, tensor, piece->arena_offset - c->plan->placements[tensor].offset + (uint64_t)at);
+    }
+}
+
+/* A tensor, and where it ends in the arena. */
+struct ending {
+    size_t tensor;
+    uint64_t offset, end;
+};
+
+static int by_offset(const void *a, const void *b)
+{
+    const struct ending *x = a, *y = b;
+    return x->offset < y->offset ? -1 : x->offset > y->offset;
+}
+
+/* Compares the bytes between a tensor's end and `next` with zeros. */
+static int compare_padding(struct verify_job *job, const struct ending *ending, uint64_t next)
+{
+    const struct model *model = job->comparison->model;
+    for (uint64_t at = ending->end; at < next; at += VERIFY_BYTES) {
+        const size_t n = (size_t)min_u64(next - at, VERIFY_BYTES);
+        const int r = read_memory(model, at, job->actual, n, &job->fault);
+        if (r < 0)
+            return r;
+        for (size_t i = 0; i < n; i++) {
+            if (job->actual[i] != 0) {
+                note(job, ending->tensor, at + i - ending->offset);
+                return 0;
+            }
         }
     }
+    return 0;
+}
+
+void verify_job_padding(struct verify_job *job)
+{
+    const struct plan *plan = job->comparison->model->plan;
+    const size_t n = plan->model->n_tensors;
+    struct ending *endings = calloc(n ? n : 1, sizeof(*endings));
+    if (!endings) {
+        job->status = device_fault_set(&job->fault, -ENOMEM, "calloc", ENOMEM, strerror(ENOMEM));
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        const struct placement *placement = &plan->placements[i];
+        endings[i] = (struct ending){i, placement->offset, placement->offset + placement->bytes};
+    }
+    qsort(endings, n, sizeof(*endings), by_offset);
+    const struct ending *last = endings; /* of those before, the one that ends last */
+    for (size_t i = 0; i < n && job->status == 0; i++) {
+        last = endings[i].end > last->end ? &endings[i] : last;
+        job->status = compare_padding(job, last, i + 1 < n ? endings[i + 1].offset : plan->arena_bytes);
+    }
+    free(endings);
 }
 
 void verify_job_check(struct verify_job *job)
@@ -92,7 +161,10 @@ static void make_plan(struct verify_job *job)
 {
     struct comparison *c = job->comparison;
     size_t tensor;
-    job->status = plan_new(c->model->header, c->model->forms, c->model->device->granule, &c->plan, &tensor);
+    struct layout_fault unused;
+    const struct model *model = c->model;
+    job->status = plan_new_arranged(model->header, model->forms, model->layout, &model->plan->heads,
+                                    model->device->granule, &c->plan, &tensor, &unused);
     if (job->status == 0)
         job->status = plan_cut(c->plan, VERIFY_BYTES, VERIFY_BYTES, false);
     if (job->status < 0)

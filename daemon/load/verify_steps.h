@@ -46,10 +46,10 @@ struct verify_job {
     int status;
     bool of_file; /* the error is the file's, not the device's */
     struct device_fault fault;
-    size_t n_differences; /* pieces that differ; `byte` is the first byte that does */
+    size_t n_differences;
     struct {
-        size_t piece;
-        uint64_t byte;
+        size_t tensor; /* its index */
+        uint64_t byte; /* the first one that differs of those that were compared, from the tensor's first byte on */
     } differences[VERIFY_TOLD_MAX];
 };
 
@@ -59,6 +59,9 @@ void verify_job_open(struct verify_job *job);
 
 /* Reads and decodes a chunk, and compares it with the device's memory. */
 void verify_job_chunk(struct verify_job *job);
+
+/* Compares the bytes of the device's memory that stand behind a tensor, and belong to none, with zeros. Runs alone. */
+void verify_job_padding(struct verify_job *job);
 
 /* Checks that the files did not change since they were opened. Else a file that changes while it is read would be
  * reported as an error in the device's memory. Runs alone. */

@@ -4,11 +4,11 @@
 #include "daemon/base/seconds.h"
 #include "daemon/base/worker.h"
 #include "daemon/memory/admission.h"
+#include "daemon/memory/save.h"
 #include "daemon/session/describe.h"
 #include "daemon/session/events.h"
 #include "daemon/wire/call.h"
 #include "daemon/wire/errors.h"
-#include "proto/bytes.h"
 #include "proto/min.h"
 
 #include <assert.h>
@@ -22,9 +22,6 @@
 
 static void reap(uv_timer_t *timer);
 
-/* Bytes of one read from a device when a model is saved to host memory. */
-#define SAVE_BYTES ((uint64_t)16 << 20)
-
 /* --- unloading --- */
 
 /* A model whose memory is being freed, or saved first. */
@@ -35,9 +32,13 @@ struct unload {
     struct claim *claim; /* the claim that the memory is for; NULL: none */
     bool kept;           /* beyond this process: see struct residency */
     bool save;
-    void *saved; /* the copy; NULL: not requested, or it could not be made */
-    bool lost;   /* the device was lost while the copy was made */
-    bool told;   /* the driver said how much was free before and after: */
+    struct save *saving; /* NULL: not requested, or no memory */
+    void *room;          /* pinned memory for the copy; NULL: `saving` takes other memory */
+    void *saved;         /* the copy; NULL: not requested, or it could not be made */
+    bool lost;           /* the device was lost while the copy was made */
+    bool spare;          /* the device may keep the arena for a moment */
+    bool spared;         /* and does */
+    bool told;           /* the driver said how much was free before and after: */
     uint64_t free_before, free_after;
     struct work work;
 };
@@ -48,35 +49,23 @@ static void unload_abandoned(struct call *call)
     unload->call = NULL;
 }
 
-/* Copies an arena to memory of this process. NULL if this is not possible. */
-static void *save_arena(struct model *model, struct device *host, bool *ret_lost)
+/* Copies an arena to pinned memory. NULL if this is not possible. */
+static void *save_pinned(struct model *model, void *room, bool *ret_lost)
 {
-    uint64_t bytes = model->plan->arena_bytes, available;
-    struct device_fault unused;
-    if (device_memory_free(host, &available, &unused) == 0 && available < bytes)
-        return NULL; /* a copy that is too large could make the kernel kill a process */
-    uint8_t *copy = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (copy == MAP_FAILED)
-        return NULL;
-    (void)madvise(copy, bytes, MADV_HUGEPAGE); /* small pages would take most of the time, one fault for each */
-    for (uint64_t at = 0; at < bytes; at += SAVE_BYTES) {
-        size_t n = min_u64(bytes - at, SAVE_BYTES);
-        struct device_fault fault;
-        int r = device_arena_read(model->device, model->arena, at, copy + at, n, &fault);
-        if (r < 0) {
-            *ret_lost = r == -ENODEV;
-            munmap(copy, bytes);
-            return NULL;
-        }
-    }
-    return copy;
+    struct device_fault fault;
+    int r = device_arena_save(model->device, model->arena, 0, room, model->plan->arena_bytes, &fault);
+    *ret_lost = r == -ENODEV;
+    return r < 0 ? NULL : room;
 }
 
-/* Frees the arena, and asks the driver before and after how much memory is free. */
+/* Frees the arena, now or later. If now, asks the driver before and after how much memory is free. */
 static void free_arena(struct unload *unload)
 {
     struct device *device = unload->model->device;
     struct device_fault unused;
+    unload->spared = unload->spare && spared_leave(&unload->residency->spared, unload->model, unload->kept);
+    if (unload->spared)
+        return;
     unload->told = device_memory_free(device, &unload->free_before, &unused) == 0;
     device_arena_free(device, unload->model->arena, unload->model->plan->arena_bytes);
     unload->told = unload->told && device_memory_free(device, &unload->free_after, &unused) == 0;
@@ -92,29 +81,14 @@ static struct log_fields fields_of(const struct model *model, const char *id)
                                .bytes = model->plan->arena_bytes};
 }
 
-/* Warns if the driver did not get the memory back. A client may end its lease and keep the IPC handle open. Then the
- * driver does not free the memory, and our ledger cannot see that. With a memfd this is harmless. */
-static void check_freed(const struct unload *unload)
-{
-    const struct model *model = unload->model;
-    const struct device *device = model->device;
-    const uint64_t freed = unload->free_after > unload->free_before ? unload->free_after - unload->free_before : 0;
-    if (device->export_kind == EXPORT_MEMFD || !unload->told)
-        return;
-    char taken[BYTES_TEXT_SIZE], back[BYTES_TEXT_SIZE];
-    if (freed < model->plan->arena_bytes / 2)
-        log_client(LOG_LEVEL_WARNING,
-                   "model=%s id=%" PRIu64 " device=%s: of its %s the driver has %s back; a client may have it open",
-                   model->name, model->id, device->id, bytes_text(taken, (double)model->plan->arena_bytes, ""),
-                   bytes_text(back, (double)freed, ""));
-}
-
 static void unload_work(struct work *work)
 {
     struct unload *unload = work->data;
     worker_step_back();
-    if (unload->save)
-        unload->saved = save_arena(unload->model, devices_host(unload->residency->devices), &unload->lost);
+    if (unload->room)
+        unload->saved = save_pinned(unload->model, unload->room, &unload->lost);
+    else if (unload->saving)
+        unload->saved = save_run(unload->saving, &unload->lost);
     if (unload->kept)
         unload->residency->left(unload->residency->keeper);
     free_arena(unload);
@@ -125,15 +99,23 @@ static void unload_worked(struct work *work)
     struct unload *unload = work->data;
     struct residency *residency = unload->residency;
     struct model *model = unload->model;
+    save_free(unload->saving);
     model->arena = NULL;
     model->export = (struct device_export){.fd = -1};
     registry_unreserve(model);
-    if (!residency->core->stopping) /* what is kept beyond this process is not freed */
-        check_freed(unload);
+    if (unload->spared)
+        spared_later(&residency->spared);
+    else if (unload->told && !residency->core->stopping) { /* what is kept beyond this process is not freed */
+        const struct spare_origin origin = spared_origin(model);
+        spared_check(model->device, &origin, model->plan->arena_bytes, unload->free_before, unload->free_after);
+    }
     if (unload->lost)
         residency_lose_device(residency, model->device);
+    if (unload->room && !unload->saved)
+        host_pool_give(residency->pool, unload->room);
     if (unload->saved) {
         model->cache = unload->saved;
+        model->cache_pinned = unload->room;
         model_move(model, MODEL_CACHED);
         const struct log_fields fields = fields_of(model, MESSAGE_MODEL_CACHED);
         log_client_fields(LOG_LEVEL_INFO, &fields, "model=%s id=%" PRIu64 " saved to host memory", model->name,
@@ -142,7 +124,8 @@ static void unload_worked(struct work *work)
         residency_idle(residency, model);
     } else {
         const struct log_fields fields = fields_of(model, MESSAGE_MODEL_UNLOADED);
-        log_client_fields(LOG_LEVEL_INFO, &fields, "model=%s id=%" PRIu64 " unloaded", model->name, model->id);
+        if (!residency->core->stopping) /* else the service manager may keep it for the next daemon */
+            log_client_fields(LOG_LEVEL_INFO, &fields, "model=%s id=%" PRIu64 " unloaded", model->name, model->id);
         if (unload->save)
             residency->cache_used -= model->plan->arena_bytes;
         events_emit(residency->events, "unloaded", model, NULL);
@@ -160,19 +143,24 @@ static void unload_worked(struct work *work)
 }
 
 static bool unload_begin(struct residency *residency, struct model *model, struct call *call, struct claim *claim,
-                         bool save)
+                         bool save, void *room)
 {
     assert(!model_in_use(model) && !model->load && model->arena);
     struct unload *unload = calloc(1, sizeof(*unload));
     if (!unload)
         return false;
-    *unload = (struct unload){.residency = residency, .model = model, .call = call, .claim = claim, .save = save};
+    *unload = (struct unload){
+        .residency = residency, .model = model, .call = call, .claim = claim, .save = save, .room = room};
     if (call) {
         call->context = unload;
         call->abandoned = unload_abandoned;
     }
+    /* A load that waits for the memory gains nothing by it, unless it gets this very arena. */
+    unload->spare = !residency->core->stopping && (!claim || model->arena_own);
     model_move(model, save ? MODEL_SAVING : MODEL_UNLOADING);
     unload->kept = residency->leaves && residency->leaves(residency->keeper, model);
+    if (save && !room)
+        unload->saving = save_new(residency->core, model, devices_host(residency->devices), residency->lock_memory);
     core_job_begin(residency->core);
     worker_queue(residency->core->queue, &unload->work, unload, unload_work, unload_worked);
     return true;
@@ -184,7 +172,7 @@ void residency_unload(struct residency *residency, struct model *model, struct c
         residency_forget(residency, model);
         if (call)
             call_reply(call, describe_state("unloaded"), NULL, 0);
-    } else if (!unload_begin(residency, model, call, NULL, false) && call)
+    } else if (!unload_begin(residency, model, call, NULL, false, NULL) && call)
         call_fail(call, WIRE_LimitExceeded, error_no_memory());
 }
 
@@ -232,6 +220,13 @@ void residency_cache_drop(struct residency *residency, struct model *model)
 {
     if (!model->cache)
         return;
+    if (model->cache_pinned) {
+        host_pool_give(residency->pool, model->cache);
+        model->cache = NULL;
+        model->cache_pinned = false;
+        residency->cache_used -= model->plan->arena_bytes;
+        return;
+    }
     struct drop *drop = malloc(sizeof(*drop));
     if (drop) {
         *drop = (struct drop){.residency = residency, .memory = model->cache, .bytes = model->plan->arena_bytes};
@@ -255,23 +250,37 @@ void residency_forget(struct residency *residency, struct model *model)
     core_changed(residency->core);
 }
 
-/* Makes room in host memory for the copy of a model that is evicted from a GPU. Drops the cached models that were used
- * the longest ago, but never a pinned one. */
-static bool cache_make_room(struct residency *residency, uint64_t bytes)
+/* Drops the cached model that was used the longest ago, but never a pinned one. Returns false if there is none: the
+ * others are just being saved, compared or loaded back. */
+static bool cache_drop_oldest(struct residency *residency)
 {
-    if (bytes > residency->cache_size)
-        return false;
-    while (residency->cache_used + bytes > residency->cache_size) {
-        struct model *model, *oldest = NULL;
-        TAILQ_FOREACH(model, &residency->registry->models, link)
-        {
-            if (model->state == MODEL_CACHED && !model->pinned && (!oldest || model->idle_since < oldest->idle_since))
-                oldest = model;
-        }
-        if (!oldest)
-            return false; /* the others are pinned, or are just being saved or loaded back */
-        residency_forget(residency, oldest);
+    struct model *model, *oldest = NULL;
+    TAILQ_FOREACH(model, &residency->registry->models, link)
+    {
+        if (model->state == MODEL_CACHED && admission_may_go(model) &&
+            (!oldest || model->idle_since < oldest->idle_since))
+            oldest = model;
     }
+    if (oldest)
+        residency_forget(residency, oldest);
+    return oldest != NULL;
+}
+
+/* Makes room in host memory for the copy of a model that is evicted from a GPU. *ret_room: pinned memory, which is
+ * taken; NULL: the copy is ordinary memory. */
+static bool cache_make_room(struct residency *residency, const struct device *device, uint64_t bytes, void **ret_room)
+{
+    *ret_room = NULL;
+    if (bytes > residency->cache_size || host_pool_state(residency->pool) == HOST_POOL_MAKING)
+        return false;
+    while (residency->cache_used + bytes > residency->cache_size)
+        if (!cache_drop_oldest(residency))
+            return false;
+    if (!host_pool_serves(residency->pool, device))
+        return host_pool_state(residency->pool) == HOST_POOL_NONE;
+    while (!(*ret_room = host_pool_take(residency->pool, bytes)))
+        if (!cache_drop_oldest(residency))
+            return false;
     return true;
 }
 
@@ -281,9 +290,13 @@ static bool evict(struct residency *residency, struct model *model, struct claim
 {
     uint64_t bytes = model->plan->arena_bytes;
     const bool lost = model->state == MODEL_FAILED;
-    bool save = !lost && !device_is_host(model->device) && cache_make_room(residency, bytes);
-    if (!unload_begin(residency, model, NULL, claim, save))
+    void *room = NULL;
+    bool save = !lost && !device_is_host(model->device) && cache_make_room(residency, model->device, bytes, &room);
+    if (!unload_begin(residency, model, NULL, claim, save, room)) {
+        if (room)
+            host_pool_give(residency->pool, room);
         return false;
+    }
     if (save)
         residency->cache_used += bytes;
     counters_eviction(&residency->core->counters, bytes);
@@ -412,7 +425,7 @@ static void reap(uv_timer_t *timer)
             next = min_u64(next, ends);
         else if (model->state == MODEL_CACHED)
             residency_forget(residency, model);
-        else if (unload_begin(residency, model, NULL, NULL, false))
+        else if (unload_begin(residency, model, NULL, NULL, false, NULL))
             log_client_fields(LOG_LEVEL_INFO,
                               (&(const struct log_fields){
                                   .id = MESSAGE_MODEL_IDLE, .model = model->name, .device = model->device->id}),
@@ -430,22 +443,45 @@ void residency_idle(struct residency *residency, struct model *model)
     }
     if (residency->core->stopping)
         return;
+    const bool cached = model->state == MODEL_CACHED;
+    if (cached && model_nameless(model) && !model_in_use(model) && !model->load) {
+        residency_forget(residency, model); /* it lost its names while it was saved, or compared with its file */
+        residency->freed(residency->context);
+        return;
+    }
     /* The timer unloads it later, because the caller may be iterating over the list of models. */
     if (time_to_live_runs(model))
         uv_timer_start(&residency->reaper, reap, 0, 0);
-    /* It can now be evicted for a load that waits. If it is cached, it may be gone after this. */
-    if (admission_may_go(model))
+    /* It can now be evicted for a load that waits; or, if it is cached, be loaded back. Then it may be gone after
+     * this. */
+    if (admission_may_go(model) || (cached && !model_in_use(model)))
         residency->freed(residency->context);
 }
 
 int residency_init(struct residency *residency)
 {
     residency->reaper.data = residency;
-    return uv_timer_init(residency->core->loop, &residency->reaper);
+    residency->spared.core = residency->core;
+    residency->spared.devices = residency->devices;
+    residency->spared.registry = residency->registry;
+    int r = spared_init(&residency->spared);
+    return r < 0 ? r : uv_timer_init(residency->core->loop, &residency->reaper);
+}
+
+void residency_pin_cache(struct residency *residency)
+{
+    residency->pool = host_pool_new(residency->core, residency->devices, residency->cache_size);
+}
+
+void residency_unpin_cache(struct residency *residency)
+{
+    host_pool_free(residency->pool);
+    residency->pool = NULL;
 }
 
 void residency_close(struct residency *residency)
 {
+    spared_close(&residency->spared);
     uv_close((uv_handle_t *)&residency->reaper, NULL);
 }
 

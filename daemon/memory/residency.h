@@ -12,6 +12,8 @@
 #include "daemon/base/core.h"
 #include "daemon/device/devices.h"
 #include "daemon/memory/admission.h"
+#include "daemon/memory/host_pool.h"
+#include "daemon/memory/spared.h"
 #include "daemon/model/registry.h"
 
 #include <stdbool.h>
@@ -26,8 +28,11 @@ struct residency {
     struct devices *devices;
     struct registry *registry;
     struct events *events;
-    uint64_t cache_size; /* the most bytes of host memory for models that a GPU has no room for */
-    uint64_t cache_used; /* its ledger: bytes that are in use */
+    uint64_t cache_size;    /* the most bytes of host memory for models that a GPU has no room for */
+    uint64_t cache_used;    /* its ledger: bytes that are in use */
+    bool lock_memory;       /* it is locked */
+    struct host_pool *pool; /* pinned memory for all of them; NULL: none */
+    struct spared spared;   /* arenas of unloaded models; its keep_ns is the caller's to set */
     /* Unloads models that were idle for too long, and takes the names of models that drain too long. */
     uv_timer_t reaper;
 
@@ -52,6 +57,12 @@ struct claim {
 
 /* The caller has set core, devices, registry and events. 0 or a negative errno. */
 int residency_init(struct residency *residency);
+
+/* Begins to pin the memory for cached models. The devices are open. */
+void residency_pin_cache(struct residency *residency);
+
+/* The devices will be closed next: lets go of what was registered with them. */
+void residency_unpin_cache(struct residency *residency);
 
 /* No unload may be running. The loop closes the timer later, so the struct must live until then. */
 void residency_close(struct residency *residency);

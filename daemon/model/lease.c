@@ -26,6 +26,7 @@ int lease_grant(struct registry *registry, struct model *model, struct lease_hol
     LIST_INSERT_HEAD(&model->leases, lease, of_model);
     LIST_INSERT_HEAD(&holder->leases, lease, of_holder);
     model->n_leases++;
+    model->arena_own = false;
     registry->n_leases++;
     *ret = lease;
     return 0;

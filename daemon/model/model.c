@@ -94,6 +94,11 @@ bool model_nameless(const struct model *model)
     return strchr(model->name, '#');
 }
 
+bool model_is_published(const struct model *model)
+{
+    return model->source->n_files == 0;
+}
+
 void model_hold(struct model *model)
 {
     model->n_holds++;
@@ -221,7 +226,13 @@ bool model_in_use(const struct model *model)
     return model->n_leases > 0 || model->n_holds > 0;
 }
 
-bool model_same_forms(const struct model *model, const struct forms *forms, const struct plan *plan)
+bool model_same_words(const struct model *model, const struct forms *forms, const struct layout *layout)
 {
-    return forms_equal(model->forms, forms) || (plan && model->plan && plan_same(model->plan, plan));
+    return forms_equal(model->forms, forms) && layout_equal(model->layout, layout);
+}
+
+bool model_same_forms(const struct model *model, const struct forms *forms, const struct layout *layout,
+                      const struct plan *plan)
+{
+    return model_same_words(model, forms, layout) || (plan && model->plan && plan_same(model->plan, plan));
 }

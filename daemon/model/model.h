@@ -23,6 +23,7 @@
 #include "daemon/gguf/gguf.h"
 #include "daemon/model/access.h"
 #include "daemon/model/lease.h"
+#include "daemon/model/manifest.h"
 #include "daemon/model/plan.h"
 #include "daemon/model/publication.h"
 #include "daemon/model/source.h"
@@ -80,10 +81,12 @@ struct model {
     struct model_names names;        /* oldest first; only the registry changes them */
     size_t n_names;
     char takes[MODEL_NAME_MAX + 1]; /* the name that it will get from another model; "": it has its own name */
+    char *key;                      /* what its publisher says is in it; NULL: nothing, or it is of files */
     char *origin;                   /* the path in the request, which may be a symbolic link; NULL: no path */
     enum model_state state;
-    unsigned position;         /* its place in the queue for the same memory, from 1; 0: not queued */
-    const struct forms *forms; /* that the request asked for; one reference */
+    unsigned position;           /* its place in the queue for the same memory, from 1; 0: not queued */
+    const struct forms *forms;   /* that the request asked for; one reference */
+    const struct layout *layout; /* the same */
     struct device *device;
     uid_t uid; /* who loaded it */
     bool pinned;
@@ -95,12 +98,14 @@ struct model {
     size_t n_guests;
 
     struct source *source;
-    bool changed;        /* its path now leads to other bytes; loads of the path no longer join this model */
-    struct gguf *header; /* NULL until it is read */
-    struct plan *plan;   /* NULL until it is made */
+    bool changed;              /* its path now leads to other bytes; loads of the path no longer join this model */
+    struct gguf *header;       /* NULL until it is read */
+    struct plan *plan;         /* NULL until it is made */
+    struct manifest *manifest; /* of a model that was published, or will be; NULL: the model is of files */
 
     uint64_t reserved;   /* bytes of the arena in the device's ledger. registry.h explains the words for bytes */
     struct arena *arena; /* NULL until it is allocated */
+    bool arena_own;      /* a load of this process made it, and nobody was granted a lease: no client has a way to it */
     struct device_export export;
     struct publication published; /* made while the arena is filled */
     uint64_t charged;             /* bytes in the host's ledger for what the daemon keeps of the model */
@@ -121,6 +126,7 @@ struct model {
     struct load *load; /* belongs to the upper layer; NULL: no load is running */
     bool departs;      /* its load failed or was cancelled and is being cleaned up: soon gone, or cached again */
     void *cache;       /* copy of the arena in anonymous memory; NULL: no copy */
+    bool cache_pinned; /* that the device can copy from by itself */
 };
 
 /* "opening", "allocating", ... Static. */
@@ -151,6 +157,9 @@ void model_lose_name(struct model *model);
 
 /* Whether it has no name. */
 bool model_nameless(const struct model *model);
+
+/* Whether the model is not of files, but published by a client, or will be. */
+bool model_is_published(const struct model *model);
 
 /* Keep the model from being unloaded while the daemon itself reads it. Each hold needs one unhold. */
 void model_hold(struct model *model);
@@ -202,9 +211,14 @@ void model_set_source(struct model *model, struct source *source);
  * gave; the last name stays, and is the user's who loaded the model. */
 void model_set_facts(struct model *model, struct access_facts *facts);
 
-/* Whether the model has these forms: they were requested with the same words, or they give each tensor the same form.
- * plan: a plan of the same file with `forms`, or NULL; without it only the words are compared. */
-bool model_same_forms(const struct model *model, const struct forms *forms, const struct plan *plan);
+/* Whether the model has these forms and this layout: they were requested with the same words, or they give each tensor
+ * the same bytes. plan: a plan of the same file with `forms` and `layout`, or NULL; without it only the words are
+ * compared. */
+bool model_same_forms(const struct model *model, const struct forms *forms, const struct layout *layout,
+                      const struct plan *plan);
+
+/* Whether they were requested with the same words. */
+bool model_same_words(const struct model *model, const struct forms *forms, const struct layout *layout);
 
 /* Whether a client or the daemon itself uses the memory. */
 bool model_in_use(const struct model *model);

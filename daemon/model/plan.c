@@ -1,16 +1,12 @@
 #include "daemon/model/plan.h"
 
 #include "kernels/dequant.h"
-#include "proto/array.h"
 #include "proto/min.h"
 
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* Chunks begin at a page boundary of the file, so that blocks have the same alignment in a slot as in the file. */
-#define CHUNK_ALIGNMENT 4096u
 
 /* The form that has the same elements as the type; FORM_NATIVE if there is no such form. */
 static enum form type_form(const struct tensor_type *type)
@@ -61,99 +57,201 @@ static int placement_measure(struct placement *placement, const struct gguf_tens
 
 bool plan_same(const struct plan *a, const struct plan *b)
 {
-    bool same = a->model->n_tensors == b->model->n_tensors;
+    bool same = a->model->n_tensors == b->model->n_tensors && arrangement_same(a->arrangement, b->arrangement);
     for (size_t i = 0; i < a->model->n_tensors && same; i++)
         same = a->placements[i].form == b->placements[i].form && a->placements[i].convert == b->placements[i].convert;
     return same;
 }
 
-int plan_new(const struct gguf *model, const struct forms *forms, uint64_t granule, struct plan **ret,
-             size_t *ret_tensor)
+/* --- where tensors go --- */
+
+/* Makes a plan that has no placements yet. Takes the arrangement over, also when it fails. */
+static struct plan *plan_begin(const struct gguf *model, struct arrangement *arrangement)
+{
+    struct plan *plan = calloc(1, sizeof(*plan));
+    if (!plan) {
+        arrangement_free(arrangement);
+        return NULL;
+    }
+    plan->model = model;
+    plan->arrangement = arrangement;
+    plan->tensors = arrangement ? arrangement->tensors : model->tensors;
+    plan->placements = calloc(model->n_tensors ? model->n_tensors : 1, sizeof(*plan->placements));
+    if (plan->placements)
+        return plan;
+    plan_free(plan);
+    return NULL;
+}
+
+/* The tensor that comes at this place in memory. */
+static size_t tensor_at(const struct plan *plan, size_t place)
+{
+    return plan->arrangement ? plan->arrangement->order[place] : place;
+}
+
+/* Whether the tensor is a member of a group; *ret_first: the first one, *ret_last: the last one. */
+static bool is_member(const struct plan *plan, size_t tensor, bool *ret_first, bool *ret_last)
+{
+    const struct arrangement *a = plan->arrangement;
+    *ret_first = *ret_last = true;
+    if (!a || a->group_of[tensor] == ARRANGED_ALONE)
+        return false;
+    const struct arranged_group *group = &a->groups[a->group_of[tensor]];
+    *ret_first = group->members[0] == tensor;
+    *ret_last = group->members[group->n_members - 1] == tensor;
+    return true;
+}
+
+/* Members whose bytes have different forms are no neighbours of which one tensor can be made. A request that names the
+ * members is refused then. */
+static int settle_groups(struct plan *plan, struct layout_fault *fault)
+{
+    struct arrangement *a = plan->arrangement;
+    for (size_t i = 0; a && i < a->n_groups; i++) {
+        const struct arranged_group *group = &a->groups[i];
+        size_t k = 1;
+        while (k < group->n_members &&
+               plan->placements[group->members[k]].form == plan->placements[group->members[0]].form &&
+               plan->placements[group->members[k]].convert == plan->placements[group->members[0]].convert)
+            k++;
+        if (k >= group->n_members)
+            continue;
+        if (group->asked)
+            return layout_refuse(fault, plan->tensors[group->members[k]].name, NULL,
+                                 "the member gets another form than the first one of its group");
+        arrangement_dissolve(a, i);
+    }
+    if (a)
+        arrangement_order(a);
+    return 0;
+}
+
+/* Chooses the forms of all tensors. -ENOTSUP, and the tensor. */
+static int choose_forms(struct plan *plan, const struct forms *forms, size_t *ret_tensor)
+{
+    for (size_t i = 0; i < plan->model->n_tensors; i++) {
+        const struct gguf_tensor *tensor = &plan->model->tensors[i];
+        placement_choose(&plan->placements[i], tensor, forms);
+        if (plan->placements[i].convert != FORM_NATIVE &&
+            !dequant_find(tensor->type->id, plan->placements[i].convert)) {
+            *ret_tensor = i;
+            return -ENOTSUP;
+        }
+    }
+    return 0;
+}
+
+/* Places one tensor. *end: where the one before ends. */
+static int place(struct plan *plan, size_t index, uint64_t *end)
+{
+    struct placement *placement = &plan->placements[index];
+    bool first, last;
+    const bool member = is_member(plan, index, &first, &last);
+    int r = placement_measure(placement, &plan->tensors[index]);
+    if (member && !last)
+        placement->padding = 0;
+    placement->offset = *end;
+    if (r == 0 && first)
+        r = align_up(*end, PLAN_ALIGNMENT, &placement->offset);
+    if (r < 0 || __builtin_add_overflow(placement->offset, placement->bytes, end) ||
+        __builtin_add_overflow(*end, placement->padding, end) ||
+        __builtin_add_overflow(plan->model_bytes, plan_tensor_reads(plan, index), &plan->model_bytes))
+        return -EOVERFLOW;
+    return *end >= PLAN_ARENA_MAX ? -EOVERFLOW : 0;
+}
+
+static int place_all(struct plan *plan, uint64_t granule)
+{
+    uint64_t end = 0;
+    int r = 0;
+    for (size_t i = 0; i < plan->model->n_tensors && r == 0; i++)
+        r = place(plan, tensor_at(plan, i), &end);
+    if (r == 0)
+        r = align_up(end ? end : 1, granule, &plan->arena_bytes);
+    return r == 0 && plan->arena_bytes >= PLAN_ARENA_MAX ? -EOVERFLOW : r;
+}
+
+int plan_new_arranged(const struct gguf *model, const struct forms *forms, const struct layout *layout,
+                      const struct model_heads *heads, uint64_t granule, struct plan **ret, size_t *ret_tensor,
+                      struct layout_fault *ret_fault)
 {
     assert(granule >= PLAN_ALIGNMENT && (granule & (granule - 1)) == 0);
     if (!forms_affordable(forms, model))
         return -E2BIG;
-    struct plan *plan = calloc(1, sizeof(*plan));
+    struct arrangement *arrangement;
+    int r = arrange(model, layout, heads, &arrangement, ret_fault);
+    if (r < 0)
+        return r;
+    struct plan *plan = plan_begin(model, arrangement);
     if (!plan)
         return -ENOMEM;
-    plan->model = model;
-    plan->placements = calloc(model->n_tensors ? model->n_tensors : 1, sizeof(*plan->placements));
-    if (!plan->placements) {
+    plan->heads = *heads;
+    r = choose_forms(plan, forms, ret_tensor);
+    if (r == 0)
+        r = settle_groups(plan, ret_fault);
+    if (r == 0)
+        r = place_all(plan, granule);
+    if (r < 0) {
         plan_free(plan);
-        return -ENOMEM;
-    }
-
-    uint64_t end = 0;
-    for (size_t i = 0; i < model->n_tensors; i++) {
-        const struct gguf_tensor *tensor = &model->tensors[i];
-        struct placement *placement = &plan->placements[i];
-        placement_choose(placement, tensor, forms);
-        if (placement->convert != FORM_NATIVE && !dequant_find(tensor->type->id, placement->convert)) {
-            plan_free(plan);
-            *ret_tensor = i;
-            return -ENOTSUP;
-        }
-        int r = placement_measure(placement, tensor);
-        if (r == 0)
-            r = align_up(end, PLAN_ALIGNMENT, &placement->offset);
-        if (r == 0 && (__builtin_add_overflow(placement->offset, placement->bytes, &end) ||
-                       __builtin_add_overflow(end, placement->padding, &end)))
-            r = -EOVERFLOW;
-        if (r == 0 && __builtin_add_overflow(plan->model_bytes, tensor->bytes, &plan->model_bytes))
-            r = -EOVERFLOW;
-        if (r == 0 && end >= PLAN_ARENA_MAX)
-            r = -EOVERFLOW;
-        if (r < 0) {
-            plan_free(plan);
-            return r;
-        }
-    }
-    int r = align_up(end ? end : 1, granule, &plan->arena_bytes);
-    if (r < 0 || plan->arena_bytes >= PLAN_ARENA_MAX) {
-        plan_free(plan);
-        return -EOVERFLOW;
+        return r;
     }
     *ret = plan;
     return 0;
 }
 
-/* Whether this is where the tensor can be; *end is where the one before ends. */
-static int placement_check(const struct placement *placement, const struct gguf_tensor *tensor, uint64_t arena_bytes,
-                           uint64_t *end)
+int plan_new(const struct gguf *model, const struct forms *forms, uint64_t granule, struct plan **ret,
+             size_t *ret_tensor)
 {
+    struct layout_fault unused;
+    return plan_new_arranged(model, forms, layout_none(), &(struct model_heads){0}, granule, ret, ret_tensor, &unused);
+}
+
+/* Whether this is where the tensor can be; *end is where the one before ends. */
+static int placement_check(const struct plan *plan, size_t index, uint64_t arena_bytes, uint64_t *end)
+{
+    const struct placement *placement = &plan->placements[index];
     struct placement expected = {.convert = placement->convert};
-    if (placement->convert != FORM_NATIVE && !dequant_find(tensor->type->id, placement->convert))
+    bool first, last;
+    (void)is_member(plan, index, &first, &last);
+    if (placement->convert != FORM_NATIVE && !dequant_find(plan->tensors[index].type->id, placement->convert))
         return -ENOTSUP;
-    if (placement_measure(&expected, tensor) < 0 || placement->bytes != expected.bytes ||
-        placement->offset % PLAN_ALIGNMENT != 0 || placement->offset < *end || placement->offset > arena_bytes ||
-        placement->bytes > arena_bytes - placement->offset ||
-        placement->padding > arena_bytes - placement->offset - placement->bytes)
+    if (placement_measure(&expected, &plan->tensors[index]) < 0 || placement->bytes != expected.bytes ||
+        (first ? placement->offset % PLAN_ALIGNMENT != 0 : placement->offset != *end) || placement->offset < *end ||
+        placement->offset > arena_bytes || placement->bytes > arena_bytes - placement->offset ||
+        placement->padding > arena_bytes - placement->offset - placement->bytes || (!last && placement->padding > 0))
         return -EBADMSG;
     *end = placement->offset + placement->bytes + placement->padding;
     return 0;
 }
 
-int plan_resume(const struct gguf *model, const struct placement *placements, uint64_t arena_bytes, struct plan **ret)
+int plan_resume(const struct gguf *model, const struct layout *layout, const struct model_heads *heads,
+                const struct placement *placements, uint64_t arena_bytes, struct plan **ret)
 {
-    struct plan *plan = calloc(1, sizeof(*plan));
     const size_t n = model->n_tensors;
-    int r = arena_bytes == 0 || arena_bytes >= PLAN_ARENA_MAX ? -EBADMSG : 0;
-    if (plan)
-        plan->placements = calloc(n ? n : 1, sizeof(*plan->placements));
-    if (!plan || !plan->placements)
-        r = -ENOMEM;
+    struct arrangement *arrangement;
+    struct layout_fault unused;
+    if (arena_bytes == 0 || arena_bytes >= PLAN_ARENA_MAX)
+        return -EBADMSG;
+    int r = arrange(model, layout, heads, &arrangement, &unused);
+    if (r < 0)
+        return r == -EDOM ? -EBADMSG : r;
+    struct plan *plan = plan_begin(model, arrangement);
+    if (!plan)
+        return -ENOMEM;
+    plan->heads = *heads;
+    plan->arena_bytes = arena_bytes;
+    if (n > 0)
+        memcpy(plan->placements, placements, n * sizeof(*placements));
+    r = settle_groups(plan, &unused) < 0 ? -EBADMSG : 0;
     uint64_t end = 0;
     for (size_t i = 0; i < n && r == 0; i++) {
-        plan->placements[i] = placements[i];
-        plan->model_bytes += model->tensors[i].bytes;
-        r = placement_check(&placements[i], &model->tensors[i], arena_bytes, &end);
+        plan->model_bytes += plan_tensor_reads(plan, tensor_at(plan, i));
+        r = placement_check(plan, tensor_at(plan, i), arena_bytes, &end);
     }
     if (r < 0) {
         plan_free(plan);
         return r;
     }
-    plan->model = model;
-    plan->arena_bytes = arena_bytes;
     *ret = plan;
     return 0;
 }
@@ -162,6 +260,7 @@ void plan_free(struct plan *plan)
 {
     if (!plan)
         return;
+    arrangement_free(plan->arrangement);
     free(plan->placements);
     free(plan->chunks);
     free(plan->pieces);
@@ -182,8 +281,28 @@ bool plan_decoded_by(const struct plan *plan, struct device *device)
 uint64_t plan_memory(const struct plan *plan)
 {
     const size_t piece = sizeof(*plan->pieces) + sizeof(*plan->piece_file_offsets) + sizeof(*plan->piece_tensors);
-    return sizeof(*plan) + plan->model->n_tensors * sizeof(*plan->placements) +
+    return sizeof(*plan) + arrangement_memory(plan->arrangement) + plan->model->n_tensors * sizeof(*plan->placements) +
            plan->chunks_capacity * sizeof(*plan->chunks) + plan->pieces_capacity * piece;
+}
+
+const struct gather *plan_gather(const struct plan *plan, size_t tensor)
+{
+    const struct gather *gather = plan->arrangement ? &plan->arrangement->gathers[tensor] : NULL;
+    return gather && gather->row > 0 ? gather : NULL;
+}
+
+uint64_t plan_tensor_reads(const struct plan *plan, size_t index)
+{
+    const struct gguf_tensor *tensor = &plan->tensors[index];
+    const struct gather *gather = plan_gather(plan, index);
+    return gather ? gather->blocks * tensor->type->block_bytes : tensor->bytes;
+}
+
+uint64_t plan_group_bytes(const struct plan *plan, const struct arranged_group *group)
+{
+    const struct placement *first = &plan->placements[group->members[0]];
+    const struct placement *last = &plan->placements[group->members[group->n_members - 1]];
+    return last->offset + last->bytes - first->offset;
 }
 
 uint64_t plan_piece_file_bytes(const struct plan *plan, size_t index)
@@ -202,7 +321,7 @@ int plan_linear(uint64_t bytes, size_t slot_bytes, struct plan **ret)
         return -ENOMEM;
     size_t n = (bytes + slot_bytes - 1) / slot_bytes;
     plan->arena_bytes = plan->model_bytes = bytes;
-    plan->verbatim = true;
+    plan->verbatim = true; /* and not packed: the slot has the memory's bytes as they stand there */
     plan->pieces_capacity = plan->chunks_capacity = n ? n : 1;
     plan->chunks = calloc(n ? n : 1, sizeof(*plan->chunks));
     plan->pieces = calloc(n ? n : 1, sizeof(*plan->pieces));
@@ -225,235 +344,19 @@ int plan_linear(uint64_t bytes, size_t slot_bytes, struct plan **ret)
     return 0;
 }
 
-/* For sorting tensors by their position in the files. */
-struct span {
-    uint64_t offset;
-    uint32_t shard;
-    uint32_t tensor;
-};
-
-static int span_compare(const void *a, const void *b)
-{
-    const struct span *x = a, *y = b;
-    if (x->shard != y->shard)
-        return x->shard < y->shard ? -1 : 1;
-    if (x->offset != y->offset)
-        return x->offset < y->offset ? -1 : 1;
-    return x->tensor < y->tensor ? -1 : x->tensor > y->tensor;
-}
-
-/* The state of plan_cut(): the plan, whose arrays grow, and the chunk that pieces are added to. */
-struct cutter {
-    struct plan *plan;
-    size_t slot_bytes;
-    size_t part_bytes;
-    struct chunk *open; /* NULL: no chunk yet */
-    uint64_t slot_used; /* bytes of the open chunk's slot in use, if the plan is not verbatim */
-    uint64_t file_at;   /* where its last piece begins. Tensors that share bytes may begin before it */
-};
-
-/* Changes the allocated number of pieces. */
-static int pieces_resize(struct plan *plan, size_t capacity)
-{
-    if (array_resize(&plan->pieces, capacity, sizeof(*plan->pieces)) < 0 ||
-        array_resize(&plan->piece_file_offsets, capacity, sizeof(*plan->piece_file_offsets)) < 0 ||
-        array_resize(&plan->piece_tensors, capacity, sizeof(*plan->piece_tensors)) < 0)
-        return -ENOMEM;
-    plan->pieces_capacity = capacity;
-    return 0;
-}
-
-static int cutter_grow_pieces(struct cutter *cutter)
-{
-    struct plan *plan = cutter->plan;
-    if (plan->n_pieces < plan->pieces_capacity)
-        return 0;
-    return pieces_resize(plan, plan->pieces_capacity ? plan->pieces_capacity * 2 : 256);
-}
-
-static int cutter_begin_chunk(struct cutter *cutter, uint32_t shard, uint64_t file_offset)
-{
-    struct plan *plan = cutter->plan;
-    int r = array_reserve(&plan->chunks, &plan->chunks_capacity, plan->n_chunks, sizeof(*plan->chunks), 64);
-    if (r < 0)
-        return r;
-    cutter->open = &plan->chunks[plan->n_chunks++];
-    cutter->slot_used = 0;
-    cutter->file_at = 0;
-    *cutter->open = (struct chunk){
-        .shard = shard,
-        .file_offset = file_offset & ~(uint64_t)(CHUNK_ALIGNMENT - 1),
-        .first_piece = plan->n_pieces,
-    };
-    return 0;
-}
-
-/* Tensors are cut only after a multiple of so many blocks. For every type this is a multiple of 32 bytes. So each piece
- * has the same alignment in its slot as the tensor has in the file, which is 32 bytes in most files. */
-#define CUT_BLOCKS 32u
-
-/* How many of `blocks` blocks at `file_offset` the open chunk can take as one piece. If the plan is not verbatim,
- * workers decode into the slot: then a piece is not larger than a part, and its blocks are a multiple of PLAN_ALIGNMENT
- * if possible, so that the slot has no gaps. */
-static uint64_t cutter_room(const struct cutter *cutter, uint32_t shard, uint64_t file_offset, uint64_t blocks,
-                            uint64_t block_file_bytes, uint64_t block_arena_bytes)
-{
-    const struct chunk *chunk = cutter->open;
-    if (!chunk || chunk->shard != shard || file_offset < chunk->file_offset || file_offset < cutter->file_at)
-        return 0;
-    /* The slot, and the device's copy of the slot, have each byte of the file only once. Bytes that a second tensor
-     * shares go into another chunk. */
-    if (cutter->plan->verbatim && file_offset < chunk->file_offset + chunk->file_bytes)
-        return 0;
-    uint64_t used = cutter->plan->verbatim ? file_offset - chunk->file_offset : cutter->slot_used;
-    uint64_t left = used < cutter->slot_bytes ? cutter->slot_bytes - used : 0;
-    if (cutter->plan->verbatim) {
-        uint64_t room = left / block_file_bytes;
-        return room < blocks ? room - room % CUT_BLOCKS : blocks;
-    }
-    uint64_t part = cutter->part_bytes / block_arena_bytes;
-    if (part >= PLAN_ALIGNMENT)
-        part -= part % PLAN_ALIGNMENT;
-    return min_u64(min_u64(left / block_arena_bytes, part ? part : 1), blocks);
-}
-
-static int cutter_add_piece(struct cutter *cutter, size_t tensor, uint64_t file_offset, uint64_t file_bytes,
-                            uint64_t arena_offset, uint64_t arena_bytes)
-{
-    struct plan *plan = cutter->plan;
-    struct chunk *chunk = cutter->open;
-    int r = cutter_grow_pieces(cutter);
-    if (r < 0)
-        return r;
-    struct piece *piece = &plan->pieces[plan->n_pieces];
-    *piece = (struct piece){
-        .slot_offset = plan->verbatim ? file_offset - chunk->file_offset : cutter->slot_used,
-        .slot_bytes = plan->verbatim ? file_bytes : arena_bytes,
-        .arena_offset = arena_offset,
-        .arena_bytes = arena_bytes,
-        .type = plan->model->tensors[tensor].type,
-        .form = plan->placements[tensor].convert,
-    };
-    plan->piece_file_offsets[plan->n_pieces] = file_offset;
-    plan->piece_tensors[plan->n_pieces] = (uint32_t)tensor;
-    cutter->file_at = file_offset;
-    plan->n_pieces++;
-    chunk->n_pieces++;
-    chunk->model_bytes += file_bytes;
-    if (file_offset + file_bytes - chunk->file_offset > chunk->file_bytes)
-        chunk->file_bytes = file_offset + file_bytes - chunk->file_offset;
-    cutter->slot_used = (cutter->slot_used + arena_bytes + PLAN_ALIGNMENT - 1) & ~(uint64_t)(PLAN_ALIGNMENT - 1);
-    return 0;
-}
-
-static int cutter_add_tensor(struct cutter *cutter, size_t index)
-{
-    const struct gguf_tensor *tensor = &cutter->plan->model->tensors[index];
-    const struct placement *placement = &cutter->plan->placements[index];
-    if (tensor->bytes == 0)
-        return 0;
-    uint64_t block_file = tensor->type->block_bytes;
-    uint64_t blocks = tensor->bytes / block_file;
-    uint64_t block_arena = placement->bytes / blocks;
-    uint64_t done = 0;
-    while (done < blocks) {
-        uint64_t file_offset = tensor->offset + done * block_file;
-        uint64_t n = cutter_room(cutter, tensor->shard, file_offset, blocks - done, block_file, block_arena);
-        if (n == 0) {
-            int r = cutter_begin_chunk(cutter, tensor->shard, file_offset);
-            if (r < 0)
-                return r;
-            n = cutter_room(cutter, tensor->shard, file_offset, blocks - done, block_file, block_arena);
-            assert(n > 0); /* a slot has room for at least a page and CUT_BLOCKS of the largest blocks */
-        }
-        int r = cutter_add_piece(cutter, index, file_offset, n * block_file, placement->offset + done * block_arena,
-                                 n * block_arena);
-        if (r < 0)
-            return r;
-        done += n;
-    }
-    return 0;
-}
-
-int plan_cut(struct plan *plan, size_t slot_bytes, size_t part_bytes, bool verbatim)
-{
-    assert(!plan->chunks && slot_bytes >= 4 * CHUNK_ALIGNMENT);
-    const struct gguf *model = plan->model;
-    struct span *spans = calloc(model->n_tensors ? model->n_tensors : 1, sizeof(*spans));
-    if (!spans)
-        return -ENOMEM;
-    for (size_t i = 0; i < model->n_tensors; i++)
-        spans[i] =
-            (struct span){.offset = model->tensors[i].offset, .shard = model->tensors[i].shard, .tensor = (uint32_t)i};
-    qsort(spans, model->n_tensors, sizeof(*spans), span_compare);
-
-    plan->verbatim = verbatim;
-    struct cutter cutter = {.plan = plan, .slot_bytes = slot_bytes, .part_bytes = part_bytes};
-    int r = 0;
-    for (size_t i = 0; i < model->n_tensors && r == 0; i++)
-        r = cutter_add_tensor(&cutter, spans[i].tensor);
-    free(spans);
-    if (r == 0) { /* the arrays live as long as the model, so free their unused entries */
-        (void)pieces_resize(plan, plan->n_pieces ? plan->n_pieces : 1);
-        array_trim(&plan->chunks, &plan->chunks_capacity, plan->n_chunks, sizeof(*plan->chunks));
-    }
-    return r;
-}
-
-static uint64_t max(uint64_t a, uint64_t b)
-{
-    return a > b ? a : b;
-}
-
-/* Divides bytes into equal ranges of whole pages; the last range may be shorter. */
-static size_t divide_bytes(uint64_t bytes, size_t part_bytes, struct part *ret)
-{
-    uint64_t each = max(part_bytes, (bytes + PLAN_PARTS_MAX - 1) / PLAN_PARTS_MAX);
-    each = (each + CHUNK_ALIGNMENT - 1) & ~(uint64_t)(CHUNK_ALIGNMENT - 1);
-    size_t n = 0;
-    for (uint64_t at = 0; at < bytes || n == 0; at += each)
-        ret[n++] = (struct part){.offset = at, .bytes = min_u64(each, bytes - at)};
-    return n;
-}
-
-/* The work for a piece: the bytes that it reads or the bytes that it writes, whichever are more. */
-static uint64_t piece_work(const struct plan *plan, size_t index)
-{
-    return max(plan_piece_file_bytes(plan, index), plan->pieces[index].slot_bytes);
-}
-
-/* Divides the work into equal lengths. Each piece belongs to the part in which its work begins. */
-static size_t divide_pieces(const struct plan *plan, const struct chunk *chunk, size_t part_bytes, struct part *ret)
-{
-    const size_t end = chunk->first_piece + chunk->n_pieces;
-    uint64_t work = 0;
-    for (size_t i = chunk->first_piece; i < end; i++)
-        work += piece_work(plan, i);
-    const uint64_t lengths = min_u64((work + part_bytes - 1) / part_bytes, PLAN_PARTS_MAX);
-    size_t n = 0;
-    uint64_t done = 0, length = 0;
-    ret[n] = (struct part){.first_piece = chunk->first_piece};
-    for (size_t i = chunk->first_piece; i < end; i++) {
-        const uint64_t of_piece = done * lengths / work;
-        if (of_piece > length) {
-            ret[++n] = (struct part){.first_piece = i};
-            length = of_piece;
-        }
-        ret[n].n_pieces++;
-        done += piece_work(plan, i);
-    }
-    return n + 1;
-}
-
-size_t plan_divide(const struct plan *plan, const struct chunk *chunk, size_t part_bytes,
-                   struct part ret[PLAN_PARTS_MAX])
-{
-    return plan->verbatim ? divide_bytes(chunk->file_bytes, part_bytes, ret)
-                          : divide_pieces(plan, chunk, part_bytes, ret);
-}
-
 /* Gaps with fewer bytes than this between them are joined: clearing so many bytes takes as long as one call. */
 #define GAPS_TOGETHER ((uint64_t)1 << 20)
+
+/* Bytes at the beginning of a tensor that pieces are written to. */
+static uint64_t written_bytes(const struct plan *plan, size_t index)
+{
+    const struct placement *placement = &plan->placements[index];
+    const uint64_t reads = plan_tensor_reads(plan, index), all = plan->tensors[index].bytes;
+    if (reads == all)
+        return placement->bytes;
+    const uint64_t block = plan->tensors[index].type->block_bytes;
+    return placement->bytes / (all / block) * (reads / block);
+}
 
 int plan_gaps(const struct plan *plan, struct extent **ret, size_t *ret_n)
 {
@@ -464,8 +367,8 @@ int plan_gaps(const struct plan *plan, struct extent **ret, size_t *ret_n)
     size_t n = 0;
     uint64_t end = 0;
     for (size_t i = 0; i <= n_tensors; i++) {
-        const struct placement *next = i < n_tensors ? &plan->placements[i] : NULL;
-        const uint64_t begin = next ? next->offset : plan->arena_bytes;
+        const size_t index = i < n_tensors ? tensor_at(plan, i) : 0;
+        const uint64_t begin = i < n_tensors ? plan->placements[index].offset : plan->arena_bytes;
         if (begin > end) {
             struct extent *last = n > 0 ? &gaps[n - 1] : NULL;
             if (last && end - (last->offset + last->bytes) < GAPS_TOGETHER)
@@ -473,8 +376,8 @@ int plan_gaps(const struct plan *plan, struct extent **ret, size_t *ret_n)
             else
                 gaps[n++] = (struct extent){.offset = end, .bytes = begin - end};
         }
-        if (next)
-            end = next->offset + next->bytes;
+        if (i < n_tensors)
+            end = begin + written_bytes(plan, index);
     }
     *ret = gaps;
     *ret_n = n;

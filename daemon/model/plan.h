@@ -9,7 +9,9 @@
 
 #include "daemon/device/device.h"
 #include "daemon/gguf/gguf.h"
+#include "daemon/model/arrange.h"
 #include "daemon/model/forms.h"
+#include "daemon/model/layout.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -30,7 +32,7 @@
 struct placement {
     uint64_t offset;   /* in the arena */
     uint64_t bytes;    /* in the arena */
-    uint64_t padding;  /* zero bytes after the tensor; part of no other tensor */
+    uint64_t padding;  /* zero bytes after the tensor; part of no other tensor. In a group only the last one has them */
     enum form form;    /* form of the bytes in the arena; FORM_NATIVE: blocks of the tensor's type */
     enum form convert; /* FORM_NATIVE: the file's bytes are copied; else they are decoded into this form */
 };
@@ -45,18 +47,26 @@ struct chunk {
     size_t n_pieces;
 };
 
+struct manifest;
+
 struct plan {
-    const struct gguf *model;     /* borrowed */
-    struct placement *placements; /* one for each tensor of the model */
-    uint64_t arena_bytes;         /* a multiple of the granule; never 0 */
-    uint64_t model_bytes;         /* of all tensors in the file */
+    const struct gguf *model;          /* borrowed */
+    const struct manifest *manifest;   /* of a published model (manifest.h), borrowed; NULL: the model is of files */
+    struct arrangement *arrangement;   /* NULL: the layout changes nothing */
+    const struct gguf_tensor *tensors; /* as memory has them: the arrangement's, or else the model's */
+    struct model_heads heads;          /* that the arrangement was made with */
+    struct placement *placements;      /* one for each tensor of the model */
+    uint64_t arena_bytes;              /* a multiple of the granule; never 0 */
+    uint64_t model_bytes;              /* that are read of all tensors, in the file */
 
     /* After plan_cut(). */
     bool verbatim;
+    bool packed; /* slots have pieces one behind the other, each read by itself; else a range of the file as it is */
     struct chunk *chunks;
     size_t n_chunks;
     struct piece *pieces;
-    uint64_t *piece_file_offsets; /* where each piece is in its file; its bytes there follow from the type */
+    uint64_t *piece_file_offsets; /* where each piece is in its file; its bytes there follow from the type. Of a tensor
+                                     that is gathered: see plan_gather() */
     uint32_t *piece_tensors;      /* the tensor of each piece */
     size_t n_pieces;
     size_t pieces_capacity; /* allocated entries */
@@ -70,22 +80,39 @@ struct plan {
 int plan_new(const struct gguf *model, const struct forms *forms, uint64_t granule, struct plan **ret,
              size_t *ret_tensor);
 
-/* Makes the plan of a model that is laid out already, from where its tensors are: as many as the model has. The plan
- * is not cut yet. -EBADMSG if a tensor would have other bytes than its type and form say, is not aligned, overlaps the
- * one before, or is not within the arena; -ENOTSUP if it was decoded and its type has no decoder; -ENOMEM. */
-int plan_resume(const struct gguf *model, const struct placement *placements, uint64_t arena_bytes, struct plan **ret);
+/* The same in a layout. heads: what is known of the model's heads. -EDOM and the fault if the layout does not fit the
+ * model. The layout need not outlive the plan, but the fault. */
+int plan_new_arranged(const struct gguf *model, const struct forms *forms, const struct layout *layout,
+                      const struct model_heads *heads, uint64_t granule, struct plan **ret, size_t *ret_tensor,
+                      struct layout_fault *ret_fault);
 
-/* Whether two plans of the same files give each tensor the same bytes. Different requests may lead to the same
- * bytes. */
+/* Makes the plan of a model that is laid out already, from where its tensors are: as many as the model has. The plan
+ * is not cut yet. -EBADMSG if a tensor would have other bytes than its type, form and layout say, is not aligned,
+ * overlaps the one before, or is not within the arena; -ENOTSUP if it was decoded and its type has no decoder;
+ * -ENOMEM. */
+int plan_resume(const struct gguf *model, const struct layout *layout, const struct model_heads *heads,
+                const struct placement *placements, uint64_t arena_bytes, struct plan **ret);
+
+/* How a tensor's blocks are gathered from the file; NULL: they stand there as in memory. */
+const struct gather *plan_gather(const struct plan *plan, size_t tensor);
+
+/* Bytes of a tensor that are read from its file. */
+uint64_t plan_tensor_reads(const struct plan *plan, size_t tensor);
+
+/* Bytes of a group in memory, without the padding after it. */
+uint64_t plan_group_bytes(const struct plan *plan, const struct arranged_group *group);
+
+/* Whether two plans of the same files give each tensor the same bytes in the same layout. Different requests may lead
+ * to the same bytes. */
 bool plan_same(const struct plan *a, const struct plan *b);
 
 /* Cuts the file into chunks for slots of `slot_bytes`. The chunks can be divided into parts of about `part_bytes`.
- * verbatim: slots hold the bytes of the file; else slots hold the bytes that go into the arena. -ENOMEM. Called once
+ * verbatim: slots hold blocks as in the file; else slots hold the bytes that go into the arena. -ENOMEM. Called once
  * for a plan. */
 int plan_cut(struct plan *plan, size_t slot_bytes, size_t part_bytes, bool verbatim);
 
-/* The part of a chunk that one worker does. Of a verbatim plan it is a range of bytes; `offset` counts from the chunk's
- * beginning, in the file and in the slot. Else it is a range of whole pieces. */
+/* The part of a chunk that one worker does. Of a packed plan it is a range of whole pieces. Else it is a range of
+ * bytes; `offset` counts from the chunk's beginning, in the file and in the slot. */
 struct part {
     uint64_t offset;
     uint64_t bytes;

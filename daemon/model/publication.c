@@ -3,6 +3,7 @@
 #include "daemon/base/json_memory.h"
 #include "daemon/base/json_text.h"
 #include "daemon/base/memory_file.h"
+#include "daemon/model/manifest.h"
 #include "proto/table.h"
 
 #include <errno.h>
@@ -30,6 +31,45 @@ static struct table_tensor table_tensor(const struct gguf_tensor *tensor, const 
     for (uint32_t i = 0; i < tensor->n_dims; i++)
         entry.shape[i] = tensor->ne[tensor->n_dims - 1 - i];
     return entry;
+}
+
+/* A group as a tensor of its own: as `ret`, with names and numbers of its first member where they are the same. */
+static struct table_tensor table_group(const struct plan *plan, const struct arranged_group *group)
+{
+    const uint32_t first = group->members[0], last = group->members[group->n_members - 1];
+    struct gguf_tensor whole = plan->tensors[first];
+    struct placement placement = plan->placements[first];
+    whole.name = group->name;
+    whole.n_dims = group->n_dims;
+    memcpy(whole.ne, group->ne, sizeof(whole.ne));
+    placement.bytes = plan_group_bytes(plan, group);
+    placement.padding = plan->placements[last].padding;
+    struct table_tensor entry = table_tensor(&whole, &placement);
+    entry.flags = TABLE_VIEW;
+    return entry;
+}
+
+/* All tensors that clients see: those of the file, then the groups. The caller frees the array. NULL: no memory. */
+static struct table_tensor *table_tensors(const struct plan *plan, size_t *ret_n)
+{
+    const struct arrangement *a = plan->arrangement;
+    size_t n = plan->model->n_tensors;
+    struct table_tensor *tensors = calloc(n + (a ? a->n_groups : 0) + 1, sizeof(*tensors));
+    if (!tensors)
+        return NULL;
+    for (size_t i = 0; i < n; i++) {
+        tensors[i] = table_tensor(&plan->tensors[i], &plan->placements[i]);
+        if (a && a->group_of[i] != ARRANGED_ALONE)
+            tensors[i].flags = TABLE_MEMBER;
+        if (manifest_is_view(plan->manifest, i))
+            tensors[i].flags |= TABLE_VIEW;
+        tensors[i].strides = manifest_strides(plan->manifest, i);
+    }
+    for (size_t i = 0; a && i < a->n_groups; i++)
+        if (a->groups[i].name)
+            tensors[n++] = table_group(plan, &a->groups[i]);
+    *ret_n = n;
+    return tensors;
 }
 
 /* Sets the fault from a negative errno. Returns the error, which the caller returns. */
@@ -69,12 +109,10 @@ static int memfd_seal(int fd, struct device_fault *ret_fault)
 
 static int make_table(const struct plan *plan, struct publication *publication, struct device_fault *ret_fault)
 {
-    size_t n = plan->model->n_tensors;
-    struct table_tensor *tensors = calloc(n ? n : 1, sizeof(*tensors));
+    size_t n;
+    struct table_tensor *tensors = table_tensors(plan, &n);
     if (!tensors)
         return -ENOMEM;
-    for (size_t i = 0; i < n; i++)
-        tensors[i] = table_tensor(&plan->model->tensors[i], &plan->placements[i]);
     void *table;
     size_t size;
     int r = table_build(tensors, n, plan->arena_bytes, &table, &size);
@@ -91,11 +129,27 @@ static int make_table(const struct plan *plan, struct publication *publication, 
     return r;
 }
 
+/* Of a model that has no file. */
+static int write_manifest(const struct plan *plan, struct publication *publication, struct device_fault *ret_fault)
+{
+    char *text;
+    size_t size;
+    int r = manifest_header(plan, &text, &size);
+    if (r < 0)
+        return r;
+    r = write_all(publication->header_fd, (const uint8_t *)text, size, ret_fault);
+    free(text);
+    publication->bytes += size;
+    return r < 0 ? r : memfd_seal(publication->header_fd, ret_fault);
+}
+
 static int make_header(const struct plan *plan, struct publication *publication, struct device_fault *ret_fault)
 {
     int r = memfd_new("rocmforge-header", &publication->header_fd, ret_fault);
     if (r < 0)
         return r;
+    if (plan->manifest)
+        return write_manifest(plan, publication, ret_fault);
     r = gguf_header_write(plan->model, publication->header_fd);
     if (r < 0)
         return device_fault_set(ret_fault, r, "write", -r, strerror(-r));
@@ -158,30 +212,44 @@ static char *array_end(struct array *array)
     return array->text;
 }
 
-static cJSON *describe_tensor(const struct gguf_tensor *tensor, const struct placement *placement)
+static cJSON *describe_tensor(const struct table_tensor *tensor)
 {
     cJSON *object = cJSON_CreateObject();
     cJSON_AddStringToObject(object, "name", tensor->name);
-    cJSON_AddStringToObject(object, "type", tensor->type->name);
-    cJSON_AddStringToObject(object, "form", form_name(placement->form));
+    cJSON_AddStringToObject(object, "type", tensor->type_name);
+    cJSON_AddStringToObject(object, "form", form_name((enum form)tensor->form));
     cJSON *shape = cJSON_AddArrayToObject(object, "shape");
-    for (uint32_t i = tensor->n_dims; i-- > 0;)
-        json_append(shape, cJSON_CreateNumber((double)tensor->ne[i]));
-    cJSON_AddNumberToObject(object, "offset", (double)placement->offset);
-    cJSON_AddNumberToObject(object, "size", (double)placement->bytes);
-    if (placement->padding > 0)
-        cJSON_AddNumberToObject(object, "padding", (double)placement->padding);
+    for (uint32_t i = 0; i < tensor->n_dims; i++)
+        json_append(shape, cJSON_CreateNumber((double)tensor->shape[i]));
+    if (tensor->strides) {
+        cJSON *strides = cJSON_AddArrayToObject(object, "strides");
+        for (uint32_t i = 0; i < tensor->n_dims; i++)
+            json_append(strides, cJSON_CreateNumber((double)tensor->strides[i]));
+    }
+    cJSON_AddNumberToObject(object, "offset", (double)tensor->offset);
+    cJSON_AddNumberToObject(object, "size", (double)tensor->bytes);
+    if (tensor->padding > 0)
+        cJSON_AddNumberToObject(object, "padding", (double)tensor->padding);
+    if (tensor->flags & TABLE_VIEW)
+        cJSON_AddTrueToObject(object, "view");
     return object;
 }
 
 static int make_tensors(const struct plan *plan, struct publication *publication)
 {
     struct array array;
-    if (array_begin(&array) < 0)
+    size_t n;
+    struct table_tensor *tensors = table_tensors(plan, &n);
+    if (!tensors)
         return -ENOMEM;
+    if (array_begin(&array) < 0) {
+        free(tensors);
+        return -ENOMEM;
+    }
     int r = 0;
-    for (size_t i = 0; i < plan->model->n_tensors && r == 0; i++)
-        r = array_add(&array, describe_tensor(&plan->model->tensors[i], &plan->placements[i]), SIZE_MAX);
+    for (size_t i = 0; i < n && r == 0; i++)
+        r = array_add(&array, describe_tensor(&tensors[i]), SIZE_MAX);
+    free(tensors);
     publication->tensors = array_end(&array);
     publication->bytes += array.used;
     return r == 0 && publication->tensors ? 0 : -ENOMEM;
@@ -199,19 +267,34 @@ static cJSON *describe_entry(const struct gguf_kv *kv)
     return NULL;
 }
 
-static int make_metadata(const struct plan *plan, struct publication *publication)
+static int make_entries(const struct gguf_kv *entries, size_t n_entries, struct publication *publication)
 {
     struct array array;
     if (array_begin(&array) < 0)
         return -ENOMEM;
     int r = 0;
     size_t n = 0;
-    for (; n < plan->model->n_kv && r == 0; n++)
-        r = array_add(&array, describe_entry(&plan->model->kv[n]), PUBLICATION_METADATA_MAX);
-    publication->n_left = plan->model->n_kv - n + (r == -ENOSPC);
+    for (; n < n_entries && r == 0; n++)
+        r = array_add(&array, describe_entry(&entries[n]), PUBLICATION_METADATA_MAX);
+    publication->n_left = n_entries - n + (r == -ENOSPC);
     publication->metadata = array_end(&array);
     publication->bytes += array.used;
     return r != -ENOMEM && publication->metadata ? 0 : -ENOMEM;
+}
+
+static int make_metadata(const struct plan *plan, struct publication *publication)
+{
+    struct gguf_kv entries[2];
+    size_t n;
+    char *text;
+    if (!plan->manifest)
+        return make_entries(plan->model->kv, plan->model->n_kv, publication);
+    int r = manifest_entries(plan->manifest, entries, &n, &text);
+    if (r < 0)
+        return r;
+    r = make_entries(entries, n, publication);
+    free(text);
+    return r;
 }
 
 /* All but the header. */

@@ -1,5 +1,6 @@
 /* What clients get of a model besides its memory: the table of its tensors, as a sealed binary file and as JSON; the
- * metadata as JSON, with long values cut; and the complete header of the file, as a sealed file.
+ * metadata as JSON, with long values cut; and the complete header of the file, as a sealed file. A model that a client
+ * publishes has a manifest (manifest.h) instead of a file.
  *
  * A worker makes the publication once, while the file is read. A header may be large, and the loop thread must not wait
  * for it. Later it is immutable. */
@@ -14,7 +15,8 @@
 
 struct publication {
     int table_fd;   /* sealed memfd, in the format of proto/table.h; -1: not made yet */
-    int header_fd;  /* sealed memfd: the header as in the file; of a split model, in the first one; -1: not made yet */
+    int header_fd;  /* sealed memfd: the header as in the file; of a split model, in the first one; of a published one
+                       as manifest_header() makes it; -1: not made yet */
     char *tensors;  /* an array of `Tensor` */
     char *metadata; /* an array of `Metadata` */
     size_t n_left;  /* entries that `metadata` leaves out */

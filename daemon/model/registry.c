@@ -217,7 +217,7 @@ struct model *registry_find_source(const struct registry *registry, const struct
     struct model *model, *found = NULL;
     TAILQ_FOREACH(model, &registry->models, link)
     {
-        if (!is_of_source(model, query) || !model_same_forms(model, query->forms, query->plan))
+        if (!is_of_source(model, query) || !model_same_forms(model, query->forms, query->layout, query->plan))
             continue;
         if (model->access == ACCESS_PRIVATE)
             return model;
@@ -240,6 +240,8 @@ bool registry_same_path(const struct model *model, const struct registry_query *
  * answer would tell of it. */
 static bool is_of_place(const struct model *model, const struct registry_query *query)
 {
+    if (model_is_published(model))
+        return false;
     const struct identity *x = &model->source->files[0].identity, *y = &query->source->files[0].identity;
     return (x->dev == y->dev && x->ino == y->ino) ||
            (registry_same_path(model, query) && model_sight(model, query->peer) >= SIGHT_READER);
@@ -253,7 +255,8 @@ struct model *registry_find_doubtful(const struct registry *registry, const stru
     {
         if (model_joinable(model, query->uid, query->private) && model->id > after && model->state != MODEL_DRAINING &&
             model->state != MODEL_FAILED && device_set_has(query->among, model->device) && is_of_place(model, query) &&
-            source_same_sizes(model->source, query->source) && model_same_forms(model, query->forms, query->plan) &&
+            source_same_sizes(model->source, query->source) &&
+            model_same_forms(model, query->forms, query->layout, query->plan) &&
             (model->changed || !source_same(model->source, query->source)))
             return model;
     }
@@ -265,7 +268,8 @@ struct model *registry_find_other(const struct registry *registry, const struct 
     struct model *model;
     TAILQ_FOREACH(model, &registry->models, link)
     {
-        if (is_of_source(model, query) && !forms_equal(model->forms, query->forms) && (!unplanned || !model->plan))
+        if (is_of_source(model, query) && !model_same_words(model, query->forms, query->layout) &&
+            (!unplanned || !model->plan))
             return model;
     }
     return NULL;
@@ -366,12 +370,15 @@ void registry_remove(struct registry *registry, struct model *model)
     quota_return(&model->counted);
     plan_free(model->plan);
     gguf_free(model->header);
+    manifest_free(model->manifest);
     source_free(model->source);
     model_lose_name(model);
     model_set_facts(model, NULL);
     free(model->guests);
     free(model->origin);
+    free(model->key);
     forms_unref(model->forms);
+    layout_unref(model->layout);
     free(model);
 }
 

@@ -93,8 +93,9 @@ bool registry_unname(struct model *model, const char *name);
 /* A query for a model that was made of these files and is on one of these devices. */
 struct registry_query {
     const struct source *source;
-    const struct forms *forms; /* the request's forms */
-    const struct plan *plan;   /* unless NULL: a model with the same result matches as well */
+    const struct forms *forms;   /* the request's forms */
+    const struct layout *layout; /* and its layout */
+    const struct plan *plan;     /* unless NULL: a model with the same result matches as well */
     const struct device_set *among;
     uid_t uid;               /* the user who asks */
     bool private;            /* the request is for a private model */
@@ -112,14 +113,14 @@ struct model *registry_find_source(const struct registry *registry, const struct
  * or have found both at their paths, or the peer is the user who loaded the model. */
 bool registry_same_path(const struct model *model, const struct registry_query *query);
 
-/* A model with the same forms that may still have the same bytes as the query's files: only comparing them tells. It
- * was made of the same file, or of the same path if the peer may read the model; and all sizes are equal. Returns the
- * first one with an id greater than `after`; NULL if there is none. */
+/* A model with the same forms and layout that may still have the same bytes as the query's files: only comparing them
+ * tells. It was made of the same file, or of the same path if the peer may read the model; and all sizes are equal.
+ * Returns the first one with an id greater than `after`; NULL if there is none. */
 struct model *registry_find_doubtful(const struct registry *registry, const struct registry_query *query,
                                      uint64_t after);
 
-/* A model that matches the query but for its forms, which were requested with other words. Its plan shows whether the
- * result is the same. unplanned: only a model that has no plan yet. */
+/* A model that matches the query but for its forms or layout, which were requested with other words. Its plan shows
+ * whether the result is the same. unplanned: only a model that has no plan yet. */
 struct model *registry_find_other(const struct registry *registry, const struct registry_query *query, bool unplanned);
 
 /* Adds a model, which the registry then owns, and gives it an id. Its first name is model->name, given by the user who

@@ -2,6 +2,7 @@
 
 #include "daemon/base/closer.h"
 #include "daemon/format/format.h"
+#include "proto/model_file.h"
 #include "proto/shards.h"
 
 #include <assert.h>
@@ -71,7 +72,7 @@ static bool same_files(const struct source *a, const struct source *b,
 
 bool source_equal(const struct source *a, const struct source *b)
 {
-    if (a->n_files != b->n_files || a->size != b->size)
+    if (a->n_files != b->n_files || a->size != b->size || a->n_files == 0)
         return false;
     if (a->n_files == 1)
         return identity_equal(&a->files[0].identity, &b->files[0].identity);
@@ -80,7 +81,7 @@ bool source_equal(const struct source *a, const struct source *b)
 
 bool source_same_files(const struct source *a, const struct source *b)
 {
-    return a->n_files == b->n_files && same_files(a, b, file_same);
+    return a->n_files == b->n_files && a->n_files > 0 && same_files(a, b, file_same);
 }
 
 bool source_same(const struct source *a, const struct source *b)
@@ -93,13 +94,14 @@ bool source_same(const struct source *a, const struct source *b)
 
 bool source_same_sizes(const struct source *a, const struct source *b)
 {
-    bool same = a->n_files == b->n_files;
+    bool same = a->n_files == b->n_files && a->n_files > 0;
     for (size_t i = 0; i < a->n_files && same; i++)
         same = a->files[i].identity.size == b->files[i].identity.size;
     return same;
 }
 
-static int identity_read(int fd, struct identity *ret, mode_t *ret_mode, struct device_fault *ret_fault)
+static int identity_read(int fd, struct identity *ret, uint64_t *ret_links, mode_t *ret_mode,
+                         struct device_fault *ret_fault)
 {
     struct stat st;
     worker_file_begin();
@@ -107,6 +109,7 @@ static int identity_read(int fd, struct identity *ret, mode_t *ret_mode, struct 
     worker_file_end();
     if (r < 0)
         return device_fault_set(ret_fault, r, "fstat", -r, strerror(-r));
+    *ret_links = st.st_nlink;
     *ret = (struct identity){
         .dev = st.st_dev,
         .ino = st.st_ino,
@@ -151,7 +154,7 @@ char *source_fd_path(int fd)
 static int file_check(struct source_file *file, struct device_fault *ret_fault)
 {
     mode_t mode = 0;
-    int r = identity_read(file->fd, &file->identity, &mode, ret_fault);
+    int r = identity_read(file->fd, &file->identity, &file->links, &mode, ret_fault);
     if (r < 0)
         return r;
     if (!S_ISREG(mode))
@@ -222,11 +225,10 @@ static int open_regular(const char *path)
 
 static int open_failed(int error, struct device_fault *ret_fault)
 {
-    const char *text = error == -EINVAL     ? "not a regular file"
-                       : error == -ENOTUNIQ ? "several files say that they are the same one of a split model"
-                       : error == -EBADMSG  ? "the folder's index is not valid"
-                       : error == -E2BIG    ? "the model is split into too many files"
-                                            : strerror(-error);
+    const char *text = error == -EINVAL    ? "not a regular file"
+                       : error == -EBADMSG ? "the folder's index is not valid"
+                       : error == -E2BIG   ? "the model is split into too many files"
+                                           : strerror(-error);
     return device_fault_set(ret_fault, error, "open", -error, text);
 }
 
@@ -241,7 +243,18 @@ static bool has_file(const struct source *source, const struct stat *st)
     return false;
 }
 
-int source_open_path(const char *path, struct source **ret, struct device_fault *ret_fault)
+int source_none(struct source **ret)
+{
+    struct source *source = calloc(1, sizeof(*source));
+    if (!source)
+        return -ENOMEM;
+    source->references = 1;
+    *ret = source;
+    return 0;
+}
+
+int source_open_path(const char *path, struct source **ret, struct shard_paths *ret_files,
+                     struct device_fault *ret_fault)
 {
     struct shard_paths shards;
     int r = shards_find(path, false, open_regular, &shards);
@@ -256,7 +269,10 @@ int source_open_path(const char *path, struct source **ret, struct device_fault 
             break;
         }
     }
-    shard_paths_free(&shards);
+    if (r == -ENOTUNIQ)
+        *ret_files = shards;
+    else
+        shard_paths_free(&shards);
     if (r < 0) {
         while (n > 0)
             close(fds[--n]);
@@ -266,8 +282,11 @@ int source_open_path(const char *path, struct source **ret, struct device_fault 
     r = source_open_fds(fds, n, ret, ret_fault);
     free(fds);
     struct stat st;
+    char name[MODEL_NAME_MAX + 1];
     if (r == 0 && stat(path, &st) == 0 && has_file(*ret, &st)) /* it may also be a folder, or an index of files */
         (*ret)->link = strdup(path);
+    if (r == 0 && model_name_of_link(path, name))
+        (*ret)->name = strdup(name);
     return r;
 }
 
@@ -298,25 +317,34 @@ int source_reopen(const struct source *source, struct source **ret, struct devic
     return 0;
 }
 
-int source_resume(const int *fds, const struct identity *identities, size_t n, const char *path, struct source **ret,
+/* Sets *ret to a copy, or to NULL without a text. -ENOMEM. */
+static int copy_text(const char *text, char **ret, struct device_fault *ret_fault)
+{
+    *ret = text ? strdup(text) : NULL;
+    return text && !*ret ? device_fault_set(ret_fault, -ENOMEM, "strdup", ENOMEM, strerror(ENOMEM)) : 0;
+}
+
+int source_resume(const int *fds, size_t n, const struct source_past *past, struct source **ret,
                   struct device_fault *ret_fault)
 {
     struct source *source = NULL;
-    int r = source_open_fds(fds, n, &source, ret_fault);
+    int r = open_files(fds, n, &source, ret_fault);
     if (r < 0)
         return r;
     source->size = 0;
     for (size_t i = 0; i < n && r == 0; i++) {
-        if (!file_same(&source->files[i].identity, &identities[i]))
+        struct source_file *file = &source->files[i];
+        if (!file_same(&file->identity, &past->identities[i]))
             r = device_fault_set(ret_fault, -ESTALE, "fstat", 0, "it is another file");
-        source->files[i].identity = identities[i];
-        if (__builtin_add_overflow(source->size, identities[i].size, &source->size))
+        file->identity = past->identities[i];
+        if (__builtin_add_overflow(source->size, file->identity.size, &source->size))
             r = device_fault_set(ret_fault, -EOVERFLOW, "fstat", EOVERFLOW, "the files are too large");
+        if (r == 0)
+            r = copy_text(past->paths[i], &file->path, ret_fault);
     }
-    free(source->files[0].path);
-    source->path = source->files[0].path = path ? strdup(path) : NULL;
-    if (r == 0 && path && !source->path)
-        r = device_fault_set(ret_fault, -ENOMEM, "strdup", ENOMEM, strerror(ENOMEM));
+    source->path = source->files[0].path;
+    if (r == 0)
+        r = copy_text(past->link, &source->link, ret_fault);
     if (r < 0) {
         source_free(source);
         return r;
@@ -395,6 +423,7 @@ void source_free(struct source *source)
         free(source->files[i].path);
     }
     free(source->link);
+    free(source->name);
     free(source);
 }
 
@@ -421,6 +450,8 @@ void source_set_owner(struct source *source, struct closer *closer, uid_t uid)
 
 struct work_reads source_reads(const struct source *source, uid_t uid)
 {
+    if (source->n_files == 0)
+        return (struct work_reads){.uid = uid};
     const struct identity *first = &source->files[0].identity;
     return (struct work_reads){.uid = uid, .dev = first->dev, .ino = first->ino};
 }
@@ -446,16 +477,47 @@ int source_read(const struct source *source, size_t file, uint64_t offset, void 
     return 0;
 }
 
+int source_read_beside(const struct source *source, const char *name, size_t most, char **ret, size_t *ret_size)
+{
+    const char *of = source->link ? source->link : source->path, *end = of ? strrchr(of, '/') : NULL;
+    char path[PATH_MAX];
+    struct stat st;
+    if (!end || !source_leads_to(of, source->files[0].fd) ||
+        snprintf(path, sizeof(path), "%.*s/%s", (int)(end - of), of, name) >= (int)sizeof(path))
+        return -ENOENT;
+    worker_file_begin();
+    const int fd = open_regular(path);
+    int r = fd < 0 ? fd : fstat(fd, &st) < 0 ? -errno : (size_t)st.st_size > most ? -EFBIG : 0;
+    const size_t size = r == 0 ? (size_t)st.st_size : 0;
+    char *text = r == 0 ? malloc(size ? size : 1) : NULL;
+    if (r == 0 && !text)
+        r = -ENOMEM;
+    if (r == 0 && pread(fd, text, size, 0) != (ssize_t)size)
+        r = -EIO;
+    if (fd >= 0)
+        close(fd);
+    worker_file_end();
+    if (r < 0) {
+        free(text);
+        return r;
+    }
+    *ret = text;
+    *ret_size = size;
+    return 0;
+}
+
 static int check_files(const struct source *source, bool untouched, struct device_fault *ret_fault)
 {
     for (size_t i = 0; i < source->n_files; i++) {
         const struct identity *then = &source->files[i].identity;
         struct identity now = {0};
+        uint64_t links = 0;
         mode_t mode;
-        int r = identity_read(source->files[i].fd, &now, &mode, ret_fault);
+        int r = identity_read(source->files[i].fd, &now, &links, &mode, ret_fault);
         if (r < 0)
             return r;
-        if (!identity_equal(&now, then) || (untouched && now.ctime_ns != then->ctime_ns))
+        const bool same_names = links == source->files[i].links;
+        if (!identity_equal(&now, then) || (untouched && same_names && now.ctime_ns != then->ctime_ns))
             return device_fault_set(ret_fault, -ESTALE, "fstat", 0, "the file's size or times changed");
     }
     return 0;

@@ -35,6 +35,7 @@ struct source_file {
     int fd;
     char *path; /* that it was opened by, as the kernel told it; NULL: it has none */
     struct identity identity;
+    uint64_t links; /* names that the file had in the file system when the identity was read */
 };
 
 struct source {
@@ -45,13 +46,14 @@ struct source {
     unsigned references; /* counted by the loop, or by a worker that has the only reference */
     const char *path;    /* of the first file, to show to people; NULL: it has none */
     char *link;          /* the path that source_open_path() got, if it led to one of the files; NULL: none is known */
+    char *name;          /* for the model, if that path was a link or a folder; NULL: it is derived from `path` */
     uint64_t size;       /* of all files */
-    size_t n_files;      /* 1, or more for a split model */
+    size_t n_files;      /* 1, or more for a split model; 0: no file, the model was published (manifest.h) */
     struct source_file files[];
 };
 
 /* Whether both have the same files, in any order, with equal sizes and modification times. Then the contents are taken
- * to be equal. */
+ * to be equal. A source without files is not equal to any, by this and the next three functions. */
 bool source_equal(const struct source *a, const struct source *b);
 
 /* Like source_equal(), and the inodes' change times (ctime) are equal as well. A new mode or a new link changes the
@@ -68,19 +70,30 @@ bool source_same_sizes(const struct source *a, const struct source *b);
  * a regular file; -EBADF: not open for reading; or the errno of the call that the fault names. */
 int source_open_fds(const int *fds, size_t n, struct source **ret, struct device_fault *ret_fault);
 
+/* Makes a source without files. The owner sets its size. -ENOMEM. */
+int source_none(struct source **ret);
+
 /* Opens an absolute path. If it is the first file of a split model, opens the other files as well; shards_find() finds
- * them. Errors are those of source_open_fds(), shards_find() and open(). */
-int source_open_path(const char *path, struct source **ret, struct device_fault *ret_fault);
+ * them. Errors are those of source_open_fds(), shards_find() and open(). -ENOTUNIQ: *ret_files has the files that may
+ * be the same one, for the caller to end with shard_paths_free(). */
+int source_open_path(const char *path, struct source **ret, struct shard_paths *ret_files,
+                     struct device_fault *ret_fault);
 
 /* Makes a new source of the same open files, that the same user has, with their present sizes and times. The paths stay
  * those that the files were opened by, also if the files were renamed since. Errors are those of source_open_fds(). */
 int source_reopen(const struct source *source, struct source **ret, struct device_fault *ret_fault);
 
-/* Makes a source of open files as it was before the daemon was restarted: with the identities and the path of then, so
+/* A source as it was before the daemon was restarted. Borrowed. */
+struct source_past {
+    const struct identity *identities; /* one for each file */
+    const char *const *paths;          /* one for each file; each may be NULL */
+    const char *link;                  /* may be NULL */
+};
+
+/* Makes a source of open files as it was before the daemon was restarted: with the identities and the paths of then, so
  * that what was done to the files since is found as usual. Takes over the descriptors, also when it fails. -ESTALE: a
- * descriptor leads to another file. Other errors are those of source_open_fds(). path: of the first file; the others'
- * are the kernel's present ones, and no link is known. */
-int source_resume(const int *fds, const struct identity *identities, size_t n, const char *path, struct source **ret,
+ * descriptor leads to another file. Other errors are those of source_open_fds(). */
+int source_resume(const int *fds, size_t n, const struct source_past *past, struct source **ret,
                   struct device_fault *ret_fault);
 
 /* What the paths of a source's files, and the link, lead to now. */
@@ -113,12 +126,19 @@ struct work_reads source_reads(const struct source *source, uid_t uid);
 int source_read(const struct source *source, size_t file, uint64_t offset, void *dst, size_t size,
                 struct device_fault *ret_fault);
 
+/* Reads a file in the folder of the first file, of at most `most` bytes, with the daemon's own rights. The caller frees
+ * *ret. -ENOENT: the first file's path is not known, or leads to another file by now; -EFBIG; -ENOMEM; or the errno of
+ * opening or reading. */
+int source_read_beside(const struct source *source, const char *name, size_t most, char **ret, size_t *ret_size);
+
 /* 0 if all files have the same size and modification time as when they were opened; -ESTALE if not; or the errno of
  * fstat(). */
 int source_check(const struct source *source, struct device_fault *ret_fault);
 
 /* Like source_check(), and compares the inodes' change times (ctime) as well: a program can set a modification time
- * back, but not a ctime. Moving or linking a file changes its ctime too. A write through a mapping of a file in a tmpfs
+ * back, but not a ctime. A file that got or lost a name gets another ctime although no byte of it was written: whoever
+ * replaces a file by renaming another one takes its name. So the ctime does not count if the number of names is another
+ * one. Moving a file, or changing its mode, changes its ctime too. A write through a mapping of a file in a tmpfs
  * changes no time; only Verify finds such a change. */
 int source_check_untouched(const struct source *source, struct device_fault *ret_fault);
 

@@ -13,9 +13,7 @@
 #include <inttypes.h>
 #include <string.h>
 
-/* Adds to the reply how the client can map the memory: with a descriptor that is sent beside the reply, or a handle.
- * Returns the number of descriptors. */
-static size_t add_export(cJSON *reply, const struct device_export *export, int *fds)
+size_t attach_export(cJSON *reply, const struct device_export *export, int *fds)
 {
     size_t n = 0;
     if (export->fd >= 0) {
@@ -103,7 +101,7 @@ void attach_grant(struct registry *registry, struct events *events, struct model
     json_add_item(reply, "model", describe_model(model));
     json_add_item(reply, "device", describe_device(model->device));
     int fds[3];
-    size_t n_fds = add_export(reply, &model->export, fds);
+    size_t n_fds = attach_export(reply, &model->export, fds);
     if (binary) {
         cJSON_AddNumberToObject(reply, "table", (double)n_fds);
         cJSON_AddNullToObject(reply, "tensors");

@@ -23,9 +23,14 @@ cJSON *describe_model(const struct model *model)
     cJSON_AddStringToObject(object, "name", model->name);
     add_integer(object, "id", model->id);
     json_add_text(object, "path", model->source->path);
+    if (model_is_published(model)) {
+        cJSON_AddStringToObject(object, "source", "published");
+        json_add_text(object, "key", model->key);
+    }
     cJSON_AddStringToObject(object, "form", forms_word(model->forms->form));
     if (model->forms->n_rules > 0)
         json_add_item(object, "forms", forms_rules(model->forms));
+    layout_describe(model->layout, object);
     cJSON_AddStringToObject(object, "device", model->device->id);
     cJSON_AddStringToObject(object, "state", model_state_name(model->state));
     if (model->position > 0)

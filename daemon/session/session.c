@@ -10,6 +10,7 @@
 
 struct session {
     struct lease_holder holder;
+    LIST_HEAD(, session_tie) ties;
     int *files; /* open, for the next Load or Plan */
     size_t n_files;
     struct quota_charge charge; /* for `files` */
@@ -22,6 +23,7 @@ int session_opened(struct conn *conn, void *context)
     if (!session)
         return -ENOMEM;
     LIST_INIT(&session->holder.leases);
+    LIST_INIT(&session->ties);
     session->holder.pid = conn_pid(conn);
     session->holder.uid = conn_uid(conn);
     conn_set_data(conn, session);
@@ -43,8 +45,36 @@ void session_closed(struct conn *conn, void *context)
     struct session *session = conn_data(conn);
     while (!LIST_EMPTY(&session->holder.leases))
         lease_end(LIST_FIRST(&session->holder.leases));
+    struct session_tie *tie;
+    while ((tie = LIST_FIRST(&session->ties))) {
+        LIST_REMOVE(tie, link);
+        tie->cut(tie);
+    }
     drop_files(conn, session);
     free(session);
+}
+
+void session_tie(struct conn *conn, struct session_tie *tie)
+{
+    struct session *session = conn_data(conn);
+    LIST_INSERT_HEAD(&session->ties, tie, link);
+}
+
+void session_untie(struct session_tie *tie)
+{
+    LIST_REMOVE(tie, link);
+}
+
+struct session_tie *session_find_tie(const struct conn *conn, uint64_t id)
+{
+    const struct session *session = conn_data(conn);
+    struct session_tie *tie;
+    LIST_FOREACH(tie, &session->ties, link)
+    {
+        if (tie->id == id)
+            return tie;
+    }
+    return NULL;
 }
 
 int session_add_files(struct conn *conn, struct quota *quota, const int *fds, size_t n, size_t most,

@@ -8,6 +8,14 @@
 #include "daemon/model/lease.h"
 #include "daemon/wire/conn.h"
 
+/* Something of a client's that ends with its connection, and that it names by a number. The owner keeps it until it is
+ * untied, or cut. */
+struct session_tie {
+    LIST_ENTRY(session_tie) link;
+    uint64_t id;
+    void (*cut)(struct session_tie *tie); /* the connection ends; the tie is undone already */
+};
+
 /* Hooks of a connection; see struct conn_hooks. The context is not used. */
 int session_opened(struct conn *conn, void *context);
 void session_closed(struct conn *conn, void *context);
@@ -25,6 +33,14 @@ int session_add_files(struct conn *conn, struct quota *quota, const int *fds, si
 
 /* Gives the kept descriptors to the caller, and returns their number. `fds` has room for all. */
 size_t session_take_files(struct conn *conn, int *fds);
+
+/* Ties it to the connection. The owner has set `id` and `cut`. */
+void session_tie(struct conn *conn, struct session_tie *tie);
+
+void session_untie(struct session_tie *tie);
+
+/* What the connection has with this number; NULL: nothing. */
+struct session_tie *session_find_tie(const struct conn *conn, uint64_t id);
 
 /* The holder of the leases of this connection's client. It lives as long as the connection. */
 struct lease_holder *session_holder(const struct conn *conn);

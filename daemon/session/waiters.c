@@ -117,7 +117,7 @@ void waiters_move(struct waiters *from, struct waiters *to)
         waiter->waiters = to;
         if (waiter->kind == WAIT_RESIDENT)
             waiter->kind = WAIT_JOINED;
-        if (waiter->kind == WAIT_LEASE)
+        if (waiter->kind == WAIT_LEASE || waiter->kind == WAIT_CREATE)
             waiter->kind = WAIT_ATTACH;
         TAILQ_INSERT_TAIL(&to->list, waiter, link);
     }

@@ -15,6 +15,7 @@ enum waiter_kind {
     WAIT_JOINED,    /* Load, of a model that another call began to load */
     WAIT_ALLOCATED, /* Load, with wait: false */
     WAIT_ATTACH,    /* Attach: a lease, once it is resident */
+    WAIT_CREATE,    /* Create: memory to write to; or a lease, if the model is there or is copied back to its device */
     WAIT_END,       /* Cancel: until the load has ended */
 };
 

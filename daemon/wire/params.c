@@ -56,6 +56,11 @@ static bool param_store(const struct param *param, const cJSON *value, void *at)
             return false;
         *(const cJSON **)at = value;
         return true;
+    case PARAM_OBJECT:
+        if (!cJSON_IsObject(value))
+            return false;
+        *(const cJSON **)at = value;
+        return true;
     }
     return false;
 }

@@ -25,6 +25,7 @@ enum param_type {
     PARAM_INT,     /* int64_t */
     PARAM_INTS,    /* const cJSON *; an array of integers; borrowed until the call ends */
     PARAM_ARRAY,   /* the same, of anything */
+    PARAM_OBJECT,  /* the same, an object */
 };
 
 struct param {

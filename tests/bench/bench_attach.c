@@ -1,11 +1,13 @@
 /* How long attaching takes, memory mapped and the tensor table there: through the client library, as a program does it.
  *
- * usage: bench_attach SOCKET MODEL...
+ * usage: bench_attach [each] SOCKET MODEL...
  *
  * The first attachment starts the GPU's runtime in this process. Each further model is one whose handle this process
- * has not opened yet. Then one of them again and again. Prints JSON, in microseconds. */
+ * has not opened yet. Then one of them again and again. Prints JSON, in microseconds. With `each`: the time of each
+ * model, and none again. */
 #include "client/rocmforge.h"
 
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,10 +43,22 @@ static void print_list(const char *name, double *list, size_t n)
     printf(", \"%s\": {\"median\": %.1f, \"least\": %.1f, \"most\": %.1f}", name, list[n / 2], list[0], list[n - 1]);
 }
 
+/* Prints each time, in the order in which they were measured. */
+static void print_each(const double *list, size_t n)
+{
+    printf(", \"each\": [");
+    for (size_t i = 0; i < n; i++)
+        printf("%s%.1f", i > 0 ? ", " : "", list[i]);
+    printf("]");
+}
+
 int main(int argc, char **argv)
 {
+    const bool each = argc > 1 && strcmp(argv[1], "each") == 0;
+    argc -= each;
+    argv += each;
     if (argc < 4 || argc > 100) {
-        fprintf(stderr, "usage: bench_attach SOCKET MODEL MODEL...\n");
+        fprintf(stderr, "usage: bench_attach [each] SOCKET MODEL MODEL...\n");
         return 2;
     }
     rf_client *client;
@@ -58,13 +72,17 @@ int main(int argc, char **argv)
     printf("{\"first\": %.1f", attach(client, argv[2], &models[0]));
     for (size_t i = 0; i < n; i++)
         fresh[i] = attach(client, argv[3 + i], &models[1 + i]);
-    for (size_t i = 0; i < AGAIN; i++) {
+    for (size_t i = 0; i < AGAIN && !each; i++) {
         rf_model *model;
         again[i] = attach(client, argv[2], &model);
         rf_detach(model);
     }
-    print_list("handle_opened", fresh, n);
-    print_list("handle_open_already", again, AGAIN);
+    if (each)
+        print_each(fresh, n);
+    else {
+        print_list("handle_opened", fresh, n);
+        print_list("handle_open_already", again, AGAIN);
+    }
     printf("}\n");
     for (size_t i = 0; i <= n; i++)
         rf_detach(models[i]);

@@ -6,7 +6,8 @@
 Files are in the page cache, read from the disk. A load's time is from the request to the answer, in the bytes of its
 file; the best of nine and their median. The ceiling is that of plain pinned copies, measured in the same run. A driver
 clears memory that was freed, with the engine that copies: a load is begun when that is over, but for the rows that say
-otherwise. Prints tables; with --out writes bench_gpu.json there.
+otherwise. So do loads get memory that the driver gives anew (--keep-freed 0). Prints tables; with --out writes
+bench_gpu.json there.
 """
 import argparse
 import contextlib
@@ -33,13 +34,15 @@ COLUMNS = "{:<8} {:<7} {:<5} {:>7} {:>7} {:>9} {:>9} {:>8} {:>9}  {}"
 
 
 class Daemon:
-    def __init__(self, build, kind, *options):
+    def __init__(self, build, kind, *options, stderr=None):
         self.bench_load = next(build.rglob("bench_load"))
         self.folder = tempfile.TemporaryDirectory(prefix="rf")
         self.socket = Path(self.folder.name) / "io.rocmforge"
         self.process = subprocess.Popen(
-            [build / "daemon" / "rocmforged", "--socket", self.socket, "--device", kind, "--log-level", "warning", *options],
+            [build / "daemon" / "rocmforged", "--socket", self.socket, "--device", kind, "--log-level", "warning",
+             "--keep-freed", "0", *options],
             env={**os.environ, "ROCMFORGE_MODULE_DIR": str(build / "daemon" / "device" / "hip")},
+            stderr=stderr,
         )
         began = time.monotonic()
         while True:
@@ -130,6 +133,9 @@ def bench_defaults(build, kind, models, report):
                 report.add(type_, path, form, "gpu", 0, 0, daemon.loads(path, form=form))
                 report.add(type_, path, form, "gpu", 0, 0, first, "the first after start")
                 at_once = daemon.loads(path, rest=0, form=form)
+                report.add(type_, path, form, "gpu", 0, 0, at_once, "each right after an unload of as much, --keep-freed 0")
+            with Daemon(build, kind, "--keep-freed", "1") as daemon:
+                at_once = daemon.loads(path, rest=0, form=form)[1:]
                 report.add(type_, path, form, "gpu", 0, 0, at_once, "each right after an unload of as much")
 
 

@@ -1,9 +1,16 @@
 /* How long loads take, from the request to the answer, as a program in C sees it.
  *
  *     bench_load SOCKET FILE TIMES REST_MS [NAME VALUE]...
+ *     bench_load SOCKET lines FILE...
  *
  * Loads FILE so often, after a rest each time, and unloads it. NAME VALUE: of a parameter of Load that is a string.
- * Prints JSON: for each load its seconds, and what the daemon answered. */
+ * Prints JSON: for each load its seconds, and what the daemon answered.
+ *
+ * The second way loads when it is told to, by lines of its input, and answers each with one line of such JSON:
+ *
+ *     N PARAMETERS    load the Nth file (from 0); PARAMETERS: those of Load, as JSON
+ *     unload NAME
+ */
 #include <errno.h>
 #include <fcntl.h>
 #include <rocmforge.h>
@@ -40,13 +47,65 @@ static int load(rf_client *client, int fd, const char *parameters, const char *b
     if (r == 0)
         printf("%s{\"seconds\": %.7f, \"answer\": %s}", before, seconds, answer ? answer : "null");
     free(answer);
-    return r < 0 ? r : rf_unload(client, MODEL);
+    return r;
+}
+
+static int unload(rf_client *client, const char *name)
+{
+    const double begin = now();
+    int r = rf_unload(client, name);
+    if (r == 0)
+        printf("{\"seconds\": %.7f}", now() - begin);
+    return r;
+}
+
+/* Does what one line of the input says. -EINVAL: it says nothing that can be done. */
+static int obey(rf_client *client, char *line, char **paths, int n_paths)
+{
+    char *rest;
+    line[strcspn(line, "\n")] = '\0';
+    if (strncmp(line, "unload ", 7) == 0)
+        return unload(client, line + 7);
+    const long index = strtol(line, &rest, 10);
+    if (rest == line || index < 0 || index >= n_paths)
+        return -EINVAL;
+    int fd = open(paths[index], O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    int r = load(client, fd, rest, "");
+    close(fd);
+    return r;
+}
+
+static int lines(rf_client *client, char **paths, int n_paths)
+{
+    char line[4096];
+    int r = 0;
+    while (r == 0 && fgets(line, sizeof(line), stdin)) {
+        r = obey(client, line, paths, n_paths);
+        printf("\n");
+        fflush(stdout);
+    }
+    if (r < 0)
+        fprintf(stderr, "bench_load: %s: %s\n", strerror(-r), rf_error_message(client));
+    return r;
 }
 
 int main(int argc, char **argv)
 {
+    if (argc >= 4 && strcmp(argv[2], "lines") == 0) {
+        rf_client *client;
+        if (rf_connect(argv[1], &client) < 0) {
+            fprintf(stderr, "bench_load: %s\n", rf_error_message(NULL));
+            return 1;
+        }
+        int r = lines(client, argv + 3, argc - 3);
+        rf_close(client);
+        return r < 0;
+    }
     if (argc < 5 || argc % 2 == 0) {
-        fprintf(stderr, "usage: bench_load SOCKET FILE TIMES REST_MS [NAME VALUE]...\n");
+        fprintf(stderr, "usage: bench_load SOCKET FILE TIMES REST_MS [NAME VALUE]...\n"
+                        "       bench_load SOCKET lines FILE...\n");
         return 2;
     }
     char parameters[1024] = "{\"fds\": [0], \"name\": \"" MODEL "\"";
@@ -67,6 +126,7 @@ int main(int argc, char **argv)
     for (long i = 0; i < strtol(argv[3], NULL, 10) && r == 0; i++) {
         nanosleep(&rest, NULL);
         r = load(client, fd, parameters, i == 0 ? "[" : ",\n ");
+        r = r < 0 ? r : rf_unload(client, MODEL);
     }
     if (r < 0)
         fprintf(stderr, "bench_load: %s\n", rf_error_message(client));

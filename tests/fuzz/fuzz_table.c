@@ -10,6 +10,15 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
+/* Whether something stands between the index and the strides. */
+static bool padded(const char *table, size_t names)
+{
+    for (size_t at = names; at % 8 != 0; at++)
+        if (table[at] != 0)
+            return true;
+    return false;
+}
+
 static void check_built(const void *table, size_t size, const struct table_tensor *tensors, size_t n)
 {
     void *built;
@@ -39,7 +48,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct table_tensor *tensors = calloc(n ? n : 1, sizeof(*tensors));
     assert(tensors);
     bool good = true;
-    size_t name = sizeof(*header) + n * (sizeof(struct table_entry) + sizeof(uint32_t));
+    uint32_t n_strided = 0;
+    const size_t names = sizeof(*header) + n * (sizeof(struct table_entry) + sizeof(uint32_t));
+    const size_t first = n > 0 ? (size_t)((const struct table_entry *)(header + 1))->name : names;
+    size_t name = first;
     for (size_t i = 0; i < n && good; i++) {
         const struct table_entry *entry = table_entry(table, i), *found = NULL;
         if (!entry) {
@@ -51,8 +63,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         assert(r == 0 || r == -ENOENT || r == -EBADMSG);
         if (r == 0)
             assert(strcmp(table_name(table, found), table_name(table, entry)) == 0);
-        good = r == 0 && found == entry && entry->name == name && entry->reserved == 0;
+        good = r == 0 && found == entry && entry->name == name &&
+               (!table_strides(table, entry) || entry->flags >> TABLE_STRIDES_SHIFT == n_strided);
         name += strlen(table_name(table, entry)) + 1;
+        n_strided += table_strides(table, entry) != NULL;
         tensors[i] = (struct table_tensor){
             .name = table_name(table, entry),
             .offset = entry->offset,
@@ -62,10 +76,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             .n_dims = entry->n_dims,
             .type = entry->type,
             .form = entry->form,
+            .flags = entry->flags & (TABLE_VIEW | TABLE_MEMBER),
+            .strides = table_strides(table, entry),
         };
         memcpy(tensors[i].shape, entry->shape, sizeof(entry->shape));
     }
-    if (good && name == size)
+    /* Nothing but strides of tensors stands before the names. */
+    const size_t behind = (names + 7) / 8 * 8 + n_strided * sizeof(struct table_strides);
+    if (good && name == size && (n == 0 || first == (n_strided > 0 ? behind : names)) &&
+        (n_strided == 0 || !padded(table, names)))
         check_built(table, size, tensors, n);
     free(tensors);
     free(table);

@@ -4,15 +4,18 @@
 #   tests/gpu/run.sh [OUT]
 #
 # OUT: a folder for the tables and JSON; default build/gpu-results.
-# ROCMFORGE_GPU_STEPS: which of "tests share daemon kernels put bench" to run; default all.
+# ROCMFORGE_GPU_STEPS: which of "tests share daemon layout kernels put loads100 attach reading peers bench save host" to
+# run; default all.
 # ROCMFORGE_BENCH_OPTIONS: of tests/bench/bench_gpu.py; "--only defaults", say.
+# ROCMFORGE_LOADS_OPTIONS: of tests/bench/bench_loads.py; "--seconds 100", say.
+# ROCMFORGE_WHEELS: a folder with the wheels of tests/bench/peers.py.
 # ROCMFORGE_GPU_BUILD: a build folder that is ready, made elsewhere perhaps: nothing is built.
 set -uo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.." || exit
 
 out=${1:-build/gpu-results}
 build=${ROCMFORGE_GPU_BUILD:-build/gpu}
-steps=" ${ROCMFORGE_GPU_STEPS:-tests share daemon kernels put bench} "
+steps=" ${ROCMFORGE_GPU_STEPS:-tests share daemon layout kernels put loads100 attach reading peers bench save host} "
 python=${PYTHON:-python3}
 PATH=$PATH:/usr/local/cuda/bin:/opt/rocm/bin
 failures=()
@@ -93,6 +96,16 @@ if wanted daemon; then
     step "The daemon and its clients"
     run_pytest daemon 600 tests/gpu --ignore tests/gpu/test_gpu_share.py -q -rsP
 fi
+if wanted layout; then
+    step "A torch model of 7B shape from views, in vLLM's layout"
+    if "$python" -c 'import torch' 2>/dev/null; then
+        mkdir -p "${ROCMFORGE_BENCH_MODELS:-/tmp/rocmforge-bench}"
+        limited vllm_layout 300 "$python" tests/gpu/vllm_layout.py "$build" --device "$kind" \
+            --models "${ROCMFORGE_BENCH_MODELS:-/tmp/rocmforge-bench}"
+    else
+        echo "no torch for $python: skipped"
+    fi
+fi
 if wanted kernels; then
     step "Speed of the kernels"
     ROCMFORGE_BENCH_JSON=$out/bench_kernels.json limited bench_kernels 180 "$build/tests/gpu/bench_kernels_$kind"
@@ -111,11 +124,46 @@ if wanted put; then
         failures+=("the model for bench_put")
     fi
 fi
+models=${ROCMFORGE_BENCH_MODELS:-/tmp/rocmforge-bench}
+if wanted loads100; then
+    step "A hundred loads of each file"
+    read -ra loads_options <<<"${ROCMFORGE_LOADS_OPTIONS:---seconds 130}"
+    limited bench_loads 240 "$python" tests/bench/bench_loads.py "$build" --kind "$kind" --out "$out" --models "$models" \
+        "${loads_options[@]}"
+fi
+if wanted attach; then
+    step "Attaches in fresh processes"
+    limited bench_attach_fresh 90 "$python" tests/bench/bench_attach_fresh.py "$build" --kind "$kind" --out "$out" \
+        --models "$models"
+fi
+if wanted reading; then
+    step "Ways to read a file"
+    if ls "$models"/*.gguf >/dev/null 2>&1 || { mkdir -p "$models" && "$python" tests/lib/make_model.py \
+        "$models/7b-q4_0.gguf" --shape-preset 7b --layers 32 --types q4_0 >/dev/null; }; then
+        reading=$(find "$models" -name '*.gguf' -printf '%s %p\n' | sort -n | tail -1 | cut -d' ' -f2-)
+        limited bench_reading 90 "$build/tests/gpu/bench_reading_$kind" "$reading"
+    else
+        failures+=("the model for bench_reading")
+    fi
+fi
+if wanted peers; then
+    step "Other ways to load"
+    limited peers 150 "$python" tests/bench/peers.py "$build" --kind "$kind" --out "$out" --models "$models" \
+        ${ROCMFORGE_WHEELS:+--wheels "$ROCMFORGE_WHEELS"}
+fi
 if wanted bench; then
     step "Loads"
     read -ra bench_options <<<"${ROCMFORGE_BENCH_OPTIONS:-}"
     limited bench_gpu 900 "$python" tests/bench/bench_gpu.py "$build" --kind "$kind" --out "$out" \
         "${bench_options[@]}" --models "${ROCMFORGE_BENCH_MODELS:-/tmp/rocmforge-bench}"
+fi
+if wanted save; then
+    step "Saving in host memory"
+    limited bench_save 120 "$python" tests/bench/bench_save.py "$build" --kind "$kind" --size 4G
+fi
+if wanted host; then
+    step "Host memory: how loads scale with cores"
+    limited bench_cores 60 "$python" tests/bench/bench_cores.py "$build"
 fi
 
 step "Done; results in $out"

@@ -36,6 +36,59 @@ static int take_back(struct device *device, const struct model *model, struct ar
     return model_check(model, device, *arena, fault);
 }
 
+static void source_put(struct transfer *transfer)
+{
+    (void)transfer;
+    sem_post(&put_over);
+}
+
+/* Puts what `memory` holds into the arena, without a slot's data. */
+static int put_from(const struct model *model, struct bench *bench, struct arena *arena, const void *memory,
+                    struct device_fault *fault)
+{
+    const struct piece piece = {.slot_bytes = model->arena_bytes, .arena_bytes = model->arena_bytes};
+    struct transfer transfer = {.arena = arena,
+                                .slot = &bench->slots.slots[0],
+                                .source = memory,
+                                .pieces = &piece,
+                                .n_pieces = 1,
+                                .decode = true,
+                                .done = source_put};
+    sem_init(&put_over, 0, 0);
+    bench->devices[0]->ops->put(bench->devices[0], &transfer);
+    while (sem_wait(&put_over) < 0)
+        ;
+    if (transfer.status < 0)
+        *fault = transfer.fault;
+    return transfer.status;
+}
+
+/* A copy in pinned memory, and back into the same arena, which is used again. */
+static int copy_and_back(const struct model *model, struct bench *bench, struct arena *arena,
+                         struct device_export *export, struct device_fault *fault)
+{
+    struct device *device = bench->devices[0];
+    const size_t bytes = (model->arena_bytes + 4095) / 4096 * 4096;
+    uint8_t *memory = aligned_alloc(4096, bytes);
+    int r = device->ops->host_register(device, memory, bytes, fault);
+    if (r == 0) {
+        r = device->ops->arena_save(arena, 0, memory, model->arena_bytes, fault);
+        if (r == 0)
+            assert_true(model_same(model, memory));
+        if (r == 0)
+            r = device->ops->arena_reuse(arena, model->arena_bytes, NULL, 0, fault);
+        if (r == 0)
+            r = put_from(model, bench, arena, memory, fault);
+        if (r == 0)
+            r = device->ops->arena_export(arena, export, fault);
+        if (r == 0)
+            r = device->ops->arena_seal(arena, fault);
+        device->ops->host_unregister(device, memory);
+    }
+    free(memory);
+    return r < 0 ? r : model_check(model, device, arena, fault);
+}
+
 /* All that a daemon does with a module, for a small model. Stops at the first error, as the daemon does. */
 static int session_run(const struct model *model, enum export_wish wish, struct device_fault *fault)
 {
@@ -70,6 +123,8 @@ static int session_run(const struct model *model, enum export_wish wish, struct 
         r = device->ops->arena_seal(arena, fault);
     if (r == 0)
         r = model_check(model, device, arena, fault);
+    if (r == 0)
+        r = copy_and_back(model, &bench, arena, &export, fault);
     if (r == 0 && device->export_kind == EXPORT_FD)
         r = take_back(device, model, &arena, &export, fault);
     if (arena)

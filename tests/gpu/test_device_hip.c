@@ -259,6 +259,54 @@ static void test_gaps(void **state)
     assert_nothing_left();
 }
 
+/* An arena that is used again: what nothing is put into is cleared, and its export is what it was. */
+static void test_reuse(void **state)
+{
+    (void)state;
+    struct bench bench;
+    struct device_fault fault;
+    assert_fine(bench_open(&bench, &config, 3, &fault), &fault);
+    struct device *device = bench.devices[0];
+    const struct part part = {tensor_type_find(2), FORM_F16, 50000};
+    struct model model;
+    struct outcome outcome;
+    struct arena *arena;
+    struct device_export before, after;
+    model_make(&model, &part, 1, 0, 4);
+    assert_fine(arena_make(device, model.arena_bytes, &arena, &fault), &fault);
+    model_put(&model, &bench.slots, arena, 4u << 20, true, &outcome);
+    assert_fine(outcome.status, &outcome.fault);
+    assert_fine(device->ops->arena_export(arena, &before, &fault), &fault);
+    assert_fine(device->ops->arena_seal(arena, &fault), &fault);
+
+    const uint64_t bytes = model.arena_bytes - 1000;
+    const struct extent gaps[] = {{0, 64}, {70000, 5000}};
+    assert_fine(device->ops->arena_reuse(arena, bytes, gaps, 2, &fault), &fault);
+    assert_fine(device->ops->arena_export(arena, &after, &fault), &fault);
+    assert_fine(device->ops->arena_seal(arena, &fault), &fault);
+    assert_int_equal(after.fd, before.fd);
+    assert_int_equal(after.handle_size, before.handle_size);
+    const uint64_t whole = (bytes + device->granule - 1) / device->granule * device->granule;
+    uint8_t *got = malloc(whole);
+    assert_fine(device->ops->arena_read(arena, 0, got, whole, &fault), &fault);
+    for (size_t i = 0; i < sizeof(gaps) / sizeof(gaps[0]); i++)
+        for (uint64_t at = gaps[i].offset; at < gaps[i].offset + gaps[i].bytes; at++)
+            assert_int_equal(got[at], 0);
+    for (uint64_t at = bytes; at < whole; at++)
+        assert_int_equal(got[at], 0);
+    free(got);
+
+    assert_fine(device->ops->arena_reuse(arena, model.arena_bytes, NULL, 0, &fault), &fault);
+    model_put(&model, &bench.slots, arena, 4u << 20, true, &outcome);
+    assert_fine(outcome.status, &outcome.fault);
+    assert_fine(device->ops->arena_seal(arena, &fault), &fault);
+    assert_fine(model_check(&model, device, arena, &fault), &fault);
+    device->ops->arena_free(arena);
+    model_drop(&model);
+    bench_close(&bench);
+    assert_nothing_left();
+}
+
 static void test_out_of_memory(void **state)
 {
     (void)state;
@@ -576,6 +624,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_overflows_of_others),
         cmocka_unit_test(test_order),
         cmocka_unit_test(test_gaps),
+        cmocka_unit_test(test_reuse),
         cmocka_unit_test(test_neighbours),
         cmocka_unit_test(test_given_up),
         cmocka_unit_test(test_out_of_memory),

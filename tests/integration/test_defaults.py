@@ -33,6 +33,9 @@ def sentences():
     )
     yield f"one for each processor, at most {number('options.h', 'WORKERS_DEFAULT_MAX')}."
     yield f"Default: {number('device/device.h', 'DEVICE_STAGING_DEFAULT_MIB')} MiB,"
+    yield f"at least {number('modules.c', 'STAGING_LEAST_MIB')} MiB."
+    seconds, most = (number("memory/spared.h", f"SPARED_SECONDS_{name}") for name in ("DEFAULT", "MAX"))
+    yield f"kept for the next load, from 0 to {most}. Default: {seconds}."
     yield f"the others for kernels that decode. Default: {number('device/device.h', 'DEVICE_STREAMS_DEFAULT')}."
     yield (
         f"Default: {quota('CONNECTIONS_DEFAULT')} connections, {quota('LOADS_DEFAULT')} loads, "

@@ -443,3 +443,65 @@ def test_example_reads_in_place(fake_gpu, small_model):
     )
     assert result.returncode == 0, result.stderr
     assert "hip:0" in result.stdout
+
+
+def memory_of(daemon, bytes_):
+    """Where in the daemon's memory these bytes stand; each place is its address."""
+    found = []
+    with open(f"/proc/{daemon.pid}/maps", encoding="ascii") as maps, open(f"/proc/{daemon.pid}/mem", "rb") as memory:
+        for line in maps:
+            place, rights, *_ = line.split()
+            begin, end = (int(number, 16) for number in place.split("-"))
+            if "r" not in rights or end - begin > 256 * MIB:
+                continue
+            try:
+                memory.seek(begin)
+                data = memory.read(end - begin)
+            except (OSError, ValueError, OverflowError):
+                continue
+            at = data.find(bytes_)
+            while at >= 0:
+                found.append(begin + at)
+                at = data.find(bytes_, at + 1)
+    return found
+
+
+@pytest.mark.parametrize("where", ["tensor", "padding", "between", "end"])
+def test_verify_finds_a_changed_byte(fake_gpu, folder, where):
+    """Of the tensors, of the zeros behind their rows, of those that align the next tensor, and of those at the end."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to write to another process's memory")
+    types = make_model.load_types()
+    tensors = [make_model.Tensor(name, types["q4_0"], (96, 7)) for name in ("first", "last")]
+    path = folder / "m.gguf"
+    make_model.write_model(path, tensors, make_model.metadata(1, 256, 256, 4, 100), 1)
+    daemon = fake_gpu()
+    with daemon.client() as client:
+        client.call("Load", path=str(path), name="m", form="native", device="hip:0")
+        first, last = client.call("Show", name="m")["tensors"]
+        assert first["padding"] > 0 and first["offset"] + first["size"] + first["padding"] < last["offset"]
+        assert client.call("Verify", name="m")["mismatches"] == []
+        # The bytes of the first tensor, with the zeros behind it, stand nowhere but in the model's memory.
+        data = path.read_bytes()
+        size = tensors[0].size
+        begin = len(data) - 2 * (size + -size % make_model.ALIGNMENT)
+        places = memory_of(daemon, data[begin : begin + size] + bytes(first["padding"] + 1))
+        assert places
+        name, offset = {
+            "tensor": ("first", 5),
+            "padding": ("first", first["size"]),
+            "between": ("first", last["offset"] - first["offset"] - 1),
+            "end": ("last", last["size"] + 1000),
+        }[where]
+        at = offset if name == "first" else last["offset"] - first["offset"] + offset
+        with open(f"/proc/{daemon.pid}/mem", "r+b") as memory:
+            for place in places:
+                memory.seek(place + at)
+                old = memory.read(1)
+                memory.seek(place + at)
+                memory.write(bytes([old[0] ^ 1]))
+        assert client.call("Verify", name="m")["mismatches"] == [{"tensor": name, "offset": offset}]
+        if where != "tensor":
+            os.utime(path)  # the file is the same: it is not what differs
+            assert client.call("Verify", name="m")["mismatches"] == [{"tensor": name, "offset": offset}]
+            assert not client.call("Show", name="m")["model"]["changed"]

@@ -32,8 +32,9 @@ CYCLES = {
     frozenset({"daemon/wire/call", "daemon/wire/conn", "daemon/wire/conn_state"}):
         "a connection has one call, and the call is answered on it",
     frozenset({"daemon/gguf/gguf", "daemon/gguf/gguf_model"}): "gguf.h is the header of both",
-    frozenset({"daemon/load/answer", "daemon/load/doubt", "daemon/load/feed", "daemon/load/identify", "daemon/load/load",
-               "daemon/load/naming", "daemon/load/reserve", "daemon/load/states"}):
+    frozenset({"daemon/load/answer", "daemon/load/creation", "daemon/load/doubt", "daemon/load/feed",
+               "daemon/load/identify", "daemon/load/load", "daemon/load/naming", "daemon/load/reserve",
+               "daemon/load/states"}):
         "one state machine: its states stand in files of their own",
     frozenset({"daemon/model/lease", "daemon/model/model", "daemon/model/registry"}):
         "a model has leases and a lease has its model; the registry has both, and a lease ends in it",
@@ -53,7 +54,7 @@ PATTERNS = [
     ("daemon/base/*.[ch]", r"(daemon/base|proto)/.*"),
     ("daemon/wire/*.[ch]", r"(daemon/(base|wire)|proto)/.*"),
     ("client/*.[ch]", r"client/(?!rfctl/).*|proto/.*|kernels/(types|hip|hip_share)\.h"),
-    ("client/rfctl/*.[ch]", r"client/rfctl/.*|client/rocmforge\.h|proto/(array|bytes|min|utf8|streams|shards|module_path)\.h|daemon/(gguf/gguf|format/format)\.h"),
+    ("client/rfctl/*.[ch]", r"client/rfctl/.*|client/(rocmforge|metadata|sealed)\.h|proto/(array|bytes|min|utf8|streams|shards|module_path)\.h|daemon/(gguf/gguf|format/format)\.h"),
     ("client/engines/llama/*.[ch]", r"client/engines/llama/.*|client/rocmforge\.h|proto/(model_file|shards)\.h"),
     ("client/rocmforge.h", r""),
 ]

@@ -175,6 +175,31 @@ def test_one_value_whole(daemon, wordy):
     assert daemon.models()[0]["leases"] == 0
 
 
+def test_a_value_takes_no_lease(start, wordy, small_model):
+    """Asking what a model is called changes nothing: neither which models are where, nor when they were last used."""
+    if not fake_gpu_folder():
+        pytest.skip("this build has no module for AMD GPUs (hipcc is not installed)")
+    daemon = start(
+        *("--device", "hip", "--budget", str(2 * MIB), "--host-cache", "64M"),
+        env={"ROCMFORGE_MODULE_DIR": str(module_folder()), "LD_LIBRARY_PATH": str(fake_gpu_folder())},
+    )
+    with daemon.client() as client, daemon.client() as watcher, daemon.client() as holder:
+        client.call("Load", path=str(wordy), name="wordy", device="hip")
+        client.call("Load", path=str(small_model), name="other", device="hip", form="native")
+        wait_until(lambda: states(daemon) == {"wordy": "cached", "other": "resident"}, 20)
+        holder.call("Attach", name="other")
+        client.call("Unload", name="other", force=True)
+        events = watcher.more("Watch")
+        next(events)
+        assert daemon.rfctl("show", "wordy", "--metadata", "tokenizer.chat_template").stdout == TEMPLATE + "\n"
+        assert daemon.rfctl("show", "other", "--metadata", "general.architecture").stdout == "llama\n"
+        assert states(daemon) == {"wordy": "cached", "other": "draining"}
+        client.call("Unload", name="wordy")
+        assert next(events)["event"] == "unloaded"
+        reply = client.call("Show", name="other", header=True)
+        assert os.pread(client.fds[reply["header"]], 4, 0) == b"GGUF"
+
+
 def test_of_a_split_model_it_is_the_first_file_s(daemon, split):
     paths = split()
     with daemon.client() as client:

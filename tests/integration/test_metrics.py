@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from harness import ROOT, TIMEOUT, USER, client_of, load_fd, sparse_model, wire_error
+from harness import ROOT, TIMEOUT, USER, client_of, load_fd, sparse_model, wait_until, wire_error
 from rfctl_rig import DONE, NO_DAEMON, program, rfctl
 
 PAGE = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
@@ -101,6 +101,20 @@ def test_cancelled_load_is_counted(slow_daemon, slow_model):
         client.reply()
         other.call("Cancel", name="slow")
     assert value(slow_daemon, "rocmforge_loads_total", outcome="cancelled") == 1
+
+
+def test_jobs_that_wait_are_counted(start, gate, gated_model):
+    """A gate holds the only worker: the other parts of the file, and a second load, wait for it."""
+    gate.close()
+    daemon = start("--workers", "1", env=gate.env)
+    assert value(daemon, "rocmforge_jobs_queued") == 0
+    with daemon.client() as client:
+        client.send("Load", {"path": str(gated_model), "name": "m"})
+        wait_until(lambda: value(daemon, "rocmforge_jobs_queued") > 0)
+        assert value(daemon, "rocmforge_loads_running") == 1
+        gate.open()
+        client.reply()
+    wait_until(lambda: value(daemon, "rocmforge_jobs_queued") == 0)
 
 
 def test_errors_are_counted(daemon):

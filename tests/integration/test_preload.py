@@ -31,7 +31,7 @@ def test_preload(start, models, preload_folder):
     for name in ("1-bad", "1-dangling", "1-pipe"):
         assert daemon.log.count(name) == 1, "one line is enough"
         assert f"{name}.gguf skipped" in daemon.log
-    assert "README skipped: it is no GGUF file" in daemon.log
+    assert "README skipped: it is no GGUF or safetensors file" in daemon.log
     assert ".hidden" not in daemon.log
 
 
@@ -98,8 +98,8 @@ def test_preload_of_a_store_of_digests(start, split, models, preload_folder):
     daemon = start("--preload", str(preload_folder))
     wait_until(lambda: states(daemon) == {"sha256-00": "resident", "sha256-71": "resident"})
     assert {model["name"]: model["tensors"] for model in daemon.models()} == {"sha256-00": 1, "sha256-71": 7}
-    assert "sha256-99 skipped: it is no GGUF file" in daemon.log
-    assert "folder skipped: it is no regular file" in daemon.log
+    assert "sha256-99 skipped: it is no GGUF or safetensors file" in daemon.log
+    assert "folder skipped: it is no regular file, and no folder of safetensors files" in daemon.log
     assert daemon.log.count("is a later file of a split model: it is loaded together with the first file") == 2
 
 

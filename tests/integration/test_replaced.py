@@ -482,3 +482,120 @@ def test_a_link_that_leads_to_the_same_bytes(daemon, client, folder):
     assert (again["id"], again["path"], again["changed"]) == (first["id"], str(v2), False)
     look_again(daemon)
     assert not by_id(daemon, first["id"])["changed"]
+
+
+@pytest.mark.parametrize("gone", ["renamed over", "unlinked", "a further name"])
+def test_replaced_while_it_is_read(held_daemon, folder, gate, gone):
+    """Whoever takes a file's name changes none of its bytes, only a time of the file."""
+    path = tensor_model(folder / "m.gguf", 96 * MIB, seed=1)
+    new = tensor_model(folder / "new.gguf", 96 * MIB, seed=2)
+    with held_daemon.client() as client, held_daemon.client() as loader:
+        with open(path, "rb") as file:
+            loader.send("Load", {"fds": [0], "name": "m"}, [file.fileno()])
+        wait_until(lambda: "filling" in states(held_daemon).values())
+        if gone == "renamed over":
+            new.rename(path)
+        elif gone == "unlinked":
+            path.unlink()
+        else:
+            os.link(path, folder / "further")
+        gate.open()
+        first = loader.reply()[0]["model"]
+        assert first["state"] == "resident"
+        verified = client.call("Verify", name="m")
+        assert (verified["mismatches"], verified["replaced"]) == ([], gone == "renamed over")
+        if gone == "renamed over":
+            assert load(client, path, "m")["id"] != first["id"]
+
+
+@pytest.mark.parametrize("how", ["written", "mode"])
+def test_written_to_while_it_is_read(held_daemon, folder, gate, how):
+    """Also if the time of its last modification is set back."""
+    path = tensor_model(folder / "m.gguf", 96 * MIB, seed=1)
+    before = os.stat(path)
+    with held_daemon.client() as loader:
+        with open(path, "rb") as file:
+            loader.send("Load", {"fds": [0], "name": "m"}, [file.fileno()])
+        wait_until(lambda: "filling" in states(held_daemon).values())
+        if how == "written":
+            with open(path, "r+b") as file:
+                file.seek(-1, os.SEEK_END)
+                file.write(b"\xaa")
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        else:
+            path.chmod(0o640)
+        gate.open()
+        with wire_error("FileChanged") as error:
+            loader.reply()
+        assert error["when"] == "while-read"
+
+
+def half_download(path):
+    """The first half of the file's bytes, and a hole as long as the rest. Returns all bytes."""
+    whole = tensor_model(path, seed=1).read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    os.truncate(path, len(whole))
+    path.chmod(0o644)
+    return whole
+
+
+@pytest.mark.parametrize("way", ["in place", "renamed"])
+def test_half_a_download_of_another_user(start_for_all, folder, way):
+    """Who has loaded half of a file keeps nobody from the whole one: nor from its name."""
+    daemon = start_for_all()
+    folder.chmod(0o755)
+    path = folder / "m.gguf"
+    whole = half_download(path)
+    with client_of(daemon, USER) as early, client_of(daemon, USER + 1) as late:
+        load_fd(early, path)
+        early.call("Attach", name="m")
+        if way == "in place":
+            path.write_bytes(whole)
+        else:
+            new = folder / "m.part"
+            new.write_bytes(whole)
+            new.chmod(0o644)
+            new.rename(path)
+        for lease in [lease["lease"] for lease in late.call("Show", name="m")["leases"]]:
+            with wire_error("NameInUse"):
+                load_fd(late, path)
+            early.call("Detach", lease=lease)
+        with open(path, "rb") as file:
+            assert late.call("Plan", [file.fileno()], private=True)["error"] == "io.rocmforge.NameInUse"
+            assert late.call("Plan", [file.fileno()])["error"] is None
+        with wire_error("NameInUse"):
+            load_fd(late, path, private=True)
+        second = load_fd(late, path)
+        assert (second["name"], second["uid"]) == ("m", USER + 1)
+        wait_until(lambda: [m["id"] for m in daemon.models()] == [second["id"]])
+        assert early.call("Show", name="m")["model"]["id"] == second["id"]
+        with wire_error("PermissionDenied"):
+            early.call("Unload", name="m")
+
+
+def test_what_others_see_is_not_taken_from_them(start_for_all, folder):
+    """Who owned the file made its model public: a reader's load of the new bytes would hide it."""
+    daemon = start_for_all()
+    folder.chmod(0o755)
+    path = folder / "m.gguf"
+    whole = half_download(path)
+    os.chown(path, USER, USER)
+    with client_of(daemon, USER) as owner, client_of(daemon, USER + 1) as reader:
+        load_fd(owner, path, public=True)
+        path.write_bytes(whole)
+        with wire_error("NameInUse"):
+            load_fd(reader, path)
+        assert load_fd(owner, path, public=True)["name"] == "m"
+
+
+def test_what_another_user_has_pinned_keeps_its_name(start_for_all, folder):
+    daemon = start_for_all()
+    folder.chmod(0o755)
+    path = folder / "m.gguf"
+    whole = half_download(path)
+    with client_of(daemon, USER) as early, client_of(daemon, USER + 1) as late:
+        load_fd(early, path, pin=True)
+        path.write_bytes(whole)
+        with wire_error("NameInUse"):
+            load_fd(late, path)
+        assert load_fd(late, path, name="whole")["name"] == "whole"

@@ -17,6 +17,7 @@ from harness import (
     load_fd,
     module_folder,
     states,
+    tensor_model,
     wait_until,
     wire_error,
 )
@@ -26,16 +27,19 @@ SIZE = 8 * MIB  # of a model on the device
 DEVICE = 512 * MIB
 
 
-@pytest.fixture
-def start_gpu(start):
-    """start_gpu(*options, FAKE_HIP_...=...): a daemon with a GPU of which three models fill the budget."""
+@pytest.fixture(params=["", "pinned"])
+def start_gpu(start, request):
+    """start_gpu(*options, FAKE_HIP_...=...): a daemon with a GPU of which three models fill the budget; and once more
+    with --host-cache-pinned."""
     fake = fake_gpu_folder()
     if not fake:
         pytest.skip("this build has no module for AMD GPUs (hipcc is not installed)")
 
     def start_one(*options, **env):
-        return start(
+        pinned = request.param == "pinned" and "--host-cache" in options
+        daemon = start(
             *("--device", "hip", "--budget", str(3 * SIZE), "--workers", "2", *options),
+            *(("--host-cache-pinned",) if pinned else ()),
             env={
                 "ROCMFORGE_MODULE_DIR": str(module_folder()),
                 "LD_LIBRARY_PATH": str(fake),
@@ -43,6 +47,10 @@ def start_gpu(start):
                 **env,
             },
         )
+        if pinned:
+            wait_until(lambda: "host cache: " in daemon.log)
+            assert "are pinned for hip" in daemon.log
+        return daemon
 
     return start_one
 
@@ -134,6 +142,22 @@ def test_every_bit_comes_back(start_gpu, models):
     assert daemon.models() == [] and gpu_used(daemon) == 0
 
 
+@pytest.mark.parametrize("start_gpu", ["pinned"], indirect=True)
+def test_a_copy_of_several_chunks(start_gpu, folder):
+    """What is pinned comes back in pieces of 64 MiB."""
+    types = make_model.load_types()
+    tensors = [make_model.Tensor(f"blk.{j}.ffn_up.weight", types["i8"], (4096, 4096)) for j in range(5)]
+    daemon = start_gpu("--host-cache", "192Mi", "--budget", "120Mi")
+    with daemon.client() as client:
+        for seed, name in enumerate("ab"):
+            make_model.write_model(folder / name, tensors, make_model.metadata(1, 256, 256, 4, 100), seed)
+            load(client, folder / name, name, form="native")
+        settled(daemon, {"a": "cached", "b": "resident"})
+        load(client, folder / "a", "a", form="native")
+        settled(daemon, {"a": "resident", "b": "cached"})
+        assert client.call("Verify", name="a")["mismatches"] == []
+
+
 def test_load_brings_it_back(start_gpu, models):
     """Under the name that it has, and with what else was asked for."""
     daemon = start_gpu("--host-cache", "64Mi")
@@ -198,7 +222,9 @@ def test_pinned_in_the_cache(start_gpu, models):
 
 def test_no_device_to_come_back_to(start_gpu, models):
     """A copy for a device that is lost is of no use to anybody, pinned or not: its name is free."""
-    daemon = start_gpu("--host-cache", str(2 * SIZE), FAKE_HIP_FAIL="hipMemExportToShareableHandle:6:719")
+    # Memory that is used again would not be exported again.
+    options = ("--host-cache", str(2 * SIZE), "--keep-freed", "0")
+    daemon = start_gpu(*options, FAKE_HIP_FAIL="hipMemExportToShareableHandle:6:719")
     paths = models(5)
     with daemon.client() as client:
         fill(client, paths[:4])
@@ -234,6 +260,7 @@ def test_whose_name_it_is_in_the_cache(start_gpu, models):
         assert load(root, paths[6], "b")["uid"] == 0
 
 
+@pytest.mark.parametrize("start_gpu", [""], indirect=True)  # pinned memory is kept
 def test_cache_gives_its_memory_back(start_gpu, models):
     daemon = start_gpu("--host-cache", "64Mi")
     with daemon.client() as client:
@@ -327,6 +354,28 @@ def test_attach_while_it_is_saved(start_gpu, models, copy_gate):
                 who.call("Detach", lease=reply["lease"])
             loader.call("Detach", lease=loader.reply()[0]["lease"])
             wait_until(lambda: sorted(states(daemon).values()) == ["cached"] + ["resident"] * 3)
+
+
+@pytest.mark.parametrize("round_", range(3))
+def test_no_copy_of_what_was_replaced_stays(start_gpu, models, copy_gate, round_):
+    """A model that loses its name on its way to host memory is not kept there: nobody could ask for it again."""
+    daemon = start_gpu("--host-cache", "64Mi", **copy_gate.env)
+    paths = models(5)
+    with daemon.client() as client, daemon.client() as loader, daemon.client() as other:
+        fill(client, paths[:4])
+        settled(daemon, {"a": "cached", "b": "resident", "c": "resident", "d": "resident"})
+        client.call("Unload", name="d")
+        copy_gate.close()
+        with open(paths[4], "rb") as file:
+            loader.send("Load", {"fds": [0], "name": "b", "replace": True}, [file.fileno()])
+        wait_until(lambda: "filling" in states(daemon).values())
+        other.send("Attach", {"name": "a"})
+        assert wait_until(lambda: saving(daemon)) == "b"
+        copy_gate.open()
+        new = loader.reply()[0]["model"]
+        other.call("Detach", lease=other.reply()[0]["lease"])
+        assert new["name"] == "b"
+        settled(daemon, {"a": "resident", "b": "resident", "c": "resident"})
 
 
 def test_whose_load_a_restore_is(start_gpu, models, folder, copy_gate):
@@ -463,10 +512,87 @@ def test_no_descriptor_is_left(start_gpu, models):
     assert gpu_used(daemon) == 0
 
 
+@pytest.mark.parametrize("look", ["SIGHUP", "Plan", "Load"])
+@pytest.mark.parametrize("way", ["touched", "the same", "other"])
+def test_the_file_of_a_cached_model_is_compared(start_gpu, models, look, way):
+    """With the copy in host memory: what has the same bytes stays, and comes back from there."""
+    daemon = start_gpu("--host-cache", "64Mi")
+    paths = models(4)
+    with daemon.client() as client:
+        fill(client, paths)
+        settled(daemon, {"a": "cached", "b": "resident", "c": "resident", "d": "resident"})
+        first = client.call("Show", name="a")["model"]["id"]
+        data = bytearray(paths[0].read_bytes())
+        if way == "touched":
+            os.utime(paths[0])
+        elif way == "the same":
+            paths[0].with_suffix(".new").write_bytes(data)
+            paths[0].with_suffix(".new").rename(paths[0])
+        else:
+            data[-1] ^= 1
+            paths[0].write_bytes(data)
+        same = way != "other"
+        reads = daemon.reads()
+        if look == "SIGHUP":
+            daemon.process.send_signal(signal.SIGHUP)
+            time.sleep(0.2)
+            wait_until(daemon.is_idle)
+            assert client.call("Show", name="a")["model"]["changed"] == (way != "touched")  # Load alone reads another file
+        elif look == "Plan":
+            assert client.call("Plan", path=str(paths[0]), name="a")["error"] is None
+            assert client.call("Show", name="a")["model"]["changed"] != same
+            assert states(daemon)["a"] == "cached"
+        assert (load(client, paths[0], "a")["id"] == first) == same
+        assert daemon.reads() > reads
+        wait_until(lambda: states(daemon)["a"] == "resident")
+        assert not client.call("Show", name="a")["model"]["changed"]
+        assert client.call("Verify", name="a")["mismatches"] == []
+
+
+def test_what_is_compared_in_the_cache_stays_there(start_gpu, folder, part_gate):
+    """Nobody loads it back or drops it meanwhile: both happen when the comparison is over."""
+    gate = part_gate
+    daemon = start_gpu("--host-cache", "8Mi", **gate.env)
+    paths = [tensor_model(folder / f"m{i}.gguf", SIZE, i) for i in range(4)]
+    with daemon.client() as client, daemon.client() as planner, daemon.client() as user, daemon.client() as other:
+        fill(client, paths)
+        settled(daemon, {"a": "cached", "b": "resident", "c": "resident", "d": "resident"})
+        first = client.call("Show", name="a")["model"]["id"]
+        os.utime(paths[0])
+        gate.close()
+        planner.send("Plan", {"path": str(paths[0]), "name": "a"})
+        time.sleep(0.3)
+        user.send("Attach", {"name": "a"})
+        time.sleep(0.3)
+        assert states(daemon)["a"] == "cached"
+        client.call("Unload", name="b")  # there is room on the GPU
+        with wire_error("ModelBusy"):
+            client.call("Unload", name="a")
+        gate.open()
+        assert planner.reply()[0]["error"] is None
+        reply = user.reply()[0]
+        assert (reply["model"]["id"], reply["model"]["state"]) == (first, "resident")
+        user.call("Detach", lease=reply["lease"])
+        client.call("Unload", name="a")
+        # What is unloaded by force while it is compared goes when that is over.
+        load(client, paths[0], "a")
+        load(client, paths[1], "b")
+        wait_until(lambda: "cached" in states(daemon).values())
+        name = next(name for name, state in states(daemon).items() if state == "cached")
+        path = paths["abcd".index(name)]
+        os.utime(path)
+        gate.close()
+        other.send("Plan", {"path": str(path), "name": name})
+        time.sleep(0.3)
+        assert client.call("Unload", name=name, force=True)["state"] == "draining"
+        gate.open()
+        other.reply()
+        wait_until(lambda: len(daemon.models()) == 3)
+
+
 @pytest.mark.parametrize("look", ["SIGHUP", "Plan"])
 @pytest.mark.parametrize("other", [False, True])
 def test_the_file_of_a_cached_model_changes(start_gpu, models, look, other):
-    """What is cached is not compared: a file that was touched counts as changed, until the model is resident again."""
     daemon = start_gpu("--host-cache", "64Mi")
     paths = models(4)
     with daemon.client() as client:
@@ -482,10 +608,27 @@ def test_the_file_of_a_cached_model_changes(start_gpu, models, look, other):
             daemon.process.send_signal(signal.SIGHUP)
         else:
             client.call("Plan", path=str(paths[0]), name="a")
-        wait_until(lambda: {m["name"]: m["changed"] for m in daemon.models()} == {"a": True, "b": False, "c": False, "d": False})
+        time.sleep(0.2)
+        wait_until(daemon.is_idle)
+        assert {m["name"]: m["changed"] for m in daemon.models()} == {"a": other, "b": False, "c": False, "d": False}
         assert attach_detach(client, "a")["id"] == first
         daemon.process.send_signal(signal.SIGHUP)
         time.sleep(0.2)
         wait_until(daemon.is_idle)
         assert client.call("Show", name="a")["model"]["changed"] == other
         assert client.call("Verify", name="a")["replaced"] == other
+
+
+def test_a_large_model_is_saved_in_pieces(start_gpu, folder):
+    """By several workers, and each byte lands where it belongs: Verify compares with the file what came back."""
+    size = 90 * MIB + 12345
+    daemon = start_gpu("--budget", str(100 * MIB), "--host-cache", "1G", "--workers", "4")
+    large, other = tensor_model(folder / "l.gguf", size), tensor_model(folder / "o.gguf", 20 * MIB, 2)
+    with daemon.client() as client:
+        for _ in range(2):
+            load_fd(client, large, name="large", form="native")
+            load_fd(client, other, name="other", form="native")
+            assert states(daemon)["large"] == "cached"
+            attach_detach(client, "large")
+            assert client.call("Verify", name="large")["mismatches"] == []
+            client.call("Unload", name="large")

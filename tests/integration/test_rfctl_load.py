@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from harness import TIMEOUT, sparse_model, wait_until
+from harness import TIMEOUT, build_folder, names, sparse_model, wait_until
 from rfctl_rig import DONE, INTERRUPTED, NO_DAEMON, REFUSED, lines_of_json, program, rfctl, socket_that_answers
 
 # --- Loading ---
@@ -307,3 +307,16 @@ def test_plan_refused(daemon, folder):
         result = daemon.rfctl("plan", name, check=False)
         assert (result.returncode, result.stdout) == (REFUSED, "")
         assert result.stderr.startswith(f"rfctl: cannot plan {name}: ")
+
+
+@pytest.mark.parametrize("way", ["/proc/self/fd/{}", "/dev/fd/{}", "/dev/stdin"])
+def test_a_descriptor_is_no_name(daemon, small_model, folder, way):
+    """A link to an open file says nothing of it; nor does what the kernel adds to the path of a file that is gone."""
+    path = folder / "gone.gguf"
+    path.write_bytes(small_model.read_bytes())
+    with open(path, "rb") as file:
+        path.unlink()
+        fd = file.fileno()
+        command = [build_folder() / "client/rfctl/rfctl", "--socket", daemon.socket, "load", way.format(fd)]
+        subprocess.run(command, pass_fds=[fd], stdin=file, check=True)
+    assert names(daemon) == ["gone"]

@@ -2,13 +2,15 @@
 import json
 import os
 import random
+import signal
 import struct
 import subprocess
 import sys
+import time
 
 import make_safetensors
 import pytest
-from harness import ROOT, build_folder, fake_gpu_folder, library_environment, module_folder, wire_error
+from harness import ROOT, build_folder, fake_gpu_folder, library_environment, module_folder, wait_until, wire_error
 from make_safetensors import BITS, file_bytes
 
 RFCTL = ["client", "rfctl", "rfctl"]
@@ -363,6 +365,59 @@ def test_links_into_a_cache(daemon, folder):
         [build_folder().joinpath(*RFCTL), "--socket", daemon.socket, "load", "."], cwd=snapshot, capture_output=True
     )
     assert done.returncode == 0 and b"already" in done.stdout, "the same files, the same model"
+
+
+WAYS = [("path", "snapshot"), ("path", "link"), ("path", "file")]
+WAYS += [("rfctl", way) for way in ("snapshot", "link", "file", "files", "relative file", "here")]
+
+
+@pytest.mark.parametrize("by, way", WAYS)
+def test_links_into_a_cache_have_the_models_name(daemon, folder, by, way):
+    """And not the hash that the file behind the link is called."""
+    snapshot, told = cached(folder)
+    files = [snapshot / f"model-{i:05}-of-00003.safetensors" for i in (1, 2, 3)]
+    (folder / "link").symlink_to(snapshot)
+    one = {"snapshot": snapshot, "link": folder / "link", "file": files[0], "relative file": files[0].name, "here": "."}
+    if by == "path":
+        with daemon.client() as client:
+            assert client.call("Load", path=str(one[way]))["model"]["name"] == "tiny-8B"
+    else:
+        asked = files if way == "files" else [one[way]]
+        rfctl = [build_folder().joinpath(*RFCTL), "--socket", daemon.socket]
+        subprocess.run([*rfctl, "load", *asked], cwd=snapshot, check=True)
+    check_folder(daemon, "tiny-8B", told)
+
+
+@pytest.mark.parametrize("way", ["in the folder", "the folder itself", "one file", "split without an index"])
+def test_preload(start, folder, way):
+    """A folder of --preload may have folders of safetensors files, and may be one itself."""
+    snapshot, told = cached(folder)
+    preload, name = folder / "preload", "tiny"
+    if way == "the folder itself":
+        preload, name = snapshot, "tiny-8B"
+        (snapshot / "config.json").write_text("{}")
+        make_safetensors.write(snapshot / "consolidated.safetensors", {"a.weight": ("F32", [1])})
+    else:
+        preload.mkdir()
+        (preload / "README.md").write_text("no model")
+    if way == "in the folder":
+        (preload / name).symlink_to(snapshot)
+        (preload / "other").mkdir()
+        (preload / "other" / "config.json").write_text("{}")
+    elif way == "one file":
+        told = make_safetensors.write(preload / "tiny.safetensors", SHARDS[1])
+    elif way == "split without an index":
+        told = make_safetensors.write_folder(preload, SHARDS, index=False)
+        name = "preload"
+    daemon = start("--preload", str(preload))
+    wait_until(lambda: [(m["name"], m["state"], m["pinned"]) for m in daemon.models()] == [(name, "resident", True)])
+    check_folder(daemon, name, told)
+    for again in range(2):
+        daemon.process.send_signal(signal.SIGHUP)
+        time.sleep(0.1)
+        wait_until(daemon.is_idle)
+    assert [m["name"] for m in daemon.models()] == [name]
+    assert daemon.status()["models"] == 1 and "could not be" not in daemon.log
 
 
 def test_a_folder_with_one_file(daemon, folder):

@@ -164,7 +164,8 @@ def test_loads_of_one_file_that_leave_other_choices(start_gpus, part_gate, gated
 def test_a_cached_model_of_a_lost_one(start_gpus, small_model, model_folder):
     """It says so, and not that memory is short."""
     paths = [sparse_model(model_folder / f"cached{i}.gguf", 8 * MIB) for i in range(3)]
-    daemon = start_gpus("--budget", "12Mi", "--host-cache", "64Mi", FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL="hipMemExportToShareableHandle:4:719")
+    options = ("--budget", "12Mi", "--host-cache", "64Mi", "--keep-freed", "0")  # memory that is used again is not exported again
+    daemon = start_gpus(*options, FAKE_HIP_DEVICES="1", FAKE_HIP_FAIL="hipMemExportToShareableHandle:4:719")
     with daemon.client() as client:
         load(client, paths[0], name="a", device="hip")
         load(client, paths[1], name="b", device="hip")
@@ -178,7 +179,7 @@ def test_a_cached_model_of_a_lost_one(start_gpus, small_model, model_folder):
 
 @pytest.mark.parametrize("leak", [False, True])
 def test_memory_that_does_not_come_back_is_told(start_gpus, small_model, leak):
-    daemon = start_gpus(**({"FAKE_HIP_LEAK": "1"} if leak else {}))
+    daemon = start_gpus("--keep-freed", "0", **({"FAKE_HIP_LEAK": "1"} if leak else {}))
     with daemon.client() as client:
         load(client, small_model, name="m")
         client.call("Unload", name="m")

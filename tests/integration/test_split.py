@@ -6,7 +6,7 @@ import os
 import make_model
 import pytest
 from harness import names, wait_until, wire_error
-from split_model import split_tensors, write_shard
+from split_model import split_tensors, write_shard, write_split
 
 
 def check_split(client, name, paths):
@@ -162,19 +162,161 @@ def test_split_of_files_that_are_all_named(daemon, split, folder):
     assert failed.returncode == 1 and "3 files, not 2" in failed.stderr
 
 
-def test_split_of_two_models_in_one_folder(daemon, split, folder):
-    """Files that say the same of their places, of two models: it is not guessed which belong together."""
-    paths = split()
-    copies = []
+def digests(paths, prefix):
+    """Gives the files names that tell nothing. Returns the paths in the old order."""
+    return [path.rename(path.with_name(f"sha256-{prefix}{len(paths) - i}")) for i, path in enumerate(paths)]
+
+
+def two_quantisations(folder, keys=lambda number, quant: {}):
+    """Two models in one folder that say the same of their places: as many files, and as many tensors of the same names.
+    The files of one end at other tensors than those of the other."""
+    types = make_model.load_types()
+    models = []
+    for quant, cuts, form in ((8, (1, 3), "q8_0"), (4, (2, 5), "q4_0")):
+        tensors = [make_model.Tensor(f"blk.{i}.ffn_up.weight", types[form], (256, 64 + i)) for i in range(7)]
+        shares = [tensors[: cuts[0]], tensors[cuts[0] : cuts[1]], tensors[cuts[1] :]]
+        paths = [folder / f"q{quant}-{i}" for i in range(3)]
+        for i, path in enumerate(paths):
+            write_shard(path, i, 3, 7, shares[i], 10 * quant + i, extra=keys(i, quant))
+        models.append(digests(paths, quant))
+    return models
+
+
+def test_split_of_two_quantisations_in_one_folder(daemon, start, folder):
+    """The names of the tensors tell which files belong together: none stands in two, and the first file says how many
+    there are."""
+    place = folder / "blobs"
+    place.mkdir()
+    models = two_quantisations(place)
+    for quant, paths in zip((8, 4), models):
+        told = json.loads(daemon.rfctl("--json", "inspect", paths[2]).stdout)
+        assert (told["file"], told["whole"], len(told["tensors"])) == (3, True, 7)
+        assert "7 tensors" in daemon.rfctl("plan", paths[0]).stdout
+        daemon.rfctl("load", paths[0], "--name", f"q{quant}", "--as", "native")
+        with daemon.client() as client:
+            assert client.call("Load", path=str(paths[0]), name="again", form="native")["model"]["name"] == f"q{quant}"
+            assert {t["type"] for t in client.call("Show", name=f"q{quant}")["tensors"]} == {f"q{quant}_0"}
+            client.call("Unload", name="again")
+    daemon.stop()
+    preloading = start("--preload", str(place))
+    wait_until(lambda: [m["tensors"] for m in preloading.models() if m["state"] == "resident"] == [7, 7])
+
+
+def test_split_of_two_models_whose_metadata_tells_them_apart(daemon, split, folder):
+    """Writers that put all metadata into every file: it tells what belongs together even if the tensors have the same
+    names in the same files."""
+    models = []
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+        extra = {"extra": {"general.name": name, "split.writer": name * 3}}
+        paths = write_split(folder / name, lambda number, seed=name: {**extra, "seed": ord(seed) + number})
+        models.append([path.rename(folder / path.name) for path in digests(paths, name)])
+    for name, paths in zip("ab", models):
+        daemon.rfctl("load", paths[0], "--name", name)
+        with daemon.client() as client:
+            check_split(client, name, paths)
+
+
+def test_split_of_two_models_that_cannot_be_told_apart(daemon, split, folder, start):
+    """Files that say the same of themselves: it is not guessed which belong together, and the error names them."""
+    paths, copies = split(), []
+    store = folder / "store"
+    store.mkdir()
     for i, path in enumerate(paths):
-        copies.append(folder / f"copy{i}")
+        copies.append(store / f"copy{i}")
         copies[i].write_bytes(path.read_bytes())
-        paths[i] = path.rename(folder / f"blob{i}")
-    failed = daemon.rfctl("load", paths[0], check=False)
-    assert failed.returncode == 1 and "say that they are the same one" in failed.stderr
-    with daemon.client() as client, wire_error("FileError") as error:
+        paths[i] = path.rename(store / f"blob{i}")
+    for command in ("load", "plan"):
+        failed = daemon.rfctl(command, paths[0], check=False)
+        assert failed.returncode == 1 and "say that they are the same one" in failed.stderr
+        assert "name all its files" in failed.stderr
+        assert any(str(paths[i]) in failed.stderr and str(copies[i]) in failed.stderr for i in (1, 2))
+    for method in ("Load", "Plan"):
+        with daemon.client() as client, wire_error("AmbiguousFiles") as error:
+            client.call(method, path=str(paths[0]))
+        assert error["path"] == str(paths[0])
+        assert error["files"] in [sorted([str(paths[i]), str(copies[i])]) for i in (1, 2)]
+    told = json.loads(daemon.rfctl("--json", "inspect", paths[0]).stdout)
+    assert (told["file"], told["files"], told["whole"]) == (1, 3, False)
+    assert told["same"] in [sorted([str(paths[i]), str(copies[i])]) for i in (1, 2)]
+    shown = daemon.rfctl("inspect", paths[0]).stdout
+    assert "several files may be the same other one" in shown and "not here" not in shown
+    daemon.rfctl("load", *paths, "--name", "m")
+    with daemon.client() as client:
+        check_split(client, "m", paths)
+    daemon.stop()
+    preloading = start("--preload", str(store))
+    wait_until(lambda: preloading.log.count("skipped: several files may be the same one of this split model") == 2)
+
+
+def test_split_whose_name_another_file_has(daemon, split, folder):
+    """A file of another model under the expected name does not hide the right one, which has another name."""
+    paths = split()
+    right = paths[1].rename(folder / "right.bin")
+    types = make_model.load_types()
+    for other in (
+        lambda: write_shard(paths[1], 1, 3, 9, [make_model.Tensor("other", types["f32"], (8,))] * 1, 5),
+        lambda: make_model.write_model(paths[1], split_tensors(3), make_model.metadata(1, 256, 256, 4, 100), 6),
+        lambda: paths[1].write_bytes(b"no model"),
+        lambda: write_shard(paths[1], 1, 3, 7, split_tensors(4), 5),
+    ):
+        other()
+        assert json.loads(daemon.rfctl("--json", "inspect", paths[0]).stdout)["whole"]
+        daemon.rfctl("load", paths[0], "--name", "m")
+        with daemon.client() as client:
+            check_split(client, "m", [paths[0], right, paths[2]])
+            assert client.call("Load", path=str(paths[0]), name="m")["model"]["name"] == "m"
+            client.call("Unload", name="m")
+    right.unlink()
+    with daemon.client() as client, wire_error("InvalidModel"):
         client.call("Load", path=str(paths[0]))
-    assert "same one" in error["text"]
+    failed = daemon.rfctl("load", paths[0], check=False)
+    assert failed.returncode == 1 and "not a valid model" in failed.stderr
+
+
+@pytest.mark.parametrize("how", ["path", "rfctl"])
+def test_split_by_a_link_to_a_link(daemon, split, folder, how):
+    """As in a cache of downloads: a link leads to a link whose name tells, and that one to a digest."""
+    paths = split()
+    (folder / "links").mkdir()
+    snapshot = folder / "snapshot"
+    snapshot.mkdir()
+    for i, path in enumerate(paths):  # each file in a folder of its own
+        blobs = folder / f"blobs{i}"
+        blobs.mkdir()
+        (snapshot / path.name).symlink_to(path.rename(blobs / f"{i:064}"))
+    link = folder / "links" / "friendly.gguf"
+    link.symlink_to("../snapshot/" + paths[0].name)
+    again = folder / "links" / "again.gguf"
+    again.symlink_to("friendly.gguf")
+    files = [folder / f"blobs{i}" / f"{i:064}" for i in range(3)]
+    with daemon.client() as client:
+        for path in (again, link, snapshot / paths[0].name):
+            if how == "path":
+                name = client.call("Load", path=str(path))["model"]["name"]
+            else:
+                daemon.rfctl("load", path)
+                (name,) = names(daemon)
+            assert name == path.name[: -len(".gguf")]
+            check_split(client, name, files)
+            client.call("Unload", name=name)
+    assert json.loads(daemon.rfctl("--json", "inspect", again).stdout)["whole"]
+    for path in snapshot.iterdir():  # links whose names tell nothing, to files in several folders
+        path.rename(snapshot / ("x" + path.name[6:11]))
+    daemon.rfctl("load", snapshot / "x00001", "--name", "m")
+    with daemon.client() as client:
+        check_split(client, "m", files)
+
+
+def test_all_named_links_give_the_name_of_the_first(daemon, split, folder):
+    paths = split()
+    links = []
+    for i, path in enumerate(paths):
+        blob = path.rename(folder / f"{i:064}")
+        links.append(folder / f"llama-{i}.gguf")
+        links[-1].symlink_to(blob)
+    daemon.rfctl("load", *links)
+    assert names(daemon) == ["llama-0"]
 
 
 def test_name_that_promises_more(daemon, small_model, folder):

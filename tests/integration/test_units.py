@@ -36,11 +36,15 @@ def test_metrics_units(units):
     assert verified(units / "rocmforge-metrics.socket", units / "rocmforge-metrics@1.service") == ""
 
 
-@pytest.mark.parametrize("gpu", ["amd", "nvidia"])
-def test_drop_ins(units, gpu):
+def drop_in(units, name):
     folder = units / "rocmforged.service.d"
     folder.mkdir()
-    shutil.copy(ROOT / "systemd" / "examples" / f"{gpu}.conf", folder)
+    shutil.copy(ROOT / "systemd" / "examples" / f"{name}.conf", folder)
+
+
+@pytest.mark.parametrize("name", ["amd", "nvidia", "host"])
+def test_drop_ins(units, name):
+    drop_in(units, name)
     assert verified(units / "rocmforged.service") == ""
 
 
@@ -51,11 +55,46 @@ def test_units_of_a_user(folder, units):
     assert verified("--user", folder / "user" / "rocmforged.service", folder / "user" / "rocmforged.socket") == ""
 
 
-@pytest.mark.parametrize("unit, exposure", [("rocmforged.service", 21), ("rocmforge-metrics@.service", 6)])
-def test_exposure(units, unit, exposure):
+@pytest.mark.parametrize("unit, more, exposure", [
+    ("rocmforged.service", None, 17),
+    ("rocmforged.service", "amd", 15),
+    ("rocmforged.service", "nvidia", 15),
+    ("rocmforged.service", "host", 7),
+    ("rocmforge-metrics@.service", None, 6),
+])
+def test_exposure(units, unit, more, exposure):
     """What systemd makes of the restrictions, in tenths: 100 is a service without any. It shall not get worse."""
     path = units / unit.replace("@", "")
     if not path.exists():
         shutil.copy(units / unit, path)
+    if more:
+        drop_in(units, more)
     done = analyze("security", "--offline=true", "--no-pager", f"--threshold={exposure}", path)
     assert done.returncode == 0, done.stdout[-200:]
+
+
+def test_the_manual_page_has_these_figures(units):
+    page = (ROOT / "docs" / "rocmforged.8.scd").read_text(encoding="utf-8")
+    text = re.search(r"^# SANDBOX\n(.*?)^\*PrivateDevices", page, re.M | re.S)[1]
+    assert re.findall(r"\b\d\.\d\b", text) == ["1.7", "1.5", "0.7"]
+
+
+def test_catalog(folder):
+    """What `journalctl --catalog` says of each message that the daemon has, and of no other."""
+    if not shutil.which("journalctl"):
+        pytest.skip("journalctl is not installed")
+    for name in "usr/lib/systemd/catalog", "var/lib/systemd/catalog":
+        (folder / name).mkdir(parents=True)
+    shutil.copy(ROOT / "systemd" / "rocmforge.catalog", folder / "usr/lib/systemd/catalog")
+    for option in "--update-catalog", "--list-catalog":
+        done = subprocess.run(["journalctl", f"--root={folder}", option], capture_output=True, text=True, timeout=TIMEOUT,
+                              check=True)
+        assert done.stderr == ""
+    header = (ROOT / "daemon" / "base" / "messages.h").read_text(encoding="utf-8")
+    messages = dict(re.findall(r"/\* (.*) \*/\n#define MESSAGE_\w+ \"(\w+)\"", header))
+    listed = [line.split()[0] for line in done.stdout.splitlines()]
+    assert sorted(listed) == sorted(messages.values())
+    catalog = (ROOT / "systemd" / "rocmforge.catalog").read_text(encoding="utf-8")
+    for fields, number in messages.items():
+        entry = catalog.split(f"-- {number}\n")[1].split("\n-- ")[0]
+        assert set(re.findall(r"@(\w+)@", entry)) <= set(re.findall(r"[A-Z_]{5,}", fields)), entry

@@ -2,7 +2,7 @@
 
 In an example "-->" is a call and "<--" a reply. Alike means: the same error, and the same fields, with values of the same
 kind: the example has every field that the daemon sends, and no other. Numbers and lists may differ, and fields be null.
-A token stands for the last one that was told.
+A token stands for the last one that was told, and so does a creation.
 An example of several replies to a call with `more` shows some of them. Its paths stand for files of the tests, and "one
 descriptor beside it" for tiny.gguf.
 """
@@ -83,7 +83,7 @@ def files(slow_model, folder):
 
 def test_examples(slow_daemon, files):
     daemon = slow_daemon
-    watched, token, n_calls = None, None, 0
+    watched, token, creation, n_calls = None, None, None, 0
     with daemon.client() as user, daemon.client() as other, daemon.client() as watcher:
         watcher.send("Watch", more=True)
         for call, replies, n_fds, n_fds_back in examples():
@@ -96,6 +96,8 @@ def test_examples(slow_daemon, files):
                 call["parameters"]["path"] = str(files[path])
             if "token" in call.get("parameters", {}):
                 call["parameters"]["token"] = token
+            if "creation" in call.get("parameters", {}):
+                call["parameters"]["creation"] = creation
             client = other if method in OTHERS else user
             with open(files["/models/tiny.gguf"], "rb") as file:
                 client.send_raw(json.dumps(call).encode() + b"\0", [file.fileno()] * n_fds)
@@ -108,6 +110,7 @@ def test_examples(slow_daemon, files):
                 assert call["more"] and reply["continues"] is True
                 assert any(fits(reply, one) for one in seen), (call, reply)
             token = seen[-1].get("parameters", {}).get("token", token)
+            creation = seen[-1].get("parameters", {}).get("creation", creation)
             n_calls += 1
         events = [watcher.receive()]
         for reply in watched:

@@ -35,13 +35,67 @@ class Tensor(ctypes.Structure):
         ("bytes", c_uint64),
         ("data", c_void_p),
         ("padding", c_uint64),
-        ("_reserved", c_void_p * 3),
+        ("flags", c_uint64),
+        ("_strides", POINTER(c_uint64)),
+        ("_reserved", c_void_p * 1),
     ]
 
     name = property(lambda self: self._name.decode())
     type = property(lambda self: self._type.decode())
     form = property(lambda self: self._form.decode())
     shape = property(lambda self: list(self._shape[: self.n_dims]))
+    strides = property(lambda self: list(self._strides[: self.n_dims]) if self._strides else None)
+
+
+class NewTensor(ctypes.Structure):
+    """rf_new_tensor."""
+
+    _fields_ = [
+        ("name", c_char_p),
+        ("type", c_char_p),
+        ("n_dims", c_uint32),
+        ("shape", c_uint64 * 8),
+        ("strides", POINTER(c_uint64)),
+        ("offset", c_uint64),
+    ]
+
+    @classmethod
+    def of(cls, name, type_, shape, strides=None, offset=(1 << 64) - 1):
+        steps = (c_uint64 * len(strides))(*strides) if strides is not None else None
+        return cls(name.encode(), type_.encode(), len(shape), (c_uint64 * 8)(*shape), steps, offset)
+
+
+class CreateOptions(ctypes.Structure):
+    """rf_create_options."""
+
+    _fields_ = [
+        ("size", c_size_t),
+        ("key", c_char_p),
+        ("device", c_char_p),
+        ("bytes", c_uint64),
+        ("no_wait", c_int),
+        ("any_publisher", c_int),
+        ("private_", c_int),
+        ("public_", c_int),
+        ("replace", c_int),
+        ("wait_for_memory_seconds", c_double),
+        ("deadline_seconds", c_double),
+        ("progress", c_void_p),
+        ("context", c_void_p),
+    ]
+
+
+class PublishOptions(ctypes.Structure):
+    """rf_publish_options."""
+
+    _fields_ = [
+        ("size", c_size_t),
+        ("metadata", c_char_p),
+        ("tensors", POINTER(NewTensor)),
+        ("n_tensors", c_size_t),
+        ("pin", c_int),
+        ("ttl_seconds", c_uint64),
+    ]
 
 
 class LoadOptions(ctypes.Structure):
@@ -111,6 +165,16 @@ FUNCTIONS = {
     "rf_model_metadata_at": (c_int, c_void_p, c_size_t, POINTER(Value)),
     "rf_model_metadata_next": (c_int, c_void_p, POINTER(Value), POINTER(c_uint64), POINTER(Value)),
     "rf_model_header": (c_void_p, c_void_p, POINTER(c_size_t)),
+    "rf_create": (
+        c_int, c_void_p, c_char_p, POINTER(NewTensor), c_size_t, POINTER(CreateOptions), POINTER(c_void_p),
+        POINTER(c_void_p),
+    ),
+    "rf_creation_data": (c_void_p, c_void_p),
+    "rf_creation_bytes": (c_uint64, c_void_p),
+    "rf_creation_offset": (c_int, c_void_p, c_size_t, POINTER(c_uint64)),
+    "rf_creation_unmap": (None, c_void_p),
+    "rf_creation_end": (c_int, c_void_p),
+    "rf_publish": (c_int, c_void_p, POINTER(PublishOptions), POINTER(c_void_p)),
 }
 
 
@@ -145,6 +209,18 @@ class Client:
 
     def reconnect(self, seconds):
         self.check(self.library.rf_reconnect(self.handle, seconds))
+
+    def create(self, name, tensors=(), **options):
+        """A Creation, or a Model if there is one with this key."""
+        array = (NewTensor * len(tensors))(*[NewTensor.of(*tensor) for tensor in tensors]) if tensors else None
+        creation, model = c_void_p(), c_void_p()
+        told = CreateOptions(ctypes.sizeof(CreateOptions), **options)
+        self.check(
+            self.library.rf_create(
+                self.handle, name.encode(), array, len(tensors), byref(told), byref(creation), byref(model)
+            )
+        )
+        return Creation(self, creation) if creation else Model(self, model)
 
     def attach(self, name):
         handle = c_void_p()
@@ -237,3 +313,42 @@ class Model:
         copy = ctypes.create_string_buffer(size)
         self.client.check(self.library.rf_model_read(self.handle, offset, copy, size))
         return copy.raw
+
+
+class Creation:
+    """rf_creation."""
+
+    def __init__(self, client, handle):
+        self.client, self.handle = client, handle
+        self.library = client.library
+
+    @property
+    def data(self):
+        return self.library.rf_creation_data(self.handle)
+
+    @property
+    def bytes(self):
+        return self.library.rf_creation_bytes(self.handle)
+
+    def offset(self, index):
+        offset = c_uint64()
+        self.client.check(self.library.rf_creation_offset(self.handle, index, byref(offset)))
+        return offset.value
+
+    def write(self, offset, data):
+        """On the host, and on a GPU whose memory is the host's."""
+        ctypes.memmove(self.data + offset, data, len(data))
+
+    def publish(self, metadata=None, tensors=(), **options):
+        array = (NewTensor * len(tensors))(*[NewTensor.of(*tensor) for tensor in tensors]) if tensors else None
+        told = PublishOptions(
+            ctypes.sizeof(PublishOptions), metadata.encode() if metadata is not None else None, array, len(tensors), **options
+        )
+        model = c_void_p()
+        self.client.check(self.library.rf_publish(self.handle, byref(told), byref(model)))
+        self.handle = None
+        return Model(self.client, model)
+
+    def end(self):
+        handle, self.handle = self.handle, None
+        self.client.check(self.library.rf_creation_end(handle))

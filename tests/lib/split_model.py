@@ -6,16 +6,16 @@ import make_model
 U16, U32, I32 = 2, 4, 5
 
 
-def write_shard(path, number, count, total, tensors, seed, keys=("no", "count", "tensors.count")):
+def write_shard(path, number, count, total, tensors, seed, keys=("no", "count", "tensors.count"), extra=None):
     values = {"no": ("<H", U16, number), "count": ("<H", U16, count), "tensors.count": ("<i", I32, total)}
     kv = b""
     for key in keys:
         form, type_, value = values[key]
         kv += make_model.string(f"split.{key}") + struct.pack("<I", type_) + struct.pack(form, value)
-    extra = [("general.architecture", b"llama")] if number == 0 else []
-    for key, value in extra:
-        kv += make_model.string(key) + struct.pack("<I", make_model.STRING) + make_model.string(value.decode())
-    make_model.write_model(path, tensors, (len(keys) + len(extra), kv), seed)
+    texts = {**({"general.architecture": "llama"} if number == 0 else {}), **(extra or {})}
+    for key, value in texts.items():
+        kv += make_model.string(key) + struct.pack("<I", make_model.STRING) + make_model.string(value)
+    make_model.write_model(path, tensors, (len(keys) + len(texts), kv), seed)
 
 
 def write_sparse_shard(path, number, count, header_bytes):

@@ -51,10 +51,23 @@ def test_load_and_plan_take_what_the_wire_takes(method, options):
     assert wire - own == options.__annotations__.keys()
 
 
+def test_create_and_publish_take_what_the_wire_takes():
+    def wire(method):
+        text = re.search(rf"^method {method}\((.*?)\)", INTERFACE, re.M | re.S)[1]
+        return {re.sub(r"([A-Z])", r"_\1", name).lower() for name in re.findall(r"(\w+): \S", text)}
+
+    own = {"name", "tensors", "tensors_file", "bytes", "table", "header"}  # what create() does with them
+    assert wire("Create") - own == rocmforge.CreateOptions.__annotations__.keys()
+    own = {"creation", "tensors_file", "metadata_file", "lease", "table", "header"}
+    assert wire("Publish") - own == inspect.signature(rocmforge.Creation.publish).parameters.keys() - {"self"}
+    publish = inspect.signature(rocmforge.Client.publish).parameters.keys()
+    assert publish - {"self", "options", "progress"} == {"name", "tensors", "metadata", "pin", "ttl"}
+
+
 def test_what_every_method_takes():
     """All parameters of the wire's methods, by the same name: none is left out, and none is made up."""
     for method, text in re.findall(r"^method (\w+)\((.*?)\)", INTERFACE, re.M | re.S):
-        if method in ("Load", "Plan"):
+        if method in ("Load", "Plan", "Create", "Publish"):
             continue
         wire = {re.sub(r"([A-Z])", r"_\1", name).lower() for name in re.findall(r"(\w+): \S", text)}
         name = re.sub(r"(?<!^)([A-Z])", r"_\1", method).lower()
@@ -124,6 +137,36 @@ def test_split_model(rf, folder):
         assert list(model) == [tensor.name for tensor in expected]
         assert all(model[tensor.name].read() == tensor.data.tobytes() for tensor in expected)
         assert model.metadata()["split.count"] == 3
+
+
+@pytest.mark.parametrize("form", ["sha256-{}f{}a0", "m-{:05}-of-{:05}.GGUF", "m-{}-of-{}"])
+def test_split_model_by_what_its_files_say(rf, folder, form):
+    """As with rfctl: names only help."""
+    paths = [path.rename(path.with_name(form.format(i + 1, 3))) for i, path in enumerate(write_split(folder))]
+    assert rf.plan(paths[0])["tensors"] == 7
+    rf.load(paths[0], name="m")
+    with rf.attach("m") as model:
+        assert model.metadata()["split.count"] == 3
+    paths[1].rename(folder / "m-00002-of-00003.gguf.old")
+    assert rf.plan(paths[0])["model"]["name"] == "m"
+    os.remove(folder / "m-00002-of-00003.gguf.old")
+    with pytest.raises(FileNotFoundError):
+        rf.plan(paths[0])
+
+
+def test_split_model_that_cannot_be_told_from_another(rf, folder):
+    paths, copies = write_split(folder), []
+    for i, path in enumerate(paths):
+        copies.append(path.with_name(f"copy{i}"))
+        copies[-1].write_bytes(path.read_bytes())
+        paths[i] = path.rename(path.with_name(f"blob{i}"))
+    with pytest.raises(rocmforge.AmbiguousFiles) as error:
+        rf.load(paths[0])
+    assert error.value.files in [sorted([str(paths[i]), str(copies[i])]) for i in (1, 2)]
+    assert pickle.loads(pickle.dumps(error.value)).files == error.value.files
+    with pytest.raises(rocmforge.AmbiguousFiles):
+        rf.load(paths[0], by_path=True)
+    assert rf.load(paths, name="m")["model"]["tensors"] == 7
 
 
 def test_split_model_of_many_files(rf, folder, daemon):

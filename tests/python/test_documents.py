@@ -48,11 +48,22 @@ def test_asyncio(daemon, real_model, folder):
 
 def test_an_error(daemon, real_model, folder):
     before = f"import rocmforge\nrf = rocmforge.connect()\nm = rf.load_attach({str(real_model)!r}, name='m')\n"
-    assert re.fullmatch(r"held by \[\d+\]\n", run(daemon, "-c", before + BLOCKS[4]))
+    assert re.fullmatch(r"held by \[\d+\]\n", run(daemon, "-c", before + BLOCKS[6]))
+
+
+def test_publishing(daemon):
+    before = "import numpy, rocmforge\nclass model:\n    state_dict = staticmethod(lambda: {'a': numpy.ones(3)})\n"
+    out = run(daemon, "-c", before + BLOCKS[4] + "print(m.published, m.numpy('a').sum())\n")
+    assert out == "Published(key='Qwen3-8B, vLLM 0.32, fp8', metadata={'any': 'JSON'}) 3.0\n"
+    before = "import rocmforge\nrf, key, compute = rocmforge.connect(), 'k', lambda: 2\n"
+    again = BLOCKS[5].replace('"weights"', '"w"')
+    for _ in range(2):  # the second time it is there
+        out = run(daemon, "-c", before + again + "print(made.published, made.numpy('a').max())\n")
+        assert out == "Published(key='k', metadata='by compute()') 2.0\n"
 
 
 def test_every_block_is_tested():
-    assert len(BLOCKS) == 5 and "from_resident" in BLOCKS[2] and "encode" in BLOCKS[3]
+    assert len(BLOCKS) == 7 and "from_resident" in BLOCKS[2] and "encode" in BLOCKS[3]
 
 
 def test_the_table_of_errors_is_whole():

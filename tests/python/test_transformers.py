@@ -39,10 +39,10 @@ def logits(model):
 def made(rf, folder, daemon):
     """made(kind): the model as it was, and the same on resident memory."""
 
-    def make(kind, form="f32", write=None, **options):
+    def make(kind, form="f32", write=None, load=None, **options):
         original = hf_models.make(kind, **(write or {}))
         path = hf_models.write(folder / f"{kind}.gguf", original, KINDS.get(kind, "llama"))
-        rf.load(path, name=kind, form=form)
+        rf.load(path, name=kind, form=form, **(load or {}))
         return original, resident.from_resident(kind, socket=daemon.socket, **options)
 
     return make
@@ -108,6 +108,35 @@ def test_what_is_made_is_reported(made):
     report = again.report
     assert set(report.made.values()) == {"rows of q", "rows of k"} and len(report.made) == 2 * hf_models.LAYERS
     assert 0.5 < report.share < 1 and "parameters" in str(report)
+
+
+def test_rows_that_the_daemon_reordered(made):
+    """With layout="hf" there is nothing left to make, and the bits are the same; so with groups that say it."""
+    original, again = made("llama", load={"layout": "hf"})
+    assert again.report.made == {} and again.report.share == 1 and again.report.unused == []
+    assert torch.equal(logits(again.model), logits(original))
+
+
+def test_rows_that_groups_reordered(rf, daemon, folder):
+    original = hf_models.make("llama")
+    path = hf_models.write(folder / "g.gguf", original, "llama")
+    config = original.config
+    groups = [
+        {"name": name, "members": [name], "heads": heads}
+        for layer in range(hf_models.LAYERS)
+        for name, heads in (
+            (f"blk.{layer}.attn_q.weight", config.num_attention_heads),
+            (f"blk.{layer}.attn_k.weight", config.num_key_value_heads),
+        )
+    ]
+    groups.append({"name": "kv", "members": ["blk.0.attn_v.weight", "blk.1.attn_v.weight"]})
+    rf.load(path, name="g", form="f32", groups=groups)
+    again = resident.from_resident("g", socket=daemon.socket)
+    assert again.report.made == {} and again.report.unused == []
+    assert torch.equal(logits(again.model), logits(original))
+    rf.load(path, name="part", form="f32", groups=[{**groups[-1], "cut": "rows"}], tp=(0, 2))
+    with pytest.raises(resident.CannotBuild, match="a part of the model"):
+        resident.from_resident("part", socket=daemon.socket)
 
 
 def test_merged_experts(made):

@@ -1,5 +1,8 @@
 """A small Debian 12 that systemd-nspawn boots, with a root in memory. Nothing of it is left when it ends."""
+import contextlib
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -44,3 +47,11 @@ class Booted(machine.Machine):
             self.__exit__()
             raise
         return self
+
+    def __exit__(self, *_):
+        # A systemd that was executed anew in there does not always end with systemd-nspawn.
+        first = self.first_process() if self.process and self.process.poll() is None else None
+        super().__exit__()
+        if first:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(first), signal.SIGKILL)

@@ -14,7 +14,7 @@ _rfctl() {
     COMPREPLY=()
     for ((i = 1; i < COMP_CWORD; i++)); do
         case ${COMP_WORDS[i]} in
-            --name | --as | --device | --dequant | --wait-for-memory | --ttl | --deadline | --trace | --metadata | \
+            --name | --as | --device | --dequant | --layout | --tp | --wait-for-memory | --ttl | --deadline | --trace | --metadata | \
                 --socket | --count | -c) ((i++)) ;;
             -*) ;;
             *)
@@ -26,6 +26,7 @@ _rfctl() {
     case $before in
         --as) mapfile -t COMPREPLY < <(compgen -W 'auto native f32 f16 bf16' -- "$word") && return ;;
         --dequant) mapfile -t COMPREPLY < <(compgen -W 'auto cpu gpu' -- "$word") && return ;;
+        --layout) mapfile -t COMPREPLY < <(compgen -W 'vllm hf' -- "$word") && return ;;
         --device)
             mapfile -t COMPREPLY < <(compgen -W "auto $(rfctl devices 2>/dev/null | awk 'NR > 1 { print $1 }')" -- "$word")
             return

@@ -6,7 +6,7 @@ function __rfctl_command
     for word in (commandline -opc)[2..-1]
         if test $skip = 1
             set skip 0
-        else if contains -- $word --name --as --device --dequant --wait-for-memory --ttl --deadline --trace --metadata --socket --count -c
+        else if contains -- $word --name --as --device --dequant --layout --tp --wait-for-memory --ttl --deadline --trace --metadata --socket --count -c
             set skip 1
         else if not string match -q -- '-*' $word
             echo $word
@@ -35,6 +35,8 @@ complete -c rfctl -n '__rfctl_command_is show unload pin unpin ttl cancel verify
     -a "(rfctl ps 2>/dev/null | awk 'NR > 1 { print \$1 }')"
 complete -c rfctl -l as -x -a 'auto native f32 f16 bf16'
 complete -c rfctl -l dequant -x -a 'auto cpu gpu'
+complete -c rfctl -l layout -x -a 'vllm hf'
+complete -c rfctl -l tp -x
 complete -c rfctl -l device -x -a "auto (rfctl devices 2>/dev/null | awk 'NR > 1 { print \$1 }')"
 complete -c rfctl -l socket -r -F
 complete -c rfctl -l trace -r -F

@@ -97,6 +97,18 @@ fail:
     return r;
 }
 
+/* What the previous model left is treated as any other old data in new memory. Its clients never had the memory. */
+int hip_arena_reuse(struct arena *arena, uint64_t bytes, const struct extent *gaps, size_t n_gaps,
+                    struct device_fault *ret_fault)
+{
+    assert(!arena->adopted && bytes <= arena->memory.bytes);
+    int r = hip_enter(arena->hip, ret_fault);
+    if (r < 0)
+        return r;
+    arena->ordered = false;
+    return clear(arena, bytes, gaps, n_gaps, ret_fault);
+}
+
 /* The memory is complete, so `cleared` is never recorded: who waits for it does not wait. */
 int hip_arena_adopt(struct device *device, int fd, uint64_t bytes, struct arena **ret, struct device_export *ret_export,
                     struct device_fault *ret_fault)
@@ -117,7 +129,6 @@ int hip_arena_adopt(struct device *device, int fd, uint64_t bytes, struct arena 
         return r;
     }
     arena->fd = fd;
-    arena->exported = true;
     arena->adopted = true;
     *ret = arena;
     *ret_export = (struct device_export){.fd = fd};
@@ -142,7 +153,8 @@ void hip_arena_free(struct arena *arena)
 
 static int export_descriptor(struct arena *arena, struct device_export *ret, struct device_fault *ret_fault)
 {
-    int r = hip_share_export(arena->hip, &arena->memory, &arena->fd, ret_fault);
+    /* Memory that is used again has its descriptor, which no other process ever got. */
+    int r = arena->fd >= 0 ? 0 : hip_share_export(arena->hip, &arena->memory, &arena->fd, ret_fault);
     if (r == 0)
         *ret = (struct device_export){.fd = arena->fd};
     return r;
@@ -163,15 +175,13 @@ static int export_handle(struct arena *arena, struct device_export *ret, struct 
 
 int hip_arena_export(struct arena *arena, struct device_export *ret, struct device_fault *ret_fault)
 {
-    assert(!arena->exported);
+    assert(!arena->adopted);
     struct hip_device *hip = arena->hip;
     int r = hip_enter(hip, ret_fault);
     if (r < 0)
         return r;
-    r = hip->device.export_kind == EXPORT_FD ? export_descriptor(arena, ret, ret_fault)
-                                             : export_handle(arena, ret, ret_fault);
-    arena->exported = r == 0;
-    return r;
+    return hip->device.export_kind == EXPORT_FD ? export_descriptor(arena, ret, ret_fault)
+                                                : export_handle(arena, ret, ret_fault);
 }
 
 /* All transfers are done, and each waited for the clearing. But there may have been no transfer. */
@@ -179,4 +189,11 @@ int hip_arena_seal(struct arena *arena, struct device_fault *ret_fault)
 {
     int r = hip_enter(arena->hip, ret_fault);
     return r < 0 ? r : HIP_CALL(arena->hip, ret_fault, EventSynchronize, (arena->cleared));
+}
+
+/* What is cleared must be so before another process writes to it, or reads what another user left there. */
+int hip_arena_lend(struct arena *arena, struct device_export *ret, struct device_fault *ret_fault)
+{
+    int r = hip_arena_seal(arena, ret_fault);
+    return r < 0 ? r : hip_arena_export(arena, ret, ret_fault);
 }

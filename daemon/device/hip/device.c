@@ -115,6 +115,19 @@ static int memory_free(struct device *device, uint64_t *ret, struct device_fault
     return r;
 }
 
+static int host_register(struct device *device, void *memory, size_t bytes, struct device_fault *ret_fault)
+{
+    struct hip_device *hip = hip_device(device);
+    int r = hip_enter(hip, ret_fault);
+    return r < 0 ? r : HIP_CALL(hip, ret_fault, HostRegister, (memory, bytes, hipHostRegisterPortable));
+}
+
+static void host_unregister(struct device *device, void *memory)
+{
+    (void)!hipSetDevice(hip_device(device)->index);
+    (void)!hipHostUnregister(memory);
+}
+
 static bool decodes(struct device *device, const struct tensor_type *type, enum form form)
 {
     const struct hip_device *hip = hip_device(device);
@@ -139,7 +152,6 @@ static void device_close(struct device *device)
     pthread_cond_destroy(&hip->submitter_wake);
     pthread_cond_destroy(&hip->finisher_wake);
     pthread_mutex_destroy(&hip->lock);
-    pthread_mutex_destroy(&hip->reader.lock);
     pthread_mutex_destroy(&hip->reclaim.taking);
     pthread_mutex_destroy(&hip->lost_lock);
     free(hip);
@@ -150,12 +162,17 @@ static const struct device_ops hip_ops = {
     .slot_init = slot_init,
     .slot_fini = slot_fini,
     .arena_new = hip_arena_new,
+    .arena_reuse = hip_arena_reuse,
     .arena_adopt = hip_arena_adopt,
     .arena_free = hip_arena_free,
     .put = hip_put,
     .arena_export = hip_arena_export,
+    .arena_lend = hip_arena_lend,
     .arena_seal = hip_arena_seal,
     .arena_read = hip_arena_read,
+    .host_register = host_register,
+    .host_unregister = host_unregister,
+    .arena_save = hip_arena_save,
     .memory_free = memory_free,
     .decodes = decodes,
 };
@@ -291,7 +308,7 @@ static int device_open(int index, const struct device_config *config, struct hip
     snprintf(hip->device.id, sizeof(hip->device.id), HIP_KIND ":%d", index);
     size_slots(&hip->device, config);
     pthread_mutex_init(&hip->lock, NULL);
-    pthread_mutex_init(&hip->reader.lock, NULL);
+    hip_reader_init(hip);
     pthread_mutex_init(&hip->reclaim.taking, NULL);
     pthread_mutex_init(&hip->lost_lock, NULL);
     pthread_condattr_t monotonic;

@@ -38,9 +38,13 @@ struct slot_queue {
     struct slot_hip *head, **tail;
 };
 
-/* The reader's part (reader.c). */
+/* How many threads can read arenas at a time. bench_save shows what fewer and more would do. */
+#define HIP_READERS 4u
+
+/* A reader's part (reader.c). The first is made at the start, the others when they are first needed. */
 struct hip_reader {
     pthread_mutex_t lock; /* guards the rest, and what is on the stream */
+    bool unusable;        /* it could not be made */
     hipStream_t stream;
     uint8_t *pinned;      /* two halves: the device fills one while the CPU empties the other */
     hipEvent_t filled[2]; /* one for each half */
@@ -71,7 +75,7 @@ struct hip_device {
     hipStream_t clearing;                    /* new arenas are cleared on it, while others copy */
     hipStream_t timing;                      /* records `copied_at` and nothing else */
 
-    struct hip_reader reader;
+    struct hip_reader readers[HIP_READERS];
 
     hipModule_t module; /* NULL: no kernels for this device */
     hipFunction_t kernels[HIP_TYPES][FORM_COUNT];
@@ -100,9 +104,8 @@ struct arena {
     struct hip_share memory; /* its handle is set only if the device exports descriptors */
     hipEvent_t cleared;      /* recorded after its gaps were cleared */
     bool ordered;            /* submitter only: the copies' stream waits for `cleared` already */
-    bool exported;
-    bool adopted; /* another process allocated it */
-    int fd;       /* the descriptor that was exported; -1: none */
+    bool adopted;            /* another process allocated it */
+    int fd;                  /* the descriptor that was exported; -1: none */
 };
 
 static inline struct hip_device *hip_device(struct device *device)

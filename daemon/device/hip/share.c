@@ -40,7 +40,7 @@ int hip_share_adopt(struct hip_device *hip, int fd, uint64_t bytes, struct hip_s
                     struct device_fault *ret_fault)
 {
     const char *call;
-    hipError_t result = hip_share_import(hip->index, fd, bytes, ret, &call);
+    hipError_t result = hip_share_import(hip->index, fd, bytes, hipMemAccessFlagsProtRead, ret, &call);
     return hip_result(hip, result, call, ret_fault);
 }
 

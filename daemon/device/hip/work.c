@@ -43,7 +43,7 @@ static bool decoded(const struct transfer *transfer, const struct piece *piece)
 /* Copies the pieces that are not decoded. Neighbours share one copy. */
 static int copy_verbatim(struct hip_device *hip, struct transfer *transfer, hipStream_t stream)
 {
-    const uint8_t *data = transfer->slot->data;
+    const uint8_t *data = transfer->source ? transfer->source : transfer->slot->data;
     for (size_t i = 0; i < transfer->n_pieces;) {
         const struct piece *first = &transfer->pieces[i++];
         if (decoded(transfer, first))
@@ -57,8 +57,8 @@ static int copy_verbatim(struct hip_device *hip, struct transfer *transfer, hipS
                 break;
             bytes += next->slot_bytes;
         }
-        assert(first->slot_offset + bytes <= transfer->slot->size &&
-               first->arena_offset + bytes <= transfer->arena->memory.bytes);
+        assert(transfer->source || first->slot_offset + bytes <= transfer->slot->size);
+        assert(first->arena_offset + bytes <= transfer->arena->memory.bytes);
         int r = HIP_CALL(hip, &transfer->fault, MemcpyAsync,
                          (arena_at(transfer->arena, first->arena_offset), data + first->slot_offset, bytes,
                           hipMemcpyHostToDevice, stream));

@@ -374,6 +374,11 @@ static void test_attach_table(void **state)
     struct table_tensor bad = good;
     bad.offset = 128;
     attach_tensor_fails(bad, "a tensor's place");
+    bad.flags = TABLE_VIEW;
+    attach_tensor_fails(bad, "a tensor's place");
+    bad.flags = TABLE_MEMBER;
+    bad.offset = 130; /* of the elements, too, it is no multiple */
+    attach_tensor_fails(bad, "a tensor's place");
     bad = good;
     bad.form = FORM_COUNT;
     attach_tensor_fails(bad, "a tensor's form");

@@ -19,7 +19,7 @@ static int parse(const char *line, struct options *ret)
 {
     static char words[1024]; /* the options borrow from it */
     static char program[] = "rocmforged";
-    char *argv[32] = {program};
+    char *argv[48] = {program};
     int argc = 1;
     snprintf(words, sizeof(words), "%s", line);
     for (char *word = strtok(words, " "); word; word = strtok(NULL, " "))
@@ -41,6 +41,10 @@ static void defaults(void **state)
     assert_int_equal(options.export_wish, EXPORT_WISH_AUTO);
     assert_null(options.preload);
     assert_int_equal(options.host_cache, 0);
+    assert_false(options.host_cache_pinned);
+    assert_int_equal(options.keep_freed, 1);
+    assert_int_equal(options.page_cache, PAGE_CACHE_AUTO);
+    assert_false(options.lock_memory);
     assert_int_equal(options.limits.most[QUOTA_CONNECTIONS], QUOTA_DEFAULTS.most[QUOTA_CONNECTIONS]);
     assert_int_equal(options.limits.most[QUOTA_LOADS], QUOTA_DEFAULTS.most[QUOTA_LOADS]);
     assert_int_equal(options.limits.most[QUOTA_LEASES], QUOTA_DEFAULTS.most[QUOTA_LEASES]);
@@ -53,8 +57,9 @@ static void all_of_them(void **state)
     (void)state;
     struct options options;
     assert_int_equal(parse("--socket /s --device hip --budget 40% --workers 3 --staging 1G --streams 4 --export fd "
-                           "--preload /p --host-cache 2Gi --user-connections 1 --user-loads 2 --user-leases 3 "
-                           "--user-models 5 --user-bytes 4K --device-timeout 7 --log-level debug",
+                           "--preload /p --host-cache 2Gi --host-cache-pinned --keep-freed 0 --user-connections 1 "
+                           "--user-loads 2 --user-leases 3 --user-models 5 "
+                           "--user-bytes 4K --device-timeout 7 --log-level debug --page-cache drop --lock-memory",
                            &options),
                      1);
     assert_string_equal(options.socket, "/s");
@@ -68,6 +73,10 @@ static void all_of_them(void **state)
     assert_int_equal(options.export_wish, EXPORT_WISH_FD);
     assert_string_equal(options.preload, "/p");
     assert_true(options.host_cache == 2ull << 30); /* 2Gi */
+    assert_true(options.host_cache_pinned);
+    assert_int_equal(options.keep_freed, 0);
+    assert_int_equal(options.page_cache, PAGE_CACHE_DROP);
+    assert_true(options.lock_memory);
     assert_int_equal(options.limits.most[QUOTA_CONNECTIONS], 1);
     assert_int_equal(options.limits.most[QUOTA_LOADS], 2);
     assert_int_equal(options.limits.most[QUOTA_LEASES], 3);
@@ -182,6 +191,12 @@ static void refused(void **state)
         "--export memfd",
         "--export ",
         "--host-cache lots",
+        "--keep-freed 61",
+        "--keep-freed -1",
+        "--keep-freed 1s",
+        "--page-cache",
+        "--page-cache never",
+        "--lock-memory=yes",
         "--staging 5X",
         "--user-connections 0",
         "--user-connections 4294967296",

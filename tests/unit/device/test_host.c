@@ -1,5 +1,6 @@
 /* daemon/device/host.c: memory files, filled by several workers and closed for writing. */
 #include "daemon/device/device.h"
+#include "daemon/device/host_trial.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -19,10 +20,9 @@
 
 static struct device *device;
 
-static int device_open(void **state)
+static int open_filled(enum host_fill host_fill)
 {
-    (void)state;
-    const struct device_config config = {.workers = 2};
+    const struct device_config config = {.workers = 2, .host_fill = host_fill};
     struct device **devices;
     struct device_fault fault;
     if (device_host_module.open(&config, &devices, &fault) != 1)
@@ -30,6 +30,18 @@ static int device_open(void **state)
     device = devices[0];
     free(devices);
     return 0;
+}
+
+static int device_open(void **state)
+{
+    (void)state;
+    return open_filled(HOST_FILL_WRITE);
+}
+
+static int device_open_mapped(void **state)
+{
+    (void)state;
+    return open_filled(HOST_FILL_MAP);
 }
 
 static int device_close(void **state)
@@ -109,6 +121,34 @@ static void sealed(void **state)
     assert_int_equal(pread(kept, read_back, 1, 1000), 1);
     assert_int_equal(close(kept), 0);
     device->ops->slot_fini(device, &slot);
+}
+
+/* A client writes to it, and cannot change its size. It is sealed when nobody has it mapped for writing any more. */
+static void lent(void **state)
+{
+    (void)state;
+    struct arena *arena = arena_make();
+    struct device_fault fault;
+    struct device_export export;
+    const uint64_t before = atomic_load(&device->taken);
+    assert_int_equal(device->ops->arena_lend(arena, &export, &fault), 0);
+    assert_int_equal(ftruncate(export.fd, ARENA + 1), -1);
+    assert_int_equal(ftruncate(export.fd, 0), -1);
+    char *memory = mmap(NULL, ARENA, PROT_READ | PROT_WRITE, MAP_SHARED, export.fd, 0);
+    assert_ptr_not_equal(memory, MAP_FAILED);
+    memory[5000] = 'x';
+    assert_int_equal(device->ops->arena_seal(arena, &fault), -EBUSY);
+    assert_string_equal(fault.call, "fcntl(F_ADD_SEALS)");
+    memory[5001] = 'y';
+    assert_int_equal(munmap(memory, ARENA), 0);
+    assert_int_equal(device->ops->arena_seal(arena, &fault), 0);
+    assert_int_equal(pwrite(export.fd, "z", 1, 0), -1);
+    char read_back[3];
+    assert_int_equal(device->ops->arena_read(arena, 5000, read_back, 3, &fault), 0);
+    assert_memory_equal(read_back, "xy", 3);
+    assert_true(atomic_load(&device->taken) >= before + 4096); /* what the client wrote is the model's now */
+    device->ops->arena_free(arena);
+    assert_int_equal(atomic_load(&device->taken), before);
 }
 
 /* What a process left, another takes back. */
@@ -199,12 +239,35 @@ static void several_workers(void **state)
     device->ops->arena_free(arena);
 }
 
+/* Both ways can be tried, and few workers do not try. Which is quicker is the machine's affair. */
+static void trial(void **state)
+{
+    (void)state;
+    assert_false(host_map_is_quicker(1));
+    assert_false(host_map_is_quicker(3));
+    print_message("with four workers a mapping is %s\n", host_map_is_quicker(4) ? "quicker" : "not quicker");
+    for (unsigned i = 0; i < 2; i++) { /* nothing is left of it */
+        const int fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+        static int first;
+        first = i == 0 ? fd : first;
+        assert_int_equal(fd, first);
+        close(fd);
+        (void)host_map_is_quicker(4);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sealed),
+        cmocka_unit_test(lent),
         cmocka_unit_test(adopted),
         cmocka_unit_test(several_workers),
     };
-    return cmocka_run_group_tests(tests, device_open, device_close);
+    const int failed = cmocka_run_group_tests_name("pwrite()", tests, device_open, device_close);
+    const struct CMUnitTest tests_of_trial[] = {
+        cmocka_unit_test(trial),
+    };
+    return failed + cmocka_run_group_tests_name("mapped", tests, device_open_mapped, device_close) +
+           cmocka_run_group_tests(tests_of_trial, NULL, NULL);
 }

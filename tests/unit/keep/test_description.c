@@ -74,7 +74,8 @@ static int set_up(void **state)
     assert_non_null(rig);
     rig->source = calloc(1, sizeof(*rig->source) + sizeof(rig->source->files[0]));
     assert_non_null(rig->source);
-    *rig->source = (struct source){.references = 1, .n_files = 1};
+    *rig->source = (struct source){.references = 1, .n_files = 1, .link = (char *)(uintptr_t) "/l"};
+    rig->source->files[0].path = (char *)(uintptr_t) "/p";
     fill(rig);
     struct access_entry *entries;
     assert_int_equal(access_facts_new(1, 1, &rig->model.facts, &entries), 0);
@@ -109,7 +110,8 @@ static void written_and_read(void **state)
     assert_int_equal(read.access, ACCESS_PUBLIC);
     assert_true(read.pinned && !read.changed && read.ttl == -1);
     assert_string_equal(read.origin, "/m");
-    assert_null(read.path);
+    assert_string_equal(read.link, "/l");
+    assert_string_equal(read.files[0].path, "/p");
     assert_int_equal(read.n_names, 2);
     assert_string_equal(read.names[1].text, "second");
     assert_int_equal(read.names[1].since, 6);

@@ -111,7 +111,7 @@ static struct access_facts *facts_of(const char *path, const struct access_facts
     struct device_fault fault;
     struct access_facts *facts;
     if (!*ret_source)
-        assert_int_equal(source_open_path(path, ret_source, &fault), 0);
+        assert_int_equal(source_open_path(path, ret_source, &(struct shard_paths){0}, &fault), 0);
     assert_int_equal(access_read(*ret_source, before, &facts, &fault), 0);
     return facts;
 }

@@ -46,7 +46,7 @@ static void as_it_is_laid_out(void **state)
         {.offset = 512, .bytes = 4, .form = FORM_F32},
     };
     struct gguf model = {.n_tensors = 2, .tensors = tensors};
-    const struct plan plan = {.model = &model, .placements = placements, .arena_bytes = 1024};
+    const struct plan plan = {.model = &model, .tensors = model.tensors, .placements = placements, .arena_bytes = 1024};
     struct publication publication;
     struct device_fault fault;
     assert_int_equal(publication_make(&plan, &publication, &fault), 0);
@@ -73,7 +73,7 @@ static void metadata(void **state)
     (void)state;
     struct gguf_kv kv[] = {text("bytes", "\xff\0x", 3), text("k\xc3\xa9y", "caf\xc3\xa9", 5)};
     struct gguf model = {.n_kv = 2, .kv = kv};
-    const struct plan plan = {.model = &model, .arena_bytes = 256};
+    const struct plan plan = {.model = &model, .tensors = model.tensors, .arena_bytes = 256};
     struct publication publication;
     struct device_fault fault;
     assert_int_equal(publication_make(&plan, &publication, &fault), 0);
@@ -101,7 +101,7 @@ static void a_bound_on_metadata(void **state)
     for (size_t i = 1; i < N; i++)
         kv[i] = kv[0];
     struct gguf model = {.n_kv = N, .kv = kv};
-    const struct plan plan = {.model = &model, .arena_bytes = 256};
+    const struct plan plan = {.model = &model, .tensors = model.tensors, .arena_bytes = 256};
     struct publication publication;
     struct device_fault fault;
     assert_int_equal(publication_make(&plan, &publication, &fault), 0);
@@ -134,7 +134,7 @@ static void the_call_that_failed(void **state)
 {
     (void)state;
     struct gguf model = {0};
-    const struct plan plan = {.model = &model, .arena_bytes = 256};
+    const struct plan plan = {.model = &model, .tensors = model.tensors, .arena_bytes = 256};
     signal(SIGXFSZ, SIG_IGN);
     limited(&plan, RLIMIT_NOFILE, EMFILE, "memfd_create");
     limited(&plan, RLIMIT_FSIZE, EFBIG, "write");

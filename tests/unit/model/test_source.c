@@ -41,14 +41,14 @@ static struct source *open_path(const char *path)
 {
     struct source *source = NULL;
     struct device_fault fault = {0};
-    assert_int_equal(source_open_path(path, &source, &fault), 0);
+    assert_int_equal(source_open_path(path, &source, &(struct shard_paths){0}, &fault), 0);
     return source;
 }
 
 static int refused(const char *path, struct device_fault *ret_fault)
 {
     struct source *source = NULL;
-    int r = source_open_path(path, &source, ret_fault);
+    int r = source_open_path(path, &source, &(struct shard_paths){0}, ret_fault);
     assert_true(r < 0);
     assert_null(source);
     return r;

@@ -1,12 +1,16 @@
-#include "proto/frame.h"
 #include "proto/model_file.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 /* clang-format off */
 #include <cmocka.h> /* wants the standard headers before it */
@@ -103,82 +107,73 @@ static void derived_names_are_good_whatever_comes(void **state)
     }
 }
 
-static void numbers_of_shards(void **state)
+static char folder[] = "/tmp/test_model_file.XXXXXX";
+
+static int folder_make(void **state)
 {
     (void)state;
-    static const struct {
-        const char *path;
-        unsigned n;
-    } cases[] = {
-        {"m-00001-of-00003.gguf", 3},
-        {"/models/m-00001-of-00003.gguf", 3},
-        {"-00001-of-00002.gguf", 2},
-        {"x-00001-of-00009.gguf-00001-of-00002.gguf", 2},
-        {"m-00001-of-00253.gguf", FRAME_FDS_MAX},
-        {"m-00001-of-00254.gguf", 1},
-        {"m-00001-of-99999.gguf", 1},
-        {"m-00001-of-00001.gguf", 1},
-        {"m-00001-of-00000.gguf", 1},
-        {"m-00002-of-00003.gguf", 1},
-        {"m-00001-of-3.gguf", 1},
-        {"m-00001-of-000003.gguf", 1},
-        {"m-00001-of-00003.gguf.x", 1},
-        {"m-00001-of-00003.GGUF", 1},
-        {"m-00001-of-0000a.gguf", 1},
-        {"m-00001-of--0003.gguf", 1},
-        {"m-00001-of-+0003.gguf", 1},
-        {"m-00001-of-0001/.gguf", 1},
-        {"m-00001-of-.gguf", 1},
-        {"00001-of-00003.gguf", 1},
-        {"m.gguf", 1},
-        {"", 1},
-    };
-    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
-        if (shard_count(cases[i].path) != cases[i].n)
-            fail_msg("%s: %u", cases[i].path, shard_count(cases[i].path));
+    return mkdtemp(folder) ? 0 : -1;
 }
 
-static void indexes_of_shards(void **state)
+static int folder_remove(void **state)
 {
     (void)state;
-    static const struct {
-        const char *path;
-        unsigned index;
-    } cases[] = {
-        {"m-00001-of-00003.gguf", 0},
-        {"/models/m-00002-of-00003.gguf", 1},
-        {"-00003-of-00003.gguf", 2},
-        {"m-00300-of-00300.gguf", 299}, /* more than a message can carry */
-        {"m-00004-of-00003.gguf", 0},
-        {"m-00000-of-00003.gguf", 0},
-        {"m-0000a-of-00003.gguf", 0},
-        {"m-00002-of-0000a.gguf", 0},
-        {"m-00002-or-00003.gguf", 0},
-        {"m_00002-of-00003.gguf", 0},
-        {"the-lord-of-rings.gguf", 0},
-        {"the-longest-lord-of-rings.gguf", 0},
-        {"m-00002-of-00003.GGUF", 0},
-        {"m.gguf", 0},
-        {"", 0},
-    };
-    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
-        if (shard_index(cases[i].path) != cases[i].index)
-            fail_msg("%s: %u", cases[i].path, shard_index(cases[i].path));
+    char command[64];
+    snprintf(command, sizeof(command), "rm -rf %s", folder);
+    return system(command);
 }
 
-static void paths_of_shards(void **state)
+static const char *path_of(const char *name)
+{
+    static char path[PATH_MAX];
+    snprintf(path, sizeof(path), "%s/%s", folder, name);
+    return path;
+}
+
+/* "": no name is derived. */
+static void check_link(const char *path, const char *expected)
+{
+    char name[MODEL_NAME_MAX + 1] = "";
+    if (model_name_of_link(path, name) != (expected[0] != '\0'))
+        fail_msg("%s: %s", path, name);
+    assert_string_equal(name, expected);
+}
+
+static void names_of_links_and_folders(void **state)
 {
     (void)state;
-    static const char first[] = "/a-00001-of-00007/m-00001-of-00012.gguf";
-    char path[sizeof(first)];
-    assert_int_equal(shard_path(first, 0, 12, path, sizeof(path)), 0);
-    assert_string_equal(path, first);
-    assert_int_equal(shard_path(first, 11, 12, path, sizeof(path)), 0);
-    assert_string_equal(path, "/a-00001-of-00007/m-00012-of-00012.gguf");
-    assert_int_equal(shard_path(first, 1, 12, path, sizeof(path) - 1), -ENAMETOOLONG);
-    assert_int_equal(shard_path("m.gguf", 0, 1, path, sizeof(path)), 0);
-    assert_string_equal(path, "m.gguf");
-    assert_int_equal(shard_path("m.gguf", 0, 1, path, 6), -ENAMETOOLONG);
+    static const char *const folders[] = {"models--org--tiny", "models--org--tiny/snapshots",
+                                          "models--org--tiny/snapshots/0a1b", "plain"};
+    for (size_t i = 0; i < sizeof(folders) / sizeof(folders[0]); i++)
+        assert_int_equal(mkdir(path_of(folders[i]), 0700), 0);
+    const int fd = open(path_of("plain/0123"), O_CREAT | O_RDWR | O_CLOEXEC, 0600);
+    assert_true(fd >= 0);
+    assert_int_equal(symlink("plain/0123", path_of("llama.gguf")), 0);
+    assert_int_equal(symlink("../../../plain/0123", path_of("models--org--tiny/snapshots/0a1b/model.safetensors")), 0);
+    assert_int_equal(symlink("models--org--tiny/snapshots/0a1b", path_of("link")), 0);
+    assert_int_equal(symlink("nowhere", path_of("dangling.gguf")), 0);
+
+    check_link(path_of("plain/0123"), "");
+    check_link(path_of("none"), "");
+    check_link(path_of("llama.gguf"), "llama");
+    check_link(path_of("dangling.gguf"), "dangling");
+    check_link(path_of("plain"), "plain");
+    check_link(path_of("plain/"), "plain");
+    check_link(path_of("plain/../plain/."), "plain");
+    check_link(path_of("models--org--tiny/snapshots/0a1b"), "tiny");
+    check_link(path_of("link"), "tiny");
+    check_link(path_of("models--org--tiny/snapshots/0a1b/model.safetensors"), "tiny");
+    assert_int_equal(chdir(path_of("link")), 0);
+    check_link("model.safetensors", "tiny");
+    check_link(".", "tiny");
+    check_link("..", "snapshots");
+    char descriptor[64];
+    snprintf(descriptor, sizeof(descriptor), "/proc/self/fd/%d", fd);
+    check_link(descriptor, "");
+    snprintf(descriptor, sizeof(descriptor), "/dev/fd/%d", fd);
+    check_link(descriptor, "");
+    assert_int_equal(chdir("/"), 0);
+    close(fd);
 }
 
 int main(void)
@@ -188,9 +183,7 @@ int main(void)
         cmocka_unit_test(every_byte_of_a_name),
         cmocka_unit_test(derived_names),
         cmocka_unit_test(derived_names_are_good_whatever_comes),
-        cmocka_unit_test(numbers_of_shards),
-        cmocka_unit_test(indexes_of_shards),
-        cmocka_unit_test(paths_of_shards),
+        cmocka_unit_test_setup_teardown(names_of_links_and_folders, folder_make, folder_remove),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

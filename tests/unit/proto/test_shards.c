@@ -49,11 +49,16 @@ static void put_key(struct writer *w, const char *key, uint32_t type)
     put_number(w, type, 4);
 }
 
-static void put_header(struct writer *w, uint64_t n)
+static void put_start(struct writer *w, uint64_t tensors, uint64_t n)
 {
     put(w, "GGUF\3\0\0\0", 8);
-    put_number(w, 0, 8);
+    put_number(w, tensors, 8);
     put_number(w, n, 8);
+}
+
+static void put_header(struct writer *w, uint64_t n)
+{
+    put_start(w, 0, n);
 }
 
 /* A vocabulary that is longer than what is read at once, and an array of arrays. */
@@ -209,24 +214,62 @@ static const char *path_of(const char *name)
     return path;
 }
 
-/* count 0: it says nothing. */
-static void make_file(const char *name, unsigned number, unsigned count, unsigned tensors)
+/* What a test puts into a file. count 0: it says nothing of its place. */
+struct content {
+    unsigned number, count, total;
+    unsigned first, end; /* its tensors: of those that the model has, which are named by their number */
+    const char *name;    /* the model's, in the metadata; NULL: none */
+    uint64_t split_size; /* a number with a key that begins with "split."; 0: none */
+};
+
+static void write_content(const char *name, const struct content *content)
 {
     struct writer *w = calloc(1, sizeof(*w));
-    put_header(w, count > 0 ? 3 : 0);
-    if (count > 0) {
-        put_key(w, "split.no", U16);
-        put_number(w, number, 2);
-        put_key(w, "split.count", U16);
-        put_number(w, count, 2);
-        put_key(w, "split.tensors.count", I32);
-        put_number(w, tensors, 4);
+    const bool split = content->count > 0;
+    put_start(w, content->end - content->first,
+              (split ? 3 : 0) + (content->name ? 1 : 0) + (content->split_size > 0 ? 1 : 0));
+    if (content->name) {
+        put_key(w, "general.name", STRING);
+        put_string(w, content->name);
     }
-    int fd = open(path_of(name), O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
+    if (split) {
+        put_key(w, "split.no", U16);
+        put_number(w, content->number, 2);
+        put_key(w, "split.count", U16);
+        put_number(w, content->count, 2);
+        put_key(w, "split.tensors.count", I32);
+        put_number(w, content->total, 4);
+    }
+    if (content->split_size > 0) {
+        put_key(w, "split.size", U64);
+        put_number(w, content->split_size, 8);
+    }
+    for (unsigned i = content->first; i < content->end; i++) {
+        char tensor[16];
+        snprintf(tensor, sizeof(tensor), "t%u", i);
+        put_string(w, tensor);
+        put_number(w, 1, 4);
+        put_number(w, 32, 8);
+        put_number(w, 0, 4);
+        put_number(w, 0, 8);
+    }
+    int fd = open(path_of(name), O_CREAT | O_WRONLY | O_TRUNC | O_CLOEXEC, 0600);
     assert_true(fd >= 0);
     assert_int_equal(write(fd, w->bytes, w->n), (ssize_t)w->n);
     close(fd);
     free(w);
+}
+
+/* The tensors stand in the first files, one in each; the last file has the rest. */
+static void make_file(const char *name, unsigned number, unsigned count, unsigned tensors)
+{
+    const unsigned first = number < tensors ? number : tensors;
+    const unsigned end = number + 1 == count || first == tensors ? tensors : first + 1;
+    write_content(name, &(struct content){.number = number,
+                                          .count = count,
+                                          .total = tensors,
+                                          .first = count > 0 ? first : 0,
+                                          .end = count > 0 ? end : 0});
 }
 
 static int open_file(const char *path)
@@ -303,7 +346,120 @@ static void by_content(void **state)
     shard_paths_free(&found);
     make_file("sha256-ee", 1, 3, 7); /* a second one of that number */
     assert_int_equal(shards_find(path_of("sha256-aa"), false, open_file, &found), -ENOTUNIQ);
+    assert_int_equal(found.n, 2);
+    assert_string_equal(found.paths[0], path_of("sha256-77"));
+    assert_string_equal(found.paths[1], path_of("sha256-ee"));
     shard_paths_free(&found);
+    unlink(path_of("sha256-ee"));
+    assert_int_equal(link(path_of("sha256-77"), path_of("sha256-ee")), 0); /* another name of the same file */
+    check_found("sha256-aa", false, all);
+}
+
+/* Two models in one folder whose files say the same of their places. */
+static void two_models(void **state)
+{
+    (void)state;
+    static const unsigned cuts[2][4] = {{0, 1, 3, 7}, {0, 2, 5, 7}};
+    static const char *const files[2][4] = {{"5a", "30", "11", NULL}, {"22", "a9", "04", NULL}};
+    for (size_t model = 0; model < 2; model++)
+        for (unsigned i = 0; i < 3; i++)
+            write_content(files[model][i], &(struct content){.number = i,
+                                                             .count = 3,
+                                                             .total = 7,
+                                                             .first = cuts[model][i],
+                                                             .end = cuts[model][i + 1],
+                                                             .split_size = model * 3 + i + 1});
+    for (size_t model = 0; model < 2; model++)
+        for (unsigned i = 0; i < 3; i++)
+            check_found(files[model][i], true, files[model]);
+    /* The same names in the same files: only what else the metadata says can tell. */
+    for (size_t model = 0; model < 2; model++)
+        for (unsigned i = 0; i < 3; i++)
+            write_content(files[model][i], &(struct content){.number = i,
+                                                             .count = 3,
+                                                             .total = 7,
+                                                             .first = cuts[0][i],
+                                                             .end = cuts[0][i + 1],
+                                                             .name = model ? "one" : "other"});
+    for (size_t model = 0; model < 2; model++)
+        for (unsigned i = 0; i < 3; i++)
+            check_found(files[model][i], true, files[model]);
+    struct shard_paths found;
+    write_content("11",
+                  &(struct content){.number = 2, .count = 3, .total = 7, .first = 3, .end = 7}); /* says nothing */
+    check_found("5a", false, files[0]);
+    assert_int_equal(shards_find(path_of("22"), false, open_file, &found), -ENOTUNIQ);
+    shard_paths_free(&found);
+}
+
+/* A header that ends in its tensors belongs to no other files, whatever it says before: whoever reads it tells that. */
+static void a_header_that_is_cut_short(void **state)
+{
+    (void)state;
+    make_file("00", 0, 2, 5);
+    make_file("11", 0, 2, 5);
+    make_file("22", 1, 2, 5);
+    const char *const pair[] = {"11", "22", NULL}, *const alone[] = {"00", NULL};
+    struct stat status;
+    assert_int_equal(stat(path_of("00"), &status), 0);
+    assert_int_equal(truncate(path_of("00"), status.st_size - 1), 0);
+    check_found("11", false, pair);
+    check_found("00", false, alone);
+}
+
+/* As many models as make the search long: it ends, and does not guess. */
+static void many_models(void **state)
+{
+    (void)state;
+    enum { FILES = 40, MODELS = 4 };
+    for (unsigned model = 0; model < MODELS; model++)
+        for (unsigned i = 0; i < FILES; i++) {
+            char name[16];
+            snprintf(name, sizeof(name), "%u-%u", model, i);
+            write_content(name,
+                          &(struct content){.number = i, .count = FILES, .total = FILES, .first = i, .end = i + 1});
+        }
+    struct shard_paths found;
+    alarm(60);
+    assert_int_equal(shards_find(path_of("0-0"), false, open_file, &found), -ENOTUNIQ);
+    assert_int_equal(found.n, MODELS);
+    shard_paths_free(&found);
+    for (unsigned model = 0; model < MODELS; model++) { /* now none fits, and all have to be tried */
+        char name[16];
+        snprintf(name, sizeof(name), "%u-%u", model, FILES - 1);
+        write_content(name,
+                      &(struct content){.number = FILES - 1, .count = FILES, .total = FILES, .first = 0, .end = 1});
+    }
+    const int r = shards_find(path_of("0-0"), false, open_file, &found);
+    assert_true(r == -ENOENT || r == -ENOTUNIQ);
+    shard_paths_free(&found);
+    alarm(0);
+}
+
+/* A file that has the right name, and says something else. */
+static void name_of_another(void **state)
+{
+    (void)state;
+    const char *const all[] = {"m-00001-of-00003.gguf", "right", "m-00003-of-00003.gguf", NULL};
+    const char *const named[] = {"m-00001-of-00003.gguf", "m-00002-of-00003.gguf", "m-00003-of-00003.gguf", NULL};
+    const struct content others[] = {
+        {.number = 1, .count = 3, .total = 9, .first = 1, .end = 2}, /* of a model with more tensors */
+        {.number = 1, .count = 3, .total = 7, .first = 0, .end = 1}, /* that has a name of the first file's */
+        {.number = 2, .count = 3, .total = 7, .first = 1, .end = 2}, /* of another number */
+        {.count = 0},
+    };
+    make_file("m-00001-of-00003.gguf", 0, 3, 7);
+    make_file("m-00003-of-00003.gguf", 2, 3, 7);
+    for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++) {
+        make_file("right", 1, 3, 7);
+        write_content("m-00002-of-00003.gguf", &others[i]);
+        check_found("m-00001-of-00003.gguf", false, all);
+        unlink(path_of("right"));
+        check_found("m-00001-of-00003.gguf", false, named); /* whoever reads them says what is wrong */
+    }
+    make_file("right", 1, 3, 7);
+    make_file("m-00002-of-00003.gguf", 1, 3, 7);
+    check_found("m-00001-of-00003.gguf", false, named);
 }
 
 /* A link of another name leads to a file whose name does tell. */
@@ -318,6 +474,25 @@ static void link_to_the_first(void **state)
     assert_int_equal(symlink("../m-00001-of-00002.gguf", path_of("elsewhere/link.gguf")), 0);
     const char *const all[] = {"m-00001-of-00002.gguf", "m-00002-of-00002.gguf", NULL};
     check_found("elsewhere/link.gguf", false, all);
+
+    /* A link to a link whose name tells, to files of which each is in another folder. */
+    for (unsigned i = 0; i < 2; i++) {
+        char name[64], to[80];
+        snprintf(name, sizeof(name), "store%u", i);
+        assert_int_equal(mkdir(path_of(name), 0700), 0);
+        snprintf(name, sizeof(name), "store%u/%04u", i, i);
+        make_file(name, i, 2, 5);
+        snprintf(to, sizeof(to), "../%s", name);
+        snprintf(name, sizeof(name), "elsewhere/s-%05u-of-00002.gguf", i + 1);
+        assert_int_equal(symlink(to, path_of(name)), 0);
+    }
+    assert_int_equal(symlink("elsewhere/s-00001-of-00002.gguf", path_of("friend")), 0);
+    assert_int_equal(symlink("friend", path_of("friend2")), 0);
+    const char *const stored[] = {"store0/0000", "store1/0001", NULL};
+    check_found("friend", false, stored);
+    check_found("friend2", false, stored);
+    assert_int_equal(rename(path_of("elsewhere/s-00002-of-00002.gguf"), path_of("elsewhere/other")), 0);
+    check_found("friend2", false, stored);
 }
 
 static void missing(void **state)
@@ -357,6 +532,10 @@ int main(void)
         cmocka_unit_test(what_it_does_not_say),
         cmocka_unit_test_setup_teardown(by_names, folder_make, folder_remove),
         cmocka_unit_test_setup_teardown(by_content, folder_make, folder_remove),
+        cmocka_unit_test_setup_teardown(two_models, folder_make, folder_remove),
+        cmocka_unit_test_setup_teardown(a_header_that_is_cut_short, folder_make, folder_remove),
+        cmocka_unit_test_setup_teardown(many_models, folder_make, folder_remove),
+        cmocka_unit_test_setup_teardown(name_of_another, folder_make, folder_remove),
         cmocka_unit_test_setup_teardown(link_to_the_first, folder_make, folder_remove),
         cmocka_unit_test_setup_teardown(missing, folder_make, folder_remove),
         cmocka_unit_test_setup_teardown(only_the_name_says, folder_make, folder_remove),

@@ -14,12 +14,12 @@
 #define NAME_80 "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_q.lora.a.wt"
 
 static const struct table_tensor tensors[] = {
-    {"output.weight", "q6_K", 1024, 500, 8, {16, 32}, 2, 14, 2},
-    {"blk.10.norm", "f32", 0, 128, 0, {32}, 1, 0, 1},
-    {"blk.1.norm", NULL, 256, 0, 0, {0, 4, 2, 8, 5, 6, 7, 9}, 8, 1, 2},
-    {"scalar", "type65535", 1532, 4, 0, {0}, 0, 65535, 0},
-    {"\xc3\xa9", "longer than there is room", 512, 2, 0, {1}, 1, 30, 3},
-    {NAME_80, "f32", 768, 2, 0, {1}, 1, 30, 3},
+    {"output.weight", "q6_K", 1024, 500, 8, {16, 32}, 2, 14, 2, TABLE_VIEW, NULL},
+    {"blk.10.norm", "f32", 0, 128, 0, {32}, 1, 0, 1, 0, NULL},
+    {"blk.1.norm", NULL, 256, 0, 0, {0, 4, 2, 8, 5, 6, 7, 9}, 8, 1, 2, 0, NULL},
+    {"scalar", "type65535", 1532, 4, 0, {0}, 0, 65535, 0, 0, NULL},
+    {"\xc3\xa9", "longer than there is room", 512, 2, 0, {1}, 1, 30, 3, 0, NULL},
+    {NAME_80, "f32", 768, 2, 0, {1}, 1, 30, 3, 0, NULL},
 };
 enum { n_tensors = sizeof(tensors) / sizeof(tensors[0]), ARENA = 1536 };
 
@@ -62,6 +62,7 @@ static void test_round_trip(void **state)
         assert_memory_equal(entry->shape, tensors[i].shape, sizeof(entry->shape));
         assert_int_equal(entry->type, tensors[i].type);
         assert_int_equal(entry->form, tensors[i].form);
+        assert_int_equal(entry->flags, tensors[i].flags);
         assert_int_equal(table_find(table, tensors[i].name, &found), 0);
         assert_ptr_equal(found, entry);
     }
@@ -266,18 +267,63 @@ static void test_misaligned(void **state)
     free(table);
 }
 
+/* Entries with strides, and views: what is written comes back, and what is wrong is refused. */
+static void test_strides(void **state)
+{
+    (void)state;
+    static const uint64_t first[] = {1, 8}, second[] = {0};
+    const struct table_tensor strided[] = {
+        {.name = "a", .bytes = 64, .shape = {8, 4}, .n_dims = 2, .strides = first},
+        {.name = "b", .bytes = 64, .shape = {4, 8}, .n_dims = 2, .flags = TABLE_VIEW},
+        {.name = "ccc", .bytes = 4, .shape = {4}, .n_dims = 1, .flags = TABLE_VIEW, .strides = second},
+    };
+    void *table = NULL;
+    size_t size;
+    assert_int_equal(table_build(strided, 3, 64, &table, &size), 0);
+    assert_int_equal(table_check(table, size), 0);
+    struct table_entry *entries = (struct table_entry *)(uintptr_t)table_entry(table, 0);
+    assert_non_null(entries);
+    assert_memory_equal(table_strides(table, &entries[0]), first, sizeof(first));
+    assert_null(table_strides(table, table_entry(table, 1)));
+    assert_memory_equal(table_strides(table, table_entry(table, 2)), second, sizeof(second));
+    assert_int_equal(entries[1].flags, TABLE_VIEW);
+    assert_int_equal(entries[2].flags & 0xff, TABLE_VIEW | TABLE_STRIDED);
+    const struct table_entry *found;
+    assert_int_equal(table_find(table, "ccc", &found), 0);
+    assert_ptr_equal(found, &entries[2]);
+
+    const uint32_t wrong[] = {TABLE_STRIDED | 2u << TABLE_STRIDES_SHIFT, 8, 1u << TABLE_STRIDES_SHIFT, ~0u};
+    const uint32_t right = entries[0].flags;
+    for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
+        entries[0].flags = wrong[i];
+        assert_null(table_entry(table, 0));
+    }
+    entries[0].flags = right;
+    uint64_t *strides = (uint64_t *)(uintptr_t)table_strides(table, &entries[0]);
+    strides[0] = (uint64_t)INT64_MAX + 1;
+    assert_null(table_entry(table, 0));
+    strides[0] = 1;
+    strides[2] = 1;
+    assert_null(table_entry(table, 0));
+    strides[2] = 0;
+    assert_non_null(table_entry(table, 0));
+    struct table_header *header = table;
+    const uint32_t numbers[] = {0, 1, 3, TABLE_STRIDES_MAX + 1, UINT32_MAX};
+    for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
+        header->n_strided = numbers[i];
+        assert_int_equal(table_check(table, size), -EBADMSG);
+    }
+    free(table);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_round_trip),
-        cmocka_unit_test(test_empty),
-        cmocka_unit_test(test_many),
-        cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_refused_entries),
-        cmocka_unit_test(test_refused_index),
-        cmocka_unit_test(test_other_version),
-        cmocka_unit_test(test_unterminated),
-        cmocka_unit_test(test_cut),
+        cmocka_unit_test(test_strides),       cmocka_unit_test(test_round_trip),
+        cmocka_unit_test(test_empty),         cmocka_unit_test(test_many),
+        cmocka_unit_test(test_refused),       cmocka_unit_test(test_refused_entries),
+        cmocka_unit_test(test_refused_index), cmocka_unit_test(test_other_version),
+        cmocka_unit_test(test_unterminated),  cmocka_unit_test(test_cut),
         cmocka_unit_test(test_misaligned),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

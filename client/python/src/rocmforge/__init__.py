@@ -12,24 +12,31 @@
 """
 
 from ._calls import LoadAttachOptions, LoadOptions, PlanOptions
+from ._leases import keep_leases
 from ._metadata import MetadataUnavailable
-from .client import Client, attach, connect, load, load_attach
+from ._publish import CreateOptions, Creation, PublishOptions
+from .client import Client, attach, connect, load, load_attach, publish
 from .errors import (
-    Cancelled, Closed, ConnectionLost, DeadlineExceeded, DeviceError, DeviceNotFound, Error, ExpectedMore, FileChanged,
-    FileError, InterfaceNotFound, InUse, InvalidMessage, InvalidModel, InvalidParameter, LeaseNotFound, LibraryError,
-    LibraryNotFound, LimitExceeded, MethodNotFound, MethodNotImplemented, ModelBusy, ModelNotFound, NameInUse, NoDaemon,
-    OutOfDeviceMemory, PermissionDenied, ProtocolError, ShuttingDown, UnsupportedDtype, UnsupportedType, WireError,
+    AmbiguousFiles, Cancelled, Closed, ConnectionLost, CreationNotFound, DeadlineExceeded, DeviceError, DeviceNotFound,
+    Error, ExpectedMore, FileChanged, FileError, InterfaceNotFound, InUse, InvalidLayout, InvalidManifest,
+    InvalidMessage, InvalidModel, InvalidParameter, LeaseNotFound, LibraryError, LibraryNotFound, LimitExceeded,
+    MethodNotFound, MethodNotImplemented, ModelBusy, ModelNotFound, NameInUse, NoDaemon, NoFile, OutOfDeviceMemory,
+    PermissionDenied, ProtocolError, ShuttingDown, StillWritable, UnsupportedDtype, UnsupportedType, WireError,
 )  # fmt: skip
 from .model import Model
+from .replies import Group, NewTensor, Published, Tp
 from .tensor import Tensor
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Cancelled", "Client", "Closed", "ConnectionLost", "DeadlineExceeded", "DeviceError", "DeviceNotFound", "Error",
-    "ExpectedMore", "FileChanged", "FileError", "InUse", "InterfaceNotFound", "InvalidMessage", "InvalidModel",
-    "InvalidParameter", "LeaseNotFound", "LibraryError", "LibraryNotFound", "LimitExceeded", "LoadAttachOptions",
-    "LoadOptions", "MetadataUnavailable", "MethodNotFound", "MethodNotImplemented", "Model", "ModelBusy",
-    "ModelNotFound", "NameInUse", "NoDaemon", "OutOfDeviceMemory", "PermissionDenied", "PlanOptions", "ProtocolError",
-    "ShuttingDown", "Tensor", "UnsupportedDtype", "UnsupportedType", "WireError", "attach", "connect", "load", "load_attach",
+    "AmbiguousFiles", "Cancelled", "Client", "Closed", "ConnectionLost", "CreateOptions", "Creation",
+    "CreationNotFound", "DeadlineExceeded", "DeviceError", "DeviceNotFound", "Error", "ExpectedMore", "FileChanged",
+    "FileError", "Group", "InUse", "InterfaceNotFound", "InvalidLayout", "InvalidManifest", "InvalidMessage",
+    "InvalidModel", "InvalidParameter", "LeaseNotFound", "LibraryError", "LibraryNotFound", "LimitExceeded",
+    "LoadAttachOptions", "LoadOptions", "MetadataUnavailable", "MethodNotFound", "MethodNotImplemented", "Model",
+    "ModelBusy", "ModelNotFound", "NameInUse", "NewTensor", "NoDaemon", "NoFile", "OutOfDeviceMemory",
+    "PermissionDenied", "PlanOptions", "ProtocolError", "PublishOptions", "Published", "ShuttingDown", "StillWritable",
+    "Tensor", "Tp", "UnsupportedDtype", "UnsupportedType", "WireError", "attach", "connect", "keep_leases", "load",
+    "load_attach", "publish",
 ]  # fmt: skip

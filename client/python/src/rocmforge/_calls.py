@@ -6,9 +6,11 @@ import math
 import os
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, TypedDict, Union
 
+from . import _layout
 from ._files import Paths, first, link_name
+from ._layout import TpOption
 from ._varlink import FDS_MAX
-from .replies import FormRule, ModelInfo
+from .replies import FormRule, Group, ModelInfo
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing from Python 3.11 on
@@ -30,6 +32,9 @@ class PlanOptions(TypedDict, total=False):
     name: Optional[str]
     form: Optional[str]
     forms: Forms
+    layout: Optional[str]
+    groups: Optional[Sequence[Group]]
+    tp: TpOption
     device: Optional[str]
     dequant: Optional[str]
     private: bool
@@ -60,6 +65,9 @@ def plan(
     name: Optional[str] = None,
     form: Optional[str] = None,
     forms: Forms = None,
+    layout: Optional[str] = None,
+    groups: Optional[Sequence[Group]] = None,
+    tp: TpOption = None,
     device: Optional[str] = None,
     dequant: Optional[str] = None,
     private: bool = False,
@@ -72,6 +80,9 @@ def plan(
         "name": name or (link_name(path) if fds is not None else None),
         "form": form,
         "forms": rules(forms),
+        "layout": layout,
+        "groups": _layout.groups(groups),
+        "tp": _layout.tp(path, tp),
         "device": device,
         "dequant": dequant,
         "private": private or None,

@@ -134,14 +134,17 @@ def capsule(
     device: Tuple[int, int],
     versioned: bool,
     flags: int,
+    strides: Optional[Tuple[int, ...]] = None,
 ) -> Any:
-    """A PyCapsule "dltensor", or "dltensor_versioned" with flags, of contiguous elements at an address. `keeps` is kept
-    alive until the consumer has finished."""
+    """A PyCapsule "dltensor", or "dltensor_versioned" with flags, of elements at an address: contiguous ones, unless there
+    are strides. `keeps` is kept alive until the consumer has finished."""
     managed: Any = _ManagedVersioned() if versioned else _Managed()
     stride = 1
     for i in range(len(shape) - 1, -1, -1):
         managed.shape[i], managed.strides[i] = shape[i], stride
         stride *= shape[i]
+    for i, step in enumerate(strides or ()):
+        managed.strides[i] = step
     tensor = managed.tensor
     tensor.data = address or None
     tensor.device.device_type, tensor.device.device_id = device

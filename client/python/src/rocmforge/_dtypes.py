@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Mapping, NamedTuple, Optional, Tuple
 
 from .errors import UnsupportedDtype
 
@@ -41,6 +41,11 @@ _DTYPES: Dict[str, Dtype] = {
     "f8_e8m0": Dtype("float8_e8m0fnu", 1, 14, None),
 }
 BLOCKS = Dtype("uint8", 1, _UINT, "|u1")
+
+
+def all_types() -> Mapping[str, Dtype]:
+    """Every type whose elements are numbers of their own, by the daemon's name of it."""
+    return _DTYPES
 
 
 def array_type(form: str, type_: str, shape: Tuple[int, ...], nbytes: int) -> Tuple[Dtype, Tuple[int, ...]]:

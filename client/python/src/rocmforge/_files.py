@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno as errnos
 import json
 import os
 import re
 import stat
 from contextlib import contextmanager, nullcontext
 from typing import ContextManager, Iterator, List, Optional, Sequence, Union
+
+from . import _library, errors
 
 Path = Union[str, "os.PathLike[str]"]
 # A model's file, the first file of a split model, or all its files.
@@ -30,12 +33,16 @@ def first(path: Paths) -> Path:
 
 def shard_paths(path: Paths) -> List[str]:
     """The files of a model, in order. If the path is the first file of a split model: all its files. If it is a folder:
-    those that its index names. Else the path itself, or the given paths. OSError: the index cannot be read; ValueError:
-    it is wrong.
+    those that its index names. Else the path itself, or the given paths. Without the library, files of a split model
+    are found by their names only. OSError: a file or the index cannot be read, or others are missing; ValueError: the
+    index is wrong; AmbiguousFiles.
     """
     if not isinstance(path, (str, os.PathLike)):
         return [os.fspath(one) for one in path]
     text = os.fspath(path)
+    found = _found(text)
+    if found is not None:
+        return found
     if os.path.isdir(text):
         return _folder_files(text)
     match = _SHARD.search(text)
@@ -43,6 +50,27 @@ def shard_paths(path: Paths) -> List[str]:
         return [text]
     stem = text[: match.start()]
     return [f"{stem}-{i:05}-of-{match[2]}.{match[3]}" for i in range(1, int(match[2]) + 1)]
+
+
+def _found(path: str) -> Optional[List[str]]:
+    """What the library finds, as rfctl does. None: there is no library, or one that is too old; or there is something
+    else than a file, or a folder whose index is wrong.
+    """
+    try:
+        find = getattr(_library.library(), "rf_model_files", None)
+    except errors.LibraryNotFound:
+        find = None
+    if find is None:
+        return None
+    paths: List[str] = []
+    result = -find(os.fsencode(path), _library.FileFunction(lambda _, file: paths.append(os.fsdecode(file))), None)
+    if result in (errnos.EINVAL, errnos.EBADMSG):
+        return None
+    if result == errnos.ENOTUNIQ:
+        raise errors.AmbiguousFiles("io.rocmforge.AmbiguousFiles", {"path": path, "files": paths})
+    if result:
+        raise OSError(result, os.strerror(result), paths[0] if paths else path)
+    return paths
 
 
 def _folder_name(folder: str) -> str:

@@ -18,6 +18,7 @@ from . import errors
 
 SONAME = "librocmforge.so.0"
 DIMS_MAX = 8  # RF_DIMS_MAX
+TENSOR_VIEW = 1  # RF_TENSOR_VIEW
 
 
 class CTensor(Structure):
@@ -34,7 +35,9 @@ class CTensor(Structure):
         ("bytes", c_uint64),
         ("data", c_void_p),
         ("padding", c_uint64),
-        ("reserved", c_void_p * 3),
+        ("flags", c_uint64),
+        ("strides", POINTER(c_uint64)),
+        ("reserved", c_void_p * 1),
     ]
 
 
@@ -62,9 +65,17 @@ _FUNCTIONS: Dict[str, Any] = {
     "rf_model_find": (c_int, c_void_p, c_char_p, POINTER(CTensor)),
 }
 
+FileFunction = ctypes.CFUNCTYPE(None, c_void_p, c_char_p)  # rf_file_fn
+
 # Functions that an older library lacks. The package works without them.
 _OPTIONAL: Dict[str, Any] = {
+    "rf_model_files": (c_int, c_char_p, FileFunction, c_void_p),
     "rf_model_header": (c_void_p, c_void_p, POINTER(c_size_t)),
+    "rf_reconnect": (c_int, c_void_p, ctypes.c_double),
+    "rf_model_leased": (c_int, c_void_p),
+    "rf_creation_of": (c_int, c_void_p, c_char_p, c_int, POINTER(c_void_p)),
+    "rf_creation_data": (c_void_p, c_void_p),
+    "rf_creation_forget": (None, c_void_p),
 }
 
 _lock = threading.Lock()

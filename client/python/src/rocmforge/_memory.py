@@ -7,18 +7,36 @@ left, or when no object refers to the Attachment any more. Arrays, tensors and b
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
+import errno
 import os
+import select
 import socket
 import struct
 import threading
+import time
+import weakref
 from ctypes import byref, c_void_p
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Tuple
 
 from . import _fork, _library, errors
 
+if TYPE_CHECKING:
+    from ._leases import Keeper
+
 # The limit for calls that the daemon answers at once. Without a limit a destructor could wait for ever.
 _ANSWER_SECONDS = 60
+
+# How often a model that is used looks whether its connection has ended.
+_LOOK_SECONDS = 1.0
+
+# Of rf_reconnect(): no daemon is there, or it has gone again.
+_MAY_COME = (-errno.ENOENT, -errno.ECONNREFUSED, -errno.ECONNRESET, -errno.ETIMEDOUT)
+
+# All of this process, and what watches their connections if somebody has asked for that: see _leases.
+attachments: weakref.WeakSet[Attachment] = weakref.WeakSet()
+keeper: Optional[Keeper] = None
 
 _exiting = False
 
@@ -47,6 +65,8 @@ class Entry(NamedTuple):
     offset: int
     nbytes: int
     address: int
+    is_view: bool = False  # of other tensors' bytes
+    strides: Optional[Tuple[int, ...]] = None  # in elements; None: they lie one behind the other
 
 
 def _entry(tensor: _library.CTensor) -> Entry:
@@ -58,6 +78,8 @@ def _entry(tensor: _library.CTensor) -> Entry:
         tensor.offset,
         tensor.bytes,
         tensor.data or 0,
+        bool(tensor.flags & _library.TENSOR_VIEW),
+        tuple(tensor.strides[: tensor.n_dims]) if tensor.strides else None,
     )
 
 
@@ -88,6 +110,7 @@ class Attachment:
         self.views: Dict[int, None] = {}  # a dictionary's operations are atomic; by id(), so that none is kept
         self.closing = False
         self._lock = threading.RLock()
+        self._looked = time.monotonic()
         self._client = c_void_p()
         self._model = c_void_p()
         _fork.renew_in_child(self)
@@ -119,6 +142,9 @@ class Attachment:
         self.pci = _library.text(lib.rf_model_device_pci(model)) or None
         self.address = int(lib.rf_model_data(model) or 0)
         self.nbytes = int(lib.rf_model_bytes(model))
+        attachments.add(self)
+        if keeper:
+            keeper.add(self)
 
     def after_fork(self) -> None:
         self._lock = threading.RLock()
@@ -147,6 +173,54 @@ class Attachment:
                 "a GPU's memory that the parent attached to cannot be used in a process forked from it: "
                 f"call rocmforge.attach({self.name!r}) in the child"
             )
+        now = time.monotonic()
+        if now > self._looked + _LOOK_SECONDS:
+            self._looked = now
+            with contextlib.suppress(errors.Error):
+                self.try_again()
+
+    # --- its lease ---
+
+    def fd(self) -> int:
+        """The socket of its connection; -1: it has none."""
+        with self._lock:
+            return int(self._lib.rf_client_fd(self._client)) if self._client else -1
+
+    def leased(self) -> bool:
+        """Whether this process has a lease, as far as is known."""
+        with self._lock:
+            if not self._model or os.getpid() != self.pid or self._ended():
+                return False
+            function = getattr(self._lib, "rf_model_leased", None)
+            return bool(function(self._model)) if function else True
+
+    def _ended(self) -> bool:
+        """Whether the connection has. With the lock."""
+        fd = self.fd()
+        if fd < 0:
+            return True
+        poll = select.poll()
+        poll.register(fd, select.POLLRDHUP)
+        return bool(poll.poll(0))
+
+    def try_again(self) -> bool:
+        """If the connection has ended, connects again and takes the lease again. False: no daemon can be reached now.
+        ModelNotFound: the daemon does not have the model any more."""
+        with self._lock:
+            if not self._model or os.getpid() != self.pid:
+                raise errors.Closed(f"the model '{self.name}' was closed, or belongs to the parent process")
+            if self.leased():
+                return True
+            function = getattr(self._lib, "rf_reconnect", None)
+            if function is None:
+                raise errors.LibraryError(errno.ENOSYS, "the library is too old to connect again")
+            result = function(self._client, 0.0) if self._ended() else -errno.ESTALE
+            if result == -errno.ESTALE:
+                raise errors.from_wire(f"{errors.INTERFACE}.ModelNotFound", {"name": self.name})
+            if result in _MAY_COME:
+                return False
+            self._check(result)
+            return True
 
     def view(self) -> View:
         # No view may be made after close() looked at the views and before it frees the memory.
@@ -213,6 +287,8 @@ class Attachment:
             if exiting() or not self._client:
                 return
             with self._lock:
+                if keeper:
+                    keeper.remove(self._lib.rf_client_fd(self._client))
                 client, model = self._client, self._model
                 self._client, self._model = c_void_p(), c_void_p()
             if model:

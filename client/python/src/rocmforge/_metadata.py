@@ -34,6 +34,16 @@ def read(attachment: Attachment, info: ModelInfo, path: Optional[str]) -> Dict[s
         raise MetadataUnavailable(f"the header of '{info['name']}' is wrong: {error}") from None
 
 
+def published(attachment: Attachment, info: ModelInfo) -> Any:
+    """What the publisher of a model gave as its metadata; None: nothing. MetadataUnavailable."""
+    header = attachment.header()
+    text = _of_json(header, info).get("metadata") if header is not None else None
+    try:
+        return json.loads(text) if text is not None else None
+    except ValueError:  # it is no JSON
+        return text
+
+
 def _of_json(header: bytes, info: ModelInfo) -> Dict[str, Any]:
     """The strings of __metadata__."""
     try:

@@ -177,6 +177,8 @@ class Link:
         self._pid = os.getpid()
         self._end = time.monotonic() + CONNECT_TIMEOUT
         self._reader = Reader()
+        self.keep_fds = False  # of the descriptors that come beside replies: take_fds() gives them; else they are closed
+        self._kept: List[int] = []
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self._socket.setblocking(False)
 
@@ -235,6 +237,7 @@ class Link:
     def close(self) -> None:
         self._socket.close()
         self._reader.close()
+        close_all(self.take_fds())
 
     def _push(self, data: bytes, fds: Sequence[int]) -> bytes:
         """Sends descriptors and as much of the data as the socket takes at once. Returns the rest. ConnectionLost; and
@@ -251,7 +254,7 @@ class Link:
             raise ConnectionLost(f"sending to the daemon failed: {error.strerror or error}") from None
 
     def _fetch(self) -> Optional[bytes]:
-        """The next message, whose descriptors are closed. Receives once if it is not there yet. None: it is not complete
+        """The next message, whose descriptors are closed, or kept. Receives once if it is not there yet. None: it is not complete
         even then. ConnectionLost; and BlockingIOError, if the socket does not block."""
         message = self._reader.next()
         if message is None:
@@ -259,8 +262,16 @@ class Link:
             message = self._reader.next()
         if message is None:
             return None
-        close_all(message[1])
+        if self.keep_fds:
+            self._kept += message[1]
+        else:
+            close_all(message[1])
         return message[0]
+
+    def take_fds(self) -> List[int]:
+        """The descriptors that came since keep_fds was set, which the caller then owns."""
+        fds, self._kept = self._kept, []
+        return fds
 
     def _receive(self) -> None:
         self._is_ours()

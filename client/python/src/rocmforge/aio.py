@@ -16,15 +16,16 @@ import asyncio
 import contextlib
 import inspect
 import os
-from typing import TYPE_CHECKING, Any, AsyncGenerator, AsyncIterator, Callable, Dict, Generator, List, NoReturn
-from typing import Optional, Sequence, Tuple, Type, TypeVar, cast
+from typing import TYPE_CHECKING, Any, AsyncGenerator, AsyncIterator, Callable, Dict, Generator, List, Mapping
+from typing import NoReturn, Optional, Sequence, Tuple, Type, TypeVar, Union, cast
 
-from . import _calls, _progress
+from . import _calls, _progress, _publish
 from ._calls import LoadAttachOptions, LoadOptions, PlanOptions
 from ._draining import Drains
 from ._files import Path, Paths, first, opened_or_not
 from ._memory import Attachment
 from ._progress import ProgressOption
+from ._publish import CreateOptions, Creation, Wanted
 from ._varlink import CONNECT_RETRY, FDS_MAX, Exchange, Link, check_fds, default_socket, encode
 from .errors import Closed, ConnectionLost, Error, ProtocolError
 from .model import Model
@@ -411,6 +412,48 @@ class Client:
         if watcher:
             watcher.add(attachment)
         return Model(attachment, info, path)
+
+    # --- publishing ---
+
+    async def publish(
+        self,
+        name: str,
+        tensors: Mapping[str, Any],
+        *,
+        metadata: Any = None,
+        pin: bool = False,
+        ttl: Optional[int] = None,
+        progress: ProgressOption = None,
+        **options: Unpack[CreateOptions],
+    ) -> Model:
+        """A thread waits, and copies the tensors. They must not change meanwhile."""
+        work = _publish.Work(self.socket, name, options)
+        return cast(Model, await self._worked(work, lambda: work.publish(tensors, metadata, pin, ttl, progress)))
+
+    async def create(
+        self,
+        name: str,
+        tensors: Optional[Wanted] = None,
+        *,
+        nbytes: Optional[int] = None,
+        progress: ProgressOption = None,
+        **options: Unpack[CreateOptions],
+    ) -> Union[Creation, Model]:
+        """A thread waits. The Creation's own calls block."""
+        work = _publish.Work(self.socket, name, options)
+        return await self._worked(work, lambda: work.create(_publish.wanted(tensors), nbytes, progress))
+
+    async def _worked(self, work: _publish.Work, run: Callable[[], Union[Creation, Model]]) -> Union[Creation, Model]:
+        self._check()
+        watcher = await self._watching()
+        try:
+            made = await asyncio.get_running_loop().run_in_executor(None, run)
+        except asyncio.CancelledError:
+            work.abort()  # the thread ends soon; what it has of the daemon goes with its connection
+            raise
+        if watcher and isinstance(made, Model):
+            watcher.add(made._attachment)
+        return made
 
     async def on_draining(self, function: Optional[Callable[[str], object]]) -> None:
         """As in the blocking client, but the function is called by the event loop. It may be a coroutine function."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NoReturn, Optional, Sequence
-from typing import Tuple, Type, cast
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, NoReturn, Optional, Sequence
+from typing import Tuple, Type, Union, cast
 
-from . import _calls, _fork, _progress
+from . import _calls, _fork, _progress, _publish
 from ._calls import LoadAttachOptions, LoadOptions, PlanOptions
 from ._draining import Watcher
 from ._files import Path, Paths, first, opened_or_not
 from ._memory import Attachment
 from ._progress import ProgressOption
+from ._publish import CreateOptions, Creation, PublishOptions, Wanted
 from ._varlink import FDS_MAX, Connection, default_socket
 from .errors import Closed, ConnectionLost
 from .model import Model
@@ -173,6 +174,10 @@ class Client:
             form: "auto" (default: quantised tensors become f16), "native", "f32", "f16", "bf16".
             forms: other forms for tensors whose names match a pattern: {"*norm*": "f32"}. If several patterns match,
                 the last one is used.
+            layout: "vllm": tensors that vLLM fuses stand as neighbours, and the model has the fused tensors, too; "hf": of
+                a GGUF file of Llama, the rows of q and k are in transformers' order. Default: as in the file.
+            groups: further groups of neighbours: a list of rocmforge.Group.
+            tp: (rank, size): loads only this part of a model that `size` processes share.
             device: "auto", "host", "cuda", "hip:0", ...
             dequant: where blocks are decoded: "auto", "cpu", "gpu".
             wait: return only when the model is resident. If this is interrupted and no other client waits, the load is
@@ -317,6 +322,81 @@ class Client:
             watcher.add(attachment)
         return Model(attachment, info, path)
 
+    # --- publishing ---
+
+    def publish(
+        self,
+        name: str,
+        tensors: Mapping[str, Any],
+        *,
+        metadata: Any = None,
+        pin: bool = False,
+        ttl: Optional[int] = None,
+        progress: ProgressOption = None,
+        **options: Unpack[CreateOptions],
+    ) -> Model:
+        """Makes a model of tensors of this process, and attaches to it: a state_dict, or another mapping of names to
+        NumPy arrays, PyTorch tensors or tensors of attached models. Their bytes are copied once; from then on this is a
+        model like any other, for every process. Tensors that share bytes here, as tied weights do, share them there, and
+        strides stay.
+
+        Args:
+            key: says what the tensors hold: whatever would make their bytes differ has to be in it. If there is a model
+                with this key already, nothing is copied, and that model is attached to. If another process is making
+                it, waits for it. So many processes can call this, and one of them does the work: see create(), to do
+                the work only then.
+            metadata: whatever else to say of the model, a str, or what JSON can say; at most 1 MiB. Model.published has
+                it, and Model.metadata().
+            any_publisher: a model with this key counts also if another user published it, whom the daemon does not
+                trust. Default: this user's, root's, and those of the daemon's own user.
+            device: default: where the tensors are.
+            wait: False: ModelBusy, if another process is making a model with this key.
+            private: only this user sees the model; public: every user sees it. Default: this user, root and the
+                daemon's own user.
+            wait_for_memory, pin, ttl, replace, deadline, progress: as in load().
+
+        TypeError: something is no tensor with memory of its own. UnsupportedDtype.
+        """
+        self._check()
+        watcher = self._watching()
+        work = _publish.Work(self.socket, name, options)
+        model = work.publish(tensors, metadata, pin, ttl, progress)
+        if watcher:
+            watcher.add(model._attachment)
+        return model
+
+    def create(
+        self,
+        name: str,
+        tensors: Optional[Wanted] = None,
+        *,
+        nbytes: Optional[int] = None,
+        progress: ProgressOption = None,
+        **options: Unpack[CreateOptions],
+    ) -> Union[Creation, Model]:
+        """Takes memory for a model that this process then fills and publishes: the lower layer of publish(). If there is
+        a model with this `key`, or another process makes one meanwhile, returns that Model, attached. So:
+
+            made = rf.create("m", {"a": ("float32", (2, 3))}, key=key)
+            if isinstance(made, rocmforge.Creation):
+                with made:
+                    made.array("a")[:] = compute()
+                    made = made.publish()
+
+        Args:
+            tensors: a mapping of names to pairs of a type ("float16", or "q4_K") and a shape; or a list of
+                rocmforge.NewTensor, which may have strides and offsets. None: publish() is told them.
+            nbytes: of the memory. Default: as many as the tensors need.
+
+        The other options are those of publish(); the daemon chooses the device unless it is given.
+        """
+        self._check()
+        watcher = self._watching()
+        made = _publish.Work(self.socket, name, options).create(_publish.wanted(tensors), nbytes, progress)
+        if watcher and isinstance(made, Model):
+            watcher.add(made._attachment)
+        return made
+
     def on_draining(self, function: Optional[Callable[[str], object]]) -> None:
         """Sets a function that is called when an attached model should be closed, because it is unloaded by force or
         its device was lost. The function gets the model's name, and runs on a thread of its own. The user should then
@@ -347,8 +427,8 @@ class Client:
 
     def reattach(self, name: str, token: str) -> Dict[str, Any]:
         """Takes a lease again on a model whose memory is still mapped, after the connection or the daemon has ended:
-        for who called Attach by call(), whose reply has the token. A Model does not do this by itself. The reply has
-        "lease" and "model". ModelNotFound, if there is no such model any more."""
+        for who called Attach by call(), whose reply has the token. A Model has reconnect(). The reply has "lease" and
+        "model". ModelNotFound, if there is no such model any more."""
         return self.call("Reattach", {"name": name, "token": token})
 
     def detach(self, lease: int) -> None:
@@ -393,6 +473,20 @@ def attach(
     """Client.attach() with a new connection. The model stays attached when that connection is closed."""
     with connect(socket) as client:
         return client.attach(name, deadline=deadline, progress=progress)
+
+
+def publish(
+    name: str,
+    tensors: Mapping[str, Any],
+    *,
+    metadata: Any = None,
+    progress: ProgressOption = None,
+    socket: Optional[Path] = None,
+    **options: Unpack[PublishOptions],
+) -> Model:
+    """Client.publish() with a new connection. The model stays attached when that connection is closed."""
+    with connect(socket) as client:
+        return client.publish(name, tensors, metadata=metadata, progress=progress, **options)
 
 
 def load_attach(

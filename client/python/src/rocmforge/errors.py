@@ -176,6 +176,59 @@ class UnsupportedType(WireError):
     type: str
 
 
+class InvalidLayout(WireError):
+    """The layout does not fit the model. `tensor` and `group`: which one, or None."""
+
+    sentence = "the layout does not fit the model"
+    defaults = {"tensor": None, "group": None}
+    reason: str
+    tensor: Optional[str]
+    group: Optional[str]
+
+    def _detail(self) -> str:
+        where = [f"'{self.tensor}'"] if self.tensor else []
+        where += [f"group '{self.group}'"] if self.group else []
+        return ": ".join([self.reason, *where])
+
+
+class NoFile(WireError):
+    """Model `name` was published: there is no file to compare it with."""
+
+    sentence = "the model was published: there is no file to compare it with"
+    detail = "'{name}'"
+    name: str
+
+
+class CreationNotFound(WireError):
+    """The connection has no `creation` with this number: it has ended, or Publish of it is under way."""
+
+    sentence = "no such creation on this connection"
+    detail = "{creation}"
+    creation: int
+
+
+class InvalidManifest(WireError):
+    """The list of tensors, or the metadata, is not valid. `tensor`: which one, by its place in the list; or None."""
+
+    sentence = "the list of tensors, or the metadata, is not valid"
+    defaults = {"tensor": None}
+    reason: str
+    tensor: Optional[int]
+
+    def _detail(self) -> str:
+        return self.reason if self.tensor is None else f"tensor {self.tensor}: {self.reason}"
+
+
+class StillWritable(WireError):
+    """A process has the memory of the creation still mapped for writing. The `call` failed with `code`, `text`."""
+
+    sentence = "the memory is still mapped for writing"
+    detail = "{call}: {text}"
+    call: str
+    code: int
+    text: str
+
+
 class DeviceNotFound(WireError):
     """There is no such `device`. `reason`: why, if the name alone does not explain it; else None."""
 
@@ -224,6 +277,17 @@ class FileError(WireError):
     call: str
     code: int
     text: str
+
+
+class AmbiguousFiles(WireError):
+    """The file at `path` is one of several of a split model, and `files`, beside it, may be the same one of them."""
+
+    sentence = "several files may be the same one of this split model; name all its files"
+    path: str
+    files: List[str]
+
+    def _detail(self) -> str:
+        return ", ".join(self.files)
 
 
 class LimitExceeded(WireError):
@@ -319,9 +383,9 @@ class ExpectedMore(WireError):
 
 
 _OURS: List[Type[WireError]] = [
-    ModelNotFound, NameInUse, ModelBusy, InvalidModel, FileChanged, UnsupportedType, DeviceNotFound,
-    OutOfDeviceMemory, DeviceError, FileError, LimitExceeded, PermissionDenied, Cancelled, DeadlineExceeded,
-    LeaseNotFound, InvalidMessage, ShuttingDown,
+    ModelNotFound, NameInUse, ModelBusy, InvalidModel, FileChanged, UnsupportedType, InvalidLayout, DeviceNotFound,
+    OutOfDeviceMemory, DeviceError, FileError, AmbiguousFiles, LimitExceeded, PermissionDenied, Cancelled, DeadlineExceeded,
+    LeaseNotFound, InvalidMessage, ShuttingDown, NoFile, CreationNotFound, InvalidManifest, StillWritable,
 ]  # fmt: skip
 _VARLINKS: List[Type[WireError]] = [
     InterfaceNotFound, MethodNotFound, MethodNotImplemented, InvalidParameter, ExpectedMore,

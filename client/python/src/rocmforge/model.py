@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, Dict, Iterator, Mapping, NoReturn, Optional, Type
 
 from . import _metadata
 from ._memory import Attachment, Entry
-from .errors import Closed, InUse
-from .replies import ModelInfo, TensorInfo
+from .errors import Closed, InUse, NoDaemon
+from .replies import ModelInfo, Published, TensorInfo
 from .tensor import Tensor
 
 if TYPE_CHECKING:
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
     import numpy as _np
     import torch as _torch
+
+# Between two tries to reach a daemon.
+_RETRY_SECONDS = 0.01
 
 
 class Model(Mapping[str, Tensor]):
@@ -76,6 +80,30 @@ class Model(Mapping[str, Tensor]):
         return self._attachment.closing
 
     @property
+    def leased(self) -> bool:
+        """Whether the daemon keeps the memory for this process. False after the daemon has ended, until the next one has
+        given the lease again; what is mapped can be read all the same."""
+        return self._attachment.leased()
+
+    def reconnect(self, seconds: float = 30) -> None:
+        """After the daemon has ended: waits at most so long for the next one, and takes the lease again. Arrays and
+        tensors stay as they are. Does nothing while the connection stands. A model does this by itself when it is used;
+        rocmforge.keep_leases() has it done at once.
+
+        ModelNotFound: the daemon does not have the model any more; what is mapped can still be read, but does not count
+        in the daemon's memory. NoDaemon: none was there in that time. Closed.
+        """
+        if not seconds >= 0:
+            raise ValueError(f"not a valid number of seconds: {seconds}")
+        if self.closed:
+            raise Closed(f"the model '{self.name}' was closed")
+        end = time.monotonic() + seconds
+        while not self._attachment.try_again():
+            if time.monotonic() >= end:
+                raise NoDaemon(f"no daemon could be reached for {seconds:g} s")
+            time.sleep(_RETRY_SECONDS)
+
+    @property
     def views(self) -> int:
         """How many arrays, tensors and buffers of this package refer to the memory. Slices of an array do not count
         separately.
@@ -133,9 +161,10 @@ class Model(Mapping[str, Tensor]):
     # --- what it says ---
 
     def info(self, name: str) -> TensorInfo:
-        """The daemon's description of a tensor: type, form, shape of its elements, offset, size. KeyError."""
+        """The daemon's description of a tensor: type, form, shape of its elements, offset, size, view.
+        KeyError."""
         tensor = self[name]
-        return {
+        info: TensorInfo = {
             "name": tensor.name,
             "type": tensor.type,
             "form": tensor.form,
@@ -143,6 +172,23 @@ class Model(Mapping[str, Tensor]):
             "offset": tensor.offset,
             "size": tensor.nbytes,
         }
+        if tensor.is_view:
+            info["view"] = True
+        if tensor.strides is not None:
+            info["strides"] = list(tensor.strides)
+        return info
+
+    @property
+    def published(self) -> Optional[Published]:
+        """Of a model that was published: its key, and what was given to publish() as metadata. None: it is of files."""
+        if self.model_info.get("source") != "published":
+            return None
+        return Published(self.model_info.get("key"), self._published_metadata())
+
+    def _published_metadata(self) -> Any:
+        if self.closed:
+            raise Closed(f"the model '{self.name}' was closed")
+        return _metadata.published(self._attachment, self.model_info)
 
     @property
     def path(self) -> Optional[str]:
@@ -151,8 +197,12 @@ class Model(Mapping[str, Tensor]):
 
     def metadata(self) -> Dict[str, Any]:
         """The complete metadata of the file: a dictionary of keys to a number, bool, str, or a list of these. It is
-        read once; do not change it. MetadataUnavailable: the daemon does not provide it, and the file cannot be read
+        read once; do not change it. Of a published model: what was given to publish(), if that was a dictionary; else
+        it is under the key "metadata". MetadataUnavailable: the daemon does not provide it, and the file cannot be read
         any more."""
+        if self._metadata is None and self.model_info.get("source") == "published":
+            value = self._published_metadata()
+            self._metadata = value if isinstance(value, dict) else {} if value is None else {"metadata": value}
         if self._metadata is None:
             if self.closed:
                 raise Closed(f"the model '{self.name}' was closed")

@@ -6,7 +6,7 @@ further fields if the daemon is newer than this package.
 
 from __future__ import annotations
 
-from typing import List, Optional, TypedDict
+from typing import Any, List, NamedTuple, Optional, TypedDict
 
 
 class FormRule(TypedDict):
@@ -16,9 +16,44 @@ class FormRule(TypedDict):
     form: str
 
 
+class _Group(TypedDict, total=False):
+    stack: Optional[int]
+    heads: Optional[int]
+    cut: Optional[str]
+
+
+class Group(_Group):
+    """Tensors that stand in memory as neighbours, without padding, and are one tensor more.
+
+    stack: None: they are joined along the first dimension. n: each n of them are, and the results are stacked.
+    heads: the rows of so many heads stand in pairs in the file, and in halves in memory.
+    cut: what one process of several gets of each member: "whole", "rows", "columns".
+    """
+
+    name: str
+    members: List[str]
+
+
+class _Tp(TypedDict, total=False):
+    heads: Optional[int]
+    kvHeads: Optional[int]
+
+
+class Tp(_Tp):
+    """Which part of a model that `size` processes share. heads, kvHeads: all attention heads of the model."""
+
+    rank: int
+    size: int
+
+
 class _ModelInfo(TypedDict, total=False):
     forms: Optional[List[FormRule]]
+    layout: Optional[str]
+    groups: Optional[List[Group]]
+    tp: Optional[Tp]
     position: Optional[int]
+    source: Optional[str]
+    key: Optional[str]
 
 
 class ModelInfo(_ModelInfo):
@@ -98,8 +133,34 @@ class Span(TypedDict):
     length: int
 
 
-class TensorInfo(TypedDict):
-    """A tensor, and its place in the model's memory."""
+class Published(NamedTuple):
+    """What the publisher of a model says of it."""
+
+    key: Optional[str]
+    metadata: Any  # what was given to publish(); text that is no JSON is a str; None: nothing
+
+
+class _NewTensor(TypedDict):
+    name: str
+    type: str
+    shape: List[int]
+
+
+class NewTensor(_NewTensor, total=False):
+    """A tensor of a model that is to be published. strides: in elements."""
+
+    strides: Optional[List[int]]
+    offset: Optional[int]
+
+
+class _TensorInfo(TypedDict, total=False):
+    strides: Optional[List[int]]
+    view: Optional[bool]
+
+
+class TensorInfo(_TensorInfo):
+    """A tensor, and its place in the model's memory. view: its bytes are also those of other tensors: a group, or of a
+    published model."""
 
     name: str
     type: str
@@ -145,6 +206,9 @@ class PlanReply(TypedDict, total=False):
     device: str
     form: str
     forms: Optional[List[FormRule]]
+    layout: Optional[str]
+    groups: Optional[List[Group]]
+    tp: Optional[Tp]
     bytes: int
     size: int
     tensors: int

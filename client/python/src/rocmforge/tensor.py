@@ -29,6 +29,9 @@ class Tensor:
         type: in the file, as ggml names it: "q4_K".
         form: form of the bytes: "f32", "f16", "bf16", or "native": as in the file.
         nbytes, offset: in the model's memory.
+        is_view: its bytes are also those of other tensors of the model.
+        strides: elements from one to the next in each dimension; None: they lie one behind the other. Only tensors of
+            published models have strides. nbytes are then all bytes from the first to the last element.
         device: "cpu"; or "cuda:0", "rocm:0", as this process counts.
 
     You can pass it to NumPy, PyTorch and other libraries directly. On the host it has the array interface and, from
@@ -64,6 +67,14 @@ class Tensor:
     @property
     def offset(self) -> int:
         return self._entry.offset
+
+    @property
+    def is_view(self) -> bool:
+        return self._entry.is_view
+
+    @property
+    def strides(self) -> Optional[Tuple[int, ...]]:
+        return self._entry.strides
 
     @property
     def dtype(self) -> str:
@@ -149,6 +160,9 @@ class Tensor:
             buffer = self.buffer()
             if not flags & _PYBUF_FORMAT or self.nbytes == 0:
                 return buffer
+            if self.strides is not None:
+                strided: Any = self.numpy()
+                return memoryview(strided)
             kind: Any = _FORMATS.get(self.dtype)
             if kind:
                 typed: memoryview = buffer.cast(kind, self.shape) if self.shape else buffer.cast(kind)
@@ -167,7 +181,13 @@ class Tensor:
         if not self._attachment.on_host or self._dtype.typestr is None:
             raise AttributeError("__array_interface__")
         # The data is a buffer and not an address: an array keeps the buffer, and so the memory.
-        return {"version": 3, "shape": self.shape, "typestr": self._dtype.typestr, "data": self.buffer()}
+        interface: Dict[str, Any] = {"version": 3, "shape": self.shape, "typestr": self._dtype.typestr}
+        return {**interface, "data": self.buffer(), "strides": self._byte_strides()}
+
+    def _byte_strides(self) -> Optional[Tuple[int, ...]]:
+        if self.strides is None:
+            return None
+        return tuple(step * self._dtype.itemsize for step in self.strides)
 
     def __array__(self, dtype: Any = None, copy: Optional[bool] = None) -> _np.ndarray[Any, Any]:
         """What NumPy asks for. With `copy` False: ValueError if another dtype would take a copy."""
@@ -191,7 +211,7 @@ class Tensor:
             "shape": self.shape,
             "typestr": self._dtype.typestr,
             "data": (self._entry.address if self.nbytes else 0, False),
-            "strides": None,
+            "strides": self._byte_strides(),
             "stream": None,
         }
 
@@ -204,6 +224,8 @@ class Tensor:
         import numpy
 
         dtype = _dtypes.numpy_dtype(self._dtype)
+        if copy and self.strides is not None:
+            return numpy.ndarray(self.shape, dtype, memoryview(self._copy()), 0, self._byte_strides()).copy()
         if copy:
             array = numpy.empty(self.shape, dtype)
             if self.nbytes:
@@ -213,6 +235,8 @@ class Tensor:
         if self.nbytes == 0:
             self._attachment.usable()
             return numpy.empty(self.shape, dtype)
+        if self.strides is not None:
+            return numpy.ndarray(self.shape, dtype, numpy.frombuffer(self.buffer(), numpy.uint8), 0, self._byte_strides())
         return numpy.frombuffer(self.buffer(), dtype).reshape(self.shape)
 
     def torch(self, copy: bool = False) -> _torch.Tensor:
@@ -257,7 +281,7 @@ class Tensor:
             return self._dlpack_copy(wanted, copy, versioned)
         view = self._attachment.view()
         return _dlpack.capsule(
-            view, self._entry.address, self._dtype, self.shape, device, versioned, _dlpack.READ_ONLY
+            view, self._entry.address, self._dtype, self.shape, device, versioned, _dlpack.READ_ONLY, self.strides
         )
 
     def _dlpack_copy(self, wanted: Tuple[int, ...], copy: Optional[bool], versioned: bool) -> Any:
@@ -266,5 +290,5 @@ class Tensor:
         own = self._copy()
         host = (_dlpack.CPU, 0)
         return _dlpack.capsule(
-            own, ctypes.addressof(own), self._dtype, self.shape, host, versioned, _dlpack.COPIED
+            own, ctypes.addressof(own), self._dtype, self.shape, host, versioned, _dlpack.COPIED, self.strides
         )

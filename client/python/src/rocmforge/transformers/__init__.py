@@ -106,6 +106,8 @@ def from_resident(
         dtype: of the parameters; default: that of most of the resident bytes, so that they are views.
         deadline: seconds that a model which is being loaded is waited for. socket: where the daemon is.
 
+    If a GGUF file of Llama was loaded with layout="hf", its q and k are views, too.
+
     CannotBuild: transformers has no such model, the file lacks a parameter, or it is resident in quantised blocks.
     Besides: what attach() and Model.metadata() raise.
     """
@@ -116,6 +118,8 @@ def from_resident(
 
 
 def _build(resident: Model, config: Any, model_class: Any, dtype: Any) -> Resident:
+    if resident.model_info.get("tp"):
+        raise CannotBuild("only a part of the model is resident: it was loaded with tp")
     metadata = resident.metadata()
     architecture = str(metadata.get("general.architecture", ""))
     find = recipes(architecture)
@@ -152,7 +156,7 @@ def _most(resident: Model) -> Any:
 
     sizes: Dict[str, int] = {}
     for tensor in resident.values():
-        if not tensor.is_blocks and tensor.dtype in ("float32", "float16", "bfloat16"):
+        if not tensor.is_blocks and not tensor.is_view and tensor.dtype in ("float32", "float16", "bfloat16"):
             sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.nbytes
     if not sizes:
         raise CannotBuild("the model is resident as quantised blocks: load it with form='f32', 'f16' or 'bf16'")

@@ -113,9 +113,19 @@ class Builder:
             import torch
 
             return torch.cat([tensor, self._tensor(recipe.other)], dim=1), recipe.operation
+        if recipe.operation in _names.PERMUTED and self._resident_permuted(recipe.tensor):
+            return tensor, ""
         if recipe.operation != _names.VIEW:
             return _operate(tensor, recipe.operation, self._config), recipe.operation
         return tensor, ""
+
+    def _resident_permuted(self, name: str) -> bool:
+        """Whether the daemon has brought the rows of this tensor into transformers' order already."""
+        info = self._resident.model_info
+        for group in info.get("groups") or []:
+            if name in group["members"]:
+                return bool(group.get("heads"))
+        return info.get("layout") == "hf"
 
     def _tensor(self, name: str) -> Any:
         source = self._resident[name]
@@ -164,4 +174,6 @@ class Builder:
                 for name, buffer in module._buffers.items():
                     if buffer is not None:
                         module._buffers[name] = buffer.to(self.device)
-        self.report.unused = [name for name in self._resident if name not in self._used]
+        self.report.unused = [
+            name for name, tensor in self._resident.items() if name not in self._used and not tensor.is_view
+        ]

@@ -12,6 +12,7 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 VIEW = "view"
 MINUS_ONE = "minus one"  # the file has the norm's weight plus one
 ROWS_Q, ROWS_K = "rows of q", "rows of k"  # the file has them in the order of another rotation
+PERMUTED = (ROWS_Q, ROWS_K)  # with layout="hf" the daemon has done this
 MERGED = "merged experts"  # gate and up of each expert behind one another, which the file has apart
 
 

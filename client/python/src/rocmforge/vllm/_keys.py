@@ -1,0 +1,49 @@
+"""What names weights that an engine has processed: two processes with the same key would make the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from typing import Any, List, Mapping, Sequence
+
+_NAME_MAX = 127
+
+
+def files_identity(paths: Sequence[str]) -> List[List[int]]:
+    """What tells files from all others, also after one was replaced or written to. The contents are not read: another
+    copy of the same file counts as another file. OSError."""
+    return [
+        [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+        for status in map(os.stat, paths)
+    ]
+
+
+def key(parts: Mapping[str, Any]) -> str:
+    """64 hexadecimal digits that differ if any part differs. TypeError: a part cannot be written as JSON, so it is not
+    known that equal parts give equal text."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def plain(value: Any) -> Any:
+    """The value with all that JSON does not have as text, for key(). An object whose text has its address gives another
+    key in each process: then nothing is shared, but nothing is wrong either."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(str(one) for one in value)
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    return f"{type(value).__name__} {value}"
+
+
+def name(model: str, digits: str) -> str:
+    """The name of published weights: what the user calls the model, and the beginning of the key."""
+    last = os.path.basename(os.path.normpath(model)) or "model"
+    text = re.sub(r"[^A-Za-z0-9._:@+-]", "_", last).lstrip("-") or "model"
+    end = f".vllm-{digits[:16]}"
+    return text[: _NAME_MAX - len(end)] + end

@@ -1,0 +1,132 @@
+#include "daemon/base/processors.h"
+
+#include <inttypes.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define TEXT_SIZE 256
+/* Caches of one processor: index0 and so on. */
+#define INDEX_MAX 10u
+
+/* The first line of a file, without its end. */
+static bool read_line(char ret[TEXT_SIZE], const char *format, ...) __attribute__((format(printf, 2, 3)));
+static bool read_line(char ret[TEXT_SIZE], const char *format, ...)
+{
+    char path[PATH_MAX];
+    va_list arguments;
+    va_start(arguments, format);
+    int n = vsnprintf(path, sizeof(path), format, arguments);
+    va_end(arguments);
+    FILE *file = n > 0 && n < (int)sizeof(path) ? fopen(path, "re") : NULL;
+    if (!file)
+        return false;
+    const bool there = fgets(ret, TEXT_SIZE, file) != NULL;
+    fclose(file);
+    if (there)
+        ret[strcspn(ret, "\n")] = '\0';
+    return there;
+}
+
+/* --- how many --- */
+
+/* Processors that a group's quota is worth, rounded up; UINT_MAX: it has none. */
+static unsigned quota_of(const char *root, const char *group)
+{
+    char line[TEXT_SIZE];
+    uint64_t quota, period;
+    if (!read_line(line, "%s%s/cpu.max", root, group) || sscanf(line, "%" SCNu64 " %" SCNu64, &quota, &period) != 2 ||
+        period == 0)
+        return UINT_MAX;
+    const uint64_t n = quota / period + (quota % period != 0);
+    return n < UINT_MAX ? (unsigned)n : UINT_MAX;
+}
+
+/* The path of the group of version 2 that this process is in. */
+static bool own_group(const char *groups, char ret[PATH_MAX])
+{
+    FILE *file = fopen(groups, "re");
+    bool found = false;
+    while (file && !found && fgets(ret, PATH_MAX, file)) {
+        found = strncmp(ret, "0::/", 4) == 0;
+        if (found) {
+            ret[strcspn(ret, "\n")] = '\0';
+            memmove(ret, ret + 3, strlen(ret + 3) + 1);
+        }
+    }
+    if (file)
+        fclose(file);
+    return found;
+}
+
+unsigned processors_usable(const char *groups, const char *root)
+{
+    cpu_set_t set;
+    unsigned n = sched_getaffinity(0, sizeof(set), &set) == 0 ? (unsigned)CPU_COUNT(&set) : 1;
+    char group[PATH_MAX];
+    if (own_group(groups, group)) {
+        for (;;) {
+            const unsigned quota = quota_of(root, strcmp(group, "/") == 0 ? "" : group);
+            n = quota < n ? quota : n;
+            char *last = strrchr(group, '/');
+            if (!last || (last == group && !group[1]))
+                break;
+            last[last == group] = '\0'; /* the group above; the root stays "/" */
+        }
+    }
+    return n > 0 ? n : 1;
+}
+
+/* --- their caches --- */
+
+/* "491520K" */
+static uint64_t size_parse(const char *text)
+{
+    char *end;
+    const uint64_t n = strtoull(text, &end, 10);
+    return *end == 'K' ? n << 10 : *end == 'M' ? n << 20 : n;
+}
+
+/* The processor's cache of the highest level for data, if this processor is the first of `set` that shares it. */
+static uint64_t cache_of(const char *root, unsigned cpu, const cpu_set_t *set)
+{
+    char line[TEXT_SIZE];
+    unsigned long best = 0;
+    unsigned best_index = 0;
+    for (unsigned index = 0; index < INDEX_MAX; index++) {
+        if (!read_line(line, "%s/cpu%u/cache/index%u/type", root, cpu, index) || strcmp(line, "Instruction") == 0)
+            continue;
+        if (!read_line(line, "%s/cpu%u/cache/index%u/level", root, cpu, index) || strtoul(line, NULL, 10) <= best)
+            continue;
+        best = strtoul(line, NULL, 10);
+        best_index = index;
+    }
+    if (best == 0 || !read_line(line, "%s/cpu%u/cache/index%u/shared_cpu_list", root, cpu, best_index))
+        return 0;
+    char *at = line;
+    while (*at >= '0' && *at <= '9') {
+        const unsigned long first = strtoul(at, &at, 10);
+        const unsigned long last = *at == '-' ? strtoul(at + 1, &at, 10) : first;
+        for (unsigned long other = first; other <= last && other < cpu; other++)
+            if (other < CPU_SETSIZE && CPU_ISSET(other, set))
+                return 0; /* it counts there */
+        at += *at == ',';
+    }
+    return read_line(line, "%s/cpu%u/cache/index%u/size", root, cpu, best_index) ? size_parse(line) : 0;
+}
+
+uint64_t processors_cache(const char *root, const cpu_set_t *processors)
+{
+    cpu_set_t own;
+    if (!processors && sched_getaffinity(0, sizeof(own), &own) < 0)
+        return 0;
+    const cpu_set_t *set = processors ? processors : &own;
+    uint64_t bytes = 0;
+    for (unsigned cpu = 0; cpu < CPU_SETSIZE; cpu++)
+        if (CPU_ISSET(cpu, set))
+            bytes += cache_of(root, cpu, set);
+    return bytes;
+}

