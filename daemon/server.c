@@ -29,6 +29,14 @@ static struct server *server_of(struct core *core)
     return (struct server *)((char *)core - offsetof(struct server, core));
 }
 
+static bool some_device_hangs(const struct server *server)
+{
+    for (size_t i = 0; i < server->devices.n; i++)
+        if (atomic_load(&server->devices.devices[i]->hung))
+            return true;
+    return false;
+}
+
 /* Devices whose drivers do not return from a call are lost; others go on. */
 static void look_at_devices(struct server *server)
 {
@@ -43,9 +51,10 @@ static void look_at_devices(struct server *server)
         residency_lose_device(&server->residency, device);
         loads_lose_device(&server->loads, device);
         verifies_lose_device(&server->verifies, device);
-        if (survey_hangs(server->survey, now - patience))
-            survey_give_up(server->survey);
     }
+    /* It may have begun later than the call that hangs. */
+    if (now > patience && some_device_hangs(server) && survey_hangs(server->survey, now - patience))
+        survey_give_up(server->survey);
 }
 
 static void ticked(uv_timer_t *timer)
@@ -219,14 +228,6 @@ static void server_stop_more(struct server *server)
     direct_free(server->direct);
     core_close(&server->core);
     server->stopped(server);
-}
-
-static bool some_device_hangs(const struct server *server)
-{
-    for (size_t i = 0; i < server->devices.n; i++)
-        if (atomic_load(&server->devices.devices[i]->hung))
-            return true;
-    return false;
 }
 
 /* Threads wait in system calls that cannot be ended, and keep all that this process has until these return. So the

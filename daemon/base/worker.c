@@ -251,7 +251,7 @@ unsigned workers_hanging_of(const struct workers *workers, uid_t uid)
     const struct work *work;
     TAILQ_FOREACH(work, &workers->running, link)
     {
-        n += work->hangs && work->uses_files && work->reads.uid == uid;
+        n += work->file_hangs && work->reads.uid == uid;
     }
     return n;
 }
@@ -263,7 +263,7 @@ bool workers_keep_waiting(const struct workers *workers, const struct work_reads
     const struct work *work;
     TAILQ_FOREACH(work, &workers->running, link)
     {
-        if (work->hangs && work->uses_files && (reads->dev | reads->ino) != 0 && work->reads.dev == reads->dev &&
+        if (work->file_hangs && (reads->dev | reads->ino) != 0 && work->reads.dev == reads->dev &&
             work->reads.ino == reads->ino)
             return true;
     }
@@ -325,6 +325,7 @@ static bool work_returned(struct workers *workers, struct work *work)
         waiting_release(workers); /* what it stays for may be over by now */
         return false;
     }
+    work->file_hangs = false;
     if (work->hangs) {
         work->hangs = false;
         workers->n_hanging--;
@@ -358,11 +359,14 @@ static bool look_at(struct workers *workers, struct work *work, uint64_t now)
     const bool file_hangs =
         since > 0 && now > since && now - since > WORKER_HANG_NS && sleeps(atomic_load(&work->thread));
     const bool hangs = file_hangs || is_over(device, now, workers->device_patience);
-    if (hangs == work->hangs)
+    if (hangs == work->hangs && file_hangs == work->file_hangs)
         return false;
+    if (hangs != work->hangs)
+        workers->n_hanging += hangs ? 1 : -1u;
+    const bool told = work->file_hangs;
     work->hangs = hangs;
-    workers->n_hanging += hangs ? 1 : -1u;
-    if (file_hangs)
+    work->file_hangs = file_hangs;
+    if (file_hangs && !told)
         log_client(LOG_LEVEL_WARNING, "uid=%u a file does not answer: inode %" PRIu64 " of device %#" PRIx64,
                    (unsigned)work->reads.uid, work->reads.ino, work->reads.dev);
     return true;
@@ -413,7 +417,7 @@ static void work_deliver(struct letter *letter)
 
 static void queue(struct workers *workers, struct work *work)
 {
-    work->hangs = work->waits = false;
+    work->hangs = work->file_hangs = work->waits = false;
     atomic_init(&work->stay, false);
     atomic_init(&work->stayed, false);
     atomic_init(&work->in_file, 0);

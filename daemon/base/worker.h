@@ -47,6 +47,7 @@ struct work {
 
     /* Loop: */
     bool uses_files, hangs, waits, always;
+    bool file_hangs; /* it hangs, and a file is what it waits for, not a device */
     struct work_reads reads;
     TAILQ_ENTRY(work) link;
     /* Worker and loop: */

@@ -1,21 +1,12 @@
 /* The functions of device.h that call a device's driver and may not return. The daemon's alone: modules have no
- * workers. They count the arenas: what models have, and what is free, at the same moment. */
+ * workers. */
 #include "daemon/device/driver.h"
 
 #include "daemon/base/worker.h"
-#include "daemon/device/spare.h"
-#include "proto/min.h"
 
 #include <errno.h>
 #include <sched.h>
-#include <time.h>
 #include <uv.h>
-
-/* On the stack of the thread that makes it. */
-struct device_call {
-    struct device_call *next, **link;
-    uint64_t since; /* uv_hrtime() */
-};
 
 /* Held for some instructions. */
 static void calls_lock(struct device *device)
@@ -29,8 +20,7 @@ static void calls_unlock(struct device *device)
     atomic_flag_clear_explicit(&device->calls_lock, memory_order_release);
 }
 
-/* -ENODEV: the driver is not to be called any more. */
-static int call_begin(struct device *device, struct device_call *call, struct device_fault *ret_fault)
+int device_call_begin(struct device *device, struct device_call *call, struct device_fault *ret_fault)
 {
     if (atomic_load(&device->hung))
         return device_fault_set(ret_fault, -ENODEV, "driver", 0, "it does not answer");
@@ -46,7 +36,7 @@ static int call_begin(struct device *device, struct device_call *call, struct de
     return 0;
 }
 
-static void call_end(struct device *device, struct device_call *call)
+void device_call_end(struct device *device, struct device_call *call)
 {
     worker_device_end();
     calls_lock(device);
@@ -70,11 +60,11 @@ bool device_hangs(struct device *device, uint64_t begun_before)
 int device_memory_free(struct device *device, uint64_t *ret, struct device_fault *ret_fault)
 {
     struct device_call call;
-    int r = call_begin(device, &call, ret_fault);
+    int r = device_call_begin(device, &call, ret_fault);
     if (r < 0)
         return r;
     r = device->ops->memory_free(device, ret, ret_fault);
-    call_end(device, &call);
+    device_call_end(device, &call);
     return r;
 }
 
@@ -82,22 +72,22 @@ int device_arena_export(struct device *device, struct arena *arena, struct devic
                         struct device_fault *ret_fault)
 {
     struct device_call call;
-    int r = call_begin(device, &call, ret_fault);
+    int r = device_call_begin(device, &call, ret_fault);
     if (r < 0)
         return r;
     r = device->ops->arena_export(arena, ret, ret_fault);
-    call_end(device, &call);
+    device_call_end(device, &call);
     return r;
 }
 
 int device_arena_seal(struct device *device, struct arena *arena, struct device_fault *ret_fault)
 {
     struct device_call call;
-    int r = call_begin(device, &call, ret_fault);
+    int r = device_call_begin(device, &call, ret_fault);
     if (r < 0)
         return r;
     r = device->ops->arena_seal(arena, ret_fault);
-    call_end(device, &call);
+    device_call_end(device, &call);
     return r;
 }
 
@@ -105,11 +95,11 @@ int device_arena_read(struct device *device, struct arena *arena, uint64_t offse
                       struct device_fault *ret_fault)
 {
     struct device_call call;
-    int r = call_begin(device, &call, ret_fault);
+    int r = device_call_begin(device, &call, ret_fault);
     if (r < 0)
         return r;
     r = device->ops->arena_read(arena, offset, dst, size, ret_fault);
-    call_end(device, &call);
+    device_call_end(device, &call);
     return r;
 }
 
@@ -117,11 +107,11 @@ int device_arena_lend(struct device *device, struct arena *arena, struct device_
                       struct device_fault *ret_fault)
 {
     struct device_call call;
-    int r = call_begin(device, &call, ret_fault);
+    int r = device_call_begin(device, &call, ret_fault);
     if (r < 0)
         return r;
     r = device->ops->arena_lend(arena, ret, ret_fault);
-    call_end(device, &call);
+    device_call_end(device, &call);
     return r;
 }
 
@@ -129,128 +119,10 @@ int device_arena_save(struct device *device, struct arena *arena, uint64_t offse
                       struct device_fault *ret_fault)
 {
     struct device_call call;
-    int r = call_begin(device, &call, ret_fault);
+    int r = device_call_begin(device, &call, ret_fault);
     if (r < 0)
         return r;
     r = device->ops->arena_save(arena, offset, dst, size, ret_fault);
-    call_end(device, &call);
+    device_call_end(device, &call);
     return r;
-}
-
-void driver_arena_free(struct device *device, struct arena *arena)
-{
-    struct device_call call;
-    struct device_fault unused;
-    if (call_begin(device, &call, &unused) < 0)
-        return;
-    device->ops->arena_free(arena);
-    call_end(device, &call);
-}
-
-int driver_arena_reuse(struct device *device, struct arena *arena, uint64_t bytes, const struct extent *gaps,
-                       size_t n_gaps)
-{
-    struct device_call call;
-    struct device_fault unused;
-    int r = call_begin(device, &call, &unused);
-    if (r < 0)
-        return r;
-    r = device->ops->arena_reuse(arena, bytes, gaps, n_gaps, &unused);
-    call_end(device, &call);
-    return r;
-}
-
-/* How often a device is asked, a millisecond apart, until no arena is made or freed meanwhile. Else the free memory and
- * the memory of models would not be of the same moment. */
-#define ASK_TRIES 100u
-
-int device_survey(struct device *device, uint64_t *ret, struct device_fault *ret_fault)
-{
-    uint64_t available = 0, taken = 0, kept = 0;
-    bool settled = false;
-    for (unsigned tries = 0; tries < ASK_TRIES && !settled; tries++) {
-        const unsigned moves = atomic_load(&device->moves);
-        const bool still = atomic_load(&device->moving) == 0;
-        const uint64_t before = atomic_load(&device->taken);
-        int r = device_memory_free(device, &available, ret_fault);
-        if (r < 0)
-            return r;
-        taken = atomic_load(&device->taken);
-        taken = min_u64(before, taken);
-        kept = device_spare_bytes(device);
-        settled = still && atomic_load(&device->moving) == 0 && atomic_load(&device->moves) == moves;
-        if (!settled)
-            nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
-    }
-    /* An allocation takes long. The driver may count its bytes as taken already, so they are added here: too much is
-     * better than too little, because an allocation that fails is tried again after an eviction. */
-    if (!settled)
-        available += min_u64(atomic_load(&device->making), device->total - min_u64(available, device->total));
-    if (__builtin_add_overflow(available, taken, ret) || __builtin_add_overflow(*ret, kept, ret))
-        *ret = UINT64_MAX;
-    if (*ret == 0)
-        *ret = 1; /* 0 is for one that never was asked */
-    return 0;
-}
-
-/* Whether an arena has all its memory at once. On the host it gets memory as it is written to: host.c counts that. */
-static bool comes_at_once(const struct device *device)
-{
-    return !device_is_host(device);
-}
-
-/* An arena that is kept, or a new one. What is kept may be what a new one lacks. */
-static int arena_get(struct device *device, uint64_t bytes, const struct extent *gaps, size_t n_gaps,
-                     struct arena **ret, struct device_fault *ret_fault)
-{
-    if (device_spare_take(device, bytes, gaps, n_gaps, ret))
-        return 0;
-    int r = device->ops->arena_new(device, bytes, gaps, n_gaps, ret, ret_fault);
-    if (r != -ENOMEM || device_spare_bytes(device) == 0)
-        return r;
-    device_spares_release(device);
-    return device->ops->arena_new(device, bytes, gaps, n_gaps, ret, ret_fault);
-}
-
-int device_arena_new(struct device *device, uint64_t bytes, const struct extent *gaps, size_t n_gaps,
-                     struct arena **ret, struct device_fault *ret_fault)
-{
-    struct device_call call;
-    int r = call_begin(device, &call, ret_fault);
-    if (r < 0)
-        return r;
-    device_move_begin(device);
-    atomic_fetch_add(&device->making, comes_at_once(device) ? bytes : 0);
-    r = arena_get(device, bytes, gaps, n_gaps, ret, ret_fault);
-    if (r == 0 && comes_at_once(device))
-        atomic_fetch_add(&device->taken, bytes);
-    atomic_fetch_sub(&device->making, comes_at_once(device) ? bytes : 0);
-    device_move_end(device);
-    call_end(device, &call);
-    return r;
-}
-
-int device_arena_adopt(struct device *device, int fd, uint64_t bytes, struct arena **ret,
-                       struct device_export *ret_export, struct device_fault *ret_fault)
-{
-    device_move_begin(device);
-    int r = device->ops->arena_adopt(device, fd, bytes, ret, ret_export, ret_fault);
-    if (r == 0 && comes_at_once(device))
-        atomic_fetch_add(&device->taken, bytes);
-    device_move_end(device);
-    return r;
-}
-
-void device_arena_free(struct device *device, struct arena *arena, uint64_t bytes)
-{
-    struct device_call call;
-    struct device_fault unused;
-    if (call_begin(device, &call, &unused) < 0)
-        return;
-    device_move_begin(device);
-    device->ops->arena_free(arena);
-    if (comes_at_once(device))
-        atomic_fetch_sub(&device->taken, bytes);
-    device_move_end(device);
-    call_end(device, &call);
 }

@@ -87,9 +87,13 @@ static void release(struct device *device, struct spare *spare)
 {
     uint64_t before = 0, after = 0;
     struct device_fault unused;
+    struct device_call call;
     const bool told = spare->gone && device_memory_free(device, &before, &unused) == 0;
     device_move_begin(device);
-    driver_arena_free(device, spare->arena);
+    if (device_call_begin(device, &call, &unused) == 0) { /* else the driver keeps it */
+        device->ops->arena_free(spare->arena);
+        device_call_end(device, &call);
+    }
     atomic_fetch_sub(&device->spares.bytes, rounded(device, spare->bytes));
     device_move_end(device);
     if (told && device_memory_free(device, &after, &unused) == 0)
@@ -133,13 +137,14 @@ static struct spare *find(struct device *device, uint64_t bytes)
     return NULL;
 }
 
-/* With the lock held. */
+/* With the lock held, in a call of the driver. */
 static bool take(struct device *device, uint64_t bytes, const struct extent *gaps, size_t n_gaps, struct arena **ret)
 {
+    struct device_fault unused;
     struct spare *spare = device->ops->arena_reuse ? find(device, bytes) : NULL;
     if (!spare)
         return false;
-    if (driver_arena_reuse(device, spare->arena, bytes, gaps, n_gaps) < 0) {
+    if (device->ops->arena_reuse(spare->arena, bytes, gaps, n_gaps, &unused) < 0) {
         release(device, spare);
         return false;
     }

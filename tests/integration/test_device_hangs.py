@@ -35,11 +35,12 @@ def hang(folder, start):
 
 
 @pytest.fixture
-def two(start, folder, hang):
+def two(request, start, folder, hang):
     """A daemon with two GPUs, ended at last although one of them may hang."""
     env = {"LD_LIBRARY_PATH": str(FAKE), "ROCMFORGE_MODULE_DIR": str(module_folder()), "FAKE_HIP_DEVICES": "2",
            "FAKE_HIP_HANG": str(hang.path)}
-    daemon = start("--device", "hip", "--workers", "2", "--device-timeout", str(TIMEOUT), env=env)
+    daemon = start("--device", "hip", "--workers", "2", "--device-timeout", str(TIMEOUT), "--keep-freed", str(getattr(request, "param", 0)),
+                   env=env)
     yield daemon
     if daemon.process.poll() is None:
         daemon.process.send_signal(signal.SIGTERM)
@@ -110,3 +111,16 @@ def test_unload(two, hang, path):
         assert states(two)["n"] == "failed"
         other.call("Unload", name="n")
         assert states(two) == {"m": "unloading", "o": "resident"}
+
+
+@pytest.mark.parametrize("two", [1], indirect=True)
+def test_memory_that_is_kept(two, hang, path):
+    """Memory of an unloaded model goes back to the driver later: nobody waits for that."""
+    with two.client() as client, two.client() as other:
+        load_fd(client, path, name="m", device="hip:0")
+        hang.begin("hipMemUnmap", 0)
+        client.call("Unload", name="m")
+        assert states(two) == {}
+        wait_until(lambda: devices(other)["hip:0"] == "failed")
+        load_fd(other, path, name="o", device="hip:1")
+        assert states(two) == {"o": "resident"}
