@@ -217,6 +217,8 @@ static bool excess_take_back(struct workers *workers)
 /* Has as many threads as shall work, and one for each job that hangs. */
 static void threads_adjust(struct workers *workers)
 {
+    if (workers->ended)
+        return; /* a new thread would take what tells another one to end */
     const unsigned most = workers->n_most, hoped = workers->n + workers->n_hanging;
     const unsigned wanted = hoped < most ? hoped : most;
     while (workers->n_threads - workers->n_leaving < wanted && excess_take_back(workers))
