@@ -231,7 +231,7 @@ static struct span_bytes part_range(const struct plan *plan, const struct chunk 
         if (plan_gather(plan, plan->piece_tensors[i]))
             return (struct span_bytes){range.begin, range.begin};
         needed += bytes;
-        range.end = end > range.end ? end : range.end;
+        range.end = max_u64(end, range.end);
     }
     if (range.end - range.begin > needed + RANGE_EXTRA)
         range.end = range.begin;

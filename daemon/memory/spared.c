@@ -118,7 +118,8 @@ static void timer_fired(uv_timer_t *timer)
     worker_queue(spared->core->queue, &release->work, release, release_work, release_worked);
 }
 
-/* A later arena begins the time anew, so that unloads and loads in turn do not meet the driver's clearing. */
+/* With each arena that is kept the time starts again, so that unloads and loads in turn do not meet the driver's
+ * clearing. */
 void spared_later(struct spared *spared)
 {
     if (spared->core->stopping)
