@@ -1,4 +1,4 @@
-/* The smaller of two numbers. */
+/* The smaller and the larger of two numbers. */
 #pragma once
 
 #include <stdint.h>
@@ -6,4 +6,9 @@
 static inline uint64_t min_u64(uint64_t a, uint64_t b)
 {
     return a < b ? a : b;
+}
+
+static inline uint64_t max_u64(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
 }

@@ -3,6 +3,7 @@
 #include "client/rfctl/memory.h"
 #include "client/rfctl/output.h"
 #include "client/rfctl/rfctl.h"
+#include "proto/write_all.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -10,19 +11,6 @@
 #include <unistd.h>
 
 #define PIECE (1u << 20) /* bytes that are copied at once */
-
-/* Returns 0 or a negative errno. */
-static int write_all(const char *data, size_t size)
-{
-    while (size > 0) {
-        ssize_t n = write(STDOUT_FILENO, data, size);
-        if (n < 0 && errno != EINTR)
-            return -errno;
-        data += n > 0 ? n : 0;
-        size -= n > 0 ? (size_t)n : 0;
-    }
-    return 0;
-}
 
 static int dump(struct rfctl *ctl, const rf_model *model, const rf_tensor *tensor, const char *what)
 {
@@ -35,7 +23,7 @@ static int dump(struct rfctl *ctl, const rf_model *model, const rf_tensor *tenso
             status = ctl_fail(ctl, r, what);
             break;
         }
-        r = write_all(piece, size);
+        r = write_all(STDOUT_FILENO, piece, size);
         if (r < 0) {
             status = STATUS_REFUSED;
             if (r != -EPIPE) /* the reader closed the pipe: no message */

@@ -216,7 +216,7 @@ static void host_arena_free(struct arena *arena)
 static int write_all(int fd, const uint8_t *data, uint64_t size, uint64_t offset, struct device_fault *ret_fault)
 {
     while (size > 0) {
-        ssize_t n = pwrite(fd, data, size < HOST_WRITE_BYTES ? size : HOST_WRITE_BYTES, (off_t)offset);
+        ssize_t n = pwrite(fd, data, min_u64(size, HOST_WRITE_BYTES), (off_t)offset);
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)

@@ -1,5 +1,6 @@
 /* Functions on a parsed header: find, write, measure, free. */
 #include "daemon/gguf/gguf.h"
+#include "proto/write_all.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -16,21 +17,6 @@ uint64_t gguf_memory(const struct gguf *model)
         bytes += model->foreign ? GGUF_FOREIGN_MAX * sizeof *model->foreign : 0;
     }
     return bytes;
-}
-
-static int write_all(int fd, const uint8_t *data, size_t size)
-{
-    while (size > 0) {
-        ssize_t n = write(fd, data, size);
-
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            return -errno;
-        data += n;
-        size -= (size_t)n;
-    }
-    return 0;
 }
 
 int gguf_header_write(const struct gguf *model, int fd)

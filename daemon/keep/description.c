@@ -3,6 +3,7 @@
 #include "daemon/base/json_memory.h"
 #include "daemon/base/memory_file.h"
 #include "daemon/keep/bytes.h"
+#include "proto/write_all.h"
 
 #include <cjson/cJSON.h>
 #include <errno.h>
@@ -217,21 +218,6 @@ static void put_model(struct bytes_writer *out, const struct model *model, const
     }
     put_parts(out, model);
     put_tensors(out, model);
-}
-
-static int write_all(int fd, const void *bytes, size_t size)
-{
-    const uint8_t *at = bytes;
-    while (size > 0) {
-        const ssize_t n = write(fd, at, size);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            return -errno;
-        at += n;
-        size -= (size_t)n;
-    }
-    return 0;
 }
 
 int description_write(const struct model *model, const uint32_t *numbers)

@@ -19,16 +19,18 @@
 #define SYS_cachestat 451 /* Linux 6.5, the same number for all processors */
 #endif
 
-/* The file is looked at in regions of so many bytes: those are cached that are so as a whole. Where only one page of a
- * region can be looked at, regions are larger, since some kernels read that page. */
+/* The size of the regions in which the file is looked at. A region counts as cached if all of it is. Where only one
+ * page of a region can be looked at, regions are larger, since some kernels read that page. */
 #define REGION_BYTES ((uint64_t)256 << 10)
 #define PROBE_BYTES  ((uint64_t)4 << 20)
 
-/* So many places of a file are looked at first. If all are cached, or none is, that is taken to be so everywhere. */
+/* The number of places of a file that are looked at first. If all are cached, or none is, that is taken to be so
+ * everywhere. */
 #define SAMPLES 64u
 
-/* What the page cache had of a file when the first worker wanted a part of it. Later it is not asked again: while what
- * is cached is read, the kernel reads ahead, and whoever then took that for cached would read all of the file so. */
+/* What the page cache had of a file when the first worker wanted a part of it. Later it is not asked again: when a
+ * cached part is read, the kernel also reads what follows it into the cache. If the cache were asked about each part
+ * just before it is read, every part would seem cached. */
 enum found {
     FOUND_UNKNOWN,
     FOUND_ALL,  /* or the file cannot be read past the cache */
@@ -171,8 +173,9 @@ static enum found look_at(const struct source_file *from, int probe, bool pages,
     return found == FOUND_SOME ? look_at_regions(&look, file) : found;
 }
 
-/* Reads the first byte as ever: now the cache has it, and whoever does not say so is not believed. File systems that
- * wait for another process or machine cannot be read without waiting. Called under the lock. */
+/* Reads the first byte in the ordinary way. The page cache has it then, so a file system that says that it has not
+ * cannot be asked. File systems that wait for another process or machine cannot be read without waiting. Called under
+ * the lock. */
 static enum found file_open(struct cold_file *file, const struct source_file *from)
 {
     uint8_t byte;

@@ -7,8 +7,8 @@
 #include <assert.h>
 #include <string.h>
 
-/* Runs of at least so many bytes are read by a call each, to where they belong. Shorter ones are copied out of a range
- * that one call reads: a call takes as long as copying about so many bytes. */
+/* A run of at least this many bytes is read by a call of its own, to where it belongs. Shorter runs are copied out of a
+ * range that one call reads, since a call takes as long as copying about this many bytes. */
 #define RUN_READ 2048u
 
 /* A piece that is being read. */
@@ -108,7 +108,7 @@ int gather_read(const struct source *source, const struct plan *plan, size_t sha
     for (uint64_t done = 0; done < blocks; done += run) {
         run = gather_run(g.gather, first + done, blocks - done, &at);
         const uint64_t end = g.tensor_offset + (at + run) * block_bytes;
-        g.end = end > g.end ? end : g.end;
+        g.end = max_u64(end, g.end);
     }
     for (uint64_t done = 0; done < blocks; done += run) {
         run = gather_run(g.gather, first + done, blocks - done, &at);

@@ -111,7 +111,7 @@ static void unload_worked(struct work *work)
     }
     if (unload->lost)
         residency_lose_device(residency, model->device);
-    if (unload->room && !unload->saved)
+    if (unload->room && !unload->saved && !unload->lost) /* a GPU that is lost may still be writing there */
         host_pool_give(residency->pool, unload->room);
     if (unload->saved) {
         model->cache = unload->saved;

@@ -12,7 +12,7 @@
 /* Bytes that a worker copies at once. */
 #define PIECE_BYTES ((uint64_t)16 << 20)
 
-/* Helpers beyond so many do not make it faster: docs/performance.md. */
+/* More helpers do not make it faster: docs/performance.md. */
 #define HELPERS_MAX 7u
 
 #ifndef MADV_POPULATE_WRITE

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* After so many times keep_ns memory is freed although the device has a load. */
+/* After this multiple of keep_ns, memory is freed even if the device has a load. */
 #define KEEP_TIMES 5u
 
 struct spare_origin spared_origin(const struct model *model)
@@ -118,7 +118,8 @@ static void timer_fired(uv_timer_t *timer)
     worker_queue(spared->core->queue, &release->work, release, release_work, release_worked);
 }
 
-/* A later arena begins the time anew, so that unloads and loads in turn do not meet the driver's clearing. */
+/* With each arena that is kept the time starts again, so that unloads and loads in turn do not meet the driver's
+ * clearing. */
 void spared_later(struct spared *spared)
 {
     if (spared->core->stopping)

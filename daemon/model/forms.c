@@ -236,3 +236,11 @@ bool forms_equal(const struct forms *a, const struct forms *b)
         equal = a->rules[i].form == b->rules[i].form && strcmp(a->rules[i].match, b->rules[i].match) == 0;
     return equal;
 }
+
+enum form form_of_type(const struct tensor_type *type)
+{
+    for (enum form form = FORM_F32; form < FORM_COUNT; form++)
+        if (strcmp(type->name, form_name(form)) == 0)
+            return form;
+    return FORM_NATIVE;
+}

@@ -67,3 +67,6 @@ bool forms_match(const char *pattern, const char *name);
 
 /* Whether the patterns can be compared with all tensor names of the model in the time that one request may take. */
 bool forms_affordable(const struct forms *forms, const struct gguf *model);
+
+/* The form that has the same elements as the type; FORM_NATIVE if there is no such form. */
+enum form form_of_type(const struct tensor_type *type);

@@ -258,15 +258,6 @@ static int measure(struct parser *p, struct fields *fields, const struct gguf_te
     return 0;
 }
 
-/* The form that has the same elements as the type; FORM_NATIVE if there is no such form. */
-static enum form type_form(const struct tensor_type *type)
-{
-    for (enum form form = FORM_F32; form < FORM_COUNT; form++)
-        if (strcmp(type->name, form_name(form)) == 0)
-            return form;
-    return FORM_NATIVE;
-}
-
 /* Adds strides for this tensor, zeros if it has none, and its flags. */
 static int add_strides(struct parser *p, const struct fields *fields)
 {
@@ -299,7 +290,7 @@ static int add_tensor(struct parser *p, struct fields *fields)
     struct gguf *header = p->header;
     const size_t n = header->n_tensors;
     struct gguf_tensor tensor = {.type = fields->type, .n_dims = fields->n_dims, .keeps = true};
-    struct placement placement = {.offset = fields->offset, .form = type_form(fields->type)};
+    struct placement placement = {.offset = fields->offset, .form = form_of_type(fields->type)};
     uint64_t reach = 0;
     int r = check_name(p, &fields->name);
     if (r == 0)
@@ -408,7 +399,7 @@ static int find_views(struct manifest *manifest, const struct gguf *header, stru
             manifest->flags[order[k]] |= MANIFEST_VIEW;
         if (last > end)
             plan->model_bytes += last - (placement->offset > end ? placement->offset : end);
-        end = last > end ? last : end;
+        end = max_u64(last, end);
     }
     free(order);
     manifest->n_tensors = n;

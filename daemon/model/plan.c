@@ -8,18 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The form that has the same elements as the type; FORM_NATIVE if there is no such form. */
-static enum form type_form(const struct tensor_type *type)
-{
-    for (enum form form = FORM_F32; form < FORM_COUNT; form++)
-        if (strcmp(type->name, form_name(form)) == 0)
-            return form;
-    return FORM_NATIVE;
-}
-
 static void placement_choose(struct placement *placement, const struct gguf_tensor *tensor, const struct forms *forms)
 {
-    const enum form own = type_form(tensor->type), form = forms_of(forms, tensor);
+    const enum form own = form_of_type(tensor->type), form = forms_of(forms, tensor);
     placement->convert = form == own ? FORM_NATIVE : form;
     placement->form = placement->convert == FORM_NATIVE ? own : form;
 }
@@ -344,7 +335,7 @@ int plan_linear(uint64_t bytes, size_t slot_bytes, struct plan **ret)
     return 0;
 }
 
-/* Gaps with fewer bytes than this between them are joined: clearing so many bytes takes as long as one call. */
+/* Gaps with fewer bytes than this between them are joined: clearing that many bytes takes about as long as one call. */
 #define GAPS_TOGETHER ((uint64_t)1 << 20)
 
 /* Bytes at the beginning of a tensor that pieces are written to. */

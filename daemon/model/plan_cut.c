@@ -72,8 +72,8 @@ static int cutter_begin_chunk(struct cutter *cutter, uint32_t shard, uint64_t fi
     return 0;
 }
 
-/* Tensors are cut only after a multiple of so many blocks. For every type this is a multiple of 32 bytes. So each piece
- * has the same alignment in its slot as the tensor has in the file, which is 32 bytes in most files. */
+/* The blocks before a cut in a tensor are a multiple of this. For every type this is a multiple of 32 bytes. So each
+ * piece has the same alignment in its slot as the tensor has in the file, which is 32 bytes in most files. */
 #define CUT_BLOCKS 32u
 
 /* How many of `blocks` blocks at `file_offset` the open chunk can take as one piece. If the plan is packed, workers
@@ -187,15 +187,10 @@ int plan_cut(struct plan *plan, size_t slot_bytes, size_t part_bytes, bool verba
     return r;
 }
 
-static uint64_t max(uint64_t a, uint64_t b)
-{
-    return a > b ? a : b;
-}
-
 /* Divides bytes into equal ranges of whole pages; the last range may be shorter. */
 static size_t divide_bytes(uint64_t bytes, size_t part_bytes, struct part *ret)
 {
-    uint64_t each = max(part_bytes, (bytes + PLAN_PARTS_MAX - 1) / PLAN_PARTS_MAX);
+    uint64_t each = max_u64(part_bytes, (bytes + PLAN_PARTS_MAX - 1) / PLAN_PARTS_MAX);
     each = (each + CHUNK_ALIGNMENT - 1) & ~(uint64_t)(CHUNK_ALIGNMENT - 1);
     size_t n = 0;
     for (uint64_t at = 0; at < bytes || n == 0; at += each)
@@ -206,7 +201,7 @@ static size_t divide_bytes(uint64_t bytes, size_t part_bytes, struct part *ret)
 /* The work for a piece: the bytes that it reads or the bytes that it writes, whichever are more. */
 static uint64_t piece_work(const struct plan *plan, size_t index)
 {
-    return max(plan_piece_file_bytes(plan, index), plan->pieces[index].slot_bytes);
+    return max_u64(plan_piece_file_bytes(plan, index), plan->pieces[index].slot_bytes);
 }
 
 /* Divides the work into equal lengths. Each piece belongs to the part in which its work begins. */

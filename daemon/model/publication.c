@@ -5,6 +5,7 @@
 #include "daemon/base/memory_file.h"
 #include "daemon/model/manifest.h"
 #include "proto/table.h"
+#include "proto/write_all.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -78,18 +79,10 @@ static int call_failed(struct device_fault *fault, int error, const char *call)
     return device_fault_set(fault, error, call, -error, strerror(-error));
 }
 
-static int write_all(int fd, const uint8_t *data, size_t size, struct device_fault *ret_fault)
+static int put(int fd, const void *bytes, size_t size, struct device_fault *ret_fault)
 {
-    while (size > 0) {
-        ssize_t n = write(fd, data, size);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            return call_failed(ret_fault, -errno, "write");
-        data += n;
-        size -= (size_t)n;
-    }
-    return 0;
+    const int r = write_all(fd, bytes, size);
+    return r < 0 ? call_failed(ret_fault, r, "write") : 0;
 }
 
 static int memfd_new(const char *name, int *ret, struct device_fault *ret_fault)
@@ -121,7 +114,7 @@ static int make_table(const struct plan *plan, struct publication *publication, 
         return device_fault_set(ret_fault, r, "table_build", -r, strerror(-r));
     r = memfd_new("rocmforge-table", &publication->table_fd, ret_fault);
     if (r == 0)
-        r = write_all(publication->table_fd, table, size, ret_fault);
+        r = put(publication->table_fd, table, size, ret_fault);
     if (r == 0)
         r = memfd_seal(publication->table_fd, ret_fault);
     free(table);
@@ -137,7 +130,7 @@ static int write_manifest(const struct plan *plan, struct publication *publicati
     int r = manifest_header(plan, &text, &size);
     if (r < 0)
         return r;
-    r = write_all(publication->header_fd, (const uint8_t *)text, size, ret_fault);
+    r = put(publication->header_fd, text, size, ret_fault);
     free(text);
     publication->bytes += size;
     return r < 0 ? r : memfd_seal(publication->header_fd, ret_fault);

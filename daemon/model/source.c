@@ -2,6 +2,7 @@
 
 #include "daemon/base/closer.h"
 #include "daemon/format/format.h"
+#include "proto/min.h"
 #include "proto/model_file.h"
 #include "proto/shards.h"
 
@@ -462,7 +463,7 @@ int source_read(const struct source *source, size_t file, uint64_t offset, void 
     uint8_t *at = dst;
     while (size > 0) {
         worker_file_begin();
-        ssize_t n = pread(source->files[file].fd, at, size < READ_MAX ? size : READ_MAX, (off_t)offset);
+        ssize_t n = pread(source->files[file].fd, at, min_u64(size, READ_MAX), (off_t)offset);
         worker_file_end();
         if (n < 0 && errno == EINTR)
             continue;

@@ -2,6 +2,7 @@
 
 #include "daemon/device/hip/error.h"
 #include "daemon/device/hip/share.h"
+#include "proto/min.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -119,7 +120,7 @@ static int descriptors_try(struct hip_device *hip, uint64_t wanted, struct devic
     if (r < 0)
         return r;
     const uint64_t before = hip->device.granule;
-    hip->device.granule = granule > before ? granule : before;
+    hip->device.granule = max_u64(granule, before);
     r = kind_try(hip, descriptor_try, (wanted + granule - 1) / granule * granule, ret_fault);
     if (r == 0)
         hip->device.export_kind = EXPORT_FD;
