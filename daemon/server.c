@@ -217,6 +217,7 @@ static void server_stop_more(struct server *server)
             _exit(EXIT_FAILURE);
         }
     }
+    server->threads_hang = some_device_hangs(server);
     survey_free(server->survey);
     residency_unpin_cache(&server->residency);
     devices_close(&server->devices);
