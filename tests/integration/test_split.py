@@ -102,6 +102,16 @@ def test_split_with_a_file_missing(daemon, split):
     wait_until(lambda: daemon.fds() == before)
 
 
+@pytest.mark.parametrize("counts", [True, False])
+def test_split_of_files_that_are_too_few(daemon, split, counts):
+    """The sentence has what the file says, and how many files are given."""
+    paths = split(lambda number: {} if counts or number == 0 else {"keys": ("no",)})
+    for command in ("load", "plan", "inspect"):
+        failed = daemon.rfctl(command, paths[2], paths[0], check=False)
+        told = "file 1 says that it is number 3 of 3, but 2 files are given"
+        assert failed.returncode == 1 and (told if counts else told.replace(" of 3", "")) in failed.stderr
+
+
 def test_split_in_any_order(daemon, split):
     """Each file says which one it is."""
     paths = split()
