@@ -189,7 +189,7 @@ typedef void rf_file_fn(void *context, const char *path);
 
 /* Finds the files that rf_load() would load for this path, in the order of their numbers; needs no daemon. `file` is
  * called for each. Returns 0, or a negative errno; then `file` was called for the paths that it is about: -ENOENT: for
- * a file that is missing, if a name of it is known; -ENOTUNIQ: for those that may be the same one; other errors, of
+ * each file that is missing, if a name of it is known; -ENOTUNIQ: for those that may be the same one; other errors, of
  * opening `path`: for none. */
 int rf_model_files(const char *path, rf_file_fn *file, void *context);
 

@@ -108,12 +108,21 @@ static int only(const char *path, struct shard_paths *ret)
     return -ENOMEM;
 }
 
-/* -ENOENT, and that path alone; *ret is empty if there is no memory for it. */
-static int missing(struct shard_paths *ret, const char *path)
+/* 0 if all of them are there; else -ENOENT, and only those that are missing stay. */
+static int check_there(struct shard_paths *paths)
 {
-    shard_paths_free(ret);
-    if (paths_new(1, ret) == 0)
-        ret->paths[0] = strdup(path);
+    size_t there = 0, kept = 0;
+    while (there < paths->n && access(paths->paths[there], F_OK) == 0)
+        there++;
+    if (there == paths->n)
+        return 0;
+    for (size_t i = 0; i < paths->n; i++) {
+        if (i >= there && access(paths->paths[i], F_OK) < 0)
+            paths->paths[kept++] = paths->paths[i];
+        else
+            free(paths->paths[i]);
+    }
+    paths->n = kept; /* 0: the missing one has come meanwhile */
     return -ENOENT;
 }
 
@@ -137,19 +146,15 @@ static int find_by_names(const char *path, uint64_t own, size_t n, struct shard_
     int r = paths_new(n, ret);
     for (size_t i = 0; i < n && r == 0; i++) {
         ret->paths[i] = path_numbered(path, &numbered, i);
-        if (!ret->paths[i])
-            r = -ENOMEM;
-        else if (access(ret->paths[i], F_OK) < 0) {
-            char *absent = ret->paths[i];
-            ret->paths[i] = NULL;
-            r = missing(ret, absent);
-            free(absent);
-            return r;
-        }
+        r = ret->paths[i] ? 0 : -ENOMEM;
     }
-    if (r < 0)
+    if (r < 0) {
         shard_paths_free(ret);
-    return r;
+        return r;
+    }
+    ret->number = (size_t)own + 1;
+    ret->count = n;
+    return check_there(ret);
 }
 
 /* --- the links that a path leads through --- */

@@ -28,6 +28,9 @@ struct shard_paths {
     char **paths; /* in the order of their numbers */
     size_t n;
 };
+    /* Which one the file is that was asked for, from 1 on, and of how many, if an index or names tell it; also if others
+     * are missing. Else 0. */
+    size_t number, count;
 
 /* Finds the files of the model that `path` is a folder of (proto/folder.h), or that it is one of: the first, or, with
  * `any`, whichever. They are looked for by the names "...-00001-of-00003..." beside the path, then beside what each
@@ -36,7 +39,7 @@ struct shard_paths {
  * only one; so is a later one without `any`.
  *
  * Returns 0 and what the caller ends with shard_paths_free(); the error of opening `path`; -ENOENT: others are not
- * there, and ret->paths[0], if there is one, is the first of those missing that a name is known of; -ENOTUNIQ: it
+ * there, and ret->paths are those missing that a name is known of, if there are any; -ENOTUNIQ: it
  * cannot be told which files belong together, and ret->paths are those that say that they are the same one; -E2BIG:
  * more than SHARDS_MAX; -EBADMSG: the folder's index is not valid; -ENOMEM. */
 int shards_find(const char *path, bool any, shard_open_fn *open, struct shard_paths *ret);

@@ -67,8 +67,8 @@ int headers_read(char *const *paths, size_t n, struct headers *ret, struct gguf_
         *ret_path = need_text("%s", first);
         return r;
     }
-    if (r == -ENOTUNIQ) {
-        headers.same = found;
+    if (r == -ENOTUNIQ || r == -ENOENT) {
+        *(r == -ENOENT ? &headers.absent : &headers.same) = found;
         found = (struct shard_paths){0};
     }
     if (r == 0) {
@@ -98,3 +98,4 @@ void headers_clear(struct headers *headers)
     shard_paths_free(&headers->same);
     *headers = (struct headers){0};
 }
+    shard_paths_free(&headers->absent);

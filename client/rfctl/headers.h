@@ -11,9 +11,10 @@
 struct headers {
     struct gguf *file;
     uint64_t size;
-    struct shard_place place; /* of the file that was named first */
-    bool whole;               /* all files of the model were there */
-    struct shard_paths same;  /* if not: files of which each may be the same other one of the model; n 0: none */
+    struct shard_place place;  /* of the file that was named first */
+    bool whole;                /* all files of the model were there */
+    struct shard_paths same;   /* if not: files of which each may be the same other one of the model; n 0: none */
+    struct shard_paths absent; /* if not: those missing that a name is known of; n 0: none */
 };
 
 /* Reads them; of one file of a split model the others are found. Returns 0, and the caller ends *ret with
