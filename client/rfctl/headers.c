@@ -67,6 +67,7 @@ int headers_read(char *const *paths, size_t n, struct headers *ret, struct gguf_
         *ret_path = need_text("%s", first);
         return r;
     }
+    const size_t number = found.number, count = found.count;
     if (r == -ENOTUNIQ || r == -ENOENT) {
         *(r == -ENOENT ? &headers.absent : &headers.same) = found;
         found = (struct shard_paths){0};
@@ -82,6 +83,12 @@ int headers_read(char *const *paths, size_t n, struct headers *ret, struct gguf_
         (void)shard_peek(fd, &headers.place);
         close(fd);
     }
+    if (r == 0 && !headers.place.gguf && count > 1) { /* the file itself does not say it */
+        headers.place.split = true;
+        headers.place.number = number - 1;
+        headers.place.count = count;
+        headers.whole = n > 1;
+    }
     if (r == 0)
         *ret = headers;
     else {
@@ -96,6 +103,6 @@ void headers_clear(struct headers *headers)
 {
     gguf_free(headers->file);
     shard_paths_free(&headers->same);
+    shard_paths_free(&headers->absent);
     *headers = (struct headers){0};
 }
-    shard_paths_free(&headers->absent);

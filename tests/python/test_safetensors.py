@@ -1,6 +1,7 @@
 """Models in safetensors files."""
 import make_safetensors
 import pytest
+from rocmforge import _files
 
 TENSORS = {"w": ("BF16", [4, 3]), "i": ("I64", [5]), "h": ("F16", [2, 2]), "q": ("F8_E4M3", [6]), "m": ("U8", [3])}
 
@@ -29,6 +30,26 @@ def test_a_folder(rf, folder, by_path):
     with rf.attach(name) as model:
         assert {tensor.name: tensor.read() for tensor in model.values()} == told
     assert rf.load(place / "model-00001-of-00002.safetensors")["model"]["name"] == "tiny"
+
+
+@pytest.mark.parametrize("library", [True, False])
+@pytest.mark.parametrize("index", [True, False])
+def test_any_file_stands_for_the_model(rf, folder, monkeypatch, library, index):
+    place = folder / "tiny"
+    place.mkdir()
+    make_safetensors.write_folder(place, [{"a": TENSORS["w"]}, {"b": TENSORS["i"]}], index=index)
+    make_safetensors.write(place / "other.safetensors", {"a": ("F32", [1])})
+    if not library:
+        monkeypatch.setattr(_files, "_found", lambda path: None)
+    paths = [str(place / f"model-0000{i}-of-00002.safetensors") for i in (1, 2)]
+    for path in paths:
+        assert _files.shard_paths(path) == paths
+        assert rf.plan(path)["tensors"] == 2
+    assert _files.shard_paths(place / "other.safetensors") == [str(place / "other.safetensors")]
+    (place / "model-00001-of-00002.safetensors").unlink()
+    with pytest.raises(FileNotFoundError) as error:
+        rf.plan(paths[1])
+    assert error.value.filename == paths[0]
 
 
 def test_names(rf, folder):

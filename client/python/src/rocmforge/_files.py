@@ -32,10 +32,10 @@ def first(path: Paths) -> Path:
 
 
 def shard_paths(path: Paths) -> List[str]:
-    """The files of a model, in order. If the path is the first file of a split model: all its files. If it is a folder:
-    those that its index names. Else the path itself, or the given paths. Without the library, files of a split model
-    are found by their names only. OSError: a file or the index cannot be read, or others are missing; ValueError: the
-    index is wrong; AmbiguousFiles.
+    """The files of a model, in order. If the path is the first file of a split model, or any safetensors file of one: all
+    its files. If it is a folder: those that its index names. Else the path itself, or the given paths. Without the
+    library, files of a split model are found by an index or by their names only. OSError: a file or the index cannot be
+    read, or others are missing; ValueError: the index is wrong; AmbiguousFiles.
     """
     if not isinstance(path, (str, os.PathLike)):
         return [os.fspath(one) for one in path]
@@ -46,7 +46,12 @@ def shard_paths(path: Paths) -> List[str]:
     if os.path.isdir(text):
         return _folder_files(text)
     match = _SHARD.search(text)
-    if not match or int(match[1]) != 1 or not 1 <= int(match[2]) <= _SHARDS_MAX:
+    safetensors = text.lower().endswith(".safetensors")
+    indexed = _indexed(text) if safetensors else None
+    if indexed:
+        return indexed
+    later = match is not None and int(match[1]) != 1 and not (safetensors and int(match[1]) <= int(match[2]))
+    if not match or later or not 1 <= int(match[2]) <= _SHARDS_MAX:
         return [text]
     stem = text[: match.start()]
     return [f"{stem}-{i:05}-of-{match[2]}.{match[3]}" for i in range(1, int(match[2]) + 1)]
@@ -96,6 +101,16 @@ def _folder_files(folder: str) -> List[str]:
     if not plain or not 1 <= len(names) <= _SHARDS_MAX:
         raise ValueError(f"cannot open {folder}: its {_INDEX} is not valid")
     return [os.path.join(folder, name) for name in names]
+
+
+def _indexed(path: str) -> Optional[List[str]]:
+    """The files that the index beside a file names, if this file is one of them."""
+    folder = os.path.dirname(path) or "."
+    try:
+        files = _folder_files(folder)
+    except (OSError, ValueError):
+        return None
+    return files if os.path.join(folder, os.path.basename(path)) in files else None
 
 
 def link_name(paths: Paths) -> Optional[str]:
