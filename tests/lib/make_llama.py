@@ -6,7 +6,8 @@ says means nothing, but it is always the same for the same file.
     make_llama.py OUT --shape 7b --type f16
 
 Shapes: tiny; moe, the same with experts; padded and padded-large, whose rows are no multiple of 512 elements; small,
-about 60 MB as q4_0; 7b.
+about 60 MB as q4_0; 7b; narrow-f16 and narrow-q4_0, about 50 MB in this type, with as many layers and tokens as 7b: what
+an engine does once for each layer or token takes as long as with 7b.
 """
 import argparse
 import struct
@@ -36,6 +37,8 @@ SHAPES = {
     "padded-large": Shape(8, 2304, 6208, 36, 8000),
     "small": Shape(8, 1024, 2816, 16, 8000),
     "7b": Shape(32, 4096, 11008, 32, 32000),
+    "narrow-f16": Shape(32, 192, 512, 6, 32000),
+    "narrow-q4_0": Shape(32, 384, 1024, 12, 32000),
 }
 
 
