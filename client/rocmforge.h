@@ -193,7 +193,8 @@ typedef void rf_file_fn(void *context, const char *path);
  * opening `path`: for none. */
 int rf_model_files(const char *path, rf_file_fn *file, void *context);
 
-/* The same as rf_load() with all files of a split model, in any order; with one path as rf_load(). */
+/* The same as rf_load() with all files of a split model, in any order; with one path as rf_load(). -ENODATA: they are
+ * safetensors files, and an index, or their names, tell of others that are not among them. */
 int rf_load_files(rf_client *client, const char *const *paths, size_t n, const rf_load_options *options, char *name);
 
 #define RF_NAME_SIZE 128

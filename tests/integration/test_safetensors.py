@@ -484,6 +484,33 @@ def test_a_file_whose_others_are_missing(daemon, folder, by, number):
     assert daemon.models() == []
 
 
+@pytest.mark.parametrize("by", list(NAMED))
+def test_a_part_that_is_named_by_hand(daemon, folder, by):
+    """It is refused, and not loaded as if it were the whole; also if a link leads to a file."""
+    paths, told = named(folder, by)
+    link = folder / "friend.safetensors"
+    link.symlink_to(paths[1])
+    for command in ("load", "plan", "inspect"):
+        for asked in ([paths[0], paths[1]], [paths[2], link]):
+            failed = daemon.rfctl(command, *asked, check=False)
+            missing = paths[2] if paths[0] in asked else paths[0]
+            assert failed.returncode == 1 and missing.name in failed.stderr, (command, failed.stdout, failed.stderr)
+            assert "not named" in failed.stderr
+    assert daemon.models() == []
+    other = paths[0].with_name("other.safetensors")
+    told |= make_safetensors.write(other, {"x": ("F32", [1])})
+    daemon.rfctl("load", paths[2], other, paths[0], link, "--name", "m")
+    check_folder(daemon, "m", told)
+    assert len(json.loads(daemon.rfctl("--json", "inspect", *paths).stdout)["tensors"]) == len(told) - 1
+
+
+def test_a_part_of_which_another_file_is_missing(daemon, folder):
+    paths, _ = named(folder, "index")
+    paths[2].unlink()
+    failed = daemon.rfctl("load", *paths[:2], check=False)
+    assert failed.returncode == 1 and str(paths[2]) in failed.stderr and daemon.models() == []
+
+
 def test_a_file_that_the_index_does_not_name(daemon, folder):
     paths, _ = named(folder, "index")
     other = paths[0].with_name("other.safetensors")

@@ -1,6 +1,7 @@
 """Models in safetensors files."""
 import make_safetensors
 import pytest
+import rocmforge
 from rocmforge import _files
 
 TENSORS = {"w": ("BF16", [4, 3]), "i": ("I64", [5]), "h": ("F16", [2, 2]), "q": ("F8_E4M3", [6]), "m": ("U8", [3])}
@@ -50,6 +51,30 @@ def test_any_file_stands_for_the_model(rf, folder, monkeypatch, library, index):
     with pytest.raises(FileNotFoundError) as error:
         rf.plan(paths[1])
     assert error.value.filename == paths[0]
+
+
+@pytest.mark.parametrize("library", [True, False])
+@pytest.mark.parametrize("index", [True, False])
+def test_a_list_has_all_files(rf, folder, monkeypatch, library, index):
+    place = folder / "tiny"
+    place.mkdir()
+    make_safetensors.write_folder(place, [{name: TENSORS["w"]} for name in "abc"], index=index)
+    make_safetensors.write(place / "other.safetensors", {"x": ("F32", [1])})
+    if not library:
+        monkeypatch.setattr(_files, "_found", lambda path: None)
+    paths = sorted(str(path) for path in place.glob("model-*.safetensors"))
+    assert rf.plan(paths[::-1])["tensors"] == 3
+    assert rf.plan([*paths, place / "other.safetensors"])["tensors"] == 4
+    assert rf.plan(paths[1:2])["tensors"] == 3  # as one path
+    for call in (rf.plan, rf.load):
+        with pytest.raises(rocmforge.IncompleteFiles) as error:
+            call([paths[2], place / "other.safetensors"])
+        assert error.value.missing == paths[:2]
+    (place / "model-00001-of-00003.safetensors").unlink()
+    with pytest.raises(rocmforge.IncompleteFiles) as error:
+        rf.load(paths[1:])
+    assert error.value.missing == paths[:1]
+    assert rf.list() == []
 
 
 def test_names(rf, folder):
