@@ -170,9 +170,10 @@ enum load_verdict load_verdict_of(const struct naming *naming, enum load_verdict
     return verdict;
 }
 
-enum load_verdict load_judge_join(const struct load *load, const struct model *model, struct naming *ret)
+enum load_verdict load_judge_join(struct load *load, struct model *model, struct naming *ret)
 {
     const struct load_request *request = &load->request;
+    load_tell_facts(load, model); /* first: they decide who owns the file, who is a guest, and who has a name */
     naming_judge(load, request->name, model, ret);
     if (!may_publish_joined(request, model))
         return LOAD_DENIED;
@@ -212,7 +213,6 @@ bool load_take_same(struct load *load, struct model *model)
         load->blocked = true;
         return false;
     }
-    load_tell_facts(load, model); /* before it is decided whether who asks is a guest */
     if (!load_enter(load, model))
         return false;
     if (model->state != MODEL_CACHED) {
