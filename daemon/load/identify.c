@@ -200,9 +200,10 @@ enum load_verdict load_verdict_of(const struct naming *naming, enum load_verdict
 
 enum load_verdict load_judge_join(struct load *load, struct model *model, struct naming *ret)
 {
+    char room[MODEL_NAME_MAX + 1];
     const struct load_request *request = &load->request;
     load_tell_facts(load, model); /* first: they decide who owns the file, who is a guest, and who has a name */
-    naming_judge(load, request->name, model, ret);
+    naming_judge(load, naming_wanted(load, model, room), model, ret);
     if (!may_publish_joined(request, model))
         return LOAD_DENIED;
     return load_verdict_of(ret, model_may_admit(model, request->peer) < 0 ? LOAD_LIMITED : LOAD_JOIN);
@@ -212,11 +213,11 @@ enum load_verdict load_judge_join(struct load *load, struct model *model, struct
  * whoever asked. Returns false if the load has to wait, or something cannot be. */
 static bool load_enter(struct load *load, struct model *model)
 {
-    const char *name = load->request.name;
     struct naming naming;
-    if (name)
-        naming_clear_lost(load, name);
+    if (load->request.name)
+        naming_clear_lost(load, load->request.name);
     const enum load_verdict verdict = load_judge_join(load, model, &naming);
+    const char *name = naming.name;
     if (verdict == LOAD_DENIED) {
         load_fail_publish(load);
         return false;
