@@ -36,7 +36,7 @@ hipError_t hip_share_map(int device, hipMemGenericAllocationHandle_t handle, uin
 
 /* Maps memory that another process has exported: read-only, or to be written to by the client that makes a model of it.
  * The descriptor is not needed any more afterwards; it stays the caller's. An error if it is none of such memory, or if
- * there are not so many bytes of it. hip_share_drop() unmaps it. */
+ * there are fewer than `bytes` of it. hip_share_drop() unmaps it. */
 hipError_t hip_share_import(int device, int fd, uint64_t bytes, hipMemAccessFlags access, struct hip_share *ret,
                             const char **ret_call);
 

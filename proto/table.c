@@ -24,7 +24,7 @@ const char *table_name(const void *table, const struct table_entry *entry)
     return (const char *)table + entry->name;
 }
 
-/* Where strides begin in a table of so many tensors. */
+/* Where the strides begin in a table of n_tensors tensors. */
 static size_t strides_begin(uint64_t n_tensors)
 {
     const size_t end = sizeof(struct table_header) + (size_t)n_tensors * TENSOR_SIZE;

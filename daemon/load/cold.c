@@ -26,8 +26,9 @@
  * everywhere. */
 #define SAMPLES 64u
 
-/* What the page cache had of a file when the first worker wanted a part of it. Later it is not asked again: while what
- * is cached is read, the kernel reads ahead, and whoever then took that for cached would read all of the file so. */
+/* What the page cache had of a file when the first worker wanted a part of it. Later it is not asked again: when a
+ * cached part is read, the kernel also reads what follows it into the cache. If the cache were asked about each part
+ * just before it is read, every part would seem cached. */
 enum found {
     FOUND_UNKNOWN,
     FOUND_ALL,  /* or the file cannot be read past the cache */

@@ -2,9 +2,9 @@
  * the cache (daemon/base/direct.h). So a model that will be resident does not fill the cache as well.
  *
  * A file is read like this only if it can be: the kernel tells what the page cache has of it, and the daemon itself may
- * open it, because a file is open for direct reading or not as a whole, and the descriptor that a client passed stays
- * as it is. So files in a tmpfs, on FUSE and on most networks are read as ever, and so is a file that only the client
- * may open. */
+ * open it, because O_DIRECT belongs to the open file and not to a call, and the descriptor that a client passed is not
+ * changed. So files in a tmpfs, on FUSE and on most networks are read in the ordinary way, and so is a file that only
+ * the client may open. */
 #pragma once
 
 #include "daemon/base/direct.h"

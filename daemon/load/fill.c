@@ -12,7 +12,7 @@
 /* A part that took longer was not read from the page cache. */
 #define SLOW_NS 1000000u
 
-/* The pieces of a part may have so many bytes between them for the part to be read as one range. */
+/* The most bytes between the pieces of a part with which it is still read as one range. */
 #define RANGE_EXTRA ((uint64_t)64 << 10)
 
 /* Where a file's bytes come from: the file, or memory that has those from `begin` on. */

@@ -7,7 +7,7 @@
 #include <assert.h>
 #include <string.h>
 
-/* The bytes from which on a run is read by a call of its own, to where it belongs. Shorter runs are copied out of a
+/* A run of at least this many bytes is read by a call of its own, to where it belongs. Shorter runs are copied out of a
  * range that one call reads, since a call takes as long as copying about this many bytes. */
 #define RUN_READ 2048u
 

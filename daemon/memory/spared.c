@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* After so many times keep_ns memory is freed although the device has a load. */
+/* After this multiple of keep_ns, memory is freed even if the device has a load. */
 #define KEEP_TIMES 5u
 
 struct spare_origin spared_origin(const struct model *model)

@@ -25,7 +25,8 @@ enum name_part {
 /* A tensor's name, taken apart. */
 struct name_rule {
     enum name_part part;
-    /* Unless 0, the tensor is the first one of a group of so many, whose names differ only in the module's. */
+    /* Unless 0, the tensor is the first one of a group; this is the number of members, whose names differ only in the
+     * name of the module. */
     size_t n_siblings;
     const char *siblings[NAME_SIBLINGS_MAX]; /* the modules of all members: "q_proj", "k_proj", "v_proj" */
     const char *fused;                       /* what stands instead in the group's name: "qkv_proj" */

@@ -335,7 +335,7 @@ int plan_linear(uint64_t bytes, size_t slot_bytes, struct plan **ret)
     return 0;
 }
 
-/* Gaps with fewer bytes than this between them are joined: clearing so many bytes takes as long as one call. */
+/* Gaps with fewer bytes than this between them are joined: clearing that many bytes takes about as long as one call. */
 #define GAPS_TOGETHER ((uint64_t)1 << 20)
 
 /* Bytes at the beginning of a tensor that pieces are written to. */

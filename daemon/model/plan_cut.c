@@ -72,8 +72,8 @@ static int cutter_begin_chunk(struct cutter *cutter, uint32_t shard, uint64_t fi
     return 0;
 }
 
-/* Tensors are cut only after a multiple of so many blocks. For every type this is a multiple of 32 bytes. So each piece
- * has the same alignment in its slot as the tensor has in the file, which is 32 bytes in most files. */
+/* The blocks before a cut in a tensor are a multiple of this. For every type this is a multiple of 32 bytes. So each
+ * piece has the same alignment in its slot as the tensor has in the file, which is 32 bytes in most files. */
 #define CUT_BLOCKS 32u
 
 /* How many of `blocks` blocks at `file_offset` the open chunk can take as one piece. If the plan is packed, workers

@@ -46,7 +46,7 @@ static int matrix_of(const struct cutting *c, const struct gguf_tensor *tensor, 
 }
 
 /* Sets what memory gets of the tensor: the rows of `ranges`, and of each row `row` blocks from `first` on; and after
- * them so many rows of zeros. */
+ * them `zeros` rows of zeros. */
 static int take(const struct cutting *c, struct gguf_tensor *tensor, struct gather *gather, const struct matrix *matrix,
                 const struct gather_range *ranges, size_t n_ranges, uint64_t first, uint64_t row, uint64_t zeros)
 {

@@ -4,30 +4,15 @@
  *
  * Prints JSON: {"device": ..., "link": bytes a second at best, "sizes": {"4194304": ..., ...}}. Exits 77 without a
  * device. */
-#include "kernels/hip.h"
+
+#include "tests/bench/hip_check.h"
+#include "tests/bench/seconds.h"
 
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #define TOTAL ((size_t)2 << 30)
 #define RUNS  5
-
-static void check(hipError_t e, const char *what)
-{
-    if (e != hipSuccess) {
-        fprintf(stderr, "%s: %s (%d)\n", what, hipGetErrorString(e), (int)e);
-        exit(1);
-    }
-}
-#define CHECK(call) check(call, #call)
-
-static double seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
-}
 
 int main(void)
 {

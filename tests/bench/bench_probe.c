@@ -9,7 +9,9 @@
  *     link BYTES      copies so much, 16 MiB at a time, one copy after another
  *
  * The answer is the number of bytes a second. First it says that it is ready. Exits with 77 if there is no device. */
-#include "kernels/hip.h"
+
+#include "tests/bench/hip_check.h"
+#include "tests/bench/seconds.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -19,7 +21,6 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #define PIECE   ((size_t)256 << 10) /* what a worker of the daemon reads at once for a GPU */
@@ -46,22 +47,6 @@ struct probe {
     atomic_uint_least64_t taken;
     atomic_bool failed;
 };
-
-static void check(hipError_t e, const char *what)
-{
-    if (e != hipSuccess) {
-        fprintf(stderr, "bench_probe: %s: %s (%d)\n", what, hipGetErrorString(e), (int)e);
-        exit(1);
-    }
-}
-#define CHECK(call) check(call, #call)
-
-static double seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
-}
 
 static void *reader(void *argument)
 {

@@ -6,6 +6,7 @@
  * FILE is read as if it were one tensor; what it holds does not matter. Each line is one setting, the best of three
  * runs. Exits 77 without a device. */
 #include "daemon/device/device.h"
+#include "tests/bench/seconds.h"
 
 #include <dlfcn.h>
 #include <errno.h>
@@ -15,7 +16,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #define RUNS 3
@@ -60,13 +60,6 @@ static void die(const char *what, const struct device_fault *fault)
 {
     fprintf(stderr, "%s: %s: %s (%d)\n", what, fault->call, fault->text, fault->code);
     exit(1);
-}
-
-static double seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
 }
 
 static void put_done(struct transfer *transfer)

@@ -8,6 +8,7 @@
  * that past the caches. "registered" copies nothing: the file's own pages are registered with the driver, and the GPU
  * copies from them. Exits with 77 if there is no device. */
 #include "kernels/hip.h"
+#include "tests/bench/seconds.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -19,7 +20,6 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #if defined(__x86_64__)
@@ -46,13 +46,6 @@ struct bench {
     atomic_size_t next;
     atomic_bool failed;
 };
-
-static double seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
-}
 
 static double cpu_seconds(void)
 {

@@ -82,7 +82,7 @@ def cycle(daemon, path):
 @pytest.mark.parametrize("export", EXPORTS)
 def test_each_call_of_a_load_fails(start, small_model, fault, export):
     """An error that names the call, or none; nothing is left, and the device is well."""
-    daemon = start("--workers", "2", "--staging", "1Mi", "--export", export, FAKE_HIP_FAIL=fault.setting)
+    daemon = start("--workers", "2", "--staging", "1Mi", "--keep-freed", "0", "--export", export, FAKE_HIP_FAIL=fault.setting)
     made = {}
     for call in calls_of("device-hip.so"):
         for n in range(1, 1000):
@@ -109,7 +109,7 @@ def assert_failed(daemon, path):
 
 @pytest.mark.parametrize("export, call", [(export, call) for export in EXPORTS for call in sorted(CALLS_OF_A_LOAD[export])])
 def test_call_of_a_load_loses_the_device(start, small_model, fault, export, call):
-    daemon = start("--workers", "2", "--staging", "1Mi", "--export", export, FAKE_HIP_FAIL=fault.setting)
+    daemon = start("--workers", "2", "--staging", "1Mi", "--keep-freed", "0", "--export", export, FAKE_HIP_FAIL=fault.setting)
     fault.set(f"{call}:1:719")
     cycle(daemon, small_model)
     assert fault.fired()
@@ -120,7 +120,7 @@ def test_call_of_a_load_loses_the_device(start, small_model, fault, export, call
 @pytest.mark.parametrize("n", [1, 7, 20, 35, 50])
 def test_nothing_works_any_more(start, small_model, fault, n):
     """Whatever code says so."""
-    daemon = start("--workers", "2", "--staging", "1Mi", FAKE_HIP_FAIL=fault.setting)
+    daemon = start("--workers", "2", "--staging", "1Mi", "--keep-freed", "0", FAKE_HIP_FAIL=fault.setting)
     fault.set(f"*:{n}+:999")
     cycle(daemon, small_model)
     assert fault.fired()

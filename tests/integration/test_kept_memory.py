@@ -8,7 +8,7 @@ from pathlib import Path
 
 import make_model
 import pytest
-from harness import MIB, build_folder, fake_gpu_folder, module_folder, wait_until
+from harness import MIB, build_folder, fake_gpu_folder, library_environment, module_folder, wait_until
 
 SIZE = 8 * MIB  # of a model on the device
 DEVICE = 512 * MIB
@@ -93,7 +93,7 @@ def test_a_process_that_keeps_the_memory(start_gpu, model):
         client.call("Load", path=model(1), name="a")
         with subprocess.Popen([sys.executable, reader, build_folder(), daemon.socket], stdin=subprocess.PIPE,
                               stdout=subprocess.PIPE, text=True, bufsize=1,
-                              env={**os.environ, "LD_LIBRARY_PATH": str(fake_gpu_folder()),
+                              env={**library_environment(), "LD_LIBRARY_PATH": str(fake_gpu_folder()),
                                    "ROCMFORGE_MODULE_DIR": str(module_folder())}) as process:
 
             def ask(command):

@@ -2,7 +2,7 @@
 import os
 
 import pytest
-from harness import MIB, TIMEOUT, daemon_program, fake_gpu_folder, load_fd, module_folder, tensor_model, wait_until
+from harness import MIB, TIMEOUT, daemon_program, fake_gpu_folder, library_environment, load_fd, module_folder, tensor_model, wait_until
 
 SIZE = 8 * MIB
 
@@ -16,6 +16,8 @@ def locked(daemon):
 def is_root():
     if os.geteuid() != 0:
         pytest.skip("needs root, who may lock memory and may be somebody else")
+    if library_environment()["LD_PRELOAD"]:
+        pytest.skip("a sanitizer takes calls of mlock() for itself, and locks nothing")
 
 
 def test_a_resident_model_is_locked(start, folder):

@@ -205,6 +205,7 @@ FAULTS = [
 def test_manifest_faults(daemon):
     """Each one is refused, for its reason, and leaves nothing."""
     with daemon.client() as client:
+        client.call("Status")  # the connection is accepted
         fds = len(os.listdir(f"/proc/{daemon.process.pid}/fd"))
         for tensors, why in FAULTS:
             fd = sealed_text(json.dumps(tensors))
@@ -225,7 +226,7 @@ def test_manifest_faults(daemon):
                 client.reply()
             os.close(fd)
         assert names(daemon) == [] and daemon.used() == 0
-        wait_until(lambda: len(os.listdir(f"/proc/{daemon.process.pid}/fd")) == fds)
+        wait_until(lambda: len(os.listdir(f"/proc/{daemon.process.pid}/fd")) <= fds)
 
 
 def test_parameters(daemon):
@@ -331,7 +332,7 @@ time.sleep(60)
         assert names(daemon) == []
         make(client, "m")  # the name is free
         client.call("Unload", name="m")
-    wait_until(lambda: len(os.listdir(f"/proc/{daemon.process.pid}/fd")) == fds)
+    wait_until(lambda: len(os.listdir(f"/proc/{daemon.process.pid}/fd")) <= fds)
 
 
 def test_cancelled(daemon):

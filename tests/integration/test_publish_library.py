@@ -13,6 +13,13 @@ PLACES = ["host", *EXPORTS]
 DATA = bytes(range(128))
 
 
+@pytest.fixture(autouse=True)
+def without_sanitizer():
+    """This process loads the library itself."""
+    if library_environment()["LD_PRELOAD"]:
+        pytest.skip("a sanitizer's runtime has to be in a process from its start")
+
+
 @pytest.fixture(params=PLACES)
 def place(request, start, monkeypatch):
     """A daemon, and the device where it is published."""

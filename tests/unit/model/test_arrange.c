@@ -37,7 +37,7 @@ struct asked {
 struct model {
     struct gguf header;
     struct gguf_tensor tensors[TENSORS_MAX];
-    char names[TENSORS_MAX][16];
+    char names[TENSORS_MAX][48];
     struct asked asked[TENSORS_MAX];
     unsigned parts, rank;
 };
