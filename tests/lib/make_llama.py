@@ -166,6 +166,8 @@ def make_mmproj(path, shape="tiny", image=64, patch=16, embedding=64, feed_forwa
         "v.position_embd.weight": (embedding, (image // patch) ** 2),
         "mm.0.weight": (embedding, SHAPES[shape].embedding),
         "mm.0.bias": (SHAPES[shape].embedding,),
+        "mm.2.weight": (SHAPES[shape].embedding, SHAPES[shape].embedding),
+        "mm.2.bias": (SHAPES[shape].embedding,),
     }
     for n in range(layers):
         for name in ("attn_q", "attn_k", "attn_v", "attn_out"):

@@ -1,4 +1,7 @@
 """Models in safetensors files."""
+import json
+from pathlib import Path
+
 import make_safetensors
 import pytest
 import rocmforge
@@ -38,16 +41,21 @@ def test_a_folder(rf, folder, by_path):
 def test_any_file_stands_for_the_model(rf, folder, monkeypatch, library, index):
     place = folder / "tiny"
     place.mkdir()
-    make_safetensors.write_folder(place, [{"a": TENSORS["w"]}, {"b": TENSORS["i"]}], index=index)
+    make_safetensors.write_folder(place, [{"a": TENSORS["w"]}, {"b": TENSORS["i"]}], index=False)
     make_safetensors.write(place / "other.safetensors", {"a": ("F32", [1])})
     if not library:
         monkeypatch.setattr(_files, "_found", lambda path: None)
     paths = [str(place / f"model-0000{i}-of-00002.safetensors") for i in (1, 2)]
+    if index:  # names that tell nothing
+        for i, name in enumerate(("one.safetensors", "two.safetensors")):
+            paths[i] = str(Path(paths[i]).rename(place / name))
+        where = {"a": "one.safetensors", "b": "two.safetensors"}
+        (place / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
     for path in paths:
         assert _files.shard_paths(path) == paths
         assert rf.plan(path)["tensors"] == 2
     assert _files.shard_paths(place / "other.safetensors") == [str(place / "other.safetensors")]
-    (place / "model-00001-of-00002.safetensors").unlink()
+    Path(paths[0]).unlink()
     with pytest.raises(FileNotFoundError) as error:
         rf.plan(paths[1])
     assert error.value.filename == paths[0]
