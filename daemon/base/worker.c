@@ -1,7 +1,6 @@
 #include "daemon/base/worker.h"
 
 #include "daemon/base/log.h"
-#include "daemon/base/worker_threads.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -28,12 +27,10 @@ struct workers {
     void *ended_context;
 };
 
-static void work_run(struct work *work);
-
 int workers_new(uv_loop_t *loop, struct mailbox *mailbox, struct workers **ret)
 {
     struct workers *workers = calloc(1, sizeof(*workers));
-    if (!workers || worker_threads_new(mailbox, work_run, &workers->threads) < 0) {
+    if (!workers || worker_threads_new(mailbox, &workers->threads) < 0) {
         free(workers);
         return -ENOMEM;
     }
@@ -153,7 +150,7 @@ static void work_wait(struct workers *workers, struct work *work)
 static void work_begin(struct workers *workers, struct work *work)
 {
     TAILQ_INSERT_TAIL(&workers->running, work, link);
-    worker_threads_push(workers->threads, work);
+    worker_threads_push(workers->threads, &work->job);
 }
 
 /* Those that may go on do. */
@@ -242,8 +239,9 @@ static void work_deliver(struct letter *letter)
 }
 
 /* On a worker. */
-static void work_run(struct work *work)
+static void work_run(struct worker_job *job)
 {
+    struct work *work = (struct work *)((char *)job - offsetof(struct work, job));
     if (atomic_load(&work->stay))
         atomic_store(&work->stayed, true);
     else {
@@ -262,6 +260,7 @@ static void queue(struct workers *workers, struct work *work, bool files, void *
     work->workers = workers;
     work->data = data;
     work->run = run;
+    work->job.run = work_run;
     work->done = done;
     work->hangs = 0;
     work->waits = false;
