@@ -44,6 +44,9 @@ struct frame_reader {
     size_t text_size;
     int fds[FRAME_FDS_MAX];
     size_t n_fds;
+
+    void (*drop)(void *context, int fd); /* NULL: close() */
+    void *drop_context;
 };
 
 int frame_message_take_fd(struct frame_message *message, int64_t index)
@@ -67,18 +70,32 @@ int frame_reader_new(size_t max_size, struct frame_reader **ret)
     return 0;
 }
 
-static void close_untaken(int *fds, size_t n)
+void frame_reader_set_drop(struct frame_reader *reader, void (*drop)(void *context, int fd), void *context)
+{
+    reader->drop = drop;
+    reader->drop_context = context;
+}
+
+static void drop(const struct frame_reader *reader, int fd)
+{
+    if (reader->drop)
+        reader->drop(reader->drop_context, fd);
+    else
+        close(fd);
+}
+
+static void close_untaken(const struct frame_reader *reader, int *fds, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
         if (fds[i] >= 0)
-            close(fds[i]);
+            drop(reader, fds[i]);
         fds[i] = -1;
     }
 }
 
 void frame_message_close_fds(struct frame_message *message)
 {
-    close_untaken(message->fds, message->n_fds);
+    close_untaken(message->reader, message->fds, message->n_fds);
 }
 
 void frame_reader_free_text(struct frame_reader *reader)
@@ -96,7 +113,7 @@ size_t frame_reader_memory(const struct frame_reader *reader)
 /* Frees the message that frame_reader_next() returned last. */
 static void frame_reader_release(struct frame_reader *reader)
 {
-    close_untaken(reader->fds, reader->n_fds);
+    close_untaken(reader, reader->fds, reader->n_fds);
     reader->n_fds = 0;
     frame_reader_free_text(reader);
 }
@@ -107,7 +124,7 @@ void frame_reader_free(struct frame_reader *reader)
         return;
     frame_reader_release(reader);
     for (size_t i = 0; i < reader->n_arrived; i++)
-        close(reader->arrived[i].fd);
+        drop(reader, reader->arrived[i].fd);
     free(reader->buffer);
     free(reader);
 }
@@ -185,7 +202,7 @@ static int frame_reader_arrive(struct frame_reader *reader, struct msghdr *heade
             memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(fd));
             if (r < 0 || n == 0 || of_message == FRAME_FDS_MAX) {
                 r = r < 0 ? r : -E2BIG;
-                close(fd);
+                drop(reader, fd);
                 continue;
             }
             of_message++;
@@ -267,7 +284,8 @@ int frame_reader_next(struct frame_reader *reader, struct frame_message *ret)
     reader->start = reader->scanned = (size_t)(end - reader->buffer) + 1;
     if (reader->start == reader->end)
         frame_reader_rest(reader);
-    *ret = (struct frame_message){.text = reader->text, .size = size, .fds = reader->fds, .n_fds = reader->n_fds};
+    *ret = (struct frame_message){
+        .text = reader->text, .size = size, .fds = reader->fds, .n_fds = reader->n_fds, .reader = reader};
     return 1;
 }
 

@@ -39,8 +39,8 @@ static void get_info(struct call *call)
     cJSON_AddStringToObject(reply, "version", ROCMFORGE_VERSION " (" INTERFACE " " STRING(INTERFACE_VERSION) ")");
     cJSON_AddStringToObject(reply, "url", ""); /* Varlink wants a string; there is no page yet */
     cJSON *interfaces = cJSON_AddArrayToObject(reply, "interfaces");
-    cJSON_AddItemToArray(interfaces, cJSON_CreateString(SERVICE));
-    cJSON_AddItemToArray(interfaces, cJSON_CreateString(INTERFACE));
+    json_append(interfaces, cJSON_CreateString(SERVICE));
+    json_append(interfaces, cJSON_CreateString(INTERFACE));
     call_reply(call, reply, NULL, 0);
 }
 

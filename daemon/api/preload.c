@@ -152,6 +152,7 @@ static void preload_scan(struct work *work)
 {
     struct preload *preload = work->data;
     worker_step_back();
+    worker_file_begin();
     int n = scandir(preload->folder, &preload->entries, is_visible, by_name);
     preload->n_entries = n < 0 ? -errno : n;
     preload->verdicts = n > 0 ? calloc((size_t)n, sizeof(*preload->verdicts)) : NULL;
@@ -159,6 +160,7 @@ static void preload_scan(struct work *work)
     preload->whole = index ? realpath(preload->folder, NULL) : NULL;
     for (int i = 0; i < n && preload->verdicts; i++)
         preload->verdicts[i] = look_at(preload->folder, preload->entries[i]->d_name, index);
+    worker_file_end();
 }
 
 /* True if the entry is to be loaded. If not, logs why: it is no model, or not the first file of a split model. */
@@ -275,5 +277,6 @@ void preload_look(struct preload *preload)
     preload->looking = true;
     preload->failed = 0;
     core_job_begin(preload->loads->core);
-    worker_queue(preload->loads->core->queue, &preload->work, preload, preload_scan, preload_scanned);
+    const struct work_reads reads = {.uid = preload->self->uid};
+    worker_queue_reading(preload->loads->core->queue, &preload->work, &reads, preload, preload_scan, preload_scanned);
 }

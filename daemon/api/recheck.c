@@ -70,7 +70,13 @@ static void recheck_queue(struct recheck *recheck, struct model *model)
     recheck->before = model ? access_facts_ref(model->facts) : NULL;
     recheck->facts = NULL;
     recheck->again = false;
-    worker_queue(recheck->rechecks->core->queue, &recheck->work, recheck, recheck_work, recheck_worked);
+    struct workers *workers = recheck->rechecks->core->queue;
+    if (!model) {
+        worker_queue(workers, &recheck->work, recheck, recheck_work, recheck_worked);
+        return;
+    }
+    const struct work_reads reads = source_reads(recheck->source, model->uid);
+    worker_queue_reading(workers, &recheck->work, &reads, recheck, recheck_work, recheck_worked);
 }
 
 /* Calls `then` for all calls that are in_time. */

@@ -202,7 +202,8 @@ static uint64_t print_of(const struct model *model)
 
 static bool to_keep(const struct model *model)
 {
-    return model->state == MODEL_RESIDENT && model->export.fd >= 0 && model->n_names > 0 && !model->device->failed;
+    return model->state == MODEL_RESIDENT && !model->source->of_user && model->export.fd >= 0 && model->n_names > 0 &&
+           !model->device->failed;
 }
 
 /* Brings the store up to date with the model. If that fails, it is tried again when the model changes. */
@@ -456,6 +457,10 @@ static void group_resume(struct keep *keep, struct group *group)
         for (size_t i = 0; i < description->n_files; i++)
             resume->file_fds[i] = group_take(group, STORE_FILE, description->files[i].number);
         r = resume_model(resume, &model, why);
+    }
+    if (r == 0) {
+        model->source->closer = keep->residency->core->closer;
+        model->source->uid = model->uid;
     }
     free(resume);
     if (r < 0 || group_note(keep, group, model) < 0) {

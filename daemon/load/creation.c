@@ -1,5 +1,6 @@
 #include "daemon/load/creation.h"
 
+#include "daemon/base/json_text.h"
 #include "daemon/base/trust.h"
 #include "daemon/load/naming.h"
 #include "daemon/load/states.h"
@@ -236,8 +237,8 @@ static void lend(struct load *load)
     session_tie(call->conn, &creation->tie);
     cJSON *reply = cJSON_CreateObject();
     cJSON_AddNumberToObject(reply, "creation", (double)model->id);
-    cJSON_AddItemToObject(reply, "model", describe_model(model));
-    cJSON_AddItemToObject(reply, "device", describe_device(model->device));
+    json_add_item(reply, "model", describe_model(model));
+    json_add_item(reply, "device", describe_device(model->device));
     int fds[1];
     const size_t n_fds = attach_export(reply, &model->export, fds);
     cJSON_AddRawToObject(reply, "offsets", job->text);

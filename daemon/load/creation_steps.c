@@ -89,7 +89,7 @@ void load_job_lend(struct load_job *job)
 {
     job->text = offsets_text(job->planned);
     job->of_host = !job->text;
-    job->status = job->text ? job->device->ops->arena_lend(job->filled, &job->export, &job->fault) : -ENOMEM;
+    job->status = job->text ? device_arena_lend(job->device, job->filled, &job->export, &job->fault) : -ENOMEM;
 }
 
 /* Reads the metadata into the manifest that will be published. */
@@ -137,5 +137,5 @@ void load_job_publish_creation(struct load_job *job)
         job->of_host = job->status == -ENOMEM;
     }
     if (job->status == 0)
-        job->status = job->device->ops->arena_seal(job->filled, &job->fault);
+        job->status = device_arena_seal(job->device, job->filled, &job->fault);
 }

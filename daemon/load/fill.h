@@ -52,6 +52,7 @@ struct part_read {
 struct fill {
     /* In. All borrowed until `done`. */
     const struct source *source;
+    uid_t uid;          /* who loads */
     const void *memory; /* if not NULL, the bytes are copied from here, not read from the source */
     bool pinned;        /* the device copies from `memory` by itself; then there is an arena */
     struct cold *cold;  /* NULL: everything is read through the page cache */

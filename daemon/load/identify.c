@@ -245,6 +245,19 @@ void load_name(const struct load *load, char ret[MODEL_NAME_MAX + 1])
         model_name_derive(load->job.source->path, ret);
 }
 
+/* Whether the user may have one more model. If not, the load fails. */
+static bool load_may_add(struct load *load)
+{
+    struct quota_charge probe;
+    uint64_t limit;
+    int r = quota_take(load->loads->quota, load->request.uid, QUOTA_MODELS, 1, &probe, &limit);
+    if (r < 0)
+        failure_set(&load->failure, WIRE_LimitExceeded, error_quota(r, QUOTA_MODELS, limit));
+    else
+        quota_return(&probe);
+    return r == 0;
+}
+
 struct model *load_take_name(struct load *load)
 {
     char name[MODEL_NAME_MAX + 1];
@@ -253,6 +266,8 @@ struct model *load_take_name(struct load *load)
     naming_clear_lost(load, name);
     naming_judge(load, name, NULL, &naming);
     if (!naming_prepare(load, name, NULL, &naming))
+        return NULL;
+    if (!load_may_add(load))
         return NULL;
     struct model *model = load_new_model(load, name);
     if (!model)

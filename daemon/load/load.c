@@ -134,7 +134,15 @@ void load_queue(struct load *load, void (*run)(struct load_job *job))
     load->job.status = 0;
     load->in_job = true;
     core_keep_awake(load->loads->core);
-    worker_queue(load->loads->core->queue, &load->job.work, load, load_job_work, load_job_done);
+    struct workers *workers = load->loads->core->queue;
+    if (!load_job_uses_files(&load->job)) {
+        worker_queue(workers, &load->job.work, load, load_job_work, load_job_done);
+        return;
+    }
+    const struct source *source = load->model ? load->model->source : load->job.source;
+    const struct work_reads reads =
+        source ? source_reads(source, load->request.uid) : (struct work_reads){.uid = load->request.uid};
+    worker_queue_reading(workers, &load->job.work, &reads, load, load_job_work, load_job_done);
 }
 
 /* --- the states --- */
@@ -338,6 +346,8 @@ void load_step(struct load *load)
     if (load->model)
         load->model->departs = true;
     load_drop_comparison(load);
+    if (load_held_up(load) || (load->device && atomic_load(&load->device->hung)))
+        load_answer(load);
     if (load->in_job)
         return; /* load_job_done() calls this again */
     if (load->state == LOAD_RELEASING) {
@@ -402,6 +412,8 @@ static int load_new(struct loads *loads, const struct load_request *request, str
     load_be_patient(load, request->wait_for_memory);
     load->trace = request->trace ? trace_new(load->began) : NULL;
     load->job = (struct load_job){
+        .closer = loads->core->closer,
+        .uid = request->uid,
         .path = load->request.path,
         .trusted = request->trusted,
         .forms = request->forms,
@@ -423,7 +435,7 @@ void load_begin(struct loads *loads, const struct load_request *request, struct 
     int r = load_new(loads, request, &load, &limit);
     if (r < 0) {
         for (size_t i = 0; i < request->n_fds; i++)
-            close(request->fds[i]);
+            closer_close(loads->core->closer, request->uid, request->fds[i]);
         creation_free(request->creation);
         if (call)
             call_fail(call, WIRE_LimitExceeded, error_quota(r, QUOTA_LOADS, limit));
@@ -530,15 +542,33 @@ void loads_report(struct loads *loads)
     }
 }
 
-bool loads_hang(const struct loads *loads, uint64_t begun_before)
+bool loads_hang(const struct loads *loads, const struct device *device, uint64_t begun_before)
 {
     const struct load *load;
     TAILQ_FOREACH(load, &loads->list, link)
     {
-        if (load_hangs(load, begun_before))
+        if (load->device == device && load_hangs(load, begun_before))
             return true;
     }
     return false;
+}
+
+static bool asks(const struct load *load, const struct device *device)
+{
+    return load->in_job && (load->job.run == load_job_ask || load->job.run == load_job_manifest) &&
+           device_set_has(&load->request.among, device);
+}
+
+void loads_lose_device(struct loads *loads, struct device *device)
+{
+    struct load *next;
+    for (struct load *load = TAILQ_FIRST(&loads->list); load; load = next) {
+        next = TAILQ_NEXT(load, link);
+        if (load->device != device && !asks(load, device))
+            continue;
+        failure_set(&load->failure, WIRE_DeviceError, describe_device_lost(device, "load"));
+        load_step(load);
+    }
 }
 
 void loads_end(struct loads *loads, enum wire_error error)

@@ -154,9 +154,16 @@ size_t loads_seen(const struct loads *loads, const struct peer *peer);
  * the parsed header, the header's copy for clients, and the plan. */
 uint64_t load_keeps(const struct gguf *header, const struct plan *plan);
 
-/* Whether a device has not come back with what a load gave it before that time, by uv_hrtime(). Files that are slow do
- * not count: whoever may load may have such a file. */
-bool loads_hang(const struct loads *loads, uint64_t begun_before);
+/* Whether the device has not come back with what a load gave it before that time, by uv_hrtime(). Files that are slow
+ * do not count: whoever may load may have such a file. */
+bool loads_hang(const struct loads *loads, const struct device *device, uint64_t begun_before);
+
+/* A device is lost because a call of its driver does not return: its loads fail. Those that the call belongs to stay,
+ * and nobody waits for them. */
+void loads_lose_device(struct loads *loads, struct device *device);
+
+/* Jobs that read files begin to hang, or go on: makes slots in place of those that they have, and lets loads go on. */
+void loads_held_up(struct loads *loads);
 
 /* Calls load_end() for all loads. */
 void loads_end(struct loads *loads, enum wire_error error);

@@ -206,10 +206,16 @@ void load_drop_cached(struct load *load);
 /* There is an arena: held fills go on. */
 void load_fill_continue(struct load *load);
 
+/* Whether it waits for a file that does not answer. */
+bool load_held_up(const struct load *load);
+
 /* Takes no more slots, and gives back the slots of held fills. Other fills under way end as usual. */
 void load_fill_end(struct load *load);
 
-/* answer.c: ends the load with success or with failure, and answers all calls. After load_give_up() it has no model. */
+/* answer.c: the load ends, but cannot before a file answers: its calls are answered now. */
+void load_answer(struct load *load);
+
+/* Ends the load with success or with failure, and answers all calls. After load_give_up() it has no model. */
 void load_succeed(struct load *load);
 void load_give_up(struct load *load);
 /* Reports progress to the calls that wait. */

@@ -1,5 +1,6 @@
 #include "daemon/load/steps.h"
 
+#include "daemon/base/closer.h"
 #include "daemon/model/access_read.h"
 #include "proto/model_config.h"
 
@@ -21,7 +22,7 @@ static void open_path(struct load_job *job)
         job->status = access_read(job->source, NULL, &job->facts, &job->fault);
     if (job->trusted || (judges && job->status == 0 && access_permits_all(job->facts)))
         return;
-    source_free(job->source);
+    source_discard(job->source);
     job->source = NULL;
     shard_paths_free(&job->ambiguous);
     job->status = -EACCES;
@@ -32,12 +33,16 @@ void load_job_identify(struct load_job *job)
 {
     size_t n = job->n_fds;
     job->n_fds = 0;
+    worker_file_begin();
     if (n > 0)
         job->status = source_open_fds(job->fds, n, &job->source, &job->fault);
     else
         open_path(job);
     if (n > 0 && job->status == 0)
         job->status = access_read(job->source, NULL, &job->facts, &job->fault);
+    if (job->source)
+        source_set_owner(job->source, job->closer, job->uid);
+    worker_file_end();
 }
 
 static bool converts_nothing(const struct plan *plan)
@@ -131,7 +136,7 @@ void load_job_look_again(struct load_job *job)
     if (job->status == 0)
         return;
     device_fault_set(&job->fault, 0, "pread", -job->status, strerror(-job->status));
-    source_free(job->source);
+    source_discard(job->source);
     job->source = NULL;
 }
 
@@ -140,7 +145,7 @@ static void take_arena(struct load_job *job, const struct extent *gaps, size_t n
     struct device *device = job->device;
     job->status = device_arena_new(device, job->planned->arena_bytes, gaps, n_gaps, &job->arena, &job->fault);
     struct device_fault unused;
-    if (job->status == -ENOMEM && device->ops->memory_free(device, &job->memory_free, &unused) < 0)
+    if (job->status == -ENOMEM && device_memory_free(device, &job->memory_free, &unused) < 0)
         job->memory_free = 0;
 }
 
@@ -191,7 +196,7 @@ void load_job_publish(struct load_job *job)
             return;
         gguf_prepare();
     }
-    job->status = job->device->ops->arena_export(job->filled, &job->export, &job->fault);
+    job->status = device_arena_export(job->device, job->filled, &job->export, &job->fault);
 }
 
 void load_job_seal(struct load_job *job)
@@ -200,7 +205,7 @@ void load_job_seal(struct load_job *job)
         job->status = source_check_untouched(job->opened, &job->fault);
     job->of_file = job->status < 0;
     if (job->status == 0)
-        job->status = job->device->ops->arena_seal(job->filled, &job->fault);
+        job->status = device_arena_seal(job->device, job->filled, &job->fault);
     struct device_fault unused;
     if (job->status == 0 && job->judged && access_read(job->judged, job->before, &job->facts, &unused) < 0)
         job->facts = NULL;
@@ -215,6 +220,12 @@ void load_job_release(struct load_job *job)
 {
     device_arena_free(job->device, job->filled, job->planned->arena_bytes);
     job->filled = NULL;
+}
+
+bool load_job_uses_files(const struct load_job *job)
+{
+    return job->run == load_job_identify || job->run == load_job_lay_out || job->run == load_job_open ||
+           job->run == load_job_look_again || job->run == load_job_seal;
 }
 
 const char *load_job_name(const struct load_job *job)
@@ -246,7 +257,7 @@ void load_job_clear(struct load_job *job)
 {
     assert(!job->arena);
     while (job->n_fds > 0)
-        close(job->fds[--job->n_fds]);
+        closer_close(job->closer, job->uid, job->fds[--job->n_fds]);
     publication_clear(&job->published);
     manifest_parts_free(&job->parts);
     free(job->text);

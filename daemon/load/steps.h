@@ -23,7 +23,9 @@ struct load_job {
 
     /* In. All borrowed, except the descriptors: load_job_identify() takes them over. */
     int fds[SOURCE_FILES_MAX];
-    size_t n_fds; /* 0: open `path` */
+    size_t n_fds;          /* 0: open `path` */
+    struct closer *closer; /* and `uid`, who loads: for the source, and for descriptors that no step took */
+    uid_t uid;
     const char *path;
     bool trusted; /* may load, by path, files that are not world-readable */
     struct source *opened;
@@ -127,6 +129,9 @@ void load_job_nothing(struct load_job *job);
 
 /* filled, device → nothing. Frees the arena. */
 void load_job_release(struct load_job *job);
+
+/* Whether the step that `run` does reads files, or asks for their state. */
+bool load_job_uses_files(const struct load_job *job);
 
 /* The name of the step that `run` does: "parse", "allocate", ... Static. Those of a creation have none: nobody traces
  * it. */

@@ -40,7 +40,7 @@ static int64_t piece_compare(const struct piece *piece, const uint8_t *expected,
 static int read_memory(const struct model *model, uint64_t offset, void *dst, size_t size, struct device_fault *fault)
 {
     if (!model->cache)
-        return model->device->ops->arena_read(model->arena, offset, dst, size, fault);
+        return device_arena_read(model->device, model->arena, offset, dst, size, fault);
     memcpy(dst, (const uint8_t *)model->cache + offset, size);
     return 0;
 }
@@ -136,7 +136,7 @@ void verify_job_check(struct verify_job *job)
     struct device_fault unused;
     if (job->status == 0 && c->touched && !c->moves && source_same_files(c->loaded, c->source) &&
         source_reopen(c->loaded, &c->renewed, &unused) == 0 && !source_equal(c->renewed, c->source)) {
-        source_free(c->renewed);
+        source_discard(c->renewed);
         c->renewed = NULL;
     }
     c->replaced = source_replaced(c->touched && c->moves ? c->source : c->loaded);

@@ -53,7 +53,7 @@ static void unload_abandoned(struct call *call)
 static void *save_pinned(struct model *model, void *room, bool *ret_lost)
 {
     struct device_fault fault;
-    int r = model->device->ops->arena_save(model->arena, 0, room, model->plan->arena_bytes, &fault);
+    int r = device_arena_save(model->device, model->arena, 0, room, model->plan->arena_bytes, &fault);
     *ret_lost = r == -ENODEV;
     return r < 0 ? NULL : room;
 }
@@ -66,9 +66,9 @@ static void free_arena(struct unload *unload)
     unload->spared = unload->spare && spared_leave(&unload->residency->spared, unload->model, unload->kept);
     if (unload->spared)
         return;
-    unload->told = device->ops->memory_free(device, &unload->free_before, &unused) == 0;
+    unload->told = device_memory_free(device, &unload->free_before, &unused) == 0;
     device_arena_free(device, unload->model->arena, unload->model->plan->arena_bytes);
-    unload->told = unload->told && device->ops->memory_free(device, &unload->free_after, &unused) == 0;
+    unload->told = unload->told && device_memory_free(device, &unload->free_after, &unused) == 0;
 }
 
 /* What the journal gets of a model beside a line. Valid as long as the model. */

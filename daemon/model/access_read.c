@@ -1,5 +1,6 @@
 #include "daemon/model/access_read.h"
 
+#include "daemon/base/worker.h"
 #include "proto/array.h"
 
 #include <errno.h>
@@ -110,6 +111,7 @@ int access_read(const struct source *source, const struct access_facts *before, 
                 struct device_fault *ret_fault)
 {
     struct folders folders = {0};
+    worker_file_begin();
     struct access_facts *facts = NULL;
     struct access_entry *entries = NULL;
     if (source->n_files == 0) /* without a file, nobody may read all files: facts about none would say the opposite */
@@ -130,6 +132,7 @@ int access_read(const struct source *source, const struct access_facts *before, 
             memcpy(entries + source->n_files, above, n_above * sizeof(*entries));
         r = files_of(source, entries, ret_fault);
     }
+    worker_file_end();
     free(folders.entries);
     if (r < 0) {
         access_facts_unref(facts);

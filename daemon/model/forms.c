@@ -1,5 +1,6 @@
 #include "daemon/model/forms.h"
 
+#include "daemon/base/json_text.h"
 #include "proto/utf8.h"
 
 #include <assert.h>
@@ -207,7 +208,7 @@ cJSON *forms_rules(const struct forms *forms)
         cJSON *rule = cJSON_CreateObject();
         cJSON_AddStringToObject(rule, "match", forms->rules[i].match);
         cJSON_AddStringToObject(rule, "form", forms_word(forms->rules[i].form));
-        cJSON_AddItemToArray(array, rule);
+        json_append(array, rule);
     }
     return array;
 }

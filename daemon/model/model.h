@@ -111,6 +111,7 @@ struct model {
     uint64_t charged;             /* bytes in the host's ledger for what the daemon keeps of the model */
     struct device *charged_to;    /* whose ledger has `charged`: the host; NULL: nothing was charged */
     uint64_t kept;                /* bytes of the daemon's own memory: header, plan, publication */
+    struct quota_charge counted;  /* as one of its user's models */
     struct quota_charge quota;    /* of the user who loaded it: `reserved` and `charged` */
 
     struct lease_list leases;
@@ -120,6 +121,7 @@ struct model {
     uint64_t drain_ends; /* uv_hrtime() when it loses its name, even if it is leased; UINT64_MAX: never */
     bool holders_told;   /* the journal has named the holders that keep it from being unloaded */
     uint64_t idle_since; /* uv_hrtime() when the last lease ended, or when it became resident */
+    bool held_up;        /* its load waits for a file that does not answer */
     uint64_t overflows;
     struct load *load; /* belongs to the upper layer; NULL: no load is running */
     bool departs;      /* its load failed or was cancelled and is being cleaned up: soon gone, or cached again */

@@ -213,11 +213,11 @@ static cJSON *describe_tensor(const struct table_tensor *tensor)
     cJSON_AddStringToObject(object, "form", form_name((enum form)tensor->form));
     cJSON *shape = cJSON_AddArrayToObject(object, "shape");
     for (uint32_t i = 0; i < tensor->n_dims; i++)
-        cJSON_AddItemToArray(shape, cJSON_CreateNumber((double)tensor->shape[i]));
+        json_append(shape, cJSON_CreateNumber((double)tensor->shape[i]));
     if (tensor->strides) {
         cJSON *strides = cJSON_AddArrayToObject(object, "strides");
         for (uint32_t i = 0; i < tensor->n_dims; i++)
-            cJSON_AddItemToArray(strides, cJSON_CreateNumber((double)tensor->strides[i]));
+            json_append(strides, cJSON_CreateNumber((double)tensor->strides[i]));
     }
     cJSON_AddNumberToObject(object, "offset", (double)tensor->offset);
     cJSON_AddNumberToObject(object, "size", (double)tensor->bytes);

@@ -281,7 +281,11 @@ int registry_add(struct registry *registry, struct model *model)
     if (!model->takes[0] && registry_name(registry, model, model->name, model->uid) < 0)
         return -ENOMEM;
     uint64_t unused;
-    if (registry->quota && quota_take(registry->quota, model->uid, QUOTA_BYTES, 0, &model->quota, &unused) < 0) {
+    int r = registry->quota ? quota_take(registry->quota, model->uid, QUOTA_MODELS, 1, &model->counted, &unused) : 0;
+    if (r == 0 && registry->quota)
+        r = quota_take(registry->quota, model->uid, QUOTA_BYTES, 0, &model->quota, &unused);
+    if (r < 0) {
+        quota_return(&model->counted);
         model_lose_name(model);
         return -ENOMEM;
     }
@@ -322,10 +326,14 @@ int registry_resume(struct registry *registry, struct model *model, uint64_t id,
     uint64_t unused;
     if (r == 0 && registry->quota)
         r = quota_take(registry->quota, model->uid, QUOTA_BYTES, 0, &model->quota, &unused) < 0 ? -ENOMEM : 0;
+    if (r == 0 && registry->quota)
+        r = quota_take_none(registry->quota, model->uid, QUOTA_MODELS, &model->counted);
     if (r < 0) {
+        quota_return(&model->quota);
         model_lose_name(model);
         return r;
     }
+    quota_set(&model->counted, 1); /* also beyond the limit: it is there */
     model->id = id;
     registry->next_model = id + 1;
     TAILQ_INSERT_TAIL(&registry->models, model, link);
@@ -359,6 +367,7 @@ void registry_remove(struct registry *registry, struct model *model)
     publication_clear(&model->published);
     registry_discharge(model);
     quota_return(&model->quota);
+    quota_return(&model->counted);
     plan_free(model->plan);
     gguf_free(model->header);
     manifest_free(model->manifest);

@@ -1,5 +1,6 @@
 #include "daemon/model/source.h"
 
+#include "daemon/base/closer.h"
 #include "daemon/format/format.h"
 #include "proto/min.h"
 #include "proto/model_file.h"
@@ -13,10 +14,16 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 /* The most bytes of one pread(). The kernel's own limit is 2 GiB less a page. */
 #define READ_MAX (64u << 20)
+
+/* In linux/magic.h only since Linux 6.1. */
+#ifndef FUSE_SUPER_MAGIC
+#define FUSE_SUPER_MAGIC 0x65735546
+#endif
 
 static int64_t nanoseconds(struct timespec time)
 {
@@ -98,8 +105,11 @@ static int identity_read(int fd, struct identity *ret, uint64_t *ret_links, mode
                          struct device_fault *ret_fault)
 {
     struct stat st;
-    if (fstat(fd, &st) < 0)
-        return device_fault_set(ret_fault, -errno, "fstat", errno, strerror(errno));
+    worker_file_begin();
+    const int r = fstat(fd, &st) < 0 ? -errno : 0;
+    worker_file_end();
+    if (r < 0)
+        return device_fault_set(ret_fault, r, "fstat", -r, strerror(-r));
     *ret_links = st.st_nlink;
     *ret = (struct identity){
         .dev = st.st_dev,
@@ -302,6 +312,9 @@ int source_reopen(const struct source *source, struct source **ret, struct devic
     }
     (*ret)->path = (*ret)->files[0].path;
     (*ret)->link = source->link ? strdup(source->link) : NULL;
+    (*ret)->closer = source->closer;
+    (*ret)->uid = source->uid;
+    (*ret)->of_user = source->of_user;
     return 0;
 }
 
@@ -366,15 +379,17 @@ static bool link_switched(const struct source *source)
 
 enum source_look source_look(const struct source *source)
 {
+    worker_file_begin();
     enum source_look worst = link_switched(source) ? SOURCE_OTHER : SOURCE_THERE;
     for (size_t i = 0; i < source->n_files; i++) {
         const enum source_look look = file_look(&source->files[i], source->files[i].path);
         worst = look > worst ? look : worst;
     }
+    worker_file_end();
     return worst;
 }
 
-bool source_replaced(const struct source *source)
+static bool files_replaced(const struct source *source)
 {
     for (size_t i = 0; i < source->n_files; i++) {
         const struct source_file *file = &source->files[i];
@@ -384,6 +399,14 @@ bool source_replaced(const struct source *source)
             return true;
     }
     return link_switched(source);
+}
+
+bool source_replaced(const struct source *source)
+{
+    worker_file_begin();
+    const bool replaced = files_replaced(source);
+    worker_file_end();
+    return replaced;
 }
 
 struct source *source_ref(struct source *source)
@@ -397,7 +420,7 @@ void source_free(struct source *source)
     if (!source || --source->references > 0)
         return;
     for (size_t i = 0; i < source->n_files; i++) {
-        close(source->files[i].fd);
+        closer_close(source->closer, source->uid, source->files[i].fd);
         free(source->files[i].path);
     }
     free(source->link);
@@ -405,12 +428,43 @@ void source_free(struct source *source)
     free(source);
 }
 
+void source_discard(struct source *source)
+{
+    if (source)
+        source->closer = NULL;
+    worker_file_begin();
+    source_free(source);
+    worker_file_end();
+}
+
+void source_set_owner(struct source *source, struct closer *closer, uid_t uid)
+{
+    source->closer = closer;
+    source->uid = uid;
+    worker_file_begin();
+    for (size_t i = 0; i < source->n_files; i++) {
+        struct statfs system;
+        source->of_user |= fstatfs(source->files[i].fd, &system) == 0 && system.f_type == FUSE_SUPER_MAGIC;
+    }
+    worker_file_end();
+}
+
+struct work_reads source_reads(const struct source *source, uid_t uid)
+{
+    if (source->n_files == 0)
+        return (struct work_reads){.uid = uid};
+    const struct identity *first = &source->files[0].identity;
+    return (struct work_reads){.uid = uid, .dev = first->dev, .ino = first->ino};
+}
+
 int source_read(const struct source *source, size_t file, uint64_t offset, void *dst, size_t size,
                 struct device_fault *ret_fault)
 {
     uint8_t *at = dst;
     while (size > 0) {
+        worker_file_begin();
         ssize_t n = pread(source->files[file].fd, at, min_u64(size, READ_MAX), (off_t)offset);
+        worker_file_end();
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)
@@ -432,6 +486,7 @@ int source_read_beside(const struct source *source, const char *name, size_t mos
     if (!end || !source_leads_to(of, source->files[0].fd) ||
         snprintf(path, sizeof(path), "%.*s/%s", (int)(end - of), of, name) >= (int)sizeof(path))
         return -ENOENT;
+    worker_file_begin();
     const int fd = open_regular(path);
     int r = fd < 0 ? fd : fstat(fd, &st) < 0 ? -errno : (size_t)st.st_size > most ? -EFBIG : 0;
     const size_t size = r == 0 ? (size_t)st.st_size : 0;
@@ -442,6 +497,7 @@ int source_read_beside(const struct source *source, const char *name, size_t mos
         r = -EIO;
     if (fd >= 0)
         close(fd);
+    worker_file_end();
     if (r < 0) {
         free(text);
         return r;
@@ -485,7 +541,9 @@ int source_read_headers(const struct source *source, struct gguf **ret, struct g
         return -ENOMEM;
     for (size_t i = 0; i < source->n_files; i++)
         files[i] = (struct split_file){source->files[i].fd, source->files[i].identity.size};
+    worker_file_begin();
     int r = format_read(files, source->n_files, ret, ret_fault, ret_file);
+    worker_file_end();
     free(files);
     return r;
 }

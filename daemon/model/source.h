@@ -6,6 +6,7 @@
  * Blocking; meant for a worker thread. Reading is safe from several threads at once. */
 #pragma once
 
+#include "daemon/base/worker.h"
 #include "daemon/device/device.h"
 #include "daemon/gguf/gguf.h"
 #include "proto/shards.h"
@@ -28,6 +29,8 @@ struct identity {
     int64_t ctime_ns;
 };
 
+struct closer;
+
 struct source_file {
     int fd;
     char *path; /* that it was opened by, as the kernel told it; NULL: it has none */
@@ -36,6 +39,10 @@ struct source_file {
 };
 
 struct source {
+    /* Who has it: its descriptors are closed by the closer. NULL: by source_free() itself, on a worker. */
+    struct closer *closer;
+    uid_t uid;
+    bool of_user;        /* a file of it is in a file system that a process serves (FUSE): it may never answer */
     unsigned references; /* counted by the loop, or by a worker that has the only reference */
     const char *path;    /* of the first file, to show to people; NULL: it has none */
     char *link;          /* the path that source_open_path() got, if it led to one of the files; NULL: none is known */
@@ -72,8 +79,8 @@ int source_none(struct source **ret);
 int source_open_path(const char *path, struct source **ret, struct shard_paths *ret_files,
                      struct device_fault *ret_fault);
 
-/* Makes a new source of the same open files, with their present sizes and times. The paths stay those that the files
- * were opened by, also if the files were renamed since. Errors are those of source_open_fds(). */
+/* Makes a new source of the same open files, that the same user has, with their present sizes and times. The paths stay
+ * those that the files were opened by, also if the files were renamed since. Errors are those of source_open_fds(). */
 int source_reopen(const struct source *source, struct source **ret, struct device_fault *ret_fault);
 
 /* A source as it was before the daemon was restarted. Borrowed. */
@@ -104,8 +111,16 @@ bool source_replaced(const struct source *source);
 /* Loop. Adds a reference and returns the source. */
 struct source *source_ref(struct source *source);
 
-/* Gives up one reference; the last one frees the source. NULL is allowed. */
+/* worker. Notes who has the source, and sets of_user. */
+void source_set_owner(struct source *source, struct closer *closer, uid_t uid);
+
+/* Gives up one reference; the last one frees the source. NULL is allowed. On a worker, source_discard(): it closes the
+ * descriptors itself. */
 void source_free(struct source *source);
+void source_discard(struct source *source);
+
+/* Whose the source is, and which file it is, or its first one, for worker_queue_reading(). */
+struct work_reads source_reads(const struct source *source, uid_t uid);
 
 /* Reads exactly `size` bytes of a file. -ESTALE if the file is now too short; or the errno of pread(). */
 int source_read(const struct source *source, size_t file, uint64_t offset, void *dst, size_t size,

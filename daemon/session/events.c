@@ -132,7 +132,7 @@ static void tell(struct watcher *watcher, const char *event, const struct model 
 {
     cJSON *reply = cJSON_CreateObject();
     cJSON_AddStringToObject(reply, "event", event);
-    cJSON_AddItemToObject(reply, "model", describe_model(model));
+    json_add_item(reply, "model", describe_model(model));
     if (error)
         json_add_text(reply, "error", error);
     (void)call_continue_all(watcher->call, reply);

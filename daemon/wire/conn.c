@@ -34,6 +34,7 @@ const struct state_machine conn_states = STATE_MACHINE(states);
 #define CONN_TEXT_FIRST 1024
 
 static void conn_poll(struct conn *conn);
+static bool conn_must_wait(const struct conn *conn);
 
 static void conn_move(struct conn *conn, enum conn_state state)
 {
@@ -63,6 +64,21 @@ int conns_new(uv_loop_t *loop, const struct conn_hooks *hooks, void *context, st
     return 0;
 }
 
+void conns_set_closer(struct conns *conns, struct closer *closer)
+{
+    conns->closer = closer;
+}
+
+void conn_close_fd(const struct conn *conn, int fd)
+{
+    closer_close(conn->conns->closer, conn->peer->uid, fd);
+}
+
+static void conn_drop_fd(void *context, int fd)
+{
+    conn_close_fd(context, fd);
+}
+
 static void conns_check_closed(struct conns *conns)
 {
     if (!conns->closing || conns->count > 0)
@@ -85,10 +101,10 @@ static void conn_free(struct conn *conn)
     quota_return(&conn->memory);
     quota_return(&conn->descriptors);
     turn_end(&conn->turn);
-    peer_unref(conn->peer);
     cJSON_Delete(conn->message);
     cJSON_Delete(conn->no_parameters);
     frame_reader_free(conn->reader);
+    peer_unref(conn->peer);
     frame_writer_free(conn->writer);
     if (conn->socket >= 0)
         close(conn->socket);
@@ -365,7 +381,9 @@ static void conn_run(struct turn *turn)
     }
     if (events & UV_WRITABLE)
         conn_flush(conn);
-    if (events & (UV_READABLE | UV_DISCONNECT))
+    if ((events & UV_READABLE) && !(events & UV_DISCONNECT) && conn_must_wait(conn))
+        conn_poll(conn);
+    else if (events & (UV_READABLE | UV_DISCONNECT))
         conn_receive(conn, events);
     else if (conn->state == CONN_OPEN && !conn->in_call)
         conn_process(conn);
@@ -383,6 +401,25 @@ static void conn_ready(uv_poll_t *poll, int status, int events)
     turn_wait(&conn->turn);
 }
 
+static bool conn_must_wait(const struct conn *conn)
+{
+    const bool waits = closer_is_busy(conn->conns->closer, conn->peer->uid);
+    conn->conns->some_wait |= waits;
+    return waits;
+}
+
+void conns_go_on(struct conns *conns)
+{
+    if (!conns || !conns->some_wait)
+        return;
+    conns->some_wait = false;
+    struct conn *conn, *next;
+    for (conn = LIST_FIRST(&conns->list); conn; conn = next) {
+        next = LIST_NEXT(conn, link);
+        conn_poll(conn);
+    }
+}
+
 /* Polls the socket for the events that the state asks for. */
 static void conn_poll(struct conn *conn)
 {
@@ -392,7 +429,8 @@ static void conn_poll(struct conn *conn)
     if (conn->state == CONN_BROKEN)
         events |= UV_READABLE;
     /* While a call is under way, the descriptors of at most one more message are received. */
-    bool full = !frame_reader_has_room(conn->reader) || (conn->in_call && frame_reader_fds(conn->reader) > 0);
+    const bool waits = conn_must_wait(conn);
+    bool full = waits || !frame_reader_has_room(conn->reader) || (conn->in_call && frame_reader_fds(conn->reader) > 0);
     if (conn->state == CONN_OPEN && !conn->peer_done && !full)
         events |= UV_READABLE;
     if (conn->state != CONN_BROKEN && frame_writer_pending(conn->writer) > 0)
@@ -451,6 +489,8 @@ int conn_open(struct conns *conns, int socket)
         r = frame_reader_new(CONN_REQUEST_MAX, &conn->reader);
     if (r == 0)
         r = frame_writer_new(CONN_QUEUE_MAX, &conn->writer);
+    if (r == 0)
+        frame_reader_set_drop(conn->reader, conn_drop_fd, conn);
     if (r == 0 && !(conn->no_parameters = cJSON_CreateObject()))
         r = -ENOMEM;
     conn->id = conns->next_id++;

@@ -33,11 +33,13 @@ struct conns {
     void *context;
     struct quota *quota;
     struct counters *counters;
+    struct closer *closer; /* NULL: descriptors are closed at once */
     struct turns *turns;
     uint64_t freed; /* bytes of memory that connections had, and that the C library may still keep */
     void (*closed)(void *context);
     void *closed_context;
     bool closing;
+    bool some_wait; /* a connection is not read from because of closer_is_busy() */
 };
 
 struct conn {
