@@ -4,12 +4,18 @@
  * A description that was read is well formed: counts, lengths and values are within their bounds, and it is the one
  * that was written. Whether it fits the descriptors and the devices, resume.h finds out.
  *
+ * The file has four numbers of 8 bytes in the byte order of bytes.h: DESCRIPTION_MAGIC, the version, the size of the
+ * rest, and its checksum, XXH3_64bits(). The rest is the description: description_write.c and description_read.c have
+ * one function for each part of it, in the same order.
+ *
  * Any thread; but while the loop thread may change the model, only the loop thread writes its description. */
 #pragma once
 
 #include "daemon/model/model.h"
 
 #include <stdint.h>
+
+#define DESCRIPTION_MAGIC "rfkept\r\n"
 
 /* Another version is not read: the model is loaded again then. */
 #define DESCRIPTION_VERSION 4u

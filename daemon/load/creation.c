@@ -328,8 +328,8 @@ static bool published(struct load *load)
     job->published = PUBLICATION_NONE;
     const uint64_t metadata = model->manifest->metadata ? strlen(model->manifest->metadata) : 0;
     registry_charge(model, host, model->published.bytes + metadata);
-    model->pinned = creation->pin;
-    model->ttl = creation->ttl;
+    model_set_pinned(model, creation->pin);
+    model_set_ttl(model, creation->ttl);
     load_show(load, LOAD_SEALING, MODEL_SEALING);
     struct call *call = take_publishing(creation);
     if (call && !waiters_add(&load->waiters, call, creation->lease ? WAIT_ATTACH : WAIT_JOINED))

@@ -6,6 +6,7 @@
 #include "daemon/session/describe.h"
 #include "daemon/session/events.h"
 #include "daemon/wire/errors.h"
+#include "proto/min.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -26,14 +27,15 @@ static void load_tell_facts(const struct load *load, struct model *model)
 static void load_adjust(struct load *load, struct model *model)
 {
     if (load->request.access == ACCESS_PUBLIC)
-        model->access = ACCESS_PUBLIC; /* allowed: see may_publish_joined() */
+        model_widen(model); /* allowed: see may_publish_joined() */
     else if (load->request.access == ACCESS_PRIVATE && model->access != ACCESS_PRIVATE) /* see model_joinable() */
         events_narrow(load->loads->events, model);
     if (!load->request.trusted && load->request.uid != model->uid)
         return;
-    model->pinned |= load->request.pin;
+    if (load->request.pin)
+        model_set_pinned(model, true);
     if (load->request.ttl >= 0)
-        model->ttl = load->request.ttl;
+        model_set_ttl(model, load->request.ttl);
 }
 
 void load_begin_restore(struct load *load, struct model *model)
@@ -78,8 +80,7 @@ static void load_join(struct load *load, struct model *model)
             call_reply(call, describe_loaded(model, NULL), NULL, 0);
         waiters_move(&load->waiters, &other->waiters);
         other->detached |= load->detached;
-        if (other->patience_ends < load->patience_ends)
-            other->patience_ends = load->patience_ends;
+        other->patience_ends = max_u64(other->patience_ends, load->patience_ends);
     } else
         waiters_grant(load, model);
     if (load->request.done)

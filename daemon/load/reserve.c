@@ -214,7 +214,7 @@ bool load_looked_again(struct load *load)
     else if (job->source) {
         const bool changed = model->changed; /* that its path leads to other files remains */
         model_set_source(model, job->source);
-        model->changed = changed;
+        model_set_changed(model, changed);
         job->source = NULL;
         job->opened = model->source;
     }

@@ -181,7 +181,7 @@ void residency_drain(struct residency *residency, struct model *model, double se
     const uint64_t now = uv_hrtime();
     const uint64_t ends = seconds > 0 ? now + seconds_to_ns(seconds) : UINT64_MAX;
     model_move(model, MODEL_DRAINING);
-    model->pinned = false; /* it goes */
+    model_set_pinned(model, false); /* it goes */
     /* A second request does not make the drain end later than the first one said. */
     model->drain_ends = model->drains > 0 ? min_u64(model->drain_ends, ends) : ends;
     if (model->drains == 0)

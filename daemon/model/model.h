@@ -72,8 +72,17 @@ struct model_name {
 
 TAILQ_HEAD(model_names, model_name);
 
+/* Models whose description outside the process may not say any more what they are. */
+struct model_dirty {
+    TAILQ_HEAD(, model) models;
+    size_t n;
+};
+
 struct model {
     TAILQ_ENTRY(model) link;
+    TAILQ_ENTRY(model) dirty_link;
+    struct model_dirty *dirty_in; /* the registry's models that are dirty; NULL: the registry has not got the model */
+    bool dirty;                   /* it is among them: see model_mark_dirty() */
     uint64_t id;
     uint8_t token[MODEL_TOKEN_SIZE]; /* random: whoever has a lease is told it, and finds the model by it after the
                                         daemon was restarted */
@@ -123,10 +132,11 @@ struct model {
     uint64_t idle_since; /* uv_hrtime() when the last lease ended, or when it became resident */
     bool held_up;        /* its load waits for a file that does not answer */
     uint64_t overflows;
-    struct load *load; /* belongs to the upper layer; NULL: no load is running */
-    bool departs;      /* its load failed or was cancelled and is being cleaned up: soon gone, or cached again */
-    void *cache;       /* copy of the arena in anonymous memory; NULL: no copy */
-    bool cache_pinned; /* that the device can copy from by itself */
+    struct load *load;     /* belongs to the upper layer; NULL: no load is running */
+    struct stored *stored; /* the same: what is kept of it outside the process; NULL: nothing */
+    bool departs;          /* its load failed or was cancelled and is being cleaned up: soon gone, or cached again */
+    void *cache;           /* copy of the arena in anonymous memory; NULL: no copy */
+    bool cache_pinned;     /* that the device can copy from by itself */
 };
 
 /* "opening", "allocating", ... Static. */
@@ -157,6 +167,19 @@ void model_lose_name(struct model *model);
 
 /* Whether it has no name. */
 bool model_nameless(const struct model *model);
+
+/* Something has changed that a description of the model outside the process (daemon/keep/description.h) says, or
+ * whether there should be one. Whoever keeps such descriptions takes the model by registry_take_dirty(). The functions
+ * here and in registry.h call this themselves. */
+void model_mark_dirty(struct model *model);
+
+/* Set what a request may change while the model is resident. */
+void model_set_pinned(struct model *model, bool pinned);
+void model_set_ttl(struct model *model, int64_t ttl);
+void model_set_changed(struct model *model, bool changed);
+
+/* Makes the model public. The caller has checked that it may be. */
+void model_widen(struct model *model);
 
 /* Whether the model is not of files, but published by a client, or will be. */
 bool model_is_published(const struct model *model);

@@ -14,6 +14,39 @@ void registry_init(struct registry *registry, struct quota *quota)
 {
     *registry = (struct registry){.next_model = 1, .next_lease = 1, .quota = quota};
     TAILQ_INIT(&registry->models);
+    TAILQ_INIT(&registry->dirty.models);
+}
+
+struct model *registry_take_dirty(struct registry *registry)
+{
+    struct model *model = TAILQ_FIRST(&registry->dirty.models);
+    if (!model)
+        return NULL;
+    TAILQ_REMOVE(&registry->dirty.models, model, dirty_link);
+    registry->dirty.n--;
+    model->dirty = false;
+    return model;
+}
+
+/* The registry has the model from now on. */
+static void registry_insert(struct registry *registry, struct model *model)
+{
+    TAILQ_INSERT_TAIL(&registry->models, model, link);
+    registry->n_models++;
+    model->dirty_in = &registry->dirty;
+    model_mark_dirty(model);
+}
+
+static void registry_extract(struct registry *registry, struct model *model)
+{
+    TAILQ_REMOVE(&registry->models, model, link);
+    registry->n_models--;
+    if (model->dirty) {
+        TAILQ_REMOVE(&registry->dirty.models, model, dirty_link);
+        registry->dirty.n--;
+        model->dirty = false;
+    }
+    model->dirty_in = NULL;
 }
 
 /* Whether the text is "NAME#ID" with the model's id, and NAME a name that it has, or had before it lost it. */
@@ -136,6 +169,7 @@ static int name_add(struct registry *registry, struct model *model, const char *
     memcpy(name->text, text, strnlen(text, MODEL_NAME_MAX));
     TAILQ_INSERT_TAIL(&model->names, name, link);
     model->n_names++;
+    model_mark_dirty(model);
     return 0;
 }
 
@@ -148,6 +182,8 @@ int registry_name(struct registry *registry, struct model *model, const char *na
 /* Moves a name, or drops it if the other model has it too. */
 static void name_move(struct model_name *name, struct model *from, struct model *to)
 {
+    model_mark_dirty(from);
+    model_mark_dirty(to);
     TAILQ_REMOVE(&from->names, name, link);
     from->n_names--;
     if (model_has_name(to, name->text)) {
@@ -200,6 +236,7 @@ bool registry_unname(struct model *model, const char *name)
     TAILQ_REMOVE(&model->names, own, link);
     free(own);
     model->n_names--;
+    model_mark_dirty(model);
     strcpy(model->name, TAILQ_FIRST(&model->names)->text);
     return true;
 }
@@ -295,8 +332,7 @@ int registry_add(struct registry *registry, struct model *model)
     model->id = registry->next_model++;
     if (model->takes[0])
         model_lose_name(model);
-    TAILQ_INSERT_TAIL(&registry->models, model, link);
-    registry->n_models++;
+    registry_insert(registry, model);
     return 0;
 }
 
@@ -336,8 +372,7 @@ int registry_resume(struct registry *registry, struct model *model, uint64_t id,
     quota_set(&model->counted, 1); /* also beyond the limit: it is there */
     model->id = id;
     registry->next_model = id + 1;
-    TAILQ_INSERT_TAIL(&registry->models, model, link);
-    registry->n_models++;
+    registry_insert(registry, model);
     return 0;
 }
 
@@ -361,9 +396,9 @@ struct model *registry_find_token(const struct registry *registry, const uint8_t
 
 void registry_remove(struct registry *registry, struct model *model)
 {
-    assert(LIST_EMPTY(&model->leases) && !model->arena && !model->load && !model->cache && model->reserved == 0);
-    TAILQ_REMOVE(&registry->models, model, link);
-    registry->n_models--;
+    assert(LIST_EMPTY(&model->leases) && !model->arena && !model->load && !model->cache && !model->stored &&
+           model->reserved == 0);
+    registry_extract(registry, model);
     publication_clear(&model->published);
     registry_discharge(model);
     quota_return(&model->quota);

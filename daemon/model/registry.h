@@ -33,6 +33,7 @@ TAILQ_HEAD(model_list, model);
 
 struct registry {
     struct model_list models; /* oldest first */
+    struct model_dirty dirty; /* those that changed since registry_take_dirty() returned them */
     size_t n_models;
     size_t n_leases;
     uint64_t next_model;
@@ -138,8 +139,12 @@ int registry_resume(struct registry *registry, struct model *model, uint64_t id,
 struct model *registry_find_token(const struct registry *registry, const uint8_t token[MODEL_TOKEN_SIZE],
                                   const struct peer *peer);
 
+/* Takes a model that was marked as dirty off the list of these; NULL: there is none. A model is on it when it is new,
+ * and after each model_mark_dirty(). */
+struct model *registry_take_dirty(struct registry *registry);
+
 /* Removes a model and frees it with its file, header, plan and publication. Before, its arena must be freed, its
- * reservation returned, and all its leases and its load must have ended. */
+ * reservation returned, and nothing of it stored, and all its leases and its load must have ended. */
 void registry_remove(struct registry *registry, struct model *model);
 
 /* Adds `bytes` to the device's ledger for this model. The caller has checked that the ledger has room. */

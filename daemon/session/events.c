@@ -190,6 +190,6 @@ void events_changed(struct events *events, struct model *model)
 {
     if (model->changed)
         return;
-    model->changed = true;
+    model_set_changed(model, true);
     events_emit(events, "changed", model, NULL);
 }

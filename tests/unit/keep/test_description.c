@@ -1,4 +1,4 @@
-/* daemon/keep/description.c: what is written is read again, and nothing else is. */
+/* daemon/keep/description.h: what is written is read again, and nothing else is. */
 #include "daemon/keep/description.h"
 
 #include <errno.h>
