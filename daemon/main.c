@@ -14,6 +14,7 @@
 #include "daemon/wire/conn.h"
 #include "daemon/wire/listener.h"
 #include "proto/bytes.h"
+#include "proto/descriptors.h"
 #include "proto/streams.h"
 
 #include <assert.h>
@@ -22,7 +23,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <unistd.h>
 #include <uv.h>
 
@@ -203,16 +203,13 @@ static unsigned default_workers(void)
     return n < WORKERS_DEFAULT_MAX ? n : WORKERS_DEFAULT_MAX;
 }
 
-/* Models and clients take descriptors. The soft limit is low only for programs that use select(). Half of them are for
- * what clients send, the others for connections and models. */
-static void raise_descriptor_limit(struct quota_limits *limits)
+/* Models and clients take descriptors. Half of them are for what clients send, the others for connections and models.
+ */
+static void share_descriptors(struct quota_limits *limits)
 {
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
-        return;
-    limit.rlim_cur = limit.rlim_max;
-    (void)setrlimit(RLIMIT_NOFILE, &limit);
-    limits->all[QUOTA_DESCRIPTORS] = limit.rlim_cur / 2;
+    const uint64_t limit = descriptors_raise_limit();
+    if (limit > 0)
+        limits->all[QUOTA_DESCRIPTORS] = limit / 2;
 }
 
 static void first_work(struct work *work)
@@ -330,7 +327,7 @@ int main(int argc, char **argv)
     if (r <= 0)
         return r < 0 ? 2 : EXIT_SUCCESS;
     log_set_level(options.log_level);
-    raise_descriptor_limit(&options.limits);
+    share_descriptors(&options.limits);
 
     static struct daemon daemon;
     r = service_take(&daemon.handed);

@@ -66,7 +66,7 @@ static uint64_t staging_default(void)
     const uint64_t half = processors_cache("/sys/devices/system/cpu", NULL) / 2;
     if (half == 0 || half > most)
         return most;
-    return half > least ? half : least;
+    return max_u64(half, least);
 }
 
 /* Opens a module's devices and adds them. Returns how many, or a negative errno. */

@@ -1,5 +1,7 @@
 #include "proto/frame.h"
 
+#include "proto/array.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -167,15 +169,7 @@ static int frame_reader_grow(struct frame_reader *reader)
         reader->start = 0;
         return 0;
     }
-    size_t capacity = reader->capacity ? 2 * reader->capacity : BUFFER_MIN;
-    if (capacity > reader->max_size + 1)
-        capacity = reader->max_size + 1;
-    char *buffer = realloc(reader->buffer, capacity);
-    if (!buffer)
-        return -ENOMEM;
-    reader->buffer = buffer;
-    reader->capacity = capacity;
-    return 0;
+    return array_grow(&reader->buffer, &reader->capacity, reader->end + 1, 1, BUFFER_MIN, reader->max_size + 1);
 }
 
 /* Stores the descriptors of a recvmsg() that brought `n` bytes. Those bytes are at the end of the buffer already. */

@@ -2,23 +2,13 @@
 
 #include "client/rfctl/memory.h"
 #include "daemon/format/format.h"
+#include "proto/descriptors.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-/* A model may have more files than programs may have open by default. */
-static void raise_descriptor_limit(void)
-{
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
-        return;
-    limit.rlim_cur = limit.rlim_max;
-    (void)setrlimit(RLIMIT_NOFILE, &limit);
-}
 
 static int open_all(char *const *paths, size_t n, struct split_file *files, size_t *ret_n, uint64_t *ret_size)
 {
@@ -60,7 +50,7 @@ int headers_read(char *const *paths, size_t n, struct headers *ret, struct gguf_
     struct shard_paths found = {0};
     const char *first = paths[0];
     size_t file = 0;
-    raise_descriptor_limit();
+    (void)descriptors_raise_limit(); /* a model may have more files than programs may have open by default */
     int r = n == 1 ? shards_find(first, true, shard_open_regular, &found) : -ENOENT;
     if (r == -EBADMSG) {
         snprintf(ret_fault->reason, sizeof(ret_fault->reason), "its index of files is not valid");

@@ -3,6 +3,7 @@
 #include "daemon/memory/residency.h"
 #include "daemon/session/describe.h"
 #include "daemon/wire/errors.h"
+#include "proto/min.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -129,7 +130,7 @@ static uint64_t load_use(struct consumer *consumer, struct slot *slot)
     };
     load->n_fills++;
     fill_queue(load->loads->core->queue, fill);
-    return chunk->file_bytes > chunk->model_bytes ? chunk->file_bytes : chunk->model_bytes;
+    return max_u64(chunk->file_bytes, chunk->model_bytes);
 }
 
 /* --- files that do not answer --- */

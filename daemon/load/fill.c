@@ -270,7 +270,7 @@ static int part_read_rest(const struct part_read *read, uint64_t begin, uint64_t
 {
     const struct fill *fill = read->fill;
     const struct input input = {.source = fill->source, .shard = fill->chunk->shard};
-    begin = begin > read->whole.begin ? begin : read->whole.begin;
+    begin = max_u64(begin, read->whole.begin);
     end = min_u64(end, read->whole.end);
     return begin < end ? read_timed(&input, begin, read->into + (begin - read->whole.begin), end - begin, &share->count,
                                     &share->fault)
@@ -401,7 +401,7 @@ static void share_worked(struct work *work)
 static void fill_share_out(struct fill *fill, size_t n, void (*run)(struct work *work))
 {
     n = min_u64(n, min_u64(fill->workers, FILL_SHARES_MAX));
-    fill->n_shares = n > fill->n_shares ? n : fill->n_shares;
+    fill->n_shares = max_u64(n, fill->n_shares);
     fill->under_way += n;
     const struct work_reads reads = fill->memory ? (struct work_reads){0} : source_reads(fill->source, fill->uid);
     for (size_t i = 0; i < n; i++) {

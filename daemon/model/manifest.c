@@ -398,7 +398,7 @@ static int find_views(struct manifest *manifest, const struct gguf *header, stru
         if (placement->offset < end)
             manifest->flags[order[k]] |= MANIFEST_VIEW;
         if (last > end)
-            plan->model_bytes += last - (placement->offset > end ? placement->offset : end);
+            plan->model_bytes += last - max_u64(placement->offset, end);
         end = max_u64(last, end);
     }
     free(order);
