@@ -19,6 +19,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -223,17 +224,51 @@ static void first_worked(struct work *work)
     (void)work;
 }
 
-/* Starts the workers, and allocates the buffer for headers, so that the first load need not wait. */
-static int daemon_workers(struct daemon *daemon)
+/* A thread that waits until all are there. */
+static void *waits(void *gate)
 {
-    struct core *core = &daemon->server.core;
-    unsigned begun;
-    int r = workers_begin(core->queue, core->workers, &begun);
-    if (r < 0)
+    pthread_mutex_lock(gate);
+    pthread_mutex_unlock(gate);
+    return NULL;
+}
+
+/* libuv aborts if it cannot start its threads. So as many are tried here first: what is missing (processes, address
+ * space) is found out before, and said. The default size of a stack is the same there. Returns 0 or a negative errno.
+ */
+static int workers_try(unsigned n)
+{
+    pthread_t *threads = calloc(n, sizeof(*threads));
+    if (!threads)
+        return -ENOMEM;
+    pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+    unsigned begun = 0;
+    int error = 0;
+    pthread_mutex_lock(&gate);
+    while (begun < n && (error = pthread_create(&threads[begun], NULL, waits, &gate)) == 0)
+        begun++;
+    pthread_mutex_unlock(&gate);
+    for (unsigned i = 0; i < begun; i++)
+        pthread_join(threads[i], NULL);
+    free(threads);
+    if (error)
         log_error(
             "cannot start: only %u of %u workers could be started: %s; see --workers, ulimit -u and -v, TasksMax=",
-            begun, core->workers, strerror(-r));
-    else
+            begun, n, strerror(error));
+    return -error;
+}
+
+/* Starts the threads of the work queue, and allocates the buffer for headers, so that the first load need not wait. */
+static int daemon_workers(struct daemon *daemon)
+{
+    char threads[16];
+    snprintf(threads, sizeof(threads), "%u", daemon->server.core.workers);
+    setenv("UV_THREADPOOL_SIZE", threads, 1);
+    int r = workers_try(daemon->server.core.workers);
+    if (r < 0)
+        return r;
+    struct core *core = &daemon->server.core;
+    r = workers_begin(core->queue, core->workers);
+    if (r == 0)
         worker_queue(core->queue, &daemon->first_work, NULL, first_work, first_worked);
     return r;
 }

@@ -135,11 +135,6 @@ static uint64_t load_use(struct consumer *consumer, struct slot *slot)
 
 /* --- files that do not answer --- */
 
-static bool work_held_up(const struct work *work)
-{
-    return work->uses_files && (work->hangs || work->waits);
-}
-
 static bool fill_held_up(const struct fill *fill)
 {
     for (size_t i = 0; fill->under_way > 0 && i < fill->n_shares; i++)

@@ -144,7 +144,7 @@ static size_t jobs_held_up(const struct verifies *verifies)
     TAILQ_FOREACH(verify, &verifies->list, link)
     {
         for (size_t i = 0; i < VERIFY_JOBS; i++)
-            n += verify->jobs[i].work.uses_files && (verify->jobs[i].work.hangs || verify->jobs[i].work.waits);
+            n += work_held_up(&verify->jobs[i].work);
     }
     return n;
 }

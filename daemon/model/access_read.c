@@ -111,11 +111,11 @@ int access_read(const struct source *source, const struct access_facts *before, 
                 struct device_fault *ret_fault)
 {
     struct folders folders = {0};
-    worker_file_begin();
     struct access_facts *facts = NULL;
     struct access_entry *entries = NULL;
     if (source->n_files == 0) /* without a file, nobody may read all files: facts about none would say the opposite */
         return device_fault_set(ret_fault, -ENOENT, "fstat", ENOENT, "there is no file");
+    worker_file_begin();
     int r = folders_of(source, &folders);
     const bool placed = r == 0;
     const bool keeps =

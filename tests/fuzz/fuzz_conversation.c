@@ -131,6 +131,7 @@ static void prepare(void)
         return;
     prepared = true;
     signal(SIGPIPE, SIG_IGN);
+    setenv("UV_THREADPOOL_SIZE", "2", 1);
     log_set_level(LOG_LEVEL_ERROR);
     files[0] = model_file(0, 4096, 16384);
     files[1] = model_file(2, 4096, 2304);
@@ -165,8 +166,7 @@ static void rig_begin(struct rig *rig)
     assert(uv_loop_init(&rig->loop) == 0);
     const struct server_config config = {.limits = options.limits, .workers = 2};
     assert(server_init(&rig->server, &rig->loop, &config) == 0);
-    unsigned begun;
-    assert(workers_begin(rig->server.core.queue, config.workers, &begun) == 0);
+    assert(workers_begin(rig->server.core.queue, config.workers) == 0);
     assert(modules_open(&rig->server.devices, &options, 2) == 0);
     for (size_t i = 0; i < CLIENTS; i++)
         client_open(rig, i);

@@ -37,10 +37,8 @@ static void changed(void *context)
 static int make(void **state)
 {
     struct fixture *fixture = calloc(1, sizeof(*fixture));
-    unsigned begun;
     if (!fixture || uv_loop_init(&fixture->loop) < 0 || core_init(&fixture->core, &fixture->loop) < 0 ||
-        workers_begin(fixture->core.queue, WORKERS, &begun) < 0 || pipe(fixture->pipes[0]) < 0 ||
-        pipe(fixture->pipes[1]) < 0)
+        workers_begin(fixture->core.queue, WORKERS) < 0 || pipe(fixture->pipes[0]) < 0 || pipe(fixture->pipes[1]) < 0)
         return -1;
     workers_watch(fixture->core.queue, changed, fixture);
     *state = fixture;

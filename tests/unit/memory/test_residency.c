@@ -59,9 +59,8 @@ static void freed(void *context)
 static int fixture_make(void **state)
 {
     struct fixture *fixture = calloc(1, sizeof(*fixture));
-    unsigned begun;
     if (!fixture || uv_loop_init(&fixture->loop) < 0 || core_init(&fixture->core, &fixture->loop) < 0 ||
-        workers_begin(fixture->core.queue, 2, &begun) < 0 || events_new(&fixture->events) < 0)
+        workers_begin(fixture->core.queue, 2) < 0 || events_new(&fixture->events) < 0)
         return -1;
     registry_init(&fixture->registry, NULL);
     fixture->residency = (struct residency){
