@@ -332,7 +332,7 @@ static int daemon_begin(struct daemon *daemon, const struct options *options)
     if (r == 0)
         r = modules_open(&daemon->server.devices, options, workers);
     if (r == 0 && options->host_cache_pinned && options->host_cache > 0)
-        residency_pin_cache(&daemon->server.residency);
+        host_cache_pin(&daemon->server.residency.cache);
     if (r == 0 && options->lock_memory)
         r = lock_check(daemon, options);
     if (r == 0)

@@ -1,11 +1,9 @@
-/* Parsing takes two passes. The first pass reads the header field by field, checks each field, and stores sizes. It
- * stores no pointers, because the buffer moves when it grows. The second pass runs when the whole header is read and
- * valid, and the buffer no longer moves. It sets the pointers, and checks what needs the whole header: names that occur
- * twice, and tensors outside the file. */
+/* Parsing takes two passes. The first pass, which is here, reads the header field by field, checks each field, and
+ * stores sizes. It stores no pointers, because the buffer moves when it grows. The second pass is gguf_locate(). */
 #include "daemon/gguf/gguf.h"
 
+#include "daemon/gguf/gguf_locate.h"
 #include "daemon/gguf/header_reader.h"
-#include "daemon/gguf/name_set.h"
 #include "proto/array.h"
 #include "proto/utf8.h"
 
@@ -16,23 +14,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define HEADER_FIXED 24                  /* magic, version, two counts */
-#define ALIGNMENT    32                  /* if general.alignment is absent */
-#define SIZE_BOUND   (UINT64_C(1) << 53) /* of a file's size and of a dimension: JSON numbers are exact up to here */
+#define ALIGNMENT  32                  /* if general.alignment is absent */
+#define SIZE_BOUND (UINT64_C(1) << 53) /* of a file's size and of a dimension: JSON numbers are exact up to here */
 
 /* The fewest bytes that one of these can have in the file. */
 #define KV_BYTES_MIN     14 /* a key of one byte, and a value of one */
 #define TENSOR_BYTES_MIN 25 /* a name of one byte, and no dimensions */
 #define ARRAY_BYTES_MIN  12 /* the type of its elements, and their number */
 
-/* A fault shows at most so many bytes of a name. */
-#define NAME_TOLD 64
-
 /* Entries that are allocated for an array at first. The array doubles when it is full. So its memory depends on the
  * entries that were read, and not on the count in the file, which may be false. */
 #define ENTRIES_FIRST 64
-
-/* --- First pass --- */
 
 static int read_count(struct header_reader *r, const char *what, uint64_t most, unsigned bytes_min, size_t *ret)
 {
@@ -351,132 +343,6 @@ static int read_tensors(struct header_reader *r, struct gguf *model)
     return 0;
 }
 
-/* --- Second pass --- */
-
-/* Sets the pointers of the key-values, which begin at *pos, and moves *pos to their end. */
-static int locate_metadata(struct header_reader *r, struct gguf *model, size_t *pos)
-{
-    __attribute__((cleanup(name_set_free))) struct name_set seen = {0};
-    int error = name_set_init(&seen, model->n_kv);
-
-    if (error)
-        return error;
-    for (size_t i = 0; i < model->n_kv; i++) {
-        struct gguf_kv *kv = &model->kv[i];
-        size_t type = *pos + 8 + kv->key.size;
-
-        kv->key.bytes = (const char *)r->bytes + *pos + 8;
-        kv->data = r->bytes + type + (kv->type == GGUF_ARRAY ? 16 : 4);
-        if (!name_set_add(&seen, kv->key.bytes, kv->key.size))
-            return header_refuse(r, *pos, "a key stands twice in the metadata");
-        *pos = (size_t)(kv->data - r->bytes) + kv->data_size;
-    }
-    return 0;
-}
-
-static int locate_tensor(struct header_reader *r, const struct gguf *model, struct gguf_tensor *tensor,
-                         struct name_set *seen, size_t *pos)
-{
-    struct gguf_string name = {(const char *)r->bytes + *pos + 8, header_load_u64(r->bytes + *pos)};
-    size_t after_name = *pos + 8 + name.size;
-    size_t offset_field = after_name + 4 + 8 * tensor->n_dims + 4;
-    uint64_t room = model->file_size - model->data_start;
-    const int told = name.size < NAME_TOLD ? (int)name.size : NAME_TOLD;
-
-    if (!name_set_add(seen, name.bytes, name.size))
-        return header_refuse(r, *pos, "two tensors are called %.*s", told, name.bytes);
-    if (tensor->offset > room)
-        return header_refuse(r, offset_field, "tensor %.*s begins past the end of the file", told, name.bytes);
-    const uint64_t least = tensor->type->kind == TYPE_FOREIGN ? tensor->elements > 0 : tensor->bytes;
-    if (least > room - tensor->offset)
-        return header_refuse(r, offset_field, "tensor %.*s reaches past the end of the file", told, name.bytes);
-    tensor->offset += model->data_start;
-    tensor->name = name.bytes;
-    /* The NUL after the name overwrites the first byte of the number of dimensions. The number itself was read into
-     * n_dims. */
-    r->bytes[after_name] = 0;
-    *pos = offset_field + 8;
-    return 0;
-}
-
-static int locate_tensors(struct header_reader *r, struct gguf *model, size_t *pos)
-{
-    __attribute__((cleanup(name_set_free))) struct name_set seen = {0};
-    int error = name_set_init(&seen, model->n_tensors);
-
-    if (error)
-        return error;
-    for (size_t i = 0; i < model->n_tensors; i++) {
-        error = locate_tensor(r, model, &model->tensors[i], &seen, pos);
-        if (error)
-            return error;
-    }
-    return 0;
-}
-
-static int offset_compare(const void *a, const void *b)
-{
-    const uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-
-    return x < y ? -1 : x > y;
-}
-
-/* The smallest of the offsets, which are sorted, that is greater than `offset`; `end` if there is none. */
-static uint64_t offset_behind(const uint64_t *offsets, size_t n, uint64_t offset, uint64_t end)
-{
-    size_t low = 0, high = n;
-
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        if (offsets[middle] > offset)
-            high = middle;
-        else
-            low = middle + 1;
-    }
-    return low < n ? offsets[low] : end;
-}
-
-/* A tensor whose type has no known block size gets all bytes up to the next tensor, or to the end of the file. */
-static int measure_foreign(struct gguf *model)
-{
-    if (model->n_foreign == 0)
-        return 0;
-    uint64_t *offsets = calloc(model->n_tensors, sizeof *offsets);
-    if (!offsets)
-        return -ENOMEM;
-    for (size_t i = 0; i < model->n_tensors; i++)
-        offsets[i] = model->tensors[i].offset;
-    qsort(offsets, model->n_tensors, sizeof *offsets, offset_compare);
-    for (size_t i = 0; i < model->n_tensors; i++) {
-        struct gguf_tensor *tensor = &model->tensors[i];
-
-        if (tensor->type->kind == TYPE_FOREIGN && tensor->elements > 0)
-            tensor->bytes = offset_behind(offsets, model->n_tensors, tensor->offset, model->file_size) - tensor->offset;
-    }
-    free(offsets);
-    return 0;
-}
-
-static int locate(struct header_reader *r, struct gguf *model)
-{
-    size_t pos = HEADER_FIXED;
-
-    model->data_start = r->pos;
-    if (model->n_tensors > 0)
-        model->data_start = (r->pos + model->alignment - 1) & ~(model->alignment - 1);
-    if (model->data_start > r->file_size)
-        return header_refuse(r, r->pos, "the file ends before its tensor data");
-    model->header_bytes = r->pos;
-    model->n_infos = model->n_tensors;
-    int error = locate_metadata(r, model, &pos);
-    if (error)
-        return error;
-    error = locate_tensors(r, model, &pos);
-    if (error)
-        return error;
-    return measure_foreign(model);
-}
-
 /* --- The model --- */
 
 static int read_header(struct header_reader *r, struct gguf *model)
@@ -493,7 +359,7 @@ static int read_header(struct header_reader *r, struct gguf *model)
     if (error)
         return error;
     header_trim(r);
-    return locate(r, model);
+    return gguf_locate(r, model);
 }
 
 int gguf_read_within(int fd, uint64_t file_size, uint64_t most, struct gguf **ret, struct gguf_fault *ret_fault)

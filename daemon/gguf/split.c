@@ -1,6 +1,6 @@
 #include "daemon/gguf/split.h"
 
-#include "daemon/gguf/name_set.h"
+#include "daemon/gguf/join.h"
 #include "proto/min.h"
 
 #include <errno.h>
@@ -8,13 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* One file of a split model: its header, and its index among the given files. Parts are in the order of the numbers
- * that the files say. */
-struct part {
-    struct gguf *model;
-    size_t file;
-};
 
 /* Reads a file's number and its count of files. A file without them gives 0 and 1. split: it is one of several files,
  * so it must have a number. */
@@ -47,7 +40,7 @@ static int check_only(const struct gguf *model, struct gguf_fault *fault)
 }
 
 /* Puts the header into `parts` at the number that it says. `file` is its index among the given files. */
-static int take_place(struct gguf *model, size_t file, struct part *parts, size_t n, struct gguf_fault *fault)
+static int take_place(struct gguf *model, size_t file, struct file_header *parts, size_t n, struct gguf_fault *fault)
 {
     uint64_t number = 0, count = 1;
     int r = place_of(model, true, &number, &count, fault);
@@ -62,61 +55,25 @@ static int take_place(struct gguf *model, size_t file, struct part *parts, size_
     if (parts[number].model)
         return gguf_refuse(fault, "file %zu says that it is number %" PRIu64 ", as file %zu does", file + 1, number + 1,
                            parts[number].file + 1);
-    parts[number] = (struct part){model, file};
+    parts[number] = (struct file_header){model, file};
     return 0;
 }
 
-/* Refuses a name that occurs in two files. */
-static int check_names(const struct gguf_tensor *tensors, size_t n, struct gguf_fault *fault)
+/* Joins the headers, which are in the order of their numbers. */
+static int join(const struct file_header *headers, size_t n, struct gguf_fault *fault)
 {
-    __attribute__((cleanup(name_set_free))) struct name_set seen = {0};
-    int r = name_set_init(&seen, n);
-    for (size_t i = 0; i < n && r == 0; i++)
-        if (!name_set_add(&seen, tensors[i].name, strlen(tensors[i].name)))
-            r = gguf_refuse(fault, "tensor '%s' stands in two files", tensors[i].name);
-    return r;
-}
-
-/* Makes the first part the whole model: it gets the tensors of all parts, and owns the other parts. On failure the
- * parts are unchanged. */
-static int join(struct part *parts, size_t n, struct gguf_fault *fault)
-{
-    struct gguf *first = parts[0].model;
-    size_t n_tensors = 0;
+    uint64_t told, n_tensors = 0;
     for (size_t i = 0; i < n; i++)
-        n_tensors += parts[i].model->n_tensors;
-    if (n_tensors > GGUF_TENSORS_MAX)
-        return gguf_refuse(fault, "more than %u tensors", GGUF_TENSORS_MAX);
-    uint64_t told;
-    int r = gguf_kv_u64(gguf_find(first, "split.tensors.count"), &told);
+        n_tensors += headers[i].model->n_tensors;
+    int r = gguf_kv_u64(gguf_find(headers[0].model, "split.tensors.count"), &told);
     if (r < 0 || told != n_tensors)
-        return gguf_refuse(fault, "split.tensors.count does not agree with the %zu tensors in the files", n_tensors);
-
-    struct gguf_tensor *tensors = calloc(n_tensors ? n_tensors : 1, sizeof(*tensors));
-    if (!tensors)
-        return -ENOMEM;
-    size_t used = 0;
-    for (size_t i = 0; i < n; i++)
-        for (size_t j = 0; j < parts[i].model->n_tensors; j++) {
-            tensors[used] = parts[i].model->tensors[j];
-            tensors[used++].shard = (uint32_t)parts[i].file;
-        }
-    r = check_names(tensors, used, fault);
-    if (r < 0) {
-        free(tensors);
-        return r;
-    }
-    free(first->tensors);
-    first->tensors = tensors;
-    first->n_tensors = used;
-    first->tensors_capacity = n_tensors;
-    for (size_t i = 0; i + 1 < n; i++)
-        parts[i].model->next = parts[i + 1].model;
-    return 0;
+        return gguf_refuse(fault, "split.tensors.count does not agree with the %" PRIu64 " tensors in the files",
+                           n_tensors);
+    return headers_join(headers, n, fault);
 }
 
 /* Reads the headers of several files, puts them in order, and joins them. */
-static int read_parts(const struct split_file *files, size_t n, struct part *parts, struct gguf_fault *fault,
+static int read_parts(const struct split_file *files, size_t n, struct file_header *parts, struct gguf_fault *fault,
                       size_t *ret_file)
 {
     uint64_t left = GGUF_HEADER_MAX;
@@ -153,7 +110,7 @@ int split_read(const struct split_file *files, size_t n, struct gguf **ret, stru
             *ret = model;
         return r;
     }
-    struct part *parts = calloc(n, sizeof(*parts));
+    struct file_header *parts = calloc(n, sizeof(*parts));
     if (!parts)
         return -ENOMEM;
     int r = read_parts(files, n, parts, ret_fault, ret_file);

@@ -23,11 +23,6 @@ static int put(const struct stored *stored, enum store_role role, uint32_t numbe
     return store_add(&name, fd);
 }
 
-static bool same_file(const struct identity *a, const struct identity *b)
-{
-    return a->dev == b->dev && a->ino == b->ino;
-}
-
 /* The descriptors of the model's files, stored unless they are there. *ret: as many as the source has; the caller frees
  * them. */
 static int store_files(struct stored *stored, const struct source *source, struct description_file **ret)
@@ -37,7 +32,7 @@ static int store_files(struct stored *stored, const struct source *source, struc
     for (size_t i = 0; i < source->n_files && r == 0; i++) {
         const struct identity *identity = &source->files[i].identity;
         size_t known = 0;
-        while (known < stored->n_files && !same_file(&stored->files[known].identity, identity))
+        while (known < stored->n_files && !identity_same_file(&stored->files[known].identity, identity))
             known++;
         files[i].identity = *identity;
         files[i].number = known < stored->n_files ? stored->files[known].number : stored->next_number++;

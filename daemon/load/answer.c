@@ -134,7 +134,7 @@ void load_succeed(struct load *load)
     if (!load_creates(load)) /* how long a client takes to write is no time of a load */
         counters_load(&load->loads->core->counters, load->restores ? OUTCOME_RESTORED : OUTCOME_LOADED,
                       load->filled_bytes, load->phases.total_ns);
-    residency_cache_drop(load->loads->residency, model);
+    host_cache_drop(&load->loads->residency->cache, model);
     if (!load->restores && load->filling)
         load_rate(load);
     log_client_fields(LOG_LEVEL_INFO,

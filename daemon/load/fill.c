@@ -2,7 +2,7 @@
 
 #include "daemon/base/cpu_cache.h"
 #include "daemon/base/worker.h"
-#include "kernels/dequant.h"
+#include "daemon/load/chunk_part.h"
 #include "proto/min.h"
 
 #include <assert.h>
@@ -14,86 +14,6 @@
 
 /* The most bytes between the pieces of a part with which it is still read as one range. */
 #define RANGE_EXTRA ((uint64_t)64 << 10)
-
-/* Where a file's bytes come from: the file, or memory that has those from `begin` on. */
-struct input {
-    const struct source *source;
-    size_t shard;
-    const uint8_t *memory; /* NULL: from the file */
-    uint64_t begin;
-};
-
-/* Reads, and adds the time that it took to the count. */
-static int read_timed(const struct input *input, uint64_t offset, void *dst, uint64_t bytes, struct fill_count *count,
-                      struct device_fault *ret_fault)
-{
-    uint64_t begin = uv_hrtime();
-    int r = 0;
-    if (input->memory)
-        memcpy(dst, input->memory + (offset - input->begin), bytes);
-    else
-        r = source_read(input->source, input->shard, offset, dst, bytes, ret_fault);
-    count->read_ns += uv_hrtime() - begin;
-    return r;
-}
-
-/* Reads and decodes one piece, in steps of at most WORKER_SCRATCH bytes, which fit in a core's cache. */
-static int piece_decode(const struct input *input, const struct plan *plan, size_t index, uint8_t *dst,
-                        struct fill_count *count, struct device_fault *ret_fault)
-{
-    const struct piece *piece = &plan->pieces[index];
-    void *scratch = worker_scratch();
-    uint64_t offset = plan->piece_file_offsets[index];
-    uint64_t blocks = plan_piece_file_bytes(plan, index) / piece->type->block_bytes;
-    uint64_t blocks_at_once = WORKER_SCRATCH / piece->type->block_bytes;
-    size_t block_out = piece->type->block_elements * form_element_bytes(piece->form);
-    dequant_fn *decode = dequant_find(piece->type->id, piece->form);
-    assert(decode); /* plan_new() checked that there is one */
-
-    while (blocks > 0) {
-        uint64_t n = min_u64(blocks, blocks_at_once);
-        int r = read_timed(input, offset, scratch, n * piece->type->block_bytes, count, ret_fault);
-        if (r < 0)
-            return r;
-        uint64_t begin = uv_hrtime();
-        count->overflows += decode(dst, scratch, n);
-        count->decode_ns += uv_hrtime() - begin;
-        dst += n * block_out;
-        offset += n * piece->type->block_bytes;
-        blocks -= n;
-    }
-    return 0;
-}
-
-static int part_take(const struct input *input, const struct plan *plan, const struct chunk *chunk,
-                     const struct part *part, void *dst, struct fill_count *count, struct device_fault *ret_fault)
-{
-    uint8_t *slot = dst;
-    if (!plan->packed)
-        return read_timed(input, chunk->file_offset + part->offset, slot + part->offset, part->bytes, count, ret_fault);
-    for (size_t i = part->first_piece; i < part->first_piece + part->n_pieces; i++) {
-        const struct piece *piece = &plan->pieces[i];
-        uint8_t *at = slot + piece->slot_offset;
-        const bool as_it_is = plan->verbatim || piece->form == FORM_NATIVE;
-        int r;
-        if (plan_gather(plan, plan->piece_tensors[i])) {
-            assert(!input->memory); /* part_range() is empty for such a part */
-            r = gather_read(input->source, plan, input->shard, i, at, count, ret_fault);
-        } else
-            r = as_it_is ? read_timed(input, plan->piece_file_offsets[i], at, piece->slot_bytes, count, ret_fault)
-                         : piece_decode(input, plan, i, at, count, ret_fault);
-        if (r < 0)
-            return r;
-    }
-    return 0;
-}
-
-int fill_read(const struct source *source, const struct plan *plan, const struct chunk *chunk, const struct part *part,
-              void *dst, struct fill_count *count, struct device_fault *ret_fault)
-{
-    const struct input input = {.source = source, .shard = chunk->shard};
-    return part_take(&input, plan, chunk, part, dst, count, ret_fault);
-}
 
 static bool fill_reads_over(struct fill *fill);
 
@@ -164,7 +84,8 @@ static int part_fill(const struct fill *fill, const struct part *part, struct fi
     if (fill->memory)
         part_copy(fill, part, &share->count);
     else
-        r = fill_read(fill->source, fill->plan, fill->chunk, part, fill->slot->data, &share->count, &share->fault);
+        r = part_decode(&(const struct input){.source = fill->source, .shard = fill->chunk->shard}, fill->plan,
+                        fill->chunk, part, fill->slot->data, &share->count, &share->fault);
     if (r == 0 && fill->last && fill->slot->device->copies_async)
         part_write_back(fill, part);
     return r;
@@ -272,7 +193,7 @@ static int part_read_rest(const struct part_read *read, uint64_t begin, uint64_t
     const struct input input = {.source = fill->source, .shard = fill->chunk->shard};
     begin = max_u64(begin, read->whole.begin);
     end = min_u64(end, read->whole.end);
-    return begin < end ? read_timed(&input, begin, read->into + (begin - read->whole.begin), end - begin, &share->count,
+    return begin < end ? input_read(&input, begin, read->into + (begin - read->whole.begin), end - begin, &share->count,
                                     &share->fault)
                        : 0;
 }
@@ -328,7 +249,7 @@ static int part_read_finish(struct part_read *read, struct fill_share *share)
     int r = part_read_rest(read, part_read_end(read), read->missing.end, share);
     if (r == 0 && read->raw) {
         const struct input input = {.memory = read->into, .begin = read->whole.begin};
-        r = part_take(&input, fill->plan, fill->chunk, &read->part, fill->slot->data, &share->count, &share->fault);
+        r = part_decode(&input, fill->plan, fill->chunk, &read->part, fill->slot->data, &share->count, &share->fault);
     }
     if (r == 0 && fill->last && fill->slot->device->copies_async)
         part_write_back(fill, &read->part);

@@ -99,8 +99,3 @@ void fill_queue(struct workers *workers, struct fill *fill);
 /* Loop thread. Goes on with a held fill, now that there is an arena: hands its slot to the device. `done` will be
  * called again. A held fill has nothing under way: the caller may also drop it, and reuse its slot. */
 void fill_continue(struct workers *workers, struct fill *fill, struct arena *arena);
-
-/* Worker thread. Reads a part of a chunk, and decodes it as the plan says, to its place in `dst`, which is laid out as
- * the chunk's slot. Verify uses it too. Adds to *count. Errors are those of source_read(). */
-int fill_read(const struct source *source, const struct plan *plan, const struct chunk *chunk, const struct part *part,
-              void *dst, struct fill_count *count, struct device_fault *ret_fault);

@@ -2,6 +2,7 @@
 #include "daemon/load/states.h"
 #include "daemon/memory/placement.h"
 #include "daemon/memory/residency.h"
+#include "daemon/model/source_compare.h"
 #include "daemon/session/attach.h"
 #include "daemon/session/describe.h"
 #include "daemon/session/events.h"

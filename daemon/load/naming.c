@@ -212,7 +212,7 @@ bool naming_retire(struct loads *loads, struct model *model)
     if (!model_nameless(model) || model->load)
         return false;
     if (model->state == MODEL_CACHED && !model_in_use(model)) /* else residency_idle() forgets it */
-        residency_forget(loads->residency, model);
+        host_cache_forget(&loads->residency->cache, model);
     else if (model->state == MODEL_RESIDENT && model_in_use(model))
         residency_drain(loads->residency, model, 0);
     else if (model->state == MODEL_RESIDENT)

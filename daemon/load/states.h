@@ -1,12 +1,15 @@
 /* The load itself, and the functions that its files share. Only files of this folder include this header.
  *
- *   load.c      the state machine, and the functions of load.h
+ *   begin.c     makes a load of a request, begins it, and frees it in the end
+ *   load.c      the state machine
+ *   loads.c     what concerns several loads: see loads.h
  *   reserve.c   RESERVING: which models are evicted for the load, and the queue of loads that wait for memory
  *   identify.c  IDENTIFYING: whether the model is there already
  *   naming.c    which name the model gets, and from which model it takes it
  *   foresee.c   what IDENTIFYING would decide: for Plan
  *   doubt.c     whether a model that is there still has the same bytes as its file
- *   feed.c      fills chunks, while memory is allocated and after: each by fill.c, of files that cold.c knows
+ *   feed.c      fills chunks, while memory is allocated and after: each by fill.c, of files that cold.c knows;
+ *               chunk_part.c reads and decodes
  *   creation.c  what is different if the model is made by a client; its steps that block are in creation_steps.c
  *   answer.c    answers the calls that wait: with progress, and at the end
  *   verify.c    compares a model with files: for Verify, and for doubt.c; its steps that block are in verify_steps.c

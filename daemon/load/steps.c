@@ -2,6 +2,8 @@
 
 #include "daemon/base/closer.h"
 #include "daemon/model/access_read.h"
+#include "daemon/model/source_compare.h"
+#include "daemon/model/source_look.h"
 #include "proto/model_config.h"
 
 #include <assert.h>

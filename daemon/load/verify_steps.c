@@ -1,6 +1,8 @@
 #include "daemon/load/verify_steps.h"
 
-#include "daemon/load/fill.h"
+#include "daemon/load/chunk_part.h"
+#include "daemon/model/source_compare.h"
+#include "daemon/model/source_look.h"
 #include "proto/min.h"
 
 #include <errno.h>
@@ -58,7 +60,8 @@ void verify_job_chunk(struct verify_job *job)
     const struct comparison *c = job->comparison;
     const struct part whole = {.first_piece = job->chunk->first_piece, .n_pieces = job->chunk->n_pieces};
     struct fill_count count = {0};
-    job->status = fill_read(c->source, c->plan, job->chunk, &whole, job->expected, &count, &job->fault);
+    const struct input input = {.source = c->source, .shard = job->chunk->shard};
+    job->status = part_decode(&input, c->plan, job->chunk, &whole, job->expected, &count, &job->fault);
     if (job->status < 0) {
         job->of_file = true;
         return;

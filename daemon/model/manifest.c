@@ -1,15 +1,12 @@
 #include "daemon/model/manifest.h"
 
-#include "daemon/gguf/name_set.h"
+#include "daemon/model/manifest_place.h"
 #include "proto/array.h"
 #include "proto/json_read.h"
 #include "proto/min.h"
 #include "proto/utf8.h"
 
 #include <errno.h>
-#include <inttypes.h>
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,9 +15,6 @@
 
 /* Ids of GGUF's types are smaller. */
 #define TYPE_IDS 256u
-
-/* The offset of a tensor that has none yet. */
-#define NOWHERE UINT64_MAX
 
 /* The state of parsing one list. */
 struct parser {
@@ -34,19 +28,8 @@ struct parser {
     struct manifest_fault *fault;
 };
 
-__attribute__((format(printf, 3, 4))) static int refuse(struct manifest_fault *fault, size_t tensor, const char *format,
-                                                        ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    fault->tensor = tensor;
-    vsnprintf(fault->reason, sizeof(fault->reason), format, arguments);
-    va_end(arguments);
-    return -EBADMSG;
-}
-
 /* The tensor that is being read is refused. */
-#define refuse_this(p, ...) refuse((p)->fault, (p)->header->n_tensors, __VA_ARGS__)
+#define refuse_this(p, ...) manifest_refuse((p)->fault, (p)->header->n_tensors, __VA_ARGS__)
 
 static int refuse_json(struct parser *p)
 {
@@ -76,7 +59,7 @@ struct fields {
     uint64_t shape[GGUF_DIMS_MAX]; /* slowest first */
     uint64_t strides[GGUF_DIMS_MAX];
     bool has_strides;
-    uint64_t offset; /* NOWHERE: none */
+    uint64_t offset; /* MANIFEST_NOWHERE: none */
 };
 
 enum { NAME = 1, TYPE = 2, SHAPE = 4, STRIDES = 8, OFFSET = 16 };
@@ -303,7 +286,7 @@ static int add_tensor(struct parser *p, struct fields *fields)
     if (__builtin_mul_overflow(reach / type->block_elements, type->block_bytes, &tensor.bytes) ||
         tensor.bytes >= PLAN_ARENA_MAX)
         return refuse_this(p, "it is larger than any memory");
-    if (type->block_elements == 1 && placement.offset != NOWHERE && placement.offset % type->block_bytes != 0)
+    if (type->block_elements == 1 && placement.offset != MANIFEST_NOWHERE && placement.offset % type->block_bytes != 0)
         return refuse_this(p, "its offset is no multiple of its elements' size");
     if (array_reserve(&header->tensors, &header->tensors_capacity, n, sizeof(*header->tensors), ENTRIES_FIRST) < 0 ||
         array_reserve(&p->plan->placements, &p->placements_capacity, n, sizeof(placement), ENTRIES_FIRST) < 0 ||
@@ -324,7 +307,7 @@ static int read_list(struct parser *p)
     if (json_enter(&p->json, '[') < 0)
         return refuse_json(p);
     while ((more = json_next_value(&p->json, &first)) == 1) {
-        struct fields fields = {.offset = NOWHERE};
+        struct fields fields = {.offset = MANIFEST_NOWHERE};
         if (p->header->n_tensors == GGUF_TENSORS_MAX)
             return refuse_this(p, "there are more than %u tensors", GGUF_TENSORS_MAX);
         int r = read_fields(p, &fields);
@@ -334,112 +317,6 @@ static int read_list(struct parser *p)
             return r;
     }
     return more < 0 ? refuse_json(p) : 0;
-}
-
-/* --- all tensors --- */
-
-static int check_names(const struct gguf *header, struct manifest_fault *fault)
-{
-    __attribute__((cleanup(name_set_free))) struct name_set seen = {0};
-    if (name_set_init(&seen, header->n_tensors) < 0)
-        return -ENOMEM;
-    for (size_t i = 0; i < header->n_tensors; i++)
-        if (!name_set_add(&seen, header->tensors[i].name, strlen(header->tensors[i].name)))
-            return refuse(fault, i, "two tensors are called '%.*s'", NAME_TOLD, header->tensors[i].name);
-    return 0;
-}
-
-/* Places the tensors that have no offset behind those that have one. *ret: where the last one ends. */
-static int place(const struct gguf *header, struct placement *placements, uint64_t *ret, struct manifest_fault *fault)
-{
-    uint64_t end = 0;
-    for (size_t i = 0; i < header->n_tensors; i++)
-        if (placements[i].offset != NOWHERE && placements[i].offset + placements[i].bytes > end)
-            end = placements[i].offset + placements[i].bytes;
-    for (size_t i = 0; i < header->n_tensors; i++) {
-        if (placements[i].offset != NOWHERE)
-            continue;
-        placements[i].offset = (end + PLAN_ALIGNMENT - 1) & ~(uint64_t)(PLAN_ALIGNMENT - 1);
-        end = placements[i].offset + placements[i].bytes; /* each term is below 2^53, and so is their sum so far */
-        if (end >= PLAN_ARENA_MAX)
-            return refuse(fault, i, "the tensors together are larger than any memory");
-    }
-    *ret = end;
-    return 0;
-}
-
-static int placement_compare(const void *a, const void *b, void *context)
-{
-    const struct placement *all = context;
-    const size_t i = *(const uint32_t *)a, j = *(const uint32_t *)b;
-    if (all[i].offset != all[j].offset)
-        return all[i].offset < all[j].offset ? -1 : 1;
-    if (all[i].bytes != all[j].bytes)
-        return all[i].bytes > all[j].bytes ? -1 : 1;
-    return i < j ? -1 : i > j;
-}
-
-/* Finds the tensors that begin within others, and counts the bytes, those that tensors share once. */
-static int find_views(struct manifest *manifest, const struct gguf *header, struct plan *plan)
-{
-    const size_t n = header->n_tensors;
-    uint32_t *order = calloc(n ? n : 1, sizeof(*order));
-    if (!order)
-        return -ENOMEM;
-    for (size_t i = 0; i < n; i++)
-        order[i] = (uint32_t)i;
-    qsort_r(order, n, sizeof(*order), placement_compare, plan->placements);
-    uint64_t end = 0;
-    for (size_t k = 0; k < n; k++) {
-        const struct placement *placement = &plan->placements[order[k]];
-        const uint64_t last = placement->offset + placement->bytes;
-        if (placement->bytes == 0)
-            continue;
-        if (placement->offset < end)
-            manifest->flags[order[k]] |= MANIFEST_VIEW;
-        if (last > end)
-            plan->model_bytes += last - max_u64(placement->offset, end);
-        end = max_u64(last, end);
-    }
-    free(order);
-    manifest->n_tensors = n;
-    return 0;
-}
-
-/* Sizes the memory, and checks that it has all tensors. */
-static int size_arena(struct parser *p, uint64_t bytes, uint64_t granule, uint64_t end)
-{
-    for (size_t i = 0; bytes > 0 && i < p->header->n_tensors; i++) {
-        const struct placement *placement = &p->plan->placements[i];
-        if (placement->offset > bytes || placement->bytes > bytes - placement->offset)
-            return refuse(p->fault, i, "it ends at byte %" PRIu64 " of a memory of %" PRIu64,
-                          placement->offset + placement->bytes, bytes);
-    }
-    const uint64_t needed = bytes ? bytes : end ? end : 1;
-    uint64_t rounded;
-    if (__builtin_add_overflow(needed, granule - 1, &rounded) || (rounded & ~(granule - 1)) >= PLAN_ARENA_MAX)
-        return refuse(p->fault, SIZE_MAX, "it is larger than any memory");
-    p->plan->arena_bytes = rounded & ~(granule - 1);
-    return 0;
-}
-
-static int parse(struct parser *p, uint64_t bytes, uint64_t granule)
-{
-    uint64_t end = 0;
-    int r = p->json.size > 0 ? read_list(p) : 0;
-    if (r == 0 && p->json.size > 0 && json_end(&p->json) < 0)
-        r = refuse_json(p);
-    if (r == 0)
-        r = check_names(p->header, p->fault);
-    if (r == 0)
-        r = place(p->header, p->plan->placements, &end, p->fault);
-    if (r == 0)
-        r = size_arena(p, bytes, granule, end);
-    if (r == 0 && !p->strided) {
-        free(p->manifest->strides);
-        p->manifest->strides = NULL;
-    }
-    return r == 0 ? find_views(p->manifest, p->header, p->plan) : r;
 }
 
 void manifest_free(struct manifest *manifest)
@@ -461,6 +338,20 @@ void manifest_parts_free(struct manifest_parts *parts)
     *parts = (struct manifest_parts){0};
 }
 
+static int parse(struct parser *p, struct manifest_parts *parts, const struct manifest_room *room)
+{
+    int r = p->json.size > 0 ? read_list(p) : 0;
+    if (r == 0 && p->json.size > 0 && json_end(&p->json) < 0)
+        r = refuse_json(p);
+    if (r == 0)
+        r = manifest_place(parts, room, p->fault);
+    if (r == 0 && !p->strided) {
+        free(p->manifest->strides);
+        p->manifest->strides = NULL;
+    }
+    return r;
+}
+
 int manifest_parse(const char *text, size_t size, uint64_t bytes, uint64_t granule, struct manifest_parts *ret,
                    struct manifest_fault *ret_fault)
 {
@@ -480,7 +371,7 @@ int manifest_parse(const char *text, size_t size, uint64_t bytes, uint64_t granu
         p.header->format = "published";
         p.plan->model = p.header;
         p.plan->manifest = p.manifest;
-        r = parse(&p, bytes, granule);
+        r = parse(&p, &parts, &(const struct manifest_room){bytes, granule});
         p.plan->tensors = p.header->tensors;
     }
     if (r < 0) {

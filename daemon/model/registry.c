@@ -1,6 +1,7 @@
 #include "daemon/model/registry.h"
 
 #include "daemon/base/trust.h"
+#include "daemon/model/source_compare.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -280,7 +281,7 @@ static bool is_of_place(const struct model *model, const struct registry_query *
     if (model_is_published(model))
         return false;
     const struct identity *x = &model->source->files[0].identity, *y = &query->source->files[0].identity;
-    return (x->dev == y->dev && x->ino == y->ino) ||
+    return identity_same_file(x, y) ||
            (registry_same_path(model, query) && model_sight(model, query->peer) >= SIGHT_READER);
 }
 

@@ -15,8 +15,8 @@
  *   taken      the part of `used` that is allocated by now.
  *   queued     what queued loads wait for. Not in `used`.
  *
- * Of host memory for copies of models that a GPU has no room for (struct residency):
- *   cache_used its own ledger, limited by cache_size. Not in `used`.
+ * Of host memory for copies of models that a GPU has no room for (struct host_cache):
+ *   used       its own ledger, limited by its size. Not in the device's `used`.
  *
  * Loop thread only. */
 #pragma once

@@ -1,6 +1,7 @@
 #include "daemon/safetensors/safetensors.h"
 
 #include "daemon/gguf/header_reader.h"
+#include "daemon/gguf/join.h"
 #include "daemon/gguf/name_set.h"
 #include "proto/array.h"
 #include "proto/json_read.h"
@@ -429,40 +430,6 @@ static int read_one(int fd, uint64_t file_size, uint64_t most, struct gguf **ret
 
 /* --- all files --- */
 
-/* Gives the first file's header the tensors of all, in the order of the files, and the other headers. models: NULL
- * where one was taken over. */
-static int join(struct gguf **models, size_t n, struct gguf_fault *fault)
-{
-    __attribute__((cleanup(name_set_free))) struct name_set seen = {0};
-    struct gguf *first = models[0];
-    size_t n_tensors = 0, used = 0;
-    for (size_t i = 0; i < n; i++)
-        n_tensors += models[i]->n_tensors;
-    if (n_tensors > GGUF_TENSORS_MAX)
-        return gguf_refuse(fault, "more than %u tensors", GGUF_TENSORS_MAX);
-    struct gguf_tensor *tensors = calloc(n_tensors ? n_tensors : 1, sizeof(*tensors));
-    int r = tensors ? name_set_init(&seen, n_tensors) : -ENOMEM;
-    for (size_t i = 0; i < n && r == 0; i++)
-        for (size_t j = 0; j < models[i]->n_tensors && r == 0; j++) {
-            tensors[used] = models[i]->tensors[j];
-            tensors[used].shard = (uint32_t)i;
-            if (!name_set_add(&seen, tensors[used].name, strlen(tensors[used].name)))
-                r = gguf_refuse(fault, "tensor '%s' stands in two files", tensors[used].name);
-            used++;
-        }
-    if (r < 0) {
-        free(tensors);
-        return r;
-    }
-    free(first->tensors);
-    first->tensors = tensors;
-    first->n_tensors = n_tensors;
-    first->tensors_capacity = n_tensors;
-    for (size_t i = 0; i + 1 < n; i++)
-        models[i]->next = models[i + 1];
-    return 0;
-}
-
 /* Numbers of at most 8 bits are useless without the scales that they are multiplied with, and those are read as they
  * were written: in a model that has such numbers, tensors whose last part says scale stay as they are. */
 static void keep_scales(struct gguf *model)
@@ -482,26 +449,26 @@ static void keep_scales(struct gguf *model)
 int safetensors_read(const struct split_file *files, size_t n, struct gguf **ret, struct gguf_fault *ret_fault,
                      size_t *ret_file)
 {
-    struct gguf **models = calloc(n, sizeof(struct gguf *));
+    struct file_header *headers = calloc(n, sizeof(*headers));
     uint64_t left = GGUF_HEADER_MAX;
-    int r = models ? 0 : -ENOMEM;
+    int r = headers ? 0 : -ENOMEM;
     *ret_file = 0;
     for (size_t i = 0; i < n && r == 0; i++) {
-        *ret_file = i;
-        r = read_one(files[i].fd, files[i].size, left, &models[i], ret_fault);
+        *ret_file = headers[i].file = i;
+        r = read_one(files[i].fd, files[i].size, left, &headers[i].model, ret_fault);
         if (r == 0)
-            left -= min_u64(gguf_memory(models[i]), left);
+            left -= min_u64(gguf_memory(headers[i].model), left);
     }
     if (r == 0 && n > 1) {
         *ret_file = 0;
-        r = join(models, n, ret_fault);
+        r = headers_join(headers, n, ret_fault);
     }
     if (r == 0) {
-        keep_scales(models[0]);
-        *ret = models[0];
+        keep_scales(headers[0].model);
+        *ret = headers[0].model;
     }
-    for (size_t i = 0; i < n && models && r < 0; i++)
-        gguf_free(models[i]);
-    free(models);
+    for (size_t i = 0; i < n && headers && r < 0; i++)
+        gguf_free(headers[i].model);
+    free(headers);
     return r;
 }

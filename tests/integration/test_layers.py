@@ -29,12 +29,12 @@ NARROW = {
 
 # Files that know each other, and why.
 CYCLES = {
-    frozenset({"daemon/wire/call", "daemon/wire/conn", "daemon/wire/conn_state"}):
+    frozenset({"daemon/wire/call", "daemon/wire/conn", "daemon/wire/conn_state", "daemon/wire/conns"}):
         "a connection has one call, and the call is answered on it",
     frozenset({"daemon/gguf/gguf", "daemon/gguf/gguf_model"}): "gguf.h is the header of both",
-    frozenset({"daemon/load/answer", "daemon/load/creation", "daemon/load/doubt", "daemon/load/feed",
-               "daemon/load/identify", "daemon/load/load", "daemon/load/naming", "daemon/load/reserve",
-               "daemon/load/states"}):
+    frozenset({"daemon/load/answer", "daemon/load/begin", "daemon/load/creation", "daemon/load/doubt",
+               "daemon/load/feed", "daemon/load/identify", "daemon/load/load", "daemon/load/loads",
+               "daemon/load/naming", "daemon/load/reserve", "daemon/load/states"}):
         "one state machine: its states stand in files of their own",
     frozenset({"daemon/model/lease", "daemon/model/model", "daemon/model/registry"}):
         "a model has leases and a lease has its model; the registry has both, and a lease ends in it",
