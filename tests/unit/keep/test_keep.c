@@ -41,7 +41,6 @@ static int fixture_make(void **state)
 {
     struct fixture *fixture = calloc(1, sizeof(*fixture));
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    unsigned begun;
     assert_non_null(fixture);
     strcpy(fixture->folder, "/tmp/test_keep.XXXXXX");
     assert_non_null(mkdtemp(fixture->folder));
@@ -53,7 +52,7 @@ static int fixture_make(void **state)
     assert_true(fixture->memory >= 0);
     assert_int_equal(uv_loop_init(&fixture->loop), 0);
     assert_int_equal(core_init(&fixture->core, &fixture->loop), 0);
-    assert_int_equal(workers_begin(fixture->core.queue, 1, &begun), 0);
+    assert_int_equal(workers_begin(fixture->core.queue, 1), 0);
     registry_init(&fixture->registry, NULL);
     fixture->residency = (struct residency){.core = &fixture->core, .registry = &fixture->registry};
     fixture->device = (struct device){.id = "host", .kind = "host", .granule = 4096};
