@@ -232,8 +232,8 @@ static void *waits(void *gate)
     return NULL;
 }
 
-/* libuv aborts if it cannot start its threads. So as many are tried here first: what is missing (processes, address
- * space) is found out before, and said. The default size of a stack is the same there. Returns 0 or a negative errno.
+/* libuv aborts if it cannot start its threads. So as many threads are started here first, with the same default size of
+ * a stack. If processes or address space are missing, the daemon can say so. Returns 0 or a negative errno.
  */
 static int workers_try(unsigned n)
 {

@@ -229,8 +229,8 @@ static void server_stop_more(struct server *server)
     server->stopped(server);
 }
 
-/* Threads wait in system calls that cannot be ended, and keep all that this process has until these return. So the
- * models are given up first. */
+/* Threads wait in system calls that cannot be interrupted. Until these return, the kernel frees nothing that this
+ * process has. So the models are given up first. */
 static void give_up(struct server *server)
 {
     log_error("%u files, or a device, do not answer: the daemon ends without waiting for them",

@@ -39,7 +39,7 @@ void load_attach(const struct loads *loads, struct model *model, struct call *ca
     call_fail(call, WIRE_ModelNotFound, error_name(cJSON_IsString(name) ? name->valuestring : model->name));
 }
 
-/* Answers those who want to know that the model is resident; others have nothing to wait for any more. */
+/* The model is resident: answers all calls that still wait. */
 static void waiters_reply(struct load *load)
 {
     enum waiter_kind kind;

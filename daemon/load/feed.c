@@ -62,9 +62,10 @@ static void load_account(struct load *load, const struct fill *fill)
         load_fail_device(load, fill->status, &fill->fault);
 }
 
-/* Processors' caches hold few slots. A load may have those, or as many as the device asks for if it reads past the page
- * cache; others were made because slots were missing to other loads. A load without an arena holds its slots. It may
- * have one less, which is left for loads with an arena. A load whose jobs would wait anyway takes none. */
+/* How many slots a load may have. The processors' caches have room for few slots: a load may have so many; or as many
+ * as the device asks for, if the load reads past the page cache. Further slots were made because other loads had none.
+ * A load without an arena keeps its slots until it has one. So it may have one slot less, which is left for loads with
+ * an arena. A load whose jobs would wait anyway takes no slot. */
 static bool load_may_use(const struct load *load)
 {
     const bool few = load->device->n_cached > 0 && !load->reads_direct;

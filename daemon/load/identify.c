@@ -181,8 +181,8 @@ enum load_verdict load_judge_join(const struct load *load, const struct model *m
     return load_verdict_of(ret, model_may_admit(model, request->peer) < 0 ? LOAD_LIMITED : LOAD_JOIN);
 }
 
-/* A model that is there already gets the name that was asked for, beside those that it has, and is seen from now on by
- * whoever asked. Returns false if the load has to wait, or something cannot be. */
+/* Gives a model that is there already the requested name, beside those that it has. From now on the user who asked sees
+ * the model. Returns false if the load has to wait, or fails. */
 static bool load_enter(struct load *load, struct model *model)
 {
     const char *name = load->request.name;

@@ -172,7 +172,8 @@ void load_job_allocate(struct load_job *job)
     job->elapsed_ns = uv_hrtime() - begin;
 }
 
-/* How much of a copy in pinned memory is put at once: it needs no slot, and the bus rests between two copies. */
+/* How many bytes of a copy in pinned memory go to the device in one transfer. These need no slot. Between two transfers
+ * the bus is idle for a moment, so a transfer is large. */
 #define PINNED_CHUNK ((size_t)64 << 20)
 
 void load_job_reallocate(struct load_job *job)

@@ -74,7 +74,7 @@ static unsigned field_of(const struct json_reader *json, const struct json_span 
                                                : 0;
 }
 
-/* A type that tensors can have whose bytes a client wrote. NULL: there is none of this name. */
+/* The type of this name, if tensors of a published model may have it; else NULL. */
 static const struct tensor_type *type_named(const struct json_reader *json, const struct json_span *name)
 {
     for (uint32_t id = 0;; id = id + 1 == TYPE_IDS ? TYPE_KEPT_FIRST : id + 1) {
@@ -360,8 +360,9 @@ int manifest_parse(const char *text, size_t size, uint64_t bytes, uint64_t granu
     p.header = calloc(1, sizeof(*p.header));
     p.plan = calloc(1, sizeof(*p.plan));
     if (p.header)
-        p.header->text =
-            malloc(size + 1); /* a name takes no more bytes than in the JSON, and its NUL those of a quote */
+        p.header->text = malloc(
+            size +
+            1); /* a decoded name and its NUL take no more bytes than the name in the JSON and one of its quotes */
     if (p.plan)
         p.plan->placements = calloc(1, sizeof(*p.plan->placements));
     struct manifest_parts parts = {.manifest = p.manifest, .header = p.header, .plan = p.plan};

@@ -59,7 +59,8 @@ struct parser {
 
 bool safetensors_starts(const uint8_t *start, size_t size)
 {
-    /* No length that is allowed has these bytes; a GGUF file of 123 tensors has the brace. */
+    /* A GGUF file of 123 tensors has a brace at this place, too. "GGUF" as the beginning of a length is more than is
+     * allowed. */
     return size >= SAFETENSORS_START && memcmp(start, "GGUF", 4) != 0 && start[LENGTH_BYTES] == '{';
 }
 
@@ -82,9 +83,9 @@ static char *text_add(struct parser *p, const struct json_span *string)
     return at;
 }
 
-/* The text never moves, so that there can be pointers into it. Per string it takes the decoded bytes and a NUL, and for
- * a value of the metadata GGUF_STRING_LENGTH more; in the JSON a key and its value have six bytes besides the strings.
- * Twice the JSON is enough. Pages that are not used take no memory. */
+/* The text never moves, so that there can be pointers into it. Each string needs its decoded bytes and a NUL, and each
+ * value of the metadata GGUF_STRING_LENGTH bytes more. In the JSON, a key and its value have six bytes besides their
+ * characters. So twice the size of the JSON is enough. Pages that are not used take no memory. */
 static int text_new(struct parser *p)
 {
     p->model->text = malloc(2 * p->json.size + 64);
@@ -430,8 +431,8 @@ static int read_one(int fd, uint64_t file_size, uint64_t most, struct gguf **ret
 
 /* --- all files --- */
 
-/* Numbers of at most 8 bits are useless without the scales that they are multiplied with, and those are read as they
- * were written: in a model that has such numbers, tensors whose last part says scale stay as they are. */
+/* Numbers of at most 8 bits are multiplied with scales, which engines read in the type in which they were written. So
+ * in a model that has such numbers, tensors stay as they are if "scale" is in the last part of their names. */
 static void keep_scales(struct gguf *model)
 {
     bool scaled = false;
