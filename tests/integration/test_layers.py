@@ -31,7 +31,7 @@ NARROW = {
 CYCLES = {
     frozenset({"daemon/wire/call", "daemon/wire/conn", "daemon/wire/conn_state", "daemon/wire/conns"}):
         "a connection has one call, and the call is answered on it",
-    frozenset({"daemon/gguf/gguf", "daemon/gguf/gguf_model"}): "gguf.h is the header of both",
+    frozenset({"daemon/gguf/gguf", "daemon/gguf/gguf_locate", "daemon/gguf/gguf_model"}): "all know the struct of gguf.h",
     frozenset({"daemon/load/answer", "daemon/load/begin", "daemon/load/creation", "daemon/load/doubt",
                "daemon/load/feed", "daemon/load/identify", "daemon/load/load", "daemon/load/loads",
                "daemon/load/naming", "daemon/load/reserve", "daemon/load/states"}):
