@@ -216,6 +216,7 @@ static void server_stop_more(struct server *server)
             _exit(EXIT_FAILURE);
         }
     }
+    server->threads_hang = some_device_hangs(server);
     survey_free(server->survey);
     host_cache_unpin(&server->residency.cache);
     devices_close(&server->devices);

@@ -23,6 +23,7 @@ struct server {
     uv_timer_t ticker;        /* reports progress while a job is under way, and looks for what hangs */
     uint64_t device_patience; /* nanoseconds */
     bool conns_closed;
+    bool threads_hang;                /* in drivers, after it has stopped: exit() would call these drivers and wait */
     uint64_t stuck_since, stop_steps; /* while it ends: core.steps were as many since then, by uv_hrtime() */
     void (*stopped)(struct server *server);
 };

@@ -98,12 +98,18 @@ static void recheck_worked(struct work *work)
     struct recheck *recheck = work->data;
     struct rechecks *rechecks = recheck->rechecks;
     struct model *model = registry_find_id(rechecks->registry, recheck->model);
-    if (model && model->source == recheck->source)
+    /* A comparison of the file that ended meanwhile gives the model another source, and nobody else reads its facts. */
+    const bool outdated = model && model->source != recheck->source;
+    if (model && !outdated)
         events_set_facts(rechecks->events, model, recheck->facts);
     else
         access_facts_unref(recheck->facts);
     source_free(recheck->source);
     access_facts_unref(recheck->before);
+    if (outdated) {
+        recheck_queue(recheck, model);
+        return;
+    }
     recheck_tell(recheck, model);
     model = registry_find_id(rechecks->registry, recheck->model); /* a call that was answered may have unloaded it */
     if (!model) {
