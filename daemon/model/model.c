@@ -73,6 +73,13 @@ void model_set_changed(struct model *model, bool changed)
     model_mark_dirty(model);
 }
 
+void model_set_origin(struct model *model, char *origin)
+{
+    free(model->origin);
+    model->origin = origin;
+    model_mark_dirty(model);
+}
+
 void model_widen(struct model *model)
 {
     model->access = ACCESS_PUBLIC;

@@ -91,7 +91,8 @@ struct model {
     size_t n_names;
     char takes[MODEL_NAME_MAX + 1]; /* the name that it will get from another model; "": it has its own name */
     char *key;                      /* what its publisher says is in it; NULL: nothing, or it is of files */
-    char *origin;                   /* the path in the request, which may be a symbolic link; NULL: no path */
+    char *origin;                   /* the path in the request, or in that of a preload that joined the model; it may be
+                                       a symbolic link; NULL: no path */
     enum model_state state;
     unsigned position;           /* its place in the queue for the same memory, from 1; 0: not queued */
     const struct forms *forms;   /* that the request asked for; one reference */
@@ -177,6 +178,9 @@ void model_mark_dirty(struct model *model);
 void model_set_pinned(struct model *model, bool pinned);
 void model_set_ttl(struct model *model, int64_t ttl);
 void model_set_changed(struct model *model, bool changed);
+
+/* Notes another path that the model was requested by. Takes the text over. */
+void model_set_origin(struct model *model, char *origin);
 
 /* Makes the model public. The caller has checked that it may be. */
 void model_widen(struct model *model);

@@ -156,6 +156,8 @@ static void each_change_is_described_once(void **state)
     described_once(fixture, "ttl");
     model_set_changed(model, true);
     described_once(fixture, "changed");
+    model_set_origin(model, strdup("/another"));
+    described_once(fixture, "origin");
     assert_int_equal(model_admit(model, &guest), 0);
     described_once(fixture, "a guest");
     assert_int_equal(registry_name(&fixture->registry, model, "c", OTHER_UID), 0);
