@@ -75,12 +75,6 @@ static bool path_numbers(const char *path, struct numbered *ret)
     return numbered.width > 0 && unused > 0 && numbered.number >= 1 && numbered.number <= numbered.total;
 }
 
-uint64_t shard_name_number(const char *path)
-{
-    struct numbered numbered;
-    return path_numbers(path, &numbered) ? numbered.number : 0;
-}
-
 void shard_paths_free(struct shard_paths *paths)
 {
     for (size_t i = 0; i < paths->n; i++)
@@ -108,12 +102,21 @@ static int only(const char *path, struct shard_paths *ret)
     return -ENOMEM;
 }
 
-/* -ENOENT, and that path alone; *ret is empty if there is no memory for it. */
-static int missing(struct shard_paths *ret, const char *path)
+/* 0 if all of them are there; else -ENOENT, and only those that are missing stay. */
+static int check_there(struct shard_paths *paths)
 {
-    shard_paths_free(ret);
-    if (paths_new(1, ret) == 0)
-        ret->paths[0] = strdup(path);
+    size_t there = 0, kept = 0;
+    while (there < paths->n && access(paths->paths[there], F_OK) == 0)
+        there++;
+    if (there == paths->n)
+        return 0;
+    for (size_t i = 0; i < paths->n; i++) {
+        if (i >= there && access(paths->paths[i], F_OK) < 0)
+            paths->paths[kept++] = paths->paths[i];
+        else
+            free(paths->paths[i]);
+    }
+    paths->n = kept; /* 0: the missing one has come meanwhile */
     return -ENOENT;
 }
 
@@ -128,6 +131,17 @@ static char *path_numbered(const char *path, const struct numbered *numbered, si
                : other;
 }
 
+bool shard_follows(const char *path)
+{
+    struct numbered numbered;
+    if (!path_numbers(path, &numbered) || numbered.number == 1)
+        return false;
+    char *first = path_numbered(path, &numbered, 0);
+    const bool follows = first && access(first, F_OK) == 0;
+    free(first);
+    return follows;
+}
+
 /* By names: -ENOENT also if the path has no numbers, or others than `own`. */
 static int find_by_names(const char *path, uint64_t own, size_t n, struct shard_paths *ret)
 {
@@ -137,19 +151,15 @@ static int find_by_names(const char *path, uint64_t own, size_t n, struct shard_
     int r = paths_new(n, ret);
     for (size_t i = 0; i < n && r == 0; i++) {
         ret->paths[i] = path_numbered(path, &numbered, i);
-        if (!ret->paths[i])
-            r = -ENOMEM;
-        else if (access(ret->paths[i], F_OK) < 0) {
-            char *absent = ret->paths[i];
-            ret->paths[i] = NULL;
-            r = missing(ret, absent);
-            free(absent);
-            return r;
-        }
+        r = ret->paths[i] ? 0 : -ENOMEM;
     }
-    if (r < 0)
+    if (r < 0) {
         shard_paths_free(ret);
-    return r;
+        return r;
+    }
+    ret->number = (size_t)own + 1;
+    ret->count = n;
+    return check_there(ret);
 }
 
 /* --- the links that a path leads through --- */
@@ -432,21 +442,38 @@ static int find_others(const char *path, const struct shard_place *place, shard_
     return r;
 }
 
-/* The files that the names of a file promise that itself says nothing: in the folders of all links. -ENOENT. */
-static int find_promised(const char *path, struct shard_paths *ret)
+/* The files that an index names together with this one, in the folders of all links. -ENODATA: none does; -ENOENT: some
+ * of them are missing. */
+static int find_indexed(const char *path, shard_open_fn *open, struct shard_paths *ret)
+{
+    struct shard_paths chain;
+    int r = chain_of(path, &chain);
+    if (r < 0)
+        return r;
+    r = -ENODATA;
+    for (size_t i = 0; i < chain.n && r == -ENODATA; i++)
+        r = folder_files_with(chain.paths[i], open, SHARDS_MAX, &ret->paths, &ret->n, &ret->number);
+    shard_paths_free(&chain);
+    ret->count = ret->n;
+    return r < 0 ? r : check_there(ret);
+}
+
+/* The files that the names of a file promise that itself says nothing: in the folders of all links. later: it need not
+ * be the first one. -ENOENT. */
+static int find_promised(const char *path, bool later, struct shard_paths *ret)
 {
     struct shard_paths chain;
     struct numbered numbered;
     int r = chain_of(path, &chain), best = -ENOENT;
     for (size_t i = 0; i < chain.n && r == 0 && best != 0; i++) {
-        if (!path_numbers(chain.paths[i], &numbered) || numbered.number != 1 || numbered.total < 2 ||
+        if (!path_numbers(chain.paths[i], &numbered) || (numbered.number != 1 && !later) || numbered.total < 2 ||
             numbered.total > SHARDS_MAX)
             continue;
         struct shard_paths paths = {0};
-        r = find_by_names(chain.paths[i], 0, (size_t)numbered.total, &paths);
+        r = find_by_names(chain.paths[i], numbered.number - 1, (size_t)numbered.total, &paths);
         best = r == 0 ? 0 : best;
         r = r == -ENOENT ? 0 : r;
-        if (best == 0 || ret->n == 0) {
+        if (best == 0 || ret->count == 0) {
             shard_paths_free(ret);
             *ret = paths;
         } else
@@ -476,11 +503,16 @@ int shards_find(const char *path, bool any, shard_open_fn *open, struct shard_pa
             return -E2BIG;
         return find_others(path, &place, open, ret);
     }
+    if (!place.gguf) {
+        r = find_indexed(path, open, ret);
+        if (r != -ENODATA)
+            return r;
+    }
     /* It does not say what its name does. If the others are there, all of them are looked at, and refused if they do
      * not agree, before a part is taken for the whole. */
     if (place.count == 0) {
-        r = find_promised(path, ret);
-        if (r == 0 || (r == -ENOENT && ret->n > 0 && !place.gguf) || (r < 0 && r != -ENOENT))
+        r = find_promised(path, !place.gguf, ret);
+        if (r == 0 || (r == -ENOENT && ret->count > 0 && !place.gguf) || (r < 0 && r != -ENOENT))
             return r;
         shard_paths_free(ret);
     }

@@ -3,10 +3,12 @@
 #include "client/rfctl/memory.h"
 #include "daemon/format/format.h"
 #include "proto/descriptors.h"
+#include "proto/shards_given.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -44,6 +46,22 @@ static int read_paths(char *const *paths, size_t n, struct headers *ret, struct 
     return r;
 }
 
+/* Refuses files that are a part of a model, which safetensors files do not say themselves. */
+static int check_given(char *const *paths, size_t n, struct gguf_fault *fault, char **ret_path)
+{
+    struct shard_paths missing;
+    int r = shards_given((const char *const *)paths, n, shard_open_regular, &missing);
+    if (r == 0)
+        return 0;
+    *ret_path = need_text("%s", paths[0]);
+    if (r != -ENODATA)
+        return r;
+    snprintf(fault->reason, sizeof(fault->reason), "its model has files that are not named, as %.100s",
+             strrchr(missing.paths[0], '/') ? strrchr(missing.paths[0], '/') + 1 : missing.paths[0]);
+    shard_paths_free(&missing);
+    return -EBADMSG;
+}
+
 int headers_read(char *const *paths, size_t n, struct headers *ret, struct gguf_fault *ret_fault, char **ret_path)
 {
     struct headers headers = {0};
@@ -51,14 +69,18 @@ int headers_read(char *const *paths, size_t n, struct headers *ret, struct gguf_
     const char *first = paths[0];
     size_t file = 0;
     (void)descriptors_raise_limit(); /* a model may have more files than programs may have open by default */
-    int r = n == 1 ? shards_find(first, true, shard_open_regular, &found) : -ENOENT;
+    int r = n == 1 ? 0 : check_given(paths, n, ret_fault, ret_path);
+    if (r < 0)
+        return r;
+    r = n == 1 ? shards_find(first, true, shard_open_regular, &found) : -ENOENT;
     if (r == -EBADMSG) {
         snprintf(ret_fault->reason, sizeof(ret_fault->reason), "its index of files is not valid");
         *ret_path = need_text("%s", first);
         return r;
     }
-    if (r == -ENOTUNIQ) {
-        headers.same = found;
+    const size_t number = found.number, count = found.count;
+    if (r == -ENOTUNIQ || r == -ENOENT) {
+        *(r == -ENOENT ? &headers.absent : &headers.same) = found;
         found = (struct shard_paths){0};
     }
     if (r == 0) {
@@ -71,6 +93,12 @@ int headers_read(char *const *paths, size_t n, struct headers *ret, struct gguf_
     if (fd >= 0) {
         (void)shard_peek(fd, &headers.place);
         close(fd);
+    }
+    if (r == 0 && !headers.place.gguf && count > 1) { /* the file itself does not say it */
+        headers.place.split = true;
+        headers.place.number = number - 1;
+        headers.place.count = count;
+        headers.whole = n > 1;
     }
     if (r == 0)
         *ret = headers;
@@ -86,5 +114,6 @@ void headers_clear(struct headers *headers)
 {
     gguf_free(headers->file);
     shard_paths_free(&headers->same);
+    shard_paths_free(&headers->absent);
     *headers = (struct headers){0};
 }

@@ -90,6 +90,17 @@ static cJSON *types_of(const struct gguf *file, struct sums *all)
     return array;
 }
 
+/* Adds the paths, if there are any. */
+static void add_paths(cJSON *object, const char *key, const struct shard_paths *paths)
+{
+    cJSON *array = paths->n > 0 ? cJSON_AddArrayToObject(object, key) : NULL;
+    for (size_t i = 0; i < paths->n; i++) {
+        char *path = text_escape(paths->paths[i], strlen(paths->paths[i]));
+        cJSON_AddItemToArray(array, cJSON_CreateString(path));
+        free(path);
+    }
+}
+
 static cJSON *describe(const struct headers *inspected)
 {
     const struct gguf *file = inspected->file;
@@ -114,12 +125,8 @@ static cJSON *describe(const struct headers *inspected)
         if (inspected->place.count > 0)
             cJSON_AddNumberToObject(object, "files", (double)inspected->place.count);
         cJSON_AddBoolToObject(object, "whole", inspected->whole);
-        cJSON *same = inspected->same.n > 0 ? cJSON_AddArrayToObject(object, "same") : NULL;
-        for (size_t i = 0; i < inspected->same.n; i++) {
-            char *path = text_escape(inspected->same.paths[i], strlen(inspected->same.paths[i]));
-            cJSON_AddItemToArray(same, cJSON_CreateString(path));
-            free(path);
-        }
+        add_paths(object, "same", &inspected->same);
+        add_paths(object, "missing", &inspected->absent);
     }
     cJSON_AddNumberToObject(object, "alignment", (double)file->alignment);
     cJSON_AddNumberToObject(object, "bits_per_weight", all.elements > 0 ? all.bytes * 8 / all.elements : 0);
@@ -150,24 +157,32 @@ static void print_types(const cJSON *types)
     table_free(table);
 }
 
+static void print_paths(const cJSON *paths)
+{
+    const cJSON *path;
+    cJSON_ArrayForEach (path, paths) {
+        out_line("  %s", path->valuestring);
+    }
+}
+
 /* Of a file that is one of several. */
 static void print_place(const cJSON *file)
 {
     const double number = reply_number(file, "file", 0), files = reply_number(file, "files", 0);
     const bool whole = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(file, "whole"));
-    const cJSON *same = reply_items(file, "same"), *path;
+    const cJSON *same = reply_items(file, "same"), *missing = reply_items(file, "missing");
     if (number > 0 && files > 0)
         out_line("file %.0f of %.0f: %s", number, files,
                  whole                ? "all are here; the numbers are those of the whole model"
                  : files > SHARDS_MAX ? "too many; the numbers are those of this file"
                  : cJSON_GetArraySize(same) > 0
                      ? "several files may be the same other one; the numbers are those of this file"
-                     : "the others are not here; the numbers are those of this file");
+                 : cJSON_GetArraySize(missing) > 0 ? "not all are here; the numbers are those of this file. Missing:"
+                                                   : "not all are here; the numbers are those of this file");
     else if (number > 0)
         out_line("file %.0f of several; the numbers are those of this file", number);
-    cJSON_ArrayForEach (path, same) {
-        out_line("  %s", path->valuestring);
-    }
+    print_paths(same);
+    print_paths(missing);
 }
 
 static void print(const char *path, const cJSON *file)

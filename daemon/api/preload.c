@@ -118,16 +118,16 @@ static bool is_safetensors(const char *name)
 }
 
 /* Decides what an open file is. index: its folder has one. */
-static enum verdict judge(int fd, const char *name, bool index)
+static enum verdict judge(int fd, const char *path, bool index)
 {
     struct shard_place place = {0};
     if (shard_peek(fd, &place) < 0)
         return MODEL;
     if (place.gguf)
         return place.split && place.number > 0 ? LATER_FILE : MODEL;
-    if (!is_safetensors(name))
+    if (!is_safetensors(path))
         return NO_MODEL;
-    return index ? OF_INDEX : shard_name_number(name) > 1 ? LATER_FILE : MODEL;
+    return index ? OF_INDEX : shard_follows(path) ? LATER_FILE : MODEL;
 }
 
 /* Decides what an entry of the folder is. If it cannot be opened, it counts as a model: the load tells the error. */
@@ -140,11 +140,12 @@ static enum verdict look_at(const char *folder, const char *name, bool index)
     const bool known = stat(path, &status) == 0, regular = known && S_ISREG(status.st_mode);
     const int fd = regular ? open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK) : -1;
     const bool model = known && S_ISDIR(status.st_mode) && (has_index(path) || has_file(path));
+    enum verdict verdict = known && !regular && !model ? NO_FILE : MODEL;
+    if (fd >= 0) {
+        verdict = judge(fd, path, index);
+        close(fd);
+    }
     free(path);
-    if (fd < 0)
-        return known && !regular && !model ? NO_FILE : MODEL;
-    const enum verdict verdict = judge(fd, name, index);
-    close(fd);
     return verdict;
 }
 

@@ -50,8 +50,12 @@ static int take_place(struct gguf *model, size_t file, struct file_header *parts
      * files. */
     if (number == 0 && count != n)
         return gguf_refuse(fault, "file %zu says that the model has %" PRIu64 " files, not %zu", file + 1, count, n);
+    if (number >= n && number < count)
+        return gguf_refuse(fault, "file %zu says that it is number %" PRIu64 " of %" PRIu64 ", but %zu files are given",
+                           file + 1, number + 1, count, n);
     if (number >= n)
-        return gguf_refuse(fault, "file %zu says that it is number %" PRIu64 " of %zu", file + 1, number + 1, n);
+        return gguf_refuse(fault, "file %zu says that it is number %" PRIu64 ", but %zu files are given", file + 1,
+                           number + 1, n);
     if (parts[number].model)
         return gguf_refuse(fault, "file %zu says that it is number %" PRIu64 ", as file %zu does", file + 1, number + 1,
                            parts[number].file + 1);

@@ -505,6 +505,11 @@ static void missing(void **state)
     assert_int_equal(found.n, 1);
     assert_string_equal(found.paths[0], path_of("m-00002-of-00003.gguf"));
     shard_paths_free(&found);
+    unlink(path_of("m-00003-of-00003.gguf"));
+    assert_int_equal(shards_find(path_of("m-00001-of-00003.gguf"), false, open_file, &found), -ENOENT);
+    assert_int_equal(found.n, 2);
+    assert_string_equal(found.paths[1], path_of("m-00003-of-00003.gguf"));
+    shard_paths_free(&found);
     assert_int_equal(shards_find(path_of("none.gguf"), false, open_file, &found), -ENOENT);
     shard_paths_free(&found);
     make_file("many-1-of-5000", 0, SHARDS_MAX + 1, 1);
