@@ -267,6 +267,114 @@ def test_parts_of_a_model(daemon, folder):
                     _memory.check_parts(model, _memory.places(model, sources, 1 - rank, 2), sources, [file])
 
 
+# --- what processing leaves outside of parameters ---
+
+
+@pytest.fixture
+def remembered(monkeypatch):
+    """The module, which takes the classes of this file for vLLM's."""
+    pytest.importorskip("torch")
+    from rocmforge.vllm import _remembered
+
+    monkeypatch.setattr(_remembered, "_PARTS", (f"{__name__}.",))
+    monkeypatch.setattr(_remembered, "linear", lambda method: isinstance(method, Method))
+    return _remembered
+
+
+class Kernel:
+    """Computes one of two ways, which processing chooses."""
+
+    def __init__(self):
+        self.way, self.scale, self.list = None, 1.0, []
+
+    def plain(self, layer, rows):
+        return rows @ layer.weight.t() * self.scale
+
+    def turned(self, layer, rows):
+        return rows @ layer.weight * self.scale
+
+
+class Method:
+    def __init__(self):
+        self.kernel = Kernel()
+
+    def process_weights_after_loading(self, layer):
+        layer.weight.data = layer.weight.t().contiguous()
+        layer.hint, layer.zeros = "turned", None
+        self.kernel.way, self.kernel.scale = self.kernel.turned, 2.0
+
+    def apply(self, layer, rows, bias):
+        return self.kernel.way(layer, rows)
+
+
+def a_model(seed):
+    import torch
+
+    layer = torch.nn.Module()
+    generator = torch.Generator().manual_seed(seed)
+    for name in ("weight", "zeros"):
+        layer.register_parameter(name, torch.nn.Parameter(torch.randn(8, 4, generator=generator), requires_grad=False))
+    layer.quant_method, layer.input_size_per_partition = Method(), 4
+    model = torch.nn.Module()
+    model.layer = layer
+    return model
+
+
+def processed(remembered, spoil=None):
+    model = a_model(0)
+    watch = remembered.Watch(model)
+    model.layer.quant_method.process_weights_after_loading(model.layer)
+    if spoil:
+        spoil(model.layer)
+    return model, watch
+
+
+def test_what_processing_leaves_is_set_in_another_model(remembered):
+    import torch
+
+    model, watch = processed(remembered)
+    changes = json.loads(json.dumps(watch.changes()))
+    told = changes["layer"]
+    assert told["state"][""] == {"hint": ["value", "turned"]} and told["none"] == ["zeros"]
+    assert told["state"]["quant_method.kernel"] == {"way": ["method", "turned"], "scale": ["value", 2.0]}
+    probes = remembered.probe(model, changes, torch.float32, torch.device("cpu"))
+    other = a_model(1)
+    other.layer._parameters["weight"] = model.layer.weight
+    remembered.adopt(other, changes)
+    method = other.layer.quant_method
+    assert other.layer.hint == "turned" and other.layer.zeros is None and method.supports_pre_processed_weights
+    assert method.kernel.way.__self__ is method.kernel and method.kernel.way.__name__ == "turned"
+    method.process_weights_after_loading(other.layer)  # is left out
+    remembered.check(other, probes, torch.float32, torch.device("cpu"))
+    method.kernel.scale = 1.0  # as if that had been forgotten
+    with pytest.raises(remembered.NotPossible, match="layer computes something else"):
+        remembered.check(other, probes, torch.float32, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda layer: setattr(layer, "handle", object()),
+        lambda layer: setattr(layer.quant_method.kernel, "way", lambda layer, rows: rows),
+        lambda layer: setattr(layer.quant_method, "kernel", Kernel()),
+        lambda layer: layer.quant_method.kernel.list.append(1),
+        lambda layer: setattr(layer.quant_method.kernel, "way", Kernel().plain),
+    ],
+)
+def test_what_is_no_plain_value_is_not_published(remembered, spoil):
+    with pytest.raises(remembered.NotPossible, match="processing has made"):
+        processed(remembered, spoil)[1].changes()
+
+
+def test_what_was_published_of_another_model(remembered):
+    changes = processed(remembered)[1].changes()
+    with pytest.raises(remembered.NotPossible, match="its layers are others"):
+        remembered.adopt(a_model(1), {**changes, "another": changes["layer"]})
+    changes["layer"]["state"]["quant_method.other"] = {}
+    with pytest.raises(remembered.NotPossible, match="does not have the parts"):
+        remembered.adopt(a_model(1), changes)
+
+
 # --- headers ---
 
 
@@ -313,6 +421,17 @@ def test_files_are_told_apart(folder):
     assert before == _keys.files_identity([file]) != _keys.files_identity([copy])
     os.utime(file, ns=(1, 1))
     assert _keys.files_identity([file]) != before
+
+
+def test_names_of_models_that_are_loaded(folder):
+    file = folder / "a"
+    file.write_bytes(b"1")
+    whole = _keys.names("/models/Qwen3-8B", [file], {"layout": "vllm", "tp": (0, 1)})
+    assert whole[:2] == [None, "Qwen3-8B.vllm"] and len(whole) == 3
+    part = _keys.names("/models/Qwen3-8B", [file], {"layout": "vllm", "tp": (1, 2)})
+    assert part[0] == "Qwen3-8B.tp1of2" and len(part) == 2
+    file.write_bytes(b"22")
+    assert _keys.names("/models/Qwen3-8B", [file], {"layout": "vllm", "tp": (1, 2)})[1] not in (part[1], whole[2])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from ._report import Report
 
 # Smaller parameters get memory of their own: engines write to scales and the like while they run.
 _SHARED_MIN = 4096
-_VERSION = 1
+_VERSION = 2
 
 
 def export(model: Any) -> Tuple[Dict[str, Any], Dict[str, Any]]:
@@ -84,7 +84,18 @@ def adopt(bare: Bare, resident: Model, told: Mapping[str, Any], device: Any) -> 
         _put(modules, name, made[other], other in buffers)
     for name, flag in told["flags"].items():
         setattr(bare.model, name, flag)
+    _put_scales_back(bare.model)
     return report
+
+
+def _put_scales_back(model: Any) -> None:
+    """Not every method for the scales of a cache of keys and values knows that they were processed before: some take them
+    once more from where loading puts them."""
+    for module in model.modules():
+        for name in ("q", "k", "v"):
+            scale, processed = module._parameters.get(f"{name}_scale"), module._buffers.get(f"_{name}_scale")
+            if scale is not None and scale.is_meta and processed is not None:
+                module._parameters[f"{name}_scale"] = nn.Parameter(processed.clone(), requires_grad=False)
 
 
 def _value(resident: Model, name: str, is_buffer: bool, empty: Optional[List[Any]], device: Any) -> Any:
