@@ -206,11 +206,17 @@ def test_copy(start, vllm, tiny, ordinary):
     assert engine.tokens() == ordinary() and "by copy" in engine.log
 
 
-def test_another_dtype_is_copied(start, vllm, tiny, ordinary):
-    """The files have F32, and the engine wants bfloat16: no view has that."""
-    engine = vllm(start()).start(tiny(), dtype="bfloat16")
-    assert engine.report["way"] == "copy" and "resident as torch.float32" in str(engine.report["reasons"])
-    assert engine.tokens() == ordinary(dtype="bfloat16")
+def test_another_dtype(start, vllm, tiny, ordinary):
+    """The files have F32, and the engine wants bfloat16: the daemon converts them. Vectors stay F32, and are copied. What is
+    resident as F32 is no view."""
+    daemon, model, options = start(), tiny(), {"dtype": "bfloat16"}
+    engine = vllm(daemon).start(model, **options)
+    assert engine.report["way"] == "view" and 0 < engine.report["copied_bytes"] < 5000, (engine.report, engine.log[-3000:])
+    assert engine.report["shared_bytes"] + engine.report["copied_bytes"] == weights(model) // 2
+    assert all("norm" in name for name in engine.report["copied"])
+    copying = vllm(daemon).start(model, extra={"ways": ["copy"]}, **options)
+    assert copying.report["way"] == "copy" and copying.report["shared_bytes"] == 0
+    assert engine.tokens() == ordinary(**options) == copying.tokens()
 
 
 def test_by_the_engine_without_a_daemon(vllm, tiny, ordinary):

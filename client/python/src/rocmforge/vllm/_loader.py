@@ -212,7 +212,7 @@ class _Load:
         """Attaches to the model that the weights will probably be views of. None: none is known yet."""
         if self.options.may(VIEW) and self.model_config.quantization is None:
             files = self.loader.files(None, self.model_config)
-            return self._resident(files, self._layouts(), self._daemon_device())
+            return self._resident(files, self._layouts(_sources.of(files)), self._daemon_device())
         return self._published() if self._key else None
 
     # --- the ways, by their names ---
@@ -227,11 +227,12 @@ class _Load:
         files = self.loader.files(bare.model, self.model_config)
         sources = _sources.of(files)
         recorder = self._record(bare, sources)
-        with self._resident(files, self._layouts(), self._daemon_device()) as resident:
+        with self._resident(files, self._layouts(sources), self._daemon_device()) as resident:
             places = _memory.places(resident, sources, *_engine.tensor_parallel())
             _memory.check_parts(resident, places, sources, files)
             share = _COPIED_SHARE_MAX if self.options.may(ADOPT) else 1.0
-            report = _fill.fill(bare, recorder, resident, places, self.device, share)
+            dtypes = {name: source.dtype for name, source in sources.items()}
+            report = _fill.fill(bare, recorder, resident, places, dtypes, self.device, share)
             if self.device.type == "cpu":
                 _build.compute_on_plain_weights(bare.model, self.config)
             return self._processed(bare, [resident]), report
@@ -315,12 +316,15 @@ class _Load:
         recorder.finish()
         return recorder
 
-    def _layouts(self) -> List[Dict[str, Any]]:
+    def _layouts(self, sources: Optional[Dict[str, Any]] = None) -> List[Dict[str, Any]]:
         """The layouts in which the model may be resident, the best one first. With `tp` the vocabulary is padded, too, but
-        some models are refused."""
+        some models are refused. `sources`: of the files, if the tensors may be resident in the engine's dtype instead of
+        the files'."""
         rank, size = _engine.tensor_parallel()
         whole: List[Dict[str, Any]] = [{"layout": "vllm"}, {}] if size == 1 else []
-        return [{"layout": "vllm", "tp": (rank, size)}, *whole]
+        form = _sources.form(sources, self.model_config.dtype) if sources else None
+        given = {} if form is None else {"form": form}
+        return [{**layout, **given} for layout in [{"layout": "vllm", "tp": (rank, size)}, *whole]]
 
     def _daemon_device(self) -> str:
         device = _engine.daemon_device(self.client, self.device)
