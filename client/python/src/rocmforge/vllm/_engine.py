@@ -10,7 +10,7 @@ import vllm
 from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
 
 from ..client import Client
-from . import _keys
+from . import _keys, _processed
 
 # Parts of vLLM's configuration that may change what it does to the weights.
 _CONFIGS = ("parallel_config", "kernel_config", "attention_config", "compilation_config", "offload_config", "lora_config")
@@ -76,6 +76,7 @@ def key(config: Any, model_config: Any, device: Any, files: Sequence[str], prefi
     factors: Dict[str, Any] = getattr(vllm.envs, "compile_factors", dict)()
     factors = {name: value for name, value in factors.items() if name not in _NO_FACTORS}
     parts = {
+        "format": _processed.VERSION,
         "engine": ["vllm", str(vllm.__version__), str(torch.__version__)],
         "files": _keys.files_identity(files),
         "names": [os.path.basename(file) for file in files],
