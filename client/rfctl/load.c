@@ -4,6 +4,7 @@
 #include "client/rfctl/forms.h"
 #include "client/rfctl/interrupt.h"
 #include "client/rfctl/memory.h"
+#include "client/rfctl/names.h"
 #include "client/rfctl/output.h"
 #include "client/rfctl/progress.h"
 #include "client/rfctl/reply.h"
@@ -82,8 +83,11 @@ static void tell_loaded(const struct load *load, const cJSON *model, const cJSON
     format_bytes(size, file_bytes);
     if (!phases && !load->joined) {
         const char *also = load->options->name && strcmp(load->options->name, name) != 0 ? load->options->name : NULL;
-        out_line("%s is resident already, as %s%s%s: %s on %s", load->path, name, also ? ", now also " : "",
-                 also ? also : "", bytes, device);
+        /* Which names it has got from an older version, the reply does not tell. */
+        char *others = load->options->replace && !load->options->name ? names_text(model) : need_text("%s", "");
+        out_line("%s is resident already, as %s%s%s%s%s: %s on %s", load->path, name, also ? ", now also " : "",
+                 also ? also : "", others[0] ? ", also " : "", others, bytes, device);
+        free(others);
         return;
     }
     bool same = strcmp(bytes, size) == 0;

@@ -189,6 +189,8 @@ static uint64_t print_of(const struct model *model)
         print = mix(print, &name->uid, sizeof(name->uid));
         print = mix(print, name->text, strlen(name->text));
     }
+    if (model->origin)
+        print = mix(print, model->origin, strlen(model->origin));
     for (size_t i = 0; i < model->source->n_files; i++)
         print = mix(print, &model->source->files[i].identity, sizeof(struct identity));
     const struct access_facts *facts = model->facts;

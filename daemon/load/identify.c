@@ -21,10 +21,38 @@ static void load_tell_facts(const struct load *load, struct model *model)
         events_set_facts(load->loads->events, model, access_facts_ref(facts));
 }
 
+/* True if both are paths of entries of the same folder. */
+static bool in_same_folder(const char *a, const char *b)
+{
+    const char *end_a = strrchr(a, '/'), *end_b = strrchr(b, '/');
+    return end_a && end_b && end_a - a == end_b - b && strncmp(a, b, (size_t)(end_a - a)) == 0;
+}
+
+/* A preload that joins a model notes that its path leads to it: when the path, if it is a link, leads elsewhere one
+ * day, the next preload replaces the model. Of several links in its folder the first one stays noted. A path that the
+ * model was loaded by before, and that its source does not know, stays too. Without memory nothing is noted. */
+static void load_note_path(const struct load *load, struct model *model)
+{
+    const char *path = load->request.path, *origin = model->origin;
+    const struct source *source = model->source;
+    if (load->request.replace != REPLACE_FILE || !path)
+        return;
+    const bool known = origin && ((source->link && strcmp(source->link, origin) == 0) ||
+                                  (source->path && strcmp(source->path, origin) == 0));
+    if (origin && (!known || in_same_folder(origin, path)))
+        return;
+    char *own = strdup(path);
+    if (!own)
+        return;
+    free(model->origin);
+    model->origin = own;
+}
+
 /* Applies the request to a model that is there already. Only the model's user and trusted users may change its pin and
  * its time to live. */
 static void load_adjust(struct load *load, struct model *model)
 {
+    load_note_path(load, model);
     if (load->request.access == ACCESS_PUBLIC)
         model->access = ACCESS_PUBLIC; /* allowed: see may_publish_joined() */
     else if (load->request.access == ACCESS_PRIVATE && model->access != ACCESS_PRIVATE) /* see model_joinable() */
@@ -170,10 +198,12 @@ enum load_verdict load_verdict_of(const struct naming *naming, enum load_verdict
     return verdict;
 }
 
-enum load_verdict load_judge_join(const struct load *load, const struct model *model, struct naming *ret)
+enum load_verdict load_judge_join(struct load *load, struct model *model, struct naming *ret)
 {
+    char room[MODEL_NAME_MAX + 1];
     const struct load_request *request = &load->request;
-    naming_judge(load, request->name, model, ret);
+    load_tell_facts(load, model); /* first: they decide who owns the file, who is a guest, and who has a name */
+    naming_judge(load, naming_wanted(load, model, room), model, ret);
     if (!may_publish_joined(request, model))
         return LOAD_DENIED;
     return load_verdict_of(ret, model_may_admit(model, request->peer) < 0 ? LOAD_LIMITED : LOAD_JOIN);
@@ -183,11 +213,11 @@ enum load_verdict load_judge_join(const struct load *load, const struct model *m
  * whoever asked. Returns false if the load has to wait, or something cannot be. */
 static bool load_enter(struct load *load, struct model *model)
 {
-    const char *name = load->request.name;
     struct naming naming;
-    if (name)
-        naming_clear_lost(load, name);
+    if (load->request.name)
+        naming_clear_lost(load, load->request.name);
     const enum load_verdict verdict = load_judge_join(load, model, &naming);
+    const char *name = naming.name;
     if (verdict == LOAD_DENIED) {
         load_fail_publish(load);
         return false;
@@ -212,7 +242,6 @@ bool load_take_same(struct load *load, struct model *model)
         load->blocked = true;
         return false;
     }
-    load_tell_facts(load, model); /* before it is decided whether who asks is a guest */
     if (!load_enter(load, model))
         return false;
     if (model->state != MODEL_CACHED) {

@@ -69,6 +69,18 @@ static bool load_may_replace(const struct load *load, const struct model *model)
     return request->replace == REPLACE_NAME || (request->replace == REPLACE_FILE && is_same_path(load, model));
 }
 
+const char *naming_wanted(const struct load *load, const struct model *model, char room[MODEL_NAME_MAX + 1])
+{
+    const struct load_request *request = &load->request;
+    if (request->name || request->replace != REPLACE_NAME || request->creation)
+        return request->name;
+    load_name(load, room);
+    const struct model *holder = registry_holder(load->loads->registry, room, request->peer);
+    const bool old =
+        holder && holder != model && !model_departs(holder) && !model_lost(holder) && is_older(load, holder);
+    return old && load_may_replace(load, holder) ? room : NULL;
+}
+
 /* Whether a model that has the name keeps it from this load's model. */
 static enum name_verdict judge_holder(const struct load *load, const struct model *holder)
 {
@@ -96,6 +108,7 @@ void naming_judge(const struct load *load, const char *name, const struct model 
     *ret = (struct naming){.verdict = NAME_FREE};
     if (!name)
         return;
+    strcpy(ret->name, name);
     struct model *holder = registry_holder(load->loads->registry, name, request->peer);
     const bool has = model && has_or_takes(model, name, holder);
     /* Two models may have the same name if different users see them. Then the name that the model has counts only if it

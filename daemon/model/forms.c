@@ -153,13 +153,27 @@ enum form forms_of(const struct forms *forms, const struct gguf_tensor *tensor)
 
 /* --- requests --- */
 
+/* True if every set in the pattern has its closing bracket. */
+static bool sets_close(const char *pattern)
+{
+    while (pattern && *pattern) {
+        bool unused;
+        if (*pattern == '[')
+            pattern = set_match(pattern + 1, 0, &unused);
+        else
+            pattern += *pattern == '\\' && pattern[1] ? 2 : 1;
+    }
+    return pattern;
+}
+
 /* Finds the pattern and the form of a rule. Sets both to NULL if the rule is not valid. */
 static void rule_read(const cJSON *rule, const char **ret_match, const char **ret_form)
 {
     const cJSON *match = cJSON_GetObjectItemCaseSensitive(rule, "match");
     const cJSON *form = cJSON_GetObjectItemCaseSensitive(rule, "form");
     const bool good = cJSON_IsObject(rule) && cJSON_GetArraySize(rule) == 2 && cJSON_IsString(match) &&
-                      cJSON_IsString(form) && match->valuestring[0] && strlen(match->valuestring) <= FORMS_MATCH_MAX;
+                      cJSON_IsString(form) && match->valuestring[0] && strlen(match->valuestring) <= FORMS_MATCH_MAX &&
+                      sets_close(match->valuestring);
     *ret_match = good ? match->valuestring : NULL;
     *ret_form = good ? form->valuestring : NULL;
 }

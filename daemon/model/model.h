@@ -82,7 +82,8 @@ struct model {
     size_t n_names;
     char takes[MODEL_NAME_MAX + 1]; /* the name that it will get from another model; "": it has its own name */
     char *key;                      /* what its publisher says is in it; NULL: nothing, or it is of files */
-    char *origin;                   /* the path in the request, which may be a symbolic link; NULL: no path */
+    char *origin;                   /* the path in the request, or in that of a preload that joined the model; it may be
+                                       a symbolic link; NULL: no path */
     enum model_state state;
     unsigned position;           /* its place in the queue for the same memory, from 1; 0: not queued */
     const struct forms *forms;   /* that the request asked for; one reference */

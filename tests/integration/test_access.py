@@ -350,6 +350,26 @@ def test_the_same_bytes_at_the_same_path(start_for_all, clients, own_file):
     assert (secret["id"], secret["access"], secret["aliases"]) == (first["id"], "readers", [])
 
 
+@pytest.mark.parametrize("name", ["m", "taken"])
+def test_the_file_of_a_model_that_is_there_got_another_owner(start_for_all, clients, own_file, name):
+    """Plan and Load both decide by who owns the file now."""
+    daemon = start_for_all()
+    root, other = clients(daemon, 0), clients(daemon, OTHER)
+    path = own_file("m.gguf", 0o644, 1, 0)
+    first = load_fd(root, path, name="m")
+    load_fd(root, own_file("n.gguf", 0o644, 2, 0), name="taken")
+    os.chown(path, OTHER, OTHER)
+    plan = load_fd_plan(other, path, name=name, public=True)
+    if name == "m":
+        assert (plan["error"], plan["model"]["id"]) == (None, first["id"])
+        model = load_as(other, OTHER, path, name=name, public=True)
+        assert (model["id"], model["access"]) == (first["id"], "public")
+    else:
+        assert plan["error"] == "io.rocmforge.NameInUse"
+        with wire_error("NameInUse"):
+            load_as(other, OTHER, path, name=name, public=True)
+
+
 def test_a_reader_puts_a_file_in_the_place_of_another(start_for_all, clients, own_file):
     """With the same bytes: a model that everybody reads stays one of the file that its user loaded."""
     daemon = start_for_all()

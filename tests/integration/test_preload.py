@@ -71,6 +71,53 @@ def test_preload_replaces_what_a_user_loaded_first(start_for_all, folder, preloa
     wait_until(lambda: [(m["name"], m["id"] > first["id"], m["pinned"]) for m in daemon.models()] == [("m", True, True)])
 
 
+@pytest.mark.parametrize("way", ["fds", "path"])
+def test_a_link_to_what_a_user_loaded_first_is_followed(start_for_all, folder, preload_folder, way):
+    folder.chmod(0o755)
+    preload_folder.chmod(0o755)
+    daemon = start_for_all("--preload", str(preload_folder))
+    old, new = (tensor_model(folder / f"{i}.gguf", seed=i) for i in (1, 2))
+    for path in (old, new):
+        path.chmod(0o644)
+    uid = daemon.uid if way == "path" else USER  # a daemon that is root opens no path for others
+    with client_of(daemon, uid) as user:
+        if way == "fds":
+            first = load_fd(user, old, name="live")
+        else:
+            first = user.call("Load", path=str(old), name="live")["model"]
+    link = preload_folder / "live.gguf"
+    link.symlink_to(old)
+    daemon.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: daemon.models()[0]["pinned"])
+    assert daemon.models()[0]["id"] == first["id"]
+    link.unlink()
+    link.symlink_to(new)
+    daemon.process.send_signal(signal.SIGHUP)
+    after = [("live", str(new), True)]
+    wait_until(lambda: [(m["name"], m["path"], m["pinned"]) for m in daemon.models()] == after)
+
+
+def test_of_several_links_to_a_file_the_first_is_followed(start_for_all, folder, preload_folder):
+    """Another one must not take the names of those that still lead to the old file."""
+    folder.chmod(0o755)
+    preload_folder.chmod(0o755)
+    daemon = start_for_all("--preload", str(preload_folder))
+    old, new = (tensor_model(folder / f"{i}.gguf", seed=i) for i in (1, 2))
+    for path in (old, new):
+        path.chmod(0o644)
+    with daemon.client() as client:
+        first = load_fd(client, old, name="mine")
+    for name in "ab":
+        (preload_folder / f"{name}.gguf").symlink_to(old)
+    daemon.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: daemon.models()[0]["aliases"] == ["a", "b"])
+    (preload_folder / "b.gguf").unlink()
+    (preload_folder / "b.gguf").symlink_to(new)
+    daemon.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: "b.gguf skipped: another model has this name" in daemon.log)
+    assert [(m["id"], m["name"], m["aliases"]) for m in daemon.models()] == [(first["id"], "mine", ["a", "b"])]
+
+
 def test_preload_of_names_much_like_a_part(start, models, preload_folder):
     likes = ("m-00003-of-00002", "the-longest-lord-of-rings")
     for path, name in zip(models(2), likes):

@@ -158,6 +158,8 @@ static void refused(void **state)
         "[{\"match\":1,\"form\":\"f32\"}]",
         "[{\"match\":\"a\",\"form\":\"f32\",\"more\":1}]",
         "[{\"match\":\"a\",\"form\":\"f32\"},null]",
+        "[{\"match\":\"[\",\"form\":\"f32\"}]",
+        "[{\"match\":\"a[]\",\"form\":\"f32\"}]",
     };
     const struct forms *forms;
     for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++)
