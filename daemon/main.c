@@ -345,7 +345,7 @@ static int daemon_begin(struct daemon *daemon, const struct options *options)
     if (r == 0)
         r = changes_new(&daemon->server.loads, &daemon->server.verifies, &daemon->changes);
     if (r == 0 && options->preload)
-        r = preload_new(&daemon->server.loads, options->preload, &daemon->preload);
+        r = preload_new(&daemon->server.loads, options->preload, options->preload_layout, &daemon->preload);
     if (r == 0 && daemon->preload)
         preload_look(daemon->preload);
     return r;

@@ -355,7 +355,7 @@ static int outgoing_duplicate_fds(struct outgoing *message, const int *fds, size
     return 0;
 }
 
-int frame_writer_put_parts(struct frame_writer *writer, const struct frame_part *parts, size_t n_parts, const int *fds,
+int frame_writer_put_texts(struct frame_writer *writer, const struct frame_text *parts, size_t n_parts, const int *fds,
                            size_t n_fds)
 {
     if (n_fds > FRAME_FDS_MAX)
@@ -389,8 +389,8 @@ int frame_writer_put_parts(struct frame_writer *writer, const struct frame_part 
 
 int frame_writer_put(struct frame_writer *writer, const char *text, size_t size, const int *fds, size_t n_fds)
 {
-    const struct frame_part part = {.text = text, .size = size};
-    return frame_writer_put_parts(writer, &part, 1, fds, n_fds);
+    const struct frame_text part = {.text = text, .size = size};
+    return frame_writer_put_texts(writer, &part, 1, fds, n_fds);
 }
 
 /* Collects what one sendmsg() sends. A message with descriptors is sent alone, so that the receiver cannot count them

@@ -18,7 +18,7 @@
 
 /* Files that may be one of a model's, and bytes of their headers: of several models. */
 #define CANDIDATES_MAX      (4 * SHARDS_MAX)
-#define CONTENT_HEADERS_MAX (4 * GGUF_HEADER_MAX)
+#define CONTENT_HEADERS_MAX (4 * HEADER_BYTES_MAX)
 
 /* Links that a path leads through, and the file itself: more than the kernel follows. */
 #define LINKS_MAX 42u
@@ -288,7 +288,7 @@ static int pool_choose(const struct pool *pool, bool by_name, struct shard_paths
 /* Whether the files that were found by name are those of one model. -ENOENT: they are not. */
 static int check_names(const struct shard_paths *paths, const struct shard_place *of, shard_open_fn *open)
 {
-    struct pool pool = {.of = of, .left = GGUF_HEADER_MAX};
+    struct pool pool = {.of = of, .left = HEADER_BYTES_MAX};
     struct shard_paths unused = {0};
     int r = 0;
     for (size_t i = 0; i < paths->n && r == 0; i++) {

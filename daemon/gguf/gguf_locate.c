@@ -1,6 +1,6 @@
 #include "daemon/gguf/gguf_locate.h"
 
-#include "daemon/gguf/name_set.h"
+#include "daemon/header/name_set.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -9,7 +9,7 @@
 #define NAME_TOLD 64
 
 /* Sets the pointers of the key-values, which begin at *pos, and moves *pos to their end. */
-static int locate_metadata(struct header_reader *r, struct gguf *model, size_t *pos)
+static int locate_metadata(struct header_reader *r, struct model_header *model, size_t *pos)
 {
     __attribute__((cleanup(name_set_free))) struct name_set seen = {0};
     int error = name_set_init(&seen, model->n_kv);
@@ -17,7 +17,7 @@ static int locate_metadata(struct header_reader *r, struct gguf *model, size_t *
     if (error)
         return error;
     for (size_t i = 0; i < model->n_kv; i++) {
-        struct gguf_kv *kv = &model->kv[i];
+        struct header_kv *kv = &model->kv[i];
         size_t type = *pos + 8 + kv->key.size;
 
         kv->key.bytes = (const char *)r->bytes + *pos + 8;
@@ -29,10 +29,10 @@ static int locate_metadata(struct header_reader *r, struct gguf *model, size_t *
     return 0;
 }
 
-static int locate_tensor(struct header_reader *r, const struct gguf *model, struct gguf_tensor *tensor,
+static int locate_tensor(struct header_reader *r, const struct model_header *model, struct header_tensor *tensor,
                          struct name_set *seen, size_t *pos)
 {
-    struct gguf_string name = {(const char *)r->bytes + *pos + 8, header_load_u64(r->bytes + *pos)};
+    struct header_string name = {(const char *)r->bytes + *pos + 8, header_load_u64(r->bytes + *pos)};
     size_t after_name = *pos + 8 + name.size;
     size_t offset_field = after_name + 4 + 8 * tensor->n_dims + 4;
     uint64_t room = model->file_size - model->data_start;
@@ -54,7 +54,7 @@ static int locate_tensor(struct header_reader *r, const struct gguf *model, stru
     return 0;
 }
 
-static int locate_tensors(struct header_reader *r, struct gguf *model, size_t *pos)
+static int locate_tensors(struct header_reader *r, struct model_header *model, size_t *pos)
 {
     __attribute__((cleanup(name_set_free))) struct name_set seen = {0};
     int error = name_set_init(&seen, model->n_tensors);
@@ -92,7 +92,7 @@ static uint64_t offset_behind(const uint64_t *offsets, size_t n, uint64_t offset
 }
 
 /* A tensor whose type has no known block size gets all bytes up to the next tensor, or to the end of the file. */
-static int measure_foreign(struct gguf *model)
+static int measure_foreign(struct model_header *model)
 {
     if (model->n_foreign == 0)
         return 0;
@@ -103,7 +103,7 @@ static int measure_foreign(struct gguf *model)
         offsets[i] = model->tensors[i].offset;
     qsort(offsets, model->n_tensors, sizeof *offsets, offset_compare);
     for (size_t i = 0; i < model->n_tensors; i++) {
-        struct gguf_tensor *tensor = &model->tensors[i];
+        struct header_tensor *tensor = &model->tensors[i];
 
         if (tensor->type->kind == TYPE_FOREIGN && tensor->elements > 0)
             tensor->bytes = offset_behind(offsets, model->n_tensors, tensor->offset, model->file_size) - tensor->offset;
@@ -112,7 +112,7 @@ static int measure_foreign(struct gguf *model)
     return 0;
 }
 
-int gguf_locate(struct header_reader *r, struct gguf *model)
+int gguf_locate(struct header_reader *r, struct model_header *model)
 {
     size_t pos = GGUF_FIXED_BYTES;
 

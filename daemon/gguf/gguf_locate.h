@@ -4,8 +4,8 @@
  * Blocking; meant for a worker thread. */
 #pragma once
 
-#include "daemon/gguf/gguf.h"
-#include "daemon/gguf/header_reader.h"
+#include "daemon/header/header_reader.h"
+#include "daemon/header/model_header.h"
 
 /* Bytes before the first key: magic, version, two counts. */
 #define GGUF_FIXED_BYTES 24
@@ -13,4 +13,4 @@
 /* Sets the pointers of keys, values and names into the buffer, and the tensors' offsets from the start of the file.
  * Checks what needs the whole header: names that occur twice, and tensors outside the file. Errors are those of
  * header_reader.h. */
-int gguf_locate(struct header_reader *r, struct gguf *model);
+int gguf_locate(struct header_reader *r, struct model_header *model);

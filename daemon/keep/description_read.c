@@ -131,33 +131,33 @@ static void take_files(struct bytes_reader *in, struct description *ret)
     }
 }
 
-static void take_parts(struct bytes_reader *in, struct description *ret)
+static void take_parsed(struct bytes_reader *in, struct description *ret)
 {
-    ret->n_parts = bytes_take_count(in, ret->n_files ? ret->n_files : 1, 24);
-    ret->parts = array_new(in, ret->n_parts, sizeof(*ret->parts));
-    if (ret->n_parts == 0)
+    ret->n_headers = bytes_take_count(in, ret->n_files ? ret->n_files : 1, 24);
+    ret->headers = array_new(in, ret->n_headers, sizeof(*ret->headers));
+    if (ret->n_headers == 0)
         in->failed = true;
-    for (size_t i = 0; i < ret->n_parts && !in->failed; i++) {
-        ret->parts[i].bytes = bytes_take_number(in, INT64_MAX);
-        ret->parts[i].file_size = bytes_take_number(in, INT64_MAX);
-        ret->parts[i].shard = (uint32_t)bytes_take_number(in, ret->n_files ? ret->n_files - 1 : 0);
+    for (size_t i = 0; i < ret->n_headers && !in->failed; i++) {
+        ret->headers[i].bytes = bytes_take_number(in, INT64_MAX);
+        ret->headers[i].file_size = bytes_take_number(in, INT64_MAX);
+        ret->headers[i].shard = (uint32_t)bytes_take_number(in, ret->n_files ? ret->n_files - 1 : 0);
     }
 }
 
 static void take_tensors(struct bytes_reader *in, struct description *ret)
 {
-    ret->n_tensors = bytes_take_count(in, ret->n_files ? GGUF_TENSORS_MAX : 0, 64);
+    ret->n_tensors = bytes_take_count(in, ret->n_files ? HEADER_TENSORS_MAX : 0, 64);
     ret->tensors = array_new(in, ret->n_tensors, sizeof(*ret->tensors));
     for (size_t i = 0; i < ret->n_tensors && !in->failed; i++) {
         struct description_tensor *tensor = &ret->tensors[i];
         tensor->file_offset = bytes_take_number(in, INT64_MAX);
         tensor->file_bytes = bytes_take_number(in, INT64_MAX);
         tensor->shard = (uint32_t)bytes_take_number(in, ret->n_files - 1);
-        tensor->placement.offset = bytes_take_number(in, PLAN_ARENA_MAX);
-        tensor->placement.bytes = bytes_take_number(in, PLAN_ARENA_MAX);
-        tensor->placement.padding = bytes_take_number(in, PLAN_ARENA_MAX);
-        tensor->placement.form = (enum form)bytes_take_number(in, FORM_COUNT - 1);
-        tensor->placement.convert = (enum form)bytes_take_number(in, FORM_COUNT - 1);
+        tensor->place.offset = bytes_take_number(in, PLAN_ARENA_MAX);
+        tensor->place.bytes = bytes_take_number(in, PLAN_ARENA_MAX);
+        tensor->place.padding = bytes_take_number(in, PLAN_ARENA_MAX);
+        tensor->place.form = (enum form)bytes_take_number(in, FORM_COUNT - 1);
+        tensor->place.convert = (enum form)bytes_take_number(in, FORM_COUNT - 1);
     }
 }
 
@@ -185,7 +185,7 @@ static void take_model(struct bytes_reader *in, struct description *ret)
     ret->arena_bytes = bytes_take_number(in, PLAN_ARENA_MAX - 1);
     take_files(in, ret);
     if (!in->failed)
-        take_parts(in, ret);
+        take_parsed(in, ret);
     if (!in->failed)
         take_tensors(in, ret);
     if (in->left > 0 || ret->id == 0 || ret->n_names == 0 || ret->ttl < -1)
@@ -302,7 +302,7 @@ void description_clear(struct description *description)
     for (size_t i = 0; i < description->n_files && description->files; i++)
         free(description->files[i].path);
     free(description->files);
-    free(description->parts);
+    free(description->headers);
     free(description->tensors);
     *description = (struct description){0};
 }

@@ -81,13 +81,13 @@ static void put_layout(struct bytes_writer *out, const struct model *model)
 
 /* Sets which file each part is the header of. The tensors tell it, but for parts that have none: these get the files
  * that are left. */
-static void find_shards(const struct model *model, size_t n_parts, uint32_t shards[SOURCE_FILES_MAX])
+static void find_shards(const struct model *model, size_t n_headers, uint32_t shards[SOURCE_FILES_MAX])
 {
     bool used[SOURCE_FILES_MAX] = {false};
     size_t i = 0, tensor = 0, of_part = model->header->n_tensors; /* the first part has the tensors of all */
-    for (const struct gguf *part = model->header->next; part; part = part->next)
+    for (const struct model_header *part = model->header->next; part; part = part->next)
         of_part -= part->n_tensors;
-    for (const struct gguf *part = model->header; part; part = part->next, i++) {
+    for (const struct model_header *part = model->header; part; part = part->next, i++) {
         of_part = i == 0 ? of_part : part->n_tensors;
         shards[i] = UINT32_MAX;
         if (of_part == 0)
@@ -97,7 +97,7 @@ static void find_shards(const struct model *model, size_t n_parts, uint32_t shar
         tensor += of_part;
     }
     uint32_t next = 0;
-    for (i = 0; i < n_parts; i++) {
+    for (i = 0; i < n_headers; i++) {
         while (shards[i] == UINT32_MAX && used[next])
             next++;
         if (shards[i] == UINT32_MAX)
@@ -117,27 +117,27 @@ static void put_manifest(struct bytes_writer *out, const struct model *model)
     bytes_put_number(out, 0);
 }
 
-static void put_parts(struct bytes_writer *out, const struct model *model)
+static void put_headers(struct bytes_writer *out, const struct model *model)
 {
     if (model_is_published(model)) {
         put_manifest(out, model);
         return;
     }
     uint32_t shards[SOURCE_FILES_MAX];
-    size_t n_parts = 0;
-    for (const struct gguf *part = model->header; part; part = part->next)
-        n_parts++;
-    if (n_parts > model->source->n_files) {
+    size_t n_headers = 0;
+    for (const struct model_header *part = model->header; part; part = part->next)
+        n_headers++;
+    if (n_headers > model->source->n_files) {
         out->failed = true;
         return;
     }
-    find_shards(model, n_parts, shards);
-    bytes_put_number(out, n_parts);
-    n_parts = 0;
-    for (const struct gguf *part = model->header; part; part = part->next) {
+    find_shards(model, n_headers, shards);
+    bytes_put_number(out, n_headers);
+    n_headers = 0;
+    for (const struct model_header *part = model->header; part; part = part->next) {
         bytes_put_number(out, part->header_bytes);
         bytes_put_number(out, part->file_size);
-        bytes_put_number(out, shards[n_parts++]);
+        bytes_put_number(out, shards[n_headers++]);
     }
 }
 
@@ -149,16 +149,16 @@ static void put_tensors(struct bytes_writer *out, const struct model *model)
     }
     bytes_put_number(out, model->header->n_tensors);
     for (size_t i = 0; i < model->header->n_tensors; i++) {
-        const struct gguf_tensor *tensor = &model->header->tensors[i];
-        const struct placement *placement = &model->plan->placements[i];
+        const struct header_tensor *tensor = &model->header->tensors[i];
+        const struct tensor_place *place = &model->plan->places[i];
         bytes_put_number(out, tensor->offset);
         bytes_put_number(out, tensor->bytes);
         bytes_put_number(out, tensor->shard);
-        bytes_put_number(out, placement->offset);
-        bytes_put_number(out, placement->bytes);
-        bytes_put_number(out, placement->padding);
-        bytes_put_number(out, (uint64_t)placement->form);
-        bytes_put_number(out, (uint64_t)placement->convert);
+        bytes_put_number(out, place->offset);
+        bytes_put_number(out, place->bytes);
+        bytes_put_number(out, place->padding);
+        bytes_put_number(out, (uint64_t)place->form);
+        bytes_put_number(out, (uint64_t)place->convert);
     }
 }
 
@@ -190,7 +190,7 @@ static void put_model(struct bytes_writer *out, const struct model *model, const
         bytes_put_text(out, model->source->files[i].path);
         put_identity(out, &model->source->files[i].identity);
     }
-    put_parts(out, model);
+    put_headers(out, model);
     put_tensors(out, model);
 }
 

@@ -146,7 +146,7 @@ static int resume_entries(struct keep *keep, struct model_entries *of_model, str
     resume->devices = keep->residency->devices;
     resume->description = description;
     resume->arena_fd = entries_take(of_model, STORE_ARENA, 0);
-    for (size_t i = 0; i < description->n_parts; i++)
+    for (size_t i = 0; i < description->n_headers; i++)
         resume->header_fds[i] = entries_take(of_model, STORE_HEADER, (uint32_t)i);
     for (size_t i = 0; i < description->n_files; i++)
         resume->file_fds[i] = entries_take(of_model, STORE_FILE, description->files[i].number);

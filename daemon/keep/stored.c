@@ -66,14 +66,14 @@ static void change_files(struct stored *stored, struct description_file *files, 
 static int store_header(struct stored *stored, const struct model *model)
 {
     int r = put(stored, STORE_HEADER, 0, model->published.header_fd);
-    stored->n_parts = 1;
-    for (const struct gguf *part = model->header->next; part && r == 0; part = part->next) {
+    stored->n_headers = 1;
+    for (const struct model_header *part = model->header->next; part && r == 0; part = part->next) {
         int fd = memory_file_new("rocmforge-header");
-        r = fd < 0 ? fd : gguf_header_write(part, fd);
+        r = fd < 0 ? fd : model_header_write(part, fd);
         if (r == 0)
             r = memory_file_seal(fd);
         if (r == 0)
-            r = put(stored, STORE_HEADER, (uint32_t)stored->n_parts++, fd);
+            r = put(stored, STORE_HEADER, (uint32_t)stored->n_headers++, fd);
         if (fd >= 0)
             close(fd);
     }
@@ -162,7 +162,7 @@ static bool needs(const struct stored *stored, const struct store_name *name)
     case STORE_DESCRIPTION:
         return name->number == stored->sequence;
     case STORE_HEADER:
-        return name->number < stored->n_parts;
+        return name->number < stored->n_headers;
     default:
         for (size_t i = 0; i < stored->n_files; i++)
             if (stored->files[i].number == name->number)
@@ -187,7 +187,7 @@ struct stored *stored_again(struct model *model, const struct description *descr
         .key = latest->name.key,
         .print = print_of(model),
         .sequence = latest->name.number,
-        .n_parts = description->n_parts,
+        .n_headers = description->n_headers,
         .n_files = description->n_files,
         .files = files,
     };
@@ -209,7 +209,7 @@ void stored_update(struct stored *stored)
     if (stored->print == print)
         return;
     int r = 0;
-    if (stored->n_parts == 0) {
+    if (stored->n_headers == 0) {
         r = put(stored, STORE_ARENA, 0, model->export.fd);
         if (r == 0)
             r = store_header(stored, model);
@@ -228,7 +228,7 @@ void stored_remove(struct stored *stored)
     if (stored->sequence > 0)
         take_out(stored, STORE_DESCRIPTION, stored->sequence);
     take_out(stored, STORE_ARENA, 0);
-    for (size_t i = 0; i < stored->n_parts; i++)
+    for (size_t i = 0; i < stored->n_headers; i++)
         take_out(stored, STORE_HEADER, (uint32_t)i);
     for (size_t i = 0; i < stored->n_files; i++)
         take_out(stored, STORE_FILE, stored->files[i].number);

@@ -18,7 +18,7 @@ struct stored {
     uint64_t print;           /* of what its description says and may change; 0: it was not described yet */
     uint32_t sequence;        /* number of its description; 0: there is none */
     uint32_t next_number;     /* for the descriptor of a file */
-    size_t n_parts;           /* headers; 0: nothing is in the store yet */
+    size_t n_headers;         /* headers; 0: nothing is in the store yet */
     size_t n_files;
     struct description_file *files;
 };

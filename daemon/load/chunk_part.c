@@ -49,8 +49,9 @@ static int piece_decode(const struct input *input, const struct plan *plan, size
     return 0;
 }
 
-int part_decode(const struct input *input, const struct plan *plan, const struct chunk *chunk, const struct part *part,
-                void *dst, struct fill_count *count, struct device_fault *ret_fault)
+int chunk_part_decode(const struct input *input, const struct plan *plan, const struct chunk *chunk,
+                      const struct chunk_part *part, void *dst, struct fill_count *count,
+                      struct device_fault *ret_fault)
 {
     uint8_t *slot = dst;
     if (!plan->packed)

@@ -24,5 +24,6 @@ int input_read(const struct input *input, uint64_t offset, void *dst, uint64_t b
 /* Reads a part and decodes it as the plan says, to its place in `dst`. Adds to *count. Errors are those of
  * source_read(). If the bytes are in memory, the part has no piece that is gathered from several places: plan_gather().
  */
-int part_decode(const struct input *input, const struct plan *plan, const struct chunk *chunk, const struct part *part,
-                void *dst, struct fill_count *count, struct device_fault *ret_fault);
+int chunk_part_decode(const struct input *input, const struct plan *plan, const struct chunk *chunk,
+                      const struct chunk_part *part, void *dst, struct fill_count *count,
+                      struct device_fault *ret_fault);

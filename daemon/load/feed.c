@@ -88,15 +88,15 @@ static void load_filled(struct fill *fill)
 {
     struct load *load = fill->context;
     struct slot *slot = fill->slot;
-    if (fill->held && !load_ends(load)) {
+    if (fill->waits && !load_ends(load)) {
         if (load->model->arena)
             fill_continue(load->loads->core->queue, fill, load->model->arena);
         return; /* without an arena it stays held: for load_fill_continue() or load_fill_end() */
     }
     load->n_fills--;
     load->loads->core->steps++;
-    if (fill->held)
-        fill->held = false; /* it was filled in vain: the load ends */
+    if (fill->waits)
+        fill->waits = false; /* it was filled in vain: the load ends */
     else
         load_account(load, fill);
     load->reads_direct = fill->direct_end_ns > 0;
@@ -249,7 +249,7 @@ int load_fill_begin(struct load *load, const struct plan *plan)
 void load_fill_continue(struct load *load)
 {
     for (size_t i = 0; i < staging_slots(load->device->staging); i++)
-        if (load->fills[i].held)
+        if (load->fills[i].waits)
             fill_continue(load->loads->core->queue, &load->fills[i], load->model->arena);
     if (!load->consumer.scheduled)
         scheduler_add(devices_scheduler(load->loads->devices, load->device), &load->consumer);
@@ -261,9 +261,9 @@ void load_fill_end(struct load *load)
     scheduler_remove(scheduler, &load->consumer);
     for (size_t i = 0; load->fills && i < staging_slots(load->device->staging); i++) {
         struct fill *fill = &load->fills[i];
-        if (!fill->held)
+        if (!fill->waits)
             continue;
-        fill->held = false;
+        fill->waits = false;
         load->n_fills--;
         scheduler_give(scheduler, fill->slot);
     }

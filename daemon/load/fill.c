@@ -28,8 +28,8 @@ static void fill_conclude(struct fill *fill)
         fill->fault = share->fault;
         fill->of_file = share->status < 0;
     }
-    fill->held = fill->status == 0 && !fill->arena;
-    if (fill->status < 0 || fill->held)
+    fill->waits = fill->status == 0 && !fill->arena;
+    if (fill->status < 0 || fill->waits)
         return;
     fill->status = fill->transfer.status;
     fill->fault = fill->transfer.fault;
@@ -61,7 +61,7 @@ static void fill_transferred(struct transfer *transfer)
 }
 
 /* Starts to write a filled part from the caches back to memory: the device reads it faster from there. */
-static void part_write_back(const struct fill *fill, const struct part *part)
+static void part_write_back(const struct fill *fill, const struct chunk_part *part)
 {
     const uint8_t *slot = fill->slot->data;
     if (!fill->plan->packed)
@@ -70,7 +70,7 @@ static void part_write_back(const struct fill *fill, const struct part *part)
         cpu_cache_write_back(slot + fill->plan->pieces[i].slot_offset, fill->plan->pieces[i].slot_bytes);
 }
 
-static void part_copy(const struct fill *fill, const struct part *part, struct fill_count *count)
+static void part_copy(const struct fill *fill, const struct chunk_part *part, struct fill_count *count)
 {
     const uint64_t begin = uv_hrtime();
     memcpy((uint8_t *)fill->slot->data + part->offset,
@@ -78,14 +78,14 @@ static void part_copy(const struct fill *fill, const struct part *part, struct f
     count->read_ns += uv_hrtime() - begin;
 }
 
-static int part_fill(const struct fill *fill, const struct part *part, struct fill_share *share)
+static int part_fill(const struct fill *fill, const struct chunk_part *part, struct fill_share *share)
 {
     int r = 0;
     if (fill->memory)
         part_copy(fill, part, &share->count);
     else
-        r = part_decode(&(const struct input){.source = fill->source, .shard = fill->chunk->shard}, fill->plan,
-                        fill->chunk, part, fill->slot->data, &share->count, &share->fault);
+        r = chunk_part_decode(&(const struct input){.source = fill->source, .shard = fill->chunk->shard}, fill->plan,
+                              fill->chunk, part, fill->slot->data, &share->count, &share->fault);
     if (r == 0 && fill->last && fill->slot->device->copies_async)
         part_write_back(fill, part);
     return r;
@@ -105,9 +105,9 @@ static void fill_hand_over(struct fill *fill)
 }
 
 /* Joins `n` consecutive parts into one. */
-static struct part parts_join(const struct part *parts, size_t n)
+static struct chunk_part parts_join(const struct chunk_part *parts, size_t n)
 {
-    struct part joined = parts[0];
+    struct chunk_part joined = parts[0];
     for (size_t i = 1; i < n; i++) {
         joined.bytes += parts[i].bytes;
         joined.n_pieces += parts[i].n_pieces;
@@ -141,7 +141,7 @@ static uint64_t align_up(uint64_t value)
 
 /* The range of the file that has all pieces of a part. Empty if there is much between them that is not needed, or one
  * of them is gathered from several places. */
-static struct span_bytes part_range(const struct plan *plan, const struct chunk *chunk, const struct part *part)
+static struct span_bytes part_range(const struct plan *plan, const struct chunk *chunk, const struct chunk_part *part)
 {
     if (!plan->packed)
         return (struct span_bytes){chunk->file_offset + part->offset, chunk->file_offset + part->offset + part->bytes};
@@ -200,7 +200,7 @@ static int part_read_rest(const struct part_read *read, uint64_t begin, uint64_t
 
 /* Begins to read what is missing, and reads the rest from the page cache. Returns false, and has done nothing, if
  * nothing is missing. */
-static bool part_read_begin(struct fill *fill, size_t index, size_t n, const struct part *part,
+static bool part_read_begin(struct fill *fill, size_t index, size_t n, const struct chunk_part *part,
                             struct fill_share *share)
 {
     struct part_read *read = &fill->reads[index];
@@ -249,7 +249,8 @@ static int part_read_finish(struct part_read *read, struct fill_share *share)
     int r = part_read_rest(read, part_read_end(read), read->missing.end, share);
     if (r == 0 && read->raw) {
         const struct input input = {.memory = read->into, .begin = read->whole.begin};
-        r = part_decode(&input, fill->plan, fill->chunk, &read->part, fill->slot->data, &share->count, &share->fault);
+        r = chunk_part_decode(&input, fill->plan, fill->chunk, &read->part, fill->slot->data, &share->count,
+                              &share->fault);
     }
     if (r == 0 && fill->last && fill->slot->device->copies_async)
         part_write_back(fill, &read->part);
@@ -294,7 +295,7 @@ static void share_work(struct work *work)
     share->begin_ns = share->end_ns = uv_hrtime();
     while ((i = atomic_fetch_add(&fill->taken, (unsigned)at_once)) < fill->n_parts) {
         const size_t n = min_u64(at_once, fill->n_parts - i);
-        const struct part part = parts_join(&fill->parts[i], n);
+        const struct chunk_part part = parts_join(&fill->parts[i], n);
         const uint64_t begin = share->end_ns;
         const bool failed = atomic_load(&fill->failed);
         if (!failed && fill->cold && part_read_begin(fill, i, n, &part, share)) {
@@ -362,13 +363,13 @@ void fill_queue(struct workers *workers, struct fill *fill)
     fill_share_out(fill, fill->n_parts, share_work);
 }
 
-static void held_work(struct work *work)
+static void put_work(struct work *work)
 {
     worker_step_back();
     fill_hand_over(work->data);
 }
 
-static void held_worked(struct work *work)
+static void put_worked(struct work *work)
 {
     fill_returned(work->data);
 }
@@ -382,7 +383,7 @@ static void fill_put(struct fill *fill)
         return;
     }
     fill->under_way = 2;
-    worker_queue(fill->queue, &fill->work, fill, held_work, held_worked);
+    worker_queue(fill->queue, &fill->work, fill, put_work, put_worked);
 }
 
 /* All parts are there that were read past the page cache, and no worker has anything of the fill. Returns false if
@@ -417,8 +418,8 @@ static bool fill_reads_over(struct fill *fill)
 
 void fill_continue(struct workers *workers, struct fill *fill, struct arena *arena)
 {
-    assert(fill->held && arena);
-    fill->held = false;
+    assert(fill->waits && arena);
+    fill->waits = false;
     fill->queue = workers;
     fill->arena = fill->transfer.arena = arena;
     fill_put(fill);

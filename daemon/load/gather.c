@@ -102,7 +102,7 @@ int gather_read(const struct source *source, const struct plan *plan, size_t sha
         .fault = ret_fault,
     };
     assert(g.gather && (g.decode || !decodes));
-    const uint64_t first = (piece->arena_offset - plan->placements[tensor].offset) / block_arena;
+    const uint64_t first = (piece->arena_offset - plan->places[tensor].offset) / block_arena;
     const uint64_t blocks = piece->arena_bytes / block_arena;
     uint64_t at, run;
     for (uint64_t done = 0; done < blocks; done += run) {

@@ -1,6 +1,6 @@
 #include "daemon/load/naming.h"
 #include "daemon/load/states.h"
-#include "daemon/memory/placement.h"
+#include "daemon/memory/device_choice.h"
 #include "daemon/memory/residency.h"
 #include "daemon/model/source_compare.h"
 #include "daemon/session/attach.h"
@@ -374,7 +374,7 @@ static bool identified(struct load *load)
         return false;
     }
     const struct device_set *among = &load->request.among;
-    load->device = placement_roomiest(among);
+    load->device = device_choice_roomiest(among);
     if (!load->device) {
         failure_set(&load->failure, WIRE_DeviceError, describe_device_lost(among->devices[0], "load"));
         return false;

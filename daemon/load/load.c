@@ -130,7 +130,7 @@ static void load_opened(struct load *load)
         job->header = NULL;
         job->plan = NULL;
     }
-    load->kept = load_keeps(model->header, model->plan);
+    load->overhead = load_overhead(model->header, model->plan);
     loads_retry(load->loads); /* another load may wait to compare its plan with this one */
     load_move(load, LOAD_RESERVING);
     load_reserve(load);

@@ -119,4 +119,4 @@ void load_note_changes(const struct loads *loads, const struct load_request *req
 
 /* Bytes of host memory that the daemon itself uses for a model, as far as they are known before the model is filled:
  * the parsed header, the header's copy for clients, and the plan. */
-uint64_t load_keeps(const struct gguf *header, const struct plan *plan);
+uint64_t load_overhead(const struct model_header *header, const struct plan *plan);

@@ -29,7 +29,7 @@ struct unload {
     struct model *model;
     struct call *call;   /* NULL: no client waits for this */
     struct claim *claim; /* the claim that the memory is for; NULL: none */
-    bool kept;           /* beyond this process: see struct residency */
+    bool stored;         /* beyond this process: see struct residency */
     bool save;
     struct save *saving; /* NULL: not requested, or no memory */
     void *room;          /* pinned memory for the copy; NULL: `saving` takes other memory */
@@ -62,7 +62,7 @@ static void free_arena(struct unload *unload)
 {
     struct device *device = unload->model->device;
     struct device_fault unused;
-    unload->spared = unload->spare && spared_leave(&unload->residency->spared, unload->model, unload->kept);
+    unload->spared = unload->spare && spared_leave(&unload->residency->spared, unload->model, unload->stored);
     if (unload->spared)
         return;
     unload->told = device_memory_free(device, &unload->free_before, &unused) == 0;
@@ -88,7 +88,7 @@ static void unload_work(struct work *work)
         unload->saved = save_pinned(unload->model, unload->room, &unload->lost);
     else if (unload->saving)
         unload->saved = save_run(unload->saving, &unload->lost);
-    if (unload->kept)
+    if (unload->stored)
         unload->residency->left(unload->residency->keeper);
     free_arena(unload);
 }
@@ -157,9 +157,10 @@ static bool unload_begin(struct residency *residency, struct model *model, struc
     /* A load that waits for the memory gains nothing by it, unless it gets this very arena. */
     unload->spare = !residency->core->stopping && (!claim || model->arena_own);
     model_move(model, save ? MODEL_SAVING : MODEL_UNLOADING);
-    unload->kept = residency->leaves && residency->leaves(residency->keeper, model);
+    unload->stored = residency->leaves && residency->leaves(residency->keeper, model);
     if (save && !room)
-        unload->saving = save_new(residency->core, model, devices_host(residency->devices), residency->cache.lock_memory);
+        unload->saving =
+            save_new(residency->core, model, devices_host(residency->devices), residency->cache.lock_memory);
     core_job_begin(residency->core);
     worker_queue(residency->core->queue, &unload->work, unload, unload_work, unload_worked);
     return true;
@@ -197,7 +198,8 @@ static bool evict(struct residency *residency, struct model *model, struct claim
     uint64_t bytes = model->plan->arena_bytes;
     const bool lost = model->state == MODEL_FAILED;
     void *room = NULL;
-    bool save = !lost && !device_is_host(model->device) && host_cache_make_room(&residency->cache, model->device, bytes, &room);
+    bool save =
+        !lost && !device_is_host(model->device) && host_cache_make_room(&residency->cache, model->device, bytes, &room);
     if (!unload_begin(residency, model, NULL, claim, save, room)) {
         if (room)
             host_pool_give(residency->cache.pool, room);
@@ -351,7 +353,8 @@ void residency_idle(struct residency *residency, struct model *model)
         return;
     const bool cached = model->state == MODEL_CACHED;
     if (cached && model_nameless(model) && !model_in_use(model) && !model->load) {
-        host_cache_forget(&residency->cache, model); /* it lost its names while it was saved, or compared with its file */
+        host_cache_forget(&residency->cache,
+                          model); /* it lost its names while it was saved, or compared with its file */
         residency->freed(residency->context);
         return;
     }

@@ -28,19 +28,19 @@ void manifest_free(struct manifest *manifest)
     free(manifest);
 }
 
-void manifest_parts_free(struct manifest_parts *parts)
+void manifest_parsed_free(struct manifest_parsed *parts)
 {
     plan_free(parts->plan);
-    gguf_free(parts->header);
+    model_header_free(parts->header);
     manifest_free(parts->manifest);
-    *parts = (struct manifest_parts){0};
+    *parts = (struct manifest_parsed){0};
 }
 
 const uint64_t *manifest_strides(const struct manifest *manifest, size_t tensor)
 {
     if (!manifest || !(manifest->flags[tensor] & MANIFEST_STRIDED))
         return NULL;
-    return manifest->strides + tensor * GGUF_DIMS_MAX;
+    return manifest->strides + tensor * HEADER_DIMS_MAX;
 }
 
 bool manifest_is_view(const struct manifest *manifest, size_t tensor)

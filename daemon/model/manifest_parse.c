@@ -17,9 +17,9 @@
 struct parser {
     struct json_reader json;
     struct manifest *manifest;
-    struct gguf *header;
+    struct model_header *header;
     struct plan *plan;
-    size_t placements_capacity;
+    size_t places_capacity;
     size_t strides_capacity, flags_capacity; /* tensors that there is room for */
     bool strided;                            /* one of them has strides */
     struct manifest_fault *fault;
@@ -40,8 +40,8 @@ struct fields {
     struct json_span name;
     const struct tensor_type *type;
     uint32_t n_dims, n_strides;
-    uint64_t shape[GGUF_DIMS_MAX]; /* slowest first */
-    uint64_t strides[GGUF_DIMS_MAX];
+    uint64_t shape[HEADER_DIMS_MAX]; /* slowest first */
+    uint64_t strides[HEADER_DIMS_MAX];
     bool has_strides;
     uint64_t offset; /* MANIFEST_NOWHERE: none */
 };
@@ -82,7 +82,7 @@ static int read_type(struct parser *p, struct fields *fields)
     return refuse_this(p, "there is no type '%.*s'", told, p->json.bytes + name.begin);
 }
 
-static int read_numbers(struct parser *p, const char *what, uint64_t ret[GGUF_DIMS_MAX], uint32_t *ret_n)
+static int read_numbers(struct parser *p, const char *what, uint64_t ret[HEADER_DIMS_MAX], uint32_t *ret_n)
 {
     bool first = true;
     int more;
@@ -92,8 +92,8 @@ static int read_numbers(struct parser *p, const char *what, uint64_t ret[GGUF_DI
         uint64_t number;
         if (json_read_u64(&p->json, &number) < 0)
             return refuse_json(p);
-        if (*ret_n == GGUF_DIMS_MAX)
-            return refuse_this(p, "its %s has more than %u numbers", what, GGUF_DIMS_MAX);
+        if (*ret_n == HEADER_DIMS_MAX)
+            return refuse_this(p, "its %s has more than %u numbers", what, HEADER_DIMS_MAX);
         if (number > MANIFEST_NUMBER_MAX)
             return refuse_this(p, "a number of its %s is larger than 2^53", what);
         ret[(*ret_n)++] = number;
@@ -164,17 +164,17 @@ static int check_name(struct parser *p, const struct json_span *name)
 {
     if (name->decoded == 0)
         return refuse_this(p, "its name is empty");
-    if (name->decoded > GGUF_NAME_MAX)
-        return refuse_this(p, "its name is longer than %u bytes", GGUF_NAME_MAX);
+    if (name->decoded > HEADER_NAME_MAX)
+        return refuse_this(p, "its name is longer than %u bytes", HEADER_NAME_MAX);
     return 0;
 }
 
 /* Sets elements and ne. */
-static int check_shape(struct parser *p, const struct fields *fields, struct gguf_tensor *tensor)
+static int check_shape(struct parser *p, const struct fields *fields, struct header_tensor *tensor)
 {
     const struct tensor_type *type = fields->type;
     tensor->elements = 1;
-    for (uint32_t i = 0; i < GGUF_DIMS_MAX; i++)
+    for (uint32_t i = 0; i < HEADER_DIMS_MAX; i++)
         tensor->ne[i] = 1;
     for (uint32_t i = 0; i < fields->n_dims; i++) {
         if (__builtin_mul_overflow(tensor->elements, fields->shape[i], &tensor->elements) ||
@@ -203,7 +203,7 @@ static bool is_plain(const struct fields *fields)
 }
 
 /* How many elements there are from the first to the last one. */
-static int measure(struct parser *p, struct fields *fields, const struct gguf_tensor *tensor, uint64_t *ret)
+static int measure(struct parser *p, struct fields *fields, const struct header_tensor *tensor, uint64_t *ret)
 {
     *ret = tensor->elements;
     if (!fields->has_strides)
@@ -230,13 +230,13 @@ static int add_strides(struct parser *p, const struct fields *fields)
 {
     struct manifest *manifest = p->manifest;
     const size_t n = p->header->n_tensors;
-    if (array_reserve(&manifest->strides, &p->strides_capacity, n, sizeof(uint64_t[GGUF_DIMS_MAX]), ENTRIES_FIRST) <
+    if (array_reserve(&manifest->strides, &p->strides_capacity, n, sizeof(uint64_t[HEADER_DIMS_MAX]), ENTRIES_FIRST) <
             0 ||
         array_reserve(&manifest->flags, &p->flags_capacity, n, sizeof(*manifest->flags), ENTRIES_FIRST) < 0)
         return -ENOMEM;
     manifest->flags[n] = fields->has_strides ? MANIFEST_STRIDED : 0;
-    uint64_t *strides = manifest->strides + n * GGUF_DIMS_MAX;
-    memset(strides, 0, sizeof(uint64_t[GGUF_DIMS_MAX]));
+    uint64_t *strides = manifest->strides + n * HEADER_DIMS_MAX;
+    memset(strides, 0, sizeof(uint64_t[HEADER_DIMS_MAX]));
     if (fields->has_strides)
         memcpy(strides, fields->strides, fields->n_dims * sizeof(*strides));
     p->strided |= fields->has_strides;
@@ -254,10 +254,10 @@ static char *add_name(struct parser *p, const struct json_span *name)
 
 static int add_tensor(struct parser *p, struct fields *fields)
 {
-    struct gguf *header = p->header;
+    struct model_header *header = p->header;
     const size_t n = header->n_tensors;
-    struct gguf_tensor tensor = {.type = fields->type, .n_dims = fields->n_dims, .keeps = true};
-    struct placement placement = {.offset = fields->offset, .form = form_of_type(fields->type)};
+    struct header_tensor tensor = {.type = fields->type, .n_dims = fields->n_dims, .exempt = true};
+    struct tensor_place place = {.offset = fields->offset, .form = form_of_type(fields->type)};
     uint64_t reach = 0;
     int r = check_name(p, &fields->name);
     if (r == 0)
@@ -270,16 +270,16 @@ static int add_tensor(struct parser *p, struct fields *fields)
     if (__builtin_mul_overflow(reach / type->block_elements, type->block_bytes, &tensor.bytes) ||
         tensor.bytes >= PLAN_ARENA_MAX)
         return refuse_this(p, "it is larger than any memory");
-    if (type->block_elements == 1 && placement.offset != MANIFEST_NOWHERE && placement.offset % type->block_bytes != 0)
+    if (type->block_elements == 1 && place.offset != MANIFEST_NOWHERE && place.offset % type->block_bytes != 0)
         return refuse_this(p, "its offset is no multiple of its elements' size");
     if (array_reserve(&header->tensors, &header->tensors_capacity, n, sizeof(*header->tensors), ENTRIES_FIRST) < 0 ||
-        array_reserve(&p->plan->placements, &p->placements_capacity, n, sizeof(placement), ENTRIES_FIRST) < 0 ||
+        array_reserve(&p->plan->places, &p->places_capacity, n, sizeof(place), ENTRIES_FIRST) < 0 ||
         add_strides(p, fields) < 0)
         return -ENOMEM;
     tensor.name = add_name(p, &fields->name);
-    placement.bytes = tensor.bytes;
+    place.bytes = tensor.bytes;
     header->tensors[n] = tensor;
-    p->plan->placements[n] = placement;
+    p->plan->places[n] = place;
     header->n_tensors++;
     return 0;
 }
@@ -292,8 +292,8 @@ static int read_list(struct parser *p)
         return refuse_json(p);
     while ((more = json_next_value(&p->json, &first)) == 1) {
         struct fields fields = {.offset = MANIFEST_NOWHERE};
-        if (p->header->n_tensors == GGUF_TENSORS_MAX)
-            return refuse_this(p, "there are more than %u tensors", GGUF_TENSORS_MAX);
+        if (p->header->n_tensors == HEADER_TENSORS_MAX)
+            return refuse_this(p, "there are more than %u tensors", HEADER_TENSORS_MAX);
         int r = read_fields(p, &fields);
         if (r == 0)
             r = add_tensor(p, &fields);
@@ -303,7 +303,7 @@ static int read_list(struct parser *p)
     return more < 0 ? refuse_json(p) : 0;
 }
 
-static int parse(struct parser *p, struct manifest_parts *parts, const struct manifest_room *room)
+static int parse(struct parser *p, struct manifest_parsed *parts, const struct manifest_room *room)
 {
     int r = p->json.size > 0 ? read_list(p) : 0;
     if (r == 0 && p->json.size > 0 && json_end(&p->json) < 0)
@@ -317,7 +317,7 @@ static int parse(struct parser *p, struct manifest_parts *parts, const struct ma
     return r;
 }
 
-int manifest_parse(const char *text, size_t size, uint64_t bytes, uint64_t granule, struct manifest_parts *ret,
+int manifest_parse(const char *text, size_t size, uint64_t bytes, uint64_t granule, struct manifest_parsed *ret,
                    struct manifest_fault *ret_fault)
 {
     struct parser p = {.json = {.bytes = text, .size = size}, .fault = ret_fault};
@@ -329,11 +329,11 @@ int manifest_parse(const char *text, size_t size, uint64_t bytes, uint64_t granu
             size +
             1); /* a decoded name and its NUL take no more bytes than the name in the JSON and one of its quotes */
     if (p.plan)
-        p.plan->placements = calloc(1, sizeof(*p.plan->placements));
-    struct manifest_parts parts = {.manifest = p.manifest, .header = p.header, .plan = p.plan};
-    int r = p.manifest && p.header && p.header->text && p.plan && p.plan->placements ? 0 : -ENOMEM;
+        p.plan->places = calloc(1, sizeof(*p.plan->places));
+    struct manifest_parsed parts = {.manifest = p.manifest, .header = p.header, .plan = p.plan};
+    int r = p.manifest && p.header && p.header->text && p.plan && p.plan->places ? 0 : -ENOMEM;
     if (r == 0) {
-        p.placements_capacity = 1;
+        p.places_capacity = 1;
         p.header->format = "published";
         p.plan->model = p.header;
         p.plan->manifest = p.manifest;
@@ -341,14 +341,14 @@ int manifest_parse(const char *text, size_t size, uint64_t bytes, uint64_t granu
         p.plan->tensors = p.header->tensors;
     }
     if (r < 0) {
-        manifest_parts_free(&parts);
+        manifest_parsed_free(&parts);
         return r;
     }
     *ret = parts;
     return 0;
 }
 
-int manifest_parse_none(uint64_t bytes, uint64_t granule, struct manifest_parts *ret, struct manifest_fault *ret_fault)
+int manifest_parse_none(uint64_t bytes, uint64_t granule, struct manifest_parsed *ret, struct manifest_fault *ret_fault)
 {
     return manifest_parse("", 0, bytes, granule, ret, ret_fault);
 }

@@ -1,6 +1,6 @@
 #include "daemon/model/manifest_place.h"
 
-#include "daemon/gguf/name_set.h"
+#include "daemon/header/name_set.h"
 #include "proto/min.h"
 
 #include <errno.h>
@@ -22,7 +22,7 @@ int manifest_refuse(struct manifest_fault *fault, size_t tensor, const char *for
     return -EBADMSG;
 }
 
-static int check_names(const struct gguf *header, struct manifest_fault *fault)
+static int check_names(const struct model_header *header, struct manifest_fault *fault)
 {
     __attribute__((cleanup(name_set_free))) struct name_set seen = {0};
     if (name_set_init(&seen, header->n_tensors) < 0)
@@ -34,18 +34,18 @@ static int check_names(const struct gguf *header, struct manifest_fault *fault)
 }
 
 /* Places the tensors that have no offset behind those that have one. *ret: where the last one ends. */
-static int place_tensors(const struct gguf *header, struct placement *placements, uint64_t *ret,
+static int place_tensors(const struct model_header *header, struct tensor_place *places, uint64_t *ret,
                          struct manifest_fault *fault)
 {
     uint64_t end = 0;
     for (size_t i = 0; i < header->n_tensors; i++)
-        if (placements[i].offset != MANIFEST_NOWHERE && placements[i].offset + placements[i].bytes > end)
-            end = placements[i].offset + placements[i].bytes;
+        if (places[i].offset != MANIFEST_NOWHERE && places[i].offset + places[i].bytes > end)
+            end = places[i].offset + places[i].bytes;
     for (size_t i = 0; i < header->n_tensors; i++) {
-        if (placements[i].offset != MANIFEST_NOWHERE)
+        if (places[i].offset != MANIFEST_NOWHERE)
             continue;
-        placements[i].offset = (end + PLAN_ALIGNMENT - 1) & ~(uint64_t)(PLAN_ALIGNMENT - 1);
-        end = placements[i].offset + placements[i].bytes; /* each term is below 2^53, and so is their sum so far */
+        places[i].offset = (end + PLAN_ALIGNMENT - 1) & ~(uint64_t)(PLAN_ALIGNMENT - 1);
+        end = places[i].offset + places[i].bytes; /* each term is below 2^53, and so is their sum so far */
         if (end >= PLAN_ARENA_MAX)
             return manifest_refuse(fault, i, "the tensors together are larger than any memory");
     }
@@ -54,14 +54,14 @@ static int place_tensors(const struct gguf *header, struct placement *placements
 }
 
 /* Sizes the memory, and checks that it has all tensors. */
-static int size_arena(const struct gguf *header, struct plan *plan, const struct manifest_room *room, uint64_t end,
-                      struct manifest_fault *fault)
+static int size_arena(const struct model_header *header, struct plan *plan, const struct manifest_room *room,
+                      uint64_t end, struct manifest_fault *fault)
 {
     for (size_t i = 0; room->bytes > 0 && i < header->n_tensors; i++) {
-        const struct placement *placement = &plan->placements[i];
-        if (placement->offset > room->bytes || placement->bytes > room->bytes - placement->offset)
+        const struct tensor_place *place = &plan->places[i];
+        if (place->offset > room->bytes || place->bytes > room->bytes - place->offset)
             return manifest_refuse(fault, i, "it ends at byte %" PRIu64 " of a memory of %" PRIu64,
-                                   placement->offset + placement->bytes, room->bytes);
+                                   place->offset + place->bytes, room->bytes);
     }
     const uint64_t needed = room->bytes ? room->bytes : end ? end : 1;
     uint64_t rounded;
@@ -72,9 +72,9 @@ static int size_arena(const struct gguf *header, struct plan *plan, const struct
     return 0;
 }
 
-static int placement_compare(const void *a, const void *b, void *context)
+static int place_compare(const void *a, const void *b, void *context)
 {
-    const struct placement *all = context;
+    const struct tensor_place *all = context;
     const size_t i = *(const uint32_t *)a, j = *(const uint32_t *)b;
     if (all[i].offset != all[j].offset)
         return all[i].offset < all[j].offset ? -1 : 1;
@@ -84,7 +84,7 @@ static int placement_compare(const void *a, const void *b, void *context)
 }
 
 /* Finds the tensors that begin within others, and counts the bytes, those that tensors share once. */
-static int find_views(struct manifest *manifest, const struct gguf *header, struct plan *plan)
+static int find_views(struct manifest *manifest, const struct model_header *header, struct plan *plan)
 {
     const size_t n = header->n_tensors;
     uint32_t *order = calloc(n ? n : 1, sizeof(*order));
@@ -92,17 +92,17 @@ static int find_views(struct manifest *manifest, const struct gguf *header, stru
         return -ENOMEM;
     for (size_t i = 0; i < n; i++)
         order[i] = (uint32_t)i;
-    qsort_r(order, n, sizeof(*order), placement_compare, plan->placements);
+    qsort_r(order, n, sizeof(*order), place_compare, plan->places);
     uint64_t end = 0;
     for (size_t k = 0; k < n; k++) {
-        const struct placement *placement = &plan->placements[order[k]];
-        const uint64_t last = placement->offset + placement->bytes;
-        if (placement->bytes == 0)
+        const struct tensor_place *place = &plan->places[order[k]];
+        const uint64_t last = place->offset + place->bytes;
+        if (place->bytes == 0)
             continue;
-        if (placement->offset < end)
+        if (place->offset < end)
             manifest->flags[order[k]] |= MANIFEST_VIEW;
         if (last > end)
-            plan->model_bytes += last - max_u64(placement->offset, end);
+            plan->model_bytes += last - max_u64(place->offset, end);
         end = max_u64(last, end);
     }
     free(order);
@@ -110,12 +110,12 @@ static int find_views(struct manifest *manifest, const struct gguf *header, stru
     return 0;
 }
 
-int manifest_place(struct manifest_parts *parts, const struct manifest_room *room, struct manifest_fault *fault)
+int manifest_place(struct manifest_parsed *parts, const struct manifest_room *room, struct manifest_fault *fault)
 {
     uint64_t end = 0;
     int r = check_names(parts->header, fault);
     if (r == 0)
-        r = place_tensors(parts->header, parts->plan->placements, &end, fault);
+        r = place_tensors(parts->header, parts->plan->places, &end, fault);
     if (r == 0)
         r = size_arena(parts->header, parts->plan, room, end, fault);
     return r == 0 ? find_views(parts->manifest, parts->header, parts->plan) : r;

@@ -16,10 +16,10 @@ struct manifest_room {
 
 /* Refuses a name that stands twice, places the tensors that have no offset behind those that have one, and sizes the
  * plan's arena. Then finds the tensors that begin within others: sets their flags, and model_bytes, for which bytes
- * that tensors share count once. The parts have the header's tensors, and the plan's placements with what the client
+ * that tensors share count once. The parts have the header's tensors, and the plan's places with what the client
  * said. -EBADMSG and the fault: a tensor does not lie within the memory, or two have one name, or there is too much;
  * -ENOMEM. */
-int manifest_place(struct manifest_parts *parts, const struct manifest_room *room, struct manifest_fault *fault);
+int manifest_place(struct manifest_parsed *parts, const struct manifest_room *room, struct manifest_fault *fault);
 
 /* Sets the fault. tensor: its number in the list; SIZE_MAX: of none. Returns -EBADMSG. */
 int manifest_refuse(struct manifest_fault *fault, size_t tensor, const char *format, ...)

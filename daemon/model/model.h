@@ -20,7 +20,7 @@
 
 #include "daemon/base/quota.h"
 #include "daemon/device/device.h"
-#include "daemon/gguf/gguf.h"
+#include "daemon/header/model_header.h"
 #include "daemon/model/access.h"
 #include "daemon/model/lease.h"
 #include "daemon/model/manifest.h"
@@ -108,10 +108,10 @@ struct model {
     size_t n_guests;
 
     struct source *source;
-    bool changed;              /* its path now leads to other bytes; loads of the path no longer join this model */
-    struct gguf *header;       /* NULL until it is read */
-    struct plan *plan;         /* NULL until it is made */
-    struct manifest *manifest; /* of a model that was published, or will be; NULL: the model is of files */
+    bool changed;                /* its path now leads to other bytes; loads of the path no longer join this model */
+    struct model_header *header; /* NULL until it is read */
+    struct plan *plan;           /* NULL until it is made */
+    struct manifest *manifest;   /* of a model that was published, or will be; NULL: the model is of files */
 
     uint64_t reserved;   /* bytes of the arena in the device's ledger. registry.h explains the words for bytes */
     struct arena *arena; /* NULL until it is allocated */
@@ -120,7 +120,7 @@ struct model {
     struct publication published; /* made while the arena is filled */
     uint64_t charged;             /* bytes in the host's ledger for what the daemon keeps of the model */
     struct device *charged_to;    /* whose ledger has `charged`: the host; NULL: nothing was charged */
-    uint64_t kept;                /* bytes of the daemon's own memory: header, plan, publication */
+    uint64_t overhead;            /* bytes of the daemon's own memory: header, plan, publication */
     struct quota_charge counted;  /* as one of its user's models */
     struct quota_charge quota;    /* of the user who loaded it: `reserved` and `charged` */
 

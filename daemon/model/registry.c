@@ -122,7 +122,7 @@ struct model *registry_find_id(const struct registry *registry, uint64_t id)
     return NULL;
 }
 
-struct model *registry_holder(const struct registry *registry, const char *name, const struct peer *peer)
+struct model *registry_name_owner(const struct registry *registry, const char *name, const struct peer *peer)
 {
     struct model *model = registry_find(registry, name, peer);
     return model && model_sight(model, peer) >= SIGHT_READER ? model : registry_taker(registry, name, peer);
@@ -405,7 +405,7 @@ void registry_remove(struct registry *registry, struct model *model)
     quota_return(&model->quota);
     quota_return(&model->counted);
     plan_free(model->plan);
-    gguf_free(model->header);
+    model_header_free(model->header);
     manifest_free(model->manifest);
     source_free(model->source);
     model_lose_name(model);
@@ -435,8 +435,8 @@ void registry_unreserve(struct model *model)
 
 uint64_t registry_due(const struct model *model, uint64_t bytes)
 {
-    const uint64_t kept = (model ? model->kept : 0) + bytes;
-    return kept > REGISTRY_KEPT_FREE ? kept - REGISTRY_KEPT_FREE - (model ? model->charged : 0) : 0;
+    const uint64_t kept = (model ? model->overhead : 0) + bytes;
+    return kept > REGISTRY_OVERHEAD_FREE ? kept - REGISTRY_OVERHEAD_FREE - (model ? model->charged : 0) : 0;
 }
 
 void registry_charge(struct model *model, struct device *host, uint64_t bytes)
@@ -444,7 +444,7 @@ void registry_charge(struct model *model, struct device *host, uint64_t bytes)
     const uint64_t due = registry_due(model, bytes);
     host->used += due;
     atomic_fetch_add(&host->taken, due); /* the caller has allocated this memory already */
-    model->kept += bytes;
+    model->overhead += bytes;
     model->charged += due;
     quota_set(&model->quota, model->reserved + model->charged);
     model->charged_to = host;

@@ -5,8 +5,8 @@
  * Of a model (struct model):
  *   reserved   its arena. In the ledger of its device, from before the arena is allocated until it is freed; of an
  *              evicted model, until the eviction begins, because its bytes then belong to the load that needs them.
- *   kept       the daemon's own memory for it: header, plan, publication. Always host memory.
- *   charged    the part of `kept` beyond REGISTRY_KEPT_FREE. In the ledger of the host.
+ *   overhead   the daemon's own memory for it: header, plan, publication. Always host memory.
+ *   charged    the part of `overhead` beyond REGISTRY_OVERHEAD_FREE. In the ledger of the host.
  *   due        what the next registry_charge() would add to `charged`.
  * `reserved` and `charged` together count for the quota of the user who loaded the model.
  *
@@ -68,7 +68,7 @@ struct model *registry_find_id(const struct registry *registry, uint64_t id);
 /* The model because of which this peer cannot give the name to another model; NULL if there is none. Only a model
  * counts that the peer's user loaded, or that the peer may read, and that has the name or will take it. A model that
  * the peer does not see, or sees only as a trusted user, does not count. */
-struct model *registry_holder(const struct registry *registry, const char *name, const struct peer *peer);
+struct model *registry_name_owner(const struct registry *registry, const char *name, const struct peer *peer);
 
 /* The model that will get the name when it is resident, and that this peer loads, or may read. NULL: there is none. */
 struct model *registry_taker(const struct registry *registry, const char *name, const struct peer *peer);
@@ -154,11 +154,11 @@ void registry_reserve(struct model *model, uint64_t bytes);
 void registry_unreserve(struct model *model);
 
 /* So many bytes of the daemon's own memory are free of charge for each model: for its header, plan and publication. */
-#define REGISTRY_KEPT_FREE ((uint64_t)1 << 20)
+#define REGISTRY_OVERHEAD_FREE ((uint64_t)1 << 20)
 
-/* Adds `bytes` to what the daemon itself keeps of a model. What exceeds REGISTRY_KEPT_FREE goes into the ledger of the
- * host's memory until the model is removed, because a small file may have a large header. The caller has checked that
- * the ledger has room. */
+/* Adds `bytes` to what the daemon itself keeps of a model. What exceeds REGISTRY_OVERHEAD_FREE goes into the ledger of
+ * the host's memory until the model is removed, because a small file may have a large header. The caller has checked
+ * that the ledger has room. */
 void registry_charge(struct model *model, struct device *host, uint64_t bytes);
 
 /* How many bytes registry_charge() would add to the ledger. model: NULL for a model of which nothing is kept yet. */

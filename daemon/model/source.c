@@ -356,13 +356,14 @@ int source_read_beside(const struct source *source, const char *name, size_t mos
     return 0;
 }
 
-int source_read_headers(const struct source *source, struct gguf **ret, struct gguf_fault *ret_fault, size_t *ret_file)
+int source_read_headers(const struct source *source, struct model_header **ret, struct header_fault *ret_fault,
+                        size_t *ret_file)
 {
-    struct split_file *files = calloc(source->n_files, sizeof(*files));
+    struct header_file *files = calloc(source->n_files, sizeof(*files));
     if (!files)
         return -ENOMEM;
     for (size_t i = 0; i < source->n_files; i++)
-        files[i] = (struct split_file){source->files[i].fd, source->files[i].identity.size};
+        files[i] = (struct header_file){source->files[i].fd, source->files[i].identity.size};
     worker_file_begin();
     int r = format_read(files, source->n_files, ret, ret_fault, ret_file);
     worker_file_end();

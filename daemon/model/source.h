@@ -9,7 +9,7 @@
 
 #include "daemon/base/worker.h"
 #include "daemon/device/device.h"
-#include "daemon/gguf/gguf.h"
+#include "daemon/header/model_header.h"
 #include "daemon/model/identity.h"
 #include "proto/shards.h"
 
@@ -109,4 +109,5 @@ char *source_fd_path(int fd);
 bool source_leads_to(const char *path, int fd);
 
 /* worker. Reads the headers of all files and joins them. Returns what format_read() returns. */
-int source_read_headers(const struct source *source, struct gguf **ret, struct gguf_fault *ret_fault, size_t *ret_file);
+int source_read_headers(const struct source *source, struct model_header **ret, struct header_fault *ret_fault,
+                        size_t *ret_file);

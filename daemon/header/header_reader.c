@@ -1,4 +1,4 @@
-#include "daemon/gguf/header_reader.h"
+#include "daemon/header/header_reader.h"
 
 #include "proto/array.h"
 #include "proto/gguf_value.h"
@@ -63,7 +63,7 @@ int header_ensure(struct header_reader *r, uint64_t size, uint64_t field)
         return header_refuse(r, field, "the file ends inside its header");
     if (size > limit - r->pos)
         return header_refuse(r, field,
-                             r->most == GGUF_HEADER_MAX
+                             r->most == HEADER_BYTES_MAX
                                  ? "the header is larger than 128 MiB"
                                  : "with those of the files before it, the header takes more than 128 MiB");
     while (r->filled - r->pos < size) {
