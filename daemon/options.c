@@ -3,6 +3,7 @@
 #include "daemon/device/devices.h"
 #include "daemon/keep/keep.h"
 #include "daemon/memory/spared.h"
+#include "daemon/model/layout.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -43,6 +44,9 @@ static void usage(void)
            "                      the GPU can, else ipc)\n",
            DEVICE_STAGING_DEFAULT_MIB, DEVICE_STREAMS_DEFAULT);
     printf("  --preload DIR       load and pin every model linked there; again on SIGHUP\n"
+           "  --preload-layout LAYOUT\n"
+           "                      in which they are in memory: vllm or hf; default: as in\n"
+           "                      their files\n"
            "  --page-cache WAY    auto: what is not in the page cache is read past it (default);\n"
            "                      keep: it goes into the page cache; drop: as auto, and files of\n"
            "                      models that are resident are dropped from it\n"
@@ -193,6 +197,7 @@ enum {
     STREAMS,
     EXPORT,
     PRELOAD,
+    PRELOAD_LAYOUT,
     PAGE_CACHE,
     GRACE,
     DEVICE_TIMEOUT,
@@ -220,6 +225,7 @@ static const struct option known[] = {
     {"streams", required_argument, NULL, STREAMS},
     {"export", required_argument, NULL, EXPORT},
     {"preload", required_argument, NULL, PRELOAD},
+    {"preload-layout", required_argument, NULL, PRELOAD_LAYOUT},
     {"page-cache", required_argument, NULL, PAGE_CACHE},
     {"grace", required_argument, NULL, GRACE},
     {"device-timeout", required_argument, NULL, DEVICE_TIMEOUT},
@@ -262,6 +268,9 @@ static int apply(int option, const char *value, struct options *options)
     case PRELOAD:
         options->preload = value;
         return 0;
+    case PRELOAD_LAYOUT:
+        options->preload_layout = value;
+        return one_of(value, layout_names);
     case PAGE_CACHE:
         return page_cache_parse(value, &options->page_cache);
     case GRACE:

@@ -36,7 +36,8 @@ struct options {
     uint64_t staging; /* bytes; 0: by the processors' caches */
     unsigned streams; /* 0: the device's choice */
     enum export_wish export_wish;
-    const char *preload; /* a folder, or NULL */
+    const char *preload;        /* a folder, or NULL */
+    const char *preload_layout; /* one of layout_names, or NULL */
     enum page_cache page_cache;
     unsigned grace;          /* seconds; see keep.h */
     unsigned device_timeout; /* seconds; 0: DEVICE_TIMEOUT_DEFAULT */

@@ -107,9 +107,8 @@ static void server_wire(struct server *server, const struct server_config *confi
         .devices = &server->devices,
         .registry = &server->registry,
         .events = server->events,
-        .cache_size = config->host_cache,
+        .cache = {.size = config->host_cache, .lock_memory = config->lock_memory},
         .spared = {.keep_ns = config->keep_freed * (uint64_t)1000000000},
-        .lock_memory = config->lock_memory,
         .freed = freed,
         .context = &server->loads,
     };
@@ -219,7 +218,7 @@ static void server_stop_more(struct server *server)
     }
     server->threads_hang = some_device_hangs(server);
     survey_free(server->survey);
-    residency_unpin_cache(&server->residency);
+    host_cache_unpin(&server->residency.cache);
     devices_close(&server->devices);
     uv_close((uv_handle_t *)&server->ticker, NULL);
     residency_close(&server->residency);
@@ -231,8 +230,8 @@ static void server_stop_more(struct server *server)
     server->stopped(server);
 }
 
-/* Threads wait in system calls that cannot be ended, and keep all that this process has until these return. So the
- * models are given up first. */
+/* Threads wait in system calls that cannot be interrupted. Until these return, the kernel frees nothing that this
+ * process has. So the models are given up first. */
 static void give_up(struct server *server)
 {
     log_error("%u files, or a device, do not answer: the daemon ends without waiting for them",

@@ -1,5 +1,7 @@
 #include "proto/frame.h"
 
+#include "proto/array.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -167,15 +169,7 @@ static int frame_reader_grow(struct frame_reader *reader)
         reader->start = 0;
         return 0;
     }
-    size_t capacity = reader->capacity ? 2 * reader->capacity : BUFFER_MIN;
-    if (capacity > reader->max_size + 1)
-        capacity = reader->max_size + 1;
-    char *buffer = realloc(reader->buffer, capacity);
-    if (!buffer)
-        return -ENOMEM;
-    reader->buffer = buffer;
-    reader->capacity = capacity;
-    return 0;
+    return array_grow(&reader->buffer, &reader->capacity, reader->end + 1, 1, BUFFER_MIN, reader->max_size + 1);
 }
 
 /* Stores the descriptors of a recvmsg() that brought `n` bytes. Those bytes are at the end of the buffer already. */
@@ -361,7 +355,7 @@ static int outgoing_duplicate_fds(struct outgoing *message, const int *fds, size
     return 0;
 }
 
-int frame_writer_put_parts(struct frame_writer *writer, const struct frame_part *parts, size_t n_parts, const int *fds,
+int frame_writer_put_texts(struct frame_writer *writer, const struct frame_text *parts, size_t n_parts, const int *fds,
                            size_t n_fds)
 {
     if (n_fds > FRAME_FDS_MAX)
@@ -395,8 +389,8 @@ int frame_writer_put_parts(struct frame_writer *writer, const struct frame_part 
 
 int frame_writer_put(struct frame_writer *writer, const char *text, size_t size, const int *fds, size_t n_fds)
 {
-    const struct frame_part part = {.text = text, .size = size};
-    return frame_writer_put_parts(writer, &part, 1, fds, n_fds);
+    const struct frame_text part = {.text = text, .size = size};
+    return frame_writer_put_texts(writer, &part, 1, fds, n_fds);
 }
 
 /* Collects what one sendmsg() sends. A message with descriptors is sent alone, so that the receiver cannot count them

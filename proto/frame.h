@@ -87,11 +87,11 @@ void frame_writer_free(struct frame_writer *writer);
 int frame_writer_put(struct frame_writer *writer, const char *text, size_t size, const int *fds, size_t n_fds);
 
 /* The same for a message whose text is in `n_parts` pieces, which are joined. */
-struct frame_part {
+struct frame_text {
     const char *text;
     size_t size;
 };
-int frame_writer_put_parts(struct frame_writer *writer, const struct frame_part *parts, size_t n_parts, const int *fds,
+int frame_writer_put_texts(struct frame_writer *writer, const struct frame_text *parts, size_t n_parts, const int *fds,
                            size_t n_fds);
 
 /* Sends a message at once if nothing is queued and the socket, which is non-blocking, accepts it. This needs no copy of

@@ -2,6 +2,7 @@
 
 #include "daemon/base/worker.h"
 #include "daemon/memory/residency.h"
+#include "daemon/model/source_look.h"
 
 #include <errno.h>
 #include <stdlib.h>

@@ -4,6 +4,7 @@
 #include "daemon/base/json_text.h"
 #include "daemon/wire/params.h"
 #include "proto/interface.h"
+#include "proto/min.h"
 
 #include <string.h>
 
@@ -94,7 +95,7 @@ void methods_dispatch(struct call *call, void *context)
             fail_with(call, WIRE_MethodNotFound, "method", call->method);
     } else {
         char interface[256];
-        size_t size = n < sizeof(interface) - 1 ? n : sizeof(interface) - 1;
+        size_t size = min_u64(n, sizeof(interface) - 1);
         memcpy(interface, call->method, size);
         interface[size] = '\0';
         fail_with(call, WIRE_InterfaceNotFound, "interface", interface);

@@ -8,7 +8,7 @@
 #include "daemon/load/failure.h"
 #include "daemon/load/foresee.h"
 #include "daemon/load/steps.h"
-#include "daemon/memory/placement.h"
+#include "daemon/memory/device_choice.h"
 #include "daemon/memory/residency.h"
 #include "daemon/memory/survey.h"
 #include "daemon/session/describe.h"
@@ -102,12 +102,12 @@ static void foresee_memory(struct planning *planning, struct outlook *ret)
     for (size_t i = 0; i < among->n; i++)
         ahead[i] = among->devices[i]->queued;
     struct device *device =
-        restores ? ret->there->device : placement_choose(api->residency, among, job->device, job->plan, ahead);
+        restores ? ret->there->device : device_choose(api->residency, among, job->device, job->plan, ahead);
     const struct admission_want want = {
         .host = devices_host(api->devices),
         .device = device,
         .bytes = job->plan->arena_bytes,
-        .due = restores ? 0 : registry_due(NULL, load_keeps(job->header, job->plan)),
+        .due = restores ? 0 : registry_due(NULL, load_overhead(job->header, job->plan)),
         .ahead = device->queued,
     };
     ret->device = device;
@@ -297,7 +297,7 @@ static int planning_new(struct api *api, struct call *call, const struct load_re
         .uid = request->uid,
         .path = path,
         .trusted = request->trusted,
-        .device = placement_roomiest(&request->among),
+        .device = device_choice_roomiest(&request->among),
         .among = &planning->request.among,
         .forms = request->forms,
         .layout = request->layout,
@@ -312,7 +312,7 @@ static int planning_new(struct api *api, struct call *call, const struct load_re
 /* Plan needs one device that is not lost. Returns false after the call was failed. */
 static bool some_device_works(struct call *call, const struct device_set *among)
 {
-    if (placement_roomiest(among))
+    if (device_choice_roomiest(among))
         return true;
     call_fail(call, WIRE_DeviceError, describe_device_lost(among->devices[0], "plan"));
     return false;

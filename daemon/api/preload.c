@@ -3,6 +3,7 @@
 #include "daemon/base/log.h"
 #include "daemon/base/worker.h"
 #include "daemon/load/load.h"
+#include "daemon/model/layout.h"
 #include "daemon/model/plan.h"
 #include "proto/folder.h"
 #include "proto/model_file.h"
@@ -23,6 +24,7 @@ enum verdict { MODEL, LATER_FILE, OF_INDEX, NO_MODEL, NO_FILE };
 struct preload {
     struct loads *loads;
     const char *folder;
+    const struct layout *layout;
     struct work work;
     struct dirent **entries;
     enum verdict *verdicts; /* one for each entry; NULL: there was no memory, so all are tried */
@@ -39,13 +41,17 @@ struct preload {
 
 static void preload_next(struct preload *preload);
 
-int preload_new(struct loads *loads, const char *folder, struct preload **ret)
+int preload_new(struct loads *loads, const char *folder, const char *layout, struct preload **ret)
 {
+    const char *parameter;
     struct preload *preload = calloc(1, sizeof(*preload));
     if (!preload)
         return -ENOMEM;
-    int r = peer_self(&preload->self);
+    int r = layout_new(layout, NULL, NULL, &preload->layout, &parameter);
+    if (r == 0)
+        r = peer_self(&preload->self);
     if (r < 0) {
+        layout_unref(preload->layout);
         free(preload);
         return r;
     }
@@ -76,6 +82,7 @@ void preload_free(struct preload *preload)
         return;
     preload_clear(preload);
     peer_unref(preload->self);
+    layout_unref(preload->layout);
     free(preload);
 }
 
@@ -256,7 +263,7 @@ static void preload_next(struct preload *preload)
                    .path = preload->path,
                    .name = model_name,
                    .forms = forms_plain(FORM_AUTO),
-                   .layout = layout_none(),
+                   .layout = preload->layout,
                    .among = among,
                    .peer = preload->self,
                    .uid = preload->self->uid,

@@ -1,5 +1,7 @@
 #include "daemon/device/staging.h"
 
+#include "proto/min.h"
+
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -79,7 +81,7 @@ void staging_add(struct staging *staging)
 size_t staging_lacks(const struct staging *staging, size_t n)
 {
     const size_t wanted = staging->device->n_slots + n;
-    const size_t most = wanted < staging->n_most ? wanted : staging->n_most;
+    const size_t most = min_u64(wanted, staging->n_most);
     return most > staging->n_slots ? most - staging->n_slots : 0;
 }
 

@@ -39,7 +39,7 @@ void load_attach(const struct loads *loads, struct model *model, struct call *ca
     call_fail(call, WIRE_ModelNotFound, error_name(cJSON_IsString(name) ? name->valuestring : model->name));
 }
 
-/* Answers those who want to know that the model is resident; others have nothing to wait for any more. */
+/* The model is resident: answers all calls that still wait. */
 static void waiters_reply(struct load *load)
 {
     enum waiter_kind kind;
@@ -134,7 +134,7 @@ void load_succeed(struct load *load)
     if (!load_creates(load)) /* how long a client takes to write is no time of a load */
         counters_load(&load->loads->core->counters, load->restores ? OUTCOME_RESTORED : OUTCOME_LOADED,
                       load->filled_bytes, load->phases.total_ns);
-    residency_cache_drop(load->loads->residency, model);
+    host_cache_drop(&load->loads->residency->cache, model);
     if (!load->restores && load->filling)
         load_rate(load);
     log_client_fields(LOG_LEVEL_INFO,

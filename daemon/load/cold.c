@@ -173,9 +173,9 @@ static enum found look_at(const struct source_file *from, int probe, bool pages,
     return found == FOUND_SOME ? look_at_regions(&look, file) : found;
 }
 
-/* Reads the first byte in the ordinary way. The page cache has it then, so a file system that says that it has not
- * cannot be asked. File systems that wait for another process or machine cannot be read without waiting. Called under
- * the lock. */
+/* Reads the first byte in the ordinary way, so the page cache has it then. If the file system says that the cache has
+ * not, it cannot be asked. File systems that wait for another process or machine cannot be read without waiting. Called
+ * under the lock. */
 static enum found file_open(struct cold_file *file, const struct source_file *from)
 {
     uint8_t byte;

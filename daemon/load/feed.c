@@ -3,6 +3,7 @@
 #include "daemon/memory/residency.h"
 #include "daemon/session/describe.h"
 #include "daemon/wire/errors.h"
+#include "proto/min.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -61,9 +62,10 @@ static void load_account(struct load *load, const struct fill *fill)
         load_fail_device(load, fill->status, &fill->fault);
 }
 
-/* Processors' caches hold few slots. A load may have those, or as many as the device asks for if it reads past the page
- * cache; others were made because slots were missing to other loads. A load without an arena holds its slots. It may
- * have one less, which is left for loads with an arena. A load whose jobs would wait anyway takes none. */
+/* How many slots a load may have. The processors' caches have room for few slots: a load may have so many; or as many
+ * as the device asks for, if the load reads past the page cache. Further slots were made because other loads had none.
+ * A load without an arena keeps its slots until it has one. So it may have one slot less, which is left for loads with
+ * an arena. A load whose jobs would wait anyway takes no slot. */
 static bool load_may_use(const struct load *load)
 {
     const bool few = load->device->n_cached > 0 && !load->reads_direct;
@@ -86,15 +88,15 @@ static void load_filled(struct fill *fill)
 {
     struct load *load = fill->context;
     struct slot *slot = fill->slot;
-    if (fill->held && !load_ends(load)) {
+    if (fill->waits && !load_ends(load)) {
         if (load->model->arena)
             fill_continue(load->loads->core->queue, fill, load->model->arena);
         return; /* without an arena it stays held: for load_fill_continue() or load_fill_end() */
     }
     load->n_fills--;
     load->loads->core->steps++;
-    if (fill->held)
-        fill->held = false; /* it was filled in vain: the load ends */
+    if (fill->waits)
+        fill->waits = false; /* it was filled in vain: the load ends */
     else
         load_account(load, fill);
     load->reads_direct = fill->direct_end_ns > 0;
@@ -129,7 +131,7 @@ static uint64_t load_use(struct consumer *consumer, struct slot *slot)
     };
     load->n_fills++;
     fill_queue(load->loads->core->queue, fill);
-    return chunk->file_bytes > chunk->model_bytes ? chunk->file_bytes : chunk->model_bytes;
+    return max_u64(chunk->file_bytes, chunk->model_bytes);
 }
 
 /* --- files that do not answer --- */
@@ -247,7 +249,7 @@ int load_fill_begin(struct load *load, const struct plan *plan)
 void load_fill_continue(struct load *load)
 {
     for (size_t i = 0; i < staging_slots(load->device->staging); i++)
-        if (load->fills[i].held)
+        if (load->fills[i].waits)
             fill_continue(load->loads->core->queue, &load->fills[i], load->model->arena);
     if (!load->consumer.scheduled)
         scheduler_add(devices_scheduler(load->loads->devices, load->device), &load->consumer);
@@ -259,9 +261,9 @@ void load_fill_end(struct load *load)
     scheduler_remove(scheduler, &load->consumer);
     for (size_t i = 0; load->fills && i < staging_slots(load->device->staging); i++) {
         struct fill *fill = &load->fills[i];
-        if (!fill->held)
+        if (!fill->waits)
             continue;
-        fill->held = false;
+        fill->waits = false;
         load->n_fills--;
         scheduler_give(scheduler, fill->slot);
     }

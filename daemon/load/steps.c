@@ -1,7 +1,10 @@
 #include "daemon/load/steps.h"
 
 #include "daemon/base/closer.h"
+#include "daemon/gguf/gguf.h"
 #include "daemon/model/access_read.h"
+#include "daemon/model/source_compare.h"
+#include "daemon/model/source_look.h"
 #include "proto/model_config.h"
 
 #include <assert.h>
@@ -48,7 +51,7 @@ void load_job_identify(struct load_job *job)
 static bool converts_nothing(const struct plan *plan)
 {
     for (size_t i = 0; i < plan->model->n_tensors; i++)
-        if (plan->placements[i].convert != FORM_NATIVE)
+        if (plan->places[i].convert != FORM_NATIVE)
             return false;
     return true;
 }
@@ -76,7 +79,7 @@ static int plan_model(struct load_job *job)
 
 void load_job_lay_out(struct load_job *job)
 {
-    job->status = source_read_headers(job->opened, &job->header, &job->gguf_fault, &job->file);
+    job->status = source_read_headers(job->opened, &job->header, &job->header_fault, &job->file);
     if (job->status == 0)
         job->status = plan_model(job);
     else
@@ -113,14 +116,14 @@ void load_job_open(struct load_job *job)
 
 static int read_again(struct load_job *job)
 {
-    struct gguf *header;
+    struct model_header *header;
     if (!source_same_sizes(job->opened, job->source))
         return -ESTALE;
-    int r = source_read_headers(job->source, &header, &job->gguf_fault, &job->file);
+    int r = source_read_headers(job->source, &header, &job->header_fault, &job->file);
     if (r < 0)
         return r == -EBADMSG || r == -ENODATA ? -ESTALE : r;
-    const bool same = gguf_same(job->known, header);
-    gguf_free(header);
+    const bool same = model_header_same(job->known, header);
+    model_header_free(header);
     return same ? 0 : -ESTALE;
 }
 
@@ -170,7 +173,8 @@ void load_job_allocate(struct load_job *job)
     job->elapsed_ns = uv_hrtime() - begin;
 }
 
-/* How much of a copy in pinned memory is put at once: it needs no slot, and the bus rests between two copies. */
+/* How many bytes of a copy in pinned memory go to the device in one transfer. These need no slot. Between two transfers
+ * the bus is idle for a moment, so a transfer is large. */
 #define PINNED_CHUNK ((size_t)64 << 20)
 
 void load_job_reallocate(struct load_job *job)
@@ -248,7 +252,7 @@ const char *load_job_name(const struct load_job *job)
 void load_job_forget(struct load_job *job)
 {
     plan_free(job->plan);
-    gguf_free(job->header);
+    model_header_free(job->header);
     job->plan = NULL;
     job->header = NULL;
 }
@@ -259,7 +263,7 @@ void load_job_clear(struct load_job *job)
     while (job->n_fds > 0)
         closer_close(job->closer, job->uid, job->fds[--job->n_fds]);
     publication_clear(&job->published);
-    manifest_parts_free(&job->parts);
+    manifest_parsed_free(&job->parsed);
     free(job->text);
     job->text = NULL;
     load_job_forget(job);

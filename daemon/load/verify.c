@@ -182,7 +182,7 @@ static void verify_renew(struct verify *verify)
         model_set_source(model, source_ref(c->source));
     else if (c->renewed)
         model_set_source(model, source_ref(c->renewed));
-    model->changed = elsewhere;
+    model_set_changed(model, elsewhere);
 }
 
 /* The file has other bytes than the model. The caller of verify_compare() notes it itself, if it still waits. */

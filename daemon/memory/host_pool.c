@@ -32,7 +32,7 @@ struct host_pool {
     struct work work;
 };
 
-/* So much more has to be free when the memory is taken: a kernel that has none left kills processes. */
+/* So many more bytes have to be free when the memory is taken: if the kernel has none left, it kills processes. */
 #define MARGIN ((uint64_t)256 << 20)
 
 static int take_pages(struct host_pool *pool)

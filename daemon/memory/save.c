@@ -78,8 +78,8 @@ static bool copy_piece(struct save *save)
         return false;
     const size_t n = min_u64(PIECE_BYTES, save->bytes - at);
     struct device_fault unused;
-    /* Before the device is read, which several workers may be able to do only one after the other. If the kernel cannot
-     * do this, it provides the pages as they are written. */
+    /* Lets the kernel provide the pages before the device is read, because of some devices only one worker can read at
+     * a time. If the kernel cannot do this, it provides each page when it is first written to. */
     (void)madvise(save->copy + at, n, MADV_POPULATE_WRITE);
     copied(save, device_arena_read(save->model->device, save->model->arena, at, save->copy + at, n, &unused));
     return true;

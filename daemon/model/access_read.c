@@ -113,7 +113,7 @@ int access_read(const struct source *source, const struct access_facts *before, 
     struct folders folders = {0};
     struct access_facts *facts = NULL;
     struct access_entry *entries = NULL;
-    if (source->n_files == 0) /* without a file, nobody may read all files: facts about none would say the opposite */
+    if (source->n_files == 0) /* a model without files: facts about no file would permit everybody */
         return device_fault_set(ret_fault, -ENOENT, "fstat", ENOENT, "there is no file");
     worker_file_begin();
     int r = folders_of(source, &folders);

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+const char *const layout_names[] = {"vllm", "hf", NULL};
 static const char *const kinds[] = {[LAYOUT_VLLM] = "vllm", [LAYOUT_HF] = "hf"};
 static const char *const cuts[] = {[LAYOUT_WHOLE] = "whole", [LAYOUT_ROWS] = "rows", [LAYOUT_COLUMNS] = "columns"};
 

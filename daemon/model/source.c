@@ -25,103 +25,6 @@
 #define FUSE_SUPER_MAGIC 0x65735546
 #endif
 
-static int64_t nanoseconds(struct timespec time)
-{
-    return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
-}
-
-static bool identity_equal(const struct identity *a, const struct identity *b)
-{
-    return a->dev == b->dev && a->ino == b->ino && a->size == b->size && a->mtime_ns == b->mtime_ns;
-}
-
-static int file_compare(const void *a, const void *b)
-{
-    const struct identity *x = *(const struct identity *const *)a, *y = *(const struct identity *const *)b;
-    if (x->dev != y->dev)
-        return x->dev < y->dev ? -1 : 1;
-    return x->ino < y->ino ? -1 : x->ino > y->ino;
-}
-
-static void sort_files(const struct source *source, const struct identity **ret)
-{
-    for (size_t i = 0; i < source->n_files; i++)
-        ret[i] = &source->files[i].identity;
-    qsort(ret, source->n_files, sizeof(*ret), file_compare);
-}
-
-static bool file_same(const struct identity *a, const struct identity *b)
-{
-    return file_compare(&a, &b) == 0;
-}
-
-/* The files of a split model may be given in any order. */
-static bool same_files(const struct source *a, const struct source *b,
-                       bool (*equal)(const struct identity *, const struct identity *))
-{
-    const struct identity **files = calloc(2 * a->n_files, sizeof(*files));
-    if (!files)
-        return false; /* no memory. The caller then loads the model again, or fails for lack of memory */
-    sort_files(a, files);
-    sort_files(b, files + a->n_files);
-    bool same = true;
-    for (size_t i = 0; i < a->n_files && same; i++)
-        same = equal(files[i], files[a->n_files + i]);
-    free(files);
-    return same;
-}
-
-bool source_equal(const struct source *a, const struct source *b)
-{
-    if (a->n_files != b->n_files || a->size != b->size || a->n_files == 0)
-        return false;
-    if (a->n_files == 1)
-        return identity_equal(&a->files[0].identity, &b->files[0].identity);
-    return same_files(a, b, identity_equal);
-}
-
-bool source_same_files(const struct source *a, const struct source *b)
-{
-    return a->n_files == b->n_files && a->n_files > 0 && same_files(a, b, file_same);
-}
-
-bool source_same(const struct source *a, const struct source *b)
-{
-    bool same = source_equal(a, b);
-    for (size_t i = 0; i < a->n_files && same; i++)
-        same = a->files[i].identity.ctime_ns == b->files[i].identity.ctime_ns;
-    return same;
-}
-
-bool source_same_sizes(const struct source *a, const struct source *b)
-{
-    bool same = a->n_files == b->n_files && a->n_files > 0;
-    for (size_t i = 0; i < a->n_files && same; i++)
-        same = a->files[i].identity.size == b->files[i].identity.size;
-    return same;
-}
-
-static int identity_read(int fd, struct identity *ret, uint64_t *ret_links, mode_t *ret_mode,
-                         struct device_fault *ret_fault)
-{
-    struct stat st;
-    worker_file_begin();
-    const int r = fstat(fd, &st) < 0 ? -errno : 0;
-    worker_file_end();
-    if (r < 0)
-        return device_fault_set(ret_fault, r, "fstat", -r, strerror(-r));
-    *ret_links = st.st_nlink;
-    *ret = (struct identity){
-        .dev = st.st_dev,
-        .ino = st.st_ino,
-        .size = (uint64_t)st.st_size,
-        .mtime_ns = nanoseconds(st.st_mtim),
-        .ctime_ns = nanoseconds(st.st_ctim),
-    };
-    *ret_mode = st.st_mode;
-    return 0;
-}
-
 bool source_leads_to(const char *path, int fd)
 {
     struct stat named, opened;
@@ -234,7 +137,7 @@ static int open_failed(int error, struct device_fault *ret_fault)
 }
 
 /* Whether the file is one of the source's. */
-static bool has_file(const struct source *source, const struct stat *st)
+bool source_has_file(const struct source *source, const struct stat *st)
 {
     for (size_t i = 0; i < source->n_files; i++) {
         const struct identity *file = &source->files[i].identity;
@@ -284,7 +187,8 @@ int source_open_path(const char *path, struct source **ret, struct shard_paths *
     free(fds);
     struct stat st;
     char name[MODEL_NAME_MAX + 1];
-    if (r == 0 && stat(path, &st) == 0 && has_file(*ret, &st)) /* it may also be a folder, or an index of files */
+    if (r == 0 && stat(path, &st) == 0 &&
+        source_has_file(*ret, &st)) /* it may also be a folder, or an index of files */
         (*ret)->link = strdup(path);
     if (r == 0 && model_name_of_link(path, name))
         (*ret)->name = strdup(name);
@@ -335,7 +239,7 @@ int source_resume(const int *fds, size_t n, const struct source_past *past, stru
     source->size = 0;
     for (size_t i = 0; i < n && r == 0; i++) {
         struct source_file *file = &source->files[i];
-        if (!file_same(&file->identity, &past->identities[i]))
+        if (!identity_same_file(&file->identity, &past->identities[i]))
             r = device_fault_set(ret_fault, -ESTALE, "fstat", 0, "it is another file");
         file->identity = past->identities[i];
         if (__builtin_add_overflow(source->size, file->identity.size, &source->size))
@@ -352,61 +256,6 @@ int source_resume(const int *fds, size_t n, const struct source_past *past, stru
     }
     *ret = source;
     return 0;
-}
-
-/* path: the path when the file was opened; NULL: the kernel's present path of the file is used. */
-static enum source_look file_look(const struct source_file *file, const char *path)
-{
-    const struct identity *then = &file->identity;
-    char *known = path ? NULL : source_fd_path(file->fd);
-    struct stat st;
-    const bool there = (path || known) && stat(path ? path : known, &st) == 0 && S_ISREG(st.st_mode);
-    free(known);
-    if (!there)
-        return path ? file_look(file, NULL) : SOURCE_THERE;
-    if ((uint64_t)st.st_size != then->size || st.st_dev != then->dev || st.st_ino != then->ino)
-        return SOURCE_OTHER;
-    const bool untouched = nanoseconds(st.st_mtim) == then->mtime_ns && nanoseconds(st.st_ctim) == then->ctime_ns;
-    return untouched ? SOURCE_THERE : SOURCE_TOUCHED;
-}
-
-/* Whether the path that the files were opened by leads to another file now. */
-static bool link_switched(const struct source *source)
-{
-    struct stat st;
-    return source->link && stat(source->link, &st) == 0 && S_ISREG(st.st_mode) && !has_file(source, &st);
-}
-
-enum source_look source_look(const struct source *source)
-{
-    worker_file_begin();
-    enum source_look worst = link_switched(source) ? SOURCE_OTHER : SOURCE_THERE;
-    for (size_t i = 0; i < source->n_files; i++) {
-        const enum source_look look = file_look(&source->files[i], source->files[i].path);
-        worst = look > worst ? look : worst;
-    }
-    worker_file_end();
-    return worst;
-}
-
-static bool files_replaced(const struct source *source)
-{
-    for (size_t i = 0; i < source->n_files; i++) {
-        const struct source_file *file = &source->files[i];
-        struct stat st;
-        if (file->path && stat(file->path, &st) == 0 &&
-            (st.st_dev != file->identity.dev || st.st_ino != file->identity.ino))
-            return true;
-    }
-    return link_switched(source);
-}
-
-bool source_replaced(const struct source *source)
-{
-    worker_file_begin();
-    const bool replaced = files_replaced(source);
-    worker_file_end();
-    return replaced;
 }
 
 struct source *source_ref(struct source *source)
@@ -507,40 +356,14 @@ int source_read_beside(const struct source *source, const char *name, size_t mos
     return 0;
 }
 
-static int check_files(const struct source *source, bool untouched, struct device_fault *ret_fault)
+int source_read_headers(const struct source *source, struct model_header **ret, struct header_fault *ret_fault,
+                        size_t *ret_file)
 {
-    for (size_t i = 0; i < source->n_files; i++) {
-        const struct identity *then = &source->files[i].identity;
-        struct identity now = {0};
-        uint64_t links = 0;
-        mode_t mode;
-        int r = identity_read(source->files[i].fd, &now, &links, &mode, ret_fault);
-        if (r < 0)
-            return r;
-        const bool same_names = links == source->files[i].links;
-        if (!identity_equal(&now, then) || (untouched && same_names && now.ctime_ns != then->ctime_ns))
-            return device_fault_set(ret_fault, -ESTALE, "fstat", 0, "the file's size or times changed");
-    }
-    return 0;
-}
-
-int source_check(const struct source *source, struct device_fault *ret_fault)
-{
-    return check_files(source, false, ret_fault);
-}
-
-int source_check_untouched(const struct source *source, struct device_fault *ret_fault)
-{
-    return check_files(source, true, ret_fault);
-}
-
-int source_read_headers(const struct source *source, struct gguf **ret, struct gguf_fault *ret_fault, size_t *ret_file)
-{
-    struct split_file *files = calloc(source->n_files, sizeof(*files));
+    struct header_file *files = calloc(source->n_files, sizeof(*files));
     if (!files)
         return -ENOMEM;
     for (size_t i = 0; i < source->n_files; i++)
-        files[i] = (struct split_file){source->files[i].fd, source->files[i].identity.size};
+        files[i] = (struct header_file){source->files[i].fd, source->files[i].identity.size};
     worker_file_begin();
     int r = format_read(files, source->n_files, ret, ret_fault, ret_file);
     worker_file_end();

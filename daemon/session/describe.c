@@ -186,7 +186,7 @@ cJSON *describe_busy(const struct model *model)
     return object;
 }
 
-cJSON *describe_unsupported(const struct gguf_tensor *tensor)
+cJSON *describe_unsupported(const struct header_tensor *tensor)
 {
     cJSON *object = object_with("tensor", tensor->name);
     cJSON_AddStringToObject(object, "type", tensor->type->name);

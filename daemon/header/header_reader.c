@@ -1,5 +1,6 @@
-#include "daemon/gguf/header_reader.h"
+#include "daemon/header/header_reader.h"
 
+#include "proto/array.h"
 #include "proto/gguf_value.h"
 #include "proto/min.h"
 
@@ -36,16 +37,11 @@ void header_prepare(void)
 /* Makes the buffer larger, up to `limit` bytes. */
 static int buffer_grow(struct header_reader *r, size_t limit)
 {
-    size_t capacity = min_u64(r->capacity ? r->capacity * 2 : BUFFER_FIRST, limit);
-    uint8_t *bytes = r->bytes ? NULL : atomic_exchange(&prepared, NULL);
-
-    if (!bytes)
-        bytes = realloc(r->bytes, capacity);
-    if (!bytes)
-        return -ENOMEM;
-    r->bytes = bytes;
-    r->capacity = capacity;
-    return 0;
+    if (!r->bytes && (r->bytes = atomic_exchange(&prepared, NULL))) {
+        r->capacity = min_u64(BUFFER_FIRST, limit);
+        return 0;
+    }
+    return array_grow(&r->bytes, &r->capacity, r->filled + 1, 1, BUFFER_FIRST, limit);
 }
 
 int header_refuse(struct header_reader *r, uint64_t offset, const char *format, ...)
@@ -67,7 +63,7 @@ int header_ensure(struct header_reader *r, uint64_t size, uint64_t field)
         return header_refuse(r, field, "the file ends inside its header");
     if (size > limit - r->pos)
         return header_refuse(r, field,
-                             r->most == GGUF_HEADER_MAX
+                             r->most == HEADER_BYTES_MAX
                                  ? "the header is larger than 128 MiB"
                                  : "with those of the files before it, the header takes more than 128 MiB");
     while (r->filled - r->pos < size) {
@@ -166,9 +162,5 @@ int header_skip_strings(struct header_reader *r, const char *what, uint64_t coun
 
 void header_trim(struct header_reader *r)
 {
-    uint8_t *bytes = realloc(r->bytes, r->pos);
-    if (!bytes)
-        return;
-    r->bytes = bytes;
-    r->capacity = r->pos;
+    array_trim(&r->bytes, &r->capacity, r->pos, 1);
 }

@@ -10,7 +10,7 @@
  * Blocking; meant for a worker thread. One owner at a time. */
 #pragma once
 
-#include "daemon/gguf/fault.h"
+#include "daemon/header/fault.h"
 
 #include <endian.h>
 #include <stddef.h>
@@ -22,11 +22,11 @@
 struct header_reader {
     int fd;             /* borrowed; its position is neither used nor moved */
     uint64_t file_size; /* what fstat() returned */
-    uint64_t most;  /* bytes that the header may have: GGUF_HEADER_MAX, less the headers of the model's other files */
+    uint64_t most;  /* bytes that the header may have: HEADER_BYTES_MAX, less the headers of the model's other files */
     uint8_t *bytes; /* moves when it grows: a pointer into it is valid until the next call that reads */
     size_t filled, capacity;
     size_t pos; /* at most `filled`, which is at most file_size */
-    struct gguf_fault *fault;
+    struct header_fault *fault;
 };
 
 /* Sets the fault: a sentence that says what is wrong, and the offset of the field. Returns -EBADMSG, which the caller

@@ -1,14 +1,9 @@
-#include "daemon/keep/description.h"
-
-#include "daemon/base/json_memory.h"
-#include "daemon/base/memory_file.h"
 #include "daemon/keep/bytes.h"
-#include "proto/write_all.h"
+#include "daemon/keep/description.h"
 
 #include <cjson/cJSON.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -16,15 +11,8 @@
 #include <unistd.h>
 #include <xxhash.h>
 
-#define MAGIC "rfkept\r\n"
-
-/* Before the rest, all in the byte order of bytes.h. */
-struct prologue {
-    char magic[8];
-    uint64_t version;
-    uint64_t size;     /* of the rest */
-    uint64_t checksum; /* XXH3_64bits() of the rest */
-};
+/* The fewest bytes of a file: its magic, its version, the size of the rest, and the checksum. */
+#define PROLOGUE_BYTES 32
 
 /* The most bytes of a text that has no bound of its own. */
 #define TEXT_MAX ((size_t)1 << 16)
@@ -34,218 +22,6 @@ struct prologue {
 
 /* The most bytes of a layout as JSON: that of a request, each character of a name escaped. */
 #define LAYOUT_TEXT_MAX ((size_t)2 << 20)
-
-/* --- writing --- */
-
-static void put_identity(struct bytes_writer *out, const struct identity *identity)
-{
-    bytes_put_number(out, identity->dev);
-    bytes_put_number(out, identity->ino);
-    bytes_put_number(out, identity->size);
-    bytes_put_number(out, (uint64_t)identity->mtime_ns);
-    bytes_put_number(out, (uint64_t)identity->ctime_ns);
-}
-
-static void put_users(struct bytes_writer *out, const struct model *model)
-{
-    bytes_put_number(out, model->n_names);
-    const struct model_name *name;
-    TAILQ_FOREACH(name, &model->names, link)
-    {
-        bytes_put_number(out, name->since);
-        bytes_put_number(out, name->uid);
-        bytes_put_text(out, name->text);
-    }
-    bytes_put_number(out, model->n_guests);
-    for (size_t i = 0; i < model->n_guests; i++)
-        bytes_put_number(out, model->guests[i]);
-}
-
-static void put_facts(struct bytes_writer *out, const struct access_facts *facts)
-{
-    bytes_put_number(out, facts != NULL);
-    if (!facts)
-        return;
-    bytes_put_number(out, facts->placed);
-    bytes_put_number(out, facts->n_files);
-    bytes_put_number(out, facts->n_folders);
-    for (size_t i = 0; i < facts->n_files + facts->n_folders; i++) {
-        const struct access_entry *entry = &facts->entries[i];
-        bytes_put_number(out, entry->owner);
-        bytes_put_number(out, entry->group);
-        bytes_put_number(out, entry->mode);
-        bytes_put_number(out, entry->acl);
-    }
-}
-
-static void put_forms(struct bytes_writer *out, const struct forms *forms)
-{
-    bytes_put_number(out, (uint64_t)forms->form);
-    cJSON *rules = forms_rules(forms);
-    char *text = rules ? cJSON_PrintUnformatted(rules) : NULL;
-    if (forms->n_rules > 0 && !text)
-        out->failed = true;
-    bytes_put_text(out, text);
-    cJSON_free(text);
-    cJSON_Delete(rules);
-}
-
-static void put_layout(struct bytes_writer *out, const struct model *model)
-{
-    (void)json_memory_failed();
-    cJSON *object = cJSON_CreateObject();
-    layout_describe(model->layout, object);
-    char *text = object ? cJSON_PrintUnformatted(object) : NULL;
-    if (!text || json_memory_failed())
-        out->failed = true;
-    bytes_put_text(out, text);
-    cJSON_free(text);
-    cJSON_Delete(object);
-    bytes_put_number(out, model->plan->heads.heads);
-    bytes_put_number(out, model->plan->heads.kv_heads);
-}
-
-/* Sets which file each part is the header of. The tensors tell it, but for parts that have none: these get the files
- * that are left. */
-static void find_shards(const struct model *model, size_t n_parts, uint32_t shards[SOURCE_FILES_MAX])
-{
-    bool used[SOURCE_FILES_MAX] = {false};
-    size_t i = 0, tensor = 0, of_part = model->header->n_tensors; /* the first part has the tensors of all */
-    for (const struct gguf *part = model->header->next; part; part = part->next)
-        of_part -= part->n_tensors;
-    for (const struct gguf *part = model->header; part; part = part->next, i++) {
-        of_part = i == 0 ? of_part : part->n_tensors;
-        shards[i] = UINT32_MAX;
-        if (of_part == 0)
-            continue;
-        shards[i] = model->header->tensors[tensor].shard;
-        used[shards[i]] = true;
-        tensor += of_part;
-    }
-    uint32_t next = 0;
-    for (i = 0; i < n_parts; i++) {
-        while (shards[i] == UINT32_MAX && used[next])
-            next++;
-        if (shards[i] == UINT32_MAX)
-            shards[i] = next++;
-    }
-}
-
-/* Of a published model: its only header is the manifest that clients get. */
-static void put_manifest(struct bytes_writer *out, const struct model *model)
-{
-    struct stat status;
-    if (fstat(model->published.header_fd, &status) < 0)
-        out->failed = true;
-    bytes_put_number(out, 1);
-    bytes_put_number(out, out->failed ? 0 : (uint64_t)status.st_size);
-    bytes_put_number(out, 0);
-    bytes_put_number(out, 0);
-}
-
-static void put_parts(struct bytes_writer *out, const struct model *model)
-{
-    if (model_is_published(model)) {
-        put_manifest(out, model);
-        return;
-    }
-    uint32_t shards[SOURCE_FILES_MAX];
-    size_t n_parts = 0;
-    for (const struct gguf *part = model->header; part; part = part->next)
-        n_parts++;
-    if (n_parts > model->source->n_files) {
-        out->failed = true;
-        return;
-    }
-    find_shards(model, n_parts, shards);
-    bytes_put_number(out, n_parts);
-    n_parts = 0;
-    for (const struct gguf *part = model->header; part; part = part->next) {
-        bytes_put_number(out, part->header_bytes);
-        bytes_put_number(out, part->file_size);
-        bytes_put_number(out, shards[n_parts++]);
-    }
-}
-
-static void put_tensors(struct bytes_writer *out, const struct model *model)
-{
-    if (model_is_published(model)) {
-        bytes_put_number(out, 0);
-        return;
-    }
-    bytes_put_number(out, model->header->n_tensors);
-    for (size_t i = 0; i < model->header->n_tensors; i++) {
-        const struct gguf_tensor *tensor = &model->header->tensors[i];
-        const struct placement *placement = &model->plan->placements[i];
-        bytes_put_number(out, tensor->offset);
-        bytes_put_number(out, tensor->bytes);
-        bytes_put_number(out, tensor->shard);
-        bytes_put_number(out, placement->offset);
-        bytes_put_number(out, placement->bytes);
-        bytes_put_number(out, placement->padding);
-        bytes_put_number(out, (uint64_t)placement->form);
-        bytes_put_number(out, (uint64_t)placement->convert);
-    }
-}
-
-static void put_model(struct bytes_writer *out, const struct model *model, const uint32_t *numbers)
-{
-    bytes_put(out, model->token, sizeof(model->token));
-    bytes_put_number(out, model->id);
-    bytes_put_number(out, model->uid);
-    bytes_put_number(out, (uint64_t)model->access);
-    bytes_put_number(out, model->pinned);
-    bytes_put_number(out, model->changed);
-    bytes_put_number(out, (uint64_t)model->ttl);
-    bytes_put_number(out, model->overflows);
-    bytes_put_text(out, model->origin);
-    bytes_put_text(out, model->source->link);
-    put_users(out, model);
-    put_facts(out, model->facts);
-    put_forms(out, model->forms);
-    put_layout(out, model);
-    bytes_put_text(out, model->device->id);
-    bytes_put_text(out, model->device->kind);
-    bytes_put_text(out, model->device->uuid);
-    bytes_put_text(out, model->device->pci);
-    bytes_put_number(out, model->device->granule);
-    bytes_put_number(out, model->plan->arena_bytes);
-    bytes_put_number(out, model->source->n_files);
-    for (size_t i = 0; i < model->source->n_files; i++) {
-        bytes_put_number(out, numbers[i]);
-        bytes_put_text(out, model->source->files[i].path);
-        put_identity(out, &model->source->files[i].identity);
-    }
-    put_parts(out, model);
-    put_tensors(out, model);
-}
-
-int description_write(const struct model *model, const uint32_t *numbers)
-{
-    struct bytes_writer body = {0}, out = {0};
-    put_model(&body, model, numbers);
-    bytes_put(&out, MAGIC, 8);
-    bytes_put_number(&out, DESCRIPTION_VERSION);
-    bytes_put_number(&out, body.size);
-    bytes_put_number(&out, body.failed ? 0 : XXH3_64bits(body.bytes, body.size));
-    bytes_put(&out, body.bytes, body.failed ? 0 : body.size);
-    int r = body.failed || out.failed ? -ENOMEM : out.size > DESCRIPTION_MAX ? -E2BIG : 0;
-    int fd = r < 0 ? r : memory_file_new("rocmforge-description");
-    if (fd >= 0) {
-        r = write_all(fd, out.bytes, out.size);
-        if (r == 0)
-            r = memory_file_seal(fd);
-        if (r < 0) {
-            close(fd);
-            fd = r;
-        }
-    }
-    free(body.bytes);
-    free(out.bytes);
-    return fd;
-}
-
-/* --- reading --- */
 
 static void take_identity(struct bytes_reader *in, struct identity *ret)
 {
@@ -355,33 +131,33 @@ static void take_files(struct bytes_reader *in, struct description *ret)
     }
 }
 
-static void take_parts(struct bytes_reader *in, struct description *ret)
+static void take_parsed(struct bytes_reader *in, struct description *ret)
 {
-    ret->n_parts = bytes_take_count(in, ret->n_files ? ret->n_files : 1, 24);
-    ret->parts = array_new(in, ret->n_parts, sizeof(*ret->parts));
-    if (ret->n_parts == 0)
+    ret->n_headers = bytes_take_count(in, ret->n_files ? ret->n_files : 1, 24);
+    ret->headers = array_new(in, ret->n_headers, sizeof(*ret->headers));
+    if (ret->n_headers == 0)
         in->failed = true;
-    for (size_t i = 0; i < ret->n_parts && !in->failed; i++) {
-        ret->parts[i].bytes = bytes_take_number(in, INT64_MAX);
-        ret->parts[i].file_size = bytes_take_number(in, INT64_MAX);
-        ret->parts[i].shard = (uint32_t)bytes_take_number(in, ret->n_files ? ret->n_files - 1 : 0);
+    for (size_t i = 0; i < ret->n_headers && !in->failed; i++) {
+        ret->headers[i].bytes = bytes_take_number(in, INT64_MAX);
+        ret->headers[i].file_size = bytes_take_number(in, INT64_MAX);
+        ret->headers[i].shard = (uint32_t)bytes_take_number(in, ret->n_files ? ret->n_files - 1 : 0);
     }
 }
 
 static void take_tensors(struct bytes_reader *in, struct description *ret)
 {
-    ret->n_tensors = bytes_take_count(in, ret->n_files ? GGUF_TENSORS_MAX : 0, 64);
+    ret->n_tensors = bytes_take_count(in, ret->n_files ? HEADER_TENSORS_MAX : 0, 64);
     ret->tensors = array_new(in, ret->n_tensors, sizeof(*ret->tensors));
     for (size_t i = 0; i < ret->n_tensors && !in->failed; i++) {
         struct description_tensor *tensor = &ret->tensors[i];
         tensor->file_offset = bytes_take_number(in, INT64_MAX);
         tensor->file_bytes = bytes_take_number(in, INT64_MAX);
         tensor->shard = (uint32_t)bytes_take_number(in, ret->n_files - 1);
-        tensor->placement.offset = bytes_take_number(in, PLAN_ARENA_MAX);
-        tensor->placement.bytes = bytes_take_number(in, PLAN_ARENA_MAX);
-        tensor->placement.padding = bytes_take_number(in, PLAN_ARENA_MAX);
-        tensor->placement.form = (enum form)bytes_take_number(in, FORM_COUNT - 1);
-        tensor->placement.convert = (enum form)bytes_take_number(in, FORM_COUNT - 1);
+        tensor->place.offset = bytes_take_number(in, PLAN_ARENA_MAX);
+        tensor->place.bytes = bytes_take_number(in, PLAN_ARENA_MAX);
+        tensor->place.padding = bytes_take_number(in, PLAN_ARENA_MAX);
+        tensor->place.form = (enum form)bytes_take_number(in, FORM_COUNT - 1);
+        tensor->place.convert = (enum form)bytes_take_number(in, FORM_COUNT - 1);
     }
 }
 
@@ -409,7 +185,7 @@ static void take_model(struct bytes_reader *in, struct description *ret)
     ret->arena_bytes = bytes_take_number(in, PLAN_ARENA_MAX - 1);
     take_files(in, ret);
     if (!in->failed)
-        take_parts(in, ret);
+        take_parsed(in, ret);
     if (!in->failed)
         take_tensors(in, ret);
     if (in->left > 0 || ret->id == 0 || ret->n_names == 0 || ret->ttl < -1)
@@ -431,7 +207,7 @@ static int read_all(int fd, uint8_t **ret, size_t *ret_size)
     struct stat status;
     if (fstat(fd, &status) < 0)
         return -errno;
-    if (status.st_size < (off_t)sizeof(struct prologue) || status.st_size > (off_t)DESCRIPTION_MAX)
+    if (status.st_size < PROLOGUE_BYTES || status.st_size > (off_t)DESCRIPTION_MAX)
         return -EBADMSG;
     const size_t size = (size_t)status.st_size;
     uint8_t *bytes = malloc(size);
@@ -460,7 +236,7 @@ static int check(struct bytes_reader *in, const char **ret_why)
     bytes_take(in, magic, sizeof(magic));
     const uint64_t version = bytes_take_number(in, UINT64_MAX);
     const uint64_t size = bytes_take_number(in, UINT64_MAX), checksum = bytes_take_number(in, UINT64_MAX);
-    if (memcmp(magic, MAGIC, sizeof(magic)) != 0) {
+    if (memcmp(magic, DESCRIPTION_MAGIC, sizeof(magic)) != 0) {
         *ret_why = "it is no description";
         return -EBADMSG;
     }
@@ -526,7 +302,7 @@ void description_clear(struct description *description)
     for (size_t i = 0; i < description->n_files && description->files; i++)
         free(description->files[i].path);
     free(description->files);
-    free(description->parts);
+    free(description->headers);
     free(description->tensors);
     *description = (struct description){0};
 }

@@ -4,7 +4,7 @@
 #include <stdint.h>
 
 /* reason: one sentence. offset: of the faulty field, from the start of the file. */
-struct gguf_fault {
+struct header_fault {
     char reason[160];
     uint64_t offset;
 };

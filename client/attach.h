@@ -1,4 +1,5 @@
-/* Attached models, as the connection sees them. The functions that use them are in rocmforge.h. */
+/* Attaching to a model: the call, the lease, and the mapping of the memory. What can be asked of an attached model is
+ * in rocmforge.h. */
 #pragma once
 
 #include "client/call.h"

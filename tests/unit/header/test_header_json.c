@@ -1,5 +1,5 @@
 /* Values of the metadata, as numbers and as JSON. */
-#include "gguf_rig.h"
+#include "tests/unit/gguf/gguf_rig.h"
 
 #include <errno.h>
 #include <setjmp.h>
@@ -69,18 +69,18 @@ static void test_values(void **state)
         put_u64(f, 2);
         put(f, value->bytes, value->size);
         put(f, value->bytes, value->size);
-        struct gguf *model = parse(f);
+        struct model_header *model = parse(f);
 
         assert_int_equal(model->kv[0].data_size, value->size);
         assert_memory_equal(model->kv[0].data, value->bytes, value->size);
-        assert_int_equal(gguf_kv_json(&model->kv[0], 16, 4096, &json, NULL), 0);
+        assert_int_equal(header_kv_json(&model->kv[0], 16, 4096, &json, NULL), 0);
         assert_string_equal(json, value->json);
         free(json);
         snprintf(twice, sizeof twice, "[%s,%s]", value->json, value->json);
-        assert_int_equal(gguf_kv_json(&model->kv[1], 16, 4096, &json, NULL), 0);
+        assert_int_equal(header_kv_json(&model->kv[1], 16, 4096, &json, NULL), 0);
         assert_string_equal(json, twice);
         free(json);
-        gguf_free(model);
+        model_header_free(model);
     }
     free(f);
 }
@@ -98,22 +98,22 @@ static void test_json_limits(void **state)
     put(f, "\1\2\3\4", 4);
     put_key(f, "string", GGUF_STRING);
     put_string(f, "ab\xe2\x82\xac!");
-    struct gguf *model = parse(f);
-    assert_int_equal(gguf_kv_json(&model->kv[0], 3, 4096, &json, NULL), 0);
+    struct model_header *model = parse(f);
+    assert_int_equal(header_kv_json(&model->kv[0], 3, 4096, &json, NULL), 0);
     assert_string_equal(json, "[1,2,3]");
     free(json);
-    assert_int_equal(gguf_kv_json(&model->kv[0], 0, 4096, &json, NULL), 0);
+    assert_int_equal(header_kv_json(&model->kv[0], 0, 4096, &json, NULL), 0);
     assert_string_equal(json, "[]");
     free(json);
     for (size_t most = 0; most <= 7; most++) {
         static const char *const cut[] = {"\"\"",   "\"a\"",   "\"ab\"",   "\"ab\"",
                                           "\"ab\"", "\"ab€\"", "\"ab€!\"", "\"ab€!\""};
 
-        assert_int_equal(gguf_kv_json(&model->kv[1], 16, most, &json, NULL), 0);
+        assert_int_equal(header_kv_json(&model->kv[1], 16, most, &json, NULL), 0);
         assert_string_equal(json, cut[most]);
         free(json);
     }
-    gguf_free(model);
+    model_header_free(model);
     free(f);
 }
 
@@ -140,7 +140,7 @@ static void test_json_nested(void **state)
     put(f, "\1\1", 2);
     put_key(f, "behind", GGUF_U8);
     put_u8(f, 9);
-    struct gguf *model = parse(f);
+    struct model_header *model = parse(f);
     assert_int_equal(model->kv[0].count, 3);
     assert_int_equal(model->kv[0].element_type, GGUF_ARRAY);
     assert_string_equal(gguf_value_type_name(model->kv[0].element_type), "array");
@@ -152,27 +152,27 @@ static void test_json_nested(void **state)
                                        "[[\"a\",\"bc\"],[],[]]",
                                        "[[\"a\",\"bc\"],[],[257]]"};
     for (size_t most = 0; most < sizeof told / sizeof told[0]; most++) {
-        assert_int_equal(gguf_kv_json(&model->kv[0], most, 4096, &json, &cut), 0);
+        assert_int_equal(header_kv_json(&model->kv[0], most, 4096, &json, &cut), 0);
         assert_string_equal(json, told[most]);
         assert_int_equal(cut, most < 6);
         free(json);
     }
-    assert_int_equal(gguf_kv_json(&model->kv[0], 6, 1, &json, &cut), 0);
+    assert_int_equal(header_kv_json(&model->kv[0], 6, 1, &json, &cut), 0);
     assert_string_equal(json, "[[\"a\",\"b\"],[],[257]]");
     assert_true(cut);
     free(json);
-    assert_int_equal(gguf_kv_json(&model->kv[1], 0, 0, &json, &cut), 0);
+    assert_int_equal(header_kv_json(&model->kv[1], 0, 0, &json, &cut), 0);
     assert_string_equal(json, "9");
     assert_false(cut);
     free(json);
-    gguf_free(model);
+    model_header_free(model);
     free(f);
 }
 
 static void test_getters(void **state)
 {
     struct file *f = calloc(1, sizeof *f);
-    struct gguf_string string;
+    struct header_string string;
     uint64_t u;
     int64_t i;
     double d;
@@ -193,34 +193,34 @@ static void test_getters(void **state)
     put_u32(f, GGUF_U8);
     put_u64(f, 1);
     put_u8(f, 1);
-    struct gguf *model = parse(f);
-    const struct gguf_kv *negative = &model->kv[0], *large = &model->kv[1], *yes = &model->kv[2], *half = &model->kv[3],
-                         *text = &model->kv[4], *array = &model->kv[5];
+    struct model_header *model = parse(f);
+    const struct header_kv *negative = &model->kv[0], *large = &model->kv[1], *yes = &model->kv[2],
+                           *half = &model->kv[3], *text = &model->kv[4], *array = &model->kv[5];
 
-    assert_int_equal(gguf_kv_i64(negative, &i), 0);
+    assert_int_equal(header_kv_i64(negative, &i), 0);
     assert_int_equal(i, -2);
-    assert_int_equal(gguf_kv_u64(negative, &u), -EINVAL);
-    assert_int_equal(gguf_kv_u64(large, &u), 0);
+    assert_int_equal(header_kv_u64(negative, &u), -EINVAL);
+    assert_int_equal(header_kv_u64(large, &u), 0);
     assert_true(u == UINT64_MAX);
-    assert_int_equal(gguf_kv_i64(large, &i), -EINVAL);
-    assert_int_equal(gguf_kv_u64(yes, &u), 0);
+    assert_int_equal(header_kv_i64(large, &i), -EINVAL);
+    assert_int_equal(header_kv_u64(yes, &u), 0);
     assert_int_equal(u, 1);
-    assert_int_equal(gguf_kv_f64(half, &d), 0);
+    assert_int_equal(header_kv_f64(half, &d), 0);
     assert_true(d == 0.5);
-    assert_int_equal(gguf_kv_f64(yes, &d), -EINVAL);
-    assert_int_equal(gguf_kv_u64(half, &u), -EINVAL);
-    assert_int_equal(gguf_kv_string(text, &string), 0);
+    assert_int_equal(header_kv_f64(yes, &d), -EINVAL);
+    assert_int_equal(header_kv_u64(half, &u), -EINVAL);
+    assert_int_equal(header_kv_string(text, &string), 0);
     assert_int_equal(string.size, 4);
-    assert_int_equal(gguf_kv_string(half, &string), -EINVAL);
-    assert_int_equal(gguf_kv_u64(array, &u), -EINVAL);
-    assert_int_equal(gguf_kv_i64(array, &i), -EINVAL);
-    assert_int_equal(gguf_kv_u64(NULL, &u), -ENOENT);
-    assert_int_equal(gguf_kv_i64(NULL, &i), -ENOENT);
-    assert_int_equal(gguf_kv_f64(NULL, &d), -ENOENT);
-    assert_int_equal(gguf_kv_string(NULL, &string), -ENOENT);
+    assert_int_equal(header_kv_string(half, &string), -EINVAL);
+    assert_int_equal(header_kv_u64(array, &u), -EINVAL);
+    assert_int_equal(header_kv_i64(array, &i), -EINVAL);
+    assert_int_equal(header_kv_u64(NULL, &u), -ENOENT);
+    assert_int_equal(header_kv_i64(NULL, &i), -ENOENT);
+    assert_int_equal(header_kv_f64(NULL, &d), -ENOENT);
+    assert_int_equal(header_kv_string(NULL, &string), -ENOENT);
     for (unsigned type = 0; type < GGUF_VALUE_TYPE_COUNT; type++)
         assert_non_null(gguf_value_type_name((enum gguf_value_type)type));
-    gguf_free(model);
+    model_header_free(model);
     free(f);
 }
 

@@ -1,4 +1,4 @@
-#include "daemon/gguf/name_set.h"
+#include "daemon/header/name_set.h"
 
 #include <errno.h>
 #include <stdlib.h>

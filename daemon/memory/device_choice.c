@@ -1,9 +1,9 @@
-#include "daemon/memory/placement.h"
+#include "daemon/memory/device_choice.h"
 
 #include <errno.h>
 #include <stdlib.h>
 
-struct device *placement_roomiest(const struct device_set *set)
+struct device *device_choice_roomiest(const struct device_set *set)
 {
     struct device *best = NULL;
     for (size_t i = 0; i < set->n; i++) {
@@ -46,8 +46,8 @@ static int fits(const struct residency *residency, struct device *device, uint64
     return n == 0 ? 2 : 1;
 }
 
-struct device *placement_choose(const struct residency *residency, const struct device_set *set, struct device *first,
-                                const struct plan *plan, const uint64_t *ahead)
+struct device *device_choose(const struct residency *residency, const struct device_set *set, struct device *first,
+                             const struct plan *plan, const uint64_t *ahead)
 {
     struct device *best = NULL;
     int best_fits = 0;

@@ -1,5 +1,5 @@
-/* daemon/memory/placement.c: which of several devices a model goes to. */
-#include "daemon/memory/placement.h"
+/* daemon/memory/device_choice.c: which of several devices a model goes to. */
+#include "daemon/memory/device_choice.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -76,26 +76,26 @@ static void lost(void **state)
     struct device_set set;
     devices[0].failed = true;
     assert_int_equal(devices_named(&fixture->all, "hip", &set), 1);
-    assert_ptr_equal(placement_roomiest(&set), &devices[1]);
+    assert_ptr_equal(device_choice_roomiest(&set), &devices[1]);
     assert_int_equal(devices_named(&fixture->all, "hip:0", &set), 1);
-    assert_null(placement_roomiest(&set));
+    assert_null(device_choice_roomiest(&set));
     devices[1].failed = true;
     assert_int_equal(devices_named(&fixture->all, "auto", &set), 1);
-    assert_ptr_equal(placement_roomiest(&set), &devices[2]);
+    assert_ptr_equal(device_choice_roomiest(&set), &devices[2]);
     assert_int_equal(devices_named(&fixture->all, "hip", &set), 2);
-    assert_null(placement_roomiest(&set));
+    assert_null(device_choice_roomiest(&set));
 }
 
 static const uint64_t nobody[DEVICES_MAX]; /* came earlier */
 
 static void place(struct fixture *fixture, uint64_t bytes, size_t expected)
 {
-    struct gguf model = {0};
+    struct model_header model = {0};
     const struct plan plan = {.model = &model, .arena_bytes = bytes};
     struct device_set set;
     assert_int_equal(devices_named(&fixture->all, "auto", &set), 2);
     for (size_t first = 0; first < 2; first++) /* which one it was cut for does not matter */
-        assert_ptr_equal(placement_choose(&fixture->residency, &set, &fixture->devices[first], &plan, nobody),
+        assert_ptr_equal(device_choose(&fixture->residency, &set, &fixture->devices[first], &plan, nobody),
                          &fixture->devices[expected]);
 }
 
@@ -112,9 +112,9 @@ static void where_the_most_is_free(void **state)
     place(fixture, 50, 1);
     devices[1].failed = true;
     struct device_set set = {.devices = {&devices[0], &devices[1]}, .n = 2};
-    struct gguf model = {0};
+    struct model_header model = {0};
     const struct plan plan = {.model = &model, .arena_bytes = 50};
-    assert_ptr_equal(placement_choose(&fixture->residency, &set, &devices[1], &plan, nobody), &devices[0]);
+    assert_ptr_equal(device_choose(&fixture->residency, &set, &devices[1], &plan, nobody), &devices[0]);
 }
 
 static void before_others_have_to_go(void **state)
@@ -140,12 +140,12 @@ static void behind_others(void **state)
     struct fixture *fixture = *state;
     const struct device_set set = {.devices = {&fixture->devices[0], &fixture->devices[1]}, .n = 2};
     const uint64_t ahead[] = {60, 0};
-    struct gguf model = {0};
+    struct model_header model = {0};
     struct plan plan = {.model = &model, .arena_bytes = 50};
     fixture->devices[1].used = 40;
-    assert_ptr_equal(placement_choose(&fixture->residency, &set, &fixture->devices[0], &plan, nobody),
+    assert_ptr_equal(device_choose(&fixture->residency, &set, &fixture->devices[0], &plan, nobody),
                      &fixture->devices[0]);
-    assert_ptr_equal(placement_choose(&fixture->residency, &set, &fixture->devices[0], &plan, ahead),
+    assert_ptr_equal(device_choose(&fixture->residency, &set, &fixture->devices[0], &plan, ahead),
                      &fixture->devices[1]);
 }
 
@@ -155,23 +155,23 @@ static void only_where_it_can_be_filled(void **state)
 {
     struct fixture *fixture = *state;
     struct device *devices = fixture->devices;
-    struct gguf_tensor tensor = {.type = tensor_type_find(2)};
-    struct gguf model = {.n_tensors = 1, .tensors = &tensor};
-    struct placement placement = {.convert = FORM_F16};
-    struct plan plan = {.model = &model, .placements = &placement, .arena_bytes = 50, .verbatim = true};
+    struct header_tensor tensor = {.type = tensor_type_find(2)};
+    struct model_header model = {.n_tensors = 1, .tensors = &tensor};
+    struct tensor_place place = {.convert = FORM_F16};
+    struct plan plan = {.model = &model, .places = &place, .arena_bytes = 50, .verbatim = true};
     const struct device_set set = {.devices = {&devices[0], &devices[1]}, .n = 2};
     devices[0].used = 10;
     devices[1].ops = &without;
-    assert_ptr_equal(placement_choose(&fixture->residency, &set, &devices[0], &plan, nobody), &devices[0]);
-    assert_ptr_equal(placement_choose(&fixture->residency, &set, &devices[1], &plan, nobody),
+    assert_ptr_equal(device_choose(&fixture->residency, &set, &devices[0], &plan, nobody), &devices[0]);
+    assert_ptr_equal(device_choose(&fixture->residency, &set, &devices[1], &plan, nobody),
                      &devices[1]); /* by the CPU, then */
     struct chunk chunk;
     plan.verbatim = false; /* cut so that the CPU decodes */
     plan.chunks = &chunk;
-    assert_ptr_equal(placement_choose(&fixture->residency, &set, &devices[0], &plan, nobody), &devices[1]);
+    assert_ptr_equal(device_choose(&fixture->residency, &set, &devices[0], &plan, nobody), &devices[1]);
     devices[1].slot_bytes *= 2;
-    assert_ptr_equal(placement_choose(&fixture->residency, &set, &devices[0], &plan, nobody), &devices[0]);
-    assert_ptr_equal(placement_choose(&fixture->residency, &set, &devices[1], &plan, nobody), &devices[1]);
+    assert_ptr_equal(device_choose(&fixture->residency, &set, &devices[0], &plan, nobody), &devices[0]);
+    assert_ptr_equal(device_choose(&fixture->residency, &set, &devices[1], &plan, nobody), &devices[1]);
 }
 
 int main(void)

@@ -1,5 +1,5 @@
 /* Decodes values of the metadata: scalars for the daemon, and JSON text for people and programs. */
-#include "daemon/gguf/gguf.h"
+#include "daemon/header/model_header.h"
 #include "proto/utf8.h"
 
 #include <assert.h>
@@ -96,7 +96,7 @@ static int load_integer(enum gguf_value_type type, const uint8_t *data, uint64_t
     return value < 0;
 }
 
-int gguf_kv_u64(const struct gguf_kv *kv, uint64_t *ret)
+int header_kv_u64(const struct header_kv *kv, uint64_t *ret)
 {
     uint64_t value;
 
@@ -108,7 +108,7 @@ int gguf_kv_u64(const struct gguf_kv *kv, uint64_t *ret)
     return 0;
 }
 
-int gguf_kv_i64(const struct gguf_kv *kv, int64_t *ret)
+int header_kv_i64(const struct header_kv *kv, int64_t *ret)
 {
     uint64_t value;
 
@@ -121,7 +121,7 @@ int gguf_kv_i64(const struct gguf_kv *kv, int64_t *ret)
     return 0;
 }
 
-int gguf_kv_f64(const struct gguf_kv *kv, double *ret)
+int header_kv_f64(const struct header_kv *kv, double *ret)
 {
     if (!kv)
         return -ENOENT;
@@ -131,13 +131,13 @@ int gguf_kv_f64(const struct gguf_kv *kv, double *ret)
     return 0;
 }
 
-int gguf_kv_string(const struct gguf_kv *kv, struct gguf_string *ret)
+int header_kv_string(const struct header_kv *kv, struct header_string *ret)
 {
     if (!kv)
         return -ENOENT;
     if (kv->type != GGUF_STRING)
         return -EINVAL;
-    *ret = (struct gguf_string){(const char *)kv->data + 8, kv->data_size - 8};
+    *ret = (struct header_string){(const char *)kv->data + 8, kv->data_size - 8};
     return 0;
 }
 
@@ -255,7 +255,7 @@ static const uint8_t *write_array(struct json_writer *w, enum gguf_value_type ty
     return elements_end(type, count - i, data);
 }
 
-int gguf_kv_json(const struct gguf_kv *kv, size_t max_elements, size_t max_string, char **ret, bool *ret_cut)
+int header_kv_json(const struct header_kv *kv, size_t max_elements, size_t max_string, char **ret, bool *ret_cut)
 {
     char *text = NULL;
     size_t size;
@@ -278,7 +278,7 @@ int gguf_kv_json(const struct gguf_kv *kv, size_t max_elements, size_t max_strin
     return 0;
 }
 
-int gguf_kv_describe(const struct gguf_kv *kv, cJSON *entry)
+int header_kv_describe(const struct header_kv *kv, cJSON *entry)
 {
     char *value;
     bool cut;
@@ -287,7 +287,7 @@ int gguf_kv_describe(const struct gguf_kv *kv, cJSON *entry)
         cJSON_AddNumberToObject(entry, "count", (double)kv->count);
     else
         cJSON_AddNullToObject(entry, "count");
-    int r = gguf_kv_json(kv, GGUF_TOLD_ELEMENTS, GGUF_TOLD_STRING, &value, &cut);
+    int r = header_kv_json(kv, HEADER_TOLD_ELEMENTS, HEADER_TOLD_STRING, &value, &cut);
     if (r < 0)
         return r;
     cJSON_AddStringToObject(entry, "value", value);

@@ -1,25 +1,28 @@
 /* Functions on a parsed header: find, write, measure, free. */
-#include "daemon/gguf/gguf.h"
+#include "daemon/header/model_header.h"
+
 #include "proto/write_all.h"
 
 #include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-uint64_t gguf_memory(const struct gguf *model)
+uint64_t model_header_memory(const struct model_header *model)
 {
     uint64_t bytes = 0;
 
     for (; model; model = model->next) {
         bytes += sizeof *model + model->memory_bytes + model->text_bytes;
         bytes += model->kv_capacity * sizeof *model->kv + model->tensors_capacity * sizeof *model->tensors;
-        bytes += model->foreign ? GGUF_FOREIGN_MAX * sizeof *model->foreign : 0;
+        bytes += model->foreign ? HEADER_FOREIGN_MAX * sizeof *model->foreign : 0;
     }
     return bytes;
 }
 
-int gguf_header_write(const struct gguf *model, int fd)
+int model_header_write(const struct model_header *model, int fd)
 {
     const char *begin = model->memory;
     uint8_t piece[4096];
@@ -43,10 +46,10 @@ int gguf_header_write(const struct gguf *model, int fd)
     return 0;
 }
 
-void gguf_free(struct gguf *model)
+void model_header_free(struct model_header *model)
 {
     while (model) {
-        struct gguf *next = model->next;
+        struct model_header *next = model->next;
         free(model->kv);
         free(model->tensors);
         free(model->foreign);
@@ -57,12 +60,12 @@ void gguf_free(struct gguf *model)
     }
 }
 
-const struct gguf_kv *gguf_find(const struct gguf *model, const char *key)
+const struct header_kv *model_header_find(const struct model_header *model, const char *key)
 {
     size_t size = strlen(key);
 
     for (size_t i = 0; i < model->n_kv; i++) {
-        const struct gguf_kv *kv = &model->kv[i];
+        const struct header_kv *kv = &model->kv[i];
 
         if (kv->key.size == size && memcmp(kv->key.bytes, key, size) == 0)
             return kv;
@@ -70,7 +73,7 @@ const struct gguf_kv *gguf_find(const struct gguf *model, const char *key)
     return NULL;
 }
 
-const struct gguf_tensor *gguf_tensor_find(const struct gguf *model, const char *name)
+const struct header_tensor *model_header_tensor(const struct model_header *model, const char *name)
 {
     for (size_t i = 0; i < model->n_tensors; i++) {
         if (strcmp(model->tensors[i].name, name) == 0)
@@ -79,12 +82,12 @@ const struct gguf_tensor *gguf_tensor_find(const struct gguf *model, const char 
     return NULL;
 }
 
-bool gguf_same(const struct gguf *a, const struct gguf *b)
+bool model_header_same(const struct model_header *a, const struct model_header *b)
 {
     if (a->n_tensors != b->n_tensors)
         return false;
     for (size_t i = 0; i < a->n_tensors; i++) {
-        const struct gguf_tensor *x = &a->tensors[i], *y = &b->tensors[i];
+        const struct header_tensor *x = &a->tensors[i], *y = &b->tensors[i];
         if (strcmp(x->name, y->name) != 0 || x->n_dims != y->n_dims || x->bytes != y->bytes || x->offset != y->offset ||
             x->shard != y->shard)
             return false;
@@ -93,4 +96,14 @@ bool gguf_same(const struct gguf *a, const struct gguf *b)
         if (a->header_bytes != b->header_bytes || memcmp(a->memory, b->memory, a->header_bytes) != 0)
             return false;
     return !a && !b;
+}
+
+int model_header_refuse(struct header_fault *fault, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(fault->reason, sizeof(fault->reason), format, arguments);
+    va_end(arguments);
+    fault->offset = 0;
+    return -EBADMSG;
 }

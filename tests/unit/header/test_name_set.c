@@ -1,5 +1,5 @@
-/* daemon/gguf/name_set.c: a name that comes twice is told, and nothing else is. */
-#include "daemon/gguf/name_set.h"
+/* daemon/header/name_set.c: a name that comes twice is told, and nothing else is. */
+#include "daemon/header/name_set.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
