@@ -28,9 +28,10 @@ static void add_bytes(struct table *table, const cJSON *object, const char *key)
 static char *note_text(const cJSON *model)
 {
     char *names = names_text(model);
+    const bool deleted = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "deleted"));
     const bool changed = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "changed"));
-    char *text = need_text("%s%s%s%s", names[0] ? "also " : "", names, names[0] && changed ? "; " : "",
-                           changed ? "file changed" : "");
+    const char *file = deleted ? "file deleted" : changed ? "file changed" : "";
+    char *text = need_text("%s%s%s%s", names[0] ? "also " : "", names, names[0] && file[0] ? "; " : "", file);
     free(names);
     return text;
 }

@@ -2,6 +2,7 @@
 
 #include "daemon/base/worker.h"
 #include "daemon/memory/residency.h"
+#include "daemon/session/events.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -18,6 +19,7 @@ struct changes {
     struct source *source; /* the model's */
     struct source *now;    /* the same files as they are now; NULL: nothing is to be compared, or the call failed */
     bool changed;          /* the model counts as changed: this may be over */
+    bool deleted;          /* one of its files was deleted; before the work: as it was known then */
     enum source_look look;
 };
 
@@ -44,6 +46,7 @@ static void changes_work(struct work *work)
     struct changes *changes = work->data;
     worker_step_back();
     changes->look = source_look(changes->source);
+    changes->deleted = source_deleted(changes->source, changes->deleted);
     struct device_fault unused;
     const bool compares = changes->look == SOURCE_TOUCHED || (changes->look == SOURCE_THERE && changes->changed);
     if (compares && source_reopen(changes->source, &changes->now, &unused) < 0)
@@ -65,6 +68,8 @@ static void changes_worked(struct work *work)
     const bool stays = model && model->source == changes->source && !changes->loads->core->stopping;
     source_free(changes->source);
     changes->now = NULL;
+    if (stays)
+        events_set_deleted(changes->loads->events, model, changes->deleted);
     const bool placed = stays && model->facts && model->facts->placed; /* else the path may be of another namespace */
     bool compares = false;
     if (stays && now && verify_may_compare(model) && (placed || !model->changed))
@@ -95,6 +100,7 @@ static void changes_next(struct changes *changes)
         changes->model = model->id;
         changes->source = source_ref(model->source);
         changes->changed = model->changed;
+        changes->deleted = model->deleted;
         worker_queue(changes->loads->core->queue, &changes->work, changes, changes_work, changes_worked);
         return;
     }

@@ -196,6 +196,7 @@ static void put_model(struct bytes_writer *out, const struct model *model, const
     bytes_put_number(out, (uint64_t)model->access);
     bytes_put_number(out, model->pinned);
     bytes_put_number(out, model->changed);
+    bytes_put_number(out, model->deleted);
     bytes_put_number(out, (uint64_t)model->ttl);
     bytes_put_number(out, model->overflows);
     bytes_put_text(out, model->origin);
@@ -393,6 +394,7 @@ static void take_model(struct bytes_reader *in, struct description *ret)
     ret->access = (enum access)bytes_take_number(in, ACCESS_PUBLIC);
     ret->pinned = bytes_take_number(in, 1);
     ret->changed = bytes_take_number(in, 1);
+    ret->deleted = bytes_take_number(in, 1);
     ret->ttl = (int64_t)bytes_take_number(in, UINT64_MAX);
     ret->overflows = bytes_take_number(in, UINT64_MAX);
     (void)bytes_take_text(in, TEXT_MAX, &ret->origin);

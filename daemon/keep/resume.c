@@ -260,6 +260,7 @@ static struct model *model_new(const struct description *description, const stru
         .n_guests = description->n_guests,
         .source = parts->source,
         .changed = description->changed,
+        .deleted = description->deleted,
         .header = parts->header,
         .manifest = parts->manifest,
         .plan = parts->plan,

@@ -192,6 +192,8 @@ static cJSON *verify_describe(struct verify *verify)
     cJSON_AddItemToObject(reply, "mismatches", verify->mismatches);
     verify->mismatches = NULL;
     cJSON_AddBoolToObject(reply, "replaced", verify->comparison.replaced);
+    if (verify->comparison.deleted)
+        cJSON_AddTrueToObject(reply, "deleted");
     return reply;
 }
 
@@ -204,6 +206,8 @@ static void verify_finish(struct verify *verify)
     const bool same = verify->checked && verify->failure.error == WIRE_OK && !differ;
     if (same)
         verify_renew(verify);
+    if (verify->checked)
+        events_set_deleted(verify->verifies->residency->events, model, verify->comparison.deleted);
     /* If somebody wrote to the file, it is the file that differs, and not the memory that is damaged. */
     if (verify->comparison.stale || (verify->comparison.touched && differ && !verify->damaged))
         verify_tell_changed(verify);
@@ -287,7 +291,11 @@ static int verify_new(struct verifies *verifies, struct model *model, struct cal
     }
     verify->verifies = verifies;
     verify->model = model;
-    verify->comparison = (struct comparison){.model = model, .loaded = source_ref(model->source)};
+    verify->comparison = (struct comparison){
+        .model = model,
+        .loaded = source_ref(model->source),
+        .deleted = model->deleted,
+    };
     verify->began = uv_hrtime();
     TAILQ_INSERT_TAIL(&verifies->list, verify, link);
     core_job_begin(verifies->core);

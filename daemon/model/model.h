@@ -100,6 +100,7 @@ struct model {
 
     struct source *source;
     bool changed;              /* its path now leads to other bytes; loads of the path no longer join this model */
+    bool deleted;              /* one of its files was deleted, when the daemon last looked */
     struct gguf *header;       /* NULL until it is read */
     struct plan *plan;         /* NULL until it is made */
     struct manifest *manifest; /* of a model that was published, or will be; NULL: the model is of files */

@@ -386,6 +386,22 @@ bool source_replaced(const struct source *source)
     return link_switched(source);
 }
 
+static bool file_deleted(const struct source_file *file, bool before)
+{
+    struct stat st;
+    if ((file->links == 0 && !before) || fstat(file->fd, &st) < 0 || st.st_nlink > 0)
+        return false;
+    return !file->path || stat(file->path, &st) < 0;
+}
+
+bool source_deleted(const struct source *source, bool before)
+{
+    bool found = false;
+    for (size_t i = 0; i < source->n_files && !found; i++)
+        found = file_deleted(&source->files[i], before);
+    return found && !link_switched(source);
+}
+
 struct source *source_ref(struct source *source)
 {
     source->references++;

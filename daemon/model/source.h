@@ -101,6 +101,10 @@ enum source_look source_look(const struct source *source);
 /* Whether the path of one of the files, or the link, leads to another file now. */
 bool source_replaced(const struct source *source);
 
+/* Whether one of the files was deleted: it has no name in the file system any more, and nothing is found at its path.
+ * before: whether this was so before; else a file does not count that had no name when its identity was read. */
+bool source_deleted(const struct source *source, bool before);
+
 /* Loop. Adds a reference and returns the source. */
 struct source *source_ref(struct source *source);
 

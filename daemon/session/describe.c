@@ -61,6 +61,8 @@ cJSON *describe_model(const struct model *model)
             cJSON_AddItemToArray(aliases, cJSON_CreateString(name->text));
     }
     cJSON_AddBoolToObject(object, "changed", model->changed);
+    if (model->deleted)
+        cJSON_AddTrueToObject(object, "deleted");
     add_integer(object, "overflows", model->overflows);
     return object;
 }

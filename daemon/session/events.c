@@ -193,3 +193,11 @@ void events_changed(struct events *events, struct model *model)
     model->changed = true;
     events_emit(events, "changed", model, NULL);
 }
+
+void events_set_deleted(struct events *events, struct model *model, bool deleted)
+{
+    const bool news = deleted && !model->deleted;
+    model->deleted = deleted;
+    if (news)
+        events_emit(events, "deleted", model, NULL);
+}

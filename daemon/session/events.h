@@ -24,6 +24,9 @@ void events_watch(struct events *events, struct call *call, cJSON *first);
 /* The model's file has other bytes by now: the model counts as changed. It is told once. */
 void events_changed(struct events *events, struct model *model);
 
+/* Whether a file of the model was deleted. It is told when it becomes true. */
+void events_set_deleted(struct events *events, struct model *model, bool deleted);
+
 /* Tells everybody who sees the model, and users who hold a lease on it. Who was told of the model before, and neither
  * sees it nor holds a lease now, gets the event "unloaded" instead, and none after it.
  *

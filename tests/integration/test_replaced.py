@@ -346,7 +346,7 @@ def test_what_show_says_of_a_changed_file(daemon, client, path, how, passed):
     lease = client.call("Attach", name="m")["lease"] if how == "leased" else None
     put(path, 2)
     second = call("Load", name="m2")["model"]
-    assert "'rfctl load --replace' loads them" in daemon.rfctl("show", "m").stdout
+    assert "'rfctl load FILE --name m --replace' loads them" in daemon.rfctl("show", "m").stdout
     assert call("Load")["model"]["aliases"] == [], "not without `replace`"
     plan = call("Plan", replace=True)
     assert (plan["error"], plan["model"]["id"]) == (None, second["id"])
