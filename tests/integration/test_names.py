@@ -410,6 +410,24 @@ def test_a_cached_model_that_comes_back_while_it_is_replaced(start, monkeypatch,
         wait_until(lambda: states(daemon) == {"m": "resident"})
 
 
+def test_ps_tells_apart_what_has_the_same_name(start_for_all, clients, own):
+    """Each row has a name that means its model."""
+    daemon = start_for_all()
+    user, other = clients(daemon, USER), clients(daemon, OTHER)
+    first = load_as(user, USER, own("m.gguf", mode=0o600), name="m")
+    theirs = own("o.gguf", OTHER, 2, 0o600)
+    second = load_as(other, OTHER, theirs, name="o")
+    assert ps_names(daemon) == ["m", "o"]
+    load_as(other, OTHER, theirs, name="m")
+    assert ps_names(daemon) == [f"m#{first['id']}", "o"], "its alias is the other one's name"
+    for name, model in zip(ps_names(daemon), (first, second)):
+        assert f"(id {model['id']})" in daemon.rfctl("show", name).stdout
+
+
+def ps_names(daemon):
+    return [line.split()[0] for line in daemon.rfctl("ps").stdout.splitlines()[1:]]
+
+
 def test_rfctl_tells_of_the_model_that_is_meant(daemon, models):
     """By NAME#ID too."""
     (path,) = models(1)
