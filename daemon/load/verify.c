@@ -160,12 +160,14 @@ static void verify_renew(struct verify *verify)
 {
     const struct comparison *c = &verify->comparison;
     struct model *model = verify->model;
-    const bool elsewhere = model->changed && c->replaced;
+    const bool changed = model->changed, elsewhere = changed && c->replaced;
     if (c->touched && c->moves)
         model_set_source(model, source_ref(c->source));
     else if (c->renewed)
         model_set_source(model, source_ref(c->renewed));
     model->changed = elsewhere;
+    if (changed && !elsewhere)
+        events_restored(verify->verifies->residency->events, model);
 }
 
 /* The file has other bytes than the model. The caller of verify_compare() notes it itself, if it still waits. */

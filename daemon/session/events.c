@@ -196,8 +196,14 @@ void events_changed(struct events *events, struct model *model)
 
 void events_set_deleted(struct events *events, struct model *model, bool deleted)
 {
-    const bool news = deleted && !model->deleted;
+    if (model->deleted == deleted)
+        return;
     model->deleted = deleted;
-    if (news)
-        events_emit(events, "deleted", model, NULL);
+    events_emit(events, deleted ? "deleted" : "restored", model, NULL);
+}
+
+void events_restored(struct events *events, struct model *model)
+{
+    model->changed = false;
+    events_emit(events, "restored", model, NULL);
 }

@@ -42,8 +42,10 @@ def test_is_told(daemon, client, path, look):
             assert marks(daemon) == [(True, False)]
         event = next(events)
         assert (event["event"], event["model"]["deleted"]) == ("deleted", True)
-        client.call("Unload", name="m")
-        assert next(events)["event"] == "unloaded", "it was told once"
+        tensor_model(path, seed=1)
+        assert load(client, path, "m")["id"] == first["id"]
+        event = next(events)
+        assert (event["event"], "deleted" in event["model"]) == ("restored", False), "it was told once"
 
 
 def test_rfctl_says_so(daemon, path):

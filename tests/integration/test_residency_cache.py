@@ -191,6 +191,25 @@ def test_plan_of_what_is_cached(start_gpu, models):
         assert states(daemon)["a"] == "cached", "it is not lost for that"
 
 
+def test_verify_what_is_cached(start_gpu, models):
+    """It is compared where it is, and stays there."""
+    daemon = start_gpu("--host-cache", "64Mi")
+    paths = models(4)
+    with daemon.client() as client:
+        fill(client, paths)
+        settled(daemon, {"a": "cached", "b": "resident", "c": "resident", "d": "resident"})
+        reply = client.call("Verify", name="a")
+        assert (reply["tensors"], reply["mismatches"], reply["replaced"]) == (4, [], False)
+        assert "every bit as in the file" in daemon.rfctl("verify", "a").stdout
+        data = bytearray(paths[0].read_bytes())
+        data[-1] ^= 1
+        paths[0].write_bytes(data)
+        with wire_error("FileChanged") as error:
+            client.call("Verify", name="a")
+        assert error["when"] == "since-loaded"
+        assert states(daemon)["a"] == "cached" and client.call("Show", name="a")["model"]["changed"]
+
+
 def test_the_longest_cached_goes_first(start_gpu, models):
     daemon = start_gpu("--host-cache", str(2 * SIZE))
     with daemon.client() as client:
