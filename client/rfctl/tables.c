@@ -24,14 +24,16 @@ static void add_bytes(struct table *table, const cJSON *object, const char *key)
         table_add(table, "%s", format_bytes(text, bytes));
 }
 
-/* "also b, c; file changed". The caller frees it. */
+/* "also b, c; file changed; file does not answer". The caller frees it. */
 static char *note_text(const cJSON *model)
 {
     char *names = names_text(model);
     const bool deleted = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "deleted"));
     const bool changed = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "changed"));
+    const bool held_up = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "heldUp"));
     const char *file = deleted ? "file deleted" : changed ? "file changed" : "";
-    char *text = need_text("%s%s%s%s", names[0] ? "also " : "", names, names[0] && file[0] ? "; " : "", file);
+    char *text = need_text("%s%s%s%s%s%s", names[0] ? "also " : "", names, names[0] && (file[0] || held_up) ? "; " : "",
+                           file, file[0] && held_up ? "; " : "", held_up ? "file does not answer" : "");
     free(names);
     return text;
 }

@@ -78,6 +78,7 @@ class ModelInfo(_ModelInfo):
     access: str
     aliases: List[str]
     changed: bool
+    heldUp: bool
     overflows: int
 
 
@@ -269,6 +270,7 @@ class StatusReply(TypedDict):
     leases: int
     loads: int
     workers: int
+    heldUp: int
     isa: str
 
 
