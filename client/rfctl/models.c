@@ -177,12 +177,14 @@ static int told(void *context, const cJSON *reply, bool last)
     if (verification->json)
         return 0;
     char bytes[FORMAT_SIZE];
+    const bool deleted = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(reply, "deleted"));
+    const bool replaced = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(reply, "replaced"));
     if (verification->mismatches == 0)
         out_line("verified %s: %.0f tensors, %s, every bit as in the file%s", verification->name,
                  reply_number(reply, "tensors", 0), format_bytes(bytes, reply_number(reply, "bytes", 0)),
-                 cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(reply, "replaced"))
-                     ? " that was loaded; its path leads to another file now"
-                     : "");
+                 deleted    ? " that was loaded; it was deleted since"
+                 : replaced ? " that was loaded; its path leads to another file now"
+                            : "");
     cJSON_ArrayForEach (mismatch, mismatches) {
         out_line("%s differs from byte %.0f on", reply_text(mismatch, "tensor"), reply_number(mismatch, "offset", 0));
     }

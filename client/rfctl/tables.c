@@ -28,13 +28,27 @@ static void add_bytes(struct table *table, const cJSON *object, const char *key)
 static char *note_text(const cJSON *model)
 {
     char *names = names_text(model);
+    const bool deleted = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "deleted"));
     const bool changed = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "changed"));
     const bool held_up = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "heldUp"));
-    char *text =
-        need_text("%s%s%s%s%s%s", names[0] ? "also " : "", names, names[0] && (changed || held_up) ? "; " : "",
-                  changed ? "file changed" : "", changed && held_up ? "; " : "", held_up ? "file does not answer" : "");
+    const char *file = deleted ? "file deleted" : changed ? "file changed" : "";
+    char *text = need_text("%s%s%s%s%s%s", names[0] ? "also " : "", names, names[0] && (file[0] || held_up) ? "; " : "",
+                           file, file[0] && held_up ? "; " : "", held_up ? "file does not answer" : "");
     free(names);
     return text;
+}
+
+/* NAME#ID if another model of the list has the model's name too: then the name alone means one of them. The caller
+ * frees it. */
+static char *name_text(const cJSON *models, const cJSON *model)
+{
+    const char *name = reply_text(model, "name");
+    const cJSON *other;
+    cJSON_ArrayForEach (other, models) {
+        if (other != model && names_have(other, name))
+            return need_text("%s#%.0f", name, reply_number(model, "id", 0));
+    }
+    return need_text("%s", name);
 }
 
 static void print_models(const cJSON *models)
@@ -61,9 +75,10 @@ static void print_models(const cJSON *models)
         double idle = reply_number(model, "idle", -1), seconds = reply_number(model, "ttl", -1);
         double place = reply_number(model, "position", 0);
         bool pinned = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "pinned"));
-        table_add(table, "%s", reply_text(model, "name"));
-        char *form = form_short_text(model);
+        char *name = name_text(models, model), *form = form_short_text(model);
+        table_add(table, "%s", name);
         table_add(table, "%s", form);
+        free(name);
         free(form);
         table_add(table, "%s", reply_text(model, "device"));
         add_bytes(table, model, "bytes");

@@ -3,6 +3,7 @@
 #include "daemon/base/worker.h"
 #include "daemon/memory/residency.h"
 #include "daemon/model/source_look.h"
+#include "daemon/session/events.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -19,6 +20,7 @@ struct changes {
     struct source *source; /* the model's */
     struct source *now;    /* the same files as they are now; NULL: nothing is to be compared, or the call failed */
     bool changed;          /* the model counts as changed: this may be over */
+    bool deleted;          /* one of its files was deleted; before the work: as it was known then */
     enum source_look look;
 };
 
@@ -45,6 +47,7 @@ static void changes_work(struct work *work)
     struct changes *changes = work->data;
     worker_step_back();
     changes->look = source_look(changes->source);
+    changes->deleted = source_deleted(changes->source, changes->deleted);
     struct device_fault unused;
     const bool compares = changes->look == SOURCE_TOUCHED || (changes->look == SOURCE_THERE && changes->changed);
     if (compares && source_reopen(changes->source, &changes->now, &unused) < 0)
@@ -66,6 +69,8 @@ static void changes_worked(struct work *work)
     const bool stays = model && model->source == changes->source && !changes->loads->core->stopping;
     source_free(changes->source);
     changes->now = NULL;
+    if (stays)
+        events_set_deleted(changes->loads->events, model, changes->deleted);
     const bool placed = stays && model->facts && model->facts->placed; /* else the path may be of another namespace */
     bool compares = false;
     if (stays && now && verify_may_compare(model) && (placed || !model->changed))
@@ -96,6 +101,7 @@ static void changes_next(struct changes *changes)
         changes->model = model->id;
         changes->source = source_ref(model->source);
         changes->changed = model->changed;
+        changes->deleted = model->deleted;
         const struct work_reads reads = source_reads(model->source, model->uid);
         worker_queue_reading(changes->loads->core->queue, &changes->work, &reads, changes, changes_work,
                              changes_worked);

@@ -368,7 +368,7 @@ void method_verify(struct api *api, struct call *call)
         call_fail(call, WIRE_DeviceError, describe_device_lost(model->device, "verify"));
         return;
     }
-    if (model->state != MODEL_RESIDENT) {
+    if (!verify_may_compare(model)) {
         call_fail(call, WIRE_ModelBusy, describe_busy(model));
         return;
     }

@@ -18,7 +18,7 @@
 #define DESCRIPTION_MAGIC "rfkept\r\n"
 
 /* Another version is not read: the model is loaded again then. */
-#define DESCRIPTION_VERSION 4u
+#define DESCRIPTION_VERSION 5u
 
 /* The most bytes of one. The tensors take most of them. */
 #define DESCRIPTION_MAX ((size_t)64 << 20)
@@ -50,6 +50,7 @@ struct description {
     enum access access;
     bool pinned;
     bool changed;
+    bool deleted;
     int64_t ttl;
     uint64_t overflows;
     char *origin; /* or NULL */

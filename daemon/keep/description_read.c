@@ -169,6 +169,7 @@ static void take_model(struct bytes_reader *in, struct description *ret)
     ret->access = (enum access)bytes_take_number(in, ACCESS_PUBLIC);
     ret->pinned = bytes_take_number(in, 1);
     ret->changed = bytes_take_number(in, 1);
+    ret->deleted = bytes_take_number(in, 1);
     ret->ttl = (int64_t)bytes_take_number(in, UINT64_MAX);
     ret->overflows = bytes_take_number(in, UINT64_MAX);
     (void)bytes_take_text(in, TEXT_MAX, &ret->origin);

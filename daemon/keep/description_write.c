@@ -170,6 +170,7 @@ static void put_model(struct bytes_writer *out, const struct model *model, const
     bytes_put_number(out, (uint64_t)model->access);
     bytes_put_number(out, model->pinned);
     bytes_put_number(out, model->changed);
+    bytes_put_number(out, model->deleted);
     bytes_put_number(out, (uint64_t)model->ttl);
     bytes_put_number(out, model->overflows);
     bytes_put_text(out, model->origin);

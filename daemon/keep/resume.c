@@ -260,6 +260,7 @@ static struct model *model_new(const struct description *description, const stru
         .n_guests = description->n_guests,
         .source = resumed->source,
         .changed = description->changed,
+        .deleted = description->deleted,
         .header = resumed->header,
         .manifest = resumed->manifest,
         .plan = resumed->plan,

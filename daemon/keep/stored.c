@@ -117,7 +117,8 @@ static uint64_t print_of(const struct model *model)
     const struct {
         int64_t ttl;
         uint64_t n_guests, access, flags;
-    } fixed = {model->ttl, model->n_guests, (uint64_t)model->access, model->pinned + 2u * model->changed};
+    } fixed = {model->ttl, model->n_guests, (uint64_t)model->access,
+               model->pinned + 2u * model->changed + 4u * model->deleted};
     uint64_t print = mix(1, &fixed, sizeof(fixed));
     const struct model_name *name;
     TAILQ_FOREACH(name, &model->names, link)

@@ -56,7 +56,11 @@ void load_note_changes(const struct loads *loads, const struct load_request *req
     struct model *model;
     TAILQ_FOREACH(model, &loads->registry->models, link)
     {
-        if (registry_same_path(model, &query) && !source_same_sizes(source, model->source))
+        if (!registry_same_path(model, &query))
+            continue;
+        if (query.placed) /* there is a file at the path */
+            events_set_deleted(loads->events, model, false);
+        if (!source_same_sizes(source, model->source))
             events_changed(loads->events, model);
     }
 }

@@ -112,8 +112,8 @@ struct model *load_doubt(const struct loads *loads, const struct load_request *r
  * are the same, the model has the new source already: see verify_compare(). */
 void load_doubt_ends(const struct loads *loads, uint64_t model, bool same);
 
-/* Marks models as changed: those that were loaded from the source's path, if the files there have other sizes now.
- * facts: the source's. */
+/* Marks models as changed: those that were loaded from the source's path, if the files there have other sizes now. They
+ * do not count as deleted: there are files. facts: the source's. */
 void load_note_changes(const struct loads *loads, const struct load_request *request, const struct source *source,
                        const struct access_facts *facts);
 

@@ -14,13 +14,10 @@
 
 /* --- deciding --- */
 
-/* True if a load may take a cached model's name without `replace`. The model's user and trusted users may, unless it is
- * pinned. Anybody may if the device is lost: the model cannot come back then. Nobody is attached to a cached model. */
-static bool load_may_forget(const struct load *load, const struct model *model)
+/* True if the model is cached and its device is lost: it cannot come back, so any load may take its name. */
+static bool is_out_of_reach(const struct model *model)
 {
-    if (model->state != MODEL_CACHED)
-        return false;
-    return model->device->failed || (!model->pinned && (load->request.trusted || load->request.uid == model->uid));
+    return model->state == MODEL_CACHED && model->device->failed;
 }
 
 /* True if the model was loaded from the path that this load reads. */
@@ -91,7 +88,7 @@ static enum name_verdict judge_name_owner(const struct load *load, const struct 
         return NAME_SOON_FREE; /* a lost one, because of naming_clear_lost() */
     if ((holder->state == MODEL_DRAINING || lost) && load_wants_same(load, holder))
         return NAME_BUSY;
-    return load_may_forget(load, holder) || load_may_replace(load, holder) ? NAME_REPLACED : NAME_TAKEN;
+    return is_out_of_reach(holder) || load_may_replace(load, holder) ? NAME_REPLACED : NAME_TAKEN;
 }
 
 /* Whether the model has the name, or takes it now from the holder. */

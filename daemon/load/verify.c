@@ -177,12 +177,14 @@ static void verify_renew(struct verify *verify)
 {
     const struct comparison *c = &verify->comparison;
     struct model *model = verify->model;
-    const bool elsewhere = model->changed && c->replaced;
+    const bool changed = model->changed, elsewhere = changed && c->replaced;
     if (c->touched && c->moves)
         model_set_source(model, source_ref(c->source));
     else if (c->renewed)
         model_set_source(model, source_ref(c->renewed));
     model_set_changed(model, elsewhere);
+    if (changed && !elsewhere)
+        events_restored(verify->verifies->residency->events, model);
 }
 
 /* The file has other bytes than the model. The caller of verify_compare() notes it itself, if it still waits. */
@@ -209,6 +211,8 @@ static cJSON *verify_describe(struct verify *verify)
     json_add_item(reply, "mismatches", verify->mismatches);
     verify->mismatches = NULL;
     cJSON_AddBoolToObject(reply, "replaced", verify->comparison.replaced);
+    if (verify->comparison.deleted)
+        cJSON_AddTrueToObject(reply, "deleted");
     return reply;
 }
 
@@ -221,6 +225,8 @@ static void verify_finish(struct verify *verify)
     const bool same = verify->checked && verify->failure.error == WIRE_OK && !differ;
     if (same)
         verify_renew(verify);
+    if (verify->checked)
+        events_set_deleted(verify->verifies->residency->events, model, verify->comparison.deleted);
     /* If somebody wrote to the file, it is the file that differs, and not the memory that is damaged. */
     if (verify->comparison.stale || (verify->comparison.touched && differ && !verify->damaged))
         verify_tell_changed(verify);
@@ -305,7 +311,11 @@ static int verify_new(struct verifies *verifies, struct model *model, struct cal
     verify->verifies = verifies;
     verify->model = model;
     verify->uid = call ? conn_uid(call->conn) : model->uid;
-    verify->comparison = (struct comparison){.model = model, .loaded = source_ref(model->source)};
+    verify->comparison = (struct comparison){
+        .model = model,
+        .loaded = source_ref(model->source),
+        .deleted = model->deleted,
+    };
     verify->began = uv_hrtime();
     TAILQ_INSERT_TAIL(&verifies->list, verify, link);
     core_job_begin(verifies->core);

@@ -25,10 +25,11 @@ struct verifies {
 /* The owner has set the members before `list`. */
 void verifies_init(struct verifies *verifies);
 
-/* Begins a verification. The call is answered when it is over. Until then it counts in the user's quota. */
+/* Begins a verification of a model that verify_may_compare() allows. The call is answered when it is over. Until then
+ * it counts in the user's quota. */
 void verify_begin(struct verifies *verifies, struct model *model, struct call *call);
 
-/* Whether verify_compare() can compare the model: it is resident, or its copy in host memory is there and stays. */
+/* Whether the model can be compared: it is resident, or its copy in host memory is there and stays. */
 bool verify_may_compare(const struct model *model);
 
 /* Begins one without a call: whether these files have all the bytes that the model was made of. The source is kept.

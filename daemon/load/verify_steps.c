@@ -142,7 +142,9 @@ void verify_job_check(struct verify_job *job)
         source_discard(c->renewed);
         c->renewed = NULL;
     }
-    c->replaced = source_replaced(c->touched && c->moves ? c->source : c->loaded);
+    const bool takes = c->touched && c->moves, others = takes && !source_same_files(c->loaded, c->source);
+    c->replaced = source_replaced(takes ? c->source : c->loaded);
+    c->deleted = others ? source_deleted(c->source, false) : source_deleted(c->loaded, c->deleted);
 }
 
 static int compare_headers(struct verify_job *job)

@@ -73,6 +73,12 @@ void model_set_changed(struct model *model, bool changed)
     model_mark_dirty(model);
 }
 
+void model_set_deleted(struct model *model, bool deleted)
+{
+    model->deleted = deleted;
+    model_mark_dirty(model);
+}
+
 void model_set_origin(struct model *model, char *origin)
 {
     free(model->origin);

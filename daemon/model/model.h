@@ -109,6 +109,7 @@ struct model {
 
     struct source *source;
     bool changed;                /* its path now leads to other bytes; loads of the path no longer join this model */
+    bool deleted;                /* one of its files was deleted, when the daemon last looked */
     struct model_header *header; /* NULL until it is read */
     struct plan *plan;           /* NULL until it is made */
     struct manifest *manifest;   /* of a model that was published, or will be; NULL: the model is of files */
@@ -178,6 +179,7 @@ void model_mark_dirty(struct model *model);
 void model_set_pinned(struct model *model, bool pinned);
 void model_set_ttl(struct model *model, int64_t ttl);
 void model_set_changed(struct model *model, bool changed);
+void model_set_deleted(struct model *model, bool deleted);
 
 /* Notes another path that the model was requested by. Takes the text over. */
 void model_set_origin(struct model *model, char *origin);

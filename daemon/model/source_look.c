@@ -60,6 +60,25 @@ bool source_replaced(const struct source *source)
     return replaced;
 }
 
+static bool file_deleted(const struct source_file *file, bool before)
+{
+    struct stat st;
+    if ((file->links == 0 && !before) || fstat(file->fd, &st) < 0 || st.st_nlink > 0)
+        return false;
+    return !file->path || stat(file->path, &st) < 0;
+}
+
+bool source_deleted(const struct source *source, bool before)
+{
+    worker_file_begin();
+    bool deleted = false;
+    for (size_t i = 0; i < source->n_files && !deleted; i++)
+        deleted = file_deleted(&source->files[i], before);
+    deleted = deleted && !link_switched(source);
+    worker_file_end();
+    return deleted;
+}
+
 static int check_files(const struct source *source, bool untouched, struct device_fault *ret_fault)
 {
     for (size_t i = 0; i < source->n_files; i++) {

@@ -19,6 +19,10 @@ enum source_look source_look(const struct source *source);
 /* Whether the path of one of the files, or the link, leads to another file now. */
 bool source_replaced(const struct source *source);
 
+/* Whether one of the files was deleted: it has no name in the file system any more, and nothing is found at its path.
+ * before: whether this was so before; else a file does not count that had no name when its identity was read. */
+bool source_deleted(const struct source *source, bool before);
+
 /* 0 if all files have the same size and modification time as when they were opened; -ESTALE if not; or the errno of
  * fstat(). */
 int source_check(const struct source *source, struct device_fault *ret_fault);

@@ -61,6 +61,8 @@ cJSON *describe_model(const struct model *model)
             json_append(aliases, cJSON_CreateString(name->text));
     }
     cJSON_AddBoolToObject(object, "changed", model->changed);
+    if (model->deleted)
+        cJSON_AddTrueToObject(object, "deleted");
     cJSON_AddBoolToObject(object, "heldUp", model->held_up);
     add_integer(object, "overflows", model->overflows);
     return object;

@@ -193,3 +193,17 @@ void events_changed(struct events *events, struct model *model)
     model_set_changed(model, true);
     events_emit(events, "changed", model, NULL);
 }
+
+void events_set_deleted(struct events *events, struct model *model, bool deleted)
+{
+    if (model->deleted == deleted)
+        return;
+    model_set_deleted(model, deleted);
+    events_emit(events, deleted ? "deleted" : "restored", model, NULL);
+}
+
+void events_restored(struct events *events, struct model *model)
+{
+    model_set_changed(model, false);
+    events_emit(events, "restored", model, NULL);
+}

@@ -24,6 +24,12 @@ void events_watch(struct events *events, struct call *call, cJSON *first);
 /* The model's file has other bytes by now: the model counts as changed. It is told once. */
 void events_changed(struct events *events, struct model *model);
 
+/* Whether a file of the model was deleted. It is told when it becomes true; and as the next one, when it ends. */
+void events_set_deleted(struct events *events, struct model *model, bool deleted);
+
+/* The model was changed, and is no longer: its file has its bytes again. */
+void events_restored(struct events *events, struct model *model);
+
 /* Tells everybody who sees the model, and users who hold a lease on it. Who was told of the model before, and neither
  * sees it nor holds a lease now, gets the event "unloaded" instead, and none after it.
  *

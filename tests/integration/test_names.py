@@ -357,7 +357,7 @@ def test_a_name_that_root_gave_is_not_passed_on(start_for_all, clients, own, fol
 
 
 def test_a_cached_model_keeps_its_name_from_a_load_that_fails(on_gpu, models, folder):
-    """It gives it up to a model that is loaded, without being asked."""
+    """It gives it up to a model that is loaded, if that was asked for, as a resident one does."""
     a, b, c = models(3)
     broken = folder / "broken.gguf"
     broken.write_bytes(b.read_bytes()[:1000])
@@ -369,12 +369,16 @@ def test_a_cached_model_keeps_its_name_from_a_load_that_fails(on_gpu, models, fo
         wait_until(lambda: states(on_gpu)["m"] == "cached")
         for path in (broken, b):
             with wire_error("InvalidModel" if path == broken else "OutOfDeviceMemory"):
-                load(client, path, "m", device=gpu)
+                load(client, path, "m", device=gpu, replace=True)
         assert model_of(client, "m")["id"] == cached["id"]
         client.call("Detach", lease=lease)
-        new = load(client, b, "m", device=gpu)
+        assert plan_error(client, b, name="m", device=gpu) == "NameInUse"
+        with wire_error("NameInUse"):
+            load(client, b, "m", device=gpu)
+        assert (states(on_gpu)["m"], model_of(client, "m")["id"]) == ("cached", cached["id"])
+        new = load(client, b, "m", device=gpu, replace=True)
         assert (new["name"], model_of(client, "also")["id"]) == ("m", cached["id"])
-        load(client, b, "also", device=gpu)
+        load(client, b, "also", device=gpu, replace=True)
         wait_until(lambda: [m["id"] for m in on_gpu.models()] == [new["id"]] or "c" in states(on_gpu))
         assert cached["id"] not in [m["id"] for m in on_gpu.models()]
 
@@ -395,7 +399,7 @@ def test_a_cached_model_that_comes_back_while_it_is_replaced(start, monkeypatch,
         wait_until(lambda: states(daemon)["m"] == "cached")
         client.call("Unload", name="b")
         part_gate.close()
-        send_load(loader, new, name="m", device="host")
+        send_load(loader, new, name="m", device="host", replace=True)
         wait_until(lambda: "filling" in states(daemon).values())
         lease = user.call("Attach", name="m")
         assert lease["model"]["id"] == cached["id"]
@@ -404,6 +408,24 @@ def test_a_cached_model_that_comes_back_while_it_is_replaced(start, monkeypatch,
         wait_until(lambda: states(daemon) == {"m": "resident", f"m#{cached['id']}": "draining"})
         user.call("Detach", lease=lease["lease"])
         wait_until(lambda: states(daemon) == {"m": "resident"})
+
+
+def test_ps_tells_apart_what_has_the_same_name(start_for_all, clients, own):
+    """Each row has a name that means its model."""
+    daemon = start_for_all()
+    user, other = clients(daemon, USER), clients(daemon, OTHER)
+    first = load_as(user, USER, own("m.gguf", mode=0o600), name="m")
+    theirs = own("o.gguf", OTHER, 2, 0o600)
+    second = load_as(other, OTHER, theirs, name="o")
+    assert ps_names(daemon) == ["m", "o"]
+    load_as(other, OTHER, theirs, name="m")
+    assert ps_names(daemon) == [f"m#{first['id']}", "o"], "its alias is the other one's name"
+    for name, model in zip(ps_names(daemon), (first, second)):
+        assert f"(id {model['id']})" in daemon.rfctl("show", name).stdout
+
+
+def ps_names(daemon):
+    return [line.split()[0] for line in daemon.rfctl("ps").stdout.splitlines()[1:]]
 
 
 def test_rfctl_tells_of_the_model_that_is_meant(daemon, models):

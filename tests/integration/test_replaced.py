@@ -16,6 +16,12 @@ def path(folder):
     return tensor_model(folder / "m.gguf", seed=1)
 
 
+@pytest.fixture
+def watcher(daemon):
+    with daemon.client() as watcher:
+        yield watcher
+
+
 def put(path, seed, size=MIB):
     """Other bytes of the same size, or of another, in a new file of this name."""
     new = tensor_model(path.with_suffix(".new"), size, seed)
@@ -346,7 +352,7 @@ def test_what_show_says_of_a_changed_file(daemon, client, path, how, passed):
     lease = client.call("Attach", name="m")["lease"] if how == "leased" else None
     put(path, 2)
     second = call("Load", name="m2")["model"]
-    assert "'rfctl load --replace' loads them" in daemon.rfctl("show", "m").stdout
+    assert "'rfctl load FILE --name m --replace' loads them" in daemon.rfctl("show", "m").stdout
     assert call("Load")["model"]["aliases"] == [], "not without `replace`"
     plan = call("Plan", replace=True)
     assert (plan["error"], plan["model"]["id"]) == (None, second["id"])
@@ -481,8 +487,10 @@ def test_each_file_of_a_split_model_counts(daemon, client, folder, keeps, i):
     assert load(client, shards[0], "m")["id"] != first["id"]
 
 
-def test_changed_ends_when_the_file_is_back(daemon, client, path):
+def test_changed_ends_when_the_file_is_back(daemon, client, watcher, path):
     first = load(client, path, "m")
+    events = watcher.more("Watch")
+    next(events)
     old = path.with_name("old.gguf")
     os.rename(path, old)
     put(path, 2)
@@ -501,6 +509,8 @@ def test_changed_ends_when_the_file_is_back(daemon, client, path):
     look_again(daemon)
     assert not by_id(daemon, first["id"])["changed"]
     assert load(client, path, "m")["id"] == first["id"]
+    told = [(event["event"], event["model"]["changed"]) for event in (next(events) for _ in range(4))]
+    assert told == [("changed", True), ("restored", False)] * 2
 
 
 @pytest.mark.parametrize("size", [MIB, 2 * MIB])

@@ -191,6 +191,25 @@ def test_plan_of_what_is_cached(start_gpu, models):
         assert states(daemon)["a"] == "cached", "it is not lost for that"
 
 
+def test_verify_what_is_cached(start_gpu, models):
+    """It is compared where it is, and stays there."""
+    daemon = start_gpu("--host-cache", "64Mi")
+    paths = models(4)
+    with daemon.client() as client:
+        fill(client, paths)
+        settled(daemon, {"a": "cached", "b": "resident", "c": "resident", "d": "resident"})
+        reply = client.call("Verify", name="a")
+        assert (reply["tensors"], reply["mismatches"], reply["replaced"]) == (4, [], False)
+        assert "every bit as in the file" in daemon.rfctl("verify", "a").stdout
+        data = bytearray(paths[0].read_bytes())
+        data[-1] ^= 1
+        paths[0].write_bytes(data)
+        with wire_error("FileChanged") as error:
+            client.call("Verify", name="a")
+        assert error["when"] == "since-loaded"
+        assert states(daemon)["a"] == "cached" and client.call("Show", name="a")["model"]["changed"]
+
+
 def test_the_longest_cached_goes_first(start_gpu, models):
     daemon = start_gpu("--host-cache", str(2 * SIZE))
     with daemon.client() as client:
@@ -201,7 +220,7 @@ def test_the_longest_cached_goes_first(start_gpu, models):
 
 
 def test_pinned_in_the_cache(start_gpu, models):
-    """A copy that is to be kept goes neither for another one, nor for its name."""
+    """A copy that is to be kept does not go for another one. Pinned or not, it does not go for its name."""
     daemon = start_gpu("--host-cache", str(2 * SIZE))
     paths = models(8)
     with daemon.client() as client:
@@ -217,7 +236,9 @@ def test_pinned_in_the_cache(start_gpu, models):
         load(client, paths[7], "h")  # there is no room for what goes: it is not kept
         settled(daemon, {"a": "cached", "d": "cached", "f": "resident", "g": "resident", "h": "resident"})
         client.call("Unpin", name="a")
-        assert load(client, paths[4], "a")["state"] == "resident"
+        with wire_error("NameInUse"):
+            load(client, paths[4], "a")
+        assert load(client, paths[4], "a", replace=True)["state"] == "resident"
 
 
 def test_no_device_to_come_back_to(start_gpu, models):
@@ -239,7 +260,7 @@ def test_no_device_to_come_back_to(start_gpu, models):
 
 
 def test_whose_name_it_is_in_the_cache(start_gpu, models):
-    """Its owner, and whoever rules the machine, may have it for another file; nobody else."""
+    """As if it were resident: its owner, and whoever rules the machine, may have it for another file, if they say so."""
     if os.geteuid() != 0:
         pytest.skip("needs root, to be several users")
     daemon = start_gpu("--host-cache", "64Mi")
@@ -252,12 +273,15 @@ def test_whose_name_it_is_in_the_cache(start_gpu, models):
         for path, name in zip(paths[2:5], "cde"):
             load(root, path, name)
         settled(daemon, {"a": "cached", "b": "cached", "c": "resident", "d": "resident", "e": "resident"})
-        for name in "ab":
+        for client, name, replace in (other, "a", True), (other, "b", False), (user, "a", False), (root, "b", False):
+            with open(paths[5], "rb") as file:
+                plan = client.call("Plan", fds=[file.fileno()], name=name, replace=replace)
+            assert plan["error"] == "io.rocmforge.NameInUse"
             with wire_error("NameInUse"):
-                load_fd(other, paths[5], name=name)
+                load_fd(client, paths[5], name=name, replace=replace)
         assert (states(daemon)["a"], states(daemon)["b"]) == ("cached", "cached")
-        assert load_fd(user, paths[5], name="a")["uid"] == USER
-        assert load(root, paths[6], "b")["uid"] == 0
+        assert load_fd(user, paths[5], name="a", replace=True)["uid"] == USER
+        assert load(root, paths[6], "b", replace=True)["uid"] == 0
 
 
 @pytest.mark.parametrize("start_gpu", [""], indirect=True)  # pinned memory is kept

@@ -142,6 +142,7 @@ def test_ends_otherwise(held, folder, number):
 def test_all_that_is_known_of_it(held, folder):
     daemon = held()
     paths = [tensor_model(folder / f"{i}.gguf", seed=i) for i in range(3)]
+    third = file_bytes(paths[2])
     with daemon.client() as client:
         load(client, paths[0], "first", ttl=1000)
         load(client, paths[1], "second", forms=[{"match": "*up*", "form": "f32"}], form="native")
@@ -149,6 +150,8 @@ def test_all_that_is_known_of_it(held, folder):
         load(client, paths[0], "other")
         client.call("Pin", name="second")
         client.call("SetTtl", name="third", ttl=77)
+        paths[2].unlink()
+        assert client.call("Verify", name="third")["deleted"]
         before, shown = described(daemon), [client.call("Show", name=name) for name in ("other", "second", "third")]
         used = daemon.used()
     kill(daemon)
@@ -159,8 +162,9 @@ def test_all_that_is_known_of_it(held, folder):
         for one, other in zip(shown, again):
             one["model"].pop("idle", None), other["model"].pop("idle", None)
         assert again == shown
-        for i, name in enumerate(("other", "third")):
-            assert bytes_of(*memory(client, name)) == file_bytes(paths[2 * i])
+        for name, data in ("other", file_bytes(paths[0])), ("third", third):
+            assert bytes_of(*memory(client, name)) == data
+        assert client.call("Verify", name="third")["deleted"]
         # A load of the same file finds it, and reads nothing.
         assert load(client, paths[0], "again")["id"] == 1
         assert load(client, tensor_model(folder / "new.gguf", seed=9), "new")["id"] == 4

@@ -47,6 +47,7 @@ static void fill(struct rig *rig)
                                 .uid = 12,
                                 .access = ACCESS_PUBLIC,
                                 .pinned = true,
+                                .deleted = true,
                                 .ttl = -1,
                                 .origin = (char *)(uintptr_t) "/m",
                                 .source = rig->source,
@@ -108,7 +109,7 @@ static void written_and_read(void **state)
     assert_int_equal(read.id, 9);
     assert_int_equal(read.uid, 12);
     assert_int_equal(read.access, ACCESS_PUBLIC);
-    assert_true(read.pinned && !read.changed && read.ttl == -1);
+    assert_true(read.pinned && !read.changed && read.deleted && read.ttl == -1);
     assert_string_equal(read.origin, "/m");
     assert_string_equal(read.link, "/l");
     assert_string_equal(read.files[0].path, "/p");

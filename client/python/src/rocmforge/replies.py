@@ -54,6 +54,7 @@ class _ModelInfo(TypedDict, total=False):
     position: Optional[int]
     source: Optional[str]
     key: Optional[str]
+    deleted: Optional[bool]
 
 
 class ModelInfo(_ModelInfo):
@@ -227,10 +228,15 @@ class ShowReply(TypedDict):
     leases: List[Lease]
 
 
-class VerifyReply(TypedDict):
+class _VerifyReply(TypedDict, total=False):
+    deleted: Optional[bool]
+
+
+class VerifyReply(_VerifyReply):
     tensors: int
     bytes: int
     mismatches: List[Mismatch]
+    replaced: bool
 
 
 class MetricLabel(TypedDict):
