@@ -226,7 +226,6 @@ USER = 12345
 
 
 @contextlib.contextmanager
-@contextlib.contextmanager
 def short_folder(prefix="rf"):
     """A new folder, removed in the end. Its name is short, because a socket's path is at most 107 bytes."""
     path = tempfile.mkdtemp(prefix=prefix)
@@ -247,6 +246,7 @@ def ending_well():
         assert "Sanitizer" not in daemon.log and "runtime error" not in daemon.log, daemon.log
 
 
+@contextlib.contextmanager
 def as_user(uid, groups=()):
     """What connects meanwhile is this user's, who is in a group of the same number and in these."""
     before = os.getgroups(), os.getegid()
