@@ -125,16 +125,16 @@ static bool is_safetensors(const char *name)
 }
 
 /* Decides what an open file is. index: its folder has one. */
-static enum verdict judge(int fd, const char *name, bool index)
+static enum verdict judge(int fd, const char *path, bool index)
 {
     struct shard_place place = {0};
     if (shard_peek(fd, &place) < 0)
         return MODEL;
     if (place.gguf)
         return place.split && place.number > 0 ? LATER_FILE : MODEL;
-    if (!is_safetensors(name))
+    if (!is_safetensors(path))
         return NO_MODEL;
-    return index ? OF_INDEX : shard_name_number(name) > 1 ? LATER_FILE : MODEL;
+    return index ? OF_INDEX : shard_follows(path) ? LATER_FILE : MODEL;
 }
 
 /* Decides what an entry of the folder is. If it cannot be opened, it counts as a model: the load tells the error. */
@@ -147,11 +147,12 @@ static enum verdict look_at(const char *folder, const char *name, bool index)
     const bool known = stat(path, &status) == 0, regular = known && S_ISREG(status.st_mode);
     const int fd = regular ? open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK) : -1;
     const bool model = known && S_ISDIR(status.st_mode) && (has_index(path) || has_file(path));
+    enum verdict verdict = known && !regular && !model ? NO_FILE : MODEL;
+    if (fd >= 0) {
+        verdict = judge(fd, path, index);
+        close(fd);
+    }
     free(path);
-    if (fd < 0)
-        return known && !regular && !model ? NO_FILE : MODEL;
-    const enum verdict verdict = judge(fd, name, index);
-    close(fd);
     return verdict;
 }
 
@@ -159,6 +160,7 @@ static void preload_scan(struct work *work)
 {
     struct preload *preload = work->data;
     worker_step_back();
+    worker_file_begin();
     int n = scandir(preload->folder, &preload->entries, is_visible, by_name);
     preload->n_entries = n < 0 ? -errno : n;
     preload->verdicts = n > 0 ? calloc((size_t)n, sizeof(*preload->verdicts)) : NULL;
@@ -166,6 +168,7 @@ static void preload_scan(struct work *work)
     preload->whole = index ? realpath(preload->folder, NULL) : NULL;
     for (int i = 0; i < n && preload->verdicts; i++)
         preload->verdicts[i] = look_at(preload->folder, preload->entries[i]->d_name, index);
+    worker_file_end();
 }
 
 /* True if the entry is to be loaded. If not, logs why: it is no model, or not the first file of a split model. */
@@ -282,5 +285,6 @@ void preload_look(struct preload *preload)
     preload->looking = true;
     preload->failed = 0;
     core_job_begin(preload->loads->core);
-    worker_queue(preload->loads->core->queue, &preload->work, preload, preload_scan, preload_scanned);
+    const struct work_reads reads = {.uid = preload->self->uid};
+    worker_queue_reading(preload->loads->core->queue, &preload->work, &reads, preload, preload_scan, preload_scanned);
 }

@@ -59,8 +59,8 @@ static void all_of_them(void **state)
     struct options options;
     assert_int_equal(parse("--socket /s --device hip --budget 40% --workers 3 --staging 1G --streams 4 --export fd "
                            "--preload /p --preload-layout vllm --host-cache 2Gi --host-cache-pinned --keep-freed 0 "
-                           "--user-connections 1 --user-loads 2 --user-leases 3 "
-                           "--user-bytes 4K --log-level debug --page-cache drop --lock-memory",
+                           "--user-connections 1 --user-loads 2 --user-leases 3 --user-models 5 "
+                           "--user-bytes 4K --device-timeout 7 --log-level debug --page-cache drop --lock-memory",
                            &options),
                      1);
     assert_string_equal(options.socket, "/s");
@@ -82,6 +82,8 @@ static void all_of_them(void **state)
     assert_int_equal(options.limits.most[QUOTA_CONNECTIONS], 1);
     assert_int_equal(options.limits.most[QUOTA_LOADS], 2);
     assert_int_equal(options.limits.most[QUOTA_LEASES], 3);
+    assert_int_equal(options.limits.most[QUOTA_MODELS], 5);
+    assert_int_equal(options.device_timeout, 7);
     assert_int_equal(options.limits.most[QUOTA_BYTES], 4000);
     assert_int_equal(options.log_level, LOG_LEVEL_DEBUG);
 }
