@@ -1,7 +1,6 @@
 #include "daemon/base/worker.h"
 
 #include "daemon/base/log.h"
-#include "daemon/base/worker_threads.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -18,6 +17,7 @@ struct workers {
     uv_timer_t look;
     unsigned n;               /* regular threads */
     struct work_list running; /* jobs, queued or running */
+    struct work_list hanging; /* jobs that run and hang: few, however many are queued */
     struct work_list waiting; /* jobs that wait because others hang */
     unsigned n_jobs;          /* all that are not over */
     unsigned n_hanging, n_waiting;
@@ -28,16 +28,15 @@ struct workers {
     void *ended_context;
 };
 
-static void work_run(struct work *work);
-
 int workers_new(uv_loop_t *loop, struct mailbox *mailbox, struct workers **ret)
 {
     struct workers *workers = calloc(1, sizeof(*workers));
-    if (!workers || worker_threads_new(mailbox, work_run, &workers->threads) < 0) {
+    if (!workers || worker_threads_new(mailbox, &workers->threads) < 0) {
         free(workers);
         return -ENOMEM;
     }
     TAILQ_INIT(&workers->running);
+    TAILQ_INIT(&workers->hanging);
     TAILQ_INIT(&workers->waiting);
     uv_timer_init(loop, &workers->look); /* never fails */
     workers->look.data = workers;
@@ -101,7 +100,7 @@ unsigned workers_hanging_of(const struct workers *workers, uid_t uid)
 {
     unsigned n = 0;
     const struct work *work;
-    TAILQ_FOREACH(work, &workers->running, link)
+    TAILQ_FOREACH(work, &workers->hanging, link)
     {
         n += (work->hangs & WORKER_HANGS_FILE) && work->reads.uid == uid;
     }
@@ -125,10 +124,8 @@ static bool same_file(const struct work_reads *a, const struct work_reads *b)
 
 bool workers_keep_waiting(const struct workers *workers, const struct work_reads *reads)
 {
-    if (workers->n_hanging == 0)
-        return false;
     const struct work *work;
-    TAILQ_FOREACH(work, &workers->running, link)
+    TAILQ_FOREACH(work, &workers->hanging, link)
     {
         if ((work->hangs & WORKER_HANGS_FILE) && same_file(reads, &work->reads))
             return true;
@@ -144,16 +141,16 @@ static bool work_must_wait(const struct workers *workers, const struct work *wor
 static void work_wait(struct workers *workers, struct work *work)
 {
     work->waits = true;
-    atomic_store(&work->stay, false);
-    atomic_store(&work->stayed, false);
     TAILQ_INSERT_TAIL(&workers->waiting, work, link);
     workers->n_waiting++;
 }
 
 static void work_begin(struct workers *workers, struct work *work)
 {
+    atomic_store(&work->stay, false);
+    atomic_store(&work->stayed, false);
     TAILQ_INSERT_TAIL(&workers->running, work, link);
-    worker_threads_push(workers->threads, work);
+    worker_threads_push(workers->threads, &work->job);
 }
 
 /* Those that may go on do. */
@@ -185,27 +182,40 @@ static bool work_set_hangs(struct workers *workers, struct work *work, unsigned 
 {
     const unsigned before = work->hangs;
     work->hangs = hangs;
-    workers->n_hanging += (hangs != 0) - (before != 0);
+    if (!hangs != !before) {
+        TAILQ_REMOVE(before ? &workers->hanging : &workers->running, work, link);
+        TAILQ_INSERT_TAIL(hangs ? &workers->hanging : &workers->running, work, link);
+        workers->n_hanging += hangs ? 1 : -1u;
+    }
     if ((hangs & WORKER_HANGS_FILE) && !(before & WORKER_HANGS_FILE))
         log_client(LOG_LEVEL_WARNING, "uid=%u a file does not answer: inode %" PRIu64 " of device %#" PRIx64,
                    (unsigned)work->reads.uid, work->reads.ino, work->reads.dev);
     return hangs != before;
 }
 
+/* Returns whether a job in the list hangs that did not, or goes on. */
+static bool look_at(struct workers *workers, struct work_list *list)
+{
+    const uint64_t now = uv_hrtime();
+    bool changed = false;
+    struct work *next;
+    for (struct work *work = TAILQ_FIRST(list); work; work = next) {
+        next = TAILQ_NEXT(work, link);
+        changed |= work_set_hangs(workers, work, worker_watch_hangs(&work->watch, now, workers->device_patience));
+    }
+    return changed;
+}
+
 static void look(uv_timer_t *timer)
 {
     struct workers *workers = timer->data;
-    const uint64_t now = uv_hrtime();
-    bool changed = false;
-    struct work *work;
-    TAILQ_FOREACH(work, &workers->running, link)
-    {
-        changed |= work_set_hangs(workers, work, worker_watch_hangs(&work->watch, now, workers->device_patience));
-    }
+    bool changed = look_at(workers, &workers->hanging);
+    changed |= look_at(workers, &workers->running);
     if (changed) {
+        struct work *work;
         TAILQ_FOREACH(work, &workers->running, link)
         {
-            if (!work->hangs && work_must_wait(workers, work))
+            if (work_must_wait(workers, work))
                 atomic_store(&work->stay, true); /* if it has begun already, this does nothing */
         }
         hanging_changed(workers);
@@ -220,15 +230,18 @@ static void look(uv_timer_t *timer)
 /* A job has come back. Returns false if it was not begun, and waits. */
 static bool work_returned(struct workers *workers, struct work *work)
 {
+    const bool changed = work_set_hangs(workers, work, 0);
     TAILQ_REMOVE(&workers->running, work, link);
-    if (atomic_load(&work->stayed)) {
-        work_wait(workers, work);
-        waiting_release(workers); /* what it stays for may be over by now */
-        return false;
+    if (!atomic_load(&work->stayed)) {
+        if (changed)
+            hanging_changed(workers);
+        return true;
     }
-    if (work_set_hangs(workers, work, 0))
-        hanging_changed(workers);
-    return true;
+    if (work_must_wait(workers, work))
+        work_wait(workers, work);
+    else
+        work_begin(workers, work); /* what it stayed for is over by now */
+    return false;
 }
 
 static void work_deliver(struct letter *letter)
@@ -242,8 +255,9 @@ static void work_deliver(struct letter *letter)
 }
 
 /* On a worker. */
-static void work_run(struct work *work)
+static void work_run(struct worker_job *job)
 {
+    struct work *work = (struct work *)((char *)job - offsetof(struct work, job));
     if (atomic_load(&work->stay))
         atomic_store(&work->stayed, true);
     else {
@@ -262,12 +276,11 @@ static void queue(struct workers *workers, struct work *work, bool files, void *
     work->workers = workers;
     work->data = data;
     work->run = run;
+    work->job.run = work_run;
     work->done = done;
     work->hangs = 0;
     work->waits = false;
     worker_watch_init(&work->watch, files);
-    atomic_init(&work->stay, false);
-    atomic_init(&work->stayed, false);
     workers->n_jobs++;
     if (!uv_is_active((uv_handle_t *)&workers->look))
         uv_timer_start(&workers->look, look, LOOK_MS, LOOK_MS);

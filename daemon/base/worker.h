@@ -12,6 +12,7 @@
 
 #include "daemon/base/mailbox.h"
 #include "daemon/base/worker_self.h"
+#include "daemon/base/worker_threads.h"
 #include "daemon/base/worker_watch.h"
 
 #include <stdatomic.h>
@@ -37,9 +38,9 @@ struct work {
 
     void (*run)(struct work *work);  /* on a worker */
     void (*done)(struct work *work); /* on the loop */
-    struct work *next;
-    struct letter letter;    /* for the way back */
-    struct workers *workers; /* the queue's */
+    struct workers *workers;
+    struct worker_job job; /* for the way to a worker */
+    struct letter letter;  /* for the way back */
     struct worker_watch watch;
 
     /* Loop: */

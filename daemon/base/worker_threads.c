@@ -1,7 +1,5 @@
 #include "daemon/base/worker_threads.h"
 
-#include "daemon/base/worker.h"
-
 #include <assert.h>
 #include <errno.h>
 #include <pthread.h>
@@ -20,11 +18,10 @@ struct spare {
 };
 
 struct worker_threads {
-    sem_t jobs;           /* queued ones, and one for each thread that is to end; sem_post() never waits */
-    struct work *last;    /* atomic: the job queued last; `next` leads to the one before it */
-    pthread_mutex_t lock; /* guards `first`; workers only */
-    struct work *first;   /* jobs in order, taken over from `last` */
-    void (*run)(struct work *work);
+    sem_t jobs;               /* queued ones, and one for each thread that is to end; sem_post() never waits */
+    struct worker_job *last;  /* atomic: the job queued last; `next` leads to the one before it */
+    pthread_mutex_t lock;     /* guards `first`; workers only */
+    struct worker_job *first; /* jobs in order, taken over from `last` */
     struct mailbox *mailbox;
     atomic_uint excess; /* spare threads that are to end */
 
@@ -38,7 +35,7 @@ struct worker_threads {
     void *context;
 };
 
-int worker_threads_new(struct mailbox *mailbox, void (*run)(struct work *work), struct worker_threads **ret)
+int worker_threads_new(struct mailbox *mailbox, struct worker_threads **ret)
 {
     struct worker_threads *threads = calloc(1, sizeof(*threads));
     if (!threads)
@@ -46,29 +43,28 @@ int worker_threads_new(struct mailbox *mailbox, void (*run)(struct work *work), 
     sem_init(&threads->jobs, 0, 0); /* fails only for a value that is too large */
     pthread_mutex_init(&threads->lock, NULL);
     threads->mailbox = mailbox;
-    threads->run = run;
     *ret = threads;
     return 0;
 }
 
 /* The job queued first. NULL: there is none, and the thread is to end. */
-static struct work *take(struct worker_threads *threads)
+static struct worker_job *take(struct worker_threads *threads)
 {
     pthread_mutex_lock(&threads->lock);
     if (!threads->first) {
-        struct work *work = __atomic_exchange_n(&threads->last, NULL, __ATOMIC_ACQUIRE);
-        while (work) {
-            struct work *before = work->next;
-            work->next = threads->first;
-            threads->first = work;
-            work = before;
+        struct worker_job *job = __atomic_exchange_n(&threads->last, NULL, __ATOMIC_ACQUIRE);
+        while (job) {
+            struct worker_job *before = job->next;
+            job->next = threads->first;
+            threads->first = job;
+            job = before;
         }
     }
-    struct work *work = threads->first;
-    if (work)
-        threads->first = work->next;
+    struct worker_job *job = threads->first;
+    if (job)
+        threads->first = job->next;
     pthread_mutex_unlock(&threads->lock);
-    return work;
+    return job;
 }
 
 /* Runs the next job. False if there is none, and the thread is to end. */
@@ -76,10 +72,10 @@ static bool run_next(struct worker_threads *threads)
 {
     while (sem_wait(&threads->jobs) < 0)
         ; /* a signal */
-    struct work *work = take(threads);
-    if (work)
-        threads->run(work);
-    return work;
+    struct worker_job *job = take(threads);
+    if (job)
+        job->run(job);
+    return job;
 }
 
 static void threads_end_if_done(struct worker_threads *threads)
@@ -197,10 +193,10 @@ void worker_threads_set_spares(struct worker_threads *threads, unsigned n)
 
 /* --- jobs --- */
 
-void worker_threads_push(struct worker_threads *threads, struct work *work)
+void worker_threads_push(struct worker_threads *threads, struct worker_job *job)
 {
-    work->next = __atomic_load_n(&threads->last, __ATOMIC_RELAXED);
-    while (!__atomic_compare_exchange_n(&threads->last, &work->next, work, true, __ATOMIC_RELEASE, __ATOMIC_RELAXED))
+    job->next = __atomic_load_n(&threads->last, __ATOMIC_RELAXED);
+    while (!__atomic_compare_exchange_n(&threads->last, &job->next, job, true, __ATOMIC_RELEASE, __ATOMIC_RELAXED))
         ;
     sem_post(&threads->jobs);
 }

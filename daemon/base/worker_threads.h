@@ -12,11 +12,17 @@
 
 #include <uv.h>
 
-struct work;
 struct worker_threads;
 
-/* No thread yet: jobs wait. run() is called on a thread, for each job. The mailbox outlives the threads. -ENOMEM. */
-int worker_threads_new(struct mailbox *mailbox, void (*run)(struct work *work), struct worker_threads **ret);
+/* Part of a larger struct. It belongs to the threads from worker_threads_push() until run() is called, on one of them.
+ */
+struct worker_job {
+    void (*run)(struct worker_job *job);
+    struct worker_job *next;
+};
+
+/* No thread yet: jobs wait. The mailbox outlives the threads. -ENOMEM. */
+int worker_threads_new(struct mailbox *mailbox, struct worker_threads **ret);
 
 /* Starts `n` regular threads. libuv's work queue has at least as many (UV_THREADPOOL_SIZE), and no other requests;
  * libuv aborts if it cannot start them. There may be `most_spares` spare threads. -ENOMEM. */
@@ -26,8 +32,8 @@ int worker_threads_begin(struct worker_threads *threads, uv_loop_t *loop, unsign
  * they have done their next job. */
 void worker_threads_set_spares(struct worker_threads *threads, unsigned n);
 
-/* Never waits. The job stays where it is until run() was called with it. */
-void worker_threads_push(struct worker_threads *threads, struct work *work);
+/* Never waits. */
+void worker_threads_push(struct worker_threads *threads, struct worker_job *job);
 
 /* Jobs that no thread has taken yet. */
 unsigned worker_threads_queued(struct worker_threads *threads);

@@ -30,6 +30,7 @@ from rocmforge_wire import Client  # noqa: E402
 
 INNOCENT = USER + 100
 EVERY = 0.01
+MODELS_OF_ONE = 100  # that a user may have by default, also if three others have as many as they may
 
 
 def message(method, more=False, **parameters):
@@ -169,18 +170,16 @@ def storms(users, processes):
 
 
 def hoards(users, connections, *requests):
-    """Each user loads as many models as the limits allow, and then asks."""
+    """Each user loads as many models as the limits allow, before anything is measured, and then asks."""
+    asking = floods(users, connections, *requests)
 
     def attackers(daemon, place, seconds):
         tiny = place.paths["tiny"].read_bytes()
-
-        def act(flood):
-            hoard(daemon.socket, tiny, 20000)
-            return flood.run(seconds)
-
-        for uid, _ in floods(users, connections, *requests)(daemon, place, seconds):
-            filled = [(data, file, times) for data, file, times in requests]
-            yield uid, lambda: act(Flood(daemon.socket, connections, filled))
+        hoarding = [apart(USER + user, lambda: hoard(daemon.socket, tiny)) for user in range(users)]
+        had = [result() for result in hoarding]
+        if min(had) < MODELS_OF_ONE:
+            raise RuntimeError(f"the attackers have only {had} models")
+        yield from asking(daemon, place, seconds)
 
     return attackers
 
