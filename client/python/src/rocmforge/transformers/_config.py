@@ -118,7 +118,8 @@ def _gemma3(said: _Said) -> _Values:
 
 
 def _phi3(said: _Said) -> _Values:
-    values: _Values = {"model_type": "phi3", **_rope(said), **said.rename({"attention.sliding_window": "sliding_window"})}
+    values: _Values = {"model_type": "phi3", **_rope(said)}
+    values["sliding_window"] = said.get("attention.sliding_window") or None  # 0: it has none
     original = said.get("rope.scaling.original_context_length")
     if original:
         values["original_max_position_embeddings"] = original
