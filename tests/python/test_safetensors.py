@@ -61,9 +61,10 @@ def test_every_type_in_torch(rf, every_dtype):
         del tensor
 
 
-def test_slices_are_those_of_safetensors(rf, every_dtype):
-    path, told = every_dtype
+def test_slices_are_those_of_safetensors(rf, folder):
     np = pytest.importorskip("numpy")
+    path = folder / "known.safetensors"
+    make_safetensors.write(path, {name: one for name, one in EVERY.items() if "fnuz" not in name})  # which 0.7 lacks
     with rf.load_attach(path) as model, safe_open(path, "np") as file:
         assert set(model.keys()) == set(file.keys())
         for name in model:
