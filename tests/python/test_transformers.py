@@ -143,6 +143,14 @@ def test_rows_that_the_daemon_reordered(made):
     assert torch.equal(logits(again.model), logits(original))
 
 
+@pytest.mark.parametrize("layout", [None, "hf"])
+def test_llama_with_biases(made, layout):
+    """Some have them; the file tells by having the tensors. Those of q and k are permuted, too."""
+    original, again = made("llama", write={"attention_bias": True, "mlp_bias": True}, load={"layout": layout})
+    assert again.report.unused == [] and len(again.report.made) == (0 if layout else 4 * hf_models.LAYERS)
+    assert torch.equal(logits(again.model), logits(original))
+
+
 def test_rows_that_groups_reordered(rf, daemon, folder):
     original = hf_models.make("llama")
     path = hf_models.write(folder / "g.gguf", original, "llama")

@@ -59,7 +59,8 @@ def _head_dim(said: _Said) -> _Values:
 
 
 def _llama(said: _Said) -> _Values:
-    return {"model_type": "llama", **_rope(said), **_head_dim(said)}
+    biases = {"attention_bias": "blk.0.attn_q.bias" in said.model, "mlp_bias": "blk.0.ffn_up.bias" in said.model}
+    return {"model_type": "llama", **biases, **_rope(said), **_head_dim(said)}
 
 
 def _mistral(said: _Said) -> _Values:
