@@ -36,7 +36,7 @@ def test_install(admin, arguments):
     """The packages install, and the socket listens; nothing runs yet."""
     admin.types("apt-get update -qq")
     # What they depend on first, so that what is different afterwards is theirs alone.
-    needed = "libcjson1 libuv1 libsystemd0 python3 bash-completion"
+    needed = "libcjson1 liburing2 libuv1 libsystemd0 python3 bash-completion"
     admin.types(f"DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends {needed}")
     admin.before = admin.files()
     admin.types("DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends " + debs(arguments.packages))
