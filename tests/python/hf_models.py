@@ -57,7 +57,7 @@ def write(path, model, architecture, name="tiny", more=None):
     heads, kv_heads = config.num_attention_heads, getattr(config, "num_key_value_heads", config.num_attention_heads)
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name(name)
-    writer.add_block_count(LAYERS)
+    writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.intermediate_size)
@@ -71,11 +71,12 @@ def write(path, model, architecture, name="tiny", more=None):
         else:
             writer.add_layer_norm_eps(config.norm_epsilon)
         writer.add_rope_freq_base(theta(config))
+        more = {**scaling(writer, config, architecture), **(more or {})}
         if getattr(config, "head_dim", None):
             writer.add_key_length(config.head_dim)
             writer.add_value_length(config.head_dim)
-    if getattr(config, "sliding_window", None):
-        writer.add_sliding_window(config.sliding_window)
+    if getattr(config, "sliding_window", None) or architecture == "phi3":
+        writer.add_sliding_window(config.sliding_window or 0)  # a phi3 without one says 0
     if architecture == "qwen3moe":
         writer.add_expert_count(config.num_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
@@ -86,7 +87,7 @@ def write(path, model, architecture, name="tiny", more=None):
     vocabulary(writer)
 
     arch = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == architecture)
-    names = gguf.get_tensor_name_map(arch, LAYERS)
+    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     written = set()
     for theirs, parameter in model.state_dict().items():
         if theirs == "lm_head.weight" and config.tie_word_embeddings:
@@ -123,6 +124,25 @@ def theta(config):
     parameters = getattr(config, "rope_parameters", None) or {}
     parameters = parameters.get("full_attention", parameters)
     return float(parameters.get("rope_theta") or config.rope_theta)
+
+
+def scaling(writer, config, architecture):
+    """What llama.cpp's converter says of a scaled rotation. Returns the tensors that it has for this."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    parameters = parameters.get("full_attention", parameters)
+    if architecture == "phi3":
+        head = config.hidden_size // config.num_attention_heads
+        writer.add_rope_dimension_count(int(head * parameters.get("partial_rotary_factor", 1.0)))
+        writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
+    kind = parameters.get("rope_type", "default")
+    if kind in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(kind))
+        writer.add_rope_scaling_factor(parameters["factor"])
+    if kind == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(parameters["original_max_position_embeddings"])
+    if kind == "longrope":
+        return {f"rope_factors_{size}.weight": np.array(parameters[f"{size}_factor"], np.float32) for size in ("long", "short")}
+    return {}
 
 
 def vocabulary(writer):

@@ -66,6 +66,13 @@ def test_every_block_is_tested():
     assert len(BLOCKS) == 7 and "from_resident" in BLOCKS[2] and "encode" in BLOCKS[3]
 
 
+def test_every_method_is_named():
+    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    (named,) = re.findall(r"The client has every method of the daemon.*?by its name\.", text, re.S)
+    methods = re.findall(r"^method (\w+)", (ROOT / "proto" / "io.rocmforge.varlink").read_text(encoding="utf-8"), re.M)
+    assert {re.sub(r"(?<!^)([A-Z])", r"_\1", name).lower() for name in methods} == set(re.findall(r"`(\w+)`", named))
+
+
 def test_the_table_of_errors_is_whole():
     """Each error of this package stands in it; those of the daemon are WireErrors, of which a few stand for all."""
     text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")

@@ -57,7 +57,7 @@ def test_every_part_is_in_the_wheel(folder):
 INSTALLED = Path(rocmforge.__file__).parents[1]
 
 
-def run_bare(code, *arguments, folder=INSTALLED, **env):
+def run_bare(code, *arguments, folder, **env):
     """With nothing but Python and the package: -S leaves out what was installed."""
     before = f"import sys\nsys.path.insert(0, {str(folder)!r})\n"
     unset = ("ROCMFORGE_LIBRARY", "PYTHONPATH", "LD_LIBRARY_PATH")
@@ -67,9 +67,8 @@ def run_bare(code, *arguments, folder=INSTALLED, **env):
     return done.stdout
 
 
-def test_nothing_but_python_is_needed(daemon, small):
-    if INSTALLED.name == "site-packages":
-        pytest.skip("beside the package is what it does not need")
+def test_nothing_but_python_is_needed(daemon, small, folder):
+    shutil.copytree(INSTALLED / "rocmforge", folder / "alone" / "rocmforge")  # not what stands beside it
     code = """
 import asyncio, rocmforge, rocmforge.aio
 model = rocmforge.load_attach(sys.argv[1], form="f32", socket=sys.argv[2])
@@ -83,7 +82,7 @@ async def main():
 assert asyncio.run(main()) == 1
 print(sorted({"numpy", "torch", "tqdm", "ml_dtypes", "transformers", "typing_extensions"} & set(sys.modules)))
 """
-    assert run_bare(code, small, daemon.socket, ROCMFORGE_LIBRARY=os.environ["ROCMFORGE_LIBRARY"]) == "[]\n"
+    assert run_bare(code, small, daemon.socket, folder=folder / "alone", ROCMFORGE_LIBRARY=os.environ["ROCMFORGE_LIBRARY"]) == "[]\n"
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +113,7 @@ def test_the_installed_library_is_found(prefix):
     """By its name, where the system looks for libraries."""
     (library,) = prefix.rglob("librocmforge.so.0")
     code = "from rocmforge import _library\n_library.library()\nprint(next(line.split()[-1] for line in open('/proc/self/maps') if 'librocmforge' in line))"
-    path = run_bare(code, LD_LIBRARY_PATH=str(library.parent))
+    path = run_bare(code, folder=INSTALLED, LD_LIBRARY_PATH=str(library.parent))
     assert path.strip() == str(library.resolve())
 
 

@@ -6,6 +6,7 @@ import make_safetensors
 import pytest
 import rocmforge
 from rocmforge import _files
+from safetensors import safe_open
 
 TENSORS = {"w": ("BF16", [4, 3]), "i": ("I64", [5]), "h": ("F16", [2, 2]), "q": ("F8_E4M3", [6]), "m": ("U8", [3])}
 
@@ -21,6 +22,65 @@ def test_a_file(rf, folder):
         assert not model["m"].is_blocks and model["m"].dtype == "uint8" and model["m"].shape == (3,)
         assert model["q"].numpy().dtype.name == "float8_e4m3fn" and model["q"].numpy().tobytes() == told["q"]
         assert model["h"].numpy().tobytes() == told["h"]
+
+
+EVERY = {dtype.lower(): (dtype, [3, 4]) for dtype, bits in make_safetensors.BITS.items() if bits >= 8}
+
+
+@pytest.fixture
+def every_dtype(folder):
+    """A tensor of each type that has whole bytes, and what its bytes are."""
+    path = folder / "every.safetensors"
+    return path, make_safetensors.write(path, EVERY)
+
+
+def test_every_type_in_numpy(rf, every_dtype):
+    pytest.importorskip("ml_dtypes")
+    path, told = every_dtype
+    with rf.load_attach(path) as model:
+        assert set(model) == set(EVERY)
+        for name, array in model.state_dict("np").items():
+            assert array.shape == (3, 4) and not array.flags.writeable and array.dtype.name == model[name].dtype, name
+            assert array.ctypes.data == model[name].data_ptr and array.tobytes() == told[name], name
+        assert array.base is not None
+        del array
+
+
+def test_every_type_in_torch(rf, every_dtype):
+    torch = pytest.importorskip("torch")
+    path, told = every_dtype
+    with rf.load_attach(path) as model:
+        seen = 0
+        for name in model:
+            if not hasattr(torch, model[name].dtype):
+                with pytest.raises(rocmforge.UnsupportedDtype):
+                    model.torch(name)
+                continue
+            tensor = model.torch(name)
+            assert tensor.dtype == getattr(torch, model[name].dtype) and tensor.shape == (3, 4), name
+            assert tensor.data_ptr() == model[name].data_ptr, name
+            assert tensor.contiguous().view(torch.uint8).numpy().tobytes() == told[name], name
+            seen += 1
+        assert seen > 14
+        del tensor
+
+
+def test_slices_are_those_of_safetensors(rf, folder):
+    np = pytest.importorskip("numpy")
+    path = folder / "known.safetensors"
+    make_safetensors.write(path, {name: one for name, one in EVERY.items() if "fnuz" not in name})  # which 0.7 lacks
+    with rf.load_attach(path) as model, safe_open(path, "np") as file:
+        assert set(model.keys()) == set(file.keys())
+        for name in model:
+            ours, theirs = model.get_slice(name, "np"), file.get_slice(name)
+            assert (ours.get_shape(), ours.get_dtype()) == (theirs.get_shape(), theirs.get_dtype()), name
+        ours, theirs = model.get_slice("f32", "np"), file.get_slice("f32")
+        for index in (slice(1, 3), (slice(None), slice(1, 2)), (0, slice(2))):
+            part = ours[index]
+            assert np.array_equal(part, theirs[index]) and part.base is not None and not part.flags.writeable
+        del part
+        with pytest.raises(KeyError):
+            model.get_slice("nothing")
 
 
 @pytest.mark.parametrize("by_path", [False, True])

@@ -71,6 +71,32 @@ def test_a_given_configuration(made):
     assert torch.equal(logits(again.model), logits(original))
 
 
+# Eight numbers each, for heads of 16; and half as many where half of a head is rotated.
+LONG = {"rope_type": "longrope", "long_factor": [2.0] * 4 + [8.0] * 4, "short_factor": [1.0] * 4 + [1.5] * 4}
+HALF = {**LONG, "long_factor": [8.0] * 4, "short_factor": [1.0, 1.25, 1.5, 2.0], "partial_rotary_factor": 0.5}
+SCALED = {
+    "gemma3_text, linear": dict(rope_parameters={
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    }, num_hidden_layers=6),
+    "qwen2, yarn": dict(rope_parameters={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 1e4}),
+    "phi3, longrope, short": dict(rope_parameters={**LONG, "rope_theta": 1e4}, original_max_position_embeddings=64),
+    "phi3, longrope, long": dict(rope_parameters={**LONG, "rope_theta": 1e4}, original_max_position_embeddings=8),
+    "phi3, a part of each head": dict(rope_parameters={**HALF, "rope_theta": 1e4}, original_max_position_embeddings=8),
+    "phi3, sliding": dict(sliding_window=4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SCALED)
+def test_rotations_that_are_scaled(made, kind):
+    """As files say them: by keys, or by tensors of factors."""
+    options = SCALED[kind]
+    original, again = made(kind.partition(",")[0], write=options)
+    assert torch.equal(logits(again.model), logits(original))
+    plain = hf_models.make(kind.partition(",")[0], **{key: value for key, value in options.items() if key == "num_hidden_layers"})
+    assert not torch.equal(logits(plain), logits(original))
+
+
 def test_frequencies_of_llama_3(rf, folder, daemon):
     """Of the scaling of Llama 3.1 a file has the factors, as a tensor."""
     scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -114,6 +140,14 @@ def test_rows_that_the_daemon_reordered(made):
     """With layout="hf" there is nothing left to make, and the bits are the same; so with groups that say it."""
     original, again = made("llama", load={"layout": "hf"})
     assert again.report.made == {} and again.report.share == 1 and again.report.unused == []
+    assert torch.equal(logits(again.model), logits(original))
+
+
+@pytest.mark.parametrize("layout", [None, "hf"])
+def test_llama_with_biases(made, layout):
+    """Some have them; the file tells by having the tensors. Those of q and k are permuted, too."""
+    original, again = made("llama", write={"attention_bias": True, "mlp_bias": True}, load={"layout": layout})
+    assert again.report.unused == [] and len(again.report.made) == (0 if layout else 4 * hf_models.LAYERS)
     assert torch.equal(logits(again.model), logits(original))
 
 

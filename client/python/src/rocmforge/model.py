@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Dict, Iterator, Mapping, NoReturn, Optional, Type
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, NoReturn, Optional, Type
 
 from . import _metadata
 from ._memory import Attachment, Entry
@@ -221,6 +221,11 @@ class Model(Mapping[str, Tensor]):
             return self.numpy(name, copy)
         raise ValueError(f"framework is 'pt' or 'np', and not {framework!r}")
 
+    def get_slice(self, name: str, framework: str = "pt") -> Slice:
+        """A tensor to take a part of, by an index: model.get_slice(name)[:10]. As in safetensors, but the part is a view,
+        and takes no memory. KeyError."""
+        return Slice(self, name, framework)
+
     def numpy(self, name: str, copy: bool = False) -> _np.ndarray[Any, Any]:
         """Tensor.numpy() of the tensor with this name. KeyError."""
         return self[name].numpy(copy)
@@ -232,3 +237,25 @@ class Model(Mapping[str, Tensor]):
     def state_dict(self, framework: str = "pt", copy: bool = False) -> Dict[str, Any]:
         """A dictionary of all tensors by name; each is the result of get_tensor()."""
         return {name: self.get_tensor(name, framework, copy) for name in self}
+
+
+class Slice:
+    """What get_slice() gives: the methods of safetensors' slices."""
+
+    def __init__(self, model: Model, name: str, framework: str) -> None:
+        self._model, self._framework = model, framework
+        self._tensor = model[name]
+
+    def get_shape(self) -> List[int]:
+        """Of the whole tensor."""
+        return list(self._tensor.shape)
+
+    def get_dtype(self) -> str:
+        """As safetensors names it: "F32", "BF16", "U8"; of blocks: "U8"."""
+        tensor = self._tensor
+        if tensor.is_blocks:
+            return "U8"
+        return (tensor.type if tensor.form == "native" else tensor.form).upper()
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._model.get_tensor(self._tensor.name, self._framework)[index]

@@ -247,8 +247,12 @@ class Tensor:
         """
         import torch.utils.dlpack
 
-        _dtypes.torch_dtype(self._dtype)
-        tensor: _torch.Tensor = torch.utils.dlpack.from_dlpack(self)
+        dtype = _dtypes.torch_dtype(self._dtype)
+        tensor: _torch.Tensor
+        if self._dtype.itemsize > 1:
+            tensor = torch.utils.dlpack.from_dlpack(self)
+        else:  # as bytes, because older PyTorch takes no float8 by DLPack
+            tensor = torch.utils.dlpack.from_dlpack(self._capsule(_dtypes.BLOCKS, False)).view(dtype)
         return tensor.clone() if copy else tensor
 
     def __dlpack_device__(self) -> Tuple[int, int]:
@@ -279,9 +283,13 @@ class Tensor:
         wanted = tuple(int(part) for part in dl_device) if dl_device is not None else device
         if copy or wanted != device:
             return self._dlpack_copy(wanted, copy, versioned)
-        view = self._attachment.view()
+        return self._capsule(self._dtype, versioned)
+
+    def _capsule(self, dtype: _dtypes.Dtype, versioned: bool) -> Any:
+        """A capsule that is a view, as elements of this type, which has the size of the tensor's."""
+        view, device = self._attachment.view(), self.__dlpack_device__()
         return _dlpack.capsule(
-            view, self._entry.address, self._dtype, self.shape, device, versioned, _dlpack.READ_ONLY, self.strides
+            view, self._entry.address, dtype, self.shape, device, versioned, _dlpack.READ_ONLY, self.strides
         )
 
     def _dlpack_copy(self, wanted: Tuple[int, ...], copy: Optional[bool], versioned: bool) -> Any:

@@ -59,7 +59,8 @@ def _head_dim(said: _Said) -> _Values:
 
 
 def _llama(said: _Said) -> _Values:
-    return {"model_type": "llama", **_rope(said), **_head_dim(said)}
+    biases = {"attention_bias": "blk.0.attn_q.bias" in said.model, "mlp_bias": "blk.0.ffn_up.bias" in said.model}
+    return {"model_type": "llama", **biases, **_rope(said), **_head_dim(said)}
 
 
 def _mistral(said: _Said) -> _Values:
@@ -118,7 +119,8 @@ def _gemma3(said: _Said) -> _Values:
 
 
 def _phi3(said: _Said) -> _Values:
-    values: _Values = {"model_type": "phi3", **_rope(said), **said.rename({"attention.sliding_window": "sliding_window"})}
+    values: _Values = {"model_type": "phi3", **_rope(said)}
+    values["sliding_window"] = said.get("attention.sliding_window") or None  # 0: it has none
     original = said.get("rope.scaling.original_context_length")
     if original:
         values["original_max_position_embeddings"] = original
