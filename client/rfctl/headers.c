@@ -2,27 +2,18 @@
 
 #include "client/rfctl/memory.h"
 #include "daemon/format/format.h"
+#include "daemon/gguf/gguf.h"
+#include "proto/descriptors.h"
 #include "proto/shards_given.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* A model may have more files than programs may have open by default. */
-static void raise_descriptor_limit(void)
-{
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
-        return;
-    limit.rlim_cur = limit.rlim_max;
-    (void)setrlimit(RLIMIT_NOFILE, &limit);
-}
-
-static int open_all(char *const *paths, size_t n, struct split_file *files, size_t *ret_n, uint64_t *ret_size)
+static int open_all(char *const *paths, size_t n, struct header_file *files, size_t *ret_n, uint64_t *ret_size)
 {
     uint64_t size = 0;
     for (*ret_n = 0; *ret_n < n; (*ret_n)++) {
@@ -30,7 +21,7 @@ static int open_all(char *const *paths, size_t n, struct split_file *files, size
         int fd = shard_open_regular(paths[*ret_n]);
         if (fd < 0 || fstat(fd, &status) < 0)
             return fd < 0 ? fd : -errno;
-        files[*ret_n] = (struct split_file){fd, (uint64_t)status.st_size};
+        files[*ret_n] = (struct header_file){fd, (uint64_t)status.st_size};
         size += (uint64_t)status.st_size;
     }
     *ret_size = size;
@@ -38,9 +29,9 @@ static int open_all(char *const *paths, size_t n, struct split_file *files, size
 }
 
 /* *ret_file tells which of the paths could not be read. One file of several, without the others, is looked at alone. */
-static int read_paths(char *const *paths, size_t n, struct headers *ret, struct gguf_fault *fault, size_t *ret_file)
+static int read_paths(char *const *paths, size_t n, struct headers *ret, struct header_fault *fault, size_t *ret_file)
 {
-    struct split_file *files = need_memory(n * sizeof(*files));
+    struct header_file *files = need_memory(n * sizeof(*files));
     size_t n_open = 0;
     int r = open_all(paths, n, files, &n_open, &ret->size);
     *ret_file = r < 0 ? n_open : 0;
@@ -57,7 +48,7 @@ static int read_paths(char *const *paths, size_t n, struct headers *ret, struct 
 }
 
 /* Refuses files that are a part of a model, which safetensors files do not say themselves. */
-static int check_given(char *const *paths, size_t n, struct gguf_fault *fault, char **ret_path)
+static int check_given(char *const *paths, size_t n, struct header_fault *fault, char **ret_path)
 {
     struct shard_paths missing;
     int r = shards_given((const char *const *)paths, n, shard_open_regular, &missing);
@@ -72,13 +63,13 @@ static int check_given(char *const *paths, size_t n, struct gguf_fault *fault, c
     return -EBADMSG;
 }
 
-int headers_read(char *const *paths, size_t n, struct headers *ret, struct gguf_fault *ret_fault, char **ret_path)
+int headers_read(char *const *paths, size_t n, struct headers *ret, struct header_fault *ret_fault, char **ret_path)
 {
     struct headers headers = {0};
     struct shard_paths found = {0};
     const char *first = paths[0];
     size_t file = 0;
-    raise_descriptor_limit();
+    (void)descriptors_raise_limit(); /* a model may have more files than programs may have open by default */
     int r = n == 1 ? 0 : check_given(paths, n, ret_fault, ret_path);
     if (r < 0)
         return r;
@@ -122,7 +113,7 @@ int headers_read(char *const *paths, size_t n, struct headers *ret, struct gguf_
 
 void headers_clear(struct headers *headers)
 {
-    gguf_free(headers->file);
+    model_header_free(headers->file);
     shard_paths_free(&headers->same);
     shard_paths_free(&headers->absent);
     *headers = (struct headers){0};

@@ -1,7 +1,7 @@
 /* Reads the headers of a model's files, without a daemon. */
 #pragma once
 
-#include "daemon/gguf/gguf.h"
+#include "daemon/header/model_header.h"
 #include "proto/shards.h"
 
 #include <stdbool.h>
@@ -9,7 +9,7 @@
 #include <stdint.h>
 
 struct headers {
-    struct gguf *file;
+    struct model_header *file;
     uint64_t size;
     struct shard_place place;  /* of the file that was named first */
     bool whole;                /* all files of the model were there */
@@ -20,7 +20,7 @@ struct headers {
 /* Reads them; of one file of several the others are found. Returns 0, and the caller ends *ret with
  * headers_clear(). -EBADMSG and the fault: a file is refused; -EINVAL: it is no regular file; -ENODATA: it was cut
  * short; or another negative errno. Then *ret_path is the path of that file, which the caller frees. */
-int headers_read(char *const *paths, size_t n, struct headers *ret, struct gguf_fault *ret_fault, char **ret_path);
+int headers_read(char *const *paths, size_t n, struct headers *ret, struct header_fault *ret_fault, char **ret_path);
 
 /* Zeros are fine. */
 void headers_clear(struct headers *headers);

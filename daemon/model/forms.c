@@ -1,5 +1,6 @@
 #include "daemon/model/forms.h"
 
+#include "daemon/base/json_text.h"
 #include "proto/utf8.h"
 
 #include <assert.h>
@@ -117,7 +118,7 @@ bool forms_match(const char *pattern, const char *name)
     return *pattern == '\0';
 }
 
-bool forms_affordable(const struct forms *forms, const struct gguf *model)
+bool forms_affordable(const struct forms *forms, const struct model_header *model)
 {
     uint64_t patterns = 0, names = 0;
     for (size_t i = 0; i < forms->n_rules; i++)
@@ -129,12 +130,12 @@ bool forms_affordable(const struct forms *forms, const struct gguf *model)
 
 /* --- the form of a tensor --- */
 
-static enum form form_asked(const struct forms *forms, const struct gguf_tensor *tensor)
+static enum form form_asked(const struct forms *forms, const struct header_tensor *tensor)
 {
     for (size_t i = forms->n_rules; i-- > 0;)
         if (forms_match(forms->rules[i].match, tensor->name))
             return forms->rules[i].form;
-    if (tensor->keeps)
+    if (tensor->exempt)
         return FORM_NATIVE;
     /* These are norms and biases. They are small: rounding them saves little memory and costs accuracy. */
     const bool narrows = forms->form == FORM_F16 || forms->form == FORM_BF16;
@@ -143,7 +144,7 @@ static enum form form_asked(const struct forms *forms, const struct gguf_tensor 
     return forms->form;
 }
 
-enum form forms_of(const struct forms *forms, const struct gguf_tensor *tensor)
+enum form forms_of(const struct forms *forms, const struct header_tensor *tensor)
 {
     enum form form = form_asked(forms, tensor);
     if (form == FORM_AUTO)
@@ -221,7 +222,7 @@ cJSON *forms_rules(const struct forms *forms)
         cJSON *rule = cJSON_CreateObject();
         cJSON_AddStringToObject(rule, "match", forms->rules[i].match);
         cJSON_AddStringToObject(rule, "form", forms_word(forms->rules[i].form));
-        cJSON_AddItemToArray(array, rule);
+        json_append(array, rule);
     }
     return array;
 }

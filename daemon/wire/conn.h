@@ -12,6 +12,7 @@
  * Loop thread only. */
 #pragma once
 
+#include "daemon/base/closer.h"
 #include "daemon/base/counters.h"
 #include "daemon/base/peer.h"
 #include "daemon/base/quota.h"
@@ -73,6 +74,15 @@ int conns_new(uv_loop_t *loop, const struct conn_hooks *hooks, void *context, st
 /* Closes every connection; calls that wait are answered with ShuttingDown. `closed` is called once all are gone and
  * conns is freed. */
 void conns_close(struct conns *conns, void (*closed)(void *context), void *context);
+
+/* Descriptors that clients have sent, and nobody takes, are given to it. It outlives the connections. */
+void conns_set_closer(struct conns *conns, struct closer *closer);
+
+/* Clients whose user has sent more descriptors than could be closed yet are read from again: see closer_is_busy(). */
+void conns_go_on(struct conns *conns);
+
+/* Closes a descriptor that this client has sent, soon: see closer.h. */
+void conn_close_fd(const struct conn *conn, int fd);
 
 size_t conns_count(const struct conns *conns);
 

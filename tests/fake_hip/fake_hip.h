@@ -29,6 +29,8 @@
  *   FAKE_HIP_TAKEN=BYTES   memory of the first device that other programs use
  *   FAKE_HIP_LEAK=1        freed memory stays in use
  *   FAKE_HIP_GATE=PATH     copies wait while this file exists
+ *   FAKE_HIP_HANG=PATH     a call that the file PATH names, as "hipMalloc 1" for that of the device 1, does not return
+ *                          while it does
  *   FAKE_HIP_NO_BINARY=1   the embedded kernels are for another device
  *   FAKE_HIP_OWN_ONLY=1    only the user of the process that made a handle can open it
  *   FAKE_HIP_NO_VMM=1      memory cannot be shared by descriptors

@@ -131,6 +131,19 @@ def test_a_signal_has_modes_looked_at(start_for_all, clients, own_file):
     wait_until(lambda: seen(stranger) == ["0", "2"])
 
 
+def test_modes_change_while_the_file_is_compared(start_for_all, clients, own_file):
+    """A signal has the file compared, too, which gives the model a new source: what was read of the old one is read
+    again."""
+    daemon = start_for_all()
+    user, stranger = clients(daemon, USER), clients(daemon, OTHER)
+    path = own_file("m.gguf", 0o600)
+    load_as(user, USER, path, name="m")
+    for mode, names_seen in [(0o644, ["m"]), (0o600, [])] * 100:
+        os.chmod(path, mode)
+        os.kill(daemon.pid, signal.SIGHUP)
+        wait_until(lambda names_seen=names_seen: seen(stranger) == names_seen, every=0.001)
+
+
 def test_watch_tells_whose_access_ends(start_for_all, clients, own_file):
     daemon = start_for_all()
     user, other, holder = clients(daemon, USER), clients(daemon, OTHER), clients(daemon, OTHER + 1)

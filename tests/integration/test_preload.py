@@ -3,6 +3,7 @@ import os
 import signal
 import time
 
+import make_safetensors
 import pytest
 from harness import USER, client_of, is_filling, load_fd, names, states, tensor_model, wait_until
 
@@ -163,6 +164,32 @@ def test_end_while_preloading(start, gate, preload_folder, large_model):
     daemon = start("--preload", str(preload_folder), env=gate.env)
     wait_until(lambda: is_filling(daemon, "a"), every=0.001)
     assert daemon.stop(gate) == 0
+
+
+def test_preload_in_a_layout(start, models, preload_folder):
+    """What vLLM fuses stands together; a client that asks for that gets the model that is there. GGUF files are loaded as
+    they are."""
+    (gguf,) = models(1)
+    (preload_folder / "a.gguf").symlink_to(gguf)
+    folder = preload_folder / "llama"
+    folder.mkdir()
+    parts = ("q", "k", "v")
+    tensors = {f"model.layers.0.self_attn.{part}_proj.weight": ("F16", (8, 24)) for part in parts}
+    between = {f"model.layers.{i}.input_layernorm.weight": ("F16", (24,)) for i in range(3)}
+    pairs = zip(sorted(tensors.items()), between.items())
+    make_safetensors.write(folder / "model.safetensors", dict(one for pair in pairs for one in pair))
+    daemon = start("--preload", str(preload_folder), "--preload-layout", "vllm")
+    wait_until(lambda: states(daemon) == {"a": "resident", "llama": "resident"})
+    with daemon.client() as client:
+        shown = client.call("Show", name="llama")
+        offsets = {tensor["name"]: tensor["offset"] for tensor in shown["tensors"]}
+        q, k, v = (offsets[name] for name in tensors)
+        assert (k - q, v - k) == (8 * 24 * 2, 8 * 24 * 2)
+        assert "model.layers.0.self_attn.qkv_proj.weight" in offsets
+        assert shown["model"]["layout"] == "vllm" and shown["model"]["pinned"]
+        path = str(folder / "model.safetensors")
+        assert client.call("Load", path=path, layout="vllm")["model"]["id"] == shown["model"]["id"]
+        assert client.call("Load", path=path, name="other")["model"]["id"] != shown["model"]["id"]
 
 
 def test_hangup_without_preload(daemon):

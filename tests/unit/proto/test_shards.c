@@ -138,9 +138,9 @@ static void no_further_than_a_header(void **state)
     put_header(w, 3);
     put_key(w, "bytes", ARRAY);
     put_number(w, U8, 4);
-    put_number(w, GGUF_HEADER_MAX, 8);
+    put_number(w, HEADER_BYTES_MAX, 8);
     assert_int_equal(write(fd, w->bytes, w->n), (ssize_t)w->n);
-    assert_int_equal(lseek(fd, GGUF_HEADER_MAX, SEEK_CUR), (off_t)(GGUF_HEADER_MAX + w->n));
+    assert_int_equal(lseek(fd, HEADER_BYTES_MAX, SEEK_CUR), (off_t)(HEADER_BYTES_MAX + w->n));
     w->n = 0;
     put_key(w, "split.no", U16);
     put_number(w, 0, 2);
