@@ -9,7 +9,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -394,14 +393,4 @@ int gguf_read(int fd, uint64_t file_size, struct model_header **ret, struct head
 void gguf_prepare(void)
 {
     header_prepare();
-}
-
-int model_header_refuse(struct header_fault *fault, const char *format, ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(fault->reason, sizeof(fault->reason), format, arguments);
-    va_end(arguments);
-    fault->offset = 0;
-    return -EBADMSG;
 }

@@ -4,6 +4,8 @@
 #include "proto/write_all.h"
 
 #include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -94,4 +96,14 @@ bool model_header_same(const struct model_header *a, const struct model_header *
         if (a->header_bytes != b->header_bytes || memcmp(a->memory, b->memory, a->header_bytes) != 0)
             return false;
     return !a && !b;
+}
+
+int model_header_refuse(struct header_fault *fault, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(fault->reason, sizeof(fault->reason), format, arguments);
+    va_end(arguments);
+    fault->offset = 0;
+    return -EBADMSG;
 }
