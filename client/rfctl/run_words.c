@@ -248,7 +248,7 @@ void run_words_read(char **words, bool bench, struct run_words *ret)
         .lock = said[LOCK].name || (said[READ].name && strstr(said[READ].value, "mlock")),
         .overrides = said[OVERRIDE].name,
         .informs = said[INFORMS].name,
-        .fixed = !bench && number(&said[CONTEXT], 0) > 0 && !said[FIT].name,
+        .fixed = !bench && number(&said[CONTEXT], 0) > 0 && !said[FIT].name && !said[DRAFT].name,
         .experts = said[EXPERTS].name && !is_no(said[EXPERTS].value) ? said[EXPERTS].name : NULL,
     };
     judge(said, bench, ret);
