@@ -160,7 +160,7 @@ static char **words_with(char **words, const struct run_place *place)
 
 /* The engine sets up the model and the context without memory first, to choose the size of the context and places for
  * tensors that fit (--fit). This takes up to half of a start. With our -ot it leaves the places as they are, and with
- * -c the context, so nothing is left to choose. */
+ * -c the context, so nothing is left to choose. For a draft model there is. */
 static void leave_out_rehearsal(void)
 {
     setenv("LLAMA_ARG_FIT", "off", 1);

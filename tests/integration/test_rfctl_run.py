@@ -76,6 +76,7 @@ def test_the_engine_is_started(run):
         ([], {"LLAMA_ARG_CTX_SIZE": "512"}, "off"),
         (["-c", "0"], {"LLAMA_ARG_CTX_SIZE": "512"}, None),
         (["-c", "512", "--fit", "on"], {}, None),
+        (["-c", "512", "-md", "draft.gguf"], {}, None),
         (["-c", "512"], {"LLAMA_ARG_FIT": "on"}, "on"),
     ],
 )
