@@ -1,5 +1,5 @@
 /* Values of the metadata, as numbers and as JSON. */
-#include "gguf_rig.h"
+#include "tests/unit/gguf/gguf_rig.h"
 
 #include <errno.h>
 #include <setjmp.h>
