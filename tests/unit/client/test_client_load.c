@@ -129,8 +129,6 @@ static void test_load_malformed(void **state)
 struct asked {
     char text[1024];
     size_t n_fds;
-    static const char *const files[] = {"a-00001-of-00003.gguf", "a-00002-of-00003.gguf", "a-00003-of-00003.gguf",
-                                        "b.gguf"};
     ino_t inodes[4];
 };
 
