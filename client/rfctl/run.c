@@ -158,6 +158,14 @@ static char **words_with(char **words, const struct run_place *place)
     return all;
 }
 
+/* The engine sets up the model and the context without memory first, to choose the size of the context and places for
+ * tensors that fit (--fit). This takes up to half of a start. With our -ot it leaves the places as they are, and with
+ * -c the context, so nothing is left to choose. For a draft model there is. */
+static void leave_out_rehearsal(void)
+{
+    setenv("LLAMA_ARG_FIT", "off", 1);
+}
+
 static bool is_bench(const char *engine)
 {
     const char *slash = strrchr(engine, '/');
@@ -201,6 +209,8 @@ int command_run(struct rfctl *ctl)
     if (status == STATUS_DONE) {
         tell(ctl, &words, &place, &loaded);
         char **all = words_with(ctl->arguments, &place);
+        if (words.fixed)
+            leave_out_rehearsal();
         status = become(ctl, all);
         free(all);
     } else if (status != STATUS_USAGE)

@@ -22,6 +22,8 @@ enum meaning {
     DRAFT_OVERRIDE,
     OVERRIDE,
     EXPERTS,
+    CONTEXT,
+    FIT,
     INFORMS,
     MEANINGS
 };
@@ -81,6 +83,10 @@ static const struct option table[] = {
     {"--n-cpu-moe", EXPERTS, NULL},
     {"-ncffn", EXPERTS, NULL},
     {"--n-cpu-ffn", EXPERTS, NULL},
+    {"-c", CONTEXT, NULL},
+    {"--ctx-size", CONTEXT, NULL},
+    {"-fit", FIT, NULL},
+    {"--fit", FIT, NULL},
     {"-h", INFORMS, ""},
     {"--help", INFORMS, ""},
     {"--usage", INFORMS, ""},
@@ -114,6 +120,8 @@ static const struct option variables[] = {
     {"LLAMA_ARG_CPU_MOE", EXPERTS, "1"},
     {"LLAMA_ARG_N_CPU_MOE", EXPERTS, NULL},
     {"LLAMA_ARG_N_CPU_FFN", EXPERTS, NULL},
+    {"LLAMA_ARG_CTX_SIZE", CONTEXT, NULL},
+    {"LLAMA_ARG_FIT", FIT, NULL},
 };
 
 /* The last word of each meaning. */
@@ -240,6 +248,7 @@ void run_words_read(char **words, bool bench, struct run_words *ret)
         .lock = said[LOCK].name || (said[READ].name && strstr(said[READ].value, "mlock")),
         .overrides = said[OVERRIDE].name,
         .informs = said[INFORMS].name,
+        .fixed = !bench && number(&said[CONTEXT], 0) > 0 && !said[FIT].name && !said[DRAFT].name,
         .experts = said[EXPERTS].name && !is_no(said[EXPERTS].value) ? said[EXPERTS].name : NULL,
     };
     judge(said, bench, ret);

@@ -17,6 +17,7 @@ struct run_words {
     bool draft;          /* there is a draft model, and no -otd for it */
     bool lock;           /* --mlock */
     bool overrides;      /* -ot, or the variable for it */
+    bool fixed;          /* -c sets the size of the context; no draft model, and nothing is said of --fit */
     bool informs;        /* --help and the like: it runs no model */
 };
 

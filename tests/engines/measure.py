@@ -5,8 +5,8 @@
         [--kind cuda|hip|host] [--out FILE]
 
 BIN: the folder with llama-completion and llama-bench, built with GGML_BACKEND_DL. BUILD: this project's build folder.
-Each figure is the best and the median of the rounds, with the two ways taken in turn. Every run says the same tokens, or
-this fails. Files are in the page cache. --small: a model of some 50 MB, which a start should take no longer with than
+Each figure is the best and the median of the rounds, with all ways taken in turn: "resident" with -ot, as it is typed,
+and "rfctl run". Every run says the same tokens, or this fails. Files are in the page cache. --small: a model of some 50 MB, which a start should take no longer with than
 with a large one that is resident. --narrow: the same, to compare with the model of this label: also some 50 MB, and of
 its type, with as many layers and tokens in the vocabulary. Both are run as people run them, in turn with the others.
 
@@ -102,7 +102,7 @@ class Bench:
         self.env = {
             **os.environ,
             "ROCMFORGE_SOCKET": str(self.folder / "socket"),
-            "ROCMFORGE_MODULE_DIR": str(self.build / "daemon" / "device" / "hip"),
+            "ROCMFORGE_MODULE_DIR": f"{self.build}/daemon/device/hip:{self.build}/client/engines/llama",
         }
         self.env.pop("ROCMFORGE_MODEL", None) # which names a file to the tests, and a model to the plug-in
         self.narrow = dict(text.split("=", 1) for text in args.narrow)
@@ -136,12 +136,13 @@ class Bench:
 
     # --- runs ---
 
-    def command(self, model, shared, *more):
-        words = [self.engine / "llama-completion", "-m", model, "-p", "one two three", "-n", str(TOKENS), "--temp", "0"]
+    def command(self, model, shared, *more, by_rfctl=False):
+        words = [self.build / "client" / "rfctl" / "rfctl", "run"] if by_rfctl else []
+        words += [self.engine / "llama-completion", "-m", model, "-p", "one two three", "-n", str(TOKENS), "--temp", "0"]
         words += ["-no-cnv", "--no-display-prompt", "--no-warmup", "--perf", "-ngl", str(self.args.ngl), "-c", "512"]
         words += ["--ignore-eos", "-lv", "4"]
         words += ["--fit", "off"] if self.args.fit_off else []
-        words += ["-ot", ".*=ROCmForge"] if shared else []
+        words += ["-ot", ".*=ROCmForge"] if shared and not by_rfctl else []
         return [str(word) for word in [*words, *self.args.option, *more]]
 
     def environment(self, shared):
@@ -149,9 +150,9 @@ class Bench:
             return {name: value for name, value in self.env.items() if name != "GGML_BACKEND_PATH"}
         return {**self.env, "GGML_BACKEND_PATH": str(self.build / "client/engines/llama/libggml-rocmforge.so")}
 
-    def begin(self, model, shared, *more):
+    def begin(self, model, shared, *more, by_rfctl=False):
         process = subprocess.Popen(
-            self.command(model, shared, *more),
+            self.command(model, shared, *more, by_rfctl=by_rfctl),
             env=self.environment(shared),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -161,10 +162,10 @@ class Bench:
         process.lines = Lines(process.stderr)
         return process
 
-    def run(self, model, shared, *more):
+    def run(self, model, shared, *more, by_rfctl=False):
         """Seconds to the first token, the parts of them, the engine's own load time, and what it said."""
         began = time.monotonic()
-        process = self.begin(model, shared, *more)
+        process = self.begin(model, shared, *more, by_rfctl=by_rfctl)
         first = process.stdout.read(1)
         end = time.monotonic()
         said = first + process.stdout.read()
@@ -191,13 +192,14 @@ class Bench:
 
     def rounds(self, model, others):
         """others: what the run is called -> a model to compare with."""
-        runs = {"as people run it": [], "resident": [], **{name: [] for name in others}}
+        runs = {"as people run it": [], "resident": [], "rfctl run": [], **{name: [] for name in others}}
         for _ in range(self.args.rounds):
             runs["as people run it"].append(self.run(model, False))
             runs["resident"].append(self.run(model, True))
+            runs["rfctl run"].append(self.run(model, True, by_rfctl=True))
             for name, other in others.items():
                 runs[name].append(self.run(other, False))
-        said = [run["said"] for run in runs["resident"]]
+        said = [run["said"] for run in runs["resident"] + runs["rfctl run"]]
         if self.args.kind == "host": # where weights that llama.cpp read itself are repacked, and numbers rounded otherwise
             said.append(self.run(model, False, "--no-repack")["said"])
         else:
@@ -334,9 +336,10 @@ def tell_runs(runs, size):
             )
     tell_parts(runs)
     for name in ("small", "narrow"):
-        if runs.get(name) and runs.get("resident"):
-            ratio = statistics.median(r["first"] for r in runs["resident"]) / statistics.median(r["first"] for r in runs[name])
-            print(f"  resident to {name}: {ratio:.3f}")
+        for way in ("resident", "rfctl run"):
+            if runs.get(name) and runs.get(way):
+                ratio = statistics.median(r["first"] for r in runs[way]) / statistics.median(r["first"] for r in runs[name])
+                print(f"  {way} to {name}: {ratio:.3f}")
 
 
 def tell_parts(runs):

@@ -17,6 +17,15 @@ def test_it_shares(engine, llama):
     assert model["form"] == "native"
 
 
+def test_the_rehearsal_is_left_out(engine, llama):
+    """The engine's, which tries what fits into memory: the words say how large the context is."""
+    rehearses = "fitting params to device memory"
+    assert rehearses in engine.run(llama(), "-lv", "4").err
+    done = engine.rfctl_run(llama(), "-lv", "4")
+    assert done.status == 0 and "shared with other processes" in done.err and rehearses not in done.err
+    assert rehearses in engine.rfctl_run(llama(), "-lv", "4", "--fit", "on").err
+
+
 def test_layers_on_the_host(gpu_engine, llama):
     """-ngl 2 of 4 layers and the output: the first three are the CPU's, and shared; -ngl 0: all."""
     own = gpu_engine.run(llama(), "-ngl", "2", shared=False)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not PLUGIN.exists(), reason="this build has no p
 
 SCRIPT = """#!/usr/bin/env python3
 import json, os, sys
-names = "GGML_BACKEND_PATH", "ROCMFORGE_SOCKET"
+names = "GGML_BACKEND_PATH", "ROCMFORGE_SOCKET", "LLAMA_ARG_FIT"
 print(json.dumps({"words": sys.argv[1:], **{name: os.environ.get(name) for name in names}}))
 sys.exit(7)
 """
@@ -65,6 +65,24 @@ def test_the_engine_is_started(run):
     [model] = run.daemon.models()
     assert (model["name"], model["form"], model["device"]) == ("model", "native", "host")
     assert "is to share model (" in run()[1] # it is there already
+
+
+@pytest.mark.parametrize(
+    "words, env, fit",
+    [
+        ([], {}, None),
+        (["-c", "512"], {}, "off"),
+        (["--ctx_size", "512"], {}, "off"),
+        ([], {"LLAMA_ARG_CTX_SIZE": "512"}, "off"),
+        (["-c", "0"], {"LLAMA_ARG_CTX_SIZE": "512"}, None),
+        (["-c", "512", "--fit", "on"], {}, None),
+        (["-c", "512", "-md", "draft.gguf"], {}, None),
+        (["-c", "512"], {"LLAMA_ARG_FIT": "on"}, "on"),
+    ],
+)
+def test_the_rehearsal_is_left_out(run, words, env, fit):
+    """If the context's size is given, nothing is left for it to choose."""
+    assert run(*words, **env)[0]["LLAMA_ARG_FIT"] == fit
 
 
 def test_signals_are_as_they_were(run):
