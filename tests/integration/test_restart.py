@@ -428,6 +428,30 @@ def test_library_reconnects(held, folder):
     wait_until(lambda: leases() == [0, 0])
 
 
+def test_library_is_told_of_draining_after_a_restart(held, folder):
+    """Of models that were attached before, without another attach: once each."""
+    daemon = held()
+    for name in "mn":
+        with daemon.client() as client:
+            load(client, tensor_model(folder / f"{name}.gguf", seed=ord(name)), name)
+    with Attacher(daemon) as attacher:
+        assert [attacher.ask("attach", name) for name in "mmn"] == [None, None, None]
+        kill(daemon)
+        assert attacher.ask("status")["error"] == -errno.ECONNRESET
+        with daemon.client() as client:  # before it has its leases again
+            client.call("Unload", name="m", force=True)
+        failure = attacher.ask("reconnect", TIMEOUT)
+        assert failure["error"] == -errno.ESTALE and "no lease on 'm'" in failure["message"]
+        assert attacher.ask("leased") == [False, False, True] and attacher.ask("told") == ["m"]
+        with daemon.client() as client:  # and afterwards
+            client.call("Unload", name="n", force=True)
+        assert attacher.ask("told") == ["m"]
+        assert attacher.ask("status") is None
+        assert attacher.ask("told") == ["m", "n"]
+        assert attacher.ask("status") is None
+        assert attacher.ask("told") == ["m", "n"]
+
+
 def test_nobody_keeps_descriptors(start, folder):
     """Where there is no store, nothing is said of one when the daemon stops."""
     daemon = start()
