@@ -129,6 +129,9 @@ static void conn_close(struct conn *conn)
     log_debug("conn=%" PRIu64 " closed", conn->id);
     turn_end(&conn->turn);
     call_abandon(conn);
+    if (conn->held)
+        frame_message_close_fds(&conn->frame);
+    conn->held = false;
     if (conn->opened && conn->conns->hooks->closed)
         conn->conns->hooks->closed(conn, conn->conns->context);
     uv_poll_stop(&conn->poll);
@@ -154,6 +157,16 @@ void conns_close(struct conns *conns, void (*closed)(void *context), void *conte
     conns_check_closed(conns);
 }
 
+void conns_release(struct conns *conns)
+{
+    struct conn *conn;
+    LIST_FOREACH(conn, &conns->list, link)
+    {
+        if (conn->held)
+            turn_wait(&conn->turn);
+    }
+}
+
 void conn_break(struct conn *conn)
 {
     if (conn->state != CONN_OPEN && conn->state != CONN_ENDING)
@@ -170,7 +183,7 @@ void conn_charge_memory(struct conn *conn)
               frame_reader_memory(conn->reader) + conn->message_bytes + frame_writer_pending(conn->writer));
     if (conn->memory.amount < before)
         conn->conns->freed += before - conn->memory.amount;
-    quota_set(&conn->descriptors, frame_reader_fds(conn->reader));
+    quota_set(&conn->descriptors, frame_reader_fds(conn->reader) + (conn->held ? conn->frame.n_fds : 0));
 }
 
 bool conn_has_too_much(struct conn *conn, uint64_t *ret_limit)
@@ -272,12 +285,33 @@ void conn_next(struct conn *conn)
     }
 }
 
+/* Dispatches the call, or holds it. */
+static void conn_dispatch(struct conn *conn)
+{
+    const struct conn_hooks *hooks = conn->conns->hooks;
+    uint64_t limit;
+    conn->held = hooks->holds && hooks->holds(&conn->call, conn->conns->context);
+    if (conn->held) {
+        conn_charge_memory(conn);
+        return;
+    }
+    (void)json_memory_failed(); /* what a reply before this one had no memory for is told already */
+    hooks->dispatch(&conn->call, conn->conns->context);
+    if (conn->in_call && conn_has_too_much(conn, &limit))
+        conn_end_with(conn, WIRE_LimitExceeded, error_limit(quota_name(QUOTA_MEMORY), limit),
+                      "its user has too much memory");
+    frame_message_close_fds(&conn->frame); /* a call takes the descriptors that it wants before dispatch() returns, but
+                                              may last longer */
+}
+
 /* Dispatches the calls that were received, one after the other, until one is not answered at once. */
 static void conn_process(struct conn *conn)
 {
     conn->in_dispatch = true;
     uint64_t began = uv_hrtime();
     int calls = 0;
+    if (conn->held && conn->state == CONN_OPEN)
+        conn_dispatch(conn);
     while (conn->state == CONN_OPEN && !conn->in_call && frame_writer_pending(conn->writer) <= CONN_QUEUE_HIGH) {
         if (calls++ == CONN_TURN_CALLS || uv_hrtime() - began > CONN_TURN_NS) {
             turn_wait(&conn->turn);
@@ -293,17 +327,10 @@ static void conn_process(struct conn *conn)
             conn_end(conn, reason);
             break;
         }
-        (void)json_memory_failed(); /* what a reply before this one had no memory for is told already */
-        conn->conns->hooks->dispatch(&conn->call, conn->conns->context);
-        uint64_t limit;
-        if (conn->in_call && conn_has_too_much(conn, &limit))
-            conn_end_with(conn, WIRE_LimitExceeded, error_limit(quota_name(QUOTA_MEMORY), limit),
-                          "its user has too much memory");
-        frame_message_close_fds(&conn->frame); /* a call takes the descriptors that it wants before dispatch() returns,
-                                                  but may last longer */
+        conn_dispatch(conn);
     }
     conn->in_dispatch = false;
-    if (conn->state == CONN_OPEN && conn->peer_done && !conn->turn.waiting) {
+    if (conn->state == CONN_OPEN && conn->peer_done && !conn->turn.waiting && !conn->held) {
         /* The client closed its sending side: it still gets the answers that are ready. */
         conn_move(conn, CONN_ENDING);
         if (conn->in_call || frame_writer_pending(conn->writer) == 0)
@@ -367,7 +394,7 @@ static void conn_run(struct turn *turn)
         conn_flush(conn);
     if (events & (UV_READABLE | UV_DISCONNECT))
         conn_receive(conn, events);
-    else if (conn->state == CONN_OPEN && !conn->in_call)
+    else if (conn->state == CONN_OPEN && (!conn->in_call || conn->held))
         conn_process(conn);
     conns_give_back(conn->conns);
 }
