@@ -29,9 +29,9 @@ static bool method_is_name(const char *method)
     return method[0];
 }
 
-static struct frame_part part(const char *text)
+static struct frame_text part(const char *text)
 {
-    return (struct frame_part){.text = text, .size = strlen(text)};
+    return (struct frame_text){.text = text, .size = strlen(text)};
 }
 
 static int request_put(rf_client *client, const struct call *call)
@@ -42,12 +42,12 @@ static int request_put(rf_client *client, const struct call *call)
         return client_fail(client, -EINVAL, "not the name of a method");
     if (json_check(parameters, strlen(parameters), &reason, NULL) < 0)
         return client_fail(client, -EINVAL, "the parameters are not a valid JSON object: %s", reason);
-    const struct frame_part parts[] = {
+    const struct frame_text parts[] = {
         part("{\"method\":\""), part(strchr(call->method, '.') ? "" : INTERFACE),
         part(call->method),     part("\",\"parameters\":"),
         part(parameters),       part(call->more ? ",\"more\":true}" : "}"),
     };
-    int r = frame_writer_put_parts(client->writer, parts, sizeof(parts) / sizeof(parts[0]), call->fds, call->n_fds);
+    int r = frame_writer_put_texts(client->writer, parts, sizeof(parts) / sizeof(parts[0]), call->fds, call->n_fds);
     if (r == -ENOBUFS)
         return client_fail(client, -EMSGSIZE, "a request has at most %u bytes", CLIENT_REQUEST_MAX);
     return r < 0 ? client_fail(client, r, "the request cannot be sent: %s", strerror(-r)) : 0;

@@ -1,7 +1,7 @@
 /* Connecting to the daemon, and closing the connection. */
+#include "client/attach.h"
 #include "client/connection.h"
 #include "client/error.h"
-#include "client/model.h"
 
 #include <errno.h>
 #include <fcntl.h>

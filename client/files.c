@@ -3,6 +3,7 @@
 #include "client/error.h"
 #include "proto/folder.h"
 #include "proto/model_file.h"
+#include "proto/shards_given.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -27,17 +28,39 @@ static int copy_paths(struct shard_paths *shards, const char *const *paths, size
     return shards->paths ? 0 : -ENOMEM;
 }
 
-/* Names the files; of many only the first. */
+/* Writes the files' names; of many only the first. */
+static const char *names_of(const struct shard_paths *files, char *text, size_t size)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < files->n && i < 8 && n < size; i++)
+        n += (size_t)snprintf(text + n, size - n, "%s%s", i == 0 ? "" : ", ", files->paths[i]);
+    if (files->n > 8 && n < size)
+        snprintf(text + n, size - n, ", ...");
+    return text;
+}
+
 static int ambiguous(rf_client *client, const char *path, const struct shard_paths *same)
 {
     char names[1024];
-    size_t n = 0;
-    for (size_t i = 0; i < same->n && i < 8 && n < sizeof(names); i++)
-        n += (size_t)snprintf(names + n, sizeof(names) - n, "%s%s", i == 0 ? "" : ", ", same->paths[i]);
     return client_fail(client, -ENOTUNIQ,
                        "cannot open %s: several files say that they are the same one of its model, and nothing tells "
-                       "which one is: name all its files, with one of these: %s%s",
-                       path, names, same->n > 8 ? ", ..." : "");
+                       "which one is: name all its files, with one of these: %s",
+                       path, names_of(same, names, sizeof(names)));
+}
+
+/* With several paths: whether they are all files of their model, as far as that can be told here. */
+static int check_given(rf_client *client, const char *const *paths, size_t n)
+{
+    char names[1024];
+    struct shard_paths missing;
+    int r = shards_given(paths, n, shard_open_regular, &missing);
+    if (r != -ENODATA)
+        return r < 0 ? client_fail(client, r, "no memory for the paths") : 0;
+    client_fail(client, r,
+                "cannot open %s: these files are a part of a model: name all its files, or only one; not named: %s",
+                paths[0], names_of(&missing, names, sizeof(names)));
+    shard_paths_free(&missing);
+    return r;
 }
 
 int files_find(struct files *files, rf_client *client, const char *const *paths, size_t n)
@@ -45,7 +68,10 @@ int files_find(struct files *files, rf_client *client, const char *const *paths,
     if (n == 0 || n > SHARDS_MAX)
         return client_fail(client, -EINVAL, "a model has 1 to %u files, and not %zu", SHARDS_MAX, n);
     struct shard_paths *shards = &files->shards;
-    int r = n == 1 ? shards_find(paths[0], false, shard_open_regular, shards) : copy_paths(shards, paths, n);
+    int r = n == 1 ? 0 : check_given(client, paths, n);
+    if (r < 0)
+        return r;
+    r = n == 1 ? shards_find(paths[0], false, shard_open_regular, shards) : copy_paths(shards, paths, n);
     if (r == -ENOTUNIQ)
         return ambiguous(client, paths[0], shards);
     if (r == -E2BIG)

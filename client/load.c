@@ -1,10 +1,10 @@
 /* Loading, planning and unloading. */
+#include "client/attach.h"
 #include "client/call.h"
 #include "client/config.h"
 #include "client/error.h"
 #include "client/fields.h"
 #include "client/files.h"
-#include "client/model.h"
 #include "proto/errors.h"
 #include "proto/min.h"
 

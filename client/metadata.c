@@ -136,7 +136,7 @@ int metadata_read(const void *bytes, size_t size, struct metadata **ret)
     uint64_t version, n_tensors, n;
     if (size < 4 || memcmp(bytes, "GGUF", 4) != 0 || skip(&reader, 4) < 0 || take(&reader, 4, &version) < 0 ||
         (version != 2 && version != 3) || take(&reader, 8, &n_tensors) < 0 || take(&reader, 8, &n) < 0 ||
-        n > GGUF_KV_MAX || n > reader.left / ENTRY_BYTES_MIN)
+        n > HEADER_KV_MAX || n > reader.left / ENTRY_BYTES_MIN)
         return -EBADMSG;
     struct metadata *metadata = calloc(1, sizeof(*metadata));
     rf_value *entries = calloc(n ? n : 1, sizeof(*entries));

@@ -55,7 +55,7 @@ static int read_entries(struct json_reader *json, char *text, rf_value **entries
     bool first = true;
     int more;
     while ((more = json_next_key(json, &first, &key)) == 1) {
-        if (json_read_string(json, &value) < 0 || *n == GGUF_KV_MAX)
+        if (json_read_string(json, &value) < 0 || *n == HEADER_KV_MAX)
             return -EBADMSG;
         if (array_reserve(entries, &capacity, *n, sizeof(**entries), 16) < 0)
             return -ENOMEM;

@@ -1,11 +1,11 @@
 /* Creations: memory that the daemon gives to a client, which fills it and has it sealed as a model. */
+#include "client/attach.h"
 #include "client/call.h"
 #include "client/connection.h"
 #include "client/error.h"
 #include "client/fields.h"
 #include "client/import.h"
 #include "client/import_find.h"
-#include "client/model.h"
 #include "proto/base64.h"
 #include "proto/min.h"
 

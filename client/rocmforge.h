@@ -175,15 +175,15 @@ typedef struct rf_load_options {
 
 /* Loads the GGUF or safetensors file at `path`, or the folder of safetensors files: those that its index names
  * (model.safetensors.index.json), or model.safetensors. The caller must be able to read the files; the daemon need not.
- * For a split model,
- * `path` is its first file, and the others are found: by their names ("-00002-of-00003.gguf") beside it or beside what
- * each link leads to, or there by what they say. -ENOTUNIQ: that leaves a choice; give all files to rf_load_files().
- * The default name is that of a link or of a folder, or else of the file. If the file is resident or being loaded
- * already, the call joins that model, and a `name` in the options becomes a further name of it. Waits until the model
- * is resident, unless no_wait is set. `options` may be NULL. Until somebody attaches to the model it may be evicted:
- * rf_load_attach() loads it and attaches to it. Writes the name of the model to `name`, which has RF_NAME_SIZE bytes or
- * is NULL. Returns 0; a negative errno of open(); -EINVAL: `path` is no regular file, or an option is wrong; or an
- * error as of rf_call(). */
+ * For a split model, `path` is its first file, and the others are found: by their names ("-00002-of-00003.gguf") beside
+ * it or beside what each link leads to, or there by what they say. Any safetensors file stands for all that the index
+ * beside it names together with it; or, without an index, for those of its name's numbers. -ENOTUNIQ: that leaves a
+ * choice; give all files to rf_load_files(). The default name is that of a link or of a folder, or else of the file. If
+ * the file is resident or being loaded already, the call joins that model, and a `name` in the options becomes a
+ * further name of it. Waits until the model is resident, unless no_wait is set. `options` may be NULL. Until somebody
+ * attaches to the model it may be evicted: rf_load_attach() loads it and attaches to it. Writes the name of the model
+ * to `name`, which has RF_NAME_SIZE bytes or is NULL. Returns 0; a negative errno of open(); -EINVAL: `path` is no
+ * regular file, or an option is wrong; or an error as of rf_call(). */
 int rf_load(rf_client *client, const char *path, const rf_load_options *options, char *name);
 
 /* Gets the path of a file. */
@@ -191,11 +191,12 @@ typedef void rf_file_fn(void *context, const char *path);
 
 /* Finds the files that rf_load() would load for this path, in the order of their numbers; needs no daemon. `file` is
  * called for each. Returns 0, or a negative errno; then `file` was called for the paths that it is about: -ENOENT: for
- * a file that is missing, if a name of it is known; -ENOTUNIQ: for those that may be the same one; other errors, of
+ * each file that is missing, if a name of it is known; -ENOTUNIQ: for those that may be the same one; other errors, of
  * opening `path`: for none. */
 int rf_model_files(const char *path, rf_file_fn *file, void *context);
 
-/* The same as rf_load() with all files of a split model, in any order; with one path as rf_load(). */
+/* The same as rf_load() with all files of a split model, in any order; with one path as rf_load(). -ENODATA: they are
+ * safetensors files, and an index, or their names, tell of others that are not among them. */
 int rf_load_files(rf_client *client, const char *const *paths, size_t n, const rf_load_options *options, char *name);
 
 #define RF_NAME_SIZE 128

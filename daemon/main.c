@@ -15,6 +15,7 @@
 #include "daemon/wire/conn.h"
 #include "daemon/wire/listener.h"
 #include "proto/bytes.h"
+#include "proto/descriptors.h"
 #include "proto/streams.h"
 
 #include <assert.h>
@@ -24,7 +25,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <unistd.h>
 #include <uv.h>
 
@@ -210,16 +210,13 @@ static unsigned default_workers(void)
     return n < WORKERS_DEFAULT_MAX ? n : WORKERS_DEFAULT_MAX;
 }
 
-/* Models and clients take descriptors. The soft limit is low only for programs that use select(). Half of them are for
- * what clients send, the others for connections and models. */
-static void raise_descriptor_limit(struct quota_limits *limits)
+/* Models and clients take descriptors. Half of them are for what clients send, the others for connections and models.
+ */
+static void share_descriptors(struct quota_limits *limits)
 {
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
-        return;
-    limit.rlim_cur = limit.rlim_max;
-    (void)setrlimit(RLIMIT_NOFILE, &limit);
-    limits->all[QUOTA_DESCRIPTORS] = limit.rlim_cur / 2;
+    const uint64_t limit = descriptors_raise_limit();
+    if (limit > 0)
+        limits->all[QUOTA_DESCRIPTORS] = limit / 2;
 }
 
 static void first_work(struct work *work)
@@ -241,8 +238,8 @@ static void *waits(void *gate)
     return NULL;
 }
 
-/* libuv aborts if it cannot start its threads. So as many are tried here first: what is missing (processes, address
- * space) is found out before, and said. The default size of a stack is the same there. Returns 0 or a negative errno.
+/* libuv aborts if it cannot start its threads. So as many threads are started here first, with the same default size of
+ * a stack. If processes or address space are missing, the daemon can say so. Returns 0 or a negative errno.
  */
 static int workers_try(unsigned n)
 {
@@ -276,7 +273,7 @@ static int daemon_workers(struct daemon *daemon)
     if (r < 0)
         return r;
     struct core *core = &daemon->server.core;
-    r = workers_begin(core->queue, &daemon->loop, core->workers);
+    r = workers_begin(core->queue, core->workers);
     if (r == 0)
         worker_queue(core->queue, &daemon->first_work, NULL, first_work, first_worked);
     return r;
@@ -285,7 +282,12 @@ static int daemon_workers(struct daemon *daemon)
 static bool daemon_hangs(void *context, uint64_t since_before)
 {
     const struct daemon *daemon = context;
-    return loads_hang(&daemon->server.loads, since_before) || survey_hangs(daemon->server.survey, since_before);
+    const struct devices *devices = &daemon->server.devices;
+    for (size_t i = 0; i < devices->n; i++)
+        if (!atomic_load(&devices->devices[i]->hung) &&
+            loads_hang(&daemon->server.loads, devices->devices[i], since_before))
+            return true;
+    return survey_hangs(daemon->server.survey, since_before);
 }
 
 static uint64_t daemon_steps(void *context)
@@ -313,10 +315,10 @@ static int daemon_complete(struct daemon *daemon)
 {
     const struct options *options = daemon->options;
     if (options->host_cache_pinned && options->host_cache > 0)
-        residency_pin_cache(&daemon->server.residency);
+        host_cache_pin(&daemon->server.residency.cache);
     int r = 0;
     if (options->preload)
-        r = preload_new(&daemon->server.loads, options->preload, &daemon->preload);
+        r = preload_new(&daemon->server.loads, options->preload, options->preload_layout, &daemon->preload);
     if (r < 0)
         return r;
     if (daemon->preload)
@@ -382,6 +384,7 @@ static int daemon_begin(struct daemon *daemon, const struct options *options)
         .page_cache = options->page_cache,
         .lock_memory = options->lock_memory,
         .workers = workers,
+        .device_timeout = options->device_timeout,
         .has_processor = workers < uv_available_parallelism(),
     };
     const struct service_owner owner = {.hangs = daemon_hangs, .steps = daemon_steps, .context = daemon};
@@ -421,7 +424,7 @@ int main(int argc, char **argv)
         return r < 0 ? 2 : EXIT_SUCCESS;
     log_set_level(options.log_level);
     modules_prepare();
-    raise_descriptor_limit(&options.limits);
+    share_descriptors(&options.limits);
 
     static struct daemon daemon;
     r = service_take(&daemon.handed);
@@ -439,5 +442,7 @@ int main(int argc, char **argv)
     uv_run(&daemon.loop, UV_RUN_DEFAULT);
     r = uv_loop_close(&daemon.loop);
     assert(r == 0); /* every handle was closed */
+    if (daemon.server.threads_hang)
+        _exit(EXIT_SUCCESS);
     return EXIT_SUCCESS;
 }

@@ -56,9 +56,9 @@ static void bound_host(struct device *device)
     device->total = limit.bytes;
 }
 
-/* Bytes of staging memory for a GPU. What was read into it has to be in the caches still when the GPU copies it, beside
- * what else is there: so half of the caches, if that is less than the usual size. Less than STAGING_LEAST_MIB would
- * make the copies small. */
+/* Bytes of staging memory for a GPU. What was read into it should still be in the caches when the GPU copies it, and
+ * the caches have other data, too. So it is half of the caches, if that is less than the usual size. But it is at least
+ * STAGING_LEAST_MIB, because otherwise the copies would be small. */
 #define STAGING_LEAST_MIB 36
 static uint64_t staging_default(void)
 {
@@ -66,7 +66,7 @@ static uint64_t staging_default(void)
     const uint64_t half = processors_cache("/sys/devices/system/cpu", NULL) / 2;
     if (half == 0 || half > most)
         return most;
-    return half > least ? half : least;
+    return max_u64(half, least);
 }
 
 /* Opens a module's devices and adds them. Returns how many, or a negative errno. */

@@ -3,6 +3,7 @@
 #include "daemon/device/devices.h"
 #include "daemon/keep/keep.h"
 #include "daemon/memory/spared.h"
+#include "daemon/model/layout.h"
 
 #include <errno.h>
 #include <getopt.h>
@@ -12,8 +13,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define WORKERS_MAX 1024
-#define GRACE_MAX   3600
+#define WORKERS_MAX        1024
+#define GRACE_MAX          3600
+
+#define DEVICE_TIMEOUT_MAX 3600
 
 /* Prints the help: the defaults are those that hold. */
 static void usage(void)
@@ -41,11 +44,17 @@ static void usage(void)
            "                      the GPU can, else ipc)\n",
            DEVICE_STAGING_DEFAULT_MIB, DEVICE_STREAMS_DEFAULT);
     printf("  --preload DIR       load and pin every model linked there; again on SIGHUP\n"
+           "  --preload-layout LAYOUT\n"
+           "                      in which they are in memory: vllm or hf; default: as in\n"
+           "                      their files\n"
            "  --page-cache WAY    auto: what is not in the page cache is read past it (default);\n"
            "                      keep: it goes into the page cache; drop: as auto, and files of\n"
            "                      models that are resident are dropped from it\n"
            "  --grace SECONDS     how long models that outlived a restart are held for clients\n"
            "                      to come back; default %d\n"
+           "  --device-timeout SECONDS\n"
+           "                      how long a call of a GPU's driver may take before the GPU\n"
+           "                      counts as failed; default %d\n"
            "  --host-cache SIZE   host memory that keeps models which a GPU has no room for\n"
            "  --host-cache-pinned take all of that memory at the start, and let GPUs copy to and\n"
            "                      from it by themselves\n"
@@ -53,14 +62,14 @@ static void usage(void)
            "                      how long a GPU's memory of unloaded models is kept for the\n"
            "                      next load before the driver gets it back; default %d\n"
            "  --lock-memory       host memory of models is never swapped out\n"
-           "  --user-connections N, --user-loads N, --user-leases N, --user-bytes SIZE\n"
-           "                      what one user may have at a time; default %d, %d, %d,\n"
+           "  --user-connections N, --user-loads N, --user-leases N, --user-models N,\n"
+           "  --user-bytes SIZE   what one user may have at a time; default %d, %d, %d, %d,\n"
            "                      and as much as the budget; root and the daemon's own user\n"
            "                      are not bounded\n"
            "  --user-memory SIZE  what one user may have the daemon keep of requests, calls\n"
            "                      and replies; default %dMi\n",
-           KEEP_GRACE_DEFAULT, SPARED_SECONDS_DEFAULT, QUOTA_CONNECTIONS_DEFAULT, QUOTA_LOADS_DEFAULT,
-           QUOTA_LEASES_DEFAULT, QUOTA_MEMORY_DEFAULT_MIB);
+           KEEP_GRACE_DEFAULT, DEVICE_TIMEOUT_DEFAULT, SPARED_SECONDS_DEFAULT, QUOTA_CONNECTIONS_DEFAULT,
+           QUOTA_LOADS_DEFAULT, QUOTA_LEASES_DEFAULT, QUOTA_MODELS_DEFAULT, QUOTA_MEMORY_DEFAULT_MIB);
     printf("  --log-level LEVEL   error, warning, notice, info (default), debug\n"
            "  --help, --version\n"
            "\n"
@@ -188,8 +197,10 @@ enum {
     STREAMS,
     EXPORT,
     PRELOAD,
+    PRELOAD_LAYOUT,
     PAGE_CACHE,
     GRACE,
+    DEVICE_TIMEOUT,
     HOST_CACHE,
     HOST_CACHE_PINNED,
     KEEP_FREED,
@@ -197,6 +208,7 @@ enum {
     USER_CONNECTIONS,
     USER_LOADS,
     USER_LEASES,
+    USER_MODELS,
     USER_BYTES,
     USER_MEMORY,
     LOG_LEVEL,
@@ -213,8 +225,10 @@ static const struct option known[] = {
     {"streams", required_argument, NULL, STREAMS},
     {"export", required_argument, NULL, EXPORT},
     {"preload", required_argument, NULL, PRELOAD},
+    {"preload-layout", required_argument, NULL, PRELOAD_LAYOUT},
     {"page-cache", required_argument, NULL, PAGE_CACHE},
     {"grace", required_argument, NULL, GRACE},
+    {"device-timeout", required_argument, NULL, DEVICE_TIMEOUT},
     {"host-cache", required_argument, NULL, HOST_CACHE},
     {"host-cache-pinned", no_argument, NULL, HOST_CACHE_PINNED},
     {"keep-freed", required_argument, NULL, KEEP_FREED},
@@ -222,6 +236,7 @@ static const struct option known[] = {
     {"user-connections", required_argument, NULL, USER_CONNECTIONS},
     {"user-loads", required_argument, NULL, USER_LOADS},
     {"user-leases", required_argument, NULL, USER_LEASES},
+    {"user-models", required_argument, NULL, USER_MODELS},
     {"user-bytes", required_argument, NULL, USER_BYTES},
     {"user-memory", required_argument, NULL, USER_MEMORY},
     {"log-level", required_argument, NULL, LOG_LEVEL},
@@ -253,10 +268,15 @@ static int apply(int option, const char *value, struct options *options)
     case PRELOAD:
         options->preload = value;
         return 0;
+    case PRELOAD_LAYOUT:
+        options->preload_layout = value;
+        return one_of(value, layout_names);
     case PAGE_CACHE:
         return page_cache_parse(value, &options->page_cache);
     case GRACE:
         return number_parse(value, GRACE_MAX, &options->grace);
+    case DEVICE_TIMEOUT:
+        return number_parse(value, DEVICE_TIMEOUT_MAX, &options->device_timeout);
     case HOST_CACHE:
         return options_size_parse(value, &options->host_cache);
     case HOST_CACHE_PINNED:
@@ -273,6 +293,8 @@ static int apply(int option, const char *value, struct options *options)
         return limit_parse(value, &options->limits.most[QUOTA_LOADS]);
     case USER_LEASES:
         return limit_parse(value, &options->limits.most[QUOTA_LEASES]);
+    case USER_MODELS:
+        return limit_parse(value, &options->limits.most[QUOTA_MODELS]);
     case USER_BYTES:
         return options_size_parse(value, &options->limits.most[QUOTA_BYTES]);
     case USER_MEMORY:

@@ -25,6 +25,9 @@ struct budget {
     unsigned percent; /* 1 to 100 */
 };
 
+/* Seconds. Less than the unit's WatchdogSec=: a GPU that hangs is lost before systemd restarts the daemon. */
+#define DEVICE_TIMEOUT_DEFAULT 20u
+
 struct options {
     const char *socket; /* NULL: systemd's, or the default */
     const char *device; /* "auto", or one of device_kinds */
@@ -33,10 +36,12 @@ struct options {
     uint64_t staging; /* bytes; 0: by the processors' caches */
     unsigned streams; /* 0: the device's choice */
     enum export_wish export_wish;
-    const char *preload; /* a folder, or NULL */
+    const char *preload;        /* a folder, or NULL */
+    const char *preload_layout; /* one of layout_names, or NULL */
     enum page_cache page_cache;
-    unsigned grace;      /* seconds; see keep.h */
-    uint64_t host_cache; /* bytes; 0: none */
+    unsigned grace;          /* seconds; see keep.h */
+    unsigned device_timeout; /* seconds; 0: DEVICE_TIMEOUT_DEFAULT */
+    uint64_t host_cache;     /* bytes; 0: none */
     bool host_cache_pinned;
     unsigned keep_freed; /* seconds; see spared.h */
     bool lock_memory;

@@ -20,8 +20,11 @@ struct server {
     struct api api;
     struct conns *conns; /* NULL once all are closed */
 
-    uv_timer_t ticker; /* reports progress while a job is under way */
+    uv_timer_t ticker;        /* reports progress while a job is under way, and looks for what hangs */
+    uint64_t device_patience; /* nanoseconds */
     bool conns_closed;
+    bool threads_hang;                /* in drivers, after it has stopped: exit() would call these drivers and wait */
+    uint64_t stuck_since, stop_steps; /* while it ends: core.steps were as many since then, by uv_hrtime() */
     void (*stopped)(struct server *server);
 };
 
@@ -31,8 +34,9 @@ struct server_config {
     unsigned keep_freed; /* seconds; see spared.h */
     bool lock_memory;    /* of the copies in host memory */
     enum page_cache page_cache;
-    unsigned workers;   /* threads of the work queue */
-    bool has_processor; /* see struct core */
+    unsigned workers;        /* threads of the work queue */
+    unsigned device_timeout; /* seconds; 0: the default */
+    bool has_processor;      /* see struct core */
 };
 
 /* Sets up everything that needs no device; devices are added to server->devices then, at least the host. 0 or a

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,17 +19,29 @@ static inline int array_resize(void *pointer, size_t n, size_t element_size)
     return 0;
 }
 
-/* Makes room for one element behind those that are used: doubles the array if it is full. first: how many there is room
- * for at first. -ENOMEM, and the array is as it was. */
-static inline int array_reserve(void *pointer, size_t *capacity, size_t used, size_t element_size, size_t first)
+/* Gives an array room for `needed` elements: doubles it until it has, from `first` on, but never beyond `most`.
+ * -ENOMEM, and the array is as it was: no memory, or `needed` is more than `most`. */
+static inline int array_grow(void *pointer, size_t *capacity, size_t needed, size_t element_size, size_t first,
+                             size_t most)
 {
-    if (used < *capacity)
+    if (needed <= *capacity)
         return 0;
-    const size_t grown = *capacity ? *capacity * 2 : first;
+    if (needed > most)
+        return -ENOMEM;
+    size_t grown = *capacity > 0 ? *capacity : first < most ? first : most;
+    while (grown < needed)
+        grown = grown <= most / 2 ? 2 * grown : most;
     const int r = array_resize(pointer, grown, element_size);
     if (r == 0)
         *capacity = grown;
     return r;
+}
+
+/* Makes room for one element behind those that are used: doubles the array if it is full. first: how many there is room
+ * for at first. -ENOMEM, and the array is as it was. */
+static inline int array_reserve(void *pointer, size_t *capacity, size_t used, size_t element_size, size_t first)
+{
+    return array_grow(pointer, capacity, used + 1, element_size, first, SIZE_MAX);
 }
 
 /* Gives back what an array has no elements in, if it can be. */

@@ -199,3 +199,26 @@ int folder_files(const char *path, int (*open)(const char *path), size_t most, c
     *ret_n = names.n;
     return 0;
 }
+
+int folder_files_with(const char *path, int (*open)(const char *path), size_t most, char ***ret, size_t *ret_n,
+                      size_t *ret_number)
+{
+    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
+    char *folder = slash ? strndup(path, (size_t)(slash - path) + (slash == path)) : strdup(".");
+    struct names files = {0};
+    size_t number = 0;
+    int r = folder ? folder_files(folder, open, most, &files.names, &files.n) : -ENOMEM;
+    free(folder);
+    if (r < 0)
+        return r == -ENOMEM ? r : -ENODATA;
+    for (size_t i = 0; i < files.n && files.n > 1 && number == 0; i++)
+        number = strcmp(strrchr(files.names[i], '/') + 1, base) == 0 ? i + 1 : 0;
+    if (number == 0) {
+        names_free(&files);
+        return -ENODATA;
+    }
+    *ret = files.names;
+    *ret_n = files.n;
+    *ret_number = number;
+    return 0;
+}

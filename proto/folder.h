@@ -17,3 +17,8 @@
  * `most` files, or too large an index; -ENOMEM; or the error of opening or reading the index. Whether the files of an
  * index are there is not looked at. */
 int folder_files(const char *path, int (*open)(const char *path), size_t most, char ***ret, size_t *ret_n);
+
+/* The same of the folder that the file `path` is in, if its index names this file together with others: *ret_number is
+ * which of them it is, from 1 on. -ENODATA: there is no such index, or it is not valid or cannot be read; -ENOMEM. */
+int folder_files_with(const char *path, int (*open)(const char *path), size_t most, char ***ret, size_t *ret_n,
+                      size_t *ret_number);

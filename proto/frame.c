@@ -1,5 +1,7 @@
 #include "proto/frame.h"
 
+#include "proto/array.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -44,6 +46,9 @@ struct frame_reader {
     size_t text_size;
     int fds[FRAME_FDS_MAX];
     size_t n_fds;
+
+    void (*drop)(void *context, int fd); /* NULL: close() */
+    void *drop_context;
 };
 
 int frame_message_take_fd(struct frame_message *message, int64_t index)
@@ -67,18 +72,32 @@ int frame_reader_new(size_t max_size, struct frame_reader **ret)
     return 0;
 }
 
-static void close_untaken(int *fds, size_t n)
+void frame_reader_set_drop(struct frame_reader *reader, void (*drop)(void *context, int fd), void *context)
+{
+    reader->drop = drop;
+    reader->drop_context = context;
+}
+
+static void drop(const struct frame_reader *reader, int fd)
+{
+    if (reader->drop)
+        reader->drop(reader->drop_context, fd);
+    else
+        close(fd);
+}
+
+static void close_untaken(const struct frame_reader *reader, int *fds, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
         if (fds[i] >= 0)
-            close(fds[i]);
+            drop(reader, fds[i]);
         fds[i] = -1;
     }
 }
 
 void frame_message_close_fds(struct frame_message *message)
 {
-    close_untaken(message->fds, message->n_fds);
+    close_untaken(message->reader, message->fds, message->n_fds);
 }
 
 void frame_reader_free_text(struct frame_reader *reader)
@@ -96,7 +115,7 @@ size_t frame_reader_memory(const struct frame_reader *reader)
 /* Frees the message that frame_reader_next() returned last. */
 static void frame_reader_release(struct frame_reader *reader)
 {
-    close_untaken(reader->fds, reader->n_fds);
+    close_untaken(reader, reader->fds, reader->n_fds);
     reader->n_fds = 0;
     frame_reader_free_text(reader);
 }
@@ -107,7 +126,7 @@ void frame_reader_free(struct frame_reader *reader)
         return;
     frame_reader_release(reader);
     for (size_t i = 0; i < reader->n_arrived; i++)
-        close(reader->arrived[i].fd);
+        drop(reader, reader->arrived[i].fd);
     free(reader->buffer);
     free(reader);
 }
@@ -150,15 +169,7 @@ static int frame_reader_grow(struct frame_reader *reader)
         reader->start = 0;
         return 0;
     }
-    size_t capacity = reader->capacity ? 2 * reader->capacity : BUFFER_MIN;
-    if (capacity > reader->max_size + 1)
-        capacity = reader->max_size + 1;
-    char *buffer = realloc(reader->buffer, capacity);
-    if (!buffer)
-        return -ENOMEM;
-    reader->buffer = buffer;
-    reader->capacity = capacity;
-    return 0;
+    return array_grow(&reader->buffer, &reader->capacity, reader->end + 1, 1, BUFFER_MIN, reader->max_size + 1);
 }
 
 /* Stores the descriptors of a recvmsg() that brought `n` bytes. Those bytes are at the end of the buffer already. */
@@ -185,7 +196,7 @@ static int frame_reader_arrive(struct frame_reader *reader, struct msghdr *heade
             memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(fd));
             if (r < 0 || n == 0 || of_message == FRAME_FDS_MAX) {
                 r = r < 0 ? r : -E2BIG;
-                close(fd);
+                drop(reader, fd);
                 continue;
             }
             of_message++;
@@ -267,7 +278,8 @@ int frame_reader_next(struct frame_reader *reader, struct frame_message *ret)
     reader->start = reader->scanned = (size_t)(end - reader->buffer) + 1;
     if (reader->start == reader->end)
         frame_reader_rest(reader);
-    *ret = (struct frame_message){.text = reader->text, .size = size, .fds = reader->fds, .n_fds = reader->n_fds};
+    *ret = (struct frame_message){
+        .text = reader->text, .size = size, .fds = reader->fds, .n_fds = reader->n_fds, .reader = reader};
     return 1;
 }
 
@@ -343,7 +355,7 @@ static int outgoing_duplicate_fds(struct outgoing *message, const int *fds, size
     return 0;
 }
 
-int frame_writer_put_parts(struct frame_writer *writer, const struct frame_part *parts, size_t n_parts, const int *fds,
+int frame_writer_put_texts(struct frame_writer *writer, const struct frame_text *parts, size_t n_parts, const int *fds,
                            size_t n_fds)
 {
     if (n_fds > FRAME_FDS_MAX)
@@ -377,8 +389,8 @@ int frame_writer_put_parts(struct frame_writer *writer, const struct frame_part 
 
 int frame_writer_put(struct frame_writer *writer, const char *text, size_t size, const int *fds, size_t n_fds)
 {
-    const struct frame_part part = {.text = text, .size = size};
-    return frame_writer_put_parts(writer, &part, 1, fds, n_fds);
+    const struct frame_text part = {.text = text, .size = size};
+    return frame_writer_put_texts(writer, &part, 1, fds, n_fds);
 }
 
 /* Collects what one sendmsg() sends. A message with descriptors is sent alone, so that the receiver cannot count them

@@ -12,6 +12,8 @@
 /* The most descriptors that one message can carry. It is the kernel's limit (SCM_MAX_FD). */
 #define FRAME_FDS_MAX 253
 
+struct frame_reader;
+
 /* A received message. `text` is NUL-terminated and may be modified; it is valid until the next call on its reader. The
  * descriptors are open until the next frame_reader_next() or frame_reader_free(), which close them. To keep one, take
  * it with frame_message_take_fd(). All are close-on-exec. */
@@ -20,6 +22,7 @@ struct frame_message {
     size_t size; /* without the NUL */
     int *fds;    /* -1: this one was taken */
     size_t n_fds;
+    struct frame_reader *reader;
 };
 
 /* Returns the descriptor at `index`; the caller closes it. -EBADF if there is none, or it was taken already. */
@@ -28,10 +31,12 @@ int frame_message_take_fd(struct frame_message *message, int64_t index);
 /* Closes the descriptors that were not taken, earlier than the reader would. */
 void frame_message_close_fds(struct frame_message *message);
 
-struct frame_reader;
-
 /* max_size: the longest message in bytes, without its NUL. -ENOMEM; -EINVAL if max_size is too large for a buffer. */
 int frame_reader_new(size_t max_size, struct frame_reader **ret);
+
+/* From now on the reader does not close descriptors itself: it gives them to this function. close() waits for the
+ * file's file system, and descriptors come from somebody else. */
+void frame_reader_set_drop(struct frame_reader *reader, void (*drop)(void *context, int fd), void *context);
 
 /* Closes the descriptors that were received and not taken. The reader may be NULL. */
 void frame_reader_free(struct frame_reader *reader);
@@ -82,11 +87,11 @@ void frame_writer_free(struct frame_writer *writer);
 int frame_writer_put(struct frame_writer *writer, const char *text, size_t size, const int *fds, size_t n_fds);
 
 /* The same for a message whose text is in `n_parts` pieces, which are joined. */
-struct frame_part {
+struct frame_text {
     const char *text;
     size_t size;
 };
-int frame_writer_put_parts(struct frame_writer *writer, const struct frame_part *parts, size_t n_parts, const int *fds,
+int frame_writer_put_texts(struct frame_writer *writer, const struct frame_text *parts, size_t n_parts, const int *fds,
                            size_t n_fds);
 
 /* Sends a message at once if nothing is queued and the socket, which is non-blocking, accepts it. This needs no copy of

@@ -9,9 +9,9 @@
 
 /* The most bytes that a model's headers may have: everything before the tensor data, in all its files together. Headers
  * of real models are much smaller. */
-#define GGUF_HEADER_MAX  (128ull << 20)
+#define HEADER_BYTES_MAX (128ull << 20)
 
-#define GGUF_KV_MAX      (1u << 16) /* keys */
+#define HEADER_KV_MAX    (1u << 16) /* keys */
 #define GGUF_NESTING_MAX 8u         /* arrays in arrays */
 
 /* Bytes of a string's length, which precedes the string in the file. */

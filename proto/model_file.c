@@ -1,6 +1,7 @@
 #include "proto/model_file.h"
 
 #include "proto/folder.h"
+#include "proto/min.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -94,8 +95,7 @@ void model_name_derive(const char *path, char name[MODEL_NAME_MAX + 1])
         n = folder ? size : n;
         base = folder ? folder : base;
     }
-    if (n > MODEL_NAME_MAX)
-        n = MODEL_NAME_MAX;
+    n = min_u64(n, MODEL_NAME_MAX);
     for (size_t i = 0; i < n; i++)
         name[i] = name_character(base[i]) && (i > 0 || base[i] != '-') ? base[i] : '_';
     name[n] = '\0';

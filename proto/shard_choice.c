@@ -1,5 +1,7 @@
 #include "proto/shard_choice.h"
 
+#include "proto/min.h"
+
 #include <errno.h>
 #include <stdlib.h>
 
@@ -194,7 +196,7 @@ static void set_order(struct search *search)
         size_t most = 0;
         for (size_t i = search->begins[number]; i < search->begins[number + 1]; i++) {
             const size_t n = search->all[search->sorted[i]].header.n_names;
-            most = n > most ? n : most;
+            most = max_u64(n, most);
         }
         search->most[place] = search->most[place + 1] + most;
     }
@@ -208,7 +210,7 @@ static int make_tables(struct search *search)
         size_t most = 0;
         for (size_t i = search->begins[number]; i < search->begins[number + 1]; i++) {
             const size_t n = search->all[search->sorted[i]].header.n_keys;
-            most = n > most ? n : most;
+            most = max_u64(n, most);
         }
         keys += most;
     }

@@ -39,7 +39,7 @@ static int peek_begin(int fd, struct peek **ret)
         return error;
     }
     peek->fd = fd;
-    peek->size = status.st_size > 0 ? min_u64((uint64_t)status.st_size, GGUF_HEADER_MAX) : 0;
+    peek->size = status.st_size > 0 ? min_u64((uint64_t)status.st_size, HEADER_BYTES_MAX) : 0;
     *ret = peek;
     return 0;
 }
@@ -147,7 +147,7 @@ static bool read_start(struct peek *peek, bool *ret_gguf, uint64_t *ret_tensors,
     const uint8_t *magic = take(peek, 4);
     *ret_gguf = magic && memcmp(magic, "GGUF", 4) == 0;
     return *ret_gguf && take_number(peek, 4, &version) && (version == 2 || version == 3) &&
-           take_number(peek, 8, ret_tensors) && take_number(peek, 8, ret_keys) && *ret_keys <= GGUF_KV_MAX;
+           take_number(peek, 8, ret_tensors) && take_number(peek, 8, ret_keys) && *ret_keys <= HEADER_KV_MAX;
 }
 
 /* Reads a key; "" if it is longer than those that are looked for. hash: NULL, or it becomes the key's. */

@@ -18,7 +18,7 @@ struct shard_place {
 };
 
 /* Reads that from the metadata of an open file; its position is neither used nor moved. Takes little memory. A file
- * that is damaged says nothing; nor does what stands behind GGUF_HEADER_MAX bytes, so that no file takes long. Returns
+ * that is damaged says nothing; nor does what stands behind HEADER_BYTES_MAX bytes, so that no file takes long. Returns
  * 0 or the negative errno of pread() or fstat(). */
 int shard_peek(int fd, struct shard_place *ret);
 
@@ -38,7 +38,7 @@ struct shard_header {
 };
 
 /* Reads the whole header. Returns 0 and what the caller ends with shard_header_free(); -EBADMSG: the header is not
- * valid, or longer than `most` bytes or GGUF_HEADER_MAX; -ENOMEM; or the errno of pread() or fstat(). */
+ * valid, or longer than `most` bytes or HEADER_BYTES_MAX; -ENOMEM; or the errno of pread() or fstat(). */
 int shard_header_read(int fd, uint64_t most, struct shard_header *ret);
 
 /* Zeros are fine. */

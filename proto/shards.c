@@ -4,8 +4,8 @@
 #include "proto/folder.h"
 #include "proto/gguf_value.h"
 #include "proto/shard_choice.h"
+#include "proto/shard_names.h"
 
-#include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -18,7 +18,7 @@
 
 /* Files that may be one of a model's, and bytes of their headers: of several models. */
 #define CANDIDATES_MAX      (4 * SHARDS_MAX)
-#define CONTENT_HEADERS_MAX (4 * GGUF_HEADER_MAX)
+#define CONTENT_HEADERS_MAX (4 * HEADER_BYTES_MAX)
 
 /* Links that a path leads through, and the file itself: more than the kernel follows. */
 #define LINKS_MAX 42u
@@ -37,49 +37,6 @@ int shard_open_regular(const char *path)
 }
 
 /* --- where the others are --- */
-
-/* The numbers of a path's last part, "...-00001-of-00003...". */
-struct numbered {
-    size_t digits; /* where the first number begins in the path */
-    int width;     /* its digits */
-    uint64_t number, total;
-};
-
-static const char *number_read(const char *at, uint64_t *ret, int *ret_width)
-{
-    uint64_t n = 0;
-    int width = 0;
-    for (; isdigit((unsigned char)*at) && width < 10; at++, width++)
-        n = 10 * n + (uint64_t)(*at - '0');
-    *ret = n;
-    *ret_width = width;
-    return at;
-}
-
-static bool path_numbers(const char *path, struct numbered *ret)
-{
-    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path, *of = NULL;
-    for (const char *next = base; (next = strstr(next, "-of-")); next++)
-        of = next;
-    if (!of)
-        return false;
-    const char *digits = of;
-    while (digits > base && isdigit((unsigned char)digits[-1]))
-        digits--;
-    int unused;
-    struct numbered numbered = {.digits = (size_t)(digits - path)};
-    if (digits == base || digits[-1] != '-' || number_read(digits, &numbered.number, &numbered.width) != of)
-        return false;
-    (void)number_read(of + 4, &numbered.total, &unused);
-    *ret = numbered;
-    return numbered.width > 0 && unused > 0 && numbered.number >= 1 && numbered.number <= numbered.total;
-}
-
-uint64_t shard_name_number(const char *path)
-{
-    struct numbered numbered;
-    return path_numbers(path, &numbered) ? numbered.number : 0;
-}
 
 void shard_paths_free(struct shard_paths *paths)
 {
@@ -108,48 +65,53 @@ static int only(const char *path, struct shard_paths *ret)
     return -ENOMEM;
 }
 
-/* -ENOENT, and that path alone; *ret is empty if there is no memory for it. */
-static int missing(struct shard_paths *ret, const char *path)
+/* 0 if all of them are there; else -ENOENT, and only those that are missing stay. */
+static int check_there(struct shard_paths *paths)
 {
-    shard_paths_free(ret);
-    if (paths_new(1, ret) == 0)
-        ret->paths[0] = strdup(path);
+    size_t there = 0, kept = 0;
+    while (there < paths->n && access(paths->paths[there], F_OK) == 0)
+        there++;
+    if (there == paths->n)
+        return 0;
+    for (size_t i = 0; i < paths->n; i++) {
+        if (i >= there && access(paths->paths[i], F_OK) < 0)
+            paths->paths[kept++] = paths->paths[i];
+        else
+            free(paths->paths[i]);
+    }
+    paths->n = kept; /* 0: the missing one has come meanwhile */
     return -ENOENT;
 }
 
-/* The path of the file with this number (from 0 on). NULL: no memory. */
-static char *path_numbered(const char *path, const struct numbered *numbered, size_t number)
+bool shard_follows(const char *path)
 {
-    char *other;
-    const int digits = (int)numbered->digits;
-    return asprintf(&other, "%.*s%0*zu%s", digits, path, numbered->width, number + 1, path + digits + numbered->width) <
-                   0
-               ? NULL
-               : other;
+    struct shard_numbers numbered;
+    if (!shard_numbers_read(path, &numbered) || numbered.number == 1)
+        return false;
+    char *first = shard_numbers_path(path, &numbered, 0);
+    const bool follows = first && access(first, F_OK) == 0;
+    free(first);
+    return follows;
 }
 
 /* By names: -ENOENT also if the path has no numbers, or others than `own`. */
 static int find_by_names(const char *path, uint64_t own, size_t n, struct shard_paths *ret)
 {
-    struct numbered numbered;
-    if (!path_numbers(path, &numbered) || numbered.number != own + 1)
+    struct shard_numbers numbered;
+    if (!shard_numbers_read(path, &numbered) || numbered.number != own + 1)
         return -ENOENT;
     int r = paths_new(n, ret);
     for (size_t i = 0; i < n && r == 0; i++) {
-        ret->paths[i] = path_numbered(path, &numbered, i);
-        if (!ret->paths[i])
-            r = -ENOMEM;
-        else if (access(ret->paths[i], F_OK) < 0) {
-            char *absent = ret->paths[i];
-            ret->paths[i] = NULL;
-            r = missing(ret, absent);
-            free(absent);
-            return r;
-        }
+        ret->paths[i] = shard_numbers_path(path, &numbered, i);
+        r = ret->paths[i] ? 0 : -ENOMEM;
     }
-    if (r < 0)
+    if (r < 0) {
         shard_paths_free(ret);
-    return r;
+        return r;
+    }
+    ret->number = (size_t)own + 1;
+    ret->count = n;
+    return check_there(ret);
 }
 
 /* --- the links that a path leads through --- */
@@ -258,26 +220,13 @@ static int pool_add(struct pool *pool, const char *path, uint64_t named, shard_o
     return r;
 }
 
-/* The number, from 1 on, of a file beside the one of this name, if both names tell that they are of one model; else
- * 0. */
-static uint64_t number_beside(const char *name, const char *other)
-{
-    struct numbered its, own;
-    if (!path_numbers(name, &own) || !path_numbers(other, &its) || its.total != own.total)
-        return 0;
-    char *expected = path_numbered(name, &own, (size_t)its.number - 1);
-    const bool same = expected && strcmp(expected, other) == 0;
-    free(expected);
-    return same ? its.number : 0;
-}
-
 /* Adds the files of the folder that `path` is in. */
 static int pool_add_folder(struct pool *pool, const char *path, shard_open_fn *open)
 {
     const char *slash = strrchr(path, '/');
     char folder[PATH_MAX], other[PATH_MAX + 256];
-    struct numbered numbered;
-    const bool has_numbers = path_numbers(path, &numbered);
+    struct shard_numbers numbered;
+    const bool has_numbers = shard_numbers_read(path, &numbered);
     const char *base = slash ? slash + 1 : path;
     snprintf(folder, sizeof(folder), "%.*s", slash ? (int)(slash - path + (slash == path)) : 1, slash ? path : ".");
     DIR *stream = opendir(folder);
@@ -286,7 +235,7 @@ static int pool_add_folder(struct pool *pool, const char *path, shard_open_fn *o
         if (entry->d_type != DT_REG && entry->d_type != DT_LNK && entry->d_type != DT_UNKNOWN)
             continue;
         snprintf(other, sizeof(other), "%s%s%s", folder, folder[strlen(folder) - 1] == '/' ? "" : "/", entry->d_name);
-        r = pool_add(pool, other, has_numbers ? number_beside(base, entry->d_name) : 0, open);
+        r = pool_add(pool, other, has_numbers ? shard_number_beside(base, entry->d_name) : 0, open);
     }
     if (stream)
         closedir(stream);
@@ -339,7 +288,7 @@ static int pool_choose(const struct pool *pool, bool by_name, struct shard_paths
 /* Whether the files that were found by name are those of one model. -ENOENT: they are not. */
 static int check_names(const struct shard_paths *paths, const struct shard_place *of, shard_open_fn *open)
 {
-    struct pool pool = {.of = of, .left = GGUF_HEADER_MAX};
+    struct pool pool = {.of = of, .left = HEADER_BYTES_MAX};
     struct shard_paths unused = {0};
     int r = 0;
     for (size_t i = 0; i < paths->n && r == 0; i++) {
@@ -432,21 +381,38 @@ static int find_others(const char *path, const struct shard_place *place, shard_
     return r;
 }
 
-/* The files that the names of a file promise that itself says nothing: in the folders of all links. -ENOENT. */
-static int find_promised(const char *path, struct shard_paths *ret)
+/* The files that an index names together with this one, in the folders of all links. -ENODATA: none does; -ENOENT: some
+ * of them are missing. */
+static int find_indexed(const char *path, shard_open_fn *open, struct shard_paths *ret)
 {
     struct shard_paths chain;
-    struct numbered numbered;
+    int r = chain_of(path, &chain);
+    if (r < 0)
+        return r;
+    r = -ENODATA;
+    for (size_t i = 0; i < chain.n && r == -ENODATA; i++)
+        r = folder_files_with(chain.paths[i], open, SHARDS_MAX, &ret->paths, &ret->n, &ret->number);
+    shard_paths_free(&chain);
+    ret->count = ret->n;
+    return r < 0 ? r : check_there(ret);
+}
+
+/* The files that the names of a file promise that itself says nothing: in the folders of all links. later: it need not
+ * be the first one. -ENOENT. */
+static int find_promised(const char *path, bool later, struct shard_paths *ret)
+{
+    struct shard_paths chain;
+    struct shard_numbers numbered;
     int r = chain_of(path, &chain), best = -ENOENT;
     for (size_t i = 0; i < chain.n && r == 0 && best != 0; i++) {
-        if (!path_numbers(chain.paths[i], &numbered) || numbered.number != 1 || numbered.total < 2 ||
+        if (!shard_numbers_read(chain.paths[i], &numbered) || (numbered.number != 1 && !later) || numbered.total < 2 ||
             numbered.total > SHARDS_MAX)
             continue;
         struct shard_paths paths = {0};
-        r = find_by_names(chain.paths[i], 0, (size_t)numbered.total, &paths);
+        r = find_by_names(chain.paths[i], numbered.number - 1, (size_t)numbered.total, &paths);
         best = r == 0 ? 0 : best;
         r = r == -ENOENT ? 0 : r;
-        if (best == 0 || ret->n == 0) {
+        if (best == 0 || ret->count == 0) {
             shard_paths_free(ret);
             *ret = paths;
         } else
@@ -476,11 +442,16 @@ int shards_find(const char *path, bool any, shard_open_fn *open, struct shard_pa
             return -E2BIG;
         return find_others(path, &place, open, ret);
     }
+    if (!place.gguf) {
+        r = find_indexed(path, open, ret);
+        if (r != -ENODATA)
+            return r;
+    }
     /* It does not say what its name does. If the others are there, all of them are looked at, and refused if they do
      * not agree, before a part is taken for the whole. */
     if (place.count == 0) {
-        r = find_promised(path, ret);
-        if (r == 0 || (r == -ENOENT && ret->n > 0 && !place.gguf) || (r < 0 && r != -ENOENT))
+        r = find_promised(path, !place.gguf, ret);
+        if (r == 0 || (r == -ENOENT && ret->count > 0 && !place.gguf) || (r < 0 && r != -ENOENT))
             return r;
         shard_paths_free(ret);
     }

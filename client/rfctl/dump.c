@@ -45,13 +45,13 @@ static bool is_file(const char *name)
 static bool may_have(char *path, const char *tensor_name)
 {
     struct headers headers;
-    struct gguf_fault unused;
+    struct header_fault unused;
     char *unread;
     if (headers_read(&path, 1, &headers, &unused, &unread) < 0) {
         free(unread);
         return true;
     }
-    bool has = !headers.whole || gguf_tensor_find(headers.file, tensor_name);
+    bool has = !headers.whole || model_header_tensor(headers.file, tensor_name);
     headers_clear(&headers);
     return has;
 }

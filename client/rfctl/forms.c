@@ -35,6 +35,25 @@ void form_words_clear(struct form_words *words)
         free(words->memory[i]);
 }
 
+rf_load_options form_load_options(const struct options *options, const struct form_words *words)
+{
+    return (rf_load_options){
+        .size = sizeof(rf_load_options),
+        .name = options->name,
+        .form = words->form,
+        .forms = words->rules,
+        .n_forms = words->n_rules,
+        .layout = options->layout,
+        .tp_rank = options->tp.rank,
+        .tp_size = options->tp.size,
+        .device = options->device,
+        .dequant = options->dequant,
+        .private_ = options->private,
+        .public_ = options->public,
+        .replace = options->replace,
+    };
+}
+
 /* The text and what the object says of a layout: "bf16 layout=vllm tp=0/2". Takes the text over. */
 static char *with_layout(char *text, const cJSON *object)
 {

@@ -17,6 +17,9 @@ struct form_words {
 void form_words_read(const struct option_list *as, struct form_words *ret);
 void form_words_clear(struct form_words *words);
 
+/* What Load and Plan both take of the command line. The rules are borrowed from the words. */
+rf_load_options form_load_options(const struct options *options, const struct form_words *words);
+
 /* The forms in a Model, or in a reply to Plan, and the layout: "bf16", "bf16 *norm*=f32 layout=vllm". The caller frees
  * the text. */
 char *form_text(const cJSON *object);

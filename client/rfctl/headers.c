@@ -2,25 +2,18 @@
 
 #include "client/rfctl/memory.h"
 #include "daemon/format/format.h"
+#include "daemon/gguf/gguf.h"
+#include "proto/descriptors.h"
+#include "proto/shards_given.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/resource.h>
+#include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* A model may have more files than programs may have open by default. */
-static void raise_descriptor_limit(void)
-{
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
-        return;
-    limit.rlim_cur = limit.rlim_max;
-    (void)setrlimit(RLIMIT_NOFILE, &limit);
-}
-
-static int open_all(char *const *paths, size_t n, struct split_file *files, size_t *ret_n, uint64_t *ret_size)
+static int open_all(char *const *paths, size_t n, struct header_file *files, size_t *ret_n, uint64_t *ret_size)
 {
     uint64_t size = 0;
     for (*ret_n = 0; *ret_n < n; (*ret_n)++) {
@@ -28,7 +21,7 @@ static int open_all(char *const *paths, size_t n, struct split_file *files, size
         int fd = shard_open_regular(paths[*ret_n]);
         if (fd < 0 || fstat(fd, &status) < 0)
             return fd < 0 ? fd : -errno;
-        files[*ret_n] = (struct split_file){fd, (uint64_t)status.st_size};
+        files[*ret_n] = (struct header_file){fd, (uint64_t)status.st_size};
         size += (uint64_t)status.st_size;
     }
     *ret_size = size;
@@ -36,9 +29,9 @@ static int open_all(char *const *paths, size_t n, struct split_file *files, size
 }
 
 /* *ret_file tells which of the paths could not be read. One file of several, without the others, is looked at alone. */
-static int read_paths(char *const *paths, size_t n, struct headers *ret, struct gguf_fault *fault, size_t *ret_file)
+static int read_paths(char *const *paths, size_t n, struct headers *ret, struct header_fault *fault, size_t *ret_file)
 {
-    struct split_file *files = need_memory(n * sizeof(*files));
+    struct header_file *files = need_memory(n * sizeof(*files));
     size_t n_open = 0;
     int r = open_all(paths, n, files, &n_open, &ret->size);
     *ret_file = r < 0 ? n_open : 0;
@@ -54,21 +47,41 @@ static int read_paths(char *const *paths, size_t n, struct headers *ret, struct 
     return r;
 }
 
-int headers_read(char *const *paths, size_t n, struct headers *ret, struct gguf_fault *ret_fault, char **ret_path)
+/* Refuses files that are a part of a model, which safetensors files do not say themselves. */
+static int check_given(char *const *paths, size_t n, struct header_fault *fault, char **ret_path)
+{
+    struct shard_paths missing;
+    int r = shards_given((const char *const *)paths, n, shard_open_regular, &missing);
+    if (r == 0)
+        return 0;
+    *ret_path = need_text("%s", paths[0]);
+    if (r != -ENODATA)
+        return r;
+    snprintf(fault->reason, sizeof(fault->reason), "its model has files that are not named, as %.100s",
+             strrchr(missing.paths[0], '/') ? strrchr(missing.paths[0], '/') + 1 : missing.paths[0]);
+    shard_paths_free(&missing);
+    return -EBADMSG;
+}
+
+int headers_read(char *const *paths, size_t n, struct headers *ret, struct header_fault *ret_fault, char **ret_path)
 {
     struct headers headers = {0};
     struct shard_paths found = {0};
     const char *first = paths[0];
     size_t file = 0;
-    raise_descriptor_limit();
-    int r = n == 1 ? shards_find(first, true, shard_open_regular, &found) : -ENOENT;
+    (void)descriptors_raise_limit(); /* a model may have more files than programs may have open by default */
+    int r = n == 1 ? 0 : check_given(paths, n, ret_fault, ret_path);
+    if (r < 0)
+        return r;
+    r = n == 1 ? shards_find(first, true, shard_open_regular, &found) : -ENOENT;
     if (r == -EBADMSG) {
         snprintf(ret_fault->reason, sizeof(ret_fault->reason), "its index of files is not valid");
         *ret_path = need_text("%s", first);
         return r;
     }
-    if (r == -ENOTUNIQ) {
-        headers.same = found;
+    const size_t number = found.number, count = found.count;
+    if (r == -ENOTUNIQ || r == -ENOENT) {
+        *(r == -ENOENT ? &headers.absent : &headers.same) = found;
         found = (struct shard_paths){0};
     }
     if (r == 0) {
@@ -82,6 +95,12 @@ int headers_read(char *const *paths, size_t n, struct headers *ret, struct gguf_
         (void)shard_peek(fd, &headers.place);
         close(fd);
     }
+    if (r == 0 && !headers.place.gguf && count > 1) { /* the file itself does not say it */
+        headers.place.split = true;
+        headers.place.number = number - 1;
+        headers.place.count = count;
+        headers.whole = n > 1;
+    }
     if (r == 0)
         *ret = headers;
     else {
@@ -94,7 +113,8 @@ int headers_read(char *const *paths, size_t n, struct headers *ret, struct gguf_
 
 void headers_clear(struct headers *headers)
 {
-    gguf_free(headers->file);
+    model_header_free(headers->file);
     shard_paths_free(&headers->same);
+    shard_paths_free(&headers->absent);
     *headers = (struct headers){0};
 }

@@ -8,7 +8,7 @@
 #include "client/rfctl/rfctl.h"
 #include "client/rfctl/table.h"
 #include "client/rfctl/terminal.h"
-#include "daemon/gguf/gguf.h"
+#include "daemon/header/model_header.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -16,28 +16,28 @@
 #include <string.h>
 #include <unistd.h>
 
-static cJSON *metadata_of(const struct gguf *file)
+static cJSON *metadata_of(const struct model_header *file)
 {
     cJSON *array = cJSON_CreateArray();
     for (size_t i = 0; i < file->n_kv; i++) {
-        const struct gguf_kv *kv = &file->kv[i];
+        const struct header_kv *kv = &file->kv[i];
         cJSON *entry = cJSON_CreateObject();
         char *key = strndup(kv->key.bytes, kv->key.size);
         char *clean = key ? text_escape(key, strlen(key)) : NULL; /* JSON takes UTF-8 only */
         cJSON_AddStringToObject(entry, "key", clean ? clean : "");
         free(clean);
         free(key);
-        (void)gguf_kv_describe(kv, entry);
+        (void)header_kv_describe(kv, entry);
         cJSON_AddItemToArray(array, entry);
     }
     return array;
 }
 
-static cJSON *tensors_of(const struct gguf *file)
+static cJSON *tensors_of(const struct model_header *file)
 {
     cJSON *array = cJSON_CreateArray();
     for (size_t i = 0; i < file->n_tensors; i++) {
-        const struct gguf_tensor *tensor = &file->tensors[i];
+        const struct header_tensor *tensor = &file->tensors[i];
         cJSON *object = cJSON_CreateObject();
         cJSON_AddStringToObject(object, "name", tensor->name);
         cJSON_AddStringToObject(object, "type", tensor->type->name);
@@ -60,13 +60,13 @@ struct sums {
 /* Any type's id is less: those that GGUF files can name, and then the TYPE_KEPT. */
 #define TYPES_MAX (TYPE_KEPT_FIRST + 256)
 
-static cJSON *types_of(const struct gguf *file, struct sums *all)
+static cJSON *types_of(const struct model_header *file, struct sums *all)
 {
     struct sums *sums = calloc(TYPES_MAX, sizeof(*sums));
     const char **names = calloc(TYPES_MAX, sizeof(*names));
     cJSON *array = cJSON_CreateArray();
     for (size_t i = 0; i < file->n_tensors && sums && names; i++) {
-        const struct gguf_tensor *tensor = &file->tensors[i];
+        const struct header_tensor *tensor = &file->tensors[i];
         struct sums *both[] = {&sums[tensor->type->id], all};
         names[tensor->type->id] = tensor->type->name;
         for (size_t k = 0; k < 2; k++) {
@@ -90,17 +90,28 @@ static cJSON *types_of(const struct gguf *file, struct sums *all)
     return array;
 }
 
+/* Adds the paths, if there are any. */
+static void add_paths(cJSON *object, const char *key, const struct shard_paths *paths)
+{
+    cJSON *array = paths->n > 0 ? cJSON_AddArrayToObject(object, key) : NULL;
+    for (size_t i = 0; i < paths->n; i++) {
+        char *path = text_escape(paths->paths[i], strlen(paths->paths[i]));
+        cJSON_AddItemToArray(array, cJSON_CreateString(path));
+        free(path);
+    }
+}
+
 static cJSON *describe(const struct headers *inspected)
 {
-    const struct gguf *file = inspected->file;
+    const struct model_header *file = inspected->file;
     cJSON *object = cJSON_CreateObject();
-    struct gguf_string architecture;
+    struct header_string architecture;
     struct sums all = {0};
     cJSON *types = types_of(file, &all);
     cJSON_AddStringToObject(object, "format", file->format);
     if (file->version > 0)
         cJSON_AddNumberToObject(object, "version", file->version);
-    if (gguf_kv_string(gguf_find(file, "general.architecture"), &architecture) == 0) {
+    if (header_kv_string(model_header_find(file, "general.architecture"), &architecture) == 0) {
         char *text = text_escape(architecture.bytes, architecture.size);
         cJSON_AddStringToObject(object, "architecture", text);
         free(text);
@@ -114,12 +125,8 @@ static cJSON *describe(const struct headers *inspected)
         if (inspected->place.count > 0)
             cJSON_AddNumberToObject(object, "files", (double)inspected->place.count);
         cJSON_AddBoolToObject(object, "whole", inspected->whole);
-        cJSON *same = inspected->same.n > 0 ? cJSON_AddArrayToObject(object, "same") : NULL;
-        for (size_t i = 0; i < inspected->same.n; i++) {
-            char *path = text_escape(inspected->same.paths[i], strlen(inspected->same.paths[i]));
-            cJSON_AddItemToArray(same, cJSON_CreateString(path));
-            free(path);
-        }
+        add_paths(object, "same", &inspected->same);
+        add_paths(object, "missing", &inspected->absent);
     }
     cJSON_AddNumberToObject(object, "alignment", (double)file->alignment);
     cJSON_AddNumberToObject(object, "bits_per_weight", all.elements > 0 ? all.bytes * 8 / all.elements : 0);
@@ -150,24 +157,32 @@ static void print_types(const cJSON *types)
     table_free(table);
 }
 
+static void print_paths(const cJSON *paths)
+{
+    const cJSON *path;
+    cJSON_ArrayForEach (path, paths) {
+        out_line("  %s", path->valuestring);
+    }
+}
+
 /* Of a file that is one of several. */
 static void print_place(const cJSON *file)
 {
     const double number = reply_number(file, "file", 0), files = reply_number(file, "files", 0);
     const bool whole = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(file, "whole"));
-    const cJSON *same = reply_items(file, "same"), *path;
+    const cJSON *same = reply_items(file, "same"), *missing = reply_items(file, "missing");
     if (number > 0 && files > 0)
         out_line("file %.0f of %.0f: %s", number, files,
                  whole                ? "all are here; the numbers are those of the whole model"
                  : files > SHARDS_MAX ? "too many; the numbers are those of this file"
                  : cJSON_GetArraySize(same) > 0
                      ? "several files may be the same other one; the numbers are those of this file"
-                     : "the others are not here; the numbers are those of this file");
+                 : cJSON_GetArraySize(missing) > 0 ? "not all are here; the numbers are those of this file. Missing:"
+                                                   : "not all are here; the numbers are those of this file");
     else if (number > 0)
         out_line("file %.0f of several; the numbers are those of this file", number);
-    cJSON_ArrayForEach (path, same) {
-        out_line("  %s", path->valuestring);
-    }
+    print_paths(same);
+    print_paths(missing);
 }
 
 static void print(const char *path, const cJSON *file)
@@ -195,7 +210,7 @@ static void print(const char *path, const cJSON *file)
 }
 
 /* Prints the same error as the daemon would for this file. */
-static void print_invalid(const struct rfctl *ctl, const struct gguf_fault *fault)
+static void print_invalid(const struct rfctl *ctl, const struct header_fault *fault)
 {
     cJSON *parameters = ctl_name("reason", fault->reason);
     cJSON_AddNumberToObject(parameters, "offset", (double)fault->offset);
@@ -208,7 +223,7 @@ static void print_invalid(const struct rfctl *ctl, const struct gguf_fault *faul
 /* Reads the headers of the files. Returns false after it said why it cannot. */
 static bool read_files(const struct rfctl *ctl, struct headers *ret)
 {
-    struct gguf_fault fault = {0};
+    struct header_fault fault = {0};
     char *path;
     int r = headers_read(ctl->arguments, ctl->n_arguments, ret, &fault, &path);
     if (r == 0)

@@ -4,6 +4,7 @@
 #include "client/rfctl/forms.h"
 #include "client/rfctl/interrupt.h"
 #include "client/rfctl/memory.h"
+#include "client/rfctl/names.h"
 #include "client/rfctl/output.h"
 #include "client/rfctl/progress.h"
 #include "client/rfctl/reply.h"
@@ -82,8 +83,11 @@ static void tell_loaded(const struct load *load, const cJSON *model, const cJSON
     format_bytes(size, file_bytes);
     if (!phases && !load->joined) {
         const char *also = load->options->name && strcmp(load->options->name, name) != 0 ? load->options->name : NULL;
-        out_line("%s is resident already, as %s%s%s: %s on %s", load->path, name, also ? ", now also " : "",
-                 also ? also : "", bytes, device);
+        /* Which names it has got from an older version, the reply does not tell. */
+        char *others = load->options->replace && !load->options->name ? names_text(model) : need_text("%s", "");
+        out_line("%s is resident already, as %s%s%s%s%s: %s on %s", load->path, name, also ? ", now also " : "",
+                 also ? also : "", others[0] ? ", also " : "", others, bytes, device);
+        free(others);
         return;
     }
     bool same = strcmp(bytes, size) == 0;
@@ -159,29 +163,15 @@ int command_load(struct rfctl *ctl)
     struct form_words words;
     form_words_read(&ctl->options.as, &words);
     struct ctl_receiver receiver = {.ctl = ctl, .what = what, .reply = told, .context = &load};
-    const rf_load_options options = {
-        .size = sizeof(options),
-        .name = ctl->options.name,
-        .form = words.form,
-        .forms = words.rules,
-        .n_forms = words.n_rules,
-        .layout = ctl->options.layout,
-        .tp_rank = ctl->options.tp.rank,
-        .tp_size = ctl->options.tp.size,
-        .device = ctl->options.device,
-        .dequant = ctl->options.dequant,
-        .no_wait = ctl->options.no_wait,
-        .pin = ctl->options.pin,
-        .private_ = ctl->options.private,
-        .public_ = ctl->options.public,
-        .replace = ctl->options.replace,
-        .ttl_seconds = ctl->options.ttl,
-        .deadline_seconds = (double)ctl->options.deadline,
-        .wait_for_memory_seconds = (double)ctl->options.wait_for_memory,
-        .trace = load.trace != NULL,
-        .reply = ctl_receive,
-        .context = &receiver,
-    };
+    rf_load_options options = form_load_options(&ctl->options, &words);
+    options.no_wait = ctl->options.no_wait;
+    options.pin = ctl->options.pin;
+    options.ttl_seconds = ctl->options.ttl;
+    options.deadline_seconds = (double)ctl->options.deadline;
+    options.wait_for_memory_seconds = (double)ctl->options.wait_for_memory;
+    options.trace = load.trace != NULL;
+    options.reply = ctl_receive;
+    options.context = &receiver;
     clock_gettime(CLOCK_MONOTONIC, &load.began);
     if (!options.no_wait)
         interrupt_say("interrupted: the load is cancelled, unless others want it too");

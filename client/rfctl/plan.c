@@ -87,23 +87,9 @@ int command_plan(struct rfctl *ctl)
     form_words_read(&ctl->options.as, &words);
     struct ctl_receiver receiver = {.ctl = ctl, .what = what, .reply = told, .context = ctl};
     rf_plan plan = {.size = sizeof(plan)};
-    const rf_load_options options = {
-        .size = sizeof(options),
-        .name = ctl->options.name,
-        .form = words.form,
-        .forms = words.rules,
-        .n_forms = words.n_rules,
-        .layout = ctl->options.layout,
-        .tp_rank = ctl->options.tp.rank,
-        .tp_size = ctl->options.tp.size,
-        .device = ctl->options.device,
-        .dequant = ctl->options.dequant,
-        .private_ = ctl->options.private,
-        .public_ = ctl->options.public,
-        .replace = ctl->options.replace,
-        .reply = ctl_receive,
-        .context = &receiver,
-    };
+    rf_load_options options = form_load_options(&ctl->options, &words);
+    options.reply = ctl_receive;
+    options.context = &receiver;
     status = ctl_received(&receiver, rf_load_plan_files(ctl->client, (const char *const *)ctl->arguments,
                                                         ctl->n_arguments, &options, &plan));
     form_words_clear(&words);

@@ -82,18 +82,18 @@ static enum backends backends_of(const char *name)
 static uint64_t layers_of(const char *path)
 {
     struct headers headers = {0};
-    struct gguf_fault fault = {0};
-    struct gguf_string architecture;
+    struct header_fault fault = {0};
+    struct header_string architecture;
     char *refused = NULL, *paths[] = {(char *)path};
     uint64_t layers = 0;
     if (headers_read(paths, 1, &headers, &fault, &refused) < 0) {
         free(refused);
         return 0;
     }
-    if (gguf_kv_string(gguf_find(headers.file, "general.architecture"), &architecture) == 0) {
+    if (header_kv_string(model_header_find(headers.file, "general.architecture"), &architecture) == 0) {
         char *key = need_text("%.*s.block_count", (int)architecture.size, architecture.bytes);
-        const struct gguf_kv *count = gguf_find(headers.file, key);
-        if (!count || gguf_kv_u64(count, &layers) < 0 || layers > headers.file->n_tensors)
+        const struct header_kv *count = model_header_find(headers.file, key);
+        if (!count || header_kv_u64(count, &layers) < 0 || layers > headers.file->n_tensors)
             layers = 0;
         free(key);
     }

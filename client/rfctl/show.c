@@ -129,6 +129,8 @@ static void show_model(const cJSON *model)
     free(names);
     if (cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "changed")))
         out_line("file changed: its path has other bytes now; 'rfctl load --replace' loads them");
+    if (cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "heldUp")))
+        out_line("the file does not answer: the load waits for it");
     if (reply_number(model, "overflows", 0) > 0)
         out_line("%.0f values were too large for f16 and became infinite", reply_number(model, "overflows", 0));
 }

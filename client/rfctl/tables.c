@@ -24,13 +24,15 @@ static void add_bytes(struct table *table, const cJSON *object, const char *key)
         table_add(table, "%s", format_bytes(text, bytes));
 }
 
-/* "also b, c; file changed". The caller frees it. */
+/* "also b, c; file changed; file does not answer". The caller frees it. */
 static char *note_text(const cJSON *model)
 {
     char *names = names_text(model);
     const bool changed = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "changed"));
-    char *text = need_text("%s%s%s%s", names[0] ? "also " : "", names, names[0] && changed ? "; " : "",
-                           changed ? "file changed" : "");
+    const bool held_up = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "heldUp"));
+    char *text =
+        need_text("%s%s%s%s%s%s", names[0] ? "also " : "", names, names[0] && (changed || held_up) ? "; " : "",
+                  changed ? "file changed" : "", changed && held_up ? "; " : "", held_up ? "file does not answer" : "");
     free(names);
     return text;
 }

@@ -5,7 +5,7 @@
 #include "client/rfctl/output.h"
 #include "client/rfctl/rfctl.h"
 #include "client/sealed.h"
-#include "daemon/gguf/gguf.h"
+#include "daemon/header/model_header.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -17,7 +17,7 @@
 /* As JSON text, which the caller frees. The parser's words for a value are the library's in another struct. */
 static char *value_json(const rf_value *value)
 {
-    struct gguf_kv kv = {
+    struct header_kv kv = {
         .type = (enum gguf_value_type)value->type,
         .element_type = (enum gguf_value_type)value->element_type,
         .count = value->count,
@@ -29,7 +29,7 @@ static char *value_json(const rf_value *value)
         kv.data -= GGUF_STRING_LENGTH;
         kv.data_size += GGUF_STRING_LENGTH;
     }
-    if (gguf_kv_json(&kv, SIZE_MAX, SIZE_MAX, &text, NULL) == 0)
+    if (header_kv_json(&kv, SIZE_MAX, SIZE_MAX, &text, NULL) == 0)
         return text;
     err_line("not enough memory");
     exit(STATUS_REFUSED);

@@ -2,6 +2,7 @@
 
 #include "daemon/base/worker.h"
 #include "daemon/memory/residency.h"
+#include "daemon/model/source_look.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -95,7 +96,9 @@ static void changes_next(struct changes *changes)
         changes->model = model->id;
         changes->source = source_ref(model->source);
         changes->changed = model->changed;
-        worker_queue(changes->loads->core->queue, &changes->work, changes, changes_work, changes_worked);
+        const struct work_reads reads = source_reads(model->source, model->uid);
+        worker_queue_reading(changes->loads->core->queue, &changes->work, &reads, changes, changes_work,
+                             changes_worked);
         return;
     }
     changes->looking = false;

@@ -8,33 +8,32 @@
 #include "daemon/wire/params.h"
 
 #include <errno.h>
-#include <unistd.h>
 
-static void close_all(const int *fds, size_t n)
+static void close_all(const struct call *call, const int *fds, size_t n)
 {
     for (size_t i = 0; i < n; i++)
-        close(fds[i]);
+        conn_close_fd(call->conn, fds[i]);
 }
 
 bool files_param_take(struct call *call, const cJSON *indexes, int64_t added, int *fds, size_t *ret_n)
 {
     size_t before = session_take_files(call->conn, fds), n = 0;
     if (added == 0) {
-        close_all(fds, before);
+        close_all(call, fds, before);
         before = 0;
     }
     if (added < 0 || (uint64_t)added != before) {
-        close_all(fds, before);
+        close_all(call, fds, before);
         call_fail_parameter(call, "added");
         return false;
     }
     if (before + (size_t)cJSON_GetArraySize(indexes) > SOURCE_FILES_MAX) {
-        close_all(fds, before);
+        close_all(call, fds, before);
         call_fail_parameter(call, "fds");
         return false;
     }
     if (!call_take_fds(call, indexes, fds + before, &n)) {
-        close_all(fds, before);
+        close_all(call, fds, before);
         return false;
     }
     *ret_n = before + n;

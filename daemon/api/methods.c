@@ -4,6 +4,7 @@
 #include "daemon/base/json_text.h"
 #include "daemon/wire/params.h"
 #include "proto/interface.h"
+#include "proto/min.h"
 
 #include <string.h>
 
@@ -39,8 +40,8 @@ static void get_info(struct call *call)
     cJSON_AddStringToObject(reply, "version", ROCMFORGE_VERSION " (" INTERFACE " " STRING(INTERFACE_VERSION) ")");
     cJSON_AddStringToObject(reply, "url", ""); /* Varlink wants a string; there is no page yet */
     cJSON *interfaces = cJSON_AddArrayToObject(reply, "interfaces");
-    cJSON_AddItemToArray(interfaces, cJSON_CreateString(SERVICE));
-    cJSON_AddItemToArray(interfaces, cJSON_CreateString(INTERFACE));
+    json_append(interfaces, cJSON_CreateString(SERVICE));
+    json_append(interfaces, cJSON_CreateString(INTERFACE));
     call_reply(call, reply, NULL, 0);
 }
 
@@ -107,7 +108,7 @@ void methods_dispatch(struct call *call, void *context)
             fail_with(call, WIRE_MethodNotFound, "method", call->method);
     } else {
         char interface[256];
-        size_t size = n < sizeof(interface) - 1 ? n : sizeof(interface) - 1;
+        size_t size = min_u64(n, sizeof(interface) - 1);
         memcpy(interface, call->method, size);
         interface[size] = '\0';
         fail_with(call, WIRE_InterfaceNotFound, "interface", interface);

@@ -399,7 +399,7 @@ void method_pin(struct api *api, struct call *call)
     struct model *model = find_own(api, call, name_only, &name, &name);
     if (!model)
         return;
-    model->pinned = true;
+    model_set_pinned(model, true);
     call_reply(call, NULL, NULL, 0);
 }
 
@@ -409,7 +409,7 @@ void method_unpin(struct api *api, struct call *call)
     struct model *model = find_own(api, call, name_only, &name, &name);
     if (!model)
         return;
-    model->pinned = false;
+    model_set_pinned(model, false);
     residency_idle(api->residency, model);
     call_reply(call, NULL, NULL, 0);
 }
@@ -432,7 +432,7 @@ void method_set_ttl(struct api *api, struct call *call)
         call_fail_parameter(call, "ttl");
         return;
     }
-    model->ttl = p.ttl;
+    model_set_ttl(model, p.ttl);
     residency_idle(api->residency, model);
     call_reply(call, NULL, NULL, 0);
 }

@@ -3,11 +3,12 @@
 #include "daemon/api/files_param.h"
 #include "daemon/api/load_param.h"
 #include "daemon/api/methods_list.h"
+#include "daemon/base/json_text.h"
 #include "daemon/base/worker.h"
 #include "daemon/load/failure.h"
 #include "daemon/load/foresee.h"
 #include "daemon/load/steps.h"
-#include "daemon/memory/placement.h"
+#include "daemon/memory/device_choice.h"
 #include "daemon/memory/residency.h"
 #include "daemon/memory/survey.h"
 #include "daemon/session/describe.h"
@@ -74,12 +75,12 @@ struct outlook {
     struct room_shortage shortage;
 };
 
-/* True if the user's quota has room for so many bytes more. */
-static bool within_quota(const struct planning *planning, uint64_t bytes)
+/* True if the user's quota has room for so much more. */
+static bool within_quota(const struct planning *planning, enum quota_kind kind, uint64_t amount)
 {
     struct quota_charge charge;
     uint64_t unused;
-    if (quota_take(planning->api->quota, planning->request.uid, QUOTA_BYTES, bytes, &charge, &unused) < 0)
+    if (quota_take(planning->api->quota, planning->request.uid, kind, amount, &charge, &unused) < 0)
         return false;
     quota_return(&charge);
     return true;
@@ -101,12 +102,12 @@ static void foresee_memory(struct planning *planning, struct outlook *ret)
     for (size_t i = 0; i < among->n; i++)
         ahead[i] = among->devices[i]->queued;
     struct device *device =
-        restores ? ret->there->device : placement_choose(api->residency, among, job->device, job->plan, ahead);
+        restores ? ret->there->device : device_choose(api->residency, among, job->device, job->plan, ahead);
     const struct admission_want want = {
         .host = devices_host(api->devices),
         .device = device,
         .bytes = job->plan->arena_bytes,
-        .due = restores ? 0 : registry_due(NULL, load_keeps(job->header, job->plan)),
+        .due = restores ? 0 : registry_due(NULL, load_overhead(job->header, job->plan)),
         .ahead = device->queued,
     };
     ret->device = device;
@@ -114,7 +115,8 @@ static void foresee_memory(struct planning *planning, struct outlook *ret)
     ret->no_memory = r == -ENOMEM;
     ret->error = error_of(r);
     ret->fits = ret->error == WIRE_OK;
-    if (!restores && !within_quota(planning, want.bytes + want.due))
+    if (!restores &&
+        (!within_quota(planning, QUOTA_MODELS, 1) || !within_quota(planning, QUOTA_BYTES, want.bytes + want.due)))
         ret->error = WIRE_LimitExceeded; /* Load looks at this first */
 }
 
@@ -170,7 +172,7 @@ static cJSON *describe_plan(const struct planning *planning, const struct outloo
     cJSON_AddStringToObject(reply, "device", outlook->device->id);
     cJSON_AddStringToObject(reply, "form", forms_word(planning->request.forms->form));
     if (planning->request.forms->n_rules > 0)
-        cJSON_AddItemToObject(reply, "forms", forms_rules(planning->request.forms));
+        json_add_item(reply, "forms", forms_rules(planning->request.forms));
     layout_describe(planning->request.layout, reply);
     cJSON_AddNumberToObject(reply, "bytes", (double)job->plan->arena_bytes);
     cJSON_AddNumberToObject(reply, "size", (double)job->source->size);
@@ -184,14 +186,14 @@ static cJSON *describe_plan(const struct planning *planning, const struct outloo
     cJSON *evicts = cJSON_AddArrayToObject(reply, "evicts");
     for (size_t i = 0; i < outlook->n_victims; i++)
         if (model_visible(outlook->victims[i], planning->request.peer))
-            cJSON_AddItemToArray(evicts, cJSON_CreateString(outlook->victims[i]->name));
+            json_append(evicts, cJSON_CreateString(outlook->victims[i]->name));
     const double seconds = seconds_of(planning, outlook);
     if (seconds >= 0)
         cJSON_AddNumberToObject(reply, "seconds", seconds);
     else
         cJSON_AddNullToObject(reply, "seconds");
     if (outlook->verdict == LOAD_JOIN)
-        cJSON_AddItemToObject(reply, "model", describe_model(outlook->there));
+        json_add_item(reply, "model", describe_model(outlook->there));
     return reply;
 }
 
@@ -291,9 +293,11 @@ static int planning_new(struct api *api, struct call *call, const struct load_re
     layout_ref(request->layout);
     peer_ref(request->peer);
     planning->job = (struct load_job){
+        .closer = api->core->closer,
+        .uid = request->uid,
         .path = path,
         .trusted = request->trusted,
-        .device = placement_roomiest(&request->among),
+        .device = device_choice_roomiest(&request->among),
         .among = &planning->request.among,
         .forms = request->forms,
         .layout = request->layout,
@@ -308,7 +312,7 @@ static int planning_new(struct api *api, struct call *call, const struct load_re
 /* Plan needs one device that is not lost. Returns false after the call was failed. */
 static bool some_device_works(struct call *call, const struct device_set *among)
 {
-    if (placement_roomiest(among))
+    if (device_choice_roomiest(among))
         return true;
     call_fail(call, WIRE_DeviceError, describe_device_lost(among->devices[0], "plan"));
     return false;
@@ -342,5 +346,6 @@ void method_plan(struct api *api, struct call *call)
     }
     call->context = planning;
     call->abandoned = planning_abandoned;
-    worker_queue(api->core->queue, &planning->job.work, planning, planning_work, planning_worked);
+    const struct work_reads reads = {.uid = request.uid};
+    worker_queue_reading(api->core->queue, &planning->job.work, &reads, planning, planning_work, planning_worked);
 }

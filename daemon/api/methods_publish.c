@@ -1,5 +1,6 @@
 /* The methods by which a client makes a model itself: Create, Publish. */
 #include "daemon/api/methods_list.h"
+#include "daemon/base/json_text.h"
 #include "daemon/base/trust.h"
 #include "daemon/load/creation.h"
 #include "daemon/model/manifest.h"
@@ -15,28 +16,29 @@
 #define NOT_SAID INT64_MIN
 
 /* Takes the descriptor with this index over. Returns false after the call was failed. */
-static bool take_file(struct call *call, int64_t index, int *ret)
+static bool take_file(struct api *api, struct call *call, int64_t index, struct client_text *ret)
 {
     int fds[FRAME_FDS_MAX];
     size_t n = 0;
     cJSON *indexes = cJSON_CreateArray();
-    cJSON_AddItemToArray(indexes, cJSON_CreateNumber((double)index));
+    json_append(indexes, cJSON_CreateNumber((double)index));
     const bool taken = call_take_fds(call, indexes, fds, &n);
     cJSON_Delete(indexes);
     if (taken)
-        *ret = fds[0];
+        *ret = (struct client_text){.fd = fds[0], .closer = api->core->closer, .uid = conn_uid(call->conn)};
     return taken;
 }
 
 /* The list of tensors: in the message, or in a file. Returns false after the call was failed. */
-static bool take_tensors(struct call *call, const cJSON *tensors, int64_t file, struct client_text *ret)
+static bool take_tensors(struct api *api, struct call *call, const cJSON *tensors, int64_t file,
+                         struct client_text *ret)
 {
     if (tensors && file != NOT_SAID) {
         call_fail_parameter(call, "tensorsFile");
         return false;
     }
     if (file != NOT_SAID)
-        return take_file(call, file, &ret->fd);
+        return take_file(api, call, file, ret);
     ret->text = tensors ? cJSON_PrintUnformatted(tensors) : NULL;
     ret->size = ret->text ? strlen(ret->text) : 0;
     if (!tensors || ret->text)
@@ -90,7 +92,7 @@ static const char *create_wrong_parameter(const struct create_parameters *p)
 }
 
 /* NULL after the call was failed. */
-static struct creation *creation_of(struct call *call, const struct create_parameters *p)
+static struct creation *creation_of(struct api *api, struct call *call, const struct create_parameters *p)
 {
     struct creation *creation = creation_new();
     char *key = p->key ? strdup(p->key) : NULL;
@@ -104,7 +106,7 @@ static struct creation *creation_of(struct call *call, const struct create_param
     creation->bytes = p->bytes == NOT_SAID ? 0 : (uint64_t)p->bytes;
     creation->wait = p->wait;
     creation->any_publisher = p->any_publisher;
-    if (take_tensors(call, p->tensors, p->tensors_file, &creation->tensors))
+    if (take_tensors(api, call, p->tensors, p->tensors_file, &creation->tensors))
         return creation;
     creation_free(creation);
     return NULL;
@@ -150,7 +152,7 @@ void method_create(struct api *api, struct call *call)
         call_fail(call, WIRE_LimitExceeded, error_no_memory());
         return;
     }
-    request.creation = creation_of(call, &p);
+    request.creation = creation_of(api, call, &p);
     if (request.creation) {
         call_set_deadline(call, p.deadline);
         load_begin(api->loads, &request, call);
@@ -195,10 +197,11 @@ static const char *publish_wrong_parameter(const struct publish_parameters *p, c
 }
 
 /* Returns false after the call was failed. */
-static bool take_metadata(struct call *call, const struct publish_parameters *p, struct client_text *ret)
+static bool take_metadata(struct api *api, struct call *call, const struct publish_parameters *p,
+                          struct client_text *ret)
 {
     if (p->metadata_file != NOT_SAID)
-        return take_file(call, p->metadata_file, &ret->fd);
+        return take_file(api, call, p->metadata_file, ret);
     ret->text = p->metadata ? strdup(p->metadata) : NULL;
     ret->size = ret->text ? strlen(ret->text) : 0;
     if (!p->metadata || ret->text)
@@ -231,12 +234,11 @@ void method_publish(struct api *api, struct call *call)
         .pin = p.pin,
         .ttl = p.ttl == NOT_SAID ? -1 : p.ttl,
     };
-    if (!take_metadata(call, &p, &request.metadata) ||
-        !take_tensors(call, p.tensors, p.tensors_file, &request.tensors)) {
+    if (!take_metadata(api, call, &p, &request.metadata) ||
+        !take_tensors(api, call, p.tensors, p.tensors_file, &request.tensors)) {
         client_text_clear(&request.metadata);
         client_text_clear(&request.tensors);
         return;
     }
-    (void)api;
     creation_publish(creation, &request, call);
 }

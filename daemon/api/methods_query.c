@@ -1,6 +1,7 @@
 /* The methods that report the daemon's state: List, Show, Devices, Metrics, Status, Watch. */
 #include "daemon/api/methods_list.h"
 #include "daemon/api/metrics.h"
+#include "daemon/base/json_text.h"
 #include "daemon/session/describe.h"
 #include "daemon/wire/errors.h"
 #include "daemon/wire/params.h"
@@ -34,7 +35,7 @@ static cJSON *describe_models(const struct api *api, const struct peer *peer)
     TAILQ_FOREACH(model, &api->registry->models, link)
     {
         if (model_visible(model, peer))
-            cJSON_AddItemToArray(array, describe_model(model));
+            json_append(array, describe_model(model));
     }
     return array;
 }
@@ -44,7 +45,7 @@ void method_list(struct api *api, struct call *call)
     if (!params_read(call, nothing, NULL))
         return;
     cJSON *reply = cJSON_CreateObject();
-    cJSON_AddItemToObject(reply, "models", describe_models(api, conn_peer(call->conn)));
+    json_add_item(reply, "models", describe_models(api, conn_peer(call->conn)));
     call_reply(call, reply, NULL, 0);
 }
 
@@ -74,12 +75,12 @@ void method_show(struct api *api, struct call *call)
     if (!call_may_queue(call, strlen(published->tensors) + strlen(published->metadata)))
         return;
     cJSON *reply = cJSON_CreateObject();
-    cJSON_AddItemToObject(reply, "model", describe_model(model));
+    json_add_item(reply, "model", describe_model(model));
     cJSON_AddRawToObject(reply, "metadata", published->metadata);
     if (published->n_left > 0)
         cJSON_AddNumberToObject(reply, "metadataLeft", (double)published->n_left);
     cJSON_AddRawToObject(reply, "tensors", published->tensors);
-    cJSON_AddItemToObject(reply, "leases", describe_leases(model));
+    json_add_item(reply, "leases", describe_leases(model));
     if (p.header)
         cJSON_AddNumberToObject(reply, "header", 0);
     call_reply(call, reply, &published->header_fd, p.header ? 1 : 0);
@@ -99,14 +100,14 @@ static cJSON *describe_devices(const struct looking *looking)
     cJSON *reply = cJSON_CreateObject();
     cJSON *devices = cJSON_AddArrayToObject(reply, "devices");
     for (size_t i = 0; i < all->n; i++)
-        cJSON_AddItemToArray(devices, describe_device(all->devices[i]));
+        json_append(devices, describe_device(all->devices[i]));
     return reply;
 }
 
 static cJSON *describe_metrics(const struct looking *looking)
 {
     cJSON *reply = cJSON_CreateObject();
-    cJSON_AddItemToObject(reply, "metrics", metrics_describe(looking->api, conn_peer(looking->call->conn)));
+    json_add_item(reply, "metrics", metrics_describe(looking->api, conn_peer(looking->call->conn)));
     return reply;
 }
 
@@ -169,6 +170,7 @@ void method_status(struct api *api, struct call *call)
     cJSON_AddNumberToObject(reply, "leases", (double)n_leases);
     cJSON_AddNumberToObject(reply, "loads", (double)loads_seen(api->loads, conn_peer(call->conn)));
     cJSON_AddNumberToObject(reply, "workers", api->core->workers);
+    cJSON_AddNumberToObject(reply, "heldUp", workers_hanging(api->core->queue));
     cJSON_AddStringToObject(reply, "isa", dequant_isa());
     call_reply(call, reply, NULL, 0);
 }
@@ -182,6 +184,6 @@ void method_watch(struct api *api, struct call *call)
         return;
     }
     cJSON *reply = cJSON_CreateObject();
-    cJSON_AddItemToObject(reply, "models", describe_models(api, conn_peer(call->conn)));
+    json_add_item(reply, "models", describe_models(api, conn_peer(call->conn)));
     events_watch(api->events, call, reply);
 }

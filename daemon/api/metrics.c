@@ -1,5 +1,7 @@
 #include "daemon/api/metrics.h"
 
+#include "daemon/base/json_text.h"
+
 #include <math.h>
 #include <stdio.h>
 
@@ -12,7 +14,7 @@ static cJSON *metric(cJSON *metrics, const char *name, const char *type, const c
     cJSON_AddStringToObject(object, "type", type);
     cJSON_AddStringToObject(object, "help", help);
     cJSON *samples = cJSON_AddArrayToObject(object, "samples");
-    cJSON_AddItemToArray(metrics, object);
+    json_append(metrics, object);
     return samples;
 }
 
@@ -22,7 +24,7 @@ static cJSON *sample(cJSON *samples, double value)
     cJSON *object = cJSON_CreateObject();
     cJSON *labels = cJSON_AddArrayToObject(object, "labels");
     cJSON_AddNumberToObject(object, "value", value);
-    cJSON_AddItemToArray(samples, object);
+    json_append(samples, object);
     return labels;
 }
 
@@ -31,7 +33,7 @@ static void label(cJSON *labels, const char *name, const char *value)
     cJSON *object = cJSON_CreateObject();
     cJSON_AddStringToObject(object, "name", name);
     cJSON_AddStringToObject(object, "value", value);
-    cJSON_AddItemToArray(labels, object);
+    json_append(labels, object);
 }
 
 static void gauge(cJSON *metrics, const char *name, const char *help, double value)

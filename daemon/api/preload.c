@@ -3,6 +3,7 @@
 #include "daemon/base/log.h"
 #include "daemon/base/worker.h"
 #include "daemon/load/load.h"
+#include "daemon/model/layout.h"
 #include "daemon/model/plan.h"
 #include "proto/folder.h"
 #include "proto/model_file.h"
@@ -23,6 +24,7 @@ enum verdict { MODEL, LATER_FILE, OF_INDEX, NO_MODEL, NO_FILE };
 struct preload {
     struct loads *loads;
     const char *folder;
+    const struct layout *layout;
     struct work work;
     struct dirent **entries;
     enum verdict *verdicts; /* one for each entry; NULL: there was no memory, so all are tried */
@@ -39,13 +41,17 @@ struct preload {
 
 static void preload_next(struct preload *preload);
 
-int preload_new(struct loads *loads, const char *folder, struct preload **ret)
+int preload_new(struct loads *loads, const char *folder, const char *layout, struct preload **ret)
 {
+    const char *parameter;
     struct preload *preload = calloc(1, sizeof(*preload));
     if (!preload)
         return -ENOMEM;
-    int r = peer_self(&preload->self);
+    int r = layout_new(layout, NULL, NULL, &preload->layout, &parameter);
+    if (r == 0)
+        r = peer_self(&preload->self);
     if (r < 0) {
+        layout_unref(preload->layout);
         free(preload);
         return r;
     }
@@ -76,6 +82,7 @@ void preload_free(struct preload *preload)
         return;
     preload_clear(preload);
     peer_unref(preload->self);
+    layout_unref(preload->layout);
     free(preload);
 }
 
@@ -118,16 +125,16 @@ static bool is_safetensors(const char *name)
 }
 
 /* Decides what an open file is. index: its folder has one. */
-static enum verdict judge(int fd, const char *name, bool index)
+static enum verdict judge(int fd, const char *path, bool index)
 {
     struct shard_place place = {0};
     if (shard_peek(fd, &place) < 0)
         return MODEL;
     if (place.gguf)
         return place.split && place.number > 0 ? LATER_FILE : MODEL;
-    if (!is_safetensors(name))
+    if (!is_safetensors(path))
         return NO_MODEL;
-    return index ? OF_INDEX : shard_name_number(name) > 1 ? LATER_FILE : MODEL;
+    return index ? OF_INDEX : shard_follows(path) ? LATER_FILE : MODEL;
 }
 
 /* Decides what an entry of the folder is. If it cannot be opened, it counts as a model: the load tells the error. */
@@ -140,11 +147,12 @@ static enum verdict look_at(const char *folder, const char *name, bool index)
     const bool known = stat(path, &status) == 0, regular = known && S_ISREG(status.st_mode);
     const int fd = regular ? open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK) : -1;
     const bool model = known && S_ISDIR(status.st_mode) && (has_index(path) || has_file(path));
+    enum verdict verdict = known && !regular && !model ? NO_FILE : MODEL;
+    if (fd >= 0) {
+        verdict = judge(fd, path, index);
+        close(fd);
+    }
     free(path);
-    if (fd < 0)
-        return known && !regular && !model ? NO_FILE : MODEL;
-    const enum verdict verdict = judge(fd, name, index);
-    close(fd);
     return verdict;
 }
 
@@ -152,6 +160,7 @@ static void preload_scan(struct work *work)
 {
     struct preload *preload = work->data;
     worker_step_back();
+    worker_file_begin();
     int n = scandir(preload->folder, &preload->entries, is_visible, by_name);
     preload->n_entries = n < 0 ? -errno : n;
     preload->verdicts = n > 0 ? calloc((size_t)n, sizeof(*preload->verdicts)) : NULL;
@@ -159,6 +168,7 @@ static void preload_scan(struct work *work)
     preload->whole = index ? realpath(preload->folder, NULL) : NULL;
     for (int i = 0; i < n && preload->verdicts; i++)
         preload->verdicts[i] = look_at(preload->folder, preload->entries[i]->d_name, index);
+    worker_file_end();
 }
 
 /* True if the entry is to be loaded. If not, logs why: it is no model, or not the first file of a split model. */
@@ -253,7 +263,7 @@ static void preload_next(struct preload *preload)
                    .path = preload->path,
                    .name = model_name,
                    .forms = forms_plain(FORM_AUTO),
-                   .layout = layout_none(),
+                   .layout = preload->layout,
                    .among = among,
                    .peer = preload->self,
                    .uid = preload->self->uid,
@@ -275,5 +285,6 @@ void preload_look(struct preload *preload)
     preload->looking = true;
     preload->failed = 0;
     core_job_begin(preload->loads->core);
-    worker_queue(preload->loads->core->queue, &preload->work, preload, preload_scan, preload_scanned);
+    const struct work_reads reads = {.uid = preload->self->uid};
+    worker_queue_reading(preload->loads->core->queue, &preload->work, &reads, preload, preload_scan, preload_scanned);
 }

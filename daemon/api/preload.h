@@ -9,8 +9,9 @@
 
 struct preload;
 
-/* `folder` is borrowed. 0 or a negative errno. */
-int preload_new(struct loads *loads, const char *folder, struct preload **ret);
+/* folder: borrowed. layout: in which the models are in memory, one of layout_names; NULL: as in their files. 0 or a
+ * negative errno. */
+int preload_new(struct loads *loads, const char *folder, const char *layout, struct preload **ret);
 
 /* Begins to load the models in the folder. If this is under way already, it begins again when it is over. */
 void preload_look(struct preload *preload);

@@ -70,7 +70,13 @@ static void recheck_queue(struct recheck *recheck, struct model *model)
     recheck->before = model ? access_facts_ref(model->facts) : NULL;
     recheck->facts = NULL;
     recheck->again = false;
-    worker_queue(recheck->rechecks->core->queue, &recheck->work, recheck, recheck_work, recheck_worked);
+    struct workers *workers = recheck->rechecks->core->queue;
+    if (!model) {
+        worker_queue(workers, &recheck->work, recheck, recheck_work, recheck_worked);
+        return;
+    }
+    const struct work_reads reads = source_reads(recheck->source, model->uid);
+    worker_queue_reading(workers, &recheck->work, &reads, recheck, recheck_work, recheck_worked);
 }
 
 /* Calls `then` for all calls that are in_time. */
@@ -92,12 +98,18 @@ static void recheck_worked(struct work *work)
     struct recheck *recheck = work->data;
     struct rechecks *rechecks = recheck->rechecks;
     struct model *model = registry_find_id(rechecks->registry, recheck->model);
-    if (model && model->source == recheck->source)
+    /* A comparison of the file that ended meanwhile gives the model another source, and nobody else reads its facts. */
+    const bool outdated = model && model->source != recheck->source;
+    if (model && !outdated)
         events_set_facts(rechecks->events, model, recheck->facts);
     else
         access_facts_unref(recheck->facts);
     source_free(recheck->source);
     access_facts_unref(recheck->before);
+    if (outdated) {
+        recheck_queue(recheck, model);
+        return;
+    }
     recheck_tell(recheck, model);
     model = registry_find_id(rechecks->registry, recheck->model); /* a call that was answered may have unloaded it */
     if (!model) {

@@ -13,7 +13,7 @@ int core_init(struct core *core, uv_loop_t *loop)
     core->busy_poller.data = core;
     if (r == 0)
         r = mailbox_new(loop, &core->mailbox);
-    return r < 0 ? r : workers_new(core->mailbox, &core->queue);
+    return r < 0 ? r : workers_new(loop, core->mailbox, &core->queue);
 }
 
 static void workers_ended(void *context)

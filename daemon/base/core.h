@@ -13,13 +13,16 @@
 #include <stdint.h>
 #include <uv.h>
 
+struct closer;
+
 struct core {
     uv_loop_t *loop;
     struct mailbox *mailbox;
     struct workers *queue;
-    unsigned workers;   /* threads that take jobs from it */
-    bool has_processor; /* the loop has one to itself: there are fewer workers than processors */
-    bool stopping;      /* nothing new is begun */
+    struct closer *closer; /* of files that clients have sent; NULL until there are quotas */
+    unsigned workers;      /* threads that take jobs from it */
+    bool has_processor;    /* the loop has one to itself: there are fewer workers than processors */
+    bool stopping;         /* nothing new is begun */
     struct counters counters;
     uint64_t steps; /* that are over: jobs, and chunks of loads; it grows while there is progress */
     size_t n_jobs;  /* loads, unloads, verifications, plans: the daemon does not end before them */

@@ -37,6 +37,18 @@ void json_append_text(cJSON *array, const char *text)
 {
     char *clean = clean_text(text);
     if (clean)
-        cJSON_AddItemToArray(array, cJSON_CreateString(clean));
+        json_append(array, cJSON_CreateString(clean));
     cJSON_free(clean);
+}
+
+void json_add_item(cJSON *object, const char *key, cJSON *item)
+{
+    if (!cJSON_AddItemToObject(object, key, item))
+        cJSON_Delete(item);
+}
+
+void json_append(cJSON *array, cJSON *item)
+{
+    if (!cJSON_AddItemToArray(array, item))
+        cJSON_Delete(item);
 }

@@ -1,4 +1,5 @@
-/* Puts text that came from elsewhere into JSON, which takes UTF-8 only. Any thread. */
+/* Puts things into JSON: text that came from elsewhere, because JSON takes UTF-8 only; and values, of which nothing is
+ * left if memory is short. Any thread. */
 #pragma once
 
 #include <cjson/cJSON.h>
@@ -9,3 +10,8 @@ void json_add_text(cJSON *object, const char *key, const char *text);
 
 /* The same at the end of an array. The text is not NULL. */
 void json_append_text(cJSON *array, const char *text);
+
+/* cJSON_AddItemToObject() and cJSON_AddItemToArray(), but the item is deleted if it cannot be added: cJSON leaves it to
+ * the caller then. What it is added to, or the item, may be NULL. */
+void json_add_item(cJSON *object, const char *key, cJSON *item);
+void json_append(cJSON *array, cJSON *item);

@@ -37,8 +37,8 @@ static bool output_is_socket;
 static bool output_may_wait; /* look before each line */
 static unsigned dropped;     /* lines since the last one that was written */
 
-/* A file does not make its writer wait; others do. O_NONBLOCK would belong to every process that shares standard error,
- * so a pipe or a terminal is opened once more, for this process alone. */
+/* Writing to a file does not block; writing to a pipe or a terminal may. O_NONBLOCK is shared by all processes that
+ * have the same standard error. So a pipe or a terminal is opened once more, for this process alone. */
 static void output_open(const struct stat *st)
 {
     output_is_socket = S_ISSOCK(st->st_mode);

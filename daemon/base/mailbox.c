@@ -60,8 +60,8 @@ void mailbox_post(struct mailbox *mailbox, struct letter *letter)
     do
         letter->next = before;
     while (!__atomic_compare_exchange_n(&mailbox->last, &before, letter, true, __ATOMIC_RELEASE, __ATOMIC_RELAXED));
-    /* Whoever posted `before` has written, or is about to: but it may have lost its processor in between. So each
-     * writes. */
+    /* The thread that posted the letter before this one wakes the loop, too. But it may have been preempted before it
+     * did. So every thread wakes the loop. */
     const uint64_t one = 1;
     (void)!write(mailbox->event, &one, sizeof(one));
 }

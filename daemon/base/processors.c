@@ -1,5 +1,8 @@
 #include "daemon/base/processors.h"
 
+#include "daemon/base/cgroup_walk.h"
+#include "proto/min.h"
+
 #include <inttypes.h>
 #include <limits.h>
 #include <stdarg.h>
@@ -33,50 +36,25 @@ static bool read_line(char ret[TEXT_SIZE], const char *format, ...)
 
 /* --- how many --- */
 
-/* Processors that a group's quota is worth, rounded up; UINT_MAX: it has none. */
-static unsigned quota_of(const char *root, const char *group)
+/* context: the fewest processors so far, an unsigned. A group's quota is worth so many, rounded up. */
+static void visit_quota(void *context, const char *folder, bool unified)
 {
+    unsigned *fewest = context;
     char line[TEXT_SIZE];
     uint64_t quota, period;
-    if (!read_line(line, "%s%s/cpu.max", root, group) || sscanf(line, "%" SCNu64 " %" SCNu64, &quota, &period) != 2 ||
+    (void)unified;
+    if (!read_line(line, "%s/cpu.max", folder) || sscanf(line, "%" SCNu64 " %" SCNu64, &quota, &period) != 2 ||
         period == 0)
-        return UINT_MAX;
+        return;
     const uint64_t n = quota / period + (quota % period != 0);
-    return n < UINT_MAX ? (unsigned)n : UINT_MAX;
-}
-
-/* The path of the group of version 2 that this process is in. */
-static bool own_group(const char *groups, char ret[PATH_MAX])
-{
-    FILE *file = fopen(groups, "re");
-    bool found = false;
-    while (file && !found && fgets(ret, PATH_MAX, file)) {
-        found = strncmp(ret, "0::/", 4) == 0;
-        if (found) {
-            ret[strcspn(ret, "\n")] = '\0';
-            memmove(ret, ret + 3, strlen(ret + 3) + 1);
-        }
-    }
-    if (file)
-        fclose(file);
-    return found;
+    *fewest = (unsigned)min_u64(n, *fewest);
 }
 
 unsigned processors_usable(const char *groups, const char *root)
 {
     cpu_set_t set;
     unsigned n = sched_getaffinity(0, sizeof(set), &set) == 0 ? (unsigned)CPU_COUNT(&set) : 1;
-    char group[PATH_MAX];
-    if (own_group(groups, group)) {
-        for (;;) {
-            const unsigned quota = quota_of(root, strcmp(group, "/") == 0 ? "" : group);
-            n = quota < n ? quota : n;
-            char *last = strrchr(group, '/');
-            if (!last || (last == group && !group[1]))
-                break;
-            last[last == group] = '\0'; /* the group above; the root stays "/" */
-        }
-    }
+    cgroup_walk(groups, root, NULL, visit_quota, &n);
     return n > 0 ? n : 1;
 }
 

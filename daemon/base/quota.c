@@ -150,6 +150,7 @@ const char *quota_name(enum quota_kind kind)
         [QUOTA_PLANS] = "user-plans",
         [QUOTA_DESCRIPTORS] = "user-descriptors",
         [QUOTA_MEMORY] = "user-memory",
+        [QUOTA_MODELS] = "user-models",
         [QUOTA_BYTES] = "user-bytes",
     };
     return names[kind];

@@ -16,6 +16,7 @@ enum quota_kind {
     QUOTA_PLANS,       /* under way; each has a worker read a header */
     QUOTA_MEMORY,      /* bytes of the daemon's heap: requests, calls under way, replies that wait */
     QUOTA_DESCRIPTORS, /* received, and kept for a call or for a load that was not asked for yet */
+    QUOTA_MODELS,      /* that the user loaded: each call looks at all models */
     QUOTA_BYTES,       /* of the models that the user loaded, on all devices */
     QUOTA_KINDS,
 };
@@ -31,6 +32,7 @@ struct quota_limits {
 #define QUOTA_CONNECTIONS_DEFAULT 256
 #define QUOTA_LOADS_DEFAULT       16
 #define QUOTA_LEASES_DEFAULT      4096
+#define QUOTA_MODELS_DEFAULT      256
 /* These have no option: nobody needs more. */
 #define QUOTA_VERIFIES_DEFAULT    4
 #define QUOTA_PLANS_DEFAULT       4
@@ -38,6 +40,7 @@ struct quota_limits {
 #define QUOTA_MEMORY_DEFAULT_MIB  64
 /* Of all users who are limited. The listener takes 1024 connections: the rest is for those who administer. */
 #define QUOTA_ALL_CONNECTIONS 960
+#define QUOTA_ALL_MODELS      1024
 #define QUOTA_ALL_MEMORY_MIB  256
 
 #define QUOTA_DEFAULTS                                                                                                 \
@@ -51,9 +54,12 @@ struct quota_limits {
                 [QUOTA_PLANS] = QUOTA_PLANS_DEFAULT,                                                                   \
                 [QUOTA_MEMORY] = (uint64_t)QUOTA_MEMORY_DEFAULT_MIB << 20,                                             \
                 [QUOTA_DESCRIPTORS] = QUOTA_DESCRIPTORS_DEFAULT,                                                       \
+                [QUOTA_MODELS] = QUOTA_MODELS_DEFAULT,                                                                 \
                 [QUOTA_BYTES] = UINT64_MAX,                                                                            \
             },                                                                                                         \
-        .all = {[QUOTA_CONNECTIONS] = QUOTA_ALL_CONNECTIONS, [QUOTA_MEMORY] = (uint64_t)QUOTA_ALL_MEMORY_MIB << 20},   \
+        .all = {[QUOTA_CONNECTIONS] = QUOTA_ALL_CONNECTIONS,                                                           \
+                [QUOTA_MODELS] = QUOTA_ALL_MODELS,                                                                     \
+                [QUOTA_MEMORY] = (uint64_t)QUOTA_ALL_MEMORY_MIB << 20},                                                \
     })
 
 struct quota;

@@ -1,5 +1,6 @@
 #include "daemon/base/trace.h"
 
+#include "daemon/base/json_text.h"
 #include "proto/array.h"
 
 #include <stdio.h>
@@ -62,7 +63,7 @@ cJSON *trace_describe(const struct trace *trace)
         cJSON_AddStringToObject(object, "name", span->name);
         cJSON_AddNumberToObject(object, "begin", (double)((span->begin_ns - trace->began) / 1000));
         cJSON_AddNumberToObject(object, "length", (double)((span->end_ns - span->begin_ns) / 1000));
-        cJSON_AddItemToArray(array, object);
+        json_append(array, object);
     }
     return array;
 }

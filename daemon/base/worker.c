@@ -1,174 +1,302 @@
 #include "daemon/base/worker.h"
 
-#include <assert.h>
-#include <errno.h>
-#include <pthread.h>
-#include <sched.h>
-#include <semaphore.h>
-#include <stdbool.h>
-#include <stdlib.h>
-#include <sys/resource.h>
-#include <unistd.h>
+#include "daemon/base/log.h"
+#include "daemon/base/worker_threads.h"
 
-/* At this nice value a worker gets about a tenth of a processor that it shares with the loop (see sched(7)). */
-#define WORKER_NICE 10
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+
+/* How often the loop looks whether jobs hang, while there are any. */
+#define LOOK_MS 250u
+
+TAILQ_HEAD(work_list, work);
 
 struct workers {
-    sem_t jobs;           /* queued ones, and one for each worker that is to end; sem_post() never waits */
-    struct work *last;    /* atomic: the job queued last; `next` leads to the one before it */
-    pthread_mutex_t lock; /* guards `first`; workers only */
-    struct work *first;   /* jobs in order, taken over from `last` */
+    struct worker_threads *threads;
     struct mailbox *mailbox;
-    uv_work_t *requests; /* one for each thread */
-    unsigned n;
-    unsigned left; /* threads that have not ended */
+    uv_timer_t look;
+    unsigned n;               /* regular threads */
+    struct work_list running; /* jobs, queued or running */
+    struct work_list waiting; /* jobs that wait because others hang */
+    unsigned n_jobs;          /* all that are not over */
+    unsigned n_hanging, n_waiting;
+    uint64_t device_patience; /* 0: for ever */
+    void (*changed)(void *context);
+    void *changed_context;
     void (*ended)(void *context);
-    void *context;
+    void *ended_context;
 };
 
-int workers_new(struct mailbox *mailbox, struct workers **ret)
+static void work_run(struct work *work);
+
+int workers_new(uv_loop_t *loop, struct mailbox *mailbox, struct workers **ret)
 {
     struct workers *workers = calloc(1, sizeof(*workers));
-    if (!workers)
+    if (!workers || worker_threads_new(mailbox, work_run, &workers->threads) < 0) {
+        free(workers);
         return -ENOMEM;
-    sem_init(&workers->jobs, 0, 0); /* fails only for a value that is too large */
-    pthread_mutex_init(&workers->lock, NULL);
+    }
+    TAILQ_INIT(&workers->running);
+    TAILQ_INIT(&workers->waiting);
+    uv_timer_init(loop, &workers->look); /* never fails */
+    workers->look.data = workers;
     workers->mailbox = mailbox;
     *ret = workers;
     return 0;
 }
 
-static void workers_free(struct workers *workers)
+int workers_begin(struct workers *workers, unsigned n)
 {
-    sem_destroy(&workers->jobs);
-    pthread_mutex_destroy(&workers->lock);
-    free(workers->requests);
-    free(workers);
+    workers->n = n;
+    return worker_threads_begin(workers->threads, workers->look.loop, n, n * WORKER_SPARES);
 }
 
-/* The job queued first. NULL: there is none, and the worker is to end. */
-static struct work *take(struct workers *workers)
+void workers_set_device_patience(struct workers *workers, uint64_t patience)
 {
-    pthread_mutex_lock(&workers->lock);
-    if (!workers->first) {
-        struct work *work = __atomic_exchange_n(&workers->last, NULL, __ATOMIC_ACQUIRE);
-        while (work) {
-            struct work *before = work->next;
-            work->next = workers->first;
-            workers->first = work;
-            work = before;
-        }
-    }
-    struct work *work = workers->first;
-    if (work)
-        workers->first = work->next;
-    pthread_mutex_unlock(&workers->lock);
-    return work;
+    workers->device_patience = patience;
 }
 
-static void deliver(struct letter *letter)
+void workers_watch(struct workers *workers, void (*changed)(void *context), void *context)
 {
-    struct work *work = (struct work *)((char *)letter - offsetof(struct work, letter));
-    work->done(work);
+    workers->changed = changed;
+    workers->changed_context = context;
 }
 
-static void worker_run(uv_work_t *request)
+static void workers_closed(uv_handle_t *handle)
 {
-    struct workers *workers = request->data;
-    for (;;) {
-        while (sem_wait(&workers->jobs) < 0)
-            ; /* a signal */
-        struct work *work = take(workers);
-        if (!work)
-            return;
-        work->run(work);
-        work->letter.deliver = deliver;
-        mailbox_post(workers->mailbox, &work->letter);
-    }
-}
-
-static void worker_ended(uv_work_t *request, int status)
-{
-    (void)status;
-    struct workers *workers = request->data;
-    if (--workers->left > 0)
-        return;
+    struct workers *workers = handle->data;
     void (*ended)(void *) = workers->ended;
-    void *context = workers->context;
-    workers_free(workers);
+    void *context = workers->ended_context;
+    free(workers);
     ended(context);
 }
 
-int workers_begin(struct workers *workers, uv_loop_t *loop, unsigned n)
+static void threads_ended(void *context)
 {
-    workers->requests = calloc(n, sizeof(*workers->requests));
-    if (!workers->requests)
-        return -ENOMEM;
-    workers->n = workers->left = n;
-    for (unsigned i = 0; i < n; i++) {
-        workers->requests[i].data = workers;
-        int r = uv_queue_work(loop, &workers->requests[i], worker_run, worker_ended);
-        assert(r == 0); /* it fails only for a request without a function */
-        (void)r;
-    }
-    return 0;
+    struct workers *workers = context;
+    uv_close((uv_handle_t *)&workers->look, workers_closed);
 }
 
 void workers_end(struct workers *workers, void (*ended)(void *context), void *context)
 {
-    if (workers->n == 0) { /* none was begun */
-        workers_free(workers);
-        ended(context);
-        return;
-    }
     workers->ended = ended;
-    workers->context = context;
-    for (unsigned i = 0; i < workers->n; i++)
-        sem_post(&workers->jobs);
+    workers->ended_context = context;
+    worker_threads_end(workers->threads, threads_ended, workers);
+}
+
+/* --- who hangs, and who waits --- */
+
+bool work_held_up(const struct work *work)
+{
+    return work->watch.files && (work->hangs || work->waits);
+}
+
+unsigned workers_hanging(const struct workers *workers)
+{
+    return workers->n_hanging;
+}
+
+unsigned workers_hanging_of(const struct workers *workers, uid_t uid)
+{
+    unsigned n = 0;
+    const struct work *work;
+    TAILQ_FOREACH(work, &workers->running, link)
+    {
+        n += (work->hangs & WORKER_HANGS_FILE) && work->reads.uid == uid;
+    }
+    return n;
+}
+
+bool workers_are_stuck(const struct workers *workers)
+{
+    return workers->n_jobs > 0 && workers->n_jobs <= workers->n_hanging + workers->n_waiting;
+}
+
+unsigned workers_waiting(struct workers *workers)
+{
+    return worker_threads_queued(workers->threads) + workers->n_waiting;
+}
+
+static bool same_file(const struct work_reads *a, const struct work_reads *b)
+{
+    return (a->dev | a->ino) != 0 && a->dev == b->dev && a->ino == b->ino;
+}
+
+bool workers_keep_waiting(const struct workers *workers, const struct work_reads *reads)
+{
+    if (workers->n_hanging == 0)
+        return false;
+    const struct work *work;
+    TAILQ_FOREACH(work, &workers->running, link)
+    {
+        if ((work->hangs & WORKER_HANGS_FILE) && same_file(reads, &work->reads))
+            return true;
+    }
+    return workers_hanging_of(workers, reads->uid) > workers->n;
+}
+
+static bool work_must_wait(const struct workers *workers, const struct work *work)
+{
+    return work->watch.files && !work->always && workers_keep_waiting(workers, &work->reads);
+}
+
+static void work_wait(struct workers *workers, struct work *work)
+{
+    work->waits = true;
+    atomic_store(&work->stay, false);
+    atomic_store(&work->stayed, false);
+    TAILQ_INSERT_TAIL(&workers->waiting, work, link);
+    workers->n_waiting++;
+}
+
+static void work_begin(struct workers *workers, struct work *work)
+{
+    TAILQ_INSERT_TAIL(&workers->running, work, link);
+    worker_threads_push(workers->threads, work);
+}
+
+/* Those that may go on do. */
+static void waiting_release(struct workers *workers)
+{
+    struct work *next;
+    for (struct work *work = TAILQ_FIRST(&workers->waiting); work; work = next) {
+        next = TAILQ_NEXT(work, link);
+        if (work_must_wait(workers, work))
+            continue;
+        TAILQ_REMOVE(&workers->waiting, work, link);
+        workers->n_waiting--;
+        work->waits = false;
+        work_begin(workers, work);
+    }
+}
+
+/* What hangs has changed. */
+static void hanging_changed(struct workers *workers)
+{
+    worker_threads_set_spares(workers->threads, workers->n_hanging);
+    waiting_release(workers);
+    if (workers->changed)
+        workers->changed(workers->changed_context);
+}
+
+/* Returns whether this changed. */
+static bool work_set_hangs(struct workers *workers, struct work *work, unsigned hangs)
+{
+    const unsigned before = work->hangs;
+    work->hangs = hangs;
+    workers->n_hanging += (hangs != 0) - (before != 0);
+    if ((hangs & WORKER_HANGS_FILE) && !(before & WORKER_HANGS_FILE))
+        log_client(LOG_LEVEL_WARNING, "uid=%u a file does not answer: inode %" PRIu64 " of device %#" PRIx64,
+                   (unsigned)work->reads.uid, work->reads.ino, work->reads.dev);
+    return hangs != before;
+}
+
+static void look(uv_timer_t *timer)
+{
+    struct workers *workers = timer->data;
+    const uint64_t now = uv_hrtime();
+    bool changed = false;
+    struct work *work;
+    TAILQ_FOREACH(work, &workers->running, link)
+    {
+        changed |= work_set_hangs(workers, work, worker_watch_hangs(&work->watch, now, workers->device_patience));
+    }
+    if (changed) {
+        TAILQ_FOREACH(work, &workers->running, link)
+        {
+            if (!work->hangs && work_must_wait(workers, work))
+                atomic_store(&work->stay, true); /* if it has begun already, this does nothing */
+        }
+        hanging_changed(workers);
+    } else
+        worker_threads_set_spares(workers->threads, workers->n_hanging); /* if one could not be started before */
+    if (workers->n_jobs == 0)
+        uv_timer_stop(timer);
+}
+
+/* --- jobs --- */
+
+/* A job has come back. Returns false if it was not begun, and waits. */
+static bool work_returned(struct workers *workers, struct work *work)
+{
+    TAILQ_REMOVE(&workers->running, work, link);
+    if (atomic_load(&work->stayed)) {
+        work_wait(workers, work);
+        waiting_release(workers); /* what it stays for may be over by now */
+        return false;
+    }
+    if (work_set_hangs(workers, work, 0))
+        hanging_changed(workers);
+    return true;
+}
+
+static void work_deliver(struct letter *letter)
+{
+    struct work *work = (struct work *)((char *)letter - offsetof(struct work, letter));
+    struct workers *workers = work->workers;
+    if (!work_returned(workers, work))
+        return;
+    workers->n_jobs--;
+    work->done(work);
+}
+
+/* On a worker. */
+static void work_run(struct work *work)
+{
+    if (atomic_load(&work->stay))
+        atomic_store(&work->stayed, true);
+    else {
+        worker_watch_set(&work->watch);
+        work->run(work);
+        worker_watch_set(NULL);
+    }
+    work->letter.deliver = work_deliver;
+    mailbox_post(work->workers->mailbox, &work->letter);
+}
+
+/* The caller has set `always` and `reads`. */
+static void queue(struct workers *workers, struct work *work, bool files, void *data, void (*run)(struct work *work),
+                  void (*done)(struct work *work))
+{
+    work->workers = workers;
+    work->data = data;
+    work->run = run;
+    work->done = done;
+    work->hangs = 0;
+    work->waits = false;
+    worker_watch_init(&work->watch, files);
+    atomic_init(&work->stay, false);
+    atomic_init(&work->stayed, false);
+    workers->n_jobs++;
+    if (!uv_is_active((uv_handle_t *)&workers->look))
+        uv_timer_start(&workers->look, look, LOOK_MS, LOOK_MS);
+    if (work_must_wait(workers, work))
+        work_wait(workers, work);
+    else
+        work_begin(workers, work);
 }
 
 void worker_queue(struct workers *workers, struct work *work, void *data, void (*run)(struct work *work),
                   void (*done)(struct work *work))
 {
-    work->data = data;
-    work->run = run;
-    work->done = done;
-    work->next = __atomic_load_n(&workers->last, __ATOMIC_RELAXED);
-    while (!__atomic_compare_exchange_n(&workers->last, &work->next, work, true, __ATOMIC_RELEASE, __ATOMIC_RELAXED))
-        ;
-    sem_post(&workers->jobs);
+    work->always = false;
+    work->reads = (struct work_reads){0};
+    queue(workers, work, false, data, run, done);
 }
 
-unsigned workers_waiting(struct workers *workers)
+void worker_queue_reading(struct workers *workers, struct work *work, const struct work_reads *reads, void *data,
+                          void (*run)(struct work *work), void (*done)(struct work *work))
 {
-    int value = 0;
-    (void)sem_getvalue(&workers->jobs, &value); /* on Linux it is never negative */
-    return (unsigned)value;
+    work->always = false;
+    work->reads = *reads;
+    queue(workers, work, true, data, run, done);
 }
 
-unsigned worker_number(void)
+void worker_queue_always(struct workers *workers, struct work *work, uid_t uid, void *data,
+                         void (*run)(struct work *work), void (*done)(struct work *work))
 {
-    static unsigned count;
-    static __thread unsigned number; /* plus one */
-    if (number == 0)
-        number = __atomic_add_fetch(&count, 1, __ATOMIC_RELAXED);
-    return number - 1;
-}
-
-void worker_step_back(void)
-{
-    static __thread bool done;
-    if (done)
-        return;
-    done = true;
-    /* A SCHED_BATCH thread that wakes up does not preempt the thread that runs. */
-    (void)sched_setscheduler(0, SCHED_BATCH, &(struct sched_param){0});
-    /* On Linux a nice value belongs to the thread. This fails only if the thread has a higher one already. */
-    (void)setpriority(PRIO_PROCESS, (id_t)gettid(), WORKER_NICE);
-}
-
-void *worker_scratch(void)
-{
-    static __thread _Alignas(4096) unsigned char scratch[WORKER_SCRATCH];
-    return scratch;
+    work->always = true;
+    work->reads = (struct work_reads){.uid = uid};
+    queue(workers, work, true, data, run, done);
 }

@@ -1,5 +1,5 @@
 /* The arenas of a device, counted: what models have, and what is free, at the same moment. */
-#include "daemon/device/device.h"
+#include "daemon/device/driver.h"
 #include "daemon/device/spare.h"
 #include "proto/min.h"
 
@@ -18,7 +18,7 @@ int device_survey(struct device *device, uint64_t *ret, struct device_fault *ret
         const unsigned moves = atomic_load(&device->moves);
         const bool still = atomic_load(&device->moving) == 0;
         const uint64_t before = atomic_load(&device->taken);
-        int r = device->ops->memory_free(device, &available, ret_fault);
+        int r = device_memory_free(device, &available, ret_fault);
         if (r < 0)
             return r;
         taken = atomic_load(&device->taken);
@@ -61,13 +61,18 @@ static int arena_get(struct device *device, uint64_t bytes, const struct extent 
 int device_arena_new(struct device *device, uint64_t bytes, const struct extent *gaps, size_t n_gaps,
                      struct arena **ret, struct device_fault *ret_fault)
 {
+    struct device_call call;
+    int r = device_call_begin(device, &call, ret_fault);
+    if (r < 0)
+        return r;
     device_move_begin(device);
     atomic_fetch_add(&device->making, comes_at_once(device) ? bytes : 0);
-    int r = arena_get(device, bytes, gaps, n_gaps, ret, ret_fault);
+    r = arena_get(device, bytes, gaps, n_gaps, ret, ret_fault);
     if (r == 0 && comes_at_once(device))
         atomic_fetch_add(&device->taken, bytes);
     atomic_fetch_sub(&device->making, comes_at_once(device) ? bytes : 0);
     device_move_end(device);
+    device_call_end(device, &call);
     return r;
 }
 
@@ -84,9 +89,14 @@ int device_arena_adopt(struct device *device, int fd, uint64_t bytes, struct are
 
 void device_arena_free(struct device *device, struct arena *arena, uint64_t bytes)
 {
+    struct device_call call;
+    struct device_fault unused;
+    if (device_call_begin(device, &call, &unused) < 0)
+        return;
     device_move_begin(device);
     device->ops->arena_free(arena);
     if (comes_at_once(device))
         atomic_fetch_sub(&device->taken, bytes);
     device_move_end(device);
+    device_call_end(device, &call);
 }

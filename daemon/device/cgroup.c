@@ -1,17 +1,13 @@
 #include "daemon/device/cgroup.h"
 
+#include "daemon/base/cgroup_walk.h"
+#include "proto/min.h"
+
 #include <errno.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* What is read from each group. */
-struct visit {
-    void (*group)(struct visit *visit, const char *folder, bool unified);
-    struct cgroup_limit limit; /* the smallest so far */
-    uint64_t free;             /* the least so far */
-};
 
 static FILE *open_in(const char *folder, const char *name, char path[PATH_MAX])
 {
@@ -63,9 +59,10 @@ static void consider_limits(const char *folder, bool unified, struct cgroup_limi
         consider(folder, "memory.limit_in_bytes", limit);
 }
 
-static void visit_limit(struct visit *visit, const char *folder, bool unified)
+/* context: the smallest limit so far. */
+static void visit_limit(void *context, const char *folder, bool unified)
 {
-    consider_limits(folder, unified, &visit->limit);
+    consider_limits(folder, unified, context);
 }
 
 /* Page cache of files, in the group and the groups below it, which the kernel frees when memory is needed. Version 1
@@ -89,8 +86,10 @@ static uint64_t reclaimable(const char *folder, bool unified)
     return sum;
 }
 
-static void visit_free(struct visit *visit, const char *folder, bool unified)
+/* context: the least so far, a uint64_t. */
+static void visit_free(void *context, const char *folder, bool unified)
 {
+    uint64_t *least = context;
     struct cgroup_limit limit = {.bytes = UINT64_MAX};
     char path[PATH_MAX];
     uint64_t taken = 0;
@@ -101,75 +100,18 @@ static void visit_free(struct visit *visit, const char *folder, bool unified)
     const uint64_t back = reclaimable(folder, unified);
     taken = taken > back ? taken - back : 0;
     const uint64_t left = limit.bytes > taken ? limit.bytes - taken : 0;
-    if (left < visit->free)
-        visit->free = left;
-}
-
-/* Reads the group and all groups above it, up to the mount point. In a container the mount point may be the group
- * itself; then the path from /proc/self/cgroup is one of the host, and nothing is there. */
-static void visit_all(const char *mount, const char *group, bool unified, struct visit *visit)
-{
-    char folder[PATH_MAX];
-    const bool outside = strcmp(group, "/") == 0 || strstr(group, "/..");
-    int n = snprintf(folder, sizeof(folder), "%s%s", mount, outside ? "" : group);
-    if (n < 0 || (size_t)n >= sizeof(folder))
-        return;
-    for (;;) {
-        visit->group(visit, folder, unified);
-        char *slash = strrchr(folder, '/');
-        if (!slash || slash < folder + strlen(mount))
-            return;
-        *slash = '\0';
-    }
-}
-
-/* Whether "memory" is among controllers, "cpu,cpuacct". */
-static bool has_memory(const char *controllers, size_t size)
-{
-    static const char name[] = "memory";
-    const char *end = controllers + size;
-    while (controllers < end) {
-        size_t n = strcspn(controllers, ",:");
-        if (n == strlen(name) && strncmp(controllers, name, n) == 0)
-            return true;
-        controllers += n + 1;
-    }
-    return false;
-}
-
-static void visit_groups(const char *groups, const char *root, struct visit *visit)
-{
-    FILE *file = fopen(groups, "re");
-    if (!file)
-        return;
-    char version_1[PATH_MAX], line[PATH_MAX + 256];
-    int n = snprintf(version_1, sizeof(version_1), "%s/memory", root);
-    while (n > 0 && (size_t)n < sizeof(version_1) && fgets(line, sizeof(line), file)) {
-        /* "0::/user.slice" of version 2, "4:memory:/user" of version 1 */
-        line[strcspn(line, "\n")] = '\0';
-        const char *controllers = strchr(line, ':');
-        const char *group = controllers ? strchr(controllers + 1, ':') : NULL;
-        if (!group)
-            continue;
-        controllers++;
-        if (controllers == group)
-            visit_all(root, group + 1, true, visit);
-        else if (has_memory(controllers, (size_t)(group - controllers)))
-            visit_all(version_1, group + 1, false, visit);
-    }
-    fclose(file);
+    *least = min_u64(left, *least);
 }
 
 void cgroup_memory_limit(const char *groups, const char *root, struct cgroup_limit *ret)
 {
-    struct visit visit = {.group = visit_limit, .limit = {.bytes = UINT64_MAX}};
-    visit_groups(groups, root, &visit);
-    *ret = visit.limit;
+    *ret = (struct cgroup_limit){.bytes = UINT64_MAX};
+    cgroup_walk(groups, root, "memory", visit_limit, ret);
 }
 
 uint64_t cgroup_memory_free(const char *groups, const char *root)
 {
-    struct visit visit = {.group = visit_free, .limit = {.bytes = UINT64_MAX}, .free = UINT64_MAX};
-    visit_groups(groups, root, &visit);
-    return visit.free;
+    uint64_t least = UINT64_MAX;
+    cgroup_walk(groups, root, "memory", visit_free, &least);
+    return least;
 }

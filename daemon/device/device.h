@@ -109,7 +109,8 @@ struct device_ops {
     /* loop, once, at the end. All slots and arenas are freed already. */
     void (*close)(struct device *device);
 
-    /* loop, at the start. slot->size is set. Allocates slot->data, and sets slot->module if the module needs it. */
+    /* loop, at the start; later a worker, one at a time. slot->size is set. Allocates slot->data, and sets slot->module
+     * if the module needs it. */
     int (*slot_init)(struct device *device, struct slot *slot, struct device_fault *ret_fault);
     void (*slot_fini)(struct device *device, struct slot *slot);
 
@@ -220,6 +221,12 @@ struct device {
     uint64_t queued; /* bytes that queued loads wait for; loads that come later do not get these */
     uint64_t reach;  /* bytes that models could use in all, as device_survey() found last; 0: it never ran */
     bool failed;
+    atomic_bool hung; /* a call of its driver does not return: no further one is made. Set by the loop */
+    bool grows;       /* a staging slot is being made */
+
+    /* Any thread: calls of its driver, for device_hangs(). */
+    struct device_call *calls;
+    atomic_flag calls_lock;
 
     /* Any thread. */
     atomic_uint_least64_t taken;  /* bytes that models have of what the driver had: not more than `used`, in the end */
@@ -274,7 +281,7 @@ struct device_module {
     int (*open)(const struct device_config *config, struct device ***ret, struct device_fault *ret_fault);
 };
 
-#define DEVICE_ABI           12u
+#define DEVICE_ABI           13u
 #define DEVICE_MODULE_SYMBOL "rocmforge_device_module"
 
 extern const struct device_module device_host_module;
@@ -312,14 +319,29 @@ static inline void device_move_end(struct device *device)
     atomic_fetch_sub(&device->moving, 1);
 }
 
-/* arena_new(), arena_adopt() and arena_free(), for device_survey() to know of. bytes: as arena_new() was asked for.
- * device_arena_new() may return an arena that was kept (spare.h), and gives up what is kept if memory is short.
- * worker. */
+/* Functions of device_ops that call its driver, and may not return. While they are under way device_hangs() knows of
+ * them; once the device counts as hung they return -ENODEV, and nothing is freed: the driver would be called for it.
+ *
+ * bytes: as arena_new() was asked for. device_survey() is told of what is made and freed. device_arena_new() may return
+ * an arena that was kept (spare.h), and gives up what is kept if memory is short. worker. */
 int device_arena_new(struct device *device, uint64_t bytes, const struct extent *gaps, size_t n_gaps,
                      struct arena **ret, struct device_fault *ret_fault);
 int device_arena_adopt(struct device *device, int fd, uint64_t bytes, struct arena **ret,
                        struct device_export *ret_export, struct device_fault *ret_fault);
 void device_arena_free(struct device *device, struct arena *arena, uint64_t bytes);
+int device_arena_export(struct device *device, struct arena *arena, struct device_export *ret,
+                        struct device_fault *ret_fault);
+int device_arena_seal(struct device *device, struct arena *arena, struct device_fault *ret_fault);
+int device_arena_read(struct device *device, struct arena *arena, uint64_t offset, void *dst, size_t size,
+                      struct device_fault *ret_fault);
+int device_arena_lend(struct device *device, struct arena *arena, struct device_export *ret,
+                      struct device_fault *ret_fault);
+int device_arena_save(struct device *device, struct arena *arena, uint64_t offset, void *dst, size_t size,
+                      struct device_fault *ret_fault);
+int device_memory_free(struct device *device, uint64_t *ret, struct device_fault *ret_fault);
+
+/* Any thread. Whether one of these has not returned since before that time, by uv_hrtime(). */
+bool device_hangs(struct device *device, uint64_t begun_before);
 
 /* "memfd", "ipc", "fd". Static. */
 const char *export_kind_name(enum export_kind kind);

@@ -44,6 +44,8 @@ int devices_join(struct devices *devices, struct devices *first)
 void devices_close(struct devices *devices)
 {
     for (size_t i = 0; i < devices->n; i++) {
+        if (atomic_load(&devices->devices[i]->hung))
+            continue; /* its driver would be called */
         device_spares_drop(devices->devices[i]);
         scheduler_free(devices->schedulers[i]);
         staging_free(devices->devices[i]->staging);

@@ -1,8 +1,8 @@
 /* The host as a device: an arena is a memfd, which is filled, and sealed before any client gets it.
  *
- * Few workers fill it with pwrite(). Through a mapping the kernel has to clear each page first, but several threads can
- * fill one at the same time, while the kernel lets only one write to a file. So where there are enough cores that this
- * is quicker, which is tried at the start, arenas are filled through a mapping. It is gone when the arena is sealed. */
+ * With few workers, arenas are filled with pwrite(), of which the kernel runs only one at a time on a file. Through a
+ * mapping, several threads can fill an arena at the same time, but the kernel has to clear each page first. With enough
+ * cores this is quicker: a trial at the start tells. The mapping is removed before the arena is sealed. */
 #include "daemon/base/memory_file.h"
 #include "daemon/device/cgroup.h"
 #include "daemon/device/device.h"
@@ -24,7 +24,7 @@
 #define HOST_SLOT_BYTES       ((size_t)1 << 20)
 #define HOST_SLOTS_PER_WORKER 2u
 
-/* So many are there at least for loads that read past the page cache: disks want many reads at a time. */
+/* The least number of slots for loads that read past the page cache: a disk is faster with many reads under way. */
 #define HOST_SLOTS_DIRECT 16u
 
 /* Bytes of one pwrite(). The kernel allocates a page for each 4 KiB of it, and many kernels do not preempt the thread

@@ -75,6 +75,11 @@ void scheduler_remove(struct scheduler *scheduler, struct consumer *consumer)
     TAILQ_REMOVE(&scheduler->consumers, consumer, link);
 }
 
+void scheduler_more(struct scheduler *scheduler)
+{
+    scheduler_run(scheduler);
+}
+
 void scheduler_give(struct scheduler *scheduler, struct slot *slot)
 {
     staging_give(scheduler->device->staging, slot);

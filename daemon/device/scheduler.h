@@ -37,5 +37,8 @@ void scheduler_add(struct scheduler *scheduler, struct consumer *consumer);
 /* Removes a consumer. Does nothing if it was not added. */
 void scheduler_remove(struct scheduler *scheduler, struct consumer *consumer);
 
+/* There are more slots: consumers get them at once. */
+void scheduler_more(struct scheduler *scheduler);
+
 /* Gives a slot back. The next consumer gets it at once. */
 void scheduler_give(struct scheduler *scheduler, struct slot *slot);

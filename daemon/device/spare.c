@@ -1,6 +1,8 @@
 #include "daemon/device/spare.h"
 
 #include "daemon/base/log.h"
+#include "daemon/base/worker.h"
+#include "daemon/device/driver.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -28,6 +30,14 @@ uint64_t device_spare_bytes(const struct device *device)
     return atomic_load(&device->spares.bytes);
 }
 
+/* Whoever has the lock may wait for the driver. */
+static void spares_lock(struct device *device)
+{
+    worker_device_begin();
+    pthread_mutex_lock(&device->spares.lock);
+    worker_device_end();
+}
+
 /* Whether models may have `bytes` more beside what they have and what is kept. */
 static bool in_budget(const struct device *device, uint64_t bytes)
 {
@@ -41,7 +51,7 @@ static bool driver_has(struct device *device, uint64_t bytes)
 {
     uint64_t available;
     struct device_fault unused;
-    return device->ops->memory_free(device, &available, &unused) == 0 && available >= bytes;
+    return device_memory_free(device, &available, &unused) == 0 && available >= bytes;
 }
 
 bool device_spare(struct device *device, struct arena *arena, uint64_t bytes, bool own,
@@ -56,7 +66,7 @@ bool device_spare(struct device *device, struct arena *arena, uint64_t bytes, bo
     *spare =
         (struct spare){.arena = arena, .bytes = bytes, .own = own, .origin = *origin, .gone = gone, .context = context};
     device_move_begin(device);
-    pthread_mutex_lock(&device->spares.lock);
+    spares_lock(device);
     /* `taken` has the arena's bytes still. */
     const bool fits = in_budget(device, 0);
     if (fits) {
@@ -77,12 +87,16 @@ static void release(struct device *device, struct spare *spare)
 {
     uint64_t before = 0, after = 0;
     struct device_fault unused;
-    const bool told = spare->gone && device->ops->memory_free(device, &before, &unused) == 0;
+    struct device_call call;
+    const bool told = spare->gone && device_memory_free(device, &before, &unused) == 0;
     device_move_begin(device);
-    device->ops->arena_free(spare->arena);
+    if (device_call_begin(device, &call, &unused) == 0) { /* else the driver keeps it */
+        device->ops->arena_free(spare->arena);
+        device_call_end(device, &call);
+    }
     atomic_fetch_sub(&device->spares.bytes, rounded(device, spare->bytes));
     device_move_end(device);
-    if (told && device->ops->memory_free(device, &after, &unused) == 0)
+    if (told && device_memory_free(device, &after, &unused) == 0)
         spare->gone(spare->context, device, &spare->origin, spare->bytes, before, after);
     free(spare);
 }
@@ -98,7 +112,7 @@ static void release_all(struct device *device)
 
 void device_spares_release(struct device *device)
 {
-    pthread_mutex_lock(&device->spares.lock);
+    spares_lock(device);
     release_all(device);
     pthread_mutex_unlock(&device->spares.lock);
 }
@@ -123,7 +137,7 @@ static struct spare *find(struct device *device, uint64_t bytes)
     return NULL;
 }
 
-/* With the lock held. */
+/* With the lock held, in a call of the driver. */
 static bool take(struct device *device, uint64_t bytes, const struct extent *gaps, size_t n_gaps, struct arena **ret)
 {
     struct device_fault unused;
@@ -146,7 +160,7 @@ bool device_spare_take(struct device *device, uint64_t bytes, const struct exten
 {
     if (device_spare_bytes(device) == 0)
         return false;
-    pthread_mutex_lock(&device->spares.lock);
+    spares_lock(device);
     const bool taken = take(device, bytes, gaps, n_gaps, ret);
     if (!taken && (!in_budget(device, bytes) || !driver_has(device, rounded(device, bytes))))
         release_all(device);

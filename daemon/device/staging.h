@@ -1,6 +1,6 @@
 /* The staging slots of a device. They are made once and kept as long as the daemon runs.
  *
- * Loop thread only. */
+ * Loop thread only, but for staging_make(). */
 #pragma once
 
 #include "daemon/device/device.h"
@@ -20,5 +20,17 @@ struct slot *staging_take(struct staging *staging);
 
 void staging_give(struct staging *staging, struct slot *slot);
 
-/* How many slots there are, free or not. */
+/* How many slots there are, free or not; and how many there can be: their indexes are less. */
 size_t staging_slots(const struct staging *staging);
+size_t staging_slots_most(const struct staging *staging);
+
+/* Slots whose files do not answer are missing to others. So more are made, one at a time, up to STAGING_SPARES for each
+ * that the device asks for; they stay. How many more are to be made if `n` are missing now: */
+#define STAGING_SPARES 8u
+size_t staging_lacks(const struct staging *staging, size_t n);
+
+/* worker. Makes the next slot, which no other function sees before staging_add(). Returns a negative errno, or 0. */
+int staging_make(struct staging *staging, struct device_fault *ret_fault);
+
+/* loop. The slot that was made is free. */
+void staging_add(struct staging *staging);

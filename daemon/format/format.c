@@ -11,13 +11,13 @@
 /* starts: whether a file that begins so is of the format. size: less than START_BYTES only if the file is shorter. */
 static const struct format {
     bool (*starts)(const uint8_t *start, size_t size);
-    int (*read)(const struct split_file *files, size_t n, struct gguf **ret, struct gguf_fault *ret_fault,
+    int (*read)(const struct header_file *files, size_t n, struct model_header **ret, struct header_fault *ret_fault,
                 size_t *ret_file);
 } formats[] = {
     {safetensors_starts, safetensors_read},
 };
 
-int format_read(const struct split_file *files, size_t n, struct gguf **ret, struct gguf_fault *ret_fault,
+int format_read(const struct header_file *files, size_t n, struct model_header **ret, struct header_fault *ret_fault,
                 size_t *ret_file)
 {
     uint8_t start[START_BYTES];

@@ -11,5 +11,5 @@
 /* Reads the headers of a model's files, whose format the first bytes of the first file tell, and joins them. What no
  * reader claims is refused as GGUF's reader refuses it. Returns what split_read() returns; the model says its format.
  */
-int format_read(const struct split_file *files, size_t n, struct gguf **ret, struct gguf_fault *ret_fault,
+int format_read(const struct header_file *files, size_t n, struct model_header **ret, struct header_fault *ret_fault,
                 size_t *ret_file);

@@ -1,38 +1,29 @@
-/* Parsing takes two passes. The first pass reads the header field by field, checks each field, and stores sizes. It
- * stores no pointers, because the buffer moves when it grows. The second pass runs when the whole header is read and
- * valid, and the buffer no longer moves. It sets the pointers, and checks what needs the whole header: names that occur
- * twice, and tensors outside the file. */
+/* Parsing takes two passes. The first pass, which is here, reads the header field by field, checks each field, and
+ * stores sizes. It stores no pointers, because the buffer moves when it grows. The second pass is gguf_locate(). */
 #include "daemon/gguf/gguf.h"
 
-#include "daemon/gguf/header_reader.h"
-#include "daemon/gguf/name_set.h"
+#include "daemon/gguf/gguf_locate.h"
+#include "daemon/header/header_reader.h"
 #include "proto/array.h"
 #include "proto/utf8.h"
 
 #include <errno.h>
 #include <inttypes.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define HEADER_FIXED 24                  /* magic, version, two counts */
-#define ALIGNMENT    32                  /* if general.alignment is absent */
-#define SIZE_BOUND   (UINT64_C(1) << 53) /* of a file's size and of a dimension: JSON numbers are exact up to here */
+#define ALIGNMENT  32                  /* if general.alignment is absent */
+#define SIZE_BOUND (UINT64_C(1) << 53) /* of a file's size and of a dimension: JSON numbers are exact up to here */
 
 /* The fewest bytes that one of these can have in the file. */
 #define KV_BYTES_MIN     14 /* a key of one byte, and a value of one */
 #define TENSOR_BYTES_MIN 25 /* a name of one byte, and no dimensions */
 #define ARRAY_BYTES_MIN  12 /* the type of its elements, and their number */
 
-/* A fault shows at most so many bytes of a name. */
-#define NAME_TOLD 64
-
 /* Entries that are allocated for an array at first. The array doubles when it is full. So its memory depends on the
  * entries that were read, and not on the count in the file, which may be false. */
 #define ENTRIES_FIRST 64
-
-/* --- First pass --- */
 
 static int read_count(struct header_reader *r, const char *what, uint64_t most, unsigned bytes_min, size_t *ret)
 {
@@ -49,7 +40,7 @@ static int read_count(struct header_reader *r, const char *what, uint64_t most, 
     return 0;
 }
 
-static int read_preamble(struct header_reader *r, struct gguf *model)
+static int read_preamble(struct header_reader *r, struct model_header *model)
 {
     int error = header_ensure(r, 4, 0);
 
@@ -67,10 +58,10 @@ static int read_preamble(struct header_reader *r, struct gguf *model)
         return header_refuse(r, 4, "GGUF version 1 is not supported: convert it to version 3");
     if (model->version < 2 || model->version > 3)
         return header_refuse(r, 4, "GGUF version %" PRIu32 " is not known; 2 and 3 are", model->version);
-    error = read_count(r, "tensors", GGUF_TENSORS_MAX, TENSOR_BYTES_MIN, &model->n_tensors);
+    error = read_count(r, "tensors", HEADER_TENSORS_MAX, TENSOR_BYTES_MIN, &model->n_tensors);
     if (error)
         return error;
-    return read_count(r, "keys", GGUF_KV_MAX, KV_BYTES_MIN, &model->n_kv);
+    return read_count(r, "keys", HEADER_KV_MAX, KV_BYTES_MIN, &model->n_kv);
 }
 
 static int take_value_type(struct header_reader *r, enum gguf_value_type *ret)
@@ -98,7 +89,7 @@ static int take_scalar(struct header_reader *r, enum gguf_value_type type)
     return 0;
 }
 
-static int take_array(struct header_reader *r, unsigned depth, struct gguf_kv *kv, size_t *ret_start);
+static int take_array(struct header_reader *r, unsigned depth, struct header_kv *kv, size_t *ret_start);
 
 /* Skips the elements of an array. `field` is the position of their count. */
 static int take_elements(struct header_reader *r, unsigned depth, enum gguf_value_type type, uint64_t count,
@@ -115,7 +106,7 @@ static int take_elements(struct header_reader *r, unsigned depth, enum gguf_valu
     if (type == GGUF_ARRAY) {
         int r_nested = 0;
         for (uint64_t i = 0; i < count && r_nested == 0; i++)
-            r_nested = take_array(r, depth + 1, &(struct gguf_kv){0}, &(size_t){0});
+            r_nested = take_array(r, depth + 1, &(struct header_kv){0}, &(size_t){0});
         return r_nested;
     }
     int error = header_ensure(r, count * each, field);
@@ -127,7 +118,7 @@ static int take_elements(struct header_reader *r, unsigned depth, enum gguf_valu
 
 /* Reads an array's element type and length into `kv`, and skips its elements. *ret_start: the position of the first
  * element. depth: how many arrays enclose it. */
-static int take_array(struct header_reader *r, unsigned depth, struct gguf_kv *kv, size_t *ret_start)
+static int take_array(struct header_reader *r, unsigned depth, struct header_kv *kv, size_t *ret_start)
 {
     uint64_t field = r->pos;
     int error = take_value_type(r, &kv->element_type);
@@ -146,7 +137,8 @@ static int take_array(struct header_reader *r, unsigned depth, struct gguf_kv *k
 
 /* Only a power of two is accepted: then padding can be computed with a mask. `type_field` is the position of the
  * value's type; the value follows the type. */
-static int read_alignment(struct header_reader *r, const struct gguf_kv *kv, uint64_t type_field, struct gguf *model)
+static int read_alignment(struct header_reader *r, const struct header_kv *kv, uint64_t type_field,
+                          struct model_header *model)
 {
     if (kv->type != GGUF_U32)
         return header_refuse(r, type_field, "general.alignment is not a u32");
@@ -157,11 +149,11 @@ static int read_alignment(struct header_reader *r, const struct gguf_kv *kv, uin
     return 0;
 }
 
-static int read_kv(struct header_reader *r, struct gguf_kv *kv, struct gguf *model)
+static int read_kv(struct header_reader *r, struct header_kv *kv, struct model_header *model)
 {
     static const char alignment[] = "general.alignment";
     uint64_t key_field = r->pos;
-    int error = header_take_string(r, "a key", GGUF_KEY_MAX, &kv->key.size);
+    int error = header_take_string(r, "a key", HEADER_KEY_MAX, &kv->key.size);
 
     if (error)
         return error;
@@ -189,14 +181,14 @@ static int read_kv(struct header_reader *r, struct gguf_kv *kv, struct gguf *mod
     return 0;
 }
 
-static int read_metadata(struct header_reader *r, struct gguf *model)
+static int read_metadata(struct header_reader *r, struct model_header *model)
 {
     for (size_t i = 0; i < model->n_kv; i++) {
         int error = array_reserve(&model->kv, &model->kv_capacity, i, sizeof *model->kv, ENTRIES_FIRST);
 
         if (error)
             return error;
-        model->kv[i] = (struct gguf_kv){0};
+        model->kv[i] = (struct header_kv){0};
         error = read_kv(r, &model->kv[i], model);
         if (error)
             return error;
@@ -222,7 +214,7 @@ static int check_name(struct header_reader *r, uint64_t field, const char *name,
     return 0;
 }
 
-static int read_dimensions(struct header_reader *r, struct gguf_tensor *tensor)
+static int read_dimensions(struct header_reader *r, struct header_tensor *tensor)
 {
     uint64_t field = r->pos;
     bool empty = false;
@@ -230,11 +222,11 @@ static int read_dimensions(struct header_reader *r, struct gguf_tensor *tensor)
 
     if (error)
         return error;
-    if (tensor->n_dims > GGUF_DIMS_MAX)
+    if (tensor->n_dims > HEADER_DIMS_MAX)
         return header_refuse(r, field, "a tensor has %" PRIu32 " dimensions; %u are the most", tensor->n_dims,
-                             GGUF_DIMS_MAX);
+                             HEADER_DIMS_MAX);
     field = r->pos;
-    for (unsigned i = 0; i < GGUF_DIMS_MAX; i++) {
+    for (unsigned i = 0; i < HEADER_DIMS_MAX; i++) {
         tensor->ne[i] = 1;
         if (i >= tensor->n_dims)
             continue;
@@ -256,11 +248,11 @@ static int read_dimensions(struct header_reader *r, struct gguf_tensor *tensor)
 
 /* The entry for a type number whose block size is not known; adds one if there is none yet. NULL if the model has too
  * many such types, or, with *ret_error set, if there is no memory. */
-static const struct tensor_type *foreign_type(struct gguf *model, uint32_t id, int *ret_error)
+static const struct tensor_type *foreign_type(struct model_header *model, uint32_t id, int *ret_error)
 {
     *ret_error = 0;
     if (!model->foreign)
-        model->foreign = calloc(GGUF_FOREIGN_MAX, sizeof *model->foreign);
+        model->foreign = calloc(HEADER_FOREIGN_MAX, sizeof *model->foreign);
     if (!model->foreign) {
         *ret_error = -ENOMEM;
         return NULL;
@@ -268,9 +260,9 @@ static const struct tensor_type *foreign_type(struct gguf *model, uint32_t id, i
     for (size_t i = 0; i < model->n_foreign; i++)
         if (model->foreign[i].type.id == id)
             return &model->foreign[i].type;
-    if (model->n_foreign == GGUF_FOREIGN_MAX)
+    if (model->n_foreign == HEADER_FOREIGN_MAX)
         return NULL;
-    struct gguf_foreign *foreign = &model->foreign[model->n_foreign++];
+    struct header_foreign *foreign = &model->foreign[model->n_foreign++];
     const struct tensor_type *known = tensor_type_find(id);
 
     snprintf(foreign->name, sizeof foreign->name, "type%" PRIu32, id);
@@ -280,7 +272,8 @@ static const struct tensor_type *foreign_type(struct gguf *model, uint32_t id, i
 
 /* Reads the type, and sets tensor->bytes if the type has a known block size. `dimensions` is the position of the first
  * dimension, for a fault. */
-static int read_type(struct header_reader *r, struct gguf *model, struct gguf_tensor *tensor, uint64_t dimensions)
+static int read_type(struct header_reader *r, struct model_header *model, struct header_tensor *tensor,
+                     uint64_t dimensions)
 {
     uint64_t field = r->pos;
     uint32_t id;
@@ -295,7 +288,7 @@ static int read_type(struct header_reader *r, struct gguf *model, struct gguf_te
         tensor->type = foreign_type(model, id, &error);
         if (error || tensor->type)
             return error;
-        return header_refuse(r, field, "more than %u tensor types are not known", GGUF_FOREIGN_MAX);
+        return header_refuse(r, field, "more than %u tensor types are not known", HEADER_FOREIGN_MAX);
     }
     if (tensor->ne[0] % type->block_elements != 0)
         return header_refuse(r, dimensions, "rows of %" PRIu64 " elements are not whole %s blocks of %" PRIu32,
@@ -307,11 +300,11 @@ static int read_type(struct header_reader *r, struct gguf *model, struct gguf_te
 }
 
 /* Sets tensor->offset relative to the start of the tensor data. The position of the tensor data is not known yet. */
-static int read_tensor(struct header_reader *r, struct gguf *model, struct gguf_tensor *tensor)
+static int read_tensor(struct header_reader *r, struct model_header *model, struct header_tensor *tensor)
 {
     uint64_t field = r->pos;
     size_t name_size;
-    int error = header_take_string(r, "a tensor's name", GGUF_NAME_MAX, &name_size);
+    int error = header_take_string(r, "a tensor's name", HEADER_NAME_MAX, &name_size);
 
     if (error)
         return error;
@@ -335,14 +328,14 @@ static int read_tensor(struct header_reader *r, struct gguf *model, struct gguf_
     return 0;
 }
 
-static int read_tensors(struct header_reader *r, struct gguf *model)
+static int read_tensors(struct header_reader *r, struct model_header *model)
 {
     for (size_t i = 0; i < model->n_tensors; i++) {
         int error = array_reserve(&model->tensors, &model->tensors_capacity, i, sizeof *model->tensors, ENTRIES_FIRST);
 
         if (error)
             return error;
-        model->tensors[i] = (struct gguf_tensor){0};
+        model->tensors[i] = (struct header_tensor){0};
         error = read_tensor(r, model, &model->tensors[i]);
         if (error)
             return error;
@@ -351,135 +344,9 @@ static int read_tensors(struct header_reader *r, struct gguf *model)
     return 0;
 }
 
-/* --- Second pass --- */
-
-/* Sets the pointers of the key-values, which begin at *pos, and moves *pos to their end. */
-static int locate_metadata(struct header_reader *r, struct gguf *model, size_t *pos)
-{
-    __attribute__((cleanup(name_set_free))) struct name_set seen = {0};
-    int error = name_set_init(&seen, model->n_kv);
-
-    if (error)
-        return error;
-    for (size_t i = 0; i < model->n_kv; i++) {
-        struct gguf_kv *kv = &model->kv[i];
-        size_t type = *pos + 8 + kv->key.size;
-
-        kv->key.bytes = (const char *)r->bytes + *pos + 8;
-        kv->data = r->bytes + type + (kv->type == GGUF_ARRAY ? 16 : 4);
-        if (!name_set_add(&seen, kv->key.bytes, kv->key.size))
-            return header_refuse(r, *pos, "a key stands twice in the metadata");
-        *pos = (size_t)(kv->data - r->bytes) + kv->data_size;
-    }
-    return 0;
-}
-
-static int locate_tensor(struct header_reader *r, const struct gguf *model, struct gguf_tensor *tensor,
-                         struct name_set *seen, size_t *pos)
-{
-    struct gguf_string name = {(const char *)r->bytes + *pos + 8, header_load_u64(r->bytes + *pos)};
-    size_t after_name = *pos + 8 + name.size;
-    size_t offset_field = after_name + 4 + 8 * tensor->n_dims + 4;
-    uint64_t room = model->file_size - model->data_start;
-    const int told = name.size < NAME_TOLD ? (int)name.size : NAME_TOLD;
-
-    if (!name_set_add(seen, name.bytes, name.size))
-        return header_refuse(r, *pos, "two tensors are called %.*s", told, name.bytes);
-    if (tensor->offset > room)
-        return header_refuse(r, offset_field, "tensor %.*s begins past the end of the file", told, name.bytes);
-    const uint64_t least = tensor->type->kind == TYPE_FOREIGN ? tensor->elements > 0 : tensor->bytes;
-    if (least > room - tensor->offset)
-        return header_refuse(r, offset_field, "tensor %.*s reaches past the end of the file", told, name.bytes);
-    tensor->offset += model->data_start;
-    tensor->name = name.bytes;
-    /* The NUL after the name overwrites the first byte of the number of dimensions. The number itself was read into
-     * n_dims. */
-    r->bytes[after_name] = 0;
-    *pos = offset_field + 8;
-    return 0;
-}
-
-static int locate_tensors(struct header_reader *r, struct gguf *model, size_t *pos)
-{
-    __attribute__((cleanup(name_set_free))) struct name_set seen = {0};
-    int error = name_set_init(&seen, model->n_tensors);
-
-    if (error)
-        return error;
-    for (size_t i = 0; i < model->n_tensors; i++) {
-        error = locate_tensor(r, model, &model->tensors[i], &seen, pos);
-        if (error)
-            return error;
-    }
-    return 0;
-}
-
-static int offset_compare(const void *a, const void *b)
-{
-    const uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-
-    return x < y ? -1 : x > y;
-}
-
-/* The smallest of the offsets, which are sorted, that is greater than `offset`; `end` if there is none. */
-static uint64_t offset_behind(const uint64_t *offsets, size_t n, uint64_t offset, uint64_t end)
-{
-    size_t low = 0, high = n;
-
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        if (offsets[middle] > offset)
-            high = middle;
-        else
-            low = middle + 1;
-    }
-    return low < n ? offsets[low] : end;
-}
-
-/* A tensor whose type has no known block size gets all bytes up to the next tensor, or to the end of the file. */
-static int measure_foreign(struct gguf *model)
-{
-    if (model->n_foreign == 0)
-        return 0;
-    uint64_t *offsets = calloc(model->n_tensors, sizeof *offsets);
-    if (!offsets)
-        return -ENOMEM;
-    for (size_t i = 0; i < model->n_tensors; i++)
-        offsets[i] = model->tensors[i].offset;
-    qsort(offsets, model->n_tensors, sizeof *offsets, offset_compare);
-    for (size_t i = 0; i < model->n_tensors; i++) {
-        struct gguf_tensor *tensor = &model->tensors[i];
-
-        if (tensor->type->kind == TYPE_FOREIGN && tensor->elements > 0)
-            tensor->bytes = offset_behind(offsets, model->n_tensors, tensor->offset, model->file_size) - tensor->offset;
-    }
-    free(offsets);
-    return 0;
-}
-
-static int locate(struct header_reader *r, struct gguf *model)
-{
-    size_t pos = HEADER_FIXED;
-
-    model->data_start = r->pos;
-    if (model->n_tensors > 0)
-        model->data_start = (r->pos + model->alignment - 1) & ~(model->alignment - 1);
-    if (model->data_start > r->file_size)
-        return header_refuse(r, r->pos, "the file ends before its tensor data");
-    model->header_bytes = r->pos;
-    model->n_infos = model->n_tensors;
-    int error = locate_metadata(r, model, &pos);
-    if (error)
-        return error;
-    error = locate_tensors(r, model, &pos);
-    if (error)
-        return error;
-    return measure_foreign(model);
-}
-
 /* --- The model --- */
 
-static int read_header(struct header_reader *r, struct gguf *model)
+static int read_header(struct header_reader *r, struct model_header *model)
 {
     if (r->file_size > SIZE_BOUND)
         return header_refuse(r, 0, "the file is larger than 2^53 bytes");
@@ -493,13 +360,14 @@ static int read_header(struct header_reader *r, struct gguf *model)
     if (error)
         return error;
     header_trim(r);
-    return locate(r, model);
+    return gguf_locate(r, model);
 }
 
-int gguf_read_within(int fd, uint64_t file_size, uint64_t most, struct gguf **ret, struct gguf_fault *ret_fault)
+int gguf_read_within(int fd, uint64_t file_size, uint64_t most, struct model_header **ret,
+                     struct header_fault *ret_fault)
 {
     struct header_reader reader = {.fd = fd, .file_size = file_size, .most = most, .fault = ret_fault};
-    struct gguf *model = calloc(1, sizeof *model);
+    struct model_header *model = calloc(1, sizeof *model);
 
     if (!model)
         return -ENOMEM;
@@ -510,29 +378,19 @@ int gguf_read_within(int fd, uint64_t file_size, uint64_t most, struct gguf **re
     model->memory = reader.bytes;
     model->memory_bytes = reader.capacity;
     if (error) {
-        gguf_free(model);
+        model_header_free(model);
         return error;
     }
     *ret = model;
     return 0;
 }
 
-int gguf_read(int fd, uint64_t file_size, struct gguf **ret, struct gguf_fault *ret_fault)
+int gguf_read(int fd, uint64_t file_size, struct model_header **ret, struct header_fault *ret_fault)
 {
-    return gguf_read_within(fd, file_size, GGUF_HEADER_MAX, ret, ret_fault);
+    return gguf_read_within(fd, file_size, HEADER_BYTES_MAX, ret, ret_fault);
 }
 
 void gguf_prepare(void)
 {
     header_prepare();
-}
-
-int gguf_refuse(struct gguf_fault *fault, const char *format, ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(fault->reason, sizeof(fault->reason), format, arguments);
-    va_end(arguments);
-    fault->offset = 0;
-    return -EBADMSG;
 }

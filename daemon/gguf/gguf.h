@@ -1,159 +1,30 @@
-/* Reads the header of a GGUF file: metadata, tensor infos, and where each tensor's bytes are.
+/* Reads the header of a GGUF file.
  *
  * The file is untrusted. Every count, length and size is compared with the bytes that are left in the file before
- * memory is allocated for it. The parser takes at most a small multiple of the header's size. It does not use mmap. A
- * model that gguf_read() returns is valid: every tensor has whole rows of blocks, an aligned offset, and lies inside
- * the file. Tensors may be in any order and may share bytes. A tensor whose type has no known block size ends where the
- * next one begins.
+ * memory is allocated for it. The parser takes at most a small multiple of the header's size. It does not use mmap. In
+ * a header that gguf_read() returns every tensor has an aligned offset. Tensors may be in any order and may share
+ * bytes. A tensor whose type has no known block size ends where the next one begins.
  *
- * Blocking; meant for a worker thread. A parsed model is immutable: any thread may read it.
- *
- * `rfctl inspect` uses this parser as well, because it reads files without a daemon. With a second parser, the two
- * could read the same file differently, and both would have to be made safe. So gguf, header_reader and name_set are a
- * library of their own (gguf_dep), which includes nothing else of the daemon. */
+ * Blocking; meant for a worker thread. */
 #pragma once
 
-#include "daemon/gguf/fault.h"
-#include "kernels/types.h"
-#include "proto/gguf_value.h"
+#include "daemon/header/model_header.h"
 
-#include <cjson/cJSON.h>
-#include <stdbool.h>
-#include <stddef.h>
 #include <stdint.h>
 
-/* Bounds, and those of proto/gguf_value.h. Real models stay far below them. */
-#define GGUF_TENSORS_MAX (1u << 16)
-#define GGUF_NAME_MAX    4095u  /* bytes of a tensor's name */
-#define GGUF_KEY_MAX     65535u /* bytes of a key */
-#define GGUF_DIMS_MAX    8u     /* of a tensor */
-#define GGUF_TYPE_MAX    65535u /* a larger type number in a tensor info is refused */
-#define GGUF_FOREIGN_MAX 64u    /* different types without a known block size, in one model */
-
-/* Bytes as they are in the file: without a NUL at the end, and not always valid UTF-8. */
-struct gguf_string {
-    const char *bytes;
-    size_t size;
-};
-
-/* One key and its value. `data` points to the value in the file's own encoding (of an array: to the first element), and
- * `data_size` is its size in bytes. Use gguf_kv_*() to decode scalars, and gguf_kv_json() to show any value to
- * people. */
-struct gguf_kv {
-    struct gguf_string key;
-    enum gguf_value_type type;         /* GGUF_ARRAY for arrays */
-    enum gguf_value_type element_type; /* of an array: GGUF_ARRAY if its elements are arrays. Else the same as type */
-    uint64_t count;                    /* elements of the outermost array; 1 for a value that is no array */
-    const uint8_t *data;
-    size_t data_size;
-};
-
-struct gguf_tensor {
-    const char *name; /* NUL-terminated, valid UTF-8 */
-    const struct tensor_type *type;
-    uint32_t n_dims;   /* 0 to GGUF_DIMS_MAX */
-    uint64_t elements; /* product of ne; 0 if any is 0 */
-    uint64_t bytes;    /* elements / block_elements * block_bytes; of a TYPE_FOREIGN, up to the next tensor */
-    uint64_t offset;   /* of the first byte, from the start of the FILE */
-    bool keeps;     /* a form that is asked for all tensors does not concern this one; only a rule that names it does */
-    uint32_t shard; /* index of the file, of a split model; else 0 */
-    uint64_t ne[GGUF_DIMS_MAX]; /* dimensions in the file's order: ne[0] changes fastest; unused ones are 1 */
-};
-
-/* A type that is not in the table of types, or whose block size the table does not have. */
-struct gguf_foreign {
-    struct tensor_type type;
-    char name[16]; /* "type65535" */
-};
-
-/* The header of a model's file. Readers of other formats fill it too (daemon/format/format.h): `format` says which one
- * did, and `text` owns the strings that do not stand in `memory` as they are needed. */
-struct gguf {
-    const char *format; /* "gguf", "safetensors"; static */
-    uint32_t version;   /* of GGUF; else 0 */
-    uint64_t alignment;
-    uint64_t data_start; /* from the start of the file */
-    uint64_t file_size;
-    size_t n_kv;
-    struct gguf_kv *kv; /* in the order of the file */
-    size_t n_tensors;
-    struct gguf_tensor *tensors; /* in the order of the file */
-    void *memory; /* the header's bytes, which the pointers above point into; each tensor name has a NUL at its end */
-    size_t memory_bytes; /* of `memory` */
-    char *text;          /* NULL: there is none */
-    size_t text_bytes;   /* of `text`, those in use */
-    size_t header_bytes; /* from the file's first byte to the end of the tensor infos */
-    size_t n_infos;      /* tensors whose names the parser ended in `memory`; they come first in `tensors` */
-    size_t kv_capacity;  /* number of entries that are allocated */
-    size_t tensors_capacity;
-    struct gguf_foreign *foreign; /* types without a known block size; NULL: none */
-    size_t n_foreign;
-    struct gguf *next; /* of a joined model: the header of the next file, which some tensors point into; owned */
-};
+#define GGUF_TYPE_MAX 65535u /* a larger type number in a tensor info is refused */
 
 /* Parses the header of the file open at `fd`, which the caller still owns; the file position is neither used nor moved.
- * file_size: what fstat() returned. Returns 0 and a model that the caller frees with gguf_free(); -EBADMSG and
+ * file_size: what fstat() returned. Returns 0 and a model that the caller frees with model_header_free(); -EBADMSG and
  * *ret_fault if the file is refused; -ENOMEM; -ENODATA if the file is now shorter than file_size; or the negative errno
  * of pread(). */
-int gguf_read(int fd, uint64_t file_size, struct gguf **ret, struct gguf_fault *ret_fault);
+int gguf_read(int fd, uint64_t file_size, struct model_header **ret, struct header_fault *ret_fault);
 
 /* Like gguf_read(), for one of several files whose headers are kept together. This header may have at most `most`
- * bytes. The headers of all files together may have GGUF_HEADER_MAX. */
-int gguf_read_within(int fd, uint64_t file_size, uint64_t most, struct gguf **ret, struct gguf_fault *ret_fault);
+ * bytes. The headers of all files together may have HEADER_BYTES_MAX. */
+int gguf_read_within(int fd, uint64_t file_size, uint64_t most, struct model_header **ret,
+                     struct header_fault *ret_fault);
 
 /* Allocates memory for the next header in advance, so that reading the header takes less time. Any thread; best called
  * when no client waits. */
 void gguf_prepare(void);
-
-/* Bytes of memory that are allocated for the model. */
-uint64_t gguf_memory(const struct gguf *model);
-
-/* Writes the header to `fd` at its position, with the same bytes as in the model's file: everything before the tensor
- * data, without padding. Of a joined model, writes the header of the first file. Returns 0, or the negative errno of
- * write(). */
-int gguf_header_write(const struct gguf *model, int fd);
-
-/* Frees a model. NULL is allowed. */
-void gguf_free(struct gguf *model);
-
-/* Whether the headers are the same; of a split model, those of all files. The parser overwrote the byte after each
- * tensor's name (gguf.c): the tensors' n_dims are compared instead. */
-bool gguf_same(const struct gguf *a, const struct gguf *b);
-
-/* The entry for a key, or NULL. */
-const struct gguf_kv *gguf_find(const struct gguf *model, const char *key);
-
-/* The tensor with this name, or NULL. */
-const struct gguf_tensor *gguf_tensor_find(const struct gguf *model, const char *name);
-
-/* Read a scalar of any integer type, or a bool. -ENOENT if kv is NULL; -EINVAL if the type is another, or if the value
- * does not fit. */
-int gguf_kv_u64(const struct gguf_kv *kv, uint64_t *ret);
-int gguf_kv_i64(const struct gguf_kv *kv, int64_t *ret);
-
-/* Reads an f32 or f64. Errors as above. */
-int gguf_kv_f64(const struct gguf_kv *kv, double *ret);
-
-/* Reads a string, which is borrowed from the model. Errors as above. */
-int gguf_kv_string(const struct gguf_kv *kv, struct gguf_string *ret);
-
-/* "u32", "string", "array", ... A static string; never NULL for a value below GGUF_VALUE_TYPE_COUNT. */
-const char *gguf_value_type_name(enum gguf_value_type type);
-
-/* Writes a value as JSON text. Integers are decimal. Floats have the fewest digits that give the same number when read
- * again; NaN and infinities become strings. Strings are escaped, and bytes that are not UTF-8 become U+FFFD. At most
- * max_elements elements of arrays are written, the elements of nested arrays included, and at most max_string bytes of
- * each string, cut between two characters. *ret_cut, unless NULL, is set to whether something was left out. The caller
- * frees *ret. -ENOMEM. */
-int gguf_kv_json(const struct gguf_kv *kv, size_t max_elements, size_t max_string, char **ret, bool *ret_cut);
-
-/* The limits for gguf_kv_json() where a value is shown to people. */
-#define GGUF_TOLD_ELEMENTS 16u
-#define GGUF_TOLD_STRING   4096u
-
-/* Adds to an entry of Show, or of rfctl inspect, what the value is: "type", "count", "value", and whether it was cut to
- * these limits. -ENOMEM. */
-int gguf_kv_describe(const struct gguf_kv *kv, cJSON *entry);
-
-/* Says what is wrong with the files of a model together: at no offset of one of them. Returns -EBADMSG. */
-int gguf_refuse(struct gguf_fault *fault, const char *format, ...) __attribute__((format(printf, 2, 3)));

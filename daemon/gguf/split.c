@@ -1,6 +1,7 @@
 #include "daemon/gguf/split.h"
 
-#include "daemon/gguf/name_set.h"
+#include "daemon/gguf/gguf.h"
+#include "daemon/header/join.h"
 #include "proto/min.h"
 
 #include <errno.h>
@@ -9,45 +10,40 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* One file of a split model: its header, and its index among the given files. Parts are in the order of the numbers
- * that the files say. */
-struct part {
-    struct gguf *model;
-    size_t file;
-};
-
 /* Reads a file's number and its count of files. A file without them gives 0 and 1. split: it is one of several files,
  * so it must have a number. */
-static int place_of(const struct gguf *model, bool split, uint64_t *ret_number, uint64_t *ret_count,
-                    struct gguf_fault *fault)
+static int place_of(const struct model_header *model, bool split, uint64_t *ret_number, uint64_t *ret_count,
+                    struct header_fault *fault)
 {
     uint64_t number = 0, count = 1;
-    int r = gguf_kv_u64(gguf_find(model, "split.count"), &count);
+    int r = header_kv_u64(model_header_find(model, "split.count"), &count);
     if (r == -EINVAL)
-        return gguf_refuse(fault, "split.count is no number of files");
-    r = gguf_kv_u64(gguf_find(model, "split.no"), &number);
+        return model_header_refuse(fault, "split.count is no number of files");
+    r = header_kv_u64(model_header_find(model, "split.no"), &number);
     if (r == -EINVAL || (split && r < 0))
-        return gguf_refuse(fault, "split.no is no number of a file");
+        return model_header_refuse(fault, "split.no is no number of a file");
     *ret_number = number;
     *ret_count = count > 0 ? count : 1;
     return 0;
 }
 
 /* Refuses a file that was given alone but belongs to a split model. */
-static int check_only(const struct gguf *model, struct gguf_fault *fault)
+static int check_only(const struct model_header *model, struct header_fault *fault)
 {
     uint64_t number = 0, count = 1;
     int r = place_of(model, false, &number, &count, fault);
     if (r < 0 || count == 1)
         return r;
-    return gguf_refuse(fault,
-                       number == 0 ? "the first of %" PRIu64 " files of a split model: all are needed"
-                                   : "a later one of %" PRIu64 " files of a split model: give the first one, or all",
-                       count);
+    return model_header_refuse(fault,
+                               number == 0 ? "the first of %" PRIu64 " files of a split model: all are needed"
+                                           : "a later one of %" PRIu64
+                                             " files of a split model: give the first one, or all",
+                               count);
 }
 
 /* Puts the header into `parts` at the number that it says. `file` is its index among the given files. */
-static int take_place(struct gguf *model, size_t file, struct part *parts, size_t n, struct gguf_fault *fault)
+static int take_place(struct model_header *model, size_t file, struct file_header *parts, size_t n,
+                      struct header_fault *fault)
 {
     uint64_t number = 0, count = 1;
     int r = place_of(model, true, &number, &count, fault);
@@ -56,109 +52,79 @@ static int take_place(struct gguf *model, size_t file, struct part *parts, size_
     /* Only the first file's count is checked. Loaders use that one, and writers differ in what they put into the other
      * files. */
     if (number == 0 && count != n)
-        return gguf_refuse(fault, "file %zu says that the model has %" PRIu64 " files, not %zu", file + 1, count, n);
+        return model_header_refuse(fault, "file %zu says that the model has %" PRIu64 " files, not %zu", file + 1,
+                                   count, n);
+    if (number >= n && number < count)
+        return model_header_refuse(
+            fault, "file %zu says that it is number %" PRIu64 " of %" PRIu64 ", but %zu files are given", file + 1,
+            number + 1, count, n);
     if (number >= n)
-        return gguf_refuse(fault, "file %zu says that it is number %" PRIu64 " of %zu", file + 1, number + 1, n);
+        return model_header_refuse(fault, "file %zu says that it is number %" PRIu64 ", but %zu files are given",
+                                   file + 1, number + 1, n);
     if (parts[number].model)
-        return gguf_refuse(fault, "file %zu says that it is number %" PRIu64 ", as file %zu does", file + 1, number + 1,
-                           parts[number].file + 1);
-    parts[number] = (struct part){model, file};
+        return model_header_refuse(fault, "file %zu says that it is number %" PRIu64 ", as file %zu does", file + 1,
+                                   number + 1, parts[number].file + 1);
+    parts[number] = (struct file_header){model, file};
     return 0;
 }
 
-/* Refuses a name that occurs in two files. */
-static int check_names(const struct gguf_tensor *tensors, size_t n, struct gguf_fault *fault)
+/* Joins the headers, which are in the order of their numbers. */
+static int join(const struct file_header *headers, size_t n, struct header_fault *fault)
 {
-    __attribute__((cleanup(name_set_free))) struct name_set seen = {0};
-    int r = name_set_init(&seen, n);
-    for (size_t i = 0; i < n && r == 0; i++)
-        if (!name_set_add(&seen, tensors[i].name, strlen(tensors[i].name)))
-            r = gguf_refuse(fault, "tensor '%s' stands in two files", tensors[i].name);
-    return r;
-}
-
-/* Makes the first part the whole model: it gets the tensors of all parts, and owns the other parts. On failure the
- * parts are unchanged. */
-static int join(struct part *parts, size_t n, struct gguf_fault *fault)
-{
-    struct gguf *first = parts[0].model;
-    size_t n_tensors = 0;
+    uint64_t told, n_tensors = 0;
     for (size_t i = 0; i < n; i++)
-        n_tensors += parts[i].model->n_tensors;
-    if (n_tensors > GGUF_TENSORS_MAX)
-        return gguf_refuse(fault, "more than %u tensors", GGUF_TENSORS_MAX);
-    uint64_t told;
-    int r = gguf_kv_u64(gguf_find(first, "split.tensors.count"), &told);
+        n_tensors += headers[i].model->n_tensors;
+    int r = header_kv_u64(model_header_find(headers[0].model, "split.tensors.count"), &told);
     if (r < 0 || told != n_tensors)
-        return gguf_refuse(fault, "split.tensors.count does not agree with the %zu tensors in the files", n_tensors);
-
-    struct gguf_tensor *tensors = calloc(n_tensors ? n_tensors : 1, sizeof(*tensors));
-    if (!tensors)
-        return -ENOMEM;
-    size_t used = 0;
-    for (size_t i = 0; i < n; i++)
-        for (size_t j = 0; j < parts[i].model->n_tensors; j++) {
-            tensors[used] = parts[i].model->tensors[j];
-            tensors[used++].shard = (uint32_t)parts[i].file;
-        }
-    r = check_names(tensors, used, fault);
-    if (r < 0) {
-        free(tensors);
-        return r;
-    }
-    free(first->tensors);
-    first->tensors = tensors;
-    first->n_tensors = used;
-    first->tensors_capacity = n_tensors;
-    for (size_t i = 0; i + 1 < n; i++)
-        parts[i].model->next = parts[i + 1].model;
-    return 0;
+        return model_header_refuse(
+            fault, "split.tensors.count does not agree with the %" PRIu64 " tensors in the files", n_tensors);
+    return headers_join(headers, n, fault);
 }
 
 /* Reads the headers of several files, puts them in order, and joins them. */
-static int read_parts(const struct split_file *files, size_t n, struct part *parts, struct gguf_fault *fault,
+static int read_parts(const struct header_file *files, size_t n, struct file_header *parts, struct header_fault *fault,
                       size_t *ret_file)
 {
-    uint64_t left = GGUF_HEADER_MAX;
+    uint64_t left = HEADER_BYTES_MAX;
     for (size_t i = 0; i < n; i++) {
-        struct gguf *model = NULL;
+        struct model_header *model = NULL;
         *ret_file = i;
         int r = gguf_read_within(files[i].fd, files[i].size, left, &model, fault);
         if (r < 0)
             return r;
         r = take_place(model, i, parts, n, fault);
         if (r < 0) {
-            gguf_free(model);
+            model_header_free(model);
             return r;
         }
-        const uint64_t taken = gguf_memory(model);
+        const uint64_t taken = model_header_memory(model);
         left -= min_u64(taken, left);
     }
     *ret_file = 0;
     return join(parts, n, fault);
 }
 
-int split_read(const struct split_file *files, size_t n, struct gguf **ret, struct gguf_fault *ret_fault,
+int split_read(const struct header_file *files, size_t n, struct model_header **ret, struct header_fault *ret_fault,
                size_t *ret_file)
 {
     if (n == 1) {
-        struct gguf *model = NULL;
+        struct model_header *model = NULL;
         *ret_file = 0;
         int r = gguf_read(files[0].fd, files[0].size, &model, ret_fault);
         if (r == 0)
             r = check_only(model, ret_fault);
         if (r < 0)
-            gguf_free(model);
+            model_header_free(model);
         else
             *ret = model;
         return r;
     }
-    struct part *parts = calloc(n, sizeof(*parts));
+    struct file_header *parts = calloc(n, sizeof(*parts));
     if (!parts)
         return -ENOMEM;
     int r = read_parts(files, n, parts, ret_fault, ret_file);
     for (size_t i = 0; i < n && r < 0; i++)
-        gguf_free(parts[i].model);
+        model_header_free(parts[i].model);
     if (r == 0)
         *ret = parts[0].model;
     free(parts);

@@ -1,9 +1,9 @@
 /* rocmforge-hold: starts a daemon, keeps descriptors for it, and starts it again when it dies.
  *
- * For who runs rocmforged without systemd. It does what systemd does for a service with FileDescriptorStoreMax=, and
- * speaks the same protocol: the daemon sends descriptors with their names to $NOTIFY_SOCKET, and gets them at its next
- * start as sd_listen_fds_with_names(3) says. The holder never looks into them. It loads no library, so it has next to
- * nothing that can fail; while it lives, the models' memory does. */
+ * For users who run rocmforged without systemd. It does what systemd does for a service with FileDescriptorStoreMax=,
+ * and speaks the same protocol: the daemon sends descriptors with their names to $NOTIFY_SOCKET, and gets them at its
+ * next start as sd_listen_fds_with_names(3) says. This program never reads what the descriptors lead to. It loads no
+ * library, so little in it can fail. While it lives, the models' memory is not freed. */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>

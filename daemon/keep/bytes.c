@@ -1,26 +1,24 @@
 #include "daemon/keep/bytes.h"
 
+#include "proto/array.h"
+
 #include <endian.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* Bytes that are allocated at first. */
+#define BYTES_FIRST 4096
 
 /* The length of a text that is NULL. */
 #define NO_TEXT UINT64_MAX
 
 void bytes_put(struct bytes_writer *writer, const void *bytes, size_t size)
 {
-    if (size > writer->capacity - writer->size) {
-        size_t capacity;
-        if (__builtin_add_overflow(writer->size, size, &capacity) || capacity > SIZE_MAX / 2)
-            writer->failed = true;
-        capacity = writer->failed ? 0 : 2 * capacity;
-        uint8_t *grown = writer->failed ? NULL : realloc(writer->bytes, capacity);
-        if (!grown) {
-            writer->failed = true;
-            return;
-        }
-        writer->bytes = grown;
-        writer->capacity = capacity;
+    size_t needed;
+    if (__builtin_add_overflow(writer->size, size, &needed) ||
+        array_grow(&writer->bytes, &writer->capacity, needed, 1, BYTES_FIRST, SIZE_MAX) < 0) {
+        writer->failed = true;
+        return;
     }
     if (size > 0)
         memcpy(writer->bytes + writer->size, bytes, size);

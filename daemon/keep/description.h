@@ -4,12 +4,18 @@
  * A description that was read is well formed: counts, lengths and values are within their bounds, and it is the one
  * that was written. Whether it fits the descriptors and the devices, resume.h finds out.
  *
+ * The file has four numbers of 8 bytes in the byte order of bytes.h: DESCRIPTION_MAGIC, the version, the size of the
+ * rest, and its checksum, XXH3_64bits(). The rest is the description: description_write.c and description_read.c have
+ * one function for each part of it, in the same order.
+ *
  * Any thread; but while the loop thread may change the model, only the loop thread writes its description. */
 #pragma once
 
 #include "daemon/model/model.h"
 
 #include <stdint.h>
+
+#define DESCRIPTION_MAGIC "rfkept\r\n"
 
 /* Another version is not read: the model is loaded again then. */
 #define DESCRIPTION_VERSION 5u
@@ -18,7 +24,7 @@
 #define DESCRIPTION_MAX ((size_t)64 << 20)
 
 /* A part of the header: of one file. */
-struct description_part {
+struct description_header {
     uint64_t bytes;     /* of the file in memory that it was written to */
     uint64_t file_size; /* of the file that it is the header of */
     uint32_t shard;     /* and which of the files that is */
@@ -34,7 +40,7 @@ struct description_tensor {
     uint64_t file_offset;
     uint64_t file_bytes;
     uint32_t shard;
-    struct placement placement;
+    struct tensor_place place;
 };
 
 struct description {
@@ -62,8 +68,8 @@ struct description {
     uint64_t arena_bytes;
     size_t n_files; /* 0: the model was published; its header says where its tensors are, and n_tensors is 0 */
     struct description_file *files;
-    size_t n_parts;
-    struct description_part *parts; /* as the headers are linked */
+    size_t n_headers;
+    struct description_header *headers; /* as the headers are linked */
     size_t n_tensors;
     struct description_tensor *tensors;
 };

@@ -1,237 +1,70 @@
 #include "daemon/keep/keep.h"
 
 #include "daemon/base/log.h"
-#include "daemon/base/memory_file.h"
-#include "daemon/keep/keep_parts.h"
+#include "daemon/device/awaited.h"
+#include "daemon/keep/entries.h"
+#include "daemon/keep/resume.h"
+#include "daemon/keep/stored.h"
+#include "daemon/session/events.h"
+#include "proto/bytes.h"
 
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/random.h>
-#include <unistd.h>
-#include <xxhash.h>
 
-/* --- what the store has of one model --- */
-
-static void kept_remove(const struct kept *kept, enum store_role role, uint32_t number)
-{
-    const struct store_name name = {kept->key, role, number};
-    store_remove(&name);
-}
-
-static int kept_add(const struct kept *kept, enum store_role role, uint32_t number, int fd)
-{
-    const struct store_name name = {kept->key, role, number};
-    return store_add(&name, fd);
-}
-
-/* The description goes first: without it nobody takes the rest for a model. */
-void kept_drop(struct keep *keep, struct kept *kept)
-{
-    if (kept->sequence > 0)
-        kept_remove(kept, STORE_DESCRIPTION, kept->sequence);
-    kept_remove(kept, STORE_ARENA, 0);
-    for (size_t i = 0; i < kept->n_parts; i++)
-        kept_remove(kept, STORE_HEADER, (uint32_t)i);
-    for (size_t i = 0; i < kept->n_files; i++)
-        kept_remove(kept, STORE_FILE, kept->files[i].number);
-    TAILQ_REMOVE(&keep->list, kept, link);
-    free(kept->files);
-    free(kept);
-}
-
-static struct kept *kept_new(const struct model *model)
-{
-    struct kept *kept = calloc(1, sizeof(*kept));
-    if (!kept)
-        return NULL;
-    kept->model = model->id;
-    if (getrandom(&kept->key, sizeof(kept->key), GRND_NONBLOCK) == (ssize_t)sizeof(kept->key))
-        return kept;
-    free(kept);
-    return NULL;
-}
-
-static bool same_file(const struct identity *a, const struct identity *b)
-{
-    return a->dev == b->dev && a->ino == b->ino;
-}
-
-/* The descriptors of the model's files, stored unless they are there. *ret: as many as the source has; the caller frees
- * them. */
-static int store_files(struct kept *kept, const struct source *source, struct description_file **ret)
-{
-    struct description_file *files = calloc(source->n_files ? source->n_files : 1, sizeof(*files));
-    int r = files ? 0 : -ENOMEM;
-    for (size_t i = 0; i < source->n_files && r == 0; i++) {
-        const struct identity *identity = &source->files[i].identity;
-        size_t known = 0;
-        while (known < kept->n_files && !same_file(&kept->files[known].identity, identity))
-            known++;
-        files[i].identity = *identity;
-        files[i].number = known < kept->n_files ? kept->files[known].number : kept->next_number++;
-        if (known == kept->n_files)
-            r = kept_add(kept, STORE_FILE, files[i].number, source->files[i].fd);
-    }
-    if (r < 0) {
-        free(files);
-        return r;
-    }
-    *ret = files;
-    return 0;
-}
-
-/* Removes the descriptors of files that the model does not have any more, and notes those that it has. */
-static void change_files(struct kept *kept, struct description_file *files, size_t n)
-{
-    for (size_t i = 0; i < kept->n_files; i++) {
-        bool stays = false;
-        for (size_t j = 0; j < n; j++)
-            stays |= files[j].number == kept->files[i].number;
-        if (!stays)
-            kept_remove(kept, STORE_FILE, kept->files[i].number);
-    }
-    free(kept->files);
-    kept->files = files;
-    kept->n_files = n;
-}
-
-/* The header of the first file is published already; those of others are written to files in memory of their own. */
-static int store_header(struct kept *kept, const struct model *model)
-{
-    int r = kept_add(kept, STORE_HEADER, 0, model->published.header_fd);
-    kept->n_parts = 1;
-    for (const struct gguf *part = model->header->next; part && r == 0; part = part->next) {
-        int fd = memory_file_new("rocmforge-header");
-        r = fd < 0 ? fd : gguf_header_write(part, fd);
-        if (r == 0)
-            r = memory_file_seal(fd);
-        if (r == 0)
-            r = kept_add(kept, STORE_HEADER, (uint32_t)kept->n_parts++, fd);
-        if (fd >= 0)
-            close(fd);
-    }
-    return r;
-}
-
-/* Stores a description of the model as it is, and removes the one before. */
-static int describe(struct kept *kept, const struct model *model)
-{
-    struct description_file *files = NULL;
-    const size_t n = model->source->n_files;
-    int r = store_files(kept, model->source, &files);
-    if (r < 0)
-        return r;
-    uint32_t numbers[SOURCE_FILES_MAX];
-    for (size_t i = 0; i < n; i++)
-        numbers[i] = files[i].number;
-    const int fd = description_write(model, numbers);
-    r = fd < 0 ? fd : kept_add(kept, STORE_DESCRIPTION, kept->sequence + 1, fd);
-    if (fd >= 0)
-        close(fd);
-    if (r < 0) {
-        free(files);
-        return r;
-    }
-    if (kept->sequence > 0)
-        kept_remove(kept, STORE_DESCRIPTION, kept->sequence);
-    kept->sequence++;
-    change_files(kept, files, n);
-    return 0;
-}
+struct keep {
+    struct residency *residency;
+    TAILQ_HEAD(, stored) list; /* what the store has */
+    uv_prepare_t prepare;
+    uv_timer_t timer;
+    uint64_t grace_ms;
+    uint64_t *held; /* ids of models that are held for the time of grace */
+    size_t n_held;
+    struct awaited_gpus awaited; /* that models were taken back on before their drivers had started */
+    unsigned closing;            /* handles */
+    bool stopped;
+};
 
 /* --- keeping the store up to date --- */
 
-static uint64_t mix(uint64_t print, const void *bytes, size_t size)
+static void drop(struct keep *keep, struct stored *stored)
 {
-    return XXH3_64bits_withSeed(bytes, size, print);
-}
-
-uint64_t kept_print(const struct model *model)
-{
-    const struct {
-        int64_t ttl;
-        uint64_t n_guests, access, flags;
-    } fixed = {model->ttl, model->n_guests, (uint64_t)model->access, model->pinned + 2u * model->changed};
-    uint64_t print = mix(1, &fixed, sizeof(fixed));
-    const struct model_name *name;
-    TAILQ_FOREACH(name, &model->names, link)
-    {
-        print = mix(print, &name->since, sizeof(name->since));
-        print = mix(print, &name->uid, sizeof(name->uid));
-        print = mix(print, name->text, strlen(name->text));
-    }
-    for (size_t i = 0; i < model->source->n_files; i++)
-        print = mix(print, &model->source->files[i].identity, sizeof(struct identity));
-    const struct access_facts *facts = model->facts;
-    for (size_t i = 0; facts && i < facts->n_files + facts->n_folders; i++) {
-        const struct access_entry *entry = &facts->entries[i];
-        const uint64_t numbers[] = {entry->owner, entry->group, entry->mode, entry->acl, facts->placed};
-        print = mix(print, numbers, sizeof(numbers));
-    }
-    return print ? print : 1;
+    TAILQ_REMOVE(&keep->list, stored, link);
+    stored_remove(stored);
 }
 
 static bool to_keep(const struct model *model)
 {
-    return model->state == MODEL_RESIDENT && model->export.fd >= 0 && model->n_names > 0 && !model->device->failed;
+    return model->state == MODEL_RESIDENT && !model->source->of_user && model->export.fd >= 0 && model->n_names > 0 &&
+           !model->device->failed;
 }
 
-/* Brings the store up to date with the model. If that fails, it is tried again when the model changes. */
-static void update(struct kept *kept, const struct model *model)
+/* Returns false if there is nothing to note what the store has of the model: try again later. */
+static bool sync_model(struct keep *keep, struct model *model)
 {
-    const uint64_t print = kept_print(model);
-    if (kept->print == print)
-        return;
-    int r = 0;
-    if (kept->n_parts == 0) {
-        r = kept_add(kept, STORE_ARENA, 0, model->export.fd);
-        if (r == 0)
-            r = store_header(kept, model);
+    if (!to_keep(model)) {
+        if (model->stored)
+            drop(keep, model->stored);
+        return true;
     }
-    if (r == 0)
-        r = describe(kept, model);
-    if (r < 0)
-        log_client(LOG_LEVEL_WARNING, "model=%s id=%" PRIu64 " would not outlive the daemon as it is now: %s",
-                   model->name, model->id, strerror(-r));
-    kept->print = print;
+    if (!model->stored) {
+        struct stored *stored = stored_new(model);
+        if (!stored)
+            return false;
+        TAILQ_INSERT_TAIL(&keep->list, stored, link);
+    }
+    stored_update(model->stored);
+    return true;
 }
 
+/* Only the models that changed are looked at: this runs in each turn of the loop. */
 static void keep_sync(struct keep *keep)
 {
-    struct kept *kept = TAILQ_FIRST(&keep->list);
-    const struct model *model;
-    TAILQ_FOREACH(model, &keep->residency->registry->models, link)
-    {
-        while (kept && kept->model < model->id) {
-            struct kept *next = TAILQ_NEXT(kept, link);
-            kept_drop(keep, kept);
-            kept = next;
-        }
-        struct kept *own = kept && kept->model == model->id ? kept : NULL;
-        if (own)
-            kept = TAILQ_NEXT(own, link);
-        if (!to_keep(model)) {
-            if (own)
-                kept_drop(keep, own);
-            continue;
-        }
-        if (!own) {
-            own = kept_new(model);
-            if (!own)
-                continue;
-            if (kept)
-                TAILQ_INSERT_BEFORE(kept, own, link);
-            else
-                TAILQ_INSERT_TAIL(&keep->list, own, link);
-        }
-        update(own, model);
-    }
-    while (kept) {
-        struct kept *next = TAILQ_NEXT(kept, link);
-        kept_drop(keep, kept);
-        kept = next;
+    struct registry *registry = keep->residency->registry;
+    for (size_t n = registry->dirty.n; n > 0; n--) {
+        struct model *model = registry_take_dirty(registry);
+        if (!sync_model(keep, model))
+            model_mark_dirty(model);
     }
 }
 
@@ -239,15 +72,10 @@ static void keep_sync(struct keep *keep)
 static bool leaves(void *keeper, const struct model *model)
 {
     struct keep *keep = keeper;
-    struct kept *kept;
-    TAILQ_FOREACH(kept, &keep->list, link)
-    {
-        if (kept->model != model->id || keep->stopped)
-            continue;
-        kept_drop(keep, kept);
-        return true;
-    }
-    return false;
+    if (keep->stopped || !model->stored)
+        return false;
+    drop(keep, model->stored);
+    return true;
 }
 
 /* worker. Only then the memory is free for others. */
@@ -286,12 +114,6 @@ static void grace_ends(uv_timer_t *timer)
     let_go(timer->data, true);
 }
 
-void keep_hold(struct keep *keep)
-{
-    if (!TAILQ_EMPTY(&keep->list))
-        uv_timer_start(&keep->timer, grace_ends, keep->grace_ms, 0);
-}
-
 int keep_new(struct residency *residency, unsigned grace, struct keep **ret)
 {
     struct keep *keep = calloc(1, sizeof(*keep));
@@ -314,8 +136,136 @@ int keep_new(struct residency *residency, unsigned grace, struct keep **ret)
     return 0;
 }
 
+/* --- taking back --- */
+
+static void tell_again(const struct model *model)
+{
+    char size[BYTES_TEXT_SIZE];
+    const struct log_fields fields = {
+        .id = MESSAGE_MODEL_AGAIN,
+        .model = model->name,
+        .device = model->device->id,
+        .has_bytes = true,
+        .bytes = model->plan->arena_bytes,
+    };
+    log_write_fields(LOG_LEVEL_NOTICE, &fields,
+                     "model=%s id=%" PRIu64 " resident again on %s: %s, as it was before the restart", model->name,
+                     model->id, model->device->id, bytes_text(size, (double)model->plan->arena_bytes, ""));
+}
+
+static int resume_entries(struct keep *keep, struct model_entries *of_model, bool awaits, struct model **ret,
+                          char why[RESUME_WHY_SIZE])
+{
+    const struct description *description = &of_model->description;
+    struct resume *resume = malloc(sizeof(*resume));
+    if (!resume)
+        return -ENOMEM;
+    resume->registry = keep->residency->registry;
+    resume->devices = keep->residency->devices;
+    resume->awaited = awaits ? &keep->awaited : NULL;
+    resume->description = description;
+    resume->arena_fd = entries_take(of_model, STORE_ARENA, 0);
+    for (size_t i = 0; i < description->n_headers; i++)
+        resume->header_fds[i] = entries_take(of_model, STORE_HEADER, (uint32_t)i);
+    for (size_t i = 0; i < description->n_files; i++)
+        resume->file_fds[i] = entries_take(of_model, STORE_FILE, description->files[i].number);
+    const int r = resume_model(resume, ret, why);
+    free(resume);
+    return r;
+}
+
+static void resume(struct keep *keep, struct model_entries *of_model, bool awaits)
+{
+    struct model *model = NULL;
+    char why[RESUME_WHY_SIZE] = "out of memory";
+    if (resume_entries(keep, of_model, awaits, &model, why) < 0) {
+        entries_drop(of_model, of_model->description.names[0].text, why);
+        return;
+    }
+    model->source->closer = keep->residency->core->closer;
+    model->source->uid = model->uid;
+    struct stored *stored =
+        stored_again(model, &of_model->description, of_model->latest, of_model->entries, of_model->n);
+    if (!stored)
+        return;
+    TAILQ_INSERT_TAIL(&keep->list, stored, link);
+    keep->held[keep->n_held++] = model->id;
+    model_hold(model);
+    if (!device_is_awaited(model->device))
+        tell_again(model);
+}
+
+static void grace_begins(struct keep *keep)
+{
+    if (!TAILQ_EMPTY(&keep->list))
+        uv_timer_start(&keep->timer, grace_ends, keep->grace_ms, 0);
+}
+
+void keep_resume(struct keep *keep, struct store_entry *entries, size_t n, bool awaits)
+{
+    struct model_entries *models;
+    const size_t n_models = entries_by_model(entries, n, &models);
+    keep->held = calloc(n_models ? n_models : 1, sizeof(*keep->held));
+    for (size_t i = 0; i < n_models; i++) {
+        if (keep->held)
+            resume(keep, &models[i], awaits);
+        else
+            entries_drop(&models[i], models[i].description.names[0].text, "out of memory");
+        description_clear(&models[i].description);
+    }
+    free(models);
+    entries_close(entries, n); /* what nobody took */
+    if (!awaits)
+        grace_begins(keep);
+}
+
+/* --- when the drivers have started --- */
+
+static void unhold(struct keep *keep, struct model *model)
+{
+    for (size_t i = 0; i < keep->n_held; i++) {
+        if (keep->held[i] != model->id)
+            continue;
+        keep->held[i] = keep->held[--keep->n_held];
+        model_unhold(model);
+        return;
+    }
+}
+
+/* The model goes. Who has attached meanwhile is told by draining; others may have its names from now on. */
+static void give_up(struct keep *keep, struct model *model, const char *why)
+{
+    log_write_fields(LOG_LEVEL_WARNING, &(const struct log_fields){.id = MESSAGE_MODEL_DROPPED, .model = model->name},
+                     "model=%s was kept, but is not resident again: %s", model->name, why);
+    if (model->stored)
+        drop(keep, model->stored);
+    unhold(keep, model);
+    residency_drain(keep->residency, model, 0);
+    if (model->state != MODEL_DRAINING) /* nobody has: it is being unloaded */
+        return;
+    model_lose_name(model);
+    events_emit(keep->residency->events, "renamed", model, NULL);
+}
+
+void keep_settle(struct keep *keep)
+{
+    struct model *next;
+    for (struct model *model = TAILQ_FIRST(&keep->residency->registry->models); model; model = next) {
+        next = TAILQ_NEXT(model, link); /* a model that is given up is removed later, when a worker has freed it */
+        char why[RESUME_WHY_SIZE];
+        if (!device_is_awaited(model->device))
+            continue;
+        if (resume_settle(model, keep->residency->devices, why) == 0)
+            tell_again(model);
+        else
+            give_up(keep, model, why);
+    }
+    grace_begins(keep);
+}
+
 /* --- the end --- */
 
+/* The store stays as it is: the next daemon gets it. */
 void keep_stop(struct keep *keep)
 {
     if (keep->stopped)
@@ -326,6 +276,11 @@ void keep_stop(struct keep *keep)
     uv_prepare_stop(&keep->prepare);
     uv_timer_stop(&keep->timer);
     let_go(keep, false);
+    struct stored *stored;
+    while ((stored = TAILQ_FIRST(&keep->list))) {
+        TAILQ_REMOVE(&keep->list, stored, link);
+        stored_free(stored);
+    }
 }
 
 static void closed(uv_handle_t *handle)
@@ -333,12 +288,6 @@ static void closed(uv_handle_t *handle)
     struct keep *keep = handle->data;
     if (--keep->closing > 0)
         return;
-    struct kept *kept;
-    while ((kept = TAILQ_FIRST(&keep->list))) {
-        TAILQ_REMOVE(&keep->list, kept, link);
-        free(kept->files);
-        free(kept);
-    }
     free(keep->held);
     awaited_close(&keep->awaited);
     free(keep);

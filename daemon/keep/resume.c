@@ -12,10 +12,10 @@
 #include <uv.h>
 
 /* What is made on the way, and freed if a later step fails. */
-struct parts {
+struct resumed {
     struct device *device;
     struct source *source;
-    struct gguf *header;
+    struct model_header *header;
     struct plan *plan;
     struct manifest *manifest; /* of a published model */
     struct publication published;
@@ -63,11 +63,11 @@ static int check_device(const struct device *device, char why[RESUME_WHY_SIZE])
     return 0;
 }
 
-static int find_device(const struct resume *resume, struct parts *parts, char why[RESUME_WHY_SIZE])
+static int find_device(const struct resume *resume, struct resumed *resumed, char why[RESUME_WHY_SIZE])
 {
     const struct description *d = resume->description;
-    parts->device = find_same(resume->devices, d->device_kind, d->device_uuid, d->device_pci, d->device_id);
-    if (!parts->device && resume->awaited && !device_kind_is_host(d->device_kind)) {
+    resumed->device = find_same(resume->devices, d->device_kind, d->device_uuid, d->device_pci, d->device_id);
+    if (!resumed->device && resume->awaited && !device_kind_is_host(d->device_kind)) {
         const struct awaited_gpu gpu = {.id = d->device_id,
                                         .kind = d->device_kind,
                                         .name = d->device_name,
@@ -77,41 +77,41 @@ static int find_device(const struct resume *resume, struct parts *parts, char wh
                                         .budget = d->device_budget,
                                         .granule = d->granule,
                                         .link = d->device_link};
-        parts->device = awaited_get(resume->awaited, &gpu);
-        if (!parts->device)
+        resumed->device = awaited_get(resume->awaited, &gpu);
+        if (!resumed->device)
             return refuse(why, -ENOMEM, "out of memory");
     }
-    return check_device(parts->device, why);
+    return check_device(resumed->device, why);
 }
 
 static int check_descriptors(const struct resume *resume, char why[RESUME_WHY_SIZE])
 {
     const struct description *description = resume->description;
     bool all = resume->arena_fd >= 0;
-    for (size_t i = 0; i < description->n_parts; i++)
+    for (size_t i = 0; i < description->n_headers; i++)
         all = all && resume->header_fds[i] >= 0;
     for (size_t i = 0; i < description->n_files; i++)
         all = all && resume->file_fds[i] >= 0;
     if (!all)
         return refuse(why, -ENOENT, "not all of its descriptors were kept");
-    for (size_t i = 0; i < description->n_parts; i++) {
+    for (size_t i = 0; i < description->n_headers; i++) {
         struct stat status;
         if (!description_sealed(resume->header_fds[i]) || fstat(resume->header_fds[i], &status) < 0)
             return refuse(why, -EPERM, "its header is not sealed");
-        if ((uint64_t)status.st_size != description->parts[i].bytes)
+        if ((uint64_t)status.st_size != description->headers[i].bytes)
             return refuse(why, -EMSGSIZE, "its header has another length");
     }
     return 0;
 }
 
-static int take_source(struct resume *resume, struct parts *parts, char why[RESUME_WHY_SIZE])
+static int take_source(struct resume *resume, struct resumed *resumed, char why[RESUME_WHY_SIZE])
 {
     const struct description *description = resume->description;
     struct identity identities[SOURCE_FILES_MAX];
     const char *paths[SOURCE_FILES_MAX];
     int fds[SOURCE_FILES_MAX];
     if (description->n_files == 0)
-        return source_none(&parts->source) < 0 ? refuse(why, -ENOMEM, "out of memory") : 0;
+        return source_none(&resumed->source) < 0 ? refuse(why, -ENOMEM, "out of memory") : 0;
     for (size_t i = 0; i < description->n_files; i++) {
         identities[i] = description->files[i].identity;
         paths[i] = description->files[i].path;
@@ -120,36 +120,36 @@ static int take_source(struct resume *resume, struct parts *parts, char why[RESU
     }
     struct device_fault fault;
     const struct source_past past = {.identities = identities, .paths = paths, .link = description->link};
-    const int r = source_resume(fds, description->n_files, &past, &parts->source, &fault);
+    const int r = source_resume(fds, description->n_files, &past, &resumed->source, &fault);
     return r < 0 ? refuse_fault(why, r, "its files", &fault) : 0;
 }
 
 /* The headers are read in the order of the files, because that is what the tensors' `shard` counts. */
-static int read_headers(const struct resume *resume, struct gguf **ret)
+static int read_headers(const struct resume *resume, struct model_header **ret)
 {
     const struct description *description = resume->description;
-    struct gguf_fault unused;
-    struct split_file files[SOURCE_FILES_MAX];
+    struct header_fault unused;
+    struct header_file files[SOURCE_FILES_MAX];
     size_t unused_file;
-    if (description->n_parts != description->n_files)
+    if (description->n_headers != description->n_files)
         return -EBADMSG;
     for (size_t i = 0; i < description->n_files; i++)
         files[i].fd = -1;
-    for (size_t i = 0; i < description->n_parts; i++)
-        files[description->parts[i].shard] =
-            (struct split_file){resume->header_fds[i], description->parts[i].file_size};
+    for (size_t i = 0; i < description->n_headers; i++)
+        files[description->headers[i].shard] =
+            (struct header_file){resume->header_fds[i], description->headers[i].file_size};
     for (size_t i = 0; i < description->n_files; i++)
         if (files[i].fd < 0)
             return -EBADMSG;
     return format_read(files, description->n_files, ret, &unused, &unused_file);
 }
 
-static int check_tensors(const struct description *description, struct gguf *header)
+static int check_tensors(const struct description *description, struct model_header *header)
 {
     if (header->n_tensors != description->n_tensors)
         return -EBADMSG;
     for (size_t i = 0; i < header->n_tensors; i++) {
-        struct gguf_tensor *tensor = &header->tensors[i];
+        struct header_tensor *tensor = &header->tensors[i];
         const struct description_tensor *told = &description->tensors[i];
         const uint64_t size = description->files[told->shard].identity.size;
         if (tensor->bytes != told->file_bytes || told->file_offset > size ||
@@ -164,7 +164,7 @@ static int check_tensors(const struct description *description, struct gguf *hea
 static bool decodes_nothing(const struct plan *plan)
 {
     for (size_t i = 0; i < plan->model->n_tensors; i++)
-        if (plan->placements[i].convert != FORM_NATIVE)
+        if (plan->places[i].convert != FORM_NATIVE)
             return false;
     return true;
 }
@@ -177,28 +177,28 @@ static int cut(struct plan *plan, struct device *device, char why[RESUME_WHY_SIZ
     return r < 0 ? refuse(why, r, "out of memory") : 0;
 }
 
-static int lay_out(const struct resume *resume, struct parts *parts, char why[RESUME_WHY_SIZE])
+static int lay_out(const struct resume *resume, struct resumed *resumed, char why[RESUME_WHY_SIZE])
 {
     const struct description *description = resume->description;
-    struct placement *placements = calloc(description->n_tensors ? description->n_tensors : 1, sizeof(*placements));
-    if (!placements)
+    struct tensor_place *places = calloc(description->n_tensors ? description->n_tensors : 1, sizeof(*places));
+    if (!places)
         return refuse(why, -ENOMEM, "out of memory");
     for (size_t i = 0; i < description->n_tensors; i++)
-        placements[i] = description->tensors[i].placement;
-    int r = plan_resume(parts->header, description->layout, &description->heads, placements, description->arena_bytes,
-                        &parts->plan);
-    free(placements);
+        places[i] = description->tensors[i].place;
+    int r = plan_resume(resumed->header, description->layout, &description->heads, places, description->arena_bytes,
+                        &resumed->plan);
+    free(places);
     if (r < 0)
         return refuse(why, r, "its tensors cannot be where its description says");
-    return device_is_awaited(parts->device) ? 0 : cut(parts->plan, parts->device, why);
+    return device_is_awaited(resumed->device) ? 0 : cut(resumed->plan, resumed->device, why);
 }
 
 /* Of a published model: all is in its manifest, which is read as if anybody had written it. */
-static int read_manifest(const struct resume *resume, struct parts *parts)
+static int read_manifest(const struct resume *resume, struct resumed *resumed)
 {
     char *text;
     size_t size;
-    struct manifest_parts made;
+    struct manifest_parsed made;
     int r = manifest_text_read(resume->header_fds[0], MANIFEST_HEADER_MAX, &text, &size);
     if (r < 0)
         return r;
@@ -206,25 +206,25 @@ static int read_manifest(const struct resume *resume, struct parts *parts)
     free(text);
     if (r < 0)
         return r;
-    parts->header = made.header;
-    parts->plan = made.plan;
-    parts->manifest = made.manifest;
-    parts->source->size = made.plan->model_bytes;
+    resumed->header = made.header;
+    resumed->plan = made.plan;
+    resumed->manifest = made.manifest;
+    resumed->source->size = made.plan->model_bytes;
     return 0;
 }
 
-static int take_header(struct resume *resume, struct parts *parts, char why[RESUME_WHY_SIZE])
+static int take_header(struct resume *resume, struct resumed *resumed, char why[RESUME_WHY_SIZE])
 {
     const bool published = resume->description->n_files == 0;
-    int r = published ? read_manifest(resume, parts) : read_headers(resume, &parts->header);
+    int r = published ? read_manifest(resume, resumed) : read_headers(resume, &resumed->header);
     if (r == 0 && !published)
-        r = check_tensors(resume->description, parts->header);
+        r = check_tensors(resume->description, resumed->header);
     if (r < 0)
         return refuse(why, r, "its header is not the one that was kept");
-    r = published ? 0 : lay_out(resume, parts, why);
+    r = published ? 0 : lay_out(resume, resumed, why);
     struct device_fault fault = {.text = "out of memory"};
     if (r == 0) {
-        r = publication_resume(parts->plan, resume->header_fds[0], &parts->published, &fault);
+        r = publication_resume(resumed->plan, resume->header_fds[0], &resumed->published, &fault);
         if (r < 0)
             return refuse_fault(why, r, "its table", &fault);
         resume->header_fds[0] = -1;
@@ -232,33 +232,33 @@ static int take_header(struct resume *resume, struct parts *parts, char why[RESU
     return r;
 }
 
-static int take_arena(struct resume *resume, struct parts *parts, char why[RESUME_WHY_SIZE])
+static int take_arena(struct resume *resume, struct resumed *resumed, char why[RESUME_WHY_SIZE])
 {
     struct device_fault fault;
-    const int r = device_arena_adopt(parts->device, resume->arena_fd, resume->description->arena_bytes, &parts->arena,
-                                     &parts->export, &fault);
+    const int r = device_arena_adopt(resumed->device, resume->arena_fd, resume->description->arena_bytes,
+                                     &resumed->arena, &resumed->export, &fault);
     if (r < 0)
         return refuse_fault(why, r, "its memory", &fault);
     resume->arena_fd = -1;
     return 0;
 }
 
-static void parts_free(struct parts *parts)
+static void resumed_free(struct resumed *resumed)
 {
-    if (parts->arena)
-        device_arena_free(parts->device, parts->arena, parts->plan->arena_bytes);
-    publication_clear(&parts->published);
-    plan_free(parts->plan);
-    gguf_free(parts->header);
-    manifest_free(parts->manifest);
-    source_free(parts->source);
+    if (resumed->arena)
+        device_arena_free(resumed->device, resumed->arena, resumed->plan->arena_bytes);
+    publication_clear(&resumed->published);
+    plan_free(resumed->plan);
+    model_header_free(resumed->header);
+    manifest_free(resumed->manifest);
+    source_free(resumed->source);
 }
 
-static struct model *model_new(const struct description *description, const struct parts *parts)
+static struct model *model_new(const struct description *description, const struct resumed *resumed)
 {
     struct model *model = calloc(1, sizeof(*model));
     char *origin = description->origin ? strdup(description->origin) : NULL;
-    const char *told = parts->manifest ? parts->manifest->key : NULL;
+    const char *told = resumed->manifest ? resumed->manifest->key : NULL;
     char *key = told ? strdup(told) : NULL;
     uid_t *guests = calloc(description->n_guests ? description->n_guests : 1, sizeof(*guests));
     if (!model || !guests || (description->origin && !origin) || (told && !key)) {
@@ -275,7 +275,7 @@ static struct model *model_new(const struct description *description, const stru
         .state = MODEL_OPENING,
         .forms = forms_ref(description->forms),
         .layout = layout_ref(description->layout),
-        .device = parts->device,
+        .device = resumed->device,
         .uid = description->uid,
         .pinned = description->pinned,
         .ttl = description->ttl,
@@ -283,14 +283,14 @@ static struct model *model_new(const struct description *description, const stru
         .facts = access_facts_ref(description->facts),
         .guests = guests,
         .n_guests = description->n_guests,
-        .source = parts->source,
+        .source = resumed->source,
         .changed = description->changed,
-        .header = parts->header,
-        .manifest = parts->manifest,
-        .plan = parts->plan,
-        .arena = parts->arena,
-        .export = parts->export,
-        .published = parts->published,
+        .header = resumed->header,
+        .manifest = resumed->manifest,
+        .plan = resumed->plan,
+        .arena = resumed->arena,
+        .export = resumed->export,
+        .published = resumed->published,
         .overflows = description->overflows,
         .idle_since = uv_hrtime(),
     };
@@ -311,10 +311,10 @@ static void model_drop(struct model *model)
     free(model);
 }
 
-static int enter(struct resume *resume, struct parts *parts, struct model **ret, char why[RESUME_WHY_SIZE])
+static int enter(struct resume *resume, struct resumed *resumed, struct model **ret, char why[RESUME_WHY_SIZE])
 {
     const struct description *description = resume->description;
-    struct model *model = model_new(description, parts);
+    struct model *model = model_new(description, resumed);
     if (!model)
         return refuse(why, -ENOMEM, "out of memory");
     const int r = registry_resume(resume->registry, model, description->id, description->names, description->n_names);
@@ -322,9 +322,9 @@ static int enter(struct resume *resume, struct parts *parts, struct model **ret,
         model_drop(model);
         return refuse(why, r, r == -EEXIST ? "there is another model with its number" : "out of memory");
     }
-    registry_reserve(model, parts->plan->arena_bytes);
+    registry_reserve(model, resumed->plan->arena_bytes);
     registry_charge(model, devices_host(resume->devices),
-                    gguf_memory(model->header) + plan_memory(model->plan) + manifest_memory(model->manifest) +
+                    model_header_memory(model->header) + plan_memory(model->plan) + manifest_memory(model->manifest) +
                         model->published.bytes);
     model_move(model, MODEL_RESIDENT);
     *ret = model;
@@ -333,22 +333,22 @@ static int enter(struct resume *resume, struct parts *parts, struct model **ret,
 
 int resume_model(struct resume *resume, struct model **ret, char why[RESUME_WHY_SIZE])
 {
-    struct parts parts = {.published = PUBLICATION_NONE, .export = {.fd = -1}};
-    int r = find_device(resume, &parts, why);
+    struct resumed resumed = {.published = PUBLICATION_NONE, .export = {.fd = -1}};
+    int r = find_device(resume, &resumed, why);
     if (r == 0)
         r = check_descriptors(resume, why);
     if (r == 0)
-        r = take_source(resume, &parts, why);
+        r = take_source(resume, &resumed, why);
     if (r == 0)
-        r = take_header(resume, &parts, why);
+        r = take_header(resume, &resumed, why);
     if (r == 0)
-        r = take_arena(resume, &parts, why);
+        r = take_arena(resume, &resumed, why);
     if (r == 0)
-        r = enter(resume, &parts, ret, why);
+        r = enter(resume, &resumed, ret, why);
     if (r < 0)
-        parts_free(&parts);
+        resumed_free(&resumed);
     close_all(&resume->arena_fd, 1);
-    close_all(resume->header_fds, resume->description->n_parts);
+    close_all(resume->header_fds, resume->description->n_headers);
     close_all(resume->file_fds, resume->description->n_files);
     return r;
 }

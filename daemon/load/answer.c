@@ -1,3 +1,4 @@
+#include "daemon/base/json_text.h"
 #include "daemon/base/log.h"
 #include "daemon/load/naming.h"
 #include "daemon/load/states.h"
@@ -24,7 +25,7 @@ static cJSON *describe_how(const struct load *load)
     cJSON *reply = cJSON_CreateObject();
     describe_phases(reply, load->model, &load->phases);
     if (load->trace)
-        cJSON_AddItemToObject(reply, "trace", trace_describe(load->trace));
+        json_add_item(reply, "trace", trace_describe(load->trace));
     return reply;
 }
 
@@ -38,7 +39,7 @@ void load_attach(const struct loads *loads, struct model *model, struct call *ca
     call_fail(call, WIRE_ModelNotFound, error_name(cJSON_IsString(name) ? name->valuestring : model->name));
 }
 
-/* Answers those who want to know that the model is resident; others have nothing to wait for any more. */
+/* The model is resident: answers all calls that still wait. */
 static void waiters_reply(struct load *load)
 {
     enum waiter_kind kind;
@@ -54,7 +55,7 @@ static void waiters_reply(struct load *load)
             call_reply(call, describe_loaded(load->model, NULL), NULL, 0);
         else {
             cJSON *reply = describe_how(load);
-            cJSON_AddItemToObject(reply, "model", describe_model(load->model));
+            json_add_item(reply, "model", describe_model(load->model));
             call_reply(call, reply, NULL, 0);
         }
     }
@@ -70,6 +71,12 @@ static void waiters_fail(struct load *load)
         else
             call_fail(call, load->failure.error, failure_parameters(&load->failure));
     }
+}
+
+void load_answer(struct load *load)
+{
+    creation_give_up(load);
+    waiters_fail(load);
 }
 
 static void load_progress(const struct load *load, struct progress *ret)
@@ -127,7 +134,7 @@ void load_succeed(struct load *load)
     if (!load_creates(load)) /* how long a client takes to write is no time of a load */
         counters_load(&load->loads->core->counters, load->restores ? OUTCOME_RESTORED : OUTCOME_LOADED,
                       load->filled_bytes, load->phases.total_ns);
-    residency_cache_drop(load->loads->residency, model);
+    host_cache_drop(&load->loads->residency->cache, model);
     if (!load->restores && load->filling)
         load_rate(load);
     log_client_fields(LOG_LEVEL_INFO,

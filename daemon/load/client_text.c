@@ -1,7 +1,8 @@
 #include "daemon/load/client_text.h"
 
+#include "daemon/base/closer.h"
+
 #include <stdlib.h>
-#include <unistd.h>
 
 bool client_text_given(const struct client_text *text)
 {
@@ -12,6 +13,6 @@ void client_text_clear(struct client_text *text)
 {
     free(text->text);
     if (text->fd >= 0)
-        close(text->fd);
+        closer_close(text->closer, text->uid, text->fd);
     *text = CLIENT_TEXT_NONE;
 }

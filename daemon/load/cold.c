@@ -1,5 +1,7 @@
 #include "daemon/load/cold.h"
 
+#include "daemon/base/closer.h"
+#include "daemon/base/worker.h"
 #include "proto/min.h"
 
 #include <errno.h>
@@ -70,7 +72,7 @@ void cold_free(struct cold *cold)
         return;
     for (size_t i = 0; i < cold->source->n_files; i++) {
         if (cold->files[i].direct >= 0)
-            close(cold->files[i].direct);
+            closer_close(cold->source->closer, cold->source->uid, cold->files[i].direct);
         free(cold->files[i].regions);
     }
     source_free(cold->source);
@@ -171,9 +173,9 @@ static enum found look_at(const struct source_file *from, int probe, bool pages,
     return found == FOUND_SOME ? look_at_regions(&look, file) : found;
 }
 
-/* Reads the first byte in the ordinary way. The page cache has it then, so a file system that says that it has not
- * cannot be asked. File systems that wait for another process or machine cannot be read without waiting. Called under
- * the lock. */
+/* Reads the first byte in the ordinary way, so the page cache has it then. If the file system says that the cache has
+ * not, it cannot be asked. File systems that wait for another process or machine cannot be read without waiting. Called
+ * under the lock. */
 static enum found file_open(struct cold_file *file, const struct source_file *from)
 {
     uint8_t byte;
@@ -199,10 +201,12 @@ static enum found file_found(struct cold *cold, size_t index)
     enum found found = atomic_load(&file->found);
     if (found != FOUND_UNKNOWN)
         return found;
+    worker_file_begin(); /* who waits for the lock waits for the file */
     pthread_mutex_lock(&cold->lock);
     if (atomic_load(&file->found) == FOUND_UNKNOWN)
         atomic_store(&file->found, file_open(file, &cold->source->files[index]));
     pthread_mutex_unlock(&cold->lock);
+    worker_file_end();
     return atomic_load(&file->found);
 }
 
@@ -251,6 +255,8 @@ void cold_refuse(struct cold *cold, size_t file)
 
 void cold_drop(const struct source *source)
 {
+    worker_file_begin();
     for (size_t i = 0; i < source->n_files; i++)
         (void)posix_fadvise(source->files[i].fd, 0, 0, POSIX_FADV_DONTNEED);
+    worker_file_end();
 }

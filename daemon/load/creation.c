@@ -1,9 +1,10 @@
 #include "daemon/load/creation.h"
 
+#include "daemon/base/json_text.h"
 #include "daemon/base/trust.h"
 #include "daemon/load/naming.h"
 #include "daemon/load/states.h"
-#include "daemon/memory/placement.h"
+#include "daemon/memory/device_choice.h"
 #include "daemon/session/attach.h"
 #include "daemon/session/describe.h"
 #include "daemon/session/events.h"
@@ -113,7 +114,7 @@ bool creation_identified(struct load *load)
         load_fail_memory(load);
         return false;
     }
-    load->device = placement_roomiest(&load->request.among);
+    load->device = device_choice_roomiest(&load->request.among);
     if (!load->device) {
         failure_set(&load->failure, WIRE_DeviceError, describe_device_lost(load->request.among.devices[0], "load"));
         return false;
@@ -165,18 +166,18 @@ static void manifest_failed(const struct load_job *job, enum wire_error *ret_err
 }
 
 /* The model gets what the job has made of the list. */
-static void take_parts(struct load *load)
+static void take_parsed(struct load *load)
 {
     struct model *model = load->model;
     struct load_job *job = &load->job;
     plan_free(model->plan);
-    gguf_free(model->header);
+    model_header_free(model->header);
     manifest_free(model->manifest);
-    model->plan = job->parts.plan;
-    model->header = job->parts.header;
-    model->manifest = job->parts.manifest;
+    model->plan = job->parsed.plan;
+    model->header = job->parsed.header;
+    model->manifest = job->parsed.manifest;
     model->source->size = model->plan->model_bytes;
-    job->parts = (struct manifest_parts){0};
+    job->parsed = (struct manifest_parsed){0};
 }
 
 bool creation_opened(struct load *load)
@@ -189,7 +190,7 @@ bool creation_opened(struct load *load)
         failure_set(&load->failure, error, parameters);
         return false;
     }
-    take_parts(load);
+    take_parsed(load);
     return true;
 }
 
@@ -236,8 +237,8 @@ static void lend(struct load *load)
     session_tie(call->conn, &creation->tie);
     cJSON *reply = cJSON_CreateObject();
     cJSON_AddNumberToObject(reply, "creation", (double)model->id);
-    cJSON_AddItemToObject(reply, "model", describe_model(model));
-    cJSON_AddItemToObject(reply, "device", describe_device(model->device));
+    json_add_item(reply, "model", describe_model(model));
+    json_add_item(reply, "device", describe_device(model->device));
     int fds[1];
     const size_t n_fds = attach_export(reply, &model->export, fds);
     cJSON_AddRawToObject(reply, "offsets", job->text);
@@ -304,7 +305,7 @@ static void refuse(struct load *load)
         error = job->status == -EBUSY ? WIRE_StillWritable : WIRE_DeviceError;
         parameters = failure_fault(job->status, &job->fault);
     }
-    manifest_parts_free(&job->parts);
+    manifest_parsed_free(&job->parsed);
     publication_clear(&job->published);
     if (call)
         call_fail(call, error, parameters);
@@ -319,16 +320,16 @@ static bool published(struct load *load)
     struct model *model = load->model;
     struct load_job *job = &load->job;
     struct device *host = devices_host(load->loads->devices);
-    if (job->parts.plan) {
-        take_parts(load);
-        registry_charge(model, host, load_keeps(model->header, model->plan));
+    if (job->parsed.plan) {
+        take_parsed(load);
+        registry_charge(model, host, load_overhead(model->header, model->plan));
     }
     model->published = job->published;
     job->published = PUBLICATION_NONE;
     const uint64_t metadata = model->manifest->metadata ? strlen(model->manifest->metadata) : 0;
     registry_charge(model, host, model->published.bytes + metadata);
-    model->pinned = creation->pin;
-    model->ttl = creation->ttl;
+    model_set_pinned(model, creation->pin);
+    model_set_ttl(model, creation->ttl);
     load_show(load, LOAD_SEALING, MODEL_SEALING);
     struct call *call = take_publishing(creation);
     if (call && !waiters_add(&load->waiters, call, creation->lease ? WAIT_ATTACH : WAIT_JOINED))

@@ -46,12 +46,12 @@ static int parse_tensors(struct load_job *job)
     char *own = NULL;
     size_t size;
     if (!client_text_given(job->tensors))
-        return manifest_parse_none(job->bytes, job->device->granule, &job->parts, &job->manifest_fault);
+        return manifest_parse_none(job->bytes, job->device->granule, &job->parsed, &job->manifest_fault);
     int r = text_get(job->tensors, MANIFEST_TENSORS_TEXT_MAX, &text, &size, &own);
     if (r < 0)
         return text_failed(job, r, "the list of tensors");
     /* Without a byte the parser would take it for no list at all. */
-    r = manifest_parse(size ? text : " ", size ? size : 1, job->bytes, job->device->granule, &job->parts,
+    r = manifest_parse(size ? text : " ", size ? size : 1, job->bytes, job->device->granule, &job->parsed,
                        &job->manifest_fault);
     free(own);
     return r;
@@ -76,7 +76,7 @@ static char *offsets_text(const struct plan *plan)
         return NULL;
     fputc('[', out);
     for (size_t i = 0; i < plan->model->n_tensors; i++)
-        fprintf(out, "%s%" PRIu64, i ? "," : "", plan->placements[i].offset);
+        fprintf(out, "%s%" PRIu64, i ? "," : "", plan->places[i].offset);
     fputc(']', out);
     const int failed = ferror(out);
     if (fclose(out) == 0 && !failed)
@@ -89,7 +89,7 @@ void load_job_lend(struct load_job *job)
 {
     job->text = offsets_text(job->planned);
     job->of_host = !job->text;
-    job->status = job->text ? job->device->ops->arena_lend(job->filled, &job->export, &job->fault) : -ENOMEM;
+    job->status = job->text ? device_arena_lend(job->device, job->filled, &job->export, &job->fault) : -ENOMEM;
 }
 
 /* Reads the metadata into the manifest that will be published. */
@@ -125,8 +125,8 @@ void load_job_publish_creation(struct load_job *job)
 {
     job->of_file = job->of_host = false;
     job->status = client_text_given(job->tensors) ? parse_tensors(job) : 0;
-    struct manifest *manifest = job->parts.manifest ? job->parts.manifest : job->manifest;
-    const struct plan *plan = job->parts.plan ? job->parts.plan : job->planned;
+    struct manifest *manifest = job->parsed.manifest ? job->parsed.manifest : job->manifest;
+    const struct plan *plan = job->parsed.plan ? job->parsed.plan : job->planned;
     if (job->status == 0)
         job->status = take_metadata(job, manifest);
     if (job->status == 0)
@@ -137,5 +137,5 @@ void load_job_publish_creation(struct load_job *job)
         job->of_host = job->status == -ENOMEM;
     }
     if (job->status == 0)
-        job->status = job->device->ops->arena_seal(job->filled, &job->fault);
+        job->status = device_arena_seal(job->device, job->filled, &job->fault);
 }

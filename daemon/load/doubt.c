@@ -1,5 +1,6 @@
 #include "daemon/load/states.h"
 #include "daemon/load/verify.h"
+#include "daemon/model/source_compare.h"
 #include "daemon/session/events.h"
 
 struct registry_query load_query(const struct load_request *request, const struct source *source,

@@ -65,7 +65,7 @@ static void set_invalid(struct failure *failure, const char *reason, uint64_t of
  * itself. */
 static void set_invalid_file(struct failure *failure, const struct load_job *job)
 {
-    const struct gguf_fault *fault = &job->gguf_fault;
+    const struct header_fault *fault = &job->header_fault;
     char reason[sizeof(fault->reason) + 32];
     if (job->opened->n_files > 1 && strncmp(fault->reason, "file ", 5) != 0)
         snprintf(reason, sizeof(reason), "file %zu: %s", job->file + 1, fault->reason);

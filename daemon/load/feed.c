@@ -3,6 +3,7 @@
 #include "daemon/memory/residency.h"
 #include "daemon/session/describe.h"
 #include "daemon/wire/errors.h"
+#include "proto/min.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -61,35 +62,46 @@ static void load_account(struct load *load, const struct fill *fill)
         load_fail_device(load, fill->status, &fill->fault);
 }
 
-/* A load without an arena holds its slots. It may have all slots except one, which is left for loads with an arena. */
+/* How many slots a load may have. The processors' caches have room for few slots: a load may have so many; or as many
+ * as the device asks for, if the load reads past the page cache. Further slots were made because other loads had none.
+ * A load without an arena keeps its slots until it has one. So it may have one slot less, which is left for loads with
+ * an arena. A load whose jobs would wait anyway takes no slot. */
 static bool load_may_use(const struct load *load)
 {
     const bool few = load->device->n_cached > 0 && !load->reads_direct;
-    const size_t n_slots = few ? load->device->n_cached : staging_slots(load->device->staging);
-    return !load_ends(load) && load->next_chunk < load->plan->n_chunks &&
-           load->n_fills + (load->model->arena ? 0 : 1) < n_slots;
+    const size_t n_slots = few ? load->device->n_cached : load->device->n_slots;
+    if (load_ends(load) || load->next_chunk == load->plan->n_chunks ||
+        load->n_fills + (load->model->arena ? 0 : 1) >= n_slots)
+        return false;
+    const struct work_reads reads = source_reads(load->model->source, load->request.uid);
+    return load->restores || !workers_keep_waiting(load->loads->core->queue, &reads);
+}
+
+/* It was taken out of the schedule, but could use a slot now. */
+static void load_reschedule(struct load *load)
+{
+    if (load->fills && load->state == LOAD_FILLING && !load->consumer.scheduled && load_may_use(load))
+        scheduler_add(devices_scheduler(load->loads->devices, load->device), &load->consumer);
 }
 
 static void load_filled(struct fill *fill)
 {
     struct load *load = fill->context;
     struct slot *slot = fill->slot;
-    if (fill->held && !load_ends(load)) {
+    if (fill->waits && !load_ends(load)) {
         if (load->model->arena)
             fill_continue(load->loads->core->queue, fill, load->model->arena);
         return; /* without an arena it stays held: for load_fill_continue() or load_fill_end() */
     }
     load->n_fills--;
     load->loads->core->steps++;
-    if (fill->held)
-        fill->held = false; /* it was filled in vain: the load ends */
+    if (fill->waits)
+        fill->waits = false; /* it was filled in vain: the load ends */
     else
         load_account(load, fill);
     load->reads_direct = fill->direct_end_ns > 0;
-    struct scheduler *scheduler = devices_scheduler(load->loads->devices, slot->device);
-    if (!load->consumer.scheduled && load_may_use(load))
-        scheduler_add(scheduler, &load->consumer);
-    scheduler_give(scheduler, slot); /* may call load_use() of this load */
+    load_reschedule(load);
+    scheduler_give(devices_scheduler(load->loads->devices, slot->device), slot); /* may call load_use() of this load */
     load_step(load); /* may free the load, and the last load may end the daemon: use nothing after this */
 }
 
@@ -103,6 +115,7 @@ static uint64_t load_use(struct consumer *consumer, struct slot *slot)
     const struct chunk *chunk = &load->plan->chunks[load->next_chunk++];
     *fill = (struct fill){
         .source = load->model->source,
+        .uid = load->request.uid,
         .memory = load->restores ? load->model->cache : NULL,
         .pinned = load->restores && load->model->cache_pinned,
         .cold = load->cold,
@@ -118,7 +131,95 @@ static uint64_t load_use(struct consumer *consumer, struct slot *slot)
     };
     load->n_fills++;
     fill_queue(load->loads->core->queue, fill);
-    return chunk->file_bytes > chunk->model_bytes ? chunk->file_bytes : chunk->model_bytes;
+    return max_u64(chunk->file_bytes, chunk->model_bytes);
+}
+
+/* --- files that do not answer --- */
+
+static bool fill_held_up(const struct fill *fill)
+{
+    for (size_t i = 0; fill->under_way > 0 && i < fill->n_shares; i++)
+        if (work_held_up(&fill->shares[i].work))
+            return true;
+    return false;
+}
+
+/* How many slots of the load are missing to others. */
+static size_t slots_held_up(const struct load *load)
+{
+    size_t n = 0;
+    for (size_t i = 0; load->fills && i < staging_slots(load->device->staging); i++)
+        n += fill_held_up(&load->fills[i]);
+    return n;
+}
+
+bool load_held_up(const struct load *load)
+{
+    return (load->in_job && work_held_up(&load->job.work)) || slots_held_up(load) > 0;
+}
+
+/* Makes one more slot. */
+struct growth {
+    struct work work;
+    struct loads *loads;
+    struct device *device;
+    int status;
+};
+
+static void growth_work(struct work *work)
+{
+    struct growth *growth = work->data;
+    struct device_fault unused;
+    growth->status = staging_make(growth->device->staging, &unused);
+}
+
+static void staging_grow(struct loads *loads, struct device *device);
+
+static void growth_worked(struct work *work)
+{
+    struct growth growth = *(struct growth *)work->data;
+    free(work->data);
+    growth.device->grows = false;
+    if (growth.status == 0) { /* else the next change tries again */
+        staging_add(growth.device->staging);
+        scheduler_more(devices_scheduler(growth.loads->devices, growth.device));
+        staging_grow(growth.loads, growth.device);
+    }
+    core_job_end(growth.loads->core);
+}
+
+static void staging_grow(struct loads *loads, struct device *device)
+{
+    size_t missing = 0;
+    const struct load *load;
+    TAILQ_FOREACH(load, &loads->list, link)
+    {
+        missing += load->device == device ? slots_held_up(load) : 0;
+    }
+    if (device->grows || device->failed || loads->core->stopping || staging_lacks(device->staging, missing) == 0)
+        return;
+    struct growth *growth = malloc(sizeof(*growth));
+    if (!growth)
+        return;
+    *growth = (struct growth){.loads = loads, .device = device};
+    device->grows = true;
+    core_job_begin(loads->core);
+    worker_queue(loads->core->queue, &growth->work, growth, growth_work, growth_worked);
+}
+
+void loads_held_up(struct loads *loads)
+{
+    struct load *load, *next;
+    for (size_t i = 0; i < loads->devices->n; i++)
+        staging_grow(loads, loads->devices->devices[i]);
+    for (load = TAILQ_FIRST(&loads->list); load; load = next) {
+        next = TAILQ_NEXT(load, link);
+        if (load->model)
+            load->model->held_up = load_held_up(load);
+        load_reschedule(load);
+        if (load_ends(load))
+            load_step(load); /* it need not let its clients wait */
+    }
 }
 
 bool load_hangs(const struct load *load, uint64_t begun_before)
@@ -133,7 +234,7 @@ bool load_hangs(const struct load *load, uint64_t begun_before)
 
 int load_fill_begin(struct load *load, const struct plan *plan)
 {
-    load->fills = calloc(staging_slots(load->device->staging), sizeof(*load->fills));
+    load->fills = calloc(staging_slots_most(load->device->staging), sizeof(*load->fills));
     if (!load->fills)
         return -ENOMEM;
     if (!load->restores && load->loads->direct && !load->cold)
@@ -148,7 +249,7 @@ int load_fill_begin(struct load *load, const struct plan *plan)
 void load_fill_continue(struct load *load)
 {
     for (size_t i = 0; i < staging_slots(load->device->staging); i++)
-        if (load->fills[i].held)
+        if (load->fills[i].waits)
             fill_continue(load->loads->core->queue, &load->fills[i], load->model->arena);
     if (!load->consumer.scheduled)
         scheduler_add(devices_scheduler(load->loads->devices, load->device), &load->consumer);
@@ -160,9 +261,9 @@ void load_fill_end(struct load *load)
     scheduler_remove(scheduler, &load->consumer);
     for (size_t i = 0; load->fills && i < staging_slots(load->device->staging); i++) {
         struct fill *fill = &load->fills[i];
-        if (!fill->held)
+        if (!fill->waits)
             continue;
-        fill->held = false;
+        fill->waits = false;
         load->n_fills--;
         scheduler_give(scheduler, fill->slot);
     }
@@ -200,5 +301,6 @@ void load_drop_cached(struct load *load)
         return;
     *drop = (struct cache_drop){.core = load->loads->core, .source = source_ref(load->model->source)};
     core_job_begin(drop->core);
-    worker_queue(drop->core->queue, &drop->work, drop, cache_drop_work, cache_drop_worked);
+    const struct work_reads reads = source_reads(drop->source, load->request.uid);
+    worker_queue_reading(drop->core->queue, &drop->work, &reads, drop, cache_drop_work, cache_drop_worked);
 }

@@ -2,7 +2,7 @@
 
 #include "daemon/base/cpu_cache.h"
 #include "daemon/base/worker.h"
-#include "kernels/dequant.h"
+#include "daemon/load/chunk_part.h"
 #include "proto/min.h"
 
 #include <assert.h>
@@ -14,86 +14,6 @@
 
 /* The most bytes between the pieces of a part with which it is still read as one range. */
 #define RANGE_EXTRA ((uint64_t)64 << 10)
-
-/* Where a file's bytes come from: the file, or memory that has those from `begin` on. */
-struct input {
-    const struct source *source;
-    size_t shard;
-    const uint8_t *memory; /* NULL: from the file */
-    uint64_t begin;
-};
-
-/* Reads, and adds the time that it took to the count. */
-static int read_timed(const struct input *input, uint64_t offset, void *dst, uint64_t bytes, struct fill_count *count,
-                      struct device_fault *ret_fault)
-{
-    uint64_t begin = uv_hrtime();
-    int r = 0;
-    if (input->memory)
-        memcpy(dst, input->memory + (offset - input->begin), bytes);
-    else
-        r = source_read(input->source, input->shard, offset, dst, bytes, ret_fault);
-    count->read_ns += uv_hrtime() - begin;
-    return r;
-}
-
-/* Reads and decodes one piece, in steps of at most WORKER_SCRATCH bytes, which fit in a core's cache. */
-static int piece_decode(const struct input *input, const struct plan *plan, size_t index, uint8_t *dst,
-                        struct fill_count *count, struct device_fault *ret_fault)
-{
-    const struct piece *piece = &plan->pieces[index];
-    void *scratch = worker_scratch();
-    uint64_t offset = plan->piece_file_offsets[index];
-    uint64_t blocks = plan_piece_file_bytes(plan, index) / piece->type->block_bytes;
-    uint64_t blocks_at_once = WORKER_SCRATCH / piece->type->block_bytes;
-    size_t block_out = piece->type->block_elements * form_element_bytes(piece->form);
-    dequant_fn *decode = dequant_find(piece->type->id, piece->form);
-    assert(decode); /* plan_new() checked that there is one */
-
-    while (blocks > 0) {
-        uint64_t n = min_u64(blocks, blocks_at_once);
-        int r = read_timed(input, offset, scratch, n * piece->type->block_bytes, count, ret_fault);
-        if (r < 0)
-            return r;
-        uint64_t begin = uv_hrtime();
-        count->overflows += decode(dst, scratch, n);
-        count->decode_ns += uv_hrtime() - begin;
-        dst += n * block_out;
-        offset += n * piece->type->block_bytes;
-        blocks -= n;
-    }
-    return 0;
-}
-
-static int part_take(const struct input *input, const struct plan *plan, const struct chunk *chunk,
-                     const struct part *part, void *dst, struct fill_count *count, struct device_fault *ret_fault)
-{
-    uint8_t *slot = dst;
-    if (!plan->packed)
-        return read_timed(input, chunk->file_offset + part->offset, slot + part->offset, part->bytes, count, ret_fault);
-    for (size_t i = part->first_piece; i < part->first_piece + part->n_pieces; i++) {
-        const struct piece *piece = &plan->pieces[i];
-        uint8_t *at = slot + piece->slot_offset;
-        const bool as_it_is = plan->verbatim || piece->form == FORM_NATIVE;
-        int r;
-        if (plan_gather(plan, plan->piece_tensors[i])) {
-            assert(!input->memory); /* part_range() is empty for such a part */
-            r = gather_read(input->source, plan, input->shard, i, at, count, ret_fault);
-        } else
-            r = as_it_is ? read_timed(input, plan->piece_file_offsets[i], at, piece->slot_bytes, count, ret_fault)
-                         : piece_decode(input, plan, i, at, count, ret_fault);
-        if (r < 0)
-            return r;
-    }
-    return 0;
-}
-
-int fill_read(const struct source *source, const struct plan *plan, const struct chunk *chunk, const struct part *part,
-              void *dst, struct fill_count *count, struct device_fault *ret_fault)
-{
-    const struct input input = {.source = source, .shard = chunk->shard};
-    return part_take(&input, plan, chunk, part, dst, count, ret_fault);
-}
 
 static bool fill_reads_over(struct fill *fill);
 
@@ -108,8 +28,8 @@ static void fill_conclude(struct fill *fill)
         fill->fault = share->fault;
         fill->of_file = share->status < 0;
     }
-    fill->held = fill->status == 0 && !fill->arena;
-    if (fill->status < 0 || fill->held)
+    fill->waits = fill->status == 0 && !fill->arena;
+    if (fill->status < 0 || fill->waits)
         return;
     fill->status = fill->transfer.status;
     fill->fault = fill->transfer.fault;
@@ -141,7 +61,7 @@ static void fill_transferred(struct transfer *transfer)
 }
 
 /* Starts to write a filled part from the caches back to memory: the device reads it faster from there. */
-static void part_write_back(const struct fill *fill, const struct part *part)
+static void part_write_back(const struct fill *fill, const struct chunk_part *part)
 {
     const uint8_t *slot = fill->slot->data;
     if (!fill->plan->packed)
@@ -150,7 +70,7 @@ static void part_write_back(const struct fill *fill, const struct part *part)
         cpu_cache_write_back(slot + fill->plan->pieces[i].slot_offset, fill->plan->pieces[i].slot_bytes);
 }
 
-static void part_copy(const struct fill *fill, const struct part *part, struct fill_count *count)
+static void part_copy(const struct fill *fill, const struct chunk_part *part, struct fill_count *count)
 {
     const uint64_t begin = uv_hrtime();
     memcpy((uint8_t *)fill->slot->data + part->offset,
@@ -158,13 +78,14 @@ static void part_copy(const struct fill *fill, const struct part *part, struct f
     count->read_ns += uv_hrtime() - begin;
 }
 
-static int part_fill(const struct fill *fill, const struct part *part, struct fill_share *share)
+static int part_fill(const struct fill *fill, const struct chunk_part *part, struct fill_share *share)
 {
     int r = 0;
     if (fill->memory)
         part_copy(fill, part, &share->count);
     else
-        r = fill_read(fill->source, fill->plan, fill->chunk, part, fill->slot->data, &share->count, &share->fault);
+        r = chunk_part_decode(&(const struct input){.source = fill->source, .shard = fill->chunk->shard}, fill->plan,
+                              fill->chunk, part, fill->slot->data, &share->count, &share->fault);
     if (r == 0 && fill->last && fill->slot->device->copies_async)
         part_write_back(fill, part);
     return r;
@@ -184,9 +105,9 @@ static void fill_hand_over(struct fill *fill)
 }
 
 /* Joins `n` consecutive parts into one. */
-static struct part parts_join(const struct part *parts, size_t n)
+static struct chunk_part parts_join(const struct chunk_part *parts, size_t n)
 {
-    struct part joined = parts[0];
+    struct chunk_part joined = parts[0];
     for (size_t i = 1; i < n; i++) {
         joined.bytes += parts[i].bytes;
         joined.n_pieces += parts[i].n_pieces;
@@ -220,7 +141,7 @@ static uint64_t align_up(uint64_t value)
 
 /* The range of the file that has all pieces of a part. Empty if there is much between them that is not needed, or one
  * of them is gathered from several places. */
-static struct span_bytes part_range(const struct plan *plan, const struct chunk *chunk, const struct part *part)
+static struct span_bytes part_range(const struct plan *plan, const struct chunk *chunk, const struct chunk_part *part)
 {
     if (!plan->packed)
         return (struct span_bytes){chunk->file_offset + part->offset, chunk->file_offset + part->offset + part->bytes};
@@ -270,16 +191,16 @@ static int part_read_rest(const struct part_read *read, uint64_t begin, uint64_t
 {
     const struct fill *fill = read->fill;
     const struct input input = {.source = fill->source, .shard = fill->chunk->shard};
-    begin = begin > read->whole.begin ? begin : read->whole.begin;
+    begin = max_u64(begin, read->whole.begin);
     end = min_u64(end, read->whole.end);
-    return begin < end ? read_timed(&input, begin, read->into + (begin - read->whole.begin), end - begin, &share->count,
+    return begin < end ? input_read(&input, begin, read->into + (begin - read->whole.begin), end - begin, &share->count,
                                     &share->fault)
                        : 0;
 }
 
 /* Begins to read what is missing, and reads the rest from the page cache. Returns false, and has done nothing, if
  * nothing is missing. */
-static bool part_read_begin(struct fill *fill, size_t index, size_t n, const struct part *part,
+static bool part_read_begin(struct fill *fill, size_t index, size_t n, const struct chunk_part *part,
                             struct fill_share *share)
 {
     struct part_read *read = &fill->reads[index];
@@ -328,7 +249,8 @@ static int part_read_finish(struct part_read *read, struct fill_share *share)
     int r = part_read_rest(read, part_read_end(read), read->missing.end, share);
     if (r == 0 && read->raw) {
         const struct input input = {.memory = read->into, .begin = read->whole.begin};
-        r = part_take(&input, fill->plan, fill->chunk, &read->part, fill->slot->data, &share->count, &share->fault);
+        r = chunk_part_decode(&input, fill->plan, fill->chunk, &read->part, fill->slot->data, &share->count,
+                              &share->fault);
     }
     if (r == 0 && fill->last && fill->slot->device->copies_async)
         part_write_back(fill, &read->part);
@@ -373,7 +295,7 @@ static void share_work(struct work *work)
     share->begin_ns = share->end_ns = uv_hrtime();
     while ((i = atomic_fetch_add(&fill->taken, (unsigned)at_once)) < fill->n_parts) {
         const size_t n = min_u64(at_once, fill->n_parts - i);
-        const struct part part = parts_join(&fill->parts[i], n);
+        const struct chunk_part part = parts_join(&fill->parts[i], n);
         const uint64_t begin = share->end_ns;
         const bool failed = atomic_load(&fill->failed);
         if (!failed && fill->cold && part_read_begin(fill, i, n, &part, share)) {
@@ -401,12 +323,16 @@ static void share_worked(struct work *work)
 static void fill_share_out(struct fill *fill, size_t n, void (*run)(struct work *work))
 {
     n = min_u64(n, min_u64(fill->workers, FILL_SHARES_MAX));
-    fill->n_shares = n > fill->n_shares ? n : fill->n_shares;
+    fill->n_shares = max_u64(n, fill->n_shares);
     fill->under_way += n;
+    const struct work_reads reads = fill->memory ? (struct work_reads){0} : source_reads(fill->source, fill->uid);
     for (size_t i = 0; i < n; i++) {
         struct fill_share *share = &fill->shares[i];
         share->fill = fill;
-        worker_queue(fill->queue, &share->work, share, run, share_worked);
+        if (fill->memory)
+            worker_queue(fill->queue, &share->work, share, run, share_worked);
+        else
+            worker_queue_reading(fill->queue, &share->work, &reads, share, run, share_worked);
     }
 }
 
@@ -437,13 +363,13 @@ void fill_queue(struct workers *workers, struct fill *fill)
     fill_share_out(fill, fill->n_parts, share_work);
 }
 
-static void held_work(struct work *work)
+static void put_work(struct work *work)
 {
     worker_step_back();
     fill_hand_over(work->data);
 }
 
-static void held_worked(struct work *work)
+static void put_worked(struct work *work)
 {
     fill_returned(work->data);
 }
@@ -457,7 +383,7 @@ static void fill_put(struct fill *fill)
         return;
     }
     fill->under_way = 2;
-    worker_queue(fill->queue, &fill->work, fill, held_work, held_worked);
+    worker_queue(fill->queue, &fill->work, fill, put_work, put_worked);
 }
 
 /* All parts are there that were read past the page cache, and no worker has anything of the fill. Returns false if
@@ -492,8 +418,8 @@ static bool fill_reads_over(struct fill *fill)
 
 void fill_continue(struct workers *workers, struct fill *fill, struct arena *arena)
 {
-    assert(fill->held && arena);
-    fill->held = false;
+    assert(fill->waits && arena);
+    fill->waits = false;
     fill->queue = workers;
     fill->arena = fill->transfer.arena = arena;
     fill_put(fill);

@@ -39,7 +39,7 @@ struct fill_share {
 struct part_read {
     struct direct_read read;
     struct fill *fill; /* NULL: the part was not read like this */
-    struct part part;
+    struct chunk_part part;
     unsigned n_parts;          /* that were joined into this one */
     struct span_bytes whole;   /* all of it that is needed, in the file */
     struct span_bytes missing; /* what is read past the page cache */
@@ -52,13 +52,14 @@ struct part_read {
 struct fill {
     /* In. All borrowed until `done`. */
     const struct source *source;
+    uid_t uid;          /* who loads */
     const void *memory; /* if not NULL, the bytes are copied from here, not read from the source */
     bool pinned;        /* the device copies from `memory` by itself; then there is an arena */
     struct cold *cold;  /* NULL: everything is read through the page cache */
     const struct plan *plan;
     const struct chunk *chunk;
     struct slot *slot;
-    struct arena *arena; /* NULL: there is none yet; the fill comes back as `held` */
+    struct arena *arena; /* NULL: there is none yet; the fill comes back as `waits` */
     struct mailbox *mailbox;
     unsigned workers;                /* number of worker threads */
     bool last;                       /* too few chunks follow to push its bytes out of the workers' caches */
@@ -67,7 +68,7 @@ struct fill {
 
     /* Out. */
     int status;
-    bool held;    /* the slot is full, and the fill waits for fill_continue() */
+    bool waits;   /* the slot is full, and the fill waits for fill_continue() */
     bool of_file; /* the error is the file's, not the device's */
     struct device_fault fault;
     uint64_t overflows;
@@ -81,8 +82,8 @@ struct fill {
     struct work work; /* for a slot that is full and goes to the device */
     struct letter letter;
     size_t n_parts;
-    struct part parts[PLAN_PARTS_MAX];
-    struct part_read reads[PLAN_PARTS_MAX]; /* of the part of the same index, and those that were joined to it */
+    struct chunk_part parts[CHUNK_PARTS_MAX];
+    struct part_read reads[CHUNK_PARTS_MAX]; /* of the part of the same index, and those that were joined to it */
     atomic_uint n_reads;
     bool reads_over;
     atomic_uint taken;                 /* number of parts that workers took */
@@ -95,11 +96,6 @@ struct fill {
 /* Loop thread. Begins a fill. `done` will be called. */
 void fill_queue(struct workers *workers, struct fill *fill);
 
-/* Loop thread. Goes on with a held fill, now that there is an arena: hands its slot to the device. `done` will be
- * called again. A held fill has nothing under way: the caller may also drop it, and reuse its slot. */
+/* Loop thread. Goes on with a waiting fill, now that there is an arena: hands its slot to the device. `done` will be
+ * called again. A waiting fill has nothing under way: the caller may also drop it, and reuse its slot. */
 void fill_continue(struct workers *workers, struct fill *fill, struct arena *arena);
-
-/* Worker thread. Reads a part of a chunk, and decodes it as the plan says, to its place in `dst`, which is laid out as
- * the chunk's slot. Verify uses it too. Adds to *count. Errors are those of source_read(). */
-int fill_read(const struct source *source, const struct plan *plan, const struct chunk *chunk, const struct part *part,
-              void *dst, struct fill_count *count, struct device_fault *ret_fault);

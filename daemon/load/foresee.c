@@ -3,8 +3,8 @@
 #include "daemon/load/naming.h"
 #include "daemon/load/states.h"
 
-/* The model that the load would join. `load` gets the plan if Load would have made one at this point: only if there are
- * models that were asked for in other words. */
+/* The model that the load would join. Load makes its plan at this point only if there are models whose forms or layout
+ * were requested with other words; then `load` gets the plan. */
 static struct model *find_same(struct load *load, struct registry_query *query, struct plan *plan)
 {
     const struct registry *registry = load->loads->registry;

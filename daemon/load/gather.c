@@ -34,7 +34,7 @@ static int read_timed(struct gathering *g, uint64_t offset, void *dst, uint64_t 
     return r;
 }
 
-/* Where a range of the file is in memory that is read already, or is read now with what follows it. */
+/* Where in memory a range of the file is. Reads it, with the bytes after it, if it was not read yet. */
 static int window_take(struct gathering *g, uint64_t offset, uint64_t bytes, const uint8_t **ret)
 {
     if (offset < g->window || offset + bytes > g->window + g->window_bytes) {
@@ -102,7 +102,7 @@ int gather_read(const struct source *source, const struct plan *plan, size_t sha
         .fault = ret_fault,
     };
     assert(g.gather && (g.decode || !decodes));
-    const uint64_t first = (piece->arena_offset - plan->placements[tensor].offset) / block_arena;
+    const uint64_t first = (piece->arena_offset - plan->places[tensor].offset) / block_arena;
     const uint64_t blocks = piece->arena_bytes / block_arena;
     uint64_t at, run;
     for (uint64_t done = 0; done < blocks; done += run) {

@@ -1,11 +1,13 @@
 #include "daemon/load/naming.h"
 #include "daemon/load/states.h"
-#include "daemon/memory/placement.h"
+#include "daemon/memory/device_choice.h"
 #include "daemon/memory/residency.h"
+#include "daemon/model/source_compare.h"
 #include "daemon/session/attach.h"
 #include "daemon/session/describe.h"
 #include "daemon/session/events.h"
 #include "daemon/wire/errors.h"
+#include "proto/min.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -21,19 +23,47 @@ static void load_tell_facts(const struct load *load, struct model *model)
         events_set_facts(load->loads->events, model, access_facts_ref(facts));
 }
 
+/* True if both are paths of entries of the same folder. */
+static bool in_same_folder(const char *a, const char *b)
+{
+    const char *end_a = strrchr(a, '/'), *end_b = strrchr(b, '/');
+    return end_a && end_b && end_a - a == end_b - b && strncmp(a, b, (size_t)(end_a - a)) == 0;
+}
+
+/* A preload that joins a model notes that its path leads to it: when the path, if it is a link, leads elsewhere one
+ * day, the next preload replaces the model. Of several links in its folder the first one stays noted. A path that the
+ * model was loaded by before, and that its source does not know, stays too. Without memory nothing is noted. */
+static void load_note_path(const struct load *load, struct model *model)
+{
+    const char *path = load->request.path, *origin = model->origin;
+    const struct source *source = model->source;
+    if (load->request.replace != REPLACE_FILE || !path)
+        return;
+    const bool known = origin && ((source->link && strcmp(source->link, origin) == 0) ||
+                                  (source->path && strcmp(source->path, origin) == 0));
+    if (origin && (!known || in_same_folder(origin, path)))
+        return;
+    char *own = strdup(path);
+    if (!own)
+        return;
+    model_set_origin(model, own);
+}
+
 /* Applies the request to a model that is there already. Only the model's user and trusted users may change its pin and
  * its time to live. */
 static void load_adjust(struct load *load, struct model *model)
 {
+    load_note_path(load, model);
     if (load->request.access == ACCESS_PUBLIC)
-        model->access = ACCESS_PUBLIC; /* allowed: see may_publish_joined() */
+        model_widen(model); /* allowed: see may_publish_joined() */
     else if (load->request.access == ACCESS_PRIVATE && model->access != ACCESS_PRIVATE) /* see model_joinable() */
         events_narrow(load->loads->events, model);
     if (!load->request.trusted && load->request.uid != model->uid)
         return;
-    model->pinned |= load->request.pin;
+    if (load->request.pin)
+        model_set_pinned(model, true);
     if (load->request.ttl >= 0)
-        model->ttl = load->request.ttl;
+        model_set_ttl(model, load->request.ttl);
 }
 
 void load_begin_restore(struct load *load, struct model *model)
@@ -78,8 +108,7 @@ static void load_join(struct load *load, struct model *model)
             call_reply(call, describe_loaded(model, NULL), NULL, 0);
         waiters_move(&load->waiters, &other->waiters);
         other->detached |= load->detached;
-        if (other->patience_ends < load->patience_ends)
-            other->patience_ends = load->patience_ends;
+        other->patience_ends = max_u64(other->patience_ends, load->patience_ends);
     } else
         waiters_grant(load, model);
     if (load->request.done)
@@ -170,24 +199,26 @@ enum load_verdict load_verdict_of(const struct naming *naming, enum load_verdict
     return verdict;
 }
 
-enum load_verdict load_judge_join(const struct load *load, const struct model *model, struct naming *ret)
+enum load_verdict load_judge_join(struct load *load, struct model *model, struct naming *ret)
 {
+    char room[MODEL_NAME_MAX + 1];
     const struct load_request *request = &load->request;
-    naming_judge(load, request->name, model, ret);
+    load_tell_facts(load, model); /* first: they decide who owns the file, who is a guest, and who has a name */
+    naming_judge(load, naming_wanted(load, model, room), model, ret);
     if (!may_publish_joined(request, model))
         return LOAD_DENIED;
     return load_verdict_of(ret, model_may_admit(model, request->peer) < 0 ? LOAD_LIMITED : LOAD_JOIN);
 }
 
-/* A model that is there already gets the name that was asked for, beside those that it has, and is seen from now on by
- * whoever asked. Returns false if the load has to wait, or something cannot be. */
+/* Gives a model that is there already the requested name, beside those that it has. From now on the user who asked sees
+ * the model. Returns false if the load has to wait, or fails. */
 static bool load_enter(struct load *load, struct model *model)
 {
-    const char *name = load->request.name;
     struct naming naming;
-    if (name)
-        naming_clear_lost(load, name);
+    if (load->request.name)
+        naming_clear_lost(load, load->request.name);
     const enum load_verdict verdict = load_judge_join(load, model, &naming);
+    const char *name = naming.name;
     if (verdict == LOAD_DENIED) {
         load_fail_publish(load);
         return false;
@@ -212,7 +243,6 @@ bool load_take_same(struct load *load, struct model *model)
         load->blocked = true;
         return false;
     }
-    load_tell_facts(load, model); /* before it is decided whether who asks is a guest */
     if (!load_enter(load, model))
         return false;
     if (model->state != MODEL_CACHED) {
@@ -245,6 +275,19 @@ void load_name(const struct load *load, char ret[MODEL_NAME_MAX + 1])
         model_name_derive(load->job.source->path, ret);
 }
 
+/* Whether the user may have one more model. If not, the load fails. */
+static bool load_may_add(struct load *load)
+{
+    struct quota_charge probe;
+    uint64_t limit;
+    int r = quota_take(load->loads->quota, load->request.uid, QUOTA_MODELS, 1, &probe, &limit);
+    if (r < 0)
+        failure_set(&load->failure, WIRE_LimitExceeded, error_quota(r, QUOTA_MODELS, limit));
+    else
+        quota_return(&probe);
+    return r == 0;
+}
+
 struct model *load_take_name(struct load *load)
 {
     char name[MODEL_NAME_MAX + 1];
@@ -253,6 +296,8 @@ struct model *load_take_name(struct load *load)
     naming_clear_lost(load, name);
     naming_judge(load, name, NULL, &naming);
     if (!naming_prepare(load, name, NULL, &naming))
+        return NULL;
+    if (!load_may_add(load))
         return NULL;
     struct model *model = load_new_model(load, name);
     if (!model)
@@ -329,7 +374,7 @@ static bool identified(struct load *load)
         return false;
     }
     const struct device_set *among = &load->request.among;
-    load->device = placement_roomiest(among);
+    load->device = device_choice_roomiest(among);
     if (!load->device) {
         failure_set(&load->failure, WIRE_DeviceError, describe_device_lost(among->devices[0], "load"));
         return false;

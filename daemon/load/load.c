@@ -1,5 +1,3 @@
-#include "daemon/base/seconds.h"
-#include "daemon/base/trust.h"
 #include "daemon/base/worker.h"
 #include "daemon/load/creation.h"
 #include "daemon/load/states.h"
@@ -17,10 +15,6 @@
 
 /* Processors that were idle need this time until they read at full speed: see docs/performance.md. */
 #define WARM_NS 10000000u
-
-/* A queued load asks the drivers again after this time, even if no model was unloaded: other processes may have freed
- * memory. */
-#define ASK_AGAIN_NS 1000000000u
 
 static const struct state states[] = {
     [LOAD_IDENTIFYING] = {"identifying", STATE(LOAD_OPENING) | STATE(LOAD_RESERVING) | STATE(LOAD_DONE)},
@@ -46,35 +40,6 @@ void load_show(struct load *load, enum load_state state, enum model_state shown)
     load_move(load, state);
     model_move(load->model, shown);
     load_report(load);
-}
-
-/* Frees what request_copy() made. */
-static void request_clear(struct load_request *request)
-{
-    creation_free(request->creation);
-    forms_unref(request->forms);
-    layout_unref(request->layout);
-    peer_unref(request->peer);
-    free((char *)(uintptr_t)request->name);
-    free((char *)(uintptr_t)request->path);
-}
-
-void load_free(struct load *load)
-{
-    assert(waiters_empty(&load->waiters) && load->n_fills == 0 && load->claim.n_victims == 0 && !load->in_job);
-    struct loads *loads = load->loads;
-    TAILQ_REMOVE(&loads->list, load, link);
-    loads->n--;
-    quota_return(&load->charge);
-    failure_clear(&load->failure);
-    load_job_clear(&load->job);
-    free(load->fills);
-    cold_free(load->cold);
-    trace_free(load->trace);
-    request_clear(&load->request);
-    free(load);
-    core_changed(loads->core);
-    core_job_end(loads->core);
 }
 
 void load_fail_memory(struct load *load)
@@ -134,7 +99,15 @@ void load_queue(struct load *load, void (*run)(struct load_job *job))
     load->job.status = 0;
     load->in_job = true;
     core_keep_awake(load->loads->core);
-    worker_queue(load->loads->core->queue, &load->job.work, load, load_job_work, load_job_done);
+    struct workers *workers = load->loads->core->queue;
+    if (!load_job_uses_files(&load->job)) {
+        worker_queue(workers, &load->job.work, load, load_job_work, load_job_done);
+        return;
+    }
+    const struct source *source = load->model ? load->model->source : load->job.source;
+    const struct work_reads reads =
+        source ? source_reads(source, load->request.uid) : (struct work_reads){.uid = load->request.uid};
+    worker_queue_reading(workers, &load->job.work, &reads, load, load_job_work, load_job_done);
 }
 
 /* --- the states --- */
@@ -157,7 +130,7 @@ static void load_opened(struct load *load)
         job->header = NULL;
         job->plan = NULL;
     }
-    load->kept = load_keeps(model->header, model->plan);
+    load->overhead = load_overhead(model->header, model->plan);
     loads_retry(load->loads); /* another load may wait to compare its plan with this one */
     load_move(load, LOAD_RESERVING);
     load_reserve(load);
@@ -338,6 +311,8 @@ void load_step(struct load *load)
     if (load->model)
         load->model->departs = true;
     load_drop_comparison(load);
+    if (load_held_up(load) || (load->device && atomic_load(&load->device->hung)))
+        load_answer(load);
     if (load->in_job)
         return; /* load_job_done() calls this again */
     if (load->state == LOAD_RELEASING) {
@@ -348,133 +323,6 @@ void load_step(struct load *load)
         load_finish(load);
     else
         load_stop(load);
-}
-
-static void load_granted(struct claim *claim)
-{
-    struct load *load = (struct load *)((char *)claim - offsetof(struct load, claim));
-    if (!load->in_job)
-        load_queue(load, load_job_nothing);
-}
-
-/* Lets the load wait in the queue for this time from now, unless it may already wait longer. */
-static void load_be_patient(struct load *load, double seconds)
-{
-    const uint64_t ends = uv_hrtime() + seconds_to_ns(seconds);
-    if (seconds > 0 && load->patience_ends < ends)
-        load->patience_ends = ends;
-}
-
-/* Copies the request, with copies of its strings and references of its own. After -ENOMEM too the caller ends the copy
- * with request_clear(). */
-static int request_copy(struct load_request *copy, const struct load_request *request)
-{
-    *copy = *request;
-    copy->fds = NULL;
-    copy->creation = NULL; /* load_new() takes it over in the end */
-    copy->forms = forms_ref(request->forms);
-    copy->layout = layout_ref(request->layout);
-    copy->peer = peer_ref(request->peer);
-    copy->name = request->name ? strdup(request->name) : NULL;
-    copy->path = request->path ? strdup(request->path) : NULL;
-    return (request->name && !copy->name) || (request->path && !copy->path) ? -ENOMEM : 0;
-}
-
-/* Makes a load that has only its request. -EDQUOT, and the limit, if its user has too many loads; -ENOMEM. */
-static int load_new(struct loads *loads, const struct load_request *request, struct load **ret, uint64_t *ret_limit)
-{
-    struct load *load = calloc(1, sizeof(*load));
-    if (!load)
-        return -ENOMEM;
-    int r = request_copy(&load->request, request);
-    if (r == 0)
-        r = quota_take(loads->quota, request->uid, QUOTA_LOADS, 1, &load->charge, ret_limit);
-    if (r < 0) {
-        request_clear(&load->request);
-        free(load);
-        return r;
-    }
-    load->loads = loads;
-    load->request.creation = request->creation;
-    load->claim.granted = load_granted;
-    load->began = uv_hrtime();
-    load->detached = !request->wait;
-    load_be_patient(load, request->wait_for_memory);
-    load->trace = request->trace ? trace_new(load->began) : NULL;
-    load->job = (struct load_job){
-        .path = load->request.path,
-        .trusted = request->trusted,
-        .forms = request->forms,
-        .layout = request->layout,
-        .published = PUBLICATION_NONE,
-    };
-    waiters_init(&load->waiters, load_deserted);
-    TAILQ_INSERT_TAIL(&loads->list, load, link);
-    loads->n++;
-    core_job_begin(loads->core);
-    *ret = load;
-    return 0;
-}
-
-void load_begin(struct loads *loads, const struct load_request *request, struct call *call)
-{
-    struct load *load;
-    uint64_t limit = 0;
-    int r = load_new(loads, request, &load, &limit);
-    if (r < 0) {
-        for (size_t i = 0; i < request->n_fds; i++)
-            close(request->fds[i]);
-        creation_free(request->creation);
-        if (call)
-            call_fail(call, WIRE_LimitExceeded, error_quota(r, QUOTA_LOADS, limit));
-        else
-            request->done(request->context, NULL, "out of memory");
-        return;
-    }
-    if (request->fds)
-        memcpy(load->job.fds, request->fds, request->n_fds * sizeof(int));
-    load->job.n_fds = request->n_fds;
-    const enum waiter_kind kind = request->creation ? WAIT_CREATE
-                                  : request->lease  ? WAIT_LEASE
-                                  : request->wait   ? WAIT_RESIDENT
-                                                    : WAIT_ALLOCATED;
-    if (call && !waiters_add(&load->waiters, call, kind)) {
-        load_free(load);
-        return;
-    }
-    waiters_set_patience(&load->waiters, load->patience_ends);
-    load_queue(load, request->creation ? load_job_no_source : load_job_identify);
-}
-
-void load_restore(struct loads *loads, struct model *model, struct call *call, enum waiter_kind kind)
-{
-    assert(model->state == MODEL_CACHED || model->state == MODEL_SAVING);
-    const struct load_request request = {.forms = model->forms,
-                                         .layout = model->layout,
-                                         .among = {.devices = {model->device}, .n = 1},
-                                         .peer = conn_peer(call->conn),
-                                         .uid = conn_uid(call->conn),
-                                         .wait = true,
-                                         .ttl = -1,
-                                         .access = model->access};
-    struct load *load;
-    uint64_t limit = 0;
-    int r = load_new(loads, &request, &load, &limit);
-    if (r < 0) {
-        call_fail(call, WIRE_LimitExceeded, error_quota(r, QUOTA_LOADS, limit));
-        return;
-    }
-    if (!waiters_add(&load->waiters, call, kind)) {
-        load_free(load);
-        return;
-    }
-    if (model->state == MODEL_CACHED && !model_in_use(model)) {
-        load_begin_restore(load, model);
-        return;
-    }
-    load->awaited = model->id;
-    strcpy(load->awaited_name, model->name);
-    load->blocked = true;
 }
 
 void load_wait(struct load *load, struct call *call, enum waiter_kind kind)
@@ -488,78 +336,6 @@ void load_end(struct load *load, enum wire_error error, struct call *call)
         return;
     failure_set(&load->failure, error, NULL);
     load_step(load);
-}
-
-/* Lets a blocked load check again. It does so later, from the loop, not in the middle of the caller's work. */
-static void load_retry(struct load *load)
-{
-    if (!load->blocked || load->in_job || load_ends(load))
-        return;
-    load->blocked = false;
-    load_queue(load, load->state == LOAD_RESERVING ? load_job_ask : load_job_nothing);
-}
-
-void loads_init(struct loads *loads)
-{
-    TAILQ_INIT(&loads->list);
-}
-
-void loads_retry(struct loads *loads)
-{
-    struct load *load;
-    TAILQ_FOREACH(load, &loads->list, link)
-    {
-        /* The queued load takes the memory now. Else a client that detaches and attaches again would keep it. */
-        if (!load_reserve_now(load))
-            load_retry(load);
-    }
-}
-
-void loads_report(struct loads *loads)
-{
-    struct load *load;
-    const uint64_t now = uv_hrtime();
-    TAILQ_FOREACH(load, &loads->list, link)
-    {
-        load_report(load);
-        const bool over = load->patience_ends > 0 && now > load->patience_ends;
-        if (load->waits && (over || now - load->asked > ASK_AGAIN_NS || waiters_impatient(&load->waiters, now)))
-            load_retry(load);
-        else if (load->behind && over)
-            load_retry(load);
-    }
-}
-
-bool loads_hang(const struct loads *loads, uint64_t begun_before)
-{
-    const struct load *load;
-    TAILQ_FOREACH(load, &loads->list, link)
-    {
-        if (load_hangs(load, begun_before))
-            return true;
-    }
-    return false;
-}
-
-void loads_end(struct loads *loads, enum wire_error error)
-{
-    struct load *next;
-    for (struct load *load = TAILQ_FIRST(&loads->list); load; load = next) {
-        next = TAILQ_NEXT(load, link);
-        load_end(load, error, NULL);
-    }
-}
-
-size_t loads_seen(const struct loads *loads, const struct peer *peer)
-{
-    size_t n = 0;
-    const struct load *load;
-    TAILQ_FOREACH(load, &loads->list, link)
-    {
-        n += load->request.uid == peer->uid || trusted_user(peer->uid) ||
-             (load->model && model_visible(load->model, peer));
-    }
-    return n;
 }
 
 bool load_ends(const struct load *load)

@@ -22,36 +22,16 @@
 #pragma once
 
 #include "daemon/device/devices.h"
-#include "daemon/load/cold.h"
-#include "daemon/memory/residency.h"
+#include "daemon/load/loads.h"
 #include "daemon/model/model.h"
 #include "daemon/session/waiters.h"
 #include "daemon/wire/call.h"
 
 #include <stdbool.h>
 #include <stdint.h>
-#include <sys/queue.h>
 
 struct creation;
-struct direct;
-struct events;
 struct load;
-struct verifies;
-
-/* All loads under way. The owner sets the members before `list`. */
-struct loads {
-    struct core *core;
-    struct devices *devices;
-    struct registry *registry;
-    struct residency *residency;
-    struct verifies *verifies;
-    struct events *events;
-    struct quota *quota;
-    struct direct *direct; /* NULL: files are read through the page cache */
-    enum page_cache page_cache;
-    TAILQ_HEAD(, load) list; /* oldest first */
-    size_t n;
-};
 
 /* Says under which condition another model loses the name that this request asks for. It loses the name when the new
  * model is resident; but for REPLACE_STALE, only if the caller may end the other model. */
@@ -61,9 +41,6 @@ enum replace {
     REPLACE_FILE,  /* the same; and if it was loaded from the same path: for preloads */
     REPLACE_NAME,  /* always */
 };
-
-/* The owner has set the members before `list`. */
-void loads_init(struct loads *loads);
 
 struct load_request {
     const int *fds; /* open files, which the load takes over; NULL: it opens `path` */
@@ -111,13 +88,6 @@ void load_end(struct load *load, enum wire_error error, struct call *call);
 /* True if the load has failed or was cancelled, and is cleaning up. */
 bool load_ends(const struct load *load);
 
-/* Call when a model is gone or may be evicted now. Loads that wait for its name or its memory check again. */
-void loads_retry(struct loads *loads);
-
-/* Reports progress to the calls that wait. Queued loads check again: another process may have freed memory, or their
- * time limit has passed. Called several times a second. */
-void loads_report(struct loads *loads);
-
 /* The outcome of a load, as far as it depends on the models that are there. foresee.h tells it beforehand. */
 enum load_verdict {
     LOAD_NEW,     /* a new model is loaded, if it fits */
@@ -147,16 +117,6 @@ void load_doubt_ends(const struct loads *loads, uint64_t model, bool same);
 void load_note_changes(const struct loads *loads, const struct load_request *request, const struct source *source,
                        const struct access_facts *facts);
 
-/* The number of loads under way that the peer sees: its own, and those whose model it sees. Trusted users see all. */
-size_t loads_seen(const struct loads *loads, const struct peer *peer);
-
 /* Bytes of host memory that the daemon itself uses for a model, as far as they are known before the model is filled:
  * the parsed header, the header's copy for clients, and the plan. */
-uint64_t load_keeps(const struct gguf *header, const struct plan *plan);
-
-/* Whether a device has not come back with what a load gave it before that time, by uv_hrtime(). Files that are slow do
- * not count: whoever may load may have such a file. */
-bool loads_hang(const struct loads *loads, uint64_t begun_before);
-
-/* Calls load_end() for all loads. */
-void loads_end(struct loads *loads, enum wire_error error);
+uint64_t load_overhead(const struct model_header *header, const struct plan *plan);

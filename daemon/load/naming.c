@@ -69,8 +69,20 @@ static bool load_may_replace(const struct load *load, const struct model *model)
     return request->replace == REPLACE_NAME || (request->replace == REPLACE_FILE && is_same_path(load, model));
 }
 
+const char *naming_wanted(const struct load *load, const struct model *model, char room[MODEL_NAME_MAX + 1])
+{
+    const struct load_request *request = &load->request;
+    if (request->name || request->replace != REPLACE_NAME || request->creation)
+        return request->name;
+    load_name(load, room);
+    const struct model *holder = registry_name_owner(load->loads->registry, room, request->peer);
+    const bool old =
+        holder && holder != model && !model_departs(holder) && !model_lost(holder) && is_older(load, holder);
+    return old && load_may_replace(load, holder) ? room : NULL;
+}
+
 /* Whether a model that has the name keeps it from this load's model. */
-static enum name_verdict judge_holder(const struct load *load, const struct model *holder)
+static enum name_verdict judge_name_owner(const struct load *load, const struct model *holder)
 {
     if (!holder)
         return NAME_FREE;
@@ -96,7 +108,8 @@ void naming_judge(const struct load *load, const char *name, const struct model 
     *ret = (struct naming){.verdict = NAME_FREE};
     if (!name)
         return;
-    struct model *holder = registry_holder(load->loads->registry, name, request->peer);
+    strcpy(ret->name, name);
+    struct model *holder = registry_name_owner(load->loads->registry, name, request->peer);
     const bool has = model && has_or_takes(model, name, holder);
     /* Two models may have the same name if different users see them. Then the name that the model has counts only if it
      * is also what the caller finds under it. */
@@ -104,7 +117,7 @@ void naming_judge(const struct load *load, const char *name, const struct model 
         return;
     ret->is_new = true;
     ret->holder = holder;
-    ret->verdict = judge_holder(load, holder);
+    ret->verdict = judge_name_owner(load, holder);
     if (!model || has || ret->verdict == NAME_BUSY || ret->verdict == NAME_TAKEN)
         return;
     const int r = registry_may_name(model, request->uid);
@@ -212,7 +225,7 @@ bool naming_retire(struct loads *loads, struct model *model)
     if (!model_nameless(model) || model->load)
         return false;
     if (model->state == MODEL_CACHED && !model_in_use(model)) /* else residency_idle() forgets it */
-        residency_forget(loads->residency, model);
+        host_cache_forget(&loads->residency->cache, model);
     else if (model->state == MODEL_RESIDENT && model_in_use(model))
         residency_drain(loads->residency, model, 0);
     else if (model->state == MODEL_RESIDENT)

@@ -22,10 +22,16 @@ enum name_verdict {
 
 struct naming {
     enum name_verdict verdict;
-    struct model *holder; /* the model that has the name, or will get it, and is not the load's; NULL: none */
-    bool is_new;          /* for who asks, the name does not mean the load's model yet */
-    unsigned limit;       /* with NAME_TOO_MANY: how many names it may have */
+    struct model *holder;          /* the model that has the name, or will get it, and is not the load's; NULL: none */
+    bool is_new;                   /* for who asks, the name does not mean the load's model yet */
+    unsigned limit;                /* with NAME_TOO_MANY: how many names it may have */
+    char name[MODEL_NAME_MAX + 1]; /* "": the load asks for none */
 };
+
+/* The name that a load asks for of a model that is there: the one in its request. Without one, a load with `replace`
+ * asks for the name that its file would get, if an older model of the same path has that, and may lose it. NULL: it
+ * asks for none. The result borrows from the request, or is in `room`. */
+const char *naming_wanted(const struct load *load, const struct model *model, char room[MODEL_NAME_MAX + 1]);
 
 /* Decides, and changes nothing. name: NULL: the load asks for none. model: the model that is there, and that the load
  * would join; NULL: the load makes a new one. */

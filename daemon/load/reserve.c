@@ -1,5 +1,5 @@
 #include "daemon/load/states.h"
-#include "daemon/memory/placement.h"
+#include "daemon/memory/device_choice.h"
 #include "daemon/memory/survey.h"
 #include "daemon/session/events.h"
 #include "daemon/wire/errors.h"
@@ -67,23 +67,23 @@ static void queue_changed(struct loads *loads)
     }
 }
 
-uint64_t load_keeps(const struct gguf *header, const struct plan *plan)
+uint64_t load_overhead(const struct model_header *header, const struct plan *plan)
 {
-    return gguf_memory(header) + header->header_bytes + plan_memory(plan) + manifest_memory(plan->manifest);
+    return model_header_memory(header) + header->header_bytes + plan_memory(plan) + manifest_memory(plan->manifest);
 }
 
-/* Adds `kept` to the ledger, also for a load that only waits in the queue: a small file may have a large header. */
-static void charge_kept(struct load *load)
+/* Adds `overhead` to the ledger, also for a load that only waits in the queue: a small file may have a large header. */
+static void charge_overhead(struct load *load)
 {
-    if (load->kept_charged || load->restores)
+    if (load->overhead_charged || load->restores)
         return;
-    load->kept_charged = true;
-    registry_charge(load->model, devices_host(load->loads->devices), load->kept);
+    load->overhead_charged = true;
+    registry_charge(load->model, devices_host(load->loads->devices), load->overhead);
 }
 
 static void enter_queue(struct load *load, bool shown)
 {
-    charge_kept(load);
+    charge_overhead(load);
     load->blocked = true;
     load->waits = true;
     if (shown) {
@@ -123,7 +123,7 @@ static uint64_t place(struct load *load)
     for (size_t i = 0; i < among->n; i++)
         ahead[i] = bytes_ahead(load->loads, load, among->devices[i]);
     if (!load->restores) {
-        load->device = placement_choose(load->loads->residency, among, load->device, load->model->plan, ahead);
+        load->device = device_choose(load->loads->residency, among, load->device, load->model->plan, ahead);
         load->model->device = load->job.device = load->device;
     }
     for (size_t i = 0; i < among->n; i++)
@@ -163,10 +163,10 @@ static struct admission_want want_of(struct load *load)
         .host = devices_host(load->loads->devices),
         .device = load->device,
         .bytes = model->plan->arena_bytes,
-        .due = load->restores       ? 0
-               : load->kept_charged ? model->charged
-                                    : registry_due(model, load->kept),
-        .charged = load->kept_charged,
+        .due = load->restores           ? 0
+               : load->overhead_charged ? model->charged
+                                        : registry_due(model, load->overhead),
+        .charged = load->overhead_charged,
         .ahead = ahead,
     };
 }
@@ -197,7 +197,7 @@ static void take(struct load *load)
         fail_shortage(load, r, needed, &shortage);
         return;
     }
-    charge_kept(load);
+    charge_overhead(load);
     load->reserved = true;
     load_leave_queue(load);
     loads_retry(load->loads); /* loads that wait for this one's choice of device, or behind it in the queue */
@@ -214,7 +214,7 @@ bool load_looked_again(struct load *load)
     else if (job->source) {
         const bool changed = model->changed; /* that its path leads to other files remains */
         model_set_source(model, job->source);
-        model->changed = changed;
+        model_set_changed(model, changed);
         job->source = NULL;
         job->opened = model->source;
     }

@@ -1,12 +1,15 @@
 /* The load itself, and the functions that its files share. Only files of this folder include this header.
  *
- *   load.c      the state machine, and the functions of load.h
+ *   begin.c     makes a load of a request, begins it, and frees it in the end
+ *   load.c      the state machine
+ *   loads.c     what concerns several loads: see loads.h
  *   reserve.c   RESERVING: which models are evicted for the load, and the queue of loads that wait for memory
  *   identify.c  IDENTIFYING: whether the model is there already
  *   naming.c    which name the model gets, and from which model it takes it
  *   foresee.c   what IDENTIFYING would decide: for Plan
  *   doubt.c     whether a model that is there still has the same bytes as its file
- *   feed.c      fills chunks, while memory is allocated and after: each by fill.c, of files that cold.c knows
+ *   feed.c      fills chunks, while memory is allocated and after: each by fill.c, of files that cold.c knows;
+ *               chunk_part.c reads and decodes
  *   creation.c  what is different if the model is made by a client; its steps that block are in creation_steps.c
  *   answer.c    answers the calls that wait: with progress, and at the end
  *   verify.c    compares a model with files: for Verify, and for doubt.c; its steps that block are in verify_steps.c
@@ -60,8 +63,8 @@ struct load {
     bool was_queued;        /* since its files were looked at */
     bool reserved;          /* the model's bytes are in the ledger */
     bool waits;             /* it is in the queue for memory: later loads do not get the memory that it waits for */
-    bool kept_charged;      /* `kept` is in the ledger */
-    uint64_t kept;          /* bytes of host memory for the daemon itself: load_keeps() */
+    bool overhead_charged;  /* `overhead` is in the ledger */
+    uint64_t overhead;      /* bytes of host memory for the daemon itself: load_overhead() */
     uint64_t asked;         /* uv_hrtime() when the drivers were last asked for free memory */
     uint64_t patience_ends; /* uv_hrtime() until which it may wait in the queue; 0: it may not */
     bool publish_begun;     /* load_job_publish() was queued */
@@ -145,8 +148,9 @@ void load_name(const struct load *load, char ret[MODEL_NAME_MAX + 1]);
 bool load_may_publish(const struct load_request *request, const struct access_facts *facts);
 
 /* Whether the load may join this model as it asks to: LOAD_JOIN, LOAD_DENIED, LOAD_BUSY, LOAD_TAKEN or LOAD_LIMITED.
- * Changes nothing. Load and Plan both decide with this. */
-enum load_verdict load_judge_join(const struct load *load, const struct model *model, struct naming *ret);
+ * Gives the model the facts about its files that the load has read, and changes nothing else. Load and Plan both decide
+ * with this. */
+enum load_verdict load_judge_join(struct load *load, struct model *model, struct naming *ret);
 
 /* `verdict`, unless the model cannot get its name. */
 enum load_verdict load_verdict_of(const struct naming *naming, enum load_verdict verdict);
@@ -203,13 +207,19 @@ int load_fill_begin(struct load *load, const struct plan *plan);
 /* The model is resident. Drops its files from the page cache, if that was asked for. */
 void load_drop_cached(struct load *load);
 
-/* There is an arena: held fills go on. */
+/* There is an arena: waiting fills go on. */
 void load_fill_continue(struct load *load);
 
-/* Takes no more slots, and gives back the slots of held fills. Other fills under way end as usual. */
+/* Whether it waits for a file that does not answer. */
+bool load_held_up(const struct load *load);
+
+/* Takes no more slots, and gives back the slots of waiting fills. Other fills under way end as usual. */
 void load_fill_end(struct load *load);
 
-/* answer.c: ends the load with success or with failure, and answers all calls. After load_give_up() it has no model. */
+/* answer.c: the load ends, but cannot before a file answers: its calls are answered now. */
+void load_answer(struct load *load);
+
+/* Ends the load with success or with failure, and answers all calls. After load_give_up() it has no model. */
 void load_succeed(struct load *load);
 void load_give_up(struct load *load);
 /* Reports progress to the calls that wait. */

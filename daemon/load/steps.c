@@ -1,6 +1,10 @@
 #include "daemon/load/steps.h"
 
+#include "daemon/base/closer.h"
+#include "daemon/gguf/gguf.h"
 #include "daemon/model/access_read.h"
+#include "daemon/model/source_compare.h"
+#include "daemon/model/source_look.h"
 #include "proto/model_config.h"
 
 #include <assert.h>
@@ -21,7 +25,7 @@ static void open_path(struct load_job *job)
         job->status = access_read(job->source, NULL, &job->facts, &job->fault);
     if (job->trusted || (judges && job->status == 0 && access_permits_all(job->facts)))
         return;
-    source_free(job->source);
+    source_discard(job->source);
     job->source = NULL;
     shard_paths_free(&job->ambiguous);
     job->status = -EACCES;
@@ -32,18 +36,22 @@ void load_job_identify(struct load_job *job)
 {
     size_t n = job->n_fds;
     job->n_fds = 0;
+    worker_file_begin();
     if (n > 0)
         job->status = source_open_fds(job->fds, n, &job->source, &job->fault);
     else
         open_path(job);
     if (n > 0 && job->status == 0)
         job->status = access_read(job->source, NULL, &job->facts, &job->fault);
+    if (job->source)
+        source_set_owner(job->source, job->closer, job->uid);
+    worker_file_end();
 }
 
 static bool converts_nothing(const struct plan *plan)
 {
     for (size_t i = 0; i < plan->model->n_tensors; i++)
-        if (plan->placements[i].convert != FORM_NATIVE)
+        if (plan->places[i].convert != FORM_NATIVE)
             return false;
     return true;
 }
@@ -71,7 +79,7 @@ static int plan_model(struct load_job *job)
 
 void load_job_lay_out(struct load_job *job)
 {
-    job->status = source_read_headers(job->opened, &job->header, &job->gguf_fault, &job->file);
+    job->status = source_read_headers(job->opened, &job->header, &job->header_fault, &job->file);
     if (job->status == 0)
         job->status = plan_model(job);
     else
@@ -108,14 +116,14 @@ void load_job_open(struct load_job *job)
 
 static int read_again(struct load_job *job)
 {
-    struct gguf *header;
+    struct model_header *header;
     if (!source_same_sizes(job->opened, job->source))
         return -ESTALE;
-    int r = source_read_headers(job->source, &header, &job->gguf_fault, &job->file);
+    int r = source_read_headers(job->source, &header, &job->header_fault, &job->file);
     if (r < 0)
         return r == -EBADMSG || r == -ENODATA ? -ESTALE : r;
-    const bool same = gguf_same(job->known, header);
-    gguf_free(header);
+    const bool same = model_header_same(job->known, header);
+    model_header_free(header);
     return same ? 0 : -ESTALE;
 }
 
@@ -131,7 +139,7 @@ void load_job_look_again(struct load_job *job)
     if (job->status == 0)
         return;
     device_fault_set(&job->fault, 0, "pread", -job->status, strerror(-job->status));
-    source_free(job->source);
+    source_discard(job->source);
     job->source = NULL;
 }
 
@@ -140,7 +148,7 @@ static void take_arena(struct load_job *job, const struct extent *gaps, size_t n
     struct device *device = job->device;
     job->status = device_arena_new(device, job->planned->arena_bytes, gaps, n_gaps, &job->arena, &job->fault);
     struct device_fault unused;
-    if (job->status == -ENOMEM && device->ops->memory_free(device, &job->memory_free, &unused) < 0)
+    if (job->status == -ENOMEM && device_memory_free(device, &job->memory_free, &unused) < 0)
         job->memory_free = 0;
 }
 
@@ -165,7 +173,8 @@ void load_job_allocate(struct load_job *job)
     job->elapsed_ns = uv_hrtime() - begin;
 }
 
-/* How much of a copy in pinned memory is put at once: it needs no slot, and the bus rests between two copies. */
+/* How many bytes of a copy in pinned memory go to the device in one transfer. These need no slot. Between two transfers
+ * the bus is idle for a moment, so a transfer is large. */
 #define PINNED_CHUNK ((size_t)64 << 20)
 
 void load_job_reallocate(struct load_job *job)
@@ -191,7 +200,7 @@ void load_job_publish(struct load_job *job)
             return;
         gguf_prepare();
     }
-    job->status = job->device->ops->arena_export(job->filled, &job->export, &job->fault);
+    job->status = device_arena_export(job->device, job->filled, &job->export, &job->fault);
 }
 
 void load_job_seal(struct load_job *job)
@@ -200,7 +209,7 @@ void load_job_seal(struct load_job *job)
         job->status = source_check_untouched(job->opened, &job->fault);
     job->of_file = job->status < 0;
     if (job->status == 0)
-        job->status = job->device->ops->arena_seal(job->filled, &job->fault);
+        job->status = device_arena_seal(job->device, job->filled, &job->fault);
     struct device_fault unused;
     if (job->status == 0 && job->judged && access_read(job->judged, job->before, &job->facts, &unused) < 0)
         job->facts = NULL;
@@ -215,6 +224,12 @@ void load_job_release(struct load_job *job)
 {
     device_arena_free(job->device, job->filled, job->planned->arena_bytes);
     job->filled = NULL;
+}
+
+bool load_job_uses_files(const struct load_job *job)
+{
+    return job->run == load_job_identify || job->run == load_job_lay_out || job->run == load_job_open ||
+           job->run == load_job_look_again || job->run == load_job_seal;
 }
 
 const char *load_job_name(const struct load_job *job)
@@ -237,7 +252,7 @@ const char *load_job_name(const struct load_job *job)
 void load_job_forget(struct load_job *job)
 {
     plan_free(job->plan);
-    gguf_free(job->header);
+    model_header_free(job->header);
     job->plan = NULL;
     job->header = NULL;
 }
@@ -246,9 +261,9 @@ void load_job_clear(struct load_job *job)
 {
     assert(!job->arena);
     while (job->n_fds > 0)
-        close(job->fds[--job->n_fds]);
+        closer_close(job->closer, job->uid, job->fds[--job->n_fds]);
     publication_clear(&job->published);
-    manifest_parts_free(&job->parts);
+    manifest_parsed_free(&job->parsed);
     free(job->text);
     job->text = NULL;
     load_job_forget(job);

@@ -4,7 +4,7 @@
 #include "daemon/base/worker.h"
 #include "daemon/device/device.h"
 #include "daemon/device/devices.h"
-#include "daemon/gguf/gguf.h"
+#include "daemon/header/model_header.h"
 #include "daemon/model/access.h"
 #include "daemon/model/manifest.h"
 #include "daemon/model/plan.h"
@@ -23,7 +23,9 @@ struct load_job {
 
     /* In. All borrowed, except the descriptors: load_job_identify() takes them over. */
     int fds[SOURCE_FILES_MAX];
-    size_t n_fds; /* 0: open `path` */
+    size_t n_fds;          /* 0: open `path` */
+    struct closer *closer; /* and `uid`, who loads: for the source, and for descriptors that no step took */
+    uid_t uid;
     const char *path;
     bool trusted; /* may load, by path, files that are not world-readable */
     struct source *opened;
@@ -32,7 +34,7 @@ struct load_job {
     const struct forms *forms;
     const struct layout *layout;
     const struct plan *planned;
-    const struct gguf *known; /* the header as it was read before */
+    const struct model_header *known; /* the header as it was read before */
     bool decode_on_cpu;
     struct arena *filled;
     struct access_facts *before;                  /* of the files of `judged`, as they were; the job's reference */
@@ -46,7 +48,7 @@ struct load_job {
     int status;
     bool refused; /* with -EACCES of load_job_identify(): the daemon refused, not open() */
     struct device_fault fault;
-    struct gguf_fault gguf_fault;
+    struct header_fault header_fault;
     bool of_file;                     /* the error of load_job_seal() is the file's, not the device's */
     bool of_host;                     /* with -ENOMEM: the job itself had no memory; false: the device had none */
     size_t tensor;                    /* with -ENOTSUP: index of the tensor */
@@ -55,13 +57,13 @@ struct load_job {
     struct source *source;
     struct shard_paths ambiguous; /* with -ENOTUNIQ of load_job_identify(): files that may be the same one of a model */
     struct access_facts *facts;   /* of the source's files */
-    struct gguf *header;
+    struct model_header *header;
     struct plan *plan;
     struct arena *arena;
     struct device_export export; /* the arena's */
     struct publication published;
     bool pinned;                          /* of load_job_reallocate(): the device copies from host memory by itself */
-    struct manifest_parts parts;          /* made of a creation's list of tensors */
+    struct manifest_parsed parsed;        /* made of a creation's list of tensors */
     struct manifest_fault manifest_fault; /* with -EBADMSG of a creation's steps */
     char *text;                           /* of load_job_lend() */
     uint64_t reach[DEVICES_MAX];          /* of each device in `among`, for survey_note() */
@@ -127,6 +129,9 @@ void load_job_nothing(struct load_job *job);
 
 /* filled, device → nothing. Frees the arena. */
 void load_job_release(struct load_job *job);
+
+/* Whether the step that `run` does reads files, or asks for their state. */
+bool load_job_uses_files(const struct load_job *job);
 
 /* The name of the step that `run` does: "parse", "allocate", ... Static. Those of a creation have none: nobody traces
  * it. */

@@ -1,5 +1,6 @@
 #include "daemon/load/verify.h"
 
+#include "daemon/base/json_text.h"
 #include "daemon/base/log.h"
 #include "daemon/base/worker.h"
 #include "daemon/load/failure.h"
@@ -33,6 +34,7 @@ struct verify {
     bool damaged; /* and it is not zero */
     bool checked; /* the last job found that the files did not change while they were read */
     struct verify_job jobs[VERIFY_JOBS];
+    uid_t uid; /* who asked, or whose model it is */
     size_t n_under_way;
     size_t next_chunk;
     uint64_t done_bytes;
@@ -86,7 +88,7 @@ static void verify_tell(struct verify *verify, size_t tensor, uint64_t byte)
     cJSON *mismatch = cJSON_CreateObject();
     cJSON_AddStringToObject(mismatch, "tensor", name);
     cJSON_AddNumberToObject(mismatch, "offset", (double)byte);
-    cJSON_AddItemToArray(verify->mismatches, mismatch);
+    json_append(verify->mismatches, mismatch);
 }
 
 /* The verification fails with the job's error. */
@@ -134,11 +136,24 @@ static void verify_worked(struct work *work)
     verify_turn(verifies);
 }
 
+/* Jobs that wait for a file that does not answer: other verifications do not wait for them. */
+static size_t jobs_held_up(const struct verifies *verifies)
+{
+    size_t n = 0;
+    const struct verify *verify;
+    TAILQ_FOREACH(verify, &verifies->list, link)
+    {
+        for (size_t i = 0; i < VERIFY_JOBS; i++)
+            n += work_held_up(&verify->jobs[i].work);
+    }
+    return n;
+}
+
 /* True if another job may be queued: verifications leave half of the workers to loads. */
 static bool verify_may(const struct verifies *verifies)
 {
     const unsigned workers = verifies->core->workers;
-    return verifies->n_jobs < (workers > 2 ? workers / 2 : 1);
+    return verifies->n_jobs - jobs_held_up(verifies) < (workers > 2 ? workers / 2 : 1);
 }
 
 static void verify_queue(struct verify *verify, struct verify_job *job, void (*run)(struct verify_job *job),
@@ -151,7 +166,9 @@ static void verify_queue(struct verify *verify, struct verify_job *job, void (*r
     job->of_file = false;
     verify->n_under_way++;
     verify->verifies->n_jobs++;
-    worker_queue(verify->verifies->core->queue, &job->work, job, verify_work, verify_worked);
+    const struct source *source = verify->comparison.source ? verify->comparison.source : verify->comparison.loaded;
+    const struct work_reads reads = source_reads(source, verify->uid);
+    worker_queue_reading(verify->verifies->core->queue, &job->work, &reads, job, verify_work, verify_worked);
 }
 
 /* All bytes are the same. The model gets its files as they are now, or those that were given. If a path of these files
@@ -165,7 +182,7 @@ static void verify_renew(struct verify *verify)
         model_set_source(model, source_ref(c->source));
     else if (c->renewed)
         model_set_source(model, source_ref(c->renewed));
-    model->changed = elsewhere;
+    model_set_changed(model, elsewhere);
 }
 
 /* The file has other bytes than the model. The caller of verify_compare() notes it itself, if it still waits. */
@@ -189,7 +206,7 @@ static cJSON *verify_describe(struct verify *verify)
     cJSON *reply = cJSON_CreateObject();
     cJSON_AddNumberToObject(reply, "tensors", (double)model->header->n_tensors);
     cJSON_AddNumberToObject(reply, "bytes", (double)verify->comparison.plan->model_bytes);
-    cJSON_AddItemToObject(reply, "mismatches", verify->mismatches);
+    json_add_item(reply, "mismatches", verify->mismatches);
     verify->mismatches = NULL;
     cJSON_AddBoolToObject(reply, "replaced", verify->comparison.replaced);
     return reply;
@@ -287,6 +304,7 @@ static int verify_new(struct verifies *verifies, struct model *model, struct cal
     }
     verify->verifies = verifies;
     verify->model = model;
+    verify->uid = call ? conn_uid(call->conn) : model->uid;
     verify->comparison = (struct comparison){.model = model, .loaded = source_ref(model->source)};
     verify->began = uv_hrtime();
     TAILQ_INSERT_TAIL(&verifies->list, verify, link);
@@ -374,7 +392,7 @@ static void verify_report(struct verify *verify)
         .elapsed_ns = uv_hrtime() - verify->began,
     };
     cJSON *reply = cJSON_CreateObject();
-    cJSON_AddItemToObject(reply, "progress", describe_progress("verifying", &progress));
+    json_add_item(reply, "progress", describe_progress("verifying", &progress));
     (void)call_continue(verify->call, reply);
 }
 
@@ -401,6 +419,29 @@ void verifies_report(struct verifies *verifies)
     {
         verify_report(verify);
     }
+}
+
+void verifies_lose_device(struct verifies *verifies, const struct device *device)
+{
+    struct verify *next;
+    for (struct verify *verify = TAILQ_FIRST(&verifies->list); verify; verify = next) {
+        next = TAILQ_NEXT(verify, link);
+        if (verify->model->device != device)
+            continue;
+        struct call *call = verify->call;
+        verify->call = NULL;
+        verify->ending = true;
+        if (call) {
+            call->abandoned = NULL;
+            call_fail(call, WIRE_DeviceError, describe_device_lost(device, "verify"));
+        }
+        verify_step(verify);
+    }
+}
+
+void verifies_held_up(struct verifies *verifies)
+{
+    verify_turn(verifies);
 }
 
 void verifies_end(struct verifies *verifies, enum wire_error error)

@@ -48,5 +48,11 @@ size_t verifies_count(const struct verifies *verifies);
 /* Reports progress to the calls that wait. Called several times a second. */
 void verifies_report(struct verifies *verifies);
 
+/* Jobs that read files begin to hang, or go on: others take their place. */
+void verifies_held_up(struct verifies *verifies);
+
+/* A device is lost because a call of its driver does not return: calls that wait for it are answered. */
+void verifies_lose_device(struct verifies *verifies, const struct device *device);
+
 /* Ends all verifications early. Their calls fail with `error`. */
 void verifies_end(struct verifies *verifies, enum wire_error error);

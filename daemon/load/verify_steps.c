@@ -1,6 +1,8 @@
 #include "daemon/load/verify_steps.h"
 
-#include "daemon/load/fill.h"
+#include "daemon/load/chunk_part.h"
+#include "daemon/model/source_compare.h"
+#include "daemon/model/source_look.h"
 #include "proto/min.h"
 
 #include <errno.h>
@@ -40,7 +42,7 @@ static int64_t piece_compare(const struct piece *piece, const uint8_t *expected,
 static int read_memory(const struct model *model, uint64_t offset, void *dst, size_t size, struct device_fault *fault)
 {
     if (!model->cache)
-        return model->device->ops->arena_read(model->arena, offset, dst, size, fault);
+        return device_arena_read(model->device, model->arena, offset, dst, size, fault);
     memcpy(dst, (const uint8_t *)model->cache + offset, size);
     return 0;
 }
@@ -56,9 +58,10 @@ static void note(struct verify_job *job, size_t tensor, uint64_t byte)
 void verify_job_chunk(struct verify_job *job)
 {
     const struct comparison *c = job->comparison;
-    const struct part whole = {.first_piece = job->chunk->first_piece, .n_pieces = job->chunk->n_pieces};
+    const struct chunk_part whole = {.first_piece = job->chunk->first_piece, .n_pieces = job->chunk->n_pieces};
     struct fill_count count = {0};
-    job->status = fill_read(c->source, c->plan, job->chunk, &whole, job->expected, &count, &job->fault);
+    const struct input input = {.source = c->source, .shard = job->chunk->shard};
+    job->status = chunk_part_decode(&input, c->plan, job->chunk, &whole, job->expected, &count, &job->fault);
     if (job->status < 0) {
         job->of_file = true;
         return;
@@ -71,7 +74,7 @@ void verify_job_chunk(struct verify_job *job)
         int64_t at = piece_compare(piece, job->expected + piece->slot_offset, job->actual);
         const uint32_t tensor = c->plan->piece_tensors[i];
         if (at >= 0)
-            note(job, tensor, piece->arena_offset - c->plan->placements[tensor].offset + (uint64_t)at);
+            note(job, tensor, piece->arena_offset - c->plan->places[tensor].offset + (uint64_t)at);
     }
 }
 
@@ -116,8 +119,8 @@ void verify_job_padding(struct verify_job *job)
         return;
     }
     for (size_t i = 0; i < n; i++) {
-        const struct placement *placement = &plan->placements[i];
-        endings[i] = (struct ending){i, placement->offset, placement->offset + placement->bytes};
+        const struct tensor_place *place = &plan->places[i];
+        endings[i] = (struct ending){i, place->offset, place->offset + place->bytes};
     }
     qsort(endings, n, sizeof(*endings), by_offset);
     const struct ending *last = endings; /* of those before, the one that ends last */
@@ -136,7 +139,7 @@ void verify_job_check(struct verify_job *job)
     struct device_fault unused;
     if (job->status == 0 && c->touched && !c->moves && source_same_files(c->loaded, c->source) &&
         source_reopen(c->loaded, &c->renewed, &unused) == 0 && !source_equal(c->renewed, c->source)) {
-        source_free(c->renewed);
+        source_discard(c->renewed);
         c->renewed = NULL;
     }
     c->replaced = source_replaced(c->touched && c->moves ? c->source : c->loaded);
@@ -145,15 +148,15 @@ void verify_job_check(struct verify_job *job)
 static int compare_headers(struct verify_job *job)
 {
     struct comparison *c = job->comparison;
-    struct gguf *header;
-    struct gguf_fault unused;
+    struct model_header *header;
+    struct header_fault unused;
     size_t file;
     int r = source_read_headers(c->source, &header, &unused, &file);
     if (r < 0 && r != -EBADMSG)
         return device_fault_set(&job->fault, r, "pread", -r, strerror(-r));
-    c->stale = r == -EBADMSG || !gguf_same(c->model->header, header);
+    c->stale = r == -EBADMSG || !model_header_same(c->model->header, header);
     if (r == 0)
-        gguf_free(header);
+        model_header_free(header);
     return 0;
 }
 

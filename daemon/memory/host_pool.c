@@ -32,13 +32,13 @@ struct host_pool {
     struct work work;
 };
 
-/* So much more has to be free when the memory is taken: a kernel that has none left kills processes. */
+/* So many more bytes have to be free when the memory is taken: if the kernel has none left, it kills processes. */
 #define MARGIN ((uint64_t)256 << 20)
 
 static int take_pages(struct host_pool *pool)
 {
     uint64_t available;
-    if (pool->host->ops->memory_free((struct device *)pool->host, &available, &pool->fault) == 0 &&
+    if (device_memory_free((struct device *)pool->host, &available, &pool->fault) == 0 &&
         available < pool->bytes + MARGIN)
         return device_fault_set(&pool->fault, -ENOMEM, "mmap", ENOMEM, "the host has not so much free");
     void *memory = mmap(NULL, pool->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -55,8 +55,11 @@ static void make_work(struct work *work)
     struct host_pool *pool = work->data;
     worker_step_back();
     pool->status = take_pages(pool);
+    /* It takes longer the more memory there is, so the device does not count as lost if this takes long. */
+    worker_device_begin();
     if (pool->status == 0)
         pool->status = pool->device->ops->host_register(pool->device, pool->memory, pool->bytes, &pool->fault);
+    worker_device_end();
     if (pool->status < 0 && pool->memory) {
         munmap(pool->memory, pool->bytes);
         pool->memory = NULL;
@@ -111,7 +114,7 @@ void host_pool_free(struct host_pool *pool)
     if (!pool)
         return;
     assert(TAILQ_EMPTY(&pool->runs));
-    if (pool->memory) {
+    if (pool->memory && !atomic_load(&pool->device->hung)) { /* else its driver would be called */
         pool->device->ops->host_unregister(pool->device, pool->memory);
         munmap(pool->memory, pool->bytes);
     }

@@ -15,7 +15,6 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 
 /* If a client does not end its lease on a draining model within this time, the journal names the client. */
 #define DRAIN_NOTICE_NS ((uint64_t)30 * 1000000000u)
@@ -30,7 +29,7 @@ struct unload {
     struct model *model;
     struct call *call;   /* NULL: no client waits for this */
     struct claim *claim; /* the claim that the memory is for; NULL: none */
-    bool kept;           /* beyond this process: see struct residency */
+    bool stored;         /* beyond this process: see struct residency */
     bool save;
     struct save *saving; /* NULL: not requested, or no memory */
     void *room;          /* pinned memory for the copy; NULL: `saving` takes other memory */
@@ -53,7 +52,7 @@ static void unload_abandoned(struct call *call)
 static void *save_pinned(struct model *model, void *room, bool *ret_lost)
 {
     struct device_fault fault;
-    int r = model->device->ops->arena_save(model->arena, 0, room, model->plan->arena_bytes, &fault);
+    int r = device_arena_save(model->device, model->arena, 0, room, model->plan->arena_bytes, &fault);
     *ret_lost = r == -ENODEV;
     return r < 0 ? NULL : room;
 }
@@ -63,12 +62,12 @@ static void free_arena(struct unload *unload)
 {
     struct device *device = unload->model->device;
     struct device_fault unused;
-    unload->spared = unload->spare && spared_leave(&unload->residency->spared, unload->model, unload->kept);
+    unload->spared = unload->spare && spared_leave(&unload->residency->spared, unload->model, unload->stored);
     if (unload->spared)
         return;
-    unload->told = device->ops->memory_free(device, &unload->free_before, &unused) == 0;
+    unload->told = device_memory_free(device, &unload->free_before, &unused) == 0;
     device_arena_free(device, unload->model->arena, unload->model->plan->arena_bytes);
-    unload->told = unload->told && device->ops->memory_free(device, &unload->free_after, &unused) == 0;
+    unload->told = unload->told && device_memory_free(device, &unload->free_after, &unused) == 0;
 }
 
 /* What the journal gets of a model beside a line. Valid as long as the model. */
@@ -89,7 +88,7 @@ static void unload_work(struct work *work)
         unload->saved = save_pinned(unload->model, unload->room, &unload->lost);
     else if (unload->saving)
         unload->saved = save_run(unload->saving, &unload->lost);
-    if (unload->kept)
+    if (unload->stored)
         unload->residency->left(unload->residency->keeper);
     free_arena(unload);
 }
@@ -112,7 +111,7 @@ static void unload_worked(struct work *work)
     if (unload->lost)
         residency_lose_device(residency, model->device);
     if (unload->room && !unload->saved && !unload->lost) /* a GPU that is lost may still be writing there */
-        host_pool_give(residency->pool, unload->room);
+        host_pool_give(residency->cache.pool, unload->room);
     if (unload->saved) {
         model->cache = unload->saved;
         model->cache_pinned = unload->room;
@@ -127,7 +126,7 @@ static void unload_worked(struct work *work)
         if (!residency->core->stopping) /* else the service manager may keep it for the next daemon */
             log_client_fields(LOG_LEVEL_INFO, &fields, "model=%s id=%" PRIu64 " unloaded", model->name, model->id);
         if (unload->save)
-            residency->cache_used -= model->plan->arena_bytes;
+            residency->cache.used -= model->plan->arena_bytes;
         events_emit(residency->events, "unloaded", model, NULL);
         registry_remove(residency->registry, model);
     }
@@ -158,9 +157,10 @@ static bool unload_begin(struct residency *residency, struct model *model, struc
     /* A load that waits for the memory gains nothing by it, unless it gets this very arena. */
     unload->spare = !residency->core->stopping && (!claim || model->arena_own);
     model_move(model, save ? MODEL_SAVING : MODEL_UNLOADING);
-    unload->kept = residency->leaves && residency->leaves(residency->keeper, model);
+    unload->stored = residency->leaves && residency->leaves(residency->keeper, model);
     if (save && !room)
-        unload->saving = save_new(residency->core, model, devices_host(residency->devices), residency->lock_memory);
+        unload->saving =
+            save_new(residency->core, model, devices_host(residency->devices), residency->cache.lock_memory);
     core_job_begin(residency->core);
     worker_queue(residency->core->queue, &unload->work, unload, unload_work, unload_worked);
     return true;
@@ -169,7 +169,7 @@ static bool unload_begin(struct residency *residency, struct model *model, struc
 void residency_unload(struct residency *residency, struct model *model, struct call *call)
 {
     if (model->state == MODEL_CACHED) {
-        residency_forget(residency, model);
+        host_cache_forget(&residency->cache, model);
         if (call)
             call_reply(call, describe_state("unloaded"), NULL, 0);
     } else if (!unload_begin(residency, model, call, NULL, false, NULL) && call)
@@ -181,7 +181,7 @@ void residency_drain(struct residency *residency, struct model *model, double se
     const uint64_t now = uv_hrtime();
     const uint64_t ends = seconds > 0 ? now + seconds_to_ns(seconds) : UINT64_MAX;
     model_move(model, MODEL_DRAINING);
-    model->pinned = false; /* it goes */
+    model_set_pinned(model, false); /* it goes */
     /* A second request does not make the drain end later than the first one said. */
     model->drain_ends = model->drains > 0 ? min_u64(model->drain_ends, ends) : ends;
     if (model->drains == 0)
@@ -191,99 +191,6 @@ void residency_drain(struct residency *residency, struct model *model, double se
     residency_idle(residency, model);
 }
 
-/* --- the copies in host memory --- */
-
-/* A copy that a worker unmaps. Freeing so many pages would block the loop for too long. */
-struct drop {
-    struct residency *residency;
-    void *memory;
-    uint64_t bytes;
-    struct work work;
-};
-
-static void drop_work(struct work *work)
-{
-    struct drop *drop = work->data;
-    worker_step_back();
-    munmap(drop->memory, drop->bytes);
-}
-
-static void drop_worked(struct work *work)
-{
-    struct drop *drop = work->data;
-    struct residency *residency = drop->residency;
-    free(drop);
-    core_job_end(residency->core);
-}
-
-void residency_cache_drop(struct residency *residency, struct model *model)
-{
-    if (!model->cache)
-        return;
-    if (model->cache_pinned) {
-        host_pool_give(residency->pool, model->cache);
-        model->cache = NULL;
-        model->cache_pinned = false;
-        residency->cache_used -= model->plan->arena_bytes;
-        return;
-    }
-    struct drop *drop = malloc(sizeof(*drop));
-    if (drop) {
-        *drop = (struct drop){.residency = residency, .memory = model->cache, .bytes = model->plan->arena_bytes};
-        core_job_begin(residency->core);
-        worker_queue(residency->core->queue, &drop->work, drop, drop_work, drop_worked);
-    } else
-        munmap(model->cache, model->plan->arena_bytes);
-    model->cache = NULL;
-    residency->cache_used -= model->plan->arena_bytes;
-}
-
-void residency_forget(struct residency *residency, struct model *model)
-{
-    assert(model->state == MODEL_CACHED);
-    residency_cache_drop(residency, model);
-    const struct log_fields fields = fields_of(model, MESSAGE_MODEL_UNLOADED);
-    log_client_fields(LOG_LEVEL_INFO, &fields, "model=%s id=%" PRIu64 " dropped from host memory", model->name,
-                      model->id);
-    events_emit(residency->events, "unloaded", model, NULL);
-    registry_remove(residency->registry, model);
-    core_changed(residency->core);
-}
-
-/* Drops the cached model that was used the longest ago, but never a pinned one. Returns false if there is none: the
- * others are just being saved, compared or loaded back. */
-static bool cache_drop_oldest(struct residency *residency)
-{
-    struct model *model, *oldest = NULL;
-    TAILQ_FOREACH(model, &residency->registry->models, link)
-    {
-        if (model->state == MODEL_CACHED && admission_may_go(model) &&
-            (!oldest || model->idle_since < oldest->idle_since))
-            oldest = model;
-    }
-    if (oldest)
-        residency_forget(residency, oldest);
-    return oldest != NULL;
-}
-
-/* Makes room in host memory for the copy of a model that is evicted from a GPU. *ret_room: pinned memory, which is
- * taken; NULL: the copy is ordinary memory. */
-static bool cache_make_room(struct residency *residency, const struct device *device, uint64_t bytes, void **ret_room)
-{
-    *ret_room = NULL;
-    if (bytes > residency->cache_size || host_pool_state(residency->pool) == HOST_POOL_MAKING)
-        return false;
-    while (residency->cache_used + bytes > residency->cache_size)
-        if (!cache_drop_oldest(residency))
-            return false;
-    if (!host_pool_serves(residency->pool, device))
-        return host_pool_state(residency->pool) == HOST_POOL_NONE;
-    while (!(*ret_room = host_pool_take(residency->pool, bytes)))
-        if (!cache_drop_oldest(residency))
-            return false;
-    return true;
-}
-
 /* --- making room --- */
 
 static bool evict(struct residency *residency, struct model *model, struct claim *claim)
@@ -291,14 +198,15 @@ static bool evict(struct residency *residency, struct model *model, struct claim
     uint64_t bytes = model->plan->arena_bytes;
     const bool lost = model->state == MODEL_FAILED;
     void *room = NULL;
-    bool save = !lost && !device_is_host(model->device) && cache_make_room(residency, model->device, bytes, &room);
+    bool save =
+        !lost && !device_is_host(model->device) && host_cache_make_room(&residency->cache, model->device, bytes, &room);
     if (!unload_begin(residency, model, NULL, claim, save, room)) {
         if (room)
-            host_pool_give(residency->pool, room);
+            host_pool_give(residency->cache.pool, room);
         return false;
     }
     if (save)
-        residency->cache_used += bytes;
+        residency->cache.used += bytes;
     counters_eviction(&residency->core->counters, bytes);
     log_client_fields(LOG_LEVEL_INFO,
                       (&(const struct log_fields){.id = MESSAGE_MODEL_EVICTED,
@@ -424,7 +332,7 @@ static void reap(uv_timer_t *timer)
         if (ends > now)
             next = min_u64(next, ends);
         else if (model->state == MODEL_CACHED)
-            residency_forget(residency, model);
+            host_cache_forget(&residency->cache, model);
         else if (unload_begin(residency, model, NULL, NULL, false, NULL))
             log_client_fields(LOG_LEVEL_INFO,
                               (&(const struct log_fields){
@@ -445,7 +353,8 @@ void residency_idle(struct residency *residency, struct model *model)
         return;
     const bool cached = model->state == MODEL_CACHED;
     if (cached && model_nameless(model) && !model_in_use(model) && !model->load) {
-        residency_forget(residency, model); /* it lost its names while it was saved, or compared with its file */
+        host_cache_forget(&residency->cache,
+                          model); /* it lost its names while it was saved, or compared with its file */
         residency->freed(residency->context);
         return;
     }
@@ -461,22 +370,15 @@ void residency_idle(struct residency *residency, struct model *model)
 int residency_init(struct residency *residency)
 {
     residency->reaper.data = residency;
+    residency->cache.core = residency->core;
+    residency->cache.devices = residency->devices;
+    residency->cache.registry = residency->registry;
+    residency->cache.events = residency->events;
     residency->spared.core = residency->core;
     residency->spared.devices = residency->devices;
     residency->spared.registry = residency->registry;
     int r = spared_init(&residency->spared);
     return r < 0 ? r : uv_timer_init(residency->core->loop, &residency->reaper);
-}
-
-void residency_pin_cache(struct residency *residency)
-{
-    residency->pool = host_pool_new(residency->core, residency->devices, residency->cache_size);
-}
-
-void residency_unpin_cache(struct residency *residency)
-{
-    host_pool_free(residency->pool);
-    residency->pool = NULL;
 }
 
 void residency_close(struct residency *residency)

@@ -12,7 +12,7 @@
 #include "daemon/base/core.h"
 #include "daemon/device/devices.h"
 #include "daemon/memory/admission.h"
-#include "daemon/memory/host_pool.h"
+#include "daemon/memory/host_cache.h"
 #include "daemon/memory/spared.h"
 #include "daemon/model/registry.h"
 
@@ -28,11 +28,8 @@ struct residency {
     struct devices *devices;
     struct registry *registry;
     struct events *events;
-    uint64_t cache_size;    /* the most bytes of host memory for models that a GPU has no room for */
-    uint64_t cache_used;    /* its ledger: bytes that are in use */
-    bool lock_memory;       /* it is locked */
-    struct host_pool *pool; /* pinned memory for all of them; NULL: none */
-    struct spared spared;   /* arenas of unloaded models; its keep_ns is the caller's to set */
+    struct host_cache cache; /* its size and lock_memory are the caller's to set */
+    struct spared spared;    /* arenas of unloaded models; its keep_ns is the caller's to set */
     /* Unloads models that were idle for too long, and takes the names of models that drain too long. */
     uv_timer_t reaper;
 
@@ -57,12 +54,6 @@ struct claim {
 
 /* The caller has set core, devices, registry and events. 0 or a negative errno. */
 int residency_init(struct residency *residency);
-
-/* Begins to pin the memory for cached models. The devices are open. */
-void residency_pin_cache(struct residency *residency);
-
-/* The devices will be closed next: lets go of what was registered with them. */
-void residency_unpin_cache(struct residency *residency);
 
 /* No unload may be running. The loop closes the timer later, so the struct must live until then. */
 void residency_close(struct residency *residency);
@@ -99,9 +90,3 @@ void residency_lose_device(struct residency *residency, struct device *device);
  * residency. */
 void residency_lease_ended(void *residency, struct model *model);
 void residency_model_failed(void *residency, struct model *model);
-
-/* Frees the model's copy in host memory, if there is one. */
-void residency_cache_drop(struct residency *residency, struct model *model);
-
-/* Frees a cached model's copy and removes the model from the registry. */
-void residency_forget(struct residency *residency, struct model *model);

@@ -78,10 +78,10 @@ static bool copy_piece(struct save *save)
         return false;
     const size_t n = min_u64(PIECE_BYTES, save->bytes - at);
     struct device_fault unused;
-    /* Before the device is read, which several workers may be able to do only one after the other. If the kernel cannot
-     * do this, it provides the pages as they are written. */
+    /* Lets the kernel provide the pages before the device is read, because of some devices only one worker can read at
+     * a time. If the kernel cannot do this, it provides each page when it is first written to. */
     (void)madvise(save->copy + at, n, MADV_POPULATE_WRITE);
-    copied(save, save->model->device->ops->arena_read(save->model->arena, at, save->copy + at, n, &unused));
+    copied(save, device_arena_read(save->model->device, save->model->arena, at, save->copy + at, n, &unused));
     return true;
 }
 
@@ -151,7 +151,7 @@ static uint8_t *take_memory(const struct save *save)
 {
     uint64_t available;
     struct device_fault unused;
-    if (save->host->ops->memory_free(save->host, &available, &unused) == 0 && available < save->bytes)
+    if (device_memory_free(save->host, &available, &unused) == 0 && available < save->bytes)
         return NULL; /* a copy that is too large could make the kernel kill a process */
     uint8_t *copy = mmap(NULL, save->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (copy == MAP_FAILED)

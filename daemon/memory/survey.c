@@ -8,15 +8,11 @@
 
 TAILQ_HEAD(request_list, survey_request);
 
-struct survey {
-    struct core *core;
-    struct devices *devices;
-    struct request_list waiting; /* requests for the next survey */
-    struct request_list asking;  /* requests for the survey that is running */
-    bool under_way;
-    uint64_t asked_at; /* uv_hrtime() when the survey that is running began */
+/* The thread, and what it has. If a driver does not return, the survey takes another one. */
+struct asker {
+    struct survey *survey; /* loop; NULL: it was given up */
     struct letter letter;
-
+    struct mailbox *mailbox;
     pthread_t thread;
     pthread_mutex_t lock;
     pthread_cond_t wake;
@@ -29,70 +25,142 @@ struct survey {
     uint64_t reach[DEVICES_MAX];
 };
 
+struct survey {
+    struct core *core;
+    struct devices *devices;
+    struct request_list waiting; /* requests for the next survey */
+    struct request_list asking;  /* requests for the survey that is running */
+    bool under_way;
+    uint64_t asked_at;   /* uv_hrtime() when the survey that is running began */
+    struct asker *asker; /* NULL: none could be started */
+};
+
 void survey_note(struct device *device, uint64_t reach)
 {
     if (reach > 0)
         device->reach = reach;
 }
 
-static void ask(struct survey *survey)
+static void ask(struct asker *asker)
 {
-    for (size_t i = 0; i < survey->n; i++) {
+    for (size_t i = 0; i < asker->n; i++) {
         struct device_fault unused;
-        if (device_survey(survey->asked[i], &survey->reach[i], &unused) < 0)
-            survey->reach[i] = 0;
+        if (device_survey(asker->asked[i], &asker->reach[i], &unused) < 0)
+            asker->reach[i] = 0;
     }
 }
 
 static void *work(void *context)
 {
-    struct survey *survey = context;
-    pthread_mutex_lock(&survey->lock);
+    struct asker *asker = context;
+    pthread_mutex_lock(&asker->lock);
     for (;;) {
-        while (!survey->wanted && !survey->ends)
-            pthread_cond_wait(&survey->wake, &survey->lock);
-        if (survey->ends)
+        while (!asker->wanted && !asker->ends)
+            pthread_cond_wait(&asker->wake, &asker->lock);
+        if (asker->ends)
             break;
-        survey->wanted = false;
-        pthread_mutex_unlock(&survey->lock);
-        ask(survey);
-        mailbox_post(survey->core->mailbox, &survey->letter);
-        pthread_mutex_lock(&survey->lock);
+        asker->wanted = false;
+        pthread_mutex_unlock(&asker->lock);
+        ask(asker);
+        mailbox_post(asker->mailbox, &asker->letter);
+        pthread_mutex_lock(&asker->lock);
     }
-    pthread_mutex_unlock(&survey->lock);
+    pthread_mutex_unlock(&asker->lock);
     return NULL;
 }
 
+static void answered(struct letter *letter);
+
+static int asker_new(struct survey *survey, struct asker **ret)
+{
+    struct asker *asker = calloc(1, sizeof(*asker));
+    if (!asker)
+        return -ENOMEM;
+    asker->survey = survey;
+    asker->mailbox = survey->core->mailbox;
+    asker->letter.deliver = answered;
+    pthread_mutex_init(&asker->lock, NULL);
+    pthread_cond_init(&asker->wake, NULL);
+    int r = -pthread_create(&asker->thread, NULL, work, asker);
+    if (r < 0) {
+        free(asker);
+        return r;
+    }
+    *ret = asker;
+    return 0;
+}
+
+/* The thread asks nothing now. */
+static void asker_free(struct asker *asker)
+{
+    pthread_mutex_lock(&asker->lock);
+    asker->ends = true;
+    pthread_cond_signal(&asker->wake);
+    pthread_mutex_unlock(&asker->lock);
+    pthread_join(asker->thread, NULL);
+    pthread_mutex_destroy(&asker->lock);
+    pthread_cond_destroy(&asker->wake);
+    free(asker);
+}
+
+static void survey_end(struct survey *survey);
+
 static void begin(struct survey *survey)
 {
+    struct asker *asker = survey->asker;
     survey->under_way = true;
     survey->asked_at = uv_hrtime();
     TAILQ_CONCAT(&survey->asking, &survey->waiting, link);
-    survey->n = 0;
+    core_job_begin(survey->core);
+    if (!asker && asker_new(survey, &survey->asker) < 0) {
+        survey_end(survey); /* what is known has to do */
+        return;
+    }
+    asker = survey->asker;
+    asker->n = 0;
     for (size_t i = 0; i < survey->devices->n; i++)
         if (!survey->devices->devices[i]->failed)
-            survey->asked[survey->n++] = survey->devices->devices[i];
-    core_job_begin(survey->core);
-    pthread_mutex_lock(&survey->lock);
-    survey->wanted = true;
-    pthread_cond_signal(&survey->wake);
-    pthread_mutex_unlock(&survey->lock);
+            asker->asked[asker->n++] = survey->devices->devices[i];
+    pthread_mutex_lock(&asker->lock);
+    asker->wanted = true;
+    pthread_cond_signal(&asker->wake);
+    pthread_mutex_unlock(&asker->lock);
 }
 
-static void answered(struct letter *letter)
+/* The survey is over. If this was the last job the daemon ends, and `survey` may be freed. */
+static void survey_end(struct survey *survey)
 {
-    struct survey *survey = (struct survey *)((char *)letter - offsetof(struct survey, letter));
-    survey->under_way = false;
-    for (size_t i = 0; i < survey->n; i++)
-        survey_note(survey->asked[i], survey->reach[i]);
     struct survey_request *request;
+    survey->under_way = false;
     while ((request = TAILQ_FIRST(&survey->asking))) {
         TAILQ_REMOVE(&survey->asking, request, link);
         request->done(request);
     }
     if (!TAILQ_EMPTY(&survey->waiting))
         begin(survey);
-    core_job_end(survey->core); /* if this was the last job the daemon ends: `survey` may be freed now */
+    core_job_end(survey->core);
+}
+
+static void answered(struct letter *letter)
+{
+    struct asker *asker = (struct asker *)((char *)letter - offsetof(struct asker, letter));
+    struct survey *survey = asker->survey;
+    if (!survey) {
+        asker_free(asker);
+        return;
+    }
+    for (size_t i = 0; i < asker->n; i++)
+        survey_note(asker->asked[i], asker->reach[i]);
+    survey_end(survey);
+}
+
+void survey_give_up(struct survey *survey)
+{
+    if (!survey->under_way)
+        return;
+    survey->asker->survey = NULL;
+    survey->asker = NULL;
+    survey_end(survey);
 }
 
 int survey_new(struct core *core, struct devices *devices, struct survey **ret)
@@ -102,12 +170,9 @@ int survey_new(struct core *core, struct devices *devices, struct survey **ret)
         return -ENOMEM;
     survey->core = core;
     survey->devices = devices;
-    survey->letter.deliver = answered;
     TAILQ_INIT(&survey->waiting);
     TAILQ_INIT(&survey->asking);
-    pthread_mutex_init(&survey->lock, NULL);
-    pthread_cond_init(&survey->wake, NULL);
-    int r = -pthread_create(&survey->thread, NULL, work, survey);
+    int r = asker_new(survey, &survey->asker);
     if (r < 0) {
         free(survey);
         return r;
@@ -153,12 +218,7 @@ void survey_free(struct survey *survey)
     if (!survey)
         return;
     assert(!survey->under_way);
-    pthread_mutex_lock(&survey->lock);
-    survey->ends = true;
-    pthread_cond_signal(&survey->wake);
-    pthread_mutex_unlock(&survey->lock);
-    pthread_join(survey->thread, NULL);
-    pthread_mutex_destroy(&survey->lock);
-    pthread_cond_destroy(&survey->wake);
+    if (survey->asker)
+        asker_free(survey->asker);
     free(survey);
 }

@@ -32,6 +32,10 @@ void survey_forget(struct survey *survey, struct survey_request *request);
 /* Whether a driver has not answered a question that was asked before that time, by uv_hrtime(). */
 bool survey_hangs(const struct survey *survey, uint64_t asked_before);
 
+/* A driver does not return: whoever waits for the survey that is running is told what was known before, and the next
+ * one has another thread. */
+void survey_give_up(struct survey *survey);
+
 /* Ends the thread. No survey may be running. NULL is allowed. */
 void survey_free(struct survey *survey);
 

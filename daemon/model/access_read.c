@@ -1,5 +1,6 @@
 #include "daemon/model/access_read.h"
 
+#include "daemon/base/worker.h"
 #include "proto/array.h"
 
 #include <errno.h>
@@ -112,8 +113,9 @@ int access_read(const struct source *source, const struct access_facts *before, 
     struct folders folders = {0};
     struct access_facts *facts = NULL;
     struct access_entry *entries = NULL;
-    if (source->n_files == 0) /* without a file, nobody may read all files: facts about none would say the opposite */
+    if (source->n_files == 0) /* a model without files: facts about no file would permit everybody */
         return device_fault_set(ret_fault, -ENOENT, "fstat", ENOENT, "there is no file");
+    worker_file_begin();
     int r = folders_of(source, &folders);
     const bool placed = r == 0;
     const bool keeps =
@@ -130,6 +132,7 @@ int access_read(const struct source *source, const struct access_facts *before, 
             memcpy(entries + source->n_files, above, n_above * sizeof(*entries));
         r = files_of(source, entries, ret_fault);
     }
+    worker_file_end();
     free(folders.entries);
     if (r < 0) {
         access_facts_unref(facts);

@@ -12,7 +12,7 @@
 
 /* An arrangement that is being made. */
 struct arranger {
-    const struct gguf *model;
+    const struct model_header *model;
     const struct layout *layout;
     struct arrangement *a;
     uint32_t *sorted;                  /* the tensors in ascending order of name */
@@ -26,7 +26,7 @@ struct arranger {
 
 static int name_compare(const void *a, const void *b, void *tensors)
 {
-    const struct gguf_tensor *all = tensors;
+    const struct header_tensor *all = tensors;
     return strcmp(all[*(const uint32_t *)a].name, all[*(const uint32_t *)b].name);
 }
 
@@ -205,7 +205,7 @@ static int groups_unique(struct arranger *r)
 
 /* --- shapes --- */
 
-static bool shapes_join(const struct gguf_tensor *a, const struct gguf_tensor *b)
+static bool shapes_join(const struct header_tensor *a, const struct header_tensor *b)
 {
     bool join = a->type == b->type && a->n_dims == b->n_dims;
     for (uint32_t i = 0; i + 1 < a->n_dims && join; i++)
@@ -217,7 +217,7 @@ static bool shapes_join(const struct gguf_tensor *a, const struct gguf_tensor *b
  * does not fit. */
 static const char *group_shape(const struct arrangement *a, struct arranged_group *group, uint32_t *ret_tensor)
 {
-    const struct gguf_tensor *first = &a->tensors[group->members[0]];
+    const struct header_tensor *first = &a->tensors[group->members[0]];
     const size_t each = group->stack > 0 ? group->stack : group->n_members;
     uint64_t rows = 0, rows_first = 0;
     *ret_tensor = group->members[0];
@@ -226,7 +226,7 @@ static const char *group_shape(const struct arrangement *a, struct arranged_grou
     group->n_dims = first->n_dims > 0 ? first->n_dims : 1;
     memcpy(group->ne, first->ne, sizeof(group->ne));
     for (size_t i = 0; i < group->n_members; i++) {
-        const struct gguf_tensor *tensor = &a->tensors[group->members[i]];
+        const struct header_tensor *tensor = &a->tensors[group->members[i]];
         *ret_tensor = group->members[i];
         if (tensor->type != first->type)
             return "the members have different types";
@@ -248,7 +248,7 @@ static const char *group_shape(const struct arrangement *a, struct arranged_grou
     group->ne[group->n_dims - 1] = rows;
     if (group->stack == 0)
         return NULL;
-    if (group->n_dims == GGUF_DIMS_MAX)
+    if (group->n_dims == HEADER_DIMS_MAX)
         return "the members have too many dimensions to be stacked";
     group->ne[group->n_dims++] = group->n_members / each;
     return NULL;
@@ -359,7 +359,7 @@ static int arranger_run(struct arranger *r, const struct model_heads *heads)
 }
 
 /* Whether anything differs from the file. */
-static bool changes_anything(const struct arrangement *a, const struct gguf *model)
+static bool changes_anything(const struct arrangement *a, const struct model_header *model)
 {
     bool changes = false;
     for (size_t i = 0; i < a->n_groups && !changes; i++)
@@ -370,7 +370,7 @@ static bool changes_anything(const struct arrangement *a, const struct gguf *mod
     return changes;
 }
 
-int arrange(const struct gguf *model, const struct layout *layout, const struct model_heads *heads,
+int arrange(const struct model_header *model, const struct layout *layout, const struct model_heads *heads,
             struct arrangement **ret, struct layout_fault *ret_fault)
 {
     *ret = NULL;
@@ -402,7 +402,7 @@ static bool gathers_same(const struct gather *a, const struct gather *b)
     return same;
 }
 
-static bool tensors_same(const struct gguf_tensor *a, const struct gguf_tensor *b)
+static bool tensors_same(const struct header_tensor *a, const struct header_tensor *b)
 {
     return a->offset == b->offset && a->bytes == b->bytes && a->n_dims == b->n_dims &&
            memcmp(a->ne, b->ne, sizeof(a->ne)) == 0;

@@ -4,7 +4,7 @@
  * An arrangement is immutable once its plan is made; any thread may read it. */
 #pragma once
 
-#include "daemon/gguf/gguf.h"
+#include "daemon/header/model_header.h"
 #include "daemon/model/heads.h"
 #include "daemon/model/layout.h"
 #include "daemon/model/tensor_cut.h"
@@ -23,16 +23,16 @@ struct arranged_group {
     uint32_t stack;
     bool asked; /* the request names the members: it is refused if they cannot be joined; else they stay apart */
     uint32_t n_dims;
-    uint64_t ne[GGUF_DIMS_MAX]; /* as in struct gguf_tensor */
+    uint64_t ne[HEADER_DIMS_MAX]; /* as in struct header_tensor */
 };
 
 struct arrangement {
     size_t n_tensors;
-    struct gguf_tensor *tensors; /* as memory has them: shape, elements and bytes; `offset` is where the first byte is
+    struct header_tensor *tensors; /* as memory has them: shape, elements and bytes; `offset` is where the first byte is
                                     in the file, if the tensor is not gathered */
-    struct gather *gathers;      /* one for each tensor */
-    uint32_t *group_of;          /* index of the tensor's group, or ARRANGED_ALONE */
-    uint32_t *order;             /* the tensors in the order of memory */
+    struct gather *gathers;        /* one for each tensor */
+    uint32_t *group_of;            /* index of the tensor's group, or ARRANGED_ALONE */
+    uint32_t *order;               /* the tensors in the order of memory */
     size_t n_groups;
     struct arranged_group *groups;
     uint32_t *members; /* of all groups */
@@ -42,7 +42,7 @@ struct arrangement {
 /* Arranges a model; layout NULL: layout_none(). Returns 0 and an arrangement that the caller frees, or NULL if the
  * layout changes nothing; -EDOM and the fault if the layout does not fit the model; -ENOMEM. The model outlives the
  * arrangement. */
-int arrange(const struct gguf *model, const struct layout *layout, const struct model_heads *heads,
+int arrange(const struct model_header *model, const struct layout *layout, const struct model_heads *heads,
             struct arrangement **ret, struct layout_fault *ret_fault);
 
 /* Takes a group apart: its members stand alone. Before the plan is made. */

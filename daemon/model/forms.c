@@ -1,5 +1,6 @@
 #include "daemon/model/forms.h"
 
+#include "daemon/base/json_text.h"
 #include "proto/utf8.h"
 
 #include <assert.h>
@@ -117,7 +118,7 @@ bool forms_match(const char *pattern, const char *name)
     return *pattern == '\0';
 }
 
-bool forms_affordable(const struct forms *forms, const struct gguf *model)
+bool forms_affordable(const struct forms *forms, const struct model_header *model)
 {
     uint64_t patterns = 0, names = 0;
     for (size_t i = 0; i < forms->n_rules; i++)
@@ -129,12 +130,12 @@ bool forms_affordable(const struct forms *forms, const struct gguf *model)
 
 /* --- the form of a tensor --- */
 
-static enum form form_asked(const struct forms *forms, const struct gguf_tensor *tensor)
+static enum form form_asked(const struct forms *forms, const struct header_tensor *tensor)
 {
     for (size_t i = forms->n_rules; i-- > 0;)
         if (forms_match(forms->rules[i].match, tensor->name))
             return forms->rules[i].form;
-    if (tensor->keeps)
+    if (tensor->exempt)
         return FORM_NATIVE;
     /* These are norms and biases. They are small: rounding them saves little memory and costs accuracy. */
     const bool narrows = forms->form == FORM_F16 || forms->form == FORM_BF16;
@@ -143,7 +144,7 @@ static enum form form_asked(const struct forms *forms, const struct gguf_tensor 
     return forms->form;
 }
 
-enum form forms_of(const struct forms *forms, const struct gguf_tensor *tensor)
+enum form forms_of(const struct forms *forms, const struct header_tensor *tensor)
 {
     enum form form = form_asked(forms, tensor);
     if (form == FORM_AUTO)
@@ -153,13 +154,27 @@ enum form forms_of(const struct forms *forms, const struct gguf_tensor *tensor)
 
 /* --- requests --- */
 
+/* True if every set in the pattern has its closing bracket. */
+static bool sets_close(const char *pattern)
+{
+    while (pattern && *pattern) {
+        bool unused;
+        if (*pattern == '[')
+            pattern = set_match(pattern + 1, 0, &unused);
+        else
+            pattern += *pattern == '\\' && pattern[1] ? 2 : 1;
+    }
+    return pattern;
+}
+
 /* Finds the pattern and the form of a rule. Sets both to NULL if the rule is not valid. */
 static void rule_read(const cJSON *rule, const char **ret_match, const char **ret_form)
 {
     const cJSON *match = cJSON_GetObjectItemCaseSensitive(rule, "match");
     const cJSON *form = cJSON_GetObjectItemCaseSensitive(rule, "form");
     const bool good = cJSON_IsObject(rule) && cJSON_GetArraySize(rule) == 2 && cJSON_IsString(match) &&
-                      cJSON_IsString(form) && match->valuestring[0] && strlen(match->valuestring) <= FORMS_MATCH_MAX;
+                      cJSON_IsString(form) && match->valuestring[0] && strlen(match->valuestring) <= FORMS_MATCH_MAX &&
+                      sets_close(match->valuestring);
     *ret_match = good ? match->valuestring : NULL;
     *ret_form = good ? form->valuestring : NULL;
 }
@@ -207,7 +222,7 @@ cJSON *forms_rules(const struct forms *forms)
         cJSON *rule = cJSON_CreateObject();
         cJSON_AddStringToObject(rule, "match", forms->rules[i].match);
         cJSON_AddStringToObject(rule, "form", forms_word(forms->rules[i].form));
-        cJSON_AddItemToArray(array, rule);
+        json_append(array, rule);
     }
     return array;
 }

@@ -3,7 +3,7 @@
  * Immutable, with a reference count. Only the loop thread changes the count; any thread may read. */
 #pragma once
 
-#include "daemon/gguf/gguf.h"
+#include "daemon/header/model_header.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -58,7 +58,7 @@ bool forms_equal(const struct forms *a, const struct forms *b);
 /* The form that a tensor gets; never FORM_AUTO. FORM_NATIVE: the bytes of the file. The last rule whose pattern matches
  * the tensor's name decides. If no pattern matches, the form for all tensors is used, with one exception: if that form
  * is f16 or bf16, a tensor of one dimension that is f32 in the file stays f32. */
-enum form forms_of(const struct forms *forms, const struct gguf_tensor *tensor);
+enum form forms_of(const struct forms *forms, const struct header_tensor *tensor);
 
 /* Whether the pattern matches the whole name. * matches any text, ? one character, [a-z] one character of the set,
  * [!a-z] one character that is not in the set. After \ the next character has no special meaning. Both are UTF-8. The
@@ -66,7 +66,7 @@ enum form forms_of(const struct forms *forms, const struct gguf_tensor *tensor);
 bool forms_match(const char *pattern, const char *name);
 
 /* Whether the patterns can be compared with all tensor names of the model in the time that one request may take. */
-bool forms_affordable(const struct forms *forms, const struct gguf *model);
+bool forms_affordable(const struct forms *forms, const struct model_header *model);
 
 /* The form that has the same elements as the type; FORM_NATIVE if there is no such form. */
 enum form form_of_type(const struct tensor_type *type);

@@ -5,18 +5,18 @@
 #include <stdio.h>
 
 /* A number that stands under the architecture's name in the metadata; 0: it is not there. */
-static uint64_t number_of(const struct gguf *model, const char *key)
+static uint64_t number_of(const struct model_header *model, const char *key)
 {
-    struct gguf_string architecture;
+    struct header_string architecture;
     char full[128];
     uint64_t value = 0;
-    if (gguf_kv_string(gguf_find(model, "general.architecture"), &architecture) < 0 || architecture.size > 64)
+    if (header_kv_string(model_header_find(model, "general.architecture"), &architecture) < 0 || architecture.size > 64)
         return 0;
     snprintf(full, sizeof(full), "%.*s.%s", (int)architecture.size, architecture.bytes, key);
-    return gguf_kv_u64(gguf_find(model, full), &value) == 0 && value <= LAYOUT_HEADS_MAX ? value : 0;
+    return header_kv_u64(model_header_find(model, full), &value) == 0 && value <= LAYOUT_HEADS_MAX ? value : 0;
 }
 
-struct model_heads heads_told(const struct gguf *model, const struct layout *layout)
+struct model_heads heads_told(const struct model_header *model, const struct layout *layout)
 {
     struct model_heads heads = {0};
     if (!layout)
@@ -31,7 +31,7 @@ struct model_heads heads_told(const struct gguf *model, const struct layout *lay
     return heads;
 }
 
-bool heads_needed(const struct gguf *model, const struct layout *layout)
+bool heads_needed(const struct model_header *model, const struct layout *layout)
 {
     return layout && layout->kind == LAYOUT_VLLM && layout->parts > 1 && heads_told(model, layout).heads == 0;
 }

@@ -3,7 +3,7 @@
  * Any thread. */
 #pragma once
 
-#include "daemon/gguf/gguf.h"
+#include "daemon/header/model_header.h"
 #include "daemon/model/layout.h"
 
 #include <stdbool.h>
@@ -17,10 +17,10 @@ struct model_heads {
 };
 
 /* Whether the layout needs to know the heads of this model, and neither the layout nor the metadata tells. */
-bool heads_needed(const struct gguf *model, const struct layout *layout);
+bool heads_needed(const struct model_header *model, const struct layout *layout);
 
 /* What the layout or the metadata tells of the model's heads. */
-struct model_heads heads_told(const struct gguf *model, const struct layout *layout);
+struct model_heads heads_told(const struct model_header *model, const struct layout *layout);
 
 /* Reads the heads from the text of a file config.json of transformers; those that it does not tell stay as they are. */
 void heads_read_config(const char *text, size_t size, struct model_heads *heads);

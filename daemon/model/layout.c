@@ -1,5 +1,7 @@
 #include "daemon/model/layout.h"
 
+#include "daemon/base/json_text.h"
+
 #include <cjson/cJSON.h>
 #include <errno.h>
 #include <stdarg.h>
@@ -7,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+const char *const layout_names[] = {"vllm", "hf", NULL};
 static const char *const kinds[] = {[LAYOUT_VLLM] = "vllm", [LAYOUT_HF] = "hf"};
 static const char *const cuts[] = {[LAYOUT_WHOLE] = "whole", [LAYOUT_ROWS] = "rows", [LAYOUT_COLUMNS] = "columns"};
 
@@ -189,7 +192,7 @@ static cJSON *group_describe(const struct layout_group *group)
     cJSON_AddStringToObject(object, "name", group->name);
     cJSON *members = cJSON_AddArrayToObject(object, "members");
     for (size_t i = 0; i < group->n_members; i++)
-        cJSON_AddItemToArray(members, cJSON_CreateString(group->members[i]));
+        json_append(members, cJSON_CreateString(group->members[i]));
     if (group->stack > 0)
         cJSON_AddNumberToObject(object, "stack", group->stack);
     if (group->heads > 0)
@@ -206,7 +209,7 @@ void layout_describe(const struct layout *layout, cJSON *object)
         cJSON_AddStringToObject(object, "layout", kinds[layout->kind]);
     cJSON *groups = layout->n_groups > 0 ? cJSON_AddArrayToObject(object, "groups") : NULL;
     for (size_t i = 0; i < layout->n_groups && groups; i++)
-        cJSON_AddItemToArray(groups, group_describe(&layout->groups[i]));
+        json_append(groups, group_describe(&layout->groups[i]));
     cJSON *tp = layout->parts > 1 ? cJSON_AddObjectToObject(object, "tp") : NULL;
     if (!tp)
         return;

@@ -27,6 +27,9 @@ enum layout_kind {
     LAYOUT_HF,   /* the rows of q and k in the order that transformers has */
 };
 
+/* Their names, ended by NULL. */
+extern const char *const layout_names[];
+
 /* What a process gets of each member of a group, if there are several processes. */
 enum layout_cut {
     LAYOUT_WHOLE,

@@ -3,12 +3,12 @@
  * not lie within the memory is refused. Of what is in the memory itself nothing is read.
  *
  * A manifest comes as JSON text: an array of NewTensor (io.rocmforge.varlink). manifest_parse() makes of it what a
- * model of a file has as well: a header (struct gguf) and a plan, which say the same to all who read them.
+ * model of a file has as well: a header (struct model_header) and a plan, which say the same to all who read them.
  *
  * Any thread. After the model is published a manifest is immutable. */
 #pragma once
 
-#include "daemon/gguf/gguf.h"
+#include "daemon/header/model_header.h"
 #include "daemon/model/plan.h"
 
 #include <stdint.h>
@@ -27,7 +27,7 @@
 struct manifest {
     char *key;         /* NULL: it has none */
     char *metadata;    /* UTF-8; NULL: it has none */
-    uint64_t *strides; /* GGUF_DIMS_MAX for each tensor, as manifest_strides() returns them; NULL: none is strided */
+    uint64_t *strides; /* HEADER_DIMS_MAX for each tensor, as manifest_strides() returns them; NULL: none is strided */
     uint8_t *flags;    /* MANIFEST_* of each tensor */
     size_t n_tensors;
 };
@@ -44,20 +44,21 @@ struct manifest_fault {
 };
 
 /* What manifest_parse() makes. The caller frees all three; the plan borrows from the others. */
-struct manifest_parts {
+struct manifest_parsed {
     struct manifest *manifest; /* with the tensors only: without key and metadata */
-    struct gguf *header;
+    struct model_header *header;
     struct plan *plan; /* of an arena of whole granules; without chunks */
 };
 
 /* Parses a list of tensors, and places those that have no offset. bytes: of the memory, if the client asked for so
  * many; 0: as many as the tensors need. granule: the arena's size is rounded up to a multiple of it. Returns 0;
  * -EBADMSG and the fault; -ENOMEM. */
-int manifest_parse(const char *text, size_t size, uint64_t bytes, uint64_t granule, struct manifest_parts *ret,
+int manifest_parse(const char *text, size_t size, uint64_t bytes, uint64_t granule, struct manifest_parsed *ret,
                    struct manifest_fault *ret_fault);
 
 /* A list without tensors, for memory of so many bytes: at least 1. Errors as above. */
-int manifest_parse_none(uint64_t bytes, uint64_t granule, struct manifest_parts *ret, struct manifest_fault *ret_fault);
+int manifest_parse_none(uint64_t bytes, uint64_t granule, struct manifest_parsed *ret,
+                        struct manifest_fault *ret_fault);
 
 /* Whether the text may be metadata, or a key: valid UTF-8 without a NUL in it, and not longer than `most`. */
 bool manifest_text_valid(const char *text, size_t size, size_t most);
@@ -76,11 +77,11 @@ int manifest_header(const struct plan *plan, char **ret, size_t *ret_size);
 
 /* Reads such a header again, with key and metadata. arena_bytes: of the memory, a whole number of granules. -EBADMSG:
  * it is none, or its tensors do not lie within the memory; -ENOMEM. */
-int manifest_read_header(const char *bytes, size_t size, uint64_t arena_bytes, struct manifest_parts *ret);
+int manifest_read_header(const char *bytes, size_t size, uint64_t arena_bytes, struct manifest_parsed *ret);
 
 /* Makes the entries of the metadata, "key" and "metadata", in the form that a file's have. `ret` has room for two; they
  * borrow *ret_text, which the caller frees. -ENOMEM. */
-int manifest_entries(const struct manifest *manifest, struct gguf_kv ret[2], size_t *ret_n, char **ret_text);
+int manifest_entries(const struct manifest *manifest, struct header_kv ret[2], size_t *ret_n, char **ret_text);
 
 /* Bytes of memory that are allocated for it. NULL is fine: 0. */
 uint64_t manifest_memory(const struct manifest *manifest);
@@ -89,7 +90,7 @@ uint64_t manifest_memory(const struct manifest *manifest);
 void manifest_free(struct manifest *manifest);
 
 /* Frees all three. */
-void manifest_parts_free(struct manifest_parts *parts);
+void manifest_parsed_free(struct manifest_parsed *parts);
 
 /* Reads a text that a client passed: a file in memory that is sealed, so that it neither changes nor ends too early.
  * The descriptor stays the caller's. Returns 0 and newly allocated memory with a NUL behind it; -EPERM: it is no such

@@ -51,9 +51,9 @@ static void put_numbers(FILE *out, const char *key, const uint64_t *numbers, uin
 
 static void put_tensor(FILE *out, const struct plan *plan, size_t i)
 {
-    const struct gguf_tensor *tensor = &plan->model->tensors[i];
+    const struct header_tensor *tensor = &plan->model->tensors[i];
     const uint64_t *strides = manifest_strides(plan->manifest, i);
-    uint64_t shape[GGUF_DIMS_MAX];
+    uint64_t shape[HEADER_DIMS_MAX];
     for (uint32_t k = 0; k < tensor->n_dims; k++)
         shape[k] = tensor->ne[tensor->n_dims - 1 - k];
     fprintf(out, "%s{\"name\":", i ? "," : "");
@@ -62,7 +62,7 @@ static void put_tensor(FILE *out, const struct plan *plan, size_t i)
     put_numbers(out, "shape", shape, tensor->n_dims);
     if (strides)
         put_numbers(out, "strides", strides, tensor->n_dims);
-    fprintf(out, ",\"offset\":%" PRIu64 "}", plan->placements[i].offset);
+    fprintf(out, ",\"offset\":%" PRIu64 "}", plan->places[i].offset);
 }
 
 int manifest_header(const struct plan *plan, char **ret, size_t *ret_size)
@@ -144,7 +144,7 @@ static int read_top(struct json_reader *json, char **key, char **metadata, size_
     return r == 0 && (json_end(json) < 0 || *ret_end == 0) ? -EBADMSG : r;
 }
 
-int manifest_read_header(const char *bytes, size_t size, uint64_t arena_bytes, struct manifest_parts *ret)
+int manifest_read_header(const char *bytes, size_t size, uint64_t arena_bytes, struct manifest_parsed *ret)
 {
     uint64_t length;
     if (size <= LENGTH_BYTES || arena_bytes == 0)
@@ -155,13 +155,13 @@ int manifest_read_header(const char *bytes, size_t size, uint64_t arena_bytes, s
     struct json_reader json = {.bytes = bytes + LENGTH_BYTES, .size = size - LENGTH_BYTES};
     char *key = NULL, *metadata = NULL;
     size_t begin, end;
-    struct manifest_parts parts;
+    struct manifest_parsed parts;
     struct manifest_fault unused;
     int r = read_top(&json, &key, &metadata, &begin, &end);
     if (r == 0)
         r = manifest_parse(json.bytes + begin, end - begin, arena_bytes, PLAN_ALIGNMENT, &parts, &unused);
     if (r == 0 && parts.plan->arena_bytes != arena_bytes) {
-        manifest_parts_free(&parts);
+        manifest_parsed_free(&parts);
         r = -EBADMSG;
     }
     if (r < 0) {
@@ -218,7 +218,7 @@ int manifest_text_read(int fd, size_t most, char **ret, size_t *ret_size)
 
 /* --- the rest --- */
 
-int manifest_entries(const struct manifest *manifest, struct gguf_kv ret[2], size_t *ret_n, char **ret_text)
+int manifest_entries(const struct manifest *manifest, struct header_kv ret[2], size_t *ret_n, char **ret_text)
 {
     const char *keys[] = {"key", "metadata"}, *values[] = {manifest->key, manifest->metadata};
     size_t size = 0, n = 0;
@@ -234,7 +234,7 @@ int manifest_entries(const struct manifest *manifest, struct gguf_kv ret[2], siz
         const uint64_t length = htole64(bytes);
         memcpy(at, &length, sizeof(length));
         memcpy(at + GGUF_STRING_LENGTH, values[i], bytes);
-        ret[n++] = (struct gguf_kv){
+        ret[n++] = (struct header_kv){
             .key = {keys[i], strlen(keys[i])},
             .type = GGUF_STRING,
             .element_type = GGUF_STRING,
@@ -255,5 +255,6 @@ uint64_t manifest_memory(const struct manifest *manifest)
         return 0;
     return sizeof(*manifest) + (manifest->key ? strlen(manifest->key) : 0) +
            (manifest->metadata ? strlen(manifest->metadata) : 0) +
-           manifest->n_tensors * (sizeof(*manifest->flags) + (manifest->strides ? sizeof(uint64_t[GGUF_DIMS_MAX]) : 0));
+           manifest->n_tensors *
+               (sizeof(*manifest->flags) + (manifest->strides ? sizeof(uint64_t[HEADER_DIMS_MAX]) : 0));
 }

@@ -43,6 +43,47 @@ void model_move(struct model *model, enum model_state state)
 {
     if (state != model->state)
         state_move(&machine, &model->state, state);
+    model_mark_dirty(model);
+}
+
+void model_mark_dirty(struct model *model)
+{
+    if (model->dirty || !model->dirty_in)
+        return;
+    model->dirty = true;
+    TAILQ_INSERT_TAIL(&model->dirty_in->models, model, dirty_link);
+    model->dirty_in->n++;
+}
+
+void model_set_pinned(struct model *model, bool pinned)
+{
+    model->pinned = pinned;
+    model_mark_dirty(model);
+}
+
+void model_set_ttl(struct model *model, int64_t ttl)
+{
+    model->ttl = ttl;
+    model_mark_dirty(model);
+}
+
+void model_set_changed(struct model *model, bool changed)
+{
+    model->changed = changed;
+    model_mark_dirty(model);
+}
+
+void model_set_origin(struct model *model, char *origin)
+{
+    free(model->origin);
+    model->origin = origin;
+    model_mark_dirty(model);
+}
+
+void model_widen(struct model *model)
+{
+    model->access = ACCESS_PUBLIC;
+    model_mark_dirty(model);
 }
 
 bool model_may_end(const struct model *model, uid_t uid)
@@ -84,6 +125,7 @@ void model_lose_name(struct model *model)
         free(name);
     }
     model->n_names = 0;
+    model_mark_dirty(model);
     const size_t n = strlen(model->name);
     if (!model_nameless(model))
         snprintf(model->name + n, sizeof(model->name) - n, "#%" PRIu64, model->id);
@@ -170,6 +212,7 @@ int model_admit(struct model *model, const struct peer *peer)
     if (r < 0)
         return r;
     model->guests[model->n_guests++] = peer->uid;
+    model_mark_dirty(model);
     return 0;
 }
 
@@ -177,7 +220,7 @@ void model_set_source(struct model *model, struct source *source)
 {
     source_free(model->source);
     model->source = source;
-    model->changed = false;
+    model_set_changed(model, false);
 }
 
 /* Whether the user may see the model, by its present facts. The user's groups are not known: any group may be one. */
@@ -211,6 +254,7 @@ void model_set_facts(struct model *model, struct access_facts *facts)
 {
     access_facts_unref(model->facts);
     model->facts = facts;
+    model_mark_dirty(model);
     if (facts)
         drop_names(model);
 }
@@ -218,6 +262,7 @@ void model_set_facts(struct model *model, struct access_facts *facts)
 void model_narrow(struct model *model)
 {
     model->access = ACCESS_PRIVATE;
+    model_mark_dirty(model);
     drop_names(model);
 }
 

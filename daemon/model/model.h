@@ -20,7 +20,7 @@
 
 #include "daemon/base/quota.h"
 #include "daemon/device/device.h"
-#include "daemon/gguf/gguf.h"
+#include "daemon/header/model_header.h"
 #include "daemon/model/access.h"
 #include "daemon/model/lease.h"
 #include "daemon/model/manifest.h"
@@ -72,8 +72,17 @@ struct model_name {
 
 TAILQ_HEAD(model_names, model_name);
 
+/* Models whose description outside the process may not say any more what they are. */
+struct model_dirty {
+    TAILQ_HEAD(, model) models;
+    size_t n;
+};
+
 struct model {
     TAILQ_ENTRY(model) link;
+    TAILQ_ENTRY(model) dirty_link;
+    struct model_dirty *dirty_in; /* the registry's models that are dirty; NULL: the registry has not got the model */
+    bool dirty;                   /* it is among them: see model_mark_dirty() */
     uint64_t id;
     uint8_t token[MODEL_TOKEN_SIZE]; /* random: whoever has a lease is told it, and finds the model by it after the
                                         daemon was restarted */
@@ -82,7 +91,8 @@ struct model {
     size_t n_names;
     char takes[MODEL_NAME_MAX + 1]; /* the name that it will get from another model; "": it has its own name */
     char *key;                      /* what its publisher says is in it; NULL: nothing, or it is of files */
-    char *origin;                   /* the path in the request, which may be a symbolic link; NULL: no path */
+    char *origin;                   /* the path in the request, or in that of a preload that joined the model; it may be
+                                       a symbolic link; NULL: no path */
     enum model_state state;
     unsigned position;           /* its place in the queue for the same memory, from 1; 0: not queued */
     const struct forms *forms;   /* that the request asked for; one reference */
@@ -98,10 +108,10 @@ struct model {
     size_t n_guests;
 
     struct source *source;
-    bool changed;              /* its path now leads to other bytes; loads of the path no longer join this model */
-    struct gguf *header;       /* NULL until it is read */
-    struct plan *plan;         /* NULL until it is made */
-    struct manifest *manifest; /* of a model that was published, or will be; NULL: the model is of files */
+    bool changed;                /* its path now leads to other bytes; loads of the path no longer join this model */
+    struct model_header *header; /* NULL until it is read */
+    struct plan *plan;           /* NULL until it is made */
+    struct manifest *manifest;   /* of a model that was published, or will be; NULL: the model is of files */
 
     uint64_t reserved;   /* bytes of the arena in the device's ledger. registry.h explains the words for bytes */
     struct arena *arena; /* NULL until it is allocated */
@@ -110,7 +120,8 @@ struct model {
     struct publication published; /* made while the arena is filled */
     uint64_t charged;             /* bytes in the host's ledger for what the daemon keeps of the model */
     struct device *charged_to;    /* whose ledger has `charged`: the host; NULL: nothing was charged */
-    uint64_t kept;                /* bytes of the daemon's own memory: header, plan, publication */
+    uint64_t overhead;            /* bytes of the daemon's own memory: header, plan, publication */
+    struct quota_charge counted;  /* as one of its user's models */
     struct quota_charge quota;    /* of the user who loaded it: `reserved` and `charged` */
 
     struct lease_list leases;
@@ -120,11 +131,13 @@ struct model {
     uint64_t drain_ends; /* uv_hrtime() when it loses its name, even if it is leased; UINT64_MAX: never */
     bool holders_told;   /* the journal has named the holders that keep it from being unloaded */
     uint64_t idle_since; /* uv_hrtime() when the last lease ended, or when it became resident */
+    bool held_up;        /* its load waits for a file that does not answer */
     uint64_t overflows;
-    struct load *load; /* belongs to the upper layer; NULL: no load is running */
-    bool departs;      /* its load failed or was cancelled and is being cleaned up: soon gone, or cached again */
-    void *cache;       /* copy of the arena in anonymous memory; NULL: no copy */
-    bool cache_pinned; /* that the device can copy from by itself */
+    struct load *load;     /* belongs to the upper layer; NULL: no load is running */
+    struct stored *stored; /* the same: what is kept of it outside the process; NULL: nothing */
+    bool departs;          /* its load failed or was cancelled and is being cleaned up: soon gone, or cached again */
+    void *cache;           /* copy of the arena in anonymous memory; NULL: no copy */
+    bool cache_pinned;     /* that the device can copy from by itself */
 };
 
 /* "opening", "allocating", ... Static. */
@@ -155,6 +168,22 @@ void model_lose_name(struct model *model);
 
 /* Whether it has no name. */
 bool model_nameless(const struct model *model);
+
+/* Something has changed that a description of the model outside the process (daemon/keep/description.h) says, or
+ * whether there should be one. Whoever keeps such descriptions takes the model by registry_take_dirty(). The functions
+ * here and in registry.h call this themselves. */
+void model_mark_dirty(struct model *model);
+
+/* Set what a request may change while the model is resident. */
+void model_set_pinned(struct model *model, bool pinned);
+void model_set_ttl(struct model *model, int64_t ttl);
+void model_set_changed(struct model *model, bool changed);
+
+/* Notes another path that the model was requested by. Takes the text over. */
+void model_set_origin(struct model *model, char *origin);
+
+/* Makes the model public. The caller has checked that it may be. */
+void model_widen(struct model *model);
 
 /* Whether the model is not of files, but published by a client, or will be. */
 bool model_is_published(const struct model *model);

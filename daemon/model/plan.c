@@ -8,11 +8,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void placement_choose(struct placement *placement, const struct gguf_tensor *tensor, const struct forms *forms)
+static void place_choose(struct tensor_place *place, const struct header_tensor *tensor, const struct forms *forms)
 {
     const enum form own = form_of_type(tensor->type), form = forms_of(forms, tensor);
-    placement->convert = form == own ? FORM_NATIVE : form;
-    placement->form = placement->convert == FORM_NATIVE ? own : form;
+    place->convert = form == own ? FORM_NATIVE : form;
+    place->form = place->convert == FORM_NATIVE ? own : form;
 }
 
 static int align_up(uint64_t value, uint64_t alignment, uint64_t *ret)
@@ -25,7 +25,7 @@ static int align_up(uint64_t value, uint64_t alignment, uint64_t *ret)
 }
 
 /* Bytes of padding after a tensor, see PLAN_ROW_ELEMENTS, which is a multiple of the block size of every type. */
-static uint64_t row_padding(const struct gguf_tensor *tensor)
+static uint64_t row_padding(const struct header_tensor *tensor)
 {
     const struct tensor_type *type = tensor->type;
     const uint64_t beyond = tensor->ne[0] % PLAN_ROW_ELEMENTS;
@@ -34,14 +34,14 @@ static uint64_t row_padding(const struct gguf_tensor *tensor)
     return (PLAN_ROW_ELEMENTS - beyond) / type->block_elements * type->block_bytes;
 }
 
-static int placement_measure(struct placement *placement, const struct gguf_tensor *tensor)
+static int place_measure(struct tensor_place *place, const struct header_tensor *tensor)
 {
-    if (placement->convert == FORM_NATIVE) {
-        placement->bytes = tensor->bytes;
-        placement->padding = row_padding(tensor);
+    if (place->convert == FORM_NATIVE) {
+        place->bytes = tensor->bytes;
+        place->padding = row_padding(tensor);
         return 0;
     }
-    if (__builtin_mul_overflow(tensor->elements, form_element_bytes(placement->convert), &placement->bytes))
+    if (__builtin_mul_overflow(tensor->elements, form_element_bytes(place->convert), &place->bytes))
         return -EOVERFLOW;
     return 0;
 }
@@ -50,14 +50,14 @@ bool plan_same(const struct plan *a, const struct plan *b)
 {
     bool same = a->model->n_tensors == b->model->n_tensors && arrangement_same(a->arrangement, b->arrangement);
     for (size_t i = 0; i < a->model->n_tensors && same; i++)
-        same = a->placements[i].form == b->placements[i].form && a->placements[i].convert == b->placements[i].convert;
+        same = a->places[i].form == b->places[i].form && a->places[i].convert == b->places[i].convert;
     return same;
 }
 
 /* --- where tensors go --- */
 
-/* Makes a plan that has no placements yet. Takes the arrangement over, also when it fails. */
-static struct plan *plan_begin(const struct gguf *model, struct arrangement *arrangement)
+/* Makes a plan that has no places yet. Takes the arrangement over, also when it fails. */
+static struct plan *plan_begin(const struct model_header *model, struct arrangement *arrangement)
 {
     struct plan *plan = calloc(1, sizeof(*plan));
     if (!plan) {
@@ -67,8 +67,8 @@ static struct plan *plan_begin(const struct gguf *model, struct arrangement *arr
     plan->model = model;
     plan->arrangement = arrangement;
     plan->tensors = arrangement ? arrangement->tensors : model->tensors;
-    plan->placements = calloc(model->n_tensors ? model->n_tensors : 1, sizeof(*plan->placements));
-    if (plan->placements)
+    plan->places = calloc(model->n_tensors ? model->n_tensors : 1, sizeof(*plan->places));
+    if (plan->places)
         return plan;
     plan_free(plan);
     return NULL;
@@ -101,9 +101,8 @@ static int settle_groups(struct plan *plan, struct layout_fault *fault)
     for (size_t i = 0; a && i < a->n_groups; i++) {
         const struct arranged_group *group = &a->groups[i];
         size_t k = 1;
-        while (k < group->n_members &&
-               plan->placements[group->members[k]].form == plan->placements[group->members[0]].form &&
-               plan->placements[group->members[k]].convert == plan->placements[group->members[0]].convert)
+        while (k < group->n_members && plan->places[group->members[k]].form == plan->places[group->members[0]].form &&
+               plan->places[group->members[k]].convert == plan->places[group->members[0]].convert)
             k++;
         if (k >= group->n_members)
             continue;
@@ -121,10 +120,9 @@ static int settle_groups(struct plan *plan, struct layout_fault *fault)
 static int choose_forms(struct plan *plan, const struct forms *forms, size_t *ret_tensor)
 {
     for (size_t i = 0; i < plan->model->n_tensors; i++) {
-        const struct gguf_tensor *tensor = &plan->model->tensors[i];
-        placement_choose(&plan->placements[i], tensor, forms);
-        if (plan->placements[i].convert != FORM_NATIVE &&
-            !dequant_find(tensor->type->id, plan->placements[i].convert)) {
+        const struct header_tensor *tensor = &plan->model->tensors[i];
+        place_choose(&plan->places[i], tensor, forms);
+        if (plan->places[i].convert != FORM_NATIVE && !dequant_find(tensor->type->id, plan->places[i].convert)) {
             *ret_tensor = i;
             return -ENOTSUP;
         }
@@ -135,17 +133,17 @@ static int choose_forms(struct plan *plan, const struct forms *forms, size_t *re
 /* Places one tensor. *end: where the one before ends. */
 static int place(struct plan *plan, size_t index, uint64_t *end)
 {
-    struct placement *placement = &plan->placements[index];
+    struct tensor_place *place = &plan->places[index];
     bool first, last;
     const bool member = is_member(plan, index, &first, &last);
-    int r = placement_measure(placement, &plan->tensors[index]);
+    int r = place_measure(place, &plan->tensors[index]);
     if (member && !last)
-        placement->padding = 0;
-    placement->offset = *end;
+        place->padding = 0;
+    place->offset = *end;
     if (r == 0 && first)
-        r = align_up(*end, PLAN_ALIGNMENT, &placement->offset);
-    if (r < 0 || __builtin_add_overflow(placement->offset, placement->bytes, end) ||
-        __builtin_add_overflow(*end, placement->padding, end) ||
+        r = align_up(*end, PLAN_ALIGNMENT, &place->offset);
+    if (r < 0 || __builtin_add_overflow(place->offset, place->bytes, end) ||
+        __builtin_add_overflow(*end, place->padding, end) ||
         __builtin_add_overflow(plan->model_bytes, plan_tensor_reads(plan, index), &plan->model_bytes))
         return -EOVERFLOW;
     return *end >= PLAN_ARENA_MAX ? -EOVERFLOW : 0;
@@ -162,7 +160,7 @@ static int place_all(struct plan *plan, uint64_t granule)
     return r == 0 && plan->arena_bytes >= PLAN_ARENA_MAX ? -EOVERFLOW : r;
 }
 
-int plan_new_arranged(const struct gguf *model, const struct forms *forms, const struct layout *layout,
+int plan_new_arranged(const struct model_header *model, const struct forms *forms, const struct layout *layout,
                       const struct model_heads *heads, uint64_t granule, struct plan **ret, size_t *ret_tensor,
                       struct layout_fault *ret_fault)
 {
@@ -190,7 +188,7 @@ int plan_new_arranged(const struct gguf *model, const struct forms *forms, const
     return 0;
 }
 
-int plan_new(const struct gguf *model, const struct forms *forms, uint64_t granule, struct plan **ret,
+int plan_new(const struct model_header *model, const struct forms *forms, uint64_t granule, struct plan **ret,
              size_t *ret_tensor)
 {
     struct layout_fault unused;
@@ -198,25 +196,25 @@ int plan_new(const struct gguf *model, const struct forms *forms, uint64_t granu
 }
 
 /* Whether this is where the tensor can be; *end is where the one before ends. */
-static int placement_check(const struct plan *plan, size_t index, uint64_t arena_bytes, uint64_t *end)
+static int place_check(const struct plan *plan, size_t index, uint64_t arena_bytes, uint64_t *end)
 {
-    const struct placement *placement = &plan->placements[index];
-    struct placement expected = {.convert = placement->convert};
+    const struct tensor_place *place = &plan->places[index];
+    struct tensor_place expected = {.convert = place->convert};
     bool first, last;
     (void)is_member(plan, index, &first, &last);
-    if (placement->convert != FORM_NATIVE && !dequant_find(plan->tensors[index].type->id, placement->convert))
+    if (place->convert != FORM_NATIVE && !dequant_find(plan->tensors[index].type->id, place->convert))
         return -ENOTSUP;
-    if (placement_measure(&expected, &plan->tensors[index]) < 0 || placement->bytes != expected.bytes ||
-        (first ? placement->offset % PLAN_ALIGNMENT != 0 : placement->offset != *end) || placement->offset < *end ||
-        placement->offset > arena_bytes || placement->bytes > arena_bytes - placement->offset ||
-        placement->padding > arena_bytes - placement->offset - placement->bytes || (!last && placement->padding > 0))
+    if (place_measure(&expected, &plan->tensors[index]) < 0 || place->bytes != expected.bytes ||
+        (first ? place->offset % PLAN_ALIGNMENT != 0 : place->offset != *end) || place->offset < *end ||
+        place->offset > arena_bytes || place->bytes > arena_bytes - place->offset ||
+        place->padding > arena_bytes - place->offset - place->bytes || (!last && place->padding > 0))
         return -EBADMSG;
-    *end = placement->offset + placement->bytes + placement->padding;
+    *end = place->offset + place->bytes + place->padding;
     return 0;
 }
 
-int plan_resume(const struct gguf *model, const struct layout *layout, const struct model_heads *heads,
-                const struct placement *placements, uint64_t arena_bytes, struct plan **ret)
+int plan_resume(const struct model_header *model, const struct layout *layout, const struct model_heads *heads,
+                const struct tensor_place *places, uint64_t arena_bytes, struct plan **ret)
 {
     const size_t n = model->n_tensors;
     struct arrangement *arrangement;
@@ -232,12 +230,12 @@ int plan_resume(const struct gguf *model, const struct layout *layout, const str
     plan->heads = *heads;
     plan->arena_bytes = arena_bytes;
     if (n > 0)
-        memcpy(plan->placements, placements, n * sizeof(*placements));
+        memcpy(plan->places, places, n * sizeof(*places));
     r = settle_groups(plan, &unused) < 0 ? -EBADMSG : 0;
     uint64_t end = 0;
     for (size_t i = 0; i < n && r == 0; i++) {
         plan->model_bytes += plan_tensor_reads(plan, tensor_at(plan, i));
-        r = placement_check(plan, tensor_at(plan, i), arena_bytes, &end);
+        r = place_check(plan, tensor_at(plan, i), arena_bytes, &end);
     }
     if (r < 0) {
         plan_free(plan);
@@ -252,7 +250,7 @@ void plan_free(struct plan *plan)
     if (!plan)
         return;
     arrangement_free(plan->arrangement);
-    free(plan->placements);
+    free(plan->places);
     free(plan->chunks);
     free(plan->pieces);
     free(plan->piece_file_offsets);
@@ -263,8 +261,8 @@ void plan_free(struct plan *plan)
 bool plan_decoded_by(const struct plan *plan, struct device *device)
 {
     for (size_t i = 0; i < plan->model->n_tensors; i++)
-        if (plan->placements[i].convert != FORM_NATIVE &&
-            !device->ops->decodes(device, plan->model->tensors[i].type, plan->placements[i].convert))
+        if (plan->places[i].convert != FORM_NATIVE &&
+            !device->ops->decodes(device, plan->model->tensors[i].type, plan->places[i].convert))
             return false;
     return true;
 }
@@ -272,7 +270,7 @@ bool plan_decoded_by(const struct plan *plan, struct device *device)
 uint64_t plan_memory(const struct plan *plan)
 {
     const size_t piece = sizeof(*plan->pieces) + sizeof(*plan->piece_file_offsets) + sizeof(*plan->piece_tensors);
-    return sizeof(*plan) + arrangement_memory(plan->arrangement) + plan->model->n_tensors * sizeof(*plan->placements) +
+    return sizeof(*plan) + arrangement_memory(plan->arrangement) + plan->model->n_tensors * sizeof(*plan->places) +
            plan->chunks_capacity * sizeof(*plan->chunks) + plan->pieces_capacity * piece;
 }
 
@@ -284,15 +282,15 @@ const struct gather *plan_gather(const struct plan *plan, size_t tensor)
 
 uint64_t plan_tensor_reads(const struct plan *plan, size_t index)
 {
-    const struct gguf_tensor *tensor = &plan->tensors[index];
+    const struct header_tensor *tensor = &plan->tensors[index];
     const struct gather *gather = plan_gather(plan, index);
     return gather ? gather->blocks * tensor->type->block_bytes : tensor->bytes;
 }
 
 uint64_t plan_group_bytes(const struct plan *plan, const struct arranged_group *group)
 {
-    const struct placement *first = &plan->placements[group->members[0]];
-    const struct placement *last = &plan->placements[group->members[group->n_members - 1]];
+    const struct tensor_place *first = &plan->places[group->members[0]];
+    const struct tensor_place *last = &plan->places[group->members[group->n_members - 1]];
     return last->offset + last->bytes - first->offset;
 }
 
@@ -341,12 +339,12 @@ int plan_linear(uint64_t bytes, size_t slot_bytes, struct plan **ret)
 /* Bytes at the beginning of a tensor that pieces are written to. */
 static uint64_t written_bytes(const struct plan *plan, size_t index)
 {
-    const struct placement *placement = &plan->placements[index];
+    const struct tensor_place *place = &plan->places[index];
     const uint64_t reads = plan_tensor_reads(plan, index), all = plan->tensors[index].bytes;
     if (reads == all)
-        return placement->bytes;
+        return place->bytes;
     const uint64_t block = plan->tensors[index].type->block_bytes;
-    return placement->bytes / (all / block) * (reads / block);
+    return place->bytes / (all / block) * (reads / block);
 }
 
 int plan_gaps(const struct plan *plan, struct extent **ret, size_t *ret_n)
@@ -359,7 +357,7 @@ int plan_gaps(const struct plan *plan, struct extent **ret, size_t *ret_n)
     uint64_t end = 0;
     for (size_t i = 0; i <= n_tensors; i++) {
         const size_t index = i < n_tensors ? tensor_at(plan, i) : 0;
-        const uint64_t begin = i < n_tensors ? plan->placements[index].offset : plan->arena_bytes;
+        const uint64_t begin = i < n_tensors ? plan->places[index].offset : plan->arena_bytes;
         if (begin > end) {
             struct extent *last = n > 0 ? &gaps[n - 1] : NULL;
             if (last && end - (last->offset + last->bytes) < GAPS_TOGETHER)

@@ -8,7 +8,7 @@
 #pragma once
 
 #include "daemon/device/device.h"
-#include "daemon/gguf/gguf.h"
+#include "daemon/header/model_header.h"
 #include "daemon/model/arrange.h"
 #include "daemon/model/forms.h"
 #include "daemon/model/layout.h"
@@ -29,7 +29,7 @@
 #define PLAN_ARENA_MAX (1ull << 53)
 
 /* Where a tensor goes. */
-struct placement {
+struct tensor_place {
     uint64_t offset;   /* in the arena */
     uint64_t bytes;    /* in the arena */
     uint64_t padding;  /* zero bytes after the tensor; part of no other tensor. In a group only the last one has them */
@@ -50,14 +50,14 @@ struct chunk {
 struct manifest;
 
 struct plan {
-    const struct gguf *model;          /* borrowed */
-    const struct manifest *manifest;   /* of a published model (manifest.h), borrowed; NULL: the model is of files */
-    struct arrangement *arrangement;   /* NULL: the layout changes nothing */
-    const struct gguf_tensor *tensors; /* as memory has them: the arrangement's, or else the model's */
-    struct model_heads heads;          /* that the arrangement was made with */
-    struct placement *placements;      /* one for each tensor of the model */
-    uint64_t arena_bytes;              /* a multiple of the granule; never 0 */
-    uint64_t model_bytes;              /* that are read of all tensors, in the file */
+    const struct model_header *model;    /* borrowed */
+    const struct manifest *manifest;     /* of a published model (manifest.h), borrowed; NULL: the model is of files */
+    struct arrangement *arrangement;     /* NULL: the layout changes nothing */
+    const struct header_tensor *tensors; /* as memory has them: the arrangement's, or else the model's */
+    struct model_heads heads;            /* that the arrangement was made with */
+    struct tensor_place *places;         /* one for each tensor of the model */
+    uint64_t arena_bytes;                /* a multiple of the granule; never 0 */
+    uint64_t model_bytes;                /* that are read of all tensors, in the file */
 
     /* After plan_cut(). */
     bool verbatim;
@@ -77,12 +77,12 @@ struct plan {
  * of this power of two. Returns 0 and a plan that the caller frees; -ENOTSUP and the index of a tensor whose type has
  * no decoder; -EOVERFLOW if the arena would be as large as PLAN_ARENA_MAX; -E2BIG if the forms' patterns would take too
  * long; -ENOMEM. The model outlives the plan. */
-int plan_new(const struct gguf *model, const struct forms *forms, uint64_t granule, struct plan **ret,
+int plan_new(const struct model_header *model, const struct forms *forms, uint64_t granule, struct plan **ret,
              size_t *ret_tensor);
 
 /* The same in a layout. heads: what is known of the model's heads. -EDOM and the fault if the layout does not fit the
  * model. The layout need not outlive the plan, but the fault. */
-int plan_new_arranged(const struct gguf *model, const struct forms *forms, const struct layout *layout,
+int plan_new_arranged(const struct model_header *model, const struct forms *forms, const struct layout *layout,
                       const struct model_heads *heads, uint64_t granule, struct plan **ret, size_t *ret_tensor,
                       struct layout_fault *ret_fault);
 
@@ -90,8 +90,8 @@ int plan_new_arranged(const struct gguf *model, const struct forms *forms, const
  * is not cut yet. -EBADMSG if a tensor would have other bytes than its type, form and layout say, is not aligned,
  * overlaps the one before, or is not within the arena; -ENOTSUP if it was decoded and its type has no decoder;
  * -ENOMEM. */
-int plan_resume(const struct gguf *model, const struct layout *layout, const struct model_heads *heads,
-                const struct placement *placements, uint64_t arena_bytes, struct plan **ret);
+int plan_resume(const struct model_header *model, const struct layout *layout, const struct model_heads *heads,
+                const struct tensor_place *places, uint64_t arena_bytes, struct plan **ret);
 
 /* How a tensor's blocks are gathered from the file; NULL: they stand there as in memory. */
 const struct gather *plan_gather(const struct plan *plan, size_t tensor);
@@ -113,18 +113,18 @@ int plan_cut(struct plan *plan, size_t slot_bytes, size_t part_bytes, bool verba
 
 /* The part of a chunk that one worker does. Of a packed plan it is a range of whole pieces. Else it is a range of
  * bytes; `offset` counts from the chunk's beginning, in the file and in the slot. */
-struct part {
+struct chunk_part {
     uint64_t offset;
     uint64_t bytes;
     size_t first_piece;
     size_t n_pieces;
 };
 
-#define PLAN_PARTS_MAX 64u
+#define CHUNK_PARTS_MAX 64u
 
 /* Divides a chunk into parts of about `part_bytes`. Returns how many, at least 1. */
 size_t plan_divide(const struct plan *plan, const struct chunk *chunk, size_t part_bytes,
-                   struct part ret[PLAN_PARTS_MAX]);
+                   struct chunk_part ret[CHUNK_PARTS_MAX]);
 
 /* The ranges of the arena that no piece is written to: the padding after and between tensors, and the end of the arena.
  * Gaps that are close together are joined into one, which includes the bytes between them. So gaps must be cleared

@@ -116,7 +116,7 @@ static int cutter_add_piece(struct cutter *cutter, size_t tensor, uint64_t file_
         .arena_offset = arena_offset,
         .arena_bytes = arena_bytes,
         .type = plan->tensors[tensor].type,
-        .form = plan->placements[tensor].convert,
+        .form = plan->places[tensor].convert,
     };
     plan->piece_file_offsets[plan->n_pieces] = file_offset;
     plan->piece_tensors[plan->n_pieces] = (uint32_t)tensor;
@@ -133,12 +133,12 @@ static int cutter_add_piece(struct cutter *cutter, size_t tensor, uint64_t file_
 static int cutter_add_tensor(struct cutter *cutter, size_t index)
 {
     const struct plan *plan = cutter->plan;
-    const struct gguf_tensor *tensor = &plan->tensors[index];
-    const struct placement *placement = &plan->placements[index];
+    const struct header_tensor *tensor = &plan->tensors[index];
+    const struct tensor_place *place = &plan->places[index];
     if (tensor->bytes == 0)
         return 0;
     const uint64_t block_file = tensor->type->block_bytes;
-    const uint64_t block_arena = placement->bytes / (tensor->bytes / block_file);
+    const uint64_t block_arena = place->bytes / (tensor->bytes / block_file);
     const uint64_t block_slot = plan->verbatim ? block_file : block_arena;
     const uint64_t blocks = plan_tensor_reads(plan, index) / block_file;
     uint64_t done = 0;
@@ -152,7 +152,7 @@ static int cutter_add_tensor(struct cutter *cutter, size_t index)
             n = cutter_room(cutter, tensor->shard, file_offset, blocks - done, block_file, block_slot);
             assert(n > 0); /* a slot has room for at least a page and CUT_BLOCKS of the largest blocks */
         }
-        int r = cutter_add_piece(cutter, index, file_offset, n * block_file, placement->offset + done * block_arena,
+        int r = cutter_add_piece(cutter, index, file_offset, n * block_file, place->offset + done * block_arena,
                                  n * block_arena);
         if (r < 0)
             return r;
@@ -188,13 +188,13 @@ int plan_cut(struct plan *plan, size_t slot_bytes, size_t part_bytes, bool verba
 }
 
 /* Divides bytes into equal ranges of whole pages; the last range may be shorter. */
-static size_t divide_bytes(uint64_t bytes, size_t part_bytes, struct part *ret)
+static size_t divide_bytes(uint64_t bytes, size_t part_bytes, struct chunk_part *ret)
 {
-    uint64_t each = max_u64(part_bytes, (bytes + PLAN_PARTS_MAX - 1) / PLAN_PARTS_MAX);
+    uint64_t each = max_u64(part_bytes, (bytes + CHUNK_PARTS_MAX - 1) / CHUNK_PARTS_MAX);
     each = (each + CHUNK_ALIGNMENT - 1) & ~(uint64_t)(CHUNK_ALIGNMENT - 1);
     size_t n = 0;
     for (uint64_t at = 0; at < bytes || n == 0; at += each)
-        ret[n++] = (struct part){.offset = at, .bytes = min_u64(each, bytes - at)};
+        ret[n++] = (struct chunk_part){.offset = at, .bytes = min_u64(each, bytes - at)};
     return n;
 }
 
@@ -205,20 +205,21 @@ static uint64_t piece_work(const struct plan *plan, size_t index)
 }
 
 /* Divides the work into equal lengths. Each piece belongs to the part in which its work begins. */
-static size_t divide_pieces(const struct plan *plan, const struct chunk *chunk, size_t part_bytes, struct part *ret)
+static size_t divide_pieces(const struct plan *plan, const struct chunk *chunk, size_t part_bytes,
+                            struct chunk_part *ret)
 {
     const size_t end = chunk->first_piece + chunk->n_pieces;
     uint64_t work = 0;
     for (size_t i = chunk->first_piece; i < end; i++)
         work += piece_work(plan, i);
-    const uint64_t lengths = min_u64((work + part_bytes - 1) / part_bytes, PLAN_PARTS_MAX);
+    const uint64_t lengths = min_u64((work + part_bytes - 1) / part_bytes, CHUNK_PARTS_MAX);
     size_t n = 0;
     uint64_t done = 0, length = 0;
-    ret[n] = (struct part){.first_piece = chunk->first_piece};
+    ret[n] = (struct chunk_part){.first_piece = chunk->first_piece};
     for (size_t i = chunk->first_piece; i < end; i++) {
         const uint64_t of_piece = done * lengths / work;
         if (of_piece > length) {
-            ret[++n] = (struct part){.first_piece = i};
+            ret[++n] = (struct chunk_part){.first_piece = i};
             length = of_piece;
         }
         ret[n].n_pieces++;
@@ -228,7 +229,7 @@ static size_t divide_pieces(const struct plan *plan, const struct chunk *chunk, 
 }
 
 size_t plan_divide(const struct plan *plan, const struct chunk *chunk, size_t part_bytes,
-                   struct part ret[PLAN_PARTS_MAX])
+                   struct chunk_part ret[CHUNK_PARTS_MAX])
 {
     return plan->packed ? divide_pieces(plan, chunk, part_bytes, ret)
                         : divide_bytes(chunk->file_bytes, part_bytes, ret);

@@ -17,17 +17,17 @@
 
 /* --- the binary table --- */
 
-static struct table_tensor table_tensor(const struct gguf_tensor *tensor, const struct placement *placement)
+static struct table_tensor table_tensor(const struct header_tensor *tensor, const struct tensor_place *place)
 {
     struct table_tensor entry = {
         .name = tensor->name,
         .type_name = tensor->type->name,
-        .offset = placement->offset,
-        .bytes = placement->bytes,
-        .padding = placement->padding,
+        .offset = place->offset,
+        .bytes = place->bytes,
+        .padding = place->padding,
         .n_dims = tensor->n_dims,
         .type = tensor->type->id,
-        .form = (uint32_t)placement->form,
+        .form = (uint32_t)place->form,
     };
     for (uint32_t i = 0; i < tensor->n_dims; i++)
         entry.shape[i] = tensor->ne[tensor->n_dims - 1 - i];
@@ -38,14 +38,14 @@ static struct table_tensor table_tensor(const struct gguf_tensor *tensor, const 
 static struct table_tensor table_group(const struct plan *plan, const struct arranged_group *group)
 {
     const uint32_t first = group->members[0], last = group->members[group->n_members - 1];
-    struct gguf_tensor whole = plan->tensors[first];
-    struct placement placement = plan->placements[first];
+    struct header_tensor whole = plan->tensors[first];
+    struct tensor_place place = plan->places[first];
     whole.name = group->name;
     whole.n_dims = group->n_dims;
     memcpy(whole.ne, group->ne, sizeof(whole.ne));
-    placement.bytes = plan_group_bytes(plan, group);
-    placement.padding = plan->placements[last].padding;
-    struct table_tensor entry = table_tensor(&whole, &placement);
+    place.bytes = plan_group_bytes(plan, group);
+    place.padding = plan->places[last].padding;
+    struct table_tensor entry = table_tensor(&whole, &place);
     entry.flags = TABLE_VIEW;
     return entry;
 }
@@ -59,7 +59,7 @@ static struct table_tensor *table_tensors(const struct plan *plan, size_t *ret_n
     if (!tensors)
         return NULL;
     for (size_t i = 0; i < n; i++) {
-        tensors[i] = table_tensor(&plan->tensors[i], &plan->placements[i]);
+        tensors[i] = table_tensor(&plan->tensors[i], &plan->places[i]);
         if (a && a->group_of[i] != ARRANGED_ALONE)
             tensors[i].flags = TABLE_MEMBER;
         if (manifest_is_view(plan->manifest, i))
@@ -143,7 +143,7 @@ static int make_header(const struct plan *plan, struct publication *publication,
         return r;
     if (plan->manifest)
         return write_manifest(plan, publication, ret_fault);
-    r = gguf_header_write(plan->model, publication->header_fd);
+    r = model_header_write(plan->model, publication->header_fd);
     if (r < 0)
         return device_fault_set(ret_fault, r, "write", -r, strerror(-r));
     publication->bytes += plan->model->header_bytes;
@@ -213,11 +213,11 @@ static cJSON *describe_tensor(const struct table_tensor *tensor)
     cJSON_AddStringToObject(object, "form", form_name((enum form)tensor->form));
     cJSON *shape = cJSON_AddArrayToObject(object, "shape");
     for (uint32_t i = 0; i < tensor->n_dims; i++)
-        cJSON_AddItemToArray(shape, cJSON_CreateNumber((double)tensor->shape[i]));
+        json_append(shape, cJSON_CreateNumber((double)tensor->shape[i]));
     if (tensor->strides) {
         cJSON *strides = cJSON_AddArrayToObject(object, "strides");
         for (uint32_t i = 0; i < tensor->n_dims; i++)
-            cJSON_AddItemToArray(strides, cJSON_CreateNumber((double)tensor->strides[i]));
+            json_append(strides, cJSON_CreateNumber((double)tensor->strides[i]));
     }
     cJSON_AddNumberToObject(object, "offset", (double)tensor->offset);
     cJSON_AddNumberToObject(object, "size", (double)tensor->bytes);
@@ -248,19 +248,19 @@ static int make_tensors(const struct plan *plan, struct publication *publication
     return r == 0 && publication->tensors ? 0 : -ENOMEM;
 }
 
-static cJSON *describe_entry(const struct gguf_kv *kv)
+static cJSON *describe_entry(const struct header_kv *kv)
 {
     char *key = strndup(kv->key.bytes, kv->key.size);
     cJSON *entry = key ? cJSON_CreateObject() : NULL;
     json_add_text(entry, "key", key);
     free(key);
-    if (entry && gguf_kv_describe(kv, entry) == 0)
+    if (entry && header_kv_describe(kv, entry) == 0)
         return entry;
     cJSON_Delete(entry);
     return NULL;
 }
 
-static int make_entries(const struct gguf_kv *entries, size_t n_entries, struct publication *publication)
+static int make_entries(const struct header_kv *entries, size_t n_entries, struct publication *publication)
 {
     struct array array;
     if (array_begin(&array) < 0)
@@ -277,7 +277,7 @@ static int make_entries(const struct gguf_kv *entries, size_t n_entries, struct 
 
 static int make_metadata(const struct plan *plan, struct publication *publication)
 {
-    struct gguf_kv entries[2];
+    struct header_kv entries[2];
     size_t n;
     char *text;
     if (!plan->manifest)

@@ -1,6 +1,7 @@
 #include "daemon/model/registry.h"
 
 #include "daemon/base/trust.h"
+#include "daemon/model/source_compare.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -14,6 +15,39 @@ void registry_init(struct registry *registry, struct quota *quota)
 {
     *registry = (struct registry){.next_model = 1, .next_lease = 1, .quota = quota};
     TAILQ_INIT(&registry->models);
+    TAILQ_INIT(&registry->dirty.models);
+}
+
+struct model *registry_take_dirty(struct registry *registry)
+{
+    struct model *model = TAILQ_FIRST(&registry->dirty.models);
+    if (!model)
+        return NULL;
+    TAILQ_REMOVE(&registry->dirty.models, model, dirty_link);
+    registry->dirty.n--;
+    model->dirty = false;
+    return model;
+}
+
+/* The registry has the model from now on. */
+static void registry_insert(struct registry *registry, struct model *model)
+{
+    TAILQ_INSERT_TAIL(&registry->models, model, link);
+    registry->n_models++;
+    model->dirty_in = &registry->dirty;
+    model_mark_dirty(model);
+}
+
+static void registry_extract(struct registry *registry, struct model *model)
+{
+    TAILQ_REMOVE(&registry->models, model, link);
+    registry->n_models--;
+    if (model->dirty) {
+        TAILQ_REMOVE(&registry->dirty.models, model, dirty_link);
+        registry->dirty.n--;
+        model->dirty = false;
+    }
+    model->dirty_in = NULL;
 }
 
 /* Whether the text is "NAME#ID" with the model's id, and NAME a name that it has, or had before it lost it. */
@@ -88,7 +122,7 @@ struct model *registry_find_id(const struct registry *registry, uint64_t id)
     return NULL;
 }
 
-struct model *registry_holder(const struct registry *registry, const char *name, const struct peer *peer)
+struct model *registry_name_owner(const struct registry *registry, const char *name, const struct peer *peer)
 {
     struct model *model = registry_find(registry, name, peer);
     return model && model_sight(model, peer) >= SIGHT_READER ? model : registry_taker(registry, name, peer);
@@ -136,6 +170,7 @@ static int name_add(struct registry *registry, struct model *model, const char *
     memcpy(name->text, text, strnlen(text, MODEL_NAME_MAX));
     TAILQ_INSERT_TAIL(&model->names, name, link);
     model->n_names++;
+    model_mark_dirty(model);
     return 0;
 }
 
@@ -148,6 +183,8 @@ int registry_name(struct registry *registry, struct model *model, const char *na
 /* Moves a name, or drops it if the other model has it too. */
 static void name_move(struct model_name *name, struct model *from, struct model *to)
 {
+    model_mark_dirty(from);
+    model_mark_dirty(to);
     TAILQ_REMOVE(&from->names, name, link);
     from->n_names--;
     if (model_has_name(to, name->text)) {
@@ -200,6 +237,7 @@ bool registry_unname(struct model *model, const char *name)
     TAILQ_REMOVE(&model->names, own, link);
     free(own);
     model->n_names--;
+    model_mark_dirty(model);
     strcpy(model->name, TAILQ_FIRST(&model->names)->text);
     return true;
 }
@@ -243,7 +281,7 @@ static bool is_of_place(const struct model *model, const struct registry_query *
     if (model_is_published(model))
         return false;
     const struct identity *x = &model->source->files[0].identity, *y = &query->source->files[0].identity;
-    return (x->dev == y->dev && x->ino == y->ino) ||
+    return identity_same_file(x, y) ||
            (registry_same_path(model, query) && model_sight(model, query->peer) >= SIGHT_READER);
 }
 
@@ -281,7 +319,11 @@ int registry_add(struct registry *registry, struct model *model)
     if (!model->takes[0] && registry_name(registry, model, model->name, model->uid) < 0)
         return -ENOMEM;
     uint64_t unused;
-    if (registry->quota && quota_take(registry->quota, model->uid, QUOTA_BYTES, 0, &model->quota, &unused) < 0) {
+    int r = registry->quota ? quota_take(registry->quota, model->uid, QUOTA_MODELS, 1, &model->counted, &unused) : 0;
+    if (r == 0 && registry->quota)
+        r = quota_take(registry->quota, model->uid, QUOTA_BYTES, 0, &model->quota, &unused);
+    if (r < 0) {
+        quota_return(&model->counted);
         model_lose_name(model);
         return -ENOMEM;
     }
@@ -291,8 +333,7 @@ int registry_add(struct registry *registry, struct model *model)
     model->id = registry->next_model++;
     if (model->takes[0])
         model_lose_name(model);
-    TAILQ_INSERT_TAIL(&registry->models, model, link);
-    registry->n_models++;
+    registry_insert(registry, model);
     return 0;
 }
 
@@ -322,14 +363,17 @@ int registry_resume(struct registry *registry, struct model *model, uint64_t id,
     uint64_t unused;
     if (r == 0 && registry->quota)
         r = quota_take(registry->quota, model->uid, QUOTA_BYTES, 0, &model->quota, &unused) < 0 ? -ENOMEM : 0;
+    if (r == 0 && registry->quota)
+        r = quota_take_none(registry->quota, model->uid, QUOTA_MODELS, &model->counted);
     if (r < 0) {
+        quota_return(&model->quota);
         model_lose_name(model);
         return r;
     }
+    quota_set(&model->counted, 1); /* also beyond the limit: it is there */
     model->id = id;
     registry->next_model = id + 1;
-    TAILQ_INSERT_TAIL(&registry->models, model, link);
-    registry->n_models++;
+    registry_insert(registry, model);
     return 0;
 }
 
@@ -353,14 +397,15 @@ struct model *registry_find_token(const struct registry *registry, const uint8_t
 
 void registry_remove(struct registry *registry, struct model *model)
 {
-    assert(LIST_EMPTY(&model->leases) && !model->arena && !model->load && !model->cache && model->reserved == 0);
-    TAILQ_REMOVE(&registry->models, model, link);
-    registry->n_models--;
+    assert(LIST_EMPTY(&model->leases) && !model->arena && !model->load && !model->cache && !model->stored &&
+           model->reserved == 0);
+    registry_extract(registry, model);
     publication_clear(&model->published);
     registry_discharge(model);
     quota_return(&model->quota);
+    quota_return(&model->counted);
     plan_free(model->plan);
-    gguf_free(model->header);
+    model_header_free(model->header);
     manifest_free(model->manifest);
     source_free(model->source);
     model_lose_name(model);
@@ -390,8 +435,8 @@ void registry_unreserve(struct model *model)
 
 uint64_t registry_due(const struct model *model, uint64_t bytes)
 {
-    const uint64_t kept = (model ? model->kept : 0) + bytes;
-    return kept > REGISTRY_KEPT_FREE ? kept - REGISTRY_KEPT_FREE - (model ? model->charged : 0) : 0;
+    const uint64_t kept = (model ? model->overhead : 0) + bytes;
+    return kept > REGISTRY_OVERHEAD_FREE ? kept - REGISTRY_OVERHEAD_FREE - (model ? model->charged : 0) : 0;
 }
 
 void registry_charge(struct model *model, struct device *host, uint64_t bytes)
@@ -399,7 +444,7 @@ void registry_charge(struct model *model, struct device *host, uint64_t bytes)
     const uint64_t due = registry_due(model, bytes);
     host->used += due;
     atomic_fetch_add(&host->taken, due); /* the caller has allocated this memory already */
-    model->kept += bytes;
+    model->overhead += bytes;
     model->charged += due;
     quota_set(&model->quota, model->reserved + model->charged);
     model->charged_to = host;

@@ -5,8 +5,8 @@
  * Of a model (struct model):
  *   reserved   its arena. In the ledger of its device, from before the arena is allocated until it is freed; of an
  *              evicted model, until the eviction begins, because its bytes then belong to the load that needs them.
- *   kept       the daemon's own memory for it: header, plan, publication. Always host memory.
- *   charged    the part of `kept` beyond REGISTRY_KEPT_FREE. In the ledger of the host.
+ *   overhead   the daemon's own memory for it: header, plan, publication. Always host memory.
+ *   charged    the part of `overhead` beyond REGISTRY_OVERHEAD_FREE. In the ledger of the host.
  *   due        what the next registry_charge() would add to `charged`.
  * `reserved` and `charged` together count for the quota of the user who loaded the model.
  *
@@ -15,8 +15,8 @@
  *   taken      the part of `used` that is allocated by now.
  *   queued     what queued loads wait for. Not in `used`.
  *
- * Of host memory for copies of models that a GPU has no room for (struct residency):
- *   cache_used its own ledger, limited by cache_size. Not in `used`.
+ * Of host memory for copies of models that a GPU has no room for (struct host_cache):
+ *   used       its own ledger, limited by its size. Not in the device's `used`.
  *
  * Loop thread only. */
 #pragma once
@@ -33,6 +33,7 @@ TAILQ_HEAD(model_list, model);
 
 struct registry {
     struct model_list models; /* oldest first */
+    struct model_dirty dirty; /* those that changed since registry_take_dirty() returned them */
     size_t n_models;
     size_t n_leases;
     uint64_t next_model;
@@ -67,7 +68,7 @@ struct model *registry_find_id(const struct registry *registry, uint64_t id);
 /* The model because of which this peer cannot give the name to another model; NULL if there is none. Only a model
  * counts that the peer's user loaded, or that the peer may read, and that has the name or will take it. A model that
  * the peer does not see, or sees only as a trusted user, does not count. */
-struct model *registry_holder(const struct registry *registry, const char *name, const struct peer *peer);
+struct model *registry_name_owner(const struct registry *registry, const char *name, const struct peer *peer);
 
 /* The model that will get the name when it is resident, and that this peer loads, or may read. NULL: there is none. */
 struct model *registry_taker(const struct registry *registry, const char *name, const struct peer *peer);
@@ -138,8 +139,12 @@ int registry_resume(struct registry *registry, struct model *model, uint64_t id,
 struct model *registry_find_token(const struct registry *registry, const uint8_t token[MODEL_TOKEN_SIZE],
                                   const struct peer *peer);
 
+/* Takes a model that was marked as dirty off the list of these; NULL: there is none. A model is on it when it is new,
+ * and after each model_mark_dirty(). */
+struct model *registry_take_dirty(struct registry *registry);
+
 /* Removes a model and frees it with its file, header, plan and publication. Before, its arena must be freed, its
- * reservation returned, and all its leases and its load must have ended. */
+ * reservation returned, and nothing of it stored, and all its leases and its load must have ended. */
 void registry_remove(struct registry *registry, struct model *model);
 
 /* Adds `bytes` to the device's ledger for this model. The caller has checked that the ledger has room. */
@@ -149,11 +154,11 @@ void registry_reserve(struct model *model, uint64_t bytes);
 void registry_unreserve(struct model *model);
 
 /* So many bytes of the daemon's own memory are free of charge for each model: for its header, plan and publication. */
-#define REGISTRY_KEPT_FREE ((uint64_t)1 << 20)
+#define REGISTRY_OVERHEAD_FREE ((uint64_t)1 << 20)
 
-/* Adds `bytes` to what the daemon itself keeps of a model. What exceeds REGISTRY_KEPT_FREE goes into the ledger of the
- * host's memory until the model is removed, because a small file may have a large header. The caller has checked that
- * the ledger has room. */
+/* Adds `bytes` to what the daemon itself keeps of a model. What exceeds REGISTRY_OVERHEAD_FREE goes into the ledger of
+ * the host's memory until the model is removed, because a small file may have a large header. The caller has checked
+ * that the ledger has room. */
 void registry_charge(struct model *model, struct device *host, uint64_t bytes);
 
 /* How many bytes registry_charge() would add to the ledger. model: NULL for a model of which nothing is kept yet. */

@@ -1,5 +1,6 @@
 #include "daemon/model/source.h"
 
+#include "daemon/base/closer.h"
 #include "daemon/format/format.h"
 #include "proto/min.h"
 #include "proto/model_file.h"
@@ -13,104 +14,16 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 /* The most bytes of one pread(). The kernel's own limit is 2 GiB less a page. */
 #define READ_MAX (64u << 20)
 
-static int64_t nanoseconds(struct timespec time)
-{
-    return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
-}
-
-static bool identity_equal(const struct identity *a, const struct identity *b)
-{
-    return a->dev == b->dev && a->ino == b->ino && a->size == b->size && a->mtime_ns == b->mtime_ns;
-}
-
-static int file_compare(const void *a, const void *b)
-{
-    const struct identity *x = *(const struct identity *const *)a, *y = *(const struct identity *const *)b;
-    if (x->dev != y->dev)
-        return x->dev < y->dev ? -1 : 1;
-    return x->ino < y->ino ? -1 : x->ino > y->ino;
-}
-
-static void sort_files(const struct source *source, const struct identity **ret)
-{
-    for (size_t i = 0; i < source->n_files; i++)
-        ret[i] = &source->files[i].identity;
-    qsort(ret, source->n_files, sizeof(*ret), file_compare);
-}
-
-static bool file_same(const struct identity *a, const struct identity *b)
-{
-    return file_compare(&a, &b) == 0;
-}
-
-/* The files of a split model may be given in any order. */
-static bool same_files(const struct source *a, const struct source *b,
-                       bool (*equal)(const struct identity *, const struct identity *))
-{
-    const struct identity **files = calloc(2 * a->n_files, sizeof(*files));
-    if (!files)
-        return false; /* no memory. The caller then loads the model again, or fails for lack of memory */
-    sort_files(a, files);
-    sort_files(b, files + a->n_files);
-    bool same = true;
-    for (size_t i = 0; i < a->n_files && same; i++)
-        same = equal(files[i], files[a->n_files + i]);
-    free(files);
-    return same;
-}
-
-bool source_equal(const struct source *a, const struct source *b)
-{
-    if (a->n_files != b->n_files || a->size != b->size || a->n_files == 0)
-        return false;
-    if (a->n_files == 1)
-        return identity_equal(&a->files[0].identity, &b->files[0].identity);
-    return same_files(a, b, identity_equal);
-}
-
-bool source_same_files(const struct source *a, const struct source *b)
-{
-    return a->n_files == b->n_files && a->n_files > 0 && same_files(a, b, file_same);
-}
-
-bool source_same(const struct source *a, const struct source *b)
-{
-    bool same = source_equal(a, b);
-    for (size_t i = 0; i < a->n_files && same; i++)
-        same = a->files[i].identity.ctime_ns == b->files[i].identity.ctime_ns;
-    return same;
-}
-
-bool source_same_sizes(const struct source *a, const struct source *b)
-{
-    bool same = a->n_files == b->n_files && a->n_files > 0;
-    for (size_t i = 0; i < a->n_files && same; i++)
-        same = a->files[i].identity.size == b->files[i].identity.size;
-    return same;
-}
-
-static int identity_read(int fd, struct identity *ret, uint64_t *ret_links, mode_t *ret_mode,
-                         struct device_fault *ret_fault)
-{
-    struct stat st;
-    if (fstat(fd, &st) < 0)
-        return device_fault_set(ret_fault, -errno, "fstat", errno, strerror(errno));
-    *ret_links = st.st_nlink;
-    *ret = (struct identity){
-        .dev = st.st_dev,
-        .ino = st.st_ino,
-        .size = (uint64_t)st.st_size,
-        .mtime_ns = nanoseconds(st.st_mtim),
-        .ctime_ns = nanoseconds(st.st_ctim),
-    };
-    *ret_mode = st.st_mode;
-    return 0;
-}
+/* In linux/magic.h only since Linux 6.1. */
+#ifndef FUSE_SUPER_MAGIC
+#define FUSE_SUPER_MAGIC 0x65735546
+#endif
 
 bool source_leads_to(const char *path, int fd)
 {
@@ -224,7 +137,7 @@ static int open_failed(int error, struct device_fault *ret_fault)
 }
 
 /* Whether the file is one of the source's. */
-static bool has_file(const struct source *source, const struct stat *st)
+bool source_has_file(const struct source *source, const struct stat *st)
 {
     for (size_t i = 0; i < source->n_files; i++) {
         const struct identity *file = &source->files[i].identity;
@@ -274,7 +187,8 @@ int source_open_path(const char *path, struct source **ret, struct shard_paths *
     free(fds);
     struct stat st;
     char name[MODEL_NAME_MAX + 1];
-    if (r == 0 && stat(path, &st) == 0 && has_file(*ret, &st)) /* it may also be a folder, or an index of files */
+    if (r == 0 && stat(path, &st) == 0 &&
+        source_has_file(*ret, &st)) /* it may also be a folder, or an index of files */
         (*ret)->link = strdup(path);
     if (r == 0 && model_name_of_link(path, name))
         (*ret)->name = strdup(name);
@@ -302,6 +216,9 @@ int source_reopen(const struct source *source, struct source **ret, struct devic
     }
     (*ret)->path = (*ret)->files[0].path;
     (*ret)->link = source->link ? strdup(source->link) : NULL;
+    (*ret)->closer = source->closer;
+    (*ret)->uid = source->uid;
+    (*ret)->of_user = source->of_user;
     return 0;
 }
 
@@ -322,7 +239,7 @@ int source_resume(const int *fds, size_t n, const struct source_past *past, stru
     source->size = 0;
     for (size_t i = 0; i < n && r == 0; i++) {
         struct source_file *file = &source->files[i];
-        if (!file_same(&file->identity, &past->identities[i]))
+        if (!identity_same_file(&file->identity, &past->identities[i]))
             r = device_fault_set(ret_fault, -ESTALE, "fstat", 0, "it is another file");
         file->identity = past->identities[i];
         if (__builtin_add_overflow(source->size, file->identity.size, &source->size))
@@ -341,51 +258,6 @@ int source_resume(const int *fds, size_t n, const struct source_past *past, stru
     return 0;
 }
 
-/* path: the path when the file was opened; NULL: the kernel's present path of the file is used. */
-static enum source_look file_look(const struct source_file *file, const char *path)
-{
-    const struct identity *then = &file->identity;
-    char *known = path ? NULL : source_fd_path(file->fd);
-    struct stat st;
-    const bool there = (path || known) && stat(path ? path : known, &st) == 0 && S_ISREG(st.st_mode);
-    free(known);
-    if (!there)
-        return path ? file_look(file, NULL) : SOURCE_THERE;
-    if ((uint64_t)st.st_size != then->size || st.st_dev != then->dev || st.st_ino != then->ino)
-        return SOURCE_OTHER;
-    const bool untouched = nanoseconds(st.st_mtim) == then->mtime_ns && nanoseconds(st.st_ctim) == then->ctime_ns;
-    return untouched ? SOURCE_THERE : SOURCE_TOUCHED;
-}
-
-/* Whether the path that the files were opened by leads to another file now. */
-static bool link_switched(const struct source *source)
-{
-    struct stat st;
-    return source->link && stat(source->link, &st) == 0 && S_ISREG(st.st_mode) && !has_file(source, &st);
-}
-
-enum source_look source_look(const struct source *source)
-{
-    enum source_look worst = link_switched(source) ? SOURCE_OTHER : SOURCE_THERE;
-    for (size_t i = 0; i < source->n_files; i++) {
-        const enum source_look look = file_look(&source->files[i], source->files[i].path);
-        worst = look > worst ? look : worst;
-    }
-    return worst;
-}
-
-bool source_replaced(const struct source *source)
-{
-    for (size_t i = 0; i < source->n_files; i++) {
-        const struct source_file *file = &source->files[i];
-        struct stat st;
-        if (file->path && stat(file->path, &st) == 0 &&
-            (st.st_dev != file->identity.dev || st.st_ino != file->identity.ino))
-            return true;
-    }
-    return link_switched(source);
-}
-
 struct source *source_ref(struct source *source)
 {
     source->references++;
@@ -397,7 +269,7 @@ void source_free(struct source *source)
     if (!source || --source->references > 0)
         return;
     for (size_t i = 0; i < source->n_files; i++) {
-        close(source->files[i].fd);
+        closer_close(source->closer, source->uid, source->files[i].fd);
         free(source->files[i].path);
     }
     free(source->link);
@@ -405,12 +277,43 @@ void source_free(struct source *source)
     free(source);
 }
 
+void source_discard(struct source *source)
+{
+    if (source)
+        source->closer = NULL;
+    worker_file_begin();
+    source_free(source);
+    worker_file_end();
+}
+
+void source_set_owner(struct source *source, struct closer *closer, uid_t uid)
+{
+    source->closer = closer;
+    source->uid = uid;
+    worker_file_begin();
+    for (size_t i = 0; i < source->n_files; i++) {
+        struct statfs system;
+        source->of_user |= fstatfs(source->files[i].fd, &system) == 0 && system.f_type == FUSE_SUPER_MAGIC;
+    }
+    worker_file_end();
+}
+
+struct work_reads source_reads(const struct source *source, uid_t uid)
+{
+    if (source->n_files == 0)
+        return (struct work_reads){.uid = uid};
+    const struct identity *first = &source->files[0].identity;
+    return (struct work_reads){.uid = uid, .dev = first->dev, .ino = first->ino};
+}
+
 int source_read(const struct source *source, size_t file, uint64_t offset, void *dst, size_t size,
                 struct device_fault *ret_fault)
 {
     uint8_t *at = dst;
     while (size > 0) {
+        worker_file_begin();
         ssize_t n = pread(source->files[file].fd, at, min_u64(size, READ_MAX), (off_t)offset);
+        worker_file_end();
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)
@@ -432,6 +335,7 @@ int source_read_beside(const struct source *source, const char *name, size_t mos
     if (!end || !source_leads_to(of, source->files[0].fd) ||
         snprintf(path, sizeof(path), "%.*s/%s", (int)(end - of), of, name) >= (int)sizeof(path))
         return -ENOENT;
+    worker_file_begin();
     const int fd = open_regular(path);
     int r = fd < 0 ? fd : fstat(fd, &st) < 0 ? -errno : (size_t)st.st_size > most ? -EFBIG : 0;
     const size_t size = r == 0 ? (size_t)st.st_size : 0;
@@ -442,6 +346,7 @@ int source_read_beside(const struct source *source, const char *name, size_t mos
         r = -EIO;
     if (fd >= 0)
         close(fd);
+    worker_file_end();
     if (r < 0) {
         free(text);
         return r;
@@ -451,41 +356,17 @@ int source_read_beside(const struct source *source, const char *name, size_t mos
     return 0;
 }
 
-static int check_files(const struct source *source, bool untouched, struct device_fault *ret_fault)
+int source_read_headers(const struct source *source, struct model_header **ret, struct header_fault *ret_fault,
+                        size_t *ret_file)
 {
-    for (size_t i = 0; i < source->n_files; i++) {
-        const struct identity *then = &source->files[i].identity;
-        struct identity now = {0};
-        uint64_t links = 0;
-        mode_t mode;
-        int r = identity_read(source->files[i].fd, &now, &links, &mode, ret_fault);
-        if (r < 0)
-            return r;
-        const bool same_names = links == source->files[i].links;
-        if (!identity_equal(&now, then) || (untouched && same_names && now.ctime_ns != then->ctime_ns))
-            return device_fault_set(ret_fault, -ESTALE, "fstat", 0, "the file's size or times changed");
-    }
-    return 0;
-}
-
-int source_check(const struct source *source, struct device_fault *ret_fault)
-{
-    return check_files(source, false, ret_fault);
-}
-
-int source_check_untouched(const struct source *source, struct device_fault *ret_fault)
-{
-    return check_files(source, true, ret_fault);
-}
-
-int source_read_headers(const struct source *source, struct gguf **ret, struct gguf_fault *ret_fault, size_t *ret_file)
-{
-    struct split_file *files = calloc(source->n_files, sizeof(*files));
+    struct header_file *files = calloc(source->n_files, sizeof(*files));
     if (!files)
         return -ENOMEM;
     for (size_t i = 0; i < source->n_files; i++)
-        files[i] = (struct split_file){source->files[i].fd, source->files[i].identity.size};
+        files[i] = (struct header_file){source->files[i].fd, source->files[i].identity.size};
+    worker_file_begin();
     int r = format_read(files, source->n_files, ret, ret_fault, ret_file);
+    worker_file_end();
     free(files);
     return r;
 }

@@ -6,16 +6,16 @@
 #include <errno.h>
 #include <string.h>
 
-static bool text_is(const struct gguf_string *string, const char *text)
+static bool text_is(const struct header_string *string, const char *text)
 {
     return string->size == strlen(text) && memcmp(string->bytes, text, string->size) == 0;
 }
 
-bool tensors_permuted(const struct gguf *model)
+bool tensors_permuted(const struct model_header *model)
 {
-    struct gguf_string architecture;
+    struct header_string architecture;
     return strcmp(model->format, "gguf") == 0 &&
-           gguf_kv_string(gguf_find(model, "general.architecture"), &architecture) == 0 &&
+           header_kv_string(model_header_find(model, "general.architecture"), &architecture) == 0 &&
            (text_is(&architecture, "llama") || text_is(&architecture, "mistral"));
 }
 
@@ -28,7 +28,7 @@ struct matrix {
 };
 
 /* Takes a tensor for a matrix, of which whole rows are taken. */
-static int matrix_of(const struct cutting *c, const struct gguf_tensor *tensor, struct matrix *ret)
+static int matrix_of(const struct cutting *c, const struct header_tensor *tensor, struct matrix *ret)
 {
     const struct tensor_type *type = tensor->type;
     if (type->kind == TYPE_FOREIGN || type->kind == TYPE_REMOVED)
@@ -47,8 +47,9 @@ static int matrix_of(const struct cutting *c, const struct gguf_tensor *tensor, 
 
 /* Sets what memory gets of the tensor: the rows of `ranges`, and of each row `row` blocks from `first` on; and after
  * them `zeros` rows of zeros. */
-static int take(const struct cutting *c, struct gguf_tensor *tensor, struct gather *gather, const struct matrix *matrix,
-                const struct gather_range *ranges, size_t n_ranges, uint64_t first, uint64_t row, uint64_t zeros)
+static int take(const struct cutting *c, struct header_tensor *tensor, struct gather *gather,
+                const struct matrix *matrix, const struct gather_range *ranges, size_t n_ranges, uint64_t first,
+                uint64_t row, uint64_t zeros)
 {
     const struct tensor_type *type = tensor->type;
     uint64_t rows = 0, all, blocks;
@@ -73,7 +74,7 @@ static int take(const struct cutting *c, struct gguf_tensor *tensor, struct gath
     return 0;
 }
 
-static int refuse_division(const struct cutting *c, const struct gguf_tensor *tensor, uint64_t n, const char *what)
+static int refuse_division(const struct cutting *c, const struct header_tensor *tensor, uint64_t n, const char *what)
 {
     return layout_refuse(c->fault, tensor->name, NULL, "%llu %s are no multiple of %u", (unsigned long long)n, what,
                          c->layout->parts);
@@ -81,7 +82,7 @@ static int refuse_division(const struct cutting *c, const struct gguf_tensor *te
 
 /* The rows of this part, of a tensor that is `n` tensors with equally many rows, one behind the other. heads: see
  * struct gather_range. */
-static int take_rows(const struct cutting *c, struct gguf_tensor *tensor, struct gather *gather, size_t n,
+static int take_rows(const struct cutting *c, struct header_tensor *tensor, struct gather *gather, size_t n,
                      uint64_t heads)
 {
     const uint64_t parts = c->layout->parts, rank = c->layout->rank;
@@ -101,7 +102,7 @@ static int take_rows(const struct cutting *c, struct gguf_tensor *tensor, struct
     return take(c, tensor, gather, &matrix, ranges, n, 0, matrix.row, 0);
 }
 
-static int take_columns(const struct cutting *c, struct gguf_tensor *tensor, struct gather *gather)
+static int take_columns(const struct cutting *c, struct header_tensor *tensor, struct gather *gather)
 {
     const uint64_t parts = c->layout->parts, rank = c->layout->rank;
     struct matrix matrix;
@@ -121,7 +122,7 @@ static int take_columns(const struct cutting *c, struct gguf_tensor *tensor, str
 }
 
 /* The rows of this part's heads, of those of a tensor from `first` on. */
-static int head_rows(const struct cutting *c, const struct gguf_tensor *tensor, uint64_t first, uint64_t heads,
+static int head_rows(const struct cutting *c, const struct header_tensor *tensor, uint64_t first, uint64_t heads,
                      uint64_t head, bool shared, struct gather_range *ret)
 {
     const uint64_t parts = c->layout->parts, rank = c->layout->rank;
@@ -135,7 +136,7 @@ static int head_rows(const struct cutting *c, const struct gguf_tensor *tensor, 
 }
 
 /* q, k or v alone, or all of them in one tensor. */
-static int take_heads(const struct cutting *c, struct gguf_tensor *tensor, struct gather *gather, enum name_part part)
+static int take_heads(const struct cutting *c, struct header_tensor *tensor, struct gather *gather, enum name_part part)
 {
     const uint64_t heads = c->heads->heads, kv = c->heads->kv_heads;
     const uint64_t all = part == PART_Q ? heads : part == PART_KV ? kv : heads + 2 * kv;
@@ -163,7 +164,7 @@ static int take_heads(const struct cutting *c, struct gguf_tensor *tensor, struc
 }
 
 /* Rows of the vocabulary. What it was padded with are zeros at the end of the last parts. */
-static int take_vocabulary(const struct cutting *c, struct gguf_tensor *tensor, struct gather *gather)
+static int take_vocabulary(const struct cutting *c, struct header_tensor *tensor, struct gather *gather)
 {
     const uint64_t parts = c->layout->parts, rank = c->layout->rank;
     struct matrix matrix;
@@ -180,7 +181,7 @@ static int take_vocabulary(const struct cutting *c, struct gguf_tensor *tensor, 
     return take(c, tensor, gather, &matrix, &range, 1, 0, matrix.row, part - rows);
 }
 
-static int cut_asked(const struct cutting *c, const struct layout_group *asked, struct gguf_tensor *tensor,
+static int cut_asked(const struct cutting *c, const struct layout_group *asked, struct header_tensor *tensor,
                      struct gather *gather)
 {
     const bool cuts = c->layout->parts > 1;
@@ -195,7 +196,7 @@ static int cut_asked(const struct cutting *c, const struct layout_group *asked, 
     return asked->heads > 0 ? take_rows(&one, tensor, gather, 1, asked->heads) : 0;
 }
 
-static int cut_vllm(const struct cutting *c, struct gguf_tensor *tensor, struct gather *gather)
+static int cut_vllm(const struct cutting *c, struct header_tensor *tensor, struct gather *gather)
 {
     const enum name_part part = tensor->n_dims > 2 ? PART_UNKNOWN : name_rule_vllm(tensor->name).part;
     switch (part) {
@@ -223,7 +224,7 @@ static int cut_vllm(const struct cutting *c, struct gguf_tensor *tensor, struct 
     return 0;
 }
 
-static int cut_hf(const struct cutting *c, struct gguf_tensor *tensor, struct gather *gather)
+static int cut_hf(const struct cutting *c, struct header_tensor *tensor, struct gather *gather)
 {
     const char which = c->permuted ? name_of_attention(tensor->name) : 0;
     const uint64_t heads = which == 'q' ? c->heads->heads : c->heads->kv_heads;
@@ -233,7 +234,7 @@ static int cut_hf(const struct cutting *c, struct gguf_tensor *tensor, struct ga
     return which ? take_rows(c, tensor, gather, 1, heads) : 0;
 }
 
-int tensor_cut(const struct cutting *cutting, const struct layout_group *asked, struct gguf_tensor *tensor,
+int tensor_cut(const struct cutting *cutting, const struct layout_group *asked, struct header_tensor *tensor,
                struct gather *gather)
 {
     int r = 0;

@@ -3,7 +3,7 @@
  * Any thread. */
 #pragma once
 
-#include "daemon/gguf/gguf.h"
+#include "daemon/header/model_header.h"
 #include "daemon/model/heads.h"
 #include "daemon/model/layout.h"
 
@@ -39,11 +39,11 @@ struct cutting {
 };
 
 /* Whether the rows of q and k stand in pairs in this model's file. */
-bool tensors_permuted(const struct gguf *model);
+bool tensors_permuted(const struct model_header *model);
 
 /* Changes a tensor's shape, bytes and offset to those that memory gets, and sets its gather. asked: the request's group
  * that names the tensor; NULL: the layout's name decides. -EDOM and the fault: the layout does not fit. */
-int tensor_cut(const struct cutting *cutting, const struct layout_group *asked, struct gguf_tensor *tensor,
+int tensor_cut(const struct cutting *cutting, const struct layout_group *asked, struct header_tensor *tensor,
                struct gather *gather);
 
 /* How many blocks, from block `at` of a gathered tensor on, stand one behind the other in the file; at most `most`.

@@ -1,7 +1,8 @@
 #include "daemon/safetensors/safetensors.h"
 
-#include "daemon/gguf/header_reader.h"
-#include "daemon/gguf/name_set.h"
+#include "daemon/header/header_reader.h"
+#include "daemon/header/join.h"
+#include "daemon/header/name_set.h"
 #include "proto/array.h"
 #include "proto/json_read.h"
 #include "proto/min.h"
@@ -48,7 +49,7 @@ struct span {
 struct parser {
     struct header_reader file;
     struct json_reader json;
-    struct gguf *model;
+    struct model_header *model;
     struct span *spans; /* as many as tensors */
     size_t spans_capacity;
     size_t *keys; /* offsets of the metadata's keys in the JSON, as many as kv */
@@ -58,7 +59,8 @@ struct parser {
 
 bool safetensors_starts(const uint8_t *start, size_t size)
 {
-    /* No length that is allowed has these bytes; a GGUF file of 123 tensors has the brace. */
+    /* A GGUF file of 123 tensors has a brace at this place, too. "GGUF" as the beginning of a length is more than is
+     * allowed. */
     return size >= SAFETENSORS_START && memcmp(start, "GGUF", 4) != 0 && start[LENGTH_BYTES] == '{';
 }
 
@@ -81,9 +83,9 @@ static char *text_add(struct parser *p, const struct json_span *string)
     return at;
 }
 
-/* The text never moves, so that there can be pointers into it. Per string it takes the decoded bytes and a NUL, and for
- * a value of the metadata GGUF_STRING_LENGTH more; in the JSON a key and its value have six bytes besides the strings.
- * Twice the JSON is enough. Pages that are not used take no memory. */
+/* The text never moves, so that there can be pointers into it. Each string needs its decoded bytes and a NUL, and each
+ * value of the metadata GGUF_STRING_LENGTH bytes more. In the JSON, a key and its value have six bytes besides their
+ * characters. So twice the size of the JSON is enough. Pages that are not used take no memory. */
 static int text_new(struct parser *p)
 {
     p->model->text = malloc(2 * p->json.size + 64);
@@ -94,21 +96,21 @@ static int text_new(struct parser *p)
 
 static int read_entry(struct parser *p, const struct json_span *key)
 {
-    struct gguf *model = p->model;
+    struct model_header *model = p->model;
     struct json_span value;
     const size_t at = key->begin - 1;
     if (json_read_string(&p->json, &value) < 0)
         return refuse_json(p);
-    if (model->n_kv == GGUF_KV_MAX)
-        return refuse_at(p, at, "more than %u keys", GGUF_KV_MAX);
-    if (key->decoded > GGUF_KEY_MAX)
-        return refuse_at(p, at, "a key is longer than %u bytes", GGUF_KEY_MAX);
+    if (model->n_kv == HEADER_KV_MAX)
+        return refuse_at(p, at, "more than %u keys", HEADER_KV_MAX);
+    if (key->decoded > HEADER_KEY_MAX)
+        return refuse_at(p, at, "a key is longer than %u bytes", HEADER_KEY_MAX);
     if (array_reserve(&model->kv, &model->kv_capacity, model->n_kv, sizeof(*model->kv), ENTRIES_FIRST) < 0 ||
         array_reserve(&p->keys, &p->keys_capacity, model->n_kv, sizeof(*p->keys), ENTRIES_FIRST) < 0)
         return -ENOMEM;
-    struct gguf_kv *kv = &model->kv[model->n_kv];
-    *kv = (struct gguf_kv){.type = GGUF_STRING, .element_type = GGUF_STRING, .count = 1};
-    kv->key = (struct gguf_string){text_add(p, key), key->decoded};
+    struct header_kv *kv = &model->kv[model->n_kv];
+    *kv = (struct header_kv){.type = GGUF_STRING, .element_type = GGUF_STRING, .count = 1};
+    kv->key = (struct header_string){text_add(p, key), key->decoded};
     const uint64_t length = htole64(value.decoded);
     char *data = model->text + model->text_bytes;
     memcpy(data, &length, GGUF_STRING_LENGTH);
@@ -142,7 +144,7 @@ static int read_metadata(struct parser *p, const struct json_span *name)
 
 /* --- tensors --- */
 
-static int read_dtype(struct parser *p, struct gguf_tensor *tensor)
+static int read_dtype(struct parser *p, struct header_tensor *tensor)
 {
     struct json_span name;
     if (json_read_string(&p->json, &name) < 0)
@@ -150,7 +152,7 @@ static int read_dtype(struct parser *p, struct gguf_tensor *tensor)
     for (size_t i = 0; i < sizeof(dtypes) / sizeof(dtypes[0]); i++) {
         if (json_equals(&p->json, &name, dtypes[i].name)) {
             tensor->type = tensor_type_find(dtypes[i].id);
-            tensor->keeps = !dtypes[i].floats;
+            tensor->exempt = !dtypes[i].floats;
             return 0;
         }
     }
@@ -159,7 +161,7 @@ static int read_dtype(struct parser *p, struct gguf_tensor *tensor)
 }
 
 /* ne: in the order of the file. */
-static int read_shape(struct parser *p, struct gguf_tensor *tensor)
+static int read_shape(struct parser *p, struct header_tensor *tensor)
 {
     bool first = true;
     int more;
@@ -170,8 +172,8 @@ static int read_shape(struct parser *p, struct gguf_tensor *tensor)
         uint64_t dimension;
         if (json_read_u64(&p->json, &dimension) < 0)
             return refuse_json(p);
-        if (tensor->n_dims == GGUF_DIMS_MAX)
-            return refuse_at(p, at, "a tensor has more than %u dimensions", GGUF_DIMS_MAX);
+        if (tensor->n_dims == HEADER_DIMS_MAX)
+            return refuse_at(p, at, "a tensor has more than %u dimensions", HEADER_DIMS_MAX);
         if (dimension > SIZE_BOUND)
             return refuse_at(p, at, "a tensor's dimension is larger than 2^53");
         if (__builtin_mul_overflow(tensor->elements, dimension, &tensor->elements) || tensor->elements > INT64_MAX)
@@ -200,7 +202,7 @@ static int read_offsets(struct parser *p, struct span *span)
     return more == 0 ? 0 : refuse_at(p, at, "data_offsets are not two numbers");
 }
 
-static int check_size(struct parser *p, struct gguf_tensor *tensor, const struct span *span)
+static int check_size(struct parser *p, struct header_tensor *tensor, const struct span *span)
 {
     const struct tensor_type *type = tensor->type;
     if (tensor->elements % type->block_elements != 0)
@@ -219,7 +221,7 @@ static int check_size(struct parser *p, struct gguf_tensor *tensor, const struct
         tensor->ne[j] = tensor->ne[i];
         tensor->ne[i] = other;
     }
-    for (uint32_t i = tensor->n_dims; i < GGUF_DIMS_MAX; i++)
+    for (uint32_t i = tensor->n_dims; i < HEADER_DIMS_MAX; i++)
         tensor->ne[i] = 1;
     return 0;
 }
@@ -235,7 +237,7 @@ static unsigned field_of(const struct json_reader *json, const struct json_span 
                                                     : 0;
 }
 
-static int read_field(struct parser *p, unsigned field, struct gguf_tensor *tensor, struct span *span)
+static int read_field(struct parser *p, unsigned field, struct header_tensor *tensor, struct span *span)
 {
     switch (field) {
     case DTYPE:
@@ -249,7 +251,7 @@ static int read_field(struct parser *p, unsigned field, struct gguf_tensor *tens
     }
 }
 
-static int read_info(struct parser *p, struct gguf_tensor *tensor, struct span *span)
+static int read_info(struct parser *p, struct header_tensor *tensor, struct span *span)
 {
     struct json_span key;
     bool first = true;
@@ -278,18 +280,18 @@ static int read_info(struct parser *p, struct gguf_tensor *tensor, struct span *
 
 static int read_tensor(struct parser *p, const struct json_span *name)
 {
-    struct gguf *model = p->model;
+    struct model_header *model = p->model;
     const size_t n = model->n_tensors, at = name->begin - 1;
     if (name->decoded == 0)
         return refuse_at(p, at, "a tensor's name is empty");
-    if (name->decoded > GGUF_NAME_MAX)
-        return refuse_at(p, at, "a tensor's name is longer than %u bytes", GGUF_NAME_MAX);
-    if (n == GGUF_TENSORS_MAX)
-        return refuse_at(p, at, "more than %u tensors", GGUF_TENSORS_MAX);
+    if (name->decoded > HEADER_NAME_MAX)
+        return refuse_at(p, at, "a tensor's name is longer than %u bytes", HEADER_NAME_MAX);
+    if (n == HEADER_TENSORS_MAX)
+        return refuse_at(p, at, "more than %u tensors", HEADER_TENSORS_MAX);
     if (array_reserve(&model->tensors, &model->tensors_capacity, n, sizeof(*model->tensors), ENTRIES_FIRST) < 0 ||
         array_reserve(&p->spans, &p->spans_capacity, n, sizeof(*p->spans), ENTRIES_FIRST) < 0)
         return -ENOMEM;
-    model->tensors[n] = (struct gguf_tensor){.name = text_add(p, name), .elements = 1};
+    model->tensors[n] = (struct header_tensor){.name = text_add(p, name), .elements = 1};
     p->spans[n] = (struct span){.key = at, .tensor = n};
     const int error = read_info(p, &model->tensors[n], &p->spans[n]);
     model->n_tensors += error == 0;
@@ -302,7 +304,7 @@ static int read_tensor(struct parser *p, const struct json_span *name)
 static int check_twice(struct parser *p)
 {
     __attribute__((cleanup(name_set_free))) struct name_set seen = {0}, keys = {0};
-    const struct gguf *model = p->model;
+    const struct model_header *model = p->model;
     if (name_set_init(&seen, model->n_tensors) < 0 || name_set_init(&keys, model->n_kv) < 0)
         return -ENOMEM;
     for (size_t i = 0; i < model->n_kv; i++)
@@ -328,9 +330,9 @@ static int span_compare(const void *a, const void *b)
  * The spans are sorted afterwards. */
 static int place_tensors(struct parser *p)
 {
-    struct gguf *model = p->model;
+    struct model_header *model = p->model;
     const uint64_t room = model->file_size - model->data_start;
-    struct gguf_tensor *tensors = calloc(model->n_tensors ? model->n_tensors : 1, sizeof(*tensors));
+    struct header_tensor *tensors = calloc(model->n_tensors ? model->n_tensors : 1, sizeof(*tensors));
     uint64_t end = 0;
     size_t last = 0;
     if (!tensors)
@@ -380,7 +382,7 @@ static int read_json(struct parser *p)
 static int read_header(struct parser *p)
 {
     struct header_reader *file = &p->file;
-    struct gguf *model = p->model;
+    struct model_header *model = p->model;
     uint64_t length;
     if (file->file_size > SIZE_BOUND)
         return header_refuse(file, 0, "the file is larger than 2^53 bytes");
@@ -406,7 +408,8 @@ static int read_header(struct parser *p)
     return error ? error : place_tensors(p);
 }
 
-static int read_one(int fd, uint64_t file_size, uint64_t most, struct gguf **ret, struct gguf_fault *ret_fault)
+static int read_one(int fd, uint64_t file_size, uint64_t most, struct model_header **ret,
+                    struct header_fault *ret_fault)
 {
     struct parser p = {.file = {.fd = fd, .file_size = file_size, .most = most, .fault = ret_fault}};
     p.model = calloc(1, sizeof(*p.model));
@@ -421,7 +424,7 @@ static int read_one(int fd, uint64_t file_size, uint64_t most, struct gguf **ret
     free(p.spans);
     free(p.keys);
     if (error)
-        gguf_free(p.model);
+        model_header_free(p.model);
     else
         *ret = p.model;
     return error;
@@ -429,43 +432,9 @@ static int read_one(int fd, uint64_t file_size, uint64_t most, struct gguf **ret
 
 /* --- all files --- */
 
-/* Gives the first file's header the tensors of all, in the order of the files, and the other headers. models: NULL
- * where one was taken over. */
-static int join(struct gguf **models, size_t n, struct gguf_fault *fault)
-{
-    __attribute__((cleanup(name_set_free))) struct name_set seen = {0};
-    struct gguf *first = models[0];
-    size_t n_tensors = 0, used = 0;
-    for (size_t i = 0; i < n; i++)
-        n_tensors += models[i]->n_tensors;
-    if (n_tensors > GGUF_TENSORS_MAX)
-        return gguf_refuse(fault, "more than %u tensors", GGUF_TENSORS_MAX);
-    struct gguf_tensor *tensors = calloc(n_tensors ? n_tensors : 1, sizeof(*tensors));
-    int r = tensors ? name_set_init(&seen, n_tensors) : -ENOMEM;
-    for (size_t i = 0; i < n && r == 0; i++)
-        for (size_t j = 0; j < models[i]->n_tensors && r == 0; j++) {
-            tensors[used] = models[i]->tensors[j];
-            tensors[used].shard = (uint32_t)i;
-            if (!name_set_add(&seen, tensors[used].name, strlen(tensors[used].name)))
-                r = gguf_refuse(fault, "tensor '%s' stands in two files", tensors[used].name);
-            used++;
-        }
-    if (r < 0) {
-        free(tensors);
-        return r;
-    }
-    free(first->tensors);
-    first->tensors = tensors;
-    first->n_tensors = n_tensors;
-    first->tensors_capacity = n_tensors;
-    for (size_t i = 0; i + 1 < n; i++)
-        models[i]->next = models[i + 1];
-    return 0;
-}
-
-/* Numbers of at most 8 bits are useless without the scales that they are multiplied with, and those are read as they
- * were written: in a model that has such numbers, tensors whose last part says scale stay as they are. */
-static void keep_scales(struct gguf *model)
+/* Numbers of at most 8 bits are multiplied with scales, which engines read in the type in which they were written. So
+ * in a model that has such numbers, tensors stay as they are if "scale" is in the last part of their names. */
+static void exempt_scales(struct model_header *model)
 {
     bool scaled = false;
     for (size_t i = 0; i < model->n_tensors; i++) {
@@ -473,35 +442,35 @@ static void keep_scales(struct gguf *model)
         scaled = scaled || (type->kind == TYPE_KEPT && type->name[0] == 'f');
     }
     for (size_t i = 0; i < model->n_tensors && scaled; i++) {
-        struct gguf_tensor *tensor = &model->tensors[i];
+        struct header_tensor *tensor = &model->tensors[i];
         const char *dot = strrchr(tensor->name, '.');
-        tensor->keeps = tensor->keeps || strstr(dot ? dot : tensor->name, "scale");
+        tensor->exempt = tensor->exempt || strstr(dot ? dot : tensor->name, "scale");
     }
 }
 
-int safetensors_read(const struct split_file *files, size_t n, struct gguf **ret, struct gguf_fault *ret_fault,
-                     size_t *ret_file)
+int safetensors_read(const struct header_file *files, size_t n, struct model_header **ret,
+                     struct header_fault *ret_fault, size_t *ret_file)
 {
-    struct gguf **models = calloc(n, sizeof(struct gguf *));
-    uint64_t left = GGUF_HEADER_MAX;
-    int r = models ? 0 : -ENOMEM;
+    struct file_header *headers = calloc(n, sizeof(*headers));
+    uint64_t left = HEADER_BYTES_MAX;
+    int r = headers ? 0 : -ENOMEM;
     *ret_file = 0;
     for (size_t i = 0; i < n && r == 0; i++) {
-        *ret_file = i;
-        r = read_one(files[i].fd, files[i].size, left, &models[i], ret_fault);
+        *ret_file = headers[i].file = i;
+        r = read_one(files[i].fd, files[i].size, left, &headers[i].model, ret_fault);
         if (r == 0)
-            left -= min_u64(gguf_memory(models[i]), left);
+            left -= min_u64(model_header_memory(headers[i].model), left);
     }
     if (r == 0 && n > 1) {
         *ret_file = 0;
-        r = join(models, n, ret_fault);
+        r = headers_join(headers, n, ret_fault);
     }
     if (r == 0) {
-        keep_scales(models[0]);
-        *ret = models[0];
+        exempt_scales(headers[0].model);
+        *ret = headers[0].model;
     }
-    for (size_t i = 0; i < n && models && r < 0; i++)
-        gguf_free(models[i]);
-    free(models);
+    for (size_t i = 0; i < n && headers && r < 0; i++)
+        model_header_free(headers[i].model);
+    free(headers);
     return r;
 }

@@ -1,4 +1,4 @@
-/* Reads the headers of safetensors files into the struct that GGUF's parser fills too (daemon/gguf/gguf.h).
+/* Reads the headers of safetensors files into the struct of daemon/header/model_header.h.
  *
  * A file is: the length of its header (8 bytes, little-endian), the header in JSON, and the tensors' bytes. The file is
  * untrusted. A header has at most SAFETENSORS_HEADER_MAX bytes and lies inside the file; no tree is made of its JSON. A
@@ -7,8 +7,8 @@
  *
  * The package `safetensors` refuses what is refused here, except for these, which it takes: a key that stands twice
  * (the last one counts there), a tensor info or a dtype in another form than the format's description has, a header
- * that does not begin with '{', a name that is empty or holds NUL, and what is over a bound of gguf.h: names, tensors,
- * dimensions and their number, keys of the metadata.
+ * that does not begin with '{', a name that is empty or holds NUL, and what is over a bound of model_header.h: names,
+ * tensors, dimensions and their number, keys of the metadata.
  *
  * What the struct has: the entries of __metadata__ as strings; tensors in the order of their bytes, with ne[0] the last
  * dimension of the file's shape, because it changes fastest.
@@ -16,7 +16,7 @@
  * Blocking; meant for a worker thread. */
 #pragma once
 
-#include "daemon/gguf/split.h"
+#include "daemon/header/model_header.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -31,6 +31,6 @@
 bool safetensors_starts(const uint8_t *start, size_t size);
 
 /* Reads the headers of all files of a model and joins them: tensors in the order of the files, metadata of the first
- * one. Errors as split_read(). A name may not stand in two files. Together the headers may take GGUF_HEADER_MAX. */
-int safetensors_read(const struct split_file *files, size_t n, struct gguf **ret, struct gguf_fault *ret_fault,
-                     size_t *ret_file);
+ * one. Errors as split_read(). A name may not stand in two files. Together the headers may take HEADER_BYTES_MAX. */
+int safetensors_read(const struct header_file *files, size_t n, struct model_header **ret,
+                     struct header_fault *ret_fault, size_t *ret_file);

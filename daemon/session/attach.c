@@ -1,5 +1,6 @@
 #include "daemon/session/attach.h"
 
+#include "daemon/base/json_text.h"
 #include "daemon/base/log.h"
 #include "daemon/model/registry.h"
 #include "daemon/session/describe.h"
@@ -77,7 +78,7 @@ void attach_again(struct registry *registry, struct events *events, struct model
         return;
     cJSON *reply = cJSON_CreateObject();
     cJSON_AddNumberToObject(reply, "lease", (double)lease->id);
-    cJSON_AddItemToObject(reply, "model", describe_model(model));
+    json_add_item(reply, "model", describe_model(model));
     log_debug("conn=%" PRIu64 " model=%s lease=%" PRIu64 " granted again", conn_id(call->conn), model->name, lease->id);
     events_emit(events, "attached", model, NULL);
     if (!call_reply(call, reply, NULL, 0))
@@ -97,8 +98,8 @@ void attach_grant(struct registry *registry, struct events *events, struct model
         reply = cJSON_CreateObject();
     cJSON_AddNumberToObject(reply, "lease", (double)lease->id);
     add_token(reply, model);
-    cJSON_AddItemToObject(reply, "model", describe_model(model));
-    cJSON_AddItemToObject(reply, "device", describe_device(model->device));
+    json_add_item(reply, "model", describe_model(model));
+    json_add_item(reply, "device", describe_device(model->device));
     int fds[3];
     size_t n_fds = attach_export(reply, &model->export, fds);
     if (binary) {

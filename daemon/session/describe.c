@@ -29,7 +29,7 @@ cJSON *describe_model(const struct model *model)
     }
     cJSON_AddStringToObject(object, "form", forms_word(model->forms->form));
     if (model->forms->n_rules > 0)
-        cJSON_AddItemToObject(object, "forms", forms_rules(model->forms));
+        json_add_item(object, "forms", forms_rules(model->forms));
     layout_describe(model->layout, object);
     cJSON_AddStringToObject(object, "device", model->device->id);
     cJSON_AddStringToObject(object, "state", model_state_name(model->state));
@@ -58,9 +58,10 @@ cJSON *describe_model(const struct model *model)
     TAILQ_FOREACH(name, &model->names, link)
     {
         if (strcmp(name->text, model->name) != 0)
-            cJSON_AddItemToArray(aliases, cJSON_CreateString(name->text));
+            json_append(aliases, cJSON_CreateString(name->text));
     }
     cJSON_AddBoolToObject(object, "changed", model->changed);
+    cJSON_AddBoolToObject(object, "heldUp", model->held_up);
     add_integer(object, "overflows", model->overflows);
     return object;
 }
@@ -106,7 +107,7 @@ cJSON *describe_leases(const struct model *model)
     const struct lease *lease;
     LIST_FOREACH(lease, &model->leases, of_model)
     {
-        cJSON_AddItemToArray(array, describe_lease(lease));
+        json_append(array, describe_lease(lease));
     }
     return array;
 }
@@ -130,8 +131,8 @@ cJSON *describe_progress(const char *state, const struct progress *progress)
 cJSON *describe_loading(const struct model *model, const struct progress *progress)
 {
     cJSON *reply = cJSON_CreateObject();
-    cJSON_AddItemToObject(reply, "model", describe_model(model));
-    cJSON_AddItemToObject(reply, "progress", describe_progress(model_state_name(model->state), progress));
+    json_add_item(reply, "model", describe_model(model));
+    json_add_item(reply, "progress", describe_progress(model_state_name(model->state), progress));
     return reply;
 }
 
@@ -154,7 +155,7 @@ void describe_phases(cJSON *reply, const struct model *model, const struct phase
 cJSON *describe_loaded(const struct model *model, const struct phases *phases)
 {
     cJSON *reply = cJSON_CreateObject();
-    cJSON_AddItemToObject(reply, "model", describe_model(model));
+    json_add_item(reply, "model", describe_model(model));
     if (phases)
         describe_phases(reply, model, phases);
     return reply;
@@ -181,11 +182,11 @@ cJSON *describe_busy(const struct model *model)
 {
     cJSON *object = object_with("name", model->name);
     cJSON_AddStringToObject(object, "state", model_state_name(model->state));
-    cJSON_AddItemToObject(object, "leases", describe_leases(model));
+    json_add_item(object, "leases", describe_leases(model));
     return object;
 }
 
-cJSON *describe_unsupported(const struct gguf_tensor *tensor)
+cJSON *describe_unsupported(const struct header_tensor *tensor)
 {
     cJSON *object = object_with("tensor", tensor->name);
     cJSON_AddStringToObject(object, "type", tensor->type->name);

@@ -42,7 +42,7 @@ cJSON *describe_progress(const char *state, const struct progress *progress);
 /* Parameters of errors; others are in wire/errors.h. call: the operation that fails. */
 cJSON *describe_device_lost(const struct device *device, const char *call);
 cJSON *describe_busy(const struct model *model);
-cJSON *describe_unsupported(const struct gguf_tensor *tensor);
+cJSON *describe_unsupported(const struct header_tensor *tensor);
 cJSON *describe_out_of_memory(const struct device *device, uint64_t needed, uint64_t available, uint64_t evictable);
 
 /* The reply of Unload. */

@@ -132,13 +132,13 @@ static void tell(struct watcher *watcher, const char *event, const struct model 
 {
     cJSON *reply = cJSON_CreateObject();
     cJSON_AddStringToObject(reply, "event", event);
-    cJSON_AddItemToObject(reply, "model", describe_model(model));
+    json_add_item(reply, "model", describe_model(model));
     if (error)
         json_add_text(reply, "error", error);
     (void)call_continue_all(watcher->call, reply);
 }
 
-/* After such an event the model is gone, or the next event that is told notes it again. */
+/* After such an event the model is gone. If it is not, the next event that the client is told notes the model again. */
 static bool is_end(const char *event)
 {
     return strcmp(event, "unloaded") == 0 || strcmp(event, "cancelled") == 0 || strcmp(event, "failed") == 0;
@@ -190,6 +190,6 @@ void events_changed(struct events *events, struct model *model)
 {
     if (model->changed)
         return;
-    model->changed = true;
+    model_set_changed(model, true);
     events_emit(events, "changed", model, NULL);
 }

@@ -1,12 +1,12 @@
 #include "daemon/session/session.h"
 
+#include "daemon/base/json_text.h"
 #include "daemon/model/model.h"
 #include "proto/array.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 struct session {
     struct lease_holder holder;
@@ -30,10 +30,10 @@ int session_opened(struct conn *conn, void *context)
     return 0;
 }
 
-static void drop_files(struct session *session)
+static void drop_files(const struct conn *conn, struct session *session)
 {
     while (session->n_files > 0)
-        close(session->files[--session->n_files]);
+        conn_close_fd(conn, session->files[--session->n_files]);
     free(session->files);
     session->files = NULL;
     quota_return(&session->charge);
@@ -50,7 +50,7 @@ void session_closed(struct conn *conn, void *context)
         LIST_REMOVE(tie, link);
         tie->cut(tie);
     }
-    drop_files(session);
+    drop_files(conn, session);
     free(session);
 }
 
@@ -90,7 +90,7 @@ int session_add_files(struct conn *conn, struct quota *quota, const int *fds, si
         r = array_resize(&session->files, session->n_files + n, sizeof(*session->files));
     if (r < 0) {
         for (size_t i = 0; i < n; i++)
-            close(fds[i]);
+            conn_close_fd(conn, fds[i]);
         return r;
     }
     memcpy(session->files + session->n_files, fds, n * sizeof(*fds));
@@ -106,7 +106,7 @@ size_t session_take_files(struct conn *conn, int *fds)
     if (n > 0)
         memcpy(fds, session->files, n * sizeof(*fds));
     session->n_files = 0;
-    drop_files(session);
+    drop_files(conn, session);
     return n;
 }
 
@@ -148,7 +148,7 @@ void session_replying(struct conn *conn, cJSON *parameters)
             names = cJSON_AddArrayToObject(parameters, "draining");
         char name[MODEL_NAME_SIZE];
         if (!names_have(names, known_name(lease, name)))
-            cJSON_AddItemToArray(names, cJSON_CreateString(name));
+            json_append(names, cJSON_CreateString(name));
     }
 }
 

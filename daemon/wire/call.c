@@ -1,5 +1,6 @@
 #include "daemon/wire/call.h"
 
+#include "daemon/base/json_text.h"
 #include "daemon/base/log.h"
 #include "daemon/base/seconds.h"
 #include "daemon/wire/conn_state.h"
@@ -112,7 +113,7 @@ cJSON *call_error_message(struct conns *conns, enum wire_error error, cJSON *par
     error_count(conns, error, parameters);
     cJSON *message = cJSON_CreateObject();
     cJSON_AddStringToObject(message, "error", wire_error_name(error));
-    cJSON_AddItemToObject(message, "parameters", parameters ? parameters : cJSON_CreateObject());
+    json_add_item(message, "parameters", parameters ? parameters : cJSON_CreateObject());
     return message;
 }
 
@@ -133,7 +134,7 @@ static bool send_reply(struct conn *conn, cJSON *parameters, bool continues, con
         parameters = cJSON_CreateObject();
     if (hooks->replying)
         hooks->replying(conn, parameters);
-    cJSON_AddItemToObject(message, "parameters", parameters);
+    json_add_item(message, "parameters", parameters);
     if (continues)
         cJSON_AddTrueToObject(message, "continues");
     const bool queued = conn_send(conn, message, fds, n_fds);
@@ -260,7 +261,7 @@ bool call_take_fds(struct call *call, const cJSON *indexes, int *fds, size_t *re
         int fd = n < FRAME_FDS_MAX ? frame_message_take_fd(&call->conn->frame, (int64_t)index->valuedouble) : -EBADF;
         if (fd < 0) {
             while (n > 0)
-                close(fds[--n]);
+                conn_close_fd(call->conn, fds[--n]);
             call_fail_parameter(call, "fds");
             return false;
         }

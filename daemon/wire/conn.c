@@ -9,7 +9,6 @@
 #include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
-#include <malloc.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,145 +25,12 @@ static const struct state states[] = {
 
 const struct state_machine conn_states = STATE_MACHINE(states);
 
-/* Bytes that connections may have freed before the C library is told to give them back. Telling it costs some hundred
- * microseconds. */
-#define CONNS_KEPT (8u << 20)
-
 /* Bytes that the text of a message has room for at first. */
 #define CONN_TEXT_FIRST 1024
 
-static void conn_poll(struct conn *conn);
-
-static void conn_move(struct conn *conn, enum conn_state state)
+void conn_move(struct conn *conn, enum conn_state state)
 {
     state_move(&conn_states, &conn->state, state);
-}
-
-int conns_new(uv_loop_t *loop, const struct conn_hooks *hooks, void *context, struct quota *quota,
-              struct counters *counters, struct conns **ret)
-{
-    struct conns *conns = calloc(1, sizeof(*conns));
-    if (!conns)
-        return -ENOMEM;
-    conns->loop = loop;
-    conns->hooks = hooks;
-    conns->context = context;
-    conns->quota = quota;
-    conns->counters = counters;
-    conns->next_id = 1;
-    LIST_INIT(&conns->list);
-    int r = turns_new(loop, &conns->turns);
-    if (r < 0) {
-        free(conns);
-        return r;
-    }
-    json_memory_watch();
-    *ret = conns;
-    return 0;
-}
-
-static void conns_check_closed(struct conns *conns)
-{
-    if (!conns->closing || conns->count > 0)
-        return;
-    void (*closed)(void *) = conns->closed;
-    void *context = conns->closed_context;
-    turns_close(conns->turns);
-    free(conns);
-    closed(context);
-}
-
-size_t conns_count(const struct conns *conns)
-{
-    return conns->count;
-}
-
-static void conn_free(struct conn *conn)
-{
-    quota_return(&conn->connection);
-    quota_return(&conn->memory);
-    quota_return(&conn->descriptors);
-    turn_end(&conn->turn);
-    peer_unref(conn->peer);
-    cJSON_Delete(conn->message);
-    cJSON_Delete(conn->no_parameters);
-    frame_reader_free(conn->reader);
-    frame_writer_free(conn->writer);
-    if (conn->socket >= 0)
-        close(conn->socket);
-    free(conn);
-}
-
-/* What a storm of clients took goes back to the system: the C library would keep it. */
-static void conns_give_back(struct conns *conns)
-{
-    if (conns->freed < CONNS_KEPT)
-        return;
-    conns->freed = 0;
-    (void)malloc_trim(0);
-}
-
-static void conn_handle_closed(uv_handle_t *handle)
-{
-    struct conn *conn = handle->data;
-    struct conns *conns = conn->conns;
-    if (--conn->handles > 0)
-        return;
-    LIST_REMOVE(conn, link);
-    conns->count--;
-    conns->freed += conn->memory.amount;
-    conn_free(conn);
-    conns_give_back(conns);
-    conns_check_closed(conns);
-}
-
-/* Ends what the connection waits for and gives back what it holds. Its memory is freed when libuv has closed the
- * handles.
- */
-static void conn_close(struct conn *conn)
-{
-    if (conn->state == CONN_CLOSED)
-        return;
-    conn_move(conn, CONN_CLOSED);
-    log_debug("conn=%" PRIu64 " closed", conn->id);
-    turn_end(&conn->turn);
-    call_abandon(conn);
-    if (conn->held)
-        frame_message_close_fds(&conn->frame);
-    conn->held = false;
-    if (conn->opened && conn->conns->hooks->closed)
-        conn->conns->hooks->closed(conn, conn->conns->context);
-    uv_poll_stop(&conn->poll);
-    conn->handles = 2;
-    uv_close((uv_handle_t *)&conn->poll, conn_handle_closed);
-    uv_close((uv_handle_t *)&conn->deadline, conn_handle_closed);
-}
-
-void conns_close(struct conns *conns, void (*closed)(void *context), void *context)
-{
-    conns->closing = true;
-    conns->closed = closed;
-    conns->closed_context = context;
-    struct conn *conn;
-    LIST_FOREACH(conn, &conns->list, link)
-    {
-        call_cut(conn, WIRE_ShuttingDown);
-        /* Sends what is queued already, as far as that goes without waiting. */
-        if (conn->state != CONN_CLOSED)
-            (void)frame_writer_flush(conn->writer, conn->socket);
-        conn_close(conn);
-    }
-    conns_check_closed(conns);
-}
-
-void conns_release(struct conns *conns)
-{
-    struct conn *conn;
-    LIST_FOREACH(conn, &conns->list, link)
-    {
-        if (conn->held)
-            turn_wait(&conn->turn);
-    }
 }
 
 void conn_break(struct conn *conn)
@@ -379,8 +245,14 @@ static void conn_receive(struct conn *conn, int events)
     conn_process(conn);
 }
 
-/* All that is done for a client when its socket is ready, or a call is over. */
-static void conn_run(struct turn *turn)
+static bool conn_must_wait(const struct conn *conn)
+{
+    const bool waits = closer_is_busy(conn->conns->closer, conn->peer->uid);
+    conn->conns->some_wait |= waits;
+    return waits;
+}
+
+void conn_run(struct turn *turn)
 {
     struct conn *conn = (struct conn *)((char *)turn - offsetof(struct conn, turn));
     const int events = conn->ready;
@@ -392,7 +264,9 @@ static void conn_run(struct turn *turn)
     }
     if (events & UV_WRITABLE)
         conn_flush(conn);
-    if (events & (UV_READABLE | UV_DISCONNECT))
+    if ((events & UV_READABLE) && !(events & UV_DISCONNECT) && conn_must_wait(conn))
+        conn_poll(conn);
+    else if (events & (UV_READABLE | UV_DISCONNECT))
         conn_receive(conn, events);
     else if (conn->state == CONN_OPEN && (!conn->in_call || conn->held))
         conn_process(conn);
@@ -410,8 +284,7 @@ static void conn_ready(uv_poll_t *poll, int status, int events)
     turn_wait(&conn->turn);
 }
 
-/* Polls the socket for the events that the state asks for. */
-static void conn_poll(struct conn *conn)
+void conn_poll(struct conn *conn)
 {
     if (conn->state == CONN_CLOSED)
         return;
@@ -419,7 +292,8 @@ static void conn_poll(struct conn *conn)
     if (conn->state == CONN_BROKEN)
         events |= UV_READABLE;
     /* While a call is under way, the descriptors of at most one more message are received. */
-    bool full = !frame_reader_has_room(conn->reader) || (conn->in_call && frame_reader_fds(conn->reader) > 0);
+    const bool waits = conn_must_wait(conn);
+    bool full = waits || !frame_reader_has_room(conn->reader) || (conn->in_call && frame_reader_fds(conn->reader) > 0);
     if (conn->state == CONN_OPEN && !conn->peer_done && !full)
         events |= UV_READABLE;
     if (conn->state != CONN_BROKEN && frame_writer_pending(conn->writer) > 0)
@@ -434,100 +308,4 @@ static void conn_poll(struct conn *conn)
         log_error("conn=%" PRIu64 " cannot be polled: %s", conn->id, uv_strerror(r));
         conn_close(conn);
     }
-}
-
-void conn_refuse(struct conns *conns, int socket, cJSON *parameters)
-{
-    char *text = call_error_text(conns, WIRE_LimitExceeded, parameters);
-    if (text)
-        (void)!send(socket, text, strlen(text) + 1, MSG_NOSIGNAL | MSG_DONTWAIT);
-    cJSON_free(text);
-}
-
-/* Charges the user for the connection, and tells a client whose user has too many. */
-static int conn_charge(struct conn *conn, uid_t uid)
-{
-    struct quota *quota = conn->conns->quota;
-    uint64_t limit;
-    int r = quota_take(quota, uid, QUOTA_CONNECTIONS, 1, &conn->connection, &limit);
-    if (r == -EDQUOT)
-        conn_refuse(conn->conns, conn->socket, error_limit(quota_name(QUOTA_CONNECTIONS), limit));
-    if (r == 0)
-        r = quota_take_none(quota, uid, QUOTA_MEMORY, &conn->memory);
-    if (r == 0)
-        r = quota_take_none(quota, uid, QUOTA_DESCRIPTORS, &conn->descriptors);
-    return r;
-}
-
-int conn_open(struct conns *conns, int socket)
-{
-    struct conn *conn = calloc(1, sizeof(*conn));
-    if (!conn) {
-        close(socket);
-        return -ENOMEM;
-    }
-    conn->socket = socket;
-    conn->conns = conns;
-
-    int r = peer_read(socket, &conn->peer);
-    if (r == 0)
-        r = conn_charge(conn, conn->peer->uid);
-    if (r == 0)
-        r = turn_begin(conns->turns, &conn->turn, conn->peer->uid, conn_run);
-    if (r == 0)
-        r = frame_reader_new(CONN_REQUEST_MAX, &conn->reader);
-    if (r == 0)
-        r = frame_writer_new(CONN_QUEUE_MAX, &conn->writer);
-    if (r == 0 && !(conn->no_parameters = cJSON_CreateObject()))
-        r = -ENOMEM;
-    conn->id = conns->next_id++;
-    if (r == 0)
-        r = uv_poll_init(conns->loop, &conn->poll, socket);
-    if (r < 0) {
-        conn_free(conn);
-        return r;
-    }
-    uv_timer_init(conns->loop, &conn->deadline);
-    conn->poll.data = conn->deadline.data = conn;
-    LIST_INSERT_HEAD(&conns->list, conn, link);
-    conns->count++;
-    r = conns->hooks->opened ? conns->hooks->opened(conn, conns->context) : 0;
-    conn->opened = r == 0;
-    if (r < 0) {
-        conn_close(conn);
-        return r;
-    }
-    log_debug("conn=%" PRIu64 " pid=%d uid=%u opened", conn->id, (int)conn->peer->pid, (unsigned)conn->peer->uid);
-    conn_poll(conn);
-    return 0;
-}
-
-pid_t conn_pid(const struct conn *conn)
-{
-    return conn->peer->pid;
-}
-
-uid_t conn_uid(const struct conn *conn)
-{
-    return conn->peer->uid;
-}
-
-struct peer *conn_peer(const struct conn *conn)
-{
-    return conn->peer;
-}
-
-uint64_t conn_id(const struct conn *conn)
-{
-    return conn->id;
-}
-
-void conn_set_data(struct conn *conn, void *data)
-{
-    conn->data = data;
-}
-
-void *conn_data(const struct conn *conn)
-{
-    return conn->data;
 }

@@ -12,6 +12,7 @@
  * Loop thread only. */
 #pragma once
 
+#include "daemon/base/closer.h"
 #include "daemon/base/counters.h"
 #include "daemon/base/peer.h"
 #include "daemon/base/quota.h"
@@ -80,6 +81,15 @@ void conns_close(struct conns *conns, void (*closed)(void *context), void *conte
 
 /* Calls that were held may go on now. */
 void conns_release(struct conns *conns);
+
+/* Descriptors that clients have sent, and nobody takes, are given to it. It outlives the connections. */
+void conns_set_closer(struct conns *conns, struct closer *closer);
+
+/* Clients whose user has sent more descriptors than could be closed yet are read from again: see closer_is_busy(). */
+void conns_go_on(struct conns *conns);
+
+/* Closes a descriptor that this client has sent, soon: see closer.h. */
+void conn_close_fd(const struct conn *conn, int fd);
 
 size_t conns_count(const struct conns *conns);
 

@@ -1,7 +1,8 @@
-/* The state of a connection, and the functions that its two files have for each other. Nothing else includes this.
+/* The state of a connection, and the functions that its three files have for each other. Nothing else includes this.
  *
- *   conn.c  the connection on the wire: the socket, the state machine, which messages are taken and when, the queue
- *   call.c  the call that is being answered: from the message to the last reply
+ *   conns.c  opens and closes connections, and what concerns them all
+ *   conn.c   the connection on the wire: the state machine, which messages are taken and when, the queue
+ *   call.c   the call that is being answered: from the message to the last reply
  *
  * Loop thread only. */
 #pragma once
@@ -33,11 +34,13 @@ struct conns {
     void *context;
     struct quota *quota;
     struct counters *counters;
+    struct closer *closer; /* NULL: descriptors are closed at once */
     struct turns *turns;
     uint64_t freed; /* bytes of memory that connections had, and that the C library may still keep */
     void (*closed)(void *context);
     void *closed_context;
     bool closing;
+    bool some_wait; /* a connection is not read from because of closer_is_busy() */
 };
 
 struct conn {
@@ -74,7 +77,23 @@ struct conn {
     uv_timer_t deadline;  /* of the call */
 };
 
-/* conn.c: queues a message, which is consumed, and sends what can be sent now. Returns false if the message was not
+/* conns.c: ends what the connection waits for and gives back what it holds. Its memory is freed when libuv has closed
+ * the handles. */
+void conn_close(struct conn *conn);
+
+/* What a storm of clients took goes back to the system: the C library would keep it. */
+void conns_give_back(struct conns *conns);
+
+/* conn.c: moves the connection to a state that may follow its state now. */
+void conn_move(struct conn *conn, enum conn_state state);
+
+/* Polls the socket for the events that the state asks for. */
+void conn_poll(struct conn *conn);
+
+/* All that is done for a client when its socket is ready, or a call is over. */
+void conn_run(struct turn *turn);
+
+/* Queues a message, which is consumed, and sends what can be sent now. Returns false if the message was not
  * queued: the connection is ending, or an error was queued in its place because the queue, or the count of descriptors
  * in it, is full, or there is no memory for it. Descriptors stay the caller's. */
 bool conn_send(struct conn *conn, cJSON *message, const int *fds, size_t n_fds);

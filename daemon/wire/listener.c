@@ -18,8 +18,8 @@
 /* Clients that are accepted before the loop does other work. */
 #define ACCEPT_BATCH 64
 
-/* How long the daemon waits after it could not accept a client for want of memory or descriptors. libuv would report
- * the same client without end. */
+/* How long the daemon waits after it could not accept a client because there was no memory or no descriptor. Without
+ * the pause libuv would report the same client again at once. */
 #define ACCEPT_PAUSE_MS 200
 
 struct listener {

@@ -1,5 +1,7 @@
 #include "daemon/wire/turns.h"
 
+#include "proto/min.h"
+
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -90,8 +92,7 @@ void turn_wait(struct turn *turn)
         return;
     if (TAILQ_EMPTY(&user->waiting)) {
         LIST_INSERT_HEAD(&user->turns->waiting, user, link_waiting);
-        if (user->served < user->turns->served)
-            user->served = user->turns->served;
+        user->served = max_u64(user->served, user->turns->served);
     }
     turn->waiting = true;
     TAILQ_INSERT_TAIL(&user->waiting, turn, link);

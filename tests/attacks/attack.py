@@ -24,7 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
 import make_model  # noqa: E402
-from flood import Flood, connect_storm  # noqa: E402
+from flood import Flood, connect_storm, hoard  # noqa: E402
 from harness import MIB, USER, Daemon, daemon_program, load_fd, tensor_model  # noqa: E402
 from rocmforge_wire import Client  # noqa: E402
 
@@ -56,6 +56,7 @@ class Place:
             "dear": self.write("dear", [make_model.Tensor(f"t{i}", types["f32"], (8,)) for i in range(65536)], 100),
             "bytes": tensor_model(folder / "bytes.gguf", 64 * MIB),
             "small": tensor_model(folder / "small.gguf", MIB),
+            "tiny": tensor_model(folder / "tiny.gguf", 1024),
         }
         for path in self.paths.values():
             os.chmod(path, 0o644)
@@ -167,6 +168,23 @@ def storms(users, processes):
     return attackers
 
 
+def hoards(users, connections, *requests):
+    """Each user loads as many models as the limits allow, and then asks."""
+
+    def attackers(daemon, place, seconds):
+        tiny = place.paths["tiny"].read_bytes()
+
+        def act(flood):
+            hoard(daemon.socket, tiny, 20000)
+            return flood.run(seconds)
+
+        for uid, _ in floods(users, connections, *requests)(daemon, place, seconds):
+            filled = [(data, file, times) for data, file, times in requests]
+            yield uid, lambda: act(Flood(daemon.socket, connections, filled))
+
+    return attackers
+
+
 def start_with_unread_log(place):
     path = place.folder / "stderr"
     if not path.exists():
@@ -206,6 +224,8 @@ ATTACKS = {
     "watch": (watched(240), "one user: 240 connections watch, and others cause events"),
     "watch-4": (floods(4, 200, asks("Watch", more=True), asks("Attach", name="usual", table=True), at_once=1),
                 "four users: 800 connections begin to watch"),
+    "models": (hoards(1, 200, asks("List")), "one user: as many models as the limits allow, then List"),
+    "models-4": (hoards(4, 60, asks("List"), asks("Status"), asks("Show", name="none")), "four users: the same"),
     "connect": (storms(4, 2), "four users, eight processes: connect, Status, close"),
     "memory": (floods(1, 255, (MANY, None, 1), (LONG, None, 1), at_once=2, reads=False),
                "one user, 255 connections: 250 KB kept for each call, half a request behind it"),

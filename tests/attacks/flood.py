@@ -1,5 +1,6 @@
 """An attacker: one user with many connections, in a process of its own."""
 import contextlib
+import json
 import os
 import select
 import socket
@@ -90,6 +91,25 @@ class Flood:
         for one in by_fd.values():
             one.close()
         return self.answers, self.refused, most
+
+
+def hoard(path, model, n):
+    """Loads the model n times, each time from another file, as far as the daemon lets it. Returns a connection."""
+    one = socket.socket(socket.AF_UNIX)
+    one.settimeout(60)
+    one.connect(str(path))
+    for i in range(n):
+        fd = os.memfd_create("model")
+        os.write(fd, model)
+        load = {"method": "io.rocmforge.Load", "parameters": {"fds": [0], "name": f"u{os.getuid()}-{i}"}}
+        socket.send_fds(one, [json.dumps(load).encode() + b"\0"], [fd])
+        os.close(fd)
+        answer = b""
+        while not answer.endswith(b"\0"):
+            answer += one.recv(1 << 16)
+        if b'"error":"' in answer:
+            break
+    return one
 
 
 def connect_storm(path, request, seconds):

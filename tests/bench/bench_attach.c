@@ -4,7 +4,8 @@
  *
  * The first attachment starts the GPU's runtime in this process. Each further model is one whose handle this process
  * has not opened yet. Then one of them again and again. Prints JSON, in microseconds. With `each`: the time of each
- * model, and none again. */
+ * model, and none again; and if the module is one that times its calls (timed_calls.h), the sums of these calls in
+ * each. */
 #include "client/rocmforge.h"
 
 #include <stdbool.h>
@@ -14,6 +15,39 @@
 #include <time.h>
 
 #define AGAIN 200
+
+/* The calls that an import module tells of: sums since the last clear, in microseconds. */
+static struct {
+    const char *name;
+    double us;
+} calls[32];
+static size_t n_calls;
+
+void timed_call(const char *name, double seconds);
+
+/* The module waits for the thread on which it makes its calls, so no two are at the same time. */
+__attribute__((visibility("default"))) void timed_call(const char *name, double seconds)
+{
+    size_t i = 0;
+    while (i < n_calls && strcmp(calls[i].name, name) != 0)
+        i++;
+    if (i == sizeof(calls) / sizeof(calls[0]))
+        return;
+    if (i == n_calls)
+        calls[n_calls++].name = name;
+    calls[i].us += seconds * 1e6;
+}
+
+/* Prints and clears what calls there were. */
+static void print_calls(FILE *to, const char *before)
+{
+    fprintf(to, "%s{", before);
+    for (size_t i = 0; i < n_calls; i++) {
+        fprintf(to, "%s\"%s\": %.1f", i > 0 ? ", " : "", calls[i].name, calls[i].us);
+        calls[i].us = 0;
+    }
+    fprintf(to, "}");
+}
 
 static double now_us(void)
 {
@@ -69,20 +103,31 @@ int main(int argc, char **argv)
     rf_model *models[100];
     double fresh[100], again[AGAIN];
     const size_t n = (size_t)argc - 3;
+    char *told = NULL;
+    size_t told_bytes;
+    FILE *telling = open_memstream(&told, &told_bytes);
+    if (!telling)
+        return 1;
     printf("{\"first\": %.1f", attach(client, argv[2], &models[0]));
-    for (size_t i = 0; i < n; i++)
+    print_calls(telling, ", \"calls_first\": ");
+    for (size_t i = 0; i < n; i++) {
         fresh[i] = attach(client, argv[3 + i], &models[1 + i]);
+        print_calls(telling, i > 0 ? ", " : ", \"calls\": [");
+    }
+    fclose(telling);
     for (size_t i = 0; i < AGAIN && !each; i++) {
         rf_model *model;
         again[i] = attach(client, argv[2], &model);
         rf_detach(model);
     }
-    if (each)
+    if (each) {
         print_each(fresh, n);
-    else {
+        printf("%s]", n_calls > 0 ? told : ", \"calls\": [");
+    } else {
         print_list("handle_opened", fresh, n);
         print_list("handle_open_already", again, AGAIN);
     }
+    free(told);
     printf("}\n");
     for (size_t i = 0; i <= n; i++)
         rf_detach(models[i]);

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Times loads of a file that is not in the page cache, or half of it, or all, beside what fio reads from the same disk.
+"""Times loads of a file that is not in the page cache, or half of it, or all, beside what the same disk gives alone.
 
-    bench_cold.py BUILD [FILE] [--rounds N] [--form FORM] [--device KIND]
+    bench_cold.py BUILD [FILE] [--rounds N] [--form FORM] [--device KIND] [--disk fio|own]
 
 Without FILE, a model of 1 GB is generated in BUILD. In each round all rows are measured one after the other, since disks
-drift, virtual ones above all; a ratio is the median of the rounds' ratios. fio reads the whole file with O_DIRECT by
-io_uring, at each of several depths; the round's best counts. "keep" and "auto" are daemons with this --page-cache: "keep"
-reads as a daemon without io_uring does.
+drift, virtual ones above all; a ratio is the median of the rounds' ratios. The disk alone: fio, or bench_disk where there
+is no fio, reads the whole file with O_DIRECT by io_uring, at each of several depths; the round's best counts. "keep" and
+"auto" are daemons with this --page-cache: "keep" reads as a daemon without io_uring does.
 """
 import argparse
 import json
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
 import page_cache  # noqa: E402
 from bench_host import machine, model_file, timed  # noqa: E402
-from harness import Daemon  # noqa: E402
+from harness import Daemon, module_folder  # noqa: E402
 from rocmforge_wire import Client  # noqa: E402
 
 DEPTHS = (1, 4, 16, 32)
@@ -31,7 +31,17 @@ STATES = (0, 50, 100)
 STRIPE = 2 << 20  # of a file that is half cached, every other
 
 
-def fio(path, depth, size="1M"):
+def own(build, path, depth):
+    """Bytes per second."""
+    page_cache.drop(path)
+    command = [build / "tests" / "bench_disk", path, str(depth), str(1 << 20)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        sys.exit(done.returncode)
+    return float(done.stdout)
+
+
+def fio(_build, path, depth, size="1M"):
     """Bytes per second."""
     page_cache.drop(path)
     out = subprocess.check_output(
@@ -64,21 +74,21 @@ def p95(values):
     return sorted(values)[min(len(values) - 1, len(values) * 95 // 100)]
 
 
-def show(rows, best, depths, size, rounds, path, form, device):
+def show(rows, best, depths, size, rounds, path, form, device, disk):
     print(f"{machine()}; {path.name}, {size / 1e9:.2f} GB, {form} on {device}; {rounds} rounds")
-    print("fio, GB/s, medians: " + ", ".join(f"depth {d}: {statistics.median(depths[d]) / 1e9:.2f}" for d in DEPTHS)
+    print(f"{disk}, GB/s, medians: " + ", ".join(f"depth {d}: {statistics.median(depths[d]) / 1e9:.2f}" for d in DEPTHS)
           + f"; best of each round: {statistics.median(best) / 1e9:.2f}\n")
-    print("| cached | way  | median s |  p95 s |  GB/s | of fio | of keep | processor s | cores | cached after |")
-    print("| -----: | ---- | -------: | -----: | ----: | -----: | ------: | ----------: | ----: | -----------: |")
+    print("| cached | way  | median s |  p95 s |  GB/s | of disk | of keep | processor s | cores | cached after |")
+    print("| -----: | ---- | -------: | -----: | ----: | ------: | ------: | ----------: | ----: | -----------: |")
     for state in STATES:
         for way in WAYS:
             seconds, cpu, cached = map(list, zip(*rows[state, way]))
             keep = [row[0] for row in rows[state, "keep"]]
             median = statistics.median(seconds)
-            of_fio = statistics.median(size / s / b for s, b in zip(seconds, best))
+            of_disk = statistics.median(size / s / b for s, b in zip(seconds, best))
             of_keep = statistics.median(k / s for k, s in zip(keep, seconds))
             print(f"| {state:4} % | {way:4} | {median:8.3f} | {p95(seconds):6.3f} | {size / median / 1e9:5.2f} |"
-                  f" {of_fio:6.2f} | {of_keep:7.2f} | {statistics.median(cpu):11.2f} |"
+                  f" {of_disk:7.2f} | {of_keep:7.2f} | {statistics.median(cpu):11.2f} |"
                   f" {statistics.median(c / s for c, s in zip(cpu, seconds)):5.2f} |"
                   f" {100 * statistics.median(cached):10.1f} % |")
 
@@ -90,9 +100,9 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--form", default="native")
     parser.add_argument("--device", default="host")
+    parser.add_argument("--disk", choices=("fio", "own"), default="fio" if shutil.which("fio") else "own")
     arguments = parser.parse_args()
-    if not shutil.which("fio"):
-        sys.exit("needs fio")
+    alone = {"fio": fio, "own": own}[arguments.disk]
     os.environ["ROCMFORGE_BUILD"] = str(arguments.build)
     path = arguments.file or model_file(arguments.build)
     size = path.stat().st_size
@@ -102,11 +112,12 @@ def main():
     daemons = {}
     try:
         for way in WAYS:
-            daemons[way] = Daemon(folders[way], "--page-cache", way, "--device", arguments.device, "--budget", "80%")
+            daemons[way] = Daemon(folders[way], "--page-cache", way, "--device", arguments.device, "--budget", "80%",
+                                  env={"ROCMFORGE_MODULE_DIR": str(module_folder())})
             daemons[way].wait_ready()
         for number in range(arguments.rounds):
             for depth in DEPTHS:
-                depths[depth].append(fio(path, depth))
+                depths[depth].append(alone(arguments.build, path, depth))
             best.append(max(depths[depth][-1] for depth in DEPTHS))
             for state in STATES:
                 for way in WAYS if number % 2 else reversed(WAYS):
@@ -117,7 +128,8 @@ def main():
             daemon.close()
         for folder in folders.values():
             shutil.rmtree(folder)
-    show(rows, best, depths, size, arguments.rounds, path, arguments.form, arguments.device)
+    disk = {"fio": "fio", "own": "bench_disk"}[arguments.disk]
+    show(rows, best, depths, size, arguments.rounds, path, arguments.form, arguments.device, disk)
 
 
 if __name__ == "__main__":

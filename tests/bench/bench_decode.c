@@ -23,7 +23,7 @@ static double now(void)
     return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
 }
 
-static void decode(int fd, const struct gguf_tensor *tensor, char *out)
+static void decode(int fd, const struct header_tensor *tensor, char *out)
 {
     static char bytes[READ_BYTES];
     const struct tensor_type *type = tensor->type;
@@ -45,8 +45,8 @@ int main(int argc, char **argv)
     double begin = now();
     int fd = argc == 2 ? open(argv[1], O_RDONLY | O_CLOEXEC) : -1;
     struct stat st;
-    struct gguf *model;
-    struct gguf_fault fault;
+    struct model_header *model;
+    struct header_fault fault;
     if (fd < 0 || fstat(fd, &st) < 0 || gguf_read(fd, (uint64_t)st.st_size, &model, &fault) < 0)
         return EXIT_FAILURE;
     for (size_t i = 0; i < model->n_tensors; i++) {
@@ -56,7 +56,7 @@ int main(int argc, char **argv)
         decode(fd, &model->tensors[i], out);
     }
     printf("%.6f\n", now() - begin);
-    gguf_free(model);
+    model_header_free(model);
     close(fd);
     return EXIT_SUCCESS;
 }

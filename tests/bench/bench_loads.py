@@ -1,21 +1,25 @@
 #!/usr/bin/env python3
 """Measures many loads to a GPU, and beside each one what bounds it: reading alone, and copying alone.
 
-    bench_loads.py BUILD [--kind cuda] [--out FOLDER] [--models FOLDER] [--loads 100] [--seconds 150] [--bytes SIZE]
-                   [--only PART]...
+    bench_loads.py BUILD [--kind cuda] [--out FOLDER] [--models FOLDER] [--loads 100] [--seconds 300] [--bytes SIZE]
+                   [--only PART]... [--prepare]
+
+The files: an F16 model of 13.5 GB as GGUF and, the same tensors, as safetensors; and a Q4_0 model of 3.8 GB. They are made
+if they are not there, and read into the page cache; --prepare does no more than that.
 
 Before and after each load, threads read some of the files (`pread` alone) and pinned memory is copied to the GPU (the
 link alone), without the daemon. A load's ratio is its time over the longer of two times: what reading its file alone
 would take, and what copying it alone would take, at the mean of the rates before and after it.
 
-Parts: `main` loads two files in two forms in turn, each time into memory that the driver gives anew, after a rest.
+Parts: `main` loads the files in their forms in turn, each time into memory that the driver gives anew, after a rest.
 `again` loads right after an unload of as much, as the daemon does it by default. `first` starts a daemon for each load.
 `pinned` brings a model back from host memory, with --host-cache-pinned and without.
 
-What was measured is printed at the end, and also when SIGTERM or SIGINT comes before. With --out, bench_loads.json is
-written there.
+What was measured is printed after each part, and all of it at the end, also when SIGTERM or SIGINT comes before. With
+--out, bench_loads.json is written there, after each part too.
 """
 import argparse
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -26,11 +30,15 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench_gpu import READERS, REST, Daemon, make_model, make_models
-from page_cache import read_from_disk
+from bench_gpu import READERS, REST, Daemon, make_model
+from make_model import parse_size
+from make_safetensors import llama_shapes, write_large
+from page_cache import cached, read_from_disk
 
-# File and form; and in how many of the rounds a load is made. F16 is the same work in both forms.
-COMBINATIONS = (("f16", "native", 1), ("q4_0", "auto", 1), ("q4_0", "native", 1), ("f16", "auto", 4))
+# File and form; and in every how many rounds it is loaded. F16 is the same work in both forms.
+COMBINATIONS = (("f16", "native", 1), ("safetensors", "native", 1), ("q4_0", "auto", 1), ("q4_0", "native", 1),
+                ("f16", "auto", 4))
+SEVEN_B = (32, 4096, 11008, 32000)  # layers, embedding, feed forward, vocabulary
 READ_BYTES = 2 << 30  # of a file, to measure the rate of reading
 LINK_BYTES = 1 << 29
 # Seconds after an unload until the driver has cleared the memory, and the daemon has had it finish that: some, and more
@@ -42,7 +50,7 @@ AGAIN = 12  # loads right after an unload, of each file
 ATTACHED = 4  # the same after a client had the memory: each after a rest that lets the daemon give it back
 FIRST = 3  # starts for each file
 BACK = 8  # loads from host memory
-MAIN_SHARE = 0.62  # of --seconds
+MAIN_SHARE = 0.7  # of --seconds
 
 
 class Ended(Exception):
@@ -187,7 +195,7 @@ class Bench:
 
     def first(self):
         for _ in range(FIRST):
-            for name, form in (("f16", "native"), ("q4_0", "auto")):
+            for name, form in (("f16", "native"), ("safetensors", "native"), ("q4_0", "auto")):
                 if self.over():
                     return
                 before = self.rates(name)
@@ -197,7 +205,7 @@ class Bench:
 
     def pinned(self):
         """A model that is evicted to host memory and comes back, again and again: it takes turns with another one."""
-        name, other = self.names
+        name, other = "f16", "q4_0"
         size, room = (self.models[n].stat().st_size for n in (name, other))
         cache = ("--host-cache", str(size + (64 << 20)), "--budget", str(size + room // 2), "--log-level", "notice")
         for options, note in ((("--host-cache-pinned",), "pinned"), ((), "not pinned")):
@@ -248,6 +256,21 @@ def show(results):
         print(head.format(row, len(loads), *figures, f"{min(times):.1f}"))
 
 
+def show_formats(results):
+    """The two formats beside each other: they are loaded in turn."""
+    gguf, other = results.get("f16 native", ()), results.get("safetensors native", ())
+    pairs = [(b["seconds"] / b["bytes"]) / (a["seconds"] / a["bytes"]) for a, b in zip(gguf, other)]
+    if pairs:
+        print("A safetensors file's time for each byte, over that of the GGUF file before it: median "
+              f"{percentile(pairs, 50):.3f}, 95th percentile {percentile(pairs, 95):.3f}, of {len(pairs)}")
+
+
+def write(out, results):
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "bench_loads.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
 def show_probes(results):
     rates = {what: [rate for loads in results.values() for load in loads for rate in load.get(what, ())]
              for what in ("read", "link")}
@@ -289,15 +312,36 @@ def show_slow(results):
               f"link {load['link'][0] / 1e9:.1f}, {load['link'][1] / 1e9:.1f}")
 
 
-def small_models(folder, size):
+def make_file(path, name, size):
+    """size: in bytes, as text; None: a 7B model."""
+    if name == "safetensors":
+        each = parse_size(size) // 20 // 2048 if size else 0
+        write_large(path, {f"t{i}": (each, 1024) for i in range(20)} if size else llama_shapes(*SEVEN_B))
+    elif size:
+        make_model(path, "--tensors", "20", "--bytes", size, "--types", name)
+    else:
+        make_model(path, "--shape-preset", "7b", "--layers", "32", "--types", name)
+
+
+def prepare(folder, size):
+    """The files, by name, in the page cache as they were read from the disk; several are made at a time."""
     folder.mkdir(parents=True, exist_ok=True)
-    models = {}
-    for type_ in ("q4_0", "f16"):
-        path = folder / f"small-{size}-{type_}.gguf"
-        if not path.exists():
-            make_model(path, "--tensors", "20", "--bytes", size, "--types", type_)
-        read_from_disk(path)
-        models[type_] = path
+    stem = f"small-{size}-" if size else "7b-"
+    models = {"f16": folder / f"{stem}f16.gguf", "q4_0": folder / f"{stem}q4_0.gguf",
+              "safetensors": folder / f"{stem}f16.safetensors"}
+
+    def one(name):
+        path, began = models[name], time.monotonic()
+        made = not path.exists()
+        if made:
+            make_file(path, name, size)
+            print(f"{path}: {path.stat().st_size / 1e9:.2f} GB, made in {time.monotonic() - began:.0f} s", flush=True)
+        if made or cached(path) < path.stat().st_size:
+            rate = read_from_disk(path)
+            print(f"{path}: read into the page cache at {rate / 1e9:.1f} GB/s", flush=True)
+
+    with concurrent.futures.ThreadPoolExecutor(len(models)) as pool:
+        list(pool.map(one, models))
     return models
 
 
@@ -311,20 +355,25 @@ def main():
     parser.add_argument("--out", type=Path)
     parser.add_argument("--models", type=Path, default=Path("/tmp/rocmforge-bench"))
     parser.add_argument("--loads", type=int, default=100, help="of each file and form, in the part `main`")
-    parser.add_argument("--seconds", type=float, default=150, help="when the time is over, fewer loads are made")
+    parser.add_argument("--seconds", type=float, default=300, help="when the time is over, fewer loads are made")
     parser.add_argument("--bytes", help="make files of this size, to try this script")
+    parser.add_argument("--prepare", action="store_true", help="only make the files")
     parser.add_argument("--only", action="append", choices=PARTS, help="default: all parts")
     arguments = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
 
-    models = small_models(arguments.models, arguments.bytes) if arguments.bytes else make_models(arguments.models, False)
-    models = {name: models[name] for name in ("f16", "q4_0")}
+    models = prepare(arguments.models, arguments.bytes)
+    if arguments.prepare:
+        return 0
     bench = Bench(arguments, models)
     whole = False
     try:
         for part in arguments.only or PARTS:
+            known = set(bench.results)
             getattr(bench, part)()
+            show({row: loads for row, loads in bench.results.items() if row not in known})
+            write(arguments.out, bench.results)
         whole = True
     except (Exception, SystemExit) as error:  # a signal may have ended the daemon and the probe before
         print(f"Ended before its time ({type(error).__name__}: {error}): this is what was measured until then.")
@@ -333,13 +382,16 @@ def main():
             signal.signal(number, signal.SIG_IGN)
         sizes = ", ".join(f"{path.name} {path.stat().st_size / 1e9:.2f} GB" for path in models.values())
         print(f"\n{os.cpu_count()} processors; {sizes}; in the page cache")
+        for path in models.values():
+            missing = path.stat().st_size - cached(path)
+            if missing > 0:
+                print(f"{path.name}: {missing / 1e6:.0f} MB are not in the page cache any more")
         show_probes(bench.results)
         show(bench.results)
+        show_formats(bench.results)
         show_slow(bench.results)
         sys.stdout.flush()
-        if arguments.out:
-            arguments.out.mkdir(parents=True, exist_ok=True)
-            (arguments.out / "bench_loads.json").write_text(json.dumps(bench.results, indent=1) + "\n")
+        write(arguments.out, bench.results)
     if whole:
         bench.close()
     return 0 if whole else 1

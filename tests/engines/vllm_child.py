@@ -1,8 +1,9 @@
 """One process of vLLM, for test_vllm.py. Reads a line of JSON from standard input and answers each with one:
 
-    {"model": FOLDER, "options": {...}}      starts the engine: {"report": ..., "seconds": ...}
+    {"model": FOLDER, "options": {...}}      starts the engine: {"reports": [...], "seconds": ...}, a report for each rank
     {"generate": [PROMPT, ...]}              {"tokens": [[...], ...]}; a prompt is text, or a list of tokens
-    {"memory": true}                         {"pss": BYTES, "rss": BYTES} of the mapping that is the daemon's memory
+    {"memory": true}                         {"pss": BYTES, "rss": BYTES} of the mapping that is the daemon's memory, in this
+                                             process
     {"outside": true}                        {"bytes": ...} that the loader would count as the weights' on a GPU
 """
 import json
@@ -19,10 +20,16 @@ def start(model, options):
     began = time.perf_counter()
     llm = LLM(model, **options)
     seconds = time.perf_counter() - began
+    several = options.get("tensor_parallel_size", 1) > 1
+    return llm, {"reports": llm.collective_rpc(report) if several else [report()], "seconds": seconds}
+
+
+def report(_worker=None):
+    """What became of the weights in this process. vLLM sends this function to its workers."""
     from rocmforge.vllm import reports
 
-    told = [vars(report) for report in reports()]
-    return llm, {"report": told[-1] if told else None, "seconds": seconds}
+    told = [vars(one) for one in reports()]
+    return told[-1] if told else None
 
 
 def generate(llm, prompts, tokens=32):

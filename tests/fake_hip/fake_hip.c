@@ -29,7 +29,7 @@ static bool no_device_is_no_error, nameless, texts_are_names;
 static hipError_t lost[FAKE_DEVICES_MAX];
 static uint64_t delay_copy, delay_kernel, delay_clear, delay_info, seed = 1;
 static const char *uuid_begin = "fa4e";
-static const char *gate; /* NULL: no gate */
+static const char *gate, *hang; /* NULL: no gate; nothing hangs */
 
 static struct {
     char call[48]; /* "": no fault is set */
@@ -131,6 +131,7 @@ static void settings_read(void)
     if ((text = getenv("FAKE_HIP_TAKEN")))
         fake_used[0] = strtoull(text, NULL, 10);
     gate = getenv("FAKE_HIP_GATE");
+    hang = getenv("FAKE_HIP_HANG");
     fake_no_binary = getenv("FAKE_HIP_NO_BINARY") != NULL;
     fake_leak = getenv("FAKE_HIP_LEAK") != NULL;
     fake_own_only = getenv("FAKE_HIP_OWN_ONLY") != NULL;
@@ -186,9 +187,24 @@ static void count(const char *call)
     calls[i].n++;
 }
 
+/* Whether the file says that this call is to hang. */
+static bool hangs(const char *call, int device)
+{
+    char text[128], wanted[128];
+    FILE *file = fopen(hang, "re");
+    if (!file)
+        return false;
+    text[fread(text, 1, sizeof(text) - 1, file)] = '\0';
+    fclose(file);
+    snprintf(wanted, sizeof(wanted), "%s %d", call, device >= 0 ? device : fake_current);
+    return strcmp(text, wanted) == 0;
+}
+
 hipError_t fake_enter(const char *call, int device)
 {
     pthread_once(&once, settings_read);
+    while (hang && hangs(call, device))
+        nanosleep(&(const struct timespec){.tv_nsec = 10000000}, NULL);
     pthread_mutex_lock(&fake_lock);
     hipError_t error = hipSuccess;
     fake_waited_for = -1;

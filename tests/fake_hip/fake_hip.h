@@ -24,11 +24,16 @@
  *   FAKE_HIP_MEMORY=BYTES  memory of each device; default 1 GiB
  *   FAKE_HIP_SLOW=copy=US,kernel=US,clear=US,info=US,start=US
  *                          the longest time that each of these takes, in microseconds; the time is random below that,
- *                          but `info`, hipMemGetInfo(), and `start`, the first call of the process, take exactly as
- * long FAKE_HIP_UUID=TEXT     the first four characters of the devices' UUIDs; default "fa4e" FAKE_HIP_SEED=N seed of
- * these random times FAKE_HIP_TAKEN=BYTES   memory of the first device that other programs use FAKE_HIP_LEAK=1 freed
- * memory stays in use FAKE_HIP_GATE=PATH     copies wait while this file exists FAKE_HIP_NO_BINARY=1   the embedded
- * kernels are for another device FAKE_HIP_OWN_ONLY=1    only the user of the process that made a handle can open it
+ *                          but `info`, hipMemGetInfo(), and `start`, the first call, take exactly as long
+ *   FAKE_HIP_SEED=N        seed of these random times
+ *   FAKE_HIP_UUID=TEXT     the first four characters of the devices' UUIDs; default "fa4e"
+ *   FAKE_HIP_TAKEN=BYTES   memory of the first device that other programs use
+ *   FAKE_HIP_LEAK=1        freed memory stays in use
+ *   FAKE_HIP_GATE=PATH     copies wait while this file exists
+ *   FAKE_HIP_HANG=PATH     a call that the file PATH names, as "hipMalloc 1" for that of the device 1, does not return
+ *                          while it does
+ *   FAKE_HIP_NO_BINARY=1   the embedded kernels are for another device
+ *   FAKE_HIP_OWN_ONLY=1    only the user of the process that made a handle can open it
  *   FAKE_HIP_NO_VMM=1      memory cannot be shared by descriptors
  *   FAKE_HIP_NO_READ_ONLY=1
  *                          such memory cannot be mapped read-only

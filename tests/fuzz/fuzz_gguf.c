@@ -11,41 +11,41 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-static void check_kv(const struct gguf *model, const struct gguf_kv *kv)
+static void check_kv(const struct model_header *model, const struct header_kv *kv)
 {
-    struct gguf_string string;
+    struct header_string string;
     char *json;
     uint64_t u;
     int64_t i;
     double d;
 
-    (void)gguf_kv_u64(kv, &u);
-    (void)gguf_kv_i64(kv, &i);
-    (void)gguf_kv_f64(kv, &d);
-    (void)gguf_kv_string(kv, &string);
+    (void)header_kv_u64(kv, &u);
+    (void)header_kv_i64(kv, &i);
+    (void)header_kv_f64(kv, &d);
+    (void)header_kv_string(kv, &string);
     assert(gguf_value_type_name(kv->element_type));
-    if (gguf_kv_json(kv, 16, 64, &json, NULL) == 0)
+    if (header_kv_json(kv, 16, 64, &json, NULL) == 0)
         free(json);
     if (!memchr(kv->key.bytes, 0, kv->key.size)) {
         char *key = strndup(kv->key.bytes, kv->key.size);
 
-        assert(gguf_find(model, key) == kv);
+        assert(model_header_find(model, key) == kv);
         free(key);
     }
 }
 
-static void check_tensor(const struct gguf *model, const struct gguf_tensor *tensor)
+static void check_tensor(const struct model_header *model, const struct header_tensor *tensor)
 {
     size_t length = strlen(tensor->name);
 
-    assert(length > 0 && length <= GGUF_NAME_MAX);
+    assert(length > 0 && length <= HEADER_NAME_MAX);
     for (size_t i = 0; i < length;) {
         size_t character = utf8_character(tensor->name + i, length - i);
 
         assert(character > 0);
         i += character;
     }
-    assert(tensor->n_dims <= GGUF_DIMS_MAX);
+    assert(tensor->n_dims <= HEADER_DIMS_MAX);
     assert(tensor->type->kind != TYPE_REMOVED && tensor->type->name[0]);
     assert(tensor->ne[0] % tensor->type->block_elements == 0);
     if (tensor->type->kind == TYPE_FOREIGN)
@@ -55,14 +55,14 @@ static void check_tensor(const struct gguf *model, const struct gguf_tensor *ten
     assert(tensor->offset >= model->data_start && tensor->offset <= model->file_size);
     assert((tensor->offset - model->data_start) % model->alignment == 0);
     assert(tensor->bytes <= model->file_size - tensor->offset);
-    assert(gguf_tensor_find(model, tensor->name) == tensor);
+    assert(model_header_tensor(model, tensor->name) == tensor);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static int fd = -1;
-    struct gguf_fault fault = {0};
-    struct gguf *model = NULL;
+    struct header_fault fault = {0};
+    struct model_header *model = NULL;
 
     if (fd < 0)
         fd = memfd_create("fuzz.gguf", MFD_CLOEXEC);
@@ -78,6 +78,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         check_kv(model, &model->kv[i]);
     for (size_t i = 0; i < model->n_tensors; i++)
         check_tensor(model, &model->tensors[i]);
-    gguf_free(model);
+    model_header_free(model);
     return 0;
 }

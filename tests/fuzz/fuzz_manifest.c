@@ -15,24 +15,24 @@ static void check(bool right)
         abort();
 }
 
-static void check_places(const struct manifest_parts *parts)
+static void check_places(const struct manifest_parsed *parts)
 {
     const struct plan *plan = parts->plan;
     check(plan->arena_bytes > 0 && plan->arena_bytes < PLAN_ARENA_MAX && plan->model_bytes <= plan->arena_bytes);
     for (size_t i = 0; i < plan->model->n_tensors; i++) {
-        const struct placement *placement = &plan->placements[i];
-        check(placement->bytes <= plan->arena_bytes && placement->offset <= plan->arena_bytes - placement->bytes);
+        const struct tensor_place *place = &plan->places[i];
+        check(place->bytes <= plan->arena_bytes && place->offset <= plan->arena_bytes - place->bytes);
         const uint64_t *strides = manifest_strides(parts->manifest, i);
         uint64_t last = 0;
         for (uint32_t k = 0; strides && k < plan->model->tensors[i].n_dims; k++)
             last += (plan->model->tensors[i].ne[plan->model->tensors[i].n_dims - 1 - k] - 1) * strides[k];
-        check(!strides || (last + 1) * plan->model->tensors[i].type->block_bytes == placement->bytes);
+        check(!strides || (last + 1) * plan->model->tensors[i].type->block_bytes == place->bytes);
     }
 }
 
-static void round_trip(const struct manifest_parts *parts)
+static void round_trip(const struct manifest_parsed *parts)
 {
-    struct manifest_parts again;
+    struct manifest_parsed again;
     char *text;
     size_t size;
     if (manifest_header(parts->plan, &text, &size) < 0)
@@ -40,24 +40,24 @@ static void round_trip(const struct manifest_parts *parts)
     check(manifest_read_header(text, size, parts->plan->arena_bytes, &again) == 0);
     check(again.plan->model->n_tensors == parts->plan->model->n_tensors);
     for (size_t i = 0; i < parts->plan->model->n_tensors; i++)
-        check(memcmp(&again.plan->placements[i], &parts->plan->placements[i], sizeof(struct placement)) == 0);
+        check(memcmp(&again.plan->places[i], &parts->plan->places[i], sizeof(struct tensor_place)) == 0);
     free(text);
-    manifest_parts_free(&again);
+    manifest_parsed_free(&again);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    struct manifest_parts parts;
+    struct manifest_parsed parts;
     struct manifest_fault fault;
     if (size > 0 && manifest_parse((const char *)data, size, 0, GRANULE, &parts, &fault) == 0) {
         check_places(&parts);
         round_trip(&parts);
-        manifest_parts_free(&parts);
+        manifest_parsed_free(&parts);
     }
     if (manifest_read_header((const char *)data, size, GRANULE, &parts) == 0) {
         check_places(&parts);
         round_trip(&parts);
-        manifest_parts_free(&parts);
+        manifest_parsed_free(&parts);
     }
     return 0;
 }

@@ -22,37 +22,37 @@ static void check_text(const char *text, size_t size)
     }
 }
 
-static void check_tensor(const struct gguf *model, const struct gguf_tensor *tensor)
+static void check_tensor(const struct model_header *model, const struct header_tensor *tensor)
 {
     uint64_t elements = 1;
 
-    assert(tensor->name[0] && strlen(tensor->name) <= GGUF_NAME_MAX);
+    assert(tensor->name[0] && strlen(tensor->name) <= HEADER_NAME_MAX);
     check_text(tensor->name, strlen(tensor->name));
-    assert(tensor->n_dims <= GGUF_DIMS_MAX);
-    for (uint32_t i = 0; i < GGUF_DIMS_MAX; i++) {
+    assert(tensor->n_dims <= HEADER_DIMS_MAX);
+    for (uint32_t i = 0; i < HEADER_DIMS_MAX; i++) {
         elements *= tensor->ne[i];
         assert(i < tensor->n_dims || tensor->ne[i] == 1);
     }
     assert(elements == tensor->elements);
     assert(tensor->elements % tensor->type->block_elements == 0);
     assert(tensor->bytes == tensor->elements / tensor->type->block_elements * tensor->type->block_bytes);
-    assert(gguf_tensor_find(model, tensor->name) == tensor);
+    assert(model_header_tensor(model, tensor->name) == tensor);
 }
 
-static void check_model(const struct gguf *model)
+static void check_model(const struct model_header *model)
 {
     uint64_t end = model->data_start;
 
     for (size_t i = 0; i < model->n_kv; i++) {
-        const struct gguf_kv *kv = &model->kv[i];
-        struct gguf_string string;
+        const struct header_kv *kv = &model->kv[i];
+        struct header_string string;
         char *json;
 
-        assert(gguf_kv_string(kv, &string) == 0);
+        assert(header_kv_string(kv, &string) == 0);
         check_text(string.bytes, string.size);
         check_text(kv->key.bytes, kv->key.size);
-        assert(gguf_find(model, kv->key.bytes) == kv);
-        if (gguf_kv_json(kv, 16, 64, &json, NULL) == 0)
+        assert(model_header_find(model, kv->key.bytes) == kv);
+        if (header_kv_json(kv, 16, 64, &json, NULL) == 0)
             free(json);
     }
     for (size_t i = 0; i < model->n_tensors; i++) {
@@ -66,11 +66,11 @@ static void check_model(const struct gguf *model)
 
 static void read_file(int fd, size_t size)
 {
-    struct gguf_fault fault = {0};
-    struct gguf *model = NULL;
+    struct header_fault fault = {0};
+    struct model_header *model = NULL;
     size_t file = 1;
 
-    int error = safetensors_read(&(struct split_file){fd, size}, 1, &model, &fault, &file);
+    int error = safetensors_read(&(struct header_file){fd, size}, 1, &model, &fault, &file);
     assert(file == 0);
     if (error) {
         assert(error == -EBADMSG && !model);
@@ -78,7 +78,7 @@ static void read_file(int fd, size_t size)
         return;
     }
     check_model(model);
-    gguf_free(model);
+    model_header_free(model);
 }
 
 /* The input is a file, and then the JSON of a file whose tensors have DATA_BYTES. */

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import make_model
 import pytest
-from harness import Daemon, fake_gpu_folder, module_folder
+from harness import Daemon, ending_well, fake_gpu_folder, module_folder, short_folder
 
 KIND = os.environ.get("ROCMFORGE_GPU", "")
 FAKE = not KIND
@@ -40,29 +40,22 @@ def kind():
 
 @pytest.fixture
 def folder():
-    """Short, because a socket's path is at most 107 bytes."""
-    path = tempfile.mkdtemp(prefix="rf")
-    yield Path(path)
-    shutil.rmtree(path)
+    with short_folder() as path:
+        yield path
 
 
 @pytest.fixture
 def start(folder):
     """start(*options, FAKE_HIP_DEVICES=2, ...): a daemon. Each has to end well, unless the test ended it already."""
-    daemons = []
+    with ending_well() as daemons:
 
-    def start_one(*options, program=None, **env):
-        options = ["--device", "auto", "--budget", "95%", *options]
-        daemon = Daemon(folder, *options, program=program, env={name: str(value) for name, value in env.items()})
-        daemons.append(daemon)
-        return daemon.wait_ready()
+        def start_one(*options, program=None, **env):
+            options = ["--device", "auto", "--budget", "95%", *options]
+            daemon = Daemon(folder, *options, program=program, env={name: str(value) for name, value in env.items()})
+            daemons.append(daemon)
+            return daemon.wait_ready()
 
-    yield start_one
-    statuses = [daemon.stop() if daemon.process.poll() is None else 0 for daemon in daemons]
-    for daemon, status in zip(daemons, statuses):
-        daemon.close()
-        assert status == 0, daemon.log
-        assert "Sanitizer" not in daemon.log and "runtime error" not in daemon.log, daemon.log
+        yield start_one
 
 
 @pytest.fixture(scope="session")

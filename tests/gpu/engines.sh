@@ -42,12 +42,15 @@ fi
 
 # Models are made while the compilers run. A shape "tiny" in ROCMFORGE_ENGINE_SHAPE tries the script out.
 make_models() {
-    local shape=${ROCMFORGE_ENGINE_SHAPE:-7b} padded=padded-large
+    local shape=${ROCMFORGE_ENGINE_SHAPE:-7b} padded=padded-large type
     [[ $shape == 7b ]] || padded=padded
     "$python" tests/lib/make_llama.py "$work/small.gguf" --shape small --type q4_0
     ! wanted padded || "$python" tests/lib/make_llama.py "$work/padded.gguf" --shape $padded --type q4_0
-    ! wanted q4_0 || "$python" tests/lib/make_llama.py "$work/q4_0.gguf" --shape "$shape" --type q4_0
-    ! wanted f16 || "$python" tests/lib/make_llama.py "$work/f16.gguf" --shape "$shape" --type f16
+    for type in q4_0 f16; do
+        wanted $type || continue
+        "$python" tests/lib/make_llama.py "$work/narrow-$type.gguf" --shape narrow-$type --type $type
+        "$python" tests/lib/make_llama.py "$work/$type.gguf" --shape "$shape" --type $type
+    done
 }
 
 build_rocmforge() {
@@ -113,6 +116,7 @@ fi
 arguments=()
 for name in f16 q4_0 padded; do
     ! wanted $name || arguments+=(--model "$name=$work/$name.gguf")
+    [[ $name == padded ]] || ! wanted $name || arguments+=(--narrow "$name=$work/narrow-$name.gguf")
 done
 read -ra more <<<"${ROCMFORGE_ENGINE_OPTIONS:-}"
 "$python" tests/engines/measure.py --engine "${ROCMFORGE_ENGINE_BIN:-$work/engine/bin}" --build "$build" --kind "$kind" \

@@ -31,7 +31,7 @@ static void *object; /* the shared object of the module */
 
 static void model_build(void)
 {
-    const struct part parts[] = {
+    const struct chunk_part parts[] = {
         {tensor_type_find(12), FORM_F16, 40000},
         {tensor_type_find(0), FORM_NATIVE, 100000},
         {tensor_type_find(2), FORM_NATIVE, 100000},

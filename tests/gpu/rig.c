@@ -150,7 +150,7 @@ static void fill_random(uint8_t *data, size_t bytes, uint64_t *seed)
     }
 }
 
-void model_make(struct model *ret, const struct part *parts, size_t n, unsigned skew, uint64_t seed)
+void model_make(struct model *ret, const struct chunk_part *parts, size_t n, unsigned skew, uint64_t seed)
 {
     *ret = (struct model){.pieces = calloc(n, sizeof(struct piece)), .n_pieces = n};
     uint64_t arena_end = 0;

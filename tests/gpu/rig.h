@@ -38,7 +38,7 @@ unsigned long rig_calls(const struct rig *rig, const char *name);
 void rig_sweep(const struct rig *rig, const char *path, const char *code, bool (*session)(const char *spec));
 
 /* A tensor of a test's model. */
-struct part {
+struct chunk_part {
     const struct tensor_type *type;
     enum form form; /* FORM_NATIVE: not decoded */
     uint64_t blocks;
@@ -57,7 +57,7 @@ struct model {
 
 /* Makes a model of random bytes, which depend on `seed`. Each part begins `skew` bytes after a multiple of 32 in the
  * file. */
-void model_make(struct model *ret, const struct part *parts, size_t n, unsigned skew, uint64_t seed);
+void model_make(struct model *ret, const struct chunk_part *parts, size_t n, unsigned skew, uint64_t seed);
 void model_drop(struct model *model);
 
 /* Makes an arena that is cleared everywhere, for models that do not fill it. */

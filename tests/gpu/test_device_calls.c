@@ -32,9 +32,9 @@ static void test_copies_are_shared(void **state)
     struct bench bench;
     struct device_fault fault;
     assert_fine(bench_open(&bench, &config, 1, &fault), &fault);
-    struct part parts[5];
+    struct chunk_part parts[5];
     for (size_t i = 0; i < 5; i++)
-        parts[i] = (struct part){tensor_type_find(2), FORM_F16, 4096};
+        parts[i] = (struct chunk_part){tensor_type_find(2), FORM_F16, 4096};
     struct model model;
     model_make(&model, parts, 5, 0, 12);
     const unsigned long before = rig_calls(&rig, "hipMemcpyAsync");
@@ -53,7 +53,7 @@ static void test_copies_are_not_delayed(void **state)
     struct bench bench;
     struct device_fault fault;
     assert_fine(bench_open(&bench, &config, 1, &fault), &fault);
-    const struct part parts[] = {{tensor_type_find(2), FORM_F16, 4096}, {tensor_type_find(2), FORM_NATIVE, 4096}};
+    const struct chunk_part parts[] = {{tensor_type_find(2), FORM_F16, 4096}, {tensor_type_find(2), FORM_NATIVE, 4096}};
     const unsigned long before = rig.copies_delayed();
     for (size_t i = 0; i < 2; i++) {
         struct model model;

@@ -160,7 +160,7 @@ static bool session(const char *spec)
 
 static void session_prepare(int expected)
 {
-    const struct part parts[] = {
+    const struct chunk_part parts[] = {
         {tensor_type_find(2), FORM_F16, 9000}, {tensor_type_find(0), FORM_NATIVE, 5000},
         {tensor_type_find(0), FORM_F16, 4000}, {tensor_type_find(14), FORM_BF16, 900},
         {tensor_type_find(8), FORM_F32, 3000},
@@ -330,7 +330,7 @@ static void test_order_after_a_failed_launch(void **state)
     struct device_fault fault;
     assert_fine(bench_open(&bench, &quick_config, 1, &fault), &fault);
     struct device *device = bench.devices[0];
-    const struct part parts[] = {{tensor_type_find(2), FORM_F16, 3000}, {tensor_type_find(8), FORM_F32, 3000}};
+    const struct chunk_part parts[] = {{tensor_type_find(2), FORM_F16, 3000}, {tensor_type_find(8), FORM_F32, 3000}};
     struct model first, second;
     model_make(&first, parts, 2, 0, 5);
     model_make(&second, parts, 2, 0, 6);

@@ -61,14 +61,15 @@ static void test_types(void **state)
             continue;
         types++;
         for (enum form form = FORM_F32; form < FORM_COUNT; form++) {
-            struct part parts[sizeof(elements) / sizeof(elements[0]) + 2];
+            struct chunk_part parts[sizeof(elements) / sizeof(elements[0]) + 2];
             size_t n = 0;
             assert_true(bench.devices[0]->ops->decodes(bench.devices[0], type, form));
             kernels++;
             for (size_t i = 0; i < sizeof(elements) / sizeof(elements[0]); i++)
-                parts[n++] = (struct part){type, form, (elements[i] + type->block_elements - 1) / type->block_elements};
-            parts[n++] = (struct part){type, form, 1};
-            parts[n++] = (struct part){type, form, type->block_elements == 1 ? 12345 : 7};
+                parts[n++] =
+                    (struct chunk_part){type, form, (elements[i] + type->block_elements - 1) / type->block_elements};
+            parts[n++] = (struct chunk_part){type, form, 1};
+            parts[n++] = (struct chunk_part){type, form, type->block_elements == 1 ? 12345 : 7};
             for (unsigned skew = 0; skew < 3; skew++) {
                 struct model model;
                 model_make(&model, parts, n, skew * 9, 1000 * id + form);
@@ -92,7 +93,7 @@ static void test_overflows(void **state)
     struct bench bench;
     struct device_fault fault;
     assert_fine(bench_open(&bench, &config, 2, &fault), &fault);
-    const struct part part = {tensor_type_find(0), FORM_F16, 300000};
+    const struct chunk_part part = {tensor_type_find(0), FORM_F16, 300000};
     struct model model;
     model_make(&model, &part, 1, 0, 5);
     assert_true(model.overflows > 1000);
@@ -126,8 +127,9 @@ static void test_overflows_of_others(void **state)
     struct bench bench;
     struct device_fault fault;
     assert_fine(bench_open(&bench, &config, 1, &fault), &fault);
-    const struct part large[] = {{tensor_type_find(0), FORM_F16, 300000}, {tensor_type_find(0), FORM_F16, 300000}};
-    const struct part small = {tensor_type_find(1), FORM_F32, 1000};
+    const struct chunk_part large[] = {{tensor_type_find(0), FORM_F16, 300000},
+                                       {tensor_type_find(0), FORM_F16, 300000}};
+    const struct chunk_part small = {tensor_type_find(1), FORM_F32, 1000};
     struct model with, without;
     model_make(&with, large, 2, 0, 5);
     model_make(&without, &small, 1, 0, 5);
@@ -147,14 +149,14 @@ static void test_overflows_of_others(void **state)
 }
 
 /* Tensors of all kinds and sizes, as in a model. */
-static size_t mixture(struct part *parts, size_t n, uint64_t seed)
+static size_t mixture(struct chunk_part *parts, size_t n, uint64_t seed)
 {
     static const uint32_t ids[] = {2, 8, 12, 14, 0, 1, 30, 3, 20, 39};
     for (size_t i = 0; i < n; i++) {
         const struct tensor_type *type = tensor_type_find(ids[random_next(&seed) % 10]);
         const uint64_t elements = random_next(&seed) % 3 ? random_next(&seed) % 300000 : random_next(&seed) % 5000;
-        parts[i] =
-            (struct part){type, (enum form)(random_next(&seed) % FORM_COUNT), elements / type->block_elements + 1};
+        parts[i] = (struct chunk_part){type, (enum form)(random_next(&seed) % FORM_COUNT),
+                                       elements / type->block_elements + 1};
     }
     return n;
 }
@@ -170,7 +172,7 @@ static void test_order(void **state)
         struct device_fault fault;
         assert_fine(bench_open(&bench, &how, 5, &fault), &fault);
         for (unsigned round = 0; round < 3; round++) {
-            struct part parts[40];
+            struct chunk_part parts[40];
             struct model model;
             model_make(&model, parts, mixture(parts, 40, 77 + round), round, round + 1);
             load_and_check(&bench.slots, &model, 256u << 10, true);
@@ -189,10 +191,10 @@ static void test_neighbours(void **state)
     struct bench bench;
     struct device_fault fault;
     assert_fine(bench_open(&bench, &config, 2, &fault), &fault);
-    struct part parts[300];
+    struct chunk_part parts[300];
     for (size_t i = 0; i < 300; i++)
-        parts[i] =
-            (struct part){tensor_type_find(i % 7 < 4 ? 0 : 2), i % 7 < 5 ? FORM_NATIVE : FORM_F16, 16 * (1 + i % 5)};
+        parts[i] = (struct chunk_part){tensor_type_find(i % 7 < 4 ? 0 : 2), i % 7 < 5 ? FORM_NATIVE : FORM_F16,
+                                       16 * (1 + i % 5)};
     struct model model;
     model_make(&model, parts, 300, 0, 11);
     load_and_check(&bench.slots, &model, 4u << 20, true);
@@ -208,7 +210,7 @@ static void test_given_up(void **state)
     struct bench bench;
     struct device_fault fault;
     assert_fine(bench_open(&bench, &config, 3, &fault), &fault);
-    struct part parts[10];
+    struct chunk_part parts[10];
     struct model model;
     model_make(&model, parts, mixture(parts, 10, 3), 0, 3);
     model.n_pieces = 4;
@@ -235,7 +237,7 @@ static void test_gaps(void **state)
     struct device_fault fault;
     assert_fine(bench_open(&bench, &config, 3, &fault), &fault);
     struct device *device = bench.devices[0];
-    const struct part part = {tensor_type_find(2), FORM_F16, 50000};
+    const struct chunk_part part = {tensor_type_find(2), FORM_F16, 50000};
     struct model model;
     model_make(&model, &part, 1, 0, 4);
     load_and_check(&bench.slots, &model, 4u << 20, true); /* leaves its bytes in the memory */
@@ -267,7 +269,7 @@ static void test_reuse(void **state)
     struct device_fault fault;
     assert_fine(bench_open(&bench, &config, 3, &fault), &fault);
     struct device *device = bench.devices[0];
-    const struct part part = {tensor_type_find(2), FORM_F16, 50000};
+    const struct chunk_part part = {tensor_type_find(2), FORM_F16, 50000};
     struct model model;
     struct outcome outcome;
     struct arena *arena;
@@ -315,7 +317,7 @@ static void test_out_of_memory(void **state)
     assert_fine(bench_open(&bench, &config, 2, &fault), &fault);
     struct device *device = bench.devices[0];
     struct arena *arena, *other;
-    const struct part part = {tensor_type_find(2), FORM_F16, 1000};
+    const struct chunk_part part = {tensor_type_find(2), FORM_F16, 1000};
     struct model model;
     uint64_t before, after;
     /* The first use makes the driver allocate memory for itself; do that now. */
@@ -346,7 +348,7 @@ static void test_again_and_again(void **state)
     struct device_fault fault;
     assert_fine(bench_open(&bench, &config, 3, &fault), &fault);
     struct device *device = bench.devices[0];
-    struct part parts[6];
+    struct chunk_part parts[6];
     struct model model;
     model_make(&model, parts, mixture(parts, 6, 21), 0, 21);
     uint64_t before, after;
@@ -384,7 +386,7 @@ static void test_two_devices(void **state)
         skip();
     }
     struct slots second;
-    struct part parts[20];
+    struct chunk_part parts[20];
     struct model model;
     assert_string_not_equal(bench.devices[0]->id, bench.devices[1]->id);
     assert_string_not_equal(bench.devices[0]->pci, bench.devices[1]->pci);
@@ -531,7 +533,7 @@ static void test_taken_back(void **state)
         print_message("exports handles\n");
         skip();
     }
-    struct part parts[6];
+    struct chunk_part parts[6];
     struct model model;
     model_make(&model, parts, mixture(parts, 6, 13), 0, 13);
     uint64_t before, after;

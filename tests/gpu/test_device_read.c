@@ -28,7 +28,7 @@ static void reading_begin(struct reading *reading)
     *reading = (struct reading){.seed = 1};
     struct device_fault fault;
     struct outcome outcome;
-    const struct part part = {tensor_type_find(0), FORM_NATIVE, (13u << 18) + 77};
+    const struct chunk_part part = {tensor_type_find(0), FORM_NATIVE, (13u << 18) + 77};
     model_make(&reading->model, &part, 1, 0, 3);
     assert_fine(bench_open(&reading->bench, &small_config, 3, &fault), &fault);
     assert_fine(arena_make(reading->bench.devices[0], reading->model.arena_bytes, &reading->arena, &fault), &fault);

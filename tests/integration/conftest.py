@@ -12,7 +12,8 @@ from pathlib import Path
 
 import make_model
 import pytest
-from harness import MIB, ROOT, SANITIZERS, Daemon, Gate, daemon_program, sparse_model, tensor_model
+from harness import MIB, ROOT, SANITIZERS, Daemon, Gate, daemon_program, ending_well, short_folder, sparse_model
+from harness import tensor_model
 from split_model import write_split
 
 
@@ -28,28 +29,21 @@ def pytest_configure(config):
 
 @pytest.fixture
 def folder():
-    """Short, because a socket's path is at most 107 bytes."""
-    path = tempfile.mkdtemp(prefix="rf")
-    yield Path(path)
-    shutil.rmtree(path)
+    with short_folder() as path:
+        yield path
 
 
 @pytest.fixture
 def start(folder):
     """Starts daemons. Each has to end well, with nothing to say against it, unless the test ended it already."""
-    daemons = []
+    with ending_well() as daemons:
 
-    def start_one(*options, ready=True, **keywords):
-        daemon = Daemon(folder, *options, **keywords)
-        daemons.append(daemon)
-        return daemon.wait_ready() if ready else daemon
+        def start_one(*options, ready=True, **keywords):
+            daemon = Daemon(folder, *options, **keywords)
+            daemons.append(daemon)
+            return daemon.wait_ready() if ready else daemon
 
-    yield start_one
-    statuses = [daemon.stop() if daemon.process.poll() is None else 0 for daemon in daemons]
-    for daemon, status in zip(daemons, statuses):
-        daemon.close()
-        assert status == 0, daemon.log
-        assert "Sanitizer" not in daemon.log and "runtime error" not in daemon.log, daemon.log
+        yield start_one
 
 
 @pytest.fixture(params=["root", "nobody"])

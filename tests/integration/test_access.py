@@ -131,6 +131,19 @@ def test_a_signal_has_modes_looked_at(start_for_all, clients, own_file):
     wait_until(lambda: seen(stranger) == ["0", "2"])
 
 
+def test_modes_change_while_the_file_is_compared(start_for_all, clients, own_file):
+    """A signal has the file compared, too, which gives the model a new source: what was read of the old one is read
+    again."""
+    daemon = start_for_all()
+    user, stranger = clients(daemon, USER), clients(daemon, OTHER)
+    path = own_file("m.gguf", 0o600)
+    load_as(user, USER, path, name="m")
+    for mode, names_seen in [(0o644, ["m"]), (0o600, [])] * 100:
+        os.chmod(path, mode)
+        os.kill(daemon.pid, signal.SIGHUP)
+        wait_until(lambda names_seen=names_seen: seen(stranger) == names_seen, every=0.001)
+
+
 def test_watch_tells_whose_access_ends(start_for_all, clients, own_file):
     daemon = start_for_all()
     user, other, holder = clients(daemon, USER), clients(daemon, OTHER), clients(daemon, OTHER + 1)
@@ -348,6 +361,26 @@ def test_the_same_bytes_at_the_same_path(start_for_all, clients, own_file):
     assert seen(third) == ["mine"]
     secret = user.call("Show", name="secret")["model"]
     assert (secret["id"], secret["access"], secret["aliases"]) == (first["id"], "readers", [])
+
+
+@pytest.mark.parametrize("name", ["m", "taken"])
+def test_the_file_of_a_model_that_is_there_got_another_owner(start_for_all, clients, own_file, name):
+    """Plan and Load both decide by who owns the file now."""
+    daemon = start_for_all()
+    root, other = clients(daemon, 0), clients(daemon, OTHER)
+    path = own_file("m.gguf", 0o644, 1, 0)
+    first = load_fd(root, path, name="m")
+    load_fd(root, own_file("n.gguf", 0o644, 2, 0), name="taken")
+    os.chown(path, OTHER, OTHER)
+    plan = load_fd_plan(other, path, name=name, public=True)
+    if name == "m":
+        assert (plan["error"], plan["model"]["id"]) == (None, first["id"])
+        model = load_as(other, OTHER, path, name=name, public=True)
+        assert (model["id"], model["access"]) == (first["id"], "public")
+    else:
+        assert plan["error"] == "io.rocmforge.NameInUse"
+        with wire_error("NameInUse"):
+            load_as(other, OTHER, path, name=name, public=True)
 
 
 def test_a_reader_puts_a_file_in_the_place_of_another(start_for_all, clients, own_file):

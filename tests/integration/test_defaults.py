@@ -41,7 +41,7 @@ def sentences():
         f"Default: {quota('CONNECTIONS_DEFAULT')} connections, {quota('LOADS_DEFAULT')} loads, "
         f"{quota('LEASES_DEFAULT')} leases,"
     )
-    yield f"no more than stay free for the others, of {quota('ALL_CONNECTIONS')}."
+    yield f"no more than stay free for the others, of {quota('ALL_CONNECTIONS')} and of {quota('ALL_MODELS')}."
     yield f"Default: {quota('MEMORY_DEFAULT_MIB')} MiB. Of all users together it is at most {quota('ALL_MEMORY_MIB')} MiB."
     yield f"at most {quota('VERIFIES_DEFAULT')} verifications and {quota('PLANS_DEFAULT')} plans at a time."
 

@@ -89,7 +89,8 @@ def test_norms_keep_their_bits(daemon, mixed):
     [
         [{"match": "a"}], [{"match": "", "form": "f32"}], [{"match": "a", "form": "q4_0"}], ["a"], {"a": "f32"}, "a=f32",
         [{"match": "a", "form": "f32", "x": 1}], [{"match": "a", "form": "f32"}] * 65,
-        [{"match": "a" * 256, "form": "f32"}],
+        [{"match": "a" * 256, "form": "f32"}], [{"match": "[", "form": "f32"}], [{"match": "a[]", "form": "f32"}],
+        [{"match": "[a-\\]", "form": "f32"}],
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("method", ["Load", "Plan"])
@@ -98,6 +99,12 @@ def test_rules_that_are_none(client, mixed, method, rules):
         client.call(method, path=str(mixed), forms=rules)
     assert error == {"parameter": "forms"}
     assert client.fds == []
+
+
+def test_a_bracket_that_is_no_set(daemon, client, mixed):
+    client.call("Plan", path=str(mixed), forms=[{"match": "\\[[]][!]]", "form": "f32"}])
+    refused = daemon.rfctl("load", mixed, "--as", "[=f32", check=False)
+    assert refused.returncode != 0 and "forms" in refused.stderr, refused.stderr
 
 
 def test_patterns_that_take_too_long(client, folder, types):

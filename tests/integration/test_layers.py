@@ -14,14 +14,15 @@ pytestmark = pytest.mark.sources
 INCLUDE = re.compile(r'^\s*#\s*include\s*(["<])([^">]+)[">]', re.MULTILINE)
 
 # The daemon's folders, lowest first: each knows itself and those above it in this list. What is in none is the top.
-LAYERS = ["base", "gguf", "safetensors", "format", "device", "device/hip", "model", "wire", "session", "memory", "keep", "load", "api", ""]
+LAYERS = ["base", "header", "gguf", "safetensors", "format", "device", "device/hip", "model", "wire", "session", "memory", "keep", "load", "api", ""]
 
 # Folders that know less than their place would allow.
 NARROW = {
     "hold": set(),  # a program of its own
-    "gguf": {"gguf"},
-    "safetensors": {"gguf", "safetensors"},
-    "format": {"gguf", "safetensors", "format"},
+    "header": {"header"},
+    "gguf": {"header", "gguf"},
+    "safetensors": {"header", "safetensors"},
+    "format": {"header", "gguf", "safetensors", "format"},
     "device": {"base", "device"},
     "device/hip": {"base", "device", "device/hip"},
     "wire": {"base", "wire"},
@@ -29,12 +30,11 @@ NARROW = {
 
 # Files that know each other, and why.
 CYCLES = {
-    frozenset({"daemon/wire/call", "daemon/wire/conn", "daemon/wire/conn_state"}):
+    frozenset({"daemon/wire/call", "daemon/wire/conn", "daemon/wire/conn_state", "daemon/wire/conns"}):
         "a connection has one call, and the call is answered on it",
-    frozenset({"daemon/gguf/gguf", "daemon/gguf/gguf_model"}): "gguf.h is the header of both",
-    frozenset({"daemon/load/answer", "daemon/load/creation", "daemon/load/doubt", "daemon/load/feed",
-               "daemon/load/identify", "daemon/load/load", "daemon/load/naming", "daemon/load/reserve",
-               "daemon/load/states"}):
+    frozenset({"daemon/load/answer", "daemon/load/begin", "daemon/load/creation", "daemon/load/doubt",
+               "daemon/load/feed", "daemon/load/identify", "daemon/load/load", "daemon/load/loads",
+               "daemon/load/naming", "daemon/load/reserve", "daemon/load/states"}):
         "one state machine: its states stand in files of their own",
     frozenset({"daemon/model/lease", "daemon/model/model", "daemon/model/registry"}):
         "a model has leases and a lease has its model; the registry has both, and a lease ends in it",
@@ -54,7 +54,7 @@ PATTERNS = [
     ("daemon/base/*.[ch]", r"(daemon/base|proto)/.*"),
     ("daemon/wire/*.[ch]", r"(daemon/(base|wire)|proto)/.*"),
     ("client/*.[ch]", r"client/(?!rfctl/).*|proto/.*|kernels/(types|hip|hip_share)\.h"),
-    ("client/rfctl/*.[ch]", r"client/rfctl/.*|client/(rocmforge|metadata|sealed)\.h|proto/(array|bytes|min|utf8|streams|shards|module_path|write_all)\.h|daemon/(gguf/gguf|format/format)\.h"),
+    ("client/rfctl/*.[ch]", r"client/rfctl/.*|client/(rocmforge|metadata|sealed)\.h|proto/(array|bytes|descriptors|min|utf8|streams|shards|shards_given|module_path|write_all)\.h|daemon/(header/model_header|format/format)\.h"),
     ("client/engines/llama/*.[ch]", r"client/engines/llama/.*|client/rocmforge\.h|proto/(model_file|shards)\.h"),
     ("client/rocmforge.h", r""),
 ]

@@ -3,6 +3,7 @@ import os
 import signal
 import time
 
+import make_safetensors
 import pytest
 from harness import USER, client_of, is_filling, load_fd, names, states, tensor_model, wait_until
 
@@ -70,6 +71,53 @@ def test_preload_replaces_what_a_user_loaded_first(start_for_all, folder, preloa
     wait_until(lambda: [(m["name"], m["id"] > first["id"], m["pinned"]) for m in daemon.models()] == [("m", True, True)])
 
 
+@pytest.mark.parametrize("way", ["fds", "path"])
+def test_a_link_to_what_a_user_loaded_first_is_followed(start_for_all, folder, preload_folder, way):
+    folder.chmod(0o755)
+    preload_folder.chmod(0o755)
+    daemon = start_for_all("--preload", str(preload_folder))
+    old, new = (tensor_model(folder / f"{i}.gguf", seed=i) for i in (1, 2))
+    for path in (old, new):
+        path.chmod(0o644)
+    uid = daemon.uid if way == "path" else USER  # a daemon that is root opens no path for others
+    with client_of(daemon, uid) as user:
+        if way == "fds":
+            first = load_fd(user, old, name="live")
+        else:
+            first = user.call("Load", path=str(old), name="live")["model"]
+    link = preload_folder / "live.gguf"
+    link.symlink_to(old)
+    daemon.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: daemon.models()[0]["pinned"])
+    assert daemon.models()[0]["id"] == first["id"]
+    link.unlink()
+    link.symlink_to(new)
+    daemon.process.send_signal(signal.SIGHUP)
+    after = [("live", str(new), True)]
+    wait_until(lambda: [(m["name"], m["path"], m["pinned"]) for m in daemon.models()] == after)
+
+
+def test_of_several_links_to_a_file_the_first_is_followed(start_for_all, folder, preload_folder):
+    """Another one must not take the names of those that still lead to the old file."""
+    folder.chmod(0o755)
+    preload_folder.chmod(0o755)
+    daemon = start_for_all("--preload", str(preload_folder))
+    old, new = (tensor_model(folder / f"{i}.gguf", seed=i) for i in (1, 2))
+    for path in (old, new):
+        path.chmod(0o644)
+    with daemon.client() as client:
+        first = load_fd(client, old, name="mine")
+    for name in "ab":
+        (preload_folder / f"{name}.gguf").symlink_to(old)
+    daemon.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: daemon.models()[0]["aliases"] == ["a", "b"])
+    (preload_folder / "b.gguf").unlink()
+    (preload_folder / "b.gguf").symlink_to(new)
+    daemon.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: "b.gguf skipped: another model has this name" in daemon.log)
+    assert [(m["id"], m["name"], m["aliases"]) for m in daemon.models()] == [(first["id"], "mine", ["a", "b"])]
+
+
 def test_preload_of_names_much_like_a_part(start, models, preload_folder):
     likes = ("m-00003-of-00002", "the-longest-lord-of-rings")
     for path, name in zip(models(2), likes):
@@ -116,6 +164,32 @@ def test_end_while_preloading(start, gate, preload_folder, large_model):
     daemon = start("--preload", str(preload_folder), env=gate.env)
     wait_until(lambda: is_filling(daemon, "a"), every=0.001)
     assert daemon.stop(gate) == 0
+
+
+def test_preload_in_a_layout(start, models, preload_folder):
+    """What vLLM fuses stands together; a client that asks for that gets the model that is there. GGUF files are loaded as
+    they are."""
+    (gguf,) = models(1)
+    (preload_folder / "a.gguf").symlink_to(gguf)
+    folder = preload_folder / "llama"
+    folder.mkdir()
+    parts = ("q", "k", "v")
+    tensors = {f"model.layers.0.self_attn.{part}_proj.weight": ("F16", (8, 24)) for part in parts}
+    between = {f"model.layers.{i}.input_layernorm.weight": ("F16", (24,)) for i in range(3)}
+    pairs = zip(sorted(tensors.items()), between.items())
+    make_safetensors.write(folder / "model.safetensors", dict(one for pair in pairs for one in pair))
+    daemon = start("--preload", str(preload_folder), "--preload-layout", "vllm")
+    wait_until(lambda: states(daemon) == {"a": "resident", "llama": "resident"})
+    with daemon.client() as client:
+        shown = client.call("Show", name="llama")
+        offsets = {tensor["name"]: tensor["offset"] for tensor in shown["tensors"]}
+        q, k, v = (offsets[name] for name in tensors)
+        assert (k - q, v - k) == (8 * 24 * 2, 8 * 24 * 2)
+        assert "model.layers.0.self_attn.qkv_proj.weight" in offsets
+        assert shown["model"]["layout"] == "vllm" and shown["model"]["pinned"]
+        path = str(folder / "model.safetensors")
+        assert client.call("Load", path=path, layout="vllm")["model"]["id"] == shown["model"]["id"]
+        assert client.call("Load", path=path, name="other")["model"]["id"] != shown["model"]["id"]
 
 
 def test_hangup_without_preload(daemon):

@@ -330,6 +330,60 @@ def test_preload_replaces(start, folder):
     assert {m["name"]: m["id"] for m in daemon.models()} == ids, "what has not changed stays"
 
 
+@pytest.mark.parametrize("how", ["pinned", "leased"])
+@pytest.mark.parametrize("passed", [False, True])
+def test_what_show_says_of_a_changed_file(daemon, client, path, how, passed):
+    """The new bytes are there already, under another name: with `replace` they get the old one's names."""
+
+    def call(method, **parameters):
+        if not passed:
+            return client.call(method, path=str(path), **parameters)
+        with open(path, "rb") as file:
+            return client.call(method, fds=[file.fileno()], **parameters)
+
+    first = call("Load", pin=how == "pinned")["model"]
+    call("Load", name="also")
+    lease = client.call("Attach", name="m")["lease"] if how == "leased" else None
+    put(path, 2)
+    second = call("Load", name="m2")["model"]
+    assert "'rfctl load --replace' loads them" in daemon.rfctl("show", "m").stdout
+    assert call("Load")["model"]["aliases"] == [], "not without `replace`"
+    plan = call("Plan", replace=True)
+    assert (plan["error"], plan["model"]["id"]) == (None, second["id"])
+    assert by_id(daemon, first["id"])["name"] == "m", "a plan moves nothing"
+    model = call("Load", replace=True)["model"]
+    assert (model["id"], {model["name"], *model["aliases"]}) == (second["id"], {"m", "also", "m2"})
+    if lease:
+        old = by_id(daemon, first["id"])
+        assert (old["name"], old["state"]) == (f"m#{first['id']}", "draining")
+        client.call("Detach", lease=lease)
+    wait_until(lambda: [model["id"] for model in daemon.models()] == [second["id"]])
+    again = call("Load", replace=True)["model"]
+    assert (again["id"], len(again["aliases"])) == (second["id"], 2)
+
+
+def test_rfctl_does_what_show_says(daemon, path):
+    daemon.rfctl("load", path, "--pin")
+    put(path, 2)
+    daemon.rfctl("load", path, "--name", "m2")
+    said = daemon.rfctl("plan", path, "--replace").stdout
+    assert "there already: m2 is resident" in said
+    assert "is resident already, as m2, also m: " in daemon.rfctl("load", path, "--replace").stdout
+    assert "file changed" not in daemon.rfctl("show", "m").stdout
+
+
+def test_no_other_model_loses_its_name_to_what_is_there(daemon, client, folder, models):
+    """Without a name, `replace` takes one only from an older version of the same file."""
+    (other,) = models(1)
+    (folder / "in").mkdir()
+    path = tensor_model(folder / "in" / "m.gguf", seed=9)
+    holder = load(client, other, "m")
+    there = load(client, path, "m2")
+    model = client.call("Load", path=str(path), replace=True)["model"]
+    assert (model["id"], model["aliases"]) == (there["id"], [])
+    assert by_id(daemon, holder["id"])["name"] == "m"
+
+
 def test_verify_says_when(daemon, client, path):
     load(client, path, "m")
     touch(path)

@@ -420,6 +420,119 @@ def test_preload(start, folder, way):
     assert daemon.status()["models"] == 1 and "could not be" not in daemon.log
 
 
+NAMED = {
+    "index": [f"model-{i:05}-of-00003.safetensors" for i in (1, 2, 3)],
+    "index of other names": ["a.safetensors", "b.safetensors", "c.safetensors"],
+    "names": [f"model-{i:05}-of-00003.safetensors" for i in (1, 2, 3)],
+}
+
+
+def named(folder, by):
+    """The files of a model, and what is in them."""
+    place = folder / "tiny"
+    place.mkdir()
+    told = make_safetensors.write_folder(place, SHARDS, index=by != "names")
+    paths = [path.rename(place / name) for path, name in zip(sorted(place.glob("*.safetensors")), NAMED[by])]
+    index = place / "model.safetensors.index.json"
+    if by != "names":
+        where = {tensor: name for name, tensors in zip(NAMED[by], SHARDS) for tensor in tensors}
+        index.write_text(json.dumps({"weight_map": where}))
+    return paths, told
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("by", list(NAMED))
+def test_any_file_stands_for_the_model(daemon, folder, by, number):
+    """A part is not taken for the whole, whichever file is named."""
+    paths, told = named(folder, by)
+    path = paths[number - 1]
+    link = folder / "friend.safetensors"
+    link.symlink_to(path)
+    for asked in (path, link):
+        inspected = json.loads(daemon.rfctl("--json", "inspect", asked).stdout)
+        assert (inspected["file"], inspected["files"], inspected["whole"]) == (number, 3, True)
+        assert {tensor["name"] for tensor in inspected["tensors"]} == set(told)
+        assert f"file {number} of 3: all are here" in daemon.rfctl("inspect", asked).stdout
+        assert f"{len(told)} tensors" in daemon.rfctl("plan", asked).stdout
+        with daemon.client() as client:
+            assert client.call("Plan", path=str(asked))["tensors"] == len(told)
+    daemon.rfctl("load", path, "--name", "m")
+    check_folder(daemon, "m", told)
+    with daemon.client() as client:
+        assert client.call("Load", path=str(path), name="m")["model"]["tensors"] == len(told)
+    assert "already" in daemon.rfctl("load", paths[0].parent if by != "names" else paths[0], "--name", "m").stdout
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("by", list(NAMED))
+def test_a_file_whose_others_are_missing(daemon, folder, by, number):
+    paths, _ = named(folder, by)
+    paths[2].unlink()
+    path = paths[number - 1]
+    for command in ("load", "plan"):
+        failed = daemon.rfctl(command, path, check=False)
+        assert failed.returncode == 1 and f"cannot open {paths[2]}" in failed.stderr
+    for method in ("Load", "Plan"):
+        with daemon.client() as client, wire_error("FileError") as error:
+            client.call(method, path=str(path))
+        assert error["call"] == "open"
+    inspected = json.loads(daemon.rfctl("--json", "inspect", path).stdout)
+    assert (inspected["file"], inspected["files"], inspected["whole"]) == (number, 3, False)
+    assert inspected["missing"] == [str(paths[2])] and len(inspected["tensors"]) == len(SHARDS[number - 1])
+    text = daemon.rfctl("inspect", path).stdout
+    assert f"file {number} of 3: not all are here; the numbers are those of this file. Missing:\n  {paths[2]}\n" in text
+    assert daemon.models() == []
+
+
+@pytest.mark.parametrize("by", list(NAMED))
+def test_a_part_that_is_named_by_hand(daemon, folder, by):
+    """It is refused, and not loaded as if it were the whole; also if a link leads to a file."""
+    paths, told = named(folder, by)
+    link = folder / "friend.safetensors"
+    link.symlink_to(paths[1])
+    for command in ("load", "plan", "inspect"):
+        for asked in ([paths[0], paths[1]], [paths[2], link]):
+            failed = daemon.rfctl(command, *asked, check=False)
+            missing = paths[2] if paths[0] in asked else paths[0]
+            assert failed.returncode == 1 and missing.name in failed.stderr, (command, failed.stdout, failed.stderr)
+            assert "not named" in failed.stderr
+    assert daemon.models() == []
+    other = paths[0].with_name("other.safetensors")
+    told |= make_safetensors.write(other, {"x": ("F32", [1])})
+    daemon.rfctl("load", paths[2], other, paths[0], link, "--name", "m")
+    check_folder(daemon, "m", told)
+    assert len(json.loads(daemon.rfctl("--json", "inspect", *paths).stdout)["tensors"]) == len(told) - 1
+
+
+def test_a_part_of_which_another_file_is_missing(daemon, folder):
+    paths, _ = named(folder, "index")
+    paths[2].unlink()
+    failed = daemon.rfctl("load", *paths[:2], check=False)
+    assert failed.returncode == 1 and str(paths[2]) in failed.stderr and daemon.models() == []
+
+
+def test_a_file_that_the_index_does_not_name(daemon, folder):
+    paths, _ = named(folder, "index")
+    other = paths[0].with_name("other.safetensors")
+    told = make_safetensors.write(other, {"x": ("F32", [1])})
+    assert "file" not in json.loads(daemon.rfctl("--json", "inspect", other).stdout)
+    daemon.rfctl("load", other)
+    check_folder(daemon, "other", told)
+
+
+@pytest.mark.parametrize("name", ["friend", "model-00002-of-00003"])
+def test_preload_of_a_link_to_one_file(start, folder, name):
+    """Also if its name says that it is a later one, and no first one is beside it."""
+    paths, told = named(folder, "index")
+    preload = folder / "preload"
+    preload.mkdir()
+    (preload / f"{name}.safetensors").symlink_to(paths[1])
+    daemon = start("--preload", str(preload))
+    name = "friend" if name == "friend" else "preload"
+    wait_until(lambda: [(m["name"], m["state"]) for m in daemon.models()] == [(name, "resident")])
+    check_folder(daemon, name, told)
+
+
 def test_a_folder_with_one_file(daemon, folder):
     place = folder / "one"
     place.mkdir()

@@ -102,6 +102,16 @@ def test_split_with_a_file_missing(daemon, split):
     wait_until(lambda: daemon.fds() == before)
 
 
+@pytest.mark.parametrize("counts", [True, False])
+def test_split_of_files_that_are_too_few(daemon, split, counts):
+    """The sentence has what the file says, and how many files are given."""
+    paths = split(lambda number: {} if counts or number == 0 else {"keys": ("no",)})
+    for command in ("load", "plan", "inspect"):
+        failed = daemon.rfctl(command, paths[2], paths[0], check=False)
+        told = "file 1 says that it is number 3 of 3, but 2 files are given"
+        assert failed.returncode == 1 and (told if counts else told.replace(" of 3", "")) in failed.stderr
+
+
 def test_split_in_any_order(daemon, split):
     """Each file says which one it is."""
     paths = split()
@@ -419,4 +429,18 @@ def test_inspect_of_one_of_several(daemon, split):
     paths[0].unlink()
     told = json.loads(daemon.rfctl("--json", "inspect", paths[1]).stdout)
     assert (told["file"], told["files"], told["whole"], len(told["tensors"])) == (2, 3, False, 3)
-    assert "file 2 of 3: the others are not here" in daemon.rfctl("inspect", paths[1]).stdout
+    check_missing(daemon, paths[1], 2, [paths[0]])
+    paths[2].unlink()
+    check_missing(daemon, paths[1], 2, [paths[0], paths[2]])
+    alone = paths[1].rename(paths[1].with_name("digest"))
+    assert "missing" not in json.loads(daemon.rfctl("--json", "inspect", alone).stdout)
+    assert "file 2 of 3: not all are here; the numbers" in daemon.rfctl("inspect", alone).stdout
+
+
+def check_missing(daemon, path, number, missing):
+    """inspect says which files are not there, and no others."""
+    assert json.loads(daemon.rfctl("--json", "inspect", path).stdout)["missing"] == [str(one) for one in missing]
+    lines = daemon.rfctl("inspect", path).stdout.splitlines()
+    assert lines[1].startswith(f"file {number} of 3: not all are here; the numbers are those of this file. Missing:")
+    assert lines[2 : 3 + len(missing)] == [*(f"  {one}" for one in missing), lines[2 + len(missing)]]
+    assert lines[2 + len(missing)].startswith("architecture:")

@@ -89,6 +89,26 @@ def test_limit_of_bytes(start_for_all, models):
     assert daemon.used() == 3 * GRANULE + 6 * MIB
 
 
+def test_limit_of_models(start_for_all, models):
+    """Also those that Plan foresees, and not those of others that a user joins."""
+    daemon = start_for_all("--user-models", "2")
+    a, b, c = models(3)
+    with client_of(daemon, USER) as user, client_of(daemon, USER + 1) as other, client_of(daemon, daemon.uid) as own:
+        load_fd(user, a, name="a")
+        load_fd(user, b, name="b")
+        with open(c, "rb") as file:
+            assert user.call("Plan", fds=[file.fileno()])["error"] == "io.rocmforge.LimitExceeded"
+        with wire_error("LimitExceeded") as error:
+            load_fd(user, c, name="c")
+        assert error == {"limit": "user-models", "value": 2}
+        load_fd(other, c, name="c")
+        load_fd(user, c)
+        user.call("Unload", name="a")
+        load_fd(user, models(4)[3], name="d")
+        for i in range(3):
+            load_fd(own, models(8)[5 + i], name=f"own{i}")
+
+
 def test_only_the_owner_changes_a_model(start_for_all, models):
     """Neither by name nor by loading what is there already."""
     daemon = start_for_all()

@@ -1,8 +1,10 @@
 """What integration tests are made of: the real daemon as a process, files, and patience."""
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -224,6 +226,27 @@ USER = 12345
 
 
 @contextlib.contextmanager
+@contextlib.contextmanager
+def short_folder(prefix="rf"):
+    """A new folder, removed in the end. Its name is short, because a socket's path is at most 107 bytes."""
+    path = tempfile.mkdtemp(prefix=prefix)
+    yield Path(path)
+    shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def ending_well():
+    """A list for daemons. In the end each is stopped, unless the test ended it already, and has to end well, with nothing
+    to say against it."""
+    daemons = []
+    yield daemons
+    statuses = [daemon.stop() if daemon.process.poll() is None else 0 for daemon in daemons]
+    for daemon, status in zip(daemons, statuses):
+        daemon.close()
+        assert status == 0, daemon.log
+        assert "Sanitizer" not in daemon.log and "runtime error" not in daemon.log, daemon.log
+
+
 def as_user(uid, groups=()):
     """What connects meanwhile is this user's, who is in a group of the same number and in these."""
     before = os.getgroups(), os.getegid()

@@ -1,21 +1,45 @@
 """Writes small models with random weights as Hugging Face has them: a folder with config.json, safetensors files and a
-tokenizer. Llama; or Qwen2, which has biases and whose output layer is the embedding.
+tokenizer. The kinds are llama; qwen2, which has biases and whose output layer is the embedding; mixtral, which has experts;
+and llama with quantised layers, see make_hf_quantised.py.
 
-    python3 tests/lib/make_hf.py FOLDER [llama|qwen2] [F32|BF16]
+    python3 tests/lib/make_hf.py FOLDER [KIND] [F32|BF16]
 
 Needs numpy.
 """
 import json
 import sys
+from math import prod
 from pathlib import Path
 
+import make_hf_quantised
 import numpy
-from make_safetensors import file_bytes
+from make_safetensors import BITS, file_bytes
 
 HIDDEN, INTERMEDIATE, LAYERS, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 256, 704, 4, 4, 2, 64, 512
+EXPERTS, EXPERT_INTERMEDIATE = 4, 128
+QUANTISED_INTERMEDIATE = 768  # whole blocks of each kind
 WORDS = "one two three four five six seven eight nine ten".split()
 SHARDS = 2
-ITEMSIZE = {"F32": 4, "BF16": 2}
+
+
+def intermediate(kind):
+    if kind == "mixtral":
+        return EXPERT_INTERMEDIATE
+    return INTERMEDIATE if kind in ("llama", "qwen2") else QUANTISED_INTERMEDIATE
+
+
+def mlp(kind, at):
+    if kind != "mixtral":
+        return {f"{at}.mlp.down_proj.weight": (HIDDEN, intermediate(kind)),
+                f"{at}.mlp.gate_proj.weight": (intermediate(kind), HIDDEN),
+                f"{at}.mlp.up_proj.weight": (intermediate(kind), HIDDEN)}  # fmt: skip
+    moe = f"{at}.block_sparse_moe"
+    told = {f"{moe}.gate.weight": (EXPERTS, HIDDEN)}
+    for expert in range(EXPERTS):
+        told[f"{moe}.experts.{expert}.w1.weight"] = (EXPERT_INTERMEDIATE, HIDDEN)
+        told[f"{moe}.experts.{expert}.w2.weight"] = (HIDDEN, EXPERT_INTERMEDIATE)
+        told[f"{moe}.experts.{expert}.w3.weight"] = (EXPERT_INTERMEDIATE, HIDDEN)
+    return told
 
 
 def shapes(kind):
@@ -25,9 +49,7 @@ def shapes(kind):
     for i in range(LAYERS):
         at = f"model.layers.{i}"
         told[f"{at}.input_layernorm.weight"] = (HIDDEN,)
-        told[f"{at}.mlp.down_proj.weight"] = (HIDDEN, INTERMEDIATE)
-        told[f"{at}.mlp.gate_proj.weight"] = (INTERMEDIATE, HIDDEN)
-        told[f"{at}.mlp.up_proj.weight"] = (INTERMEDIATE, HIDDEN)
+        told.update(mlp(kind, at))
         told[f"{at}.post_attention_layernorm.weight"] = (HIDDEN,)
         for part, rows in (("k", kv), ("q", HEADS * HEAD_DIM), ("v", kv)):
             if kind == "qwen2":
@@ -35,7 +57,7 @@ def shapes(kind):
             told[f"{at}.self_attn.{part}_proj.weight"] = (rows, HIDDEN)
         told[f"{at}.self_attn.o_proj.weight"] = (HIDDEN, HEADS * HEAD_DIM)
     told["model.norm.weight"] = (HIDDEN,)
-    if kind == "llama":
+    if kind != "qwen2":
         told["lm_head.weight"] = (VOCABULARY, HIDDEN)
     return told
 
@@ -53,17 +75,33 @@ def as_bytes(array, dtype):
     return (array.view(numpy.uint32) >> 16).astype(numpy.uint16).tobytes()
 
 
+def tensors(kind, dtype, rng):
+    """Name, dtype, shape and bytes of each tensor, in the order of the files."""
+    for name, shape in shapes(kind).items():
+        array = values(name, shape, rng)
+        if kind in make_hf_quantised.KINDS and "_proj." in name:
+            yield from make_hf_quantised.tensors(kind, name, array, rng)
+        else:
+            yield name, dtype, shape, as_bytes(array, dtype)
+
+
 def config(kind, dtype):
     common = {
-        "hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE, "num_hidden_layers": LAYERS,
+        "hidden_size": HIDDEN, "intermediate_size": intermediate(kind), "num_hidden_layers": LAYERS,
         "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "head_dim": HEAD_DIM, "vocab_size": VOCABULARY,
         "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
         "bos_token_id": 1, "eos_token_id": 2, "dtype": {"F32": "float32", "BF16": "bfloat16"}[dtype],
+        "tie_word_embeddings": kind == "qwen2",
     }  # fmt: skip
     if kind == "qwen2":
-        return {**common, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "tie_word_embeddings": True,
-                "use_sliding_window": False}  # fmt: skip
-    return {**common, "architectures": ["LlamaForCausalLM"], "model_type": "llama", "tie_word_embeddings": False}
+        return {**common, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "use_sliding_window": False}
+    if kind == "mixtral":
+        return {**common, "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "sliding_window": None,
+                "num_local_experts": EXPERTS, "num_experts_per_tok": 2}  # fmt: skip
+    told = {**common, "architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    if kind in make_hf_quantised.KINDS:
+        told["quantization_config"] = make_hf_quantised.config(kind)
+    return told
 
 
 def tokenizer():
@@ -85,15 +123,14 @@ def tokenizer():
 def make(folder, kind="llama", dtype="F32", seed=0):
     """Makes the folder. Returns the bytes of all tensors together."""
     folder.mkdir(parents=True, exist_ok=True)
-    rng = numpy.random.default_rng(seed)
-    told = shapes(kind)
-    names, where, total = list(told), {}, 0
+    told = list(tensors(kind, dtype, numpy.random.default_rng(seed)))
+    where, total = {}, 0
     for shard in range(SHARDS):
         file = f"model-{shard + 1:05}-of-{SHARDS:05}.safetensors"
         header, parts, at = {"__metadata__": {"format": "pt"}}, [], 0
-        for name in names[shard * len(names) // SHARDS : (shard + 1) * len(names) // SHARDS]:
-            part = as_bytes(values(name, told[name], rng), dtype)
-            header[name] = {"dtype": dtype, "shape": list(told[name]), "data_offsets": [at, at + len(part)]}
+        for name, type_, shape, part in told[shard * len(told) // SHARDS : (shard + 1) * len(told) // SHARDS]:
+            assert len(part) * 8 == prod(shape) * BITS[type_], name
+            header[name] = {"dtype": type_, "shape": list(shape), "data_offsets": [at, at + len(part)]}
             at += len(part)
             parts.append(part)
             where[name] = file

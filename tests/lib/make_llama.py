@@ -6,7 +6,8 @@ says means nothing, but it is always the same for the same file.
     make_llama.py OUT --shape 7b --type f16
 
 Shapes: tiny; moe, the same with experts; padded and padded-large, whose rows are no multiple of 512 elements; small,
-about 60 MB as q4_0; 7b.
+about 60 MB as q4_0; 7b; narrow-f16 and narrow-q4_0, about 50 MB in this type, with as many layers and tokens as 7b: what
+an engine does once for each layer or token takes as long as with 7b.
 """
 import argparse
 import struct
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 
 from make_model import ARRAY, F32, STRING, U32, Tensor, load_types, string, write_model
 
-I32, U64 = 5, 10
+I32, BOOL, U64 = 5, 7, 10
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # kinds of tokens
 
 
@@ -36,6 +37,8 @@ SHAPES = {
     "padded-large": Shape(8, 2304, 6208, 36, 8000),
     "small": Shape(8, 1024, 2816, 16, 8000),
     "7b": Shape(32, 4096, 11008, 32, 32000),
+    "narrow-f16": Shape(32, 192, 512, 6, 32000),
+    "narrow-q4_0": Shape(32, 384, 1024, 12, 32000),
 }
 
 
@@ -137,6 +140,43 @@ def make_lora(path, shape="tiny", rank=8, seed=1):
     name = "blk.0.attn_q.weight.lora_"
     both = [Tensor(name + "a", f32, (e, rank)), Tensor(name + "b", f32, (rank, e))]
     write_model(path, both, (len(entries), b"".join(entries)), seed)
+
+
+def make_mmproj(path, shape="tiny", image=64, patch=16, embedding=64, feed_forward=128, layers=3, seed=1):
+    """A projector for pictures (--mmproj), in the layout of LLaVA's: each picture becomes (image / patch)^2 embeddings."""
+    f32 = load_types()["f32"]
+    texts = {"general.architecture": "clip", "clip.projector_type": "mlp"}
+    numbers = {
+        "embedding_length": embedding,
+        "feed_forward_length": feed_forward,
+        "attention.head_count": 4,
+        "block_count": layers,
+        "projection_dim": SHAPES[shape].embedding,
+        "image_size": image,
+        "patch_size": patch,
+    }
+    entries = [string(key) + struct.pack("<I", STRING) + string(value) for key, value in texts.items()]
+    entries += [string(f"clip.{key}") + struct.pack("<IB", BOOL, 1) for key in ("has_vision_encoder", "use_gelu")]
+    entries += [string(f"clip.vision.{key}") + struct.pack("<II", U32, value) for key, value in numbers.items()]
+    entries.append(string("clip.vision.attention.layer_norm_epsilon") + struct.pack("<If", F32, 1e-5))
+    for key in ("image_mean", "image_std"):
+        entries.append(string(f"clip.vision.{key}") + struct.pack("<IIQ3f", ARRAY, F32, 3, 0.5, 0.5, 0.5))
+    shapes = {
+        "v.patch_embd.weight": (patch, patch, 3, embedding),
+        "v.position_embd.weight": (embedding, (image // patch) ** 2),
+        "mm.0.weight": (embedding, SHAPES[shape].embedding),
+        "mm.0.bias": (SHAPES[shape].embedding,),
+        "mm.2.weight": (SHAPES[shape].embedding, SHAPES[shape].embedding),
+        "mm.2.bias": (SHAPES[shape].embedding,),
+    }
+    for n in range(layers):
+        for name in ("attn_q", "attn_k", "attn_v", "attn_out"):
+            shapes[f"v.blk.{n}.{name}.weight"] = (embedding, embedding)
+        shapes[f"v.blk.{n}.ffn_up.weight"] = (embedding, feed_forward)
+        shapes[f"v.blk.{n}.ffn_down.weight"] = (feed_forward, embedding)
+        for name in ("ln1", "ln2"):
+            shapes |= {f"v.blk.{n}.{name}.{part}": (embedding,) for part in ("weight", "bias")}
+    write_model(path, [Tensor(name, f32, one) for name, one in shapes.items()], (len(entries), b"".join(entries)), seed)
 
 
 def make(path, shape="tiny", type_="q4_0", tied=False, seed=1, layers=None):

@@ -1,5 +1,6 @@
 """Writes safetensors files, right ones and others."""
 import json
+import os
 import random
 import struct
 from math import prod
@@ -43,6 +44,38 @@ def write(path, tensors, metadata=None, seed=0):
         told[name] = part
     path.write_bytes(file_bytes(header, b"".join(parts)))
     return told
+
+
+def write_large(path, shapes):
+    """A file of F16 tensors, of any size: one piece of finite random numbers again and again. shapes: name → shape.
+    Under that name there is a whole file or none, however this ends. Returns the bytes of all tensors."""
+    header, at = {}, 0
+    for name, shape in shapes.items():
+        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [at, at + 2 * prod(shape)]}
+        at += 2 * prod(shape)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    pattern = random.Random(1).randbytes(4 << 20).translate(bytes(byte & 0xBB for byte in range(256)))
+    part, left = f"{path}.part", at
+    with open(part, "wb") as file:
+        file.write(file_bytes(text))
+        while left > 0:
+            left -= file.write(memoryview(pattern)[:left])
+    os.replace(part, path)
+    return at
+
+
+def llama_shapes(layers, embedding, feed_forward, vocabulary):
+    """The tensors of a Llama model as Hugging Face names and sorts them."""
+    shapes = {"lm_head.weight": (vocabulary, embedding), "model.embed_tokens.weight": (vocabulary, embedding),
+              "model.norm.weight": (embedding,)}
+    for n in range(layers):
+        layer = f"model.layers.{n}."
+        shapes |= {layer + f"{norm}_layernorm.weight": (embedding,) for norm in ("input", "post_attention")}
+        shapes |= {layer + f"self_attn.{name}_proj.weight": (embedding, embedding) for name in "qkvo"}
+        shapes |= {layer + f"mlp.{name}_proj.weight": (feed_forward, embedding) for name in ("gate", "up")}
+        shapes[layer + "mlp.down_proj.weight"] = (embedding, feed_forward)
+    return dict(sorted(shapes.items()))
 
 
 def write_folder(folder, shards, index=True):

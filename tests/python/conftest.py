@@ -14,7 +14,7 @@ from pathlib import Path
 import gguf
 import make_model
 import pytest
-from harness import ROOT, SANITIZERS, TIMEOUT, Daemon, build_folder
+from harness import ROOT, SANITIZERS, TIMEOUT, Daemon, build_folder, ending_well, short_folder
 
 SOURCE = ROOT / "client" / "python" / "src"
 
@@ -34,28 +34,21 @@ for library in ("OMP", "OPENBLAS"):
 
 @pytest.fixture
 def folder():
-    """Short, because a socket's path is at most 107 bytes."""
-    path = tempfile.mkdtemp(prefix="rfy")
-    yield Path(path)
-    shutil.rmtree(path)
+    with short_folder("rfy") as path:
+        yield path
 
 
 @pytest.fixture
 def start(folder):
     """Starts daemons. Each has to end well, with nothing to say against it, unless the test ended it already."""
-    daemons = []
+    with ending_well() as daemons:
 
-    def start_one(*options, **keywords):
-        daemon = Daemon(folder, *options, **keywords)
-        daemons.append(daemon)
-        return daemon.wait_ready()
+        def start_one(*options, **keywords):
+            daemon = Daemon(folder, *options, **keywords)
+            daemons.append(daemon)
+            return daemon.wait_ready()
 
-    yield start_one
-    statuses = [daemon.stop() if daemon.process.poll() is None else 0 for daemon in daemons]
-    for daemon, status in zip(daemons, statuses):
-        daemon.close()
-        assert status == 0, daemon.log
-        assert "Sanitizer" not in daemon.log and "runtime error" not in daemon.log, daemon.log
+        yield start_one
 
 
 @pytest.fixture

@@ -91,3 +91,5 @@ def test_errors_can_be_pickled():
     assert type(again) is rocmforge.ModelBusy and again.name == "m" and str(again) == str(error)
     busy = pickle.loads(pickle.dumps(rocmforge.InUse("m", 2)))
     assert busy.views == 2
+    part = pickle.loads(pickle.dumps(rocmforge.IncompleteFiles("a", ["b", "c"])))
+    assert (part.path, part.missing) == ("a", ["b", "c"]) and isinstance(part, ValueError)

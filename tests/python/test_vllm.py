@@ -24,11 +24,11 @@ class Parameter:
         return prod(self.shape)
 
 
-def rows(source, whole, begin=0, n=None, at=0, converts=False):
+def rows(source, whole, begin=0, n=None, at=0):
     """The copy of rows of a matrix to a parameter of as many columns, from row `at` on."""
     n = whole[0] - begin if n is None else n
     strides = _pieces.contiguous_strides(whole)
-    return Copy(at * whole[1], (n, whole[1]), strides, source, begin * whole[1], strides, whole, converts)
+    return Copy(at * whole[1], (n, whole[1]), strides, source, begin * whole[1], strides, whole)
 
 
 def resident(offset, shape, begin=None, dtype=F16):
@@ -76,7 +76,7 @@ def test_rows_that_are_added_or_converted_make_no_view():
     places = {"q": resident(256, Q)}
     padded = [rows("q", Q), Fill(128, (2, 16), (16, 1), 0)]
     assert _pieces.place(Parameter((10, 16)), padded, places)[0] is None
-    assert _pieces.place(Parameter(Q), [rows("q", Q, converts=True)], places)[0] is None
+    assert _pieces.place(Parameter(Q, F32), [rows("q", Q)], places)[0] is None
 
 
 def test_rows_of_a_whole_tensor_are_a_view():
@@ -85,7 +85,7 @@ def test_rows_of_a_whole_tensor_are_a_view():
 
 
 def columns(source, whole, begin, n):
-    return Copy(0, (whole[0], n), (n, 1), source, begin, _pieces.contiguous_strides(whole), whole, False)
+    return Copy(0, (whole[0], n), (n, 1), source, begin, _pieces.contiguous_strides(whole), whole)
 
 
 def test_columns_of_a_whole_tensor_are_in_several_pieces():
@@ -137,16 +137,16 @@ def test_where_a_part_begins(whole, part, rank, size, begin):
 def test_an_expert_of_several():
     """Experts of shape 4 x 16 in a parameter of all, in the order in which they are resident."""
     one = _pieces.contiguous_strides((4, 16))
-    experts = [Copy(64 * i, (4, 16), one, f"e{i}", 0, one, (4, 16), False) for i in range(3)]
+    experts = [Copy(64 * i, (4, 16), one, f"e{i}", 0, one, (4, 16)) for i in range(3)]
     places = {f"e{i}": resident(128 * (i + 2), (4, 16)) for i in range(3)}
     assert _pieces.place(Parameter((3, 4, 16)), experts, places) == (256, "")
     # One expert of a tensor that has them all.
-    stacked = Copy(0, (4, 16), one, "all", 128, one, (3, 4, 16), False)
+    stacked = Copy(0, (4, 16), one, "all", 128, one, (3, 4, 16))
     assert _pieces.place(Parameter((4, 16)), [stacked], {"all": resident(0, (3, 4, 16))}) == (256, "")
 
 
 def test_a_transposed_tensor_is_no_view():
-    turned = Copy(0, (16, 8), (8, 1), "q", 0, (1, 16), Q, False)
+    turned = Copy(0, (16, 8), (8, 1), "q", 0, (1, 16), Q)
     assert _pieces.place(Parameter((16, 8)), [turned], {"q": resident(0, Q)})[0] is None
 
 
@@ -180,13 +180,18 @@ def test_what_a_loader_does_is_written_down():
 
     real = {"q": torch.randn(8, 16).half(), "k": torch.randn(4, 16).half(), "f": torch.randn(8)}
     own = torch.empty(10, 16, dtype=torch.float16)
-    _pieces.replay(own, recorder.operations["pad"], places, real)
+    dtypes = {name: source.dtype for name, source in sources.items()}
+    _pieces.replay(own, recorder.operations["pad"], places, real, dtypes)
     assert torch.equal(own, torch.cat([real["q"], torch.zeros(2, 16, dtype=torch.float16)]))
     norm = torch.empty(8, dtype=torch.float16)
-    _pieces.replay(norm, recorder.operations["norm"], places, real)
+    _pieces.replay(norm, recorder.operations["norm"], places, real, dtypes)
     assert torch.equal(norm, real["f"].half())
     with pytest.raises(_pieces.Unknown):
-        _pieces.replay(own, [rows("nothing", Q)], places, real)
+        _pieces.replay(own, [rows("nothing", Q)], places, real, dtypes)
+    # The daemon has made f16 of what is f32 in the files and in the parameter.
+    places["q"], dtypes["q"] = places["q"]._replace(dtype=torch.float32), torch.float32
+    with pytest.raises(_pieces.Unknown, match="q is resident as torch.float16"):
+        _pieces.replay(torch.empty(8, 16), [rows("q", Q)], places, real, dtypes)
 
 
 def test_a_loader_that_writes_to_the_files_tensors_is_found():
@@ -267,6 +272,164 @@ def test_parts_of_a_model(daemon, folder):
                     _memory.check_parts(model, _memory.places(model, sources, 1 - rank, 2), sources, [file])
 
 
+# --- what processing leaves outside of parameters ---
+
+
+@pytest.fixture
+def remembered(monkeypatch):
+    """The module, which takes the classes of this file for vLLM's."""
+    pytest.importorskip("torch")
+    from rocmforge.vllm import _remembered
+
+    monkeypatch.setattr(_remembered, "_PARTS", (f"{__name__}.",))
+    monkeypatch.setattr(_remembered, "linear", lambda method: isinstance(method, Method))
+    return _remembered
+
+
+class Kernel:
+    """Computes one of two ways, which processing chooses."""
+
+    def __init__(self):
+        self.way, self.scale, self.list = None, 1.0, []
+
+    def plain(self, layer, rows):
+        return rows @ layer.weight.t() * self.scale
+
+    def turned(self, layer, rows):
+        return rows @ layer.weight * self.scale
+
+
+class Method:
+    def __init__(self):
+        self.kernel = Kernel()
+
+    def process_weights_after_loading(self, layer):
+        layer.weight.data = layer.weight.t().contiguous()
+        layer.hint, layer.zeros = "turned", None
+        self.kernel.way, self.kernel.scale = self.kernel.turned, 2.0
+
+    def apply(self, layer, rows, bias):
+        return self.kernel.way(layer, rows)
+
+
+def a_model(seed):
+    import torch
+
+    layer = torch.nn.Module()
+    generator = torch.Generator().manual_seed(seed)
+    for name in ("weight", "zeros"):
+        layer.register_parameter(name, torch.nn.Parameter(torch.randn(8, 4, generator=generator), requires_grad=False))
+    layer.quant_method, layer.input_size_per_partition = Method(), 4
+    model = torch.nn.Module()
+    model.layer = layer
+    return model
+
+
+def processed(remembered, spoil=None):
+    model = a_model(0)
+    watch = remembered.Watch(model)
+    model.layer.quant_method.process_weights_after_loading(model.layer)
+    if spoil:
+        spoil(model.layer)
+    return model, watch
+
+
+def test_what_processing_leaves_is_set_in_another_model(remembered):
+    import torch
+
+    model, watch = processed(remembered)
+    changes = json.loads(json.dumps(watch.changes()))
+    told = changes["layer"]
+    assert told["state"][""] == {"hint": ["value", "turned"]} and told["none"] == ["zeros"]
+    assert told["state"]["quant_method.kernel"] == {"way": ["method", "turned"], "scale": ["value", 2.0]}
+    probes = remembered.probe(model, changes, torch.float32, torch.device("cpu"))
+    other = a_model(1)
+    other.layer._parameters["weight"] = model.layer.weight
+    remembered.adopt(other, changes)
+    method = other.layer.quant_method
+    assert other.layer.hint == "turned" and other.layer.zeros is None and method.supports_pre_processed_weights
+    assert method.kernel.way.__self__ is method.kernel and method.kernel.way.__name__ == "turned"
+    method.process_weights_after_loading(other.layer)  # is left out
+    remembered.check(other, probes, torch.float32, torch.device("cpu"))
+    method.kernel.scale = 1.0  # as if that had been forgotten
+    with pytest.raises(remembered.NotPossible, match="layer computes something else"):
+        remembered.check(other, probes, torch.float32, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda layer: setattr(layer, "handle", object()),
+        lambda layer: setattr(layer.quant_method.kernel, "way", lambda layer, rows: rows),
+        lambda layer: setattr(layer.quant_method, "kernel", Kernel()),
+        lambda layer: layer.quant_method.kernel.list.append(1),
+        lambda layer: setattr(layer.quant_method.kernel, "way", Kernel().plain),
+    ],
+)
+def test_what_is_no_plain_value_is_not_published(remembered, spoil):
+    with pytest.raises(remembered.NotPossible, match="processing has made"):
+        processed(remembered, spoil)[1].changes()
+
+
+def test_what_was_published_of_another_model(remembered):
+    changes = processed(remembered)[1].changes()
+    with pytest.raises(remembered.NotPossible, match="its layers are others"):
+        remembered.adopt(a_model(1), {**changes, "another": changes["layer"]})
+    changes["layer"]["state"]["quant_method.other"] = {}
+    with pytest.raises(remembered.NotPossible, match="does not have the parts"):
+        remembered.adopt(a_model(1), changes)
+
+
+@pytest.mark.parametrize("file_type", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("wanted", ["float32", "float16", "bfloat16"])
+def test_the_daemon_converts_as_torch_does(daemon, folder, file_type, wanted):
+    """All bits of numbers: subnormal ones, those between two others, and those that are too large; for two ranks."""
+    torch = pytest.importorskip("torch")
+    import make_safetensors
+    import rocmforge
+    from rocmforge.vllm import _header, _memory, _sources
+
+    dtype, wanted = getattr(torch, _header.DTYPES[file_type]), getattr(torch, wanted)
+    name, shape = "model.layers.0.mlp.up_proj.weight", (512, 256)
+    generator = torch.Generator().manual_seed(7)
+    bits = torch.randint(-(1 << 31), 1 << 31, shape, generator=generator, dtype=torch.int64)
+    floats = bits.to(torch.int32).view(torch.float32).nan_to_num()
+    whole = torch.cat([floats[:256], floats[256:] % 8 - 4]).to(dtype)
+    header = {name: {"dtype": file_type, "shape": shape, "data_offsets": [0, whole.nbytes]}}
+    file = folder / "m.safetensors"
+    file.write_bytes(make_safetensors.file_bytes(header, whole.view(torch.uint8).numpy().tobytes()))
+    sources = _sources.of([file])
+    form = _sources.form(sources, wanted)
+    assert (form is None) == (dtype == wanted)
+    with rocmforge.connect(daemon.socket) as client:
+        for rank in (0, 1):
+            with client.load_attach(file, name=f"m{rank}", layout="vllm", tp=(rank, 2), form=form or "auto") as model:
+                places = _memory.places(model, sources, rank, 2)
+                assert places[name].dtype == wanted
+                half = whole[256 * rank : 256 * (rank + 1)].to(wanted)
+                assert torch.equal(model[name].torch().view(torch.uint8), half.view(torch.uint8))
+                _memory.check_parts(model, places, sources, [file])
+                with pytest.raises(_memory.NotPossible):
+                    _memory.check_parts(model, _memory.places(model, sources, 1 - rank, 2), sources, [file])
+
+
+def test_a_form_is_asked_for_if_all_matrices_want_it():
+    torch = pytest.importorskip("torch")
+    from rocmforge.vllm import _sources
+
+    def of(**dtypes):
+        return {name: torch.empty((4,) if name == "norm" else (4, 4), dtype=getattr(torch, dtype), device="meta")
+                for name, dtype in dtypes.items()}  # fmt: skip
+
+    half = torch.bfloat16
+    assert _sources.form(of(a="float32", b="float32", norm="float32"), half) == "bf16"
+    assert _sources.form(of(a="float16", i="int32"), torch.float32) == "f32"
+    assert _sources.form(of(a="bfloat16", norm="float32"), half) is None
+    assert _sources.form(of(a="float32", b="bfloat16"), half) is None
+    assert _sources.form(of(a="float8_e4m3fn"), half) is None
+    assert _sources.form(of(norm="float32"), half) is None
+
+
 # --- headers ---
 
 
@@ -313,6 +476,17 @@ def test_files_are_told_apart(folder):
     assert before == _keys.files_identity([file]) != _keys.files_identity([copy])
     os.utime(file, ns=(1, 1))
     assert _keys.files_identity([file]) != before
+
+
+def test_names_of_models_that_are_loaded(folder):
+    file = folder / "a"
+    file.write_bytes(b"1")
+    whole = _keys.names("/models/Qwen3-8B", [file], {"layout": "vllm", "tp": (0, 1)})
+    assert whole[:2] == [None, "Qwen3-8B.vllm"] and len(whole) == 3
+    part = _keys.names("/models/Qwen3-8B", [file], {"layout": "vllm", "tp": (1, 2)})
+    assert part[0] == "Qwen3-8B.tp1of2" and len(part) == 2
+    file.write_bytes(b"22")
+    assert _keys.names("/models/Qwen3-8B", [file], {"layout": "vllm", "tp": (1, 2)})[1] not in (part[1], whole[2])
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,8 @@ fail:
     return r;
 }
 
-/* What the previous model left is treated as any other old data in new memory. Its clients never had the memory. */
+/* The previous model's bytes are treated as any other old data in new memory. No client of that model had access to
+ * this memory. */
 int hip_arena_reuse(struct arena *arena, uint64_t bytes, const struct extent *gaps, size_t n_gaps,
                     struct device_fault *ret_fault)
 {
@@ -191,7 +192,7 @@ int hip_arena_seal(struct arena *arena, struct device_fault *ret_fault)
     return r < 0 ? r : HIP_CALL(arena->hip, ret_fault, EventSynchronize, (arena->cleared));
 }
 
-/* What is cleared must be so before another process writes to it, or reads what another user left there. */
+/* Clearing has to end before another process writes to the memory, or reads old data of another user there. */
 int hip_arena_lend(struct arena *arena, struct device_export *ret, struct device_fault *ret_fault)
 {
     int r = hip_arena_seal(arena, ret_fault);

@@ -6,6 +6,7 @@
 #include "daemon/device/hip/reader.h"
 #include "daemon/device/hip/trial.h"
 #include "daemon/device/hip/work.h"
+#include "proto/min.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -226,7 +227,7 @@ static int link_copies(struct hip_device *hip, unsigned copies, size_t bytes, vo
         if (r < 0)
             return r;
         const uint64_t ns = device_clock_ns() - begin;
-        best = ns < best ? ns : best;
+        best = min_u64(ns, best);
     }
     hip->device.link = best ? (uint64_t)((double)bytes * copies * 1e9 / (double)best) : 0;
     return 0;

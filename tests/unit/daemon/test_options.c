@@ -40,6 +40,7 @@ static void defaults(void **state)
     assert_int_equal(options.staging, 0);
     assert_int_equal(options.export_wish, EXPORT_WISH_AUTO);
     assert_null(options.preload);
+    assert_null(options.preload_layout);
     assert_int_equal(options.host_cache, 0);
     assert_false(options.host_cache_pinned);
     assert_int_equal(options.keep_freed, 1);
@@ -57,9 +58,9 @@ static void all_of_them(void **state)
     (void)state;
     struct options options;
     assert_int_equal(parse("--socket /s --device hip --budget 40% --workers 3 --staging 1G --streams 4 --export fd "
-                           "--preload /p --host-cache 2Gi --host-cache-pinned --keep-freed 0 --user-connections 1 "
-                           "--user-loads 2 --user-leases 3 "
-                           "--user-bytes 4K --log-level debug --page-cache drop --lock-memory",
+                           "--preload /p --preload-layout vllm --host-cache 2Gi --host-cache-pinned --keep-freed 0 "
+                           "--user-connections 1 --user-loads 2 --user-leases 3 --user-models 5 "
+                           "--user-bytes 4K --device-timeout 7 --log-level debug --page-cache drop --lock-memory",
                            &options),
                      1);
     assert_string_equal(options.socket, "/s");
@@ -72,6 +73,7 @@ static void all_of_them(void **state)
     assert_int_equal(options.streams, 4);
     assert_int_equal(options.export_wish, EXPORT_WISH_FD);
     assert_string_equal(options.preload, "/p");
+    assert_string_equal(options.preload_layout, "vllm");
     assert_true(options.host_cache == 2ull << 30); /* 2Gi */
     assert_true(options.host_cache_pinned);
     assert_int_equal(options.keep_freed, 0);
@@ -80,6 +82,8 @@ static void all_of_them(void **state)
     assert_int_equal(options.limits.most[QUOTA_CONNECTIONS], 1);
     assert_int_equal(options.limits.most[QUOTA_LOADS], 2);
     assert_int_equal(options.limits.most[QUOTA_LEASES], 3);
+    assert_int_equal(options.limits.most[QUOTA_MODELS], 5);
+    assert_int_equal(options.device_timeout, 7);
     assert_int_equal(options.limits.most[QUOTA_BYTES], 4000);
     assert_int_equal(options.log_level, LOG_LEVEL_DEBUG);
 }
@@ -167,6 +171,7 @@ static void refused(void **state)
         "extra",
         "--socket",
         "--device tpu",
+        "--preload-layout file",
         "--device ",
         "--budget 0",
         "--budget 0%",

@@ -101,7 +101,7 @@ int memfd(const void *bytes, size_t size)
     return fd;
 }
 
-int parse_bytes(const void *bytes, size_t size, struct gguf **ret, struct gguf_fault *ret_fault)
+int parse_bytes(const void *bytes, size_t size, struct model_header **ret, struct header_fault *ret_fault)
 {
     int fd = memfd(bytes, size);
     int error = gguf_read(fd, size, ret, ret_fault);
@@ -110,10 +110,10 @@ int parse_bytes(const void *bytes, size_t size, struct gguf **ret, struct gguf_f
     return error;
 }
 
-struct gguf *parse(const struct file *f)
+struct model_header *parse(const struct file *f)
 {
-    struct gguf_fault fault = {0};
-    struct gguf *model = NULL;
+    struct header_fault fault = {0};
+    struct model_header *model = NULL;
     int error = parse_bytes(f->bytes, f->size, &model, &fault);
 
     if (error)
@@ -125,8 +125,8 @@ static void test_row(void **state)
 {
     const struct row *row = *state;
     struct file *f = calloc(1, sizeof *f);
-    struct gguf_fault fault = {0};
-    struct gguf *model = NULL;
+    struct header_fault fault = {0};
+    struct model_header *model = NULL;
 
     f->fault = NO_FAULT;
     row->build(f);
@@ -142,7 +142,7 @@ static void test_row(void **state)
             fail_msg("the reason is: %s", fault.reason);
         assert_int_equal(fault.offset, f->fault);
     }
-    gguf_free(model);
+    model_header_free(model);
     free(f);
 }
 

@@ -37,10 +37,10 @@ void put_alignment(struct file *f, uint32_t value);
 int memfd(const void *bytes, size_t size);
 
 /* gguf_read() of such a file. */
-int parse_bytes(const void *bytes, size_t size, struct gguf **ret, struct gguf_fault *ret_fault);
+int parse_bytes(const void *bytes, size_t size, struct model_header **ret, struct header_fault *ret_fault);
 
 /* A file that has to be taken. */
-struct gguf *parse(const struct file *f);
+struct model_header *parse(const struct file *f);
 
 /* --- cases --- */
 

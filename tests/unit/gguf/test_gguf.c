@@ -81,35 +81,35 @@ static void build_valid(struct file *f)
 static void test_valid(void **state)
 {
     struct file *f = calloc(1, sizeof *f);
-    struct gguf_string string;
+    struct header_string string;
     uint64_t number;
 
     (void)state;
     build_valid(f);
-    struct gguf *model = parse(f);
+    struct model_header *model = parse(f);
     assert_int_equal(model->version, 3);
     assert_int_equal(model->alignment, 64);
     assert_int_equal(model->data_start, f->size - 140);
     assert_int_equal(model->file_size, f->size);
 
     assert_int_equal(model->n_kv, 3);
-    const struct gguf_kv *kv = gguf_find(model, "general.architecture");
+    const struct header_kv *kv = model_header_find(model, "general.architecture");
     assert_ptr_equal(kv, &model->kv[0]);
-    assert_int_equal(gguf_kv_string(kv, &string), 0);
+    assert_int_equal(header_kv_string(kv, &string), 0);
     assert_int_equal(string.size, 5);
     assert_memory_equal(string.bytes, "llama", 5);
-    assert_int_equal(gguf_kv_u64(gguf_find(model, "general.alignment"), &number), 0);
+    assert_int_equal(header_kv_u64(model_header_find(model, "general.alignment"), &number), 0);
     assert_int_equal(number, 64);
-    kv = gguf_find(model, "tokens");
+    kv = model_header_find(model, "tokens");
     assert_int_equal(kv->type, GGUF_ARRAY);
     assert_int_equal(kv->element_type, GGUF_STRING);
     assert_int_equal(kv->count, 2);
     assert_int_equal(kv->data_size, 8 + 3 + 8 + 4);
-    assert_null(gguf_find(model, "token"));
-    assert_null(gguf_find(model, "general.alignment2"));
+    assert_null(model_header_find(model, "token"));
+    assert_null(model_header_find(model, "general.alignment2"));
 
     assert_int_equal(model->n_tensors, 2);
-    const struct gguf_tensor *tensor = gguf_tensor_find(model, "token_embd.weight");
+    const struct header_tensor *tensor = model_header_tensor(model, "token_embd.weight");
     assert_ptr_equal(tensor, &model->tensors[0]);
     assert_string_equal(tensor->type->name, "q4_0");
     assert_int_equal(tensor->n_dims, 2);
@@ -119,12 +119,12 @@ static void test_valid(void **state)
     assert_int_equal(tensor->elements, 128);
     assert_int_equal(tensor->bytes, 72);
     assert_int_equal(tensor->offset, model->data_start);
-    tensor = gguf_tensor_find(model, "output_norm.weight");
+    tensor = model_header_tensor(model, "output_norm.weight");
     assert_int_equal(tensor->offset, model->data_start + 128);
     assert_int_equal(tensor->bytes, 12);
-    assert_null(gguf_tensor_find(model, "output_norm"));
-    gguf_free(model);
-    gguf_free(NULL);
+    assert_null(model_header_tensor(model, "output_norm"));
+    model_header_free(model);
+    model_header_free(NULL);
     free(f);
 }
 
@@ -137,8 +137,8 @@ static void test_truncation(void **state)
     (void)state;
     build_valid(f);
     for (size_t size = 0; size < f->size; size++) {
-        struct gguf_fault fault = {0};
-        struct gguf *model = NULL;
+        struct header_fault fault = {0};
+        struct model_header *model = NULL;
         size_t cut = 0;
 
         assert_int_equal(parse_bytes(f->bytes, size, &model, &fault), -EBADMSG);
@@ -159,8 +159,8 @@ static void test_truncation(void **state)
 static void test_shrunk(void **state)
 {
     struct file *f = calloc(1, sizeof *f);
-    struct gguf_fault fault;
-    struct gguf *model = NULL;
+    struct header_fault fault;
+    struct model_header *model = NULL;
 
     (void)state;
     build_valid(f);
@@ -176,8 +176,8 @@ static void test_shrunk(void **state)
 static void test_header_too_large(void **state)
 {
     struct file *f = calloc(1, sizeof *f);
-    struct gguf_fault fault;
-    struct gguf *model = NULL;
+    struct header_fault fault;
+    struct model_header *model = NULL;
 
     (void)state;
     put_header(f, 3, 0, 1);
@@ -199,12 +199,12 @@ static void test_header_too_large(void **state)
 /* As many names as there may be, which a search through all earlier ones would take a minute for. */
 static void test_many_names(void **state)
 {
-    enum { N = GGUF_TENSORS_MAX, INFO = 8 + 7 + 4 + 4 + 8 };
+    enum { N = HEADER_TENSORS_MAX, INFO = 8 + 7 + 4 + 4 + 8 };
     size_t size = 24 + (size_t)N * INFO;
     size_t aligned = (size + 31) & ~(size_t)31;
     uint8_t *bytes = calloc(1, aligned + 4);
-    struct gguf_fault fault;
-    struct gguf *model = NULL;
+    struct header_fault fault;
+    struct model_header *model = NULL;
     char name[16];
 
     (void)state;
@@ -221,7 +221,7 @@ static void test_many_names(void **state)
     assert_int_equal(parse_bytes(bytes, aligned + 4, &model, &fault), 0);
     assert_int_equal(model->n_tensors, N);
     assert_string_equal(model->tensors[N - 1].name, "t00ffff");
-    gguf_free(model);
+    model_header_free(model);
     model = NULL;
 
     memcpy(bytes + 24 + (size_t)(N - 1) * INFO + 8, "t000000", 7);
@@ -262,13 +262,13 @@ static void test_header_written(void **state)
     const size_t size = f->size;
     put_padding(f, 32);
     put_zeros(f, 32);
-    struct gguf *model = parse(f);
+    struct model_header *model = parse(f);
     int fd = memfd("", 0);
-    assert_int_equal(gguf_header_write(model, fd), 0);
+    assert_int_equal(model_header_write(model, fd), 0);
     assert_int_equal(pread(fd, written, sizeof written, 0), (ssize_t)size);
     assert_memory_equal(written, f->bytes, size);
     close(fd);
-    gguf_free(model);
+    model_header_free(model);
     free(f);
 }
 
@@ -276,8 +276,8 @@ static void test_header_written(void **state)
 static void test_memory(void **state)
 {
     enum { N = 33000, ENTRY = 8 + 7 + 4 + 1 };
-    struct gguf_fault fault = {0};
-    struct gguf *model = NULL;
+    struct header_fault fault = {0};
+    struct model_header *model = NULL;
     struct file *head = calloc(1, sizeof *head);
     uint8_t *bytes = calloc(1, 24 + (size_t)N * ENTRY);
 
@@ -298,8 +298,8 @@ static void test_memory(void **state)
     assert_int_equal(parse_bytes(bytes, 24 + (size_t)N * ENTRY, &model, &fault), 0);
     assert_int_equal(model->n_kv, N);
     const size_t taken = malloc_usable_size(model->kv) + malloc_usable_size(model->memory);
-    assert_in_range(gguf_memory(model), taken - PAGE, taken + PAGE);
-    gguf_free(model);
+    assert_in_range(model_header_memory(model), taken - PAGE, taken + PAGE);
+    model_header_free(model);
     free(head);
     free(bytes);
 }

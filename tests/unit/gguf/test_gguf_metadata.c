@@ -59,7 +59,7 @@ static void tensors_negative(struct file *f)
 static void tensors_too_many(struct file *f)
 {
     f->fault = 8;
-    put_header(f, 3, GGUF_TENSORS_MAX + 1, 0);
+    put_header(f, 3, HEADER_TENSORS_MAX + 1, 0);
 }
 
 static void tensors_beyond_the_file(struct file *f)
@@ -105,8 +105,8 @@ static void key_twice(struct file *f)
 static void key_longest(struct file *f)
 {
     put_header(f, 3, 0, 1);
-    put_u64(f, GGUF_KEY_MAX);
-    for (unsigned i = 0; i < GGUF_KEY_MAX; i++)
+    put_u64(f, HEADER_KEY_MAX);
+    for (unsigned i = 0; i < HEADER_KEY_MAX; i++)
         put_u8(f, 'k');
     put_u32(f, GGUF_U8);
     put_u8(f, 1);
@@ -116,8 +116,8 @@ static void key_too_long(struct file *f)
 {
     put_header(f, 3, 0, 1);
     mark(f);
-    put_u64(f, GGUF_KEY_MAX + 1);
-    put_zeros(f, GGUF_KEY_MAX + 1 + 5);
+    put_u64(f, HEADER_KEY_MAX + 1);
+    put_zeros(f, HEADER_KEY_MAX + 1 + 5);
 }
 
 static void key_wraps(struct file *f)

@@ -141,7 +141,7 @@ static void types_case(struct file *f, unsigned n)
         char name[16];
 
         snprintf(name, sizeof name, "t%u", i);
-        if (i == GGUF_FOREIGN_MAX) {
+        if (i == HEADER_FOREIGN_MAX) {
             mark(f);
             f->fault += 8 + strlen(name) + 4 + 16;
         }
@@ -153,12 +153,12 @@ static void types_case(struct file *f, unsigned n)
 
 static void types_unknown(struct file *f)
 {
-    types_case(f, GGUF_FOREIGN_MAX);
+    types_case(f, HEADER_FOREIGN_MAX);
 }
 
 static void types_unknown_too_many(struct file *f)
 {
-    types_case(f, GGUF_FOREIGN_MAX + 1);
+    types_case(f, HEADER_FOREIGN_MAX + 1);
 }
 
 /* There is no byte that could be its. */
@@ -201,7 +201,7 @@ static void name_64(struct file *f)
 
 static void name_long(struct file *f, size_t size, bool good)
 {
-    char name[GGUF_NAME_MAX + 1];
+    char name[HEADER_NAME_MAX + 1];
 
     memset(name, 'n', sizeof name);
     name_case(f, name, size, good);
@@ -209,20 +209,20 @@ static void name_long(struct file *f, size_t size, bool good)
 
 static void name_longest(struct file *f)
 {
-    name_long(f, GGUF_NAME_MAX, true);
+    name_long(f, HEADER_NAME_MAX, true);
 }
 
 static void name_too_long(struct file *f)
 {
-    name_long(f, GGUF_NAME_MAX + 1, false);
+    name_long(f, HEADER_NAME_MAX + 1, false);
 }
 
 /* A sentence has room for the beginning of it. */
 static void name_long_twice(struct file *f)
 {
-    char name[GGUF_NAME_MAX + 1] = "";
+    char name[HEADER_NAME_MAX + 1] = "";
 
-    memset(name, 'n', GGUF_NAME_MAX);
+    memset(name, 'n', HEADER_NAME_MAX);
     put_header(f, 3, 2, 0);
     put_info(f, name, 1, 1, F32, 0);
     mark(f);
@@ -474,7 +474,7 @@ static void unknown_sizes(void **state)
     put_info(f, "empty", 0, 1, 140, 0);
     put_padding(f, 32);
     put_zeros(f, 96 + 33);
-    struct gguf *model = parse(f);
+    struct model_header *model = parse(f);
     static const struct {
         const char *type;
         uint64_t bytes;
@@ -484,7 +484,7 @@ static void unknown_sizes(void **state)
         assert_int_equal(model->tensors[i].bytes, want[i].bytes);
     }
     assert_ptr_equal(model->tensors[0].type, model->tensors[1].type);
-    gguf_free(model);
+    model_header_free(model);
     free(f);
 }
 

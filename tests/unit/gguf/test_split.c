@@ -48,7 +48,7 @@ static void put_string(struct writer *writer, const char *text)
 }
 
 /* A file: what it says of its place (NONE: nothing), and its tensors' names, of 32 bytes each. */
-struct part {
+struct chunk_part {
     int64_t number, count, total;
     uint32_t type; /* of these numbers */
     const char *tensors[4];
@@ -64,7 +64,7 @@ static void put_number(struct writer *writer, const char *key, uint32_t type, in
         put(writer, &value, type == U16 ? 2 : type == U64 ? 8 : 4);
 }
 
-static int part_write(const struct part *part)
+static int part_write(const struct chunk_part *part)
 {
     struct writer writer = {0};
     uint64_t n_tensors = 0;
@@ -119,14 +119,15 @@ static int sparse_write(int64_t number, int64_t count, uint64_t bytes)
 #define FILES_MAX 253u
 
 /* Closes the descriptors. */
-static int read_all(const int *fds, size_t n, struct gguf **ret, struct gguf_fault *ret_fault, size_t *ret_file)
+static int read_all(const int *fds, size_t n, struct model_header **ret, struct header_fault *ret_fault,
+                    size_t *ret_file)
 {
-    struct split_file files[FILES_MAX];
+    struct header_file files[FILES_MAX];
     assert_true(n <= FILES_MAX);
     for (size_t i = 0; i < n; i++) {
         struct stat status;
         assert_int_equal(fstat(fds[i], &status), 0);
-        files[i] = (struct split_file){fds[i], (uint64_t)status.st_size};
+        files[i] = (struct header_file){fds[i], (uint64_t)status.st_size};
     }
     int r = split_read(files, n, ret, ret_fault, ret_file);
     for (size_t i = 0; i < n; i++)
@@ -134,19 +135,19 @@ static int read_all(const int *fds, size_t n, struct gguf **ret, struct gguf_fau
     return r;
 }
 
-static int read_sparse(const uint64_t *bytes, size_t n, struct gguf_fault *ret_fault, size_t *ret_file)
+static int read_sparse(const uint64_t *bytes, size_t n, struct header_fault *ret_fault, size_t *ret_file)
 {
     int fds[FILES_MAX];
     for (size_t i = 0; i < n; i++)
         fds[i] = sparse_write((int64_t)i, (int64_t)n, bytes[i]);
-    struct gguf *model = NULL;
+    struct model_header *model = NULL;
     int r = read_all(fds, n, &model, ret_fault, ret_file);
-    gguf_free(model);
+    model_header_free(model);
     return r;
 }
 
-static int read_parts(const struct part *parts, size_t n, struct gguf **ret, struct gguf_fault *ret_fault,
-                      size_t *ret_file)
+static int read_parts(const struct chunk_part *parts, size_t n, struct model_header **ret,
+                      struct header_fault *ret_fault, size_t *ret_file)
 {
     int fds[8];
     for (size_t i = 0; i < n; i++)
@@ -155,7 +156,7 @@ static int read_parts(const struct part *parts, size_t n, struct gguf **ret, str
 }
 
 /* Good for three files; what a test changes, it changes in a copy. */
-static const struct part good[3] = {
+static const struct chunk_part good[3] = {
     {0, 3, 5, 0, {NULL}},
     {1, 3, 5, 0, {"a", "b", "c"}},
     {2, 3, 5, 0, {"d", "e"}},
@@ -164,8 +165,8 @@ static const struct part good[3] = {
 static void joined(void **state)
 {
     (void)state;
-    struct gguf *model = NULL;
-    struct gguf_fault fault;
+    struct model_header *model = NULL;
+    struct header_fault fault;
     size_t file;
     assert_int_equal(read_parts(good, 3, &model, &fault, &file), 0);
     assert_int_equal(model->n_tensors, 5);
@@ -176,7 +177,7 @@ static void joined(void **state)
         assert_int_equal(model->tensors[i].offset % 32, 0);
         assert_int_equal(model->tensors[i].bytes, 32);
     }
-    gguf_free(model);
+    model_header_free(model);
 }
 
 /* Files in another order make the same model: each tensor knows which of them it stands in. */
@@ -185,11 +186,11 @@ static void in_any_order(void **state)
     (void)state;
     static const unsigned orders[][3] = {{0, 2, 1}, {2, 1, 0}, {1, 2, 0}};
     for (size_t k = 0; k < 3; k++) {
-        struct part parts[3];
+        struct chunk_part parts[3];
         for (size_t i = 0; i < 3; i++)
             parts[i] = good[orders[k][i]];
-        struct gguf *model = NULL;
-        struct gguf_fault fault;
+        struct model_header *model = NULL;
+        struct header_fault fault;
         size_t file;
         assert_int_equal(read_parts(parts, 3, &model, &fault, &file), 0);
         for (size_t i = 0; i < 5; i++) {
@@ -197,36 +198,36 @@ static void in_any_order(void **state)
             assert_string_equal(model->tensors[i].name, name);
             assert_int_equal(orders[k][model->tensors[i].shard], i < 3 ? 1 : 2);
         }
-        gguf_free(model);
+        model_header_free(model);
     }
 }
 
-static void agrees(const struct part *parts, size_t n, size_t n_tensors)
+static void agrees(const struct chunk_part *parts, size_t n, size_t n_tensors)
 {
-    struct gguf *model = NULL;
-    struct gguf_fault fault = {0};
+    struct model_header *model = NULL;
+    struct header_fault fault = {0};
     size_t file;
     if (read_parts(parts, n, &model, &fault, &file) != 0)
         fail_msg("refused: %s", fault.reason);
     assert_int_equal(model->n_tensors, n_tensors);
-    gguf_free(model);
+    model_header_free(model);
 }
 
 static void other_ways_to_say_it(void **state)
 {
     (void)state;
-    agrees((struct part[]){{NONE, NONE, NONE, 0, {"a"}}}, 1, 1);
-    agrees((struct part[]){{0, 0, NONE, 0, {"a"}}}, 1, 1);
-    agrees((struct part[]){{0, 1, 1, 0, {"a"}}}, 1, 1);
-    agrees((struct part[]){{0, 2, 2, U64, {"a"}}, {1, 2, 2, I32, {"b"}}}, 2, 2);
-    agrees((struct part[]){{0, 2, 2, U32, {"a"}}, {1, NONE, NONE, 0, {"b"}}}, 2, 2);
-    agrees((struct part[]){{0, 2, 0, 0, {NULL}}, {1, 2, 0, 0, {NULL}}}, 2, 0);
+    agrees((struct chunk_part[]){{NONE, NONE, NONE, 0, {"a"}}}, 1, 1);
+    agrees((struct chunk_part[]){{0, 0, NONE, 0, {"a"}}}, 1, 1);
+    agrees((struct chunk_part[]){{0, 1, 1, 0, {"a"}}}, 1, 1);
+    agrees((struct chunk_part[]){{0, 2, 2, U64, {"a"}}, {1, 2, 2, I32, {"b"}}}, 2, 2);
+    agrees((struct chunk_part[]){{0, 2, 2, U32, {"a"}}, {1, NONE, NONE, 0, {"b"}}}, 2, 2);
+    agrees((struct chunk_part[]){{0, 2, 0, 0, {NULL}}, {1, 2, 0, 0, {NULL}}}, 2, 0);
 }
 
-static void refused(const struct part *parts, size_t n, const char *reason)
+static void refused(const struct chunk_part *parts, size_t n, const char *reason)
 {
-    struct gguf *model = NULL;
-    struct gguf_fault fault = {0};
+    struct model_header *model = NULL;
+    struct header_fault fault = {0};
     size_t file = SIZE_MAX;
     assert_int_equal(read_parts(parts, n, &model, &fault, &file), -EBADMSG);
     assert_null(model);
@@ -235,9 +236,9 @@ static void refused(const struct part *parts, size_t n, const char *reason)
         fail_msg("'%s' says nothing of '%s'", fault.reason, reason);
 }
 
-static void changed(size_t file, struct part part, const char *reason)
+static void changed(size_t file, struct chunk_part part, const char *reason)
 {
-    struct part parts[3];
+    struct chunk_part parts[3];
     memcpy(parts, good, sizeof(parts));
     parts[file] = part;
     refused(parts, 3, reason);
@@ -250,18 +251,18 @@ static void that_do_not_agree(void **state)
     refused(good, 1, "all are needed");
     refused(&good[1], 1, "a later one");
     changed(1, good[2], "number 3, as file 2 does");
-    changed(1, (struct part){3, 3, 5, 0, {"a", "b", "c"}}, "number 4 of 3");
-    changed(0, (struct part){0, 2, 5, 0, {NULL}}, "2 files");
-    changed(0, (struct part){0, NONE, 5, 0, {NULL}}, "1 files");
-    changed(0, (struct part){NONE, 3, 5, 0, {NULL}}, "split.no");
-    changed(1, (struct part){NONE, 3, 5, 0, {"a", "b", "c"}}, "split.no");
-    changed(0, (struct part){0, 3, 4, 0, {NULL}}, "split.tensors.count");
-    changed(0, (struct part){0, 3, NONE, 0, {NULL}}, "split.tensors.count");
-    changed(0, (struct part){0, 3, 5, STRING, {NULL}}, "split.");
-    changed(0, (struct part){0, 3, -5, I32, {NULL}}, "split.tensors.count");
-    changed(2, (struct part){2, 3, 5, 0, {"d"}}, "4 tensors");
-    changed(2, (struct part){2, 3, 5, 0, {"d", "a"}}, "two files");
-    changed(2, (struct part){2, 3, 5, 0, {"d", "d"}}, "");
+    changed(1, (struct chunk_part){3, 3, 5, 0, {"a", "b", "c"}}, "number 4 of 3");
+    changed(0, (struct chunk_part){0, 2, 5, 0, {NULL}}, "2 files");
+    changed(0, (struct chunk_part){0, NONE, 5, 0, {NULL}}, "1 files");
+    changed(0, (struct chunk_part){NONE, 3, 5, 0, {NULL}}, "split.no");
+    changed(1, (struct chunk_part){NONE, 3, 5, 0, {"a", "b", "c"}}, "split.no");
+    changed(0, (struct chunk_part){0, 3, 4, 0, {NULL}}, "split.tensors.count");
+    changed(0, (struct chunk_part){0, 3, NONE, 0, {NULL}}, "split.tensors.count");
+    changed(0, (struct chunk_part){0, 3, 5, STRING, {NULL}}, "split.");
+    changed(0, (struct chunk_part){0, 3, -5, I32, {NULL}}, "split.tensors.count");
+    changed(2, (struct chunk_part){2, 3, 5, 0, {"d"}}, "4 tensors");
+    changed(2, (struct chunk_part){2, 3, 5, 0, {"d", "a"}}, "two files");
+    changed(2, (struct chunk_part){2, 3, 5, 0, {"d", "d"}}, "");
 }
 
 static void many_names(void **state)
@@ -270,7 +271,7 @@ static void many_names(void **state)
     /* The same name in any two places is found, however the names fall into the table. */
     for (int i = 0; i < 200; i++) {
         char names[4][16];
-        struct part parts[2] = {{0, 2, 4, 0, {names[0], names[1]}}, {1, 2, 4, 0, {names[2], names[3]}}};
+        struct chunk_part parts[2] = {{0, 2, 4, 0, {names[0], names[1]}}, {1, 2, 4, 0, {names[2], names[3]}}};
         for (int j = 0; j < 4; j++)
             snprintf(names[j], sizeof(names[j]), "t%d", i * 4 + j);
         agrees(parts, 2, 4);
@@ -284,7 +285,7 @@ static void headers_share_one_bound(void **state)
 {
     (void)state;
     const uint64_t mib = 1u << 20;
-    struct gguf_fault fault = {0};
+    struct header_fault fault = {0};
     size_t file = SIZE_MAX;
     assert_int_equal(read_sparse((uint64_t[]){60 * mib, 60 * mib, 7 * mib}, 3, &fault, &file), 0);
     assert_int_equal(read_sparse((uint64_t[]){60 * mib, 60 * mib, 8 * mib}, 3, &fault, &file), -EBADMSG);

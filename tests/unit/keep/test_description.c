@@ -1,4 +1,4 @@
-/* daemon/keep/description.c: what is written is read again, and nothing else is. */
+/* daemon/keep/description.h: what is written is read again, and nothing else is. */
 #include "daemon/keep/description.h"
 
 #include <errno.h>
@@ -23,9 +23,9 @@ struct rig {
     struct model model;
     struct device device;
     struct source *source;
-    struct gguf header;
-    struct gguf_tensor tensors[N_TENSORS];
-    struct placement placements[N_TENSORS];
+    struct model_header header;
+    struct header_tensor tensors[N_TENSORS];
+    struct tensor_place places[N_TENSORS];
     struct plan plan;
     struct model_name names[2];
     uid_t guests[2];
@@ -35,12 +35,12 @@ struct rig {
 static void fill(struct rig *rig)
 {
     for (size_t i = 0; i < N_TENSORS; i++) {
-        rig->tensors[i] = (struct gguf_tensor){.offset = 1000 * i, .bytes = 256, .shard = 0};
-        rig->placements[i] = (struct placement){.offset = 512 * i, .bytes = 256, .padding = i, .form = FORM_F16};
+        rig->tensors[i] = (struct header_tensor){.offset = 1000 * i, .bytes = 256, .shard = 0};
+        rig->places[i] = (struct tensor_place){.offset = 512 * i, .bytes = 256, .padding = i, .form = FORM_F16};
     }
-    rig->header = (struct gguf){
+    rig->header = (struct model_header){
         .n_tensors = N_TENSORS, .n_infos = N_TENSORS, .tensors = rig->tensors, .header_bytes = 77, .file_size = 5000};
-    rig->plan = (struct plan){.model = &rig->header, .placements = rig->placements, .arena_bytes = 4096};
+    rig->plan = (struct plan){.model = &rig->header, .places = rig->places, .arena_bytes = 4096};
     rig->device = (struct device){.id = "hip:1", .kind = "hip", .uuid = "GPU-1", .pci = "", .granule = 4096};
     strcpy(rig->device.name, "a GPU");
     rig->device.total = 9000;
@@ -133,10 +133,10 @@ static void written_and_read(void **state)
     assert_int_equal(read.arena_bytes, 4096);
     assert_int_equal(read.files[0].number, 33);
     assert_memory_equal(&read.files[0].identity, &rig->source->files[0].identity, sizeof(struct identity));
-    assert_int_equal(read.n_parts, 1);
-    assert_int_equal(read.parts[0].bytes, 77);
+    assert_int_equal(read.n_headers, 1);
+    assert_int_equal(read.headers[0].bytes, 77);
     assert_int_equal(read.n_tensors, N_TENSORS);
-    assert_memory_equal(&read.tensors[2].placement, &rig->placements[2], sizeof(struct placement));
+    assert_memory_equal(&read.tensors[2].place, &rig->places[2], sizeof(struct tensor_place));
     description_clear(&read);
 }
 

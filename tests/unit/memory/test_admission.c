@@ -175,7 +175,7 @@ static void charged_already(void **state)
         want.bytes++;
         assert_int_equal(admission_choose(&fixture->registry, &want, &victims, &n, &shortage), -ENOSPC);
         if (!want.charged)
-            registry_charge(model, &fixture->host, REGISTRY_KEPT_FREE + 10 * MIB);
+            registry_charge(model, &fixture->host, REGISTRY_OVERHEAD_FREE + 10 * MIB);
         want.charged = true;
     }
 }
@@ -201,7 +201,7 @@ static void of_a_lost_device(void **state)
     struct fixture *fixture = *state;
     size_t n = 0;
     struct model *lost = add(fixture, &fixture->gpu, "lost", MODEL_RESIDENT, 50 * MIB);
-    registry_charge(lost, &fixture->host, REGISTRY_KEPT_FREE + 60 * MIB);
+    registry_charge(lost, &fixture->host, REGISTRY_OVERHEAD_FREE + 60 * MIB);
     assert_int_equal(admission_evictable(&fixture->registry, &fixture->host), 0);
     assert_int_equal(choose(fixture, &fixture->host, 50 * MIB, &n), -ENOSPC);
     fixture->gpu.failed = true;

@@ -71,7 +71,7 @@ static int begin(void **state)
     register_error = registered = 0;
     assert_int_equal(uv_loop_init(&fixture->loop), 0);
     assert_int_equal(core_init(&fixture->core, &fixture->loop), 0);
-    assert_int_equal(workers_begin(fixture->core.queue, &fixture->loop, 1), 0);
+    assert_int_equal(workers_begin(fixture->core.queue, 1), 0);
     *state = fixture;
     return 0;
 }

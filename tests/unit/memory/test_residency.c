@@ -52,7 +52,7 @@ static void freed(void *context)
     struct fixture *fixture = context;
     fixture->n_freed++;
     if (fixture->dropped)
-        residency_forget(&fixture->residency, fixture->dropped);
+        host_cache_forget(&fixture->residency.cache, fixture->dropped);
     fixture->dropped = NULL;
 }
 
@@ -60,7 +60,7 @@ static int fixture_make(void **state)
 {
     struct fixture *fixture = calloc(1, sizeof(*fixture));
     if (!fixture || uv_loop_init(&fixture->loop) < 0 || core_init(&fixture->core, &fixture->loop) < 0 ||
-        workers_begin(fixture->core.queue, &fixture->loop, 2) < 0 || events_new(&fixture->events) < 0)
+        workers_begin(fixture->core.queue, 2) < 0 || events_new(&fixture->events) < 0)
         return -1;
     registry_init(&fixture->registry, NULL);
     fixture->residency = (struct residency){
@@ -87,7 +87,7 @@ static int fixture_free(void **state)
     events_free(fixture->events);
     core_close(&fixture->core);
     uv_run(&fixture->loop, UV_RUN_DEFAULT);
-    int left = uv_loop_close(&fixture->loop) < 0 || fixture->residency.cache_used != 0;
+    int left = uv_loop_close(&fixture->loop) < 0 || fixture->residency.cache.used != 0;
     free(fixture);
     return left;
 }
@@ -97,7 +97,7 @@ static struct model *add_cached(struct fixture *fixture)
     struct model *model = add(fixture, "cached", MODEL_CACHED);
     model->cache = mmap(NULL, COPY_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     assert_ptr_not_equal(model->cache, MAP_FAILED);
-    fixture->residency.cache_used += COPY_BYTES;
+    fixture->residency.cache.used += COPY_BYTES;
     return model;
 }
 

@@ -35,8 +35,8 @@ struct asked {
 };
 
 struct model {
-    struct gguf header;
-    struct gguf_tensor tensors[TENSORS_MAX];
+    struct model_header header;
+    struct header_tensor tensors[TENSORS_MAX];
     char names[TENSORS_MAX][48];
     struct asked asked[TENSORS_MAX];
     unsigned parts, rank;
@@ -58,13 +58,13 @@ static void model_make(struct model *model)
     model->header.tensors = model->tensors;
     model->header.n_tensors = 1 + below(TENSORS_MAX);
     for (size_t i = 0; i < model->header.n_tensors; i++) {
-        struct gguf_tensor *tensor = &model->tensors[i];
+        struct header_tensor *tensor = &model->tensors[i];
         const size_t kind = below(3);
         snprintf(model->names[i], sizeof(model->names[i]), "t%zu.%zu", kind, i);
         tensor->name = model->names[i];
         tensor->type = tensor_type_find(kind_types[kind]);
         tensor->n_dims = 2;
-        for (size_t k = 0; k < GGUF_DIMS_MAX; k++)
+        for (size_t k = 0; k < HEADER_DIMS_MAX; k++)
             tensor->ne[k] = 1;
         tensor->ne[0] = kind_blocks[kind] * tensor->type->block_elements;
         tensor->ne[1] = below(8) == 0 ? 0 : 24 * (1 + below(below(6) == 0 ? 40 : 4));
@@ -134,7 +134,7 @@ static uint64_t columns_of(const struct model *model, size_t i)
 /* The number in the file of a block in memory. */
 static uint64_t block_of(const struct model *model, size_t i, uint64_t block)
 {
-    const struct gguf_tensor *tensor = &model->tensors[i];
+    const struct header_tensor *tensor = &model->tensors[i];
     const struct asked *asked = &model->asked[i];
     const uint64_t columns = columns_of(model, i), all = tensor->ne[0] / tensor->type->block_elements;
     uint64_t row = block / columns, column = block % columns;
@@ -154,21 +154,21 @@ static uint64_t block_of(const struct model *model, size_t i, uint64_t block)
 static void check_tensor(const struct model *model, const struct plan *plan, size_t index)
 {
     const struct tensor_type *type = model->tensors[index].type;
-    const struct placement *placement = &plan->placements[index];
+    const struct tensor_place *place = &plan->places[index];
     const struct gather *gather = plan_gather(plan, index);
     const uint64_t blocks = rows_of(model, index) * columns_of(model, index);
     assert_int_equal(plan->tensors[index].ne[0], columns_of(model, index) * type->block_elements);
     assert_int_equal(plan->tensors[index].ne[1], rows_of(model, index));
     if (blocks == 0)
         return;
-    const uint64_t out = placement->bytes / blocks;
-    assert_int_equal(out * blocks, placement->bytes);
+    const uint64_t out = place->bytes / blocks;
+    assert_int_equal(out * blocks, place->bytes);
     bool *seen = calloc(blocks, sizeof(*seen));
     for (size_t i = 0; i < plan->n_pieces; i++) {
         if (plan->piece_tensors[i] != index)
             continue;
         const struct piece *piece = &plan->pieces[i];
-        const uint64_t first = (piece->arena_offset - placement->offset) / out, n = piece->arena_bytes / out;
+        const uint64_t first = (piece->arena_offset - place->offset) / out, n = piece->arena_bytes / out;
         uint64_t run;
         for (uint64_t done = 0; done < n; done += run) {
             uint64_t at = (plan->piece_file_offsets[i] - plan->tensors[index].offset) / type->block_bytes + done;
@@ -204,7 +204,7 @@ static void check_slots(const struct plan *plan, size_t slot_bytes, size_t part_
                 assert_true(piece->slot_offset >= used);
             used = piece->slot_offset + piece->slot_bytes;
         }
-        struct part parts[PLAN_PARTS_MAX];
+        struct chunk_part parts[CHUNK_PARTS_MAX];
         const size_t n = plan_divide(plan, chunk, part_bytes, parts);
         size_t pieces = 0;
         for (size_t i = 0; i < n; i++)
@@ -225,7 +225,7 @@ static void check_arena(const struct plan *plan)
     struct extent all[TENSORS_MAX], *gaps;
     size_t n_gaps, gap = 0, tensor = 0, n = plan->model->n_tensors;
     for (size_t i = 0; i < n; i++)
-        all[i] = (struct extent){plan->placements[i].offset, plan->placements[i].bytes};
+        all[i] = (struct extent){plan->places[i].offset, plan->places[i].bytes};
     qsort(all, n, sizeof(all[0]), by_offset);
     for (size_t i = 1; i < n; i++)
         assert_true(all[i - 1].offset + all[i - 1].bytes <= all[i].offset);
@@ -251,18 +251,18 @@ static void check_groups(const struct plan *plan)
     const struct arrangement *a = plan->arrangement;
     for (size_t i = 0; a && i < a->n_groups; i++) {
         const struct arranged_group *group = &a->groups[i];
-        assert_int_equal(plan->placements[group->members[0]].offset % PLAN_ALIGNMENT, 0);
-        uint64_t end = plan->placements[group->members[0]].offset, rows = 0;
+        assert_int_equal(plan->places[group->members[0]].offset % PLAN_ALIGNMENT, 0);
+        uint64_t end = plan->places[group->members[0]].offset, rows = 0;
         for (size_t k = 0; k < group->n_members; k++) {
-            const struct placement *placement = &plan->placements[group->members[k]];
-            assert_int_equal(placement->offset, end);
-            assert_true(k + 1 == group->n_members || placement->padding == 0);
-            end += placement->bytes;
+            const struct tensor_place *place = &plan->places[group->members[k]];
+            assert_int_equal(place->offset, end);
+            assert_true(k + 1 == group->n_members || place->padding == 0);
+            end += place->bytes;
             rows += plan->tensors[group->members[k]].ne[1];
         }
         assert_int_equal(group->ne[1], rows);
         assert_int_equal(group->ne[0], plan->tensors[group->members[0]].ne[0]);
-        assert_int_equal(plan_group_bytes(plan, group), end - plan->placements[group->members[0]].offset);
+        assert_int_equal(plan_group_bytes(plan, group), end - plan->places[group->members[0]].offset);
     }
 }
 
@@ -270,15 +270,15 @@ static void check_groups(const struct plan *plan)
 static void check_resume(const struct model *model, const struct plan *plan, const struct layout *layout)
 {
     const struct model_heads none = {0};
-    struct placement placements[TENSORS_MAX];
-    memcpy(placements, plan->placements, model->header.n_tensors * sizeof(placements[0]));
+    struct tensor_place places[TENSORS_MAX];
+    memcpy(places, plan->places, model->header.n_tensors * sizeof(places[0]));
     struct plan *again;
-    assert_int_equal(plan_resume(&model->header, layout, &none, placements, plan->arena_bytes, &again), 0);
+    assert_int_equal(plan_resume(&model->header, layout, &none, places, plan->arena_bytes, &again), 0);
     assert_true(plan_same(plan, again));
     assert_int_equal(again->model_bytes, plan->model_bytes);
     plan_free(again);
-    placements[below(model->header.n_tensors)].offset += PLAN_ALIGNMENT / 2;
-    assert_int_equal(plan_resume(&model->header, layout, &none, placements, plan->arena_bytes, &again), -EBADMSG);
+    places[below(model->header.n_tensors)].offset += PLAN_ALIGNMENT / 2;
+    assert_int_equal(plan_resume(&model->header, layout, &none, places, plan->arena_bytes, &again), -EBADMSG);
 }
 
 static void random_layouts(void **state)

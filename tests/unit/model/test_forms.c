@@ -66,26 +66,26 @@ static void patterns(void **state)
 static void stars(void **state)
 {
     (void)state;
-    char pattern[FORMS_MATCH_MAX + 1] = "", name[GGUF_NAME_MAX + 1];
+    char pattern[FORMS_MATCH_MAX + 1] = "", name[HEADER_NAME_MAX + 1];
     for (size_t i = 0; i + 2 < sizeof(pattern); i += 2)
         memcpy(pattern + i, "*a", 3);
     strcpy(pattern + sizeof(pattern) - 3, "*b");
-    memset(name, 'a', GGUF_NAME_MAX);
-    name[GGUF_NAME_MAX] = '\0';
+    memset(name, 'a', HEADER_NAME_MAX);
+    name[HEADER_NAME_MAX] = '\0';
     for (int i = 0; i < 20; i++)
         assert_false(forms_match(pattern, name));
 }
 
-static struct gguf_tensor tensor(const char *name, uint32_t type, uint32_t n_dims)
+static struct header_tensor tensor(const char *name, uint32_t type, uint32_t n_dims)
 {
-    return (struct gguf_tensor){.name = name, .type = tensor_type_find(type), .n_dims = n_dims};
+    return (struct header_tensor){.name = name, .type = tensor_type_find(type), .n_dims = n_dims};
 }
 
 static void one_word(void **state)
 {
     (void)state;
-    const struct gguf_tensor quantised = tensor("q", 2, 2), norm = tensor("n", 0, 1), matrix = tensor("m", 0, 2),
-                             half = tensor("h", 1, 1), scalar = tensor("s", 0, 0);
+    const struct header_tensor quantised = tensor("q", 2, 2), norm = tensor("n", 0, 1), matrix = tensor("m", 0, 2),
+                               half = tensor("h", 1, 1), scalar = tensor("s", 0, 0);
     assert_int_equal(forms_of(forms_plain(FORM_AUTO), &quantised), FORM_F16);
     assert_int_equal(forms_of(forms_plain(FORM_AUTO), &matrix), FORM_NATIVE);
     assert_int_equal(forms_of(forms_plain(FORM_NATIVE), &quantised), FORM_NATIVE);
@@ -117,8 +117,8 @@ static void rules(void **state)
                                 "{\"form\":\"auto\",\"match\":\"token*\"}]",
                                 &forms),
                      0);
-    const struct gguf_tensor bias = tensor("q.bias", 0, 1), norm = tensor("attn_norm", 0, 1),
-                             embedding = tensor("token_embd", 2, 2), both = tensor("token_norm", 0, 1);
+    const struct header_tensor bias = tensor("q.bias", 0, 1), norm = tensor("attn_norm", 0, 1),
+                               embedding = tensor("token_embd", 2, 2), both = tensor("token_norm", 0, 1);
     assert_int_equal(forms_of(forms, &bias), FORM_BF16); /* what is said of it, and no exception */
     assert_int_equal(forms_of(forms, &norm), FORM_F32);
     assert_int_equal(forms_of(forms, &embedding), FORM_F16);
@@ -158,6 +158,8 @@ static void refused(void **state)
         "[{\"match\":1,\"form\":\"f32\"}]",
         "[{\"match\":\"a\",\"form\":\"f32\",\"more\":1}]",
         "[{\"match\":\"a\",\"form\":\"f32\"},null]",
+        "[{\"match\":\"[\",\"form\":\"f32\"}]",
+        "[{\"match\":\"a[]\",\"form\":\"f32\"}]",
     };
     const struct forms *forms;
     for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++)
@@ -190,15 +192,15 @@ static void affordable(void **state)
 {
     (void)state;
     enum { N = 10000 };
-    char *name = malloc(GGUF_NAME_MAX + 1);
-    struct gguf_tensor *tensors = calloc(N, sizeof(*tensors));
+    char *name = malloc(HEADER_NAME_MAX + 1);
+    struct header_tensor *tensors = calloc(N, sizeof(*tensors));
     assert_non_null(name);
     assert_non_null(tensors);
-    memset(name, 'a', GGUF_NAME_MAX);
-    name[GGUF_NAME_MAX] = '\0';
+    memset(name, 'a', HEADER_NAME_MAX);
+    name[HEADER_NAME_MAX] = '\0';
     for (size_t i = 0; i < N; i++)
         tensors[i].name = name;
-    const struct gguf model = {.n_tensors = N, .tensors = tensors};
+    const struct model_header model = {.n_tensors = N, .tensors = tensors};
     struct forms_rule many[FORMS_RULES_MAX];
     for (size_t i = 0; i < FORMS_RULES_MAX; i++)
         many[i] = (struct forms_rule){"*a*a*a*a*a*a*a*b", FORM_F32};

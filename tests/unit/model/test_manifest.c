@@ -15,7 +15,7 @@
 
 #define GRANULE 4096u
 
-static int parse(const char *text, uint64_t bytes, struct manifest_parts *ret, struct manifest_fault *fault)
+static int parse(const char *text, uint64_t bytes, struct manifest_parsed *ret, struct manifest_fault *fault)
 {
     return manifest_parse(text, strlen(text), bytes, GRANULE, ret, fault);
 }
@@ -23,7 +23,7 @@ static int parse(const char *text, uint64_t bytes, struct manifest_parts *ret, s
 static void test_placed(void **state)
 {
     (void)state;
-    struct manifest_parts parts;
+    struct manifest_parsed parts;
     struct manifest_fault fault;
     assert_int_equal(parse("[{\"name\":\"a\",\"type\":\"f16\",\"shape\":[4,8]},"
                            "{\"name\":\"b\",\"type\":\"f32\",\"shape\":[3],\"offset\":8},"
@@ -35,14 +35,14 @@ static void test_placed(void **state)
     const uint64_t offsets[] = {256, 8, 512, 8, 8}, bytes[] = {64, 12, 72, 12, 16};
     assert_int_equal(parts.header->n_tensors, 5);
     for (size_t i = 0; i < 5; i++) {
-        assert_int_equal(parts.plan->placements[i].offset, offsets[i]);
-        assert_int_equal(parts.plan->placements[i].bytes, bytes[i]);
+        assert_int_equal(parts.plan->places[i].offset, offsets[i]);
+        assert_int_equal(parts.plan->places[i].bytes, bytes[i]);
         assert_int_equal(parts.header->tensors[i].bytes, bytes[i]);
     }
     assert_int_equal(parts.plan->arena_bytes, GRANULE);
     assert_int_equal(parts.plan->model_bytes, 64 + 16 + 72);
-    assert_int_equal(parts.plan->placements[0].form, FORM_F16);
-    assert_int_equal(parts.plan->placements[2].form, FORM_NATIVE);
+    assert_int_equal(parts.plan->places[0].form, FORM_F16);
+    assert_int_equal(parts.plan->places[2].form, FORM_NATIVE);
     assert_int_equal(parts.header->tensors[0].ne[0], 8);
     assert_null(manifest_strides(parts.manifest, 3)); /* its elements lie one behind the other */
     assert_int_equal(manifest_strides(parts.manifest, 4)[1], 2);
@@ -50,34 +50,34 @@ static void test_placed(void **state)
     assert_true(manifest_is_view(parts.manifest, 1) && manifest_is_view(parts.manifest, 3));
     assert_false(manifest_is_view(NULL, 3));
     assert_null(manifest_strides(NULL, 0));
-    manifest_parts_free(&parts);
+    manifest_parsed_free(&parts);
 }
 
 static void test_bounds(void **state)
 {
     (void)state;
-    struct manifest_parts parts;
+    struct manifest_parsed parts;
     struct manifest_fault fault;
     const char *last = "[{\"name\":\"a\",\"type\":\"u8\",\"shape\":[4096],\"offset\":4096}]";
     assert_int_equal(parse(last, 8192, &parts, &fault), 0);
-    manifest_parts_free(&parts);
+    manifest_parsed_free(&parts);
     assert_int_equal(parse(last, 8191, &parts, &fault), -EBADMSG);
     assert_int_equal(fault.tensor, 0);
     assert_int_equal(manifest_parse_none(4097, GRANULE, &parts, &fault), 0);
     assert_int_equal(parts.plan->arena_bytes, 8192);
     assert_int_equal(parts.plan->model_bytes, 0);
-    manifest_parts_free(&parts);
+    manifest_parsed_free(&parts);
     assert_int_equal(manifest_parse_none(PLAN_ARENA_MAX, GRANULE, &parts, &fault), -EBADMSG);
     assert_int_equal(parse("[]", 0, &parts, &fault), 0);
     assert_int_equal(parts.plan->arena_bytes, GRANULE);
-    manifest_parts_free(&parts);
+    manifest_parsed_free(&parts);
 }
 
 /* What manifest_header() writes, manifest_read_header() reads, with any text in it; and nothing else. */
 static void test_header(void **state)
 {
     (void)state;
-    struct manifest_parts parts, again;
+    struct manifest_parsed parts, again;
     struct manifest_fault fault;
     assert_int_equal(parse("[{\"name\":\"a\\\"\\u0001\\u00e9\",\"type\":\"f16\",\"shape\":[2,2],\"strides\":[1,2]},"
                            "{\"name\":\"scalar\",\"type\":\"bool\",\"shape\":[]}]",
@@ -93,9 +93,9 @@ static void test_header(void **state)
     assert_string_equal(again.manifest->metadata, parts.manifest->metadata);
     assert_string_equal(again.header->tensors[0].name, "a\"\x01\xc3\xa9");
     for (size_t i = 0; i < 2; i++)
-        assert_memory_equal(&again.plan->placements[i], &parts.plan->placements[i], sizeof(struct placement));
+        assert_memory_equal(&again.plan->places[i], &parts.plan->places[i], sizeof(struct tensor_place));
     assert_int_equal(manifest_strides(again.manifest, 0)[1], 2);
-    manifest_parts_free(&again);
+    manifest_parsed_free(&again);
 
     assert_int_equal(manifest_read_header(text, size, GRANULE + 1, &again), -EBADMSG);
     assert_int_equal(manifest_read_header(text, size, 0, &again), -EBADMSG);
@@ -107,7 +107,7 @@ static void test_header(void **state)
         assert_int_equal(manifest_read_header(text, cut, GRANULE, &again), -EBADMSG);
     }
     free(text);
-    manifest_parts_free(&parts);
+    manifest_parsed_free(&parts);
 }
 
 static int file_of(const char *text, size_t size, int seals)

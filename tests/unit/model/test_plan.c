@@ -39,8 +39,8 @@ static const struct tensor_type *random_type(void)
 
 /* A model of up to three files, its tensors in no order, with gaps between them, and some that share their bytes. */
 struct model {
-    struct gguf header;
-    struct gguf_tensor tensors[TENSORS_MAX];
+    struct model_header header;
+    struct header_tensor tensors[TENSORS_MAX];
     char names[TENSORS_MAX][24];
 };
 
@@ -51,7 +51,7 @@ static void model_make(struct model *model)
     model->header.n_tensors = (size_t)below(TENSORS_MAX + 1);
     uint64_t ends[3] = {below(5000), below(5000), below(5000)};
     for (size_t i = 0; i < model->header.n_tensors; i++) {
-        struct gguf_tensor *tensor = &model->tensors[i];
+        struct header_tensor *tensor = &model->tensors[i];
         snprintf(model->names[i], sizeof(model->names[i]), "t%zu", i);
         tensor->name = model->names[i];
         tensor->type = random_type();
@@ -59,7 +59,7 @@ static void model_make(struct model *model)
         tensor->shard = (uint32_t)below(3);
         uint64_t blocks = below(5) == 0 ? 0 : below(4) == 0 ? below(20000) : 1 + below(300);
         tensor->elements = tensor->ne[0] = blocks * tensor->type->block_elements;
-        for (size_t k = 1; k < GGUF_DIMS_MAX; k++)
+        for (size_t k = 1; k < HEADER_DIMS_MAX; k++)
             tensor->ne[k] = 1;
         tensor->bytes = blocks * tensor->type->block_bytes;
         uint64_t gap = below(8) == 0 ? below(1 << 20) : 0;
@@ -73,14 +73,14 @@ static void model_make(struct model *model)
     }
     for (size_t i = 0; i + 1 < model->header.n_tensors; i++) {
         size_t j = i + (size_t)below(model->header.n_tensors - i);
-        struct gguf_tensor swapped = model->tensors[i];
+        struct header_tensor swapped = model->tensors[i];
         model->tensors[i] = model->tensors[j];
         model->tensors[j] = swapped;
     }
 }
 
 /* What is one-dimensional and f32 in the file is not narrowed. */
-static bool stays(const struct gguf_tensor *tensor, enum form form)
+static bool stays(const struct header_tensor *tensor, enum form form)
 {
     return (form == FORM_F16 || form == FORM_BF16) && tensor->n_dims <= 1 && tensor->type->id == 0;
 }
@@ -103,27 +103,27 @@ static void check_layout(const struct model *model, const struct plan *plan, enu
 {
     uint64_t end = 0, bytes_in_file = 0;
     for (size_t i = 0; i < model->header.n_tensors; i++) {
-        const struct gguf_tensor *tensor = &model->tensors[i];
-        const struct placement *placement = &plan->placements[i];
-        assert_int_equal(placement->offset % PLAN_ALIGNMENT, 0);
-        assert_true(placement->offset >= end);
-        assert_true(placement->offset - end < PLAN_ALIGNMENT);
+        const struct header_tensor *tensor = &model->tensors[i];
+        const struct tensor_place *place = &plan->places[i];
+        assert_int_equal(place->offset % PLAN_ALIGNMENT, 0);
+        assert_true(place->offset >= end);
+        assert_true(place->offset - end < PLAN_ALIGNMENT);
         uint64_t padding = 0;
-        if (placement->convert == FORM_NATIVE) {
-            assert_int_equal(placement->bytes, tensor->bytes);
+        if (place->convert == FORM_NATIVE) {
+            assert_int_equal(place->bytes, tensor->bytes);
             if (tensor->type->kind == TYPE_QUANTISED)
                 for (uint64_t at = tensor->ne[0]; at % 512 != 0; at += tensor->type->block_elements)
                     padding += tensor->type->block_bytes;
         } else {
-            assert_int_equal(placement->bytes, tensor->elements * form_element_bytes(placement->convert));
-            assert_int_equal(placement->form, placement->convert);
+            assert_int_equal(place->bytes, tensor->elements * form_element_bytes(place->convert));
+            assert_int_equal(place->form, place->convert);
             assert_false(stays(tensor, form));
-            assert_true(placement->convert == (form == FORM_AUTO ? FORM_F16 : form));
+            assert_true(place->convert == (form == FORM_AUTO ? FORM_F16 : form));
         }
-        assert_int_equal(placement->padding, padding);
-        if (placement->form != FORM_NATIVE)
-            assert_int_equal(placement->bytes, tensor->elements * form_element_bytes(placement->form));
-        end = placement->offset + placement->bytes + padding;
+        assert_int_equal(place->padding, padding);
+        if (place->form != FORM_NATIVE)
+            assert_int_equal(place->bytes, tensor->elements * form_element_bytes(place->form));
+        end = place->offset + place->bytes + padding;
         bytes_in_file += tensor->bytes;
     }
     assert_int_equal(plan->model_bytes, bytes_in_file);
@@ -136,8 +136,8 @@ static void check_layout(const struct model *model, const struct plan *plan, enu
  */
 static void check_tensor(const struct model *model, const struct plan *plan, size_t index)
 {
-    const struct gguf_tensor *tensor = &model->tensors[index];
-    const struct placement *placement = &plan->placements[index];
+    const struct header_tensor *tensor = &model->tensors[index];
+    const struct tensor_place *place = &plan->places[index];
     uint64_t done = 0;
     while (done < tensor->bytes) {
         size_t found = 0;
@@ -150,12 +150,12 @@ static void check_tensor(const struct model *model, const struct plan *plan, siz
             assert_true(bytes > 0 && bytes % tensor->type->block_bytes == 0);
             if (plan->verbatim) /* at the alignment that the tensor has */
                 assert_int_equal(piece->slot_offset % 32, tensor->offset % 32);
-            assert_int_equal(piece->arena_offset - placement->offset,
+            assert_int_equal(piece->arena_offset - place->offset,
                              done / tensor->type->block_bytes *
-                                 (placement->bytes / (tensor->bytes / tensor->type->block_bytes)));
-            assert_int_equal(piece->arena_bytes, (unsigned __int128)bytes * placement->bytes / tensor->bytes);
+                                 (place->bytes / (tensor->bytes / tensor->type->block_bytes)));
+            assert_int_equal(piece->arena_bytes, (unsigned __int128)bytes * place->bytes / tensor->bytes);
             assert_ptr_equal(piece->type, tensor->type);
-            assert_int_equal(piece->form, placement->convert);
+            assert_int_equal(piece->form, place->convert);
             next = bytes;
             found++;
         }
@@ -218,7 +218,7 @@ static uint64_t work_of(const struct plan *plan, size_t piece)
 }
 
 /* No part is longer than an equal share and a piece. */
-static void check_shares(const struct plan *plan, const struct chunk *chunk, const struct part *parts, size_t n,
+static void check_shares(const struct plan *plan, const struct chunk *chunk, const struct chunk_part *parts, size_t n,
                          size_t part_bytes)
 {
     uint64_t work = 0, longest = 0;
@@ -226,7 +226,7 @@ static void check_shares(const struct plan *plan, const struct chunk *chunk, con
         work += work_of(plan, i);
         longest = work_of(plan, i) > longest ? work_of(plan, i) : longest;
     }
-    const uint64_t share = work / PLAN_PARTS_MAX > part_bytes ? work / PLAN_PARTS_MAX : part_bytes;
+    const uint64_t share = work / CHUNK_PARTS_MAX > part_bytes ? work / CHUNK_PARTS_MAX : part_bytes;
     for (size_t i = 0; i < n; i++) {
         uint64_t part = 0;
         for (size_t k = 0; k < parts[i].n_pieces; k++)
@@ -240,13 +240,13 @@ static void check_parts(const struct plan *plan, size_t part_bytes)
 {
     for (size_t c = 0; c < plan->n_chunks; c++) {
         const struct chunk *chunk = &plan->chunks[c];
-        struct part parts[PLAN_PARTS_MAX];
+        struct chunk_part parts[CHUNK_PARTS_MAX];
         size_t n = plan_divide(plan, chunk, part_bytes, parts);
-        assert_true(n >= 1 && n <= PLAN_PARTS_MAX);
+        assert_true(n >= 1 && n <= CHUNK_PARTS_MAX);
         uint64_t offset = 0;
         size_t piece = chunk->first_piece;
         for (size_t i = 0; i < n; i++) {
-            const struct part *part = &parts[i];
+            const struct chunk_part *part = &parts[i];
             if (!plan->verbatim) {
                 assert_int_equal(part->first_piece, piece);
                 assert_true(part->n_pieces > 0);
@@ -255,7 +255,8 @@ static void check_parts(const struct plan *plan, size_t part_bytes)
             }
             assert_int_equal(part->offset, offset);
             assert_true(part->bytes > 0);
-            assert_true(part->bytes < part_bytes + PAGE || part->bytes < chunk->file_bytes / PLAN_PARTS_MAX + PAGE + 1);
+            assert_true(part->bytes < part_bytes + PAGE ||
+                        part->bytes < chunk->file_bytes / CHUNK_PARTS_MAX + PAGE + 1);
             offset += part->bytes;
         }
         if (!plan->verbatim)
@@ -289,8 +290,8 @@ static void check_gaps(const struct model *model, const struct plan *plan)
             const uint64_t end = gaps[gap].offset + gaps[gap].bytes;
             at = end > at ? end : at;
             gap++;
-        } else if (tensor < model->header.n_tensors && plan->placements[tensor].offset <= at) {
-            const uint64_t end = plan->placements[tensor].offset + plan->placements[tensor].bytes;
+        } else if (tensor < model->header.n_tensors && plan->places[tensor].offset <= at) {
+            const uint64_t end = plan->places[tensor].offset + plan->places[tensor].bytes;
             at = end > at ? end : at;
             tensor++;
         } else
@@ -323,9 +324,9 @@ static void padding_of_rows(void **state)
         {15, 256, 1, FORM_NATIVE, 0},            /* q8_K, which no file's tensor is multiplied as */
     };
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-        struct gguf_tensor tensors[2] = {0};
+        struct header_tensor tensors[2] = {0};
         for (size_t k = 0; k < 2; k++) {
-            struct gguf_tensor *tensor = &tensors[k];
+            struct header_tensor *tensor = &tensors[k];
             tensor->type = tensor_type_find(cases[i].type);
             tensor->n_dims = 2;
             tensor->ne[0] = cases[i].ne0;
@@ -333,15 +334,15 @@ static void padding_of_rows(void **state)
             tensor->elements = cases[i].ne0 * cases[i].ne1;
             tensor->bytes = tensor->elements / tensor->type->block_elements * tensor->type->block_bytes;
         }
-        const struct gguf header = {.n_tensors = 2, .tensors = tensors};
+        const struct model_header header = {.n_tensors = 2, .tensors = tensors};
         struct plan *plan;
         size_t tensor;
         assert_int_equal(plan_new(&header, forms_plain(cases[i].form), PLAN_ALIGNMENT, &plan, &tensor), 0);
         for (size_t k = 0; k < 2; k++) {
-            const uint64_t begin = plan->placements[k].offset + plan->placements[k].bytes;
+            const uint64_t begin = plan->places[k].offset + plan->places[k].bytes;
             const uint64_t end = begin + cases[i].padding;
-            assert_int_equal(plan->placements[k].padding, cases[i].padding);
-            assert_true(end <= (k == 0 ? plan->placements[1].offset : plan->arena_bytes));
+            assert_int_equal(plan->places[k].padding, cases[i].padding);
+            assert_true(end <= (k == 0 ? plan->places[1].offset : plan->arena_bytes));
         }
         plan_free(plan);
     }
@@ -351,10 +352,10 @@ static void padding_of_rows(void **state)
 static void padding_at_the_end(void **state)
 {
     (void)state;
-    struct gguf_tensor tensor = {.type = tensor_type_find(12), .n_dims = 2, .ne = {256, PAGE / 16}};
+    struct header_tensor tensor = {.type = tensor_type_find(12), .n_dims = 2, .ne = {256, PAGE / 16}};
     tensor.elements = tensor.ne[0] * tensor.ne[1];
     tensor.bytes = tensor.elements / 256 * 144; /* nine pages */
-    const struct gguf header = {.n_tensors = 1, .tensors = &tensor};
+    const struct model_header header = {.n_tensors = 1, .tensors = &tensor};
     struct plan *plan;
     size_t index;
     assert_int_equal(plan_new(&header, forms_plain(FORM_NATIVE), PAGE, &plan, &index), 0);
@@ -374,18 +375,18 @@ static void memory(void **state)
 {
     (void)state;
     enum { N = 1500 };
-    struct gguf_tensor *tensors = calloc(N, sizeof(*tensors));
+    struct header_tensor *tensors = calloc(N, sizeof(*tensors));
     assert_non_null(tensors);
     for (size_t i = 0; i < N; i++)
-        tensors[i] = (struct gguf_tensor){
+        tensors[i] = (struct header_tensor){
             .type = tensor_type_find(0), .n_dims = 1, .ne = {8}, .elements = 8, .bytes = 32, .offset = i * PAGE * 4};
-    const struct gguf header = {.n_tensors = N, .tensors = tensors};
+    const struct model_header header = {.n_tensors = N, .tensors = tensors};
     for (int verbatim = 0; verbatim < 2; verbatim++) {
         struct plan *plan;
         size_t index;
         assert_int_equal(plan_new(&header, forms_plain(FORM_NATIVE), PAGE, &plan, &index), 0);
         assert_int_equal(plan_cut(plan, PAGE * 4, PAGE * 4, verbatim), 0);
-        const size_t taken = malloc_usable_size(plan->placements) + malloc_usable_size(plan->chunks) +
+        const size_t taken = malloc_usable_size(plan->places) + malloc_usable_size(plan->chunks) +
                              malloc_usable_size(plan->pieces) + malloc_usable_size(plan->piece_file_offsets) +
                              malloc_usable_size(plan->piece_tensors);
         assert_in_range(plan_memory(plan), taken - PAGE / 4, taken + PAGE / 4);
@@ -398,16 +399,16 @@ static void memory(void **state)
 static void gaps_of_a_model(void **state)
 {
     (void)state;
-    struct gguf_tensor tensors[4] = {0};
+    struct header_tensor tensors[4] = {0};
     static const uint64_t elements[] = {1, 1, (4u << 20) + 1, 1};
     uint64_t offset = 0;
     for (size_t i = 0; i < 4; i++) {
         tensors[i] =
-            (struct gguf_tensor){.type = tensor_type_find(0), .elements = elements[i], .bytes = elements[i] * 4};
+            (struct header_tensor){.type = tensor_type_find(0), .elements = elements[i], .bytes = elements[i] * 4};
         tensors[i].offset = offset;
         offset += (tensors[i].bytes + 31) / 32 * 32;
     }
-    const struct gguf header = {.n_tensors = 4, .tensors = tensors};
+    const struct model_header header = {.n_tensors = 4, .tensors = tensors};
     struct plan *plan;
     size_t tensor;
     assert_int_equal(plan_new(&header, forms_plain(FORM_NATIVE), PAGE, &plan, &tensor), 0);
@@ -416,8 +417,8 @@ static void gaps_of_a_model(void **state)
     assert_int_equal(plan_gaps(plan, &gaps, &n), 0);
     assert_int_equal(n, 2);
     assert_int_equal(gaps[0].offset, 4);
-    assert_int_equal(gaps[0].offset + gaps[0].bytes, plan->placements[2].offset);
-    assert_int_equal(gaps[1].offset, plan->placements[2].offset + plan->placements[2].bytes);
+    assert_int_equal(gaps[0].offset + gaps[0].bytes, plan->places[2].offset);
+    assert_int_equal(gaps[1].offset, plan->places[2].offset + plan->places[2].bytes);
     assert_int_equal(gaps[1].offset + gaps[1].bytes, plan->arena_bytes);
     free(gaps);
     plan_free(plan);
@@ -497,7 +498,7 @@ static int plan_of(uint64_t elements, size_t n, enum form form)
 {
     struct model model = {.header = {.tensors = model.tensors, .n_tensors = n}};
     for (size_t i = 0; i < n; i++)
-        model.tensors[i] = (struct gguf_tensor){
+        model.tensors[i] = (struct header_tensor){
             .name = "t",
             .type = tensor_type_find(24), /* i8 */
             .ne = {elements, 1, 1, 1},

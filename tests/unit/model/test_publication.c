@@ -19,34 +19,34 @@
 #include <cmocka.h> /* wants the standard headers before it */
 /* clang-format on */
 
-static struct gguf_kv text(const char *key, const void *value, size_t size)
+static struct header_kv text(const char *key, const void *value, size_t size)
 {
     uint8_t *data = malloc(8 + size);
     assert_non_null(data);
     const uint64_t length = size;
     memcpy(data, &length, 8);
     memcpy(data + 8, value, size);
-    return (struct gguf_kv){.key = {key, strlen(key)},
-                            .type = GGUF_STRING,
-                            .element_type = GGUF_STRING,
-                            .count = 1,
-                            .data = data,
-                            .data_size = 8 + size};
+    return (struct header_kv){.key = {key, strlen(key)},
+                              .type = GGUF_STRING,
+                              .element_type = GGUF_STRING,
+                              .count = 1,
+                              .data = data,
+                              .data_size = 8 + size};
 }
 
 static void as_it_is_laid_out(void **state)
 {
     (void)state;
-    struct gguf_tensor tensors[] = {
+    struct header_tensor tensors[] = {
         {.name = "a \"quoted\" name", .type = tensor_type_find(2), .n_dims = 2, .ne = {64, 3, 1, 1}},
         {.name = "scalar", .type = tensor_type_find(0), .ne = {1, 1, 1, 1}},
     };
-    struct placement placements[] = {
+    struct tensor_place places[] = {
         {.offset = 0, .bytes = 384, .form = FORM_F16, .convert = FORM_F16},
         {.offset = 512, .bytes = 4, .form = FORM_F32},
     };
-    struct gguf model = {.n_tensors = 2, .tensors = tensors};
-    const struct plan plan = {.model = &model, .tensors = model.tensors, .placements = placements, .arena_bytes = 1024};
+    struct model_header model = {.n_tensors = 2, .tensors = tensors};
+    const struct plan plan = {.model = &model, .tensors = model.tensors, .places = places, .arena_bytes = 1024};
     struct publication publication;
     struct device_fault fault;
     assert_int_equal(publication_make(&plan, &publication, &fault), 0);
@@ -71,8 +71,8 @@ static void as_it_is_laid_out(void **state)
 static void metadata(void **state)
 {
     (void)state;
-    struct gguf_kv kv[] = {text("bytes", "\xff\0x", 3), text("k\xc3\xa9y", "caf\xc3\xa9", 5)};
-    struct gguf model = {.n_kv = 2, .kv = kv};
+    struct header_kv kv[] = {text("bytes", "\xff\0x", 3), text("k\xc3\xa9y", "caf\xc3\xa9", 5)};
+    struct model_header model = {.n_kv = 2, .kv = kv};
     const struct plan plan = {.model = &model, .tensors = model.tensors, .arena_bytes = 256};
     struct publication publication;
     struct device_fault fault;
@@ -96,11 +96,11 @@ static void a_bound_on_metadata(void **state)
     enum { N = 3000 };
     static char value[4096];
     memset(value, '\1', sizeof(value));
-    static struct gguf_kv kv[N];
+    static struct header_kv kv[N];
     kv[0] = text("key", value, sizeof(value));
     for (size_t i = 1; i < N; i++)
         kv[i] = kv[0];
-    struct gguf model = {.n_kv = N, .kv = kv};
+    struct model_header model = {.n_kv = N, .kv = kv};
     const struct plan plan = {.model = &model, .tensors = model.tensors, .arena_bytes = 256};
     struct publication publication;
     struct device_fault fault;
@@ -133,7 +133,7 @@ static void limited(const struct plan *plan, int what, int error, const char *ca
 static void the_call_that_failed(void **state)
 {
     (void)state;
-    struct gguf model = {0};
+    struct model_header model = {0};
     const struct plan plan = {.model = &model, .tensors = model.tensors, .arena_bytes = 256};
     signal(SIGXFSZ, SIG_IGN);
     limited(&plan, RLIMIT_NOFILE, EMFILE, "memfd_create");

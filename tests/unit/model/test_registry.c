@@ -105,9 +105,9 @@ static void which_outcome(void **state)
     struct fixture *fixture = *state;
     struct registry *registry = &fixture->registry;
     struct model *model = add(fixture, "a", 1);
-    struct gguf_tensor tensors[] = {{.name = "a", .type = tensor_type_find(1), .n_dims = 2},
-                                    {.name = "b", .type = tensor_type_find(0), .n_dims = 1}};
-    struct gguf header = {.n_tensors = 2, .tensors = tensors};
+    struct header_tensor tensors[] = {{.name = "a", .type = tensor_type_find(1), .n_dims = 2},
+                                      {.name = "b", .type = tensor_type_find(0), .n_dims = 1}};
+    struct model_header header = {.n_tensors = 2, .tensors = tensors};
     const struct device_set gpu = {.devices = {&fixture->gpu}, .n = 1};
     size_t tensor;
     model->forms = forms_plain(FORM_AUTO);
@@ -251,15 +251,15 @@ static void names_are_looked_up_for_somebody(void **state)
     assert_null(registry_find(registry, "a", &other));
     assert_null(registry_find(registry, "b", &user));
     assert_ptr_equal(registry_find(registry, "a", &root), mine);
-    assert_null(registry_holder(registry, "a", &root)); /* what is seen by trust alone keeps no name */
-    assert_ptr_equal(registry_holder(registry, "a", &user), mine);
+    assert_null(registry_name_owner(registry, "a", &root)); /* what is seen by trust alone keeps no name */
+    assert_ptr_equal(registry_name_owner(registry, "a", &user), mine);
 
     struct model *theirs = add_of(fixture, "a", other.uid, ACCESS_PUBLIC);
     assert_ptr_equal(registry_find(registry, "a", &user), mine);
     assert_ptr_equal(registry_find(registry, "a", &other), theirs);
     assert_ptr_equal(registry_find(registry, "a", &third), theirs);
     assert_ptr_equal(registry_find(registry, "a", &root), theirs); /* may be read, not only be seen */
-    assert_ptr_equal(registry_holder(registry, "a", &root), theirs);
+    assert_ptr_equal(registry_name_owner(registry, "a", &root), theirs);
 
     char full[MODEL_NAME_SIZE];
     snprintf(full, sizeof(full), "a#%llu", (unsigned long long)mine->id);
@@ -288,7 +288,7 @@ static void a_name_that_is_taken(void **state)
         struct model *new = add_taking(fixture, "a");
         assert_true(model_nameless(new));
         assert_ptr_equal(registry_find(registry, "a", &root), old);
-        assert_ptr_equal(registry_holder(registry, "a", &root), old);
+        assert_ptr_equal(registry_name_owner(registry, "a", &root), old);
         assert_int_equal(registry_take_names(registry, old, new, all, 0), 0);
         assert_ptr_equal(registry_find(registry, "a", &root), new);
         assert_ptr_equal(registry_find(registry, "b", &root), all ? new : old);
@@ -299,7 +299,7 @@ static void a_name_that_is_taken(void **state)
     }
     struct model *new = add_taking(fixture, "c");
     assert_null(registry_find(registry, "c", &root));
-    assert_ptr_equal(registry_holder(registry, "c", &root), new);
+    assert_ptr_equal(registry_name_owner(registry, "c", &root), new);
     assert_int_equal(registry_take_names(registry, NULL, new, true, 0), 0); /* whoever had it is gone */
     assert_ptr_equal(registry_find(registry, "c", &root), new);
 }

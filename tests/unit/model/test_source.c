@@ -1,5 +1,7 @@
 /* daemon/model/source.c: which file it is, and its bytes. */
 #include "daemon/model/source.h"
+#include "daemon/model/source_compare.h"
+#include "daemon/model/source_look.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -107,12 +107,43 @@ static void others_are_refused(void **state)
     assert_null(found.paths);
 }
 
+static int files_with(const char *name, struct shard_paths *ret)
+{
+    char path[128];
+    snprintf(path, sizeof(path), "%s/%s", folder, name);
+    *ret = (struct shard_paths){0};
+    return folder_files_with(path, shard_open_regular, 9, &ret->paths, &ret->n, &ret->number);
+}
+
+static void a_file_stands_for_those_of_its_index(void **state)
+{
+    struct shard_paths found;
+    (void)state;
+    assert_int_equal(files_with("a", &found), -ENODATA);
+    write_index("{\"weight_map\":{\"x\":\"b\",\"y\":\"a\"}}");
+    assert_int_equal(files_with("b", &found), 0);
+    assert_int_equal(found.n, 2);
+    assert_int_equal(found.number, 2);
+    assert_string_equal(strrchr(found.paths[0], '/'), "/a");
+    shard_paths_free(&found);
+    assert_int_equal(files_with("c", &found), -ENODATA);
+    remove_index();
+    write_index("{\"weight_map\":{\"x\":\"a\"}}"); /* with no other */
+    assert_int_equal(files_with("a", &found), -ENODATA);
+    remove_index();
+    write_index("{");
+    assert_int_equal(files_with("a", &found), -ENODATA);
+    remove_index();
+    assert_null(found.paths);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(each_file_comes_once),
         cmocka_unit_test(without_an_index_there_is_one_file),
         cmocka_unit_test(others_are_refused),
+        cmocka_unit_test(a_file_stands_for_those_of_its_index),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }

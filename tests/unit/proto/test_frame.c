@@ -138,8 +138,8 @@ static void test_messages(void **state)
 static void test_parts(void **state)
 {
     struct fixture *f = *state;
-    const struct frame_part parts[] = {{"{\"a\":", 5}, {"", 0}, {"[1,2]", 5}, {"}", 1}};
-    assert_int_equal(frame_writer_put_parts(f->writer, parts, 4, NULL, 0), 0);
+    const struct frame_text parts[] = {{"{\"a\":", 5}, {"", 0}, {"[1,2]", 5}, {"}", 1}};
+    assert_int_equal(frame_writer_put_texts(f->writer, parts, 4, NULL, 0), 0);
     assert_int_equal(frame_writer_flush(f->writer, f->out), 0);
     expect(f, "{\"a\":[1,2]}", 0);
 }
@@ -455,8 +455,8 @@ static void test_put_refused(void **state)
     assert_int_equal(frame_writer_put(writer, "1234567890", 10, NULL, 0), -ENOBUFS);
     assert_int_equal(frame_writer_put(writer, "123456789", 9, NULL, 0), 0);
     assert_int_equal(frame_writer_put(writer, "", 0, NULL, 0), -ENOBUFS);
-    const struct frame_part huge[] = {{"x", SIZE_MAX}, {"y", 2}};
-    assert_int_equal(frame_writer_put_parts(writer, huge, 2, NULL, 0), -ENOBUFS);
+    const struct frame_text huge[] = {{"x", SIZE_MAX}, {"y", 2}};
+    assert_int_equal(frame_writer_put_texts(writer, huge, 2, NULL, 0), -ENOBUFS);
     assert_int_equal(frame_writer_pending(writer), 10);
     assert_int_equal(frame_writer_flush(writer, f->out), 0);
     const int bad[] = {f->in, -1};

@@ -138,9 +138,9 @@ static void no_further_than_a_header(void **state)
     put_header(w, 3);
     put_key(w, "bytes", ARRAY);
     put_number(w, U8, 4);
-    put_number(w, GGUF_HEADER_MAX, 8);
+    put_number(w, HEADER_BYTES_MAX, 8);
     assert_int_equal(write(fd, w->bytes, w->n), (ssize_t)w->n);
-    assert_int_equal(lseek(fd, GGUF_HEADER_MAX, SEEK_CUR), (off_t)(GGUF_HEADER_MAX + w->n));
+    assert_int_equal(lseek(fd, HEADER_BYTES_MAX, SEEK_CUR), (off_t)(HEADER_BYTES_MAX + w->n));
     w->n = 0;
     put_key(w, "split.no", U16);
     put_number(w, 0, 2);
@@ -504,6 +504,11 @@ static void missing(void **state)
     assert_int_equal(shards_find(path_of("m-00001-of-00003.gguf"), false, open_file, &found), -ENOENT);
     assert_int_equal(found.n, 1);
     assert_string_equal(found.paths[0], path_of("m-00002-of-00003.gguf"));
+    shard_paths_free(&found);
+    unlink(path_of("m-00003-of-00003.gguf"));
+    assert_int_equal(shards_find(path_of("m-00001-of-00003.gguf"), false, open_file, &found), -ENOENT);
+    assert_int_equal(found.n, 2);
+    assert_string_equal(found.paths[1], path_of("m-00003-of-00003.gguf"));
     shard_paths_free(&found);
     assert_int_equal(shards_find(path_of("none.gguf"), false, open_file, &found), -ENOENT);
     shard_paths_free(&found);

@@ -16,10 +16,10 @@
 /* clang-format on */
 
 /* A file with this JSON and so many bytes of tensors. The caller closes it. */
-static struct split_file file_of(const char *json, size_t data)
+static struct header_file file_of(const char *json, size_t data)
 {
     const uint64_t length = htole64(strlen(json));
-    struct split_file file = {memfd_create("model", MFD_CLOEXEC), 8 + strlen(json) + data};
+    struct header_file file = {memfd_create("model", MFD_CLOEXEC), 8 + strlen(json) + data};
     assert_true(file.fd >= 0);
     assert_int_equal(pwrite(file.fd, &length, 8, 0), 8);
     assert_int_equal(pwrite(file.fd, json, strlen(json), 8), strlen(json));
@@ -27,9 +27,9 @@ static struct split_file file_of(const char *json, size_t data)
     return file;
 }
 
-static int read_json(const char *json, size_t data, struct gguf **ret, struct gguf_fault *fault)
+static int read_json(const char *json, size_t data, struct model_header **ret, struct header_fault *fault)
 {
-    struct split_file file = file_of(json, data);
+    struct header_file file = file_of(json, data);
     size_t which = 7;
     int r = safetensors_read(&file, 1, ret, fault, &which);
     assert_int_equal(which, 0);
@@ -37,10 +37,10 @@ static int read_json(const char *json, size_t data, struct gguf **ret, struct gg
     return r;
 }
 
-static struct gguf *read_valid(const char *json, size_t data)
+static struct model_header *read_valid(const char *json, size_t data)
 {
-    struct gguf_fault fault = {0};
-    struct gguf *model = NULL;
+    struct header_fault fault = {0};
+    struct model_header *model = NULL;
     if (read_json(json, data, &model, &fault) != 0)
         fail_msg("%s was refused: %s, at %llu", json, fault.reason, (unsigned long long)fault.offset);
     return model;
@@ -49,14 +49,14 @@ static struct gguf *read_valid(const char *json, size_t data)
 static void a_file_is_read(void **state)
 {
     (void)state;
-    struct gguf *model =
+    struct model_header *model =
         read_valid("{\"__metadata__\":{\"format\":\"pt\",\"k\\u00e9y\":\"a\\nb\"},"
                    "\"b\":{\"dtype\":\"BF16\",\"shape\":[2,3,4],\"data_offsets\":[4,52]},"
                    "\"a\\/x\":{\"shape\":[],\"data_offsets\":[0,4],\"later\":[{}],\"dtype\":\"F32\"}}   ",
                    52);
     assert_string_equal(model->format, "safetensors");
     assert_int_equal(model->n_tensors, 2);
-    const struct gguf_tensor *scalar = &model->tensors[0], *cube = &model->tensors[1];
+    const struct header_tensor *scalar = &model->tensors[0], *cube = &model->tensors[1];
     assert_string_equal(scalar->name, "a/x"); /* in the order of the bytes */
     assert_string_equal(scalar->type->name, "f32");
     assert_int_equal(scalar->n_dims, 0);
@@ -73,15 +73,15 @@ static void a_file_is_read(void **state)
     assert_int_equal(cube->bytes, 48);
     assert_int_equal(cube->offset, model->data_start + 4);
     assert_int_equal(model->n_kv, 2);
-    struct gguf_string value;
-    assert_int_equal(gguf_kv_string(gguf_find(model, "format"), &value), 0);
+    struct header_string value;
+    assert_int_equal(header_kv_string(model_header_find(model, "format"), &value), 0);
     assert_int_equal(value.size, 2);
     assert_memory_equal(value.bytes, "pt", 2);
-    assert_int_equal(gguf_kv_string(gguf_find(model, "k\xc3\xa9y"), &value), 0);
+    assert_int_equal(header_kv_string(model_header_find(model, "k\xc3\xa9y"), &value), 0);
     assert_memory_equal(value.bytes, "a\nb", value.size);
-    gguf_free(model);
-    gguf_free(read_valid("{}", 0));
-    gguf_free(read_valid("{\"__metadata__\":null}", 0));
+    model_header_free(model);
+    model_header_free(read_valid("{}", 0));
+    model_header_free(read_valid("{\"__metadata__\":null}", 0));
 }
 
 static void the_header_is_written_as_it_was(void **state)
@@ -89,15 +89,15 @@ static void the_header_is_written_as_it_was(void **state)
     static const char json[] = "{\"a\\u0062\":{\"dtype\":\"U8\",\"shape\":[3],\"data_offsets\":[0,3]}} ";
     uint8_t bytes[sizeof(json) + 16];
     (void)state;
-    struct gguf *model = read_valid(json, 3);
+    struct model_header *model = read_valid(json, 3);
     int fd = memfd_create("header", MFD_CLOEXEC);
     assert_string_equal(model->tensors[0].name, "ab");
-    assert_int_equal(gguf_header_write(model, fd), 0);
+    assert_int_equal(model_header_write(model, fd), 0);
     assert_int_equal(pread(fd, bytes, sizeof(bytes), 0), 8 + strlen(json));
     assert_int_equal(bytes[0], strlen(json));
     assert_memory_equal(bytes + 8, json, strlen(json));
     close(fd);
-    gguf_free(model);
+    model_header_free(model);
 }
 
 static void every_dtype_has_its_size(void **state)
@@ -105,7 +105,7 @@ static void every_dtype_has_its_size(void **state)
     static const struct {
         const char *dtype, *type;
         size_t bits;
-        bool keeps;
+        bool exempt;
     } types[] = {
         {"BOOL", "bool", 8, true},       {"F4", "f4", 4, true},
         {"F6_E2M3", "f6_e2m3", 6, true}, {"F6_E3M2", "f6_e3m2", 6, true},
@@ -125,10 +125,10 @@ static void every_dtype_has_its_size(void **state)
         const size_t bytes = 4 * types[i].bits / 8;
         snprintf(json, sizeof(json), "{\"t\":{\"dtype\":\"%s\",\"shape\":[4,1],\"data_offsets\":[0,%zu]}}",
                  types[i].dtype, bytes);
-        struct gguf *model = read_valid(json, bytes);
+        struct model_header *model = read_valid(json, bytes);
         assert_string_equal(model->tensors[0].type->name, types[i].type);
-        assert_int_equal(model->tensors[0].keeps, types[i].keeps);
-        gguf_free(model);
+        assert_int_equal(model->tensors[0].exempt, types[i].exempt);
+        model_header_free(model);
     }
 }
 
@@ -181,8 +181,8 @@ static void wrong_files_are_refused_at_their_place(void **state)
     };
     (void)state;
     for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
-        struct gguf_fault fault = {0};
-        struct gguf *model = NULL;
+        struct header_fault fault = {0};
+        struct model_header *model = NULL;
         if (read_json(wrong[i].json, wrong[i].data, &model, &fault) != -EBADMSG)
             fail_msg("%s was taken", wrong[i].json);
         assert_null(model);
@@ -199,9 +199,9 @@ static void the_length_is_held_against_the_file(void **state)
     static const uint64_t lengths[] = {3, 100000000, 100000001, UINT64_MAX};
     (void)state;
     for (size_t i = 0; i < sizeof(lengths) / sizeof(lengths[0]); i++) {
-        struct split_file file = file_of("{}", 0);
-        struct gguf_fault fault = {0};
-        struct gguf *model = NULL;
+        struct header_file file = file_of("{}", 0);
+        struct header_fault fault = {0};
+        struct model_header *model = NULL;
         const uint64_t length = htole64(lengths[i]);
         size_t which;
         assert_int_equal(pwrite(file.fd, &length, 8, 0), 8);
@@ -212,9 +212,9 @@ static void the_length_is_held_against_the_file(void **state)
         close(file.fd);
     }
     for (size_t size = 0; size < 8; size++) { /* shorter than the length */
-        struct split_file file = file_of("{}", 0);
-        struct gguf_fault fault = {0};
-        struct gguf *model = NULL;
+        struct header_file file = file_of("{}", 0);
+        struct header_fault fault = {0};
+        struct model_header *model = NULL;
         size_t which;
         file.size = size;
         assert_int_equal(safetensors_read(&file, 1, &model, &fault, &which), -EBADMSG);
@@ -224,14 +224,14 @@ static void the_length_is_held_against_the_file(void **state)
 
 static void files_are_joined(void **state)
 {
-    struct split_file files[] = {
+    struct header_file files[] = {
         file_of("{\"__metadata__\":{\"a\":\"1\"},\"x\":" INFO "}", 4),
         file_of("{\"y\":" INFO ",\"__metadata__\":{\"b\":\"1\"}}", 4),
         file_of("{\"x\":" INFO "}", 4),
         file_of("{", 0),
     };
-    struct gguf_fault fault = {0};
-    struct gguf *model = NULL;
+    struct header_fault fault = {0};
+    struct model_header *model = NULL;
     size_t which = 9;
     (void)state;
     assert_int_equal(safetensors_read(files, 2, &model, &fault, &which), 0);
@@ -239,11 +239,11 @@ static void files_are_joined(void **state)
     assert_string_equal(model->tensors[1].name, "y");
     assert_int_equal(model->tensors[1].shard, 1);
     assert_int_equal(model->n_kv, 1);
-    gguf_free(model);
+    model_header_free(model);
     model = NULL;
     assert_int_equal(safetensors_read(files, 3, &model, &fault, &which), -EBADMSG);
     assert_string_equal(fault.reason, "tensor 'x' stands in two files");
-    const struct split_file wrong[] = {files[0], files[3]};
+    const struct header_file wrong[] = {files[0], files[3]};
     assert_int_equal(safetensors_read(wrong, 2, &model, &fault, &which), -EBADMSG);
     assert_int_equal(which, 1);
     assert_null(model);
@@ -258,14 +258,14 @@ static void scales_stay_beside_small_numbers(void **state)
     (void)state;
     snprintf(json, sizeof(json), "{%s,\"m.weight\":{\"dtype\":\"F8_E4M3\",\"shape\":[4],\"data_offsets\":[4,8]}}",
              scale);
-    struct gguf *model = read_valid(json, 8);
-    assert_true(model->tensors[0].keeps);
-    assert_true(model->tensors[1].keeps);
-    gguf_free(model);
+    struct model_header *model = read_valid(json, 8);
+    assert_true(model->tensors[0].exempt);
+    assert_true(model->tensors[1].exempt);
+    model_header_free(model);
     snprintf(json, sizeof(json), "{%s,\"m.weight\":{\"dtype\":\"F16\",\"shape\":[2],\"data_offsets\":[4,8]}}", scale);
     model = read_valid(json, 8);
-    assert_false(model->tensors[0].keeps);
-    gguf_free(model);
+    assert_false(model->tensors[0].exempt);
+    model_header_free(model);
 }
 
 /* A long header costs memory of its own size, and little time. */
@@ -282,11 +282,11 @@ static void a_long_header_is_read(void **state)
                 n - i - 1, n - i);
     fputc('}', out);
     fclose(out);
-    struct gguf *model = read_valid(json, n);
+    struct model_header *model = read_valid(json, n);
     assert_int_equal(model->n_tensors, n);
     assert_string_equal(model->tensors[0].name, "layer.1");
     assert_string_equal(model->tensors[n - 1].name, "layer.20000");
-    gguf_free(model);
+    model_header_free(model);
     free(json);
 }
 

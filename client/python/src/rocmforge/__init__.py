@@ -18,7 +18,7 @@ from ._publish import CreateOptions, Creation, PublishOptions
 from .client import Client, attach, connect, load, load_attach, publish
 from .errors import (
     AmbiguousFiles, Cancelled, Closed, ConnectionLost, CreationNotFound, DeadlineExceeded, DeviceError, DeviceNotFound,
-    Error, ExpectedMore, FileChanged, FileError, InterfaceNotFound, InUse, InvalidLayout, InvalidManifest,
+    Error, ExpectedMore, FileChanged, FileError, IncompleteFiles, InterfaceNotFound, InUse, InvalidLayout, InvalidManifest,
     InvalidMessage, InvalidModel, InvalidParameter, LeaseNotFound, LibraryError, LibraryNotFound, LimitExceeded,
     MethodNotFound, MethodNotImplemented, ModelBusy, ModelNotFound, NameInUse, NoDaemon, NoFile, OutOfDeviceMemory,
     PermissionDenied, ProtocolError, ShuttingDown, StillWritable, UnsupportedDtype, UnsupportedType, WireError,
@@ -32,7 +32,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AmbiguousFiles", "Cancelled", "Client", "Closed", "ConnectionLost", "CreateOptions", "Creation",
     "CreationNotFound", "DeadlineExceeded", "DeviceError", "DeviceNotFound", "Error", "ExpectedMore", "FileChanged",
-    "FileError", "Group", "InUse", "InterfaceNotFound", "InvalidLayout", "InvalidManifest", "InvalidMessage",
+    "FileError", "Group", "InUse", "IncompleteFiles", "InterfaceNotFound", "InvalidLayout", "InvalidManifest", "InvalidMessage",
     "InvalidModel", "InvalidParameter", "LeaseNotFound", "LibraryError", "LibraryNotFound", "LimitExceeded",
     "LoadAttachOptions", "LoadOptions", "MetadataUnavailable", "MethodNotFound", "MethodNotImplemented", "Model",
     "ModelBusy", "ModelNotFound", "NameInUse", "NewTensor", "NoDaemon", "NoFile", "OutOfDeviceMemory",

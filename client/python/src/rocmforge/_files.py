@@ -8,7 +8,7 @@ import os
 import re
 import stat
 from contextlib import contextmanager, nullcontext
-from typing import ContextManager, Iterator, List, Optional, Sequence, Union
+from typing import ContextManager, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
 from . import _library, errors
 
@@ -32,13 +32,18 @@ def first(path: Paths) -> Path:
 
 
 def shard_paths(path: Paths) -> List[str]:
-    """The files of a model, in order. If the path is the first file of a split model: all its files. If it is a folder:
-    those that its index names. Else the path itself, or the given paths. Without the library, files of a split model
-    are found by their names only. OSError: a file or the index cannot be read, or others are missing; ValueError: the
-    index is wrong; AmbiguousFiles.
+    """The files of a model, in order. If the path is the first file of a split model, or any safetensors file of one: all
+    its files. If it is a folder: those that its index names. Else the path itself, or the given paths; one that is given
+    alone is taken as a path. Without the library, files of a split model are found by an index or by their names only.
+    OSError: a file or the index cannot be read, or others are missing; ValueError: the index is wrong; AmbiguousFiles;
+    IncompleteFiles.
     """
     if not isinstance(path, (str, os.PathLike)):
-        return [os.fspath(one) for one in path]
+        paths = [os.fspath(one) for one in path]
+        if len(paths) == 1:
+            return shard_paths(paths[0])
+        _check_given(paths)
+        return paths
     text = os.fspath(path)
     found = _found(text)
     if found is not None:
@@ -46,7 +51,12 @@ def shard_paths(path: Paths) -> List[str]:
     if os.path.isdir(text):
         return _folder_files(text)
     match = _SHARD.search(text)
-    if not match or int(match[1]) != 1 or not 1 <= int(match[2]) <= _SHARDS_MAX:
+    safetensors = text.lower().endswith(".safetensors")
+    indexed = _indexed(text) if safetensors else None
+    if indexed:
+        return indexed
+    later = match is not None and int(match[1]) != 1 and not (safetensors and int(match[1]) <= int(match[2]))
+    if not match or later or not 1 <= int(match[2]) <= _SHARDS_MAX:
         return [text]
     stem = text[: match.start()]
     return [f"{stem}-{i:05}-of-{match[2]}.{match[3]}" for i in range(1, int(match[2]) + 1)]
@@ -73,6 +83,39 @@ def _found(path: str) -> Optional[List[str]]:
     return paths
 
 
+def _is_gguf(path: str) -> bool:
+    with open(path, "rb") as file:
+        return file.read(4) == b"GGUF"
+
+
+def _check_given(paths: List[str]) -> None:
+    """Whether paths that were named one by one are all files of their model. Files of a split GGUF model say themselves
+    which ones they are, and the daemon refuses a part of them. IncompleteFiles."""
+    known = {path: os.stat(path) for path in paths}
+    identities = {(status.st_dev, status.st_ino) for status in known.values()}
+    seen: Set[Tuple[int, int]] = set()
+    for path, status in known.items():
+        # A pipe would wait for a writer; opened() refuses it.
+        if (status.st_dev, status.st_ino) in seen or not stat.S_ISREG(status.st_mode) or _is_gguf(path):
+            continue
+        try:
+            found = shard_paths(path)
+        except FileNotFoundError as error:  # another file of its model
+            raise errors.IncompleteFiles(path, [str(error.filename)]) from None
+        missing = []
+        for one in found:
+            try:
+                other = os.stat(one)
+            except FileNotFoundError:
+                missing.append(one)
+                continue
+            seen.add((other.st_dev, other.st_ino))
+            if (other.st_dev, other.st_ino) not in identities:
+                missing.append(one)
+        if missing:
+            raise errors.IncompleteFiles(path, missing)
+
+
 def _folder_name(folder: str) -> str:
     """In Hugging Face's cache the model's: ".../models--ORG--NAME/snapshots/REVISION"."""
     above, middle, revision = ("", "", *folder.split("/"))[-3:]
@@ -96,6 +139,16 @@ def _folder_files(folder: str) -> List[str]:
     if not plain or not 1 <= len(names) <= _SHARDS_MAX:
         raise ValueError(f"cannot open {folder}: its {_INDEX} is not valid")
     return [os.path.join(folder, name) for name in names]
+
+
+def _indexed(path: str) -> Optional[List[str]]:
+    """The files that the index beside a file names, if this file is one of them."""
+    folder = os.path.dirname(path) or "."
+    try:
+        files = _folder_files(folder)
+    except (OSError, ValueError):
+        return None
+    return files if os.path.join(folder, os.path.basename(path)) in files else None
 
 
 def link_name(paths: Paths) -> Optional[str]:

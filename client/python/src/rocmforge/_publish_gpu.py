@@ -13,7 +13,8 @@ from ._varlink import Connection
 from .errors import DeviceNotFound
 
 if TYPE_CHECKING:
-    from ._publish import Creation, _Piece
+    from ._publish import Creation
+    from ._publish_layout import Piece
 
 _STEP = 64 << 20  # bytes that go through the host at once
 
@@ -67,7 +68,7 @@ def bytes_of(device: str, address: int, nbytes: int, owner: Any) -> Any:
     return torch.as_tensor(_Raw(address, nbytes, owner), device=device)
 
 
-def write(creation: Creation, piece: _Piece) -> None:
+def write(creation: Creation, piece: Piece) -> None:
     """Copies bytes from or to a GPU, or both."""
     if not piece.nbytes:
         return

@@ -72,6 +72,21 @@ class InUse(Error, BufferError):
         return type(self), (self.name, self.views)
 
 
+class IncompleteFiles(Error, ValueError):
+    """The files that were named are only a part of a model of safetensors files; `missing` are its others."""
+
+    def __init__(self, path: str, missing: List[str]) -> None:
+        super().__init__(
+            f"cannot open {path}: these files are a part of a model; name all its files, or only one; not named: "
+            + ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
+        )
+        self.path = path
+        self.missing = missing
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.path, self.missing)
+
+
 class UnsupportedDtype(Error, TypeError):
     """NumPy, or a protocol, has no such element type."""
 

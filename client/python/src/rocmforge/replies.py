@@ -77,6 +77,7 @@ class ModelInfo(_ModelInfo):
     access: str
     aliases: List[str]
     changed: bool
+    heldUp: bool
     overflows: int
 
 
@@ -263,6 +264,7 @@ class StatusReply(TypedDict):
     leases: int
     loads: int
     workers: int
+    heldUp: int
     isa: str
 
 

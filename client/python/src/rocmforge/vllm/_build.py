@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import threading
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Tuple
@@ -134,11 +135,22 @@ def check_views(model: Any) -> None:
         raise NotPossible(f"{type(model).__name__} may change the weights after loading")
 
 
-def check_processed(model: Any) -> None:
-    """NotPossible: a quantisation method does not say that it takes weights that were processed before."""
+def linear(method: Any) -> bool:
+    """Whether it is the quantisation method of a linear layer."""
+    from vllm.model_executor.layers.linear import LinearMethodBase
+
+    return isinstance(method, LinearMethodBase)
+
+
+def check_processed(model: Any, cpu: bool) -> None:
+    """NotPossible: a quantisation method does not say that it takes weights that were processed before, and is none whose
+    state can be published (_remembered.py)."""
     for name, method in methods(model):
-        if not getattr(method, "supports_pre_processed_weights", False):
+        if not getattr(method, "supports_pre_processed_weights", False) and not linear(method):
             raise NotPossible(f"{type(method).__name__} of {name} does not take weights that were processed before")
+        # Which of the two kernels experts use is found while they are packed, and that is left out.
+        if cpu and "moe" in type(method).__name__.lower() and importlib.util.find_spec("zentorch"):
+            raise NotPossible(f"{type(method).__name__} of {name} may use zentorch")
 
 
 def compute_on_plain_weights(model: Any, config: Any) -> None:

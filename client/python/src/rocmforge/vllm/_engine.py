@@ -10,10 +10,14 @@ import vllm
 from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
 
 from ..client import Client
-from . import _keys
+from . import _keys, _processed
 
 # Parts of vLLM's configuration that may change what it does to the weights.
 _CONFIGS = ("parallel_config", "kernel_config", "attention_config", "compilation_config", "offload_config", "lora_config")
+
+# Environment variables that vLLM counts among what makes compiled code differ: on which processors it runs, which does
+# not change the weights.
+_NO_FACTORS = ("VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_NUM_OF_RESERVED_CPU")
 
 
 def tensor_parallel() -> Tuple[int, int]:
@@ -70,7 +74,9 @@ def key(config: Any, model_config: Any, device: Any, files: Sequence[str], prefi
     hf = model_config.hf_config
     named = "cpu" if device.type == "cpu" else str(torch.cuda.get_device_properties(device).name)
     factors: Dict[str, Any] = getattr(vllm.envs, "compile_factors", dict)()
+    factors = {name: value for name, value in factors.items() if name not in _NO_FACTORS}
     parts = {
+        "format": _processed.VERSION,
         "engine": ["vllm", str(vllm.__version__), str(torch.__version__)],
         "files": _keys.files_identity(files),
         "names": [os.path.basename(file) for file in files],

@@ -20,11 +20,13 @@ def fill(
     recorder: Recorder,
     resident: Model,
     places: Mapping[str, Resident],
+    dtypes: Mapping[str, Any],
     device: Any,
     copied_share_max: float = 1.0,
 ) -> Report:
-    """`places`: where the files' tensors are resident. `device`: where parameters with memory of their own are. NotPossible: a parameter is made by something else than copies; nothing is shared; or more than
-    this share of the bytes would be copied."""
+    """`places`: where the files' tensors are resident. `dtypes`: what they are in the files. `device`: where parameters with
+    memory of their own are. NotPossible: a parameter is made by something else than copies; nothing is shared; or more
+    than this share of the bytes would be copied. Unknown: as replay()."""
     report = Report(VIEW, resident.name)
     values: Dict[str, Any] = {}
     parameters = bare.parameters()
@@ -50,7 +52,7 @@ def fill(
             raise NotPossible(f"{name}: {why}")
         parameter = parameters[name]
         value = torch.empty_strided(parameter.shape, parameter.stride(), dtype=parameter.dtype, device=device)
-        _pieces.replay(value, recorder.operations[name], places, tensors)
+        _pieces.replay(value, recorder.operations[name], places, tensors, dtypes)
         values[name] = value
     bare.put(values)
     return report

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from typing import Any, List, Mapping, Sequence
+from typing import Any, List, Mapping, Optional, Sequence
 
 _NAME_MAX = 127
 
@@ -43,7 +43,19 @@ def plain(value: Any) -> Any:
 
 def name(model: str, digits: str) -> str:
     """The name of published weights: what the user calls the model, and the beginning of the key."""
+    return _name(model, f"vllm-{digits[:16]}")
+
+
+def names(model: str, files: Sequence[str], layout: Mapping[str, Any]) -> List[Optional[str]]:
+    """The names of a model that is loaded for vLLM, from the simplest to one that no other model has. None: the daemon
+    names it after the file or its folder."""
+    digits = key({"files": files_identity(files), "layout": layout})
+    rank, size = layout.get("tp", (0, 1))
+    simple = [None, _name(model, "vllm")] if size == 1 else [_name(model, f"tp{rank}of{size}")]
+    return [*simple, name(model, digits)]
+
+
+def _name(model: str, end: str) -> str:
     last = os.path.basename(os.path.normpath(model)) or "model"
     text = re.sub(r"[^A-Za-z0-9._:@+-]", "_", last).lstrip("-") or "model"
-    end = f".vllm-{digits[:16]}"
-    return text[: _NAME_MAX - len(end)] + end
+    return f"{text[: _NAME_MAX - len(end) - 1]}.{end}"

@@ -15,7 +15,7 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 from .. import errors
 from ..client import Client, connect
 from ..model import Model
-from . import _build, _engine, _fill, _keys, _memory, _options, _pieces, _processed, _record, _report, _sources
+from . import _build, _engine, _fill, _keys, _memory, _options, _pieces, _processed, _record, _remembered, _report, _sources
 from ._build import NotPossible
 from ._options import ADOPT, COPY, VIEW
 from ._report import Report
@@ -45,7 +45,8 @@ class RocmforgeLoader(DefaultModelLoader):  # type: ignore[misc]
         super().__init__(dataclasses.replace(load_config, load_format="auto", model_loader_extra_config={}))
         self._feed: Optional[Feed] = None  # where the weights come from while they are loaded; None: from the files
         self._primary: Optional[Any] = None  # the model's name, as the source of the weights that the feed has
-        self.plain = False  # whether layers of models that are made compute on their weights as they are, on a CPU
+        self.publishes = False  # whether models that are made will be published
+        self.watch: Optional[_remembered.Watch] = None  # of the last one that will be
 
     # --- vLLM's interface ---
 
@@ -117,8 +118,10 @@ class RocmforgeLoader(DefaultModelLoader):  # type: ignore[misc]
 
     def create_model(self, vllm_config: Any, model_config: Any, prefix: str = "") -> Any:
         model = super().create_model(vllm_config=vllm_config, model_config=model_config, prefix=prefix)
-        if self.plain:
-            _build.compute_on_plain_weights(model, vllm_config)
+        if self.publishes:
+            if _engine.target_device(vllm_config).type == "cpu":
+                _build.compute_on_plain_weights(model, vllm_config)
+            self.watch = _remembered.Watch(model)
         return model
 
     def _get_weights_iterator(self, source: Any) -> Any:
@@ -209,7 +212,7 @@ class _Load:
         """Attaches to the model that the weights will probably be views of. None: none is known yet."""
         if self.options.may(VIEW) and self.model_config.quantization is None:
             files = self.loader.files(None, self.model_config)
-            return self._resident(files, self._layouts(), self._daemon_device())
+            return self._resident(files, self._layouts(_sources.of(files)), self._daemon_device())
         return self._published() if self._key else None
 
     # --- the ways, by their names ---
@@ -224,11 +227,12 @@ class _Load:
         files = self.loader.files(bare.model, self.model_config)
         sources = _sources.of(files)
         recorder = self._record(bare, sources)
-        with self._resident(files, self._layouts(), self._daemon_device()) as resident:
+        with self._resident(files, self._layouts(sources), self._daemon_device()) as resident:
             places = _memory.places(resident, sources, *_engine.tensor_parallel())
             _memory.check_parts(resident, places, sources, files)
             share = _COPIED_SHARE_MAX if self.options.may(ADOPT) else 1.0
-            report = _fill.fill(bare, recorder, resident, places, self.device, share)
+            dtypes = {name: source.dtype for name, source in sources.items()}
+            report = _fill.fill(bare, recorder, resident, places, dtypes, self.device, share)
             if self.device.type == "cpu":
                 _build.compute_on_plain_weights(bare.model, self.config)
             return self._processed(bare, [resident]), report
@@ -240,7 +244,7 @@ class _Load:
             raise NotPossible(self._no_key)
         registered = _build.Registered(self.config)
         bare = self._bare()
-        _build.check_processed(bare.model)
+        _build.check_processed(bare.model, self.device.type == "cpu")
         if self.device.type == "cpu" and self.options.cpu_prepack:
             raise NotPossible("weights that were packed for the CPU are no parameters")
         self._check_rearranged()
@@ -255,6 +259,7 @@ class _Load:
         with resident:
             told = resident.metadata().get("vllm") or {}
             report = _processed.adopt(bare, resident, told, self.device)
+            _remembered.adopt(bare.model, told["layers"])
             if self.device.type == "cpu":
                 _build.compute_on_plain_weights(bare.model, self.config)
             from vllm.model_executor.utils import weights_already_processed
@@ -262,6 +267,7 @@ class _Load:
             with weights_already_processed():
                 model = self._processed(bare, [resident])
             _processed.drop_the_rest(model)
+            _remembered.check(model, told["probes"], self.model_config.dtype, self.device)
             return model, report
 
     def copy(self) -> Tuple[Any, Report]:
@@ -310,12 +316,15 @@ class _Load:
         recorder.finish()
         return recorder
 
-    def _layouts(self) -> List[Dict[str, Any]]:
+    def _layouts(self, sources: Optional[Dict[str, Any]] = None) -> List[Dict[str, Any]]:
         """The layouts in which the model may be resident, the best one first. With `tp` the vocabulary is padded, too, but
-        some models are refused."""
+        some models are refused. `sources`: of the files, if the tensors may be resident in the engine's dtype instead of
+        the files'."""
         rank, size = _engine.tensor_parallel()
         whole: List[Dict[str, Any]] = [{"layout": "vllm"}, {}] if size == 1 else []
-        return [{"layout": "vllm", "tp": (rank, size)}, *whole]
+        form = _sources.form(sources, self.model_config.dtype) if sources else None
+        given = {} if form is None else {"form": form}
+        return [{**layout, **given} for layout in [{"layout": "vllm", "tp": (rank, size)}, *whole]]
 
     def _daemon_device(self) -> str:
         device = _engine.daemon_device(self.client, self.device)
@@ -331,11 +340,23 @@ class _Load:
         why = "the model is not resident"
         for layout in layouts:
             try:
-                if load or self.client.plan(files, device=device, **layout).get("model") is not None:
-                    return self.client.load_attach(files, device=device, deadline=self.options.deadline, **layout)
+                there = self.client.plan(files, device=device, **layout).get("model")
+                if load or there is not None:
+                    names = _keys.names(self.model_config.model, files, layout)
+                    names = names if there is None else [there["name"], *names]
+                    return self._load_attach(names, files, device=device, **layout)
             except errors.InvalidLayout as error:
                 why = str(error)
         raise NotPossible(why)
+
+    def _load_attach(self, names: Sequence[Optional[str]], files: Sequence[str], **options: Any) -> Model:
+        """By the first of these names that no other model has, for example in another layout; None: the file's."""
+        for name in names[:-1]:
+            try:
+                return self.client.load_attach(files, name=name, deadline=self.options.deadline, **options)
+            except errors.NameInUse:
+                continue
+        return self.client.load_attach(files, name=names[-1], deadline=self.options.deadline, **options)
 
     def _to_copy(self, files: Sequence[str]) -> Model:
         """A whole model to copy from. On a GPU that is not loaded for this, since it would be there twice."""
@@ -367,19 +388,23 @@ class _Load:
             resident = self._published()
             if resident is not None:
                 return resident
-            model = self._by_vllm()
+            model, layers = self._by_vllm()
             tensors, told = _processed.export(model)
+            told["layers"] = layers
+            told["probes"] = _remembered.probe(model, layers, self.model_config.dtype, self.device)
             return self.client.publish(
                 name, tensors, metadata={"vllm": told}, key=self._key, device=self._daemon_device()
             )
 
-    def _by_vllm(self) -> Any:
-        """A model that vLLM loads by itself, for publishing."""
-        self.loader.plain = self.device.type == "cpu"
+    def _by_vllm(self) -> Tuple[Any, Dict[str, Any]]:
+        """A model that vLLM loads by itself, for publishing, and what processing has changed in its layers."""
+        self.loader.publishes = True
         try:
-            return self.loader.load_from(self.config, self.model_config, self.prefix)
+            model = self.loader.load_from(self.config, self.model_config, self.prefix)
+            assert self.loader.watch is not None
+            return model, self.loader.watch.changes()
         finally:
-            self.loader.plain = False
+            self.loader.publishes, self.loader.watch = False, None
 
     def _processed(self, bare: _build.Bare, models: Sequence[Model]) -> Any:
         """Has vLLM do what it does after loading, without writing to the memory of these models."""

@@ -59,17 +59,17 @@ def check_parts(model: Model, found: Mapping[str, Resident], sources: Mapping[st
     for name, (file, offset) in _header.places(files, parts).items():
         place = parts[name]
         whole = tuple(sources[name].shape)
-        size = int(place.dtype.itemsize)
+        dtype = sources[name].dtype
+        size = int(dtype.itemsize)
         first = sum(at * stride for at, stride in zip(place.begin, _pieces.contiguous_strides(whole)))
-        n = min(place.shape[-1], whole[-1] - place.begin[-1]) * size
+        n = min(place.shape[-1], whole[-1] - place.begin[-1])
         if prod(whole) == 0 or any(at >= of for at, of in zip(place.begin, whole)):
             continue  # it is nothing but zeros
         with open(file, "rb") as opened:
             opened.seek(offset + first * size)
-            expected = opened.read(n)
-        if model[name].dtype != str(sources[name].dtype).rpartition(".")[2]:
-            continue  # the daemon has converted it, and vLLM will get a copy at most
-        if read(model, place.offset, n) != expected:
+            expected = torch.frombuffer(bytearray(opened.read(n * size)), dtype=dtype).to(place.dtype)
+        there = torch.frombuffer(bytearray(read(model, place.offset, expected.nbytes)), dtype=place.dtype)
+        if not torch.equal(there.view(torch.uint8), expected.view(torch.uint8)):
             raise NotPossible(f"{name} is resident as another part than this rank's")
 
 

@@ -22,7 +22,6 @@ class Copy(NamedTuple):
     source_offset: int
     source_stride: Tuple[int, ...]
     source_shape: Tuple[int, ...]  # of the whole tensor
-    converts: bool
 
 
 class Fill(NamedTuple):
@@ -166,7 +165,7 @@ def place(
         resident = residents.get(operation.source)
         if resident is None:
             return None, f"{operation.source} is not resident"
-        if operation.converts or resident.dtype != parameter.dtype:
+        if resident.dtype != parameter.dtype:
             return None, f"{operation.source} is resident as {resident.dtype}, and it is {parameter.dtype}"
         offset = _run(operation, resident)
         if offset is None or not _is_contiguous(operation.shape, operation.stride):
@@ -196,10 +195,15 @@ def place(
 
 
 def replay(
-    parameter: Any, operations: Sequence[Operation], residents: Mapping[str, Resident], tensors: Mapping[str, Any]
+    parameter: Any,
+    operations: Sequence[Operation],
+    residents: Mapping[str, Resident],
+    tensors: Mapping[str, Any],
+    dtypes: Mapping[str, Any],
 ) -> None:
-    """Does to a parameter with memory what was written down. `tensors`: the resident ones, as torch has them. Unknown:
-    a part is not resident."""
+    """Does to a parameter with memory what was written down. `tensors`: the resident ones, as torch has them. `dtypes`:
+    those of the files. Unknown: a part is not resident; or the daemon has converted it to a type that the parameter has
+    not, which may have lost something."""
     for operation in operations:
         part = parameter.as_strided(operation.shape, operation.stride, operation.offset)
         if isinstance(operation, Fill):
@@ -209,5 +213,8 @@ def replay(
         box = _box_inside(operation, resident) if resident is not None else None
         if box is None:
             raise Unknown(f"a part of {operation.source} is not resident")
+        dtype = tensors[operation.source].dtype
+        if dtype not in (dtypes[operation.source], parameter.dtype):
+            raise Unknown(f"{operation.source} is resident as {dtype}, and it is {parameter.dtype}")
         index = tuple(slice(at, at + size) for at, size in zip(*box))
         part.copy_(tensors[operation.source][index].reshape(operation.shape))

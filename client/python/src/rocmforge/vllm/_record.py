@@ -68,7 +68,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[misc]
             return None
         return Copy(
             int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride()), known[0],
-            int(source.storage_offset()), tuple(source.stride()), tuple(known[1].shape), source.dtype != tensor.dtype,
+            int(source.storage_offset()), tuple(source.stride()), tuple(known[1].shape),
         )  # fmt: skip
 
     def finish(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Sequence
+from typing import Any, Dict, Mapping, Optional, Sequence
 
 import torch
 
@@ -21,3 +21,15 @@ def of(files: Sequence[str]) -> Dict[str, Any]:
                 raise NotPossible(f"{name} is of the type {type_}")
             sources[name] = torch.empty(shape, dtype=dtype, device="meta")
     return sources
+
+
+# What the daemon converts to, and calls so.
+_FORMS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
+
+
+def form(sources: Mapping[str, Any], wanted: Any) -> Optional[str]:
+    """The form in which the daemon is to have tensors of such files, so that they are of the wanted dtype: if all matrices
+    are of one other. It rounds as torch does. None: as they are in the files."""
+    dtypes = {tensor.dtype for tensor in sources.values() if tensor.dim() > 1 and tensor.dtype.is_floating_point}
+    (dtype,) = dtypes if len(dtypes) == 1 else (None,)
+    return _FORMS[wanted] if dtype != wanted and dtype in _FORMS and wanted in _FORMS else None

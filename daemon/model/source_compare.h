@@ -1,0 +1,22 @@
+/* Whether two sources are of the same files. A source without files is the same as none.
+ *
+ * Any thread. */
+#pragma once
+
+#include "daemon/model/source.h"
+
+#include <stdbool.h>
+
+/* Whether both have the same files, in any order, with equal sizes and modification times. Then the contents are taken
+ * to be equal. */
+bool source_equal(const struct source *a, const struct source *b);
+
+/* Like source_equal(), and the inodes' change times (ctime) are equal as well. A new mode or a new link changes the
+ * ctime too. */
+bool source_same(const struct source *a, const struct source *b);
+
+/* The same files in whatever order, whatever was done to them since. Without memory to tell: false. */
+bool source_same_files(const struct source *a, const struct source *b);
+
+/* As many files, each of the same size. */
+bool source_same_sizes(const struct source *a, const struct source *b);
