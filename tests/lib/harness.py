@@ -226,7 +226,6 @@ USER = 12345
 
 
 @contextlib.contextmanager
-@contextlib.contextmanager
 def short_folder(prefix="rf"):
     """A new folder, removed in the end. Its name is short, because a socket's path is at most 107 bytes."""
     path = tempfile.mkdtemp(prefix=prefix)
