@@ -1008,7 +1008,8 @@ def test_gpu_that_is_gone(store, start, fake, folder):
     before = set(store.entries)
     fake(FAKE_HIP_DEVICES="1")
     daemon = store.start(start, *options)
-    assert daemon.models() == [] and daemon.used() == 0
+    wait_until(lambda: daemon.models() == [])
+    assert daemon.used() == 0
     store.receive()
     assert store.removed == before
     assert "its device is not there any more, or is another one" in daemon.log
