@@ -138,14 +138,18 @@ static inline hipError_t hipDeviceGetName(char *name, int size, int device)
 /* The version of the driver's interface whose functions are meant. Their types are those of cuda.h. */
 #define HIP_CUDA_INTERFACE 12000
 
-/* Declares `function`, a pointer to the driver's function of this name, and returns an error if the driver has none. */
-#define HIP_CUDA_DRIVER(name)                                                                                          \
-    __typeof__(&(name)) function = NULL;                                                                               \
-    do {                                                                                                               \
-        hipError_t error_ = hip_cuda_find(#name, (void **)&function);                                                  \
+/* Declares `function`, a pointer to the driver's function of this name, which is looked up once; and returns an error
+ * if the driver has none. */
+#define HIP_CUDA_DRIVER(name, function)                                                                                \
+    static void *function##_found;                                                                                     \
+    void *function##_at = __atomic_load_n(&function##_found, __ATOMIC_ACQUIRE);                                        \
+    if (!function##_at) {                                                                                              \
+        hipError_t error_ = hip_cuda_find(#name, &function##_at);                                                      \
         if (error_ != cudaSuccess)                                                                                     \
             return error_;                                                                                             \
-    } while (0)
+        __atomic_store_n(&function##_found, function##_at, __ATOMIC_RELEASE);                                          \
+    }                                                                                                                  \
+    const __typeof__(&(name)) function = (__typeof__(&(name)))function##_at
 
 static inline hipError_t hip_cuda_find(const char *name, void **ret)
 {
@@ -158,7 +162,7 @@ static inline hipError_t hip_cuda_find(const char *name, void **ret)
 static inline hipError_t hip_cuda_uuid(hipUUID *ret, int device)
 {
     CUuuid uuid;
-    HIP_CUDA_DRIVER(cuDeviceGetUuid);
+    HIP_CUDA_DRIVER(cuDeviceGetUuid, function);
     const hipError_t e = (hipError_t)function(&uuid, device);
     if (e == cudaSuccess)
         memcpy(ret->bytes, uuid.bytes, sizeof(ret->bytes));
@@ -179,20 +183,20 @@ static inline hipError_t hipDeviceGetUuid(hipUUID *uuid, int device)
 static inline hipError_t hipMemGetAllocationGranularity(size_t *granule, const CUmemAllocationProp *properties,
                                                         CUmemAllocationGranularity_flags which)
 {
-    HIP_CUDA_DRIVER(cuMemGetAllocationGranularity);
+    HIP_CUDA_DRIVER(cuMemGetAllocationGranularity, function);
     return (hipError_t)function(granule, properties, which);
 }
 
 static inline hipError_t hipMemCreate(CUmemGenericAllocationHandle *handle, size_t bytes,
                                       const CUmemAllocationProp *properties, unsigned long long flags)
 {
-    HIP_CUDA_DRIVER(cuMemCreate);
+    HIP_CUDA_DRIVER(cuMemCreate, function);
     return (hipError_t)function(handle, bytes, properties, flags);
 }
 
 static inline hipError_t hipMemRelease(CUmemGenericAllocationHandle handle)
 {
-    HIP_CUDA_DRIVER(cuMemRelease);
+    HIP_CUDA_DRIVER(cuMemRelease, function);
     return (hipError_t)function(handle);
 }
 
@@ -200,7 +204,7 @@ static inline hipError_t hipMemAddressReserve(void **pointer, size_t bytes, size
                                               unsigned long long flags)
 {
     CUdeviceptr address = 0;
-    HIP_CUDA_DRIVER(cuMemAddressReserve);
+    HIP_CUDA_DRIVER(cuMemAddressReserve, function);
     const hipError_t e = (hipError_t)function(&address, bytes, alignment, (CUdeviceptr)(uintptr_t)where, flags);
     if (e == cudaSuccess)
         *pointer = (void *)(uintptr_t)address;
@@ -209,33 +213,33 @@ static inline hipError_t hipMemAddressReserve(void **pointer, size_t bytes, size
 
 static inline hipError_t hipMemAddressFree(void *pointer, size_t bytes)
 {
-    HIP_CUDA_DRIVER(cuMemAddressFree);
+    HIP_CUDA_DRIVER(cuMemAddressFree, function);
     return (hipError_t)function((CUdeviceptr)(uintptr_t)pointer, bytes);
 }
 
 static inline hipError_t hipMemMap(void *pointer, size_t bytes, size_t offset, CUmemGenericAllocationHandle handle,
                                    unsigned long long flags)
 {
-    HIP_CUDA_DRIVER(cuMemMap);
+    HIP_CUDA_DRIVER(cuMemMap, function);
     return (hipError_t)function((CUdeviceptr)(uintptr_t)pointer, bytes, offset, handle, flags);
 }
 
 static inline hipError_t hipMemUnmap(void *pointer, size_t bytes)
 {
-    HIP_CUDA_DRIVER(cuMemUnmap);
+    HIP_CUDA_DRIVER(cuMemUnmap, function);
     return (hipError_t)function((CUdeviceptr)(uintptr_t)pointer, bytes);
 }
 
 static inline hipError_t hipMemSetAccess(void *pointer, size_t bytes, const CUmemAccessDesc *access, size_t n)
 {
-    HIP_CUDA_DRIVER(cuMemSetAccess);
+    HIP_CUDA_DRIVER(cuMemSetAccess, function);
     return (hipError_t)function((CUdeviceptr)(uintptr_t)pointer, bytes, access, n);
 }
 
 static inline hipError_t hipMemExportToShareableHandle(void *ret, CUmemGenericAllocationHandle handle,
                                                        CUmemAllocationHandleType type, unsigned long long flags)
 {
-    HIP_CUDA_DRIVER(cuMemExportToShareableHandle);
+    HIP_CUDA_DRIVER(cuMemExportToShareableHandle, function);
     return (hipError_t)function(ret, handle, type, flags);
 }
 
@@ -244,6 +248,6 @@ static inline hipError_t hipMemExportToShareableHandle(void *ret, CUmemGenericAl
 static inline hipError_t hip_import_descriptor(CUmemGenericAllocationHandle *ret, int fd, const char **ret_call)
 {
     *ret_call = "cuMemImportFromShareableHandle";
-    HIP_CUDA_DRIVER(cuMemImportFromShareableHandle);
+    HIP_CUDA_DRIVER(cuMemImportFromShareableHandle, function);
     return (hipError_t)function(ret, (void *)(intptr_t)fd, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
 }

@@ -13,14 +13,21 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-/* The most reads under way. docs/performance.md has what fewer and more do. */
+/* A read is cut into pieces of so many bytes, and so many of them are under way at most. docs/performance.md has what
+ * fewer and more do. */
+#define PIECE ((size_t)256 << 10)
 #define DEPTH 32u
-
-/* The most bytes of one of the kernel's reads; it takes a 32-bit number, and may read fewer. */
-#define READ_MAX (1u << 30)
 
 /* When the kernel has no memory for further reads, the thread tries again after so long. */
 #define AGAIN_MS 1
+
+/* One of the kernel's reads. */
+struct piece {
+    struct direct_read *read;
+    size_t begin; /* within the read */
+    size_t size;
+    size_t got;
+};
 
 struct direct {
     struct io_uring ring; /* the thread's */
@@ -30,18 +37,22 @@ struct direct {
     bool ends;                /* atomic */
 
     /* The thread's. */
-    struct direct_read *first; /* not begun yet, in order */
+    struct direct_read *first; /* of which pieces are still to be begun, in order */
     struct direct_read **end;
-    unsigned under_way;
+    struct piece pieces[DEPTH];
+    struct piece *free[DEPTH];
+    unsigned n_free;
 };
 
-static void begin_read(struct direct *direct, struct direct_read *read)
+/* There is an entry for each piece. */
+static void begin_piece(struct direct *direct, struct piece *piece)
 {
-    struct io_uring_sqe *entry = io_uring_get_sqe(&direct->ring); /* there is one for each read under way */
-    const size_t left = read->size - read->got;
-    io_uring_prep_read(entry, read->fd, (uint8_t *)read->dst + read->got, left < READ_MAX ? (unsigned)left : READ_MAX,
-                       read->offset + read->got);
-    io_uring_sqe_set_data(entry, read);
+    struct io_uring_sqe *entry = io_uring_get_sqe(&direct->ring);
+    const struct direct_read *read = piece->read;
+    const size_t at = piece->begin + piece->got;
+    io_uring_prep_read(entry, read->fd, (uint8_t *)read->dst + at, (unsigned)(piece->size - piece->got),
+                       read->offset + at);
+    io_uring_sqe_set_data(entry, piece);
 }
 
 /* Appends what was submitted since to the reads that wait, in order. */
@@ -60,31 +71,58 @@ static void take(struct direct *direct)
     *end = first;
 }
 
+/* Begins no more pieces of the first read. */
+static void leave_first(struct direct *direct)
+{
+    direct->first = direct->first->next;
+    if (!direct->first)
+        direct->end = &direct->first;
+}
+
 static void begin_more(struct direct *direct)
 {
-    while (direct->first && direct->under_way < DEPTH) {
+    while (direct->first && direct->n_free > 0) {
         struct direct_read *read = direct->first;
-        direct->first = read->next;
-        if (!direct->first)
-            direct->end = &direct->first;
-        direct->under_way++;
-        begin_read(direct, read);
+        struct piece *piece = direct->free[--direct->n_free];
+        const size_t left = read->size - read->begun;
+        *piece = (struct piece){.read = read, .begin = read->begun, .size = left < PIECE ? left : PIECE};
+        read->begun += piece->size;
+        read->pieces++;
+        begin_piece(direct, piece);
+        if (read->begun == read->size)
+            leave_first(direct);
     }
 }
 
-/* A read may end early: where the file ends, or anywhere. */
-static void ended(struct direct *direct, struct direct_read *read, int result)
+/* The piece has ended before its end. What is behind it does not count, and no more of it is begun. */
+static void cut_short(struct direct *direct, const struct piece *piece, int error)
 {
+    struct direct_read *read = piece->read;
+    const size_t end = piece->begin + piece->got;
+    if (read == direct->first)
+        leave_first(direct);
+    if (end < read->got) {
+        read->got = end;
+        read->error = error;
+    }
+}
+
+/* A piece may end early: where the file ends, or anywhere. */
+static void ended(struct direct *direct, struct piece *piece, int result)
+{
+    struct direct_read *read = piece->read;
     if (result > 0) {
-        read->got += (size_t)result;
-        if (read->got < read->size && read->got % DIRECT_ALIGNMENT == 0) {
-            begin_read(direct, read);
+        piece->got += (size_t)result;
+        if (piece->got < piece->size && piece->got % DIRECT_ALIGNMENT == 0) {
+            begin_piece(direct, piece);
             return;
         }
     }
-    read->error = result < 0 ? result : 0;
-    direct->under_way--;
-    read->done(read);
+    if (piece->got < piece->size)
+        cut_short(direct, piece, result < 0 ? result : 0);
+    direct->free[direct->n_free++] = piece;
+    if (--read->pieces == 0 && read != direct->first)
+        read->done(read);
 }
 
 /* Waits in poll(), and not in the ring: with anything under way there, an idle daemon would count as waiting for a
@@ -107,10 +145,10 @@ static void *direct_run(void *context)
         struct io_uring_cqe *entry;
         wait_for_more(direct, r < 0 ? AGAIN_MS : -1);
         while (io_uring_peek_cqe(&direct->ring, &entry) == 0) {
-            struct direct_read *read = io_uring_cqe_get_data(entry);
+            struct piece *piece = io_uring_cqe_get_data(entry);
             const int result = entry->res;
             io_uring_cqe_seen(&direct->ring, entry);
-            ended(direct, read, result);
+            ended(direct, piece, result);
         }
     }
     return NULL;
@@ -133,6 +171,10 @@ int direct_new(struct direct **ret)
     if (!direct)
         return -ENOMEM;
     direct->end = &direct->first;
+    while (direct->n_free < DEPTH) {
+        direct->free[direct->n_free] = &direct->pieces[direct->n_free];
+        direct->n_free++;
+    }
     direct->wake = eventfd(0, EFD_CLOEXEC);
     int r = direct->wake < 0 ? -errno : io_uring_queue_init(DEPTH, &direct->ring, 0);
     if (r == 0) {
@@ -171,8 +213,9 @@ void direct_free(struct direct *direct)
 
 void direct_submit(struct direct *direct, struct direct_read *read)
 {
-    read->got = 0;
+    read->got = read->size; /* until a piece ends before its end */
     read->error = 0;
+    read->begun = read->pieces = 0;
     struct direct_read *before = __atomic_load_n(&direct->last, __ATOMIC_RELAXED);
     do
         read->next = before; /* after the exchange the read may be done, and is not looked at any more */

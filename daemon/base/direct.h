@@ -25,9 +25,12 @@ struct direct_read {
 
     /* Out. */
     size_t got; /* so many bytes from `offset` on are in `dst` */
-    int error;  /* negative errno with which the last part of it failed; 0: it was read, or the file ends there */
+    int error;  /* negative errno with which the piece after these failed; 0: it was read, or the file ends there */
 
+    /* The reader's own. */
     struct direct_read *next;
+    size_t begun;    /* so many bytes are asked for, or were */
+    unsigned pieces; /* that are under way */
 };
 
 /* loop. Starts the thread. -ENOSYS: this program was built without liburing. -ENOSYS, -EPERM and others: the kernel, or

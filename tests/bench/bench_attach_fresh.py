@@ -68,7 +68,7 @@ def show_calls(results):
         # Of each attach: the calls, what of the thread is none of them, and what of the attach is not the module's.
         rows = {name: [of.get(name, 0) for of in calls] for name in dict.fromkeys(name for of in calls for name in of)}
         driver = [sum(us for name, us in of.items() if name not in THREAD + INSIDE) for of in calls]
-        thread = [sum(of.get(name, 0) for name in THREAD) - ours for of, ours in zip(calls, driver)]
+        thread = [max(0, sum(of.get(name, 0) for name in THREAD) - ours) for of, ours in zip(calls, driver)]
         whole = times["timed"]
         rest = [us - of - ours for us, of, ours in zip(whole, thread, driver)]
         for name in THREAD:

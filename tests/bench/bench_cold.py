@@ -5,8 +5,9 @@
 
 Without FILE, a model of 1 GB is generated in BUILD. In each round all rows are measured one after the other, since disks
 drift, virtual ones above all; a ratio is the median of the rounds' ratios. The disk alone: fio, or bench_disk where there
-is no fio, reads the whole file with O_DIRECT by io_uring, at each of several depths; the round's best counts. "keep" and
-"auto" are daemons with this --page-cache: "keep" reads as a daemon without io_uring does.
+is no fio, reads the whole file with O_DIRECT by io_uring, at each of several depths; the depth with the best median counts.
+For loads into host memory, bench_disk also reads the file and writes it to new memory, with one thread: "of both". "keep"
+and "auto" are daemons with this --page-cache: "keep" reads as a daemon without io_uring does.
 """
 import argparse
 import json
@@ -31,10 +32,10 @@ STATES = (0, 50, 100)
 STRIPE = 2 << 20  # of a file that is half cached, every other
 
 
-def own(build, path, depth):
+def own(build, path, depth, *more, size=1 << 20):
     """Bytes per second."""
     page_cache.drop(path)
-    command = [build / "tests" / "bench_disk", path, str(depth), str(1 << 20)]
+    command = [build / "tests" / "bench_disk", path, str(depth), str(size), *more]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
         sys.exit(done.returncode)
@@ -74,22 +75,30 @@ def p95(values):
     return sorted(values)[min(len(values) - 1, len(values) * 95 // 100)]
 
 
-def show(rows, best, depths, size, rounds, path, form, device, disk):
-    print(f"{machine()}; {path.name}, {size / 1e9:.2f} GB, {form} on {device}; {rounds} rounds")
-    print(f"{disk}, GB/s, medians: " + ", ".join(f"depth {d}: {statistics.median(depths[d]) / 1e9:.2f}" for d in DEPTHS)
-          + f"; best of each round: {statistics.median(best) / 1e9:.2f}\n")
-    print("| cached | way  | median s |  p95 s |  GB/s | of disk | of keep | processor s | cores | cached after |")
-    print("| -----: | ---- | -------: | -----: | ----: | ------: | ------: | ----------: | ----: | -----------: |")
+def median_ratio(bytes_, seconds, rates):
+    """Of the rounds' ratios."""
+    return statistics.median(bytes_ / s / rate for s, rate in zip(seconds, rates))
+
+
+def show(rows, alone, both, size, disk):
+    best = max(DEPTHS, key=lambda depth: statistics.median(alone[depth]))
+    print(f"{disk}, GB/s, medians: " + ", ".join(f"depth {d}: {statistics.median(alone[d]) / 1e9:.2f}" for d in DEPTHS)
+          + f"; lowest and highest of depth {best}: {min(alone[best]) / 1e9:.2f}, {max(alone[best]) / 1e9:.2f}")
+    if both:
+        print(f"the disk, and to memory, one thread: {statistics.median(both) / 1e9:.2f} GB/s")
+    print("\n| cached | way  | median s |  p95 s |  GB/s | of disk | of both | of keep | processor s | cores |"
+          " cached after |")
+    print("| -----: | ---- | -------: | -----: | ----: | ------: | ------: | ------: | ----------: | ----: | -----------: |")
     for state in STATES:
         for way in WAYS:
             seconds, cpu, cached = map(list, zip(*rows[state, way]))
             keep = [row[0] for row in rows[state, "keep"]]
             median = statistics.median(seconds)
-            of_disk = statistics.median(size / s / b for s, b in zip(seconds, best))
+            of_both = f"{median_ratio(size, seconds, both):7.2f}" if both else "      -"
             of_keep = statistics.median(k / s for k, s in zip(keep, seconds))
             print(f"| {state:4} % | {way:4} | {median:8.3f} | {p95(seconds):6.3f} | {size / median / 1e9:5.2f} |"
-                  f" {of_disk:7.2f} | {of_keep:7.2f} | {statistics.median(cpu):11.2f} |"
-                  f" {statistics.median(c / s for c, s in zip(cpu, seconds)):5.2f} |"
+                  f" {median_ratio(size, seconds, alone[best]):7.2f} | {of_both} | {of_keep:7.2f} |"
+                  f" {statistics.median(cpu):11.2f} | {statistics.median(c / s for c, s in zip(cpu, seconds)):5.2f} |"
                   f" {100 * statistics.median(cached):10.1f} % |")
 
 
@@ -102,12 +111,13 @@ def main():
     parser.add_argument("--device", default="host")
     parser.add_argument("--disk", choices=("fio", "own"), default="fio" if shutil.which("fio") else "own")
     arguments = parser.parse_args()
-    alone = {"fio": fio, "own": own}[arguments.disk]
+    measure = {"fio": fio, "own": own}[arguments.disk]
+    has_own = (arguments.build / "tests" / "bench_disk").exists()
     os.environ["ROCMFORGE_BUILD"] = str(arguments.build)
     path = arguments.file or model_file(arguments.build)
     size = path.stat().st_size
     rows = {(state, way): [] for state in STATES for way in WAYS}
-    best, depths = [], {depth: [] for depth in DEPTHS}
+    alone, both = {depth: [] for depth in DEPTHS}, []
     folders = {way: tempfile.mkdtemp() for way in WAYS}
     daemons = {}
     try:
@@ -117,8 +127,9 @@ def main():
             daemons[way].wait_ready()
         for number in range(arguments.rounds):
             for depth in DEPTHS:
-                depths[depth].append(alone(arguments.build, path, depth))
-            best.append(max(depths[depth][-1] for depth in DEPTHS))
+                alone[depth].append(measure(arguments.build, path, depth))
+            if arguments.device == "host" and has_own:
+                both.append(own(arguments.build, path, 32, "memory", size=256 << 10))
             for state in STATES:
                 for way in WAYS if number % 2 else reversed(WAYS):
                     prepare(path, state)
@@ -128,8 +139,9 @@ def main():
             daemon.close()
         for folder in folders.values():
             shutil.rmtree(folder)
-    disk = {"fio": "fio", "own": "bench_disk"}[arguments.disk]
-    show(rows, best, depths, size, arguments.rounds, path, arguments.form, arguments.device, disk)
+    print(f"{machine()}; {path.name}, {size / 1e9:.2f} GB, {arguments.form} on {arguments.device}; "
+          f"{arguments.rounds} rounds")
+    show(rows, alone, both, size, {"fio": "fio", "own": "bench_disk"}[arguments.disk])
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ for _ in range(times):
     on_device = sum(tensor.numel() * tensor.element_size() for tensor in loaded.values() if tensor.is_cuda)
     assert on_device >= size * 99 // 100, (on_device, size)
     del loaded
-print(json.dumps({{"seconds": seconds, "version": version}}))
+    print(json.dumps({{"seconds": seconds, "version": version}}), flush=True)
 """
 
 
@@ -105,8 +105,10 @@ def measure(way, path, size, times, packages):
     try:
         done = subprocess.run([sys.executable, "-c", MEASURE.format(way=way), str(path), str(size), str(times)],
                               capture_output=True, text=True, env=environment, timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        return {"why": f"took more than {SECONDS} s"}
+    except subprocess.TimeoutExpired as ended:
+        lines = (ended.stdout or b"").decode().strip().splitlines()
+        known = json.loads(lines[-1])["seconds"] if lines else []
+        return {"why": f"took more than {SECONDS} s for {times} loads; it ended {len(known)}: {known}"}
     if done.returncode == 0:
         return json.loads(done.stdout.strip().splitlines()[-1])
     last = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]

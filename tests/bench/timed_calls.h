@@ -27,6 +27,7 @@ __attribute__((weak)) void timed_call(const char *name, double seconds);
 #endif
 
 #include "kernels/hip.h"
+#include "kernels/hip_here.h"
 
 /* These are functions in one runtime, and other names for functions in the other. */
 #if defined(ROCMFORGE_CUDA)
@@ -51,5 +52,8 @@ __attribute__((weak)) void timed_call(const char *name, double seconds);
 #define hipMemAddressReserve(...)  TIMED("MemAddressReserve", hipMemAddressReserve(__VA_ARGS__))
 #define hipMemMap(...)             TIMED("MemMap", hipMemMap(__VA_ARGS__))
 #define hipMemSetAccess(...)       TIMED("MemSetAccess", hipMemSetAccess(__VA_ARGS__))
+#define hip_here_enter(...)        TIMED("context, entered", hip_here_enter(__VA_ARGS__))
+#define hip_here_open(...)         TIMED("IpcOpenMemHandle", hip_here_open(__VA_ARGS__))
+#define hip_here_leave(...)        TIMED("context, left", hip_here_leave(__VA_ARGS__))
 #define pthread_create(...)        TIMED("thread, created", pthread_create(__VA_ARGS__))
 #define pthread_join(...)          TIMED("thread, waited for", pthread_join(__VA_ARGS__))

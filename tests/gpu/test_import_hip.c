@@ -4,6 +4,7 @@
  * test_import_hip [TEST]: all tests, or those whose names match. */
 #include "tests/gpu/import_rig.h"
 
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -191,14 +192,45 @@ static void test_threads(void **state)
     process_end(&server, 0);
 }
 
+/* Once a device is known, CUDA's driver opens further memory on this thread, which has no context before and after. */
+static void test_this_thread_is_not_changed(void **state)
+{
+    (void)state;
+    struct process servers[3];
+    struct notice notices[3];
+    struct import_mapping *mappings[3];
+    void *context = NULL;
+    for (int i = 0; i < 3; i++) {
+        server_start(&servers[i], "0", &notices[i]);
+        const struct import_source source = source_of(&notices[i]);
+        mappings[i] = open_fine(&source);
+    }
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(compare(mappings[i]), 0);
+    void *driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
+    int (*get_context)(void **ret) = NULL;
+    *(void **)&get_context = driver ? dlsym(driver, "cuCtxGetCurrent") : NULL;
+    if (get_context) {
+        assert_int_equal(get_context(&context), 0);
+        assert_null(context);
+        dlclose(driver);
+    }
+    for (int i = 0; i < 3; i++) {
+        module->close(mappings[i]);
+        process_end(&servers[i], 0);
+    }
+    assert_nothing_open();
+}
+
 int main(int argc, char **argv)
 {
     int r = import_rig_begin(argc, argv);
     if (r < 0)
         return r == -ENODEV ? 77 : 1;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_same_bytes),        cmocka_unit_test(test_second_device), cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_wrong_descriptors), cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_same_bytes), cmocka_unit_test(test_second_device),
+        cmocka_unit_test(test_refused),    cmocka_unit_test(test_wrong_descriptors),
+        cmocka_unit_test(test_threads),    cmocka_unit_test(test_this_thread_is_not_changed),
     };
     int failures = cmocka_run_group_tests(tests, NULL, NULL);
     import_rig_end();

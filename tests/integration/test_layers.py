@@ -53,7 +53,7 @@ PATTERNS = [
     ("daemon/**/*.[ch]", r"(daemon|proto|kernels)/.*"),
     ("daemon/base/*.[ch]", r"(daemon/base|proto)/.*"),
     ("daemon/wire/*.[ch]", r"(daemon/(base|wire)|proto)/.*"),
-    ("client/*.[ch]", r"client/(?!rfctl/).*|proto/.*|kernels/(types|hip|hip_share)\.h"),
+    ("client/*.[ch]", r"client/(?!rfctl/).*|proto/.*|kernels/(types|hip|hip_here|hip_share)\.h"),
     ("client/rfctl/*.[ch]", r"client/rfctl/.*|client/(rocmforge|metadata|sealed)\.h|proto/(array|bytes|descriptors|min|utf8|streams|shards|shards_given|module_path|write_all)\.h|daemon/(header/model_header|format/format)\.h"),
     ("client/engines/llama/*.[ch]", r"client/engines/llama/.*|client/rocmforge\.h|proto/(model_file|shards)\.h"),
     ("client/rocmforge.h", r""),

@@ -246,6 +246,7 @@ def ending_well():
         assert "Sanitizer" not in daemon.log and "runtime error" not in daemon.log, daemon.log
 
 
+@contextlib.contextmanager
 def as_user(uid, groups=()):
     """What connects meanwhile is this user's, who is in a group of the same number and in these."""
     before = os.getgroups(), os.getegid()

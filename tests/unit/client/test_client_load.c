@@ -153,9 +153,11 @@ static void test_load_request(void **state)
     (void)state;
     char folder[] = "/tmp/rocmforge-test-XXXXXX", path[128], link[128];
     assert_non_null(mkdtemp(folder));
-    ino_t inodes[3];
-    for (int i = 0; i < 3; i++) {
-        snprintf(path, sizeof(path), "%s/a-%05d-of-00003.gguf", folder, i + 1);
+    static const char *const files[] = {"a-00001-of-00003.gguf", "a-00002-of-00003.gguf", "a-00003-of-00003.gguf",
+                                        "b.gguf"};
+    ino_t inodes[4];
+    for (int i = 0; i < 4; i++) { /* three that belong together, and one */
+        snprintf(path, sizeof(path), "%s/%s", folder, files[i]);
         int fd = open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
         struct stat status;
         assert_int_equal(fstat(fd, &status), 0);
@@ -167,13 +169,13 @@ static void test_load_request(void **state)
     struct fake *fake;
     struct asked asked = {.n_fds = 0};
     rf_client *client = rig_start(&fake, serve_asked, &asked);
-    assert_int_equal(rf_load(client, path, &options, NULL), 0); /* the third: not the name of a whole model */
+    assert_int_equal(rf_load(client, path, &options, NULL), 0);
     rig_stop(fake, client);
     assert_string_equal(
         asked.text, "{\"method\":\"io.rocmforge.Load\",\"parameters\":{\"fds\":[0],\"name\":\"n\\\"\",\"form\":\"f32\","
                     "\"device\":\"host\",\"dequant\":\"cpu\",\"wait\":false},\"more\":true}");
     assert_int_equal(asked.n_fds, 1);
-    assert_int_equal(asked.inodes[0], inodes[2]);
+    assert_int_equal(asked.inodes[0], inodes[3]);
 
     const rf_load_options more = {.size = sizeof(more),
                                   .form = "f16",
@@ -245,6 +247,8 @@ static void test_load_request(void **state)
     rig_stop(fake, client);
     unlink(path);
     snprintf(link, sizeof(link), "%s/a-00003-of-00003.gguf", folder);
+    unlink(link);
+    snprintf(link, sizeof(link), "%s/b.gguf", folder);
     unlink(link);
     assert_int_equal(rmdir(folder), 0);
 }

@@ -251,7 +251,7 @@ static void that_do_not_agree(void **state)
     refused(good, 1, "all are needed");
     refused(&good[1], 1, "a later one");
     changed(1, good[2], "number 3, as file 2 does");
-    changed(1, (struct chunk_part){3, 3, 5, 0, {"a", "b", "c"}}, "number 4 of 3");
+    changed(1, (struct chunk_part){3, 3, 5, 0, {"a", "b", "c"}}, "number 4, but 3 files");
     changed(0, (struct chunk_part){0, 2, 5, 0, {NULL}}, "2 files");
     changed(0, (struct chunk_part){0, NONE, 5, 0, {NULL}}, "1 files");
     changed(0, (struct chunk_part){NONE, 3, 5, 0, {NULL}}, "split.no");
