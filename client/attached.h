@@ -15,7 +15,8 @@ struct rf_model {
     cJSON *reply; /* the reply to Attach, which owns the texts below */
     uint64_t id;
     uint64_t lease;
-    bool leased; /* `lease` is set */
+    bool leased;  /* `lease` is set */
+    bool refused; /* the daemon has it, and gave rf_reconnect() no lease: it drains, or its device was lost */
     const char *name;
     const char *device;
     const char *kind;

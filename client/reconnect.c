@@ -4,6 +4,7 @@
 #include "client/connection.h"
 #include "client/error.h"
 #include "client/fields.h"
+#include "proto/errors.h"
 
 #include <errno.h>
 #include <math.h>
@@ -45,6 +46,9 @@ static int model_reattach(rf_model *model)
     const struct call call = {.method = "Reattach", .parameters = text, .reply = take_lease, .context = model};
     const int r = client_call(model->client, &call);
     cJSON_free(text);
+    const enum wire_error error =
+        r < 0 && model->client->error_name ? wire_error_find(model->client->error_name) : WIRE_ERROR_COUNT;
+    model->refused = error == WIRE_ModelBusy || error == WIRE_DeviceError;
     return r;
 }
 
@@ -53,8 +57,27 @@ static void forget_leases(rf_client *client)
     rf_model *model;
     LIST_FOREACH(model, &client->models, link)
     {
-        model->leased = false;
+        model->leased = model->refused = false;
     }
+}
+
+/* The daemon tells of draining models only who has a lease. Of a model that is attached several times it is told once.
+ */
+static void tell_refused(rf_client *client)
+{
+    const rf_model *model, *before;
+    if (!client->draining)
+        return;
+    client->calling = true; /* as within any call */
+    LIST_FOREACH(model, &client->models, link)
+    {
+        for (before = LIST_FIRST(&client->models); before != model; before = LIST_NEXT(before, link))
+            if (before->refused && before->id == model->id)
+                break;
+        if (model->refused && before == model)
+            client->draining(client->draining_context, model->name);
+    }
+    client->calling = false;
 }
 
 /* One try. *ret_missing: a model that the daemon does not have; NULL: none. */
@@ -101,7 +124,11 @@ int rf_reconnect(rf_client *client, double seconds)
         poll(NULL, 0, RETRY_MS);
     if (r < 0 || !missing)
         return r;
-    return client_fail(client, -ESTALE, "the daemon does not have '%s' any more", missing->name);
+    tell_refused(client);
+    return client_fail(client, -ESTALE,
+                       missing->refused ? "the daemon gives no lease on '%s' any more: it drains, or its device is lost"
+                                        : "the daemon does not have '%s' any more",
+                       missing->name);
 }
 
 int rf_model_leased(const rf_model *model)

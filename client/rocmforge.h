@@ -60,11 +60,11 @@ const char *rf_error_parameters(const rf_client *client);
  * stay valid all the time. A daemon that was restarted holds models that it took back for half a minute (`--grace` in
  * rocmforged(8)), so that this can be called in time. Tries for so many seconds; 0: once.
  *
- * -ESTALE: the client is connected again, but the daemon does not have one or several of the models, which then have no
- * lease. Their memory on the host can still be read, but the daemon does not count it any more; detach such a model,
- * and load it again. rf_model_leased() tells which they are. -EINVAL: `seconds` is negative or no number. Other errors
- * are those of rf_connect() and rf_call(): no model has a lease then, and it can be tried again. The socket may get
- * another number, see rf_client_fd(); SO_RCVTIMEO stays. */
+ * -ESTALE: the client is connected again, but the daemon does not have one or several of the models, or somebody
+ * unloads them there by force already. These have no lease. Their memory on the host can still be read, but the daemon
+ * does not count it any more; detach such a model, and load it again. rf_model_leased() tells which they are. -EINVAL:
+ * `seconds` is negative or no number. Other errors are those of rf_connect() and rf_call(): no model has a lease then,
+ * and it can be tried again. The socket may get another number, see rf_client_fd(); SO_RCVTIMEO stays. */
 int rf_reconnect(rf_client *client, double seconds);
 
 /* --- any method --- */
@@ -99,7 +99,9 @@ typedef void rf_draining_fn(void *context, const char *name);
 
 /* Sets that function; NULL, the default: none. It is called once for each model, even if the model is attached several
  * times. The daemon sends such news only inside replies, so the function is called from within another call of the
- * library. A program that makes no calls for a long time should call "Status" from time to time, with rf_call(). */
+ * library. A program that makes no calls for a long time should call "Status" from time to time, with rf_call(). If
+ * that returns -ECONNRESET, the daemon has ended: rf_reconnect() takes the leases again, and calls the function for
+ * models that drain in the next daemon already; of the others the program is told as before. */
 void rf_on_draining(rf_client *client, rf_draining_fn *function, void *context);
 
 /* --- loading --- */

@@ -8,6 +8,7 @@
 #include "daemon/gguf/gguf.h"
 #include "daemon/keep/keep.h"
 #include "daemon/modules.h"
+#include "daemon/opening.h"
 #include "daemon/options.h"
 #include "daemon/server.h"
 #include "daemon/service.h"
@@ -39,8 +40,10 @@ struct daemon {
     uv_signal_t hangup;
     struct changes *changes;
     struct preload *preload; /* NULL: nothing is preloaded */
+    const struct options *options;
     struct work first_work;
     bool ready;
+    bool look_later; /* SIGHUP came before all devices were there */
     char status[64]; /* what systemd was told last */
 };
 
@@ -88,6 +91,9 @@ static void hung_up(uv_signal_t *handle, int number)
     (void)number;
     struct daemon *daemon = handle->data;
     if (daemon->server.core.stopping)
+        return;
+    daemon->look_later = daemon->server.api.awaits;
+    if (daemon->look_later)
         return;
     rechecks_look(&daemon->server.rechecks);
     changes_look(daemon->changes);
@@ -304,8 +310,72 @@ static int lock_check(const struct daemon *daemon, const struct options *options
     return -EPERM;
 }
 
+/* All devices are there. */
+static int daemon_complete(struct daemon *daemon)
+{
+    const struct options *options = daemon->options;
+    if (options->host_cache_pinned && options->host_cache > 0)
+        host_cache_pin(&daemon->server.residency.cache);
+    int r = 0;
+    if (options->preload)
+        r = preload_new(&daemon->server.loads, options->preload, options->preload_layout, &daemon->preload);
+    if (r < 0)
+        return r;
+    if (daemon->preload)
+        preload_look(daemon->preload);
+    log_write_fields(LOG_LEVEL_NOTICE, &(const struct log_fields){.id = MESSAGE_DAEMON_READY},
+                     "rocmforged " ROCMFORGE_VERSION " ready, %u workers", daemon->server.core.workers);
+    daemon->ready = true;
+    (void)status_new(daemon);
+    service_ready(daemon->status);
+    return 0;
+}
+
+/* The GPUs are there that models of before the restart may be on. */
+static void gpus_opened(void *context, int status)
+{
+    struct daemon *daemon = context;
+    if (daemon->server.core.stopping)
+        return;
+    if (status == 0) {
+        keep_settle(daemon->keep);
+        status = daemon_complete(daemon);
+    }
+    if (status < 0)
+        _exit(EXIT_FAILURE); /* it is logged why. The store has the models still, and who is attached reads on */
+    daemon->server.api.awaits = false;
+    conns_release(daemon->server.conns);
+    if (daemon->look_later)
+        hung_up(&daemon->hangup, SIGHUP);
+}
+
+/* The devices, and what the store had. If it had something, models on GPUs can be attached to before the drivers of
+ * these have started. */
+static int daemon_resume(struct daemon *daemon)
+{
+    const struct options *options = daemon->options;
+    struct server *server = &daemon->server;
+    const unsigned workers = server->core.workers;
+    const bool awaits =
+        daemon->handed.n_kept > 0 && modules_want_gpus(options) && options->export_wish != EXPORT_WISH_IPC;
+    int r = awaits ? 0 : modules_open_gpus(&server->devices, options, workers);
+    if (r == 0)
+        r = modules_open_host(&server->devices, options, workers);
+    if (r == 0 && options->lock_memory)
+        r = lock_check(daemon, options);
+    if (r == 0)
+        r = keep_new(&server->residency, options->grace, &daemon->keep);
+    if (r < 0)
+        return r;
+    keep_resume(daemon->keep, daemon->handed.kept, daemon->handed.n_kept, awaits);
+    free(daemon->handed.kept);
+    server->api.awaits = awaits;
+    return 0;
+}
+
 static int daemon_begin(struct daemon *daemon, const struct options *options)
 {
+    daemon->options = options;
     const unsigned workers = options->workers ? options->workers : default_workers();
     const struct server_config config = {
         .limits = options->limits,
@@ -330,25 +400,16 @@ static int daemon_begin(struct daemon *daemon, const struct options *options)
     daemon->server.core.changed = tell_status;
     r = daemon_workers(daemon);
     if (r == 0)
-        r = modules_open(&daemon->server.devices, options, workers);
-    if (r == 0 && options->host_cache_pinned && options->host_cache > 0)
-        host_cache_pin(&daemon->server.residency.cache);
-    if (r == 0 && options->lock_memory)
-        r = lock_check(daemon, options);
+        r = daemon_resume(daemon);
     if (r == 0)
-        r = keep_new(&daemon->server.residency, options->grace, &daemon->keep);
-    if (r == 0) {
-        keep_resume(daemon->keep, daemon->handed.kept, daemon->handed.n_kept);
-        free(daemon->handed.kept);
         r = listen_begin(daemon, options);
-    }
     if (r == 0)
         r = changes_new(&daemon->server.loads, &daemon->server.verifies, &daemon->changes);
-    if (r == 0 && options->preload)
-        r = preload_new(&daemon->server.loads, options->preload, options->preload_layout, &daemon->preload);
-    if (r == 0 && daemon->preload)
-        preload_look(daemon->preload);
-    return r;
+    if (r < 0)
+        return r;
+    if (!daemon->server.api.awaits)
+        return daemon_complete(daemon);
+    return opening_begin(&daemon->server.core, &daemon->server.devices, options, gpus_opened, daemon);
 }
 
 int main(int argc, char **argv)
@@ -362,6 +423,7 @@ int main(int argc, char **argv)
     if (r <= 0)
         return r < 0 ? 2 : EXIT_SUCCESS;
     log_set_level(options.log_level);
+    modules_prepare();
     share_descriptors(&options.limits);
 
     static struct daemon daemon;
@@ -377,11 +439,6 @@ int main(int argc, char **argv)
     }
     if (daemon_begin(&daemon, &options) < 0)
         _exit(EXIT_FAILURE); /* no client was accepted yet; the kernel ends the workers and frees everything */
-    log_write_fields(LOG_LEVEL_NOTICE, &(const struct log_fields){.id = MESSAGE_DAEMON_READY},
-                     "rocmforged " ROCMFORGE_VERSION " ready, %u workers", daemon.server.core.workers);
-    daemon.ready = true;
-    (void)status_new(&daemon);
-    service_ready(daemon.status);
     uv_run(&daemon.loop, UV_RUN_DEFAULT);
     r = uv_loop_close(&daemon.loop);
     assert(r == 0); /* every handle was closed */

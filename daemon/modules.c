@@ -118,7 +118,18 @@ static int module_open(struct devices *set, const struct device_module *module, 
     return added > 0 ? added : error;
 }
 
-int modules_open(struct devices *devices, const struct options *options, unsigned workers)
+void modules_prepare(void)
+{
+    /* Otherwise CUDA's driver loads each kernel at its first launch, in the middle of the first load. */
+    setenv("CUDA_MODULE_LOADING", "EAGER", 0);
+}
+
+bool modules_want_gpus(const struct options *options)
+{
+    return !device_kind_is_host(options->device);
+}
+
+int modules_open_gpus(struct devices *devices, const struct options *options, unsigned workers)
 {
     bool automatic = strcmp(options->device, "auto") == 0;
     for (size_t i = 0; device_kinds[i]; i++) {
@@ -140,6 +151,11 @@ int modules_open(struct devices *devices, const struct options *options, unsigne
         else
             log_debug("no %s device: %s: %s", kind, fault.call, fault.text);
     }
+    return 0;
+}
+
+int modules_open_host(struct devices *devices, const struct options *options, unsigned workers)
+{
     struct device_fault fault = {0};
     int n = module_open(devices, &device_host_module, options, workers, &fault);
     if (n < 0)

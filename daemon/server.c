@@ -18,6 +18,7 @@
 
 static const struct conn_hooks conn_hooks = {
     .dispatch = methods_dispatch,
+    .holds = methods_hold,
     .opened = session_opened,
     .closed = session_closed,
     .replying = session_replying,

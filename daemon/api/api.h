@@ -14,6 +14,7 @@
 #include "daemon/session/events.h"
 #include "daemon/wire/conn.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 
 struct api {
@@ -29,4 +30,5 @@ struct api {
     struct quota *quota;
     struct conns *conns;
     uint64_t started; /* uv_hrtime() when the daemon started */
+    bool awaits;      /* the GPUs' drivers have not started yet: see methods_hold() */
 };

@@ -71,6 +71,19 @@ static void fail_with(struct call *call, enum wire_error error, const char *key,
     call_fail(call, error, parameters);
 }
 
+/* These need nothing of a GPU but what is known of it from before the restart. */
+static const char *const early_methods[] = {INTERFACE ".Attach", INTERFACE ".Reattach", INTERFACE ".Detach",
+                                            SERVICE ".GetInfo", SERVICE ".GetInterfaceDescription"};
+
+bool methods_hold(const struct call *call, void *context)
+{
+    const struct api *api = context;
+    for (size_t i = 0; i < sizeof(early_methods) / sizeof(early_methods[0]); i++)
+        if (strcmp(call->method, early_methods[i]) == 0)
+            return false;
+    return api->awaits;
+}
+
 void methods_dispatch(struct call *call, void *context)
 {
     struct api *api = context;

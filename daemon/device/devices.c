@@ -27,6 +27,20 @@ int devices_add(struct devices *devices, struct device *device, struct device_fa
     return 0;
 }
 
+int devices_join(struct devices *devices, struct devices *first)
+{
+    const size_t n = first->n;
+    if (n > DEVICES_MAX - devices->n)
+        return -ENOSPC;
+    memmove(&devices->devices[n], devices->devices, devices->n * sizeof(devices->devices[0]));
+    memmove(&devices->schedulers[n], devices->schedulers, devices->n * sizeof(devices->schedulers[0]));
+    memcpy(devices->devices, first->devices, n * sizeof(devices->devices[0]));
+    memcpy(devices->schedulers, first->schedulers, n * sizeof(devices->schedulers[0]));
+    devices->n += n;
+    first->n = 0;
+    return 0;
+}
+
 void devices_close(struct devices *devices)
 {
     for (size_t i = 0; i < devices->n; i++) {

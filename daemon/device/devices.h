@@ -19,6 +19,10 @@ struct devices {
  * the device stays the caller's. */
 int devices_add(struct devices *devices, struct device *device, struct device_fault *ret_fault);
 
+/* Puts the devices of another set in front of these, and leaves that set empty. -ENOSPC: there are too many; nothing
+ * has changed. */
+int devices_join(struct devices *devices, struct devices *first);
+
 /* Closes all devices. All slots were given back, and all arenas freed or left to device_spare(). */
 void devices_close(struct devices *devices);
 

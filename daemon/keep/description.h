@@ -63,7 +63,8 @@ struct description {
     const struct forms *forms;
     const struct layout *layout;
     struct model_heads heads; /* that the layout was applied with */
-    char *device_id, *device_kind, *device_uuid, *device_pci;
+    char *device_id, *device_kind, *device_uuid, *device_pci, *device_name;
+    uint64_t device_total, device_budget, device_link; /* clients are told before its driver has started */
     uint64_t granule;
     uint64_t arena_bytes;
     size_t n_files; /* 0: the model was published; its header says where its tensors are, and n_tensors is 0 */

@@ -182,6 +182,10 @@ static void take_model(struct bytes_reader *in, struct description *ret)
     (void)bytes_take_text(in, TEXT_MAX, &ret->device_kind);
     (void)bytes_take_text(in, TEXT_MAX, &ret->device_uuid);
     (void)bytes_take_text(in, TEXT_MAX, &ret->device_pci);
+    (void)bytes_take_text(in, TEXT_MAX, &ret->device_name);
+    ret->device_total = bytes_take_number(in, INT64_MAX);
+    ret->device_budget = bytes_take_number(in, INT64_MAX);
+    ret->device_link = bytes_take_number(in, INT64_MAX);
     ret->granule = bytes_take_number(in, PLAN_ARENA_MAX);
     ret->arena_bytes = bytes_take_number(in, PLAN_ARENA_MAX - 1);
     take_files(in, ret);
@@ -191,7 +195,7 @@ static void take_model(struct bytes_reader *in, struct description *ret)
         take_tensors(in, ret);
     if (in->left > 0 || ret->id == 0 || ret->n_names == 0 || ret->ttl < -1)
         in->failed = true;
-    if (!ret->device_id || !ret->device_kind || !ret->device_uuid || !ret->device_pci)
+    if (!ret->device_id || !ret->device_kind || !ret->device_uuid || !ret->device_pci || !ret->device_name)
         in->failed = true;
 }
 
@@ -300,6 +304,7 @@ void description_clear(struct description *description)
     free(description->device_kind);
     free(description->device_uuid);
     free(description->device_pci);
+    free(description->device_name);
     for (size_t i = 0; i < description->n_files && description->files; i++)
         free(description->files[i].path);
     free(description->files);

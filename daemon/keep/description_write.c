@@ -183,6 +183,10 @@ static void put_model(struct bytes_writer *out, const struct model *model, const
     bytes_put_text(out, model->device->kind);
     bytes_put_text(out, model->device->uuid);
     bytes_put_text(out, model->device->pci);
+    bytes_put_text(out, model->device->name);
+    bytes_put_number(out, model->device->total);
+    bytes_put_number(out, model->device->budget);
+    bytes_put_number(out, model->device->link);
     bytes_put_number(out, model->device->granule);
     bytes_put_number(out, model->plan->arena_bytes);
     bytes_put_number(out, model->source->n_files);

@@ -1,9 +1,11 @@
 #include "daemon/keep/keep.h"
 
 #include "daemon/base/log.h"
+#include "daemon/device/awaited.h"
 #include "daemon/keep/entries.h"
 #include "daemon/keep/resume.h"
 #include "daemon/keep/stored.h"
+#include "daemon/session/events.h"
 #include "proto/bytes.h"
 
 #include <errno.h>
@@ -18,7 +20,8 @@ struct keep {
     uint64_t grace_ms;
     uint64_t *held; /* ids of models that are held for the time of grace */
     size_t n_held;
-    unsigned closing; /* handles */
+    struct awaited_gpus awaited; /* that models were taken back on before their drivers had started */
+    unsigned closing;            /* handles */
     bool stopped;
 };
 
@@ -135,43 +138,9 @@ int keep_new(struct residency *residency, unsigned grace, struct keep **ret)
 
 /* --- taking back --- */
 
-static int resume_entries(struct keep *keep, struct model_entries *of_model, struct model **ret,
-                          char why[RESUME_WHY_SIZE])
+static void tell_again(const struct model *model)
 {
-    const struct description *description = &of_model->description;
-    struct resume *resume = malloc(sizeof(*resume));
-    if (!resume)
-        return -ENOMEM;
-    resume->registry = keep->residency->registry;
-    resume->devices = keep->residency->devices;
-    resume->description = description;
-    resume->arena_fd = entries_take(of_model, STORE_ARENA, 0);
-    for (size_t i = 0; i < description->n_headers; i++)
-        resume->header_fds[i] = entries_take(of_model, STORE_HEADER, (uint32_t)i);
-    for (size_t i = 0; i < description->n_files; i++)
-        resume->file_fds[i] = entries_take(of_model, STORE_FILE, description->files[i].number);
-    const int r = resume_model(resume, ret, why);
-    free(resume);
-    return r;
-}
-
-static void resume(struct keep *keep, struct model_entries *of_model)
-{
-    struct model *model = NULL;
-    char why[RESUME_WHY_SIZE] = "out of memory", size[BYTES_TEXT_SIZE];
-    if (resume_entries(keep, of_model, &model, why) < 0) {
-        entries_drop(of_model, of_model->description.names[0].text, why);
-        return;
-    }
-    model->source->closer = keep->residency->core->closer;
-    model->source->uid = model->uid;
-    struct stored *stored =
-        stored_again(model, &of_model->description, of_model->latest, of_model->entries, of_model->n);
-    if (!stored)
-        return;
-    TAILQ_INSERT_TAIL(&keep->list, stored, link);
-    keep->held[keep->n_held++] = model->id;
-    model_hold(model);
+    char size[BYTES_TEXT_SIZE];
     const struct log_fields fields = {
         .id = MESSAGE_MODEL_AGAIN,
         .model = model->name,
@@ -184,22 +153,114 @@ static void resume(struct keep *keep, struct model_entries *of_model)
                      model->id, model->device->id, bytes_text(size, (double)model->plan->arena_bytes, ""));
 }
 
-void keep_resume(struct keep *keep, struct store_entry *entries, size_t n)
+static int resume_entries(struct keep *keep, struct model_entries *of_model, bool awaits, struct model **ret,
+                          char why[RESUME_WHY_SIZE])
+{
+    const struct description *description = &of_model->description;
+    struct resume *resume = malloc(sizeof(*resume));
+    if (!resume)
+        return -ENOMEM;
+    resume->registry = keep->residency->registry;
+    resume->devices = keep->residency->devices;
+    resume->awaited = awaits ? &keep->awaited : NULL;
+    resume->description = description;
+    resume->arena_fd = entries_take(of_model, STORE_ARENA, 0);
+    for (size_t i = 0; i < description->n_headers; i++)
+        resume->header_fds[i] = entries_take(of_model, STORE_HEADER, (uint32_t)i);
+    for (size_t i = 0; i < description->n_files; i++)
+        resume->file_fds[i] = entries_take(of_model, STORE_FILE, description->files[i].number);
+    const int r = resume_model(resume, ret, why);
+    free(resume);
+    return r;
+}
+
+static void resume(struct keep *keep, struct model_entries *of_model, bool awaits)
+{
+    struct model *model = NULL;
+    char why[RESUME_WHY_SIZE] = "out of memory";
+    if (resume_entries(keep, of_model, awaits, &model, why) < 0) {
+        entries_drop(of_model, of_model->description.names[0].text, why);
+        return;
+    }
+    model->source->closer = keep->residency->core->closer;
+    model->source->uid = model->uid;
+    struct stored *stored =
+        stored_again(model, &of_model->description, of_model->latest, of_model->entries, of_model->n);
+    if (!stored)
+        return;
+    TAILQ_INSERT_TAIL(&keep->list, stored, link);
+    keep->held[keep->n_held++] = model->id;
+    model_hold(model);
+    if (!device_is_awaited(model->device))
+        tell_again(model);
+}
+
+static void grace_begins(struct keep *keep)
+{
+    if (!TAILQ_EMPTY(&keep->list))
+        uv_timer_start(&keep->timer, grace_ends, keep->grace_ms, 0);
+}
+
+void keep_resume(struct keep *keep, struct store_entry *entries, size_t n, bool awaits)
 {
     struct model_entries *models;
     const size_t n_models = entries_by_model(entries, n, &models);
     keep->held = calloc(n_models ? n_models : 1, sizeof(*keep->held));
     for (size_t i = 0; i < n_models; i++) {
         if (keep->held)
-            resume(keep, &models[i]);
+            resume(keep, &models[i], awaits);
         else
             entries_drop(&models[i], models[i].description.names[0].text, "out of memory");
         description_clear(&models[i].description);
     }
     free(models);
     entries_close(entries, n); /* what nobody took */
-    if (!TAILQ_EMPTY(&keep->list))
-        uv_timer_start(&keep->timer, grace_ends, keep->grace_ms, 0);
+    if (!awaits)
+        grace_begins(keep);
+}
+
+/* --- when the drivers have started --- */
+
+static void unhold(struct keep *keep, struct model *model)
+{
+    for (size_t i = 0; i < keep->n_held; i++) {
+        if (keep->held[i] != model->id)
+            continue;
+        keep->held[i] = keep->held[--keep->n_held];
+        model_unhold(model);
+        return;
+    }
+}
+
+/* The model goes. Who has attached meanwhile is told by draining; others may have its names from now on. */
+static void give_up(struct keep *keep, struct model *model, const char *why)
+{
+    log_write_fields(LOG_LEVEL_WARNING, &(const struct log_fields){.id = MESSAGE_MODEL_DROPPED, .model = model->name},
+                     "model=%s was kept, but is not resident again: %s", model->name, why);
+    if (model->stored)
+        drop(keep, model->stored);
+    unhold(keep, model);
+    residency_drain(keep->residency, model, 0);
+    if (model->state != MODEL_DRAINING) /* nobody has: it is being unloaded */
+        return;
+    model_lose_name(model);
+    events_emit(keep->residency->events, "renamed", model, NULL);
+}
+
+void keep_settle(struct keep *keep)
+{
+    struct model *next;
+    for (struct model *model = TAILQ_FIRST(&keep->residency->registry->models); model; model = next) {
+        next = TAILQ_NEXT(model, link); /* a model that is given up is removed later, when a worker has freed it */
+        char why[RESUME_WHY_SIZE];
+        if (!device_is_awaited(model->device))
+            continue;
+        if (resume_settle(model, keep->residency->devices, why) == 0)
+            tell_again(model);
+        else
+            give_up(keep, model, why);
+    }
+    grace_begins(keep);
 }
 
 /* --- the end --- */
@@ -228,6 +289,7 @@ static void closed(uv_handle_t *handle)
     if (--keep->closing > 0)
         return;
     free(keep->held);
+    awaited_close(&keep->awaited);
     free(keep);
 }
 

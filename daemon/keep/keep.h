@@ -23,8 +23,16 @@ struct keep;
 int keep_new(struct residency *residency, unsigned grace, struct keep **ret);
 
 /* Takes models back from what the store had; once, at the start, before clients are served. What does not check out is
- * dropped, and removed from the store. Takes over all descriptors. The entries are sorted anew. */
-void keep_resume(struct keep *keep, struct store_entry *entries, size_t n);
+ * dropped, and removed from the store. Takes over all descriptors. The entries are sorted anew.
+ *
+ * awaits: the GPUs are not among the devices yet, because their drivers take long to start. Models that were kept on
+ * them are taken back all the same, so that clients can attach to them and take their leases again; the caller calls
+ * keep_settle() later, and meanwhile has nothing else done with models. */
+void keep_resume(struct keep *keep, struct store_entry *entries, size_t n, bool awaits);
+
+/* All GPUs are there. A model whose GPU is not, or is another one, or cannot take its memory over, is dropped: who has
+ * attached to it meanwhile is told by draining, and it is freed when they have let go. The time of grace begins. */
+void keep_settle(struct keep *keep);
 
 /* The daemon stops: the store stays as it is. Models are not held any longer. */
 void keep_stop(struct keep *keep);

@@ -3,6 +3,7 @@
 #include "daemon/format/format.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -43,25 +44,44 @@ static void close_all(int *fds, size_t n)
     }
 }
 
-/* A GPU may have another number now: its UUID tells that it is the same one. */
-static bool is_device(const struct device *device, const struct description *description)
+static struct device *find_same(const struct devices *devices, const char *kind, const char *uuid, const char *pci,
+                                const char *id)
 {
-    if (strcmp(device->kind, description->device_kind) != 0 || strcmp(device->uuid, description->device_uuid) != 0 ||
-        strcmp(device->pci, description->device_pci) != 0)
-        return false;
-    return device->uuid[0] || strcmp(device->id, description->device_id) == 0;
+    for (size_t i = 0; i < devices->n; i++)
+        if (device_same(devices->devices[i], kind, uuid, pci, id))
+            return devices->devices[i];
+    return NULL;
+}
+
+/* Whether memory can be taken over on it. NULL: the device is not there. */
+static int check_device(const struct device *device, char why[RESUME_WHY_SIZE])
+{
+    if (!device)
+        return refuse(why, -ENODEV, "its device is not there any more, or is another one");
+    if (device->failed || device->export_kind == EXPORT_IPC)
+        return refuse(why, -ENODEV, "its device exports no descriptors now");
+    return 0;
 }
 
 static int find_device(const struct resume *resume, struct resumed *resumed, char why[RESUME_WHY_SIZE])
 {
-    for (size_t i = 0; i < resume->devices->n && !resumed->device; i++)
-        if (is_device(resume->devices->devices[i], resume->description))
-            resumed->device = resume->devices->devices[i];
-    if (!resumed->device)
-        return refuse(why, -ENODEV, "its device is not there any more, or is another one");
-    if (resumed->device->failed || resumed->device->export_kind == EXPORT_IPC)
-        return refuse(why, -ENODEV, "its device exports no descriptors now");
-    return 0;
+    const struct description *d = resume->description;
+    resumed->device = find_same(resume->devices, d->device_kind, d->device_uuid, d->device_pci, d->device_id);
+    if (!resumed->device && resume->awaited && !device_kind_is_host(d->device_kind)) {
+        const struct awaited_gpu gpu = {.id = d->device_id,
+                                        .kind = d->device_kind,
+                                        .name = d->device_name,
+                                        .uuid = d->device_uuid,
+                                        .pci = d->device_pci,
+                                        .total = d->device_total,
+                                        .budget = d->device_budget,
+                                        .granule = d->granule,
+                                        .link = d->device_link};
+        resumed->device = awaited_get(resume->awaited, &gpu);
+        if (!resumed->device)
+            return refuse(why, -ENOMEM, "out of memory");
+    }
+    return check_device(resumed->device, why);
 }
 
 static int check_descriptors(const struct resume *resume, char why[RESUME_WHY_SIZE])
@@ -149,6 +169,14 @@ static bool decodes_nothing(const struct plan *plan)
     return true;
 }
 
+/* Makes the chunks for the device's slots. */
+static int cut(struct plan *plan, struct device *device, char why[RESUME_WHY_SIZE])
+{
+    const bool verbatim = decodes_nothing(plan) || plan_decoded_by(plan, device);
+    const int r = plan_cut(plan, device->slot_bytes, device->part_bytes, verbatim);
+    return r < 0 ? refuse(why, r, "out of memory") : 0;
+}
+
 static int lay_out(const struct resume *resume, struct resumed *resumed, char why[RESUME_WHY_SIZE])
 {
     const struct description *description = resume->description;
@@ -162,10 +190,7 @@ static int lay_out(const struct resume *resume, struct resumed *resumed, char wh
     free(places);
     if (r < 0)
         return refuse(why, r, "its tensors cannot be where its description says");
-    const struct device *device = resumed->device;
-    const bool verbatim = decodes_nothing(resumed->plan) || plan_decoded_by(resumed->plan, resumed->device);
-    r = plan_cut(resumed->plan, device->slot_bytes, device->part_bytes, verbatim);
-    return r < 0 ? refuse(why, r, "out of memory") : 0;
+    return device_is_awaited(resumed->device) ? 0 : cut(resumed->plan, resumed->device, why);
 }
 
 /* Of a published model: all is in its manifest, which is read as if anybody had written it. */
@@ -327,4 +352,46 @@ int resume_model(struct resume *resume, struct model **ret, char why[RESUME_WHY_
     close_all(resume->header_fds, resume->description->n_headers);
     close_all(resume->file_fds, resume->description->n_files);
     return r;
+}
+
+/* The chunks need the device's slots. */
+static int settle_plan(struct model *model, struct devices *devices, struct device *device, char why[RESUME_WHY_SIZE])
+{
+    if (model_is_published(model))
+        return 0;
+    const uint64_t before = plan_memory(model->plan);
+    const int r = cut(model->plan, device, why);
+    if (r == 0)
+        registry_charge(model, devices_host(devices), plan_memory(model->plan) - before);
+    return r;
+}
+
+int resume_settle(struct model *model, struct devices *devices, char why[RESUME_WHY_SIZE])
+{
+    struct device *stands_in = model->device;
+    struct device *device = find_same(devices, stands_in->kind, stands_in->uuid, stands_in->pci, stands_in->id);
+    int r = check_device(device, why);
+    if (r == 0)
+        r = settle_plan(model, devices, device, why);
+    if (r < 0)
+        return r;
+    const uint64_t bytes = model->plan->arena_bytes;
+    struct arena *arena;
+    struct device_export export;
+    struct device_fault fault;
+    const int fd = fcntl(model->export.fd, F_DUPFD_CLOEXEC, 3);
+    if (fd < 0)
+        return refuse(why, -errno, "no descriptor is left");
+    r = device_arena_adopt(device, fd, bytes, &arena, &export, &fault);
+    if (r < 0) {
+        close(fd);
+        return refuse_fault(why, r, "its memory", &fault);
+    }
+    registry_unreserve(model);
+    device_arena_free(stands_in, model->arena, bytes);
+    model->device = device;
+    model->arena = arena;
+    model->export = export;
+    registry_reserve(model, bytes);
+    return 0;
 }

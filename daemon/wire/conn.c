@@ -49,7 +49,7 @@ void conn_charge_memory(struct conn *conn)
               frame_reader_memory(conn->reader) + conn->message_bytes + frame_writer_pending(conn->writer));
     if (conn->memory.amount < before)
         conn->conns->freed += before - conn->memory.amount;
-    quota_set(&conn->descriptors, frame_reader_fds(conn->reader));
+    quota_set(&conn->descriptors, frame_reader_fds(conn->reader) + (conn->held ? conn->frame.n_fds : 0));
 }
 
 bool conn_has_too_much(struct conn *conn, uint64_t *ret_limit)
@@ -151,12 +151,33 @@ void conn_next(struct conn *conn)
     }
 }
 
+/* Dispatches the call, or holds it. */
+static void conn_dispatch(struct conn *conn)
+{
+    const struct conn_hooks *hooks = conn->conns->hooks;
+    uint64_t limit;
+    conn->held = hooks->holds && hooks->holds(&conn->call, conn->conns->context);
+    if (conn->held) {
+        conn_charge_memory(conn);
+        return;
+    }
+    (void)json_memory_failed(); /* what a reply before this one had no memory for is told already */
+    hooks->dispatch(&conn->call, conn->conns->context);
+    if (conn->in_call && conn_has_too_much(conn, &limit))
+        conn_end_with(conn, WIRE_LimitExceeded, error_limit(quota_name(QUOTA_MEMORY), limit),
+                      "its user has too much memory");
+    frame_message_close_fds(&conn->frame); /* a call takes the descriptors that it wants before dispatch() returns, but
+                                              may last longer */
+}
+
 /* Dispatches the calls that were received, one after the other, until one is not answered at once. */
 static void conn_process(struct conn *conn)
 {
     conn->in_dispatch = true;
     uint64_t began = uv_hrtime();
     int calls = 0;
+    if (conn->held && conn->state == CONN_OPEN)
+        conn_dispatch(conn);
     while (conn->state == CONN_OPEN && !conn->in_call && frame_writer_pending(conn->writer) <= CONN_QUEUE_HIGH) {
         if (calls++ == CONN_TURN_CALLS || uv_hrtime() - began > CONN_TURN_NS) {
             turn_wait(&conn->turn);
@@ -172,17 +193,10 @@ static void conn_process(struct conn *conn)
             conn_end(conn, reason);
             break;
         }
-        (void)json_memory_failed(); /* what a reply before this one had no memory for is told already */
-        conn->conns->hooks->dispatch(&conn->call, conn->conns->context);
-        uint64_t limit;
-        if (conn->in_call && conn_has_too_much(conn, &limit))
-            conn_end_with(conn, WIRE_LimitExceeded, error_limit(quota_name(QUOTA_MEMORY), limit),
-                          "its user has too much memory");
-        frame_message_close_fds(&conn->frame); /* a call takes the descriptors that it wants before dispatch() returns,
-                                                  but may last longer */
+        conn_dispatch(conn);
     }
     conn->in_dispatch = false;
-    if (conn->state == CONN_OPEN && conn->peer_done && !conn->turn.waiting) {
+    if (conn->state == CONN_OPEN && conn->peer_done && !conn->turn.waiting && !conn->held) {
         /* The client closed its sending side: it still gets the answers that are ready. */
         conn_move(conn, CONN_ENDING);
         if (conn->in_call || frame_writer_pending(conn->writer) == 0)
@@ -254,7 +268,7 @@ void conn_run(struct turn *turn)
         conn_poll(conn);
     else if (events & (UV_READABLE | UV_DISCONNECT))
         conn_receive(conn, events);
-    else if (conn->state == CONN_OPEN && !conn->in_call)
+    else if (conn->state == CONN_OPEN && (!conn->in_call || conn->held))
         conn_process(conn);
     conns_give_back(conn->conns);
 }

@@ -54,6 +54,10 @@ struct conn_hooks {
     /* Answers a call, now or later. */
     call_fn *dispatch;
 
+    /* Whether the call cannot be dispatched yet: it waits, and so do those behind it on its connection. Asked again
+     * after conns_release(). NULL: none waits. */
+    bool (*holds)(const struct call *call, void *context);
+
     /* A client has connected: may set the connection's data with conn_set_data(). A negative errno refuses the client.
      */
     int (*opened)(struct conn *conn, void *context);
@@ -74,6 +78,9 @@ int conns_new(uv_loop_t *loop, const struct conn_hooks *hooks, void *context, st
 /* Closes every connection; calls that wait are answered with ShuttingDown. `closed` is called once all are gone and
  * conns is freed. */
 void conns_close(struct conns *conns, void (*closed)(void *context), void *context);
+
+/* Calls that were held may go on now. */
+void conns_release(struct conns *conns);
 
 /* Descriptors that clients have sent, and nobody takes, are given to it. It outlives the connections. */
 void conns_set_closer(struct conns *conns, struct closer *closer);

@@ -58,6 +58,7 @@ struct conn {
     bool peer_done;   /* the client has closed its sending side, and all that it sent was read */
     bool hung_up;     /* the client has closed its sending side, but the buffer is full of unread requests */
     bool in_dispatch; /* messages are being taken from the buffer */
+    bool held;        /* the call was not dispatched yet, and `frame` has its descriptors; see struct conn_hooks */
     struct frame_reader *reader;
     struct frame_writer *writer;
     struct frame_message frame;      /* the message of the call */

@@ -115,12 +115,25 @@ void conn_close(struct conn *conn)
     log_debug("conn=%" PRIu64 " closed", conn->id);
     turn_end(&conn->turn);
     call_abandon(conn);
+    if (conn->held)
+        frame_message_close_fds(&conn->frame);
+    conn->held = false;
     if (conn->opened && conn->conns->hooks->closed)
         conn->conns->hooks->closed(conn, conn->conns->context);
     uv_poll_stop(&conn->poll);
     conn->handles = 2;
     uv_close((uv_handle_t *)&conn->poll, conn_handle_closed);
     uv_close((uv_handle_t *)&conn->deadline, conn_handle_closed);
+}
+
+void conns_release(struct conns *conns)
+{
+    struct conn *conn;
+    LIST_FOREACH(conn, &conns->list, link)
+    {
+        if (conn->held)
+            turn_wait(&conn->turn);
+    }
 }
 
 void conns_close(struct conns *conns, void (*closed)(void *context), void *context)

@@ -28,6 +28,7 @@ static int devices = 1;
 static bool no_device_is_no_error, nameless, texts_are_names;
 static hipError_t lost[FAKE_DEVICES_MAX];
 static uint64_t delay_copy, delay_kernel, delay_clear, delay_info, seed = 1;
+static const char *uuid_begin = "fa4e";
 static const char *gate, *hang; /* NULL: no gate; nothing hangs */
 
 static struct {
@@ -121,7 +122,10 @@ static void settings_read(void)
         delay_kernel = slow(text, "kernel");
         delay_clear = slow(text, "clear");
         delay_info = slow(text, "info");
+        usleep((useconds_t)slow(text, "start"));
     }
+    if ((text = getenv("FAKE_HIP_UUID")))
+        uuid_begin = text;
     if ((text = getenv("FAKE_HIP_SEED")))
         seed = strtoull(text, NULL, 10) | 1;
     if ((text = getenv("FAKE_HIP_TAKEN")))
@@ -419,7 +423,7 @@ FAKE_EXPORT hipError_t hipDeviceGetUuid(hipUUID *uuid, hipDevice_t device)
     FAKE_ENTER(device);
     /* ASCII digits, as from AMD's driver; and bytes that are no digits. */
     char text[17];
-    snprintf(text, sizeof(text), "fa4e%012x", (unsigned)device);
+    snprintf(text, sizeof(text), "%.4s%012x", uuid_begin, (unsigned)device);
     memcpy(uuid->bytes, text, sizeof(uuid->bytes));
     if (device % 2)
         uuid->bytes[0] = '\xfa';

@@ -22,10 +22,11 @@
  *   FAKE_HIP_TEXTS=names   hipGetErrorString() returns the name of an error, as in ROCm 5; default: a sentence, as in
  *                          ROCm 6
  *   FAKE_HIP_MEMORY=BYTES  memory of each device; default 1 GiB
- *   FAKE_HIP_SLOW=copy=US,kernel=US,clear=US,info=US
+ *   FAKE_HIP_SLOW=copy=US,kernel=US,clear=US,info=US,start=US
  *                          the longest time that each of these takes, in microseconds; the time is random below that,
- *                          but `info`, hipMemGetInfo(), takes exactly as long
+ *                          but `info`, hipMemGetInfo(), and `start`, the first call, take exactly as long
  *   FAKE_HIP_SEED=N        seed of these random times
+ *   FAKE_HIP_UUID=TEXT     the first four characters of the devices' UUIDs; default "fa4e"
  *   FAKE_HIP_TAKEN=BYTES   memory of the first device that other programs use
  *   FAKE_HIP_LEAK=1        freed memory stays in use
  *   FAKE_HIP_GATE=PATH     copies wait while this file exists

@@ -167,7 +167,7 @@ static void rig_begin(struct rig *rig)
     const struct server_config config = {.limits = options.limits, .workers = 2};
     assert(server_init(&rig->server, &rig->loop, &config) == 0);
     assert(workers_begin(rig->server.core.queue, config.workers) == 0);
-    assert(modules_open(&rig->server.devices, &options, 2) == 0);
+    assert(modules_open_host(&rig->server.devices, &options, 2) == 0);
     for (size_t i = 0; i < CLIENTS; i++)
         client_open(rig, i);
 }

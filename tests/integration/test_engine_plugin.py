@@ -1,15 +1,18 @@
 """The plug-in for llama.cpp in a program that does what llama.cpp does, for each version of ggml's interface; with host
 memory, and with a stand-in for a GPU's backend on the fake HIP runtime. The real engines: tests/engines."""
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
+import time
 
 import harness
 import make_llama
 import make_model
 import pytest
+import rocmforge_wire
 from harness import TIMEOUT, build_folder, fake_gpu_folder, library_environment
 
 ENGINES = build_folder() / "tests" / "engines"
@@ -273,6 +276,63 @@ def test_the_daemon_is_killed(stub, llama):
     stub.daemon.process.wait()
     out, err = process.communicate("go\nend\n", timeout=TIMEOUT)
     assert process.returncode == 0, err
+    assert_shared(json.loads(out.splitlines()[0]))
+
+
+@pytest.fixture(params=["host", "gpu"])
+def held_stub(request, api, start, monkeypatch):
+    """Its daemon runs under rocmforge-hold."""
+    program = [harness.hold_program(), "--", harness.daemon_program()]
+    if request.param == "host":
+        return Stub(api, start("--grace", "1", program=program), 0)
+    if not FAKE:
+        pytest.skip("this build has no module for AMD GPUs (hipcc is not installed)")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(FAKE))
+    monkeypatch.setenv("ROCMFORGE_MODULE_DIR", str(harness.module_folder()))
+    return Stub(api, start("--grace", "1", "--device", "hip", "--export", "fd", program=program), 1)
+
+
+def holders(daemon, name):
+    with contextlib.suppress(OSError, rocmforge_wire.Closed), daemon.client() as client:
+        return [lease["pid"] for lease in client.call("Show", name=name)["leases"]]
+
+
+def test_the_lease_is_taken_again(held_stub, llama):
+    """The daemon is killed several times: what the engine computes on is held for it all the time."""
+    daemon, path = held_stub.daemon, llama("padded")
+    process, first = held_stub.begin(path)
+    assert_shared(first)
+    for _ in range(3):
+        before = daemon.status()["pid"]
+        harness.wait_until(lambda: len([fd for fd in daemon.fds() if "rocmforge" in fd or fd.endswith(".gguf")]) >= 3)
+        os.kill(before, signal.SIGKILL)
+        harness.wait_until(lambda: holders(daemon, path.stem) == [process.pid])
+        assert daemon.status()["pid"] != before
+    time.sleep(1.5)  # the time of grace is over: only the lease holds it
+    with daemon.client() as client, harness.wire_error("ModelBusy") as parameters:
+        client.call("Unload", name=path.stem)
+    assert [lease["pid"] for lease in parameters["leases"]] == [process.pid]
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    assert_shared(json.loads(process.stdout.readline()))
+    assert process.stdout.readline() == "freed\n"
+    harness.wait_until(lambda: holders(daemon, path.stem) == [])
+    _, err = process.communicate("end\n", timeout=TIMEOUT)
+    assert process.returncode == 0 and "anew" not in err, err
+
+
+def test_the_next_daemon_does_not_have_the_model(start, api, llama):
+    stub = Stub(api, start(), 0)
+    process, first = stub.begin(llama())
+    assert_shared(first)
+    stub.daemon.process.kill()
+    stub.daemon.process.wait()
+    time.sleep(0.3)  # some tries find nobody
+    start()
+    for word in "the daemon loads", "shared with other processes", "the daemon was started anew":
+        assert word in process.stderr.readline()
+    out, err = process.communicate("go\nend\n", timeout=TIMEOUT)
+    assert process.returncode == 0 and not err, err
     assert_shared(json.loads(out.splitlines()[0]))
 
 

@@ -142,6 +142,8 @@ STRUCT = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q
 STRING, ARRAY = 8, 9
 
 
+DRAINING = ctypes.CFUNCTYPE(None, c_void_p, c_char_p)  # rf_draining_fn
+
 # rf_client and rf_model are opaque.
 FUNCTIONS = {
     "rf_connect": (c_int, c_char_p, POINTER(c_void_p)),
@@ -149,6 +151,8 @@ FUNCTIONS = {
     "rf_error_message": (c_char_p, c_void_p),
     "rf_error_name": (c_char_p, c_void_p),
     "rf_reconnect": (c_int, c_void_p, c_double),
+    "rf_call": (c_int, c_void_p, c_char_p, c_char_p, ctypes.c_uint, c_void_p, c_size_t, c_void_p, c_void_p),
+    "rf_on_draining": (None, c_void_p, DRAINING, c_void_p),
     "rf_attach": (c_int, c_void_p, c_char_p, POINTER(c_void_p)),
     "rf_load_attach": (c_int, c_void_p, c_char_p, POINTER(LoadOptions), POINTER(c_void_p)),
     "rf_detach": (c_int, c_void_p),
@@ -209,6 +213,13 @@ class Client:
 
     def reconnect(self, seconds):
         self.check(self.library.rf_reconnect(self.handle, seconds))
+
+    def call(self, method):
+        self.check(self.library.rf_call(self.handle, method.encode(), None, 0, None, 0, None, None))
+
+    def on_draining(self, function):
+        self.draining = DRAINING(lambda _, name: function(name.decode()))  # which the library does not keep alive
+        self.library.rf_on_draining(self.handle, self.draining, None)
 
     def create(self, name, tensors=(), **options):
         """A Creation, or a Model if there is one with this key."""

@@ -1,12 +1,16 @@
 """on_draining(): told of each model that should be given back, and of no other."""
 import asyncio
+import contextlib
 import os
+import signal
 import threading
 import time
 
+import pytest
 import rocmforge
 import rocmforge.aio
-from harness import TIMEOUT, wait_until
+from harness import TIMEOUT, daemon_program, hold_program, wait_until
+from rocmforge import _draining as draining_module
 from rocmforge import client as client_module
 
 
@@ -62,6 +66,91 @@ def test_a_daemon_that_was_started_anew_is_watched(start, small):
         with rf.load_attach(small, name="m"):
             rf.unload("m", force=True)
             assert heard.wait() == ["m"]
+
+
+@pytest.fixture
+def held(start):
+    """A daemon under rocmforge-hold, and a function that kills it and waits for the next one."""
+    daemon = start(program=[hold_program(), "--", daemon_program()])
+
+    def pid():
+        with contextlib.suppress(rocmforge.Error, OSError), rocmforge.connect(daemon.socket) as rf:
+            return rf.status()["pid"]
+
+    def kill(models=1):
+        before = pid()
+        wait_until(lambda: sum(fd.startswith("/memfd:rocmforge-model") for fd in daemon.fds()) == models)
+        os.kill(before, signal.SIGKILL)
+        wait_until(lambda: pid() not in (None, before))
+
+    daemon.kill = kill
+    return daemon
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_model_of_before_a_restart(held, small, times):
+    """Without another attach: the next daemon is watched by itself."""
+    heard = Heard()
+    with rocmforge.connect(held.socket) as rf, rocmforge.connect(held.socket) as other:
+        rf.on_draining(heard)
+        with rf.load_attach(small, name="m") as model:
+            for _ in range(times):
+                held.kill()
+                model.reconnect()
+            other.unload("m", force=True)
+            assert heard.wait() == ["m"]
+            rf.load(small, name="n")
+            rf.attach("n").close()
+        assert heard.names == ["m"]  # once
+    wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name == "rocmforge-watch"])
+
+
+def test_a_model_of_before_a_restart_after_another_attach(held, small):
+    """The attach comes first, and makes another watcher."""
+    heard = Heard()
+    with rocmforge.connect(held.socket) as rf, rocmforge.connect(held.socket) as other:
+        rf.on_draining(heard)
+        with rf.load_attach(small, name="m") as model:
+            held.kill()
+            rf._watcher._stopped.set()  # it does not come to it
+            model.reconnect()
+            with rf.load_attach(small, name="n", form="f32"):
+                other.unload("m", force=True)
+                assert heard.wait() == ["m"]
+
+
+def test_one_that_drains_before_the_next_daemon_is_watched(held, small, monkeypatch):
+    heard, unloaded = Heard(), threading.Event()
+    watch = draining_module.Watcher._watch
+
+    def late(self):
+        assert unloaded.wait(TIMEOUT)
+        watch(self)
+
+    with rocmforge.connect(held.socket) as rf, rocmforge.connect(held.socket) as other:
+        rf.on_draining(heard)
+        with rf.load_attach(small, name="m") as model:
+            monkeypatch.setattr(draining_module.Watcher, "_watch", late)
+            held.kill()
+            model.reconnect()
+            other.unload("m", force=True)
+            unloaded.set()
+            assert heard.wait() == ["m"]
+
+
+def test_asyncio_a_model_of_before_a_restart(held, small):
+    async def main():
+        async with rocmforge.aio.connect(held.socket) as rf:
+            heard = asyncio.Event()
+            await rf.on_draining(lambda name: heard.set())
+            with await rf.load_attach(small, name="m") as model:
+                await asyncio.to_thread(held.kill)
+                model.reconnect()
+                with rocmforge.connect(held.socket) as other:
+                    other.unload("m", force=True)
+                await asyncio.wait_for(heard.wait(), TIMEOUT)
+
+    asyncio.run(asyncio.wait_for(main(), TIMEOUT))
 
 
 def test_an_event_that_comes_while_attaching(daemon, rf, small, monkeypatch):

@@ -1,5 +1,6 @@
 #include "client/engines/llama/weights.h"
 
+#include "client/engines/llama/leases.h"
 #include "client/engines/llama/say.h"
 #include "proto/model_file.h"
 #include "proto/shards.h"
@@ -27,6 +28,7 @@ struct model {
 
 struct weights {
     rf_client *client;
+    struct leases *leases; /* NULL: no thread takes them again */
     struct open_files files;
     struct model models[MODELS_MAX];
     size_t n_models;
@@ -261,10 +263,14 @@ enum weights_state weights_open(const char *pci, struct weights **ret)
         state = weights->client && device_find(weights->client, &search) == 0 ? open_each(weights, search.id)
                                                                               : WEIGHTS_OTHER;
     }
-    if (state == WEIGHTS_READY)
-        *ret = weights;
-    else
+    if (state != WEIGHTS_READY) {
         weights_close(weights);
+        return state;
+    }
+    const int r = leases_keep(weights->client, &weights->leases);
+    if (r < 0)
+        say("the weights are not held for this engine any more once the daemon is started anew: %s", strerror(-r));
+    *ret = weights;
     return state;
 }
 
@@ -272,6 +278,7 @@ void weights_close(struct weights *weights)
 {
     if (!weights)
         return;
+    leases_end(weights->leases);
     for (size_t i = 0; i < weights->n_models; i++)
         rf_detach(weights->models[i].model);
     rf_close(weights->client);
@@ -338,8 +345,8 @@ static int tensor_check(const struct model *model, const struct weights_tensor *
     return *reason ? -EINVAL : 0;
 }
 
-int weights_find(const struct weights *weights, const struct weights_tensor *tensor, const void **ret,
-                 const char **reason)
+static int find(const struct weights *weights, const struct weights_tensor *tensor, const void **ret,
+                const char **reason)
 {
     int file = tensor->data ? open_files_at(&weights->files, tensor->data, tensor->bytes) : -1;
     *reason = tensor->data && file < 0 ? "its bytes come from elsewhere" : "the resident model has no such tensor";
@@ -355,6 +362,15 @@ int weights_find(const struct weights *weights, const struct weights_tensor *ten
         return r;
     }
     return -ENOENT;
+}
+
+int weights_find(const struct weights *weights, const struct weights_tensor *tensor, const void **ret,
+                 const char **reason)
+{
+    leases_lock(weights->leases);
+    const int r = find(weights, tensor, ret, reason);
+    leases_unlock(weights->leases);
+    return r;
 }
 
 bool weights_has(const struct weights *weights, const void *data)

@@ -4,6 +4,8 @@
  * daemon finds the resident model of the same file: same device, inode, size and times. So a wrong name cannot lead to
  * other bytes.
  *
+ * When the daemon is started anew, a thread takes the leases on the weights again.
+ *
  * Only one thread at a time may call these functions, even for different weights. */
 #pragma once
 

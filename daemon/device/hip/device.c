@@ -349,7 +349,8 @@ static int module_open(const struct device_config *config, struct device ***ret,
 {
     assert(config->streams <= DEVICE_STREAMS_MAX);
 #if defined(ROCMFORGE_CUDA)
-    /* Otherwise the driver loads each kernel at its first launch, in the middle of the first load. */
+    /* Otherwise the driver loads each kernel at its first launch, in the middle of the first load. rocmforged has set
+     * it already, because other threads read the environment by now. */
     setenv("CUDA_MODULE_LOADING", "EAGER", 0);
 #endif
     int count = 0;

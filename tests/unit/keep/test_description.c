@@ -42,6 +42,10 @@ static void fill(struct rig *rig)
         .n_tensors = N_TENSORS, .n_infos = N_TENSORS, .tensors = rig->tensors, .header_bytes = 77, .file_size = 5000};
     rig->plan = (struct plan){.model = &rig->header, .places = rig->places, .arena_bytes = 4096};
     rig->device = (struct device){.id = "hip:1", .kind = "hip", .uuid = "GPU-1", .pci = "", .granule = 4096};
+    strcpy(rig->device.name, "a GPU");
+    rig->device.total = 9000;
+    rig->device.budget = 8000;
+    rig->device.link = 7000;
     rig->source->files[0].identity = (struct identity){.dev = 1, .ino = 2, .size = 5000, .mtime_ns = -3, .ctime_ns = 4};
     rig->model = (struct model){.id = 9,
                                 .uid = 12,
@@ -113,6 +117,10 @@ static void written_and_read(void **state)
     assert_string_equal(read.origin, "/m");
     assert_string_equal(read.link, "/l");
     assert_string_equal(read.files[0].path, "/p");
+    assert_string_equal(read.device_name, "a GPU");
+    assert_int_equal(read.device_total, 9000);
+    assert_int_equal(read.device_budget, 8000);
+    assert_int_equal(read.device_link, 7000);
     assert_int_equal(read.n_names, 2);
     assert_string_equal(read.names[1].text, "second");
     assert_int_equal(read.names[1].since, 6);

@@ -16,12 +16,13 @@ import asyncio
 import contextlib
 import inspect
 import os
+import time
 from typing import TYPE_CHECKING, Any, AsyncGenerator, AsyncIterator, Callable, Dict, Generator, List, Mapping
 from typing import NoReturn, Optional, Sequence, Tuple, Type, TypeVar, Union, cast
 
 from . import _calls, _progress, _publish
 from ._calls import LoadAttachOptions, LoadOptions, PlanOptions
-from ._draining import Drains
+from ._draining import FIRST_PAUSE, LAST_PAUSE, PATIENCE, Drains
 from ._files import Path, Paths, first, opened_or_not
 from ._memory import Attachment
 from ._progress import ProgressOption
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 
 _T = TypeVar("_T")
+_Events = AsyncGenerator[Tuple[Dict[str, Any], bool], None]  # the replies of Watch
 
 
 @contextlib.asynccontextmanager
@@ -119,7 +121,7 @@ class _Connection(Link):
 
     async def replies(
         self, method: str, parameters: Optional[Dict[str, Any]] = None, fds: Sequence[int] = (), more: bool = True
-    ) -> AsyncGenerator[Tuple[Dict[str, Any], bool], None]:
+    ) -> _Events:
         data = encode(method, parameters, more)
         check_fds(fds)
         exchange = Exchange(more)
@@ -144,47 +146,92 @@ class _Connection(Link):
 
 class _Watcher:
     """A task that watches all changes of state, and calls the user's function for attached models that should be
-    closed."""
+    closed. When the daemon has ended, it watches the next one.
 
-    def __init__(self, function: Callable[[str], object], connection: _Connection) -> None:
+    before: one whose models this one watches from now on."""
+
+    def __init__(self, path: str, function: Callable[[str], object], before: Optional[_Watcher]) -> None:
+        self._path = path
         self._function = function
-        self._drains = Drains()
-        self._connection = connection
+        self._drains = before._drains if before else Drains()
+        self._stopped = False
+        self._connection: Optional[_Connection] = None
         self._task: Optional[asyncio.Task[None]] = None
         self._told: List[asyncio.Task[None]] = []
 
     @classmethod
-    async def open(cls, path: str, function: Callable[[str], object]) -> _Watcher:
-        self = cls(function, await _Connection.open(path))
-        events = self._connection.replies("Watch")
+    async def open(
+        cls, path: str, function: Callable[[str], object], before: Optional[_Watcher] = None
+    ) -> _Watcher:
+        self = cls(path, function, before)
+        events = await self._watch()
         try:
-            await events.__anext__()  # from here on nothing is missed
+            if before:
+                await self._tell_missed()
         except BaseException:
-            self._connection.close()
+            self.stop()
             raise
         self._task = asyncio.create_task(self._run(events))
         return self
 
+    async def _watch(self) -> _Events:
+        connection = self._connection = await _Connection.open(self._path)
+        events = connection.replies("Watch")
+        try:
+            await events.__anext__()  # from here on nothing is missed
+        except BaseException:
+            connection.close()
+            raise
+        return events
+
+    async def _tell_missed(self) -> None:
+        """Tells of models that have begun to drain before the daemon was watched."""
+        connection = await _Connection.open(self._path)
+        try:
+            for name in self._drains.catch_up((await connection.call("List")).get("models", ())):
+                self._tell(name)
+        finally:
+            connection.close()
+
     def works(self) -> bool:
-        """False: its daemon is gone. Then a new one is needed."""
-        return self._task is not None and not self._task.done() and not self._connection.is_at_end()
+        """False: its daemon is gone. Then a new one is needed: this one would only watch the next daemon a little
+        later."""
+        connection = self._connection
+        runs = self._task is not None and not self._task.done() and not self._stopped
+        return runs and connection is not None and not connection.closed and not connection.is_at_end()
 
     def add(self, attachment: Attachment) -> None:
         if self._drains.add(attachment):
             self._tell(attachment.name)
 
     def stop(self) -> None:
+        self._stopped = True
         if self._task:
             self._task.cancel()
-        self._connection.close()
+        if self._connection:
+            self._connection.close()
 
-    async def _run(self, events: AsyncGenerator[Tuple[Dict[str, Any], bool], None]) -> None:
-        with contextlib.suppress(Error):  # the daemon ends
-            async with _closing(events):
-                async for event, _ in events:
-                    name = self._drains.take(event)
-                    if name is not None:
-                        self._tell(name)
+    async def _run(self, events: Optional[_Events]) -> None:
+        while events is not None:
+            with contextlib.suppress(Error):  # the daemon ends
+                async with _closing(events):
+                    async for event, _ in events:
+                        name = self._drains.take(event)
+                        if name is not None:
+                            self._tell(name)
+            events = await self._next()
+
+    async def _next(self) -> Optional[_Events]:
+        """Watches the next daemon. None: there was none for a long time."""
+        end, pause = time.monotonic() + PATIENCE, FIRST_PAUSE
+        while not self._stopped and time.monotonic() < end:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LAST_PAUSE)
+            with contextlib.suppress(Error, OSError):
+                events = await self._watch()
+                await self._tell_missed()
+                return events
+        return None
 
     def _tell(self, name: str) -> None:
         self._told = [task for task in self._told if not task.done()]
@@ -469,10 +516,12 @@ class Client:
         async with self._watch_lock:
             function = self._on_draining
             if function and not (self._watcher and self._watcher.works()):
-                watcher = await _Watcher.open(self.socket, function)
+                watcher = await _Watcher.open(self.socket, function, self._watcher)
                 if self._closed:
                     watcher.stop()
                     self._check()
+                if self._watcher:
+                    self._watcher.stop()
                 self._watcher = watcher
             return self._watcher
 

@@ -400,8 +400,8 @@ class Client:
     def on_draining(self, function: Optional[Callable[[str], object]]) -> None:
         """Sets a function that is called when an attached model should be closed, because it is unloaded by force or
         its device was lost. The function gets the model's name, and runs on a thread of its own. The user should then
-        close the model and delete its arrays and tensors. This works for models that are attached from now on, also
-        after the daemon was started anew. None: the function is no longer called."""
+        close the model and delete its arrays and tensors. This works for models that are attached from now on, and goes
+        on when the daemon is started anew. None: the function is no longer called."""
         self._check()
         with self._watch_lock:
             old, self._watcher, self._on_draining = self._watcher, None, function
@@ -414,8 +414,11 @@ class Client:
         the parent process's."""
         with self._watch_lock:
             function = self._on_draining
-            if function and not (self._watcher and self._watcher.works()):
-                self._watcher = Watcher(self.socket, function)
+            before = self._watcher
+            if function and not (before and before.works()):
+                self._watcher = Watcher(self.socket, function, before)
+                if before:
+                    before.stop()
             return self._watcher
 
     # --- parts of other calls ---
