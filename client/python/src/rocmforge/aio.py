@@ -153,7 +153,7 @@ class _Watcher:
     def __init__(self, path: str, function: Callable[[str], object], before: Optional[_Watcher]) -> None:
         self._path = path
         self._function = function
-        self._drains = before._drains if before else Drains()
+        self._drains: Drains = before._drains if before else Drains()
         self._stopped = False
         self._connection: Optional[_Connection] = None
         self._task: Optional[asyncio.Task[None]] = None
