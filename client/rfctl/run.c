@@ -116,7 +116,9 @@ static int load_first(struct rfctl *ctl, const struct run_words *words, const ch
     int r = rf_load(ctl->client, words->model, &options, NULL), status = STATUS_DONE;
     progress_erase();
     interrupt_say(NULL);
-    if (r == -EEXIST && !ctl->options.name)
+    bool there;
+    uint64_t bytes;
+    if (r == -EEXIST && !ctl->options.name && run_place_fits(ctl, words->model, device, &there, &bytes))
         loaded->text = need_text("%s", words->model);
     else
         status = ctl_received(&receiver, r);
@@ -182,6 +184,10 @@ static void tell(const struct rfctl *ctl, const struct run_words *words, const s
     err_line("%s%s%s%s%s%s", start, place->also ? place->also : "", experts ? experts : "",
              words->overrides ? "; your own -ot comes first" : "", words->draft ? "; the draft model is its own" : "",
              words->lock ? "; shared weights are not locked" : "");
+    if (place->one_gpu)
+        err_line("%s uses one GPU (-sm none): shared weights are whole on one", ctl->arguments[0]);
+    if (place->device && reply_is_host(place->device))
+        err_line("shared weights are not repacked: what the CPU computes with them is as with --no-repack");
     free(start);
     free(experts);
 }
@@ -206,6 +212,8 @@ int command_run(struct rfctl *ctl)
         status = run_place_find(ctl, &words, &place);
     if (status == STATUS_DONE && place.device)
         status = load_first(ctl, &words, place.device, &loaded);
+    else if (status == STATUS_DONE && place.on_gpu && !run_place_has_room(ctl, &words, &place))
+        status = STATUS_REFUSED;
     if (status == STATUS_DONE) {
         tell(ctl, &words, &place, &loaded);
         char **all = words_with(ctl->arguments, &place);

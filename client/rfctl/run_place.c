@@ -1,5 +1,6 @@
 #include "client/rfctl/run_place.h"
 
+#include "client/rfctl/format.h"
 #include "client/rfctl/headers.h"
 #include "client/rfctl/memory.h"
 #include "client/rfctl/output.h"
@@ -143,17 +144,21 @@ static unsigned gpu_of(const struct run_words *words, bool one_gpu)
 }
 
 /* If there are several GPUs, only the engine knows which one it uses first. Then no device is chosen here, and the
- * plug-in loads the model. */
+ * plug-in loads the model. If there is one, and nothing is known of the engine's backends, it is taken for the
+ * engine's: distributions keep backends in a folder of their own. */
 static void place_on_gpu(struct run_place *place, const struct run_words *words, unsigned n, const char *first,
                          enum backends backends)
 {
     place->one_gpu = n > 1 && backends == BACKENDS_SHARED && !words->split && !words->device;
     const unsigned gpu = gpu_of(words, place->one_gpu);
     place->pattern = gpu > 0 ? need_text(".*=ROCmForge%u", gpu) : need_text(".*=ROCmForge");
-    if (gpu == 0 && n == 1 && backends == BACKENDS_SHARED)
+    const bool may_share = backends == BACKENDS_SHARED || backends == BACKENDS_UNKNOWN;
+    if (gpu == 0 && n == 1 && may_share)
         place->device = need_text("%s", first);
     else if (backends == BACKENDS_CPU || (n == 0 && backends == BACKENDS_UNKNOWN))
         place->device = need_text("host");
+    place->named = words->device || words->split || gpu > 0;
+    place->on_gpu = !place->device && may_share && n > 0;
 }
 
 /* Some layers on the GPU: the CPU's are shared in host memory. */
@@ -180,6 +185,7 @@ static int take_device(const struct rfctl *ctl, const struct run_words *words, u
         place->pattern = need_text(".*=ROCmForge_Host");
         place->also = NULL;
         place->one_gpu = false;
+        place->on_gpu = false;
     } else if (host && (words->gpu_layers != RUN_ALL_LAYERS || (words->device && strcmp(words->device, "none") == 0))) {
         err_line("--device %s contradicts %s: these options keep layers on the CPU, whose weights are in host memory",
                  device, words->device ? "-dev none" : "-ngl");
@@ -198,8 +204,9 @@ int run_place_find(struct rfctl *ctl, const struct run_words *words, struct run_
     if (status != STATUS_DONE)
         return status;
     char *first = NULL;
-    const unsigned n = count_gpus(reply_items(reply, "devices"), &first);
+    ret->devices = cJSON_DetachItemFromObjectCaseSensitive(reply, "devices");
     cJSON_Delete(reply);
+    const unsigned n = count_gpus(ret->devices, &first);
     const enum backends backends = backends_of(ctl->arguments[0]);
     const uint64_t layers = words->gpu_layers > 0 ? layers_of(words->model) : 0;
     if (words->gpu_layers == 0 || (words->device && strcmp(words->device, "none") == 0))
@@ -212,8 +219,43 @@ int run_place_find(struct rfctl *ctl, const struct run_words *words, struct run_
     return ctl->options.device ? take_device(ctl, words, n, ret) : STATUS_DONE;
 }
 
+bool run_place_fits(struct rfctl *ctl, const char *model, const char *device, bool *ret_there, uint64_t *ret_bytes)
+{
+    const rf_load_options options = {.size = sizeof(options), .form = "native", .device = device};
+    rf_plan plan = {.size = sizeof(plan)};
+    const bool known = rf_load_plan(ctl->client, model, &options, &plan) == 0;
+    *ret_there = known && plan.there;
+    *ret_bytes = known ? plan.bytes : 0;
+    return !known || plan.there || plan.fits;
+}
+
+bool run_place_has_room(struct rfctl *ctl, const struct run_words *words, const struct run_place *place)
+{
+    unsigned with_room = 0, without = 0;
+    uint64_t bytes = 0;
+    const cJSON *device;
+    cJSON_ArrayForEach (device, place->devices) {
+        bool there;
+        if (reply_is_host(reply_text(device, "kind")))
+            continue;
+        if (run_place_fits(ctl, words->model, reply_text(device, "id"), &there, &bytes))
+            with_room++;
+        else
+            without++;
+        if (there)
+            return true;
+    }
+    if (without == 0 || (place->named && with_room > 0))
+        return true;
+    char text[FORMAT_SIZE];
+    err_line("%s (%s) does not fit on %s of the daemon's GPUs, and shared weights are whole on one (-sm none)",
+             words->model, format_bytes(text, (double)bytes), with_room > 0 ? "each" : "any");
+    return false;
+}
+
 void run_place_free(struct run_place *place)
 {
+    cJSON_Delete(place->devices);
     free(place->device);
     free(place->pattern);
 }

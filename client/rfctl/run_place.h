@@ -8,12 +8,24 @@ struct run_place {
     char *device;     /* the daemon's name of it; NULL: the plug-in chooses, because it sees the engine's GPUs; owned */
     char *pattern;    /* of -ot; owned */
     const char *also; /* a further text for the message to the user; NULL: none */
-    bool one_gpu;     /* the engine gets an option to use only one GPU */
+    bool one_gpu;     /* the engine gets an option to use only one GPU, -sm none */
+    bool named;       /* the user named one GPU */
+    bool on_gpu;      /* the plug-in is to load to one of the daemon's GPUs, and `device` is NULL */
+    cJSON *devices;   /* the daemon's; NULL: they were not asked for; owned */
 };
 
 /* Finds it by the daemon's devices, the engine's backends, its options and rfctl's --device. Returns an exit status;
  * STATUS_USAGE: --device and the engine's options contradict each other. Not STATUS_DONE: the error was reported.
  * run_place_free() must be called in any case; *ret must be zero before. */
 int run_place_find(struct rfctl *ctl, const struct run_words *words, struct run_place *ret);
+
+/* Whether the file is on the daemon's device as native, or the daemon has room for it there. True if the daemon cannot
+ * tell. *ret_bytes: what it takes; 0: not known. */
+bool run_place_fits(struct rfctl *ctl, const char *model, const char *device, bool *ret_there, uint64_t *ret_bytes);
+
+/* Whether the daemon has room for the model on the GPU to which the plug-in is to load it. Only the engine knows which
+ * one that is. So each must have room, or, if the user named a GPU, one of them. A model that is there already needs
+ * none. Reports that there is no room. */
+bool run_place_has_room(struct rfctl *ctl, const struct run_words *words, const struct run_place *place);
 
 void run_place_free(struct run_place *place);

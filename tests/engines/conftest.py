@@ -71,9 +71,8 @@ def gemma():
 
 
 def agree(one, other):
-    """Whether they say the same, as far as both go."""
-    n = min(len(one), len(other))
-    return n >= 64 and one[:n] == other[:n]
+    """Whether they say the same to the end. Engine.listen() takes as many bytes of each."""
+    return len(one) >= 64 and one == other
 
 
 def take(process, size):
@@ -187,10 +186,10 @@ def api(request):
     return int(request.param[3:])
 
 
-def make_engine(api, kind, start, folder, monkeypatch):
-    """kind: "host", "gpu", or "gpus", which is two."""
+def make_engine(api, kind, start, folder, monkeypatch, *options):
+    """kind: "host", "gpu", or "gpus", which is two. options: the daemon's."""
     if kind == "host":
-        return Engine(api, False, start(), folder)
+        return Engine(api, False, start(*options), folder)
     if not fake_gpu_folder():
         pytest.skip("this build has no module for AMD GPUs (hipcc is not installed)")
     monkeypatch.setenv("LD_LIBRARY_PATH", str(fake_gpu_folder()))
@@ -198,7 +197,7 @@ def make_engine(api, kind, start, folder, monkeypatch):
     if kind == "gpus":
         monkeypatch.setenv("FAKE_HIP_DEVICES", "2") # the daemon's
         monkeypatch.setenv("FAKE_GPUS", "2") # the engine's
-    return Engine(api, True, start("--device", "hip"), folder)
+    return Engine(api, True, start("--device", "hip", *options), folder)
 
 
 @pytest.fixture(params=["host", "gpu"])
@@ -214,6 +213,13 @@ def host_engine(api, start, folder, monkeypatch):
 @pytest.fixture
 def gpus_engine(api, start, folder, monkeypatch):
     return make_engine(api, "gpus", start, folder, monkeypatch)
+
+
+@pytest.fixture
+def narrow_engine(api, start, folder, monkeypatch):
+    """Two GPUs, on each of which the daemon has 50 MB, and the engine too in one buffer."""
+    monkeypatch.setenv("FAKE_GPU_LIMIT", "50000000")
+    return make_engine(api, "gpus", start, folder, monkeypatch, "--budget", "50M")
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ BIN: the folder with llama-completion and llama-bench, built with GGML_BACKEND_D
 Each figure is the best and the median of the rounds, with all ways taken in turn: "resident" with -ot, as it is typed,
 and "rfctl run". Every run says the same tokens, or this fails. Files are in the page cache. --small: a model of some 50 MB, which a start should take no longer with than
 with a large one that is resident. --narrow: the same, to compare with the model of this label: also some 50 MB, and of
-its type, with as many layers and tokens in the vocabulary. Both are run as people run them, in turn with the others.
+its type, with as many layers and tokens in the vocabulary. Both are run as people run them, in turn with the others, and
+also without the rehearsal (--fit off), which "rfctl run" leaves out too: so compare "rfctl run" with these rows.
 
 The start is split by the lines that the engine writes to standard error, each with the time at which it came:
 
@@ -39,6 +40,7 @@ from pathlib import Path
 
 TOKENS = 32
 SECONDS = 120  # that one run may take
+QUICK = ", no rehearsal"  # after the name of a row
 PASSES = 4  # of a test of llama-bench, beyond the first
 
 # Where a part of the start ends: at the first line that matches, or the last one.
@@ -192,13 +194,15 @@ class Bench:
 
     def rounds(self, model, others):
         """others: what the run is called -> a model to compare with."""
-        runs = {"as people run it": [], "resident": [], "rfctl run": [], **{name: [] for name in others}}
+        runs = {way: [] for way in ("as people run it", "resident", "rfctl run")}
+        runs.update({name + how: [] for name in others for how in ("", QUICK)})
         for _ in range(self.args.rounds):
             runs["as people run it"].append(self.run(model, False))
             runs["resident"].append(self.run(model, True))
             runs["rfctl run"].append(self.run(model, True, by_rfctl=True))
             for name, other in others.items():
                 runs[name].append(self.run(other, False))
+                runs[name + QUICK].append(self.run(other, False, "--fit", "off"))
         said = [run["said"] for run in runs["resident"] + runs["rfctl run"]]
         if self.args.kind == "host": # where weights that llama.cpp read itself are repacked, and numbers rounded otherwise
             said.append(self.run(model, False, "--no-repack")["said"])
@@ -324,18 +328,18 @@ class Bench:
 
 
 def tell_runs(runs, size):
-    print(f"  {'':18} {'start to first token':>24} {'its load':>18} {'GB/s':>6}")
+    print(f"  {'':22} {'start to first token':>24} {'its load':>18} {'GB/s':>6}")
     for way, all_runs in runs.items():
         firsts = [run["first"] for run in all_runs]
         loads = [run["load"] for run in all_runs if run["load"]]
         if firsts and loads:
             print(
-                f"  {way:18} {min(firsts):9.3f} s, median {statistics.median(firsts):.3f}"
+                f"  {way:22} {min(firsts):9.3f} s, median {statistics.median(firsts):.3f}"
                 f" {min(loads):8.3f}, {statistics.median(loads):.3f} {size / min(loads) / 1e9:6.1f}",
                 flush=True,
             )
     tell_parts(runs)
-    for name in ("small", "narrow"):
+    for name in ("small", "small" + QUICK, "narrow", "narrow" + QUICK):
         for way in ("resident", "rfctl run"):
             if runs.get(name) and runs.get(way):
                 ratio = statistics.median(r["first"] for r in runs[way]) / statistics.median(r["first"] for r in runs[name])

@@ -96,6 +96,16 @@ def test_no_daemon(host_engine, llama):
     assert done.status == 3 and "is not run" in done.err
 
 
+def test_what_fits_only_on_two_gpus(narrow_engine, llama):
+    """67 MB: the engine spreads them, with rfctl as without. No weights are shared."""
+    model = llama("small")
+    own = narrow_engine.run(model, "-ngl", "99", shared=False)
+    assert own.status == 0, own.err[-2000:]
+    done = narrow_engine.rfctl_run(model, "-ngl", "99")
+    assert done.status == 0 and agree(done.said, own.said), done.err[-2000:]
+    assert not done.shared and any("(-sm none)" in line for line in done.told) and "ordinary way" in done.err
+
+
 def test_a_signal_ends_the_engine(host_engine, llama):
     rfctl = build_folder() / "client" / "rfctl" / "rfctl"
     command = [rfctl, "run", host_engine.bin / "llama-completion", *host_engine.words(llama(), tokens=200)]

@@ -61,7 +61,7 @@ def test_the_engine_is_started(run):
     assert told["words"] == ["-m", str(run.model), "-ngl", "99", "--port", "1234", "-ot", ".*=ROCmForge"]
     assert told["GGML_BACKEND_PATH"] == str(PLUGIN)
     assert told["ROCMFORGE_SOCKET"] == str(run.daemon.socket)
-    assert err.splitlines()[-1].startswith("rfctl: ") and " is to share model (" in err
+    assert all(line.startswith("rfctl: ") for line in err.splitlines()) and " is to share model (" in err
     [model] = run.daemon.models()
     assert (model["name"], model["form"], model["device"]) == ("model", "native", "host")
     assert "is to share model (" in run()[1] # it is there already
@@ -269,9 +269,9 @@ def gpu_run(folder, start, monkeypatch):
     monkeypatch.setenv("LD_LIBRARY_PATH", str(fake_gpu_folder()))
     monkeypatch.setenv("ROCMFORGE_MODULE_DIR", str(harness.module_folder()))
 
-    def make(gpus, backends=("hip", "cpu")):
+    def make(gpus, backends=("hip", "cpu"), options=()):
         monkeypatch.setenv("FAKE_HIP_DEVICES", str(gpus))
-        return Run(folder, start("--device", "hip"), backends=backends)
+        return Run(folder, start("--device", "hip", *options), backends=backends)
 
     return make
 
@@ -358,10 +358,49 @@ def test_the_daemons_device_decides(gpu_run):
     assert "--device hip:0 contradicts -dev none" in run("-dev", "none", before=["--device", "hip:0"], status=2)[1]
 
 
-def test_an_engine_that_may_have_no_gpu(gpu_run):
+def test_an_engine_whose_backends_are_elsewhere(gpu_run):
+    """In a distribution's folder, or in the program itself: the one GPU is taken for the engine's."""
     run = gpu_run(1, backends=())
-    assert run()[0]["words"][2:] == ["-ot", ".*=ROCmForge"]
-    assert devices(run) == []
+    told, err = run()
+    assert told["words"][2:] == ["-ot", ".*=ROCmForge"]
+    assert devices(run) == ["hip:0"] and "is to share model (" in err
+
+
+NO_ROOM = "of the daemon's GPUs, and shared weights are whole on one (-sm none)"
+
+
+@pytest.mark.parametrize("backends", [("hip", "cpu"), ()])
+def test_it_fits_on_no_single_gpu(gpu_run, backends):
+    """llama.cpp can spread it over both: it gets the user's words, and no -sm none."""
+    run = gpu_run(2, backends, ["--budget", "2M"])
+    for words in ([], ["-ngl", "99"], ["-mg", "1"], ["-dev", "ROCm1"]):
+        told, err = run(*words)
+        assert told["words"] == ["-m", str(run.model), *words] and told["GGML_BACKEND_PATH"] is None
+        assert "does not fit on any " + NO_ROOM in err and "ordinary way" in err
+    assert "is not run" in run(status=1, ROCMFORGE_STRICT="1")[1]
+
+
+@pytest.mark.parametrize("backends", [("hip", "cpu"), ()])
+def test_it_does_not_fit_on_the_gpu(gpu_run, backends):
+    """Then llama.cpp's own choice of layers that fit is not turned off by our -ot."""
+    run = gpu_run(1, backends, ["--budget", "2M"])
+    told, err = run()
+    assert told["words"] == ["-m", str(run.model)] and "ordinary way" in err
+
+
+def test_one_of_two_gpus_is_told(gpu_run):
+    run = gpu_run(2)
+    assert "uses one GPU (-sm none)" in run()[1]
+    assert "-sm none" not in run("-dev", "ROCm1")[1]
+
+
+def test_what_the_host_computes_is_told(run):
+    said = "what the CPU computes with them is as with --no-repack"
+    assert run()[1].count(said) == 1
+
+
+def test_what_a_gpu_computes_is_the_same(gpu_run):
+    assert "--no-repack" not in gpu_run(1)()[1]
 
 
 def test_the_progress_on_a_terminal(folder, held_daemon, gate, gated_model):
