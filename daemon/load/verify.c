@@ -57,6 +57,7 @@ static void verify_free(struct verify *verify)
     }
     plan_free(verify->comparison.plan);
     source_free(verify->comparison.source);
+    source_free(verify->comparison.given);
     source_free(verify->comparison.renewed);
     source_free(verify->comparison.loaded);
     cJSON_Delete(verify->mismatches);

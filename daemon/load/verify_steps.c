@@ -176,11 +176,32 @@ static void make_plan(struct verify_job *job)
         device_fault_set(&job->fault, 0, "plan", -job->status, strerror(-job->status));
 }
 
+/* The header's tensors say in which file they are by its place in `loaded`. So the files are read in that order,
+ * however they were given. */
+static int put_in_order(struct comparison *c, struct device_fault *ret_fault)
+{
+    size_t order[SOURCE_FILES_MAX];
+    if (!source_order(c->loaded, c->source, order))
+        return 0;
+    bool moved = false;
+    for (size_t i = 0; i < c->source->n_files; i++)
+        moved = moved || order[i] != i;
+    struct source *ordered;
+    int r = moved ? source_reorder(c->source, order, &ordered, ret_fault) : 0;
+    if (r < 0 || !moved)
+        return r;
+    c->given = c->source;
+    c->source = ordered;
+    return 0;
+}
+
 void verify_job_open(struct verify_job *job)
 {
     struct comparison *c = job->comparison;
     if (!c->source)
         job->status = source_reopen(c->loaded, &c->source, &job->fault);
+    else
+        job->status = put_in_order(c, &job->fault);
     if (job->status == 0) {
         c->touched = !source_same(c->loaded, c->source);
         c->stale = !source_same_sizes(c->loaded, c->source);

@@ -23,7 +23,8 @@ struct comparison {
     const struct model *model; /* it is held: its source, header, plan and arena stay as they are */
     struct source *loaded;     /* the files that the model was made of */
     struct source *source;     /* those that are read: opened by verify_job_open(), unless others were given */
-    struct plan *plan;         /* made by verify_job_open() */
+    struct source *given;   /* NULL, or those that were given, if their order is another: `source` is in `loaded`'s */
+    struct plan *plan;      /* made by verify_job_open() */
     struct source *renewed; /* `loaded`, opened again by verify_job_check(); NULL unless `source` is the same files */
     bool moves;             /* if the bytes are the same, `source` becomes the model's source */
     bool touched;           /* `source` differs from `loaded` in files, sizes or times */

@@ -271,17 +271,17 @@ bool registry_same_path(const struct model *model, const struct registry_query *
     if (a->link && b->link && strcmp(a->link, b->link) == 0)
         return true; /* the daemon has opened both by this path */
     const bool placed = query->placed && model->facts && model->facts->placed;
-    return a->path && b->path && strcmp(a->path, b->path) == 0 && (placed || model->uid == query->peer->uid);
+    return (placed || model->uid == query->peer->uid) && source_same_paths(a, b);
 }
 
-/* The same file by whatever path; or the same path. A model that the peer does not see must not be found by that: the
- * answer would tell of it. */
+/* The same files by whatever paths; or the same paths. All of them: the peer chose the files, and one that it may read
+ * says nothing of the others. A model that the peer does not see must not be found by its paths: the answer would tell
+ * of it. */
 static bool is_of_place(const struct model *model, const struct registry_query *query)
 {
     if (model_is_published(model))
         return false;
-    const struct identity *x = &model->source->files[0].identity, *y = &query->source->files[0].identity;
-    return identity_same_file(x, y) ||
+    return source_same_files(model->source, query->source) ||
            (registry_same_path(model, query) && model_sight(model, query->peer) >= SIGHT_READER);
 }
 

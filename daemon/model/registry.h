@@ -109,9 +109,10 @@ struct registry_query {
  * changed. */
 struct model *registry_find_source(const struct registry *registry, const struct registry_query *query);
 
-/* Whether the files and the model have the same path, or were opened by the same link, and it means the same place for
- * both. In two users' mount namespaces one path may lead to different files. So the daemon must have opened both by it,
- * or have found both at their paths, or the peer is the user who loaded the model. */
+/* Whether the files and the model's files have the same paths, in any order, or were opened by the same link, and these
+ * mean the same places for both. In two users' mount namespaces one path may lead to different files. So the daemon
+ * must have opened both by the link, or have found both at their paths, or the peer is the user who loaded the model.
+ */
 bool registry_same_path(const struct model *model, const struct registry_query *query);
 
 /* A model with the same forms and layout that may still have the same bytes as the query's files: only comparing them

@@ -195,11 +195,12 @@ int source_open_path(const char *path, struct source **ret, struct shard_paths *
     return r;
 }
 
-int source_reopen(const struct source *source, struct source **ret, struct device_fault *ret_fault)
+/* order NULL: the order stays. */
+static int reopen(const struct source *source, const size_t *order, struct source **ret, struct device_fault *ret_fault)
 {
     int fds[SOURCE_FILES_MAX];
     for (size_t i = 0; i < source->n_files; i++) {
-        fds[i] = fcntl(source->files[i].fd, F_DUPFD_CLOEXEC, 0);
+        fds[i] = fcntl(source->files[order ? order[i] : i].fd, F_DUPFD_CLOEXEC, 0);
         if (fds[i] < 0) {
             const int error = errno;
             while (i > 0)
@@ -211,7 +212,7 @@ int source_reopen(const struct source *source, struct source **ret, struct devic
     if (r < 0)
         return r;
     for (size_t i = 0; i < source->n_files; i++) {
-        const char *path = source->files[i].path;
+        const char *path = source->files[order ? order[i] : i].path;
         (*ret)->files[i].path = path ? strdup(path) : source_fd_path(fds[i]);
     }
     (*ret)->path = (*ret)->files[0].path;
@@ -220,6 +221,17 @@ int source_reopen(const struct source *source, struct source **ret, struct devic
     (*ret)->uid = source->uid;
     (*ret)->of_user = source->of_user;
     return 0;
+}
+
+int source_reopen(const struct source *source, struct source **ret, struct device_fault *ret_fault)
+{
+    return reopen(source, NULL, ret, ret_fault);
+}
+
+int source_reorder(const struct source *source, const size_t *order, struct source **ret,
+                   struct device_fault *ret_fault)
+{
+    return reopen(source, order, ret, ret_fault);
 }
 
 /* Sets *ret to a copy, or to NULL without a text. -ENOMEM. */

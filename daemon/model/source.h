@@ -64,6 +64,10 @@ int source_open_path(const char *path, struct source **ret, struct shard_paths *
  * those that the files were opened by, also if the files were renamed since. Errors are those of source_open_fds(). */
 int source_reopen(const struct source *source, struct source **ret, struct device_fault *ret_fault);
 
+/* source_reopen(), with the files in another order: its file i is file order[i] of the source. */
+int source_reorder(const struct source *source, const size_t *order, struct source **ret,
+                   struct device_fault *ret_fault);
+
 /* A source as it was before the daemon was restarted. Borrowed. */
 struct source_past {
     const struct identity *identities; /* one for each file */

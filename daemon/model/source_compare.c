@@ -1,64 +1,117 @@
 #include "daemon/model/source_compare.h"
 
+#include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
-static int file_compare(const void *a, const void *b)
+typedef int (*compare_fn)(const void *, const void *);
+
+static int by_identity(const void *a, const void *b)
 {
-    const struct identity *x = *(const struct identity *const *)a, *y = *(const struct identity *const *)b;
+    const struct identity *x = &(*(const struct source_file *const *)a)->identity,
+                          *y = &(*(const struct source_file *const *)b)->identity;
     if (x->dev != y->dev)
         return x->dev < y->dev ? -1 : 1;
     return x->ino < y->ino ? -1 : x->ino > y->ino;
 }
 
-static void sort_files(const struct source *source, const struct identity **ret)
+/* Files without a path come first. */
+static int by_path(const void *a, const void *b)
 {
-    for (size_t i = 0; i < source->n_files; i++)
-        ret[i] = &source->files[i].identity;
-    qsort(ret, source->n_files, sizeof(*ret), file_compare);
+    const char *x = (*(const struct source_file *const *)a)->path, *y = (*(const struct source_file *const *)b)->path;
+    return x && y ? strcmp(x, y) : (x != NULL) - (y != NULL);
 }
 
-/* The files of a split model may be given in any order. */
-static bool same_files(const struct source *a, const struct source *b,
-                       bool (*equal)(const struct identity *, const struct identity *))
+static int by_size(const void *a, const void *b)
 {
-    const struct identity **files = calloc(2 * a->n_files, sizeof(*files));
+    const uint64_t x = (*(const struct source_file *const *)a)->identity.size,
+                   y = (*(const struct source_file *const *)b)->identity.size;
+    return x < y ? -1 : x > y;
+}
+
+static void sort_files(const struct source *source, compare_fn compare, const struct source_file **ret)
+{
+    for (size_t i = 0; i < source->n_files; i++)
+        ret[i] = &source->files[i];
+    qsort(ret, source->n_files, sizeof(*ret), compare);
+}
+
+static bool equal_files(const struct source_file *a, const struct source_file *b)
+{
+    return identity_equal(&a->identity, &b->identity);
+}
+
+static bool untouched_files(const struct source_file *a, const struct source_file *b)
+{
+    return equal_files(a, b) && a->identity.ctime_ns == b->identity.ctime_ns;
+}
+
+static bool one_file(const struct source_file *a, const struct source_file *b)
+{
+    return identity_same_file(&a->identity, &b->identity);
+}
+
+static bool one_path(const struct source_file *a, const struct source_file *b)
+{
+    return a->path && b->path && strcmp(a->path, b->path) == 0;
+}
+
+static bool one_size(const struct source_file *a, const struct source_file *b)
+{
+    return a->identity.size == b->identity.size;
+}
+
+/* Whether both have as many files, and each file has its match in the other one: the files may be given in any order.
+ * 1; 0; -ENOMEM. order: unless NULL, is filled with the place in b of each file of a, if the result is 1. */
+static int match_files(const struct source *a, const struct source *b, compare_fn compare,
+                       bool (*match)(const struct source_file *, const struct source_file *), size_t *order)
+{
+    const size_t n = a->n_files;
+    if (n != b->n_files || n == 0)
+        return 0;
+    const struct source_file **files = calloc(2 * n, sizeof(*files));
     if (!files)
-        return false; /* no memory. The caller then loads the model again, or fails for lack of memory */
-    sort_files(a, files);
-    sort_files(b, files + a->n_files);
+        return -ENOMEM;
+    sort_files(a, compare, files);
+    sort_files(b, compare, files + n);
     bool same = true;
-    for (size_t i = 0; i < a->n_files && same; i++)
-        same = equal(files[i], files[a->n_files + i]);
+    for (size_t i = 0; i < n && same; i++) {
+        same = match(files[i], files[n + i]);
+        if (order)
+            order[files[i] - a->files] = (size_t)(files[n + i] - b->files);
+    }
     free(files);
     return same;
 }
 
 bool source_equal(const struct source *a, const struct source *b)
 {
-    if (a->n_files != b->n_files || a->size != b->size || a->n_files == 0)
-        return false;
-    if (a->n_files == 1)
-        return identity_equal(&a->files[0].identity, &b->files[0].identity);
-    return same_files(a, b, identity_equal);
+    if (a->n_files == 1 && b->n_files == 1) /* without memory, too */
+        return equal_files(a->files, b->files);
+    return a->size == b->size && match_files(a, b, by_identity, equal_files, NULL) == 1;
 }
 
 bool source_same_files(const struct source *a, const struct source *b)
 {
-    return a->n_files == b->n_files && a->n_files > 0 && same_files(a, b, identity_same_file);
+    return match_files(a, b, by_identity, one_file, NULL) == 1;
+}
+
+bool source_same_paths(const struct source *a, const struct source *b)
+{
+    return match_files(a, b, by_path, one_path, NULL) == 1;
 }
 
 bool source_same(const struct source *a, const struct source *b)
 {
-    bool same = source_equal(a, b);
-    for (size_t i = 0; i < a->n_files && same; i++)
-        same = a->files[i].identity.ctime_ns == b->files[i].identity.ctime_ns;
-    return same;
+    return match_files(a, b, by_identity, untouched_files, NULL) == 1;
 }
 
 bool source_same_sizes(const struct source *a, const struct source *b)
 {
-    bool same = a->n_files == b->n_files && a->n_files > 0;
-    for (size_t i = 0; i < a->n_files && same; i++)
-        same = a->files[i].identity.size == b->files[i].identity.size;
-    return same;
+    return a->size == b->size && match_files(a, b, by_size, one_size, NULL) != 0;
+}
+
+bool source_order(const struct source *a, const struct source *b, size_t *ret)
+{
+    return match_files(a, b, by_identity, one_file, ret) == 1 || match_files(a, b, by_path, one_path, ret) == 1;
 }

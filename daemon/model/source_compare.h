@@ -18,5 +18,12 @@ bool source_same(const struct source *a, const struct source *b);
 /* The same files in whatever order, whatever was done to them since. Without memory to tell: false. */
 bool source_same_files(const struct source *a, const struct source *b);
 
-/* As many files, each of the same size. */
+/* Files of the same paths in whatever order, whichever files these paths led to. Without memory to tell: false. */
+bool source_same_paths(const struct source *a, const struct source *b);
+
+/* As many files, of the same sizes, in any order. Without memory to tell: whether they are as many bytes together. */
 bool source_same_sizes(const struct source *a, const struct source *b);
+
+/* If both have the same files, or files of the same paths: true, and ret[i] is the index in b of a's file i. ret has
+ * room for a->n_files. False as well without memory. */
+bool source_order(const struct source *a, const struct source *b, size_t *ret);

@@ -37,7 +37,8 @@ def test_split_by_descriptors(daemon, split):
     paths = split()
     with daemon.client() as client, contextlib.ExitStack() as stack:
         fds = [stack.enter_context(open(path, "rb")).fileno() for path in paths]
-        assert client.call("Load", fds=fds, name="m")["model"]["tensors"] == 7
+        first = client.call("Load", fds=fds, name="m")["model"]
+        assert first["tensors"] == 7
         check_split(client, "m", paths)
         assert client.call("Load", path=str(paths[0]))["model"]["name"] == "m", "the same files, the same model"
         with wire_error("InvalidModel") as error:
@@ -45,7 +46,7 @@ def test_split_by_descriptors(daemon, split):
         assert "3 files" in error["reason"]
         for order in ((0, 2, 1), (2, 1, 0)):
             again = client.call("Load", fds=[fds[i] for i in order], name="m")["model"]
-            assert again["name"] == "m", "the same files in another order"
+            assert (again["name"], again["id"]) == ("m", first["id"]), "the same files in another order"
         with wire_error("InvalidModel") as error:
             client.call("Load", fds=[fds[0], fds[1], fds[1]], name="wrong")
         assert "as file 2 does" in error["reason"]
@@ -53,6 +54,25 @@ def test_split_by_descriptors(daemon, split):
             client.call("Load", fds=fds[:1], name="wrong")
         assert "all are needed" in error["reason"]
         assert names(daemon) == ["m"]
+
+
+@pytest.mark.parametrize("touched", [False, True])
+@pytest.mark.parametrize("order", [(0, 2, 1), (2, 0, 1), (2, 1, 0)])
+def test_the_same_files_in_another_order(daemon, split, touched, order):
+    paths = split()
+    with daemon.client() as client, contextlib.ExitStack() as stack:
+        fds = [stack.enter_context(open(path, "rb")).fileno() for path in paths]
+        first = client.call("Load", fds=fds, name="m")["model"]
+        for path in paths if touched else ():
+            os.utime(path, (1, 1))
+        plan = client.call("Plan", fds=[fds[i] for i in order], name="m")
+        assert plan["error"] is None and plan["model"]["id"] == first["id"]
+        assert not daemon.models()[0]["changed"]
+        assert client.call("Load", fds=[fds[i] for i in order], name="m")["model"]["id"] == first["id"]
+        assert [(m["id"], m["changed"]) for m in daemon.models()] == [(first["id"], False)]
+        assert client.call("Verify", name="m")["mismatches"] == []
+        check_split(client, "m", paths)
+        assert client.call("Load", fds=fds, name="m")["model"]["id"] == first["id"]
 
 
 @pytest.mark.parametrize(
