@@ -18,7 +18,7 @@ struct session_tie {
 
 /* Hooks of a connection; see struct conn_hooks. The context is not used. */
 int session_opened(struct conn *conn, void *context);
-void session_closed(struct conn *conn, void *context);
+bool session_closed(struct conn *conn, void *context);
 
 /* Adds "draining" to a reply: the names of draining models on which this client holds leases, and which it was not told
  * about yet. They tell the client to detach. A name counts as told when a reply with the name was queued. */

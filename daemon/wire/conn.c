@@ -257,6 +257,10 @@ void conn_run(struct turn *turn)
     struct conn *conn = (struct conn *)((char *)turn - offsetof(struct conn, turn));
     const int events = conn->ready;
     conn->ready = 0;
+    if (conn->state == CONN_CLOSED) {
+        conn_let_go(conn);
+        return;
+    }
     if (conn->state == CONN_BROKEN) {
         if (events)
             conn_close(conn);

@@ -81,6 +81,9 @@ struct conn {
  * the handles. */
 void conn_close(struct conn *conn);
 
+/* It is closed: gives back what it has, in several turns if that is much, and then has libuv close the handles. */
+void conn_let_go(struct conn *conn);
+
 /* What a storm of clients took goes back to the system: the C library would keep it. */
 void conns_give_back(struct conns *conns);
 

@@ -24,7 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
 import make_model  # noqa: E402
-from flood import Flood, connect_storm, hoard  # noqa: E402
+from flood import Flood, connect_storm, hoard, lease_storm  # noqa: E402
 from harness import MIB, USER, Daemon, daemon_program, load_fd, tensor_model  # noqa: E402
 from rocmforge_wire import Client  # noqa: E402
 
@@ -160,6 +160,18 @@ def watched(connections):
     return attackers
 
 
+def leases_watched(users, connections, leases):
+    """All watch, and one has many leases end at once, again and again."""
+    watching = floods(users, connections, asks("Watch", more=True), at_once=1)
+
+    def attackers(daemon, place, seconds):
+        yield from watching(daemon, place, seconds)
+        requests = message("Attach", name="usual", table=True) * leases
+        yield USER + users, lambda: lease_storm(daemon.socket, requests, seconds)
+
+    return attackers
+
+
 def storms(users, processes):
     def attackers(daemon, _, seconds):
         for user in range(users):
@@ -223,6 +235,7 @@ ATTACKS = {
     "watch": (watched(240), "one user: 240 connections watch, and others cause events"),
     "watch-4": (floods(4, 200, asks("Watch", more=True), asks("Attach", name="usual", table=True), at_once=1),
                 "four users: 800 connections begin to watch"),
+    "leases": (leases_watched(4, 200, 200), "four users: 800 connections watch, and a client with 200 leases ends"),
     "models": (hoards(1, 200, asks("List")), "one user: as many models as the limits allow, then List"),
     "models-4": (hoards(4, 60, asks("List"), asks("Status"), asks("Show", name="none")), "four users: the same"),
     "connect": (storms(4, 2), "four users, eight processes: connect, Status, close"),

@@ -114,6 +114,23 @@ def hoard(path, model):
             n += 1
 
 
+def lease_storm(path, requests, seconds):
+    """Holds as many leases as a user may, closes the connection, and again."""
+    end, n, refused = time.monotonic() + seconds, 0, 0
+    while time.monotonic() < end:
+        with socket.socket(socket.AF_UNIX) as one:
+            one.settimeout(60)
+            one.connect(str(path))
+            one.sendall(requests)
+            asked = requests.count(b"\0")
+            while asked > 0:
+                answer = one.recv(1 << 18)
+                asked -= answer.count(b"\0")
+                n += answer.count(b"\0")
+                refused += answer.count(b'"error":"')
+    return n, refused, 1
+
+
 def connect_storm(path, request, seconds):
     """Connects, asks, and closes, without an end."""
     end, n, refused = time.monotonic() + seconds, 0, 0
