@@ -141,13 +141,29 @@ static bool names_have(const cJSON *names, const char *name)
     return false;
 }
 
+static bool lease_has_to_tell(const struct lease *lease)
+{
+    return !lease->told && lease_void(lease);
+}
+
+bool session_has_to_tell(const struct conn *conn)
+{
+    const struct lease *lease;
+    LIST_FOREACH(lease, &session_holder(conn)->leases, of_holder)
+    {
+        if (lease_has_to_tell(lease))
+            return true;
+    }
+    return false;
+}
+
 void session_replying(struct conn *conn, cJSON *parameters)
 {
     cJSON *names = NULL;
     struct lease *lease;
     LIST_FOREACH(lease, &session_holder(conn)->leases, of_holder)
     {
-        if (lease->told || !lease_void(lease))
+        if (!lease_has_to_tell(lease))
             continue;
         lease->telling = true;
         if (!names)

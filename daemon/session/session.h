@@ -25,6 +25,9 @@ bool session_closed(struct conn *conn, void *context);
 void session_replying(struct conn *conn, cJSON *parameters);
 void session_replied(struct conn *conn, bool queued);
 
+/* Whether session_replying() would add something now. */
+bool session_has_to_tell(const struct conn *conn);
+
 /* Keeps descriptors for the client's next Load or Plan: a model may have more files than one message can carry. Takes
  * the descriptors over, also when it fails. Returns how many the session has now; -E2BIG: more than `most`; -EDQUOT and
  * the limit: more than the user may have; -ENOMEM. */
