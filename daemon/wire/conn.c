@@ -141,7 +141,7 @@ void conn_send_later(struct conn *conn, const char *text)
     }
     if (conn->events & UV_WRITABLE) /* the socket is full: the loop tells when it is not */
         return;
-    if (frame_writer_pending(conn->writer) > CONN_QUEUE_HIGH) {
+    if (frame_writer_pending(conn->writer) > CONN_LATER_MAX) {
         conn_flush(conn);
         return;
     }
