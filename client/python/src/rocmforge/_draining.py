@@ -94,7 +94,7 @@ class Watcher:
     def __init__(self, path: str, function: Callable[[str], object], before: Optional[Watcher] = None) -> None:
         self._path = path
         self._function = function
-        self._drains = before._drains if before else Drains()
+        self._drains: Drains = before._drains if before else Drains()
         self._stopped = threading.Event()
         self._pid = os.getpid()
         self._watch()

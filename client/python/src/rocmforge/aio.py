@@ -13,22 +13,19 @@ on the host.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import inspect
 import os
-import time
-from typing import TYPE_CHECKING, Any, AsyncGenerator, AsyncIterator, Callable, Dict, Generator, List, Mapping
-from typing import NoReturn, Optional, Sequence, Tuple, Type, TypeVar, Union, cast
+from typing import TYPE_CHECKING, Any, AsyncGenerator, Callable, Dict, Generator, List, Mapping
+from typing import NoReturn, Optional, Sequence, Type, Union, cast
 
 from . import _calls, _progress, _publish
+from ._aio_link import Connection, Watcher, closing
 from ._calls import LoadAttachOptions, LoadOptions, PlanOptions
-from ._draining import FIRST_PAUSE, LAST_PAUSE, PATIENCE, Drains
 from ._files import Path, Paths, first, opened_or_not
 from ._memory import Attachment
 from ._progress import ProgressOption
 from ._publish import CreateOptions, Creation, Wanted
-from ._varlink import CONNECT_RETRY, FDS_MAX, Exchange, Link, check_fds, default_socket, encode
-from .errors import Closed, ConnectionLost, Error, ProtocolError
+from ._varlink import default_socket
+from .errors import Closed, ConnectionLost
 from .model import Model
 from .replies import Device, Event, LoadReply, Metric, ModelInfo, PlanReply, ShowReply, StatusReply, VerifyReply
 
@@ -36,215 +33,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Unpack  # in typing from Python 3.11 on
-
-
-_T = TypeVar("_T")
-_Events = AsyncGenerator[Tuple[Dict[str, Any], bool], None]  # the replies of Watch
-
-
-@contextlib.asynccontextmanager
-async def _closing(generator: AsyncGenerator[_T, None]) -> AsyncIterator[AsyncGenerator[_T, None]]:
-    """contextlib.aclosing(), which Python 3.9 lacks: the generator ends here, and not whenever it is collected."""
-    try:
-        yield generator
-    finally:
-        await generator.aclose()
-
-
-class _Connection(Link):
-    """A connection for one task at a time. If a call is interrupted, the connection is closed."""
-
-    def __init__(self, path: str) -> None:
-        self._end_wait: Optional[Callable[[], None]] = None  # while a task waits for the socket
-        super().__init__(path)
-
-    @classmethod
-    async def open(cls, path: str) -> _Connection:
-        self = cls(path)
-        try:
-            while not self._connect():
-                await asyncio.sleep(CONNECT_RETRY)
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def close(self) -> None:
-        # The loop must not keep a descriptor that is closed: the task would wait for ever.
-        if self._end_wait:
-            self._end_wait()
-        super().close()
-
-    async def _ready(self, write: bool) -> None:
-        """Waits until the socket can be read from, or written to. ConnectionLost: it was closed meanwhile."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
-        fd = self._socket.fileno()
-
-        def wake() -> None:
-            if not future.done():
-                future.set_result(None)
-
-        def end() -> None:
-            self._end_wait = None
-            if not loop.is_closed():
-                (loop.remove_writer if write else loop.remove_reader)(fd)
-                wake()
-
-        (loop.add_writer if write else loop.add_reader)(fd, wake)
-        self._end_wait = end
-        try:
-            await future
-        finally:
-            if self._end_wait is end:
-                end()
-        if self.closed:
-            raise ConnectionLost("the connection was closed")
-
-    async def call(
-        self, method: str, parameters: Optional[Dict[str, Any]] = None, fds: Sequence[int] = ()
-    ) -> Dict[str, Any]:
-        async with _closing(self.replies(method, parameters, fds, more=False)) as replies:
-            async for reply, _ in replies:
-                return reply
-        raise ProtocolError("the daemon sent no reply")
-
-    async def with_files(
-        self, method: str, parameters: Optional[Dict[str, Any]], fds: Sequence[int]
-    ) -> AsyncGenerator[Dict[str, Any], None]:
-        """Makes a call with any number of files, and yields the replies."""
-        for part in _calls.added(fds):
-            await self.call("AddFiles", {"fds": list(range(len(part)))}, part)
-        async with _closing(self.replies(method, parameters, fds[-FDS_MAX:])) as replies:
-            async for reply, _ in replies:
-                yield reply
-
-    async def replies(
-        self, method: str, parameters: Optional[Dict[str, Any]] = None, fds: Sequence[int] = (), more: bool = True
-    ) -> _Events:
-        data = encode(method, parameters, more)
-        check_fds(fds)
-        exchange = Exchange(more)
-        try:
-            while data:
-                try:
-                    data, fds = self._push(data, fds), ()
-                except BlockingIOError:
-                    await self._ready(write=True)
-            while not exchange.done:
-                try:
-                    text = self._fetch()
-                except BlockingIOError:
-                    await self._ready(write=False)
-                else:
-                    if text is not None:
-                        yield exchange.take(text)
-        finally:
-            if not exchange.done:
-                self.close()
-
-
-class _Watcher:
-    """A task that watches all changes of state, and calls the user's function for attached models that should be
-    closed. When the daemon has ended, it watches the next one.
-
-    before: one whose models this one watches from now on."""
-
-    def __init__(self, path: str, function: Callable[[str], object], before: Optional[_Watcher]) -> None:
-        self._path = path
-        self._function = function
-        self._drains = before._drains if before else Drains()
-        self._stopped = False
-        self._connection: Optional[_Connection] = None
-        self._task: Optional[asyncio.Task[None]] = None
-        self._told: List[asyncio.Task[None]] = []
-
-    @classmethod
-    async def open(
-        cls, path: str, function: Callable[[str], object], before: Optional[_Watcher] = None
-    ) -> _Watcher:
-        self = cls(path, function, before)
-        events = await self._watch()
-        try:
-            if before:
-                await self._tell_missed()
-        except BaseException:
-            self.stop()
-            raise
-        self._task = asyncio.create_task(self._run(events))
-        return self
-
-    async def _watch(self) -> _Events:
-        connection = self._connection = await _Connection.open(self._path)
-        events = connection.replies("Watch")
-        try:
-            await events.__anext__()  # from here on nothing is missed
-        except BaseException:
-            connection.close()
-            raise
-        return events
-
-    async def _tell_missed(self) -> None:
-        """Tells of models that have begun to drain before the daemon was watched."""
-        connection = await _Connection.open(self._path)
-        try:
-            for name in self._drains.catch_up((await connection.call("List")).get("models", ())):
-                self._tell(name)
-        finally:
-            connection.close()
-
-    def works(self) -> bool:
-        """False: its daemon is gone. Then a new one is needed: this one would only watch the next daemon a little
-        later."""
-        connection = self._connection
-        runs = self._task is not None and not self._task.done() and not self._stopped
-        return runs and connection is not None and not connection.closed and not connection.is_at_end()
-
-    def add(self, attachment: Attachment) -> None:
-        if self._drains.add(attachment):
-            self._tell(attachment.name)
-
-    def stop(self) -> None:
-        self._stopped = True
-        if self._task:
-            self._task.cancel()
-        if self._connection:
-            self._connection.close()
-
-    async def _run(self, events: Optional[_Events]) -> None:
-        while events is not None:
-            with contextlib.suppress(Error):  # the daemon ends
-                async with _closing(events):
-                    async for event, _ in events:
-                        name = self._drains.take(event)
-                        if name is not None:
-                            self._tell(name)
-            events = await self._next()
-
-    async def _next(self) -> Optional[_Events]:
-        """Watches the next daemon. None: there was none for a long time."""
-        end, pause = time.monotonic() + PATIENCE, FIRST_PAUSE
-        while not self._stopped and time.monotonic() < end:
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LAST_PAUSE)
-            with contextlib.suppress(Error, OSError):
-                events = await self._watch()
-                await self._tell_missed()
-                return events
-        return None
-
-    def _tell(self, name: str) -> None:
-        self._told = [task for task in self._told if not task.done()]
-        self._told.append(asyncio.create_task(self._call(name)))  # the loop keeps no task itself
-
-    async def _call(self, name: str) -> None:
-        try:
-            result = self._function(name)
-            if inspect.isawaitable(result):
-                await result
-        except Exception as error:
-            loop = asyncio.get_running_loop()
-            loop.call_exception_handler({"message": "the function of on_draining() failed", "exception": error})
 
 
 class Client:
@@ -255,11 +43,11 @@ class Client:
     def __init__(self, socket: Optional[Path] = None) -> None:
         self.socket = os.fspath(socket) if socket is not None else default_socket()
         self._lock = asyncio.Lock()
-        self._connection: Optional[_Connection] = None
+        self._connection: Optional[Connection] = None
         self._closed = False
         self._watch_lock = asyncio.Lock()  # of the two below
         self._on_draining: Optional[Callable[[str], object]] = None
-        self._watcher: Optional[_Watcher] = None
+        self._watcher: Optional[Watcher] = None
 
     # --- its end ---
 
@@ -294,12 +82,12 @@ class Client:
         if self._closed:
             raise Closed("the client was closed")
 
-    async def _shared(self) -> _Connection:
+    async def _shared(self) -> Connection:
         connection = self._connection
         if connection is None or connection.closed or connection.is_dead():
             if connection is not None:
                 connection.close()
-            connection = self._connection = await _Connection.open(self.socket)
+            connection = self._connection = await Connection.open(self.socket)
             if self._closed:
                 connection.close()
                 self._check()
@@ -321,9 +109,9 @@ class Client:
     ) -> AsyncGenerator[Dict[str, Any], None]:
         """Yields each reply. To stop before the last reply, close the generator with aclose(); this ends the call."""
         self._check()
-        connection = await _Connection.open(self.socket)
+        connection = await Connection.open(self.socket)
         try:
-            async with _closing(connection.with_files(method, parameters, fds)) as replies:
+            async with closing(connection.with_files(method, parameters, fds)) as replies:
                 async for reply in replies:
                     yield reply
         finally:
@@ -336,7 +124,7 @@ class Client:
         last: Dict[str, Any] = {}
         complete = False
         try:
-            async with _closing(self.call_more(method, parameters, fds)) as replies:
+            async with closing(self.call_more(method, parameters, fds)) as replies:
                 async for last in replies:
                     if take and last.get("progress"):
                         take(last["progress"])
@@ -402,7 +190,7 @@ class Client:
 
     async def watch(self) -> AsyncGenerator[Event, None]:
         """To stop, close the generator with aclose()."""
-        async with _closing(self.call_more("Watch")) as replies:
+        async with closing(self.call_more("Watch")) as replies:
             async for reply in replies:
                 yield cast(Event, _calls.without_draining(reply))
 
@@ -436,11 +224,11 @@ class Client:
         take = _progress.taker(progress, what)
         self._check()
         watcher = await self._watching()
-        connection = await _Connection.open(self.socket)
+        connection = await Connection.open(self.socket)
         reply: Dict[str, Any] = {}
         try:
             try:
-                async with _closing(connection.with_files(method, parameters, fds)) as replies:
+                async with closing(connection.with_files(method, parameters, fds)) as replies:
                     async for reply in replies:
                         if take and reply.get("progress"):
                             take(reply["progress"])
@@ -511,12 +299,12 @@ class Client:
             self._watcher, self._on_draining = None, function
         await self._watching()
 
-    async def _watching(self) -> Optional[_Watcher]:
+    async def _watching(self) -> Optional[Watcher]:
         """What watches for models that are attached from now on. A new one if the old one's daemon is gone."""
         async with self._watch_lock:
             function = self._on_draining
             if function and not (self._watcher and self._watcher.works()):
-                watcher = await _Watcher.open(self.socket, function, self._watcher)
+                watcher = await Watcher.open(self.socket, function, self._watcher)
                 if self._closed:
                     watcher.stop()
                     self._check()
@@ -546,7 +334,7 @@ class _Connecting:
 
     async def _open(self) -> Client:
         client = Client(self._socket)
-        client._connection = await _Connection.open(client.socket)
+        client._connection = await Connection.open(client.socket)
         return client
 
     def __await__(self) -> Generator[Any, None, Client]:
