@@ -34,7 +34,7 @@
 
 /* While more bytes than this wait for a client that watches, they are sent at once, and not in its turn: so they do not
  * count against its user as long as the socket takes them. */
-#define CONN_LATER_MAX (16u << 10)
+#define CONN_LATER_MAX (32u << 10)
 
 /* A connection's turn (turns.h) ends after so many calls, or so many nanoseconds. */
 #define CONN_TURN_CALLS 16
