@@ -29,5 +29,5 @@ void *calloc(size_t n, size_t size)
         return NULL;
     }
     errno = error;
-    return ((calloc_fn *)dlsym(RTLD_NEXT, "calloc"))(n, size); /* a sanitizer's, if there is one */
+    return ((calloc_fn *)dlsym(RTLD_NEXT, "calloc"))(n, size);
 }
