@@ -93,25 +93,77 @@ class Flood:
         return self.answers, self.refused, most
 
 
+def ask(one, method, fds=(), **parameters):
+    """Calls, and returns the answer as text."""
+    if fds:
+        parameters["fds"] = list(range(len(fds)))
+    socket.send_fds(one, [json.dumps({"method": f"io.rocmforge.{method}", "parameters": parameters}).encode() + b"\0"], fds)
+    answer = b""
+    while not answer.endswith(b"\0"):
+        data = one.recv(1 << 16)
+        if not data:
+            raise ConnectionResetError(f"no answer to {method}")
+        answer += data
+    return answer[:-1].decode()
+
+
+def connected(path):
+    one = socket.socket(socket.AF_UNIX)
+    one.settimeout(60)
+    one.connect(str(path))
+    return one
+
+
+def load_other(one, model, n, **parameters):
+    """Loads a model of the same size. No two files have the same bytes, or lie at the same path: else the daemon would give
+    one model many names."""
+    name = f"u{os.getuid()}-{n}"
+    fd = os.memfd_create(name)
+    os.write(fd, model[:-8] + n.to_bytes(8, "little"))
+    try:
+        return ask(one, "Load", [fd], name=name, **parameters)
+    finally:
+        os.close(fd)
+
+
 def hoard(path, model):
-    """Loads the model again and again, each time from another file, as far as the daemon lets it. Returns how often."""
-    with socket.socket(socket.AF_UNIX) as one:
-        one.settimeout(60)
-        one.connect(str(path))
+    """Loads models as far as the daemon lets it. Returns how many, and the refusal."""
+    with connected(path) as one:
         n = 0
-        while True:
-            fd = os.memfd_create("model")
-            os.write(fd, model)
-            load = {"method": "io.rocmforge.Load", "parameters": {"fds": [0], "name": f"u{os.getuid()}-{n}"}}
-            socket.send_fds(one, [json.dumps(load).encode() + b"\0"], [fd])
-            os.close(fd)
-            answer = b""
-            while not answer.endswith(b"\0"):
-                answer += one.recv(1 << 16)
-            if b'"error":"' in answer:
-                assert b"user-models" in answer, answer
-                return n
+        while '"error":"' not in (answer := load_other(one, model, n)):
             n += 1
+        return n, answer
+
+
+def evict_storm(path, model, large, models, seconds):
+    """Loads models that all may see, and then a large one, which needs their memory, and again."""
+    end, n, loads, refused = time.monotonic() + seconds, 0, 0, 0
+    with connected(path) as one, open(large, "rb") as file:
+        while time.monotonic() < end:
+            answers = [load_other(one, model, n + i, public=True) for i in range(models)]
+            n += models
+            answers.append(ask(one, "Load", [file.fileno()], name="large", private=True))
+            ask(one, "Unload", name="large")
+            loads += len(answers)
+            refused += sum('"error":"' in answer for answer in answers)
+    return loads, refused, 1
+
+
+def lease_storm(path, requests, seconds):
+    """Holds as many leases as a user may, closes the connection, and again."""
+    end, n, refused = time.monotonic() + seconds, 0, 0
+    while time.monotonic() < end:
+        with connected(path) as one:
+            one.sendall(requests)
+            asked = requests.count(b"\0")
+            while asked > 0:
+                answer = one.recv(1 << 18)
+                if not answer:
+                    raise ConnectionResetError(f"{asked} answers of Attach are missing")
+                asked -= answer.count(b"\0")
+                n += answer.count(b"\0")
+                refused += answer.count(b'"error":"')
+    return n, refused, 1
 
 
 def connect_storm(path, request, seconds):
