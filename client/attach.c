@@ -8,9 +8,9 @@
 #include "client/import.h"
 #include "client/import_find.h"
 #include "client/metadata.h"
+#include "client/options.h"
 #include "client/tensors.h"
 #include "proto/base64.h"
-#include "proto/min.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -275,13 +275,11 @@ static int attach(rf_client *client, const char *name, const rf_attach_options *
 
 int rf_attach_with(rf_client *client, const char *name, const rf_attach_options *options, rf_model **ret)
 {
-    rf_attach_options all = {0};
+    rf_attach_options all;
     client_clear(client);
-    if (options) {
-        if (options->size == 0)
-            return client_fail(client, -EINVAL, "the size of the options is not set");
-        memcpy(&all, options, min_u64(options->size, sizeof(all)));
-    }
+    int r = client_options(client, options, &all, sizeof(all));
+    if (r < 0)
+        return r;
     if (!(all.deadline_seconds >= 0) || isinf(all.deadline_seconds))
         return client_fail(client, -EINVAL, "the deadline is not a valid number of seconds: %g", all.deadline_seconds);
     return attach(client, name, &all, ret);

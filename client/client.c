@@ -2,6 +2,7 @@
 #include "client/attach.h"
 #include "client/connection.h"
 #include "client/error.h"
+#include "proto/clock.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -11,7 +12,6 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
-#include <time.h>
 #include <unistd.h>
 
 /* Under /run for the daemon of the system, under $XDG_RUNTIME_DIR for one of a user. */
@@ -24,13 +24,6 @@
 const char *rf_version(void)
 {
     return ROCMFORGE_VERSION;
-}
-
-static int64_t clock_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
 static int set_path(struct sockaddr_un *address, const char *folder, const char *path)

@@ -338,8 +338,8 @@ static int handle_open(int device, const hipIpcMemHandle_t *handle, struct opene
     return opened_new(&(struct opened){.device = device, .handle = *handle}, ret, fault);
 }
 
-/* Notes that memory of the device was opened, so that the next is opened on the caller's thread. If that cannot be, all
- * is opened as this was. */
+/* Notes that memory of the device was opened, so that later opens use the caller's thread. If there is no memory to
+ * note it, later opens use a new thread too. */
 static void known_add(int device)
 {
     struct import_fault unused;
@@ -395,8 +395,8 @@ static int run_open(struct task *task)
     return r;
 }
 
-/* Opens the memory on this thread. Returns false, and has done nothing, if that cannot be done or fails: the thread of
- * its own then tells why. */
+/* Tries to open the memory on the caller's thread. False: nothing was done; the caller tries again on a new thread,
+ * which reports the error. */
 static bool open_here(const struct import_source *source, struct mapping *mapping)
 {
     struct import_fault unused;

@@ -5,6 +5,7 @@
 #include "client/error.h"
 #include "client/fields.h"
 #include "client/files.h"
+#include "client/options.h"
 #include "proto/errors.h"
 #include "proto/min.h"
 
@@ -15,17 +16,13 @@
 
 /* --- the request --- */
 
-/* Copies the caller's options. A caller that was compiled with an older header has a smaller struct; the options that
- * it does not have become 0. */
+/* Copies the caller's options, and checks their numbers. */
 static int options_read(rf_client *client, const rf_load_options *options, rf_load_options *ret)
 {
-    *ret = (rf_load_options){0};
     client_clear(client);
-    if (!options)
-        return 0;
-    if (options->size == 0)
-        return client_fail(client, -EINVAL, "the size of the options is not set");
-    memcpy(ret, options, min_u64(options->size, sizeof(*ret)));
+    int r = client_options(client, options, ret, sizeof(*ret));
+    if (r < 0)
+        return r;
     if (!(ret->deadline_seconds >= 0) || isinf(ret->deadline_seconds))
         return client_fail(client, -EINVAL, "the deadline is not a valid number of seconds: %g", ret->deadline_seconds);
     if (ret->ttl_seconds > FIELD_INTEGER_MAX)
@@ -121,7 +118,7 @@ static cJSON *load_parameters(const rf_load_options *options, const struct files
     return NULL;
 }
 
-/* Opens the files of a model. All that one message does not carry are brought to the daemon before. */
+/* Opens the files of a model. Sends those that do not fit into one message with AddFiles first. */
 static int bring_files(rf_client *client, struct files *files, const char *const *paths, size_t n)
 {
     int r = files_find(files, client, paths, n);

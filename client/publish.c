@@ -6,8 +6,8 @@
 #include "client/fields.h"
 #include "client/import.h"
 #include "client/import_find.h"
+#include "client/options.h"
 #include "proto/base64.h"
-#include "proto/min.h"
 
 #include <cjson/cJSON.h>
 #include <errno.h>
@@ -198,12 +198,9 @@ static int tensors_file(rf_client *client, const rf_new_tensor *tensors, size_t 
 
 static int options_read(rf_client *client, const rf_create_options *options, rf_create_options *ret)
 {
-    *ret = (rf_create_options){0};
-    if (!options)
-        return 0;
-    if (options->size == 0)
-        return client_fail(client, -EINVAL, "the size of the options is not set");
-    memcpy(ret, options, min_u64(options->size, sizeof(*ret)));
+    int r = client_options(client, options, ret, sizeof(*ret));
+    if (r < 0)
+        return r;
     const double seconds[] = {ret->deadline_seconds, ret->wait_for_memory_seconds};
     for (size_t i = 0; i < 2; i++)
         if (!(seconds[i] >= 0) || isinf(seconds[i]))
@@ -356,15 +353,12 @@ static char *publish_parameters(const rf_creation *creation, const rf_publish_op
 int rf_publish(rf_creation *creation, const rf_publish_options *options, rf_model **ret)
 {
     rf_client *client = creation->client;
-    rf_publish_options all = {0};
+    rf_publish_options all;
     client_clear(client);
-    if (options) {
-        if (options->size == 0)
-            return client_fail(client, -EINVAL, "the size of the options is not set");
-        memcpy(&all, options, min_u64(options->size, sizeof(all)));
-    }
+    int fds[2], r = client_options(client, options, &all, sizeof(all));
+    if (r < 0)
+        return r;
     rf_creation_unmap(creation);
-    int fds[2], r;
     size_t n;
     char *text = publish_parameters(creation, &all, fds, &n, &r);
     const struct call call = {.method = "Publish", .parameters = text, .fds = fds, .n_fds = n};

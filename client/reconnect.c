@@ -4,23 +4,16 @@
 #include "client/connection.h"
 #include "client/error.h"
 #include "client/fields.h"
+#include "proto/clock.h"
 #include "proto/errors.h"
 
 #include <errno.h>
 #include <math.h>
 #include <poll.h>
 #include <string.h>
-#include <time.h>
 
 /* The pause between two tries. */
 #define RETRY_MS 5
-
-static double now(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
-}
 
 static int take_lease(void *context, cJSON **parameters, bool continues, struct frame_message *message)
 {
@@ -61,8 +54,8 @@ static void forget_leases(rf_client *client)
     }
 }
 
-/* The daemon tells of draining models only who has a lease. Of a model that is attached several times it is told once.
- */
+/* The daemon reports draining models only to clients with a lease, so a model that refused its
+ * lease is reported here: once, even if it was attached several times. */
 static void tell_refused(rf_client *client)
 {
     const rf_model *model, *before;
@@ -117,10 +110,10 @@ int rf_reconnect(rf_client *client, double seconds)
         return client_fail(client, -EDEADLK, "another call is under way on this connection");
     if (!(seconds >= 0) || isinf(seconds))
         return client_fail(client, -EINVAL, "not a valid number of seconds: %g", seconds);
-    const double ends = now() + seconds;
+    const double ends = clock_seconds() + seconds;
     const rf_model *missing = NULL;
     int r;
-    while ((r = try(client, &missing)) < 0 && may_come(r) && now() < ends)
+    while ((r = try(client, &missing)) < 0 && may_come(r) && clock_seconds() < ends)
         poll(NULL, 0, RETRY_MS);
     if (r < 0 || !missing)
         return r;

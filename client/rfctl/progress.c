@@ -3,13 +3,13 @@
 #include "client/rfctl/format.h"
 #include "client/rfctl/reply.h"
 #include "client/rfctl/terminal.h"
+#include "proto/clock.h"
 
 #include <math.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #define BAR_MIN     10 /* columns; a shorter bar is left out */
@@ -68,13 +68,6 @@ void progress_line(char *text, size_t size, size_t width, bool with_bar, const s
         snprintf(text, width + 1, "%-*s%s", figures[0] ? STATE_MAX : 0, state, figures);
 }
 
-static double now(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
-}
-
 static bool can_redraw(void)
 {
     const char *term = getenv("TERM");
@@ -102,9 +95,9 @@ void progress_show(const cJSON *progress)
         drawn = 1;
         (void)!write(STDERR_FILENO, line, (size_t)n);
     } else if (next == 0) /* no line in the first second */
-        next = now() + PLAIN_EVERY;
-    else if (now() >= next) {
-        next = now() + PLAIN_EVERY;
+        next = clock_seconds() + PLAIN_EVERY;
+    else if (clock_seconds() >= next) {
+        next = clock_seconds() + PLAIN_EVERY;
         progress_line(text, sizeof(text), LINE_SIZE - 1, false, &values);
         if (strcmp(text, shown) != 0) /* of a load that is queued nothing changes for long */
             fprintf(stderr, "%s\n", strcpy(shown, text));

@@ -33,6 +33,13 @@ void json_add_text(cJSON *object, const char *key, const char *text)
     cJSON_free(clean);
 }
 
+cJSON *json_object_with(const char *key, const char *text)
+{
+    cJSON *object = cJSON_CreateObject();
+    json_add_text(object, key, text);
+    return object;
+}
+
 void json_append_text(cJSON *array, const char *text)
 {
     char *clean = clean_text(text);

@@ -8,7 +8,10 @@
  * is added. */
 void json_add_text(cJSON *object, const char *key, const char *text);
 
-/* The same at the end of an array. The text is not NULL. */
+/* A new object with one string, added as json_add_text() does. The caller deletes it. NULL: no memory. */
+cJSON *json_object_with(const char *key, const char *text);
+
+/* Adds a string at the end of an array, as json_add_text() does. The text is not NULL. */
 void json_append_text(cJSON *array, const char *text);
 
 /* cJSON_AddItemToObject() and cJSON_AddItemToArray(), but the item is deleted if it cannot be added: cJSON leaves it to

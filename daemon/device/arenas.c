@@ -35,7 +35,7 @@ int device_survey(struct device *device, uint64_t *ret, struct device_fault *ret
     if (__builtin_add_overflow(available, taken, ret) || __builtin_add_overflow(*ret, kept, ret))
         *ret = UINT64_MAX;
     if (*ret == 0)
-        *ret = 1; /* 0 is for one that never was asked */
+        *ret = 1; /* 0 means: never asked */
     return 0;
 }
 
@@ -45,7 +45,7 @@ static bool comes_at_once(const struct device *device)
     return !device_is_host(device);
 }
 
-/* An arena that is kept, or a new one. What is kept may be what a new one lacks. */
+/* Reuses a kept arena or makes a new one. If memory is short, kept arenas may be holding it. */
 static int arena_get(struct device *device, uint64_t bytes, const struct extent *gaps, size_t n_gaps,
                      struct arena **ret, struct device_fault *ret_fault)
 {

@@ -12,7 +12,7 @@ struct staging;
 /* Makes as many slots as the device asks for. Returns 0, or a negative errno and a fault. */
 int staging_new(struct device *device, struct staging **ret, struct device_fault *ret_fault);
 
-/* All slots were given back. NULL is fine. */
+/* All slots must have been given back. NULL is allowed. */
 void staging_free(struct staging *staging);
 
 /* A free slot; the one that was used last, because its memory is in the cache. NULL: none is free. */
@@ -24,8 +24,9 @@ void staging_give(struct staging *staging, struct slot *slot);
 size_t staging_slots(const struct staging *staging);
 size_t staging_slots_most(const struct staging *staging);
 
-/* Slots whose files do not answer are missing to others. So more are made, one at a time, up to STAGING_SPARES for each
- * that the device asks for; they stay. How many more are to be made if `n` are missing now: */
+/* A load whose files do not answer blocks its slots: other loads cannot use them. So more slots are made, one at a
+ * time, up to STAGING_SPARES for each slot that the device asks for. They stay. Returns how many more are needed if `n`
+ * are blocked now. */
 #define STAGING_SPARES 8u
 size_t staging_lacks(const struct staging *staging, size_t n);
 

@@ -161,19 +161,10 @@ static int check_tensors(const struct description *description, struct model_hea
     return 0;
 }
 
-static bool decodes_nothing(const struct plan *plan)
-{
-    for (size_t i = 0; i < plan->model->n_tensors; i++)
-        if (plan->places[i].convert != FORM_NATIVE)
-            return false;
-    return true;
-}
-
 /* Makes the chunks for the device's slots. */
 static int cut(struct plan *plan, struct device *device, char why[RESUME_WHY_SIZE])
 {
-    const bool verbatim = decodes_nothing(plan) || plan_decoded_by(plan, device);
-    const int r = plan_cut(plan, device->slot_bytes, device->part_bytes, verbatim);
+    const int r = plan_cut_for(plan, device, false);
     return r < 0 ? refuse(why, r, "out of memory") : 0;
 }
 

@@ -62,10 +62,10 @@ static void load_account(struct load *load, const struct fill *fill)
         load_fail_device(load, fill->status, &fill->fault);
 }
 
-/* How many slots a load may have. The processors' caches have room for few slots: a load may have so many; or as many
- * as the device asks for, if the load reads past the page cache. Further slots were made because other loads had none.
- * A load without an arena keeps its slots until it has one. So it may have one slot less, which is left for loads with
- * an arena. A load whose jobs would wait anyway takes no slot. */
+/* Whether the load may take one more slot. The most slots a load may use: the few that fit into the processors' caches;
+ * as many as the device asks for, if it reads past the page cache. Slots beyond these were made for other loads. A load
+ * without an arena keeps its slots until it has one, so it leaves one slot to loads with an arena. A load whose jobs
+ * would wait anyway takes no slot. */
 static bool load_may_use(const struct load *load)
 {
     const bool few = load->device->n_cached > 0 && !load->reads_direct;
@@ -77,7 +77,7 @@ static bool load_may_use(const struct load *load)
     return load->restores || !workers_keep_waiting(load->loads->core->queue, &reads);
 }
 
-/* It was taken out of the schedule, but could use a slot now. */
+/* Adds the load to the schedule again, if it was taken out and can use a slot now. */
 static void load_reschedule(struct load *load)
 {
     if (load->fills && load->state == LOAD_FILLING && !load->consumer.scheduled && load_may_use(load))
@@ -144,7 +144,7 @@ static bool fill_held_up(const struct fill *fill)
     return false;
 }
 
-/* How many slots of the load are missing to others. */
+/* How many slots this load blocks, because its files do not answer: other loads cannot use them. */
 static size_t slots_held_up(const struct load *load)
 {
     size_t n = 0;

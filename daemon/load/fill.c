@@ -115,8 +115,8 @@ static struct chunk_part parts_join(const struct chunk_part *parts, size_t n)
     return joined;
 }
 
-/* Parts are filled, or given up. Whoever did the last one hands the slot over. With `cold` there is a letter in any
- * case, and while parts were read past the page cache it comes before the slot is handed over. */
+/* `n` parts are filled, or given up. Whoever did the last one hands the slot over. With `cold`, the fill always returns
+ * to the loop through the mailbox; if parts were read past the page cache, before the slot is handed over. */
 static void parts_filled(struct fill *fill, unsigned n)
 {
     if (atomic_fetch_sub(&fill->unfilled, n) != n)
@@ -236,7 +236,7 @@ static uint64_t part_read_end(const struct part_read *read)
     return read->missing.begin + read->read.got;
 }
 
-/* Whether a worker has something left to do for it. */
+/* Whether a worker has something left to do for the part. */
 static bool part_read_needs_work(const struct part_read *read)
 {
     return read->fill && (read->raw || part_read_end(read) < min_u64(read->missing.end, read->whole.end));
@@ -386,8 +386,7 @@ static void fill_put(struct fill *fill)
     worker_queue(fill->queue, &fill->work, fill, put_work, put_worked);
 }
 
-/* All parts are there that were read past the page cache, and no worker has anything of the fill. Returns false if
- * there is nothing left to do. */
+/* All direct reads have ended, and no worker works on the fill. Returns false if there is nothing left to do. */
 static bool fill_reads_over(struct fill *fill)
 {
     size_t n = 0;

@@ -33,13 +33,13 @@
 struct creation;
 struct load;
 
-/* Says under which condition another model loses the name that this request asks for. It loses the name when the new
- * model is resident; but for REPLACE_STALE, only if the caller may end the other model. */
+/* When another model loses the name that this request asks for. It loses the name once the new model is resident. Each
+ * value allows what the values before it allow. */
 enum replace {
-    REPLACE_STALE, /* if it is of the same path, which has other bytes now; and it is neither in use nor pinned. If the
-                      caller may not end it, the new model must not be private */
-    REPLACE_FILE,  /* the same; and if it was loaded from the same path: for preloads */
-    REPLACE_NAME,  /* always */
+    REPLACE_STALE, /* if it is of the same path, the path has other bytes now, and it is neither in use nor pinned. If
+                      the caller may not end it, the new model must not be hidden from users who see the old one */
+    REPLACE_FILE,  /* also if it was loaded from the same path, and the caller may end it; for preloads */
+    REPLACE_NAME,  /* also any other model that the caller may end */
 };
 
 struct load_request {
@@ -61,7 +61,7 @@ struct load_request {
     int64_t ttl; /* seconds; -1: for ever */
     enum access access;
     enum replace replace;
-    struct creation *creation; /* Create, and no load (creation.h); NULL: a load. load_begin() takes it over */
+    struct creation *creation; /* set for Create (creation.h), NULL for Load; load_begin() takes it over */
     bool trace;                /* record the times of each step, for the answer */
 
     /* For loads without a call. Called once, when the load ends, which may be within load_begin(): with the model; or

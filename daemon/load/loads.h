@@ -47,8 +47,8 @@ void loads_report(struct loads *loads);
 /* The number of loads under way that the peer sees: its own, and those whose model it sees. Trusted users see all. */
 size_t loads_seen(const struct loads *loads, const struct peer *peer);
 
-/* Whether the device has not come back with what a load gave it before that time, by uv_hrtime(). Files that are slow
- * do not count: whoever may load may have such a file. */
+/* Whether the device has held a chunk of a load since before that time, by uv_hrtime(). Slow files do not count,
+ * because any user can load one. */
 bool loads_hang(const struct loads *loads, const struct device *device, uint64_t begun_before);
 
 /* A device is lost because a call of its driver does not return: its loads fail. Those that the call belongs to stay,

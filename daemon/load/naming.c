@@ -78,7 +78,7 @@ const char *naming_wanted(const struct load *load, const struct model *model, ch
     return old && load_may_replace(load, holder) ? room : NULL;
 }
 
-/* Whether a model that has the name keeps it from this load's model. */
+/* Whether `holder`, which has the name, prevents this load's model from getting it. */
 static enum name_verdict judge_name_owner(const struct load *load, const struct model *holder)
 {
     if (!holder)
@@ -145,7 +145,7 @@ static bool free_name(struct load *load, const char *name, const struct naming *
 {
     if (naming->verdict == NAME_FREE)
         return true;
-    /* If another model will take the name first, that one is to be replaced, unless its load fails. */
+    /* Another load will get this name first. Wait: we then replace its model, or the present one if it fails. */
     if (naming->verdict == NAME_SOON_FREE || registry_taker(load->loads->registry, name, load->request.peer)) {
         load->blocked = true;
         return false;

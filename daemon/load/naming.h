@@ -54,7 +54,7 @@ int naming_give(struct load *load, const char *name, struct model *model);
  * it. */
 void naming_switch(struct load *load, struct model *model);
 
-/* A model that has lost all its names to another is drained, unloaded or dropped: at once; or, if it is being loaded
- * from host memory now, by another call of this when that load has ended. Returns false, and does nothing, if the
- * model has a name or is being loaded; after true it may be gone. */
+/* Drains, unloads or drops a model that has lost all its names to another. Returns true; the model may be gone then.
+ * Returns false and does nothing if the model has a name or is being loaded. If it is being loaded from host memory,
+ * the caller calls this again when that load has ended. */
 bool naming_retire(struct loads *loads, struct model *model);

@@ -107,15 +107,22 @@ void load_queue(struct load *load, void (*run)(struct load_job *job));
 /* Answers all who wait, and frees the load. */
 void load_finish(struct load *load);
 
-/* creation.c: whether a client makes the model, and this is no load of a file, nor of a copy in host memory. Then these
- * take the place of what a load does: to identify, which returns as load_identified() does; when the list of tensors
- * was parsed, which returns false if the load fails; when there is memory; when a job is over that the memory waits
- * for, which returns true if the load is over and was freed; and when the load has failed. */
+/* creation.c: true if a client makes this model (Create). Then the functions below replace the usual steps: */
 bool load_creates(const struct load *load);
+
+/* In place of load_identified(): returns the same. */
 bool creation_identified(struct load *load);
+
+/* The list of tensors was parsed. Returns false if the load fails. */
 bool creation_opened(struct load *load);
+
+/* The memory is allocated. */
 void creation_allocated(struct load *load);
+
+/* A job is over that had to end before the client gets the memory. Returns true if the load is over and was freed. */
 bool creation_advance(struct load *load);
+
+/* The load has failed. */
 void creation_give_up(struct load *load);
 
 /* Frees a load that is over: no call waits for it, and no job, fill or eviction is under way. */
@@ -181,11 +188,11 @@ void load_begin_restore(struct load *load, struct model *model);
 void load_reserve(struct load *load);
 void load_note_free_memory(struct load *load);
 
-/* Whether a device has had a chunk of this load since before that time, by uv_hrtime(). */
+/* Whether the device has held a chunk of this load since before that time, by uv_hrtime(). */
 bool load_hangs(const struct load *load, uint64_t begun_before);
 
-/* The files as they are after it was queued: those that were touched, and have the same header, are read from now on as
- * they are now. Returns false if they are other files by now. */
+/* Looks at the files again after waiting in the queue. If only their times changed and the header is the same, the load
+ * reads them as they are now. Returns false if they are other files. */
 bool load_looked_again(struct load *load);
 
 /* Calls load_reserve() for a load in the queue, without asking the drivers again, if there is enough memory by their
@@ -197,7 +204,7 @@ bool load_reserve_now(struct load *load);
  * false if no model may be evicted. */
 bool load_reserve_again(struct load *load);
 
-/* Takes the load out of the queue. Fine if it is not in it. */
+/* Takes the load out of the queue, if it is in it. */
 void load_leave_queue(struct load *load);
 
 /* feed.c: from now on takes slots from the scheduler, and fills them by the plan. Fills that are done before there is
@@ -210,7 +217,7 @@ void load_drop_cached(struct load *load);
 /* There is an arena: waiting fills go on. */
 void load_fill_continue(struct load *load);
 
-/* Whether it waits for a file that does not answer. */
+/* Whether the load waits for a file that does not answer. */
 bool load_held_up(const struct load *load);
 
 /* Takes no more slots, and gives back the slots of waiting fills. Other fills under way end as usual. */

@@ -48,21 +48,6 @@ void load_job_identify(struct load_job *job)
     worker_file_end();
 }
 
-static bool converts_nothing(const struct plan *plan)
-{
-    for (size_t i = 0; i < plan->model->n_tensors; i++)
-        if (plan->places[i].convert != FORM_NATIVE)
-            return false;
-    return true;
-}
-
-/* Cuts the plan for the device's slots. If nothing is decoded on the CPU, slots hold the file's bytes unchanged. */
-static int cut(struct load_job *job)
-{
-    bool verbatim = converts_nothing(job->plan) || (!job->decode_on_cpu && plan_decoded_by(job->plan, job->device));
-    return plan_cut(job->plan, job->device->slot_bytes, job->device->part_bytes, verbatim);
-}
-
 static int plan_model(struct load_job *job)
 {
     struct model_heads heads = heads_told(job->header, job->layout);
@@ -108,7 +93,7 @@ void load_job_open(struct load_job *job)
     uint64_t begin = uv_hrtime();
     load_job_lay_out(job);
     if (job->status == 0 && fits_any(job))
-        job->status = cut(job);
+        job->status = plan_cut_for(job->plan, job->device, job->decode_on_cpu);
     if (job->status == 0)
         load_job_ask(job);
     job->elapsed_ns = uv_hrtime() - begin;

@@ -24,8 +24,8 @@ struct load_job {
     /* In. All borrowed, except the descriptors: load_job_identify() takes them over. */
     int fds[SOURCE_FILES_MAX];
     size_t n_fds;          /* 0: open `path` */
-    struct closer *closer; /* and `uid`, who loads: for the source, and for descriptors that no step took */
-    uid_t uid;
+    struct closer *closer; /* the source gets it; it also closes descriptors that no step used */
+    uid_t uid;             /* who loads; the source gets it too */
     const char *path;
     bool trusted; /* may load, by path, files that are not world-readable */
     struct source *opened;

@@ -33,9 +33,10 @@ struct residency {
     /* Unloads models that were idle for too long, and takes the names of models that drain too long. */
     uv_timer_t reaper;
 
-    /* Set by who keeps models beyond the life of the process; both may be NULL. `leaves`: the memory of a model will be
-     * freed; returns whether somebody else has it as well, who was told to give it up. Then `left` is called on a
-     * worker, before the memory is freed, and returns when the other one has given it up. */
+    /* Set by the module that keeps models when the daemon restarts; both may be NULL. `leaves` is called when the
+     * memory of a model will be freed. It returns true if another process has this memory too; it has asked that
+     * process to give it up. Then `left` is called on a worker before the memory is freed, and returns when the other
+     * process has given it up. */
     bool (*leaves)(void *keeper, const struct model *model);
     void (*left)(void *keeper);
     void *keeper;

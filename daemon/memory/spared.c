@@ -45,7 +45,7 @@ static void deliver(struct letter *letter)
     free(gone);
 }
 
-/* A worker has a job then, so the loop takes the letter before the daemon ends. */
+/* Runs inside a worker's job, so the daemon does not end before the loop has the letter. */
 static void tell(void *context, const struct device *device, const struct spare_origin *origin, uint64_t bytes,
                  uint64_t free_before, uint64_t free_after)
 {
@@ -118,8 +118,7 @@ static void timer_fired(uv_timer_t *timer)
     worker_queue(spared->core->queue, &release->work, release, release_work, release_worked);
 }
 
-/* With each arena that is kept the time starts again, so that unloads and loads in turn do not meet the driver's
- * clearing. */
+/* Each kept arena restarts the timer: otherwise the driver would clear memory between an unload and the next load. */
 void spared_later(struct spared *spared)
 {
     if (spared->core->stopping)

@@ -236,7 +236,7 @@ static bool may_see(const struct model *model, uid_t uid)
            (model->access == ACCESS_READERS && access_may_permit(model->facts, uid));
 }
 
-/* A name that its giver could not take back would only be in the way of the others. */
+/* A user who no longer sees the model cannot remove the name that he gave it, so it is dropped. */
 static void drop_names(struct model *model)
 {
     struct model_name *name = TAILQ_FIRST(&model->names), *next;

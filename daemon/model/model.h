@@ -72,7 +72,7 @@ struct model_name {
 
 TAILQ_HEAD(model_names, model_name);
 
-/* Models whose description outside the process may not say any more what they are. */
+/* Models whose stored description may be out of date. */
 struct model_dirty {
     TAILQ_HEAD(, model) models;
     size_t n;

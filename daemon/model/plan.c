@@ -310,7 +310,7 @@ int plan_linear(uint64_t bytes, size_t slot_bytes, struct plan **ret)
         return -ENOMEM;
     size_t n = (bytes + slot_bytes - 1) / slot_bytes;
     plan->arena_bytes = plan->model_bytes = bytes;
-    plan->verbatim = true; /* and not packed: the slot has the memory's bytes as they stand there */
+    plan->verbatim = true; /* not packed either: a slot holds a copy of the memory's bytes */
     plan->pieces_capacity = plan->chunks_capacity = n ? n : 1;
     plan->chunks = calloc(n ? n : 1, sizeof(*plan->chunks));
     plan->pieces = calloc(n ? n : 1, sizeof(*plan->pieces));

@@ -111,6 +111,10 @@ bool plan_same(const struct plan *a, const struct plan *b);
  * for a plan. */
 int plan_cut(struct plan *plan, size_t slot_bytes, size_t part_bytes, bool verbatim);
 
+/* The same for the slots of a device. If nothing is decoded on the CPU, slots hold the file's bytes unchanged.
+ * decode_on_cpu: the CPU decodes, even if the device has kernels for it. */
+int plan_cut_for(struct plan *plan, struct device *device, bool decode_on_cpu);
+
 /* The part of a chunk that one worker does. Of a packed plan it is a range of whole pieces. Else it is a range of
  * bytes; `offset` counts from the chunk's beginning, in the file and in the slot. */
 struct chunk_part {

@@ -234,3 +234,17 @@ size_t plan_divide(const struct plan *plan, const struct chunk *chunk, size_t pa
     return plan->packed ? divide_pieces(plan, chunk, part_bytes, ret)
                         : divide_bytes(chunk->file_bytes, part_bytes, ret);
 }
+
+static bool decodes(const struct plan *plan)
+{
+    for (size_t i = 0; i < plan->model->n_tensors; i++)
+        if (plan->places[i].convert != FORM_NATIVE)
+            return true;
+    return false;
+}
+
+int plan_cut_for(struct plan *plan, struct device *device, bool decode_on_cpu)
+{
+    const bool verbatim = !decodes(plan) || (!decode_on_cpu && plan_decoded_by(plan, device));
+    return plan_cut(plan, device->slot_bytes, device->part_bytes, verbatim);
+}

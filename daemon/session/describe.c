@@ -163,18 +163,11 @@ cJSON *describe_loaded(const struct model *model, const struct phases *phases)
     return reply;
 }
 
-static cJSON *object_with(const char *key, const char *text)
-{
-    cJSON *object = cJSON_CreateObject();
-    json_add_text(object, key, text);
-    return object;
-}
-
 cJSON *describe_device_lost(const struct device *device, const char *call)
 {
     char text[sizeof(device->id) + 16];
     snprintf(text, sizeof(text), "%s was lost", device->id);
-    cJSON *object = object_with("call", call);
+    cJSON *object = json_object_with("call", call);
     add_integer(object, "code", 0);
     cJSON_AddStringToObject(object, "text", text);
     return object;
@@ -182,7 +175,7 @@ cJSON *describe_device_lost(const struct device *device, const char *call)
 
 cJSON *describe_busy(const struct model *model)
 {
-    cJSON *object = object_with("name", model->name);
+    cJSON *object = json_object_with("name", model->name);
     cJSON_AddStringToObject(object, "state", model_state_name(model->state));
     json_add_item(object, "leases", describe_leases(model));
     return object;
@@ -190,14 +183,14 @@ cJSON *describe_busy(const struct model *model)
 
 cJSON *describe_unsupported(const struct header_tensor *tensor)
 {
-    cJSON *object = object_with("tensor", tensor->name);
+    cJSON *object = json_object_with("tensor", tensor->name);
     cJSON_AddStringToObject(object, "type", tensor->type->name);
     return object;
 }
 
 cJSON *describe_out_of_memory(const struct device *device, uint64_t needed, uint64_t available, uint64_t evictable)
 {
-    cJSON *object = object_with("device", device->id);
+    cJSON *object = json_object_with("device", device->id);
     add_integer(object, "needed", needed);
     add_integer(object, "available", available);
     add_integer(object, "evictable", evictable);
@@ -206,5 +199,5 @@ cJSON *describe_out_of_memory(const struct device *device, uint64_t needed, uint
 
 cJSON *describe_state(const char *state)
 {
-    return object_with("state", state);
+    return json_object_with("state", state);
 }

@@ -189,7 +189,7 @@ void events_emit(struct events *events, const char *event, const struct model *m
     news_end(&lost);
 }
 
-/* Fewer users may see the model than before, and it had so many names. */
+/* The model may be hidden from some users now. n_names: how many names it had before. */
 static void tell_sight(struct events *events, const struct model *model, size_t n_names)
 {
     struct news lost = {.event = "unloaded", .model = model};

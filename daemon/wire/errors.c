@@ -5,16 +5,9 @@
 #include <errno.h>
 #include <sys/resource.h>
 
-static cJSON *object_with(const char *key, const char *text)
-{
-    cJSON *object = cJSON_CreateObject();
-    json_add_text(object, key, text);
-    return object;
-}
-
 cJSON *error_limit(const char *limit, uint64_t value)
 {
-    cJSON *object = object_with("limit", limit);
+    cJSON *object = json_object_with("limit", limit);
     cJSON_AddNumberToObject(object, "value", (double)value);
     return object;
 }
@@ -38,17 +31,17 @@ cJSON *error_no_descriptors(void)
 
 cJSON *error_name(const char *name)
 {
-    return object_with("name", name);
+    return json_object_with("name", name);
 }
 
 cJSON *error_reason(const char *reason)
 {
-    return object_with("reason", reason);
+    return json_object_with("reason", reason);
 }
 
 cJSON *error_device(const char *device, const char *reason)
 {
-    cJSON *object = object_with("device", device);
+    cJSON *object = json_object_with("device", device);
     if (reason)
         json_add_text(object, "reason", reason);
     return object;

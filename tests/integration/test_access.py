@@ -9,7 +9,7 @@ import pytest
 from harness import USER, as_user, build_folder, client_of, load_fd, names, tensor_model, wait_until, wire_error
 
 OTHER, MEMBER, GROUP = USER + 1, USER + 2, USER + 10
-BY_NAME = ("Attach", "Show", "Verify", "Unload", "Pin", "Unpin", "Cancel")
+BY_NAME = ("Attach", "Show", "Verify", "Unload", "Pin", "Unpin", "SetTtl", "Cancel")
 
 
 @pytest.fixture

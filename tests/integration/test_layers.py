@@ -35,7 +35,7 @@ CYCLES = {
     frozenset({"daemon/load/answer", "daemon/load/begin", "daemon/load/creation", "daemon/load/doubt",
                "daemon/load/feed", "daemon/load/identify", "daemon/load/load", "daemon/load/loads",
                "daemon/load/naming", "daemon/load/reserve", "daemon/load/states"}):
-        "one state machine: its states stand in files of their own",
+        "one struct load, and each of these moves it on",
     frozenset({"daemon/model/lease", "daemon/model/model", "daemon/model/registry"}):
         "a model has leases and a lease has its model; the registry has both, and a lease ends in it",
 }
@@ -54,8 +54,8 @@ PATTERNS = [
     ("daemon/base/*.[ch]", r"(daemon/base|proto)/.*"),
     ("daemon/wire/*.[ch]", r"(daemon/(base|wire)|proto)/.*"),
     ("client/*.[ch]", r"client/(?!rfctl/).*|proto/.*|kernels/(types|hip|hip_here|hip_share)\.h"),
-    ("client/rfctl/*.[ch]", r"client/rfctl/.*|client/(rocmforge|metadata|sealed)\.h|proto/(array|bytes|descriptors|min|utf8|streams|shards|shards_given|module_path|write_all)\.h|daemon/(header/model_header|gguf/gguf|format/format)\.h"),
-    ("client/engines/llama/*.[ch]", r"client/engines/llama/.*|client/rocmforge\.h|proto/(model_file|shards)\.h"),
+    ("client/rfctl/*.[ch]", r"client/rfctl/.*|client/(rocmforge|metadata|sealed)\.h|proto/(array|bytes|clock|descriptors|min|utf8|streams|shards|shards_given|module_path|write_all)\.h|daemon/(header/model_header|gguf/gguf|format/format)\.h"),
+    ("client/engines/llama/*.[ch]", r"client/engines/llama/.*|client/rocmforge\.h|proto/(clock|model_file|shards)\.h"),
     ("client/rocmforge.h", r""),
 ]
 

@@ -1,6 +1,7 @@
 #include "client/engines/llama/leases.h"
 
 #include "client/engines/llama/say.h"
+#include "proto/clock.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -13,7 +14,6 @@
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/time.h>
-#include <time.h>
 #include <unistd.h>
 
 /* For so long after a connection has ended the next daemon is waited for; and the pauses between two tries. */
@@ -31,13 +31,6 @@ struct leases {
     pid_t process;
     int wake; /* an eventfd: the thread is to end */
 };
-
-static int64_t now_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
 
 /* Returns true when the connection has ended, false when the thread is to end. */
 static bool wait_for_end(struct leases *leases)
@@ -66,9 +59,9 @@ static bool reconnect(struct leases *leases)
 static bool find_next(struct leases *leases)
 {
     struct pollfd wake = {.fd = leases->wake, .events = POLLIN};
-    const int64_t end = now_ms() + PATIENCE_MS;
+    const int64_t end = clock_ms() + PATIENCE_MS;
     for (int pause = FIRST_PAUSE_MS; !reconnect(leases); pause = pause < LAST_PAUSE_MS / 2 ? 2 * pause : LAST_PAUSE_MS)
-        if (poll(&wake, 1, pause) > 0 || now_ms() > end)
+        if (poll(&wake, 1, pause) > 0 || clock_ms() > end)
             return false;
     return true;
 }
