@@ -12,7 +12,7 @@ WIRE = (ROOT / "docs" / "wire.md").read_text(encoding="utf-8")
 
 def number(header, name):
     text = (ROOT / "daemon" / header).read_text(encoding="utf-8")
-    return int(re.search(rf"^#define {name} +(\d+)$", text, re.MULTILINE)[1])
+    return int(re.search(rf"^#define {name} +(\d+)u?$", text, re.MULTILINE)[1])
 
 
 def quota(name):
@@ -43,6 +43,8 @@ def sentences():
     )
     yield f"no more than stay free for the others, of {quota('ALL_CONNECTIONS')} and of {quota('ALL_MODELS')}."
     yield f"Default: {quota('MEMORY_DEFAULT_MIB')} MiB. Of all users together it is at most {quota('ALL_MEMORY_MIB')} MiB."
+    yield f"for clients to come back, see *RESTART*. Default: {number('keep/keep.h', 'KEEP_GRACE_DEFAULT')}."
+    yield f"returns or the daemon ends. Default: {number('options.h', 'DEVICE_TIMEOUT_DEFAULT')}."
     yield f"at most {quota('VERIFIES_DEFAULT')} verifications and {quota('PLANS_DEFAULT')} plans at a time."
 
 
@@ -60,6 +62,14 @@ def test_limits_of_the_wire():
         f"| connections of one user | {quota('CONNECTIONS_DEFAULT')} |",
     ):
         assert row in WIRE
+
+
+def test_grace_in_words():
+    """The library's header and wire.md say it as words."""
+    assert number("keep/keep.h", "KEEP_GRACE_DEFAULT") == 30
+    header = (ROOT / "client" / "rocmforge.h").read_text(encoding="utf-8")
+    assert "for half a minute (`--grace`" in " ".join(header.replace("\n *", " ").split())
+    assert "For half a minute after its start (`--grace`)" in " ".join(WIRE.split())
 
 
 def test_default_of_the_figures():
