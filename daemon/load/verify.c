@@ -220,6 +220,7 @@ static cJSON *verify_describe(struct verify *verify)
 /* All is compared, or something ended it. */
 static void verify_finish(struct verify *verify)
 {
+    const bool placed = verify->model->facts && verify->model->facts->placed;
     struct call *call = verify->call;
     struct model *model = verify->model;
     const bool differ = cJSON_GetArraySize(verify->mismatches) > 0;
@@ -228,6 +229,9 @@ static void verify_finish(struct verify *verify)
         verify_renew(verify);
     if (verify->checked)
         events_set_deleted(verify->verifies->residency->events, model, verify->comparison.deleted);
+    /* What verify_compare() was given to compare is not at the path yet: its caller looks itself. */
+    if (verify->checked && !verify->done && placed && verify->comparison.replaced)
+        events_changed(verify->verifies->residency->events, model);
     /* If somebody wrote to the file, it is the file that differs, and not the memory that is damaged. */
     if (verify->comparison.stale || (verify->comparison.touched && differ && !verify->damaged))
         verify_tell_changed(verify);

@@ -462,6 +462,7 @@ def test_verify_keeps_the_path(daemon, client, path):
     put(path, 2)
     assert client.call("Verify", name="m")["replaced"]
     assert by_id(daemon, first["id"])["path"] == str(path)
+    assert by_id(daemon, first["id"])["changed"]
     look_again(daemon)
     assert by_id(daemon, first["id"])["changed"]
     assert client.call("Verify", name="m")["replaced"]
