@@ -161,6 +161,26 @@ void load_succeed(struct load *load)
     loads_retry(load->loads); /* another load may wait to compare this model with its file */
 }
 
+/* The load ended before there was a model. */
+static void tell_refused(const struct load *load, const char *text)
+{
+    const struct source *source = load_creates(load) ? NULL : load->job.source;
+    const uint64_t took = uv_hrtime() - load->began;
+    const struct log_fields fields = {.id = MESSAGE_LOAD_REFUSED,
+                                      .has_duration = true,
+                                      .duration_ns = took,
+                                      .has_uid = true,
+                                      .uid = load->request.uid};
+    if (source)
+        log_client_fields(LOG_LEVEL_NOTICE, &fields,
+                          "uid=%u load refused: %s (after %.3f s, from %" PRIu64 " bytes of %s)",
+                          (unsigned)load->request.uid, text, (double)took / 1e9, source->size,
+                          source->path ? source->path : "a file without a path");
+    else /* it has no files, or they could not be opened: then the text says which */
+        log_client_fields(LOG_LEVEL_NOTICE, &fields, "uid=%u load refused: %s (after %.3f s)",
+                          (unsigned)load->request.uid, text, (double)took / 1e9);
+}
+
 void load_give_up(struct load *load)
 {
     struct model *model = load->model;
@@ -173,10 +193,7 @@ void load_give_up(struct load *load)
                       uv_hrtime() - load->began);
     const bool told = load->request.done; /* then the owner of `done` logs it */
     if (!model && !told)
-        log_client_fields(
-            LOG_LEVEL_NOTICE,
-            (&(const struct log_fields){.id = MESSAGE_LOAD_REFUSED, .has_uid = true, .uid = load->request.uid}),
-            "uid=%u load refused: %s", (unsigned)load->request.uid, text);
+        tell_refused(load, text);
     else if (model) {
         if (!told)
             log_client_fields(LOG_LEVEL_NOTICE,

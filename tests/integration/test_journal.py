@@ -100,6 +100,8 @@ def test_fields(popen_with_fd, start_under, journal, small_model, folder):
     assert 0 < int(resident["DURATION_USEC"]) < 60000000
     (refused,) = found(entries, "LOAD_FAILED") + found(entries, "LOAD_REFUSED")
     assert refused["CLIENT_UID"] == "0" and refused["PRIORITY"] == "5"
+    assert 0 <= int(refused["DURATION_USEC"]) < 60000000
+    assert refused["MESSAGE"].endswith(f" bytes of {folder / 'text.gguf'})")
     (unloaded,) = found(entries, "MODEL_UNLOADED")
     assert (unloaded["MODEL"], unloaded["BYTES"]) == ("small", str(model["bytes"]))
     assert len(found(entries, "DAEMON_READY")) == len(found(entries, "DAEMON_STOPPING")) == 1
