@@ -75,7 +75,7 @@ class Store:
         os.close(self.entries[name])
         self.entries[name] = fd
 
-    def start(self, start, *options, socket_too=False, **keywords):
+    def start(self, start, *options, socket_too=False, env=None, **keywords):
         """Starts a daemon that gets all entries. socket_too: one of them is the socket to listen at, and --socket is not
         said."""
         self.removed.clear()
@@ -93,7 +93,7 @@ class Store:
         for fd in copies:
             os.set_inheritable(fd, True)
         program = ["bash", path, harness.daemon_program()]
-        daemon = start(*options, program=program, env={"NOTIFY_SOCKET": self.path}, pass_fds=copies, **keywords)
+        daemon = start(*options, program=program, env={"NOTIFY_SOCKET": self.path, **(env or {})}, pass_fds=copies, **keywords)
         for fd in copies:
             os.close(fd)
         return daemon
