@@ -235,11 +235,12 @@ static void verify_finish(struct verify *verify)
     /* If somebody wrote to the file, it is the file that differs, and not the memory that is damaged. */
     if (verify->comparison.stale || (verify->comparison.touched && differ && !verify->damaged))
         verify_tell_changed(verify);
+    const uint64_t id = model->id;
     model_unhold(model);
     void (*done)(void *context, bool same) = verify->done;
     verify->done = NULL; /* it is over: verify_drop() does not find it any more */
     if (done)
-        done(verify->context, same);
+        done(verify->context, same); /* a load may go on, and take the model's name, which frees it */
     if (call) {
         call->abandoned = NULL;
         if (verify->failure.error != WIRE_OK)
@@ -247,7 +248,10 @@ static void verify_finish(struct verify *verify)
         else
             call_reply(call, verify_describe(verify), NULL, 0);
     }
-    residency_idle(verify->verifies->residency, model);
+    struct residency *residency = verify->verifies->residency;
+    model = registry_find_id(residency->registry, id);
+    if (model)
+        residency_idle(residency, model);
     verify_free(verify);
 }
 

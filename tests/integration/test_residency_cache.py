@@ -210,6 +210,23 @@ def test_verify_what_is_cached(start_gpu, models):
         assert states(daemon)["a"] == "cached" and client.call("Show", name="a")["model"]["changed"]
 
 
+def test_what_was_compared_in_the_cache_loses_its_name(start_gpu, models, folder):
+    """A model in the cache is compared with the file, and is gone as soon as that is over: another one gets its name."""
+    daemon = start_gpu("--host-cache", "64Mi")
+    paths = models(4)
+    link = folder / "a.gguf"
+    link.symlink_to(paths[0])
+    with daemon.client() as client:
+        fill(client, [link, *paths[1:]])
+        settled(daemon, {"a": "cached", "b": "resident", "c": "resident", "d": "resident"})
+        ids = {model["name"]: model["id"] for model in daemon.models()}
+        link.unlink()
+        link.symlink_to(paths[1])
+        assert load(client, link, "a", replace=True)["id"] == ids["b"]
+        assert sorted(model["id"] for model in daemon.models()) == sorted(ids[name] for name in "bcd")
+        assert client.call("Show", name="a")["model"]["id"] == ids["b"]
+
+
 def test_the_longest_cached_goes_first(start_gpu, models):
     daemon = start_gpu("--host-cache", str(2 * SIZE))
     with daemon.client() as client:
