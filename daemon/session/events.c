@@ -2,6 +2,7 @@
 
 #include "daemon/base/json_text.h"
 #include "daemon/session/describe.h"
+#include "daemon/session/session.h"
 #include "daemon/wire/errors.h"
 #include "proto/array.h"
 
@@ -128,14 +129,39 @@ static bool sees(const struct watcher *watcher, const struct model *model)
     return false;
 }
 
-static void tell(struct watcher *watcher, const char *event, const struct model *model, const char *error)
+/* What is told to many. Its text is made once, when the first is told: this takes much longer than to queue it. */
+struct news {
+    const char *event;
+    const struct model *model;
+    const char *error; /* NULL: none */
+    bool made;
+    char *text; /* NULL: not made, or no memory */
+};
+
+static cJSON *news_reply(const struct news *news)
 {
     cJSON *reply = cJSON_CreateObject();
-    cJSON_AddStringToObject(reply, "event", event);
-    json_add_item(reply, "model", describe_model(model));
-    if (error)
-        json_add_text(reply, "error", error);
-    (void)call_continue_all(watcher->call, reply);
+    cJSON_AddStringToObject(reply, "event", news->event);
+    json_add_item(reply, "model", describe_model(news->model));
+    if (news->error)
+        json_add_text(reply, "error", news->error);
+    return reply;
+}
+
+static void tell(const struct watcher *watcher, struct news *news)
+{
+    if (!news->made)
+        news->text = call_text(news_reply(news));
+    news->made = true;
+    if (news->text && !session_has_to_tell(watcher->call->conn))
+        (void)call_continue_text(watcher->call, news->text);
+    else
+        (void)call_continue_all(watcher->call, news_reply(news));
+}
+
+static void news_end(struct news *news)
+{
+    cJSON_free(news->text);
 }
 
 /* After such an event the model is gone. If it is not, the next event that the client is told notes the model again. */
@@ -147,6 +173,8 @@ static bool is_end(const char *event)
 void events_emit(struct events *events, const char *event, const struct model *model, const char *error)
 {
     const bool ends = is_end(event);
+    struct news news = {.event = event, .model = model, .error = error};
+    struct news lost = {.event = "unloaded", .model = model};
     struct watcher *watcher;
     TAILQ_FOREACH(watcher, &events->watchers, link)
     {
@@ -155,19 +183,23 @@ void events_emit(struct events *events, const char *event, const struct model *m
             note_told(watcher, model->id);
         else if (!forget_told(watcher, model->id) && !seen)
             continue;
-        tell(watcher, seen ? event : "unloaded", model, seen ? error : NULL);
+        tell(watcher, seen ? &news : &lost);
     }
+    news_end(&news);
+    news_end(&lost);
 }
 
-/* Fewer users may see the model than before, and it had so many names. */
+/* The model may be hidden from some users now. n_names: how many names it had before. */
 static void tell_sight(struct events *events, const struct model *model, size_t n_names)
 {
+    struct news lost = {.event = "unloaded", .model = model};
     struct watcher *watcher;
     TAILQ_FOREACH(watcher, &events->watchers, link)
     {
         if (!sees(watcher, model) && forget_told(watcher, model->id))
-            tell(watcher, "unloaded", model, NULL);
+            tell(watcher, &lost);
     }
+    news_end(&lost);
     if (model->n_names != n_names)
         events_emit(events, "renamed", model, NULL);
 }

@@ -39,19 +39,25 @@ static void drop_files(const struct conn *conn, struct session *session)
     quota_return(&session->charge);
 }
 
-void session_closed(struct conn *conn, void *context)
+/* Leases are last, and may take several turns: each one that ends is told to all who watch. */
+bool session_closed(struct conn *conn, void *context)
 {
     (void)context;
     struct session *session = conn_data(conn);
-    while (!LIST_EMPTY(&session->holder.leases))
-        lease_end(LIST_FIRST(&session->holder.leases));
     struct session_tie *tie;
     while ((tie = LIST_FIRST(&session->ties))) {
         LIST_REMOVE(tie, link);
         tie->cut(tie);
     }
     drop_files(conn, session);
+    const uint64_t began = uv_hrtime();
+    while (!LIST_EMPTY(&session->holder.leases)) {
+        if (uv_hrtime() - began > CONN_TURN_NS)
+            return false;
+        lease_end(LIST_FIRST(&session->holder.leases));
+    }
     free(session);
+    return true;
 }
 
 void session_tie(struct conn *conn, struct session_tie *tie)
@@ -135,13 +141,29 @@ static bool names_have(const cJSON *names, const char *name)
     return false;
 }
 
+static bool lease_has_to_tell(const struct lease *lease)
+{
+    return !lease->told && lease_void(lease);
+}
+
+bool session_has_to_tell(const struct conn *conn)
+{
+    const struct lease *lease;
+    LIST_FOREACH(lease, &session_holder(conn)->leases, of_holder)
+    {
+        if (lease_has_to_tell(lease))
+            return true;
+    }
+    return false;
+}
+
 void session_replying(struct conn *conn, cJSON *parameters)
 {
     cJSON *names = NULL;
     struct lease *lease;
     LIST_FOREACH(lease, &session_holder(conn)->leases, of_holder)
     {
-        if (lease->told || !lease_void(lease))
+        if (!lease_has_to_tell(lease))
             continue;
         lease->telling = true;
         if (!names)

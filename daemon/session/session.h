@@ -18,12 +18,15 @@ struct session_tie {
 
 /* Hooks of a connection; see struct conn_hooks. The context is not used. */
 int session_opened(struct conn *conn, void *context);
-void session_closed(struct conn *conn, void *context);
+bool session_closed(struct conn *conn, void *context);
 
 /* Adds "draining" to a reply: the names of draining models on which this client holds leases, and which it was not told
  * about yet. They tell the client to detach. A name counts as told when a reply with the name was queued. */
 void session_replying(struct conn *conn, cJSON *parameters);
 void session_replied(struct conn *conn, bool queued);
+
+/* Whether session_replying() would add something now. */
+bool session_has_to_tell(const struct conn *conn);
 
 /* Keeps descriptors for the client's next Load or Plan: a model may have more files than one message can carry. Takes
  * the descriptors over, also when it fails. Returns how many the session has now; -E2BIG: more than `most`; -EDQUOT and

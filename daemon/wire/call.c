@@ -181,21 +181,45 @@ bool call_continue(struct call *call, cJSON *parameters)
     return true;
 }
 
-bool call_continue_all(struct call *call, cJSON *parameters)
+/* Whether so little waits for the client that more may be queued. If not, its connection is given up. */
+static bool call_reads(struct call *call)
 {
     struct conn *conn = call->conn;
     assert(conn->in_call && call->more);
     uint64_t limit;
-    if (frame_writer_pending(conn->writer) > CONN_WATCH_MAX || conn_has_too_much(conn, &limit)) {
+    if (frame_writer_pending(conn->writer) <= CONN_WATCH_MAX && !conn_has_too_much(conn, &limit))
+        return true;
+    if (conn->state == CONN_OPEN)
+        log_client(LOG_LEVEL_INFO, "conn=%" PRIu64 " pid=%d does not read what it watches; closing", conn->id,
+                   (int)conn->peer->pid);
+    conn_break(conn);
+    return false;
+}
+
+bool call_continue_all(struct call *call, cJSON *parameters)
+{
+    if (!call_reads(call)) {
         cJSON_Delete(parameters);
-        if (conn->state == CONN_OPEN)
-            log_client(LOG_LEVEL_INFO, "conn=%" PRIu64 " pid=%d does not read what it watches; closing", conn->id,
-                       (int)conn->peer->pid);
-        conn_break(conn);
         return false;
     }
-    (void)send_reply(conn, parameters, true, NULL, 0);
-    return conn->state == CONN_OPEN;
+    (void)send_reply(call->conn, parameters, true, NULL, 0);
+    return call->conn->state == CONN_OPEN;
+}
+
+char *call_text(cJSON *parameters)
+{
+    cJSON *message = cJSON_CreateObject();
+    json_add_item(message, "parameters", parameters);
+    cJSON_AddTrueToObject(message, "continues");
+    return conn_text(message);
+}
+
+bool call_continue_text(struct call *call, const char *text)
+{
+    if (!call_reads(call))
+        return false;
+    conn_send_later(call->conn, text);
+    return call->conn->state == CONN_OPEN;
 }
 
 void call_fail(struct call *call, enum wire_error error, cJSON *parameters)

@@ -47,6 +47,14 @@ bool call_continue(struct call *call, cJSON *parameters);
  * connection is given up then, and the call will be abandoned. */
 bool call_continue_all(struct call *call, cJSON *parameters);
 
+/* The message of such a reply, for call_continue_text() of several calls, and for cJSON_free(). `parameters` is
+ * consumed. NULL: no memory. */
+char *call_text(cJSON *parameters);
+
+/* As call_continue_all(), for the message that call_text() made, and which stays the caller's. The hooks `replying` and
+ * `replied` are not called. The message is sent in a turn of the client's user. */
+bool call_continue_text(struct call *call, const char *text);
+
 /* Whether a reply of so many bytes may be queued for the caller: asked before a long one is made. Returns false after
  * the call was failed with LimitExceeded. */
 bool call_may_queue(struct call *call, uint64_t bytes);

@@ -86,15 +86,32 @@ static int conn_put_error(struct conn *conn, enum wire_error error, cJSON *param
     return r;
 }
 
+char *conn_text(cJSON *message)
+{
+    char *text = message ? cJSON_PrintBuffered(message, CONN_TEXT_FIRST, false) : NULL;
+    cJSON_Delete(message);
+    if (!json_memory_failed())
+        return text;
+    cJSON_free(text);
+    return NULL;
+}
+
+/* Without a reply the client would wait for ever. The end of the connection tells it. */
+static void conn_give_up(struct conn *conn, int status)
+{
+    log_client(LOG_LEVEL_WARNING, "conn=%" PRIu64 " pid=%d a reply cannot be queued: %s; closing", conn->id,
+               (int)conn->peer->pid, strerror(-status));
+    conn_break(conn);
+}
+
 bool conn_send(struct conn *conn, cJSON *message, const int *fds, size_t n_fds)
 {
     if (conn->state != CONN_OPEN) {
         cJSON_Delete(message);
         return false;
     }
-    char *text = message ? cJSON_PrintBuffered(message, CONN_TEXT_FIRST, false) : NULL;
-    cJSON_Delete(message);
-    const bool whole = !json_memory_failed() && text;
+    char *text = conn_text(message);
+    const bool whole = text;
     int r = whole ? frame_writer_send(conn->writer, conn->socket, text, fds, n_fds) : 0;
     cJSON_free(text);
     bool queued = whole && r == 0;
@@ -105,14 +122,31 @@ bool conn_send(struct conn *conn, cJSON *message, const int *fds, size_t n_fds)
     else if (r == -EMFILE)
         r = conn_put_error(conn, WIRE_LimitExceeded, error_no_descriptors());
     if (r < 0) {
-        /* Without this reply the client would wait for ever. The end of the connection tells it. */
-        log_client(LOG_LEVEL_WARNING, "conn=%" PRIu64 " pid=%d a reply cannot be queued: %s; closing", conn->id,
-                   (int)conn->peer->pid, strerror(-r));
-        conn_break(conn);
+        conn_give_up(conn, r);
         return false;
     }
     conn_flush(conn);
     return queued;
+}
+
+void conn_send_later(struct conn *conn, const char *text)
+{
+    if (conn->state != CONN_OPEN)
+        return;
+    int r = frame_writer_put(conn->writer, text, strlen(text), NULL, 0);
+    conn_charge_memory(conn);
+    if (r < 0) {
+        conn_give_up(conn, r);
+        return;
+    }
+    if (conn->events & UV_WRITABLE) /* the socket is full: the loop tells when it is not */
+        return;
+    if (frame_writer_pending(conn->writer) > CONN_LATER_MAX) {
+        conn_flush(conn);
+        return;
+    }
+    conn->ready |= UV_WRITABLE;
+    turn_wait(&conn->turn);
 }
 
 /* Says what is wrong, and ends the connection. `parameters` is consumed. */
@@ -257,6 +291,10 @@ void conn_run(struct turn *turn)
     struct conn *conn = (struct conn *)((char *)turn - offsetof(struct conn, turn));
     const int events = conn->ready;
     conn->ready = 0;
+    if (conn->state == CONN_CLOSED) {
+        conn_let_go(conn);
+        return;
+    }
     if (conn->state == CONN_BROKEN) {
         if (events)
             conn_close(conn);

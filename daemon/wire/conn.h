@@ -5,7 +5,7 @@
  *
  *     OPEN ──▶ ENDING ──▶ BROKEN ──▶ CLOSED     ENDING: the last replies are being sent; nothing is read any more
  *       ├──────────┼────────▲          ▲          BROKEN: given up; closed as soon as the loop comes round
- *       └──────────┴───────────────────┘          CLOSED: it holds nothing; freed when the loop has let go of it
+ *       └──────────┴───────────────────┘          CLOSED: what it holds is given back, in turns; then it is freed
  *
  * What a call is, and how it is answered: call.h.
  *
@@ -31,6 +31,10 @@
 
 /* While more bytes than this wait, no further request is begun and no progress is sent. */
 #define CONN_QUEUE_HIGH (64u << 10)
+
+/* While more bytes than this wait for a client that watches, they are sent at once, and not in its turn: so they do not
+ * count against its user as long as the socket takes them. */
+#define CONN_LATER_MAX (32u << 10)
 
 /* A connection's turn (turns.h) ends after so many calls, or so many nanoseconds. */
 #define CONN_TURN_CALLS 16
@@ -62,8 +66,10 @@ struct conn_hooks {
      */
     int (*opened)(struct conn *conn, void *context);
 
-    /* The connection ends, and its call was abandoned: its data can be freed. Called once, if `opened` succeeded. */
-    void (*closed)(struct conn *conn, void *context);
+    /* The connection ends, and its call was abandoned: its data can be freed. Returns false if this would take long:
+     * then it is called again, when others have had their turns. Called if `opened` succeeded, until it returns true.
+     */
+    bool (*closed)(struct conn *conn, void *context);
 
     /* Called before a reply is queued, and may add fields to its parameters; then, whether the reply was queued. */
     void (*replying)(struct conn *conn, cJSON *parameters);

@@ -81,6 +81,9 @@ struct conn {
  * the handles. */
 void conn_close(struct conn *conn);
 
+/* It is closed: gives back what it has, in several turns if that is much, and then has libuv close the handles. */
+void conn_let_go(struct conn *conn);
+
 /* What a storm of clients took goes back to the system: the C library would keep it. */
 void conns_give_back(struct conns *conns);
 
@@ -97,6 +100,13 @@ void conn_run(struct turn *turn);
  * queued: the connection is ending, or an error was queued in its place because the queue, or the count of descriptors
  * in it, is full, or there is no memory for it. Descriptors stay the caller's. */
 bool conn_send(struct conn *conn, cJSON *message, const int *fds, size_t n_fds);
+
+/* The text of a message, which is consumed; for cJSON_free(). NULL: no memory. */
+char *conn_text(cJSON *message);
+
+/* Queues a message, without descriptors, and sends it in the connection's next turn; at once if more than
+ * CONN_LATER_MAX waits. */
+void conn_send_later(struct conn *conn, const char *text);
 
 /* Gives the connection up, but does not close it at once: closing ends leases and calls, which the caller may be
  * working on. The loop closes it when it sees the end of the socket. */

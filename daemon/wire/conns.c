@@ -107,23 +107,33 @@ static void conn_handle_closed(uv_handle_t *handle)
     conns_check_closed(conns);
 }
 
+void conn_let_go(struct conn *conn)
+{
+    const struct conns *conns = conn->conns;
+    while (conn->opened && conns->hooks->closed && !conns->hooks->closed(conn, conns->context)) {
+        if (!conns->closing) {
+            turn_wait(&conn->turn);
+            return;
+        }
+    }
+    turn_end(&conn->turn);
+    conn->handles = 2;
+    uv_close((uv_handle_t *)&conn->poll, conn_handle_closed);
+    uv_close((uv_handle_t *)&conn->deadline, conn_handle_closed);
+}
+
 void conn_close(struct conn *conn)
 {
     if (conn->state == CONN_CLOSED)
         return;
     conn_move(conn, CONN_CLOSED);
     log_debug("conn=%" PRIu64 " closed", conn->id);
-    turn_end(&conn->turn);
     call_abandon(conn);
     if (conn->held)
         frame_message_close_fds(&conn->frame);
     conn->held = false;
-    if (conn->opened && conn->conns->hooks->closed)
-        conn->conns->hooks->closed(conn, conn->conns->context);
     uv_poll_stop(&conn->poll);
-    conn->handles = 2;
-    uv_close((uv_handle_t *)&conn->poll, conn_handle_closed);
-    uv_close((uv_handle_t *)&conn->deadline, conn_handle_closed);
+    conn_let_go(conn);
 }
 
 void conns_release(struct conns *conns)
@@ -148,6 +158,8 @@ void conns_close(struct conns *conns, void (*closed)(void *context), void *conte
         /* Sends what is queued already, as far as that goes without waiting. */
         if (conn->state != CONN_CLOSED)
             (void)frame_writer_flush(conn->writer, conn->socket);
+        else if (conn->handles == 0)
+            conn_let_go(conn);
         conn_close(conn);
     }
     conns_check_closed(conns);

@@ -1,5 +1,6 @@
 """Loads that are joined, shared, cancelled or left; leases, and what happens when their holder dies."""
 import contextlib
+import json
 import mmap
 import os
 import signal
@@ -8,7 +9,7 @@ import sys
 import time
 
 import pytest
-from harness import ROOT, sparse_model, wait_until, wire_error
+from harness import MIB, ROOT, sparse_model, wait_until, wire_error
 from rocmforge_wire import WireError
 
 
@@ -335,6 +336,43 @@ def test_watch(daemon, small_model):
             ("loading", "again"),
             ("resident", "again"),
         ]
+
+
+def test_many_who_watch_are_told_the_same(start, models):
+    """Everything, in the same order: who reads at once, and who reads only when the socket is full. Who holds a lease on a
+    model that drains learns it beside."""
+    daemon = start("--budget", "64Mi")
+    small, large = models(28, 1024), models(1, 44 * MIB)[0]
+    with contextlib.ExitStack() as stack:
+        client, reader, holder = (stack.enter_context(daemon.client()) for _ in range(3))
+        late = [stack.enter_context(daemon.client()) for _ in range(10)]
+        client.call("Load", path=str(models(1)[0]), name="held")
+        holder.call("Attach", name="held")
+        for watcher in (reader, holder, *late):
+            watcher.send("Watch", more=True)
+            watcher.reply()
+        client.call("Unload", name="held", force=True)
+        told = []
+        for _ in range(10):
+            for i, path in enumerate(small):
+                client.call("Load", path=str(path), name=f"s{i}", public=True)
+            client.call("Load", path=str(large), name="large")
+            client.call("Unload", name="large")
+            told.append(reader.reply()[0])
+        client.call("Load", path=str(small[0]), name="end")
+
+        def rest(watcher, told):
+            while (told[-1]["event"], told[-1]["model"]["name"]) != ("resident", "end"):
+                told.append(watcher.reply()[0])
+            return told
+
+        told = rest(reader, told)
+        assert len(json.dumps(told)) > 256 << 10, "more than a socket takes"
+        assert sum(event["event"] == "evicted" for event in told) >= 10 * 18
+        assert all(rest(watcher, [watcher.reply()[0]]) == told for watcher in late)
+        with_name = rest(holder, [holder.reply()[0]])
+        assert with_name[0].pop("draining") == ["held"]
+        assert with_name == told
 
 
 def test_watch_needs_more(client):

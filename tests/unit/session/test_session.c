@@ -1,8 +1,9 @@
-/* daemon/session/session.c: leases end with their connection, and a client is told of models that drain, until a reply
- * that says so was queued. On real connections. */
+/* daemon/session/session.c: leases end with their connection, in turns if that takes long, and a client is told of
+ * models that drain, until a reply that says so was queued. On real connections. */
 #include "daemon/model/registry.h"
 #include "daemon/session/session.h"
 #include "daemon/wire/errors.h"
+#include "daemon/wire/turns.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -153,12 +154,58 @@ static void leases_end_with_the_connection(void **state)
     assert_int_equal(conns_count(fixture->conns), 0);
 }
 
+static void waste_a_turn(void *context, struct model *model)
+{
+    (void)context;
+    (void)model;
+    const uint64_t began = uv_hrtime();
+    while (uv_hrtime() - began < 2 * TURNS_NS)
+        ;
+}
+
+static void run_until_leases(struct fixture *fixture, size_t n)
+{
+    const size_t before = fixture->model.n_leases;
+    for (int i = 0; i < 8 && fixture->model.n_leases == before; i++)
+        uv_run(&fixture->loop, UV_RUN_NOWAIT);
+    assert_int_equal(fixture->model.n_leases, n);
+    assert_int_equal(fixture->registry.n_leases, n);
+}
+
+/* Each takes long to end: others have their turns between. */
+static void leases_end_in_turns(void **state)
+{
+    struct fixture *fixture = *state;
+    for (int i = 0; i < 4; i++)
+        ask(fixture, "lease");
+    fixture->registry.lease_ended = waste_a_turn;
+    shutdown(fixture->client, SHUT_RDWR);
+    for (size_t n = 4; n-- > 0;)
+        run_until_leases(fixture, n);
+    turn(fixture);
+    assert_int_equal(conns_count(fixture->conns), 0);
+}
+
+/* fixture_free() looks whether some are left. */
+static void leases_end_at_the_end(void **state)
+{
+    struct fixture *fixture = *state;
+    for (int i = 0; i < 4; i++)
+        ask(fixture, "lease");
+    fixture->registry.lease_ended = waste_a_turn;
+    shutdown(fixture->client, SHUT_RDWR);
+    run_until_leases(fixture, 3);
+    assert_int_equal(conns_count(fixture->conns), 1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(told_once, fixture_make, fixture_free),
         cmocka_unit_test_setup_teardown(told_again_if_the_reply_was_replaced, fixture_make, fixture_free),
         cmocka_unit_test_setup_teardown(leases_end_with_the_connection, fixture_make, fixture_free),
+        cmocka_unit_test_setup_teardown(leases_end_in_turns, fixture_make, fixture_free),
+        cmocka_unit_test_setup_teardown(leases_end_at_the_end, fixture_make, fixture_free),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
