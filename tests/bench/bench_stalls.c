@@ -2,13 +2,13 @@
  *
  *     bench_stalls
  *
- * The threads have real-time priority, where that is allowed, so that no other thread of the system keeps them waiting. A
- * thread that wakes late all the same was held up by the kernel, in something that cannot be interrupted, or by the host
- * of a virtual machine, which let something else run on that processor.
+ * The threads have real-time priority, where that is allowed, so that no other thread of the system keeps them waiting.
+ * A thread that wakes late all the same was held up by the kernel, in something that cannot be interrupted, or by the
+ * host of a virtual machine, which let something else run on that processor.
  *
- * First it prints "ready fifo", or "ready" without that priority. To each line of its input it prints one line: what was
- * noted since the last one, as JSON: a list of [processor, begin, end], in seconds of CLOCK_MONOTONIC. `begin` is when the
- * thread should have woken. At most 4,096 are kept for each processor. */
+ * First it prints "ready fifo", or "ready" without that priority. To each line of its input it prints one line: what
+ * was noted since the last one, as JSON: a list of [processor, begin, end], in seconds of CLOCK_MONOTONIC. `begin` is
+ * when the thread should have woken. At most 4,096 are kept for each processor. */
 #include "tests/bench/seconds.h"
 
 #include <pthread.h>
