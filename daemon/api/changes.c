@@ -71,12 +71,13 @@ static void changes_worked(struct work *work)
     changes->now = NULL;
     if (stays)
         events_set_deleted(changes->loads->events, model, changes->deleted);
-    const bool placed = stays && model->facts && model->facts->placed; /* else the path may be of another namespace */
+    /* A model stays changed if the daemon cannot see what is at its path. */
+    const bool clears = stays && (source_seen(model->source) || !model->changed);
     bool compares = false;
-    if (stays && now && verify_may_compare(model) && (placed || !model->changed))
+    if (clears && now && verify_may_compare(model))
         compares = verify_compare(changes->verifies, model, now, true, changes_compared, changes) == 0;
     /* What cannot be read is not known to have changed. */
-    if (placed && changes->look == SOURCE_OTHER)
+    if (stays && changes->look == SOURCE_OTHER)
         load_doubt_ends(changes->loads, changes->model, false);
     source_free(now);
     if (!compares)

@@ -217,7 +217,7 @@ static void planning_ends(struct planning *planning)
             planning_fail(planning);
         else {
             struct outlook outlook;
-            load_note_changes(planning->api->loads, &planning->request, planning->job.source, planning->job.facts);
+            load_note_changes(planning->api->loads, planning->job.source);
             foresee(planning, &outlook);
             if (outlook.no_memory)
                 call_fail(call, WIRE_LimitExceeded, error_no_memory());
@@ -239,7 +239,7 @@ static void planning_settle(struct planning *planning)
     const struct load_job *job = &planning->job;
     struct model *model = NULL;
     while (planning->call && job->status == 0 && !planning->api->core->stopping &&
-           (model = load_doubt(loads, &planning->request, job->source, job->facts, job->plan, planning->compared))) {
+           (model = load_doubt(loads, &planning->request, job->source, job->plan, planning->compared))) {
         planning->compared = model->id;
         if (model->load || model->state == MODEL_SAVING || model_departs(model))
             continue; /* Load would wait until the model is resident, cached or gone */

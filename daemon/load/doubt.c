@@ -4,7 +4,7 @@
 #include "daemon/session/events.h"
 
 struct registry_query load_query(const struct load_request *request, const struct source *source,
-                                 const struct access_facts *facts, const struct plan *plan)
+                                 const struct plan *plan)
 {
     return (struct registry_query){
         .source = source,
@@ -15,7 +15,6 @@ struct registry_query load_query(const struct load_request *request, const struc
         .uid = request->uid,
         .private = request->access == ACCESS_PRIVATE,
         .peer = request->peer,
-        .placed = facts && facts->placed,
     };
 }
 
@@ -25,9 +24,9 @@ bool load_may_end(const struct load_request *request, const struct model *model)
 }
 
 struct model *load_doubt(const struct loads *loads, const struct load_request *request, const struct source *source,
-                         const struct access_facts *facts, const struct plan *plan, uint64_t after)
+                         const struct plan *plan, uint64_t after)
 {
-    const struct registry_query query = load_query(request, source, facts, plan);
+    const struct registry_query query = load_query(request, source, plan);
     return registry_find_doubtful(loads->registry, &query, after);
 }
 
@@ -49,17 +48,14 @@ void load_doubt_ends(const struct loads *loads, uint64_t id, bool same)
         events_changed(loads->events, model);
 }
 
-void load_note_changes(const struct loads *loads, const struct load_request *request, const struct source *source,
-                       const struct access_facts *facts)
+void load_note_changes(const struct loads *loads, const struct source *source)
 {
-    const struct registry_query query = load_query(request, source, facts, NULL);
     struct model *model;
     TAILQ_FOREACH(model, &loads->registry->models, link)
     {
-        if (!registry_same_path(model, &query))
+        if (!registry_same_path(model, source))
             continue;
-        if (query.placed) /* there is a file at the path */
-            events_set_deleted(loads->events, model, false);
+        events_set_deleted(loads->events, model, false); /* there is a file */
         if (!source_same_sizes(source, model->source))
             events_changed(loads->events, model);
     }
@@ -77,7 +73,7 @@ bool load_settle(struct load *load)
 {
     struct loads *loads = load->loads;
     const struct load_job *job = &load->job;
-    struct model *model = load_doubt(loads, &load->request, job->source, job->facts, job->plan, load->compared);
+    struct model *model = load_doubt(loads, &load->request, job->source, job->plan, load->compared);
     if (!model)
         return false;
     if (model_departs(model) || model->state == MODEL_SAVING || model->load) {

@@ -379,7 +379,7 @@ static bool identified(struct load *load)
         failure_set(&load->failure, WIRE_DeviceError, describe_device_lost(among->devices[0], "load"));
         return false;
     }
-    const struct registry_query query = load_query(&load->request, job->source, job->facts, job->plan);
+    const struct registry_query query = load_query(&load->request, job->source, job->plan);
     if (load_comes_too_early(load, &query))
         return false;
     if (load_has_to_wait(load)) {
@@ -388,7 +388,7 @@ static bool identified(struct load *load)
     }
     if (load_settle(load))
         return false;
-    load_note_changes(load->loads, &load->request, job->source, job->facts);
+    load_note_changes(load->loads, job->source);
     struct model *same = registry_find_source(load->loads->registry, &query);
     if (same)
         return load_take_same(load, same);

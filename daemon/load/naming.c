@@ -26,8 +26,7 @@ static bool is_same_path(const struct load *load, const struct model *model)
     const struct load_request *request = &load->request;
     if (request->path && model->origin && strcmp(model->origin, request->path) == 0)
         return true;
-    const struct registry_query query = load_query(request, load->job.source, load->job.facts, NULL);
-    return registry_same_path(model, &query);
+    return registry_same_path(model, load->job.source);
 }
 
 /* True if the path that both were loaded from led to this model's file, and leads to another one now: to a file with
@@ -47,10 +46,9 @@ static bool is_stale(const struct load *load, const struct model *model)
         return false;
     if (load_may_end(&load->request, model))
         return is_same_path(load, model);
-    const struct registry_query query = load_query(&load->request, load->job.source, load->job.facts, NULL);
     const enum access access = load->request.access;
     const bool hides = access == ACCESS_PRIVATE || (model->access == ACCESS_PUBLIC && access != ACCESS_PUBLIC);
-    return !hides && registry_same_path(model, &query);
+    return !hides && registry_same_path(model, load->job.source);
 }
 
 /* True if the model may lose its name to this load's model, and drain, when this load's model is resident. */

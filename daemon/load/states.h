@@ -164,7 +164,7 @@ enum load_verdict load_verdict_of(const struct naming *naming, enum load_verdict
 
 /* The request as a query for the registry. The query borrows from all arguments. */
 struct registry_query load_query(const struct load_request *request, const struct source *source,
-                                 const struct access_facts *facts, const struct plan *plan);
+                                 const struct plan *plan);
 
 /* doubt.c: looks for a model that may have the same bytes as the file. If there is one, compares the bytes, or waits
  * until they can be compared, and returns true: load_identified() runs again later. Returns false if there is none. */

@@ -178,7 +178,8 @@ static void verify_renew(struct verify *verify)
 {
     const struct comparison *c = &verify->comparison;
     struct model *model = verify->model;
-    const bool changed = model->changed, elsewhere = changed && c->replaced;
+    const bool unseen = !verify->given && !source_seen(model->source); /* the daemon cannot see what is at the path */
+    const bool changed = model->changed, elsewhere = changed && (c->replaced || unseen);
     if (c->touched && c->moves)
         model_set_source(model, source_ref(c->source));
     else if (c->renewed)
@@ -220,7 +221,6 @@ static cJSON *verify_describe(struct verify *verify)
 /* All is compared, or something ended it. */
 static void verify_finish(struct verify *verify)
 {
-    const bool placed = verify->model->facts && verify->model->facts->placed;
     struct call *call = verify->call;
     struct model *model = verify->model;
     const bool differ = cJSON_GetArraySize(verify->mismatches) > 0;
@@ -230,7 +230,7 @@ static void verify_finish(struct verify *verify)
     if (verify->checked)
         events_set_deleted(verify->verifies->residency->events, model, verify->comparison.deleted);
     /* What verify_compare() was given to compare is not at the path yet: its caller looks itself. */
-    if (verify->checked && !verify->done && placed && verify->comparison.replaced)
+    if (verify->checked && !verify->done && verify->comparison.replaced)
         events_changed(verify->verifies->residency->events, model);
     /* If somebody wrote to the file, it is the file that differs, and not the memory that is damaged. */
     if (verify->comparison.stale || (verify->comparison.touched && differ && !verify->damaged))

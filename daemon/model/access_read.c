@@ -75,7 +75,7 @@ static int folders_of(const struct source *source, struct folders *ret)
             free(last);
             last = folder;
         }
-        if (r == 0 && !source_leads_to(whole, source->files[i].fd))
+        if (r == 0 && !source_is_at(whole, source->files[i].fd))
             r = -ENOENT;
         free(whole);
         free(path);

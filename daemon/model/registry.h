@@ -101,7 +101,6 @@ struct registry_query {
     uid_t uid;               /* the user who asks */
     bool private;            /* the request is for a private model */
     const struct peer *peer; /* who asks */
-    bool placed;             /* the path of the files was found to lead to them */
 };
 
 /* The model that the query describes; NULL if there is none. If there are several, it is one that is private to the
@@ -109,11 +108,9 @@ struct registry_query {
  * changed. */
 struct model *registry_find_source(const struct registry *registry, const struct registry_query *query);
 
-/* Whether the files and the model's files have the same paths, in any order, or were opened by the same link, and these
- * mean the same places for both. In two users' mount namespaces one path may lead to different files. So the daemon
- * must have opened both by the link, or have found both at their paths, or the peer is the user who loaded the model.
- */
-bool registry_same_path(const struct model *model, const struct registry_query *query);
+/* Whether the source's files were opened at the places (source.h) where the model's files were opened, in any order; or
+ * the daemon opened both by the same link. */
+bool registry_same_path(const struct model *model, const struct source *source);
 
 /* A model with the same forms and layout that may still have the same bytes as the query's files: only comparing them
  * tells. It was made of the same file, or of the same path if the peer may read the model; and all sizes are equal.

@@ -56,6 +56,11 @@ static bool one_path(const struct source_file *a, const struct source_file *b)
     return a->path && b->path && strcmp(a->path, b->path) == 0;
 }
 
+static bool one_place(const struct source_file *a, const struct source_file *b)
+{
+    return one_path(a, b) && ((a->seen && b->seen) || (a->mount > 0 && a->mount == b->mount));
+}
+
 static bool one_size(const struct source_file *a, const struct source_file *b)
 {
     return a->identity.size == b->identity.size;
@@ -96,9 +101,9 @@ bool source_same_files(const struct source *a, const struct source *b)
     return match_files(a, b, by_identity, one_file, NULL) == 1;
 }
 
-bool source_same_paths(const struct source *a, const struct source *b)
+bool source_same_places(const struct source *a, const struct source *b)
 {
-    return match_files(a, b, by_path, one_path, NULL) == 1;
+    return match_files(a, b, by_path, one_place, NULL) == 1;
 }
 
 bool source_same(const struct source *a, const struct source *b)

@@ -18,8 +18,8 @@ bool source_same(const struct source *a, const struct source *b);
 /* The same files in whatever order, whatever was done to them since. Without memory to tell: false. */
 bool source_same_files(const struct source *a, const struct source *b);
 
-/* Files of the same paths in whatever order, whichever files these paths led to. Without memory to tell: false. */
-bool source_same_paths(const struct source *a, const struct source *b);
+/* Files of the same places (source.h) in whatever order, whichever files were there. Without memory to tell: false. */
+bool source_same_places(const struct source *a, const struct source *b);
 
 /* As many files, of the same sizes, in any order. Without memory to tell: whether they are as many bytes together. */
 bool source_same_sizes(const struct source *a, const struct source *b);

@@ -1,0 +1,157 @@
+"""The place of a file: its path, in the file system that the daemon and the file's users share. What a path says in
+somebody's own view is nobody else's concern."""
+import contextlib
+import os
+import signal
+import time
+
+import pytest
+from harness import MIB, USER, as_user, client_of, tensor_model, wait_until
+from namespace import in_namespace
+
+OTHER, THIRD, GROUP = USER + 1, USER + 2, USER + 10
+
+
+def own(path, uid=USER, mode=0o644, gid=None):
+    os.chown(path, uid, uid if gid is None else gid)
+    os.chmod(path, mode)
+    return path
+
+
+def folder_of(path, uid=USER, mode=0o755, gid=None):
+    path.mkdir()
+    return own(path, uid, mode, gid)
+
+
+@pytest.fixture
+def clients(start_for_all):
+    """clients(daemon, uid, groups): closed in the end."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *arguments: stack.enter_context(client_of(*arguments))
+
+
+def with_file(client, uid, method, path, groups=(), **parameters):
+    with as_user(uid, groups):
+        file = open(path, "rb")
+    with file:
+        return client.call(method, fds=[file.fileno()], **parameters)
+
+
+def look_again(daemon):
+    """The daemon has looked at the files of all models when this returns."""
+    daemon.process.send_signal(signal.SIGHUP)
+    time.sleep(0.2)
+    wait_until(daemon.is_idle)
+
+
+def marks(daemon):
+    """For each model: has it changed, is it deleted?"""
+    return {model["name"]: (model["changed"], model.get("deleted", False)) for model in daemon.models()}
+
+
+def seen(client):
+    return sorted(model["name"] for model in client.call("List")["models"])
+
+
+# --- one path, two files ---
+
+
+@pytest.mark.parametrize("uid", [0, USER])
+@pytest.mark.parametrize("size", [MIB, 2 * MIB])
+def test_one_path_in_two_mount_namespaces(start_for_all, clients, folder, uid, size):
+    """Neither file says anything of the other one's model."""
+    daemon = start_for_all()
+    root = clients(daemon, 0)
+    os.chmod(folder, 0o755)
+    models = folder_of(folder / "models", uid)
+    path = models / "m.gguf"
+    for name, seed, bytes_ in (("A", 1, MIB), ("B", 2, size)):
+        folder_of(folder / name, uid)
+        own(tensor_model(folder / name / "m.gguf", bytes_, seed), uid)
+
+    def inside(name, *arguments):
+        done = in_namespace(daemon, uid, f"mount --bind {folder / name} {models}", *arguments)
+        return done.stdout + done.stderr
+
+    assert "loaded m" in inside("A", "load", path)
+    first = root.call("Show", name="m")["model"]["id"]
+    assert "another model has this name" in inside("B", "plan", path)
+    assert marks(daemon) == {"m": (False, False)}
+    assert not root.call("Verify", name="m")["replaced"]
+    own(tensor_model(path, size, seed=3), uid)  # and one that the daemon sees
+    daemon.rfctl("plan", path, check=False)
+    look_again(daemon)
+    assert not root.call("Verify", name="m")["replaced"]
+    assert marks(daemon) == {"m": (False, False)}
+    assert "there already" in inside("A", "plan", path)
+    assert "another" in inside("B", "load", path)
+    assert "loaded b" in inside("B", "load", path, "--name", "b")
+    assert root.call("Show", name="m")["model"]["id"] == first
+    assert marks(daemon) == {"m": (False, False), "b": (False, False)}
+
+
+@pytest.mark.parametrize("size", [MIB, 2 * MIB])
+def test_two_files_in_memory_of_one_name(start_for_all, clients, folder, size):
+    daemon = start_for_all()
+    user = clients(daemon, USER)
+    with contextlib.ExitStack() as stack:
+        fds = []
+        for seed, bytes_ in ((1, MIB), (2, size)):
+            file = stack.enter_context(open(os.memfd_create("weights"), "r+b"))
+            file.write(tensor_model(folder / "z.gguf", bytes_, seed).read_bytes())
+            file.flush()
+            fds.append(file.fileno())
+        first = user.call("Load", fds=[fds[0]])["model"]
+        assert user.call("Plan", fds=[fds[1]])["error"] == "io.rocmforge.NameInUse"
+        assert not user.call("Verify", name=first["name"])["replaced"]
+        second = user.call("Load", fds=[fds[1]], name="second")["model"]
+        assert second["id"] != first["id"]
+        assert user.call("Load", fds=[fds[0]])["model"]["id"] == first["id"]
+    assert marks(daemon) == {first["name"]: (False, False), "second": (False, False)}
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o700])
+def test_what_was_at_the_path_before(start_for_all, clients, folder, mode):
+    """Somebody has an older file still open. It is not at the path any more."""
+    daemon = start_for_all()
+    user = clients(daemon, USER)
+    os.chmod(folder, 0o755)
+    home = folder_of(folder / "home", mode=mode)
+    path = own(tensor_model(home / "m.gguf", 2 * MIB, seed=1))
+    with open(path, "rb") as old:
+        os.rename(own(tensor_model(home / "new", seed=2)), path)
+        with_file(user, USER, "Load", path)
+        assert user.call("Plan", fds=[old.fileno()])["error"] == "io.rocmforge.NameInUse"
+    assert marks(daemon) == {"m": (False, False)}
+
+
+@pytest.mark.parametrize("size", [MIB, 2 * MIB])
+def test_where_the_daemon_cannot_look(start_for_all, clients, folder, size):
+    """A file that was replaced in its user's home is a newer one all the same: both were opened there."""
+    daemon = start_for_all()
+    user = clients(daemon, USER)
+    os.chmod(folder, 0o755)
+    home = folder_of(folder / "home", mode=0o700)
+    path = own(tensor_model(home / "m.gguf", seed=1))
+    first = with_file(user, USER, "Load", path)["model"]
+    os.rename(own(tensor_model(home / "new", size, seed=2)), path)
+    plan = with_file(user, USER, "Plan", path)
+    assert (plan["error"], "model" in plan) == (None, False)
+    assert marks(daemon) == {"m": (True, False)}
+    user.call("Verify", name="m")
+    assert marks(daemon) == {"m": (True, False)}, "the file that is still open says nothing of the path"
+    second = with_file(user, USER, "Load", path)["model"]
+    assert second["id"] != first["id"] and second["name"] == "m"
+    wait_until(lambda: [model["id"] for model in daemon.models()] == [second["id"]])
+
+
+def test_written_to_where_the_daemon_cannot_look(start_for_all, clients, folder):
+    daemon = start_for_all()
+    user = clients(daemon, USER)
+    os.chmod(folder, 0o755)
+    home = folder_of(folder / "home", mode=0o700)
+    path = own(tensor_model(home / "m.gguf", seed=1))
+    with_file(user, USER, "Load", path)
+    path.write_bytes(tensor_model(home / "new", seed=2).read_bytes())
+    look_again(daemon)
+    assert marks(daemon) == {"m": (True, False)}
