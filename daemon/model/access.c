@@ -88,17 +88,25 @@ bool access_may_permit(const struct access_facts *facts, uid_t uid)
     return true;
 }
 
+/* The bits of "others" are not enough: the owner or the group may have fewer rights than others. */
+static bool grants_all(const struct access_entry *entry, mode_t bit)
+{
+    const mode_t bits = bit | bit << 3 | bit << 6;
+    return !entry->acl && (entry->mode & bits) == bits;
+}
+
+bool access_all_may_search(const struct access_entry *folder)
+{
+    return grants_all(folder, S_IXOTH);
+}
+
 bool access_permits_all(const struct access_facts *facts)
 {
     if (!facts || !facts->placed)
         return false;
-    for (size_t i = 0; i < facts->n_files + facts->n_folders; i++) {
-        const struct access_entry *entry = &facts->entries[i];
-        const mode_t bit = i < facts->n_files ? S_IROTH : S_IXOTH;
-        /* The bits of "others" are not enough: the owner or the group may have fewer rights than others. */
-        if (entry->acl || !(entry->mode & bit) || !(entry->mode & (bit << 3)) || !(entry->mode & (bit << 6)))
+    for (size_t i = 0; i < facts->n_files + facts->n_folders; i++)
+        if (!grants_all(&facts->entries[i], i < facts->n_files ? S_IROTH : S_IXOTH))
             return false;
-    }
     return true;
 }
 

@@ -53,6 +53,9 @@ void access_facts_unref(struct access_facts *facts);
 bool access_may_read(const struct access_entry *file, const struct peer *peer);
 bool access_may_search(const struct access_entry *folder, const struct peer *peer);
 
+/* Whether every user may search the folder. */
+bool access_all_may_search(const struct access_entry *folder);
+
 /* Whether the peer may read all files, and search all folders above them. If the folders are not known, only the owner
  * of the files may. Root has no special rights here: the caller checks for trusted users. facts NULL: nobody may. */
 bool access_permits(const struct access_facts *facts, const struct peer *peer);

@@ -4,6 +4,7 @@
 #include "proto/array.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -21,6 +22,17 @@ static bool is_acl(ssize_t size)
 static struct access_entry entry_of(const struct stat *st, bool acl)
 {
     return (struct access_entry){.owner = st->st_uid, .group = st->st_gid, .mode = st->st_mode, .acl = acl};
+}
+
+int access_read_entry(int fd, struct access_entry *ret)
+{
+    struct stat st;
+    char link[64];
+    snprintf(link, sizeof(link), "/proc/self/fd/%d", fd); /* fgetxattr() takes no descriptor of O_PATH */
+    if (fstat(fd, &st) < 0)
+        return -errno;
+    *ret = entry_of(&st, is_acl(getxattr(link, acl_name, NULL, 0)));
+    return 0;
 }
 
 struct folders {

@@ -6,6 +6,9 @@
 #include "daemon/model/access.h"
 #include "daemon/model/source.h"
 
+/* Reads who may do what with an open file or folder; it may be open with O_PATH. Returns 0, or the errno of fstat(). */
+int access_read_entry(int fd, struct access_entry *ret);
+
 /* Reads the current facts of a source's files and of all folders above them. If this process cannot look at one of the
  * folders, the folders count as not known. before: earlier facts of the same files, or NULL. If a file has no name any
  * more, for example because another file replaced it, its folders cannot be found. Then the folders of `before` are

@@ -10,10 +10,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/openat2.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -156,10 +158,21 @@ int source_open_fds(const int *fds, size_t n, struct source **ret, struct device
     return 0;
 }
 
+/* Opens a path without reading what is there. No link in /proc is followed that leads to what a process has open: these
+ * paths mean another thing to the daemon than to who names them. */
+static int open_place(const char *path)
+{
+    const struct open_how how = {.flags = O_PATH | O_CLOEXEC, .resolve = RESOLVE_NO_MAGICLINKS};
+    const int place = (int)syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof(how));
+    if (place < 0 && (errno == ENOSYS || errno == EPERM)) /* what cannot be had here */
+        return open(path, O_PATH | O_CLOEXEC);
+    return place;
+}
+
 /* Opens a file only if it is a regular one, because opening a device can have effects. A shard_open_fn. */
 static int open_regular(const char *path)
 {
-    int place = open(path, O_PATH | O_CLOEXEC);
+    int place = open_place(path);
     if (place < 0)
         return -errno;
     struct stat st;

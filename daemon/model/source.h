@@ -62,7 +62,8 @@ bool source_has_file(const struct source *source, const struct stat *st);
 /* Makes a source without files. The owner sets its size. -ENOMEM. */
 int source_none(struct source **ret);
 
-/* Opens an absolute path. If it is one of several files of a model, opens the other files as well, if shards_find()
+/* Opens an absolute path, with this process's rights, but not through a link of /proc to what a process has open. If it
+ * is one of several files of a model, opens the other files as well, if shards_find()
  * finds them. Errors are those of source_open_fds(), shards_find() and open(). -ENOTUNIQ: *ret_files has the files that
  * may be the same one, for the caller to end with shard_paths_free(). */
 int source_open_path(const char *path, struct source **ret, struct shard_paths *ret_files,

@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from harness import MIB, USER, as_user, client_of, tensor_model, wait_until
+from harness import MIB, USER, as_user, client_of, load_fd, tensor_model, wait_until, wire_error
 from namespace import in_namespace
 
 OTHER, THIRD, GROUP = USER + 1, USER + 2, USER + 10
@@ -155,3 +155,60 @@ def test_written_to_where_the_daemon_cannot_look(start_for_all, clients, folder)
     path.write_bytes(tensor_model(home / "new", seed=2).read_bytes())
     look_again(daemon)
     assert marks(daemon) == {"m": (True, False)}
+
+
+# --- paths that the daemon opens ---
+
+
+@pytest.fixture
+def start_as_nobody(start, folder):
+    """A daemon that opens paths for others: one that is not root's."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to be several users")
+    from harness import daemon_program
+
+    nobody = 65534
+    os.chown(folder, nobody, nobody)
+    os.chmod(folder, 0o755)
+    daemon = start(program=["setpriv", f"--reuid={nobody}", f"--regid={nobody}", "--clear-groups", daemon_program()])
+    os.chmod(daemon.socket, 0o666)
+    daemon.uid = nobody
+    return daemon
+
+
+def test_a_path_to_what_the_daemon_has_open(start_as_nobody, folder):
+    """A file that everybody may read, but whose model is private: whoever finds the descriptor learns of it."""
+    daemon = start_as_nobody
+    path = own(tensor_model(folder / "payroll.gguf"))
+    ways = ["/proc/self/fd/{}", "/proc/thread-self/fd/{}", "/dev/fd/{}", f"/proc/{daemon.pid}/fd/{{}}", f"{folder}/{{}}"]
+    with client_of(daemon, USER) as user, client_of(daemon, OTHER) as other:
+        load_fd(user, path, private=True)
+        fds = [int(fd) for fd in os.listdir(f"/proc/{daemon.pid}/fd")]
+        assert any(os.readlink(f"/proc/{daemon.pid}/fd/{fd}") == str(path) for fd in fds)
+        for fd in fds:
+            (folder / str(fd)).symlink_to(f"/proc/self/fd/{fd}")
+            for way in ways:
+                for method in ("Load", "Plan"):
+                    with wire_error("PermissionDenied"):
+                        other.call(method, path=way.format(fd))
+        for root in ("/proc/self/root", f"/proc/{daemon.pid}/root", "/proc/self/cwd/../../../.."):
+            with wire_error("PermissionDenied"):
+                other.call("Load", path=f"{root}{path}")
+        assert seen(other) == []
+        assert other.call("Load", path=str(path))["model"]["name"] == "payroll"
+
+
+def test_a_link_where_others_may_not_look(start_as_nobody, folder):
+    """Every folder and every link on the way counts, and not only where it ends."""
+    daemon = start_as_nobody
+    path = own(tensor_model(folder / "m.gguf"))
+    hidden = folder_of(folder / "hidden", daemon.uid, 0o700)
+    (hidden / "secret.gguf").symlink_to(path)
+    (hidden / "folder").symlink_to(folder)
+    (folder / "way").symlink_to(hidden)
+    (folder / "good.gguf").symlink_to("./m.gguf")
+    with client_of(daemon, OTHER) as other:
+        for way in ("hidden/secret.gguf", "hidden/folder/m.gguf", "way/secret.gguf", "hidden/../m.gguf"):
+            with wire_error("PermissionDenied"):
+                other.call("Load", path=f"{folder}/{way}")
+        assert other.call("Load", path=f"{folder}/good.gguf")["model"]["name"] == "good"
