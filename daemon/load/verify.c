@@ -180,7 +180,7 @@ static void verify_renew(struct verify *verify)
     struct model *model = verify->model;
     const bool unseen = !verify->given && !source_seen(model->source); /* the daemon cannot see what is at the path */
     const bool changed = model->changed, elsewhere = changed && (c->replaced || unseen);
-    if (c->touched && c->moves)
+    if (c->takes)
         model_set_source(model, source_ref(c->source));
     else if (c->renewed)
         model_set_source(model, source_ref(c->renewed));

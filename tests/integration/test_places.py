@@ -212,3 +212,56 @@ def test_a_link_where_others_may_not_look(start_as_nobody, folder):
             with wire_error("PermissionDenied"):
                 other.call("Load", path=f"{folder}/{way}")
         assert other.call("Load", path=f"{folder}/good.gguf")["model"]["name"] == "good"
+
+
+# --- whose word counts for who may see a model ---
+
+
+@pytest.mark.parametrize("method", ["plan", "load"])
+def test_no_path_of_another_widens(start_for_all, clients, folder, method):
+    """A reader of a file cannot show its model to who may not read it."""
+    daemon = start_for_all()
+    user, third = clients(daemon, USER), clients(daemon, THIRD)
+    os.chmod(folder, 0o755)
+    team = folder_of(folder / "team", mode=0o750, gid=GROUP)
+    public = folder_of(folder / "public", OTHER)
+    path = own(tensor_model(team / "m.gguf"), gid=GROUP)
+    (public / "m.gguf").symlink_to(path)
+    with_file(user, USER, "Load", path)
+    assert seen(third) == []
+    mounts = f"mount --bind {team} {public}"
+    done = in_namespace(daemon, OTHER, mounts, method, public / "m.gguf", groups=[GROUP])
+    assert done.returncode == 0, done.stderr
+    assert seen(third) == []
+    look_again(daemon)
+    assert seen(third) == []
+    if method == "load":
+        assert seen(clients(daemon, OTHER, [GROUP])) == ["m"]
+
+
+@pytest.mark.parametrize("touched", [False, True])
+@pytest.mark.parametrize("who", [OTHER, USER])
+@pytest.mark.parametrize("method", ["Plan", "Load"])
+def test_no_path_of_another_narrows(start_for_all, clients, folder, method, who, touched):
+    """A further name of a file, in a folder of fewer users, takes the model from nobody: not the name either that
+    somebody gave it."""
+    daemon = start_for_all()
+    user, other, third = (clients(daemon, uid, [GROUP]) for uid in (USER, OTHER, THIRD))
+    os.chmod(folder, 0o755)
+    team = folder_of(folder / "team", mode=0o777, gid=GROUP)
+    path = own(tensor_model(team / "m.gguf"), mode=0o664, gid=GROUP)
+    home = folder_of(folder / "home", who, 0o701)
+    with_file(user, USER, "Load", path)
+    with_file(third, THIRD, "Load", path, name="named")
+    os.link(path, home / "l.gguf")
+    os.chmod(home, 0o700 if daemon.uid == 0 else 0o701)
+    if touched:
+        os.utime(path, (1, 1))
+    with_file(other if who == OTHER else user, who, method, home / "l.gguf")
+    if touched:
+        look_again(daemon)
+    assert seen(third) == ["m"]
+    assert third.call("Show", name="named")["model"]["path"] == str(path)
+    third.call("Attach", name="named")
+    stranger = clients(daemon, THIRD + 1)
+    assert seen(stranger) == ["m"]
