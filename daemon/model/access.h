@@ -63,6 +63,11 @@ bool access_permits(const struct access_facts *facts, const struct peer *peer);
 /* access_permits() for some process of this user, whose groups are not known. */
 bool access_may_permit(const struct access_facts *facts, uid_t uid);
 
+/* Whether all may read the files of `facts` who may read those of `others`: every user may, or both have as many files
+ * and folders, in the same order, with the same owners and groups, and those of `facts` allow no less. May also be
+ * false where it is true. */
+bool access_covers(const struct access_facts *facts, const struct access_facts *others);
+
 /* Whether every user may read all files. */
 bool access_permits_all(const struct access_facts *facts);
 

@@ -2,6 +2,7 @@
 somebody's own view is nobody else's concern."""
 import contextlib
 import os
+import shutil
 import signal
 import time
 
@@ -265,3 +266,41 @@ def test_no_path_of_another_narrows(start_for_all, clients, folder, method, who,
     third.call("Attach", name="named")
     stranger = clients(daemon, THIRD + 1)
     assert seen(stranger) == ["m"]
+
+
+# --- what a reader may replace ---
+
+
+@pytest.mark.parametrize("way", ["mode", "group", "folder", "acl"])
+def test_what_fewer_may_read_takes_no_name(start_for_all, clients, folder, way):
+    """A file of another user at the path of a model, which those who see the model may not read."""
+    if way == "acl" and not shutil.which("setfacl"):
+        pytest.skip("no setfacl")
+    daemon = start_for_all()
+    user, other, third = clients(daemon, USER), clients(daemon, OTHER), clients(daemon, THIRD)
+    os.chmod(folder, 0o755)
+    shared = folder_of(folder / "shared", mode=0o777)
+    path = own(tensor_model(shared / "m.gguf", seed=1))
+    first = with_file(user, USER, "Load", path)["model"]
+    new = own(tensor_model(shared / "new", 2 * MIB, seed=2), OTHER)
+    os.rename(new, path)
+    if way == "mode":
+        os.chmod(path, 0o600)
+    elif way == "group":
+        own(path, OTHER, 0o640)
+    elif way == "folder":
+        own(shared, OTHER, 0o700)
+    else:
+        os.system(f"setfacl -m u:{USER}:--- {path}")
+    assert with_file(other, OTHER, "Plan", path)["error"] == "io.rocmforge.NameInUse"
+    with wire_error("NameInUse"):
+        with_file(other, OTHER, "Load", path)
+    assert user.call("Show", name="m")["model"]["id"] == first["id"]
+    assert user.call("Show", name="m")["model"]["changed"]
+    own(shared, mode=0o777)
+    if way == "acl":
+        os.system(f"setfacl -b {path}")
+    own(path, OTHER)
+    assert with_file(other, OTHER, "Load", path)["model"]["name"] == "m"
+    wait_until(lambda: seen(third) == ["m"])
+    assert user.call("Show", name="m")["model"]["id"] != first["id"]
