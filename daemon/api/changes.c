@@ -54,10 +54,11 @@ static void changes_work(struct work *work)
         changes->now = NULL;
 }
 
-static void changes_compared(void *context, bool same)
+static void changes_compared(void *context, enum compared compared, const struct failure *why)
 {
+    (void)why; /* the next check finds out */
     struct changes *changes = context;
-    load_doubt_ends(changes->loads, changes->model, same);
+    load_doubt_ends(changes->loads, changes->model, compared);
     changes_next(changes);
 }
 
@@ -78,7 +79,7 @@ static void changes_worked(struct work *work)
         compares = verify_compare(changes->verifies, model, now, true, changes_compared, changes) == 0;
     /* What cannot be read is not known to have changed. */
     if (stays && changes->look == SOURCE_OTHER)
-        load_doubt_ends(changes->loads, changes->model, false);
+        load_doubt_ends(changes->loads, changes->model, COMPARED_OTHER);
     source_free(now);
     if (!compares)
         changes_next(changes);

@@ -40,12 +40,16 @@ struct model *load_queued_before(const struct loads *loads, const struct registr
     return model;
 }
 
-void load_doubt_ends(const struct loads *loads, uint64_t id, bool same)
+void load_doubt_ends(const struct loads *loads, uint64_t id, enum compared compared)
 {
     struct model *model = registry_find_id(loads->registry, id);
-    /* Stopping ends comparisons that have found nothing yet. */
-    if (model && !same && !loads->core->stopping)
+    if (model && compared == COMPARED_OTHER)
         events_changed(loads->events, model);
+}
+
+bool load_doubt_fails(enum compared compared, const struct failure *why)
+{
+    return compared == COMPARED_NOT && (why->error == WIRE_FileChanged || why->error == WIRE_FileError);
 }
 
 void load_note_changes(const struct loads *loads, const struct source *source)
@@ -61,10 +65,12 @@ void load_note_changes(const struct loads *loads, const struct source *source)
     }
 }
 
-static void load_compared(void *context, bool same)
+static void load_compared(void *context, enum compared compared, const struct failure *why)
 {
     struct load *load = context;
-    load_doubt_ends(load->loads, load->compared, same);
+    load_doubt_ends(load->loads, load->compared, compared);
+    if (load_doubt_fails(compared, why))
+        failure_set(&load->failure, why->error, failure_parameters(why));
     load->in_job = false;
     load_step(load);
 }
@@ -83,7 +89,7 @@ bool load_settle(struct load *load)
     load->compared = model->id;
     if (!verify_may_compare(model) || verify_compare(loads->verifies, model, job->source,
                                                      load_may_end(&load->request, model), load_compared, load) < 0) {
-        load_doubt_ends(loads, model->id, false);
+        load_doubt_ends(loads, model->id, COMPARED_NOT);
         return load_settle(load);
     }
     load->in_job = true;

@@ -23,6 +23,7 @@
 
 #include "daemon/device/devices.h"
 #include "daemon/load/loads.h"
+#include "daemon/load/verify.h"
 #include "daemon/model/model.h"
 #include "daemon/session/waiters.h"
 #include "daemon/wire/call.h"
@@ -110,7 +111,10 @@ struct model *load_doubt(const struct loads *loads, const struct load_request *r
 
 /* Notes the result of a comparison with the model of this id. If the bytes differ, the model counts as changed. If they
  * are the same, the model has the new source already: see verify_compare(). */
-void load_doubt_ends(const struct loads *loads, uint64_t model, bool same);
+void load_doubt_ends(const struct loads *loads, uint64_t model, enum compared compared);
+
+/* Whether Load and Plan fail because of this: the file was written to while it was compared, or cannot be read. */
+bool load_doubt_fails(enum compared compared, const struct failure *why);
 
 /* Marks models as changed: those that were loaded from the source's path, if the files there have other sizes now. They
  * do not count as deleted: there are files. */

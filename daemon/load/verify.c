@@ -25,7 +25,7 @@ struct verify {
     struct quota_charge charge;
     struct model *model;
     struct call *call; /* NULL: there is none, or it was abandoned */
-    void (*done)(void *context, bool same);
+    void (*done)(void *context, enum compared compared, const struct failure *why);
     void *context;
     struct comparison comparison;
     bool given;   /* the files were given, by verify_compare() */
@@ -224,8 +224,11 @@ static void verify_finish(struct verify *verify)
     struct call *call = verify->call;
     struct model *model = verify->model;
     const bool differ = cJSON_GetArraySize(verify->mismatches) > 0;
-    const bool same = verify->checked && verify->failure.error == WIRE_OK && !differ;
-    if (same)
+    const bool failed = verify->failure.error != WIRE_OK;
+    const enum compared compared = !failed && (differ || verify->comparison.stale) ? COMPARED_OTHER
+                                   : !failed && verify->checked                    ? COMPARED_SAME
+                                                                                   : COMPARED_NOT;
+    if (compared == COMPARED_SAME)
         verify_renew(verify);
     if (verify->checked)
         events_set_deleted(verify->verifies->residency->events, model, verify->comparison.deleted);
@@ -237,10 +240,10 @@ static void verify_finish(struct verify *verify)
         verify_tell_changed(verify);
     const uint64_t id = model->id;
     model_unhold(model);
-    void (*done)(void *context, bool same) = verify->done;
+    void (*done)(void *context, enum compared compared, const struct failure *why) = verify->done;
     verify->done = NULL; /* it is over: verify_drop() does not find it any more */
-    if (done)
-        done(verify->context, same); /* a load may go on, and take the model's name, which frees it */
+    if (done)            /* a load may go on, and take the model's name, which frees the model */
+        done(verify->context, compared, &verify->failure);
     if (call) {
         call->abandoned = NULL;
         if (verify->failure.error != WIRE_OK)
@@ -368,7 +371,7 @@ bool verify_may_compare(const struct model *model)
 }
 
 int verify_compare(struct verifies *verifies, struct model *model, struct source *source, bool moves,
-                   void (*done)(void *context, bool same), void *context)
+                   void (*done)(void *context, enum compared compared, const struct failure *why), void *context)
 {
     struct verify *verify;
     uint64_t unused;

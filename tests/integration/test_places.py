@@ -304,3 +304,60 @@ def test_what_fewer_may_read_takes_no_name(start_for_all, clients, folder, way):
     assert with_file(other, OTHER, "Load", path)["model"]["name"] == "m"
     wait_until(lambda: seen(third) == ["m"])
     assert user.call("Show", name="m")["model"]["id"] != first["id"]
+
+
+# --- looking at files ---
+
+
+@pytest.mark.parametrize("half", [900, 0, 3 * MIB])
+@pytest.mark.parametrize("how", ["path", "fds"])
+def test_a_plan_for_a_broken_file(daemon, client, folder, half, how):
+    """The file at the path is no model any more: that is a change, too."""
+    path = tensor_model(folder / "m.gguf", 4 * MIB, seed=1)
+    whole = path.read_bytes()
+    load_fd(client, path)
+    new = folder / "new"
+    new.write_bytes(whole[:half])
+    if half == 0:
+        os.truncate(new, len(whole))
+    os.rename(new, path)
+    with wire_error("InvalidModel"):
+        if how == "path":
+            client.call("Plan", path=str(path))
+        else:
+            with_file(client, 0, "Plan", path)
+    assert marks(daemon) == {"m": (True, False)}
+
+
+def test_another_file_with_the_same_bytes(daemon, client, folder):
+    """SIGHUP does not read it. What rfctl says of that is true."""
+    path = tensor_model(folder / "m.gguf", seed=1)
+    load_fd(client, path)
+    os.rename(tensor_model(folder / "new", seed=1), path)
+    look_again(daemon)
+    said = daemon.rfctl("show", "m").stdout
+    assert "file changed: " in said and "other bytes now" not in said
+    assert "there already" in daemon.rfctl("plan", path).stdout
+    assert "file changed" not in daemon.rfctl("show", "m").stdout
+
+
+@pytest.mark.parametrize("method", ["Plan", "Load"])
+def test_touched_while_it_is_compared(start, folder, gate, method):
+    """What could not be compared is not known to differ: nobody is told so, and no second copy is made."""
+    daemon = start(env=gate.env)
+    path = tensor_model(folder / "m.gguf", 16 * MIB, seed=1)
+    with daemon.client() as client, daemon.client() as asker:
+        first = load_fd(client, path)
+        os.utime(path, (5, 5))
+        gate.close()
+        asker.send(method, {"path": str(path)})
+        time.sleep(0.5)
+        os.utime(path, (9, 9))
+        gate.open()
+        with wire_error("FileChanged") as error:
+            asker.reply()
+        assert error["when"] == "while-read"
+        assert marks(daemon) == {"m": (False, False)}
+        assert client.call("Plan", path=str(path))["model"]["id"] == first["id"]
+        with open(path, "rb") as file:
+            assert client.call("Load", fds=[file.fileno()])["model"]["id"] == first["id"]
