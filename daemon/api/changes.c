@@ -85,12 +85,14 @@ static void changes_worked(struct work *work)
         changes_next(changes);
 }
 
+/* One that is being loaded, too: who waits for it is told if other bytes are at its path by now. */
 static bool is_checked(const struct model *model)
 {
-    return (model->state == MODEL_RESIDENT || model->state == MODEL_CACHED) && model->source->path;
+    return model->state != MODEL_DRAINING && model->state != MODEL_FAILED && !model_departs(model) &&
+           model->source->path;
 }
 
-/* Checks the next resident or cached model. Ends the check if there is none. */
+/* Checks the next model. Ends the check if there is none. */
 static void changes_next(struct changes *changes)
 {
     struct model *model;

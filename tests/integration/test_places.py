@@ -361,3 +361,28 @@ def test_touched_while_it_is_compared(start, folder, gate, method):
         assert client.call("Plan", path=str(path))["model"]["id"] == first["id"]
         with open(path, "rb") as file:
             assert client.call("Load", fds=[file.fileno()])["model"]["id"] == first["id"]
+
+
+@pytest.mark.parametrize("state", ["queued", "filling"])
+def test_replaced_before_it_is_resident(start, folder, gate, state):
+    """SIGHUP looks at the files of all models, also of those that wait for memory or are being read."""
+    daemon = start("--budget", "40Mi", env=gate.env)
+    held = tensor_model(folder / "held.gguf", 16 * MIB, seed=1)
+    path = tensor_model(folder / "m.gguf", 30 * MIB, seed=2)
+    with daemon.client() as client, daemon.client() as loader:
+        lease = None
+        if state == "queued":
+            load_fd(client, held)
+            lease = client.call("Attach", name="held")["lease"]
+        gate.close()
+        with open(path, "rb") as file:
+            loader.send("Load", {"fds": [0], "waitForMemory": 60}, [file.fileno()])
+        wait_until(lambda: any(model["state"] == state for model in daemon.models()))
+        os.rename(tensor_model(folder / "new", 30 * MIB, seed=3), path)
+        look_again(daemon)
+        assert marks(daemon)["m"] == (True, False)
+        gate.open()
+        if lease:
+            client.call("Detach", lease=lease)
+        assert loader.reply()[0]["model"]["changed"]
+        assert marks(daemon)["m"] == (True, False)
