@@ -20,7 +20,7 @@ struct changes {
     struct source *source; /* the model's */
     struct source *now;    /* the same files as they are now; NULL: nothing is to be compared, or the call failed */
     bool changed;          /* the model counts as changed: this may be over */
-    bool deleted;          /* one of its files was deleted; before the work: as it was known then */
+    bool deleted;          /* one of its files was deleted */
     enum source_look look;
 };
 
@@ -47,7 +47,7 @@ static void changes_work(struct work *work)
     struct changes *changes = work->data;
     worker_step_back();
     changes->look = source_look(changes->source);
-    changes->deleted = source_deleted(changes->source, changes->deleted);
+    changes->deleted = source_deleted(changes->source);
     struct device_fault unused;
     const bool compares = changes->look == SOURCE_TOUCHED || (changes->look == SOURCE_THERE && changes->changed);
     if (compares && source_reopen(changes->source, &changes->now, &unused) < 0)
@@ -105,7 +105,6 @@ static void changes_next(struct changes *changes)
         changes->model = model->id;
         changes->source = source_ref(model->source);
         changes->changed = model->changed;
-        changes->deleted = model->deleted;
         const struct work_reads reads = source_reads(model->source, model->uid);
         worker_queue_reading(changes->loads->core->queue, &changes->work, &reads, changes, changes_work,
                              changes_worked);

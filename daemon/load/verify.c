@@ -326,7 +326,6 @@ static int verify_new(struct verifies *verifies, struct model *model, struct cal
     verify->comparison = (struct comparison){
         .model = model,
         .loaded = source_ref(model->source),
-        .deleted = model->deleted,
     };
     verify->began = uv_hrtime();
     TAILQ_INSERT_TAIL(&verifies->list, verify, link);

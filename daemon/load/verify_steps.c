@@ -146,7 +146,7 @@ void verify_job_check(struct verify_job *job)
     const bool takes = c->touched && c->moves && !same_files;
     c->takes = takes;
     c->replaced = source_replaced(takes ? c->source : c->loaded);
-    c->deleted = takes ? source_deleted(c->source, false) : source_deleted(c->loaded, c->deleted);
+    c->deleted = takes ? source_deleted(c->source) : source_deleted(c->loaded);
 }
 
 static int compare_headers(struct verify_job *job)

@@ -31,7 +31,7 @@ struct comparison {
     bool touched;           /* `source` differs from `loaded` in files, sizes or times */
     bool stale;             /* sizes or headers differ, so the bytes are not the same */
     bool replaced; /* a path of the files that the model has when the bytes are the same leads to another file */
-    bool deleted;  /* one of these files was deleted; until verify_job_check() ran: what was known of `loaded` before */
+    bool deleted;  /* one of these files was deleted; set by verify_job_check() */
 };
 
 struct verify_job {

@@ -3,7 +3,10 @@
 #include "daemon/base/worker.h"
 
 #include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
 
 /* Finds what is at the path of the file, or, if nothing is, at the kernel's present path of it. A path that the daemon
@@ -71,21 +74,31 @@ bool source_replaced(const struct source *source)
     return replaced;
 }
 
-static bool file_deleted(const struct source_file *file, bool before)
+/* Whether the file cannot have had a name when it was opened: it is in memory (memfd_create), or was made without one
+ * (O_TMPFILE). The kernel tells a path of such files, too. */
+static bool is_anonymous(const struct source_file *file)
+{
+    char number[32];
+    snprintf(number, sizeof(number), "/#%" PRIu64, file->identity.ino);
+    const char *name = file->path ? strrchr(file->path, '/') : NULL;
+    return file->links == 0 && (!name || strncmp(file->path, "/memfd:", 7) == 0 || strcmp(name, number) == 0);
+}
+
+static bool file_deleted(const struct source_file *file)
 {
     struct stat st;
-    if ((file->links == 0 && !before) || fstat(file->fd, &st) < 0 || st.st_nlink > 0)
+    if (is_anonymous(file) || fstat(file->fd, &st) < 0 || st.st_nlink > 0)
         return false;
     /* What is in a folder that the daemon cannot search is not known: the file may have been replaced. */
     return !file->path || (stat(file->path, &st) < 0 && (errno == ENOENT || errno == ENOTDIR));
 }
 
-bool source_deleted(const struct source *source, bool before)
+bool source_deleted(const struct source *source)
 {
     worker_file_begin();
     bool deleted = false;
     for (size_t i = 0; i < source->n_files && !deleted; i++)
-        deleted = file_deleted(&source->files[i], before);
+        deleted = file_deleted(&source->files[i]);
     deleted = deleted && !link_switched(source);
     worker_file_end();
     return deleted;

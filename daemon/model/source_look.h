@@ -21,8 +21,8 @@ enum source_look source_look(const struct source *source);
 bool source_replaced(const struct source *source);
 
 /* Whether one of the files was deleted: it has no name in the file system any more, and nothing is found at its path.
- * before: whether this was so before; else a file does not count that had no name when its identity was read. */
-bool source_deleted(const struct source *source, bool before);
+ * A file that never had a name does not count. */
+bool source_deleted(const struct source *source);
 
 /* 0 if all files have the same size and modification time as when they were opened; -ESTALE if not; or the errno of
  * fstat(). */

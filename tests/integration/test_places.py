@@ -363,6 +363,51 @@ def test_touched_while_it_is_compared(start, folder, gate, method):
             assert client.call("Load", fds=[file.fileno()])["model"]["id"] == first["id"]
 
 
+def test_who_reads_a_deleted_file(start_for_all, clients, folder):
+    """Its folders still count: they are those that it was in."""
+    daemon = start_for_all()
+    user, other = clients(daemon, USER), clients(daemon, OTHER)
+    os.chmod(folder, 0o755)
+    home = folder_of(folder / "home")
+    path = own(tensor_model(home / "m.gguf"))
+    with_file(user, USER, "Load", path)
+    path.unlink()
+    look_again(daemon)
+    assert seen(other) == ["m"]
+    other.call("Detach", lease=other.call("Attach", name="m")["lease"])
+    os.chmod(home, 0o700)
+    look_again(daemon)
+    assert seen(other) == []
+    with wire_error("ModelNotFound"):
+        other.call("Attach", name="m")
+    os.chmod(home, 0o755)
+    other.call("Detach", lease=other.call("Attach", name="m")["lease"])
+    os.rename(home, folder / "moved")
+    look_again(daemon)
+    assert seen(other) == ["m"]
+    os.rmdir(folder / "moved")
+    folder_of(folder / "moved", OTHER)  # another folder, of another user
+    look_again(daemon)
+    assert (seen(other), seen(user)) == ([], ["m"]), "a folder that is gone cannot be looked at"
+
+
+def test_deleted_before_it_was_loaded(daemon, client, folder):
+    path = tensor_model(folder / "m.gguf")
+    with open(path, "rb") as file:
+        path.unlink()
+        client.call("Load", fds=[file.fileno()])
+    look_again(daemon)
+    assert marks(daemon) == {"m": (False, True)}
+    assert client.call("Verify", name="m")["deleted"]
+    fd = os.open(folder, os.O_TMPFILE | os.O_RDWR)
+    with open(fd, "r+b") as file:
+        file.write(tensor_model(folder / "z.gguf", seed=2).read_bytes())
+        file.flush()
+        client.call("Load", fds=[fd], name="never")
+    look_again(daemon)
+    assert marks(daemon) == {"m": (False, True), "never": (False, False)}, "it never had a name"
+
+
 @pytest.mark.parametrize("state", ["queued", "filling"])
 def test_replaced_before_it_is_resident(start, folder, gate, state):
     """SIGHUP looks at the files of all models, also of those that wait for memory or are being read."""
