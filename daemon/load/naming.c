@@ -4,6 +4,7 @@
 #include "daemon/base/trust.h"
 #include "daemon/load/states.h"
 #include "daemon/memory/residency.h"
+#include "daemon/model/source_compare.h"
 #include "daemon/session/describe.h"
 #include "daemon/session/events.h"
 #include "daemon/wire/errors.h"
@@ -34,8 +35,7 @@ static bool is_same_path(const struct load *load, const struct model *model)
  * other bytes, or, if it is a link, to a file elsewhere. */
 static bool is_older(const struct load *load, const struct model *model)
 {
-    const char *then = model->source->path, *now = load->job.source->path;
-    return is_same_path(load, model) && (model->changed || !then || !now || strcmp(then, now) != 0);
+    return is_same_path(load, model) && (model->changed || !source_same_paths(model->source, load->job.source));
 }
 
 /* True if nobody uses the model, and its path, which this load reads, has other bytes by now. Then any user's load of
