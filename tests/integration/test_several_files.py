@@ -5,7 +5,7 @@ import os
 import make_safetensors
 import pytest
 from harness import USER, client_of, wire_error
-from split_model import split_tensors, write_split
+from split_model import split_tensors, write_shard, write_split
 
 
 def by_id(daemon, id_):
@@ -150,3 +150,87 @@ def test_which_file_is_wrong_is_told_as_they_were_given(daemon, client, folder, 
     with contextlib.ExitStack() as stack, wire_error("InvalidModel") as error:
         client.call("Load", fds=open_in(order, paths, stack))
     assert error["reason"].startswith(f"file {order.index(2) + 1}: ")
+
+
+def links_to(paths):
+    """Further names of the same files, which tell no order."""
+    links = [path.with_name(f"link-{i}") for i, path in enumerate(paths)]
+    for path, link in zip(paths, links):
+        os.link(path, link)
+    return links
+
+
+def replace(path, folder, tensors=None, seed=2):
+    """Puts another file at the path of the last file; as it was written it had seed 2."""
+    new = folder / "new"
+    write_shard(new, 2, 3, 7, tensors or split_tensors(7)[3:], seed)
+    new.chmod(0o644)
+    new.rename(path)
+
+
+OTHER = {"bytes": {"seed": 9}, "size": {"tensors": [split_tensors(8)[7], *split_tensors(7)[4:]]}}
+
+
+def load_files(client, paths, method="Load", **parameters):
+    with contextlib.ExitStack() as stack:
+        return client.call(method, fds=open_in(range(len(paths)), paths, stack), **parameters)
+
+
+@pytest.mark.parametrize("method", ["Plan", "Load"])
+@pytest.mark.parametrize("what", OTHER)
+def test_one_file_was_replaced_and_the_others_have_further_names(daemon, client, folder, what, method):
+    """The path of the one leads to other bytes, by whatever paths the others are found."""
+    paths = write_split(folder)
+    first = load_files(client, paths, name="m")["model"]
+    links = links_to(paths)
+    replace(paths[2], folder, **OTHER[what])
+    given = [*links[:2], paths[2]]
+    assert load_files(client, given, method, name="n").get("error") is None
+    assert by_id(daemon, first["id"])["changed"]
+    assert load_files(client, given, "Plan", name="m")["error"] is None
+    second = load_files(client, given, name="m")["model"]
+    assert second["id"] != first["id"] and second["name"] == ("m" if method == "Plan" else "n")
+    assert client.call("Show", name="m")["model"]["id"] == second["id"]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_was_replaced_by_the_same_bytes_is_the_same_model(daemon, client, folder, whole):
+    paths = write_split(folder)
+    first = load_files(client, paths, name="m")["model"]
+    links = links_to(paths)
+    if not whole:
+        replace(paths[2], folder)
+    given = [*links[:2], links[2] if whole else paths[2]]
+    assert load_files(client, given, "Plan")["model"]["id"] == first["id"]
+    again = load_files(client, given, name="m")["model"]
+    assert (again["id"], again["changed"]) == (first["id"], False)
+
+
+@pytest.mark.parametrize("method", ["Plan", "Load"])
+def test_a_file_is_written_to_by_another_name(daemon, client, folder, method):
+    """It is the model's file, whatever it is called."""
+    paths = write_split(folder)
+    first = load_files(client, paths, name="m")["model"]
+    links = links_to(paths)
+    with open(links[2], "ab") as file:
+        file.write(bytes(4096))
+    load_files(client, links, method, name="n")
+    assert by_id(daemon, first["id"])["changed"]
+
+
+@pytest.mark.parametrize("what", OTHER)
+def test_another_user_takes_no_name_by_further_names(start_for_all, folder, what):
+    """A further name may be all that is left of a file that was replaced: only the paths themselves count."""
+    daemon = start_for_all()
+    folder.chmod(0o755)
+    paths = write_split(folder)
+    for path in paths:
+        path.chmod(0o644)
+    with daemon.client() as owner, client_of(daemon, USER) as other:
+        first = load_files(owner, paths, name="prod")["model"]
+        links = links_to(paths)
+        replace(paths[2], folder, **OTHER[what])
+        for given in ([*links[:2], paths[2]], links):
+            with wire_error("NameInUse"):
+                load_files(other, given, name="prod")
+        assert owner.call("Show", name="prod")["model"]["id"] == first["id"]
