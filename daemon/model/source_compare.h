@@ -27,5 +27,6 @@ bool source_same_places(const struct source *a, const struct source *b);
 /* As many files, of the same sizes, in any order. Without memory to tell: whether they are as many bytes together. */
 bool source_same_sizes(const struct source *a, const struct source *b);
 
-/* The same as source_same_places(), and if it is true, ret[i] is the index in b of a's file i. ret has room for a->n_files. */
+/* The same as source_same_places(), and if it is true, ret[i] is the index in b of a's file i. ret has room for
+ * a->n_files. */
 bool source_order(const struct source *a, const struct source *b, size_t *ret);
