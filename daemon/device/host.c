@@ -101,8 +101,8 @@ static void host_slot_fini(struct device *device, struct slot *slot)
     free(slot->data);
 }
 
-/* Whether an arena of this size is filled through a mapping. The first large one tries it out: a start does not wait for
- * the trial. Blocks. */
+/* Whether an arena of this size is filled through a mapping. The first large one tries it out: a start does not wait
+ * for the trial. Blocks. */
 static bool is_mapped(struct host_device *host, uint64_t bytes)
 {
     pthread_mutex_lock(&host->trying);
