@@ -60,7 +60,7 @@ PEOPLE = 5 # rounds in which the model is started as people run it, which takes 
 PROMPT, SHORT = "one two three", "hi"
 USER_PASSES = 4 # of a test of llama-bench on the host, beyond the first
 PAIRS, PASSES = 4, 5 # of processes of llama-bench, in turn with and without resident weights; and of tests in each
-RUNS_SHARE = 0.62 # of the time, for the starts of all models: the rest is for the other steps
+RUNS_SHARE = 0.6 # of the time, for the starts of all models: the rest is for the other steps
 
 
 @dataclass(frozen=True)
@@ -435,7 +435,6 @@ class Bench:
 
     def all(self):
         """What matters most first, because time may run out: the starts, of the first model most of all."""
-        steps = self.args.steps.split(",")
         self.start()
         print(self.rfctl("devices").stdout, end="")
         for path in self.models.values():
@@ -446,16 +445,23 @@ class Bench:
         whole = RUNS_SHARE * self.left()
         for label, part in zip(self.models, parts):
             self.step(label, "starts", self.rounds, whole * part / sum(parts))
+        for label in [*self.models][:2]:
+            self.others(label)
+        for label in self.models if "killed" in self.args.steps.split(",") else []:
+            self.step(label, "the daemon is killed", self.killed)
+        for label in [*self.models][2:]:
+            self.others(label)
+
+    def others(self, label):
+        if self.left() > LEAST:
+            self.load(self.models[label]) # the daemon may be another one
         others = {
+            "memory": ("memory", self.memory),
             "speed": ("tokens per second", self.rates) if self.args.kind != "host" else ("user time", self.user_time),
             "rates": ("tokens per second", self.rates),
-            "memory": ("memory", self.memory),
         }
-        for label in self.models:
-            for name in [name for name in others if name in steps]:
-                self.step(label, *others[name])
-        for label in self.models if "killed" in steps else []:
-            self.step(label, "the daemon is killed", self.killed)
+        for name in [name for name in others if name in self.args.steps.split(",")]:
+            self.step(label, *others[name])
 
 
 def ended(*_):
