@@ -5,8 +5,8 @@
 #
 # OUT: a folder for the tables and JSON; default build/gpu-results. What a step prints stands in OUT/NAME.txt as it comes.
 # Each step has a time of its own, and is ended after it. A table of all steps is printed at the end.
-# ROCMFORGE_GPU_STEPS: which of "tests share daemon layout kernels put loads100 attach peers reading bench cold save host"
-# to run; default all.
+# ROCMFORGE_GPU_STEPS: which of "tests share daemon restart layout kernels put loads100 gaps attach peers reading bench cold
+# save host" to run; default all.
 # ROCMFORGE_GPU_SECONDS: how long all of it may take. A step that has no time left is not begun, which is a failure.
 # ROCMFORGE_GPU_KIND: cuda or hip; default: what there is.
 # ROCMFORGE_GPU_BUILD: a build folder that is ready, made elsewhere perhaps: nothing is built.
@@ -20,7 +20,7 @@ cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.." || exit
 
 out=${1:-build/gpu-results}
 build=${ROCMFORGE_GPU_BUILD:-build/gpu}
-steps=" ${ROCMFORGE_GPU_STEPS:-tests share daemon layout kernels put loads100 attach peers reading bench cold save host} "
+steps=" ${ROCMFORGE_GPU_STEPS:-tests share daemon restart layout kernels put loads100 gaps attach peers reading bench cold save host} "
 ends=${ROCMFORGE_GPU_SECONDS:-86400}
 models=${ROCMFORGE_BENCH_MODELS:-/tmp/rocmforge-bench}
 size=${ROCMFORGE_BENCH_SIZE:-}
@@ -114,7 +114,7 @@ bench() { # NAME SECONDS SCRIPT ARGUMENT...
 }
 
 # Model files take longer to make than the tests take, which they do not disturb.
-if wanted loads100 || wanted peers; then
+if wanted loads100 || wanted gaps || wanted peers; then
     "$python" tests/bench/bench_loads.py "$build" --kind "$kind" --models "$models" ${size:+--bytes "$size"} --prepare \
         >"$out/models.txt" 2>&1 &
     preparing=$!
@@ -145,7 +145,11 @@ if wanted share; then
 fi
 if wanted daemon; then
     step "The daemon and its clients"
-    run_pytest daemon 600 tests/gpu --ignore tests/gpu/test_gpu_share.py -q -rsP
+    run_pytest daemon 600 tests/gpu --ignore tests/gpu/test_gpu_share.py --ignore tests/gpu/test_gpu_restart.py -q -rsP
+fi
+if wanted restart; then
+    step "The daemon is killed, and serves the same memory again"
+    ROCMFORGE_KILLS=${ROCMFORGE_KILLS:-12} run_pytest restart 120 tests/gpu/test_gpu_restart.py -q -rsP
 fi
 prepared
 if wanted layout; then
@@ -176,6 +180,10 @@ if wanted loads100; then
     step "A hundred loads of each file"
     read -ra loads_options <<<"${ROCMFORGE_LOADS_OPTIONS:---seconds 300}"
     bench bench_loads 420 bench_loads.py ${size:+--bytes "$size"} "${loads_options[@]}"
+fi
+if wanted gaps; then
+    step "Where slow loads spend their time"
+    bench bench_gaps 150 bench_gaps.py ${size:+--bytes "$size"}
 fi
 if wanted attach; then
     step "Attaches in fresh processes"
