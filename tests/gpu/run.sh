@@ -5,8 +5,8 @@
 #
 # OUT: a folder for the tables and JSON; default build/gpu-results. What a step prints stands in OUT/NAME.txt as it comes.
 # Each step has a time of its own, and is ended after it. A table of all steps is printed at the end.
-# ROCMFORGE_GPU_STEPS: which of "tests share daemon layout kernels put loads100 attach peers reading bench cold save host"
-# to run; default all.
+# ROCMFORGE_GPU_STEPS: which of "tests share daemon python layout kernels put loads100 attach peers reading bench cold save
+# host" to run; default all.
 # ROCMFORGE_GPU_SECONDS: how long all of it may take. A step that has no time left is not begun, which is a failure.
 # ROCMFORGE_GPU_KIND: cuda or hip; default: what there is.
 # ROCMFORGE_GPU_BUILD: a build folder that is ready, made elsewhere perhaps: nothing is built.
@@ -14,13 +14,14 @@
 # ROCMFORGE_BENCH_SIZE: make files of this size instead of a 7B model's, to try this script; "64M", say.
 # ROCMFORGE_BENCH_OPTIONS: of tests/bench/bench_gpu.py; "--only defaults", say.
 # ROCMFORGE_LOADS_OPTIONS: of tests/bench/bench_loads.py; "--seconds 100", say.
+# ROCMFORGE_GEMMA: a file of Gemma-3-270M; default: what ./setup python-test --all fetched.
 # ROCMFORGE_WHEELS: a folder with the wheels of tests/bench/peers.py.
 set -uo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.." || exit
 
 out=${1:-build/gpu-results}
 build=${ROCMFORGE_GPU_BUILD:-build/gpu}
-steps=" ${ROCMFORGE_GPU_STEPS:-tests share daemon layout kernels put loads100 attach peers reading bench cold save host} "
+steps=" ${ROCMFORGE_GPU_STEPS:-tests share daemon python layout kernels put loads100 attach peers reading bench cold save host} "
 ends=${ROCMFORGE_GPU_SECONDS:-86400}
 models=${ROCMFORGE_BENCH_MODELS:-/tmp/rocmforge-bench}
 size=${ROCMFORGE_BENCH_SIZE:-}
@@ -145,7 +146,13 @@ if wanted share; then
 fi
 if wanted daemon; then
     step "The daemon and its clients"
-    run_pytest daemon 600 tests/gpu --ignore tests/gpu/test_gpu_share.py -q -rsP
+    run_pytest daemon 600 tests/gpu --ignore tests/gpu/test_gpu_share.py --ignore tests/gpu/test_python_torch.py -q -rsP
+fi
+if wanted python; then
+    step "The Python package, with torch and transformers"
+    [[ -n ${ROCMFORGE_GEMMA:-} || ! -f build/models/gemma-3-270m-q4_k_m.gguf ]] ||
+        export ROCMFORGE_GEMMA=$PWD/build/models/gemma-3-270m-q4_k_m.gguf
+    run_pytest python 600 tests/gpu/test_python_torch.py -v -rs
 fi
 prepared
 if wanted layout; then
