@@ -224,7 +224,6 @@ def queue_storm(path, model, seconds):
     end, n = time.monotonic() + seconds, 0
     while time.monotonic() < end:
         with contextlib.ExitStack() as stack:
-            fds = []
             for i in range(16):
                 fd = os.memfd_create(f"q{os.getuid()}-{n + i}")
                 stack.callback(os.close, fd)
