@@ -106,12 +106,7 @@ cmd_packages() {
 }
 
 # The packages but those for GPUs, of this source, and of the same as a later version: built once for each state of it.
-cmd_system_test() {
-    need_for_packages nohip
-    need_for_install_test
-    need_command systemd-nspawn systemd-container
-    install_missing
-    make_model
+system_test() { # TEST...
     local folder=$build/system state version
     mkdir -p "$folder"
     state=$(git -c safe.directory=* ls-files -z --cached --others --exclude-standard -- ':!tests' ':!docs/*.md' |
@@ -128,6 +123,29 @@ cmd_system_test() {
         echo "$state" >"$folder/state"
     fi
     gcc -shared -fPIC -D_GNU_SOURCE -o "$folder/slow_read.so" tests/lib/slow_read.c -ldl
+    # install_test has made the same Debian.
+    [[ -f $folder/base.tar || ! -f $build/install/base.tar ]] || cp "$build/install/base.tar" "$folder/"
     step "On a booted Debian"
     "$python" tests/system/run.py "$folder" "$folder/debs" --model "$model" --slow-read "$folder/slow_read.so" "$@"
+}
+
+# In ./setup test, which installs nothing for it.
+system_test_if_it_can() {
+    local command lacks="./setup system-test installs what it needs"
+    ((EUID == 0)) || says_skipped "systemd-nspawn needs root"
+    for command in systemd-nspawn debootstrap dpkg-buildpackage dh git; do
+        command -v "$command" >/dev/null || says_skipped "$command is not installed; $lacks"
+    done
+    dpkg-checkbuilddeps -P nocheck,pkg.rocmforge.nohip debian/control || says_skipped "packages cannot be built; $lacks"
+    [[ -n ${model:-} ]] || says_skipped "there is no model"
+    system_test
+}
+
+cmd_system_test() {
+    need_for_packages nohip
+    need_for_install_test
+    need_command systemd-nspawn systemd-container
+    install_missing
+    make_model
+    system_test "$@"
 }
