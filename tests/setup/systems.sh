@@ -59,7 +59,6 @@ need_for_packages() { # [nohip]
     need_command dh debhelper
     need_command dh_python3 dh-python
     need_command dpkg-buildpackage dpkg-dev
-    need_command lintian lintian
     (($#)) && return
     need_command hipcc hipcc
     [[ -e /usr/include/hip/hip_runtime_api.h ]] || missing+=(libamdhip64-dev)
@@ -92,8 +91,17 @@ build_packages() { # FOLDER PROFILES [VERSION]
     rm -rf "$folder/rocmforge"
 }
 
+# It does not run for others than root, nor where there is no apt.
+need_for_system_test() {
+    ((EUID == 0)) && command -v apt-get >/dev/null || return 0
+    need_for_packages nohip
+    need_for_install_test
+    need_command systemd-nspawn systemd-container
+}
+
 cmd_packages() {
     need_for_packages
+    need_command lintian lintian
     install_missing
     step "Building packages"
     build_packages "$build/packages" "$(command -v nvcc >/dev/null && echo pkg.rocmforge.cuda)"
@@ -129,22 +137,10 @@ system_test() { # TEST...
     "$python" tests/system/run.py "$folder" "$folder/debs" --model "$model" --slow-read "$folder/slow_read.so" "$@"
 }
 
-# In ./setup test, which installs nothing for it.
-system_test_if_it_can() {
-    local command lacks="./setup system-test installs what it needs"
-    ((EUID == 0)) || says_skipped "systemd-nspawn needs root"
-    for command in systemd-nspawn debootstrap dpkg-buildpackage dh git; do
-        command -v "$command" >/dev/null || says_skipped "$command is not installed; $lacks"
-    done
-    dpkg-checkbuilddeps -P nocheck,pkg.rocmforge.nohip debian/control || says_skipped "packages cannot be built; $lacks"
-    [[ -n ${model:-} ]] || says_skipped "there is no model"
-    system_test
-}
-
 cmd_system_test() {
-    need_for_packages nohip
-    need_for_install_test
-    need_command systemd-nspawn systemd-container
+    ((EUID == 0)) || says_skipped "a machine that is booted in a container needs root"
+    command -v apt-get >/dev/null || says_skipped "this is no Debian: it has no apt"
+    need_for_system_test
     install_missing
     make_model
     system_test "$@"
