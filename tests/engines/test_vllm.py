@@ -154,6 +154,9 @@ def test_views(start, vllm, tiny, ordinary):
         print(f"views: of {weights(model)} bytes {memory['rss']} are in memory, {memory['pss']} are this process's part")
         assert memory["rss"] > 0.9 * weights(model) and memory["pss"] < 0.6 * memory["rss"]
     assert one.ask(outside=True)["bytes"] >= weights(model)
+    for what in ("files", "parameters"):
+        assert "are shared with other processes" in one.ask(reload=what)["refused"]
+        assert one.tokens() == expected
     daemon.process.kill()
     daemon.process.wait()
     daemon.process.returncode = 0
@@ -207,6 +210,7 @@ def test_copy(start, vllm, tiny, ordinary):
     model = tiny()
     engine = vllm(start()).start(model, extra={"ways": ["copy"]})
     assert engine.report["way"] == "copy" and engine.report["shared_bytes"] == 0
+    assert engine.report["copied_bytes"] == weights(model)
     assert engine.tokens() == ordinary() and "by copy" in engine.log
 
 
@@ -227,8 +231,10 @@ def test_another_dtype(start, vllm, tiny, ordinary):
 
 
 def test_by_the_engine_without_a_daemon(vllm, tiny, ordinary):
-    engine = vllm(None).start(tiny())
+    model = tiny()
+    engine = vllm(None).start(model)
     assert engine.report["way"] == "engine" and "loaded from the files" in engine.log
+    assert engine.report["copied_bytes"] == weights(model)
     assert engine.tokens() == ordinary()
 
 
