@@ -232,7 +232,8 @@ def test_stop(admin, arguments):
 
 
 def test_drain(admin, arguments):
-    """It takes longer to end than systemd waits, but makes progress, and asks for more time."""
+    """It takes longer to end than systemd waits, but makes progress, and asks for more time. Each read answers before the
+    daemon gives its file up, which is 5 s without progress."""
     if not arguments.slow_read:
         raise Failed("no --slow-read")
     admin.types("cat >/srv/slow_read.so", give=arguments.slow_read.read_bytes())
@@ -242,10 +243,10 @@ def test_drain(admin, arguments):
         admin.types(f"python3 /srv/tests/lib/make_model.py /srv/models/{i}.gguf --tensors 1 --bytes 240K --types f32 "
                     f"--seed {i}")
     admin.drop_in("rocmforged.service", "[Service]\nTimeoutStopSec=3\nEnvironment=LD_PRELOAD=/srv/slow_read.so "
-                  "SLOW_READ_MS=8000 SLOW_READ_LEAST=100000\nExecStart=\nExecStart=/usr/bin/rocmforged --workers 2\n")
+                  "SLOW_READ_MS=5000 SLOW_READ_LEAST=100000\nExecStart=\nExecStart=/usr/bin/rocmforged --workers 2\n")
     admin.types("systemctl restart rocmforged.service")
     admin.types("rfctl load /srv/models/0.gguf --no-wait", user=USER)
-    time.sleep(6)
+    time.sleep(3)
     admin.types("rfctl load /srv/models/1.gguf --no-wait", user=USER)
     began = time.monotonic()
     admin.types("systemctl stop rocmforged.service")
