@@ -57,9 +57,10 @@ void load_note_changes(const struct loads *loads, const struct source *source)
     struct model *model;
     TAILQ_FOREACH(model, &loads->registry->models, link)
     {
-        if (!registry_same_path(model, source))
+        if (model_is_published(model) || !registry_same_place(model, source))
             continue;
-        events_set_deleted(loads->events, model, false); /* there is a file */
+        if (source_seen(source) || registry_same_path(model, source)) /* there is a file */
+            events_set_deleted(loads->events, model, false);
         if (!source_same_sizes(source, model->source))
             events_changed(loads->events, model);
     }

@@ -268,10 +268,15 @@ struct model *registry_find_source(const struct registry *registry, const struct
 bool registry_same_path(const struct model *model, const struct source *source)
 {
     const struct source *of = model->source;
-    return (of->link && source->link && strcmp(of->link, source->link) == 0) || source_same_places(of, source);
+    return (of->link && source->link && strcmp(of->link, source->link) == 0) || source_same_paths(of, source);
 }
 
-/* The same files by whatever paths; or the same paths. All of them: the peer chose the files, and one that it may read
+bool registry_same_place(const struct model *model, const struct source *source)
+{
+    return registry_same_path(model, source) || source_same_places(model->source, source);
+}
+
+/* The same files by whatever paths; or the same places. All of them: the peer chose the files, and one that it may read
  * says nothing of the others. A model that the peer does not see must not be found by its paths: the answer would tell
  * of it. */
 static bool is_of_place(const struct model *model, const struct registry_query *query)
@@ -279,7 +284,7 @@ static bool is_of_place(const struct model *model, const struct registry_query *
     if (model_is_published(model))
         return false;
     return source_same_files(model->source, query->source) ||
-           (registry_same_path(model, query->source) && model_sight(model, query->peer) >= SIGHT_READER);
+           (registry_same_place(model, query->source) && model_sight(model, query->peer) >= SIGHT_READER);
 }
 
 struct model *registry_find_doubtful(const struct registry *registry, const struct registry_query *query,

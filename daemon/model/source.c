@@ -131,8 +131,10 @@ static int open_files(const int *fds, size_t n, struct source **ret, struct devi
     }
     source->references = 1;
     source->n_files = n;
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n; i++) {
         source->files[i].fd = fds[i];
+        source->files[i].given = i;
+    }
     for (size_t i = 0; i < n; i++) {
         int r = file_check(&source->files[i], ret_fault);
         if (r == 0 && __builtin_add_overflow(source->size, source->files[i].identity.size, &source->size))
@@ -279,6 +281,7 @@ static int reopen(const struct source *source, const size_t *order, struct sourc
         file->path = then->path ? strdup(then->path) : NULL;
         file->seen = then->seen && file->path;
         file->mount = file->path ? then->mount : 0;
+        file->given = then->given;
     }
     (*ret)->path = (*ret)->files[0].path;
     (*ret)->link = source->link ? strdup(source->link) : NULL;
