@@ -38,19 +38,6 @@ static char *note_text(const cJSON *model)
     return text;
 }
 
-/* NAME#ID if another model of the list has the model's name too: then the name alone means one of them. The caller
- * frees it. */
-static char *name_text(const cJSON *models, const cJSON *model)
-{
-    const char *name = reply_text(model, "name");
-    const cJSON *other;
-    cJSON_ArrayForEach (other, models) {
-        if (other != model && names_have(other, name))
-            return need_text("%s#%.0f", name, reply_number(model, "id", 0));
-    }
-    return need_text("%s", name);
-}
-
 static void print_models(const cJSON *models)
 {
     static const struct table_column columns[] = {
@@ -75,10 +62,9 @@ static void print_models(const cJSON *models)
         double idle = reply_number(model, "idle", -1), seconds = reply_number(model, "ttl", -1);
         double place = reply_number(model, "position", 0);
         bool pinned = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "pinned"));
-        char *name = name_text(models, model), *form = form_short_text(model);
-        table_add(table, "%s", name);
+        char *form = form_short_text(model);
+        table_add(table, "%s", reply_text(model, "name"));
         table_add(table, "%s", form);
-        free(name);
         free(form);
         table_add(table, "%s", reply_text(model, "device"));
         add_bytes(table, model, "bytes");

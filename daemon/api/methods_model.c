@@ -173,7 +173,7 @@ void method_unload(struct api *api, struct call *call)
     if (!may_unname(call, model, p.name))
         call_fail(call, WIRE_PermissionDenied, error_reason("another user loaded this model"));
     else if (!settled || (model_in_use(model) && !p.force))
-        call_fail(call, WIRE_ModelBusy, describe_busy(model));
+        call_fail(call, WIRE_ModelBusy, describe_busy(model, conn_peer(call->conn)));
     else if (!model_in_use(model)) {
         call_set_deadline(call, p.deadline);
         residency_unload(api->residency, model, call);
@@ -195,7 +195,7 @@ void method_cancel(struct api *api, struct call *call)
         return;
     call_set_deadline(call, p.deadline);
     if (!model->load)
-        call_fail(call, WIRE_ModelBusy, describe_busy(model));
+        call_fail(call, WIRE_ModelBusy, describe_busy(model, conn_peer(call->conn)));
     else if (!may_end(call, model))
         call_fail(call, WIRE_PermissionDenied, error_reason("another user loads this model"));
     else
@@ -369,7 +369,7 @@ void method_verify(struct api *api, struct call *call)
         return;
     }
     if (!verify_may_compare(model)) {
-        call_fail(call, WIRE_ModelBusy, describe_busy(model));
+        call_fail(call, WIRE_ModelBusy, describe_busy(model, conn_peer(call->conn)));
         return;
     }
     call_set_deadline(call, p.deadline);
@@ -387,7 +387,7 @@ static struct model *find_own(struct api *api, struct call *call, const struct p
         return NULL;
     }
     if (model && (model->state == MODEL_DRAINING || model->state == MODEL_UNLOADING)) {
-        call_fail(call, WIRE_ModelBusy, describe_busy(model));
+        call_fail(call, WIRE_ModelBusy, describe_busy(model, conn_peer(call->conn)));
         return NULL;
     }
     return model;

@@ -11,6 +11,7 @@
 #include "daemon/memory/device_choice.h"
 #include "daemon/memory/residency.h"
 #include "daemon/memory/survey.h"
+#include "daemon/model/calling.h"
 #include "daemon/session/describe.h"
 #include "daemon/wire/errors.h"
 #include "daemon/wire/params.h"
@@ -184,16 +185,18 @@ static cJSON *describe_plan(const struct planning *planning, const struct outloo
         cJSON_AddNullToObject(reply, "error");
     cJSON_AddNumberToObject(reply, "available", (double)outlook->shortage.available);
     cJSON *evicts = cJSON_AddArrayToObject(reply, "evicts");
+    const struct peer *peer = planning->request.peer;
+    char room[MODEL_NAME_SIZE];
     for (size_t i = 0; i < outlook->n_victims; i++)
-        if (model_visible(outlook->victims[i], planning->request.peer))
-            json_append(evicts, cJSON_CreateString(outlook->victims[i]->name));
+        if (model_visible(outlook->victims[i], peer))
+            json_append(evicts, cJSON_CreateString(model_called(outlook->victims[i], peer, room)));
     const double seconds = seconds_of(planning, outlook);
     if (seconds >= 0)
         cJSON_AddNumberToObject(reply, "seconds", seconds);
     else
         cJSON_AddNullToObject(reply, "seconds");
     if (outlook->verdict == LOAD_JOIN)
-        json_add_item(reply, "model", describe_model(outlook->there));
+        json_add_item(reply, "model", describe_model(outlook->there, peer));
     return reply;
 }
 

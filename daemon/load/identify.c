@@ -92,7 +92,7 @@ static void waiters_grant(struct load *load, struct model *model)
         else if (kind == WAIT_LEASE || kind == WAIT_CREATE)
             attach_grant(load->loads->registry, load->loads->events, model, call, NULL);
         else
-            call_reply(call, describe_loaded(model, NULL), NULL, 0);
+            call_reply(call, describe_loaded(model, NULL, conn_peer(call->conn)), NULL, 0);
     }
 }
 
@@ -105,7 +105,7 @@ static void load_join(struct load *load, struct model *model)
     struct call *call;
     if (other) {
         while (other->state >= LOAD_FILLING && (call = waiters_take(&load->waiters, WAIT_ALLOCATED)))
-            call_reply(call, describe_loaded(model, NULL), NULL, 0);
+            call_reply(call, describe_loaded(model, NULL, conn_peer(call->conn)), NULL, 0);
         waiters_move(&load->waiters, &other->waiters);
         other->detached |= load->detached;
         other->patience_ends = max_u64(other->patience_ends, load->patience_ends);

@@ -83,6 +83,7 @@ struct model {
     TAILQ_ENTRY(model) dirty_link;
     struct model_dirty *dirty_in; /* the registry's models that are dirty; NULL: the registry has not got the model */
     bool dirty;                   /* it is among them: see model_mark_dirty() */
+    const struct registry *registry; /* that has it; NULL: none */
     uint64_t id;
     uint8_t token[MODEL_TOKEN_SIZE]; /* random: whoever has a lease is told it, and finds the model by it after the
                                         daemon was restarted */

@@ -123,12 +123,12 @@ void waiters_move(struct waiters *from, struct waiters *to)
     }
 }
 
-void waiters_tell(struct waiters *waiters, cJSON *(*describe)(void *context), void *context)
+void waiters_tell(struct waiters *waiters, cJSON *(*describe)(void *context, const struct peer *peer), void *context)
 {
     struct waiter *waiter;
     TAILQ_FOREACH(waiter, &waiters->list, link)
     {
         if (waiter->call->more && waiter->kind != WAIT_END)
-            (void)call_continue(waiter->call, describe(context));
+            (void)call_continue(waiter->call, describe(context, conn_peer(waiter->call->conn)));
     }
 }

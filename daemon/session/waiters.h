@@ -54,4 +54,4 @@ struct call *waiters_take_any(struct waiters *waiters, enum waiter_kind *ret_kin
 void waiters_move(struct waiters *from, struct waiters *to);
 
 /* Sends a reply to each call that accepts several replies (`more`). `describe` makes the reply for each of them. */
-void waiters_tell(struct waiters *waiters, cJSON *(*describe)(void *context), void *context);
+void waiters_tell(struct waiters *waiters, cJSON *(*describe)(void *context, const struct peer *peer), void *context);

@@ -76,10 +76,11 @@ def main():
 
     times = {}
     with timed(times, "loading it, if it is not there"):
-        name = rocmforge.load(path, form="f32", progress=True)["model"]["name"]
+        model = rocmforge.load_attach(path, form="f32", progress=True)
     told("The daemon", times)
     texts = []
-    results = in_processes_of_their_own(2, "--with", name, prompt)
+    with model:  # so that it stays until both processes have attached
+        results = in_processes_of_their_own(2, "--with", model.name, prompt)
     for number, (times, used, text, report) in enumerate(results, 1):
         told(f"Process {number}", times, used)
         texts.append(text)
