@@ -133,11 +133,12 @@ static const struct param name_and_deadline[] = {
 
 static const struct param name_only[] = {{"name", PARAM_STRING, true, 0}, {0}};
 
-/* The user who gave the model this name may remove it, and so may users who may end the model. */
+/* The user who gave the model this name may remove it, and so may users who may end the model. If the model has no other
+ * name, that would end it: then only these may. */
 static bool may_unname(const struct call *call, const struct model *model, const char *name)
 {
     const struct model_name *own = model_find_name(model, name);
-    return (own && own->uid == conn_uid(call->conn)) || may_end(call, model);
+    return (own && own->uid == conn_uid(call->conn) && model->n_names > 1) || may_end(call, model);
 }
 
 /* Removes this name, and answers, if the model has other names too. Returns false, and does nothing, if this is its
@@ -170,8 +171,11 @@ void method_unload(struct api *api, struct call *call)
         return;
     bool settled = model->state == MODEL_RESIDENT || model->state == MODEL_DRAINING || model->state == MODEL_FAILED ||
                    model->state == MODEL_CACHED;
-    if (!may_unname(call, model, p.name))
-        call_fail(call, WIRE_PermissionDenied, error_reason("another user loaded this model"));
+    if (!may_end(call, model))
+        call_fail(call, WIRE_PermissionDenied,
+                  error_reason(model->n_names == 1 && model_has_name(model, p.name)
+                                   ? "another user loaded this model, and it has no other name"
+                                   : "another user loaded this model"));
     else if (!settled || (model_in_use(model) && !p.force))
         call_fail(call, WIRE_ModelBusy, describe_busy(model, conn_peer(call->conn)));
     else if (!model_in_use(model)) {

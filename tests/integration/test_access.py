@@ -531,14 +531,34 @@ def test_further_names(start_for_all, clients, own_file):
     assert user.call("List")["models"] == []
 
 
-def test_the_last_name_is_whoever_gave_it(start_for_all, clients, own_file):
+@pytest.mark.parametrize("force", [False, True])
+def test_the_last_name_ends_no_model_of_another(start_for_all, clients, own_file, force):
+    """Who gave it cannot end what another user loaded, and perhaps pinned, or uses."""
+    daemon = start_for_all()
+    path = own_file(mode=0o644)
+    user, other = clients(daemon, USER), clients(daemon, OTHER)
+    model = load_as(user, USER, path, name="a", pin=force)
+    load_as(other, OTHER, path, name="b")
+    if force:
+        user.call("Attach", name="a")
+    assert user.call("Unload", name="a")["state"] == "named"
+    for name, why in ("b", "another user loaded this model, and it has no other name"), (f"b#{model['id']}", "another user loaded this model"):
+        with wire_error("PermissionDenied") as error:
+            other.call("Unload", name=name, force=force)
+        assert error == {"reason": why}
+    (now,) = other.call("List")["models"]
+    assert (now["name"], now["state"], now["pinned"]) == ("b", "resident", force)
+    assert user.call("Unload", name="b", force=True)["state"] == ("draining" if force else "unloaded")
+
+
+def test_the_last_name_is_its_users(start_for_all, clients, own_file):
     daemon = start_for_all()
     path = own_file(mode=0o644)
     user, other = clients(daemon, USER), clients(daemon, OTHER)
     model = load_as(user, USER, path, name="a")
     load_as(other, OTHER, path, name="b")
     assert user.call("Unload", name="a")["state"] == "named"
-    assert other.call("Unload", name="b")["state"] == "unloaded"
+    assert user.call("Unload", name="b")["state"] == "unloaded"
     load_as(user, USER, path, name="a")
     model = load_as(other, OTHER, path, name="b")
     assert user.call("Unload", name=f"a#{model['id']}")["state"] == "unloaded"  # with all of its names
