@@ -105,7 +105,8 @@ struct model {
 
     enum access access;
     struct access_facts *facts; /* of its files, when they were last read; NULL: not known */
-    uid_t *guests;              /* users who may not read the files by `facts`, but passed the open files */
+    uid_t *guests;              /* users who may not read the files by `facts`, but passed the open files since these
+                                   were last narrowed */
     size_t n_guests;
 
     struct source *source;
@@ -237,8 +238,9 @@ int model_admit(struct model *model, const struct peer *peer);
 void model_set_source(struct model *model, struct source *source);
 
 /* Replaces the facts, and takes over one reference. NULL is allowed: then only the user who loaded the model is known
- * to be able to read its files. Unless it is NULL, users who cannot see the model any more lose the names that they
- * gave; the last name stays, and is the user's who loaded the model. */
+ * to be able to read its files. Guests who may not be able to by the new facts, and were by the old ones
+ * (access_lost()), are guests no longer. Unless it is NULL, users who cannot see the model any more lose the names that
+ * they gave; the last name stays, and is the user's who loaded the model. */
 void model_set_facts(struct model *model, struct access_facts *facts);
 
 /* Whether the model has these forms and this layout: they were requested with the same words, or they give each tensor

@@ -218,6 +218,47 @@ def test_who_passes_a_file_that_it_may_not_read_any_more(start_for_all, clients,
     guest.call("Attach", name="g")
 
 
+def test_who_passed_the_file_is_looked_at_again(start_for_all, clients, own_file):
+    """Whoever loses the right to read it by a change of its mode passes it again, or sees the model no longer."""
+    daemon = start_for_all()
+    path = own_file(mode=0o640)
+    user, guest = clients(daemon, USER), clients(daemon, OTHER)
+    model = load_as(user, USER, path, name="m")
+    load_fd(guest, path, name="g")
+    os.chmod(path, 0o644)
+    guest.call("Detach", lease=guest.call("Attach", name="m")["lease"])
+    os.chmod(path, 0o600)
+    with wire_error("ModelNotFound"):
+        guest.call("Attach", name="m")
+    assert_not_there(guest, "g")
+    assert only(user)["aliases"] == [], "nor has it a name"
+    assert load_fd(guest, path)["id"] == model["id"]
+    guest.call("Attach", name="m")
+
+
+def test_a_folder_that_the_daemon_does_not_see(start_for_all, clients, own_file, folder):
+    """Who came by such a folder is found out by the file's mode."""
+    daemon = start_for_all()
+    team = folder / "team"
+    team.mkdir()
+    os.chown(team, USER, GROUP)
+    os.chmod(team, 0o750)
+    path = own_file("m.gguf", 0o644).rename(team / "m.gguf")
+    user, member = clients(daemon, USER), clients(daemon, MEMBER, [GROUP])
+    load_as(user, USER, path, name="m")
+    with as_user(MEMBER, [GROUP]):
+        file = open(path, "rb")
+    with file:
+        planned = member.call("Plan", fds=[file.fileno()])["model"]["name"]
+        assert planned == "m", "what Load would join, also where the daemon cannot tell that the member may read it"
+        member.call("Load", fds=[file.fileno()])
+    member.call("Detach", lease=member.call("Attach", name="m")["lease"])
+    os.chmod(team, 0o700)
+    os.chmod(path, 0o600)
+    with wire_error("ModelNotFound"):
+        member.call("Attach", name="m")
+
+
 def test_public_and_private(start_for_all, clients, own_file):
     daemon = start_for_all()
     path = own_file(mode=0o640)
