@@ -115,6 +115,7 @@ static void looked(struct survey_request *request)
 {
     struct looking *looking = (struct looking *)((char *)request - offsetof(struct looking, request));
     struct call *call = looking->call;
+    host_cache_note(&looking->api->residency->cache);
     cJSON *reply = looking->describe(looking);
     free(looking);
     call->abandoned = NULL;

@@ -105,6 +105,8 @@ cJSON *describe_device(const struct device *device)
     add_integer(object, "budget", device->budget);
     add_integer(object, "used", device->used);
     add_integer(object, "others", device_others(device));
+    if (device->cached > 0)
+        add_integer(object, "cached", device->cached);
     add_integer(object, "queued", device->queued);
     add_integer(object, "available", device_available(device));
     cJSON_AddStringToObject(object, "export", export_kind_name(device->export_kind));

@@ -208,7 +208,7 @@ def check_devices(client, models):
     for device in client.call("Devices")["devices"]:
         there = [m for m in models.values() if m["device"] == device["id"] and m["state"] != "cached"]
         assert device["used"] == sum(model["bytes"] for model in there), (device, there)
-        free = min(device["budget"] - device["used"], device["total"] - device["others"] - device["used"])
+        free = min(device["budget"] - device["used"], device["total"] - device["others"] - device["used"] - device.get("cached", 0))
         assert device["available"] == max(0, free - device["queued"]), device
 
 
