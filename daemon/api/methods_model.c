@@ -133,8 +133,8 @@ static const struct param name_and_deadline[] = {
 
 static const struct param name_only[] = {{"name", PARAM_STRING, true, 0}, {0}};
 
-/* The user who gave the model this name may remove it, and so may users who may end the model. If the model has no other
- * name, that would end it: then only these may. */
+/* The user who gave the model this name may remove it, and so may users who may end the model. If the model has no
+ * other name, that would end it: then only these may. */
 static bool may_unname(const struct call *call, const struct model *model, const char *name)
 {
     const struct model_name *own = model_find_name(model, name);
@@ -264,8 +264,9 @@ static void hidden_rechecked(void *context, uint64_t id, struct model *model, st
 }
 
 /* The caller sees no model of this name. There may be one that the caller may see by now: looks at all that have the
- * name, one after the other. If there is none, a worker is asked to do nothing, because the time that the answer takes
- * must not tell of a model. */
+ * name, one after the other. If there is none, a worker is asked to do nothing, so that the way is the same. But
+ * looking at files takes time, the longer the more files there are: whoever measures it can tell whether there is such
+ * a model. SECURITY.md says so. */
 static void attach_hidden(struct api *api, struct call *call, uint64_t after)
 {
     struct model *model = registry_find_hidden(api->registry, name_of(call), conn_peer(call->conn), after);
