@@ -31,7 +31,10 @@ static char *note_text(const cJSON *model)
     const bool deleted = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "deleted"));
     const bool changed = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "changed"));
     const bool held_up = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "heldUp"));
-    const char *file = deleted ? "file deleted" : changed ? "file changed" : "";
+    const char *file = deleted && changed ? "file changed, and deleted"
+                       : deleted          ? "file deleted"
+                       : changed          ? "file changed"
+                                          : "";
     char *text = need_text("%s%s%s%s%s%s", names[0] ? "also " : "", names, names[0] && (file[0] || held_up) ? "; " : "",
                            file, file[0] && held_up ? "; " : "", held_up ? "file does not answer" : "");
     free(names);
@@ -66,7 +69,10 @@ static void print_models(const cJSON *models)
         table_add(table, "%s", reply_text(model, "name"));
         table_add(table, "%s", form);
         free(form);
-        table_add(table, "%s", reply_text(model, "device"));
+        if (strcmp(reply_text(model, "state"), "cached") == 0) /* the bytes are there */
+            table_add(table, "host(%s)", reply_text(model, "device"));
+        else
+            table_add(table, "%s", reply_text(model, "device"));
         add_bytes(table, model, "bytes");
         if (place > 0)
             table_add(table, "%s %.0f", reply_text(model, "state"), place);
@@ -78,7 +84,7 @@ static void print_models(const cJSON *models)
         table_add(table, "%s", seconds < 0 ? "-" : duration_format(ttl, seconds));
         char *owner = user_text(reply_number(model, "uid", 0)), *note = note_text(model);
         table_add(table, "%s", owner);
-        table_add(table, "%s", reply_text(model, "access"));
+        table_add(table, "%s", access_text(model));
         table_add(table, "%s", note);
         free(owner);
         free(note);
@@ -135,7 +141,11 @@ static void print_devices(const cJSON *devices)
         table_add(table, "%s", link < 0 ? "" : format_rate(rate, link));
         table_add(table, "%s", reply_text(device, "export"));
         const char *note = cJSON_IsString(cJSON_GetObjectItemCaseSensitive(device, "noKernels")) ? "no kernels" : "";
-        table_add(table, "%s", strcmp(state, "ready") == 0 ? note : state);
+        double cached = reply_number(device, "cached", 0);
+        if (cached > 0)
+            table_add(table, "%s of copies", format_bytes(rate, cached));
+        else
+            table_add(table, "%s", strcmp(state, "ready") == 0 ? note : state);
     }
     table_print(table, stdout, terminal_width(STDOUT_FILENO));
     table_free(table);
