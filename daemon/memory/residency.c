@@ -25,6 +25,7 @@ static void reap(uv_timer_t *timer);
 
 /* A model whose memory is being freed, or saved first. */
 struct unload {
+    struct later telling; /* waits while it is an eviction that clients were not told of yet */
     struct residency *residency;
     struct model *model;
     struct call *call;   /* NULL: no client waits for this */
@@ -93,11 +94,23 @@ static void unload_work(struct work *work)
     free_arena(unload);
 }
 
+/* One load may evict hundreds of models, and each is told to all who watch: so this is done later. What memory is free
+ * is right at once. */
+static void tell_eviction(struct later *telling)
+{
+    const struct unload *unload = (struct unload *)((char *)telling - offsetof(struct unload, telling));
+    events_emit(unload->residency->events, "evicted", unload->model, NULL);
+}
+
 static void unload_worked(struct work *work)
 {
     struct unload *unload = work->data;
     struct residency *residency = unload->residency;
     struct model *model = unload->model;
+    if (unload->telling.waits) { /* before its end is told */
+        later_drop(&residency->core->laters, &unload->telling);
+        tell_eviction(&unload->telling);
+    }
     save_free(unload->saving);
     model->arena = NULL;
     model->export = (struct device_export){.fd = -1};
@@ -141,13 +154,14 @@ static void unload_worked(struct work *work)
     core_job_end(residency->core);
 }
 
-static bool unload_begin(struct residency *residency, struct model *model, struct call *call, struct claim *claim,
-                         bool save, void *room)
+/* NULL: no memory. */
+static struct unload *unload_begin(struct residency *residency, struct model *model, struct call *call,
+                                   struct claim *claim, bool save, void *room)
 {
     assert(!model_in_use(model) && !model->load && model->arena);
     struct unload *unload = calloc(1, sizeof(*unload));
     if (!unload)
-        return false;
+        return NULL;
     *unload = (struct unload){
         .residency = residency, .model = model, .call = call, .claim = claim, .save = save, .room = room};
     if (call) {
@@ -163,7 +177,7 @@ static bool unload_begin(struct residency *residency, struct model *model, struc
             save_new(residency->core, model, devices_host(residency->devices), residency->cache.lock_memory);
     core_job_begin(residency->core);
     worker_queue(residency->core->queue, &unload->work, unload, unload_work, unload_worked);
-    return true;
+    return unload;
 }
 
 void residency_unload(struct residency *residency, struct model *model, struct call *call)
@@ -200,7 +214,8 @@ static bool evict(struct residency *residency, struct model *model, struct claim
     void *room = NULL;
     bool save =
         !lost && !device_is_host(model->device) && host_cache_make_room(&residency->cache, model->device, bytes, &room);
-    if (!unload_begin(residency, model, NULL, claim, save, room)) {
+    struct unload *unload = unload_begin(residency, model, NULL, claim, save, room);
+    if (!unload) {
         if (room)
             host_pool_give(residency->cache.pool, room);
         return false;
@@ -220,7 +235,7 @@ static bool evict(struct residency *residency, struct model *model, struct claim
     registry_unreserve(model); /* its bytes now belong to the claim */
     if (lost)
         registry_discharge(model); /* so do these */
-    events_emit(residency->events, "evicted", model, NULL);
+    later_run(&residency->core->laters, &unload->telling, tell_eviction);
     return true;
 }
 

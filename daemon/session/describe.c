@@ -159,10 +159,10 @@ cJSON *describe_progress(const char *state, const struct progress *progress)
     return object;
 }
 
-cJSON *describe_loading(const struct model *model, const struct progress *progress, const struct peer *peer)
+cJSON *describe_loading(const struct model *model, const struct progress *progress, uint32_t names)
 {
     cJSON *reply = cJSON_CreateObject();
-    json_add_item(reply, "model", describe_model(model, peer));
+    json_add_item(reply, "model", describe_model_called(model, names));
     json_add_item(reply, "progress", describe_progress(model_state_name(model->state), progress));
     return reply;
 }

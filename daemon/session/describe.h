@@ -41,7 +41,8 @@ cJSON *describe_loaded(const struct model *model, const struct phases *phases, c
 
 /* Adds the phases of the model's load to a reply. */
 void describe_phases(cJSON *reply, const struct model *model, const struct phases *phases);
-cJSON *describe_loading(const struct model *model, const struct progress *progress, const struct peer *peer);
+/* names: as in describe_model_called(). */
+cJSON *describe_loading(const struct model *model, const struct progress *progress, uint32_t names);
 cJSON *describe_progress(const char *state, const struct progress *progress);
 
 /* Parameters of errors; others are in wire/errors.h. call: the operation that fails. */

@@ -5,11 +5,9 @@
 
 Loads the F16 and the Q4_0 model of bench_loads.py in turn, with a trace: what each worker and each stream did, and when.
 A *gap* is a time of at least 1 ms between a load's first and last copy in which nothing was copied. Beside the daemon runs
-bench_stalls: a thread on each processor, of real-time priority where that is allowed, which wakes each millisecond and notes
-when it woke late. For each gap three things are told:
+bench_stalls, which notes when a processor stood still. For each gap three things are told:
 
-- how much of it some processor *stood still*: the thread on it woke late. If the thread has real-time priority, the kernel
-  or the host of a virtual machine kept the processor from it, and from the daemon.
+- how much of it some processor *stood still*: the kernel or the host of a virtual machine kept it from all threads.
 - how many reads lasted for at least half of it, of how many workers: one or two are readers that were held up; nearly all
   are a machine whose memory is slow; none means that the daemon was late to hand over what was read.
 - how long its longest read was, beside the usual one.
@@ -18,6 +16,7 @@ A load's time is that until its last copy or kernel ended, because making the tr
 bench_gaps.json is written there.
 """
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -26,22 +25,13 @@ import time
 from pathlib import Path
 
 from bench_gpu import READERS, REST, Daemon
-from bench_loads import RECLAIM, RECLAIM_BYTE, Ended, Process, end, percentile, prepare
+from bench_loads import RECLAIM, RECLAIM_BYTE, Ended, Process, Stalls, end, percentile, prepare
 
 GAP = 1e-3  # seconds
 SLOW = 1.04  # loads that take so many times the median are told in detail
 ROWS = 12
 COMBINATIONS = (("f16", "native"), ("q4_0", "auto"))
-
-
-class Stalls(Process):
-    def __init__(self, build):
-        super().__init__(next(build.rglob("bench_stalls")))
-        self.fifo = self.process.stdout.readline().strip() == "ready fifo"
-
-    def since(self):
-        """[processor, begin, end] of each late wake since this was asked last."""
-        return json.loads(self.ask(""))
+FIRST = 3  # starts, with a rest and without
 
 
 def union(spans):
@@ -118,6 +108,54 @@ def show(results, fifo):
     sys.stdout.flush()
 
 
+class Gaps:
+    def __init__(self, arguments, models):
+        self.build, self.kind, self.models = arguments.build.resolve(), arguments.kind, models
+        self.names = list(models)
+        self.ends = time.monotonic() + arguments.seconds
+        self.stalls = Stalls(self.build)
+        self.results = {}  # of a row: list of loads
+
+    @contextlib.contextmanager
+    def daemon(self):
+        with Daemon(self.build, self.kind) as daemon:
+            client = Process(daemon.bench_load, daemon.socket, "lines", *self.models.values())
+            try:
+                yield client
+            finally:
+                client.close()
+
+    def load(self, client, name, form, row):
+        """Loads it and unloads it. No row: it is not kept."""
+        parameters = {"fds": [0], "name": "bench", "form": form, "trace": True}
+        self.stalls.since()
+        began = time.monotonic()
+        answer = json.loads(client.ask(f"{self.names.index(name)} {json.dumps(parameters)}"))
+        late = self.stalls.since()
+        client.ask("unload bench")
+        time.sleep(RECLAIM + RECLAIM_BYTE * answer["answer"]["model"]["bytes"])
+        if row:
+            self.results.setdefault(row, []).append(describe(answer, began, late))
+
+    def in_turn(self, loads):
+        with self.daemon() as client:
+            for i in range(loads + 1):
+                for name, form in COMBINATIONS:
+                    self.load(client, name, form, f"{name} {form}" if i > 0 else None)  # the first ones are of another kind
+                if time.monotonic() > self.ends:
+                    return
+
+    def first(self):
+        """The first load after a start, a rest after the end of the last daemon, or without one: then the driver may still
+        be clearing its memory."""
+        for rest in (REST, 0) * FIRST:
+            with self.daemon() as client:  # whose memory is freed by its end
+                self.load(client, "f16", "native", None)
+            time.sleep(rest)
+            with self.daemon() as client:
+                self.load(client, "q4_0", "auto", f"q4_0 auto: the first after start{', after a rest' if rest else ''}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("build", type=Path)
@@ -132,38 +170,21 @@ def main():
         signal.signal(number, end)
 
     models = prepare(arguments.models, arguments.bytes)
-    build, names, ends = arguments.build.resolve(), list(models), time.monotonic() + arguments.seconds
-    results = {f"{name} {form}": [] for name, form in COMBINATIONS}
-    stalls = Stalls(build)
+    gaps = Gaps(arguments, models)
     try:
-        with Daemon(build, arguments.kind) as daemon:
-            client = Process(daemon.bench_load, daemon.socket, "lines", *models.values())
-            for i in range(arguments.loads + 1):
-                for name, form in COMBINATIONS:
-                    parameters = {"fds": [0], "name": "bench", "form": form, "trace": True}
-                    stalls.since()
-                    began = time.monotonic()
-                    answer = json.loads(client.ask(f"{names.index(name)} {json.dumps(parameters)}"))
-                    late = stalls.since()
-                    client.ask("unload bench")
-                    time.sleep(RECLAIM + RECLAIM_BYTE * answer["answer"]["model"]["bytes"])
-                    if i > 0:  # the first loads are of another kind
-                        results[f"{name} {form}"].append(describe(answer, began, late))
-                if time.monotonic() > ends:
-                    break
-            time.sleep(REST)
-            client.close()
+        gaps.in_turn(arguments.loads)
+        gaps.first()
     except Ended:
         print("Ended before its time: this is what was measured until then.")
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
         print(f"{os.cpu_count()} processors; {READERS} readers; files in the page cache")
-        show(results, stalls.fifo)
+        show(gaps.results, gaps.stalls.fifo)
         if arguments.out:
             arguments.out.mkdir(parents=True, exist_ok=True)
-            (arguments.out / "bench_gaps.json").write_text(json.dumps(results, indent=1) + "\n")
-    stalls.close()
+            (arguments.out / "bench_gaps.json").write_text(json.dumps(gaps.results, indent=1) + "\n")
+    gaps.stalls.close()
     return 0
 
 

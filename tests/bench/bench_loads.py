@@ -15,6 +15,9 @@ Parts: `main` loads the files in their forms in turn, each time into memory that
 `again` loads right after an unload of as much, as the daemon does it by default. `first` starts a daemon for each load.
 `pinned` brings a model back from host memory, with --host-cache-pinned and without.
 
+Beside all loads runs bench_stalls, which notes when a processor stood still, as those of a virtual machine do whose host has
+too much to do. So it is told how many of the slow loads were slow for that.
+
 What was measured is printed after each part, and all of it at the end, also when SIGTERM or SIGINT comes before. With
 --out, bench_loads.json is written there, after each part too.
 """
@@ -46,6 +49,7 @@ LINK_BYTES = 1 << 29
 RECLAIM, RECLAIM_BYTE = 0.12, 8e-9 / 1024
 SLOW = 1.10  # loads with a greater ratio are told in detail
 SLOW_ROWS = 16
+STOOD = (0, 2, 5, 10)  # milliseconds
 AGAIN = 12  # loads right after an unload, of each file
 ATTACHED = 4  # the same after a client had the memory: each after a rest that lets the daemon give it back
 FIRST = 3  # starts for each file
@@ -65,6 +69,12 @@ def percentile(values, percent):
     """The smallest value that so many percent of all do not exceed."""
     ordered = sorted(values)
     return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]
+
+
+def stolen():
+    """Seconds that a virtual machine's host took away from its processors, since the start; in steps of 10 ms."""
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    return int(fields[8]) / os.sysconf("SC_CLK_TCK")
 
 
 class Process:
@@ -90,6 +100,18 @@ class Process:
         self.process.wait(60)
 
 
+class Stalls(Process):
+    """bench_stalls, which notes when processors stood still."""
+
+    def __init__(self, build):
+        super().__init__(next(build.rglob("bench_stalls")))
+        self.fifo = self.process.stdout.readline().strip() == "ready fifo"
+
+    def since(self):
+        """[processor, begin, end] of each time, on CLOCK_MONOTONIC, since this was asked last."""
+        return json.loads(self.ask(""))
+
+
 class Bench:
     def __init__(self, arguments, models):
         self.build, self.kind, self.models = arguments.build.resolve(), arguments.kind, models
@@ -100,9 +122,12 @@ class Bench:
         self.results = {}  # of a row: list of loads
         program = next(self.build.rglob(f"bench_probe_{self.kind}"))
         self.probe = Process(program, READERS, *models.values(), ready="ready")
+        self.stalls = Stalls(self.build)
+        self.began = time.monotonic()
 
     def close(self):
         self.probe.close()
+        self.stalls.close()
 
     def rates(self, name):
         """Bytes a second, of reading this file and of the link. Both are measured while nothing else runs."""
@@ -118,6 +143,7 @@ class Bench:
             "seconds": answer["seconds"], "ratio": answer["seconds"] / bound, "bytes": size,
             "read": [before["read"], after["read"]], "link": [before["link"], after["link"]],
             "bound": "reading" if read < link else "link", "phases": answer["answer"].get("phases"),
+            "stood": answer["stood"], "stolen": answer["stolen"], "at": answer["at"],
         })
 
     def over(self, deadline=None):
@@ -134,7 +160,13 @@ class Bench:
 
     def load(self, client, name, form, model="bench"):
         parameters = {"fds": [0], "name": model, "form": form}
-        return json.loads(client.ask(f"{self.names.index(name)} {json.dumps(parameters)}"))
+        self.stalls.since()
+        before = stolen()
+        answer = json.loads(client.ask(f"{self.names.index(name)} {json.dumps(parameters)}"))
+        answer["stood"] = max((end - begin for _, begin, end in self.stalls.since()), default=0)
+        answer["stolen"] = stolen() - before
+        answer["at"] = time.monotonic() - self.began
+        return answer
 
     def main(self):
         """All combinations in turn. The rates after one load are those before the next one."""
@@ -308,8 +340,35 @@ def show_slow(results):
                 parts.append(f"{phase} {mine[phase] / share / 1e3:.1f} ({usual[phase] / share / 1e3:.1f})")
         rest = mine["total"] - mine["parse"] - mine["allocate"] - mine["copy"]
         print(f"  {row} no. {number}: {1000 * load['seconds']:.1f}, ratio {ratio:.3f}; {', '.join(parts)}, "
-              f"rest {rest / 1e3:.1f}; reading {load['read'][0] / 1e9:.1f}, {load['read'][1] / 1e9:.1f}; "
+              f"rest {rest / 1e3:.1f}; a processor stood still for {1e3 * load['stood']:.1f}, "
+              f"the host took {1e3 * load['stolen']:.0f} from all; reading {load['read'][0] / 1e9:.1f}, {load['read'][1] / 1e9:.1f}; "
               f"link {load['link'][0] / 1e9:.1f}, {load['link'][1] / 1e9:.1f}")
+
+
+def show_stalls(results):
+    """Whether loads are slow when processors stand still; and when slow loads came."""
+    loads = sorted((load for some in results.values() for load in some if "ratio" in load), key=lambda load: load["at"])
+    if not loads:
+        return
+    print(f"\nLoads while a processor stood still for so long at a time (bench_stalls), and the share of them above {SLOW}:")
+    for low, high in zip(STOOD, (*STOOD[1:], float("inf"))):
+        some = [load["ratio"] for load in loads if low <= load["stood"] * 1e3 < high]
+        if some:
+            print(f"  {f'{low} to {high} ms' if high < float('inf') else f'{low} ms and more':<14} {len(some):>4} loads, "
+                  f"{100 * sum(ratio > SLOW for ratio in some) / len(some):.0f} %; ratio p50 {percentile(some, 50):.3f}, "
+                  f"p95 {percentile(some, 95):.3f}")
+    for text, some in ((f"with a ratio above {SLOW}", [x for x in loads if x["ratio"] > SLOW]),
+                       ("others", [x for x in loads if x["ratio"] <= SLOW])):
+        if some:
+            print(f"Processor time that the host took away during a load, {text}: median "
+                  f"{1e3 * percentile([x['stolen'] for x in some], 50):.0f} ms, mean "
+                  f"{1e3 * sum(x['stolen'] for x in some) / len(some):.1f} ms")
+    tenths = [[] for _ in range(10)]
+    for load in loads:
+        tenths[min(9, int(10 * load["at"] / loads[-1]["at"]))].append(load)
+    print("Share of slow loads in each tenth of the time, and the time taken away in a load, ms: " + ", ".join(
+        f"{100 * sum(x['ratio'] > SLOW for x in some) / len(some):.0f} % {1e3 * sum(x['stolen'] for x in some) / len(some):.0f}"
+        if some else "-" for some in tenths))
 
 
 def make_file(path, name, size):
@@ -390,6 +449,7 @@ def main():
         show(bench.results)
         show_formats(bench.results)
         show_slow(bench.results)
+        show_stalls(bench.results)
         sys.stdout.flush()
         write(arguments.out, bench.results)
     if whole:

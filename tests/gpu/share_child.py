@@ -1,6 +1,8 @@
 """A client of tests/gpu/test_gpu_share.py, in a process of its own: share_child.py BUILD SOCKET MODEL WHAT.
 
     hold     attaches, prints the digests of its tensors as JSON, and prints them again for each line that it reads
+    open     attaches and detaches, so that the GPU's runtime has started, and prints when it had the memory, in seconds since
+             1970; the same again, by a new connection, for each line that it reads
     write    attaches, writes to its first tensor with a kernel (or a copy), and prints what came of it as JSON
     attach   attaches and detaches a thousand times, and prints as JSON how many descriptors it had before and after
 """
@@ -10,6 +12,7 @@ import json
 import os
 import re
 import sys
+import time
 from ctypes import byref, c_char_p, c_int, c_size_t, c_uint, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 
@@ -123,6 +126,14 @@ def hold(model):
         say(digests(model))
 
 
+def open_again(build, socket, name):
+    while True:
+        with Client(build, socket) as client, client.attach(name):
+            say(time.time())
+        if not sys.stdin.readline():
+            return
+
+
 def write(model):
     tensor = next(tensor for tensor in model if tensor.bytes >= 4)
     runtime = Cuda() if model.device.startswith("cuda") else Hip()
@@ -144,6 +155,9 @@ def attach(client, name):
 
 def main():
     build, socket, name, what = sys.argv[1:]
+    if what == "open":
+        open_again(build, socket, name)
+        return
     with Client(build, socket) as client:
         if what == "attach":
             attach(client, name)
