@@ -35,7 +35,7 @@ static enum load_verdict judge(struct load *load, struct plan *plan, struct mode
     struct loads *loads = load->loads;
     const struct load_request *request = &load->request;
     const struct load_job *job = &load->job;
-    struct registry_query query = load_query(request, job->source, job->facts, NULL);
+    struct registry_query query = load_query(request, job->source, NULL);
     struct model *model = find_same(load, &query, plan);
     const bool joins = model && !model_departs(model);
     *ret_model = joins ? model : NULL;

@@ -9,7 +9,7 @@
 /* request: only forms, layout, among, name, path, access, peer, uid, trusted and replace are read. source, facts and
  * plan are borrowed: the files of the request, who may read them, and the plan for them. *ret_model: with LOAD_QUEUED
  * the model in the queue; else the model that the load would join, even if it is refused; NULL: it would make a new
- * one. The model that the load would join gets the facts; nothing else changes.
+ * one. That model gets the facts if they were read at its own place; nothing else changes.
  *
  * plan NULL: the file's header cannot be read. Load decides what it can before it reads one. *ret_failure is what it
  * would fail with then; none with LOAD_JOIN and LOAD_RESTORE, and with LOAD_NEW: then it would read the header. */
