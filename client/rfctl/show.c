@@ -97,9 +97,11 @@ static void tell_changed(const cJSON *model)
     if (cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "deleted")))
         out_line("file changed: before it was deleted, its path had other bytes");
     else if (strchr(name, '#')) /* NAME#ID, which no load can ask for */
-        out_line("file changed: its path has other bytes now; 'rfctl load FILE' loads them");
+        out_line("file changed: its path has another file, or other bytes, now; 'rfctl load FILE' loads them");
     else
-        out_line("file changed: its path has other bytes now; 'rfctl load FILE --name %s --replace' loads them", name);
+        out_line("file changed: its path has another file, or other bytes, now; 'rfctl load FILE --name %s --replace' "
+                 "loads them",
+                 name);
 }
 
 static void show_model(const cJSON *model)
