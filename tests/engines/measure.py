@@ -286,8 +286,17 @@ class Bench:
         return [(way, files[way.model]) for way in WAYS if files[way.model] and (way.prompt != SHORT or files["narrow"])]
 
     def rounds(self, label, seconds):
-        """As many as there are to be, or fewer: so many seconds."""
-        ways, runs = self.ways(label), {}
+        """As many as there are to be, or fewer: so many seconds. What was measured before a failure is told too."""
+        ways = self.ways(label)
+        runs = self.result[label]["starts"] = {way.name: [] for way, _ in ways}
+        try:
+            self.rounds_of(ways, runs, seconds)
+        finally:
+            size = {way.name: os.path.getsize(path) for way, path in ways}
+            measure_tables.starts(runs, size, [*(name for name, _, _ in MARKS), "first"])
+        self.same(label, ways, runs)
+
+    def rounds_of(self, ways, runs, seconds):
         began = time.monotonic()
         for n in range(self.args.rounds):
             if n > 0 and (time.monotonic() - began) * (n + 1) / n > seconds:
@@ -297,12 +306,7 @@ class Bench:
             for way, path in ways[turn:] + ways[:turn]:
                 if n < way.rounds:
                     one = self.run(path, way.shared, *way.options, by_rfctl=way.by_rfctl, prompt=way.prompt)
-                    runs.setdefault(way.name, []).append(one)
-        runs = {way.name: runs[way.name] for way, _ in ways}
-        size = {way.name: os.path.getsize(path) for way, path in ways}
-        self.result[label]["starts"] = runs
-        measure_tables.starts(runs, size, [*(name for name, _, _ in MARKS), "first"])
-        self.same(label, ways, runs)
+                    runs[way.name].append(one)
 
     def same(self, label, ways, runs):
         """Every start of the model says the same tokens. On the host weights that llama.cpp read itself are repacked, and
@@ -389,13 +393,15 @@ class Bench:
     def rates(self, label):
         """Tokens per second: processes in turn with and without resident weights, each with some passes."""
         result = self.result[label].setdefault("rates", {})
-        for n in range(PAIRS):
-            for shared in (n % 2 == 1, n % 2 == 0):
-                for test in self.bench(self.models[label], shared, "-p", "512", "-n", "64", "-r", str(PASSES))[0]:
-                    name = "a prompt of 512" if test["n_prompt"] else "generating"
-                    rounds = result.setdefault(name, {"own": [], "shared": []})
-                    rounds["shared" if shared else "own"].append(test["samples_ts"])
-        measure_tables.rates(result)
+        try:
+            for n in range(PAIRS):
+                for shared in (n % 2 == 1, n % 2 == 0):
+                    for test in self.bench(self.models[label], shared, "-p", "512", "-n", "64", "-r", str(PASSES))[0]:
+                        name = "a prompt of 512" if test["n_prompt"] else "generating"
+                        rounds = result.setdefault(name, {"own": [], "shared": []})
+                        rounds["shared" if shared else "own"].append(test["samples_ts"])
+        finally:
+            measure_tables.rates(result)
 
     def user_time(self, label):
         """On the host: processor seconds, which other programs do not change much, of one pass. A pass is what USER_PASSES
