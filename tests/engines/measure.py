@@ -428,6 +428,9 @@ class Bench:
             if self.left() < LEAST:
                 raise Failed("not begun: no time is left")
             function(label, *arguments)
+        except subprocess.TimeoutExpired as error:
+            self.result[label].setdefault("failed", {})[name] = f"ended after {error.timeout:.0f} s"
+            print(f"  FAILED: {name}: a command was ended after {error.timeout:.0f} s", flush=True)
         except (Failed, subprocess.SubprocessError, OSError, ValueError) as error:
             self.result[label].setdefault("failed", {})[name] = str(error)
             print(f"  FAILED: {name}: {error}", flush=True)
