@@ -1,4 +1,5 @@
-/* Brings finished work from any thread to the loop, in the order in which it was posted.
+/* Brings finished work from any thread to the loop, in the order in which it was posted. If much was posted, the loop
+ * does other work between.
  *
  * The loop takes no lock: a worker has a lower priority and may lose its processor at any point, and the loop would
  * wait for it. (uv_async_send() and its handler share a flag that the loop spins on.) */

@@ -19,12 +19,17 @@
 /* If a client does not end its lease on a draining model within this time, the journal names the client. */
 #define DRAIN_NOTICE_NS ((uint64_t)30 * 1000000000u)
 
+/* Evictions are told for so many nanoseconds; then the loop looks at its other work before it goes on. */
+#define TELL_NS 500000u
+
 static void reap(uv_timer_t *timer);
 
 /* --- unloading --- */
 
 /* A model whose memory is being freed, or saved first. */
 struct unload {
+    TAILQ_ENTRY(unload) link; /* valid while `untold` */
+    bool untold;              /* it is an eviction that clients were not told of yet */
     struct residency *residency;
     struct model *model;
     struct call *call;   /* NULL: no client waits for this */
@@ -93,11 +98,40 @@ static void unload_work(struct work *work)
     free_arena(unload);
 }
 
+static void tell_eviction(struct unload *unload)
+{
+    struct residency *residency = unload->residency;
+    unload->untold = false;
+    TAILQ_REMOVE(&residency->untold, unload, link);
+    if (TAILQ_EMPTY(&residency->untold))
+        uv_idle_stop(&residency->teller);
+    events_emit(residency->events, "evicted", unload->model, NULL);
+}
+
+static void tell_evictions(uv_idle_t *idle)
+{
+    struct residency *residency = idle->data;
+    const uint64_t began = uv_hrtime();
+    do
+        tell_eviction(TAILQ_FIRST(&residency->untold));
+    while (!TAILQ_EMPTY(&residency->untold) && uv_hrtime() - began < TELL_NS);
+}
+
+static void tell_eviction_later(struct unload *unload)
+{
+    struct residency *residency = unload->residency;
+    unload->untold = true;
+    TAILQ_INSERT_TAIL(&residency->untold, unload, link);
+    uv_idle_start(&residency->teller, tell_evictions);
+}
+
 static void unload_worked(struct work *work)
 {
     struct unload *unload = work->data;
     struct residency *residency = unload->residency;
     struct model *model = unload->model;
+    if (unload->untold)
+        tell_eviction(unload); /* before its end is told */
     save_free(unload->saving);
     model->arena = NULL;
     model->export = (struct device_export){.fd = -1};
@@ -141,13 +175,14 @@ static void unload_worked(struct work *work)
     core_job_end(residency->core);
 }
 
-static bool unload_begin(struct residency *residency, struct model *model, struct call *call, struct claim *claim,
-                         bool save, void *room)
+/* NULL: no memory. */
+static struct unload *unload_begin(struct residency *residency, struct model *model, struct call *call,
+                                   struct claim *claim, bool save, void *room)
 {
     assert(!model_in_use(model) && !model->load && model->arena);
     struct unload *unload = calloc(1, sizeof(*unload));
     if (!unload)
-        return false;
+        return NULL;
     *unload = (struct unload){
         .residency = residency, .model = model, .call = call, .claim = claim, .save = save, .room = room};
     if (call) {
@@ -163,7 +198,7 @@ static bool unload_begin(struct residency *residency, struct model *model, struc
             save_new(residency->core, model, devices_host(residency->devices), residency->cache.lock_memory);
     core_job_begin(residency->core);
     worker_queue(residency->core->queue, &unload->work, unload, unload_work, unload_worked);
-    return true;
+    return unload;
 }
 
 void residency_unload(struct residency *residency, struct model *model, struct call *call)
@@ -200,7 +235,8 @@ static bool evict(struct residency *residency, struct model *model, struct claim
     void *room = NULL;
     bool save =
         !lost && !device_is_host(model->device) && host_cache_make_room(&residency->cache, model->device, bytes, &room);
-    if (!unload_begin(residency, model, NULL, claim, save, room)) {
+    struct unload *unload = unload_begin(residency, model, NULL, claim, save, room);
+    if (!unload) {
         if (room)
             host_pool_give(residency->cache.pool, room);
         return false;
@@ -220,7 +256,7 @@ static bool evict(struct residency *residency, struct model *model, struct claim
     registry_unreserve(model); /* its bytes now belong to the claim */
     if (lost)
         registry_discharge(model); /* so do these */
-    events_emit(residency->events, "evicted", model, NULL);
+    tell_eviction_later(unload);
     return true;
 }
 
@@ -369,7 +405,9 @@ void residency_idle(struct residency *residency, struct model *model)
 
 int residency_init(struct residency *residency)
 {
-    residency->reaper.data = residency;
+    residency->reaper.data = residency->teller.data = residency;
+    TAILQ_INIT(&residency->untold);
+    uv_idle_init(residency->core->loop, &residency->teller); /* cannot fail */
     residency->cache.core = residency->core;
     residency->cache.devices = residency->devices;
     residency->cache.registry = residency->registry;
@@ -384,6 +422,7 @@ int residency_init(struct residency *residency)
 void residency_close(struct residency *residency)
 {
     spared_close(&residency->spared);
+    uv_close((uv_handle_t *)&residency->teller, NULL);
     uv_close((uv_handle_t *)&residency->reaper, NULL);
 }
 

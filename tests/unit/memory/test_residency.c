@@ -1,7 +1,10 @@
-/* daemon/memory/residency.c: what the timer does, where others change the list of models meanwhile. */
+/* daemon/memory/residency.c: what the timer does, where others change the list of models meanwhile; and how evictions
+ * are told. */
 #include "daemon/memory/residency.h"
 #include "daemon/session/events.h"
 
+#include <errno.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -23,7 +26,59 @@ struct fixture {
     struct device gpu;
     struct model *dropped; /* by freed(); NULL: none */
     unsigned n_freed;
+    struct claim claim;
+    bool granted;
 };
+
+#define EVICTIONS 6u
+
+/* What was told of evicted models, in order. */
+static struct {
+    uint64_t waste; /* nanoseconds that it takes to tell one; 0: evictions are not looked at */
+    size_t n_evicted, n_unloaded;
+    uint64_t evicted[EVICTIONS];
+} told;
+
+void __real_events_emit(struct events *events, const char *event, const struct model *model, const char *error);
+void __wrap_events_emit(struct events *events, const char *event, const struct model *model, const char *error);
+
+/* Tells slowly, as if very many watched. */
+void __wrap_events_emit(struct events *events, const char *event, const struct model *model, const char *error)
+{
+    const uint64_t began = uv_hrtime();
+    while (uv_hrtime() - began < told.waste)
+        ;
+    if (strcmp(event, "evicted") == 0) {
+        assert_in_range(told.n_evicted, 0, EVICTIONS - 1);
+        told.evicted[told.n_evicted++] = model->id;
+    } else if (told.waste > 0 && strcmp(event, "unloaded") == 0) {
+        bool was_told = false;
+        for (size_t i = 0; i < told.n_evicted; i++)
+            was_told |= told.evicted[i] == model->id;
+        assert_true(was_told);
+        told.n_unloaded++;
+    }
+    __real_events_emit(events, event, model, error);
+}
+
+static int memory_free(struct device *device, uint64_t *ret, struct device_fault *ret_fault)
+{
+    (void)device;
+    (void)ret;
+    return device_fault_set(ret_fault, -EIO, "hipMemGetInfo", 1, "it does not tell");
+}
+
+/* Memory that is being freed waits for this. */
+static pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+
+static void arena_free(struct arena *arena)
+{
+    (void)arena;
+    pthread_mutex_lock(&gate);
+    pthread_mutex_unlock(&gate);
+}
+
+static const struct device_ops gpu_ops = {.memory_free = memory_free, .arena_free = arena_free};
 
 static struct model *add(struct fixture *fixture, const char *name, enum model_state state)
 {
@@ -127,11 +182,76 @@ static void the_model_itself_goes_meanwhile(void **state)
     assert_true(TAILQ_EMPTY(&fixture->registry.models));
 }
 
+static void granted(struct claim *claim)
+{
+    ((struct fixture *)((char *)claim - offsetof(struct fixture, claim)))->granted = true;
+}
+
+/* Models that fill the device, and a load that needs the memory of all of them. */
+static void evict_all(struct fixture *fixture)
+{
+    told.n_evicted = told.n_unloaded = 0;
+    told.waste = 3000000;
+    fixture->gpu = (struct device){.ops = &gpu_ops, .kind = "hip", .budget = EVICTIONS * COPY_BYTES};
+    fixture->claim.granted = granted;
+    for (size_t i = 0; i < EVICTIONS; i++) {
+        char name[16];
+        snprintf(name, sizeof(name), "m%zu", i);
+        struct model *model = add(fixture, name, MODEL_RESIDENT);
+        model->arena = (struct arena *)model; /* no more than a value */
+        model->idle_since = model->id;
+        registry_reserve(model, COPY_BYTES);
+    }
+    const unsigned n = residency_make_room(&fixture->residency, &fixture->claim, &fixture->gpu, fixture->gpu.budget);
+    assert_int_equal(n, EVICTIONS);
+    assert_int_equal(fixture->claim.n_victims, EVICTIONS);
+    assert_int_equal(fixture->gpu.used, 0); /* at once: the memory is the claim's */
+}
+
+/* Each model that is told takes long: others have their turns between, and the memory is not given away before. */
+static void evictions_are_told_in_turns(void **state)
+{
+    struct fixture *fixture = *state;
+    pthread_mutex_lock(&gate);
+    evict_all(fixture);
+    for (size_t n = 0; n < EVICTIONS; n++) {
+        assert_int_equal(told.n_evicted, n);
+        uv_run(&fixture->loop, UV_RUN_ONCE);
+    }
+    assert_int_equal(told.n_evicted, EVICTIONS);
+    assert_false(fixture->granted);
+    pthread_mutex_unlock(&gate);
+    while (!fixture->granted)
+        uv_run(&fixture->loop, UV_RUN_ONCE);
+    assert_int_equal(told.n_unloaded, EVICTIONS);
+    assert_true(TAILQ_EMPTY(&fixture->registry.models));
+    for (size_t i = 1; i < EVICTIONS; i++)
+        assert_true(told.evicted[i - 1] < told.evicted[i]); /* in the order in which they were used */
+}
+
+/* The memory is free before all were told: each is told of before it is gone, once. */
+static void evictions_end_before_they_are_told(void **state)
+{
+    struct fixture *fixture = *state;
+    evict_all(fixture);
+    while (!fixture->granted) {
+        const size_t n = told.n_evicted, m = told.n_unloaded;
+        uv_run(&fixture->loop, UV_RUN_ONCE);
+        assert_in_range(told.n_evicted - n, 0, 2); /* one by itself, and one whose end is told */
+        assert_in_range(told.n_unloaded - m, 0, 1);
+    }
+    assert_int_equal(told.n_evicted, EVICTIONS);
+    assert_int_equal(told.n_unloaded, EVICTIONS);
+    assert_true(TAILQ_EMPTY(&fixture->registry.models));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(the_next_model_goes_meanwhile, fixture_make, fixture_free),
         cmocka_unit_test_setup_teardown(the_model_itself_goes_meanwhile, fixture_make, fixture_free),
+        cmocka_unit_test_setup_teardown(evictions_are_told_in_turns, fixture_make, fixture_free),
+        cmocka_unit_test_setup_teardown(evictions_end_before_they_are_told, fixture_make, fixture_free),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
