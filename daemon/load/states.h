@@ -63,6 +63,7 @@ struct load {
     bool was_queued;        /* since its files were looked at */
     bool reserved;          /* the model's bytes are in the ledger */
     bool waits;             /* it is in the queue for memory: later loads do not get the memory that it waits for */
+    struct later moving;    /* waits while its new place in the queue was not told yet */
     bool overhead_charged;  /* `overhead` is in the ledger */
     uint64_t overhead;      /* bytes of host memory for the daemon itself: load_overhead() */
     uint64_t asked;         /* uv_hrtime() when the drivers were last asked for free memory */
