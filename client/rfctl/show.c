@@ -130,7 +130,8 @@ static void show_model(const cJSON *model)
     if (cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "deleted")))
         out_line("file deleted: when the model is unloaded, it cannot be loaded from there again");
     else if (cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "changed")))
-        out_line("file changed: its path has other bytes now; 'rfctl load FILE --name %s --replace' loads them",
+        out_line("file changed: its path has another file, or other bytes, now; 'rfctl load FILE --name %s --replace' "
+                 "loads them",
                  reply_text(model, "name"));
     if (cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "heldUp")))
         out_line("the file does not answer: the load waits for it");

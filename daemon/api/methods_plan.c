@@ -26,11 +26,13 @@ struct planning {
     struct load_job job;
     struct load_request request; /* the request that Load would get; with copies of its strings */
     uint64_t compared;           /* id of the last model whose bytes were compared with the file's */
+    struct failure failure;      /* of comparing them */
 };
 
 static void planning_free(struct planning *planning)
 {
     load_job_clear(&planning->job);
+    failure_clear(&planning->failure);
     free((char *)(uintptr_t)planning->request.path);
     free((char *)(uintptr_t)planning->request.name);
     forms_unref(planning->request.forms);
@@ -197,13 +199,13 @@ static cJSON *describe_plan(const struct planning *planning, const struct outloo
     return reply;
 }
 
-/* Fails the call with the job's error. */
+/* Fails the call with the error of comparing, which comes first in Load, or the job's. */
 static void planning_fail(struct planning *planning)
 {
-    struct failure failure = {0};
-    failure_set_opening(&failure, &planning->job);
-    call_fail(planning->call, failure.error, failure_parameters(&failure));
-    failure_clear(&failure);
+    struct failure *failure = &planning->failure;
+    if (failure->error == WIRE_OK)
+        failure_set_opening(failure, &planning->job);
+    call_fail(planning->call, failure->error, failure_parameters(failure));
 }
 
 static void planning_ends(struct planning *planning)
@@ -211,13 +213,14 @@ static void planning_ends(struct planning *planning)
     struct call *call = planning->call;
     if (call) {
         call->abandoned = NULL;
+        if (planning->job.source && !planning->api->core->stopping)
+            load_note_changes(planning->api->loads, planning->job.source);
         if (planning->api->core->stopping)
             call_fail(call, WIRE_ShuttingDown, NULL);
-        else if (planning->job.status < 0)
+        else if (planning->job.status < 0 || planning->failure.error != WIRE_OK)
             planning_fail(planning);
         else {
             struct outlook outlook;
-            load_note_changes(planning->api->loads, &planning->request, planning->job.source, planning->job.facts);
             foresee(planning, &outlook);
             if (outlook.no_memory)
                 call_fail(call, WIRE_LimitExceeded, error_no_memory());
@@ -229,17 +232,18 @@ static void planning_ends(struct planning *planning)
     planning_free(planning);
 }
 
-static void planning_compared(void *context, bool same);
+static void planning_compared(void *context, enum compared compared, const struct failure *why);
 
 /* Compares the file with each model that may have the same bytes, as Load would. Then answers: the answer depends on
- * the results. */
+ * the results. A file that is no model, or not one that can be loaded like this, is compared too: the one that was
+ * loaded from there may have changed to it. */
 static void planning_settle(struct planning *planning)
 {
     const struct loads *loads = planning->api->loads;
     const struct load_job *job = &planning->job;
     struct model *model = NULL;
-    while (planning->call && job->status == 0 && !planning->api->core->stopping &&
-           (model = load_doubt(loads, &planning->request, job->source, job->facts, job->plan, planning->compared))) {
+    while (planning->call && job->source && planning->failure.error == WIRE_OK && !planning->api->core->stopping &&
+           (model = load_doubt(loads, &planning->request, job->source, job->plan, planning->compared))) {
         planning->compared = model->id;
         if (model->load || model->state == MODEL_SAVING || model_departs(model))
             continue; /* Load would wait until the model is resident, cached or gone */
@@ -247,15 +251,17 @@ static void planning_settle(struct planning *planning)
             verify_compare(planning->api->verifies, model, job->source, load_may_end(&planning->request, model),
                            planning_compared, planning) == 0)
             return;
-        load_doubt_ends(loads, model->id, false);
+        load_doubt_ends(loads, model->id, COMPARED_NOT);
     }
     planning_ends(planning);
 }
 
-static void planning_compared(void *context, bool same)
+static void planning_compared(void *context, enum compared compared, const struct failure *why)
 {
     struct planning *planning = context;
-    load_doubt_ends(planning->api->loads, planning->compared, same);
+    load_doubt_ends(planning->api->loads, planning->compared, compared);
+    if (load_doubt_fails(compared, why))
+        failure_set(&planning->failure, why->error, failure_parameters(why));
     planning_settle(planning);
 }
 

@@ -111,21 +111,33 @@ static cJSON *describe_metrics(const struct looking *looking)
     return reply;
 }
 
+static void looking_end(struct call *call)
+{
+    free(call->context);
+}
+
+static void looking_answer(struct call *call)
+{
+    struct looking *looking = call->context;
+    cJSON *reply = looking->describe(looking);
+    call->abandoned = NULL;
+    looking_end(call);
+    call_reply(call, reply, NULL, 0);
+}
+
+/* One answer of the drivers is for all who wait: each is answered in its turn. */
 static void looked(struct survey_request *request)
 {
     struct looking *looking = (struct looking *)((char *)request - offsetof(struct looking, request));
-    struct call *call = looking->call;
-    cJSON *reply = looking->describe(looking);
-    free(looking);
-    call->abandoned = NULL;
-    call_reply(call, reply, NULL, 0);
+    looking->call->abandoned = looking_end;
+    call_later(looking->call, looking_answer);
 }
 
 static void looking_abandoned(struct call *call)
 {
     struct looking *looking = call->context;
     survey_forget(looking->api->survey, &looking->request);
-    free(looking);
+    looking_end(call);
 }
 
 /* Answers the call, which takes no parameters, when the drivers have answered. */

@@ -11,6 +11,7 @@ int core_init(struct core *core, uv_loop_t *loop)
     *core = (struct core){.loop = loop};
     int r = uv_idle_init(loop, &core->busy_poller);
     core->busy_poller.data = core;
+    laters_init(&core->laters, loop);
     if (r == 0)
         r = mailbox_new(loop, &core->mailbox);
     return r < 0 ? r : workers_new(loop, core->mailbox, &core->queue);
@@ -26,6 +27,7 @@ void core_close(struct core *core)
 {
     assert(core->n_jobs == 0);
     uv_close((uv_handle_t *)&core->busy_poller, NULL);
+    laters_close(&core->laters);
     workers_end(core->queue, workers_ended, core);
 }
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "daemon/base/counters.h"
+#include "daemon/base/later.h"
 #include "daemon/base/mailbox.h"
 #include "daemon/base/worker.h"
 
@@ -19,6 +20,7 @@ struct core {
     uv_loop_t *loop;
     struct mailbox *mailbox;
     struct workers *queue;
+    struct laters laters;
     struct closer *closer; /* of files that clients have sent; NULL until there are quotas */
     unsigned workers;      /* threads that take jobs from it */
     bool has_processor;    /* the loop has one to itself: there are fewer workers than processors */

@@ -9,6 +9,7 @@
 #include "daemon/wire/errors.h"
 
 #include <inttypes.h>
+#include <stdlib.h>
 
 void load_deserted(struct waiters *waiters)
 {
@@ -39,12 +40,58 @@ void load_attach(const struct loads *loads, struct model *model, struct call *ca
     call_fail(call, WIRE_ModelNotFound, error_name(cJSON_IsString(name) ? name->valuestring : model->name));
 }
 
-/* The model is resident: answers all calls that still wait. */
+/* --- leases that are granted later --- */
+
+/* A call that waits for its turn. Until then the model is held: what was loaded for it is not evicted before. */
+struct late {
+    struct loads *loads;
+    struct model *model;
+};
+
+static void late_end(struct late *late)
+{
+    model_unhold(late->model);
+    residency_idle(late->loads->residency, late->model);
+    free(late);
+}
+
+static void late_abandoned(struct call *call)
+{
+    late_end(call->context);
+}
+
+static void late_attach(struct call *call)
+{
+    struct late *late = call->context;
+    call->abandoned = NULL;
+    load_attach(late->loads, late->model, call);
+    late_end(late);
+}
+
+/* Returns false if there is no memory to do it later. */
+static bool attach_later(struct load *load, struct call *call)
+{
+    struct late *late = malloc(sizeof(*late));
+    if (!late)
+        return false;
+    *late = (struct late){.loads = load->loads, .model = load->model};
+    model_hold(late->model);
+    call->context = late;
+    call->abandoned = late_abandoned;
+    call_later(call, late_attach);
+    return true;
+}
+
+/* The model is resident: answers all calls that still wait. A thousand may, and each answer may be long: Attach is
+ * answered in turns when the others have taken as long as one turn may. */
 static void waiters_reply(struct load *load)
 {
+    const uint64_t began = uv_hrtime();
     enum waiter_kind kind;
     struct call *call;
     while ((call = waiters_take_any(&load->waiters, &kind))) {
+        if (kind == WAIT_ATTACH && uv_hrtime() - began > CONN_TURN_NS && attach_later(load, call))
+            continue;
         if (kind == WAIT_ATTACH || kind == WAIT_CREATE)
             load_attach(load->loads, load->model, call);
         else if (kind == WAIT_LEASE)

@@ -25,6 +25,7 @@ void load_free(struct load *load)
 {
     assert(waiters_empty(&load->waiters) && load->n_fills == 0 && load->claim.n_victims == 0 && !load->in_job);
     struct loads *loads = load->loads;
+    later_drop(&loads->core->laters, &load->moving);
     TAILQ_REMOVE(&loads->list, load, link);
     loads->n--;
     quota_return(&load->charge);

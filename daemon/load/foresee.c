@@ -21,7 +21,7 @@ enum load_verdict load_foresee(struct loads *loads, const struct load_request *r
 {
     struct load load = {.loads = loads, .request = *request, .job = {.source = source, .facts = facts}};
     struct naming naming;
-    struct registry_query query = load_query(request, source, facts, NULL);
+    struct registry_query query = load_query(request, source, NULL);
     struct model *model = find_same(&load, &query, plan);
     const bool joins = model && !model_departs(model);
     *ret_model = joins ? model : NULL;

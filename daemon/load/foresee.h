@@ -8,6 +8,6 @@
 /* request: only forms, layout, among, name, path, access, peer, uid, trusted and replace are read. source, facts and
  * plan are borrowed: the files of the request, who may read them, and the plan for them. *ret_model: with LOAD_QUEUED
  * the model in the queue; else the model that the load would join, even if it is refused; NULL: it would make a new
- * one. The model that the load would join gets the facts; nothing else changes. */
+ * one. That model gets the facts if they were read at its own place; nothing else changes. */
 enum load_verdict load_foresee(struct loads *loads, const struct load_request *request, struct source *source,
                                struct access_facts *facts, struct plan *plan, struct model **ret_model);

@@ -8,18 +8,20 @@
 #include "daemon/session/events.h"
 #include "daemon/wire/errors.h"
 #include "proto/min.h"
+#include "proto/model_file.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-/* The model gets the facts about its files that this load has read. A client may pass a file whose folders the daemon
- * cannot find: such facts do not replace facts with folders. */
+/* If the files were opened at the model's own places, the model gets the facts that this load has read: they are what
+ * anybody's load or Attach would find there now. By another path, by a further name of the file for instance, other
+ * users can reach it. That says nothing of who may see the model. */
 static void load_tell_facts(const struct load *load, struct model *model)
 {
     struct access_facts *facts = load->job.facts;
-    if (facts && (facts->placed || !model->facts || !model->facts->placed))
+    if (facts && registry_same_path(model, load->job.source))
         events_set_facts(load->loads->events, model, access_facts_ref(facts));
 }
 
@@ -55,7 +57,7 @@ static void load_adjust(struct load *load, struct model *model)
 {
     load_note_path(load, model);
     if (load->request.access == ACCESS_PUBLIC)
-        model_widen(model); /* allowed: see may_publish_joined() */
+        model_widen(model); /* allowed: see load_judge_join() */
     else if (load->request.access == ACCESS_PRIVATE && model->access != ACCESS_PRIVATE) /* see model_joinable() */
         events_narrow(load->loads->events, model);
     if (!load->request.trusted && load->request.uid != model->uid)
@@ -175,11 +177,12 @@ static void load_fail_publish(struct load *load)
     failure_set(&load->failure, WIRE_PermissionDenied, error_reason("only who owns the file makes its model public"));
 }
 
-/* The same for a load that joins a model: the model's own files count. Its user need not own them. */
-static bool may_publish_joined(const struct load_request *request, const struct model *model)
+/* The same for a load that joins a model, which is of the same files. The model's user need not own them. */
+static bool may_publish_joined(const struct load *load, const struct model *model)
 {
+    const struct load_request *request = &load->request;
     return request->access != ACCESS_PUBLIC || model->access == ACCESS_PUBLIC || load_may_end(request, model) ||
-           access_owns(model->facts, request->uid);
+           access_owns(load->job.facts, request->uid);
 }
 
 enum load_verdict load_verdict_of(const struct naming *naming, enum load_verdict verdict)
@@ -203,9 +206,9 @@ enum load_verdict load_judge_join(struct load *load, struct model *model, struct
 {
     char room[MODEL_NAME_MAX + 1];
     const struct load_request *request = &load->request;
-    load_tell_facts(load, model); /* first: they decide who owns the file, who is a guest, and who has a name */
+    load_tell_facts(load, model); /* first: they decide who is a guest, and who has a name */
     naming_judge(load, naming_wanted(load, model, room), model, ret);
-    if (!may_publish_joined(request, model))
+    if (!may_publish_joined(load, model))
         return LOAD_DENIED;
     return load_verdict_of(ret, model_may_admit(model, request->peer) < 0 ? LOAD_LIMITED : LOAD_JOIN);
 }
@@ -267,12 +270,16 @@ static bool load_saved(struct load *load)
 
 void load_name(const struct load *load, char ret[MODEL_NAME_MAX + 1])
 {
-    if (load->request.name)
+    if (load->request.name) {
         strcpy(ret, load->request.name);
-    else if (load->job.source->name)
+        return;
+    }
+    if (load->job.source->name)
         strcpy(ret, load->job.source->name);
     else
         model_name_derive(load->job.source->path, ret);
+    if (load->request.layout)
+        model_name_part(ret, load->request.layout->rank, load->request.layout->parts);
 }
 
 /* Whether the user may have one more model. If not, the load fails. */
@@ -379,7 +386,7 @@ static bool identified(struct load *load)
         failure_set(&load->failure, WIRE_DeviceError, describe_device_lost(among->devices[0], "load"));
         return false;
     }
-    const struct registry_query query = load_query(&load->request, job->source, job->facts, job->plan);
+    const struct registry_query query = load_query(&load->request, job->source, job->plan);
     if (load_comes_too_early(load, &query))
         return false;
     if (load_has_to_wait(load)) {
@@ -388,7 +395,7 @@ static bool identified(struct load *load)
     }
     if (load_settle(load))
         return false;
-    load_note_changes(load->loads, &load->request, job->source, job->facts);
+    load_note_changes(load->loads, job->source);
     struct model *same = registry_find_source(load->loads->registry, &query);
     if (same)
         return load_take_same(load, same);

@@ -4,6 +4,7 @@
 #include "daemon/base/trust.h"
 #include "daemon/load/states.h"
 #include "daemon/memory/residency.h"
+#include "daemon/model/source_compare.h"
 #include "daemon/session/describe.h"
 #include "daemon/session/events.h"
 #include "daemon/wire/errors.h"
@@ -20,37 +21,33 @@ static bool is_out_of_reach(const struct model *model)
     return model->state == MODEL_CACHED && model->device->failed;
 }
 
-/* True if the model was loaded from the path that this load reads. */
-static bool is_same_path(const struct load *load, const struct model *model)
+/* True if the model was loaded from the path, or from the files, that this load reads. */
+static bool is_same_place(const struct load *load, const struct model *model)
 {
     const struct load_request *request = &load->request;
     if (request->path && model->origin && strcmp(model->origin, request->path) == 0)
         return true;
-    const struct registry_query query = load_query(request, load->job.source, load->job.facts, NULL);
-    return registry_same_path(model, &query);
+    return registry_same_place(model, load->job.source);
 }
 
 /* True if the path that both were loaded from led to this model's file, and leads to another one now: to a file with
  * other bytes, or, if it is a link, to a file elsewhere. */
 static bool is_older(const struct load *load, const struct model *model)
 {
-    const char *then = model->source->path, *now = load->job.source->path;
-    return is_same_path(load, model) && (model->changed || !then || !now || strcmp(then, now) != 0);
+    return is_same_place(load, model) && (model->changed || !source_same_places(model->source, load->job.source));
 }
 
 /* True if nobody uses the model, and its path, which this load reads, has other bytes by now. Then any user's load of
  * the path may take its name: who has loaded half of a download must not keep others from the whole. But not for a
- * model that would be hidden from those who know the old one. */
+ * model that would be hidden from some of those who see the old one: of a file that fewer users may read. */
 static bool is_stale(const struct load *load, const struct model *model)
 {
     if (!model->changed || model_in_use(model) || model->pinned)
         return false;
     if (load_may_end(&load->request, model))
-        return is_same_path(load, model);
-    const struct registry_query query = load_query(&load->request, load->job.source, load->job.facts, NULL);
-    const enum access access = load->request.access;
-    const bool hides = access == ACCESS_PRIVATE || (model->access == ACCESS_PUBLIC && access != ACCESS_PUBLIC);
-    return !hides && registry_same_path(model, &query);
+        return is_same_place(load, model);
+    return registry_same_path(model, load->job.source) &&
+           model_covered_by(model, load->request.access, load->job.facts);
 }
 
 /* True if the model may lose its name to this load's model, and drain, when this load's model is resident. */
@@ -63,7 +60,7 @@ static bool load_may_replace(const struct load *load, const struct model *model)
         return true;
     if (!load_may_end(request, model))
         return false;
-    return request->replace == REPLACE_NAME || (request->replace == REPLACE_FILE && is_same_path(load, model));
+    return request->replace == REPLACE_NAME || (request->replace == REPLACE_FILE && is_same_place(load, model));
 }
 
 const char *naming_wanted(const struct load *load, const struct model *model, char room[MODEL_NAME_MAX + 1])

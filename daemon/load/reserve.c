@@ -49,6 +49,27 @@ static unsigned place_of(const struct load *load)
     return place;
 }
 
+static void tell_place(struct later *moving)
+{
+    const struct load *load = (struct load *)((char *)moving - offsetof(struct load, moving));
+    events_emit(load->loads->events, "queued", load->model, NULL);
+}
+
+/* The load has got another place; 0: it is not queued any more. When one leaves the queue, all behind it move: that is
+ * told later. */
+static void set_place(struct load *load, unsigned place)
+{
+    struct laters *laters = &load->loads->core->laters;
+    const bool joins = load->model->position == 0;
+    load->model->position = place;
+    if (place == 0)
+        later_drop(laters, &load->moving);
+    else if (joins)
+        tell_place(&load->moving);
+    else
+        later_run(laters, &load->moving, tell_place);
+}
+
 /* A load joined the queue or left it. Updates `queued` of each device, and tells clients the new places. */
 static void queue_changed(struct loads *loads)
 {
@@ -59,11 +80,8 @@ static void queue_changed(struct loads *loads)
     {
         const bool queued = load->waits && load->model->state == MODEL_QUEUED;
         const unsigned place = queued ? place_of(load) : 0;
-        if (!load->model || load->model->load != load || load->model->position == place)
-            continue;
-        load->model->position = place;
-        if (place > 0)
-            events_emit(loads->events, "queued", load->model, NULL);
+        if (load->model && load->model->load == load && load->model->position != place)
+            set_place(load, place);
     }
 }
 

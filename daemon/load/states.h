@@ -63,6 +63,7 @@ struct load {
     bool was_queued;        /* since its files were looked at */
     bool reserved;          /* the model's bytes are in the ledger */
     bool waits;             /* it is in the queue for memory: later loads do not get the memory that it waits for */
+    struct later moving;    /* waits while its new place in the queue was not told yet */
     bool overhead_charged;  /* `overhead` is in the ledger */
     uint64_t overhead;      /* bytes of host memory for the daemon itself: load_overhead() */
     uint64_t asked;         /* uv_hrtime() when the drivers were last asked for free memory */
@@ -155,8 +156,8 @@ void load_name(const struct load *load, char ret[MODEL_NAME_MAX + 1]);
 bool load_may_publish(const struct load_request *request, const struct access_facts *facts);
 
 /* Whether the load may join this model as it asks to: LOAD_JOIN, LOAD_DENIED, LOAD_BUSY, LOAD_TAKEN or LOAD_LIMITED.
- * Gives the model the facts about its files that the load has read, and changes nothing else. Load and Plan both decide
- * with this. */
+ * If the load has looked at the model's own files, at their own places, the model gets the facts about them; nothing
+ * else changes. Load and Plan both decide with this. */
 enum load_verdict load_judge_join(struct load *load, struct model *model, struct naming *ret);
 
 /* `verdict`, unless the model cannot get its name. */
@@ -164,7 +165,7 @@ enum load_verdict load_verdict_of(const struct naming *naming, enum load_verdict
 
 /* The request as a query for the registry. The query borrows from all arguments. */
 struct registry_query load_query(const struct load_request *request, const struct source *source,
-                                 const struct access_facts *facts, const struct plan *plan);
+                                 const struct plan *plan);
 
 /* doubt.c: looks for a model that may have the same bytes as the file. If there is one, compares the bytes, or waits
  * until they can be compared, and returns true: load_identified() runs again later. Returns false if there is none. */

@@ -3,8 +3,10 @@
 #include "daemon/base/closer.h"
 #include "daemon/gguf/gguf.h"
 #include "daemon/model/access_read.h"
+#include "daemon/model/common_path.h"
 #include "daemon/model/source_compare.h"
 #include "daemon/model/source_look.h"
+#include "daemon/model/source_sort.h"
 #include "proto/model_config.h"
 
 #include <assert.h>
@@ -14,11 +16,11 @@
 #include <unistd.h>
 
 /* Paths are opened with the daemon's rights. A trusted user may load any file that the daemon can open. For other users
- * the daemon opens only files that everybody may read; a daemon that runs as root opens no path for them. The error is
- * the same in all these cases, so that they do not learn which files exist. */
+ * the daemon opens only files that everybody may read, by paths that everybody can follow; a daemon that runs as root
+ * opens no path for them. The error is the same in all these cases, so that they do not learn which files exist. */
 static void open_path(struct load_job *job)
 {
-    const bool judges = geteuid() != 0;
+    const bool judges = geteuid() != 0 && (job->trusted || common_path_check(job->path) == 0);
     if (job->trusted || judges)
         job->status = source_open_path(job->path, &job->source, &job->ambiguous, &job->fault);
     if ((job->trusted || judges) && job->status == 0)
@@ -41,6 +43,8 @@ void load_job_identify(struct load_job *job)
         job->status = source_open_fds(job->fds, n, &job->source, &job->fault);
     else
         open_path(job);
+    if (n > 0 && job->status == 0)
+        source_sort_by_names(job->source);
     if (n > 0 && job->status == 0)
         job->status = access_read(job->source, NULL, &job->facts, &job->fault);
     if (job->source)
@@ -91,6 +95,9 @@ static bool fits_any(const struct load_job *job)
 void load_job_open(struct load_job *job)
 {
     uint64_t begin = uv_hrtime();
+    job->sorted = source_sort_by_contents(job->opened);
+    if (job->sorted)
+        job->opened = job->sorted;
     load_job_lay_out(job);
     if (job->status == 0 && fits_any(job))
         job->status = plan_cut_for(job->plan, job->device, job->decode_on_cpu);
@@ -253,10 +260,11 @@ void load_job_clear(struct load_job *job)
     job->text = NULL;
     load_job_forget(job);
     source_free(job->source);
+    source_free(job->sorted);
     shard_paths_free(&job->ambiguous);
     access_facts_unref(job->facts);
     access_facts_unref(job->before);
     job->before = NULL;
-    job->source = NULL;
+    job->source = job->sorted = NULL;
     job->facts = NULL;
 }

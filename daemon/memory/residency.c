@@ -19,17 +19,13 @@
 /* If a client does not end its lease on a draining model within this time, the journal names the client. */
 #define DRAIN_NOTICE_NS ((uint64_t)30 * 1000000000u)
 
-/* Evictions are told for so many nanoseconds; then the loop looks at its other work before it goes on. */
-#define TELL_NS 500000u
-
 static void reap(uv_timer_t *timer);
 
 /* --- unloading --- */
 
 /* A model whose memory is being freed, or saved first. */
 struct unload {
-    TAILQ_ENTRY(unload) link; /* valid while `untold` */
-    bool untold;              /* it is an eviction that clients were not told of yet */
+    struct later telling; /* waits while it is an eviction that clients were not told of yet */
     struct residency *residency;
     struct model *model;
     struct call *call;   /* NULL: no client waits for this */
@@ -98,31 +94,12 @@ static void unload_work(struct work *work)
     free_arena(unload);
 }
 
-static void tell_eviction(struct unload *unload)
+/* One load may evict hundreds of models, and each is told to all who watch: so this is done later. What memory is free
+ * is right at once. */
+static void tell_eviction(struct later *telling)
 {
-    struct residency *residency = unload->residency;
-    unload->untold = false;
-    TAILQ_REMOVE(&residency->untold, unload, link);
-    if (TAILQ_EMPTY(&residency->untold))
-        uv_idle_stop(&residency->teller);
-    events_emit(residency->events, "evicted", unload->model, NULL);
-}
-
-static void tell_evictions(uv_idle_t *idle)
-{
-    struct residency *residency = idle->data;
-    const uint64_t began = uv_hrtime();
-    do
-        tell_eviction(TAILQ_FIRST(&residency->untold));
-    while (!TAILQ_EMPTY(&residency->untold) && uv_hrtime() - began < TELL_NS);
-}
-
-static void tell_eviction_later(struct unload *unload)
-{
-    struct residency *residency = unload->residency;
-    unload->untold = true;
-    TAILQ_INSERT_TAIL(&residency->untold, unload, link);
-    uv_idle_start(&residency->teller, tell_evictions);
+    const struct unload *unload = (struct unload *)((char *)telling - offsetof(struct unload, telling));
+    events_emit(unload->residency->events, "evicted", unload->model, NULL);
 }
 
 static void unload_worked(struct work *work)
@@ -130,8 +107,10 @@ static void unload_worked(struct work *work)
     struct unload *unload = work->data;
     struct residency *residency = unload->residency;
     struct model *model = unload->model;
-    if (unload->untold)
-        tell_eviction(unload); /* before its end is told */
+    if (unload->telling.waits) { /* before its end is told */
+        later_drop(&residency->core->laters, &unload->telling);
+        tell_eviction(&unload->telling);
+    }
     save_free(unload->saving);
     model->arena = NULL;
     model->export = (struct device_export){.fd = -1};
@@ -256,7 +235,7 @@ static bool evict(struct residency *residency, struct model *model, struct claim
     registry_unreserve(model); /* its bytes now belong to the claim */
     if (lost)
         registry_discharge(model); /* so do these */
-    tell_eviction_later(unload);
+    later_run(&residency->core->laters, &unload->telling, tell_eviction);
     return true;
 }
 
@@ -405,9 +384,7 @@ void residency_idle(struct residency *residency, struct model *model)
 
 int residency_init(struct residency *residency)
 {
-    residency->reaper.data = residency->teller.data = residency;
-    TAILQ_INIT(&residency->untold);
-    uv_idle_init(residency->core->loop, &residency->teller); /* cannot fail */
+    residency->reaper.data = residency;
     residency->cache.core = residency->core;
     residency->cache.devices = residency->devices;
     residency->cache.registry = residency->registry;
@@ -422,7 +399,6 @@ int residency_init(struct residency *residency)
 void residency_close(struct residency *residency)
 {
     spared_close(&residency->spared);
-    uv_close((uv_handle_t *)&residency->teller, NULL);
     uv_close((uv_handle_t *)&residency->reaper, NULL);
 }
 

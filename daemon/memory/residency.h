@@ -19,12 +19,10 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <sys/queue.h>
 #include <uv.h>
 
 struct call;
 struct events;
-struct unload;
 
 struct residency {
     struct core *core;
@@ -35,10 +33,6 @@ struct residency {
     struct spared spared;    /* arenas of unloaded models; its keep_ns is the caller's to set */
     /* Unloads models that were idle for too long, and takes the names of models that drain too long. */
     uv_timer_t reaper;
-    /* One load may evict hundreds of models, and each is told to all who watch. So this is not done at once, but
-     * between the loop's other work: `teller` runs while there are some. What memory is free is right at once. */
-    TAILQ_HEAD(, unload) untold;
-    uv_idle_t teller;
 
     /* Set by the module that keeps models when the daemon restarts; both may be NULL. `leaves` is called when the
      * memory of a model will be freed. It returns true if another process has this memory too; it has asked that
@@ -63,7 +57,7 @@ struct claim {
 /* The caller has set core, devices, registry and events. 0 or a negative errno. */
 int residency_init(struct residency *residency);
 
-/* No unload may be running. The loop closes the handles later, so the struct must live until then. */
+/* No unload may be running. The loop closes the timer later, so the struct must live until then. */
 void residency_close(struct residency *residency);
 
 /* Reserves want->bytes for the model in the device's ledger, and evicts other models if needed. Nothing is evicted if

@@ -236,6 +236,17 @@ static bool may_see(const struct model *model, uid_t uid)
            (model->access == ACCESS_READERS && access_may_permit(model->facts, uid));
 }
 
+bool model_covered_by(const struct model *model, enum access access, const struct access_facts *facts)
+{
+    if (access == ACCESS_PUBLIC)
+        return true;
+    bool covered = access == ACCESS_READERS && model->access != ACCESS_PUBLIC && access_covers(facts, model->facts) &&
+                   access_may_permit(facts, model->uid);
+    for (size_t i = 0; i < model->n_guests && covered; i++)
+        covered = access_may_permit(facts, model->guests[i]);
+    return covered;
+}
+
 /* A user who no longer sees the model cannot remove the name that he gave it, so it is dropped. */
 static void drop_names(struct model *model)
 {

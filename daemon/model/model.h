@@ -218,6 +218,10 @@ bool model_attachable(const struct model *model, const struct peer *peer);
  * may. private: the load asks for a private model: then it joins only one that the user loaded. */
 bool model_joinable(const struct model *model, uid_t uid, bool private);
 
+/* Whether all users who see the model may see another one with these facts, of ACCESS_READERS or ACCESS_PUBLIC. May
+ * also be false where it is true. */
+bool model_covered_by(const struct model *model, enum access access, const struct access_facts *facts);
+
 /* Makes the model private. Users who cannot see it any more lose the names that they gave, as in model_set_facts(). */
 void model_narrow(struct model *model);
 

@@ -101,7 +101,6 @@ struct registry_query {
     uid_t uid;               /* the user who asks */
     bool private;            /* the request is for a private model */
     const struct peer *peer; /* who asks */
-    bool placed;             /* the path of the files was found to lead to them */
 };
 
 /* The model that the query describes; NULL if there is none. If there are several, it is one that is private to the
@@ -109,15 +108,18 @@ struct registry_query {
  * changed. */
 struct model *registry_find_source(const struct registry *registry, const struct registry_query *query);
 
-/* Whether the files and the model's files have the same paths, in any order, or were opened by the same link, and these
- * mean the same places for both. In two users' mount namespaces one path may lead to different files. So the daemon
- * must have opened both by the link, or have found both at their paths, or the peer is the user who loaded the model.
- */
-bool registry_same_path(const struct model *model, const struct registry_query *query);
+/* Whether the source's files were opened at the places (source.h) where the model's files were opened, in any order; or
+ * the daemon opened both by the same link. */
+bool registry_same_path(const struct model *model, const struct source *source);
+
+/* Whether each of the source's files is one of the model's, by whatever path, or is at the place of one, as
+ * registry_same_path() says: the files that the model would be made of now. But a file that is still one of the model's
+ * may be at no path of it any more. */
+bool registry_same_place(const struct model *model, const struct source *source);
 
 /* A model with the same forms and layout that may still have the same bytes as the query's files: only comparing them
- * tells. It was made of the same file, or of the same path if the peer may read the model; and all sizes are equal.
- * Returns the first one with an id greater than `after`; NULL if there is none. */
+ * tells. It was made of the same files, or of files in the same places if the peer may read the model; and all sizes
+ * are equal. Returns the first one with an id greater than `after`; NULL if there is none. */
 struct model *registry_find_doubtful(const struct registry *registry, const struct registry_query *query,
                                      uint64_t after);
 

@@ -1,5 +1,6 @@
 #include "daemon/session/waiters.h"
 
+#include "daemon/session/session.h"
 #include "daemon/wire/errors.h"
 
 #include <stdlib.h>
@@ -123,12 +124,22 @@ void waiters_move(struct waiters *from, struct waiters *to)
     }
 }
 
+/* The text is made once, when the first is told: this takes much longer than to queue it. */
 void waiters_tell(struct waiters *waiters, cJSON *(*describe)(void *context), void *context)
 {
+    char *text = NULL;
     struct waiter *waiter;
     TAILQ_FOREACH(waiter, &waiters->list, link)
     {
-        if (waiter->call->more && waiter->kind != WAIT_END)
-            (void)call_continue(waiter->call, describe(context));
+        struct call *call = waiter->call;
+        if (!call->more || waiter->kind == WAIT_END || !call_keeps_up(call))
+            continue;
+        if (!text)
+            text = call_text(describe(context));
+        if (text && !session_has_to_tell(call->conn))
+            (void)call_continue_text(call, text);
+        else
+            (void)call_continue(call, describe(context));
     }
+    cJSON_free(text);
 }

@@ -53,5 +53,6 @@ struct call *waiters_take_any(struct waiters *waiters, enum waiter_kind *ret_kin
 /* Appends all calls to those of another load, which they join. */
 void waiters_move(struct waiters *from, struct waiters *to);
 
-/* Sends a reply to each call that accepts several replies (`more`). `describe` makes the reply for each of them. */
+/* Sends a reply to each call that accepts several replies (`more`) and whose client has read the earlier ones.
+ * `describe` makes the reply, once for all that get the same. */
 void waiters_tell(struct waiters *waiters, cJSON *(*describe)(void *context), void *context);

@@ -169,15 +169,34 @@ bool call_reply(struct call *call, cJSON *parameters, const int *fds, size_t n_f
     return sent;
 }
 
+void call_later(struct call *call, void (*run)(struct call *call))
+{
+    assert(call->conn->in_call);
+    call->later = run;
+    turn_wait(&call->conn->turn);
+}
+
+void call_run_later(struct conn *conn)
+{
+    void (*run)(struct call *) = conn->in_call ? conn->call.later : NULL;
+    conn->call.later = NULL;
+    if (run)
+        run(&conn->call);
+}
+
+bool call_keeps_up(const struct call *call)
+{
+    return frame_writer_pending(call->conn->writer) <= CONN_QUEUE_HIGH;
+}
+
 bool call_continue(struct call *call, cJSON *parameters)
 {
-    struct conn *conn = call->conn;
-    assert(conn->in_call && call->more);
-    if (frame_writer_pending(conn->writer) > CONN_QUEUE_HIGH) {
+    assert(call->conn->in_call && call->more);
+    if (!call_keeps_up(call)) {
         cJSON_Delete(parameters);
         return false;
     }
-    (void)send_reply(conn, parameters, true, NULL, 0);
+    (void)send_reply(call->conn, parameters, true, NULL, 0);
     return true;
 }
 

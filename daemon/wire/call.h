@@ -29,6 +29,8 @@ struct call {
      * passes before the answer: the handler must not touch the call any more. */
     void (*abandoned)(struct call *call);
     void *context; /* the handler's */
+
+    void (*later)(struct call *call); /* see call_later() */
 };
 
 /* What a connection does with a call: methods_dispatch(). */
@@ -39,6 +41,10 @@ typedef void call_fn(struct call *call, void *context);
  * undo what the reply grants. */
 bool call_reply(struct call *call, cJSON *parameters, const int *fds, size_t n_fds);
 
+/* Calls run(call) in the next turn of the client's user: for a call that is one of many which may be answered now.
+ * Until then `abandoned` may be called, as always. */
+void call_later(struct call *call, void (*run)(struct call *call));
+
 /* Sends a reply that is not the last one; the call needs `more`. `parameters` is consumed. Returns false if the reply
  * was left out because the client has not read the earlier ones. */
 bool call_continue(struct call *call, cJSON *parameters);
@@ -46,6 +52,9 @@ bool call_continue(struct call *call, cJSON *parameters);
 /* As call_continue(), for replies that must not be left out. Returns false if too much waits for the client: its
  * connection is given up then, and the call will be abandoned. */
 bool call_continue_all(struct call *call, cJSON *parameters);
+
+/* Whether the client has read so much of the earlier replies that call_continue() would not leave one out. */
+bool call_keeps_up(const struct call *call);
 
 /* The message of such a reply, for call_continue_text() of several calls, and for cJSON_free(). `parameters` is
  * consumed. NULL: no memory. */

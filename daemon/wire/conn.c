@@ -302,6 +302,7 @@ void conn_run(struct turn *turn)
     }
     if (events & UV_WRITABLE)
         conn_flush(conn);
+    call_run_later(conn);
     if ((events & UV_READABLE) && !(events & UV_DISCONNECT) && conn_must_wait(conn))
         conn_poll(conn);
     else if (events & (UV_READABLE | UV_DISCONNECT))

@@ -125,6 +125,9 @@ void conn_next(struct conn *conn);
  * it is not a call; the connection has to end then. */
 bool call_begin(struct conn *conn, const char **ret_reason);
 
+/* Has the call under way answered, if it waited for this turn: see call_later(). */
+void call_run_later(struct conn *conn);
+
 /* The connection closes: the call under way, if there is one, ends without an answer, and its handler is told. */
 void call_abandon(struct conn *conn);
 

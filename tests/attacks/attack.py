@@ -6,7 +6,7 @@
 Each is measured three times: with an idle daemon, beside the same attack on another daemon, and with the daemon that is
 attacked. The second tells what the processors are to blame for, which the attackers share with the daemon. Limits are the
 default ones. On a machine that has other work to do, --first has the daemon's loop and the innocent come before all of it
-and before the attackers, by a real-time priority: what is left is what the loop itself makes of the attack.
+and before the attackers, by the highest priority that is not a real-time one: what is left is what the loop itself makes of the attack.
 
 --brief leaves the first two measurements out: for a build with sanitizers, whose times say little.
 
@@ -27,7 +27,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
 import make_model  # noqa: E402
-from flood import Flood, connect_storm, evict_storm, hoard, lease_storm  # noqa: E402
+from flood import Flood, connect_storm, evict_storm, hoard, hold_storm, late_storm, lease_storm, publish_storm, queue_storm, wait_for_late  # noqa: E402
 from harness import MIB, USER, Daemon, daemon_program, load_fd, tensor_model  # noqa: E402
 from rocmforge_wire import Client  # noqa: E402
 
@@ -93,9 +93,9 @@ class Place:
 
 
 def comes_first(pid):
-    """A thread has a processor whenever it wants one. But the kernel keeps back 50 ms of each second for others if the
-    thread is never idle: an answer that waits for that counts, too."""
-    os.sched_setscheduler(pid, os.SCHED_FIFO, os.sched_param(10))
+    """A thread has a processor nearly whenever it wants one. Not a real-time priority: of each second the kernel keeps back
+    50 ms from a thread that has one and is never idle, and answers would wait for that."""
+    os.setpriority(os.PRIO_PROCESS, pid, -20)
 
 
 def apart(uid, function, first=False):
@@ -189,12 +189,59 @@ def evictions_watched(users, connections, models):
     watching = floods(users, connections, asks("Watch", more=True), at_once=1)
 
     def attackers(daemon, place, seconds):
-        large = place.folder / "large.gguf"
-        if not large.exists():
-            os.chmod(tensor_model(large, 512 * MIB), 0o644)
+        large = large_model(place)
         tiny = place.paths["tiny"].read_bytes()
         yield from watching(daemon, place, seconds)
         yield USER + users, lambda: evict_storm(daemon.socket, tiny, large, models, seconds)
+
+    return attackers
+
+
+def large_model(place):
+    """Takes most of a daemon's memory that has the budget of OPTIONS."""
+    path = place.folder / "large.gguf"
+    if not path.exists():
+        os.chmod(tensor_model(path, 512 * MIB), 0o644)
+    return path
+
+
+def late(users, connections):
+    """All wait for one model, which is loaded in the end."""
+
+    def attackers(daemon, place, seconds):
+        large, path = large_model(place), place.folder / "late.gguf"
+        if not path.exists():
+            types = make_model.load_types()
+            tensors = [make_model.Tensor(f"t{i}", types["f32"], (8,)) for i in range(4096)]
+            tensors.append(make_model.Tensor("many", types["f32"], (128 * MIB // 4,)))
+            place.write("late", tensors, 100).chmod(0o644)
+        for user in range(users):
+            yield USER + user, lambda: wait_for_late(daemon.socket, connections, seconds)
+        yield USER + users, lambda: late_storm(daemon.socket, path, large, seconds)
+
+    return attackers
+
+
+def queues_watched(users, connections):
+    """All watch, and four have loads wait for memory, and leave."""
+    watching = floods(users, connections, asks("Watch", more=True), at_once=1)
+
+    def attackers(daemon, place, seconds):
+        large = large_model(place)
+        yield from watching(daemon, place, seconds)
+        yield USER + users, lambda: hold_storm(daemon.socket, large, seconds)
+        for user in range(users):
+            yield USER + users + 1 + user, lambda: queue_storm(daemon.socket, place.paths["bytes"], seconds)
+
+    return attackers
+
+
+def publishes(users, processes, tensors):
+    def attackers(daemon, _, seconds):
+        text = json.dumps([{"name": f"t{i}", "type": "u8", "shape": [1]} for i in range(tensors)]).encode()
+        for user in range(users):
+            for _ in range(processes):
+                yield USER + user, lambda: publish_storm(daemon.socket, text, b"m" * 1000000, seconds)
 
     return attackers
 
@@ -264,8 +311,12 @@ ATTACKS = {
                 "four users: 800 connections begin to watch"),
     "leases": (leases_watched(4, 200, 200), "four users: 800 connections watch, and a client with 200 leases ends"),
     "evict": (evictions_watched(4, 200, 200), "four users: 800 connections watch, and a load evicts 150 models"),
+    "late": (late(4, 100), "four users, 100 connections each: Attach, of 4,097 tensors, while the model waits for memory"),
+    "queue": (queues_watched(4, 200), "four users: 800 connections watch, and 64 loads that wait for memory end"),
     "models": (hoards(1, 200, asks("List")), "one user: as many models as the limits allow, then List"),
     "models-4": (hoards(4, 60, asks("List"), asks("Status"), asks("Show", name="none")), "four users: the same"),
+    "metrics": (hoards(4, 240, asks("Metrics"), asks("Devices")), "four users: the same, then Metrics and Devices"),
+    "publish": (publishes(4, 2, 65536), "four users, eight processes: Create and Publish, of 65,536 tensors"),
     "connect": (storms(4, 2), "four users, eight processes: connect, Status, close"),
     "memory": (floods(1, 255, (MANY, None, 1), (LONG, None, 1), at_once=2, reads=False),
                "one user, 255 connections: 250 KB kept for each call, half a request behind it"),
@@ -274,7 +325,7 @@ ATTACKS = {
     "log": (storms(1, 2), "standard error is a pipe that nobody reads, and everything is logged"),
 }
 
-OPTIONS = {"evict": ("--budget", "600Mi")}
+OPTIONS = dict.fromkeys(("evict", "late", "queue"), ("--budget", "600Mi"))
 
 
 def processor_time(daemon):

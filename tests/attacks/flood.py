@@ -1,5 +1,6 @@
 """An attacker: one user with many connections, in a process of its own."""
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -93,11 +94,20 @@ class Flood:
         return self.answers, self.refused, most
 
 
-def ask(one, method, fds=(), **parameters):
-    """Calls, and returns the answer as text."""
-    if fds:
+def start(one, method, fds=(), **parameters):
+    """As ask(), for an answer that comes later."""
+    if fds and method in ("Load", "Plan"):
         parameters["fds"] = list(range(len(fds)))
     socket.send_fds(one, [json.dumps({"method": f"io.rocmforge.{method}", "parameters": parameters}).encode() + b"\0"], fds)
+
+
+def ask(one, method, fds=(), **parameters):
+    """Calls, and returns the answer as text."""
+    start(one, method, fds, **parameters)
+    return receive(one, method)
+
+
+def receive(one, method):
     answer = b""
     while not answer.endswith(b"\0"):
         data = one.recv(1 << 16)
@@ -147,6 +157,105 @@ def evict_storm(path, model, large, models, seconds):
             loads += len(answers)
             refused += sum('"error":"' in answer for answer in answers)
     return loads, refused, 1
+
+
+def sealed(text):
+    """A descriptor of a text that nobody can change any more."""
+    fd = os.memfd_create("text", os.MFD_ALLOW_SEALING)
+    with open(fd, "wb", closefd=False) as file:
+        file.write(text)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
+    return fd
+
+
+def late_storm(path, model, large, seconds):
+    """Has a model wait for memory, while others wait for the model; lets it be loaded, ends it, and again."""
+    end, n, refused = time.monotonic() + seconds, 0, 0
+    with connected(path) as one, open(model, "rb") as file, open(large, "rb") as blocking:
+        while time.monotonic() < end:
+            with connected(path) as holder:
+                ask(holder, "Load", [blocking.fileno()], name="large", lease=True)
+                start(one, "Load", [file.fileno()], name="late", waitForMemory=60)
+                time.sleep(0.3)
+            refused += receive(one, "Load").count('"error":"')
+            ask(one, "Unload", name="late", force=True)
+            n += 1
+    return n, refused, 1
+
+
+def wait_for_late(path, connections, seconds):
+    """All connections wait for one model with Attach, and close when they have their answers; and again."""
+    end, n, refused = time.monotonic() + seconds, 0, 0
+    while time.monotonic() < end:
+        poll, waiting = select.poll(), {}
+        with contextlib.ExitStack() as stack:
+            for _ in range(connections):
+                one = stack.enter_context(connected(path))
+                start(one, "Attach", name="late")
+                waiting[one.fileno()] = one
+                poll.register(one, select.POLLIN)
+            until, some = time.monotonic() + 2, 0
+            while waiting and time.monotonic() < until:
+                for fd, _ in poll.poll(100):
+                    data, fds, _, _ = socket.recv_fds(waiting[fd], 1 << 18, 253)
+                    for passed in fds:
+                        os.close(passed)
+                    if not data or data.endswith(b"\0"):
+                        poll.unregister(fd)
+                        del waiting[fd]
+                        n += 1
+                        some += data.startswith(b'{"error":"')
+        refused += some
+        if some:
+            time.sleep(0.05)  # the model is not there
+    return n, refused, connections
+
+
+def hold_storm(path, large, seconds):
+    """Keeps the memory of a large model."""
+    with connected(path) as one, open(large, "rb") as file:
+        refused = ask(one, "Load", [file.fileno()], name="large", lease=True).count('"error":"')
+        time.sleep(seconds)
+    return 1, refused, 1
+
+
+def queue_storm(path, model, seconds):
+    """As many loads as one user may have under way wait for memory; their clients all go, and again."""
+    end, n = time.monotonic() + seconds, 0
+    while time.monotonic() < end:
+        with contextlib.ExitStack() as stack:
+            for i in range(16):
+                fd = os.memfd_create(f"q{os.getuid()}-{n + i}")
+                stack.callback(os.close, fd)
+                os.truncate(fd, os.stat(model).st_size)
+                with open(model, "rb") as file:
+                    os.write(fd, file.read(1 << 12))
+                os.pwrite(fd, (n + i).to_bytes(8, "little"), os.stat(model).st_size - 8)
+                one = stack.enter_context(connected(path))
+                start(one, "Load", [fd], name=f"q{os.getuid()}-{n + i}", waitForMemory=60, public=True)
+            n += 16
+            time.sleep(0.1)
+    return n, 0, 16
+
+
+def publish_storm(path, tensors, metadata, seconds):
+    """Makes a model, publishes it, and ends it, again and again."""
+    end, n, refused = time.monotonic() + seconds, 0, 0
+    name = f"p{os.getuid()}-{os.getpid()}"
+    with connected(path) as one:
+        while time.monotonic() < end:
+            fds = [sealed(tensors), sealed(metadata)]
+            answers = [ask(one, "Create", fds[:1], name=name, tensorsFile=0, private=True)]
+            if '"creation":' in answers[0][:200]:
+                creation = json.loads(answers[0])["parameters"]["creation"]
+                answers.append(ask(one, "Publish", fds[1:], creation=creation, metadataFile=0, lease=True))
+                answers.append(ask(one, "Unload", name=name, force=True))
+                answers.append(ask(one, "Detach", lease=json.loads(answers[1])["parameters"].get("lease", 0)))
+            for fd in fds:
+                os.close(fd)
+            n += len(answers)
+            refused += sum(answer.startswith('{"error":"') for answer in answers)
+    return n, refused, 1
 
 
 def lease_storm(path, requests, seconds):

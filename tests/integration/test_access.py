@@ -2,11 +2,11 @@
 import contextlib
 import os
 import signal
-import subprocess
 import time
 
 import pytest
-from harness import USER, as_user, build_folder, client_of, load_fd, names, tensor_model, wait_until, wire_error
+from harness import USER, as_user, client_of, load_fd, names, tensor_model, wait_until, wire_error
+from namespace import in_namespace
 
 OTHER, MEMBER, GROUP = USER + 1, USER + 2, USER + 10
 BY_NAME = ("Attach", "Show", "Verify", "Unload", "Pin", "Unpin", "SetTtl", "Cancel")
@@ -325,19 +325,6 @@ def test_nobody_sits_on_a_name_of_preload(start_for_all, clients, own_file, fold
 
 
 # --- Paths that others can write to, or see otherwise ---
-
-
-def in_namespace(daemon, uid, mounts, *arguments):
-    """rfctl with these arguments, as this user, where these mounts were made."""
-    if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode != 0:
-        pytest.skip("no mount namespaces here")
-    rfctl = str(build_folder() / "client" / "rfctl" / "rfctl")
-    user = ["setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups"]
-    command = [*user, rfctl, "--socket", str(daemon.socket), *map(str, arguments)]
-    return subprocess.run(
-        ["unshare", "--mount", "sh", "-e", "-c", mounts + '\nexec "$@"', "sh", *command],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
 
 
 def only(client):

@@ -5,6 +5,7 @@ import random
 import re
 import time
 
+import make_model
 import pytest
 from harness import GRANULE, MIB, USER, client_of, load, names, states, wait_until, wire_error
 from rocmforge_wire import WireError
@@ -64,6 +65,47 @@ def test_waits_for_a_lease_to_end(full, more):
         assert reply["model"]["state"] == "resident" and reply["model"]["position"] is None
         assert names(full) == ["b", "c"]
         assert client.call("Devices")["devices"][0]["queued"] == 0
+
+
+def test_others_are_served_while_a_crowd_gets_its_leases(start_for_all, folder, models):
+    """Many wait for a model with Attach, and each answer is long. Some go before they have theirs."""
+    daemon = start_for_all("--budget", "64Mi")
+    types = make_model.load_types()
+    tensors = [make_model.Tensor(f"t{i}", types["f32"], (8,)) for i in range(8000)]
+    tensors.append(make_model.Tensor("large", types["f32"], (8 * MIB,)))
+    path = folder / "crowd.gguf"
+    make_model.write_model(path, tensors, make_model.metadata(1, 256, 256, 4, 100), 1)
+    (other,) = models(1, 44 * MIB)
+    with contextlib.ExitStack() as stack:
+        holder = stack.enter_context(daemon.client())
+        load(holder, other, "other", lease=True)
+        waiting = stack.enter_context(daemon.client())
+        with open(path, "rb") as file:
+            waiting.send("Load", {"fds": [0], "name": "crowd", "waitForMemory": 60, "public": True}, [file.fileno()])
+        wait_until(lambda: places(daemon) == {"crowd": 1})
+        crowd = [stack.enter_context(daemon.client()) for _ in range(60)]
+        for client in crowd:
+            client.send("Attach", {"name": "crowd"})
+        innocent = stack.enter_context(client_of(daemon, USER))
+
+        def leases():
+            return {model["name"]: model["leases"] for model in innocent.call("List")["models"]}.get("crowd", 0)
+
+        innocent.call("Status")
+        holder.close()
+        while (n := leases()) == 0:
+            pass
+        for client in crowd[40:]:
+            client.close()
+        assert n < 60, "nobody was served between"
+        for client in crowd[:40]:
+            assert len(client.reply()[0]["tensors"]) == 8001
+        wait_until(lambda: leases() == 40)
+        for client in crowd[:40]:
+            client.close()
+        wait_until(lambda: leases() == 0)
+        assert waiting.reply()[0]["model"]["name"] == "crowd"
+        assert waiting.call("Unload", name="crowd")["state"] == "unloaded", "nothing holds it"
 
 
 def test_a_quota_that_only_one_fits_in(start_for_all, models):
