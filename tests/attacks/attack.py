@@ -27,7 +27,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
 import make_model  # noqa: E402
-from flood import Flood, connect_storm, evict_storm, hoard, hold_storm, late_storm, lease_storm, publish_storm, queue_storm, wait_for_late  # noqa: E402
+from flood import Flood, connect_storm, evict_storm, hoard, hold_leases, hold_storm, late_storm, lease_storm, publish_storm, queue_storm, wait_for_late  # noqa: E402
 from harness import MIB, USER, Daemon, daemon_program, load_fd, tensor_model  # noqa: E402
 from rocmforge_wire import Client  # noqa: E402
 
@@ -236,6 +236,17 @@ def queues_watched(users, connections):
     return attackers
 
 
+def holders(users, leases, connections, *requests):
+    """Each user holds as many leases as it may, and asks."""
+
+    def attackers(daemon, place, seconds):
+        for user in range(users):
+            flood = Flood(daemon.socket, connections, [(data, file and str(place.paths[file]), times) for data, file, times in requests])
+            yield USER + user, lambda flood=flood: hold_leases(daemon.socket, leases, "usual", seconds, flood)
+
+    return attackers
+
+
 def publishes(users, processes, tensors):
     def attackers(daemon, _, seconds):
         text = json.dumps([{"name": f"t{i}", "type": "u8", "shape": [1]} for i in range(tensors)]).encode()
@@ -312,6 +323,8 @@ ATTACKS = {
     "leases": (leases_watched(4, 200, 200), "four users: 800 connections watch, and a client with 200 leases ends"),
     "evict": (evictions_watched(4, 200, 200), "four users: 800 connections watch, and a load evicts 150 models"),
     "late": (late(4, 100), "four users, 100 connections each: Attach, of 4,097 tensors, while the model waits for memory"),
+    "holders": (holders(4, 4095, 60, asks("Show", name="usual"), asks("Attach", name="usual", table=True)),
+                "four users: 16,380 leases on one model, then Show and Attach"),
     "queue": (queues_watched(4, 200), "four users: 800 connections watch, and 64 loads that wait for memory end"),
     "models": (hoards(1, 200, asks("List")), "one user: as many models as the limits allow, then List"),
     "models-4": (hoards(4, 60, asks("List"), asks("Status"), asks("Show", name="none")), "four users: the same"),

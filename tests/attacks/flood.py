@@ -258,6 +258,16 @@ def publish_storm(path, tensors, metadata, seconds):
     return n, refused, 1
 
 
+def hold_leases(path, leases, name, seconds, flood):
+    """Holds so many leases meanwhile."""
+    with connected(path) as one:
+        for _ in range(leases):
+            reply = ask(one, "Attach", name=name, table=True)
+            if reply.startswith('{"error":"'):
+                raise RuntimeError(f"no lease: {reply}")
+        return flood.run(seconds)
+
+
 def lease_storm(path, requests, seconds):
     """Holds as many leases as a user may, closes the connection, and again."""
     end, n, refused = time.monotonic() + seconds, 0, 0
