@@ -249,7 +249,7 @@ struct device {
 
 /* How the host's arenas are filled. */
 enum host_fill {
-    HOST_FILL_AUTO, /* in the way that a trial at the start found quicker */
+    HOST_FILL_AUTO, /* in the way that a trial finds quicker, when the first large arena is made */
     HOST_FILL_WRITE,
     HOST_FILL_MAP,
 };

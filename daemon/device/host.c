@@ -37,10 +37,15 @@
 /* Arenas are multiples of 2 MiB, so that clients can map them with huge pages if the kernel has them. */
 #define HOST_GRANULE (2u << 20)
 
+/* Smaller arenas are not worth a trial of which way to fill them is quicker, which takes as long as filling one. */
+#define HOST_TRIAL_LEAST ((uint64_t)256 << 20)
+
 struct host_device {
     struct device device;
     bool lock_memory;
-    bool maps; /* arenas are filled through mappings */
+    unsigned workers;
+    pthread_mutex_t trying;
+    enum host_fill fill; /* HOST_FILL_AUTO until it was tried, under `trying` */
 };
 
 /* Only one worker calls pwrite() for an arena at a time. The kernel allows only one writer in a file anyway, but the
@@ -76,7 +81,9 @@ static uint64_t meminfo(const char *key)
 
 static void host_close(struct device *device)
 {
-    free((struct host_device *)device);
+    struct host_device *host = (struct host_device *)device;
+    pthread_mutex_destroy(&host->trying);
+    free(host);
 }
 
 static int host_slot_init(struct device *device, struct slot *slot, struct device_fault *ret_fault)
@@ -94,10 +101,22 @@ static void host_slot_fini(struct device *device, struct slot *slot)
     free(slot->data);
 }
 
+/* Whether an arena of this size is filled through a mapping. The first large one tries it out: a start does not wait
+ * for the trial. Blocks. */
+static bool is_mapped(struct host_device *host, uint64_t bytes)
+{
+    pthread_mutex_lock(&host->trying);
+    if (host->fill == HOST_FILL_AUTO && bytes >= HOST_TRIAL_LEAST)
+        host->fill = host_map_is_quicker(host->workers) ? HOST_FILL_MAP : HOST_FILL_WRITE;
+    const bool is = host->fill == HOST_FILL_MAP;
+    pthread_mutex_unlock(&host->trying);
+    return is;
+}
+
 /* Without a mapping, pwrite() does. */
 static void arena_map(struct arena *arena)
 {
-    if (!((const struct host_device *)arena->device)->maps)
+    if (!is_mapped((struct host_device *)arena->device, arena->bytes))
         return;
     void *mapping = mmap(NULL, arena->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, arena->fd, 0);
     if (mapping == MAP_FAILED)
@@ -366,8 +385,9 @@ static int host_open(const struct device_config *config, struct device ***ret, s
     }
     const unsigned n = HOST_SLOTS_PER_WORKER * (config->workers ? config->workers : 1);
     host->lock_memory = config->lock_memory;
-    host->maps = config->host_fill == HOST_FILL_MAP ||
-                 (config->host_fill == HOST_FILL_AUTO && host_map_is_quicker(config->workers));
+    host->workers = config->workers;
+    host->fill = config->host_fill;
+    pthread_mutex_init(&host->trying, NULL);
     host->device = (struct device){
         .ops = &host_ops,
         .id = DEVICE_HOST,

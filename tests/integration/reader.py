@@ -14,29 +14,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
 import gguf  # noqa: E402
-import numpy as np  # noqa: E402
+from decoded import expected  # noqa: E402
 from librocmforge import Client  # noqa: E402
-
-TYPES = gguf.GGMLQuantizationType
-PLAIN_FORMS = {"f32": TYPES.F32, "f16": TYPES.F16, "bf16": TYPES.BF16}
-
-
-def to_bf16(values):
-    """Round to nearest even on the upper half of the bits. None of the values is a NaN."""
-    bits = values.view(np.uint32)
-    return ((bits + (((bits >> 16) & 1) + 0x7FFF)) >> 16).astype(np.uint16)
-
-
-def expected(tensor, form):
-    """The bytes that a tensor of the file has to have in a form."""
-    if form == "native" or PLAIN_FORMS[form] == tensor.tensor_type:
-        return tensor.data.tobytes()
-    values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-    assert not np.isnan(values).any()
-    if form == "f32":
-        return values.tobytes()
-    with np.errstate(over="ignore"):
-        return (values.astype(np.float16) if form == "f16" else to_bf16(values)).tobytes()
 
 
 def faults(model, entry, tensor):

@@ -606,7 +606,7 @@ def pid_of(daemon):
 
 @pytest.mark.alone
 def test_soon_there(held, small_model):
-    soon_there(held(), small_model, 4, 0.1)
+    soon_there(held("--workers", "12"), small_model, 4, 0.1)
 
 
 def soon_there(daemon, model, n_kept, at_most):
@@ -848,7 +848,7 @@ def test_gpu_killed_under_load(held, fake, folder):
 def test_gpu_soon_there(held, fake, folder, small_model):
     """Long before its driver has started, and before the GPU is tried and its link measured."""
     slow = fake(FAKE_HIP_DEVICES="1", FAKE_HIP_SLOW="start=300000")
-    soon_there(held(*slow, "--export", "fd"), small_model, 3, 0.1)
+    soon_there(held(*slow, "--export", "fd", "--workers", "12"), small_model, 3, 0.1)
 
 
 @pytest.fixture

@@ -8,6 +8,19 @@ import transformers
 VOCABULARY = 96
 LAYERS = 2
 
+# Kind of the configuration, and how GGUF files call it. Of mistral they say llama.
+KINDS = {
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma2": "gemma2",
+    "gemma3_text": "gemma3",
+    "phi3": "phi3",
+    "bert": "bert",
+    "qwen3_moe": "qwen3moe",
+    "starcoder2": "starcoder2",  # by what transformers has
+}
+
 
 def tiny(kind, **more):
     """A configuration."""

@@ -15,19 +15,6 @@ import rocmforge.transformers as resident  # noqa: E402
 
 IDS = torch.tensor([[1, 7, 8, 9, 20, 21, 33, 40, 41, 3, 5, 60]])
 
-# Kind of the configuration, and how GGUF files call it. Of mistral they say llama.
-KINDS = {
-    "llama": "llama",
-    "qwen2": "qwen2",
-    "qwen3": "qwen3",
-    "gemma2": "gemma2",
-    "gemma3_text": "gemma3",
-    "phi3": "phi3",
-    "bert": "bert",
-    "qwen3_moe": "qwen3moe",
-    "starcoder2": "starcoder2",  # by what transformers has
-}
-
 
 def logits(model):
     with torch.no_grad():
@@ -41,14 +28,14 @@ def made(rf, folder, daemon):
 
     def make(kind, form="f32", write=None, load=None, **options):
         original = hf_models.make(kind, **(write or {}))
-        path = hf_models.write(folder / f"{kind}.gguf", original, KINDS.get(kind, "llama"))
+        path = hf_models.write(folder / f"{kind}.gguf", original, hf_models.KINDS.get(kind, "llama"))
         rf.load(path, name=kind, form=form, **(load or {}))
         return original, resident.from_resident(kind, socket=daemon.socket, **options)
 
     return make
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", hf_models.KINDS)
 def test_the_same_bits(made, kind):
     original, again = made(kind)
     expected, found = original.config.to_dict(), again.model.config.to_dict()

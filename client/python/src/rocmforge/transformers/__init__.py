@@ -2,7 +2,7 @@
 
     model, tokenizer, report = rocmforge.transformers.from_resident("gemma")
     print(report)
-    ids = tokenizer("The capital of France is", return_tensors="pt")
+    ids = tokenizer("The capital of France is", return_tensors="pt").to(model.device)
     print(tokenizer.decode(model.generate(**ids, max_new_tokens=20)[0]))
 
 Needs torch and transformers (pip install rocmforge[transformers]).

@@ -19,6 +19,8 @@ _KEYS = {
     "ggml.padding_token_id": "pad_token_id",
     "ggml.add_space_prefix": "add_prefix_space",
 }
+# Older versions of transformers look for the model by their own name of it.
+_OLDER_NAMES = {"gemma3": "gemma3_text", "qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe"}
 _SPECIAL = {
     "bos_token": "bos_token_id",
     "eos_token": "eos_token_id",
@@ -66,6 +68,8 @@ def _fast(architecture: str, values: Dict[str, Any], options: Dict[str, Any]) ->
         from transformers.integrations.gguf import convert_gguf_tokenizer
     except ImportError:  # before 5.20
         from transformers.integrations.ggml import convert_gguf_tokenizer
+
+        architecture = _OLDER_NAMES.get(architecture, architecture)
     backend, more = convert_gguf_tokenizer(architecture, values)
     return PreTrainedTokenizerFast(tokenizer_object=_Given(backend), **{**more, **options})
 
