@@ -107,8 +107,11 @@ cJSON *describe_leases(const struct model *model)
 {
     cJSON *array = cJSON_CreateArray();
     const struct lease *lease;
+    size_t n = 0;
     LIST_FOREACH(lease, &model->leases, of_model)
     {
+        if (n++ == DESCRIBE_LEASES_MAX)
+            break;
         json_append(array, describe_lease(lease));
     }
     return array;

@@ -29,6 +29,9 @@ struct phases {
 
 cJSON *describe_model(const struct model *model);
 cJSON *describe_device(const struct device *device);
+
+/* At most DESCRIBE_LEASES_MAX of them, the latest: a model may have thousands, and the loop makes the list. */
+#define DESCRIBE_LEASES_MAX 1000u
 cJSON *describe_leases(const struct model *model);
 
 /* Replies of Load: when it is over (phases may be NULL), and before. */

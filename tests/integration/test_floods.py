@@ -415,3 +415,18 @@ def test_log_lines_of_models_that_do_not_stay(daemon, small_model):
     may = LOG_LINES * (2 + (time.monotonic() - began) / LOG_SECONDS)
     for words in " resident on ", " was idle for ", " unloaded":
         assert 0 < daemon.log.count(words) <= may
+
+
+def test_very_many_leases_are_not_all_listed(daemon, small_model):
+    """The loop makes the list, and others wait meanwhile."""
+    with daemon.client() as client:
+        client.call("Load", path=str(small_model), name="m")
+        leases = [client.call("Attach", name="m", table=True)["lease"] for _ in range(1001)]
+        shown = client.call("Show", name="m")
+        assert shown["model"]["leases"] == 1001
+        assert sorted(lease["lease"] for lease in shown["leases"]) == leases[1:]
+        with wire_error("ModelBusy") as error:
+            client.call("Unload", name="m")
+        assert len(error["leases"]) == 1000
+        client.call("Detach", lease=leases[0])
+        assert len(client.call("Show", name="m")["leases"]) == 1000
