@@ -4,6 +4,7 @@
 
 #include "daemon/base/worker.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <sched.h>
 #include <uv.h>
@@ -39,6 +40,7 @@ int device_call_begin(struct device *device, struct device_call *call, struct de
 void device_call_end(struct device *device, struct device_call *call)
 {
     worker_device_end();
+    assert(call->link); /* it was begun */
     calls_lock(device);
     *call->link = call->next;
     if (call->next)

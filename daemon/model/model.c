@@ -252,8 +252,9 @@ static void drop_names(struct model *model)
         free(name);
         model->n_names--;
     }
-    if (model->n_names > 0)
-        strcpy(model->name, TAILQ_FIRST(&model->names)->text);
+    const struct model_name *first = TAILQ_FIRST(&model->names);
+    if (first)
+        strcpy(model->name, first->text);
 }
 
 void model_set_facts(struct model *model, struct access_facts *facts)

@@ -220,12 +220,13 @@ int registry_take_names(struct registry *registry, struct model *from, struct mo
             name->uid = uid;
         name_move(name, from, to);
     }
-    if (to->n_names > 0)
-        strcpy(to->name, TAILQ_FIRST(&to->names)->text);
-    if (from && from->n_names == 0)
-        model_lose_name(from);
+    const struct model_name *first = TAILQ_FIRST(&to->names), *left = from ? TAILQ_FIRST(&from->names) : NULL;
+    if (first)
+        strcpy(to->name, first->text);
+    if (left)
+        strcpy(from->name, left->text);
     else if (from)
-        strcpy(from->name, TAILQ_FIRST(&from->names)->text);
+        model_lose_name(from);
     return r;
 }
 
