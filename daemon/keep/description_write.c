@@ -69,7 +69,7 @@ static void put_layout(struct bytes_writer *out, const struct model *model)
 {
     (void)json_memory_failed();
     cJSON *object = cJSON_CreateObject();
-    layout_describe(model->layout, object);
+    layout_describe(model->layout, object, false);
     char *text = object ? cJSON_PrintUnformatted(object) : NULL;
     if (!text || json_memory_failed())
         out->failed = true;

@@ -7,6 +7,9 @@
 #include <string.h>
 #include <uv.h>
 
+/* More rules are left out where many models are described. */
+#define BRIEF_RULES_MAX 16u
+
 static void add_integer(cJSON *object, const char *key, uint64_t value)
 {
     cJSON_AddNumberToObject(object, key, (double)value);
@@ -17,7 +20,7 @@ static double seconds_since(uint64_t then)
     return (double)((uv_hrtime() - then) / 1000000) / 1e3;
 }
 
-cJSON *describe_model(const struct model *model)
+static cJSON *describe(const struct model *model, bool brief)
 {
     cJSON *object = cJSON_CreateObject();
     cJSON_AddStringToObject(object, "name", model->name);
@@ -28,9 +31,11 @@ cJSON *describe_model(const struct model *model)
         json_add_text(object, "key", model->key);
     }
     cJSON_AddStringToObject(object, "form", forms_word(model->forms->form));
-    if (model->forms->n_rules > 0)
+    if (brief && model->forms->n_rules > BRIEF_RULES_MAX)
+        add_integer(object, "formsLeft", model->forms->n_rules);
+    else if (model->forms->n_rules > 0)
         json_add_item(object, "forms", forms_rules(model->forms));
-    layout_describe(model->layout, object);
+    layout_describe(model->layout, object, brief);
     cJSON_AddStringToObject(object, "device", model->device->id);
     cJSON_AddStringToObject(object, "state", model_state_name(model->state));
     if (model->position > 0)
@@ -66,6 +71,16 @@ cJSON *describe_model(const struct model *model)
     cJSON_AddBoolToObject(object, "heldUp", model->held_up);
     add_integer(object, "overflows", model->overflows);
     return object;
+}
+
+cJSON *describe_model(const struct model *model)
+{
+    return describe(model, false);
+}
+
+cJSON *describe_model_brief(const struct model *model)
+{
+    return describe(model, true);
 }
 
 cJSON *describe_device(const struct device *device)

@@ -28,6 +28,10 @@ struct phases {
 };
 
 cJSON *describe_model(const struct model *model);
+
+/* The same for a list of models, and for what is told to many: without long lists of rules and groups, which may be a
+ * quarter of a MiB for each model. `formsLeft` and `groupsLeft` tell how many these are. */
+cJSON *describe_model_brief(const struct model *model);
 cJSON *describe_device(const struct device *device);
 
 /* At most DESCRIBE_LEASES_MAX of them, the latest: a model may have thousands, and the loop makes the list. */

@@ -165,7 +165,7 @@ static cJSON *news_reply(const struct news *news)
 {
     cJSON *reply = cJSON_CreateObject();
     cJSON_AddStringToObject(reply, "event", news->event);
-    json_add_item(reply, "model", describe_model(news->model));
+    json_add_item(reply, "model", describe_model_brief(news->model));
     if (news->error)
         json_add_text(reply, "error", news->error);
     return reply;

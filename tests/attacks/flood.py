@@ -136,11 +136,11 @@ def load_other(one, model, n, **parameters):
         os.close(fd)
 
 
-def hoard(path, model):
+def hoard(path, model, **parameters):
     """Loads models as far as the daemon lets it. Returns how many, and the refusal."""
     with connected(path) as one:
         n = 0
-        while '"error":"' not in (answer := load_other(one, model, n)):
+        while '"error":"' not in (answer := load_other(one, model, n, **parameters))[:200]:
             n += 1
         return n, answer
 
