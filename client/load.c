@@ -8,6 +8,7 @@
 #include "client/options.h"
 #include "proto/errors.h"
 #include "proto/min.h"
+#include "proto/model_file.h"
 
 #include <errno.h>
 #include <math.h>
@@ -192,8 +193,10 @@ static int load_begin(rf_client *client, const char *const *paths, size_t n, con
     link[0] = '\0';
     if (n > 0)
         files_link_name(paths[0], link);
-    if (!ret->name && link[0])
+    if (!ret->name && link[0]) {
+        model_name_part(link, ret->tp_rank, ret->tp_size);
         ret->name = link;
+    }
     if (ret->tp_size > 1 && ret->tp_heads == 0 && n > 0) /* else the daemon looks for them, if it may */
         (void)config_heads(paths[0], &ret->tp_heads, &ret->tp_kv_heads);
     return bring_files(client, ret_files, paths, n);

@@ -178,12 +178,14 @@ typedef struct rf_load_options {
  * For a split model, `path` is its first file, and the others are found: by their names ("-00002-of-00003.gguf") beside
  * it or beside what each link leads to, or there by what they say. Any safetensors file stands for all that the index
  * beside it names together with it; or, without an index, for those of its name's numbers. -ENOTUNIQ: that leaves a
- * choice; give all files to rf_load_files(). The default name is that of a link or of a folder, or else of the file. If
- * the file is resident or being loaded already, the call joins that model, and a `name` in the options becomes a
- * further name of it. Waits until the model is resident, unless no_wait is set. `options` may be NULL. Until somebody
- * attaches to the model it may be evicted: rf_load_attach() loads it and attaches to it. Writes the name of the model
- * to `name`, which has RF_NAME_SIZE bytes or is NULL. Returns 0; a negative errno of open(); -EINVAL: `path` is no
- * regular file, or an option is wrong; or an error as of rf_call(). */
+ * choice; give all files to rf_load_files(). The default name is that of a link or of a folder, or else of the file; of
+ * a part of a model it has ".tp0of2", for example, at its end. If the file is resident or being loaded already, the
+ * call joins that model, and a `name` in the options becomes a further name of it. Waits until the model is resident,
+ * unless no_wait is set. `options` may be NULL. Until somebody attaches to the model it may be evicted:
+ * rf_load_attach() loads it and attaches to it. Writes the name of the model to `name`, which has RF_NAME_SIZE bytes or
+ * is NULL. Returns 0; a negative errno of open(); -EINVAL: `path` is no regular file, or an option is wrong; or an
+ * error as of rf_call().
+ */
 int rf_load(rf_client *client, const char *path, const rf_load_options *options, char *name);
 
 /* Gets the path of a file. */

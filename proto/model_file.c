@@ -103,6 +103,15 @@ void model_name_derive(const char *path, char name[MODEL_NAME_MAX + 1])
         strcpy(name, "model");
 }
 
+void model_name_part(char name[MODEL_NAME_MAX + 1], unsigned rank, unsigned size)
+{
+    char part[32];
+    if (size < 2)
+        return;
+    const size_t n = (size_t)snprintf(part, sizeof(part), ".tp%uof%u", rank, size);
+    strcpy(name + min_u64(strlen(name), MODEL_NAME_MAX - n), part);
+}
+
 /* After the folder's own name, which "." and "..", for instance, do not tell. */
 static bool folder_name(const char *path, char name[MODEL_NAME_MAX + 1])
 {

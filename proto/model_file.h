@@ -16,6 +16,10 @@ int model_name_check(const char *name);
  * Hugging Face's cache, the model's. The path may be NULL. */
 void model_name_derive(const char *path, char name[MODEL_NAME_MAX + 1]);
 
+/* Makes the name of a whole model that of one of its parts: "m" becomes "m.tp0of2". If that would be too long, the end
+ * of the whole model's name is left out. With `size` 0 or 1 nothing changes. */
+void model_name_part(char name[MODEL_NAME_MAX + 1], unsigned rank, unsigned size);
+
 /* If `path` is a folder, derives a name from the folder's; of "..", for instance, it is looked up. If it is a symbolic
  * link, derives a name from the link's: what it leads to may be called by a digest. Not so for links to descriptors,
  * "/proc/self/fd/3". Returns whether it is one of both; `name` is only set then. Blocking. */

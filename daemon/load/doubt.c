@@ -56,7 +56,7 @@ void load_note_changes(const struct loads *loads, const struct load_request *req
     struct model *model;
     TAILQ_FOREACH(model, &loads->registry->models, link)
     {
-        if (!registry_same_path(model, &query))
+        if (model_is_published(model) || !registry_same_place(model, &query))
             continue;
         if (query.placed) /* there is a file at the path */
             events_set_deleted(loads->events, model, false);

@@ -68,7 +68,7 @@ static void set_invalid_file(struct failure *failure, const struct load_job *job
     const struct header_fault *fault = &job->header_fault;
     char reason[sizeof(fault->reason) + 32];
     if (job->opened->n_files > 1 && strncmp(fault->reason, "file ", 5) != 0)
-        snprintf(reason, sizeof(reason), "file %zu: %s", job->file + 1, fault->reason);
+        snprintf(reason, sizeof(reason), "file %zu: %s", job->opened->files[job->file].given + 1, fault->reason);
     else
         snprintf(reason, sizeof(reason), "%s", fault->reason);
     set_invalid(failure, reason, fault->offset);

@@ -8,6 +8,7 @@
 #include "daemon/session/events.h"
 #include "daemon/wire/errors.h"
 #include "proto/min.h"
+#include "proto/model_file.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -267,12 +268,16 @@ static bool load_saved(struct load *load)
 
 void load_name(const struct load *load, char ret[MODEL_NAME_MAX + 1])
 {
-    if (load->request.name)
+    if (load->request.name) {
         strcpy(ret, load->request.name);
-    else if (load->job.source->name)
+        return;
+    }
+    if (load->job.source->name)
         strcpy(ret, load->job.source->name);
     else
         model_name_derive(load->job.source->path, ret);
+    if (load->request.layout)
+        model_name_part(ret, load->request.layout->rank, load->request.layout->parts);
 }
 
 /* Whether the user may have one more model. If not, the load fails. */

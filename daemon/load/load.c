@@ -125,6 +125,12 @@ static void load_opened(struct load *load)
     }
     load_note_free_memory(load);
     if (!load_creates(load)) {
+        if (job->sorted) {
+            const bool changed = model->changed;
+            model_set_source(model, job->sorted);
+            model_set_changed(model, changed);
+            job->sorted = NULL;
+        }
         model->header = job->header;
         model->plan = job->plan;
         job->header = NULL;

@@ -4,6 +4,7 @@
 #include "daemon/base/trust.h"
 #include "daemon/load/states.h"
 #include "daemon/memory/residency.h"
+#include "daemon/model/source_compare.h"
 #include "daemon/session/describe.h"
 #include "daemon/session/events.h"
 #include "daemon/wire/errors.h"
@@ -20,22 +21,21 @@ static bool is_out_of_reach(const struct model *model)
     return model->state == MODEL_CACHED && model->device->failed;
 }
 
-/* True if the model was loaded from the path that this load reads. */
-static bool is_same_path(const struct load *load, const struct model *model)
+/* True if the model was loaded from the path, or from the files, that this load reads. */
+static bool is_same_place(const struct load *load, const struct model *model)
 {
     const struct load_request *request = &load->request;
     if (request->path && model->origin && strcmp(model->origin, request->path) == 0)
         return true;
     const struct registry_query query = load_query(request, load->job.source, load->job.facts, NULL);
-    return registry_same_path(model, &query);
+    return registry_same_place(model, &query);
 }
 
 /* True if the path that both were loaded from led to this model's file, and leads to another one now: to a file with
  * other bytes, or, if it is a link, to a file elsewhere. */
 static bool is_older(const struct load *load, const struct model *model)
 {
-    const char *then = model->source->path, *now = load->job.source->path;
-    return is_same_path(load, model) && (model->changed || !then || !now || strcmp(then, now) != 0);
+    return is_same_place(load, model) && (model->changed || !source_same_places(model->source, load->job.source));
 }
 
 /* True if nobody uses the model, and its path, which this load reads, has other bytes by now. Then any user's load of
@@ -46,7 +46,7 @@ static bool is_stale(const struct load *load, const struct model *model)
     if (!model->changed || model_in_use(model) || model->pinned)
         return false;
     if (load_may_end(&load->request, model))
-        return is_same_path(load, model);
+        return is_same_place(load, model);
     const struct registry_query query = load_query(&load->request, load->job.source, load->job.facts, NULL);
     const enum access access = load->request.access;
     const bool hides = access == ACCESS_PRIVATE || (model->access == ACCESS_PUBLIC && access != ACCESS_PUBLIC);
@@ -63,7 +63,7 @@ static bool load_may_replace(const struct load *load, const struct model *model)
         return true;
     if (!load_may_end(request, model))
         return false;
-    return request->replace == REPLACE_NAME || (request->replace == REPLACE_FILE && is_same_path(load, model));
+    return request->replace == REPLACE_NAME || (request->replace == REPLACE_FILE && is_same_place(load, model));
 }
 
 const char *naming_wanted(const struct load *load, const struct model *model, char room[MODEL_NAME_MAX + 1])

@@ -5,6 +5,7 @@
 #include "daemon/model/access_read.h"
 #include "daemon/model/source_compare.h"
 #include "daemon/model/source_look.h"
+#include "daemon/model/source_sort.h"
 #include "proto/model_config.h"
 
 #include <assert.h>
@@ -41,6 +42,8 @@ void load_job_identify(struct load_job *job)
         job->status = source_open_fds(job->fds, n, &job->source, &job->fault);
     else
         open_path(job);
+    if (n > 0 && job->status == 0)
+        source_sort_by_names(job->source);
     if (n > 0 && job->status == 0)
         job->status = access_read(job->source, NULL, &job->facts, &job->fault);
     if (job->source)
@@ -91,6 +94,9 @@ static bool fits_any(const struct load_job *job)
 void load_job_open(struct load_job *job)
 {
     uint64_t begin = uv_hrtime();
+    job->sorted = source_sort_by_contents(job->opened);
+    if (job->sorted)
+        job->opened = job->sorted;
     load_job_lay_out(job);
     if (job->status == 0 && fits_any(job))
         job->status = plan_cut_for(job->plan, job->device, job->decode_on_cpu);
@@ -253,10 +259,11 @@ void load_job_clear(struct load_job *job)
     job->text = NULL;
     load_job_forget(job);
     source_free(job->source);
+    source_free(job->sorted);
     shard_paths_free(&job->ambiguous);
     access_facts_unref(job->facts);
     access_facts_unref(job->before);
     job->before = NULL;
-    job->source = NULL;
+    job->source = job->sorted = NULL;
     job->facts = NULL;
 }

@@ -55,6 +55,7 @@ struct load_job {
     struct layout_fault layout_fault; /* with -EDOM: the layout does not fit the model */
     size_t file;                      /* with -EBADMSG: index of the file in a split model */
     struct source *source;
+    struct source *sorted;        /* of load_job_open(): the files in the order that they say; NULL: they are in it */
     struct shard_paths ambiguous; /* with -ENOTUNIQ of load_job_identify(): files that may be the same one of a model */
     struct access_facts *facts;   /* of the source's files */
     struct model_header *header;
@@ -83,8 +84,9 @@ void load_job_identify(struct load_job *job);
  * plan_new_arranged(). */
 void load_job_lay_out(struct load_job *job);
 
-/* Does load_job_lay_out(), then cuts the plan for the device's slots, with decode_on_cpu and among, and sets `reach`. A
- * plan that is larger than every device's budget is not cut: it will never be filled. */
+/* opened → sorted, and `opened` is that then. Does load_job_lay_out(), then cuts the plan for the device's slots, with
+ * decode_on_cpu and among, and sets `reach`. A plan that is larger than every device's budget is not cut: it will never
+ * be filled. */
 void load_job_open(struct load_job *job);
 
 /* opened, known → source: the files as they are now, if they were touched since they were opened; else NULL.

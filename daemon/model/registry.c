@@ -266,16 +266,27 @@ struct model *registry_find_source(const struct registry *registry, const struct
     return found;
 }
 
+/* Whether a path means the same place for the model and for who asks. */
+static bool means_places(const struct model *model, const struct registry_query *query)
+{
+    return (query->placed && model->facts && model->facts->placed) || model->uid == query->peer->uid;
+}
+
 bool registry_same_path(const struct model *model, const struct registry_query *query)
 {
     const struct source *a = model->source, *b = query->source;
     if (a->link && b->link && strcmp(a->link, b->link) == 0)
         return true; /* the daemon has opened both by this path */
-    const bool placed = query->placed && model->facts && model->facts->placed;
-    return (placed || model->uid == query->peer->uid) && source_same_paths(a, b);
+    return means_places(model, query) && source_same_paths(a, b);
 }
 
-/* The same files by whatever paths; or the same paths. All of them: the peer chose the files, and one that it may read
+bool registry_same_place(const struct model *model, const struct registry_query *query)
+{
+    return source_same_files(model->source, query->source) || registry_same_path(model, query) ||
+           (means_places(model, query) && source_same_places(model->source, query->source));
+}
+
+/* The same files by whatever paths; or the same places. All of them: the peer chose the files, and one that it may read
  * says nothing of the others. A model that the peer does not see must not be found by its paths: the answer would tell
  * of it. */
 static bool is_of_place(const struct model *model, const struct registry_query *query)
@@ -283,7 +294,7 @@ static bool is_of_place(const struct model *model, const struct registry_query *
     if (model_is_published(model))
         return false;
     return source_same_files(model->source, query->source) ||
-           (registry_same_path(model, query) && model_sight(model, query->peer) >= SIGHT_READER);
+           (registry_same_place(model, query) && model_sight(model, query->peer) >= SIGHT_READER);
 }
 
 struct model *registry_find_doubtful(const struct registry *registry, const struct registry_query *query,

@@ -115,9 +115,14 @@ struct model *registry_find_source(const struct registry *registry, const struct
  */
 bool registry_same_path(const struct model *model, const struct registry_query *query);
 
+/* Whether each file is one of the model's, by whatever path, or is at the path of one as registry_same_path() says: the
+ * files that the model would be made of now. Of a user's claims only those count that registry_same_path() trusts. But
+ * a file that is still one of the model's may be at no path of it any more. */
+bool registry_same_place(const struct model *model, const struct registry_query *query);
+
 /* A model with the same forms and layout that may still have the same bytes as the query's files: only comparing them
- * tells. It was made of the same file, or of the same path if the peer may read the model; and all sizes are equal.
- * Returns the first one with an id greater than `after`; NULL if there is none. */
+ * tells. It was made of the same files, or of files in the same places if the peer may read the model; and all sizes
+ * are equal. Returns the first one with an id greater than `after`; NULL if there is none. */
 struct model *registry_find_doubtful(const struct registry *registry, const struct registry_query *query,
                                      uint64_t after);
 

@@ -80,8 +80,10 @@ static int open_files(const int *fds, size_t n, struct source **ret, struct devi
     }
     source->references = 1;
     source->n_files = n;
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n; i++) {
         source->files[i].fd = fds[i];
+        source->files[i].given = i;
+    }
     for (size_t i = 0; i < n; i++) {
         int r = file_check(&source->files[i], ret_fault);
         if (r == 0 && __builtin_add_overflow(source->size, source->files[i].identity.size, &source->size))
@@ -212,8 +214,9 @@ static int reopen(const struct source *source, const size_t *order, struct sourc
     if (r < 0)
         return r;
     for (size_t i = 0; i < source->n_files; i++) {
-        const char *path = source->files[order ? order[i] : i].path;
-        (*ret)->files[i].path = path ? strdup(path) : source_fd_path(fds[i]);
+        const struct source_file *file = &source->files[order ? order[i] : i];
+        (*ret)->files[i].path = file->path ? strdup(file->path) : source_fd_path(fds[i]);
+        (*ret)->files[i].given = file->given;
     }
     (*ret)->path = (*ret)->files[0].path;
     (*ret)->link = source->link ? strdup(source->link) : NULL;

@@ -1,5 +1,6 @@
 /* The open file of a model, or the open files of a split model: path, identity and contents.
- * source_compare.h tells whether two sources are of the same files, source_look.h what became of the files since.
+ * source_compare.h tells whether two sources are of the same files, source_look.h what became of the files since,
+ * source_sort.h in which order they stand.
  *
  * The daemon keeps the files open while the model is resident, so that Verify can read them again. It never maps them:
  * if somebody made a mapped file shorter, reading it would raise SIGBUS.
@@ -28,6 +29,7 @@ struct source_file {
     char *path; /* that it was opened by, as the kernel told it; NULL: it has none */
     struct identity identity;
     uint64_t links; /* names that the file had in the file system when the identity was read */
+    size_t given;   /* which one it was, from 0 on, when the files were given */
 };
 
 struct source {

@@ -111,7 +111,56 @@ bool source_same_sizes(const struct source *a, const struct source *b)
     return a->size == b->size && match_files(a, b, by_size, one_size, NULL) != 0;
 }
 
+/* Matches the files that are the same in both. files: those of a, then those of b, n each; what has no match is moved
+ * to the front of its half. order: as in match_files(). Returns how many of each have no match. */
+static size_t take_same(const struct source *a, const struct source *b, const struct source_file **files, size_t *order)
+{
+    const size_t n = a->n_files;
+    size_t i = 0, j = 0, left_a = 0, left_b = 0;
+    while (i < n || j < n) {
+        const int side = i == n ? 1 : j == n ? -1 : by_identity(&files[i], &files[n + j]);
+        if (side == 0) {
+            order[files[i] - a->files] = (size_t)(files[n + j] - b->files);
+            i++;
+            j++;
+        } else if (side < 0)
+            files[left_a++] = files[i++];
+        else
+            files[n + left_b++] = files[n + j++];
+    }
+    return left_a;
+}
+
+/* Matches the files that are the same in both, and the others by their paths. 1; 0; -ENOMEM. */
+static int match_places(const struct source *a, const struct source *b, size_t *order)
+{
+    const size_t n = a->n_files;
+    if (n != b->n_files || n == 0)
+        return 0;
+    const struct source_file **files = calloc(2 * n, sizeof(*files));
+    if (!files)
+        return -ENOMEM;
+    sort_files(a, by_identity, files);
+    sort_files(b, by_identity, files + n);
+    const size_t left = take_same(a, b, files, order);
+    qsort(files, left, sizeof(*files), by_path);
+    qsort(files + n, left, sizeof(*files), by_path);
+    bool same = true;
+    for (size_t i = 0; i < left && same; i++) {
+        same = one_path(files[i], files[n + i]);
+        order[files[i] - a->files] = (size_t)(files[n + i] - b->files);
+    }
+    free(files);
+    return same;
+}
+
 bool source_order(const struct source *a, const struct source *b, size_t *ret)
 {
-    return match_files(a, b, by_identity, one_file, ret) == 1 || match_files(a, b, by_path, one_path, ret) == 1;
+    return match_files(a, b, by_path, one_path, ret) == 1 || match_places(a, b, ret) == 1;
+}
+
+bool source_same_places(const struct source *a, const struct source *b)
+{
+    size_t unused[SOURCE_FILES_MAX];
+    return source_order(a, b, unused);
 }

@@ -15,6 +15,7 @@ from harness import ROOT, build_folder, states, wait_until
 PYTHON = Path(os.environ["ROCMFORGE_ENGINES"]).resolve() / "vllm" / "bin" / "python"
 CHILD = ROOT / "tests" / "engines" / "vllm_child.py"
 TIMEOUT = 300
+ARCHITECTURES = ["qwen2", "mistral", "qwen3", "gemma3", "phi3"]
 PROMPTS = [[3, 4, 5], [6, 7], [9, 10, 11, 12, 3], "one two three"]
 
 # Which run.sh writes when all of it is installed.
@@ -129,8 +130,8 @@ def ordinary(models, tiny):
 
 
 def prompts(kind):
-    """vLLM takes another tokenizer for Qwen's models, so they get no text."""
-    return PROMPTS[:-1] if kind == "qwen2" else PROMPTS
+    """vLLM takes other tokenizers for some models, so they get no text."""
+    return PROMPTS[:-1] if kind in ARCHITECTURES else PROMPTS
 
 
 def weights(folder):
@@ -153,6 +154,9 @@ def test_views(start, vllm, tiny, ordinary):
         print(f"views: of {weights(model)} bytes {memory['rss']} are in memory, {memory['pss']} are this process's part")
         assert memory["rss"] > 0.9 * weights(model) and memory["pss"] < 0.6 * memory["rss"]
     assert one.ask(outside=True)["bytes"] >= weights(model)
+    for what in ("files", "parameters"):
+        assert "are shared with other processes" in one.ask(reload=what)["refused"]
+        assert one.tokens() == expected
     daemon.process.kill()
     daemon.process.wait()
     daemon.process.returncode = 0
@@ -160,12 +164,15 @@ def test_views(start, vllm, tiny, ordinary):
     assert one.stop() == 0 == two.stop()
 
 
-def test_tied_embeddings_and_biases(start, vllm, tiny, ordinary):
-    model = tiny("qwen2")
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_architectures(start, vllm, tiny, ordinary, kind):
+    """With biases, a tied output layer, more norms, or fused tensors in the files: see make_hf.py."""
+    model = tiny(kind)
     engine = vllm(start()).start(model)
-    assert engine.report["way"] == "view" and engine.report["copied_bytes"] == 0, engine.report
+    assert engine.report["way"] == "view" and engine.report["copied_bytes"] == 0, (engine.report, engine.log[-3000:])
     assert engine.report["shared_bytes"] == weights(model)
-    assert engine.tokens(prompts("qwen2")) == ordinary("qwen2")
+    print(f"{kind}: {weights(model)} bytes in the files, {engine.report['shared_bytes']} shared")
+    assert engine.tokens(prompts(kind)) == ordinary(kind)
 
 
 def test_adopt(start, vllm, tiny, ordinary):
@@ -203,6 +210,7 @@ def test_copy(start, vllm, tiny, ordinary):
     model = tiny()
     engine = vllm(start()).start(model, extra={"ways": ["copy"]})
     assert engine.report["way"] == "copy" and engine.report["shared_bytes"] == 0
+    assert engine.report["copied_bytes"] == weights(model)
     assert engine.tokens() == ordinary() and "by copy" in engine.log
 
 
@@ -223,15 +231,20 @@ def test_another_dtype(start, vllm, tiny, ordinary):
 
 
 def test_by_the_engine_without_a_daemon(vllm, tiny, ordinary):
-    engine = vllm(None).start(tiny())
+    model = tiny()
+    engine = vllm(None).start(model)
     assert engine.report["way"] == "engine" and "loaded from the files" in engine.log
+    assert engine.report["copied_bytes"] == weights(model)
     assert engine.tokens() == ordinary()
 
 
 def test_by_the_engine_if_it_is_not_resident(start, vllm, tiny, ordinary):
-    engine = vllm(start()).start(tiny(), extra={"load": False})
-    assert engine.report["way"] == "engine" and "not resident" in engine.log
-    assert engine.tokens() == ordinary()
+    """Without `load` a process can still publish what it loads by itself, so that is not allowed either."""
+    daemon, model = start(), tiny()
+    engine = vllm(daemon).start(model, extra={"load": False, "publish": False})
+    assert engine.report["way"] == "engine" and "not resident" in engine.log, (engine.report, engine.log[-3000:])
+    assert engine.tokens() == ordinary() and states(daemon) == {}
+    assert vllm(daemon).start(model, extra={"load": False}).report["way"] == "adopt"
 
 
 def test_strict(vllm, tiny):

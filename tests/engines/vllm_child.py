@@ -4,6 +4,7 @@
     {"generate": [PROMPT, ...]}              {"tokens": [[...], ...]}; a prompt is text, or a list of tokens
     {"memory": true}                         {"pss": BYTES, "rss": BYTES} of the mapping that is the daemon's memory, in this
                                              process
+    {"reload": "files" or "parameters"}      {"refused": WHY or null}: gives the engine other weights while it runs
     {"outside": true}                        {"bytes": ...} that the loader would count as the weights' on a GPU
 """
 import json
@@ -55,6 +56,17 @@ def memory():
     return {"pss": sums["Pss"], "rss": sums["Rss"]}
 
 
+def reload(llm, what):
+    import torch
+
+    given = {"weights_iterator": [("model.norm.weight", torch.zeros(256))], "is_checkpoint_format": False}
+    try:
+        llm.collective_rpc("reload_weights", kwargs=given if what == "parameters" else {})
+    except RuntimeError as error:
+        return {"refused": str(error)}
+    return {"refused": None}
+
+
 def outside(llm):
     import rocmforge
     from rocmforge.vllm._loader import RocmforgeLoader, _Load
@@ -76,6 +88,8 @@ def main():
             llm, answer = start(asked["model"], asked["options"])
         elif "generate" in asked:
             answer = generate(llm, asked["generate"], asked.get("tokens", 32))
+        elif "reload" in asked:
+            answer = reload(llm, asked["reload"])
         elif "outside" in asked:
             answer = outside(llm)
         else:

@@ -108,7 +108,7 @@ def check_bare(person):
 def write_unit_override(person):
     """As the manual page of the daemon says, in an editor."""
     page = (ROOT / "docs" / "rocmforged.8.scd").read_text(encoding="utf-8")
-    lines = re.search(r"# systemctl edit rocmforged.service\+\+\n(.*?)\n\n", page, re.S)[1].replace("++", "")
+    lines = re.search(r"# systemctl edit rocmforged.service\n(.*?\n)```", page, re.S)[1]
     check("--preload /srv/models" in lines, "the manual page has another example")
     person.types(
         "mkdir -p /etc/systemd/system/rocmforged.service.d /srv/models && "

@@ -506,6 +506,28 @@ def test_verify_finds_a_changed_byte(daemon, folder):
                 assert client.call("Verify", name="m")["mismatches"] == []
 
 
+def test_parts_have_names_of_their_own(daemon, folder):
+    """That of the whole model, and which part it is: by path, by a folder, by a link, and by descriptors."""
+    path = write_llama(folder / "m")
+    file = path / "model-00001-of-00002.safetensors"
+    options = ["--layout", "vllm", "--tp"]
+    assert daemon.rfctl("load", path).stdout.startswith("loaded m:")
+    for rank, given in enumerate((path, file)):
+        assert daemon.rfctl("load", given, *options, f"{rank}/4").stdout.startswith(f"loaded m.tp{rank}of4:")
+    assert daemon.rfctl("load", path, *options, "2/4", "--name", "x").stdout.startswith("loaded x:")
+    with daemon.client() as client:
+        for given in (file, path):
+            part = client.call("Load", path=str(given), layout="vllm", tp={"rank": 3, "size": 4})["model"]
+            assert part["name"] == "m.tp3of4" and part.get("aliases", []) == []
+        whole = client.call("Load", path=str(path), layout="vllm", tp={"rank": 0, "size": 1}, name="v")["model"]
+        assert whole["name"] == "v"
+        # Another form of the part has no name of its own.
+        with wire_error("NameInUse") as error:
+            client.call("Load", path=str(path), layout="vllm", tp={"rank": 3, "size": 4}, form="f32")
+        assert error["name"] == "m.tp3of4"
+        assert {one["name"] for one in client.call("List")["models"]} == {"m", "m.tp0of4", "m.tp1of4", "x", "m.tp3of4", "v"}
+
+
 def test_rfctl(daemon, folder):
     path = write_llama(folder / "m")
     done = daemon.rfctl("load", path, "--layout", "vllm", "--tp", "1/2", "--name", "m")

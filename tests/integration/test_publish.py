@@ -433,6 +433,18 @@ def test_replaced(daemon):
         assert content(client, "m")[0][:3] == b"new"
 
 
+def test_it_goes_when_it_is_idle(daemon):
+    with daemon.client() as client:
+        reply, fd = create(client)
+        os.close(fd)
+        lease = client.call("Publish", creation=reply["creation"], ttl=1, lease=True)["lease"]
+        time.sleep(1.5)
+        assert names(daemon) == ["m"]
+        client.call("Detach", lease=lease)
+        wait_until(lambda: names(daemon) == [])
+        assert daemon.used() == 0
+
+
 # --- Users, quotas, budgets ---
 
 

@@ -1,5 +1,4 @@
 """Files that change while their models are in memory."""
-import contextlib
 import io
 import os
 import shutil
@@ -9,7 +8,7 @@ import time
 import make_model
 import pytest
 from harness import USER, MIB, client_of, load, load_fd, sparse_model, states, tensor_model, wait_until, wire_error
-from split_model import split_tensors, write_split
+from split_model import write_split
 
 
 @pytest.fixture
@@ -665,35 +664,3 @@ def test_what_another_user_has_pinned_keeps_its_name(start_for_all, folder):
         with wire_error("NameInUse"):
             load_fd(late, path)
         assert load_fd(late, path, name="whole")["name"] == "whole"
-
-
-@pytest.mark.parametrize("hidden", [False, True])
-@pytest.mark.parametrize("pin", [False, True])
-def test_one_file_of_several_takes_no_name(start_for_all, folder, pin, hidden):
-    """Who gives a model's first file with others of its own says nothing of the model."""
-    daemon = start_for_all()
-    folder.chmod(0o755)
-    shards = write_split(folder)
-    (folder / "evil").mkdir()
-    evil = write_split(folder / "evil", lambda number: {"tensors": split_tensors(7)[:4]} if number == 1 else
-                       {"tensors": split_tensors(7)[4:]} if number == 2 else {})
-    os.chmod(folder / "evil", 0o755)
-    for path in (*shards, *evil):
-        path.chmod(0o644)
-    with daemon.client() as owner, client_of(daemon, USER) as other, contextlib.ExitStack() as stack:
-        fds = [stack.enter_context(open(path, "rb")).fileno() for path in (shards[0], *evil[1:])]
-        with contextlib.ExitStack() as whole:
-            own = [whole.enter_context(open(path, "rb")).fileno() for path in shards]
-            for path in shards[1:]:
-                path.chmod(0o600 if hidden else 0o644)
-            first = owner.call("Load", fds=own, name="prod", pin=pin)["model"]
-        other.call("Plan", fds=fds)
-        assert not by_id(daemon, first["id"])["changed"]
-        if hidden:
-            other.call("Load", fds=fds, name="prod")
-        else:
-            with wire_error("NameInUse"):
-                other.call("Load", fds=fds, name="prod")
-        assert owner.call("Show", name="prod")["model"]["id"] == first["id"]
-        kept = by_id(daemon, first["id"])
-        assert (kept["name"], kept["changed"]) == ("prod", False)

@@ -79,6 +79,15 @@ def test_the_manual_page_has_these_figures(units):
     assert re.findall(r"\b\d\.\d\b", text) == ["1.7", "1.5", "0.7"]
 
 
+def test_commands_of_the_manual_page_are_printed_whole():
+    """In text that is filled, man(1) breaks words, and who copies such a command has a hyphen in it."""
+    page = (ROOT / "docs" / "rocmforged.8.scd").read_text(encoding="utf-8")
+    for i, block in enumerate(page.split("\n```\n")):
+        if i % 2 == 0:
+            assert not re.search(r"^\t?[#$] [a-z]", block, re.M), block[-400:]
+    assert page.count("\n```\n") >= 16
+
+
 def test_catalog(folder):
     """What `journalctl --catalog` says of each message that the daemon has, and of no other."""
     if not shutil.which("journalctl"):

@@ -51,6 +51,7 @@ def test_parts(rf, llama):
         model = rf.load(path, name=name, layout="vllm", tp=tp)["model"]
         assert model["tp"] == {"rank": 1, "size": 2, "heads": HEADS, "kvHeads": KV_HEADS}
     assert rf.load(path, name="whole", layout="vllm", tp=(0, 1))["model"].get("tp") is None
+    assert rf.load(path, layout="vllm", tp=(0, 2))["model"]["name"] == "llama.tp0of2"
     with rf.load_attach(path, layout="vllm", tp=(1, 2)) as model:
         row = WIDTH * 2
         q, kv = HEADS * HEAD // 2 * row, KV_HEADS * HEAD // 2 * row

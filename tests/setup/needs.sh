@@ -49,6 +49,7 @@ need_for_test() {
     need_rocm
     need_for_rocm_test
     need_for_install_test
+    need_for_system_test
     need_command clang clang
     need_command aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu libc6-dev-arm64-cross
     need_command qemu-aarch64 qemu-user

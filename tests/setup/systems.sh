@@ -59,7 +59,6 @@ need_for_packages() { # [nohip]
     need_command dh debhelper
     need_command dh_python3 dh-python
     need_command dpkg-buildpackage dpkg-dev
-    need_command lintian lintian
     (($#)) && return
     need_command hipcc hipcc
     [[ -e /usr/include/hip/hip_runtime_api.h ]] || missing+=(libamdhip64-dev)
@@ -92,8 +91,17 @@ build_packages() { # FOLDER PROFILES [VERSION]
     rm -rf "$folder/rocmforge"
 }
 
+# It does not run for others than root, nor where there is no apt.
+need_for_system_test() {
+    ((EUID == 0)) && command -v apt-get >/dev/null || return 0
+    need_for_packages nohip
+    need_for_install_test
+    need_command systemd-nspawn systemd-container
+}
+
 cmd_packages() {
     need_for_packages
+    need_command lintian lintian
     install_missing
     step "Building packages"
     build_packages "$build/packages" "$(command -v nvcc >/dev/null && echo pkg.rocmforge.cuda)"
@@ -106,12 +114,7 @@ cmd_packages() {
 }
 
 # The packages but those for GPUs, of this source, and of the same as a later version: built once for each state of it.
-cmd_system_test() {
-    need_for_packages nohip
-    need_for_install_test
-    need_command systemd-nspawn systemd-container
-    install_missing
-    make_model
+system_test() { # TEST...
     local folder=$build/system state version
     mkdir -p "$folder"
     state=$(git -c safe.directory=* ls-files -z --cached --others --exclude-standard -- ':!tests' ':!docs/*.md' |
@@ -128,6 +131,17 @@ cmd_system_test() {
         echo "$state" >"$folder/state"
     fi
     gcc -shared -fPIC -D_GNU_SOURCE -o "$folder/slow_read.so" tests/lib/slow_read.c -ldl
+    # install_test has made the same Debian.
+    [[ -f $folder/base.tar || ! -f $build/install/base.tar ]] || cp "$build/install/base.tar" "$folder/"
     step "On a booted Debian"
     "$python" tests/system/run.py "$folder" "$folder/debs" --model "$model" --slow-read "$folder/slow_read.so" "$@"
+}
+
+cmd_system_test() {
+    ((EUID == 0)) || says_skipped "a machine that is booted in a container needs root"
+    command -v apt-get >/dev/null || says_skipped "this is no Debian: it has no apt"
+    need_for_system_test
+    install_missing
+    make_model
+    system_test "$@"
 }

@@ -62,6 +62,7 @@ build_others() {
 on_other_systems() {
     passes_or_skips "HIP's current headers" rocm_test "${current_archs[@]}"
     passes_or_skips "Installing on a bare Debian" install_test
+    [[ -z ${model:-} ]] || passes_or_skips "The packages on a booted Debian" cmd_system_test
 }
 
 # Half a minute each; tests/soak.py says what it does, and takes longer by hand. The second is on a stand-in for a GPU.

@@ -29,8 +29,7 @@ def section(name):
 
 def commands(name):
     """The lines that a section of the manual page tells root to type."""
-    blocks = re.findall(r"^\t?# (.*?)(?:\+\+)?$", section(name), re.M)
-    return [block.replace("\\", "") for block in blocks]
+    return re.findall(r"^# (.*)$", section(name), re.M)
 
 
 class Admin:

@@ -6,6 +6,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -107,6 +108,24 @@ static void derived_names_are_good_whatever_comes(void **state)
     }
 }
 
+static void parts_have_names_of_their_own(void **state)
+{
+    (void)state;
+    char name[MODEL_NAME_MAX + 1] = "m";
+    model_name_part(name, 0, 1);
+    assert_string_equal(name, "m");
+    model_name_part(name, 0, 2);
+    assert_string_equal(name, "m.tp0of2");
+    memset(name, 'n', MODEL_NAME_MAX);
+    name[MODEL_NAME_MAX] = '\0';
+    model_name_part(name, 1023, 1024);
+    assert_int_equal(strlen(name), MODEL_NAME_MAX);
+    assert_string_equal(strstr(name, "n.tp"), "n.tp1023of1024");
+    memset(name, 'n', MODEL_NAME_MAX);
+    model_name_part(name, UINT32_MAX, UINT32_MAX);
+    assert_int_equal(strlen(name), MODEL_NAME_MAX);
+}
+
 static char folder[] = "/tmp/test_model_file.XXXXXX";
 
 static int folder_make(void **state)
@@ -183,6 +202,7 @@ int main(void)
         cmocka_unit_test(every_byte_of_a_name),
         cmocka_unit_test(derived_names),
         cmocka_unit_test(derived_names_are_good_whatever_comes),
+        cmocka_unit_test(parts_have_names_of_their_own),
         cmocka_unit_test_setup_teardown(names_of_links_and_folders, folder_make, folder_remove),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

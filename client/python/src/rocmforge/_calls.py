@@ -75,14 +75,15 @@ def plan(
     replace: bool = False,
 ) -> Dict[str, Any]:
     """The parameters of Plan. Without descriptors, the daemon opens the path itself."""
+    part = _layout.tp(path, tp)
     return {
         **_file(path, fds),
-        "name": name or (link_name(path) if fds is not None else None),
+        "name": name or (_layout.part_name(link_name(path), part) if fds is not None else None),
         "form": form,
         "forms": rules(forms),
         "layout": layout,
         "groups": _layout.groups(groups),
-        "tp": _layout.tp(path, tp),
+        "tp": part,
         "device": device,
         "dequant": dequant,
         "private": private or None,

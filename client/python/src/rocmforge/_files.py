@@ -19,7 +19,7 @@ Paths = Union[Path, Sequence[Path]]
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.(gguf|safetensors)\Z", re.ASCII)
 _INDEX, _FILE = "model.safetensors.index.json", "model.safetensors"
 _SHARDS_MAX = 4096
-_NAME_MAX = 127
+NAME_MAX = 127
 
 
 def first(path: Paths) -> Path:
@@ -166,7 +166,7 @@ def link_name(paths: Paths) -> Optional[str]:
         name = re.sub(r"(?s)(.)\.(gguf|safetensors)\Z", r"\1", name, flags=re.IGNORECASE)
     if name.startswith("-"):
         name = "_" + name[1:]  # no model's name looks like an option
-    raw = os.fsencode(name)[:_NAME_MAX]
+    raw = os.fsencode(name)[:NAME_MAX]
     allowed = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-:@+"
     return bytes(c if c in allowed else ord("_") for c in raw).decode() or "model"
 

@@ -6,7 +6,7 @@ import json
 import os
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union, cast
 
-from ._files import Paths, first
+from ._files import NAME_MAX, Paths, first
 from .replies import Group, Tp
 
 # Which part of a model: (rank, size), or with the numbers of attention heads.
@@ -28,6 +28,14 @@ def tp(path: Paths, value: TpOption) -> Optional[Tp]:
     if part.get("heads") is None and part["size"] > 1:
         return cast(Tp, {**part, **_heads(path)})
     return part
+
+
+def part_name(whole: Optional[str], part: Optional[Tp]) -> Optional[str]:
+    """What a part of a model is called, if the daemon cannot derive it. None: the daemon can."""
+    if whole is None or part is None or part["size"] < 2:
+        return whole
+    end = f".tp{part['rank']}of{part['size']}"
+    return whole[: NAME_MAX - len(end)] + end
 
 
 def _heads(path: Paths) -> Dict[str, int]:

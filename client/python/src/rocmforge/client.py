@@ -177,7 +177,8 @@ class Client:
             layout: "vllm": tensors that vLLM fuses stand as neighbours, and the model has the fused tensors, too; "hf": of
                 a GGUF file of Llama, the rows of q and k are in transformers' order. Default: as in the file.
             groups: further groups of neighbours: a list of rocmforge.Group.
-            tp: (rank, size): loads only this part of a model that `size` processes share.
+            tp: (rank, size): loads only this part of a model that `size` processes share. Its default name ends with
+                ".tp0of2", for example.
             device: "auto", "host", "cuda", "hip:0", ...
             dequant: where blocks are decoded: "auto", "cpu", "gpu".
             wait: return only when the model is resident. If this is interrupted and no other client waits, the load is

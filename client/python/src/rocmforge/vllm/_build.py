@@ -57,8 +57,18 @@ class Bare:
                     module._parameters[name] = objects[id(parameter)]
 
     def refuse_loading(self) -> None:
-        """Makes the model refuse new weights, since its parameters cannot be written to."""
+        """Makes the model refuse new weights, since its parameters cannot be written to. A model that has refused them
+        computes as before."""
         self.model.load_weights = refuse
+        for module in self.model.modules():
+            if module._parameters:
+                module.get_parameter = refuse  # which vLLM calls to write to one
+        # Before vLLM reloads a model, it takes the parameters out of its modules. It asks each module first.
+        try:
+            from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+        except ImportError:
+            return
+        get_layerwise_info(self.model).can_load = refuse
 
 
 @contextlib.contextmanager

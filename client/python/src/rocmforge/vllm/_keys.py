@@ -50,8 +50,8 @@ def names(model: str, files: Sequence[str], layout: Mapping[str, Any]) -> List[O
     """The names of a model that is loaded for vLLM, from the simplest to one that no other model has. None: the daemon
     names it after the file or its folder."""
     digits = key({"files": files_identity(files), "layout": layout})
-    rank, size = layout.get("tp", (0, 1))
-    simple = [None, _name(model, "vllm")] if size == 1 else [_name(model, f"tp{rank}of{size}")]
+    _, size = layout.get("tp", (0, 1))
+    simple = [None, _name(model, "vllm")] if size == 1 else [None]
     return [*simple, name(model, digits)]
 
 

@@ -47,6 +47,7 @@ class RocmforgeLoader(DefaultModelLoader):  # type: ignore[misc]
         self._primary: Optional[Any] = None  # the model's name, as the source of the weights that the feed has
         self.publishes = False  # whether models that are made will be published
         self.watch: Optional[_remembered.Watch] = None  # of the last one that will be
+        self.loaded_bytes = 0  # of the parameters of the last model, before it was processed
 
     # --- vLLM's interface ---
 
@@ -112,9 +113,14 @@ class RocmforgeLoader(DefaultModelLoader):  # type: ignore[misc]
         self._feed = None
         model = super().load_model(vllm_config=vllm_config, model_config=model_config, prefix=prefix)
         report = Report("engine", reasons=reasons)
-        report.copied_bytes = sum(parameter.nbytes for parameter in model.parameters())
+        report.copied_bytes = self.loaded_bytes
         _report.add(report)
         return model
+
+    def load_weights(self, model: Any, model_config: Any) -> None:
+        super().load_weights(model, model_config)
+        # Processing may keep weights somewhere else than in parameters.
+        self.loaded_bytes = sum(parameter.nbytes for parameter in model.parameters())
 
     def create_model(self, vllm_config: Any, model_config: Any, prefix: str = "") -> Any:
         model = super().create_model(vllm_config=vllm_config, model_config=model_config, prefix=prefix)
@@ -283,12 +289,10 @@ class _Load:
 
             with self.loader.fed(self.model_config, feed), guard:
                 model = self.loader.load_from(self.config, self.model_config, self.prefix)
-            report = Report(COPY, resident.name)
             for parameter in model.parameters():
                 if guard.has(parameter):
                     parameter.data = parameter.data.clone()
-                report.copied_bytes += parameter.nbytes
-            return model, report
+            return model, Report(COPY, resident.name, copied_bytes=self.loader.loaded_bytes)
 
     # --- parts of them ---
 
