@@ -16,6 +16,7 @@ static inline int array_resize(void *pointer, size_t n, size_t element_size)
     if (!resized)
         return -ENOMEM;
     memcpy(pointer, &resized, sizeof(resized));
+    // cppcheck-suppress memleak ; it is in *pointer
     return 0;
 }
 
