@@ -278,8 +278,8 @@ def hoards(users, connections, *requests, long=False):
             words = [f"{i:04d}{'x' * 18}" for i in range(7000)]
             if not path.exists():
                 place.write("grouped", [make_model.Tensor(word, make_model.load_types()["f32"], (8,)) for word in words], 10)
-            parameters = {"public": True, "groups": [{"name": f"g{i}", "members": words[i : i + 70]} for i in range(0, 7000, 70)],
-                          "forms": RULES[:4]}
+            groups = [{"name": f"g{i}", "members": words[i : i + 70]} for i in range(0, len(words), 70)]
+            parameters = {"public": True, "groups": groups}
         tiny = path.read_bytes()
         hoarding = [apart(USER + user, lambda: hoard(daemon.socket, tiny, **parameters)) for user in range(users)]
         had = [result() for result in hoarding]
