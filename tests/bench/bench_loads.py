@@ -71,6 +71,12 @@ def percentile(values, percent):
     return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]
 
 
+def stolen():
+    """Seconds that a virtual machine's host took away from its processors, since the start; in steps of 10 ms."""
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    return int(fields[8]) / os.sysconf("SC_CLK_TCK")
+
+
 class Process:
     """A program that answers each line with a line."""
 
@@ -137,7 +143,7 @@ class Bench:
             "seconds": answer["seconds"], "ratio": answer["seconds"] / bound, "bytes": size,
             "read": [before["read"], after["read"]], "link": [before["link"], after["link"]],
             "bound": "reading" if read < link else "link", "phases": answer["answer"].get("phases"),
-            "stood": answer["stood"], "at": answer["at"],
+            "stood": answer["stood"], "stolen": answer["stolen"], "at": answer["at"],
         })
 
     def over(self, deadline=None):
@@ -155,8 +161,10 @@ class Bench:
     def load(self, client, name, form, model="bench"):
         parameters = {"fds": [0], "name": model, "form": form}
         self.stalls.since()
+        before = stolen()
         answer = json.loads(client.ask(f"{self.names.index(name)} {json.dumps(parameters)}"))
         answer["stood"] = max((end - begin for _, begin, end in self.stalls.since()), default=0)
+        answer["stolen"] = stolen() - before
         answer["at"] = time.monotonic() - self.began
         return answer
 
@@ -332,7 +340,8 @@ def show_slow(results):
                 parts.append(f"{phase} {mine[phase] / share / 1e3:.1f} ({usual[phase] / share / 1e3:.1f})")
         rest = mine["total"] - mine["parse"] - mine["allocate"] - mine["copy"]
         print(f"  {row} no. {number}: {1000 * load['seconds']:.1f}, ratio {ratio:.3f}; {', '.join(parts)}, "
-              f"rest {rest / 1e3:.1f}; a processor stood still for {1e3 * load['stood']:.1f}; reading {load['read'][0] / 1e9:.1f}, {load['read'][1] / 1e9:.1f}; "
+              f"rest {rest / 1e3:.1f}; a processor stood still for {1e3 * load['stood']:.1f}, "
+              f"the host took {1e3 * load['stolen']:.0f} from all; reading {load['read'][0] / 1e9:.1f}, {load['read'][1] / 1e9:.1f}; "
               f"link {load['link'][0] / 1e9:.1f}, {load['link'][1] / 1e9:.1f}")
 
 
@@ -348,11 +357,18 @@ def show_stalls(results):
             print(f"  {f'{low} to {high} ms' if high < float('inf') else f'{low} ms and more':<14} {len(some):>4} loads, "
                   f"{100 * sum(ratio > SLOW for ratio in some) / len(some):.0f} %; ratio p50 {percentile(some, 50):.3f}, "
                   f"p95 {percentile(some, 95):.3f}")
+    for text, some in ((f"with a ratio above {SLOW}", [x for x in loads if x["ratio"] > SLOW]),
+                       ("others", [x for x in loads if x["ratio"] <= SLOW])):
+        if some:
+            print(f"Processor time that the host took away during a load, {text}: median "
+                  f"{1e3 * percentile([x['stolen'] for x in some], 50):.0f} ms, mean "
+                  f"{1e3 * sum(x['stolen'] for x in some) / len(some):.1f} ms")
     tenths = [[] for _ in range(10)]
     for load in loads:
-        tenths[min(9, int(10 * load["at"] / loads[-1]["at"]))].append(load["ratio"] > SLOW)
-    print("Share of slow loads in each tenth of the time: " + ", ".join(
-        f"{100 * sum(some) / len(some):.0f} %" if some else "-" for some in tenths))
+        tenths[min(9, int(10 * load["at"] / loads[-1]["at"]))].append(load)
+    print("Share of slow loads in each tenth of the time, and the time taken away in a load, ms: " + ", ".join(
+        f"{100 * sum(x['ratio'] > SLOW for x in some) / len(some):.0f} % {1e3 * sum(x['stolen'] for x in some) / len(some):.0f}"
+        if some else "-" for some in tenths))
 
 
 def make_file(path, name, size):

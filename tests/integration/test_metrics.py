@@ -66,6 +66,22 @@ def test_the_dashboard_asks_for_what_there_is():
     assert page <= set(LISTED)
 
 
+def test_promtool_understands_the_queries(folder):
+    """Those of the dashboard, and of the page."""
+    if not shutil.which("promtool"):
+        pytest.skip("promtool is not installed: it is in Debian's package prometheus")
+    text = (ROOT / "docs" / "grafana.json").read_text(encoding="utf-8")
+    asked = [target["expr"] for panel in json.loads(text)["panels"] for target in panel["targets"]]
+    asked += [line for line in PAGE.split("## What to look at")[1].split("```")[1].splitlines()
+              if line and not line.startswith("#")]
+    assert len(asked) > 15
+    rules = [{"record": f"q{i}", "expr": expr.replace("$__rate_interval", "5m")} for i, expr in enumerate(asked)]
+    (folder / "rules.yml").write_text(json.dumps({"groups": [{"name": "all", "rules": rules}]}), encoding="utf-8")
+    checked = subprocess.run(["promtool", "check", "rules", folder / "rules.yml"], capture_output=True, text=True,
+                             check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
 def test_a_model(daemon, small_model):
     daemon.rfctl("load", small_model, "--name", "m")
     (model,) = daemon.models()
