@@ -40,8 +40,8 @@ int device_call_begin(struct device *device, struct device_call *call, struct de
 void device_call_end(struct device *device, struct device_call *call)
 {
     worker_device_end();
-    assert(call->link); /* it was begun */
     calls_lock(device);
+    assert(call->link); /* it was begun */
     *call->link = call->next;
     if (call->next)
         call->next->link = call->link;
