@@ -189,7 +189,7 @@ static cJSON *describe_plan(const struct planning *planning, const struct outloo
     cJSON_AddStringToObject(reply, "form", forms_word(planning->request.forms->form));
     if (planning->request.forms->n_rules > 0)
         json_add_item(reply, "forms", forms_rules(planning->request.forms));
-    layout_describe(planning->request.layout, reply);
+    layout_describe(planning->request.layout, reply, false);
     cJSON_AddNumberToObject(reply, "bytes", (double)outlook->plan->arena_bytes);
     cJSON_AddNumberToObject(reply, "size", (double)job->source->size);
     cJSON_AddNumberToObject(reply, "tensors",

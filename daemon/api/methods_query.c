@@ -35,7 +35,7 @@ static cJSON *describe_models(const struct api *api, const struct peer *peer)
     TAILQ_FOREACH(model, &api->registry->models, link)
     {
         if (model_visible(model, peer))
-            json_append(array, describe_model(model, peer));
+            json_append(array, describe_model_brief(model, peer));
     }
     return array;
 }

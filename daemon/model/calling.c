@@ -4,14 +4,19 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <string.h>
 
+/* A list of models asks this of each two of them. */
 static bool share_name(const struct model *a, const struct model *b)
 {
-    const struct model_name *name;
+    const struct model_name *name, *other;
     TAILQ_FOREACH(name, &a->names, link)
     {
-        if (model_has_name(b, name->text))
-            return true;
+        TAILQ_FOREACH(other, &b->names, link)
+        {
+            if (name->mark == other->mark && strcmp(name->text, other->text) == 0)
+                return true;
+        }
     }
     return false;
 }

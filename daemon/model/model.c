@@ -263,8 +263,9 @@ static void drop_names(struct model *model)
         free(name);
         model->n_names--;
     }
-    if (model->n_names > 0)
-        strcpy(model->name, TAILQ_FIRST(&model->names)->text);
+    const struct model_name *first = TAILQ_FIRST(&model->names);
+    if (first)
+        strcpy(model->name, first->text);
 }
 
 /* Guests who may not be able to read the files any more have to pass them once more. */

@@ -67,6 +67,7 @@ struct model_name {
     TAILQ_ENTRY(model_name) link;
     uint64_t since; /* a number from the registry: the older of two equal names has the smaller one */
     uid_t uid;      /* who gave it */
+    uint32_t mark;  /* made of the text: names with different marks differ */
     char text[MODEL_NAME_MAX + 1];
 };
 

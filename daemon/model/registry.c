@@ -160,6 +160,15 @@ int registry_may_name(const struct model *model, uid_t uid)
     return own || names_of(model, uid) < MODEL_GIVEN_MAX ? 0 : -EDQUOT;
 }
 
+/* The hash FNV-1a of 32 bits: http://www.isthe.com/chongo/tech/comp/fnv/. */
+static uint32_t mark_of(const char *text)
+{
+    uint32_t mark = 2166136261u;
+    for (; *text; text++)
+        mark = (mark ^ (uint8_t)*text) * 16777619u;
+    return mark;
+}
+
 /* Adds a name without a look at the limits. -ENOMEM. */
 static int name_add(struct registry *registry, struct model *model, const char *text, uid_t uid)
 {
@@ -169,6 +178,7 @@ static int name_add(struct registry *registry, struct model *model, const char *
     name->since = registry->next_name++;
     name->uid = uid;
     memcpy(name->text, text, strnlen(text, MODEL_NAME_MAX));
+    name->mark = mark_of(name->text);
     TAILQ_INSERT_TAIL(&model->names, name, link);
     model->n_names++;
     model_mark_dirty(model);
@@ -221,12 +231,13 @@ int registry_take_names(struct registry *registry, struct model *from, struct mo
             name->uid = uid;
         name_move(name, from, to);
     }
-    if (to->n_names > 0)
-        strcpy(to->name, TAILQ_FIRST(&to->names)->text);
-    if (from && from->n_names == 0)
-        model_lose_name(from);
+    const struct model_name *first = TAILQ_FIRST(&to->names), *left = from ? TAILQ_FIRST(&from->names) : NULL;
+    if (first)
+        strcpy(to->name, first->text);
+    if (left)
+        strcpy(from->name, left->text);
     else if (from)
-        strcpy(from->name, TAILQ_FIRST(&from->names)->text);
+        model_lose_name(from);
     return r;
 }
 

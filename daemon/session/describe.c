@@ -8,6 +8,9 @@
 #include <string.h>
 #include <uv.h>
 
+/* More rules are left out where many models are described. */
+#define BRIEF_RULES_MAX 16u
+
 static void add_integer(cJSON *object, const char *key, uint64_t value)
 {
     cJSON_AddNumberToObject(object, key, (double)value);
@@ -42,12 +45,7 @@ static uint32_t names_for(const struct model *model, const struct peer *peer)
     return calling_names(&rivals, peer);
 }
 
-cJSON *describe_model(const struct model *model, const struct peer *peer)
-{
-    return describe_model_called(model, names_for(model, peer));
-}
-
-cJSON *describe_model_called(const struct model *model, uint32_t names)
+static cJSON *describe(const struct model *model, uint32_t names, bool brief)
 {
     char room[MODEL_NAME_SIZE];
     cJSON *object = cJSON_CreateObject();
@@ -59,9 +57,11 @@ cJSON *describe_model_called(const struct model *model, uint32_t names)
         json_add_text(object, "key", model->key);
     }
     cJSON_AddStringToObject(object, "form", forms_word(model->forms->form));
-    if (model->forms->n_rules > 0)
+    if (brief && model->forms->n_rules > BRIEF_RULES_MAX)
+        add_integer(object, "formsLeft", model->forms->n_rules);
+    else if (model->forms->n_rules > 0)
         json_add_item(object, "forms", forms_rules(model->forms));
-    layout_describe(model->layout, object);
+    layout_describe(model->layout, object, brief);
     cJSON_AddStringToObject(object, "device", model->device->id);
     cJSON_AddStringToObject(object, "state", model_state_name(model->state));
     if (model->position > 0)
@@ -91,6 +91,21 @@ cJSON *describe_model_called(const struct model *model, uint32_t names)
     cJSON_AddBoolToObject(object, "heldUp", model->held_up);
     add_integer(object, "overflows", model->overflows);
     return object;
+}
+
+cJSON *describe_model(const struct model *model, const struct peer *peer)
+{
+    return describe(model, names_for(model, peer), false);
+}
+
+cJSON *describe_model_brief(const struct model *model, const struct peer *peer)
+{
+    return describe(model, names_for(model, peer), true);
+}
+
+cJSON *describe_model_called(const struct model *model, uint32_t names)
+{
+    return describe(model, names, true);
 }
 
 cJSON *describe_device(const struct device *device)
@@ -136,8 +151,11 @@ cJSON *describe_leases(const struct model *model, const struct peer *peer)
     const char *name = model_called(model, peer, room);
     cJSON *array = cJSON_CreateArray();
     const struct lease *lease;
+    size_t n = 0;
     LIST_FOREACH(lease, &model->leases, of_model)
     {
+        if (n++ == DESCRIBE_LEASES_MAX)
+            break;
         json_append(array, describe_lease(lease, name));
     }
     return array;

@@ -30,10 +30,17 @@ struct phases {
 /* peer: who is told. The names in these are those by which the model is called to it (calling.h). */
 cJSON *describe_model(const struct model *model, const struct peer *peer);
 
-/* The same for a peer to which these names mean the model. */
+/* The same for a list of models: without long lists of rules and groups, which may be a quarter of a MiB for each model.
+ * `formsLeft` and `groupsLeft` tell how many these are. */
+cJSON *describe_model_brief(const struct model *model, const struct peer *peer);
+
+/* The same for what is told to many: to peers to which these names mean the model. */
 cJSON *describe_model_called(const struct model *model, uint32_t names);
 
 cJSON *describe_device(const struct device *device);
+
+/* At most DESCRIBE_LEASES_MAX of them, the latest: a model may have thousands, and the loop makes the list. */
+#define DESCRIBE_LEASES_MAX 1000u
 cJSON *describe_leases(const struct model *model, const struct peer *peer);
 
 /* Replies of Load: when it is over (phases may be NULL), and before. */
