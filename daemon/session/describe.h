@@ -30,8 +30,8 @@ struct phases {
 /* peer: who is told. The names in these are those by which the model is called to it (calling.h). */
 cJSON *describe_model(const struct model *model, const struct peer *peer);
 
-/* The same for a list of models: without long lists of rules and groups, which may be a quarter of a MiB for each model.
- * `formsLeft` and `groupsLeft` tell how many these are. */
+/* The same for a list of models: without long lists of rules and groups, which may be a quarter of a MiB for each
+ * model. `formsLeft` and `groupsLeft` tell how many these are. */
 cJSON *describe_model_brief(const struct model *model, const struct peer *peer);
 
 /* The same for what is told to many: to peers to which these names mean the model. */
