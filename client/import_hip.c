@@ -158,7 +158,8 @@ static int device_find(const struct import_source *source, int *ret, struct impo
             *ret = i;
             return 0;
         }
-        r = error ?: r;
+        if (error < 0)
+            r = error;
     }
     if (r < 0)
         return r;

@@ -177,7 +177,7 @@ static int tensors_file(rf_client *client, const rf_new_tensor *tensors, size_t 
     FILE *out = open_memstream(&text, &size);
     if (!out)
         return client_fail(client, -ENOMEM, "no memory for the tensors");
-    int wrong = 0;
+    int wrong = n > 0 && !tensors;
     for (size_t i = 0; i < n && !wrong; i++) {
         wrong = !tensors[i].name || !tensors[i].type || tensors[i].n_dims > RF_DIMS_MAX;
         cJSON *object = wrong ? NULL : tensor_json(&tensors[i]);
@@ -306,7 +306,7 @@ uint64_t rf_creation_bytes(const rf_creation *creation)
 int rf_creation_offset(const rf_creation *creation, size_t index, uint64_t *ret)
 {
     const cJSON *offset = index <= INT32_MAX ? cJSON_GetArrayItem(creation->offsets, (int)index) : NULL;
-    if (!cJSON_IsNumber(offset))
+    if (!offset || !cJSON_IsNumber(offset))
         return client_fail(creation->client, -ERANGE, "the creation has %d tensors",
                            cJSON_GetArraySize(creation->offsets));
     *ret = (uint64_t)offset->valuedouble;

@@ -40,7 +40,7 @@ static int map(int fd, uint64_t size, const void **ret)
 
 int sealed_map(int fd, uint64_t size, const void **ret)
 {
-    uint64_t has;
+    uint64_t has = 0;
     int r = sealed_size(fd, &has);
     if (r < 0)
         return r;

@@ -54,7 +54,7 @@ static void usage(void)
            "                      to come back; default %d\n"
            "  --device-timeout SECONDS\n"
            "                      how long a call of a GPU's driver may take before the GPU\n"
-           "                      counts as failed; default %d\n"
+           "                      counts as failed; default %u\n"
            "  --host-cache SIZE   host memory that keeps models which a GPU has no room for\n"
            "  --host-cache-pinned take all of that memory at the start, and let GPUs copy to and\n"
            "                      from it by themselves\n"

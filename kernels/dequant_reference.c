@@ -25,6 +25,7 @@ BLOCK_FN uint64_t put_f16(uint8_t *dst, const float *y, size_t count)
         h[i] = f32_to_f16(y[i]);
         overflows += f16_overflows(y[i]);
     }
+    // cppcheck-suppress uninitvar ; the first `count` were set
     memcpy(dst, h, 2 * count);
     return overflows;
 }
@@ -37,6 +38,7 @@ BLOCK_FN uint64_t put_bf16(uint8_t *dst, const float *y, size_t count)
         h[i] = f32_to_bf16(y[i]);
         overflows += bf16_overflows(y[i]);
     }
+    // cppcheck-suppress uninitvar ; the first `count` were set
     memcpy(dst, h, 2 * count);
     return overflows;
 }

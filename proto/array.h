@@ -12,10 +12,11 @@ static inline int array_resize(void *pointer, size_t n, size_t element_size)
 {
     void *array;
     memcpy(&array, pointer, sizeof(array));
-    array = reallocarray(array, n, element_size);
-    if (!array)
+    void *resized = reallocarray(array, n, element_size);
+    if (!resized)
         return -ENOMEM;
-    memcpy(pointer, &array, sizeof(array));
+    memcpy(pointer, &resized, sizeof(resized));
+    // cppcheck-suppress memleak ; it is in *pointer
     return 0;
 }
 

@@ -4,6 +4,7 @@
 #include "proto/gguf_value.h"
 #include "proto/min.h"
 
+#include <assert.h>
 #include <endian.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -195,6 +196,7 @@ int shard_peek(int fd, struct shard_place *ret)
     int error = peek_begin(fd, &peek);
     if (error < 0)
         return error;
+    assert(peek);
     struct shard_place place = {.tensors = UINT64_MAX};
     uint64_t n_tensors, n, type;
     bool number = false;
@@ -277,6 +279,7 @@ int shard_header_read(int fd, uint64_t most, struct shard_header *ret)
     int r = peek_begin(fd, &peek);
     if (r < 0)
         return r;
+    assert(peek);
     struct shard_header header = {.place = {.tensors = UINT64_MAX}};
     uint64_t n_tensors = 0, n = 0;
     peek->size = min_u64(peek->size, most);

@@ -6,6 +6,7 @@
 #include "proto/shard_choice.h"
 #include "proto/shard_names.h"
 
+#include <assert.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -271,6 +272,7 @@ static int pool_choose(const struct pool *pool, bool by_name, struct shard_paths
     const size_t n = (size_t)pool->of->count;
     size_t *choice = calloc(n, sizeof(*choice)), number;
     int r = choice ? shard_choose(pool->all, pool->n, n, by_name, choice, &number) : -ENOMEM;
+    assert(r != 0 || pool->all); /* what was chosen is there */
     if (r == 0)
         r = paths_new(n, ret);
     for (size_t i = 0; i < n && r == 0; i++) {
@@ -339,7 +341,7 @@ static int find_by_content(const struct shard_paths *chain, const struct shard_p
  */
 static int find_others(const char *path, const struct shard_place *place, shard_open_fn *open, struct shard_paths *ret)
 {
-    struct shard_paths chain, named = {0}, absent = {0};
+    struct shard_paths chain = {0}, named = {0}, absent = {0};
     int r = chain_of(path, &chain);
     bool found = false;
     for (size_t i = 0; i < chain.n && r == 0 && !found; i++) {

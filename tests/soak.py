@@ -61,7 +61,8 @@ class Soak:
         self.born = 0
         self.counts, self.outcomes, self.wrong = Counter(), Counter(), []
         self.bytes = self.rss_more = self.fds_more = self.memory_files = 0
-        self.daemon = self.rss = self.fds = None
+        self.by_minute = {}  # of a daemon's life: the most bytes more than at its start
+        self.daemon = self.rss = self.fds = self.began = None
 
     # --- The daemon ---
 
@@ -76,7 +77,7 @@ class Soak:
         self.daemon = Daemon(self.folder, *options, env=env).wait_ready()
         os.chmod(self.daemon.socket, 0o666)
         self.fds = self.daemon.settled_fds()
-        self.rss = self.daemon.rss()
+        self.rss, self.began = self.daemon.rss(), time.monotonic()
         self.counts["daemons started"] += 1
         self.shared.generation += 1
 
@@ -242,6 +243,8 @@ class Soak:
         self.memory_files = max(self.memory_files, len(files))
         more = self.daemon.rss() - self.rss
         self.rss_more = max(self.rss_more, more)
+        minute = int((time.monotonic() - self.began) // 60) + 1
+        self.by_minute[minute] = max(self.by_minute.get(minute, 0), more)
         if files:
             self.wrong.append(f"memory files are left: {files}")
         if more > RSS_MORE and not self.has_sanitizer():
@@ -258,6 +261,9 @@ class Soak:
         for index in range(self.args.clients):
             self.bear(index)
         signals = [signal.SIGKILL, signal.SIGTERM]
+        while time.monotonic() < end and self.args.one_daemon:
+            self.leg(min(time.monotonic() + LEG, end))
+            self.rest()
         while time.monotonic() < end:
             for number in signals:
                 for _ in range(self.rng.choice(RESTS)):
@@ -291,6 +297,8 @@ class Soak:
         yield "files replaced", self.counts["files replaced"]
         yield "times that all clients rested", self.counts["rests"]
         yield "then, at most: memory more than at the start", f"{self.rss_more / MIB:.1f} MiB"
+        by_minute = ", ".join(f"{minute}: {more / MIB:.1f}" for minute, more in sorted(self.by_minute.items()))
+        yield "  in each minute of a daemon's life, MiB", by_minute
         yield "  descriptors more", self.fds_more
         yield "  memory files", self.memory_files
         yield "wrong", len(self.wrong)
@@ -318,6 +326,7 @@ def arguments():
     parser.add_argument("--minutes", type=float, default=1, metavar="N")
     parser.add_argument("--build", default=os.environ.get("ROCMFORGE_BUILD", "build/dev"), metavar="FOLDER")
     parser.add_argument("--gpu", action="store_true", help="models are in memory of a stand-in for a GPU")
+    parser.add_argument("--one-daemon", action="store_true", help="the daemon is not killed: what grows with time shows")
     parser.add_argument("--clients", type=int, default=8, metavar="N")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1000000, help="what happens depends on time, too")
     args = parser.parse_args()

@@ -59,7 +59,7 @@ static char *with_layout(char *text, const cJSON *object)
 {
     const char *layout = reply_text(object, "layout");
     const cJSON *tp = reply_items(object, "tp");
-    const int groups = cJSON_GetArraySize(reply_items(object, "groups"));
+    const int groups = cJSON_GetArraySize(reply_items(object, "groups")) + (int)reply_number(object, "groupsLeft", 0);
     char numbers[64] = "", parts[64] = "";
     if (groups > 0)
         snprintf(numbers, sizeof(numbers), " groups=%d", groups);
@@ -82,6 +82,12 @@ static char *rules_text(const cJSON *object)
         /* The rule for all tensors replaces everything before it. */
         char *longer =
             need_text("%s%s%s=%s", all ? "" : text, all ? "" : " ", all ? ALL : match, reply_text(rule, "form"));
+        free(text);
+        text = longer;
+    }
+    const double left = reply_number(object, "formsLeft", 0);
+    if (left > 0) {
+        char *longer = need_text("%s and %.0f rules", text, left);
         free(text);
         text = longer;
     }

@@ -191,9 +191,11 @@ static void take_words(struct said said[static MEANINGS], char **words)
 
 static long number(const struct said *said, long otherwise)
 {
+    if (!said->name || !said->value[0])
+        return otherwise;
     char *end;
-    long n = said->name ? strtol(said->value, &end, 10) : -1;
-    return said->name && said->value[0] && !*end && n >= 0 ? n : otherwise;
+    const long n = strtol(said->value, &end, 10);
+    return !*end && n >= 0 ? n : otherwise;
 }
 
 static void refuse(struct run_words *ret, const char *name, const char *reason)

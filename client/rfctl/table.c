@@ -4,6 +4,7 @@
 #include "client/rfctl/memory.h"
 #include "proto/min.h"
 
+#include <assert.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -56,6 +57,7 @@ void table_add(struct table *table, const char *format, ...)
 /* Computes the width of each column; 0: the column is left out. */
 static void measure(const struct table *table, size_t width, size_t *widths)
 {
+    assert(table->n_columns > 0);
     for (size_t i = 0; i < table->n_columns; i++)
         widths[i] = 0;
     for (size_t i = 0; i < table->n_cells; i++) {

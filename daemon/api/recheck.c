@@ -4,6 +4,7 @@
 #include "daemon/model/access_read.h"
 #include "daemon/wire/errors.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 
@@ -40,6 +41,7 @@ void rechecks_init(struct rechecks *rechecks)
 static void asking_free(struct asking *asking)
 {
     TAILQ_REMOVE(&asking->recheck->askings, asking, link);
+    assert(TAILQ_FIRST(&asking->recheck->askings) != asking);
     free(asking);
 }
 

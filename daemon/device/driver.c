@@ -4,6 +4,7 @@
 
 #include "daemon/base/worker.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <sched.h>
 #include <uv.h>
@@ -40,6 +41,7 @@ void device_call_end(struct device *device, struct device_call *call)
 {
     worker_device_end();
     calls_lock(device);
+    assert(call->link); /* it was begun */
     *call->link = call->next;
     if (call->next)
         call->next->link = call->link;

@@ -198,7 +198,7 @@ static int adopt_check(int fd, uint64_t bytes, struct stat *ret, struct device_f
 static int host_arena_adopt(struct device *device, int fd, uint64_t bytes, struct arena **ret,
                             struct device_export *ret_export, struct device_fault *ret_fault)
 {
-    struct stat status;
+    struct stat status = {0};
     int r = adopt_check(fd, bytes, &status, ret_fault);
     if (r < 0)
         return r;

@@ -7,6 +7,7 @@
 #include "proto/array.h"
 #include "proto/utf8.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -99,6 +100,7 @@ static int take_elements(struct header_reader *r, unsigned depth, enum gguf_valu
                   : type == GGUF_ARRAY ? ARRAY_BYTES_MIN
                                        : gguf_scalar_bytes(type);
 
+    assert(each > 0); /* the type was checked */
     if (count > (r->file_size - r->pos) / each)
         return header_refuse(r, field, "an array of %" PRIu64 " elements reaches past the end of the file", count);
     if (type == GGUF_STRING)

@@ -4,6 +4,7 @@
 #include "daemon/header/join.h"
 #include "proto/min.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -72,8 +73,10 @@ static int take_place(struct model_header *model, size_t file, struct file_heade
 static int join(const struct file_header *headers, size_t n, struct header_fault *fault)
 {
     uint64_t told, n_tensors = 0;
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n; i++) {
+        assert(headers[i].model); /* no two of the n files have the same number */
         n_tensors += headers[i].model->n_tensors;
+    }
     int r = header_kv_u64(model_header_find(headers[0].model, "split.tensors.count"), &told);
     if (r < 0 || told != n_tensors)
         return model_header_refuse(

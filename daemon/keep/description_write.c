@@ -4,6 +4,7 @@
 #include "daemon/keep/description.h"
 #include "proto/write_all.h"
 
+#include <assert.h>
 #include <cjson/cJSON.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -68,7 +69,7 @@ static void put_layout(struct bytes_writer *out, const struct model *model)
 {
     (void)json_memory_failed();
     cJSON *object = cJSON_CreateObject();
-    layout_describe(model->layout, object);
+    layout_describe(model->layout, object, false);
     char *text = object ? cJSON_PrintUnformatted(object) : NULL;
     if (!text || json_memory_failed())
         out->failed = true;
@@ -83,6 +84,7 @@ static void put_layout(struct bytes_writer *out, const struct model *model)
  * that are left. */
 static void find_shards(const struct model *model, size_t n_headers, uint32_t shards[SOURCE_FILES_MAX])
 {
+    assert(model->header); /* only what is resident is described */
     bool used[SOURCE_FILES_MAX] = {false};
     size_t i = 0, tensor = 0, of_part = model->header->n_tensors; /* the first part has the tensors of all */
     for (const struct model_header *part = model->header->next; part; part = part->next)

@@ -3,6 +3,7 @@
 #include "daemon/load/steps.h"
 #include "daemon/model/manifest.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -106,6 +107,7 @@ static int take_metadata(struct load_job *job, struct manifest *manifest)
     if (r == 0 && !manifest_text_valid(text, size, MANIFEST_METADATA_MAX))
         r = -EINVAL;
     if (r == 0 && size > 0) {
+        assert(text);
         manifest->metadata = own ? own : strndup(text, size);
         r = manifest->metadata ? 0 : -ENOMEM;
         own = NULL;

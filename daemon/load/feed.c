@@ -5,6 +5,7 @@
 #include "daemon/wire/errors.h"
 #include "proto/min.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 
@@ -70,8 +71,10 @@ static bool load_may_use(const struct load *load)
 {
     const bool few = load->device->n_cached > 0 && !load->reads_direct;
     const size_t n_slots = few ? load->device->n_cached : load->device->n_slots;
-    if (load_ends(load) || load->next_chunk == load->plan->n_chunks ||
-        load->n_fills + (load->model->arena ? 0 : 1) >= n_slots)
+    if (load_ends(load))
+        return false;
+    assert(load->model && load->plan);
+    if (load->next_chunk == load->plan->n_chunks || load->n_fills + (load->model->arena ? 0 : 1) >= n_slots)
         return false;
     const struct work_reads reads = source_reads(load->model->source, load->request.uid);
     return load->restores || !workers_keep_waiting(load->loads->core->queue, &reads);

@@ -325,7 +325,9 @@ static void fill_share_out(struct fill *fill, size_t n, void (*run)(struct work 
     n = min_u64(n, min_u64(fill->workers, FILL_SHARES_MAX));
     fill->n_shares = max_u64(n, fill->n_shares);
     fill->under_way += n;
-    const struct work_reads reads = fill->memory ? (struct work_reads){0} : source_reads(fill->source, fill->uid);
+    struct work_reads reads = {0};
+    if (!fill->memory)
+        reads = source_reads(fill->source, fill->uid);
     for (size_t i = 0; i < n; i++) {
         struct fill_share *share = &fill->shares[i];
         share->fill = fill;

@@ -94,7 +94,7 @@ static void waiters_grant(struct load *load, struct model *model)
         else if (kind == WAIT_LEASE || kind == WAIT_CREATE)
             attach_grant(load->loads->registry, load->loads->events, model, call, NULL);
         else
-            call_reply(call, describe_loaded(model, NULL), NULL, 0);
+            call_reply(call, describe_loaded(model, NULL, conn_peer(call->conn)), NULL, 0);
     }
 }
 
@@ -107,7 +107,7 @@ static void load_join(struct load *load, struct model *model)
     struct call *call;
     if (other) {
         while (other->state >= LOAD_FILLING && (call = waiters_take(&load->waiters, WAIT_ALLOCATED)))
-            call_reply(call, describe_loaded(model, NULL), NULL, 0);
+            call_reply(call, describe_loaded(model, NULL, conn_peer(call->conn)), NULL, 0);
         waiters_move(&load->waiters, &other->waiters);
         other->detached |= load->detached;
         other->patience_ends = max_u64(other->patience_ends, load->patience_ends);
@@ -172,7 +172,7 @@ bool load_may_publish(const struct load_request *request, const struct access_fa
     return request->access != ACCESS_PUBLIC || request->trusted || access_owns(facts, request->uid);
 }
 
-static void load_fail_publish(struct load *load)
+void load_fail_publish(struct load *load)
 {
     failure_set(&load->failure, WIRE_PermissionDenied, error_reason("only who owns the file makes its model public"));
 }
@@ -213,6 +213,11 @@ enum load_verdict load_judge_join(struct load *load, struct model *model, struct
     return load_verdict_of(ret, model_may_admit(model, request->peer) < 0 ? LOAD_LIMITED : LOAD_JOIN);
 }
 
+void load_fail_guests(struct load *load)
+{
+    failure_set(&load->failure, WIRE_LimitExceeded, error_limit("guests", MODEL_GUESTS_MAX));
+}
+
 /* Gives a model that is there already the requested name, beside those that it has. From now on the user who asked sees
  * the model. Returns false if the load has to wait, or fails. */
 static bool load_enter(struct load *load, struct model *model)
@@ -227,7 +232,7 @@ static bool load_enter(struct load *load, struct model *model)
         return false;
     }
     if (verdict == LOAD_LIMITED && naming.verdict != NAME_TOO_MANY) {
-        failure_set(&load->failure, WIRE_LimitExceeded, error_limit("guests", MODEL_GUESTS_MAX));
+        load_fail_guests(load);
         return false;
     }
     if (!naming_prepare(load, name, model, &naming))
@@ -352,6 +357,14 @@ static bool load_compares(struct load *load, const struct registry_query *query)
     return true;
 }
 
+void load_fail_queued(struct load *load, const struct model *queued)
+{
+    struct device *device = queued->device;
+    failure_set(&load->failure, WIRE_OutOfDeviceMemory,
+                describe_out_of_memory(device, queued->plan->arena_bytes, device_available(device),
+                                       admission_evictable(load->loads->registry, device)));
+}
+
 /* True, and the load fails, if the model of its file is queued for memory and the load may not wait, or not any longer.
  * A preload always waits. */
 static bool load_comes_too_early(struct load *load, const struct registry_query *query)
@@ -360,10 +373,7 @@ static bool load_comes_too_early(struct load *load, const struct registry_query 
     load->behind = model != NULL;
     if (!model || load->request.done || uv_hrtime() < load->patience_ends)
         return false;
-    struct device *device = model->device;
-    failure_set(&load->failure, WIRE_OutOfDeviceMemory,
-                describe_out_of_memory(device, model->plan->arena_bytes, device_available(device),
-                                       admission_evictable(load->loads->registry, device)));
+    load_fail_queued(load, model);
     return true;
 }
 

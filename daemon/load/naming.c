@@ -157,7 +157,7 @@ bool naming_prepare(struct load *load, const char *name, const struct model *mod
     load->replaces = 0;
     switch (naming->verdict) {
     case NAME_BUSY:
-        failure_set(&load->failure, WIRE_ModelBusy, describe_busy(naming->holder));
+        failure_set(&load->failure, WIRE_ModelBusy, describe_busy(naming->holder, load->request.peer));
         return false;
     case NAME_TAKEN:
         failure_set(&load->failure, WIRE_NameInUse, error_name(name));

@@ -136,6 +136,12 @@ void load_fail_memory(struct load *load);
 void load_fail_out_of_memory(struct load *load, const struct model *model, uint64_t available);
 void load_fail_device(struct load *load, int error, const struct device_fault *fault);
 
+/* The same for what IDENTIFYING finds: the caller may not make the model public; the model of its file is queued for
+ * memory, and the load may not wait; the model has too many guests. */
+void load_fail_publish(struct load *load);
+void load_fail_queued(struct load *load, const struct model *queued);
+void load_fail_guests(struct load *load);
+
 /* identify.c: goes on from IDENTIFYING when its job is done. Returns true if the load joined a model that is there:
  * then it is over and was freed. */
 bool load_identified(struct load *load);

@@ -350,7 +350,7 @@ static int verify_new(struct verifies *verifies, struct model *model, struct cal
 void verify_begin(struct verifies *verifies, struct model *model, struct call *call)
 {
     struct verify *verify;
-    uint64_t limit;
+    uint64_t limit = 0;
     int r = verify_new(verifies, model, call, &verify, &limit);
     if (r < 0) {
         call_fail(call, WIRE_LimitExceeded, error_quota(r, QUOTA_VERIFIES, limit));

@@ -88,6 +88,34 @@ bool access_may_permit(const struct access_facts *facts, uid_t uid)
     return true;
 }
 
+/* access_lost() of one file or folder. */
+static bool entry_lost(const struct access_entry *before, const struct access_entry *now, uid_t uid, mode_t bit)
+{
+    if (before->owner != now->owner || before->group != now->group || (!before->acl && now->acl))
+        return true;
+    const mode_t bits = uid == now->owner ? bit << 6 : bit << 3 | bit;
+    return before->mode & ~now->mode & bits;
+}
+
+bool access_lost(const struct access_facts *before, const struct access_facts *now, uid_t uid)
+{
+    if (!before || !now)
+        return false;
+    if (before->n_files != now->n_files || (before->placed && !now->placed))
+        return true;
+    for (size_t i = 0; i < now->n_files; i++)
+        if (entry_lost(&before->entries[i], &now->entries[i], uid, S_IROTH))
+            return true;
+    if (!before->placed)
+        return false;
+    if (before->n_folders != now->n_folders)
+        return true;
+    for (size_t i = now->n_files; i < now->n_files + now->n_folders; i++)
+        if (entry_lost(&before->entries[i], &now->entries[i], uid, S_IXOTH))
+            return true;
+    return false;
+}
+
 /* The bits of "others" are not enough: the owner or the group may have fewer rights than others. */
 static bool grants_all(const struct access_entry *entry, mode_t bit)
 {

@@ -63,6 +63,11 @@ bool access_permits(const struct access_facts *facts, const struct peer *peer);
 /* access_permits() for some process of this user, whose groups are not known. */
 bool access_may_permit(const struct access_facts *facts, uid_t uid);
 
+/* Whether the files or their folders were changed so that the user, who could read the files before, may not be able to
+ * now: another owner or group, fewer rights, an access control list, or folders that are not known any more. Groups
+ * that the user is in are not known. */
+bool access_lost(const struct access_facts *before, const struct access_facts *now, uid_t uid);
+
 /* Whether all may read the files of `facts` who may read those of `others`: every user may, or both have as many files
  * and folders, in the same order, with the same owners and groups, and those of `facts` allow no less. May also be
  * false where it is true. */

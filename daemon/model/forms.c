@@ -15,6 +15,7 @@
 
 int forms_word_parse(const char *name, enum form *ret)
 {
+    assert(name);
     if (strcmp(name, "auto") == 0) {
         *ret = FORM_AUTO;
         return 0;

@@ -9,6 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Groups with more names than that, or longer ones, are left out where many models are described. */
+#define BRIEF_NAMES_MAX 64u
+#define BRIEF_BYTES_MAX 4096u
+
 const char *const layout_names[] = {"vllm", "hf", NULL};
 static const char *const kinds[] = {[LAYOUT_VLLM] = "vllm", [LAYOUT_HF] = "hf"};
 static const char *const cuts[] = {[LAYOUT_WHOLE] = "whole", [LAYOUT_ROWS] = "rows", [LAYOUT_COLUMNS] = "columns"};
@@ -148,7 +152,8 @@ static int groups_new(const cJSON *groups, struct layout **ret)
     struct layout_group *own = (struct layout_group *)(layout + 1);
     const char **members = (const char **)(own + n);
     char *text = (char *)(members + n_members);
-    *layout = (struct layout){.references = 1, .parts = 1, .n_groups = n, .groups = own};
+    *layout = (struct layout){
+        .references = 1, .parts = 1, .n_groups = n, .groups = own, .n_names = n + n_members, .name_bytes = bytes};
     cJSON_ArrayForEach (group, groups) {
         int r = group_take(group, own, members, &text);
         if (r < 0) {
@@ -202,12 +207,15 @@ static cJSON *group_describe(const struct layout_group *group)
     return object;
 }
 
-void layout_describe(const struct layout *layout, cJSON *object)
+void layout_describe(const struct layout *layout, cJSON *object, bool brief)
 {
     layout = or_none(layout);
     if (layout->kind != LAYOUT_FILE)
         cJSON_AddStringToObject(object, "layout", kinds[layout->kind]);
-    cJSON *groups = layout->n_groups > 0 ? cJSON_AddArrayToObject(object, "groups") : NULL;
+    const bool left = brief && (layout->n_names > BRIEF_NAMES_MAX || layout->name_bytes > BRIEF_BYTES_MAX);
+    if (left)
+        cJSON_AddNumberToObject(object, "groupsLeft", (double)layout->n_groups);
+    cJSON *groups = layout->n_groups > 0 && !left ? cJSON_AddArrayToObject(object, "groups") : NULL;
     for (size_t i = 0; i < layout->n_groups && groups; i++)
         json_append(groups, group_describe(&layout->groups[i]));
     cJSON *tp = layout->parts > 1 ? cJSON_AddObjectToObject(object, "tp") : NULL;

@@ -56,6 +56,8 @@ struct layout {
     uint32_t heads, kv_heads; /* attention heads of the model; 0: the request does not tell */
     size_t n_groups;
     const struct layout_group *groups;
+    size_t n_names;    /* of groups and their members */
+    size_t name_bytes; /* of all these names together */
 };
 
 /* The static layout in which nothing is changed. For the functions below, NULL is the same. */
@@ -67,9 +69,9 @@ const struct layout *layout_none(void);
 int layout_new(const char *name, const struct cJSON *groups, const struct cJSON *tp, const struct layout **ret,
                const char **ret_parameter);
 
-/* Adds "layout", "groups" and "tp" to an object, as far as they are not the defaults. If memory is short, some of it is
- * missing. */
-void layout_describe(const struct layout *layout, struct cJSON *object);
+/* Adds "layout", "groups" and "tp" to an object, as far as they are not the defaults. brief: of groups with long lists
+ * of names there is only their number, as "groupsLeft". If memory is short, some of it is missing. */
+void layout_describe(const struct layout *layout, struct cJSON *object, bool brief);
 
 /* "vllm", "hf"; NULL for LAYOUT_FILE. Static. */
 const char *layout_name(const struct layout *layout);

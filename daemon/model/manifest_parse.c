@@ -3,6 +3,7 @@
 #include "proto/json_read.h"
 #include "proto/min.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -267,6 +268,7 @@ static int add_tensor(struct parser *p, struct fields *fields)
     if (r < 0)
         return r;
     const struct tensor_type *type = fields->type;
+    assert(type); /* measure() refuses tensors without one */
     if (__builtin_mul_overflow(reach / type->block_elements, type->block_bytes, &tensor.bytes) ||
         tensor.bytes >= PLAN_ARENA_MAX)
         return refuse_this(p, "it is larger than any memory");

@@ -2,6 +2,7 @@
 #include "daemon/model/manifest.h"
 #include "proto/json_read.h"
 
+#include <assert.h>
 #include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -155,7 +156,7 @@ int manifest_read_header(const char *bytes, size_t size, uint64_t arena_bytes, s
     struct json_reader json = {.bytes = bytes + LENGTH_BYTES, .size = size - LENGTH_BYTES};
     char *key = NULL, *metadata = NULL;
     size_t begin, end;
-    struct manifest_parsed parts;
+    struct manifest_parsed parts = {0};
     struct manifest_fault unused;
     int r = read_top(&json, &key, &metadata, &begin, &end);
     if (r == 0)
@@ -169,6 +170,7 @@ int manifest_read_header(const char *bytes, size_t size, uint64_t arena_bytes, s
         free(metadata);
         return r;
     }
+    assert(parts.manifest);
     parts.manifest->key = key;
     parts.manifest->metadata = metadata;
     *ret = parts;

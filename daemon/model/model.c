@@ -263,12 +263,24 @@ static void drop_names(struct model *model)
         free(name);
         model->n_names--;
     }
-    if (model->n_names > 0)
-        strcpy(model->name, TAILQ_FIRST(&model->names)->text);
+    const struct model_name *first = TAILQ_FIRST(&model->names);
+    if (first)
+        strcpy(model->name, first->text);
+}
+
+/* Guests who may not be able to read the files any more have to pass them once more. */
+static void drop_guests(struct model *model, const struct access_facts *facts)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < model->n_guests; i++)
+        if (!access_lost(model->facts, facts, model->guests[i]))
+            model->guests[n++] = model->guests[i];
+    model->n_guests = n;
 }
 
 void model_set_facts(struct model *model, struct access_facts *facts)
 {
+    drop_guests(model, facts);
     access_facts_unref(model->facts);
     model->facts = facts;
     model_mark_dirty(model);

@@ -106,6 +106,7 @@ static int cutter_add_piece(struct cutter *cutter, size_t tensor, uint64_t file_
 {
     struct plan *plan = cutter->plan;
     struct chunk *chunk = cutter->open;
+    assert(chunk); /* cutter_room() found room in it, or it was opened */
     int r = cutter_grow_pieces(cutter);
     if (r < 0)
         return r;

@@ -57,6 +57,11 @@ void registry_init(struct registry *registry, struct quota *quota);
  * had. The time of this call does not show whether there is a model of this name that the peer does not see. */
 struct model *registry_find(const struct registry *registry, const char *name, const struct peer *peer);
 
+/* Of two models that have the same name, whether a peer that sees the first one in this way, and the other in that way,
+ * means the first by the name. These are the rules of registry_find(). */
+bool registry_prefers(enum sight sight, const struct model_name *name, enum sight other_sight,
+                      const struct model_name *other);
+
 /* The first model with an id greater than `after` that has this name, or that "NAME#ID" means, and that the peer does
  * not see by facts that may be too old: a model of ACCESS_READERS. NULL if there is none. */
 struct model *registry_find_hidden(const struct registry *registry, const char *name, const struct peer *peer,

@@ -316,6 +316,7 @@ int source_resume(const int *fds, size_t n, const struct source_past *past, stru
     int r = open_files(fds, n, &source, ret_fault);
     if (r < 0)
         return r;
+    assert(source);
     source->size = 0;
     for (size_t i = 0; i < n && r == 0; i++) {
         struct source_file *file = &source->files[i];

@@ -86,8 +86,8 @@ static int take_rows(const struct cutting *c, struct header_tensor *tensor, stru
                      uint64_t heads)
 {
     const uint64_t parts = c->layout->parts, rank = c->layout->rank;
-    struct gather_range ranges[GATHER_RANGES_MAX];
-    struct matrix matrix;
+    struct gather_range ranges[GATHER_RANGES_MAX] = {0};
+    struct matrix matrix = {0};
     int r = matrix_of(c, tensor, &matrix);
     if (r < 0)
         return r;
@@ -105,7 +105,7 @@ static int take_rows(const struct cutting *c, struct header_tensor *tensor, stru
 static int take_columns(const struct cutting *c, struct header_tensor *tensor, struct gather *gather)
 {
     const uint64_t parts = c->layout->parts, rank = c->layout->rank;
-    struct matrix matrix;
+    struct matrix matrix = {0};
     int r = matrix_of(c, tensor, &matrix);
     if (r < 0)
         return r;
@@ -140,8 +140,8 @@ static int take_heads(const struct cutting *c, struct header_tensor *tensor, str
 {
     const uint64_t heads = c->heads->heads, kv = c->heads->kv_heads;
     const uint64_t all = part == PART_Q ? heads : part == PART_KV ? kv : heads + 2 * kv;
-    struct gather_range ranges[GATHER_RANGES_MAX];
-    struct matrix matrix;
+    struct gather_range ranges[GATHER_RANGES_MAX] = {0};
+    struct matrix matrix = {0};
     size_t n = 0;
     if (heads == 0 || kv == 0)
         return layout_refuse(c->fault, tensor->name, NULL,
@@ -167,7 +167,7 @@ static int take_heads(const struct cutting *c, struct header_tensor *tensor, str
 static int take_vocabulary(const struct cutting *c, struct header_tensor *tensor, struct gather *gather)
 {
     const uint64_t parts = c->layout->parts, rank = c->layout->rank;
-    struct matrix matrix;
+    struct matrix matrix = {0};
     int r = matrix_of(c, tensor, &matrix);
     if (r < 0)
         return r;

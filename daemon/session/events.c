@@ -1,11 +1,13 @@
 #include "daemon/session/events.h"
 
 #include "daemon/base/json_text.h"
+#include "daemon/model/calling.h"
 #include "daemon/session/describe.h"
 #include "daemon/session/session.h"
 #include "daemon/wire/errors.h"
 #include "proto/array.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,6 +37,7 @@ int events_new(struct events **ret)
 static void watcher_free(struct watcher *watcher)
 {
     TAILQ_REMOVE(&watcher->events->watchers, watcher, link);
+    assert(TAILQ_FIRST(&watcher->events->watchers) != watcher);
     free(watcher->told);
     free(watcher);
 }
@@ -114,35 +117,60 @@ void events_watch(struct events *events, struct call *call, cJSON *first)
     (void)call_continue_all(call, first);
 }
 
-/* Who holds a lease is told of the model even if it may not be seen any more: that it drains, for example. */
-static bool sees(const struct watcher *watcher, const struct model *model)
+/* Which users hold leases on a model. It may have thousands, and many connections of one user watch: each user's are
+ * looked for once. */
+#define HOLDERS_KNOWN 16u
+struct holders {
+    size_t n;
+    struct {
+        uid_t uid;
+        bool holds;
+    } users[HOLDERS_KNOWN];
+};
+
+static bool user_holds(const struct model *model, uid_t uid, struct holders *holders)
 {
-    const struct peer *peer = conn_peer(watcher->call->conn);
-    if (model_visible(model, peer))
-        return true;
+    for (size_t i = 0; i < holders->n; i++)
+        if (holders->users[i].uid == uid)
+            return holders->users[i].holds;
+    bool holds = false;
     const struct lease *lease;
     LIST_FOREACH(lease, &model->leases, of_model)
     {
-        if (lease->holder->uid == peer->uid)
-            return true;
+        holds |= lease->holder->uid == uid;
     }
-    return false;
+    if (holders->n == HOLDERS_KNOWN)
+        holders->n = 0;
+    holders->users[holders->n].uid = uid;
+    holders->users[holders->n++].holds = holds;
+    return holds;
 }
 
-/* What is told to many. Its text is made once, when the first is told: this takes much longer than to queue it. */
+/* Who holds a lease is told of the model even if it may not be seen any more: that it drains, for example. */
+static bool sees(const struct watcher *watcher, const struct model *model, struct holders *holders)
+{
+    const struct peer *peer = conn_peer(watcher->call->conn);
+    return model_visible(model, peer) || user_holds(model, peer->uid, holders);
+}
+
+/* What is told to many. Its text is made once, when the first is told: this takes much longer than to queue it. It is
+ * for all to whom the same names mean the model; others, who see another model of such a name, get a text of their own.
+ */
 struct news {
     const char *event;
     const struct model *model;
     const char *error; /* NULL: none */
     bool made;
-    char *text; /* NULL: not made, or no memory */
+    struct rivals rivals; /* once it is made */
+    uint32_t names;       /* by which the text calls the model */
+    char *text;           /* NULL: not made, or no memory */
 };
 
-static cJSON *news_reply(const struct news *news)
+static cJSON *news_reply(const struct news *news, uint32_t names)
 {
     cJSON *reply = cJSON_CreateObject();
     cJSON_AddStringToObject(reply, "event", news->event);
-    json_add_item(reply, "model", describe_model(news->model));
+    json_add_item(reply, "model", describe_model_called(news->model, names));
     if (news->error)
         json_add_text(reply, "error", news->error);
     return reply;
@@ -150,13 +178,19 @@ static cJSON *news_reply(const struct news *news)
 
 static void tell(const struct watcher *watcher, struct news *news)
 {
+    const struct conn *conn = watcher->call->conn;
     if (!news->made)
-        news->text = call_text(news_reply(news));
+        rivals_find(news->model, &news->rivals);
+    const uint32_t names = calling_names(&news->rivals, conn_peer(conn));
+    if (!news->made) {
+        news->names = names;
+        news->text = call_text(news_reply(news, names));
+    }
     news->made = true;
-    if (news->text && !session_has_to_tell(watcher->call->conn))
+    if (news->text && news->names == names && !session_has_to_tell(conn))
         (void)call_continue_text(watcher->call, news->text);
     else
-        (void)call_continue_all(watcher->call, news_reply(news));
+        (void)call_continue_all(watcher->call, news_reply(news, names));
 }
 
 static void news_end(struct news *news)
@@ -175,10 +209,11 @@ void events_emit(struct events *events, const char *event, const struct model *m
     const bool ends = is_end(event);
     struct news news = {.event = event, .model = model, .error = error};
     struct news lost = {.event = "unloaded", .model = model};
+    struct holders holders = {0};
     struct watcher *watcher;
     TAILQ_FOREACH(watcher, &events->watchers, link)
     {
-        const bool seen = sees(watcher, model);
+        const bool seen = sees(watcher, model, &holders);
         if (seen && !ends)
             note_told(watcher, model->id);
         else if (!forget_told(watcher, model->id) && !seen)
@@ -193,10 +228,11 @@ void events_emit(struct events *events, const char *event, const struct model *m
 static void tell_sight(struct events *events, const struct model *model, size_t n_names)
 {
     struct news lost = {.event = "unloaded", .model = model};
+    struct holders holders = {0};
     struct watcher *watcher;
     TAILQ_FOREACH(watcher, &events->watchers, link)
     {
-        if (!sees(watcher, model) && forget_told(watcher, model->id))
+        if (!sees(watcher, model, &holders) && forget_told(watcher, model->id))
             tell(watcher, &lost);
     }
     news_end(&lost);

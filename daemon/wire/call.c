@@ -63,7 +63,7 @@ bool call_begin(struct conn *conn, const char **ret_reason)
         else if (strcmp(field->string, "upgrade") == 0)
             upgrade = field;
     }
-    if (!cJSON_IsString(method)) {
+    if (!method || !cJSON_IsString(method)) {
         *ret_reason = "no method";
         return false;
     }

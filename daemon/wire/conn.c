@@ -129,6 +129,13 @@ bool conn_send(struct conn *conn, cJSON *message, const int *fds, size_t n_fds)
     return queued;
 }
 
+/* All who watch are told the same. If they reached the limit at the same event, the loop would send to all of them at
+ * once: so each has a limit of its own. */
+static size_t later_max(const struct conn *conn)
+{
+    return CONN_LATER_MAX / 2 + conn->id % 64 * (CONN_LATER_MAX / 64);
+}
+
 void conn_send_later(struct conn *conn, const char *text)
 {
     if (conn->state != CONN_OPEN)
@@ -141,7 +148,7 @@ void conn_send_later(struct conn *conn, const char *text)
     }
     if (conn->events & UV_WRITABLE) /* the socket is full: the loop tells when it is not */
         return;
-    if (frame_writer_pending(conn->writer) > CONN_LATER_MAX) {
+    if (frame_writer_pending(conn->writer) > later_max(conn)) {
         conn_flush(conn);
         return;
     }

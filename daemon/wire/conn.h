@@ -32,8 +32,8 @@
 /* While more bytes than this wait, no further request is begun and no progress is sent. */
 #define CONN_QUEUE_HIGH (64u << 10)
 
-/* While more bytes than this wait for a client that watches, they are sent at once, and not in its turn: so they do not
- * count against its user as long as the socket takes them. */
+/* While more bytes than about this wait for a client that watches, they are sent at once, and not in its turn: so they
+ * do not count against its user as long as the socket takes them. */
 #define CONN_LATER_MAX (32u << 10)
 
 /* A connection's turn (turns.h) ends after so many calls, or so many nanoseconds. */

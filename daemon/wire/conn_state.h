@@ -104,7 +104,7 @@ bool conn_send(struct conn *conn, cJSON *message, const int *fds, size_t n_fds);
 /* The text of a message, which is consumed; for cJSON_free(). NULL: no memory. */
 char *conn_text(cJSON *message);
 
-/* Queues a message, without descriptors, and sends it in the connection's next turn; at once if more than
+/* Queues a message, without descriptors, and sends it in the connection's next turn; at once if more than about
  * CONN_LATER_MAX waits. */
 void conn_send_later(struct conn *conn, const char *text);
 

@@ -29,6 +29,7 @@ static void user_put(struct turn_user *user)
 {
     if (--user->references > 0)
         return;
+    assert(TAILQ_EMPTY(&user->waiting));
     LIST_REMOVE(user, link);
     free(user);
 }

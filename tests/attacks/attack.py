@@ -27,7 +27,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lib"))
 
 import make_model  # noqa: E402
-from flood import Flood, connect_storm, evict_storm, hoard, hold_storm, late_storm, lease_storm, publish_storm, queue_storm, wait_for_late  # noqa: E402
+from flood import Flood, connect_storm, evict_storm, hoard, hold_leases, hold_storm, late_storm, lease_storm, publish_storm, queue_storm, wait_for_late  # noqa: E402
 from harness import MIB, USER, Daemon, daemon_program, load_fd, tensor_model  # noqa: E402
 from rocmforge_wire import Client  # noqa: E402
 
@@ -236,6 +236,17 @@ def queues_watched(users, connections):
     return attackers
 
 
+def holders(users, leases, connections, *requests):
+    """Each user holds as many leases as it may, and asks."""
+
+    def attackers(daemon, place, seconds):
+        for user in range(users):
+            flood = Flood(daemon.socket, connections, [(data, file and str(place.paths[file]), times) for data, file, times in requests])
+            yield USER + user, lambda flood=flood: hold_leases(daemon.socket, leases, "usual", seconds, flood)
+
+    return attackers
+
+
 def publishes(users, processes, tensors):
     def attackers(daemon, _, seconds):
         text = json.dumps([{"name": f"t{i}", "type": "u8", "shape": [1]} for i in range(tensors)]).encode()
@@ -255,13 +266,22 @@ def storms(users, processes):
     return attackers
 
 
-def hoards(users, connections, *requests):
-    """Each user loads as many models as the limits allow, before anything is measured, and then asks."""
+def hoards(users, connections, *requests, long=False):
+    """Each user loads as many models as the limits allow, before anything is measured, and then asks. long: all may see
+    them, and what the daemon tells of each is as long as it may be."""
     asking = floods(users, connections, *requests)
 
     def attackers(daemon, place, seconds):
-        tiny = place.paths["tiny"].read_bytes()
-        hoarding = [apart(USER + user, lambda: hoard(daemon.socket, tiny)) for user in range(users)]
+        path, parameters = place.paths["tiny"], {}
+        if long:
+            path = place.folder / "grouped.gguf"
+            words = [f"{i:04d}{'x' * 18}" for i in range(7000)]
+            if not path.exists():
+                place.write("grouped", [make_model.Tensor(word, make_model.load_types()["f32"], (8,)) for word in words], 10)
+            groups = [{"name": f"g{i}", "members": words[i : i + 70]} for i in range(0, len(words), 70)]
+            parameters = {"public": True, "groups": groups}
+        tiny = path.read_bytes()
+        hoarding = [apart(USER + user, lambda: hoard(daemon.socket, tiny, **parameters)) for user in range(users)]
         had = [result() for result in hoarding]
         if min(n for n, _ in had) < MODELS_OF_ONE or any("user-models" not in refusal for _, refusal in had):
             raise RuntimeError(f"the attackers have not as many models as they may: {had}")
@@ -312,9 +332,12 @@ ATTACKS = {
     "leases": (leases_watched(4, 200, 200), "four users: 800 connections watch, and a client with 200 leases ends"),
     "evict": (evictions_watched(4, 200, 200), "four users: 800 connections watch, and a load evicts 150 models"),
     "late": (late(4, 100), "four users, 100 connections each: Attach, of 4,097 tensors, while the model waits for memory"),
+    "holders": (holders(4, 4095, 60, asks("Show", name="usual"), asks("Attach", name="usual", table=True)),
+                "four users: 16,380 leases on one model, then Show and Attach"),
     "queue": (queues_watched(4, 200), "four users: 800 connections watch, and 64 loads that wait for memory end"),
     "models": (hoards(1, 200, asks("List")), "one user: as many models as the limits allow, then List"),
     "models-4": (hoards(4, 60, asks("List"), asks("Status"), asks("Show", name="none")), "four users: the same"),
+    "models-long": (hoards(4, 60, asks("List"), long=True), "four users: the same, with long descriptions that all see"),
     "metrics": (hoards(4, 240, asks("Metrics"), asks("Devices")), "four users: the same, then Metrics and Devices"),
     "publish": (publishes(4, 2, 65536), "four users, eight processes: Create and Publish, of 65,536 tensors"),
     "connect": (storms(4, 2), "four users, eight processes: connect, Status, close"),

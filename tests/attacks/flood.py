@@ -136,11 +136,11 @@ def load_other(one, model, n, **parameters):
         os.close(fd)
 
 
-def hoard(path, model):
+def hoard(path, model, **parameters):
     """Loads models as far as the daemon lets it. Returns how many, and the refusal."""
     with connected(path) as one:
         n = 0
-        while '"error":"' not in (answer := load_other(one, model, n)):
+        while '"error":"' not in (answer := load_other(one, model, n, **parameters))[:200]:
             n += 1
         return n, answer
 
@@ -256,6 +256,16 @@ def publish_storm(path, tensors, metadata, seconds):
             n += len(answers)
             refused += sum(answer.startswith('{"error":"') for answer in answers)
     return n, refused, 1
+
+
+def hold_leases(path, leases, name, seconds, flood):
+    """Holds so many leases meanwhile."""
+    with connected(path) as one:
+        for _ in range(leases):
+            reply = ask(one, "Attach", name=name, table=True)
+            if reply.startswith('{"error":"'):
+                raise RuntimeError(f"no lease: {reply}")
+        return flood.run(seconds)
 
 
 def lease_storm(path, requests, seconds):

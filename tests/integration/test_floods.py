@@ -415,3 +415,45 @@ def test_log_lines_of_models_that_do_not_stay(daemon, small_model):
     may = LOG_LINES * (2 + (time.monotonic() - began) / LOG_SECONDS)
     for words in " resident on ", " was idle for ", " unloaded":
         assert 0 < daemon.log.count(words) <= may
+
+
+def test_very_many_leases_are_not_all_listed(daemon, small_model):
+    """The loop makes the list, and others wait meanwhile."""
+    with daemon.client() as client:
+        client.call("Load", path=str(small_model), name="m")
+        leases = [client.call("Attach", name="m", table=True)["lease"] for _ in range(1001)]
+        shown = client.call("Show", name="m")
+        assert shown["model"]["leases"] == 1001
+        assert sorted(lease["lease"] for lease in shown["leases"]) == leases[1:]
+        with wire_error("ModelBusy") as error:
+            client.call("Unload", name="m")
+        assert len(error["leases"]) == 1000
+        client.call("Detach", lease=leases[0])
+        assert len(client.call("Show", name="m")["leases"]) == 1000
+
+
+def test_long_descriptions_are_not_told_to_many(daemon, folder):
+    """Of each model List and Watch would have a quarter of a MiB, or more than one reply may have."""
+    path = folder / "groups.gguf"
+    names = [f"t{i}" for i in range(80)]
+    types = make_model.load_types()
+    make_model.write_model(path, [make_model.Tensor(name, types["f32"], (8,)) for name in names],
+                           make_model.metadata(1, 256, 256, 4, 100), 1)
+    few, many = {"name": "few", "members": names[:63]}, {"name": "many", "members": names[:64]}
+    rules = [{"match": f"x{i}", "form": "f16"} for i in range(17)]
+    with daemon.client() as client, daemon.client() as watcher:
+        watcher.send("Watch", more=True)
+        watcher.reply()
+        client.call("Load", path=str(path), name="short", groups=[few], forms=rules[:16])
+        loaded = client.call("Load", path=str(path), name="long", groups=[many], forms=rules)["model"]
+        assert len(loaded["groups"]) == 1 and len(loaded["forms"]) == 17 and "groupsLeft" not in loaded
+        shown = client.call("Show", name="long")["model"]
+        assert (shown["groups"], shown["forms"]) == (loaded["groups"], loaded["forms"])
+        short, long = client.call("List")["models"]
+        assert len(short["groups"]) == 1 and len(short["forms"]) == 16
+        assert not {"groups", "forms"} & set(long) and (long["groupsLeft"], long["formsLeft"]) == (1, 17)
+        while (event := watcher.reply()[0])["model"]["name"] != "long":
+            assert "groups" in event["model"]
+        assert "groups" not in event["model"] and event["model"]["formsLeft"] == 17
+    line = next(line for line in daemon.rfctl("ps").stdout.splitlines() if line.startswith("long"))
+    assert "17 rules" in line and "groups=1" in line

@@ -110,7 +110,8 @@ cmd_analyze() {
     install_missing
     step "cppcheck"
     cppcheck --quiet --error-exitcode=1 --inline-suppr --enable=warning,performance,portability --std=c11 \
-        --suppressions-list=tests/analyze.supp -D_GNU_SOURCE -I . -j 2 client/*.c client/rfctl daemon kernels proto
+        --suppressions-list=tests/analyze.supp --include=tests/analyze.h -D_GNU_SOURCE -I . -j 2 \
+        client/*.c client/rfctl daemon kernels proto
     step "clang's analyzer"
     local folder=$build/analyze
     rm -rf "$folder"

@@ -345,7 +345,7 @@ static void requests(void **state)
     for (size_t i = 0; i < 4; i++) {
         layouts[i] = parse(texts[i], 0, NULL);
         cJSON *object = cJSON_CreateObject();
-        layout_describe(layouts[i], object);
+        layout_describe(layouts[i], object, false);
         char *text = cJSON_PrintUnformatted(object);
         assert_string_equal(text, texts[i]);
         const struct layout *again = parse(text, 0, NULL);

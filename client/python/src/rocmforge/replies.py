@@ -51,6 +51,8 @@ class _ModelInfo(TypedDict, total=False):
     layout: Optional[str]
     groups: Optional[List[Group]]
     tp: Optional[Tp]
+    formsLeft: Optional[int]
+    groupsLeft: Optional[int]
     position: Optional[int]
     source: Optional[str]
     key: Optional[str]
@@ -94,6 +96,7 @@ class Device(TypedDict, total=False):
     budget: int
     used: int
     others: int
+    cached: Optional[int]
     queued: int
     available: int
     export: str
