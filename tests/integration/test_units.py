@@ -107,3 +107,46 @@ def test_catalog(folder):
     for fields, number in messages.items():
         entry = catalog.split(f"-- {number}\n")[1].split("\n-- ")[0]
         assert set(re.findall(r"@(\w+)@", entry)) <= set(re.findall(r"[A-Z_]{5,}", fields)), entry
+
+
+STAND_IN = """#!/bin/sh
+echo "$(basename "$0") $*" >> said
+state=$(head -n 1 states)
+[ "$(wc -l < states)" -lt 2 ] || sed -i 1d states
+case "$1" in
+    show) echo "$state" ;;
+    --quiet) [ "$state" = active ] ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("states, restarts", [
+    (["active"], True),
+    (["activating", "activating", "active"], True),
+    (["activating", "failed"], False),
+    (["inactive"], False),
+])
+def test_an_upgrade_restarts_a_daemon_that_is_still_starting(folder, states, restarts):
+    """Its unit is 'activating' while the drivers of GPUs start."""
+    script = (ROOT / "debian" / "rocmforge.postinst").read_text(encoding="utf-8")
+    for name in ("systemctl", "deb-systemd-invoke", "sleep"):
+        (folder / name).write_text(STAND_IN if name != "sleep" else "#!/bin/sh\n", encoding="utf-8")
+        (folder / name).chmod(0o755)
+    (folder / "states").write_text("\n".join(states) + "\n", encoding="utf-8")
+    script = script.replace("/run/systemd/system", str(folder))
+    environment = {"PATH": f"{folder}:/usr/bin:/bin"}
+    subprocess.run(["sh", "-c", script, "postinst", "triggered"], cwd=folder, env=environment, timeout=TIMEOUT, check=True)
+    assert ("deb-systemd-invoke restart" in (folder / "said").read_text(encoding="utf-8")) == restarts
+
+
+def test_the_store_has_one_size():
+    """The daemon counts what systemd and the holder keep: all have to know the same number."""
+    store = (ROOT / "daemon" / "keep" / "store.h").read_text(encoding="utf-8")
+    size = int(re.search(r"#define STORE_NAME_SIZE (\d+)u", store)[1])
+    kib = int(re.search(r"#define STORE_NAMES_MAX \((\d+)u << 10\)", store)[1])
+    hold = (ROOT / "daemon" / "hold" / "hold.c").read_text(encoding="utf-8")
+    numbers = {kib * 1024 // size, int(re.search(r"#define KEPT_MAX +(\d+)", hold)[1])}
+    for unit in ("rocmforged.service.in", "user/rocmforged.service.in"):
+        text = (ROOT / "systemd" / unit).read_text(encoding="utf-8")
+        numbers.add(int(re.search(r"^FileDescriptorStoreMax=(\d+)$", text, flags=re.M)[1]))
+    assert len(numbers) == 1 and f"({kib}u * 1024)" in hold
