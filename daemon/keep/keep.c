@@ -12,6 +12,9 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
+/* How often the service manager is told that the start goes on, while models are taken back. */
+#define TELL_NS 100000000u
+
 struct keep {
     struct residency *residency;
     TAILQ_HEAD(, stored) list; /* what the store has, and what waits for room in it */
@@ -222,7 +225,12 @@ void keep_resume(struct keep *keep, struct store_entry *entries, size_t n, bool 
     struct model_entries *models;
     const size_t n_models = entries_by_model(entries, n, &models);
     keep->held = calloc(n_models ? n_models : 1, sizeof(*keep->held));
+    uint64_t told = uv_hrtime();
     for (size_t i = 0; i < n_models; i++) {
+        if (uv_hrtime() - told >= TELL_NS) {
+            store_start_goes_on(i, n_models);
+            told = uv_hrtime();
+        }
         if (keep->held)
             resume(keep, &models[i], awaits);
         else

@@ -9,6 +9,9 @@
 
 #define PREFIX "rocmforge-"
 
+/* For one more model: the largest description and header take a second or two. */
+#define EXTEND_USEC 30000000u
+
 static const char letters[STORE_ROLES + 1] = "dahf";
 
 bool store_there(void)
@@ -46,6 +49,11 @@ void store_remove(const struct store_name *name)
     char text[STORE_NAME_SIZE];
     name_write(name, text);
     (void)sd_notifyf(0, "FDSTOREREMOVE=1\nFDNAME=%s", text);
+}
+
+void store_start_goes_on(size_t done, size_t all)
+{
+    (void)sd_notifyf(0, "EXTEND_TIMEOUT_USEC=%u\nSTATUS=Taking models back: %zu of %zu", EXTEND_USEC, done, all);
 }
 
 void store_wait(void)

@@ -53,6 +53,10 @@ int store_add(const struct store_name *name, int fd);
 /* Removes what has this name. */
 void store_remove(const struct store_name *name);
 
+/* The daemon takes back what the store had, and so many of all models are done: the service manager is asked to wait
+ * longer for the daemon's start. */
+void store_start_goes_on(size_t done, size_t all);
+
 /* Returns when the store has done all that it was sent, or after a second or two. May block: any thread. */
 void store_wait(void);
 

@@ -10,6 +10,7 @@ import mmap
 import os
 import signal
 import socket
+import statistics
 import struct
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import threading
 import time
 from pathlib import Path
 
+import make_model
 import make_safetensors
 import pytest
 from fd_store import Store, content, sealed
@@ -581,9 +583,11 @@ if os.path.getsize(sys.argv[1]) < 10:
     program.chmod(0o755)
     noted = folder / "noted"
     noted.touch()
-    with subprocess.Popen([hold_program(), "--", program, noted]) as holder:
-        wait_until(lambda: noted.read_text().count("\n") == 2)
-        holder.wait(TIMEOUT)
+    with subprocess.Popen([hold_program(), "--", program, noted], stderr=subprocess.DEVNULL) as holder:
+        try:
+            wait_until(lambda: noted.read_text().count("\n") >= 2)
+        finally:
+            holder.kill()
     size, n = map(int, noted.read_text().split("\n")[1].split())
     assert 90 << 10 < size <= 100 << 10 and n == (size + 1) // 251
 
@@ -757,7 +761,49 @@ def soon_there(daemon, model, n_kept, at_most):
             time.sleep(0.0005)
     print("ms:", *(f"{seconds * 1000:.1f}" for seconds in sorted(times)))
     sanitized = library_environment()["LD_PRELOAD"]
-    assert min(times) < (2 if sanitized else at_most), times
+    assert statistics.median(times) < (2 if sanitized else at_most), times
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("n", [1, 4, 12])
+def test_soon_there_with_large_vocabularies(held, folder, n):
+    """Each header has 152,000 tokens and as many merges, as those of large models have. The daemon reads all before it
+    answers: how long that takes is printed, and only one model has to be soon there."""
+    count, data = make_model.metadata(1, 256, 256, 4, 152_000)
+    merges = b"".join(make_model.string(f"token {i:06d}") for i in range(152_000))
+    data += make_model.string("tokenizer.ggml.merges") + struct.pack("<IIQ", make_model.ARRAY, make_model.STRING, 152_000)
+    metadata = (count + 1, data + merges)
+    tensors = [make_model.Tensor("blk.0.ffn_up.weight", make_model.load_types()["i8"], (MIB,))]
+    for i in range(1, n + 1):
+        make_model.write_model(folder / f"m{i}.gguf", tensors, metadata, i)
+    daemon = held()
+    with daemon.client() as client:
+        for i in range(1, n):
+            load(client, folder / f"m{i}.gguf", f"m{i}")
+    soon_there(daemon, folder / f"m{n}.gguf", 4 * n, 0.1 if n == 1 else 5)
+
+
+def test_a_long_start_says_that_it_goes_on(store, start, folder):
+    """systemd would end a daemon that says nothing for as long as a start may take."""
+    daemon = store.start(start)
+    tensors = [(f"t{i}", ("F32", (1,))) for i in range(65_535)]
+    with daemon.client() as client:
+        for i in range(4):
+            place = folder / f"m{i}"
+            place.mkdir()
+            make_safetensors.write_folder(place, [dict([*tensors, (f"own{i}", ("F32", (1,)))])])
+            load(client, place, f"m{i}")
+            store.wait("d", i + 1)
+    daemon.process.kill()
+    daemon.process.wait()
+    store.receive()
+    store.said.clear()
+    daemon = store.start(start)
+    assert len(names(daemon)) == 4
+    store.receive()
+    before = store.said[: next(i for i, line in enumerate(store.said) if line.startswith("READY"))]
+    assert "EXTEND_TIMEOUT_USEC=30000000" in before
+    assert any(line.startswith("STATUS=Taking models back: ") and line.endswith(" of 4") for line in before)
 
 
 # --- What the store gives back is not trusted ---

@@ -33,6 +33,7 @@ class Store:
         self.socket.settimeout(0)
         self.entries = {}
         self.removed = set()
+        self.said = []  # all lines of messages
 
     def receive(self):
         """Obeys what was sent so far. Returns whether there was something."""
@@ -47,6 +48,7 @@ class Store:
             for _, _, data in parts:
                 fds.frombytes(data)
             lines = message.decode().split("\n")
+            self.said += lines
             name = next((line[7:] for line in lines if line.startswith("FDNAME=")), "stored")
             if "FDSTORE=1" not in lines:
                 for fd in fds:  # of sd_notify_barrier(3), which waits for this
