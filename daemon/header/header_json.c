@@ -239,7 +239,10 @@ static const uint8_t *write_element(struct json_writer *w, enum gguf_value_type 
     return data + gguf_scalar_bytes(type);
 }
 
-static const uint8_t *write_array(struct json_writer *w, enum gguf_value_type type, uint64_t count, const uint8_t *data)
+/* Writes as many elements as may be told. Returns the position of the first that was not written, and how many are
+ * left from there on. */
+static const uint8_t *write_first(struct json_writer *w, enum gguf_value_type type, uint64_t count, const uint8_t *data,
+                                  uint64_t *ret_left)
 {
     uint64_t i = 0;
 
@@ -252,7 +255,15 @@ static const uint8_t *write_array(struct json_writer *w, enum gguf_value_type ty
     }
     fputc(']', w->out);
     w->cut = w->cut || i < count;
-    return elements_end(type, count - i, data);
+    *ret_left = count - i;
+    return data;
+}
+
+static const uint8_t *write_array(struct json_writer *w, enum gguf_value_type type, uint64_t count, const uint8_t *data)
+{
+    uint64_t left;
+    data = write_first(w, type, count, data, &left);
+    return elements_end(type, left, data);
 }
 
 int header_kv_json(const struct header_kv *kv, size_t max_elements, size_t max_string, char **ret, bool *ret_cut)
@@ -263,8 +274,9 @@ int header_kv_json(const struct header_kv *kv, size_t max_elements, size_t max_s
 
     if (!writer.out)
         return -ENOMEM;
+    uint64_t unused; /* nobody needs the end: to look for that of a vocabulary takes milliseconds */
     if (kv->type == GGUF_ARRAY)
-        write_array(&writer, kv->element_type, kv->count, kv->data);
+        write_first(&writer, kv->element_type, kv->count, kv->data, &unused);
     else
         write_element(&writer, kv->type, kv->data);
     bool failed = ferror(writer.out);
