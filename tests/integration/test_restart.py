@@ -798,8 +798,10 @@ def test_a_long_start_says_that_it_goes_on(store, start, folder):
     daemon.process.wait()
     store.receive()
     store.said.clear()
+    began = time.monotonic()
     daemon = store.start(start)
     assert len(names(daemon)) == 4
+    print(f"ms: {(time.monotonic() - began) * 1000:.0f}")
     store.receive()
     before = store.said[: next(i for i, line in enumerate(store.said) if line.startswith("READY"))]
     assert "EXTEND_TIMEOUT_USEC=30000000" in before
