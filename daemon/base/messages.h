@@ -30,6 +30,8 @@
 #define MESSAGE_MODEL_AGAIN "a18bce2fe7434138b47a6101275d7105"
 /* what was kept of a model does not check out, and was given up: MODEL */
 #define MESSAGE_MODEL_DROPPED "7b363256da974bbdad7d3258f07822b6"
+/* there is no room to keep a model for the next daemon, or not as it is now: MODEL */
+#define MESSAGE_MODEL_NOT_KEPT "be54d78268714020948133db2ebac424"
 /* the daemon answers clients */
 #define MESSAGE_DAEMON_READY "5df96590124a4208bd3625b910fb062d"
 /* the daemon ends */

@@ -152,6 +152,7 @@ const char *quota_name(enum quota_kind kind)
         [QUOTA_MEMORY] = "user-memory",
         [QUOTA_MODELS] = "user-models",
         [QUOTA_BYTES] = "user-bytes",
+        [QUOTA_KEPT] = "user-kept",
     };
     return names[kind];
 }

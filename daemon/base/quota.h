@@ -18,6 +18,7 @@ enum quota_kind {
     QUOTA_DESCRIPTORS, /* received, and kept for a call or for a load that was not asked for yet */
     QUOTA_MODELS,      /* that the user loaded: each call looks at all models */
     QUOTA_BYTES,       /* of the models that the user loaded, on all devices */
+    QUOTA_KEPT,        /* descriptors in the service manager's store, of the models that the user loaded */
     QUOTA_KINDS,
 };
 
@@ -38,10 +39,12 @@ struct quota_limits {
 #define QUOTA_PLANS_DEFAULT       4
 #define QUOTA_DESCRIPTORS_DEFAULT 8192
 #define QUOTA_MEMORY_DEFAULT_MIB  64
+#define QUOTA_KEPT_DEFAULT        1024
 /* Of all users who are limited. The listener takes 1024 connections: the rest is for those who administer. */
 #define QUOTA_ALL_CONNECTIONS 960
 #define QUOTA_ALL_MODELS      1024
 #define QUOTA_ALL_MEMORY_MIB  256
+#define QUOTA_ALL_KEPT        2048 /* of STORE_MAX: the rest is for models of those who administer */
 
 #define QUOTA_DEFAULTS                                                                                                 \
     ((struct quota_limits){                                                                                            \
@@ -56,9 +59,11 @@ struct quota_limits {
                 [QUOTA_DESCRIPTORS] = QUOTA_DESCRIPTORS_DEFAULT,                                                       \
                 [QUOTA_MODELS] = QUOTA_MODELS_DEFAULT,                                                                 \
                 [QUOTA_BYTES] = UINT64_MAX,                                                                            \
+                [QUOTA_KEPT] = QUOTA_KEPT_DEFAULT,                                                                     \
             },                                                                                                         \
         .all = {[QUOTA_CONNECTIONS] = QUOTA_ALL_CONNECTIONS,                                                           \
                 [QUOTA_MODELS] = QUOTA_ALL_MODELS,                                                                     \
+                [QUOTA_KEPT] = QUOTA_ALL_KEPT,                                                                         \
                 [QUOTA_MEMORY] = (uint64_t)QUOTA_ALL_MEMORY_MIB << 20},                                                \
     })
 

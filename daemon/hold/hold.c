@@ -20,8 +20,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define KEPT_MAX  4096 /* descriptors; as FileDescriptorStoreMax= in the unit */
-#define NAME_MAX_ 256  /* of a descriptor's name, with its NUL */
+#define KEPT_MAX  2560          /* descriptors; as FileDescriptorStoreMax= in the unit, and STORE_MAX in the daemon */
+#define NAME_MAX_ 256           /* of a descriptor's name, with its NUL */
+#define NAMES_MAX (100u * 1024) /* of all names, with what separates them: exec() takes no variable of 128 KiB */
 
 /* A daemon that ended before it was ready is started again after this pause. One that was ready is started at once:
  * its clients wait. */
@@ -32,6 +33,7 @@ static struct kept {
     char name[NAME_MAX_];
 } kept[KEPT_MAX];
 static size_t n_kept;
+static size_t names_size;
 
 static void die(const char *what)
 {
@@ -57,11 +59,13 @@ static int notify_socket(char *address, size_t size)
 
 static void keep(int fd, const char *name)
 {
-    if (n_kept == KEPT_MAX || strchr(name, ':')) {
+    const size_t size = strlen(name) + 1;
+    if (n_kept == KEPT_MAX || size > NAME_MAX_ || size > NAMES_MAX - names_size || strchr(name, ':')) {
         fprintf(stderr, "rocmforge-hold: %s is not kept: there is no room\n", name);
         close(fd);
         return;
     }
+    names_size += size;
     kept[n_kept].fd = fd;
     snprintf(kept[n_kept++].name, NAME_MAX_, "%s", name);
 }
@@ -70,9 +74,10 @@ static void drop(const char *name)
 {
     size_t left = 0;
     for (size_t i = 0; i < n_kept; i++) {
-        if (strcmp(kept[i].name, name) == 0)
+        if (strcmp(kept[i].name, name) == 0) {
             close(kept[i].fd);
-        else
+            names_size -= strlen(name) + 1;
+        } else
             kept[left++] = kept[i];
     }
     n_kept = left;
@@ -140,7 +145,7 @@ static void listen_to(int notify, pid_t daemon, bool *ready)
 /* In the child: gives the descriptors the numbers from 3 on, and becomes the daemon. */
 static void become(char **command, const sigset_t *mask)
 {
-    static char names[KEPT_MAX * NAME_MAX_];
+    static char names[NAMES_MAX + 1];
     char *end = names, number[24];
     /* First above the numbers that they get, so that none is closed before it was moved. */
     for (size_t i = 0; i < n_kept; i++)
@@ -234,7 +239,9 @@ int main(int argc, char **argv)
     sigprocmask(SIG_BLOCK, &mask, &before);
     const int signals = signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK);
     const int notify = notify_socket(address, sizeof(address));
-    if (signals < 0 || setenv("NOTIFY_SOCKET", address, 1) < 0)
+    char most[16];
+    snprintf(most, sizeof(most), "%d", KEPT_MAX);
+    if (signals < 0 || setenv("NOTIFY_SOCKET", address, 1) < 0 || setenv("FDSTORE", most, 1) < 0)
         die("cannot start");
     for (;;) {
         struct run run = {.ready = false};

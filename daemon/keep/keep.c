@@ -14,7 +14,8 @@
 
 struct keep {
     struct residency *residency;
-    TAILQ_HEAD(, stored) list; /* what the store has */
+    TAILQ_HEAD(, stored) list; /* what the store has, and what waits for room in it */
+    struct store_room room;
     uv_prepare_t prepare;
     uv_timer_t timer;
     uint64_t grace_ms;
@@ -48,13 +49,25 @@ static bool sync_model(struct keep *keep, struct model *model)
         return true;
     }
     if (!model->stored) {
-        struct stored *stored = stored_new(model);
+        struct stored *stored = stored_new(model, &keep->room);
         if (!stored)
             return false;
         TAILQ_INSERT_TAIL(&keep->list, stored, link);
     }
     stored_update(model->stored);
     return true;
+}
+
+/* Models have left the store: those that had no room may have it now. */
+static void try_again(struct keep *keep)
+{
+    struct stored *stored;
+    keep->room.freed = false;
+    TAILQ_FOREACH(stored, &keep->list, link)
+    {
+        if (stored->waits)
+            stored_update(stored);
+    }
 }
 
 /* Only the models that changed are looked at: this runs in each turn of the loop. */
@@ -66,6 +79,8 @@ static void keep_sync(struct keep *keep)
         if (!sync_model(keep, model))
             model_mark_dirty(model);
     }
+    if (keep->room.freed)
+        try_again(keep);
 }
 
 /* A model is about to be unloaded. */
@@ -123,6 +138,7 @@ int keep_new(struct residency *residency, unsigned grace, struct keep **ret)
     keep->grace_ms = (uint64_t)grace * 1000;
     keep->closing = 2;
     TAILQ_INIT(&keep->list);
+    store_room_init(&keep->room, residency->registry->quota);
     keep->prepare.data = keep->timer.data = keep;
     /* These two cannot fail. */
     (void)uv_prepare_init(residency->core->loop, &keep->prepare);
@@ -185,7 +201,7 @@ static void resume(struct keep *keep, struct model_entries *of_model, bool await
     model->source->closer = keep->residency->core->closer;
     model->source->uid = model->uid;
     struct stored *stored =
-        stored_again(model, &of_model->description, of_model->latest, of_model->entries, of_model->n);
+        stored_again(model, &keep->room, &of_model->description, of_model->latest, of_model->entries, of_model->n);
     if (!stored)
         return;
     TAILQ_INSERT_TAIL(&keep->list, stored, link);

@@ -16,6 +16,16 @@ bool store_there(void)
     return getenv("NOTIFY_SOCKET") != NULL;
 }
 
+size_t store_most(void)
+{
+    const char *text = getenv("FDSTORE");
+    char *end;
+    if (!text || *text < '0' || *text > '9')
+        return STORE_MAX;
+    const unsigned long most = strtoul(text, &end, 10);
+    return *end == '\0' && most < STORE_MAX ? most : STORE_MAX;
+}
+
 static void name_write(const struct store_name *name, char ret[STORE_NAME_SIZE])
 {
     snprintf(ret, STORE_NAME_SIZE, PREFIX "%016" PRIx64 "-%c%" PRIu32, name->key, letters[name->role], name->number);

@@ -18,8 +18,15 @@ enum store_role {
     STORE_ROLES,
 };
 
-/* "rocmforge-0123456789abcdef-d4294967295" and its NUL. */
-#define STORE_NAME_SIZE 48u
+/* "rocmforge-0123456789abcdef-d4294967295" and its NUL; with what separates it from the next one. */
+#define STORE_NAME_SIZE 40u
+
+/* The most bytes of all names. The next daemon gets them in $LISTEN_FDNAMES, and the kernel starts no program with a
+ * variable of 128 KiB: then no model would be there any more, and no daemon. The rest is for the names of sockets. */
+#define STORE_NAMES_MAX (100u << 10)
+
+/* So this is the most descriptors. FileDescriptorStoreMax= in the units is the same number, and rocmforge-hold's. */
+#define STORE_MAX (STORE_NAMES_MAX / STORE_NAME_SIZE)
 
 struct store_name {
     uint64_t key; /* of the model: a random number */
@@ -36,8 +43,11 @@ struct store_entry {
 /* Whether a service manager listens that may have a store. */
 bool store_there(void);
 
+/* How many descriptors the store has room for: STORE_MAX, or less if the service manager says so in $FDSTORE. */
+size_t store_most(void);
+
 /* Puts a copy of the descriptor into the store. 0; -ENOENT: there is no store; or the errno of sending. The store gives
- * no answer: a full one closes the copy. */
+ * no answer: a full one closes the copy. So store_room.h counts. */
 int store_add(const struct store_name *name, int fd);
 
 /* Removes what has this name. */

@@ -514,6 +514,134 @@ def test_started_again_at_once_if_it_was_ready(folder, ready):
     assert took < 6 if ready else took >= 2
 
 
+# --- The store's room ---
+
+
+@pytest.fixture
+def for_all(held, folder):
+    """A daemon under the holder that other users may connect to. kill_it(): and to the next one."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to be several users")
+    os.chmod(folder, 0o755)
+    daemon = held()
+    os.chmod(daemon.socket, 0o666)
+
+    def kill_it():
+        kill(daemon)
+        os.chmod(daemon.socket, 0o666)
+
+    daemon.kill_it = kill_it
+    return daemon
+
+
+def many_files(place, n):
+    """A model of so many files, in a folder. Each takes two descriptors in the store."""
+    place.mkdir()
+    make_safetensors.write_folder(place, [{f"t{i}": ("F32", (8,))} for i in range(n)])
+    return place
+
+
+def load_as(daemon, user, path, name):
+    for each in (path, *path.glob("*")):
+        os.chmod(each, 0o755)
+    daemon.rfctl("load", path, "--name", name, before=["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"])
+
+
+def test_a_model_of_very_many_files_ends_nothing(for_all, folder):
+    """Their names together would be more than exec() takes."""
+    load_as(for_all, USER + 1, tensor_model(folder / "before.gguf", seed=1), "before")
+    load_as(for_all, USER, many_files(folder / "many", 2100), "many")
+    load_as(for_all, USER + 1, tensor_model(folder / "after.gguf", seed=2), "after")
+    assert sorted(names(for_all)) == ["after", "before", "many"]
+    for_all.kill_it()
+    assert sorted(names(for_all)) == ["after", "before"]
+    assert "Argument list too long" not in for_all.log
+    assert "model=many id=2 would not outlive the daemon: its user's share of the store is used up" in for_all.log
+
+
+def test_the_holder_bounds_the_names(folder):
+    """Whatever it is sent: a program that is given all of them can be started."""
+    program = folder / "sender"
+    program.write_text(
+        f"#!{sys.executable}\n"
+        + """
+import array, os, socket, sys
+with open(sys.argv[1], "a") as file:
+    print(len(os.environ.get("LISTEN_FDNAMES", "")), os.environ.get("LISTEN_FDS", 0), file=file)
+if os.path.getsize(sys.argv[1]) < 10:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.connect("\\0" + os.environ["NOTIFY_SOCKET"][1:])
+        sock.send(b"READY=1")
+        for i in range(700):
+            message = f"FDSTORE=1\\nFDNAME={i:0250d}".encode()
+            sock.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [2]))])
+    os._exit(1)
+"""
+    )
+    program.chmod(0o755)
+    noted = folder / "noted"
+    noted.touch()
+    with subprocess.Popen([hold_program(), "--", program, noted]) as holder:
+        wait_until(lambda: noted.read_text().count("\n") == 2)
+        holder.wait(TIMEOUT)
+    size, n = map(int, noted.read_text().split("\n")[1].split())
+    assert 90 << 10 < size <= 100 << 10 and n == (size + 1) // 251
+
+
+def test_one_user_does_not_fill_the_store(for_all, folder):
+    """Neither what others load before, nor what they change and load later, is lost for it."""
+    load_as(for_all, USER + 1, tensor_model(folder / "before.gguf", seed=1), "before")
+    for i in range(6):
+        load_as(for_all, USER, many_files(folder / f"many{i}", 400), f"many{i}")
+    with client_of(for_all, USER + 1) as client:
+        client.call("SetTtl", name="before", ttl=3600)
+    load_as(for_all, USER + 1, tensor_model(folder / "after.gguf", seed=2), "after")
+    for_all.kill_it()
+    assert sorted(names(for_all)) == ["after", "before", "many0"]
+    assert [model["ttl"] for model in for_all.models() if model["name"] == "before"] == [3600]
+    for i in range(1, 6):
+        assert f"model=many{i} id={i + 2} would not outlive the daemon: its user's share" in for_all.log
+
+
+def test_kept_when_there_is_room_again(for_all, folder):
+    for i in range(2):
+        load_as(for_all, USER, many_files(folder / f"many{i}", 400), f"many{i}")
+    wait_until(lambda: "model=many1 id=2 would not outlive the daemon: its user's share" in for_all.log)
+    with client_of(for_all, USER) as client:
+        client.call("Unload", name="many0")
+    wait_until(lambda: "model=many1 id=2 would outlive the daemon now" in for_all.log)
+    for_all.kill_it()
+    assert names(for_all) == ["many1"]
+    with client_of(for_all, USER) as client:
+        assert client.call("Verify", name="many1")["mismatches"] == []
+
+
+def test_a_full_store_keeps_what_it_has(store, start, folder):
+    """A change of what is kept always has room. What has none is kept as soon as others have left."""
+    daemon = store.start(start, env={"FDSTORE": "9"})
+    with daemon.client() as client:
+        for i, name in enumerate("abc"):
+            load(client, tensor_model(folder / f"{name}.gguf", seed=i), name)
+        store.wait("d", 2)
+        wait_until(lambda: "model=c id=3 would not outlive the daemon: the store is full" in daemon.log)
+        before = store.of("d")
+        client.call("SetTtl", name="a", ttl=3600)
+        daemon.sync()
+        store.receive()
+        assert len(store.of("d")) == 2 and store.of("d") != before and len(store.entries) == 8
+        client.send("Unload", {"name": "b"})
+        wait_until(lambda: "model=c id=3 would outlive the daemon now" in daemon.log)
+        store.receive()
+        assert client.reply()[0]["state"] == "unloaded"
+    daemon.process.kill()
+    daemon.process.wait()
+    store.receive()
+    assert len(store.entries) == 8
+    daemon = store.start(start)
+    assert {model["name"]: model["ttl"] for model in daemon.models()}["a"] == 3600
+    assert sorted(names(daemon)) == ["a", "c"]
+
+
 # --- Under load ---
 
 

@@ -129,9 +129,10 @@ class Daemon:
     def client(self, **options):
         return Client(self.socket, **options)
 
-    def rfctl(self, *arguments, check=True, **options):
+    def rfctl(self, *arguments, check=True, before=(), **options):
+        """before: what starts it, as setpriv."""
         return subprocess.run(
-            [str(build_folder() / "client" / "rfctl" / "rfctl"), "--socket", str(self.socket), *map(str, arguments)],
+            [*before, str(build_folder() / "client" / "rfctl" / "rfctl"), "--socket", str(self.socket), *map(str, arguments)],
             check=check,
             capture_output=True,
             timeout=TIMEOUT,

@@ -18,9 +18,9 @@
 #include <cmocka.h> /* wants the standard headers before it */
 /* clang-format on */
 
-#define MANY      1000u
+#define MANY      800u
 #define TURNS     200
-#define TURN_NS   20000u /* a walk over MANY models took 130,000 */
+#define TURN_NS   20000u /* a walk over MANY models took 100,000 */
 #define OTHER_UID 12345u
 
 static const struct peer guest = {.uid = OTHER_UID};
