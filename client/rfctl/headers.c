@@ -28,7 +28,8 @@ static int open_all(char *const *paths, size_t n, struct header_file *files, siz
     return 0;
 }
 
-/* *ret_file tells which of the paths could not be read. One file of several, without the others, is looked at alone. */
+/* *ret_file tells which of the paths could not be read. One file of several, without the others, is looked at alone:
+ * all other files have to be whole models, as for a load. */
 static int read_paths(char *const *paths, size_t n, struct headers *ret, struct header_fault *fault, size_t *ret_file)
 {
     struct header_file *files = need_memory(n * sizeof(*files));
@@ -38,8 +39,9 @@ static int read_paths(char *const *paths, size_t n, struct headers *ret, struct 
     if (r == 0)
         r = shard_peek(files[0].fd, &ret->place);
     if (r == 0)
-        r = n > 1 || !ret->place.gguf ? format_read(files, n, &ret->file, fault, ret_file)
-                                      : gguf_read(files[0].fd, files[0].size, &ret->file, fault);
+        r = n == 1 && ret->place.gguf && ret->place.split && ret->place.count > 1
+                ? gguf_read(files[0].fd, files[0].size, &ret->file, fault)
+                : format_read(files, n, &ret->file, fault, ret_file);
     ret->whole = n > 1 || !ret->place.split;
     while (n_open > 0)
         close(files[--n_open].fd);

@@ -61,7 +61,10 @@ static char *busy_text(const cJSON *parameters, const char *message, const struc
         return need_text("%s", words->busy);
     if (is_loading(state))
         return need_text("it is still being loaded%s%s", with(words->loading), or_nothing(words->loading));
-    if (cJSON_GetArraySize(reply_items(parameters, "leases")) > 0)
+    const bool leased = cJSON_GetArraySize(reply_items(parameters, "leases")) > 0;
+    if (leased && strcmp(state, "draining") == 0)
+        return need_text("%s; it drains already, and is freed when they have detached", message);
+    if (leased)
         return need_text("%s%s%s", message, with(words->leased), or_nothing(words->leased));
     const char *text = state_text(state);
     return need_text("%s", text ? text : message);

@@ -210,10 +210,10 @@ int command_run(struct rfctl *ctl)
     status = ctl_connect(ctl);
     if (status == STATUS_DONE)
         status = run_place_find(ctl, &words, &place);
+    if (status == STATUS_DONE && place.on_gpu && !run_place_has_room(ctl, &words, &place))
+        status = STATUS_REFUSED;
     if (status == STATUS_DONE && place.device)
         status = load_first(ctl, &words, place.device, &loaded);
-    else if (status == STATUS_DONE && place.on_gpu && !run_place_has_room(ctl, &words, &place))
-        status = STATUS_REFUSED;
     if (status == STATUS_DONE) {
         tell(ctl, &words, &place, &loaded);
         char **all = words_with(ctl->arguments, &place);

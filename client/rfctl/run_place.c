@@ -48,8 +48,11 @@ static enum backends backend_kind(const char *file)
         return BACKENDS_SHARED;
     if (begins(file, "cpu"))
         return BACKENDS_CPU;
-    return begins(file, "base.") || begins(file, "blas.") || begins(file, "rocmforge.") ? BACKENDS_UNKNOWN
-                                                                                        : BACKENDS_OTHER;
+    static const char *const no_gpus[] = {"base.", "blas.", "rpc.", "rocmforge.", NULL};
+    for (size_t i = 0; no_gpus[i]; i++)
+        if (begins(file, no_gpus[i]))
+            return BACKENDS_UNKNOWN;
+    return BACKENDS_OTHER;
 }
 
 static void look_into(const char *path, bool has[static BACKENDS_OTHER + 1])
@@ -152,13 +155,13 @@ static void place_on_gpu(struct run_place *place, const struct run_words *words,
     place->one_gpu = n > 1 && backends == BACKENDS_SHARED && !words->split && !words->device;
     const unsigned gpu = gpu_of(words, place->one_gpu);
     place->pattern = gpu > 0 ? need_text(".*=ROCmForge%u", gpu) : need_text(".*=ROCmForge");
-    const bool may_share = backends == BACKENDS_SHARED || backends == BACKENDS_UNKNOWN;
-    if (gpu == 0 && n == 1 && may_share)
+    place->other_gpu = backends == BACKENDS_OTHER;
+    if (gpu == 0 && n == 1 && !place->other_gpu && backends != BACKENDS_CPU)
         place->device = need_text("%s", first);
     else if (backends == BACKENDS_CPU || (n == 0 && backends == BACKENDS_UNKNOWN))
         place->device = need_text("host");
     place->named = words->device || words->split || gpu > 0;
-    place->on_gpu = !place->device && may_share && n > 0;
+    place->on_gpu = !place->device;
 }
 
 /* Some layers on the GPU: the CPU's are shared in host memory. */
@@ -229,10 +232,27 @@ bool run_place_fits(struct rfctl *ctl, const char *model, const char *device, bo
     return !known || plan.there || plan.fits;
 }
 
+/* Says why it cannot be shared on a GPU. there: the name of the daemon's GPU that has the model; NULL: none has it. */
+static void tell_no_room(const struct rfctl *ctl, const char *model, unsigned with_room, const char *there,
+                         uint64_t bytes)
+{
+    char size[FORMAT_SIZE];
+    const char *engine = ctl->arguments[0];
+    format_bytes(size, (double)bytes);
+    if (with_room == 0)
+        err_line("%s (%s) does not fit on any of the daemon's GPUs, and shared weights are whole on one (-sm none)",
+                 model, size);
+    else
+        err_line("%s (%s) %s%s, and does not fit on each of the daemon's GPUs. Which one %s uses first is not known "
+                 "here: name it with -dev (%s --list-devices)",
+                 model, size, there ? "is on " : "fits on one", there ? there : "", engine, engine);
+}
+
 bool run_place_has_room(struct rfctl *ctl, const struct run_words *words, const struct run_place *place)
 {
     unsigned with_room = 0, without = 0;
     uint64_t bytes = 0;
+    const char *there_on = NULL;
     const cJSON *device;
     cJSON_ArrayForEach (device, place->devices) {
         bool there;
@@ -243,13 +263,18 @@ bool run_place_has_room(struct rfctl *ctl, const struct run_words *words, const 
         else
             without++;
         if (there)
-            return true;
+            there_on = reply_text(device, "id");
+    }
+    const bool none = with_room + without == 0;
+    if (place->other_gpu || none) {
+        err_line("%s has a backend for GPUs, and %s; --device host shares them in host memory, for the CPU",
+                 ctl->arguments[0],
+                 place->other_gpu ? "weights cannot be shared on such GPUs" : "the daemon has no GPU for weights");
+        return false;
     }
     if (without == 0 || (place->named && with_room > 0))
         return true;
-    char text[FORMAT_SIZE];
-    err_line("%s (%s) does not fit on %s of the daemon's GPUs, and shared weights are whole on one (-sm none)",
-             words->model, format_bytes(text, (double)bytes), with_room > 0 ? "each" : "any");
+    tell_no_room(ctl, words->model, with_room, there_on, bytes);
     return false;
 }
 

@@ -10,7 +10,8 @@ struct run_place {
     const char *also; /* a further text for the message to the user; NULL: none */
     bool one_gpu;     /* the engine gets an option to use only one GPU, -sm none */
     bool named;       /* the user named one GPU */
-    bool on_gpu;      /* the plug-in is to load to one of the daemon's GPUs, and `device` is NULL */
+    bool on_gpu;      /* only the plug-in knows to which of the daemon's GPUs the model belongs, if there are any */
+    bool other_gpu;   /* the engine has a backend for GPUs on which weights cannot be shared */
     cJSON *devices;   /* the daemon's; NULL: they were not asked for; owned */
 };
 
@@ -23,9 +24,9 @@ int run_place_find(struct rfctl *ctl, const struct run_words *words, struct run_
  * tell. *ret_bytes: what it takes; 0: not known. */
 bool run_place_fits(struct rfctl *ctl, const char *model, const char *device, bool *ret_there, uint64_t *ret_bytes);
 
-/* Whether the daemon has room for the model on the GPU to which the plug-in is to load it. Only the engine knows which
- * one that is. So each must have room, or, if the user named a GPU, one of them. A model that is there already needs
- * none. Reports that there is no room. */
+/* Whether weights can be shared on the engine's first GPU, as `on_gpu` says. Only the engine knows which of the
+ * daemon's GPUs that is. So each must have the model or room for it, or, if the user named a GPU, one of them. Reports
+ * why they cannot. */
 bool run_place_has_room(struct rfctl *ctl, const struct run_words *words, const struct run_place *place);
 
 void run_place_free(struct run_place *place);

@@ -91,16 +91,32 @@ void show_tensors(const cJSON *tensors)
     table_free(table);
 }
 
+static void tell_changed(const cJSON *model)
+{
+    const char *name = reply_text(model, "name");
+    if (cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "deleted")))
+        out_line("file changed: before it was deleted, its path had other bytes");
+    else if (strchr(name, '#')) /* NAME#ID, which no load can ask for */
+        out_line("file changed: its path has another file, or other bytes, now; 'rfctl load FILE' loads them");
+    else
+        out_line("file changed: its path has another file, or other bytes, now; 'rfctl load FILE --name %s --replace' "
+                 "loads them",
+                 name);
+}
+
 static void show_model(const cJSON *model)
 {
     char bytes[FORMAT_SIZE], size[FORMAT_SIZE], age[FORMAT_SIZE], ttl[TTL_SIZE];
     double idle = reply_number(model, "idle", -1), leases = reply_number(model, "leases", 0);
     const char *path = reply_text(model, "path");
     char *form = form_text(model);
+    const bool cached = strcmp(reply_text(model, "state"), "cached") == 0;
     out_line("%s (id %.0f): %s, %s on %s as %s, %.0f tensors", reply_text(model, "name"), reply_number(model, "id", 0),
              reply_text(model, "state"), format_bytes(bytes, reply_number(model, "bytes", 0)),
-             reply_text(model, "device"), form, reply_number(model, "tensors", 0));
+             cached ? "host" : reply_text(model, "device"), form, reply_number(model, "tensors", 0));
     free(form);
+    if (cached)
+        out_line("comes back to %s when a client attaches", reply_text(model, "device"));
     char *user = user_text(reply_number(model, "uid", 0));
     const bool published = strcmp(reply_text(model, "source"), "published") == 0;
     if (published)
@@ -129,9 +145,8 @@ static void show_model(const cJSON *model)
     free(names);
     if (cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "deleted")))
         out_line("file deleted: when the model is unloaded, it cannot be loaded from there again");
-    else if (cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "changed")))
-        out_line("file changed: its path has other bytes now; 'rfctl load FILE --name %s --replace' loads them",
-                 reply_text(model, "name"));
+    if (cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "changed")))
+        tell_changed(model);
     if (cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "heldUp")))
         out_line("the file does not answer: the load waits for it");
     if (reply_number(model, "overflows", 0) > 0)

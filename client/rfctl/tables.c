@@ -31,24 +31,14 @@ static char *note_text(const cJSON *model)
     const bool deleted = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "deleted"));
     const bool changed = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "changed"));
     const bool held_up = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "heldUp"));
-    const char *file = deleted ? "file deleted" : changed ? "file changed" : "";
+    const char *file = deleted && changed ? "file changed, and deleted"
+                       : deleted          ? "file deleted"
+                       : changed          ? "file changed"
+                                          : "";
     char *text = need_text("%s%s%s%s%s%s", names[0] ? "also " : "", names, names[0] && (file[0] || held_up) ? "; " : "",
                            file, file[0] && held_up ? "; " : "", held_up ? "file does not answer" : "");
     free(names);
     return text;
-}
-
-/* NAME#ID if another model of the list has the model's name too: then the name alone means one of them. The caller
- * frees it. */
-static char *name_text(const cJSON *models, const cJSON *model)
-{
-    const char *name = reply_text(model, "name");
-    const cJSON *other;
-    cJSON_ArrayForEach (other, models) {
-        if (other != model && names_have(other, name))
-            return need_text("%s#%.0f", name, reply_number(model, "id", 0));
-    }
-    return need_text("%s", name);
 }
 
 static void print_models(const cJSON *models)
@@ -75,12 +65,14 @@ static void print_models(const cJSON *models)
         double idle = reply_number(model, "idle", -1), seconds = reply_number(model, "ttl", -1);
         double place = reply_number(model, "position", 0);
         bool pinned = cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(model, "pinned"));
-        char *name = name_text(models, model), *form = form_short_text(model);
-        table_add(table, "%s", name);
+        char *form = form_short_text(model);
+        table_add(table, "%s", reply_text(model, "name"));
         table_add(table, "%s", form);
-        free(name);
         free(form);
-        table_add(table, "%s", reply_text(model, "device"));
+        if (strcmp(reply_text(model, "state"), "cached") == 0) /* the bytes are there */
+            table_add(table, "host(%s)", reply_text(model, "device"));
+        else
+            table_add(table, "%s", reply_text(model, "device"));
         add_bytes(table, model, "bytes");
         if (place > 0)
             table_add(table, "%s %.0f", reply_text(model, "state"), place);
@@ -92,7 +84,7 @@ static void print_models(const cJSON *models)
         table_add(table, "%s", seconds < 0 ? "-" : duration_format(ttl, seconds));
         char *owner = user_text(reply_number(model, "uid", 0)), *note = note_text(model);
         table_add(table, "%s", owner);
-        table_add(table, "%s", reply_text(model, "access"));
+        table_add(table, "%s", access_text(model));
         table_add(table, "%s", note);
         free(owner);
         free(note);
@@ -149,7 +141,11 @@ static void print_devices(const cJSON *devices)
         table_add(table, "%s", link < 0 ? "" : format_rate(rate, link));
         table_add(table, "%s", reply_text(device, "export"));
         const char *note = cJSON_IsString(cJSON_GetObjectItemCaseSensitive(device, "noKernels")) ? "no kernels" : "";
-        table_add(table, "%s", strcmp(state, "ready") == 0 ? note : state);
+        double cached = reply_number(device, "cached", 0);
+        if (cached > 0)
+            table_add(table, "%s of copies", format_bytes(rate, cached));
+        else
+            table_add(table, "%s", strcmp(state, "ready") == 0 ? note : state);
     }
     table_print(table, stdout, terminal_width(STDOUT_FILENO));
     table_free(table);

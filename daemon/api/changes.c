@@ -20,7 +20,7 @@ struct changes {
     struct source *source; /* the model's */
     struct source *now;    /* the same files as they are now; NULL: nothing is to be compared, or the call failed */
     bool changed;          /* the model counts as changed: this may be over */
-    bool deleted;          /* one of its files was deleted; before the work: as it was known then */
+    bool deleted;          /* one of its files was deleted */
     enum source_look look;
 };
 
@@ -47,17 +47,18 @@ static void changes_work(struct work *work)
     struct changes *changes = work->data;
     worker_step_back();
     changes->look = source_look(changes->source);
-    changes->deleted = source_deleted(changes->source, changes->deleted);
+    changes->deleted = source_deleted(changes->source);
     struct device_fault unused;
     const bool compares = changes->look == SOURCE_TOUCHED || (changes->look == SOURCE_THERE && changes->changed);
     if (compares && source_reopen(changes->source, &changes->now, &unused) < 0)
         changes->now = NULL;
 }
 
-static void changes_compared(void *context, bool same)
+static void changes_compared(void *context, enum compared compared, const struct failure *why)
 {
+    (void)why; /* the next check finds out */
     struct changes *changes = context;
-    load_doubt_ends(changes->loads, changes->model, same);
+    load_doubt_ends(changes->loads, changes->model, compared);
     changes_next(changes);
 }
 
@@ -71,24 +72,27 @@ static void changes_worked(struct work *work)
     changes->now = NULL;
     if (stays)
         events_set_deleted(changes->loads->events, model, changes->deleted);
-    const bool placed = stays && model->facts && model->facts->placed; /* else the path may be of another namespace */
+    /* A model stays changed if the daemon cannot see what is at its path. */
+    const bool clears = stays && (source_seen(model->source) || !model->changed);
     bool compares = false;
-    if (stays && now && verify_may_compare(model) && (placed || !model->changed))
+    if (clears && now && verify_may_compare(model))
         compares = verify_compare(changes->verifies, model, now, true, changes_compared, changes) == 0;
     /* What cannot be read is not known to have changed. */
-    if (placed && changes->look == SOURCE_OTHER)
-        load_doubt_ends(changes->loads, changes->model, false);
+    if (stays && changes->look == SOURCE_OTHER)
+        load_doubt_ends(changes->loads, changes->model, COMPARED_OTHER);
     source_free(now);
     if (!compares)
         changes_next(changes);
 }
 
+/* One that is being loaded, too: who waits for it is told if other bytes are at its path by now. */
 static bool is_checked(const struct model *model)
 {
-    return (model->state == MODEL_RESIDENT || model->state == MODEL_CACHED) && model->source->path;
+    return model->state != MODEL_DRAINING && model->state != MODEL_FAILED && !model_departs(model) &&
+           model->source->path;
 }
 
-/* Checks the next resident or cached model. Ends the check if there is none. */
+/* Checks the next model. Ends the check if there is none. */
 static void changes_next(struct changes *changes)
 {
     struct model *model;
@@ -101,7 +105,6 @@ static void changes_next(struct changes *changes)
         changes->model = model->id;
         changes->source = source_ref(model->source);
         changes->changed = model->changed;
-        changes->deleted = model->deleted;
         const struct work_reads reads = source_reads(model->source, model->uid);
         worker_queue_reading(changes->loads->core->queue, &changes->work, &reads, changes, changes_work,
                              changes_worked);

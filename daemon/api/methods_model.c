@@ -133,11 +133,12 @@ static const struct param name_and_deadline[] = {
 
 static const struct param name_only[] = {{"name", PARAM_STRING, true, 0}, {0}};
 
-/* The user who gave the model this name may remove it, and so may users who may end the model. */
+/* The user who gave the model this name may remove it, and so may users who may end the model. If the model has no
+ * other name, that would end it: then only these may. */
 static bool may_unname(const struct call *call, const struct model *model, const char *name)
 {
     const struct model_name *own = model_find_name(model, name);
-    return (own && own->uid == conn_uid(call->conn)) || may_end(call, model);
+    return (own && own->uid == conn_uid(call->conn) && model->n_names > 1) || may_end(call, model);
 }
 
 /* Removes this name, and answers, if the model has other names too. Returns false, and does nothing, if this is its
@@ -170,10 +171,13 @@ void method_unload(struct api *api, struct call *call)
         return;
     bool settled = model->state == MODEL_RESIDENT || model->state == MODEL_DRAINING || model->state == MODEL_FAILED ||
                    model->state == MODEL_CACHED;
-    if (!may_unname(call, model, p.name))
-        call_fail(call, WIRE_PermissionDenied, error_reason("another user loaded this model"));
+    if (!may_end(call, model))
+        call_fail(call, WIRE_PermissionDenied,
+                  error_reason(model->n_names == 1 && model_has_name(model, p.name)
+                                   ? "another user loaded this model, and it has no other name"
+                                   : "another user loaded this model"));
     else if (!settled || (model_in_use(model) && !p.force))
-        call_fail(call, WIRE_ModelBusy, describe_busy(model));
+        call_fail(call, WIRE_ModelBusy, describe_busy(model, conn_peer(call->conn)));
     else if (!model_in_use(model)) {
         call_set_deadline(call, p.deadline);
         residency_unload(api->residency, model, call);
@@ -195,7 +199,7 @@ void method_cancel(struct api *api, struct call *call)
         return;
     call_set_deadline(call, p.deadline);
     if (!model->load)
-        call_fail(call, WIRE_ModelBusy, describe_busy(model));
+        call_fail(call, WIRE_ModelBusy, describe_busy(model, conn_peer(call->conn)));
     else if (!may_end(call, model))
         call_fail(call, WIRE_PermissionDenied, error_reason("another user loads this model"));
     else
@@ -260,8 +264,9 @@ static void hidden_rechecked(void *context, uint64_t id, struct model *model, st
 }
 
 /* The caller sees no model of this name. There may be one that the caller may see by now: looks at all that have the
- * name, one after the other. If there is none, a worker is asked to do nothing, because the time that the answer takes
- * must not tell of a model. */
+ * name, one after the other. If there is none, a worker is asked to do nothing, so that the way is the same. But
+ * looking at files takes time, the longer the more files there are: whoever measures it can tell whether there is such
+ * a model. SECURITY.md says so. */
 static void attach_hidden(struct api *api, struct call *call, uint64_t after)
 {
     struct model *model = registry_find_hidden(api->registry, name_of(call), conn_peer(call->conn), after);
@@ -369,7 +374,7 @@ void method_verify(struct api *api, struct call *call)
         return;
     }
     if (!verify_may_compare(model)) {
-        call_fail(call, WIRE_ModelBusy, describe_busy(model));
+        call_fail(call, WIRE_ModelBusy, describe_busy(model, conn_peer(call->conn)));
         return;
     }
     call_set_deadline(call, p.deadline);
@@ -387,7 +392,7 @@ static struct model *find_own(struct api *api, struct call *call, const struct p
         return NULL;
     }
     if (model && (model->state == MODEL_DRAINING || model->state == MODEL_UNLOADING)) {
-        call_fail(call, WIRE_ModelBusy, describe_busy(model));
+        call_fail(call, WIRE_ModelBusy, describe_busy(model, conn_peer(call->conn)));
         return NULL;
     }
     return model;

@@ -11,6 +11,7 @@
 #include "daemon/memory/device_choice.h"
 #include "daemon/memory/residency.h"
 #include "daemon/memory/survey.h"
+#include "daemon/model/calling.h"
 #include "daemon/session/describe.h"
 #include "daemon/wire/errors.h"
 #include "daemon/wire/params.h"
@@ -26,11 +27,13 @@ struct planning {
     struct load_job job;
     struct load_request request; /* the request that Load would get; with copies of its strings */
     uint64_t compared;           /* id of the last model whose bytes were compared with the file's */
+    struct failure failure;      /* of comparing them */
 };
 
 static void planning_free(struct planning *planning)
 {
     load_job_clear(&planning->job);
+    failure_clear(&planning->failure);
     free((char *)(uintptr_t)planning->request.path);
     free((char *)(uintptr_t)planning->request.name);
     forms_unref(planning->request.forms);
@@ -59,12 +62,14 @@ static void planning_work(struct work *work)
     if (job->status < 0)
         return;
     job->opened = job->source;
-    load_job_open(job);
+    load_job_open(job); /* if it fails, planning_ends() looks whether Load would come so far */
 }
 
 /* The outcome that Load would have now. */
 struct outlook {
     enum load_verdict verdict;
+    struct failure failure;    /* what Load would fail with before it reads the header, if there is no plan */
+    const struct plan *plan;   /* for the file; or, if its header cannot be read, that of `there` */
     const struct model *there; /* the model that the load would join, even if it is refused; NULL: none */
     const struct device *device;
     enum wire_error error; /* the error that Load would answer with; WIRE_OK: none */
@@ -97,17 +102,18 @@ static void foresee_memory(struct planning *planning, struct outlook *ret)
     const struct api *api = planning->api;
     const struct load_job *job = &planning->job;
     const bool restores = ret->there;
+    const struct plan *plan = ret->plan;
     const struct device_set *among = &planning->request.among;
     uint64_t ahead[DEVICES_MAX];
     for (size_t i = 0; i < among->n; i++)
         ahead[i] = among->devices[i]->queued;
     struct device *device =
-        restores ? ret->there->device : device_choose(api->residency, among, job->device, job->plan, ahead);
+        restores ? ret->there->device : device_choose(api->residency, among, job->device, plan, ahead);
     const struct admission_want want = {
         .host = devices_host(api->devices),
         .device = device,
-        .bytes = job->plan->arena_bytes,
-        .due = restores ? 0 : registry_due(NULL, load_overhead(job->header, job->plan)),
+        .bytes = plan->arena_bytes,
+        .due = restores ? 0 : registry_due(NULL, load_overhead(job->header, plan)),
         .ahead = device->queued,
     };
     ret->device = device;
@@ -126,12 +132,21 @@ static bool is_loaded(const struct model *model)
     return model && model->state != MODEL_CACHED && model->state != MODEL_SAVING;
 }
 
-static void foresee(struct planning *planning, struct outlook *ret)
+/* Returns false if Load would fail without an outlook: with ret->failure, or with the job's error. */
+static bool foresee(struct planning *planning, struct outlook *ret)
 {
     struct model *model;
-    *ret = (struct outlook){0};
-    ret->verdict = load_foresee(planning->api->loads, &planning->request, planning->job.source, planning->job.facts,
-                                planning->job.plan, &model);
+    const struct load_job *job = &planning->job;
+    struct plan *plan = job->status == 0 ? job->plan : NULL;
+    *ret = (struct outlook){.plan = plan};
+    ret->verdict =
+        load_foresee(planning->api->loads, &planning->request, job->source, job->facts, plan, &model, &ret->failure);
+    if (!plan && ret->verdict != LOAD_JOIN && ret->verdict != LOAD_RESTORE)
+        return false;
+    if (!plan)
+        ret->plan = model->plan;
+    if (!ret->plan)
+        return false;
     if (ret->verdict != LOAD_QUEUED)
         ret->there = model;
     if (ret->verdict == LOAD_QUEUED || is_loaded(model)) {
@@ -151,12 +166,13 @@ static void foresee(struct planning *planning, struct outlook *ret)
         ret->error = WIRE_LimitExceeded;
     if (ret->error != WIRE_OK)
         ret->n_victims = 0; /* a load that fails evicts no model */
+    return true;
 }
 
 /* Seconds that Load would take; negative: unknown. */
-static double seconds_of(const struct planning *planning, const struct outlook *outlook)
+static double seconds_of(const struct outlook *outlook)
 {
-    const struct plan *plan = planning->job.plan;
+    const struct plan *plan = outlook->plan;
     const struct device *device = outlook->device;
     if (outlook->verdict == LOAD_JOIN)
         return 0;
@@ -174,9 +190,10 @@ static cJSON *describe_plan(const struct planning *planning, const struct outloo
     if (planning->request.forms->n_rules > 0)
         json_add_item(reply, "forms", forms_rules(planning->request.forms));
     layout_describe(planning->request.layout, reply, false);
-    cJSON_AddNumberToObject(reply, "bytes", (double)job->plan->arena_bytes);
+    cJSON_AddNumberToObject(reply, "bytes", (double)outlook->plan->arena_bytes);
     cJSON_AddNumberToObject(reply, "size", (double)job->source->size);
-    cJSON_AddNumberToObject(reply, "tensors", (double)job->header->n_tensors);
+    cJSON_AddNumberToObject(reply, "tensors",
+                            (double)(job->status == 0 ? job->header : outlook->there->header)->n_tensors);
     cJSON_AddBoolToObject(reply, "fits", outlook->fits);
     if (outlook->error != WIRE_OK)
         cJSON_AddStringToObject(reply, "error", wire_error_name(outlook->error));
@@ -184,26 +201,42 @@ static cJSON *describe_plan(const struct planning *planning, const struct outloo
         cJSON_AddNullToObject(reply, "error");
     cJSON_AddNumberToObject(reply, "available", (double)outlook->shortage.available);
     cJSON *evicts = cJSON_AddArrayToObject(reply, "evicts");
+    const struct peer *peer = planning->request.peer;
+    char room[MODEL_NAME_SIZE];
     for (size_t i = 0; i < outlook->n_victims; i++)
-        if (model_visible(outlook->victims[i], planning->request.peer))
-            json_append(evicts, cJSON_CreateString(outlook->victims[i]->name));
-    const double seconds = seconds_of(planning, outlook);
+        if (model_visible(outlook->victims[i], peer))
+            json_append(evicts, cJSON_CreateString(model_called(outlook->victims[i], peer, room)));
+    const double seconds = seconds_of(outlook);
     if (seconds >= 0)
         cJSON_AddNumberToObject(reply, "seconds", seconds);
     else
         cJSON_AddNullToObject(reply, "seconds");
     if (outlook->verdict == LOAD_JOIN)
-        json_add_item(reply, "model", describe_model(outlook->there));
+        json_add_item(reply, "model", describe_model(outlook->there, peer));
     return reply;
 }
 
-/* Fails the call with the job's error. */
-static void planning_fail(struct planning *planning)
+/* Fails the call: with `failure`, or with the error of comparing, which comes first in Load, or with the job's. */
+static void planning_fail(struct planning *planning, struct failure *failure)
 {
-    struct failure failure = {0};
-    failure_set_opening(&failure, &planning->job);
-    call_fail(planning->call, failure.error, failure_parameters(&failure));
-    failure_clear(&failure);
+    if (planning->failure.error != WIRE_OK)
+        failure = &planning->failure;
+    if (failure->error == WIRE_OK)
+        failure_set_opening(failure, &planning->job);
+    call_fail(planning->call, failure->error, failure_parameters(failure));
+}
+
+static void planning_answer(struct planning *planning)
+{
+    struct outlook outlook = {0};
+    if (!planning->job.opened || planning->failure.error != WIRE_OK || !foresee(planning, &outlook))
+        planning_fail(planning, &outlook.failure);
+    else if (outlook.no_memory)
+        call_fail(planning->call, WIRE_LimitExceeded, error_no_memory());
+    else
+        call_reply(planning->call, describe_plan(planning, &outlook), NULL, 0);
+    failure_clear(&outlook.failure);
+    free(outlook.victims);
 }
 
 static void planning_ends(struct planning *planning)
@@ -211,35 +244,28 @@ static void planning_ends(struct planning *planning)
     struct call *call = planning->call;
     if (call) {
         call->abandoned = NULL;
+        if (planning->job.source && !planning->api->core->stopping)
+            load_note_changes(planning->api->loads, planning->job.source);
         if (planning->api->core->stopping)
             call_fail(call, WIRE_ShuttingDown, NULL);
-        else if (planning->job.status < 0)
-            planning_fail(planning);
-        else {
-            struct outlook outlook;
-            load_note_changes(planning->api->loads, &planning->request, planning->job.source, planning->job.facts);
-            foresee(planning, &outlook);
-            if (outlook.no_memory)
-                call_fail(call, WIRE_LimitExceeded, error_no_memory());
-            else
-                call_reply(call, describe_plan(planning, &outlook), NULL, 0);
-            free(outlook.victims);
-        }
+        else
+            planning_answer(planning);
     }
     planning_free(planning);
 }
 
-static void planning_compared(void *context, bool same);
+static void planning_compared(void *context, enum compared compared, const struct failure *why);
 
 /* Compares the file with each model that may have the same bytes, as Load would. Then answers: the answer depends on
- * the results. */
+ * the results. A file that is no model, or not one that can be loaded like this, is compared too: the one that was
+ * loaded from there may have changed to it. */
 static void planning_settle(struct planning *planning)
 {
     const struct loads *loads = planning->api->loads;
     const struct load_job *job = &planning->job;
     struct model *model = NULL;
-    while (planning->call && job->status == 0 && !planning->api->core->stopping &&
-           (model = load_doubt(loads, &planning->request, job->source, job->facts, job->plan, planning->compared))) {
+    while (planning->call && job->source && planning->failure.error == WIRE_OK && !planning->api->core->stopping &&
+           (model = load_doubt(loads, &planning->request, job->source, job->plan, planning->compared))) {
         planning->compared = model->id;
         if (model->load || model->state == MODEL_SAVING || model_departs(model))
             continue; /* Load would wait until the model is resident, cached or gone */
@@ -247,15 +273,17 @@ static void planning_settle(struct planning *planning)
             verify_compare(planning->api->verifies, model, job->source, load_may_end(&planning->request, model),
                            planning_compared, planning) == 0)
             return;
-        load_doubt_ends(loads, model->id, false);
+        load_doubt_ends(loads, model->id, COMPARED_NOT);
     }
     planning_ends(planning);
 }
 
-static void planning_compared(void *context, bool same)
+static void planning_compared(void *context, enum compared compared, const struct failure *why)
 {
     struct planning *planning = context;
-    load_doubt_ends(planning->api->loads, planning->compared, same);
+    load_doubt_ends(planning->api->loads, planning->compared, compared);
+    if (load_doubt_fails(compared, why))
+        failure_set(&planning->failure, why->error, failure_parameters(why));
     planning_settle(planning);
 }
 

@@ -35,7 +35,7 @@ static cJSON *describe_models(const struct api *api, const struct peer *peer)
     TAILQ_FOREACH(model, &api->registry->models, link)
     {
         if (model_visible(model, peer))
-            json_append(array, describe_model_brief(model));
+            json_append(array, describe_model_brief(model, peer));
     }
     return array;
 }
@@ -69,18 +69,18 @@ void method_show(struct api *api, struct call *call)
     }
     const struct publication *published = &model->published;
     if (!published->tensors) {
-        call_fail(call, WIRE_ModelBusy, describe_busy(model));
+        call_fail(call, WIRE_ModelBusy, describe_busy(model, conn_peer(call->conn)));
         return;
     }
     if (!call_may_queue(call, strlen(published->tensors) + strlen(published->metadata)))
         return;
     cJSON *reply = cJSON_CreateObject();
-    json_add_item(reply, "model", describe_model(model));
+    json_add_item(reply, "model", describe_model(model, conn_peer(call->conn)));
     cJSON_AddRawToObject(reply, "metadata", published->metadata);
     if (published->n_left > 0)
         cJSON_AddNumberToObject(reply, "metadataLeft", (double)published->n_left);
     cJSON_AddRawToObject(reply, "tensors", published->tensors);
-    json_add_item(reply, "leases", describe_leases(model));
+    json_add_item(reply, "leases", describe_leases(model, conn_peer(call->conn)));
     if (p.header)
         cJSON_AddNumberToObject(reply, "header", 0);
     call_reply(call, reply, &published->header_fd, p.header ? 1 : 0);
@@ -119,6 +119,7 @@ static void looking_end(struct call *call)
 static void looking_answer(struct call *call)
 {
     struct looking *looking = call->context;
+    host_cache_note(&looking->api->residency->cache);
     cJSON *reply = looking->describe(looking);
     call->abandoned = NULL;
     looking_end(call);

@@ -1,6 +1,7 @@
 #include "daemon/api/metrics.h"
 
 #include "daemon/base/json_text.h"
+#include "daemon/model/calling.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -109,12 +110,12 @@ static void describe_devices(cJSON *metrics, const struct devices *devices)
     }
 }
 
-static cJSON *sample_of_model(cJSON *samples, const struct model *model, double value)
+static cJSON *sample_of_model(cJSON *samples, const struct model *model, const char *name, double value)
 {
     char id[24];
     snprintf(id, sizeof(id), "%llu", (unsigned long long)model->id);
     cJSON *labels = sample(samples, value);
-    label(labels, "model", model->name);
+    label(labels, "model", name);
     label(labels, "id", id);
     label(labels, "device", model->device->id);
     return labels;
@@ -130,12 +131,14 @@ static void describe_models(cJSON *metrics, const struct registry *registry, con
     {
         if (!model_visible(model, peer))
             continue;
-        cJSON *labels = sample_of_model(bytes, model, model->plan ? (double)model->plan->arena_bytes : 0);
+        char room[MODEL_NAME_SIZE];
+        const char *name = model_called(model, peer, room);
+        cJSON *labels = sample_of_model(bytes, model, name, model->plan ? (double)model->plan->arena_bytes : 0);
         label(labels, "form", forms_word(model->forms->form));
         label(labels, "state", model_state_name(model->state));
         if (model_is_published(model))
             label(labels, "source", "published");
-        sample_of_model(leases, model, (double)model->n_leases);
+        sample_of_model(leases, model, name, (double)model->n_leases);
     }
 }
 

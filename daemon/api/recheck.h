@@ -32,8 +32,8 @@ typedef void (*recheck_then)(void *context, uint64_t id, struct model *model, st
 void rechecks_init(struct rechecks *rechecks);
 
 /* Reads the facts again, then calls `then`. `call` waits until then. If the call is abandoned, or was failed here
- * because memory is short, `then` is not called. model: NULL reads nothing, but goes by way of a worker all the same,
- * so that the time does not show whether there was a model. */
+ * because memory is short, `then` is not called. model: NULL reads nothing, but goes by way of a worker all the same:
+ * only the time to read the facts is left out. */
 void recheck_begin(struct rechecks *rechecks, struct model *model, struct call *call, recheck_then then, void *context);
 
 /* Reads the facts of all models again, one model after the other. If this is under way, it is done once more after. */

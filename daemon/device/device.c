@@ -64,5 +64,6 @@ uint64_t device_available(const struct device *device)
 
 uint64_t device_others(const struct device *device)
 {
-    return device->reach > 0 && device->reach < device->total ? device->total - device->reach : 0;
+    const uint64_t gone = device->reach > 0 && device->reach < device->total ? device->total - device->reach : 0;
+    return gone > device->cached ? gone - device->cached : 0;
 }

@@ -219,6 +219,7 @@ struct device {
     uint64_t rate;   /* rate of the last load, in bytes of the file per second; 0: no load yet */
     uint64_t used;   /* bytes that models use or have reserved */
     uint64_t queued; /* bytes that queued loads wait for; loads that come later do not get these */
+    uint64_t cached; /* of the host: bytes of copies of models that a GPU has no room for. Not in `used` */
     uint64_t reach;  /* bytes that models could use in all, as device_survey() found last; 0: it never ran */
     bool failed;
     atomic_bool hung; /* a call of its driver does not return: no further one is made. Set by the loop */
@@ -299,7 +300,7 @@ uint64_t device_limit(const struct device *device);
 /* Bytes that a load could get now, without an eviction. loop. */
 uint64_t device_available(const struct device *device);
 
-/* Bytes that others than models have of the device, when it was asked last. 0: it never was. loop. */
+/* Bytes that others than the daemon have of the device, when it was asked last. 0: it never was. loop. */
 uint64_t device_others(const struct device *device);
 
 /* Asks the driver. *ret is for `reach`: what is free, and what models have, counted at the same moment. May block;

@@ -18,7 +18,7 @@
 #define DESCRIPTION_MAGIC "rfkept\r\n"
 
 /* Another version is not read: the model is loaded again then. */
-#define DESCRIPTION_VERSION 5u
+#define DESCRIPTION_VERSION 6u
 
 /* The most bytes of one. The tensors take most of them. */
 #define DESCRIPTION_MAX ((size_t)64 << 20)
@@ -31,8 +31,9 @@ struct description_header {
 };
 
 struct description_file {
-    uint32_t number; /* of its descriptor in the store */
-    char *path;      /* that it was opened by, or NULL */
+    uint32_t number;  /* of its descriptor in the store */
+    char *path;       /* that it was opened by, or NULL */
+    bool seen, named; /* its place, as in struct source_past */
     struct identity identity;
 };
 

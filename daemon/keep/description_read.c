@@ -122,11 +122,13 @@ static void take_layout(struct bytes_reader *in, struct description *ret)
 
 static void take_files(struct bytes_reader *in, struct description *ret)
 {
-    ret->n_files = bytes_take_count(in, SOURCE_FILES_MAX, 56);
+    ret->n_files = bytes_take_count(in, SOURCE_FILES_MAX, 72);
     ret->files = array_new(in, ret->n_files, sizeof(*ret->files));
     for (size_t i = 0; i < ret->n_files && !in->failed; i++) {
         ret->files[i].number = (uint32_t)bytes_take_number(in, UINT32_MAX);
         (void)bytes_take_text(in, TEXT_MAX, &ret->files[i].path);
+        ret->files[i].seen = bytes_take_number(in, 1);
+        ret->files[i].named = bytes_take_number(in, 1);
         take_identity(in, &ret->files[i].identity);
     }
 }

@@ -195,6 +195,8 @@ static void put_model(struct bytes_writer *out, const struct model *model, const
     for (size_t i = 0; i < model->source->n_files; i++) {
         bytes_put_number(out, numbers[i]);
         bytes_put_text(out, model->source->files[i].path);
+        bytes_put_number(out, model->source->files[i].seen);
+        bytes_put_number(out, model->source->files[i].mount > 0);
         put_identity(out, &model->source->files[i].identity);
     }
     put_headers(out, model);

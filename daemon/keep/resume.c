@@ -109,17 +109,26 @@ static int take_source(struct resume *resume, struct resumed *resumed, char why[
     const struct description *description = resume->description;
     struct identity identities[SOURCE_FILES_MAX];
     const char *paths[SOURCE_FILES_MAX];
+    bool seen[SOURCE_FILES_MAX], named[SOURCE_FILES_MAX];
     int fds[SOURCE_FILES_MAX];
     if (description->n_files == 0)
         return source_none(&resumed->source) < 0 ? refuse(why, -ENOMEM, "out of memory") : 0;
     for (size_t i = 0; i < description->n_files; i++) {
         identities[i] = description->files[i].identity;
         paths[i] = description->files[i].path;
+        seen[i] = description->files[i].seen;
+        named[i] = description->files[i].named;
         fds[i] = resume->file_fds[i];
         resume->file_fds[i] = -1;
     }
     struct device_fault fault;
-    const struct source_past past = {.identities = identities, .paths = paths, .link = description->link};
+    const struct source_past past = {
+        .identities = identities,
+        .paths = paths,
+        .seen = seen,
+        .named = named,
+        .link = description->link,
+    };
     const int r = source_resume(fds, description->n_files, &past, &resumed->source, &fault);
     return r < 0 ? refuse_fault(why, r, "its files", &fault) : 0;
 }

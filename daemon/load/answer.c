@@ -3,6 +3,7 @@
 #include "daemon/load/naming.h"
 #include "daemon/load/states.h"
 #include "daemon/memory/residency.h"
+#include "daemon/model/calling.h"
 #include "daemon/session/attach.h"
 #include "daemon/session/describe.h"
 #include "daemon/session/events.h"
@@ -36,8 +37,10 @@ void load_attach(const struct loads *loads, struct model *model, struct call *ca
         attach_grant(loads->registry, loads->events, model, call, NULL);
         return;
     }
+    char room[MODEL_NAME_SIZE];
     const cJSON *name = cJSON_GetObjectItemCaseSensitive(call->parameters, "name");
-    call_fail(call, WIRE_ModelNotFound, error_name(cJSON_IsString(name) ? name->valuestring : model->name));
+    const char *asked = cJSON_IsString(name) ? name->valuestring : model_called(model, conn_peer(call->conn), room);
+    call_fail(call, WIRE_ModelNotFound, error_name(asked));
 }
 
 /* --- leases that are granted later --- */
@@ -97,12 +100,13 @@ static void waiters_reply(struct load *load)
         else if (kind == WAIT_LEASE)
             attach_grant(load->loads->registry, load->loads->events, load->model, call, describe_how(load));
         else if (kind == WAIT_END)
-            call_fail(call, WIRE_ModelBusy, describe_busy(load->model)); /* too late to cancel the load */
+            call_fail(call, WIRE_ModelBusy,
+                      describe_busy(load->model, conn_peer(call->conn))); /* too late to cancel the load */
         else if (kind == WAIT_JOINED)
-            call_reply(call, describe_loaded(load->model, NULL), NULL, 0);
+            call_reply(call, describe_loaded(load->model, NULL, conn_peer(call->conn)), NULL, 0);
         else {
             cJSON *reply = describe_how(load);
-            json_add_item(reply, "model", describe_model(load->model));
+            json_add_item(reply, "model", describe_model(load->model, conn_peer(call->conn)));
             call_reply(call, reply, NULL, 0);
         }
     }
@@ -135,18 +139,18 @@ static void load_progress(const struct load *load, struct progress *ret)
         ret->elapsed_ns = uv_hrtime() - load->filling;
 }
 
-static cJSON *describe_this(void *context)
+static cJSON *describe_this(void *context, uint32_t names)
 {
     const struct load *load = context;
     struct progress progress;
     load_progress(load, &progress);
-    return describe_loading(load->model, &progress);
+    return describe_loading(load->model, &progress, names);
 }
 
 void load_report(struct load *load)
 {
     if (load->model)
-        waiters_tell(&load->waiters, describe_this, load);
+        waiters_tell(&load->waiters, load->model, describe_this, load);
 }
 
 /* --- the end --- */

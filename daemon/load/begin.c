@@ -2,6 +2,7 @@
 #include "daemon/base/seconds.h"
 #include "daemon/load/creation.h"
 #include "daemon/load/states.h"
+#include "daemon/model/calling.h"
 #include "daemon/wire/conn.h"
 #include "daemon/wire/errors.h"
 
@@ -165,6 +166,7 @@ void load_restore(struct loads *loads, struct model *model, struct call *call, e
         return;
     }
     load->awaited = model->id;
-    strcpy(load->awaited_name, model->name);
+    char room[MODEL_NAME_SIZE];
+    strcpy(load->awaited_name, model_called(model, request.peer, room));
     load->blocked = true;
 }

@@ -97,7 +97,7 @@ static bool wait_for(struct load *load, const struct model *model)
     if (load->request.creation->wait)
         load->blocked = true;
     else
-        failure_set(&load->failure, WIRE_ModelBusy, describe_busy(model));
+        failure_set(&load->failure, WIRE_ModelBusy, describe_busy(model, load->request.peer));
     return false;
 }
 
@@ -237,7 +237,7 @@ static void lend(struct load *load)
     session_tie(call->conn, &creation->tie);
     cJSON *reply = cJSON_CreateObject();
     cJSON_AddNumberToObject(reply, "creation", (double)model->id);
-    json_add_item(reply, "model", describe_model(model));
+    json_add_item(reply, "model", describe_model(model, conn_peer(call->conn)));
     json_add_item(reply, "device", describe_device(model->device));
     int fds[1];
     const size_t n_fds = attach_export(reply, &model->export, fds);

@@ -4,7 +4,7 @@
 #include "daemon/session/events.h"
 
 struct registry_query load_query(const struct load_request *request, const struct source *source,
-                                 const struct access_facts *facts, const struct plan *plan)
+                                 const struct plan *plan)
 {
     return (struct registry_query){
         .source = source,
@@ -15,7 +15,6 @@ struct registry_query load_query(const struct load_request *request, const struc
         .uid = request->uid,
         .private = request->access == ACCESS_PRIVATE,
         .peer = request->peer,
-        .placed = facts && facts->placed,
     };
 }
 
@@ -25,9 +24,9 @@ bool load_may_end(const struct load_request *request, const struct model *model)
 }
 
 struct model *load_doubt(const struct loads *loads, const struct load_request *request, const struct source *source,
-                         const struct access_facts *facts, const struct plan *plan, uint64_t after)
+                         const struct plan *plan, uint64_t after)
 {
-    const struct registry_query query = load_query(request, source, facts, plan);
+    const struct registry_query query = load_query(request, source, plan);
     return registry_find_doubtful(loads->registry, &query, after);
 }
 
@@ -41,34 +40,38 @@ struct model *load_queued_before(const struct loads *loads, const struct registr
     return model;
 }
 
-void load_doubt_ends(const struct loads *loads, uint64_t id, bool same)
+void load_doubt_ends(const struct loads *loads, uint64_t id, enum compared compared)
 {
     struct model *model = registry_find_id(loads->registry, id);
-    /* Stopping ends comparisons that have found nothing yet. */
-    if (model && !same && !loads->core->stopping)
+    if (model && compared == COMPARED_OTHER)
         events_changed(loads->events, model);
 }
 
-void load_note_changes(const struct loads *loads, const struct load_request *request, const struct source *source,
-                       const struct access_facts *facts)
+bool load_doubt_fails(enum compared compared, const struct failure *why)
 {
-    const struct registry_query query = load_query(request, source, facts, NULL);
+    return compared == COMPARED_NOT && (why->error == WIRE_FileChanged || why->error == WIRE_FileError);
+}
+
+void load_note_changes(const struct loads *loads, const struct source *source)
+{
     struct model *model;
     TAILQ_FOREACH(model, &loads->registry->models, link)
     {
-        if (model_is_published(model) || !registry_same_place(model, &query))
+        if (model_is_published(model) || !registry_same_place(model, source))
             continue;
-        if (query.placed) /* there is a file at the path */
+        if (source_seen(source) || registry_same_path(model, source)) /* there is a file */
             events_set_deleted(loads->events, model, false);
         if (!source_same_sizes(source, model->source))
             events_changed(loads->events, model);
     }
 }
 
-static void load_compared(void *context, bool same)
+static void load_compared(void *context, enum compared compared, const struct failure *why)
 {
     struct load *load = context;
-    load_doubt_ends(load->loads, load->compared, same);
+    load_doubt_ends(load->loads, load->compared, compared);
+    if (load_doubt_fails(compared, why))
+        failure_set(&load->failure, why->error, failure_parameters(why));
     load->in_job = false;
     load_step(load);
 }
@@ -77,7 +80,7 @@ bool load_settle(struct load *load)
 {
     struct loads *loads = load->loads;
     const struct load_job *job = &load->job;
-    struct model *model = load_doubt(loads, &load->request, job->source, job->facts, job->plan, load->compared);
+    struct model *model = load_doubt(loads, &load->request, job->source, job->plan, load->compared);
     if (!model)
         return false;
     if (model_departs(model) || model->state == MODEL_SAVING || model->load) {
@@ -87,7 +90,7 @@ bool load_settle(struct load *load)
     load->compared = model->id;
     if (!verify_may_compare(model) || verify_compare(loads->verifies, model, job->source,
                                                      load_may_end(&load->request, model), load_compared, load) < 0) {
-        load_doubt_ends(loads, model->id, false);
+        load_doubt_ends(loads, model->id, COMPARED_NOT);
         return load_settle(load);
     }
     load->in_job = true;

@@ -15,12 +15,13 @@
 #include <string.h>
 #include <unistd.h>
 
-/* The model gets the facts about its files that this load has read. A client may pass a file whose folders the daemon
- * cannot find: such facts do not replace facts with folders. */
+/* If the files were opened at the model's own places, the model gets the facts that this load has read: they are what
+ * anybody's load or Attach would find there now. By another path, by a further name of the file for instance, other
+ * users can reach it. That says nothing of who may see the model. */
 static void load_tell_facts(const struct load *load, struct model *model)
 {
     struct access_facts *facts = load->job.facts;
-    if (facts && (facts->placed || !model->facts || !model->facts->placed))
+    if (facts && registry_same_path(model, load->job.source))
         events_set_facts(load->loads->events, model, access_facts_ref(facts));
 }
 
@@ -56,7 +57,7 @@ static void load_adjust(struct load *load, struct model *model)
 {
     load_note_path(load, model);
     if (load->request.access == ACCESS_PUBLIC)
-        model_widen(model); /* allowed: see may_publish_joined() */
+        model_widen(model); /* allowed: see load_judge_join() */
     else if (load->request.access == ACCESS_PRIVATE && model->access != ACCESS_PRIVATE) /* see model_joinable() */
         events_narrow(load->loads->events, model);
     if (!load->request.trusted && load->request.uid != model->uid)
@@ -93,7 +94,7 @@ static void waiters_grant(struct load *load, struct model *model)
         else if (kind == WAIT_LEASE || kind == WAIT_CREATE)
             attach_grant(load->loads->registry, load->loads->events, model, call, NULL);
         else
-            call_reply(call, describe_loaded(model, NULL), NULL, 0);
+            call_reply(call, describe_loaded(model, NULL, conn_peer(call->conn)), NULL, 0);
     }
 }
 
@@ -106,7 +107,7 @@ static void load_join(struct load *load, struct model *model)
     struct call *call;
     if (other) {
         while (other->state >= LOAD_FILLING && (call = waiters_take(&load->waiters, WAIT_ALLOCATED)))
-            call_reply(call, describe_loaded(model, NULL), NULL, 0);
+            call_reply(call, describe_loaded(model, NULL, conn_peer(call->conn)), NULL, 0);
         waiters_move(&load->waiters, &other->waiters);
         other->detached |= load->detached;
         other->patience_ends = max_u64(other->patience_ends, load->patience_ends);
@@ -171,16 +172,17 @@ bool load_may_publish(const struct load_request *request, const struct access_fa
     return request->access != ACCESS_PUBLIC || request->trusted || access_owns(facts, request->uid);
 }
 
-static void load_fail_publish(struct load *load)
+void load_fail_publish(struct load *load)
 {
     failure_set(&load->failure, WIRE_PermissionDenied, error_reason("only who owns the file makes its model public"));
 }
 
-/* The same for a load that joins a model: the model's own files count. Its user need not own them. */
-static bool may_publish_joined(const struct load_request *request, const struct model *model)
+/* The same for a load that joins a model, which is of the same files. The model's user need not own them. */
+static bool may_publish_joined(const struct load *load, const struct model *model)
 {
+    const struct load_request *request = &load->request;
     return request->access != ACCESS_PUBLIC || model->access == ACCESS_PUBLIC || load_may_end(request, model) ||
-           access_owns(model->facts, request->uid);
+           access_owns(load->job.facts, request->uid);
 }
 
 enum load_verdict load_verdict_of(const struct naming *naming, enum load_verdict verdict)
@@ -204,11 +206,16 @@ enum load_verdict load_judge_join(struct load *load, struct model *model, struct
 {
     char room[MODEL_NAME_MAX + 1];
     const struct load_request *request = &load->request;
-    load_tell_facts(load, model); /* first: they decide who owns the file, who is a guest, and who has a name */
+    load_tell_facts(load, model); /* first: they decide who is a guest, and who has a name */
     naming_judge(load, naming_wanted(load, model, room), model, ret);
-    if (!may_publish_joined(request, model))
+    if (!may_publish_joined(load, model))
         return LOAD_DENIED;
     return load_verdict_of(ret, model_may_admit(model, request->peer) < 0 ? LOAD_LIMITED : LOAD_JOIN);
+}
+
+void load_fail_guests(struct load *load)
+{
+    failure_set(&load->failure, WIRE_LimitExceeded, error_limit("guests", MODEL_GUESTS_MAX));
 }
 
 /* Gives a model that is there already the requested name, beside those that it has. From now on the user who asked sees
@@ -225,7 +232,7 @@ static bool load_enter(struct load *load, struct model *model)
         return false;
     }
     if (verdict == LOAD_LIMITED && naming.verdict != NAME_TOO_MANY) {
-        failure_set(&load->failure, WIRE_LimitExceeded, error_limit("guests", MODEL_GUESTS_MAX));
+        load_fail_guests(load);
         return false;
     }
     if (!naming_prepare(load, name, model, &naming))
@@ -350,6 +357,14 @@ static bool load_compares(struct load *load, const struct registry_query *query)
     return true;
 }
 
+void load_fail_queued(struct load *load, const struct model *queued)
+{
+    struct device *device = queued->device;
+    failure_set(&load->failure, WIRE_OutOfDeviceMemory,
+                describe_out_of_memory(device, queued->plan->arena_bytes, device_available(device),
+                                       admission_evictable(load->loads->registry, device)));
+}
+
 /* True, and the load fails, if the model of its file is queued for memory and the load may not wait, or not any longer.
  * A preload always waits. */
 static bool load_comes_too_early(struct load *load, const struct registry_query *query)
@@ -358,10 +373,7 @@ static bool load_comes_too_early(struct load *load, const struct registry_query 
     load->behind = model != NULL;
     if (!model || load->request.done || uv_hrtime() < load->patience_ends)
         return false;
-    struct device *device = model->device;
-    failure_set(&load->failure, WIRE_OutOfDeviceMemory,
-                describe_out_of_memory(device, model->plan->arena_bytes, device_available(device),
-                                       admission_evictable(load->loads->registry, device)));
+    load_fail_queued(load, model);
     return true;
 }
 
@@ -384,7 +396,7 @@ static bool identified(struct load *load)
         failure_set(&load->failure, WIRE_DeviceError, describe_device_lost(among->devices[0], "load"));
         return false;
     }
-    const struct registry_query query = load_query(&load->request, job->source, job->facts, job->plan);
+    const struct registry_query query = load_query(&load->request, job->source, job->plan);
     if (load_comes_too_early(load, &query))
         return false;
     if (load_has_to_wait(load)) {
@@ -393,7 +405,7 @@ static bool identified(struct load *load)
     }
     if (load_settle(load))
         return false;
-    load_note_changes(load->loads, &load->request, job->source, job->facts);
+    load_note_changes(load->loads, job->source);
     struct model *same = registry_find_source(load->loads->registry, &query);
     if (same)
         return load_take_same(load, same);

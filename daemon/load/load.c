@@ -194,7 +194,7 @@ static void load_allocated(struct load *load)
     }
     struct call *call;
     while ((call = waiters_take(&load->waiters, WAIT_ALLOCATED)))
-        call_reply(call, describe_loaded(load->model, NULL), NULL, 0);
+        call_reply(call, describe_loaded(load->model, NULL, conn_peer(call->conn)), NULL, 0);
     load_fill_continue(load);
     load_publish(load);
 }

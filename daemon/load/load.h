@@ -23,6 +23,7 @@
 
 #include "daemon/device/devices.h"
 #include "daemon/load/loads.h"
+#include "daemon/load/verify.h"
 #include "daemon/model/model.h"
 #include "daemon/session/waiters.h"
 #include "daemon/wire/call.h"
@@ -104,18 +105,20 @@ enum load_verdict {
 bool load_may_end(const struct load_request *request, const struct model *model);
 
 /* A model that was made of the same path or file, and may still have the same bytes. Only comparing them tells, and
- * what Load would do depends on it. facts: the source's. NULL: there is none with an id greater than `after`. */
+ * what Load would do depends on it. NULL: there is none with an id greater than `after`. */
 struct model *load_doubt(const struct loads *loads, const struct load_request *request, const struct source *source,
-                         const struct access_facts *facts, const struct plan *plan, uint64_t after);
+                         const struct plan *plan, uint64_t after);
 
 /* Notes the result of a comparison with the model of this id. If the bytes differ, the model counts as changed. If they
  * are the same, the model has the new source already: see verify_compare(). */
-void load_doubt_ends(const struct loads *loads, uint64_t model, bool same);
+void load_doubt_ends(const struct loads *loads, uint64_t model, enum compared compared);
+
+/* Whether Load and Plan fail because of this: the file was written to while it was compared, or cannot be read. */
+bool load_doubt_fails(enum compared compared, const struct failure *why);
 
 /* Marks models as changed: those that were loaded from the source's path, if the files there have other sizes now. They
- * do not count as deleted: there are files. facts: the source's. */
-void load_note_changes(const struct loads *loads, const struct load_request *request, const struct source *source,
-                       const struct access_facts *facts);
+ * do not count as deleted: there are files. */
+void load_note_changes(const struct loads *loads, const struct source *source);
 
 /* Bytes of host memory that the daemon itself uses for a model, as far as they are known before the model is filled:
  * the parsed header, the header's copy for clients, and the plan. */

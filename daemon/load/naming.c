@@ -27,8 +27,7 @@ static bool is_same_place(const struct load *load, const struct model *model)
     const struct load_request *request = &load->request;
     if (request->path && model->origin && strcmp(model->origin, request->path) == 0)
         return true;
-    const struct registry_query query = load_query(request, load->job.source, load->job.facts, NULL);
-    return registry_same_place(model, &query);
+    return registry_same_place(model, load->job.source);
 }
 
 /* True if the path that both were loaded from led to this model's file, and leads to another one now: to a file with
@@ -40,17 +39,15 @@ static bool is_older(const struct load *load, const struct model *model)
 
 /* True if nobody uses the model, and its path, which this load reads, has other bytes by now. Then any user's load of
  * the path may take its name: who has loaded half of a download must not keep others from the whole. But not for a
- * model that would be hidden from those who know the old one. */
+ * model that would be hidden from some of those who see the old one: of a file that fewer users may read. */
 static bool is_stale(const struct load *load, const struct model *model)
 {
     if (!model->changed || model_in_use(model) || model->pinned)
         return false;
     if (load_may_end(&load->request, model))
         return is_same_place(load, model);
-    const struct registry_query query = load_query(&load->request, load->job.source, load->job.facts, NULL);
-    const enum access access = load->request.access;
-    const bool hides = access == ACCESS_PRIVATE || (model->access == ACCESS_PUBLIC && access != ACCESS_PUBLIC);
-    return !hides && registry_same_path(model, &query);
+    return registry_same_path(model, load->job.source) &&
+           model_covered_by(model, load->request.access, load->job.facts);
 }
 
 /* True if the model may lose its name to this load's model, and drain, when this load's model is resident. */
@@ -160,7 +157,7 @@ bool naming_prepare(struct load *load, const char *name, const struct model *mod
     load->replaces = 0;
     switch (naming->verdict) {
     case NAME_BUSY:
-        failure_set(&load->failure, WIRE_ModelBusy, describe_busy(naming->holder));
+        failure_set(&load->failure, WIRE_ModelBusy, describe_busy(naming->holder, load->request.peer));
         return false;
     case NAME_TAKEN:
         failure_set(&load->failure, WIRE_NameInUse, error_name(name));

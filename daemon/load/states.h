@@ -136,6 +136,12 @@ void load_fail_memory(struct load *load);
 void load_fail_out_of_memory(struct load *load, const struct model *model, uint64_t available);
 void load_fail_device(struct load *load, int error, const struct device_fault *fault);
 
+/* The same for what IDENTIFYING finds: the caller may not make the model public; the model of its file is queued for
+ * memory, and the load may not wait; the model has too many guests. */
+void load_fail_publish(struct load *load);
+void load_fail_queued(struct load *load, const struct model *queued);
+void load_fail_guests(struct load *load);
+
 /* identify.c: goes on from IDENTIFYING when its job is done. Returns true if the load joined a model that is there:
  * then it is over and was freed. */
 bool load_identified(struct load *load);
@@ -156,8 +162,8 @@ void load_name(const struct load *load, char ret[MODEL_NAME_MAX + 1]);
 bool load_may_publish(const struct load_request *request, const struct access_facts *facts);
 
 /* Whether the load may join this model as it asks to: LOAD_JOIN, LOAD_DENIED, LOAD_BUSY, LOAD_TAKEN or LOAD_LIMITED.
- * Gives the model the facts about its files that the load has read, and changes nothing else. Load and Plan both decide
- * with this. */
+ * If the load has looked at the model's own files, at their own places, the model gets the facts about them; nothing
+ * else changes. Load and Plan both decide with this. */
 enum load_verdict load_judge_join(struct load *load, struct model *model, struct naming *ret);
 
 /* `verdict`, unless the model cannot get its name. */
@@ -165,7 +171,7 @@ enum load_verdict load_verdict_of(const struct naming *naming, enum load_verdict
 
 /* The request as a query for the registry. The query borrows from all arguments. */
 struct registry_query load_query(const struct load_request *request, const struct source *source,
-                                 const struct access_facts *facts, const struct plan *plan);
+                                 const struct plan *plan);
 
 /* doubt.c: looks for a model that may have the same bytes as the file. If there is one, compares the bytes, or waits
  * until they can be compared, and returns true: load_identified() runs again later. Returns false if there is none. */

@@ -3,6 +3,7 @@
 #include "daemon/base/closer.h"
 #include "daemon/gguf/gguf.h"
 #include "daemon/model/access_read.h"
+#include "daemon/model/common_path.h"
 #include "daemon/model/source_compare.h"
 #include "daemon/model/source_look.h"
 #include "daemon/model/source_sort.h"
@@ -15,11 +16,11 @@
 #include <unistd.h>
 
 /* Paths are opened with the daemon's rights. A trusted user may load any file that the daemon can open. For other users
- * the daemon opens only files that everybody may read; a daemon that runs as root opens no path for them. The error is
- * the same in all these cases, so that they do not learn which files exist. */
+ * the daemon opens only files that everybody may read, by paths that everybody can follow; a daemon that runs as root
+ * opens no path for them. The error is the same in all these cases, so that they do not learn which files exist. */
 static void open_path(struct load_job *job)
 {
-    const bool judges = geteuid() != 0;
+    const bool judges = geteuid() != 0 && (job->trusted || common_path_check(job->path) == 0);
     if (job->trusted || judges)
         job->status = source_open_path(job->path, &job->source, &job->ambiguous, &job->fault);
     if ((job->trusted || judges) && job->status == 0)

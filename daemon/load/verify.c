@@ -25,7 +25,7 @@ struct verify {
     struct quota_charge charge;
     struct model *model;
     struct call *call; /* NULL: there is none, or it was abandoned */
-    void (*done)(void *context, bool same);
+    void (*done)(void *context, enum compared compared, const struct failure *why);
     void *context;
     struct comparison comparison;
     bool given;   /* the files were given, by verify_compare() */
@@ -178,8 +178,9 @@ static void verify_renew(struct verify *verify)
 {
     const struct comparison *c = &verify->comparison;
     struct model *model = verify->model;
-    const bool changed = model->changed, elsewhere = changed && c->replaced;
-    if (c->touched && c->moves)
+    const bool unseen = !verify->given && !source_seen(model->source); /* the daemon cannot see what is at the path */
+    const bool changed = model->changed, elsewhere = changed && (c->replaced || unseen);
+    if (c->takes)
         model_set_source(model, source_ref(c->source));
     else if (c->renewed)
         model_set_source(model, source_ref(c->renewed));
@@ -220,27 +221,29 @@ static cJSON *verify_describe(struct verify *verify)
 /* All is compared, or something ended it. */
 static void verify_finish(struct verify *verify)
 {
-    const bool placed = verify->model->facts && verify->model->facts->placed;
     struct call *call = verify->call;
     struct model *model = verify->model;
     const bool differ = cJSON_GetArraySize(verify->mismatches) > 0;
-    const bool same = verify->checked && verify->failure.error == WIRE_OK && !differ;
-    if (same)
+    const bool failed = verify->failure.error != WIRE_OK;
+    const enum compared compared = !failed && (differ || verify->comparison.stale) ? COMPARED_OTHER
+                                   : !failed && verify->checked                    ? COMPARED_SAME
+                                                                                   : COMPARED_NOT;
+    if (compared == COMPARED_SAME)
         verify_renew(verify);
     if (verify->checked)
         events_set_deleted(verify->verifies->residency->events, model, verify->comparison.deleted);
     /* What verify_compare() was given to compare is not at the path yet: its caller looks itself. */
-    if (verify->checked && !verify->done && placed && verify->comparison.replaced)
+    if (verify->checked && !verify->done && verify->comparison.replaced)
         events_changed(verify->verifies->residency->events, model);
     /* If somebody wrote to the file, it is the file that differs, and not the memory that is damaged. */
     if (verify->comparison.stale || (verify->comparison.touched && differ && !verify->damaged))
         verify_tell_changed(verify);
     const uint64_t id = model->id;
     model_unhold(model);
-    void (*done)(void *context, bool same) = verify->done;
+    void (*done)(void *context, enum compared compared, const struct failure *why) = verify->done;
     verify->done = NULL; /* it is over: verify_drop() does not find it any more */
-    if (done)
-        done(verify->context, same); /* a load may go on, and take the model's name, which frees it */
+    if (done)            /* a load may go on, and take the model's name, which frees the model */
+        done(verify->context, compared, &verify->failure);
     if (call) {
         call->abandoned = NULL;
         if (verify->failure.error != WIRE_OK)
@@ -323,7 +326,6 @@ static int verify_new(struct verifies *verifies, struct model *model, struct cal
     verify->comparison = (struct comparison){
         .model = model,
         .loaded = source_ref(model->source),
-        .deleted = model->deleted,
     };
     verify->began = uv_hrtime();
     TAILQ_INSERT_TAIL(&verifies->list, verify, link);
@@ -368,7 +370,7 @@ bool verify_may_compare(const struct model *model)
 }
 
 int verify_compare(struct verifies *verifies, struct model *model, struct source *source, bool moves,
-                   void (*done)(void *context, bool same), void *context)
+                   void (*done)(void *context, enum compared compared, const struct failure *why), void *context)
 {
     struct verify *verify;
     uint64_t unused;

@@ -11,7 +11,15 @@
 #include "daemon/model/model.h"
 #include "daemon/wire/call.h"
 
+struct failure;
 struct verify;
+
+/* What a comparison found. */
+enum compared {
+    COMPARED_SAME,
+    COMPARED_OTHER, /* the files have other bytes */
+    COMPARED_NOT,   /* something kept the bytes from being compared: they may be the same */
+};
 
 /* All verifications under way. */
 struct verifies {
@@ -34,10 +42,9 @@ bool verify_may_compare(const struct model *model);
 
 /* Begins one without a call: whether these files have all the bytes that the model was made of. The source is kept.
  * moves: if they have, and are other files, they are the model's from then on.
- * `done` is called later: with true if all were compared and are the same; else, also if something kept them from being
- * compared, with false. -ENOMEM. */
+ * `done` is called later. why: with COMPARED_NOT, what failed; borrowed. -ENOMEM. */
 int verify_compare(struct verifies *verifies, struct model *model, struct source *source, bool moves,
-                   void (*done)(void *context, bool same), void *context);
+                   void (*done)(void *context, enum compared compared, const struct failure *why), void *context);
 
 /* Ends the comparison with this context: nobody waits for it any more, and `done` is not called. Its last read of a
  * file may go on for a while. Returns false if there is no such comparison, or it is over. */

@@ -137,14 +137,16 @@ void verify_job_check(struct verify_job *job)
     job->status = source_check(c->source, &job->fault);
     job->of_file = job->status < 0;
     struct device_fault unused;
-    if (job->status == 0 && c->touched && !c->moves && source_same_files(c->loaded, c->source) &&
-        source_reopen(c->loaded, &c->renewed, &unused) == 0 && !source_equal(c->renewed, c->source)) {
+    const bool same_files = source_same_files(c->loaded, c->source);
+    if (job->status == 0 && c->touched && same_files && source_reopen(c->loaded, &c->renewed, &unused) == 0 &&
+        !source_equal(c->renewed, c->source)) {
         source_discard(c->renewed);
         c->renewed = NULL;
     }
-    const bool takes = c->touched && c->moves, others = takes && !source_same_files(c->loaded, c->source);
+    const bool takes = c->touched && c->moves && !same_files;
+    c->takes = takes;
     c->replaced = source_replaced(takes ? c->source : c->loaded);
-    c->deleted = others ? source_deleted(c->source, false) : source_deleted(c->loaded, c->deleted);
+    c->deleted = takes ? source_deleted(c->source) : source_deleted(c->loaded);
 }
 
 static int compare_headers(struct verify_job *job)

@@ -26,11 +26,12 @@ struct comparison {
     struct source *given;   /* NULL, or those that were given, if their order is another: `source` is in `loaded`'s */
     struct plan *plan;      /* made by verify_job_open() */
     struct source *renewed; /* `loaded`, opened again by verify_job_check(); NULL unless `source` is the same files */
-    bool moves;             /* if the bytes are the same, `source` becomes the model's source */
+    bool moves;             /* if the bytes are the same, and the files are others, they become the model's */
+    bool takes;             /* they do: set by verify_job_check() */
     bool touched;           /* `source` differs from `loaded` in files, sizes or times */
     bool stale;             /* sizes or headers differ, so the bytes are not the same */
     bool replaced; /* a path of the files that the model has when the bytes are the same leads to another file */
-    bool deleted;  /* one of these files was deleted; until verify_job_check() ran: what was known of `loaded` before */
+    bool deleted;  /* one of these files was deleted; set by verify_job_check() */
 };
 
 struct verify_job {

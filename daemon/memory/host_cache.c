@@ -33,6 +33,20 @@ static void drop_worked(struct work *work)
     core_job_end(cache->core);
 }
 
+void host_cache_note(const struct host_cache *cache)
+{
+    if (cache->devices->n > 0)
+        devices_host(cache->devices)->cached =
+            host_pool_state(cache->pool) == HOST_POOL_READY ? cache->size : cache->used;
+}
+
+void host_cache_count(struct host_cache *cache, uint64_t more, uint64_t less)
+{
+    assert(less <= cache->used);
+    cache->used = cache->used + more - less;
+    host_cache_note(cache);
+}
+
 void host_cache_drop(struct host_cache *cache, struct model *model)
 {
     if (!model->cache)
@@ -41,7 +55,7 @@ void host_cache_drop(struct host_cache *cache, struct model *model)
         host_pool_give(cache->pool, model->cache);
         model->cache = NULL;
         model->cache_pinned = false;
-        cache->used -= model->plan->arena_bytes;
+        host_cache_count(cache, 0, model->plan->arena_bytes);
         return;
     }
     struct drop *drop = malloc(sizeof(*drop));
@@ -52,7 +66,7 @@ void host_cache_drop(struct host_cache *cache, struct model *model)
     } else
         munmap(model->cache, model->plan->arena_bytes);
     model->cache = NULL;
-    cache->used -= model->plan->arena_bytes;
+    host_cache_count(cache, 0, model->plan->arena_bytes);
 }
 
 void host_cache_forget(struct host_cache *cache, struct model *model)

@@ -27,6 +27,13 @@ struct host_cache {
     struct host_pool *pool; /* pinned memory for all of them; NULL: none */
 };
 
+/* Adds to the ledger, or takes from it. */
+void host_cache_count(struct host_cache *cache, uint64_t more, uint64_t less);
+
+/* Notes in the host's `cached` how much memory the copies have. host_cache_count() does it by itself; memory may have
+ * been pinned since. */
+void host_cache_note(const struct host_cache *cache);
+
 /* Begins to pin the memory. The devices are open. */
 void host_cache_pin(struct host_cache *cache);
 

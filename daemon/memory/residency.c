@@ -139,7 +139,7 @@ static void unload_worked(struct work *work)
         if (!residency->core->stopping) /* else the service manager may keep it for the next daemon */
             log_client_fields(LOG_LEVEL_INFO, &fields, "model=%s id=%" PRIu64 " unloaded", model->name, model->id);
         if (unload->save)
-            residency->cache.used -= model->plan->arena_bytes;
+            host_cache_count(&residency->cache, 0, model->plan->arena_bytes);
         events_emit(residency->events, "unloaded", model, NULL);
         registry_remove(residency->registry, model);
     }
@@ -221,7 +221,7 @@ static bool evict(struct residency *residency, struct model *model, struct claim
         return false;
     }
     if (save)
-        residency->cache.used += bytes;
+        host_cache_count(&residency->cache, bytes, 0);
     counters_eviction(&residency->core->counters, bytes);
     log_client_fields(LOG_LEVEL_INFO,
                       (&(const struct log_fields){.id = MESSAGE_MODEL_EVICTED,

@@ -88,17 +88,76 @@ bool access_may_permit(const struct access_facts *facts, uid_t uid)
     return true;
 }
 
+/* access_lost() of one file or folder. */
+static bool entry_lost(const struct access_entry *before, const struct access_entry *now, uid_t uid, mode_t bit)
+{
+    if (before->owner != now->owner || before->group != now->group || (!before->acl && now->acl))
+        return true;
+    const mode_t bits = uid == now->owner ? bit << 6 : bit << 3 | bit;
+    return before->mode & ~now->mode & bits;
+}
+
+bool access_lost(const struct access_facts *before, const struct access_facts *now, uid_t uid)
+{
+    if (!before || !now)
+        return false;
+    if (before->n_files != now->n_files || (before->placed && !now->placed))
+        return true;
+    for (size_t i = 0; i < now->n_files; i++)
+        if (entry_lost(&before->entries[i], &now->entries[i], uid, S_IROTH))
+            return true;
+    if (!before->placed)
+        return false;
+    if (before->n_folders != now->n_folders)
+        return true;
+    for (size_t i = now->n_files; i < now->n_files + now->n_folders; i++)
+        if (entry_lost(&before->entries[i], &now->entries[i], uid, S_IXOTH))
+            return true;
+    return false;
+}
+
+/* The bits of "others" are not enough: the owner or the group may have fewer rights than others. */
+static bool grants_all(const struct access_entry *entry, mode_t bit)
+{
+    const mode_t bits = bit | bit << 3 | bit << 6;
+    return !entry->acl && (entry->mode & bits) == bits;
+}
+
+bool access_all_may_search(const struct access_entry *folder)
+{
+    return grants_all(folder, S_IXOTH);
+}
+
 bool access_permits_all(const struct access_facts *facts)
 {
     if (!facts || !facts->placed)
         return false;
-    for (size_t i = 0; i < facts->n_files + facts->n_folders; i++) {
-        const struct access_entry *entry = &facts->entries[i];
-        const mode_t bit = i < facts->n_files ? S_IROTH : S_IXOTH;
-        /* The bits of "others" are not enough: the owner or the group may have fewer rights than others. */
-        if (entry->acl || !(entry->mode & bit) || !(entry->mode & (bit << 3)) || !(entry->mode & (bit << 6)))
+    for (size_t i = 0; i < facts->n_files + facts->n_folders; i++)
+        if (!grants_all(&facts->entries[i], i < facts->n_files ? S_IROTH : S_IXOTH))
             return false;
-    }
+    return true;
+}
+
+/* Whether the entry allows all that the other one allows. bit: the permission, as the bit of "others". */
+static bool entry_covers(const struct access_entry *entry, const struct access_entry *other, mode_t bit)
+{
+    const mode_t bits = bit | bit << 3 | bit << 6; /* no other permission counts */
+    if (grants_all(entry, bit))
+        return true;
+    return entry->owner == other->owner && entry->group == other->group && (!entry->acl || other->acl) &&
+           (other->mode & bits & ~entry->mode) == 0;
+}
+
+bool access_covers(const struct access_facts *facts, const struct access_facts *others)
+{
+    if (access_permits_all(facts))
+        return true;
+    if (!facts || !others || facts->n_files != others->n_files || facts->n_folders != others->n_folders ||
+        facts->placed != others->placed)
+        return false;
+    for (size_t i = 0; i < facts->n_files + facts->n_folders; i++)
+        if (!entry_covers(&facts->entries[i], &others->entries[i], i < facts->n_files ? S_IROTH : S_IXOTH))
+            return false;
     return true;
 }
 

@@ -53,12 +53,25 @@ void access_facts_unref(struct access_facts *facts);
 bool access_may_read(const struct access_entry *file, const struct peer *peer);
 bool access_may_search(const struct access_entry *folder, const struct peer *peer);
 
+/* Whether every user may search the folder. */
+bool access_all_may_search(const struct access_entry *folder);
+
 /* Whether the peer may read all files, and search all folders above them. If the folders are not known, only the owner
  * of the files may. Root has no special rights here: the caller checks for trusted users. facts NULL: nobody may. */
 bool access_permits(const struct access_facts *facts, const struct peer *peer);
 
 /* access_permits() for some process of this user, whose groups are not known. */
 bool access_may_permit(const struct access_facts *facts, uid_t uid);
+
+/* Whether the files or their folders were changed so that the user, who could read the files before, may not be able to
+ * now: another owner or group, fewer rights, an access control list, or folders that are not known any more. Groups
+ * that the user is in are not known. */
+bool access_lost(const struct access_facts *before, const struct access_facts *now, uid_t uid);
+
+/* Whether all may read the files of `facts` who may read those of `others`: every user may, or both have as many files
+ * and folders, in the same order, with the same owners and groups, and those of `facts` allow no less. May also be
+ * false where it is true. */
+bool access_covers(const struct access_facts *facts, const struct access_facts *others);
 
 /* Whether every user may read all files. */
 bool access_permits_all(const struct access_facts *facts);

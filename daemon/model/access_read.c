@@ -4,6 +4,7 @@
 #include "proto/array.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -21,6 +22,17 @@ static bool is_acl(ssize_t size)
 static struct access_entry entry_of(const struct stat *st, bool acl)
 {
     return (struct access_entry){.owner = st->st_uid, .group = st->st_gid, .mode = st->st_mode, .acl = acl};
+}
+
+int access_read_entry(int fd, struct access_entry *ret)
+{
+    struct stat st;
+    char link[64];
+    snprintf(link, sizeof(link), "/proc/self/fd/%d", fd); /* fgetxattr() takes no descriptor of O_PATH */
+    if (fstat(fd, &st) < 0)
+        return -errno;
+    *ret = entry_of(&st, is_acl(getxattr(link, acl_name, NULL, 0)));
+    return 0;
 }
 
 struct folders {
@@ -53,10 +65,19 @@ static int folders_above(struct folders *folders, char *path)
     }
 }
 
-/* Adds the folders above all files. The kernel's own path of an open file is used, which has no symbolic links. At the
- * end the path must still lead to the file, else -ENOENT. Other errors are those of folders_above(). */
-static int folders_of(const struct source *source, struct folders *ret)
+/* Whether the file has no name any more. */
+static bool lost_name(int fd)
 {
+    struct stat st;
+    return fstat(fd, &st) == 0 && st.st_nlink == 0;
+}
+
+/* Adds the folders above all files. The kernel's own path of an open file is used, which has no symbolic links. At the
+ * end the path must still lead to the file, else -ENOENT; *ret_lost: a file has no name any more, and the path is what
+ * it last was. Other errors are those of folders_above(). */
+static int folders_of(const struct source *source, struct folders *ret, bool *ret_lost)
+{
+    *ret_lost = false;
     char *last = NULL; /* the folder of the file before; most often all files are in one folder */
     int r = 0;
     for (size_t i = 0; i < source->n_files && r == 0; i++) {
@@ -75,7 +96,9 @@ static int folders_of(const struct source *source, struct folders *ret)
             free(last);
             last = folder;
         }
-        if (r == 0 && !source_leads_to(whole, source->files[i].fd))
+        const bool lost = lost_name(source->files[i].fd);
+        *ret_lost = *ret_lost || lost;
+        if (r == 0 && !lost && !source_is_at(whole, source->files[i].fd))
             r = -ENOENT;
         free(whole);
         free(path);
@@ -84,15 +107,14 @@ static int folders_of(const struct source *source, struct folders *ret)
     return r;
 }
 
-/* Whether one of the files has no name any more. */
-static bool lost_name(const struct source *source)
+/* Whether the folders may be those that the files were in before: as many, of the same owners. At the path of a file
+ * that was deleted there may be folders that somebody else made since. */
+static bool same_folders(const struct folders *folders, const struct access_facts *before)
 {
-    for (size_t i = 0; i < source->n_files; i++) {
-        struct stat st;
-        if (fstat(source->files[i].fd, &st) == 0 && st.st_nlink == 0)
-            return true;
-    }
-    return false;
+    bool same = before && before->placed && before->n_folders == folders->n;
+    for (size_t i = 0; same && i < folders->n; i++)
+        same = folders->entries[i].owner == before->entries[before->n_files + i].owner;
+    return same;
 }
 
 static int files_of(const struct source *source, struct access_entry *ret, struct device_fault *ret_fault)
@@ -116,20 +138,18 @@ int access_read(const struct source *source, const struct access_facts *before, 
     if (source->n_files == 0) /* a model without files: facts about no file would permit everybody */
         return device_fault_set(ret_fault, -ENOENT, "fstat", ENOENT, "there is no file");
     worker_file_begin();
-    int r = folders_of(source, &folders);
-    const bool placed = r == 0;
-    const bool keeps =
-        r == -ENOENT && before && before->placed && before->n_files == source->n_files && lost_name(source);
-    const struct access_entry *above = keeps ? before->entries + before->n_files : folders.entries;
-    const size_t n_above = keeps ? before->n_folders : placed ? folders.n : 0;
+    bool lost;
+    int r = folders_of(source, &folders, &lost);
+    const bool placed = r == 0 && (!lost || same_folders(&folders, before));
+    const size_t n_above = placed ? folders.n : 0;
     if (r != -ENOMEM)
         r = access_facts_new(source->n_files, n_above, &facts, &entries);
     if (r == -ENOMEM)
         device_fault_set(ret_fault, r, "malloc", ENOMEM, strerror(ENOMEM));
     else {
-        facts->placed = placed || keeps;
+        facts->placed = placed;
         if (n_above > 0)
-            memcpy(entries + source->n_files, above, n_above * sizeof(*entries));
+            memcpy(entries + source->n_files, folders.entries, n_above * sizeof(*entries));
         r = files_of(source, entries, ret_fault);
     }
     worker_file_end();

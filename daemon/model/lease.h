@@ -24,7 +24,7 @@ struct lease_holder {
 
 struct lease {
     uint64_t id; /* never used twice */
-    char *name;  /* the name that the client asked for; NULL: the model's own name */
+    char *name;  /* the name that the client asked for, or was told; NULL: no memory, so the model's own name */
     struct registry *registry;
     struct model *model;
     struct lease_holder *holder;

@@ -236,6 +236,17 @@ static bool may_see(const struct model *model, uid_t uid)
            (model->access == ACCESS_READERS && access_may_permit(model->facts, uid));
 }
 
+bool model_covered_by(const struct model *model, enum access access, const struct access_facts *facts)
+{
+    if (access == ACCESS_PUBLIC)
+        return true;
+    bool covered = access == ACCESS_READERS && model->access != ACCESS_PUBLIC && access_covers(facts, model->facts) &&
+                   access_may_permit(facts, model->uid);
+    for (size_t i = 0; i < model->n_guests && covered; i++)
+        covered = access_may_permit(facts, model->guests[i]);
+    return covered;
+}
+
 /* A user who no longer sees the model cannot remove the name that he gave it, so it is dropped. */
 static void drop_names(struct model *model)
 {
@@ -257,8 +268,19 @@ static void drop_names(struct model *model)
         strcpy(model->name, first->text);
 }
 
+/* Guests who may not be able to read the files any more have to pass them once more. */
+static void drop_guests(struct model *model, const struct access_facts *facts)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < model->n_guests; i++)
+        if (!access_lost(model->facts, facts, model->guests[i]))
+            model->guests[n++] = model->guests[i];
+    model->n_guests = n;
+}
+
 void model_set_facts(struct model *model, struct access_facts *facts)
 {
+    drop_guests(model, facts);
     access_facts_unref(model->facts);
     model->facts = facts;
     model_mark_dirty(model);

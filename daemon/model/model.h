@@ -67,6 +67,7 @@ struct model_name {
     TAILQ_ENTRY(model_name) link;
     uint64_t since; /* a number from the registry: the older of two equal names has the smaller one */
     uid_t uid;      /* who gave it */
+    uint32_t mark;  /* made of the text: names with different marks differ */
     char text[MODEL_NAME_MAX + 1];
 };
 
@@ -83,6 +84,7 @@ struct model {
     TAILQ_ENTRY(model) dirty_link;
     struct model_dirty *dirty_in; /* the registry's models that are dirty; NULL: the registry has not got the model */
     bool dirty;                   /* it is among them: see model_mark_dirty() */
+    const struct registry *registry; /* that has it; NULL: none */
     uint64_t id;
     uint8_t token[MODEL_TOKEN_SIZE]; /* random: whoever has a lease is told it, and finds the model by it after the
                                         daemon was restarted */
@@ -104,7 +106,8 @@ struct model {
 
     enum access access;
     struct access_facts *facts; /* of its files, when they were last read; NULL: not known */
-    uid_t *guests;              /* users who may not read the files by `facts`, but passed the open files */
+    uid_t *guests;              /* users who may not read the files by `facts`, but passed the open files since these
+                                   were last narrowed */
     size_t n_guests;
 
     struct source *source;
@@ -218,6 +221,10 @@ bool model_attachable(const struct model *model, const struct peer *peer);
  * may. private: the load asks for a private model: then it joins only one that the user loaded. */
 bool model_joinable(const struct model *model, uid_t uid, bool private);
 
+/* Whether all users who see the model may see another one with these facts, of ACCESS_READERS or ACCESS_PUBLIC. May
+ * also be false where it is true. */
+bool model_covered_by(const struct model *model, enum access access, const struct access_facts *facts);
+
 /* Makes the model private. Users who cannot see it any more lose the names that they gave, as in model_set_facts(). */
 void model_narrow(struct model *model);
 
@@ -236,8 +243,9 @@ int model_admit(struct model *model, const struct peer *peer);
 void model_set_source(struct model *model, struct source *source);
 
 /* Replaces the facts, and takes over one reference. NULL is allowed: then only the user who loaded the model is known
- * to be able to read its files. Unless it is NULL, users who cannot see the model any more lose the names that they
- * gave; the last name stays, and is the user's who loaded the model. */
+ * to be able to read its files. Guests who may not be able to by the new facts, and were by the old ones
+ * (access_lost()), are guests no longer. Unless it is NULL, users who cannot see the model any more lose the names that
+ * they gave; the last name stays, and is the user's who loaded the model. */
 void model_set_facts(struct model *model, struct access_facts *facts);
 
 /* Whether the model has these forms and this layout: they were requested with the same words, or they give each tensor

@@ -35,6 +35,7 @@ static void registry_insert(struct registry *registry, struct model *model)
     TAILQ_INSERT_TAIL(&registry->models, model, link);
     registry->n_models++;
     model->dirty_in = &registry->dirty;
+    model->registry = registry;
     model_mark_dirty(model);
 }
 
@@ -48,6 +49,7 @@ static void registry_extract(struct registry *registry, struct model *model)
         model->dirty = false;
     }
     model->dirty_in = NULL;
+    model->registry = NULL;
 }
 
 /* Whether the text is "NAME#ID" with the model's id, and NAME a name that it has, or had before it lost it. */
@@ -64,14 +66,13 @@ static bool is_full_name(const struct model *model, const char *text)
     return model_has_name(model, name) || (strncmp(model->name, name, n) == 0 && model->name[n] == '#');
 }
 
-/* Whether a found model is better than the best one so far; registry_find() says which is better. */
-static bool is_better(enum sight sight, const struct model_name *name, enum sight best_sight,
-                      const struct model_name *best)
+bool registry_prefers(enum sight sight, const struct model_name *name, enum sight other_sight,
+                      const struct model_name *other)
 {
-    if (sight != best_sight)
-        return sight > best_sight;
-    const bool trusted = trusted_user(name->uid), best_trusted = trusted_user(best->uid);
-    return trusted != best_trusted ? trusted : name->since < best->since;
+    if (sight != other_sight)
+        return sight > other_sight;
+    const bool trusted = trusted_user(name->uid), other_trusted = trusted_user(other->uid);
+    return trusted != other_trusted ? trusted : name->since < other->since;
 }
 
 struct model *registry_find(const struct registry *registry, const char *name, const struct peer *peer)
@@ -89,7 +90,7 @@ struct model *registry_find(const struct registry *registry, const char *name, c
         if (is_full_name(model, name))
             return model;
         const struct model_name *meant = model_find_name(model, name);
-        if (!meant || (found && !is_better(sight, meant, best_sight, best)))
+        if (!meant || (found && !registry_prefers(sight, meant, best_sight, best)))
             continue;
         found = model;
         best = meant;
@@ -159,6 +160,15 @@ int registry_may_name(const struct model *model, uid_t uid)
     return own || names_of(model, uid) < MODEL_GIVEN_MAX ? 0 : -EDQUOT;
 }
 
+/* The hash FNV-1a of 32 bits: http://www.isthe.com/chongo/tech/comp/fnv/. */
+static uint32_t mark_of(const char *text)
+{
+    uint32_t mark = 2166136261u;
+    for (; *text; text++)
+        mark = (mark ^ (uint8_t)*text) * 16777619u;
+    return mark;
+}
+
 /* Adds a name without a look at the limits. -ENOMEM. */
 static int name_add(struct registry *registry, struct model *model, const char *text, uid_t uid)
 {
@@ -168,6 +178,7 @@ static int name_add(struct registry *registry, struct model *model, const char *
     name->since = registry->next_name++;
     name->uid = uid;
     memcpy(name->text, text, strnlen(text, MODEL_NAME_MAX));
+    name->mark = mark_of(name->text);
     TAILQ_INSERT_TAIL(&model->names, name, link);
     model->n_names++;
     model_mark_dirty(model);
@@ -266,24 +277,15 @@ struct model *registry_find_source(const struct registry *registry, const struct
     return found;
 }
 
-/* Whether a path means the same place for the model and for who asks. */
-static bool means_places(const struct model *model, const struct registry_query *query)
+bool registry_same_path(const struct model *model, const struct source *source)
 {
-    return (query->placed && model->facts && model->facts->placed) || model->uid == query->peer->uid;
+    const struct source *of = model->source;
+    return (of->link && source->link && strcmp(of->link, source->link) == 0) || source_same_paths(of, source);
 }
 
-bool registry_same_path(const struct model *model, const struct registry_query *query)
+bool registry_same_place(const struct model *model, const struct source *source)
 {
-    const struct source *a = model->source, *b = query->source;
-    if (a->link && b->link && strcmp(a->link, b->link) == 0)
-        return true; /* the daemon has opened both by this path */
-    return means_places(model, query) && source_same_paths(a, b);
-}
-
-bool registry_same_place(const struct model *model, const struct registry_query *query)
-{
-    return source_same_files(model->source, query->source) || registry_same_path(model, query) ||
-           (means_places(model, query) && source_same_places(model->source, query->source));
+    return registry_same_path(model, source) || source_same_places(model->source, source);
 }
 
 /* The same files by whatever paths; or the same places. All of them: the peer chose the files, and one that it may read
@@ -294,7 +296,7 @@ static bool is_of_place(const struct model *model, const struct registry_query *
     if (model_is_published(model))
         return false;
     return source_same_files(model->source, query->source) ||
-           (registry_same_place(model, query) && model_sight(model, query->peer) >= SIGHT_READER);
+           (registry_same_place(model, query->source) && model_sight(model, query->peer) >= SIGHT_READER);
 }
 
 struct model *registry_find_doubtful(const struct registry *registry, const struct registry_query *query,

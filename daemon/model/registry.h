@@ -57,6 +57,11 @@ void registry_init(struct registry *registry, struct quota *quota);
  * had. The time of this call does not show whether there is a model of this name that the peer does not see. */
 struct model *registry_find(const struct registry *registry, const char *name, const struct peer *peer);
 
+/* Of two models that have the same name, whether a peer that sees the first one in this way, and the other in that way,
+ * means the first by the name. These are the rules of registry_find(). */
+bool registry_prefers(enum sight sight, const struct model_name *name, enum sight other_sight,
+                      const struct model_name *other);
+
 /* The first model with an id greater than `after` that has this name, or that "NAME#ID" means, and that the peer does
  * not see by facts that may be too old: a model of ACCESS_READERS. NULL if there is none. */
 struct model *registry_find_hidden(const struct registry *registry, const char *name, const struct peer *peer,
@@ -101,7 +106,6 @@ struct registry_query {
     uid_t uid;               /* the user who asks */
     bool private;            /* the request is for a private model */
     const struct peer *peer; /* who asks */
-    bool placed;             /* the path of the files was found to lead to them */
 };
 
 /* The model that the query describes; NULL if there is none. If there are several, it is one that is private to the
@@ -109,16 +113,14 @@ struct registry_query {
  * changed. */
 struct model *registry_find_source(const struct registry *registry, const struct registry_query *query);
 
-/* Whether the files and the model's files have the same paths, in any order, or were opened by the same link, and these
- * mean the same places for both. In two users' mount namespaces one path may lead to different files. So the daemon
- * must have opened both by the link, or have found both at their paths, or the peer is the user who loaded the model.
- */
-bool registry_same_path(const struct model *model, const struct registry_query *query);
+/* Whether the source's files were opened at the places (source.h) where the model's files were opened, in any order; or
+ * the daemon opened both by the same link. */
+bool registry_same_path(const struct model *model, const struct source *source);
 
-/* Whether each file is one of the model's, by whatever path, or is at the path of one as registry_same_path() says: the
- * files that the model would be made of now. Of a user's claims only those count that registry_same_path() trusts. But
- * a file that is still one of the model's may be at no path of it any more. */
-bool registry_same_place(const struct model *model, const struct registry_query *query);
+/* Whether each of the source's files is one of the model's, by whatever path, or is at the place of one, as
+ * registry_same_path() says: the files that the model would be made of now. But a file that is still one of the model's
+ * may be at no path of it any more. */
+bool registry_same_place(const struct model *model, const struct source *source);
 
 /* A model with the same forms and layout that may still have the same bytes as the query's files: only comparing them
  * tells. It was made of the same files, or of files in the same places if the peer may read the model; and all sizes

@@ -10,10 +10,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/openat2.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -25,34 +27,83 @@
 #define FUSE_SUPER_MAGIC 0x65735546
 #endif
 
-bool source_leads_to(const char *path, int fd)
+static bool is_named(const struct stat *named, int fd)
 {
-    struct stat named, opened;
-    return stat(path, &named) == 0 && fstat(fd, &opened) == 0 && opened.st_nlink > 0 && named.st_dev == opened.st_dev &&
-           named.st_ino == opened.st_ino;
+    struct stat opened;
+    return fstat(fd, &opened) == 0 && opened.st_nlink > 0 && named->st_dev == opened.st_dev &&
+           named->st_ino == opened.st_ino;
+}
+
+bool source_is_at(const char *path, int fd)
+{
+    struct stat named;
+    return lstat(path, &named) == 0 && is_named(&named, fd);
+}
+
+/* The same, but the path may also be a link. */
+static bool leads_to(const char *path, int fd)
+{
+    struct stat named;
+    return stat(path, &named) == 0 && is_named(&named, fd);
 }
 
 /* The kernel adds this text to the path of a file that has no name any more, or never had one. */
 static const char deleted[] = " (deleted)";
 
-/* Removes the text " (deleted)" from the path, unless it is really part of the file's name. */
-static void strip_deleted(char *path, int fd)
+/* Removes the text " (deleted)" from the path, unless it is really part of the file's name. Returns whether it did. */
+static bool strip_deleted(char *path, int fd)
 {
     const size_t n = strlen(path), length = sizeof(deleted) - 1;
-    if (n > length && strcmp(path + n - length, deleted) == 0 && !source_leads_to(path, fd))
-        path[n - length] = '\0';
+    if (n <= length || strcmp(path + n - length, deleted) != 0 || source_is_at(path, fd))
+        return false;
+    path[n - length] = '\0';
+    return true;
 }
 
-char *source_fd_path(int fd)
+/* ret_named: whether the file still has the name at the path's end. */
+static char *fd_path(int fd, bool *ret_named)
 {
     char link[64], path[PATH_MAX];
     snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
     ssize_t n = readlink(link, path, sizeof(path) - 1);
+    *ret_named = false;
     if (n <= 0 || path[0] != '/')
         return NULL;
     path[n] = '\0';
-    strip_deleted(path, fd);
+    *ret_named = !strip_deleted(path, fd);
     return strdup(path);
+}
+
+char *source_fd_path(int fd)
+{
+    bool unused;
+    return fd_path(fd, &unused);
+}
+
+/* The number of the mount that the file was opened in. 0: not known. */
+static uint64_t mount_of(int fd)
+{
+    struct statx st;
+    return statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_MNT_ID, &st) == 0 && (st.stx_mask & STATX_MNT_ID)
+               ? st.stx_mnt_id
+               : 0;
+}
+
+/* Sets the file's path and place. */
+static void find_place(struct source_file *file)
+{
+    bool named;
+    file->path = fd_path(file->fd, &named);
+    file->seen = file->path && source_is_at(file->path, file->fd);
+    file->mount = file->path && named ? mount_of(file->fd) : 0;
+}
+
+bool source_seen(const struct source *source)
+{
+    bool seen = source->n_files > 0;
+    for (size_t i = 0; i < source->n_files; i++)
+        seen = seen && source->files[i].seen;
+    return seen;
 }
 
 static int file_check(struct source_file *file, struct device_fault *ret_fault)
@@ -104,15 +155,26 @@ int source_open_fds(const int *fds, size_t n, struct source **ret, struct device
         return r;
     struct source *source = *ret;
     for (size_t i = 0; i < n; i++)
-        source->files[i].path = source_fd_path(source->files[i].fd);
+        find_place(&source->files[i]);
     source->path = source->files[0].path;
     return 0;
+}
+
+/* Opens a path without reading what is there. No link in /proc is followed that leads to what a process has open: these
+ * paths mean another thing to the daemon than to who names them. */
+static int open_place(const char *path)
+{
+    const struct open_how how = {.flags = O_PATH | O_CLOEXEC, .resolve = RESOLVE_NO_MAGICLINKS};
+    const int place = (int)syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof(how));
+    if (place < 0 && (errno == ENOSYS || errno == EPERM)) /* what cannot be had here */
+        return open(path, O_PATH | O_CLOEXEC);
+    return place;
 }
 
 /* Opens a file only if it is a regular one, because opening a device can have effects. A shard_open_fn. */
 static int open_regular(const char *path)
 {
-    int place = open(path, O_PATH | O_CLOEXEC);
+    int place = open_place(path);
     if (place < 0)
         return -errno;
     struct stat st;
@@ -214,9 +276,12 @@ static int reopen(const struct source *source, const size_t *order, struct sourc
     if (r < 0)
         return r;
     for (size_t i = 0; i < source->n_files; i++) {
-        const struct source_file *file = &source->files[order ? order[i] : i];
-        (*ret)->files[i].path = file->path ? strdup(file->path) : source_fd_path(fds[i]);
-        (*ret)->files[i].given = file->given;
+        const struct source_file *then = &source->files[order ? order[i] : i];
+        struct source_file *file = &(*ret)->files[i];
+        file->path = then->path ? strdup(then->path) : NULL;
+        file->seen = then->seen && file->path;
+        file->mount = file->path ? then->mount : 0;
+        file->given = then->given;
     }
     (*ret)->path = (*ret)->files[0].path;
     (*ret)->link = source->link ? strdup(source->link) : NULL;
@@ -262,6 +327,8 @@ int source_resume(const int *fds, size_t n, const struct source_past *past, stru
             r = device_fault_set(ret_fault, -EOVERFLOW, "fstat", EOVERFLOW, "the files are too large");
         if (r == 0)
             r = copy_text(past->paths[i], &file->path, ret_fault);
+        file->seen = file->path && past->seen[i];
+        file->mount = file->path && past->named[i] ? mount_of(file->fd) : 0;
     }
     source->path = source->files[0].path;
     if (r == 0)
@@ -348,7 +415,7 @@ int source_read_beside(const struct source *source, const char *name, size_t mos
     const char *of = source->link ? source->link : source->path, *end = of ? strrchr(of, '/') : NULL;
     char path[PATH_MAX];
     struct stat st;
-    if (!end || !source_leads_to(of, source->files[0].fd) ||
+    if (!end || !leads_to(of, source->files[0].fd) ||
         snprintf(path, sizeof(path), "%.*s/%s", (int)(end - of), of, name) >= (int)sizeof(path))
         return -ENOENT;
     worker_file_begin();

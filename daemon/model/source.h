@@ -24,9 +24,17 @@
 
 struct closer;
 
+/* A file has a place if its path means the same to others. Two processes may be in different mount namespaces, and see
+ * different files at one path. So a path is a place only together with one of these:
+ *   seen    the daemon's own file system had this file at the path when it was opened
+ *   mount   the file was opened in this mount, as the kernel numbers mounts, and had a name there. A mount keeps its
+ *           number while a file in it is open. This is how a file is known in a folder that the daemon cannot search
+ * A file that was deleted, or that never had a name, has no place, although the kernel tells a path. */
 struct source_file {
     int fd;
     char *path; /* that it was opened by, as the kernel told it; NULL: it has none */
+    bool seen;
+    uint64_t mount; /* 0: none */
     struct identity identity;
     uint64_t links; /* names that the file had in the file system when the identity was read */
     size_t given;   /* which one it was, from 0 on, when the files were given */
@@ -56,7 +64,8 @@ bool source_has_file(const struct source *source, const struct stat *st);
 /* Makes a source without files. The owner sets its size. -ENOMEM. */
 int source_none(struct source **ret);
 
-/* Opens an absolute path. If it is one of several files of a model, opens the other files as well, if shards_find()
+/* Opens an absolute path, with this process's rights, but not through a link of /proc to what a process has open. If it
+ * is one of several files of a model, opens the other files as well, if shards_find()
  * finds them. Errors are those of source_open_fds(), shards_find() and open(). -ENOTUNIQ: *ret_files has the files that
  * may be the same one, for the caller to end with shard_paths_free(). */
 int source_open_path(const char *path, struct source **ret, struct shard_paths *ret_files,
@@ -70,10 +79,15 @@ int source_reopen(const struct source *source, struct source **ret, struct devic
 int source_reorder(const struct source *source, const size_t *order, struct source **ret,
                    struct device_fault *ret_fault);
 
+/* Whether all files were seen at their paths when they were opened: source_look.h can tell what is there now. */
+bool source_seen(const struct source *source);
+
 /* A source as it was before the daemon was restarted. Borrowed. */
 struct source_past {
     const struct identity *identities; /* one for each file */
     const char *const *paths;          /* one for each file; each may be NULL */
+    const bool *seen;                  /* one for each file */
+    const bool *named;                 /* one for each file: it had a name in its mount */
     const char *link;                  /* may be NULL */
 };
 
@@ -110,9 +124,9 @@ int source_read_beside(const struct source *source, const char *name, size_t mos
  * there is none. The caller frees it. */
 char *source_fd_path(int fd);
 
-/* Whether the path leads to the open file. False if the file has no name any more, or never had one. Such a file is
- * open here because a client passed its descriptor; other clients must not reach it through a path in /proc. */
-bool source_leads_to(const char *path, int fd);
+/* Whether the path is one of the open file's names: it is the file itself, and no link to it. False if the file has no
+ * name any more, or never had one. */
+bool source_is_at(const char *path, int fd);
 
 /* worker. Reads the headers of all files and joins them. Returns what format_read() returns. */
 int source_read_headers(const struct source *source, struct model_header **ret, struct header_fault *ret_fault,

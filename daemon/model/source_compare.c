@@ -56,6 +56,11 @@ static bool one_path(const struct source_file *a, const struct source_file *b)
     return a->path && b->path && strcmp(a->path, b->path) == 0;
 }
 
+static bool one_place(const struct source_file *a, const struct source_file *b)
+{
+    return one_path(a, b) && ((a->seen && b->seen) || (a->mount > 0 && a->mount == b->mount));
+}
+
 static bool one_size(const struct source_file *a, const struct source_file *b)
 {
     return a->identity.size == b->identity.size;
@@ -98,7 +103,7 @@ bool source_same_files(const struct source *a, const struct source *b)
 
 bool source_same_paths(const struct source *a, const struct source *b)
 {
-    return match_files(a, b, by_path, one_path, NULL) == 1;
+    return match_files(a, b, by_path, one_place, NULL) == 1;
 }
 
 bool source_same(const struct source *a, const struct source *b)
@@ -131,8 +136,9 @@ static size_t take_same(const struct source *a, const struct source *b, const st
     return left_a;
 }
 
-/* Matches the files that are the same in both, and the others by their paths. 1; 0; -ENOMEM. */
-static int match_places(const struct source *a, const struct source *b, size_t *order)
+/* Matches the files that are the same in both, and the others by their paths, if `match` agrees. 1; 0; -ENOMEM. */
+static int match_places(const struct source *a, const struct source *b,
+                        bool (*match)(const struct source_file *, const struct source_file *), size_t *order)
 {
     const size_t n = a->n_files;
     if (n != b->n_files || n == 0)
@@ -147,7 +153,7 @@ static int match_places(const struct source *a, const struct source *b, size_t *
     qsort(files + n, left, sizeof(*files), by_path);
     bool same = true;
     for (size_t i = 0; i < left && same; i++) {
-        same = one_path(files[i], files[n + i]);
+        same = match(files[i], files[n + i]);
         order[files[i] - a->files] = (size_t)(files[n + i] - b->files);
     }
     free(files);
@@ -156,11 +162,11 @@ static int match_places(const struct source *a, const struct source *b, size_t *
 
 bool source_order(const struct source *a, const struct source *b, size_t *ret)
 {
-    return match_files(a, b, by_path, one_path, ret) == 1 || match_places(a, b, ret) == 1;
+    return match_files(a, b, by_path, one_path, ret) == 1 || match_places(a, b, one_path, ret) == 1;
 }
 
 bool source_same_places(const struct source *a, const struct source *b)
 {
     size_t unused[SOURCE_FILES_MAX];
-    return source_order(a, b, unused);
+    return match_places(a, b, one_place, unused) == 1;
 }

@@ -18,15 +18,15 @@ bool source_same(const struct source *a, const struct source *b);
 /* The same files in whatever order, whatever was done to them since. Without memory to tell: false. */
 bool source_same_files(const struct source *a, const struct source *b);
 
-/* Files of the same paths in whatever order, whichever files these paths led to. Without memory to tell: false. */
+/* Files of the same places (source.h) in whatever order, whichever files were there. Without memory to tell: false. */
 bool source_same_paths(const struct source *a, const struct source *b);
 
-/* Each file of one is the same file as one of the other, or of the same path. Without memory to tell: false. */
+/* Each file of one is the same file as one of the other, or of the same place. Without memory to tell: false. */
 bool source_same_places(const struct source *a, const struct source *b);
 
 /* As many files, of the same sizes, in any order. Without memory to tell: whether they are as many bytes together. */
 bool source_same_sizes(const struct source *a, const struct source *b);
 
-/* The same as source_same_places(), and if it is true, ret[i] is the index in b of a's file i. ret has room for
- * a->n_files. */
+/* If each file of one is the same file as one of the other, or has the same path: true, and ret[i] is the index in b of
+ * a's file i. ret has room for a->n_files. False as well without memory. */
 bool source_order(const struct source *a, const struct source *b, size_t *ret);

@@ -2,19 +2,33 @@
 
 #include "daemon/base/worker.h"
 
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
 
-/* path: the path when the file was opened; NULL: the kernel's present path of the file is used. */
-static enum source_look file_look(const struct source_file *file, const char *path)
+/* Finds what is at the path of the file, or, if nothing is, at the kernel's present path of it. A path that the daemon
+ * never saw the file at says nothing: then it is the open file itself. Returns false if nothing is there. */
+static bool find_now(const struct source_file *file, struct stat *ret)
+{
+    if (!file->seen)
+        return fstat(file->fd, ret) == 0 && ret->st_nlink > 0;
+    if (stat(file->path, ret) == 0 && S_ISREG(ret->st_mode))
+        return true;
+    char *known = source_fd_path(file->fd);
+    const bool there = known && stat(known, ret) == 0 && S_ISREG(ret->st_mode);
+    free(known);
+    return there;
+}
+
+static enum source_look file_look(const struct source_file *file)
 {
     const struct identity *then = &file->identity;
-    char *known = path ? NULL : source_fd_path(file->fd);
     struct stat st;
-    const bool there = (path || known) && stat(path ? path : known, &st) == 0 && S_ISREG(st.st_mode);
-    free(known);
-    if (!there)
-        return path ? file_look(file, NULL) : SOURCE_THERE;
+    if (!find_now(file, &st))
+        return SOURCE_THERE;
     if ((uint64_t)st.st_size != then->size || st.st_dev != then->dev || st.st_ino != then->ino)
         return SOURCE_OTHER;
     const struct identity now = identity_of(&st);
@@ -33,7 +47,7 @@ enum source_look source_look(const struct source *source)
     worker_file_begin();
     enum source_look worst = link_switched(source) ? SOURCE_OTHER : SOURCE_THERE;
     for (size_t i = 0; i < source->n_files; i++) {
-        const enum source_look look = file_look(&source->files[i], source->files[i].path);
+        const enum source_look look = file_look(&source->files[i]);
         worst = look > worst ? look : worst;
     }
     worker_file_end();
@@ -45,7 +59,7 @@ static bool files_replaced(const struct source *source)
     for (size_t i = 0; i < source->n_files; i++) {
         const struct source_file *file = &source->files[i];
         struct stat st;
-        if (file->path && stat(file->path, &st) == 0 &&
+        if (file->seen && stat(file->path, &st) == 0 &&
             (st.st_dev != file->identity.dev || st.st_ino != file->identity.ino))
             return true;
     }
@@ -60,20 +74,31 @@ bool source_replaced(const struct source *source)
     return replaced;
 }
 
-static bool file_deleted(const struct source_file *file, bool before)
+/* Whether the file cannot have had a name when it was opened: it is in memory (memfd_create), or was made without one
+ * (O_TMPFILE). The kernel tells a path of such files, too. */
+static bool is_anonymous(const struct source_file *file)
 {
-    struct stat st;
-    if ((file->links == 0 && !before) || fstat(file->fd, &st) < 0 || st.st_nlink > 0)
-        return false;
-    return !file->path || stat(file->path, &st) < 0;
+    char number[32];
+    snprintf(number, sizeof(number), "/#%" PRIu64, file->identity.ino);
+    const char *name = file->path ? strrchr(file->path, '/') : NULL;
+    return file->links == 0 && (!name || strncmp(file->path, "/memfd:", 7) == 0 || strcmp(name, number) == 0);
 }
 
-bool source_deleted(const struct source *source, bool before)
+static bool file_deleted(const struct source_file *file)
+{
+    struct stat st;
+    if (is_anonymous(file) || fstat(file->fd, &st) < 0 || st.st_nlink > 0)
+        return false;
+    /* What is in a folder that the daemon cannot search is not known: the file may have been replaced. */
+    return !file->path || (stat(file->path, &st) < 0 && (errno == ENOENT || errno == ENOTDIR));
+}
+
+bool source_deleted(const struct source *source)
 {
     worker_file_begin();
     bool deleted = false;
     for (size_t i = 0; i < source->n_files && !deleted; i++)
-        deleted = file_deleted(&source->files[i], before);
+        deleted = file_deleted(&source->files[i]);
     deleted = deleted && !link_switched(source);
     worker_file_end();
     return deleted;

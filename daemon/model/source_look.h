@@ -7,7 +7,8 @@
 
 #include <stdbool.h>
 
-/* What the paths of a source's files, and the link, lead to now. */
+/* What the paths of a source's files, and the link, lead to now. Of a file that was not seen at its path (source.h),
+ * only the open file itself is looked at. */
 enum source_look {
     SOURCE_THERE,   /* to these files, not touched; or to nothing, or this is not known */
     SOURCE_TOUCHED, /* to these files, with the same sizes, but they were touched: their contents may have changed */
@@ -16,12 +17,12 @@ enum source_look {
 
 enum source_look source_look(const struct source *source);
 
-/* Whether the path of one of the files, or the link, leads to another file now. */
+/* Whether the path that one of the files was seen at, or the link, leads to another file now. */
 bool source_replaced(const struct source *source);
 
 /* Whether one of the files was deleted: it has no name in the file system any more, and nothing is found at its path.
- * before: whether this was so before; else a file does not count that had no name when its identity was read. */
-bool source_deleted(const struct source *source, bool before);
+ * A file that never had a name does not count. */
+bool source_deleted(const struct source *source);
 
 /* 0 if all files have the same size and modification time as when they were opened; -ESTALE if not; or the errno of
  * fstat(). */

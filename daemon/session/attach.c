@@ -2,6 +2,7 @@
 
 #include "daemon/base/json_text.h"
 #include "daemon/base/log.h"
+#include "daemon/model/calling.h"
 #include "daemon/model/registry.h"
 #include "daemon/session/describe.h"
 #include "daemon/session/events.h"
@@ -44,7 +45,7 @@ static struct lease *grant(struct registry *registry, struct model *model, struc
         return NULL;
     }
     if (model->state != MODEL_RESIDENT) {
-        call_fail(call, WIRE_ModelBusy, describe_busy(model));
+        call_fail(call, WIRE_ModelBusy, describe_busy(model, conn_peer(call->conn)));
         return NULL;
     }
     if (!binary && !call_may_queue(call, strlen(model->published.tensors)))
@@ -55,8 +56,10 @@ static struct lease *grant(struct registry *registry, struct model *model, struc
         return NULL;
     }
     const cJSON *name = cJSON_GetObjectItemCaseSensitive(call->parameters, "name");
-    if (cJSON_IsString(name) && model_has_name(model, name->valuestring))
-        lease->name = strdup(name->valuestring); /* if memory is short, NULL: the model's own name is used */
+    const bool asked = cJSON_IsString(name) && model_has_name(model, name->valuestring);
+    char room[MODEL_NAME_SIZE];
+    /* If memory is short, NULL: the model's own name is used. */
+    lease->name = strdup(asked ? name->valuestring : model_called(model, conn_peer(call->conn), room));
     return lease;
 }
 
@@ -78,8 +81,9 @@ void attach_again(struct registry *registry, struct events *events, struct model
         return;
     cJSON *reply = cJSON_CreateObject();
     cJSON_AddNumberToObject(reply, "lease", (double)lease->id);
-    json_add_item(reply, "model", describe_model(model));
-    log_debug("conn=%" PRIu64 " model=%s lease=%" PRIu64 " granted again", conn_id(call->conn), model->name, lease->id);
+    json_add_item(reply, "model", describe_model(model, conn_peer(call->conn)));
+    log_debug("conn=%" PRIu64 " model=%s id=%" PRIu64 " lease=%" PRIu64 " granted again", conn_id(call->conn),
+              model->name, model->id, lease->id);
     events_emit(events, "attached", model, NULL);
     if (!call_reply(call, reply, NULL, 0))
         lease_end(lease);
@@ -98,7 +102,7 @@ void attach_grant(struct registry *registry, struct events *events, struct model
         reply = cJSON_CreateObject();
     cJSON_AddNumberToObject(reply, "lease", (double)lease->id);
     add_token(reply, model);
-    json_add_item(reply, "model", describe_model(model));
+    json_add_item(reply, "model", describe_model(model, conn_peer(call->conn)));
     json_add_item(reply, "device", describe_device(model->device));
     int fds[3];
     size_t n_fds = attach_export(reply, &model->export, fds);
@@ -114,7 +118,8 @@ void attach_grant(struct registry *registry, struct events *events, struct model
         cJSON_AddNumberToObject(reply, "header", (double)n_fds);
         fds[n_fds++] = model->published.header_fd;
     }
-    log_debug("conn=%" PRIu64 " model=%s lease=%" PRIu64 " granted", conn_id(call->conn), model->name, lease->id);
+    log_debug("conn=%" PRIu64 " model=%s id=%" PRIu64 " lease=%" PRIu64 " granted", conn_id(call->conn), model->name,
+              model->id, lease->id);
     events_emit(events, "attached", model, NULL);
     if (!call_reply(call, reply, fds, n_fds))
         lease_end(lease); /* the reply was not queued: the client will not learn the lease's id */

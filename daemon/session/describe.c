@@ -1,6 +1,7 @@
 #include "daemon/session/describe.h"
 
 #include "daemon/base/json_text.h"
+#include "daemon/model/calling.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,10 +21,35 @@ static double seconds_since(uint64_t then)
     return (double)((uv_hrtime() - then) / 1000000) / 1e3;
 }
 
-static cJSON *describe(const struct model *model, bool brief)
+/* The names but the first. */
+static void add_aliases(cJSON *object, const struct model *model, uint32_t names)
 {
+    cJSON *aliases = cJSON_AddArrayToObject(object, "aliases");
+    bool first = true;
+    const struct model_name *name;
+    TAILQ_FOREACH(name, &model->names, link)
+    {
+        if (names & 1) {
+            if (!first)
+                json_append(aliases, cJSON_CreateString(name->text));
+            first = false;
+        }
+        names >>= 1;
+    }
+}
+
+static uint32_t names_for(const struct model *model, const struct peer *peer)
+{
+    struct rivals rivals;
+    rivals_find(model, &rivals);
+    return calling_names(&rivals, peer);
+}
+
+static cJSON *describe(const struct model *model, uint32_t names, bool brief)
+{
+    char room[MODEL_NAME_SIZE];
     cJSON *object = cJSON_CreateObject();
-    cJSON_AddStringToObject(object, "name", model->name);
+    cJSON_AddStringToObject(object, "name", calling_first(model, names, room));
     add_integer(object, "id", model->id);
     json_add_text(object, "path", model->source->path);
     if (model_is_published(model)) {
@@ -58,13 +84,7 @@ static cJSON *describe(const struct model *model, bool brief)
     add_integer(object, "uid", model->uid);
     cJSON_AddBoolToObject(object, "private", model->access == ACCESS_PRIVATE);
     cJSON_AddStringToObject(object, "access", access_name(model->access));
-    cJSON *aliases = cJSON_AddArrayToObject(object, "aliases");
-    const struct model_name *name;
-    TAILQ_FOREACH(name, &model->names, link)
-    {
-        if (strcmp(name->text, model->name) != 0)
-            json_append(aliases, cJSON_CreateString(name->text));
-    }
+    add_aliases(object, model, names);
     cJSON_AddBoolToObject(object, "changed", model->changed);
     if (model->deleted)
         cJSON_AddTrueToObject(object, "deleted");
@@ -73,14 +93,19 @@ static cJSON *describe(const struct model *model, bool brief)
     return object;
 }
 
-cJSON *describe_model(const struct model *model)
+cJSON *describe_model(const struct model *model, const struct peer *peer)
 {
-    return describe(model, false);
+    return describe(model, names_for(model, peer), false);
 }
 
-cJSON *describe_model_brief(const struct model *model)
+cJSON *describe_model_brief(const struct model *model, const struct peer *peer)
 {
-    return describe(model, true);
+    return describe(model, names_for(model, peer), true);
+}
+
+cJSON *describe_model_called(const struct model *model, uint32_t names)
+{
+    return describe(model, names, true);
 }
 
 cJSON *describe_device(const struct device *device)
@@ -95,6 +120,8 @@ cJSON *describe_device(const struct device *device)
     add_integer(object, "budget", device->budget);
     add_integer(object, "used", device->used);
     add_integer(object, "others", device_others(device));
+    if (device->cached > 0)
+        add_integer(object, "cached", device->cached);
     add_integer(object, "queued", device->queued);
     add_integer(object, "available", device_available(device));
     cJSON_AddStringToObject(object, "export", export_kind_name(device->export_kind));
@@ -107,19 +134,21 @@ cJSON *describe_device(const struct device *device)
     return object;
 }
 
-static cJSON *describe_lease(const struct lease *lease)
+static cJSON *describe_lease(const struct lease *lease, const char *model)
 {
     cJSON *object = cJSON_CreateObject();
     add_integer(object, "lease", lease->id);
-    cJSON_AddStringToObject(object, "model", lease->model->name);
+    cJSON_AddStringToObject(object, "model", model);
     add_integer(object, "pid", (uint64_t)lease->holder->pid);
     add_integer(object, "uid", lease->holder->uid);
     cJSON_AddNumberToObject(object, "age", seconds_since(lease->since));
     return object;
 }
 
-cJSON *describe_leases(const struct model *model)
+cJSON *describe_leases(const struct model *model, const struct peer *peer)
 {
+    char room[MODEL_NAME_SIZE];
+    const char *name = model_called(model, peer, room);
     cJSON *array = cJSON_CreateArray();
     const struct lease *lease;
     size_t n = 0;
@@ -127,7 +156,7 @@ cJSON *describe_leases(const struct model *model)
     {
         if (n++ == DESCRIBE_LEASES_MAX)
             break;
-        json_append(array, describe_lease(lease));
+        json_append(array, describe_lease(lease, name));
     }
     return array;
 }
@@ -148,10 +177,10 @@ cJSON *describe_progress(const char *state, const struct progress *progress)
     return object;
 }
 
-cJSON *describe_loading(const struct model *model, const struct progress *progress)
+cJSON *describe_loading(const struct model *model, const struct progress *progress, uint32_t names)
 {
     cJSON *reply = cJSON_CreateObject();
-    json_add_item(reply, "model", describe_model(model));
+    json_add_item(reply, "model", describe_model_called(model, names));
     json_add_item(reply, "progress", describe_progress(model_state_name(model->state), progress));
     return reply;
 }
@@ -172,10 +201,10 @@ void describe_phases(cJSON *reply, const struct model *model, const struct phase
         cJSON_AddNullToObject(object, "link");
 }
 
-cJSON *describe_loaded(const struct model *model, const struct phases *phases)
+cJSON *describe_loaded(const struct model *model, const struct phases *phases, const struct peer *peer)
 {
     cJSON *reply = cJSON_CreateObject();
-    json_add_item(reply, "model", describe_model(model));
+    json_add_item(reply, "model", describe_model(model, peer));
     if (phases)
         describe_phases(reply, model, phases);
     return reply;
@@ -191,11 +220,12 @@ cJSON *describe_device_lost(const struct device *device, const char *call)
     return object;
 }
 
-cJSON *describe_busy(const struct model *model)
+cJSON *describe_busy(const struct model *model, const struct peer *peer)
 {
-    cJSON *object = json_object_with("name", model->name);
+    char room[MODEL_NAME_SIZE];
+    cJSON *object = json_object_with("name", model_called(model, peer, room));
     cJSON_AddStringToObject(object, "state", model_state_name(model->state));
-    json_add_item(object, "leases", describe_leases(model));
+    json_add_item(object, "leases", describe_leases(model, peer));
     return object;
 }
 

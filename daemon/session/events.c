@@ -1,6 +1,7 @@
 #include "daemon/session/events.h"
 
 #include "daemon/base/json_text.h"
+#include "daemon/model/calling.h"
 #include "daemon/session/describe.h"
 #include "daemon/session/session.h"
 #include "daemon/wire/errors.h"
@@ -152,20 +153,24 @@ static bool sees(const struct watcher *watcher, const struct model *model, struc
     return model_visible(model, peer) || user_holds(model, peer->uid, holders);
 }
 
-/* What is told to many. Its text is made once, when the first is told: this takes much longer than to queue it. */
+/* What is told to many. Its text is made once, when the first is told: this takes much longer than to queue it. It is
+ * for all to whom the same names mean the model; others, who see another model of such a name, get a text of their own.
+ */
 struct news {
     const char *event;
     const struct model *model;
     const char *error; /* NULL: none */
     bool made;
-    char *text; /* NULL: not made, or no memory */
+    struct rivals rivals; /* once it is made */
+    uint32_t names;       /* by which the text calls the model */
+    char *text;           /* NULL: not made, or no memory */
 };
 
-static cJSON *news_reply(const struct news *news)
+static cJSON *news_reply(const struct news *news, uint32_t names)
 {
     cJSON *reply = cJSON_CreateObject();
     cJSON_AddStringToObject(reply, "event", news->event);
-    json_add_item(reply, "model", describe_model_brief(news->model));
+    json_add_item(reply, "model", describe_model_called(news->model, names));
     if (news->error)
         json_add_text(reply, "error", news->error);
     return reply;
@@ -173,13 +178,19 @@ static cJSON *news_reply(const struct news *news)
 
 static void tell(const struct watcher *watcher, struct news *news)
 {
+    const struct conn *conn = watcher->call->conn;
     if (!news->made)
-        news->text = call_text(news_reply(news));
+        rivals_find(news->model, &news->rivals);
+    const uint32_t names = calling_names(&news->rivals, conn_peer(conn));
+    if (!news->made) {
+        news->names = names;
+        news->text = call_text(news_reply(news, names));
+    }
     news->made = true;
-    if (news->text && !session_has_to_tell(watcher->call->conn))
+    if (news->text && news->names == names && !session_has_to_tell(conn))
         (void)call_continue_text(watcher->call, news->text);
     else
-        (void)call_continue_all(watcher->call, news_reply(news));
+        (void)call_continue_all(watcher->call, news_reply(news, names));
 }
 
 static void news_end(struct news *news)

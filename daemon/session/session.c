@@ -126,7 +126,8 @@ struct lease_holder *session_holder(const struct conn *conn)
 static const char *known_name(const struct lease *lease, char name[MODEL_NAME_SIZE])
 {
     strcpy(name, lease->name ? lease->name : lease->model->name);
-    name[strcspn(name, "#")] = '\0';
+    if (!lease->name)
+        name[strcspn(name, "#")] = '\0';
     return name;
 }
 

@@ -1,5 +1,6 @@
 #include "daemon/session/waiters.h"
 
+#include "daemon/model/calling.h"
 #include "daemon/session/session.h"
 #include "daemon/wire/errors.h"
 
@@ -124,10 +125,14 @@ void waiters_move(struct waiters *from, struct waiters *to)
     }
 }
 
-/* The text is made once, when the first is told: this takes much longer than to queue it. */
-void waiters_tell(struct waiters *waiters, cJSON *(*describe)(void *context), void *context)
+/* The text is made once, when the first is told: this takes much longer than to queue it. Who is told other names gets
+ * a text of its own. */
+void waiters_tell(struct waiters *waiters, const struct model *model, cJSON *(*describe)(void *context, uint32_t names),
+                  void *context)
 {
     char *text = NULL;
+    struct rivals rivals = {0};
+    uint32_t text_names = 0;
     struct waiter *waiter;
     TAILQ_FOREACH(waiter, &waiters->list, link)
     {
@@ -135,11 +140,16 @@ void waiters_tell(struct waiters *waiters, cJSON *(*describe)(void *context), vo
         if (!call->more || waiter->kind == WAIT_END || !call_keeps_up(call))
             continue;
         if (!text)
-            text = call_text(describe(context));
-        if (text && !session_has_to_tell(call->conn))
+            rivals_find(model, &rivals);
+        const uint32_t names = calling_names(&rivals, conn_peer(call->conn));
+        if (!text) {
+            text_names = names;
+            text = call_text(describe(context, names));
+        }
+        if (text && names == text_names && !session_has_to_tell(call->conn))
             (void)call_continue_text(call, text);
         else
-            (void)call_continue(call, describe(context));
+            (void)call_continue(call, describe(context, names));
     }
     cJSON_free(text);
 }

@@ -19,6 +19,7 @@ enum waiter_kind {
     WAIT_END,       /* Cancel: until the load has ended */
 };
 
+struct model;
 struct waiter;
 
 struct waiters {
@@ -53,6 +54,8 @@ struct call *waiters_take_any(struct waiters *waiters, enum waiter_kind *ret_kin
 /* Appends all calls to those of another load, which they join. */
 void waiters_move(struct waiters *from, struct waiters *to);
 
-/* Sends a reply to each call that accepts several replies (`more`) and whose client has read the earlier ones.
- * `describe` makes the reply, once for all that get the same. */
-void waiters_tell(struct waiters *waiters, cJSON *(*describe)(void *context), void *context);
+/* Sends a reply about the model to each call that accepts several replies (`more`) and whose client has read the
+ * earlier ones. `describe` makes the reply, once for all that get the same: for those to whom these names mean the
+ * model. */
+void waiters_tell(struct waiters *waiters, const struct model *model, cJSON *(*describe)(void *context, uint32_t names),
+                  void *context);

@@ -223,5 +223,15 @@ def narrow_engine(api, start, folder, monkeypatch):
 
 
 @pytest.fixture
+def half_full_engine(api, start, folder, monkeypatch):
+    """Two GPUs. The first has no room for a model of 6 MB."""
+    engine = make_engine(api, "gpus", start, folder, monkeypatch, "--budget", "9M")
+    other = folder / "other.gguf"
+    make_llama.make(other, seed=2)
+    engine.daemon.rfctl("load", other, "--as", "native", "--device", "hip:0", "--pin")
+    return engine
+
+
+@pytest.fixture
 def gpu_engine(api, start, folder, monkeypatch):
     return make_engine(api, "gpu", start, folder, monkeypatch)

@@ -5,7 +5,8 @@
         [--kind cuda|hip|host] [--rounds N] [--seconds N] [--out FILE]
 
 BIN: the folder with llama-completion and llama-bench, built with GGML_BACKEND_DL. BUILD: this project's build folder.
-Files are in the page cache. All ways to start are taken in turn, in each round in another order:
+Files are in the page cache. All ways to start are taken in each round, in an order by chance, since a start also depends on
+what ran before it:
 
     as people run it   mmap, in the first rounds only
     -ot                resident, with -ot as it is typed
@@ -14,7 +15,7 @@ Files are in the page cache. All ways to start are taken in turn, in each round 
                        layers and tokens in the vocabulary
     small              another model, given by --small, as people run it: some 50 MB
     ..., no rehearsal  the same with --fit off
-    ..., short prompt  a prompt of some 6 tokens; all others have some 20, with tests/lib/make_llama.py's vocabulary
+    ..., 6 tokens      a prompt of so many tokens, with tests/lib/make_llama.py's vocabulary; all others have 21
 
 A start with a large model that is resident should take no longer than one with a small model. Compare rows that both make
 the rehearsal, or both leave it out: the ratios that are printed do. Every start of the model says the same tokens, or this
@@ -37,6 +38,7 @@ import argparse
 import json
 import math
 import os
+import random
 import re
 import resource
 import shutil
@@ -57,7 +59,7 @@ TRIES = 5 # of a run whose text is lost
 SECONDS = 120 # that one run may take
 LEAST = 4 # seconds, without which a step is not begun
 PEOPLE = 5 # rounds in which the model is started as people run it, which takes long
-PROMPT, SHORT = "one two three", "hi"
+PROMPT, SHORT, MIDDLE = "one two three", "hi", "one two" # of 21, 6 and 13 tokens: a byte is one, and a space three
 USER_PASSES = 4 # of a test of llama-bench on the host, beyond the first
 PAIRS, PASSES = 4, 5 # of processes of llama-bench, in turn with and without resident weights; and of tests in each
 RUNS_SHARE = 0.6 # of the time, for the starts of all models: the rest is for the other steps
@@ -85,8 +87,10 @@ WAYS = [
     Way("narrow, no rehearsal", "narrow", options=FIT_OFF),
     Way("small", "small"),
     Way("small, no rehearsal", "small", options=FIT_OFF),
-    Way("rfctl run, short prompt", shared=True, by_rfctl=True, prompt=SHORT),
-    Way("narrow, no rehearsal, short prompt", "narrow", prompt=SHORT, options=FIT_OFF),
+    Way("rfctl run, 6 tokens", shared=True, by_rfctl=True, prompt=SHORT),
+    Way("narrow, no rehearsal, 6 tokens", "narrow", prompt=SHORT, options=FIT_OFF),
+    Way("rfctl run, 13 tokens", shared=True, by_rfctl=True, prompt=MIDDLE),
+    Way("narrow, no rehearsal, 13 tokens", "narrow", prompt=MIDDLE, options=FIT_OFF),
 ]
 
 # Where a part of the start ends: at the first line that matches, or the last one.
@@ -283,26 +287,30 @@ class Bench:
     def ways(self, label):
         """The ways to start this model, each with its file."""
         files = {"": self.models[label], "narrow": self.narrow.get(label), "small": self.args.small}
-        return [(way, files[way.model]) for way in WAYS if files[way.model] and (way.prompt != SHORT or files["narrow"])]
+        ways = [way for way in WAYS if files[way.model] and (way.prompt == PROMPT or files["narrow"])]
+        return [(way, files[way.model]) for way in ways if re.search(self.args.only, way.name)]
 
     def rounds(self, label, seconds):
-        """As many as there are to be, or fewer: so many seconds."""
-        ways, runs = self.ways(label), {}
+        """As many as there are to be, or fewer: so many seconds. What was measured before a failure is told too."""
+        ways = self.ways(label)
+        runs = self.result[label]["starts"] = {way.name: [] for way, _ in ways}
+        try:
+            self.rounds_of(ways, runs, seconds)
+        finally:
+            size = {way.name: os.path.getsize(path) for way, path in ways}
+            measure_tables.starts(runs, size, [*(name for name, _, _ in MARKS), "first"])
+        self.same(label, ways, runs)
+
+    def rounds_of(self, ways, runs, seconds):
         began = time.monotonic()
         for n in range(self.args.rounds):
             if n > 0 and (time.monotonic() - began) * (n + 1) / n > seconds:
                 print(f"  {n} rounds: there is no time for more")
                 break
-            turn = n % len(ways)
-            for way, path in ways[turn:] + ways[:turn]:
+            for way, path in random.Random(n).sample(ways, len(ways)):
                 if n < way.rounds:
                     one = self.run(path, way.shared, *way.options, by_rfctl=way.by_rfctl, prompt=way.prompt)
-                    runs.setdefault(way.name, []).append(one)
-        runs = {way.name: runs[way.name] for way, _ in ways}
-        size = {way.name: os.path.getsize(path) for way, path in ways}
-        self.result[label]["starts"] = runs
-        measure_tables.starts(runs, size, [*(name for name, _, _ in MARKS), "first"])
-        self.same(label, ways, runs)
+                    runs[way.name].append(one)
 
     def same(self, label, ways, runs):
         """Every start of the model says the same tokens. On the host weights that llama.cpp read itself are repacked, and
@@ -310,6 +318,8 @@ class Bench:
         for prompt in {way.prompt for way, _ in ways}:
             mine = [way for way, _ in ways if way.prompt == prompt and not way.model]
             said = [run["said"] for way in mine if way.shared or self.args.kind != "host" for run in runs[way.name]]
+            if not said:
+                continue
             if self.args.kind == "host":
                 said.append(self.run(self.models[label], False, "--no-repack", prompt=prompt)["said"])
             if not all(agree(bytes.fromhex(said[0]), bytes.fromhex(other)) for other in said):
@@ -389,13 +399,15 @@ class Bench:
     def rates(self, label):
         """Tokens per second: processes in turn with and without resident weights, each with some passes."""
         result = self.result[label].setdefault("rates", {})
-        for n in range(PAIRS):
-            for shared in (n % 2 == 1, n % 2 == 0):
-                for test in self.bench(self.models[label], shared, "-p", "512", "-n", "64", "-r", str(PASSES))[0]:
-                    name = "a prompt of 512" if test["n_prompt"] else "generating"
-                    rounds = result.setdefault(name, {"own": [], "shared": []})
-                    rounds["shared" if shared else "own"].append(test["samples_ts"])
-        measure_tables.rates(result)
+        try:
+            for n in range(PAIRS):
+                for shared in (n % 2 == 1, n % 2 == 0):
+                    for test in self.bench(self.models[label], shared, "-p", "512", "-n", "64", "-r", str(PASSES))[0]:
+                        name = "a prompt of 512" if test["n_prompt"] else "generating"
+                        rounds = result.setdefault(name, {"own": [], "shared": []})
+                        rounds["shared" if shared else "own"].append(test["samples_ts"])
+        finally:
+            measure_tables.rates(result)
 
     def user_time(self, label):
         """On the host: processor seconds, which other programs do not change much, of one pass. A pass is what USER_PASSES
@@ -422,6 +434,9 @@ class Bench:
             if self.left() < LEAST:
                 raise Failed("not begun: no time is left")
             function(label, *arguments)
+        except subprocess.TimeoutExpired as error:
+            self.result[label].setdefault("failed", {})[name] = f"ended after {error.timeout:.0f} s"
+            print(f"  FAILED: {name}: a command was ended after {error.timeout:.0f} s", flush=True)
         except (Failed, subprocess.SubprocessError, OSError, ValueError) as error:
             self.result[label].setdefault("failed", {})[name] = str(error)
             print(f"  FAILED: {name}: {error}", flush=True)
@@ -478,6 +493,7 @@ def main():
     parser.add_argument("--kind", choices=["host", "hip", "cuda"], default="host")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, help="that all of it may take")
+    parser.add_argument("--only", default="", metavar="REGEX", help="the ways to start that are taken")
     parser.add_argument("--ngl", default="99")
     parser.add_argument(
         "--steps", default="speed,memory,killed",

@@ -6,7 +6,8 @@ import statistics
 PAIRS = [
     ("no rehearsal", "rfctl run", "narrow, no rehearsal"),
     ("with the rehearsal", "-ot", "narrow"),
-    ("no rehearsal, short prompt", "rfctl run, short prompt", "narrow, no rehearsal, short prompt"),
+    ("no rehearsal", "rfctl run, 6 tokens", "narrow, no rehearsal, 6 tokens"),
+    ("no rehearsal", "rfctl run, 13 tokens", "narrow, no rehearsal, 13 tokens"),
     ("no rehearsal", "rfctl run", "small, no rehearsal"),
     ("with the rehearsal", "-ot", "small"),
 ]

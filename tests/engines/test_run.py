@@ -3,7 +3,7 @@ import signal
 import subprocess
 
 import pytest
-from conftest import agree
+from conftest import Engine, agree
 from harness import build_folder
 
 
@@ -104,6 +104,34 @@ def test_what_fits_only_on_two_gpus(narrow_engine, llama):
     done = narrow_engine.rfctl_run(model, "-ngl", "99")
     assert done.status == 0 and agree(done.said, own.said), done.err[-2000:]
     assert not done.shared and any("(-sm none)" in line for line in done.told) and "ordinary way" in done.err
+
+
+def test_what_is_on_the_second_gpu_only(half_full_engine, llama):
+    """The first, which the engine would use, has no room: it is started in the ordinary way, unless the GPU is named."""
+    engine, model = half_full_engine, llama()
+    own = engine.run(model, "-ngl", "99", shared=False)
+    engine.daemon.rfctl("load", model, "--as", "native", "--device", "hip:1")
+    for before in ([], ["--device", "hip:1"]):
+        done = engine.rfctl_run(model, "-ngl", "99", before=before)
+        assert done.status == 0 and agree(done.said, own.said) and not done.shared, done.err[-2000:]
+        assert any("is on hip:1" in line and "-dev" in line for line in done.told), done.told
+    done = engine.rfctl_run(model, "-ngl", "99", "-dev", "ROCm1")
+    assert done.status == 0 and agree(done.said, own.said) and done.shared, done.err[-2000:]
+    assert sorted(one["device"] for one in engine.daemon.models()) == ["hip:0", "hip:1"]
+
+
+def test_a_daemon_without_gpus(api, start, folder, llama, monkeypatch):
+    """The engine has two, over which it spreads a model: as without rfctl."""
+    monkeypatch.setenv("FAKE_GPUS", "2")
+    monkeypatch.setenv("FAKE_GPU_LIMIT", "50000000")
+    engine, model = Engine(api, True, start(), folder), llama("small")
+    own = engine.run(model, "-ngl", "99", shared=False)
+    assert own.status == 0, own.err[-2000:]
+    done = engine.rfctl_run(model, "-ngl", "99")
+    assert done.status == 0 and agree(done.said, own.said) and not done.shared, done.err[-2000:]
+    assert any("the daemon has no GPU" in line for line in done.told), done.told
+    done = engine.rfctl_run(model, "-ngl", "99", before=["--device", "host"])
+    assert done.status == 0 and agree(done.said, own.said) and done.shared, done.err[-2000:]
 
 
 def test_a_signal_ends_the_engine(host_engine, llama):

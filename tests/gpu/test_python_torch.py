@@ -218,6 +218,20 @@ def test_the_example(start, small_model, capsys):
     assert len(taken) == 2 and taken[0][0] == "0" and taken[0][1] == taken[1][1], done.stdout
 
 
+def test_the_example_of_numpy(start, capsys):
+    """It computes in host memory, also where the daemon has a GPU. With a model of which the sentences make sense."""
+    pytest.importorskip("gguf")
+    model = os.environ.get("ROCMFORGE_MODEL")
+    if not model or not os.path.exists(model):
+        pytest.skip("ROCMFORGE_MODEL names no file of MiniLM; ./setup demo makes it")
+    example = ROOT / "client" / "python" / "examples" / "embeddings.py"
+    done = subprocess.run([sys.executable, str(example), model], env=environment(start()), capture_output=True, text=True, timeout=TIMEOUT)
+    assert done.returncode == 0, done.stderr
+    with capsys.disabled():
+        print(f"\n{done.stdout}")
+    assert "The same numbers: True" in done.stdout
+
+
 @needs_gpu
 def test_text_from_gemma_in_two_processes(start, gemma, capsys):
     """The example says the same with and without the daemon. On a GPU torch takes memory for the norms only."""

@@ -2,11 +2,11 @@
 import contextlib
 import os
 import signal
-import subprocess
 import time
 
 import pytest
-from harness import USER, as_user, build_folder, client_of, load_fd, names, tensor_model, wait_until, wire_error
+from harness import USER, as_user, client_of, load_fd, names, tensor_model, wait_until, wire_error
+from namespace import in_namespace
 
 OTHER, MEMBER, GROUP = USER + 1, USER + 2, USER + 10
 BY_NAME = ("Attach", "Show", "Verify", "Unload", "Pin", "Unpin", "SetTtl", "Cancel")
@@ -218,6 +218,47 @@ def test_who_passes_a_file_that_it_may_not_read_any_more(start_for_all, clients,
     guest.call("Attach", name="g")
 
 
+def test_who_passed_the_file_is_looked_at_again(start_for_all, clients, own_file):
+    """Whoever loses the right to read it by a change of its mode passes it again, or sees the model no longer."""
+    daemon = start_for_all()
+    path = own_file(mode=0o640)
+    user, guest = clients(daemon, USER), clients(daemon, OTHER)
+    model = load_as(user, USER, path, name="m")
+    load_fd(guest, path, name="g")
+    os.chmod(path, 0o644)
+    guest.call("Detach", lease=guest.call("Attach", name="m")["lease"])
+    os.chmod(path, 0o600)
+    with wire_error("ModelNotFound"):
+        guest.call("Attach", name="m")
+    assert_not_there(guest, "g")
+    assert only(user)["aliases"] == [], "nor has it a name"
+    assert load_fd(guest, path)["id"] == model["id"]
+    guest.call("Attach", name="m")
+
+
+def test_a_folder_that_the_daemon_does_not_see(start_for_all, clients, own_file, folder):
+    """Who came by such a folder is found out by the file's mode."""
+    daemon = start_for_all()
+    team = folder / "team"
+    team.mkdir()
+    os.chown(team, USER, GROUP)
+    os.chmod(team, 0o750)
+    path = own_file("m.gguf", 0o644).rename(team / "m.gguf")
+    user, member = clients(daemon, USER), clients(daemon, MEMBER, [GROUP])
+    load_as(user, USER, path, name="m")
+    with as_user(MEMBER, [GROUP]):
+        file = open(path, "rb")
+    with file:
+        planned = member.call("Plan", fds=[file.fileno()])["model"]["name"]
+        assert planned == "m", "what Load would join, also where the daemon cannot tell that the member may read it"
+        member.call("Load", fds=[file.fileno()])
+    member.call("Detach", lease=member.call("Attach", name="m")["lease"])
+    os.chmod(team, 0o700)
+    os.chmod(path, 0o600)
+    with wire_error("ModelNotFound"):
+        member.call("Attach", name="m")
+
+
 def test_public_and_private(start_for_all, clients, own_file):
     daemon = start_for_all()
     path = own_file(mode=0o640)
@@ -318,26 +359,13 @@ def test_nobody_sits_on_a_name_of_preload(start_for_all, clients, own_file, fold
     path = tensor_model(folder / "preload" / "llama.gguf", seed=5)
     os.chmod(path, 0o644)
     daemon.process.send_signal(1)
-    wait_until(lambda: names(daemon) == ["llama", "llama"])
+    wait_until(lambda: len(names(daemon)) == 2 and all("llama" in name for name in names(daemon)))
     wait_until(lambda: all(model["state"] == "resident" for model in daemon.models()))
     assert other.call("Show", name="llama")["model"]["uid"] == daemon.uid
     assert user.call("Show", name="llama")["model"]["uid"] == USER
 
 
 # --- Paths that others can write to, or see otherwise ---
-
-
-def in_namespace(daemon, uid, mounts, *arguments):
-    """rfctl with these arguments, as this user, where these mounts were made."""
-    if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode != 0:
-        pytest.skip("no mount namespaces here")
-    rfctl = str(build_folder() / "client" / "rfctl" / "rfctl")
-    user = ["setpriv", "--reuid", str(uid), "--regid", str(uid), "--clear-groups"]
-    command = [*user, rfctl, "--socket", str(daemon.socket), *map(str, arguments)]
-    return subprocess.run(
-        ["unshare", "--mount", "sh", "-e", "-c", mounts + '\nexec "$@"', "sh", *command],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
 
 
 def only(client):
@@ -531,14 +559,34 @@ def test_further_names(start_for_all, clients, own_file):
     assert user.call("List")["models"] == []
 
 
-def test_the_last_name_is_whoever_gave_it(start_for_all, clients, own_file):
+@pytest.mark.parametrize("force", [False, True])
+def test_the_last_name_ends_no_model_of_another(start_for_all, clients, own_file, force):
+    """Who gave it cannot end what another user loaded, and perhaps pinned, or uses."""
+    daemon = start_for_all()
+    path = own_file(mode=0o644)
+    user, other = clients(daemon, USER), clients(daemon, OTHER)
+    model = load_as(user, USER, path, name="a", pin=force)
+    load_as(other, OTHER, path, name="b")
+    if force:
+        user.call("Attach", name="a")
+    assert user.call("Unload", name="a")["state"] == "named"
+    for name, why in ("b", "another user loaded this model, and it has no other name"), (f"b#{model['id']}", "another user loaded this model"):
+        with wire_error("PermissionDenied") as error:
+            other.call("Unload", name=name, force=force)
+        assert error == {"reason": why}
+    (now,) = other.call("List")["models"]
+    assert (now["name"], now["state"], now["pinned"]) == ("b", "resident", force)
+    assert user.call("Unload", name="b", force=True)["state"] == ("draining" if force else "unloaded")
+
+
+def test_the_last_name_is_its_users(start_for_all, clients, own_file):
     daemon = start_for_all()
     path = own_file(mode=0o644)
     user, other = clients(daemon, USER), clients(daemon, OTHER)
     model = load_as(user, USER, path, name="a")
     load_as(other, OTHER, path, name="b")
     assert user.call("Unload", name="a")["state"] == "named"
-    assert other.call("Unload", name="b")["state"] == "unloaded"
+    assert user.call("Unload", name="b")["state"] == "unloaded"
     load_as(user, USER, path, name="a")
     model = load_as(other, OTHER, path, name="b")
     assert user.call("Unload", name=f"a#{model['id']}")["state"] == "unloaded"  # with all of its names

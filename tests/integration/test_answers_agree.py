@@ -64,6 +64,7 @@ class Rig:
         self.leases = []
         self.done = []  # what was done, to tell if something is wrong
         self.seen = set()  # errors, and notes of models
+        self.shared = set()  # (id, name), if another model had the name too
 
     def settle(self):
         root = self.clients[0]
@@ -178,14 +179,11 @@ def do(draw, rig, devices):
 
 
 def check_names(client, models, others):
-    """Every name that is listed means a model that has it; what is not listed is not there."""
+    """Every name that is listed with a model means that model; what is not listed is not there."""
     for model in models.values():
         assert without_time(client.call("Show", name=full_name(model))["model"]) == without_time(model)
-        for name in names_of(model):
-            meant = client.call("Show", name=name)["model"]
-            assert name in names_of(meant) and meant["id"] in models
-            having = [one["id"] for one in models.values() if name in names_of(one)]
-            assert meant["id"] in having
+        for name in (model["name"], *model["aliases"]):
+            assert client.call("Show", name=name)["model"]["id"] == model["id"]
     for model in others.values():
         for name in (full_name(model), *names_of(model)):
             if not any(name in names_of(one) for one in models.values()):
@@ -210,7 +208,7 @@ def check_devices(client, models):
     for device in client.call("Devices")["devices"]:
         there = [m for m in models.values() if m["device"] == device["id"] and m["state"] != "cached"]
         assert device["used"] == sum(model["bytes"] for model in there), (device, there)
-        free = min(device["budget"] - device["used"], device["total"] - device["others"] - device["used"])
+        free = min(device["budget"] - device["used"], device["total"] - device["others"] - device["used"] - device.get("cached", 0))
         assert device["available"] == max(0, free - device["queued"]), device
 
 
@@ -223,24 +221,28 @@ def check_metrics(client, models):
     assert told == {i: (m["name"], m["device"], m["state"], m["bytes"]) for i, m in models.items()}
 
 
-def seen(model):
-    keys = ("name", "aliases", "state", "leases", "device", "bytes", "uid", "changed")
-    return {**{key: model[key] for key in keys}, "deleted": model.get("deleted")}
+def seen(model, shared):
+    keys = ("state", "leases", "device", "bytes", "uid", "changed")
+    names = {name for name in names_of(model) if (model["id"], name) not in shared}
+    return {**{key: model[key] for key in keys}, "deleted": model.get("deleted"), "names": names}
 
 
-def check_events(watcher, models, held):
+def check_events(watcher, models, held, shared):
     """Who has read the events knows what is so now of each model that it was told of. held: models on which the user has
-    leases: of these it is told also if it does not see them any more."""
+    leases: of these it is told also if it does not see them any more. shared: names that another model had too: when
+    that one comes or goes, there is no event for this one."""
 
     def same():
         told = dict(watcher.models)
-        return set(told) <= set(models) | held and all(seen(told[i]) == seen(models[i]) for i in told if i in models)
+        return set(told) <= set(models) | held and all(
+            seen(told[i], shared) == seen(models[i], shared) for i in told if i in models
+        )
 
     try:
         wait_until(same, 3)
     except AssertionError:
         told = dict(watcher.models)
-        assert {i: seen(m) for i, m in told.items()} == {i: seen(m) for i, m in models.items() if i in told}
+        assert {i: seen(m, shared) for i, m in told.items()} == {i: seen(m, shared) for i, m in models.items() if i in told}
         raise
 
 
@@ -273,18 +275,30 @@ def check_plan(rig, client):
                 assert (plan["device"], plan["bytes"], plan["evicts"]) == (model["device"], model["bytes"], [])
 
 
+def note_shared(rig):
+    """Notes each model with each name that another model has too, if some user sees it."""
+    having = {}
+    for client in rig.clients.values():
+        for id_, model in listed(client).items():
+            for name in names_of(model):
+                having.setdefault(name, set()).add(id_)
+    rig.shared.update((id_, name) for name, ids in having.items() if len(ids) > 1 for id_ in ids)
+
+
 def check(rig):
     rig.settle()
     everything = listed(rig.clients[0])
     rig.seen.update(key for model in everything.values() for key in ("changed", "deleted") if model.get(key))
     rig.seen.update(model["state"] for model in everything.values())
+    note_shared(rig)
     for uid, client in rig.clients.items():
         models = listed(client)
         others = {i: model for i, model in everything.items() if i not in models}
         check_names(client, models, others)
         check_counts(client, models)
         check_metrics(client, models)
-        check_events(rig.watchers[uid], models, {id_ for holder, _, id_ in rig.leases if holder is client})
+        held = {id_ for holder, _, id_ in rig.leases if holder is client}
+        check_events(rig.watchers[uid], models, held, rig.shared)
         for model in models.values():
             check_rights(client, uid, model)
     check_devices(rig.clients[0], everything)

@@ -142,7 +142,7 @@ def test_a_file_is_there_again(daemon, client, path, method, other):
 
 
 def test_changed_before(daemon, client, path):
-    """Both are so. What cannot be loaded is not offered."""
+    """Both are so, and both are told. What cannot be loaded is not offered."""
     load(client, path, "m")
     path.write_bytes(tensor_model(path.with_name("other.gguf"), seed=2).read_bytes())
     look_again(daemon)
@@ -150,4 +150,4 @@ def test_changed_before(daemon, client, path):
     look_again(daemon)
     assert marks(daemon) == [(True, True)]
     shown = daemon.rfctl("show", "m").stdout
-    assert "file deleted" in shown and "file changed" not in shown
+    assert "file deleted" in shown and "file changed: before it was deleted" in shown and "rfctl load" not in shown

@@ -411,7 +411,7 @@ def test_a_cached_model_that_comes_back_while_it_is_replaced(start, monkeypatch,
 
 
 def test_ps_tells_apart_what_has_the_same_name(start_for_all, clients, own):
-    """Each row has a name that means its model."""
+    """Each row has a name that means its model to who asks."""
     daemon = start_for_all()
     user, other = clients(daemon, USER), clients(daemon, OTHER)
     first = load_as(user, USER, own("m.gguf", mode=0o600), name="m")
@@ -419,7 +419,7 @@ def test_ps_tells_apart_what_has_the_same_name(start_for_all, clients, own):
     second = load_as(other, OTHER, theirs, name="o")
     assert ps_names(daemon) == ["m", "o"]
     load_as(other, OTHER, theirs, name="m")
-    assert ps_names(daemon) == [f"m#{first['id']}", "o"], "its alias is the other one's name"
+    assert ps_names(daemon) == ["m", "o"], "its alias is the older one's name"
     for name, model in zip(ps_names(daemon), (first, second)):
         assert f"(id {model['id']})" in daemon.rfctl("show", name).stdout
 

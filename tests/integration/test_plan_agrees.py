@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 
+import make_hf
 import make_model
 import pytest
 from harness import (
@@ -386,3 +387,51 @@ def test_wrong_parameters(client, small_model, method, wrong, parameter):
     assert (caught.value.name, caught.value.parameters) == (
         "org.varlink.service.InvalidParameter", {"parameter": parameter}
     )
+
+
+def asked(client, method, path, **parameters):
+    """The error of the answer, or the model in it."""
+    try:
+        with open(path, "rb") as file:
+            answer = client.call(method, fds=[file.fileno()], **parameters)
+        return answer["model"]["id"] if method == "Load" else answer["error"] or answer["model"]["id"]
+    except WireError as error:
+        return error.name, error.parameters
+
+
+def test_a_resident_model_whose_configuration_is_gone(client, folder):
+    """Load does not read it again to join the model, nor does Plan need it."""
+    make_hf.make(folder / "llama", "llama")
+    tp = {"layout": "vllm", "tp": {"rank": 0, "size": 2}}
+    model = client.call("Load", path=str(folder / "llama"), **tp)["model"]
+    (folder / "llama" / "config.json").unlink()
+    plan = client.call("Plan", path=str(folder / "llama"), **tp)
+    keys = ("bytes", "size", "tensors", "device")
+    assert {key: plan[key] for key in keys} == {key: model[key] for key in keys}
+    assert (plan["error"], plan["fits"], plan["evicts"], plan["model"]["id"]) == (None, True, [], model["id"])
+    assert client.call("Load", path=str(folder / "llama"), **tp)["model"]["id"] == model["id"]
+    for method in ("Plan", "Load"):
+        with wire_error("InvalidLayout"):
+            client.call(method, path=str(folder / "llama"), layout="vllm", tp={"rank": 1, "size": 2})
+
+
+def test_a_broken_file(start_for_all, models):
+    """What is wrong beside the file is said first, by both."""
+    daemon = start_for_all()
+    whole, broken = models(2)
+    broken.write_bytes(whole.read_bytes()[:600])
+    for path in (whole, broken):
+        os.chown(path, USER, USER)
+        os.chmod(path, 0o644)
+    with client_of(daemon, USER) as user, client_of(daemon, USER + 1) as other:
+        load_fd(user, whole, name="m")
+        for client, parameters, error in (
+            (user, {"name": "m"}, "NameInUse"), (other, {"public": True}, "PermissionDenied"),
+            (user, {}, "InvalidModel"), (user, {"form": "f32"}, "InvalidModel"), (user, {"name": "m", "replace": True}, "InvalidModel"),
+        ):  # fmt: skip
+            answers = [asked(client, method, broken, **parameters) for method in ("Plan", "Load")]
+            assert answers[0] == answers[1] and answers[0][0] == error, (parameters, answers)
+        lease = user.call("Attach", name="m")["lease"]
+        user.call("Unload", name="m", force=True)
+        assert asked(user, "Plan", broken, name="m")[0] == asked(user, "Load", broken, name="m")[0] == "NameInUse"
+        user.call("Detach", lease=lease)

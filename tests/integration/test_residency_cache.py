@@ -673,3 +673,22 @@ def test_a_large_model_is_saved_in_pieces(start_gpu, folder):
             attach_detach(client, "large")
             assert client.call("Verify", name="large")["mismatches"] == []
             client.call("Unload", name="large")
+
+
+def test_where_the_bytes_of_a_copy_are(start_gpu, models):
+    """Copies are the daemon's memory, not that of others."""
+    daemon = start_gpu("--host-cache", "64Mi")
+    with daemon.client() as client:
+        before = client.call("Devices")["devices"][-1]
+        fill(client, models(4))
+        settled(daemon, {"a": "cached", "b": "resident", "c": "resident", "d": "resident"})
+        after = client.call("Devices")["devices"][-1]
+    assert after["id"] == "host" and after["used"] == before["used"]
+    pool = before.get("cached", 0)
+    assert after["cached"] == (pool or SIZE), "pinned memory is all for copies"
+    assert after["total"] - after["others"] - after["used"] - after["cached"] >= after["available"]
+    row = next(line.split() for line in daemon.rfctl("ps").stdout.splitlines() if line.startswith("a "))
+    assert row[2] == "host(hip:0)" and "cached" in row
+    shown = daemon.rfctl("show", "a").stdout
+    assert " on host as " in shown and "\ncomes back to hip:0 when a client attaches\n" in shown
+    assert " of copies" in daemon.rfctl("devices").stdout

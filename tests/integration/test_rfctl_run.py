@@ -318,12 +318,43 @@ def test_an_engine_without_gpus(gpu_run):
     assert devices(run) == ["host"]
 
 
-def test_a_daemon_without_gpus(folder, start):
-    """Whether there is a GPU for the engine's backend, the plug-in knows."""
-    run = Run(folder, start(), backends=("hip", "cpu"))
-    told, err = run("-ngl", "99")
-    assert told["words"][4:] == ["-ot", ".*=ROCmForge"] and devices(run) == []
-    assert "the plug-in of" in err and f"loads {run.model}" in err
+@pytest.mark.parametrize("backend, reason", [("hip", "the daemon has no GPU"), ("vulkan", "cannot be shared on such GPUs")])
+def test_gpus_on_which_nothing_is_shared(folder, start, backend, reason):
+    """The engine would have all weights on its first GPU, or compute with the CPU: it gets the user's words."""
+    run = Run(folder, start(), backends=(backend, "cpu"))
+    for words in ([], ["-ngl", "99"]):
+        told, err = run(*words)
+        assert told["words"] == ["-m", str(run.model), *words] and told["GGML_BACKEND_PATH"] is None
+        assert reason in err and "ordinary way" in err
+    assert "is not run" in run(status=1, ROCMFORGE_STRICT="1")[1]
+    assert devices(run) == []
+    assert run("-ngl", "2")[0]["words"][-1] == "^(token_embd|blk\\.(0|1|2))\\.=ROCmForge_Host"
+    assert run("-ngl", "99", before=["--device", "host"])[0]["words"][4:] == ["-ot", ".*=ROCmForge_Host"]
+    assert devices(run) == ["host"]
+
+
+def test_a_backend_for_other_machines(folder, start):
+    """Every release has the one for machines in the network (--rpc)."""
+    run = Run(folder, start(), backends=("cpu", "rpc"))
+    assert run("-ngl", "99")[0]["words"][4:] == ["-ot", ".*=ROCmForge"] and devices(run) == ["host"]
+
+
+def test_it_fits_on_one_of_two_gpus(gpu_run, folder):
+    """It is there already. The other one may be the engine's first, and has no room."""
+    run = gpu_run(2, options=["--budget", "9M"])
+    make_llama.make(folder / "other.gguf", seed=2)
+    run.daemon.rfctl("load", folder / "other.gguf", "--as", "native", "--device", "hip:0", "--pin")
+    run.daemon.rfctl("load", run.model, "--as", "native", "--device", "hip:1")
+    for before in ([], ["--device", "hip:1"]):
+        told, err = run(before=before)
+        assert told["words"] == ["-m", str(run.model)] and "ordinary way" in err
+        assert "is on hip:1, and does not fit on each of the daemon's GPUs" in err and "name it with -dev" in err
+    assert run("-dev", "ROCm1")[0]["words"][4:] == ["-ot", ".*=ROCmForge1"]
+    assert run("-dev", "ROCm1", before=["--device", "hip:1"])[0]["words"][4:] == ["-ot", ".*=ROCmForge1"]
+    assert devices(run) == ["hip:0", "hip:1"]
+    run.daemon.rfctl("unload", "model")
+    assert "fits on one, and does not fit on each" in run()[1]
+    assert devices(run) == ["hip:0"]
 
 
 @pytest.mark.parametrize("layers", [1 << 62, (1 << 64) - 1])
@@ -333,7 +364,7 @@ def test_more_layers_than_can_be(run, folder, layers):
     (run.folder / "libggml-vulkan.so").touch()
     began = time.monotonic()
     told, _ = run("-m", folder / "layers.gguf", "-ngl", "2")
-    assert told["words"][-2:] == ["-ot", ".*=ROCmForge"] and time.monotonic() - began < 20
+    assert told["words"][-2:] == ["-ngl", "2"] and time.monotonic() - began < 20
 
 
 def test_several_gpus(gpu_run):

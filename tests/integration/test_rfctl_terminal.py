@@ -151,7 +151,7 @@ def test_ps_fits_80_columns(daemon, small_model):
     assert len(lines) == 3
     assert max(map(len, lines)) <= 80
     assert lines[1].split()[1:] == "native cuda:0 999 GB allocating 4096 yes 59m 3599s".split()
-    assert lines[2].split()[2:6] == ["cuda:0", "999", "GB", "cached"]
+    assert lines[2].split()[2:6] == ["host(cuda:0)", "999", "GB", "cached"]
 
 
 def test_verify_with_a_bar(daemon, large_model):

@@ -2,6 +2,7 @@
 import contextlib
 import json
 import os
+import struct
 
 import make_model
 import pytest
@@ -130,6 +131,19 @@ def test_split_of_files_that_are_too_few(daemon, split, counts):
         failed = daemon.rfctl(command, paths[2], paths[0], check=False)
         told = "file 1 says that it is number 3 of 3, but 2 files are given"
         assert failed.returncode == 1 and (told if counts else told.replace(" of 3", "")) in failed.stderr
+
+
+@pytest.mark.parametrize("number", [False, True])
+def test_a_count_of_files_that_is_a_text(daemon, folder, number):
+    """Refused by all three."""
+    text = make_model.string("split.count") + struct.pack("<I", 8) + make_model.string("2")
+    first = make_model.string("split.no") + struct.pack("<IH", 2, 0) if number else b""
+    tensor = make_model.string("a") + struct.pack("<IQIQ", 1, 8, 0, 0)
+    header = b"GGUF" + struct.pack("<IQQ", 3, 1, 1 + number) + first + text + tensor
+    path = folder / "m.gguf"
+    path.write_bytes(header + bytes(-len(header) % 32) + bytes(4096))
+    for command in ("load", "plan", "inspect"):
+        assert daemon.rfctl(command, path, check=False).returncode == 1, command
 
 
 def test_split_in_any_order(daemon, split):

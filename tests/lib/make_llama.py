@@ -142,6 +142,14 @@ def make_lora(path, shape="tiny", rank=8, seed=1):
     write_model(path, both, (len(entries), b"".join(entries)), seed)
 
 
+def make_control_vector(path, shape="tiny", seed=1):
+    """A direction for each layer but the first (--control-vector)."""
+    f32 = load_types()["f32"]
+    entries = [string("general.architecture") + struct.pack("<I", STRING) + string("controlvector")]
+    layers = range(1, SHAPES[shape].layers)
+    write_model(path, [Tensor(f"direction.{n}", f32, (SHAPES[shape].embedding,)) for n in layers], (1, entries[0]), seed)
+
+
 def make_mmproj(path, shape="tiny", image=64, patch=16, embedding=64, feed_forward=128, layers=3, seed=1):
     """A projector for pictures (--mmproj), in the layout of LLaVA's: each picture becomes (image / patch)^2 embeddings."""
     f32 = load_types()["f32"]

@@ -87,7 +87,7 @@ def test_embeddings(daemon, real_model):
     out = run(daemon, EXAMPLES / "embeddings.py", real_model)
     assert "The same numbers: True" in out
     with_daemon, _, without = out.partition("Without it:")
-    for line in ("loading it, if it is not there", "attaching", "metadata", "embedding"):
+    for line in ("loading it, if it is not there, and attaching", "metadata", "embedding"):
         assert re.search(rf"{line} +\d+\.\d+ s, +\d+\.\d+ s of CPU", with_daemon), out
     for line in ("reading and decoding the file", "embedding"):
         assert re.search(rf"{line} +\d+\.\d+ s, +\d+\.\d+ s of CPU", without), out

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -42,8 +43,12 @@ def test_the_struct_is_that_of_the_header(folder):
 
 def test_every_part_is_in_the_wheel(folder):
     wheel, _ = wheel_metadata(folder)
-    assert wheel.name.endswith("-py3-none-any.whl")
+    compiles = sys.version_info < (3, 12)
+    assert wheel.name.endswith("-py3-none-any.whl") != compiles
     names = set(zipfile.ZipFile(wheel).namelist())
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    if shutil.which("cc"):  # without a compiler, or Python's headers, it is installed without this
+        assert any(re.match(r"rocmforge/_exporter\..*so$", name) for name in names) == (compiles and headers.exists())
     assert {path[len("src/"):] for path in sources()} <= names
     target = folder / "target"
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", target, wheel], check=True)
@@ -127,6 +132,16 @@ def wheel_metadata(folder):
     with zipfile.ZipFile(wheel) as parts:
         (name,) = (name for name in parts.namelist() if name.endswith("/METADATA"))
         return wheel, email.message_from_bytes(parts.read(name))
+
+
+def test_without_a_compiler(folder):
+    """Then it is installed all the same."""
+    shutil.copytree(PACKAGE, folder / "source")
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, folder / "source"]
+    subprocess.run(command, check=True, timeout=TIMEOUT, env={**os.environ, "CC": "/bin/false", "LDSHARED": "/bin/false"})
+    (wheel,) = folder.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "rocmforge/tensor.py" in names and not any(name.endswith((".so", ".c")) for name in names)
 
 
 def test_the_extras(folder):

@@ -1,5 +1,7 @@
 """Tensors: what they say, and the bytes that NumPy and DLPack make of them."""
 import ctypes
+import hashlib
+import io
 import sys
 
 import gguf
@@ -141,13 +143,42 @@ def test_array_with_a_type_and_without_a_copy(rf, small):
         assert bytes(tensor) == tensor.read() and model.views == 0
 
 
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="classes in Python export buffers from 3.12 on")
+def has_buffers():
+    return sys.version_info >= (3, 12) or rocmforge.Tensor.__base__ is not object
+
+
+@pytest.mark.skipif(not has_buffers(), reason="before 3.12, and without what pip compiles")
 def test_the_buffer_protocol(rf, small):
     with rf.load_attach(small, form="f32") as model:
         tensor = model["blk.0.attn_v.weight"]
         buffer = memoryview(tensor)
         assert buffer.readonly and buffer.format == "f" and buffer.shape == tensor.shape and model.views == 1
         assert bytes(tensor) == tensor.read() == buffer.tobytes()
+        assert hashlib.sha256(tensor).digest() == hashlib.sha256(tensor.read()).digest()
+        with pytest.raises(TypeError):
+            buffer[0, 0] = 1
+        with pytest.raises(TypeError, match="not writable"):
+            (ctypes.c_ubyte * tensor.nbytes).from_buffer(tensor)
+        with pytest.raises(TypeError):
+            io.BytesIO(bytes(8)).readinto(tensor)
+        with pytest.raises(rocmforge.InUse):
+            model.close()
+        array = np.frombuffer(tensor, np.float32)
+        assert array.ctypes.data == tensor.data_ptr and not array.flags.writeable and model.views == 2
+        buffer.release()
+        assert model.views == 1
+        del array
+        assert model.views == 0
+        again = memoryview(tensor)
+        counted = sys.getrefcount(tensor)
+        for _ in range(100):
+            memoryview(tensor).release()
+        assert sys.getrefcount(tensor) == counted and model.views == 1
+        array = np.frombuffer(tensor, np.float32)
+        expected = tensor.read()
+    assert again.tobytes() == array.tobytes() == expected and model.views == 2  # they keep the lease
+    with pytest.raises(BufferError, match="closed"):
+        memoryview(tensor)
     with rf.load_attach(small, form="f16", name="h") as model:
         tensor = next(tensor for tensor in model.values() if tensor.dtype == "float16")
         assert memoryview(tensor).format == "e"

@@ -114,10 +114,8 @@ def without_daemon(path, sentences):
 
 def with_daemon(path, sentences):
     times = {}
-    with timed(times, "loading it, if it is not there"):
-        name = rocmforge.load(path, form="f32")["model"]["name"]
-    with timed(times, "attaching"):
-        model = rocmforge.attach(name)
+    with timed(times, "loading it, if it is not there, and attaching"):
+        model = rocmforge.load_attach(path, form="f32", device="host")  # NumPy computes there
     with timed(times, "metadata"):
         metadata = model.metadata()
     with timed(times, "embedding"):

@@ -101,11 +101,12 @@ def main():
 
     times = {}
     with timed(times, "loading it, if it is not there"):
-        model = rocmforge.load(path, form="f32", progress=True)["model"]
-    device = model["device"]
+        model = rocmforge.load_attach(path, form="f32", progress=True)
+    device = model.device
     told(f"The daemon, on {device}", times)
     texts = []
-    results = in_processes_of_their_own(2, "--with", model["name"], device, prompt)
+    with model:  # so that it stays until both processes have attached
+        results = in_processes_of_their_own(2, "--with", model.name, device, prompt)
     for number, (times, used, text, taken, report) in enumerate(results, 1):
         told(f"Process {number}", times, used)
         told_of_gpu(device, taken)

@@ -25,10 +25,8 @@ def with_daemon(path):
 
     times = {}
     torch.ones(1, device="cuda")
-    with timed(times, "loading it, if it is not there"):
-        name = rocmforge.load(path, form="f16")["model"]["name"]
-    with timed(times, "attaching"):
-        model = rocmforge.attach(name)
+    with timed(times, "loading it, if it is not there, and attaching"):
+        model = rocmforge.load_attach(path, form="f16")
     free = torch.cuda.mem_get_info()[0]
     with timed(times, f"wrapping {len(model)} tensors"):
         tensors = model.state_dict()

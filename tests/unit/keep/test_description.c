@@ -81,6 +81,7 @@ static int set_up(void **state)
     assert_non_null(rig->source);
     *rig->source = (struct source){.references = 1, .n_files = 1, .link = (char *)(uintptr_t) "/l"};
     rig->source->files[0].path = (char *)(uintptr_t) "/p";
+    rig->source->files[0].seen = true;
     fill(rig);
     struct access_entry *entries;
     assert_int_equal(access_facts_new(1, 1, &rig->model.facts, &entries), 0);
@@ -117,6 +118,7 @@ static void written_and_read(void **state)
     assert_string_equal(read.origin, "/m");
     assert_string_equal(read.link, "/l");
     assert_string_equal(read.files[0].path, "/p");
+    assert_true(read.files[0].seen && !read.files[0].named);
     assert_string_equal(read.device_name, "a GPU");
     assert_int_equal(read.device_total, 9000);
     assert_int_equal(read.device_budget, 8000);

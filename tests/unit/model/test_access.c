@@ -104,6 +104,32 @@ static void all_of_the_files_and_all_of_the_folders(void **state)
     assert_false(access_permits(NULL, &owner) || access_owns(NULL, 0) || access_permits_all(NULL));
 }
 
+static void who_may_read_both(void **state)
+{
+    (void)state;
+    const struct access_entry before[] = {{10, 20, 0640, false}, {0, 0, 0755, false}};
+    const struct access_facts others = {.placed = true, .n_files = 1, .n_folders = 1, .entries = before};
+    static const struct {
+        struct access_entry file, folder;
+        bool covers;
+    } cases[] = {
+        {{10, 20, 0640, false}, {0, 0, 0755, false}, true},   {{10, 20, 0440, false}, {0, 0, 0755, false}, true},
+        {{10, 20, 0600, false}, {0, 0, 0755, false}, false},  {{11, 20, 0640, false}, {0, 0, 0755, false}, false},
+        {{10, 21, 0640, false}, {0, 0, 0755, false}, false},  {{11, 21, 0644, false}, {0, 0, 0755, false}, true},
+        {{11, 21, 0644, false}, {0, 0, 0750, false}, false},  {{11, 21, 0644, true}, {0, 0, 0755, false}, false},
+        {{10, 20, 0640, true}, {0, 0, 0755, false}, false},   {{10, 20, 0640, false}, {0, 0, 0711, false}, true},
+        {{10, 20, 0640, false}, {13, 13, 0711, false}, true}, {{10, 20, 0640, false}, {13, 13, 0701, false}, false},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        const struct access_entry now[] = {cases[i].file, cases[i].folder};
+        struct access_facts facts = {.placed = true, .n_files = 1, .n_folders = 1, .entries = now};
+        assert_int_equal(access_covers(&facts, &others), cases[i].covers);
+        facts.placed = false;
+        assert_false(access_covers(&facts, &others));
+    }
+    assert_false(access_covers(NULL, &others) || access_covers(&others, NULL));
+}
+
 /* --- gathering --- */
 
 static struct access_facts *facts_of(const char *path, const struct access_facts *before, struct source **ret_source)
@@ -263,8 +289,11 @@ static void as_the_kernel_does(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(by_the_table),       cmocka_unit_test(all_of_the_files_and_all_of_the_folders),
-        cmocka_unit_test(what_is_there),      cmocka_unit_test(lists),
+        cmocka_unit_test(by_the_table),
+        cmocka_unit_test(all_of_the_files_and_all_of_the_folders),
+        cmocka_unit_test(who_may_read_both),
+        cmocka_unit_test(what_is_there),
+        cmocka_unit_test(lists),
         cmocka_unit_test(as_the_kernel_does),
     };
     return cmocka_run_group_tests(tests, folder_make, folder_remove);

@@ -96,6 +96,7 @@ class Device(TypedDict, total=False):
     budget: int
     used: int
     others: int
+    cached: Optional[int]
     queued: int
     available: int
     export: str

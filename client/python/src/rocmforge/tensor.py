@@ -13,12 +13,19 @@ if TYPE_CHECKING:
     import numpy as _np
     import torch as _torch
 
+    _Exporter = object
+else:
+    try:
+        from ._exporter import Exporter as _Exporter  # before Python 3.12, where pip could compile it
+    except ImportError:
+        _Exporter = object
+
 _FORMATS = {"float64": "d", "float32": "f", "int64": "q", "int32": "i", "int16": "h", "int8": "b", "uint8": "B",
             "uint64": "Q", "uint32": "I", "uint16": "H", "bool": "?"}  # fmt: skip
 _PYBUF_WRITABLE, _PYBUF_FORMAT = 1, 4
 
 
-class Tensor:
+class Tensor(_Exporter):
     """A tensor in a model's memory. It has no memory of its own, and cannot be used after its model is closed.
 
     Attributes:
@@ -34,8 +41,8 @@ class Tensor:
             published models have strides. nbytes are then all bytes from the first to the last element.
         device: "cpu"; or "cuda:0", "rocm:0", as this process counts.
 
-    You can pass it to NumPy, PyTorch and other libraries directly. On the host it has the array interface and, from
-    Python 3.12 on, the buffer protocol; on GPUs it has the CUDA array interface; DLPack works everywhere. Their result
+    You can pass it to NumPy, PyTorch and other libraries directly. On the host it has the array interface and the buffer
+    protocol (before Python 3.12, where pip found a compiler); on GPUs it has the CUDA array interface; DLPack works everywhere. Their result
     is a view: nothing is copied, and the memory stays as long as the view exists. If the CUDA array interface was asked
     for once, the Tensor itself counts as a view from then on.
     """
@@ -175,6 +182,9 @@ class Tensor:
         except Error as error:
             raise BufferError(str(error)) from None
         raise BufferError(f"buffers have no {self.dtype}: take buffer(), which is bytes")
+
+    def __release_buffer__(self, buffer: memoryview) -> None:
+        """Does nothing. But only where there is this method NumPy keeps the buffer, and so the memory."""
 
     @property
     def __array_interface__(self) -> Dict[str, Any]:

@@ -20,7 +20,9 @@ _KEYS = {
     "ggml.add_space_prefix": "add_prefix_space",
 }
 # Older versions of transformers look for the model by their own name of it.
-_OLDER_NAMES = {"gemma3": "gemma3_text", "qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe"}
+_OLDER_NAMES = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe"}
+_GEMMAS = ("gemma", "gemma2", "gemma3")
+_CONTROL, _USER_DEFINED = 3, 4  # types of tokens
 _SPECIAL = {
     "bos_token": "bos_token_id",
     "eos_token": "eos_token_id",
@@ -64,6 +66,8 @@ def _options(metadata: Mapping[str, Any], tokens: List[str]) -> Dict[str, Any]:
 def _fast(architecture: str, values: Dict[str, Any], options: Dict[str, Any]) -> Any:
     from transformers import PreTrainedTokenizerFast
 
+    if architecture in _GEMMAS and values["tokenizer_type"] == "llama":
+        return PreTrainedTokenizerFast(tokenizer_object=_Given(_gemma(values)), **options)
     try:
         from transformers.integrations.gguf import convert_gguf_tokenizer
     except ImportError:  # before 5.20
@@ -72,6 +76,30 @@ def _fast(architecture: str, values: Dict[str, Any], options: Dict[str, Any]) ->
         architecture = _OLDER_NAMES.get(architecture, architecture)
     backend, more = convert_gguf_tokenizer(architecture, values)
     return PreTrainedTokenizerFast(tokenizer_object=_Given(backend), **{**more, **options})
+
+
+def _gemma(values: Mapping[str, Any]) -> Any:
+    """The same as transformers makes from 5.20 on. Before, it cuts texts by the file's scores, which are all alike."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    tokens: List[str] = values["tokens"]
+    vocabulary = {token: number for number, token in enumerate(_spelled(tokens))}
+    unknown = tokens[values["unk_token_id"]] if "unk_token_id" in values else None
+    merges = [tuple(merge.split(" ")) for merge in values["merges"]]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    typed = list(zip(tokens, values.get("token_type") or ()))
+    whole = [token for token, type_ in typed if type_ == _USER_DEFINED and token in vocabulary]
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token, type_ in typed if type_ == _CONTROL])
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in whole])
+    return tokenizer
+
+
+def _spelled(tokens: List[str]) -> List[str]:
+    """The tokens of Gemma's files, in which those of several spaces stand as such."""
+    return ["\u2581" * len(token) if " " in token and not token.strip() else token for token in tokens]
 
 
 class _Given:
@@ -89,8 +117,7 @@ def _merges(values: Mapping[str, Any], architecture: str) -> List[_Merge]:
     ways to cut it into two others."""
     tokens: List[str] = values["tokens"]
     if architecture.startswith("gemma"):
-        # There, tokens of several spaces stand as such, and the order of the file is that of the merges.
-        tokens = ["\u2581" * len(token) if " " in token and not token.strip() else token for token in tokens]
+        tokens = _spelled(tokens)  # their order in the file is that of the merges
         scores: List[float] = [-index for index in range(len(tokens))]
     else:
         scores = values["scores"]

@@ -387,7 +387,9 @@ class _Load:
         """Publishes what vLLM makes of the weights, unless another process does that meanwhile: the others wait until the
         first one has ended."""
         name = _keys.name(self.model_config.model, self._key)
-        turn = self.client.create(f"{name}.turn", nbytes=1, key=f"{self._key} turn", device="host")
+        turn = self.client.create(
+            f"{name}.turn", nbytes=1, key=f"{self._key} turn", device="host", deadline=self.options.deadline
+        )
         with turn:
             resident = self._published()
             if resident is not None:
