@@ -122,6 +122,7 @@ static int find_by_names(const char *path, uint64_t own, size_t n, struct shard_
 static int chain_of(const char *path, struct shard_paths *ret)
 {
     char *next = strdup(path), target[PATH_MAX];
+    *ret = (struct shard_paths){0};
     int r = next ? paths_new(LINKS_MAX, ret) : -ENOMEM;
     ret->n = 0;
     while (r == 0 && next) {

@@ -41,11 +41,13 @@ class Version:
     """What a file is at some time: its digest, and those of its tensors in each form."""
 
     def __init__(self, path, reader):
+        from decoded import PLAIN_FORMS  # numpy is there: main() has looked
+
         self.path = path
         self.digest = digest(path.read_bytes())
         self.tensors = {}
         for tensor in reader.gguf.GGUFReader(path).tensors:
-            forms = ("native", *reader.PLAIN_FORMS)
+            forms = ("native", *PLAIN_FORMS.values())
             self.tensors[tensor.name] = {form: digest(reader.expected(tensor, form)) for form in forms}
 
 

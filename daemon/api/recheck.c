@@ -4,7 +4,6 @@
 #include "daemon/model/access_read.h"
 #include "daemon/wire/errors.h"
 
-#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 
@@ -41,8 +40,9 @@ void rechecks_init(struct rechecks *rechecks)
 static void asking_free(struct asking *asking)
 {
     TAILQ_REMOVE(&asking->recheck->askings, asking, link);
-    assert(TAILQ_FIRST(&asking->recheck->askings) != asking);
+#ifndef __clang_analyzer__ /* it does not see that TAILQ_REMOVE() has taken it out of the list */
     free(asking);
+#endif
 }
 
 static void asking_abandoned(struct call *call)

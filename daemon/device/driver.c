@@ -23,6 +23,7 @@ static void calls_unlock(struct device *device)
 
 int device_call_begin(struct device *device, struct device_call *call, struct device_fault *ret_fault)
 {
+    call->link = NULL;
     if (atomic_load(&device->hung))
         return device_fault_set(ret_fault, -ENODEV, "driver", 0, "it does not answer");
     call->since = uv_hrtime();

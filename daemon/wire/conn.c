@@ -44,6 +44,8 @@ void conn_break(struct conn *conn)
 
 void conn_charge_memory(struct conn *conn)
 {
+    if (conn->state == CONN_CLOSED)
+        return;
     const uint64_t before = conn->memory.amount;
     quota_set(&conn->memory,
               frame_reader_memory(conn->reader) + conn->message_bytes + frame_writer_pending(conn->writer));

@@ -101,7 +101,6 @@ static void conn_handle_closed(uv_handle_t *handle)
         return;
     LIST_REMOVE(conn, link);
     conns->count--;
-    conns->freed += conn->memory.amount;
     conn_free(conn);
     conns_give_back(conns);
     conns_check_closed(conns);
@@ -109,7 +108,7 @@ static void conn_handle_closed(uv_handle_t *handle)
 
 void conn_let_go(struct conn *conn)
 {
-    const struct conns *conns = conn->conns;
+    struct conns *conns = conn->conns;
     while (conn->opened && conns->hooks->closed && !conns->hooks->closed(conn, conns->context)) {
         if (!conns->closing) {
             turn_wait(&conn->turn);
@@ -120,6 +119,13 @@ void conn_let_go(struct conn *conn)
     conn->handles = 2;
     uv_close((uv_handle_t *)&conn->poll, conn_handle_closed);
     uv_close((uv_handle_t *)&conn->deadline, conn_handle_closed);
+    /* Here, in the connection's turn: if very many close at the same time, the loop calls conn_handle_closed() for all
+     * of them in one go. To close a socket whose client has not read everything takes long, too. */
+    conns->freed += conn->memory.amount;
+    frame_writer_free(conn->writer);
+    conn->writer = NULL;
+    close(conn->socket);
+    conn->socket = -1;
 }
 
 void conn_close(struct conn *conn)

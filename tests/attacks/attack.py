@@ -266,22 +266,13 @@ def storms(users, processes):
     return attackers
 
 
-def hoards(users, connections, *requests, long=False):
-    """Each user loads as many models as the limits allow, before anything is measured, and then asks. long: all may see
-    them, and what the daemon tells of each is as long as it may be."""
+def hoards(users, connections, *requests):
+    """Each user loads as many models as the limits allow, before anything is measured, and then asks."""
     asking = floods(users, connections, *requests)
 
     def attackers(daemon, place, seconds):
-        path, parameters = place.paths["tiny"], {}
-        if long:
-            path = place.folder / "grouped.gguf"
-            words = [f"{i:04d}{'x' * 18}" for i in range(7000)]
-            if not path.exists():
-                place.write("grouped", [make_model.Tensor(word, make_model.load_types()["f32"], (8,)) for word in words], 10)
-            groups = [{"name": f"g{i}", "members": words[i : i + 70]} for i in range(0, len(words), 70)]
-            parameters = {"public": True, "groups": groups}
-        tiny = path.read_bytes()
-        hoarding = [apart(USER + user, lambda: hoard(daemon.socket, tiny, **parameters)) for user in range(users)]
+        tiny = place.paths["tiny"].read_bytes()
+        hoarding = [apart(USER + user, lambda: hoard(daemon.socket, tiny)) for user in range(users)]
         had = [result() for result in hoarding]
         if min(n for n, _ in had) < MODELS_OF_ONE or any("user-models" not in refusal for _, refusal in had):
             raise RuntimeError(f"the attackers have not as many models as they may: {had}")
@@ -337,7 +328,6 @@ ATTACKS = {
     "queue": (queues_watched(4, 200), "four users: 800 connections watch, and 64 loads that wait for memory end"),
     "models": (hoards(1, 200, asks("List")), "one user: as many models as the limits allow, then List"),
     "models-4": (hoards(4, 60, asks("List"), asks("Status"), asks("Show", name="none")), "four users: the same"),
-    "models-long": (hoards(4, 60, asks("List"), long=True), "four users: the same, with long descriptions that all see"),
     "metrics": (hoards(4, 240, asks("Metrics"), asks("Devices")), "four users: the same, then Metrics and Devices"),
     "publish": (publishes(4, 2, 65536), "four users, eight processes: Create and Publish, of 65,536 tensors"),
     "connect": (storms(4, 2), "four users, eight processes: connect, Status, close"),

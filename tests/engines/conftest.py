@@ -116,8 +116,9 @@ class Engine:
             (self.cwd / "libggml-hip.so").symlink_to(build_folder() / "tests" / "engines" / f"fake_gpu_api{api}.so")
 
     def words(self, model, *options, tokens=64):
+        """Asks for more tokens than listen() waits for, of which some are one byte, but no more than the context holds."""
         return [
-            "-m", model, "-p", "one two three", "-n", 2 * tokens, "--temp", "0", "-no-cnv", "--no-display-prompt",
+            "-m", model, "-p", "one two three", "-n", min(4 * tokens, 470), "--temp", "0", "-no-cnv", "--no-display-prompt",
             "--no-warmup", "-t", "1", "-c", "512", "--no-repack", "--ignore-eos", *options,
         ]
 

@@ -24,6 +24,7 @@ struct fixture {
     struct registry registry;
     struct residency residency;
     struct device gpu;
+    struct devices devices; /* none */
     struct model *dropped; /* by freed(); NULL: none */
     unsigned n_freed;
     struct claim claim;
@@ -120,6 +121,7 @@ static int fixture_make(void **state)
     registry_init(&fixture->registry, NULL);
     fixture->residency = (struct residency){
         .core = &fixture->core,
+        .devices = &fixture->devices,
         .registry = &fixture->registry,
         .events = fixture->events,
         .freed = freed,
