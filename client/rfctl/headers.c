@@ -28,8 +28,8 @@ static int open_all(char *const *paths, size_t n, struct header_file *files, siz
     return 0;
 }
 
-/* *ret_file tells which of the paths could not be read. One file of several, without the others, is looked at alone:
- * all other files have to be whole models, as for a load. */
+/* *ret_file tells which of the paths could not be read; n: all together. One file of several, without the others, is
+ * looked at alone: all other files have to be whole models, as for a load. */
 static int read_paths(char *const *paths, size_t n, struct headers *ret, struct header_fault *fault, size_t *ret_file)
 {
     struct header_file *files = need_memory(n * sizeof(*files));
@@ -106,7 +106,7 @@ int headers_read(char *const *paths, size_t n, struct headers *ret, struct heade
     if (r == 0)
         *ret = headers;
     else {
-        *ret_path = need_text("%s", paths[file < n ? file : 0]);
+        *ret_path = need_text("%s", file < n ? paths[file] : first);
         headers_clear(&headers);
     }
     shard_paths_free(&found);

@@ -70,7 +70,7 @@ static int take_place(struct model_header *model, size_t file, struct file_heade
 }
 
 /* Joins the headers, which are in the order of their numbers. */
-static int join(const struct file_header *headers, size_t n, struct header_fault *fault)
+static int join(const struct file_header *headers, size_t n, struct header_fault *fault, size_t *ret_file)
 {
     uint64_t told, n_tensors = 0;
     for (size_t i = 0; i < n; i++) {
@@ -81,6 +81,7 @@ static int join(const struct file_header *headers, size_t n, struct header_fault
     if (r < 0 || told != n_tensors)
         return model_header_refuse(
             fault, "split.tensors.count does not agree with the %" PRIu64 " tensors in the files", n_tensors);
+    *ret_file = n;
     return headers_join(headers, n, fault);
 }
 
@@ -104,7 +105,7 @@ static int read_parts(const struct header_file *files, size_t n, struct file_hea
         left -= min_u64(taken, left);
     }
     *ret_file = 0;
-    return join(parts, n, fault);
+    return join(parts, n, fault, ret_file);
 }
 
 int split_read(const struct header_file *files, size_t n, struct model_header **ret, struct header_fault *ret_fault,

@@ -11,7 +11,8 @@
  * headers stay in memory. Together they may take HEADER_BYTES_MAX bytes.
  *
  * Returns 0 and a model that the caller frees; or the errors of gguf_read(), and then *ret_file is the index of the
- * file that the fault's offset belongs to. Tensors come in the order of the files' numbers; `shard` is the index in
- * `files`. A joined model has the data_start and file_size of the first file. */
+ * file that the fault is of, and that its offset belongs to; n: of all together. Tensors come in the order of the
+ * files' numbers; `shard` is the index in `files`. A joined model has the data_start and file_size of the first file.
+ */
 int split_read(const struct header_file *files, size_t n, struct model_header **ret, struct header_fault *ret_fault,
                size_t *ret_file);

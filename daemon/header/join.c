@@ -32,7 +32,8 @@ int headers_join(const struct file_header *headers, size_t n, struct header_faul
     for (size_t i = 0; i < n; i++)
         n_tensors += headers[i].model->n_tensors;
     if (n_tensors > HEADER_TENSORS_MAX)
-        return model_header_refuse(fault, "more than %u tensors", HEADER_TENSORS_MAX);
+        return model_header_refuse(fault, "the files have %zu tensors together, more than %u", n_tensors,
+                                   HEADER_TENSORS_MAX);
     struct header_tensor *tensors = calloc(n_tensors ? n_tensors : 1, sizeof(*tensors));
     int r = tensors ? copy_tensors(headers, n, tensors, n_tensors, fault) : -ENOMEM;
     if (r < 0) {

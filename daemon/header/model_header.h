@@ -19,7 +19,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Bounds, and those of proto/gguf_value.h. Real models stay far below them. */
+/* Bounds, and those of proto/gguf_value.h. Most models stay far below them; some with several hundred experts in each
+ * layer, whose files have them as tensors of their own, and scales, are over the first one. */
 #define HEADER_TENSORS_MAX (1u << 16)
 #define HEADER_NAME_MAX    4095u  /* bytes of a tensor's name */
 #define HEADER_KEY_MAX     65535u /* bytes of a key */

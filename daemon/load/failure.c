@@ -62,12 +62,13 @@ static void set_invalid(struct failure *failure, const char *reason, uint64_t of
 }
 
 /* InvalidModel. If the model is split into several files, the reason says which file is invalid, unless it does so
- * itself. */
+ * itself, or it is all of them together. */
 static void set_invalid_file(struct failure *failure, const struct load_job *job)
 {
     const struct header_fault *fault = &job->header_fault;
     char reason[sizeof(fault->reason) + 32];
-    if (job->opened->n_files > 1 && strncmp(fault->reason, "file ", 5) != 0)
+    const size_t n = job->opened->n_files;
+    if (n > 1 && job->file < n && strncmp(fault->reason, "file ", 5) != 0)
         snprintf(reason, sizeof(reason), "file %zu: %s", job->opened->files[job->file].given + 1, fault->reason);
     else
         snprintf(reason, sizeof(reason), "%s", fault->reason);

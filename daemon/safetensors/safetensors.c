@@ -462,7 +462,7 @@ int safetensors_read(const struct header_file *files, size_t n, struct model_hea
             left -= min_u64(model_header_memory(headers[i].model), left);
     }
     if (r == 0 && n > 1) {
-        *ret_file = 0;
+        *ret_file = n;
         r = headers_join(headers, n, ret_fault);
     }
     if (r == 0) {

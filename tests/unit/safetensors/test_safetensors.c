@@ -243,6 +243,7 @@ static void files_are_joined(void **state)
     model = NULL;
     assert_int_equal(safetensors_read(files, 3, &model, &fault, &which), -EBADMSG);
     assert_string_equal(fault.reason, "tensor 'x' stands in two files");
+    assert_int_equal(which, 3); /* all together */
     const struct header_file wrong[] = {files[0], files[3]};
     assert_int_equal(safetensors_read(wrong, 2, &model, &fault, &which), -EBADMSG);
     assert_int_equal(which, 1);
