@@ -141,6 +141,39 @@ def test_a_daemon_that_is_gone_takes_no_memory_with_it(start, small, mappings):
         assert mappings() == 0
 
 
+ERROR = """
+import signal, sys, numpy as np, rocmforge
+model = rocmforge.load_attach(sys.argv[1], name="m", form="f32")
+name = "blk.0.attn_v.weight"
+def capsule(**options): return model[name].__dlpack__(**options)
+def array(): return np.from_dlpack(model[name])
+for _ in range(200):
+    try:
+        EXPRESSION
+    except EXCEPTION as error:
+        assert type(error) is EXCEPTION and error.__context__ is None, repr(error)
+    else:
+        raise SystemExit("no exception")
+    assert model.views == 0, model.views
+model.close()
+assert rocmforge.connect().list()[0]["leases"] == 0
+"""
+ERRORS = {
+    "(capsule(), 1 / 0)": "ZeroDivisionError",
+    "(capsule(max_version=(1, 0)), capsule(max_version=(1, 0), copy=True), 1 / 0)": "ZeroDivisionError",
+    "array().reshape(7, 7)": "ValueError",
+    "array()[10**9]": "IndexError",
+    "[array(), array()[:1], model.numpy('no_such')]": "KeyError",
+    "(array(), capsule(), signal.raise_signal(signal.SIGINT), int)": "KeyboardInterrupt",
+}
+
+
+@pytest.mark.parametrize("expression", ERRORS)
+def test_an_exception_that_frees_a_view_is_not_lost(run_python, small, expression):
+    """The expression's values are freed while its exception is pending."""
+    run_python(ERROR.replace("EXPRESSION", expression).replace("EXCEPTION", ERRORS[expression]), small)
+
+
 EXIT = """
 import sys, numpy as np, rocmforge
 rocmforge.load(sys.argv[1], name="m", form="f32")
