@@ -15,13 +15,17 @@ struct managed {
         uint64_t byte_offset;
     } tensor;
     void *manager_ctx;
+    void (*deleter)(void *);
 };
 
 /* The beginning of DLManagedTensorVersioned, which is the same in all versions from 1.0 on. */
 struct managed_versioned {
     uint32_t version[2];
     void *manager_ctx;
+    void (*deleter)(void *);
 };
+
+static const char NAME[] = "dltensor", NAME_VERSIONED[] = "dltensor_versioned";
 
 static _Atomic(const struct rf_python *) functions;
 
@@ -41,26 +45,45 @@ static void end(void *object)
     python->gil_release(state);
 }
 
-void rf_dlpack_delete(void *tensor)
+static void delete_plain(void *tensor)
 {
     if (tensor)
         end(((struct managed *)tensor)->manager_ctx);
 }
 
-void rf_dlpack_delete_versioned(void *tensor)
+static void delete_versioned(void *tensor)
 {
     if (tensor)
         end(((struct managed_versioned *)tensor)->manager_ctx);
 }
 
-/* Whoever frees a capsule has the lock. */
-void rf_dlpack_capsule_gone(void *capsule)
+/* The destructor of a capsule. A consumer that takes the tensor renames the capsule, so this one was not taken. Whoever
+ * frees a capsule has the lock. */
+static void capsule_gone(void *capsule)
 {
     const struct rf_python *python = atomic_load(&functions);
     if (!python)
         return;
-    if (python->capsule_is_valid(capsule, "dltensor"))
-        rf_dlpack_delete(python->capsule_get_pointer(capsule, "dltensor"));
-    else if (python->capsule_is_valid(capsule, "dltensor_versioned"))
-        rf_dlpack_delete_versioned(python->capsule_get_pointer(capsule, "dltensor_versioned"));
+    if (python->capsule_is_valid(capsule, NAME))
+        delete_plain(python->capsule_get_pointer(capsule, NAME));
+    else if (python->capsule_is_valid(capsule, NAME_VERSIONED))
+        delete_versioned(python->capsule_get_pointer(capsule, NAME_VERSIONED));
+}
+
+void *rf_dlpack_capsule(void *object, void *tensor, int versioned)
+{
+    const struct rf_python *python = atomic_load(&functions);
+    if (!python)
+        return NULL;
+    if (versioned) {
+        ((struct managed_versioned *)tensor)->manager_ctx = object;
+        ((struct managed_versioned *)tensor)->deleter = delete_versioned;
+    } else {
+        ((struct managed *)tensor)->manager_ctx = object;
+        ((struct managed *)tensor)->deleter = delete_plain;
+    }
+    void *capsule = python->capsule_new(tensor, versioned ? NAME_VERSIONED : NAME, capsule_gone);
+    if (capsule)
+        python->inc_ref(object);
+    return capsule;
 }

@@ -174,6 +174,30 @@ def test_an_exception_that_frees_a_view_is_not_lost(run_python, small, expressio
     run_python(ERROR.replace("EXPRESSION", expression).replace("EXCEPTION", ERRORS[expression]), small)
 
 
+INTERRUPT = """
+import signal, sys, numpy as np, rocmforge
+model = rocmforge.load_attach(sys.argv[1], name="m", form="f32")
+tensor = model["blk.0.attn_v.weight"]
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+for make in (tensor.numpy, lambda: np.from_dlpack(tensor), lambda: np.frombuffer(tensor.buffer())):
+    for _ in range(50):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.002)
+            for _ in range(100000):
+                make().sum()
+            raise SystemExit("the interrupt was lost")
+        except KeyboardInterrupt:
+            pass
+        assert model.views == 0
+model.close()
+"""
+
+
+def test_an_interrupt_while_views_come_and_go_is_not_lost(run_python, small):
+    """The signal mostly comes while NumPy is at work; then the view is freed, and then Python looks for signals."""
+    run_python(INTERRUPT, small)
+
+
 EXIT = """
 import sys, numpy as np, rocmforge
 rocmforge.load(sys.argv[1], name="m", form="f32")

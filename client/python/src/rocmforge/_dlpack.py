@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import atexit
 import ctypes
-from ctypes import POINTER, Structure, addressof, c_int32, c_int64, c_uint8, c_uint16, c_uint32, c_uint64, c_void_p
-from ctypes import py_object
-from typing import Any, NamedTuple, Optional, Tuple
+from ctypes import POINTER, Structure, addressof, c_int, c_int32, c_int64, c_uint8, c_uint16, c_uint32
+from ctypes import c_uint64, c_void_p, py_object
+from typing import Any, Optional, Tuple
 
 from ._dtypes import Dtype
 from ._library import DIMS_MAX, library
@@ -71,67 +71,47 @@ class _ManagedVersioned(Structure):
     ]
 
 
+_NAMES = ("PyGILState_Ensure", "PyGILState_Release", "Py_IncRef", "Py_DecRef", "PyCapsule_New", "PyCapsule_IsValid",
+          "PyCapsule_GetPointer")  # fmt: skip
+
+
 class _Python(Structure):
     """struct rf_python of client/dlpack.h: what the library calls."""
 
-    _fields_ = [(name, c_void_p) for name in ("ensure", "release", "dec_ref", "is_valid", "get_pointer")]
-
-
-def _address(function: Any) -> Optional[int]:
-    return ctypes.cast(function, c_void_p).value
+    _fields_ = [(name, c_void_p) for name in _NAMES]
 
 
 _python = ctypes.PyDLL(None)
-_new = _python.PyCapsule_New
-_new.restype, _new.argtypes = py_object, [c_void_p, c_void_p, c_void_p]
-_keep, _drop = _python.Py_IncRef, _python.Py_DecRef
+_functions = _Python(*(ctypes.cast(getattr(_python, name), c_void_p) for name in _NAMES))
+_keep = _python.Py_IncRef
 _keep.restype, _keep.argtypes = None, [py_object]
-_drop.restype, _drop.argtypes = None, [py_object]
-
-# A capsule keeps only a pointer to its name, so the names must live here.
-_name = ctypes.create_string_buffer(b"dltensor")
-_name_versioned = ctypes.create_string_buffer(b"dltensor_versioned")
-
-_functions = _Python(
-    _address(_python.PyGILState_Ensure),
-    _address(_python.PyGILState_Release),
-    _address(_python.Py_DecRef),
-    _address(_python.PyCapsule_IsValid),
-    _address(_python.PyCapsule_GetPointer),
-)
 
 # In use as long as a struct or a capsule is, even when this module is gone already.
-for _immortal in (_functions, _name, _name_versioned, _Managed, _ManagedVersioned):
+for _immortal in (_functions, _Managed, _ManagedVersioned):
     _keep(_immortal)
 
-class _Functions(NamedTuple):
-    """Addresses of the library's functions."""
-
-    delete: Optional[int]
-    delete_versioned: Optional[int]
-    capsule_gone: Optional[int]
-
-
-_library: Optional[_Functions] = None  # once it has _functions
+_new: Any = None  # rf_dlpack_capsule(), once the library has _functions
 _exiting = False
 
 
-def _ready() -> _Functions:
-    """The library, which has the functions of Python then. LibraryNotFound."""
-    global _library
-    if _library is None:
+def _ready() -> Any:
+    """rf_dlpack_capsule(). LibraryNotFound."""
+    global _new
+    if _exiting:
+        raise BufferError("the interpreter is ending")
+    if _new is None:
         lib = library()
-        if not _exiting:
-            lib.rf_dlpack_python(addressof(_functions))
-        names = (lib.rf_dlpack_delete, lib.rf_dlpack_delete_versioned, lib.rf_dlpack_capsule_gone)
-        _library = _Functions(*map(_address, names))
-    return _library
+        lib.rf_dlpack_python(addressof(_functions))
+        new = ctypes.PyDLL(None, handle=lib._handle).rf_dlpack_capsule
+        new.restype, new.argtypes = py_object, [py_object, c_void_p, c_int]
+        _new = new
+    return _new
 
 
 def _exit() -> None:
     global _exiting
     _exiting = True
-    if _library is not None:
+    if _new is not None:
         library().rf_dlpack_python(None)
 
 
@@ -150,7 +130,7 @@ def capsule(
 ) -> Any:
     """A PyCapsule "dltensor", or "dltensor_versioned" with flags, of elements at an address: contiguous ones, unless there
     are strides. `keeps` is kept alive until the consumer has finished."""
-    lib = _ready()
+    new = _ready()
     managed: Any = _ManagedVersioned() if versioned else _Managed()
     stride = 1
     for i in range(len(shape) - 1, -1, -1):
@@ -167,13 +147,7 @@ def capsule(
     kind = type(managed)
     tensor.shape = ctypes.cast(base + kind.shape.offset, POINTER(c_int64))
     tensor.strides = ctypes.cast(base + kind.strides.offset, POINTER(c_int64))
-    managed.deleter, managed.context = lib.delete_versioned if versioned else lib.delete, id(managed)
     if versioned:
         managed.major, managed.minor, managed.flags = *VERSION, flags
     managed.keeps = keeps
-    _keep(managed)
-    try:
-        return _new(base, addressof(_name_versioned if versioned else _name), lib.capsule_gone)
-    except BaseException:
-        _drop(managed)
-        raise
+    return new(managed, base, versioned)

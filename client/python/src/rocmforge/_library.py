@@ -64,9 +64,6 @@ _FUNCTIONS: Dict[str, Any] = {
     "rf_model_tensor": (c_int, c_void_p, c_size_t, POINTER(CTensor)),
     "rf_model_find": (c_int, c_void_p, c_char_p, POINTER(CTensor)),
     "rf_dlpack_python": (None, c_void_p),
-    "rf_dlpack_delete": (None, c_void_p),
-    "rf_dlpack_delete_versioned": (None, c_void_p),
-    "rf_dlpack_capsule_gone": (None, c_void_p),
 }
 
 FileFunction = ctypes.CFUNCTYPE(None, c_void_p, c_char_p)  # rf_file_fn
