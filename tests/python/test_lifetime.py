@@ -141,6 +141,63 @@ def test_a_daemon_that_is_gone_takes_no_memory_with_it(start, small, mappings):
         assert mappings() == 0
 
 
+ERROR = """
+import signal, sys, numpy as np, rocmforge
+model = rocmforge.load_attach(sys.argv[1], name="m", form="f32")
+name = "blk.0.attn_v.weight"
+def capsule(**options): return model[name].__dlpack__(**options)
+def array(): return np.from_dlpack(model[name])
+for _ in range(200):
+    try:
+        EXPRESSION
+    except EXCEPTION as error:
+        assert type(error) is EXCEPTION and error.__context__ is None, repr(error)
+    else:
+        raise SystemExit("no exception")
+    assert model.views == 0, model.views
+model.close()
+assert rocmforge.connect().list()[0]["leases"] == 0
+"""
+ERRORS = {
+    "(capsule(), 1 / 0)": "ZeroDivisionError",
+    "(capsule(max_version=(1, 0)), capsule(max_version=(1, 0), copy=True), 1 / 0)": "ZeroDivisionError",
+    "array().reshape(7, 7)": "ValueError",
+    "array()[10**9]": "IndexError",
+    "[array(), array()[:1], model.numpy('no_such')]": "KeyError",
+    "(array(), capsule(), signal.raise_signal(signal.SIGINT), int)": "KeyboardInterrupt",
+}
+
+
+@pytest.mark.parametrize("expression", ERRORS)
+def test_an_exception_that_frees_a_view_is_not_lost(run_python, small, expression):
+    """The expression's values are freed while its exception is pending."""
+    run_python(ERROR.replace("EXPRESSION", expression).replace("EXCEPTION", ERRORS[expression]), small)
+
+
+INTERRUPT = """
+import signal, sys, numpy as np, rocmforge
+model = rocmforge.load_attach(sys.argv[1], name="m", form="f32")
+tensor = model["blk.0.attn_v.weight"]
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+for make in (tensor.numpy, lambda: np.from_dlpack(tensor), lambda: np.frombuffer(tensor.buffer())):
+    for _ in range(50):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.002)
+            for _ in range(100000):
+                make().sum()
+            raise SystemExit("the interrupt was lost")
+        except KeyboardInterrupt:
+            pass
+        assert model.views == 0
+model.close()
+"""
+
+
+def test_an_interrupt_while_views_come_and_go_is_not_lost(run_python, small):
+    """The signal mostly comes while NumPy is at work; then the view is freed, and then Python looks for signals."""
+    run_python(INTERRUPT, small)
+
+
 EXIT = """
 import sys, numpy as np, rocmforge
 rocmforge.load(sys.argv[1], name="m", form="f32")

@@ -63,3 +63,35 @@ def test_a_state_dict_goes_into_a_module_without_a_copy(rf, small):
             linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
         linear.load_state_dict({"weight": weight}, assign=True)
         assert linear.weight.data_ptr() == model["blk.0.attn_v.weight"].data_ptr
+
+
+ERROR = """
+import signal, sys, rocmforge, torch
+model = rocmforge.load_attach(sys.argv[1], name="m", form="f32")
+name = "blk.0.attn_v.weight"
+def pair(a, b): return a, b
+for _ in range(50):
+    try:
+        EXPRESSION
+    except EXCEPTION as error:
+        assert type(error) is EXCEPTION and error.__context__ is None, repr(error)
+    else:
+        raise SystemExit("no exception")
+    assert model.views == 0, model.views
+model.close()
+"""
+ERRORS = {
+    "pair(model.get_tensor(name), model.get_tensor('no_such'))": "KeyError",
+    "{key: model.get_tensor(key) for key in (name, 'no_such')}": "KeyError",
+    "model.torch(name).reshape(7, 7)": "RuntimeError",
+    "model.torch(name)[10**9]": "IndexError",
+    "model.torch(name) + torch.zeros(5)": "RuntimeError",
+    "model.torch(name).no_such": "AttributeError",
+    "pair(model.torch(name), signal.raise_signal(signal.SIGINT))": "KeyboardInterrupt",
+}
+
+
+@pytest.mark.parametrize("expression", ERRORS)
+def test_an_exception_that_frees_a_tensor_is_not_lost(run_python, small, expression):
+    """The expression's values are freed while its exception is pending."""
+    run_python(ERROR.replace("EXPRESSION", expression).replace("EXCEPTION", ERRORS[expression]), small)

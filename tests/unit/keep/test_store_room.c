@@ -68,7 +68,7 @@ static void users_have_shares(void **state)
     quota_free(quota);
 }
 
-/* What nobody can parse is no limit; and none is larger than what exec() takes. */
+/* What nobody can parse is no limit; and none is larger than what execve() takes. */
 static void the_service_manager_says_how_many(void **state)
 {
     (void)state;

@@ -1,21 +1,22 @@
 """Makes DLPack capsules with ctypes: they give a tensor's memory to another library without a copy.
 
-The structs are those of dlpack.h, version 1. `_exports` keeps each struct until its consumer calls the deleter. The
-consumer may call it from any thread, with or without the interpreter's lock, because ctypes takes the lock. After the
-interpreter's end the lock cannot be taken. So at exit the deleter of every struct that is still in use is set to NULL,
-which the protocol allows, and these structs are never freed.
+The structs are those of dlpack.h, version 1. Each holds a reference to itself, in its `context`, until its consumer calls
+the deleter. The deleter and the capsule's destructor are functions of the library, and give up that reference. They are
+not written in Python, because they may be called while an exception is pending. The consumer may call the deleter from
+any thread, with or without the interpreter's lock. After the interpreter's end the lock cannot be taken. So from its
+exit on they do nothing, and structs that are still in use are never freed.
 """
 
 from __future__ import annotations
 
 import atexit
 import ctypes
-from ctypes import CFUNCTYPE, POINTER, Structure, addressof, c_char_p, c_int, c_int32, c_int64, c_uint8, c_uint16
-from ctypes import c_uint32, c_uint64, c_void_p, py_object
-from typing import Any, Dict, Optional, Tuple
+from ctypes import POINTER, Structure, addressof, c_int, c_int32, c_int64, c_uint8, c_uint16, c_uint32
+from ctypes import c_uint64, c_void_p, py_object
+from typing import Any, Optional, Tuple
 
 from ._dtypes import Dtype
-from ._library import DIMS_MAX
+from ._library import DIMS_MAX, library
 
 VERSION = (1, 0)
 
@@ -70,57 +71,48 @@ class _ManagedVersioned(Structure):
     ]
 
 
+_NAMES = ("PyGILState_Ensure", "PyGILState_Release", "Py_IncRef", "Py_DecRef", "PyCapsule_New", "PyCapsule_IsValid",
+          "PyCapsule_GetPointer")  # fmt: skip
+
+
+class _Python(Structure):
+    """struct rf_python of client/dlpack.h: what the library calls."""
+
+    _fields_ = [(name, c_void_p) for name in _NAMES]
+
+
 _python = ctypes.PyDLL(None)
-_new = _python.PyCapsule_New
-_new.restype, _new.argtypes = py_object, [c_void_p, c_void_p, c_void_p]
-# Takes the capsule's address: a destructor's capsule must not get a new reference.
-_is_valid = _python.PyCapsule_IsValid
-_is_valid.restype, _is_valid.argtypes = c_int, [c_void_p, c_char_p]
-_pointer = _python.PyCapsule_GetPointer
-_pointer.restype, _pointer.argtypes = c_void_p, [c_void_p, c_char_p]
+_functions = _Python(*(ctypes.cast(getattr(_python, name), c_void_p) for name in _NAMES))
 _keep = _python.Py_IncRef
 _keep.restype, _keep.argtypes = None, [py_object]
 
-# Each struct that is in use, by its address, and the object that keeps its memory.
-_exports: Dict[int, Tuple[Any, Any]] = {}
-
-# A capsule keeps only a pointer to its name, so the names must live here.
-_NAME, _NAME_VERSIONED = b"dltensor", b"dltensor_versioned"
-_name = ctypes.create_string_buffer(_NAME)
-_name_versioned = ctypes.create_string_buffer(_NAME_VERSIONED)
-
-
-def _delete(address: Optional[int], exports: Dict[int, Tuple[Any, Any]] = _exports) -> None:
-    exports.pop(address or 0, None)
-
-
-def _destroy(
-    capsule: Optional[int],
-    exports: Dict[int, Tuple[Any, Any]] = _exports,
-    is_valid: Any = _is_valid,
-    pointer: Any = _pointer,
-    names: Tuple[bytes, bytes] = (_NAME, _NAME_VERSIONED),
-) -> None:
-    """Called for a capsule whose tensor was never taken. A consumer that takes the tensor renames the capsule."""
-    for name in names:
-        if is_valid(capsule, name):
-            exports.pop(pointer(capsule, name), None)
-
-
-_callback = CFUNCTYPE(None, c_void_p)
-_delete_callback, _destroy_callback = _callback(_delete), _callback(_destroy)
-_delete_pointer = ctypes.cast(_delete_callback, c_void_p).value
-_destroy_pointer = ctypes.cast(_destroy_callback, c_void_p).value
-
-# May be called as long as a struct is in use, even when this module is gone already.
-for _immortal in (_delete_callback, _destroy_callback, _exports, _name, _name_versioned, _Managed, _ManagedVersioned):
+# In use as long as a struct or a capsule is, even when this module is gone already.
+for _immortal in (_functions, _Managed, _ManagedVersioned):
     _keep(_immortal)
+
+_new: Any = None  # rf_dlpack_capsule(), once the library has _functions
+_exiting = False
+
+
+def _ready() -> Any:
+    """rf_dlpack_capsule(). LibraryNotFound."""
+    global _new
+    if _exiting:
+        raise BufferError("the interpreter is ending")
+    if _new is None:
+        lib = library()
+        lib.rf_dlpack_python(addressof(_functions))
+        new = ctypes.PyDLL(None, handle=lib._handle).rf_dlpack_capsule
+        new.restype, new.argtypes = py_object, [py_object, c_void_p, c_int]
+        _new = new
+    return _new
 
 
 def _exit() -> None:
-    for managed, _ in list(_exports.values()):
-        managed.deleter = None
-        _keep(managed)
+    global _exiting
+    _exiting = True
+    if _new is not None:
+        library().rf_dlpack_python(None)
 
 
 atexit.register(_exit)
@@ -138,6 +130,7 @@ def capsule(
 ) -> Any:
     """A PyCapsule "dltensor", or "dltensor_versioned" with flags, of elements at an address: contiguous ones, unless there
     are strides. `keeps` is kept alive until the consumer has finished."""
+    new = _ready()
     managed: Any = _ManagedVersioned() if versioned else _Managed()
     stride = 1
     for i in range(len(shape) - 1, -1, -1):
@@ -154,12 +147,7 @@ def capsule(
     kind = type(managed)
     tensor.shape = ctypes.cast(base + kind.shape.offset, POINTER(c_int64))
     tensor.strides = ctypes.cast(base + kind.strides.offset, POINTER(c_int64))
-    managed.deleter = _delete_pointer
     if versioned:
         managed.major, managed.minor, managed.flags = *VERSION, flags
-    _exports[base] = (managed, keeps)
-    try:
-        return _new(base, ctypes.addressof(_name_versioned if versioned else _name), _destroy_pointer)
-    except BaseException:
-        _exports.pop(base, None)
-        raise
+    managed.keeps = keeps
+    return new(managed, base, versioned)

@@ -1,4 +1,4 @@
-"""librocmforge through ctypes: the functions of client/rocmforge.h that this package needs.
+"""librocmforge through ctypes: the functions of client/rocmforge.h that this package needs, and those of client/dlpack.h.
 
 The library checks the files that the daemon passes, maps the memory of the host or a GPU, and unmaps it when the device
 has finished with it. Python is not suited for this. All other calls go over the wire from Python, where a signal can
@@ -63,6 +63,7 @@ _FUNCTIONS: Dict[str, Any] = {
     "rf_model_tensors": (c_size_t, c_void_p),
     "rf_model_tensor": (c_int, c_void_p, c_size_t, POINTER(CTensor)),
     "rf_model_find": (c_int, c_void_p, c_char_p, POINTER(CTensor)),
+    "rf_dlpack_python": (None, c_void_p),
 }
 
 FileFunction = ctypes.CFUNCTYPE(None, c_void_p, c_char_p)  # rf_file_fn

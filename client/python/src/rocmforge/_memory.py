@@ -83,23 +83,31 @@ def _entry(tensor: _library.CTensor) -> Entry:
     )
 
 
-class View:
-    """As long as this object lives, the memory is in use."""
+class _Hold:
+    """An open Attachment and its views refer to this. When it goes, the attachment is closed and has no view any more."""
 
-    __slots__ = ("attachment", "__weakref__")
+    __slots__ = ("_attachment",)
+
+    def __init__(self, attachment: Attachment) -> None:
+        self._attachment = weakref.ref(attachment)
+
+    def __del__(self) -> None:
+        attachment = self._attachment()
+        if attachment is not None:  # else it has released itself
+            attachment.release()
+
+
+class View:
+    """As long as this object lives, the memory is in use. It is removed from `views` by a function in C. A __del__() of
+    its own would be called so often that it would get most signals, and a KeyboardInterrupt that is raised in it is
+    lost."""
+
+    __slots__ = ("attachment", "_hold", "__weakref__")
 
     def __init__(self, attachment: Attachment) -> None:
         self.attachment = attachment
-        attachment.views[id(self)] = None
-
-    def __del__(self) -> None:
-        try:
-            attachment = self.attachment
-        except AttributeError:  # it was never made
-            return
-        attachment.views.pop(id(self), None)
-        if attachment.closing and not attachment.views:
-            attachment.release()
+        self._hold = attachment.hold
+        attachment.views[weakref.ref(self, attachment.views.pop)] = None
 
 
 class Attachment:
@@ -107,7 +115,8 @@ class Attachment:
 
     def __init__(self, path: str, name: str) -> None:
         self.pid = os.getpid()
-        self.views: Dict[int, None] = {}  # a dictionary's operations are atomic; by id(), so that none is kept
+        self.views: Dict[weakref.ref[View], None] = {}  # a dictionary's operations are atomic
+        self.hold: Optional[_Hold] = _Hold(self)  # None: it is closed
         self.closing = False
         self._lock = threading.RLock()
         self._looked = time.monotonic()
@@ -276,6 +285,7 @@ class Attachment:
             if self.views and not force:
                 return False
             self.closing = True
+            self.hold = None
             if not self.views:
                 self.release()
             return True
