@@ -34,7 +34,7 @@ void rf_dlpack_python(const struct rf_python *python)
     atomic_store(&functions, python);
 }
 
-/* Giving up a reference is allowed while an exception is pending: Python puts it aside while it calls a __del__(). */
+/* Giving up a reference is allowed while an exception is pending: Python puts it aside while it calls a finalizer. */
 static void end(void *object)
 {
     const struct rf_python *python = atomic_load(&functions);

@@ -14,6 +14,7 @@ struct json_reader {
     size_t size;
     size_t at;
     const char *reason; /* static */
+    unsigned depth;     /* of json_read.h: objects and arrays around the position */
 };
 
 /* Sets the reason. Returns -EPROTO. */

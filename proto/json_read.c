@@ -5,8 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define NUMBER_MAX 64u /* characters of a number that is skipped */
-
 static size_t utf8_length(int32_t character)
 {
     return character < 0x80 ? 1 : character < 0x800 ? 2 : character < 0x10000 ? 3 : 4;
@@ -75,7 +73,10 @@ int json_enter(struct json_reader *r, char bracket)
 {
     if (json_peek_value(r) != bracket)
         return json_fail(r, bracket == '{' ? "not an object" : "not an array");
+    if (r->depth == JSON_DEPTH)
+        return json_fail(r, "nested too deep");
     r->at++;
+    r->depth++;
     return 0;
 }
 
@@ -87,6 +88,7 @@ static int next(struct json_reader *r, bool *first, char close)
     *first = false;
     if (byte == close) {
         r->at++;
+        r->depth--;
         return 0;
     }
     if (was_first)
@@ -145,11 +147,11 @@ int json_read_null(struct json_reader *r)
 static int skip_number(struct json_reader *r)
 {
     const size_t start = r->at;
-    char text[NUMBER_MAX + 1] = "";
+    char text[JSON_NUMBER_MAX + 1] = "";
     const int error = json_number(r);
     if (error)
         return error;
-    if (r->at - start > NUMBER_MAX)
+    if (r->at - start > JSON_NUMBER_MAX)
         return json_fail(r, "a number is too long");
     memcpy(text, r->bytes + start, r->at - start);
     return isinf(strtod(text, NULL)) ? json_fail(r, "a number is too large") : 0;
@@ -163,9 +165,8 @@ static int skip_one(struct json_reader *r, char *ret_open)
     switch (byte) {
     case '{':
     case '[':
-        r->at++;
         *ret_open = (char)byte;
-        return 0;
+        return json_enter(r, *ret_open);
     case '"':
         return json_read_string(r, &unused);
     case 't':
@@ -183,7 +184,7 @@ int json_skip(struct json_reader *r)
 {
     struct {
         bool object, first;
-    } levels[JSON_SKIP_DEPTH];
+    } levels[JSON_DEPTH];
     unsigned depth = 0;
     do {
         char open = 0;
@@ -202,8 +203,6 @@ int json_skip(struct json_reader *r)
         const int error = skip_one(r, &open);
         if (error)
             return error;
-        if (open && depth == JSON_SKIP_DEPTH)
-            return json_fail(r, "nested too deep");
         if (open) {
             levels[depth].object = open == '{';
             levels[depth++].first = true;

@@ -9,7 +9,8 @@
 
 #include "proto/json_lex.h"
 
-#define JSON_SKIP_DEPTH 128u /* levels in a value that is skipped */
+#define JSON_DEPTH      127u /* objects and arrays one in another, at most: of what is skipped, and around it */
+#define JSON_NUMBER_MAX 64u  /* characters of a number that is skipped */
 
 /* A string as it stands in the text, without its quotes, and how many bytes it has when decoded. */
 struct json_span {
@@ -35,7 +36,7 @@ int json_read_u64(struct json_reader *r, uint64_t *ret);
 /* Whether the next value is null, which is then read: 1 or 0. */
 int json_read_null(struct json_reader *r);
 
-/* Reads any value. Numbers must be in the range of a double. */
+/* Reads any value. Numbers must be in the range of a double, and have at most JSON_NUMBER_MAX characters. */
 int json_skip(struct json_reader *r);
 
 /* Only white space follows. */

@@ -8,6 +8,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/time.h>
 
 /* Tells the user that the daemon wants a model back that this program is attached to. */
 static void draining(void *context, const char *name)
@@ -52,6 +54,13 @@ int ctl_connect(struct rfctl *ctl)
     }
     rf_on_draining(ctl->client, draining, NULL);
     return STATUS_DONE;
+}
+
+void ctl_hurry(struct rfctl *ctl, unsigned seconds)
+{
+    const struct timeval limit = {.tv_sec = (time_t)seconds};
+    ctl->hurried = seconds > 0;
+    (void)setsockopt(rf_client_fd(ctl->client), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
 }
 
 /* Leaves out "cannot open x.gguf: " at the start of a message, if `what` is "load x.gguf": the line that is printed

@@ -27,13 +27,6 @@ char *names_text(const cJSON *model)
     return text;
 }
 
-const char *access_text(const cJSON *model)
-{
-    const char *access = reply_text(model, "access");
-    const bool published = strcmp(reply_text(model, "source"), "published") == 0;
-    return published && strcmp(access, "readers") == 0 ? "owner" : access;
-}
-
 bool names_have(const cJSON *model, const char *name)
 {
     const cJSON *alias;

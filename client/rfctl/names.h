@@ -10,9 +10,5 @@ char *user_text(double uid);
 /* The names that a model has beside the first one, with commas between; "" if it has none. The caller frees it. */
 char *names_text(const cJSON *model);
 
-/* Who sees the model and can attach to it: "readers", "private", "public"; "owner" of a published model that is neither
- * private nor public: no file has readers. Static, or borrowed from the model. */
-const char *access_text(const cJSON *model);
-
 /* The model has this name, as its first or as another. */
 bool names_have(const cJSON *model, const char *name);

@@ -7,15 +7,12 @@
 
 #include <math.h>
 #include <stdio.h>
-#include <sys/socket.h>
-#include <sys/time.h>
 #include <time.h>
 
 /* How many seconds to wait for an answer, unless --deadline is given. It is this long because the first client may
  * start the daemon, which then looks for GPUs before it answers. */
-#define ANSWER_SECONDS 10
 
-#define SUMS_SIZE      160 /* bytes of the line with the sums */
+#define SUMS_SIZE 160 /* bytes of the line with the sums */
 
 struct pings {
     unsigned long n;
@@ -71,21 +68,13 @@ static int ping(struct rfctl *ctl, struct pings *pings)
     return r < 0 ? STATUS_REFUSED : STATUS_DONE;
 }
 
-/* Limits how long a call waits, so that rfctl ends even if the daemon does not answer. */
-static void limit_waiting(struct rfctl *ctl)
-{
-    struct timeval limit = {.tv_sec = ctl->options.deadline > 0 ? (time_t)ctl->options.deadline : ANSWER_SECONDS};
-    ctl->hurried = true;
-    (void)setsockopt(rf_client_fd(ctl->client), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
-}
-
 int command_ping(struct rfctl *ctl)
 {
     unsigned long count = ctl->options.count > 0 ? ctl->options.count : 1;
     struct pings pings = {0};
     int status = ctl_connect(ctl); /* before the loop: connecting is not part of the time */
     if (status == STATUS_DONE)
-        limit_waiting(ctl);
+        ctl_hurry(ctl, ctl->options.deadline > 0 ? (unsigned)ctl->options.deadline : CTL_ANSWER_SECONDS);
     while (status == STATUS_DONE) {
         status = ping(ctl, &pings);
         if (status != STATUS_DONE || pings.n >= count)
@@ -109,7 +98,7 @@ int command_version(struct rfctl *ctl)
         out_line("rfctl " ROCMFORGE_VERSION);
         if (rf_connect(ctl->options.socket, &ctl->client) < 0)
             return STATUS_DONE;
-        limit_waiting(ctl);
+        ctl_hurry(ctl, ctl->options.deadline > 0 ? (unsigned)ctl->options.deadline : CTL_ANSWER_SECONDS);
         int status = ctl_ask(ctl, "Status", NULL, "ask the daemon", &reply);
         if (status == STATUS_DONE) {
             char age[FORMAT_SIZE];
@@ -122,7 +111,7 @@ int command_version(struct rfctl *ctl)
     }
     ctl->replies = false; /* one object for both */
     if (rf_connect(ctl->options.socket, &ctl->client) == 0) {
-        limit_waiting(ctl);
+        ctl_hurry(ctl, ctl->options.deadline > 0 ? (unsigned)ctl->options.deadline : CTL_ANSWER_SECONDS);
         int status = ctl_ask(ctl, "Status", NULL, "ask the daemon", &reply);
         if (status != STATUS_DONE)
             return status;

@@ -51,6 +51,10 @@ int command_watch(struct rfctl *ctl);
  * standard output. */
 int ctl_connect(struct rfctl *ctl);
 
+/* From now on, a call that gets no answer for so long fails, as if there were no daemon. 0: calls wait for ever. */
+#define CTL_ANSWER_SECONDS 10u
+void ctl_hurry(struct rfctl *ctl, unsigned seconds);
+
 /* Reports a failure of the library: "cannot `what`: ", and why. `error` is what the library's function returned.
  * Returns the exit status. */
 int ctl_fail(const struct rfctl *ctl, int error, const char *what);

@@ -19,7 +19,11 @@
 #include <string.h>
 #include <unistd.h>
 
-#define PLUGIN "libggml-rocmforge.so"
+/* If the daemon does not answer for so long, the engine starts without it. The drivers of many GPUs take seconds to
+ * start, and the daemon waits for them. */
+#define DAEMON_SECONDS 30u
+
+#define PLUGIN         "libggml-rocmforge.so"
 
 enum { STATUS_NOT_FOUND = 127, STATUS_NOT_RUN = 126 }; /* the same values as in shells */
 
@@ -208,8 +212,11 @@ int command_run(struct rfctl *ctl)
     struct run_place place = {0};
     struct loaded loaded = {0};
     status = ctl_connect(ctl);
-    if (status == STATUS_DONE)
+    if (status == STATUS_DONE) {
+        ctl_hurry(ctl, DAEMON_SECONDS); /* a daemon that hangs does not keep the engine for ever */
         status = run_place_find(ctl, &words, &place);
+        ctl_hurry(ctl, 0);
+    }
     if (status == STATUS_DONE && place.on_gpu && !run_place_has_room(ctl, &words, &place))
         status = STATUS_REFUSED;
     if (status == STATUS_DONE && place.device)

@@ -24,6 +24,7 @@ enum meaning {
     EXPERTS,
     CONTEXT,
     FIT,
+    TEXT, /* any text, which may look like an option */
     INFORMS,
     MEANINGS
 };
@@ -87,6 +88,18 @@ static const struct option table[] = {
     {"--ctx-size", CONTEXT, NULL},
     {"-fit", FIT, NULL},
     {"--fit", FIT, NULL},
+    {"-p", TEXT, NULL},
+    {"--prompt", TEXT, NULL},
+    {"-sys", TEXT, NULL},
+    {"--system-prompt", TEXT, NULL},
+    {"-r", TEXT, NULL},
+    {"--reverse-prompt", TEXT, NULL},
+    {"--in-prefix", TEXT, NULL},
+    {"--in-suffix", TEXT, NULL},
+    {"--grammar", TEXT, NULL},
+    {"--chat-template", TEXT, NULL},
+    {"-a", TEXT, NULL},
+    {"--alias", TEXT, NULL},
     {"-h", INFORMS, ""},
     {"--help", INFORMS, ""},
     {"--usage", INFORMS, ""},

@@ -137,7 +137,7 @@ static void show_model(const cJSON *model)
     const char *access = reply_text(model, "access");
     out_line("%s", strcmp(access, "private") == 0  ? "private"
                    : strcmp(access, "public") == 0 ? "public"
-                   : published                     ? "for that user and the administrators"
+                   : strcmp(access, "owner") == 0  ? "for that user and the administrators"
                                                    : "for whoever may read the file");
     char *names = names_text(model);
     if (names[0])

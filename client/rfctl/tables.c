@@ -84,7 +84,7 @@ static void print_models(const cJSON *models)
         table_add(table, "%s", seconds < 0 ? "-" : duration_format(ttl, seconds));
         char *owner = user_text(reply_number(model, "uid", 0)), *note = note_text(model);
         table_add(table, "%s", owner);
-        table_add(table, "%s", access_text(model));
+        table_add(table, "%s", reply_text(model, "access"));
         table_add(table, "%s", note);
         free(owner);
         free(note);

@@ -22,7 +22,7 @@
 
 #define KEPT_MAX  2560          /* descriptors; as FileDescriptorStoreMax= in the unit, and STORE_MAX in the daemon */
 #define NAME_MAX_ 256           /* of a descriptor's name, with its NUL */
-#define NAMES_MAX (100u * 1024) /* of all names, with what separates them: exec() takes no variable of 128 KiB */
+#define NAMES_MAX (100u * 1024) /* of all names, with what separates them: execve() takes no variable of 128 KiB */
 
 /* A daemon that ended before it was ready is started again after this pause. One that was ready is started at once:
  * its clients wait. */

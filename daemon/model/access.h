@@ -15,7 +15,7 @@
 
 /* Who sees a model and may attach to it. Root and the daemon's own user are not restricted by this. */
 enum access {
-    ACCESS_READERS, /* users who may read its files */
+    ACCESS_READERS, /* users who may read its files; of a model that was published nobody */
     ACCESS_PRIVATE, /* the user who loaded it */
     ACCESS_PUBLIC,  /* everybody */
 };

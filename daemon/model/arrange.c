@@ -30,20 +30,25 @@ static int name_compare(const void *a, const void *b, void *tensors)
     return strcmp(all[*(const uint32_t *)a].name, all[*(const uint32_t *)b].name);
 }
 
-static uint32_t tensor_find(const struct arranger *r, const char *name)
+/* Where the first tensor is, in `sorted`, whose name is not before the first `length` bytes of `name`. */
+static size_t tensor_lower(const struct arranger *r, const char *name, size_t length)
 {
     size_t low = 0, high = r->a->n_tensors;
     while (low < high) {
         const size_t middle = low + (high - low) / 2;
-        const int order = strcmp(name, r->a->tensors[r->sorted[middle]].name);
-        if (order == 0)
-            return r->sorted[middle];
-        if (order < 0)
+        if (strncmp(name, r->a->tensors[r->sorted[middle]].name, length) <= 0)
             high = middle;
         else
             low = middle + 1;
     }
-    return NO_TENSOR;
+    return low;
+}
+
+static uint32_t tensor_find(const struct arranger *r, const char *name)
+{
+    const size_t at = tensor_lower(r, name, strlen(name) + 1);
+    const bool there = at < r->a->n_tensors && strcmp(name, r->a->tensors[r->sorted[at]].name) == 0;
+    return there ? r->sorted[at] : NO_TENSOR;
 }
 
 /* --- groups --- */
@@ -156,6 +161,41 @@ static int siblings_add(struct arranger *r, const char *like, const struct name_
     return 1;
 }
 
+/* Whether the tensor is one of an expert by the rule of the first expert's, whose name is `like`. */
+static bool of_same_experts(const char *name, const char *like, const struct name_rule *rule)
+{
+    if (strncmp(name, like, rule->prefix) != 0)
+        return false;
+    const char *rest = name + rule->prefix;
+    const size_t digits = strspn(rest, "0123456789");
+    if (digits == 0 || rest[digits] != '.')
+        return false;
+    rest += digits + 1;
+    for (size_t i = 0; i < rule->n_siblings; i++) {
+        const size_t length = strlen(rule->siblings[i]);
+        if (strncmp(rest, rule->siblings[i], length) == 0 && strcmp(rest + length, rule->kind) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* Refuses a model that has tensors of further experts than the `n` that were stacked: an engine would take the stack
+ * for all of them. A request with groups of its own may have taken some out. */
+static int refuse_gap(struct arranger *r, const char *like, const struct name_rule *rule, size_t n)
+{
+    for (size_t at = tensor_lower(r, like, rule->prefix); r->layout->n_groups == 0 && at < r->a->n_tensors; at++) {
+        const char *name = r->a->tensors[r->sorted[at]].name;
+        if (strncmp(name, like, rule->prefix) != 0)
+            break;
+        if (r->a->group_of[r->sorted[at]] == ARRANGED_ALONE && of_same_experts(name, like, rule))
+            return layout_refuse(r->fault, r->model->tensors[r->sorted[at]].name, NULL,
+                                 "expert %zu is missing or not complete, so the tensor cannot be stacked with those of "
+                                 "the experts before it",
+                                 n);
+    }
+    return 0;
+}
+
 /* The group that a tensor is the first member of, by its name. */
 static int group_by_name(struct arranger *r, const char *name, const struct name_rule *rule)
 {
@@ -167,10 +207,13 @@ static int group_by_name(struct arranger *r, const char *name, const struct name
     int error = group_begin(r, fused, rule->expert ? (uint32_t)rule->n_siblings : 0, false);
     if (error < 0)
         return error;
-    for (size_t expert = 0; (error = siblings_add(r, name, rule, expert)) > 0 && rule->expert;)
+    size_t expert = 0;
+    while ((error = siblings_add(r, name, rule, expert)) > 0 && rule->expert)
         expert++;
     if (error == 0 && r->a->groups[r->a->n_groups - 1].n_members == 0)
         free(r->a->groups[--r->a->n_groups].name);
+    else if (error == 0 && rule->expert)
+        error = refuse_gap(r, name, rule, expert);
     return error < 0 ? error : 0;
 }
 

@@ -7,8 +7,9 @@
  *
  * The package `safetensors` refuses what is refused here, except for these, which it takes: a key that stands twice
  * (the last one counts there), a tensor info or a dtype in another form than the format's description has, a header
- * that does not begin with '{', a name that is empty or holds NUL, and what is over a bound of model_header.h: names,
- * tensors, dimensions and their number, keys of the metadata.
+ * that does not begin with '{', a name that is empty, a string that holds NUL, also in the metadata and in fields that
+ * the format does not have, a number of more than JSON_NUMBER_MAX characters in such a field, and what is over a bound
+ * of model_header.h: names, tensors, dimensions and their number, keys of the metadata.
  *
  * What the struct has: the entries of __metadata__ as strings; tensors in the order of their bytes, with ne[0] the last
  * dimension of the file's shape, because it changes fastest.

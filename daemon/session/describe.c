@@ -45,6 +45,12 @@ static uint32_t names_for(const struct model *model, const struct peer *peer)
     return calling_names(&rivals, peer);
 }
 
+/* As Model.access has it. */
+static const char *access_told(const struct model *model)
+{
+    return model_is_published(model) && model->access == ACCESS_READERS ? "owner" : access_name(model->access);
+}
+
 static cJSON *describe(const struct model *model, uint32_t names, bool brief)
 {
     char room[MODEL_NAME_SIZE];
@@ -83,7 +89,7 @@ static cJSON *describe(const struct model *model, uint32_t names, bool brief)
         cJSON_AddNullToObject(object, "idle");
     add_integer(object, "uid", model->uid);
     cJSON_AddBoolToObject(object, "private", model->access == ACCESS_PRIVATE);
-    cJSON_AddStringToObject(object, "access", access_name(model->access));
+    cJSON_AddStringToObject(object, "access", access_told(model));
     add_aliases(object, model, names);
     cJSON_AddBoolToObject(object, "changed", model->changed);
     if (model->deleted)

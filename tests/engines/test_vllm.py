@@ -267,6 +267,41 @@ def test_compiled(start, vllm, tiny, ordinary):
     assert again.tokens() == expected
 
 
+# --- models that take images ---
+
+
+@pytest.fixture(scope="session")
+def llava(models):
+    if subprocess.run([PYTHON, "-c", "import torchvision"], capture_output=True, check=False).returncode:
+        pytest.skip("there is no torchvision")
+    path = models / "llava"
+    command = [PYTHON, ROOT / "tests" / "lib" / "make_llava.py", path]
+    subprocess.run(command, check=True, cwd=ROOT / "tests" / "lib", timeout=TIMEOUT)
+    return path
+
+
+def test_with_and_without_images(start, vllm, llava):
+    """What an engine without images has published, which has no tower for them, is not taken by one with images; nor is
+    what one with another maximum length has published, whose tables of positions have another length."""
+    engine = vllm(start())
+    options = {"dtype": "float32", "max_model_len": 128, "enforce_eager": True, "seed": 0}
+    adopting = {**options, "load_format": "rocmforge", "model_loader_extra_config": {"ways": ["adopt"]}}
+
+    def loaded(images, **given):
+        return engine.ask(weights=str(llava), options={**given, "limit_mm_per_prompt": {"image": images}})
+
+    told = {images: loaded(images, **adopting) for images in (0, 1)}
+    expected = loaded(1, **options)
+    assert [told[images]["report"]["way"] for images in told] == ["adopt", "adopt"], (told, engine.log[-3000:])
+    assert told[0]["report"]["model"] != told[1]["report"]["model"]
+    assert not any("vision" in name for name in told[0]["parameters"])
+    assert sorted(told[1]["parameters"]) == sorted(expected["parameters"])
+    image = pytest.approx(expected["image"], rel=1e-3, abs=1e-4)  # vLLM sums its packed weights up in another order
+    assert told[1]["image"] == image and any(expected["image"])
+    longer = loaded(1, **{**adopting, "max_model_len": 256})
+    assert longer["report"]["model"] != told[1]["report"]["model"] and longer["image"] == image
+
+
 # --- experts, quantised models ---
 
 

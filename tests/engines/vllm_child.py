@@ -5,6 +5,8 @@
     {"memory": true}                         {"pss": BYTES, "rss": BYTES} of the mapping that is the daemon's memory, in this
                                              process
     {"reload": "files" or "parameters"}      {"refused": WHY or null}: gives the engine other weights while it runs
+    {"weights": FOLDER, "options": {...}}    loads weights without an engine: {"report": {...}, "parameters": [NAME, ...],
+                                             "image": what the model makes of an image, null if it takes none}
     {"outside": true}                        {"bytes": ...} that the loader would count as the weights' on a GPU
 """
 import json
@@ -31,6 +33,28 @@ def report(_worker=None):
 
     told = [vars(one) for one in reports()]
     return told[-1] if told else None
+
+
+def weights(model, options):
+    """Of a model that takes images."""
+    import torch
+    from vllm.config import set_current_vllm_config
+    from vllm.distributed import init_distributed_environment, initialize_model_parallel
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.model_executor.model_loader import get_model_loader
+
+    config = EngineArgs(model=model, **options).create_engine_config()
+    with set_current_vllm_config(config):
+        if not torch.distributed.is_initialized():
+            init_distributed_environment(1, 0, f"file://{os.getcwd()}/ranks{os.getpid()}", 0, "gloo")
+            initialize_model_parallel(1, 1)
+        made = get_model_loader(config.load_config).load_model(vllm_config=config, model_config=config.model_config)
+        image = None
+        if config.model_config.multimodal_config.get_limit_per_prompt("image"):
+            pixels = torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
+            with torch.no_grad():
+                image = torch.cat([one.flatten() for one in made.embed_multimodal(pixel_values=pixels)]).tolist()
+    return {"report": report(), "parameters": [name for name, _ in made.named_parameters()], "image": image}
 
 
 def generate(llm, prompts, tokens=32):
@@ -86,6 +110,8 @@ def main():
         asked = json.loads(line)
         if "model" in asked:
             llm, answer = start(asked["model"], asked["options"])
+        elif "weights" in asked:
+            answer = weights(asked["weights"], asked["options"])
         elif "generate" in asked:
             answer = generate(llm, asked["generate"], asked.get("tokens", 32))
         elif "reload" in asked:

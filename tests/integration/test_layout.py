@@ -161,6 +161,33 @@ def test_experts(there, folder):
     assert not any("gate_up" in name for name in model.tensors)
 
 
+@pytest.mark.parametrize("left_out", [("w1", "w2", "w3"), ("w3",), ("w2",)])
+def test_an_expert_is_missing(there, folder, left_out):
+    """Those before it would be stacked as if they were all."""
+    base = "model.layers.1.block_sparse_moe.experts."
+    gone = [f"{base}3.{name}.weight" for name in left_out]
+    tensors = {name: told for name, told in llama_tensors(experts=5).items() if name not in gone}
+    make_safetensors.write(folder / "m.safetensors", tensors)
+    with there.client() as client, wire_error("InvalidLayout") as error:
+        client.call("Load", path=str(folder / "m.safetensors"), layout="vllm")
+    assert error["reason"].startswith("expert 3 is missing or not complete"), error
+    assert error["tensor"].startswith((f"{base}3.", f"{base}4.")), error
+    plain = Loaded(there, folder / "m.safetensors", "plain")
+    names = [f"{base}{i}.w2.weight" for i in (0, 1)]
+    group = {"name": "some", "members": names}
+    asked = Loaded(there, folder / "m.safetensors", "asked", layout="vllm", groups=[group])
+    check_group(asked, "some", names, plain)
+
+
+def test_experts_without_gates(there, folder):
+    """Each has w2, and no other that is stacked."""
+    tensors = {name: told for name, told in llama_tensors(experts=5).items() if ".w3." not in name}
+    make_safetensors.write(folder / "m.safetensors", tensors)
+    model = Loaded(there, folder / "m.safetensors", "m", layout="vllm")
+    base = "model.layers.0.block_sparse_moe.experts."
+    assert model.tensors[f"{base}w2_weight"]["shape"] == [5, WIDTH, DEEP] and f"{base}w13_weight" not in model.tensors
+
+
 def heads_of(rank, size):
     """Rows of q, and of k and v, as vLLM gives them to a process."""
     q = HEADS // size * HEAD

@@ -455,7 +455,7 @@ def test_users(start_for_all):
             stack.enter_context(client_of(daemon, uid)) for uid in (USER, USER + 1, daemon.uid, 0)
         )
         make(user, "mine", b"u", key="k")
-        assert user.call("List")["models"][0]["access"] == "readers"
+        assert user.call("List")["models"][0]["access"] == "owner" == root.call("Show", name="mine")["model"]["access"]
         assert other.call("List")["models"] == []
         for method in ("Attach", "Show", "Verify", "Unload", "Pin", "Cancel"):
             with wire_error("ModelNotFound"):

@@ -119,6 +119,15 @@ def test_what_tells_of_the_engine_needs_no_model(run):
     assert not run.daemon.models()
 
 
+@pytest.mark.parametrize("option", ["-p", "--prompt", "-r", "-sys", "--in_prefix"])
+@pytest.mark.parametrize("text", ["-h", "--version", "-m"])
+def test_a_text_is_no_option(run, option, text):
+    """Even if it looks like one."""
+    told, _ = run(option, text)
+    assert told["words"][2:] == [option, text, "-ot", ".*=ROCmForge"]
+    assert len(run.daemon.models()) == 1
+
+
 READS = "the engine would read the whole file itself"
 WHOLE = "a resident model is whole on one GPU"
 DOWNLOADED = "it names no file that is here"

@@ -103,7 +103,42 @@ def generated(seed):
 
 # What the package takes and we do not: see daemon/safetensors/safetensors.h.
 STRICTER = ("2^53", "2^63", "stands twice", "two tensors are called", "holds NUL", "name is empty", "does not begin with",
-            "not a GGUF file", "not an object", "more than 8 dimensions")  # fmt: skip
+            "not a GGUF file", "not an object", "more than 8 dimensions", "a number is too long")  # fmt: skip
+
+
+def nested(levels, brackets):
+    return {"[]": b"[" * levels + b"]" * levels, "{}": b'{"a":' * levels + b"1" + b"}" * levels}[brackets]
+
+
+# An unknown field of a tensor's info, or an entry of the metadata.
+UNKNOWN = {
+    **{f"{levels} levels of {brackets}": nested(levels, brackets) for levels in (124, 125, 126, 127, 128, 129, 1000)
+       for brackets in ("[]", "{}")},
+    "a sibling of levels": b"[" + nested(124, "[]") + b"," + nested(124, "{}") + b"]",
+    "NUL": b'"a\\u0000"', "NUL in a key": b'{"\\u0000":1}', "half a character": b'"\\ud800"',
+    "64 digits": b"1" * 64, "65 digits": b"1" * 65, "1e999": b"1e999", "twice": b'{"a":1,"a":2}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", [*UNKNOWN, "metadata", "a key of the metadata"])
+def test_unknown_fields_against_the_package(folder, what):
+    safetensors = pytest.importorskip("safetensors", reason="the package safetensors is not installed")
+    info = b'"dtype":"F32","shape":[2],"data_offsets":[0,8]'
+    if what in UNKNOWN:
+        text = b'{"t":{%s,"x":%s}}' % (info, UNKNOWN[what])
+    else:
+        text = b'{"__metadata__":{%s},"t":{%s}}' % (b'"a\\u0000":"b"' if "key" in what else b'"a":"b\\u0000"', info)
+    whole, path = file_bytes(text, bytes(8)), folder / "m.safetensors"
+    path.write_bytes(whole)
+    try:
+        safetensors.deserialize(whole)
+        theirs = True
+    except safetensors.SafetensorError:
+        theirs = False
+    ours, why = inspect(path)
+    stricter = theirs and ours is None and any(word in why for word in STRICTER)
+    assert stricter or (ours is not None) == theirs, (theirs, why)
+    assert stricter == (what in ("NUL", "NUL in a key", "65 digits", "metadata", "a key of the metadata")), why
 
 
 def test_against_the_package(folder):

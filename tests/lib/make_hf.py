@@ -148,6 +148,12 @@ def tokenizer():
     }  # fmt: skip
 
 
+def write_tokenizer(folder):
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer()))
+    special = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(special))
+
+
 def make(folder, kind="llama", dtype="F32", seed=0):
     """Makes the folder. Returns the bytes of all tensors together."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -167,9 +173,7 @@ def make(folder, kind="llama", dtype="F32", seed=0):
     index = {"metadata": {"total_size": total}, "weight_map": where}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "config.json").write_text(json.dumps(config(kind, dtype)))
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer()))
-    special = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(special))
+    write_tokenizer(folder)
     return total
 
 

@@ -1,4 +1,5 @@
 """What the loader for vLLM decides, without vLLM: keys, options, which parameters can be views. tests/engines has vLLM."""
+import dataclasses
 import json
 import os
 from math import prod
@@ -430,6 +431,76 @@ def test_a_form_is_asked_for_if_all_matrices_want_it():
     assert _sources.form(of(norm="float32"), half) is None
 
 
+# --- what another model has published ---
+
+
+def of_parts(*parts, length=8, dtype="float32", bias=True):
+    import torch
+
+    model = torch.nn.Module()
+    for part in parts:
+        layer = torch.nn.Linear(64, 32, bias=bias, dtype=getattr(torch, dtype))
+        layer.register_buffer("positions", torch.arange(length), persistent=False)
+        setattr(model, part, layer)
+    return model
+
+
+@pytest.fixture
+def published(daemon):
+    """A model of two parts, of which processing has removed a parameter; and what was published of it."""
+    pytest.importorskip("torch")
+    import rocmforge
+    from rocmforge.vllm import _processed
+
+    model = of_parts("text", "vision")
+    made = _processed.made(model)
+    model.text.bias = None
+    tensors, told = _processed.export(model)
+    with rocmforge.connect(daemon.socket) as client:
+        with client.publish("m", tensors, metadata={"vllm": {**told, "made": made}}, key="k", device="host") as resident:
+            yield model, resident, resident.metadata()["vllm"]
+
+
+def adopts(published, make):
+    import torch
+    from rocmforge.vllm import _build, _processed
+
+    _, resident, told = published
+    bare = _build.Bare(make)
+    try:
+        return bare, _processed.adopt(bare, resident, told, torch.device("cpu"))
+    except _build.NotPossible:
+        assert all(parameter.is_meta for parameter in bare.model.parameters())  # nothing was changed
+        raise
+
+
+def test_a_model_that_was_made_alike_gets_what_was_published(published):
+    import torch
+    from rocmforge.vllm import _processed
+
+    bare, report = adopts(published, lambda: of_parts("text", "vision"))
+    _processed.drop_the_rest(bare.model)
+    assert set(dict(bare.model.named_parameters())) == {"text.weight", "vision.weight", "vision.bias"}
+    assert torch.equal(bare.model.vision.weight, published[0].vision.weight) and report.shared_bytes == 2 * 64 * 32 * 4
+
+
+@pytest.mark.parametrize(
+    "parts, made, why",
+    [
+        (("text", "vision", "audio"), {}, r"audio\.bias is not there, and here parameter float32 \[32\] \(3 tensors differ"),
+        (("text",), {}, r"vision\.bias is parameter float32 \[32\], and here not there"),
+        (("text", "vision"), {"length": 16}, r"text\.positions is buffer int64 \[8\], and here buffer int64 \[16\]"),
+        (("text", "vision"), {"dtype": "float16"}, r"text\.bias is parameter float32 \[32\], and here parameter float16"),
+        (("text", "vision"), {"bias": False}, r"text\.bias is parameter float32 \[32\], and here not there"),
+    ],
+)
+def test_a_model_that_was_made_otherwise_does_not(published, parts, made, why):
+    from rocmforge.vllm._build import NotPossible
+
+    with pytest.raises(NotPossible, match=why):
+        adopts(published, lambda: of_parts(*parts, **made))
+
+
 # --- headers ---
 
 
@@ -466,6 +537,17 @@ def test_a_part_that_is_no_text_is_refused_or_made_text():
     plain = _keys.plain({"a": {2, 1}, "b": (1, None), "c": 1.5, 4: True})
     assert plain == {"a": ["1", "2"], "b": [1, None], "c": "float 1.5", "4": True}
     json.dumps(plain)
+
+
+def test_a_key_has_each_setting_of_a_setting():
+    @dataclasses.dataclass
+    class Images:
+        limit: int = 1
+        only: bool = dataclasses.field(default=False, repr=False)
+
+    plain = [_keys.plain({"images": images}) for images in (Images(), Images(0), Images(only=True))]
+    assert plain[0] == {"images": {"Images": {"limit": 1, "only": False}}}
+    assert len({_keys.key(one) for one in plain}) == 3
 
 
 def test_files_are_told_apart(folder):

@@ -292,8 +292,9 @@ static void report(struct buffer *buffer)
         say("not shared: none of the engine's %zu tensors is equal to one of %s", buffer->n_tensors,
             weights_text(buffer->weights));
     else
-        say("shared with other processes: %zu of %zu tensors, %.1f MB of %s, attached in %.1f ms", buffer->n_shared,
-            buffer->n_tensors, (double)buffer->shared_bytes / 1e6, weights_text(buffer->weights), buffer->attach_ms);
+        say("shared with other processes: %zu of %zu tensors, %.1f MB of %s, attached in %.1f ms%s", buffer->n_shared,
+            buffer->n_tensors, (double)buffer->shared_bytes / 1e6, weights_text(buffer->weights), buffer->attach_ms,
+            on_host(buffer) ? "; computed as with --no-repack" : "");
 }
 
 static void set_tensor(struct buffer *buffer, struct ggml_tensor *tensor, const void *data, size_t offset, size_t size)

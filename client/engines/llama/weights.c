@@ -7,6 +7,7 @@
 
 #include <cjson/cJSON.h>
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,9 +16,13 @@
 #include <sys/time.h>
 #include <unistd.h>
 
-#define MODELS_MAX      8u  /* that one load of the engine can have */
-#define NAMES_MAX       16u /* names that are tried if a model's own name is taken */
-#define SILENCE_SECONDS 120 /* if the daemon does not answer for so long, it counts as lost */
+#define MODELS_MAX 8u  /* that one load of the engine can have */
+#define NAMES_MAX  16u /* names that are tried if a model's own name is taken */
+
+/* If the daemon does not answer for so long, it counts as lost. The drivers of many GPUs take seconds to start, and the
+ * daemon waits for them before its first answer; of a load it tells how far it is. */
+#define ANSWER_SECONDS  30
+#define SILENCE_SECONDS 120
 
 struct model {
     const char *path; /* of its file, for messages */
@@ -42,26 +47,46 @@ static const char *path_text(const struct open_file *file)
 
 /* --- the daemon --- */
 
+static void set_patience(rf_client *client, time_t seconds)
+{
+    const struct timeval patience = {.tv_sec = seconds};
+    setsockopt(rf_client_fd(client), SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+}
+
+/* NULL: there is none that answers. */
 static rf_client *daemon_connect(bool quiet)
 {
+    static atomic_bool hangs; /* it is not waited for twice */
     rf_client *client = NULL;
-    int r = rf_connect(NULL, &client);
+    int r = atomic_load(&hangs) ? -ETIMEDOUT : rf_connect(NULL, &client);
+    if (r == -ETIMEDOUT) {
+        if (!quiet)
+            say("the daemon did not answer in %d s", ANSWER_SECONDS);
+        return NULL;
+    }
     if (r < 0) {
         if (!quiet)
             say("no daemon: %s", rf_error_message(NULL));
         return NULL;
     }
-    const struct timeval patience = {.tv_sec = SILENCE_SECONDS};
-    setsockopt(rf_client_fd(client), SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+    set_patience(client, ANSWER_SECONDS);
+    r = rf_call(client, "Status", NULL, 0, NULL, 0, NULL, NULL);
+    if (r < 0) {
+        if (!quiet)
+            say("the daemon does not answer: %s", rf_error_message(client));
+        atomic_store(&hangs, r == -ETIMEDOUT);
+        rf_close(client);
+        return NULL;
+    }
+    set_patience(client, SILENCE_SECONDS);
     return client;
 }
 
 bool weights_daemon_answers(void)
 {
     rf_client *client = daemon_connect(true);
-    bool yes = client && rf_call(client, "Status", NULL, 0, NULL, 0, NULL, NULL) == 0;
     rf_close(client);
-    return yes;
+    return client;
 }
 
 struct device_search {

@@ -25,7 +25,7 @@ struct fixture {
     struct residency residency;
     struct device gpu;
     struct devices devices; /* none */
-    struct model *dropped; /* by freed(); NULL: none */
+    struct model *dropped;  /* by freed(); NULL: none */
     unsigned n_freed;
     struct claim claim;
     bool granted;

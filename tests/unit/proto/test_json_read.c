@@ -77,14 +77,14 @@ static void wrong_texts_are_refused_at_their_place(void **state)
 
 static void depth_has_a_bound(void **state)
 {
-    char text[2 * JSON_SKIP_DEPTH + 3] = "";
+    char text[2 * JSON_DEPTH + 3] = "";
     size_t at;
     (void)state;
-    memset(text, '[', JSON_SKIP_DEPTH);
-    memset(text + JSON_SKIP_DEPTH, ']', JSON_SKIP_DEPTH);
+    memset(text, '[', JSON_DEPTH);
+    memset(text + JSON_DEPTH, ']', JSON_DEPTH);
     assert_int_equal(skip_all(text, &at), 0);
-    memset(text, '[', JSON_SKIP_DEPTH + 1);
-    memset(text + JSON_SKIP_DEPTH + 1, ']', JSON_SKIP_DEPTH + 1);
+    memset(text, '[', JSON_DEPTH + 1);
+    memset(text + JSON_DEPTH + 1, ']', JSON_DEPTH + 1);
     assert_int_equal(skip_all(text, &at), -EPROTO);
 }
 

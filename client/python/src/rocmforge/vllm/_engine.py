@@ -13,7 +13,12 @@ from ..client import Client
 from . import _keys, _processed
 
 # Parts of vLLM's configuration that may change what it does to the weights.
-_CONFIGS = ("parallel_config", "kernel_config", "attention_config", "compilation_config", "offload_config", "lora_config")
+_CONFIGS = ("parallel_config", "kernel_config", "attention_config", "compilation_config", "offload_config", "lora_config",
+            "scheduler_config", "speculative_config")  # fmt: skip
+
+# What the hash of the model's own settings leaves out, or left out in some version, and sizes weights or buffers, or
+# decides which of them there are.
+_UNHASHED = ("max_model_len", "multimodal_config", "pooler_config", "convert", "runner", "config_format")
 
 # Environment variables that vLLM counts among what makes compiled code differ: on which processors it runs, which does
 # not change the weights.
@@ -85,6 +90,8 @@ def key(config: Any, model_config: Any, device: Any, files: Sequence[str], prefi
         "dtype": model_config.dtype,
         "quantization": [model_config.quantization, getattr(model_config, "quantization_config", None)],
         "kv": config.cache_config.cache_dtype,
+        "settings": model_config.compute_hash(),
+        "unhashed": {name: getattr(model_config, name, None) for name in _UNHASHED},
         "kinds": [getattr(model_config, name, None) for name in ("model_impl", "runner_type", "convert_type")],
         "ranks": _ranks(),
         "device": [device.type, named, torch.cuda.get_device_capability(device) if named != "cpu" else _cpu()],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -32,6 +33,9 @@ def plain(value: Any) -> Any:
     key in each process: then nothing is shared, but nothing is wrong either."""
     if isinstance(value, Mapping):
         return {str(name): plain(one) for name, one in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: plain(getattr(value, field.name, None)) for field in dataclasses.fields(value)}
+        return {type(value).__name__: fields}
     if isinstance(value, (list, tuple)):
         return [plain(one) for one in value]
     if isinstance(value, (set, frozenset)):

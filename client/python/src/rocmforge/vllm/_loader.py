@@ -47,6 +47,7 @@ class RocmforgeLoader(DefaultModelLoader):  # type: ignore[misc]
         self._primary: Optional[Any] = None  # the model's name, as the source of the weights that the feed has
         self.publishes = False  # whether models that are made will be published
         self.watch: Optional[_remembered.Watch] = None  # of the last one that will be
+        self.made: Dict[str, str] = {}  # what the last one that will be was made of
         self.loaded_bytes = 0  # of the parameters of the last model, before it was processed
 
     # --- vLLM's interface ---
@@ -128,6 +129,7 @@ class RocmforgeLoader(DefaultModelLoader):  # type: ignore[misc]
             if _engine.target_device(vllm_config).type == "cpu":
                 _build.compute_on_plain_weights(model, vllm_config)
             self.watch = _remembered.Watch(model)
+            self.made = _processed.made(model)
         return model
 
     def _get_weights_iterator(self, source: Any) -> Any:
@@ -396,7 +398,7 @@ class _Load:
                 return resident
             model, layers = self._by_vllm()
             tensors, told = _processed.export(model)
-            told["layers"] = layers
+            told.update(layers=layers, made=self.loader.made)
             told["probes"] = _remembered.probe(model, layers, self.model_config.dtype, self.device)
             return self.client.publish(
                 name, tensors, metadata={"vllm": told}, key=self._key, device=self._daemon_device()

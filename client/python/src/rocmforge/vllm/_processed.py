@@ -16,12 +16,36 @@ from ._report import Report
 _SHARED_MIN = 4096
 
 # Of what is published beside the tensors.
-VERSION = 2
+VERSION = 3
+
+
+def made(model: Any) -> Dict[str, str]:
+    """Of a model that was made, before anything is loaded into it: each parameter and buffer, with its type and shape. What
+    was published fits only a model that was made alike."""
+    told = {name: "buffer " + _form(one) for name, one in model.named_buffers(remove_duplicate=False)}
+    told.update({name: "parameter " + _form(one) for name, one in model.named_parameters(remove_duplicate=False)})
+    return told
+
+
+def _form(tensor: Any) -> str:
+    dtype = str(tensor.dtype).rpartition(".")[2]
+    return dtype if nn.parameter.is_lazy(tensor) else f"{dtype} {list(tensor.shape)}"
+
+
+def _check_made(theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
+    """NotPossible: the model that was published was made otherwise, for example without its part for images."""
+    differ = sorted(name for name in {*theirs, *ours} if theirs.get(name) != ours.get(name))
+    if differ:
+        name = differ[0]
+        raise NotPossible(
+            f"the model that was published is another one: {name} is {theirs.get(name, 'not there')}, and here "
+            f"{ours.get(name, 'not there')} ({len(differ)} tensors differ)"
+        )
 
 
 def export(model: Any) -> Tuple[Dict[str, Any], Dict[str, Any]]:
-    """The tensors of a model that was loaded and processed, and what else has to be known: for publish(). NotPossible: a
-    tensor has no memory."""
+    """The tensors of a model that was loaded and processed, and what else has to be known, without made(): for publish().
+    NotPossible: a tensor has no memory."""
     tensors: Dict[str, Any] = {}
     first: Dict[int, str] = {}
     aliases: Dict[str, str] = {}
@@ -65,25 +89,26 @@ def adopt(bare: Bare, resident: Model, told: Mapping[str, Any], device: Any) -> 
     NotPossible: the two do not fit."""
     if told.get("version") != VERSION:
         raise NotPossible("it was published by another version of rocmforge")
+    _check_made(told["made"], made(bare.model))
     report = Report(ADOPT, resident.name)
     modules = dict(bare.model.named_modules(remove_duplicate=False))
     buffers, host = set(told["buffers"]), set(told["host"])
-    made: Dict[str, Any] = {}
+    values: Dict[str, Any] = {}
     for name in [*resident, *told["empty"]]:
         where = torch.device("cpu") if name in host else device
         value = _value(resident, name, name in buffers, told["empty"].get(name), where)
         if name not in buffers:
             value = nn.Parameter(value, requires_grad=False)
             value.weight_loader = refuse
-        made[name] = value
+        values[name] = value
         if name in resident and value.data_ptr() == resident[name].data_ptr:
             report.shared_bytes += value.nbytes
         else:
             report.copied_bytes += value.nbytes
-    for name, value in made.items():
+    for name, value in values.items():
         _put(modules, name, value, name in buffers)
     for name, other in told["aliases"].items():
-        _put(modules, name, made[other], other in buffers)
+        _put(modules, name, values[other], other in buffers)
     for name, flag in told["flags"].items():
         setattr(bare.model, name, flag)
     _put_scales_back(bare.model)
@@ -124,7 +149,8 @@ def _put(modules: Mapping[str, Any], name: str, value: Any, is_buffer: bool) -> 
 
 
 def drop_the_rest(model: Any) -> None:
-    """Removes parameters that still have no memory: in the model that was published, processing has removed them."""
+    """Removes parameters that still have no memory: the model that was published had them too when it was made, and
+    processing has removed them."""
     for module in model.modules():
         for name, parameter in list(module._parameters.items()):
             if parameter is not None and parameter.is_meta:
