@@ -189,6 +189,33 @@ def test_another_dtype_is_made(made):
     assert again.report.share == 0 and "float32 is wanted as bfloat16" in again.report.made.values()
 
 
+def test_a_dtype_by_its_name(made, daemon):
+    _, again = made("qwen2", dtype="bfloat16")
+    assert again.report.share == 0
+    for name, share in (("torch.float32", 1), ("auto", 1), ("float16", 0)):
+        assert resident.from_resident("qwen2", dtype=name, socket=daemon.socket).report.share == share
+
+
+@pytest.mark.parametrize("dtype", ["float33", "int8", "nn", "", 5, torch.int8, torch.complex64, torch.float8_e4m3fn])
+def test_a_wrong_dtype_changes_nothing(made, dtype):
+    register = torch.nn.Module.register_parameter
+    with pytest.raises(ValueError, match="floating-point"):
+        made("qwen2", dtype=dtype)
+    assert torch.get_default_dtype() == torch.float32 and torch.nn.Module.register_parameter is register
+    assert not torch.nn.Linear(2, 2).weight.is_meta
+
+
+def test_torch_is_restored_in_any_case():
+    register = torch.nn.Module.register_parameter
+    with pytest.raises(TypeError):
+        with resident.parameters_without_memory("float32"):
+            pass
+    with pytest.raises(KeyError):
+        with resident.parameters_without_memory(torch.bfloat16):
+            {}["no such"]
+    assert torch.get_default_dtype() == torch.float32 and torch.nn.Module.register_parameter is register
+
+
 def test_blocks_are_refused(rf, daemon, every_type):
     rf.load(every_type, name="blocks", form="native")
     with pytest.raises(resident.CannotBuild):
@@ -255,6 +282,26 @@ def test_encode_with_bytes_as_letters(made):
         ids = whole(text).input_ids
         assert vocabulary.encode(text) == ids, text
         assert vocabulary.decode(ids, False) == whole.decode(ids), text
+
+
+@pytest.mark.parametrize("architecture", ["llama", "phi3", "gemma3"])
+def test_encode_with_spaces_that_are_a_sign(architecture):
+    """Phi-3's tokenizer puts the sign after each special token; Gemma's files have tokens of spaces, and a text may have
+    the sign."""
+    from rocmforge.transformers import _subset, _tokenizer
+
+    spaces = "  " if architecture == "gemma3" else "\u2581\u2581"
+    words = ["\u2581", "\u2581a", "ab", "\u2581ab", spaces, *"abcdefghijklmnopqrstuvwxyz"]
+    tokens = ["<unk>", "<s>", "</s>", "<|user|>", *(f"<0x{byte:02X}>" for byte in range(256)), *words]
+    metadata = {
+        "general.architecture": architecture, "tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [2, 3, 3, 3] + [6] * 256 + [1] * len(words),
+        "tokenizer.ggml.scores": [0.0] * 260 + [-float(i) for i in range(len(words))],
+        "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.unknown_token_id": 0,
+    }
+    whole, vocabulary = _tokenizer.make(metadata), _subset.Vocabulary(metadata)
+    for text in ("ab", "<|user|>ab", "<|user|>\n ab</s>ab a", "\u2581\u2581b", "b\u2581\u2581 ", " \u2581ab", "a  b"):
+        assert vocabulary.encode(text) == whole(text).input_ids, text
 
 
 def test_encode_with_a_vocabulary_of_another_kind(rf, daemon, real_model):

@@ -103,18 +103,34 @@ def from_resident(
         config: a configuration of transformers; default: made of the file's metadata.
         model_class: AutoModelForCausalLM and the like; default: by the configuration. Of BERT: AutoModel without the
             pooling layer, which the files lack.
-        dtype: of the parameters; default: that of most of the resident bytes, so that they are views.
+        dtype: of the parameters: torch.float32, or its name. Default, or "auto": that of most of the resident bytes, so
+            that they are views.
         deadline: seconds that a model which is being loaded is waited for. socket: where the daemon is.
 
     If a GGUF file of Llama was loaded with layout="hf", its q and k are views, too.
 
     CannotBuild: transformers has no such model, the file lacks a parameter, or it is resident in quantised blocks.
-    Besides: what attach() and Model.metadata() raise.
+    ValueError: there is no such dtype, or parameters cannot have it. Besides: what attach() and Model.metadata() raise.
+
+    While the model is constructed, torch.get_default_dtype() is that of its parameters, for all threads of the process.
     """
+    dtype = _dtype(dtype)
     if isinstance(model, str):
         with attach(model, deadline=deadline, socket=socket) as resident:
             return _build(resident, config, model_class, dtype)
     return _build(model, config, model_class, dtype)
+
+
+def _dtype(dtype: Any) -> Any:
+    """A torch.dtype, also of its name; None: the default. ValueError."""
+    import torch
+
+    if dtype is None or (isinstance(dtype, str) and dtype == "auto"):
+        return None
+    found = getattr(torch, dtype.replace("torch.", "", 1), None) if isinstance(dtype, str) else dtype
+    if found not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"dtype is a floating-point type of torch, as torch.bfloat16 or its name, and not {dtype!r}")
+    return found
 
 
 def _build(resident: Model, config: Any, model_class: Any, dtype: Any) -> Resident:
@@ -125,7 +141,7 @@ def _build(resident: Model, config: Any, model_class: Any, dtype: Any) -> Reside
     find = recipes(architecture)
     if config is None:
         config = _config_of(resident, metadata)
-    dtype = dtype or _most(resident)
+    dtype = _most(resident) if dtype is None else dtype
     model = _construct(config, model_class, dtype, architecture)
     builder = Builder(resident, model, config, dtype)
     if find is not None:

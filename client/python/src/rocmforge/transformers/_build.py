@@ -60,9 +60,9 @@ def parameters_without_memory(dtype: Any) -> Iterator[None]:
                 parameter = nn.Parameter(parameter.to("meta"), requires_grad=False)
             register(module, name, parameter)
 
-        nn.Module.register_parameter = register_parameter
-        torch.set_default_dtype(dtype)
         try:
+            torch.set_default_dtype(dtype)
+            nn.Module.register_parameter = register_parameter
             yield
         finally:
             torch.set_default_dtype(default)

@@ -20,6 +20,7 @@ _UNKNOWN, _BYTE = 2, 6
 _LISTS = ("tokens", "scores", "token_type")
 # Unicode's normal forms: a tokenizer may bring a text to any of them first.
 _FORMS: Tuple[Literal["NFC", "NFKC", "NFD", "NFKD"], ...] = ("NFC", "NFKC", "NFD", "NFKD")
+_SPACE = "\u2581"  # as sentencepiece writes it
 _KINDS = ("llama", "gpt2")  # whose tokens are merged: sentencepiece, and bytes written as letters
 
 
@@ -38,7 +39,9 @@ def _spellings(text: str, kind: str) -> Set[str]:
     if kind == "gpt2":
         letters = _bytes_as_letters()
         return {"".join(letters[byte] for byte in form.encode("utf-8", "surrogatepass")) for form in forms}
-    return forms | {form.replace(" ", "\u2581") for form in forms}
+    # Some files have their tokens of several spaces with spaces, and a text may have the sign itself.
+    spaces = {form.replace(_SPACE, " ") for form in forms}
+    return forms | spaces | {form.replace(" ", _SPACE) for form in forms}
 
 
 class Vocabulary:
@@ -74,14 +77,21 @@ class Vocabulary:
 
     def _parts(self, text: str) -> Set[int]:
         """The tokens that are parts of the text, single letters and special ones among them."""
-        find, found = self._numbers.get, set()
+        found: Set[int] = set()
         for spelling in _spellings(text, self._kind):
-            for begin in range(len(spelling)):
-                for end in range(begin + 1, min(begin + self._longest, len(spelling)) + 1):
-                    number = find(spelling[begin:end])
-                    if number is not None:
-                        found.add(number)
+            self._find(spelling, "", found)
+            if self._kind == "llama" and " " not in spelling:
+                self._find(spelling, _SPACE, found)  # which some put after each special token
         return found
+
+    def _find(self, spelling: str, before: str, found: Set[int]) -> None:
+        """Adds the tokens that are a part of the spelling with this before it."""
+        find, longest = self._numbers.get, self._longest - len(before)
+        for begin in range(len(spelling)):
+            for end in range(begin + 1, min(begin + longest, len(spelling)) + 1):
+                number = find(before + spelling[begin:end])
+                if number is not None:
+                    found.add(number)
 
     def _make(self, numbers: Set[int]) -> Tuple[List[int], Any]:
         """A tokenizer of these tokens and of those that are always needed; its numbers are places in the list."""
