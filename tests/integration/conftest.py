@@ -2,6 +2,7 @@
 
 ROCMFORGE_BUILD names the build folder, ROCMFORGE_MODEL a real model. `./setup test` sets both.
 """
+import contextlib
 import functools
 import os
 import shutil
@@ -12,8 +13,11 @@ from pathlib import Path
 
 import make_model
 import pytest
-from harness import MIB, ROOT, SANITIZERS, Daemon, Gate, daemon_program, ending_well, short_folder, sparse_model
-from harness import tensor_model
+from fd_store import Store
+from harness import (
+    MIB, ROOT, SANITIZERS, USER, Daemon, Gate, client_of, daemon_program, ending_well, hold_program, short_folder,
+    sparse_model, tensor_model,
+)  # fmt: skip
 from split_model import write_split
 
 
@@ -65,6 +69,40 @@ def start_for_all(request, start, folder):
         return daemon
 
     return start_one
+
+
+@pytest.fixture
+def clients(start_for_all):
+    """clients(daemon, uid, groups): closed in the end."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *arguments: stack.enter_context(client_of(*arguments))
+
+
+@pytest.fixture
+def own(folder):
+    """own(name, uid, seed, mode, size): a model file of this user."""
+
+    def make(name, uid=USER, seed=1, mode=0o644, size=MIB):
+        path = tensor_model(folder / name, size=size, seed=seed)
+        os.chown(path, uid, uid)
+        os.chmod(path, mode)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def held(start):
+    """Starts a daemon under rocmforge-hold, which keeps its descriptors. The process is the holder."""
+    return lambda *options, **keywords: start(*options, program=[hold_program(), "--", daemon_program()], **keywords)
+
+
+@pytest.fixture
+def store(folder):
+    """A service manager's store of descriptors."""
+    store = Store(folder)
+    yield store
+    store.close()
 
 
 @pytest.fixture

@@ -1,11 +1,10 @@
 """A file's readers are its model's readers; and names are looked up for who asks."""
-import contextlib
 import os
 import signal
 import time
 
 import pytest
-from harness import USER, as_user, client_of, load_fd, names, tensor_model, wait_until, wire_error
+from harness import USER, as_user, load_as, load_fd, names, tensor_model, wait_until, wire_error
 from namespace import in_namespace
 
 OTHER, MEMBER, GROUP = USER + 1, USER + 2, USER + 10
@@ -23,20 +22,6 @@ def own_file(folder):
         return path
 
     return make
-
-
-@pytest.fixture
-def clients(start_for_all):
-    """clients(daemon, uid, groups): closed in the end."""
-    with contextlib.ExitStack() as stack:
-        yield lambda *arguments: stack.enter_context(client_of(*arguments))
-
-
-def load_as(client, uid, path, **parameters):
-    with as_user(uid):
-        file = open(path, "rb")
-    with file:
-        return client.call("Load", fds=[file.fileno()], **parameters)["model"]
 
 
 def seen(client):

@@ -1,46 +1,15 @@
 """By which name a model is called to whom: by one that means this very model to the user who is told it."""
-import contextlib
 import hashlib
-import os
 import subprocess
 
 import pytest
-from harness import MIB, USER, as_user, build_folder, client_of, tensor_model, wait_until, wire_error
+from harness import MIB, USER, build_folder, call_with_file, load_as, wait_until, wire_error
 
 OTHER = USER + 1
 
 
-@pytest.fixture
-def clients(start_for_all):
-    with contextlib.ExitStack() as stack:
-        yield lambda *arguments: stack.enter_context(client_of(*arguments))
-
-
-@pytest.fixture
-def own(folder):
-    """own(name, uid, seed, mode): a model file of this user."""
-
-    def make(name, uid=USER, seed=1, mode=0o644, size=MIB):
-        path = tensor_model(folder / name, size=size, seed=seed)
-        os.chown(path, uid, uid)
-        os.chmod(path, mode)
-        return path
-
-    return make
-
-
-def load_as(client, uid, path, **parameters):
-    with as_user(uid):
-        file = open(path, "rb")
-    with file:
-        return client.call("Load", fds=[file.fileno()], **parameters)["model"]
-
-
 def plan_as(client, uid, path, **parameters):
-    with as_user(uid):
-        file = open(path, "rb")
-    with file:
-        return client.call("Plan", fds=[file.fileno()], **parameters)
+    return call_with_file(client, uid, "Plan", path, **parameters)
 
 
 def rfctl_of(daemon, uid, *arguments):

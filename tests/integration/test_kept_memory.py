@@ -4,11 +4,10 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import make_model
 import pytest
-from harness import MIB, build_folder, fake_gpu_folder, library_environment, module_folder, wait_until
+from harness import MIB, ROOT, build_folder, fake_gpu_folder, library_environment, module_folder, wait_until
 
 SIZE = 8 * MIB  # of a model on the device
 DEVICE = 512 * MIB
@@ -88,7 +87,7 @@ def test_not_what_a_client_had(start_gpu, model, export):
 def test_a_process_that_keeps_the_memory(start_gpu, model):
     """It reads what it mapped long after its lease; what it maps is never another model."""
     daemon = start_gpu("--keep-freed", "60")
-    reader = Path(__file__).with_name("attacher.py")
+    reader = ROOT / "tests" / "lib" / "attacher.py"
     with daemon.client() as client:
         client.call("Load", path=model(1), name="a")
         with subprocess.Popen([sys.executable, reader, build_folder(), daemon.socket], stdin=subprocess.PIPE,

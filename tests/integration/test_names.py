@@ -1,12 +1,11 @@
 """Names: how many a model has, who gives them, and how a load with `replace` moves them."""
-import contextlib
 import os
 import subprocess
 
 import pytest
 from harness import (
-    GRANULE, MIB, USER, as_user, build_folder, client_of, fake_gpu_folder, load, load_fd, module_folder, sparse_model, states,
-    tensor_model, wait_until, wire_error,
+    GRANULE, MIB, USER, build_folder, client_of, fake_gpu_folder, load, load_as, load_fd, module_folder,
+    sparse_model, states, tensor_model, wait_until, wire_error,
 )  # fmt: skip
 
 OTHER = USER + 1
@@ -25,32 +24,6 @@ def plan_error(client, path, **parameters):
     with open(path, "rb") as file:
         error = client.call("Plan", fds=[file.fileno()], **parameters)["error"]
     return error and error.removeprefix("io.rocmforge.")
-
-
-@pytest.fixture
-def clients(start_for_all):
-    with contextlib.ExitStack() as stack:
-        yield lambda *arguments: stack.enter_context(client_of(*arguments))
-
-
-@pytest.fixture
-def own(folder):
-    """own(name, uid, seed, mode): a model file of this user."""
-
-    def make(name, uid=USER, seed=1, mode=0o644):
-        path = tensor_model(folder / name, seed=seed)
-        os.chown(path, uid, uid)
-        os.chmod(path, mode)
-        return path
-
-    return make
-
-
-def load_as(client, uid, path, **parameters):
-    with as_user(uid):
-        file = open(path, "rb")
-    with file:
-        return client.call("Load", fds=[file.fileno()], **parameters)["model"]
 
 
 # --- How many ---

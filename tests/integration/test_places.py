@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from harness import MIB, USER, as_user, client_of, load_fd, tensor_model, wait_until, wire_error
+from harness import MIB, USER, call_with_file, client_of, load_fd, tensor_model, wait_until, wire_error
 from namespace import in_namespace
 
 OTHER, THIRD, GROUP = USER + 1, USER + 2, USER + 10
@@ -22,20 +22,6 @@ def own(path, uid=USER, mode=0o644, gid=None):
 def folder_of(path, uid=USER, mode=0o755, gid=None):
     path.mkdir()
     return own(path, uid, mode, gid)
-
-
-@pytest.fixture
-def clients(start_for_all):
-    """clients(daemon, uid, groups): closed in the end."""
-    with contextlib.ExitStack() as stack:
-        yield lambda *arguments: stack.enter_context(client_of(*arguments))
-
-
-def with_file(client, uid, method, path, groups=(), **parameters):
-    with as_user(uid, groups):
-        file = open(path, "rb")
-    with file:
-        return client.call(method, fds=[file.fileno()], **parameters)
 
 
 def look_again(daemon):
@@ -121,7 +107,7 @@ def test_what_was_at_the_path_before(start_for_all, clients, folder, mode):
     path = own(tensor_model(home / "m.gguf", 2 * MIB, seed=1))
     with open(path, "rb") as old:
         os.rename(own(tensor_model(home / "new", seed=2)), path)
-        with_file(user, USER, "Load", path)
+        call_with_file(user, USER, "Load", path)
         assert user.call("Plan", fds=[old.fileno()])["error"] == "io.rocmforge.NameInUse"
     assert marks(daemon) == {"m": (False, False)}
 
@@ -134,14 +120,14 @@ def test_where_the_daemon_cannot_look(start_for_all, clients, folder, size):
     os.chmod(folder, 0o755)
     home = folder_of(folder / "home", mode=0o700)
     path = own(tensor_model(home / "m.gguf", seed=1))
-    first = with_file(user, USER, "Load", path)["model"]
+    first = call_with_file(user, USER, "Load", path)["model"]
     os.rename(own(tensor_model(home / "new", size, seed=2)), path)
-    plan = with_file(user, USER, "Plan", path)
+    plan = call_with_file(user, USER, "Plan", path)
     assert (plan["error"], "model" in plan) == (None, False)
     assert marks(daemon) == {"m": (True, False)}
     user.call("Verify", name="m")
     assert marks(daemon) == {"m": (True, False)}, "the file that is still open says nothing of the path"
-    second = with_file(user, USER, "Load", path)["model"]
+    second = call_with_file(user, USER, "Load", path)["model"]
     assert second["id"] != first["id"] and second["name"] == "m"
     wait_until(lambda: [model["id"] for model in daemon.models()] == [second["id"]])
 
@@ -152,7 +138,7 @@ def test_written_to_where_the_daemon_cannot_look(start_for_all, clients, folder)
     os.chmod(folder, 0o755)
     home = folder_of(folder / "home", mode=0o700)
     path = own(tensor_model(home / "m.gguf", seed=1))
-    with_file(user, USER, "Load", path)
+    call_with_file(user, USER, "Load", path)
     path.write_bytes(tensor_model(home / "new", seed=2).read_bytes())
     look_again(daemon)
     assert marks(daemon) == {"m": (True, False)}
@@ -228,7 +214,7 @@ def test_no_path_of_another_widens(start_for_all, clients, folder, method):
     public = folder_of(folder / "public", OTHER)
     path = own(tensor_model(team / "m.gguf"), gid=GROUP)
     (public / "m.gguf").symlink_to(path)
-    with_file(user, USER, "Load", path)
+    call_with_file(user, USER, "Load", path)
     assert seen(third) == []
     mounts = f"mount --bind {team} {public}"
     done = in_namespace(daemon, OTHER, mounts, method, public / "m.gguf", groups=[GROUP])
@@ -252,13 +238,13 @@ def test_no_path_of_another_narrows(start_for_all, clients, folder, method, who,
     team = folder_of(folder / "team", mode=0o777, gid=GROUP)
     path = own(tensor_model(team / "m.gguf"), mode=0o664, gid=GROUP)
     home = folder_of(folder / "home", who, 0o701)
-    with_file(user, USER, "Load", path)
-    with_file(third, THIRD, "Load", path, name="named")
+    call_with_file(user, USER, "Load", path)
+    call_with_file(third, THIRD, "Load", path, name="named")
     os.link(path, home / "l.gguf")
     os.chmod(home, 0o700 if daemon.uid == 0 else 0o701)
     if touched:
         os.utime(path, (1, 1))
-    with_file(other if who == OTHER else user, who, method, home / "l.gguf")
+    call_with_file(other if who == OTHER else user, who, method, home / "l.gguf")
     if touched:
         look_again(daemon)
     assert seen(third) == ["m"]
@@ -281,7 +267,7 @@ def test_what_fewer_may_read_takes_no_name(start_for_all, clients, folder, way):
     os.chmod(folder, 0o755)
     shared = folder_of(folder / "shared", mode=0o777)
     path = own(tensor_model(shared / "m.gguf", seed=1))
-    first = with_file(user, USER, "Load", path)["model"]
+    first = call_with_file(user, USER, "Load", path)["model"]
     new = own(tensor_model(shared / "new", 2 * MIB, seed=2), OTHER)
     os.rename(new, path)
     if way == "mode":
@@ -292,16 +278,16 @@ def test_what_fewer_may_read_takes_no_name(start_for_all, clients, folder, way):
         own(shared, OTHER, 0o700)
     else:
         os.system(f"setfacl -m u:{USER}:--- {path}")
-    assert with_file(other, OTHER, "Plan", path)["error"] == "io.rocmforge.NameInUse"
+    assert call_with_file(other, OTHER, "Plan", path)["error"] == "io.rocmforge.NameInUse"
     with wire_error("NameInUse"):
-        with_file(other, OTHER, "Load", path)
+        call_with_file(other, OTHER, "Load", path)
     assert user.call("Show", name="m")["model"]["id"] == first["id"]
     assert user.call("Show", name="m")["model"]["changed"]
     own(shared, mode=0o777)
     if way == "acl":
         os.system(f"setfacl -b {path}")
     own(path, OTHER)
-    assert with_file(other, OTHER, "Load", path)["model"]["name"] == "m"
+    assert call_with_file(other, OTHER, "Load", path)["model"]["name"] == "m"
     wait_until(lambda: seen(third) == ["m"])
     assert user.call("Show", name="m")["model"]["id"] != first["id"]
 
@@ -325,7 +311,7 @@ def test_a_plan_for_a_broken_file(daemon, client, folder, half, how):
         if how == "path":
             client.call("Plan", path=str(path))
         else:
-            with_file(client, 0, "Plan", path)
+            call_with_file(client, 0, "Plan", path)
     assert marks(daemon) == {"m": (True, False)}
 
 
@@ -370,7 +356,7 @@ def test_who_reads_a_deleted_file(start_for_all, clients, folder):
     os.chmod(folder, 0o755)
     home = folder_of(folder / "home")
     path = own(tensor_model(home / "m.gguf"))
-    with_file(user, USER, "Load", path)
+    call_with_file(user, USER, "Load", path)
     path.unlink()
     look_again(daemon)
     assert seen(other) == ["m"]

@@ -220,7 +220,7 @@ def said(listener, seconds=0.2):
 
 
 def next_said(listener):
-    """The next message, but for those about descriptors to be kept: test_restart.py."""
+    """The next message, but for those about descriptors to be kept: test_restart_store.py."""
     listener.settimeout(TIMEOUT)
     while (said := listener.recv(4096).decode()).startswith(("FDSTORE", "BARRIER")):
         pass

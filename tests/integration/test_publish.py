@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import GRANULE, MIB, USER, client_of, daemon_program, hold_program, names, wait_until, wire_error
-from rocmforge_wire import Closed
+from harness import GRANULE, MIB, USER, client_of, names, wait_until, wire_error
+from restarts import kill_at_once
 
 WAIT = 30
 ONE = {"name": "a", "type": "f32", "shape": [2, 3]}
@@ -538,24 +538,6 @@ def test_many_creations_end_together(daemon):
 # --- Over a restart ---
 
 
-@pytest.fixture
-def held(start):
-    """A daemon under rocmforge-hold, which keeps its descriptors."""
-    return lambda *options: start(*options, program=[hold_program(), "--", daemon_program()])
-
-
-def killed(daemon):
-    """Ends the daemon, and waits for the next one."""
-    before = daemon.status()["pid"]
-    os.kill(before, signal.SIGKILL)
-
-    def next_one():
-        with contextlib.suppress(OSError, Closed):
-            return daemon.status()["pid"] != before
-
-    wait_until(next_one)
-
-
 def test_restart(held):
     daemon = held("--grace", "1")
     tensors = [ONE, {"name": "t", "type": "f32", "shape": [3, 2], "strides": [1, 3], "offset": 0}]
@@ -566,7 +548,7 @@ def test_restart(held):
         before, reply = content(client, "m", 1)
         show = client.call("Show", name="m")
     for _ in range(2):
-        killed(daemon)
+        kill_at_once(daemon)
         with daemon.client() as client:
             assert names(daemon) == ["m"] and daemon.used() == GRANULE
             after, again = content(client, "m", 1, header=True)
@@ -585,5 +567,5 @@ def test_restart(held):
         time.sleep(1.2)  # until nobody holds it after the restart
         client.call("Unload", name="m")
         assert daemon.used() == 0
-    killed(daemon)
+    kill_at_once(daemon)
     assert names(daemon) == []

@@ -267,6 +267,18 @@ def client_of(daemon, uid, groups=(), **options):
         return daemon.client(**options)
 
 
+def call_with_file(client, uid, method, path, groups=(), **parameters):
+    """The reply to a call with this file, which the user has opened."""
+    with as_user(uid, groups):
+        file = open(path, "rb")
+    with file:
+        return client.call(method, fds=[file.fileno()], **parameters)
+
+
+def load_as(client, uid, path, **parameters):
+    return call_with_file(client, uid, "Load", path, **parameters)["model"]
+
+
 class Gate:
     """A file that holds up a daemon started with this environment, while it is there."""
 
