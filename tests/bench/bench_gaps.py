@@ -15,17 +15,15 @@ bench_stalls, which notes when a processor stood still. For each gap three thing
 A load's time is that until its last copy or kernel ended, because making the trace takes time as well. With --out,
 bench_gaps.json is written there.
 """
-import argparse
 import contextlib
 import json
 import os
 import signal
 import sys
 import time
-from pathlib import Path
 
 from bench_gpu import READERS, REST, Daemon
-from bench_loads import RECLAIM, RECLAIM_BYTE, Ended, Process, Stalls, end, percentile, prepare
+from bench_loads import RECLAIM, RECLAIM_BYTE, Ended, Process, Stalls, end, options, percentile, prepare, signals
 
 GAP = 1e-3  # seconds
 SLOW = 1.04  # loads that take so many times the median are told in detail
@@ -157,17 +155,8 @@ class Gaps:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("build", type=Path)
-    parser.add_argument("--kind", default="cuda")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--models", type=Path, default=Path("/tmp/rocmforge-bench"))
-    parser.add_argument("--loads", type=int, default=40, help="of each file")
-    parser.add_argument("--seconds", type=float, default=90, help="when the time is over, fewer loads are made")
-    parser.add_argument("--bytes", help="make files of this size, to try this script")
-    arguments = parser.parse_args()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
+    arguments = options(__doc__, 40, 90).parse_args()
+    signals(end)
 
     models = prepare(arguments.models, arguments.bytes)
     gaps = Gaps(arguments, models)
@@ -177,8 +166,7 @@ def main():
     except Ended:
         print("Ended before its time: this is what was measured until then.")
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
+        signals(signal.SIG_IGN)
         print(f"{os.cpu_count()} processors; {READERS} readers; files in the page cache")
         show(gaps.results, gaps.stalls.fifo)
         if arguments.out:

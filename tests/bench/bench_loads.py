@@ -404,23 +404,34 @@ def prepare(folder, size):
     return models
 
 
-PARTS = ("main", "first", "again", "pinned")
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options(description, loads, seconds):
+    """The parser with what all benchmarks of loads have; how many loads and seconds are the default."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("build", type=Path)
     parser.add_argument("--kind", default="cuda")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--models", type=Path, default=Path("/tmp/rocmforge-bench"))
-    parser.add_argument("--loads", type=int, default=100, help="of each file and form, in the part `main`")
-    parser.add_argument("--seconds", type=float, default=300, help="when the time is over, fewer loads are made")
+    parser.add_argument("--loads", type=int, default=loads, help="of each file and form, taken in turn")
+    parser.add_argument("--seconds", type=float, default=seconds, help="when the time is over, fewer loads are made")
     parser.add_argument("--bytes", help="make files of this size, to try this script")
+    return parser
+
+
+def signals(handler):
+    """What SIGTERM and SIGINT do from now on."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handler)
+
+
+PARTS = ("main", "first", "again", "pinned")
+
+
+def main():
+    parser = options(__doc__, 100, 300)
     parser.add_argument("--prepare", action="store_true", help="only make the files")
     parser.add_argument("--only", action="append", choices=PARTS, help="default: all parts")
     arguments = parser.parse_args()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
+    signals(end)
 
     models = prepare(arguments.models, arguments.bytes)
     if arguments.prepare:
@@ -437,8 +448,7 @@ def main():
     except (Exception, SystemExit) as error:  # a signal may have ended the daemon and the probe before
         print(f"Ended before its time ({type(error).__name__}: {error}): this is what was measured until then.")
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
+        signals(signal.SIG_IGN)
         sizes = ", ".join(f"{path.name} {path.stat().st_size / 1e9:.2f} GB" for path in models.values())
         print(f"\n{os.cpu_count()} processors; {sizes}; in the page cache")
         for path in models.values():
